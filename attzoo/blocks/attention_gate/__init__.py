@@ -1,0 +1,19 @@
+"""The additive attention gate of the Attention U-Net: a coarse signal g says which part of a skip x to let through.
+
+    t = skip_norm(skip.weight x + skip.bias)               (N, F, *S / stride)
+    p = gating_norm(gating.weight g + gating.bias)         (N, F, *G), then resampled to t's size
+    q = psi_norm(psi.weight relu(t + p) + psi.bias)        (N, 1, *S / stride)
+    a = sigmoid(q), resampled to x's size                  (N, 1, *S)
+    y = output_norm(output.weight (x * a) + output.bias)   (N, C, *S)    x * a without output_transform
+
+Use it on the skip connections of a U-Net: x is the encoder's map, g the decoder's, coarser or equal, of any size.
+Its coefficients are a picture of what the network takes for the organ.
+
+Source: Oktay et al., "Attention U-Net: Learning Where to Look for the Pancreas", MIDL 2018, arXiv:1804.03999v3,
+eq. 1 to 3; code ozan-oktay/Attention-Gated-Networks@eee4881, models/layers/grid_attention_layer.py.
+
+Where we differ: g is projected before it is resampled, which gives the same and costs less. The paper's trilinear
+resampling came from a PyTorch that aligned corners; align_corners=True gives that, False today's. The stride follows
+spatial_dims; the official 2-D block has a 3-D default and cannot be built. A g of another batch size is refused,
+where a plain sum would broadcast it.
+"""

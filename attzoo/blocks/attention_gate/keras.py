@@ -1,0 +1,64 @@
+"""The additive attention gate in Keras 3, on whichever backend Keras runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...ops import keras as ops
+from . import spec
+
+
+@ops.register
+class AttentionGate(ops.Block):
+    """(N, *S, C), (N, *G, G) -> (N, *S, C), or channels first by data_format; arguments as `spec.AttentionGate`."""
+
+    spec: spec.AttentionGate
+
+    def __init__(
+        self,
+        channels: int,
+        gating_channels: int,
+        inter_channels: int | None = None,
+        stride: int | Sequence[int] = 1,
+        skip_bias: bool = True,
+        norm: bool = False,
+        output_transform: bool = False,
+        interpolation: str = "linear",
+        align_corners: bool = False,
+        spatial_dims: int = 2,
+        **kwargs: Any,
+    ) -> None:
+        options = (stride, skip_bias, norm, output_transform, interpolation, align_corners, spatial_dims)
+        super().__init__(spec.AttentionGate(channels, gating_channels, inter_channels, *options), **kwargs)
+        self.skip, self.gating, self.psi = self.linear("skip"), self.linear("gating"), self.linear("psi")
+        self.skip_norm, self.gating_norm = self.batch_norm("skip_norm"), self.batch_norm("gating_norm")
+        self.psi_norm = self.batch_norm("psi_norm")
+        self.output_ = self.linear("output") if output_transform else self.batch_norm("output")
+        self.output_norm = self.batch_norm("output_norm")
+
+    def build(self, x_shape: Any, g_shape: Any) -> None:
+        c, f, unknown = self.spec.channels, self.spec.width, (None,) * (self.spec.spatial_dims + 1)
+        self.skip.build((*unknown, c))
+        self.gating.build((*unknown, self.spec.gating_channels))
+        self.psi.build((*unknown, f))
+        self.skip_norm.build((*unknown, f))
+        self.gating_norm.build((*unknown, f))
+        self.psi_norm.build((*unknown, 1))
+        self.output_.build((*unknown, c))
+        self.output_norm.build((*unknown, c))
+
+    def attention(self, x: Any, g: Any) -> Any:
+        """(N, *S, C), (N, *G, G) -> (N, *S, 1)."""
+        self.accept(x, g)
+        x, g = ops.to_last(x, self.channels_last), ops.to_last(g, self.channels_last)
+        how = self.spec.interpolation, self.spec.align_corners
+        t = self.skip_norm(self.skip(x))
+        p = self.gating_norm(self.gating(g))
+        h = ops.relu(t + ops.resize(p, ops.sizes(t), *how))
+        q = self.psi_norm(self.psi(h))
+        return ops.from_last(ops.resize(ops.sigmoid(q), ops.sizes(x), *how), self.channels_last)
+
+    def call(self, x: Any, g: Any) -> Any:
+        y = ops.to_last(x * self.attention(x, g), self.channels_last)
+        return ops.from_last(self.output_norm(self.output_(y)), self.channels_last)

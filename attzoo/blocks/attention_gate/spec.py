@@ -1,0 +1,136 @@
+"""The additive attention gate said once, in NumPy; torch.py and keras.py must agree with this file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any, Final
+
+from ... import contract
+from ...contract import Array, Shape, Weight, batch_norm, kaiming_normal
+from ...ops import numpy as ops
+
+INTERPOLATIONS: Final = ("linear", "nearest")
+CHOICES: Final = {
+    "gating_channels": (1, 3, 8),
+    "inter_channels": (None, 1, 5),
+    "stride": (1, 2),
+    "skip_bias": (True, False),
+    "norm": (False, True),
+    "output_transform": (False, True),
+    "interpolation": INTERPOLATIONS,
+    "align_corners": (False, True),
+    "spatial_dims": (2, 1, 3),
+}
+
+
+@dataclass(frozen=True)
+class AttentionGate:
+    """channels: C >= 1, channels of the skip x.
+
+    gating_channels: G >= 1, channels of the gating signal g.
+    inter_channels: F >= 1, channels in which x and g are added; None means max(1, C // 2).
+    stride: >= 1, in pixels, one number or one per spatial axis: kernel and stride of x's projection.
+    skip_bias: whether x's projection has a bias.
+    norm: whether batch norm follows each of the three projections.
+    output_transform: whether a 1x1 convolution and batch norm follow the product.
+    interpolation: "linear" or "nearest", how g and the coefficients are resampled where sizes differ.
+    align_corners: whether linear resampling maps corner pixels' centres to each other; else their outer edges.
+    spatial_dims: 1, 2 or 3, spatial axes of x and g.
+    Raises TypeError or ValueError when a value is outside these bounds.
+    """
+
+    channels: int
+    gating_channels: int
+    inter_channels: int | None = None
+    stride: int | Sequence[int] = 1
+    skip_bias: bool = True
+    norm: bool = False
+    output_transform: bool = False
+    interpolation: str = "linear"
+    align_corners: bool = False
+    spatial_dims: int = 2
+
+    def __post_init__(self) -> None:
+        channels = contract.integer("channels", self.channels)
+        dims = contract.choice("spatial_dims", self.spatial_dims, (1, 2, 3))
+        inter = max(1, channels // 2) if self.inter_channels is None else self.inter_channels
+        strides = tuple(self.stride) if isinstance(self.stride, list | tuple) else (self.stride,) * dims
+        if len(strides) != dims:
+            raise ValueError(f"stride must be one integer or {dims}, got {self.stride!r}")
+        contract.settle(
+            self,
+            channels=channels,
+            gating_channels=contract.integer("gating_channels", self.gating_channels),
+            inter_channels=contract.integer("inter_channels", inter),
+            stride=tuple(contract.integer("stride", step) for step in strides),
+            skip_bias=contract.flag("skip_bias", self.skip_bias),
+            norm=contract.flag("norm", self.norm),
+            output_transform=contract.flag("output_transform", self.output_transform),
+            interpolation=contract.choice("interpolation", self.interpolation, INTERPOLATIONS),
+            align_corners=contract.flag("align_corners", self.align_corners),
+        )
+        if self.align_corners and self.interpolation != "linear":
+            raise ValueError(f"align_corners is for linear interpolation, got interpolation={self.interpolation!r}")
+
+    @property
+    def width(self) -> int:
+        """F, the channels in which x and g are added."""
+        assert self.inter_channels is not None   # settled in __post_init__; for the type checker
+        return self.inter_channels
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Kernel and stride of x's projection, per spatial axis."""
+        assert isinstance(self.stride, tuple)   # settled in __post_init__; for the type checker
+        return self.stride
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """Every array, by canonical name; starts as the official code draws them."""
+        c, g, f = self.channels, self.gating_channels, self.width
+        kernel = self.strides if prod(self.strides) > 1 else ()
+        weights = kaiming_normal("skip", (f, c, *kernel), bias=self.skip_bias)
+        weights |= kaiming_normal("gating", (f, g), bias=True) | kaiming_normal("psi", (1, f), bias=True)
+        if self.norm:
+            for name, width in (("skip_norm", f), ("gating_norm", f), ("psi_norm", 1)):
+                weights |= batch_norm(name, width, scale=0.02)
+        if self.output_transform:
+            weights |= kaiming_normal("output", (c, c), bias=True) | batch_norm("output_norm", c, scale=0.02)
+        return weights
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that rebuild this very block."""
+        return asdict(self) | {"stride": list(self.strides)}
+
+    def accept(self, x: Shape, g: Shape, *, channels_last: bool = False) -> None:
+        """Raise ValueError unless x is (N, C, *S), every S at least the stride, and g (N, G, *G) of the same N."""
+        contract.accept(x, self.channels, self.spatial_dims, channels_last, least=self.strides)
+        contract.accept(g, self.gating_channels, self.spatial_dims, channels_last)
+        if None not in (x[0], g[0]) and x[0] != g[0]:
+            raise ValueError(f"expected x and g of one batch size, got {x[0]} and {g[0]}")
+
+    def macs(self, x: Sequence[int], g: Sequence[int]) -> int:
+        """Multiply-adds of the projections; resampling is not counted."""
+        theta = prod(size // step for size, step in zip(x[2:], self.strides, strict=True))
+        skip = theta * self.width * (self.channels * prod(self.strides) + 1)   # + 1: psi
+        output = prod(x[2:]) * self.channels**2 if self.output_transform else 0
+        return x[0] * (skip + prod(g[2:]) * self.width * self.gating_channels + output)
+
+    def attention(self, x: Array, g: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """(N, C, *S), (N, G, *G) -> (N, 1, *S)."""
+        self.accept(x.shape, g.shape)
+        how = self.interpolation, self.align_corners
+        t = ops.batch_norm(ops.strided(x, weights, "skip"), weights, "skip_norm", training)
+        p = ops.batch_norm(ops.linear(g, weights, "gating"), weights, "gating_norm", training)
+        h = ops.relu(t + ops.resize(p, t.shape[2:], *how))
+        q = ops.batch_norm(ops.linear(h, weights, "psi"), weights, "psi_norm", training)
+        return ops.resize(ops.sigmoid(q), x.shape[2:], *how)
+
+    def __call__(self, x: Array, g: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """(N, C, *S), (N, G, *G) -> (N, C, *S)."""
+        y = x * self.attention(x, g, weights=weights, training=training)
+        if not self.output_transform:
+            return y
+        return ops.batch_norm(ops.linear(y, weights, "output"), weights, "output_norm", training)

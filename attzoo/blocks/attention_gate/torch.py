@@ -1,0 +1,55 @@
+"""The additive attention gate in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ...ops import torch as ops
+from . import spec
+
+
+class AttentionGate(ops.Block):
+    """(N, C, *S), (N, G, *G) -> (N, C, *S); arguments and errors as `spec.AttentionGate`."""
+
+    spec: spec.AttentionGate
+
+    def __init__(
+        self,
+        channels: int,
+        gating_channels: int,
+        inter_channels: int | None = None,
+        stride: int | Sequence[int] = 1,
+        skip_bias: bool = True,
+        norm: bool = False,
+        output_transform: bool = False,
+        interpolation: str = "linear",
+        align_corners: bool = False,
+        spatial_dims: int = 2,
+    ) -> None:
+        options = (stride, skip_bias, norm, output_transform, interpolation, align_corners, spatial_dims)
+        super().__init__(it := spec.AttentionGate(channels, gating_channels, inter_channels, *options))
+        Conv, Norm = ops.CONV[it.spatial_dims], ops.BATCH_NORM[it.spatial_dims]
+        self.skip = Conv(it.channels, it.width, it.strides, it.strides, bias=it.skip_bias)
+        self.gating = Conv(it.gating_channels, it.width, 1)
+        self.psi = Conv(it.width, 1, 1)
+        self.skip_norm, self.gating_norm = (Norm(it.width) if it.norm else nn.Identity() for _ in range(2))
+        self.psi_norm = Norm(1) if it.norm else nn.Identity()
+        self.output = Conv(it.channels, it.channels, 1) if it.output_transform else nn.Identity()
+        self.output_norm = Norm(it.channels) if it.output_transform else nn.Identity()
+        self.reset_parameters()
+
+    def attention(self, x: Tensor, g: Tensor) -> Tensor:
+        """(N, C, *S), (N, G, *G) -> (N, 1, *S)."""
+        self.accept(x, g)
+        how = self.spec.interpolation, self.spec.align_corners
+        t = self.skip_norm(self.skip(x))
+        p = self.gating_norm(self.gating(g))
+        h = ops.relu(t + ops.resize(p, t.shape[2:], *how))
+        q = self.psi_norm(self.psi(h))
+        return ops.resize(ops.sigmoid(q), x.shape[2:], *how)
+
+    def forward(self, x: Tensor, g: Tensor) -> Tensor:
+        y = x * self.attention(x, g)
+        return self.output_norm(self.output(y))

@@ -1,0 +1,51 @@
+"""CBAM in Keras 3, on whichever backend Keras runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...ops import keras as ops
+from ..channel_attention.keras import ChannelAttention
+from ..spatial_attention.keras import SpatialAttention
+from . import spec
+
+
+@ops.register
+class CBAM(ops.Block):
+    """(N, *S, C) -> (N, *S, C), or channels first by data_format; arguments and errors as `spec.CBAM`."""
+
+    spec: spec.CBAM
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        reduced_channels: int | None = None,
+        bias: bool = True,
+        gate: str = "sigmoid",
+        kernel_size: int = 7,
+        norm: bool = False,
+        spatial_dims: int = 2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            spec.CBAM(channels, reduction, reduced_channels, bias, gate, kernel_size, norm, spatial_dims), **kwargs
+        )
+        like = {"data_format": self.data_format, "dtype": self.dtype_policy}
+        self.channel = ChannelAttention(channels, reduction, reduced_channels, bias, gate, name="channel", **like)
+        self.spatial = SpatialAttention(channels, kernel_size, norm, spatial_dims, name="spatial", **like)
+
+    def build(self, input_shape: Any) -> None:
+        self.channel.build(input_shape)
+        self.spatial.build(input_shape)
+
+    def attention(self, x: Any) -> Any:
+        """(N, *S, C) -> (N, *S, C)."""
+        self.accept(x)
+        channel = self.channel.attention(x)    # (N, 1.., C)
+        spatial = self.spatial.attention(x * channel)
+        return channel * spatial
+
+    def call(self, x: Any) -> Any:
+        x = self.channel(x)
+        return self.spatial(x)

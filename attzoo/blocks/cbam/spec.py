@@ -1,0 +1,69 @@
+"""CBAM said once, in NumPy; torch.py and keras.py must agree with this file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ...contract import Array, Shape, Weight, part, prefixed
+from .. import bottleneck
+from ..bottleneck import Bottleneck
+from ..channel_attention.spec import ChannelAttention
+from ..spatial_attention import spec as spatial_attention
+from ..spatial_attention.spec import SpatialAttention
+
+CHOICES: Final = bottleneck.CHOICES | spatial_attention.CHOICES
+
+
+@dataclass(frozen=True)
+class CBAM(Bottleneck):
+    __doc__ = f"""{(Bottleneck.__doc__ or "").rpartition("    Raises")[0].rstrip()}
+    kernel_size: odd k >= 1, in pixels, the same along every spatial axis.
+    norm: whether batch norm follows the spatial convolution.
+    spatial_dims: 1, 2 or 3, spatial axes of the input.
+    Raises TypeError or ValueError when a value is outside these bounds.
+    """
+
+    kernel_size: int = 7
+    norm: bool = False
+    spatial_dims: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        SpatialAttention(self.channels, self.kernel_size, self.norm, self.spatial_dims)   # its checks are ours
+
+    @property
+    def channel(self) -> ChannelAttention:
+        """The first half."""
+        return ChannelAttention(self.channels, self.reduction, self.reduced_channels, self.bias, self.gate)
+
+    @property
+    def spatial(self) -> SpatialAttention:
+        """The second half."""
+        return SpatialAttention(self.channels, self.kernel_size, self.norm, self.spatial_dims)
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """Every array, by canonical name."""
+        return prefixed("channel", self.channel.weights) | prefixed("spatial", self.spatial.weights)
+
+    def accept(self, x: Shape, *, channels_last: bool = False) -> None:
+        """Raise ValueError unless x is (N, C, *S)."""
+        self.spatial.accept(x, channels_last=channels_last)
+
+    def macs(self, x: Sequence[int]) -> int:
+        """Multiply-adds of both halves."""
+        return self.channel.macs(x) + self.spatial.macs(x)
+
+    def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """(N, C, *S) -> (N, C, *S)."""
+        self.accept(x.shape)
+        channel = self.channel.attention(x, weights=part("channel", weights))    # (N, C, 1..)
+        spatial = self.spatial.attention(x * channel, weights=part("spatial", weights), training=training)
+        return channel * spatial
+
+    def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """(N, C, *S) -> (N, C, *S)."""
+        x = self.channel(x, weights=part("channel", weights))
+        return self.spatial(x, weights=part("spatial", weights), training=training)

@@ -1,0 +1,44 @@
+"""CBAM in PyTorch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...ops import torch as ops
+from ..channel_attention.torch import ChannelAttention
+from ..spatial_attention.torch import SpatialAttention
+from . import spec
+
+
+class CBAM(ops.Block):
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.CBAM`."""
+
+    spec: spec.CBAM
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        reduced_channels: int | None = None,
+        bias: bool = True,
+        gate: str = "sigmoid",
+        kernel_size: int = 7,
+        norm: bool = False,
+        spatial_dims: int = 2,
+    ) -> None:
+        super().__init__(
+            spec.CBAM(channels, reduction, reduced_channels, bias, gate, kernel_size, norm, spatial_dims)
+        )
+        self.channel = ChannelAttention(channels, reduction, reduced_channels, bias, gate)
+        self.spatial = SpatialAttention(channels, kernel_size, norm, spatial_dims)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """(N, C, *S) -> (N, C, *S)."""
+        self.accept(x)
+        channel = self.channel.attention(x)    # (N, C, 1..)
+        spatial = self.spatial.attention(x * channel)
+        return channel * spatial
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.channel(x)
+        return self.spatial(x)

@@ -1,0 +1,43 @@
+"""Channel attention in Keras 3, on whichever backend Keras runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...ops import keras as ops
+from . import spec
+
+
+@ops.register
+class ChannelAttention(ops.Block):
+    """(N, *S, C) -> (N, *S, C), or channels first by data_format; arguments and errors as `spec.ChannelAttention`."""
+
+    spec: spec.ChannelAttention
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        reduced_channels: int | None = None,
+        bias: bool = True,
+        gate: str = "sigmoid",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(spec.ChannelAttention(channels, reduction, reduced_channels, bias, gate), **kwargs)
+        self.squeeze = self.linear("squeeze")
+        self.excite = self.linear("excite")
+
+    def build(self, input_shape: Any) -> None:
+        self.squeeze.build((None, self.spec.channels))
+        self.excite.build((None, self.spec.width))
+
+    def attention(self, x: Any) -> Any:
+        """(N, *S, C) -> (N, 1.., C)."""
+        self.accept(x)
+        z = self.mlp(ops.avg_pool(x, self.channels_last)) + self.mlp(ops.max_pool(x, self.channels_last))    # (N, C)
+        return ops.expand(ops.GATES[self.spec.gate](z), x, self.channels_last)
+
+    def mlp(self, s: Any) -> Any:
+        """(N, C) -> (N, C)."""
+        h = ops.relu(self.squeeze(s))    # (N, R)
+        return self.excite(h)

@@ -1,0 +1,35 @@
+"""Channel attention said once, in NumPy; torch.py and keras.py must agree with this file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...contract import Array
+from ...ops import numpy as ops
+from ..bottleneck import CHOICES as CHOICES
+from ..bottleneck import Bottleneck
+
+
+@dataclass(frozen=True)
+class ChannelAttention(Bottleneck):
+    __doc__ = Bottleneck.__doc__
+
+    def macs(self, x: Sequence[int]) -> int:
+        """Multiply-adds of the perceptron on both pools."""
+        return x[0] * 4 * self.channels * self.width
+
+    def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """(N, C, *S) -> (N, C, 1..)."""
+        self.accept(x.shape)
+        z = self.mlp(ops.avg_pool(x), weights) + self.mlp(ops.max_pool(x), weights)    # (N, C)
+        return ops.expand(ops.GATES[self.gate](z), x)
+
+    def mlp(self, s: Array, weights: Mapping[str, Array]) -> Array:
+        """(N, C) -> (N, C)."""
+        h = ops.relu(ops.linear(s, weights, "squeeze"))    # (N, R)
+        return ops.linear(h, weights, "excite")
+
+    def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """(N, C, *S) -> (N, C, *S)."""
+        return x * self.attention(x, weights=weights, training=training)

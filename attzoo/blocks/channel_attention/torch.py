@@ -1,0 +1,38 @@
+"""Channel attention in PyTorch."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ...ops import torch as ops
+from . import spec
+
+
+class ChannelAttention(ops.Block):
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.ChannelAttention`."""
+
+    spec: spec.ChannelAttention
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        reduced_channels: int | None = None,
+        bias: bool = True,
+        gate: str = "sigmoid",
+    ) -> None:
+        super().__init__(it := spec.ChannelAttention(channels, reduction, reduced_channels, bias, gate))
+        self.squeeze = nn.Linear(it.channels, it.width, bias=it.bias)
+        self.excite = nn.Linear(it.width, it.channels, bias=it.bias)
+        self.reset_parameters()
+
+    def attention(self, x: Tensor) -> Tensor:
+        """(N, C, *S) -> (N, C, 1..)."""
+        self.accept(x)
+        z = self.mlp(ops.avg_pool(x)) + self.mlp(ops.max_pool(x))    # (N, C)
+        return ops.expand(ops.GATES[self.spec.gate](z), x)
+
+    def mlp(self, s: Tensor) -> Tensor:
+        """(N, C) -> (N, C)."""
+        h = ops.relu(self.squeeze(s))    # (N, R)
+        return self.excite(h)

@@ -1,0 +1,37 @@
+"""ECA in Keras 3, on whichever backend Keras runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...ops import keras as ops
+from . import spec
+
+
+@ops.register
+class ECA(ops.Block):
+    """(N, *S, C) -> (N, *S, C), or channels first by data_format; arguments and errors as `spec.ECA`."""
+
+    spec: spec.ECA
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | None = None,
+        gamma: float = 2.0,
+        b: float = 1.0,
+        padding: str = "zeros",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(spec.ECA(channels, kernel_size, gamma, b, padding), **kwargs)
+        self.conv = self.conv_same("conv", padding)
+
+    def build(self, input_shape: Any) -> None:
+        self.conv.build(None)
+
+    def attention(self, x: Any) -> Any:
+        """(N, *S, C) -> (N, 1.., C)."""
+        self.accept(x)
+        s = ops.avg_pool(x, self.channels_last)    # (N, C)
+        q = self.conv(s[..., None])[..., 0]        # (N, C)
+        return ops.expand(ops.sigmoid(q), x, self.channels_last)

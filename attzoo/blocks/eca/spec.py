@@ -1,0 +1,92 @@
+"""ECA said once, in NumPy; torch.py and keras.py must agree with this file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import floor, log2
+from typing import Any, Final
+
+from ... import contract
+from ...contract import Array, Shape, Weight
+from ...ops import numpy as ops
+
+PADDINGS: Final = {"zeros": "constant", "circular": "wrap"}   # torch's word -> numpy.pad's
+CHOICES: Final = {"kernel_size": (None, 1, 5), "gamma": (2.0, 0.5), "b": (1.0, 4.0), "padding": tuple(PADDINGS)}
+
+
+def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> int:
+    """The odd integer nearest to |(log2(channels) + b) / gamma|, ties upwards (eq. 12).
+
+    >>> [adaptive_kernel_size(c) for c in (4, 64, 128, 512, 2048)]
+    [1, 3, 5, 5, 7]
+    """
+    return 2 * floor(abs((log2(channels) + b) / gamma) / 2) + 1
+
+
+@dataclass(frozen=True)
+class ECA:
+    """channels: C >= 1, channels of the input.
+
+    kernel_size: odd k >= 1, in channels; None means `adaptive_kernel_size`.
+    gamma, b: slope and offset of that rule, dimensionless; gamma != 0.
+    padding: what the kernel sees past the first and last channel, "zeros" or, "circular", the other end.
+    Raises TypeError or ValueError when a value is outside these bounds.
+    """
+
+    channels: int
+    kernel_size: int | None = None
+    gamma: float = 2.0
+    b: float = 1.0
+    padding: str = "zeros"
+
+    def __post_init__(self) -> None:
+        channels = contract.integer("channels", self.channels)
+        gamma, b = contract.number("gamma", self.gamma), contract.number("b", self.b)
+        if gamma == 0:
+            raise ValueError("gamma must not be 0")
+        k = adaptive_kernel_size(channels, gamma, b) if self.kernel_size is None else self.kernel_size
+        contract.settle(
+            self,
+            channels=channels,
+            kernel_size=contract.odd("kernel_size", k),
+            gamma=gamma,
+            b=b,
+            padding=contract.choice("padding", self.padding, tuple(PADDINGS)),
+        )
+        if self.padding == "circular" and self.k // 2 > channels:
+            raise ValueError(f"circular padding needs kernel_size <= 2 * channels + 1 = {2 * channels + 1}, got {k}")
+
+    @property
+    def k(self) -> int:
+        """Kernel size in use, in channels."""
+        assert self.kernel_size is not None   # settled in __post_init__; for the type checker
+        return self.kernel_size
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """Every array, by canonical name."""
+        return {"conv.weight": Weight((self.k,), "uniform", self.k**-0.5)}
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that rebuild this very block."""
+        return asdict(self)
+
+    def accept(self, x: Shape, *, channels_last: bool = False) -> None:
+        """Raise ValueError unless x is (N, C, *S)."""
+        contract.accept(x, self.channels, None, channels_last)
+
+    def macs(self, x: Sequence[int]) -> int:
+        """Multiply-adds of the convolution."""
+        return x[0] * self.channels * self.k
+
+    def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """(N, C, *S) -> (N, C, 1..)."""
+        self.accept(x.shape)
+        s = ops.avg_pool(x)                                                                        # (N, C)
+        q = ops.conv_same(s[:, None], weights["conv.weight"][None, None], PADDINGS[self.padding])[:, 0]
+        return ops.expand(ops.sigmoid(q), x)
+
+    def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """(N, C, *S) -> (N, C, *S)."""
+        return x * self.attention(x, weights=weights, training=training)

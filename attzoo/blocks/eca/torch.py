@@ -1,0 +1,33 @@
+"""ECA in PyTorch."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ...ops import torch as ops
+from . import spec
+
+
+class ECA(ops.Block):
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.ECA`."""
+
+    spec: spec.ECA
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | None = None,
+        gamma: float = 2.0,
+        b: float = 1.0,
+        padding: str = "zeros",
+    ) -> None:
+        super().__init__(it := spec.ECA(channels, kernel_size, gamma, b, padding))
+        self.conv = nn.Conv1d(1, 1, it.k, padding=it.k // 2, padding_mode=it.padding, bias=False)
+        self.reset_parameters()
+
+    def attention(self, x: Tensor) -> Tensor:
+        """(N, C, *S) -> (N, C, 1..)."""
+        self.accept(x)
+        s = ops.avg_pool(x)                # (N, C)
+        q = self.conv(s[:, None])[:, 0]    # (N, C)
+        return ops.expand(ops.sigmoid(q), x)

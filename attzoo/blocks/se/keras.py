@@ -1,0 +1,40 @@
+"""SE in Keras 3, on whichever backend Keras runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...ops import keras as ops
+from . import spec
+
+
+@ops.register
+class SE(ops.Block):
+    """(N, *S, C) -> (N, *S, C), or channels first by data_format; arguments and errors as `spec.SE`."""
+
+    spec: spec.SE
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        reduced_channels: int | None = None,
+        bias: bool = True,
+        gate: str = "sigmoid",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(spec.SE(channels, reduction, reduced_channels, bias, gate), **kwargs)
+        self.squeeze = self.linear("squeeze")
+        self.excite = self.linear("excite")
+
+    def build(self, input_shape: Any) -> None:
+        self.squeeze.build((None, self.spec.channels))
+        self.excite.build((None, self.spec.width))
+
+    def attention(self, x: Any) -> Any:
+        """(N, *S, C) -> (N, 1.., C)."""
+        self.accept(x)
+        s = ops.avg_pool(x, self.channels_last)    # (N, C)
+        h = ops.relu(self.squeeze(s))              # (N, R)
+        z = self.excite(h)                         # (N, C)
+        return ops.expand(ops.GATES[self.spec.gate](z), x, self.channels_last)

@@ -1,0 +1,32 @@
+"""SE said once, in NumPy; torch.py and keras.py must agree with this file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...contract import Array
+from ...ops import numpy as ops
+from ..bottleneck import CHOICES as CHOICES
+from ..bottleneck import Bottleneck
+
+
+@dataclass(frozen=True)
+class SE(Bottleneck):
+    __doc__ = Bottleneck.__doc__
+
+    def macs(self, x: Sequence[int]) -> int:
+        """Multiply-adds of the two matrices."""
+        return x[0] * 2 * self.channels * self.width
+
+    def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """(N, C, *S) -> (N, C, 1..)."""
+        self.accept(x.shape)
+        s = ops.avg_pool(x)                                # (N, C)
+        h = ops.relu(ops.linear(s, weights, "squeeze"))    # (N, R)
+        z = ops.linear(h, weights, "excite")               # (N, C)
+        return ops.expand(ops.GATES[self.gate](z), x)
+
+    def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """(N, C, *S) -> (N, C, *S)."""
+        return x * self.attention(x, weights=weights, training=training)

@@ -1,0 +1,35 @@
+"""SE in PyTorch."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ...ops import torch as ops
+from . import spec
+
+
+class SE(ops.Block):
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.SE`."""
+
+    spec: spec.SE
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        reduced_channels: int | None = None,
+        bias: bool = True,
+        gate: str = "sigmoid",
+    ) -> None:
+        super().__init__(it := spec.SE(channels, reduction, reduced_channels, bias, gate))
+        self.squeeze = nn.Linear(it.channels, it.width, bias=it.bias)
+        self.excite = nn.Linear(it.width, it.channels, bias=it.bias)
+        self.reset_parameters()
+
+    def attention(self, x: Tensor) -> Tensor:
+        """(N, C, *S) -> (N, C, 1..)."""
+        self.accept(x)
+        s = ops.avg_pool(x)          # (N, C)
+        h = ops.relu(self.squeeze(s))    # (N, R)
+        z = self.excite(h)           # (N, C)
+        return ops.expand(ops.GATES[self.spec.gate](z), x)

@@ -1,0 +1,34 @@
+"""Spatial attention in Keras 3, on whichever backend Keras runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...ops import keras as ops
+from . import spec
+
+
+@ops.register
+class SpatialAttention(ops.Block):
+    """(N, *S, C) -> (N, *S, C), or channels first by data_format; arguments and errors as `spec.SpatialAttention`."""
+
+    spec: spec.SpatialAttention
+
+    def __init__(
+        self, channels: int, kernel_size: int = 7, norm: bool = False, spatial_dims: int = 2, **kwargs: Any
+    ) -> None:
+        super().__init__(spec.SpatialAttention(channels, kernel_size, norm, spatial_dims), **kwargs)
+        self.conv = self.conv_same("conv")
+        self.norm = self.batch_norm("norm")
+
+    def build(self, input_shape: Any) -> None:
+        self.conv.build(None)
+        self.norm.build((None, 1))
+
+    def attention(self, x: Any) -> Any:
+        """(N, *S, C) -> (N, *S, 1)."""
+        self.accept(x)
+        c = -1 if self.channels_last else 1
+        m = ops.stack([ops.mean(x, c), ops.amax(x, c)], -1)    # (N, *S, 2)
+        q = self.conv(m)                                       # (N, *S, 1)
+        return ops.from_last(ops.sigmoid(self.norm(q)), self.channels_last)

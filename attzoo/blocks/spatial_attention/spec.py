@@ -1,0 +1,70 @@
+"""Spatial attention said once, in NumPy; torch.py and keras.py must agree with this file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+
+from ... import contract
+from ...contract import Array, Shape, Weight, batch_norm, fan_in_uniform
+from ...ops import numpy as ops
+
+CHOICES: Final = {"kernel_size": (7, 1, 3), "norm": (False, True), "spatial_dims": (2, 1, 3)}
+
+
+@dataclass(frozen=True)
+class SpatialAttention:
+    """channels: C >= 1, channels of the input.
+
+    kernel_size: odd k >= 1, in pixels, the same along every spatial axis.
+    norm: whether batch norm follows the convolution.
+    spatial_dims: 1, 2 or 3, spatial axes of the input.
+    Raises TypeError or ValueError when a value is outside these bounds.
+    """
+
+    channels: int
+    kernel_size: int = 7
+    norm: bool = False
+    spatial_dims: int = 2
+
+    def __post_init__(self) -> None:
+        contract.settle(
+            self,
+            channels=contract.integer("channels", self.channels),
+            kernel_size=contract.odd("kernel_size", self.kernel_size),
+            norm=contract.flag("norm", self.norm),
+            spatial_dims=contract.choice("spatial_dims", self.spatial_dims, (1, 2, 3)),
+        )
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """Every array, by canonical name."""
+        kernel = fan_in_uniform("conv", (1, 2, *(self.kernel_size,) * self.spatial_dims), bias=False)
+        return kernel | (batch_norm("norm", 1) if self.norm else {})
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that rebuild this very block."""
+        return asdict(self)
+
+    def accept(self, x: Shape, *, channels_last: bool = False) -> None:
+        """Raise ValueError unless x is (N, C, *S)."""
+        contract.accept(x, self.channels, self.spatial_dims, channels_last)
+
+    def macs(self, x: Sequence[int]) -> int:
+        """Multiply-adds of the convolution."""
+        return x[0] * prod(x[2:]) * self.weights["conv.weight"].size
+
+    def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """(N, C, *S) -> (N, 1, *S)."""
+        self.accept(x.shape)
+        m = np.concatenate([x.mean(1, keepdims=True), x.max(1, keepdims=True)], axis=1)    # (N, 2, *S)
+        q = ops.conv_same(m, weights["conv.weight"])                                       # (N, 1, *S)
+        return ops.sigmoid(ops.batch_norm(q, weights, "norm", training))
+
+    def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """(N, C, *S) -> (N, C, *S)."""
+        return x * self.attention(x, weights=weights, training=training)

@@ -1,0 +1,28 @@
+"""Spatial attention in PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ...ops import torch as ops
+from . import spec
+
+
+class SpatialAttention(ops.Block):
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.SpatialAttention`."""
+
+    spec: spec.SpatialAttention
+
+    def __init__(self, channels: int, kernel_size: int = 7, norm: bool = False, spatial_dims: int = 2) -> None:
+        super().__init__(it := spec.SpatialAttention(channels, kernel_size, norm, spatial_dims))
+        self.conv = ops.CONV[it.spatial_dims](2, 1, it.kernel_size, padding=it.kernel_size // 2, bias=False)
+        self.norm = ops.BATCH_NORM[it.spatial_dims](1) if it.norm else nn.Identity()
+        self.reset_parameters()
+
+    def attention(self, x: Tensor) -> Tensor:
+        """(N, C, *S) -> (N, 1, *S)."""
+        self.accept(x)
+        m = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)    # (N, 2, *S)
+        q = self.conv(m)                                                            # (N, 1, *S)
+        return ops.sigmoid(self.norm(q))

@@ -1,0 +1,199 @@
+"""The words every spec is written in: weights and their starts, checks of arguments and inputs, variants.
+
+No framework and no arithmetic on arrays here; the arithmetic is `attzoo.ops`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Final, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+Shape = Sequence[int | None]
+GATES: Final = ("sigmoid", "hard_sigmoid")
+
+
+# ---- weights and their starts ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One array of a block: its canonical shape, where it starts, and whether training moves it by gradients.
+
+    start: "uniform" on [-scale, scale), "normal" with standard deviation scale, both around `center`;
+    "constant" is `center` itself.
+    """
+
+    shape: tuple[int, ...]
+    start: Literal["uniform", "normal", "constant"]
+    scale: float = 0.0
+    center: float = 0.0
+    trainable: bool = True
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+def fan_in_uniform(name: str, shape: tuple[int, ...], *, bias: bool) -> dict[str, Weight]:
+    """`name`.weight and .bias of a linear map, uniform on +-fan_in^-1/2: the default of torch.nn.Linear and ConvNd."""
+    bound = prod(shape[1:]) ** -0.5
+    weights = {f"{name}.weight": Weight(shape, "uniform", bound)}
+    return weights | ({f"{name}.bias": Weight(shape[:1], "uniform", bound)} if bias else {})
+
+
+def kaiming_normal(name: str, shape: tuple[int, ...], *, bias: bool) -> dict[str, Weight]:
+    """`name`.weight from normal(0, (2 / fan_in)^1/2), .bias uniform on +-fan_in^-1/2 (He et al. 2015, eq. 10)."""
+    weights = fan_in_uniform(name, shape, bias=bias)
+    return weights | {f"{name}.weight": Weight(shape, "normal", (2 / prod(shape[1:])) ** 0.5)}
+
+
+def batch_norm(name: str, channels: int, scale: float = 0.0) -> dict[str, Weight]:
+    """The four arrays of a batch norm: weight (normal(1, scale)), bias, and running mean and variance."""
+    return {
+        f"{name}.weight": Weight((channels,), "normal", scale, 1.0) if scale else Weight((channels,), "constant", 0, 1),
+        f"{name}.bias": Weight((channels,), "constant"),
+        f"{name}.mean": Weight((channels,), "constant", trainable=False),
+        f"{name}.var": Weight((channels,), "constant", center=1.0, trainable=False),
+    }
+
+
+def prefixed(prefix: str, weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """The weights of a part, named from the whole: "conv.weight" -> "prefix.conv.weight"."""
+    return {f"{prefix}.{name}": weight for name, weight in weights.items()}
+
+
+def part(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The way back, for arrays: those of one part, named as the part names them."""
+    return {name.removeprefix(f"{prefix}."): a for name, a in arrays.items() if name.startswith(f"{prefix}.")}
+
+
+# ---- a spec, and a named variant of it --------------------------------------------------------------
+
+
+@runtime_checkable
+class Spec(Protocol):
+    """What the rest of attzoo asks of a block's spec, a frozen dataclass whose fields are the block's arguments."""
+
+    channels: int
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """Every array of the block, by canonical name."""
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that rebuild this very block, every None resolved."""
+
+    def accept(self, *shapes: Shape, channels_last: bool = False) -> None:
+        """Raise ValueError unless these are shapes of the block's inputs."""
+
+    def macs(self, *shapes: Sequence[int]) -> int:
+        """Multiply-adds of the linear maps for inputs of these shapes, channels first."""
+
+    def attention(self, *inputs: Array, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """The coefficients alone, before they multiply."""
+
+    def __call__(self, *inputs: Array, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """What the block computes, in the dtype of its inputs; in training, running statistics in `weights` move."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A published choice of arguments.
+
+    source: where it is published. arguments: name -> value. rules: name -> function of the spec that the other
+    arguments give, for a value that follows from them (a width rounded in that publication's way).
+    """
+
+    source: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    rules: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+
+
+def make_divisible(value: float, divisor: int = 8, round_limit: float = 0.9) -> int:
+    """The multiple of divisor nearest to value, ties up, at least divisor; one more if below round_limit * value.
+
+    Source: the rule of MobileNet's reference code, as in timm 1.0.31, timm/layers/helpers.py.
+
+    >>> [make_divisible(c / 16, 8, 0.0) for c in (64, 200, 512)], [make_divisible(c / 4) for c in (24, 40, 72)]
+    ([8, 16, 32], [8, 16, 24])
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < round_limit * value else rounded
+
+
+# ---- checks ----------------------------------------------------------------------------------------
+
+
+def integer(name: str, value: Any, minimum: int = 1) -> int:
+    """`value` as an int >= minimum; bool and float are refused, integers of NumPy taken."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if number < minimum:
+        raise ValueError(f"{name} must be >= {minimum}, got {number}")
+    return number
+
+
+def odd(name: str, value: Any) -> int:
+    """`value` as an odd int >= 1."""
+    number = integer(name, value)
+    if number % 2 == 0:
+        raise ValueError(f"{name} must be odd, got {number}")
+    return number
+
+
+def number(name: str, value: Any) -> float:
+    """`value` as a finite float."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not np.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value`, which must be True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def choice(name: str, value: Any, known: Sequence[Any]) -> Any:
+    """`value`, which must be one of `known`."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    return value
+
+
+def settle(spec: Any, **values: Any) -> None:
+    """Give fields of a frozen spec their checked values; only for __post_init__."""
+    for name, value in values.items():
+        object.__setattr__(spec, name, value)
+
+
+def accept(shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool, least: Sequence[int] = ()) -> None:
+    """Raise ValueError unless shape is (N, C, *S), or (N, *S, C), with every spatial size >= `least` (1 by default).
+
+    spatial_dims None takes one to three spatial axes. A size of None is not known yet and passes.
+    """
+    count = len(shape) - 2
+    space = tuple(shape)[1:-1] if channels_last else tuple(shape)[2:]
+    right = count == spatial_dims if spatial_dims else 1 <= count <= 3
+    if right and shape[-1 if channels_last else 1] in (channels, None):
+        if all(size is None or size >= low for size, low in zip(space, least or (1,) * count, strict=True)):
+            return
+    axes = f"{spatial_dims} spatial axes" if spatial_dims else "1 to 3 spatial axes"
+    order = f"(N, *S, {channels})" if channels_last else f"(N, {channels}, *S)"
+    sizes = f"at least {tuple(least)}" if any(low > 1 for low in least) else "at least 1 each"
+    raise ValueError(f"expected {order} with {axes} of {sizes}, got {tuple(shape)}")

@@ -1,0 +1,245 @@
+"""ops/numpy.py in Keras 3, and what every Keras body shares: `Block`. Channels last inside: (N, *S, C).
+
+Bodies take `keras` from here and from nowhere else: TensorFlow 2.20 and 2.21 abort the process when they are
+loaded before triton (tensorflow#124205), so triton goes first wherever it is installed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+if "tensorflow" not in sys.modules:
+    with suppress(ImportError):
+        import triton  # noqa: F401
+
+import keras
+from keras import ops
+
+from ..contract import Spec, Weight
+from .numpy import EPSILON, MOMENTUM
+
+CONV = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}
+register = keras.saving.register_keras_serializable(package="attzoo")
+
+
+class Block(keras.layers.Layer):
+    """What every body has: its spec, layers that start as the spec says, refusals, and y = x * attention(x)."""
+
+    def __init__(self, spec: Spec, data_format: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.spec = spec
+        self.data_format = keras.config.image_data_format() if data_format is None else data_format
+        if self.data_format not in ("channels_last", "channels_first"):
+            raise ValueError(f"data_format must be 'channels_last' or 'channels_first', got {data_format!r}")
+        self.channels_last = self.data_format == "channels_last"
+
+    def linear(self, name: str) -> Any:
+        """A layer for the matrix `name` of the spec, over the last axis; a strided convolution if it has a kernel."""
+        weight, bias = self.spec.weights[f"{name}.weight"], self.spec.weights.get(f"{name}.bias")
+        kwargs = {"use_bias": bias is not None, "kernel_initializer": start(weight), "name": name,
+                  "bias_initializer": start(bias), "dtype": self.dtype_policy}   # fmt: skip
+        units, kernel = weight.shape[0], weight.shape[2:]
+        if not kernel:
+            return keras.layers.Dense(units, **kwargs)
+        return CONV[len(kernel)](units, kernel, strides=kernel, data_format="channels_last", **kwargs)
+
+    def conv_same(self, name: str, padding_mode: str = "zeros") -> ConvSame:
+        """The layer that slides kernel `name` of the spec."""
+        return ConvSame(self.spec.weights[f"{name}.weight"], padding_mode, name=name, dtype=self.dtype_policy)
+
+    def batch_norm(self, name: str) -> Any:
+        """The layer for batch norm `name` of the spec; where the block has none of that name, the identity."""
+        weight = self.spec.weights.get(f"{name}.weight")
+        if weight is None:
+            return keras.layers.Identity(name=name, dtype=self.dtype_policy)
+        return BatchNorm(start(weight), name=name, dtype=self.dtype_policy)
+
+    def accept(self, *inputs: Any) -> None:
+        """Raise TypeError or ValueError unless these are inputs that the spec allows; build what is not built yet."""
+        for x in inputs:
+            if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+                raise TypeError(f"expected a tensor, got {type(x).__name__}")
+        self.spec.accept(*(x.shape for x in inputs), channels_last=self.channels_last)
+        for x in inputs:
+            if not keras.backend.is_float_dtype(kind := keras.backend.standardize_dtype(x.dtype)):
+                raise TypeError(f"expected a floating-point input, got {kind}")
+        if not self.built:
+            self.build(*(x.shape for x in inputs))
+
+    def call(self, x: Any) -> Any:
+        return x * self.attention(x)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | self.spec.config() | {"data_format": self.data_format}
+
+
+class ConvSame(keras.layers.Layer):
+    """(N, *S, I) -> (N, *S, O): slide an odd kernel over x, padded with zeros, or circularly where S is one axis.
+
+    The kernel is kept as the spec has it, (O, I, *k), or (k,) where O = I = 1. keras.layers.Conv2D keeps (*k, I, O),
+    and then cannot be trained in float64 or half precision on Keras's torch backend on a CPU.
+    """
+
+    def __init__(self, weight: Weight, padding_mode: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.start = weight
+        self.padding_mode = padding_mode
+
+    def build(self, input_shape: Any) -> None:
+        self.weight = self.add_weight(name="weight", shape=self.start.shape, initializer=start(self.start))
+
+    def call(self, x: Any) -> Any:
+        rank = len(self.start.shape)
+        kernel = ops.transpose(self.weight, (*range(2, rank), 1, 0)) if rank > 1 else self.weight[:, None, None]
+        if self.padding_mode == "zeros":
+            return ops.conv(x, kernel, padding="same", data_format="channels_last")
+        half, length = self.start.shape[-1] // 2, x.shape[1]
+        x = ops.concatenate([x[:, length - half :], x, x[:, :half]], axis=1)
+        return ops.conv(x, kernel, padding="valid", data_format="channels_last")
+
+
+@register
+class BatchNorm(keras.layers.Layer):
+    """(N, *S, C) -> (N, *S, C): torch's batch norm, whose running variance is the unbiased one.
+
+    Statistics are kept and taken in float32 at least. Raises ValueError in training on one value per channel.
+    """
+
+    def __init__(self, gamma_initializer: Any = "ones", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.gamma_initializer = keras.initializers.get(gamma_initializer)
+
+    def build(self, input_shape: Any) -> None:
+        shape = (input_shape[-1],)
+        self.weight = self.add_weight(name="weight", shape=shape, initializer=self.gamma_initializer, autocast=False)
+        self.bias = self.add_weight(name="bias", shape=shape, initializer="zeros", autocast=False)
+        self.mean = self.add_weight(name="mean", shape=shape, initializer="zeros", trainable=False, autocast=False)
+        self.var = self.add_weight(name="var", shape=shape, initializer="ones", trainable=False, autocast=False)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        z = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+        mean, var = self.mean, self.var
+        if training:
+            axes = tuple(range(x.ndim - 1))
+            now, spread = ops.mean(z, axis=axes), ops.var(z, axis=axes)
+            unbiased = spread * self.unbiased(x)
+            self.mean.assign(self.mean + MOMENTUM * (ops.cast(now, self.mean.dtype) - self.mean))
+            self.var.assign(self.var + MOMENTUM * (ops.cast(unbiased, self.var.dtype) - self.var))
+            mean, var = now, spread
+        scale = self.weight * ops.rsqrt(var + EPSILON)
+        return ops.cast((z - mean) * scale + self.bias, x.dtype)
+
+    def unbiased(self, x: Any) -> Any:
+        """n / (n - 1) for the n values of each channel."""
+        if all(size is not None for size in x.shape):
+            n = x.shape[0]
+            for size in x.shape[1:-1]:
+                n *= size
+            if n == 1:
+                raise ValueError(f"expected more than 1 value per channel in training, got input of shape {x.shape}")
+            return n / (n - 1)
+        n = ops.cast(ops.size(x[..., 0]), "float32")
+        return n / (n - 1)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"gamma_initializer": keras.initializers.serialize(self.gamma_initializer)}
+
+
+def find(layer: Any, name: str) -> Any:
+    """The variable that holds canonical `name`: the same path, but for what Keras calls a kernel."""
+    path, _, leaf = name.rpartition(".")
+    for step in filter(None, path.split(".")):
+        layer = getattr(layer, "output_" if step == "output" else step)   # Keras has an `output` of its own
+    return layer.kernel if leaf == "weight" and hasattr(layer, "kernel") else getattr(layer, leaf)
+
+
+def start(weight: Weight | None) -> Any:
+    """The initialiser that draws a weight's start; Keras's zeros where there is no weight."""
+    if weight is None:
+        return keras.initializers.Zeros()
+    if weight.start == "uniform":
+        return keras.initializers.RandomUniform(weight.center - weight.scale, weight.center + weight.scale)
+    if weight.start == "normal":
+        return keras.initializers.RandomNormal(weight.center, weight.scale)
+    return keras.initializers.Constant(weight.center)
+
+
+def space(x: Any, channels_last: bool) -> tuple[int, ...]:
+    """The spatial axes of x."""
+    return tuple(range(1, x.ndim - 1)) if channels_last else tuple(range(2, x.ndim))
+
+
+def avg_pool(x: Any, channels_last: bool) -> Any:
+    """Mean over space: (N, *S, C) -> (N, C)."""
+    return ops.mean(x, axis=space(x, channels_last))
+
+
+def max_pool(x: Any, channels_last: bool) -> Any:
+    """Maximum over space, its gradient shared by ties: (N, *S, C) -> (N, C)."""
+    return amax(x, space(x, channels_last))
+
+
+def amax(x: Any, axis: Any, keepdims: bool = False) -> Any:
+    """keras.ops.max, which refuses an empty batch on TensorFlow and torch; its maximum is as empty as its sum."""
+    reduce = ops.sum if x.shape[0] == 0 else ops.max
+    return reduce(x, axis=axis, keepdims=keepdims)
+
+
+def expand(s: Any, x: Any, channels_last: bool) -> Any:
+    """One coefficient per channel, shaped to multiply x: (N, C) -> (N, 1.., C), or (N, C, 1..)."""
+    ones = (1,) * (x.ndim - 2)
+    shape = (*ones, s.shape[-1]) if channels_last else (s.shape[-1], *ones)
+    return ops.reshape(s, (-1, *shape))
+
+
+def to_last(x: Any, channels_last: bool) -> Any:
+    """(N, C, *S) -> (N, *S, C): TensorFlow on a CPU has no channels-first convolution."""
+    return x if channels_last else ops.moveaxis(x, 1, -1)
+
+
+def sizes(x: Any) -> tuple[Any, ...]:
+    """The spatial sizes of (N, *S, C): integers where they are known, tensors where they are not."""
+    return tuple(ops.shape(x))[1:-1]
+
+
+def from_last(x: Any, channels_last: bool) -> Any:
+    """The way back: (N, *S, C) -> (N, C, *S)."""
+    return x if channels_last else ops.moveaxis(x, -1, 1)
+
+
+relu, sigmoid, mean, stack = ops.relu, ops.sigmoid, ops.mean, ops.stack
+
+
+def hard_sigmoid(z: Any) -> Any:
+    """relu6(z + 3) / 6."""
+    return ops.relu6(z + 3) / 6
+
+
+GATES = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
+
+
+def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool) -> Any:
+    """Resample the spatial axes to `size`: (N, *S, C) -> (N, *size, C).
+
+    Keras's own resize takes no volumes, works in float32 only, and cannot be exported with unknown sizes.
+    """
+    for axis, new in enumerate(size, start=1):
+        if isinstance(new, int) and x.shape[axis] == new:   # resampling to the same size changes nothing
+            continue
+        matrix = resize_matrix(ops.shape(x)[axis], new, interpolation, align_corners, x.dtype)
+        x = ops.moveaxis(ops.tensordot(x, matrix, axes=((axis,), (1,))), -1, axis)
+    return x
+
+
+def resize_matrix(old: Any, new: Any, interpolation: str, align_corners: bool, dtype: Any) -> Any:
+    """(new, old) matrix that resamples one axis; row i holds the weights of output position i."""
+    i, j = ops.arange(new, dtype="int32")[:, None], ops.arange(old, dtype="int32")
+    if interpolation == "nearest":
+        return ops.cast(ops.equal((2 * i + 1) * old // (2 * new), j), dtype)
+    exact = keras.backend.result_type(dtype, "float32")
+    i, j, old, new = (ops.cast(value, exact) for value in (i, j, old, new))
+    source = i * ((old - 1) / ops.maximum(new - 1, 1)) if align_corners else (i + 0.5) * (old / new) - 0.5
+    return ops.cast(ops.maximum(0, 1 - ops.abs(ops.clip(source, 0, old - 1) - j)), dtype)

@@ -1,0 +1,132 @@
+"""The meaning of every operation, in NumPy; float64 in, the oracle out. Channels first: (N, C, *S)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..contract import Array
+
+EPSILON = 1e-5   # of batch norm, added to the variance
+MOMENTUM = 0.1   # weight of the newest batch in the running statistics
+
+
+def avg_pool(x: Array) -> Array:
+    """Mean over space: (N, C, *S) -> (N, C)."""
+    return x.mean(axis=tuple(range(2, x.ndim)))
+
+
+def max_pool(x: Array) -> Array:
+    """Maximum over space: (N, C, *S) -> (N, C)."""
+    return x.max(axis=tuple(range(2, x.ndim)))
+
+
+def expand(s: Array, x: Array) -> Array:
+    """One coefficient per channel, shaped to multiply x: (N, C) -> (N, C, 1..)."""
+    return s.reshape(s.shape + (1,) * (x.ndim - 2))
+
+
+def relu(z: Array) -> Array:
+    """max(z, 0); NaN stays."""
+    return np.maximum(z, 0)
+
+
+def sigmoid(z: Array) -> Array:
+    """1 / (1 + exp(-z)), written so that no z overflows and small values keep their digits."""
+    return np.exp(-np.logaddexp(0, -z))
+
+
+def hard_sigmoid(z: Array) -> Array:
+    """relu6(z + 3) / 6, the piecewise linear sigmoid of MobileNetV3."""
+    return np.clip(z + 3, 0, 6) / 6
+
+
+GATES = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
+
+
+def linear(x: Array, weights: Mapping[str, Array], name: str) -> Array:
+    """A matrix over the channel axis, plus bias where there is one: (N, I, *S) -> (N, O, *S)."""
+    y = np.moveaxis(np.tensordot(x, weights[f"{name}.weight"], axes=(1, 1)), -1, 1)
+    return _biased(y, weights, name)
+
+
+def strided(x: Array, weights: Mapping[str, Array], name: str) -> Array:
+    """A convolution whose stride is its kernel, leftover edges dropped: (N, I, *S), (O, I, *k) -> (N, O, *S // k)."""
+    kernel = weights[f"{name}.weight"]
+    if kernel.ndim == 2:
+        return linear(x, weights, name)
+    for axis, k in enumerate(kernel.shape[2:], start=2):   # each spatial axis splits into (position, offset)
+        at = axis + (axis - 2)
+        x = np.take(x, range(x.shape[at] // k * k), axis=at)
+        x = x.reshape(*x.shape[:at], x.shape[at] // k, k, *x.shape[at + 1 :])
+    offsets = tuple(range(3, x.ndim, 2))
+    y = np.moveaxis(np.tensordot(x, kernel, axes=((1, *offsets), tuple(range(1, kernel.ndim)))), -1, 1)
+    return _biased(y, weights, name)
+
+
+def _biased(y: Array, weights: Mapping[str, Array], name: str) -> Array:
+    bias = weights.get(f"{name}.bias")
+    return y if bias is None else y + bias.reshape(-1, *(1,) * (y.ndim - 2))
+
+
+def conv_same(x: Array, kernel: Array, mode: str = "constant") -> Array:
+    """Slide an odd kernel, unflipped, over x padded to keep its size: (N, I, *S), (O, I, *k) -> (N, O, *S).
+
+    mode is numpy.pad's: "constant" is zero padding, "wrap" circular.
+    """
+    half = [(k // 2, k // 2) for k in kernel.shape[2:]]
+    padded = np.pad(x, [(0, 0), (0, 0), *half], mode=mode)   # type: ignore[call-overload]
+    axes = tuple(range(2, x.ndim))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[2:], axis=axes)   # (N, I, *S, *k)
+    taps = tuple(range(x.ndim, windows.ndim))
+    return np.moveaxis(np.tensordot(windows, kernel, axes=((1, *taps), tuple(range(1, kernel.ndim)))), -1, 1)
+
+
+def batch_norm(x: Array, weights: Mapping[str, Array], name: str, training: bool) -> Array:
+    """Normalise each channel; in training by the batch, moving the running statistics in `weights` in place.
+
+    The running variance is the unbiased one, n / (n - 1) times the batch's. Where the block has no norm of that
+    name, x itself. Raises ValueError in training on one value per channel, which has no variance.
+    """
+    if f"{name}.weight" not in weights:
+        return x
+    weight, bias, mean, var = (weights[f"{name}.{part}"] for part in ("weight", "bias", "mean", "var"))
+    shape, axes = (-1, *(1,) * (x.ndim - 2)), (0, *range(2, x.ndim))
+    if training:
+        n = x.size // x.shape[1]
+        if n == 1:
+            raise ValueError(f"expected more than 1 value per channel in training, got input of shape {x.shape}")
+        now, spread = x.mean(axis=axes), x.var(axis=axes)
+        mean += MOMENTUM * (now - mean)
+        var += MOMENTUM * (spread * n / (n - 1) - var)
+        mean, var = now, spread
+    scale = weight / np.sqrt(var + EPSILON)
+    return (x - mean.reshape(shape)) * scale.reshape(shape) + bias.reshape(shape)
+
+
+def resize(x: Array, size: Sequence[int], interpolation: str, align_corners: bool) -> Array:
+    """Resample the spatial axes to `size`, one axis after the other: (N, C, *S) -> (N, C, *size).
+
+    "linear" is torch's (bi-, tri-)linear `interpolate`, "nearest" its "nearest-exact".
+    """
+    for axis, new in enumerate(size, start=2):
+        matrix = resize_matrix(x.shape[axis], new, interpolation, align_corners).astype(x.dtype)
+        x = np.moveaxis(np.tensordot(x, matrix, axes=(axis, 1)), -1, axis)
+    return x
+
+
+def resize_matrix(old: int, new: int, interpolation: str, align_corners: bool) -> Array:
+    """(new, old) matrix that resamples one axis; row i holds the weights of output position i.
+
+    >>> resize_matrix(2, 4, "linear", align_corners=False)
+    array([[1.  , 0.  ],
+           [0.75, 0.25],
+           [0.25, 0.75],
+           [0.  , 1.  ]])
+    """
+    i, j = np.arange(new)[:, None], np.arange(old)
+    if interpolation == "nearest":
+        return ((2 * i + 1) * old // (2 * new) == j).astype(float)
+    source = i * ((old - 1) / max(new - 1, 1)) if align_corners else (i + 0.5) * (old / new) - 0.5
+    return np.maximum(0, 1 - np.abs(np.clip(source, 0, old - 1) - j))

@@ -1,0 +1,108 @@
+"""ops/numpy.py in PyTorch, and what every torch body shares: `Block`. Channels first: (N, C, *S)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..contract import Spec, Weight
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}   # torch's defaults are the spec's rule
+
+
+class Block(nn.Module):
+    """What every body has: its spec, the spec's start, refusal of wrong inputs, and y = x * attention(x)."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def reset_parameters(self) -> None:
+        """Draw every array anew from the spec's starts."""
+        for name, weight in self.spec.weights.items():
+            start(find(self, name), weight)
+
+    def accept(self, *inputs: Tensor) -> None:
+        """Raise TypeError or ValueError unless these are inputs that the block's spec and dtype allow."""
+        for x in inputs:
+            if not isinstance(x, Tensor):
+                raise TypeError(f"expected a torch.Tensor, got {type(x).__name__}")
+        self.spec.accept(*(x.shape for x in inputs))
+        own = next((p.dtype for p in self.parameters()), None)
+        for x in inputs:
+            if not x.dtype.is_floating_point:
+                raise TypeError(f"expected a floating-point input, got {x.dtype}")
+            if own not in (x.dtype, None) and not torch.is_autocast_enabled(x.device.type):
+                raise TypeError(f"expected the block's dtype, {own}, got {x.dtype}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.attention(x)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.spec.config().items())
+
+
+def find(module: nn.Module, name: str) -> Tensor:
+    """The tensor that holds canonical `name`: the same path, but for what torch calls a running mean and variance."""
+    path, _, leaf = name.rpartition(".")
+    part = module.get_submodule(path)
+    return getattr(part, {"mean": "running_mean", "var": "running_var"}.get(leaf, leaf))
+
+
+@torch.no_grad()
+def start(tensor: Tensor, weight: Weight) -> None:
+    """Fill a tensor with a draw from the weight's start."""
+    if weight.start == "uniform":
+        tensor.uniform_(weight.center - weight.scale, weight.center + weight.scale)
+    elif weight.start == "normal":
+        tensor.normal_(weight.center, weight.scale)
+    else:
+        tensor.fill_(weight.center)
+
+
+def avg_pool(x: Tensor) -> Tensor:
+    """Mean over space: (N, C, *S) -> (N, C)."""
+    return x.mean(tuple(range(2, x.ndim)))
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """Maximum over space, its gradient shared by ties: (N, C, *S) -> (N, C)."""
+    return x.amax(tuple(range(2, x.ndim)))
+
+
+def expand(s: Tensor, x: Tensor) -> Tensor:
+    """One coefficient per channel, shaped to multiply x: (N, C) -> (N, C, 1..)."""
+    return s[(..., *(None,) * (x.ndim - 2))]
+
+
+relu, sigmoid = torch.relu, torch.sigmoid
+
+
+def hard_sigmoid(z: Tensor) -> Tensor:
+    """relu6(z + 3) / 6; torch's own hardsigmoid has a gradient of float32 1/6 in float64."""
+    return F.relu6(z + 3) / 6
+
+
+GATES = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
+
+
+def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bool) -> Tensor:
+    """Resample the spatial axes to `size`: (N, C, *S) -> (N, C, *size).
+
+    Resampling to the same size changes nothing, so it is skipped, but never in a graph that will meet other sizes.
+    Neither form throws in deterministic mode on CUDA (torch's 1-D linear would: it goes through the 2-D one).
+    """
+    if x.shape[2:] == size and not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
+        return x
+    if interpolation == "nearest":
+        for axis, new in enumerate(size, start=2):
+            i = torch.arange(new, device=x.device)
+            x = x.index_select(axis, (2 * i + 1) * x.shape[axis] // (2 * new))
+        return x
+    if x.ndim == 3:
+        return F.interpolate(x[:, :, None], (1, *size), mode="bilinear", align_corners=align_corners)[:, :, 0]
+    return F.interpolate(x, size, mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=align_corners)

@@ -1,0 +1,159 @@
+"""Name -> class. The table is data: reading it imports no framework and no block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
+
+if TYPE_CHECKING:
+    import keras
+    import torch
+
+    from .contract import Spec, Variant
+
+BLOCKS: Final = {  # name -> "package:Class"; an entry point of group GROUP is written the same way
+    "se": "attzoo.blocks.se:SE",
+    "channel_attention": "attzoo.blocks.channel_attention:ChannelAttention",
+    "spatial_attention": "attzoo.blocks.spatial_attention:SpatialAttention",
+    "cbam": "attzoo.blocks.cbam:CBAM",
+    "eca": "attzoo.blocks.eca:ECA",
+    "attention_gate": "attzoo.blocks.attention_gate:AttentionGate",
+}
+ALIASES: Final = {
+    "squeeze_excitation": "se",
+    "channel": "channel_attention",
+    "spatial": "spatial_attention",
+    "additive_gate": "attention_gate",
+}
+BACKENDS: Final = {"numpy": "spec", "torch": "torch", "keras": "keras"}  # backend -> file in a block's folder
+GROUP: Final = "attzoo.blocks"
+
+
+def table() -> dict[str, str]:
+    """Every known block as name -> "package:Class": ours, then third-party ones by name.
+
+    Third parties announce theirs as entry points, which are read as strings and not loaded. Raises ValueError
+    where one would redefine a built-in name.
+    """
+    from importlib.metadata import entry_points  # 60 ms the importer of attzoo need not pay
+
+    found = {point.name: point.value for point in entry_points(group=GROUP)}
+    if clash := sorted(found.keys() & (BLOCKS.keys() | ALIASES.keys())):
+        raise ValueError(f"third-party blocks may not redefine built-in names, got {', '.join(clash)}")
+    return BLOCKS | dict(sorted(found.items()))
+
+
+def names() -> list[str]:
+    """Every known block, ours and third-party."""
+    return list(table())
+
+
+@overload
+def get(name: str, *, backend: Literal["numpy"]) -> type[Spec]: ...
+@overload
+def get(name: str, *, backend: Literal["torch"]) -> type[torch.nn.Module]: ...
+@overload
+def get(name: str, *, backend: Literal["keras"]) -> type[keras.layers.Layer]: ...
+@overload
+def get(name: str, *, backend: str) -> type[Any]: ...
+def get(name: str, *, backend: str) -> type[Any]:
+    """Block `name`'s class for `backend` ("torch", "keras", or "numpy" for its spec), importing that framework only.
+
+    Raises ValueError for an unknown name or backend, TypeError for one that is no string, and ModuleNotFoundError,
+    with the install command, where the framework is absent; other import errors pass through.
+    """
+    return _load(locate(name), _known("backend", backend, BACKENDS))
+
+
+@overload
+def create(name: str, *args: Any, backend: Literal["numpy"], variant: str | None = None, **kwargs: Any) -> Spec: ...
+@overload
+def create(
+    name: str, *args: Any, backend: Literal["torch"], variant: str | None = None, **kwargs: Any
+) -> torch.nn.Module: ...
+@overload
+def create(
+    name: str, *args: Any, backend: Literal["keras"], variant: str | None = None, **kwargs: Any
+) -> keras.layers.Layer: ...
+@overload
+def create(name: str, *args: Any, backend: str, variant: str | None = None, **kwargs: Any) -> Any: ...
+def create(name: str, *args: Any, backend: str, variant: str | None = None, **kwargs: Any) -> Any:
+    """A block, from its arguments (channels first) and, with `variant`, a published choice of the others.
+
+    Explicit arguments override the variant's. Arguments that only `backend`'s class knows (Keras's name, dtype,
+    data_format) may stand among them. Raises as `get` and the block's class do; ValueError for an unknown variant.
+    """
+    cls = get(name, backend=backend)
+    if variant is None:
+        return cls(*args, **kwargs)
+    chosen = variants(name)[_known(f"variant of {name}", variant, variants(name))]
+    spec = get(name, backend="numpy")
+    fields = list(spec.__dataclass_fields__)   # type: ignore[attr-defined]
+    given = dict(zip(fields, args, strict=False)) | kwargs
+    plain = spec(**{k: v for k, v in (dict(chosen.arguments) | given).items() if k in fields})
+    derived = {k: rule(plain) for k, rule in chosen.rules.items() if k not in given}
+    return cls(**(replace(plain, **derived).config() | {k: v for k, v in kwargs.items() if k not in fields}))   # type: ignore[type-var]
+
+
+def variants(name: str) -> dict[str, Variant]:
+    """The published variants of block `name`, by name; empty for a block that has none."""
+    package = locate(name).partition(":")[0]
+    if find_spec(f"{package}.variants") is None:
+        return {}
+    return dict(import_module(f"{package}.variants").VARIANTS)
+
+
+def locate(name: str) -> str:
+    """Where block `name` lives, as "package:Class"; raises as `get`."""
+    known = table()
+    name = _known("block", name, [*known, *ALIASES])
+    return known[ALIASES.get(name, name)]
+
+
+def name_of(spec: Spec) -> str:
+    """The name under which a spec's block is registered. Raises ValueError when it is not."""
+    place = place_of(spec)
+    for name, known in table().items():
+        if known == place:
+            return name
+    raise ValueError(f"expected a registered block, got {place}")
+
+
+def place_of(spec: Spec) -> str:
+    """Where a spec's block lives, as "package:Class"."""
+    return f"{type(spec).__module__.rpartition('.')[0]}:{type(spec).__name__}"
+
+
+def body(spec: Spec, backend: str) -> type[Any]:
+    """The class that stands beside a spec's own, for `backend`; registered or not."""
+    return _load(place_of(spec), _known("backend", backend, BACKENDS))
+
+
+def _known(what: str, word: Any, known: Iterable[str]) -> str:
+    """`word`, which must be one of `known`; else an error that names the nearest."""
+    if not isinstance(word, str):
+        raise TypeError(f"{what} must be a name, got {word!r}")
+    if word in (known := list(known)):
+        return word
+    near = get_close_matches(word[:100], known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    shown = repr(word if len(word) <= 100 else word[:100] + "...")
+    raise ValueError(f"unknown {what} {shown}{hint} Known: {', '.join(known)}")
+
+
+def _load(place: str, backend: str) -> type[Any]:
+    package, _, cls = place.partition(":")
+    try:
+        module = import_module(f"{package}.{BACKENDS[backend]}")
+    except ModuleNotFoundError as err:
+        extra = {"torch": "torch", "keras": "keras", "tensorflow": "tensorflow", "jax": "jax"}.get(err.name or "")
+        if extra is None:   # a broken install is not a missing one
+            raise
+        raise ModuleNotFoundError(
+            f'{err.name} is not installed, and backend="{backend}" needs it: pip install "attzoo[{extra}]"', name=err.name
+        ) from err
+    return getattr(module, cls)
