@@ -85,6 +85,10 @@ class Spec(Protocol):
     channels: int
 
     @property
+    def inputs(self) -> tuple[int, ...]:
+        """Channels of each input."""
+
+    @property
     def weights(self) -> dict[str, Weight]:
         """Every array of the block, by canonical name."""
 

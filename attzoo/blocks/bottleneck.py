@@ -48,6 +48,11 @@ class Bottleneck:
         return self.reduced_channels
 
     @property
+    def inputs(self) -> tuple[int, ...]:
+        """Channels of each input."""
+        return (self.channels,)
+
+    @property
     def weights(self) -> dict[str, Weight]:
         """Every array, by canonical name."""
         c, r = self.channels, self.width

@@ -54,7 +54,7 @@ class Block(keras.layers.Layer):
         """The layer for batch norm `name` of the spec; where the block has none of that name, the identity."""
         weight = self.spec.weights.get(f"{name}.weight")
         if weight is None:
-            return keras.layers.Identity(name=name, dtype=self.dtype_policy)
+            return Identity(name=name, dtype=self.dtype_policy)
         return BatchNorm(start(weight), name=name, dtype=self.dtype_policy)
 
     def accept(self, *inputs: Any) -> None:
@@ -69,8 +69,8 @@ class Block(keras.layers.Layer):
         if not self.built:
             self.build(*(x.shape for x in inputs))
 
-    def call(self, x: Any) -> Any:
-        return x * self.attention(x)
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        return x * self.attention(x, training=training)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | self.spec.config() | {"data_format": self.data_format}
@@ -101,6 +101,13 @@ class ConvSame(keras.layers.Layer):
         return ops.conv(x, kernel, padding="valid", data_format="channels_last")
 
 
+class Identity(keras.layers.Identity):
+    """keras.layers.Identity, called like the batch norm that it stands for."""
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        return x
+
+
 @register
 class BatchNorm(keras.layers.Layer):
     """(N, *S, C) -> (N, *S, C): torch's batch norm, whose running variance is the unbiased one.
@@ -119,18 +126,19 @@ class BatchNorm(keras.layers.Layer):
         self.mean = self.add_weight(name="mean", shape=shape, initializer="zeros", trainable=False, autocast=False)
         self.var = self.add_weight(name="var", shape=shape, initializer="ones", trainable=False, autocast=False)
 
-    def call(self, x: Any, training: bool = False) -> Any:
-        z = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
-        mean, var = self.mean, self.var
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        z = ops.cast(x, wide(x.dtype))
+        center, var = (ops.cast(running, z.dtype) for running in (self.mean, self.var))
         if training:
             axes = tuple(range(x.ndim - 1))
-            now, spread = ops.mean(z, axis=axes), ops.var(z, axis=axes)
+            now = mean(z, axes)
+            spread = mean(ops.square(z - now), axes)
             unbiased = spread * self.unbiased(x)
             self.mean.assign(self.mean + MOMENTUM * (ops.cast(now, self.mean.dtype) - self.mean))
             self.var.assign(self.var + MOMENTUM * (ops.cast(unbiased, self.var.dtype) - self.var))
-            mean, var = now, spread
+            center, var = now, spread
         scale = self.weight * ops.rsqrt(var + EPSILON)
-        return ops.cast((z - mean) * scale + self.bias, x.dtype)
+        return ops.cast((z - center) * scale + self.bias, x.dtype)
 
     def unbiased(self, x: Any) -> Any:
         """n / (n - 1) for the n values of each channel."""
@@ -174,12 +182,27 @@ def space(x: Any, channels_last: bool) -> tuple[int, ...]:
 
 def avg_pool(x: Any, channels_last: bool) -> Any:
     """Mean over space: (N, *S, C) -> (N, C)."""
-    return ops.mean(x, axis=space(x, channels_last))
+    return mean(x, space(x, channels_last))
 
 
 def max_pool(x: Any, channels_last: bool) -> Any:
     """Maximum over space, its gradient shared by ties: (N, *S, C) -> (N, C)."""
     return amax(x, space(x, channels_last))
+
+
+def mean(x: Any, axis: Any) -> Any:
+    """keras.ops.mean, which takes float64 down to float32 on JAX and torch."""
+    if keras.backend.standardize_dtype(x.dtype) != "float64":
+        return ops.mean(x, axis=axis)
+    size, n = ops.shape(x), 1
+    for a in (axis,) if isinstance(axis, int) else axis:
+        n = n * size[a]
+    return ops.sum(x, axis=axis) / (n if isinstance(n, int) else ops.cast(n, x.dtype))
+
+
+def wide(dtype: Any) -> str:
+    """The dtype to take statistics and coordinates in: float64 where that is asked for, else float32."""
+    return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
 def amax(x: Any, axis: Any, keepdims: bool = False) -> Any:
@@ -210,7 +233,7 @@ def from_last(x: Any, channels_last: bool) -> Any:
     return x if channels_last else ops.moveaxis(x, -1, 1)
 
 
-relu, sigmoid, mean, stack = ops.relu, ops.sigmoid, ops.mean, ops.stack
+relu, sigmoid, stack = ops.relu, ops.sigmoid, ops.stack
 
 
 def hard_sigmoid(z: Any) -> Any:
@@ -230,7 +253,7 @@ def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool)
         if isinstance(new, int) and x.shape[axis] == new:   # resampling to the same size changes nothing
             continue
         matrix = resize_matrix(ops.shape(x)[axis], new, interpolation, align_corners, x.dtype)
-        x = ops.moveaxis(ops.tensordot(x, matrix, axes=((axis,), (1,))), -1, axis)
+        x = ops.moveaxis(ops.matmul(matrix, ops.moveaxis(x, axis, -2)), -2, axis)
     return x
 
 
@@ -239,7 +262,6 @@ def resize_matrix(old: Any, new: Any, interpolation: str, align_corners: bool, d
     i, j = ops.arange(new, dtype="int32")[:, None], ops.arange(old, dtype="int32")
     if interpolation == "nearest":
         return ops.cast(ops.equal((2 * i + 1) * old // (2 * new), j), dtype)
-    exact = keras.backend.result_type(dtype, "float32")
-    i, j, old, new = (ops.cast(value, exact) for value in (i, j, old, new))
+    i, j, old, new = (ops.cast(value, wide(dtype)) for value in (i, j, old, new))
     source = i * ((old - 1) / ops.maximum(new - 1, 1)) if align_corners else (i + 0.5) * (old / new) - 0.5
-    return ops.cast(ops.maximum(0, 1 - ops.abs(ops.clip(source, 0, old - 1) - j)), dtype)
+    return ops.cast(ops.relu(1 - ops.abs(ops.clip(source, 0, old - 1) - j)), dtype)

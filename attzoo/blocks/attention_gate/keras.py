@@ -48,17 +48,17 @@ class AttentionGate(ops.Block):
         self.output_.build((*unknown, c))
         self.output_norm.build((*unknown, c))
 
-    def attention(self, x: Any, g: Any) -> Any:
+    def attention(self, x: Any, g: Any, training: bool | None = None) -> Any:
         """(N, *S, C), (N, *G, G) -> (N, *S, 1)."""
         self.accept(x, g)
         x, g = ops.to_last(x, self.channels_last), ops.to_last(g, self.channels_last)
         how = self.spec.interpolation, self.spec.align_corners
-        t = self.skip_norm(self.skip(x))
-        p = self.gating_norm(self.gating(g))
+        t = self.skip_norm(self.skip(x), training=training)
+        p = self.gating_norm(self.gating(g), training=training)
         h = ops.relu(t + ops.resize(p, ops.sizes(t), *how))
-        q = self.psi_norm(self.psi(h))
+        q = self.psi_norm(self.psi(h), training=training)
         return ops.from_last(ops.resize(ops.sigmoid(q), ops.sizes(x), *how), self.channels_last)
 
-    def call(self, x: Any, g: Any) -> Any:
-        y = ops.to_last(x * self.attention(x, g), self.channels_last)
-        return ops.from_last(self.output_norm(self.output_(y)), self.channels_last)
+    def call(self, x: Any, g: Any, training: bool | None = None) -> Any:
+        y = ops.to_last(x * self.attention(x, g, training=training), self.channels_last)
+        return ops.from_last(self.output_norm(self.output_(y), training=training), self.channels_last)

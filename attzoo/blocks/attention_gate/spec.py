@@ -87,6 +87,11 @@ class AttentionGate:
         return self.stride
 
     @property
+    def inputs(self) -> tuple[int, ...]:
+        """Channels of each input."""
+        return (self.channels, self.gating_channels)
+
+    @property
     def weights(self) -> dict[str, Weight]:
         """Every array, by canonical name; starts as the official code draws them."""
         c, g, f = self.channels, self.gating_channels, self.width

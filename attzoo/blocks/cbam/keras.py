@@ -39,13 +39,13 @@ class CBAM(ops.Block):
         self.channel.build(input_shape)
         self.spatial.build(input_shape)
 
-    def attention(self, x: Any) -> Any:
+    def attention(self, x: Any, training: bool | None = None) -> Any:
         """(N, *S, C) -> (N, *S, C)."""
         self.accept(x)
         channel = self.channel.attention(x)    # (N, 1.., C)
-        spatial = self.spatial.attention(x * channel)
+        spatial = self.spatial.attention(x * channel, training=training)
         return channel * spatial
 
-    def call(self, x: Any) -> Any:
+    def call(self, x: Any, training: bool | None = None) -> Any:
         x = self.channel(x)
-        return self.spatial(x)
+        return self.spatial(x, training=training)

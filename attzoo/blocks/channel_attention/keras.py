@@ -31,7 +31,7 @@ class ChannelAttention(ops.Block):
         self.squeeze.build((None, self.spec.channels))
         self.excite.build((None, self.spec.width))
 
-    def attention(self, x: Any) -> Any:
+    def attention(self, x: Any, training: bool | None = None) -> Any:
         """(N, *S, C) -> (N, 1.., C)."""
         self.accept(x)
         z = self.mlp(ops.avg_pool(x, self.channels_last)) + self.mlp(ops.max_pool(x, self.channels_last))    # (N, C)

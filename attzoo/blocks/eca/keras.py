@@ -29,7 +29,7 @@ class ECA(ops.Block):
     def build(self, input_shape: Any) -> None:
         self.conv.build(None)
 
-    def attention(self, x: Any) -> Any:
+    def attention(self, x: Any, training: bool | None = None) -> Any:
         """(N, *S, C) -> (N, 1.., C)."""
         self.accept(x)
         s = ops.avg_pool(x, self.channels_last)    # (N, C)

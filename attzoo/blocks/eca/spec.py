@@ -64,6 +64,11 @@ class ECA:
         return self.kernel_size
 
     @property
+    def inputs(self) -> tuple[int, ...]:
+        """Channels of each input."""
+        return (self.channels,)
+
+    @property
     def weights(self) -> dict[str, Weight]:
         """Every array, by canonical name."""
         return {"conv.weight": Weight((self.k,), "uniform", self.k**-0.5)}

@@ -25,10 +25,10 @@ class SpatialAttention(ops.Block):
         self.conv.build(None)
         self.norm.build((None, 1))
 
-    def attention(self, x: Any) -> Any:
+    def attention(self, x: Any, training: bool | None = None) -> Any:
         """(N, *S, C) -> (N, *S, 1)."""
         self.accept(x)
         c = -1 if self.channels_last else 1
         m = ops.stack([ops.mean(x, c), ops.amax(x, c)], -1)    # (N, *S, 2)
         q = self.conv(m)                                       # (N, *S, 1)
-        return ops.from_last(ops.sigmoid(self.norm(q)), self.channels_last)
+        return ops.from_last(ops.sigmoid(self.norm(q, training=training)), self.channels_last)

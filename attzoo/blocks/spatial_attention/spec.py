@@ -41,6 +41,11 @@ class SpatialAttention:
         )
 
     @property
+    def inputs(self) -> tuple[int, ...]:
+        """Channels of each input."""
+        return (self.channels,)
+
+    @property
     def weights(self) -> dict[str, Weight]:
         """Every array, by canonical name."""
         kernel = fan_in_uniform("conv", (1, 2, *(self.kernel_size,) * self.spatial_dims), bias=False)

@@ -1,0 +1,67 @@
+"""How the rest of attzoo reaches into a block of either framework, in NumPy arrays, canonical names, channels first.
+
+`torch.py` and `keras.py` here have the same functions: make, dtype, read, write, run, train.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+from ..contract import Array, Spec
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass through a block: its output, and the gradients of sum(output * cotangent)."""
+
+    output: Array
+    input_gradients: tuple[Array, ...]
+    weight_gradients: dict[str, Array]
+
+
+class Adapter(Protocol):
+    """What an adapter module offers."""
+
+    def make(self, cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
+        """A built block of class `cls` whose weights have `dtype`."""
+
+    def dtype(self, block: Any) -> str:
+        """The dtype of a block's weights, as NumPy spells it ("bfloat16" too)."""
+
+    def read(self, block: Any) -> dict[str, Array]:
+        """Copies of a block's arrays by canonical name; bfloat16 comes as float32, which holds it exactly."""
+
+    def write(self, block: Any, arrays: Mapping[str, Array]) -> None:
+        """Put arrays, already checked, into a block."""
+
+    def attention(self, block: Any, inputs: Sequence[Array]) -> Array:
+        """The block's coefficients for these inputs, outside training."""
+
+    def run(self, block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
+        """One forward and backward pass; in training, running statistics move."""
+
+    def train(self, block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
+        """Steps of the framework's own plain SGD on the sum of output * cotangent."""
+
+
+def adapter(backend: str) -> Adapter:
+    """The adapter of a backend, importing its framework."""
+    return cast(Adapter, import_module(f"{__name__}.{backend}"))
+
+
+def backend_of(block: Any) -> str:
+    """ "keras" or "torch". Raises TypeError for what is no block of either.
+
+    Asked of modules that are loaded already: a block cannot exist without its framework. Keras goes first, for
+    its layers are torch modules too where it runs on torch.
+    """
+    for backend, module, base in (("keras", "keras", "Layer"), ("torch", "torch.nn", "Module")):
+        framework = sys.modules.get(module)
+        base_class = getattr(framework, base, None)
+        if base_class is not None and isinstance(block, base_class) and isinstance(getattr(block, "spec", None), Spec):
+            return backend
+    raise TypeError(f"expected an attzoo block of torch or Keras, got {type(block).__name__}")

@@ -1,0 +1,129 @@
+"""Reaching into a Keras block, on each of Keras's backends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..contract import Array
+from ..ops.keras import find, keras
+from . import Run
+
+
+def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
+    return _built(cls(**config, dtype=dtype))
+
+
+def dtype(block: Any) -> str:
+    return str(_built(block).variable_dtype)
+
+
+def read(block: Any) -> dict[str, Array]:
+    _built(block)
+    return {name: _canonical(find(block, name), block, name) for name in block.spec.weights}
+
+
+def write(block: Any, arrays: Mapping[str, Array]) -> None:
+    _built(block)
+    for name, array in arrays.items():
+        variable = find(block, name)
+        variable.assign(_reversed(array, name, variable).reshape(variable.shape))
+
+
+def attention(block: Any, inputs: Sequence[Array]) -> Array:
+    return to_array(block.attention(*(to_tensor(x, block) for x in inputs)), block)
+
+
+def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
+    _built(block)
+    tensors = [to_tensor(x, block) for x in inputs]
+    y, input_gradients, weight_gradients = _gradients(block, tensors, to_tensor(cotangent, block), training)
+    by_id = {id(variable): g for variable, g in zip(block.trainable_weights, weight_gradients, strict=True)}
+    names = [name for name, w in block.spec.weights.items() if w.trainable]
+    return Run(
+        to_array(y, block),
+        tuple(to_array(g, block) for g in input_gradients),
+        {name: _canonical(by_id[id(find(block, name))], block, name) for name in names},
+    )
+
+
+def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
+    _built(block)
+    optimizer = keras.optimizers.SGD(rate)
+    for _ in range(steps):
+        tensors = [to_tensor(x, block) for x in inputs]
+        gradients = _gradients(block, tensors, to_tensor(cotangent, block), training=True)[2]
+        optimizer.apply(gradients, block.trainable_weights)
+
+
+def to_array(tensor: Any, block: Any) -> Array:
+    """A NumPy copy, channels first; bfloat16, which NumPy lacks, as float32."""
+    array = _numpy(tensor)
+    return array if block.data_format == "channels_first" else np.moveaxis(array, -1, 1)
+
+
+def to_tensor(array: Array, block: Any) -> Any:
+    """A tensor in the block's layout and compute dtype."""
+    array = array if block.data_format == "channels_first" else np.moveaxis(array, 1, -1)
+    return keras.ops.convert_to_tensor(np.ascontiguousarray(array), dtype=block.compute_dtype)
+
+
+def _gradients(block: Any, inputs: list[Any], cotangent: Any, training: bool) -> tuple[Any, Any, Any]:
+    """Output, and the gradients of sum(output * cotangent) for the inputs and the trainable weights."""
+    weights = [variable.value for variable in block.trainable_weights]
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            y = block(*inputs, training=training)
+        inner, outer = tape.gradient(y, [inputs, weights], output_gradients=cotangent)
+        return y, inner, [tf.convert_to_tensor(g) for g in outer]
+    if backend == "torch":
+        import torch
+
+        inputs = [x.requires_grad_() for x in inputs]
+        y = block(*inputs, training=training)
+        found = torch.autograd.grad(y, [*inputs, *weights], cotangent)
+        return y, found[: len(inputs)], found[len(inputs) :]
+    import jax
+
+    def call(weights: Any, inputs: Any) -> Any:
+        others = [variable.value for variable in block.non_trainable_variables]
+        return block.stateless_call(weights, others, *inputs, training=training)
+
+    y, pull, others = jax.vjp(call, weights, inputs, has_aux=True)
+    for variable, value in zip(block.non_trainable_variables, others, strict=True):
+        variable.assign(value)
+    outer, inner = pull(cotangent)
+    return y, inner, outer
+
+
+def _built(block: Any) -> Any:
+    if not block.built:
+        space = (None,) * getattr(block.spec, "spatial_dims", 2)
+        order = (lambda c: (None, c, *space)) if block.data_format == "channels_first" else (lambda c: (None, *space, c))
+        block.build(*(order(channels) for channels in block.spec.inputs))
+    return block
+
+
+def _numpy(tensor: Any) -> Array:
+    array = keras.ops.convert_to_numpy(tensor)
+    return np.array(array.astype(np.float32) if array.dtype.name == "bfloat16" else array)
+
+
+def _canonical(tensor: Any, block: Any, name: str) -> Array:
+    """A variable of Keras, or its gradient, in canonical layout: a kernel is (*k, I, O) there and (O, I, *k) here."""
+    array, shape = _numpy(tensor), block.spec.weights[name].shape
+    if find(block, name).name == "kernel":
+        array = array.reshape(*shape[2:], shape[1], shape[0])
+        array = array.transpose(-1, -2, *range(array.ndim - 2))
+    return array.reshape(shape)
+
+
+def _reversed(array: Array, name: str, variable: Any) -> Array:
+    """The way back."""
+    return array.transpose(*range(2, array.ndim), 1, 0) if variable.name == "kernel" else array

@@ -1,0 +1,78 @@
+"""Reaching into a torch block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..contract import Array
+from ..ops.torch import find
+from . import Run
+
+
+def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
+    return cls(**config).to(getattr(torch, dtype))
+
+
+def dtype(block: Any) -> str:
+    return str(_first(block).dtype).removeprefix("torch.")
+
+
+def read(block: Any) -> dict[str, Array]:
+    return {name: to_array(find(block, name)).reshape(w.shape) for name, w in block.spec.weights.items()}
+
+
+@torch.no_grad()
+def write(block: Any, arrays: Mapping[str, Array]) -> None:
+    for name, array in arrays.items():
+        tensor = find(block, name)
+        tensor.copy_(torch.from_numpy(np.array(array)).reshape(tensor.shape))
+
+
+@torch.no_grad()
+def attention(block: Any, inputs: Sequence[Array]) -> Array:
+    was = block.training
+    coefficients = block.eval().attention(*(to_tensor(x, block) for x in inputs))
+    block.train(was)
+    return to_array(coefficients)
+
+
+def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
+    tensors = [to_tensor(x, block).requires_grad_() for x in inputs]
+    names = [name for name, w in block.spec.weights.items() if w.trainable]
+    y = block.train(training)(*tensors)
+    wanted = [*tensors, *(find(block, name) for name in names)]
+    gradients = [to_array(g) for g in torch.autograd.grad(y, wanted, to_tensor(cotangent, block))]
+    by_name = dict(zip(names, gradients[len(tensors) :], strict=True))
+    by_name = {name: g.reshape(block.spec.weights[name].shape) for name, g in by_name.items()}
+    return Run(to_array(y), tuple(gradients[: len(tensors)]), by_name)
+
+
+def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
+    optimizer = torch.optim.SGD(block.parameters(), lr=rate)
+    block.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        y = block(*(to_tensor(x, block) for x in inputs))
+        (y * to_tensor(cotangent, block)).sum().backward()
+        optimizer.step()
+
+
+def to_array(tensor: Tensor) -> Array:
+    """A NumPy copy, on the CPU; bfloat16, which NumPy lacks, as float32."""
+    tensor = tensor.detach().cpu()
+    return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+
+
+def to_tensor(array: Array, block: nn.Module) -> Tensor:
+    """A tensor on the block's device, in its dtype."""
+    like = _first(block)
+    return torch.from_numpy(np.array(array)).to(device=like.device, dtype=like.dtype)
+
+
+def _first(block: nn.Module) -> Tensor:
+    return next(block.parameters())
