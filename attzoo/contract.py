@@ -6,6 +6,7 @@ No framework and no arithmetic on arrays here; the arithmetic is `attzoo.ops`.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -201,3 +202,13 @@ def accept(shape: Shape, channels: int, spatial_dims: int | None, channels_last:
     order = f"(N, *S, {channels})" if channels_last else f"(N, {channels}, *S)"
     sizes = f"at least {tuple(least)}" if any(low > 1 for low in least) else "at least 1 each"
     raise ValueError(f"expected {order} with {axes} of {sizes}, got {tuple(shape)}")
+
+
+def require(name: str, version: str, floor: str) -> None:
+    """Raise ImportError unless a framework's version is at least `floor`.
+
+    >>> require("torch", "2.13.0+cpu", "2.6")
+    """
+    have, least = (tuple(int(part) for part in re.findall(r"\d+", text)[:3]) for text in (version, floor))
+    if have < least:
+        raise ImportError(f"attzoo needs {name} >= {floor}, got {version}")

@@ -1,6 +1,6 @@
 """How the rest of attzoo reaches into a block of either framework, in NumPy arrays, canonical names, channels first.
 
-`torch.py` and `keras.py` here have the same functions: make, dtype, read, write, run, train.
+`torch.py` and `keras.py` here have the same functions: make, dtype, read, write, attention, forward, run, train.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class Adapter(Protocol):
 
     def attention(self, block: Any, inputs: Sequence[Array]) -> Array:
         """The block's coefficients for these inputs, outside training."""
+
+    def forward(self, block: Any, inputs: Sequence[Array], training: bool) -> Array:
+        """The block's output for these inputs."""
 
     def run(self, block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
         """One forward and backward pass; in training, running statistics move."""

@@ -36,6 +36,10 @@ def attention(block: Any, inputs: Sequence[Array]) -> Array:
     return to_array(block.attention(*(to_tensor(x, block) for x in inputs)), block)
 
 
+def forward(block: Any, inputs: Sequence[Array], training: bool) -> Array:
+    return to_array(block(*(to_tensor(x, block) for x in inputs), training=training), block)
+
+
 def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
     _built(block)
     tensors = [to_tensor(x, block) for x in inputs]
@@ -121,7 +125,7 @@ def _canonical(tensor: Any, block: Any, name: str) -> Array:
     if find(block, name).name == "kernel":
         array = array.reshape(*shape[2:], shape[1], shape[0])
         array = array.transpose(-1, -2, *range(array.ndim - 2))
-    return array.reshape(shape)
+    return np.ascontiguousarray(array.reshape(shape))
 
 
 def _reversed(array: Array, name: str, variable: Any) -> Array:

@@ -41,6 +41,11 @@ def attention(block: Any, inputs: Sequence[Array]) -> Array:
     return to_array(coefficients)
 
 
+@torch.no_grad()
+def forward(block: Any, inputs: Sequence[Array], training: bool) -> Array:
+    return to_array(block.train(training)(*(to_tensor(x, block) for x in inputs)))
+
+
 def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
     tensors = [to_tensor(x, block).requires_grad_() for x in inputs]
     names = [name for name, w in block.spec.weights.items() if w.trainable]

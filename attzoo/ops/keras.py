@@ -18,8 +18,10 @@ if "tensorflow" not in sys.modules:
 import keras
 from keras import ops
 
-from ..contract import Spec, Weight
+from ..contract import Spec, Weight, require
 from .numpy import EPSILON, MOMENTUM
+
+require("keras", keras.__version__, "3.13.1")   # before it, loading a model could be made to run code
 
 CONV = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}
 register = keras.saving.register_keras_serializable(package="attzoo")
@@ -128,7 +130,7 @@ class BatchNorm(keras.layers.Layer):
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         z = ops.cast(x, wide(x.dtype))
-        center, var = (ops.cast(running, z.dtype) for running in (self.mean, self.var))
+        weight, bias, center, var = (ops.cast(v, z.dtype) for v in (self.weight, self.bias, self.mean, self.var))
         if training:
             axes = tuple(range(x.ndim - 1))
             now = mean(z, axes)
@@ -137,8 +139,7 @@ class BatchNorm(keras.layers.Layer):
             self.mean.assign(self.mean + MOMENTUM * (ops.cast(now, self.mean.dtype) - self.mean))
             self.var.assign(self.var + MOMENTUM * (ops.cast(unbiased, self.var.dtype) - self.var))
             center, var = now, spread
-        scale = self.weight * ops.rsqrt(var + EPSILON)
-        return ops.cast((z - center) * scale + self.bias, x.dtype)
+        return ops.cast((z - center) * (weight * ops.rsqrt(var + EPSILON)) + bias, x.dtype)
 
     def unbiased(self, x: Any) -> Any:
         """n / (n - 1) for the n values of each channel."""
@@ -245,23 +246,34 @@ GATES = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
 
 
 def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool) -> Any:
-    """Resample the spatial axes to `size`: (N, *S, C) -> (N, *size, C).
+    """Resample the spatial axes to `size`, one axis after the other: (N, *S, C) -> (N, *size, C).
 
-    Keras's own resize takes no volumes, works in float32 only, and cannot be exported with unknown sizes.
+    Keras's own resize takes no volumes, works in float32 only, and cannot be exported with unknown sizes. The same
+    size is x itself, where sizes are known.
     """
+    if tuple(x.shape[1:-1]) == tuple(size):
+        return x
     for axis, new in enumerate(size, start=1):
-        if isinstance(new, int) and x.shape[axis] == new:   # resampling to the same size changes nothing
-            continue
-        matrix = resize_matrix(ops.shape(x)[axis], new, interpolation, align_corners, x.dtype)
-        x = ops.moveaxis(ops.matmul(matrix, ops.moveaxis(x, axis, -2)), -2, axis)
+        old = ops.shape(x)[axis]
+        if interpolation == "nearest":
+            x = ops.take(x, nearest(old, new), axis)
+        else:
+            low, high, fraction = taps(old, new, align_corners, wide(x.dtype))
+            fraction = ops.reshape(ops.cast(fraction, x.dtype), (-1, *(1,) * (x.ndim - 1 - axis)))
+            x = ops.take(x, low, axis) * (1 - fraction) + ops.take(x, high, axis) * fraction
     return x
 
 
-def resize_matrix(old: Any, new: Any, interpolation: str, align_corners: bool, dtype: Any) -> Any:
-    """(new, old) matrix that resamples one axis; row i holds the weights of output position i."""
-    i, j = ops.arange(new, dtype="int32")[:, None], ops.arange(old, dtype="int32")
-    if interpolation == "nearest":
-        return ops.cast(ops.equal((2 * i + 1) * old // (2 * new), j), dtype)
-    i, j, old, new = (ops.cast(value, wide(dtype)) for value in (i, j, old, new))
+def nearest(old: Any, new: Any) -> Any:
+    """For each of `new` positions the old one nearest to its centre, in exact integers."""
+    return (2 * ops.arange(new, dtype="int32") + 1) * old // (2 * new)
+
+
+def taps(old: Any, new: Any, align_corners: bool, dtype: str) -> tuple[Any, Any, Any]:
+    """For each of `new` positions the two old ones that it lies between, and how far towards the second."""
+    i = ops.cast(ops.arange(new, dtype="int32"), dtype)
+    old, new = ops.cast(old, dtype), ops.cast(new, dtype)
     source = i * ((old - 1) / ops.maximum(new - 1, 1)) if align_corners else (i + 0.5) * (old / new) - 0.5
-    return ops.cast(ops.relu(1 - ops.abs(ops.clip(source, 0, old - 1) - j)), dtype)
+    source = ops.clip(source, 0, old - 1)
+    low = ops.floor(source)
+    return ops.cast(low, "int32"), ops.cast(ops.minimum(low + 1, old - 1), "int32"), source - low

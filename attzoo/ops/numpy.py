@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..contract import Array
 
@@ -108,25 +109,38 @@ def batch_norm(x: Array, weights: Mapping[str, Array], name: str, training: bool
 def resize(x: Array, size: Sequence[int], interpolation: str, align_corners: bool) -> Array:
     """Resample the spatial axes to `size`, one axis after the other: (N, C, *S) -> (N, C, *size).
 
-    "linear" is torch's (bi-, tri-)linear `interpolate`, "nearest" its "nearest-exact".
+    "linear" is torch's (bi-, tri-)linear `interpolate`, "nearest" its "nearest-exact". The same size is x itself.
     """
+    if x.shape[2:] == tuple(size):
+        return x
     for axis, new in enumerate(size, start=2):
-        matrix = resize_matrix(x.shape[axis], new, interpolation, align_corners).astype(x.dtype)
-        x = np.moveaxis(np.tensordot(x, matrix, axes=(axis, 1)), -1, axis)
+        old = x.shape[axis]
+        if interpolation == "nearest":
+            x = x.take(nearest(old, new), axis)
+        else:
+            low, high, fraction = (tap.astype(x.dtype) if tap.dtype == float else tap for tap in taps(old, new, align_corners))
+            fraction = fraction.reshape(-1, *(1,) * (x.ndim - 1 - axis))
+            x = x.take(low, axis) * (1 - fraction) + x.take(high, axis) * fraction
     return x
 
 
-def resize_matrix(old: int, new: int, interpolation: str, align_corners: bool) -> Array:
-    """(new, old) matrix that resamples one axis; row i holds the weights of output position i.
+def nearest(old: int, new: int) -> NDArray[np.integer]:
+    """For each of `new` positions the old one nearest to its centre, in exact integers.
 
-    >>> resize_matrix(2, 4, "linear", align_corners=False)
-    array([[1.  , 0.  ],
-           [0.75, 0.25],
-           [0.25, 0.75],
-           [0.  , 1.  ]])
+    >>> nearest(2, 5)
+    array([0, 0, 1, 1, 1])
     """
-    i, j = np.arange(new)[:, None], np.arange(old)
-    if interpolation == "nearest":
-        return ((2 * i + 1) * old // (2 * new) == j).astype(float)
+    return (2 * np.arange(new) + 1) * old // (2 * new)
+
+
+def taps(old: int, new: int, align_corners: bool) -> tuple[NDArray[np.integer], NDArray[np.integer], Array]:
+    """For each of `new` positions the two old ones that it lies between, and how far towards the second.
+
+    >>> taps(2, 4, align_corners=False)
+    (array([0, 0, 0, 1]), array([1, 1, 1, 1]), array([0.  , 0.25, 0.75, 0.  ]))
+    """
+    i = np.arange(new)
     source = i * ((old - 1) / max(new - 1, 1)) if align_corners else (i + 0.5) * (old / new) - 0.5
-    return np.maximum(0, 1 - np.abs(np.clip(source, 0, old - 1) - j))
+    source = np.clip(source, 0, old - 1)
+    low = np.floor(source).astype(int)
+    return low, np.minimum(low + 1, old - 1), source - low

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contract import Spec, Weight
+from ..contract import Spec, Weight, require
+
+require("torch", torch.__version__, "2.6")   # before it, torch.load could be made to run code
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}   # torch's defaults are the spec's rule

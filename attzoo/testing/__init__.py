@@ -1,0 +1,282 @@
+"""Proof, on the user's own machine, that a block's bodies compute what its spec says.
+
+`check_block(name, backend)` holds any block, built in or third-party, to every contract below, over cases drawn from
+its spec's CHOICES. The property-based tests of this repository call the same contracts with cases of their own.
+
+The oracle is the spec in float64. Its gradients are central differences with an estimate of their own error, so no
+framework is asked to vouch for another.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from .. import portable, registry
+from ..adapters import adapter
+from ..contract import Array, Spec
+from .case import EPS, Case, choices, draw
+from .oracle import condition, derivative, descend
+
+# What a body may be off, as a multiple of eps(dtype) * condition: eps is the dtype's spacing at 1, and the condition
+# says how far the spec itself moves, in float64, when its inputs and weights do by one part in a million, per part
+# (NUMERICS: plain relative error is the wrong oracle where gates saturate). The table only tightens.
+TOLERANCE: Final = {"output": 4.0, "attention": 4.0, "gradient": 16.0, "training": 64.0}
+# Central differences in float64 are good to about this, relative to the sum of |gradient * direction|.
+DIFFERENCE: Final = 1e-7
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of holding a block to one contract.
+
+    cases: examples tried. worst: largest error found, as a share of what is allowed; 0 where nothing is measured.
+    failure: what went wrong, with the case that shows it; None when nothing did.
+    """
+
+    contract: str
+    cases: int
+    worst: float
+    failure: str | None
+
+
+Contract = Callable[[Case, str], float]
+
+
+def check_block(
+    name: str, backend: str, *, progress: Callable[[str, int, int], None] | None = None, seed: int = 0
+) -> list[Finding]:
+    """Hold block `name`'s body for `backend` ("torch" or "keras") to every contract; one finding for each.
+
+    progress(contract, done, total) is called after every example. Raises as `registry.get` does.
+    """
+    registry.get(name, backend=backend)
+    findings = []
+    plan = {contract: list(cases(name, seed)) for contract, cases in CONTRACTS.items()}
+    done, total = 0, sum(map(len, plan.values()))
+    for contract, cases in plan.items():
+        worst, failure = 0.0, None
+        for case in cases:
+            try:
+                worst = max(worst, contract(case, backend))
+            except Exception as err:
+                failure = failure or f"{type(err).__name__}: {err} [{case}]"
+            done += 1
+            if progress:
+                progress(contract.__name__, done, total)
+        findings.append(Finding(contract.__name__, len(cases), worst, failure))
+    return findings
+
+
+# ---- contracts: each takes a case and a backend, returns a share of the tolerance, raises AssertionError ------------
+
+
+def signature(case: Case, backend: str) -> float:
+    """A body has the spec's arguments, in its order, with its defaults."""
+    body = inspect.signature(registry.get(case.name, backend=backend).__init__).parameters
+    wanted = inspect.signature(type(case.spec).__init__).parameters
+    arguments = [(n, p.default) for n, p in body.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    _hold(arguments == [(n, p.default) for n, p in wanted.items()], f"expected arguments {list(wanted)}, got {arguments}")
+    return 0.0
+
+
+def options(case: Case, backend: str) -> float:
+    """No argument lies: in some case, changing it alone changes the weights, the output, or what is accepted."""
+    rng = np.random.default_rng(case.seed)
+    cases = [case, *(draw(case.name, lambda values: values[rng.integers(len(values))]) for _ in range(24))]
+    for argument in fields(case.spec):   # type: ignore[arg-type]
+        _hold(any(_differs(c, other) for c in cases for other in _others(c, argument.name)), f"{argument.name} changes nothing")
+    return 0.0
+
+
+def start(case: Case, backend: str) -> float:
+    """A new block's arrays are drawn from the spec's starts: bounds, mean and spread, pooled over several blocks."""
+    cls, config = registry.get(case.name, backend=backend), case.spec.config()
+    blocks = [adapter(backend).read(adapter(backend).make(cls, config, "float32")) for _ in range(12)]
+    worst = 0.0
+    for name, weight in case.spec.weights.items():
+        pool = np.concatenate([arrays[name].ravel() for arrays in blocks]).astype(np.float64)
+        spread = {"uniform": weight.scale / 3**0.5, "normal": weight.scale, "constant": 0.0}[weight.start]
+        off = abs(pool.mean() - weight.center) - 5 * spread / len(pool) ** 0.5
+        ratio = abs(pool.std() - spread) - 6 * spread / len(pool) ** 0.5
+        _hold(off <= 1e-6 and ratio <= 1e-6, f"{name} has mean {pool.mean():.4g} and spread {pool.std():.4g}, "
+              f"expected {weight.center:.4g} and {spread:.4g}")   # fmt: skip
+        if weight.start == "uniform":
+            worst = max(worst, float(np.abs(pool - weight.center).max() / weight.scale))
+    _hold(worst <= 1 + 1e-6, "a uniform start left its bounds")
+    return worst
+
+
+def refusals(case: Case, backend: str) -> float:
+    """A wrong channel count, rank, size or dtype is a ValueError or TypeError, never an answer."""
+    block, x = case.block(backend), case.inputs()
+    wrong = {
+        "channels": [np.concatenate([a, a], axis=1) for a in x],
+        "rank": [a.reshape(*a.shape[:2], -1)[:, :, 0] for a in x],
+        "space": [a[:, :, :0] for a in x],
+    }
+    for what, inputs in wrong.items():
+        _hold(_refuses(lambda inputs=inputs: adapter(backend).attention(block, inputs)), f"a wrong {what} was accepted")
+    return 0.0
+
+
+def outputs(case: Case, backend: str) -> float:
+    """Outputs and coefficients are the spec's, and a case's inputs are left as they were."""
+    block, x, w = case.block(backend), case.inputs(), case.weights()
+    got = adapter(backend).forward(block, x, training=False)
+    share = _off(case, "output", got, lambda x, w: case.spec(*x, weights=w))
+    return max(share, _off(case, "attention", adapter(backend).attention(block, x),
+                           lambda x, w: case.spec.attention(*x, weights=w)))   # fmt: skip
+
+
+def gradients(case: Case, backend: str) -> float:
+    """Gradients for inputs and weights are the spec's, along a random direction of each array."""
+    return _slopes(case, backend, training=False)
+
+
+def training(case: Case, backend: str) -> float:
+    """In training too; and after five steps of SGD the weights and running statistics are where the spec's go."""
+    share = _slopes(case, backend, training=True)
+    rate, steps, block = 2.0**-7, 5, case.block(backend)
+    adapter(backend).train(block, case.inputs(), case.cotangent(), steps, rate)
+    wanted, noise = descend(case, steps, rate)
+    for name, array in adapter(backend).read(block).items():
+        scale = np.abs(wanted[name]).max() + np.abs(wanted[name] - case.weights()[name]).max()
+        allowed = (TOLERANCE["training"] * _eps(case, backend) + 1e-7) * scale + noise
+        share = max(share, _within(name, array - wanted[name], allowed))
+    return share
+
+
+def specials(case: Case, backend: str) -> float:
+    """One NaN or infinity in the input reaches the same places as in the spec."""
+    block, w, at = case.block(backend), case.weights(), tuple(size // 2 for size in case.shapes[0])
+    for value in (np.nan, np.inf, -np.inf):
+        x = case.inputs()
+        x[0][at] = value
+        with np.errstate(all="ignore"):
+            wanted = case.spec(*x, weights=w)
+        got = adapter(backend).forward(block, x, training=False)
+        same = (np.isnan(got) == np.isnan(wanted)).all() and (np.isinf(got) == np.isinf(wanted)).all()
+        _hold(bool(same), f"{value} spreads to other places than in the spec")
+    return 0.0
+
+
+def files(case: Case, backend: str) -> float:
+    """A saved and loaded block holds the same numbers, to the bit."""
+    block = case.block(backend)
+    with tempfile.TemporaryDirectory() as folder:
+        portable.save(block, path := Path(folder) / "block.safetensors")
+        again = portable.load(path, backend=backend)
+    before, after = portable.weights(block), portable.weights(again)
+    _hold(before.keys() == after.keys() and all(np.array_equal(before[n], after[n]) for n in before), "a file lost bits")
+    _hold(again.spec == block.spec, f"expected {block.spec}, got {again.spec}")
+    return 0.0
+
+
+# ---- which cases each contract is held to ----------------------------------------------------------------------------
+
+
+def _plain(name: str, seed: int) -> Iterator[Case]:
+    yield draw(name, lambda values: values[0])
+
+
+def _wide(name: str, seed: int) -> Iterator[Case]:
+    yield replace(draw(name, lambda values: values[0]), channels=64)
+
+
+def _random(count: int, small: bool = False, dtypes: tuple[str, ...] = ("float64",)) -> Callable[[str, int], Iterator[Case]]:
+    def cases(name: str, seed: int) -> Iterator[Case]:
+        rng = np.random.default_rng(seed)
+        for i in range(count):
+            yield draw(name, lambda values: values[rng.integers(len(values))], dtype=dtypes[i % len(dtypes)], small=small)
+
+    return cases
+
+
+CONTRACTS: Final[dict[Contract, Callable[[str, int], Iterator[Case]]]] = {
+    signature: _plain,
+    options: _plain,
+    start: _wide,
+    refusals: _random(4),
+    outputs: _random(24, dtypes=tuple(EPS)),
+    gradients: _random(12, dtypes=("float64", "float32")),
+    training: _random(6, small=True, dtypes=("float64", "float32")),
+    specials: _random(6),
+    files: _random(4, dtypes=("float64", "float32", "float16")),
+}
+
+
+# ---- how errors are measured -----------------------------------------------------------------------------------------
+
+
+def _slopes(case: Case, backend: str, training: bool) -> float:
+    x, w, cotangent = case.inputs(), case.weights(), case.cotangent()
+    got = adapter(backend).run(case.block(backend), x, cotangent, training)
+    share = _off(case, "output", got.output, lambda x, w: case.spec(*x, weights=w, training=training))
+    found = dict(enumerate(got.input_gradients)) | dict(got.weight_gradients)
+    for (key, gradient), stream in zip(found.items(), range(10, 99), strict=False):
+        direction = case.rng(stream).normal(size=gradient.shape)
+        slope = derivative(case, key, direction, training)
+        if slope is None:   # a kink of relu or max lies within the difference
+            continue
+        value, error, moved = slope
+        size = np.abs(gradient * direction).sum()
+        allowed = TOLERANCE["gradient"] * _eps(case, backend) * (moved + size) + DIFFERENCE * size + 4 * error
+        share = max(share, _within(f"gradient of {key}", (gradient * direction).sum() - value, allowed))
+    return share
+
+
+def _off(case: Case, what: str, got: Array, spec: Callable[[list[Array], dict[str, Array]], Array]) -> float:
+    wanted, moved = condition(case, spec)
+    _hold(got.shape == wanted.shape, f"expected shape {wanted.shape}, got {got.shape}")
+    return _within(what, got - wanted, TOLERANCE[what] * _eps(case, backend="") * (moved + np.abs(wanted).max(initial=0)))
+
+
+def _eps(case: Case, backend: str) -> float:
+    return EPS[case.dtype]
+
+
+def _within(what: str, error: Any, allowed: Any) -> float:
+    """Largest |error| / allowed; raises AssertionError above 1."""
+    worst = float(np.abs(error).max(initial=0.0))
+    share = worst / allowed if allowed else (0.0 if worst == 0 else np.inf)
+    _hold(share <= 1, f"{what} is off by {worst:.3g}, allowed {float(allowed):.3g}")
+    return float(share)
+
+
+def _hold(ok: bool, message: str) -> None:
+    if not ok:
+        raise AssertionError(message)
+
+
+def _refuses(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except (TypeError, ValueError):
+        return True
+    return False
+
+
+def _others(case: Case, argument: str) -> Iterator[Spec]:
+    """The case's spec with each other value of one argument that it allows."""
+    for value in choices(type(case.spec)).get(argument, (case.channels + 1,)):
+        try:
+            yield type(case.spec)(**({"channels": case.channels} | dict(case.options) | {argument: value}))   # type: ignore[call-arg]
+        except ValueError:
+            continue
+
+
+def _differs(case: Case, other: Spec) -> bool:
+    if case.spec.weights != other.weights:
+        return True
+    x, w = case.inputs(), case.weights()
+    try:
+        return not np.array_equal(case.spec(*x, weights=w), other(*x, weights=w))
+    except ValueError:
+        return True

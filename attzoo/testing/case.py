@@ -1,0 +1,131 @@
+"""One example of the suite: a block's options, its inputs' shapes, and the numbers in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from .. import portable, registry
+from ..adapters import adapter
+from ..contract import Array, Spec, Weight
+
+Pick = Callable[[Sequence[Any]], Any]
+CHANNELS = (4, 1, 2, 3, 8, 17, 33)   # below and above the reduction, prime, odd and even
+SIZES = (4, 1, 2, 3, 5, 7)
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything that decides one example.
+
+    shapes: of each input, channels first. dtype: of the block and its inputs. channels_last: Keras's data format.
+    scale: standard deviation of the inputs. seed: of every number drawn.
+    """
+
+    name: str
+    channels: int
+    options: Mapping[str, Any]
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str = "float64"
+    channels_last: bool = True
+    scale: float = 1.0
+    seed: int = 0
+    spec: Spec = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        spec = registry.get(self.name, backend="numpy")(self.channels, **self.options)   # type: ignore[call-arg]
+        object.__setattr__(self, "spec", spec)
+
+    def rng(self, stream: int) -> np.random.Generator:
+        """A generator of its own for each use."""
+        return np.random.default_rng((self.seed, stream))
+
+    def inputs(self) -> list[Array]:
+        """Normal numbers, rounded to the case's dtype and held in float64."""
+        rng = self.rng(0)
+        return [rounded(self.scale * rng.normal(size=shape), self.dtype) for shape in self.shapes]
+
+    def weights(self) -> dict[str, Array]:
+        """Arrays far from any start, variances positive; rounded and held like the inputs."""
+        rng = self.rng(1)
+        return {name: rounded(_somewhere(weight, rng), self.dtype) for name, weight in self.spec.weights.items()}
+
+    def cotangent(self) -> Array:
+        """What the output is multiplied by before it is summed into a loss."""
+        return rounded(self.rng(2).normal(size=self.shapes[0]), self.dtype)
+
+    def block(self, backend: str) -> Any:
+        """The block in `backend`, holding the case's weights."""
+        config = self.spec.config()
+        if backend == "keras":
+            config["data_format"] = "channels_last" if self.channels_last else "channels_first"
+        block = adapter(backend).make(registry.get(self.name, backend=backend), config, self.dtype)
+        kind = "float32" if self.dtype == "bfloat16" else self.dtype
+        portable.load_weights(block, {name: array.astype(kind) for name, array in self.weights().items()})
+        return block
+
+
+def draw(name: str, pick: Pick, *, dtype: str = "float64", small: bool = False) -> Case:
+    """A case of block `name`, each of its parts chosen by `pick` from a sequence whose first item is the plainest.
+
+    Options come from the spec's CHOICES; `small` keeps the number of weights low and the batch at 2 or more.
+    """
+    cls = registry.get(name, backend="numpy")
+    channels = pick(CHANNELS[:4] if small else CHANNELS)
+    options = {option: pick(values[-2:] if small and option == "kernel_size" else values) for option, values in choices(cls).items()}
+    options = allowed(cls, channels, options)
+    spec = cls(channels, **options)   # type: ignore[call-arg]
+    rank = getattr(spec, "spatial_dims", None) or pick((2, 1, 3))
+    batch = pick((2, 3) if small else (2, 1, 3))
+    shapes = tuple((batch, c, *(pick(SIZES[:1] + SIZES[3:] if small else SIZES) for _ in range(rank))) for c in spec.inputs)
+    return Case(name, channels, options, fitted(spec, shapes), dtype, pick((True, False)), seed=pick(range(1000)))
+
+
+def choices(cls: type[Spec]) -> Mapping[str, Sequence[Any]]:
+    """What a spec's module offers to try for each argument but channels, the plainest value first."""
+    return dict(import_module(cls.__module__).CHOICES)
+
+
+def allowed(cls: type[Spec], channels: int, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, less those that contradict the ones before them."""
+    kept = {f.name: options.pop(f.name) for f in fields(cls) if f.name in options and f.default is MISSING}   # type: ignore[arg-type]
+    for option, value in options.items():
+        try:
+            cls(channels, **kept, **{option: value})   # type: ignore[call-arg]
+        except ValueError:
+            continue
+        kept[option] = value
+    return kept
+
+
+def fitted(spec: Spec, shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    """The shapes, grown along every spatial axis until the spec accepts them."""
+    for more in range(8):
+        grown = tuple((*shape[:2], *(size + more for size in shape[2:])) for shape in shapes)
+        try:
+            spec.accept(*grown)
+        except ValueError:
+            continue
+        return grown
+    raise ValueError(f"expected {spec} to accept inputs like {grown}")
+
+
+def rounded(array: Array, dtype: str) -> Array:
+    """The nearest numbers that dtype holds, in float64; ties to even."""
+    if dtype != "bfloat16":
+        return array.astype(dtype).astype(np.float64)
+    bits = array.astype(np.float32).view(np.uint32)
+    bits += 0x7FFF + (bits >> 16 & 1)
+    return (bits & 0xFFFF0000).view(np.float32).astype(np.float64)
+
+
+def _somewhere(weight: Weight, rng: np.random.Generator) -> Array:
+    if weight.center == 1:   # gains and variances
+        return rng.uniform(0.5, 2.0, size=weight.shape)
+    fan_in = np.prod(weight.shape[1:]) if len(weight.shape) > 1 else 1
+    return rng.normal(size=weight.shape) * (1.5 / fan_in**0.5)
