@@ -19,3 +19,23 @@ from cases import CASES
 def pytest_configure(config):
     for number, what in CASES.items():
         config.addinivalue_line("markers", f"case{number}: {what}")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="40 times the examples, anew each time; hours, not minutes")
+    parser.addoption("--few", action="store_true", help="a fifth of the examples, for Keras on its slower backends")
+
+
+def pytest_sessionstart(session):
+    from hypothesis import HealthCheck, Phase, settings
+
+    common = {
+        "deadline": None,
+        "suppress_health_check": [HealthCheck.too_slow, HealthCheck.differing_executors],
+        "phases": set(Phase) - {Phase.explain},   # minutes for a failure, and it seldom explains numbers
+    }
+    settings.register_profile("fast", max_examples=15, derandomize=True, database=None, **common)
+    settings.register_profile("few", max_examples=3, derandomize=True, database=None, **common)
+    settings.register_profile("thorough", max_examples=600, print_blob=True, **common)
+    option = session.config.getoption
+    settings.load_profile("thorough" if option("--thorough") else "few" if option("--few") else "fast")

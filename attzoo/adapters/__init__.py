@@ -32,6 +32,9 @@ class Adapter(Protocol):
     def dtype(self, block: Any) -> str:
         """The dtype of a block's weights, as NumPy spells it ("bfloat16" too)."""
 
+    def precision(self, dtype: str) -> str:
+        """The dtype that arithmetic of `dtype` is really carried out in."""
+
     def read(self, block: Any) -> dict[str, Array]:
         """Copies of a block's arrays by canonical name; bfloat16 comes as float32, which holds it exactly."""
 

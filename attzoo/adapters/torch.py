@@ -22,6 +22,10 @@ def dtype(block: Any) -> str:
     return str(_first(block).dtype).removeprefix("torch.")
 
 
+def precision(dtype: str) -> str:
+    return dtype
+
+
 def read(block: Any) -> dict[str, Array]:
     return {name: to_array(find(block, name)).reshape(w.shape) for name, w in block.spec.weights.items()}
 

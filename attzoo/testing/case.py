@@ -77,13 +77,19 @@ def draw(name: str, pick: Pick, *, dtype: str = "float64", small: bool = False) 
     """
     cls = registry.get(name, backend="numpy")
     channels = pick(CHANNELS[:4] if small else CHANNELS)
-    options = {option: pick(values[-2:] if small and option == "kernel_size" else values) for option, values in choices(cls).items()}
+    offered = {option: _few(option, values) if small else values for option, values in choices(cls).items()}
+    options = {option: pick(values) for option, values in offered.items()}
     options = allowed(cls, channels, options)
     spec = cls(channels, **options)   # type: ignore[call-arg]
     rank = getattr(spec, "spatial_dims", None) or pick((2, 1, 3))
     batch = pick((2, 3) if small else (2, 1, 3))
-    shapes = tuple((batch, c, *(pick(SIZES[:1] + SIZES[3:] if small else SIZES) for _ in range(rank))) for c in spec.inputs)
+    shapes = tuple((batch, c, *(pick((3, 2) if small else SIZES) for _ in range(rank))) for c in spec.inputs)
     return Case(name, channels, options, fitted(spec, shapes), dtype, pick((True, False)), seed=pick(range(1000)))
+
+
+def _few(option: str, values: Sequence[Any]) -> Sequence[Any]:
+    """Values that keep a block small: kernels at the end of the list, widths at its start."""
+    return values[-2:] if option == "kernel_size" else values if option == "spatial_dims" else values[:2]
 
 
 def choices(cls: type[Spec]) -> Mapping[str, Sequence[Any]]:

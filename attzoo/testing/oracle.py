@@ -70,29 +70,23 @@ def _slope(
     return fine + (fine - coarse) / 3, abs(fine - coarse) / 3 + 2.0**-52 * size / h, size
 
 
-def descend(case: Case, steps: int, rate: float) -> tuple[dict[str, Array], float]:
-    """Where plain SGD on the loss takes the spec's weights and running statistics, by differences in each weight.
+def descend(case: Case, steps: int, rate: float) -> dict[str, Array]:
+    """Where plain SGD takes the spec's weights and running statistics, by central differences in each weight."""
+    x, w, c, h = case.inputs(), case.weights(), case.cotangent(), 2.0**-17
 
-    Returns them, and what the differences may be off.
-    """
-    x, w, c, h, gap = case.inputs(), case.weights(), case.cotangent(), 2.0**-17, 0.0
-    trainable = [name for name, weight in case.spec.weights.items() if weight.trainable]
+    def loss(name: str, i: tuple[int, ...], value: float) -> float:
+        copies = {other: array.copy() for other, array in w.items()}
+        copies[name][i] = value
+        return float((c * case.spec(*x, weights=copies, training=True)).sum())
+
     for _ in range(steps):
-        gradient = {}
-        for name in trainable:
-            gradient[name] = np.zeros_like(w[name])
-            for i in np.ndindex(w[name].shape):
-                kept = w[name][i]
-                sides = []
-                for step in (h, -h, h / 2, -h / 2):
-                    w[name][i] = kept + step
-                    copies = {other: array.copy() for other, array in w.items()}
-                    sides.append(float((c * case.spec(*x, weights=copies, training=True)).sum()))
-                w[name][i] = kept
-                coarse, fine = (sides[0] - sides[1]) / (2 * h), (sides[2] - sides[3]) / h
-                gradient[name][i] = fine + (fine - coarse) / 3
-                gap = max(gap, abs(fine - coarse))
+        gradient = {
+            name: np.array([(loss(name, i, w[name][i] + h) - loss(name, i, w[name][i] - h)) / (2 * h)
+                            for i in np.ndindex(weight.shape)]).reshape(weight.shape)
+            for name, weight in case.spec.weights.items()
+            if weight.trainable
+        }   # fmt: skip
         case.spec(*x, weights=w, training=True)   # moves the running statistics
-        for name in trainable:
-            w[name] -= rate * gradient[name]
-    return w, steps * rate * gap
+        for name, slope in gradient.items():
+            w[name] -= rate * slope
+    return w

@@ -1,0 +1,23 @@
+"""What this process proves of Keras on TensorFlow, other processes prove of Keras on JAX and on torch.
+
+One backend lives in a process, so each of these runs the same test files in a fresh one.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("file", ["test_equivalence.py", "test_values.py", "test_ops.py", "test_keras.py"])
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.timeout(900)
+def test_keras_on(backend, file):
+    words = [sys.executable, "-m", "pytest", HERE / file, "-n0", "-q", "--few", "-k", "keras", "-p", "no:cacheprovider"]
+    done = subprocess.run(words, env=os.environ | {"KERAS_BACKEND": backend}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout.splitlines()[-1]

@@ -1,0 +1,87 @@
+"""The shared operations against other people's: torch's interpolate, and each other."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from attzoo.ops import keras as keras_ops
+from attzoo.ops import numpy as ops
+from attzoo.ops import torch as torch_ops
+from hypothesis import given
+from hypothesis import strategies as st
+
+sizes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=3)   # (old, new) per axis
+MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def image(pairs):
+    return np.random.default_rng(0).normal(size=(2, 3, *(old for old, _ in pairs)))
+
+
+def in_keras(x, size, *how):
+    """Through Keras, in channels first."""
+    y = keras_ops.resize(keras_ops.ops.convert_to_tensor(np.moveaxis(x, 1, -1)), size, *how)
+    return np.moveaxis(keras_ops.ops.convert_to_numpy(y), -1, 1)
+
+
+@given(sizes, st.booleans())
+def test_linear_is_torchs(pairs, align_corners):
+    x, size = image(pairs), tuple(new for _, new in pairs)
+    wanted = F.interpolate(torch.from_numpy(x), size, mode=MODES[len(size)], align_corners=align_corners).numpy()
+    for got in (ops.resize(x, size, "linear", align_corners), in_keras(x, size, "linear", align_corners),
+                torch_ops.resize(torch.from_numpy(x), size, "linear", align_corners).numpy()):   # fmt: skip
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
+
+
+@given(sizes)
+def test_nearest_is_torchs_nearest_exact(pairs):
+    x, size = image(pairs), tuple(new for _, new in pairs)
+    wanted = F.interpolate(torch.from_numpy(x), size, mode="nearest-exact").numpy()
+    for got in (ops.resize(x, size, "nearest", False), in_keras(x, size, "nearest", False),
+                torch_ops.resize(torch.from_numpy(x), size, "nearest", False).numpy()):   # fmt: skip
+        np.testing.assert_array_equal(got, wanted)
+
+
+@given(st.integers(1, 200), st.integers(1, 200))
+def test_nearest_in_exact_integers(old, new):
+    from fractions import Fraction
+    from math import floor
+
+    assert ops.nearest(old, new).tolist() == [floor((i + Fraction(1, 2)) * old / new) for i in range(new)]
+
+
+def test_the_same_size_is_the_same_array():
+    x = image([(4, 4), (3, 3)])
+    assert ops.resize(x, (4, 3), "linear", False) is x
+    tensor = torch.from_numpy(x)
+    assert torch_ops.resize(tensor, tensor.shape[2:], "linear", False) is tensor
+
+
+@pytest.mark.parametrize("z", [-1e4, -800.0, -30.0, 0.0, 30.0, 1e4])
+def test_sigmoid_neither_overflows_nor_loses_digits(z):
+    got = ops.sigmoid(np.array([z]))
+    np.testing.assert_allclose(got, torch.sigmoid(torch.tensor([z], dtype=torch.float64)).numpy(), rtol=1e-12)
+
+
+def test_batch_norm_is_torchs():
+    """Output, and running statistics after two batches; the running variance is the unbiased one."""
+    x, norm = np.random.default_rng(0).normal(size=(3, 4, 5)), torch.nn.BatchNorm1d(4).double()
+    weights = {"norm.weight": np.ones(4), "norm.bias": np.zeros(4), "norm.mean": np.zeros(4), "norm.var": np.ones(4)}
+    layer = keras_ops.BatchNorm(dtype="float64")
+    for _ in range(2):
+        wanted = norm(torch.from_numpy(x)).detach().numpy()
+        np.testing.assert_allclose(ops.batch_norm(x, weights, "norm", training=True), wanted, atol=1e-13)
+        got = keras_ops.ops.convert_to_numpy(layer(np.moveaxis(x, 1, -1), training=True))
+        np.testing.assert_allclose(np.moveaxis(got, -1, 1), wanted, atol=1e-13)
+    for name, buffer in (("mean", norm.running_mean), ("var", norm.running_var)):
+        np.testing.assert_allclose(weights[f"norm.{name}"], buffer.numpy(), rtol=1e-13)
+        np.testing.assert_allclose(keras_ops.ops.convert_to_numpy(getattr(layer, name).value), buffer.numpy(), rtol=1e-13)
+
+
+@pytest.mark.parametrize(("kernel", "shape"), [((3,), (6,)), ((5, 3), (4, 6)), ((3, 1, 5), (3, 4, 5))])
+def test_conv_same_is_torchs(kernel, shape):
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(2, 3, *shape)), rng.normal(size=(4, 3, *kernel))
+    conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(shape)]
+    wanted = conv(torch.from_numpy(x), torch.from_numpy(w), padding=tuple(k // 2 for k in kernel)).numpy()
+    np.testing.assert_allclose(ops.conv_same(x, w), wanted, atol=1e-13)
