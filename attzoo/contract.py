@@ -81,9 +81,14 @@ def part(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 @runtime_checkable
 class Spec(Protocol):
-    """What the rest of attzoo asks of a block's spec, a frozen dataclass whose fields are the block's arguments."""
+    """What the rest of attzoo asks of a block's spec, a frozen dataclass whose fields are the block's arguments.
 
-    channels: int
+    Blocks take one input or more, so the protocol leaves open how many.
+    """
+
+    @property
+    def channels(self) -> int:
+        """C, channels of the first input and of the output."""
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -96,17 +101,20 @@ class Spec(Protocol):
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild this very block, every None resolved."""
 
-    def accept(self, *shapes: Shape, channels_last: bool = False) -> None:
-        """Raise ValueError unless these are shapes of the block's inputs."""
+    def accept(self, *args: Any, **kwargs: Any) -> None:
+        """Called with (*shapes, channels_last=False): raise ValueError unless these are its inputs' shapes."""
 
-    def macs(self, *shapes: Sequence[int]) -> int:
-        """Multiply-adds of the linear maps for inputs of these shapes, channels first."""
+    def macs(self, *args: Any, **kwargs: Any) -> int:
+        """Called with (*shapes): multiply-adds of the linear maps for inputs of these shapes, channels first."""
 
-    def attention(self, *inputs: Array, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """The coefficients alone, before they multiply."""
+    def attention(self, *args: Any, **kwargs: Any) -> Array:
+        """Called with (*inputs, weights=..., training=False): the coefficients alone, before they multiply."""
 
-    def __call__(self, *inputs: Array, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """What the block computes, in the dtype of its inputs; in training, running statistics in `weights` move."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        """Called with (*inputs, weights=..., training=False): what the block computes, in the dtype of its inputs.
+
+        In training, running statistics in `weights` move.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,17 +195,21 @@ def settle(spec: Any, **values: Any) -> None:
         object.__setattr__(spec, name, value)
 
 
-def accept(shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool, least: Sequence[int] = ()) -> None:
+def accept(
+    shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool, least: Sequence[int] = ()
+) -> None:
     """Raise ValueError unless shape is (N, C, *S), or (N, *S, C), with every spatial size >= `least` (1 by default).
 
     spatial_dims None takes one to three spatial axes. A size of None is not known yet and passes.
     """
     count = len(shape) - 2
     space = tuple(shape)[1:-1] if channels_last else tuple(shape)[2:]
-    right = count == spatial_dims if spatial_dims else 1 <= count <= 3
-    if right and shape[-1 if channels_last else 1] in (channels, None):
-        if all(size is None or size >= low for size, low in zip(space, least or (1,) * count, strict=True)):
-            return
+    if (
+        (count == spatial_dims if spatial_dims else 1 <= count <= 3)
+        and shape[-1 if channels_last else 1] in (channels, None)
+        and all(size is None or size >= low for size, low in zip(space, least or (1,) * count, strict=True))
+    ):
+        return
     axes = f"{spatial_dims} spatial axes" if spatial_dims else "1 to 3 spatial axes"
     order = f"(N, *S, {channels})" if channels_last else f"(N, {channels}, *S)"
     sizes = f"at least {tuple(least)}" if any(low > 1 for low in least) else "at least 1 each"

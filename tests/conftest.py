@@ -22,7 +22,7 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--thorough", action="store_true", help="40 times the examples, anew each time; hours, not minutes")
+    parser.addoption("--thorough", action="store_true", help="40 times the examples, new ones each time")
     parser.addoption("--few", action="store_true", help="a fifth of the examples, for Keras on its slower backends")
 
 

@@ -1,8 +1,9 @@
 """Every hypothesis strategy of the suite."""
 
+from hypothesis import strategies as st
+
 import attzoo
 from attzoo.testing.case import EPS, draw
-from hypothesis import strategies as st
 
 NAMES = attzoo.names()
 

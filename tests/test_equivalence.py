@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from strategies import NAMES, cases
+
 from attzoo import convert, testing, weights
 from attzoo.adapters import adapter
 from attzoo.testing.case import Case
-from hypothesis import given
-from strategies import NAMES, cases
 
 BACKENDS = ("torch", "keras")
 EXACT = ("float64", "float32")   # the dtypes in which slopes mean something
@@ -93,16 +94,23 @@ def test_a_gate_with_a_coarse_volume_agrees_across_frameworks():
 # ---- the proof is itself put to the test: a body broken in one place must be found out -------------------------------
 
 
-BREAKS = {
-    "max_pool takes the mean": ("channel_attention", "max_pool", lambda ops: ops.avg_pool, "outputs"),
+def other_corners(ops):
+    real = ops.resize
+    return lambda x, size, how, align: real(x, size, how, how == "linear" and not align)
+
+
+def no_slope(ops):
+    real = ops.avg_pool
+    return lambda x: real(x).detach()
+
+
+BREAKS = {   # what is broken: block, function, its replacement, the contract that must notice
+    "the maximum is a mean": ("channel_attention", "max_pool", lambda ops: ops.avg_pool, "outputs"),
     "relu lets negatives through": ("se", "relu", lambda ops: lambda z: z, "outputs"),
-    "sigmoid is a hard one": ("eca", "sigmoid", lambda ops: ops.hard_sigmoid, "outputs"),
-    "resize aligns corners the wrong way": (
-        "attention_gate", "resize", lambda ops: lambda x, size, how, align, real=ops.resize: real(x, size, how, how == "linear" and not align),
-        "outputs",
-    ),
-    "the pool forgets its gradient": ("se", "avg_pool", lambda ops: lambda x, real=ops.avg_pool: real(x).detach(), "gradients"),
-}  # fmt: skip
+    "the sigmoid is a hard one": ("eca", "sigmoid", lambda ops: ops.hard_sigmoid, "outputs"),
+    "corners are aligned the other way": ("attention_gate", "resize", other_corners, "outputs"),
+    "the pool forgets its gradient": ("se", "avg_pool", no_slope, "gradients"),
+}
 
 
 @pytest.mark.parametrize("what", BREAKS)

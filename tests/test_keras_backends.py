@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 @pytest.mark.timeout(900)
 def test_keras_on(backend, file):
     words = [sys.executable, "-m", "pytest", HERE / file, "-n0", "-q", "--few", "-k", "keras", "-p", "no:cacheprovider"]
-    done = subprocess.run(words, env=os.environ | {"KERAS_BACKEND": backend}, capture_output=True, text=True, check=False)
+    env = os.environ | {"KERAS_BACKEND": backend}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout.splitlines()[-1]

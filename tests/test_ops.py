@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
 from attzoo.ops import keras as keras_ops
 from attzoo.ops import numpy as ops
 from attzoo.ops import torch as torch_ops
-from hypothesis import given
-from hypothesis import strategies as st
 
 sizes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=3)   # (old, new) per axis
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -60,7 +61,8 @@ def test_the_same_size_is_the_same_array():
 @pytest.mark.parametrize("z", [-1e4, -800.0, -30.0, 0.0, 30.0, 1e4])
 def test_sigmoid_neither_overflows_nor_loses_digits(z):
     got = ops.sigmoid(np.array([z]))
-    np.testing.assert_allclose(got, torch.sigmoid(torch.tensor([z], dtype=torch.float64)).numpy(), rtol=1e-12)
+    wanted = torch.sigmoid(torch.tensor([z], dtype=torch.float64)).numpy()
+    np.testing.assert_allclose(got, wanted, rtol=1e-12)
 
 
 def test_batch_norm_is_torchs():
@@ -75,7 +77,8 @@ def test_batch_norm_is_torchs():
         np.testing.assert_allclose(np.moveaxis(got, -1, 1), wanted, atol=1e-13)
     for name, buffer in (("mean", norm.running_mean), ("var", norm.running_var)):
         np.testing.assert_allclose(weights[f"norm.{name}"], buffer.numpy(), rtol=1e-13)
-        np.testing.assert_allclose(keras_ops.ops.convert_to_numpy(getattr(layer, name).value), buffer.numpy(), rtol=1e-13)
+        got = keras_ops.ops.convert_to_numpy(getattr(layer, name).value)
+        np.testing.assert_allclose(got, buffer.numpy(), rtol=1e-13)
 
 
 @pytest.mark.parametrize(("kernel", "shape"), [((3,), (6,)), ((5, 3), (4, 6)), ((3, 1, 5), (3, 4, 5))])

@@ -60,7 +60,7 @@ def adapter(backend: str) -> Adapter:
 
 
 def backend_of(block: Any) -> str:
-    """ "keras" or "torch". Raises TypeError for what is no block of either.
+    """The backend of a block, "keras" or "torch". Raises TypeError for what is no block of either.
 
     Asked of modules that are loaded already: a block cannot exist without its framework. Keras goes first, for
     its layers are torch modules too where it runs on torch.

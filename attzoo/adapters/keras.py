@@ -119,8 +119,8 @@ def _gradients(block: Any, inputs: list[Any], cotangent: Any, training: bool) ->
 def _built(block: Any) -> Any:
     if not block.built:
         space = (None,) * getattr(block.spec, "spatial_dims", 2)
-        order = (lambda c: (None, c, *space)) if block.data_format == "channels_first" else (lambda c: (None, *space, c))
-        block.build(*(order(channels) for channels in block.spec.inputs))
+        first = block.data_format == "channels_first"
+        block.build(*((None, c, *space) if first else (None, *space, c) for c in block.spec.inputs))
     return block
 
 

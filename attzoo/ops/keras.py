@@ -7,7 +7,7 @@ loaded before triton (tensorflow#124205), so triton goes first wherever it is in
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +15,7 @@ if "tensorflow" not in sys.modules:
     with suppress(ImportError):
         import triton  # noqa: F401
 
-import keras
+import keras as keras
 from keras import ops
 
 from ..contract import Spec, Weight, require
@@ -142,7 +142,7 @@ class BatchNorm(keras.layers.Layer):
         return ops.cast((z - center) * (weight * ops.rsqrt(var + EPSILON)) + bias, x.dtype)
 
     def unbiased(self, x: Any) -> Any:
-        """n / (n - 1) for the n values of each channel."""
+        """N / (n - 1) for the n values of each channel."""
         if all(size is not None for size in x.shape):
             n = x.shape[0]
             for size in x.shape[1:-1]:
@@ -242,7 +242,7 @@ def hard_sigmoid(z: Any) -> Any:
     return ops.relu6(z + 3) / 6
 
 
-GATES = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
+GATES: dict[str, Callable[[Any], Any]] = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
 
 
 def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool) -> Any:

@@ -15,12 +15,12 @@ MOMENTUM = 0.1   # weight of the newest batch in the running statistics
 
 def avg_pool(x: Array) -> Array:
     """Mean over space: (N, C, *S) -> (N, C)."""
-    return x.mean(axis=tuple(range(2, x.ndim)))
+    return np.asarray(x.mean(axis=tuple(range(2, x.ndim))))
 
 
 def max_pool(x: Array) -> Array:
     """Maximum over space: (N, C, *S) -> (N, C)."""
-    return x.max(axis=tuple(range(2, x.ndim)))
+    return np.asarray(x.max(axis=tuple(range(2, x.ndim))))
 
 
 def expand(s: Array, x: Array) -> Array:
@@ -103,7 +103,7 @@ def batch_norm(x: Array, weights: Mapping[str, Array], name: str, training: bool
         var += MOMENTUM * (spread * n / (n - 1) - var)
         mean, var = now, spread
     scale = weight / np.sqrt(var + EPSILON)
-    return (x - mean.reshape(shape)) * scale.reshape(shape) + bias.reshape(shape)
+    return np.asarray((x - mean.reshape(shape)) * scale.reshape(shape) + bias.reshape(shape))
 
 
 def resize(x: Array, size: Sequence[int], interpolation: str, align_corners: bool) -> Array:
@@ -118,8 +118,8 @@ def resize(x: Array, size: Sequence[int], interpolation: str, align_corners: boo
         if interpolation == "nearest":
             x = x.take(nearest(old, new), axis)
         else:
-            low, high, fraction = (tap.astype(x.dtype) if tap.dtype == float else tap for tap in taps(old, new, align_corners))
-            fraction = fraction.reshape(-1, *(1,) * (x.ndim - 1 - axis))
+            low, high, fraction = taps(old, new, align_corners)
+            fraction = fraction.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1 - axis))
             x = x.take(low, axis) * (1 - fraction) + x.take(high, axis) * fraction
     return x
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,15 @@ from ..contract import Spec, Weight, require
 
 require("torch", torch.__version__, "2.6")   # before it, torch.load could be made to run code
 
-CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}   # torch's defaults are the spec's rule
+CONV: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+# torch's defaults are the spec's rule
+BATCH_NORM: dict[int, Callable[..., nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class Block(nn.Module):
     """What every body has: its spec, the spec's start, refusal of wrong inputs, and y = x * attention(x)."""
+
+    attention: Callable[..., Tensor]
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
@@ -89,7 +92,7 @@ def hard_sigmoid(z: Tensor) -> Tensor:
     return F.relu6(z + 3) / 6
 
 
-GATES = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
 
 
 def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bool) -> Tensor:
@@ -98,7 +101,8 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
     Resampling to the same size changes nothing, so it is skipped, but never in a graph that will meet other sizes.
     Neither form throws in deterministic mode on CUDA (torch's 1-D linear would: it goes through the 2-D one).
     """
-    if x.shape[2:] == size and not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
+    general = torch.compiler.is_exporting() or torch.jit.is_tracing()   # type: ignore[attr-defined]
+    if x.shape[2:] == size and not general:
         return x
     if interpolation == "nearest":
         for axis, new in enumerate(size, start=2):

@@ -13,6 +13,7 @@ import inspect
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ import numpy as np
 from .. import portable, registry
 from ..adapters import adapter
 from ..contract import Array, Spec
-from .case import EPS, Case, choices, draw
+from .case import EPS, Case, at_random, choices, draw, plainest
 from .oracle import condition, derivative, descend
 
 # What a body may be off, as a multiple of eps(dtype) * condition: eps is the dtype's spacing at 1, and the condition
@@ -47,6 +48,7 @@ class Finding:
 
 
 Contract = Callable[[Case, str], float]
+Meaning = Callable[[list[Array], dict[str, Array]], Array]
 
 
 def check_block(
@@ -82,16 +84,18 @@ def signature(case: Case, backend: str) -> float:
     body = inspect.signature(registry.get(case.name, backend=backend).__init__).parameters
     wanted = inspect.signature(type(case.spec).__init__).parameters
     arguments = [(n, p.default) for n, p in body.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    _hold(arguments == [(n, p.default) for n, p in wanted.items()], f"expected arguments {list(wanted)}, got {arguments}")
+    expected = [(n, p.default) for n, p in wanted.items()]
+    _hold(arguments == expected, f"expected arguments {expected}, got {arguments}")
     return 0.0
 
 
 def options(case: Case, backend: str) -> float:
     """No argument lies: in some case, changing it alone changes the weights, the output, or what is accepted."""
     rng = np.random.default_rng(case.seed)
-    cases = [case, *(draw(case.name, lambda values: values[rng.integers(len(values))]) for _ in range(24))]
+    cases = [case, *(draw(case.name, at_random(rng)) for _ in range(24))]
     for argument in fields(case.spec):   # type: ignore[arg-type]
-        _hold(any(_differs(c, other) for c in cases for other in _others(c, argument.name)), f"{argument.name} changes nothing")
+        honest = any(_differs(c, other) for c in cases for other in _others(c, argument.name))
+        _hold(honest, f"{argument.name} changes nothing")
     return 0.0
 
 
@@ -122,13 +126,13 @@ def refusals(case: Case, backend: str) -> float:
         "space": [a[:, :, :0] for a in x],
     }
     for what, inputs in wrong.items():
-        _hold(_refuses(lambda inputs=inputs: adapter(backend).attention(block, inputs)), f"a wrong {what} was accepted")
+        _hold(_refuses(partial(adapter(backend).attention, block, inputs)), f"a wrong {what} was accepted")
     return 0.0
 
 
 def outputs(case: Case, backend: str) -> float:
-    """Outputs and coefficients are the spec's, and a case's inputs are left as they were."""
-    block, x, w = case.block(backend), case.inputs(), case.weights()
+    """Outputs and coefficients are the spec's."""
+    block, x = case.block(backend), case.inputs()
     got = adapter(backend).forward(block, x, training=False)
     share = _off(case, backend, "output", got, lambda x, w: case.spec(*x, weights=w))
     return max(share, _off(case, backend, "attention", adapter(backend).attention(block, x),
@@ -174,7 +178,8 @@ def files(case: Case, backend: str) -> float:
         portable.save(block, path := Path(folder) / "block.safetensors")
         again = portable.load(path, backend=backend)
     before, after = portable.weights(block), portable.weights(again)
-    _hold(before.keys() == after.keys() and all(np.array_equal(before[n], after[n]) for n in before), "a file lost bits")
+    same = before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
+    _hold(same, "a file lost bits")
     _hold(again.spec == block.spec, f"expected {block.spec}, got {again.spec}")
     return 0.0
 
@@ -183,23 +188,26 @@ def files(case: Case, backend: str) -> float:
 
 
 def _plain(name: str, seed: int) -> Iterator[Case]:
-    yield draw(name, lambda values: values[0])
+    yield draw(name, plainest)
 
 
 def _wide(name: str, seed: int) -> Iterator[Case]:
-    yield replace(draw(name, lambda values: values[0]), channels=64)
+    yield replace(draw(name, plainest), channels=64)
 
 
-def _random(count: int, small: bool = False, dtypes: tuple[str, ...] = ("float64",)) -> Callable[[str, int], Iterator[Case]]:
+Cases = Callable[[str, int], Iterator[Case]]
+
+
+def _random(count: int, small: bool = False, dtypes: tuple[str, ...] = ("float64",)) -> Cases:
     def cases(name: str, seed: int) -> Iterator[Case]:
         rng = np.random.default_rng(seed)
         for i in range(count):
-            yield draw(name, lambda values: values[rng.integers(len(values))], dtype=dtypes[i % len(dtypes)], small=small)
+            yield draw(name, at_random(rng), dtype=dtypes[i % len(dtypes)], small=small)
 
     return cases
 
 
-CONTRACTS: Final[dict[Contract, Callable[[str, int], Iterator[Case]]]] = {
+CONTRACTS: Final[dict[Contract, Cases]] = {
     signature: _plain,
     options: _plain,
     start: _wide,
@@ -216,7 +224,7 @@ CONTRACTS: Final[dict[Contract, Callable[[str, int], Iterator[Case]]]] = {
 
 
 def _slopes(case: Case, backend: str, training: bool) -> float:
-    x, w, cotangent = case.inputs(), case.weights(), case.cotangent()
+    x, cotangent = case.inputs(), case.cotangent()
     got = adapter(backend).run(case.block(backend), x, cotangent, training)
     share = _off(case, backend, "output", got.output, lambda x, w: case.spec(*x, weights=w, training=training))
     found = dict(enumerate(got.input_gradients)) | dict(got.weight_gradients)
@@ -232,10 +240,11 @@ def _slopes(case: Case, backend: str, training: bool) -> float:
     return share
 
 
-def _off(case: Case, backend: str, what: str, got: Array, spec: Callable[[list[Array], dict[str, Array]], Array]) -> float:
+def _off(case: Case, backend: str, what: str, got: Array, spec: Meaning) -> float:
     wanted, moved = condition(case, spec)
     _hold(got.shape == wanted.shape, f"expected shape {wanted.shape}, got {got.shape}")
-    return _within(what, got - wanted, TOLERANCE[what] * _eps(case, backend) * (moved + np.abs(wanted).max(initial=0)))
+    allowed = TOLERANCE[what] * _eps(case, backend) * (moved + np.abs(wanted).max(initial=0))
+    return _within(what, got - wanted, allowed)
 
 
 def _eps(case: Case, backend: str) -> float:
@@ -267,7 +276,7 @@ def _others(case: Case, argument: str) -> Iterator[Spec]:
     """The case's spec with each other value of one argument that it allows."""
     for value in choices(type(case.spec)).get(argument, (case.channels + 1,)):
         try:
-            yield type(case.spec)(**({"channels": case.channels} | dict(case.options) | {argument: value}))   # type: ignore[call-arg]
+            yield type(case.spec)(**({"channels": case.channels} | dict(case.options) | {argument: value}))
         except ValueError:
             continue
 

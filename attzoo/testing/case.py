@@ -70,6 +70,16 @@ class Case:
         return block
 
 
+def plainest(values: Sequence[Any]) -> Any:
+    """A pick: the first value."""
+    return values[0]
+
+
+def at_random(rng: np.random.Generator) -> Pick:
+    """A pick: any value."""
+    return lambda values: values[int(rng.integers(len(values)))]
+
+
 def draw(name: str, pick: Pick, *, dtype: str = "float64", small: bool = False) -> Case:
     """A case of block `name`, each of its parts chosen by `pick` from a sequence whose first item is the plainest.
 

@@ -17,11 +17,12 @@ def condition(case: Case, spec: Callable[[list[Array], dict[str, Array]], Array]
 
     An algorithm whose answer is the exact one for slightly other data is off by about that times its rounding.
     """
-    wanted, rng, moved = spec(case.inputs(), case.weights()), case.rng(3), 0.0
+    x, w, rng, moved = case.inputs(), case.weights(), case.rng(3), 0.0
+    wanted = spec(x, w)
     for _ in range(4):
-        x = [a * (1 + NUDGE * rng.choice((-1, 1), size=a.shape)) for a in case.inputs()]
-        w = {name: a * (1 + NUDGE * rng.choice((-1, 1), size=a.shape)) for name, a in case.weights().items()}
-        moved = max(moved, float(np.abs(spec(x, w) - wanted).max(initial=0.0)) / NUDGE)
+        moved_x = _nudged(x, rng, NUDGE)
+        moved_w = dict(zip(w, _nudged(list(w.values()), rng, NUDGE), strict=True))
+        moved = max(moved, float(np.abs(spec(moved_x, moved_w) - wanted).max(initial=0.0)) / NUDGE)
     return wanted, moved
 
 
@@ -74,14 +75,14 @@ def descend(case: Case, steps: int, rate: float) -> dict[str, Array]:
     """Where plain SGD takes the spec's weights and running statistics, by central differences in each weight."""
     x, w, c, h = case.inputs(), case.weights(), case.cotangent(), 2.0**-17
 
-    def loss(name: str, i: tuple[int, ...], value: float) -> float:
+    def loss(name: str, i: tuple[int, ...], step: float) -> float:
         copies = {other: array.copy() for other, array in w.items()}
-        copies[name][i] = value
+        copies[name][i] += step
         return float((c * case.spec(*x, weights=copies, training=True)).sum())
 
     for _ in range(steps):
         gradient = {
-            name: np.array([(loss(name, i, w[name][i] + h) - loss(name, i, w[name][i] - h)) / (2 * h)
+            name: np.array([(loss(name, i, h) - loss(name, i, -h)) / (2 * h)
                             for i in np.ndindex(weight.shape)]).reshape(weight.shape)
             for name, weight in case.spec.weights.items()
             if weight.trainable

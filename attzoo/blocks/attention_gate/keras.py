@@ -59,6 +59,6 @@ class AttentionGate(ops.Block):
         q = self.psi_norm(self.psi(h), training=training)
         return ops.from_last(ops.resize(ops.sigmoid(q), ops.sizes(x), *how), self.channels_last)
 
-    def call(self, x: Any, g: Any, training: bool | None = None) -> Any:
+    def call(self, x: Any, g: Any, training: bool | None = None) -> Any:   # type: ignore[override]
         y = ops.to_last(x * self.attention(x, g, training=training), self.channels_last)
         return ops.from_last(self.output_norm(self.output_(y), training=training), self.channels_last)

@@ -50,6 +50,6 @@ class AttentionGate(ops.Block):
         q = self.psi_norm(self.psi(h))
         return ops.resize(ops.sigmoid(q), x.shape[2:], *how)
 
-    def forward(self, x: Tensor, g: Tensor) -> Tensor:
+    def forward(self, x: Tensor, g: Tensor) -> Tensor:   # type: ignore[override]
         y = x * self.attention(x, g)
         return self.output_norm(self.output(y))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...ops import torch as ops
 from . import spec
@@ -22,7 +22,7 @@ class ECA(ops.Block):
         padding: str = "zeros",
     ) -> None:
         super().__init__(it := spec.ECA(channels, kernel_size, gamma, b, padding))
-        self.conv = nn.Conv1d(1, 1, it.k, padding=it.k // 2, padding_mode=it.padding, bias=False)
+        self.conv = ops.CONV[1](1, 1, it.k, padding=it.k // 2, padding_mode=it.padding, bias=False)
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:
