@@ -13,11 +13,16 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("file", ["test_equivalence.py", "test_values.py", "test_ops.py", "test_keras.py"])
+VALUES = "keras and (ties or one_value or float16 or gating or empty or specials)"
+FILES = {"test_equivalence.py": "keras", "test_values.py": VALUES, "test_ops.py": "", "test_keras.py": ""}   # and -k
+
+
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 @pytest.mark.timeout(900)
 def test_keras_on(backend, file):
-    words = [sys.executable, "-m", "pytest", HERE / file, "-n0", "-q", "--few", "-k", "keras", "-p", "no:cacheprovider"]
+    words = [sys.executable, "-m", "pytest", HERE / file, "-k", FILES[file]]
+    words += ["-n0", "-q", "--few", "-p", "no:cacheprovider"]
     env = os.environ | {"KERAS_BACKEND": backend}
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -28,8 +28,9 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
 class ECA:
     """channels: C >= 1, channels of the input.
 
-    kernel_size: odd k >= 1, in channels; None means `adaptive_kernel_size`.
-    gamma, b: slope and offset of that rule, dimensionless; gamma != 0.
+    kernel_size: odd k >= 1, in channels; None means the odd integer nearest to |(log2(C) + b) / gamma|, ties upwards.
+    gamma: slope of that rule, dimensionless, not 0.
+    b: offset of that rule, dimensionless.
     padding: what the kernel sees past the first and last channel, "zeros" or, "circular", the other end.
     Raises TypeError or ValueError when a value is outside these bounds.
     """

@@ -1,0 +1,317 @@
+"""A block's card: what it computes, when to use it, where it is published, what it holds and what it costs.
+
+Drawn from the block's own docstrings and spec, so that a third party's block has one too. Imports no framework.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from importlib import import_module
+from importlib.util import find_spec
+from inspect import cleandoc, signature
+from shutil import get_terminal_size
+from textwrap import dedent, fill
+from typing import Any, Final
+
+from . import registry
+from .contract import Spec, Variant, Weight
+
+CHANNELS: Final = 64   # where weights and costs are stated, unless told
+PIXELS: Final = 56     # the same, along every spatial axis
+LINKS: Final = {
+    r"\barXiv:(\d{4}\.\d{4,5}(?:v\d+)?)": r"[\g<0>](https://arxiv.org/abs/\1)",
+    r"\b([\w.-]+/[\w.-]+)@([0-9a-f]{7,40})\b": r"[\g<0>](https://github.com/\1/tree/\2)",
+    r"^(Source|Where we differ):": r"**\1:**",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of a block: what its spec says about it, and its default unless it is required."""
+
+    name: str
+    about: str
+    required: bool
+    default: Any = None
+
+    def __str__(self) -> str:
+        return self.name if self.required else f"{self.name}={self.default!r}"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What there is to know about a block; `print` it, or take its `markdown()`.
+
+    text: the docstring of its package. backends: those it has a body for. spec: its class for backend "numpy".
+    """
+
+    name: str
+    text: str
+    aliases: tuple[str, ...]
+    backends: tuple[str, ...]
+    spec: type[Spec]
+    arguments: tuple[Argument, ...]
+    variants: Mapping[str, Variant]
+
+    @property
+    def title(self) -> str:
+        """The block's full name: its text up to the first colon."""
+        return _sentence(self.text).partition(": ")[0].rstrip(".") or self.name
+
+    @property
+    def summary(self) -> str:
+        """What it does: the rest of that sentence."""
+        sentence = _sentence(self.text)
+        return sentence.partition(": ")[2] or sentence
+
+    @property
+    def shapes(self) -> tuple[str, str]:
+        """Inputs -> output and inputs -> coefficients, channels first, as the spec's docstrings state them."""
+        calls = (self.spec.__call__, self.spec.attention)
+        output, coefficients = (_sentence(cleandoc(call.__doc__ or "")).rstrip(".") for call in calls)
+        return output, coefficients
+
+    @property
+    def unknown(self) -> list[str]:
+        """Required arguments that nothing can be assumed for: without them there are no weights to state."""
+        return [a.name for a in self.arguments if a.required and not a.name.endswith("channels")]
+
+    def build(self, channels: int = CHANNELS, **arguments: Any) -> Spec:
+        """The spec for these arguments; the channels of further inputs are `channels` too, unless given."""
+        return self.spec(channels, **(self._assumed(channels) | arguments))   # type: ignore[call-arg]
+
+    def weights(self, channels: int = CHANNELS, **arguments: Any) -> dict[str, Weight]:
+        """Every array of the block, by canonical name."""
+        return self.build(channels, **arguments).weights
+
+    def parameters(self, channels: int = CHANNELS, **arguments: Any) -> int:
+        """How many numbers training moves."""
+        return sum(w.size for w in self.weights(channels, **arguments).values() if w.trainable)
+
+    def macs(self, channels: int = CHANNELS, **arguments: Any) -> int:
+        """Multiply-adds for one sample, every input PIXELS wide along two axes, or along as many as the block takes."""
+        spec = self.build(channels, **arguments)
+        return spec.macs(*((1, c, *(PIXELS,) * _rank(spec)) for c in spec.inputs))
+
+    def settings(self, variant: str, channels: int = CHANNELS) -> dict[str, Any]:
+        """The arguments that a variant sets; those that it derives, as they come out at `channels`."""
+        chosen = self.variants[variant]
+        assumed = {k: v for k, v in self._assumed(channels).items() if k not in chosen.arguments}
+        config = registry.create(self.name, channels, backend="numpy", variant=variant, **assumed).config()
+        return dict(chosen.arguments) | {name: config[name] for name in chosen.rules}
+
+    def usage(self, channels: int = CHANNELS) -> str:
+        """The call that makes one."""
+        arguments = [str(channels), *(f"{name}={value}" for name, value in self._assumed(channels).items())]
+        arguments += [f"{name}=..." for name in self.unknown]
+        return f'attzoo.create("{self.name}", {", ".join(arguments)}, backend="{(*self.backends, "numpy")[0]}")'
+
+    def plain(self, channels: int = CHANNELS, width: int = 80) -> str:
+        """The card as plain text."""
+        return "\n\n".join(_plain(self, channels, width))
+
+    def markdown(self, channels: int = CHANNELS) -> str:
+        """The card as a page of GitHub's Markdown."""
+        return "\n\n".join(_markdown(self, channels)) + "\n"
+
+    def _assumed(self, channels: int) -> dict[str, int]:
+        return {a.name: channels for a in self.arguments[1:] if a.required and a.name.endswith("channels")}
+
+    def _repr_markdown_(self) -> str:   # notebooks call this
+        return self.markdown()
+
+    def __str__(self) -> str:
+        return self.plain(width=min(100, get_terminal_size().columns))
+
+
+def info(name: str) -> Card:
+    """The card of block `name`. Raises as `get` does for backend "numpy"."""
+    spec, package = registry.get(name, backend="numpy"), registry.locate(name).partition(":")[0]
+    name = registry.ALIASES.get(name, name)
+    about = _documented(cleandoc(spec.__doc__ or ""))
+    return Card(
+        name=name,
+        text=cleandoc(import_module(package).__doc__ or ""),
+        aliases=tuple(alias for alias, of in registry.ALIASES.items() if of == name),
+        backends=tuple(b for b, file in registry.BACKENDS.items() if b != "numpy" and find_spec(f"{package}.{file}")),
+        spec=spec,
+        arguments=tuple(
+            Argument(f.name, about.get(f.name, ""), *((True,) if f.default is MISSING else (False, f.default)))
+            for f in fields(spec)   # type: ignore[arg-type]
+        ),
+        variants=registry.variants(name),
+    )
+
+
+# ---- what a card is read from ----------------------------------------------------------------------
+
+
+def _sentence(text: str) -> str:
+    return text.partition("\n\n")[0].replace("\n", " ").partition(". ")[0]
+
+
+def _documented(text: str) -> dict[str, str]:
+    """Argument -> its lines in a spec's docstring, which read "name: ..." or, for several alike, "name, name: ..."."""
+    about: dict[str, str] = {}
+    names: list[str] = []
+    for line in text.splitlines():
+        if entry := re.fullmatch(r"(\w+(?:, \w+)*): (.+)", line):
+            names = entry[1].split(", ")
+            about |= dict.fromkeys(names, entry[2])
+        elif not line.strip() or line.startswith("Raises"):
+            names = []
+        else:
+            about |= {name: f"{about[name]} {line.strip()}" for name in names}
+    return about
+
+
+def _rank(spec: Spec) -> int:
+    return getattr(spec, "spatial_dims", 2)
+
+
+def _start(weight: Weight) -> str:
+    """How an array starts, in words."""
+    if not weight.trainable:
+        return f"{weight.center:.4g}, not trained"
+    if weight.start == "uniform":
+        return f"uniform({weight.center - weight.scale:.4g}, {weight.center + weight.scale:.4g})"
+    return f"normal({weight.center:.4g}, {weight.scale:.4g})" if weight.start == "normal" else f"{weight.center:.4g}"
+
+
+# ---- how it is told --------------------------------------------------------------------------------
+
+
+def _plain(card: Card, channels: int, width: int) -> Iterator[str]:
+    """The card's paragraphs, no wider than `width` where no table is."""
+    for paragraph in card.text.split("\n\n"):
+        yield _formula(paragraph, width) if paragraph.startswith(" ") else _filled(paragraph, width)
+    facts = [("name", ", ".join((card.name, *card.aliases))), ("made by", card.usage(channels))]
+    facts += [("shapes", card.shapes[0]), ("in Keras", f"{_channels_last(card.shapes[0])}, or as above by data_format")]
+    yield _columns([*facts, ("attention", card.shapes[1])], width)
+    yield "Arguments\n" + _columns([(str(a), a.about) for a in card.arguments], width, "  ")
+    if card.variants:
+        variants = [(name, f"{settings}\n{source}") for name, settings, source in _variants(card, channels)]
+        yield "Variants\n" + _columns(variants, width, "  ")
+    if card.unknown:
+        yield _filled(_unknown(card), width)
+    else:
+        yield f"Weights at {channels} channels\n" + _columns(list(_weights(card, channels)), width, "  ")
+        yield _filled(_cost(card, channels), width)
+
+
+def _markdown(card: Card, channels: int) -> Iterator[str]:
+    """The card's paragraphs, as Markdown."""
+    yield f"# {card.name}"
+    for paragraph in card.text.split("\n\n"):
+        yield f"```text\n{dedent(paragraph)}\n```" if paragraph.startswith(" ") else _linked(paragraph)
+    if card.aliases:
+        yield f"Also called {', '.join(f'`{alias}`' for alias in card.aliases)}."
+    yield f"```python\n{_example(card, channels)}\n```"
+    yield "## Shapes"
+    calls = zip(("`block(...)`", "`block.attention(...)`"), card.shapes, strict=True)
+    rows = [(call, f"`{shapes}`", f"`{_channels_last(shapes)}`") for call, shapes in calls]
+    yield _table(("", "channels first (PyTorch, NumPy, Keras)", "channels last (Keras)"), rows)
+    yield "## Arguments"
+    rows = [(f"`{a.name}`", "required" if a.required else f"`{a.default!r}`", a.about) for a in card.arguments]
+    yield _table(("argument", "default", "meaning"), rows)
+    if card.variants:
+        yield "## Variants"
+        rows = [(f"`{name}`", f"`{settings}`", _linked(source)) for name, settings, source in _variants(card, channels)]
+        yield _table(("variant", f"sets, at {channels} channels", "source"), rows)
+    yield f"## Weights at {channels} channels"
+    if card.unknown:
+        yield _unknown(card)
+    else:
+        yield _table(("name", "shape", "start"), [(f"`{name}`", *rest) for name, *rest in _weights(card, channels)])
+        yield _cost(card, channels)
+
+
+def _example(card: Card, channels: int) -> str:
+    """Lines of Python that make the block and, where there is a torch body, call it."""
+    lines = ["import attzoo", "", f"block = {card.usage(channels)}"]
+    if "keras" in card.backends[1:]:
+        lines[-1] += '   # or backend="keras"'
+    if card.unknown or card.backends[:1] != ("torch",):
+        return "\n".join(lines)
+    spec = card.build(channels)
+    inputs = list(signature(spec).parameters)[: len(spec.inputs)]
+    for name, c in zip(inputs, spec.inputs, strict=True):
+        lines.append(f"{name} = torch.randn({', '.join(map(str, (2, c, *(14,) * _rank(spec))))})")
+    call = f"({', '.join(inputs)})"
+    return "\n".join(["import torch", *lines, f"y, a = block{call}, block.attention{call}"])
+
+
+def _channels_last(shapes: str) -> str:
+    return re.sub(r"\(N, (\w+), ([^)]+)\)", r"(N, \2, \1)", shapes)
+
+
+def _variants(card: Card, channels: int) -> Iterator[tuple[str, str, str]]:
+    """(name, arguments, source and rules) of each."""
+    for name, variant in card.variants.items():
+        settings = dict(variant.arguments) if card.unknown else card.settings(name, channels)
+        told = ", ".join(f"{k}={v!r}" + " by its rule" * (k in variant.rules) for k, v in settings.items())
+        rules = [f"; {k}: {_sentence(cleandoc(rule.__doc__))}" for k, rule in variant.rules.items() if rule.__doc__]
+        yield name, told or "the defaults", variant.source + "".join(rules).removesuffix(".")
+
+
+def _weights(card: Card, channels: int) -> Iterator[tuple[str, str, str]]:
+    """(name, shape, start) of each."""
+    for name, weight in card.weights(channels).items():
+        yield name, str(weight.shape), _start(weight)
+
+
+def _cost(card: Card, channels: int) -> str:
+    spec = card.build(channels)
+    size = " x ".join(map(str, (channels, *(PIXELS,) * _rank(spec))))
+    each = "an input" if len(spec.inputs) == 1 else f"{len(spec.inputs)} inputs, each"
+    macs = f"{card.macs(channels):,} multiply-adds (MACs) for {each} of {size}"
+    return f"{card.parameters(channels):,} parameters to train; {macs}."
+
+
+def _unknown(card: Card) -> str:
+    return f"What it holds and costs depends on {', '.join(card.unknown)}: ask the card's weights(channels, ...)."
+
+
+def _formula(paragraph: str, width: int) -> str:
+    """Indented lines as they stand, but for the remark at the end of one that is too wide: it gets its own line."""
+    return "\n".join(
+        line if len(line) <= width else re.sub(r"(\S) {4,}(?=\S)", r"\1\n        ", line, count=1)
+        for line in paragraph.splitlines()
+    )
+
+
+def _columns(rows: Sequence[Sequence[str]], width: int, margin: str = "") -> str:
+    """Rows whose columns begin at the same place; the last one is wrapped."""
+    wide = [max(map(len, column)) + 2 for column in list(zip(*rows, strict=True))[:-1]]
+    lines = []
+    for *cells, last in rows:
+        head = margin + "".join(cell.ljust(n) for cell, n in zip(cells, wide, strict=True))
+        rest = " " * len(head)
+        for line in last.splitlines() or [""]:
+            lines.append(_filled(line, max(width, len(rest) + 30), head, rest) or head)
+            head = rest
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _filled(text: str, width: int, head: str = "", rest: str = "") -> str:
+    return fill(
+        text,
+        width,
+        initial_indent=head,
+        subsequent_indent=rest,
+        break_on_hyphens=False,   # names and paths stay whole
+        break_long_words=False,
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _linked(text: str) -> str:
+    for pattern, link in LINKS.items():
+        text = re.sub(pattern, link, text)
+    return text

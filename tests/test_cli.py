@@ -1,0 +1,416 @@
+import errno
+import pickle
+import subprocess
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import call, create_autospec
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import attzoo
+from attzoo import cli, registry, testing
+
+COMMANDS = ("list", "info", "check", "convert", "demo")
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(cli.app, arguments, prog_name="attzoo")
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def refused(*arguments):
+    """What `attzoo ...` says on stderr when the library refuses."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert isinstance(end.value.code, str)   # Python prints it on stderr and exits with 1
+    assert "\n" not in end.value.code
+    return end.value.code
+
+
+def python(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_help_reads_well(command, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = run(*command, "--help").output
+    assert max(map(len, text.splitlines())) <= columns
+    assert "..." not in text.replace("[ARGS]...", "")   # nothing cut short
+    assert "completion" not in text
+    assert not set("╭│╰") & set(text)
+    assert run(*command, "-h").output == text
+
+
+def test_help_names_every_command():
+    text = run("--help").output
+    for command in COMMANDS:
+        assert f"\n  {command} " in text
+
+
+def test_version():
+    assert run("--version").output == f"attzoo {attzoo.__version__}\n"
+
+
+# ---- list, info ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_list_has_every_block_and_its_costs(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = run("list").output
+    assert max(map(len, text.splitlines())) <= columns
+    for name in registry.BLOCKS:
+        card = attzoo.info(name)
+        row = next(line for line in text.splitlines() if line.split()[:1] == [name])
+        assert row.split()[-2:] == [f"{card.parameters():,}", f"{card.macs():,}"]
+        for alias in card.aliases:
+            assert f"\n  {alias} " in text
+
+
+@pytest.mark.case123
+def test_list_outlives_a_broken_third_party(monkeypatch):
+    def card_of(name):
+        if name == "broken":
+            raise RuntimeError('pip install "strangers[all]"')
+        return attzoo.info(name)
+
+    table = registry.table() | {"broken": "no_such_package:Block"}
+    monkeypatch.setattr(registry, "table", lambda: table)
+    monkeypatch.setattr(cli, "card_of", card_of)
+    monkeypatch.setenv("COLUMNS", "120")
+    text = run("list").output
+    assert '\nbroken                cannot be loaded: pip install "strangers[all]"' in text
+    assert "\ncbam" in text
+
+
+def test_list_does_not_hide_that_a_block_of_ours_is_broken(monkeypatch):
+    monkeypatch.setitem(registry.BLOCKS, "eca", "no_such_package:Block")
+    assert refused("list") == "attzoo: No module named 'no_such_package'"
+
+
+def test_info_prints_the_card(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+    assert run("info", "cbam").output == attzoo.info("cbam").plain(width=90) + "\n"
+    assert run("info", "cbam", "--channels", "8").output == attzoo.info("cbam").plain(channels=8, width=90) + "\n"
+    assert run("info", "channel", "--markdown").output == attzoo.info("channel_attention").markdown()
+
+
+@pytest.mark.case119
+def test_a_wrong_name_is_one_line():
+    assert refused("info", "cban").startswith("attzoo: unknown block 'cban'; did you mean 'cbam'? Known: se, ")
+    assert refused("check", "cban").startswith("attzoo: unknown block 'cban'")
+
+
+def test_a_wrong_option_is_a_usage_error():
+    assert "greater than or equal to 1" in run("info", "cbam", "--channels", "0", code=2).stderr
+    assert "No such command 'lst'" in run("lst", code=2).stderr
+
+
+# ---- check -----------------------------------------------------------------------------------------
+
+
+def test_check_runs_the_suite_on_one_block():
+    text = run("check", "eca", "--backend", "torch").output
+    for contract in testing.CONTRACTS:
+        row = next(line.split() for line in text.splitlines() if line.split()[:2] == ["torch", contract.__name__])
+        assert row[-1] == "holds"
+        assert int(row[2]) > 0
+    assert f"attzoo {attzoo.__version__} with python {sys.version.split()[0]}, numpy {np.__version__}, " in text
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """The calls of check_block, which is replaced; cbam's gradients fail on Keras."""
+    calls = []
+
+    def check_block(name, backend, *, progress):
+        calls.append((name, backend))
+        progress("gradients", 1, 2)
+        failure = "AssertionError: off by 2" if (name, backend) == ("cbam", "keras") else None
+        return [testing.Finding("outputs", 24, 0.25, None), testing.Finding("gradients", 12, 0.5, failure)]
+
+    monkeypatch.setattr(testing, "check_block", check_block)
+    monkeypatch.setattr(registry, "table", lambda: registry.BLOCKS)
+    return calls
+
+
+def test_check_takes_every_block_and_backend_and_fails_where_one_does(checked):
+    result = run("check", code=1)
+    assert checked == [(name, backend) for name in registry.BLOCKS for backend in ("torch", "keras")]
+    rows = [line.split() for line in result.stdout.splitlines() if line.partition(" ")[0] in registry.BLOCKS]
+    assert [tuple(row[:2]) for row in rows] == checked
+    assert [row[2:] for row in rows] == [
+        ["36", "50%", *(["1", "of", "2", "fail"] if row[:2] == ["cbam", "keras"] else ["holds"])] for row in rows
+    ]
+    assert result.stderr.endswith("\ncbam, keras, gradients: AssertionError: off by 2\n")
+
+
+def test_check_tells_versions_and_what_keras_runs_on(checked):
+    import keras
+
+    text = " ".join(run("check", "se").stdout.split())
+    assert f"keras {keras.__version__} (on {keras.backend.backend()})" in text
+    assert "torch 2." in text
+
+
+@pytest.mark.case126
+def test_check_passes_over_an_absent_framework_unless_it_is_asked_for(checked, monkeypatch):
+    real = registry.get
+
+    def get(name, *, backend):
+        if backend == "keras":
+            raise ModuleNotFoundError('keras is not installed: pip install "attzoo[keras]"')
+        return real(name, backend=backend)
+
+    monkeypatch.setattr(registry, "get", get)
+    result = run("check")
+    assert {backend for _, backend in checked} == {"torch"}
+    assert 'not checked: keras is not installed: pip install "attzoo[keras]"' in result.stderr
+    assert refused("check", "--backend", "keras") == 'attzoo: keras is not installed: pip install "attzoo[keras]"'
+
+
+def test_check_passes_over_a_body_that_a_block_does_not_have(checked, monkeypatch):
+    monkeypatch.setattr(cli, "card_of", lambda name: replace(attzoo.info(name), backends=("torch",)))
+    run("check", "eca")
+    assert checked == [("eca", "torch")]
+    run("check", "eca", "--backend", "keras", code=1)
+
+
+def test_check_of_nothing_is_no_success(checked, monkeypatch):
+    monkeypatch.setattr(cli, "_installed", list)
+    assert "nothing was checked" in run("check", code=1).stderr
+
+
+@pytest.mark.case123
+def test_check_reports_a_third_party_that_cannot_be_loaded(checked, monkeypatch):
+    monkeypatch.setattr(registry, "table", lambda: {"se": registry.BLOCKS["se"], "broken": "no_such_package:Block"})
+    said = run("check", "--backend", "torch", code=1).stderr
+    assert "broken, torch, import: No module named 'no_such_package'" in said
+
+
+@pytest.mark.case127
+def test_hazard_is_told(monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "tensorflow", types.ModuleType("tensorflow"))
+    monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
+    assert cli.hazard().startswith("note: ")
+    monkeypatch.delitem(sys.modules, "triton")
+    assert cli.hazard().startswith("warning: TensorFlow was loaded before triton. ")
+    monkeypatch.delitem(sys.modules, "tensorflow")
+    assert cli.hazard().startswith("note: ")
+    monkeypatch.setattr(cli, "find_spec", lambda name: name == "tensorflow")
+    assert cli.hazard() is None
+    monkeypatch.setattr(cli, "find_spec", lambda name: name == "triton")
+    assert cli.hazard() is None
+
+
+# ---- convert ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A gate, the file that it was saved in, and inputs for it."""
+    gate = attzoo.create(
+        "attention_gate", 4, 3, stride=2, norm=True, output_transform=True, backend="torch", inter_channels=2
+    ).eval()
+    attzoo.save(gate, path := tmp_path / "gate.safetensors")
+    rng = np.random.default_rng(0)
+    return gate, path, [rng.normal(size=(2, c, *s)).astype("float32") for c, s in ((4, (6, 5)), (3, (2, 3)))]
+
+
+def outputs(gate, inputs):
+    with torch.no_grad():
+        return gate(*map(torch.from_numpy, inputs)).numpy()
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pth"])
+def test_convert_to_a_state_dict(saved, ending):
+    gate, path, inputs = saved
+    out = path.with_suffix(ending)
+    assert run("convert", str(path), str(out)).output.startswith(f"{out}: attention_gate, torch, ")
+    twin = type(gate)(**gate.spec.config()).eval()
+    twin.load_state_dict(torch.load(out, weights_only=True))
+    assert np.array_equal(outputs(twin, inputs), outputs(gate, inputs))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")   # Keras's own
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
+def test_convert_to_a_keras_model(saved, dtype, tolerance):
+    from attzoo.ops.keras import keras
+
+    gate, path, inputs = saved
+    inputs = [x.astype(dtype) / 3 for x in inputs]   # thirds: not the same number in both dtypes
+    attzoo.save(gate.to(getattr(torch, dtype)), path)
+    run("convert", str(path), str(out := path.with_suffix(".keras")))
+    model = keras.models.load_model(out)
+    last = keras.config.image_data_format() == "channels_last"
+    y = keras.ops.convert_to_numpy(model([np.moveaxis(x, 1, -1) if last else x for x in inputs]))
+    y = np.moveaxis(y, -1, 1) if last else y
+    np.testing.assert_allclose(y, outputs(gate, inputs), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")   # Keras's own
+def test_convert_to_keras_weights(saved):
+    from attzoo.ops.keras import keras
+
+    gate, path, _ = saved
+    run("convert", str(path), str(out := path.with_suffix(".weights.h5")))
+    layer = attzoo.create("attention_gate", backend="keras", **gate.spec.config())
+    attzoo.weights(layer)   # builds it
+    keras.saving.load_weights(layer, out)
+    wanted, got = attzoo.weights(gate), attzoo.weights(layer)
+    assert all(np.array_equal(got[name], wanted[name]) for name in wanted)
+
+
+def test_convert_to_a_portable_file_changes_nothing(saved):
+    _, path, _ = saved
+    run("convert", str(path), str(out := path.with_name("again.safetensors")))
+    assert out.read_bytes() == path.read_bytes()
+    run("convert", str(path), str(path))   # onto itself
+    assert out.read_bytes() == path.read_bytes()
+
+
+class Bomb:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.case90
+@pytest.mark.parametrize("name", ["net.pt", "net.pth", "net.bin", "net.keras", "net.h5", "net.safetensors", "net"])
+def test_convert_opens_nothing_but_portable_files(name, tmp_path):
+    source, marker = tmp_path / name, tmp_path / "ran"
+    source.write_bytes(pickle.dumps(Bomb(marker)))
+    said = refused("convert", str(source), str(tmp_path / "out.pt"))
+    if source.suffix == ".safetensors":
+        assert "not a file of attzoo.save" in said
+    else:
+        assert said.startswith(f"attzoo: expected a .safetensors file of attzoo.save, got {source}: ")
+    assert not marker.exists()
+    assert not (tmp_path / "out.pt").exists()
+    pickle.loads(source.read_bytes())   # the bomb is live
+    assert marker.exists()
+
+
+def test_convert_refuses_what_it_cannot_write(saved, tmp_path):
+    _, path, _ = saved
+    assert refused("convert", str(path), "gate.onnx").startswith("attzoo: expected an ending of .pt, .pth, ")
+    absent = tmp_path / "absent"
+    assert refused("convert", str(path), str(absent / "gate.pt")) == f"attzoo: {absent}: No such file or directory"
+    (tmp_path / "folder.pt").mkdir()
+    assert "expected a file or nothing" in refused("convert", str(path), str(tmp_path / "folder.pt"))
+    absent = absent.with_suffix(".safetensors")
+    assert refused("convert", str(absent), "gate.pt") == f"attzoo: {absent}: No such file or directory"
+
+
+def test_a_failed_convert_leaves_the_old_file(saved, monkeypatch):
+    def save(state, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    _, path, _ = saved
+    out = path.with_suffix(".pt")
+    out.write_bytes(b"old")
+    monkeypatch.setattr(torch, "save", save)
+    assert "No space left" in refused("convert", str(path), str(out))
+    assert out.read_bytes() == b"old"
+    assert sorted(p.name for p in path.parent.iterdir()) == ["gate.pt", "gate.safetensors"]
+
+
+def test_convert_keeps_the_permissions_of_what_it_replaces(saved):
+    _, path, _ = saved
+    out = path.with_suffix(".pt")
+    out.touch(mode=0o640)
+    out.chmod(0o640)
+    run("convert", str(path), str(out))
+    assert out.stat().st_mode & 0o777 == 0o640
+    assert out.stat().st_size > 0
+
+
+@pytest.mark.case126
+def test_convert_to_a_portable_file_needs_some_framework(saved, monkeypatch):
+    _, path, _ = saved
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert "neither torch nor keras is installed" in refused("convert", str(path), str(path))
+
+
+# ---- demo, and the process around it all -----------------------------------------------------------
+
+
+def test_demo_passes_its_options_on(monkeypatch, tmp_path):
+    from attzoo.demo import run as module
+
+    monkeypatch.setattr(module, "demo", fake := create_autospec(module.demo))   # refuses what the real one would
+    run("demo")
+    run("demo", "--out", str(tmp_path), "--epochs", "2")
+    assert fake.mock_calls == [call(Path("attzoo-demo")), call(tmp_path, 2)]
+
+
+@pytest.mark.parametrize(
+    ("err", "said"),
+    [
+        (ValueError("expected x,\n  got y"), "attzoo: expected x, got y"),
+        (TypeError("expected a tensor"), "attzoo: expected a tensor"),
+        (OSError(errno.EACCES, "Permission denied", "/root"), "attzoo: /root: Permission denied"),
+        (OSError("odd"), "attzoo: odd"),
+        (ModuleNotFoundError("no sklearn"), "attzoo: no sklearn"),
+        (ValueError(), "attzoo: ValueError"),
+    ],
+)
+def test_what_the_library_raises_is_one_line(err, said, monkeypatch):
+    def fail(name):
+        raise err
+
+    monkeypatch.setattr(cli, "card_of", fail)
+    assert refused("info", "se") == said
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "card_of", lambda name: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["info", "se"])
+
+
+def test_as_a_process():
+    done = python("-m", "attzoo", "list")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nattention_gate" in done.stdout
+    done = python("-m", "attzoo", "info", "nope")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("attzoo: unknown block 'nope'")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.case128
+def test_commands_that_need_no_framework_load_none():
+    code = (
+        "import sys; from attzoo import cli\n"
+        "for words in (['list'], ['info', 'se'], ['demo', '--help']):\n"
+        "    try: cli.main(words)\n"
+        "    except SystemExit as end: assert not end.code, end.code\n"
+        "print('loaded', sorted({'torch', 'keras', 'tensorflow', 'jax', 'sklearn', 'matplotlib'} & sys.modules.keys()))"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("loaded []\n")
+
+
+@pytest.mark.parametrize("absent", ["typer", "rich"])
+def test_without_typer_or_rich_the_extra_is_named(absent):
+    done = python("-c", f"import sys; sys.modules['{absent}'] = None; from attzoo.__main__ import main; main()")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f'attzoo: {absent} is not installed, and the command line needs it: pip install "attzoo[cli]"\n'
+    )
