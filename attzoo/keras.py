@@ -1,8 +1,11 @@
 """The keras door: `from attzoo.keras import CBAM`. Opens Keras and the backend it runs on."""
 
-from .blocks.attention_gate.keras import AttentionGate as AttentionGate
-from .blocks.cbam.keras import CBAM as CBAM
-from .blocks.channel_attention.keras import ChannelAttention as ChannelAttention
-from .blocks.eca.keras import ECA as ECA
-from .blocks.se.keras import SE as SE
-from .blocks.spatial_attention.keras import SpatialAttention as SpatialAttention
+from .registry import naming_extra
+
+with naming_extra("attzoo.keras"):
+    from .blocks.attention_gate.keras import AttentionGate as AttentionGate
+    from .blocks.cbam.keras import CBAM as CBAM
+    from .blocks.channel_attention.keras import ChannelAttention as ChannelAttention
+    from .blocks.eca.keras import ECA as ECA
+    from .blocks.se.keras import SE as SE
+    from .blocks.spatial_attention.keras import SpatialAttention as SpatialAttention

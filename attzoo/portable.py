@@ -1,21 +1,22 @@
 """Weights that travel: as arrays with canonical names, into a twin in the other framework, and as one file for both.
 
-A file is safetensors: the arrays, and in its metadata the block's name, its resolved arguments and the format's
-version. Nothing in it can run, and it is refused before anything is allocated unless every name, shape, dtype and
-size in it is what that block has.
+A file is safetensors: the arrays, and in its metadata, as JSON under the key "attzoo", the format's version, the
+block's name and its resolved arguments. Equal blocks give equal files, whatever their backend. Nothing in a file can
+run, and it is refused before anything is allocated unless every name, shape, dtype and size in it is what that block
+has.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load as parse
 from safetensors.numpy import save as serialize
 
@@ -23,7 +24,7 @@ from . import registry
 from .adapters import adapter, backend_of
 from .contract import Array, Spec
 
-FORMAT: Final = "1"
+FORMAT: Final = 1
 DTYPES: Final = {"F16": "float16", "F32": "float32", "F64": "float64"}   # safetensors' name -> NumPy's
 MAX_HEADER: Final = 2**20   # bytes
 MAX_FILE: Final = 2**31     # bytes
@@ -40,12 +41,11 @@ def weights(block: Any) -> dict[str, Array]:
 def load_weights(block: Any, arrays: Mapping[str, Array]) -> None:
     """Put arrays, named and shaped as `weights` gives them, into a block; all of them, or on an error none.
 
-    Raises ValueError for a missing, surplus or misshapen array, for numbers that are not finite, or for a dtype
-    that the block's cannot hold without loss; TypeError for what is no floating-point array.
+    Raises ValueError for a missing, surplus or misshapen array, for numbers that are not finite, or for numbers or
+    a dtype that the block's cannot hold without loss; TypeError for what is no floating-point array.
     """
     to = adapter(backend_of(block))
-    check_arrays(arrays, block.spec, to.dtype(block))
-    to.write(block, arrays)
+    to.write(block, checked(arrays, block.spec, to.dtype(block)))
 
 
 def convert(block: Any, *, backend: str) -> Any:
@@ -62,25 +62,30 @@ def convert(block: Any, *, backend: str) -> Any:
 def save(block: Any, path: str | os.PathLike[str]) -> None:
     """Write a block to one file that `load` opens in any backend.
 
-    The file appears whole or not at all: a failed save leaves what was there. Raises ValueError when the block is
-    not registered or holds numbers that are not finite, OSError when the path cannot be written.
+    The file appears whole or not at all: a failed save leaves what was there. A symbolic link is replaced, not
+    followed. Raises ValueError when the block is not registered, holds numbers that are not finite or is larger
+    than MAX_FILE, OSError when the path cannot be written.
     """
     path = Path(path)
-    found = weights(block)
-    check_arrays(found, block.spec, "float64")
-    about = {"format": FORMAT, "block": registry.name_of(block.spec), "config": json.dumps(block.spec.config())}
-    data = serialize(found, metadata=about)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    arrays = checked(weights(block), block.spec, "float64")
+    about = {"format": FORMAT, "block": registry.name_of(block.spec), "config": block.spec.config()}
+    data = serialize(arrays, metadata={"attzoo": json.dumps(about)})   # one entry: safetensors shuffles several
+    if len(data) > MAX_FILE:
+        raise ValueError(f"expected a block of at most {MAX_FILE} bytes, got {len(data)}")
+    if path.exists() and not path.is_file():   # a folder, or a device that a file would take the place of
+        raise OSError(f"expected a file or nothing at {path}, got something else")
+    temporary = path.with_name(f".attzoo-{os.urandom(8).hex()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
+            if path.exists():   # as open() would leave it
+                temporary.chmod(path.stat().st_mode & 0o777)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())   # as open() would have made it
         os.replace(temporary, path)
     except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+        with suppress(OSError):
+            temporary.unlink()
         raise
 
 
@@ -94,34 +99,44 @@ def load(path: str | os.PathLike[str], *, backend: str) -> Any:
         size = os.fstat(file.fileno()).st_size
         try:
             spec, dtype = _read_header(file, size)
-        except ValueError as err:
+            file.seek(0)
+            arrays = checked(parse(file.read(size)), spec, dtype)
+        except (ValueError, TypeError, ArithmeticError, RecursionError, SafetensorError) as err:
             raise ValueError(f"{path} is not a file of attzoo.save: {err}") from err
-        file.seek(0)
-        arrays = parse(file.read(size))
     block = _make(spec, backend, dtype)
-    load_weights(block, arrays)
+    adapter(backend).write(block, arrays)
     return block
 
 
-def check_arrays(arrays: Mapping[str, Array], spec: Spec, dtype: str) -> None:
-    """Raise TypeError or ValueError unless these are a spec's arrays, finite, and fit for `dtype`."""
+def checked(arrays: Mapping[str, Array], spec: Spec, dtype: str) -> dict[str, Array]:
+    """The arrays in the machine's byte order, if they are a spec's, finite, and fit for `dtype`.
+
+    Raises TypeError or ValueError if not.
+    """
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"expected names with arrays, got {type(arrays).__name__}")
     wanted = spec.weights
     if missing := sorted(wanted.keys() - arrays.keys()):
         raise ValueError(f"expected weights {', '.join(wanted)}; missing {', '.join(missing)}")
-    if surplus := sorted(map(str, arrays.keys() - wanted.keys())):
-        raise ValueError(f"expected weights {', '.join(wanted)}; got also {', '.join(surplus)[:200]}")
-    for name, weight in wanted.items():
-        array = arrays[name]
-        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise TypeError(f"{name} must be a floating-point array, got {got}")
-        if array.shape != weight.shape:
-            raise ValueError(f"{name} must have shape {weight.shape}, got {array.shape}")
-        holder = "float32" if dtype == "bfloat16" else dtype
-        if not np.can_cast(array.dtype, holder):
-            raise ValueError(f"{name} must fit in {dtype}, got {array.dtype}: cast it first if the loss is meant")
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} must be finite, got {np.count_nonzero(~np.isfinite(array))} values that are not")
+    if surplus := [name for name in arrays if name not in wanted]:
+        raise ValueError(f"expected weights {', '.join(wanted)}; got also {str(surplus)[:200]}")
+    return {name: _fit(name, arrays[name], weight.shape, dtype) for name, weight in wanted.items()}
+
+
+def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise TypeError(f"{name} must be a floating-point array, got {got}")
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    if wrong := np.count_nonzero(~np.isfinite(array)):
+        raise ValueError(f"{name} must be finite, got {wrong} values that are not")
+    fits = np.can_cast(array.dtype, "float32" if dtype == "bfloat16" else dtype)
+    if fits and dtype == "bfloat16":   # the upper half of a float32
+        fits = not np.any(array.astype(np.float32).view(np.uint32) & 0xFFFF)
+    if not fits:
+        raise ValueError(f"{name} must fit in {dtype}, got {array.dtype}: cast it first if the loss is meant")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _make(spec: Spec, backend: str, dtype: str) -> Any:
@@ -133,46 +148,50 @@ def _make(spec: Spec, backend: str, dtype: str) -> Any:
 
 def _read_header(file: Any, size: int) -> tuple[Spec, str]:
     """The spec and dtype that a file's header declares, after every claim in it has been checked."""
-    if size > MAX_FILE:
-        raise ValueError(f"expected at most {MAX_FILE} bytes, got {size}")
+    if not 8 <= size <= MAX_FILE:
+        raise ValueError(f"expected 8 to {MAX_FILE} bytes, got {size}")
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > min(MAX_HEADER, size - 8):
-        raise ValueError(f"expected a header of at most {min(MAX_HEADER, max(0, size - 8))} bytes, got {length}")
+    if length > min(MAX_HEADER, size - 8):
+        raise ValueError(f"expected a header of at most {min(MAX_HEADER, size - 8)} bytes, got {length}")
     header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
     about = header.pop("__metadata__", None) if isinstance(header, dict) else None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise ValueError(f"expected metadata of format {FORMAT}, got {str(about)[:100]}")
-    spec = _declared(about)
-    at, kinds = 0, set()
+    if not isinstance(about, dict) or "attzoo" not in about:
+        raise ValueError(f"expected metadata of attzoo, got {str(about)[:100]}")
+    spec = _declared(json.loads(about["attzoo"], object_pairs_hook=_unique))
     if header.keys() != spec.weights.keys():
-        raise ValueError(f"expected arrays {', '.join(spec.weights)}, got {', '.join(header)[:200]}")
-    for name, entry in sorted(header.items(), key=lambda item: str(item[1])):
-        shape, kind = spec.weights[name].shape, entry.get("dtype") if isinstance(entry, dict) else None
-        if kind not in DTYPES or entry.get("shape") != list(shape):
-            raise ValueError(f"expected {name} of shape {list(shape)} and a dtype of {list(DTYPES)}, got {str(entry)[:200]}")
+        raise ValueError(f"expected arrays {list(spec.weights)}, got {str(list(header))[:200]}")
+    at, kinds = 0, set()
+    for name, entry in sorted(header.items(), key=lambda item: _begin(item[1])):
+        weight, kind = spec.weights[name], entry.get("dtype") if isinstance(entry, dict) else None
+        if kind not in list(DTYPES):
+            raise ValueError(f"expected {name} of a dtype in {list(DTYPES)}, got {str(entry)[:200]}")
+        end = at + weight.size * np.dtype(DTYPES[kind]).itemsize
+        wanted = {"dtype": kind, "shape": list(weight.shape), "data_offsets": [at, end]}
+        if json.dumps(entry, sort_keys=True) != json.dumps(wanted, sort_keys=True):   # == takes 1.0 and True for 1
+            raise ValueError(f"expected {name} as {wanted}, got {str(entry)[:200]}")
         kinds.add(DTYPES[kind])
-    for name in sorted(header, key=lambda name: header[name].get("data_offsets") or []):
-        end = at + spec.weights[name].size * np.dtype(DTYPES[header[name]["dtype"]]).itemsize
-        if header[name].get("data_offsets") != [at, end]:
-            raise ValueError(f"expected {name} at bytes {[at, end]}, got {str(header[name].get('data_offsets'))[:100]}")
         at = end
     if size != 8 + length + at:
         raise ValueError(f"expected {8 + length + at} bytes, got {size}")
-    if len(kinds) != 1:
-        raise ValueError(f"expected one dtype, got {', '.join(sorted(kinds))}")
-    return spec, kinds.pop()
+    return spec, np.result_type(*kinds).name
 
 
-def _declared(about: Mapping[str, Any]) -> Spec:
+def _declared(about: Any) -> Spec:
     """The spec that a file's metadata names."""
-    cls = registry.get(about.get("block", ""), backend="numpy")
-    config = json.loads(about.get("config", "null"), object_pairs_hook=_unique)
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise ValueError(f"expected format {FORMAT}, got {str(about)[:100]}")
+    config = about.get("config")
     if not isinstance(config, dict):
         raise ValueError(f"expected a block's arguments, got {str(config)[:100]}")
-    try:
-        return cls(**config)
-    except TypeError as err:
-        raise ValueError(str(err)) from err
+    return registry.get(about.get("block", ""), backend="numpy")(**config)
+
+
+def _begin(entry: Any) -> int:
+    """The byte at which a file says that an array begins; entries that do not say it go first, and are refused."""
+    match entry:
+        case {"data_offsets": [int(begin), *_]}:
+            return begin
+    return -1
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -180,9 +199,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(set(keys)) != len(keys):
         raise ValueError(f"expected every key once, got {keys[:20]}")
     return dict(pairs)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

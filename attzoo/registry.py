@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 if TYPE_CHECKING:
@@ -37,13 +39,16 @@ def table() -> dict[str, str]:
     """Every known block as name -> "package:Class": ours, then third-party ones by name.
 
     Third parties announce theirs as entry points, which are read as strings and not loaded. Raises ValueError
-    where one would redefine a built-in name.
+    where one would redefine a name: a built-in one, an alias, or another third party's.
     """
     from importlib.metadata import entry_points  # 60 ms the importer of attzoo need not pay
 
-    found = {point.name: point.value for point in entry_points(group=GROUP)}
-    if clash := sorted(found.keys() & (BLOCKS.keys() | ALIASES.keys())):
-        raise ValueError(f"third-party blocks may not redefine built-in names, got {', '.join(clash)}")
+    found: dict[str, str] = {}
+    for point in entry_points(group=GROUP):
+        if point.value != (BLOCKS | ALIASES | found).get(point.name, point.value):
+            package = point.dist.name if point.dist else point.value
+            raise ValueError(f"block names must be unique, got another {point.name!r}, from the package {package}")
+        found[point.name] = point.value
     return BLOCKS | dict(sorted(found.items()))
 
 
@@ -63,25 +68,26 @@ def get(name: str, *, backend: str) -> type[Any]: ...
 def get(name: str, *, backend: str) -> type[Any]:
     """Block `name`'s class for `backend` ("torch", "keras", or "numpy" for its spec), importing that framework only.
 
-    Raises ValueError for an unknown name or backend, TypeError for one that is no string, and ModuleNotFoundError,
-    with the install command, where the framework is absent; other import errors pass through.
+    Raises ValueError for an unknown name or backend, TypeError for one that is no string, ModuleNotFoundError,
+    with the install command, where the framework is absent, and ImportError where the block's folder does not hold
+    the class; other errors of that import pass through.
     """
     return _load(locate(name), _known("backend", backend, BACKENDS))
 
 
 @overload
-def create(name: str, *args: Any, backend: Literal["numpy"], variant: str | None = None, **kwargs: Any) -> Spec: ...
+def create(name: str, /, *args: Any, backend: Literal["numpy"], variant: str | None = None, **kwargs: Any) -> Spec: ...
 @overload
 def create(
-    name: str, *args: Any, backend: Literal["torch"], variant: str | None = None, **kwargs: Any
+    name: str, /, *args: Any, backend: Literal["torch"], variant: str | None = None, **kwargs: Any
 ) -> torch.nn.Module: ...
 @overload
 def create(
-    name: str, *args: Any, backend: Literal["keras"], variant: str | None = None, **kwargs: Any
+    name: str, /, *args: Any, backend: Literal["keras"], variant: str | None = None, **kwargs: Any
 ) -> keras.layers.Layer: ...
 @overload
-def create(name: str, *args: Any, backend: str, variant: str | None = None, **kwargs: Any) -> Any: ...
-def create(name: str, *args: Any, backend: str, variant: str | None = None, **kwargs: Any) -> Any:
+def create(name: str, /, *args: Any, backend: str, variant: str | None = None, **kwargs: Any) -> Any: ...
+def create(name: str, /, *args: Any, backend: str, variant: str | None = None, **kwargs: Any) -> Any:
     """A block, from its arguments (channels first) and, with `variant`, a published choice of the others.
 
     Explicit arguments override the variant's. Arguments that only `backend`'s class knows (Keras's name, dtype,
@@ -92,9 +98,9 @@ def create(name: str, *args: Any, backend: str, variant: str | None = None, **kw
         return cls(*args, **kwargs)
     chosen = variants(name)[_known(f"variant of {name}", variant, variants(name))]
     spec = get(name, backend="numpy")
-    fields = list(spec.__dataclass_fields__)   # type: ignore[attr-defined]
-    given = dict(zip(fields, args, strict=False)) | kwargs
-    plain = spec(**{k: v for k, v in (dict(chosen.arguments) | given).items() if k in fields})
+    fields = spec.__dataclass_fields__   # type: ignore[attr-defined]
+    given = signature(spec).bind_partial(*args, **{k: v for k, v in kwargs.items() if k in fields}).arguments
+    plain = spec(**(dict(chosen.arguments) | given))
     derived = {k: rule(plain) for k, rule in chosen.rules.items() if k not in given}
     return cls(**(replace(plain, **derived).config() | {k: v for k, v in kwargs.items() if k not in fields}))   # type: ignore[type-var]
 
@@ -139,21 +145,29 @@ def _known(what: str, word: Any, known: Iterable[str]) -> str:
         raise TypeError(f"{what} must be a name, got {word!r}")
     if word in (known := list(known)):
         return word
-    near = get_close_matches(word[:100], known, n=1)
+    near = get_close_matches(word[:100].lower(), known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    shown = repr(word if len(word) <= 100 else word[:100] + "...")
+    shown = ascii(word if len(word) <= 100 else word[:100] + "...")   # so that a look-alike looks like none
     raise ValueError(f"unknown {what} {shown}{hint} Known: {', '.join(known)}")
+
+
+@contextmanager
+def naming_extra(what: str) -> Iterator[None]:
+    """Let the error of a framework that is missing name the extra that brings it; `what` is what needed it."""
+    try:
+        yield
+    except ModuleNotFoundError as err:
+        if err.name not in ("torch", "keras", "tensorflow", "jax"):   # a broken install is not a missing one
+            raise
+        hint = f'{err.name} is not installed, and {what} needs it: pip install "attzoo[{err.name}]"'
+        raise ModuleNotFoundError(hint, name=err.name) from err
 
 
 def _load(place: str, backend: str) -> type[Any]:
     package, _, cls = place.partition(":")
-    try:
+    with naming_extra(f'backend="{backend}"'):
         module = import_module(f"{package}.{BACKENDS[backend]}")
-    except ModuleNotFoundError as err:
-        extra = {"torch": "torch", "keras": "keras", "tensorflow": "tensorflow", "jax": "jax"}.get(err.name or "")
-        if extra is None:   # a broken install is not a missing one
-            raise
-        raise ModuleNotFoundError(
-            f'{err.name} is not installed, and backend="{backend}" needs it: pip install "attzoo[{extra}]"', name=err.name
-        ) from err
-    return getattr(module, cls)
+    found = getattr(module, cls, None)
+    if not isinstance(found, type):
+        raise ImportError(f"expected class {cls} in {module.__name__}, got {found!r}")
+    return found

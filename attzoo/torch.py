@@ -1,8 +1,11 @@
 """The torch door: `from attzoo.torch import CBAM`. Opens PyTorch, never Keras."""
 
-from .blocks.attention_gate.torch import AttentionGate as AttentionGate
-from .blocks.cbam.torch import CBAM as CBAM
-from .blocks.channel_attention.torch import ChannelAttention as ChannelAttention
-from .blocks.eca.torch import ECA as ECA
-from .blocks.se.torch import SE as SE
-from .blocks.spatial_attention.torch import SpatialAttention as SpatialAttention
+from .registry import naming_extra
+
+with naming_extra("attzoo.torch"):
+    from .blocks.attention_gate.torch import AttentionGate as AttentionGate
+    from .blocks.cbam.torch import CBAM as CBAM
+    from .blocks.channel_attention.torch import ChannelAttention as ChannelAttention
+    from .blocks.eca.torch import ECA as ECA
+    from .blocks.se.torch import SE as SE
+    from .blocks.spatial_attention.torch import SpatialAttention as SpatialAttention

@@ -23,7 +23,7 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="40 times the examples, new ones each time")
-    parser.addoption("--few", action="store_true", help="a fifth of the examples, for Keras on its slower backends")
+    parser.addoption("--few", action="store_true", help="two examples a test, for Keras on its slower backends")
 
 
 def pytest_sessionstart(session):
@@ -35,7 +35,7 @@ def pytest_sessionstart(session):
         "phases": set(Phase) - {Phase.explain},   # minutes for a failure, and it seldom explains numbers
     }
     settings.register_profile("fast", max_examples=15, derandomize=True, database=None, **common)
-    settings.register_profile("few", max_examples=3, derandomize=True, database=None, **common)
+    settings.register_profile("few", max_examples=2, derandomize=True, database=None, **common)
     settings.register_profile("thorough", max_examples=600, print_blob=True, **common)
     option = session.config.getoption
     settings.load_profile("thorough" if option("--thorough") else "few" if option("--few") else "fast")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
 
 
 def dtype(block: Any) -> str:
-    return str(_first(block).dtype).removeprefix("torch.")
+    widest = reduce(torch.promote_types, (p.dtype for p in block.parameters()))   # norms may be kept wider
+    return str(widest).removeprefix("torch.")
 
 
 def precision(dtype: str) -> str:

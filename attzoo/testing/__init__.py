@@ -111,8 +111,8 @@ def start(case: Case, backend: str) -> float:
         worst = max(worst, _within(f"mean of {name}", pool.mean() - weight.center, allowed))
         worst = max(worst, _within(f"spread of {name}", pool.std() - spread, allowed))
         if weight.start == "uniform":
-            bounds = float(np.abs(pool - weight.center).max())
-            _hold(bounds <= weight.scale * (1 + 1e-6), f"{name} reaches {bounds:.4g}, expected at most {weight.scale:.4g}")
+            reach = float(np.abs(pool - weight.center).max())
+            _hold(reach <= weight.scale * (1 + 1e-6), f"{name} reaches {reach:.4g}, expected at most {weight.scale:.4g}")
     return worst
 
 

@@ -21,7 +21,10 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
     >>> [adaptive_kernel_size(c) for c in (4, 64, 128, 512, 2048)]
     [1, 3, 5, 5, 7]
     """
-    return 2 * floor(abs((log2(channels) + b) / gamma) / 2) + 1
+    size = abs((log2(channels) + b) / gamma)
+    if size > 2**31:
+        raise ValueError(f"expected gamma and b that give a kernel, got gamma={gamma}, b={b}")
+    return 2 * floor(size / 2) + 1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,28 @@
+"""Scale in Keras 3, on whichever backend Keras runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attzoo.ops import keras as ops
+
+from . import spec
+
+
+@ops.keras.saving.register_keras_serializable(package="attzoo_scale")
+class Scale(ops.Block):
+    """(N, *S, C) -> (N, *S, C), or channels first by data_format; arguments and errors as `spec.Scale`."""
+
+    spec: spec.Scale
+
+    def __init__(self, channels: int, start: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(spec.Scale(channels, start), **kwargs)
+
+    def build(self, input_shape: Any) -> None:
+        weight = self.spec.weights["logit"]
+        self.logit = self.add_weight(name="logit", shape=weight.shape, initializer=ops.start(weight))
+
+    def attention(self, x: Any, training: bool | None = None) -> Any:
+        """(N, *S, C) -> (1, 1.., C)."""
+        self.accept(x)
+        return ops.expand(ops.sigmoid(self.logit)[None], x, self.channels_last)

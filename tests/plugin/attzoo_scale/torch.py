@@ -1,0 +1,26 @@
+"""Scale in PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from attzoo.ops import torch as ops
+
+from . import spec
+
+
+class Scale(ops.Block):
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.Scale`."""
+
+    spec: spec.Scale
+
+    def __init__(self, channels: int, start: float = 0.0) -> None:
+        super().__init__(it := spec.Scale(channels, start))
+        self.logit = nn.Parameter(torch.empty(it.channels))
+        self.reset_parameters()
+
+    def attention(self, x: Tensor) -> Tensor:
+        """(N, C, *S) -> (1, C, 1..)."""
+        self.accept(x)
+        return ops.expand(ops.sigmoid(self.logit)[None], x)
