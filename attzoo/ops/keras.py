@@ -23,7 +23,6 @@ from .numpy import EPSILON, MOMENTUM
 
 require("keras", keras.__version__, "3.13.1")   # before it, loading a model could be made to run code
 
-CONV = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}
 register = keras.saving.register_keras_serializable(package="attzoo")
 
 
@@ -39,18 +38,22 @@ class Block(keras.layers.Layer):
         self.channels_last = self.data_format == "channels_last"
 
     def linear(self, name: str) -> Any:
-        """A layer for the matrix `name` of the spec, over the last axis; a strided convolution if it has a kernel."""
+        """A layer for the matrix `name` of the spec, over the last axis; where it has a kernel, strided by it."""
         weight, bias = self.spec.weights[f"{name}.weight"], self.spec.weights.get(f"{name}.bias")
-        kwargs = {"use_bias": bias is not None, "kernel_initializer": start(weight), "name": name,
-                  "bias_initializer": start(bias), "dtype": self.dtype_policy}   # fmt: skip
-        units, kernel = weight.shape[0], weight.shape[2:]
-        if not kernel:
-            return keras.layers.Dense(units, **kwargs)
-        return CONV[len(kernel)](units, kernel, strides=kernel, data_format="channels_last", **kwargs)
+        if weight.shape[2:]:
+            return Conv(weight, bias, "strided", name=name, dtype=self.dtype_policy)
+        return keras.layers.Dense(
+            weight.shape[0],
+            use_bias=bias is not None,
+            kernel_initializer=start(weight),
+            bias_initializer=start(bias),
+            name=name,
+            dtype=self.dtype_policy,
+        )
 
-    def conv_same(self, name: str, padding_mode: str = "zeros") -> ConvSame:
+    def conv_same(self, name: str, padding_mode: str = "zeros") -> Conv:
         """The layer that slides kernel `name` of the spec."""
-        return ConvSame(self.spec.weights[f"{name}.weight"], padding_mode, name=name, dtype=self.dtype_policy)
+        return Conv(self.spec.weights[f"{name}.weight"], None, padding_mode, name=name, dtype=self.dtype_policy)
 
     def batch_norm(self, name: str) -> Any:
         """The layer for batch norm `name` of the spec; where the block has none of that name, the identity."""
@@ -78,29 +81,40 @@ class Block(keras.layers.Layer):
         return super().get_config() | self.spec.config() | {"data_format": self.data_format}
 
 
-class ConvSame(keras.layers.Layer):
-    """(N, *S, I) -> (N, *S, O): slide an odd kernel over x, padded with zeros, or circularly where S is one axis.
+class Conv(keras.layers.Layer):
+    """(N, *S, I) -> (N, *S, O), or (N, *S // k, O) where mode is "strided".
 
-    The kernel is kept as the spec has it, (O, I, *k), or (k,) where O = I = 1. keras.layers.Conv2D keeps (*k, I, O),
-    and then cannot be trained in float64 or half precision on Keras's torch backend on a CPU.
+    Mode "zeros" or "circular" slides an odd kernel over x padded that way; "strided" strides by the kernel and drops
+    what is left over. The kernel is kept as the spec has it, (O, I, *k), or (k,) where O = I = 1. keras.layers.Conv2D
+    keeps (*k, I, O), and with one output channel cannot be trained in float64 or half precision on Keras's torch
+    backend on a CPU.
     """
 
-    def __init__(self, weight: Weight, padding_mode: str, **kwargs: Any) -> None:
+    def __init__(self, weight: Weight, bias: Weight | None, mode: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.start = weight
-        self.padding_mode = padding_mode
+        self.starts = weight, bias
+        self.mode = mode
 
     def build(self, input_shape: Any) -> None:
-        self.weight = self.add_weight(name="weight", shape=self.start.shape, initializer=start(self.start))
+        weight, bias = self.starts
+        self.weight = self.add_weight(name="weight", shape=weight.shape, initializer=start(weight))
+        self.bias = bias and self.add_weight(name="bias", shape=bias.shape, initializer=start(bias))
 
     def call(self, x: Any) -> Any:
-        rank = len(self.start.shape)
-        kernel = ops.transpose(self.weight, (*range(2, rank), 1, 0)) if rank > 1 else self.weight[:, None, None]
-        if self.padding_mode == "zeros":
-            return ops.conv(x, kernel, padding="same", data_format="channels_last")
-        half, length = self.start.shape[-1] // 2, x.shape[1]
-        x = ops.concatenate([x[:, length - half :], x, x[:, :half]], axis=1)
-        return ops.conv(x, kernel, padding="valid", data_format="channels_last")
+        shape = self.starts[0].shape
+        if len(shape) > 1:
+            kernel = ops.transpose(self.weight, (*range(2, len(shape)), 1, 0))
+        else:
+            kernel = self.weight[:, None, None]
+        strides: int | tuple[int, ...] = 1
+        padding = "same"
+        if self.mode == "strided":
+            strides, padding = shape[2:], "valid"
+        elif self.mode == "circular":
+            half, length, padding = shape[-1] // 2, x.shape[1], "valid"
+            x = ops.concatenate([x[:, length - half :], x, x[:, :half]], axis=1)
+        y = ops.conv(x, kernel, strides=strides, padding=padding, data_format="channels_last")
+        return y if self.bias is None else y + self.bias
 
 
 class Identity(keras.layers.Identity):

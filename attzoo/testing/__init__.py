@@ -112,7 +112,7 @@ def start(case: Case, backend: str) -> float:
         worst = max(worst, _within(f"spread of {name}", pool.std() - spread, allowed))
         if weight.start == "uniform":
             reach = float(np.abs(pool - weight.center).max())
-            _hold(reach <= weight.scale * (1 + 1e-6), f"{name} reaches {reach:.4g}, expected at most {weight.scale:.4g}")
+            _hold(reach <= weight.scale * (1 + 1e-6), f"{name} reaches {reach:.4g}, expected <= {weight.scale:.4g}")
     return worst
 
 
