@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ class Block(nn.Module):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec
+        self.accepted: list[Any] | None = None   # shapes and dtypes that passed last
 
     def reset_parameters(self) -> None:
         """Draw every array anew from the spec's starts."""
@@ -32,7 +34,13 @@ class Block(nn.Module):
             start(find(self, name), weight)
 
     def accept(self, *inputs: Tensor) -> None:
-        """Raise TypeError or ValueError unless these are inputs that the block's spec and dtype allow."""
+        """Raise TypeError or ValueError unless these are inputs that the block's spec and dtype allow.
+
+        Shapes and dtypes like the last ones pass at once: beside a small input, checking them again is what shows.
+        """
+        kinds = [(getattr(x, "shape", None), getattr(x, "dtype", None)) for x in inputs]
+        if kinds == self.accepted and not torch.compiler.is_compiling():
+            return
         for x in inputs:
             if not isinstance(x, Tensor):
                 raise TypeError(f"expected a torch.Tensor, got {type(x).__name__}")
@@ -43,6 +51,12 @@ class Block(nn.Module):
                 raise TypeError(f"expected a floating-point input, got {x.dtype}")
             if own not in (x.dtype, None) and not torch.is_autocast_enabled(x.device.type):
                 raise TypeError(f"expected the block's dtype, {own}, got {x.dtype}")
+        if all(x.dtype == own for x in inputs) and not torch.compiler.is_compiling():
+            self.accepted = kinds
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.accepted = None   # .half() and its like change what is allowed
+        return super()._apply(*args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.attention(x)
