@@ -32,6 +32,9 @@ class Block(nn.Module):
         """Draw every array anew from the spec's starts."""
         for name, weight in self.spec.weights.items():
             start(find(self, name), weight)
+        for name, buffer in self.named_buffers():
+            if name.endswith("num_batches_tracked"):   # torch's own count, no part of the block's meaning
+                buffer.zero_()
 
     def accept(self, *inputs: Tensor) -> None:
         """Raise TypeError or ValueError unless these are inputs that the block's spec and dtype allow.
@@ -39,7 +42,8 @@ class Block(nn.Module):
         Shapes and dtypes like the last ones pass at once: beside a small input, checking them again is what shows.
         """
         kinds = [(getattr(x, "shape", None), getattr(x, "dtype", None)) for x in inputs]
-        if kinds == self.accepted and not torch.compiler.is_compiling():
+        eager = not torch.compiler.is_compiling()   # asked first, lest a graph be tied to the last input
+        if eager and kinds == self.accepted:
             return
         for x in inputs:
             if not isinstance(x, Tensor):
@@ -51,7 +55,7 @@ class Block(nn.Module):
                 raise TypeError(f"expected a floating-point input, got {x.dtype}")
             if own not in (x.dtype, None) and not torch.is_autocast_enabled(x.device.type):
                 raise TypeError(f"expected the block's dtype, {own}, got {x.dtype}")
-        if all(x.dtype == own for x in inputs) and not torch.compiler.is_compiling():
+        if eager and all(x.dtype == own for x in inputs):
             self.accepted = kinds
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
@@ -116,7 +120,7 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
     Neither form throws in deterministic mode on CUDA (torch's 1-D linear would: it goes through the 2-D one).
     """
     general = torch.compiler.is_exporting() or torch.jit.is_tracing()   # type: ignore[attr-defined]
-    if x.shape[2:] == size and not general:
+    if not general and x.shape[2:] == size:   # in this order: a comparison would tie the graph to these sizes
         return x
     if interpolation == "nearest":
         for axis, new in enumerate(size, start=2):
