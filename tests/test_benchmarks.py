@@ -11,7 +11,7 @@ import attzoo
 from benchmarks import cpu, results
 from benchmarks.peers import Peer
 from benchmarks.results import Row
-from benchmarks.timer import Spread, interleave, paired, spread
+from benchmarks.timer import KEPT, Spread, interleave, paired, spread
 
 SE_NAMES = {name: name for name in attzoo.get("se", backend="numpy")(32).weights}
 
@@ -60,17 +60,17 @@ def test_a_turn_is_as_long_as_asked_and_equally_often_for_all():
     assert times == {"slow": [4.0, 4.0], "fast": [1.0, 1.0]}
 
 
-def test_a_result_lives_until_the_next_is_there():
-    results_seen, alive = [], []
+def test_the_last_results_are_kept_alive():
+    made, alive = [], []
 
     def call():
-        alive.append(bool(results_seen) and results_seen[-1]() is not None)
+        alive.append(sum(result() is not None for result in made))
         result = Spread(1, 2, 3)
-        results_seen.append(weakref.ref(result))
+        made.append(weakref.ref(result))
         return result
 
-    interleave({"only": call}, rounds=4, seconds=0)
-    assert alive == [False, False] + [False, True, True, True]   # two to warm up, then the rounds
+    interleave({"only": call}, rounds=KEPT + 3, seconds=0)
+    assert alive == [0, 0, *range(KEPT), KEPT, KEPT, KEPT]   # two to warm up, then the rounds
 
 
 @pytest.mark.parametrize(
