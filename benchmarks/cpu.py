@@ -49,7 +49,8 @@ METHOD: Final = (
     " backwards; ratios are taken within a round, as median (quartiles). *Peer / itself* is a second copy of the peer"
     " in the same rounds: what it shows around 1 is noise. *Slower* and *faster* mean that the quartiles of ratio and"
     " control do not overlap. *Kept* is what autograd holds for the backward pass besides inputs and parameters, ours"
-    " / the peer's. glibc is told to keep freed pages, for page faults would drown the rest."
+    " / the peer's. The last eight results are kept alive, so that each call writes outside the cache;"
+    " glibc is told to keep freed pages, for page faults would drown the rest."
 )
 
 

@@ -114,6 +114,7 @@ def off(got, wanted):
     """Largest difference, relative to the largest wanted value."""
     got, wanted = array(got), array(wanted)
     assert got.shape == wanted.shape
+    assert np.isfinite(got).all()
     return abs(got - wanted).max() / abs(wanted).max()
 
 
@@ -426,7 +427,7 @@ def test_reload_in_a_fresh_process(tmp_path):
     run = subprocess.run([sys.executable, "-c", RELOAD, *files], capture_output=True, text=True, timeout=200, env=env)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("Could not locate class 'SE'")
-    assert off(np.load(tmp_path / "y.npy"), model([x, g])) == 0
+    assert off(np.load(tmp_path / "y.npy"), model([x, g])) < 1e-6   # another process may sum in another order
 
 
 def test_pickle():

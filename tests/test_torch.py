@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import os
 import pickle
 import shutil
@@ -37,7 +38,7 @@ devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=G
 def _settings():
     """Global settings that tests here change are put back; convolutions on CUDA are exact."""
     threads = torch.get_num_threads()
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
@@ -78,7 +79,9 @@ def off(got, wanted):
     """Largest difference, relative to the largest wanted value."""
     assert got.shape == wanted.shape
     got, wanted = got.detach().cpu().double(), wanted.detach().cpu().double()
-    return float((got - wanted).abs().max() / wanted.abs().max())
+    difference, scale = float((got - wanted).abs().max()), float(wanted.abs().max())
+    assert math.isfinite(difference)
+    return difference / (scale or 1)
 
 
 class Net(nn.Module):
@@ -186,9 +189,7 @@ def test_meta_device(sample):
     torch.manual_seed(0)
     block = block.to_empty(device="cpu")
     block.reset_parameters()
-    torch.manual_seed(0)
     direct = sample.create("torch")
-    direct.reset_parameters()   # some parts draw once more when they are built
     torch.manual_seed(0)
     direct.reset_parameters()
     for name, tensor in direct.state_dict().items():
@@ -464,16 +465,13 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-# what torch.use_deterministic_algorithms lists as throwing on CUDA, in the names of its operations
+# what torch.use_deterministic_algorithms of 2.13 lists as throwing on CUDA, in the names of its operations
 THROWING = {
     *(f"upsample_{kind}_backward" for kind in ("linear1d", "bilinear2d", "bicubic2d", "trilinear3d")),
-    *(f"_upsample_{kind}_aa_backward" for kind in ("bilinear2d", "bicubic2d")),
-    *(f"adaptive_{kind}_backward" for kind in ("max_pool2d", "max_pool3d")),
-    *(f"_adaptive_avg_pool{n}d_backward" for n in (2, 3)), "avg_pool3d_backward",
+    "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "avg_pool3d_backward",
     *(f"max_unpool{n}d" for n in (2, 3)), *(f"reflection_pad{n}d_backward" for n in (1, 2, 3)),
-    *(f"replication_pad{n}d_backward" for n in (1, 2, 3)), *(f"fractional_max_pool{n}d_backward" for n in (2, 3)),
-    "grid_sampler_2d_backward", "grid_sampler_3d_backward", "max_pool3d_with_indices_backward",
-    "cumsum", "put_", "histc", "bincount", "median", "kthvalue", "scatter_reduce",
+    *(f"fractional_max_pool{n}d_backward" for n in (2, 3)), *(f"grid_sampler_{n}d_backward" for n in (2, 3)),
+    "adaptive_max_pool2d_backward", "put_", "histc", "bincount", "median", "cumsum",
 }   # fmt: skip
 
 

@@ -77,6 +77,14 @@ class Block(keras.layers.Layer):
     def call(self, x: Any, training: bool | None = None) -> Any:
         return x * self.attention(x, training=training)
 
+    def compute_output_shape(self, *shapes: Any) -> Any:
+        self.spec.accept(*shapes, channels_last=self.channels_last)
+        return shapes[0]
+
+    def compute_output_spec(self, *inputs: Any, **kwargs: Any) -> Any:
+        self.accept(*inputs)
+        return keras.KerasTensor(inputs[0].shape, dtype=self.compute_dtype)
+
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | self.spec.config() | {"data_format": self.data_format}
 
@@ -145,7 +153,7 @@ class BatchNorm(keras.layers.Layer):
     def call(self, x: Any, training: bool | None = None) -> Any:
         z = ops.cast(x, wide(x.dtype))
         weight, bias, center, var = (ops.cast(v, z.dtype) for v in (self.weight, self.bias, self.mean, self.var))
-        if training:
+        if training and self.trainable:   # a frozen norm rests, as Keras's own does
             axes = tuple(range(x.ndim - 1))
             now = mean(z, axes)
             spread = mean(ops.square(z - now), axes)
@@ -165,7 +173,7 @@ class BatchNorm(keras.layers.Layer):
                 raise ValueError(f"expected more than 1 value per channel in training, got input of shape {x.shape}")
             return n / (n - 1)
         n = ops.cast(ops.size(x[..., 0]), "float32")
-        return n / (n - 1)
+        return n / ops.maximum(n - 1, 1)   # n = 1 has no variance to scale
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"gamma_initializer": keras.initializers.serialize(self.gamma_initializer)}
@@ -248,7 +256,7 @@ def from_last(x: Any, channels_last: bool) -> Any:
     return x if channels_last else ops.moveaxis(x, -1, 1)
 
 
-relu, sigmoid, stack = ops.relu, ops.sigmoid, ops.stack
+relu, sigmoid, stack, multiply = ops.relu, ops.sigmoid, ops.stack, ops.multiply
 
 
 def hard_sigmoid(z: Any) -> Any:

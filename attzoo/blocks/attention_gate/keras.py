@@ -37,7 +37,7 @@ class AttentionGate(ops.Block):
         self.output_ = self.linear("output") if output_transform else self.batch_norm("output")
         self.output_norm = self.batch_norm("output_norm")
 
-    def build(self, x_shape: Any, g_shape: Any) -> None:
+    def build(self, x_shape: Any, g_shape: Any = None) -> None:
         c, f, unknown = self.spec.channels, self.spec.width, (None,) * (self.spec.spatial_dims + 1)
         self.skip.build((*unknown, c))
         self.gating.build((*unknown, self.spec.gating_channels))

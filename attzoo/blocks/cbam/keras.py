@@ -43,9 +43,10 @@ class CBAM(ops.Block):
         """(N, *S, C) -> (N, *S, C)."""
         self.accept(x)
         channel = self.channel.attention(x)    # (N, 1.., C)
-        spatial = self.spatial.attention(x * channel, training=training)
+        spatial = self.spatial.attention(ops.multiply(x, channel), training=training)
         return channel * spatial
 
     def call(self, x: Any, training: bool | None = None) -> Any:
+        self.accept(x)
         x = self.channel(x)
         return self.spatial(x, training=training)

@@ -40,5 +40,6 @@ class CBAM(ops.Block):
         return channel * spatial
 
     def forward(self, x: Tensor) -> Tensor:
+        self.accept(x)
         x = self.channel(x)
         return self.spatial(x)
