@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import operator
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from math import prod
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 
@@ -224,3 +227,14 @@ def require(name: str, version: str, floor: str) -> None:
     have, least = (tuple(int(part) for part in re.findall(r"\d+", text)[:3]) for text in (version, floor))
     if have < least:
         raise ImportError(f"attzoo needs {name} >= {floor}, got {version}")
+
+
+def triton_first() -> None:
+    """Load triton, where it is installed, unless TensorFlow is loaded already.
+
+    TensorFlow 2.20 and 2.21 abort the process when triton is loaded after them (tensorflow#124205), so whatever may
+    load TensorFlow calls this before.
+    """
+    if "tensorflow" not in sys.modules:
+        with suppress(ImportError):
+            import_module("triton")

@@ -1,24 +1,20 @@
 """ops/numpy.py in Keras 3, and what every Keras body shares: `Block`. Channels last inside: (N, *S, C).
 
-Bodies take `keras` from here and from nowhere else: TensorFlow 2.20 and 2.21 abort the process when they are
-loaded before triton (tensorflow#124205), so triton goes first wherever it is installed.
+Bodies take `keras` from here and from nowhere else, because triton must be loaded first.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
-if "tensorflow" not in sys.modules:
-    with suppress(ImportError):
-        import triton  # noqa: F401
+from ..contract import Spec, Weight, require, triton_first
+
+triton_first()
 
 import keras as keras
 from keras import ops
 
-from ..contract import Spec, Weight, require
 from .numpy import EPSILON, MOMENTUM
 
 require("keras", keras.__version__, "3.13.1")   # before it, loading a model could be made to run code
@@ -164,7 +160,7 @@ class BatchNorm(keras.layers.Layer):
         return ops.cast((z - center) * (weight * ops.rsqrt(var + EPSILON)) + bias, x.dtype)
 
     def unbiased(self, x: Any) -> Any:
-        """N / (n - 1) for the n values of each channel."""
+        """The factor n / (n - 1) for the n values of each channel."""
         if all(size is not None for size in x.shape):
             n = x.shape[0]
             for size in x.shape[1:-1]:
