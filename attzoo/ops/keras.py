@@ -12,10 +12,10 @@ from ..contract import Spec, Weight, require, triton_first
 
 triton_first()
 
-import keras as keras
-from keras import ops
+import keras as keras  # noqa: E402
+from keras import ops  # noqa: E402
 
-from .numpy import EPSILON, MOMENTUM
+from .numpy import EPSILON, MOMENTUM  # noqa: E402
 
 require("keras", keras.__version__, "3.13.1")   # before it, loading a model could be made to run code
 
