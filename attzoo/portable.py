@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +22,7 @@ from safetensors.numpy import save as serialize
 from . import registry
 from .adapters import adapter, backend_of
 from .contract import Array, Spec
+from .files import write
 
 FORMAT: Final = 1
 DTYPES: Final = {"F16": "float16", "F32": "float32", "F64": "float64"}   # safetensors' name -> NumPy's
@@ -66,27 +66,12 @@ def save(block: Any, path: str | os.PathLike[str]) -> None:
     followed. Raises ValueError when the block is not registered, holds numbers that are not finite or is larger
     than MAX_FILE, OSError when the path cannot be written.
     """
-    path = Path(path)
     arrays = checked(weights(block), block.spec, "float64")
     about = {"format": FORMAT, "block": registry.name_of(block.spec), "config": block.spec.config()}
     data = serialize(arrays, metadata={"attzoo": json.dumps(about)})   # one entry: safetensors shuffles several
     if len(data) > MAX_FILE:
         raise ValueError(f"expected a block of at most {MAX_FILE} bytes, got {len(data)}")
-    if path.exists() and not path.is_file():   # a folder, or a device that a file would take the place of
-        raise OSError(f"expected a file or nothing at {path}, got something else")
-    temporary = path.with_name(f".attzoo-{os.urandom(8).hex()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            if path.exists():   # as open() would leave it
-                temporary.chmod(path.stat().st_mode & 0o777)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    write(Path(path), data)
 
 
 def load(path: str | os.PathLike[str], *, backend: str) -> Any:

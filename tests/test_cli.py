@@ -86,7 +86,7 @@ def test_list_outlives_a_broken_third_party(monkeypatch):
 
     table = registry.table() | {"broken": "no_such_package:Block"}
     monkeypatch.setattr(registry, "table", lambda: table)
-    monkeypatch.setattr(cli, "card_of", card_of)
+    monkeypatch.setattr(cli.blocks, "card_of", card_of)
     monkeypatch.setenv("COLUMNS", "120")
     text = run("list").output
     assert '\nbroken                cannot be loaded: pip install "strangers[all]"' in text
@@ -180,14 +180,14 @@ def test_check_passes_over_an_absent_framework_unless_it_is_asked_for(checked, m
 
 
 def test_check_passes_over_a_body_that_a_block_does_not_have(checked, monkeypatch):
-    monkeypatch.setattr(cli, "card_of", lambda name: replace(attzoo.info(name), backends=("torch",)))
+    monkeypatch.setattr(cli.blocks, "card_of", lambda name: replace(attzoo.info(name), backends=("torch",)))
     run("check", "eca")
     assert checked == [("eca", "torch")]
     run("check", "eca", "--backend", "keras", code=1)
 
 
 def test_check_of_nothing_is_no_success(checked, monkeypatch):
-    monkeypatch.setattr(cli, "_installed", list)
+    monkeypatch.setattr(cli.blocks, "_installed", list)
     assert "nothing was checked" in run("check", code=1).stderr
 
 
@@ -200,18 +200,18 @@ def test_check_reports_a_third_party_that_cannot_be_loaded(checked, monkeypatch)
 
 @pytest.mark.case127
 def test_hazard_is_told(monkeypatch):
-    monkeypatch.setattr(cli, "find_spec", lambda name: True)
+    monkeypatch.setattr(cli.blocks, "find_spec", lambda name: True)
     monkeypatch.setitem(sys.modules, "tensorflow", types.ModuleType("tensorflow"))
     monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
-    assert cli.hazard().startswith("note: ")
+    assert cli.blocks.hazard().startswith("note: ")
     monkeypatch.delitem(sys.modules, "triton")
-    assert cli.hazard().startswith("warning: TensorFlow was loaded before triton. ")
+    assert cli.blocks.hazard().startswith("warning: TensorFlow was loaded before triton. ")
     monkeypatch.delitem(sys.modules, "tensorflow")
-    assert cli.hazard().startswith("note: ")
-    monkeypatch.setattr(cli, "find_spec", lambda name: name == "tensorflow")
-    assert cli.hazard() is None
-    monkeypatch.setattr(cli, "find_spec", lambda name: name == "triton")
-    assert cli.hazard() is None
+    assert cli.blocks.hazard().startswith("note: ")
+    monkeypatch.setattr(cli.blocks, "find_spec", lambda name: name == "tensorflow")
+    assert cli.blocks.hazard() is None
+    monkeypatch.setattr(cli.blocks, "find_spec", lambda name: name == "triton")
+    assert cli.blocks.hazard() is None
 
 
 # ---- convert ---------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ def test_convert_keeps_the_permissions_of_what_it_replaces(saved):
 @pytest.mark.case126
 def test_convert_to_a_portable_file_needs_some_framework(saved, monkeypatch):
     _, path, _ = saved
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli.files, "find_spec", lambda name: None)
     assert "neither torch nor keras is installed" in refused("convert", str(path), str(path))
 
 
@@ -373,12 +373,12 @@ def test_what_the_library_raises_is_one_line(err, said, monkeypatch):
     def fail(name):
         raise err
 
-    monkeypatch.setattr(cli, "card_of", fail)
+    monkeypatch.setattr(cli.blocks, "card_of", fail)
     assert refused("info", "se") == said
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(cli, "card_of", lambda name: 1 / 0)
+    monkeypatch.setattr(cli.blocks, "card_of", lambda name: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["info", "se"])
 

@@ -257,7 +257,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        run._write(tmp_path / "results.json", b"new")
+        run.write(tmp_path / "results.json", b"new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 

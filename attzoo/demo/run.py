@@ -15,6 +15,7 @@ import numpy as np
 from .. import contract, portable, registry
 from ..adapters import adapter
 from ..contract import Array
+from ..files import write
 from . import picture
 from .report import BACKENDS, Result, as_json, table
 
@@ -93,8 +94,8 @@ def demo(out: Path, epochs: int = 6, blocks: Sequence[str] | None = None) -> Non
         )
     settings = {"seed": SEED, "channels": CHANNELS, "options": OPTIONS, "epochs": epochs, "batch": BATCH}
     settings |= {"rate": RATE, "momentum": MOMENTUM, "keras_backend": bodies["keras"].keras.backend.backend()}
-    _write(out / "results.json", as_json(results, settings))
-    _write(out / "attention.png", picture.draw(data.shown(), attention))
+    write(out / "results.json", as_json(results, settings))
+    write(out / "attention.png", picture.draw(data.shown(), attention))
     console.print(table(results))
     for name, what in FILES.items():
         console.print(f"{out / name}: {what}", markup=False, highlight=False, soft_wrap=True)
@@ -193,13 +194,3 @@ def _load(*modules: str) -> list[Any]:
             raise
         message = f'{err.name} is not installed, and the demo needs it: pip install "attzoo[demo]"'
         raise ModuleNotFoundError(message, name=err.name) from err
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Make a file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

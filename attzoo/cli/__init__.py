@@ -1,0 +1,48 @@
+"""The command line. Needs typer and rich, the extra `cli`; a framework is loaded by the commands that need one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer  # noqa: TID253
+
+from .. import __version__
+from . import blocks, demo, files
+from .shared import line
+
+app = typer.Typer(
+    help="Attention blocks for PyTorch and Keras, each with one meaning in both.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; what the library refuses is one line on stderr and exit code 1."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")   # TensorFlow greets at length
+    os.environ.setdefault("JAX_ENABLE_X64", "1")         # without it JAX has no float64 to be checked in
+    try:
+        app(args=arguments, prog_name="attzoo")
+    except (ValueError, TypeError, OSError, ImportError) as err:
+        sys.exit(f"attzoo: {line(err)}")
+
+
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="Say the version and exit.")] = False) -> None:
+    """What may stand before a command."""
+    if version:
+        typer.echo(f"attzoo {__version__}")
+        raise typer.Exit
+
+
+app.command("list")(blocks.list_)
+app.command()(blocks.info)
+app.command()(blocks.check)
+app.command()(files.convert)
+app.command()(demo.demo)
