@@ -4,8 +4,9 @@ Importing this package imports no framework; asking for a block does.
 """
 
 from .card import info
+from .maps import attention_maps
 from .portable import convert, load, load_weights, save, weights
 from .registry import create, get, names
 
-__all__ = ["get", "create", "names", "info", "weights", "load_weights", "convert", "save", "load"]
+__all__ = ["get", "create", "names", "info", "weights", "load_weights", "convert", "save", "load", "attention_maps"]
 __version__ = "0.1.0"

@@ -1,12 +1,14 @@
 """How the rest of attzoo reaches into a block of either framework, in NumPy arrays, canonical names, channels first.
 
-`torch.py` and `keras.py` here have the same functions: make, dtype, read, write, attention, forward, run, train.
+`torch.py` and `keras.py` here have the same functions: make, dtype, read, write, attention, forward, run, train,
+and for models that hold blocks: blocks, coefficients, eager.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, cast
@@ -53,6 +55,18 @@ class Adapter(Protocol):
     def train(self, block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
         """Steps of the framework's own plain SGD on the sum of output * cotangent."""
 
+    def blocks(self, model: Any) -> dict[str, Any]:
+        """Every block that a model holds, by its path; once, under its first path, where it stands in several places.
+
+        In torch that of `named_modules`, in Keras the names of layers, joined by dots; "" where the model is a block.
+        """
+
+    def coefficients(self, tensor: Any, block: Any) -> Array | None:
+        """What a block's attention gave, as a copy in float32 or float64; None from a trace, which has no numbers."""
+
+    def eager(self) -> AbstractContextManager[Any]:
+        """Inside, what the framework would compile and can be asked not to runs eagerly."""
+
 
 def adapter(backend: str) -> Adapter:
     """The adapter of a backend, importing its framework."""
@@ -60,14 +74,26 @@ def adapter(backend: str) -> Adapter:
 
 
 def backend_of(block: Any) -> str:
-    """The backend of a block, "keras" or "torch". Raises TypeError for what is no block of either.
+    """The backend of a block, "keras" or "torch". Raises TypeError for what is no block of either."""
+    backend = framework_of(block)
+    if backend is None or not isinstance(getattr(block, "spec", None), Spec):
+        raise TypeError(f"expected an attzoo block of torch or Keras, got {type(block).__name__}")
+    return backend
 
-    Asked of modules that are loaded already: a block cannot exist without its framework. Keras goes first, for
+
+def framework_of(model: Any) -> str | None:
+    """The framework whose layer or module this is, "keras" or "torch"; None for what is neither's.
+
+    Asked of modules that are loaded already: a layer cannot exist without its framework. Keras goes first, for
     its layers are torch modules too where it runs on torch.
     """
     for backend, module, base in (("keras", "keras", "Layer"), ("torch", "torch.nn", "Module")):
-        framework = sys.modules.get(module)
-        base_class = getattr(framework, base, None)
-        if base_class is not None and isinstance(block, base_class) and isinstance(getattr(block, "spec", None), Spec):
+        base_class = getattr(sys.modules.get(module), base, None)
+        if base_class is not None and isinstance(model, base_class):
             return backend
-    raise TypeError(f"expected an attzoo block of torch or Keras, got {type(block).__name__}")
+    return None
+
+
+def can_attend(model: Any) -> bool:
+    """Whether this is a block: a layer or module with a spec, whose coefficients can be asked for."""
+    return isinstance(getattr(model, "spec", None), Spec) and callable(getattr(model, "attention", None))

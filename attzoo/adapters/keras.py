@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 from typing import Any
 
 import numpy as np
 
 from ..contract import Array
 from ..ops.keras import find, keras
-from . import Run
+from . import Run, can_attend
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
@@ -69,6 +71,40 @@ def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rat
         optimizer.apply(gradients, block.trainable_weights)
 
 
+def blocks(model: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+
+    def walk(path: str, layer: Any) -> None:
+        if id(layer) in seen:
+            return
+        seen.add(id(layer))
+        if can_attend(layer):
+            found[_free(path, found)] = layer
+        for part in layer._flatten_layers(include_self=False, recursive=False):   # Keras tells them in no public way
+            walk(f"{path}.{part.name}" if path else part.name, part)
+
+    walk("", model)
+    return found
+
+
+def _free(path: str, taken: Mapping[str, Any]) -> str:
+    """`path`, or with a number where another layer has that name, as Keras numbers layers."""
+    numbered = (f"{path}_{i}" if i else path for i in count())
+    return next(name for name in numbered if name not in taken)
+
+
+def coefficients(tensor: Any, block: Any) -> Array | None:
+    if _traced(tensor):
+        return None
+    array = to_array(tensor, block)
+    return array if array.dtype == np.float64 else array.astype(np.float32)
+
+
+def eager() -> AbstractContextManager[Any]:
+    return nullcontext()   # no switch of Keras reaches what it has compiled already
+
+
 def to_array(tensor: Any, block: Any) -> Array:
     """A NumPy copy, channels first; bfloat16, which NumPy lacks, as float32."""
     array = _numpy(tensor)
@@ -114,6 +150,24 @@ def _gradients(block: Any, inputs: list[Any], cotangent: Any, training: bool) ->
     for variable, value in zip(block.non_trainable_variables, others, strict=True):
         variable.assign(value)
     return y, inner, outer
+
+
+def _traced(tensor: Any) -> bool:
+    """Whether a tensor stands for numbers that are not there yet."""
+    if keras.utils.is_keras_tensor(tensor):
+        return True
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return bool(tf.is_symbolic_tensor(tensor))
+    if backend == "torch":
+        import torch
+
+        return bool(torch.compiler.is_compiling() or tensor.is_meta)
+    import jax
+
+    return isinstance(tensor, jax.core.Tracer)
 
 
 def _built(block: Any) -> Any:

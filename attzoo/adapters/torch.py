@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from ..contract import Array
 from ..ops.torch import find
-from . import Run
+from . import Run, can_attend
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
@@ -71,6 +73,25 @@ def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rat
         y = block(*(to_tensor(x, block) for x in inputs))
         (y * to_tensor(cotangent, block)).sum().backward()
         optimizer.step()
+
+
+def blocks(model: Any) -> dict[str, Any]:
+    for module in model.modules():
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:   # copies, each with a part of the batch
+            raise ValueError(f"expected a model on one device, got DataParallel on {len(module.device_ids)}")
+    return {path: module for path, module in model.named_modules() if can_attend(module)}
+
+
+def coefficients(tensor: Any, block: Any) -> Array | None:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.is_meta:
+        return None
+    return to_array(tensor if tensor.dtype == torch.float64 else tensor.float())
+
+
+def eager() -> AbstractContextManager[Any]:
+    if "torch._dynamo" not in sys.modules:   # a second to load, and nothing has been compiled yet
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def to_array(tensor: Tensor) -> Array:
