@@ -1,0 +1,28 @@
+"""The losses, once per framework: torch.py and keras.py compute the same function of logits and masks.
+
+With p = softmax(logits) over K classes, t the one-hot mask, and sums over the pixels that are not IGNORE:
+
+    cross_entropy  mean over pixels of -log p[mask]
+    dice           mean over images and classes of 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1)
+    both           cross_entropy + dice
+    bce            mean over pixels and outputs of -t log q - (1 - t) log(1 - q), q = sigmoid(logits);
+                   one output is the second of two classes, K are each class against the rest
+    focal_tversky  mean over images and classes of (1 - TI)^(1 / GAMMA),
+                   TI = (sum(p t) + 1) / (sum(p t) + ALPHA sum((1 - p) t) + BETA sum(p (1 - t)) + 1)
+
+Every one is a total over a count, so that devices that share a batch can share the count; images without a pixel count
+for nothing, and a batch without one gives 0.
+
+Source: Dice: Milletari et al., "V-Net", 3DV 2016, arXiv:1606.04797v1, section 3, here with p in place of p^2 and 1 added
+to both sides of the fraction. Focal Tversky: Abraham & Khan, "A Novel Focal Tversky Loss Function with Improved
+Attention U-Net for Lesion Segmentation", ISBI 2019, arXiv:1810.07842v1, eq. 3 and 4 with alpha 0.7, beta 0.3 and
+gamma 4/3 (so the power is 0.75), there summed over classes.
+"""
+
+from typing import Final
+
+IGNORE: Final = 255      # the mask's value for pixels that count for nothing
+ALPHA: Final = 0.7       # weight of pixels that were missed
+BETA: Final = 0.3        # weight of pixels that were found and are not there
+GAMMA: Final = 4 / 3
+SMALLEST: Final = 1e-7   # of 1 - TI, whose power has no slope at 0

@@ -1,0 +1,177 @@
+"""What a training run is: every choice in one frozen record, the rate of each epoch, and recipes by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field, fields
+from math import cos, pi
+from types import MappingProxyType
+from typing import Any, Final
+
+from .. import contract
+
+BACKENDS: Final = ("torch", "keras")
+LOSSES: Final = ("both", "cross_entropy", "dice", "bce", "focal_tversky")
+OPTIMIZERS: Final = ("sgd", "adam", "adamw")
+SCHEDULES: Final = ("constant", "step", "cosine")
+PRECISIONS: Final = ("float32", "bfloat16", "float16")
+NORMALISATIONS: Final = ("zscore", "unit", "none")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a run's weights follow from, on one machine: equal settings and data give equal weights.
+
+    backend: "torch" or "keras".
+    data: folder of images and masks; None takes the built-in phantoms.
+    dims: 2 or 3, spatial axes. size: >= 1, in pixels, per axis, that everything is resized to; None means 64 each.
+    classes: >= 2; None takes what the data says. validation: share in (0, 1) kept out of training, where the folder
+    does not say which. normalise: "zscore" or "unit", per image and channel, or "none". flip: random flips in training.
+    variant: a published U-Net; None takes the arguments' defaults. channels: per level, from the finest; None takes the
+    variant's, and without one 16, 32, 64. network: further arguments of the U-Net, for instance {"skip": None}.
+    loss: "cross_entropy", "dice", "both" of them added, "bce" (binary cross-entropy; two classes share one output) or
+    "focal_tversky".
+    optimizer: "sgd", "adam" or "adamw". rate: > 0. momentum: in [0, 1), of sgd. decay: >= 0, of weights, of adamw.
+    schedule: "constant", "step" (times `factor` every `every` epochs) or "cosine", down to 0.
+    epochs, batch (images in all, over all devices): >= 1. accumulate: >= 1 batches whose mean gradient makes one step;
+    batches that fill no step sit the epoch out.
+    precision: "float32", or "bfloat16" or "float16" where it is safe, weights staying float32.
+    checkpoint_every: >= 1 epochs; None keeps the best only. seed: >= 0.
+    Raises TypeError or ValueError when a value is outside these bounds, or one would do nothing.
+    """
+
+    backend: str = "torch"
+    _: KW_ONLY
+    data: str | None = None
+    dims: int = 2
+    size: tuple[int, ...] | None = None
+    classes: int | None = None
+    validation: float = 0.2
+    normalise: str = "zscore"
+    flip: bool = True
+    variant: str | None = None
+    channels: tuple[int, ...] | None = None
+    network: Mapping[str, Any] = field(default_factory=dict)
+    loss: str = "both"
+    optimizer: str = "adam"
+    rate: float = 1e-3
+    momentum: float | None = None
+    decay: float | None = None
+    schedule: str = "constant"
+    every: int | None = None
+    factor: float | None = None
+    epochs: int = 20
+    batch: int = 8
+    accumulate: int = 1
+    precision: str = "float32"
+    checkpoint_every: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in KNOWN.items():
+            contract.choice(name, getattr(self, name), known)
+        for name in ("epochs", "batch", "accumulate"):
+            contract.integer(name, getattr(self, name))
+        for name, least in (("classes", 2), ("checkpoint_every", 1), ("every", 1)):
+            if getattr(self, name) is not None:
+                contract.integer(name, getattr(self, name), least)
+        dims = contract.choice("dims", self.dims, (2, 3))
+        size = (64,) * dims if self.size is None else tuple(contract.integer("size", n) for n in self.size)
+        if len(size) != dims:
+            raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {size}")
+        momentum = self._of("momentum", 0.0, "optimizer", "sgd")
+        decay = self._of("decay", 0.01, "optimizer", "adamw")
+        every, factor = self._of("every", 30, "schedule", "step"), self._of("factor", 0.1, "schedule", "step")
+        shares = {"validation": self.validation, "momentum": momentum}
+        for name, value in (shares | {"rate": self.rate, "factor": factor, "decay": decay}).items():
+            if value is None:
+                continue
+            if contract.number(name, value) < 0 or (value == 0 and name not in ("momentum", "decay")):
+                raise ValueError(f"{name} must be positive, got {value}")
+            if name in shares and value >= 1:
+                raise ValueError(f"{name} must be less than 1, got {value}")
+        if not isinstance(self.network, Mapping):
+            raise TypeError(f"network must be arguments of the U-Net, got {self.network!r}")
+        contract.settle(
+            self,
+            size=size,
+            flip=contract.flag("flip", self.flip),
+            channels=None if self.channels is None else tuple(self.channels),
+            network=MappingProxyType(dict(self.network)),
+            rate=float(self.rate),
+            momentum=momentum,
+            decay=decay,
+            every=every,
+            factor=factor,
+            seed=contract.integer("seed", self.seed, 0),
+        )
+
+    def _of(self, name: str, default: Any, whose: str, wanted: str) -> Any:
+        """The value of a field that belongs to one choice of another. Raises ValueError where it would do nothing."""
+        value, chosen = getattr(self, name), getattr(self, whose)
+        if chosen == wanted:
+            return default if value is None else value
+        if value is not None:
+            raise ValueError(f"{name} is for {whose}={wanted!r}, got {whose}={chosen!r}")
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """What `Settings(**config)` makes these from again, fit for JSON."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        lists = {name: list(v) for name, v in values.items() if isinstance(v, tuple)}
+        return values | lists | {"network": dict(self.network)}
+
+    def outputs(self, classes: int) -> int:
+        """Output channels of a network for so many classes."""
+        return 1 if self.loss == "bce" and classes == 2 else classes
+
+
+KNOWN: Final = {
+    "backend": BACKENDS,
+    "normalise": NORMALISATIONS,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "precision": PRECISIONS,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A published choice of settings. source: where it is published."""
+
+    source: str
+    settings: Mapping[str, Any]
+
+
+RECIPES: Final = {
+    "camvid": Recipe(
+        "the training of segmentation networks on CamVid that passes from one PyTorch repository to the next: 32 classes"
+        " and a void one, 224 x 224, SGD at 0.1, a tenth of it after every 50 epochs",
+        {
+            "classes": 33,
+            "size": (224, 224),
+            "loss": "cross_entropy",
+            "optimizer": "sgd",
+            "rate": 0.1,
+            "schedule": "step",
+            "every": 50,
+            "factor": 0.1,
+            "epochs": 50,
+        },
+    ),
+}
+
+
+def rate(settings: Settings, epoch: int) -> float:
+    """The learning rate of an epoch, counted from 0.
+
+    Those of torch.optim.lr_scheduler's StepLR(every, factor) and CosineAnnealingLR(epochs).
+    """
+    if settings.schedule == "step":
+        assert settings.factor is not None
+        assert settings.every is not None
+        return settings.rate * settings.factor ** (epoch // settings.every)
+    if settings.schedule == "cosine":
+        return settings.rate * (1 + cos(pi * epoch / settings.epochs)) / 2
+    return settings.rate
