@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from ..contract import Array
+from ..look import COLORS, GREY, MARGIN, NEUTRAL, png, small
 from ..ops import numpy as ops
 from .report import BACKENDS
 
@@ -17,16 +17,11 @@ if TYPE_CHECKING:
 
     Panels = Mapping[str, Sequence[Axes]]   # by backend, one for each digit
 
-COLORS: Final = {"torch": "#3b6fb6", "keras": "#c4532f"}   # of headings and bars
-GREY: Final = "#555555"
 PANEL: Final = 0.84     # inches, the side of a panel
-MARGIN: Final = 0.15    # inches, around everything
 HEAD: Final = 0.42      # inches, for the title
 FOOT: Final = 0.98      # inches, for the caption
 NAME: Final = 1.75      # inches, for the names of the blocks
 SCALE: Final = 0.62     # inches, for the scales at the right
-DPI: Final = 100        # pixels per inch
-NEUTRAL: Final = 0.5    # sigmoid(0), on which bars stand
 INK: Final = 0.4        # grey value, from 0 to 1, of the outline
 TITLE: Final = "What attention learned, block by block"
 CAPTION: Final = """\
@@ -49,7 +44,7 @@ def draw(images: Array, attention: Mapping[str, Mapping[str, Array]]) -> bytes:
     gap = 0.07   # between neighbours
     width = 2 * MARGIN + sum(columns) + gap * (len(columns) - 1) + SCALE
     height = 2 * MARGIN + HEAD + FOOT + (1 + len(names)) * (PANEL + 0.16)
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    figure = Figure(figsize=(width, height), facecolor="white")
     grid = figure.add_gridspec(
         1 + len(names),
         len(columns),
@@ -78,9 +73,7 @@ def draw(images: Array, attention: Mapping[str, Mapping[str, Array]]) -> bytes:
     edge = MARGIN / width
     figure.text(edge, 1 - MARGIN / height, TITLE, fontsize=15, weight="bold", va="top")
     figure.text(edge, MARGIN / height, CAPTION, fontsize=10, color=GREY, va="bottom", linespacing=1.35)
-    file = BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    return png(figure)
 
 
 def _flat(a: Array) -> Array:
@@ -118,7 +111,7 @@ def _maps(panels: Panels, scale: Axes, values: Mapping[str, Array], images: Arra
     bar = scale.figure.colorbar(drawn, cax=scale)
     bar.set_ticks([low, high], labels=[f"{low:.2f}", f"{high:.2f}"])
     bar.outline.set_visible(False)
-    _small(scale)
+    small(scale)
 
 
 def _outline(ax: Axes, image: Array) -> None:
@@ -145,8 +138,4 @@ def _bars(panels: Panels, values: Mapping[str, Array]) -> None:
     last.yaxis.tick_right()
     last.set_yticks([NEUTRAL - reach, NEUTRAL, NEUTRAL + reach])
     last.yaxis.set_major_formatter("{x:.2f}")
-    _small(last)
-
-
-def _small(ax: Axes) -> None:
-    ax.tick_params(labelsize=8.5, length=2, color=GREY, labelcolor=GREY)
+    small(last)

@@ -1,0 +1,77 @@
+"""What the pictures share: colours, sizes, an image made fit to be looked at, the way to PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from .contract import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    Cut = tuple[int, int] | None   # the axis that a volume is cut along, and the slice
+
+COLORS: Final = {"torch": "#3b6fb6", "keras": "#c4532f"}   # of headings and bars
+GREY: Final = "#555555"     # of what is said beside
+MARGIN: Final = 0.15        # inches, around everything
+DPI: Final = 100            # pixels per inch
+NEUTRAL: Final = 0.5        # sigmoid(0), on which bars stand
+
+
+def middle(space: Sequence[int]) -> Cut:
+    """The cut through the middle of a volume's shortest axis; None for what is no volume."""
+    if len(space) < 3:
+        return None
+    axis = int(np.argmin(space))
+    return axis, space[axis] // 2
+
+
+def flat(x: Array, cut: Cut, space: Sequence[int] = ()) -> Array:
+    """(C, *S) -> (C, H, W): the cut through a volume; a line becomes a row. `space` is what the cut counts in."""
+    if cut is None:
+        return x if x.ndim == 3 else x[:, None]
+    axis, at = cut
+    have = x.shape[1 + axis]
+    return x.take((2 * at + 1) * have // (2 * (space[axis] if space else have)), axis=1 + axis)
+
+
+def visible(x: Array) -> Array:
+    """(C, H, W) -> (H, W, 3) in [0, 1]: three channels as colours, others as grey, 0.5 % clipped at each end."""
+    color = x if len(x) == 3 else np.repeat(x.mean(axis=0, keepdims=True, dtype=np.float64), 3, axis=0)
+    finite = color[np.isfinite(color)]
+    low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
+    scaled = (color - low) / (high - low if high > low else 1.0)
+    return np.moveaxis(np.clip(np.nan_to_num(scaled), 0, 1), 0, -1)
+
+
+def sizes(space: Sequence[int]) -> str:
+    """A size in words."""
+    return " x ".join(map(str, space))
+
+
+def told(space: Sequence[int], cut: Cut) -> str:
+    """A cut in words; nothing for none."""
+    return f"slice {cut[1] + 1} of {space[cut[0]]} along axis {cut[0] + 1}" if cut else ""
+
+
+def bare(ax: Axes, color: str | None = None) -> None:
+    """Take an image's ticks, and its frame unless that has a color."""
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set(visible=color is not None, color=color)
+
+
+def small(ax: Axes) -> None:
+    """Make the ticks of a scale small and grey."""
+    ax.tick_params(labelsize=8.5, length=2, color=GREY, labelcolor=GREY)
+
+
+def png(figure: Figure, dpi: int = DPI) -> bytes:
+    """A figure as PNG."""
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=dpi)
+    return file.getvalue()
