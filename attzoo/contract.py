@@ -31,11 +31,11 @@ class Weight:
     """One array of a block: its canonical shape, where it starts, and whether training moves it by gradients.
 
     start: "uniform" on [-scale, scale), "normal" with standard deviation scale, both around `center`;
-    "constant" is `center` itself.
+    "constant" is `center` itself; "orthogonal" is scale times a matrix (shape[0], rest) of orthonormal rows or columns.
     """
 
     shape: tuple[int, ...]
-    start: Literal["uniform", "normal", "constant"]
+    start: Literal["uniform", "normal", "constant", "orthogonal"]
     scale: float = 0.0
     center: float = 0.0
     trainable: bool = True
@@ -83,15 +83,12 @@ def part(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 
 @runtime_checkable
-class Spec(Protocol):
-    """What the rest of attzoo asks of a block's spec, a frozen dataclass whose fields are the block's arguments.
+class AnySpec(Protocol):
+    """What the rest of attzoo asks of the spec of a block or of a whole network: what it takes to make and carry one.
 
-    Blocks take one input or more, so the protocol leaves open how many.
+    A spec is a frozen dataclass whose fields are the arguments. Blocks take one input or more, so the protocol leaves
+    open how many.
     """
-
-    @property
-    def channels(self) -> int:
-        """C, channels of the first input and of the output."""
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -99,10 +96,10 @@ class Spec(Protocol):
 
     @property
     def weights(self) -> dict[str, Weight]:
-        """Every array of the block, by canonical name."""
+        """Every array, by canonical name."""
 
     def config(self) -> dict[str, Any]:
-        """Arguments that rebuild this very block, every None resolved."""
+        """Arguments that rebuild this very block or network, every None resolved."""
 
     def accept(self, *args: Any, **kwargs: Any) -> None:
         """Called with (*shapes, channels_last=False): raise ValueError unless these are its inputs' shapes."""
@@ -110,14 +107,23 @@ class Spec(Protocol):
     def macs(self, *args: Any, **kwargs: Any) -> int:
         """Called with (*shapes): multiply-adds of the linear maps for inputs of these shapes, channels first."""
 
-    def attention(self, *args: Any, **kwargs: Any) -> Array:
-        """Called with (*inputs, weights=..., training=False): the coefficients alone, before they multiply."""
-
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """Called with (*inputs, weights=..., training=False): what the block computes, in the dtype of its inputs.
+        """Called with (*inputs, weights=..., training=False): what it computes, in the dtype of its inputs.
 
         In training, running statistics in `weights` move.
         """
+
+
+@runtime_checkable
+class Spec(AnySpec, Protocol):
+    """A block's spec: its output has its first input's shape."""
+
+    @property
+    def channels(self) -> int:
+        """C, channels of the first input and of the output."""
+
+    def attention(self, *args: Any, **kwargs: Any) -> Array:
+        """Called with (*inputs, weights=..., training=False): the coefficients alone, before they multiply."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,3 +9,4 @@ with naming_extra("attzoo.keras"):
     from .blocks.eca.keras import ECA as ECA
     from .blocks.se.keras import SE as SE
     from .blocks.spatial_attention.keras import SpatialAttention as SpatialAttention
+    from .unet.keras import UNet as UNet

@@ -21,7 +21,7 @@ from safetensors.numpy import save as serialize
 
 from . import registry
 from .adapters import adapter, backend_of
-from .contract import Array, Spec
+from .contract import AnySpec, Array
 from .files import write
 
 FORMAT: Final = 1
@@ -93,7 +93,7 @@ def load(path: str | os.PathLike[str], *, backend: str) -> Any:
     return block
 
 
-def checked(arrays: Mapping[str, Array], spec: Spec, dtype: str) -> dict[str, Array]:
+def checked(arrays: Mapping[str, Array], spec: AnySpec, dtype: str) -> dict[str, Array]:
     """The arrays in the machine's byte order, if they are a spec's, finite, and fit for `dtype`.
 
     Raises TypeError or ValueError if not.
@@ -124,14 +124,14 @@ def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _make(spec: Spec, backend: str, dtype: str) -> Any:
+def _make(spec: AnySpec, backend: str, dtype: str) -> Any:
     if backend == "numpy":
         raise ValueError('backend must be "torch" or "keras"; a spec holds no weights: take attzoo.weights(block)')
     cls = registry.body(spec, backend)   # first: it says what is missing where a framework is
     return adapter(backend).make(cls, spec.config(), dtype)
 
 
-def _read_header(file: Any, size: int) -> tuple[Spec, str]:
+def _read_header(file: Any, size: int) -> tuple[AnySpec, str]:
     """The spec and dtype that a file's header declares, after every claim in it has been checked."""
     if not 8 <= size <= MAX_FILE:
         raise ValueError(f"expected 8 to {MAX_FILE} bytes, got {size}")
@@ -161,7 +161,7 @@ def _read_header(file: Any, size: int) -> tuple[Spec, str]:
     return spec, np.result_type(*kinds).name
 
 
-def _declared(about: Any) -> Spec:
+def _declared(about: Any) -> AnySpec:
     """The spec that a file's metadata names."""
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise ValueError(f"expected format {FORMAT}, got {str(about)[:100]}")

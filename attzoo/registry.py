@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import keras
     import torch
 
-    from .contract import Spec, Variant
+    from .contract import AnySpec, Spec, Variant
 
 BLOCKS: Final = {  # name -> "package:Class"; an entry point of group GROUP is written the same way
     "se": "attzoo.blocks.se:SE",
@@ -24,6 +24,9 @@ BLOCKS: Final = {  # name -> "package:Class"; an entry point of group GROUP is w
     "cbam": "attzoo.blocks.cbam:CBAM",
     "eca": "attzoo.blocks.eca:ECA",
     "attention_gate": "attzoo.blocks.attention_gate:AttentionGate",
+}
+NETWORKS: Final = {   # whole networks of blocks, made and carried like a block, but in no list of blocks
+    "unet": "attzoo.unet:UNet",
 }
 ALIASES: Final = {
     "squeeze_excitation": "se",
@@ -39,13 +42,13 @@ def table() -> dict[str, str]:
     """Every known block as name -> "package:Class": ours, then third-party ones by name.
 
     Third parties announce theirs as entry points, which are read as strings and not loaded. Raises ValueError
-    where one would redefine a name: a built-in one, an alias, or another third party's.
+    where one would redefine a name: a built-in one, a network's, an alias, or another third party's.
     """
     from importlib.metadata import entry_points  # 60 ms the importer of attzoo need not pay
 
     found: dict[str, str] = {}
     for point in entry_points(group=GROUP):
-        if point.value != (BLOCKS | ALIASES | found).get(point.name, point.value):
+        if point.value != (BLOCKS | NETWORKS | ALIASES | found).get(point.name, point.value):
             package = point.dist.name if point.dist else point.value
             raise ValueError(f"block names must be unique, got another {point.name!r}, from the package {package}")
         found[point.name] = point.value
@@ -114,27 +117,27 @@ def variants(name: str) -> dict[str, Variant]:
 
 
 def locate(name: str) -> str:
-    """Where block `name` lives, as "package:Class"; raises as `get`."""
-    known = table()
+    """Where block or network `name` lives, as "package:Class"; raises as `get`."""
+    known = table() | NETWORKS
     name = _known("block", name, [*known, *ALIASES])
     return known[ALIASES.get(name, name)]
 
 
-def name_of(spec: Spec) -> str:
-    """The name under which a spec's block is registered. Raises ValueError when it is not."""
+def name_of(spec: AnySpec) -> str:
+    """The name under which a spec's block or network is registered. Raises ValueError when it is not."""
     place = place_of(spec)
-    for name, known in table().items():
+    for name, known in (table() | NETWORKS).items():
         if known == place:
             return name
     raise ValueError(f"expected a registered block, got {place}")
 
 
-def place_of(spec: Spec) -> str:
+def place_of(spec: AnySpec) -> str:
     """Where a spec's block lives, as "package:Class"."""
     return f"{type(spec).__module__.rpartition('.')[0]}:{type(spec).__name__}"
 
 
-def body(spec: Spec, backend: str) -> type[Any]:
+def body(spec: AnySpec, backend: str) -> type[Any]:
     """The class that stands beside a spec's own, for `backend`; registered or not."""
     return _load(place_of(spec), _known("backend", backend, BACKENDS))
 

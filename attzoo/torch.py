@@ -9,3 +9,4 @@ with naming_extra("attzoo.torch"):
     from .blocks.eca.torch import ECA as ECA
     from .blocks.se.torch import SE as SE
     from .blocks.spatial_attention.torch import SpatialAttention as SpatialAttention
+    from .unet.torch import UNet as UNet

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, cast
 
-from ..contract import Array, Spec
+from ..contract import AnySpec, Array
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def adapter(backend: str) -> Adapter:
 def backend_of(block: Any) -> str:
     """The backend of a block, "keras" or "torch". Raises TypeError for what is no block of either."""
     backend = framework_of(block)
-    if backend is None or not isinstance(getattr(block, "spec", None), Spec):
+    if backend is None or not isinstance(getattr(block, "spec", None), AnySpec):
         raise TypeError(f"expected an attzoo block of torch or Keras, got {type(block).__name__}")
     return backend
 
@@ -96,4 +96,4 @@ def framework_of(model: Any) -> str | None:
 
 def can_attend(model: Any) -> bool:
     """Whether this is a block: a layer or module with a spec, whose coefficients can be asked for."""
-    return isinstance(getattr(model, "spec", None), Spec) and callable(getattr(model, "attention", None))
+    return isinstance(getattr(model, "spec", None), AnySpec) and callable(getattr(model, "attention", None))

@@ -6,9 +6,10 @@ Bodies take `keras` from here and from nowhere else, because triton must be load
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
-from ..contract import Spec, Weight, require, triton_first
+from ..contract import AnySpec, Weight, choice, require, triton_first
 
 triton_first()
 
@@ -25,12 +26,10 @@ register = keras.saving.register_keras_serializable(package="attzoo")
 class Block(keras.layers.Layer):
     """What every body has: its spec, layers that start as the spec says, refusals, and y = x * attention(x)."""
 
-    def __init__(self, spec: Spec, data_format: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, spec: AnySpec, data_format: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.spec = spec
-        self.data_format = keras.config.image_data_format() if data_format is None else data_format
-        if self.data_format not in ("channels_last", "channels_first"):
-            raise ValueError(f"data_format must be 'channels_last' or 'channels_first', got {data_format!r}")
+        self.data_format = data_format_of(data_format)
         self.channels_last = self.data_format == "channels_last"
 
     def linear(self, name: str) -> Any:
@@ -83,6 +82,12 @@ class Block(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | self.spec.config() | {"data_format": self.data_format}
+
+
+def data_format_of(given: str | None) -> str:
+    """A data format, Keras's own where none is given."""
+    found = keras.config.image_data_format() if given is None else given
+    return str(choice("data_format", found, ("channels_last", "channels_first")))
 
 
 class Conv(keras.layers.Layer):
@@ -175,9 +180,112 @@ class BatchNorm(keras.layers.Layer):
         return super().get_config() | {"gamma_initializer": keras.initializers.serialize(self.gamma_initializer)}
 
 
+@register
+class InstanceNorm(keras.layers.Layer):
+    """(N, *S, C) -> (N, *S, C): each channel of each sample normalised, in float32 at least."""
+
+    def call(self, x: Any) -> Any:
+        z, axes = ops.cast(x, wide(x.dtype)), tuple(range(1, x.ndim - 1))
+        center = mean(z, axes, keepdims=True)
+        var = mean(ops.square(z - center), axes, keepdims=True)
+        return ops.cast((z - center) * ops.rsqrt(var + EPSILON), x.dtype)
+
+
+@register
+class PReLU(keras.layers.Layer):
+    """The input where it is positive, slope times it where it is not; one slope in all, as in torch."""
+
+    def build(self, input_shape: Any) -> None:
+        self.weight = self.add_weight(name="weight", shape=(1,), initializer=keras.initializers.Constant(0.25))
+
+    def call(self, x: Any) -> Any:
+        return ops.where(x > 0, x, ops.cast(self.weight, x.dtype) * x)
+
+
+@register
+class MaxPool(keras.layers.Layer):
+    """(N, *S, C) -> (N, *ceil(S / window), C): maximum over windows side by side, the last one cut off by the edge."""
+
+    def __init__(self, window: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.window = tuple(window)
+
+    def call(self, x: Any) -> Any:
+        if wide(x.dtype) != "float64":
+            return ops.max_pool(x, self.window, padding="same", data_format="channels_last")
+        for axis, width in enumerate(self.window, start=1):   # TensorFlow pools no volumes in float64
+            n = ops.shape(x)[axis]
+            first = width * ops.arange((n + width - 1) // width, dtype="int32")
+            x = reduce(ops.maximum, [ops.take(x, ops.minimum(first + k, n - 1), axis) for k in range(width)])
+        return x
+
+    def compute_output_shape(self, x: Any) -> Any:
+        return (x[0], *(n and -(-n // w) for n, w in zip(x[1:-1], self.window, strict=True)), x[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"window": self.window}
+
+
+@register
+class Crop(keras.layers.Layer):
+    """[(N, *S, C), (N, *T, D)] -> (N, *(scale T), C): from `start` on, as many pixels as scale times the second's."""
+
+    def __init__(self, start: Any, scale: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.start, self.scale = start, scale
+
+    def call(self, inputs: Any) -> Any:
+        x, like = inputs
+        dims = x.ndim - 2
+        starts, scales = ([n] * dims if isinstance(n, int) else n for n in (self.start, self.scale))
+        ends = [a + s * n for a, s, n in zip(starts, scales, sizes(like), strict=True)]
+        return x[(slice(None), *(slice(a, b) for a, b in zip(starts, ends, strict=True)))]
+
+    def compute_output_shape(self, shapes: Any) -> Any:
+        x, like = shapes
+        scales = [self.scale] * (len(x) - 2) if isinstance(self.scale, int) else self.scale
+        return (x[0], *(n and n * s for n, s in zip(like[1:-1], scales, strict=True)), x[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"start": self.start, "scale": self.scale}
+
+
+@register
+class Upsample(keras.layers.Layer):
+    """(N, *S, C) -> (N, *(scale S), C), linearly."""
+
+    def __init__(self, scale: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.scale = scale
+
+    def call(self, x: Any) -> Any:
+        return resize(x, [n * s for n, s in zip(sizes(x), self.scale, strict=True)], "linear", align_corners=False)
+
+    def compute_output_shape(self, x: Any) -> Any:
+        return (x[0], *(n and n * s for n, s in zip(x[1:-1], self.scale, strict=True)), x[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"scale": self.scale}
+
+
+@register
+class ResizeLike(keras.layers.Layer):
+    """[(N, *S, C), (N, *T, D)] -> (N, *T, C), linearly."""
+
+    def call(self, inputs: Any) -> Any:
+        return resize(inputs[0], sizes(inputs[1]), "linear", align_corners=False)
+
+    def compute_output_shape(self, shapes: Any) -> Any:
+        return (*shapes[1][:-1], shapes[0][-1])
+
+
 def find(layer: Any, name: str) -> Any:
     """The variable that holds canonical `name`: the same path, but for what Keras calls a kernel."""
     path, _, leaf = name.rpartition(".")
+    if isinstance(layer, keras.Model):   # its layers bear the beginnings of paths
+        beginnings = (each for each in layer.layers if f"{path}.".startswith(f"{each.name}."))
+        layer = max(beginnings, key=lambda each: len(each.name))
+        path = path[len(layer.name) + 1 :]
     for step in filter(None, path.split(".")):
         layer = getattr(layer, "output_" if step == "output" else step)   # Keras has an `output` of its own
     return layer.kernel if leaf == "weight" and hasattr(layer, "kernel") else getattr(layer, leaf)
@@ -191,7 +299,16 @@ def start(weight: Weight | None) -> Any:
         return keras.initializers.RandomUniform(weight.center - weight.scale, weight.center + weight.scale)
     if weight.start == "normal":
         return keras.initializers.RandomNormal(weight.center, weight.scale)
+    if weight.start == "orthogonal":
+        return keras.initializers.Orthogonal(weight.scale)
     return keras.initializers.Constant(weight.center)
+
+
+def restart(variable: Any, weight: Weight) -> None:
+    """Draw a variable anew from another start."""
+    drawn = start(weight)((weight.size // weight.shape[0], weight.shape[0]), dtype=variable.dtype)   # inputs x outputs
+    drawn = drawn if variable.name == "kernel" else ops.transpose(drawn)
+    variable.assign(ops.reshape(drawn, variable.shape))
 
 
 def space(x: Any, channels_last: bool) -> tuple[int, ...]:
@@ -209,14 +326,14 @@ def max_pool(x: Any, channels_last: bool) -> Any:
     return amax(x, space(x, channels_last))
 
 
-def mean(x: Any, axis: Any) -> Any:
+def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
     """keras.ops.mean, which takes float64 down to float32 on JAX and torch."""
     if keras.backend.standardize_dtype(x.dtype) != "float64":
-        return ops.mean(x, axis=axis)
+        return ops.mean(x, axis=axis, keepdims=keepdims)
     size, n = ops.shape(x), 1
     for a in (axis,) if isinstance(axis, int) else axis:
         n = n * size[a]
-    return ops.sum(x, axis=axis) / (n if isinstance(n, int) else ops.cast(n, x.dtype))
+    return ops.sum(x, axis=axis, keepdims=keepdims) / (n if isinstance(n, int) else ops.cast(n, x.dtype))
 
 
 def wide(dtype: Any) -> str:
@@ -226,8 +343,8 @@ def wide(dtype: Any) -> str:
 
 def amax(x: Any, axis: Any, keepdims: bool = False) -> Any:
     """keras.ops.max, which refuses an empty batch on TensorFlow and torch; its maximum is as empty as its sum."""
-    reduce = ops.sum if x.shape[0] == 0 else ops.max
-    return reduce(x, axis=axis, keepdims=keepdims)
+    largest = ops.sum if x.shape[0] == 0 else ops.max
+    return largest(x, axis=axis, keepdims=keepdims)
 
 
 def expand(s: Any, x: Any, channels_last: bool) -> Any:

@@ -66,6 +66,32 @@ def strided(x: Array, weights: Mapping[str, Array], name: str) -> Array:
     return _biased(y, weights, name)
 
 
+def conv(x: Array, weights: Mapping[str, Array], name: str, stride: Sequence[int]) -> Array:
+    """`conv_same` at every stride-th place, plus bias: (N, I, *S), (O, I, *k) -> (N, O, *ceil(S / stride))."""
+    kernel = weights[f"{name}.weight"]
+    kernel = kernel.reshape(kernel.shape + (1,) * (x.ndim - kernel.ndim))
+    return _biased(conv_same(x, kernel)[_every(stride)], weights, name)
+
+
+def transposed(x: Array, weights: Mapping[str, Array], name: str, stride: Sequence[int]) -> Array:
+    """A transposed convolution to sizes times the stride: (N, I, *S), (I, O, *k) -> (N, O, *S * stride).
+
+    Of what every input pixel spreads over k pixels from its own place on, (k - 1) // 2 are cut off at the front.
+    """
+    kernel = weights[f"{name}.weight"]
+    apart = np.zeros((*x.shape[:2], *(n * step for n, step in zip(x.shape[2:], stride, strict=True))), x.dtype)
+    apart[_every(stride)] = x
+    front = [(k - 1) // 2 for k in kernel.shape[2:]]
+    sides = [(k - 1 - cut, cut) for k, cut in zip(kernel.shape[2:], front, strict=True)]
+    turned = np.flip(kernel, axis=tuple(range(2, kernel.ndim))).swapaxes(0, 1)
+    return _biased(_correlate(np.pad(apart, [(0, 0), (0, 0), *sides]), turned), weights, name)
+
+
+def _every(stride: Sequence[int]) -> tuple[slice, ...]:
+    """The index of every stride-th pixel."""
+    return (slice(None), slice(None), *(slice(None, None, step) for step in stride))
+
+
 def _biased(y: Array, weights: Mapping[str, Array], name: str) -> Array:
     bias = weights.get(f"{name}.bias")
     return y if bias is None else y + bias.reshape(-1, *(1,) * (y.ndim - 2))
@@ -77,9 +103,12 @@ def conv_same(x: Array, kernel: Array, mode: str = "constant") -> Array:
     mode is numpy.pad's: "constant" is zero padding, "wrap" circular.
     """
     half = [(k // 2, k // 2) for k in kernel.shape[2:]]
-    padded = np.pad(x, [(0, 0), (0, 0), *half], mode=mode)   # type: ignore[call-overload]
+    return _correlate(np.pad(x, [(0, 0), (0, 0), *half], mode=mode), kernel)   # type: ignore[call-overload]
+
+
+def _correlate(x: Array, kernel: Array) -> Array:
     axes = tuple(range(2, x.ndim))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[2:], axis=axes)   # (N, I, *S, *k)
+    windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[2:], axis=axes)   # (N, I, *S, *k)
     taps = tuple(range(x.ndim, windows.ndim))
     return np.moveaxis(np.tensordot(windows, kernel, axes=((1, *taps), tuple(range(1, kernel.ndim)))), -1, 1)
 
@@ -104,6 +133,31 @@ def batch_norm(x: Array, weights: Mapping[str, Array], name: str, training: bool
         mean, var = now, spread
     scale = weight / np.sqrt(var + EPSILON)
     return np.asarray((x - mean.reshape(shape)) * scale.reshape(shape) + bias.reshape(shape))
+
+
+def instance_norm(x: Array) -> Array:
+    """Normalise each channel of each sample; nothing is trained, nothing remembered."""
+    axes = tuple(range(2, x.ndim))
+    center, var = x.mean(axis=axes, keepdims=True), x.var(axis=axes, keepdims=True)
+    return np.asarray((x - center) / np.sqrt(var + EPSILON))
+
+
+def prelu(z: Array, slope: Array) -> Array:
+    """The input where it is positive, slope times it where it is not."""
+    return np.where(z > 0, z, slope * z)
+
+
+def pool(x: Array, window: Sequence[int]) -> Array:
+    """Maximum over windows side by side, the last one cut off by the edge: (N, C, *S) -> (N, C, *ceil(S / window))."""
+    missing = [(0, -n % w) for n, w in zip(x.shape[2:], window, strict=True)]
+    x = np.pad(x, [(0, 0), (0, 0), *missing], constant_values=-np.inf)
+    split = [size for n, w in zip(x.shape[2:], window, strict=True) for size in (n // w, w)]
+    return np.asarray(x.reshape(*x.shape[:2], *split).max(axis=tuple(range(3, 3 + 2 * len(window), 2))))
+
+
+def crop(x: Array, size: Sequence[int]) -> Array:
+    """The first `size` pixels along each spatial axis: (N, C, *S) -> (N, C, *size)."""
+    return x[(slice(None), slice(None), *map(slice, size))]
 
 
 def resize(x: Array, size: Sequence[int], interpolation: str, align_corners: bool) -> Array:

@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contract import Spec, Weight, require
+from ..contract import AnySpec, Weight, require
 
 require("torch", torch.__version__, "2.6")   # before it, torch.load could be made to run code
 
-CONV: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-# torch's defaults are the spec's rule
-BATCH_NORM: dict[int, Callable[..., nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+# torch's defaults are the spec's rule, in these two
+BATCH_NORM: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+INSTANCE_NORM: dict[int, type[nn.Module]] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+MAX_POOL: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 class Block(nn.Module):
@@ -23,7 +26,7 @@ class Block(nn.Module):
 
     attention: Callable[..., Tensor]
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: AnySpec) -> None:
         super().__init__()
         self.spec = spec
         self.accepted: list[Any] | None = None   # shapes and dtypes that passed last
@@ -72,8 +75,10 @@ class Block(nn.Module):
 def find(module: nn.Module, name: str) -> Tensor:
     """The tensor that holds canonical `name`: the same path, but for what torch calls a running mean and variance."""
     path, _, leaf = name.rpartition(".")
-    part = module.get_submodule(path)
-    return getattr(part, {"mean": "running_mean", "var": "running_var"}.get(leaf, leaf))
+    part, leaf = module.get_submodule(path), {"mean": "running_mean", "var": "running_var"}.get(leaf, leaf)
+    if not hasattr(part, leaf):
+        raise ValueError(f"expected a block that holds {name}, got one without: was it fused?")
+    return getattr(part, leaf)
 
 
 @torch.no_grad()
@@ -83,6 +88,8 @@ def start(tensor: Tensor, weight: Weight) -> None:
         tensor.uniform_(weight.center - weight.scale, weight.center + weight.scale)
     elif weight.start == "normal":
         tensor.normal_(weight.center, weight.scale)
+    elif weight.start == "orthogonal":
+        nn.init.orthogonal_(tensor, weight.scale)
     else:
         tensor.fill_(weight.center)
 
@@ -111,6 +118,16 @@ def hard_sigmoid(z: Tensor) -> Tensor:
 
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
+
+
+def pool(x: Tensor, window: Sequence[int]) -> Tensor:
+    """Maximum over windows side by side, the last one cut off by the edge: (N, C, *S) -> (N, C, *ceil(S / window))."""
+    return MAX_POOL[len(window)](x, tuple(window), ceil_mode=True)
+
+
+def crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The first `size` pixels along each spatial axis: (N, C, *S) -> (N, C, *size)."""
+    return x[(slice(None), slice(None), *map(slice, size))]
 
 
 def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bool) -> Tensor:

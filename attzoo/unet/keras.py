@@ -1,0 +1,171 @@
+"""The U-Net in Keras 3, on whichever backend Keras runs: a functional model whose layers bear their canonical paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .. import registry
+from ..contract import Spec
+from ..ops import keras as ops
+from ..ops.keras import keras
+from . import spec
+from .plan import Level, Unit
+
+Make = Callable[..., Any]   # (layer's class, *arguments, name=path, **arguments) -> layer, in the network's dtype
+
+
+@ops.register
+class UNet(keras.Model):
+    """(N, *S, C) -> (N, *S, K), or channels first by data_format; arguments and errors as `spec.UNet`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *args: Any,
+        data_format: str | None = None,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        it = spec.UNet(in_channels, out_channels, *args, **kwargs)
+        data_format = ops.data_format_of(data_format)
+        policy = keras.dtype_policies.get(dtype)
+        inputs, outputs = _build(it, data_format == "channels_last", policy)
+        super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
+        self.spec, self.data_format = it, data_format
+        self.dtype_policy = policy
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        self.spec.accept(inputs.shape, channels_last=self.data_format == "channels_last")
+        return super().call(inputs, training=training, mask=mask)
+
+    def get_config(self) -> dict[str, Any]:
+        own = {"name": self.name, "trainable": self.trainable, "data_format": self.data_format}
+        return own | {"dtype": keras.dtype_policies.serialize(self.dtype_policy)} | self.spec.config()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UNet:
+        return cls(**config)
+
+
+def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
+    """The graph: its input and its output."""
+    space = (None,) * net.spatial_dims
+    shape = (*space, net.in_channels) if channels_last else (net.in_channels, *space)
+    inputs = x = keras.Input(shape, dtype=policy.compute_dtype)
+
+    def make(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return cls(*args, dtype=policy, **kwargs)
+
+    if not channels_last:
+        axes = range(2, 2 + net.spatial_dims)
+        x = make(keras.layers.Permute, (*axes, 1), name="channels_last")(x)
+    skips = []
+    for i, level in enumerate(net.levels):
+        if level.pool:
+            x = make(ops.MaxPool, level.stride, name=f"down.{i}")(x)
+        x = _units(make, net, f"encoder.{i}", level.encoder, x, level.block)
+        skips.append(x)
+    g = _units(make, net, "gating", [net.gating_unit], x) if net.gating_unit else x
+    heads = []
+    for i in reversed(range(len(skips) - 1)):
+        e, level = skips[i], net.levels[i]
+        up = make(ops.Crop, 0, 1, name=f"up.{i}.crop")([_up(make, net, i, level, x), e])
+        s = _gate(make, net, i, level, e, g if net.gating == "grid" else up)
+        both = make(keras.layers.Concatenate, name=f"concat.{i}")([s, up] if net.concat == "skip_first" else [up, s])
+        g = x = _units(make, net, f"decoder.{i}", level.decoder, both, level.block)
+        if level.supervised:
+            heads.append(_linear(make, net, f"supervision.{i}")(x))
+    if heads:
+        seen = [make(ops.ResizeLike, name=f"supervision.{i}.resize")([h, x]) for i, h in enumerate(reversed(heads))]
+        x = make(keras.layers.Concatenate, name="supervision")(seen) if len(seen) > 1 else seen[0]
+    y = _linear(make, net, "head")(x)
+    if net.head == "sigmoid":
+        y = make(keras.layers.Activation, "sigmoid", name="sigmoid")(y)
+    if not channels_last:
+        axes = range(1, net.spatial_dims + 1)
+        y = make(keras.layers.Permute, (net.spatial_dims + 1, *axes), name="channels_first")(y)
+    return inputs, y
+
+
+def _up(make: Make, net: spec.UNet, i: int, level: Level, x: Any) -> Any:
+    step = net.steps[i]
+    if level.interpolation == "nearest":
+        Repeat, dims = getattr(keras.layers, f"UpSampling{net.spatial_dims}D"), net.spatial_dims
+        x = make(Repeat, step if dims > 1 else step[0], name=f"up.{i}.nearest", **_format(dims))(x)
+    elif level.interpolation:
+        x = make(ops.Upsample, step, name=f"up.{i}.linear")(x)
+    return _units(make, net, f"up.{i}", level.up, x)
+
+
+def _gate(make: Make, net: spec.UNet, i: int, level: Level, e: Any, g: Any) -> Any:
+    if not level.gate:
+        return e
+    s = _block(make, net, f"skip.{i}", level.gate, *(e, g)[: len(level.gate.inputs)])
+    return _units(make, net, f"combine.{i}", [level.combine], s) if level.combine else s
+
+
+def _units(make: Make, net: spec.UNet, path: str, units: Sequence[Unit], x: Any, block: Spec | None = None) -> Any:
+    """Convolutions in order, each with its norm, activation and dropout, then the block."""
+    norms = {"batch": ops.BatchNorm, "instance": ops.InstanceNorm}
+    for unit in units:
+        x = _conv(make, net, path, unit, x)
+        if unit.norm:
+            start = {"gamma_initializer": _start(net, f"{path}.norm{unit.part}.weight")} if unit.norm == "batch" else {}
+            x = make(norms[unit.norm], name=f"{path}.norm{unit.part}", **start)(x)
+        if unit.activation == "prelu":
+            x = make(ops.PReLU, name=f"{path}.activation{unit.part}")(x)
+        elif unit.activation:
+            x = make(keras.layers.ReLU, name=f"{path}.relu{unit.part}")(x)
+        if unit.dropout:
+            x = make(keras.layers.Dropout, unit.dropout, name=f"{path}.dropout{unit.part}")(x)
+    return _block(make, net, f"{path}.block", block, x) if block else x
+
+
+def _conv(make: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
+    name, dims = f"{path}.{unit.conv}", net.spatial_dims
+    starts = {"kernel_initializer": _start(net, f"{name}.weight"), "bias_initializer": _start(net, f"{name}.bias")}
+    if max(unit.kernel) == max(unit.stride) == 1:
+        return make(keras.layers.Dense, unit.outputs, name=name, **starts)(x)
+    like = {"padding": "valid", "data_format": "channels_last", "name": name} | starts
+    if unit.transposed:
+        Layer = getattr(keras.layers, f"Conv{dims}DTranspose")
+        spread = make(Layer, unit.outputs, unit.kernel, unit.stride, **like)(x)
+        return make(ops.Crop, unit.padding, unit.stride, name=f"{name}.crop")([spread, x])
+    Layer = getattr(keras.layers, f"Conv{dims}D")
+    if max(unit.stride) == 1:
+        return make(Layer, unit.outputs, unit.kernel, **like | {"padding": "same"})(x)
+    padding = [(p, p) for p in unit.padding]   # "same" would pad a strided convolution at the end only
+    Pad = getattr(keras.layers, f"ZeroPadding{dims}D")
+    x = make(Pad, padding if dims > 1 else padding[0], name=f"{name}.pad", **_format(dims))(x)
+    return make(Layer, unit.outputs, unit.kernel, unit.stride, **like)(x)
+
+
+def _linear(make: Make, net: spec.UNet, path: str) -> Any:
+    starts = _start(net, f"{path}.weight"), _start(net, f"{path}.bias")
+    return make(
+        keras.layers.Dense, net.out_channels, kernel_initializer=starts[0], bias_initializer=starts[1], name=path
+    )
+
+
+def _block(make: Make, net: spec.UNet, path: str, block: Spec, *inputs: Any) -> Any:
+    """What a block gives for these inputs; it starts as the network says."""
+    layer = make(registry.body(block, "keras"), **block.config(), data_format="channels_last", name=path)
+    y = layer(*inputs)
+    for name, own in block.weights.items():
+        weight = net.weights[f"{path}.{name}"]
+        if weight != own:
+            ops.restart(ops.find(layer, name), weight)
+    return y
+
+
+def _start(net: spec.UNet, name: str) -> Any:
+    return ops.start(net.weights[name])
+
+
+def _format(dims: int) -> dict[str, str]:
+    """The layout, said to layers that can be told."""
+    return {} if dims == 1 else {"data_format": "channels_last"}

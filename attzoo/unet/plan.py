@@ -1,0 +1,239 @@
+"""The U-Net as a table: one row a level, from the finest. No framework and no arithmetic here: the bodies build it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from .. import registry
+from ..contract import Spec, Weight, batch_norm, fan_in_uniform, prefixed
+
+if TYPE_CHECKING:
+    from .spec import UNet
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A convolution and what follows it, in this order: norm, activation, dropout.
+
+    part: what its names end in, as 1 in conv1, norm1. kernel, stride: in pixels, per spatial axis.
+    transposed: whether it multiplies sizes by its stride, and is called `transpose`. norm: "batch", "instance" or None.
+    activation: "relu", "prelu" or None. dropout: share of values.
+    """
+
+    part: str
+    inputs: int
+    outputs: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    norm: str | None = None
+    activation: str | None = "relu"
+    dropout: float = 0.0
+    transposed: bool = False
+
+    @property
+    def conv(self) -> str:
+        """The convolution's name."""
+        return f"transpose{self.part}" if self.transposed else f"conv{self.part}"
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """Pixels that a plain convolution adds, and a transposed one takes away, on each side of each axis."""
+        return tuple((k - 1) // 2 for k in self.kernel)
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """Every array, by name within the level."""
+        channels = (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
+        kernel = self.kernel if prod(self.kernel) > 1 else ()
+        weights = fan_in_uniform(self.conv, (*channels, *kernel), bias=False)
+        bound = weights[f"{self.conv}.weight"].scale
+        weights[f"{self.conv}.bias"] = Weight((self.outputs,), "uniform", bound)
+        if self.norm == "batch":
+            weights |= batch_norm(f"norm{self.part}", self.outputs)
+        if self.activation == "prelu":
+            weights[f"activation{self.part}.weight"] = Weight((1,), "constant", center=0.25)
+        return weights
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level: what it does to what comes from above, and to what comes from below.
+
+    channels: of what it hands on. stride: in pixels, from the level above, per spatial axis; 1 at the finest.
+    pool: whether the stride is a max-pool's, else the first convolution's.
+    encoder, decoder: convolutions, in order; the deepest level has no decoder, and none of the next three.
+    up: what brings the level below to this size: None is repetition or interpolation alone.
+    interpolation: "nearest" or "linear", before `up`; None leaves the sizing to `up`.
+    gate: on the skip, None lets it pass. combine: the convolution after it.
+    block: after encoder and decoder. supervised: whether the head sees this level too.
+    """
+
+    channels: int
+    stride: tuple[int, ...]
+    pool: bool
+    encoder: tuple[Unit, ...]
+    decoder: tuple[Unit, ...] = ()
+    up: tuple[Unit, ...] = ()
+    interpolation: str | None = None
+    gate: Spec | None = None
+    combine: Unit | None = None
+    block: Spec | None = None
+    supervised: bool = False
+
+
+def levels(net: UNet) -> list[Level]:
+    """The table of a network, finest level first."""
+    return [_level(net, i) for i in range(len(net.channels))]
+
+
+def gating(net: UNet) -> Unit | None:
+    """What makes a gating signal of the deepest level, for grid gates."""
+    deepest = net.channels[-1]
+    return _pointwise(net, deepest, deepest) if net.gating == "grid" else None
+
+
+def started(weights: Mapping[str, Weight], initializer: str) -> dict[str, Weight]:
+    """The same arrays as an initializer starts a whole net: maps by its rule, their biases at 0, norms at 1.
+
+    Source: "kaiming", "xavier", "normal" and "orthogonal" draw norms from normal(1, 0.02), and all else as
+    ozan-oktay/Attention-Gated-Networks@eee4881, models/networks_other.py, init_weights.
+    """
+    if initializer == "torch":
+        return dict(weights)
+    spread = 0.0 if initializer == "glorot" else 0.02
+
+    def of(name: str, weight: Weight) -> Weight:
+        path, _, leaf = name.rpartition(".")
+        if leaf == "weight" and len(weight.shape) > 1:
+            return _map(weight.shape, initializer)
+        if leaf == "weight" and f"{path}.mean" in weights:
+            return Weight(weight.shape, "normal", spread, 1.0) if spread else Weight(weight.shape, "constant", 0, 1)
+        return Weight(weight.shape, "constant") if leaf == "bias" else weight
+
+    return {name: of(name, weight) for name, weight in weights.items()}
+
+
+def _map(shape: tuple[int, ...], initializer: str) -> Weight:
+    """The start of a linear map."""
+    fan_in, fan_out = prod(shape[1:]), shape[0] * prod(shape[2:])
+    match initializer:
+        case "kaiming":
+            return Weight(shape, "normal", (2 / fan_in) ** 0.5)
+        case "xavier":
+            return Weight(shape, "normal", (2 / (fan_in + fan_out)) ** 0.5)
+        case "glorot":
+            return Weight(shape, "uniform", (6 / (fan_in + fan_out)) ** 0.5)
+        case "orthogonal":
+            return Weight(shape, "orthogonal", 1.0)
+    return Weight(shape, "normal", 0.02)
+
+
+def sizes(net: UNet, space: Sequence[int]) -> list[tuple[int, ...]]:
+    """The spatial size of every level for an input of this one: a stride rounds up."""
+    found, size = [], tuple(space)
+    for step in ((1,) * len(size), *net.steps):
+        size = tuple(-(-n // s) for n, s in zip(size, step, strict=True))
+        found.append(size)
+    return found
+
+
+def weights(net: UNet) -> dict[str, Weight]:
+    """Every array of a network by canonical name, as its parts start them."""
+    found: dict[str, Weight] = {}
+    table = levels(net)
+    for i, level in enumerate(table):
+        found |= _units(f"encoder.{i}", level.encoder) | _inner(f"encoder.{i}.block", level.block)
+    if unit := gating(net):
+        found |= _units("gating", (unit,))
+    for i, level in reversed(list(enumerate(table[:-1]))):
+        found |= _units(f"up.{i}", level.up) | _inner(f"skip.{i}", level.gate)
+        found |= _units(f"combine.{i}", (level.combine,) if level.combine else ())
+        found |= _units(f"decoder.{i}", level.decoder) | _inner(f"decoder.{i}.block", level.block)
+    classes, supervised = net.out_channels, [i for i, level in enumerate(table) if level.supervised]
+    for i in supervised:
+        found |= fan_in_uniform(f"supervision.{i}", (classes, net.channels[i]), bias=True)
+    seen = classes * len(supervised) or net.channels[0]
+    return found | fan_in_uniform("head", (classes, seen), bias=True)
+
+
+def _units(prefix: str, units: Sequence[Unit]) -> dict[str, Weight]:
+    return {name: w for unit in units for name, w in prefixed(prefix, unit.weights).items()}
+
+
+def _inner(prefix: str, spec: Spec | None) -> dict[str, Weight]:
+    return prefixed(prefix, spec.weights) if spec else {}
+
+
+def _level(net: UNet, i: int) -> Level:
+    channels, step = net.channels[i], (1,) * net.spatial_dims if i == 0 else net.steps[i - 1]
+    above = net.channels[i - 1] if i else net.in_channels
+    pool = net.down == "max_pool" and i > 0
+    encoder = _convs(net, above, channels, (1,) * net.spatial_dims if pool else step)
+    block = _create(net.block, net.arguments("block", i), (channels,), net.spatial_dims)
+    if i == len(net.channels) - 1:
+        return Level(channels, step, pool, encoder, block=block)
+    up = _up(net, i)
+    arriving = up[-1].outputs if up else net.channels[i + 1]
+    gated = net.skip is not None and i >= len(net.channels) - 1 - net.gates
+    signal = net.channels[i + 1] if net.gating == "grid" else arriving
+    both = channels + arriving
+    merge = _unit(net, "1", both, channels, norm="instance", activation="prelu", dropout=net.rates[0])
+    return Level(
+        channels,
+        step,
+        pool,
+        encoder,
+        decoder=(merge,) if net.decoder == "merge" else _convs(net, both, channels, (1,) * net.spatial_dims),
+        up=up,
+        interpolation=None if net.up == "transpose" else net.up,
+        gate=_create(net.skip, net.arguments("skip", i), (channels, signal), net.spatial_dims) if gated else None,
+        combine=_pointwise(net, channels, channels) if gated and net.combine else None,
+        block=block,
+        supervised=net.deep_supervision,
+    )
+
+
+def _convs(net: UNet, inputs: int, outputs: int, step: tuple[int, ...]) -> tuple[Unit, ...]:
+    """The double convolution."""
+    first = _unit(net, "1", inputs, outputs, stride=step, norm=net.norm, dropout=net.rates[0])
+    return first, _unit(net, "2", outputs, outputs, norm=net.norm, dropout=net.rates[1])
+
+
+def _up(net: UNet, i: int) -> tuple[Unit, ...]:
+    """What follows, or is, the upsampling to level i."""
+    inputs, outputs, step = net.channels[i + 1], net.channels[i], net.steps[i]
+    conv = _unit(net, "", inputs, outputs, norm=net.norm)
+    if net.up != "transpose":
+        return (conv,) if net.up_conv else ()
+    size = net.kernel
+    kernel = tuple(size if s > 1 or size % 2 else 1 for s in step)   # an even one has no middle to stay in place by
+    if net.up_conv:
+        return Unit("", inputs, inputs, kernel, step, activation=None, transposed=True), conv
+    return (Unit("", inputs, outputs, kernel, step, norm=net.norm, transposed=True),)
+
+
+def _unit(net: UNet, part: str, inputs: int, outputs: int, stride: tuple[int, ...] = (), **rest: Any) -> Unit:
+    dims = net.spatial_dims
+    return Unit(part, inputs, outputs, (net.kernel_size,) * dims, stride or (1,) * dims, **rest)
+
+
+def _pointwise(net: UNet, inputs: int, outputs: int) -> Unit:
+    return Unit("", inputs, outputs, (1,) * net.spatial_dims, (1,) * net.spatial_dims, norm=net.norm)
+
+
+def _create(
+    name: str | None, arguments: dict[str, Any], channels: tuple[int, ...], dims: int
+) -> Spec | None:
+    """Block `name` for these channels: of its input, and of the gating signal where it takes one."""
+    if name is None:
+        return None
+    cls = registry.get(name, backend="numpy")
+    known = {field.name for field in fields(cls)}   # type: ignore[arg-type]
+    if "spatial_dims" in known:
+        arguments["spatial_dims"] = dims
+    if "gating_channels" in known and len(channels) > 1:
+        arguments["gating_channels"] = channels[1]
+    return cls(channels[0], **arguments)   # type: ignore[call-arg]

@@ -1,0 +1,99 @@
+"""The U-Net as it is published."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from ..contract import Variant
+from .spec import UNet
+
+
+def grid_gates(net: UNet) -> list[dict[str, Any]]:
+    """The paper's gates, as wide as their skip, projected to the grid of the signal; with an output transform."""
+    paper = {"skip_bias": False, "output_transform": True}
+    pairs = zip(net.channels, net.steps, strict=False)
+    return [paper | {"inter_channels": c, "stride": list(step)} for c, step in pairs]
+
+
+def quarter_width(net: UNet) -> list[dict[str, Any]]:
+    """Gates a quarter as wide as their gating signal."""
+    return [{"inter_channels": max(1, c // 4)} for c in net.channels[1:]]
+
+
+def all_but_finest(net: UNet) -> int:
+    """Every skip but the finest."""
+    return len(net.channels) - 2
+
+
+LEEJUNHYUN: Final = {
+    "channels": (64, 128, 256, 512, 1024),
+    "norm": "batch",
+    "down": "max_pool",
+    "up": "nearest",
+    "up_conv": True,
+    "skip": "attention_gate",
+    "skip_options": {"norm": True},
+    "gating": "up",
+    "concat": "skip_first",
+    "initializer": "normal",
+}
+VARIANTS: Final = {
+    "oktay": Variant(
+        "ozan-oktay/Attention-Gated-Networks@eee4881, models/networks/unet_CT_single_att_dsv_3D.py, the paper's own;"
+        " spatial_dims=2 gives its plane form. Its PyTorch aligned corners when it interpolated",
+        {
+            "channels": (16, 32, 64, 128, 256),
+            "norm": "batch",
+            "down": "max_pool",
+            "up": "linear",
+            "up_conv": False,
+            "skip": "attention_gate",
+            "gating": "grid",
+            "combine": True,
+            "concat": "skip_first",
+            "deep_supervision": True,
+            "initializer": "kaiming",
+            "spatial_dims": 3,
+        },
+        {"skip_options": grid_gates, "gated": all_but_finest},
+    ),
+    "leejunhyun": Variant("LeeJunHyun/Image_Segmentation@7a6e5f9, network.py, AttU_Net", LEEJUNHYUN),
+    "leejunhyun-transpose": Variant(
+        "the same with a transposed convolution, 4x4 and stride 2, in place of repeated pixels, as its forks have",
+        LEEJUNHYUN | {"up": "transpose", "up_kernel_size": 4},
+    ),
+    "monai": Variant(
+        "MONAI 1.6.1, monai/networks/nets/attentionunet.py, AttentionUnet; its dropout p is dropout=(p, p) here",
+        {
+            "norm": "batch",
+            "down": "conv",
+            "up": "transpose",
+            "up_kernel_size": 3,
+            "up_conv": False,
+            "skip": "attention_gate",
+            "skip_options": {"norm": True},
+            "gating": "up",
+            "concat": "skip_first",
+            "decoder": "merge",
+            "initializer": "torch",
+        },
+    ),
+    "keras": Variant(
+        "lixiaolei1982/Keras-Implementation-of-U-Net-R2U-Net-Attention-U-Net-Attention-R2U-Net.-@9e5d6ac, network.py,"
+        " att_unet, from 32 channels as in its ports, where it has 64",
+        {
+            "channels": (32, 64, 128, 256, 512),
+            "norm": None,
+            "dropout": 0.2,
+            "down": "max_pool",
+            "up": "nearest",
+            "up_conv": False,
+            "skip": "attention_gate",
+            "gating": "up",
+            "concat": "up_first",
+            "head": "sigmoid",
+            "initializer": "glorot",
+        },
+        {"skip_options": quarter_width},
+    ),
+}
