@@ -1,0 +1,341 @@
+"""Images with masks as training takes them: prepared, flipped at random, in batches.
+
+A dataset is asked for (epoch, index), so that what it gives, the order of a shuffled epoch and every flip follow from
+a seed and these two numbers alone, and a run that resumes at an epoch meets what it would have met. MONAI resizes,
+flips and normalises.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import contract
+from ..contract import Array
+from .files import IGNORE, Pair, find, package, read_affine, read_image, read_mask, read_shape
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Batches", "Dataset", "Folder", "Key", "Loader", "Preparation",
+    "find", "read_affine", "read_image", "read_mask", "read_shape",
+]
+
+NORMALISATIONS: Final = ("zscore", "unit", "none")
+Key = tuple[int, int]                          # epoch, index
+Sample = tuple[Array, NDArray[np.int64]]       # image float32 (C, *S), mask (*S)
+
+
+class Dataset(Protocol):
+    """Images with masks, by (epoch, index).
+
+    channels: C. spatial_dims: 2 or 3. classes: their number, or None while unknown.
+    """
+
+    channels: int
+    spatial_dims: int
+    classes: int | None
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Key) -> Sample: ...
+
+    def common_size(self) -> tuple[int, ...]:
+        """The spatial size of every sample; raises ValueError where they differ."""
+
+
+# ---- one image -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What happens to an image before a network sees it, in training and in use.
+
+    size: the spatial size to resize to, linearly; None keeps each image's own.
+    normalise: "zscore" (each channel to mean 0 and standard deviation 1; a constant one to 0), "unit" (integers divided
+    by the largest of their type, floats as they are) or "none".
+    Raises TypeError or ValueError for other values.
+    """
+
+    size: tuple[int, ...] | None = None
+    normalise: str = "zscore"
+
+    def __post_init__(self) -> None:
+        contract.choice("normalise", self.normalise, NORMALISATIONS)
+        if self.size is not None:
+            contract.settle(self, size=tuple(contract.integer("size", side) for side in self.size))
+
+    def __call__(self, image: NDArray[Any]) -> Array:
+        """(C, *S) of any real dtype -> float32 (C, *size), a new array."""
+        array = image.astype(np.float32)
+        if self.normalise == "zscore":   # constants become 0 exactly, and large ones lose no digits
+            array -= array.min(axis=tuple(range(1, array.ndim)), keepdims=True)
+        if self.normalise == "unit" and image.dtype.kind in "iu":
+            array /= np.iinfo(image.dtype).max
+        array = _resized(array, self.size, "trilinear" if array.ndim == 4 else "bilinear")
+        if self.normalise == "zscore":
+            array = np.asarray(_monai().NormalizeIntensity(channel_wise=True)(array))
+        return array
+
+    def mask(self, mask: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(*S) -> (*size), the nearest pixel's class."""
+        return _resized(mask[None].astype(np.float32), self.size, "nearest-exact")[0].astype(np.int64)
+
+
+def _resized(array: Array, size: tuple[int, ...] | None, mode: str) -> Array:
+    """(C, *S) -> (C, *size). Pixels are areas: the corners of the old and new grid coincide, not their middles."""
+    if size is None or size == array.shape[1:]:
+        return array
+    if len(size) != array.ndim - 1:
+        raise ValueError(f"expected size for {array.ndim - 1} spatial axes, got {size}")
+    return np.asarray(_monai().Resize(size, mode=mode)(array))
+
+
+@cache
+def _monai() -> ModuleType:
+    """MONAI's transforms, loaded when first needed: they may bring TensorFlow."""
+    contract.triton_first()
+    return package("monai.transforms")
+
+
+# ---- a folder --------------------------------------------------------------------------------------
+
+
+class Folder:
+    """The dataset of pairs of files, as `find` gives them.
+
+    preparation: of each image. flip: mirror image and mask along each axis with probability 1/2, by seed and key.
+    classes: their number, which masks must keep to (255 counts as none); None leaves it open.
+    Looks at the head of every file. Raises ValueError, naming files, unless all images have the same number of channels
+    and of axes and each mask its image's size, or for a file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        preparation: Preparation | None = None,
+        *,
+        flip: bool = False,
+        classes: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not pairs:
+            raise ValueError("expected at least one image, got none")
+        self.pairs = list(pairs)
+        self.preparation = preparation or Preparation()
+        self.flip = contract.flag("flip", flip)
+        self.classes = None if classes is None else contract.integer("classes", classes, 2)
+        self.seed = contract.integer("seed", seed, 0)
+        self.shapes = _shapes(self.pairs)
+        self.channels, self.spatial_dims = self.shapes[0][0], len(self.shapes[0]) - 1
+        size = self.preparation.size
+        if size is not None and len(size) != self.spatial_dims:
+            raise ValueError(f"expected size for {self.spatial_dims} spatial axes, those of {pairs[0][0]}, got {size}")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: Key) -> Sample:
+        """Image float32 (C, *S) and mask int64 (*S) at (epoch, index). Raises ValueError naming a file that is wrong."""
+        epoch, index = key
+        image, mask = read_image(self.pairs[index][0]), self.read_mask(index)
+        if not image.shape[1:] == mask.shape == self.shapes[index][1:]:   # the files changed
+            raise ValueError(f"expected {self.pairs[index][0]} and its mask of {self.shapes[index][1:]}, got others")
+        image, mask = self.preparation(image), self.preparation.mask(mask)
+        return self._flipped(image, mask, epoch, index) if self.flip else (image, mask)
+
+    def read_mask(self, index: int) -> NDArray[np.int64]:
+        """The mask (*S) as it is in its file. Raises ValueError, naming the file, for a class that does not exist."""
+        path = self.pairs[index][1]
+        mask = read_mask(path)
+        limit = IGNORE if self.classes is None else self.classes
+        if (wrong := (mask >= limit) & (mask != IGNORE)).any():
+            raise ValueError(f"expected classes 0 to {limit - 1}, or {IGNORE} to ignore, in {path}, got {mask[wrong][0]}")
+        return mask
+
+    def count_classes(self) -> int:
+        """One more than the largest class in any mask, 255 aside; reads all of them. Becomes `classes` where unknown.
+
+        Raises ValueError where that is 1, and as `read_mask`.
+        """
+        largest = 0
+        for index in range(len(self)):
+            mask = self.read_mask(index)
+            largest = max(largest, int(mask[mask != IGNORE].max(initial=0)))
+        if largest == 0:
+            raise ValueError(
+                f"expected at least two classes in {self.pairs[0][1].parent}, got 0 alone, and {IGNORE} is ignored: "
+                "write a mask of two classes as 0 and 1"
+            )
+        self.classes = self.classes or largest + 1
+        return largest + 1
+
+    def common_size(self) -> tuple[int, ...]:
+        """The spatial size of every sample. Raises ValueError, naming two files, where they differ."""
+        if self.preparation.size is not None:
+            return self.preparation.size
+        size = self.shapes[0][1:]
+        for (path, _), shape in zip(self.pairs, self.shapes, strict=True):
+            if shape[1:] != size:
+                raise ValueError(
+                    f"expected a size to resize to, or images of one size to make batches of, got {self.pairs[0][0]} "
+                    f"of {_by(size)} and {path} of {_by(shape[1:])}"
+                )
+        return size
+
+    def _flipped(self, image: Array, mask: NDArray[np.int64], epoch: int, index: int) -> Sample:
+        flips = _flips(self.spatial_dims)
+        flips.set_random_state(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]))
+        both = flips({"image": image, "mask": mask[None]})
+        return np.array(both["image"]), np.array(both["mask"][0])
+
+
+def _shapes(pairs: Sequence[Pair]) -> list[tuple[int, ...]]:
+    """(C, *S) of each image, once all are seen to fit to the first, and each mask to its image."""
+    shapes: list[tuple[int, ...]] = []
+    first = pairs[0][0]
+    for image, mask in pairs:
+        shape, labelled = read_shape(image), read_shape(mask)
+        shapes.append(shape)
+        axes, wanted = len(shape) - 1, len(shapes[0]) - 1
+        if axes != wanted:
+            raise ValueError(f"expected images of as many axes, got {first} of {wanted} and {image} of {axes}")
+        if shape[0] != shapes[0][0]:
+            channels = f"{first} of {shapes[0][0]} and {image} of {shape[0]}"
+            raise ValueError(f"expected images of as many channels, got {channels}")
+        if labelled[1:] != shape[1:]:
+            raise ValueError(f"expected {mask} of its image's size, {_by(shape[1:])}, got {_by(labelled[1:])}")
+    return shapes
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+@cache
+def _flips(spatial_dims: int) -> Any:
+    monai = _monai()
+    return monai.Compose([monai.RandFlipd(("image", "mask"), prob=0.5, spatial_axis=a) for a in range(spatial_dims)])
+
+
+# ---- batches ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Batches:
+    """The keys of one epoch in lists, one for each batch: all of them, or one process's share of every batch.
+
+    count: samples in an epoch. batch: samples in a batch, over all processes. seed: of the order. shuffle: False keeps
+    the order of the dataset. drop_last: leave out what fills no batch. rank, world_size: which process of how many;
+    the shares of one batch make up the batch that a single process would have. Without drop_last, the last batch may
+    leave some processes less than others, or nothing. epoch: of the keys, to be set before iterating.
+    Raises TypeError or ValueError for values that do not fit together.
+    """
+
+    count: int
+    batch: int
+    seed: int = 0
+    shuffle: bool = True
+    drop_last: bool = False
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("count", 1), ("batch", 1), ("seed", 0), ("rank", 0), ("world_size", 1), ("epoch", 0)):
+            contract.integer(name, getattr(self, name), least)
+        if self.rank >= self.world_size:
+            raise ValueError(f"rank must be below world_size, got {self.rank} of {self.world_size}")
+        if self.batch % self.world_size:
+            raise ValueError(f"batch must be a multiple of {self.world_size}, the processes, got {self.batch}")
+        if self.drop_last and self.count < self.batch:
+            raise ValueError(f"expected at least {self.batch} samples to fill a batch, got {self.count}")
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = np.arange(self.count)
+        if self.shuffle:
+            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        keys = [(self.epoch, int(index)) for index in order]
+        for start in range(0, self._used(), self.batch):
+            if share := keys[start : start + self.batch][self.rank :: self.world_size]:
+                yield share
+
+    def __len__(self) -> int:
+        """Batches in this process's share of an epoch."""
+        full, rest = divmod(self._used(), self.batch)
+        return full + (rest > self.rank)
+
+    def _used(self) -> int:
+        return self.count - self.count % self.batch if self.drop_last else self.count
+
+
+class Loader:
+    """Batches of a dataset as torch tensors, which NumPy takes without a copy: images (N, C, *S), masks (N, *S).
+
+    workers: processes that read ahead, started fresh at the first batch and kept for the epochs that follow; 0 reads
+    in this one. Raises ValueError where samples of different sizes would share a batch.
+    """
+
+    def __init__(self, dataset: Dataset, batches: Batches, workers: int = 0) -> None:
+        import torch
+        from torch.utils.data import DataLoader
+
+        if batches.batch > batches.world_size:
+            dataset.common_size()
+        contract.integer("workers", workers, 0)
+        self.batches = batches
+        self._loader: DataLoader[Any] = DataLoader(
+            _Stacks(dataset),   # type: ignore[arg-type]
+            batch_sampler=batches,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            multiprocessing_context="spawn" if workers else None,   # TensorFlow may live here, and does not fork
+            worker_init_fn=_without_tensorflow,
+            generator=torch.Generator(),   # or every epoch would draw from the generator that dropout draws from
+        )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self.batches)
+
+    def epoch(self, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of an epoch, counted from 0. Raises what the dataset does, as it does, from a worker too."""
+        self.batches.epoch = number
+        for found in self._loader:
+            if isinstance(found, Exception):
+                raise found
+            yield found
+
+
+class _Stacks:
+    """A dataset by lists of keys, for torch: (images, masks), or the error that came, whole."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, keys: list[Key]) -> tuple[torch.Tensor, torch.Tensor] | Exception:
+        import torch
+
+        try:
+            images, masks = zip(*(self.dataset[key] for key in keys), strict=True)
+        except (ValueError, OSError) as err:   # torch would bury it in a traceback
+            return err
+        return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
+
+
+def _without_tensorflow(worker: int) -> None:
+    """Spare a worker TensorFlow, which MONAI loads through TensorBoard, unless TensorBoard finds a module so named."""
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
