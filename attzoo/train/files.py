@@ -61,7 +61,7 @@ def ending(path: Path) -> str:
 
 def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
     """Each image of a folder with the mask of the same name."""
-    found, labels = _by_name(folder / images), _by_name(folder / masks)
+    found, labels = by_name(folder / images), by_name(folder / masks)
     if lost := [path for name, path in found.items() if name not in labels]:
         raise ValueError(f"expected a mask in {folder / masks} for every image, got none for {_some(lost)}")
     if lost := [path for name, path in labels.items() if name not in found]:
@@ -69,7 +69,7 @@ def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
     return [(path, labels[name]) for name, path in found.items()]
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
+def by_name(folder: Path) -> dict[str, Path]:
     """The files of a folder by name without ending, sorted."""
     if not folder.is_dir():
         raise ValueError(f"expected a folder {folder}, got none")
