@@ -25,8 +25,18 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "Batches", "Dataset", "Folder", "Key", "Loader", "Preparation",
-    "find", "read_affine", "read_image", "read_mask", "read_shape",
+    "Preparation",
+    "Dataset",
+    "Folder",
+    "Batches",
+    "Loader",
+    "Key",
+    "Sample",
+    "find",
+    "read_image",
+    "read_mask",
+    "read_shape",
+    "read_affine",
 ]
 
 NORMALISATIONS: Final = ("zscore", "unit", "none")
@@ -87,7 +97,7 @@ class Preparation:
 
     def mask(self, mask: NDArray[np.int64]) -> NDArray[np.int64]:
         """(*S) -> (*size), the nearest pixel's class."""
-        return _resized(mask[None].astype(np.float32), self.size, "nearest-exact")[0].astype(np.int64)
+        return np.asarray(_resized(mask[None].astype(np.float32), self.size, "nearest-exact")[0], np.int64)
 
 
 def _resized(array: Array, size: tuple[int, ...] | None, mode: str) -> Array:
@@ -100,7 +110,7 @@ def _resized(array: Array, size: tuple[int, ...] | None, mode: str) -> Array:
 
 
 @cache
-def _monai() -> ModuleType:
+def _monai() -> Any:
     """MONAI's transforms, loaded when first needed: they may bring TensorFlow."""
     contract.triton_first()
     return package("monai.transforms")
@@ -132,7 +142,10 @@ class Folder:
         self.pairs = list(pairs)
         self.preparation = preparation or Preparation()
         self.flip = contract.flag("flip", flip)
-        self.classes = None if classes is None else contract.integer("classes", classes, 2)
+        self.classes = None if classes is None else contract.integer("classes", classes)
+        if classes == 1:
+            hint = f"where masks hold only 0 and {IGNORE}, which is ignored, write two classes as 0 and 1"
+            raise ValueError(f"expected at least two classes, got one; {hint}")
         self.seed = contract.integer("seed", seed, 0)
         self.shapes = _shapes(self.pairs)
         self.channels, self.spatial_dims = self.shapes[0][0], len(self.shapes[0]) - 1
@@ -144,11 +157,11 @@ class Folder:
         return len(self.pairs)
 
     def __getitem__(self, key: Key) -> Sample:
-        """Image float32 (C, *S) and mask int64 (*S) at (epoch, index). Raises ValueError naming a file that is wrong."""
+        """Image float32 (C, *S) and mask int64 (*S) at (epoch, index). ValueError names a file that is wrong."""
         epoch, index = key
         image, mask = read_image(self.pairs[index][0]), self.read_mask(index)
         if not image.shape[1:] == mask.shape == self.shapes[index][1:]:   # the files changed
-            raise ValueError(f"expected {self.pairs[index][0]} and its mask of {self.shapes[index][1:]}, got others")
+            raise ValueError(f"expected {self.pairs[index][0]} and its mask as they were, got {image.shape}, {mask.shape}")
         image, mask = self.preparation(image), self.preparation.mask(mask)
         return self._flipped(image, mask, epoch, index) if self.flip else (image, mask)
 
@@ -158,25 +171,14 @@ class Folder:
         mask = read_mask(path)
         limit = IGNORE if self.classes is None else self.classes
         if (wrong := (mask >= limit) & (mask != IGNORE)).any():
-            raise ValueError(f"expected classes 0 to {limit - 1}, or {IGNORE} to ignore, in {path}, got {mask[wrong][0]}")
+            got = f"in {path}, got {mask[wrong][0]}"
+            raise ValueError(f"expected classes from 0 to {limit - 1}, or {IGNORE} to ignore, {got}")
         return mask
 
     def count_classes(self) -> int:
-        """One more than the largest class in any mask, 255 aside; reads all of them. Becomes `classes` where unknown.
-
-        Raises ValueError where that is 1, and as `read_mask`.
-        """
-        largest = 0
-        for index in range(len(self)):
-            mask = self.read_mask(index)
-            largest = max(largest, int(mask[mask != IGNORE].max(initial=0)))
-        if largest == 0:
-            raise ValueError(
-                f"expected at least two classes in {self.pairs[0][1].parent}, got 0 alone, and {IGNORE} is ignored: "
-                "write a mask of two classes as 0 and 1"
-            )
-        self.classes = self.classes or largest + 1
-        return largest + 1
+        """One more than the largest class in any mask, 255 aside; reads all of them. Raises as `read_mask`."""
+        found = (self.read_mask(index) for index in range(len(self)))
+        return 1 + max(int(mask[mask != IGNORE].max(initial=0)) for mask in found)
 
     def common_size(self) -> tuple[int, ...]:
         """The spatial size of every sample. Raises ValueError, naming two files, where they differ."""

@@ -70,7 +70,7 @@ def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
 
 
 def by_name(folder: Path) -> dict[str, Path]:
-    """The files of a folder by name without ending, sorted."""
+    """The files of a folder by name without ending, sorted; hidden ones are passed over. Raises ValueError for others."""
     if not folder.is_dir():
         raise ValueError(f"expected a folder {folder}, got none")
     found: dict[str, Path] = {}
@@ -120,7 +120,7 @@ def read_mask(path: str | Path) -> NDArray[np.int64]:
     path = Path(path)
     with _named(path):
         array = (_channels_first(_content(path)) if ending(path) in VOLUMES else _picture(path, indices=True))[0]
-        mask = array.astype(np.int64)
+        mask: NDArray[np.int64] = array.astype(np.int64)
         if (wrong := (mask != array) | (mask < 0)).any():
             raise ValueError(f"expected whole numbers from 0 as classes, got {array[wrong].flat[0]}")
         return mask
@@ -165,7 +165,9 @@ def package(name: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as err:
-        message = f'{err.name} is not installed, and {name} is needed: pip install "attzoo[train]"'
+        if err.name != name.partition(".")[0]:   # a broken install is not a missing one
+            raise
+        message = f'{err.name} is not installed, and reading or preparing data needs it: pip install "attzoo[train]"'
         raise ModuleNotFoundError(message, name=err.name) from err
 
 
