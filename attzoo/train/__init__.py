@@ -1,5 +1,5 @@
 """Training of networks with attention on folders of images and masks, in PyTorch and in Keras: `attzoo train`.
 
-`files` finds and reads images and masks, `data` makes batches of them, `phantoms` draws a synthetic task;
-`settings`, `losses`, `run` and the two bodies `torch` and `keras` do the rest.
+`files` finds and reads images and masks, `data` prepares them, `batches` takes them together, `phantoms` draws a
+synthetic task; `settings`, `losses`, `run` and the two bodies `torch` and `keras` do the rest.
 """

@@ -7,12 +7,10 @@ flips and normalises.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +19,10 @@ from .. import contract
 from ..contract import Array
 from .files import IGNORE, Pair, find, package, read_affine, read_image, read_mask, read_shape
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = [
     "Preparation",
     "Dataset",
     "Folder",
-    "Batches",
-    "Loader",
     "Key",
     "Sample",
     "find",
@@ -161,7 +154,8 @@ class Folder:
         epoch, index = key
         image, mask = read_image(self.pairs[index][0]), self.read_mask(index)
         if not image.shape[1:] == mask.shape == self.shapes[index][1:]:   # the files changed
-            raise ValueError(f"expected {self.pairs[index][0]} and its mask as they were, got {image.shape}, {mask.shape}")
+            got = f"{image.shape} and {mask.shape}"
+            raise ValueError(f"expected {self.pairs[index][0]} and its mask as they were at first, got {got}")
         image, mask = self.preparation(image), self.preparation.mask(mask)
         return self._flipped(image, mask, epoch, index) if self.flip else (image, mask)
 
@@ -226,118 +220,3 @@ def _by(size: Sequence[int]) -> str:
 def _flips(spatial_dims: int) -> Any:
     monai = _monai()
     return monai.Compose([monai.RandFlipd(("image", "mask"), prob=0.5, spatial_axis=a) for a in range(spatial_dims)])
-
-
-# ---- batches ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class Batches:
-    """The keys of one epoch in lists, one for each batch: all of them, or one process's share of every batch.
-
-    count: samples in an epoch. batch: samples in a batch, over all processes. seed: of the order. shuffle: False keeps
-    the order of the dataset. drop_last: leave out what fills no batch. rank, world_size: which process of how many;
-    the shares of one batch make up the batch that a single process would have. Without drop_last, the last batch may
-    leave some processes less than others, or nothing. epoch: of the keys, to be set before iterating.
-    Raises TypeError or ValueError for values that do not fit together.
-    """
-
-    count: int
-    batch: int
-    seed: int = 0
-    shuffle: bool = True
-    drop_last: bool = False
-    rank: int = 0
-    world_size: int = 1
-    epoch: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("count", 1), ("batch", 1), ("seed", 0), ("rank", 0), ("world_size", 1), ("epoch", 0)):
-            contract.integer(name, getattr(self, name), least)
-        if self.rank >= self.world_size:
-            raise ValueError(f"rank must be below world_size, got {self.rank} of {self.world_size}")
-        if self.batch % self.world_size:
-            raise ValueError(f"batch must be a multiple of {self.world_size}, the processes, got {self.batch}")
-        if self.drop_last and self.count < self.batch:
-            raise ValueError(f"expected at least {self.batch} samples to fill a batch, got {self.count}")
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        order = np.arange(self.count)
-        if self.shuffle:
-            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        keys = [(self.epoch, int(index)) for index in order]
-        for start in range(0, self._used(), self.batch):
-            if share := keys[start : start + self.batch][self.rank :: self.world_size]:
-                yield share
-
-    def __len__(self) -> int:
-        """Batches in this process's share of an epoch."""
-        full, rest = divmod(self._used(), self.batch)
-        return full + (rest > self.rank)
-
-    def _used(self) -> int:
-        return self.count - self.count % self.batch if self.drop_last else self.count
-
-
-class Loader:
-    """Batches of a dataset as torch tensors, which NumPy takes without a copy: images (N, C, *S), masks (N, *S).
-
-    workers: processes that read ahead, started fresh at the first batch and kept for the epochs that follow; 0 reads
-    in this one. Raises ValueError where samples of different sizes would share a batch.
-    """
-
-    def __init__(self, dataset: Dataset, batches: Batches, workers: int = 0) -> None:
-        import torch
-        from torch.utils.data import DataLoader
-
-        if batches.batch > batches.world_size:
-            dataset.common_size()
-        contract.integer("workers", workers, 0)
-        self.batches = batches
-        self._loader: DataLoader[Any] = DataLoader(
-            _Stacks(dataset),   # type: ignore[arg-type]
-            batch_sampler=batches,
-            collate_fn=_as_it_is,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            multiprocessing_context="spawn" if workers else None,   # TensorFlow may live here, and does not fork
-            worker_init_fn=_without_tensorflow,
-            generator=torch.Generator(),   # or every epoch would draw from the generator that dropout draws from
-        )
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        return len(self.batches)
-
-    def epoch(self, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of an epoch, counted from 0. Raises what the dataset does, as it does, from a worker too."""
-        self.batches.epoch = number
-        for found in self._loader:
-            if isinstance(found, Exception):
-                raise found
-            yield found
-
-
-class _Stacks:
-    """A dataset by lists of keys, for torch: (images, masks), or the error that came, whole."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __getitems__(self, keys: list[Key]) -> tuple[torch.Tensor, torch.Tensor] | Exception:
-        import torch
-
-        try:
-            images, masks = zip(*(self.dataset[key] for key in keys), strict=True)
-        except (ValueError, OSError) as err:   # torch would bury it in a traceback
-            return err
-        return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
-
-
-def _as_it_is(found: Any) -> Any:
-    return found
-
-
-def _without_tensorflow(worker: int) -> None:
-    """Spare a worker TensorFlow, which MONAI loads through TensorBoard, unless TensorBoard finds a module so named."""
-    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
