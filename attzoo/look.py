@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
+from math import floor, log10
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -37,7 +38,7 @@ def flat(x: Array, cut: Cut, space: Sequence[int] = ()) -> Array:
         return x if x.ndim == 3 else x[:, None]
     axis, at = cut
     have = x.shape[1 + axis]
-    return x.take((2 * at + 1) * have // (2 * (space[axis] if space else have)), axis=1 + axis)
+    return np.asarray(x.take((2 * at + 1) * have // (2 * (space[axis] if space else have)), axis=1 + axis))
 
 
 def visible(x: Array) -> Array:
@@ -57,6 +58,12 @@ def sizes(space: Sequence[int]) -> str:
 def told(space: Sequence[int], cut: Cut) -> str:
     """A cut in words; nothing for none."""
     return f"slice {cut[1] + 1} of {space[cut[0]]} along axis {cut[0] + 1}" if cut else ""
+
+
+def numbers(*values: float) -> list[str]:
+    """Values of a scale in words, with as many decimals, two at least, as tell the ends apart."""
+    reach = max(values) - min(values)
+    return [f"{value:.{max(2, 1 - floor(log10(reach))) if reach else 2}f}" for value in values]
 
 
 def bare(ax: Axes, color: str | None = None) -> None:

@@ -159,7 +159,7 @@ def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE) -> bytes:
 def _say(ax: Axes, name: str, *about: str) -> None:
     """A block's name over its panel, and in small letters what there is to know."""
     name = name if len(name) <= LONGEST else f"...{name[3 - LONGEST :]}"
-    over = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
+    over: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
     ax.annotate(name or "(the model)", (0, 1), (0, 13), fontsize=9.5, weight="bold", **over)
     ax.annotate(", ".join(filter(None, about)), (0, 1), (0, 3), fontsize=8, color=GREY, **over)
 
@@ -178,7 +178,7 @@ def _over(ax: Axes, scale: Axes, name: str, a: Array, image: Array, cut: tuple[i
     look.bare(ax)
     _say(ax, name, look.sizes(a.shape[1:]), f"mean of {len(a)} channels" if len(a) > 1 else "")
     bar = scale.figure.colorbar(drawn, cax=scale)
-    bar.set_ticks([low, high], labels=[f"{low:.2f}", f"{high:.2f}"])
+    bar.set_ticks([low, high], labels=look.numbers(low, high))
     bar.outline.set_visible(False)
     look.small(scale)
 
@@ -193,8 +193,8 @@ def _bars(ax: Axes, name: str, value: Array) -> None:
     look.bare(ax, color="#cccccc")
     ax.set(xlim=(-0.5, len(value) - 0.5), ylim=(NEUTRAL - 1.1 * reach, NEUTRAL + 1.1 * reach))
     ax.yaxis.tick_right()
-    ax.set_yticks([NEUTRAL - reach, NEUTRAL, NEUTRAL + reach])
-    ax.yaxis.set_major_formatter("{x:.2f}")
+    ticks = NEUTRAL - reach, NEUTRAL, NEUTRAL + reach
+    ax.set_yticks(ticks, labels=look.numbers(*ticks))
     look.small(ax)
     _say(ax, name, f"{len(value)} channels")
 

@@ -1,7 +1,7 @@
 """How the rest of attzoo reaches into a block of either framework, in NumPy arrays, canonical names, channels first.
 
 `torch.py` and `keras.py` here have the same functions: make, dtype, read, write, attention, forward, run, train,
-and for models that hold blocks: blocks, coefficients, eager.
+and for whole models: place, blocks, coefficients, eager.
 """
 
 from __future__ import annotations
@@ -54,6 +54,9 @@ class Adapter(Protocol):
 
     def train(self, block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
         """Steps of the framework's own plain SGD on the sum of output * cotangent."""
+
+    def place(self, model: Any) -> Any:
+        """The model, on a GPU where the framework finds one."""
 
     def blocks(self, model: Any) -> dict[str, Any]:
         """Every block that a model holds, by its path; once, under its first path, where it stands in several places.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
 from typing import Any
 
@@ -43,15 +43,14 @@ def write(block: Any, arrays: Mapping[str, Array]) -> None:
 
 @torch.no_grad()
 def attention(block: Any, inputs: Sequence[Array]) -> Array:
-    was = block.training
-    coefficients = block.eval().attention(*(to_tensor(x, block) for x in inputs))
-    block.train(was)
-    return to_array(coefficients)
+    with _mode(block, training=False):
+        return to_array(block.attention(*(to_tensor(x, block) for x in inputs)))
 
 
 @torch.no_grad()
 def forward(block: Any, inputs: Sequence[Array], training: bool) -> Array:
-    return to_array(block.train(training)(*(to_tensor(x, block) for x in inputs)))
+    with _mode(block, training):
+        return to_array(block(*(to_tensor(x, block) for x in inputs)))
 
 
 def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
@@ -75,6 +74,10 @@ def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rat
         optimizer.step()
 
 
+def place(model: Any) -> Any:
+    return model.cuda() if torch.cuda.is_available() else model
+
+
 def blocks(model: Any) -> dict[str, Any]:
     for module in model.modules():
         if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:   # copies, each with a part of the batch
@@ -83,7 +86,8 @@ def blocks(model: Any) -> dict[str, Any]:
 
 
 def coefficients(tensor: Any, block: Any) -> Array | None:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.is_meta:
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
+    if traced or tensor.is_meta:
         return None
     return to_array(tensor if tensor.dtype == torch.float64 else tensor.float())
 
@@ -104,6 +108,18 @@ def to_tensor(array: Array, block: nn.Module) -> Tensor:
     """A tensor on the block's device, in its dtype."""
     like = _first(block)
     return torch.from_numpy(np.array(array)).to(device=like.device, dtype=like.dtype)
+
+
+@contextmanager
+def _mode(block: nn.Module, training: bool) -> Iterator[None]:
+    """Every module in training or out of it inside, and afterwards each as it was."""
+    were = [(module, module.training) for module in block.modules()]
+    block.train(training)
+    try:
+        yield
+    finally:
+        for module, was in were:
+            module.training = was
 
 
 def _first(block: nn.Module) -> Tensor:

@@ -1,0 +1,99 @@
+"""The commands on pictures: predict, maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer  # noqa: TID253
+from rich.console import Console  # noqa: TID253
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: TID253
+
+from .shared import Backend
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors file of a network.")]
+On = Annotated[Backend, typer.Option(help="The framework to run it in.")]
+Size = Annotated[
+    str | None,
+    typer.Option(metavar="H,W", help="Resize images to this, or keep their `own`; as in training unless given."),
+]
+Normalise = Annotated[
+    str | None, typer.Option(metavar="HOW", help="zscore, unit or none; as in training unless given.")
+]
+
+
+def predict(
+    model: Model,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, a volume, or a folder of them.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put masks and overlays.")] = Path(
+        "attzoo-predict"
+    ),
+    backend: On = Backend.torch,
+    size: Size = None,
+    normalise: Normalise = None,
+    window: Annotated[
+        str | None, typer.Option(metavar="H,W", help="Take larger images by parts of this size; whole unless given.")
+    ] = None,
+    overlap: Annotated[float, typer.Option(metavar="SHARE", help="Of a part, with its neighbour.")] = 0.5,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Parts at once.")] = 4,
+) -> None:
+    """Segment images or volumes with a trained network.
+
+    Writes DIR/masks, the class of every pixel, PNG for pictures and .npy or .nii.gz for volumes, and DIR/overlays,
+    pictures of them. Sizes stay. What settings.json beside MODEL says of training is used: size and normalisation.
+    """
+    from ..predict import open_network, predict_files
+
+    network = open_network(model, backend=backend, size=_size("size", size), normalise=normalise)
+    columns = TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("")
+        written = predict_files(
+            network,
+            source,
+            out,
+            window=_size("window", window),
+            overlap=overlap,
+            batch=batch,
+            hear=lambda done, count: bar.update(task, completed=done, total=count),
+        )
+    _tell(written)
+
+
+def maps(
+    model: Model,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image or a volume.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put the picture and the arrays.")] = Path(
+        "attzoo-maps"
+    ),
+    backend: On = Backend.torch,
+    size: Size = None,
+    normalise: Normalise = None,
+) -> None:
+    """Show where a trained network looks.
+
+    Writes a picture of the coefficients of every gate and block over the image, and a .npy of each.
+    """
+    from ..predict import maps_file, open_network
+
+    network = open_network(model, backend=backend, size=_size("size", size), normalise=normalise)
+    _tell(maps_file(network, image, out))
+
+
+def _size(name: str, text: str | None) -> tuple[int, ...] | None:
+    """Sizes from "256,256"; none of them from "own"."""
+    if text is None:
+        return None
+    if name == "size" and text == "own":
+        return ()
+    try:
+        return tuple(int(side) for side in text.split(","))
+    except ValueError:
+        own = ", or own" if name == "size" else ""
+        raise ValueError(f"{name} must be integers with commas between{own}, got {text!r}") from None
+
+
+def _tell(written: list[Path]) -> None:
+    for path in written:
+        typer.echo(path)

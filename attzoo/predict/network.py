@@ -1,0 +1,150 @@
+"""A network from a file, and from an image its probabilities and classes. No framework here but MONAI's windows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import contract, portable, registry
+from ..adapters import adapter, backend_of
+from ..contract import Array
+from ..ops import numpy as ops
+from ..train.data import Preparation
+from ..train.files import package
+
+SETTINGS: Final = "settings.json"   # what training writes beside a network
+MAX_SETTINGS: Final = 2**20         # bytes
+
+
+@dataclass(frozen=True)
+class Network:
+    """model: of either framework, as `attzoo.load` gives it. preparation: of an image before the model sees it."""
+
+    model: Any
+    preparation: Preparation
+
+    @property
+    def spec(self) -> Any:
+        """The model's."""
+        return self.model.spec
+
+    def accept(self, shape: Sequence[int], what: str) -> None:
+        """Raise ValueError, naming `what`, unless an image (C, *S) of this shape is one for the network."""
+        channels, dims = self.spec.in_channels, self.spec.spatial_dims
+        if (shape[0], len(shape) - 1) != (channels, dims):
+            raise ValueError(
+                f"expected {channels} channels and {dims} spatial axes in {what}, got {shape[0]} and {len(shape) - 1}"
+            )
+
+    def __call__(self, x: Array) -> Array:
+        """(N, C, *S), prepared -> (N, K, *S), as the model's head gives it."""
+        return adapter(backend_of(self.model)).forward(self.model, [x], training=False)
+
+
+def open_network(
+    path: str | Path, *, backend: str = "torch", size: Sequence[int] | None = None, normalise: str | None = None
+) -> Network:
+    """The network in a file of `attzoo.save`, on a GPU where its framework has one.
+
+    size: the spatial size that images are resized to, empty for their own. normalise: as `Preparation`. None takes
+    what the settings beside the file say, and where there are none, images' own size and Preparation's default.
+    Raises ValueError for a file of anything else, for settings or options that do not fit, and as `attzoo.load`.
+    """
+    path = Path(path)
+    model = portable.load(path, backend=backend)
+    if (name := registry.name_of(model.spec)) not in registry.NETWORKS:
+        raise ValueError(f"expected a file with a network, got the block {name} in {path}")
+    found = _settings(path.parent / SETTINGS)
+    dims = model.spec.spatial_dims
+    size = found.size if size is None else tuple(size) or None
+    if size is not None and len(size) != dims:
+        raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {tuple(size)}")
+    return Network(adapter(backend).place(model), Preparation(size, normalise or found.normalise))
+
+
+def _settings(path: Path) -> Preparation:
+    """The preparation that training wrote down; the default where there is no such file."""
+    if not path.is_file():
+        return Preparation()
+    try:
+        if path.stat().st_size > MAX_SETTINGS:
+            raise ValueError(f"got {path.stat().st_size} bytes")
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise TypeError(f"got {str(found)[:100]}")
+        size = found.get("size")
+        return Preparation(None if size is None else tuple(size), found.get("normalise", Preparation.normalise))
+    except (ValueError, TypeError, RecursionError) as err:
+        raise ValueError(f"expected the settings of a training in {path}, or no such file: {err}") from err
+
+
+def predict(
+    network: Network,
+    image: NDArray[Any],
+    *,
+    window: Sequence[int] | None = None,
+    overlap: float = 0.5,
+    batch: int = 4,
+) -> Array:
+    """(C, *S) as read from a file -> (K, *S), the probability of each class; of the second one, where K is 1.
+
+    window: the spatial size of a part, in pixels, once the image is resized; a larger image goes by parts, which are
+    blended with Gaussian weights. None: it goes whole. overlap: in [0, 1), the share of a part that its neighbour has
+    too. batch: >= 1 parts at once.
+    Raises ValueError for an image that is none for the network, for options outside these bounds, or where the network
+    gives numbers that are not finite.
+    """
+    network.accept(image.shape, "the image")
+    window = _checked(window, overlap, batch, image.ndim - 1)
+    x = network.preparation(image)[None]
+    part = [min(pair) for pair in zip(window or x.shape[2:], x.shape[2:], strict=True)]
+    y = network(x) if part == list(x.shape[2:]) else _windows(network, x, part, overlap, batch)
+    y = ops.resize(y, image.shape[1:], "linear", align_corners=False)[0]
+    if not np.isfinite(y).all():
+        raise ValueError("expected finite outputs of the network, got others")
+    if network.spec.head == "sigmoid":
+        return np.asarray(y)
+    return ops.sigmoid(y) if len(y) == 1 else _softmax(y)
+
+
+def label(probabilities: Array) -> NDArray[Any]:
+    """(K, *S) -> (*S), the likeliest class in 8 bits, or 16 for more than 256; where K is 1, 1 from a half on."""
+    classes = probabilities[0] >= 0.5 if len(probabilities) == 1 else probabilities.argmax(axis=0)
+    return np.asarray(classes, np.uint8 if len(probabilities) <= 256 else np.uint16)
+
+
+def _checked(window: Sequence[int] | None, overlap: float, batch: int, dims: int) -> tuple[int, ...] | None:
+    contract.integer("batch", batch)
+    if not 0 <= contract.number("overlap", overlap) < 1:
+        raise ValueError(f"overlap must be in [0, 1), got {overlap}")
+    if window is None:
+        return None
+    if len(window) != dims:
+        raise ValueError(f"window must be {dims} numbers, one per spatial axis, got {tuple(window)}")
+    return tuple(contract.integer("window", side) for side in window)
+
+
+def _windows(network: Network, x: Array, part: Sequence[int], overlap: float, batch: int) -> Array:
+    contract.triton_first()   # MONAI may bring TensorFlow
+    torch, inferers = package("torch"), package("monai.inferers")
+    y = inferers.sliding_window_inference(
+        torch.from_numpy(x),
+        part,
+        batch,
+        lambda parts: torch.from_numpy(network(parts.numpy())),
+        overlap=overlap,
+        mode="gaussian",
+    )
+    return np.asarray(y)
+
+
+def _softmax(z: Array) -> Array:
+    """Over the first axis."""
+    e = np.exp(z - z.max(axis=0))
+    return np.asarray(e / e.sum(axis=0))

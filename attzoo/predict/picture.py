@@ -1,0 +1,90 @@
+"""Classes over an image, as a picture."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import look
+from ..look import GREY, MARGIN
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PANEL: Final = 3.4      # inches, the width of a panel
+GAP: Final = 0.15       # inches, between panels
+TOP: Final = 0.58       # inches, for the title and what stands over the panels
+LINE: Final = 0.24      # inches, for a line of the legend
+ENTRY: Final = 1.4      # inches, for an entry of it
+OPAQUE: Final = 0.5     # of the colours over the image
+
+
+def draw(image: NDArray[Any], mask: NDArray[Any], title: str) -> bytes:
+    """A PNG of an image (C, *S) and its classes (*S): the image and both together; of a volume its middle slices.
+
+    Class 0 is left as it is; the legend has every class that is there, and its share of the pixels.
+    """
+    from matplotlib.figure import Figure
+
+    shares = np.bincount(mask.reshape(-1)) / mask.size
+    colors = _colors(len(shares))
+    panels = _panels(image, mask, colors)
+    talls = [PANEL * min(max(shown.shape[0] / shown.shape[1], 0.2), 1.6) for _, shown in panels]
+    width = 2 * MARGIN + len(panels) * (PANEL + GAP) - GAP
+    columns = int((width - 2 * MARGIN) / ENTRY)
+    classes = np.flatnonzero(shares)
+    foot = GAP + LINE * ceil(len(classes) / columns)
+    height = 2 * MARGIN + TOP + max(talls) + foot
+    figure = Figure(figsize=(width, height), facecolor="white")
+    figure.text(MARGIN / width, 1 - MARGIN / height, title, fontsize=12, weight="bold", va="top")
+    for i, ((about, shown), tall) in enumerate(zip(panels, talls, strict=True)):
+        left, low = MARGIN + i * (PANEL + GAP), height - MARGIN - TOP - tall
+        ax = figure.add_axes((left / width, low / height, PANEL / width, tall / height))
+        ax.imshow(shown, aspect="auto", interpolation="nearest")
+        ax.set_title(about, loc="left", fontsize=8.5, color=GREY, pad=3)
+        look.bare(ax)
+    for i, k in enumerate(classes):
+        left, low = MARGIN + i % columns * ENTRY, MARGIN + foot - GAP - LINE * (i // columns + 1)
+        _entry(figure, left, low, tuple(colors[k]) if k else "white", f"class {k}: {shares[k]:.1%}")
+    return look.png(figure, dpi=150)
+
+
+def _colors(count: int) -> NDArray[Any]:
+    """(count, 3): a colour for each class, told apart as well as can be with so many."""
+    from matplotlib import colormaps
+
+    few = "tab10" if count <= 11 else "tab20"   # class 0 has none
+    if count <= 21:
+        return np.array([colormaps[few](k % colormaps[few].N)[:3] for k in range(count)])
+    return np.array([colormaps["turbo"](k / (count - 1))[:3] for k in range(count)])
+
+
+def _panels(image: NDArray[Any], mask: NDArray[Any], colors: NDArray[Any]) -> list[tuple[str, NDArray[Any]]]:
+    """What to show, (H, W, 3) each, and what it is."""
+    space = mask.shape
+    if len(space) == 2:
+        return [(look.sizes(space), look.visible(image)), ("classes", _tinted(image, mask, colors))]
+    cuts = [(axis, size // 2) for axis, size in enumerate(space)]
+    slices = [_tinted(look.flat(image, cut), look.flat(mask[None], cut)[0], colors) for cut in cuts]
+    lying = [shown.swapaxes(0, 1) if shown.shape[0] > shown.shape[1] else shown for shown in slices]
+    return [(look.told(space, cut), shown) for cut, shown in zip(cuts, lying, strict=True)]
+
+
+def _tinted(image: NDArray[Any], mask: NDArray[Any], colors: NDArray[Any]) -> NDArray[Any]:
+    """The image (C, H, W) in grey, (H, W, 3), coloured where the class is not 0."""
+    grey = look.visible(image.mean(axis=0, keepdims=True))
+    return np.where(mask[..., None] > 0, (1 - OPAQUE) * grey + OPAQUE * colors[mask], grey)
+
+
+def _entry(figure: Figure, left: float, low: float, color: Any, text: str) -> None:
+    """A line of the legend, its place in inches."""
+    from matplotlib.patches import Rectangle
+
+    width, height = figure.get_size_inches()
+    side = 0.13   # inches
+    place = left / width, (low + (LINE - side) / 2) / height
+    figure.add_artist(Rectangle(place, side / width, side / height, facecolor=color, edgecolor=GREY, linewidth=0.5))
+    figure.text((left + 0.2) / width, (low + LINE / 2) / height, text, fontsize=8.5, color=GREY, va="center")
