@@ -70,7 +70,7 @@ def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
 
 
 def by_name(folder: Path) -> dict[str, Path]:
-    """The files of a folder by name without ending, sorted; not the hidden ones. Raises ValueError if it holds others."""
+    """The files of a folder by name without ending, sorted, save hidden ones. Raises ValueError where it holds others."""
     if not folder.is_dir():
         raise ValueError(f"expected a folder {folder}, got none")
     found: dict[str, Path] = {}
