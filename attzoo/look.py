@@ -61,9 +61,9 @@ def told(space: Sequence[int], cut: Cut) -> str:
 
 
 def numbers(*values: float) -> list[str]:
-    """Values of a scale in words, with as many decimals, two at least, as tell the ends apart."""
+    """Values of a scale in words, with as many decimals as tell the ends apart, two to four."""
     reach = max(values) - min(values)
-    return [f"{value:.{max(2, 1 - floor(log10(reach))) if reach else 2}f}" for value in values]
+    return [f"{value:.{min(max(2, 1 - floor(log10(reach))), 4) if reach else 2}f}" for value in values]
 
 
 def bare(ax: Axes, color: str | None = None) -> None:

@@ -21,7 +21,7 @@ EAGERLY: Final = (
     "expected the model to be called eagerly, model(x): what is traced or compiled gives no numbers to look at"
 )
 PANEL: Final = 2.1      # inches, the width of a panel
-SCALE: Final = 0.58     # inches, for the scale at its right
+SCALE: Final = 0.74     # inches, for the scale at its right
 HEAD: Final = 0.5       # inches, for what stands over it
 TOP: Final = 0.28       # inches, for the title
 FOOT: Final = 0.72      # inches, for the caption
