@@ -70,7 +70,7 @@ def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
 
 
 def by_name(folder: Path) -> dict[str, Path]:
-    """The files of a folder by name without ending, sorted, save hidden ones. Raises ValueError where it holds others."""
+    """The files of a folder by name without ending, sorted, save hidden ones; ValueError unless there are any."""
     if not folder.is_dir():
         raise ValueError(f"expected a folder {folder}, got none")
     found: dict[str, Path] = {}
@@ -120,7 +120,8 @@ def read_mask(path: str | Path) -> NDArray[np.int64]:
     path = Path(path)
     with _named(path):
         array = (_channels_first(_content(path)) if ending(path) in VOLUMES else _picture(path, indices=True))[0]
-        mask: NDArray[np.int64] = array.astype(np.int64)
+        with np.errstate(invalid="ignore"):   # of what is no number, which the comparison finds
+            mask: NDArray[np.int64] = array.astype(np.int64)
         if (wrong := (mask != array) | (mask < 0)).any():
             raise ValueError(f"expected whole numbers from 0 as classes, got {array[wrong].flat[0]}")
         return mask
@@ -174,9 +175,7 @@ def package(name: str) -> Any:
 def _content(path: Path) -> Any:
     """The array in a volume's file, checked by its head; numbers are not read yet."""
     if ending(path) == ".npy":
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("expected one array, got an archive")
+        array = np.lib.format.open_memmap(path, mode="r")   # which takes neither an archive nor Python objects
     else:
         array = package("nibabel").load(path).dataobj
     if array.dtype.kind not in "biuf":

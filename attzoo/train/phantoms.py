@@ -75,18 +75,18 @@ def write(folder: str | Path, train: int = 32, valid: int = 8, size: tuple[int, 
     """Write phantoms into folders train_images, train_labels, valid_images and valid_labels, made where missing.
 
     In 2-D pictures of 8 bits and masks with a palette, both PNG; in 3-D .npy. Files of these names are replaced.
+    Raises as Phantoms, and OSError where the folder cannot be written.
     """
-    at = 0
-    for count, names in ((train, CAMVID[:2]), (valid, CAMVID[2:])):
+    parts = Phantoms(train, size, seed), Phantoms(valid, size, seed, start=train)
+    for part, names in zip(parts, (CAMVID[:2], CAMVID[2:]), strict=True):
         images, masks = (Path(folder) / name for name in names)
         images.mkdir(parents=True, exist_ok=True)
         masks.mkdir(exist_ok=True)
-        for index in range(contract.integer("count", count)):
-            image, mask = draw(size, seed, at + index)
-            name = f"{index:04}{'.png' if len(size) == 2 else '.npy'}"
+        for index in range(len(part)):
+            image, mask = draw(part.size, seed, part.start + index)
+            name = f"{index:04}{'.png' if part.spatial_dims == 2 else '.npy'}"
             write_file(images / name, _encoded(np.clip(image * 220, 0, 255).astype(np.uint8), palette=False))
             write_file(masks / name, _encoded(mask.astype(np.uint8), palette=True))
-        at += count
 
 
 def _encoded(array: NDArray[np.uint8], *, palette: bool) -> bytes:
