@@ -28,6 +28,7 @@ import attzoo
 from attzoo.contract import Array
 
 from . import results
+from .memory import kept
 from .peers import INSTALL, PEERS
 from .results import Row
 from .timer import interleave, paired, spread
@@ -150,21 +151,6 @@ def reference(
 def deviation(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     """The largest |got - wanted| as a part of the largest |wanted|, over all tensors that are wanted."""
     return max(float((g - w).abs().max() / w.abs().max()) for g, w in zip(got, wanted, strict=False))
-
-
-def kept(block: nn.Module, inputs: Sequence[Tensor]) -> int:
-    """Bytes that autograd keeps from a forward pass in training for the backward one, besides inputs and parameters."""
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    known = {tensor.untyped_storage().data_ptr() for tensor in [*inputs, *block.parameters(), *block.buffers()]}
-    alive: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        alive.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        block(*inputs)
-    return sum(tensor.untyped_storage().nbytes() for where, tensor in alive.items() if where not in known)
 
 
 def draw(spec: Any, rng: np.random.Generator) -> dict[str, Array]:

@@ -25,6 +25,7 @@ class Row:
     error: largest deviation of ours and of the peer's from the float64 reference, as a part of its largest value.
     ours, theirs: median CPU seconds a call. ratio: ours / theirs; control: the peer / itself; both round by round.
     saved: bytes that autograd keeps for the backward pass besides inputs and parameters, ours and the peer's.
+    peak: the most bytes of tensors alive at once in a training step besides weights, ours and the peer's.
     """
 
     block: str
@@ -38,6 +39,7 @@ class Row:
     ratio: Spread | None = None
     control: Spread | None = None
     saved: tuple[int, int] | None = None
+    peak: tuple[int, int] | None = None
 
     @property
     def verdict(self) -> str:
@@ -89,10 +91,10 @@ def read(path: Path) -> dict[str, Any]:
 def rows_of(report: Mapping[str, Any]) -> list[Row]:
     """The rows of a report that `read` gave."""
     names = [field.name for field in fields(Row)]
-    rows = [{name: row[name] for name in names} for row in report["rows"]]
+    rows = [{name: row.get(name) for name in names} for row in report["rows"]]
     for row in rows:
         row["shapes"] = tuple(map(tuple, row["shapes"]))
-        for name in ("error", "saved"):
+        for name in ("error", "saved", "peak"):
             row[name] = row[name] and tuple(row[name])
         for name in ("ratio", "control"):
             row[name] = row[name] and Spread(**row[name])
@@ -113,8 +115,9 @@ def table(report: Mapping[str, Any]) -> str:
         f"- {versions}",
         *(f"- not installed: {name}" for name, number in report["versions"].items() if not number),
         "",
-        "| block | beside | input | mode | ours ms | peer ms | ours / peer | peer / itself | kept MiB | verdict |",
-        "|---|---|---|---|--:|--:|--:|--:|--:|---|",
+        "| block | beside | input | mode | ours ms | peer ms | ours / peer | peer / itself | kept MiB | peak MiB"
+        " | verdict |",
+        "|---|---|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     return "\n".join(lines + [line(row) for row in rows_of(report)]) + "\n"
 
@@ -124,10 +127,10 @@ def line(row: Row) -> str:
     shape = "x".join(map(str, row.shapes[0]))
     cells = [row.block, row.peer, shape, row.mode]
     if row.ratio is None or row.control is None or row.ours is None or row.theirs is None:
-        return "| " + " | ".join([*cells, "", "", "", "", "", row.status]) + " |"
-    kept = " / ".join(f"{number / 2**20:.1f}" for number in row.saved or ())
-    numbers = [f"{row.ours * 1e3:.2f}", f"{row.theirs * 1e3:.2f}", _spread(row.ratio), _spread(row.control), kept]
-    return "| " + " | ".join([*cells, *numbers, row.verdict]) + " |"
+        return "| " + " | ".join([*cells, *[""] * 6, row.status]) + " |"
+    numbers = [f"{row.ours * 1e3:.2f}", f"{row.theirs * 1e3:.2f}", _spread(row.ratio), _spread(row.control)]
+    memory = [" / ".join(f"{number / 2**20:.1f}" for number in pair or ()) for pair in (row.saved, row.peak)]
+    return "| " + " | ".join([*cells, *numbers, *memory, row.verdict]) + " |"
 
 
 def _spread(spread: Spread) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..contract import AnySpec, Weight, require
+from .numpy import EPSILON
 
 require("torch", torch.__version__, "2.6")   # before it, torch.load could be made to run code
 
@@ -17,7 +19,8 @@ CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 # torch's defaults are the spec's rule, in these two
 BATCH_NORM: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-INSTANCE_NORM: dict[int, type[nn.Module]] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+CONV_TRANSPOSE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+FEW = 256   # pixels of all samples together, under which making a wider kernel costs more than it saves
 MAX_POOL: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
@@ -94,6 +97,13 @@ def start(tensor: Tensor, weight: Weight) -> None:
         tensor.fill_(weight.center)
 
 
+class InstanceNorm(nn.Module):
+    """(N, C, *S) -> (N, C, *S): each channel of each sample normalised; torch's own refuses a single pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.instance_norm(x, None, None, None, None, True, 0.0, EPSILON, torch.backends.cudnn.enabled)
+
+
 def avg_pool(x: Tensor) -> Tensor:
     """Mean over space: (N, C, *S) -> (N, C)."""
     return x.mean(tuple(range(2, x.ndim)))
@@ -125,9 +135,83 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
     return MAX_POOL[len(window)](x, tuple(window), ceil_mode=True)
 
 
+class _Repeating:
+    """A convolution of x with every pixel repeated `repeat` times along each axis: (N, I, *S) -> (N, O, *S * repeat).
+
+    It is also the transposed convolution, with stride `repeat`, of x with the kernel convolved with as many ones. That
+    takes (k + r - 1)^n / r^n products where the plain form takes k^n, 4 for 9 in 2-D, and never writes what is
+    repeated: half the time on a CPU. The wider kernel has to be made at each call, so few pixels go the plain way;
+    graphs do too, for they may meet other sizes, and other devices, where it has not been measured.
+    """
+
+    repeat: tuple[int, ...]
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        graph = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
+        if graph or x.device.type != "cpu" or x.numel() // x.shape[1] < FEW:
+            wide = F.interpolate(x, scale_factor=tuple(map(float, self.repeat)))
+            return self._conv_forward(wide, self.weight, self.bias)
+        transpose = CONV_TRANSPOSE[len(self.repeat)]
+        return transpose(x, self.widened(), self.bias, stride=self.repeat, padding=self.padding)
+
+    def widened(self: Any) -> Tensor:
+        """The kernel of the transposed convolution: (O, I, *k) -> (I, O, *(k + r - 1))."""
+        places, sizes = _places(self.kernel_size, self.repeat, self.weight.dtype, self.weight.device)
+        flat = self.weight.flatten(2).flatten(0, 1) @ places
+        return flat.unflatten(1, sizes).unflatten(0, self.weight.shape[:2]).transpose(0, 1)
+
+    def as_transposed(self: Any) -> nn.Module:
+        """The same as an ordinary transposed convolution, for inference."""
+        dims = len(self.repeat)
+        wide = self.widened()
+        conv: Any = TRANSPOSED[dims](self.in_channels, self.out_channels, wide.shape[2:], self.repeat, self.padding)
+        conv.weight, conv.bias = nn.Parameter(wide, False), nn.Parameter(self.bias, False)
+        return conv.eval()
+
+
+@lru_cache
+@torch.inference_mode(False)   # what is kept must serve training too
+def _places(
+    kernel: tuple[int, ...], repeat: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, list[int]]:
+    """1 where a place of a kernel, flat, adds to a place of the wider one, flat; and the wider one's sizes."""
+    both = torch.ones(1, 1)
+    for k, r in zip(kernel, repeat, strict=True):
+        place = torch.arange(k + r - 1) + torch.arange(k)[:, None]
+        both = torch.kron(both, ((place >= k - 1) & (place < k - 1 + r)).float())
+    return both.to(device, dtype), [k + r - 1 for k, r in zip(kernel, repeat, strict=True)]
+
+
+class RepeatingConv1d(_Repeating, nn.Conv1d):
+    """`_Repeating` in 1-D."""
+
+
+class RepeatingConv2d(_Repeating, nn.Conv2d):
+    """`_Repeating` in 2-D."""
+
+
+class RepeatingConv3d(_Repeating, nn.Conv3d):
+    """`_Repeating` in 3-D."""
+
+
+REPEATING: dict[int, Any] = {1: RepeatingConv1d, 2: RepeatingConv2d, 3: RepeatingConv3d}
+
+
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     """The first `size` pixels along each spatial axis: (N, C, *S) -> (N, C, *size)."""
-    return x[(slice(None), slice(None), *map(slice, size))]
+    if not torch.compiler.is_exporting():
+        return x[(slice(None), slice(None), *map(slice, size))]
+    for axis, new in enumerate(size, start=2):   # a slice would tie the graph to whether anything is cut off
+        x = x.index_select(axis, torch.arange(new, device=x.device))
+    return x
+
+
+def widen(x: Tensor, least: Sequence[int]) -> Tensor:
+    """Repeat the last pixel until every spatial axis has `least` or more: (N, C, *S) -> (N, C, *max(S, least))."""
+    for axis, low in enumerate(least, start=2):
+        if low > 1 and x.shape[axis] < low:
+            x = x.index_select(axis, torch.arange(low, device=x.device).clamp(max=x.shape[axis] - 1))
+    return x
 
 
 def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bool) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ class UNet(ops.Block):
         levels = list(enumerate(it.levels))
         self.encoder = nn.ModuleList(Units(level.encoder, it, level.block) for _, level in levels)
         self.gating = Units([it.gating_unit], it) if it.gating_unit else nn.Identity()
-        self.up = nn.ModuleList(Units(level.up, it) for _, level in levels[:-1])
+        self.up = nn.ModuleList(Units(it.levels[i].up, it, repeat=_repeat(it, i)) for i, _ in levels[:-1])
         self.skip = nn.ModuleDict({str(i): _block(level.gate) for i, level in levels if level.gate})
         self.combine = nn.ModuleDict({str(i): Units([level.combine], it) for i, level in levels if level.combine})
         self.decoder = nn.ModuleList(Units(level.decoder, it, level.block) for _, level in levels[:-1])
@@ -76,41 +78,49 @@ class UNet(ops.Block):
             for name, norm in list(module.named_children()):
                 if isinstance(norm, tuple(ops.BATCH_NORM.values())):
                     _fold(module, name, norm)
+            for name, conv in list(module.named_children()):
+                if isinstance(conv, tuple(ops.REPEATING.values())):
+                    setattr(module, name, conv.as_transposed())   # type: ignore[operator]
         form = {2: torch.channels_last, 3: torch.channels_last_3d}.get(self.spec.spatial_dims)
         return fused.to(memory_format=form) if form else fused   # type: ignore[call-overload]
 
     def _up(self, i: int, level: Level, x: Tensor) -> Tensor:
-        if level.interpolation:
-            size = [n * step for n, step in zip(x.shape[2:], self.spec.steps[i], strict=True)]
-            x = ops.resize(x, size, level.interpolation, align_corners=False)
+        step = self.spec.steps[i]
+        if level.interpolation == "nearest" and not level.up:
+            x = F.interpolate(x, scale_factor=tuple(map(float, step)))
+        elif level.interpolation == "linear":
+            x = ops.resize(x, [n * s for n, s in zip(x.shape[2:], step, strict=True)], "linear", align_corners=False)
         return self._units(self.up[i], x)
 
     def _gate(self, key: str, e: Tensor, g: Tensor) -> Tensor:
         if key not in self.skip:
             return e
         gate: Any = self.skip[key]
-        s = gate(*(e, g)[: len(gate.spec.inputs)])
+        wide = ops.widen(e, self.spec.levels[int(key)].least)
+        s = ops.crop(gate(*(wide, g)[: len(gate.spec.inputs)]), e.shape[2:])
         return self.combine[key](s) if key in self.combine else s
 
     def _units(self, units: nn.Module, x: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(units, x, use_reentrant=False)
+            return checkpoint(units, x, use_reentrant=False, context_fn=partial(_again, units))
         return units(x)
 
 
 class Units(nn.Module):
     """(N, I, *S) -> (N, O, *S): convolutions in order, each with its norm, activation and dropout, then the block."""
 
-    def __init__(self, units: Sequence[Unit], net: spec.UNet, block: Spec | None = None) -> None:
+    def __init__(
+        self, units: Sequence[Unit], net: spec.UNet, block: Spec | None = None, repeat: tuple[int, ...] | None = None
+    ) -> None:
         super().__init__()
         self.units = tuple(units)
         self.block = _block(block)
         dims = net.spatial_dims
-        norms = {"batch": ops.BATCH_NORM[dims], "instance": ops.INSTANCE_NORM[dims]}
         for unit in self.units:
-            self.add_module(unit.conv, _conv(unit, dims))
+            self.add_module(unit.conv, _conv(unit, dims, repeat))
             if unit.norm:
-                self.add_module(f"norm{unit.part}", norms[unit.norm](unit.outputs))
+                norm = ops.BATCH_NORM[dims](unit.outputs) if unit.norm == "batch" else ops.InstanceNorm()
+                self.add_module(f"norm{unit.part}", norm)
             if unit.activation == "prelu":
                 self.add_module(f"activation{unit.part}", nn.PReLU())
 
@@ -126,12 +136,38 @@ class Units(nn.Module):
         return self.block(x)
 
 
-def _conv(unit: Unit, dims: int) -> nn.Module:
+def _repeat(net: spec.UNet, i: int) -> tuple[int, ...] | None:
+    """How often the convolution of the way up to level i is to repeat each pixel before."""
+    return net.steps[i] if net.levels[i].interpolation == "nearest" else None
+
+
+def _conv(unit: Unit, dims: int, repeat: tuple[int, ...] | None) -> nn.Module:
+    if repeat:
+        conv: nn.Module = ops.REPEATING[dims](unit.inputs, unit.outputs, unit.kernel, padding=unit.padding)
+        conv.repeat = repeat   # type: ignore[assignment]
+        return conv
     if not unit.transposed:
         return ops.CONV[dims](unit.inputs, unit.outputs, unit.kernel, unit.stride, unit.padding)
     sizes = zip(unit.kernel, unit.stride, unit.padding, strict=True)
     missing = tuple(step + 2 * p - k for k, step, p in sizes)   # to sizes times the stride
     return ops.TRANSPOSED[dims](unit.inputs, unit.outputs, unit.kernel, unit.stride, unit.padding, missing)
+
+
+def _again(units: nn.Module) -> tuple[Any, Any]:
+    """Where units run, and where they run again on the way back: running statistics have moved already."""
+    return nullcontext(), _resting(units)
+
+
+@contextmanager
+def _resting(units: nn.Module) -> Iterator[None]:
+    norms = [m for m in units.modules() if isinstance(m, tuple(ops.BATCH_NORM.values())) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False   # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True   # type: ignore[assignment]
 
 
 def _block(block: Spec | None) -> nn.Module:

@@ -1,0 +1,60 @@
+"""What a pass through a torch module keeps and needs, in bytes of tensors: counted, not sampled."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def kept(module: nn.Module, inputs: Sequence[Tensor]) -> int:
+    """Bytes that autograd keeps from a forward pass in training for the backward one, besides inputs and parameters."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    known = {tensor.untyped_storage().data_ptr() for tensor in [*inputs, *module.parameters(), *module.buffers()]}
+    alive: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        alive.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module(*inputs)
+    return sum(tensor.untyped_storage().nbytes() for where, tensor in alive.items() if where not in known)
+
+
+def peak(call: Callable[[], object]) -> int:
+    """The most bytes of tensors made during a call that are alive at once, but for what operators need inside."""
+    alive = _Alive()
+    with alive:
+        call()
+    return alive.most
+
+
+class _Alive(TorchDispatchMode):   # type: ignore[no-untyped-call]
+    """Counts the storage of every tensor that an operator gives out, until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()   # type: ignore[no-untyped-call]
+        self.now = 0
+        self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.known:
+                storage = tensor.untyped_storage()
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return out
+
+    def _freed(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
