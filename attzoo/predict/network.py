@@ -79,7 +79,7 @@ def _settings(path: Path) -> Preparation:
         if not isinstance(found, dict):
             raise TypeError(f"got {str(found)[:100]}")
         size = found.get("size")
-        return Preparation(None if size is None else tuple(size), found.get("normalise", Preparation.normalise))
+        return Preparation(None if size is None else tuple(size), found.get("normalise") or Preparation.normalise)
     except (ValueError, TypeError, RecursionError) as err:
         raise ValueError(f"expected the settings of a training in {path}, or no such file: {err}") from err
 

@@ -1,0 +1,400 @@
+import io
+import json
+import re
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from PIL import Image
+from typer.testing import CliRunner
+
+import attzoo
+from attzoo import cli
+from attzoo.predict import Network, label, maps_file, open_network, picture, predict, predict_files
+from attzoo.train.data import Preparation, read_affine, read_mask
+from attzoo.train.settings import Settings
+
+POINTWISE = {"channels": (4, 4), "strides": 1, "kernel_size": 1, "skip": None}
+BACKENDS = ("torch", "keras")
+both = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def unet(*args, backend="torch", **kwargs):
+    """A net whose outputs have a median of 0 each, so that classes change from pixel to pixel."""
+    torch.manual_seed(0)
+    net = attzoo.create("unet", *args, backend="torch", initializer="torch", **kwargs)
+    with torch.no_grad():
+        net.head.weight.mul_(30)
+        y = net.eval()(torch.randn(1, args[0], *(8,) * net.spec.spatial_dims))
+        net.head.bias.sub_(y[0].flatten(1).median(1).values)
+    return net if backend == "torch" else attzoo.convert(net, backend=backend)
+
+
+def raw(shape=(3, 20, 26), dtype=np.uint8, seed=0):
+    return np.random.default_rng(seed).integers(0, 200, shape).astype(dtype)
+
+
+class Spy(Network):
+    """A network that notes what it is shown."""
+
+    def __call__(self, x):
+        self.__dict__.setdefault("shown", []).append(x.shape)
+        return super().__call__(x)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Networks, images and volumes in files."""
+    folder = tmp_path_factory.mktemp("files")
+    attzoo.save(unet(3, 4, channels=(4, 4), block="se"), folder / "colour.safetensors")
+    attzoo.save(unet(1, 1, channels=(4, 4), spatial_dims=3), folder / "volume.safetensors")
+    attzoo.save(unet(3, 2, channels=(4, 4), skip=None), folder / "plain.safetensors")
+    attzoo.save(attzoo.create("se", 8, backend="torch"), folder / "se.safetensors")
+    images = folder / "images"
+    images.mkdir()
+    for i, name in enumerate(("b.png", "a.bmp")):
+        Image.fromarray(np.moveaxis(raw(seed=i), 0, -1)).save(images / name)
+    (images / ".hidden").write_text("not an image")
+    affine = np.array([[0, -1.5, 0, 3], [1.25, 0, 0, -4], [0, 0, 5, 7], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(raw((9, 8, 6), np.int16), affine), folder / "scan.nii.gz")
+    np.save(folder / "scan.npy", raw((9, 8, 6), np.float32))
+    return folder
+
+
+# ---- probabilities and classes ---------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("space", [(20, 26), (9, 7, 12)])
+def test_by_windows_a_net_that_looks_at_pixels_gives_what_it_gives_whole(backend, space):
+    net = unet(3, 4, backend=backend, **POINTWISE, spatial_dims=len(space))
+    network, image = Spy(net, Preparation()), raw((3, *space))
+    whole = predict(network, image)
+    assert network.shown == [(1, 3, *space)]
+    assert whole.shape == (4, *space)
+    np.testing.assert_allclose(whole.sum(0), 1, rtol=1e-5)
+    window = (8, 50, 6)[: len(space)]   # larger than the image along one axis
+    parts = predict(network, image, window=window, batch=3)
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+    assert {shape[2:] for shape in network.shown[1:]} == {tuple(map(min, zip(window, space, strict=True)))}
+    assert max(shape[0] for shape in network.shown[1:]) == 3
+    np.testing.assert_array_equal(predict(network, image, window=window, batch=3), parts)
+
+
+def test_by_windows_a_net_that_looks_farther_agrees_where_windows_have_room():
+    net = unet(1, 2, channels=(4, 4), strides=1, skip=None, kernel_size=3, norm=None)
+    network, image = Spy(net, Preparation(normalise="none")), raw((1, 64, 64), np.float32) / 200
+    whole, parts = predict(network, image), predict(network, image, window=(40, 40), overlap=0.4)
+    assert len(network.shown) > 1
+    for alone in (slice(0, 24), slice(40, 64)):   # in one window, and farther from its end than the net sees
+        np.testing.assert_allclose(parts[:, alone, alone], whole[:, alone, alone], atol=1e-5)
+    assert abs(parts - whole).max() > 1e-3   # but not where two blend
+
+
+@both
+def test_images_are_resized_for_the_net_and_the_prediction_back(backend):
+    network = Spy(unet(3, 4, channels=(4, 4), backend=backend), Preparation((12, 10)))
+    p = predict(network, raw())
+    assert network.shown == [(1, 3, 12, 10)]
+    assert p.shape == (4, 20, 26)
+    y = network(network.preparation(raw())[None])
+    z = torch.nn.functional.interpolate(torch.from_numpy(y), (20, 26), mode="bilinear")
+    np.testing.assert_allclose(p, torch.softmax(z, 1)[0].numpy(), atol=1e-5)
+
+
+def test_frameworks_agree():
+    one, other = (Network(unet(3, 4, channels=(4, 4), backend=b), Preparation()) for b in BACKENDS)
+    np.testing.assert_allclose(predict(one, raw()), predict(other, raw()), atol=1e-5)
+
+
+def test_heads():
+    image, preparation = raw(), Preparation()
+    for outputs in (1, 3):
+        net = unet(3, outputs, channels=(4, 4))
+        sure = attzoo.create("unet", **net.spec.config() | {"head": "sigmoid"}, backend="torch")
+        attzoo.load_weights(sure, attzoo.weights(net))
+        y = net.eval()(torch.from_numpy(preparation(image)[None])).detach()
+        p = predict(Network(net, preparation), image)
+        np.testing.assert_allclose(p, (y.sigmoid() if outputs == 1 else y.softmax(1))[0], atol=1e-6)
+        np.testing.assert_allclose(predict(Network(sure, preparation), image), y.sigmoid()[0], atol=1e-6)
+
+
+def test_a_model_in_training_is_left_as_it_was():
+    net = unet(3, 2, channels=(4, 4)).train()
+    net.head.eval()
+    before = {name: array.copy() for name, array in attzoo.weights(net).items()}
+    predict(Network(net, Preparation()), raw())
+    assert net.training
+    assert net.encoder[0].training
+    assert not net.head.training
+    for name, array in attzoo.weights(net).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_classes():
+    np.testing.assert_array_equal(label(np.array([[0.4, 0.5, 0.6]])), [0, 1, 1])
+    np.testing.assert_array_equal(label(np.array([[0.4, 0.2], [0.5, 0.3], [0.1, 0.5]])), [1, 2])
+    assert label(np.zeros((256, 2))).dtype == np.uint8
+    many = np.zeros((300, 2))
+    many[299] = 1
+    np.testing.assert_array_equal(label(many), np.array([299, 299], np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overlap": 1.0}, r"overlap must be in \[0, 1\), got 1.0"),
+        ({"overlap": -0.1}, "overlap must be in"),
+        ({"window": (8,)}, r"window must be 2 numbers, one per spatial axis, got \(8,\)"),
+        ({"window": (8, 0)}, "window must be >= 1, got 0"),
+        ({"batch": 0}, "batch must be >= 1"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        predict(Network(unet(3, 2, channels=(4, 4)), Preparation()), raw(), **options)
+
+
+def test_images_and_outputs_are_checked():
+    network = Network(unet(3, 2, channels=(4, 4)), Preparation())
+    with pytest.raises(ValueError, match="expected 3 channels and 2 spatial axes in the image, got 1 and 2"):
+        predict(network, raw((1, 8, 8)))
+    with pytest.raises(ValueError, match="got 3 and 3"):
+        predict(network, raw((3, 8, 8, 8)))
+    torch.nn.init.constant_(network.model.head.bias, torch.inf)
+    with pytest.raises(ValueError, match="expected finite outputs of the network"):
+        predict(network, raw())
+
+
+# ---- a network in a file ---------------------------------------------------------------------------
+
+
+@both
+def test_a_file_is_opened_in_either_framework_with_the_settings_beside_it(files, tmp_path, backend):
+    path = tmp_path / "best.safetensors"
+    path.write_bytes((files / "colour.safetensors").read_bytes())
+    assert open_network(path, backend=backend).preparation == Preparation()
+    (tmp_path / "settings.json").write_text(json.dumps(Settings().config()))   # of phantoms, which are z-scored
+    assert open_network(path, backend=backend).preparation == Preparation()
+    trained = Settings(data="images", size=(12, 10), normalise="unit")
+    (tmp_path / "settings.json").write_text(json.dumps(trained.config()))
+    assert open_network(path, backend=backend).preparation == Preparation((12, 10), "unit")
+    given = open_network(path, backend=backend, size=(), normalise="none")
+    assert given.preparation == Preparation(None, "none")
+    assert open_network(path, backend=backend, size=[7, 9]).preparation == Preparation((7, 9), "unit")
+    assert given.spec == attzoo.load(path, backend="torch").spec
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"size": 3}', '{"size": [0, 3]}', '{"normalise": "maybe"}', "[" * 10**5, " " * 2**21]
+)
+def test_wrong_settings_are_one_error_that_names_the_file(files, tmp_path, text):
+    path = tmp_path / "best.safetensors"
+    path.write_bytes((files / "colour.safetensors").read_bytes())
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"expected the settings of a training in {path.parent}")):
+        open_network(path)
+
+
+def test_wrong_files_and_options(files):
+    with pytest.raises(ValueError, match=r"expected a file with a network, got the block se in .*se.safetensors"):
+        open_network(files / "se.safetensors")
+    with pytest.raises(ValueError, match="size must be 2 numbers, one per spatial axis"):
+        open_network(files / "colour.safetensors", size=(3, 4, 5))
+    with pytest.raises(ValueError, match="normalise must be one of"):
+        open_network(files / "colour.safetensors", normalise="maybe")
+    with pytest.raises(FileNotFoundError):
+        open_network(files / "none.safetensors")
+
+
+# ---- files -----------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_images(files, tmp_path):
+    network, told = open_network(files / "colour.safetensors"), []
+    written = predict_files(network, files / "images", tmp_path / "new" / "out", hear=lambda *a: told.append(a))
+    assert told == [(0, 2), (1, 2), (2, 2)]
+    assert sorted(tmp_path.rglob("*.*")) == sorted(written)
+    assert [str(path.relative_to(tmp_path / "new" / "out")) for path in written] == [
+        "masks/a.png", "overlays/a.png", "masks/b.png", "overlays/b.png"
+    ]   # fmt: skip
+    for i, name in enumerate("ba"):
+        mask = label(predict(network, raw(seed=i)))
+        assert len(np.unique(mask)) > 1
+        path = tmp_path / "new" / "out" / "masks" / f"{name}.png"
+        np.testing.assert_array_equal(read_mask(path), mask)
+        with Image.open(path) as opened:
+            assert (opened.mode, opened.size) == ("L", (26, 20))
+    before = {path: path.read_bytes() for path in written}
+    assert predict_files(network, files / "images", tmp_path / "new" / "out") == written
+    assert {path: path.read_bytes() for path in written} == before
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.npy"])
+def test_a_volume_keeps_its_kind_size_and_place(files, tmp_path, name):
+    network = open_network(files / "volume.safetensors", size=(8, 8, 8))
+    mask, overlay = predict_files(network, files / name, tmp_path, window=(5, 5, 5))
+    assert mask == tmp_path / "masks" / name
+    assert overlay == tmp_path / "overlays" / "scan.png"
+    wanted = label(predict(network, raw((1, 9, 8, 6), np.float32), window=(5, 5, 5)))
+    assert len(np.unique(wanted)) == 2
+    np.testing.assert_array_equal(read_mask(mask), wanted)
+    if name.endswith("gz"):
+        np.testing.assert_array_equal(read_affine(mask), read_affine(files / name))
+        assert nibabel.load(mask).get_data_dtype() == np.uint8
+
+
+@both
+def test_maps_of_a_file(files, tmp_path, backend):
+    network = open_network(files / "colour.safetensors", backend=backend, size=(12, 10))
+    written = maps_file(network, files / "images" / "b.png", tmp_path)
+    assert sorted(tmp_path.rglob("*.*")) == sorted(written)
+    assert written[0] == tmp_path / "b.png"
+    assert imread(written[0]).shape[2] == 4
+    with attzoo.attention_maps(network.model) as seen:
+        network(network.preparation(raw())[None])
+    assert {path.stem: np.load(path).shape for path in written[1:]} == {
+        "encoder.0.block": (1, 4, 1, 1), "encoder.1.block": (1, 4, 1, 1),
+        "skip.0": (1, 1, 12, 10), "decoder.0.block": (1, 4, 1, 1),
+    }   # fmt: skip
+    for path in written[1:]:
+        np.testing.assert_array_equal(np.load(path), seen[path.stem])
+
+
+def test_maps_of_a_volume(files, tmp_path):
+    picture_, skip = maps_file(open_network(files / "volume.safetensors"), files / "scan.nii.gz", tmp_path)
+    assert picture_ == tmp_path / "scan.png"
+    assert np.load(skip).shape == (1, 1, 9, 8, 6)
+
+
+def test_names_of_files_are_safe():
+    from attzoo.predict.files import _safe
+
+    names = _safe(dict.fromkeys(["", "a/../b", "..", "A:b", "a_b", "a b", "\0", "skip.0"]))
+    assert names == ["model", "a_.._b", "_.", "A_b", "a_b_", "a_b__", "_", "skip.0"]
+
+
+def test_wrong_images_are_named_before_anything_is_written(files, tmp_path):
+    network, folder, out = open_network(files / "colour.safetensors"), tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"expected files in .*in, got none"):
+        predict_files(network, folder, out)
+    Image.fromarray(np.moveaxis(raw(), 0, -1)).save(folder / "a.png")
+    Image.fromarray(raw()[0]).save(folder / "grey.png")
+    with pytest.raises(ValueError, match=r"expected 3 channels and 2 spatial axes in .*grey.png, got 1 and 2"):
+        predict_files(network, folder, out)
+    (folder / "grey.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"grey\.png"):
+        predict_files(network, folder, out)
+    with pytest.raises(ValueError, match=r"grey\.png"):
+        maps_file(network, folder / "grey.png", out)
+    with pytest.raises(ValueError, match=r"expected 3 channels and 2 spatial axes in .*scan.npy, got 1 and 3"):
+        maps_file(network, files / "scan.npy", out)
+    with pytest.raises(FileNotFoundError, match="got nothing at"):
+        predict_files(network, folder / "none.png", out)
+    with pytest.raises(FileNotFoundError, match="got no file"):
+        maps_file(network, folder, out)
+    with pytest.raises(ValueError, match="overlap"):
+        predict_files(network, folder / "a.png", out, overlap=2)
+    with pytest.raises(ValueError, match="holds attention blocks, got a UNet without any"):
+        maps_file(open_network(files / "plain.safetensors"), folder / "a.png", out)
+    assert not out.exists()
+
+
+def test_a_broken_image_among_others_leaves_whole_files_only(files, tmp_path):
+    network, folder, out = open_network(files / "colour.safetensors"), tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in "abc":
+        Image.fromarray(np.moveaxis(raw((3, 90, 90)), 0, -1)).save(folder / f"{name}.png")
+    whole = (folder / "b.png").read_bytes()
+    (folder / "b.png").write_bytes(whole[: len(whole) // 2])   # its head is whole
+    with pytest.raises(ValueError, match=r"b\.png"):
+        predict_files(network, folder, out)
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == ["masks/a.png", "overlays/a.png"]
+
+
+@pytest.mark.parametrize("where", ["out", "masks", "above"])
+def test_a_file_in_the_way(files, tmp_path, where):
+    network, image = open_network(files / "colour.safetensors"), files / "images" / "b.png"
+    blocker = tmp_path / where if where != "above" else tmp_path
+    out = tmp_path / "out" if where == "out" else tmp_path / "above" / "out" if where == "above" else tmp_path
+    (tmp_path / where).write_text("mine")
+    with pytest.raises(NotADirectoryError, match="out must be a folder, got a file"):
+        predict_files(network, image, out)
+    if where != "masks":
+        with pytest.raises(NotADirectoryError, match="out must be a folder, got a file"):
+            maps_file(network, image, out)
+    assert blocker.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [where]
+
+
+# ---- the overlay -----------------------------------------------------------------------------------
+
+
+def drawn(image, mask):
+    return imread(io.BytesIO(picture.draw(image, mask, "title")))
+
+
+def test_the_overlay_colours_classes_and_leaves_the_first():
+    image = np.full((1, 40, 40), 0.5)
+    image[:, :2], image[:, -2:] = 0, 1
+    none, half = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.uint8)
+    half[:, 20:] = 1
+    plain, tinted = drawn(image, none)[..., :3], drawn(image, half)[..., :3]
+    grey = np.ptp(plain, axis=2) == 0
+    assert grey[:, : grey.shape[1] // 2].all()
+    rows, columns = np.nonzero(np.ptp(tinted[100:-80], axis=2) > 0.1)
+    assert columns.min() > 0.7 * tinted.shape[1]   # the right half of the right panel
+    assert rows.size > 40 * 40
+
+
+@pytest.mark.parametrize("classes", [2, 12, 40])
+def test_overlays_of_many_classes_and_of_volumes(classes):
+    colors = picture._colors(classes)
+    assert len({tuple(c) for c in colors[1:]}) == classes - 1
+    rng = np.random.default_rng(0)
+    few = drawn(rng.random((3, 8, 9)), rng.integers(0, 2, (8, 9)))
+    many = drawn(rng.random((3, 8, 9)), np.arange(72).reshape(8, 9) % classes)
+    assert many.shape[0] >= few.shape[0]   # the legend grows
+    assert drawn(rng.random((1, 8, 9, 4)), rng.integers(0, classes, (8, 9, 4))).shape[1] > many.shape[1]
+
+
+# ---- the command line ------------------------------------------------------------------------------
+
+
+def run(*arguments):
+    result = CliRunner().invoke(cli.app, list(map(str, arguments)), prog_name="attzoo")
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@both
+def test_predict_on_the_command_line(files, tmp_path, backend):
+    options = ("--size", "16,18", "--normalise", "unit", "--window", "8,8", "--overlap", "0.25", "--batch", "2")
+    source = files / "images"
+    said = run("predict", files / "colour.safetensors", source, "--out", tmp_path, "--backend", backend, *options)
+    assert said.stdout.split() == [str(tmp_path / f"{kind}/{n}.png") for n in "ab" for kind in ("masks", "overlays")]
+    network = open_network(files / "colour.safetensors", backend=backend, size=(16, 18), normalise="unit")
+    mask = label(predict(network, raw(), window=(8, 8), overlap=0.25, batch=2))
+    np.testing.assert_array_equal(read_mask(tmp_path / "masks" / "b.png"), mask)
+
+
+@both
+def test_maps_on_the_command_line(files, tmp_path, backend):
+    source = files / "images" / "b.png"
+    said = run("maps", files / "colour.safetensors", source, "--out", tmp_path, "--backend", backend, "--size", "own")
+    assert said.stdout.split()[0] == str(tmp_path / "b.png")
+    assert np.load(tmp_path / "b" / "skip.0.npy").shape == (1, 1, 20, 26)
+
+
+def test_what_the_command_line_refuses(files, tmp_path):
+    network, source = files / "colour.safetensors", files / "images"
+    with pytest.raises(ValueError, match="size must be integers with commas between, or own, got '8x8'"):
+        run("predict", network, source, "--out", tmp_path, "--size", "8x8")
+    with pytest.raises(ValueError, match="window must be integers with commas between, got 'own'"):
+        run("predict", network, source, "--out", tmp_path, "--window", "own")
+    assert not list(tmp_path.iterdir())
