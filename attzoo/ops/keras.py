@@ -251,6 +251,28 @@ class Crop(keras.layers.Layer):
 
 
 @register
+class Widen(keras.layers.Layer):
+    """(N, *S, C) -> (N, *max(S, least), C): the last pixel repeated."""
+
+    def __init__(self, least: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.least = tuple(least)
+
+    def call(self, x: Any) -> Any:
+        for axis, low in enumerate(self.least, start=1):
+            if x.shape[axis] is None or x.shape[axis] < low:
+                n = ops.shape(x)[axis]
+                x = ops.take(x, ops.minimum(ops.arange(ops.maximum(n, low), dtype="int32"), n - 1), axis)
+        return x
+
+    def compute_output_shape(self, x: Any) -> Any:
+        return (x[0], *(n and max(n, low) for n, low in zip(x[1:-1], self.least, strict=True)), x[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"least": self.least}
+
+
+@register
 class Upsample(keras.layers.Layer):
     """(N, *S, C) -> (N, *(scale S), C), linearly."""
 

@@ -160,6 +160,12 @@ def crop(x: Array, size: Sequence[int]) -> Array:
     return x[(slice(None), slice(None), *map(slice, size))]
 
 
+def widen(x: Array, least: Sequence[int]) -> Array:
+    """Repeat the last pixel until every spatial axis has `least` or more: (N, C, *S) -> (N, C, *max(S, least))."""
+    missing = [(0, max(0, low - n)) for n, low in zip(x.shape[2:], least, strict=True)]
+    return np.pad(x, [(0, 0), (0, 0), *missing], mode="edge") if any(map(max, missing)) else x
+
+
 def resize(x: Array, size: Sequence[int], interpolation: str, align_corners: bool) -> Array:
     """Resample the spatial axes to `size`, one axis after the other: (N, C, *S) -> (N, C, *size).
 

@@ -23,14 +23,15 @@ class UNet(keras.Model):
         self,
         in_channels: int,
         out_channels: int,
-        *args: Any,
+        channels: Sequence[int] = spec.UNet.channels,
+        *,
         data_format: str | None = None,
         dtype: Any = None,
         name: str | None = None,
         trainable: bool = True,
         **kwargs: Any,
     ) -> None:
-        it = spec.UNet(in_channels, out_channels, *args, **kwargs)
+        it = spec.UNet(in_channels, out_channels, tuple(channels), **kwargs)
         data_format = ops.data_format_of(data_format)
         policy = keras.dtype_policies.get(dtype)
         inputs, outputs = _build(it, data_format == "channels_last", policy)
@@ -39,7 +40,8 @@ class UNet(keras.Model):
         self.dtype_policy = policy
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        self.spec.accept(inputs.shape, channels_last=self.data_format == "channels_last")
+        (x,) = keras.tree.flatten(inputs)
+        self.spec.accept(x.shape, channels_last=self.data_format == "channels_last")
         return super().call(inputs, training=training, mask=mask)
 
     def get_config(self) -> dict[str, Any]:
@@ -104,7 +106,10 @@ def _up(make: Make, net: spec.UNet, i: int, level: Level, x: Any) -> Any:
 def _gate(make: Make, net: spec.UNet, i: int, level: Level, e: Any, g: Any) -> Any:
     if not level.gate:
         return e
-    s = _block(make, net, f"skip.{i}", level.gate, *(e, g)[: len(level.gate.inputs)])
+    coarse = max(level.least) > 1
+    wide = make(ops.Widen, level.least, name=f"skip.{i}.widen")(e) if coarse else e
+    s = _block(make, net, f"skip.{i}", level.gate, *(wide, g)[: len(level.gate.inputs)])
+    s = make(ops.Crop, 0, 1, name=f"skip.{i}.crop")([s, e]) if coarse else s
     return _units(make, net, f"combine.{i}", [level.combine], s) if level.combine else s
 
 
@@ -128,7 +133,7 @@ def _units(make: Make, net: spec.UNet, path: str, units: Sequence[Unit], x: Any,
 def _conv(make: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
     name, dims = f"{path}.{unit.conv}", net.spatial_dims
     starts = {"kernel_initializer": _start(net, f"{name}.weight"), "bias_initializer": _start(net, f"{name}.bias")}
-    if max(unit.kernel) == max(unit.stride) == 1:
+    if max(unit.kernel) == max(unit.stride) == 1 and not unit.transposed:
         return make(keras.layers.Dense, unit.outputs, name=name, **starts)(x)
     like = {"padding": "valid", "data_format": "channels_last", "name": name} | starts
     if unit.transposed:

@@ -47,7 +47,7 @@ class Unit:
     def weights(self) -> dict[str, Weight]:
         """Every array, by name within the level."""
         channels = (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
-        kernel = self.kernel if prod(self.kernel) > 1 else ()
+        kernel = self.kernel if self.transposed or prod(self.kernel) > 1 else ()
         weights = fan_in_uniform(self.conv, (*channels, *kernel), bias=False)
         bound = weights[f"{self.conv}.weight"].scale
         weights[f"{self.conv}.bias"] = Weight((self.outputs,), "uniform", bound)
@@ -82,6 +82,11 @@ class Level:
     combine: Unit | None = None
     block: Spec | None = None
     supervised: bool = False
+
+    @property
+    def least(self) -> tuple[int, ...]:
+        """The smallest skip that the gate takes, in pixels per spatial axis; a smaller one is widened to it."""
+        return getattr(self.gate, "strides", (1,) * len(self.stride))
 
 
 def levels(net: UNet) -> list[Level]:
@@ -231,6 +236,8 @@ def _create(
     if name is None:
         return None
     cls = registry.get(name, backend="numpy")
+    if name in registry.NETWORKS:
+        raise ValueError(f"expected the name of a block, got {name!r}, a network")
     known = {field.name for field in fields(cls)}   # type: ignore[arg-type]
     if "spatial_dims" in known:
         arguments["spatial_dims"] = dims

@@ -24,6 +24,7 @@ CONCAT: Final = ("skip_first", "up_first")
 DECODERS: Final = ("double", "merge")
 HEADS: Final = ("linear", "sigmoid")
 INITIALIZERS: Final = ("kaiming", "xavier", "normal", "orthogonal", "glorot", "torch")
+MOST_LEVELS: Final = 32   # halved 31 times, no image is left; a file that claims a million must not keep us busy
 
 Options = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -33,7 +34,7 @@ class UNet:
     """in_channels: C >= 1, channels of the image.
 
     out_channels: K >= 1, channels of the output: classes, or 1 for one class against the rest.
-    channels: two or more, C >= 1 each, channels of every level from the finest; their number is the depth.
+    channels: 2 to 32 of them, C >= 1 each, channels of every level from the finest; their number is the depth.
     strides: >= 1, in pixels, from level to level: one number, or one a step, each one number or one per spatial axis.
     kernel_size: odd k >= 1, in pixels, of every convolution but the 1x1 ones, the same along every axis.
     norm: "batch", "instance" (without weights) or None, after every convolution.
@@ -44,7 +45,7 @@ class UNet:
     up_conv: whether a convolution follows that brings the channels down to the level's; else a transposed one does.
     skip: name of a registered gate (or of a block of one input), on the skips; None leaves them plain.
     skip_options: the gate's arguments after its channels, one mapping or one for each level.
-    gated: >= 0, how many of the deepest skips have the gate; None means all.
+    gated: >= 1, how many of the deepest skips have the gate; None means all.
     gating: the gating signal, "up": the upsampled map, or "grid": the map before it, the deepest through a 1x1 layer.
     combine: whether a 1x1 convolution, norm and relu follow each gate.
     concat: "skip_first" or "up_first", the order of the two halves that the decoder sees.
@@ -87,10 +88,13 @@ class UNet:
 
     def __post_init__(self) -> None:
         dims = contract.choice("spatial_dims", self.spatial_dims, (1, 2, 3))
-        if not isinstance(self.channels, list | tuple) or len(self.channels) < 2:
-            raise ValueError(f"channels must be two or more integers, one a level, got {self.channels!r}")
+        if not isinstance(self.channels, list | tuple) or not 2 <= len(self.channels) <= MOST_LEVELS:
+            got = f"{len(self.channels)} of them" if isinstance(self.channels, list | tuple) else repr(self.channels)
+            raise ValueError(f"channels must be 2 to {MOST_LEVELS} integers, one a level, got {got}")
         steps = len(self.channels) - 1
-        size = (4 if self.up_conv else 2) if self.up == "transpose" else None
+        size = self.up_kernel_size
+        if size is None and self.up == "transpose":
+            size = 4 if self.up_conv else 2
         contract.settle(
             self,
             in_channels=contract.integer("in_channels", self.in_channels),
@@ -102,9 +106,9 @@ class UNet:
             dropout=_rates(self.dropout),
             down=contract.choice("down", self.down, DOWN),
             up=contract.choice("up", self.up, UP),
-            up_kernel_size=contract.integer("up_kernel_size", given) if (given := self.up_kernel_size) else size,
+            up_kernel_size=None if size is None else contract.integer("up_kernel_size", size),
             up_conv=contract.flag("up_conv", self.up_conv),
-            gated=contract.integer("gated", steps if self.gated is None else self.gated, 0),
+            gated=self._gated(steps),
             gating=contract.choice("gating", self.gating, GATING),
             combine=contract.flag("combine", self.combine),
             concat=contract.choice("concat", self.concat, CONCAT),
@@ -124,17 +128,26 @@ class UNet:
         largest = max(max(step) for step in self.steps)
         if self.up != "transpose" and self.up_kernel_size is not None:
             raise ValueError(f"up_kernel_size is for up='transpose', got up={self.up!r}")
-        if self.gates > len(self.steps):
-            raise ValueError(f"gated must be at most {len(self.steps)}, the number of skips, got {self.gates}")
         if self.up == "transpose" and self.kernel < largest:
             raise ValueError(f"up_kernel_size must be at least the stride, {largest}, got {self.kernel}")
-        if self.skip is None and (any(self.skip_options) or self.gating == "grid" or self.combine):
-            raise ValueError("skip_options, gating and combine are for a gate, got skip=None")
+        if self.skip is None and (any(self.skip_options) or self.gating == "grid" or self.combine or self.gates):
+            raise ValueError("skip_options, gated, gating and combine are for a gate, got skip=None")
         if self.block is None and any(self.block_options):
             raise ValueError("block_options are for a block, got block=None")
         for level in self.levels:
+            if self.gating == "grid" and level.gate and len(level.gate.inputs) == 1:
+                raise ValueError(f"gating='grid' is for a gate with a gating signal, got skip={self.skip!r}")
             if level.block and len(level.block.inputs) != 1:
                 raise ValueError(f"block must take one input, {self.block!r} takes {len(level.block.inputs)}")
+
+    def _gated(self, steps: int) -> int:
+        """How many skips have the gate: of a net without, none."""
+        if self.skip is None:
+            return 0 if self.gated is None else contract.integer("gated", self.gated, 0)
+        gated = contract.integer("gated", steps if self.gated is None else self.gated)
+        if gated > steps:
+            raise ValueError(f"gated must be at most {steps}, the number of skips, got {gated}")
+        return gated
 
     # What __post_init__ has settled, for the type checker.
 
@@ -255,7 +268,8 @@ class UNet:
                 size = [n * s for n, s in zip(up.shape[2:], self.steps[i], strict=True)]
                 up = ops.resize(up, size, level.interpolation, align_corners=False)
             up = ops.crop(units(f"up.{i}", up, level.up), e.shape[2:])
-            s = inner(f"skip.{i}", level.gate, e, g if self.gating == "grid" else up)
+            s = inner(f"skip.{i}", level.gate, ops.widen(e, level.least), g if self.gating == "grid" else up)
+            s = ops.crop(s, e.shape[2:])
             s = units(f"combine.{i}", s, [level.combine] if level.combine else [])
             both = np.concatenate([s, up] if self.concat == "skip_first" else [up, s], axis=1)
             g = x = inner(f"decoder.{i}.block", level.block, units(f"decoder.{i}", both, level.decoder))

@@ -102,6 +102,8 @@ class UNet(ops.Block):
 
     def _units(self, units: nn.Module, x: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+            if torch.compiler.is_compiling():   # which moves running statistics once by itself
+                return checkpoint(units, x, use_reentrant=False)
             return checkpoint(units, x, use_reentrant=False, context_fn=partial(_again, units))
         return units(x)
 
@@ -160,14 +162,14 @@ def _again(units: nn.Module) -> tuple[Any, Any]:
 
 @contextmanager
 def _resting(units: nn.Module) -> Iterator[None]:
-    norms = [m for m in units.modules() if isinstance(m, tuple(ops.BATCH_NORM.values())) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False   # type: ignore[assignment]
+    kept = [(m, name, buffer) for m in units.modules() for name, buffer in m.named_buffers(recurse=False)]
+    for module, name, buffer in kept:
+        setattr(module, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True   # type: ignore[assignment]
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)
 
 
 def _block(block: Spec | None) -> nn.Module:

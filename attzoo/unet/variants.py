@@ -10,6 +10,8 @@ from .spec import UNet
 
 def grid_gates(net: UNet) -> list[dict[str, Any]]:
     """The paper's gates, as wide as their skip, projected to the grid of the signal; with an output transform."""
+    if net.skip != "attention_gate":
+        return []
     paper = {"skip_bias": False, "output_transform": True}
     pairs = zip(net.channels, net.steps, strict=False)
     return [paper | {"inter_channels": c, "stride": list(step)} for c, step in pairs]
@@ -17,12 +19,19 @@ def grid_gates(net: UNet) -> list[dict[str, Any]]:
 
 def quarter_width(net: UNet) -> list[dict[str, Any]]:
     """Gates a quarter as wide as their gating signal."""
+    if net.skip != "attention_gate":
+        return []
     return [{"inter_channels": max(1, c // 4)} for c in net.channels[1:]]
 
 
 def all_but_finest(net: UNet) -> int:
     """Every skip but the finest."""
-    return len(net.channels) - 2
+    return 0 if net.skip is None else max(1, len(net.channels) - 2)
+
+
+def normed_gates(net: UNet) -> dict[str, Any]:
+    """Gates with batch norm."""
+    return {"norm": True} if net.skip == "attention_gate" else {}
 
 
 LEEJUNHYUN: Final = {
@@ -32,11 +41,11 @@ LEEJUNHYUN: Final = {
     "up": "nearest",
     "up_conv": True,
     "skip": "attention_gate",
-    "skip_options": {"norm": True},
     "gating": "up",
     "concat": "skip_first",
     "initializer": "normal",
 }
+GATES: Final = {"skip_options": normed_gates}
 VARIANTS: Final = {
     "oktay": Variant(
         "ozan-oktay/Attention-Gated-Networks@eee4881, models/networks/unet_CT_single_att_dsv_3D.py, the paper's own;"
@@ -57,10 +66,11 @@ VARIANTS: Final = {
         },
         {"skip_options": grid_gates, "gated": all_but_finest},
     ),
-    "leejunhyun": Variant("LeeJunHyun/Image_Segmentation@7a6e5f9, network.py, AttU_Net", LEEJUNHYUN),
+    "leejunhyun": Variant("LeeJunHyun/Image_Segmentation@7a6e5f9, network.py, AttU_Net", LEEJUNHYUN, GATES),
     "leejunhyun-transpose": Variant(
         "the same with a transposed convolution, 4x4 and stride 2, in place of repeated pixels, as its forks have",
         LEEJUNHYUN | {"up": "transpose", "up_kernel_size": 4},
+        GATES,
     ),
     "monai": Variant(
         "MONAI 1.6.1, monai/networks/nets/attentionunet.py, AttentionUnet; its dropout p is dropout=(p, p) here",
@@ -71,12 +81,12 @@ VARIANTS: Final = {
             "up_kernel_size": 3,
             "up_conv": False,
             "skip": "attention_gate",
-            "skip_options": {"norm": True},
             "gating": "up",
             "concat": "skip_first",
             "decoder": "merge",
             "initializer": "torch",
         },
+        GATES,
     ),
     "keras": Variant(
         "lixiaolei1982/Keras-Implementation-of-U-Net-R2U-Net-Attention-U-Net-Attention-R2U-Net.-@9e5d6ac, network.py,"
