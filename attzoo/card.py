@@ -1,6 +1,6 @@
-"""A block's card: what it computes, when to use it, where it is published, what it holds and what it costs.
+"""A block's card, or a network's: what it computes, when to use it, where it is published, what it holds and costs.
 
-Drawn from the block's own docstrings and spec, so that a third party's block has one too. Imports no framework.
+Drawn from its own docstrings and spec, so that a third party's block has one too. Imports no framework.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .contract import Spec, Variant, Weight
 
 CHANNELS: Final = 64   # where weights and costs are stated, unless told
 PIXELS: Final = 56     # the same, along every spatial axis
+IMAGE: Final = (3, 1)  # channels in and out, where a network's parameters are stated
 LINKS: Final = {
     r"\barXiv:(\d{4}\.\d{4,5}(?:v\d+)?)": r"[\g<0>](https://arxiv.org/abs/\1)",
     r"\b([\w.-]+/[\w.-]+)@([0-9a-f]{7,40})\b": r"[\g<0>](https://github.com/\1/tree/\2)",
@@ -54,6 +55,11 @@ class Card:
     spec: type[Spec]
     arguments: tuple[Argument, ...]
     variants: Mapping[str, Variant]
+
+    @property
+    def network(self) -> bool:
+        """Whether this is a whole network, whose first two arguments are its channels in and out."""
+        return self.name in registry.NETWORKS
 
     @property
     def title(self) -> str:
@@ -104,6 +110,8 @@ class Card:
 
     def usage(self, channels: int = CHANNELS) -> str:
         """The call that makes one."""
+        if self.network:
+            return f'attzoo.create("{self.name}", {", ".join(map(str, IMAGE))}, backend="{self.backends[0]}")'
         arguments = [str(channels), *(f"{name}={value}" for name, value in self._assumed(channels).items())]
         arguments += [f"{name}=..." for name in self.unknown]
         return f'attzoo.create("{self.name}", {", ".join(arguments)}, backend="{(*self.backends, "numpy")[0]}")'
@@ -189,14 +197,14 @@ def _plain(card: Card, channels: int, width: int) -> Iterator[str]:
         yield _formula(paragraph, width) if paragraph.startswith(" ") else _filled(paragraph, width)
     facts = [("name", ", ".join((card.name, *card.aliases))), ("made by", card.usage(channels))]
     facts += [("shapes", card.shapes[0]), ("in Keras", f"{_channels_last(card.shapes[0])}, or as above by data_format")]
-    yield _columns([*facts, ("attention", card.shapes[1])], width)
+    yield _columns(facts if card.network else [*facts, ("attention", card.shapes[1])], width)
     yield "Arguments\n" + _columns([(str(a), a.about) for a in card.arguments], width, "  ")
     if card.variants:
         variants = [(name, f"{settings}\n{source}") for name, settings, source in _variants(card, channels)]
         yield "Variants\n" + _columns(variants, width, "  ")
     if card.unknown:
         yield _filled(_unknown(card), width)
-    else:
+    elif not card.network:
         yield f"Weights at {channels} channels\n" + _columns(list(_weights(card, channels)), width, "  ")
         yield _filled(_cost(card, channels), width)
 
@@ -210,7 +218,8 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
         yield f"Also called {', '.join(f'`{alias}`' for alias in card.aliases)}."
     yield f"```python\n{_example(card, channels)}\n```"
     yield "## Shapes"
-    calls = zip(("`block(...)`", "`block.attention(...)`"), card.shapes, strict=True)
+    named = ("`net(...)`",) if card.network else ("`block(...)`", "`block.attention(...)`")
+    calls = zip(named, card.shapes, strict=False)
     rows = [(call, f"`{shapes}`", f"`{_channels_last(shapes)}`") for call, shapes in calls]
     yield _table(("", "channels first (PyTorch, NumPy, Keras)", "channels last (Keras)"), rows)
     yield "## Arguments"
@@ -219,7 +228,9 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
     if card.variants:
         yield "## Variants"
         rows = [(f"`{name}`", f"`{settings}`", _linked(source)) for name, settings, source in _variants(card, channels)]
-        yield _table(("variant", f"sets, at {channels} channels", "source"), rows)
+        yield _table(("variant", "sets" if card.network else f"sets, at {channels} channels", "source"), rows)
+    if card.network:
+        return
     yield f"## Weights at {channels} channels"
     if card.unknown:
         yield _unknown(card)
@@ -230,11 +241,13 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
 
 def _example(card: Card, channels: int) -> str:
     """Lines of Python that make the block and, where there is a torch body, call it."""
-    lines = ["import attzoo", "", f"block = {card.usage(channels)}"]
+    lines = ["import attzoo", "", f"{'net' if card.network else 'block'} = {card.usage(channels)}"]
     if "keras" in card.backends[1:]:
         lines[-1] += '   # or backend="keras"'
     if card.unknown or card.backends[:1] != ("torch",):
         return "\n".join(lines)
+    if card.network:
+        return "\n".join(["import torch", *lines, f"y = net(torch.randn(2, {IMAGE[0]}, 97, 130))   # any size"])
     spec = card.build(channels)
     inputs = list(signature(spec).parameters)[: len(spec.inputs)]
     for name, c in zip(inputs, spec.inputs, strict=True):
@@ -250,10 +263,17 @@ def _channels_last(shapes: str) -> str:
 def _variants(card: Card, channels: int) -> Iterator[tuple[str, str, str]]:
     """(name, arguments, source and rules) of each."""
     for name, variant in card.variants.items():
-        settings = dict(variant.arguments) if card.unknown else card.settings(name, channels)
+        settings = dict(variant.arguments) if card.unknown or card.network else card.settings(name, channels)
         told = ", ".join(f"{k}={v!r}" + " by its rule" * (k in variant.rules) for k, v in settings.items())
-        rules = [f"; {k}: {_sentence(cleandoc(rule.__doc__))}" for k, rule in variant.rules.items() if rule.__doc__]
-        yield name, told or "the defaults", variant.source + "".join(rules).removesuffix(".")
+        documented = {k: _sentence(cleandoc(rule.__doc__)) for k, rule in variant.rules.items() if rule.__doc__}
+        rules = [f"; {k}: {sentence.rstrip('.')}" for k, sentence in documented.items()]
+        size = f"; {_parameters(card.name, name):,} parameters, {IMAGE[0]} channels in, {IMAGE[1]} out" * card.network
+        yield name, told or "the defaults", variant.source + "".join(rules) + size
+
+
+def _parameters(network: str, variant: str) -> int:
+    spec = registry.create(network, *IMAGE, backend="numpy", variant=variant)
+    return sum(w.size for w in spec.weights.values() if w.trainable)
 
 
 def _weights(card: Card, channels: int) -> Iterator[tuple[str, str, str]]:

@@ -14,6 +14,8 @@ def pages() -> dict[str, str]:
     """File name -> text: a page per built-in block, and README.md, which lists them."""
     rows = ["| block | what it does | parameters | MACs |", "| --- | --- | ---: | ---: |"]
     drawn = {}
+    for name in registry.NETWORKS:
+        drawn[f"{name}.md"] = f"{NOTE.format(name=name).replace('blocks/', '')}\n\n{info(name).markdown()}\n{FOOT}\n"
     for name in registry.BLOCKS:
         card = info(name)
         rows.append(f"| [{name}]({name}.md) | {card.summary} | {card.parameters():,} | {card.macs():,} |")
