@@ -1,7 +1,7 @@
 """The reliability cases that every block, file and name must stand, by number.
 
 A test that stands for case 35 carries `@pytest.mark.case35`; `pytest -m case35` runs it and `pytest --markers` lists
-them all. 27 and 28 concern whole U-Nets and are not here yet.
+them all.
 """
 
 CASES = {
@@ -9,7 +9,8 @@ CASES = {
     9: "reduction 0, negative, float", 10: "even or zero kernel", 11: "batch 0", 12: "1 x 1 space", 13: "1 x N space",
     14: "odd space", 15: "empty space", 16: "space smaller than the kernel", 17: "wrong C", 18: "rank 2",
     19: "rank 3", 20: "rank 5 into 2-D", 21: "rank 4 into 3-D", 22: "the other layout", 23: "gate: g coarser",
-    24: "gate: g finer", 25: "gate: batch 1 against 2", 26: "gate: g 1 x 1", 29: "C = 4096",
+    24: "gate: g finer", 25: "gate: batch 1 against 2", 26: "gate: g 1 x 1",
+    27: "U-Net: size not divisible", 28: "U-Net: size smaller than 2^depth", 29: "C = 4096",
     30: "int64 input", 31: "uint8 input", 32: "bool input", 33: "complex input", 34: "float64 into float32",
     35: "float16 sum past 65504", 36: "float16 near its maximum", 37: "bfloat16", 38: "autocast", 39: "one NaN",
     40: "one +inf", 41: "one -inf", 42: "all zeros: every value ties", 43: "constant input: no variance",

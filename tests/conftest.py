@@ -9,6 +9,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+# TensorFlow's oneDNN refuses empty batches, and rounds differently from CPU to CPU
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 with suppress(ImportError):
     import triton  # noqa: F401

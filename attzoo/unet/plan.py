@@ -185,7 +185,8 @@ def _level(net: UNet, i: int) -> Level:
     gated = net.skip is not None and i >= len(net.channels) - 1 - net.gates
     signal = net.channels[i + 1] if net.gating == "grid" else arriving
     both = channels + arriving
-    merge = _unit(net, "1", both, channels, norm="instance", activation="prelu", dropout=net.rates[0])
+    kernel, still = (3,) * net.spatial_dims, (1,) * net.spatial_dims   # MONAI's, whatever its kernel_size
+    merge = Unit("1", both, channels, kernel, still, norm="instance", activation="prelu", dropout=net.rates[0])
     return Level(
         channels,
         step,

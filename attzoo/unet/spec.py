@@ -36,7 +36,7 @@ class UNet:
     out_channels: K >= 1, channels of the output: classes, or 1 for one class against the rest.
     channels: 2 to 32 of them, C >= 1 each, channels of every level from the finest; their number is the depth.
     strides: >= 1, in pixels, from level to level: one number, or one a step, each one number or one per spatial axis.
-    kernel_size: odd k >= 1, in pixels, of every convolution but the 1x1 ones, the same along every axis.
+    kernel_size: odd k >= 1, in pixels, of every convolution but the 1x1 ones and "merge", along every axis.
     norm: "batch", "instance" (without weights) or None, after every convolution.
     dropout: share of values in [0, 1), after the first convolution of every level, or (after the first, the second).
     down: "max_pool", or "conv": the level's first convolution takes the stride.
@@ -49,7 +49,7 @@ class UNet:
     gating: the gating signal, "up": the upsampled map, or "grid": the map before it, the deepest through a 1x1 layer.
     combine: whether a 1x1 convolution, norm and relu follow each gate.
     concat: "skip_first" or "up_first", the order of the two halves that the decoder sees.
-    decoder: "double" convolution, or "merge": one convolution, instance norm and PReLU.
+    decoder: "double" convolution, or "merge": one of 3 pixels, instance norm and PReLU.
     block: name of a registered block of one input, after every level's convolutions; None puts none.
     block_options: the block's arguments after its channels, one mapping or one for each level.
     deep_supervision: whether the head sees every level of the decoder, each through a 1x1 layer, linearly upsampled.

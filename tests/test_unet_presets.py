@@ -1,0 +1,337 @@
+"""Every preset is the published network: its number of parameters, its outputs, its slopes, its running statistics.
+
+The published networks are stated here once more, in plain torch.nn and keras.layers, from their sources.
+"""
+
+import warnings
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import close, draw, fill, image, taken
+from torch import nn
+
+import attzoo
+from attzoo.adapters import adapter
+from attzoo.contract import triton_first
+from attzoo.ops.keras import keras
+
+WIDTHS = (3, 4, 5, 6, 8)
+
+
+def parameters(variant, **kwargs):
+    """How many numbers a preset trains."""
+    spec = attzoo.create("unet", 3, 1, backend="numpy", variant=variant, **kwargs)
+    return sum(weight.size for weight in spec.weights.values() if weight.trainable)
+
+
+def halved(rate):
+    """What stands for dropout in these tests: the same everywhere, so that its place shows."""
+    return 1 - rate / 2
+
+
+@pytest.fixture(autouse=True)
+def _dropout(monkeypatch):
+    def call(self, inputs, training=False):
+        return inputs * halved(self.rate) if training else inputs
+
+    def functional(x, p=0.5, training=True, inplace=False):
+        return x * halved(p) if training else x
+
+    monkeypatch.setattr(keras.layers.Dropout, "call", call)
+    monkeypatch.setattr(F, "dropout", functional)
+
+
+def agree(theirs, parts, ours, shape):
+    """Eval, then one step of training: outputs, gradients of the image and of every weight, running statistics."""
+    arrays = draw(ours.spec)
+    attzoo.load_weights(ours.double(), arrays)
+    fill(theirs.double(), parts, arrays)
+    x = image(shape)
+    with torch.no_grad():
+        wanted = theirs.eval()(torch.from_numpy(x)).numpy()
+    assert wanted.std() > 0.05   # not saturated, not constant
+    close(adapter("torch").forward(ours, [x], training=False), wanted)
+    xs = torch.from_numpy(x).requires_grad_()
+    y, cotangent = theirs.train()(xs), image(wanted.shape, seed=2)
+    y.backward(torch.from_numpy(cotangent))
+    run = adapter("torch").run(ours, [x], cotangent, training=True)
+    close(run.output, y.detach().numpy(), 1e-11)
+    close(run.input_gradients[0], xs.grad.numpy(), 1e-9)
+    for name, gradient in run.weight_gradients.items():
+        path, _, leaf = name.rpartition(".")
+        close(gradient, getattr(parts[path], leaf).grad.numpy().reshape(gradient.shape), 1e-9)
+    after = attzoo.weights(ours)
+    for name, array in taken(parts).items():
+        close(after[name], array.reshape(after[name].shape))
+        assert not name.endswith((".mean", ".var")) or (after[name] != arrays[name]).any()
+
+
+# ---- LeeJunHyun/Image_Segmentation@7a6e5f9, network.py -----------------------------------------------------
+
+
+def activated(conv, norm):
+    return nn.Sequential(conv, norm, nn.ReLU())
+
+
+def double(i, o, Conv=nn.Conv2d, Norm=nn.BatchNorm2d):
+    convs = (activated(Conv(a, o, 3, padding=1), Norm(o)) for a in (i, o))
+    return nn.Sequential(*(layer for conv in convs for layer in conv))
+
+
+def double_parts(path, module):
+    names = ("conv1", "norm1", None, "conv2", "norm2", None)
+    return {f"{path}.{name}": part for name, part in zip(names, module, strict=True) if name}
+
+
+class LeeJunHyun(nn.Module):
+    def __init__(self, channels, classes, widths, transpose):
+        super().__init__()
+        steps = list(pairwise(widths))
+        self.encoder = nn.ModuleList(double(i, o) for i, o in zip((channels, *widths), widths, strict=False))
+        self.up = nn.ModuleList(
+            nn.Sequential(
+                nn.ConvTranspose2d(below, below, 4, 2, 1) if transpose else nn.Upsample(scale_factor=2),
+                *activated(nn.Conv2d(below, here, 3, padding=1), nn.BatchNorm2d(here)),
+            )
+            for here, below in steps
+        )
+        self.skip, self.gating, self.psi = (
+            nn.ModuleList(
+                nn.Sequential(nn.Conv2d(w if i is None else i(w), o(w), 1), nn.BatchNorm2d(o(w))) for w, _ in steps
+            )
+            for i, o in ((None, lambda w: w // 2), (None, lambda w: w // 2), (lambda w: w // 2, lambda w: 1))
+        )
+        self.decoder = nn.ModuleList(double(2 * w, w) for w, _ in steps)
+        self.head = nn.Conv2d(widths[0], classes, 1)
+
+    def forward(self, x):
+        skips = []
+        for level in self.encoder:
+            x = level(F.max_pool2d(x, 2) if skips else x)
+            skips.append(x)
+        for i in reversed(range(len(skips) - 1)):
+            d, e = self.up[i](x), skips[i]
+            e = e * torch.sigmoid(self.psi[i](torch.relu(self.gating[i](d) + self.skip[i](e))))
+            x = self.decoder[i](torch.cat([e, d], dim=1))
+        return self.head(x)
+
+    def parts(self):
+        found = {"head": self.head}
+        for i, level in enumerate(self.encoder):
+            found |= double_parts(f"encoder.{i}", level)
+        for i, level in enumerate(self.decoder):
+            found |= double_parts(f"decoder.{i}", level)
+            first, found[f"up.{i}.conv"], found[f"up.{i}.norm"], _ = self.up[i]
+            if isinstance(first, nn.ConvTranspose2d):
+                found[f"up.{i}.transpose"] = first
+            for name in ("skip", "gating", "psi"):
+                found[f"skip.{i}.{name}"], found[f"skip.{i}.{name}_norm"] = getattr(self, name)[i]
+        return found
+
+
+@pytest.mark.parametrize(
+    ("variant", "count"), [("leejunhyun", 34_878_573), ("leejunhyun-transpose", 57_162_733)], ids=str
+)
+def test_leejunhyun(variant, count):
+    transpose = variant != "leejunhyun"
+    with torch.device("meta"):
+        published = LeeJunHyun(3, 1, (64, 128, 256, 512, 1024), transpose)
+        ours = attzoo.create("unet", 3, 1, backend="torch", variant=variant)
+    assert sum(p.numel() for p in published.parameters()) == count == parameters(variant)
+    assert sum(p.numel() for p in ours.parameters()) == count
+    theirs = LeeJunHyun(3, 2, WIDTHS, transpose)
+    ours = attzoo.create("unet", 3, 2, backend="torch", variant=variant, channels=WIDTHS)
+    agree(theirs, theirs.parts(), ours, (2, 3, 32, 48))
+
+
+# ---- ozan-oktay/Attention-Gated-Networks@eee4881, models/networks/unet_CT_single_att_dsv_3D.py -------------
+
+
+class Oktay(nn.Module):
+    """In 3-D as published, in 2-D its plane form; interpolation does not align corners, as in today's PyTorch."""
+
+    def __init__(self, dims, channels, classes, widths):
+        super().__init__()
+        self.mode = {2: "bilinear", 3: "trilinear"}[dims]
+        Conv, Norm = getattr(nn, f"Conv{dims}d"), getattr(nn, f"BatchNorm{dims}d")
+        one, two, three, four, center = widths
+        self.pool = getattr(nn, f"MaxPool{dims}d")(2)
+        self.conv1, self.conv2 = double(channels, one, Conv, Norm), double(one, two, Conv, Norm)
+        self.conv3, self.conv4 = double(two, three, Conv, Norm), double(three, four, Conv, Norm)
+        self.center = double(four, center, Conv, Norm)
+        self.gating = activated(Conv(center, center, 1), Norm(center))
+        self.gates = nn.ModuleDict({
+            str(i): nn.ModuleDict({
+                "theta": Conv(x, x, 2, 2, bias=False),
+                "phi": Conv(g, x, 1),
+                "psi": Conv(x, 1, 1),
+                "W": nn.Sequential(Conv(x, x, 1), Norm(x)),
+                "combine": activated(Conv(x, x, 1), Norm(x)),
+            })
+            for i, x, g in ((2, two, three), (3, three, four), (4, four, center))
+        })   # fmt: skip
+        self.up4, self.up3 = double(center + four, four, Conv, Norm), double(four + three, three, Conv, Norm)
+        self.up2, self.up1 = double(three + two, two, Conv, Norm), double(two + one, one, Conv, Norm)
+        self.dsv = nn.ModuleList(Conv(width, classes, 1) for width in widths[:4])
+        self.final = Conv(4 * classes, classes, 1)
+
+    def resized(self, x, **to):
+        return F.interpolate(x, mode=self.mode, align_corners=False, **to)
+
+    def gated(self, i, x, g):
+        gate = self.gates[str(i)]
+        theta = gate["theta"](x)
+        q = gate["psi"](torch.relu(theta + self.resized(gate["phi"](g), size=theta.shape[2:])))
+        return gate["combine"](gate["W"](x * self.resized(torch.sigmoid(q), size=x.shape[2:])))
+
+    def joined(self, convs, skip, below):
+        return convs(torch.cat([skip, self.resized(below, scale_factor=2)], dim=1))
+
+    def forward(self, x):
+        conv1 = self.conv1(x)
+        conv2 = self.conv2(self.pool(conv1))
+        conv3 = self.conv3(self.pool(conv2))
+        conv4 = self.conv4(self.pool(conv3))
+        center = self.center(self.pool(conv4))
+        up4 = self.joined(self.up4, self.gated(4, conv4, self.gating(center)), center)
+        up3 = self.joined(self.up3, self.gated(3, conv3, up4), up4)
+        up2 = self.joined(self.up2, self.gated(2, conv2, up3), up3)
+        up1 = self.joined(self.up1, conv1, up2)
+        seen = [head(up) for head, up in zip(self.dsv, (up1, up2, up3, up4), strict=True)]
+        seen[1:] = (self.resized(y, scale_factor=2**i) for i, y in enumerate(seen[1:], start=1))
+        return self.final(torch.cat(seen, dim=1))
+
+    def parts(self):
+        found = {"gating.conv": self.gating[0], "gating.norm": self.gating[1], "head": self.final}
+        for i, encoder in enumerate((self.conv1, self.conv2, self.conv3, self.conv4, self.center)):
+            found |= double_parts(f"encoder.{i}", encoder)
+        for i, decoder in enumerate((self.up1, self.up2, self.up3, self.up4)):
+            found |= double_parts(f"decoder.{i}", decoder) | {f"supervision.{i}": self.dsv[i]}
+        for i in (1, 2, 3):
+            gate, names = self.gates[str(i + 1)], {"skip": "theta", "gating": "phi", "psi": "psi"}
+            found |= {f"skip.{i}.{ours}": gate[name] for ours, name in names.items()}
+            found[f"skip.{i}.output"], found[f"skip.{i}.output_norm"] = gate["W"]
+            found[f"combine.{i}.conv"], found[f"combine.{i}.norm"], _ = gate["combine"]
+        return found
+
+
+def test_oktay_counts():
+    with torch.device("meta"):
+        published = Oktay(3, 3, 1, (16, 32, 64, 128, 256))
+    assert sum(p.numel() for p in published.parameters()) == 6_214_220 == parameters("oktay")
+
+
+@pytest.mark.parametrize(("dims", "shape"), [(2, (2, 3, 32, 48)), (3, (2, 3, 16, 32, 16))], ids=["2-D", "3-D"])
+def test_oktay(dims, shape):
+    theirs = Oktay(dims, 3, 2, WIDTHS)
+    options = {} if dims == 3 else {"spatial_dims": dims}
+    ours = attzoo.create("unet", 3, 2, backend="torch", variant="oktay", channels=WIDTHS, **options)
+    agree(theirs, theirs.parts(), ours, shape)
+
+
+# ---- MONAI 1.6.1 -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def AttentionUnet():
+    triton_first()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")   # what other libraries warn of while they load is not ours to mend
+        from monai.networks.nets import AttentionUnet
+    return AttentionUnet
+
+
+def monai_parts(net):
+    def block(path, module):
+        both = {f"{path}.conv{n}": conv.conv for n, conv in enumerate(module.conv, start=1)}
+        return both | {f"{path}.norm{n}": conv.adn.N for n, conv in enumerate(module.conv, start=1)}
+
+    first, layer, last = net.model
+    found, i = block("encoder.0", first) | {"head": last.conv}, 0
+    while True:
+        found[f"up.{i}.transpose"], found[f"up.{i}.norm"] = layer.upconv.up.conv, layer.upconv.up.adn.N
+        gate = layer.attention
+        for name, pair in {"skip": gate.W_x, "gating": gate.W_g, "psi": gate.psi}.items():
+            found[f"skip.{i}.{name}"], found[f"skip.{i}.{name}_norm"] = pair[0].conv, pair[1]
+        found |= {f"decoder.{i}.conv1": layer.merge.conv, f"decoder.{i}.activation1": layer.merge.adn.A}
+        i, below = i + 1, layer.submodule
+        if not isinstance(below, nn.Sequential):
+            return found | block(f"encoder.{i}", below)
+        found |= block(f"encoder.{i}", below[0])
+        layer = below[1]
+
+
+MONAI = {   # dims: arguments that are the same in both, and the image's shape
+    "2-D": (2, {"channels": (4, 6, 8, 10), "strides": (2, 2, 2)}, (2, 3, 16, 24)),
+    "3-D": (3, {"channels": (4, 6, 8), "strides": (2, 2), "kernel_size": 5}, (2, 3, 8, 4, 12)),
+    "1-D": (1, {"channels": (4, 6, 8), "strides": (2, 3), "up_kernel_size": 5}, (2, 3, 24)),
+    "anisotropic": (2, {"channels": (4, 6, 8), "strides": ((2, 1), (1, 2)), "up_kernel_size": 5}, (2, 3, 8, 6)),
+    "dropout": (2, {"channels": (4, 6, 8), "strides": (2, 2)}, (2, 3, 8, 12)),
+}
+
+
+@pytest.mark.parametrize("case", MONAI)
+def test_monai(case, AttentionUnet, monkeypatch):
+    dims, arguments, shape = MONAI[case]
+    rate = 0.4 if case == "dropout" else 0.0
+    monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: x * halved(self.p) if self.training else x)
+    theirs = AttentionUnet(dims, 3, 2, dropout=rate, **arguments)
+    both = arguments | {"spatial_dims": dims, "dropout": (rate, rate)}
+    ours = attzoo.create("unet", 3, 2, backend="torch", variant="monai", **both)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    agree(theirs, monai_parts(theirs), ours, shape)
+
+
+# ---- lixiaolei1982/Keras-Implementation-of-U-Net-...@9e5d6ac, network.py, att_unet -------------------------
+
+
+def published_keras(channels, classes, widths):
+    layers = keras.layers
+
+    def convs(x, width, path):
+        x = layers.Conv2D(width, 3, padding="same", activation="relu", name=f"{path}.conv1")(x)
+        x = layers.Dropout(0.2)(x)
+        return layers.Conv2D(width, 3, padding="same", activation="relu", name=f"{path}.conv2")(x)
+
+    inputs = x = keras.Input((None, None, channels), dtype=keras.config.dtype_policy().compute_dtype)
+    skips = []
+    for i, width in enumerate(widths):
+        x = convs(layers.MaxPooling2D(2)(x) if i else x, width, f"encoder.{i}")
+        skips.append(x)
+    for i in reversed(range(len(widths) - 1)):
+        up, inter = layers.UpSampling2D(2)(x), x.shape[-1] // 4
+        theta = layers.Conv2D(inter, 1, name=f"skip.{i}.skip")(skips[i])
+        phi = layers.Conv2D(inter, 1, name=f"skip.{i}.gating")(up)
+        psi = layers.Conv2D(1, 1, name=f"skip.{i}.psi")(layers.ReLU()(layers.Add()([theta, phi])))
+        gated = layers.Multiply()([skips[i], layers.Activation("sigmoid")(psi)])
+        x = convs(layers.Concatenate()([up, gated]), widths[i], f"decoder.{i}")
+    return keras.Model(inputs, layers.Conv2D(classes, 1, activation="sigmoid", name="head")(x))
+
+
+def test_keras():
+    assert published_keras(3, 1, (32, 64, 128, 256, 512)).count_params() == 7_977_941 == parameters("keras")
+    keras.config.set_dtype_policy("float64")
+    try:
+        theirs = published_keras(3, 2, (3, 4, 5, 8))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    spec = attzoo.create("unet", 3, 2, backend="numpy", variant="keras", channels=(3, 4, 5, 8))
+    arrays = draw(spec)
+    for layer in theirs.layers:
+        if layer.weights:
+            kernel = arrays[f"{layer.name}.weight"]
+            kernel = kernel.reshape(kernel.shape + (1,) * (4 - kernel.ndim)).transpose(2, 3, 1, 0)
+            layer.set_weights([kernel, arrays[f"{layer.name}.bias"]])
+    assert len(theirs.weights) == len(arrays)
+    x = image((2, 3, 24, 16))
+    for training in (False, True):
+        wanted = np.moveaxis(keras.ops.convert_to_numpy(theirs(np.moveaxis(x, 1, -1), training=training)), -1, 1)
+        assert wanted.std() > 0.05
+        for backend in ("keras", "torch"):
+            ours = adapter(backend).make(attzoo.get("unet", backend=backend), spec.config(), "float64")
+            attzoo.load_weights(ours, arrays)
+            close(adapter(backend).forward(ours, [x], training), wanted)
+
