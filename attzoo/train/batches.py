@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,7 +85,6 @@ class Loader:
             num_workers=workers,
             persistent_workers=workers > 0,
             multiprocessing_context="spawn" if workers else None,   # TensorFlow may live here, and does not fork
-            worker_init_fn=_without_tensorflow,
             generator=torch.Generator(),   # or every epoch would draw from the generator that dropout draws from
         )
 
@@ -122,8 +119,3 @@ class _Stacks:
 
 def _as_it_is(found: Any) -> Any:
     return found
-
-
-def _without_tensorflow(worker: int) -> None:
-    """Spare a worker TensorFlow, which MONAI loads through TensorBoard, unless TensorBoard finds a module so named."""
-    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))

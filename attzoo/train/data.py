@@ -7,9 +7,11 @@ flips and normalises.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -104,9 +106,21 @@ def _resized(array: Array, size: tuple[int, ...] | None, mode: str) -> Array:
 
 @cache
 def _monai() -> Any:
-    """MONAI's transforms, loaded when first needed: they may bring TensorFlow."""
+    """MONAI's transforms, loaded when first needed.
+
+    MONAI loads TensorBoard, and that TensorFlow, which takes seconds and much memory, for nothing here; TensorBoard
+    does without where it finds a module of the name below.
+    """
     contract.triton_first()
-    return package("monai.transforms")
+    name = "tensorboard.compat.notf"
+    spare = "tensorflow" not in sys.modules and name not in sys.modules
+    if spare:
+        sys.modules[name] = ModuleType(name)
+    try:
+        return package("monai.transforms")
+    finally:
+        if spare:
+            del sys.modules[name]
 
 
 # ---- a folder --------------------------------------------------------------------------------------
