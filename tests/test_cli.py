@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import attzoo
 from attzoo import cli, registry, testing
 
-COMMANDS = ("list", "info", "check", "convert", "demo")
+COMMANDS = ("list", "info", "check", "convert", "predict", "maps", "demo")
 
 
 def run(*arguments, code=0):

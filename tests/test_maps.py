@@ -171,6 +171,18 @@ def test_the_latest_call_wins_and_of_a_shared_block_its_last_place():
     np.testing.assert_array_equal(seen["0"], wanted)
 
 
+def test_a_keras_block_in_two_models_has_its_first_path():
+    inner = keras_net()
+    inputs = keras.Input((8, 7, 3))
+    model = keras.Model(inputs, keras.Sequential([inner], name="again")(inner(inputs)))
+    with attzoo.attention_maps(model) as seen:
+        model(np.moveaxis(image(), 1, -1))
+    assert list(seen) == [f"{inner.name}.look", f"{inner.name}.weigh"]
+    x = np.moveaxis(np.asarray(inner(np.moveaxis(image(), 1, -1))), -1, 1)
+    wanted = adapter("keras").attention(inner.get_layer("look"), [x])
+    np.testing.assert_allclose(seen[f"{inner.name}.look"], wanted, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("dtype", "wanted"),
     [(torch.float16, np.float32), (torch.bfloat16, np.float32), (torch.float64, np.float64)],

@@ -81,6 +81,12 @@ def test_by_windows_a_net_that_looks_at_pixels_gives_what_it_gives_whole(backend
     assert {shape[2:] for shape in network.shown[1:]} == {tuple(map(min, zip(window, space, strict=True)))}
     assert max(shape[0] for shape in network.shown[1:]) == 3
     np.testing.assert_array_equal(predict(network, image, window=window, batch=3), parts)
+    counts = []
+    for overlap in (0.0, 0.5):
+        network.shown.clear()
+        predict(network, image, window=window, overlap=overlap, batch=1)
+        counts.append(len(network.shown))
+    assert counts[1] > counts[0] == np.prod([-(-s // min(w, s)) for s, w in zip(space, window, strict=True)])
 
 
 def test_by_windows_a_net_that_looks_farther_agrees_where_windows_have_room():
@@ -155,6 +161,13 @@ def test_classes():
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         predict(Network(unet(3, 2, channels=(4, 4)), Preparation()), raw(), **options)
+
+
+def test_a_window_that_no_image_is_larger_than():
+    network = Network(unet(3, 2, channels=(4, 4)), Preparation((8, 10)))
+    with pytest.raises(ValueError, match=r"window must be less than \(8, 10\), which images are resized to"):
+        predict(network, raw(), window=(8, 16))
+    assert predict(network, raw(), window=(8, 9)).shape == (2, 20, 26)
 
 
 def test_images_and_outputs_are_checked():

@@ -25,16 +25,15 @@ Normalise = Annotated[
 def predict(
     model: Model,
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, a volume, or a folder of them.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put masks and overlays.")] = Path(
-        "attzoo-predict"
-    ),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put masks and overlays.")] = Path("attzoo-predict"),
     backend: On = Backend.torch,
     size: Size = None,
     normalise: Normalise = None,
     window: Annotated[
-        str | None, typer.Option(metavar="H,W", help="Take larger images by parts of this size; whole unless given.")
+        str | None,
+        typer.Option(metavar="H,W", help="Take larger images, once resized, by parts of this size; whole unless given."),
     ] = None,
-    overlap: Annotated[float, typer.Option(metavar="SHARE", help="Of a part, with its neighbour.")] = 0.5,
+    overlap: Annotated[float, typer.Option(metavar="SHARE", help="Of a part that its neighbour has too.")] = 0.5,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Parts at once.")] = 4,
 ) -> None:
     """Segment images or volumes with a trained network.
@@ -64,9 +63,7 @@ def predict(
 def maps(
     model: Model,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image or a volume.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put the picture and the arrays.")] = Path(
-        "attzoo-maps"
-    ),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put the picture and the arrays.")] = Path("attzoo-maps"),
     backend: On = Backend.torch,
     size: Size = None,
     normalise: Normalise = None,

@@ -101,7 +101,7 @@ def predict(
     gives numbers that are not finite.
     """
     network.accept(image.shape, "the image")
-    window = _checked(window, overlap, batch, image.ndim - 1)
+    window = _checked(window, overlap, batch, image.ndim - 1, network.preparation.size)
     x = network.preparation(image)[None]
     part = [min(pair) for pair in zip(window or x.shape[2:], x.shape[2:], strict=True)]
     y = network(x) if part == list(x.shape[2:]) else _windows(network, x, part, overlap, batch)
@@ -119,7 +119,10 @@ def label(probabilities: Array) -> NDArray[Any]:
     return np.asarray(classes, np.uint8 if len(probabilities) <= 256 else np.uint16)
 
 
-def _checked(window: Sequence[int] | None, overlap: float, batch: int, dims: int) -> tuple[int, ...] | None:
+def _checked(
+    window: Sequence[int] | None, overlap: float, batch: int, dims: int, size: tuple[int, ...] | None
+) -> tuple[int, ...] | None:
+    """The window, if it and the other options are right for images of so many axes that are resized to `size`."""
     contract.integer("batch", batch)
     if not 0 <= contract.number("overlap", overlap) < 1:
         raise ValueError(f"overlap must be in [0, 1), got {overlap}")
@@ -127,7 +130,10 @@ def _checked(window: Sequence[int] | None, overlap: float, batch: int, dims: int
         return None
     if len(window) != dims:
         raise ValueError(f"window must be {dims} numbers, one per spatial axis, got {tuple(window)}")
-    return tuple(contract.integer("window", side) for side in window)
+    window = tuple(contract.integer("window", side) for side in window)
+    if size and all(w >= s for w, s in zip(window, size, strict=True)):
+        raise ValueError(f"window must be less than {size}, which images are resized to, got {window}")
+    return window
 
 
 def _windows(network: Network, x: Array, part: Sequence[int], overlap: float, batch: int) -> Array:
