@@ -7,6 +7,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
+
+PREFIX: Final = ".attzoo-"   # of files that are not whole yet
 
 
 @contextmanager
@@ -20,7 +23,7 @@ def whole(path: Path) -> Iterator[Path]:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     if path.exists() and not path.is_file():   # a folder, or a device that a file would take the place of
         raise OSError(f"expected a file or nothing at {path}, got something else")
-    temporary = path.with_name(f".attzoo-{os.urandom(8).hex()}-{path.name[-20:]}")   # writers look at the ending
+    temporary = path.with_name(f"{PREFIX}{os.urandom(8).hex()}-{path.name[-20:]}")   # writers look at the ending
     try:
         temporary.touch(exist_ok=False)
         if path.exists():   # before anything is in it

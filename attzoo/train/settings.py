@@ -9,13 +9,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from .. import contract
+from .data import NORMALISATIONS
 
 BACKENDS: Final = ("torch", "keras")
 LOSSES: Final = ("both", "cross_entropy", "dice", "bce", "focal_tversky")
 OPTIMIZERS: Final = ("sgd", "adam", "adamw")
 SCHEDULES: Final = ("constant", "step", "cosine")
 PRECISIONS: Final = ("float32", "bfloat16", "float16")
-NORMALISATIONS: Final = ("zscore", "unit", "none")
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,14 @@ class Settings:
     """All that a run's weights follow from, on one machine: equal settings and data give equal weights.
 
     backend: "torch" or "keras".
-    data: folder of images and masks; None takes the built-in phantoms.
-    dims: 2 or 3, spatial axes. size: >= 1, in pixels, per axis, that everything is resized to; None means 64 each.
-    classes: >= 2; None takes what the data says. validation: share in (0, 1) kept out of training, where the folder
-    does not say which. normalise: "zscore" or "unit", per image and channel, or "none". flip: random flips in training.
+    data: folder of images and masks, as attzoo.train.files.find takes it; None takes the built-in phantoms.
+    phantoms: >= 2, how many of them; None means 160.
+    dims: 2 or 3, spatial axes. size: >= 1, in pixels, per axis, that everything is resized to; None leaves
+    all as they are, of one size.
+    validation: share in (0, 1) kept out of training, where the folder does
+    not say which.
+    classes: >= 2 of the folder; None takes what is in its masks. normalise: "zscore" (None means it), "unit" or "none",
+    as attzoo.train.data.Preparation. flip: whether its images are mirrored at random in training; None means so.
     variant: a published U-Net; None takes the arguments' defaults. channels: per level, from the finest; None takes the
     variant's, and without one 16, 32, 64. network: further arguments of the U-Net, for instance {"skip": None}.
     loss: "cross_entropy", "dice", "both" of them added, "bce" (binary cross-entropy; two classes share one output) or
@@ -45,10 +49,11 @@ class Settings:
     data: str | None = None
     dims: int = 2
     size: tuple[int, ...] | None = None
-    classes: int | None = None
     validation: float = 0.2
-    normalise: str = "zscore"
-    flip: bool = True
+    phantoms: int | None = None
+    classes: int | None = None
+    normalise: str | None = None
+    flip: bool | None = None
     variant: str | None = None
     channels: tuple[int, ...] | None = None
     network: Mapping[str, Any] = field(default_factory=dict)
@@ -68,52 +73,53 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        folder, drawn = (self.data is not None, "a folder of data"), (self.data is None, "phantoms")
+        owned = {
+            "phantoms": (160, *drawn),
+            "classes": (None, *folder),
+            "normalise": ("zscore", *folder),
+            "flip": (True, *folder),
+            "momentum": (0.0, self.optimizer == "sgd", "sgd"),
+            "decay": (0.01, self.optimizer == "adamw", "adamw"),
+            "every": (30, self.schedule == "step", "schedule='step'"),
+            "factor": (0.1, self.schedule == "step", "schedule='step'"),
+        }
+        for name, (default, used, whose) in owned.items():
+            if not used and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for {whose}, got {getattr(self, name)!r} without")
+            if used and getattr(self, name) is None:
+                contract.settle(self, **{name: default})
         for name, known in KNOWN.items():
             contract.choice(name, getattr(self, name), known)
         for name in ("epochs", "batch", "accumulate"):
             contract.integer(name, getattr(self, name))
-        for name, least in (("classes", 2), ("checkpoint_every", 1), ("every", 1)):
+        for name, least in (("phantoms", 2), ("classes", 2), ("checkpoint_every", 1), ("every", 1)):
             if getattr(self, name) is not None:
                 contract.integer(name, getattr(self, name), least)
         dims = contract.choice("dims", self.dims, (2, 3))
-        size = (64,) * dims if self.size is None else tuple(contract.integer("size", n) for n in self.size)
-        if len(size) != dims:
+        size = None if self.size is None else tuple(contract.integer("size", n) for n in self.size)
+        if size is not None and len(size) != dims:
             raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {size}")
-        momentum = self._of("momentum", 0.0, "optimizer", "sgd")
-        decay = self._of("decay", 0.01, "optimizer", "adamw")
-        every, factor = self._of("every", 30, "schedule", "step"), self._of("factor", 0.1, "schedule", "step")
-        shares = {"validation": self.validation, "momentum": momentum}
-        for name, value in (shares | {"rate": self.rate, "factor": factor, "decay": decay}).items():
+        shares = {"validation": self.validation, "momentum": self.momentum}
+        for name, value in (shares | {"rate": self.rate, "factor": self.factor, "decay": self.decay}).items():
             if value is None:
                 continue
             if contract.number(name, value) < 0 or (value == 0 and name not in ("momentum", "decay")):
                 raise ValueError(f"{name} must be positive, got {value}")
             if name in shares and value >= 1:
                 raise ValueError(f"{name} must be less than 1, got {value}")
+        if self.flip is not None:
+            contract.flag("flip", self.flip)
         if not isinstance(self.network, Mapping):
             raise TypeError(f"network must be arguments of the U-Net, got {self.network!r}")
         contract.settle(
             self,
             size=size,
-            flip=contract.flag("flip", self.flip),
             channels=None if self.channels is None else tuple(self.channels),
             network=MappingProxyType(dict(self.network)),
             rate=float(self.rate),
-            momentum=momentum,
-            decay=decay,
-            every=every,
-            factor=factor,
             seed=contract.integer("seed", self.seed, 0),
         )
-
-    def _of(self, name: str, default: Any, whose: str, wanted: str) -> Any:
-        """The value of a field that belongs to one choice of another. Raises ValueError where it would do nothing."""
-        value, chosen = getattr(self, name), getattr(self, whose)
-        if chosen == wanted:
-            return default if value is None else value
-        if value is not None:
-            raise ValueError(f"{name} is for {whose}={wanted!r}, got {whose}={chosen!r}")
-        return None
 
     def config(self) -> dict[str, Any]:
         """What `Settings(**config)` makes these from again, fit for JSON."""
@@ -128,7 +134,7 @@ class Settings:
 
 KNOWN: Final = {
     "backend": BACKENDS,
-    "normalise": NORMALISATIONS,
+    "normalise": (*NORMALISATIONS, None),
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,

@@ -1,0 +1,225 @@
+"""The loop, one for both frameworks: epochs of steps and evaluation, and all that is written down about them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from itertools import islice
+from math import fsum, isfinite
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+import numpy as np
+
+from .. import contract, portable, registry
+from ..files import PREFIX, write
+from . import report, state
+from .batches import Batches, Loader
+from .data import Dataset, Folder, Preparation, find
+from .phantoms import Phantoms
+from .settings import Settings, rate
+from .state import Row, State
+
+CHANNELS: Final = (16, 32, 64)   # where neither the settings nor a variant says
+FILES: Final = {
+    "best.safetensors": "the network of the best epoch; either framework opens it: attzoo.load(file, backend=...)",
+    "history.csv": "rate, loss, accuracy, mean IoU, Dice and seconds of every epoch",
+    "curves.png": "the same as a picture",
+    "settings.json": "what was trained and how",
+    state.NAME: "where --resume goes on",
+}
+Hear = Callable[[int, float | None, Row | None], None]   # epoch, and the loss of a step or the row of an epoch
+
+
+class Diverged(ValueError):
+    """The loss or a weight is no number any more."""
+
+
+def train(
+    settings: Settings,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    workers: int = 0,
+    tensorboard: bool = False,
+    quiet: bool = False,
+) -> list[Row]:
+    """Train a U-Net, and write into the folder `out` what FILES says and checkpoints; a row for every epoch.
+
+    resume: go on with the run in `out`, however it was stopped, at the last epoch that it finished. On a CPU, what
+    comes out is bit for bit what would have come without the stop.
+    workers: >= 0 processes that read ahead. tensorboard: write its events, too. quiet: show no progress.
+    Under torchrun every process calls this, and the first one writes.
+    Raises ValueError when `out` is no new or empty folder, or, to resume, holds no run or one of other settings;
+    Diverged when the loss is not finite, what the last good epoch left staying; and as the data and the network do.
+    """
+    out, workers = Path(out), contract.integer("workers", workers, 0)
+    if settings.data is not None:
+        settings = replace(settings, data=str(Path(settings.data).resolve()))
+    contract.triton_first()
+    with registry.naming_extra("training"):
+        body = import_module(f"{__package__}.{settings.backend}")
+    rank, world = body.join()
+    try:
+        run = _opened(out, settings, resume, first=rank == 0)
+        training, validation = datasets(settings)
+        classes = training.classes
+        share = {"seed": settings.seed, "rank": rank, "world_size": world}
+        batches = Batches(len(training), settings.batch, drop_last=world > 1, **share)   # or some would wait for others
+        learn = Loader(training, batches, workers)
+        judge = Loader(validation, Batches(len(validation), settings.batch, shuffle=False, **share), workers)
+        steps = len(learn) // settings.accumulate * settings.accumulate
+        if not steps:
+            raise ValueError(f"expected at least {settings.accumulate} batches to accumulate, got {len(learn)}")
+        add = report.tensorboard(out / "tensorboard") if tensorboard and rank == 0 else None
+        trainer = body.Trainer(settings, network(settings, training.channels, classes), classes)
+        if run.arrays:
+            trainer.restore(run.arrays)
+        with progress(settings, len(run.history), steps, quiet or rank > 0) as hear:
+            for epoch in range(len(run.history), settings.epochs):
+                row = _epoch(trainer, settings, epoch, islice(learn.epoch(epoch), steps), judge.epoch(epoch), hear)
+                run.history.append(row)
+                run.arrays = trainer.state()
+                if not all(np.isfinite(a).all() for name, a in run.arrays.items() if name.startswith("network.")):
+                    raise Diverged(_diverged(epoch, "weights that are not"))
+                if rank == 0:
+                    _keep(run, trainer.network, out)
+                    if add:
+                        add(row)
+        return run.history
+    finally:
+        body.leave()
+
+
+def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
+    """What a run trains on and is judged by. Raises as the data do, and ValueError where they are not as settings say."""
+    if settings.data is None:
+        assert settings.phantoms is not None
+        held = max(1, min(round(settings.validation * settings.phantoms), settings.phantoms - 1))
+        make = partial(Phantoms, size=settings.size or (64,) * settings.dims, seed=settings.seed)
+        return make(settings.phantoms - held), make(held, start=settings.phantoms - held)
+    assert settings.normalise is not None
+    preparation = Preparation(settings.size, settings.normalise)
+    train, valid = find(settings.data, settings.validation, settings.seed)
+    training = Folder(train, preparation, flip=settings.flip, classes=settings.classes, seed=settings.seed)
+    classes = settings.classes or max(training.count_classes(), Folder(valid, preparation).count_classes())
+    training.classes = classes
+    validation = Folder(valid, preparation, classes=classes)
+    for found in (training, validation):
+        if found.spatial_dims != settings.dims:
+            raise ValueError(f"expected images of {settings.dims} spatial axes, got {found.spatial_dims}: set dims")
+    if validation.channels != training.channels:
+        raise ValueError(f"expected {training.channels} channels to validate on, got {validation.channels}")
+    return training, validation
+
+
+def network(settings: Settings, channels: int, classes: int) -> Callable[..., Any]:
+    """What makes the network that the settings mean, for images of so many channels; asked with backend=..."""
+    given = dict(settings.network)
+    if settings.channels or not settings.variant:
+        given["channels"] = settings.channels or CHANNELS
+    given |= {"spatial_dims": settings.dims, "head": "linear", "variant": settings.variant}
+    return partial(registry.create, "unet", channels, settings.outputs(classes), **given)
+
+
+def _epoch(trainer: Any, settings: Settings, epoch: int, learn: Iterable[Any], judge: Iterable[Any], hear: Hear) -> Row:
+    """Train for an epoch, counted from 0, and evaluate; the row that it gives."""
+    began, speed, losses = perf_counter(), rate(settings, epoch), []
+    trainer.begin(speed, int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0]))
+    for images, masks in learn:
+        losses.append(trainer.step(images, masks))
+        if not isfinite(losses[-1]):
+            raise Diverged(_diverged(epoch, f"{losses[-1]} in step {len(losses)}"))
+        hear(epoch, losses[-1], None)
+    learned = trainer.counts()
+    for images, masks in judge:
+        trainer.evaluate(images, masks)
+    row = report.row(epoch + 1, speed, fsum(losses) / len(losses), learned, trainer.counts(), perf_counter() - began)
+    hear(epoch, None, row)
+    return row
+
+
+def _diverged(epoch: int, got: str) -> str:
+    kept = f"; the state after epoch {epoch} is kept" if epoch else ""
+    return f"expected a finite loss, got {got} of epoch {epoch + 1}: try a lower rate{kept}"
+
+
+# ---- files -----------------------------------------------------------------------------------------
+
+
+def _opened(out: Path, settings: Settings, resume: bool, first: bool) -> State:
+    """The run in a folder, or a new one; the first of several processes makes the folder, and refuses."""
+    if resume:
+        stored = state.stored(out)
+        if told := state.differences(stored, settings.config()):
+            raise ValueError(f"expected the settings of the run in {out}: {'; '.join(told)}")
+        run = state.load(out) if (out / state.NAME).exists() else State(settings)
+        if first:
+            for left in out.glob(f"{PREFIX}*"):   # of a kill
+                left.unlink()
+            if run.history:
+                _report(run, out)
+        return run
+    if first:
+        if out.is_dir() and (there := sorted(path.name for path in out.iterdir())):
+            what = "a run: resume it, or choose another" if {state.NAME, state.SETTINGS} & set(there) else there[0]
+            raise ValueError(f"expected a new or empty folder, got {out} with {what}")
+        out.mkdir(parents=True, exist_ok=True)
+        write(out / state.SETTINGS, (json.dumps(settings.config(), indent=1) + "\n").encode())
+    return State(settings)
+
+
+def _keep(run: State, network: Any, out: Path) -> None:
+    """Write down an epoch. The state comes after the networks, so that an epoch cut short is run again."""
+    last, before = run.history[-1], run.history[:-1]
+    every = run.settings.checkpoint_every
+    if every and last["epoch"] % every == 0:
+        portable.save(network, out / f"epoch-{last['epoch']:03}.safetensors")
+    if all(last["mean_iou"] > row["mean_iou"] for row in before):
+        portable.save(network, out / "best.safetensors")
+    run.save(out)
+    _report(run, out)
+
+
+def _report(run: State, out: Path) -> None:
+    write(out / "history.csv", report.as_csv(run.history))
+    write(out / "curves.png", report.curves(run.history, _title(run.settings)))
+
+
+def _title(settings: Settings) -> str:
+    name = settings.variant or "U-Net"
+    return f"{name} on {Path(settings.data).name if settings.data else 'phantoms'}, {settings.backend}"
+
+
+# ---- progress --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def progress(settings: Settings, done: int, steps: int, quiet: bool) -> Iterator[Hear]:
+    """A function that shows steps as a bar, where there is a terminal, and every epoch as a line, on stderr."""
+    if quiet:
+        yield lambda epoch, loss, row: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task, iou = bar.add_task("", total=settings.epochs * steps, completed=done * steps), ""
+
+        def hear(epoch: int, loss: float | None, row: Row | None) -> None:
+            nonlocal iou
+            if row:
+                iou = f"  mean IoU {row['mean_iou']:.3f}"
+                found = f"loss {row['loss']:.4f}  accuracy {row['validation_accuracy']:.3f}{iou}  {row['seconds']:.1f} s"
+                bar.console.print(f"epoch {row['epoch']:>3}/{settings.epochs}  {found}", highlight=False)
+            else:
+                bar.update(task, advance=1, description=f"epoch {epoch + 1}/{settings.epochs}  loss {loss:.4f}{iou}")
+
+        yield hear

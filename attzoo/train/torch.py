@@ -1,0 +1,161 @@
+"""Training in PyTorch, on one device or, under torchrun, on as many as there are processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .. import portable
+from ..contract import Array
+from .losses import IGNORE
+from .losses.torch import loss as loss_of
+from .settings import Settings
+
+TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")   # what it declares lives as long as it does
+try:
+    import torchvision as torchvision
+except ImportError:
+    pass
+except RuntimeError:   # its compiled half is for another torch: declare what it misses, or torchmetrics fails with it
+    for name in ("nms", "qnms"):
+        TORCHVISION.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+from torchmetrics.functional.classification import multiclass_confusion_matrix  # noqa: E402
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+def join() -> tuple[int, int]:
+    """This process's rank and the number of processes; joins the others first, where torchrun started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def leave() -> None:
+    """Part from the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Trainer:
+    """A network in training: steps on batches (N, C, *S) and (N, *S), counts of what it found, and its state."""
+
+    def __init__(self, settings: Settings, make: Callable[..., nn.Module], classes: int) -> None:
+        self.settings = settings
+        torch.manual_seed(settings.seed)
+        self.rank, self.world = join()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        self.network = make(backend="torch").to(self.device)
+        self.model = self.network
+        if self.world > 1:
+            if self.device.type == "cuda":   # there is none for CPUs: norms see their own process's images there
+                self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+            self.model = DistributedDataParallel(self.network)
+        options = {"momentum": settings.momentum, "weight_decay": settings.decay}
+        options = {name: value for name, value in options.items() if value is not None}
+        self.optimizer = OPTIMIZERS[settings.optimizer](self.network.parameters(), lr=settings.rate, **options)
+        self.dtype = getattr(torch, settings.precision)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
+        self.found = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)
+
+    def begin(self, rate: float, seed: int) -> None:
+        """Begin an epoch, whose random draws follow `seed`."""
+        torch.manual_seed(seed + self.rank)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        self.done = 0
+
+    def step(self, images: Array, masks: NDArray[Any]) -> float:
+        """Learn from a batch; the loss on it, on all devices."""
+        parts = self.settings.accumulate
+        last = (self.done + 1) % parts == 0
+        if self.done % parts == 0:
+            self.optimizer.zero_grad()
+        x, y = self._tensors(images, masks)
+        with nullcontext() if last or self.world == 1 else self.model.no_sync():
+            logits = self._logits(self.model, x)
+            loss = loss_of(self.settings.loss, logits, y, self._everywhere)
+            self.scaler.scale(loss * self.world / parts).backward()   # of several devices, gradients are averaged
+        if last:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.done += 1
+        self._count(logits, y)
+        return float(self._everywhere(loss.detach()))
+
+    @torch.no_grad()
+    def evaluate(self, images: Array, masks: NDArray[Any]) -> None:
+        """Count what the network finds in a batch, without learning."""
+        self.network.eval()
+        x, y = self._tensors(images, masks)
+        self._count(self._logits(self.network, x), y)
+
+    def counts(self) -> NDArray[np.int64]:
+        """(K, K): pixels on all devices since this was last asked, truth by prediction."""
+        if self.world > 1:
+            dist.all_reduce(self.found)
+            for buffer in self.network.buffers():   # norms saw each process's own images: go on with the first's
+                dist.broadcast(buffer, 0)
+        found: NDArray[np.int64] = self.found.cpu().numpy().copy()
+        self.found.zero_()
+        return found
+
+    def state(self) -> dict[str, Array]:
+        """Every array that training goes on from."""
+        arrays = {f"network.{name}": a for name, a in portable.weights(self.network).items()}
+        for i, slots in self.optimizer.state_dict()["state"].items():
+            arrays |= {f"optimizer.{i}.{name}": t.cpu().numpy().copy() for name, t in slots.items() if t is not None}
+        return arrays | {f"scaler.{name}": np.array(v) for name, v in self.scaler.state_dict().items()}
+
+    def restore(self, arrays: dict[str, Array]) -> None:
+        """Go on from a state."""
+        parts: dict[str, dict[str, Array]] = {"network": {}, "optimizer": {}, "scaler": {}}
+        for name, array in arrays.items():
+            head, _, tail = name.partition(".")
+            parts[head][tail] = array
+        portable.load_weights(self.network, parts["network"])
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, array in parts["optimizer"].items():
+            i, _, slot = name.partition(".")
+            slots.setdefault(int(i), {})[slot] = torch.from_numpy(array.copy())
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": slots})
+        self.scaler.load_state_dict({name: array.item() for name, array in parts["scaler"].items()})
+
+    def _tensors(self, images: Array, masks: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        x, y = torch.as_tensor(images), torch.as_tensor(masks)
+        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+    def _logits(self, model: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits: Tensor = model(x)
+            return logits
+
+    def _count(self, logits: Tensor, y: Tensor) -> None:
+        """Add what was found in each pixel; of one output, whether it is more than 0."""
+        found = logits.detach().argmax(1) if logits.shape[1] > 1 else (logits.detach()[:, 0] > 0).long()
+        k = len(self.found)
+        self.found += multiclass_confusion_matrix(found, y, k, ignore_index=IGNORE, validate_args=False)
+
+    def _everywhere(self, number: Tensor) -> Tensor:
+        if self.world > 1:
+            number = number.clone()
+            dist.all_reduce(number)
+        return number
+
