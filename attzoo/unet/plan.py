@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .. import registry
 from ..contract import Spec, Weight, batch_norm, fan_in_uniform, prefixed
 
 if TYPE_CHECKING:
     from .spec import UNet
+
+OWN: Final = ("channels", "gating_channels", "spatial_dims")   # of a block, the network's to say
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +241,12 @@ def _create(
     cls = registry.get(name, backend="numpy")
     if name in registry.NETWORKS:
         raise ValueError(f"expected the name of a block, got {name!r}, a network")
+    for own in OWN:
+        if own in arguments:
+            raise ValueError(f"{own} of a block follows from the network, got options {arguments}")
     known = {field.name for field in fields(cls)}   # type: ignore[arg-type]
     if "spatial_dims" in known:
         arguments["spatial_dims"] = dims
-    if "gating_channels" in known and len(channels) > 1:
-        arguments["gating_channels"] = channels[1]
+    if "gating_channels" in known:
+        arguments["gating_channels"] = channels[-1]
     return cls(channels[0], **arguments)   # type: ignore[call-arg]

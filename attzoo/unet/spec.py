@@ -331,5 +331,4 @@ def _options(name: str, options: Any, count: int) -> tuple[Mapping[str, Any], ..
 
 def _arguments(block: Spec | None) -> dict[str, Any]:
     """A block's options, every None resolved."""
-    left_out = ("channels", "gating_channels", "spatial_dims")   # the network's to say
-    return {k: v for k, v in block.config().items() if k not in left_out} if block else {}
+    return {k: v for k, v in block.config().items() if k not in plan.OWN} if block else {}
