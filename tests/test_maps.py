@@ -1,14 +1,10 @@
-import io
-
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imread
 from samples import SAMPLES
 from torch import nn
 
 import attzoo
-from attzoo import look, maps
 from attzoo.adapters import adapter, backend_of
 from attzoo.ops.keras import keras
 
@@ -366,56 +362,3 @@ def test_compiled_torch_models_run_eagerly_inside():
     assert torch.equal(compiled(x), y)
     assert ran == [1, 1]   # and compiled again outside
     torch.compiler.reset()
-
-
-# ---- the picture -----------------------------------------------------------------------------------
-
-
-def drawn(*args):
-    return imread(io.BytesIO(maps.draw(*args)))
-
-
-def test_the_picture_shows_images_of_every_kind():
-    rng = np.random.default_rng(0)
-    bars, strange = rng.random((1, 5, 1, 1)), np.full((1, 1, 4, 6), np.nan)
-    colour = drawn(rng.random((3, 8, 12)), {"": rng.random((2, 1, 8, 12)), "a.b": bars, "c" * 99: strange})
-    assert colour.shape[2] == 4
-    many = drawn(rng.random((1, 8, 12)), {str(i): bars for i in range(9)})
-    assert many.shape[0] > 1.5 * colour.shape[0]   # in rows
-    volume = drawn(rng.random((2, 9, 8, 4)), {"skip": rng.random((1, 3, 5, 4, 2)), "se": rng.random((1, 5, 1, 1, 1))})
-    line = drawn(rng.random((1, 9)), {"skip": np.full((1, 1, 9), 0.5), "se": np.full((1, 5, 1), 0.5)})
-    assert np.ptp(volume) == np.ptp(line) == 1
-
-
-def test_the_picture_depends_on_what_it_shows():
-    rng = np.random.default_rng(0)
-    x, a, b = rng.random((1, 8, 8)), rng.random((1, 1, 4, 4)), rng.random((1, 3, 1, 1))
-    shown = {"a": a, "b": b}, {"a": a[..., ::-1], "b": b}, {"a": a, "b": -b}
-    pictures = [drawn(x, each) for each in shown]
-    places = [np.argwhere((other != pictures[0]).any(-1)).min(0) for other in pictures[1:]]
-    assert places[0][1] < places[1][1]   # the map stands left of the bars
-    assert np.array_equal(drawn(x, {"a": a, "b": b}), pictures[0])
-
-
-def test_cuts_and_scales():
-    assert look.middle((9, 5, 7)) == (1, 2)
-    assert look.middle((4, 3)) is None
-    assert look.told((9, 5, 7), (1, 2)) == "slice 3 of 5 along axis 2"
-    x = np.arange(2 * 9 * 5 * 7).reshape(2, 9, 5, 7)
-    np.testing.assert_array_equal(look.flat(x, (1, 2)), x[:, :, 2])
-    np.testing.assert_array_equal(look.flat(x, (1, 9), (18, 10, 14)), x[:, :, 4])   # counted in a map twice as fine
-    assert look.flat(x[:, 0, 0], None).shape == (2, 1, 7)
-    assert look.numbers(0.0, 0.98) == ["0.00", "0.98"]
-    assert look.numbers(0.5001, 0.5012) == ["0.5001", "0.5012"]
-    assert look.numbers(0.5, 0.5) == ["0.50", "0.50"]
-
-
-def test_what_is_shown_lies_between_0_and_1():
-    for x in (np.zeros((1, 3, 4)), np.full((3, 3, 4), np.inf), np.array([[[np.nan, 1.0], [2.0, 1e9]]])):
-        shown = look.visible(x)
-        assert shown.shape == (*x.shape[1:], 3)
-        assert shown.min() >= 0
-        assert shown.max() <= 1
-    grey = look.visible(np.random.default_rng(0).integers(0, 60000, (2, 9, 9), np.uint16))
-    assert np.ptp(grey) == 1
-    assert (grey[..., 0] == grey[..., 2]).all()

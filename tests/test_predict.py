@@ -1,4 +1,3 @@
-import io
 import json
 import re
 
@@ -12,7 +11,7 @@ from typer.testing import CliRunner
 
 import attzoo
 from attzoo import cli
-from attzoo.predict import Network, label, maps_file, open_network, picture, predict, predict_files
+from attzoo.predict import Network, label, maps_file, open_network, predict, predict_files
 from attzoo.train.data import Preparation, read_affine, read_mask
 from attzoo.train.settings import Settings
 
@@ -341,37 +340,6 @@ def test_a_file_in_the_way(files, tmp_path, where):
             maps_file(network, image, out)
     assert blocker.exists()
     assert [path.name for path in tmp_path.iterdir()] == [where]
-
-
-# ---- the overlay -----------------------------------------------------------------------------------
-
-
-def drawn(image, mask):
-    return imread(io.BytesIO(picture.draw(image, mask, "title")))
-
-
-def test_the_overlay_colours_classes_and_leaves_the_first():
-    image = np.full((1, 40, 40), 0.5)
-    image[:, :2], image[:, -2:] = 0, 1
-    none, half = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.uint8)
-    half[:, 20:] = 1
-    plain, tinted = drawn(image, none)[..., :3], drawn(image, half)[..., :3]
-    grey = np.ptp(plain, axis=2) == 0
-    assert grey[:, : grey.shape[1] // 2].all()
-    rows, columns = np.nonzero(np.ptp(tinted[100:-80], axis=2) > 0.1)
-    assert columns.min() > 0.7 * tinted.shape[1]   # the right half of the right panel
-    assert rows.size > 40 * 40
-
-
-@pytest.mark.parametrize("classes", [2, 12, 40])
-def test_overlays_of_many_classes_and_of_volumes(classes):
-    colors = picture._colors(classes)
-    assert len({tuple(c) for c in colors[1:]}) == classes - 1
-    rng = np.random.default_rng(0)
-    few = drawn(rng.random((3, 8, 9)), rng.integers(0, 2, (8, 9)))
-    many = drawn(rng.random((3, 8, 9)), np.arange(72).reshape(8, 9) % classes)
-    assert many.shape[0] >= few.shape[0]   # the legend grows
-    assert drawn(rng.random((1, 8, 9, 4)), rng.integers(0, classes, (8, 9, 4))).shape[1] > many.shape[1]
 
 
 # ---- the command line ------------------------------------------------------------------------------

@@ -30,8 +30,7 @@ def predict(
     size: Size = None,
     normalise: Normalise = None,
     window: Annotated[
-        str | None,
-        typer.Option(metavar="H,W", help="Take larger images, once resized, by parts of this size; whole unless given."),
+        str | None, typer.Option(metavar="H,W", help="Take larger images by parts of this size; whole unless given.")
     ] = None,
     overlap: Annotated[float, typer.Option(metavar="SHARE", help="Of a part that its neighbour has too.")] = 0.5,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Parts at once.")] = 4,
@@ -63,7 +62,7 @@ def predict(
 def maps(
     model: Model,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image or a volume.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put the picture and the arrays.")] = Path("attzoo-maps"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put picture and arrays.")] = Path("attzoo-maps"),
     backend: On = Backend.torch,
     size: Size = None,
     normalise: Normalise = None,
