@@ -10,7 +10,7 @@ from typing import Annotated
 import typer  # noqa: TID253
 
 from .. import __version__
-from . import blocks, demo, files, pictures
+from . import blocks, demo, files, networks, pictures
 from .shared import line
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command("list")(blocks.list_)
 app.command()(blocks.info)
 app.command()(blocks.check)
 app.command()(files.convert)
+app.command()(networks.train)
 app.command()(pictures.predict)
 app.command()(pictures.maps)
 app.command()(demo.demo)

@@ -21,7 +21,7 @@ POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixe
 
 
 def join() -> tuple[int, int]:
-    """This process's rank and the number of processes: one has all devices."""
+    """Rank of the process and the number of processes: one has all devices."""
     return 0, 1
 
 

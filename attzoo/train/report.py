@@ -38,7 +38,7 @@ def figures(confusion: NDArray[Any]) -> tuple[float, float, list[float | None]]:
 def row(epoch: int, rate: float, loss: float, train: NDArray[Any], valid: NDArray[Any], seconds: float) -> Row:
     """What an epoch, counted from 1, gave: the rate and loss it had, and figures of its confusion matrices."""
     accuracy, iou, dice = figures(valid)
-    found = {"epoch": epoch, "rate": rate, "loss": loss, "train_accuracy": figures(train)[0]}
+    found: Row = {"epoch": epoch, "rate": rate, "loss": loss, "train_accuracy": figures(train)[0]}
     found |= {"validation_accuracy": accuracy, "mean_iou": iou} | {f"dice_{k}": d for k, d in enumerate(dice)}
     return found | {"seconds": round(seconds, 3)}
 
@@ -74,13 +74,11 @@ def curves(history: Sequence[Row], title: str) -> bytes:
         shares.plot(epochs, [row[name] for row in history], color=color, label=label, **style)
     shares.set_title("shares of pixels", fontsize=10)
     names = [name for name in history[0] if name.startswith("dice_")]
-    for name in names[:LINES]:
-        values = [np.nan if row[name] is None else row[name] for row in history]
-        dice.plot(epochs, values, label=f"class {name.removeprefix('dice_')}", **style)
+    found = np.array([[np.nan if row[name] is None else row[name] for name in names] for row in history])
+    for k in range(min(len(names), LINES)):
+        dice.plot(epochs, found[:, k], label=f"class {k}", **style)
     if len(names) > LINES:
-        with np.errstate(all="ignore"):
-            means = [np.mean([d for d in (row[name] for name in names) if d is not None] or [np.nan]) for row in history]
-        dice.plot(epochs, means, color="black", label=f"mean of {len(names)}", **style)
+        dice.plot(epochs, np.nanmean(found, axis=1), color="black", label=f"mean of {len(names)}", **style)
     dice.set_title("Dice, validation", fontsize=10)
     for axes in (loss, shares, dice):
         axes.set_xlabel("epoch", fontsize=9)

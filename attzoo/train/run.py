@@ -68,7 +68,7 @@ def train(
     try:
         run = _opened(out, settings, resume, first=rank == 0)
         training, validation = datasets(settings)
-        classes = training.classes
+        classes = training.classes or 0
         share = {"seed": settings.seed, "rank": rank, "world_size": world}
         batches = Batches(len(training), settings.batch, drop_last=world > 1, **share)   # or some would wait for others
         learn = Loader(training, batches, workers)
@@ -97,13 +97,17 @@ def train(
 
 
 def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
-    """What a run trains on and is judged by. Raises as the data do, and ValueError where they are not as settings say."""
+    """What a run trains on and is judged by. Raises as the data do, and ValueError where they are not as settings say.
+
+    The number of classes is known of both.
+    """
     if settings.data is None:
         assert settings.phantoms is not None
         held = max(1, min(round(settings.validation * settings.phantoms), settings.phantoms - 1))
         make = partial(Phantoms, size=settings.size or (64,) * settings.dims, seed=settings.seed)
         return make(settings.phantoms - held), make(held, start=settings.phantoms - held)
     assert settings.normalise is not None
+    assert settings.flip is not None
     preparation = Preparation(settings.size, settings.normalise)
     train, valid = find(settings.data, settings.validation, settings.seed)
     training = Folder(train, preparation, flip=settings.flip, classes=settings.classes, seed=settings.seed)
@@ -127,7 +131,9 @@ def network(settings: Settings, channels: int, classes: int) -> Callable[..., An
     return partial(registry.create, "unet", channels, settings.outputs(classes), **given)
 
 
-def _epoch(trainer: Any, settings: Settings, epoch: int, learn: Iterable[Any], judge: Iterable[Any], hear: Hear) -> Row:
+def _epoch(
+    trainer: Any, settings: Settings, epoch: int, learn: Iterable[Any], judge: Iterable[Any], hear: Hear
+) -> Row:
     """Train for an epoch, counted from 0, and evaluate; the row that it gives."""
     began, speed, losses = perf_counter(), rate(settings, epoch), []
     trainer.begin(speed, int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0]))
@@ -155,9 +161,7 @@ def _diverged(epoch: int, got: str) -> str:
 def _opened(out: Path, settings: Settings, resume: bool, first: bool) -> State:
     """The run in a folder, or a new one; the first of several processes makes the folder, and refuses."""
     if resume:
-        stored = state.stored(out)
-        if told := state.differences(stored, settings.config()):
-            raise ValueError(f"expected the settings of the run in {out}: {'; '.join(told)}")
+        state.agreed(out, settings.config())
         run = state.load(out) if (out / state.NAME).exists() else State(settings)
         if first:
             for left in out.glob(f"{PREFIX}*"):   # of a kill
@@ -217,8 +221,9 @@ def progress(settings: Settings, done: int, steps: int, quiet: bool) -> Iterator
             nonlocal iou
             if row:
                 iou = f"  mean IoU {row['mean_iou']:.3f}"
-                found = f"loss {row['loss']:.4f}  accuracy {row['validation_accuracy']:.3f}{iou}  {row['seconds']:.1f} s"
-                bar.console.print(f"epoch {row['epoch']:>3}/{settings.epochs}  {found}", highlight=False)
+                found = f"loss {row['loss']:.4f}  accuracy {row['validation_accuracy']:.3f}{iou}"
+                told = f"epoch {row['epoch']:>3}/{settings.epochs}  {found}  {row['seconds']:.1f} s"
+                bar.console.print(told, highlight=False, soft_wrap=True)
             else:
                 bar.update(task, advance=1, description=f"epoch {epoch + 1}/{settings.epochs}  loss {loss:.4f}{iou}")
 

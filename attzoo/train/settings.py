@@ -144,16 +144,15 @@ KNOWN: Final = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A published choice of settings. source: where it is published."""
+    """A choice of settings by name. about: what it is, in words."""
 
-    source: str
+    about: str
     settings: Mapping[str, Any]
 
 
 RECIPES: Final = {
     "camvid": Recipe(
-        "the training of segmentation networks on CamVid that passes from one PyTorch repository to the next: 32 classes"
-        " and a void one, 224 x 224, SGD at 0.1, a tenth of it after every 50 epochs",
+        "CamVid's 32 classes and a void one at 224 x 224; SGD at 0.1, and a tenth of it after every 50 epochs",
         {
             "classes": 33,
             "size": (224, 224),

@@ -36,7 +36,7 @@ class State:
 
 
 def load(folder: Path) -> State:
-    """The state in a run's folder. Raises ValueError for a file that `State.save` did not write, OSError without one."""
+    """The state in a run's folder. Raises ValueError for a file that `State.save` did not write, OSError for none."""
     path = folder / NAME
     path.stat()   # safe_open's own error does not say which file
     try:
@@ -63,7 +63,13 @@ def stored(folder: Path) -> Settings:
         raise ValueError(f"{path} does not hold the settings of a run: {err}") from err
 
 
-def differences(stored: Settings, given: Mapping[str, Any]) -> list[str]:
-    """Which of the given settings are not as stored, in words; both as in `Settings.config`."""
-    was = stored.config()
-    return [f"{name} was {was[name]!r}, got {value!r}" for name, value in given.items() if value != was[name]]
+def agreed(folder: Path, given: Mapping[str, Any]) -> Settings:
+    """The settings of the run in a folder, if the given ones, as in `Settings.config`, are among them.
+
+    Raises ValueError that says which are not, and as `stored`.
+    """
+    found = stored(folder)
+    was = found.config()
+    if told := [f"{name} {was[name]!r}, got {value!r}" for name, value in given.items() if value != was[name]]:
+        raise ValueError(f"expected the settings of the run in {folder}: {'; '.join(told)}")
+    return found

@@ -39,7 +39,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def join() -> tuple[int, int]:
-    """This process's rank and the number of processes; joins the others first, where torchrun started several."""
+    """Rank of the process and the number of processes; joins the others first, where torchrun started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -60,9 +60,9 @@ class Trainer:
         self.settings = settings
         torch.manual_seed(settings.seed)
         self.rank, self.world = join()
-        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")   # the one that `join` has set
         self.network = make(backend="torch").to(self.device)
-        self.model = self.network
+        self.model: nn.Module = self.network
         if self.world > 1:
             if self.device.type == "cuda":   # there is none for CPUs: norms see their own process's images there
                 self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
@@ -89,7 +89,7 @@ class Trainer:
         if self.done % parts == 0:
             self.optimizer.zero_grad()
         x, y = self._tensors(images, masks)
-        with nullcontext() if last or self.world == 1 else self.model.no_sync():
+        with nullcontext() if last or not isinstance(self.model, DistributedDataParallel) else self.model.no_sync():
             logits = self._logits(self.model, x)
             loss = loss_of(self.settings.loss, logits, y, self._everywhere)
             self.scaler.scale(loss * self.world / parts).backward()   # of several devices, gradients are averaged

@@ -13,8 +13,8 @@ With p = softmax(logits) over K classes, t the one-hot mask, and sums over the p
 Every one is a total over a count, so that devices that share a batch can share the count; images without a pixel count
 for nothing, and a batch without one gives 0.
 
-Source: Dice: Milletari et al., "V-Net", 3DV 2016, arXiv:1606.04797v1, section 3, here with p in place of p^2 and 1 added
-to both sides of the fraction. Focal Tversky: Abraham & Khan, "A Novel Focal Tversky Loss Function with Improved
+Source: Dice: Milletari et al., "V-Net", 3DV 2016, arXiv:1606.04797v1, section 3, here with p in place of p^2 and with 1
+added to both sides of the fraction. Focal Tversky: Abraham & Khan, "A Novel Focal Tversky Loss Function with Improved
 Attention U-Net for Lesion Segmentation", ISBI 2019, arXiv:1810.07842v1, eq. 3 and 4 with alpha 0.7, beta 0.3 and
 gamma 4/3 (so the power is 0.75), there summed over classes.
 """
