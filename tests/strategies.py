@@ -16,3 +16,43 @@ def cases(draw_from, name, dtypes=tuple(EPS), small=False):
         return draw_from(st.sampled_from(values))
 
     return draw(name, pick, dtype=pick(dtypes), small=small)
+
+
+@st.composite
+def unets(draw_from):
+    """Arguments of a U-Net that go together, and the shape of an image of any size for it."""
+
+    def pick(*values):
+        return draw_from(st.sampled_from(values))
+
+    dims, steps = pick(2, 1, 3), pick(1, 2)
+    skip = pick("attention_gate", None, "se", "cbam", "eca", "attention_gate")
+    grid = skip == "attention_gate" and pick(False, True)
+    up = pick("nearest", "linear", "transpose")
+    arguments = {
+        "in_channels": pick(1, 2),
+        "out_channels": pick(1, 3),
+        "channels": tuple(pick(2, 3, 4) for _ in range(steps + 1)),
+        "strides": tuple(tuple(pick(2, 1, 3) for _ in range(dims)) for _ in range(steps)),
+        "kernel_size": pick(3, 1, 5),
+        "norm": pick("batch", None, "instance"),
+        "down": pick("max_pool", "conv"),
+        "up": up,
+        "up_kernel_size": pick(None, 3, 4, 5) if up == "transpose" else None,
+        "up_conv": pick(True, False),
+        "skip": skip,
+        "skip_options": {"stride": pick(1, 2), "output_transform": pick(False, True)} if grid else {},
+        "gated": pick(None, 1) if skip else None,
+        "gating": "grid" if grid else "up",
+        "combine": bool(skip) and pick(False, True),
+        "concat": pick("skip_first", "up_first"),
+        "decoder": pick("double", "merge"),
+        "block": pick(None, "se", "cbam", "eca", "spatial_attention"),
+        "deep_supervision": pick(False, True),
+        "head": pick("linear", "sigmoid"),
+        "spatial_dims": dims,
+    }
+    if up == "transpose" and arguments["up_kernel_size"] is None and not arguments["up_conv"]:
+        arguments["up_kernel_size"] = 3   # 2, its default, is less than a stride of 3
+    shape = pick(1, 2), arguments["in_channels"], *(pick(4, 1, 2, 3, 5, 7) for _ in range(dims))
+    return arguments, shape
