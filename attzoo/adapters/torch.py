@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import reduce
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -92,10 +92,24 @@ def coefficients(tensor: Any, block: Any) -> Array | None:
     return to_array(tensor if tensor.dtype == torch.float64 else tensor.float())
 
 
-def eager() -> AbstractContextManager[Any]:
+INSIDE: Final[list[None]] = []   # one for each that is inside `eager`
+STANCE: Final = ExitStack()
+
+
+@contextmanager
+def eager() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:   # a second to load, and nothing has been compiled yet
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+        yield
+        return
+    if not INSIDE:   # torch's switch does not count, and those inside may leave in another order than they came in
+        STANCE.enter_context(torch.compiler.set_stance("force_eager"))
+    INSIDE.append(None)
+    try:
+        yield
+    finally:
+        INSIDE.pop()
+        if not INSIDE:
+            STANCE.close()
 
 
 def to_array(tensor: Tensor) -> Array:
