@@ -21,7 +21,7 @@ TRANSPOSED: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTrans
 BATCH_NORM: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 CONV_TRANSPOSE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 FEW = 256   # pixels of all samples together, under which making a wider kernel costs more than it saves
-MAX_POOL: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
 class Block(nn.Module):
@@ -132,6 +132,8 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": sigmoid, "hard_sigmoi
 
 def pool(x: Tensor, window: Sequence[int]) -> Tensor:
     """Maximum over windows side by side, the last one cut off by the edge: (N, C, *S) -> (N, C, *ceil(S / window))."""
+    if len(window) == 1:   # torch's 1-D one ties an export to the length it was made at
+        return F.max_pool2d(x[:, :, None], (1, *window), ceil_mode=True)[:, :, 0]
     return MAX_POOL[len(window)](x, tuple(window), ceil_mode=True)
 
 

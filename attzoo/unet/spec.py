@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
 from math import prod
+from operator import mul
 from typing import Any, Final
 
 import numpy as np
@@ -216,15 +217,17 @@ class UNet:
             total += _cost(self.gating_unit, space[-1])
         for i, level in enumerate(self.levels):
             here, below = space[i], space[min(i + 1, len(space) - 1)]
+            wide = tuple(map(mul, below, self.steps[i])) if level.decoder else here   # what comes up is cropped last
             total += sum(_cost(unit, here) for unit in (*level.encoder, *level.decoder))
-            total += sum(_cost(unit, below if unit.transposed else here) for unit in level.up)
+            total += sum(_cost(unit, below if unit.transposed else wide) for unit in level.up)
             total += _cost(level.combine, here) if level.combine else 0
             total += level.supervised * prod(here) * level.channels * self.out_channels
             if level.block:
                 total += level.block.macs((1, level.channels, *here)) * (2 if level.decoder else 1)
             if level.gate:
                 signal = below if self.gating == "grid" else here
-                shapes = [(1, c, *size) for c, size in zip(level.gate.inputs, (here, signal), strict=False)]
+                skip = tuple(map(max, here, level.least))
+                shapes = [(1, c, *size) for c, size in zip(level.gate.inputs, (skip, signal), strict=False)]
                 total += level.gate.macs(*shapes)
         return x[0] * total
 

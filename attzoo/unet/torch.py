@@ -177,7 +177,12 @@ def _block(block: Spec | None) -> nn.Module:
 
 
 def _fold(module: nn.Module, name: str, norm: Any) -> None:
-    """Fold a module's batch norm into the convolution before it: norm1 follows conv1, psi_norm follows psi."""
+    """Fold a module's batch norm into the convolution before it: norm1 follows conv1, psi_norm follows psi.
+
+    In somebody else's module nobody says that it does, so that one stays as it is.
+    """
+    if type(module).__module__.partition(".")[0] != __name__.partition(".")[0]:
+        return
     before = name.replace("norm", "conv"), name.replace("norm", "transpose"), name.removesuffix("_norm")
     kinds = tuple(ops.CONV.values()), tuple(ops.TRANSPOSED.values())
     for each in before:

@@ -1,0 +1,390 @@
+"""The torch U-Net lives with the rest of torch: copies, compilers, exporters, precision, memory."""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from nets import NETS, SMALL, build, close, create, image
+from torch import nn
+from torch.export import Dim
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+import attzoo
+from attzoo.adapters import adapter
+from attzoo.unet import torch as body
+
+PRESETS = ("leejunhyun", "leejunhyun-transpose", "oktay", "monai", "keras")
+every_net = pytest.mark.parametrize("name", NETS)
+every_preset = pytest.mark.parametrize("name", PRESETS)
+
+
+@pytest.fixture(autouse=True)
+def _settings():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def net(name="leejunhyun", dtype="float32", **kwargs):
+    return build(name, "torch", dtype, **kwargs).eval()
+
+
+def noise(*shape, dtype=torch.float32, seed=0):
+    return torch.from_numpy(image(shape, seed)).to(dtype)
+
+
+def picture(name):
+    return noise(*NETS[name][1])
+
+
+def slopes(model, x):
+    """Gradients of a fixed sum of the output, by parameter."""
+    model.zero_grad()
+    y = model(x)
+    (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def moved(model):
+    """What is remembered of batches."""
+    return {name: tensor.clone() for name, tensor in model.named_buffers()}
+
+
+# ---- copies and state --------------------------------------------------------------------------------------
+
+
+@every_net
+def test_state_dict_speaks_canonical_names(name):
+    model = net(name)
+    names = [key.replace(".running_", ".") for key in model.state_dict() if not key.endswith("num_batches_tracked")]
+    assert sorted(names) == sorted(model.spec.weights)
+
+
+@pytest.mark.case68
+@pytest.mark.case69
+@pytest.mark.case83
+@pytest.mark.parametrize("name", ["leejunhyun", "oktay-3d", "strided"])
+def test_copies(name):
+    model, x = net(name), picture(name)
+    wanted = model(x)
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    fresh = create(name, "torch").eval()
+    assert not torch.equal(fresh(x), wanted)
+    fresh.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True), strict=True)
+    for twin in (fresh, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin.spec == model.spec
+        assert not twin.training
+        assert torch.equal(twin(x), wanted)
+
+
+def test_a_seed_fixes_the_start():
+    def start(seed):
+        torch.manual_seed(seed)
+        return create("oktay", "torch", initializer="orthogonal").state_dict()
+
+    one, same, other = start(0), start(0), start(1)
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not torch.equal(one["head.weight"], other["head.weight"])
+
+
+@pytest.mark.case71
+def test_no_hook_is_left_or_needed():
+    model = net()
+    for module in model.modules():
+        assert not any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks))
+    seen = []
+    for i in (0, 1):
+        model.skip[str(i)].register_forward_hook(lambda *_, i=i: seen.append(i))
+    model(picture("leejunhyun"))
+    assert seen == [1, 0]
+
+
+# ---- gradients ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.case53
+@pytest.mark.case58
+@every_net
+def test_every_parameter_gets_a_gradient(name):
+    model, x = net(name).train(), picture(name)
+    before = x.clone()
+    found = slopes(model, x)
+    assert torch.equal(x, before)
+    assert all(torch.isfinite(g).all() for g in found.values())
+    idle = [key for key, g in found.items() if not g.any()]   # a bias before a norm; behind a relu that passes nothing
+    assert all(key.endswith(".bias") or ".block." in key or "skip." in key for key in idle)
+    assert len(idle) < 0.2 * len(found)
+
+
+@pytest.mark.parametrize("name", ["leejunhyun", "oktay", "monai", "supervised"])
+@pytest.mark.parametrize("dropout", [0.0, (0.3, 0.2)])
+def test_checkpointing(name, dropout):
+    """The same slopes, dropout drawn once, running statistics moved once: torch's own would move them again."""
+    plain = net(name, dropout=dropout, block="spatial_attention", block_options={"norm": True, "kernel_size": 3})
+    saving = copy.deepcopy(plain)
+    saving.set_grad_checkpointing()
+    found, kept = [], []
+    for model in (plain, saving):
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            found.append(slopes(model.train(), picture(name)))
+        kept.append(None)
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+    assert all(torch.equal(moved(plain)[key], moved(saving)[key]) for key in moved(plain))
+    assert all(moved(saving)[key] == 1 for key in moved(saving) if key.endswith("num_batches_tracked"))
+    first = kept.index(None)
+    assert sum(kept[first + 1 : -1]) < 0.6 * sum(kept[:first])   # what is kept for the way back
+    saving.set_grad_checkpointing(False)
+    assert torch.equal(plain.eval()(picture(name)), saving.eval()(picture(name)))
+
+
+@pytest.mark.case65
+@pytest.mark.parametrize("name", ["leejunhyun", "oktay", "oktay-3d", "monai"])
+def test_deterministic_algorithms(name):
+    torch.use_deterministic_algorithms(True)
+    model = net(name).train()
+    runs = [slopes(copy.deepcopy(model), picture(name)) for _ in range(2)]
+    assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
+
+
+@pytest.mark.case54
+@pytest.mark.case57
+def test_inference_mode_comes_and_goes():
+    """What is kept from one call to the next serves training after inference."""
+    model, x = net(), noise(2, 3, 40, 36)
+    with torch.inference_mode():
+        wanted = model(x)
+    assert_close(model(x).detach(), wanted)
+    assert all(torch.isfinite(g).all() for g in slopes(model.train(), x).values())
+
+
+# ---- repeating and its convolution in one ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_repeating_in_one_with_its_convolution(dims, kernel, monkeypatch):
+    """Many pixels go another way than few; both give the same, and the same slopes."""
+    strides = ((2, 3, 1)[:dims],)
+    settings = {"spatial_dims": dims, "channels": (3, 4), "strides": strides, "kernel_size": kernel}
+    model = net("plain", "float64", **settings).train()
+    x = noise(2, 3, *(7, 6, 5)[:dims], dtype=torch.float64)
+    found = []
+    for few in (10**9, 0):
+        monkeypatch.setattr(body.ops, "FEW", few)
+        twin = copy.deepcopy(model)
+        found.append(slopes(twin, x) | moved(twin) | {"output": twin.eval()(x).detach()})
+    for key, wanted in found[0].items():
+        assert_close(found[1][key], wanted, rtol=0, atol=1e-10)
+
+
+# ---- inference ---------------------------------------------------------------------------------------------
+
+
+@every_net
+def test_fused(name):
+    model = net(name, "float64")
+    x, before = picture(name).double(), copy.deepcopy(model.state_dict())
+    wanted = model(x)
+    fused = model.fuse()
+    assert not fused.training
+    assert not any(p.requires_grad for p in fused.parameters())
+    norms = nn.modules.batchnorm._BatchNorm
+    assert not any(isinstance(module, norms) for module in fused.modules())
+    assert_close(fused(x), wanted, rtol=0, atol=1e-11)
+    for size in (1, 8, 20):   # 20 x 20 and more goes the way of many pixels
+        other = noise(1, 3, *(size,) * (x.ndim - 2), dtype=torch.float64)
+        assert_close(fused(other), model(other), rtol=0, atol=1e-11)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert torch.equal(model(x), wanted)
+
+
+@every_preset
+def test_a_fused_net_cannot_travel(name, tmp_path):
+    model = net(name)
+    fused, normed = model.fuse(), model.spec.norm == "batch"
+    if normed:
+        for what in (
+            lambda: attzoo.weights(fused),
+            lambda: attzoo.convert(fused, backend="keras"),
+            lambda: attzoo.save(fused, tmp_path / "net.safetensors"),
+        ):
+            with pytest.raises(ValueError, match=r"that holds encoder.0.norm1.weight, .* was it fused"):
+                what()
+        assert not list(tmp_path.iterdir())
+    else:
+        assert attzoo.weights(fused).keys() == model.spec.weights.keys()
+
+
+class NormFirst(body.ops.Block):
+    """Somebody else's block, with the norm before the convolution of the same name."""
+
+    def __init__(self, channels=4):
+        super().__init__(attzoo.get("eca", backend="numpy")(channels))
+        self.norm, self.conv = nn.BatchNorm2d(channels), nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(self.norm(x))
+
+
+def test_fusing_leaves_others_alone():
+    model = net()
+    model.encoder[0].block = NormFirst().eval()
+    model.encoder[0].block.norm.running_mean.normal_()
+    x = picture("leejunhyun")
+    assert_close(model.fuse()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.case50
+def test_channels_last():
+    model, x = net("oktay"), noise(2, 3, 12, 16)
+    wanted = model(x)
+    laid = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    y = laid(x.to(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert_close(y, wanted, rtol=1e-4, atol=1e-4)
+    assert model.fuse()(x).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.case37
+@pytest.mark.case38
+@every_preset
+def test_autocast(name):
+    model, x = net(name), picture(name)
+    with torch.no_grad():
+        wanted = model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = model(x)
+        found = slopes(copy.deepcopy(model).train(), x)
+    assert y.dtype in (torch.bfloat16, torch.float32)
+    assert (y.float() - wanted).abs().max() < 0.15 * wanted.abs().max()
+    assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in found.values())
+
+
+@pytest.mark.case37
+@every_preset
+def test_bfloat16(name):
+    model, x = net(name), picture(name)
+    y = copy.deepcopy(model).bfloat16()(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - model(x)).abs().max() < 0.15 * model(x).abs().max()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (torch.zeros(1, 3, 4, 4, dtype=torch.float64), "expected the block's dtype, torch.float32, got torch.float64"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.int64), "expected a floating-point input, got torch.int64"),
+        (np.zeros((1, 3, 4, 4), np.float32), "expected a torch.Tensor, got ndarray"),
+    ],
+)
+def test_refuses_an_input(wrong, says):
+    with pytest.raises(TypeError, match=says):
+        net()(wrong)
+
+
+# ---- compilers and exporters -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _clean():
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.case73
+@pytest.mark.usefixtures("_clean")
+def test_compile():
+    """In one graph, at other sizes too, odd and even, checkpointing included; statistics move once."""
+    model = net("leejunhyun", channels=(4, 6))
+    saving = copy.deepcopy(model)
+    saving.set_grad_checkpointing()
+    compiled = torch.compile(saving, fullgraph=True, backend="aot_eager", dynamic=True)
+    for shape in ((2, 3, 9, 7), (3, 3, 8, 12)):
+        x = noise(*shape)
+        found, wanted = slopes(compiled.train(), x), slopes(model.train(), x)
+        for key, gradient in found.items():
+            assert_close(gradient, wanted[key.removeprefix("_orig_mod.")], rtol=1e-4, atol=1e-5)
+        for key, tensor in moved(saving).items():
+            assert_close(tensor, moved(model)[key])
+
+
+EXPORTED = {   # a net, the size that it is exported at, and others
+    "leejunhyun": ((9, 7), ((16, 16), (5, 13), (8, 12))),
+    "leejunhyun-transpose": ((16, 12), ((9, 7), (5, 13))),
+    "oktay": ((16, 16), ((9, 11), (7, 30), (12, 8))),
+    "monai": ((9, 7), ((16, 16), (5, 13))),
+    "keras": ((9, 8), ((16, 16), (5, 13))),
+    "supervised": ((8, 8), ((11, 9), (6, 16))),
+    "volume": ((5, 7, 9), ((3, 8, 8), (4, 6, 17))),
+    "sequence": ((16,), ((9,), (13,))),
+}
+
+
+@pytest.mark.case72
+@pytest.mark.parametrize("name", EXPORTED)
+def test_export(name):
+    """With every size open; then it is right at other sizes, odd and even, whatever it was exported at."""
+    (size, others), model = EXPORTED[name], net(name)
+    dynamic = ({axis: Dim.DYNAMIC for axis in range(2 + len(size)) if axis != 1},)
+    program = torch.export.export(model, (noise(2, 3, *size),), dynamic_shapes=dynamic).module()
+    for batch, other in enumerate((size, *others), start=1):
+        x = noise(batch, 3, *other)
+        assert_close(program(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.case28
+def test_an_export_refuses_sizes_it_would_be_wrong_at():
+    """Torch takes a size of one for another case, so a level of one pixel is refused; never a wrong answer."""
+    model = net()
+    program = torch.export.export(
+        model, (noise(2, 3, 9, 9),), dynamic_shapes=({2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    ).module()
+    with pytest.raises(AssertionError, match="Guard failed"):
+        program(noise(2, 3, 3, 3))
+    assert model(noise(2, 3, 3, 3)).shape == (2, 2, 3, 3)
+
+
+# ---- what it costs -----------------------------------------------------------------------------------------
+
+
+@every_net
+def test_macs(name):
+    """What the spec says a call costs is what torch counts, half of its operations, repeating done plainly."""
+    model, x = net(name), picture(name)
+    body_few, body.ops.FEW = body.ops.FEW, 10**9
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(x)
+    finally:
+        body.ops.FEW = body_few
+    assert model.spec.macs(x.shape) == counter.get_total_flops() // 2
+
+
+def test_a_net_learns():
+    torch.manual_seed(0)
+    model = attzoo.create("unet", backend="torch", **SMALL | {"out_channels": 1, "variant": "leejunhyun"}).train()
+    x = noise(4, 3, 15, 10)
+    target = (x.sum(1, keepdim=True) > 0).float()
+    optimizer, losses = torch.optim.Adam(model.parameters(), 0.02), []
+    for _ in range(30):
+        loss = nn.functional.binary_cross_entropy_with_logits(model(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_maps_leave_nothing_behind():
+    model, x = net(), picture("leejunhyun")
+    with attzoo.attention_maps(model) as maps:
+        y = model(x)
+    assert list(maps) == ["skip.1", "skip.0"]
+    assert torch.equal(model(x), y)
+    close(adapter("torch").forward(model, [x.numpy()], training=False), y.detach().numpy())
