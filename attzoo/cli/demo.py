@@ -10,12 +10,12 @@ import typer  # noqa: TID253
 
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put pictures and weights.")] = Path("attzoo-demo"),
-    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Passes over the digits.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Passes over the data, in both acts.")] = None,
 ) -> None:
-    """Train a net with each block on real digits, in both frameworks.
+    """Train nets with each block on real digits, and U-Nets on phantoms, in both frameworks.
 
-    Writes a picture of what each block attends to, and the trained weights as portable files.
+    Writes pictures of what blocks and gates attend to, and the trained weights as portable files.
     """
     from ..demo.run import demo as run
 
-    run(out) if epochs is None else run(out, epochs)
+    run(out, epochs)

@@ -13,6 +13,8 @@ import numpy as np
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from .organs import Unet
+
 BACKENDS: Final = {"torch": "PyTorch", "keras": "Keras"}
 
 
@@ -67,7 +69,33 @@ def table(results: Sequence[Result]) -> Table:
     return shown
 
 
-def as_json(results: Sequence[Result], settings: Mapping[str, Any]) -> bytes:
+def unet_table(nets: Sequence[Unet]) -> Table:
+    """One row a network and framework, for a terminal."""
+    from rich import box
+    from rich.table import Table
+
+    from ..train.phantoms import CLASSES
+
+    shown = Table(
+        title="Phantoms: a U-Net with gates and one without, trained twice from the same weights",
+        caption="Dice on phantoms that no network was trained on. Losses are compared at each of "
+        f"{len(nets[0].losses['torch'])} steps.",
+        box=box.SIMPLE_HEAD,
+    )
+    shown.add_column("U-Net", no_wrap=True)
+    for title in ("parameters", "framework", *(f"Dice\n{name}" for name in CLASSES[1:]), "largest loss\ndifference"):
+        shown.add_column(title, justify="left" if title == "framework" else "right")
+    shown.add_column("seconds", justify="right")
+    for net in nets:
+        for backend, name in BACKENDS.items():
+            first = [net.name, f"{net.parameters:,}"] if backend == "torch" else ["", ""]
+            dice = ["-" if d is None else f"{d:.3f}" for d in net.dice[backend][1:]]
+            difference = f"{net.loss_difference:.1e}" if backend == "torch" else ""
+            shown.add_row(*first, name, *dice, difference, f"{net.seconds[backend]:.1f}")
+    return shown
+
+
+def as_json(results: Sequence[Result], nets: Sequence[Unet], settings: Mapping[str, Any]) -> bytes:
     """Everything that was found, and the settings and versions that it takes to find it again."""
     rows = [
         {
@@ -82,4 +110,6 @@ def as_json(results: Sequence[Result], settings: Mapping[str, Any]) -> bytes:
         for r in results
     ]
     versions = {package: version(package) for package in ("torch", "keras")}
-    return json.dumps({"settings": dict(settings), "versions": versions, "results": rows}, indent=1).encode()
+    unets = [net.as_json() for net in nets]
+    found = {"settings": dict(settings), "versions": versions, "results": rows, "unets": unets}
+    return json.dumps(found, indent=1).encode()

@@ -1,4 +1,4 @@
-"""The whole of `attzoo demo`: every block of the zoo at work on real digits, in PyTorch and in Keras."""
+"""`attzoo demo`: every block at work on real digits, then U-Nets on phantoms (organs.py), in PyTorch and in Keras."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from .. import contract, portable, registry
 from ..adapters import adapter
 from ..contract import Array
 from ..files import write
-from . import picture
-from .report import BACKENDS, Result, as_json, table
+from . import organs, organs_picture, picture
+from .report import BACKENDS, Result, as_json, table, unet_table
 
-PACKAGES: Final = ("rich", "sklearn", "matplotlib", "torch", "keras", "tensorflow", "jax")   # of the extra "demo"
+PACKAGES: Final = ("rich", "sklearn", "matplotlib", "torch", "torchmetrics", "keras", "tensorflow", "jax")   # of "demo"
 FILES: Final = {
     "attention.png": "what each block learned to attend to",
-    "results.json": "the table, and the loss curves step by step",
-    "weights": "the trained blocks, in files that either framework opens: attzoo.load(file, backend=...)",
+    "unet.png": "what gated and plain U-Nets find in phantoms, and where the gates look",
+    "results.json": "both tables, and the loss curves step by step",
+    "weights": "trained blocks and networks, in files that either framework opens: attzoo.load(file, backend=...)",
 }
+EPOCHS: Final = (6, 10)          # over the digits, over the phantoms
 SEED: Final = 1
 CHANNELS: Final = 16
 BATCH: Final = 64                # images
@@ -64,15 +66,16 @@ class Data:
         return self.test_images[[np.flatnonzero(self.test_labels == digit)[0] for digit in SHOWN]]
 
 
-def demo(out: Path, epochs: int = 6, blocks: Sequence[str] | None = None) -> None:
-    """Train a small residual net with each block in turn, in both frameworks, and show how they agree.
+def demo(out: Path, epochs: int | None = None, blocks: Sequence[str] | None = None) -> None:
+    """Train a small residual net with each block in turn, then U-Nets, in both frameworks, and show how they agree.
 
-    out: the folder to write the picture, the results and the trained blocks into, made where there is none.
-    epochs: >= 1. blocks: names, None for every block of ours.
+    out: the folder to write the pictures, the results and the weights into, made where there is none.
+    epochs: >= 1, of both acts; None means EPOCHS. blocks: names, None for every block of ours.
     Raises NotADirectoryError when `out` is a file, ValueError for an unknown block, and ModuleNotFoundError, with the
     install command, where a package of the extra "demo" is absent.
     """
-    epochs, names, out = contract.integer("epochs", epochs), _names(blocks), Path(out)
+    names, out = _names(blocks), Path(out)
+    digits_epochs, organs_epochs = EPOCHS if epochs is None else (contract.integer("epochs", epochs),) * 2
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"out must be a folder, got a file: {out}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")   # TensorFlow greets at length
@@ -83,20 +86,28 @@ def demo(out: Path, epochs: int = 6, blocks: Sequence[str] | None = None) -> Non
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
     console.print("loading PyTorch and Keras")
+    contract.triton_first()
     bodies = dict(zip(BACKENDS, _load(f"{__package__}.torch", f"{__package__}.keras"), strict=True))
+    _load(*(f"{organs.TRAINERS}.{backend}" for backend in BACKENDS))
     data = digits()
     columns = TextColumn("{task.description:<30}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console) as progress:
-        steps = epochs * (len(data.labels) // BATCH) * len(BACKENDS) * (1 + len(names))
-        task = progress.add_task("", total=steps)
-        results, attention = compare(
-            names, bodies, data, epochs, out, lambda what: progress.update(task, advance=1, description=what)
-        )
-    settings = {"seed": SEED, "channels": CHANNELS, "options": OPTIONS, "epochs": epochs, "batch": BATCH}
+    with Progress(*columns, console=console) as progress, bodies["torch"].one_thread():
+        steps = digits_epochs * (len(data.labels) // BATCH) * len(BACKENDS) * (1 + len(names))
+        task = progress.add_task("", total=steps + organs.steps(organs_epochs))
+
+        def tick(what: str) -> None:
+            progress.update(task, advance=1, description=what)
+
+        results, attention = compare(names, bodies, data, digits_epochs, out, tick)
+        nets, shown = organs.act(out / "weights", organs_epochs, tick)
+    settings = {"seed": SEED, "channels": CHANNELS, "options": OPTIONS, "epochs": digits_epochs, "batch": BATCH}
     settings |= {"rate": RATE, "momentum": MOMENTUM, "keras_backend": bodies["keras"].keras.backend.backend()}
-    write(out / "results.json", as_json(results, settings))
+    settings["unets"] = organs.SETTINGS.config() | {"epochs": organs_epochs, "phantoms": organs.COUNT}
+    write(out / "results.json", as_json(results, nets, settings))
     write(out / "attention.png", picture.draw(data.shown(), attention))
+    write(out / "unet.png", organs_picture.draw(shown, nets))
     console.print(table(results))
+    console.print(unet_table(nets))
     for name, what in FILES.items():
         console.print(f"{out / name}: {what}", markup=False, highlight=False, soft_wrap=True)
 

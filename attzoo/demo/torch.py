@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,21 +82,27 @@ def start(seed: int, *args: Any) -> ResNet:
         return ResNet(*args)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread inside: in nets this small they wait for each other, often ten times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def fit(net: ResNet, batches: Iterable[tuple[Array, Any]], rate: float, momentum: float) -> Iterator[float]:
     """Train on (images, labels), one step of SGD each; yields each step's mean cross-entropy."""
     optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=momentum)
     net.train()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)   # in a net this small they only wait for each other, on a busy machine ten times as long
-    try:
-        for images, labels in batches:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(net(to_tensor(images, net)), torch.from_numpy(labels))
-            loss.backward()
-            optimizer.step()
-            yield loss.item()
-    finally:
-        torch.set_num_threads(threads)
+    for images, labels in batches:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(to_tensor(images, net)), torch.from_numpy(labels))
+        loss.backward()
+        optimizer.step()
+        yield loss.item()
 
 
 @torch.no_grad()
