@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..contract import Array
-from ..ops.keras import find, keras
+from ..ops.keras import find, keras, path_of
 from . import Run, can_attend
 
 
@@ -86,7 +86,7 @@ def blocks(model: Any) -> dict[str, Any]:
         if can_attend(layer):
             found[_free(path, found)] = layer
         for part in layer._flatten_layers(include_self=False, recursive=False):   # Keras tells them in no public way
-            walk(f"{path}.{part.name}" if path else part.name, part)
+            walk(f"{path}.{path_of(part)}" if path else path_of(part), part)
 
     walk("", model)
     return found

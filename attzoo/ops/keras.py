@@ -212,7 +212,7 @@ class MaxPool(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         if wide(x.dtype) != "float64":
-            return ops.max_pool(x, self.window, padding="same", data_format="channels_last")
+            return ops.max_pool(x, self.window, self.window, padding="same", data_format="channels_last")
         for axis, width in enumerate(self.window, start=1):   # TensorFlow pools no volumes in float64
             n = ops.shape(x)[axis]
             first = width * ops.arange((n + width - 1) // width, dtype="int32")
@@ -304,13 +304,24 @@ class ResizeLike(keras.layers.Layer):
 def find(layer: Any, name: str) -> Any:
     """The variable that holds canonical `name`: the same path, but for what Keras calls a kernel."""
     path, _, leaf = name.rpartition(".")
-    if isinstance(layer, keras.Model):   # its layers bear the beginnings of paths
-        beginnings = (each for each in layer.layers if f"{path}.".startswith(f"{each.name}."))
-        layer = max(beginnings, key=lambda each: len(each.name))
-        path = path[len(layer.name) + 1 :]
+    if isinstance(layer, keras.Model):   # its layers know the beginnings of paths
+        beginnings = [(path_of(each), each) for each in layer.layers if f"{path}.".startswith(f"{path_of(each)}.")]
+        beginning, layer = max(beginnings, key=lambda each: len(each[0]))
+        path = path[len(beginning) + 1 :]
     for step in filter(None, path.split(".")):
         layer = getattr(layer, "output_" if step == "output" else step)   # Keras has an `output` of its own
     return layer.kernel if leaf == "weight" and hasattr(layer, "kernel") else getattr(layer, leaf)
+
+
+def named(layer: Any, path: str) -> Any:
+    """The layer, told its canonical path: Keras on torch allows no dots in names."""
+    layer.canonical = path
+    return layer
+
+
+def path_of(layer: Any) -> str:
+    """A layer's canonical path, where it was told, else its name."""
+    return str(getattr(layer, "canonical", layer.name))
 
 
 def start(weight: Weight | None) -> Any:

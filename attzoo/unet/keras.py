@@ -1,4 +1,4 @@
-"""The U-Net in Keras 3, on whichever backend Keras runs: a functional model whose layers bear their canonical paths."""
+"""The U-Net in Keras 3, on whichever backend Keras runs: a functional model whose layers know their canonical paths."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class UNet(keras.Model):
         trainable: bool = True,
         **kwargs: Any,
     ) -> None:
-        it = spec.UNet(in_channels, out_channels, tuple(channels), **kwargs)
+        it = spec.UNet(in_channels, out_channels, channels, **kwargs)
         data_format = ops.data_format_of(data_format)
         policy = keras.dtype_policies.get(dtype)
         inputs, outputs = _build(it, data_format == "channels_last", policy)
@@ -59,8 +59,8 @@ def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
     shape = (*space, net.in_channels) if channels_last else (net.in_channels, *space)
     inputs = x = keras.Input(shape, dtype=policy.compute_dtype)
 
-    def make(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        return cls(*args, dtype=policy, **kwargs)
+    def make(cls: Any, *args: Any, name: str, **kwargs: Any) -> Any:
+        return ops.named(cls(*args, name=name.replace(".", "_"), dtype=policy, **kwargs), name)
 
     if not channels_last:
         axes = range(2, 2 + net.spatial_dims)
