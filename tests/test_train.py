@@ -1,19 +1,25 @@
 """Training: what a run writes, that it goes on exactly after a kill, and that several devices learn what one does."""
 
 import csv
+import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import call, create_autospec
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
 import attzoo
+from attzoo import cli
 from attzoo.train import report, run, state
 from attzoo.train.phantoms import write as write_phantoms
 from attzoo.train.settings import OPTIMIZERS, RECIPES, Settings, rate
@@ -23,9 +29,17 @@ TINY = {"phantoms": 10, "size": (16, 16), "channels": (4, 8), "epochs": 3, "batc
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")   # MONAI's and torchmetrics' own
 
 
-def python(program, *arguments, launcher=(), **env):
-    command = [sys.executable, *launcher, *(["-c", program] if not launcher else [program]), *arguments]
-    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=200)
+def start(program, *arguments, **env):
+    command, pipe = [sys.executable, "-c", program, *arguments], subprocess.PIPE
+    return subprocess.Popen(command, env={**os.environ, **env}, stdout=pipe, stderr=pipe, text=True)
+
+
+def ended(process):
+    try:
+        out, err = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    return process.returncode, out, err
 
 
 def train(settings, out, **kwargs):
@@ -82,8 +96,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(backend, options, tmp_path):
     settings = Settings(backend, **TINY | {"phantoms": None, "batch": 2} | options)
     train(settings, tmp_path / "whole")
     out = tmp_path / "killed"
-    died = python(KILLED, json.dumps(settings.config()), str(out), "7")   # in the second epoch of four steps each
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    code, _, err = ended(start(KILLED, json.dumps(settings.config()), str(out), "7"))   # second epoch, third of 4 steps
+    assert code == -signal.SIGKILL, err
     assert len(state.load(out).history) == 1
     (out / ".attzoo-0123-best.safetensors").write_bytes(b"half")
     history = train(settings, out, resume=True)
@@ -129,19 +143,322 @@ def same_learning(one, other):
 
 def test_two_processes_of_torch_learn_what_one_does(tmp_path):
     settings = Settings("torch", **TINY | ALIKE | {"phantoms": 11, "validation": 0.27, "accumulate": 2})
-    (tmp_path / "run.py").write_text(RANKS)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = python(str(tmp_path / "run.py"), json.dumps(settings.config()), str(tmp_path / "two"), launcher=launcher)
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    arguments = RANKS, json.dumps(settings.config()), str(tmp_path / "two")
+    processes = [start(*arguments, RANK=rank, LOCAL_RANK=rank, **env) for rank in "01"]   # as torchrun starts them
     train(settings, tmp_path / "one")
+    for process in processes:
+        code, _, err = ended(process)
+        assert code == 0, err
     same_learning(tmp_path / "one", tmp_path / "two")
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(run.FILES)
 
 
 def test_two_devices_of_tensorflow_learn_what_one_does(tmp_path):
     settings = Settings("keras", **TINY | ALIKE | {"batch": 3, "loss": "cross_entropy"})   # shares of 2 and 1
-    done = python(REPLICAS, json.dumps(settings.config()), str(tmp_path / "two"))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "2"
+    process = start(REPLICAS, json.dumps(settings.config()), str(tmp_path / "two"))
     train(settings, tmp_path / "one")
+    code, out, err = ended(process)
+    assert code == 0, err
+    assert out.split()[-1] == "2"
     same_learning(tmp_path / "one", tmp_path / "two")
+
+
+# ---- what it learns --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_folder_is_learned(backend, tmp_path):
+    write_phantoms(tmp_path / "data", 12, 4, (32, 32))
+    options = {"channels": (8, 16), "epochs": 12, "batch": 4, "rate": 0.02, "flip": False}
+    settings = Settings(backend, data=str(tmp_path / "data"), **options)
+    history = train(settings, tmp_path / "out")
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert history[-1]["train_accuracy"] > 0.9
+    best = attzoo.load(tmp_path / "out" / "best.safetensors", backend="keras" if backend == "torch" else "torch")
+    assert (best.spec.in_channels, best.spec.out_channels, best.spec.head) == (1, 4, "linear")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_classes_share_an_output_and_events_are_written(backend, tmp_path):
+    write_phantoms(tmp_path / "data", 4, 2, (16, 16))
+    for path in tmp_path.glob("data/*_labels/*.png"):
+        Image.fromarray((np.array(Image.open(path)) == 1).astype(np.uint8)).save(path)
+    options = {"data": str(tmp_path / "data"), "loss": "bce", "precision": "float16", "optimizer": "adamw"}
+    history = train(Settings(backend, **TINY | options | {"phantoms": None}), tmp_path / "out", tensorboard=True)
+    assert attzoo.load(tmp_path / "out" / "best.safetensors", backend="torch").spec.out_channels == 1
+    assert [name for name in history[0] if name.startswith("dice")] == ["dice_0", "dice_1"]
+    events = b"".join(path.read_bytes() for path in (tmp_path / "out" / "tensorboard").iterdir())
+    assert events.count(b"mean_iou") == 3
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny():
+    return Settings("torch", **TINY)
+
+
+def tree(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def stopped_by(monkeypatch, error, steps=3):
+    """Let step number `steps` raise, or return, something."""
+    from attzoo.train.torch import Trainer
+
+    real, calls = Trainer.step, []
+
+    def step(*args):
+        calls.append(args)
+        if len(calls) != steps:
+            return real(*args)
+        if isinstance(error, float):
+            return error
+        raise error
+
+    monkeypatch.setattr(Trainer, "step", step)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_epoch(wrong, tiny, tmp_path, monkeypatch):
+    stopped_by(monkeypatch, wrong)
+    said = r"^expected a finite loss, got (nan|inf) in step 1 of epoch 2: try a lower rate; the state after epoch 1 is "
+    with pytest.raises(run.Diverged, match=said):
+        train(tiny, tmp_path)
+    assert len(state.load(tmp_path).history) == 1
+    assert set(tree(tmp_path)) == set(run.FILES)
+
+
+def test_a_rate_that_is_too_high_is_told(tiny, tmp_path):
+    with pytest.raises(run.Diverged, match="expected a finite loss, got "):
+        train(replace(tiny, optimizer="sgd", rate=1e30), tmp_path)
+    assert set(tree(tmp_path)) == {"settings.json"}
+
+
+def test_ctrl_c_leaves_a_run_to_go_on_with(tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stopped_by(patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, tmp_path)
+    assert set(tree(tmp_path)) == set(run.FILES)
+    assert len(train(tiny, tmp_path, resume=True)) == 3
+
+
+def test_a_run_killed_in_its_first_epoch_begins_again(tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stopped_by(patch, KeyboardInterrupt(), steps=1)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, tmp_path)
+    assert set(tree(tmp_path)) == {"settings.json"}
+    assert len(train(tiny, tmp_path, resume=True)) == 3
+
+
+def test_a_full_disk_leaves_the_epoch_before(tiny, tmp_path, monkeypatch):
+    from attzoo.train import state as module
+
+    real, calls = module.write, []
+
+    def write(path, data):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device", str(path))
+        real(path, data)
+
+    monkeypatch.setattr(module, "write", write)
+    with pytest.raises(OSError, match="No space left"):
+        train(tiny, tmp_path)
+    monkeypatch.undo()
+    assert len(state.load(tmp_path).history) == 1
+    assert len(train(tiny, tmp_path, resume=True)) == 3
+
+
+def test_what_is_in_a_folder_is_not_written_over(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"expected a run to resume in .*, got none"):
+        train(tiny, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+    tiny = replace(tiny, epochs=1)
+    train(tiny, tmp_path / "run")
+    before = tree(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"expected a new or empty folder, got .*run with a run: resume it"):
+        train(tiny, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"expected the settings of the run in .*: batch 4, got 5; seed 0, got 1$"):
+        train(replace(tiny, batch=5, seed=1), tmp_path / "run", resume=True)
+    assert tree(tmp_path / "run") == before
+    with pytest.raises(ValueError, match=r"expected a new or empty folder, got .* with run$"):
+        train(tiny, tmp_path)
+    for content in (b"half", b"", (8 << 60).to_bytes(8, "little")):
+        (tmp_path / "run" / state.NAME).write_bytes(content)
+        with pytest.raises(ValueError, match=r"resume\.safetensors is not the state of a run: "):
+            train(tiny, tmp_path / "run", resume=True)
+
+
+def test_what_does_not_fit_the_data_is_refused(tiny, tmp_path):
+    write_phantoms(tmp_path / "data", 2, 2, (16, 16))
+    folder = Settings("torch", data=str(tmp_path / "data"), batch=1, channels=(4, 8))
+    with pytest.raises(ValueError, match=r"expected classes from 0 to 1, or 255 to ignore, in .*png, got [23]"):
+        train(replace(folder, classes=2), tmp_path / "a")
+    with pytest.raises(ValueError, match="expected images of 3 spatial axes, got 2: set dims"):
+        train(replace(folder, dims=3), tmp_path / "b")
+    with pytest.raises(ValueError, match="expected at least 3 batches to accumulate, got 2"):
+        train(replace(folder, accumulate=3), tmp_path / "c")
+    with pytest.raises(ValueError, match="unknown variant of unet 'oktai'; did you mean 'oktay'"):
+        train(replace(tiny, variant="oktai"), tmp_path / "d")
+
+
+# ---- settings, rates, figures ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"loss": "l2"}, "loss must be one of 'both', "), ({"epochs": 0}, "epochs must be >= 1, got 0"),
+    ({"rate": 0}, "rate must be positive, got 0"), ({"rate": float("nan")}, "rate must be finite, got nan"),
+    ({"optimizer": "sgd", "momentum": 1}, "momentum must be less than 1"), ({"size": (8,)}, "size must be 2 numbers"),
+    ({"momentum": 0.9}, "momentum is for sgd, got 0.9 without"), ({"every": 3}, "every is for schedule='step', got 3 "),
+    ({"flip": False}, "flip is for a folder of data, got False"), ({"classes": 3}, "classes is for a folder of "),
+    ({"data": "x", "phantoms": 3}, "phantoms is for phantoms, got 3"), ({"backend": "jax"}, "backend must be one "),
+    ({"validation": 1.0}, "validation must be less than 1"), ({"decay": 0.1}, "decay is for adamw"),
+    ({"dims": 1}, "dims must be one of 2, 3, got 1"), ({"seed": -1}, "seed must be >= 0, got -1"),
+])   # fmt: skip
+def test_settings_that_are_wrong_or_would_do_nothing_are_refused(options, said):
+    with pytest.raises(ValueError, match="^" + said.replace("(", r"\(")):
+        Settings(**options)
+
+
+def test_settings_survive_json():
+    for options in ({"size": (8, 9), "network": {"skip": None}}, {"data": "x", **RECIPES["camvid"].settings}):
+        settings = Settings(**options)
+        assert Settings(**json.loads(json.dumps(settings.config()))) == settings
+
+
+def test_the_published_recipe():
+    settings = Settings(data="camvid", **RECIPES["camvid"].settings)
+    assert (settings.classes, settings.size, settings.epochs, settings.loss) == (33, (224, 224), 50, "cross_entropy")
+    assert (settings.optimizer, settings.rate, settings.every, settings.factor) == ("sgd", 0.1, 50, 0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": "step", "every": 3, "factor": 0.5}, {"schedule": "cosine"}])
+def test_rates_are_those_of_torch(options):
+    settings = Settings(rate=0.1, epochs=8, **options)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedules = torch.optim.lr_scheduler
+    scheduler = {
+        "constant": lambda: schedules.ConstantLR(optimizer, 1.0),
+        "cosine": lambda: schedules.CosineAnnealingLR(optimizer, 8),
+        "step": lambda: schedules.StepLR(optimizer, 3, 0.5),
+    }[settings.schedule]()
+    for epoch in range(8):
+        assert rate(settings, epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_is_the_same_in_both_frameworks(optimizer):
+    """From the same weights, without dropout: the loss, what was found, and the weights after two epochs of it."""
+    found = {}
+    decay = 5.0 if optimizer == "adamw" else None   # enough to be seen
+    settings = Settings(optimizer=optimizer, decay=decay, **TINY | {"accumulate": 2, "network": {"norm": None, "skip": None}})
+    rng = np.random.default_rng(0)
+    images, masks = rng.normal(size=(4, 3, 1, 16, 16)).astype("float32"), rng.integers(0, 3, (4, 3, 16, 16))
+    masks[rng.random(masks.shape) < 0.2] = 255
+    start = None
+    for backend in BACKENDS:
+        own = replace(settings, backend=backend)
+        trainer = run.import_module(f"attzoo.train.{backend}").Trainer(own, run.network(own, 1, 3), 3)
+        start = start or attzoo.weights(trainer.network)
+        attzoo.load_weights(trainer.network, start)
+        losses = []
+        for epoch in range(2):
+            trainer.begin(0.01, epoch)
+            losses += [trainer.step(*map(torch.from_numpy, batch)) for batch in zip(images, masks, strict=True)]
+        learned = trainer.counts()
+        trainer.evaluate(images[0], masks[0])
+        found[backend] = losses, learned, trainer.counts(), attzoo.weights(trainer.network)
+    (one, learned, judged, a), (other, *counts, b) = found.values()
+    assert one == pytest.approx(other, rel=2e-4)
+    assert learned.sum() == 2 * (masks != 255).sum()
+    assert judged.sum() == (masks[0] != 255).sum()
+    assert judged.sum(1).tolist() == [(masks[0] == k).sum() for k in range(3)]   # truth by prediction
+    for x, y in zip((learned, judged), counts, strict=True):
+        assert np.abs(x - y).max() <= 0.01 * x.sum()
+    moved = max(np.abs(a[name] - start[name]).max() for name in a)
+    assert moved > 1e-3
+    apart = np.concatenate([np.abs(a[name] - b[name]).ravel() for name in a])
+    assert np.quantile(apart, 0.95) < 0.01 * moved   # Adam makes steps of slopes that are rounding and no more
+
+
+def test_figures_of_counts():
+    accuracy, iou, dice = report.figures(np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]]))
+    assert accuracy == 9 / 12
+    assert iou == pytest.approx((6 / 9 + 3 / 6) / 2)
+    assert dice == pytest.approx([12 / 15, 6 / 9, None])
+    assert report.figures(np.zeros((2, 2), int)) == (0.0, 0.0, [None, None])
+
+
+@pytest.mark.parametrize("classes", [2, 12])
+def test_curves_are_a_picture(classes):
+    counts = np.eye(classes, dtype=int) + 1
+    counts[1] = counts[:, 1] = 0
+    rows = [report.row(epoch, 0.1, 1 / epoch, counts, counts, 1.0) for epoch in (1, 2, 3)]
+    picture = Image.open(io.BytesIO(report.curves(rows, "nets")))
+    assert picture.format == "PNG"
+    assert min(picture.size) > 300
+    lines = report.as_csv(rows).decode().splitlines()
+    assert lines[0] == "epoch,rate,loss,train_accuracy,validation_accuracy,mean_iou," + ",".join(
+        f"dice_{k}" for k in range(classes)
+    ) + ",seconds"
+    assert lines[1].split(",")[7] == ""
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def command(*arguments):
+    return CliRunner().invoke(cli.app, ["train", *map(str, arguments)], prog_name="attzoo")
+
+
+def test_the_command_passes_its_options_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "train", fake := create_autospec(run.train))
+    assert command().exit_code == 0
+    assert fake.mock_calls == [call(Settings(), Path("attzoo-run"), resume=False, workers=0, tensorboard=False)]
+    fake.reset_mock()
+    given = (
+        "--data {0} --out {0}/out --backend keras --recipe camvid --dims 2 --size 32,48 --classes 5 --validation 0.1 "
+        "--normalise unit --no-flip --variant keras --channels 4,8 --skip none --block eca --loss dice "
+        "--optimizer adamw --rate 0.01 --decay 0.1 --schedule step --every 3 --factor 0.3 --epochs 7 --batch 2 "
+        "--accumulate 3 --precision bfloat16 --checkpoint-every 4 --seed 5 --workers 1 --tensorboard"
+    )
+    assert command(*given.format(tmp_path).split()).exit_code == 0
+    settings = Settings(
+        "keras", data=str(tmp_path.resolve()), size=(32, 48), classes=5, validation=0.1, normalise="unit", flip=False,
+        variant="keras", channels=(4, 8), network={"skip": None, "block": "eca"}, loss="dice", optimizer="adamw",
+        rate=0.01, decay=0.1, schedule="step", every=3, factor=0.3, epochs=7, batch=2, accumulate=3,
+        precision="bfloat16", checkpoint_every=4, seed=5,
+    )   # fmt: skip
+    assert fake.mock_calls == [call(settings, tmp_path / "out", resume=False, workers=1, tensorboard=True)]
+
+
+def test_the_command_goes_on_with_a_run(tiny, monkeypatch, tmp_path):
+    fake = create_autospec(run.train, side_effect=KeyboardInterrupt)
+    train(replace(tiny, epochs=1), tmp_path)
+    monkeypatch.setattr(run, "train", fake)
+    stopped = command("--resume", "--out", tmp_path, "--batch", "4", "--rate", "0.01")
+    assert fake.mock_calls == [call(replace(tiny, epochs=1), tmp_path, resume=True, workers=0, tensorboard=False)]
+    assert stopped.exit_code == 130
+    assert stopped.stderr == f"stopped; to go on: attzoo train --resume --out {tmp_path}\n"
+    agree = f"expected the settings of the run in {tmp_path}:"
+    for wrong, said in (
+        (("--resume", "--out", tmp_path, "--batch", 5), f"{agree} batch 4, got 5"),
+        (("--recipe", "city"), "recipe must be one of 'camvid', got 'city'"),
+        (("--size", "big"), "size must be integers with commas between, got 'big'"),
+    ):
+        assert str(command(*wrong).exception) == said
+
+
+def test_progress_is_a_line_for_every_epoch(tiny, tmp_path, capfd):
+    run.train(tiny, tmp_path)
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split()[:3] for line in lines] == [["epoch", f"{epoch}/3", "loss"] for epoch in (1, 2, 3)]
