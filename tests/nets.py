@@ -71,6 +71,12 @@ def close(got, wanted, digits=1e-12):
     np.testing.assert_allclose(got, wanted, rtol=0, atol=digits * scale)
 
 
+def same(net, other):
+    """Whether two nets hold the same arrays, to the bit."""
+    a, b = attzoo.weights(net), attzoo.weights(other)
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
 @torch.no_grad()
 def fill(module, parts, arrays):
     """Put arrays into somebody else's module, of which `parts` says who holds what; nothing may be left over."""
