@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import attzoo
 from attzoo import cli, registry, testing
 
-COMMANDS = ("list", "info", "check", "convert", "predict", "maps", "demo")
+COMMANDS = ("list", "info", "check", "convert", "train", "predict", "maps", "demo")
 
 
 def run(*arguments, code=0):
@@ -397,7 +397,7 @@ def test_as_a_process():
 def test_commands_that_need_no_framework_load_none():
     code = (
         "import sys; from attzoo import cli\n"
-        "for words in (['list'], ['info', 'se'], ['demo', '--help']):\n"
+        "for words in (['list'], ['info', 'se'], ['demo', '--help'], ['train', '--help']):\n"
         "    try: cli.main(words)\n"
         "    except SystemExit as end: assert not end.code, end.code\n"
         "print('loaded', sorted({'torch', 'keras', 'tensorflow', 'jax', 'sklearn', 'matplotlib'} & sys.modules.keys()))"

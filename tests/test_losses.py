@@ -116,7 +116,8 @@ def test_halves_of_a_batch_that_share_their_counts_add_up(name):
     whole = torch_loss(name, logits, masks)[0]
 
     def counts(part):
-        return [count for _, count in of_torch.LOSSES[name](torch.tensor(logits[part]).float(), torch.tensor(masks[part]))]
+        x, y = torch.tensor(logits[part]).float(), torch.tensor(masks[part])
+        return [count for _, count in of_torch.LOSSES[name](x, y)]
 
     parts = [slice(0, 1), slice(1, 4)]
     shares = 0.0

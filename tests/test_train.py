@@ -29,6 +29,12 @@ TINY = {"phantoms": 10, "size": (16, 16), "channels": (4, 8), "epochs": 3, "batc
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")   # MONAI's and torchmetrics' own
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """A quarter of a second each; processes of their own draw them."""
+    monkeypatch.setattr(report, "curves", lambda *_: b"")
+
+
 def start(program, *arguments, **env):
     command, pipe = [sys.executable, "-c", program, *arguments], subprocess.PIPE
     return subprocess.Popen(command, env={**os.environ, **env}, stdout=pipe, stderr=pipe, text=True)
@@ -66,11 +72,12 @@ def left(out):
 KILLED = """
 import json, os, signal, sys
 from importlib import import_module
+from attzoo import contract
 from attzoo.train import run
 from attzoo.train.settings import Settings
 
 settings, out, steps = Settings(**json.loads(sys.argv[1])), sys.argv[2], int(sys.argv[3])
-from attzoo.ops.keras import keras
+contract.triton_first()
 Trainer = import_module(f"attzoo.train.{settings.backend}").Trainer
 real, count = Trainer.step, 0
 
@@ -360,7 +367,8 @@ def test_a_step_is_the_same_in_both_frameworks(optimizer):
     """From the same weights, without dropout: the loss, what was found, and the weights after two epochs of it."""
     found = {}
     decay = 5.0 if optimizer == "adamw" else None   # enough to be seen
-    settings = Settings(optimizer=optimizer, decay=decay, **TINY | {"accumulate": 2, "network": {"norm": None, "skip": None}})
+    plain = {"accumulate": 2, "network": {"norm": None, "skip": None}}
+    settings = Settings(optimizer=optimizer, decay=decay, **TINY | plain)
     rng = np.random.default_rng(0)
     images, masks = rng.normal(size=(4, 3, 1, 16, 16)).astype("float32"), rng.integers(0, 3, (4, 3, 16, 16))
     masks[rng.random(masks.shape) < 0.2] = 255
@@ -399,7 +407,8 @@ def test_figures_of_counts():
 
 
 @pytest.mark.parametrize("classes", [2, 12])
-def test_curves_are_a_picture(classes):
+def test_curves_are_a_picture(classes, monkeypatch):
+    monkeypatch.undo()
     counts = np.eye(classes, dtype=int) + 1
     counts[1] = counts[:, 1] = 0
     rows = [report.row(epoch, 0.1, 1 / epoch, counts, counts, 1.0) for epoch in (1, 2, 3)]
