@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from nets import NETS, SMALL, build, close, create, draw, image, same
 from strategies import unets
 
 import attzoo
-from attzoo import testing
+from attzoo import registry, testing
 from attzoo.adapters import adapter
 from attzoo.ops.keras import keras
 from attzoo.portable import load_weights, weights
@@ -20,7 +21,7 @@ from attzoo.unet.spec import UNet
 EXACT = adapter("keras").precision("float64") == "float64"   # Keras on torch multiplies in float32
 LOOSE = 1 if EXACT else 1e5
 BACKENDS = ("torch", "keras")
-TEN_STEPS = ("leejunhyun", "oktay-3d", "monai", "plain", "sequence")   # 1-D to 3-D, with gates and without
+TEN_STEPS = ("leejunhyun", "oktay-3d", "plain", "sequence")   # 1-D to 3-D, with gates and without
 every_net = pytest.mark.parametrize("name", NETS)
 
 
@@ -215,6 +216,21 @@ def test_any_block_in_any_place(block):
         net = adapter(backend).make(attzoo.get("unet", backend=backend), spec.config(), "float64")
         load_weights(net, arrays)
         close(adapter(backend).forward(net, [x], training=False), wanted, 1e-12 * LOOSE)
+
+
+def test_a_third_partys_block_in_any_place(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "plugin")
+    monkeypatch.setitem(registry.BLOCKS, "scale", "attzoo_scale:Scale")
+    spec = UNet(**SMALL, skip="scale", skip_options={"start": 1.0}, block="scale")
+    assert spec.levels[0].gate.start == 1.0
+    x, arrays = image((2, 3, 9, 6)), draw(spec)
+    ours = adapter("torch").make(attzoo.get("unet", backend="torch"), spec.config(), "float64")
+    load_weights(ours, arrays)
+    attzoo.save(ours, tmp_path / "net.safetensors")
+    for net in (ours, attzoo.load(tmp_path / "net.safetensors", backend="keras")):
+        assert weights(net).keys() >= {"skip.0.logit", "encoder.2.block.logit", "decoder.1.block.logit"}
+        backend = "torch" if net is ours else "keras"
+        close(adapter(backend).forward(net, [x], training=False), spec(x, weights=arrays), 1e-12 * LOOSE)
 
 
 # ---- files -------------------------------------------------------------------------------------------------

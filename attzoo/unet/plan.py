@@ -150,10 +150,10 @@ def sizes(net: UNet, space: Sequence[int]) -> list[tuple[int, ...]]:
 def weights(net: UNet) -> dict[str, Weight]:
     """Every array of a network by canonical name, as its parts start them."""
     found: dict[str, Weight] = {}
-    table = levels(net)
+    table = net.levels
     for i, level in enumerate(table):
         found |= _units(f"encoder.{i}", level.encoder) | _inner(f"encoder.{i}.block", level.block)
-    if unit := gating(net):
+    if unit := net.gating_unit:
         found |= _units("gating", (unit,))
     for i, level in reversed(list(enumerate(table[:-1]))):
         found |= _units(f"up.{i}", level.up) | _inner(f"skip.{i}", level.gate)
