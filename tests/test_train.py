@@ -314,6 +314,10 @@ def test_what_does_not_fit_the_data_is_refused(tiny, tmp_path):
         train(replace(folder, accumulate=3), tmp_path / "c")
     with pytest.raises(ValueError, match="unknown variant of unet 'oktai'; did you mean 'oktay'"):
         train(replace(tiny, variant="oktai"), tmp_path / "d")
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "a"}   # that was met on the way
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        train(tiny, tmp_path / "file")
 
 
 # ---- settings, rates, figures ----------------------------------------------------------------------------------------

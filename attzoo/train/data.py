@@ -8,7 +8,8 @@ flips and normalises.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -106,10 +107,16 @@ def _resized(array: Array, size: tuple[int, ...] | None, mode: str) -> Array:
 
 @cache
 def _monai() -> Any:
-    """MONAI's transforms, loaded when first needed.
+    """MONAI's transforms, loaded when first needed; MONAI loads TensorBoard."""
+    with without_tensorflow():
+        return package("monai.transforms")
 
-    MONAI loads TensorBoard, and that TensorFlow, which takes seconds and much memory, for nothing here; TensorBoard
-    does without where it finds a module of the name below.
+
+@contextmanager
+def without_tensorflow() -> Iterator[None]:
+    """Let TensorBoard load, or be used first, without TensorFlow, which takes seconds and much memory for nothing here.
+
+    It does without where it finds a module of the name below.
     """
     contract.triton_first()
     name = "tensorboard.compat.notf"
@@ -117,7 +124,7 @@ def _monai() -> Any:
     if spare:
         sys.modules[name] = ModuleType(name)
     try:
-        return package("monai.transforms")
+        yield
     finally:
         if spare:
             del sys.modules[name]

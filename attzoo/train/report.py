@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from .data import without_tensorflow
 from .state import Row
 
 TRAIN: Final = "#c4532f"   # as in the demo's pictures
@@ -65,7 +66,7 @@ def curves(history: Sequence[Row], title: str) -> bytes:
     style: dict[str, Any] = {"marker": marker, "markersize": 3, "linewidth": 1.5}
     loss.plot(epochs, [row["loss"] for row in history], color=TRAIN, **style)
     loss.set_title("training loss", fontsize=10)
-    loss.set_ylim(0, 1.05 * max(row["loss"] for row in history))
+    loss.set_ylim(0, 1.05 * max(row["loss"] for row in history))   # from 0, and a little above
     for name, color, label in (
         ("train_accuracy", TRAIN, "accuracy, training"),
         ("validation_accuracy", VALID, "accuracy, validation"),
@@ -88,7 +89,7 @@ def curves(history: Sequence[Row], title: str) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
         if axes is not loss:
             axes.set_ylim(0, 1.02)
-            axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+            axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     figure.savefig(data := BytesIO())
     return data.getvalue()
 
@@ -107,7 +108,8 @@ def tensorboard(folder: Path) -> Callable[[Row], None]:
             raise
         hint = "tensorboard is not installed, and --tensorboard needs it: pip install tensorboard"
         raise ModuleNotFoundError(hint, name=err.name) from err
-    writer = EventFileWriter(str(folder))
+    with without_tensorflow():
+        writer = EventFileWriter(str(folder))
 
     def add(row: Row) -> None:
         numbers = {name: v for name, v in row.items() if name != "epoch" and v is not None}

@@ -66,7 +66,7 @@ def train(
         body = import_module(f"{__package__}.{settings.backend}")
     rank, world = body.join()
     try:
-        run = _opened(out, settings, resume, first=rank == 0)
+        run = _opened(out, settings, resume, first=rank == 0)   # before anything that takes time
         training, validation = datasets(settings)
         classes = training.classes or 0
         share = {"seed": settings.seed, "rank": rank, "world_size": world}
@@ -76,10 +76,10 @@ def train(
         steps = len(learn) // settings.accumulate * settings.accumulate
         if not steps:
             raise ValueError(f"expected at least {settings.accumulate} batches to accumulate, got {len(learn)}")
-        add = report.tensorboard(out / "tensorboard") if tensorboard and rank == 0 else None
         trainer = body.Trainer(settings, network(settings, training.channels, classes), classes)
         if run.arrays:
             trainer.restore(run.arrays)
+        add = _begun(run, out, tensorboard) if rank == 0 else None
         with progress(settings, len(run.history), steps, quiet or rank > 0) as hear:
             for epoch in range(len(run.history), settings.epochs):
                 row = _epoch(trainer, settings, epoch, islice(learn.epoch(epoch), steps), judge.epoch(epoch), hear)
@@ -159,23 +159,25 @@ def _diverged(epoch: int, got: str) -> str:
 
 
 def _opened(out: Path, settings: Settings, resume: bool, first: bool) -> State:
-    """The run in a folder, or a new one; the first of several processes makes the folder, and refuses."""
+    """The run in a folder, or a new one; the first of several processes looks whether the folder is free."""
     if resume:
         state.agreed(out, settings.config())
-        run = state.load(out) if (out / state.NAME).exists() else State(settings)
-        if first:
-            for left in out.glob(f"{PREFIX}*"):   # of a kill
-                left.unlink()
-            if run.history:
-                _report(run, out)
-        return run
-    if first:
-        if out.is_dir() and (there := sorted(path.name for path in out.iterdir())):
-            what = "a run: resume it, or choose another" if {state.NAME, state.SETTINGS} & set(there) else there[0]
-            raise ValueError(f"expected a new or empty folder, got {out} with {what}")
-        out.mkdir(parents=True, exist_ok=True)
-        write(out / state.SETTINGS, (json.dumps(settings.config(), indent=1) + "\n").encode())
+        return state.load(out) if (out / state.NAME).exists() else State(settings)
+    if first and out.exists() and (there := sorted(path.name for path in out.iterdir())):
+        what = "a run: resume it, or choose another" if {state.NAME, state.SETTINGS} & set(there) else there[0]
+        raise ValueError(f"expected a new or empty folder, got {out} with {what}")
     return State(settings)
+
+
+def _begun(run: State, out: Path, tensorboard: bool) -> Callable[[Row], None] | None:
+    """Make the folder ready for the epochs to come; what adds events, where they are wanted."""
+    out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(f"{PREFIX}*"):   # of a kill
+        left.unlink()
+    write(out / state.SETTINGS, (json.dumps(run.settings.config(), indent=1) + "\n").encode())
+    if run.history:
+        _report(run, out)
+    return report.tensorboard(out / "tensorboard") if tensorboard else None
 
 
 def _keep(run: State, network: Any, out: Path) -> None:
