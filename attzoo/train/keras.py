@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .. import portable
 from ..contract import Array
 from ..ops.keras import keras
-from .losses import IGNORE
+from .files import IGNORE
 from .losses.keras import loss as loss_of
 from .settings import Settings
 

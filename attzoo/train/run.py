@@ -21,6 +21,7 @@ from ..files import PREFIX, write
 from . import report, state
 from .batches import Batches, Loader
 from .data import Dataset, Folder, Preparation, find
+from .files import package
 from .phantoms import Phantoms
 from .settings import Settings, rate
 from .state import Row, State
@@ -62,6 +63,8 @@ def train(
     if settings.data is not None:
         settings = replace(settings, data=str(Path(settings.data).resolve()))
     contract.triton_first()
+    for needed in ("torch", "rich", "matplotlib.figure"):   # missed now, not after an epoch
+        package(needed)
     with registry.naming_extra("training"):
         body = import_module(f"{__package__}.{settings.backend}")
     rank, world = body.join()

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import portable
 from ..contract import Array
-from .losses import IGNORE
+from .files import IGNORE, package
 from .losses.torch import loss as loss_of
 from .settings import Settings
 
@@ -29,8 +29,7 @@ except RuntimeError:   # its compiled half is for another torch: declare what it
     for name in ("nms", "qnms"):
         TORCHVISION.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from torchmetrics.functional.classification import multiclass_confusion_matrix  # noqa: E402
-
+multiclass_confusion_matrix = package("torchmetrics.functional.classification").multiclass_confusion_matrix
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
