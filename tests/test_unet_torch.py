@@ -321,11 +321,9 @@ def test_compiled_checkpointing_moves_statistics_once():
 
 
 EXPORTED = {   # a net, the size that it is exported at, and others
-    "leejunhyun": ((9, 7), ((16, 16), (5, 13), (8, 12))),
-    "leejunhyun-transpose": ((16, 12), ((9, 7), (5, 13))),
+    "leejunhyun": ((16, 12), ((9, 7), (5, 13), (8, 16))),
     "oktay": ((16, 16), ((9, 11), (7, 30), (12, 8))),
     "monai": ((9, 7), ((16, 16), (5, 13))),
-    "keras": ((9, 8), ((16, 16), (5, 13))),
     "supervised": ((8, 8), ((11, 9), (6, 16))),
     "volume": ((5, 7, 9), ((3, 8, 8), (4, 6, 17))),
     "sequence": ((16,), ((9,), (13,))),

@@ -23,7 +23,7 @@ class UNet(keras.Model):
         self,
         in_channels: int,
         out_channels: int,
-        channels: Sequence[int] = spec.UNet.channels,
+        channels: tuple[int, ...] = spec.UNet.channels,
         *,
         data_format: str | None = None,
         dtype: Any = None,
