@@ -355,7 +355,7 @@ def test_demo_passes_its_options_on(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "demo", fake := create_autospec(module.demo))   # refuses what the real one would
     run("demo")
     run("demo", "--out", str(tmp_path), "--epochs", "2")
-    assert fake.mock_calls == [call(Path("attzoo-demo")), call(tmp_path, 2)]
+    assert fake.mock_calls == [call(Path("attzoo-demo"), None), call(tmp_path, 2)]
 
 
 @pytest.mark.parametrize(

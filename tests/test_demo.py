@@ -17,7 +17,7 @@ from attzoo import registry
 from attzoo.adapters import adapter
 from attzoo.contract import part
 from attzoo.demo import keras as keras_body
-from attzoo.demo import run
+from attzoo.demo import organs, run
 from attzoo.demo import torch as torch_body
 from attzoo.demo.spec import ResNet
 
@@ -114,13 +114,13 @@ def test_training_is_the_same_in_both_and_again(block, data):
         assert_close(twin[name], array, 1e-3, name)
 
 
-def test_training_leaves_the_number_of_threads(data):
+def test_training_leaves_the_number_of_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        net = torch_body.start(0, 4)
-        seen = [torch.get_num_threads() for _ in torch_body.fit(net, islice(data.batches(1), 1), 0.1, 0.0)]
-        assert (seen, torch.get_num_threads()) == ([1], 2)
+        with torch_body.one_thread():
+            seen = torch.get_num_threads()
+        assert (seen, torch.get_num_threads()) == (1, 2)
     finally:
         torch.set_num_threads(before)
 
@@ -161,7 +161,9 @@ def test_digits_are_split_once_and_batches_come_in_one_order(data):
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "made" / "here"
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
-        patch.setenv("COLUMNS", "100")
+        patch.setenv("COLUMNS", "80")
+        patch.setattr(organs, "COUNT", 24)
+        patch.setattr(organs, "TEST", 4)
         run.demo(out, epochs=1, blocks=["eca", "additive_gate", "eca"])
     return out, printed.getvalue()
 
@@ -181,33 +183,56 @@ def test_demo_writes_results_of_two_curves_that_agree(finished):
         assert min(row["accuracy"].values()) > 0.8
 
 
+def test_demo_trains_two_unets_alike(finished):
+    out, _ = finished
+    found = json.loads((out / "results.json").read_text())["unets"]
+    assert [net["name"] for net in found] == ["gated", "plain"]
+    assert found[0]["parameters"] > found[1]["parameters"]
+    for net in found:
+        curves = [np.array(net["losses"][backend]) for backend in BODIES]
+        assert curves[0].shape == curves[1].shape == (3,)
+        assert net["largest_loss_difference"] == np.abs(curves[0] - curves[1]).max()
+        assert 0 < net["largest_loss_difference"] < 5e-2   # in three steps of Adam
+        assert abs(curves[0][0] - curves[1][0]) < 1e-5      # of the same start, and the same batch
+        assert curves[0][-1] < curves[0][0]
+        for dice in net["dice"].values():
+            assert list(dice) == ["background", "liver", "kidney", "pancreas"]
+    files = (out / f"weights/torch/{name}-unet.safetensors" for name in organs.NETS)
+    gated, plain = (attzoo.load(file, backend="keras") for file in files)
+    assert (gated.spec.skip, plain.spec.skip) == ("attention_gate", None)
+
+
 def test_demo_writes_trained_blocks_that_open_in_the_other_framework(finished):
     out, _ = finished
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     blocks = [f"{name}.{stage}.safetensors" for name in ("attention_gate", "eca") for stage in ("stage1", "stage2")]
     weights = [f"weights/{backend}/{file}" for backend in ("keras", "torch") for file in blocks]
-    assert files == ["attention.png", "results.json", *weights]
+    nets = [f"weights/{backend}/{name}-unet.safetensors" for backend in BODIES for name in organs.NETS]
+    assert files == ["attention.png", "results.json", "unet.png", *sorted(weights + nets)]
     one = attzoo.weights(attzoo.load(out / "weights/keras/eca.stage2.safetensors", backend="torch"))
     other = attzoo.weights(attzoo.load(out / "weights/torch/eca.stage2.safetensors", backend="keras"))
     assert_close(one["conv.weight"], other["conv.weight"], 1e-2)
 
 
-def test_demo_draws_a_picture(finished):
+@pytest.mark.parametrize("name", ["attention.png", "unet.png"])
+def test_demo_draws_pictures(finished, name):
     out, _ = finished
-    height, width, _ = (picture := imread(out / "attention.png")).shape
+    height, width, _ = (picture := imread(out / name)).shape
     assert 1000 < width < 1600
     assert height < width
     assert len(np.unique((picture * 255).astype(np.uint8).reshape(-1, picture.shape[-1]), axis=0)) > 100
-    assert (out / "attention.png").stat().st_size < 300_000
+    assert (out / name).stat().st_size < 300_000
 
 
 def test_demo_prints_a_table_and_where_the_files_are(finished):
     out, text = finished
-    for name in ("attention.png", "results.json", "weights"):
+    for name in run.FILES:
         assert f"{out / name}: " in text
     rows = [line.split() for line in text.splitlines()]
+    assert ["gated", "136,395"] in [row[:2] for row in rows]
+    assert "…" not in text
     assert ["eca", "6", "96"] in [row[:3] for row in rows]   # twice a kernel of 3, over twice 16 channels
-    assert max(map(len, text.split(str(out))[0].splitlines())) <= 100
+    assert max(map(len, text.split(str(out))[0].splitlines())) <= 80
 
 
 def test_a_file_as_folder_is_refused(tmp_path):

@@ -12,9 +12,10 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put pictures and weights.")] = Path("attzoo-demo"),
     epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Passes over the data, in both acts.")] = None,
 ) -> None:
-    """Train nets with each block on real digits, and U-Nets on phantoms, in both frameworks.
+    """Train nets with every block and two U-Nets, in both frameworks.
 
-    Writes pictures of what blocks and gates attend to, and the trained weights as portable files.
+    The nets learn real handwritten digits, the U-Nets synthetic phantoms. Writes pictures of what blocks and gates
+    attend to, and the trained weights as portable files.
     """
     from ..demo.run import demo as run
 

@@ -43,56 +43,51 @@ class Result:
 
 def table(results: Sequence[Result]) -> Table:
     """One row a block, for a terminal; the first result is the net without."""
-    from rich import box
-    from rich.table import Table
-
     base = results[0]
-    shown = Table(
-        title="Handwritten digits: a small residual net with each block, trained twice from the same weights",
-        caption=f"Added to a net of {base.parameters:,} parameters and {base.macs:,} multiply-adds (MACs) per image.\n"
-        f"Losses are compared at each of {len(base.losses['torch'])} steps.",
-        box=box.SIMPLE_HEAD,
+    shown = _table(
+        "Handwritten digits: a residual net with each block, trained twice from one start",
+        f"Added to a net of {base.parameters:,} weights and {base.macs:,} multiply-adds (MACs) an image.\n"
+        f"Accuracy and seconds: {'/'.join(BACKENDS.values())}. Losses are compared at each of"
+        f" {len(base.losses['torch'])} steps.",
+        ("block", "weights\nadded", "MACs\nadded", "accuracy", "loss\ndifference", "seconds"),
     )
-    shown.add_column("block", no_wrap=True)
-    for title in ("parameters\nadded", "MACs\nadded"):
-        shown.add_column(title, justify="right")
-    for name in BACKENDS.values():
-        shown.add_column(f"accuracy\n{name}", justify="right")
-    shown.add_column("largest loss\ndifference", justify="right")
-    for name in BACKENDS.values():
-        shown.add_column(f"seconds\n{name}", justify="right")
     for r in results:
         added = [f"{r.parameters - base.parameters:,}", f"{r.macs - base.macs:,}"] if r.block else ["", ""]
-        accuracy = [f"{r.accuracy[backend]:.1%}" for backend in BACKENDS]
-        seconds = [f"{r.seconds[backend]:.1f}" for backend in BACKENDS]
-        shown.add_row(r.title, *added, *accuracy, f"{r.loss_difference:.1e}", *seconds)
+        accuracy = "/".join(f"{r.accuracy[backend]:.1%}" for backend in BACKENDS)
+        shown.add_row(r.title, *added, accuracy, f"{r.loss_difference:.1e}", _seconds(r.seconds))
     return shown
 
 
 def unet_table(nets: Sequence[Unet]) -> Table:
-    """One row a network and framework, for a terminal."""
+    """One row a network, for a terminal."""
+    from ..train.phantoms import CLASSES
+
+    shown = _table(
+        "Phantoms: a U-Net with gates and one without, trained twice from one start",
+        f"Dice on phantoms kept out of training, and seconds: {'/'.join(BACKENDS.values())}.\n"
+        f"Losses are compared at each of {len(nets[0].losses['torch'])} steps.",
+        ("U-Net", "weights", *CLASSES[1:], "loss\ndifference", "seconds"),
+    )
+    for net in nets:
+        organs = zip(*(net.dice[backend][1:] for backend in BACKENDS), strict=True)
+        dice = ["/".join("-" if d is None else f"{d:.2f}" for d in pair) for pair in organs]
+        shown.add_row(net.name, f"{net.parameters:,}", *dice, f"{net.loss_difference:.1e}", _seconds(net.seconds))
+    return shown
+
+
+def _table(title: str, caption: str, head: Sequence[str]) -> Table:
+    """An empty table that fits into 80 columns."""
     from rich import box
     from rich.table import Table
 
-    from ..train.phantoms import CLASSES
-
-    shown = Table(
-        title="Phantoms: a U-Net with gates and one without, trained twice from the same weights",
-        caption="Dice on phantoms that no network was trained on. Losses are compared at each of "
-        f"{len(nets[0].losses['torch'])} steps.",
-        box=box.SIMPLE_HEAD,
-    )
-    shown.add_column("U-Net", no_wrap=True)
-    for title in ("parameters", "framework", *(f"Dice\n{name}" for name in CLASSES[1:]), "largest loss\ndifference"):
-        shown.add_column(title, justify="left" if title == "framework" else "right")
-    shown.add_column("seconds", justify="right")
-    for net in nets:
-        for backend, name in BACKENDS.items():
-            first = [net.name, f"{net.parameters:,}"] if backend == "torch" else ["", ""]
-            dice = ["-" if d is None else f"{d:.3f}" for d in net.dice[backend][1:]]
-            difference = f"{net.loss_difference:.1e}" if backend == "torch" else ""
-            shown.add_row(*first, name, *dice, difference, f"{net.seconds[backend]:.1f}")
+    shown = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(head):
+        shown.add_column(name, justify="right" if i else "left", no_wrap=True)
     return shown
+
+
+def _seconds(seconds: Mapping[str, float]) -> str:
+    return "/".join(f"{seconds[backend]:.1f}" for backend in BACKENDS)
 
 
 def as_json(results: Sequence[Result], nets: Sequence[Unet], settings: Mapping[str, Any]) -> bytes:
