@@ -106,7 +106,7 @@ def tensorboard(folder: Path) -> Callable[[Row], None]:
     except ModuleNotFoundError as err:
         if err.name != "tensorboard":
             raise
-        hint = "tensorboard is not installed, and --tensorboard needs it: pip install tensorboard"
+        hint = 'tensorboard is not installed, and --tensorboard needs it: pip install "attzoo[train]"'
         raise ModuleNotFoundError(hint, name=err.name) from err
     with without_tensorflow():
         writer = EventFileWriter(str(folder))

@@ -20,15 +20,6 @@ from .files import IGNORE, package
 from .losses.torch import loss as loss_of
 from .settings import Settings
 
-TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")   # what it declares lives as long as it does
-try:
-    import torchvision as torchvision
-except ImportError:
-    pass
-except RuntimeError:   # its compiled half is for another torch: declare what it misses, or torchmetrics fails with it
-    for name in ("nms", "qnms"):
-        TORCHVISION.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 multiclass_confusion_matrix = package("torchmetrics.functional.classification").multiclass_confusion_matrix
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,

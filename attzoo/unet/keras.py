@@ -9,7 +9,7 @@ from .. import registry
 from ..contract import Spec
 from ..ops import keras as ops
 from ..ops.keras import keras
-from . import spec
+from . import layers, spec
 from .plan import Level, Unit
 
 Make = Callable[..., Any]   # (layer's class, *arguments, name=path, **arguments) -> layer, in the network's dtype
@@ -68,21 +68,21 @@ def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
     skips = []
     for i, level in enumerate(net.levels):
         if level.pool:
-            x = make(ops.MaxPool, level.stride, name=f"down.{i}")(x)
+            x = make(layers.MaxPool, level.stride, name=f"down.{i}")(x)
         x = _units(make, net, f"encoder.{i}", level.encoder, x, level.block)
         skips.append(x)
     g = _units(make, net, "gating", [net.gating_unit], x) if net.gating_unit else x
     heads = []
     for i in reversed(range(len(skips) - 1)):
         e, level = skips[i], net.levels[i]
-        up = make(ops.Crop, 0, 1, name=f"up.{i}.crop")([_up(make, net, i, level, x), e])
+        up = make(layers.Crop, 0, 1, name=f"up.{i}.crop")([_up(make, net, i, level, x), e])
         s = _gate(make, net, i, level, e, g if net.gating == "grid" else up)
         both = make(keras.layers.Concatenate, name=f"concat.{i}")([s, up] if net.concat == "skip_first" else [up, s])
         g = x = _units(make, net, f"decoder.{i}", level.decoder, both, level.block)
         if level.supervised:
             heads.append(_linear(make, net, f"supervision.{i}")(x))
     if heads:
-        seen = [make(ops.ResizeLike, name=f"supervision.{i}.resize")([h, x]) for i, h in enumerate(reversed(heads))]
+        seen = [make(layers.ResizeLike, name=f"supervision.{i}.resize")([h, x]) for i, h in enumerate(reversed(heads))]
         x = make(keras.layers.Concatenate, name="supervision")(seen) if len(seen) > 1 else seen[0]
     y = _linear(make, net, "head")(x)
     if net.head == "sigmoid":
@@ -99,7 +99,7 @@ def _up(make: Make, net: spec.UNet, i: int, level: Level, x: Any) -> Any:
         Repeat, dims = getattr(keras.layers, f"UpSampling{net.spatial_dims}D"), net.spatial_dims
         x = make(Repeat, step if dims > 1 else step[0], name=f"up.{i}.nearest", **_format(dims))(x)
     elif level.interpolation:
-        x = make(ops.Upsample, step, name=f"up.{i}.linear")(x)
+        x = make(layers.Upsample, step, name=f"up.{i}.linear")(x)
     return _units(make, net, f"up.{i}", level.up, x)
 
 
@@ -107,22 +107,22 @@ def _gate(make: Make, net: spec.UNet, i: int, level: Level, e: Any, g: Any) -> A
     if not level.gate:
         return e
     coarse = max(level.least) > 1
-    wide = make(ops.Widen, level.least, name=f"skip.{i}.widen")(e) if coarse else e
+    wide = make(layers.Widen, level.least, name=f"skip.{i}.widen")(e) if coarse else e
     s = _block(make, net, f"skip.{i}", level.gate, *(wide, g)[: len(level.gate.inputs)])
-    s = make(ops.Crop, 0, 1, name=f"skip.{i}.crop")([s, e]) if coarse else s
+    s = make(layers.Crop, 0, 1, name=f"skip.{i}.crop")([s, e]) if coarse else s
     return _units(make, net, f"combine.{i}", [level.combine], s) if level.combine else s
 
 
 def _units(make: Make, net: spec.UNet, path: str, units: Sequence[Unit], x: Any, block: Spec | None = None) -> Any:
     """Convolutions in order, each with its norm, activation and dropout, then the block."""
-    norms = {"batch": ops.BatchNorm, "instance": ops.InstanceNorm}
+    norms = {"batch": ops.BatchNorm, "instance": layers.InstanceNorm}
     for unit in units:
         x = _conv(make, net, path, unit, x)
         if unit.norm:
             start = {"gamma_initializer": _start(net, f"{path}.norm{unit.part}.weight")} if unit.norm == "batch" else {}
             x = make(norms[unit.norm], name=f"{path}.norm{unit.part}", **start)(x)
         if unit.activation == "prelu":
-            x = make(ops.PReLU, name=f"{path}.activation{unit.part}")(x)
+            x = make(layers.PReLU, name=f"{path}.activation{unit.part}")(x)
         elif unit.activation:
             x = make(keras.layers.ReLU, name=f"{path}.relu{unit.part}")(x)
         if unit.dropout:
@@ -139,7 +139,7 @@ def _conv(make: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
     if unit.transposed:
         Layer = getattr(keras.layers, f"Conv{dims}DTranspose")
         spread = make(Layer, unit.outputs, unit.kernel, unit.stride, **like)(x)
-        return make(ops.Crop, unit.padding, unit.stride, name=f"{name}.crop")([spread, x])
+        return make(layers.Crop, unit.padding, unit.stride, name=f"{name}.crop")([spread, x])
     Layer = getattr(keras.layers, f"Conv{dims}D")
     if max(unit.stride) == 1:
         return make(Layer, unit.outputs, unit.kernel, **like | {"padding": "same"})(x)
