@@ -440,15 +440,17 @@ def test_the_command_passes_its_options_on(monkeypatch, tmp_path):
     fake.reset_mock()
     given = (
         "--data {0} --out {0}/out --backend keras --recipe camvid --dims 2 --size 32,48 --classes 5 --validation 0.1 "
-        "--normalise unit --no-flip --variant keras --channels 4,8 --skip none --block eca --loss dice "
+        "--normalise unit --no-flip --variant keras --channels 4,8 --skip none --block eca "
+        "--net initializer=xavier --net dropout=0.1 --net norm=none --loss dice "
         "--optimizer adamw --rate 0.01 --decay 0.1 --schedule step --every 3 --factor 0.3 --epochs 7 --batch 2 "
         "--accumulate 3 --precision bfloat16 --checkpoint-every 4 --seed 5 --workers 1 --tensorboard"
     )
     assert command(*given.format(tmp_path).split()).exit_code == 0
     settings = Settings(
         "keras", data=str(tmp_path.resolve()), size=(32, 48), classes=5, validation=0.1, normalise="unit", flip=False,
-        variant="keras", channels=(4, 8), network={"skip": None, "block": "eca"}, loss="dice", optimizer="adamw",
-        rate=0.01, decay=0.1, schedule="step", every=3, factor=0.3, epochs=7, batch=2, accumulate=3,
+        variant="keras", channels=(4, 8), loss="dice", optimizer="adamw", rate=0.01,
+        network={"skip": None, "block": "eca", "initializer": "xavier", "dropout": 0.1, "norm": None},
+        decay=0.1, schedule="step", every=3, factor=0.3, epochs=7, batch=2, accumulate=3,
         precision="bfloat16", checkpoint_every=4, seed=5,
     )   # fmt: skip
     assert fake.mock_calls == [call(settings, tmp_path / "out", resume=False, workers=1, tensorboard=True)]
@@ -467,6 +469,7 @@ def test_the_command_goes_on_with_a_run(tiny, monkeypatch, tmp_path):
         (("--resume", "--out", tmp_path, "--batch", 5), f"{agree} batch 4, got 5"),
         (("--recipe", "city"), "recipe must be one of 'camvid', got 'city'"),
         (("--size", "big"), "size must be integers with commas between, got 'big'"),
+        (("--net", "up"), "expected NAME=VALUE, got 'up'"),
     ):
         assert str(command(*wrong).exception) == said
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,6 +55,10 @@ def train(
     block: Annotated[
         str | None, typer.Option(metavar="NAME", help="Block after the convolutions, or `none`.  [none]")
     ] = None,
+    net: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Any other argument of the U-Net, as initializer=xavier; repeatable."),
+    ] = None,
     loss: Annotated[str | None, _one_of(LOSSES, "[both], of cross-entropy and Dice: ")] = None,
     optimizer: Annotated[str | None, _one_of(OPTIMIZERS, "[adam]: ")] = None,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Learning rate.  [0.001]")] = None,
@@ -100,7 +105,8 @@ def train(
         "schedule": schedule, "every": every, "factor": factor, "epochs": epochs, "batch": batch,
         "accumulate": accumulate, "precision": precision, "checkpoint_every": checkpoint_every, "seed": seed,
     }   # fmt: skip
-    network = {name: None if word == "none" else word for name, word in {"skip": skip, "block": block}.items() if word}
+    network = dict(map(_argument, net or ()))
+    network |= {name: None if word == "none" else word for name, word in {"skip": skip, "block": block}.items() if word}
     given = _recipe(recipe) | {name: value for name, value in given.items() if value is not None}
     given |= {"network": network} if network else {}
     settings = agreed(out, given) if resume else Settings(**given)
@@ -123,6 +129,17 @@ def _recipe(name: str | None) -> dict[str, Any]:
     if name not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(map(repr, RECIPES))}, got {name!r}")
     return {k: list(v) if isinstance(v, tuple) else v for k, v in RECIPES[name].settings.items()}
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """("dropout", 0.1) from "dropout=0.1": JSON, or else a word."""
+    name, found, value = text.partition("=")
+    if not found:
+        raise ValueError(f"expected NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, None if value == "none" else value
 
 
 def _numbers(name: str, text: str | None) -> list[int] | None:
