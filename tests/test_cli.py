@@ -243,7 +243,6 @@ def test_convert_to_a_state_dict(saved, ending):
     assert np.array_equal(outputs(twin, inputs), outputs(gate, inputs))
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")   # Keras's own
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
 def test_convert_to_a_keras_model(saved, dtype, tolerance):
     from attzoo.ops.keras import keras
@@ -259,7 +258,6 @@ def test_convert_to_a_keras_model(saved, dtype, tolerance):
     np.testing.assert_allclose(y, outputs(gate, inputs), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")   # Keras's own
 def test_convert_to_keras_weights(saved):
     from attzoo.ops.keras import keras
 

@@ -57,7 +57,6 @@ def folder(tmp_path, monkeypatch):
     [page for page in PAGES if any(language == "python" for _, language, _, _ in fences(page))],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")   # Keras's own
 def test_python_runs(page, folder):
     """A page's fences run in its order and share their names; one with file=PATH is written there first."""
     names = {"__name__": "__main__"}

@@ -276,7 +276,6 @@ def test_a_framework_older_than_the_floor(backend, text, tmp_path):
 
 
 @pytest.mark.case130
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")   # Keras's own
 def test_keras_backend_changed_after_import(monkeypatch, tmp_path):
     block = attzoo.create("cbam", 8, backend="keras")
     from attzoo.ops.keras import keras

@@ -19,10 +19,6 @@ import attzoo
 from attzoo.adapters import adapter
 from attzoo.ops.keras import Block, find, keras
 
-pytestmark = pytest.mark.filterwarnings(   # Keras and TensorFlow, on NumPy 2
-    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-)
-
 BACKEND = keras.backend.backend()
 FIRST, LAST = LAYOUTS = ("channels_first", "channels_last")
 NORMED = [name for name, sample in SAMPLES.items() if sample.config.get("norm")]

@@ -20,9 +20,6 @@ from torch import nn
 import attzoo
 from attzoo import portable
 
-pytestmark = pytest.mark.filterwarnings(   # Keras's own, where it reads a variable
-    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-)
 BACKENDS = ("torch", "keras")
 NORM = ("weight", "bias", "mean", "var")
 SQUEEZE = {"squeeze.weight": (2, 32), "squeeze.bias": (2,), "excite.weight": (32, 2), "excite.bias": (32,)}

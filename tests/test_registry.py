@@ -47,7 +47,7 @@ def test_a_name_is_its_folder_and_its_folder_has_every_file():
 @pytest.mark.parametrize("backend", ["torch", "keras"])
 def test_doors_open_on_the_same_classes(backend):
     door = vars(__import__(f"attzoo.{backend}", fromlist=["*"]))
-    classes = {attzoo.get(name, backend=backend) for name in BUILT_IN}
+    classes = {attzoo.get(name, backend=backend) for name in [*BUILT_IN, *registry.NETWORKS]}
     assert {door[cls.__name__] for cls in classes} == classes
     assert {name for name, value in door.items() if isinstance(value, type)} == {cls.__name__ for cls in classes}
 
@@ -364,7 +364,6 @@ def test_third_parties_come_by_name_after_ours(announce):
     assert list(registry.table().items())[-2:] == [("ant", "rival:Ant"), ("zebra", "guest:Zebra")]
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")   # Keras's own
 def test_a_twin_needs_no_registration(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "plugin")   # importable, but not installed
     from attzoo_scale.torch import Scale

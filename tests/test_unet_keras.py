@@ -11,9 +11,6 @@ import attzoo
 from attzoo.adapters import adapter
 from attzoo.ops.keras import find, keras
 
-pytestmark = pytest.mark.filterwarnings(   # Keras and TensorFlow, on NumPy 2
-    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-)
 BACKEND = keras.backend.backend()
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason=f"TensorFlow's own, and this is {BACKEND}")
 FEW = ("oktay", "strided")

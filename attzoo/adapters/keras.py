@@ -38,7 +38,7 @@ def write(block: Any, arrays: Mapping[str, Array]) -> None:
     _built(block)
     for name, array in arrays.items():
         variable = find(block, name)
-        variable.assign(_reversed(array, name, variable).reshape(variable.shape))
+        variable.assign(_reversed(array, variable).reshape(variable.shape))
 
 
 def attention(block: Any, inputs: Sequence[Array]) -> Array:
@@ -176,10 +176,15 @@ def _traced(tensor: Any) -> bool:
 
 def _built(block: Any) -> Any:
     if not block.built:
-        space = (None,) * getattr(block.spec, "spatial_dims", 2)
-        first = block.data_format == "channels_first"
-        block.build(*((None, c, *space) if first else (None, *space, c) for c in block.spec.inputs))
+        block.build(*((None, *shape) for shape in shapes(block)))
     return block
+
+
+def shapes(block: Any) -> list[tuple[int | None, ...]]:
+    """The shape of a sample of each input, its spatial sizes not known."""
+    space = (None,) * getattr(block.spec, "spatial_dims", 2)
+    first = block.data_format == "channels_first"
+    return [(c, *space) if first else (*space, c) for c in block.spec.inputs]
 
 
 def _numpy(tensor: Any) -> Array:
@@ -197,6 +202,6 @@ def _canonical(tensor: Any, block: Any, name: str) -> Array:
     return np.ascontiguousarray(array.reshape(shape))
 
 
-def _reversed(array: Array, name: str, variable: Any) -> Array:
+def _reversed(array: Array, variable: Any) -> Array:
     """The way back."""
     return array.transpose(*range(2, array.ndim), 1, 0) if variable.name == "kernel" else array

@@ -61,10 +61,12 @@ def _save_keras_weights(block: Any, path: Path) -> None:
 def _save_keras(block: Any, path: Path) -> None:
     import keras
 
-    space = (None,) * getattr(block.spec, "spatial_dims", 2)
-    shapes = [(*space, c) if block.data_format == "channels_last" else (c, *space) for c in block.spec.inputs]
-    inputs = [keras.Input(shape, dtype=block.compute_dtype) for shape in shapes]
-    keras.Model(inputs, block(*inputs)).save(path)
+    from ..adapters.keras import shapes
+
+    if not isinstance(block, keras.Model):
+        inputs = [keras.Input(shape, dtype=block.compute_dtype) for shape in shapes(block)]
+        block = keras.Model(inputs, block(*inputs))
+    block.save(path)
 
 
 WRITERS: Final[Mapping[str, tuple[str | None, Callable[[Any, Path], None]]]] = {
