@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import attzoo
-from benchmarks import cpu, results
+from benchmarks import cpu, memory, results, unet
 from benchmarks.peers import Peer
 from benchmarks.results import Row
 from benchmarks.timer import KEPT, Spread, interleave, paired, spread
@@ -106,7 +106,7 @@ def test_report_comes_back_as_it_went(tmp_path):
     assert "- not installed: no-such-package" in lines
     assert "| 0.75 (0.70-0.80) | 1.00 (0.98-1.02) |" in lines[-2]
     assert lines[-1].endswith("| wrong |")
-    assert {line.count("|") for line in lines[-4:]} == {11}
+    assert {line.count("|") for line in lines[-4:]} == {12}
 
 
 def test_report_of_another_schema_is_refused(tmp_path):
@@ -174,3 +174,44 @@ def test_quick_run_writes_both_files(monkeypatch, tmp_path, capsys):
         torch.set_num_threads(threads)
     assert capsys.readouterr().out.endswith((tmp_path / "q.md").read_text())
     assert results.read(tmp_path / "q.json")["command"].startswith("python -m benchmarks.cpu --quick")
+
+
+# ---- the U-Net -------------------------------------------------------------------------------------------------------
+
+
+def test_peak_is_what_is_alive_at_once():
+    def call():
+        a = torch.zeros(100)
+        b = a + 1
+        del a
+        return b * 2 + 3   # b, b * 2 and the sum
+
+    assert memory.peak(call) == 1200
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return unet.measure(*unet.QUICK, rounds=2)
+
+
+def test_the_plain_unet_is_ours_and_both_are_timed(measured):
+    assert [row.mode for row in measured] == ["inference", "inference, fused", "training"]
+    for row in measured:
+        assert row.status == "timed"
+        assert max(row.error) < 1e-5
+    saved, peak = measured[-1].saved, measured[-1].peak
+    assert saved[0] < saved[1]   # what is repeated on the way up is not kept
+    assert peak[0] > saved[0]
+
+
+def test_a_unet_that_computes_something_else_is_not_timed(monkeypatch):
+    real = unet.canonical
+
+    def other(plain):
+        arrays = real(plain)
+        return arrays | {"head.bias": arrays["head.bias"] + 1}
+
+    monkeypatch.setattr(unet, "canonical", other)
+    rows = unet.measure(*unet.QUICK, rounds=2)
+    assert {row.verdict for row in rows} == {"wrong"}
+    assert {row.ours for row in rows} == {None}

@@ -628,5 +628,5 @@ def test_gate_refuses_another_batch_size(layout):
 
 
 def test_refuses_a_data_format():
-    with pytest.raises(ValueError, match="data_format must be 'channels_last' or 'channels_first', got 'NCHW'"):
+    with pytest.raises(ValueError, match="data_format must be one of 'channels_last', 'channels_first', got 'NCHW'"):
         cbam("NCHW")
