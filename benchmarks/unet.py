@@ -19,7 +19,7 @@ import attzoo
 from attzoo.contract import Array
 
 from . import results
-from .cpu import TOLERANCE, TRIES, deviation, keep_pages
+from .cpu import TRIES, deviation, keep_pages
 from .memory import kept, peak
 from .plain import AttUNet
 from .results import Row
@@ -27,6 +27,9 @@ from .timer import interleave, paired, spread
 
 SHAPE: Final = (2, 3, 128, 128)
 CHANNELS: Final = (64, 128, 256, 512, 1024)
+# Of the largest value of the float64 reference. In training, norms of the deepest level divide by the spread of 128
+# values, and plain torch itself is 2e-5 off.
+TOLERANCE: Final = {"inference": 1e-5, "inference, fused": 1e-5, "training": 1e-4}
 QUICK: Final = (1, 3, 32, 32), (4, 8, 16)   # shape, channels
 METHOD: Final = (
     "Float32, one thread, the same weights in both. Times are CPU time of that thread; rounds are interleaved, every"
@@ -89,7 +92,7 @@ def measure(shape: tuple[int, ...], channels: tuple[int, ...], rounds: int) -> l
 def timed(row: Row, calls: Mapping[str, Callable[[], object]], rounds: int) -> Row:
     """The row with its times, unless an error makes them void."""
     assert row.error is not None
-    if not max(row.error) <= TOLERANCE:   # NaN is wrong too
+    if not max(row.error) <= TOLERANCE[row.mode]:   # NaN is wrong too
         return replace(row, status="wrong")
     for _ in range(TRIES):
         times = interleave(calls, rounds, 0.0)

@@ -198,7 +198,7 @@ def test_the_plain_unet_is_ours_and_both_are_timed(measured):
     assert [row.mode for row in measured] == ["inference", "inference, fused", "training"]
     for row in measured:
         assert row.status == "timed"
-        assert max(row.error) < 1e-5
+        assert max(row.error) < unet.TOLERANCE[row.mode]
     saved, peak = measured[-1].saved, measured[-1].peak
     assert saved[0] < saved[1]   # what is repeated on the way up is not kept
     assert peak[0] > saved[0]
