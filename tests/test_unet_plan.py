@@ -271,6 +271,7 @@ REFUSED = [   # arguments, what is said
     ({"channels": (4, 0)}, ValueError, "channels must be >= 1, got 0"),
     ({"channels": (4, True)}, TypeError, "channels must be an integer, got True"),
     ({"channels": (4,) * (MOST_LEVELS + 1)}, ValueError, "got 33 of them"),
+    ({"strides": 33}, ValueError, "strides must be at most 32, got 33"),
     ({"strides": 0}, ValueError, "strides must be >= 1, got 0"),
     ({"strides": (2, 2, 2)}, ValueError, "strides must be one number or 2, one between levels, got (2, 2, 2)"),
     ({"strides": ((2, 2, 2), 2)}, ValueError, "a stride must be one number or 2, one per spatial axis, got (2, 2, 2)"),

@@ -43,6 +43,8 @@ def list_() -> None:
             cost = ("?", "?") if card.unknown else (f"{card.parameters():,}", f"{card.macs():,}")
             rows.append(("\n  ".join((name, *card.aliases)), card.summary, *cost))
     show(("block, aliases", "what it does", "*parameters", "*MACs"), rows)
+    networks = ", ".join(registry.NETWORKS)
+    typer.echo(f"Whole networks made of them, for `attzoo info` and attzoo.create: {networks}.")
     typer.echo(f"At {CHANNELS} channels; multiply-adds (MACs) for one image of {PIXELS} x {PIXELS} pixels.")
 
 

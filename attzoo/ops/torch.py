@@ -20,6 +20,7 @@ TRANSPOSED: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTrans
 # torch's defaults are the spec's rule, in these two
 BATCH_NORM: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 CONV_TRANSPOSE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+EXACT = (torch.float32, torch.float64)
 FEW = 256   # pixels of all samples together, under which making a wider kernel costs more than it saves
 MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
 
@@ -78,10 +79,10 @@ class Block(nn.Module):
 def find(module: nn.Module, name: str) -> Tensor:
     """The tensor that holds canonical `name`: the same path, but for what torch calls a running mean and variance."""
     path, _, leaf = name.rpartition(".")
-    part, leaf = module.get_submodule(path), {"mean": "running_mean", "var": "running_var"}.get(leaf, leaf)
-    if not hasattr(part, leaf):
-        raise ValueError(f"expected a block that holds {name}, got one without: was it fused?")
-    return getattr(part, leaf)
+    if getattr(module, "fused", False):
+        raise ValueError(f"expected a network that holds {name} as it was made, got a fused one: keep the original")
+    part = module.get_submodule(path)
+    return getattr(part, {"mean": "running_mean", "var": "running_var"}.get(leaf, leaf))
 
 
 @torch.no_grad()
@@ -134,6 +135,12 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
     """Maximum over windows side by side, the last one cut off by the edge: (N, C, *S) -> (N, C, *ceil(S / window))."""
     if len(window) == 1:   # torch's 1-D one ties an export to the length it was made at
         return F.max_pool2d(x[:, :, None], (1, *window), ceil_mode=True)[:, :, 0]
+    if len(window) == 3 and torch.are_deterministic_algorithms_enabled():   # torch's has no such gradient on CUDA
+        missing = [extra for n, w in zip(x.shape[:1:-1], window[::-1], strict=True) for extra in (0, -n % w)]
+        x = F.pad(x, missing, value=-torch.inf)
+        for axis in (4, 3, 2):
+            x = x.unflatten(axis, (-1, window[axis - 2]))
+        return x.amax((3, 5, 7))
     return MAX_POOL[len(window)](x, tuple(window), ceil_mode=True)
 
 
@@ -143,14 +150,15 @@ class _Repeating:
     It is also the transposed convolution, with stride `repeat`, of x with the kernel convolved with as many ones. That
     takes (k + r - 1)^n / r^n products where the plain form takes k^n, 4 for 9 in 2-D, and never writes what is
     repeated: half the time on a CPU. The wider kernel has to be made at each call, so few pixels go the plain way;
-    graphs do too, for they may meet other sizes, and other devices, where it has not been measured.
+    graphs do too, for they may meet other sizes, half precision, where the sums of kernels would be rounded, and other
+    devices, where it has not been measured.
     """
 
     repeat: tuple[int, ...]
 
     def forward(self: Any, x: Tensor) -> Tensor:
         graph = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
-        if graph or x.device.type != "cpu" or x.numel() // x.shape[1] < FEW:
+        if graph or x.device.type != "cpu" or x.dtype not in EXACT or x.numel() // x.shape[1] < FEW:
             wide = F.interpolate(x, scale_factor=tuple(map(float, self.repeat)))
             return self._conv_forward(wide, self.weight, self.bias)
         transpose = CONV_TRANSPOSE[len(self.repeat)]

@@ -36,7 +36,7 @@ class UNet:
 
     out_channels: K >= 1, channels of the output: classes, or 1 for one class against the rest.
     channels: 2 to 32 of them, C >= 1 each, channels of every level from the finest; their number is the depth.
-    strides: >= 1, in pixels, from level to level: one number, or one a step, each one number or one per spatial axis.
+    strides: 1 to 32, in pixels, from level to level: one number or one a step, each one number or one per spatial axis.
     kernel_size: odd k >= 1, in pixels, of every convolution but the 1x1 ones and "merge", along every axis.
     norm: "batch", "instance" (without weights) or None, after every convolution.
     dropout: share of values in [0, 1), after the first convolution of every level, or (after the first, the second).
@@ -309,6 +309,8 @@ def _steps(strides: Any, count: int, dims: int) -> tuple[tuple[int, ...], ...]:
         if len(axes) != dims:
             raise ValueError(f"a stride must be one number or {dims}, one per spatial axis, got {step!r}")
         found.append(tuple(contract.integer("strides", s) for s in axes))
+        if max(found[-1]) > 32:   # a file could ask for maps that fit in no memory
+            raise ValueError(f"strides must be at most 32, got {max(found[-1])}")
     return tuple(found)
 
 

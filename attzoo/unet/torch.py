@@ -40,6 +40,7 @@ class UNet(ops.Block):
         self.supervision = nn.ModuleDict(heads)
         self.head = Conv(k * len(heads) or it.channels[0], k, 1)
         self.grad_checkpointing = False
+        self.fused = False
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,8 +80,9 @@ class UNet(ops.Block):
                 if isinstance(norm, tuple(ops.BATCH_NORM.values())):
                     _fold(module, name, norm)
             for name, conv in list(module.named_children()):
-                if isinstance(conv, tuple(ops.REPEATING.values())):
+                if isinstance(conv, tuple(ops.REPEATING.values())) and conv.weight.device.type == "cpu":
                     setattr(module, name, conv.as_transposed())   # type: ignore[operator]
+        fused.fused = True
         form = {2: torch.channels_last, 3: torch.channels_last_3d}.get(self.spec.spatial_dims)
         return fused.to(memory_format=form) if form else fused   # type: ignore[call-overload]
 
