@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields, replace
 from itertools import pairwise
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import attzoo
 from attzoo.contract import Weight
 from attzoo.unet import plan
 from attzoo.unet.plan import Unit
-from attzoo.unet.spec import INITIALIZERS, MOST_LEVELS, UNet
+from attzoo.unet.spec import INITIALIZERS, MOST_LEVELS, Arguments, UNet
 
 DOUBLE = {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"}
 NORM = ("weight", "bias", "mean", "var")
@@ -98,6 +99,13 @@ def test_a_small_skip_is_widened_for_its_gate():
 def test_merge():
     (unit,) = net(decoder="merge", kernel_size=5, dropout=0.5).levels[0].decoder
     assert unit == Unit("1", 8, 4, (3, 3), (1, 1), "instance", "prelu", 0.5)
+
+
+def test_signatures_name_every_argument():
+    named = [field.name for field in fields(UNet) if field.kw_only]
+    told, meant = get_type_hints(Arguments), get_type_hints(UNet)
+    assert told == {name: meant[name] for name in named}
+    assert list(told) == named
 
 
 def test_padding():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from .. import registry
 from ..contract import Spec
@@ -11,6 +11,7 @@ from ..ops import keras as ops
 from ..ops.keras import keras
 from . import layers, spec
 from .plan import Level, Unit
+from .spec import CHANNELS, Arguments
 
 Make = Callable[..., Any]   # (layer's class, *arguments, name=path, **arguments) -> layer, in the network's dtype
 
@@ -23,13 +24,13 @@ class UNet(keras.Model):
         self,
         in_channels: int,
         out_channels: int,
-        channels: tuple[int, ...] = spec.UNet.channels,
+        channels: tuple[int, ...] = CHANNELS,
         *,
         data_format: str | None = None,
         dtype: Any = None,
         name: str | None = None,
         trainable: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[Arguments],
     ) -> None:
         it = spec.UNet(in_channels, out_channels, channels, **kwargs)
         data_format = ops.data_format_of(data_format)

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
 from math import prod
 from operator import mul
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ..ops import numpy as ops
 from . import plan
 from .plan import Level, Unit
 
+CHANNELS: Final = (64, 128, 256, 512, 1024)
 DOWN: Final = ("max_pool", "conv")
 UP: Final = ("nearest", "linear", "transpose")
 NORMS: Final = ("batch", "instance", None)
@@ -28,6 +29,32 @@ INITIALIZERS: Final = ("kaiming", "xavier", "normal", "orthogonal", "glorot", "t
 MOST_LEVELS: Final = 32   # halved 31 times, no image is left; a file that claims a million must not keep us busy
 
 Options = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+
+class Arguments(TypedDict, total=False):
+    """What `UNet` takes by name, for the signatures of the two bodies; a test compares it with the fields."""
+
+    strides: int | Sequence[int | Sequence[int]]
+    kernel_size: int
+    norm: str | None
+    dropout: float | Sequence[float]
+    down: str
+    up: str
+    up_kernel_size: int | None
+    up_conv: bool
+    skip: str | None
+    skip_options: Options
+    gated: int | None
+    gating: str
+    combine: bool
+    concat: str
+    decoder: str
+    block: str | None
+    block_options: Options
+    deep_supervision: bool
+    head: str
+    initializer: str
+    spatial_dims: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +90,7 @@ class UNet:
 
     in_channels: int
     out_channels: int
-    channels: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    channels: Sequence[int] = CHANNELS
     _: KW_ONLY
     strides: int | Sequence[int | Sequence[int]] = 2
     kernel_size: int = 3

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from ..contract import Spec
 from ..ops import torch as ops
 from . import spec
 from .plan import Level, Unit
+from .spec import CHANNELS, Arguments
 
 
 class UNet(ops.Block):
@@ -26,8 +27,14 @@ class UNet(ops.Block):
 
     spec: spec.UNet
 
-    def __init__(self, in_channels: int, out_channels: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(it := spec.UNet(in_channels, out_channels, *args, **kwargs))
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int] = CHANNELS,
+        **kwargs: Unpack[Arguments],
+    ) -> None:
+        super().__init__(it := spec.UNet(in_channels, out_channels, channels, **kwargs))
         levels = list(enumerate(it.levels))
         self.encoder = nn.ModuleList(Units(level.encoder, it, level.block) for _, level in levels)
         self.gating = Units([it.gating_unit], it) if it.gating_unit else nn.Identity()
