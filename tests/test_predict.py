@@ -200,14 +200,28 @@ def test_a_file_is_opened_in_either_framework_with_the_settings_beside_it(files,
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[1]", '{"size": 3}', '{"size": [0, 3]}', '{"normalise": "maybe"}', "[" * 10**5, " " * 2**21]
+    ("text", "got"),
+    [
+        ("{", "Expecting"),
+        ("[1]", "got"),
+        ("{}", "got no backend, size, normalise"),
+        ('{"size": [8, 8], "normalise": "unit"}', "got no backend"),
+        ('{"backend": "torch", "normalise": null, "size": 3}', "iterable"),
+        ('{"backend": "torch", "normalise": null, "size": [0, 3]}', "size must be >= 1"),
+        ('{"backend": "torch", "normalise": null, "size": [16385, 16384]}', "at most 268435456 pixels in all, got"),
+        ('{"backend": "torch", "normalise": "maybe", "size": null}', "normalise must be one of"),
+        ("[" * 10**5, "recursion"),
+        (" " * 2**21, "got 2097152 bytes"),
+    ],
 )
-def test_wrong_settings_are_one_error_that_names_the_file(files, tmp_path, text):
+def test_wrong_settings_are_one_error_that_names_the_file(files, tmp_path, text, got):
     path = tmp_path / "best.safetensors"
     path.write_bytes((files / "colour.safetensors").read_bytes())
     (tmp_path / "settings.json").write_text(text)
-    with pytest.raises(ValueError, match=re.escape(f"expected the settings of a training in {path.parent}")):
-        open_network(path)
+    named = re.escape(f"expected the settings of a training in {path.parent}")
+    with pytest.raises(ValueError, match=f"{named}.*{got}"):
+        open_network(path, size=())
+    assert open_network(path, size=(), normalise="unit").preparation == Preparation(None, "unit")   # none is needed
 
 
 def test_wrong_files_and_options(files):
@@ -370,6 +384,24 @@ def test_maps_on_the_command_line(files, tmp_path, backend):
     said = run("maps", files / "colour.safetensors", source, "--out", tmp_path, "--backend", backend, "--size", "own")
     assert said.stdout.split()[0] == str(tmp_path / "b.png")
     assert np.load(tmp_path / "b" / "skip.0.npy").shape == (1, 1, 20, 26)
+
+
+@pytest.mark.parametrize("command", ["predict", "maps"])
+def test_the_command_line_says_how_images_are_prepared_and_by_what(files, tmp_path, command):
+    path, settings = tmp_path / "best.safetensors", tmp_path / "settings.json"
+    path.write_bytes((files / "colour.safetensors").read_bytes())
+
+    def told(*options):
+        return run(command, path, files / "images" / "b.png", "--out", tmp_path / "out", *options).stderr
+
+    alone, otherwise = f"no settings.json beside {path}: images are", "if it was trained otherwise\n"
+    assert told() == f"{alone} taken at their own size, zscore; set --size and --normalise {otherwise}"
+    assert told("--size", "8,9") == f"{alone} resized to 8 x 9, zscore; set --normalise {otherwise}"
+    settings.write_text(json.dumps(Settings(data="images", size=(12, 10), normalise="unit").config()))
+    assert told() == f"images are resized to 12 x 10, unit, by {settings}\n"
+    assert told("--size", "own") == f"images are taken at their own size, unit, by --size and {settings}\n"
+    both_given = told("--size", "own", "--normalise", "none")
+    assert both_given == "images are taken at their own size, none, by --size and --normalise\n"
 
 
 def test_what_the_command_line_refuses(files, tmp_path):

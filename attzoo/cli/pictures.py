@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer  # noqa: TID253
 from rich.console import Console  # noqa: TID253
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: TID253
 
+from .. import look
+from ..train.data import NORMALISATIONS
 from .shared import Backend
+
+if TYPE_CHECKING:
+    from ..predict import Network
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors file of a network.")]
 On = Annotated[Backend, typer.Option(help="The framework to run it in.")]
 Size = Annotated[
     str | None,
-    typer.Option(metavar="H,W", help="Resize images to this, or keep their `own`; as in training unless given."),
+    typer.Option(metavar="H,W", help="Resize images to this, or keep their `own`; as settings.json has it."),
 ]
 Normalise = Annotated[
-    str | None, typer.Option(metavar="HOW", help="zscore, unit or none; as in training unless given.")
+    str | None, typer.Option(metavar="HOW", help=f"{', '.join(NORMALISATIONS)}; as settings.json has it.")
 ]
 
 
@@ -38,11 +43,12 @@ def predict(
     """Segment images or volumes with a trained network.
 
     Writes DIR/masks, the class of every pixel, PNG for pictures and .npy or .nii.gz for volumes, and DIR/overlays,
-    pictures of them. Sizes stay. What settings.json beside MODEL says of training is used: size and normalisation.
+    pictures of them. Sizes stay. What settings.json beside MODEL says of training is used: size and normalisation;
+    without it images stay as large as they are and are z-scored.
     """
-    from ..predict import open_network, predict_files
+    from ..predict import predict_files
 
-    network = open_network(model, backend=backend, size=_size("size", size), normalise=normalise)
+    network = _opened(model, backend, size, normalise)
     columns = TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -71,10 +77,26 @@ def maps(
 
     Writes a picture of the coefficients of every gate and block over the image, and a .npy of each.
     """
-    from ..predict import maps_file, open_network
+    from ..predict import maps_file
+
+    _tell(maps_file(_opened(model, backend, size, normalise), image, out))
+
+
+def _opened(model: Path, backend: Backend, size: str | None, normalise: str | None) -> Network:
+    """The network in a file; stderr is told how images are prepared for it, and by what."""
+    from ..predict import open_network
 
     network = open_network(model, backend=backend, size=_size("size", size), normalise=normalise)
-    _tell(maps_file(network, image, out))
+    preparation, options = network.preparation, {"--size": size, "--normalise": normalise}
+    to = f"resized to {look.sizes(preparation.size)}" if preparation.size else "taken at their own size"
+    how = f"images are {to}, {preparation.normalise}"
+    by = [name for name, value in options.items() if value is not None]
+    if network.settings is not None or len(by) == len(options):
+        typer.echo(f"{how}, by {' and '.join([*by, *map(str, filter(None, [network.settings]))])}", err=True)
+    else:
+        left = " and ".join(name for name in options if name not in by)
+        typer.echo(f"no settings.json beside {model}: {how}; set {left} if it was trained otherwise", err=True)
+    return network
 
 
 def _size(name: str, text: str | None) -> tuple[int, ...] | None:

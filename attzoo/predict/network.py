@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,14 +21,19 @@ from ..train.files import package
 
 SETTINGS: Final = "settings.json"   # what training writes beside a network
 MAX_SETTINGS: Final = 2**20         # bytes
+MAX_SIZE: Final = 2**28             # pixels that they may resize an image to
 
 
 @dataclass(frozen=True)
 class Network:
-    """model: of either framework, as `attzoo.load` gives it. preparation: of an image before the model sees it."""
+    """model: of either framework, as `attzoo.load` gives it. preparation: of an image before the model sees it.
+
+    settings: the file beside the model that the preparation, or a part of it, is from; None for no such file.
+    """
 
     model: Any
     preparation: Preparation
+    settings: Path | None = None
 
     @property
     def spec(self) -> Any:
@@ -53,33 +59,39 @@ def open_network(
     """The network in a file of `attzoo.save`, on a GPU where its framework has one.
 
     size: the spatial size that images are resized to, empty for their own. normalise: as `Preparation`. None takes
-    what the settings beside the file say, and where there are none, images' own size and Preparation's default.
+    what the settings beside the file say, and where there are none, images' own size and Preparation's default, which
+    need not be what it was trained with.
     Raises ValueError for a file of anything else, for settings or options that do not fit, and as `attzoo.load`.
     """
     path = Path(path)
     model = portable.load(path, backend=backend)
     if (name := registry.name_of(model.spec)) not in registry.NETWORKS:
         raise ValueError(f"expected a file with a network, got the block {name} in {path}")
-    found = _settings(path.parent / SETTINGS)
+    beside = path.parent / SETTINGS
+    settings = beside if (size is None or normalise is None) and beside.is_file() else None
+    found = _settings(settings) if settings else Preparation()
     dims = model.spec.spatial_dims
     size = found.size if size is None else tuple(size) or None
     if size is not None and len(size) != dims:
         raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {tuple(size)}")
-    return Network(adapter(backend).place(model), Preparation(size, normalise or found.normalise))
+    return Network(adapter(backend).place(model), Preparation(size, normalise or found.normalise), settings)
 
 
 def _settings(path: Path) -> Preparation:
-    """The preparation that training wrote down; the default where there is no such file."""
-    if not path.is_file():
-        return Preparation()
+    """The preparation that training wrote down."""
     try:
         if path.stat().st_size > MAX_SETTINGS:
             raise ValueError(f"got {path.stat().st_size} bytes")
         found = json.loads(path.read_bytes())
         if not isinstance(found, dict):
             raise TypeError(f"got {str(found)[:100]}")
-        size = found.get("size")
-        return Preparation(None if size is None else tuple(size), found.get("normalise") or Preparation.normalise)
+        if missing := [name for name in ("backend", "size", "normalise") if name not in found]:   # another program's
+            raise ValueError(f"got no {', '.join(missing)}")
+        size = None if found["size"] is None else tuple(found["size"])
+        preparation = Preparation(size, found["normalise"] or Preparation.normalise)
+        if prod(size or ()) > MAX_SIZE:
+            raise ValueError(f"size must be at most {MAX_SIZE} pixels in all, got {size}")
+        return preparation
     except (ValueError, TypeError, RecursionError) as err:
         raise ValueError(f"expected the settings of a training in {path}, or no such file: {err}") from err
 
