@@ -1,5 +1,6 @@
 import gzip
 import io
+import itertools
 import struct
 import sys
 import zlib
@@ -225,12 +226,47 @@ def test_a_scaled_volume_and_a_photograph(tmp_path):
     assert read_affine(tmp_path / "photo.jpg") is None
 
 
-def png_head(width, height):
+TURNS = {   # EXIF's orientations: what makes a picture upright
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: np.rot90(x, 2),
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(x.swapaxes(0, 1), 2),
+    8: lambda x: np.rot90(x),
+}
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_pictures_are_turned_upright(tmp_path, kind, orientation):
+    exif, path = Image.Exif(), tmp_path / f"photo.{kind}"
+    exif[0x0112] = orientation
+    Image.fromarray(BYTES[..., :3]).save(path, exif=exif)
+    upright = TURNS[orientation](BYTES[..., :3])
+    np.testing.assert_array_equal(read_image(path), np.moveaxis(upright, -1, 0))
+    np.testing.assert_array_equal(read_mask(path), upright[..., 0])
+    assert read_shape(path) == (3, *upright.shape[:2])
+
+
+def png(width, height, bits=8, kind=0, data=b""):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    head = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_colours_of_16_bits_are_refused_by_name(tmp_path, kind, channels):
+    for bits, read in itertools.product((8, 16), (read_image, read_mask, read_shape)):
+        (tmp_path / "deep.png").write_bytes(png(4, 3, bits, kind, (b"\0" + bytes(4 * channels * bits // 8)) * 3))
+        if bits == 8:
+            read(tmp_path / "deep.png")
+            continue
+        with pytest.raises(ValueError, match=r"deep.png: expected 16-bit grey or 8-bit colour, got 16-bit colour"):
+            read(tmp_path / "deep.png")
 
 
 def encoded(array, kind):
@@ -256,7 +292,7 @@ BROKEN = {
     "cut.png": encoded(NOISE, "PNG")[:2000],
     "cut.jpg": encoded(NOISE, "JPEG")[:2000],
     "head.png": encoded(NOISE, "PNG")[:20],
-    "bomb.png": png_head(30000, 30000),
+    "bomb.png": png(30000, 30000),
     "frames.tiff": encoded(BYTES, "frames"),
     "object.npy": encoded(np.array([[{}]], object), "npy"),
     "archive.npy": encoded(BYTES, "npz"),

@@ -20,6 +20,7 @@ IGNORE: Final = 255   # the class index that no loss and no metric counts
 SPLIT: Final = ("images", "masks")
 CAMVID: Final = ("train_images", "train_labels", "valid_images", "valid_labels")
 VOLUMES: Final = (".npy", ".nii", ".nii.gz")
+ORIENTATION: Final = 0x0112   # EXIF's tag; from 5 on width and height change places
 
 Pair = tuple[Path, Path]   # of an image and its mask
 
@@ -100,8 +101,9 @@ def _some(things: Sequence[Any]) -> str:
 def read_image(path: str | Path) -> NDArray[Any]:
     """The image (C, *S) in a file, in the file's own dtype.
 
-    Pictures keep their channels: 1 of grey, 3 of RGB, 4 of RGBA; a palette's become RGB. Pillow gives at most 8 bits
-    of a picture in colour. An array of a .npy, .nii or .nii.gz is (H, W), (D, H, W) or (D, H, W, C).
+    Pictures keep their channels: 1 of grey, 3 of RGB, 4 of RGBA; a palette's become RGB. They are turned upright, as
+    their EXIF has it. Colours are of 8 bits: of 16 Pillow would drop half, so they are refused. An array of a .npy,
+    .nii or .nii.gz is (H, W), (D, H, W) or (D, H, W, C).
     Raises ValueError, naming the file, for one that cannot be read, or holds a number that is not finite.
     """
     path = Path(path)
@@ -136,7 +138,9 @@ def read_shape(path: str | Path) -> tuple[int, ...]:
             return (1, *shape) if len(shape) < 4 else (shape[-1], *shape[:-1])
         with _opened(path) as picture:
             channels = 3 if picture.mode == "P" else len(picture.getbands())
-            return (channels, picture.height, picture.width)
+            size = picture.height, picture.width   # of a TIFF, as Pillow will turn it
+            lies = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+            return (channels, *(size[::-1] if lies else size))
 
 
 def read_affine(path: str | Path) -> Array | None:
@@ -194,11 +198,16 @@ def _channels_first(content: Any) -> NDArray[Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A picture whose head is read; more than one picture in a file are refused, save for a camera's previews."""
+    """A picture whose head is read.
+
+    More than one picture in a file are refused, save for a camera's previews, and colours of 16 bits.
+    """
     with package("PIL.Image").open(path) as picture:
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and picture.format != "MPO":
             raise ValueError(f"expected one picture, got {frames}; save a volume as .npy or .nii.gz")
+        if picture.mode in ("LA", "RGB", "RGBA") and any(";16" in str(tile.args) for tile in picture.tile):
+            raise ValueError("expected 16-bit grey or 8-bit colour, got 16-bit colour, of which Pillow reads 8 bits")
         yield picture
 
 
@@ -207,6 +216,7 @@ def _picture(path: Path, *, indices: bool) -> NDArray[Any]:
     with _opened(path) as picture:
         if indices and picture.format in ("JPEG", "MPO"):
             raise ValueError("expected a mask that keeps its numbers, got JPEG, which changes them; save it as PNG")
-        array = np.asarray(picture.convert("RGB") if picture.mode == "P" and not indices else picture)
+        upright = package("PIL.ImageOps").exif_transpose(picture)
+        array = np.asarray(upright.convert("RGB") if upright.mode == "P" and not indices else upright)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return array[None] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, -1, 0))
