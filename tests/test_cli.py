@@ -35,6 +35,10 @@ def refused(*arguments):
     return end.value.code
 
 
+def fail_with(err):
+    raise err
+
+
 def python(*arguments):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
 
@@ -368,11 +372,19 @@ def test_demo_passes_its_options_on(monkeypatch, tmp_path):
     ],
 )
 def test_what_the_library_raises_is_one_line(err, said, monkeypatch):
-    def fail(name):
-        raise err
-
-    monkeypatch.setattr(cli.blocks, "card_of", fail)
+    monkeypatch.setattr(cli.blocks, "card_of", lambda name: fail_with(err))
     assert refused("info", "se") == said
+
+
+@pytest.mark.parametrize(
+    "fill", [lambda: np.empty(2**50), lambda: torch.empty(2**50), lambda: fail_with(torch.OutOfMemoryError("CUDA"))]
+)
+def test_memory_that_runs_out_is_one_line_with_a_way_out(fill, monkeypatch):
+    monkeypatch.setattr(cli.blocks, "card_of", lambda name: fill())
+    said = refused("info", "se")
+    assert said.startswith("attzoo: out of memory: ")
+    assert said.endswith("; try a smaller --batch or --size, or in predict --window")
+    assert len(said) < 300
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

@@ -31,6 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=arguments, prog_name="attzoo")
     except (ValueError, TypeError, OSError, ImportError) as err:
         sys.exit(f"attzoo: {line(err)}")
+    except Exception as err:
+        if not _out_of_memory(err):
+            raise
+        sys.exit(f"attzoo: out of memory: {line(err)[:200]}; try a smaller --batch or --size, or in predict --window")
+
+
+def _out_of_memory(err: Exception) -> bool:
+    """Whether memory ran out, a device's or the machine's, in the words of NumPy, torch, TensorFlow or JAX."""
+    kinds, words = ("OutOfMemoryError", "ResourceExhaustedError"), ("DefaultCPUAllocator", "RESOURCE_EXHAUSTED")
+    return isinstance(err, MemoryError) or type(err).__name__ in kinds or any(word in str(err) for word in words)
 
 
 @app.callback(invoke_without_command=True)
