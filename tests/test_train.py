@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 import attzoo
 from attzoo import cli
 from attzoo.train import report, run, state
+from attzoo.train.phantoms import Phantoms
 from attzoo.train.phantoms import write as write_phantoms
 from attzoo.train.settings import OPTIMIZERS, RECIPES, Settings, rate
 
@@ -303,6 +305,88 @@ def test_what_is_in_a_folder_is_not_written_over(tiny, tmp_path):
             train(tiny, tmp_path / "run", resume=True)
 
 
+@pytest.fixture(scope="module", params=BACKENDS)
+def one_epoch(request, tmp_path_factory):
+    """A run that has made the first of three epochs."""
+    out = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "curves", lambda *_: b"")
+        train(Settings(request.param, **TINY | {"epochs": 1}), out)
+    found = state.load(out)
+    found.settings = Settings(request.param, **TINY)
+    found.save(out)
+    return out
+
+
+def first(names, head):
+    return next(name for name in sorted(names) if name.startswith(head))
+
+
+def fewer(row):
+    return {name: value for name, value in row.items() if name != "dice_3"}
+
+
+BREAKS = {
+    "no arrays": (lambda s: s.arrays.clear(), r"expected an array network\..*, got none"),
+    "one less": (lambda s: s.arrays.pop(first(s.arrays, "network")), r"expected an array network\..*, got none"),
+    "no slot": (lambda s: s.arrays.pop(first(s.arrays, "optimizer")), r"expected an array optimizer\.0.*, got none"),
+    "a stranger": (lambda s: s.arrays.update({"a.b": np.zeros(1)}), r"expected no array a\.b, got it"),
+    "a shape": (
+        lambda s: s.arrays.update({first(s.arrays, "optimizer.3"): np.zeros((2, 9), np.float32)}),
+        r"expected optimizer\.3.* to be float32 .*, got float32 \(2, 9\)",
+    ),
+    "nan": (lambda s: s.arrays[first(s.arrays, "network")].fill(np.nan), "finite"),
+    "no rows": (lambda s: s.history.clear(), "expected a history of 1 to 3 epochs"),
+    "too many": (lambda s: s.history.extend(s.history * 3), "expected a history of 1 to 3 epochs"),
+    "empty row": (lambda s: s.history.__setitem__(0, {}), "expected epoch 1 with epoch, rate, "),
+    "text": (lambda s: s.history.append("row"), "expected rows of one length, got row"),
+    "order": (lambda s: s.history.append(s.history[0]), "expected epoch 2 with epoch, rate, "),
+    "a class": (lambda s: s.history.__setitem__(0, fewer(s.history[0])), "expected a Dice of 4 classes, got 3"),
+    "words": (lambda s: s.history[0].update(loss="low"), "expected a number as loss of epoch 1, got low"),
+}
+
+
+@pytest.mark.parametrize("change", BREAKS)
+def test_a_state_that_is_broken_is_refused_with_its_name(change, one_epoch, tmp_path):
+    found = state.load(one_epoch)
+    BREAKS[change][0](found)
+    found.save(tmp_path)
+    with pytest.raises(ValueError, match=rf"{state.NAME} is not the state of (a|this) run: .*{BREAKS[change][1]}"):
+        train(found.settings, tmp_path, resume=True)
+    assert set(tree(tmp_path)) == {state.NAME}
+
+
+@pytest.mark.parametrize(("name", "was"), [("framework", "keras on abacus"), ("devices", "7")])
+def test_a_run_goes_on_with_what_it_began_with(name, was, one_epoch, tmp_path):
+    found = state.load(one_epoch)
+    found.basis[name] = was
+    found.save(tmp_path)
+    with pytest.raises(ValueError, match=f"expected what the run in .* began with: {name}: {was}, got "):
+        train(found.settings, tmp_path, resume=True)
+
+
+def test_a_run_goes_on_with_the_same_images(tmp_path):
+    for i, (image, mask) in enumerate(map(Phantoms(6, (16, 16)).__getitem__, np.ndindex(1, 6))):
+        for kind, array in (("images", image[0]), ("masks", mask)):
+            (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
+            np.save(tmp_path / "data" / kind / f"{i}.npy", array)
+    settings = Settings(data=str(tmp_path / "data"), channels=(4, 8), epochs=1, batch=4, classes=4)
+    train(settings, tmp_path / "run")
+    assert len(train(settings, tmp_path / "run", resume=True)) == 1
+    for kind in ("images", "masks"):
+        (tmp_path / "data" / kind / "0.npy").unlink()
+    with pytest.raises(ValueError, match=r"began with: images for training: 5 of names .*, got 4 of names "):
+        train(settings, tmp_path / "run", resume=True)
+
+
+def test_what_a_kill_left_of_the_first_file_is_no_run(tiny, tmp_path):
+    (tmp_path / ".attzoo-0123-settings.json").write_bytes(b"{")
+    with pytest.raises(ValueError, match=r"expected a run to resume in .*, got none"):
+        train(tiny, tmp_path, resume=True)
+    train(replace(tiny, epochs=1), tmp_path)
+    assert set(tree(tmp_path)) == set(run.FILES)
+
+
 def test_what_does_not_fit_the_data_is_refused(tiny, tmp_path):
     write_phantoms(tmp_path / "data", 2, 2, (16, 16))
     folder = Settings("torch", data=str(tmp_path / "data"), batch=1, channels=(4, 8))
@@ -332,14 +416,27 @@ def test_what_does_not_fit_the_data_is_refused(tiny, tmp_path):
     ({"data": "x", "phantoms": 3}, "phantoms is for phantoms, got 3"), ({"backend": "jax"}, "backend must be one "),
     ({"validation": 1.0}, "validation must be less than 1"), ({"decay": 0.1}, "decay is for adamw"),
     ({"dims": 1}, "dims must be one of 2, 3, got 1"), ({"seed": -1}, "seed must be >= 0, got -1"),
+    ({"seed": 2**32}, "seed must be less than 2**32, got 4294967296"),
+    ({"data": "x", "classes": 256}, "classes must be <= 255, which masks ignore, got 256"),
+    ({"network": {"channels": [4]}}, "network must leave channels to channels=..., got [4]"),
+    ({"network": {"variant": "oktay"}}, "network must leave variant to variant=..., got 'oktay'"),
+    ({"network": {"head": "sigmoid"}}, "network must leave head to loss=..., got 'sigmoid'"),
+    ({"network": {"spatial_dims": 3}}, "network must leave spatial_dims to dims=..., got 3"),
 ])   # fmt: skip
 def test_settings_that_are_wrong_or_would_do_nothing_are_refused(options, said):
-    with pytest.raises(ValueError, match="^" + said.replace("(", r"\(")):
+    with pytest.raises(ValueError, match="^" + re.escape(said)):
         Settings(**options)
 
 
+@pytest.mark.parametrize("value", [{4}, np.float32(1), float("nan"), print])
+def test_arguments_of_the_network_that_no_file_can_hold_are_refused(value):
+    with pytest.raises(TypeError, match=r"^network must be arguments that JSON can hold: "):
+        Settings(network={"dropout": value})
+
+
 def test_settings_survive_json():
-    for options in ({"size": (8, 9), "network": {"skip": None}}, {"data": "x", **RECIPES["camvid"].settings}):
+    network = {"skip": None, "strides": (2, (1, 2))}
+    for options in ({"size": (8, 9), "network": network}, {"data": "x", **RECIPES["camvid"].settings}):
         settings = Settings(**options)
         assert Settings(**json.loads(json.dumps(settings.config()))) == settings
 
@@ -458,15 +555,18 @@ def test_the_command_passes_its_options_on(monkeypatch, tmp_path):
 
 def test_the_command_goes_on_with_a_run(tiny, monkeypatch, tmp_path):
     fake = create_autospec(run.train, side_effect=KeyboardInterrupt)
-    train(replace(tiny, epochs=1), tmp_path)
+    tiny = replace(tiny, epochs=1, network={"block": "eca", "dropout": 0.1})
+    train(tiny, tmp_path)
     monkeypatch.setattr(run, "train", fake)
-    stopped = command("--resume", "--out", tmp_path, "--batch", "4", "--rate", "0.01")
-    assert fake.mock_calls == [call(replace(tiny, epochs=1), tmp_path, resume=True, workers=0, tensorboard=False)]
+    stopped = command("--resume", "--out", tmp_path, "--batch", "4", "--rate", "0.01", "--block", "eca")
+    assert fake.mock_calls == [call(tiny, tmp_path, resume=True, workers=0, tensorboard=False)]
     assert stopped.exit_code == 130
     assert stopped.stderr == f"stopped; to go on: attzoo train --resume --out {tmp_path}\n"
     agree = f"expected the settings of the run in {tmp_path}:"
     for wrong, said in (
         (("--resume", "--out", tmp_path, "--batch", 5), f"{agree} batch 4, got 5"),
+        (("--resume", "--out", tmp_path, "--block", "se"), f"{agree} block 'eca', got 'se'"),
+        (("--resume", "--out", tmp_path, "--skip", "none"), f"{agree} skip as it is unless given, got None"),
         (("--recipe", "city"), "recipe must be one of 'camvid', got 'city'"),
         (("--size", "big"), "size must be integers with commas between, got 'big'"),
         (("--net", "up"), "expected NAME=VALUE, got 'up'"),

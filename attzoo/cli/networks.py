@@ -108,8 +108,7 @@ def train(
     network = dict(map(_argument, net or ()))
     network |= {name: None if word == "none" else word for name, word in {"skip": skip, "block": block}.items() if word}
     given = _recipe(recipe) | {name: value for name, value in given.items() if value is not None}
-    given |= {"network": network} if network else {}
-    settings = agreed(out, given) if resume else Settings(**given)
+    settings = agreed(out, given, network) if resume else Settings(**given, network=network)
     if threads:   # read by the frameworks when they load
         names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
         os.environ.update(dict.fromkeys(names, str(threads)))

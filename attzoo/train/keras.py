@@ -15,6 +15,7 @@ from ..ops.keras import keras
 from .files import IGNORE
 from .losses.keras import loss as loss_of
 from .settings import Settings
+from .state import fitting
 
 ops = keras.ops
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -35,6 +36,8 @@ class Trainer:
     def __init__(self, settings: Settings, make: Callable[..., Any], classes: int) -> None:
         keras.utils.set_random_seed(settings.seed)
         self.strategy = _strategy()
+        self.framework = f"keras on {keras.backend.backend()}"
+        self.devices = self.strategy.num_replicas_in_sync if self.strategy else 1
         if self.strategy and settings.accumulate > 1:
             raise ValueError(f"accumulate must be 1 where Keras has several devices, got {settings.accumulate}")
         with self.strategy.scope() if self.strategy else nullcontext():
@@ -76,7 +79,8 @@ class Trainer:
         return arrays | {f"optimizer.{i}": np.array(ops.convert_to_numpy(v)) for i, v in slots}
 
     def restore(self, arrays: dict[str, Array]) -> None:
-        """Go on from a state."""
+        """Go on from a state. Raises ValueError, before it changes anything, for one that is not of such a trainer."""
+        fitting(arrays, self.state())
         named = {name.removeprefix("network."): a for name, a in arrays.items() if name.startswith("network.")}
         portable.load_weights(self.network, named)
         for i, variable in enumerate(self.network.optimizer.variables):

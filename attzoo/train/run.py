@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from importlib import import_module
 from itertools import islice
 from math import fsum, isfinite
@@ -80,8 +81,7 @@ def train(
         if not steps:
             raise ValueError(f"expected at least {settings.accumulate} batches to accumulate, got {len(learn)}")
         trainer = body.Trainer(settings, network(settings, training.channels, classes), classes)
-        if run.arrays:
-            trainer.restore(run.arrays)
+        _restored(run, out, trainer, classes, _basis(settings, trainer, training, validation))
         add = _begun(run, out, tensorboard) if rank == 0 else None
         with progress(settings, len(run.history), steps, quiet or rank > 0) as hear:
             for epoch in range(len(run.history), settings.epochs):
@@ -166,10 +166,37 @@ def _opened(out: Path, settings: Settings, resume: bool, first: bool) -> State:
     if resume:
         state.agreed(out, settings.config())
         return state.load(out) if (out / state.NAME).exists() else State(settings)
-    if first and out.exists() and (there := sorted(path.name for path in out.iterdir())):
+    if first and out.exists() and (there := sorted(p.name for p in out.iterdir() if not p.name.startswith(PREFIX))):
         what = "a run: resume it, or choose another" if {state.NAME, state.SETTINGS} & set(there) else there[0]
         raise ValueError(f"expected a new or empty folder, got {out} with {what}")
     return State(settings)
+
+
+def _basis(settings: Settings, trainer: Any, training: Dataset, validation: Dataset) -> dict[str, str]:
+    """What a run follows from beside its settings, in words."""
+    basis = {"framework": trainer.framework, "devices": str(trainer.devices)}
+    for part, dataset in (("training", training), ("validation", validation)):
+        if isinstance(dataset, Folder):
+            names = json.dumps([image.name for image, _ in dataset.pairs])
+            basis[f"images for {part}"] = f"{len(dataset)} of names {sha256(names.encode()).hexdigest()[:16]}"
+    return basis
+
+
+def _restored(run: State, out: Path, trainer: Any, classes: int, basis: dict[str, str]) -> None:
+    """Let a trainer go on from a run that has begun. Raises ValueError where that is broken, or began elsewhere."""
+    if not run.history:
+        run.basis = basis
+        return
+    for name in sorted(basis.keys() | run.basis.keys()):
+        was, now = run.basis.get(name), basis.get(name)
+        if was != now:
+            raise ValueError(f"expected what the run in {out} began with: {name}: {was}, got {now}")
+    try:
+        if (known := sum(name.startswith("dice_") for name in run.history[0])) != classes:
+            raise ValueError(f"expected a Dice of {classes} classes, got {known}")
+        trainer.restore(run.arrays)
+    except ValueError as err:
+        raise ValueError(f"{out / state.NAME} is not the state of this run: {err}") from err
 
 
 def _begun(run: State, out: Path, tensorboard: bool) -> Callable[[Row], None] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from math import cos, pi
@@ -10,12 +11,21 @@ from typing import Any, Final
 
 from .. import contract
 from .data import NORMALISATIONS
+from .files import IGNORE
 
 BACKENDS: Final = ("torch", "keras")
 LOSSES: Final = ("both", "cross_entropy", "dice", "bce", "focal_tversky")
 OPTIMIZERS: Final = ("sgd", "adam", "adamw")
 SCHEDULES: Final = ("constant", "step", "cosine")
 PRECISIONS: Final = ("float32", "bfloat16", "float16")
+ELSEWHERE: Final = {   # arguments of the U-Net, and what they follow from here
+    "backend": "backend",
+    "channels": "channels",
+    "dtype": "precision",
+    "head": "loss",
+    "spatial_dims": "dims",
+    "variant": "variant",
+}
 
 
 @dataclass(frozen=True)
@@ -27,12 +37,13 @@ class Settings:
     phantoms: >= 2, how many of them; None means 160.
     dims: 2 or 3, spatial axes. size: >= 1, in pixels, per axis, that everything is resized to; None leaves
     all as they are, of one size.
-    validation: share in (0, 1) kept out of training, where the folder does
-    not say which.
-    classes: >= 2 of the folder; None takes what is in its masks. normalise: "zscore" (None means it), "unit" or "none",
-    as attzoo.train.data.Preparation. flip: whether its images are mirrored at random in training; None means so.
+    validation: share in (0, 1) kept out of training, where the folder does not say which.
+    classes: 2 to 255 of the folder; None takes what is in its masks. normalise: "zscore" (None means it), "unit" or
+    "none", as attzoo.train.data.Preparation.
+    flip: whether its images are mirrored at random in training; None means so.
     variant: a published U-Net; None takes the arguments' defaults. channels: per level, from the finest; None takes the
-    variant's, and without one 16, 32, 64. network: further arguments of the U-Net, for instance {"skip": None}.
+    variant's, and without one 16, 32, 64. network: further arguments of the U-Net, as JSON has them, for
+    instance {"skip": None}.
     loss: "cross_entropy", "dice", "both" of them added, "bce" (binary cross-entropy; two classes share one output) or
     "focal_tversky".
     optimizer: "sgd", "adam" or "adamw". rate: > 0. momentum: in [0, 1), of sgd. decay: >= 0, of weights, of adamw.
@@ -40,7 +51,7 @@ class Settings:
     epochs, batch (images in all, over all devices): >= 1. accumulate: >= 1 batches whose mean gradient makes one step;
     batches that fill no step sit the epoch out.
     precision: "float32", or "bfloat16" or "float16" where it is safe, weights staying float32.
-    checkpoint_every: >= 1 epochs; None keeps the best only. seed: >= 0.
+    checkpoint_every: >= 1 epochs; None keeps the best only. seed: >= 0, < 2**32.
     Raises TypeError or ValueError when a value is outside these bounds, or one would do nothing.
     """
 
@@ -110,15 +121,17 @@ class Settings:
                 raise ValueError(f"{name} must be less than 1, got {value}")
         if self.flip is not None:
             contract.flag("flip", self.flip)
-        if not isinstance(self.network, Mapping):
-            raise TypeError(f"network must be arguments of the U-Net, got {self.network!r}")
+        if self.classes is not None and self.classes > IGNORE:
+            raise ValueError(f"classes must be <= {IGNORE}, which masks ignore, got {self.classes}")
+        if contract.integer("seed", self.seed, 0) >= 2**32:
+            raise ValueError(f"seed must be less than 2**32, got {self.seed}")
         contract.settle(
             self,
             size=size,
             channels=None if self.channels is None else tuple(self.channels),
-            network=MappingProxyType(dict(self.network)),
+            network=MappingProxyType(_arguments(self.network)),
             rate=float(self.rate),
-            seed=contract.integer("seed", self.seed, 0),
+            seed=int(self.seed),
         )
 
     def config(self) -> dict[str, Any]:
@@ -130,6 +143,20 @@ class Settings:
     def outputs(self, classes: int) -> int:
         """Output channels of a network for so many classes."""
         return 1 if self.loss == "bce" and classes == 2 else classes
+
+
+def _arguments(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the U-Net as they come back from a file."""
+    if not isinstance(network, Mapping):
+        raise TypeError(f"network must be arguments of the U-Net, got {network!r}")
+    for name in ELSEWHERE:
+        if name in network:
+            raise ValueError(f"network must leave {name} to {ELSEWHERE[name]}=..., got {network[name]!r}")
+    try:
+        arguments: dict[str, Any] = json.loads(json.dumps(dict(network), allow_nan=False))
+        return arguments
+    except (TypeError, ValueError, RecursionError) as err:
+        raise TypeError(f"network must be arguments that JSON can hold: {err}") from err
 
 
 KNOWN: Final = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,43 +18,81 @@ from .settings import Settings
 
 NAME: Final = "resume.safetensors"
 SETTINGS: Final = "settings.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
+COLUMNS: Final = ("epoch", "rate", "loss", "train_accuracy", "validation_accuracy", "mean_iou")   # before every Dice
 Row = dict[str, Any]   # what an epoch gave, by column
 
 
 @dataclass
 class State:
-    """settings, the rows of all epochs so far, and the trainer's arrays after the last."""
+    """settings, the rows of all epochs so far, and the trainer's arrays after the last.
+
+    basis: what else the run follows from, in words, by name.
+    """
 
     settings: Settings
     history: list[Row] = field(default_factory=list)
     arrays: dict[str, Array] = field(default_factory=dict)
+    basis: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Put the state in place of the folder's last one, whole or not at all."""
-        about = {"format": FORMAT, "settings": self.settings.config(), "history": self.history}
+        about = {"format": FORMAT, "settings": self.settings.config(), "basis": self.basis, "history": self.history}
         write(folder / NAME, serialize(self.arrays, metadata={"attzoo": json.dumps(about)}))
 
 
-def load(folder: Path) -> State:
-    """The state in a run's folder. Raises ValueError for a file that `State.save` did not write, OSError for none."""
+def load(folder: Path, arrays: bool = True) -> State:
+    """The state in a run's folder, with its arrays or without.
+
+    Raises ValueError for a file that `State.save` did not write, OSError for none.
+    """
     path = folder / NAME
     path.stat()   # safe_open's own error does not say which file
     try:
         with safe_open(path, "numpy") as file:
             about = json.loads((file.metadata() or {}).get("attzoo", "{}"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}   # noqa: SIM118, it has no iterator
+            names = file.keys() if arrays else ()
+            found = {name: file.get_tensor(name) for name in names}
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise ValueError(f"expected format {FORMAT}, got {str(about)[:100]}")
-        return State(Settings(**about["settings"]), list(about["history"]), arrays)
-    except (ValueError, TypeError, KeyError, RecursionError, SafetensorError) as err:
+        settings = Settings(**about["settings"])
+        return State(settings, _rows(about["history"], settings.epochs), found, dict(about["basis"]))
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, SafetensorError) as err:
         raise ValueError(f"{path} is not the state of a run: {err}") from err
+
+
+def _rows(history: Any, epochs: int) -> list[Row]:
+    """A history that is one: a row for each epoch from the first, of numbers, all of the same columns."""
+    if not isinstance(history, list) or not 1 <= len(history) <= epochs:
+        raise ValueError(f"expected a history of 1 to {epochs} epochs, got {str(history)[:100]}")
+    for number, row in enumerate(history, 1):
+        if not isinstance(row, dict) or len(row) != len(history[0]):
+            raise ValueError(f"expected rows of one length, got {str(row)[:100]}")
+        dice = [f"dice_{k}" for k in range(len(row) - len(COLUMNS) - 1)]
+        if list(row) != [*COLUMNS, *dice, "seconds"] or row["epoch"] != number:
+            raise ValueError(f"expected epoch {number} with {', '.join(COLUMNS)}, ..., got {str(row)[:100]}")
+        for name, value in row.items():
+            known = type(value) in (int, float) and isfinite(value)
+            if not (known or (value is None and name in dice)):
+                raise ValueError(f"expected a number as {name} of epoch {number}, got {str(value)[:100]}")
+    return history
+
+
+def fitting(arrays: Mapping[str, Array], wanted: Mapping[str, Array]) -> None:
+    """Raise ValueError unless the arrays have the names, shapes and dtypes of the wanted ones."""
+    if apart := sorted(arrays.keys() ^ wanted.keys()):
+        got = "got none" if apart[0] in wanted else "got it"
+        raise ValueError(f"expected {'an' if apart[0] in wanted else 'no'} array {apart[0]}, {got}")
+    for name, array in wanted.items():
+        kinds = [f"{each.dtype} {each.shape}" for each in (array, arrays[name])]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"expected {name} to be {kinds[0]}, got {kinds[1]}")
 
 
 def stored(folder: Path) -> Settings:
     """The settings of the run in a folder. Raises ValueError where there is none, or what is there is broken."""
     if (folder / NAME).exists():
-        return load(folder).settings
+        return load(folder, arrays=False).settings
     path = folder / SETTINGS
     if not path.exists():
         raise ValueError(f"expected a run to resume in {folder}, got none")
@@ -63,13 +102,19 @@ def stored(folder: Path) -> Settings:
         raise ValueError(f"{path} does not hold the settings of a run: {err}") from err
 
 
-def agreed(folder: Path, given: Mapping[str, Any]) -> Settings:
+def agreed(folder: Path, given: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> Settings:
     """The settings of the run in a folder, if the given ones, as in `Settings.config`, are among them.
 
+    network: those arguments of the network that are given, where `given` does not have them all.
     Raises ValueError that says which are not, and as `stored`.
     """
     found = stored(folder)
     was = found.config()
-    if told := [f"{name} {was[name]!r}, got {value!r}" for name, value in given.items() if value != was[name]]:
+    told = [f"{name} {was[name]!r}, got {value!r}" for name, value in given.items() if value != was[name]]
+    for name, value in (network or {}).items():
+        if name not in found.network or found.network[name] != value:
+            kept = repr(found.network[name]) if name in found.network else "as it is unless given"
+            told.append(f"{name} {kept}, got {value!r}")
+    if told:
         raise ValueError(f"expected the settings of the run in {folder}: {'; '.join(told)}")
     return found

@@ -19,6 +19,7 @@ from ..contract import Array
 from .files import IGNORE, package
 from .losses.torch import loss as loss_of
 from .settings import Settings
+from .state import fitting
 
 multiclass_confusion_matrix = package("torchmetrics.functional.classification").multiclass_confusion_matrix
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -48,8 +49,10 @@ class Trainer:
 
     def __init__(self, settings: Settings, make: Callable[..., nn.Module], classes: int) -> None:
         self.settings = settings
+        self.framework = "torch"
         torch.manual_seed(settings.seed)
         self.rank, self.world = join()
+        self.devices = self.world
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")   # the one that `join` has set
         self.network = make(backend="torch").to(self.device)
         self.model: nn.Module = self.network
@@ -115,18 +118,35 @@ class Trainer:
         return arrays | {f"scaler.{name}": np.array(v) for name, v in self.scaler.state_dict().items()}
 
     def restore(self, arrays: dict[str, Array]) -> None:
-        """Go on from a state."""
+        """Go on from a state. Raises ValueError, before it changes anything, for one that is not of such a trainer."""
+        slots = self._slots()
+        if self.scaler.is_enabled() and not any(name.startswith("optimizer.") for name in arrays):
+            slots = {}   # steps that overflowed are none
+        fitting(arrays, {name: a for name, a in self.state().items() if not name.startswith("optimizer.")} | slots)
         parts: dict[str, dict[str, Array]] = {"network": {}, "optimizer": {}, "scaler": {}}
         for name, array in arrays.items():
             head, _, tail = name.partition(".")
             parts[head][tail] = array
         portable.load_weights(self.network, parts["network"])
-        slots: dict[int, dict[str, Tensor]] = {}
+        found: dict[int, dict[str, Tensor]] = {}
         for name, array in parts["optimizer"].items():
             i, _, slot = name.partition(".")
-            slots.setdefault(int(i), {})[slot] = torch.from_numpy(array.copy())
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": slots})
+            found.setdefault(int(i), {})[slot] = torch.from_numpy(array.copy())
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": found})
         self.scaler.load_state_dict({name: array.item() for name, array in parts["scaler"].items()})
+
+    def _slots(self) -> dict[str, Array]:
+        """What the optimizer keeps once it has made a step, empty."""
+        if self.settings.optimizer == "sgd":
+            names: tuple[str, ...] = ("momentum_buffer",) if self.settings.momentum else ()
+        else:
+            names = ("step", "exp_avg", "exp_avg_sq")
+        sizes = [tuple(p.shape) for p in self.network.parameters()]
+        return {
+            f"optimizer.{i}.{name}": np.empty(() if name == "step" else size, np.float32)
+            for i, size in enumerate(sizes)
+            for name in names
+        }
 
     def _tensors(self, images: Array, masks: NDArray[Any]) -> tuple[Tensor, Tensor]:
         x, y = torch.as_tensor(images), torch.as_tensor(masks)
