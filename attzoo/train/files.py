@@ -139,7 +139,8 @@ def read_shape(path: str | Path) -> tuple[int, ...]:
         with _opened(path) as picture:
             channels = 3 if picture.mode == "P" else len(picture.getbands())
             size = picture.height, picture.width   # of a TIFF, as Pillow will turn it
-            lies = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+            exif = package("PIL.Image").Image.getexif(picture)   # the head's; a PNG's own way reads all of it
+            lies = picture.format != "TIFF" and exif.get(ORIENTATION) in (5, 6, 7, 8)
             return (channels, *(size[::-1] if lies else size))
 
 
