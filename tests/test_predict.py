@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import attzoo
 from attzoo import cli
-from attzoo.predict import Network, label, maps_file, open_network, predict, predict_files
+from attzoo.predict import Network, label, maps_file, open_network, predict, predict_files, segment
 from attzoo.train.data import Preparation, read_affine, read_mask
 from attzoo.train.settings import Settings
 
@@ -124,6 +124,10 @@ def test_heads():
         p = predict(Network(net, preparation), image)
         np.testing.assert_allclose(p, (y.sigmoid() if outputs == 1 else y.softmax(1))[0], atol=1e-6)
         np.testing.assert_allclose(predict(Network(sure, preparation), image), y.sigmoid()[0], atol=1e-6)
+        for each in (net, sure):
+            classes = segment(Network(each, preparation), image)
+            assert len(np.unique(classes)) > 1
+            np.testing.assert_array_equal(classes, label(predict(Network(each, preparation), image)))
 
 
 def test_a_model_in_training_is_left_as_it_was():
@@ -150,11 +154,13 @@ def test_classes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"overlap": 1.0}, r"overlap must be in \[0, 1\), got 1.0"),
-        ({"overlap": -0.1}, "overlap must be in"),
+        ({"overlap": 0.9}, "overlap is for windows, got 0.9 without a window"),
+        ({"batch": 9}, "batch is for windows, got 9 without a window"),
+        ({"window": (8, 8), "overlap": 1.0}, r"overlap must be in \[0, 1\), got 1.0"),
+        ({"window": (8, 8), "overlap": -0.1}, "overlap must be in"),
         ({"window": (8,)}, r"window must be 2 numbers, one per spatial axis, got \(8,\)"),
         ({"window": (8, 0)}, "window must be >= 1, got 0"),
-        ({"batch": 0}, "batch must be >= 1"),
+        ({"window": (8, 8), "batch": 0}, "batch must be >= 1"),
     ],
 )
 def test_options_are_checked(options, message):

@@ -37,8 +37,10 @@ def predict(
     window: Annotated[
         str | None, typer.Option(metavar="H,W", help="Take larger images by parts of this size; whole unless given.")
     ] = None,
-    overlap: Annotated[float, typer.Option(metavar="SHARE", help="Of a part that its neighbour has too.")] = 0.5,
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Parts at once.")] = 4,
+    overlap: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Of a part that its neighbour has too.  [0.5]")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, metavar="N", help="Parts at once.  [4]")] = None,
 ) -> None:
     """Segment images or volumes with a trained network.
 

@@ -16,7 +16,7 @@ from ..contract import Array
 from ..files import whole, write
 from ..train.files import VOLUMES, by_name, ending, package, read_affine, read_image, read_shape
 from . import picture
-from .network import Network, label, predict
+from .network import Network, segment
 
 
 def predict_files(
@@ -25,8 +25,8 @@ def predict_files(
     out: str | Path,
     *,
     window: Sequence[int] | None = None,
-    overlap: float = 0.5,
-    batch: int = 4,
+    overlap: float | None = None,
+    batch: int | None = None,
     hear: Callable[[int, int], None] = lambda done, count: None,
 ) -> list[Path]:
     """Write what a network makes of an image, a volume or a folder of them; return the files.
@@ -45,7 +45,7 @@ def predict_files(
     for done, (name, path) in enumerate(sources.items()):
         hear(done, len(sources))
         image = read_image(path)
-        mask = label(predict(network, image, window=window, overlap=overlap, batch=batch))
+        mask = segment(network, image, window=window, overlap=overlap, batch=batch)
         drawn = picture.draw(image, mask, path.name)
         masks.mkdir(parents=True, exist_ok=True)
         overlays.mkdir(exist_ok=True)

@@ -101,51 +101,83 @@ def predict(
     image: NDArray[Any],
     *,
     window: Sequence[int] | None = None,
-    overlap: float = 0.5,
-    batch: int = 4,
+    overlap: float | None = None,
+    batch: int | None = None,
 ) -> Array:
     """(C, *S) as read from a file -> (K, *S), the probability of each class; of the second one, where K is 1.
 
     window: the spatial size of a part, in pixels, once the image is resized; a larger image goes by parts, which are
-    blended with Gaussian weights. None: it goes whole. overlap: in [0, 1), the share of a part that its neighbour has
-    too. batch: >= 1 parts at once.
-    Raises ValueError for an image that is none for the network, for options outside these bounds, or where the network
-    gives numbers that are not finite.
+    blended with Gaussian weights. None: it goes whole. overlap, of windows: in [0, 1), the share of a part that its
+    neighbour has too; None means 0.5. batch, of windows: >= 1 parts at once; None means 4.
+    Raises ValueError for an image that is none for the network, for options outside these bounds or that would do
+    nothing, or where the network gives numbers that are not finite.
     """
-    network.accept(image.shape, "the image")
-    window = _checked(window, overlap, batch, image.ndim - 1, network.preparation.size)
-    x = network.preparation(image)[None]
-    part = [min(pair) for pair in zip(window or x.shape[2:], x.shape[2:], strict=True)]
-    y = network(x) if part == list(x.shape[2:]) else _windows(network, x, part, overlap, batch)
-    y = ops.resize(y, image.shape[1:], "linear", align_corners=False)[0]
-    if not np.isfinite(y).all():
-        raise ValueError("expected finite outputs of the network, got others")
+    y = _outputs(network, image, window, overlap, batch)
     if network.spec.head == "sigmoid":
-        return np.asarray(y)
+        return y
     return ops.sigmoid(y) if len(y) == 1 else _softmax(y)
 
 
-def label(probabilities: Array) -> NDArray[Any]:
-    """(K, *S) -> (*S), the likeliest class in 8 bits, or 16 for more than 256; where K is 1, 1 from a half on."""
-    classes = probabilities[0] >= 0.5 if len(probabilities) == 1 else probabilities.argmax(axis=0)
+def segment(
+    network: Network,
+    image: NDArray[Any],
+    *,
+    window: Sequence[int] | None = None,
+    overlap: float | None = None,
+    batch: int | None = None,
+) -> NDArray[Any]:
+    """(C, *S) -> (*S), the class of each pixel: as `label` of `predict`, in less memory. All else as `predict`."""
+    y = _outputs(network, image, window, overlap, batch)
+    return label(y, 0.5 if network.spec.head == "sigmoid" else 0.0)
+
+
+def label(probabilities: Array, half: float = 0.5) -> NDArray[Any]:
+    """(K, *S) -> (*S), the likeliest class in 8 bits, or 16 for more than 256; where K is 1, 1 from a half on.
+
+    Logits will do as well, with `half` 0.
+    """
+    classes = probabilities[0] >= half if len(probabilities) == 1 else probabilities.argmax(axis=0)
     return np.asarray(classes, np.uint8 if len(probabilities) <= 256 else np.uint16)
 
 
+def _outputs(
+    network: Network, image: NDArray[Any], window: Sequence[int] | None, overlap: float | None, batch: int | None
+) -> Array:
+    """(C, *S) -> (K, *S), as the network's head gives it, resized."""
+    network.accept(image.shape, "the image")
+    window, overlap, batch = _checked(window, overlap, batch, image.ndim - 1, network.preparation.size)
+    x = network.preparation(image)[None]
+    part = [min(pair) for pair in zip(window or x.shape[2:], x.shape[2:], strict=True)]
+    y = network(x) if part == list(x.shape[2:]) else _windows(network, x, part, overlap, batch)
+    if not np.isfinite(y).all():
+        raise ValueError("expected finite outputs of the network, got others")
+    if y.shape[2:] == image.shape[1:]:
+        return y[0]
+    resized = np.empty((y.shape[1], *image.shape[1:]), y.dtype)
+    for k in range(len(resized)):   # a channel at a time, as resizing takes several times what it is given
+        resized[k] = ops.resize(y[:, k : k + 1], image.shape[1:], "linear", align_corners=False)[0, 0]
+    return resized
+
+
 def _checked(
-    window: Sequence[int] | None, overlap: float, batch: int, dims: int, size: tuple[int, ...] | None
-) -> tuple[int, ...] | None:
-    """The window, if it and the other options are right for images of so many axes that are resized to `size`."""
-    contract.integer("batch", batch)
-    if not 0 <= contract.number("overlap", overlap) < 1:
+    window: Sequence[int] | None, overlap: float | None, batch: int | None, dims: int, size: tuple[int, ...] | None
+) -> tuple[tuple[int, ...] | None, float, int]:
+    """The options, defaults settled, if they are right for images of so many axes that are resized to `size`."""
+    for name, value in {"overlap": overlap, "batch": batch}.items():
+        if window is None and value is not None:
+            raise ValueError(f"{name} is for windows, got {value} without a window")
+    batch = contract.integer("batch", 4 if batch is None else batch)
+    overlap = contract.number("overlap", 0.5 if overlap is None else overlap)
+    if not 0 <= overlap < 1:
         raise ValueError(f"overlap must be in [0, 1), got {overlap}")
     if window is None:
-        return None
+        return None, overlap, batch
     if len(window) != dims:
         raise ValueError(f"window must be {dims} numbers, one per spatial axis, got {tuple(window)}")
     window = tuple(contract.integer("window", side) for side in window)
     if size and all(w >= s for w, s in zip(window, size, strict=True)):
         raise ValueError(f"window must be less than {size}, which images are resized to, got {window}")
-    return window
+    return window, overlap, batch
 
 
 def _windows(network: Network, x: Array, part: Sequence[int], overlap: float, batch: int) -> Array:
@@ -163,6 +195,8 @@ def _windows(network: Network, x: Array, part: Sequence[int], overlap: float, ba
 
 
 def _softmax(z: Array) -> Array:
-    """Over the first axis."""
-    e = np.exp(z - z.max(axis=0))
-    return np.asarray(e / e.sum(axis=0))
+    """Over the first axis, with one copy."""
+    z = z - z.max(axis=0)
+    np.exp(z, out=z)
+    z /= z.sum(axis=0)
+    return z
