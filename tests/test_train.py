@@ -190,6 +190,16 @@ def test_a_folder_is_learned(backend, tmp_path):
     assert (best.spec.in_channels, best.spec.out_channels, best.spec.head) == (1, 4, "linear")
 
 
+def test_a_last_image_alone_sits_the_epoch_out(tmp_path):
+    options = {"phantoms": 7, "size": (2, 2), "epochs": 1}   # 5 or 6 to train on, and a deepest level of one pixel
+    history = train(Settings(**TINY | options | {"validation": 0.3}), tmp_path / "five")
+    assert len(history) == 1
+    with pytest.raises(ValueError, match="expected at least 2 batches to accumulate, got 1"):
+        train(Settings(**TINY | options | {"validation": 0.3, "accumulate": 2}), tmp_path / "accumulated")
+    settings = Settings(**TINY | options | {"validation": 0.1, "accumulate": 2, "size": (8, 8)})
+    assert len(train(settings, tmp_path / "six")) == 1
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_classes_share_an_output_and_events_are_written(backend, tmp_path):
     write_phantoms(tmp_path / "data", 4, 2, (16, 16))

@@ -74,7 +74,9 @@ def train(
         training, validation = datasets(settings)
         classes = training.classes or 0
         share = {"seed": settings.seed, "rank": rank, "world_size": world}
-        batches = Batches(len(training), settings.batch, drop_last=world > 1, **share)   # or some would wait for others
+        alone = len(training) > settings.batch and len(training) % settings.batch == 1   # norms take no single value
+        drop_last = world > 1 or alone   # of several processes, some would wait for others
+        batches = Batches(len(training), settings.batch, drop_last=drop_last, **share)
         learn = Loader(training, batches, workers)
         judge = Loader(validation, Batches(len(validation), settings.batch, shuffle=False, **share), workers)
         steps = len(learn) // settings.accumulate * settings.accumulate

@@ -48,7 +48,8 @@ class Settings:
     "focal_tversky".
     optimizer: "sgd", "adam" or "adamw". rate: > 0. momentum: in [0, 1), of sgd. decay: >= 0, of weights, of adamw.
     schedule: "constant", "step" (times `factor` every `every` epochs) or "cosine", down to 0.
-    epochs, batch (images in all, over all devices): >= 1. accumulate: >= 1 batches whose mean gradient makes one step;
+    epochs, batch (images in all, over all devices): >= 1; a last image that would be a batch alone sits the epoch out,
+    which batch norm would refuse. accumulate: >= 1 batches whose mean gradient makes one step;
     batches that fill no step sit the epoch out.
     precision: "float32", or "bfloat16" or "float16" where it is safe, weights staying float32.
     checkpoint_every: >= 1 epochs; None keeps the best only. seed: >= 0, < 2**32.
