@@ -1,5 +1,6 @@
 import json
 import re
+import tracemalloc
 
 import nibabel
 import numpy as np
@@ -142,9 +143,24 @@ def test_a_model_in_training_is_left_as_it_was():
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_memory_is_but_a_share_more_than_the_outputs(monkeypatch):
+    shape, network = (8, 150, 160), Network(unet(1, 8, channels=(4, 4), skip=None), Preparation((60, 50), "none"))
+    image, small = np.zeros((1, *shape[1:]), np.float32), np.zeros((1, 8, 60, 50), np.float32)
+    monkeypatch.setattr(Network, "__call__", lambda self, x: small)
+    for use, most in ((segment, 1.6), (predict, 2.6)):
+        use(network, image)
+        tracemalloc.start()
+        use(network, image)
+        peak = tracemalloc.get_traced_memory()[1] / (4 * np.prod(shape))
+        tracemalloc.stop()
+        assert 1 < peak < most
+
+
 def test_classes():
     np.testing.assert_array_equal(label(np.array([[0.4, 0.5, 0.6]])), [0, 1, 1])
     np.testing.assert_array_equal(label(np.array([[0.4, 0.2], [0.5, 0.3], [0.1, 0.5]])), [1, 2])
+    even = np.random.default_rng(0).integers(0, 3, (5, 40)) / 4   # many are the likeliest: the first of them counts
+    np.testing.assert_array_equal(label(even), even.argmax(0))
     assert label(np.zeros((256, 2))).dtype == np.uint8
     many = np.zeros((300, 2))
     many[299] = 1

@@ -136,8 +136,14 @@ def label(probabilities: Array, half: float = 0.5) -> NDArray[Any]:
 
     Logits will do as well, with `half` 0.
     """
-    classes = probabilities[0] >= half if len(probabilities) == 1 else probabilities.argmax(axis=0)
-    return np.asarray(classes, np.uint8 if len(probabilities) <= 256 else np.uint16)
+    dtype = np.uint8 if len(probabilities) <= 256 else np.uint16
+    if len(probabilities) == 1:
+        return (probabilities[0] >= half).astype(dtype)
+    best, classes = probabilities[0].copy(), np.zeros(probabilities.shape[1:], dtype)
+    for k in range(1, len(probabilities)):   # argmax(0) would copy all of them, and answer in 64 bits
+        classes[probabilities[k] > best] = k
+        np.maximum(best, probabilities[k], out=best)
+    return classes
 
 
 def _outputs(
