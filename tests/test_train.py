@@ -165,6 +165,17 @@ def test_two_processes_of_torch_learn_what_one_does(tmp_path):
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(run.FILES)
 
 
+def test_a_process_group_of_the_caller_stays(tiny, tmp_path):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        train(replace(tiny, epochs=1), tmp_path)
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+
+
 def test_two_devices_of_tensorflow_learn_what_one_does(tmp_path):
     settings = Settings("keras", **TINY | ALIKE | {"batch": 3, "loss": "cross_entropy"})   # shares of 2 and 1
     process = start(REPLICAS, json.dumps(settings.config()), str(tmp_path / "two"))

@@ -67,10 +67,11 @@ class Loader:
     """Batches of a dataset as torch tensors, which NumPy takes without a copy: images (N, C, *S), masks (N, *S).
 
     workers: processes that read ahead, started fresh at the first batch and kept for the epochs that follow; 0 reads
-    in this one. Raises ValueError where samples of different sizes would share a batch.
+    in this one. pin: keep batches where torch's GPU, if there is one, takes them from while it works.
+    Raises ValueError where samples of different sizes would share a batch.
     """
 
-    def __init__(self, dataset: Dataset, batches: Batches, workers: int = 0) -> None:
+    def __init__(self, dataset: Dataset, batches: Batches, workers: int = 0, pin: bool = False) -> None:
         import torch
         from torch.utils.data import DataLoader
 
@@ -83,6 +84,7 @@ class Loader:
             batch_sampler=batches,
             collate_fn=_as_it_is,
             num_workers=workers,
+            pin_memory=pin and torch.cuda.is_available(),
             persistent_workers=workers > 0,
             multiprocessing_context="spawn" if workers else None,   # TensorFlow may live here, and does not fork
             generator=torch.Generator(),   # or every epoch would draw from the generator that dropout draws from

@@ -68,8 +68,7 @@ def train(
         package(needed)
     with registry.naming_extra("training"):
         body = import_module(f"{__package__}.{settings.backend}")
-    rank, world = body.join()
-    try:
+    with body.joined() as (rank, world):
         run = _opened(out, settings, resume, first=rank == 0)   # before anything that takes time
         training, validation = datasets(settings)
         classes = training.classes or 0
@@ -77,8 +76,9 @@ def train(
         alone = len(training) > settings.batch and len(training) % settings.batch == 1   # norms take no single value
         drop_last = world > 1 or alone   # of several processes, some would wait for others
         batches = Batches(len(training), settings.batch, drop_last=drop_last, **share)
-        learn = Loader(training, batches, workers)
-        judge = Loader(validation, Batches(len(validation), settings.batch, shuffle=False, **share), workers)
+        pin = settings.backend == "torch"
+        learn = Loader(training, batches, workers, pin)
+        judge = Loader(validation, Batches(len(validation), settings.batch, shuffle=False, **share), workers, pin)
         steps = len(learn) // settings.accumulate * settings.accumulate
         if not steps:
             raise ValueError(f"expected at least {settings.accumulate} batches to accumulate, got {len(learn)}")
@@ -97,8 +97,6 @@ def train(
                     if add:
                         add(row)
         return run.history
-    finally:
-        body.leave()
 
 
 def datasets(settings: Settings) -> tuple[Dataset, Dataset]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -29,19 +29,26 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def join() -> tuple[int, int]:
-    """Rank of the process and the number of processes; joins the others first, where torchrun started several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+@contextmanager
+def joined() -> Iterator[tuple[int, int]]:
+    """Rank of the process and the number of processes, joined with the others while this lasts.
+
+    Where torchrun started several, and nobody has joined them yet; a group that is there stays.
+    """
+    began = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    if began:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield _place()
+    finally:
+        if began:
+            dist.destroy_process_group()
+
+
+def _place() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def leave() -> None:
-    """Part from the other processes."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 class Trainer:
@@ -51,9 +58,9 @@ class Trainer:
         self.settings = settings
         self.framework = "torch"
         torch.manual_seed(settings.seed)
-        self.rank, self.world = join()
+        self.rank, self.world = _place()
         self.devices = self.world
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")   # the one that `join` has set
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")   # the one that `joined` has set
         self.network = make(backend="torch").to(self.device)
         self.model: nn.Module = self.network
         if self.world > 1:
