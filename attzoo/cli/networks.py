@@ -41,7 +41,10 @@ def train(
     phantoms: Annotated[int | None, typer.Option(metavar="N", help="Without --data, how many.  [160]")] = None,
     normalise: Annotated[str | None, _one_of(NORMALISATIONS, "Per image and channel, [zscore]: ")] = None,
     flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Mirror images of --data at random.  [flip]")
+        bool | None,
+        typer.Option(
+            "--flip/--no-flip", help="Mirror --data at random: pictures left to right, volumes all ways.  [flip]"
+        ),
     ] = None,
     variant: Annotated[
         str | None, typer.Option(metavar="NAME", help="A published U-Net; `attzoo info unet` has them.")

@@ -136,7 +136,8 @@ def without_tensorflow() -> Iterator[None]:
 class Folder:
     """The dataset of pairs of files, as `find` gives them.
 
-    preparation: of each image. flip: mirror image and mask along each axis with probability 1/2, by seed and key.
+    preparation: of each image. flip: mirror image and mask with probability 1/2, by seed and key; a picture left to
+    right, since few can stand on their heads, a volume along each axis.
     classes: their number, which masks must keep to (255 counts as none); None leaves it open.
     Looks at the head of every file. Raises ValueError, naming files, unless all images have the same number of channels
     and of axes and each mask its image's size, or for a file that cannot be read.
@@ -240,4 +241,5 @@ def _by(size: Sequence[int]) -> str:
 @cache
 def _flips(spatial_dims: int) -> Any:
     monai = _monai()
-    return monai.Compose([monai.RandFlipd(("image", "mask"), prob=0.5, spatial_axis=a) for a in range(spatial_dims)])
+    axes = (1,) if spatial_dims == 2 else range(spatial_dims)
+    return monai.Compose([monai.RandFlipd(("image", "mask"), prob=0.5, spatial_axis=axis) for axis in axes])

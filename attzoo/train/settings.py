@@ -40,7 +40,8 @@ class Settings:
     validation: share in (0, 1) kept out of training, where the folder does not say which.
     classes: 2 to 255 of the folder; None takes what is in its masks. normalise: "zscore" (None means it), "unit" or
     "none", as attzoo.train.data.Preparation.
-    flip: whether its images are mirrored at random in training; None means so.
+    flip: whether its images are mirrored at random in training, pictures left to right, volumes along every axis; None
+    means so.
     variant: a published U-Net; None takes the arguments' defaults. channels: per level, from the finest; None takes the
     variant's, and without one 16, 32, 64. network: further arguments of the U-Net, as JSON has them, for
     instance {"skip": None}.
