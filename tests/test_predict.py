@@ -311,6 +311,18 @@ def test_maps_of_a_file(files, tmp_path, backend):
         np.testing.assert_array_equal(np.load(path), seen[path.stem])
 
 
+def test_maps_of_two_networks_are_not_mixed(files, tmp_path):
+    network, image = open_network(files / "colour.safetensors"), files / "images" / "b.png"
+    written = maps_file(network, image, tmp_path)
+    (tmp_path / "b" / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in written}
+    assert maps_file(network, image, tmp_path) == written
+    with pytest.raises(ValueError, match=r"expected no arrays but this network's in .*b, got decoder.0.block.npy"):
+        maps_file(Network(unet(3, 2, channels=(4, 4)), Preparation()), image, tmp_path)
+    assert {path: path.read_bytes() for path in written} == before
+    assert len([*tmp_path.rglob("*.*")]) == len(written) + 1
+
+
 def test_maps_of_a_volume(files, tmp_path):
     picture_, skip = maps_file(open_network(files / "volume.safetensors"), files / "scan.nii.gz", tmp_path)
     assert picture_ == tmp_path / "scan.png"

@@ -61,9 +61,10 @@ def maps_file(network: Network, source: str | Path, out: str | Path) -> list[Pat
     """Write where a network looks in an image or a volume; return the files.
 
     out/NAME.png shows the coefficients of every gate and block, and out/NAME holds them, a .npy each, as
-    `attzoo.attention_maps` gives them. What was there is replaced.
+    `attzoo.attention_maps` gives them. Those of the same names are replaced.
     Raises OSError where there is no source, or `out` is no folder; ValueError, naming the file, for one that cannot be
-    read or is none for the network, and as `attention_maps`.
+    read or is none for the network, where out/NAME holds arrays of other names, as another network leaves them, and as
+    `attention_maps`.
     """
     package("matplotlib")   # early, where it is absent
     source = Path(source)
@@ -75,9 +76,11 @@ def maps_file(network: Network, source: str | Path, out: str | Path) -> list[Pat
     network.accept(image.shape, str(source))
     with maps.attention_maps(network.model) as seen:
         network(network.preparation(image)[None])
+    written = [folder.parent / f"{name}.png", *(folder / f"{safe}.npy" for safe in _safe(seen))]
+    if others := sorted(set(folder.glob("*.npy")) - set(written)):
+        raise ValueError(f"expected no arrays but this network's in {folder}, got {others[0].name}: remove them")
     drawn = maps.draw(image, seen, f"Where the network looks in {source.name}")
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder.parent / f"{name}.png", *(folder / f"{safe}.npy" for safe in _safe(seen))]
     write(written[0], drawn)
     for path, array in zip(written[1:], seen.values(), strict=True):
         write(path, _npy(array))
