@@ -16,7 +16,8 @@ from attzoo.contract import require
 
 FRAMEWORKS = {"torch", "keras", "tensorflow", "jax"}
 HEAVY = {"importlib.metadata", "asyncio", "http", "multiprocessing", "socket", "ssl", "subprocess", "unittest", "typer",
-         "rich", "matplotlib", "sklearn", "triton", "safetensors.torch", "attzoo.cli", "attzoo.testing"}   # fmt: skip
+         "rich", "matplotlib", "sklearn", "triton", "PIL", "monai", "nibabel", "torchmetrics",
+         "safetensors.torch", "attzoo.cli", "attzoo.testing"}   # fmt: skip
 ROOT = Path(__file__).parents[1]
 
 # An interpreter in which some packages are not installed, as the import system itself says it.
@@ -74,6 +75,7 @@ def brought_in(program, **env):
 @pytest.mark.parametrize("program", [
     "import attzoo", "import attzoo; attzoo.names()", "import attzoo.registry, attzoo.contract, attzoo.portable",
     "import attzoo; [attzoo.get(name, backend='numpy') for name in attzoo.names()]",
+    "from attzoo.train import Settings, train",
 ])   # fmt: skip
 @pytest.mark.case128
 def test_no_framework(program):
