@@ -534,6 +534,8 @@ def test_curves_are_a_picture(classes, monkeypatch):
     counts = np.eye(classes, dtype=int) + 1
     counts[1] = counts[:, 1] = 0
     rows = [report.row(epoch, 0.1, 1 / epoch, counts, counts, 1.0) for epoch in (1, 2, 3)]
+    nothing = np.zeros_like(counts)
+    assert report.curves([report.row(1, 0.1, 0.0, nothing, nothing, 1.0)], "nothing")   # and no warning
     picture = Image.open(io.BytesIO(report.curves(rows, "nets")))
     assert picture.format == "PNG"
     assert min(picture.size) > 300

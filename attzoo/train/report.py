@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 from time import time
 from typing import Any, Final
@@ -12,14 +12,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import look
 from .data import without_tensorflow
 from .state import Row
 
-TRAIN: Final = "#c4532f"   # as in the demo's pictures
-VALID: Final = "#3b6fb6"
-GREY: Final = "#777777"
-DPI: Final = 110           # pixels per inch
-LINES: Final = 8           # classes whose Dice is drawn; a picture of more says nothing
+VALID, TRAIN = look.COLORS.values()   # the two colours of every picture
+LINES: Final = 8   # classes whose Dice is drawn; a picture of more says nothing
 
 
 def figures(confusion: NDArray[Any]) -> tuple[float, float, list[float | None]]:
@@ -59,18 +57,18 @@ def curves(history: Sequence[Row], title: str) -> bytes:
     from matplotlib.ticker import MaxNLocator
 
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(11, 4), dpi=DPI, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(11, 4), facecolor="white", layout="constrained")
     figure.suptitle(title, fontsize=11)
     loss, shares, dice = figure.subplots(1, 3)
     marker = "o" if len(epochs) < 30 else ""
     style: dict[str, Any] = {"marker": marker, "markersize": 3, "linewidth": 1.5}
     loss.plot(epochs, [row["loss"] for row in history], color=TRAIN, **style)
     loss.set_title("training loss", fontsize=10)
-    loss.set_ylim(0, 1.05 * max(row["loss"] for row in history))   # from 0, and a little above
+    loss.set_ylim(0, 1.05 * max(row["loss"] for row in history) or 1)   # from 0, and a little above
     for name, color, label in (
         ("train_accuracy", TRAIN, "accuracy, training"),
         ("validation_accuracy", VALID, "accuracy, validation"),
-        ("mean_iou", GREY, "mean IoU, validation"),
+        ("mean_iou", look.GREY, "mean IoU, validation"),
     ):
         shares.plot(epochs, [row[name] for row in history], color=color, label=label, **style)
     shares.set_title("shares of pixels", fontsize=10)
@@ -79,7 +77,8 @@ def curves(history: Sequence[Row], title: str) -> bytes:
     for k in range(min(len(names), LINES)):
         dice.plot(epochs, found[:, k], label=f"class {k}", **style)
     if len(names) > LINES:
-        dice.plot(epochs, np.nanmean(found, axis=1), color="black", label=f"mean of {len(names)}", **style)
+        means = [row[seen].mean() if (seen := ~np.isnan(row)).any() else np.nan for row in found]
+        dice.plot(epochs, means, color="black", label=f"mean of {len(names)}", **style)
     dice.set_title("Dice, validation", fontsize=10)
     for axes in (loss, shares, dice):
         axes.set_xlabel("epoch", fontsize=9)
@@ -90,8 +89,7 @@ def curves(history: Sequence[Row], title: str) -> bytes:
         if axes is not loss:
             axes.set_ylim(0, 1.02)
             axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    figure.savefig(data := BytesIO())
-    return data.getvalue()
+    return look.png(figure)
 
 
 def tensorboard(folder: Path) -> Callable[[Row], None]:
