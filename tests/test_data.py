@@ -423,6 +423,8 @@ def test_a_folder_says_what_it_holds(tmp_path):
         folder.count_classes()
     with pytest.raises(ValueError, match="at least two classes, got one; where masks hold only 0 and 255"):
         Folder(pairs, classes=1)
+    with pytest.raises(ValueError, match="classes must be <= 255, which masks ignore, got 256"):
+        Folder(pairs, classes=256)
     save(pairs[1][0], BYTES[1:, :, :3])
     few.classes = None
     with pytest.raises(ValueError, match=r"b.png and its mask as they were at first, got \(3, 5, 5\) and \(6, 5\)"):

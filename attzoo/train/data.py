@@ -138,7 +138,7 @@ class Folder:
 
     preparation: of each image. flip: mirror image and mask with probability 1/2, by seed and key; a picture left to
     right, since few can stand on their heads, a volume along each axis.
-    classes: their number, which masks must keep to (255 counts as none); None leaves it open.
+    classes: their number, 2 to 255, which masks must keep to (255 counts as none); None leaves it open.
     Looks at the head of every file. Raises ValueError, naming files, unless all images have the same number of channels
     and of axes and each mask its image's size, or for a file that cannot be read.
     """
@@ -158,6 +158,8 @@ class Folder:
         self.preparation = preparation or Preparation()
         self.flip = contract.flag("flip", flip)
         self.classes = None if classes is None else contract.integer("classes", classes)
+        if self.classes and self.classes > IGNORE:
+            raise ValueError(f"classes must be <= {IGNORE}, which masks ignore, got {classes}")
         if classes == 1:
             hint = f"where masks hold only 0 and {IGNORE}, which is ignored, write two classes as 0 and 1"
             raise ValueError(f"expected at least two classes, got one; {hint}")

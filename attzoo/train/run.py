@@ -57,7 +57,8 @@ def train(
     comes out is bit for bit what would have come without the stop.
     workers: >= 0 processes that read ahead. tensorboard: write its events, too. quiet: show no progress.
     Under torchrun every process calls this, and the first one writes.
-    Raises ValueError when `out` is no new or empty folder, or, to resume, holds no run or one of other settings;
+    Raises ValueError when `out` is no new or empty folder, or, to resume, holds no run, a broken one, or one of other
+    settings, names of images, framework or number of devices;
     Diverged when the loss is not finite, what the last good epoch left staying; and as the data and the network do.
     """
     out, workers = Path(out), contract.integer("workers", workers, 0)
