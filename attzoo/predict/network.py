@@ -138,7 +138,7 @@ def label(probabilities: Array, half: float = 0.5) -> NDArray[Any]:
     """
     dtype = np.uint8 if len(probabilities) <= 256 else np.uint16
     if len(probabilities) == 1:
-        return (probabilities[0] >= half).astype(dtype)
+        return np.asarray(probabilities[0] >= half, dtype)
     best, classes = probabilities[0].copy(), np.zeros(probabilities.shape[1:], dtype)
     for k in range(1, len(probabilities)):   # argmax(0) would copy all of them, and answer in 64 bits
         classes[probabilities[k] > best] = k
@@ -158,7 +158,7 @@ def _outputs(
     if not np.isfinite(y).all():
         raise ValueError("expected finite outputs of the network, got others")
     if y.shape[2:] == image.shape[1:]:
-        return y[0]
+        return np.asarray(y[0])
     resized = np.empty((y.shape[1], *image.shape[1:]), y.dtype)
     for k in range(len(resized)):   # a channel at a time, as resizing takes several times what it is given
         resized[k] = ops.resize(y[:, k : k + 1], image.shape[1:], "linear", align_corners=False)[0, 0]
