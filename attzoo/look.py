@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from io import BytesIO
 from math import floor, log10
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .contract import Array
 
@@ -22,6 +23,7 @@ GREY: Final = "#555555"     # of what is said beside
 MARGIN: Final = 0.15        # inches, around everything
 DPI: Final = 100            # pixels per inch
 NEUTRAL: Final = 0.5        # sigmoid(0), on which bars stand
+OPAQUE: Final = 0.55        # of classes' colours over an image
 
 
 def middle(space: Sequence[int]) -> Cut:
@@ -48,6 +50,12 @@ def visible(x: Array) -> Array:
     low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
     scaled = (color - low) / (high - low if high > low else 1.0)
     return np.moveaxis(np.clip(np.nan_to_num(scaled), 0, 1), 0, -1)
+
+
+def tinted(image: Array, mask: NDArray[Any], colors: NDArray[Any]) -> Array:
+    """The image (C, H, W) in grey, (H, W, 3), with the colours (K, 3) of classes (H, W) over it, save class 0's."""
+    grey = visible(image.mean(axis=0, keepdims=True))
+    return np.where(mask[..., None] > 0, (1 - OPAQUE) * grey + OPAQUE * colors[mask], grey)
 
 
 def sizes(space: Sequence[int]) -> str:

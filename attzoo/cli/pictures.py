@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import look
 from ..train.data import NORMALISATIONS
-from .shared import Backend
+from .shared import Backend, numbers
 
 if TYPE_CHECKING:
     from ..predict import Network
@@ -59,7 +59,7 @@ def predict(
             network,
             source,
             out,
-            window=_size("window", window),
+            window=numbers("window", window),
             overlap=overlap,
             batch=batch,
             hear=lambda done, count: bar.update(task, completed=done, total=count),
@@ -88,7 +88,7 @@ def _opened(model: Path, backend: Backend, size: str | None, normalise: str | No
     """The network in a file; stderr is told how images are prepared for it, and by what."""
     from ..predict import open_network
 
-    network = open_network(model, backend=backend, size=_size("size", size), normalise=normalise)
+    network = open_network(model, backend=backend, size=numbers("size", size, none="own"), normalise=normalise)
     preparation, options = network.preparation, {"--size": size, "--normalise": normalise}
     to = f"resized to {look.sizes(preparation.size)}" if preparation.size else "taken at their own size"
     how = f"images are {to}, {preparation.normalise}"
@@ -99,19 +99,6 @@ def _opened(model: Path, backend: Backend, size: str | None, normalise: str | No
         left = " and ".join(name for name in options if name not in by)
         typer.echo(f"no settings.json beside {model}: {how}; set {left} if it was trained otherwise", err=True)
     return network
-
-
-def _size(name: str, text: str | None) -> tuple[int, ...] | None:
-    """Sizes from "256,256"; none of them from "own"."""
-    if text is None:
-        return None
-    if name == "size" and text == "own":
-        return ()
-    try:
-        return tuple(int(side) for side in text.split(","))
-    except ValueError:
-        own = ", or own" if name == "size" else ""
-        raise ValueError(f"{name} must be integers with commas between{own}, got {text!r}") from None
 
 
 def _tell(written: list[Path]) -> None:

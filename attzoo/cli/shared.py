@@ -27,6 +27,17 @@ def show(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(table)
 
 
+def numbers(name: str, text: str | None, none: str | None = None) -> list[int] | None:
+    """[64, 64] from "64,64"; no numbers from the word `none`. `name`, of the option, is for errors."""
+    if text is None:
+        return None
+    try:
+        return [] if text == none else [int(number) for number in text.split(",")]
+    except ValueError:
+        other = f", or {none}" if none else ""
+        raise ValueError(f"{name} must be integers with commas between{other}, got {text!r}") from None
+
+
 def line(err: Exception) -> str:
     """An error as one line."""
     if isinstance(err, OSError) and err.filename and err.strerror:

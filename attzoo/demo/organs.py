@@ -20,7 +20,7 @@ from ..train.phantoms import CLASSES, Phantoms
 from ..train.report import figures
 from ..train.run import network
 from ..train.settings import Settings
-from .report import BACKENDS
+from .report import BACKENDS, difference
 
 NETS: Final[Mapping[str, Mapping[str, Any]]] = {"gated": {}, "plain": {"skip": None}}   # name -> the U-Net's arguments
 SETTINGS: Final = Settings(channels=(8, 16, 32, 64), optimizer="adam", rate=6e-3, loss="both", batch=8)
@@ -41,17 +41,11 @@ class Unet:
     dice: dict[str, list[float | None]] = field(default_factory=dict)       # of each class, on the test phantoms
     seconds: dict[str, float] = field(default_factory=dict)                 # of training
 
-    @property
-    def loss_difference(self) -> float:
-        """The largest difference between the two frameworks' losses at any step."""
-        one, other = self.losses.values()
-        return max(abs(a - b) for a, b in zip(one, other, strict=True))
-
     def as_json(self) -> dict[str, Any]:
         """All but the networks."""
         dice = {backend: dict(zip(CLASSES, values, strict=True)) for backend, values in self.dice.items()}
         found = {"name": self.name, "parameters": self.parameters, "dice": dice}
-        found |= {"largest_loss_difference": self.loss_difference, "seconds": self.seconds}
+        found |= {"largest_loss_difference": difference(self.losses), "seconds": self.seconds}
         return found | {"losses": self.losses}
 
 

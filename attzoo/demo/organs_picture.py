@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from .organs import Shown, Unet
 
+ORGANS: Final = np.reshape(PALETTE, (-1, 3)) / 255
 PANEL: Final = 1.5     # inches, the side of a panel
 GAP: Final = 0.12      # inches, between panels
 HEAD: Final = 0.34     # inches, for the title
 NAME: Final = 0.4      # inches, for what stands over a row
 CURVES: Final = 1.9    # inches, the height of the losses
 FOOT: Final = 1.06     # inches, for the caption
-OPAQUE: Final = 0.55   # of the colours over the image
 TICKS: Final = (0.1, 0.2, 0.5, 1, 2)   # of the losses
 STYLES: Final[dict[str, Any]] = {"torch": "-", "keras": (0, (2, 1.5))}
 TITLE: Final = "What gated and plain U-Nets find, and where the gates look"
@@ -55,7 +55,7 @@ def draw(shown: Shown, nets: Sequence[Unet]) -> bytes:
         image = shown.images[r]
         panels: list[NDArray[Any]] = [look.visible(image)]
         masks = [shown.truth, shown.found["plain"]["torch"], *(shown.found["gated"][b] for b in BACKENDS)]
-        panels += [_tinted(image, mask[r]) for mask in masks]
+        panels += [look.tinted(image, mask[r], ORGANS) for mask in masks]
         panels += [a[r, 0] for a in shown.gates.values()]
         for c, (heading, panel) in enumerate(zip(headings, panels, strict=True)):
             ax = axes(MARGIN + c * (PANEL + GAP), MARGIN + HEAD + NAME + r * (PANEL + GAP), PANEL, PANEL)
@@ -77,12 +77,6 @@ def _gates(shown: Shown) -> list[str]:
     return [f"gate {name.rpartition('.')[2]}, {a.shape[2]} x {a.shape[3]}" for name, a in shown.gates.items()]
 
 
-def _tinted(image: NDArray[Any], mask: NDArray[Any]) -> NDArray[Any]:
-    """The image (1, H, W) in grey, (H, W, 3), coloured where there is an organ."""
-    grey, colors = look.visible(image), np.reshape(PALETTE, (-1, 3)) / 255
-    return np.where(mask[..., None] > 0, (1 - OPAQUE) * grey + OPAQUE * colors[mask], grey)
-
-
 def _losses(ax: Axes, net: Unet) -> None:
     for backend, losses in net.losses.items():
         ax.plot(losses, color=FRAMEWORKS[backend], linestyle=STYLES[backend], linewidth=1.2, label=BACKENDS[backend])
@@ -102,8 +96,7 @@ def _legend(figure: Figure, left: float, top: float) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    colors = np.reshape(PALETTE, (-1, 3)) / 255
-    entries: list[Any] = [Patch(color=colors[k], label=name) for k, name in enumerate(CLASSES) if k]
+    entries: list[Any] = [Patch(color=ORGANS[k], label=name) for k, name in enumerate(CLASSES) if k]
     entries += [Line2D([], [], color=FRAMEWORKS[b], linestyle=STYLES[b], label=name) for b, name in BACKENDS.items()]
     width, height = figure.get_size_inches()
     figure.legend(

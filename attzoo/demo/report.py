@@ -34,11 +34,11 @@ class Result:
         """The block, in words."""
         return self.block or "no block"
 
-    @property
-    def loss_difference(self) -> float:
-        """The largest distance between the two loss curves, over all steps."""
-        one, other = (np.array(self.losses[backend]) for backend in BACKENDS)
-        return float(np.abs(one - other).max())
+
+def difference(losses: Mapping[str, Sequence[float]]) -> float:
+    """The largest distance between the two frameworks' losses, over all steps."""
+    one, other = (np.array(losses[backend]) for backend in BACKENDS)
+    return float(np.abs(one - other).max())
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -54,7 +54,7 @@ def table(results: Sequence[Result]) -> Table:
     for r in results:
         added = [f"{r.parameters - base.parameters:,}", f"{r.macs - base.macs:,}"] if r.block else ["", ""]
         accuracy = "/".join(f"{r.accuracy[backend]:.1%}" for backend in BACKENDS)
-        shown.add_row(r.title, *added, accuracy, f"{r.loss_difference:.1e}", _seconds(r.seconds))
+        shown.add_row(r.title, *added, accuracy, f"{difference(r.losses):.1e}", _seconds(r.seconds))
     return shown
 
 
@@ -71,7 +71,7 @@ def unet_table(nets: Sequence[Unet]) -> Table:
     for net in nets:
         organs = zip(*(net.dice[backend][1:] for backend in BACKENDS), strict=True)
         dice = ["/".join("-" if d is None else f"{d:.2f}" for d in pair) for pair in organs]
-        shown.add_row(net.name, f"{net.parameters:,}", *dice, f"{net.loss_difference:.1e}", _seconds(net.seconds))
+        shown.add_row(net.name, f"{net.parameters:,}", *dice, f"{difference(net.losses):.1e}", _seconds(net.seconds))
     return shown
 
 
@@ -98,7 +98,7 @@ def as_json(results: Sequence[Result], nets: Sequence[Unet], settings: Mapping[s
             "parameters_added": r.parameters - results[0].parameters,
             "macs_added": r.macs - results[0].macs,
             "accuracy": r.accuracy,
-            "largest_loss_difference": r.loss_difference,
+            "largest_loss_difference": difference(r.losses),
             "seconds": r.seconds,
             "losses": r.losses,
         }

@@ -19,7 +19,6 @@ GAP: Final = 0.15       # inches, between panels
 TOP: Final = 0.58       # inches, for the title and what stands over the panels
 LINE: Final = 0.24      # inches, for a line of the legend
 ENTRY: Final = 1.4      # inches, for an entry of it
-OPAQUE: Final = 0.5     # of the colours over the image
 
 
 def draw(image: NDArray[Any], mask: NDArray[Any], title: str) -> bytes:
@@ -66,17 +65,11 @@ def _panels(image: NDArray[Any], mask: NDArray[Any], colors: NDArray[Any]) -> li
     """What to show, (H, W, 3) each, and what it is."""
     space = mask.shape
     if len(space) == 2:
-        return [(look.sizes(space), look.visible(image)), ("classes", _tinted(image, mask, colors))]
+        return [(look.sizes(space), look.visible(image)), ("classes", look.tinted(image, mask, colors))]
     cuts = [(axis, size // 2) for axis, size in enumerate(space)]
-    slices = [_tinted(look.flat(image, cut), look.flat(mask[None], cut)[0], colors) for cut in cuts]
+    slices = [look.tinted(look.flat(image, cut), look.flat(mask[None], cut)[0], colors) for cut in cuts]
     lying = [shown.swapaxes(0, 1) if shown.shape[0] > shown.shape[1] else shown for shown in slices]
     return [(look.told(space, cut), shown) for cut, shown in zip(cuts, lying, strict=True)]
-
-
-def _tinted(image: NDArray[Any], mask: NDArray[Any], colors: NDArray[Any]) -> NDArray[Any]:
-    """The image (C, H, W) in grey, (H, W, 3), coloured where the class is not 0."""
-    grey = look.visible(image.mean(axis=0, keepdims=True))
-    return np.where(mask[..., None] > 0, (1 - OPAQUE) * grey + OPAQUE * colors[mask], grey)
 
 
 def _entry(figure: Figure, left: float, low: float, color: Any, text: str) -> None:

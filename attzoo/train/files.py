@@ -173,7 +173,7 @@ def package(name: str) -> Any:
     except ModuleNotFoundError as err:
         if err.name != name.partition(".")[0]:   # a broken install is not a missing one
             raise
-        message = f'{err.name} is not installed, and reading or preparing data needs it: pip install "attzoo[train]"'
+        message = f'{err.name} is not installed: pip install "attzoo[train]"'
         raise ModuleNotFoundError(message, name=err.name) from err
 
 
