@@ -11,7 +11,7 @@ import typer  # noqa: TID253
 
 from ..train.data import NORMALISATIONS
 from ..train.settings import LOSSES, OPTIMIZERS, PRECISIONS, RECIPES, SCHEDULES, Settings
-from .shared import Backend
+from .shared import Backend, numbers
 
 
 def _one_of(words: tuple[str, ...], what: str = "") -> Any:
@@ -102,8 +102,8 @@ def train(
 
     given: dict[str, Any] = {
         "backend": backend and str(backend), "data": data and str(data.resolve()), "dims": dims,
-        "size": _numbers("size", size), "classes": classes, "validation": validation, "phantoms": phantoms,
-        "normalise": normalise, "flip": flip, "variant": variant, "channels": _numbers("channels", channels),
+        "size": numbers("size", size), "classes": classes, "validation": validation, "phantoms": phantoms,
+        "normalise": normalise, "flip": flip, "variant": variant, "channels": numbers("channels", channels),
         "loss": loss, "optimizer": optimizer, "rate": rate, "momentum": momentum, "decay": decay,
         "schedule": schedule, "every": every, "factor": factor, "epochs": epochs, "batch": batch,
         "accumulate": accumulate, "precision": precision, "checkpoint_every": checkpoint_every, "seed": seed,
@@ -142,11 +142,3 @@ def _argument(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, None if value == "none" else value
-
-
-def _numbers(name: str, text: str | None) -> list[int] | None:
-    """[64, 64] from "64,64"."""
-    try:
-        return None if text is None else [int(number) for number in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{name} must be integers with commas between, got {text!r}") from None
