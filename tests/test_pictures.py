@@ -83,7 +83,7 @@ def test_the_overlay_colours_classes_and_leaves_the_first():
 
 @pytest.mark.parametrize("classes", [2, 12, 40])
 def test_overlays_of_many_classes_and_of_volumes(classes):
-    colors = picture._colors(classes)
+    colors = picture.palette(classes)
     assert len({tuple(c) for c in colors[1:]}) == classes - 1
     rng = np.random.default_rng(0)
     few = overlaid(rng.random((3, 8, 9)), rng.integers(0, 2, (8, 9)))

@@ -274,7 +274,7 @@ def test_a_folder_of_images(files, tmp_path):
         path = tmp_path / "new" / "out" / "masks" / f"{name}.png"
         np.testing.assert_array_equal(read_mask(path), mask)
         with Image.open(path) as opened:
-            assert (opened.mode, opened.size) == ("L", (26, 20))
+            assert (opened.mode, opened.size) == ("P", (26, 20))
     before = {path: path.read_bytes() for path in written}
     assert predict_files(network, files / "images", tmp_path / "new" / "out") == written
     assert {path: path.read_bytes() for path in written} == before

@@ -419,10 +419,35 @@ def test_what_does_not_fit_the_data_is_refused(tiny, tmp_path):
         train(replace(folder, accumulate=3), tmp_path / "c")
     with pytest.raises(ValueError, match="unknown variant of unet 'oktai'; did you mean 'oktay'"):
         train(replace(tiny, variant="oktai"), tmp_path / "d")
-    assert {path.name for path in tmp_path.iterdir()} == {"data", "a"}   # that was met on the way
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
         train(tiny, tmp_path / "file")
+
+
+def test_masks_that_teach_nothing_are_refused(tmp_path):
+    """What is black and white holds 0 and 255, and 255 counts nowhere; a class that only validation has is a slip."""
+    write_phantoms(tmp_path / "data", 2, 2, (16, 16))
+    folder = Settings("torch", data=str(tmp_path / "data"), classes=90, batch=1, channels=(4, 8))
+    mask = np.zeros((16, 16), np.uint8)
+    mask[3:9, 3:9] = 77
+    Image.fromarray(mask).save(tmp_path / "data" / "valid_labels" / "0000.png")
+    with pytest.raises(ValueError, match=r"expected to validate on classes of training, classes 0, .*got class 77 too"):
+        train(folder, tmp_path / "out")
+    for path in (tmp_path / "data" / "train_labels").iterdir():
+        Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path)
+    with pytest.raises(ValueError, match="expected masks of two classes or more, got 2 of class 0 to train on"):
+        train(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_whose_run_never_got_through_an_epoch_is_free(tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_epoch", create_autospec(run._epoch, side_effect=OSError("truncated")))
+        with pytest.raises(OSError, match="truncated"):
+            train(tiny, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [state.SETTINGS]
+    assert len(train(replace(tiny, epochs=1), tmp_path)) == 1
 
 
 # ---- settings, rates, figures ----------------------------------------------------------------------------------------

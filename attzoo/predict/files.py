@@ -136,5 +136,10 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 def _png(mask: NDArray[Any]) -> bytes:
     file = BytesIO()
-    package("PIL.Image").fromarray(mask).save(file, "PNG")
+    image = package("PIL.Image").fromarray(mask)
+    if mask.dtype == np.uint8:   # indices still, but a viewer shows them in the overlay's colours
+        colors = picture.palette(int(mask.max(initial=0)) + 1)
+        colors[0] = 0
+        image.putpalette((255 * colors).astype(np.uint8).tobytes())
+    image.save(file, "PNG")
     return file.getvalue()

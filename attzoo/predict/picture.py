@@ -29,7 +29,7 @@ def draw(image: NDArray[Any], mask: NDArray[Any], title: str) -> bytes:
     from matplotlib.figure import Figure
 
     shares = np.bincount(mask.reshape(-1)) / mask.size
-    colors = _colors(len(shares))
+    colors = palette(len(shares))
     panels = _panels(image, mask, colors)
     talls = [PANEL * min(max(shown.shape[0] / shown.shape[1], 0.2), 1.6) for _, shown in panels]
     width = 2 * MARGIN + len(panels) * (PANEL + GAP) - GAP
@@ -51,7 +51,7 @@ def draw(image: NDArray[Any], mask: NDArray[Any], title: str) -> bytes:
     return look.png(figure, dpi=150)
 
 
-def _colors(count: int) -> NDArray[Any]:
+def palette(count: int) -> NDArray[Any]:
     """(count, 3): a colour for each class, told apart as well as can be with so many."""
     from matplotlib import colormaps
 

@@ -193,10 +193,14 @@ class Folder:
             raise ValueError(f"expected classes from 0 to {limit - 1}, or {IGNORE} to ignore, {got}")
         return mask
 
+    def seen(self) -> list[int]:
+        """The classes in all masks, 255 aside, in order; reads all of them. Raises as `read_mask`."""
+        found = {int(k) for index in range(len(self)) for k in np.unique(self.read_mask(index))}
+        return sorted(found - {IGNORE})
+
     def count_classes(self) -> int:
         """One more than the largest class in any mask, 255 aside; reads all of them. Raises as `read_mask`."""
-        found = (self.read_mask(index) for index in range(len(self)))
-        return 1 + max(int(mask[mask != IGNORE].max(initial=0)) for mask in found)
+        return 1 + max(self.seen(), default=0)
 
     def common_size(self) -> tuple[int, ...]:
         """The spatial size of every sample. Raises ValueError, naming two files, where they differ."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -115,8 +115,12 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
     preparation = Preparation(settings.size, settings.normalise)
     train, valid = find(settings.data, settings.validation, settings.seed)
     training = Folder(train, preparation, flip=settings.flip, classes=settings.classes, seed=settings.seed)
-    classes = settings.classes or max(training.count_classes(), Folder(valid, preparation).count_classes())
-    training.classes = classes
+    seen, judged = training.seen(), Folder(valid, preparation, classes=settings.classes).seen()
+    if len(seen) < 2:
+        raise ValueError(f"expected masks of two classes or more, got {len(training)} of {_classes(seen)} to train on")
+    if alone := [k for k in judged if k > seen[-1]]:
+        raise ValueError(f"expected to validate on classes of training, {_classes(seen)}, got {_classes(alone)} too")
+    classes = training.classes = settings.classes or seen[-1] + 1
     validation = Folder(valid, preparation, classes=classes)
     for found in (training, validation):
         if found.spatial_dims != settings.dims:
@@ -124,6 +128,10 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
     if validation.channels != training.channels:
         raise ValueError(f"expected {training.channels} channels to validate on, got {validation.channels}")
     return training, validation
+
+
+def _classes(found: Sequence[int]) -> str:
+    return f"class{'es' * (len(found) > 1)} {', '.join(map(str, found[:20]))}" if found else "no class"
 
 
 def network(settings: Settings, channels: int, classes: int) -> Callable[..., Any]:
@@ -168,6 +176,8 @@ def _opened(out: Path, settings: Settings, resume: bool, first: bool) -> State:
         state.agreed(out, settings.config())
         return state.load(out) if (out / state.NAME).exists() else State(settings)
     if first and out.exists() and (there := sorted(p.name for p in out.iterdir() if not p.name.startswith(PREFIX))):
+        if there == [state.SETTINGS]:   # of a run that ended before its first epoch did: nothing is lost
+            return State(settings)
         what = "a run: resume it, or choose another" if {state.NAME, state.SETTINGS} & set(there) else there[0]
         raise ValueError(f"expected a new or empty folder, got {out} with {what}")
     return State(settings)

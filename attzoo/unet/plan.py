@@ -244,9 +244,12 @@ def _create(
     for own in OWN:
         if own in arguments:
             raise ValueError(f"{own} of a block follows from the network, got options {arguments}")
-    known = {field.name for field in fields(cls)}   # type: ignore[arg-type]
+    known = dict.fromkeys(field.name for field in fields(cls))   # type: ignore[arg-type]
     if "spatial_dims" in known:
         arguments["spatial_dims"] = dims
     if "gating_channels" in known:
         arguments["gating_channels"] = channels[-1]
+    if unknown := sorted(arguments.keys() - known.keys()):
+        options = ", ".join(option for option in known if option not in OWN)
+        raise ValueError(f"{name} has no option {', '.join(map(repr, unknown))}; known: {options}")
     return cls(channels[0], **arguments)   # type: ignore[call-arg]
