@@ -18,8 +18,8 @@ from ..contract import Array
 from ..ops import numpy as ops
 from ..train.data import Preparation
 from ..train.files import package
+from ..train.state import SETTINGS
 
-SETTINGS: Final = "settings.json"   # what training writes beside a network
 MAX_SETTINGS: Final = 2**20         # bytes
 MAX_SIZE: Final = 2**28             # pixels that they may resize an image to
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .. import contract
 from ..contract import Array
+from ..look import sizes
 from .files import IGNORE, Pair, find, package, read_affine, read_image, read_mask, read_shape
 
 __all__ = [
@@ -211,7 +212,7 @@ class Folder:
             if shape[1:] != size:
                 raise ValueError(
                     f"expected a size to resize to, or images of one size to make batches of, got {self.pairs[0][0]} "
-                    f"of {_by(size)} and {path} of {_by(shape[1:])}"
+                    f"of {sizes(size)} and {path} of {sizes(shape[1:])}"
                 )
         return size
 
@@ -236,12 +237,8 @@ def _shapes(pairs: Sequence[Pair]) -> list[tuple[int, ...]]:
             channels = f"{first} of {shapes[0][0]} and {image} of {shape[0]}"
             raise ValueError(f"expected images of as many channels, got {channels}")
         if labelled[1:] != shape[1:]:
-            raise ValueError(f"expected {mask} of its image's size, {_by(shape[1:])}, got {_by(labelled[1:])}")
+            raise ValueError(f"expected {mask} of its image's size, {sizes(shape[1:])}, got {sizes(labelled[1:])}")
     return shapes
-
-
-def _by(size: Sequence[int]) -> str:
-    return " x ".join(map(str, size))
 
 
 @cache

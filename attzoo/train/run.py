@@ -115,13 +115,13 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
     preparation = Preparation(settings.size, settings.normalise)
     train, valid = find(settings.data, settings.validation, settings.seed)
     training = Folder(train, preparation, flip=settings.flip, classes=settings.classes, seed=settings.seed)
-    seen, judged = training.seen(), Folder(valid, preparation, classes=settings.classes).seen()
+    validation = Folder(valid, preparation, classes=settings.classes)
+    seen, judged = training.seen(), validation.seen()
     if len(seen) < 2:
         raise ValueError(f"expected masks of two classes or more, got {len(training)} of {_classes(seen)} to train on")
     if alone := [k for k in judged if k > seen[-1]]:
         raise ValueError(f"expected to validate on classes of training, {_classes(seen)}, got {_classes(alone)} too")
-    classes = training.classes = settings.classes or seen[-1] + 1
-    validation = Folder(valid, preparation, classes=classes)
+    training.classes = validation.classes = settings.classes or seen[-1] + 1
     for found in (training, validation):
         if found.spatial_dims != settings.dims:
             raise ValueError(f"expected images of {settings.dims} spatial axes, got {found.spatial_dims}: set dims")
