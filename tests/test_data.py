@@ -409,7 +409,7 @@ def test_a_folder_says_what_it_holds(tmp_path):
     pairs = [(tmp_path / f"{name}.png", tmp_path / f"{name}_mask.png") for name in "ab"]
     folder = Folder(pairs)
     assert (len(folder), folder.channels, folder.spatial_dims, folder.classes) == (2, 3, 2, None)
-    assert folder.count_classes() == 7
+    assert folder.seen() == [0, 1, 2, 6]
     assert folder.common_size() == (6, 5)
     image, mask = Folder(pairs, Preparation((12, 20)), classes=7)[0, 1]
     assert image.shape == (3, 12, 20)
@@ -420,7 +420,7 @@ def test_a_folder_says_what_it_holds(tmp_path):
         few[0, 1]
     save(pairs[0][1], np.full((6, 5), 300, np.uint16))
     with pytest.raises(ValueError, match=r"classes from 0 to 254, or 255 to ignore, in .*a_mask.png, got 300"):
-        folder.count_classes()
+        folder.seen()
     with pytest.raises(ValueError, match="at least two classes, got one; where masks hold only 0 and 255"):
         Folder(pairs, classes=1)
     with pytest.raises(ValueError, match="classes must be <= 255, which masks ignore, got 256"):

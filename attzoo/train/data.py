@@ -199,10 +199,6 @@ class Folder:
         found = {int(k) for index in range(len(self)) for k in np.unique(self.read_mask(index))}
         return sorted(found - {IGNORE})
 
-    def count_classes(self) -> int:
-        """One more than the largest class in any mask, 255 aside; reads all of them. Raises as `read_mask`."""
-        return 1 + max(self.seen(), default=0)
-
     def common_size(self) -> tuple[int, ...]:
         """The spatial size of every sample. Raises ValueError, naming two files, where they differ."""
         if self.preparation.size is not None:
