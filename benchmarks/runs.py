@@ -1,0 +1,149 @@
+"""What a run leaves behind: one JSON file with its conditions, and a row for every provider of every case."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from .cases import Case
+from .timer import Spread
+
+SCHEMA: Final = 2
+STATUS: Final = ("timed", "unsteady", "wrong", "failed")
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Who computes a case.
+
+    library: "attzoo", a peer ("timm", "MONAI", "torchvision"), "plain" for the same written directly in the framework,
+    or "copy", which only copies the first input: what moving it once costs.
+    backend: "torch", "tensorflow" or "jax"; Keras's on torch is "keras-torch".
+    form: "eager"; "compiled", "compiled, no layout" (layout_optimization=False), "compiled, channels last";
+    for Keras "traced" and "jit".
+    """
+
+    library: str
+    backend: str = "torch"
+    form: str = "eager"
+
+    def __str__(self) -> str:
+        return " ".join([self.library, *([] if self.backend == "torch" else [self.backend]),
+                         *([] if self.form == "eager" else [f"({self.form})"])])
+
+
+COPY: Final = Provider("copy")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One provider in one case.
+
+    status: "timed"; "unsteady" where the copy or the control moved and repeating did not help; "wrong" when an output
+    or a gradient was off, and "failed" when it raised: neither is timed, `why` says what happened.
+    error: largest deviation of output and gradients from the float64 meaning, as a part of its largest value.
+    clock: "cpu", seconds of one thread's CPU time; "graph", of CUDA graphs replayed; "calls", from Python on CUDA.
+    seconds: quartiles of a call. least, samples: the smallest and how many.
+    copies: this provider's time / that of copying the first input, paired by rounds.
+    ratio: this provider's time / the reference's, paired by rounds; control: the reference / itself, in the same rounds.
+    reference: whom `ratio` is to, as str(Provider), None for rows without.
+    kept: bytes that autograd keeps besides inputs and parameters; peak: most bytes of tensors alive besides inputs and
+    weights in a training step.
+    moved: bytes that cannot be avoided, each input read and each result written once; flops: twice the multiply-adds.
+    """
+
+    case: Case
+    provider: Provider
+    status: str
+    why: str | None = None
+    error: float | None = None
+    clock: str = "cpu"
+    seconds: Spread | None = None
+    least: float | None = None
+    samples: int = 0
+    copies: Spread | None = None
+    reference: str | None = None
+    ratio: Spread | None = None
+    control: Spread | None = None
+    kept: int | None = None
+    peak: int | None = None
+    moved: int = 0
+    flops: int = 0
+
+    @property
+    def verdict(self) -> str:
+        """What the times say: "faster" or "slower" where the quartiles of ratio and control do not overlap."""
+        if self.status != "timed" or self.ratio is None or self.control is None:
+            return self.status
+        if self.ratio.low > max(1.0, self.control.high):
+            return "slower"
+        return "faster" if self.ratio.high < min(1.0, self.control.low) else "same"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A whole result file.
+
+    suite: "quick" or "full". device: "cpu" or "cuda". machine, versions, flags: name -> value, printable.
+    ceilings: name -> number, what this machine can do: "copy GB/s", "L2 GB/s", "launch us".
+    absent: package -> how to install it. left: cases that time ran out for, as str(Case).
+    """
+
+    suite: str
+    device: str
+    command: str
+    date: str
+    commit: str | None
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str | None]
+    flags: Mapping[str, Any]
+    ceilings: Mapping[str, float]
+    absent: Mapping[str, str]
+    rows: Sequence[Row]
+    left: Sequence[str] = field(default=())
+
+
+def write(path: Path, run: Run) -> None:
+    """Write a run as JSON; the file appears whole or not at all. Raises FileExistsError rather than replace a run."""
+    if path.exists():
+        raise FileExistsError(f"expected a new file for a run, got {path}, which exists: runs are never merged")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"schema": SCHEMA} | asdict(run) | {"rows": [_flat(row) for row in run.rows]}
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    part.rename(path)
+
+
+def read(path: Path) -> Run:
+    """A run as `write` wrote it. Raises ValueError for what is no run of this schema."""
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise ValueError(f"expected a run's JSON in {path}, got: {err}") from None
+    if not isinstance(whole, dict) or whole.pop("schema", None) != SCHEMA:
+        raise ValueError(f"expected a run of schema {SCHEMA} in {path}, got another or none: make it anew")
+    try:
+        return Run(**whole | {"rows": [_row(row) for row in whole["rows"]]})
+    except (KeyError, TypeError, AttributeError) as err:
+        raise ValueError(f"expected a run of schema {SCHEMA} in {path}, got one with something missing: {err}") from err
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    """A row as JSON has it, without what says nothing."""
+    case = {name: value for name, value in asdict(row.case).items() if name != "forms"}
+    rest = {name: value for name, value in asdict(row).items() if name not in ("case", "provider") and value is not None}
+    return {"case": case, "provider": asdict(row.provider)} | rest
+
+
+def _row(flat: dict[str, Any]) -> Row:
+    spreads = {f.name for f in fields(Row) if "Spread" in str(f.type)}
+    case = flat.pop("case")
+    case["shapes"] = tuple(map(tuple, case["shapes"]))
+    rest = {name: Spread(**value) if name in spreads else value for name, value in flat.items() if name != "provider"}
+    row = Row(Case(**case), Provider(**flat["provider"]), **rest)
+    if row.status not in STATUS:
+        raise TypeError(f"status {row.status!r}, known: {', '.join(STATUS)}")
+    return row
