@@ -1,0 +1,407 @@
+"""Reports on runs, and runs beside each other. The runs here are made up: no number in them was measured."""
+
+import random
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from math import prod
+
+import pytest
+
+from benchmarks import plots, report
+from benchmarks.cases import BLOCKS, MAPS, OTHER_RANKS, SKIPS, Case, inputs
+from benchmarks.compare import compare
+from benchmarks.runs import COPY, Provider, Row, Run, write
+from benchmarks.timer import Spread
+
+OURS, TIMM, MONAI, PLAIN = Provider("attzoo"), Provider("timm"), Provider("MONAI"), Provider("plain")
+COMPILED = Provider("attzoo", form="compiled")
+PEERS = {"se": TIMM, "eca": TIMM, "cbam": TIMM, "attention_gate": MONAI}
+COPIES = {"se": 3, "eca": 3.2, "channel_attention": 4.4, "spatial_attention": 6, "cbam": 9, "attention_gate": 12}
+
+
+def about(value, by=0.02):
+    return Spread(value * (1 - by), value, value * (1 + by))
+
+
+def timed(case, provider, seconds, copy, **others):
+    """A row as a run leaves it; x is moved twice in inference and five times in training."""
+    x = 4 * prod(case.shapes[0])
+    trained = case.mode == "training" and case.network is None
+    memory = {"kept": 2 * x, "peak": 5 * x} if trained else {}
+    spreads = {"seconds": about(seconds), "copies": about(seconds / copy)}
+    least = (2 if provider == COPY or not trained else 5) * x
+    row = Row(case, provider, "timed", error=2e-7, least=0.9 * seconds, samples=40, moved=least)
+    return replace(row, **spreads | memory | others)
+
+
+def rows_of(case, luck):
+    """A case's rows: the copy, attzoo eager and compiled, and a peer that ours are held against."""
+    copy = 2 * 4 * prod(case.shapes[0]) / 9e9
+    seconds = copy * COPIES[case.block] * (3.5 if case.mode == "training" else 1) * luck.uniform(0.9, 1.1)
+    peer = PEERS.get(case.block, PLAIN)
+    held = {"reference": str(peer), "control": about(1)}
+    part = luck.choice([0.7, 1.0, 1.01])
+    return [
+        timed(case, COPY, copy, copy),
+        timed(case, OURS, seconds * part, copy, ratio=about(part), **held),
+        timed(case, COMPILED, seconds * 0.6, copy, ratio=about(0.6), **held),
+        timed(case, peer, seconds, copy, ratio=about(1), **held),
+    ]
+
+
+def networks(luck):
+    for network, names in {"resnet50": ("none", "se", "cbam", "eca"), "unet": ("none", "attention_gate")}.items():
+        for mode in ("inference", "training"):
+            for block in names:
+                case = Case(block, ((2, 3, 128, 128),), mode, network=network)
+                seconds = (0.3 if mode == "training" else 0.1) * (1 if block == "none" else luck.uniform(1.02, 1.6))
+                yield timed(case, OURS, seconds, 1e-5)
+
+
+@pytest.fixture(scope="session")
+def run():
+    luck = random.Random(5)
+    cases = [
+        Case(block, inputs(block, shape), mode)
+        for block in BLOCKS
+        for shape in ((SKIPS if block == "attention_gate" else MAPS)["cpu"] + OTHER_RANKS["cpu"])
+        for mode in ("inference", "training")
+    ]
+    rows = [row for case in cases for row in rows_of(case, luck)] + [*networks(luck)]
+    half = Case("se", ((8, 256, 56, 56),), dtype="bfloat16")
+    rows += [
+        replace(rows_of(half, luck)[1], status="unsteady", why="the control moved by 9 %"),
+        Row(half, TIMM, "wrong", why="output: 0.02 | <script>alert(1)</script> & more", error=0.02),
+        Row(half, COMPILED, "failed", why="RuntimeError: no compiler"),
+    ]
+    return Run(
+        suite="full", device="cpu", command="python -m benchmarks run --full", date="2026-11-21T15:00:00",
+        commit="0123456789ab", machine={"processor": "AMD EPYC <made up>", "cores": 2, "load before": [0.1, 0.2]},
+        versions={"python": "3.12.3", "torch": "2.13.0+cpu", "timm": "1.0.31", "torchvision": None},
+        flags={"threads": 1, "denormals": False}, ceilings={"copy GB/s": 9.3},
+        absent={"torchvision": "pip install --no-deps torchvision==0.28.0"}, rows=rows,
+        left=["eca 8x64x2048 float16 channels last training"],
+    )   # fmt: skip
+
+
+def tables(markdown):
+    """Heading -> the cells of the table under it."""
+    found = {}
+    for section in markdown.split("\n## ")[1:]:
+        lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("|")]
+        found[section.splitlines()[0]] = [[cell.strip() for cell in cells] for cells in lines]
+    return found
+
+
+def only(run, rows):
+    return replace(run, rows=list(rows))
+
+
+# ---- Markdown --------------------------------------------------------------------------------------------------------
+
+
+def test_every_table_has_as_many_cells_in_every_line(run):
+    for runs in ([run], [run, run]):
+        found = tables(report.markdown(runs))
+        assert {"attzoo beside its peers", "What a block costs a ResNet-50", "Every row: cbam"} <= {*found}
+        for lines in filter(None, found.values()):
+            assert {len(line) for line in lines} == {len(lines[0])}
+
+
+def test_every_row_stands_in_its_block_with_its_numbers(run):
+    found = tables(report.markdown([run]))
+    listed = sum(len([line for line in lines if any(line[1:])]) - 2 for head, lines in found.items() if "row:" in head)
+    assert listed == len(run.rows)
+    case = Case("se", ((8, 256, 56, 56),))
+    row = Row(
+        case, OURS, "timed", error=3e-7, seconds=Spread(0.0012, 0.00125, 0.0013), copies=Spread(2.4, 2.5, 2.6),
+        reference="timm", ratio=Spread(0.5, 0.52, 0.54), control=Spread(0.97, 1, 1.03), kept=2**22, peak=2**23,
+        moved=10**7,
+    )   # fmt: skip
+    lines = tables(report.markdown([only(run, [row])]))["Every row: se"]
+    assert lines[2][0] == "**8x256x56x56, float32, channels first, inference, CPU time of one thread; ratios to timm**"
+    assert lines[3] == [
+        "attzoo", "faster", "1.25 ms (1.20–1.30)", "2.50 (2.40–2.60)", "0.52 (0.50–0.54)", "1.00 (0.97–1.03)",   # noqa: RUF001
+        "3e-07", "4.00 (0.16 x)", "8.00 (0.33 x)", "8.00 (86 %)",
+    ]   # fmt: skip
+
+
+def test_the_first_table_sums_up_ratios_and_verdicts(run):
+    case = Case("eca", ((8, 256, 56, 56),))
+    held = {"reference": "timm", "control": about(1)}
+    ratios = {"float32": 0.5, "float16": 1.01, "bfloat16": 1.5}
+    rows = [timed(replace(case, dtype=d), OURS, 1e-3, 5e-4, ratio=about(r), **held) for d, r in ratios.items()]
+    line = tables(report.markdown([only(run, rows)]))["attzoo beside its peers"][2]
+    assert line == ["eca", "attzoo", "timm", "0.50–1.50", "faster in 1, same in 1, slower in 1", "", ""]   # noqa: RUF001
+
+
+def test_a_peer_held_against_attzoo_says_the_same_the_other_way_round(run):
+    case = Case("eca", ((8, 256, 56, 56),))
+    peer = timed(case, TIMM, 2e-3, 5e-4, ratio=about(2), reference="attzoo", control=about(1))
+    line = tables(report.markdown([only(run, [peer])]))["attzoo beside its peers"][2]
+    assert line[:5] == ["eca", "attzoo", "timm", "0.50", "faster in 1"]
+
+
+def test_two_clocks_are_summed_up_apart(run):
+    case, held = Case("eca", ((8, 256, 56, 56),)), {"reference": "timm", "control": about(1)}
+    ratios = {"graph": 0.5, "calls": 1}
+    rows = [timed(case, OURS, 1e-3, 5e-4, ratio=about(r), clock=clock, **held) for clock, r in ratios.items()]
+    lines = tables(report.markdown([replace(only(run, rows), device="cuda")]))["attzoo beside its peers"]
+    assert [line[0] for line in lines[2::2]] == ["**CUDA graphs replayed**", "**calls from Python**"]
+    assert [line[3] for line in lines[3::2]] == ["0.50", "1.00"]
+
+
+def test_what_was_not_timed_stands_with_what_was(run):
+    case = Case("eca", ((8, 256, 56, 56),))
+    rows = [Row(case, TIMM, "wrong"), timed(case, OURS, 1e-3, 5e-4, clock="graph")]
+    lines = tables(report.markdown([only(run, rows)]))["Every row: eca"]
+    assert [line[:2] for line in lines[3:]] == [["timm", "wrong"], ["attzoo", "timed"]]
+    assert "graph" in lines[2][0]
+    assert "not timed" in tables(report.markdown([only(run, rows[:1])]))["Every row: eca"][2][0]
+
+
+def test_a_network_is_compared_with_the_same_network_without(run):
+    cases = [Case(block, ((4, 3, 32, 32),), mode, network="resnet50") for block in ("none", "se", "cbam")
+             for mode in ("inference", "training")]   # fmt: skip
+    times = {"none": 0.5, "se": 0.8, "cbam": 1.0}
+    rows = [timed(case, OURS, times[case.block], 1e-3) for case in cases]
+    rows += [timed(replace(cases[0], shapes=((8, 3, 32, 32),)), OURS, 9.0, 1e-3)]   # another size has nothing to say
+    lines = tables(report.markdown([only(run, rows)]))["What a block costs a ResNet-50"]
+    assert lines[3] == ["none", "attzoo", *["8.00", "100 %"] * 2, "1855", "100 %", "1024", "100 %"]
+    assert lines[4] == ["se", "attzoo", *["5.00", "62 %"] * 2, "1620", "87 %", "759", "74 %"]
+    assert lines[5] == ["cbam", "attzoo", *["4.00", "50 %"] * 2, "1213", "65 %", "472", "46 %"]
+
+
+def test_a_network_without_its_plain_twin_has_no_part_of_it(run):
+    row = timed(Case("se", ((4, 3, 32, 32),), network="unet"), OURS, 0.5, 1e-3)
+    assert tables(report.markdown([only(run, [row])]))["What a block costs a U-Net"][3][2:4] == ["8.00", ""]
+
+
+def test_what_went_wrong_is_told(run):
+    markdown = report.markdown([run])
+    found = tables(markdown)
+    assert [line[1:] for line in found["What went wrong"][2:]] == [
+        ["attzoo", "unsteady", "the control moved by 9 %"],
+        ["timm", "wrong", r"output: 0.02 \| &lt;script&gt;alert(1)&lt;/script&gt; &amp; more"],
+        ["attzoo (compiled)", "failed", "RuntimeError: no compiler"],
+    ]
+    assert found["Left out for time"][2:] == [["eca 8x64x2048 float16 channels last training"]]
+    assert found["Not installed, so not measured"][2:] == [
+        ["torchvision", "pip install --no-deps torchvision==0.28.0"]
+    ]
+    assert "CPU timings of one thread; not comparable with a GPU's." in markdown
+    assert ["commit", "0123456789ab"] in found["Conditions"]
+    assert "<script" not in markdown
+
+
+def test_a_gpu_is_not_called_a_cpu(run):
+    markdown = report.markdown([replace(run, device="cuda", machine={"gpu": "H200", "processor": "EPYC"})])
+    assert "Measured on H200 (cuda" in markdown
+    assert "not comparable" not in markdown
+
+
+# ---- parts that are missing ------------------------------------------------------------------------------------------
+
+
+def parts(run):
+    rows = run.rows
+    return {
+        "empty": [],
+        "failed": [Row(row.case, row.provider, "failed", why="no memory") for row in rows[:3]],
+        "no networks": [row for row in rows if row.case.network is None],
+        "only networks": [row for row in rows if row.case.network],
+        "no peers": [replace(r, ratio=None, control=None, reference=None) for r in rows[1::4] if not r.case.network],
+        "one case": rows[:4],
+    }
+
+
+@pytest.mark.parametrize("part", ["empty", "failed", "no networks", "only networks", "no peers", "one case"])
+def test_a_part_of_a_run_is_a_report_all_the_same(run, part):
+    bare = replace(only(run, parts(run)[part]), ceilings={}, absent={}, left=[], machine={}, commit=None)
+    headings = re.findall("^## (.*)", report.markdown([bare]), flags=re.MULTILINE)
+    assert headings[0] == "Summary"
+    assert headings[-1] == "Conditions"
+    assert headings == re.findall("<h2 id=.*>(.*)</h2>", report.page([bare]))
+    assert ("What a block costs a ResNet-50" in headings) == (part == "only networks")
+    assert ("attzoo beside its peers" in headings) == (part in ("no networks", "one case"))
+    assert ("What a block costs" in headings) == (part in ("no networks", "one case", "no peers"))
+
+
+# ---- pages -----------------------------------------------------------------------------------------------------------
+
+VOID = {"meta", "br", "img", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """What a page holds, and whether everything that it opens it closes, in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.loads, self.ids, self.words, self.cells = [], [], [], [], "", []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loads += [value for name, value in attrs if name in ("src", "href", "srcset", "data") and tag != "a"]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag == "tr":
+            self.cells.append(0)
+        if tag in ("td", "th"):
+            self.cells[-1] += int(dict(attrs).get("colspan", 1))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        self.words += " "
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def test_a_page_is_one_file_that_loads_and_runs_nothing(run):
+    text = report.page([run])
+    page = Page(text)
+    assert page.open == []
+    assert not {"script", "link", "img", "iframe", "object"} & {*page.tags}
+    assert all(value.startswith("#") and value[1:] in page.ids for value in page.loads)   # parts of its own pictures
+    assert len(page.ids) == len({*page.ids})
+    assert not re.search(r"url\((?!#)|@import", text)
+    assert page.tags.count("svg") == 6   # copies, memory, growth in two modes, two networks
+    assert "alert(1)</script> & more" in page.words
+    assert "AMD EPYC <made up>" in page.words
+    assert {*re.findall('href="(http[^"]*)"', text)} == {"https://arxiv.org/abs/1910.03151v4"}
+
+
+def test_a_page_says_what_the_markdown_says(run):
+    words = " ".join(Page(report.page([run])).words.split())
+    for head, lines in tables(report.markdown([run])).items():
+        if head not in ("What went wrong", "Conditions"):   # what is escaped otherwise
+            for line in lines[2:]:
+                assert " ".join(cell for cell in line if cell).replace("**", "") in words
+
+
+def test_pictures_draw_the_rows_numbers(run):
+    case = Case("se", ((8, 256, 56, 56),), "training")
+    row = timed(case, OURS, 0.5, 0.04, kept=3 * 8 * 256 * 56 * 56, peak=14 * 8 * 256 * 56 * 56)
+    first, second = plots.pictures([only(run, [row])])["alone"]
+    assert ">12.5<" in first.svg
+    assert ">3.50<" in second.svg
+    assert not re.search("#[0-9a-f]{6}", first.svg)   # every colour is the page's, in light and in dark
+
+
+def test_one_picture_for_a_readme(run):
+    assert plots.cost(run).startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="got one without"):
+        plots.cost(only(run, []))
+
+
+# ---- several files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(tmp_path, run):
+    """Writes variants of a short run, and gives their files."""
+    short = only(run, run.rows[:8])
+
+    def keep(**changes):
+        path = tmp_path / f"{len([*tmp_path.iterdir()])}.json"
+        write(path, replace(short, **changes))
+        return path
+
+    return keep
+
+
+def test_two_runs_of_one_machine_are_told_apart(kept):
+    files = [kept(date="2026-11-22", commit="later"), kept(machine={"processor": "AMD EPYC <made up>", "cores": 2})]
+    found = tables(report.report(files))
+    assert [line[0] for line in found["Every row: se"][2:7]][1:] == ["1", "1", "1", "1"]
+    assert {line[0] for line in found["Every row: se"][3:] if line[1]} == {"1", "2"}
+    commits = [line[1] for line in found["Conditions"] if line[0] == "commit"]
+    assert commits == ["0123456789ab", "later"]   # the older is run 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"device": "cuda"}, {"versions": {"torch": "2.12.0"}}, {"machine": {"processor": "another", "cores": 2}}],
+    ids=lambda other: next(iter(other)),
+)
+def test_runs_of_different_places_stay_apart_unless_asked(kept, other):
+    files = [kept(), kept(**other)]
+    with pytest.raises(ValueError, match=r"expected runs of one machine, .*, got .* and .* for .*--across"):
+        report.report(files)
+    with pytest.raises(ValueError, match="expected runs of one machine"):
+        compare(*files)
+    lines = tables(report.report(files, across=True))["Every row: se"][2:]
+    names = {line[0] for line in lines if line[1]}
+    second = "another" if "machine" in other else "AMD EPYC &lt;made up&gt;"
+    assert names == {"1: AMD EPYC &lt;made up&gt;", f"2: {second}"}
+    assert "says nothing about" in report.report(files, across=True, html=True)
+
+
+def test_no_file_is_no_report():
+    with pytest.raises(ValueError, match="expected at least one result file, got none"):
+        report.report([])
+
+
+# ---- runs beside each other ------------------------------------------------------------------------------------------
+
+
+def beside(kept, before, after):
+    """The lines that compare gives for one row that became another, and whether that is worse."""
+    table, worse = compare(kept(rows=[before]), kept(rows=[after]))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+    return [line[0] for line in lines[2:]], worse
+
+
+BEFORE = timed(Case("se", ((8, 64, 56, 56),)), OURS, 1e-3, 5e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"seconds": about(1.3e-3), "copies": about(2.6)}, ["slower"]),
+        ({"seconds": about(0.7e-3), "copies": about(1.4)}, ["faster"]),
+        ({"seconds": about(1.3e-3)}, []),                             # the whole machine is slower
+        ({"seconds": about(1.3e-3), "copies": about(1.4)}, []),       # slower, but less than the machine
+        ({"copies": about(2.6)}, []),                                 # a faster copy makes nothing slower
+        ({"seconds": about(1.3e-3, 0.3), "copies": about(2.6)}, []),  # quartiles overlap
+        ({"seconds": about(1.3e-3), "copies": about(2.6, 0.3)}, []),
+        ({"seconds": about(1.04e-3, 0.001), "copies": about(2.08, 0.001)}, []),   # too little to be anything
+        ({"status": "wrong", "seconds": None, "copies": None}, ["now wrong"]),
+        ({"status": "failed", "seconds": None, "copies": None}, ["now failed"]),
+        ({"status": "unsteady", "seconds": about(9e-3), "copies": about(18)}, ["now unsteady"]),
+        ({"clock": "calls"}, ["gone", "new"]),
+        ({"provider": TIMM, "status": "wrong"}, ["new and wrong", "gone"]),
+    ],
+)
+def test_what_became_of_a_row(kept, changes, said):
+    before = replace(BEFORE, seconds=about(1e-3, 0.001), copies=about(2, 0.001)) if len(said) == 0 else BEFORE
+    what, worse = beside(kept, before, replace(before, **changes))
+    assert what == said
+    assert worse == any(word in ("slower", "now wrong", "now failed", "new and wrong") for word in said)
+
+
+def test_a_mended_row_is_no_regression(kept):
+    wrong = replace(BEFORE, status="wrong", seconds=None, copies=None)
+    assert beside(kept, wrong, BEFORE) == (["now timed"], False)
+    assert beside(kept, wrong, wrong) == ([], False)
+
+
+def test_rows_without_a_copy_are_held_against_the_whole_machine(kept):
+    copy = timed(BEFORE.case, COPY, 5e-4, 5e-4)
+    bare = replace(BEFORE, copies=None)
+    slow = [replace(copy, seconds=about(6.5e-4)), replace(bare, seconds=about(1.3e-3))]
+    assert compare(kept(rows=[copy, bare]), kept(rows=slow))[1] is False
+    table, worse = compare(kept(rows=[copy, bare]), kept(rows=[slow[0], replace(bare, seconds=about(2e-3))]))
+    assert worse
+    assert "a copy takes 1.30 times as long" in table
+    assert "| 1.00 ms (0.98–1.02) | 2.00 ms (1.96–2.04) | 2.00 |" in table   # noqa: RUF001
