@@ -22,6 +22,7 @@ from torch import nn
 from torch.export import Dim
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import attzoo
 from attzoo.ops.torch import Block, find
@@ -380,6 +381,36 @@ def test_channels_last_is_kept(sample, device):
     again = passes(block.to(memory_format=layout), last)
     assert again[0].is_contiguous(memory_format=layout)
     assert max(map(off, again, wanted)) < 1e-5
+
+
+class Large(TorchDispatchMode):
+    """Keeps every tensor that an operation makes and that is as large as x, backward passes included."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.size, self.made = x.nbytes, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes() >= self.size:
+                self.made[tensor.untyped_storage().data_ptr()] = tensor
+        return out
+
+
+def large(block, *given):
+    """How many tensors of the size of x a training step makes, besides x and the gradient of y."""
+    x, dy = given
+    with Large(x) as seen:
+        torch.autograd.grad(block(x), [x, *block.parameters()], dy)
+    return len(seen.made.keys() - {tensor.untyped_storage().data_ptr() for tensor in given})
+
+
+@pytest.mark.parametrize("name", ["se", "eca"])
+def test_the_gradient_of_the_average_is_not_written_out(name):
+    block = attzoo.create(name, 8, backend="torch")
+    x = torch.randn(2, 8, 9, 9, requires_grad=True)
+    assert large(block, x, torch.randn(x.shape)) == 4   # y, both gradients of a product, and the sum for x
 
 
 # ---- modes ---------------------------------------------------------------------------------------------

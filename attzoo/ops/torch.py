@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -106,8 +107,13 @@ class InstanceNorm(nn.Module):
 
 
 def avg_pool(x: Tensor) -> Tensor:
-    """Mean over space: (N, C, *S) -> (N, C)."""
-    return x.mean(tuple(range(2, x.ndim)))
+    """Mean over space: (N, C, *S) -> (N, C).
+
+    The gradient of `mean` is written out for all of x before it is added to, that of `sum` is one number per channel,
+    seen many times. Half precision has `mean`, which adds up in float32; sums of float16 would pass its maximum.
+    """
+    space = tuple(range(2, x.ndim))
+    return x.sum(space) / prod(x.shape[2:]) if x.dtype in EXACT else x.mean(space)
 
 
 def max_pool(x: Tensor) -> Tensor:
