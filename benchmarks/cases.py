@@ -6,7 +6,8 @@ run that is out of time leaves out the end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 MODES: Final = ("inference", "forward", "backward", "training")   # training is a forward and a backward pass
@@ -21,6 +22,7 @@ class Case:
     """One thing to time.
 
     block: registry name; in a network that of the block in it, "none" for the network without.
+    variant: of the block, as attzoo names it: the one whose function the peers compute; None for the defaults.
     shapes: of each input, (N, C, *S). network: None for the block alone, "resnet50" or "unet".
     mode: "inference" without gradients; "forward" in training, "backward" after it, "training" both.
     forms: of the providers wanted: "eager", "compiled", "keras".
@@ -32,11 +34,13 @@ class Case:
     dtype: str = "float32"
     layout: str = "channels first"
     network: str | None = None
+    variant: str | None = None
     forms: frozenset[str] = field(default=EAGER, compare=False)
 
     def __str__(self) -> str:
         size = " + ".join("x".join(map(str, shape)) for shape in self.shapes)
-        where = f"{self.network} with {self.block}" if self.network else self.block
+        block = f"{self.block} ({self.variant})" if self.variant else self.block
+        where = f"{self.network} with {block}" if self.network else block
         return f"{where} {size} {self.dtype} {self.layout} {self.mode}"
 
 
@@ -58,6 +62,7 @@ MAPS: Final = {   # of ResNets at 224 pixels, and of a U-Net's finest level
 SKIPS: Final = {"cuda": ((8, 64, 256, 256), (8, 256, 64, 64)), "cpu": ((2, 64, 128, 128), (2, 256, 32, 32))}
 OTHER_RANKS: Final = {"cuda": ((32, 128, 8192), (2, 32, 96, 96, 96)), "cpu": ((8, 64, 2048), (1, 32, 24, 24, 24))}
 IMAGES: Final = {"cuda": (64, 3, 224, 224), "cpu": (2, 3, 128, 128)}        # of ResNet-50
+QUICK_IMAGES: Final = {"cuda": (16, 3, 224, 224), "cpu": (2, 3, 64, 64)}    # of both, in the quick suite
 SCANS: Final = {"cuda": (8, 3, 256, 256), "cpu": (1, 3, 128, 128)}          # of the U-Net
 
 
@@ -66,3 +71,75 @@ def inputs(block: str, shape: tuple[int, ...], *, coarse: bool = False) -> tuple
     if block != "attention_gate":
         return (shape,)
     return shape, (shape[0], 2 * shape[1], *(n // 2 for n in shape[2:])) if coarse else shape
+
+
+# ---- the suites ------------------------------------------------------------------------------------------------------
+
+PEER: Final = dict.fromkeys(BLOCKS, "timm") | {"attention_gate": "monai"}   # whose function the blocks compute
+OTHERS: Final = (("se", "torchvision"), ("se", "monai"), ("eca", "circular"))
+IN_NETS: Final = ("none", "se", "eca", "cbam")
+BOTH: Final = ("inference", "training")
+COMPILED: Final = ("se", "eca", "cbam", "attention_gate")   # on a CPU, where compiling takes minutes
+MINUTES: Final = {("quick", "cpu"): 4.5, ("quick", "cuda"): 4.5, ("full", "cpu"): 45.0, ("full", "cuda"): 9.5}
+
+
+def suite(name: str, device: str, blocks: Sequence[str] = BLOCKS) -> Suite:
+    """The cases of suite "quick" or "full" on "cpu" or "cuda", of some of the blocks."""
+    cases = quick(device) if name == "quick" else full(device)
+    chosen = tuple(case for case in cases if case.block in (*blocks, "none"))
+    return Suite(tuple(dict.fromkeys(chosen)), MINUTES[name, device])
+
+
+def quick(device: str) -> Iterator[Case]:
+    """One shape of every block, and the networks."""
+    yield from (case for mode in BOTH for case in of_blocks(device, 1, mode))
+    yield from networks(QUICK_IMAGES[device], QUICK_IMAGES[device])
+
+
+def full(device: str) -> Iterator[Case]:
+    """Every axis around the base case."""
+    base = [case for mode in BOTH for case in of_blocks(device, 0, mode)]
+    for case in base:
+        compiled = device == "cuda" or case.block in COMPILED
+        yield replace(case, forms=EVERY if compiled else EAGER | {"keras"})
+    yield from networks(IMAGES[device], SCANS[device])
+    for number in range(1, len(MAPS[device])):
+        yield from (case for mode in BOTH for case in of_blocks(device, number, mode))
+    for dtype in DTYPES[1:]:
+        yield from (replace(case, dtype=dtype) for case in base)
+    yield from (replace(case, layout="channels last") for case in base)
+    yield from (replace(case, shapes=tuple((1, *shape[1:]) for shape in case.shapes)) for case in base)
+    yield from (case for mode in ("forward", "backward") for case in of_blocks(device, 0, mode))
+    yield from coarse(device)
+    for shape in OTHER_RANKS[device]:
+        yield from (of_block(block, shape, mode) for mode in BOTH for block in BLOCKS)
+    for block, variant in OTHERS:
+        yield from (of_block(block, MAPS[device][0], mode, variant) for mode in BOTH)
+
+
+def of_blocks(device: str, number: int, mode: str) -> Iterator[Case]:
+    """Every block at one of the shapes, as far as it has that many."""
+    for block in BLOCKS:
+        shapes = SKIPS[device] if block == "attention_gate" else MAPS[device]
+        if number < len(shapes):
+            yield of_block(block, shapes[number], mode)
+
+
+def of_block(block: str, shape: tuple[int, ...], mode: str, variant: str | None = None) -> Case:
+    """A block at a shape, as the peer has it."""
+    return Case(block, inputs(block, shape), mode, variant=variant or PEER[block])
+
+
+def coarse(device: str) -> Iterator[Case]:
+    """The gate with a signal of half the size: in inference, where peers that resample it first compute the same."""
+    for shape in SKIPS[device]:
+        yield Case("attention_gate", inputs("attention_gate", shape, coarse=True), variant=PEER["attention_gate"])
+
+
+def networks(images: tuple[int, ...], scans: tuple[int, ...]) -> Iterator[Case]:
+    """ResNet-50 on images and the U-Net on scans, without and with blocks."""
+    for mode in BOTH:
+        for block in IN_NETS:
+            yield Case(block, (images,), mode, network="resnet50", variant=PEER.get(block))
+        for block in ("none", "attention_gate"):
+            yield Case(block, (scans,), mode, network="unet", variant="leejunhyun")

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from attzoo.contract import Array
 
@@ -22,6 +23,7 @@ class Peer:
 
     package: what to install. module, name: where its class is. arguments: of that class, for our spec of the block.
     names: our canonical name of an array -> its name in the peer's state dict. gate_first: it is called as (g, x).
+    ranks: the numbers of spatial axes that it takes.
     """
 
     package: str
@@ -32,6 +34,7 @@ class Peer:
     arguments: Callable[[Any], Mapping[str, Any]]
     names: Mapping[str, str]
     gate_first: bool = False
+    ranks: tuple[int, ...] = (2,)
 
     def build(self, spec: Any, arrays: Mapping[str, Array]) -> nn.Module:
         """The peer's block for our spec, called as ours is, holding these arrays, by canonical name.
@@ -47,13 +50,15 @@ class Peer:
 
 
 class Swapped(nn.Module):
-    """A gate that is called (g, x), called (x, g)."""
+    """A gate that is called (g, x) with a g of x's size, called (x, g) with any g: that is resampled first."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
     def forward(self, x: Tensor, g: Tensor) -> Any:
+        if g.shape[2:] != x.shape[2:]:
+            g = F.interpolate(g, x.shape[2:], mode=("linear", "bilinear", "trilinear")[x.ndim - 3])
         return self.inner(g, x)
 
 
@@ -150,6 +155,6 @@ PEERS: Final = {
     ),
     "MONAI AttentionBlock": Peer(
         "monai", "monai.networks.nets.attentionunet", "AttentionBlock", "attention_gate", "monai", monai_gate, GATE,
-        gate_first=True,
+        gate_first=True, ranks=(1, 2, 3),
     ),
 }   # fmt: skip

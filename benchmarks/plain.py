@@ -75,3 +75,21 @@ class AttUNet(nn.Module):
             x = self.up[i](x)
             x = self.merge[i](torch.cat([self.gate[i](g=x, x=skips[i]), x], dim=1))
         return self.head(x)
+
+
+def canonical(plain: AttUNet) -> dict[str, str]:
+    """What attzoo calls every array -> what this network's state calls it."""
+    convs = {"0": "conv1", "1": "norm1", "3": "conv2", "4": "norm2"}
+    parts = {"down": ("encoder", convs), "merge": ("decoder", convs), "up": ("up", {"1": "conv", "2": "norm"})}
+    gate = {"x.0": "skip", "x.1": "skip_norm", "g.0": "gating", "g.1": "gating_norm"}
+    parts["gate"] = "skip", gate | {"psi.0": "psi", "psi.1": "psi_norm"}
+    found = {}
+    for name in plain.state_dict():
+        path, _, leaf = name.rpartition(".")
+        leaf = {"running_mean": "mean", "running_var": "var"}.get(leaf, leaf)
+        if path != "head":
+            kind, level, inner = path.split(".", 2)
+            path = f"{parts[kind][0]}.{level}.{parts[kind][1][inner]}"
+        if leaf != "num_batches_tracked":
+            found[f"{path}.{leaf}"] = name
+    return found

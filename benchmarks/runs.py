@@ -31,8 +31,8 @@ class Provider:
     form: str = "eager"
 
     def __str__(self) -> str:
-        return " ".join([self.library, *([] if self.backend == "torch" else [self.backend]),
-                         *([] if self.form == "eager" else [f"({self.form})"])])
+        backend = [] if self.backend == "torch" else [self.backend]
+        return " ".join([self.library, *backend, *([] if self.form == "eager" else [f"({self.form})"])])
 
 
 COPY: Final = Provider("copy")
@@ -48,7 +48,7 @@ class Row:
     clock: "cpu", seconds of one thread's CPU time; "graph", of CUDA graphs replayed; "calls", from Python on CUDA.
     seconds: quartiles of a call. least, samples: the smallest and how many.
     copies: this provider's time / that of copying the first input, paired by rounds.
-    ratio: this provider's time / the reference's, paired by rounds; control: the reference / itself, in the same rounds.
+    ratio: this provider's time / the reference's, paired by rounds; control: the reference / itself in these rounds.
     reference: whom `ratio` is to, as str(Provider), None for rows without.
     kept: bytes that autograd keeps besides inputs and parameters; peak: most bytes of tensors alive besides inputs and
     weights in a training step.
@@ -108,13 +108,18 @@ class Run:
 
 def write(path: Path, run: Run) -> None:
     """Write a run as JSON; the file appears whole or not at all. Raises FileExistsError rather than replace a run."""
-    if path.exists():
-        raise FileExistsError(f"expected a new file for a run, got {path}, which exists: runs are never merged")
+    vacant(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {"schema": SCHEMA} | asdict(run) | {"rows": [_flat(row) for row in run.rows]}
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     part.rename(path)
+
+
+def vacant(path: Path) -> None:
+    """Raise FileExistsError where there is a file."""
+    if path.exists():
+        raise FileExistsError(f"expected a new file for a run, got {path}, which exists: runs are never merged")
 
 
 def read(path: Path) -> Run:
@@ -133,17 +138,15 @@ def read(path: Path) -> Run:
 
 def _flat(row: Row) -> dict[str, Any]:
     """A row as JSON has it, without what says nothing."""
-    case = {name: value for name, value in asdict(row.case).items() if name != "forms"}
-    rest = {name: value for name, value in asdict(row).items() if name not in ("case", "provider") and value is not None}
-    return {"case": case, "provider": asdict(row.provider)} | rest
+    whole = asdict(row)
+    del whole["case"]["forms"]
+    return {name: value for name, value in whole.items() if value is not None}
 
 
 def _row(flat: dict[str, Any]) -> Row:
-    spreads = {f.name for f in fields(Row) if "Spread" in str(f.type)}
-    case = flat.pop("case")
-    case["shapes"] = tuple(map(tuple, case["shapes"]))
-    rest = {name: Spread(**value) if name in spreads else value for name, value in flat.items() if name != "provider"}
-    row = Row(Case(**case), Provider(**flat["provider"]), **rest)
+    case = Case(**flat["case"] | {"shapes": tuple(map(tuple, flat["case"]["shapes"]))})
+    spreads = {f.name: Spread(**flat[f.name]) for f in fields(Row) if "Spread" in str(f.type) and f.name in flat}
+    row = Row(**flat | {"case": case, "provider": Provider(**flat["provider"])} | spreads)
     if row.status not in STATUS:
         raise TypeError(f"status {row.status!r}, known: {', '.join(STATUS)}")
     return row

@@ -1,4 +1,8 @@
-"""Timing that a busy machine bends little: CPU time of one thread, interleaved rounds, ratios within a round."""
+"""The protocol: providers take turns in rounds, so that what slows the machine slows them all; ratios within a round.
+
+A turn calls a provider so many times and says how long one call took. The clocks that turns are made on: `Cpu` here,
+CUDA's in cuda.py, other processes' in workers.py.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from time import thread_time
 from typing import Final
 
 KEPT: Final = 8   # results; of the smallest block that is timed they make 50 MB, more than a core's share of cache
+Turn = Callable[[int], float]   # so many calls -> seconds that one of them took
 
 
 @dataclass(frozen=True)
@@ -32,39 +37,47 @@ def paired(times: Mapping[str, Sequence[float]], name: str, reference: str) -> S
     return spread([a / b for a, b in zip(times[name], times[reference], strict=True)])
 
 
-def interleave(
-    calls: Mapping[str, Callable[[], object]],
-    rounds: int,
-    seconds: float,
-    clock: Callable[[], float] = thread_time,
-) -> dict[str, list[float]]:
+def interleave(turns: Mapping[str, Turn], rounds: int, seconds: float) -> dict[str, list[float]]:
     """Seconds per call of each provider in every round.
 
-    One round calls each provider in turn, the next in reverse order. Within a turn a provider is called often enough
-    to fill about `seconds`, all providers equally often. `clock` is this thread's CPU time: preemption does not count.
-    The last results are kept alive, so that every call writes to memory that is not in the cache, as in a network.
-    Without that it is up to the allocator how many places a provider's results take turns in, and three instead of
-    two made a small block 10 % slower.
+    One round gives each provider a turn, the next in reverse order. Within a turn a provider is called as often as
+    fits into `seconds`, once at least.
     """
-    kept: deque[object] = deque(maxlen=KEPT)
-    slowest = 0.0
-    for call in calls.values():
-        call()   # the first call pays for what is set up once
-        began = clock()
-        call()
-        slowest = max(slowest, clock() - began)
-    repeats = max(1, int(seconds / max(slowest, 1e-6)))
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    repeats = {}
+    for name, turn in turns.items():
+        turn(1)   # the first call pays for what is set up once
+        repeats[name] = max(1, int(seconds / max(turn(1), 1e-6)))
+    times: dict[str, list[float]] = {name: [] for name in turns}
     gc.collect()
     gc.disable()
     try:
-        for turn in range(rounds):
-            for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
-                call = calls[name]
-                began = clock()
-                for _ in range(repeats):
-                    kept.append(call())
-                times[name].append((clock() - began) / repeats)
+        for number in range(rounds):
+            for name in list(turns)[:: 1 if number % 2 == 0 else -1]:
+                times[name].append(turns[name](repeats[name]))
     finally:
         gc.enable()
     return times
+
+
+class Cpu:
+    """Turns on the CPU time of this thread, which does not count while another program has the core.
+
+    The last results of all providers are kept alive, so that every call writes to memory that is not in the cache, as
+    in a network. Without that it is up to the allocator how many places a provider's results take turns in, and three
+    instead of two made a small block 10 % slower.
+    """
+
+    def __init__(self, clock: Callable[[], float] = thread_time) -> None:
+        self.clock = clock
+        self.kept: deque[object] = deque(maxlen=KEPT)
+
+    def turn(self, call: Callable[[], object]) -> Turn:
+        """Turns of `call`."""
+
+        def take(repeats: int) -> float:
+            began = self.clock()
+            for _ in range(repeats):
+                self.kept.append(call())
+            return (self.clock() - began) / repeats
+
+        return take

@@ -1,29 +1,24 @@
-"""The arithmetic of the benchmarks, and that they time nothing that is wrong. No test here asserts a time."""
+"""The protocol's arithmetic, the cases, the files and the command line. No test here asserts a time."""
 
 import itertools
+import json
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-import attzoo
-from benchmarks import cpu, memory, results, unet
-from benchmarks.peers import Peer
-from benchmarks.results import Row
-from benchmarks.timer import KEPT, Spread, interleave, paired, spread
+from attzoo import registry
+from benchmarks import cases, cuda, facts, memory, nets, run, runs
+from benchmarks.__main__ import app
+from benchmarks.cases import Case, Suite, suite
+from benchmarks.measure import Bench
+from benchmarks.runs import Provider, Row, Run
+from benchmarks.timer import KEPT, Cpu, Spread, interleave, paired, spread
 
-SE_NAMES = {name: name for name in attzoo.get("se", backend="numpy")(32).weights}
-
-
-def peer_of(name="SE", module="attzoo.torch", **others):
-    """Our own SE as its own peer, for a test that needs no other library."""
-    return Peer("attzoo", module, name, "se", "official", lambda spec: {"channels": spec.channels, **others}, SE_NAMES)
-
-
-def timed(ratio, control=(0.98, 1.0, 1.02)):
-    spreads = {"ratio": Spread(*ratio), "control": Spread(*control)}
-    return Row("se", "timm SEModule", ((8, 64, 56, 56),), "training", "timed", (1e-7, 2e-7), 0.004, 0.005, **spreads)
+# ---- timer -----------------------------------------------------------------------------------------------------------
 
 
 def test_spread_is_the_quartiles():
@@ -40,27 +35,30 @@ def test_ratios_are_paired_within_a_round():
 
 
 def test_rounds_are_interleaved_and_reversed():
-    called, now = [], itertools.count()
-    calls = {name: lambda name=name: called.append(name) for name in "abc"}
-    times = interleave(calls, rounds=3, seconds=0, clock=lambda: float(next(now)))
-    assert "".join(called) == "aabbcc" + "abc" + "cba" + "abc"   # first each twice: warm up, and count repeats
-    assert times == {name: [1.0] * 3 for name in "abc"}
+    called = []
+
+    def turn(name, repeats):
+        called.append((name, repeats))
+        return 4.0 if name == "a" else 1.0
+
+    turns = {name: lambda repeats, name=name: turn(name, repeats) for name in "abc"}
+    times = interleave(turns, rounds=3, seconds=13.0)
+    assert called[:6] == [(name, 1) for name in "aabbcc"]   # each twice: to warm up, and to see how often it fits
+    assert called[6:] == [(name, {"a": 3, "b": 13, "c": 13}[name]) for name in "abc" + "cba" + "abc"]
+    assert times == {"a": [4.0] * 3, "b": [1.0] * 3, "c": [1.0] * 3}
 
 
-def test_a_turn_is_as_long_as_asked_and_equally_often_for_all():
-    clock, calls = [0.0], {"slow": 4.0, "fast": 1.0}
-    counts = dict.fromkeys(calls, 0)
+def test_a_turn_is_the_time_of_one_of_its_calls():
+    now = [0.0]
 
-    def call(name):
-        counts[name] += 1
-        clock[0] += calls[name]
+    def call():
+        now[0] += 3.0
 
-    times = interleave({n: lambda n=n: call(n) for n in calls}, rounds=2, seconds=13.0, clock=lambda: clock[0])
-    assert counts == {"slow": 2 + 2 * 3, "fast": 2 + 2 * 3}   # 13 s hold three calls of 4 s
-    assert times == {"slow": [4.0, 4.0], "fast": [1.0, 1.0]}
+    assert Cpu(clock=lambda: now[0]).turn(call)(5) == 3.0
+    assert now == [15.0]
 
 
-def test_the_last_results_are_kept_alive():
+def test_the_last_results_of_all_are_kept_alive():
     made, alive = [], []
 
     def call():
@@ -69,89 +67,66 @@ def test_the_last_results_are_kept_alive():
         made.append(weakref.ref(result))
         return result
 
-    interleave({"only": call}, rounds=KEPT + 3, seconds=0)
-    assert alive == [0, 0, *range(KEPT), KEPT, KEPT, KEPT]   # two to warm up, then the rounds
+    cpu = Cpu()
+    one, other = cpu.turn(call), cpu.turn(call)
+    one(3)
+    other(KEPT)
+    assert alive == [*range(KEPT), *(KEPT,) * 3]
 
 
-@pytest.mark.parametrize(
-    ("ratio", "control", "verdict"),
-    [
-        ((1.03, 1.05, 1.08), (0.98, 1.0, 1.02), "slower"),
-        ((1.01, 1.05, 1.08), (0.98, 1.0, 1.02), "same"),
-        ((0.92, 0.95, 0.97), (0.98, 1.0, 1.02), "faster"),
-        ((0.92, 0.95, 0.99), (0.98, 1.0, 1.02), "same"),
-        ((1.01, 1.02, 1.03), (0.91, 0.92, 0.94), "slower"),
-        ((0.98, 0.99, 0.995), (0.91, 0.92, 0.94), "same"),
-        ((0.5, 0.5, 0.5), (0.8, 0.89, 1.0), "unsteady"),
-        ((2.0, 2.0, 2.0), (1.0, 1.11, 1.2), "unsteady"),
-    ],
-)
-def test_verdict_is_by_the_control(ratio, control, verdict):
-    assert timed(ratio, control).verdict == verdict
+# ---- CUDA, of which the order of things can be seen without a device -------------------------------------------------
 
 
-def test_what_was_not_timed_is_named():
-    assert replace(timed((1, 1, 1)), status="absent", ratio=None, control=None).verdict == "absent"
+@pytest.mark.parametrize(("size", "count"), [(1, 16), (15 << 20, 16), (30 << 20, 8), (103 << 20, 3), (1 << 30, 1)])
+def test_sets_of_inputs_are_larger_than_the_cache(size, count):
+    assert cuda.sets(size, 60 << 20) == count
+    assert count == cuda.MOST or count * size >= 4 * (60 << 20)
 
 
-def test_report_comes_back_as_it_went(tmp_path):
-    rows = [timed((0.7, 0.75, 0.8)), replace(timed((1, 1, 1)), status="wrong", ratio=None, control=None)]
-    report = {"title": "T", "method": "M", "command": "c", "date": "d", **results.facts(("numpy", "no-such-package"))}
-    results.write(tmp_path / "new" / "r.json", report, rows)
-    again = results.read(tmp_path / "new" / "r.json")
-    assert results.rows_of(again) == rows
-    assert [row["verdict"] for row in again["rows"]] == ["faster", "wrong"]
-    lines = (tmp_path / "new" / "r.md").read_text().splitlines()
-    assert lines == results.table(again).splitlines()
-    assert "- not installed: no-such-package" in lines
-    assert "| 0.75 (0.70-0.80) | 1.00 (0.98-1.02) |" in lines[-2]
-    assert lines[-1].endswith("| wrong |")
-    assert {line.count("|") for line in lines[-4:]} == {12}
+@pytest.fixture
+def device(monkeypatch):
+    """A device that notes what it is told to do; between its events pass 2.5 ms."""
+    told = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            told.append("event")
+
+        def synchronize(self):
+            told.append("wait")
+
+        def elapsed_time(self, last):
+            return 2.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: told.append("sleep"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: told.append("synchronize"))
+    return told
 
 
-def test_report_of_another_schema_is_refused(tmp_path):
-    (tmp_path / "r.json").write_text('{"schema": 0}')
-    with pytest.raises(ValueError, match="schema 1, got 0"):
-        results.read(tmp_path / "r.json")
+def test_a_replay_is_queued_before_the_device_is_free(device, monkeypatch):
+    class Graph:
+        def __init__(self, call):
+            self.replay = call
+
+    monkeypatch.setattr(cuda, "captured", Graph)
+    turn = cuda.replayed([lambda: device.append("a"), lambda: device.append("b")])
+    assert turn(1) == turn(1) == 2.5e-3
+    once = ["sleep", "event", "a", "event", "wait"]
+    assert device == once + [step.replace("a", "b") if step == "a" else step for step in once]
 
 
-@pytest.mark.parametrize("mode", cpu.MODES)
-def test_equal_blocks_are_timed(monkeypatch, mode):
-    monkeypatch.setitem(cpu.PEERS, "own", peer_of())
-    row = cpu.measure("own", (2, 32, 5, 4), mode, rounds=3)
-    assert row.status == "timed"
-    assert max(row.error) < 1e-6
-    assert row.ours > 0
-    assert row.theirs > 0
-    assert row.verdict in ("same", "faster", "slower", "unsteady")
-    assert (row.saved is None) == (mode == "inference")
+def test_calls_are_timed_until_the_device_is_done(device, monkeypatch):
+    clock = itertools.count(step=cuda.BURST * 0.5)
+    monkeypatch.setattr(cuda, "perf_counter", lambda: next(clock))
+    assert cuda.called([lambda: device.append("a"), lambda: device.append("b")])(1) == 0.5
+    assert device == ["synchronize", *"ab" * (cuda.BURST // 2), "synchronize"]
 
 
-@pytest.mark.parametrize("mode", cpu.MODES)
-def test_wrong_blocks_are_not_timed(monkeypatch, mode):
-    monkeypatch.setitem(cpu.PEERS, "own", peer_of(gate="hard_sigmoid"))
-    monkeypatch.setattr(cpu, "interleave", None)
-    row = cpu.measure("own", (2, 32, 5, 4), mode, rounds=3)
-    assert row.status == row.verdict == "wrong"
-    assert row.error[0] < 1e-6 < row.error[1]
-
-
-def test_absent_peers_are_named(monkeypatch):
-    monkeypatch.setitem(cpu.PEERS, "own", peer_of(module="no_such_module"))
-    assert cpu.measure("own", (2, 32, 5, 4), "training", rounds=3).status == "absent"
-
-
-def test_unsteady_rows_are_timed_again(monkeypatch):
-    tries = []
-
-    def unsteady_once(calls, rounds, seconds):
-        tries.append(rounds)
-        return {"ours": [1.0] * 3, "peer": [1.0] * 3, "again": [2.0 if len(tries) == 1 else 1.0] * 3}
-
-    monkeypatch.setitem(cpu.PEERS, "own", peer_of())
-    monkeypatch.setattr(cpu, "interleave", unsteady_once)
-    assert cpu.measure("own", (2, 32, 5, 4), "inference", rounds=3).control == Spread(1.0, 1.0, 1.0)
-    assert len(tries) == 2
+# ---- memory, networks, facts -----------------------------------------------------------------------------------------
 
 
 def test_kept_counts_each_thing_that_autograd_holds_once_and_no_input():
@@ -159,24 +134,7 @@ def test_kept_counts_each_thing_that_autograd_holds_once_and_no_input():
         def forward(self, x):
             return x * x.exp()   # holds x, an input, and twice exp's result, 10 numbers of 4 bytes
 
-    assert cpu.kept(Product(), [torch.ones(10)]) == 40
-
-
-def test_quick_run_writes_both_files(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(cpu, "keep_pages", lambda: None)   # of this process, which has other work
-    monkeypatch.setattr(cpu, "SHAPES", {"own": ((2, 32, 5, 4),)})
-    monkeypatch.setitem(cpu.PEERS, "own", peer_of())
-    threads = torch.get_num_threads()
-    try:
-        assert cpu.main(["--quick", "--out", str(tmp_path / "q.json")]) == 0
-        assert cpu.main(["--report", str(tmp_path / "q.json")]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    assert capsys.readouterr().out.endswith((tmp_path / "q.md").read_text())
-    assert results.read(tmp_path / "q.json")["command"].startswith("python -m benchmarks.cpu --quick")
-
-
-# ---- the U-Net -------------------------------------------------------------------------------------------------------
+    assert memory.kept(Product(), [torch.ones(10)]) == 40
 
 
 def test_peak_is_what_is_alive_at_once():
@@ -189,29 +147,205 @@ def test_peak_is_what_is_alive_at_once():
     assert memory.peak(call) == 1200
 
 
-@pytest.fixture(scope="module")
-def measured():
-    return unet.measure(*unet.QUICK, rounds=2)
+def test_resnet50_has_the_published_parameters():
+    net = nets.ResNet50()
+    assert sum(p.numel() for p in net.parameters()) == 25_557_032   # torchvision's
+    assert net.eval()(torch.zeros(1, 3, 33, 40)).shape == (1, 1000)
 
 
-def test_the_plain_unet_is_ours_and_both_are_timed(measured):
-    assert [row.mode for row in measured] == ["inference", "inference, fused", "training"]
-    for row in measured:
-        assert row.status == "timed"
-        assert max(row.error) < unet.TOLERANCE[row.mode]
-    saved, peak = measured[-1].saved, measured[-1].peak
-    assert saved[0] < saved[1]   # what is repeated on the way up is not kept
-    assert peak[0] > saved[0]
+def test_facts_can_be_printed_and_hold_no_path(monkeypatch):
+    monkeypatch.setattr(facts, "LARGE", 4096)
+    told = {
+        "machine": facts.machine("cpu"),
+        "versions": facts.versions(),
+        "ceilings": facts.ceilings("cpu"),
+        "commit": facts.commit(),
+    }
+    assert str(Path(__file__).parents[1]) not in json.dumps(told)
+    assert told["versions"]["torch"] == torch.__version__
+    assert all(ceiling > 0 for ceiling in told["ceilings"].values())
 
 
-def test_a_unet_that_computes_something_else_is_not_timed(monkeypatch):
-    real = unet.canonical
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="expected a CUDA device"):
+        facts.settle("cuda")
 
-    def other(plain):
-        arrays = real(plain)
-        return arrays | {"head.bias": arrays["head.bias"] + 1}
 
-    monkeypatch.setattr(unet, "canonical", other)
-    rows = unet.measure(*unet.QUICK, rounds=2)
-    assert {row.verdict for row in rows} == {"wrong"}
-    assert {row.ours for row in rows} == {None}
+# ---- cases -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", ["quick", "full"])
+def test_suites_hold_every_block_once(name, device):
+    chosen = suite(name, device).cases
+    assert {case.block for case in chosen if not case.network} == set(registry.BLOCKS)
+    assert len(set(map(str, chosen))) == len(chosen)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_full_suite_has_every_axis(device):
+    chosen = suite("full", device).cases
+    blocks = [case for case in chosen if not case.network]
+    for name in registry.BLOCKS:
+        own = [case for case in blocks if case.block == name]
+        assert {case.mode for case in own} == set(cases.MODES)
+        assert {case.dtype for case in own} == set(cases.DTYPES)
+        assert {case.layout for case in own} == set(cases.LAYOUTS)
+        assert {len(case.shapes[0]) - 2 for case in own} == {1, 2, 3}
+        assert min(case.shapes[0][0] for case in own) == 1
+    assert {form for case in blocks for form in case.forms} == {"eager", "compiled", "keras"}
+    assert {(case.network, case.mode) for case in chosen if case.network} == {
+        (net, mode) for net in ("resnet50", "unet") for mode in cases.BOTH
+    }
+
+
+def test_blocks_can_be_chosen():
+    assert {case.block for case in suite("full", "cpu", ("eca",)).cases} == {"eca", "none"}
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def timed(ratio, control=(0.98, 1.0, 1.02)):
+    spreads = {"ratio": Spread(*ratio), "control": Spread(*control), "seconds": Spread(1e-3, 2e-3, 3e-3)}
+    case = Case("se", ((8, 64, 56, 56),), "training", variant="timm")
+    return Row(case, Provider("attzoo"), "timed", error=1e-7, samples=9, reference="timm", moved=10, **spreads)
+
+
+def made(*rows):
+    return Run("quick", "cpu", "command", "2026-01-01", None, {}, {"torch": None}, {}, {"copy GB/s": 1.5}, {}, rows)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "control", "verdict"),
+    [
+        ((1.03, 1.05, 1.08), (0.98, 1.0, 1.02), "slower"),
+        ((1.01, 1.05, 1.08), (0.98, 1.0, 1.02), "same"),
+        ((0.92, 0.95, 0.97), (0.98, 1.0, 1.02), "faster"),
+        ((0.92, 0.95, 0.99), (0.98, 1.0, 1.02), "same"),
+        ((1.01, 1.02, 1.03), (0.91, 0.92, 0.94), "slower"),
+        ((0.98, 0.99, 0.995), (0.91, 0.92, 0.94), "same"),
+    ],
+)
+def test_verdict_is_by_the_control(ratio, control, verdict):
+    assert timed(ratio, control).verdict == verdict
+    assert replace(timed(ratio, control), status="unsteady").verdict == "unsteady"
+
+
+def test_a_run_comes_back_as_it_went(tmp_path):
+    wrong = replace(timed((1, 1, 1)), status="wrong", why="0.1 off", ratio=None, provider=Provider("plain", "jax"))
+    went = made(timed((0.7, 0.75, 0.8)), wrong)
+    runs.write(tmp_path / "new" / "r.json", went)
+    again = runs.read(tmp_path / "new" / "r.json")
+    assert replace(again, rows=tuple(again.rows), left=()) == went
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["r.json"]
+
+
+def test_a_run_never_replaces_another(tmp_path):
+    (tmp_path / "r.json").write_text("precious")
+    with pytest.raises(FileExistsError, match="never merged"):
+        runs.write(tmp_path / "r.json", made())
+    assert (tmp_path / "r.json").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"schema": 1}', '{"schema": 2}', '{"schema": 2, "rows": [{}]}', '{"schema": 2, "rows": 7, "more": 1}'],
+)
+def test_what_is_no_run_is_refused(tmp_path, text):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(ValueError, match=r"r\.json"):
+        runs.read(tmp_path / "r.json")
+
+
+def test_an_unknown_status_is_refused(tmp_path):
+    runs.write(tmp_path / "r.json", made(replace(timed((1, 1, 1)), status="splendid")))
+    with pytest.raises(ValueError, match="splendid"):
+        runs.read(tmp_path / "r.json")
+
+
+# ---- a run -----------------------------------------------------------------------------------------------------------
+
+TINY = (Case("se", ((2, 8, 6, 6),)), Case("eca", ((2, 8, 6, 6),), "training"))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A suite of two cases, and this process as it was: others test in it."""
+    monkeypatch.setattr(run, "suite", lambda *asked: Suite(TINY, 5.0))
+    monkeypatch.setitem(run.ROUNDS, ("quick", "cpu"), 3)
+    monkeypatch.setattr(run, "SECONDS", {"cpu": 0.0})
+    monkeypatch.setattr(facts, "keep_pages", lambda: False)
+    monkeypatch.setattr(facts, "LARGE", 4096)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_quick_run_writes_its_file_and_says_so(tiny, tmp_path):
+    path = tmp_path / "q.json"
+    said = CliRunner().invoke(app, ["run", "--device", "cpu", "--out", str(path)])
+    assert said.exit_code == 0, said.output
+    assert f"report {path}" in said.output.replace("\n", "")
+    came = runs.read(path)
+    assert [(row.case, str(row.provider), row.status) for row in came.rows] == [
+        (case, who, "timed") for case in TINY for who in ("attzoo", "copy")
+    ]
+    assert all(row.seconds.median > 0 for row in came.rows)
+    assert came.flags["threads"] == 1
+    assert not came.left
+
+
+def test_a_file_that_is_there_is_refused_before_anything_is_measured(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "measure", None)
+    (tmp_path / "q.json").write_text("precious")
+    with pytest.raises(FileExistsError):
+        run.run("quick", "cpu", out=tmp_path / "q.json")
+
+
+def test_no_case_is_begun_after_the_time_is_over(monkeypatch):
+    monkeypatch.setattr(run, "measure", lambda case, bench, others: [replace(timed((1, 1, 1)), case=case)])
+    clock = itertools.count(step=50)
+    monkeypatch.setattr(run, "monotonic", lambda: next(clock))
+    rows, left = run.measured(Suite(TINY * 3, 1.0), Bench("cpu", 3, 0.0), lambda it: ())
+    assert [row.case for row in rows] == [TINY[0]]
+    assert left == (TINY * 3)[1:]
+
+
+def test_what_was_measured_before_an_interruption_is_kept(monkeypatch):
+    def measure(case, bench, others):
+        if case == TINY[1]:
+            raise KeyboardInterrupt
+        return [replace(timed((1, 1, 1)), case=case)]
+
+    monkeypatch.setattr(run, "measure", measure)
+    rows, left = run.measured(Suite(TINY, 1.0), Bench("cpu", 3, 0.0), lambda it: ())
+    assert ([row.case for row in rows], left) == ([TINY[0]], TINY[1:])
+
+
+def test_time_left_is_guessed_by_weight():
+    eager, keras = TINY[0], replace(TINY[1], forms=frozenset({"eager", "keras"}))
+    chosen = Suite((eager, keras), 60.0)
+    assert run.minutes_left(chosen, 0, 0.0) == 60.0
+    assert run.minutes_left(chosen, 1, 20.0) == 20.0 * (1 + run.WEIGHT["keras"]) / 60
+    assert run.minutes_left(replace(chosen, minutes=1.0), 1, 20.0) == 1.0 - 20 / 60
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("slow", "cpu"), "suite must be one of quick, full, got 'slow'"),
+        (("quick", "tpu"), "device must be one of cpu, cuda, got 'tpu'"),
+        (("quick", "cpu", ("se", "transformer")), "blocks must be of .*, got transformer"),
+    ],
+)
+def test_unknown_names_are_refused(asked, said):
+    with pytest.raises(ValueError, match=said):
+        run.run(*asked)
+
+
+def test_the_summary_says_what_is_missing():
+    came = replace(made(timed((0.7, 0.75, 0.8))), left=["se 1x2x3"], absent={"timm": "pip"})
+    assert run.summary(came).startswith("1 rows; of attzoo's, 1 faster\n1 cases left out")
+    assert "not installed: timm" in run.summary(came)

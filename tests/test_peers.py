@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import attzoo
-from benchmarks.cpu import draw
 from benchmarks.peers import INSTALL, PEERS, load
+from benchmarks.subjects import draw
 
 
 @pytest.fixture(params=PEERS.values(), ids=PEERS)

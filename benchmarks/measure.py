@@ -1,0 +1,227 @@
+"""One case from its providers to its rows: verified, timed in rounds, thrown out and repeated where it is unsteady."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from . import cuda
+from .cases import Case
+from .providers import clocked_by, contenders
+from .runs import COPY, Provider, Row
+from .subjects import Subject, deviation, spec_of, subject, wanted
+from .timer import Cpu, Turn, interleave, paired, spread
+
+TRIES: Final = 3
+CONTROL: Final = 0.1               # that the reference may come out beside itself
+DRIFT: Final = 0.03                # that copying may change from the first third of the rounds to the last, on CUDA
+WIDTH: Final = {"graph": 0.05, "calls": 0.15}   # quartile distance / median that is steady, on CUDA
+PASSES: Final = {"inference": (1, 0), "forward": (1, 0), "backward": (0, 1), "training": (1, 1)}   # forward, backward
+
+
+class Racer(Protocol):
+    """Anybody who computes a case; `Contender` in torch, and Keras in a process of its own."""
+
+    @property
+    def provider(self) -> Provider:
+        """Who."""
+
+    @property
+    def family(self) -> str:
+        """Whose times are set beside each other."""
+
+    def twin(self) -> Racer:
+        """The same once more, with a module of its own."""
+
+    def outputs(self) -> Sequence[Tensor]:
+        """Output, and in training the inputs' gradients. Raises what goes wrong, ModuleNotFoundError when absent."""
+
+    def clocks(self) -> Sequence[str]:
+        """On which it can be timed."""
+
+    def turn(self, clock: str, cpu: Cpu) -> Turn:
+        """Turns on one of them."""
+
+    def memory(self) -> tuple[int | None, int | None]:
+        """Kept and peak bytes, where they are known."""
+
+
+@dataclass
+class Bench:
+    """How a run measures: where, for how many rounds, and how long a turn is at least, in seconds."""
+
+    device: str
+    rounds: int
+    seconds: float
+    absent: set[str] = field(default_factory=set)   # packages that were asked for in vain
+    cpu: Cpu = field(default_factory=Cpu)
+
+    def sets(self, size: int) -> int:
+        """How many sets of inputs of `size` bytes calls rotate over."""
+        return cuda.sets(size, cuda.cache()) if self.device == "cuda" else 1
+
+
+def measure(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Racer]] = lambda it: ()) -> list[Row]:
+    """A row for every provider that is installed and every clock; `others` computes the case besides torch."""
+    torch._dynamo.reset()   # what an earlier case compiled is no use, and there is a limit to how much is kept
+    blank = Row(case, COPY, "timed", moved=moved(case), flops=flops(case))
+    try:
+        it = subject(case, bench.device, bench.sets)
+        meant = wanted(it)
+    except (RuntimeError, ValueError) as err:   # too large for the memory here, say
+        return [replace(blank, provider=Provider("attzoo"), status="failed", why=line(err))]
+    racers, rows = [], []
+    for racer in (*contenders(it), *others(it)):
+        row = verified(racer, replace(blank, provider=racer.provider), it.tolerance, meant, bench.absent)
+        if row and row.status == "timed":
+            racers.append((racer, row))
+        elif row:
+            rows.append(row)
+    for clock in dict.fromkeys(clock for racer, _ in racers for clock in racer.clocks()):
+        rows += race(it, [(r, replace(row, clock=clock)) for r, row in racers if clock in r.clocks()], bench)
+    return rows
+
+
+def verified(racer: Racer, row: Row, tolerance: float, meant: Sequence[Tensor], absent: set[str]) -> Row | None:
+    """The row with its error, "wrong" where that is more than rounding; None for a provider that is not installed."""
+    try:
+        error = deviation(racer.outputs(), meant)
+    except ModuleNotFoundError as err:
+        absent.add((err.name or str(err)).partition(".")[0])
+        return None
+    except Exception as err:   # whatever a library of somebody else's raises is its row's outcome
+        return replace(row, status="failed", why=line(err))
+    if error <= tolerance:   # NaN is not
+        return replace(row, error=error)
+    why = f"output or gradient is {error:.1e} off, as a part of its norm; rounding is up to {tolerance:.0e}"
+    return replace(row, status="wrong", error=error, why=why)
+
+
+def race(it: Subject, racers: Sequence[tuple[Racer, Row]], bench: Bench) -> list[Row]:
+    """The rows of those who share a clock, with their times, and that of the copy."""
+    clock, rows = racers[0][1].clock, {str(racer.provider): row for racer, row in racers}
+    turns = {} if it.case.network else {str(COPY): copying(it, clock, bench.cpu)}
+    leaders = references([racer for racer, _ in racers])
+    for racer, row in racers:
+        try:
+            turns[str(racer.provider)] = racer.turn(clock, bench.cpu)
+        except Exception as err:   # not everything can be captured in a graph
+            rows[str(racer.provider)] = replace(row, status="failed", why=line(err))
+    for name, leader in ((str(leader.provider), leader) for leader in leaders.values()):
+        if name in turns:
+            turns[again(name)] = leader.twin().turn(clock, bench.cpu)
+    beside = {str(racer.provider): str(leaders[racer.family].provider) for racer, _ in racers}
+    for _ in range(TRIES):
+        times = interleave(turns, bench.rounds, bench.seconds)
+        shaky = unsteady(times, beside, clock)
+        if not shaky:
+            break
+    for racer, row in racers:
+        who = str(racer.provider)
+        if who in times:
+            kept, peak = racer.memory()
+            rows[who] = clocked(replace(row, kept=kept, peak=peak), times, who, beside[who])
+    if str(COPY) in times:
+        rows[str(COPY)] = clocked(Row(it.case, COPY, "timed", clock=clock, moved=2 * size(it.case)), times, str(COPY))
+    doubtful = {who: replace(rows[who], status="unsteady", why=why) for who, why in shaky.items() if who in rows}
+    return list((rows | doubtful).values())
+
+
+def references(racers: Sequence[Racer]) -> dict[str, Racer]:
+    """Family -> whom the others of it are set beside: the first that is not attzoo's, if there is one."""
+    first: dict[str, Racer] = {}
+    for racer in sorted(racers, key=lambda racer: racer.provider.library == "attzoo"):   # stable: else in their order
+        first.setdefault(racer.family, racer)
+    return first
+
+
+def copying(it: Subject, clock: str, cpu: Cpu) -> Turn:
+    """Turns that copy the first input."""
+    targets = [torch.empty_like(x) for x, *_ in it.sets]
+    calls = [lambda x=x, y=y: y.copy_(x) for (x, *_), y in zip(it.sets, targets, strict=True)]
+    return clocked_by(clock, calls, cpu)
+
+
+def clocked(row: Row, times: Mapping[str, Sequence[float]], who: str, reference: str | None = None) -> Row:
+    """The row with what its provider's times say."""
+    mine = times[who]
+    row = replace(row, seconds=spread(mine), least=min(mine), samples=len(mine))
+    if str(COPY) in times:
+        row = replace(row, copies=paired(times, who, str(COPY)))
+    if reference and again(reference) in times:
+        row = replace(row, reference=reference, control=paired(times, again(reference), reference))
+        row = row if who == reference else replace(row, ratio=paired(times, who, reference))
+    return row
+
+
+def unsteady(times: Mapping[str, Sequence[float]], beside: Mapping[str, str], clock: str) -> dict[str, str]:
+    """Who cannot be believed, and why; `beside`: who -> the reference."""
+    why: dict[str, str] = {}
+    for who, reference in beside.items():
+        control = paired(times, again(reference), reference).median if again(reference) in times else 1.0
+        if abs(control - 1) > CONTROL:
+            why[who] = f"{reference} beside itself took {control:.2f} of its time"
+    if clock in WIDTH:
+        for who, mine in times.items():
+            quartiles = spread(mine)
+            if quartiles.high - quartiles.low > WIDTH[clock] * quartiles.median:
+                why[who] = f"its quartiles are more than {WIDTH[clock]:.0%} apart"
+        if str(COPY) in times and (moved := drift(times[str(COPY)])) > DRIFT:
+            why |= dict.fromkeys(times, f"copying changed by {moved:.0%} meanwhile")
+    return why
+
+
+def drift(times: Sequence[float]) -> float:
+    """By which part the last third differs from the first."""
+    third = max(2, len(times) // 3)
+    return abs(spread(times[-third:]).median / spread(times[:third]).median - 1)
+
+
+def again(reference: str) -> str:
+    """What a twin of the reference is called: how it compares with itself is noise."""
+    return f"{reference} again"
+
+
+def line(err: Exception) -> str:
+    """An error's kind and its first line."""
+    return f"{type(err).__name__}: {str(err).strip().splitlines()[0] if str(err).strip() else 'without a word'}"[:200]
+
+
+# ---- what cannot be avoided ------------------------------------------------------------------------------------------
+
+
+def size(case: Case) -> int:
+    """Bytes of the first input."""
+    return prod(case.shapes[0]) * itemsize(case)
+
+
+def itemsize(case: Case) -> int:
+    """Bytes of a number."""
+    return int(getattr(torch, case.dtype).itemsize)
+
+
+def moved(case: Case) -> int:
+    """Bytes of a block alone: every input and weight read once and every result written once; 0 for a network.
+
+    Backward, the inputs and the output's gradient are read, and the inputs' gradients written.
+    """
+    if case.network:
+        return 0
+    ins, out = sum(map(prod, case.shapes)), prod(case.shapes[0])
+    weights = sum(int(weight.size) for weight in spec_of(case).weights.values())
+    forward, backward = PASSES[case.mode]
+    return itemsize(case) * (forward * (ins + weights + out) + backward * (2 * ins + 2 * weights + out))
+
+
+def flops(case: Case) -> int:
+    """Twice the multiply-adds of a block's linear maps, as its spec counts them; backward is twice forward."""
+    if case.network:
+        return 0
+    forward, backward = PASSES[case.mode]
+    macs: int = spec_of(case).macs(*case.shapes)
+    return 2 * macs * (forward + 2 * backward)

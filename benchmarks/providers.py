@@ -1,0 +1,203 @@
+"""Who computes a case in torch: attzoo, the peers that are installed, both also compiled, each as calls to be timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+import attzoo
+
+from . import cuda
+from .memory import kept, peak
+from .nets import Bottleneck
+from .peers import PEERS, Peer
+from .runs import Provider
+from .subjects import Subject, laid, plain_unet, run
+from .timer import Cpu, Turn
+
+Call = Callable[[], object]
+
+# form -> options of torch.compile, and the layout of the inputs where it is not the case's. Inductor may lay out a
+# channels-first input anew, because a convolution follows; the best of the three is what a user can have.
+COMPILED: Final[dict[str, tuple[dict[str, Any], str | None]]] = {
+    "compiled": ({}, None),
+    "compiled, no layout": ({"layout_optimization": False}, None),
+    "compiled, channels last": ({}, "channels last"),
+}
+
+
+@dataclass
+class Contender:
+    """A provider with its module of the subject.
+
+    build: the module, float32 on the CPU, holding the subject's arrays; raises ModuleNotFoundError without its library.
+    options: of torch.compile; None for eager. layout: of its inputs, where not the subject's.
+    """
+
+    provider: Provider
+    subject: Subject
+    build: Callable[[], nn.Module]
+    options: dict[str, Any] | None = None
+    layout: str | None = None
+
+    @property
+    def family(self) -> str:
+        """All of torch is set beside one reference."""
+        return "torch"
+
+    def twin(self) -> Contender:
+        """The same once more, with a module of its own."""
+        return replace(self, provider=replace(self.provider, library=f"{self.provider.library} again"))
+
+    @cached_property
+    def module(self) -> Any:
+        """On the device, in the dtype and the mode of the case."""
+        it = self.subject
+        module = self.build().to(it.device, it.dtype).train(it.case.mode != "inference")
+        return module if self.options is None else torch.compile(module, dynamic=False, options=self.options)
+
+    def inputs(self, number: int) -> list[Tensor]:
+        """A set of inputs, as this provider takes them."""
+        return [laid(x, self.layout or self.subject.case.layout) for x in self.subject.sets[number]]
+
+    def cotangent(self, number: int) -> Tensor | None:
+        """The gradient of the output that goes with a set."""
+        given = self.subject.cotangents
+        return laid(given[number], self.layout or self.subject.case.layout) if given else None
+
+    def outputs(self) -> list[Tensor]:
+        """What is held to the meaning: `run`, of a network with running statistics."""
+        training = self.module.training
+        self.module.train(training and not self.subject.case.network)
+        mode = "inference" if self.subject.case.mode == "inference" else "training"
+        try:
+            return run(self.module, mode, self.inputs(0), self.cotangent(0))
+        finally:
+            self.module.train(training)
+
+    def calls(self) -> list[Call]:
+        """What is timed, for each set."""
+        numbers = range(len(self.subject.sets))
+        return [self._call(self.inputs(i), self.cotangent(i)) for i in numbers]
+
+    def _call(self, inputs: list[Tensor], cotangent: Tensor | None) -> Call:
+        mode = self.subject.case.mode
+        if mode == "training" and self.subject.case.network:
+            return Step(self.module, inputs)
+        if mode == "forward":
+            leaves = [x.detach().requires_grad_() for x in inputs]
+            return lambda: self.module(*leaves)
+        if mode == "backward":
+            return Backward(self.module, inputs, cotangent)
+        return partial(run, self.module, mode, inputs, cotangent)
+
+    def clocks(self) -> tuple[str, ...]:
+        """CPU time; on CUDA the device's time, and that of calls from Python; of a network's step only the latter."""
+        if self.subject.device.type != "cuda":
+            return ("cpu",)
+        return ("calls",) if self.subject.case.network else ("graph", "calls")
+
+    def turn(self, clock: str, cpu: Cpu) -> Turn:
+        """Turns on one of them."""
+        return clocked_by(clock, self.calls(), cpu)
+
+    def memory(self) -> tuple[int | None, int | None]:
+        """What a training step keeps and its peak, in bytes; of a compiled module or in inference, nothing is known."""
+        if self.subject.case.mode != "training" or self.options is not None:
+            return None, None
+        return kept(self.module, self.inputs(0)), peak(self.calls()[0])
+
+
+def clocked_by(clock: str, calls: Sequence[Call], cpu: Cpu) -> Turn:
+    """Turns of calls that rotate over sets of inputs, on this clock."""
+    if clock == "cpu":
+        return cpu.turn(calls[0])
+    return cuda.replayed(calls) if clock == "graph" else cuda.called(calls)
+
+
+class Backward:
+    """Backward passes through one forward pass, which is made at the first call: where that runs, so do they."""
+
+    def __init__(self, module: nn.Module, inputs: list[Tensor], cotangent: Tensor | None) -> None:
+        self.module, self.cotangent = module, cotangent
+        self.leaves = [x.detach().requires_grad_() for x in inputs]
+        self.y: Tensor | None = None
+
+    def __call__(self) -> object:
+        if self.y is None:
+            self.y = self.module(*self.leaves)
+        over = [*self.leaves, *self.module.parameters()]
+        return torch.autograd.grad(self.y, over, self.cotangent, retain_graph=True)
+
+
+class Step:
+    """A training step of a network; at a rate of 0, so that it stays what it was."""
+
+    def __init__(self, module: nn.Module, inputs: list[Tensor]) -> None:
+        self.module, self.inputs = module, inputs
+        self.optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=0.9)
+
+    def __call__(self) -> object:
+        self.optimizer.zero_grad()
+        loss = self.module(*self.inputs).square().mean()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def contenders(it: Subject) -> Iterator[Contender]:
+    """Everybody who computes the subject in torch; the first peer among them is the reference."""
+    without = it.case.network == "resnet50" and it.case.block == "none"   # nothing of ours in it
+    yield Contender(Provider("plain" if without else "attzoo"), it, lambda: deepcopy(it.ours))
+    yield from of_networks(it) if it.case.network else of_blocks(it)
+
+
+def of_blocks(it: Subject) -> Iterator[Contender]:
+    """The peers, then the first of them and ours compiled."""
+    builds: dict[str, Callable[[], nn.Module]] = {
+        library: partial(peer.build, it.ours.spec, it.arrays) for library, peer in peers(it).items()
+    }
+    for library, build in builds.items():
+        yield Contender(Provider(library), it, build)
+    if "compiled" in it.case.forms:
+        first = dict(list(builds.items())[:1])
+        ours: dict[str, Callable[[], nn.Module]] = {"attzoo": lambda: deepcopy(it.ours)}
+        for library, build in (ours | first).items():
+            for form, (options, layout) in COMPILED.items():
+                if layout != it.case.layout:
+                    yield Contender(Provider(library, form=form), it, build, options, layout)
+
+
+def of_networks(it: Subject) -> Iterator[Contender]:
+    """The same network with a peer's blocks; of the U-Net, in plain torch and for inference with norms folded in."""
+    if it.case.network == "unet" and it.case.block == "attention_gate":
+        yield Contender(Provider("plain"), it, lambda: plain_unet(it.ours, it.case.shapes[0][1]))
+        if it.case.mode == "inference":
+            ours: Any = it.ours
+            yield Contender(Provider("attzoo", form="fused"), it, lambda: ours.fuse(), layout="channels last")
+    if it.case.network == "resnet50":
+        for library, peer in peers(it).items():
+            yield Contender(Provider(library), it, partial(with_peer, it.ours, peer))
+
+
+def peers(it: Subject) -> dict[str, Peer]:
+    """Library -> its block that computes the subject's."""
+    wanted, rank = (it.case.block, it.case.variant), len(it.case.shapes[0]) - 2
+    alike = {name: peer for name, peer in PEERS.items() if (peer.block, peer.variant) == wanted and rank in peer.ranks}
+    return {name.partition(" ")[0]: peer for name, peer in alike.items()}
+
+
+def with_peer(ours: nn.Module, peer: Peer) -> nn.Module:
+    """ResNet-50 with a peer's blocks in the place of ours, holding the same arrays."""
+    net = deepcopy(ours)
+    for part in net.modules():
+        if isinstance(part, Bottleneck):
+            block: Any = part.attention
+            part.attention = peer.build(block.spec, attzoo.weights(block))
+    return net

@@ -1,0 +1,132 @@
+"""A whole run: a suite's cases one after the other, with a word on how long it will take, into one file."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from . import cuda, facts, runs
+from .cases import BLOCKS, Case, Suite, suite
+from .fleet import fleet
+from .measure import Bench, Racer, measure
+from .peers import INSTALL
+from .runs import Row, Run
+from .subjects import Subject
+
+Others = Callable[[Subject], Iterable[Racer]]
+
+RESULTS: Final = Path(__file__).parent / "results"
+ROUNDS: Final = {("quick", "cpu"): 9, ("full", "cpu"): 25, ("quick", "cuda"): 200, ("full", "cuda"): 200}
+SECONDS: Final = {"cpu": 0.02, "cuda": 0.0}   # that a turn is at least; on CUDA every call is a sample of its own
+WEIGHT: Final = {"eager": 1.0, "compiled": 15.0, "keras": 8.0}   # of a case's forms, to guess how long it takes
+
+
+def run(name: str, device: str, blocks: Sequence[str] = BLOCKS, out: Path | None = None) -> tuple[Run, Path]:
+    """Measure a suite and write its file; what Ctrl-C cuts short is written too.
+
+    Raises ValueError for an unknown suite, device or block and FileExistsError for a file that is there, before
+    anything is measured.
+    """
+    chosen = checked(name, device, blocks)
+    flags = facts.settle(device)
+    bench = Bench(device, ROUNDS[name, device], SECONDS[device])
+    made = Run(
+        suite=name,
+        device=device,
+        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        commit=facts.commit(),
+        machine=facts.machine(device) | {"load before": facts.load()} | state(device, "before"),
+        versions=facts.versions(),
+        flags=flags | {"rounds": bench.rounds, "seconds of a turn": bench.seconds},
+        ceilings=facts.ceilings(device),
+        absent={},
+        rows=(),
+    )
+    path = out or RESULTS / f"{made.date[:10]}_{device}_{name}_{(made.commit or 'unknown')[:7]}.json"
+    runs.vacant(path)
+    with fleet(device, bench.absent) as others:
+        rows, left = measured(chosen, bench, others)
+    after = {"load after": facts.load()} | state(device, "after")
+    made = replace(
+        made,
+        rows=rows,
+        left=[str(case) for case in left],
+        absent=dict.fromkeys(sorted(bench.absent), INSTALL),
+        machine={**made.machine, **after},
+    )
+    runs.write(path, made)
+    return made, path
+
+
+def state(device: str, when: str) -> dict[str, str]:
+    """How hot and fast a GPU is, before and after."""
+    return {f"{name} {when}": value for name, value in cuda.state().items()} if device == "cuda" else {}
+
+
+def checked(name: str, device: str, blocks: Sequence[str]) -> Suite:
+    """The suite. Raises ValueError for what there is none of."""
+    for what, got, known in (("suite", name, ("quick", "full")), ("device", device, ("cpu", "cuda"))):
+        if got not in known:
+            raise ValueError(f"{what} must be one of {', '.join(known)}, got {got!r}")
+    unknown = [block for block in blocks if block not in BLOCKS]
+    if unknown:
+        raise ValueError(f"blocks must be of {', '.join(BLOCKS)}, got {', '.join(unknown)}")
+    return suite(name, device, blocks)
+
+
+def measured(chosen: Suite, bench: Bench, others: Others) -> tuple[list[Row], Sequence[Case]]:
+    """Rows of the cases that there is time for, and the cases for which there is none, or that Ctrl-C prevents."""
+    rows: list[Row] = []
+    began = monotonic()
+    with progress() as shown:
+        task = shown.add_task("", total=len(chosen.cases), left="")
+        for number, case in enumerate(chosen.cases):
+            spent = monotonic() - began
+            if spent > 60 * chosen.minutes:
+                return rows, chosen.cases[number:]
+            left = f"about {minutes_left(chosen, number, spent):.0f} min left"
+            shown.update(task, completed=number, description=str(case), left=left)
+            try:
+                rows += measure(case, bench, others)
+            except KeyboardInterrupt:
+                return rows, chosen.cases[number:]
+        shown.update(task, completed=len(chosen.cases), description="done", left="")
+    return rows, ()
+
+
+def minutes_left(chosen: Suite, number: int, spent: float) -> float:
+    """A guess: the rest takes as long as what was measured in `spent` seconds, by weight; no longer than there is."""
+    weights = [sum(WEIGHT[form] for form in case.forms) for case in chosen.cases]
+    done, rest = sum(weights[:number]), sum(weights[number:])
+    guess = spent / done * rest / 60 if done else chosen.minutes
+    return min(guess, chosen.minutes - spent / 60)
+
+
+def progress() -> Progress:
+    """A bar on standard error; where that is no terminal, nothing."""
+    said = TextColumn("{task.fields[left]}"), TextColumn("{task.description}")
+    console = Console(stderr=True)
+    return Progress(BarColumn(24), MofNCompleteColumn(), *said, console=console, disable=not console.is_terminal)
+
+
+def summary(made: Run) -> str:
+    """What came of a run, in a line or two."""
+    counts = Counter(row.verdict for row in made.rows if row.provider.library == "attzoo")
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    lines = [f"{len(made.rows)} rows; of attzoo's, {said or 'none'}"]
+    if made.left:
+        lines.append(f"{len(made.left)} cases left out, for time: {made.left[0]} and after")
+    if made.absent:
+        lines.append(f"not installed: {', '.join(made.absent)}; {INSTALL}")
+    return "\n".join(lines)

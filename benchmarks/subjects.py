@@ -1,0 +1,195 @@
+"""What a case is about, made once: the block or network with its weights, its inputs, and what must come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import attzoo
+from attzoo.contract import Array
+
+from .cases import Case
+from .nets import ResNet50
+from .plain import AttUNet, canonical
+
+# Of the norm of what is wanted. In half precision a maximum that is rounded may lie elsewhere; on CUDA, convolutions
+# and matrix products of float32 inputs may round them to 11 bits (TF32), as PyTorch's flags say.
+TOLERANCE: Final = {"float32": 2e-5, "TF32": 5e-3, "float16": 2e-2, "bfloat16": 1e-1}
+DEPTH: Final = 100       # times more for a whole network, where rounding moves a few inputs of relus across 0
+SEED: Final = 0
+FEW: Final = 2           # samples on which the float64 body is itself held to the NumPy meaning
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A case with what every provider gets.
+
+    ours: attzoo's module, float32 on the CPU. sets: of inputs, on the device, in the case's dtype and layout; the first
+    of them is what providers are verified on. cotangents: gradients of the outputs, one for each set; none for a
+    network, whose loss is the mean square of its output.
+    """
+
+    case: Case
+    ours: nn.Module
+    sets: Sequence[Sequence[Tensor]]
+    cotangents: Sequence[Tensor]
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The block's arrays, by canonical name."""
+        return attzoo.weights(self.ours)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The case's, as torch names it."""
+        return self.sets[0][0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs are."""
+        return self.sets[0][0].device
+
+    @property
+    def tolerance(self) -> float:
+        """The largest deviation that is rounding."""
+        exact = self.case.dtype != "float32" or self.device.type != "cuda" or not torch.backends.cudnn.allow_tf32
+        return TOLERANCE[self.case.dtype if exact else "TF32"] * (DEPTH if self.case.network else 1)
+
+
+def subject(case: Case, device: str, count: Callable[[int], int] = lambda size: 1) -> Subject:
+    """The case on this device, with `count(bytes of a set)` sets of inputs."""
+    rng = np.random.default_rng(SEED)
+    torch.manual_seed(SEED)
+    ours = network(case) if case.network else block(case)
+    if not case.network:
+        attzoo.load_weights(ours, draw(ours.spec, rng))
+    dtype = getattr(torch, case.dtype)
+    size = dtype.itemsize * sum(map(prod, case.shapes))
+
+    def tensor(shape: Sequence[int]) -> Tensor:
+        return laid(torch.from_numpy(rng.standard_normal(shape, "float32")).to(device, dtype), case.layout)
+
+    sets = [[tensor(shape) for shape in case.shapes] for _ in range(count(size))]
+    return Subject(case, ours, sets, [] if case.network else [tensor(case.shapes[0]) for _ in sets])
+
+
+def block(case: Case, backend: str = "torch") -> Any:
+    """The block of a case in attzoo, as it starts."""
+    arguments: dict[str, Any] = {"gating_channels": case.shapes[1][1]} if len(case.shapes) > 1 else {}
+    if any(argument.name == "spatial_dims" for argument in attzoo.info(case.block).arguments):
+        arguments["spatial_dims"] = len(case.shapes[0]) - 2
+    return attzoo.create(case.block, case.shapes[0][1], backend=backend, variant=case.variant, **arguments)
+
+
+@cache
+def spec_of(case: Case) -> Any:
+    """The meaning of the block of a case."""
+    return block(case, "numpy")
+
+
+def network(case: Case) -> nn.Module:
+    """The U-Net of a case, or ResNet-50 with attzoo's blocks; running statistics come from data."""
+    if case.network == "unet":
+        skip = None if case.block == "none" else case.block
+        made: nn.Module = attzoo.create(
+            "unet", case.shapes[0][1], 1, backend="torch", variant=case.variant, skip=skip
+        )
+    elif case.block == "none":
+        made = ResNet50()
+    else:
+        made = ResNet50(lambda channels: attzoo.create(case.block, channels, backend="torch", variant=case.variant))
+    x = torch.randn(2, *case.shapes[0][1:])
+    with torch.no_grad():
+        for _ in range(2):
+            made.train()(x)
+    return made
+
+
+def draw(spec: Any, rng: np.random.Generator) -> dict[str, Array]:
+    """Float32 arrays for a block: normal, of variance 1 / fan-in; variances between 1/2 and 3/2."""
+    arrays = {}
+    for name, weight in spec.weights.items():
+        fan_in = max(1, prod(weight.shape[1:]))
+        even = name.endswith("var")
+        array = rng.uniform(0.5, 1.5, weight.shape) if even else rng.normal(0, fan_in**-0.5, weight.shape)
+        arrays[name] = array.astype("float32")
+    return arrays
+
+
+def laid(x: Tensor, layout: str) -> Tensor:
+    """The same numbers, of the same shape (N, C, *S), in this layout in memory."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "channels last" else x.contiguous()
+
+
+# ---- what must come out ----------------------------------------------------------------------------------------------
+
+
+def run(module: nn.Module, mode: str, inputs: Sequence[Tensor], cotangent: Tensor | None) -> list[Tensor]:
+    """The output; unless in inference, and the gradients of sum(output * cotangent) for inputs and parameters.
+
+    Without a cotangent the loss is the output's mean square.
+    """
+    if mode == "inference":
+        with torch.no_grad():
+            return [module(*inputs)]
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    y = module(*leaves)
+    if cotangent is None:
+        y = y.square().mean()
+    gradients = torch.autograd.grad(y, [*leaves, *module.parameters()], cotangent)
+    return [y.detach(), *gradients]
+
+
+def wanted(it: Subject) -> list[Tensor]:
+    """What `run` gives on the first set, in float64 on the device; of gradients those of the inputs.
+
+    The body that says so is first held to the NumPy meaning, on a few of the samples. A network is asked with running
+    statistics: with a batch's, rounding grows in every norm, and shows nothing that its parts do not.
+    """
+    inputs = [x.double() for x in it.sets[0]]
+    wide = deepcopy(it.ours).to(it.device, torch.float64)
+    wide.train(it.case.mode != "inference" and not it.case.network)
+    if not it.case.network:
+        few = [x[:FEW] for x in inputs]
+        _hold(deepcopy(wide), few)
+    mode = "inference" if it.case.mode == "inference" else "training"
+    cotangent = it.cotangents[0].double() if it.cotangents else None
+    return run(wide, mode, inputs, cotangent)[: 1 + len(inputs)]
+
+
+def _hold(wide: nn.Module, inputs: Sequence[Tensor]) -> None:
+    spec: Any = wide.spec
+    weights = {name: array.astype("float64") for name, array in attzoo.weights(wide).items()}
+    meant = torch.from_numpy(spec(*(x.cpu().numpy() for x in inputs), weights=weights, training=wide.training))
+    off = deviation([run(wide, "inference", inputs, None)[0].cpu()], [meant])
+    if not off < 1e-10:
+        raise RuntimeError(f"expected the float64 body of {type(wide).__name__} to be its meaning, got {off:.1e} off")
+
+
+def deviation(got: Sequence[Tensor], meant: Sequence[Tensor]) -> float:
+    """The largest |got - meant| / |meant|, norms of whole tensors, of all that are meant. NaN where one is."""
+    offs = [float((g.double() - m).norm() / m.norm()) for g, m in zip(got, meant, strict=False)]
+    return max(offs, key=lambda off: (off != off, off))
+
+
+# ---- the U-Net in plain torch ----------------------------------------------------------------------------------------
+
+
+def plain_unet(ours: nn.Module, inputs: int) -> nn.Module:
+    """The same network as `leejunhyun`, with the same arrays, in plain torch.nn."""
+    plain = AttUNet(inputs)
+    arrays = attzoo.weights(ours)
+    state: Mapping[str, Tensor] = plain.state_dict()
+    for name, path in canonical(plain).items():
+        state[path].copy_(torch.from_numpy(arrays[name]).reshape(state[path].shape))
+    return plain
+
+
