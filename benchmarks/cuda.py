@@ -26,7 +26,6 @@ Call = Callable[[], object]
 CACHES: Final = 4        # times the L2 cache, which the sets of inputs are larger than
 MOST: Final = 16         # sets of inputs
 WAIT: Final = 100_000    # cycles, about 50 us: longer than the host takes to queue a replay and an event
-BURST: Final = 20        # calls from Python in one sample
 LARGE: Final = 1 << 30   # bytes, of the copy that shows the memory's bandwidth
 SMALL: Final = 8 << 20   # bytes, of what is read from the L2 cache over and over
 SAMPLES: Final = 50
@@ -39,7 +38,7 @@ def sets(size: int, cache: int) -> int:
 
 
 def captured(call: Call) -> Any:
-    """A CUDA graph of the call, replayed twice."""
+    """A CUDA graph of the call, replayed twice; not by `torch.cuda.graph`, which first collects garbage, at length."""
     stream = torch.cuda.Stream()   # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):   # what a backward pass goes back through must lie on the stream that is captured
@@ -47,8 +46,10 @@ def captured(call: Call) -> Any:
             call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.stream(stream):
+        graph.capture_begin()
         call()
+        graph.capture_end()
     graph.replay()
     graph.replay()
     return graph
@@ -71,10 +72,10 @@ def called(calls: Sequence[Call]) -> Turn:
     def take(repeats: int) -> float:
         torch.cuda.synchronize()
         began = perf_counter()
-        for _ in range(BURST * repeats):
+        for _ in range(repeats):
             next(rotation)()
         torch.cuda.synchronize()
-        return (perf_counter() - began) / (BURST * repeats)
+        return (perf_counter() - began) / repeats
 
     return take
 
@@ -99,7 +100,7 @@ def ceilings() -> dict[str, float]:
     }
     rates = {name: size / median(turn(1) for _ in range(SAMPLES)) for name, (turn, size) in turns.items()}
     starts = {"launch us": replayed([lambda: one.fill_(1)]), "launch from Python us": called([lambda: one.fill_(1)])}
-    return rates | {name: 1e6 * median(turn(1) for _ in range(SAMPLES)) for name, turn in starts.items()}
+    return rates | {name: 1e6 * median(turn(20) for _ in range(SAMPLES)) for name, turn in starts.items()}
 
 
 def state() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -53,13 +54,20 @@ class Racer(Protocol):
 
 @dataclass
 class Bench:
-    """How a run measures: where, for how many rounds, and how long a turn is at least, in seconds."""
+    """How a run measures: where, and by clock for how many rounds and for how long a turn lasts, in seconds."""
 
     device: str
-    rounds: int
-    seconds: float
+    pace: Mapping[str, tuple[int, float]]
     absent: set[str] = field(default_factory=set)   # packages that were asked for in vain
     cpu: Cpu = field(default_factory=Cpu)
+
+    def clear(self) -> None:
+        """Free what an earlier case holds; of what is compiled, more than a few forms of one module are not kept."""
+        torch._dynamo.reset()
+        self.cpu.kept.clear()
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
 
     def sets(self, size: int) -> int:
         """How many sets of inputs of `size` bytes calls rotate over."""
@@ -68,7 +76,7 @@ class Bench:
 
 def measure(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Racer]] = lambda it: ()) -> list[Row]:
     """A row for every provider that is installed and every clock; `others` computes the case besides torch."""
-    torch._dynamo.reset()   # what an earlier case compiled is no use, and there is a limit to how much is kept
+    bench.clear()
     blank = Row(case, COPY, "timed", moved=moved(case), flops=flops(case))
     try:
         it = subject(case, bench.device, bench.sets)
@@ -117,7 +125,7 @@ def race(it: Subject, racers: Sequence[tuple[Racer, Row]], bench: Bench) -> list
             turns[again(name)] = leader.twin().turn(clock, bench.cpu)
     beside = {str(racer.provider): str(leaders[racer.family].provider) for racer, _ in racers}
     for _ in range(TRIES):
-        times = interleave(turns, bench.rounds, bench.seconds)
+        times = interleave(turns, *bench.pace[clock])
         shaky = unsteady(times, beside, clock)
         if not shaky:
             break

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final
@@ -69,7 +71,23 @@ def load(module: str) -> Any:
     if module.startswith("monai"):
         with suppress(ImportError):
             import_module("triton")   # MONAI may load TensorFlow, and triton after TensorFlow aborts the process
-    return import_module(module)
+    with hushed():
+        return import_module(module)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Nothing reaches the process's standard error meanwhile: TensorFlow greets there, whatever it is told."""
+    sys.stderr.flush()
+    own, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(own, 2)
+        os.close(own)
+        os.close(nowhere)
 
 
 def load_torchvision() -> None:

@@ -22,12 +22,16 @@ from .measure import Bench, Racer, measure
 from .peers import INSTALL
 from .runs import Row, Run
 from .subjects import Subject
+from .workers import BACKENDS
 
 Others = Callable[[Subject], Iterable[Racer]]
 
 RESULTS: Final = Path(__file__).parent / "results"
-ROUNDS: Final = {("quick", "cpu"): 9, ("full", "cpu"): 25, ("quick", "cuda"): 200, ("full", "cuda"): 200}
-SECONDS: Final = {"cpu": 0.02, "cuda": 0.0}   # that a turn is at least; on CUDA every call is a sample of its own
+# Clock -> rounds, and seconds that a turn fills with calls; of graphs, every replay is a sample of its own.
+PACE: Final = {
+    "quick": {"cpu": (9, 0.02), "graph": (200, 0.0), "calls": (15, 0.01)},
+    "full": {"cpu": (25, 0.02), "graph": (200, 0.0), "calls": (30, 0.01)},
+}
 WEIGHT: Final = {"eager": 1.0, "compiled": 15.0, "keras": 8.0}   # of a case's forms, to guess how long it takes
 
 
@@ -39,7 +43,7 @@ def run(name: str, device: str, blocks: Sequence[str] = BLOCKS, out: Path | None
     """
     chosen = checked(name, device, blocks)
     flags = facts.settle(device)
-    bench = Bench(device, ROUNDS[name, device], SECONDS[device])
+    bench = Bench(device, PACE[name])
     made = Run(
         suite=name,
         device=device,
@@ -48,7 +52,7 @@ def run(name: str, device: str, blocks: Sequence[str] = BLOCKS, out: Path | None
         commit=facts.commit(),
         machine=facts.machine(device) | {"load before": facts.load()} | state(device, "before"),
         versions=facts.versions(),
-        flags=flags | {"rounds": bench.rounds, "seconds of a turn": bench.seconds},
+        flags=flags | {"rounds and seconds of a turn": dict(PACE[name])},
         ceilings=facts.ceilings(device),
         absent={},
         rows=(),
@@ -62,11 +66,16 @@ def run(name: str, device: str, blocks: Sequence[str] = BLOCKS, out: Path | None
         made,
         rows=rows,
         left=[str(case) for case in left],
-        absent=dict.fromkeys(sorted(bench.absent), INSTALL),
+        absent={package: install(package) for package in sorted(bench.absent)},
         machine={**made.machine, **after},
     )
     runs.write(path, made)
     return made, path
+
+
+def install(package: str) -> str:
+    """How to get what was absent."""
+    return f'pip install "attzoo[{package}]"' if package in BACKENDS else INSTALL
 
 
 def state(device: str, when: str) -> dict[str, str]:
@@ -128,5 +137,5 @@ def summary(made: Run) -> str:
     if made.left:
         lines.append(f"{len(made.left)} cases left out, for time: {made.left[0]} and after")
     if made.absent:
-        lines.append(f"not installed: {', '.join(made.absent)}; {INSTALL}")
+        lines.append(f"not installed: {', '.join(made.absent)}; {' && '.join(dict.fromkeys(made.absent.values()))}")
     return "\n".join(lines)

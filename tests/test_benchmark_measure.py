@@ -15,7 +15,8 @@ from benchmarks.runs import Provider
 
 SE_NAMES = {name: name for name in attzoo.get("se", backend="numpy")(32).weights}
 CASE = Case("se", ((2, 32, 5, 4),), "training", variant="official")
-BENCH = Bench("cpu", 3, 0.0)
+PACE = {"cpu": (3, 0.0)}
+BENCH = Bench("cpu", PACE)
 
 
 def peer_of(module="attzoo.torch", **others):
@@ -83,7 +84,7 @@ def test_a_case_that_cannot_be_made_has_failed(monkeypatch):
 
 def test_absent_peers_are_named(monkeypatch):
     monkeypatch.setitem(providers.PEERS, "own SE", peer_of(module="no_such_module.inside"))
-    bench = Bench("cpu", 3, 0.0)
+    bench = Bench("cpu", PACE)
     assert list(by_name(measure.measure(CASE, bench))) == ["attzoo", "copy"]
     assert bench.absent == {"no_such_module"}
 

@@ -120,10 +120,10 @@ def test_a_replay_is_queued_before_the_device_is_free(device, monkeypatch):
 
 
 def test_calls_are_timed_until_the_device_is_done(device, monkeypatch):
-    clock = itertools.count(step=cuda.BURST * 0.5)
+    clock = itertools.count(step=2.0)
     monkeypatch.setattr(cuda, "perf_counter", lambda: next(clock))
-    assert cuda.called([lambda: device.append("a"), lambda: device.append("b")])(1) == 0.5
-    assert device == ["synchronize", *"ab" * (cuda.BURST // 2), "synchronize"]
+    assert cuda.called([lambda: device.append("a"), lambda: device.append("b")])(4) == 0.5
+    assert device == ["synchronize", *"abab", "synchronize"]
 
 
 # ---- memory, networks, facts -----------------------------------------------------------------------------------------
@@ -267,6 +267,7 @@ def test_an_unknown_status_is_refused(tmp_path):
 
 # ---- a run -----------------------------------------------------------------------------------------------------------
 
+PACE = {"cpu": (3, 0.0)}
 TINY = (Case("se", ((2, 8, 6, 6),)), Case("eca", ((2, 8, 6, 6),), "training"))
 
 
@@ -274,8 +275,7 @@ TINY = (Case("se", ((2, 8, 6, 6),)), Case("eca", ((2, 8, 6, 6),), "training"))
 def tiny(monkeypatch):
     """A suite of two cases, and this process as it was: others test in it."""
     monkeypatch.setattr(run, "suite", lambda *asked: Suite(TINY, 5.0))
-    monkeypatch.setitem(run.ROUNDS, ("quick", "cpu"), 3)
-    monkeypatch.setattr(run, "SECONDS", {"cpu": 0.0})
+    monkeypatch.setitem(run.PACE, "quick", PACE)
     monkeypatch.setattr(facts, "keep_pages", lambda: False)
     monkeypatch.setattr(facts, "LARGE", 4096)
     threads = torch.get_num_threads()
@@ -308,7 +308,7 @@ def test_no_case_is_begun_after_the_time_is_over(monkeypatch):
     monkeypatch.setattr(run, "measure", lambda case, bench, others: [replace(timed((1, 1, 1)), case=case)])
     clock = itertools.count(step=50)
     monkeypatch.setattr(run, "monotonic", lambda: next(clock))
-    rows, left = run.measured(Suite(TINY * 3, 1.0), Bench("cpu", 3, 0.0), lambda it: ())
+    rows, left = run.measured(Suite(TINY * 3, 1.0), Bench("cpu", PACE), lambda it: ())
     assert [row.case for row in rows] == [TINY[0]]
     assert left == (TINY * 3)[1:]
 
@@ -320,7 +320,7 @@ def test_what_was_measured_before_an_interruption_is_kept(monkeypatch):
         return [replace(timed((1, 1, 1)), case=case)]
 
     monkeypatch.setattr(run, "measure", measure)
-    rows, left = run.measured(Suite(TINY, 1.0), Bench("cpu", 3, 0.0), lambda it: ())
+    rows, left = run.measured(Suite(TINY, 1.0), Bench("cpu", PACE), lambda it: ())
     assert ([row.case for row in rows], left) == ([TINY[0]], TINY[1:])
 
 
