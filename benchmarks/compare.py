@@ -76,7 +76,7 @@ def _change(old: Row | None, new: Row | None, drift: float) -> str | None:
         return f"new and {new.status}" if new.status in ("wrong", "failed") else "new"
     if old.status != new.status:
         return f"now {new.status}"
-    return None if new.provider == COPY else _moved(old, new, drift)
+    return _moved(old, new, drift)
 
 
 def _moved(old: Row, new: Row, drift: float) -> str | None:

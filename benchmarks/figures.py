@@ -71,7 +71,14 @@ def memory(size: int | None, x: int | None) -> str:
     """Bytes in MiB, and in multiples of the first input's where those are given."""
     if size is None:
         return ""
-    return times(size / MIB) + (f" ({times(size / x)} x)" if x else "")
+    return _small(size / MIB) + (f" ({_small(size / x)} x)" if x else "")
+
+
+def _small(value: float) -> str:
+    """The number, to a hundredth where it is less than a tenth."""
+    if 0 < value < 0.1:
+        return "<0.01" if value < 0.01 else f"{value:.2f}"
+    return times(value)
 
 
 def speed(row: Row) -> float | None:

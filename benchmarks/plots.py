@@ -21,7 +21,7 @@ from attzoo import look
 
 from .figures import bytes_of, percent, times, unit_of
 from .runs import COPY, Provider, Row, Run
-from .sections import NETWORKS, PUBLISHED, SHOWN, base, blocks, firsts, fraction, name, place, setting
+from .sections import NETWORKS, PUBLISHED, SHOWN, base, blocks, eager, firsts, fraction, name, place, setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,8 +83,10 @@ def pictures(runs: Sequence[Run]) -> dict[str, list[Picture]]:
 
 def _pictures(run: Run) -> dict[str, list[Picture]]:
     rows = [row for row in run.rows if row.status == "timed"]
+    plain = [row for row in rows if eager(row.provider)]
     drawn = {
-        "alone": [*copies(rows), *peaks(rows), *(p for mode in SHOWN for p in sizes(rows, mode, run.ceilings))],
+        "alone": [*copies(plain), *peaks(plain), *(p for mode in SHOWN for p in sizes(plain, mode, run.ceilings))],
+        "forms": copies([row for row in rows if not eager(row.provider)]),
         **{key: throughput(rows, key) for key in NETWORKS},
     }
     return {key: found for key, found in drawn.items() if found}
@@ -122,7 +124,7 @@ def peaks(rows: Sequence[Row]) -> list[Picture]:
             row.peak / x, color(row.provider), stroke=None if row.kept is None else row.kept / x
         )
         for block in blocks(rows) for row in base(rows, block)
-        if row.case.mode == "training" and row.peak is not None and row.provider != COPY and (x := bytes_of(row.case))
+        if row.peak is not None and row.provider != COPY and (x := bytes_of(row.case))
     }   # fmt: skip
     if not bars:
         return []
@@ -167,17 +169,13 @@ def _published(mode: str, measured: Iterable[str]) -> dict[tuple[str, str], Bar]
 
 def cost(run: Run) -> bytes:
     """One picture for a README, PNG: attzoo and its eager peers in copies, and in a ResNet-50 where that was timed."""
-    rows = [row for row in run.rows if row.status == "timed" and _eager(row.provider)]
+    rows = [row for row in run.rows if row.status == "timed" and eager(row.provider)]
     panels = {f"{mode}, in copies of x": _copies(rows, mode) for mode in SHOWN}
     panels |= {"left of a ResNet-50's images/s": _throughput(rows, "resnet50", "training")}
     panels = {title: bars for title, bars in panels.items() if bars}
     if not panels:
         raise ValueError("expected a run with timed rows to draw, got one without")
     return look.png(ladder(panels, "", title="What a block costs", note=_note(run, rows)), dpi=200)
-
-
-def _eager(provider: Provider) -> bool:
-    return provider.form == "eager" and provider.backend == "torch"
 
 
 def _note(run: Run, rows: Sequence[Row]) -> str:
@@ -204,7 +202,7 @@ def ladder(
 ) -> Figure:
     """Bars under the names of their blocks, panels side by side. `line`: a value marked in every panel."""
     places, heads, end = _places(panels)
-    left = 0.35 + 0.074 * max(len(label) for _, label in places)
+    left = 0.35 + max(0.085 * max(map(len, heads)) - 0.1, 0.074 * max(len(label) for _, label in places))
     above, below = 0.45 + 0.4 * bool(title), 0.55 + 0.17 * len(note.splitlines())
     width, height = 9.0, above + below + LINE * end
     figure = Figure(figsize=(width, height), facecolor=PAPER)

@@ -77,9 +77,9 @@ class Pair:
     verdict: str
 
     @property
-    def kind(self) -> tuple[str, bool]:
-        """The clock, and whether a side is compiled, or of Keras."""
-        return self.clock, self.ours.form != "eager" or "(" in self.peer
+    def eager(self) -> bool:
+        """Neither side is compiled, fused or of Keras: of those, a name has more than the library in it."""
+        return eager(self.ours) and " " not in self.peer
 
 
 # ---- picking rows ----------------------------------------------------------------------------------------------------
@@ -125,9 +125,15 @@ def base(rows: Iterable[Row], block: str) -> list[Row]:
 
 
 def setting(row: Row) -> tuple[object, ...]:
-    """All that says what was timed, but for the block and the mode."""
+    """All that says what was timed, but for the block and the mode; a network's variant is that of its block."""
     case = row.case
-    return case.network, case.shapes, case.dtype, case.layout, row.clock
+    variant = None if case.network else case.variant
+    return case.network, variant, case.shapes, case.dtype, case.layout, row.clock
+
+
+def eager(provider: Provider) -> bool:
+    """Torch as it comes."""
+    return provider.form == "eager" and provider.backend == "torch"
 
 
 def pairs(rows: Iterable[Row]) -> list[Pair]:
@@ -135,7 +141,7 @@ def pairs(rows: Iterable[Row]) -> list[Pair]:
     found = []
     for row in rows:
         ours, to = row.provider.library == "attzoo", (row.reference or "").split(" ")[0]
-        if row.ratio is None or row.case.network or (not ours and to != "attzoo") or row.provider == COPY:
+        if row.ratio is None or (not ours and to != "attzoo") or row.provider == COPY:
             continue
         if ours and to != "attzoo":
             found.append(Pair(row.case, row.clock, row.provider, row.reference or "", row.ratio, row.verdict))
@@ -183,6 +189,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
         beside(found),
         alone(found),
         *(network(found, key) for key in NETWORKS),
+        forms(found),
         Section("How to read the figures", READING),
         *(rows_of(found, block) for block in blocks(entry.row for entry in found)),
         troubles(found),
@@ -246,10 +253,10 @@ def _clocks(rows: Iterable[Row]) -> str:
 
 def _verdicts(rows: Iterable[Row]) -> list[str]:
     """How ours and their eager peers compare, in one sentence."""
-    found = [pair for pair in pairs(rows) if not pair.kind[1] and pair.case.mode in SHOWN]
+    found = [pair for pair in pairs(rows) if pair.eager and pair.case.mode in SHOWN]
     if not found:
         return []
-    return [f"Of {count(len(found), 'comparison')} of attzoo with the same block of an eager peer, attzoo is "
+    return [f"Of {count(len(found), 'comparison')} of attzoo with the same of an eager peer, attzoo is "
             f"{verdicts(found).replace('same', 'the same')}."]
 
 
@@ -261,35 +268,38 @@ def verdicts(found: Sequence[Pair]) -> str:
 
 
 def beside(found: Sequence[Entry]) -> Section:
-    """Per block, attzoo beside its peers over all cases."""
-    head = ["run", "block", "attzoo", "beside"]
-    head += [f"{mode}: {what}" for mode in SHOWN for what in ("ratio", "verdict")]
-    lines = [line for block in blocks(entry.row for entry in found) for line in _beside(found, block)]
-    kinds = sorted(dict.fromkeys(kind for kind, _ in lines), key=lambda kind: kind[1])
-    clocks = len({clock for clock, _ in kinds}) > 1
-    groups = [(_kind(*kind, clocks), [line for other, line in lines if other == kind]) for kind in kinds]
+    """Per block, attzoo beside its eager peers over all cases."""
     words = (
         "Ratios are attzoo's time divided by the peer's: the range of their medians over all sizes, dtypes and layouts "
         "that were timed, below 1 where attzoo is faster. Faster and slower count only what the control bears out."
     )
-    return Section("attzoo beside its peers", [words, Table(head, groups)] if lines else [])
+    table = _beside(found, wanted=True)
+    return Section("attzoo beside its peers", [words, table] if table.groups else [])
 
 
-def _kind(clock: str, other: bool, clocks: bool) -> str | None:
-    return ", ".join([*([_clock(clock)] if clocks else []), *(["compiled, or of Keras"] if other else [])]) or None
+def _beside(found: Sequence[Entry], *, wanted: bool) -> Table:
+    """The pairs that are eager, or those that are not, summed up under their clocks where there are several."""
+    of_line: dict[tuple[object, ...], list[Pair]] = {}
+    for block in blocks(entry.row for entry in found):
+        for entry in found:
+            for pair in pairs([entry.row]):
+                if pair.case.block == block and pair.eager is wanted:
+                    key = entry.label, pair.case.network, pair.case.variant, block, pair.ours, pair.peer, pair.clock
+                    of_line.setdefault(key, []).append(pair)
+    head = ["run", "block", "variant", "attzoo", "beside"]
+    head += [f"{mode}: {what}" for mode in SHOWN for what in ("ratio", "verdict")]
+    lines = [(mine[0].clock, [str(label), *_said(mine)]) for (label, *_), mine in of_line.items()]
+    clocks = dict.fromkeys(clock for clock, _ in lines)
+    titles = {clock: _clock(clock) if len(clocks) > 1 else None for clock in clocks}
+    return Table(head, [(titles[clock], [line for other, line in lines if other == clock]) for clock in clocks])
 
 
-def _beside(found: Sequence[Entry], block: str) -> list[tuple[tuple[str, bool], list[str]]]:
-    """Lines of the table, each with the kind of the pairs that it sums up."""
-    lines = []
-    for label in dict.fromkeys(entry.label for entry in found):
-        rows = [entry.row for entry in found if entry.label == label]
-        of_block = [pair for pair in pairs(rows) if pair.case.block == block]
-        for kind, ours, peer in dict.fromkeys((pair.kind, pair.ours, pair.peer) for pair in of_block):
-            mine = [pair for pair in of_block if (pair.kind, pair.ours, pair.peer) == (kind, ours, peer)]
-            cells = [cell for mode in SHOWN for cell in _span(mine, mode)]
-            lines.append((kind, [label, block, str(ours), peer, *cells]))
-    return lines
+def _said(found: Sequence[Pair]) -> list[str]:
+    first = found[0]
+    case = first.case
+    where = f"{NETWORKS.get(case.network, case.network)} with {case.block}" if case.network else case.block
+    cells = [cell for mode in SHOWN for cell in _span(found, mode)]
+    return [where, case.variant or "", str(first.ours), first.peer, *cells]
 
 
 def _span(found: Sequence[Pair], mode: str) -> list[str]:
@@ -299,18 +309,31 @@ def _span(found: Sequence[Pair], mode: str) -> list[str]:
 
 
 def alone(found: Sequence[Entry]) -> Section:
-    """What every provider's block costs at the size that was timed first."""
+    """What every eager provider's block costs at the size that was timed first."""
+    words = f"In time and in memory, at the size that was timed first: {firsts(entry.row for entry in found)}."
+    table = _alone_at_first(found, wanted=True)
+    return Section("What a block costs", [words, table] if table.groups[0][1] else [], "alone")
+
+
+def _alone_at_first(found: Sequence[Entry], *, wanted: bool) -> Table:
     head = ["run", "block", "provider", *(f"{mode}: {what}" for mode in SHOWN for what in ("time", "copies"))]
     lines = [
         [label, block, str(provider), *_costs({row.case.mode: row for row in of_block if row.provider == provider})]
         for block in blocks(entry.row for entry in found)
         for label in dict.fromkeys(entry.label for entry in found)
         if (of_block := base([entry.row for entry in found if entry.label == label], block))
-        for provider in dict.fromkeys(row.provider for row in of_block if row.provider != COPY)
+        for provider in dict.fromkeys(row.provider for row in of_block)
+        if provider != COPY and eager(provider) is wanted
     ]
-    words = f"In time and in memory, at the size that was timed first: {firsts(entry.row for entry in found)}."
-    table = Table([*head, "kept MiB", "peak MiB"], [(None, lines)])
-    return Section("What a block costs", [words, table] if lines else [], "alone")
+    return Table([*head, "kept MiB", "peak MiB"], [(None, lines)])
+
+
+def forms(found: Sequence[Entry]) -> Section:
+    """The same of what is compiled, fused or of Keras."""
+    tables = [_alone_at_first(found, wanted=False), _beside(found, wanted=False)]
+    words = "The same blocks compiled or fused, and Keras on its backends, at the same sizes, beside their references."
+    shown = [table for table in tables if any(lines for _, lines in table.groups)]
+    return Section("Compiled, fused, and in Keras", [words, *shown] if shown else [], "forms")
 
 
 def _costs(of_mode: Mapping[str, Row]) -> list[str]:
@@ -414,7 +437,8 @@ def _case(rows: Sequence[Row]) -> str:
     case = rows[0].case
     where = f"{NETWORKS.get(case.network, case.network)}, " if case.network else ""
     to = " and ".join(dict.fromkeys(row.reference for row in rows if row.ratio and row.reference))
-    said = f"{where}{size(case)}, {case.dtype}, {case.layout}, {case.mode}, {_clock(rows[0].clock)}"
+    variant = f"variant {case.variant}, " if case.variant else ""
+    said = f"{where}{variant}{size(case)}, {case.dtype}, {case.layout}, {case.mode}, {_clock(rows[0].clock)}"
     return f"{said}; ratios to {to}" if to else said
 
 
@@ -424,11 +448,18 @@ def _clock(clock: str) -> str:
 
 def _line(entry: Entry) -> list[str]:
     row = entry.row
-    cells = [str(row.provider), row.verdict, seconds(row.seconds), quartiles(row.copies), quartiles(row.ratio)]
+    cells = [str(row.provider), _verdict(row), seconds(row.seconds), quartiles(row.copies), quartiles(row.ratio)]
     cells += [quartiles(row.control), f"{row.error:.0e}" if row.error is not None else ""]
     x = None if row.case.network else bytes_of(row.case)
     ceiling = entry.run.ceilings.get("copy GB/s")
     return [entry.label, *cells, memory(row.kept, x), memory(row.peak, x), rate(row, ceiling)]
+
+
+def _verdict(row: Row) -> str:
+    """What the row says; of the one that the others are held against, that it is; of nothing, nothing."""
+    if row.verdict != "timed":
+        return row.verdict
+    return "reference" if str(row.provider) == row.reference else ""
 
 
 def troubles(found: Sequence[Entry]) -> Section:
