@@ -33,7 +33,7 @@ class SuiteName(StrEnum):
 def run(
     device: Annotated[Device | None, typer.Option(help="[default: cuda where there is one]")] = None,
     suite: Annotated[SuiteName, typer.Option(help=SUITES)] = SuiteName.quick,
-    blocks: Annotated[str, typer.Option(help="names with commas between")] = ",".join(BLOCKS),
+    blocks: Annotated[str | None, typer.Option(help="names with commas between  [default: all]")] = None,
     out: Annotated[Path | None, typer.Option(help="the file  [default: a new one in benchmarks/results]")] = None,
 ) -> None:
     """Time the blocks beside their peers and the limit; what is wrong is reported and not timed."""
@@ -42,7 +42,7 @@ def run(
     from . import run as running
 
     where = device or (Device.cuda if torch.cuda.is_available() else Device.cpu)
-    made, path = running.run(suite, where, tuple(blocks.split(",")), out)
+    made, path = running.run(suite, where, tuple(blocks.split(",")) if blocks else BLOCKS, out)
     print(running.summary(made))
     print(f"{path}\npython -m benchmarks report {path}")
     if any(row.provider.library == "attzoo" and row.status in ("wrong", "failed") for row in made.rows):
@@ -52,13 +52,32 @@ def run(
 @app.command()
 def report(
     files: Annotated[list[Path], typer.Argument(help="result files of one machine")],
-    html: Annotated[bool, typer.Option("--html", help="a page with pictures rather than Markdown")] = False,
+    html: Annotated[bool, typer.Option("--html", help="a page with pictures, beside the last of the files")] = False,
     across: Annotated[bool, typer.Option("--across", help="of several machines, too")] = False,
 ) -> None:
-    """Draw a table, or a page, from result files."""
+    """Print tables as Markdown, or write a page, from result files."""
     from .report import report
 
-    print(report(files, html=html, across=across), end="")
+    told = report(files, html=html, across=across)
+    if html:
+        page = files[-1].with_suffix(".html")
+        page.write_text(told, encoding="utf-8")
+        told = f"{page}\n"
+    print(told, end="")
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(help="a result file")],
+    new: Annotated[Path, typer.Argument(help="a later one, of the same machine")],
+    across: Annotated[bool, typer.Option("--across", help="of another machine, too")] = False,
+) -> None:
+    """Say which rows moved beyond their spread; exits with 1 where one got slower or wrong."""
+    from .compare import compare
+
+    told, worse = compare(old, new, across=across)
+    print(told, end="")
+    raise typer.Exit(int(worse))
 
 
 def main() -> None:
