@@ -21,7 +21,7 @@ from attzoo import look
 
 from .figures import bytes_of, percent, times, unit_of
 from .runs import COPY, Provider, Row, Run
-from .sections import NETWORKS, PUBLISHED, SHOWN, base, blocks, eager, firsts, fraction, name, place, setting
+from .sections import FORMS, NETWORKS, PUBLISHED, SHOWN, base, blocks, eager, firsts, fraction, name, place, setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ def _pictures(run: Run) -> dict[str, list[Picture]]:
     plain = [row for row in rows if eager(row.provider)]
     drawn = {
         "alone": [*copies(plain), *peaks(plain), *(p for mode in SHOWN for p in sizes(plain, mode, run.ceilings))],
-        "forms": copies([row for row in rows if not eager(row.provider)]),
+        "forms": [p for test in FORMS.values() for p in copies([row for row in rows if test(row.provider)])],
         **{key: throughput(rows, key) for key in NETWORKS},
     }
     return {key: found for key, found in drawn.items() if found}

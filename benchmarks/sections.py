@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -310,30 +310,47 @@ def _span(found: Sequence[Pair], mode: str) -> list[str]:
 
 def alone(found: Sequence[Entry]) -> Section:
     """What every eager provider's block costs at the size that was timed first."""
+    lines = _costs_of([entry for entry in found if eager(entry.row.provider)])
     words = f"In time and in memory, at the size that was timed first: {firsts(entry.row for entry in found)}."
-    table = _alone_at_first(found, wanted=True)
-    return Section("What a block costs", [words, table] if table.groups[0][1] else [], "alone")
+    return Section("What a block costs", [words, Table(ALONE, [(None, lines)])] if lines else [], "alone")
 
 
-def _alone_at_first(found: Sequence[Entry], *, wanted: bool) -> Table:
-    head = ["run", "block", "provider", *(f"{mode}: {what}" for mode in SHOWN for what in ("time", "copies"))]
-    lines = [
+ALONE: Final = (
+    *("run", "block", "provider"), *(f"{mode}: {what}" for mode in SHOWN for what in ("time", "copies")),
+    *("kept MiB", "peak MiB"),
+)   # fmt: skip
+
+
+def _costs_of(found: Sequence[Entry]) -> list[list[str]]:
+    return [
         [label, block, str(provider), *_costs({row.case.mode: row for row in of_block if row.provider == provider})]
         for block in blocks(entry.row for entry in found)
         for label in dict.fromkeys(entry.label for entry in found)
         if (of_block := base([entry.row for entry in found if entry.label == label], block))
         for provider in dict.fromkeys(row.provider for row in of_block)
-        if provider != COPY and eager(provider) is wanted
+        if provider != COPY
     ]
-    return Table([*head, "kept MiB", "peak MiB"], [(None, lines)])
 
 
 def forms(found: Sequence[Entry]) -> Section:
     """The same of what is compiled, fused or of Keras."""
-    tables = [_alone_at_first(found, wanted=False), _beside(found, wanted=False)]
+    of_backends = {what: [e for e in found if test(e.row.provider)] for what, test in FORMS.items()}
+    groups = [(_form(what, mine), lines) for what, mine in of_backends.items() if (lines := _costs_of(mine))]
+    pairs = _beside(found, wanted=False)
     words = "The same blocks compiled or fused, and Keras on its backends, at the same sizes, beside their references."
-    shown = [table for table in tables if any(lines for _, lines in table.groups)]
-    return Section("Compiled, fused, and in Keras", [words, *shown] if shown else [], "forms")
+    tables = [table for table in (Table(ALONE, groups), pairs) if table.groups]
+    return Section("Compiled, fused, and in Keras", [words, *tables] if tables else [], "forms")
+
+
+FORMS: Final[Mapping[str, Callable[[Provider], bool]]] = {   # apart, for they may not have a clock in common
+    "torch": lambda provider: provider.backend == "torch" and not eager(provider),
+    "Keras": lambda provider: provider.backend != "torch",
+}
+
+
+def _form(what: str, found: Sequence[Entry]) -> str:
+    clock = next(entry.row.clock for entry in found if entry.row.seconds and not entry.row.case.network)
+    return f"{what}, {_clock(clock)}"
 
 
 def _costs(of_mode: Mapping[str, Row]) -> list[str]:

@@ -147,7 +147,8 @@ def test_the_first_table_sums_up_ratios_and_verdicts(run):
     assert lines[1:] == [["U-Net with eca", "", "attzoo", "timm", "", "", "0.90", "faster in 1"]]
     assert f"attzoo is {said.replace('same', 'the same').replace('faster in 1', 'faster in 2')}." in markdown
     forms = tables(markdown)["Compiled, fused, and in Keras"]
-    assert forms[2][:3] == ["eca", "attzoo (compiled)", "1.00 ms (0.98–1.02)"]   # noqa: RUF001
+    assert forms[2][0] == "**torch, CPU time of one thread**"
+    assert forms[3][:3] == ["eca", "attzoo (compiled)", "1.00 ms (0.98–1.02)"]   # noqa: RUF001
     assert forms[-1] == ["eca", "", "attzoo (compiled)", "timm", "0.40", "faster in 1", "", ""]
 
 
@@ -165,6 +166,17 @@ def test_two_clocks_are_summed_up_apart(run):
     lines = tables(report.markdown([replace(only(run, rows), device="cuda")]))["attzoo beside its peers"]
     assert [line[0] for line in lines[2::2]] == ["**CUDA graphs replayed**", "**calls from Python**"]
     assert [line[4] for line in lines[3::2]] == ["0.50", "1.00"]
+
+
+def test_keras_has_its_costs_told_on_a_clock_of_its_own(run):
+    case, keras = Case("eca", ((8, 256, 56, 56),)), Provider("attzoo", "jax", "jit")
+    graph = [timed(case, provider, 1e-3, 5e-4, clock="graph") for provider in (OURS, COMPILED)]
+    rows = [*graph, timed(case, keras, 3e-3, 5e-4, clock="calls")]
+    lines = tables(report.markdown([only(run, rows)]))["Compiled, fused, and in Keras"][2:]
+    assert [line[:2] for line in lines] == [
+        ["**torch, CUDA graphs replayed**", ""], ["eca", "attzoo (compiled)"],
+        ["**Keras, calls from Python**", ""], ["eca", "attzoo jax (jit)"],
+    ]   # fmt: skip
 
 
 def test_what_was_not_timed_stands_with_what_was(run):
