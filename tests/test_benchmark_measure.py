@@ -121,6 +121,7 @@ def test_blocks_of_every_rank_are_made_and_meant(block, rank):
 
 
 def test_a_float64_body_that_is_not_its_meaning_is_noticed(monkeypatch):
+    monkeypatch.setattr(subjects, "HELD", set())
     it = subjects.subject(CASE, "cpu")
     monkeypatch.setattr(type(it.ours.spec), "__call__", lambda spec, x, weights, training: x)
     with pytest.raises(RuntimeError, match="to be its meaning"):

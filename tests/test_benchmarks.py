@@ -3,6 +3,7 @@
 import itertools
 import json
 import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,25 @@ def test_a_replay_is_queued_before_the_device_is_free(device, monkeypatch):
     assert turn(1) == turn(1) == 2.5e-3
     once = ["sleep", "event", "a", "event", "wait"]
     assert device == once + [step.replace("a", "b") if step == "a" else step for step in once]
+
+
+def test_a_graph_is_captured_where_the_call_has_run(device, monkeypatch):
+    class Stream:
+        def wait_stream(self, other):
+            device.append("stream waits")
+
+    class Graph:
+        replay, capture_begin, capture_end = (
+            lambda self, said=said: device.append(said) for said in ("replay", "begin", "end")
+        )
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    cuda.captured(lambda: device.append("call"))
+    waits = ["stream waits"]
+    assert device == [*waits, *["call"] * 3, *waits, "begin", "call", "end", "replay", "replay"]
 
 
 def test_calls_are_timed_until_the_device_is_done(device, monkeypatch):
