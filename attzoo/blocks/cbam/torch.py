@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...ops import torch as ops
+from ...ops import torch_cpu as cpu
 from ..channel_attention.torch import ChannelAttention
 from ..spatial_attention.torch import SpatialAttention
 from . import spec
@@ -41,5 +42,7 @@ class CBAM(ops.Block):
 
     def forward(self, x: Tensor) -> Tensor:
         self.accept(x)
+        if cpu.serves(x, self, CBAM, (self.channel, ChannelAttention), (self.spatial, SpatialAttention)):
+            return cpu.scale(x, self.channel.coefficients, self.spatial.coefficients)
         x = self.channel(x)
         return self.spatial(x)

@@ -34,8 +34,13 @@ class ChannelAttention(ops.Block):
     def attention(self, x: Any, training: bool | None = None) -> Any:
         """(N, *S, C) -> (N, 1.., C)."""
         self.accept(x)
-        z = self.mlp(ops.avg_pool(x, self.channels_last)) + self.mlp(ops.max_pool(x, self.channels_last))    # (N, C)
-        return ops.expand(ops.GATES[self.spec.gate](z), x, self.channels_last)
+        s = self.coefficients(ops.avg_pool(x, self.channels_last), ops.max_pool(x, self.channels_last))    # (N, C)
+        return ops.expand(s, x, self.channels_last)
+
+    def coefficients(self, avg: Any, top: Any) -> Any:
+        """Average and maximum over space, each (N, C) -> (N, C)."""
+        z = self.mlp(avg) + self.mlp(top)    # (N, C)
+        return ops.GATES[self.spec.gate](z)
 
     def mlp(self, s: Any) -> Any:
         """(N, C) -> (N, C)."""

@@ -22,8 +22,12 @@ class ChannelAttention(Bottleneck):
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, C, 1..)."""
         self.accept(x.shape)
-        z = self.mlp(ops.avg_pool(x), weights) + self.mlp(ops.max_pool(x), weights)    # (N, C)
-        return ops.expand(ops.GATES[self.gate](z), x)
+        return ops.expand(self.coefficients(ops.avg_pool(x), ops.max_pool(x), weights), x)
+
+    def coefficients(self, avg: Array, top: Array, weights: Mapping[str, Array]) -> Array:
+        """Average and maximum over space, each (N, C) -> (N, C)."""
+        z = self.mlp(avg, weights) + self.mlp(top, weights)    # (N, C)
+        return ops.GATES[self.gate](z)
 
     def mlp(self, s: Array, weights: Mapping[str, Array]) -> Array:
         """(N, C) -> (N, C)."""

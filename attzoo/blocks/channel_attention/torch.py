@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ...ops import torch as ops
+from ...ops import torch_cpu as cpu
 from . import spec
 
 
@@ -29,10 +30,20 @@ class ChannelAttention(ops.Block):
     def attention(self, x: Tensor) -> Tensor:
         """(N, C, *S) -> (N, C, 1..)."""
         self.accept(x)
-        z = self.mlp(ops.avg_pool(x)) + self.mlp(ops.max_pool(x))    # (N, C)
-        return ops.expand(ops.GATES[self.spec.gate](z), x)
+        return ops.expand(self.coefficients(ops.avg_pool(x), ops.max_pool(x)), x)
+
+    def coefficients(self, avg: Tensor, top: Tensor) -> Tensor:
+        """Average and maximum over space, each (N, C) -> (N, C)."""
+        z = self.mlp(avg) + self.mlp(top)    # (N, C)
+        return ops.GATES[self.spec.gate](z)
 
     def mlp(self, s: Tensor) -> Tensor:
         """(N, C) -> (N, C)."""
         h = ops.relu(self.squeeze(s))    # (N, R)
         return self.excite(h)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.accept(x)
+        if cpu.serves(x, self, ChannelAttention):
+            return cpu.scale(x, self.coefficients, None)
+        return super().forward(x)

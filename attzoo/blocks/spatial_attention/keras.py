@@ -30,5 +30,9 @@ class SpatialAttention(ops.Block):
         self.accept(x)
         c = -1 if self.channels_last else 1
         m = ops.stack([ops.mean(x, c), ops.amax(x, c)], -1)    # (N, *S, 2)
-        q = self.conv(m)                                       # (N, *S, 1)
-        return ops.from_last(ops.sigmoid(self.norm(q, training=training)), self.channels_last)
+        return ops.from_last(self.coefficients(m, training), self.channels_last)
+
+    def coefficients(self, maps: Any, training: bool | None = None) -> Any:
+        """Average and maximum over channels, (N, *S, 2) -> (N, *S, 1)."""
+        q = self.conv(maps)    # (N, *S, 1)
+        return ops.sigmoid(self.norm(q, training=training))

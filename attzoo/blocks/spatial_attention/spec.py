@@ -67,7 +67,11 @@ class SpatialAttention:
         """(N, C, *S) -> (N, 1, *S)."""
         self.accept(x.shape)
         m = np.concatenate([x.mean(1, keepdims=True), x.max(1, keepdims=True)], axis=1)    # (N, 2, *S)
-        q = ops.conv_same(m, weights["conv.weight"])                                       # (N, 1, *S)
+        return self.coefficients(m, weights, training)
+
+    def coefficients(self, maps: Array, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """Average and maximum over channels, (N, 2, *S) -> (N, 1, *S)."""
+        q = ops.conv_same(maps, weights["conv.weight"])    # (N, 1, *S)
         return ops.sigmoid(ops.batch_norm(q, weights, "norm", training))
 
     def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:

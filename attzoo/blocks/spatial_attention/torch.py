@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops import torch as ops
+from ...ops import torch_cpu as cpu
 from . import spec
 
 
@@ -23,6 +24,15 @@ class SpatialAttention(ops.Block):
     def attention(self, x: Tensor) -> Tensor:
         """(N, C, *S) -> (N, 1, *S)."""
         self.accept(x)
-        m = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)    # (N, 2, *S)
-        q = self.conv(m)                                                            # (N, 1, *S)
+        return self.coefficients(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1))
+
+    def coefficients(self, maps: Tensor) -> Tensor:
+        """Average and maximum over channels, (N, 2, *S) -> (N, 1, *S)."""
+        q = self.conv(maps)    # (N, 1, *S)
         return ops.sigmoid(self.norm(q))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.accept(x)
+        if cpu.serves(x, self, SpatialAttention):
+            return cpu.scale(x, None, self.coefficients)
+        return super().forward(x)

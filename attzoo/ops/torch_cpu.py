@@ -1,0 +1,325 @@
+"""Channel attention, spatial attention and CBAM on a CPU, eagerly: y = x * s * t in few passes over x, by hand.
+
+s is one coefficient per channel, of averages and maxima over space; t is one per place, of averages and maxima over
+channels of x * s. What computes them stays in the blocks, as `coefficients`, and torch differentiates it as ever. Only
+what reads all of x is here, in parts of the batch, each of which is still in the cache when it is read again. x * s is
+not kept, and the gradient of x is written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import gcd
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function, forward_ad
+from torch.nn.modules import module as modules
+
+from .torch import EXACT, avg_pool, expand, max_pool
+
+Coefficients = Callable[..., Tensor]
+PART = 1 << 20    # bytes of x, about, that are worked on at a time; a half or four times of it make no clear difference
+SMALL = 1 << 17   # numbers in x, under which starting the passes costs more than they save: 100 to 200 microseconds
+
+
+# ---- when ------------------------------------------------------------------------------------------------------------
+
+
+def serves(x: Tensor, block: nn.Module, kind: type, *parts: tuple[nn.Module, type]) -> bool:
+    """Whether x may go this way through `block`, a `kind`, made of `parts`: where not, the plain form has a reason."""
+    return (
+        not torch.compiler.is_compiling()           # a graph is for all sizes, and its compiler finds passes of its own
+        and not torch.jit.is_tracing()              # type: ignore[attr-defined]
+        and not torch._C._are_functorch_transforms_active()   # vmap, grad and their like take operators apart
+        and forward_ad._current_level < 0           # there is no forward derivative of what is here
+        and type(x) in (Tensor, nn.Parameter)       # a subclass may mean something of its own by any operator
+        and x.device.type == "cpu"
+        and x.dtype in EXACT
+        and not torch.is_autocast_enabled("cpu")
+        and x.numel() >= SMALL
+        and (torch.is_grad_enabled() or bool(parts))   # else it is a pool and a product either way
+        and _dense(x)
+        and _itself(block, kind)
+        and all(_itself(part, cls) and not _heard(part) for part, cls in parts)
+    )
+
+
+def _dense(x: Tensor) -> bool:
+    """Whether x is laid out without gaps, channels before space or after it."""
+    return x.is_contiguous() or x.movedim(1, -1).is_contiguous()
+
+
+def _itself(module: nn.Module, kind: type) -> bool:
+    """Whether a module does what its class does: it is of no subclass, and nothing of its own hides a method.
+
+    What listens to `attention`, as attzoo.maps does, stands in its place.
+    """
+    return type(module) is kind and not vars(module).keys() & {"attention", "forward", "mlp"}
+
+
+def _heard(module: nn.Module) -> bool:
+    """Whether a call of the module would run hooks, its own or everybody's."""
+    every = (modules._global_forward_hooks, modules._global_forward_pre_hooks,
+             modules._global_backward_hooks, modules._global_backward_pre_hooks)   # fmt: skip
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(map(bool, (*own, *every)))
+
+
+# ---- what ------------------------------------------------------------------------------------------------------------
+
+
+def scale(x: Tensor, channel: Coefficients | None, spatial: Coefficients | None) -> Tensor:
+    """(N, C, *S) -> x * s * t, (N, C, *S).
+
+    channel: s from average and maximum over space, (N, C) each -> (N, C); None for s = 1.
+    spatial: t from average and maximum over channels of x * s, (N, 2, *S) -> (N, 1, *S); None for t = 1.
+    """
+    if channel and spatial and not torch.is_grad_enabled():
+        return _infer(x, channel, spatial)
+    way = Way()
+    s = t = None
+    outputs, maps, *pools = Read.apply(x, way, channel is not None)
+    if channel:
+        s = channel(*pools)
+        way.s = s.detach()
+    if spatial:
+        t = spatial(Maps.apply(x, maps, s, way))
+        way.t = t.detach()
+    return Write.apply(x, outputs, s, t)
+
+
+def _infer(x: Tensor, channel: Coefficients, spatial: Coefficients) -> Tensor:
+    """`scale` by both where no gradient is wanted: x * s stands where y will."""
+    s = channel(*_pools(x))
+    y, maps = torch.empty_like(x), _empty_maps(x)
+    for at in _parts(x):
+        _map(_flat(torch.mul(x[at], expand(s[at], x), out=y[at])), maps[at].flatten(2))
+    return y.mul_(spatial(maps))
+
+
+# ---- with gradients --------------------------------------------------------------------------------------------------
+#
+# Read gives the pools over space, Maps averages and maxima over channels, Write the product. What Maps and Write would
+# add to the gradient of x they hand to Read, whose turn comes last, and which makes it of everything at once: nobody
+# else writes anything of that size. To that end Read gives two tensors of no content, which they take: as the gradient
+# of one, Write returns that of y, and of the other, Maps what each place shares out. Where the backward pass is to be
+# differentiated in turn, or is under vmap, they do without, and torch differentiates the plain form of each.
+
+
+@dataclass
+class Way:
+    """What one forward pass leaves for `Read.backward`: what it multiplied x by, and where its maxima were."""
+
+    s: Tensor | None = None     # (N, C)
+    t: Tensor | None = None     # (N, 1, *S)
+    top: Tensor | None = None   # (N, S), maxima of x * s over channels
+
+
+class Read(Function):
+    """x (N, C, *S) -> what stands for outputs and maps, (N, C, *S) and (N, 2, *S); both pools, (N, C), if `pooled`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, way: Way, pooled: bool) -> Any:
+        pools = _pools(x) if pooled else []
+        ctx.way = way
+        ctx.save_for_backward(x, *pools[1:])
+        ctx.set_materialize_grads(False)
+        nothing = x.new_zeros(())
+        return nothing.expand_as(x), nothing.expand(len(x), 2, *x.shape[2:]), *pools
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, shares: Tensor | None, *dpools: Tensor | None) -> Any:
+        x, *tops = ctx.saved_tensors
+        if _by_torch(dy, shares, *dpools):
+            (dx,) = _differentiate(_plain_pools, (x,), dpools) if dpools else (None,)
+            return dx, None, None
+        dy = x.new_zeros(()).expand_as(x) if dy is None else dy
+        dx = torch.empty_like(x)
+        for at in _parts(x):
+            dz = _to_product(ctx.way, at, x, dy, shares, dx)
+            if tops:
+                _to_input(ctx.way, at, x, dz, tops[0], dpools, dx)
+        return dx, None, None
+
+
+def _to_product(way: Way, at: slice, x: Tensor, dy: Tensor, shares: Tensor | None, dx: Tensor) -> Tensor:
+    """A part of the gradient of x * s, written to dx unless it is that of y: (N, C, S)."""
+    part = _flat(dy[at])
+    if way.t is None:
+        return part
+    t, into = way.t[at].flatten(2), _flat(dx[at])
+    if shares is None:
+        return torch.mul(part, t, out=into)
+    mean, each = shares[at].flatten(2).split(1, dim=1)
+    mask = _maxima(way, at, x, into)
+    return torch.addcmul(mean, mask, each, out=into).addcmul_(part, t)
+
+
+def _to_input(way: Way, at: slice, x: Tensor, dz: Tensor, top: Tensor, dpools: Any, dx: Tensor) -> None:
+    """A part of the gradient of x from that of x * s, (N, C, S), and those of the pools, (N, C), written to dx."""
+    assert way.s is not None   # there are pools; for the type checker
+    part, into = _flat(x[at]), _flat(dx[at])
+    davg, dtop = (top.new_zeros(()).expand_as(top) if d is None else d for d in dpools)
+    mask = torch.eq(part, top[at, :, None], out=torch.empty_like(part))
+    each = dtop[at, :, None] / mask.sum(2, keepdim=True)
+    base = torch.addcmul(davg[at, :, None] / part.shape[2], mask, each, out=mask)
+    torch.addcmul(base, dz, way.s[at, :, None], out=into)
+
+
+class Maps(Function):
+    """x (N, C, *S), s (N, C) or None for 1 -> average and maximum over channels of x * s, (N, 2, *S)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stand_in: Tensor, s: Tensor | None, way: Way) -> Any:
+        maps = _empty_maps(x)
+        products = None if s is None else _scratch(x)
+        for at in _parts(x):
+            z = _flat(x[at])
+            if s is not None and products is not None:
+                z = torch.mul(z, s[at, :, None], out=products[: len(z)])
+            _map(z, maps[at].flatten(2))
+        way.top = maps[:, 1].flatten(1).clone()   # a view would know maps, and by them what keeps `way`: a circle
+        ctx.way = way
+        ctx.save_for_backward(x, s)
+        return maps
+
+    @staticmethod
+    def backward(ctx: Any, dmaps: Tensor) -> Any:
+        x, s = ctx.saved_tensors
+        if _by_torch(dmaps):
+            dx, ds = _differentiate(lambda x, s: [_plain_maps(x, s)], (x, s), [dmaps])
+            return dx, None, ds, None
+        shares = _empty_maps(x)
+        ds = None if s is None else torch.empty_like(s)
+        scratch = _scratch(x)
+        mean, each = shares.flatten(2).split(1, dim=1)
+        dmean, dtop = dmaps.flatten(2).split(1, dim=1)
+        torch.div(dmean, x.shape[1], out=mean)
+        for at in _parts(x):
+            z = _flat(x[at])
+            mask = _maxima(ctx.way, at, x, scratch[: len(z)])
+            torch.div(dtop[at], mask.sum(1, keepdim=True), out=each[at])
+            if ds is not None:
+                ds[at] = torch.addcmul(mean[at], mask, each[at], out=mask).mul_(z).sum(2)
+        return None, shares, ds, None
+
+
+class Write(Function):
+    """x (N, C, *S), s (N, C) or None for 1, t (N, 1, *S) or None for 1 -> x * s * t, (N, C, *S)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stand_in: Tensor, s: Tensor | None, t: Tensor | None) -> Any:
+        ctx.save_for_backward(x, s, t)
+        if s is None or t is None:
+            return _plain(x, s, t)
+        y = torch.empty_like(x)
+        for at in _parts(x):
+            torch.mul(x[at], expand(s[at], x), out=y[at]).mul_(t[at])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, s, t = ctx.saved_tensors
+        if _by_torch(dy):
+            dx, ds, dt = _differentiate(lambda x, s, t: [_plain(x, s, t)], (x, s, t), [dy])
+            return dx, None, ds, dt
+        ds = torch.empty_like(s) if ctx.needs_input_grad[2] else None
+        dt = torch.empty_like(t) if ctx.needs_input_grad[3] else None
+        products = _scratch(x)
+        for at in _parts(x):
+            both = torch.mul(_flat(dy[at]), _flat(x[at]), out=products[: len(x[at])])
+            if ds is not None:
+                ds[at] = both.sum(2) if t is None else torch.bmm(both, t[at].flatten(2).mT)[:, :, 0]
+            if dt is not None:
+                total = both.sum(1, keepdim=True) if s is None else torch.bmm(s[at, None], both)
+                dt[at] = total.view_as(dt[at])
+        return None, dy, ds, dt
+
+
+# ---- what they share -------------------------------------------------------------------------------------------------
+
+
+def _by_torch(*gradients: Tensor | None) -> bool:
+    """Whether a backward pass is to be differentiated, or runs under vmap, which cannot write into what there is."""
+    vmapped = torch._C._functorch.is_legacy_batchedtensor   # what is_grads_batched=True makes of them
+    active = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+    return active or any(d is not None and vmapped(d) for d in gradients)
+
+
+def _differentiate(
+    call: Callable[..., list[Tensor]], inputs: tuple[Tensor | None, ...], gradients: Any
+) -> list[Tensor | None]:
+    """What torch makes of the gradients of call(*inputs): those of the inputs, None where none is wanted."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():   # by views, lest what one input was made of be taken for a way to another
+        views = [x if x is None else x.view_as(x) for x in inputs]
+        outputs = call(*views)
+    given = [(y, dy) for y, dy in zip(outputs, gradients, strict=True) if dy is not None and y.requires_grad]
+    wanted = [view for view in views if view is not None and view.requires_grad]
+    if not given:
+        return [None] * len(views)
+    ys, dys = zip(*given, strict=True)
+    found = iter(torch.autograd.grad(ys, wanted, dys, create_graph=again, allow_unused=True))
+    return [None if view is None or not view.requires_grad else next(found) for view in views]
+
+
+def _plain(x: Tensor, s: Tensor | None, t: Tensor | None) -> Tensor:
+    """(N, C, *S), (N, C) or None for 1, (N, 1, *S) or None for 1 -> their product, as one would write it."""
+    z = x if s is None else x * expand(s, x)
+    return z if t is None else z * t
+
+
+def _plain_maps(x: Tensor, s: Tensor | None) -> Tensor:
+    """Average and maximum over channels of x * s as one would write them: (N, C, *S) -> (N, 2, *S)."""
+    z = _plain(x, s, None)
+    return torch.cat([z.mean(1, keepdim=True), z.amax(1, keepdim=True)], dim=1)
+
+
+def _plain_pools(x: Tensor) -> list[Tensor]:
+    """Average and maximum over space: (N, C, *S) -> (N, C) each."""
+    return [avg_pool(x), max_pool(x)]
+
+
+def _pools(x: Tensor) -> list[Tensor]:
+    """The same part by part, for the maximum to find in the cache what the average has read."""
+    return [torch.cat(each) for each in zip(*(_plain_pools(x[at]) for at in _parts(x)), strict=True)]
+
+
+def _map(z: Tensor, maps: Tensor) -> None:
+    """Average and maximum over channels, into `maps`: (N, C, S), (N, 2, S)."""
+    maps[:, 0] = z.mean(1)
+    several = gcd(z.shape[1], 16)   # channels side by side make long rows, which torch's maximum is quick with
+    if z.is_contiguous() and several > 1:
+        z = z.unflatten(1, (-1, several)).flatten(2).amax(1).unflatten(1, (several, -1))
+    maps[:, 1] = z.amax(1)
+
+
+def _maxima(way: Way, at: slice, x: Tensor, into: Tensor) -> Tensor:
+    """1 where a part of x * s, rounded as it was when they were found, is the maximum over channels, else 0."""
+    assert way.top is not None   # Maps has found them; for the type checker
+    z = _flat(x[at]) if way.s is None else torch.mul(_flat(x[at]), way.s[at, :, None], out=into)
+    return torch.eq(z, way.top[at, None], out=into)
+
+
+def _parts(x: Tensor) -> Iterator[slice]:
+    """Samples that are worked on at a time."""
+    many = max(1, PART // max(1, x[0].nbytes))
+    return (slice(i, i + many) for i in range(0, len(x), many))
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(N, C, *S) -> (N, C, S), without a copy if x is dense."""
+    return x.flatten(2) if x.is_contiguous() else x.movedim(1, -1).flatten(1, -2).mT
+
+
+def _scratch(x: Tensor) -> Tensor:
+    """Room for a part of x, laid out as x is: (N, C, S)."""
+    return torch.empty_like(_flat(x[next(_parts(x))]))
+
+
+def _empty_maps(x: Tensor) -> Tensor:
+    """(N, C, *S) -> (N, 2, *S)."""
+    return x.new_empty(len(x), 2, *x.shape[2:])
