@@ -30,8 +30,8 @@ class Change:
 
     @property
     def worse(self) -> bool:
-        """Slower, or no longer right."""
-        return self.what in WORSE
+        """Ours is slower, or anybody's no longer right; others that are slower say so of the machine."""
+        return self.what in WORSE and (self.what != "slower" or self.row.provider.library == "attzoo")
 
 
 def compare(old: Path, new: Path, *, across: bool = False) -> tuple[str, bool]:
@@ -80,11 +80,17 @@ def _change(old: Row | None, new: Row | None, drift: float) -> str | None:
 
 
 def _moved(old: Row, new: Row, drift: float) -> str | None:
-    """Slower or faster where the time and the time in copies both left their quartiles, the same way."""
+    """Slower or faster where the time, that in copies and the ratio to a reference all left their quartiles alike.
+
+    A machine that is slower as a whole moves the first alone; one whose cache is shared with others, the second too.
+    """
     if old.status != "timed" or old.seconds is None or new.seconds is None:
         return None
-    relative = _apart(old.copies, new.copies) if old.copies and new.copies else _apart(old.seconds, new.seconds, drift)
-    return relative if relative == _apart(old.seconds, new.seconds) else None
+    said = {_apart(old.seconds, new.seconds)}
+    said.add(_apart(old.copies, new.copies) if old.copies and new.copies else _apart(old.seconds, new.seconds, drift))
+    if old.ratio and new.ratio and old.reference == new.reference:
+        said.add(_apart(old.ratio, new.ratio))
+    return said.pop() if len(said) == 1 else None
 
 
 def _apart(old: Spread, new: Spread, drift: float = 1.0) -> str | None:

@@ -94,8 +94,8 @@ def _pictures(run: Run) -> dict[str, list[Picture]]:
 
 def copies(rows: Sequence[Row]) -> list[Picture]:
     """What each block costs at its base case, in times of copying its input."""
-    panels = {mode: _copies(rows, mode) for mode in SHOWN}
-    if not any(panels.values()):
+    panels = {mode: bars for mode in SHOWN if (bars := _copies(rows, mode))}
+    if not panels:
         return []
     figure = ladder(panels, "times a copy of x", line=1)
     caption = (
@@ -138,8 +138,8 @@ def peaks(rows: Sequence[Row]) -> list[Picture]:
 
 def throughput(rows: Sequence[Row], key: str) -> list[Picture]:
     """What is left of a network's images per second with each block in it."""
-    panels = {mode: _throughput(rows, key, mode) for mode in SHOWN}
-    if not any(panels.values()):
+    panels = {mode: bars for mode in SHOWN if (bars := _throughput(rows, key, mode))}
+    if not panels:
         return []
     if key == "resnet50":
         measured = {block for bars in panels.values() for block, _ in bars}

@@ -78,8 +78,8 @@ class Pair:
 
     @property
     def eager(self) -> bool:
-        """Neither side is compiled, fused or of Keras: of those, a name has more than the library in it."""
-        return eager(self.ours) and " " not in self.peer
+        """Ours is neither compiled nor fused nor of Keras, and so is whom it is held against."""
+        return eager(self.ours)
 
 
 # ---- picking rows ----------------------------------------------------------------------------------------------------

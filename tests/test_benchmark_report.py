@@ -121,7 +121,7 @@ def test_every_row_stands_in_its_block_with_its_numbers(run):
         reference="timm", ratio=Spread(0.5, 0.52, 0.54), control=Spread(0.97, 1, 1.03), kept=2**22, peak=2**23,
         moved=10**7,
     )   # fmt: skip
-    peer = timed(case, TIMM, 1e-3, 5e-4, reference="timm", control=about(1), kept=1)
+    peer = timed(case, TIMM, 1e-3, 5e-4, reference="timm", control=about(1), kept=5000)
     lines = tables(report.markdown([only(run, [row, peer])]))["Every row: se"]
     assert lines[2][0] == "**8x256x56x56, float32, channels first, inference, CPU time of one thread; ratios to timm**"
     assert lines[3] == [
@@ -168,6 +168,12 @@ def test_two_clocks_are_summed_up_apart(run):
     assert [line[4] for line in lines[3::2]] == ["0.50", "1.00"]
 
 
+def test_a_cost_that_was_not_steady_says_so(run):
+    row = timed(Case("eca", ((8, 256, 56, 56),)), OURS, 1e-3, 5e-4, status="unsteady")
+    lines = tables(report.markdown([only(run, [row])]))["What a block costs"]
+    assert lines[2][2] == "unsteady: 1.00 ms (0.98–1.02)"   # noqa: RUF001
+
+
 def test_keras_has_its_costs_told_on_a_clock_of_its_own(run):
     case, keras = Case("eca", ((8, 256, 56, 56),)), Provider("attzoo", "jax", "jit")
     graph = [timed(case, provider, 1e-3, 5e-4, clock="graph") for provider in (OURS, COMPILED)]
@@ -189,8 +195,9 @@ def test_what_was_not_timed_stands_with_what_was(run):
 
 
 def test_a_network_is_compared_with_the_same_network_without(run):
-    cases = [Case(block, ((4, 3, 32, 32),), mode, network="resnet50") for block in ("none", "se", "cbam")
-             for mode in ("inference", "training")]   # fmt: skip
+    variants = {"none": None, "se": "timm", "cbam": "timm"}
+    cases = [Case(block, ((4, 3, 32, 32),), mode, network="resnet50", variant=variant)
+             for block, variant in variants.items() for mode in ("inference", "training")]   # fmt: skip
     times = {"none": 0.5, "se": 0.8, "cbam": 1.0}
     rows = [timed(case, OURS, times[case.block], 1e-3) for case in cases]
     larger = timed(replace(cases[0], shapes=((8, 3, 32, 32),)), OURS, 9.0, 1e-3)   # has nothing to say to the others
@@ -199,6 +206,15 @@ def test_a_network_is_compared_with_the_same_network_without(run):
     assert lines[3] == ["none", "attzoo", *["8.00", "100 %"] * 2, "1855", "100 %", "1024", "100 %"]
     assert lines[4] == ["se", "attzoo", *["5.00", "62 %"] * 2, "1620", "87 %", "759", "74 %"]
     assert lines[5] == ["cbam", "attzoo", *["4.00", "50 %"] * 2, "1213", "65 %", "472", "46 %"]
+
+
+def test_a_picture_of_a_network_shows_parts_of_the_same_network(run):
+    plain = Case("none", ((4, 3, 32, 32),), network="resnet50")
+    larger = replace(plain, shapes=((8, 3, 32, 32),))
+    rows = [timed(plain, PLAIN, 0.5, 1e-3), timed(replace(plain, block="se"), OURS, 0.8, 1e-3)]
+    (picture,) = plots.pictures([only(run, [*rows, timed(larger, OURS, 9.0, 1e-3)])])["resnet50"]
+    shown = {*re.findall(r">([0-9]+ %)<", picture.svg)}
+    assert shown == {"62 %", "87 %"} | {"0 %", "25 %", "50 %", "75 %", "100 %"}   # ours, the published, the scale
 
 
 def test_a_network_without_its_plain_twin_has_no_part_of_it(run):
@@ -422,6 +438,20 @@ def test_a_mended_row_is_no_regression(kept):
     wrong = replace(BEFORE, status="wrong", seconds=None, copies=None)
     assert beside(kept, wrong, BEFORE) == (["now timed"], False)
     assert beside(kept, wrong, wrong) == ([], False)
+
+
+def test_a_reference_that_is_slower_too_is_the_machine(kept):
+    slow = {"seconds": about(1.3e-3), "copies": about(2.6)}
+    before = replace(BEFORE, ratio=about(1), reference="timm")
+    assert beside(kept, before, replace(before, **slow)) == ([], False)
+    assert beside(kept, before, replace(before, ratio=about(1.3), **slow)) == (["slower"], True)
+    assert beside(kept, before, replace(before, reference="plain", **slow)) == (["slower"], True)
+
+
+def test_others_that_are_slower_are_told_and_no_regression(kept):
+    before = replace(BEFORE, provider=TIMM)
+    assert beside(kept, before, replace(before, seconds=about(1.3e-3), copies=about(2.6))) == (["slower"], False)
+    assert beside(kept, before, Row(BEFORE.case, TIMM, "wrong")) == (["now wrong"], True)
 
 
 def test_times_that_were_not_steady_say_nothing(kept):
