@@ -108,13 +108,16 @@ def full(device: str) -> Iterator[Case]:
     for dtype in DTYPES[1:]:
         yield from (replace(case, dtype=dtype) for case in base)
     yield from (replace(case, layout="channels last") for case in base)
-    yield from (replace(case, shapes=tuple((1, *shape[1:]) for shape in case.shapes)) for case in base)
+    for case in of_blocks(device, 0, "inference"):   # one sample: how long it is waited for
+        yield replace(case, shapes=tuple((1, *shape[1:]) for shape in case.shapes))
     yield from (case for mode in ("forward", "backward") for case in of_blocks(device, 0, mode))
     yield from coarse(device)
     for shape in OTHER_RANKS[device]:
         yield from (of_block(block, shape, mode) for mode in BOTH for block in BLOCKS)
     for block, variant in OTHERS:
-        yield from (of_block(block, MAPS[device][0], mode, variant) for mode in BOTH)
+        for mode in BOTH:
+            case = of_block(block, MAPS[device][0], mode, variant)
+            yield replace(case, forms=EAGER | {"compiled"}) if device == "cuda" else case
 
 
 def of_blocks(device: str, number: int, mode: str) -> Iterator[Case]:
