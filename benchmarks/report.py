@@ -77,3 +77,10 @@ def page(runs: Sequence[Run]) -> str:
 
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE.read_text(encoding="utf-8"))
     return template.render(title=TITLE, sections=sections(runs), pictures=pictures(runs))
+
+
+def picture(files: Sequence[Path], path: Path, *, across: bool = False) -> None:
+    """Write the one picture for a README, PNG, from the latest of the files. Raises ValueError as `report` does."""
+    from .plots import cost
+
+    path.write_bytes(cost(joined(files, across=across)[-1]))

@@ -341,8 +341,12 @@ def test_pictures_draw_the_rows_numbers(run):
     assert not re.search("#[0-9a-f]{6}", first.svg)   # every colour is the page's, in light and in dark
 
 
-def test_one_picture_for_a_readme(run):
-    assert plots.cost(run).startswith(b"\x89PNG")
+def test_one_picture_for_a_readme(run, tmp_path):
+    write(tmp_path / "run.json", run)
+    report.picture([tmp_path / "run.json"], tmp_path / "cost.png")
+    data = (tmp_path / "cost.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert int.from_bytes(data[16:20]) == 1800   # pixels wide, shown at half that
     with pytest.raises(ValueError, match="got one without"):
         plots.cost(only(run, []))
 
