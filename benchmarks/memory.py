@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,15 +45,20 @@ class _Alive(TorchDispatchMode):   # type: ignore[no-untyped-call]
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for storage in self._new((args, kwargs)):   # it was there before: a result that is a view of it is nothing new
+            weakref.finalize(storage, self._freed, storage._cdata, 0)
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.known:
-                storage = tensor.untyped_storage()
-                self.known.add(storage._cdata)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        for storage in self._new(out):
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
         self.most = max(self.most, self.now)
         return out
+
+    def _new(self, tree: Any) -> Iterator[torch.UntypedStorage]:
+        for tensor in tree_leaves(tree):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.known:
+                self.known.add(tensor.untyped_storage()._cdata)
+                yield tensor.untyped_storage()
 
     def _freed(self, key: int, size: int) -> None:
         self.known.discard(key)

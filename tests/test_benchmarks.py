@@ -167,6 +167,11 @@ def test_peak_is_what_is_alive_at_once():
     assert memory.peak(call) == 1200
 
 
+def test_what_was_there_before_does_not_count():
+    x = torch.zeros(100)
+    assert memory.peak(lambda: x.detach()[10:] * 2) == 360
+
+
 def test_resnet50_has_the_published_parameters():
     net = nets.ResNet50()
     assert sum(p.numel() for p in net.parameters()) == 25_557_032   # torchvision's
