@@ -53,11 +53,15 @@ def run(
 def report(
     files: Annotated[list[Path], typer.Argument(help="result files of one machine")],
     html: Annotated[bool, typer.Option("--html", help="a page with pictures, beside the last of the files")] = False,
+    picture: Annotated[Path | None, typer.Option(help="write the headline as a PNG, too")] = None,
     across: Annotated[bool, typer.Option("--across", help="of several machines, too")] = False,
 ) -> None:
     """Print tables as Markdown, or write a page, from result files."""
+    from .report import picture as draw
     from .report import report
 
+    if picture:
+        draw(files, picture, across=across)
     told = report(files, html=html, across=across)
     if html:
         page = files[-1].with_suffix(".html")
@@ -72,7 +76,7 @@ def compare(
     new: Annotated[Path, typer.Argument(help="a later one, of the same machine")],
     across: Annotated[bool, typer.Option("--across", help="of another machine, too")] = False,
 ) -> None:
-    """Say which rows moved beyond their spread; exits with 1 where one got slower or wrong."""
+    """Say which rows moved beyond their spread; exits with 1 where attzoo got slower or anything wrong."""
     from .compare import compare
 
     told, worse = compare(old, new, across=across)

@@ -10,11 +10,10 @@ from typing import Final
 
 from .figures import count, seconds, times
 from .report import table, together
-from .runs import COPY, Row, Run, read
+from .runs import COPY, LEAST, Row, Run, read
 from .sections import Table
 from .timer import Spread
 
-LEAST: Final = 0.05   # of the time: two processes may differ by that whatever their quartiles, for where memory lies
 WORSE: Final = frozenset({"slower", "now wrong", "now failed", "new and wrong", "new and failed"})
 Key = tuple[str, str, str]   # case, provider, clock
 

@@ -85,7 +85,8 @@ def measure(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Racer
         return [replace(blank, provider=Provider("attzoo"), status="failed", why=line(err))]
     racers, rows = [], []
     for racer in (*contenders(it), *others(it)):
-        row = verified(racer, replace(blank, provider=racer.provider), it.tolerance, meant, bench.absent)
+        named = replace(blank, provider=racer.provider, clock=racer.clocks()[0])
+        row = verified(racer, named, it.tolerance, meant, bench.absent)
         if row and row.status == "timed":
             racers.append((racer, row))
         elif row:

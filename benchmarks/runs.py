@@ -12,6 +12,7 @@ from .cases import Case
 from .timer import Spread
 
 SCHEMA: Final = 2
+LEAST: Final = 0.05   # by which times differ, or are the same: code in another place in memory differs as much
 STATUS: Final = ("timed", "unsteady", "wrong", "failed")
 
 
@@ -44,7 +45,7 @@ class Row:
 
     status: "timed"; "unsteady" where the copy or the control moved and repeating did not help; "wrong" when an output
     or a gradient was off, and "failed" when it raised: neither is timed, `why` says what happened.
-    error: largest deviation of output and gradients from the float64 meaning, as a part of its largest value.
+    error: largest deviation of output and gradients from the float64 meaning, as a part of its norm.
     clock: "cpu", seconds of one thread's CPU time; "graph", of CUDA graphs replayed; "calls", from Python on CUDA.
     seconds: quartiles of a call. least, samples: the smallest and how many.
     copies: this provider's time / that of copying the first input, paired by rounds.
@@ -75,12 +76,13 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """What the times say: "faster" or "slower" where the quartiles of ratio and control do not overlap."""
+        """What the times say: "faster" or "slower" by LEAST or more, the quartiles of ratio and control apart."""
         if self.status != "timed" or self.ratio is None or self.control is None:
             return self.status
-        if self.ratio.low > max(1.0, self.control.high):
+        if self.ratio.low > max(1.0, self.control.high) and self.ratio.median > 1 + LEAST:
             return "slower"
-        return "faster" if self.ratio.high < min(1.0, self.control.low) else "same"
+        below = self.ratio.high < min(1.0, self.control.low) and self.ratio.median < 1 / (1 + LEAST)
+        return "faster" if below else "same"
 
 
 @dataclass(frozen=True)

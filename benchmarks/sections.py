@@ -216,8 +216,8 @@ READING: Final = (
     "Times are medians, with quartiles in brackets. A time in copies is the time divided by that of copying the first "
     "input x once, taken in the same rounds: it says what a block costs on any machine whose memory is the bottleneck. "
     "The ratio is a provider's time divided by the reference's, round by round; the control is the reference divided "
-    "by itself in the same rounds, so that what the control shows around 1 is noise. Faster and slower mean that the "
-    "quartiles of the two do not overlap; all else is the same.",
+    "by itself in the same rounds, so that what the control shows around 1 is noise. Faster and slower mean by "
+    "5 % or more, and that the quartiles of the two do not overlap; all else is the same.",
     "Error is the largest deviation of the output and of the inputs' gradients from the block's float64 meaning, as "
     "a part of that one's norm; what is too far off is not timed. Kept is what autograd holds for the backward pass "
     "besides inputs and parameters, peak the most that is alive at once besides inputs and weights in a training step, "
