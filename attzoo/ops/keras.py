@@ -156,12 +156,14 @@ class BatchNorm(keras.layers.Layer):
         if training and self.trainable:   # a frozen norm rests, as Keras's own does
             axes = tuple(range(x.ndim - 1))
             now = mean(z, axes)
-            spread = mean(ops.square(z - now), axes)
+            off = z - now
+            spread = mean(ops.square(off), axes)
             unbiased = spread * self.unbiased(x)
             self.mean.assign(self.mean + MOMENTUM * (ops.cast(now, self.mean.dtype) - self.mean))
             self.var.assign(self.var + MOMENTUM * (ops.cast(unbiased, self.var.dtype) - self.var))
-            center, var = now, spread
-        return ops.cast((z - center) * (weight * ops.rsqrt(var + EPSILON)) + bias, x.dtype)
+            return ops.cast(off * (weight * ops.rsqrt(spread + EPSILON)) + bias, x.dtype)
+        scale = weight * ops.rsqrt(var + EPSILON)
+        return ops.cast(z * scale + (bias - center * scale), x.dtype)   # two passes over x, not three
 
     def unbiased(self, x: Any) -> Any:
         """The factor n / (n - 1) for the n values of each channel."""
