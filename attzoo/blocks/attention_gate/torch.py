@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ...ops import torch as ops
-from . import spec
+from . import spec, torch_cpu
 
 
 class AttentionGate(ops.Block):
@@ -45,11 +45,15 @@ class AttentionGate(ops.Block):
         self.accept(x, g)
         how = self.spec.interpolation, self.spec.align_corners
         t = self.skip_norm(self.skip(x))
-        p = self.gating_norm(self.gating(g))
-        h = ops.relu(t + ops.resize(p, t.shape[2:], *how))
+        p = ops.resize(self.gating_norm(self.gating(g)), t.shape[2:], *how)
+        h = t.add_(p).relu_() if torch_cpu.overwrites(self, t, p) else ops.relu(t + p)
         q = self.psi_norm(self.psi(h))
         return ops.resize(ops.sigmoid(q), x.shape[2:], *how)
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:   # type: ignore[override]
-        y = x * self.attention(x, g)
+        folds = torch_cpu.folds(self, ATTENTION, x, g)
+        y = torch_cpu.gated(self, x, g) if folds else x * self.attention(x, g)
         return self.output_norm(self.output(y))
+
+
+ATTENTION = AttentionGate.attention   # as it is here, whatever a subclass or a listener puts in its place

@@ -1,0 +1,128 @@
+"""The additive attention gate on a CPU in fewer passes over memory: when that may be, and how. torch.py says what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as modules
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from ...ops import torch as ops
+
+FEW = 1 << 18    # numbers in a tensor, under which deciding and folding cost more than is saved
+TILE = 1 << 13   # pixels that a thread works on at a time: few enough for its cache, enough for a product of matrices
+CONVS = tuple(ops.CONV.values())
+NORMS = (*ops.BATCH_NORM.values(), nn.Identity)
+
+
+# ---- when ------------------------------------------------------------------------------------------------------------
+
+
+def folds(gate: Any, attention: Any, x: Tensor, g: Tensor) -> bool:
+    """Whether `gated` may stand for x * attention(gate, x, g): nothing learns by it or listens to what is within."""
+    return (
+        _eager(x, g)
+        and x.numel() >= FEW
+        and _dense(x)
+        and type(gate).attention is attention and "attention" not in vars(gate)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, g, *gate.parameters())))
+        and all(type(p) in (Tensor, nn.Parameter) for p in gate.parameters())
+        and all(_pointwise(conv) and _settled(norm) for conv, norm in _maps(gate))
+    )   # fmt: skip
+
+
+def overwrites(gate: Any, t: Tensor, p: Tensor) -> bool:
+    """Whether relu(t + p) may be written over t: neither autograd nor a listener needs what gate.skip_norm gave."""
+    return _eager(t, p) and t.numel() >= FEW and _usual(gate.skip, CONVS) and _usual(gate.skip_norm, NORMS)
+
+
+def _eager(*tensors: Tensor) -> bool:
+    """Whether these are tensors and no more, exact and on a CPU, and what is done with them is done now, as it says."""
+    return (
+        not torch.compiler.is_compiling()   # a graph is for other sizes too, and a compiler joins passes by itself
+        and not torch.jit.is_tracing()      # type: ignore[attr-defined]
+        and not torch._C._are_functorch_transforms_active()   # vmap, grad and their like
+        and forward_ad._current_level < 0
+        and not torch.is_autocast_enabled("cpu")
+        and all(type(x) is Tensor and x.device.type == "cpu" and x.dtype in ops.EXACT for x in tensors)
+        and len({x.dtype for x in tensors}) == 1
+    )
+
+
+def _dense(x: Tensor) -> bool:
+    """Whether (N, C, *S) is laid out without gaps, channels before space or after it."""
+    return x.is_contiguous() or (x.ndim > 2 and x.movedim(1, -1).is_contiguous())
+
+
+def _usual(module: Any, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a call of the module does what one of these classes says and no more."""
+    if type(module) not in kinds or "forward" in vars(module) or modules._has_any_global_hook():
+        return False
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return not any(own)
+
+
+def _pointwise(conv: Any) -> bool:
+    """Whether this is an ordinary 1x1 convolution."""
+    return _usual(conv, CONVS) and {*conv.kernel_size, *conv.stride, conv.groups} == {1} and not any(conv.padding)
+
+
+def _settled(norm: Any) -> bool:
+    """Whether this is no norm, or a batch norm by running statistics."""
+    return _usual(norm, NORMS) and (
+        isinstance(norm, nn.Identity) or (not norm.training and norm.running_mean is not None)
+    )
+
+
+# ---- how -------------------------------------------------------------------------------------------------------------
+
+
+def gated(gate: Any, x: Tensor, g: Tensor) -> Tensor:
+    """(N, C, *S), (N, G, *G) -> (N, C, *S): x * gate.attention(x, g), for a gate without stride.
+
+    Batch norms are folded into the convolutions before them. Then everything is done for some pixels at a time, so
+    that what lies between x, g and y stays in the cache.
+    """
+    gate.accept(x, g)
+    (v, c), (w, b), (u, d) = (_folded(conv, norm) for conv, norm in _maps(gate))
+    p, b, same = g, b + c, g.shape[2:] == x.shape[2:]
+    if not same:
+        p = _linear(g.flatten(2), w, b).unflatten(2, g.shape[2:])
+        p = ops.resize(p, x.shape[2:], gate.spec.interpolation, gate.spec.align_corners)
+    y = torch.empty_like(x)
+    for xs, ps, ys in zip(_tiles(x), _tiles(p), _tiles(y), strict=True):
+        h = _linear(ps, w, b) if same else ps
+        h = h.baddbmm_(v.expand(len(h), -1, -1), xs).relu_()
+        torch.mul(xs, torch.baddbmm(d, u.expand(len(h), -1, -1), h).sigmoid_(), out=ys)
+    return y
+
+
+def _maps(gate: Any) -> tuple[tuple[Any, Any], ...]:
+    """The gate's three convolutions, and what follows each."""
+    return (gate.skip, gate.skip_norm), (gate.gating, gate.gating_norm), (gate.psi, gate.psi_norm)
+
+
+def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """(F, C), (F,): weight and bias of a 1x1 convolution and the batch norm after it."""
+    w, b = conv.weight, conv.bias
+    if not isinstance(norm, nn.Identity):
+        w, b = fuse_conv_bn_weights(w, b, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    return w.flatten(1), w.new_zeros(len(w)) if b is None else b
+
+
+def _tiles(x: Tensor) -> Iterator[Tensor]:
+    """(N, C, *S) -> views (n, C, p) of a few samples, or of some pixels of one."""
+    flat, tile = x.flatten(2), TILE * torch.get_num_threads()
+    for samples in flat.split(max(1, tile // flat.shape[2])):
+        yield from samples.split(tile, 2)
+
+
+def _linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """(n, C, p) -> (n, F, p): w x + b, laid out as x is."""
+    if x.is_contiguous() or x.stride(1) != 1:
+        return torch.baddbmm(b[:, None], w.expand(len(x), -1, -1), x)
+    return torch.baddbmm(b, x.mT, w.mT.expand(len(x), -1, -1)).mT
