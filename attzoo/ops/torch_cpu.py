@@ -22,6 +22,7 @@ from .torch import EXACT, avg_pool, expand, max_pool
 
 Coefficients = Callable[..., Tensor]
 PART = 1 << 20    # bytes of x, about, that are worked on at a time; a half or four times of it make no clear difference
+PLAIN = (Tensor, nn.Parameter)   # a subclass may mean something of its own by any operator
 SMALL = 1 << 17   # numbers in x, under which starting the passes costs more than they save: 100 to 200 microseconds
 
 
@@ -31,36 +32,42 @@ SMALL = 1 << 17   # numbers in x, under which starting the passes costs more tha
 def serves(x: Tensor, block: nn.Module, kind: type, *parts: tuple[nn.Module, type]) -> bool:
     """Whether x may go this way through `block`, a `kind`, made of `parts`: where not, the plain form has a reason."""
     return (
+        eager(x)
+        and x.numel() >= SMALL
+        and (torch.is_grad_enabled() or bool(parts))   # else it is a pool and a product either way
+        and dense(x)
+        and itself(block, kind)
+        and all(itself(part, cls) and not heard(part) for part, cls in parts)
+    )
+
+
+def eager(*tensors: Tensor) -> bool:
+    """Whether these are tensors and no more, exact and on a CPU, and what is done with them is done now, as it says."""
+    return (
         not torch.compiler.is_compiling()           # a graph is for all sizes, and its compiler finds passes of its own
         and not torch.jit.is_tracing()              # type: ignore[attr-defined]
         and not torch._C._are_functorch_transforms_active()   # vmap, grad and their like take operators apart
         and forward_ad._current_level < 0           # there is no forward derivative of what is here
-        and type(x) in (Tensor, nn.Parameter)       # a subclass may mean something of its own by any operator
-        and x.device.type == "cpu"
-        and x.dtype in EXACT
+        and all(type(x) in PLAIN for x in tensors)
+        and all(x.device.type == "cpu" and x.dtype in EXACT for x in tensors)
         and not torch.is_autocast_enabled("cpu")
-        and x.numel() >= SMALL
-        and (torch.is_grad_enabled() or bool(parts))   # else it is a pool and a product either way
-        and _dense(x)
-        and _itself(block, kind)
-        and all(_itself(part, cls) and not _heard(part) for part, cls in parts)
     )
 
 
-def _dense(x: Tensor) -> bool:
+def dense(x: Tensor) -> bool:
     """Whether x is laid out without gaps, channels before space or after it."""
-    return x.is_contiguous() or x.movedim(1, -1).is_contiguous()
+    return x.is_contiguous() or (x.ndim > 2 and x.movedim(1, -1).is_contiguous())
 
 
-def _itself(module: nn.Module, kind: type) -> bool:
-    """Whether a module does what its class does: it is of no subclass, and nothing of its own hides a method.
+def itself(module: nn.Module, *kinds: type) -> bool:
+    """Whether a module does what its class, one of these, does: it is of no subclass, and nothing hides a method.
 
     What listens to `attention`, as attzoo.maps does, stands in its place.
     """
-    return type(module) is kind and not vars(module).keys() & {"attention", "forward", "mlp"}
+    return type(module) in kinds and not vars(module).keys() & {"attention", "forward", "mlp"}
 
 
-def _heard(module: nn.Module) -> bool:
+def heard(module: nn.Module) -> bool:
     """Whether a call of the module would run hooks, its own or everybody's."""
     every = (modules._global_forward_hooks, modules._global_forward_pre_hooks,
              modules._global_backward_hooks, modules._global_backward_pre_hooks)   # fmt: skip

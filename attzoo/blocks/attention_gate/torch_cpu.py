@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn.modules import module as modules
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ...ops import torch as ops
+from ...ops import torch_cpu as cpu
 
 FEW = 1 << 18    # numbers in a tensor, under which deciding and folding cost more than is saved
 TILE = 1 << 13   # pixels that a thread works on at a time: few enough for its cache, enough for a product of matrices
@@ -25,45 +24,30 @@ NORMS = (*ops.BATCH_NORM.values(), nn.Identity)
 def folds(gate: Any, attention: Any, x: Tensor, g: Tensor) -> bool:
     """Whether `gated` may stand for x * attention(gate, x, g): nothing learns by it or listens to what is within."""
     return (
-        _eager(x, g)
+        cpu.eager(x, g)
         and x.numel() >= FEW
-        and _dense(x)
+        and cpu.dense(x)
         and type(gate).attention is attention and "attention" not in vars(gate)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, g, *gate.parameters())))
-        and all(type(p) in (Tensor, nn.Parameter) for p in gate.parameters())
+        and all(type(p) in cpu.PLAIN for p in gate.parameters())
         and all(_pointwise(conv) and _settled(norm) for conv, norm in _maps(gate))
     )   # fmt: skip
 
 
 def overwrites(gate: Any, t: Tensor, p: Tensor) -> bool:
     """Whether relu(t + p) may be written over t: neither autograd nor a listener needs what gate.skip_norm gave."""
-    return _eager(t, p) and t.numel() >= FEW and _usual(gate.skip, CONVS) and _usual(gate.skip_norm, NORMS)
-
-
-def _eager(*tensors: Tensor) -> bool:
-    """Whether these are tensors and no more, exact and on a CPU, and what is done with them is done now, as it says."""
     return (
-        not torch.compiler.is_compiling()   # a graph is for other sizes too, and a compiler joins passes by itself
-        and not torch.jit.is_tracing()      # type: ignore[attr-defined]
-        and not torch._C._are_functorch_transforms_active()   # vmap, grad and their like
-        and forward_ad._current_level < 0
-        and not torch.is_autocast_enabled("cpu")
-        and all(type(x) is Tensor and x.device.type == "cpu" and x.dtype in ops.EXACT for x in tensors)
-        and len({x.dtype for x in tensors}) == 1
+        cpu.eager(t, p)
+        and t.numel() >= FEW
+        and t.dtype == p.dtype
+        and _usual(gate.skip, CONVS)
+        and _usual(gate.skip_norm, NORMS)
     )
-
-
-def _dense(x: Tensor) -> bool:
-    """Whether (N, C, *S) is laid out without gaps, channels before space or after it."""
-    return x.is_contiguous() or (x.ndim > 2 and x.movedim(1, -1).is_contiguous())
 
 
 def _usual(module: Any, kinds: tuple[type[nn.Module], ...]) -> bool:
     """Whether a call of the module does what one of these classes says and no more."""
-    if type(module) not in kinds or "forward" in vars(module) or modules._has_any_global_hook():
-        return False
-    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(own)
+    return cpu.itself(module, *kinds) and not cpu.heard(module)
 
 
 def _pointwise(conv: Any) -> bool:
