@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ...ops import torch as ops
 from ...ops import torch_cpu as cpu
 
-FEW = 1 << 18    # numbers in a tensor, under which deciding and folding cost more than is saved
+FEW = 1 << 19    # numbers in a tensor, under which deciding and folding cost more than is saved
 TILE = 1 << 13   # pixels that a thread works on at a time: few enough for its cache, enough for a product of matrices
 CONVS = tuple(ops.CONV.values())
 NORMS = (*ops.BATCH_NORM.values(), nn.Identity)
@@ -75,8 +75,7 @@ def gated(gate: Any, x: Tensor, g: Tensor) -> Tensor:
     (v, c), (w, b), (u, d) = (_folded(conv, norm) for conv, norm in _maps(gate))
     p, b, same = g, b + c, g.shape[2:] == x.shape[2:]
     if not same:
-        p = _linear(g.flatten(2), w, b).unflatten(2, g.shape[2:])
-        p = ops.resize(p, x.shape[2:], gate.spec.interpolation, gate.spec.align_corners)
+        p = ops.resize(_projected(g, w, b), x.shape[2:], gate.spec.interpolation, gate.spec.align_corners)
     y = torch.empty_like(x)
     for xs, ps, ys in zip(_tiles(x), _tiles(p), _tiles(y), strict=True):
         h = _linear(ps, w, b) if same else ps
@@ -96,6 +95,11 @@ def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(norm, nn.Identity):
         w, b = fuse_conv_bn_weights(w, b, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     return w.flatten(1), w.new_zeros(len(w)) if b is None else b
+
+
+def _projected(g: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """(N, G, *S) -> (N, F, *S): w g + b, laid out as g is, also where a batch of one leaves that open."""
+    return _linear(g.flatten(2), w, b).mT.unflatten(1, g.shape[2:]).movedim(-1, 1)
 
 
 def _tiles(x: Tensor) -> Iterator[Tensor]:
