@@ -60,5 +60,8 @@ class AttentionGate(ops.Block):
         return ops.from_last(ops.resize(ops.sigmoid(q), ops.sizes(x), *how), self.channels_last)
 
     def call(self, x: Any, g: Any, training: bool | None = None) -> Any:   # type: ignore[override]
-        y = ops.to_last(x * self.attention(x, g, training=training), self.channels_last)
-        return ops.from_last(self.output_norm(self.output_(y), training=training), self.channels_last)
+        y = x * self.attention(x, g, training=training)
+        if not self.spec.output_transform:
+            return y   # not there and back: a channels-first y would be copied twice
+        y = self.output_norm(self.output_(ops.to_last(y, self.channels_last)), training=training)
+        return ops.from_last(y, self.channels_last)
