@@ -19,13 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import attzoo
-from attzoo.ops import torch as ops
 from attzoo.ops import torch_cpu as cpu
 
 NAMES = ("channel_attention", "spatial_attention", "cbam")
 every = pytest.mark.parametrize("name", NAMES)
 LAYOUTS = ("channels first", "channels last")
 KINDS = ("normal", "ties", "equal")
+DEFAULTS = {"SMALL": cpu.SMALL, "SMALL_TO_INFER": cpu.SMALL_TO_INFER}
 
 
 @contextmanager
@@ -43,11 +43,11 @@ def setting(**values):
 
 def fast(part=1 << 20):
     """The passes by hand even for the smallest input, about so many bytes at a time."""
-    return setting(SMALL=1, PART=part)
+    return setting(SMALL=1, SMALL_TO_INFER=1, PART=part)
 
 
 def plainly():
-    return setting(SMALL=1 << 60)
+    return setting(SMALL=1 << 60, SMALL_TO_INFER=1 << 60)
 
 
 @pytest.fixture(autouse=True)
@@ -286,14 +286,14 @@ class Large(TorchDispatchMode):
 def test_by_default_a_training_step_makes_the_output_and_the_gradient_and_no_more(name):
     block, x = build(name, 64, torch.float32), draw(8, 64, 16, 16, dtype=torch.float32).requires_grad_()
     dy = torch.ones_like(x)
-    with setting(SMALL=1 << 17, PART=1 << 17), Large(x) as seen:
+    with setting(**DEFAULTS, PART=1 << 17), Large(x) as seen:
         torch.autograd.grad(block(x), [x, *block.parameters()], dy)
     assert len(seen.made.keys() - {x.untyped_storage().data_ptr(), dy.untyped_storage().data_ptr()}) == 2
 
 
 def test_by_default_inference_makes_the_output_and_no_more():
     block, x = build("cbam", 64, torch.float32).eval(), draw(8, 64, 16, 16, dtype=torch.float32)
-    with setting(SMALL=1 << 17), torch.no_grad(), Large(x) as seen:
+    with torch.no_grad(), Large(x) as seen:
         block(x)
     assert len(seen.made.keys() - {x.untyped_storage().data_ptr()}) == 1
 
@@ -320,13 +320,16 @@ def test_a_dropped_graph_leaves_nothing(name):
 @every
 def test_small_inputs_are_left_to_the_plain_form(name):
     block = build(name, dtype=torch.float32)
-    with setting(SMALL=1 << 17):
+    with setting(**DEFAULTS):
         assert not taken(block, torch.randn(8, 8, 16, 16))
         assert taken(block, torch.randn(8, 8, 64, 64))
+        with torch.no_grad():
+            assert not taken(block, torch.randn(8, 8, 64, 64))
+            assert taken(block, torch.randn(8, 8, 128, 128)) is (name == "cbam")
 
 
 @pytest.mark.parametrize("name", NAMES[:2])
-def test_a_pool_and_a_product_are_left_to_the_plain_form(name):
+def test_inference_in_the_same_passes_is_left_to_the_plain_form(name):
     with torch.no_grad():
         assert not taken(build(name), draw(2, 8, 4, 3))
 
@@ -494,4 +497,3 @@ def test_the_plain_form_is_the_reference(name, monkeypatch):
     monkeypatch.setattr(cpu, "_flat", lambda x, real=cpu._flat: real(x) * 1.5)
     with pytest.raises(AssertionError):
         same(*both(lambda: step(block, x, dy)))
-    assert ops.EXACT

@@ -23,7 +23,9 @@ from .torch import EXACT, avg_pool, expand, max_pool
 Coefficients = Callable[..., Tensor]
 PART = 1 << 20    # bytes of x, about, that are worked on at a time; a half or four times of it make no clear difference
 PLAIN = (Tensor, nn.Parameter)   # a subclass may mean something of its own by any operator
-SMALL = 1 << 17   # numbers in x, under which starting the passes costs more than they save: 100 to 200 microseconds
+# Numbers in x, under which starting the passes costs more than they save: 0.1 to 0.2 ms of training, 0.05 of inference
+SMALL = 1 << 17
+SMALL_TO_INFER = 1 << 20
 
 
 # ---- when ------------------------------------------------------------------------------------------------------------
@@ -33,8 +35,8 @@ def serves(x: Tensor, block: nn.Module, kind: type, *parts: tuple[nn.Module, typ
     """Whether x may go this way through `block`, a `kind`, made of `parts`: where not, the plain form has a reason."""
     return (
         eager(x)
-        and x.numel() >= SMALL
-        and (torch.is_grad_enabled() or bool(parts))   # else it is a pool and a product either way
+        and x.numel() >= (SMALL if torch.is_grad_enabled() else SMALL_TO_INFER)
+        and (torch.is_grad_enabled() or bool(parts))   # else there are the same passes either way
         and dense(x)
         and itself(block, kind)
         and all(itself(part, cls) and not heard(part) for part, cls in parts)
