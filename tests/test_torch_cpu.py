@@ -264,6 +264,17 @@ def test_float32_is_as_exact(name):
         assert (g - w).abs().max() <= 4 * (p - w).abs().max() + 1e-6 * w.abs().max()
 
 
+def test_coefficients_may_lay_out_their_gradient_as_they_like():
+    x, dy = draw(3, 8, 4, 5).requires_grad_(), draw(3, 8, 4, 5, seed=1)
+
+    def spatial(maps):
+        return torch.sigmoid((maps.mT.contiguous() * draw(2, 5, 4)).sum(1, keepdim=True).mT)
+
+    y = cpu.scale(x, None, spatial)
+    wanted = x * spatial(torch.stack([x.mean(1), x.amax(1)], 1))
+    same([y, *torch.autograd.grad(y, x, dy)], [wanted, *torch.autograd.grad(wanted, x, dy)])
+
+
 # ---- fewer passes ---------------------------------------------------------------------------------------------------
 
 
@@ -368,6 +379,21 @@ def test_transforms_of_functions(name):
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x[0], tangent)
         same([forward_ad.unpack_dual(block(dual)).tangent], [slope])
+
+
+@every
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")   # torch would rather have us export
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")   # the refusal of wrong inputs is not traced, rightly
+def test_graphs_are_of_the_plain_form(name):
+    block, x = build(name).eval(), draw(2, 8, 4, 3)
+    calls = []
+    with setting(scale=lambda *args: calls.append(args)):
+        exported = torch.export.export(block, (x,)).module()
+        traced = torch.jit.trace(block, x, check_trace=False)
+        compiled = torch.compile(block, backend="eager", fullgraph=True)
+        same([exported(x), traced(x), compiled(x)], [compiled(x)] * 3)
+    torch.compiler.reset()
+    assert not calls
 
 
 @every
