@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...ops import torch as ops
 from . import spec, torch_cpu
+from .torch_cpu import project
 
 
 class AttentionGate(ops.Block):
@@ -44,10 +45,10 @@ class AttentionGate(ops.Block):
         """(N, C, *S), (N, G, *G) -> (N, 1, *S)."""
         self.accept(x, g)
         how = self.spec.interpolation, self.spec.align_corners
-        t = self.skip_norm(self.skip(x))
-        p = ops.resize(self.gating_norm(self.gating(g)), t.shape[2:], *how)
+        t = self.skip_norm(project(self.skip, x))
+        p = ops.resize(self.gating_norm(project(self.gating, g)), t.shape[2:], *how)
         h = t.add_(p).relu_() if torch_cpu.overwrites(self, t, p) else ops.relu(t + p)
-        q = self.psi_norm(self.psi(h))
+        q = self.psi_norm(project(self.psi, h))
         return ops.resize(ops.sigmoid(q), x.shape[2:], *how)
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:   # type: ignore[override]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import torch
@@ -45,6 +46,19 @@ def overwrites(gate: Any, t: Tensor, p: Tensor) -> bool:
     )
 
 
+def multiplies(conv: Any, x: Tensor) -> bool:
+    """Whether a convolution that is to learn may be a product of matrices."""
+    return (
+        torch.is_grad_enabled()     # without gradients there is `gated`
+        and x.numel() >= FEW
+        and x.is_contiguous()       # channels last has kernels that are as quick
+        and _pointwise(conv)
+        and cpu.eager(x, conv.weight)
+        and x.dtype == conv.weight.dtype
+        and prod(x.shape[2:]) >= max(conv.weight.shape[:2])   # every sample has a gradient of the weights to itself
+    )
+
+
 def _usual(module: Any, kinds: tuple[type[nn.Module], ...]) -> bool:
     """Whether a call of the module does what one of these classes says and no more."""
     return cpu.itself(module, *kinds) and not cpu.heard(module)
@@ -82,6 +96,15 @@ def gated(gate: Any, x: Tensor, g: Tensor) -> Tensor:
         h = h.baddbmm_(v.expand(len(h), -1, -1), xs).relu_()
         torch.mul(xs, torch.baddbmm(d, u.expand(len(h), -1, -1), h).sigmoid_(), out=ys)
     return y
+
+
+def project(conv: Any, x: Tensor) -> Tensor:
+    """(N, C, *S) -> (N, F, *S): conv(x). Going back, torch's own kernel fills with zeros first what it then writes."""
+    if not multiplies(conv, x):
+        return conv(x)
+    w, flat = conv.weight.flatten(1).expand(len(x), -1, -1), x.flatten(2)
+    y = torch.bmm(w, flat) if conv.bias is None else torch.baddbmm(conv.bias[:, None], w, flat)
+    return y.unflatten(2, x.shape[2:])
 
 
 def _maps(gate: Any) -> tuple[tuple[Any, Any], ...]:
