@@ -114,7 +114,7 @@ def verified(racer: Racer, row: Row, tolerance: float, meant: Sequence[Tensor], 
 def race(it: Subject, racers: Sequence[tuple[Racer, Row]], bench: Bench) -> list[Row]:
     """The rows of those who share a clock, with their times, and that of the copy."""
     clock, rows = racers[0][1].clock, {str(racer.provider): row for racer, row in racers}
-    turns = {} if it.case.network else {str(COPY): copying(it, clock, bench.cpu)}
+    turns = {} if it.case.network else {str(COPY): copying(it, clock)}
     leaders = references([racer for racer, _ in racers])
     for racer, row in racers:
         try:
@@ -149,11 +149,11 @@ def references(racers: Sequence[Racer]) -> dict[str, Racer]:
     return first
 
 
-def copying(it: Subject, clock: str, cpu: Cpu) -> Turn:
-    """Turns that copy the first input."""
+def copying(it: Subject, clock: str) -> Turn:
+    """Turns that copy the first input; results that are kept alive for others stay so."""
     targets = [torch.empty_like(x) for x, *_ in it.sets]
     calls = [lambda x=x, y=y: y.copy_(x) for (x, *_), y in zip(it.sets, targets, strict=True)]
-    return clocked_by(clock, calls, cpu)
+    return clocked_by(clock, calls, Cpu())
 
 
 def clocked(row: Row, times: Mapping[str, Sequence[float]], who: str, reference: str | None = None) -> Row:

@@ -10,6 +10,7 @@ import gc
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from statistics import quantiles
 from time import thread_time
 from typing import Final
@@ -40,19 +41,22 @@ def paired(times: Mapping[str, Sequence[float]], name: str, reference: str) -> S
 def interleave(turns: Mapping[str, Turn], rounds: int, seconds: float) -> dict[str, list[float]]:
     """Seconds per call of each provider in every round.
 
-    One round gives each provider a turn, the next in reverse order. Within a turn a provider is called as often as
-    fits into `seconds`, once at least.
+    One round gives each provider a turn, in an order drawn anew: what a provider leaves in the cache and in the
+    allocator, the next one finds, and that must not always be the same one. Within a turn a provider is called as often
+    as fits into `seconds`, once at least.
     """
     repeats = {}
     for name, turn in turns.items():
         turn(1)   # the first call pays for what is set up once
         repeats[name] = max(1, int(seconds / max(turn(1), 1e-6)))
     times: dict[str, list[float]] = {name: [] for name in turns}
+    order, drawn = list(turns), Random(0)
     gc.collect()
     gc.disable()
     try:
-        for number in range(rounds):
-            for name in list(turns)[:: 1 if number % 2 == 0 else -1]:
+        for _ in range(rounds):
+            drawn.shuffle(order)
+            for name in order:
                 times[name].append(turns[name](repeats[name]))
     finally:
         gc.enable()

@@ -35,7 +35,7 @@ def test_ratios_are_paired_within_a_round():
         paired(times | {"ours": [1.0]}, "ours", "peer")
 
 
-def test_rounds_are_interleaved_and_reversed():
+def test_everybody_has_a_turn_in_every_round_and_nobody_always_the_same_neighbour():
     called = []
 
     def turn(name, repeats):
@@ -43,10 +43,12 @@ def test_rounds_are_interleaved_and_reversed():
         return 4.0 if name == "a" else 1.0
 
     turns = {name: lambda repeats, name=name: turn(name, repeats) for name in "abc"}
-    times = interleave(turns, rounds=3, seconds=13.0)
+    times = interleave(turns, rounds=30, seconds=13.0)
     assert called[:6] == [(name, 1) for name in "aabbcc"]   # each twice: to warm up, and to see how often it fits
-    assert called[6:] == [(name, {"a": 3, "b": 13, "c": 13}[name]) for name in "abc" + "cba" + "abc"]
-    assert times == {"a": [4.0] * 3, "b": [1.0] * 3, "c": [1.0] * 3}
+    rounds = [dict(called[i : i + 3]) for i in range(6, len(called), 3)]
+    assert rounds == [{"a": 3, "b": 13, "c": 13}] * 30   # 13 s hold three calls of 4 s
+    assert times == {"a": [4.0] * 30, "b": [1.0] * 30, "c": [1.0] * 30}
+    assert len({tuple(round) for round in rounds}) == 6
 
 
 def test_a_turn_is_the_time_of_one_of_its_calls():
