@@ -16,7 +16,7 @@ from .cases import Case
 from .providers import clocked_by, contenders
 from .runs import COPY, Provider, Row
 from .subjects import Subject, deviation, spec_of, subject, wanted
-from .timer import Cpu, Turn, interleave, paired, spread
+from .timer import Cpu, Pace, Turn, interleave, paired, spread
 
 TRIES: Final = 3
 CONTROL: Final = 0.1               # that the reference may come out beside itself
@@ -54,10 +54,10 @@ class Racer(Protocol):
 
 @dataclass
 class Bench:
-    """How a run measures: where, and by clock for how many rounds and for how long a turn lasts, in seconds."""
+    """How a run measures: where, and at which pace by clock."""
 
     device: str
-    pace: Mapping[str, tuple[int, float]]
+    pace: Mapping[str, Pace]
     absent: set[str] = field(default_factory=set)   # packages that were asked for in vain
     cpu: Cpu = field(default_factory=Cpu)
 
@@ -126,7 +126,7 @@ def race(it: Subject, racers: Sequence[tuple[Racer, Row]], bench: Bench) -> list
             turns[again(name)] = leader.twin().turn(clock, bench.cpu)
     beside = {str(racer.provider): str(leaders[racer.family].provider) for racer, _ in racers}
     for _ in range(TRIES):
-        times = interleave(turns, *bench.pace[clock])
+        times = interleave(turns, bench.pace[clock])
         shaky = unsteady(times, beside, clock)
         if not shaky:
             break

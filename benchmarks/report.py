@@ -50,6 +50,12 @@ def markdown(runs: Sequence[Run]) -> str:
     return "\n\n".join([f"# {TITLE}", *(part for section in sections(runs) for part in _section(section))]) + "\n"
 
 
+def tables(runs: Sequence[Run]) -> dict[str, str]:
+    """Title of a section -> its tables as Markdown, for pages that show a part."""
+    found = {s.title: [table(part) for part in s.parts if isinstance(part, Table)] for s in sections(runs)}
+    return {title: "\n\n".join(parts) for title, parts in found.items() if parts}
+
+
 def _section(section: Section) -> list[str]:
     return [f"## {_plain(section.title)}", *(table(p) if isinstance(p, Table) else _plain(p) for p in section.parts)]
 

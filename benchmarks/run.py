@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -22,15 +22,16 @@ from .measure import Bench, Racer, measure
 from .peers import INSTALL
 from .runs import Row, Run
 from .subjects import Subject
+from .timer import Pace
 from .workers import BACKENDS
 
 Others = Callable[[Subject], Iterable[Racer]]
 
 RESULTS: Final = Path(__file__).parent / "results"
-# Clock -> rounds, and seconds that a turn fills with calls; of graphs, every replay is a sample of its own.
+# By clock; of graphs, every replay is a sample of its own.
 PACE: Final = {
-    "quick": {"cpu": (9, 0.02), "graph": (200, 0.0), "calls": (15, 0.01)},
-    "full": {"cpu": (25, 0.02), "graph": (200, 0.0), "calls": (30, 0.01)},
+    "quick": {"cpu": Pace(9, 0.02, 5.0), "graph": Pace(200, 0.0), "calls": Pace(15, 0.01, 5.0)},
+    "full": {"cpu": Pace(25, 0.02, 12.0), "graph": Pace(200, 0.0), "calls": Pace(30, 0.01, 6.0)},
 }
 WEIGHT: Final = {"eager": 1.0, "compiled": 15.0, "keras": 8.0}   # of a case's forms, to guess how long it takes
 
@@ -52,7 +53,7 @@ def run(name: str, device: str, blocks: Sequence[str] = BLOCKS, out: Path | None
         commit=facts.commit(),
         machine=facts.machine(device) | {"load before": facts.load()} | state(device, "before"),
         versions=facts.versions(),
-        flags=flags | {"rounds and seconds of a turn": dict(PACE[name])},
+        flags=flags | {"pace": {clock: asdict(pace) for clock, pace in PACE[name].items()}},
         ceilings=facts.ceilings(device),
         absent={},
         rows=(),

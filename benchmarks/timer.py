@@ -15,8 +15,18 @@ from statistics import quantiles
 from time import thread_time
 from typing import Final
 
+FEWEST: Final = 7   # rounds, of which quartiles still say something
 KEPT: Final = 8   # results; of the smallest block that is timed they make 50 MB, more than a core's share of cache
 Turn = Callable[[int], float]   # so many calls -> seconds that one of them took
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many rounds, how many seconds a turn fills with calls, and for how many seconds all rounds may last."""
+
+    rounds: int
+    turn: float
+    limit: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -38,23 +48,25 @@ def paired(times: Mapping[str, Sequence[float]], name: str, reference: str) -> S
     return spread([a / b for a, b in zip(times[name], times[reference], strict=True)])
 
 
-def interleave(turns: Mapping[str, Turn], rounds: int, seconds: float) -> dict[str, list[float]]:
+def interleave(turns: Mapping[str, Turn], pace: Pace) -> dict[str, list[float]]:
     """Seconds per call of each provider in every round.
 
     One round gives each provider a turn, in an order drawn anew: what a provider leaves in the cache and in the
     allocator, the next one finds, and that must not always be the same one. Within a turn a provider is called as often
-    as fits into `seconds`, once at least.
+    as fits, once at least; where all rounds would last too long there are fewer, FEWEST at least.
     """
-    repeats = {}
+    repeats, lasts = {}, 1e-6
     for name, turn in turns.items():
         turn(1)   # the first call pays for what is set up once
-        repeats[name] = max(1, int(seconds / max(turn(1), 1e-6)))
+        once = max(turn(1), 1e-6)
+        repeats[name] = max(1, int(pace.turn / once))
+        lasts += repeats[name] * once
     times: dict[str, list[float]] = {name: [] for name in turns}
     order, drawn = list(turns), Random(0)
     gc.collect()
     gc.disable()
     try:
-        for _ in range(rounds):
+        for _ in range(max(min(FEWEST, pace.rounds), int(min(pace.rounds, pace.limit / lasts)))):
             drawn.shuffle(order)
             for name in order:
                 times[name].append(turns[name](repeats[name]))

@@ -1,12 +1,20 @@
-"""Draw docs/blocks/ from the blocks' cards: python docs/generate.py"""
+"""Draw what follows from elsewhere: python docs/generate.py
+
+docs/blocks/ from the blocks' cards; the report beside each result file; and in the README and the pages, between
+<!-- table: FILE: TITLE --> and <!-- end of table -->, the table of that title in the report on that result file.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from attzoo import info, registry
+from benchmarks.report import joined, report, tables
 
-HERE = Path(__file__).parent / "blocks"
+ROOT = Path(__file__).parents[1]
+HERE = ROOT / "docs" / "blocks"
+TABLE = re.compile(r"(<!-- table: (\S+): (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 NOTE = "<!-- Drawn by docs/generate.py from attzoo/blocks/{name}: change that, not this. -->"
 
 
@@ -23,6 +31,17 @@ def pages() -> dict[str, str]:
     return drawn | {"README.md": f"{NOTE.format(name='')}\n\n{HEAD}\n\n" + "\n".join(rows) + f"\n\n{FOOT}\n"}
 
 
+def reports() -> dict[Path, str]:
+    """File -> the report on the result file beside it."""
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    return {file.with_suffix(".md"): report([file]) for file in files}
+
+
+def filled(text: str) -> str:
+    """A page with its tables drawn anew. Raises KeyError for one that the report does not have."""
+    return TABLE.sub(lambda found: found[1] + tables(joined([ROOT / found[2]]))[found[3]] + "\n" + found[4], text)
+
+
 HEAD = """# The blocks
 
 Parameters at 64 channels, and multiply-adds (MACs) for one image of 64 x 56 x 56; the gate's two inputs are both of
@@ -36,3 +55,7 @@ if __name__ == "__main__":
         old.unlink()
     for file, text in pages().items():
         (HERE / file).write_text(text, encoding="utf-8")
+    for path, text in reports().items():
+        path.write_text(text, encoding="utf-8")
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")

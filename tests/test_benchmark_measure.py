@@ -12,10 +12,11 @@ from benchmarks.cases import Case, inputs
 from benchmarks.measure import Bench, drift, flops, moved, references, unsteady
 from benchmarks.peers import Peer
 from benchmarks.runs import Provider
+from benchmarks.timer import Pace
 
 SE_NAMES = {name: name for name in attzoo.get("se", backend="numpy")(32).weights}
 CASE = Case("se", ((2, 32, 5, 4),), "training", variant="official")
-PACE = {"cpu": (3, 0.0)}
+PACE = {"cpu": Pace(3, 0.0)}
 BENCH = Bench("cpu", PACE)
 
 
@@ -176,8 +177,8 @@ def test_a_training_step_leaves_the_network_as_it_was():
 def test_an_unsteady_case_is_timed_again(monkeypatch):
     tries = []
 
-    def unsteady_once(turns, rounds, seconds):
-        tries.append(rounds)
+    def unsteady_once(turns, pace):
+        tries.append(pace)
         return {name: [2.0 if name.endswith("again") and len(tries) == 1 else 1.0] * 3 for name in turns}
 
     monkeypatch.setattr(measure, "interleave", unsteady_once)
@@ -186,7 +187,7 @@ def test_an_unsteady_case_is_timed_again(monkeypatch):
 
 
 def test_a_case_that_stays_unsteady_says_so(monkeypatch):
-    def never(turns, rounds, seconds):
+    def never(turns, pace):
         return {name: [2.0 if name.endswith("again") else 1.0] * 3 for name in turns}
 
     monkeypatch.setattr(measure, "interleave", never)

@@ -17,7 +17,7 @@ from benchmarks.__main__ import app
 from benchmarks.cases import Case, Suite, suite
 from benchmarks.measure import Bench
 from benchmarks.runs import Provider, Row, Run
-from benchmarks.timer import KEPT, Cpu, Spread, interleave, paired, spread
+from benchmarks.timer import FEWEST, KEPT, Cpu, Pace, Spread, interleave, paired, spread
 
 # ---- timer -----------------------------------------------------------------------------------------------------------
 
@@ -43,12 +43,18 @@ def test_everybody_has_a_turn_in_every_round_and_nobody_always_the_same_neighbou
         return 4.0 if name == "a" else 1.0
 
     turns = {name: lambda repeats, name=name: turn(name, repeats) for name in "abc"}
-    times = interleave(turns, rounds=30, seconds=13.0)
+    times = interleave(turns, Pace(rounds=30, turn=13.0))
     assert called[:6] == [(name, 1) for name in "aabbcc"]   # each twice: to warm up, and to see how often it fits
     rounds = [dict(called[i : i + 3]) for i in range(6, len(called), 3)]
     assert rounds == [{"a": 3, "b": 13, "c": 13}] * 30   # 13 s hold three calls of 4 s
     assert times == {"a": [4.0] * 30, "b": [1.0] * 30, "c": [1.0] * 30}
     assert len({tuple(round) for round in rounds}) == 6
+
+
+@pytest.mark.parametrize(("limit", "rounds"), [(999.0, 20), (46.0, 9), (4.0, FEWEST)])
+def test_rounds_that_would_last_too_long_are_fewer(limit, rounds):
+    times = interleave({"a": lambda repeats: 2.0, "b": lambda repeats: 0.5}, Pace(20, 3.0, limit))   # 5 s
+    assert [len(each) for each in times.values()] == [rounds] * 2
 
 
 def test_a_turn_is_the_time_of_one_of_its_calls():
@@ -296,7 +302,7 @@ def test_an_unknown_status_is_refused(tmp_path):
 
 # ---- a run -----------------------------------------------------------------------------------------------------------
 
-PACE = {"cpu": (3, 0.0)}
+PACE = {"cpu": Pace(3, 0.0)}
 TINY = (Case("se", ((2, 8, 6, 6),)), Case("eca", ((2, 8, 6, 6),), "training"))
 
 

@@ -71,8 +71,26 @@ def test_python_runs(page, folder):
             exec(compile("\n" * (line - 1) + text, page, "exec"), names)
 
 
-def test_blocks_pages_are_their_cards():
-    drawn = runpy.run_path(str(ROOT / "docs" / "generate.py"))["pages"]()
+@pytest.fixture(scope="module")
+def generate():
+    return runpy.run_path(str(ROOT / "docs" / "generate.py"))
+
+
+def test_reports_are_their_result_files(generate):
+    drawn = generate["reports"]()
+    assert drawn
+    for path, text in drawn.items():
+        assert path.read_text(encoding="utf-8") == text, "run: python docs/generate.py"
+
+
+@every_page
+def test_tables_of_figures_are_their_result_files(page, generate):
+    text = page.read_text(encoding="utf-8")
+    assert generate["filled"](text) == text, "run: python docs/generate.py"
+
+
+def test_blocks_pages_are_their_cards(generate):
+    drawn = generate["pages"]()
     found = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "blocks").iterdir()}
     assert found == drawn, "run: python docs/generate.py"
     assert found.keys() == {"README.md", *(f"{name}.md" for name in [*registry.BLOCKS, *registry.NETWORKS])}
