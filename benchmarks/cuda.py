@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Sequence
+from functools import cache as once
 from itertools import cycle
 from math import ceil
 from statistics import median
@@ -25,11 +26,11 @@ Call = Callable[[], object]
 
 CACHES: Final = 4        # times the L2 cache, which the sets of inputs are larger than
 MOST: Final = 16         # sets of inputs
-WAIT: Final = 100_000    # cycles, about 50 us: longer than the host takes to queue a replay and an event
+WAIT: Final = 200_000    # cycles, about 100 us: longer than the host takes to queue a replay and an event
 LARGE: Final = 1 << 30   # bytes, of the copy that shows the memory's bandwidth
 SMALL: Final = 8 << 20   # bytes, of what is read from the L2 cache over and over
 SAMPLES: Final = 50
-ASKED: Final = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu", "clocks_throttle_reasons.active")
+ASKED: Final = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu", "clocks_event_reasons.active")
 
 
 def sets(size: int, cache: int) -> int:
@@ -38,8 +39,11 @@ def sets(size: int, cache: int) -> int:
 
 
 def captured(call: Call) -> Any:
-    """A CUDA graph of the call, replayed twice; not by `torch.cuda.graph`, which first collects garbage, at length."""
-    stream = torch.cuda.Stream()   # type: ignore[no-untyped-call]
+    """A CUDA graph of the call, replayed twice; not by `torch.cuda.graph`, which first frees all memory, at length.
+
+    The graph reads and writes where the call's tensors are: the call must be kept as long as the graph.
+    """
+    stream = aside()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):   # what a backward pass goes back through must lie on the stream that is captured
         for _ in range(3):
@@ -48,19 +52,27 @@ def captured(call: Call) -> Any:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
         graph.capture_begin()
-        call()
-        graph.capture_end()
+        try:
+            call()
+        finally:   # or nothing on the device would work any more
+            graph.capture_end()
     graph.replay()
     graph.replay()
     return graph
 
 
+@once
+def aside() -> Any:
+    """The stream that everything is captured on: what one call leaves to autograd stands on the stream of the next."""
+    return torch.cuda.Stream()   # type: ignore[no-untyped-call]
+
+
 def replayed(calls: Sequence[Call]) -> Turn:
     """Turns that replay graphs of the calls, one after the other."""
-    graphs = cycle([captured(call) for call in calls])
+    graphs = cycle([(captured(call), call) for call in calls])   # with the call, whose tensors the graph works on
 
     def take(repeats: int) -> float:
-        return median(_between_events(next(graphs).replay) for _ in range(repeats))
+        return median(_between_events(next(graphs)[0].replay) for _ in range(repeats))
 
     return take
 

@@ -1,5 +1,6 @@
 """The protocol's arithmetic, the cases, the files and the command line. No test here asserts a time."""
 
+import gc
 import itertools
 import json
 import weakref
@@ -128,7 +129,27 @@ def test_a_replay_is_queued_before_the_device_is_free(device, monkeypatch):
     assert device == once + [step.replace("a", "b") if step == "a" else step for step in once]
 
 
-def test_a_graph_is_captured_where_the_call_has_run(device, monkeypatch):
+def test_what_a_graph_works_on_lives_as_long_as_its_turns(device, monkeypatch):
+    class Graph:   # which knows addresses and holds no tensor
+        def __init__(self, call):
+            self.replay = lambda: None
+
+    monkeypatch.setattr(cuda, "captured", Graph)
+    tensor = torch.zeros(1)
+    alive = weakref.ref(tensor)
+    turn = cuda.replayed([lambda tensor=tensor: tensor])
+    del tensor
+    gc.collect()
+    assert alive() is not None
+    del turn
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.fixture
+def capturing(device, monkeypatch):
+    """The same device, which can also capture."""
+
     class Stream:
         def wait_stream(self, other):
             device.append("stream waits")
@@ -138,13 +159,30 @@ def test_a_graph_is_captured_where_the_call_has_run(device, monkeypatch):
             lambda self, said=said: device.append(said) for said in ("replay", "begin", "end")
         )
 
+    cuda.aside.cache_clear()
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    cuda.captured(lambda: device.append("call"))
+    yield device
+    cuda.aside.cache_clear()
+
+
+def test_a_graph_is_captured_where_the_call_has_run(capturing):
+    cuda.captured(lambda: capturing.append("call"))
     waits = ["stream waits"]
-    assert device == [*waits, *["call"] * 3, *waits, "begin", "call", "end", "replay", "replay"]
+    assert capturing == [*waits, *["call"] * 3, *waits, "begin", "call", "end", "replay", "replay"]
+
+
+def test_a_capture_ends_also_when_the_call_fails_in_it(capturing):
+    def call():
+        capturing.append("call")
+        if "begin" in capturing:
+            raise ValueError("not under capture")
+
+    with pytest.raises(ValueError, match="not under capture"):
+        cuda.captured(call)
+    assert capturing[-3:] == ["begin", "call", "end"]
 
 
 def test_calls_are_timed_until_the_device_is_done(device, monkeypatch):
