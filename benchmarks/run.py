@@ -18,9 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from . import cuda, facts, runs
 from .cases import BLOCKS, Case, Suite, suite
 from .fleet import fleet
-from .measure import Bench, Racer, measure
+from .measure import Bench, Racer, line, measure
 from .peers import INSTALL
-from .runs import Row, Run
+from .runs import Provider, Row, Run
 from .subjects import Subject
 from .timer import Pace
 from .workers import BACKENDS
@@ -111,6 +111,8 @@ def measured(chosen: Suite, bench: Bench, others: Others) -> tuple[list[Row], Se
                 rows += measure(case, bench, others)
             except KeyboardInterrupt:
                 return rows, chosen.cases[number:]
+            except Exception as err:   # out of memory, a device that gave up: what was measured until then is kept
+                rows.append(Row(case, Provider("attzoo"), "failed", why=line(err)))
         shown.update(task, completed=len(chosen.cases), description="done", left="")
     return rows, ()
 

@@ -397,6 +397,19 @@ def test_what_was_measured_before_an_interruption_is_kept(monkeypatch):
     assert ([row.case for row in rows], left) == ([TINY[0]], TINY[1:])
 
 
+def test_a_case_that_breaks_off_costs_the_others_nothing(monkeypatch):
+    def measure(case, bench, others):
+        if case == TINY[0]:
+            raise RuntimeError("the device gave up")
+        return [replace(timed((1, 1, 1)), case=case)]
+
+    monkeypatch.setattr(run, "measure", measure)
+    rows, left = run.measured(Suite(TINY, 1.0), Bench("cpu", PACE), lambda it: ())
+    assert [(row.case, row.status) for row in rows] == [(TINY[0], "failed"), *((case, "timed") for case in TINY[1:])]
+    assert rows[0].why == "RuntimeError: the device gave up"
+    assert not left
+
+
 def test_time_left_is_guessed_by_weight():
     eager, keras = TINY[0], replace(TINY[1], forms=frozenset({"eager", "keras"}))
     chosen = Suite((eager, keras), 60.0)
