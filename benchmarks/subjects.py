@@ -21,9 +21,11 @@ from .nets import ResNet50
 from .plain import AttUNet, canonical
 
 # Of the norm of what is wanted. In half precision a maximum that is rounded may lie elsewhere; on CUDA, convolutions
-# and matrix products of float32 inputs may round them to 11 bits (TF32), as PyTorch's flags say.
-TOLERANCE: Final = {"float32": 2e-5, "TF32": 5e-3, "float16": 2e-2, "bfloat16": 1e-1}
-DEPTH: Final = 100       # times more for a whole network, where rounding moves a few inputs of relus across 0
+# and matrix products of float32 inputs may round them to 11 bits (TF32), as PyTorch's flags say. That moves inputs of
+# the gate's relu across 0: with operands so rounded on a CPU, the gradient of its signal was 1.1e-2 off.
+TOLERANCE: Final = {"float32": 2e-5, "TF32": 3e-2, "float16": 2e-2, "bfloat16": 1e-1}
+DEPTH: Final = 100       # times more for a whole network, where rounding moves a few inputs of relus across 0,
+LOOSEST: Final = 0.5     # but never more than this
 SEED: Final = 0
 FEW: Final = 2           # samples on which the float64 body is itself held to the NumPy meaning, once
 HELD: set[Case] = set()   # where that was done
@@ -62,7 +64,7 @@ class Subject:
     def tolerance(self) -> float:
         """The largest deviation that is rounding."""
         exact = self.case.dtype != "float32" or self.device.type != "cuda" or not torch.backends.cudnn.allow_tf32
-        return TOLERANCE[self.case.dtype if exact else "TF32"] * (DEPTH if self.case.network else 1)
+        return min(LOOSEST, TOLERANCE[self.case.dtype if exact else "TF32"] * (DEPTH if self.case.network else 1))
 
 
 def subject(case: Case, device: str, count: Callable[[int], int] = lambda size: 1) -> Subject:
