@@ -129,6 +129,11 @@ def test_a_float64_body_that_is_not_its_meaning_is_noticed(monkeypatch):
         subjects.wanted(it)
 
 
+@pytest.mark.parametrize(("shape", "few"), [((3, 1, 30, 30), (2, 1, 30, 30)), ((1, 1, 30, 4, 30), (1, 1, 24, 4, 24))])
+def test_of_a_volume_a_corner_is_held_to_the_meaning(shape, few):
+    assert subjects.few(torch.zeros(shape)).shape == few
+
+
 @pytest.mark.parametrize(("got", "off"), [([3.0, 4.0], 0.0), ([3.0, 5.0], 0.2), ([3.0, float("nan")], float("nan"))])
 def test_deviation_is_a_part_of_the_norm(got, off):
     told = subjects.deviation([torch.tensor([1.0]), torch.tensor(got)], [torch.tensor([1.0]), torch.tensor([3.0, 4.0])])
