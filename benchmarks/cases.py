@@ -104,14 +104,14 @@ def full(device: str) -> Iterator[Case]:
         compiled = device == "cuda" or case.block in COMPILED
         yield replace(case, forms=EVERY if compiled else EAGER | {"keras"})
     yield from networks(IMAGES[device], SCANS[device])
-    for number in range(1, len(MAPS[device])):
-        yield from (case for mode in BOTH for case in of_blocks(device, number, mode))
     for dtype in DTYPES[1:]:
         yield from (replace(case, dtype=dtype) for case in base)
     yield from (replace(case, layout="channels last") for case in base)
     for case in of_blocks(device, 0, "inference"):   # one sample: how long it is waited for
         yield replace(case, shapes=tuple((1, *shape[1:]) for shape in case.shapes))
     yield from (case for mode in ("forward", "backward") for case in of_blocks(device, 0, mode))
+    for number in range(1, len(MAPS[device])):
+        yield from (case for mode in BOTH for case in of_blocks(device, number, mode))
     yield from coarse(device)
     for shape in OTHER_RANKS[device]:
         yield from (of_block(block, shape, mode) for mode in BOTH for block in BLOCKS)

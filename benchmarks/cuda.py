@@ -28,7 +28,7 @@ CACHES: Final = 4        # times the L2 cache, which the sets of inputs are larg
 MOST: Final = 16         # sets of inputs
 WAIT: Final = 200_000    # cycles, about 100 us: longer than the host takes to queue a replay and an event
 LARGE: Final = 1 << 30   # bytes, of the copy that shows the memory's bandwidth
-SMALL: Final = 8 << 20   # bytes, of what is read from the L2 cache over and over
+SMALL: Final = 32 << 20  # bytes, of what is read from the L2 cache over and over
 SAMPLES: Final = 50
 ASKED: Final = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu", "clocks_event_reasons.active")
 

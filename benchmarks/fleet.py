@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Final
 
 import torch
@@ -62,9 +63,10 @@ class KerasContender:
 def fleet(device: str, absent: set[str]) -> Iterator[Callable[[Subject], Iterator[KerasContender]]]:
     """Inside, Keras's contenders of a subject that asks for them; processes begin when they are first needed.
 
-    Backends that are not installed are added to `absent`.
+    What is not installed, Keras or some of its backends, is added to `absent`.
     """
-    absent |= {backend for backend, missing in available().items() if missing}
+    lacking = {backend for backend, missing in available().items() if missing}
+    absent |= {"keras"} if find_spec("keras") is None else lacking
     with ExitStack() as stack:
         workers = [Worker(backend, device) for backend, missing in available().items() if not missing]
         for worker in workers:

@@ -20,6 +20,7 @@ from .timer import Cpu, Pace, Turn, interleave, paired, spread
 
 TRIES: Final = 3
 CONTROL: Final = 0.1               # that the reference may come out beside itself
+TICK: Final = 1e-6                 # seconds that CUDA's events tell apart, about
 DRIFT: Final = {"graph": 0.03, "calls": 0.1}    # that copying may change from the first third of rounds to the last,
 WIDTH: Final = {"graph": 0.05, "calls": 0.15}   # and quartile distance / median that is steady, on CUDA
 PASSES: Final = {"inference": (1, 0), "forward": (1, 0), "backward": (0, 1), "training": (1, 1)}   # forward, backward
@@ -178,7 +179,7 @@ def unsteady(times: Mapping[str, Sequence[float]], beside: Mapping[str, str], cl
     if clock in WIDTH:
         for who, mine in times.items():
             quartiles = spread(mine)
-            if quartiles.high - quartiles.low > WIDTH[clock] * quartiles.median:
+            if quartiles.high - quartiles.low > max(WIDTH[clock] * quartiles.median, TICK):
                 why[who] = f"its quartiles are more than {WIDTH[clock]:.0%} apart"
         if str(COPY) in times and (moved := drift(times[str(COPY)])) > DRIFT[clock]:
             why |= dict.fromkeys(times, f"copying changed by {moved:.0%} meanwhile")

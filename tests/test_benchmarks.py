@@ -362,9 +362,10 @@ def test_a_quick_run_writes_its_file_and_says_so(tiny, tmp_path):
     assert said.exit_code == 0, said.output
     assert f"report {path}" in said.output.replace("\n", "")
     came = runs.read(path)
-    assert [(row.case, str(row.provider), row.status) for row in came.rows] == [
-        (case, who, "timed") for case in TINY for who in ("attzoo", "copy")
+    assert [(row.case, str(row.provider)) for row in came.rows] == [
+        (case, who) for case in TINY for who in ("attzoo", "copy")
     ]
+    assert {row.status for row in came.rows} <= {"timed", "unsteady"}
     assert all(row.seconds.median > 0 for row in came.rows)
     assert came.flags["threads"] == 1
     assert not came.left
