@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from operations import Operations
 from samples import SAMPLES
 from strategies import cases
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils import prune
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import attzoo
 from attzoo.blocks.attention_gate import torch as body
@@ -266,18 +266,6 @@ def test_resampling_keeps_channels_last(batch):
 
 
 # ---- where it is taken -----------------------------------------------------------------------------------------------
-
-
-class Operations(TorchDispatchMode):
-    """Notes the name of every operation."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(function.overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))
 
 
 def ordinary(size, **changes):

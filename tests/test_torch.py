@@ -17,12 +17,11 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")   # cuBLAS is determ
 import numpy as np
 import pytest
 import torch
+from operations import Large, Operations
 from samples import LARGE, SAMPLES, Sample, assert_starts_as
 from torch import nn
 from torch.export import Dim
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import attzoo
 from attzoo.ops.torch import Block, find
@@ -383,21 +382,6 @@ def test_channels_last_is_kept(sample, device):
     assert max(map(off, again, wanted)) < 1e-5
 
 
-class Large(TorchDispatchMode):
-    """Keeps every tensor that an operation makes and that is as large as x, backward passes included."""
-
-    def __init__(self, x):
-        super().__init__()
-        self.size, self.made = x.nbytes, {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes() >= self.size:
-                self.made[tensor.untyped_storage().data_ptr()] = tensor
-        return out
-
-
 def large(block, *given):
     """How many tensors of the size of x a training step makes, besides x and the gradient of y."""
     x, dy = given
@@ -484,18 +468,6 @@ def test_batch_invariance(sample):
         assert off(block(*(x[i : i + 1] for x in xs)), y[i : i + 1]) < 1e-5
 
 
-class Operations(TorchDispatchMode):
-    """Notes the name of every operation, backward passes included."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.add(function.overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))
-
-
 # what torch.use_deterministic_algorithms of 2.13 lists as throwing on CUDA, in the names of its operations
 THROWING = {
     *(f"upsample_{kind}_backward" for kind in ("linear1d", "bilinear2d", "bicubic2d", "trilinear3d")),
@@ -512,7 +484,7 @@ def operations(block, xs):
     with Operations() as seen:
         y = block.to("meta")(*(x.to("meta").requires_grad_() for x in xs))
         y.backward(torch.empty_like(y))
-    return seen.names
+    return set(seen.names)
 
 
 @pytest.mark.case65

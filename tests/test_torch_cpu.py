@@ -11,12 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from operations import Large
 from strategies import cases
 from torch import nn
 from torch.autograd import forward_ad
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import attzoo
 from attzoo.ops import torch_cpu as cpu
@@ -276,21 +275,6 @@ def test_coefficients_may_lay_out_their_gradient_as_they_like():
 
 
 # ---- fewer passes ---------------------------------------------------------------------------------------------------
-
-
-class Large(TorchDispatchMode):
-    """Keeps every tensor that an operation makes and that is as large as x, backward passes included."""
-
-    def __init__(self, x):
-        super().__init__()
-        self.size, self.made = x.nbytes, {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes() >= self.size:
-                self.made[tensor.untyped_storage().data_ptr()] = tensor
-        return out
 
 
 @every

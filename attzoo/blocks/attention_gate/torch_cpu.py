@@ -49,11 +49,12 @@ def overwrites(gate: Any, t: Tensor, p: Tensor) -> bool:
 def multiplies(conv: Any, x: Tensor) -> bool:
     """Whether a convolution that is to learn may be a product of matrices."""
     return (
-        torch.is_grad_enabled()     # without gradients there is `gated`
+        cpu.eager(x)                    # asked first, lest a trace note what is asked of x
+        and torch.is_grad_enabled()     # without gradients there is `gated`
         and x.numel() >= FEW
-        and x.is_contiguous()       # channels last has kernels that are as quick
+        and x.is_contiguous()           # channels last has kernels that are as quick
         and _pointwise(conv)
-        and cpu.eager(x, conv.weight)
+        and cpu.eager(conv.weight)
         and x.dtype == conv.weight.dtype
         and prod(x.shape[2:]) >= max(conv.weight.shape[:2])   # every sample has a gradient of the weights to itself
     )
