@@ -6,7 +6,7 @@ run that is out of time leaves out the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -79,7 +79,6 @@ PEER: Final = dict.fromkeys(BLOCKS, "timm") | {"attention_gate": "monai"}   # wh
 OTHERS: Final = (("se", "torchvision"), ("se", "monai"), ("eca", "circular"))
 IN_NETS: Final = ("none", "se", "eca", "cbam")
 BOTH: Final = ("inference", "training")
-COMPILED: Final = ("se", "eca", "cbam", "attention_gate")   # on a CPU, where compiling takes minutes
 # Loading the libraries and the ceilings come before, and the last case is finished: a minute and a half on a GPU.
 MINUTES: Final = {("quick", "cpu"): 4.5, ("quick", "cuda"): 4.0, ("full", "cpu"): 45.0, ("full", "cuda"): 8.5}
 
@@ -100,9 +99,7 @@ def quick(device: str) -> Iterator[Case]:
 def full(device: str) -> Iterator[Case]:
     """Every axis around the base case."""
     base = [case for mode in BOTH for case in of_blocks(device, 0, mode)]
-    for case in base:
-        compiled = device == "cuda" or case.block in COMPILED
-        yield replace(case, forms=EVERY if compiled else EAGER | {"keras"})
+    yield from every_form(base) if device == "cuda" else base
     yield from networks(IMAGES[device], SCANS[device])
     for dtype in DTYPES[1:]:
         yield from (replace(case, dtype=dtype) for case in base)
@@ -110,7 +107,7 @@ def full(device: str) -> Iterator[Case]:
     for case in of_blocks(device, 0, "inference"):   # one sample: how long it is waited for
         yield replace(case, shapes=tuple((1, *shape[1:]) for shape in case.shapes))
     yield from (case for mode in ("forward", "backward") for case in of_blocks(device, 0, mode))
-    for number in range(1, len(MAPS[device])):
+    for number in range(1 if device == "cuda" else 2, len(MAPS[device])):
         yield from (case for mode in BOTH for case in of_blocks(device, number, mode))
     yield from coarse(device)
     for shape in OTHER_RANKS[device]:
@@ -119,6 +116,13 @@ def full(device: str) -> Iterator[Case]:
         for mode in BOTH:
             case = of_block(block, MAPS[device][0], mode, variant)
             yield replace(case, forms=EAGER | {"compiled"}) if device == "cuda" else case
+    if device == "cpu":   # last, and at a smaller size: compiling takes minutes there
+        yield from every_form(case for mode in BOTH for case in of_blocks(device, 1, mode))
+
+
+def every_form(cases: Iterable[Case]) -> Iterator[Case]:
+    """The cases, also compiled and in Keras."""
+    yield from (replace(case, forms=EVERY) for case in cases)
 
 
 def of_blocks(device: str, number: int, mode: str) -> Iterator[Case]:

@@ -114,23 +114,10 @@ def verified(racer: Racer, row: Row, tolerance: float, meant: Sequence[Tensor], 
 
 def race(it: Subject, racers: Sequence[tuple[Racer, Row]], bench: Bench) -> list[Row]:
     """The rows of those who share a clock, with their times, and that of the copy."""
-    clock, rows = racers[0][1].clock, {str(racer.provider): row for racer, row in racers}
-    turns = {} if it.case.network else {str(COPY): copying(it, clock)}
-    leaders = references([racer for racer, _ in racers])
-    for racer, row in racers:
-        try:
-            turns[str(racer.provider)] = racer.turn(clock, bench.cpu)
-        except Exception as err:   # not everything can be captured in a graph
-            rows[str(racer.provider)] = replace(row, status="failed", why=line(err))
-    for name, leader in ((str(leader.provider), leader) for leader in leaders.values()):
-        if name in turns:
-            turns[again(name)] = leader.twin().turn(clock, bench.cpu)
+    clock, leaders = racers[0][1].clock, references([racer for racer, _ in racers])
     beside = {str(racer.provider): str(leaders[racer.family].provider) for racer, _ in racers}
-    for _ in range(TRIES):
-        times = interleave(turns, bench.pace[clock])
-        shaky = unsteady(times, beside, clock)
-        if not shaky:
-            break
+    turns, rows = started(it, racers, leaders.values(), bench.cpu)
+    times, shaky = steadied(turns, beside, clock, bench.pace[clock])
     for racer, row in racers:
         who = str(racer.provider)
         if who in times:
@@ -140,6 +127,36 @@ def race(it: Subject, racers: Sequence[tuple[Racer, Row]], bench: Bench) -> list
         rows[str(COPY)] = clocked(Row(it.case, COPY, "timed", clock=clock, moved=2 * size(it.case)), times, str(COPY))
     doubtful = {who: replace(rows[who], status="unsteady", why=why) for who, why in shaky.items() if who in rows}
     return list((rows | doubtful).values())
+
+
+def started(
+    it: Subject, racers: Sequence[tuple[Racer, Row]], leaders: Iterable[Racer], cpu: Cpu
+) -> tuple[dict[str, Turn], dict[str, Row]]:
+    """Turns of everybody, of the leaders once more and of the copy; and the rows of those who could not begin."""
+    clock = racers[0][1].clock
+    turns = {} if it.case.network else {str(COPY): copying(it, clock)}
+    failed = {}
+    for racer, row in racers:
+        try:
+            turns[str(racer.provider)] = racer.turn(clock, cpu)
+        except Exception as err:   # not everything can be captured in a graph
+            failed[str(racer.provider)] = replace(row, status="failed", why=line(err))
+    for name, leader in ((str(leader.provider), leader) for leader in leaders):
+        if name in turns:
+            turns[again(name)] = leader.twin().turn(clock, cpu)
+    return turns, failed
+
+
+def steadied(
+    turns: Mapping[str, Turn], beside: Mapping[str, str], clock: str, pace: Pace
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Everybody's times, and who cannot be believed though all was thrown out and repeated up to TRIES times."""
+    for _ in range(TRIES):
+        times = interleave(turns, pace)
+        shaky = unsteady(times, beside, clock)
+        if not shaky:
+            break
+    return times, shaky
 
 
 def references(racers: Sequence[Racer]) -> dict[str, Racer]:

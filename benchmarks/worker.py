@@ -74,6 +74,8 @@ class Bench:
         call = self.backend.call(block, inputs, to_tensor(job.cotangent, block), job.mode, job.form)
         run = canonical(call(), block, len(inputs))
         self.calls[key] = call
+        gc.collect()
+        gc.freeze()   # what a framework holds is many objects: to look through them all takes longer than a turn
         return run
 
     def time(self, key: str, repeats: int) -> float:
@@ -84,6 +86,7 @@ class Bench:
         """Free what was prepared, and what the backend compiled for it."""
         from attzoo.ops.keras import keras
 
+        gc.unfreeze()
         self.calls.clear()
         keras.utils.clear_session(free_memory=False)
         self.backend.clear()
@@ -93,7 +96,6 @@ class Bench:
 def seconds(call: Call, repeats: int, clock: Callable[[], float], wait: Callable[[Any], object]) -> float:
     """Seconds per call until all results are there; the last are kept alive, as in `timer.interleave`."""
     kept: deque[Any] = deque(maxlen=KEPT)
-    gc.collect()
     gc.disable()
     try:
         began = clock()
