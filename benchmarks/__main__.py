@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from attzoo.files import write
+
 from .cases import BLOCKS
 
 SUITES = "quick: up to 5 minutes; full: up to 10 on a GPU, 45 on a CPU"
@@ -65,7 +67,7 @@ def report(
     told = report(files, html=html, across=across)
     if html:
         page = files[-1].with_suffix(".html")
-        page.write_text(told, encoding="utf-8")
+        write(page, told.encode())
         told = f"{page}\n"
     print(told, end="")
 

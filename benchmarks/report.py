@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from attzoo.files import write
+
 from .runs import Run, read
 from .sections import Section, Table, place, sections
 
@@ -89,4 +91,4 @@ def picture(files: Sequence[Path], path: Path, *, across: bool = False) -> None:
     """Write the one picture for a README, PNG, from the latest of the files. Raises ValueError as `report` does."""
     from .plots import cost
 
-    path.write_bytes(cost(joined(files, across=across)[-1]))
+    write(path, cost(joined(files, across=across)[-1]))

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from attzoo import files
+
 from .cases import Case
 from .timer import Spread
 
@@ -113,9 +115,7 @@ def write(path: Path, run: Run) -> None:
     vacant(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {"schema": SCHEMA} | asdict(run) | {"rows": [_flat(row) for row in run.rows]}
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    part.rename(path)
+    files.write(path, (json.dumps(whole, indent=1) + "\n").encode())
 
 
 def vacant(path: Path) -> None:
