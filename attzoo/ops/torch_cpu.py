@@ -71,10 +71,8 @@ def itself(module: nn.Module, *kinds: type) -> bool:
 
 def heard(module: nn.Module) -> bool:
     """Whether a call of the module would run hooks, its own or everybody's."""
-    every = (modules._global_forward_hooks, modules._global_forward_pre_hooks,
-             modules._global_backward_hooks, modules._global_backward_pre_hooks)   # fmt: skip
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(map(bool, (*own, *every)))
+    return any(own) or bool(modules._has_any_global_hook())
 
 
 # ---- what ------------------------------------------------------------------------------------------------------------
