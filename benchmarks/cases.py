@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Final
 
 MODES: Final = ("inference", "forward", "backward", "training")   # training is a forward and a backward pass
 DTYPES: Final = ("float32", "float16", "bfloat16")
+WIDTHS: Final = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}   # bytes of a number
+BOTH: Final = ("inference", "training")   # what one chooses a block by
 LAYOUTS: Final = ("channels first", "channels last")   # in memory; torch's shapes are channels first in both
 EAGER: Final = frozenset({"eager"})
 EVERY: Final = frozenset({"eager", "compiled", "keras"})
@@ -36,6 +39,16 @@ class Case:
     network: str | None = None
     variant: str | None = None
     forms: frozenset[str] = field(default=EAGER, compare=False)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number."""
+        return WIDTHS[self.dtype]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the first input."""
+        return prod(self.shapes[0]) * self.width
 
     def __str__(self) -> str:
         size = " + ".join("x".join(map(str, shape)) for shape in self.shapes)
@@ -78,7 +91,6 @@ def inputs(block: str, shape: tuple[int, ...], *, coarse: bool = False) -> tuple
 PEER: Final = dict.fromkeys(BLOCKS, "timm") | {"attention_gate": "monai"}   # whose function the blocks compute
 OTHERS: Final = (("se", "torchvision"), ("se", "monai"), ("eca", "circular"))
 IN_NETS: Final = ("none", "se", "eca", "cbam")
-BOTH: Final = ("inference", "training")
 # Loading the libraries and the ceilings come before, and the last case is finished: a minute and a half on a GPU.
 MINUTES: Final = {("quick", "cpu"): 4.5, ("quick", "cuda"): 4.0, ("full", "cpu"): 45.0, ("full", "cuda"): 8.5}
 

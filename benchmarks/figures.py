@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import floor, log10, prod
+from math import floor, log10
 from typing import Final
 
-from .cases import Case
 from .runs import Row
 from .timer import Spread
 
-WIDTHS: Final = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}   # bytes of an element
 UNITS: Final = ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (float("inf"), 1.0, "s"))   # below this many seconds, times this
 MIB: Final = 2**20
 DASH: Final = "\N{EN DASH}"   # between the ends of a range
@@ -60,11 +58,6 @@ def spans(values: Sequence[float]) -> str:
         return ""
     low, high = (f"{value:.2f}" for value in (min(values), max(values)))
     return low if low == high else f"{low}{DASH}{high}"
-
-
-def bytes_of(case: Case) -> int:
-    """Of the first input."""
-    return prod(case.shapes[0]) * WIDTHS[case.dtype]
 
 
 def memory(size: int | None, x: int | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import product
 from typing import Final
 
 import torch
@@ -65,29 +66,25 @@ def fleet(device: str, absent: set[str]) -> Iterator[Callable[[Subject], Iterato
 
     What is not installed, Keras or some of its backends, is added to `absent`.
     """
-    lacking = {backend for backend, missing in available().items() if missing}
-    absent |= {"keras"} if find_spec("keras") is None else lacking
+    backends = available()
+    absent |= {"keras"} if find_spec("keras") is None else {name for name, missing in backends.items() if missing}
     with ExitStack() as stack:
-        workers = [Worker(backend, device) for backend, missing in available().items() if not missing]
+        workers = [Worker(name, device) for name, missing in backends.items() if not missing]
         for worker in workers:
             stack.callback(worker.close)
 
         def of(it: Subject) -> Iterator[KerasContender]:
             if "keras" not in it.case.forms:
                 return
+            first = job(it, LIBRARIES[0], "eager")
             for worker in workers:
                 worker.forget()
-                for form in FORMS[worker.backend]:
-                    yield from contenders(it, worker, form)
+                for form, library in product(FORMS[worker.backend], LIBRARIES):
+                    backend = "keras-torch" if worker.backend == "torch" else worker.backend
+                    asked = replace(first, library=library, form=form)
+                    yield KerasContender(Provider(library, backend, form), it, worker, asked)
 
         yield of
-
-
-def contenders(it: Subject, worker: Worker, form: str) -> Iterator[KerasContender]:
-    """Ours and the plain layer."""
-    backend = "keras-torch" if worker.backend == "torch" else worker.backend
-    for library in LIBRARIES:
-        yield KerasContender(Provider(library, backend, form), it, worker, job(it, library, form))
 
 
 def job(it: Subject, library: str, form: str) -> Job:

@@ -15,7 +15,7 @@ from . import cuda
 from .cases import Case
 from .providers import clocked_by, contenders
 from .runs import COPY, Provider, Row
-from .subjects import Subject, deviation, spec_of, subject, wanted
+from .subjects import Subject, deviation, slack, spec_of, subject, wanted
 from .timer import Cpu, Pace, Turn, interleave, paired, spread
 
 TRIES: Final = 3
@@ -87,7 +87,7 @@ def measure(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Racer
     racers, rows = [], []
     for racer in (*contenders(it), *others(it)):
         named = replace(blank, provider=racer.provider, clock=racer.clocks()[0])
-        row = verified(racer, named, it.tolerance, meant, bench.absent)
+        row = verified(racer, named, it, meant, bench.absent)
         if row and row.status == "timed":
             racers.append((racer, row))
         elif row:
@@ -97,7 +97,7 @@ def measure(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Racer
     return rows
 
 
-def verified(racer: Racer, row: Row, tolerance: float, meant: Sequence[Tensor], absent: set[str]) -> Row | None:
+def verified(racer: Racer, row: Row, it: Subject, meant: Sequence[Tensor], absent: set[str]) -> Row | None:
     """The row with its error, "wrong" where that is more than rounding; None for a provider that is not installed."""
     try:
         error = deviation(racer.outputs(), meant)
@@ -106,9 +106,10 @@ def verified(racer: Racer, row: Row, tolerance: float, meant: Sequence[Tensor], 
         return None
     except Exception as err:   # whatever a library of somebody else's raises is its row's outcome
         return replace(row, status="failed", why=line(err))
-    if error <= tolerance:   # NaN is not
+    allowed = it.tolerance
+    if error <= allowed or error <= (allowed := allowed + slack(it, meant)):   # NaN is not
         return replace(row, error=error)
-    why = f"output or gradient is {error:.1e} off, as a part of its norm; rounding is up to {tolerance:.0e}"
+    why = f"output or gradient is {error:.1e} off, as a part of its norm; rounding is up to {allowed:.0e}"
     return replace(row, status="wrong", error=error, why=why)
 
 
@@ -124,7 +125,7 @@ def race(it: Subject, racers: Sequence[tuple[Racer, Row]], bench: Bench) -> list
             kept, peak = racer.memory()
             rows[who] = clocked(replace(row, kept=kept, peak=peak), times, who, beside[who])
     if str(COPY) in times:
-        rows[str(COPY)] = clocked(Row(it.case, COPY, "timed", clock=clock, moved=2 * size(it.case)), times, str(COPY))
+        rows[str(COPY)] = clocked(Row(it.case, COPY, "timed", clock=clock, moved=2 * it.case.size), times, str(COPY))
     doubtful = {who: replace(rows[who], status="unsteady", why=why) for who, why in shaky.items() if who in rows}
     return list((rows | doubtful).values())
 
@@ -222,16 +223,6 @@ def line(err: Exception) -> str:
 # ---- what cannot be avoided ------------------------------------------------------------------------------------------
 
 
-def size(case: Case) -> int:
-    """Bytes of the first input."""
-    return prod(case.shapes[0]) * itemsize(case)
-
-
-def itemsize(case: Case) -> int:
-    """Bytes of a number."""
-    return int(getattr(torch, case.dtype).itemsize)
-
-
 def moved(case: Case) -> int:
     """Bytes of a block alone: every input and weight read once and every result written once; 0 for a network.
 
@@ -242,7 +233,7 @@ def moved(case: Case) -> int:
     ins, out = sum(map(prod, case.shapes)), prod(case.shapes[0])
     weights = sum(int(weight.size) for weight in spec_of(case).weights.values())
     forward, backward = PASSES[case.mode]
-    return itemsize(case) * (forward * (ins + weights + out) + backward * (2 * ins + 2 * weights + out))
+    return case.width * (forward * (ins + weights + out) + backward * (2 * ins + 2 * weights + out))
 
 
 def flops(case: Case) -> int:

@@ -19,9 +19,10 @@ from matplotlib.transforms import blended_transform_factory
 
 from attzoo import look
 
-from .figures import bytes_of, percent, times, unit_of
+from .cases import BOTH
+from .figures import percent, times, unit_of
 from .runs import COPY, Provider, Row, Run
-from .sections import FORMS, NETWORKS, PUBLISHED, SHOWN, base, blocks, eager, firsts, fraction, name, place, setting
+from .sections import FORMS, NETWORKS, PUBLISHED, base, blocks, eager, firsts, fraction, name, place, setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +86,7 @@ def _pictures(run: Run) -> dict[str, list[Picture]]:
     rows = [row for row in run.rows if row.status == "timed"]
     plain = [row for row in rows if eager(row.provider)]
     drawn = {
-        "alone": [*copies(plain), *peaks(plain), *(p for mode in SHOWN for p in sizes(plain, mode, run.ceilings))],
+        "alone": [*copies(plain), *peaks(plain), *(p for mode in BOTH for p in sizes(plain, mode, run.ceilings))],
         "forms": [p for test in FORMS.values() for p in copies([row for row in rows if test(row.provider)])],
         **{key: throughput(rows, key) for key in NETWORKS},
     }
@@ -94,7 +95,7 @@ def _pictures(run: Run) -> dict[str, list[Picture]]:
 
 def copies(rows: Sequence[Row]) -> list[Picture]:
     """What each block costs at its base case, in times of copying its input."""
-    panels = {mode: bars for mode in SHOWN if (bars := _copies(rows, mode))}
+    panels = {mode: bars for mode in BOTH if (bars := _copies(rows, mode))}
     if not panels:
         return []
     figure = ladder(panels, "times a copy of x", line=1)
@@ -110,7 +111,7 @@ def _copies(rows: Sequence[Row], mode: str) -> dict[tuple[str, str], Bar]:
     return {
         (block, str(row.provider)): Bar(
             row.copies.median, color(row.provider),
-            stroke=row.moved / (2 * bytes_of(row.case)) or None, whisker=(row.copies.low, row.copies.high),
+            stroke=row.moved / (2 * row.case.size) or None, whisker=(row.copies.low, row.copies.high),
         )
         for block in blocks(rows) for row in base(rows, block)
         if row.case.mode == mode and row.copies and row.provider != COPY
@@ -124,7 +125,7 @@ def peaks(rows: Sequence[Row]) -> list[Picture]:
             row.peak / x, color(row.provider), stroke=None if row.kept is None else row.kept / x
         )
         for block in blocks(rows) for row in base(rows, block)
-        if row.peak is not None and row.provider != COPY and (x := bytes_of(row.case))
+        if row.peak is not None and row.provider != COPY and (x := row.case.size)
     }   # fmt: skip
     if not bars:
         return []
@@ -138,7 +139,7 @@ def peaks(rows: Sequence[Row]) -> list[Picture]:
 
 def throughput(rows: Sequence[Row], key: str) -> list[Picture]:
     """What is left of a network's images per second with each block in it."""
-    panels = {mode: bars for mode in SHOWN if (bars := _throughput(rows, key, mode))}
+    panels = {mode: bars for mode in BOTH if (bars := _throughput(rows, key, mode))}
     if not panels:
         return []
     if key == "resnet50":
@@ -170,7 +171,7 @@ def _published(mode: str, measured: Iterable[str]) -> dict[tuple[str, str], Bar]
 def cost(run: Run) -> bytes:
     """One picture for a README, PNG: attzoo and its eager peers in copies, and in a ResNet-50 where that was timed."""
     rows = [row for row in run.rows if row.status == "timed" and eager(row.provider)]
-    panels = {f"{mode}, in copies of x": _copies(rows, mode) for mode in SHOWN}
+    panels = {f"{mode}, in copies of x": _copies(rows, mode) for mode in BOTH}
     panels |= {"left of a ResNet-50's images/s": _throughput(rows, "resnet50", "training")}
     panels = {title: bars for title, bars in panels.items() if bars}
     if not panels:
@@ -324,7 +325,7 @@ def _kind(row: Row) -> tuple[object, ...]:
 def _grown(ax: Axes, rows: Sequence[Row], providers: Sequence[Provider], ceiling: float | None) -> None:
     for i, provider in enumerate(providers):
         found = [row for row in rows if row.provider == provider and row.seconds]
-        points = [(bytes_of(row.case) / 1e6, row.seconds.median) for row in found if row.seconds]
+        points = [(row.case.size / 1e6, row.seconds.median) for row in found if row.seconds]
         if points:
             mark = MARKERS[i % len(MARKERS)]
             style: dict[str, Any] = {"color": color(provider), "marker": mark, "ms": 6, "lw": 1.2, "mfc": PAPER}
@@ -333,7 +334,7 @@ def _grown(ax: Axes, rows: Sequence[Row], providers: Sequence[Provider], ceiling
             ax.plot(*_means(points), **style | {"ms": 0})
             ax.plot(*zip(*points, strict=True), **style | {"lw": 0})
             ax.plot([], [], label=str(provider), **style)
-    limits = {bytes_of(row.case) / 1e6: row.moved / (1e9 * ceiling) for row in rows if ceiling and row.moved}
+    limits = {row.case.size / 1e6: row.moved / (1e9 * ceiling) for row in rows if ceiling and row.moved}
     if limits:
         dashed: dict[str, Any] = {"color": look.GREY, "lw": 1, "ls": (0, (4, 2))}
         ax.plot(*zip(*sorted(limits.items()), strict=True), label="limit", **dashed)
@@ -349,7 +350,7 @@ def _means(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[flo
 
 def _logs(ax: Axes, rows: Sequence[Row]) -> None:
     apart: list[float] = []
-    for x in sorted({bytes_of(row.case) / 1e6 for row in rows}):
+    for x in sorted({row.case.size / 1e6 for row in rows}):
         if not apart or x > 1.5 * apart[-1]:
             apart.append(x)
     ax.xaxis.set_minor_locator(NullLocator())

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from .cases import BLOCKS, MODES, Case
-from .figures import bytes_of, count, memory, percent, quartiles, rate, seconds, spans, times
+from .cases import BLOCKS, BOTH, MODES, Case
+from .figures import count, memory, percent, quartiles, rate, seconds, spans, times
 from .runs import COPY, Provider, Row, Run
 from .timer import Spread
 
-SHOWN: Final = ("inference", "training")   # what one chooses a block by
 UNTIMED: Final = "not timed"
 CLOCKS: Final = {
     "cpu": "CPU time of one thread",
@@ -253,7 +252,7 @@ def _clocks(rows: Iterable[Row]) -> str:
 
 def _verdicts(rows: Iterable[Row]) -> list[str]:
     """How ours and their eager peers compare, in one sentence."""
-    found = [pair for pair in pairs(rows) if pair.eager and pair.case.mode in SHOWN]
+    found = [pair for pair in pairs(rows) if pair.eager]
     if not found:
         return []
     return [f"Of {count(len(found), 'comparison')} of attzoo with the same of an eager peer, attzoo is "
@@ -287,7 +286,7 @@ def _beside(found: Sequence[Entry], *, wanted: bool) -> Table:
                     key = entry.label, pair.case.network, pair.case.variant, block, pair.ours, pair.peer, pair.clock
                     of_line.setdefault(key, []).append(pair)
     head = ["run", "block", "variant", "attzoo", "beside"]
-    head += [f"{mode}: {what}" for mode in SHOWN for what in ("ratio", "verdict")]
+    head += [f"{mode}: {what}" for mode in BOTH for what in ("ratio", "verdict")]
     lines = [(mine[0].clock, [str(label), *_said(mine)]) for (label, *_), mine in of_line.items()]
     clocks = dict.fromkeys(clock for clock, _ in lines)
     titles = {clock: _clock(clock) if len(clocks) > 1 else None for clock in clocks}
@@ -298,7 +297,7 @@ def _said(found: Sequence[Pair]) -> list[str]:
     first = found[0]
     case = first.case
     where = f"{NETWORKS.get(case.network, case.network)} with {case.block}" if case.network else case.block
-    cells = [cell for mode in SHOWN for cell in _span(found, mode)]
+    cells = [cell for mode in BOTH for cell in _span(found, mode)]
     return [where, case.variant or "", str(first.ours), first.peer, *cells]
 
 
@@ -316,7 +315,7 @@ def alone(found: Sequence[Entry]) -> Section:
 
 
 ALONE: Final = (
-    *("run", "block", "provider"), *(f"{mode}: {what}" for mode in SHOWN for what in ("time", "copies")),
+    *("run", "block", "provider"), *(f"{mode}: {what}" for mode in BOTH for what in ("time", "copies")),
     *("kept MiB", "peak MiB"),
 )   # fmt: skip
 
@@ -355,10 +354,10 @@ def _form(what: str, found: Sequence[Entry]) -> str:
 
 def _costs(of_mode: Mapping[str, Row]) -> list[str]:
     cells = []
-    for row in (of_mode.get(mode) for mode in SHOWN):
+    for row in (of_mode.get(mode) for mode in BOTH):
         cells += [_doubted(row, seconds(row.seconds)), quartiles(row.copies)] if row else ["", ""]
     trained = of_mode.get("training")
-    x = bytes_of(trained.case) if trained else None
+    x = trained.case.size if trained else None
     return [*cells, *(memory(size, x) for size in ((trained.kept, trained.peak) if trained else (None, None)))]
 
 
@@ -374,11 +373,11 @@ def firsts(rows: Iterable[Row]) -> str:
 
 def network(found: Sequence[Entry], key: str) -> Section:
     """What each block does to a network's throughput."""
-    mine = [entry for entry in found if entry.row.case.network == key and entry.row.case.mode in SHOWN]
+    mine = [entry for entry in found if entry.row.case.network == key and entry.row.case.mode in BOTH]
     head = ["run", "block", "provider"]
-    head += [f"{mode}: {what}" for mode in SHOWN for what in ("images/s", "of plain")]
+    head += [f"{mode}: {what}" for mode in BOTH for what in ("images/s", "of plain")]
     published = PUBLISHED if key == "resnet50" else {}
-    head += [f"published {mode}: {what}" for mode in SHOWN for what in ("images/s", "of plain") if published]
+    head += [f"published {mode}: {what}" for mode in BOTH for what in ("images/s", "of plain") if published]
     groups = [
         (_setting(mine, which), _network(mine, which, published))
         for which in dict.fromkeys(setting(entry.row) for entry in mine)
@@ -412,9 +411,9 @@ def _network(
     for label, block, provider in sorted(keys, key=lambda key: (key[0], order.index(key[1]))):
         rows = [entry.row for entry in mine if entry.label == label]
         of_mode = {row.case.mode: row for row in rows if (row.case.block, row.provider) == (block, provider)}
-        cells = [cell for mode in SHOWN for cell in _throughput(of_mode.get(mode), rows)]
+        cells = [cell for mode in BOTH for cell in _throughput(of_mode.get(mode), rows)]
         told = published.get(block, {})
-        cells += [cell for mode in SHOWN if published for cell in _told(told.get(mode), published["none"][mode])]
+        cells += [cell for mode in BOTH if published for cell in _told(told.get(mode), published["none"][mode])]
         lines.append([label, block, str(provider), *cells])
     return lines
 
@@ -467,7 +466,7 @@ def _line(entry: Entry) -> list[str]:
     row = entry.row
     cells = [str(row.provider), _verdict(row), seconds(row.seconds), quartiles(row.copies), quartiles(row.ratio)]
     cells += [quartiles(row.control), f"{row.error:.0e}" if row.error is not None else ""]
-    x = None if row.case.network else bytes_of(row.case)
+    x = None if row.case.network else row.case.size
     ceiling = entry.run.ceilings.get("copy GB/s")
     return [entry.label, *cells, memory(row.kept, x), memory(row.peak, x), rate(row, ceiling)]
 

@@ -30,6 +30,8 @@ SEED: Final = 0
 FEW: Final = 2           # samples on which the float64 body is itself held to the NumPy meaning, once,
 CORNER: Final = 24       # and so many pixels of a volume's axes: with 96, NumPy took half a minute and 10 GB
 HELD: set[Case] = set()   # where that was done
+JITTERS: Final = 4       # draws of inputs moved by a rounding, where a provider is off by more than rounding alone
+TURNED: Final = 1e-2     # the most that relus which rounding turns, a few of thousands, explain
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def subject(case: Case, device: str, count: Callable[[int], int] = lambda size: 
     if not case.network:
         attzoo.load_weights(ours, draw(ours.spec, np.random.default_rng(SEED)))
     dtype = getattr(torch, case.dtype)
-    size = dtype.itemsize * sum(map(prod, case.shapes))
+    size = case.width * sum(map(prod, case.shapes))
 
     def tensor(shape: Sequence[int]) -> Tensor:
         return laid(torch.randn(shape, device=device, dtype=dtype), case.layout)
@@ -158,12 +160,32 @@ def wanted(it: Subject) -> list[Tensor]:
     statistics: with a batch's, rounding grows in every norm, and shows nothing that its parts do not.
     """
     inputs = [x.double() for x in it.sets[0]]
-    wide = deepcopy(it.ours).to(it.device, torch.float64)
-    wide.train(it.case.mode != "inference" and not it.case.network)
+    wide = _wide(it)
     alike = replace(it.case, dtype="float64", layout="", mode="training" if wide.training else "inference")
     if not it.case.network and alike not in HELD:
         _hold(deepcopy(wide), [few(x) for x in inputs])
         HELD.add(alike)
+    return _run(it, wide, inputs)
+
+
+def slack(it: Subject, meant: Sequence[Tensor]) -> float:
+    """How far what is wanted moves when the inputs do, by a rounding: a relu's may be as near to 0 as that."""
+    eps = torch.finfo(it.dtype).eps
+    wide, found = _wide(it), []
+    for _ in range(JITTERS):
+        inputs = [x * (1 + eps * torch.randn_like(x)) for x in map(Tensor.double, it.sets[0])]
+        found.append(deviation(_run(it, wide, inputs), meant))
+    return min(TURNED, 2 * max(found))   # twice, for these are draws
+
+
+def _wide(it: Subject) -> nn.Module:
+    """The body in float64, on the device, as the case's mode would have it."""
+    wide = deepcopy(it.ours).to(it.device, torch.float64)
+    return wide.train(it.case.mode != "inference" and not it.case.network)
+
+
+def _run(it: Subject, wide: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The output and, unless in inference, the inputs' gradients."""
     mode = "inference" if it.case.mode == "inference" else "training"
     cotangent = it.cotangents[0].double() if it.cotangents else None
     return run(wide, mode, inputs, cotangent)[: 1 + len(inputs)]
@@ -200,5 +222,3 @@ def plain_unet(ours: nn.Module, inputs: int) -> nn.Module:
     for name, path in canonical(plain).items():
         state[path].copy_(torch.from_numpy(arrays[name]).reshape(state[path].shape))
     return plain
-
-

@@ -20,8 +20,9 @@ import numpy as np
 from attzoo.adapters import Run
 from attzoo.contract import Array, choice, triton_first
 
+from .cases import BOTH
 from .timer import KEPT
-from .workers import FORMS, MODES, Job
+from .workers import FORMS, Job
 
 Call = Callable[[], Any]
 
@@ -66,7 +67,7 @@ class Bench:
         from attzoo.ops.keras import keras
 
         choice("form", job.form, self.forms)
-        choice("mode", job.mode, MODES)
+        choice("mode", job.mode, BOTH)
         keras.config.set_image_data_format(job.layout.replace(" ", "_"))
         keras.config.set_dtype_policy(job.dtype)
         block = LIBRARIES[job.library](job)

@@ -27,7 +27,6 @@ from attzoo.adapters import Run
 from attzoo.contract import Array
 
 BACKENDS: Final = ("tensorflow", "jax", "torch")
-MODES: Final = ("inference", "training")
 FORMS: Final = {"tensorflow": ("eager", "traced", "jit"), "jax": ("eager", "traced"), "torch": ("eager",)}
 CHILD: Final = ("-m", "benchmarks.worker")
 ONE_THREAD: Final = {
@@ -50,7 +49,8 @@ class Job:
 
     library: "attzoo", or "plain" for the same written directly in Keras. config: all of the spec's arguments.
     arrays: by canonical name. inputs, cotangent: channels first. dtype, layout: as in `cases`.
-    mode: one of MODES. form: one of FORMS; "traced" is tf.function or jax.jit, "jit" tf.function(jit_compile=True).
+    mode: one of cases.BOTH. form: one of FORMS; "traced" is tf.function or jax.jit, "jit" with
+    jit_compile=True.
     """
 
     library: str

@@ -18,6 +18,7 @@ from attzoo.adapters import adapter
 from attzoo.testing.case import Case
 from benchmarks import worker as child
 from benchmarks import workers
+from benchmarks.cases import BOTH
 from benchmarks.timer import KEPT
 from benchmarks.workers import FORMS, Failed, Job, Worker, available, environment
 
@@ -69,8 +70,8 @@ PASSES = [   # each of them compiles something
     *itertools.product(["tensorflow"], CASES, child.LIBRARIES, ["training"], ["traced"]),
     *itertools.product(["tensorflow"], ["gate"], child.LIBRARIES, ["inference"], FORMS["tensorflow"]),
     *itertools.product(["tensorflow"], ["gate"], ["attzoo"], ["training"], ["eager", "jit"]),
-    *itertools.product(["jax", "torch"], ["eca"], child.LIBRARIES, workers.MODES, ["eager"]),
-    *itertools.product(["jax"], ["gate"], ["attzoo"], workers.MODES, ["traced"]),
+    *itertools.product(["jax", "torch"], ["eca"], child.LIBRARIES, BOTH, ["eager"]),
+    *itertools.product(["jax"], ["gate"], ["attzoo"], BOTH, ["traced"]),
 ]
 
 
