@@ -30,7 +30,8 @@ SEED: Final = 0
 FEW: Final = 2           # samples on which the float64 body is itself held to the NumPy meaning, once,
 CORNER: Final = 24       # and so many pixels of a volume's axes: with 96, NumPy took half a minute and 10 GB
 HELD: set[Case] = set()   # where that was done
-JITTERS: Final = 4       # draws of inputs moved by a rounding, where a provider is off by more than rounding alone
+JITTERS: Final = 8       # draws of inputs moved by what rounding adds up to in a sum, as a part of the tolerance:
+NUDGE: Final = 0.1       # 2e-6 in float32; a relu's input was so near to 0 that sums of 256 in another order turned it
 TURNED: Final = 1e-2     # the most that relus which rounding turns, a few of thousands, explain
 
 
@@ -170,10 +171,9 @@ def wanted(it: Subject) -> list[Tensor]:
 
 def slack(it: Subject, meant: Sequence[Tensor]) -> float:
     """How far what is wanted moves when the inputs do, by a rounding: a relu's may be as near to 0 as that."""
-    eps = torch.finfo(it.dtype).eps
     wide, found = _wide(it), []
     for _ in range(JITTERS):
-        inputs = [x * (1 + eps * torch.randn_like(x)) for x in map(Tensor.double, it.sets[0])]
+        inputs = [x * (1 + NUDGE * it.tolerance * torch.randn_like(x)) for x in map(Tensor.double, it.sets[0])]
         found.append(deviation(_run(it, wide, inputs), meant))
     return min(TURNED, 2 * max(found))   # twice, for these are draws
 

@@ -146,7 +146,7 @@ def test_a_relu_that_rounding_turns_may_be_off_by_as_much(x, moves):
     ours = {name: array * 0 + 1 for name, array in it.arrays.items()}
     attzoo.load_weights(it.ours, ours | {"gating.weight": -ours["gating.weight"], "gating.bias": -ours["gating.bias"]})
     it = replace(it, sets=[[torch.full((2, 1, 8), x), torch.ones(2, 1, 8)]])   # to a relu goes x - g
-    assert subjects.slack(it, subjects.wanted(it)) == pytest.approx(subjects.TURNED if moves else 0, abs=1e-6)
+    assert subjects.slack(it, subjects.wanted(it)) == pytest.approx(subjects.TURNED if moves else 0, abs=1e-4)
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
