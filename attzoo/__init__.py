@@ -7,6 +7,8 @@ from .card import info
 from .maps import attention_maps
 from .portable import convert, load, load_weights, save, weights
 from .registry import create, get, names
+from .settings import kernels
 
-__all__ = ["get", "create", "names", "info", "weights", "load_weights", "convert", "save", "load", "attention_maps"]
+__all__ = ["get", "create", "names", "info", "weights", "load_weights", "convert", "save", "load"]
+__all__ += ["attention_maps", "kernels"]
 __version__ = "0.1.0"

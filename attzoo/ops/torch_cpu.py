@@ -141,7 +141,7 @@ class Read(Function):
     def backward(ctx: Any, dy: Tensor | None, shares: Tensor | None, *dpools: Tensor | None) -> Any:
         x, *tops = ctx.saved_tensors
         if _by_torch(dy, shares, *dpools):
-            (dx,) = _differentiate(_plain_pools, (x,), dpools) if dpools else (None,)
+            (dx,) = differentiate(_plain_pools, (x,), dpools) if dpools else (None,)
             return dx, None, None
         dy = x.new_zeros(()).expand_as(x) if dy is None else dy
         dx = torch.empty_like(x)
@@ -197,7 +197,7 @@ class Maps(Function):
     def backward(ctx: Any, dmaps: Tensor) -> Any:
         x, s = ctx.saved_tensors
         if _by_torch(dmaps):
-            dx, ds = _differentiate(lambda x, s: [_plain_maps(x, s)], (x, s), [dmaps])
+            dx, ds = differentiate(lambda x, s: [_plain_maps(x, s)], (x, s), [dmaps])
             return dx, None, ds, None
         shares = _empty_maps(x)
         ds = None if s is None else torch.empty_like(s)
@@ -231,7 +231,7 @@ class Write(Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, s, t = ctx.saved_tensors
         if _by_torch(dy):
-            dx, ds, dt = _differentiate(lambda x, s, t: [_plain(x, s, t)], (x, s, t), [dy])
+            dx, ds, dt = differentiate(lambda x, s, t: [_plain(x, s, t)], (x, s, t), [dy])
             return dx, None, ds, dt
         ds = torch.empty_like(s) if ctx.needs_input_grad[2] else None
         dt = torch.empty_like(t) if ctx.needs_input_grad[3] else None
@@ -256,7 +256,7 @@ def _by_torch(*gradients: Tensor | None) -> bool:
     return active or any(d is not None and vmapped(d) for d in gradients)
 
 
-def _differentiate(
+def differentiate(
     call: Callable[..., list[Tensor]], inputs: tuple[Tensor | None, ...], gradients: Any
 ) -> list[Tensor | None]:
     """What torch makes of the gradients of call(*inputs): those of the inputs, None where none is wanted."""

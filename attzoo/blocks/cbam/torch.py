@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...ops import fused
 from ...ops import torch as ops
 from ...ops import torch_cpu as cpu
 from ..channel_attention.torch import ChannelAttention
@@ -42,7 +43,11 @@ class CBAM(ops.Block):
 
     def forward(self, x: Tensor) -> Tensor:
         self.accept(x)
-        if cpu.serves(x, self, CBAM, (self.channel, ChannelAttention), (self.spatial, SpatialAttention)):
+        parts = (self.channel, ChannelAttention), (self.spatial, SpatialAttention)
+        if fused.serves(self, CBAM, x, parts=parts):
+            from . import triton
+            return triton.fused(self, x)
+        if cpu.serves(x, self, CBAM, *parts):
             return cpu.scale(x, self.channel.coefficients, self.spatial.coefficients)
         x = self.channel(x)
         return self.spatial(x)

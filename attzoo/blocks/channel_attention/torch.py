@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ...ops import fused
 from ...ops import torch as ops
 from ...ops import torch_cpu as cpu
 from . import spec
@@ -44,6 +45,9 @@ class ChannelAttention(ops.Block):
 
     def forward(self, x: Tensor) -> Tensor:
         self.accept(x)
+        if fused.serves(self, ChannelAttention, x):
+            from . import triton
+            return triton.fused(self, x)
         if cpu.serves(x, self, ChannelAttention):
             return cpu.scale(x, self.coefficients, None)
         return super().forward(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...ops import fused
 from ...ops import torch as ops
 from . import spec
 
@@ -31,3 +32,10 @@ class ECA(ops.Block):
         s = ops.avg_pool(x)                # (N, C)
         q = self.conv(s[:, None])[:, 0]    # (N, C)
         return ops.expand(ops.sigmoid(q), x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.accept(x)
+        if fused.serves(self, ECA, x):
+            from . import triton
+            return triton.fused(self, x)
+        return super().forward(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ...ops import fused
 from ...ops import torch as ops
 from . import spec
 
@@ -33,3 +34,10 @@ class SE(ops.Block):
         h = ops.relu(self.squeeze(s))    # (N, R)
         z = self.excite(h)           # (N, C)
         return ops.expand(ops.GATES[self.spec.gate](z), x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.accept(x)
+        if fused.serves(self, SE, x):
+            from . import triton
+            return triton.fused(self, x)
+        return super().forward(x)

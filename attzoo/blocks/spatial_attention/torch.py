@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ...ops import fused
 from ...ops import torch as ops
 from ...ops import torch_cpu as cpu
 from . import spec
@@ -33,6 +34,9 @@ class SpatialAttention(ops.Block):
 
     def forward(self, x: Tensor) -> Tensor:
         self.accept(x)
+        if fused.serves(self, SpatialAttention, x):
+            from . import triton
+            return triton.fused(self, x)
         if cpu.serves(x, self, SpatialAttention):
             return cpu.scale(x, None, self.coefficients)
         return super().forward(x)

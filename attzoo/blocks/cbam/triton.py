@@ -1,0 +1,69 @@
+"""CBAM in Triton: x is read three times and y written once, in place of six reads; x * s is never written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ops.fused import Fused, densely
+from ...ops.triton import passes, perceptron, spatial
+from ...ops.triton.common import alike
+from ...ops.triton.perceptron import Layers
+from ...ops.triton.spatial import Filter
+
+
+def parts(x: Tensor, *it: Any) -> tuple[Layers, Filter]:
+    """The arguments after x: tensors of both halves first, then their options."""
+    *tensors, gate, eps, training = it
+    return Layers._make([*tensors[:4], gate]), Filter._make([*tensors[4:], eps, training])
+
+
+def outputs(x: Tensor, *it: Any) -> Sequence[Any]:
+    """y and what is kept."""
+    layers, conv = parts(x, *it)
+    return torch.empty_like(x), *perceptron.kept(x, len(layers.w1), top=True), *spatial.kept(x, conv)
+
+
+def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
+    """Channel attention, but for the product, and spatial attention of what that would be."""
+    x, (layers, conv) = args[0], parts(*args)
+    y, channel, place = to[0], perceptron.Kept(*to[1:5]), spatial.Kept(*to[5:])
+    total, tops = passes.pool(x, top=True)
+    perceptron.forward(total, tops, prod(x.shape[2:]), layers, channel)
+    passes.pool_channels(x, channel.s, place.maps)
+    spatial.forward(x.shape[2:], conv, place)
+    passes.scale(x, channel.s, place.t, y)
+
+
+def backward(dy: Tensor, args: Sequence[Any], kept: Sequence[Tensor], gradients: Sequence[Any]) -> None:
+    """Three passes over x and dy: to t, to s with what t's maps share out, and to x with what s's pools do."""
+    x, (layers, conv) = args[0], parts(*args)
+    channel, place = perceptron.Kept(*kept[:4]), spatial.Kept(*kept[4:])
+    dx, *learned = gradients
+    dy = alike(dy, x)
+    da, ties = passes.to_places(x, dy, channel.s, place.t, place.maps)
+    dmaps = spatial.backward(da, ties, x.shape[2:], x.shape[1], conv, place, learned[4:])
+    of_place = place.t, place.maps, dmaps
+    ds, shared = passes.to_channels(x, dy, channel.s, channel.top, *of_place)
+    to = Layers._make([*learned[:4], layers.gate])
+    mean, each = perceptron.backward(ds, shared, prod(x.shape[2:]), layers, channel, to)
+    passes.to_input(x, dy, dx, channel.s, mean, channel.top, each, *of_place)
+
+
+ARGUMENTS = """Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,
+Tensor weight, Tensor? scale, Tensor? shift, Tensor? mean, Tensor? var, str gate, float eps, bool training"""
+KERNELS = Fused("cbam", ARGUMENTS, 9, outputs, forward, backward, fixed=2)
+
+
+def fused(block: Any, x: Tensor) -> Tensor:
+    """(N, C, *S) -> (N, C, *S)."""
+    squeeze, excite = block.channel.squeeze, block.channel.excite
+    *tensors, eps, training = it = spatial.filter_of(block.spatial)
+    layers = squeeze.weight, squeeze.bias, excite.weight, excite.bias
+    y, *kept = KERNELS(block, densely(x), *layers, *tensors, block.channel.spec.gate, eps, training)
+    spatial.follow(block.spatial, it, spatial.Kept(*kept[4:]))
+    return y

@@ -1,0 +1,114 @@
+"""Words that every kernel is written in: where a number lies, how much a program takes, how maxima treat NaN.
+
+Tensors are (N, C, S) to a kernel, space being one axis, and lie channels first or last; `LAST` says which. A program
+takes a tile of BC channels by BS places. What is added up is added up in float32 and in one order, whatever the device:
+the same numbers give the same bits.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)   # TRITON_INTERPRET=1: kernels run in Python, on any device
+INFINITY = tl.constexpr(float("inf"))
+ROWS = 16         # samples that a product of matrices takes at once, the least that there is hardware for
+PROGRAMS = 528    # that fill a GPU: 4 for each of 132 multiprocessors; a constant, for sums to have one order
+
+
+# ---- in kernels ------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def at(n, c, s, C, S, LAST: tl.constexpr):
+    """Where (n, c, s) lies: a sample may begin past 2^31 numbers, and has fewer."""
+    start = n.to(tl.int64) * C * S
+    if LAST:
+        place = s * C + c
+    else:
+        place = c * S + s
+    return start + place
+
+
+@triton.jit
+def larger(a, b):
+    """The larger of two numbers, NaN where either is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def relu(x):
+    """max(x, 0), NaN where x is."""
+    return larger(x, tl.zeros_like(x))
+
+
+# ---- around them -----------------------------------------------------------------------------------------------------
+
+
+class Tile(NamedTuple):
+    """Channels by places, and how many threads of 32 share them."""
+
+    BC: int
+    BS: int
+    num_warps: int
+
+
+def sizes(x: Tensor) -> tuple[int, int, int]:
+    """N, C and S of (N, C, *S)."""
+    return x.shape[0], x.shape[1], prod(x.shape[2:])
+
+
+def last(x: Tensor) -> bool:
+    """Whether x, which is dense, lies channels last."""
+    return not x.is_contiguous()
+
+
+def alike(x: Tensor, other: Tensor) -> Tensor:
+    """x, dense, in the layout of `other`, which is dense: copied only where it must be."""
+    if last(other):
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    return x.contiguous()
+
+
+def tile(x: Tensor, area: int = 4096) -> Tile:
+    """A tile for one pass over x: rows of what lies side by side, long enough for every thread to load 16 bytes."""
+    _, C, S = sizes(x)
+    many = area * 4 // x.element_size() if x.element_size() < 4 else area
+    if last(x):
+        BC = min(power(C), many // 32)
+        BS = min(power(S), many // BC)
+    else:
+        BS = min(power(S), many // 8)
+        BC = min(power(C), many // BS)
+    return Tile(BC, BS, 8 if BC * BS >= 4096 else 4)
+
+
+def power(n: int) -> int:
+    """The least power of 2 that is not under n."""
+    return triton.next_power_of_2(n)
+
+
+def split(many: int, programs: int) -> tuple[int, int]:
+    """Into how many parts, of how many steps each, `many` steps go to fill a GPU beside as many `programs`."""
+    each = -(-many // min(many, max(1, -(-PROGRAMS // programs))))
+    return -(-many // each), each
+
+
+def small(x: Tensor, *shape: int) -> Tensor:
+    """Room for what is kept of x, in float32."""
+    return torch.empty(shape, dtype=torch.float32, device=x.device)
+
+
+def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
+    """Run a kernel, on the device and the stream of its first tensor; no programs, no run."""
+    if programs:
+        device = args[0].device
+        there = device.type != "cuda" or device.index == torch.cuda.current_device()
+        with nullcontext() if there else torch.cuda.device(device):
+            kernel[(programs,)](*args, **options)

@@ -1,0 +1,142 @@
+"""The convolution of spatial attention, 2 maps to 1 with zeros around: (N, 2, S) -> (N, S), and back.
+
+In 1-D to 3-D, in one form: places are (D, H, W), and a line or an image has 1 of what it lacks, its kernel too. These
+maps are 2 / C and 1 / C of the size of x, so taps are read again and again from the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import launch, power, small, split
+
+PLACES = 256    # that a program takes
+TAPS = 16       # of the kernel, that a program takes on the way back
+
+
+@triton.jit
+def tap(p, j, D, H, W, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BACK: tl.constexpr):
+    """The place that tap j of a kernel over place p reads or, going back, that reads p with it; and if there is one."""
+    d = j // (KH * KW) - KD // 2
+    h = j // KW % KH - KH // 2
+    w = j % KW - KW // 2
+    if BACK:
+        d, h, w = -d, -h, -w
+    z = p // (H * W) + d
+    y = p // W % H + h
+    x = p % W + w
+    return (z * H + y) * W + x, (z >= 0) & (z < D) & (y >= 0) & (y < H) & (x >= 0) & (x < W)
+
+
+@triton.jit
+def conv_kernel(
+    maps, weight, q, D, H, W,
+    GATE: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
+    """One program: BS places of a sample."""
+    i = tl.program_id(0)
+    S = D * H * W
+    blocks = tl.cdiv(S, BS)
+    n = (i // blocks).to(tl.int64)
+    p = i % blocks * BS + tl.arange(0, BS)
+    sums = tl.zeros([BS], tl.float32)
+    for j in range(0, KD * KH * KW):   # not unrolled, for then it would spill
+        other, known = tap(p, j, D, H, W, KD, KH, KW, False)
+        known = known & (p < S)
+        to = maps + n * 2 * S + other
+        sums += tl.load(to, known, 0.0) * tl.load(weight + j).to(tl.float32)
+        sums += tl.load(to + S, known, 0.0) * tl.load(weight + KD * KH * KW + j).to(tl.float32)
+    if GATE:
+        sums = tl.sigmoid(sums)
+    tl.store(q + n * S + p, sums, p < S)
+
+
+def conv(maps: Tensor, weight: Tensor, size: Sequence[int], q: Tensor, *, gate: bool) -> None:
+    """maps (N, 2, S), weight (1, 2, *k) -> their convolution, (N, S), into q; if `gate`, through a sigmoid."""
+    whole, kernel = _whole(size), _kernel(weight)
+    BS = min(power(q.shape[1]), PLACES)
+    options = {"GATE": gate, "BS": BS, "num_warps": 4, **kernel}
+    launch(conv_kernel, len(q) * triton.cdiv(q.shape[1], BS), maps, weight, q, *whole, **options)
+
+
+@triton.jit
+def maps_kernel(
+    dq, weight, ties, dmaps, D, H, W, channels,
+    KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
+    """One program: BS places of a sample."""
+    i = tl.program_id(0)
+    S = D * H * W
+    blocks = tl.cdiv(S, BS)
+    n = (i // blocks).to(tl.int64)
+    p = i % blocks * BS + tl.arange(0, BS)
+    mean = tl.zeros([BS], tl.float32)
+    most = tl.zeros([BS], tl.float32)
+    for j in range(0, KD * KH * KW):
+        other, known = tap(p, j, D, H, W, KD, KH, KW, True)
+        d = tl.load(dq + n * S + other, known & (p < S), 0.0)
+        mean += d * tl.load(weight + j).to(tl.float32)
+        most += d * tl.load(weight + KD * KH * KW + j).to(tl.float32)
+    tl.store(dmaps + n * 2 * S + p, mean / channels, p < S)
+    tl.store(dmaps + n * 2 * S + S + p, most / tl.load(ties + n * S + p, p < S, 1.0), p < S)
+
+
+@triton.jit
+def weight_kernel(
+    dq, maps, parts, N, D, H, W, PARTS, STEPS,
+    KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
+    """One program: BT taps over a part of the places of all samples."""
+    i = tl.program_id(0)
+    S = D * H * W
+    TAPS = 2 * KD * KH * KW
+    j = i // PARTS * BT + tl.arange(0, BT)
+    part = i % PARTS
+    sums = tl.zeros([BT, BS], tl.float32)
+    blocks = tl.cdiv(S, BS)
+    for step in range(part * STEPS, (part + 1) * STEPS):
+        n = (step // blocks).to(tl.int64)
+        p = step % blocks * BS + tl.arange(0, BS)
+        here = p < S * (n < N).to(tl.int32)   # the last part may have steps past the end
+        other, known = tap(p[None, :], (j % (KD * KH * KW))[:, None], D, H, W, KD, KH, KW, False)
+        known = known & here[None, :] & (j < TAPS)[:, None]
+        of_map = (j // (KD * KH * KW))[:, None] * S
+        d = tl.load(dq + n * S + p, here, 0.0)
+        sums += d[None, :] * tl.load(maps + n * 2 * S + of_map + other, known, 0.0)
+    tl.store(parts + part * TAPS + j, tl.sum(sums, 1), j < TAPS)
+
+
+def backward(
+    dq: Tensor, ties: Tensor, maps: Tensor, weight: Tensor, size: Sequence[int], channels: int, dweight: Tensor
+) -> Tensor:
+    """The gradient of the maps from that of q (N, S): of each channel by the mean, and of each tie; (N, 2, S).
+
+    That of the weight is written into dweight.
+    """
+    whole, kernel = _whole(size), _kernel(weight)
+    N, S = dq.shape
+    BS = min(power(S), PLACES)
+    dmaps = small(dq, N, 2, S)
+    options = {"BS": BS, "num_warps": 4, **kernel}
+    steps = N * triton.cdiv(S, BS)
+    launch(maps_kernel, steps, dq, weight, ties, dmaps, *whole, channels, **options)
+    taps = triton.cdiv(weight.numel(), TAPS)
+    count, each = split(max(1, steps), taps)
+    parts = small(dq, count, weight.numel())
+    launch(weight_kernel, taps * count, dq, maps, parts, N, *whole, count, each, BT=TAPS, **options)
+    dweight.copy_(parts.sum(0).view_as(dweight))
+    return dmaps
+
+
+def _whole(size: Sequence[int]) -> tuple[int, ...]:
+    """(D, H, W), 1 for what there is not."""
+    return (1,) * (3 - len(size)) + tuple(size)
+
+
+def _kernel(weight: Tensor) -> dict[str, int]:
+    """The same of a kernel (1, 2, *k)."""
+    return dict(zip(("KD", "KH", "KW"), _whole(weight.shape[2:]), strict=True))

@@ -1,0 +1,272 @@
+"""The passes over x that channel attention, spatial attention and CBAM are made of: y = x * s * t, and back.
+
+s (N, C) is one coefficient per channel, t (N, S) one per place. z = x * s is never written: who needs it multiplies
+again, and finds the same bits. Maxima share their gradient evenly among ties.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import INFINITY, at, larger, last, launch, sizes, small, split, tile
+
+# ---- forward ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def pool_kernel(x, total, top, C, S, PARTS, STEPS, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr):
+    """One program: BC channels of a sample over a part of space."""
+    i = tl.program_id(0)
+    blocks = tl.cdiv(C, BC)
+    n, block, part = i // PARTS // blocks, i // PARTS % blocks, i % PARTS
+    c = block * BC + tl.arange(0, BC)
+    sums = tl.zeros([BC, BS], tl.float32)
+    tops = tl.full([BC, BS], -INFINITY, tl.float32)
+    for step in range(part * STEPS, (part + 1) * STEPS):
+        s = step * BS + tl.arange(0, BS)
+        inside = (c < C)[:, None] & (s < S)[None, :]
+        v = tl.load(x + at(n, c[:, None], s[None, :], C, S, LAST), inside, 0.0, eviction_policy="evict_last")
+        v = v.to(tl.float32)
+        sums += v
+        if top is not None:
+            tops = larger(tops, tl.where(inside, v, -INFINITY))
+    to = (n * PARTS + part) * C + c
+    tl.store(total + to, tl.sum(sums, 1), c < C)
+    if top is not None:
+        tl.store(top + to, tl.reduce(tops, 1, larger), c < C)
+
+
+def pool(x: Tensor, top: bool) -> tuple[Tensor, Tensor | None]:
+    """(N, C, *S) -> sum and, if asked for, maximum over parts of space, (N, PARTS, C) each."""
+    N, C, S = sizes(x)
+    BC, BS, num_warps = tile(x)
+    blocks = triton.cdiv(C, BC)
+    parts, steps = split(triton.cdiv(S, BS), max(1, N * blocks))
+    total = small(x, N, parts, C)
+    tops = small(x, N, parts, C) if top else None
+    options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
+    launch(pool_kernel, N * blocks * parts, x, total, tops, C, S, parts, steps, **options)
+    return total, tops
+
+
+@triton.jit
+def map_kernel(x, s, maps, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr):
+    """One program: BS places of a sample over all channels."""
+    i = tl.program_id(0)
+    blocks = tl.cdiv(S, BS)
+    n = i // blocks
+    p = i % blocks * BS + tl.arange(0, BS)
+    sums = tl.zeros([BC, BS], tl.float32)
+    tops = tl.full([BC, BS], -INFINITY, tl.float32)
+    for start in range(0, C, BC):
+        c = start + tl.arange(0, BC)
+        inside = (c < C)[:, None] & (p < S)[None, :]
+        z = tl.load(x + at(n, c[:, None], p[None, :], C, S, LAST), inside, 0.0, eviction_policy="evict_last")
+        z = z.to(tl.float32)
+        if s is not None:
+            z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
+        sums += z
+        tops = larger(tops, tl.where(inside, z, -INFINITY))
+    to = n.to(tl.int64) * 2 * S + p
+    tl.store(maps + to, tl.sum(sums, 0) / C, p < S)
+    tl.store(maps + to + S, tl.reduce(tops, 0, larger), p < S)
+
+
+def pool_channels(x: Tensor, s: Tensor | None, maps: Tensor) -> None:
+    """Average and maximum over channels of x * s, into maps (N, 2, S): (N, C, *S), (N, C) or None for 1."""
+    N, C, S = sizes(x)
+    BC, BS, num_warps = _columns(x)
+    options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
+    launch(map_kernel, N * triton.cdiv(S, BS), x, s, maps, C, S, **options)
+
+
+@triton.jit
+def scale_kernel(x, s, t, y, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr):
+    """One program: one tile. What was read last, and may still be near, comes first."""
+    i = tl.num_programs(0) - 1 - tl.program_id(0)
+    across, down = tl.cdiv(S, BS), tl.cdiv(C, BC)
+    n = i // across // down
+    c = i // across % down * BC + tl.arange(0, BC)
+    p = i % across * BS + tl.arange(0, BS)
+    inside = (c < C)[:, None] & (p < S)[None, :]
+    to = at(n, c[:, None], p[None, :], C, S, LAST)
+    z = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(tl.float32)
+    if s is not None:
+        z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
+    if t is not None:
+        z = z * tl.load(t + n.to(tl.int64) * S + p, p < S, 0.0)[None, :]
+    tl.store(y + to, z.to(y.dtype.element_ty), inside, eviction_policy="evict_first")
+
+
+def scale(x: Tensor, s: Tensor | None, t: Tensor | None, y: Tensor) -> None:
+    """Write x * s * t into y: (N, C, *S), (N, C) or None for 1, (N, S) or None for 1."""
+    N, C, S = sizes(x)
+    BC, BS, num_warps = tile(x, 8192)
+    options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
+    launch(scale_kernel, N * triton.cdiv(C, BC) * triton.cdiv(S, BS), x, s, t, y, C, S, **options)
+
+
+# ---- backward --------------------------------------------------------------------------------------------------------
+#
+# A maximum's gradient goes to its ties in equal shares, so whoever hands it on has counted them. `each` stands for such
+# a share: (N, S) of the maxima over channels, (N, C) of those over space.
+
+
+@triton.jit
+def places_kernel(x, dy, s, t, maps, dq, ties, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr):
+    """One program: BS places of a sample over all channels."""
+    i = tl.program_id(0)
+    blocks = tl.cdiv(S, BS)
+    n = i // blocks
+    p = i % blocks * BS + tl.arange(0, BS)
+    first = n.to(tl.int64) * S + p
+    top = tl.load(maps + first + (n + 1).to(tl.int64) * S, p < S, 0.0)
+    sums = tl.zeros([BC, BS], tl.float32)
+    count = tl.zeros([BC, BS], tl.float32)
+    for start in range(0, C, BC):
+        c = start + tl.arange(0, BC)
+        inside = (c < C)[:, None] & (p < S)[None, :]
+        to = at(n, c[:, None], p[None, :], C, S, LAST)
+        z = tl.load(x + to, inside, 0.0, eviction_policy="evict_last").to(tl.float32)
+        d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_last").to(tl.float32)
+        if s is not None:
+            z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
+        sums += d * z
+        count += tl.where(inside & (z == top[None, :]), 1.0, 0.0)
+    a = tl.load(t + first, p < S, 0.0)
+    tl.store(dq + first, tl.sum(sums, 0) * a * (1 - a), p < S)
+    tl.store(ties + first, tl.sum(count, 0), p < S)
+
+
+def to_places(x: Tensor, dy: Tensor, s: Tensor | None, t: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of q, where t = sigmoid(q), and how many channels share the maximum: (N, S) each."""
+    N, C, S = sizes(x)
+    BC, BS, num_warps = _columns(x)
+    dq, ties = small(x, N, S), small(x, N, S)
+    options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
+    launch(places_kernel, N * triton.cdiv(S, BS), x, dy, s, t, maps, dq, ties, C, S, **options)
+    return dq, ties
+
+
+@triton.jit
+def to_product(n, d, z, t, maps, dmaps, p, S):
+    """The gradient of z = x * s from that of y, a tile of it."""
+    at_place = n.to(tl.int64) * S + p
+    at_map = at_place + n.to(tl.int64) * S
+    d = d * tl.load(t + at_place, p < S, 0.0)[None, :] + tl.load(dmaps + at_map, p < S, 0.0)[None, :]
+    top = tl.load(maps + at_map + S, p < S, 0.0)
+    each = tl.load(dmaps + at_map + S, p < S, 0.0)
+    return tl.where(z == top[None, :], d + each[None, :], d)
+
+
+@triton.jit
+def channels_kernel(
+    x, dy, s, t, maps, dmaps, top, ds, ties, C, S, PARTS, STEPS,
+    LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
+    """One program: BC channels of a sample over a part of space."""
+    i = tl.program_id(0)
+    blocks = tl.cdiv(C, BC)
+    n, block, part = i // PARTS // blocks, i // PARTS % blocks, i % PARTS
+    c = block * BC + tl.arange(0, BC)
+    factor = tl.load(s + n * C + c, c < C, 0.0)
+    sums = tl.zeros([BC, BS], tl.float32)
+    count = tl.zeros([BC, BS], tl.float32)
+    if top is not None:
+        most = tl.load(top + n * C + c, c < C, 0.0)
+    for step in range(part * STEPS, (part + 1) * STEPS):
+        p = step * BS + tl.arange(0, BS)
+        inside = (c < C)[:, None] & (p < S)[None, :]
+        to = at(n, c[:, None], p[None, :], C, S, LAST)
+        v = tl.load(x + to, inside, 0.0, eviction_policy="evict_last").to(tl.float32)
+        d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_last").to(tl.float32)
+        if t is not None:
+            d = to_product(n, d, v * factor[:, None], t, maps, dmaps, p, S)
+        sums += tl.where(inside, d * v, 0.0)
+        if top is not None:
+            count += tl.where(inside & (v == most[:, None]), 1.0, 0.0)
+    to = (n * PARTS + part) * C + c
+    tl.store(ds + to, tl.sum(sums, 1), c < C)
+    if top is not None:
+        tl.store(ties + to, tl.sum(count, 1), c < C)
+
+
+def to_channels(
+    x: Tensor,
+    dy: Tensor,
+    s: Tensor,
+    top: Tensor | None,
+    t: Tensor | None = None,
+    maps: Tensor | None = None,
+    dmaps: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of s and, where `top` (N, C) is given, how many places share it; of parts: (N, PARTS, C) each."""
+    N, C, S = sizes(x)
+    BC, BS, num_warps = tile(x)
+    blocks = triton.cdiv(C, BC)
+    parts, steps = split(triton.cdiv(S, BS), max(1, N * blocks))
+    ds = small(x, N, parts, C)
+    ties = None if top is None else small(x, N, parts, C)
+    options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
+    args = x, dy, s, t, maps, dmaps, top, ds, ties, C, S, parts, steps
+    launch(channels_kernel, N * blocks * parts, *args, **options)
+    return ds, ties
+
+
+@triton.jit
+def input_kernel(
+    x, dy, s, t, maps, dmaps, top, mean, each, dx, C, S,
+    LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
+    """One program: one tile. What was read last, and may still be near, comes first."""
+    i = tl.num_programs(0) - 1 - tl.program_id(0)
+    across, down = tl.cdiv(S, BS), tl.cdiv(C, BC)
+    n = i // across // down
+    c = i // across % down * BC + tl.arange(0, BC)
+    p = i % across * BS + tl.arange(0, BS)
+    inside = (c < C)[:, None] & (p < S)[None, :]
+    to = at(n, c[:, None], p[None, :], C, S, LAST)
+    d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_first").to(tl.float32)
+    if s is not None:
+        factor = tl.load(s + n * C + c, c < C, 0.0)[:, None]
+    if (t is not None) or (top is not None):
+        v = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(tl.float32)
+    if t is not None:
+        z = v
+        if s is not None:
+            z = v * factor
+        d = to_product(n, d, z, t, maps, dmaps, p, S)
+    if s is not None:
+        d = d * factor + tl.load(mean + n * C + c, c < C, 0.0)[:, None]
+    if top is not None:
+        most = tl.load(top + n * C + c, c < C, 0.0)[:, None]
+        d = tl.where(v == most, d + tl.load(each + n * C + c, c < C, 0.0)[:, None], d)
+    tl.store(dx + to, d.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
+
+
+def to_input(
+    x: Tensor,
+    dy: Tensor,
+    dx: Tensor,
+    s: Tensor | None,
+    mean: Tensor | None,
+    top: Tensor | None = None,
+    each: Tensor | None = None,
+    t: Tensor | None = None,
+    maps: Tensor | None = None,
+    dmaps: Tensor | None = None,
+) -> None:
+    """The gradient of x, into dx, from those of y, of the average over space per place, and of its maximum per tie."""
+    N, C, S = sizes(x)
+    BC, BS, num_warps = tile(x, 8192 if t is None else 4096)
+    options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
+    args = x, dy, s, t, maps, dmaps, top, mean, each, dx, C, S
+    launch(input_kernel, N * triton.cdiv(C, BC) * triton.cdiv(S, BS), *args, **options)
+
+
+def _columns(x: Tensor) -> tuple[int, int, int]:
+    """A tile for a pass over all channels of some places."""
+    BC, BS, num_warps = tile(x)
+    return (BC, BS, num_warps) if last(x) else (min(2 * BC, 64), max(BS // 2, 1), num_warps)

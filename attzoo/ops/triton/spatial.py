@@ -1,0 +1,115 @@
+"""From maps over channels to t, one coefficient per place, and back: convolution, batch norm if there is one, sigmoid.
+
+Batch norm of one channel is torch's own, forward and back: it reads 1 / C of the size of x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import maps as conv
+from .common import small
+
+NORM = "Tensor? scale, Tensor? shift, Tensor? mean, Tensor? var, float eps, bool training"
+
+
+class Filter(NamedTuple):
+    """The convolution's weight (1, 2, *k) and, of the batch norm after it, its arrays of 1 number, or None.
+
+    mean, var: of what has run, None in training.
+    """
+
+    weight: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
+    mean: Tensor | None
+    var: Tensor | None
+    eps: float
+    training: bool
+
+
+class Kept(NamedTuple):
+    """What the way back needs: maps (N, 2, S) and t (N, S).
+
+    Where there is batch norm, also the convolution q (N, S) and the batch's mean and 1 / deviation; else these are
+    empty.
+    """
+
+    maps: Tensor
+    t: Tensor
+    q: Tensor
+    mean: Tensor
+    rate: Tensor
+
+
+def filter_of(block: Any) -> Filter:
+    """That of a spatial attention."""
+    norm = block.norm
+    if isinstance(norm, nn.Identity):
+        return Filter(block.conv.weight, None, None, None, None, 0.0, False)
+    training = norm.training or norm.running_mean is None
+    settled = (None, None) if training else (norm.running_mean, norm.running_var)
+    return Filter._make([block.conv.weight, norm.weight, norm.bias, *settled, norm.eps, training])
+
+
+def kept(x: Tensor, it: Filter) -> Kept:
+    """Room for what is kept of x (N, C, *S)."""
+    N, S = len(x), x[0, 0].numel()
+    norm = it.scale is not None
+    return Kept(small(x, N, 2, S), small(x, N, S), small(x, N * norm, S), small(x, 1 * norm), small(x, 1 * norm))
+
+
+def forward(size: Sequence[int], it: Filter, to: Kept) -> None:
+    """Maps that are there -> everything else that is kept."""
+    if it.scale is None:
+        conv.conv(to.maps, it.weight, size, to.t, gate=True)
+        return
+    if it.training and to.q.numel() == 1:
+        raise ValueError(f"expected more than 1 value per channel when training, got {list(to.q.shape)}")
+    conv.conv(to.maps, it.weight, size, to.q, gate=False)
+    scale, shift, settled = _float(it.scale), _float(it.shift), (_float(it.mean), _float(it.var))
+    normal, mean, rate = torch.native_batch_norm(to.q[:, None], scale, shift, *settled, it.training, 0.0, it.eps)
+    torch.sigmoid(normal[:, 0], out=to.t)
+    if it.training:
+        to.mean.copy_(mean)
+        to.rate.copy_(rate)
+
+
+def backward(
+    da: Tensor, ties: Tensor, size: Sequence[int], channels: int, it: Filter, kept: Kept, gradients: Sequence[Any]
+) -> Tensor:
+    """The gradient of the maps from that of the sigmoid's input, (N, S): of each channel by the mean, and of each tie.
+
+    Those of weight, scale and shift are written into `gradients`.
+    """
+    dweight, dscale, dshift = gradients
+    if it.scale is not None:
+        stats = _float(it.scale), _float(it.mean), _float(it.var), kept.mean, kept.rate
+        norm = torch.ops.aten.native_batch_norm_backward
+        da, *both = norm(da[:, None], kept.q[:, None], *stats, it.training, it.eps, [True, True, True])
+        da = da[:, 0].contiguous()
+        dscale.copy_(both[0])
+        dshift.copy_(both[1])
+    return conv.backward(da, ties, kept.maps, it.weight, size, channels, dweight)
+
+
+@torch.no_grad()
+def follow(block: Any, it: Filter, kept: Kept) -> None:
+    """What batch norm does in training besides: its running statistics follow the batch's."""
+    norm = block.norm
+    if it.scale is None or not it.training or norm.running_mean is None:
+        return
+    count = kept.q.numel()
+    norm.num_batches_tracked += 1
+    step = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+    var = (kept.rate**-2 - it.eps) * (count / (count - 1))
+    norm.running_mean += step * (kept.mean - norm.running_mean)
+    norm.running_var += step * (var - norm.running_var)
+
+
+def _float(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.float()

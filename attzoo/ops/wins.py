@@ -1,0 +1,29 @@
+"""Where kernels("auto") takes a fused form: where a measurement that is recorded here says that it wins.
+
+These kernels have not been run on a GPU yet: the table is empty, and "auto" is "eager".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Win:
+    """One recorded win.
+
+    block: class name. capability: of the GPU, (9, 0) say. dtype: "float32". last: whether channels last.
+    training: whether with gradients. least: numbers in the first input, from which on. source: result file.
+    """
+
+    block: str
+    capability: tuple[int, int]
+    dtype: str
+    last: bool
+    training: bool
+    least: int
+    source: str
+
+
+WINS: Final[tuple[Win, ...]] = ()

@@ -1,0 +1,37 @@
+"""Which form of a block computes: one setting for the whole process, read at every call."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from . import contract
+
+KERNELS: Final = ("auto", "eager", "triton")
+VARIABLE: Final = "ATTZOO_KERNELS"
+
+chosen: str = contract.choice(VARIABLE, os.environ.get(VARIABLE) or "auto", KERNELS)
+
+
+class kernels:   # in small letters, for it is called like a function
+    """Choose what computes torch blocks from here on, or, after `with`, inside that block of code.
+
+    mode: "auto" takes a fused kernel where a recorded measurement says that it wins, and the plain form elsewhere;
+    "eager" takes the plain form always; "triton" takes the kernels and raises RuntimeError, with the reason, where
+    there is none. The environment variable ATTZOO_KERNELS sets it at start, "auto" where it is not set.
+    Raises ValueError for another mode.
+
+    >>> with kernels("eager"):
+    ...     pass
+    """
+
+    def __init__(self, mode: str) -> None:
+        global chosen
+        self.before, chosen = chosen, contract.choice("kernels", mode, KERNELS)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        global chosen
+        chosen = self.before

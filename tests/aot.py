@@ -1,0 +1,156 @@
+"""Compile every kernel that the blocks launch for GPUs that are not here: python tests/aot.py [--every] [--triton].
+
+What is launched is recorded, not run, while blocks go forward and back over tensors on the CPU; so what is compiled is
+what a GPU would get. Prints a line for each kernel that breaks a limit and a summary; exits with 1 if there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+import attzoo
+from attzoo.ops import fused
+
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+SHARED = {80: 166912, 90: 232448, 100: 232448}   # bytes that a program may have: CUDA programming guide, table 27
+STACK = 0                                        # bytes of a thread's registers that spill
+NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
+BLOCKS: dict[str, list[dict[str, Any]]] = {
+    "se": [{}],
+    "eca": [{}],
+    "channel_attention": [{}],
+    "spatial_attention": [{}],
+    "cbam": [{}],
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel as it is launched: signature and attributes as Triton's own specialisation would have them."""
+
+    module: str
+    name: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[tuple[int, ...], Any], ...]
+    divisible: tuple[int, ...]
+    options: tuple[tuple[str, Any], ...]
+
+    @property
+    def wide(self) -> bool:
+        """Whether everything is aligned, so that a thread can read 16 bytes at once."""
+        tensors = [i for i, (_, kind) in enumerate(self.signature) if kind.startswith("*") or kind == "i32"]
+        return set(tensors) <= set(self.divisible)
+
+    def __str__(self) -> str:
+        kinds = " ".join(dict.fromkeys(kind for _, kind in self.signature if kind.startswith("*")))
+        values = " ".join(f"{self.signature[i][0]}={value}" for (i,), value in self.constants if value is not None)
+        return f"{self.name} {kinds} {values} {'aligned' if self.wide else 'unaligned'}"
+
+
+def launches(
+    block: str, arguments: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype, last: bool
+) -> Iterator[Launch]:
+    """What a training step of a block launches."""
+    found: list[Launch] = []
+
+    def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        found.append(launch(self, args, kwargs))
+
+    made = attzoo.create(block, shape[1], backend="torch", **arguments).to(dtype)
+    x = torch.ones(shape, dtype=dtype)
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+    there = mock.patch.object(fused, "refusal", return_value=None)
+    with mock.patch.object(JITFunction, "run", record), there, attzoo.kernels("triton"):
+        made(x.requires_grad_()).backward(torch.ones_like(x))
+    yield from found
+
+
+def launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Launch:
+    """As Triton would specialise it: None and 1 are constants; addresses and sizes may be multiples of 16."""
+    given = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+    signature, constants, divisible = [], [], []
+    for i, param in enumerate(kernel.params):
+        value = given.pop(param.name)
+        if param.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            kind = "constexpr"
+            constants.append(((i,), value))
+        elif isinstance(value, torch.Tensor):
+            kind = f"*{NAMES[value.dtype]}"
+            divisible += [i] if value.data_ptr() % 16 == 0 else []
+        elif isinstance(value, int):
+            kind = "i32" if value < 1 << 31 else "i64"
+            divisible += [i] if value % 16 == 0 else []
+        else:
+            kind = "fp32"
+        signature.append((param.name, kind))
+    parts = tuple(signature), tuple(constants), tuple(divisible), tuple(sorted(given.items()))
+    return Launch(kernel.fn.__module__, kernel.fn.__name__, *parts)
+
+
+def compiled(capability: int, it: Launch) -> str | None:
+    """What is wrong with a kernel compiled for this capability; None where nothing is."""
+    kernel = getattr(sys.modules.get(it.module) or __import__(it.module, fromlist=[""]), it.name)
+    attributes = {(i,): [["tt.divisibility", 16]] for i in it.divisible}
+    source = ASTSource(fn=kernel, signature=dict(it.signature), constexprs=dict(it.constants), attrs=attributes)
+    try:
+        made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(it.options))
+    except Exception as err:   # whatever a compiler raises is what is wrong
+        return f"{type(err).__name__}: {str(err).strip().splitlines()[-1] if str(err).strip() else ''}"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        used = subprocess.run([BINARIES / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True).stdout
+        code = subprocess.run([BINARIES / "nvdisasm", file.name], capture_output=True, text=True).stdout
+    stack, registers = (int(re.search(rf"{word}:(\d+)", used)[1]) for word in ("STACK", "REG"))   # type: ignore[index]
+    if stack > STACK:
+        return f"{stack} bytes of stack, {registers} registers"
+    if made.metadata.shared > SHARED[capability]:
+        return f"{made.metadata.shared} bytes of shared memory, more than {SHARED[capability]}"
+    if it.wide and "x" in dict(it.signature) and not re.search(r"LDG\.E\S*\.128", code):
+        return "no load of 16 bytes"
+    return None
+
+
+def main() -> int:
+    """Print what is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--every", action="store_true", help="for every GPU")
+    every = parser.parse_args().every
+    found: dict[Launch, None] = {}
+    shapes = [(32, 64, 32, 32), (3, 19, 7, 7)]
+    for (block, options), dtype, last, shape in product(BLOCKS.items(), list(NAMES)[:3], (False, True), shapes):
+        for arguments in options:
+            found |= dict.fromkeys(launches(block, arguments, shape, dtype, last))
+    capabilities = [80, 90, 100] if every else [90]
+    wrong = 0
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for capability in capabilities:
+            for it, why in zip(found, pool.map(partial(compiled, capability), found, chunksize=4), strict=True):
+                if why:
+                    wrong += 1
+                    print(f"sm_{capability} {it}: {why}", flush=True)
+    print(f"triton {triton.__version__}: {len(found)} kernels for {len(capabilities)} GPUs, {wrong} wrong")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
