@@ -11,7 +11,7 @@ from typing import Final
 from .figures import count, seconds, times
 from .report import table, together
 from .runs import COPY, LEAST, Row, Run, read
-from .sections import Table
+from .tables import Table
 from .timer import Spread
 
 WORSE: Final = frozenset({"slower", "now wrong", "now failed", "new and wrong", "new and failed"})

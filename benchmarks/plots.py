@@ -21,8 +21,9 @@ from attzoo import look
 
 from .cases import BOTH
 from .figures import percent, times, unit_of
+from .picking import NETWORKS, base, blocks, eager, fraction, name, place, setting
 from .runs import COPY, Provider, Row, Run
-from .sections import FORMS, NETWORKS, PUBLISHED, base, blocks, eager, firsts, fraction, name, place, setting
+from .sections import FORMS, PUBLISHED, firsts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,10 @@ from typing import Final
 
 from attzoo.files import write
 
+from .picking import place
 from .runs import Run, read
-from .sections import Section, Table, place, sections
+from .sections import sections
+from .tables import Section, Table
 
 TITLE: Final = "What attention blocks cost"
 PAGE: Final = Path(__file__).with_name("page.html")

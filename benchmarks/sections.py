@@ -4,180 +4,38 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
-from .cases import BLOCKS, BOTH, MODES, Case
+from .cases import BOTH, MODES
 from .figures import count, memory, percent, quartiles, rate, seconds, spans, times
-from .runs import COPY, Provider, Row, Run
-from .timer import Spread
-
-UNTIMED: Final = "not timed"
-CLOCKS: Final = {
-    "cpu": "CPU time of one thread",
-    "graph": "CUDA graphs replayed: the GPU's own time",
-    "calls": "calls from Python: what an eager program waits for",
-}
-NETWORKS: Final = {"resnet50": "ResNet-50", "unet": "U-Net"}
-ECA_PAPER: Final = "Wang et al., ECA-Net, CVPR 2020, https://arxiv.org/abs/1910.03151v4, Table 3"
-NUMBERS: Final = frozenset(   # what columns of numbers are called
-    ("time", "copies", "ratio", "control", "error", "kept MiB", "peak MiB", "GB/s", "images/s", "of plain",
-     "old", "new", "new / old")
+from .picking import (
+    CLOCKS,
+    NETWORKS,
+    Entry,
+    Pair,
+    base,
+    blocks,
+    clock_name,
+    eager,
+    entries,
+    fraction,
+    name,
+    pairs,
+    place,
+    setting,
+    size,
 )
-MOMENTS: Final = (" before", " after")   # the load, the temperature: at the beginning of a run and at its end
+from .runs import COPY, Provider, Row, Run
+from .tables import Section, Table
+
+ECA_PAPER: Final = "Wang et al., ECA-Net, CVPR 2020, https://arxiv.org/abs/1910.03151v4, Table 3"
 PUBLISHED: Final = {   # ResNet-50's images per second there, on an RTX 2080 Ti: block -> mode -> number
     "none": {"training": 1024, "inference": 1855},
     "se": {"training": 759, "inference": 1620},
     "cbam": {"training": 472, "inference": 1213},
     "eca": {"training": 785, "inference": 1805},
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells in groups, each under a title of its own or none."""
-
-    head: Sequence[str]
-    groups: Sequence[tuple[str | None, Sequence[Sequence[str]]]]
-
-    @property
-    def numbers(self) -> list[bool]:
-        """Which columns hold numbers; the others hold words."""
-        return [head.rpartition(": ")[2] in NUMBERS for head in self.head]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, and what stands under it: words, and tables."""
-
-    title: str
-    parts: Sequence[str | Table]
-    name: str = ""   # of the pictures that go with it
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row, the run that it is of, and what that run is called in this report."""
-
-    label: str
-    run: Run
-    row: Row
-
-
-@dataclass(frozen=True)
-class Pair:
-    """attzoo's block beside a peer's in one case: attzoo's time / the peer's."""
-
-    case: Case
-    clock: str
-    ours: Provider
-    peer: str
-    ratio: Spread
-    verdict: str
-
-    @property
-    def eager(self) -> bool:
-        """Ours is neither compiled nor fused nor of Keras, and so is whom it is held against."""
-        return eager(self.ours)
-
-
-# ---- picking rows ----------------------------------------------------------------------------------------------------
-
-
-def name(run: Run) -> str:
-    """The machine in a few words."""
-    keys = ("gpu", "processor") if run.device == "cuda" else ("processor",)
-    return next((str(run.machine[key]) for key in keys if run.machine.get(key)), "an unnamed machine")
-
-
-def place(run: Run) -> dict[str, str]:
-    """What runs must share to be compared: the device, torch, and the machine but for what a run says of its moment."""
-    lasting = {name: str(value) for name, value in run.machine.items() if not name.endswith(MOMENTS)}
-    return {"device": run.device, "torch": run.versions.get("torch") or "none"} | lasting
-
-
-def entries(runs: Sequence[Run]) -> list[Entry]:
-    """Every row under the number of its run, and its machine's name where there are several.
-
-    What was not timed has no clock of its own, and stands with what was timed in the same case.
-    """
-    one = all(place(run) == place(runs[0]) for run in runs)
-    labels = [str(i) if one else f"{i}: {name(run)}" for i, run in enumerate(runs, 1)]
-    return [Entry(label, run, row) for label, run in zip(labels, runs, strict=True) for row in _clocked(run.rows)]
-
-
-def _clocked(rows: Sequence[Row]) -> list[Row]:
-    clocks = {row.case: row.clock for row in reversed(rows) if row.seconds}
-    return [row if row.seconds else replace(row, clock=clocks.get(row.case, UNTIMED)) for row in rows]
-
-
-def blocks(rows: Iterable[Row]) -> list[str]:
-    """The blocks that rows are of, ours in our order, then others as they come."""
-    found = dict.fromkeys(row.case.block for row in rows)
-    return [block for block in BLOCKS if block in found] + [block for block in found if block not in BLOCKS]
-
-
-def base(rows: Iterable[Row], block: str) -> list[Row]:
-    """The timed rows of a block alone at the setting of its first: cases come in order of worth."""
-    alone = [row for row in rows if row.case.block == block and row.case.network is None and row.seconds]
-    return [row for row in alone if setting(row) == setting(alone[0])]
-
-
-def setting(row: Row) -> tuple[object, ...]:
-    """All that says what was timed, but for the block and the mode; a network's variant is that of its block."""
-    case = row.case
-    variant = None if case.network else case.variant
-    return case.network, variant, case.shapes, case.dtype, case.layout, row.clock
-
-
-def eager(provider: Provider) -> bool:
-    """Torch as it comes."""
-    return provider.form == "eager" and provider.backend == "torch"
-
-
-def pairs(rows: Iterable[Row]) -> list[Pair]:
-    """Our blocks beside their peers, whichever of the two the ratio is to."""
-    found = []
-    for row in rows:
-        ours, to = row.provider.library == "attzoo", (row.reference or "").split(" ")[0]
-        if row.ratio is None or (not ours and to != "attzoo") or row.provider == COPY:
-            continue
-        if ours and to != "attzoo":
-            found.append(Pair(row.case, row.clock, row.provider, row.reference or "", row.ratio, row.verdict))
-        elif not ours:
-            found.append(_turned(row, row.ratio, row.reference or ""))
-    return found
-
-
-def _turned(row: Row, ratio: Spread, ours: str) -> Pair:
-    """What a peer's row says of ours, which it was held against."""
-    form = ours.partition("(")[2].rstrip(")") or "eager"
-    verdict = {"faster": "slower", "slower": "faster"}.get(row.verdict, row.verdict)
-    turned = Spread(1 / ratio.high, 1 / ratio.median, 1 / ratio.low)
-    twin = Provider("attzoo", row.provider.backend, form)
-    return Pair(row.case, row.clock, twin, str(row.provider), turned, verdict)
-
-
-def plain_of(row: Row, rows: Iterable[Row]) -> Row | None:
-    """The same network without a block, in the same setting, of the same form."""
-    same = [
-        other for other in rows
-        if other.case.block == "none" and other.seconds and other.case.mode == row.case.mode
-        and setting(other) == setting(row) and other.provider.form == row.provider.form
-        and other.provider.backend == row.provider.backend
-    ]   # fmt: skip
-    return min(same, key=lambda other: other.provider != row.provider, default=None)
-
-
-def fraction(row: Row, rows: Iterable[Row]) -> float | None:
-    """A network's throughput as a part of the same network's without the block; None where that was not timed."""
-    plain = plain_of(row, rows)
-    if plain is None or plain.seconds is None or row.seconds is None:
-        return None
-    return plain.seconds.median / row.seconds.median
-
-
-# ---- sections --------------------------------------------------------------------------------------------------------
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
@@ -289,7 +147,7 @@ def _beside(found: Sequence[Entry], *, wanted: bool) -> Table:
     head += [f"{mode}: {what}" for mode in BOTH for what in ("ratio", "verdict")]
     lines = [(mine[0].clock, [str(label), *_said(mine)]) for (label, *_), mine in of_line.items()]
     clocks = dict.fromkeys(clock for clock, _ in lines)
-    titles = {clock: _clock(clock) if len(clocks) > 1 else None for clock in clocks}
+    titles = {clock: clock_name(clock) if len(clocks) > 1 else None for clock in clocks}
     return Table(head, [(titles[clock], [line for other, line in lines if other == clock]) for clock in clocks])
 
 
@@ -349,7 +207,7 @@ FORMS: Final[Mapping[str, Callable[[Provider], bool]]] = {   # apart, for they m
 
 def _form(what: str, found: Sequence[Entry]) -> str:
     clock = next(entry.row.clock for entry in found if entry.row.seconds and not entry.row.case.network)
-    return f"{what}, {_clock(clock)}"
+    return f"{what}, {clock_name(clock)}"
 
 
 def _costs(of_mode: Mapping[str, Row]) -> list[str]:
@@ -393,12 +251,7 @@ def network(found: Sequence[Entry], key: str) -> Section:
 
 def _setting(found: Sequence[Entry], which: tuple[object, ...]) -> str:
     row = next(entry.row for entry in found if setting(entry.row) == which)
-    return f"{size(row.case)}, {row.case.dtype}, {row.case.layout}, {_clock(row.clock)}"
-
-
-def size(case: Case) -> str:
-    """The shapes of a case's inputs."""
-    return " + ".join("x".join(map(str, shape)) for shape in case.shapes)
+    return f"{size(row.case)}, {row.case.dtype}, {row.case.layout}, {clock_name(row.clock)}"
 
 
 def _network(
@@ -454,12 +307,8 @@ def _case(rows: Sequence[Row]) -> str:
     where = f"{NETWORKS.get(case.network, case.network)}, " if case.network else ""
     to = " and ".join(dict.fromkeys(row.reference for row in rows if row.ratio and row.reference))
     variant = f"variant {case.variant}, " if case.variant else ""
-    said = f"{where}{variant}{size(case)}, {case.dtype}, {case.layout}, {case.mode}, {_clock(rows[0].clock)}"
+    said = f"{where}{variant}{size(case)}, {case.dtype}, {case.layout}, {case.mode}, {clock_name(rows[0].clock)}"
     return f"{said}; ratios to {to}" if to else said
-
-
-def _clock(clock: str) -> str:
-    return CLOCKS.get(clock, clock).partition(":")[0]
 
 
 def _line(entry: Entry) -> list[str]:
