@@ -10,7 +10,7 @@ at all, and after a flush the lines that it left dirty are written back at the e
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache as once
 from itertools import cycle
 from math import ceil
@@ -20,9 +20,7 @@ from typing import Any, Final
 
 import torch
 
-from .timer import Turn
-
-Call = Callable[[], object]
+from .timer import Call, Turn
 
 CACHES: Final = 4        # times the L2 cache, which the sets of inputs are larger than
 MOST: Final = 16         # sets of inputs

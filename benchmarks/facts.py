@@ -6,7 +6,6 @@ import ctypes
 import os
 import platform
 import subprocess
-from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch._functorch import config as functorch
 
 from . import cuda
-from .timer import Cpu
+from .timer import Call, Cpu
 
 PACKAGES: Final = ("attzoo", "torch", "triton", "numpy", "timm", "monai", "torchvision", "keras", "tensorflow", "jax")
 LARGE: Final = 256 << 20   # bytes, of the copy that shows the memory's bandwidth
@@ -78,7 +77,7 @@ def ceilings(device: str) -> dict[str, float]:
     large, small = (torch.randn(size // 4) for size in (LARGE, SMALL))
     targets = torch.empty_like(large), torch.empty_like(small)
 
-    def least(call: Callable[[], object], repeats: int) -> float:
+    def least(call: Call, repeats: int) -> float:
         return min(cpu.turn(call)(repeats) for _ in range(5))
 
     return {

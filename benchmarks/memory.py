@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from .timer import Call
 
 
 def kept(module: nn.Module, inputs: Sequence[Tensor]) -> int:
@@ -27,7 +29,7 @@ def kept(module: nn.Module, inputs: Sequence[Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for where, tensor in alive.items() if where not in known)
 
 
-def peak(call: Callable[[], object]) -> int:
+def peak(call: Call) -> int:
     """The most bytes of tensors made during a call that are alive at once, but for what operators need inside."""
     alive = _Alive()
     with alive:

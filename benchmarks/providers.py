@@ -19,9 +19,7 @@ from .nets import Bottleneck
 from .peers import PEERS, Peer
 from .runs import Provider
 from .subjects import Subject, laid, plain_unet, run
-from .timer import Cpu, Turn
-
-Call = Callable[[], object]
+from .timer import Call, Cpu, Turn
 
 # form -> options of torch.compile, and the layout of the inputs where it is not the case's. Inductor may lay out a
 # channels-first input anew, because a convolution follows; the best of the three is what a user can have.

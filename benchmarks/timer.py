@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from random import Random
 from statistics import quantiles
 from time import thread_time
-from typing import Final
+from typing import Any, Final
 
 FEWEST: Final = 7   # rounds, of which quartiles still say something
 KEPT: Final = 8   # results; of the smallest block that is timed they make 50 MB, more than a core's share of cache
+Call = Callable[[], Any]        # what is timed; its result is kept, or waited for
 Turn = Callable[[int], float]   # so many calls -> seconds that one of them took
 
 
@@ -87,7 +88,7 @@ class Cpu:
         self.clock = clock
         self.kept: deque[object] = deque(maxlen=KEPT)
 
-    def turn(self, call: Callable[[], object]) -> Turn:
+    def turn(self, call: Call) -> Turn:
         """Turns of `call`."""
 
         def take(repeats: int) -> float:

@@ -21,10 +21,8 @@ from attzoo.adapters import Run
 from attzoo.contract import Array, choice, triton_first
 
 from .cases import BOTH
-from .timer import KEPT
+from .timer import KEPT, Call
 from .workers import FORMS, Job
-
-Call = Callable[[], Any]
 
 
 def serve(link: Connection[Any, Any], bench: Callable[[], Any]) -> None:
