@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import subprocess
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +13,7 @@ import torch
 from torch._functorch import config as functorch
 
 from . import cuda
+from .pages import keep_pages
 from .timer import Call, Cpu
 
 PACKAGES: Final = ("attzoo", "torch", "triton", "numpy", "timm", "monai", "torchvision", "keras", "tensorflow", "jax")
@@ -36,17 +35,6 @@ def settle(device: str) -> dict[str, Any]:
         raise ValueError(f"device must be cpu or cuda, got {device!r}")
     torch.set_num_threads(1)
     return {"threads": 1, "freed pages are kept": keep_pages()}
-
-
-def keep_pages() -> bool:
-    """Tell glibc not to give freed memory back, for page faults would drown the rest; False where there is none."""
-    with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        trim_threshold, top_pad, mmap_threshold = -1, -2, -3   # as malloc.h numbers them
-        return bool(
-            mallopt(mmap_threshold, 1 << 30) & mallopt(trim_threshold, (1 << 31) - 1) & mallopt(top_pad, 64 << 20)
-        )
-    return False
 
 
 def machine(device: str) -> dict[str, Any]:

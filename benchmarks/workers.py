@@ -26,6 +26,8 @@ from typing import Any, Final, cast
 from attzoo.adapters import Run
 from attzoo.contract import Array
 
+from .pages import KEPT_PAGES
+
 BACKENDS: Final = ("tensorflow", "jax", "torch")
 FORMS: Final = {"tensorflow": ("eager", "traced", "jit"), "jax": ("eager", "traced"), "torch": ("eager",)}
 CHILD: Final = ("-m", "benchmarks.worker")
@@ -34,12 +36,6 @@ ONE_THREAD: Final = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",
     "NPROC": "1",             # XLA's under JAX; under TensorFlow it computes in TensorFlow's
-}
-KEPT_PAGES: Final = {   # to glibc: freed memory stays with the process. Half of JAX's time went into page faults
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
-    "MALLOC_TOP_PAD_": str(64 << 20),
 }
 
 
