@@ -89,7 +89,8 @@ def measure(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Racer
         named = replace(blank, provider=racer.provider, clock=racer.clocks()[0])
         row = verified(racer, named, it, meant, bench.absent)
         if row and row.status == "timed":
-            racers.append((racer, row))
+            kept, peak = racer.memory()   # the same on every clock
+            racers.append((racer, replace(row, kept=kept, peak=peak)))
         elif row:
             rows.append(row)
     for clock in dict.fromkeys(clock for racer, _ in racers for clock in racer.clocks()):
@@ -122,8 +123,7 @@ def race(it: Subject, racers: Sequence[tuple[Racer, Row]], bench: Bench) -> list
     for racer, row in racers:
         who = str(racer.provider)
         if who in times:
-            kept, peak = racer.memory()
-            rows[who] = clocked(replace(row, kept=kept, peak=peak), times, who, beside[who])
+            rows[who] = clocked(row, times, who, beside[who])
     if str(COPY) in times:
         rows[str(COPY)] = clocked(Row(it.case, COPY, "timed", clock=clock, moved=2 * it.case.size), times, str(COPY))
     doubtful = {who: replace(rows[who], status="unsteady", why=why) for who, why in shaky.items() if who in rows}

@@ -252,20 +252,37 @@ def test_bytes_and_operations_are_the_specs():
     assert moved(replace(se, network="resnet50")) == flops(replace(se, network="resnet50")) == 0
 
 
+def racer(library, outputs, **others):
+    """Somebody on Keras whose calls take a second."""
+    it = SimpleNamespace(
+        provider=Provider(library, "jax", "traced"), family="jax traced", outputs=lambda: outputs,
+        turn=lambda clock, cpu: lambda repeats: 1.0, clocks=lambda: ("cpu",), memory=lambda: (None, None),
+        twin=lambda: racer(f"{library} again", outputs, **others),
+    )   # fmt: skip
+    vars(it).update(others)
+    return it
+
+
+def test_memory_is_counted_once_for_all_clocks(monkeypatch):
+    counted = []
+
+    def memory():
+        counted.append("once")
+        return 3, 5
+
+    it = subjects.subject(CASE, "cpu")
+    monkeypatch.setattr(measure, "contenders", lambda it: ())
+    monkeypatch.setattr(measure, "copying", lambda it, clock: lambda repeats: 1.0)
+    two = racer("attzoo", subjects.wanted(it), memory=memory, clocks=lambda: ("cpu", "calls"))
+    rows = measure.measure(CASE, Bench("cpu", {"cpu": Pace(3, 0.0), "calls": Pace(3, 0.0)}), lambda it: [two])
+    ours = [row for row in rows if row.provider.library == "attzoo"]
+    assert [(row.clock, row.kept, row.peak) for row in ours] == [("cpu", 3, 5), ("calls", 3, 5)]
+    assert counted == ["once"]
+
+
 def test_other_contenders_are_timed_beside_their_own_reference():
-    def turn(clock, cpu):
-        return lambda repeats: 1.0
-
-    def racer(library):
-        it = SimpleNamespace(
-            provider=Provider(library, "jax", "traced"), family="jax traced", outputs=lambda: wanted, turn=turn,
-            clocks=lambda: ("cpu",), memory=lambda: (None, None),
-        )   # fmt: skip
-        it.twin = lambda: racer(f"{library} again")
-        return it
-
     wanted = subjects.wanted(subjects.subject(CASE, "cpu"))
-    rows = by_name(measure.measure(CASE, BENCH, lambda it: [racer("attzoo"), racer("plain")]))
+    rows = by_name(measure.measure(CASE, BENCH, lambda it: [racer("attzoo", wanted), racer("plain", wanted)]))
     assert rows["attzoo jax (traced)"].reference == "plain jax (traced)"
     assert rows["attzoo jax (traced)"].ratio.median == rows["attzoo jax (traced)"].control.median == 1.0
     assert rows["attzoo"].reference == "own"
