@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Final
 
 import torch
@@ -17,7 +19,7 @@ from . import cuda
 from .memory import kept, peak
 from .nets import Bottleneck
 from .peers import PEERS, Peer
-from .runs import Provider
+from .runs import FUSED, Provider
 from .subjects import Subject, laid, plain_unet, run
 from .timer import Call, Cpu, Turn
 
@@ -149,11 +151,35 @@ class Step:
         return loss.detach()
 
 
+class WithKernels(nn.Module):
+    """A module of attzoo's whose forward passes take the fused kernels; what they leave to autograd keeps to these.
+
+    Raises RuntimeError when called where there are none, and ModuleNotFoundError without Triton.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        import_module("triton")
+        self.inner = inner
+
+    def forward(self, *inputs: Tensor) -> Any:
+        with attzoo.kernels("triton"):
+            return self.inner(*inputs)
+
+
 def contenders(it: Subject) -> Iterator[Contender]:
     """Everybody who computes the subject in torch; the first peer among them is the reference."""
     without = it.case.network == "resnet50" and it.case.block == "none"   # nothing of ours in it
     yield Contender(Provider("plain" if without else "attzoo"), it, lambda: deepcopy(it.ours))
+    if has_kernels(it):
+        yield Contender(FUSED, it, lambda: WithKernels(deepcopy(it.ours)))
     yield from of_networks(it) if it.case.network else of_blocks(it)
+
+
+def has_kernels(it: Subject) -> bool:
+    """Whether the subject's block has fused kernels, for the device that they are for."""
+    block = it.case.block
+    return it.device.type == "cuda" and block != "none" and find_spec(f"attzoo.blocks.{block}.triton") is not None
 
 
 def of_blocks(it: Subject) -> Iterator[Contender]:

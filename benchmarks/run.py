@@ -76,7 +76,7 @@ def run(name: str, device: str, blocks: Sequence[str] = BLOCKS, out: Path | None
 
 def install(package: str) -> str:
     """How to get what was absent."""
-    return f'pip install "attzoo[{package}]"' if package in (*BACKENDS, "keras") else INSTALL
+    return f'pip install "attzoo[{package}]"' if package in (*BACKENDS, "keras", "triton") else INSTALL
 
 
 def state(device: str, when: str) -> dict[str, str]:

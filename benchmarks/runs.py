@@ -25,7 +25,8 @@ class Provider:
     library: "attzoo", a peer ("timm", "MONAI", "torchvision"), "plain" for the same written directly in the framework,
     or "copy", which only copies the first input: what moving it once costs.
     backend: "torch", "tensorflow" or "jax"; Keras's on torch is "keras-torch".
-    form: "eager"; "compiled", "compiled, no layout" (layout_optimization=False), "compiled, channels last";
+    form: "eager"; "triton", the fused kernels; "compiled", "compiled, no layout" (layout_optimization=False),
+    "compiled, channels last"; "fused", the U-Net with its norms folded in;
     for Keras "traced" and "jit".
     """
 
@@ -39,6 +40,7 @@ class Provider:
 
 
 COPY: Final = Provider("copy")
+FUSED: Final = Provider("attzoo", form="triton")
 
 
 @dataclass(frozen=True)
