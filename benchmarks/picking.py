@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from .cases import BLOCKS, Case
-from .runs import COPY, Provider, Row, Run
+from .runs import COPY, FUSED, Provider, Row, Run
 from .timer import Spread
 
 UNTIMED: Final = "not timed"
@@ -120,12 +120,28 @@ def _turned(row: Row, ratio: Spread, ours: str) -> Pair:
     return Pair(row.case, row.clock, twin, str(row.provider), turned, verdict)
 
 
+def against(row: Row, other: Row) -> Spread | None:
+    """A row's time / another's of the same case and clock, by what both take of a reference's; None without one.
+
+    The quartiles are the furthest that those of the two ratios allow: rounds are not paired anew.
+    """
+    if row.ratio is None or row.reference != other.reference:
+        return None
+    if str(other.provider) == row.reference:
+        return row.ratio
+    if other.ratio is None:
+        return None
+    mine, its = row.ratio, other.ratio
+    return Spread(mine.low / its.high, mine.median / its.median, mine.high / its.low)
+
+
 def plain_of(row: Row, rows: Iterable[Row]) -> Row | None:
-    """The same network without a block, in the same setting, of the same form."""
+    """The same network without a block, in the same setting, of the same form; kernels are of blocks: there, eager."""
+    form = "eager" if row.provider == FUSED else row.provider.form
     same = [
         other for other in rows
         if other.case.block == "none" and other.seconds and other.case.mode == row.case.mode
-        and setting(other) == setting(row) and other.provider.form == row.provider.form
+        and setting(other) == setting(row) and other.provider.form == form
         and other.provider.backend == row.provider.backend
     ]   # fmt: skip
     return min(same, key=lambda other: other.provider != row.provider, default=None)

@@ -9,6 +9,7 @@ from typing import Final
 
 from .cases import BOTH, MODES
 from .figures import count, memory, percent, quartiles, rate, seconds, spans, times
+from .fused import kernels
 from .picking import (
     CLOCKS,
     NETWORKS,
@@ -44,6 +45,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     every = [
         opening(runs),
         beside(found),
+        kernels(found),
         alone(found),
         *(network(found, key) for key in NETWORKS),
         forms(found),

@@ -8,7 +8,7 @@ from typing import Final
 
 NUMBERS: Final = frozenset(   # what columns of numbers are called
     ("time", "copies", "ratio", "control", "error", "kept MiB", "peak MiB", "GB/s", "images/s", "of plain",
-     "old", "new", "new / old")
+     "times eager peer", "times best compiled", "old", "new", "new / old")
 )
 
 
