@@ -1,4 +1,7 @@
-"""What the blocks cost: `python -m benchmarks run`, then `report`; `compare` sets two runs side by side."""
+"""What the blocks cost: `python -m benchmarks run`, then `report`; `compare` sets two runs side by side.
+
+`wins` prints what a run says for kernels("auto").
+"""
 
 from __future__ import annotations
 
@@ -84,6 +87,18 @@ def compare(
     told, worse = compare(old, new, across=across)
     print(told, end="")
     raise typer.Exit(int(worse))
+
+
+@app.command()
+def wins(files: Annotated[list[Path], typer.Argument(help="result files of runs on CUDA")]) -> None:
+    """Print the table for attzoo/ops/wins.py: from which size on fused kernels beat attzoo's eager blocks.
+
+    One row for each block, GPU, dtype, layout, and training or inference, where that is so beyond the control at every
+    size that was timed from that one on, on both clocks. kernels("auto") takes the kernels there.
+    """
+    from .wins import table
+
+    print(table(files), end="")
 
 
 def main() -> None:
