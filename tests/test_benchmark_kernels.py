@@ -5,19 +5,26 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
 import attzoo
 from attzoo import settings
 from attzoo.ops import fused
-from benchmarks import measure, providers, subjects
+from attzoo.ops.wins import Win
+from benchmarks import cases, measure, providers, report, subjects, wins
+from benchmarks.__main__ import app
 from benchmarks.cases import Case
+from benchmarks.goals import GOALS, LEFT, goal
 from benchmarks.measure import Bench
+from benchmarks.picking import against
 from benchmarks.run import install
-from benchmarks.runs import FUSED
-from benchmarks.timer import Pace
+from benchmarks.runs import COPY, FUSED, Provider, Row, Run, write
+from benchmarks.timer import Pace, Spread
 
 ROOT = Path(__file__).parents[1]
 CASE = Case("se", ((2, 8, 5, 4),), "training", variant="timm")
@@ -109,7 +116,7 @@ def test_on_a_cpu_nobody_runs_them():
 @pytest.mark.parametrize(("block", "offered"), [("se", True), ("cbam", True), ("none", False)])
 def test_a_block_with_kernels_is_asked_for_them_where_there_is_a_gpu(monkeypatch, block, offered):
     it = subjects.subject(Case(block, ((1, 3, 32, 32),), network="resnet50"), "cpu")
-    monkeypatch.setattr(subjects.Subject, "device", subjects.torch.device("cuda"))
+    monkeypatch.setattr(subjects.Subject, "device", torch.device("cuda"))
     assert providers.has_kernels(it) is offered
 
 
@@ -126,3 +133,210 @@ def test_in_a_network_its_blocks_run_them(offered, mode):
 def test_a_network_without_a_block_has_none(offered):
     it = subjects.subject(Case("none", ((1, 3, 32, 32),), network="resnet50"), "cpu")
     assert [str(racer.provider) for racer in providers.contenders(it)] == ["plain"]
+
+
+# ---- what is said of them: no number here was measured ---------------------------------------------------------------
+
+MAP = (32, 256, 56, 56)
+SE = Case("se", (MAP,), variant="timm")
+OURS, TIMM = Provider("attzoo"), Provider("timm")
+COMPILED = [Provider("timm", form=form) for form in providers.COMPILED]
+
+
+def about(value):
+    return Spread(0.99 * value, value, 1.01 * value)
+
+
+def timed(case, provider, part, clock="graph", **others):
+    """A row of a call that takes `part` of the time of timm's eager block, which takes two copies."""
+    held = {"reference": "timm", "control": about(1.0), "ratio": None if provider == TIMM else about(part)}
+    spreads = {"seconds": about(part * 1e-3), "copies": None if case.network else about(2 * part)}
+    return replace(Row(case, provider, "timed", clock=clock, **held | spreads), **others)
+
+
+def made(rows, device="cuda", capability="9.0"):
+    machine = {"gpu": "H200", "capability": capability}
+    return Run("full", device, "command", "2026-01-01", None, machine, {"torch": None}, {}, {}, {}, rows)
+
+
+def told(*rows):
+    """The lines of the section's tables."""
+    found = report.tables([made(rows)]).get("Fused kernels", "")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found.splitlines() if line]
+    return [line for line in lines if line[0] not in ("block", "---")]
+
+
+def test_fused_stands_beside_the_eager_peer_the_best_compiled_and_the_goal():
+    peers = [timed(SE, TIMM, 1.0), *map(timed, [SE] * 3, COMPILED, (0.9, 0.84, 1.2))]
+    ours = timed(SE, Provider("attzoo", form="compiled"), 0.1)   # is no peer's
+    (line,) = told(timed(SE, OURS, 0.95), timed(SE, FUSED, 0.8), ours, *peers)
+    assert line == [
+        "se", "timm, 32x256x56x56, float32, channels first", "inference",
+        "1.60 (accept)", "1.25 (accept)", "1.05 (accept)", "1.7, 1.1, 1.05", "1.45, 1.3, 1.2",
+    ]   # fmt: skip
+
+
+@pytest.mark.parametrize(("part", "marks"), [(0.7, ["aim", "aim"]), (0.9, ["missed", "accept"]), (1, ["missed"] * 2)])
+def test_a_number_says_which_goal_it_reaches(part, marks):
+    (line,) = told(timed(SE, TIMM, 1.0), timed(SE, FUSED, part))
+    assert [cell.partition("(")[2].rstrip(")") for cell in line[3:5]] == marks
+    assert line[5] == ""   # nothing compiled was timed
+
+
+def test_what_has_no_goal_has_its_numbers_all_the_same():
+    sample = replace(SE, shapes=((1, *MAP[1:]),))
+    (line,) = told(timed(sample, TIMM, 1.0), timed(sample, FUSED, 0.5))
+    assert line[3:] == ["1.00", "2.00", "", "", ""]
+
+
+def test_without_a_peer_nothing_is_said_of_one():
+    alone = {"reference": "attzoo"}
+    (line,) = told(timed(SE, OURS, 1.0, **alone), timed(SE, FUSED, 0.5, **alone))
+    assert line[3:6] == ["1.00 (aim)", "", ""]
+
+
+def test_a_kernel_that_was_not_timed_says_so():
+    failed = Row(SE, FUSED, "failed", why="it takes float32", clock="graph")
+    (line,) = told(failed, timed(SE, TIMM, 1.0))
+    assert line[3:6] == ["failed", "", ""]
+    (line,) = told(timed(SE, FUSED, 0.5, status="unsteady"), timed(SE, TIMM, 1.0))
+    assert line[3] == "unsteady: 1.00 (aim)"
+
+
+def test_calls_from_python_have_no_goal_and_no_line():
+    assert told(timed(SE, FUSED, 0.5, "calls"), timed(SE, TIMM, 1.0, "calls")) == []
+
+
+def test_in_a_resnet50_fused_stands_beside_the_plain_network_eager_blocks_and_the_aim():
+    rows, aims = [], {"inference": "", "training": "95 %"}
+    for mode in aims:
+        net = Case("se", ((64, 3, 224, 224),), mode, network="resnet50", variant="timm")
+        plain = replace(net, block="none", variant=None)
+        rows += [timed(plain, Provider("plain"), 0.7, "calls", reference="plain", ratio=None)]
+        rows += [timed(net, who, part, "calls") for who, part in ((OURS, 0.9), (FUSED, 0.75), (TIMM, 1.0))]
+    assert told(*rows) == [["se", mode, "93 %", "78 %", "70 %", aim] for mode, aim in aims.items()]
+
+
+def test_every_timed_goal_is_of_a_case_and_none_hides_another():
+    blocks = [case for case in cases.suite("full", "cuda").cases if not case.network]
+    assert {goal(case) for case in blocks} >= {each for each in GOALS if each.modes != ("backward",)}
+    for case in blocks:
+        assert sum(each.covers(case) for each in GOALS) <= 1
+    gate = next(case for case in blocks if case.block == "attention_gate" and case.mode == "backward")
+    assert goal(gate).norm is True
+    assert goal(replace(gate, variant="kuc")).norm is False
+    for each in GOALS:
+        copies, *others = zip(each.aim, each.accept, strict=True)
+        assert copies[0] < copies[1]
+        assert all(aim > accept for aim, accept in others)
+    assert set(LEFT) == {"se", "eca", "cbam"}
+
+
+# ---- recorded wins ---------------------------------------------------------------------------------------------------
+
+
+def test_times_are_compared_by_what_they_take_of_one_reference():
+    peer, ours, other = timed(SE, TIMM, 1.0), timed(SE, OURS, 0.8), timed(SE, FUSED, 0.4)
+    assert against(other, peer) == about(0.4)
+    found = against(other, ours)
+    assert (found.low, found.median, found.high) == pytest.approx((0.396 / 0.808, 0.5, 0.404 / 0.792))
+    assert against(other, replace(ours, reference="MONAI")) is None
+    assert against(peer, ours) is None
+    alone = replace(ours, reference="attzoo", ratio=None)
+    assert against(replace(other, reference="attzoo"), alone) == about(0.4)
+
+
+def sized(*parts, case=SE, clocks=("graph", "calls"), **others):
+    """Rows of 1, 2, ... samples, fused beside eager, which takes 0.9 of the peer's time; no part is no row."""
+    rows = []
+    for n, part in enumerate(parts, 1):
+        at = replace(case, shapes=tuple((n, *shape[1:]) for shape in case.shapes))
+        for clock in clocks:
+            rows += [timed(at, TIMM, 1.0, clock), timed(at, OURS, 0.9, clock), timed(at, COPY, 0.5, clock, ratio=None)]
+            rows += [timed(at, FUSED, 0.9 * part, clock, **others)] if part else []
+    return rows
+
+
+ONE = prod(MAP[1:])   # numbers of a sample
+
+
+@pytest.mark.parametrize(
+    ("parts", "least"),
+    [
+        ((0.5, 0.6, 0.7), 1),
+        ((0.98, 0.6, 0.7), 2),      # within the control
+        ((0.5, 1.3, 0.7), 3),       # what is won below a loss is no win
+        ((0.5, 0.6, 1.0), None),    # the largest has to be one
+        ((None, 0.5, 0.5), 2),      # what was not timed says nothing
+        ((None, None, None), None),
+    ],
+)
+def test_a_win_is_at_every_size_from_the_least_on(parts, least):
+    found = wins.wins({"a.json": made(sized(*parts))})
+    assert [(win.block, win.least, win.source) for win in found] == ([("SE", least * ONE, "a.json")] if least else [])
+
+
+@pytest.mark.parametrize("status", ["unsteady", "wrong", "failed"])
+def test_what_cannot_be_believed_is_no_win(status):
+    rows = sized(0.5, 0.5)
+    assert wins.wins({"a.json": made([*rows, *sized(0.5, status=status)])})[0].least == 2 * ONE
+    shaky = [replace(row, status=status) if row.provider == OURS else row for row in rows]
+    assert wins.wins({"a.json": made(shaky)}) == []
+
+
+def test_a_win_is_one_on_both_clocks():
+    rows = [*sized(0.5, 0.5, clocks=("graph",)), *sized(1.2, 0.5, clocks=("calls",))]
+    assert [win.least for win in wins.wins({"a.json": made(rows)})] == [2 * ONE]
+
+
+def test_a_win_is_one_in_all_cases_of_a_size_and_in_all_files():
+    other = replace(SE, variant="monai")
+    assert wins.wins({"a.json": made([*sized(0.5), *sized(1.2, case=other)])}) == []
+    files = {"a.json": made(sized(0.5, 0.5)), "b.json": made(sized(1.2, 0.5))}
+    assert wins.wins(files) == [Win("SE", (9, 0), "float32", False, False, 2 * ONE, "a.json, b.json")]
+    files["b.json"] = made(sized(1.2, 0.5), capability="8.0")   # another GPU
+    assert [(win.capability, win.least) for win in wins.wins(files)] == [((8, 0), 2 * ONE), ((9, 0), ONE)]
+
+
+def test_layouts_dtypes_and_training_are_apart_and_networks_and_halves_of_training_are_nothing():
+    given = [
+        replace(SE, mode="training"), replace(SE, layout="channels last", dtype="float16"), replace(SE, mode="forward"),
+        replace(SE, mode="backward"), replace(SE, network="resnet50"), Case("channel_attention", (MAP,)),
+    ]   # fmt: skip
+    found = wins.wins({"a.json": made([row for case in given for row in sized(0.5, case=case)])})
+    assert [(win.block, win.dtype, win.last, win.training) for win in found] == [
+        ("ChannelAttention", "float32", False, False), ("SE", "float16", True, False), ("SE", "float32", False, True),
+    ]   # fmt: skip
+
+
+def test_what_is_printed_is_the_table_that_kernels_auto_goes_by(tmp_path, monkeypatch):
+    case = Case("se", ((1, 8, 4, 4),), variant="timm")
+    for name, rows in {"cuda": [*sized(1.2, 0.5, case=case), *sized(0.5)], "none": sized(1.2)}.items():
+        write(tmp_path / f"{name}.json", made(rows))
+    said = CliRunner().invoke(app, ["wins", str(tmp_path / "cuda.json")])
+    assert said.exit_code == 0, said.output
+    assert all(len(line) <= 120 for line in said.output.splitlines())
+    names = {"Win": Win, "Final": tuple}
+    exec(said.output.replace("Final[tuple[Win, ...]]", "object"), names)
+    assert names["WINS"] == (Win("SE", (9, 0), "float32", False, False, 2 * 8 * 4 * 4, "cuda.json"),)
+
+    class OnGpu:   # all that is asked of an input
+        is_cuda, device, dtype = True, torch.device("cuda"), torch.float32
+
+        def __init__(self, samples):
+            self.numel, self.is_contiguous = lambda: samples * 8 * 4 * 4, lambda: True
+
+    monkeypatch.setattr(fused, "WINS", names["WINS"])
+    monkeypatch.setattr(fused, "capability", lambda device: (9, 0))
+    with torch.no_grad():
+        assert [fused.wins(attzoo.get("se", backend="torch"), OnGpu(n)) for n in (1, 2, 3)] == [False, True, True]
+    assert not fused.wins(attzoo.get("se", backend="torch"), OnGpu(3))
+    assert wins.table([tmp_path / "none.json"]) == "WINS: Final[tuple[Win, ...]] = ()\n"
+
+
+def test_wins_are_of_cuda(tmp_path):
+    write(tmp_path / "cpu.json", made(sized(0.5), device="cpu"))
+    with pytest.raises(ValueError, match=r"expected a run on CUDA, got one on cpu in cpu\.json"):
+        wins.table([tmp_path / "cpu.json"])
+    with pytest.raises(ValueError, match="got none"):
+        wins.table([])
