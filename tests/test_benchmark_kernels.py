@@ -287,11 +287,14 @@ def test_what_cannot_be_believed_is_no_win(status):
 def test_a_win_is_one_on_both_clocks():
     rows = [*sized(0.5, 0.5, clocks=("graph",)), *sized(1.2, 0.5, clocks=("calls",))]
     assert [win.least for win in wins.wins({"a.json": made(rows)})] == [2 * ONE]
+    slow = [replace(r, ratio=about(0.4)) if (r.provider, r.clock) == (OURS, "calls") else r for r in sized(0.5)]
+    assert wins.wins({"a.json": made(slow)}) == []   # eager calls take as little as fused ones
 
 
 def test_a_win_is_one_in_all_cases_of_a_size_and_in_all_files():
     other = replace(SE, variant="monai")
     assert wins.wins({"a.json": made([*sized(0.5), *sized(1.2, case=other)])}) == []
+    assert wins.wins({"a.json": made([*sized(1.2), *sized(0.5, case=other)])}) == []
     files = {"a.json": made(sized(0.5, 0.5)), "b.json": made(sized(1.2, 0.5))}
     assert wins.wins(files) == [Win("SE", (9, 0), "float32", False, False, 2 * ONE, "a.json, b.json")]
     files["b.json"] = made(sized(1.2, 0.5), capability="8.0")   # another GPU
