@@ -16,7 +16,7 @@ from attzoo.files import write
 
 from .cases import BLOCKS
 
-SUITES = "quick: up to 5 minutes; full: up to 10 on a GPU, 45 on a CPU"
+SUITES = "quick: up to 5 minutes; full: up to 10 on a GPU, 45 on a CPU; kernels: fused ones, up to 10 on a GPU"
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -32,6 +32,7 @@ class SuiteName(StrEnum):
 
     quick = "quick"
     full = "full"
+    kernels = "kernels"
 
 
 @app.command()

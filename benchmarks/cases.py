@@ -28,7 +28,7 @@ class Case:
     variant: of the block, as attzoo names it: the one whose function the peers compute; None for the defaults.
     shapes: of each input, (N, C, *S). network: None for the block alone, "resnet50" or "unet".
     mode: "inference" without gradients; "forward" in training, "backward" after it, "training" both.
-    forms: of the providers wanted: "eager", "compiled", "keras".
+    forms: of the providers wanted: "eager", "peer compiled", "compiled" (attzoo too), "keras".
     """
 
     block: str
@@ -89,16 +89,17 @@ def inputs(block: str, shape: tuple[int, ...], *, coarse: bool = False) -> tuple
 # ---- the suites ------------------------------------------------------------------------------------------------------
 
 PEER: Final = dict.fromkeys(BLOCKS, "timm") | {"attention_gate": "monai"}   # whose function the blocks compute
+NORMLESS: Final = "kuc"   # a gate without batch norms, of which no peer has one
 OTHERS: Final = (("se", "torchvision"), ("se", "monai"), ("eca", "circular"))
 IN_NETS: Final = ("none", "se", "eca", "cbam")
 # Loading the libraries and the ceilings come before, and the last case is finished: a minute and a half on a GPU.
-MINUTES: Final = {("quick", "cpu"): 4.5, ("quick", "cuda"): 4.0, ("full", "cpu"): 45.0, ("full", "cuda"): 8.5}
+MINUTES: Final = {("quick", "cpu"): 4.5, ("quick", "cuda"): 4.0, ("full", "cpu"): 45.0, ("full", "cuda"): 8.5,
+                  ("kernels", "cuda"): 8.5}   # fmt: skip
 
 
 def suite(name: str, device: str, blocks: Sequence[str] = BLOCKS) -> Suite:
-    """The cases of suite "quick" or "full" on "cpu" or "cuda", of some of the blocks."""
-    cases = quick(device) if name == "quick" else full(device)
-    chosen = tuple(case for case in cases if case.block in (*blocks, "none"))
+    """The cases of suite "quick", "full" or, on CUDA, "kernels" on "cpu" or "cuda", of some of the blocks."""
+    chosen = tuple(case for case in SUITES[name](device) if case.block in (*blocks, "none"))
     return Suite(tuple(dict.fromkeys(chosen)), MINUTES[name, device])
 
 
@@ -132,6 +133,24 @@ def full(device: str) -> Iterator[Case]:
         yield from every_form(case for mode in BOTH for case in of_blocks(device, 1, mode))
 
 
+def kernels(device: str) -> Iterator[Case]:
+    """What the fused kernels have goals for, with the peers compiled too."""
+    yield from peer_compiled(case for mode in ("inference", "backward") for case in of_blocks(device, 0, mode))
+    yield from networks(IMAGES[device], SCANS[device])
+    yield from peer_compiled([of_block("attention_gate", SKIPS[device][0], "forward"), *coarse(device)])
+    for small in (False, True):
+        x = inputs("attention_gate", SKIPS[device][0], coarse=small)
+        yield Case("attention_gate", x, "backward", variant=NORMLESS)
+    for number in range(1, len(MAPS[device])):
+        again = [case for mode in ("inference", "backward") for case in of_blocks(device, number, mode)]
+        yield from peer_compiled(case for case in again if case.block in ("se", "eca", "attention_gate"))
+
+
+def peer_compiled(cases: Iterable[Case]) -> Iterator[Case]:
+    """The cases, of the peer also compiled."""
+    yield from (replace(case, forms=EAGER | {"peer compiled"}) for case in cases)
+
+
 def every_form(cases: Iterable[Case]) -> Iterator[Case]:
     """The cases, also compiled and in Keras."""
     yield from (replace(case, forms=EVERY) for case in cases)
@@ -163,3 +182,6 @@ def networks(images: tuple[int, ...], scans: tuple[int, ...]) -> Iterator[Case]:
             yield Case(block, (images,), mode, network="resnet50", variant=PEER.get(block))
         for block in ("none", "attention_gate"):
             yield Case(block, (scans,), mode, network="unet", variant="leejunhyun")
+
+
+SUITES: Final = {"quick": quick, "full": full, "kernels": kernels}

@@ -189,13 +189,15 @@ def of_blocks(it: Subject) -> Iterator[Contender]:
     }
     for library, build in builds.items():
         yield Contender(Provider(library), it, build)
+    compiled: dict[str, Callable[[], nn.Module]] = {}
     if "compiled" in it.case.forms:
-        first = dict(list(builds.items())[:1])
-        ours: dict[str, Callable[[], nn.Module]] = {"attzoo": lambda: deepcopy(it.ours)}
-        for library, build in (ours | first).items():
-            for form, (options, layout) in COMPILED.items():
-                if layout != it.case.layout:
-                    yield Contender(Provider(library, form=form), it, build, options, layout)
+        compiled["attzoo"] = lambda: deepcopy(it.ours)
+    if it.case.forms & {"compiled", "peer compiled"}:
+        compiled |= dict(list(builds.items())[:1])
+    for library, build in compiled.items():
+        for form, (options, layout) in COMPILED.items():
+            if layout != it.case.layout:
+                yield Contender(Provider(library, form=form), it, build, options, layout)
 
 
 def of_networks(it: Subject) -> Iterator[Contender]:

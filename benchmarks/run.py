@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from . import cuda, facts, runs
-from .cases import BLOCKS, Case, Suite, suite
+from .cases import BLOCKS, MINUTES, SUITES, Case, Suite, suite
 from .fleet import fleet
 from .measure import Bench, Racer, line, measure
 from .peers import INSTALL
@@ -33,7 +33,9 @@ PACE: Final = {
     "quick": {"cpu": Pace(9, 0.02, 5.0), "graph": Pace(200, 0.0), "calls": Pace(15, 0.01, 5.0)},
     "full": {"cpu": Pace(21, 0.02, 5.0), "graph": Pace(200, 0.0), "calls": Pace(30, 0.01, 6.0)},
 }
-WEIGHT: Final = {"eager": 1.0, "compiled": 15.0, "keras": 8.0}   # of a case's forms, to guess how long it takes
+PACE["kernels"] = PACE["full"]
+# Of a case's forms, to guess how long it takes.
+WEIGHT: Final = {"eager": 1.0, "peer compiled": 7.0, "compiled": 15.0, "keras": 8.0}
 
 
 def run(name: str, device: str, blocks: Sequence[str] = BLOCKS, out: Path | None = None) -> tuple[Run, Path]:
@@ -86,9 +88,11 @@ def state(device: str, when: str) -> dict[str, str]:
 
 def checked(name: str, device: str, blocks: Sequence[str]) -> Suite:
     """The suite. Raises ValueError for what there is none of."""
-    for what, got, known in (("suite", name, ("quick", "full")), ("device", device, ("cpu", "cuda"))):
+    for what, got, known in (("suite", name, tuple(SUITES)), ("device", device, ("cpu", "cuda"))):
         if got not in known:
             raise ValueError(f"{what} must be one of {', '.join(known)}, got {got!r}")
+    if (name, device) not in MINUTES:
+        raise ValueError(f"suite {name} needs a CUDA device, got {device}")
     unknown = [block for block in blocks if block not in BLOCKS]
     if unknown:
         raise ValueError(f"blocks must be of {', '.join(BLOCKS)}, got {', '.join(unknown)}")

@@ -93,7 +93,7 @@ class Row:
 class Run:
     """A whole result file.
 
-    suite: "quick" or "full". device: "cpu" or "cuda". machine, versions, flags: name -> value, printable.
+    suite: "quick", "full" or "kernels". device: "cpu" or "cuda". machine, versions, flags: name -> value, printable.
     ceilings: name -> number, what this machine can do: "copy GB/s", "L2 GB/s", "launch us".
     absent: package -> how to install it. left: cases that time ran out for, as str(Case).
     """

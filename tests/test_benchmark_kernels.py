@@ -21,6 +21,7 @@ from benchmarks.__main__ import app
 from benchmarks.cases import Case
 from benchmarks.goals import GOALS, LEFT, goal
 from benchmarks.measure import Bench
+from benchmarks.peers import Peer, channels
 from benchmarks.picking import against
 from benchmarks.run import install
 from benchmarks.runs import COPY, FUSED, Provider, Row, Run, write
@@ -217,14 +218,35 @@ def test_in_a_resnet50_fused_stands_beside_the_plain_network_eager_blocks_and_th
     assert told(*rows) == [["se", mode, "93 %", "78 %", "70 %", aim] for mode, aim in aims.items()]
 
 
-def test_every_timed_goal_is_of_a_case_and_none_hides_another():
-    blocks = [case for case in cases.suite("full", "cuda").cases if not case.network]
-    assert {goal(case) for case in blocks} >= {each for each in GOALS if each.modes != ("backward",)}
-    for case in blocks:
+@pytest.mark.parametrize("name", ["full", "kernels"])
+def test_no_goal_hides_another(name):
+    for case in cases.suite(name, "cuda").cases:
         assert sum(each.covers(case) for each in GOALS) <= 1
-    gate = next(case for case in blocks if case.block == "attention_gate" and case.mode == "backward")
-    assert goal(gate).norm is True
-    assert goal(replace(gate, variant="kuc")).norm is False
+
+
+def test_every_goal_has_a_case_in_the_suite_of_the_kernels_beside_what_is_compiled():
+    suite = [case for case in cases.suite("kernels", "cuda").cases if not case.network]
+    assert {goal(case) for case in suite} == {*GOALS, None}   # spatial attention's has none of its own
+    assert {case.block for case in suite if goal(case) is None} == {"spatial_attention"}
+    assert {case.variant for case in suite if "peer compiled" not in case.forms} == {cases.NORMLESS}
+    normless = next(case for case in suite if case.variant == cases.NORMLESS)
+    assert goal(normless).norm is False
+    assert goal(replace(normless, variant="monai")).norm is True
+
+
+def test_of_the_peer_alone_it_is_compiled(monkeypatch):
+    names = {name: f"mlp.{name}" for name in attzoo.get("se", backend="numpy")(8).weights}
+    monkeypatch.setattr(providers, "PEERS", {
+        f"{name} SE": Peer(name, name, "SE", "se", "timm", channels, names) for name in ("timm", "other")
+    })   # fmt: skip
+    it = subjects.subject(replace(SE, shapes=((1, 8, 2, 2),), forms=frozenset({"eager", "peer compiled"})), "cpu")
+    found = [str(racer.provider) for racer in providers.contenders(it)]
+    assert found == ["attzoo", "timm", "other", *map(str, COMPILED)]
+    it = replace(it, case=replace(it.case, forms=frozenset({"compiled"})))
+    assert len([*providers.contenders(it)]) == 3 + 2 * len(COMPILED)
+
+
+def test_goals_are_further_than_what_is_accepted():
     for each in GOALS:
         copies, *others = zip(each.aim, each.accept, strict=True)
         assert copies[0] < copies[1]

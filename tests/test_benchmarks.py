@@ -246,8 +246,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
 # ---- cases -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("name", ["quick", "full"])
+@pytest.mark.parametrize(("name", "device"), cases.MINUTES)
 def test_suites_hold_every_block_once(name, device):
     chosen = suite(name, device).cases
     assert {case.block for case in chosen if not case.network} == set(registry.BLOCKS)
@@ -422,7 +421,8 @@ def test_time_left_is_guessed_by_weight():
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (("slow", "cpu"), "suite must be one of quick, full, got 'slow'"),
+        (("slow", "cpu"), "suite must be one of quick, full, kernels, got 'slow'"),
+        (("kernels", "cpu"), "suite kernels needs a CUDA device, got cpu"),
         (("quick", "tpu"), "device must be one of cpu, cuda, got 'tpu'"),
         (("quick", "cpu", ("se", "transformer")), "blocks must be of .*, got transformer"),
     ],
