@@ -29,11 +29,12 @@ Others = Callable[[Subject], Iterable[Racer]]
 
 RESULTS: Final = Path(__file__).parent / "results"
 # By clock; of graphs, every replay is a sample of its own.
+THOROUGH: Final = {"cpu": Pace(21, 0.02, 5.0), "graph": Pace(200, 0.0), "calls": Pace(30, 0.01, 6.0)}
 PACE: Final = {
     "quick": {"cpu": Pace(9, 0.02, 5.0), "graph": Pace(200, 0.0), "calls": Pace(15, 0.01, 5.0)},
-    "full": {"cpu": Pace(21, 0.02, 5.0), "graph": Pace(200, 0.0), "calls": Pace(30, 0.01, 6.0)},
+    "full": THOROUGH,
+    "kernels": THOROUGH,
 }
-PACE["kernels"] = PACE["full"]
 # Of a case's forms, to guess how long it takes.
 WEIGHT: Final = {"eager": 1.0, "peer compiled": 7.0, "compiled": 15.0, "keras": 8.0}
 
