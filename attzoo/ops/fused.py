@@ -33,15 +33,22 @@ LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
 # ---- when ------------------------------------------------------------------------------------------------------------
 
 
-def serves(block: nn.Module, kind: type, *inputs: Tensor, parts: Sequence[tuple[nn.Module, type]] = ()) -> bool:
+def serves(
+    block: nn.Module,
+    kind: type,
+    *inputs: Tensor,
+    parts: Sequence[tuple[nn.Module, type]] = (),
+    unless: Callable[..., str | None] | None = None,
+) -> bool:
     """Whether the fused form of `block`, a `kind`, is to compute: attzoo.kernels decides.
 
-    parts: blocks that it is made of, and what they must be. Raises RuntimeError under kernels("triton") where there is
+    parts: blocks that it is made of, and what they must be. unless: of block and inputs, a reason of the block's own
+    why not, or None; asked last. Raises RuntimeError under kernels("triton") where there is
     no fused form.
     """
     if settings.chosen == "eager" or (settings.chosen == "auto" and not wins(kind, inputs[0])):
         return False
-    why = refusal(block, inputs, ((block, kind), *parts))
+    why = refusal(block, inputs, ((block, kind), *parts)) or (unless(block, *inputs) if unless else None)
     if why and settings.chosen == "triton":
         raise RuntimeError(f'kernels("triton") asks for a fused {kind.__name__}, but {why}')
     return not why
@@ -142,6 +149,7 @@ class Fused:
     parameters and None where it has none, `fixed` tensors without a gradient, and options.
     outputs(*args): room for y and for all that is kept, from shapes alone. forward(args, outputs): writes them.
     backward(dy, args, kept, gradients): writes a gradient for each tensor that has one.
+    plain(block): what the plain form is, with its parameters; the block itself, unless it does more than the kernels.
     """
 
     def __init__(
@@ -153,10 +161,11 @@ class Fused:
         forward: Callable[[Sequence[Any], Sequence[Tensor]], None],
         backward: Callable[[Tensor, Sequence[Any], Sequence[Tensor], Sequence[Any]], None],
         fixed: int = 0,
+        plain: Callable[[nn.Module], nn.Module] = lambda block: block,
     ) -> None:
         self.tensors = sum(argument.split()[0].startswith("Tensor") for argument in arguments.split(","))
         self.learned = self.tensors - fixed
-        self.outputs, self.write, self.write_back = outputs, forward, backward
+        self.outputs, self.write, self.write_back, self.plain = outputs, forward, backward, plain
         self.function = _function(self)
         self.operator = _operator(self, f"attzoo::{name}", arguments, kept)
 
@@ -202,7 +211,7 @@ def _function(it: Fused) -> type[Function]:
             if dy is None:
                 found: Sequence[Tensor | None] = [None] * it.learned
             elif torch.is_grad_enabled():
-                found = _plainly(ctx.block, tensors[: it.learned], dy)
+                found = _plainly(it.plain(ctx.block), tensors[: it.learned], dy)
             else:
                 found = it.backward(dy, [*tensors, *ctx.options], kept)
             return None, *found, *[None] * (it.tensors - it.learned + len(ctx.options))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from torch import Tensor, nn
 
+from ...ops import fused
 from ...ops import torch as ops
 from . import spec, torch_cpu
 from .torch_cpu import project
@@ -52,9 +54,30 @@ class AttentionGate(ops.Block):
         return ops.resize(ops.sigmoid(q), x.shape[2:], *how)
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:   # type: ignore[override]
-        folds = torch_cpu.folds(self, ATTENTION, x, g)
-        y = torch_cpu.gated(self, x, g) if folds else x * self.attention(x, g)
-        return self.output_norm(self.output(y))
+        return self.output_norm(self.output(self.product(x, g)))
+
+    def product(self, x: Tensor, g: Tensor) -> Tensor:
+        """x * attention(x, g), one way or another: (N, C, *S), (N, G, *G) -> (N, C, *S)."""
+        self.accept(x, g)
+        if fused.serves(self, AttentionGate, x, g, unless=unserved):
+            from . import triton
+            return triton.fused(self, x, g)
+        if torch_cpu.folds(self, ATTENTION, x, g):
+            return torch_cpu.gated(self, x, g)
+        return x * self.attention(x, g)
 
 
+def unserved(gate: AttentionGate, x: Tensor, g: Tensor) -> str | None:
+    """Why there are no kernels for a gate and its inputs; None where there are."""
+    it = gate.spec
+    if prod(it.strides) > 1:
+        return f"its kernels have no stride, got {it.strides}"
+    if it.width > WIDEST:
+        return f"its kernels hold up to {WIDEST} inter_channels, got {it.width}"
+    if it.width * max(prod(x.shape[2:]), prod(g.shape[2:])) >= fused.LONGEST:
+        return f"it takes fewer than 2^31 numbers in inter_channels of a sample, got {x.shape} and {g.shape}"
+    return None
+
+
+WIDEST = 256   # inter_channels that a program of the kernels holds
 ATTENTION = AttentionGate.attention   # as it is here, whatever a subclass or a listener puts in its place

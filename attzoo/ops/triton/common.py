@@ -112,3 +112,14 @@ def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
         there = device.type != "cuda" or device.index == torch.cuda.current_device()
         with nullcontext() if there else torch.cuda.device(device):
             kernel[(programs,)](*args, **options)
+
+
+@torch.no_grad()
+def follow(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
+    """What a batch norm does in training besides: its running statistics follow those of a batch of `count` values."""
+    if norm.running_mean is None:
+        return
+    norm.num_batches_tracked += 1
+    step = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+    norm.running_mean += step * (mean - norm.running_mean)
+    norm.running_var += step * (var * (count / (count - 1)) - norm.running_var)

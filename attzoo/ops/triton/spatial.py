@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import common
 from . import maps as conv
 from .common import small
 
@@ -97,18 +98,10 @@ def backward(
     return conv.backward(da, ties, kept.maps, it.weight, size, channels, dweight)
 
 
-@torch.no_grad()
 def follow(block: Any, it: Filter, kept: Kept) -> None:
-    """What batch norm does in training besides: its running statistics follow the batch's."""
-    norm = block.norm
-    if it.scale is None or not it.training or norm.running_mean is None:
-        return
-    count = kept.q.numel()
-    norm.num_batches_tracked += 1
-    step = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
-    var = (kept.rate**-2 - it.eps) * (count / (count - 1))
-    norm.running_mean += step * (kept.mean - norm.running_mean)
-    norm.running_var += step * (var - norm.running_var)
+    """What batch norm does in training besides."""
+    if it.scale is not None and it.training:
+        common.follow(block.norm, kept.mean, kept.rate**-2 - it.eps, kept.q.numel())
 
 
 def _float(x: Tensor | None) -> Tensor | None:
