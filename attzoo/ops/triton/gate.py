@@ -245,8 +245,13 @@ def gate(
     launch(gate_kernel, N * triton.cdiv(S, BS), *args, **grids.options, **options, **sizes_of_tile)
 
 
-def tile(x: Tensor, F: int, C: int) -> tuple[int, int, int, int]:
-    """F, channels and places of a program of products, and how many threads of 32 share them."""
-    BF, BC = max(16, power(F)), max(16, min(power(C), 64))
-    BS = 64 if BF <= 64 else 32
-    return BF, BC, BS, 4 if BF <= 64 else 8
+def tile(x: Tensor, F: int, C: int, back: bool = False) -> tuple[int, int, int, int]:
+    """F, channels and places of a program of products, and how many threads of 32 share them: what spills nowhere."""
+    exact = x.dtype == torch.float32 and precision() != "tf32"   # three products of halves, and halves of both factors
+    BF = max(16, power(F))
+    widest = 64 if exact or BF > 64 else 128
+    if back:
+        widest = min(128, 8192 // BF // (2 if exact and BF > 64 else 1))
+    BC = max(16, min(power(C), widest))
+    few = BF <= 32 and BC <= 64
+    return BF, BC, 64 if few and not back and not exact else 32, 4 if few else 8

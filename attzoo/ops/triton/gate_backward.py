@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import PROGRAMS, at, launch, power, sizes, small
-from .gate import WORD, column, matrix, passed, precision, product, projected, tile, values
+from .common import PROGRAMS, at, launch, sizes, small
+from .gate import column, matrix, passed, precision, product, projected, tile, values
 from .resize import Grids, first, found, reaches
 
 AT_ONCE = 64                # parts that are put together at a time
@@ -257,7 +257,7 @@ def to_sigmoid(x: Tensor, dy: Tensor, alpha: Tensor, last: bool) -> Tensor:
 
 def whole(x: Tensor, F: int) -> bool:
     """Whether one program takes all channels of x, so that `to_input` finds dz itself."""
-    return x.shape[1] <= tile(x, F, x.shape[1])[1]
+    return x.shape[1] <= tile(x, F, x.shape[1], back=True)[1]
 
 
 def to_input(
@@ -278,14 +278,14 @@ def to_input(
     own: whether dz is to be found, and written, first. centre: mean, away and slope of every channel, (3, F).
     """
     (N, C, S), F = sizes(x), len(w)
-    BF, BC, BS, num_warps = tile(x, F, C)
+    BF, BC, BS, num_warps = tile(x, F, C, back=True)
     blocks = triton.cdiv(C, BC)
     steps = N * triton.cdiv(S, BS)
     parts = max(1, min(steps, RESIDENT // blocks, N * S // (8 * BF)))   # or writing them would take as long
     sums = Parts(small(x, parts, F, C), small(x, parts, F + 1))
     where, constants = it.arguments()
     args = x, dy, w, scale, psi, alpha, it.dz, it.bits, centre, dx, *sums, N, F, C, S, parts, *where
-    sizes_of_tile = {"BF": BF, "BC": BC, "BS": BS, "num_warps": num_warps, "num_stages": 1}
+    sizes_of_tile = {"BF": BF, "BC": BC, "BS": BS, "num_warps": num_warps, "num_stages": 2}
     options = {"OWN": own, "LAST": last, "PRECISION": precision()}
     launch(input_kernel, blocks * parts, *args, **constants, **options, **sizes_of_tile)
     return sums
