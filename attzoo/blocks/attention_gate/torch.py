@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
 from ...ops import fused
@@ -70,12 +71,14 @@ class AttentionGate(ops.Block):
 def unserved(gate: AttentionGate, x: Tensor, g: Tensor) -> str | None:
     """Why there are no kernels for a gate and its inputs; None where there are."""
     it = gate.spec
+    exact = x.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32
+    widest = WIDEST // 2 if exact else WIDEST
     if prod(it.strides) > 1:
-        return f"its kernels have no stride, got {it.strides}"
-    if it.width > WIDEST:
-        return f"its kernels hold up to {WIDEST} inter_channels, got {it.width}"
+        return f"it takes a stride of 1, got {it.strides}"
+    if it.width > widest:
+        return f"it takes up to {widest} inter_channels{' without TF32' if exact else ''}, got {it.width}"
     if it.width * max(prod(x.shape[2:]), prod(g.shape[2:])) >= fused.LONGEST:
-        return f"it takes fewer than 2^31 numbers in inter_channels of a sample, got {x.shape} and {g.shape}"
+        return f"it takes samples of fewer than 2^31 numbers within, got {tuple(x.shape)} and {tuple(g.shape)}"
     return None
 
 

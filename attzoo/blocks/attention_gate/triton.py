@@ -84,7 +84,7 @@ def outputs(x: Tensor, g: Tensor, *rest: Any) -> Sequence[Any]:
 
 
 def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
-    """Fold the norms, project g where it is coarser, and do the rest in one pass, but for norms that go by the batch."""
+    """Fold the norms, project g where it is coarser, and do the rest in one pass, but for norms by the batch."""
     x, g, it = args[0], args[1], Gate(*args[2:])
     y, kept = to[0], Kept(*to[1:])
     skip, gating, psi = it.training
@@ -101,8 +101,8 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
         gate.project(g, it.u, kept.folded, p, last(x))
     room = None if psi else y, kept.alpha if it.keep and not psi else None
     more = kept.bits if it.keep else None, kept.logits if psi else None
-    both = (p, it.w, None) if coarse else (g, it.w, it.u)
-    gate.gate(x, *both, kept.folded, _grids(x, g, it), (*room, *more))
+    second, u = (p, None) if coarse else (g, it.u)
+    gate.gate(x, second, it.w, u, kept.folded, _grids(x, g, it), (*room, *more))
     if psi:
         stats = _float(it.psi_scale), _float(it.psi_shift), None, None, True, 0.0, it.eps[2]
         normal, mean, rate = torch.native_batch_norm(kept.logits[:, None], *stats)
@@ -140,9 +140,6 @@ def backward(dy: Tensor, args: Sequence[Any], saved: Sequence[Tensor], gradients
     _to_norms(totals, v, it, kept, learned[6:])
 
 
-KERNELS = Fused("attention_gate", ARGUMENTS, len(Kept._fields), outputs, forward, backward, 6, lambda gate: Product(gate))
-
-
 class Product(nn.Module):
     """x * gate.attention(x, g), which is all that the kernels do, by the parameters that this takes."""
 
@@ -154,6 +151,9 @@ class Product(nn.Module):
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:
         return x * self.attention(x, g)
+
+
+KERNELS = Fused("attention_gate", ARGUMENTS, len(Kept._fields), outputs, forward, backward, 6, Product)
 
 
 def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:

@@ -35,6 +35,15 @@ class Norm(NamedTuple):
     eps: float
 
 
+class Tile(NamedTuple):
+    """All inner channels by a block of channels by places, and how many threads of 32 share them."""
+
+    BF: int
+    BC: int
+    BS: int
+    num_warps: int
+
+
 # ---- in kernels ------------------------------------------------------------------------------------------------------
 
 
@@ -245,13 +254,15 @@ def gate(
     launch(gate_kernel, N * triton.cdiv(S, BS), *args, **grids.options, **options, **sizes_of_tile)
 
 
-def tile(x: Tensor, F: int, C: int, back: bool = False) -> tuple[int, int, int, int]:
-    """F, channels and places of a program of products, and how many threads of 32 share them: what spills nowhere."""
-    exact = x.dtype == torch.float32 and precision() != "tf32"   # three products of halves, and halves of both factors
+def tile(x: Tensor, F: int, C: int) -> Tile:
+    """For a forward pass: as large as spills nowhere, and no larger than a GPU needs to have several at once."""
     BF = max(16, power(F))
-    widest = 64 if exact or BF > 64 else 128
-    if back:
-        widest = min(128, 8192 // BF // (2 if exact and BF > 64 else 1))
+    widest = 128 if BF <= 64 and not exact(x) else 32 if BF > 128 and x.dtype == torch.float32 else 64
     BC = max(16, min(power(C), widest))
     few = BF <= 32 and BC <= 64
-    return BF, BC, 64 if few and not back and not exact else 32, 4 if few else 8
+    return Tile(BF, BC, 64 if few and not exact(x) else 32, 4 if few else 8)
+
+
+def exact(x: Tensor) -> bool:
+    """Whether products take three of TF32's, and parts of both factors in registers."""
+    return x.dtype == torch.float32 and precision() != "tf32"

@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import PROGRAMS, at, launch, sizes, small
-from .gate import column, matrix, passed, precision, product, projected, tile, values
+from .common import PROGRAMS, at, launch, power, sizes, small
+from .gate import Tile, column, exact, matrix, passed, precision, product, projected, values
 from .resize import Grids, first, found, reaches
 
 AT_ONCE = 64                # parts that are put together at a time
@@ -255,9 +255,17 @@ def to_sigmoid(x: Tensor, dy: Tensor, alpha: Tensor, last: bool) -> Tensor:
     return dz
 
 
+def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
+    """For the way back, which holds sums of (BF, BC) too: as large as spills nowhere."""
+    BF = max(16, power(F))
+    BC = max(16, min(power(C), 128, 8192 // BF))
+    many = exact(x) and (centred or BF > 64)
+    return Tile(BF, BC, 16 if many else 32, 4 if BF <= 32 and BC <= 64 else 8)
+
+
 def whole(x: Tensor, F: int) -> bool:
     """Whether one program takes all channels of x, so that `to_input` finds dz itself."""
-    return x.shape[1] <= tile(x, F, x.shape[1], back=True)[1]
+    return x.shape[1] <= tile(x, F, x.shape[1], False).BC
 
 
 def to_input(
@@ -278,7 +286,7 @@ def to_input(
     own: whether dz is to be found, and written, first. centre: mean, away and slope of every channel, (3, F).
     """
     (N, C, S), F = sizes(x), len(w)
-    BF, BC, BS, num_warps = tile(x, F, C, back=True)
+    BF, BC, BS, num_warps = tile(x, F, C, centre is not None)
     blocks = triton.cdiv(C, BC)
     steps = N * triton.cdiv(S, BS)
     parts = max(1, min(steps, RESIDENT // blocks, N * S // (8 * BF)))   # or writing them would take as long

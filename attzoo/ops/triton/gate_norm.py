@@ -13,6 +13,8 @@ from .common import launch, sizes, small
 from .gate import column, precision, projected, tile
 from .gate_backward import RESIDENT, Slopes, slopes
 
+PLACES = 32   # that a program takes at once
+
 
 @triton.jit
 def moments_kernel(
@@ -48,10 +50,10 @@ def moments_kernel(
 def moments(x: Tensor, w: Tensor, last: bool) -> tuple[Tensor, Tensor]:
     """Mean and variance of W x over samples and places: (N, C, *S), (F, C, 1..) -> (F,) each."""
     (N, C, S), F = sizes(x), len(w)
-    BF, BC, BS, num_warps = tile(x, F, C)
-    count = max(1, min(N * triton.cdiv(S, BS), RESIDENT))
+    BF, BC, _, num_warps = tile(x, F, C)
+    count = max(1, min(N * triton.cdiv(S, PLACES), RESIDENT))
     parts = small(x, count, 3, F)
-    options = {"LAST": last, "PRECISION": precision(), "BF": BF, "BC": BC, "BS": BS}
+    options = {"LAST": last, "PRECISION": precision(), "BF": BF, "BC": BC, "BS": PLACES}
     launch(moments_kernel, count, x, w, parts, N, F, C, S, count, **options, num_warps=num_warps, num_stages=2)
     means, spreads, counts = parts.double().unbind(1)
     mean = (counts * means).sum(0) / counts.sum(0)
@@ -92,11 +94,11 @@ def sums_kernel(
 def sums(x: Tensor, w: Tensor, mean: Tensor, it: Slopes, last: bool) -> tuple[Tensor, Tensor]:
     """Sums of e and of e (W x - mean) over samples and places: (F,) each."""
     (N, C, S), F = sizes(x), len(w)
-    BF, BC, BS, num_warps = tile(x, F, C)
-    count = max(1, min(N * triton.cdiv(S, BS), RESIDENT))
+    BF, BC, _, num_warps = tile(x, F, C)
+    count = max(1, min(N * triton.cdiv(S, PLACES), RESIDENT))
     parts = small(x, count, 2, F)
     where, constants = it.arguments()
-    options = {"LAST": last, "PRECISION": precision(), "BF": BF, "BC": BC, "BS": BS}
+    options = {"LAST": last, "PRECISION": precision(), "BF": BF, "BC": BC, "BS": PLACES}
     args = x, w, mean, it.dz, it.bits, parts, N, F, C, S, count, *where
     launch(sums_kernel, count, *args, **constants, **options, num_warps=num_warps, num_stages=2)
     of_e, of_t = parts.double().sum(0).float()

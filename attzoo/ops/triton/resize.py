@@ -1,8 +1,8 @@
 """Resampling inside a kernel, as ops.resize means it: a place of the new grid finds the old ones, and the other way.
 
-In 1-D to 3-D, in one form: grids are (D, H, W), and a line or an image has 1 of what it lacks. Along an axis a new place
-lies between two old ones, or at one where sizes are equal or interpolation is nearest. Shares are quotients of integers
-and so exact whatever the size. (N, Q, F), channels last, is how kernels hand small grids to each other.
+In 1-D to 3-D, in one form: grids are (D, H, W), and a line or an image has 1 of what it lacks. Along an axis a new
+place lies between two old ones, or at one where sizes are equal or interpolation is nearest. Shares are quotients of
+integers and so exact whatever the size. Maps are (N, Q, F): one place's channels lie side by side.
 """
 
 from __future__ import annotations
