@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from math import prod
 from typing import Any, Final
@@ -33,15 +33,17 @@ LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
 # ---- when ------------------------------------------------------------------------------------------------------------
 
 
-def serves(block: nn.Module, kind: type, *inputs: Tensor, parts: Sequence[tuple[nn.Module, type]] = ()) -> bool:
-    """Whether the fused form of `block`, a `kind`, is to compute: attzoo.kernels decides.
+def serves(
+    block: nn.Module, kind: type, x: Tensor, *others: Tensor | None, parts: Sequence[tuple[nn.Module, type]] = ()
+) -> bool:
+    """Whether the fused form of `block`, a `kind`, is to compute with these inputs: attzoo.kernels decides.
 
     parts: blocks that it is made of, and what they must be. Raises RuntimeError under kernels("triton") where there is
     no fused form.
     """
-    if settings.chosen == "eager" or (settings.chosen == "auto" and not wins(kind, inputs[0])):
+    if settings.chosen == "eager" or (settings.chosen == "auto" and not wins(kind, x)):
         return False
-    why = refusal(block, inputs, ((block, kind), *parts))
+    why = refusal(block, [x, *(t for t in others if t is not None)], ((block, kind), *parts))
     if why and settings.chosen == "triton":
         raise RuntimeError(f'kernels("triton") asks for a fused {kind.__name__}, but {why}')
     return not why
@@ -141,7 +143,8 @@ class Fused:
     arguments: the operator's, in the words of torch.library: the block's inputs, what it learns, in the order of its
     parameters and None where it has none, `fixed` tensors without a gradient, and options.
     outputs(*args): room for y and for all that is kept, from shapes alone. forward(args, outputs): writes them.
-    backward(dy, args, kept, gradients): writes a gradient for each tensor that has one.
+    backward(dy, args, y, kept, gradients): writes a gradient for each tensor that has one, or puts it there.
+    rereads(*args): whether backward gets y, which is then kept too, or None.
     """
 
     def __init__(
@@ -151,20 +154,21 @@ class Fused:
         kept: int,
         outputs: Callable[..., Sequence[Tensor]],
         forward: Callable[[Sequence[Any], Sequence[Tensor]], None],
-        backward: Callable[[Tensor, Sequence[Any], Sequence[Tensor], Sequence[Any]], None],
+        backward: Callable[[Tensor, Sequence[Any], Tensor | None, Sequence[Tensor], list[Any]], None],
         fixed: int = 0,
+        rereads: Callable[..., bool] = lambda *args: False,
     ) -> None:
         self.tensors = sum(argument.split()[0].startswith("Tensor") for argument in arguments.split(","))
         self.learned = self.tensors - fixed
-        self.outputs, self.write, self.write_back = outputs, forward, backward
+        self.outputs, self.write, self.write_back, self.rereads = outputs, forward, backward, rereads
         self.function = _function(self)
         self.operator = _operator(self, f"attzoo::{name}", arguments, kept)
 
-    def __call__(self, block: nn.Module, *args: Any) -> Sequence[Tensor]:
-        """The outputs."""
+    def __call__(self, block: nn.Module, *args: Any, **options: Any) -> Sequence[Tensor]:
+        """The outputs. options: that the block's plain form has to be called with."""
         if torch.compiler.is_compiling():
             return self.operator(*args)
-        return self.function.apply(block, *args)
+        return self.function.apply(partial(_plain, block, options), *args)
 
     def forward(self, *args: Any) -> tuple[Tensor, ...]:
         """The outputs, without autograd."""
@@ -172,10 +176,15 @@ class Fused:
         self.write(args, outputs)
         return outputs
 
-    def backward(self, dy: Tensor, args: Sequence[Any], kept: Sequence[Tensor]) -> list[Tensor | None]:
+    def saved(self, args: Sequence[Any], outputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """What the way back needs: tensors among the arguments, y if it is read again, and what is kept."""
+        return [*args[: self.tensors], outputs[0] if self.rereads(*args) else None, *outputs[1:]]
+
+    def backward(self, dy: Tensor, saved: Sequence[Any], options: Sequence[Any]) -> list[Tensor | None]:
         """A gradient for each tensor that has one."""
+        args, (y, *kept) = [*saved[: self.tensors], *options], saved[self.tensors :]
         gradients = self.gradients(args)
-        self.write_back(dy, args, kept, gradients)
+        self.write_back(dy, args, y, kept, gradients)
         return gradients
 
     def gradients(self, args: Sequence[Any]) -> list[Tensor | None]:
@@ -188,40 +197,37 @@ def _function(it: Fused) -> type[Function]:
 
     class Call(Function):
         @staticmethod
-        def forward(ctx: Any, block: nn.Module, *args: Any) -> tuple[Tensor, ...]:
+        def forward(ctx: Any, plain: Callable[..., Tensor], *args: Any) -> tuple[Tensor, ...]:
             outputs = it.forward(*args)
-            ctx.block, ctx.options = block, args[it.tensors :]
-            ctx.save_for_backward(*args[: it.tensors], *outputs[1:])
+            ctx.plain, ctx.options = plain, args[it.tensors :]
+            ctx.save_for_backward(*it.saved(args, outputs))
             ctx.mark_non_differentiable(*outputs[1:])
             ctx.set_materialize_grads(False)
             return outputs
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
-            tensors, kept = ctx.saved_tensors[: it.tensors], ctx.saved_tensors[it.tensors :]
+            saved = ctx.saved_tensors
             if dy is None:
                 found: Sequence[Tensor | None] = [None] * it.learned
             elif torch.is_grad_enabled():
-                found = _plainly(ctx.block, tensors[: it.learned], dy)
+                found = differentiate(lambda *tensors: [ctx.plain(*tensors)], saved[: it.learned], [dy])
             else:
-                found = it.backward(dy, [*tensors, *ctx.options], kept)
+                found = it.backward(dy, saved, ctx.options)
             return None, *found, *[None] * (it.tensors - it.learned + len(ctx.options))
 
     return Call
 
 
-def _plainly(block: nn.Module, tensors: Sequence[Tensor | None], dy: Tensor) -> Sequence[Tensor | None]:
-    """Gradients that may be differentiated, those of the block's plain form: of its inputs and its parameters."""
+def _plain(block: nn.Module, options: dict[str, Any], *tensors: Tensor | None) -> Tensor:
+    """What the block's plain form makes of its inputs, and of these parameters in the place of its own."""
     names = [name for name, _ in block.named_parameters()]
-
-    def call(*given: Tensor | None) -> list[Tensor]:
-        present = [t for t in given if t is not None]
-        inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
-        buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}   # running statistics run once
-        with settings.kernels("eager"):
-            return [functional_call(block, dict(zip(names, learned, strict=True)) | buffers, tuple(inputs))]
-
-    return differentiate(call, tuple(tensors), [dy])
+    present = [t for t in tensors if t is not None]
+    inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
+    buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}   # running statistics run once
+    arrays = dict(zip(names, learned, strict=True)) | buffers
+    with settings.kernels("eager"):
+        return functional_call(block, arrays, tuple(inputs), options)
 
 
 def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:
@@ -231,20 +237,21 @@ def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:
     ahead = library.custom_op(name, it.forward, mutates_args=(), schema=f"({arguments}) -> ({results})")
     ahead.register_fake(lambda *args: tuple(it.outputs(*args)))
 
-    def back(dy: Tensor, kept: list[Tensor], *args: Any) -> list[Tensor]:
-        return [gradient for gradient in it.backward(dy, args, kept) if gradient is not None]
+    def back(dy: Tensor, y: Tensor | None, kept: list[Tensor], *args: Any) -> list[Tensor]:
+        found = it.backward(dy, [*args[: it.tensors], y, *kept], args[it.tensors :])
+        return [gradient for gradient in found if gradient is not None]
 
-    schema = f"(Tensor dy, Tensor[] kept, {arguments}) -> Tensor[]"
+    schema = f"(Tensor dy, Tensor? y, Tensor[] kept, {arguments}) -> Tensor[]"
     again = library.custom_op(f"{name}_backward", back, mutates_args=(), schema=schema)
-    again.register_fake(lambda dy, kept, *args: [t for t in it.gradients(args) if t is not None])
+    again.register_fake(lambda dy, y, kept, *args: [t for t in it.gradients(args) if t is not None])
 
     def setup(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
         ctx.options = inputs[it.tensors :]
-        ctx.save_for_backward(*inputs[: it.tensors], *output[1:])
+        ctx.save_for_backward(*it.saved(inputs, output))
 
     def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
-        tensors, kept = ctx.saved_tensors[: it.tensors], list(ctx.saved_tensors[it.tensors :])
-        found = iter(again(dy, kept, *tensors, *ctx.options))
+        tensors, (y, *kept) = ctx.saved_tensors[: it.tensors], ctx.saved_tensors[it.tensors :]
+        found = iter(again(dy, y, kept, *tensors, *ctx.options))
         gradients = [None if t is None else next(found) for t in tensors[: it.learned]]
         return *gradients, *[None] * (it.tensors - it.learned + len(ctx.options))
 

@@ -1,16 +1,21 @@
 """The passes over x that channel attention, spatial attention and CBAM are made of: y = x * s * t, and back.
 
+At the end of a residual block, y = relu(x * s * t + shortcut), the shortcut being of the size of x.
+
 s (N, C) is one coefficient per channel, t (N, S) one per place. z = x * s is never written: who needs it multiplies
 again, and finds the same bits. Maxima share their gradient evenly among ties.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import INFINITY, at, larger, last, launch, sizes, small, split, tile
+from .common import INFINITY, alike, at, larger, last, launch, relu, sizes, small, split, tile
 
 # ---- forward ---------------------------------------------------------------------------------------------------------
 
@@ -83,7 +88,9 @@ def pool_channels(x: Tensor, s: Tensor | None, maps: Tensor) -> None:
 
 
 @triton.jit
-def scale_kernel(x, s, t, y, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr):
+def scale_kernel(
+    x, s, t, shortcut, y, C, S, RELU: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr
+):
     """One program: one tile. What was read last, and may still be near, comes first."""
     i = tl.num_programs(0) - 1 - tl.program_id(0)
     across, down = tl.cdiv(S, BS), tl.cdiv(C, BC)
@@ -97,21 +104,49 @@ def scale_kernel(x, s, t, y, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.
         z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
     if t is not None:
         z = z * tl.load(t + n.to(tl.int64) * S + p, p < S, 0.0)[None, :]
+    if shortcut is not None:
+        z += tl.load(shortcut + to, inside, 0.0, eviction_policy="evict_first").to(tl.float32)
+    if RELU:
+        z = relu(z)
     tl.store(y + to, z.to(y.dtype.element_ty), inside, eviction_policy="evict_first")
 
 
-def scale(x: Tensor, s: Tensor | None, t: Tensor | None, y: Tensor) -> None:
-    """Write x * s * t into y: (N, C, *S), (N, C) or None for 1, (N, S) or None for 1."""
+def scale(
+    x: Tensor, s: Tensor | None, t: Tensor | None, y: Tensor, shortcut: Tensor | None = None, relu: bool = False
+) -> None:
+    """Write x * s * t into y: (N, C, *S), (N, C) or None for 1, (N, S) or None for 1.
+
+    shortcut (N, C, *S) is added, and then there may be a relu.
+    """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile(x, 8192)
-    options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
-    launch(scale_kernel, N * triton.cdiv(C, BC) * triton.cdiv(S, BS), x, s, t, y, C, S, **options)
+    options = {"RELU": relu, "LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
+    shortcut = None if shortcut is None else alike(shortcut, x)
+    launch(scale_kernel, N * triton.cdiv(C, BC) * triton.cdiv(S, BS), x, s, t, shortcut, y, C, S, **options)
 
 
 # ---- backward --------------------------------------------------------------------------------------------------------
 #
-# A maximum's gradient goes to its ties in equal shares, so whoever hands it on has counted them. `each` stands for such
-# a share: (N, S) of the maxima over channels, (N, C) of those over space.
+# Before all, the gradient goes through the relu. A maximum's goes to its ties in equal shares, so whoever hands it on
+# has counted them. `each` stands for such a share: (N, S) of the maxima over channels, (N, C) of those over space.
+
+
+def rereads(*args: Any) -> bool:
+    """Whether `to_scaled` needs y: the last of the arguments says whether there is a relu."""
+    return bool(args[-1])
+
+
+def to_scaled(dy: Tensor, x: Tensor, y: Tensor | None, gradients: list[Any]) -> Tensor:
+    """The gradient of x * s * t, laid out as x is, from that of y; it is the shortcut's too, the second of `gradients`.
+
+    y: as it came out, if there was a relu.
+    """
+    dy = alike(dy, x)
+    if y is not None:
+        dy = torch.ops.aten.threshold_backward(dy, y, 0)   # 0 where y is, as torch's own relu has it
+    if gradients[1] is not None:
+        gradients[1] = dy if y is not None else dy.clone()
+    return dy
 
 
 @triton.jit

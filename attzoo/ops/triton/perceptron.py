@@ -18,6 +18,10 @@ WIDE = 32    # channels that a program takes at once: with 64, products of exact
 PRECISION = tl.constexpr("ieee")   # these sums are small: no rounding to TF32
 
 
+ARGUMENTS = """Tensor x, Tensor? shortcut,
+Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str gate, bool relu"""
+
+
 class Layers(NamedTuple):
     """squeeze (R, C), (R,) or None and excite (C, R), (C,) or None; gate: "sigmoid" or "hard_sigmoid"."""
 
