@@ -14,8 +14,6 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
-from torch.func import functional_call
 
 from .. import settings
 from .torch import BATCH_NORM, CONV
@@ -106,7 +104,7 @@ def _unusual(tensors: Sequence[Tensor], device: torch.device) -> str | None:
         return f"the GPU's compute capability is {'.'.join(map(str, capability(device)))}, and it takes 8.0 or later"
     if torch.jit.is_tracing():   # type: ignore[attr-defined]
         return "torch.jit.trace would not see what it does"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return "torch.func transforms and forward derivatives take operators apart"
     if any(type(t) not in PLAIN for t in tensors):
         return f"it takes plain tensors, got {', '.join(sorted({type(t).__name__ for t in tensors}))}"
@@ -192,10 +190,10 @@ class Fused:
         return [None if t is None else torch.empty_like(t) for t in args[: self.learned]]
 
 
-def _function(it: Fused) -> type[Function]:
+def _function(it: Fused) -> type[torch.autograd.Function]:
     """The eager form."""
 
-    class Call(Function):
+    class Call(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, plain: Callable[..., Tensor], *args: Any) -> tuple[Tensor, ...]:
             outputs = it.forward(*args)
@@ -227,7 +225,7 @@ def _plain(block: nn.Module, options: dict[str, Any], *tensors: Tensor | None) -
     buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}   # running statistics run once
     arrays = dict(zip(names, learned, strict=True)) | buffers
     with settings.kernels("eager"):
-        return functional_call(block, arrays, tuple(inputs), options)
+        return torch.func.functional_call(block, arrays, tuple(inputs), options)
 
 
 def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:

@@ -11,7 +11,7 @@ from . import spec
 
 
 class ChannelAttention(ops.Block):
-    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.ChannelAttention`; a call may end as `ops.finish` does."""
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.ChannelAttention`; calls may end as `ops.finish`."""
 
     spec: spec.ChannelAttention
 
