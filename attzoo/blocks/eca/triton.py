@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...ops.fused import Fused, densely
 from ...ops.triton import passes
-from ...ops.triton.common import launch, power, small
+from ...ops.triton.common import REAL, launch, power, small
 
 WIDE = 256   # channels that a program takes
 
@@ -30,7 +30,7 @@ def neighbour(c, C, step, CIRCULAR: tl.constexpr):
 @triton.jit
 def added(parts, n, c, known, C, PARTS):
     """What came in parts, (N, PARTS, C), put together."""
-    whole = tl.zeros_like(c).to(tl.float32)
+    whole = tl.zeros_like(c).to(REAL)
     for part in range(0, PARTS):
         whole += tl.load(parts + (n * PARTS + part) * C + c, known, 0.0)
     return whole
@@ -43,10 +43,10 @@ def excite_kernel(total, w, avg, s, C, PARTS, scale, K: tl.constexpr, CIRCULAR: 
     blocks = tl.cdiv(C, BC)
     n = i // blocks
     c = i % blocks * BC + tl.arange(0, BC)
-    q = tl.zeros([BC], tl.float32)
+    q = tl.zeros([BC], REAL)
     for j in range(0, K):
         other, known = neighbour(c, C, j - K // 2, CIRCULAR)
-        q += tl.load(w + j).to(tl.float32) * (added(total, n, other, known, C, PARTS) * scale)
+        q += tl.load(w + j).to(REAL) * (added(total, n, other, known, C, PARTS) * scale)
     tl.store(avg + n * C + c, added(total, n, c, c < C, C, PARTS) * scale, c < C)
     tl.store(s + n * C + c, tl.sigmoid(q), c < C)
 
@@ -63,11 +63,11 @@ def unexcite_kernel(
     c = i % blocks * BC + tl.arange(0, BC)
     a = tl.load(s + n * C + c, c < C, 0.0)
     here = added(ds, n, c, c < C, C, PARTS) * a * (1 - a)
-    davg = tl.zeros([BC], tl.float32)
+    davg = tl.zeros([BC], REAL)
     for j in range(0, K):
         other, known = neighbour(c, C, K // 2 - j, CIRCULAR)
         a = tl.load(s + n * C + other, known, 0.0)
-        davg += tl.load(w + j).to(tl.float32) * (added(ds, n, other, known, C, PARTS) * a * (1 - a))
+        davg += tl.load(w + j).to(REAL) * (added(ds, n, other, known, C, PARTS) * a * (1 - a))
         other, known = neighbour(c, C, j - K // 2, CIRCULAR)
         tl.store(dw + i * K + j, tl.sum(here * tl.load(avg + n * C + other, known, 0.0), 0))
     tl.store(mean + n * C + c, davg * scale, c < C)

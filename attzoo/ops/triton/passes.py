@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import INFINITY, alike, at, larger, last, launch, relu, sizes, small, split, tile
+from .common import INFINITY, REAL, alike, at, larger, last, launch, relu, sizes, small, split, tile
 
 # ---- forward ---------------------------------------------------------------------------------------------------------
 
@@ -27,13 +27,13 @@ def pool_kernel(x, total, top, C, S, PARTS, STEPS, LAST: tl.constexpr, BC: tl.co
     blocks = tl.cdiv(C, BC)
     n, block, part = i // PARTS // blocks, i // PARTS % blocks, i % PARTS
     c = block * BC + tl.arange(0, BC)
-    sums = tl.zeros([BC, BS], tl.float32)
-    tops = tl.full([BC, BS], -INFINITY, tl.float32)
+    sums = tl.zeros([BC, BS], REAL)
+    tops = tl.full([BC, BS], -INFINITY, REAL)
     for step in range(part * STEPS, (part + 1) * STEPS):
         s = step * BS + tl.arange(0, BS)
         inside = (c < C)[:, None] & (s < S)[None, :]
         v = tl.load(x + at(n, c[:, None], s[None, :], C, S, LAST), inside, 0.0, eviction_policy="evict_last")
-        v = v.to(tl.float32)
+        v = v.to(REAL)
         sums += v
         if top is not None:
             tops = larger(tops, tl.where(inside, v, -INFINITY))
@@ -63,13 +63,13 @@ def map_kernel(x, s, maps, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.co
     blocks = tl.cdiv(S, BS)
     n = i // blocks
     p = i % blocks * BS + tl.arange(0, BS)
-    sums = tl.zeros([BC, BS], tl.float32)
-    tops = tl.full([BC, BS], -INFINITY, tl.float32)
+    sums = tl.zeros([BC, BS], REAL)
+    tops = tl.full([BC, BS], -INFINITY, REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         inside = (c < C)[:, None] & (p < S)[None, :]
         z = tl.load(x + at(n, c[:, None], p[None, :], C, S, LAST), inside, 0.0, eviction_policy="evict_last")
-        z = z.to(tl.float32)
+        z = z.to(REAL)
         if s is not None:
             z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
         sums += z
@@ -99,13 +99,13 @@ def scale_kernel(
     p = i % across * BS + tl.arange(0, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
     to = at(n, c[:, None], p[None, :], C, S, LAST)
-    z = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(tl.float32)
+    z = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if s is not None:
         z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
     if t is not None:
         z = z * tl.load(t + n.to(tl.int64) * S + p, p < S, 0.0)[None, :]
     if shortcut is not None:
-        z += tl.load(shortcut + to, inside, 0.0, eviction_policy="evict_first").to(tl.float32)
+        z += tl.load(shortcut + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if RELU:
         z = relu(z)
     tl.store(y + to, z.to(y.dtype.element_ty), inside, eviction_policy="evict_first")
@@ -158,14 +158,14 @@ def places_kernel(x, dy, s, t, maps, dq, ties, C, S, LAST: tl.constexpr, BC: tl.
     p = i % blocks * BS + tl.arange(0, BS)
     first = n.to(tl.int64) * S + p
     top = tl.load(maps + first + (n + 1).to(tl.int64) * S, p < S, 0.0)
-    sums = tl.zeros([BC, BS], tl.float32)
-    count = tl.zeros([BC, BS], tl.float32)
+    sums = tl.zeros([BC, BS], REAL)
+    count = tl.zeros([BC, BS], REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         inside = (c < C)[:, None] & (p < S)[None, :]
         to = at(n, c[:, None], p[None, :], C, S, LAST)
-        z = tl.load(x + to, inside, 0.0, eviction_policy="evict_last").to(tl.float32)
-        d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_last").to(tl.float32)
+        z = tl.load(x + to, inside, 0.0, eviction_policy="evict_last").to(REAL)
+        d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_last").to(REAL)
         if s is not None:
             z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
         sums += d * z
@@ -207,16 +207,16 @@ def channels_kernel(
     n, block, part = i // PARTS // blocks, i // PARTS % blocks, i % PARTS
     c = block * BC + tl.arange(0, BC)
     factor = tl.load(s + n * C + c, c < C, 0.0)
-    sums = tl.zeros([BC, BS], tl.float32)
-    count = tl.zeros([BC, BS], tl.float32)
+    sums = tl.zeros([BC, BS], REAL)
+    count = tl.zeros([BC, BS], REAL)
     if top is not None:
         most = tl.load(top + n * C + c, c < C, 0.0)
     for step in range(part * STEPS, (part + 1) * STEPS):
         p = step * BS + tl.arange(0, BS)
         inside = (c < C)[:, None] & (p < S)[None, :]
         to = at(n, c[:, None], p[None, :], C, S, LAST)
-        v = tl.load(x + to, inside, 0.0, eviction_policy="evict_last").to(tl.float32)
-        d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_last").to(tl.float32)
+        v = tl.load(x + to, inside, 0.0, eviction_policy="evict_last").to(REAL)
+        d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_last").to(REAL)
         if t is not None:
             d = to_product(n, d, v * factor[:, None], t, maps, dmaps, p, S)
         sums += tl.where(inside, d * v, 0.0)
@@ -263,11 +263,11 @@ def input_kernel(
     p = i % across * BS + tl.arange(0, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
     to = at(n, c[:, None], p[None, :], C, S, LAST)
-    d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_first").to(tl.float32)
+    d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if s is not None:
         factor = tl.load(s + n * C + c, c < C, 0.0)[:, None]
     if (t is not None) or (top is not None):
-        v = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(tl.float32)
+        v = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if t is not None:
         z = v
         if s is not None:
