@@ -22,7 +22,7 @@ from .wins import WINS
 
 DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 CAPABILITY: Final = (8, 0)   # the first GPUs with bfloat16
-LONGEST: Final = 1 << 31     # numbers in a sample: places in it are counted in 32 bits
+LONGEST: Final = 1 << 31     # numbers in a sample, channels in a batch: these are counted in 32 bits
 CONVS: Final = tuple(CONV.values())
 NORMS: Final = tuple(BATCH_NORM.values())
 LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
@@ -75,8 +75,9 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
         return f"it takes float32, float16 and bfloat16, got {', '.join(sorted({str(t.dtype) for t in tensors}))}"
     if any(x.dtype != inputs[0].dtype for x in inputs):
         return f"it takes inputs of one dtype, got {', '.join(str(x.dtype) for x in inputs)}"
-    if any(prod(x.shape[1:]) >= LONGEST for x in inputs):
-        return f"it takes samples of fewer than 2^31 numbers, got {max(prod(x.shape[1:]) for x in inputs)}"
+    if any(max(prod(x.shape[1:]), prod(x.shape[:2])) >= LONGEST for x in inputs):
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        return f"it takes fewer than 2^31 numbers in a sample, and channels in a batch, got shapes {shapes}"
     if not all(itself(part, kind) for part, kind in parts):
         return "the block or a part of it is of a subclass, or something listens to its attention"
     own = [part for part, _ in parts]
