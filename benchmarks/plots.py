@@ -14,7 +14,7 @@ from zlib import crc32
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
 from attzoo import look
@@ -257,7 +257,7 @@ def _scale(ax: Axes, xlabel: str, *, parts: bool) -> None:
     ax.spines["bottom"].set_color(RULE)
     ax.set_xlabel(xlabel, fontsize=8.5, color=look.GREY)
     ax.xaxis.set_major_formatter(lambda value, _: percent(value) if parts else f"{value:g}")
-    ax.locator_params(axis="x", nbins=5)
+    ax.xaxis.set_major_locator(MaxNLocator(5, prune=None if parts else "upper"))   # the last would touch a neighbour's
     look.small(ax)
 
 

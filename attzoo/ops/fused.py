@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from math import prod
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
-from torch.func import functional_call
 
 from .. import settings
 from .torch import BATCH_NORM, CONV
@@ -24,7 +22,7 @@ from .wins import WINS
 
 DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 CAPABILITY: Final = (8, 0)   # the first GPUs with bfloat16
-LONGEST: Final = 1 << 31     # numbers in a sample: places in it are counted in 32 bits
+LONGEST: Final = 1 << 31     # numbers in a sample, channels in a batch: these are counted in 32 bits
 CONVS: Final = tuple(CONV.values())
 NORMS: Final = tuple(BATCH_NORM.values())
 LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
@@ -36,19 +34,20 @@ LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
 def serves(
     block: nn.Module,
     kind: type,
-    *inputs: Tensor,
+    x: Tensor,
+    *others: Tensor | None,
     parts: Sequence[tuple[nn.Module, type]] = (),
-    unless: Callable[..., str | None] | None = None,
+    unless: Callable[..., str | None] = lambda *args: None,
 ) -> bool:
-    """Whether the fused form of `block`, a `kind`, is to compute: attzoo.kernels decides.
+    """Whether the fused form of `block`, a `kind`, is to compute with these inputs: attzoo.kernels decides.
 
     parts: blocks that it is made of, and what they must be. unless: of block and inputs, a reason of the block's own
-    why not, or None; asked last. Raises RuntimeError under kernels("triton") where there is
-    no fused form.
+    why not, or None, asked last. Raises RuntimeError under kernels("triton") where there is no fused form.
     """
-    if settings.chosen == "eager" or (settings.chosen == "auto" and not wins(kind, inputs[0])):
+    if settings.chosen == "eager" or (settings.chosen == "auto" and not wins(kind, x)):
         return False
-    why = refusal(block, inputs, ((block, kind), *parts)) or (unless(block, *inputs) if unless else None)
+    inputs = [x, *(t for t in others if t is not None)]
+    why = refusal(block, inputs, ((block, kind), *parts)) or unless(block, *inputs)
     if why and settings.chosen == "triton":
         raise RuntimeError(f'kernels("triton") asks for a fused {kind.__name__}, but {why}')
     return not why
@@ -82,8 +81,9 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
         return f"it takes float32, float16 and bfloat16, got {', '.join(sorted({str(t.dtype) for t in tensors}))}"
     if any(x.dtype != inputs[0].dtype for x in inputs):
         return f"it takes inputs of one dtype, got {', '.join(str(x.dtype) for x in inputs)}"
-    if any(prod(x.shape[1:]) >= LONGEST for x in inputs):
-        return f"it takes samples of fewer than 2^31 numbers, got {max(prod(x.shape[1:]) for x in inputs)}"
+    if any(max(prod(x.shape[1:]), prod(x.shape[:2])) >= LONGEST for x in inputs):
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        return f"it takes fewer than 2^31 numbers in a sample, and channels in a batch, got shapes {shapes}"
     if not all(itself(part, kind) for part, kind in parts):
         return "the block or a part of it is of a subclass, or something listens to its attention"
     own = [part for part, _ in parts]
@@ -111,7 +111,7 @@ def _unusual(tensors: Sequence[Tensor], device: torch.device) -> str | None:
         return f"the GPU's compute capability is {'.'.join(map(str, capability(device)))}, and it takes 8.0 or later"
     if torch.jit.is_tracing():   # type: ignore[attr-defined]
         return "torch.jit.trace would not see what it does"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return "torch.func transforms and forward derivatives take operators apart"
     if any(type(t) not in PLAIN for t in tensors):
         return f"it takes plain tensors, got {', '.join(sorted({type(t).__name__ for t in tensors}))}"
@@ -148,8 +148,9 @@ class Fused:
     arguments: the operator's, in the words of torch.library: the block's inputs, what it learns, in the order of its
     parameters and None where it has none, `fixed` tensors without a gradient, and options.
     outputs(*args): room for y and for all that is kept, from shapes alone. forward(args, outputs): writes them.
-    backward(dy, args, kept, gradients): writes a gradient for each tensor that has one.
-    plain(block): what the plain form is, with its parameters; the block itself, unless it does more than the kernels.
+    backward(dy, args, y, kept, gradients): writes a gradient for each tensor that has one, or puts it there.
+    rereads(*args): whether backward gets y, which is then kept too, or None.
+    plain(block): a module whose call is all that the kernels do, by what of the block's parameters that takes.
     """
 
     def __init__(
@@ -159,21 +160,23 @@ class Fused:
         kept: int,
         outputs: Callable[..., Sequence[Tensor]],
         forward: Callable[[Sequence[Any], Sequence[Tensor]], None],
-        backward: Callable[[Tensor, Sequence[Any], Sequence[Tensor], Sequence[Any]], None],
+        backward: Callable[[Tensor, Sequence[Any], Tensor | None, Sequence[Tensor], list[Any]], None],
         fixed: int = 0,
+        rereads: Callable[..., bool] = lambda *args: False,
         plain: Callable[[nn.Module], nn.Module] = lambda block: block,
     ) -> None:
         self.tensors = sum(argument.split()[0].startswith("Tensor") for argument in arguments.split(","))
         self.learned = self.tensors - fixed
-        self.outputs, self.write, self.write_back, self.plain = outputs, forward, backward, plain
+        self.outputs, self.write, self.write_back = outputs, forward, backward
+        self.rereads, self.plain = rereads, plain
         self.function = _function(self)
         self.operator = _operator(self, f"attzoo::{name}", arguments, kept)
 
-    def __call__(self, block: nn.Module, *args: Any) -> Sequence[Tensor]:
-        """The outputs."""
+    def __call__(self, block: nn.Module, *args: Any, **options: Any) -> Sequence[Tensor]:
+        """The outputs. options: that the block's plain form has to be called with."""
         if torch.compiler.is_compiling():
             return self.operator(*args)
-        return self.function.apply(block, *args)
+        return self.function.apply(partial(_plain, self.plain, block, options), *args)
 
     def forward(self, *args: Any) -> tuple[Tensor, ...]:
         """The outputs, without autograd."""
@@ -181,10 +184,15 @@ class Fused:
         self.write(args, outputs)
         return outputs
 
-    def backward(self, dy: Tensor, args: Sequence[Any], kept: Sequence[Tensor]) -> list[Tensor | None]:
+    def saved(self, args: Sequence[Any], outputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """What the way back needs: tensors among the arguments, y if it is read again, and what is kept."""
+        return [*args[: self.tensors], outputs[0] if self.rereads(*args) else None, *outputs[1:]]
+
+    def backward(self, dy: Tensor, saved: Sequence[Any], options: Sequence[Any]) -> list[Tensor | None]:
         """A gradient for each tensor that has one."""
+        args, (y, *kept) = [*saved[: self.tensors], *options], saved[self.tensors :]
         gradients = self.gradients(args)
-        self.write_back(dy, args, kept, gradients)
+        self.write_back(dy, args, y, kept, gradients)
         return gradients
 
     def gradients(self, args: Sequence[Any]) -> list[Tensor | None]:
@@ -192,45 +200,45 @@ class Fused:
         return [None if t is None else torch.empty_like(t) for t in args[: self.learned]]
 
 
-def _function(it: Fused) -> type[Function]:
+def _function(it: Fused) -> type[torch.autograd.Function]:
     """The eager form."""
 
-    class Call(Function):
+    class Call(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, block: nn.Module, *args: Any) -> tuple[Tensor, ...]:
+        def forward(ctx: Any, plain: Callable[..., Tensor], *args: Any) -> tuple[Tensor, ...]:
             outputs = it.forward(*args)
-            ctx.block, ctx.options = block, args[it.tensors :]
-            ctx.save_for_backward(*args[: it.tensors], *outputs[1:])
+            ctx.plain, ctx.options = plain, args[it.tensors :]
+            ctx.save_for_backward(*it.saved(args, outputs))
             ctx.mark_non_differentiable(*outputs[1:])
             ctx.set_materialize_grads(False)
             return outputs
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
-            tensors, kept = ctx.saved_tensors[: it.tensors], ctx.saved_tensors[it.tensors :]
+            saved = ctx.saved_tensors
             if dy is None:
                 found: Sequence[Tensor | None] = [None] * it.learned
             elif torch.is_grad_enabled():
-                found = _plainly(it.plain(ctx.block), tensors[: it.learned], dy)
+                found = differentiate(lambda *tensors: [ctx.plain(*tensors)], saved[: it.learned], [dy])
             else:
-                found = it.backward(dy, [*tensors, *ctx.options], kept)
+                found = it.backward(dy, saved, ctx.options)
             return None, *found, *[None] * (it.tensors - it.learned + len(ctx.options))
 
     return Call
 
 
-def _plainly(block: nn.Module, tensors: Sequence[Tensor | None], dy: Tensor) -> Sequence[Tensor | None]:
-    """Gradients that may be differentiated, those of the block's plain form: of its inputs and its parameters."""
+def _plain(
+    of: Callable[[nn.Module], nn.Module], block: nn.Module, options: dict[str, Any], *tensors: Tensor | None
+) -> Tensor:
+    """What the block's plain form makes of its inputs, and of these parameters in the place of its own."""
+    block = of(block)
     names = [name for name, _ in block.named_parameters()]
-
-    def call(*given: Tensor | None) -> list[Tensor]:
-        present = [t for t in given if t is not None]
-        inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
-        buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}   # running statistics run once
-        with settings.kernels("eager"):
-            return [functional_call(block, dict(zip(names, learned, strict=True)) | buffers, tuple(inputs))]
-
-    return differentiate(call, tuple(tensors), [dy])
+    present = [t for t in tensors if t is not None]
+    inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
+    buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}   # running statistics run once
+    arrays = dict(zip(names, learned, strict=True)) | buffers
+    with settings.kernels("eager"):
+        return torch.func.functional_call(block, arrays, tuple(inputs), options)
 
 
 def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:
@@ -240,20 +248,21 @@ def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:
     ahead = library.custom_op(name, it.forward, mutates_args=(), schema=f"({arguments}) -> ({results})")
     ahead.register_fake(lambda *args: tuple(it.outputs(*args)))
 
-    def back(dy: Tensor, kept: list[Tensor], *args: Any) -> list[Tensor]:
-        return [gradient for gradient in it.backward(dy, args, kept) if gradient is not None]
+    def back(dy: Tensor, y: Tensor | None, kept: list[Tensor], *args: Any) -> list[Tensor]:
+        found = it.backward(dy, [*args[: it.tensors], y, *kept], args[it.tensors :])
+        return [gradient for gradient in found if gradient is not None]
 
-    schema = f"(Tensor dy, Tensor[] kept, {arguments}) -> Tensor[]"
+    schema = f"(Tensor dy, Tensor? y, Tensor[] kept, {arguments}) -> Tensor[]"
     again = library.custom_op(f"{name}_backward", back, mutates_args=(), schema=schema)
-    again.register_fake(lambda dy, kept, *args: [t for t in it.gradients(args) if t is not None])
+    again.register_fake(lambda dy, y, kept, *args: [t for t in it.gradients(args) if t is not None])
 
     def setup(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
         ctx.options = inputs[it.tensors :]
-        ctx.save_for_backward(*inputs[: it.tensors], *output[1:])
+        ctx.save_for_backward(*it.saved(inputs, output))
 
     def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
-        tensors, kept = ctx.saved_tensors[: it.tensors], list(ctx.saved_tensors[it.tensors :])
-        found = iter(again(dy, kept, *tensors, *ctx.options))
+        tensors, (y, *kept) = ctx.saved_tensors[: it.tensors], ctx.saved_tensors[it.tensors :]
+        found = iter(again(dy, y, kept, *tensors, *ctx.options))
         gradients = [None if t is None else next(found) for t in tensors[: it.learned]]
         return *gradients, *[None] * (it.tensors - it.learned + len(ctx.options))
 

@@ -7,6 +7,7 @@ three times forward and two times back, and a pass over its inputs for each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -75,7 +76,7 @@ class Kept(NamedTuple):
 def outputs(x: Tensor, g: Tensor, *rest: Any) -> Sequence[Any]:
     """y and what is kept."""
     it = Gate(*rest)
-    N, S, F = len(x), x[0, 0].numel(), len(it.w)
+    N, S, F = x.shape[0], prod(x.shape[2:]), it.w.shape[0]
     skip, gating, psi = it.training
     bits = x.new_empty((N * it.keep, -(-F // gate.WORD), S), dtype=torch.int32)
     alpha = small(x, N * (it.keep or psi), S)
@@ -97,21 +98,24 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     gate.fold(it.psi, biases, [*norms, Norm(*after, it.eps[2])], kept.folded)
     coarse = g.shape[2:] != x.shape[2:]
     if coarse:
-        p = small(x, len(g), g[0, 0].numel(), len(it.w))
+        p = small(x, g.shape[0], prod(g.shape[2:]), it.w.shape[0])
         gate.project(g, it.u, kept.folded, p, last(x))
     room = None if psi else y, kept.alpha if it.keep and not psi else None
     more = kept.bits if it.keep else None, kept.logits if psi else None
     second, u = (p, None) if coarse else (g, it.u)
     gate.gate(x, second, it.w, u, kept.folded, _grids(x, g, it), (*room, *more))
     if psi:
-        stats = _float(it.psi_scale), _float(it.psi_shift), None, None, True, 0.0, it.eps[2]
-        normal, mean, rate = torch.native_batch_norm(kept.logits[:, None], *stats)
+        affine = _like(kept.alpha, it.psi_scale), _like(kept.alpha, it.psi_shift)
+        norm = torch.ops.aten.native_batch_norm
+        normal, mean, rate = norm(kept.logits[:, None], *affine, None, None, True, 0.0, it.eps[2])
         torch.sigmoid(normal[:, 0], out=kept.alpha)
         torch.cat([mean, rate], out=kept.psi_batch)
         passes.scale(x, None, kept.alpha, y)
 
 
-def backward(dy: Tensor, args: Sequence[Any], saved: Sequence[Tensor], gradients: Sequence[Any]) -> None:
+def backward(
+    dy: Tensor, args: Sequence[Any], y: Tensor | None, saved: Sequence[Tensor], gradients: list[Any]
+) -> None:
     """The gradient of the sigmoid's input, then those of x and g, then those of weights."""
     x, g, it = args[0], args[1], Gate(*args[2:])
     kept, F = Kept(*saved), len(it.w)
@@ -123,7 +127,7 @@ def backward(dy: Tensor, args: Sequence[Any], saved: Sequence[Tensor], gradients
     if psi:
         stats = None, None, *kept.psi_batch.unsqueeze(1), True, it.eps[2], [True, True, True]
         norm = torch.ops.aten.native_batch_norm_backward
-        dz, *both = norm(dz[:, None], kept.logits[:, None], _float(it.psi_scale), *stats)
+        dz, *both = norm(dz[:, None], kept.logits[:, None], _like(dz, it.psi_scale), *stats)
         dz = dz[:, 0].contiguous()
         _write(learned[10:], both)
     of_x = Slopes(dz, kept.bits, _grids(x, x, it))
@@ -153,7 +157,7 @@ class Product(nn.Module):
         return x * self.attention(x, g)
 
 
-KERNELS = Fused("attention_gate", ARGUMENTS, len(Kept._fields), outputs, forward, backward, 6, Product)
+KERNELS = Fused("attention_gate", ARGUMENTS, len(Kept._fields), outputs, forward, backward, 6, plain=Product)
 
 
 def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
@@ -162,7 +166,7 @@ def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
     g = alike(g, x)
     convs, norms = (block.skip, block.gating, block.psi), (block.skip_norm, block.gating_norm, block.psi_norm)
     by_batch = [not isinstance(norm, nn.Identity) and (norm.training or norm.running_mean is None) for norm in norms]
-    counts = [len(t) * t[0, 0].numel() for t in (x, g, x)]
+    counts = [t.shape[0] * prod(t.shape[2:]) for t in (x, g, x)]
     if 1 in (count for count, batch in zip(counts, by_batch, strict=True) if batch):
         raise ValueError(f"expected more than 1 value per channel when training, got {list(x.shape)}, {list(g.shape)}")
     layers = [tensor for conv in convs for tensor in (conv.weight.contiguous(), conv.bias)]
@@ -197,7 +201,7 @@ def _centre(
     """What batch norm takes from e, (3, F), and sums of e W x and of e."""
     mean, var = batch
     of_e, of_t = gate_norm.sums(x, w, mean, it, channels_last)
-    count = len(x) * x[0, 0].numel()
+    count = x.shape[0] * prod(x.shape[2:])
     return torch.stack([mean, of_e / count, of_t / (var + eps) / count]), of_t + mean * of_e, of_e
 
 
@@ -214,7 +218,7 @@ def _to_norms(totals: Tensor, v: Tensor, it: Gate, kept: Kept, gradients: Sequen
         _write(gradients[2:4], _to_norm(e_p, e, v, bias, mean, var, it.eps[1]))
     if it.psi_scale is not None and not psi:
         z, one = totals[4 * F :], torch.ones_like(totals[:1])
-        before = (it.psi.flatten().float() * e_q).sum()
+        before = (it.psi.flatten() * e_q).sum()
         _write(gradients[4:6], _to_norm(before, z, one, it.psi_bias, it.psi_mean, it.psi_var, it.eps[2]))
 
 
@@ -222,8 +226,9 @@ def _to_norm(
     e_t: Tensor, e: Tensor, v: Tensor, bias: Tensor | None, mean: Any, var: Any, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Gradients of scale and shift of a norm: v e' (t + bias - mean) / deviation, and v e'."""
-    off = -mean.float() if bias is None else bias.float() - mean.float()
-    return v * (e_t + off * e) / torch.sqrt(var.float() + eps), v * e
+    mean, var = _like(v, mean), _like(v, var)
+    off = -mean if bias is None else bias - mean
+    return v * (e_t + off * e) / torch.sqrt(var + eps), v * e
 
 
 def _follow(block: Any, by_batch: Sequence[bool], counts: Sequence[int], kept: Kept) -> None:
@@ -252,5 +257,5 @@ def _write(gradients: Sequence[Tensor], found: Sequence[Tensor]) -> None:
         gradient.copy_(values)
 
 
-def _float(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.float()
+def _like(x: Tensor, array: Any) -> Tensor:
+    return array.to(x.dtype)

@@ -28,7 +28,9 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     passes.scale(x, None, kept[1], y)
 
 
-def backward(dy: Tensor, args: Sequence[Any], kept: Sequence[Tensor], gradients: Sequence[Any]) -> None:
+def backward(
+    dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
+) -> None:
     """dy * x, added up, is the gradient of t; what that makes of average and maximum is added to dy * t."""
     x, *it = args
     dx, *learned = gradients

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import INTERPRETED, at, last, launch, power, relu, sizes
+from .common import INTERPRETED, REAL, at, last, launch, power, relu, sizes
 from .resize import Grids, resized
 
 UPCAST = tl.constexpr(INTERPRETED)   # the interpreter would take bfloat16's bits for numbers
@@ -52,21 +52,21 @@ def product(a, b, sums, PRECISION: tl.constexpr):
     """sums + a b, of matrices; a is rounded to what b is."""
     a = a.to(b.dtype)
     if UPCAST:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
+        a = a.to(REAL)
+        b = b.to(REAL)
     return tl.dot(a, b, sums, input_precision=PRECISION)
 
 
 @triton.jit
 def column(start, f, F):
     """F numbers."""
-    return tl.load(start + f, f < F, 0.0).to(tl.float32)
+    return tl.load(start + f, f < F, 0.0).to(REAL)
 
 
 @triton.jit
 def matrix(w, f, c, F, C):
     """A tile of a weight (F, C): (BF, BC)."""
-    return tl.load(w + f[:, None] * C + c[None, :], (f < F)[:, None] & (c < C)[None, :], 0.0).to(tl.float32)
+    return tl.load(w + f[:, None] * C + c[None, :], (f < F)[:, None] & (c < C)[None, :], 0.0).to(REAL)
 
 
 @triton.jit
@@ -105,7 +105,7 @@ def passed(bits, n, f, s, known, S, WORDS: tl.constexpr):
 @triton.jit
 def normal(scale, shift, mean, var, bias, f, F, eps):
     """The factor and the summand that bias and norm amount to."""
-    offset = tl.zeros(f.shape, tl.float32)
+    offset = tl.zeros(f.shape, REAL)
     factor = offset + 1
     if bias is not None:
         offset = column(bias, f, F)
@@ -154,7 +154,7 @@ def project_kernel(
     n = i // blocks
     s = i % blocks * BS + tl.arange(0, BS)
     f = tl.arange(0, BF)
-    sums = tl.zeros([BF, BS], tl.float32)
+    sums = tl.zeros([BF, BS], REAL)
     sums = projected(g, u, column(folded + F, f, F), n, f, s, F, G, Q, sums, LAST, PRECISION, BC)
     tl.store(p + at(n, f[:, None], s[None, :], F, Q, True), sums, (f < F)[:, None] & (s < Q)[None, :])
 
@@ -175,7 +175,7 @@ def gate_kernel(
     if u is None:
         sums = resized(g, n, f, s, F, D, H, W, OD, OH, OW, TD, TH, TW, CORNERS, WIDE, BF, BS)
     else:
-        sums = tl.zeros([BF, BS], tl.float32)
+        sums = tl.zeros([BF, BS], REAL)
         sums = projected(g, u, column(folded + F, f, F), n, f, s, F, G, S, sums, LAST, PRECISION, BG)
     scale = column(folded, f, F)
     if WHOLE:
@@ -211,7 +211,7 @@ def multiplied(v, a, y, n, c, s, C, S, LAST: tl.constexpr):
     """Write a tile of y."""
     inside = (c < C)[:, None] & (s < S)[None, :]
     to = y + at(n, c[:, None], s[None, :], C, S, LAST)
-    tl.store(to, (v.to(tl.float32) * a[None, :]).to(y.dtype.element_ty), inside, eviction_policy="evict_first")
+    tl.store(to, (v.to(REAL) * a[None, :]).to(y.dtype.element_ty), inside, eviction_policy="evict_first")
 
 
 # ---- around them -----------------------------------------------------------------------------------------------------

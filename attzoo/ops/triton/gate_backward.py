@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import PROGRAMS, at, launch, power, sizes, small
+from .common import PROGRAMS, REAL, at, launch, power, sizes, small
 from .gate import Tile, column, exact, matrix, passed, precision, product, projected, values
 from .resize import Grids, first, found, reaches
 
@@ -67,7 +67,7 @@ def gathered(
     d0 = first(qd, OD, D, TD, CORNERS, WIDE)
     h0 = first(qh, OH, H, TH, CORNERS, WIDE)
     w0 = first(qw, OW, W, TW, CORNERS, WIDE)
-    sums = tl.zeros([BF, BS], tl.float32)
+    sums = tl.zeros([BF, BS], REAL)
     for j in range(0, RD * RH * RW):
         d = d0 + j // (RH * RW)
         h = h0 + j // RW % RH
@@ -107,10 +107,10 @@ def product_kernel(
     blocks = tl.cdiv(S, BS)
     n = i // blocks
     s = i % blocks * BS + tl.arange(0, BS)
-    sums = tl.zeros([BC, BS], tl.float32)
+    sums = tl.zeros([BC, BS], REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
-        sums += values(x, n, c, s, C, S, LAST).to(tl.float32) * values(dy, n, c, s, C, S, LAST).to(tl.float32)
+        sums += values(x, n, c, s, C, S, LAST).to(REAL) * values(dy, n, c, s, C, S, LAST).to(REAL)
     to = n.to(tl.int64) * S + s
     a = tl.load(alpha + to, s < S, 0.0)
     tl.store(dz + to, tl.sum(sums, 0) * a * (1 - a), s < S)
@@ -134,9 +134,9 @@ def input_kernel(
     f = tl.arange(0, BF)
     v = column(scale, f, F) * column(psi, f, F)
     back = tl.trans(matrix(w, f, c, F, C) * v[:, None]).to(x.dtype.element_ty)
-    of_x = tl.zeros([BF, BC], tl.float32)
-    of_e = tl.zeros([BF], tl.float32)
-    of_z = tl.zeros([BS], tl.float32)
+    of_x = tl.zeros([BF, BC], REAL)
+    of_e = tl.zeros([BF], REAL)
+    of_z = tl.zeros([BS], REAL)
     blocks = tl.cdiv(S, BS)
     for step in range(part, N * blocks, PARTS):
         n = step // blocks
@@ -151,23 +151,23 @@ def input_kernel(
             )   # fmt: skip
         else:
             to = n.to(tl.int64) * S + s
-            d = tl.load(dy + tile, inside, 0.0).to(tl.float32)
+            d = tl.load(dy + tile, inside, 0.0).to(REAL)
             a = tl.load(alpha + to, s < S, 0.0)
             if OWN:
-                slope = tl.sum(d * v_x.to(tl.float32), 0) * a * (1 - a)
+                slope = tl.sum(d * v_x.to(REAL), 0) * a * (1 - a)
                 tl.store(dz + to, slope, s < S)
             else:
                 slope = tl.load(dz + to, s < S, 0.0)
             e = tl.where(passed(bits, n, f, s, s < S, S, WORDS), slope[None, :], 0.0)
             of_z += slope
         if centre is not None:
-            t = tl.zeros([BF, BS], tl.float32) - column(centre, f, F)[:, None]
-            t = projected(x, w, tl.full([BF], 1.0, tl.float32), n, f, s, F, C, S, t, LAST, PRECISION, BC)
+            t = tl.zeros([BF, BS], REAL) - column(centre, f, F)[:, None]
+            t = projected(x, w, tl.full([BF], 1.0, REAL), n, f, s, F, C, S, t, LAST, PRECISION, BC)
             e = e - column(centre + F, f, F)[:, None] - column(centre + 2 * F, f, F)[:, None] * t
             e = tl.where((s < S)[None, :], e, 0.0)
         of_e += tl.sum(e, 1)
         e = e.to(v_x.dtype)
-        dv = product(back, e, tl.zeros([BC, BS], tl.float32), PRECISION)
+        dv = product(back, e, tl.zeros([BC, BS], REAL), PRECISION)
         if dy is not None:
             dv += d * a[None, :]
         tl.store(dx + tile, dv.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
@@ -182,24 +182,24 @@ def input_kernel(
 @triton.jit
 def row(parts, w, dw, v, f, F, C, PARTS, BP: tl.constexpr, BC: tl.constexpr):
     """Row f of v * (sum of parts), into dw; and the sum times row f of w."""
-    times = tl.zeros([BC], tl.float32)
+    times = tl.zeros([BC], REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
-        sums = tl.zeros([BP, BC], tl.float32)
+        sums = tl.zeros([BP, BC], REAL)
         for beginning in range(0, PARTS, BP):
             part = beginning + tl.arange(0, BP)
             to = (part[:, None] * F + f) * C + c[None, :]
             sums += tl.load(parts + to, (part < PARTS)[:, None] & (c < C)[None, :], 0.0)
         whole = tl.sum(sums, 0)
         tl.store(dw + f * C + c, (v * whole).to(dw.dtype.element_ty), c < C)
-        times += whole * tl.load(w + f * C + c, c < C, 0.0).to(tl.float32)
+        times += whole * tl.load(w + f * C + c, c < C, 0.0).to(REAL)
     return tl.sum(times)
 
 
 @triton.jit
 def total(parts, f, F, PARTS, BP: tl.constexpr):
     """The sum of e over parts, of channel f; of dz, where f is F."""
-    sums = tl.zeros([BP], tl.float32)
+    sums = tl.zeros([BP], REAL)
     for beginning in range(0, PARTS, BP):
         part = beginning + tl.arange(0, BP)
         sums += tl.load(parts + part * (F + 1) + f, part < PARTS, 0.0)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import launch, sizes, small
+from .common import REAL, launch, sizes, small
 from .gate import column, precision, projected, tile
 from .gate_backward import RESIDENT, Slopes, slopes
 
@@ -24,16 +24,16 @@ def moments_kernel(
     """One program: a part of the places of all samples. Tiles are merged as Chan et al. merge samples."""
     part = tl.program_id(0)
     f = tl.arange(0, BF)
-    ones = tl.full([BF], 1.0, tl.float32)
-    mean = tl.zeros([BF], tl.float32)
-    spread = tl.zeros([BF], tl.float32)
+    ones = tl.full([BF], 1.0, REAL)
+    mean = tl.zeros([BF], REAL)
+    spread = tl.zeros([BF], REAL)
     count = 0.0
     blocks = tl.cdiv(S, BS)
     for step in range(part, N * blocks, PARTS):
         n = step // blocks
         s = step % blocks * BS + tl.arange(0, BS)
-        t = projected(x, w, ones, n, f, s, F, C, S, tl.zeros([BF, BS], tl.float32), LAST, PRECISION, BC)
-        here = tl.sum((s < S).to(tl.float32))
+        t = projected(x, w, ones, n, f, s, F, C, S, tl.zeros([BF, BS], REAL), LAST, PRECISION, BC)
+        here = tl.sum((s < S).to(REAL))
         new = tl.sum(t, 1) / here
         off = tl.where((s < S)[None, :], t - new[:, None], 0.0)
         apart = new - mean
@@ -58,7 +58,7 @@ def moments(x: Tensor, w: Tensor, last: bool) -> tuple[Tensor, Tensor]:
     means, spreads, counts = parts.double().unbind(1)
     mean = (counts * means).sum(0) / counts.sum(0)
     var = (spreads + counts * (means - mean) ** 2).sum(0) / counts.sum(0)
-    return mean.float(), var.float()
+    return mean.to(parts.dtype), var.to(parts.dtype)
 
 
 @triton.jit
@@ -71,14 +71,14 @@ def sums_kernel(
     """One program: a part of the places of all samples."""
     part = tl.program_id(0)
     f = tl.arange(0, BF)
-    ones = tl.full([BF], 1.0, tl.float32)
-    of_e = tl.zeros([BF], tl.float32)
-    of_t = tl.zeros([BF], tl.float32)
+    ones = tl.full([BF], 1.0, REAL)
+    of_e = tl.zeros([BF], REAL)
+    of_t = tl.zeros([BF], REAL)
     blocks = tl.cdiv(S, BS)
     for step in range(part, N * blocks, PARTS):
         n = step // blocks
         s = step % blocks * BS + tl.arange(0, BS)
-        t = tl.zeros([BF, BS], tl.float32) - column(mean, f, F)[:, None]
+        t = tl.zeros([BF, BS], REAL) - column(mean, f, F)[:, None]
         t = projected(x, w, ones, n, f, s, F, C, S, t, LAST, PRECISION, BC)
         e = slopes(
             dz, bits, n, f, s, S, D, H, W, OD, OH, OW, RD, RH, RW,
@@ -101,5 +101,5 @@ def sums(x: Tensor, w: Tensor, mean: Tensor, it: Slopes, last: bool) -> tuple[Te
     options = {"LAST": last, "PRECISION": precision(), "BF": BF, "BC": BC, "BS": PLACES}
     args = x, w, mean, it.dz, it.bits, parts, N, F, C, S, count, *where
     launch(sums_kernel, count, *args, **constants, **options, num_warps=num_warps, num_stages=2)
-    of_e, of_t = parts.double().sum(0).float()
+    of_e, of_t = parts.double().sum(0).to(parts.dtype)
     return of_e, of_t

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
-from .common import at
+from .common import REAL, at
 
 
 class Grids(NamedTuple):
@@ -44,7 +44,7 @@ def between(i, old, new, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.con
         above = tl.maximum((2 * i + 1) * old - new, 0)
         below = 2 * new
     low = above // below
-    fraction = (above - low * below).to(tl.float32) / below
+    fraction = (above - low * below).to(REAL) / below
     return low.to(tl.int32), fraction
 
 
@@ -52,7 +52,7 @@ def between(i, old, new, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.con
 def share(fraction, tap, TAPS: tl.constexpr):
     """What the tap-th of a place's neighbours along an axis counts."""
     if TAPS == 1:
-        weight = tl.full(fraction.shape, 1.0, tl.float32)
+        weight = tl.full(fraction.shape, 1.0, REAL)
     else:
         weight = tl.where(tap == 0, 1 - fraction, fraction)
     return weight
@@ -69,7 +69,7 @@ def resized(
     h, h_share = between(s // W % H, OH, H, TH, CORNERS, WIDE)
     w, w_share = between(s % W, OW, W, TW, CORNERS, WIDE)
     known = (f < F)[:, None] & (s < D * H * W)[None, :]
-    sums = tl.zeros([BF, BS], tl.float32)
+    sums = tl.zeros([BF, BS], REAL)
     for j in tl.static_range(TD * TH * TW):
         jd = j // (TH * TW)
         jh = j // TW % TH

@@ -72,8 +72,8 @@ def forward(size: Sequence[int], it: Filter, to: Kept) -> None:
     if it.training and to.q.numel() == 1:
         raise ValueError(f"expected more than 1 value per channel when training, got {list(to.q.shape)}")
     conv.conv(to.maps, it.weight, size, to.q, gate=False)
-    scale, shift, settled = _float(it.scale), _float(it.shift), (_float(it.mean), _float(it.var))
-    normal, mean, rate = torch.native_batch_norm(to.q[:, None], scale, shift, *settled, it.training, 0.0, it.eps)
+    arrays: list[Any] = [None if a is None else a.to(to.q.dtype) for a in it[1:5]]
+    normal, mean, rate = torch.ops.aten.native_batch_norm(to.q[:, None], *arrays, it.training, 0.0, it.eps)
     torch.sigmoid(normal[:, 0], out=to.t)
     if it.training:
         to.mean.copy_(mean)
@@ -89,9 +89,9 @@ def backward(
     """
     dweight, dscale, dshift = gradients
     if it.scale is not None:
-        stats = _float(it.scale), _float(it.mean), _float(it.var), kept.mean, kept.rate
+        arrays: list[Any] = [None if a is None else a.to(da.dtype) for a in (it.scale, it.mean, it.var)]
         norm = torch.ops.aten.native_batch_norm_backward
-        da, *both = norm(da[:, None], kept.q[:, None], *stats, it.training, it.eps, [True, True, True])
+        da, *both = norm(da[:, None], kept.q[:, None], *arrays, kept.mean, kept.rate, it.training, it.eps, [True] * 3)
         da = da[:, 0].contiguous()
         dscale.copy_(both[0])
         dshift.copy_(both[1])
@@ -102,7 +102,3 @@ def follow(block: Any, it: Filter, kept: Kept) -> None:
     """What batch norm does in training besides."""
     if it.scale is not None and it.training:
         common.follow(block.norm, kept.mean, kept.rate**-2 - it.eps, kept.q.numel())
-
-
-def _float(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.float()
