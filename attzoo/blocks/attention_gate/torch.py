@@ -73,6 +73,12 @@ def unserved(gate: AttentionGate, x: Tensor, g: Tensor) -> str | None:
     it = gate.spec
     exact = x.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32
     widest = WIDEST // 2 if exact else WIDEST
+    convs, norms = (gate.skip, gate.gating, gate.psi), (gate.skip_norm, gate.gating_norm, gate.psi_norm)
+    sizes = [(it.width, it.channels), (it.width, it.gating_channels), (1, it.width)]
+    if [tuple(conv.weight.shape[:2]) for conv in convs] != sizes:
+        return "its layers are of other sizes than it made"
+    if any(norm.weight.shape != size[:1] for norm, size in zip(norms, sizes, strict=True) if it.norm):
+        return "its layers are of other sizes than it made"
     if prod(it.strides) > 1:
         return f"it takes a stride of 1, got {it.strides}"
     if it.width > widest:
