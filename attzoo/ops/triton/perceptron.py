@@ -154,7 +154,7 @@ def unexcite_kernel(
             d += tl.load(ds + (n * PARTS + part) * C + c[None, :], inside, 0.0)
         a = tl.load(s + n * C + c[None, :], inside, 0.0)
         if HARD:
-            d = tl.where((a > 0) & (a < 1), d / 6, 0.0)
+            d = tl.where((a <= 0) | (a >= 1), 0.0, d / 6)   # in this order: NaN passes
         else:
             d = d * a * (1 - a)
         w = tl.load(w2 + c[:, None] * R + r[None, :], (c < C)[:, None] & (r < R)[None, :], 0.0).to(tl.float32)
@@ -164,8 +164,8 @@ def unexcite_kernel(
     inside = (n < N) & (r < R)[None, :]
     for branch in tl.static_range(BRANCHES):
         to = (n * BRANCHES + branch) * R + r[None, :]
-        on = tl.load(hidden + to, inside, 0.0) > 0
-        tl.store(dhidden + to, tl.where(on, dh, 0.0), inside)
+        off = tl.load(hidden + to, inside, 0.0) <= 0   # NaN is not
+        tl.store(dhidden + to, tl.where(off, 0.0, dh), inside)
 
 
 @triton.jit
