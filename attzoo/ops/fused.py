@@ -160,8 +160,11 @@ class Fused:
         self.function = _function(self)
         self.operator = _operator(self, f"attzoo::{name}", arguments, kept)
 
-    def __call__(self, block: nn.Module, *args: Any) -> Sequence[Tensor]:
-        """The outputs."""
+    def __call__(self, block: Any, *args: Any) -> Sequence[Tensor]:
+        """The outputs. Kernels read weights in rows, however a network was told to lay them out."""
+        inputs = len(block.spec.inputs)
+        weights = (t.contiguous() if isinstance(t, Tensor) else t for t in args[inputs:])
+        args = *args[:inputs], *weights
         if torch.compiler.is_compiling():
             return self.operator(*args)
         return self.function.apply(block, *args)
