@@ -6,6 +6,7 @@ Batch norm of one channel is torch's own, forward and back: it reads 1 / C of th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -58,14 +59,14 @@ def filter_of(block: Any) -> Filter:
 
 def kept(x: Tensor, it: Filter) -> Kept:
     """Room for what is kept of x (N, C, *S)."""
-    N, S = len(x), x[0, 0].numel()
+    N, S = len(x), prod(x.shape[2:])
     norm = it.scale is not None
     return Kept(small(x, N, 2, S), small(x, N, S), small(x, N * norm, S), small(x, 1 * norm), small(x, 1 * norm))
 
 
 def forward(size: Sequence[int], it: Filter, to: Kept) -> None:
     """Maps that are there -> everything else that is kept."""
-    if it.scale is None:
+    if it.scale is None or not to.q.numel():
         conv.conv(to.maps, it.weight, size, to.t, gate=True)
         return
     if it.training and to.q.numel() == 1:
@@ -87,7 +88,10 @@ def backward(
     Those of weight, scale and shift are written into `gradients`.
     """
     dweight, dscale, dshift = gradients
-    if it.scale is not None:
+    if it.scale is not None and not da.numel():   # torch would divide by 0
+        dscale.zero_()
+        dshift.zero_()
+    elif it.scale is not None:
         stats = _float(it.scale), _float(it.mean), _float(it.var), kept.mean, kept.rate
         norm = torch.ops.aten.native_batch_norm_backward
         da, *both = norm(da[:, None], kept.q[:, None], *stats, it.training, it.eps, [True, True, True])
@@ -101,10 +105,12 @@ def backward(
 def follow(block: Any, it: Filter, kept: Kept) -> None:
     """What batch norm does in training besides: its running statistics follow the batch's."""
     norm = block.norm
-    if it.scale is None or not it.training or norm.running_mean is None:
+    if it.scale is None or not it.training or norm.running_mean is None or not norm.track_running_stats:
         return
     count = kept.q.numel()
     norm.num_batches_tracked += 1
+    if not count:
+        return
     step = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
     var = (kept.rate**-2 - it.eps) * (count / (count - 1))
     norm.running_mean += step * (kept.mean - norm.running_mean)
