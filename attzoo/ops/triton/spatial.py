@@ -59,7 +59,7 @@ def filter_of(block: Any) -> Filter:
 
 def kept(x: Tensor, it: Filter) -> Kept:
     """Room for what is kept of x (N, C, *S)."""
-    N, S = len(x), prod(x.shape[2:])
+    N, S = x.shape[0], prod(x.shape[2:])   # len(x) would tie a graph to it
     norm = it.scale is not None
     return Kept(small(x, N, 2, S), small(x, N, S), small(x, N * norm, S), small(x, 1 * norm), small(x, 1 * norm))
 
