@@ -123,6 +123,8 @@ def kept(x: Tensor, R: int, top: bool) -> Kept:
 def forward(total: Tensor, tops: Tensor | None, places: int, it: Layers, to: Kept) -> None:
     """Pools over space in parts, (N, PARTS, C), of so many places -> everything that is kept."""
     (N, PARTS, C), R = total.shape, len(it.w1)
+    if it.w1.shape != (R, C) or it.w2.shape != (C, R):   # a kernel would read past their ends
+        raise ValueError(f"expected weights for {C} channels, got {list(it.w1.shape)} and {list(it.w2.shape)}")
     branches = 1 if tops is None else 2
     rows, BR = triton.cdiv(N, ROWS), _units(R)
     options = {"BRANCHES": branches, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
