@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from .. import settings
 from .torch import BATCH_NORM, CONV
-from .torch_cpu import PLAIN, dense, differentiate, heard, itself
+from .torch_cpu import PLAIN, by_torch, dense, differentiate, heard, itself
 from .wins import WINS
 
 DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
@@ -89,6 +89,8 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
 
 def _ordinary(part: nn.Module, block: Any) -> bool:
     """Whether a part computes what a block's own would: nothing here looks at more than its numbers."""
+    if not isinstance(part, nn.Identity) and not part._parameters.keys() >= {"weight", "bias"}:
+        return False   # what stands in their place is made of others, which no list of parameters names
     if isinstance(part, nn.modules.conv._ConvNd):
         centred = set(part.stride) == {1} and part.padding == tuple(k // 2 for k in part.kernel_size)
         beside = part.stride == part.kernel_size and not any(part.padding)
@@ -194,6 +196,7 @@ def _function(it: Fused) -> type[Function]:
         def forward(ctx: Any, block: nn.Module, *args: Any) -> tuple[Tensor, ...]:
             outputs = it.forward(*args)
             ctx.block, ctx.options = block, args[it.tensors :]
+            ctx.modes = [part.training for part in block.modules()]
             ctx.save_for_backward(*args[: it.tensors], *outputs[1:])
             ctx.mark_non_differentiable(*outputs[1:])
             ctx.set_materialize_grads(False)
@@ -204,8 +207,8 @@ def _function(it: Fused) -> type[Function]:
             tensors, kept = ctx.saved_tensors[: it.tensors], ctx.saved_tensors[it.tensors :]
             if dy is None:
                 found: Sequence[Tensor | None] = [None] * it.learned
-            elif torch.is_grad_enabled():
-                found = _plainly(ctx.block, tensors[: it.learned], dy)
+            elif by_torch(dy):
+                found = _plainly(ctx.block, ctx.modes, tensors[: it.learned], dy)
             else:
                 found = it.backward(dy, [*tensors, *ctx.options], kept)
             return None, *found, *[None] * (it.tensors - it.learned + len(ctx.options))
@@ -213,8 +216,13 @@ def _function(it: Fused) -> type[Function]:
     return Call
 
 
-def _plainly(block: nn.Module, tensors: Sequence[Tensor | None], dy: Tensor) -> Sequence[Tensor | None]:
-    """Gradients that may be differentiated, those of the block's plain form: of its inputs and its parameters."""
+def _plainly(
+    block: nn.Module, modes: Sequence[bool], tensors: Sequence[Tensor | None], dy: Tensor
+) -> Sequence[Tensor | None]:
+    """Gradients that may be differentiated, those of the block's plain form: of its inputs and its parameters.
+
+    modes: whether each of its modules was in training when it was called.
+    """
     names = [name for name, _ in block.named_parameters()]
 
     def call(*given: Tensor | None) -> list[Tensor]:
@@ -224,7 +232,17 @@ def _plainly(block: nn.Module, tensors: Sequence[Tensor | None], dy: Tensor) -> 
         with settings.kernels("eager"):
             return [functional_call(block, dict(zip(names, learned, strict=True)) | buffers, tuple(inputs))]
 
-    return differentiate(call, tuple(tensors), [dy])
+    now = [part.training for part in block.modules()]
+    try:
+        _train(block, modes)
+        return differentiate(call, tuple(tensors), [dy])
+    finally:
+        _train(block, now)
+
+
+def _train(block: nn.Module, modes: Sequence[bool]) -> None:
+    for part, training in zip(block.modules(), modes, strict=True):
+        part.training = training
 
 
 def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:
