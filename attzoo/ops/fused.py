@@ -67,7 +67,7 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
     device = inputs[0].device
     if absent():
         return 'triton is not installed: pip install "attzoo[triton]"'
-    if device.type != "cuda" and not interpreted():
+    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
         return f"it runs on a CUDA device, and the input is on {device}"
     if any(t.device != device for t in tensors):
         return f"its tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}"
@@ -121,7 +121,7 @@ def absent() -> bool:
 
 @lru_cache
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, in Python, slowly and on any device."""
+    """Whether kernels run in Triton's interpreter, in Python, slowly, and on a CPU too."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
@@ -204,7 +204,8 @@ def _function(it: Fused) -> type[Function]:
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
-            tensors, kept = ctx.saved_tensors[: it.tensors], ctx.saved_tensors[it.tensors :]
+            saved = ctx.saved_tensors   # asked for once: a checkpoint makes them anew, and only once
+            tensors, kept = saved[: it.tensors], saved[it.tensors :]
             if dy is None:
                 found: Sequence[Tensor | None] = [None] * it.learned
             elif by_torch(dy):
@@ -264,7 +265,8 @@ def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:
         ctx.save_for_backward(*inputs[: it.tensors], *output[1:])
 
     def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
-        tensors, kept = ctx.saved_tensors[: it.tensors], list(ctx.saved_tensors[it.tensors :])
+        saved = ctx.saved_tensors
+        tensors, kept = saved[: it.tensors], list(saved[it.tensors :])
         found = iter(again(dy, kept, *tensors, *ctx.options))
         gradients = [None if t is None else next(found) for t in tensors[: it.learned]]
         return *gradients, *[None] * (it.tensors - it.learned + len(ctx.options))
