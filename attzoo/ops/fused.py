@@ -27,6 +27,8 @@ CAPABILITY: Final = (8, 0)   # the first GPUs with bfloat16
 LONGEST: Final = 1 << 31     # numbers in a sample: places in it are counted in 32 bits
 CONVS: Final = tuple(CONV.values())
 NORMS: Final = tuple(BATCH_NORM.values())
+ABSENT: Final = find_spec("triton") is None
+INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")   # in Python, slowly, on a CPU too
 LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
 
 
@@ -65,9 +67,9 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
     """Why there is no fused form for these inputs; None where there is."""
     tensors = [*inputs, *block.parameters(), *(b for b in block.buffers() if b.is_floating_point())]
     device = inputs[0].device
-    if absent():
+    if ABSENT:
         return 'triton is not installed: pip install "attzoo[triton]"'
-    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+    if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
         return f"it runs on a CUDA device, and the input is on {device}"
     if any(t.device != device for t in tensors):
         return f"its tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}"
@@ -111,18 +113,6 @@ def _unusual(tensors: Sequence[Tensor], device: torch.device) -> str | None:
     if any(type(t) not in PLAIN for t in tensors):
         return f"it takes plain tensors, got {', '.join(sorted({type(t).__name__ for t in tensors}))}"
     return None
-
-
-@lru_cache
-def absent() -> bool:
-    """Whether there is no Triton."""
-    return find_spec("triton") is None
-
-
-@lru_cache
-def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, in Python, slowly, and on a CPU too."""
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
 @lru_cache
