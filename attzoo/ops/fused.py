@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.util import find_spec
 from math import prod
 from typing import Any, Final
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import settings
 from .torch import BATCH_NORM, CONV
-from .torch_cpu import PLAIN, dense, differentiate, heard, itself
+from .torch_cpu import PLAIN, by_torch, dense, differentiate, heard, itself
 from .wins import WINS
 
 DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
@@ -25,6 +25,8 @@ CAPABILITY: Final = (8, 0)   # the first GPUs with bfloat16
 LONGEST: Final = 1 << 31     # numbers in a sample, channels in a batch: these are counted in 32 bits
 CONVS: Final = tuple(CONV.values())
 NORMS: Final = tuple(BATCH_NORM.values())
+ABSENT: Final = find_spec("triton") is None
+INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")   # in Python, slowly, on a CPU too
 LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
 
 
@@ -71,9 +73,9 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
     """Why there is no fused form for these inputs; None where there is."""
     tensors = [*inputs, *block.parameters(), *(b for b in block.buffers() if b.is_floating_point())]
     device = inputs[0].device
-    if absent():
+    if ABSENT:
         return 'triton is not installed: pip install "attzoo[triton]"'
-    if device.type != "cuda" and not interpreted():
+    if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
         return f"it runs on a CUDA device, and the input is on {device}"
     if any(t.device != device for t in tensors):
         return f"its tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}"
@@ -96,6 +98,8 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
 
 def _ordinary(part: nn.Module, block: Any) -> bool:
     """Whether a part computes what a block's own would: nothing here looks at more than its numbers."""
+    if not isinstance(part, nn.Identity) and not part._parameters.keys() >= {"weight", "bias"}:
+        return False   # what stands in their place is made of others, which no list of parameters names
     if isinstance(part, nn.modules.conv._ConvNd):
         centred = set(part.stride) == {1} and part.padding == tuple(k // 2 for k in part.kernel_size)
         beside = part.stride == part.kernel_size and not any(part.padding)
@@ -119,18 +123,6 @@ def _unusual(tensors: Sequence[Tensor], device: torch.device) -> str | None:
 
 
 @lru_cache
-def absent() -> bool:
-    """Whether there is no Triton."""
-    return find_spec("triton") is None
-
-
-@lru_cache
-def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, in Python, slowly and on any device."""
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-
-
-@lru_cache
 def capability(device: torch.device) -> tuple[int, int]:
     """Of a GPU: (9, 0) for an H100, say."""
     return torch.cuda.get_device_capability(device)
@@ -145,7 +137,7 @@ class Fused:
     Eagerly that is an autograd.Function, and in a graph an operator, attzoo::name, for neither looks inside. Nobody
     differentiates what is kept. Where the backward pass is differentiated in turn, the block's plain form is run again.
 
-    arguments: the operator's, in the words of torch.library: the block's inputs, what it learns, in the order of its
+    arguments: the operator's, in the words of torch.library: the block's `inputs`, what it learns, in the order of its
     parameters and None where it has none, `fixed` tensors without a gradient, and options.
     outputs(*args): room for y and for all that is kept, from shapes alone. forward(args, outputs): writes them.
     backward(dy, args, y, kept, gradients): writes a gradient for each tensor that has one, or puts it there.
@@ -161,22 +153,28 @@ class Fused:
         outputs: Callable[..., Sequence[Tensor]],
         forward: Callable[[Sequence[Any], Sequence[Tensor]], None],
         backward: Callable[[Tensor, Sequence[Any], Tensor | None, Sequence[Tensor], list[Any]], None],
+        inputs: int = 2,
         fixed: int = 0,
         rereads: Callable[..., bool] = lambda *args: False,
         plain: Callable[[nn.Module], nn.Module] = lambda block: block,
     ) -> None:
         self.tensors = sum(argument.split()[0].startswith("Tensor") for argument in arguments.split(","))
-        self.learned = self.tensors - fixed
+        self.inputs, self.learned = inputs, self.tensors - fixed
         self.outputs, self.write, self.write_back = outputs, forward, backward
         self.rereads, self.plain = rereads, plain
         self.function = _function(self)
         self.operator = _operator(self, f"attzoo::{name}", arguments, kept)
 
     def __call__(self, block: nn.Module, *args: Any, **options: Any) -> Sequence[Tensor]:
-        """The outputs. options: that the block's plain form has to be called with."""
+        """The outputs. options: that the block's plain form has to be called with.
+
+        Kernels read weights in rows, however a network was told to lay them out.
+        """
+        weights = (t.contiguous() if isinstance(t, Tensor) else t for t in args[self.inputs :])
+        args = *args[: self.inputs], *weights
         if torch.compiler.is_compiling():
             return self.operator(*args)
-        return self.function.apply(partial(_plain, self.plain, block, options), *args)
+        return self.function.apply(Plain(self.plain, block, options), *args)
 
     def forward(self, *args: Any) -> tuple[Tensor, ...]:
         """The outputs, without autograd."""
@@ -205,7 +203,7 @@ def _function(it: Fused) -> type[torch.autograd.Function]:
 
     class Call(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, plain: Callable[..., Tensor], *args: Any) -> tuple[Tensor, ...]:
+        def forward(ctx: Any, plain: Plain, *args: Any) -> tuple[Tensor, ...]:
             outputs = it.forward(*args)
             ctx.plain, ctx.options = plain, args[it.tensors :]
             ctx.save_for_backward(*it.saved(args, outputs))
@@ -215,11 +213,11 @@ def _function(it: Fused) -> type[torch.autograd.Function]:
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
-            saved = ctx.saved_tensors
+            saved = ctx.saved_tensors   # asked for once: a checkpoint makes them anew, and only once
             if dy is None:
                 found: Sequence[Tensor | None] = [None] * it.learned
-            elif torch.is_grad_enabled():
-                found = differentiate(lambda *tensors: [ctx.plain(*tensors)], saved[: it.learned], [dy])
+            elif by_torch(dy):
+                found = ctx.plain.gradients(saved[: it.learned], dy)
             else:
                 found = it.backward(dy, saved, ctx.options)
             return None, *found, *[None] * (it.tensors - it.learned + len(ctx.options))
@@ -227,18 +225,34 @@ def _function(it: Fused) -> type[torch.autograd.Function]:
     return Call
 
 
-def _plain(
-    of: Callable[[nn.Module], nn.Module], block: nn.Module, options: dict[str, Any], *tensors: Tensor | None
-) -> Tensor:
-    """What the block's plain form makes of its inputs, and of these parameters in the place of its own."""
-    block = of(block)
-    names = [name for name, _ in block.named_parameters()]
-    present = [t for t in tensors if t is not None]
-    inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
-    buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}   # running statistics run once
-    arrays = dict(zip(names, learned, strict=True)) | buffers
-    with settings.kernels("eager"):
-        return torch.func.functional_call(block, arrays, tuple(inputs), options)
+class Plain:
+    """A block's plain form, as the block was when it was called: run again where a gradient is to be differentiated."""
+
+    def __init__(self, of: Callable[[nn.Module], nn.Module], block: nn.Module, options: dict[str, Any]) -> None:
+        self.of, self.block, self.options = of, block, options
+        self.modes = [part.training for part in block.modules()]
+
+    def gradients(self, tensors: Sequence[Tensor | None], dy: Tensor) -> Sequence[Tensor | None]:
+        """Of its inputs and its parameters, differentiable."""
+        now = [part.training for part in self.block.modules()]
+        try:
+            self._train(self.modes)
+            return differentiate(lambda *given: [self._call(self.of(self.block), given)], tuple(tensors), [dy])
+        finally:
+            self._train(now)
+
+    def _call(self, module: nn.Module, tensors: Sequence[Tensor | None]) -> Tensor:
+        names = [name for name, _ in module.named_parameters()]
+        present = [t for t in tensors if t is not None]
+        inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}   # they run once
+        arrays = dict(zip(names, learned, strict=True)) | buffers
+        with settings.kernels("eager"):
+            return torch.func.functional_call(module, arrays, tuple(inputs), self.options)
+
+    def _train(self, modes: Sequence[bool]) -> None:
+        for part, training in zip(self.block.modules(), modes, strict=True):
+            part.training = training
 
 
 def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:
@@ -261,7 +275,8 @@ def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:
         ctx.save_for_backward(*it.saved(inputs, output))
 
     def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
-        tensors, (y, *kept) = ctx.saved_tensors[: it.tensors], ctx.saved_tensors[it.tensors :]
+        saved = ctx.saved_tensors
+        tensors, (y, *kept) = saved[: it.tensors], saved[it.tensors :]
         found = iter(again(dy, y, kept, *tensors, *ctx.options))
         gradients = [None if t is None else next(found) for t in tensors[: it.learned]]
         return *gradients, *[None] * (it.tensors - it.learned + len(ctx.options))

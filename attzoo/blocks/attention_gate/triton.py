@@ -157,7 +157,7 @@ class Product(nn.Module):
         return x * self.attention(x, g)
 
 
-KERNELS = Fused("attention_gate", ARGUMENTS, len(Kept._fields), outputs, forward, backward, 6, plain=Product)
+KERNELS = Fused("attention_gate", ARGUMENTS, len(Kept._fields), outputs, forward, backward, fixed=6, plain=Product)
 
 
 def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
     counts = [t.shape[0] * prod(t.shape[2:]) for t in (x, g, x)]
     if 1 in (count for count, batch in zip(counts, by_batch, strict=True) if batch):
         raise ValueError(f"expected more than 1 value per channel when training, got {list(x.shape)}, {list(g.shape)}")
-    layers = [tensor for conv in convs for tensor in (conv.weight.contiguous(), conv.bias)]
+    layers = [tensor for conv in convs for tensor in (conv.weight, conv.bias)]
     affine = [getattr(norm, name, None) for norm in norms for name in ("weight", "bias")]
     running = [
         None if batch else getattr(norm, name, None)

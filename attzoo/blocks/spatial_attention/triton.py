@@ -41,7 +41,7 @@ def backward(
 
 
 KERNELS = Fused(
-    "spatial_attention", f"Tensor x, Tensor weight, {spatial.NORM}", 5, outputs, forward, backward, fixed=2
+    "spatial_attention", f"Tensor x, Tensor weight, {spatial.NORM}", 5, outputs, forward, backward, inputs=1, fixed=2
 )
 
 

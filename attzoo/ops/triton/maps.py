@@ -57,6 +57,8 @@ def conv_kernel(
 
 def conv(maps: Tensor, weight: Tensor, size: Sequence[int], q: Tensor, *, gate: bool) -> None:
     """maps (N, 2, S), weight (1, 2, *k) -> their convolution, (N, S), into q; if `gate`, through a sigmoid."""
+    if weight.shape[:2] != (1, 2):   # the kernel would read past its end
+        raise ValueError(f"expected a kernel from 2 maps to 1, got {list(weight.shape)}")
     whole, kernel = _whole(size), _kernel(weight)
     BS = min(power(q.shape[1]), PLACES)
     options = {"GATE": gate, "BS": BS, "num_warps": 4, **kernel}

@@ -127,6 +127,8 @@ def kept(x: Tensor, R: int, top: bool) -> Kept:
 def forward(total: Tensor, tops: Tensor | None, places: int, it: Layers, to: Kept) -> None:
     """Pools over space in parts, (N, PARTS, C), of so many places -> everything that is kept."""
     (N, PARTS, C), R = total.shape, len(it.w1)
+    if it.w1.shape != (R, C) or it.w2.shape != (C, R):   # a kernel would read past their ends
+        raise ValueError(f"expected weights for {C} channels, got {list(it.w1.shape)} and {list(it.w2.shape)}")
     branches = 1 if tops is None else 2
     rows, BR = triton.cdiv(N, ROWS), _units(R)
     options = {"BRANCHES": branches, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
@@ -158,7 +160,7 @@ def unexcite_kernel(
             d += tl.load(ds + (n * PARTS + part) * C + c[None, :], inside, 0.0)
         a = tl.load(s + n * C + c[None, :], inside, 0.0)
         if HARD:
-            d = tl.where((a > 0) & (a < 1), d / 6, 0.0)
+            d = tl.where((a <= 0) | (a >= 1), 0.0, d / 6)   # in this order: NaN passes
         else:
             d = d * a * (1 - a)
         w = tl.load(w2 + c[:, None] * R + r[None, :], (c < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
@@ -168,8 +170,8 @@ def unexcite_kernel(
     inside = (n < N) & (r < R)[None, :]
     for branch in tl.static_range(BRANCHES):
         to = (n * BRANCHES + branch) * R + r[None, :]
-        on = tl.load(hidden + to, inside, 0.0) > 0
-        tl.store(dhidden + to, tl.where(on, dh, 0.0), inside)
+        off = tl.load(hidden + to, inside, 0.0) <= 0   # NaN is not
+        tl.store(dhidden + to, tl.where(off, 0.0, dh), inside)
 
 
 @triton.jit

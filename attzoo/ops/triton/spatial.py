@@ -6,6 +6,7 @@ Batch norm of one channel is torch's own, forward and back: it reads 1 / C of th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -59,14 +60,14 @@ def filter_of(block: Any) -> Filter:
 
 def kept(x: Tensor, it: Filter) -> Kept:
     """Room for what is kept of x (N, C, *S)."""
-    N, S = len(x), x[0, 0].numel()
+    N, S = x.shape[0], prod(x.shape[2:])   # len(x) would tie a graph to it
     norm = it.scale is not None
     return Kept(small(x, N, 2, S), small(x, N, S), small(x, N * norm, S), small(x, 1 * norm), small(x, 1 * norm))
 
 
 def forward(size: Sequence[int], it: Filter, to: Kept) -> None:
     """Maps that are there -> everything else that is kept."""
-    if it.scale is None:
+    if it.scale is None or not to.q.numel():
         conv.conv(to.maps, it.weight, size, to.t, gate=True)
         return
     if it.training and to.q.numel() == 1:
@@ -88,7 +89,10 @@ def backward(
     Those of weight, scale and shift are written into `gradients`.
     """
     dweight, dscale, dshift = gradients
-    if it.scale is not None:
+    if it.scale is not None and not da.numel():   # torch would divide by 0
+        dscale.zero_()
+        dshift.zero_()
+    elif it.scale is not None:
         arrays: list[Any] = [None if a is None else a.to(da.dtype) for a in (it.scale, it.mean, it.var)]
         norm = torch.ops.aten.native_batch_norm_backward
         da, *both = norm(da[:, None], kept.q[:, None], *arrays, kept.mean, kept.rate, it.training, it.eps, [True] * 3)
