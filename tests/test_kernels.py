@@ -1,4 +1,4 @@
-"""The fused kernels give what the plain form gives in float64, whatever the shape, layout, dtype, options and numbers."""
+"""The fused kernels give what the plain form gives in float64, of any shape, layout, dtype, options and numbers."""
 
 import copy
 from contextlib import nullcontext
