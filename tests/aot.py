@@ -40,6 +40,7 @@ BLOCKS: dict[str, list[dict[str, Any]]] = {
     "channel_attention": [{}],
     "spatial_attention": [{}],
     "cbam": [{}],
+    "attention_gate": [{}, {"coarse": 2}, {"norm": True}, {"norm": True, "coarse": 2}],
 }
 
 
@@ -75,13 +76,25 @@ def launches(
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         found.append(launch(self, args, kwargs))
 
-    made = attzoo.create(block, shape[1], backend="torch", **arguments).to(dtype)
-    x = torch.ones(shape, dtype=dtype)
-    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+    *xs, made = inputs(block, shape, **arguments)
+    made.to(dtype)
+    xs = [x.to(dtype) for x in xs]
+    xs = [x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x for x in xs]
     there = mock.patch.object(fused, "refusal", return_value=None)
     with mock.patch.object(JITFunction, "run", record), there, attzoo.kernels("triton"):
-        made(x.requires_grad_()).backward(torch.ones_like(x))
+        made(*(x.requires_grad_() for x in xs)).backward(torch.ones_like(xs[0]))
+        with torch.no_grad():
+            made(*xs)
     yield from found
+
+
+def inputs(block: str, shape: tuple[int, ...], coarse: int = 1, **arguments: Any) -> tuple[Any, ...]:
+    """A block's inputs and the block: of a gate also the gating signal, so many times coarser."""
+    x = torch.ones(shape)
+    if block != "attention_gate":
+        return x, attzoo.create(block, shape[1], backend="torch", **arguments)
+    made = attzoo.create(block, shape[1], gating_channels=shape[1], backend="torch", **arguments)
+    return x, torch.ones(*shape[:2], *(size // coarse for size in shape[2:])), made
 
 
 def launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Launch:

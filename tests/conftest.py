@@ -11,7 +11,16 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 # TensorFlow's oneDNN refuses empty batches, and rounds differently from CPU to CPU
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+with suppress(ImportError):
+    import torch
 
+    if not torch.cuda.is_available():   # kernels run in Triton's interpreter, on CPU tensors
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+with suppress(ImportError):
+    import torch
+
+    if not torch.cuda.is_available():   # kernels run in Triton's interpreter, on CPU tensors
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 with suppress(ImportError):
     import triton  # noqa: F401
 

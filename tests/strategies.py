@@ -1,5 +1,7 @@
 """Every hypothesis strategy of the suite."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 import attzoo
@@ -56,3 +58,22 @@ def unets(draw_from):
         arguments["up_kernel_size"] = 3   # 2, its default, is less than a stride of 3
     shape = pick(1, 2), arguments["in_channels"], *(pick(4, 1, 2, 3, 5, 7) for _ in range(dims))
     return arguments, shape
+
+
+@st.composite
+def steps(draw_from, name):
+    """A case of block `name`, of more places, for its kernels; a layout, a kind of numbers, whether tiles are tiny."""
+
+    def pick(*values):
+        return draw_from(st.sampled_from(values))
+
+    case, tiny = draw_from(cases(name, ("float32", "float16", "bfloat16"))), pick(False, True)
+    _, channels, *space = case.shapes[0]
+    most = {1: 60, 2: 8, 3: 4} if tiny else {1: 300, 2: 17, 3: 6}   # each tile takes the interpreter a while
+    space = tuple(draw_from(st.integers(1, most[len(space)])) for _ in space)
+    options = dict(case.options)
+    if len(space) == 3 and options.get("kernel_size") == 7:   # so does each of 343 taps
+        options["kernel_size"] = 5
+    case = replace(case, options=options, shapes=((pick(2, 1, 3), channels, *space),))
+    equal = ["equal"] if channels > 2 else []   # of fewer channels nothing would vary
+    return case, pick("channels first", "channels last"), pick("normal", "ties", *equal), tiny

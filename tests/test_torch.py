@@ -848,3 +848,30 @@ def test_cuda_graph(sample):
         tensor.copy_(new)
     graph.replay()
     assert off(y, block(*fresh)) < 1e-6
+
+
+# ---- at the end of a residual block ----------------------------------------------------------------------------------
+
+RESIDUAL = pytest.mark.parametrize("name", ["se", "eca", "channel_attention", "cbam"])
+
+
+@RESIDUAL
+def test_a_shortcut_is_added_and_an_activation_follows(name):
+    block = attzoo.create(name, 8, backend="torch")
+    x, shortcut = torch.randn(2, 2, 8, 5, 6).unbind()
+    y = block(x)
+    assert torch.equal(block(x, shortcut), y + shortcut)
+    assert torch.equal(block(x, shortcut, "relu"), torch.relu(y + shortcut))
+    assert torch.equal(block(x, act="relu"), torch.relu(y))
+
+
+@RESIDUAL
+def test_a_shortcut_that_is_none_is_refused(name):
+    block = attzoo.create(name, 8, backend="torch")
+    x = torch.randn(2, 8, 5, 6)
+    with pytest.raises(ValueError, match=r"expected a shortcut of x's shape, \(2, 8, 5, 6\), got \(2, 8, 5, 1\)"):
+        block(x, x[..., :1])
+    with pytest.raises(TypeError, match=r"^expected a torch\.Tensor as shortcut, got str$"):
+        block(x, "relu")
+    with pytest.raises(ValueError, match=r"^act must be one of None, 'relu', got 'gelu'$"):
+        block(x, act="gelu")

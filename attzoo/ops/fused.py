@@ -14,34 +14,42 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
-from torch.func import functional_call
 
 from .. import settings
 from .torch import BATCH_NORM, CONV
-from .torch_cpu import PLAIN, dense, differentiate, heard, itself
+from .torch_cpu import PLAIN, by_torch, dense, differentiate, heard, itself
 from .wins import WINS
 
 DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 CAPABILITY: Final = (8, 0)   # the first GPUs with bfloat16
-LONGEST: Final = 1 << 31     # numbers in a sample: places in it are counted in 32 bits
+LONGEST: Final = 1 << 31     # numbers in a sample, channels in a batch: these are counted in 32 bits
 CONVS: Final = tuple(CONV.values())
 NORMS: Final = tuple(BATCH_NORM.values())
+ABSENT: Final = find_spec("triton") is None
+INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")   # in Python, slowly, on a CPU too
 LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
 
 
 # ---- when ------------------------------------------------------------------------------------------------------------
 
 
-def serves(block: nn.Module, kind: type, *inputs: Tensor, parts: Sequence[tuple[nn.Module, type]] = ()) -> bool:
-    """Whether the fused form of `block`, a `kind`, is to compute: attzoo.kernels decides.
+def serves(
+    block: nn.Module,
+    kind: type,
+    x: Tensor,
+    *others: Tensor | None,
+    parts: Sequence[tuple[nn.Module, type]] = (),
+    unless: Callable[..., str | None] = lambda *args: None,
+) -> bool:
+    """Whether the fused form of `block`, a `kind`, is to compute with these inputs: attzoo.kernels decides.
 
-    parts: blocks that it is made of, and what they must be. Raises RuntimeError under kernels("triton") where there is
-    no fused form.
+    parts: blocks that it is made of, and what they must be. unless: of block and inputs, a reason of the block's own
+    why not, or None, asked last. Raises RuntimeError under kernels("triton") where there is no fused form.
     """
-    if settings.chosen == "eager" or (settings.chosen == "auto" and not wins(kind, inputs[0])):
+    if settings.chosen == "eager" or (settings.chosen == "auto" and not wins(kind, x)):
         return False
-    why = refusal(block, inputs, ((block, kind), *parts))
+    inputs = [x, *(t for t in others if t is not None)]
+    why = refusal(block, inputs, ((block, kind), *parts)) or unless(block, *inputs)
     if why and settings.chosen == "triton":
         raise RuntimeError(f'kernels("triton") asks for a fused {kind.__name__}, but {why}')
     return not why
@@ -65,9 +73,9 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
     """Why there is no fused form for these inputs; None where there is."""
     tensors = [*inputs, *block.parameters(), *(b for b in block.buffers() if b.is_floating_point())]
     device = inputs[0].device
-    if absent():
+    if ABSENT:
         return 'triton is not installed: pip install "attzoo[triton]"'
-    if device.type != "cuda" and not interpreted():
+    if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
         return f"it runs on a CUDA device, and the input is on {device}"
     if any(t.device != device for t in tensors):
         return f"its tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}"
@@ -75,8 +83,9 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
         return f"it takes float32, float16 and bfloat16, got {', '.join(sorted({str(t.dtype) for t in tensors}))}"
     if any(x.dtype != inputs[0].dtype for x in inputs):
         return f"it takes inputs of one dtype, got {', '.join(str(x.dtype) for x in inputs)}"
-    if any(prod(x.shape[1:]) >= LONGEST for x in inputs):
-        return f"it takes samples of fewer than 2^31 numbers, got {max(prod(x.shape[1:]) for x in inputs)}"
+    if any(max(prod(x.shape[1:]), prod(x.shape[:2])) >= LONGEST for x in inputs):
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        return f"it takes fewer than 2^31 numbers in a sample, and channels in a batch, got shapes {shapes}"
     if not all(itself(part, kind) for part, kind in parts):
         return "the block or a part of it is of a subclass, or something listens to its attention"
     own = [part for part, _ in parts]
@@ -89,6 +98,8 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
 
 def _ordinary(part: nn.Module, block: Any) -> bool:
     """Whether a part computes what a block's own would: nothing here looks at more than its numbers."""
+    if not isinstance(part, nn.Identity) and not part._parameters.keys() >= {"weight", "bias"}:
+        return False   # what stands in their place is made of others, which no list of parameters names
     if isinstance(part, nn.modules.conv._ConvNd):
         centred = set(part.stride) == {1} and part.padding == tuple(k // 2 for k in part.kernel_size)
         beside = part.stride == part.kernel_size and not any(part.padding)
@@ -104,23 +115,11 @@ def _unusual(tensors: Sequence[Tensor], device: torch.device) -> str | None:
         return f"the GPU's compute capability is {'.'.join(map(str, capability(device)))}, and it takes 8.0 or later"
     if torch.jit.is_tracing():   # type: ignore[attr-defined]
         return "torch.jit.trace would not see what it does"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return "torch.func transforms and forward derivatives take operators apart"
     if any(type(t) not in PLAIN for t in tensors):
         return f"it takes plain tensors, got {', '.join(sorted({type(t).__name__ for t in tensors}))}"
     return None
-
-
-@lru_cache
-def absent() -> bool:
-    """Whether there is no Triton."""
-    return find_spec("triton") is None
-
-
-@lru_cache
-def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, in Python, slowly and on any device."""
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
 @lru_cache
@@ -138,10 +137,12 @@ class Fused:
     Eagerly that is an autograd.Function, and in a graph an operator, attzoo::name, for neither looks inside. Nobody
     differentiates what is kept. Where the backward pass is differentiated in turn, the block's plain form is run again.
 
-    arguments: the operator's, in the words of torch.library: the block's inputs, what it learns, in the order of its
+    arguments: the operator's, in the words of torch.library: the block's `inputs`, what it learns, in the order of its
     parameters and None where it has none, `fixed` tensors without a gradient, and options.
     outputs(*args): room for y and for all that is kept, from shapes alone. forward(args, outputs): writes them.
-    backward(dy, args, kept, gradients): writes a gradient for each tensor that has one.
+    backward(dy, args, y, kept, gradients): writes a gradient for each tensor that has one, or puts it there.
+    rereads(*args): whether backward gets y, which is then kept too, or None.
+    plain(block): a module whose call is all that the kernels do, by what of the block's parameters that takes.
     """
 
     def __init__(
@@ -151,20 +152,29 @@ class Fused:
         kept: int,
         outputs: Callable[..., Sequence[Tensor]],
         forward: Callable[[Sequence[Any], Sequence[Tensor]], None],
-        backward: Callable[[Tensor, Sequence[Any], Sequence[Tensor], Sequence[Any]], None],
+        backward: Callable[[Tensor, Sequence[Any], Tensor | None, Sequence[Tensor], list[Any]], None],
+        inputs: int = 2,
         fixed: int = 0,
+        rereads: Callable[..., bool] = lambda *args: False,
+        plain: Callable[[nn.Module], nn.Module] = lambda block: block,
     ) -> None:
         self.tensors = sum(argument.split()[0].startswith("Tensor") for argument in arguments.split(","))
-        self.learned = self.tensors - fixed
+        self.inputs, self.learned = inputs, self.tensors - fixed
         self.outputs, self.write, self.write_back = outputs, forward, backward
+        self.rereads, self.plain = rereads, plain
         self.function = _function(self)
         self.operator = _operator(self, f"attzoo::{name}", arguments, kept)
 
-    def __call__(self, block: nn.Module, *args: Any) -> Sequence[Tensor]:
-        """The outputs."""
+    def __call__(self, block: nn.Module, *args: Any, **options: Any) -> Sequence[Tensor]:
+        """The outputs. options: that the block's plain form has to be called with.
+
+        Kernels read weights in rows, however a network was told to lay them out.
+        """
+        weights = (t.contiguous() if isinstance(t, Tensor) else t for t in args[self.inputs :])
+        args = *args[: self.inputs], *weights
         if torch.compiler.is_compiling():
             return self.operator(*args)
-        return self.function.apply(block, *args)
+        return self.function.apply(Plain(self.plain, block, options), *args)
 
     def forward(self, *args: Any) -> tuple[Tensor, ...]:
         """The outputs, without autograd."""
@@ -172,10 +182,15 @@ class Fused:
         self.write(args, outputs)
         return outputs
 
-    def backward(self, dy: Tensor, args: Sequence[Any], kept: Sequence[Tensor]) -> list[Tensor | None]:
+    def saved(self, args: Sequence[Any], outputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """What the way back needs: tensors among the arguments, y if it is read again, and what is kept."""
+        return [*args[: self.tensors], outputs[0] if self.rereads(*args) else None, *outputs[1:]]
+
+    def backward(self, dy: Tensor, saved: Sequence[Any], options: Sequence[Any]) -> list[Tensor | None]:
         """A gradient for each tensor that has one."""
+        args, (y, *kept) = [*saved[: self.tensors], *options], saved[self.tensors :]
         gradients = self.gradients(args)
-        self.write_back(dy, args, kept, gradients)
+        self.write_back(dy, args, y, kept, gradients)
         return gradients
 
     def gradients(self, args: Sequence[Any]) -> list[Tensor | None]:
@@ -183,45 +198,61 @@ class Fused:
         return [None if t is None else torch.empty_like(t) for t in args[: self.learned]]
 
 
-def _function(it: Fused) -> type[Function]:
+def _function(it: Fused) -> type[torch.autograd.Function]:
     """The eager form."""
 
-    class Call(Function):
+    class Call(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, block: nn.Module, *args: Any) -> tuple[Tensor, ...]:
+        def forward(ctx: Any, plain: Plain, *args: Any) -> tuple[Tensor, ...]:
             outputs = it.forward(*args)
-            ctx.block, ctx.options = block, args[it.tensors :]
-            ctx.save_for_backward(*args[: it.tensors], *outputs[1:])
+            ctx.plain, ctx.options = plain, args[it.tensors :]
+            ctx.save_for_backward(*it.saved(args, outputs))
             ctx.mark_non_differentiable(*outputs[1:])
             ctx.set_materialize_grads(False)
             return outputs
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
-            tensors, kept = ctx.saved_tensors[: it.tensors], ctx.saved_tensors[it.tensors :]
+            saved = ctx.saved_tensors   # asked for once: a checkpoint makes them anew, and only once
             if dy is None:
                 found: Sequence[Tensor | None] = [None] * it.learned
-            elif torch.is_grad_enabled():
-                found = _plainly(ctx.block, tensors[: it.learned], dy)
+            elif by_torch(dy):
+                found = ctx.plain.gradients(saved[: it.learned], dy)
             else:
-                found = it.backward(dy, [*tensors, *ctx.options], kept)
+                found = it.backward(dy, saved, ctx.options)
             return None, *found, *[None] * (it.tensors - it.learned + len(ctx.options))
 
     return Call
 
 
-def _plainly(block: nn.Module, tensors: Sequence[Tensor | None], dy: Tensor) -> Sequence[Tensor | None]:
-    """Gradients that may be differentiated, those of the block's plain form: of its inputs and its parameters."""
-    names = [name for name, _ in block.named_parameters()]
+class Plain:
+    """A block's plain form, as the block was when it was called: run again where a gradient is to be differentiated."""
 
-    def call(*given: Tensor | None) -> list[Tensor]:
-        present = [t for t in given if t is not None]
+    def __init__(self, of: Callable[[nn.Module], nn.Module], block: nn.Module, options: dict[str, Any]) -> None:
+        self.of, self.block, self.options = of, block, options
+        self.modes = [part.training for part in block.modules()]
+
+    def gradients(self, tensors: Sequence[Tensor | None], dy: Tensor) -> Sequence[Tensor | None]:
+        """Of its inputs and its parameters, differentiable."""
+        now = [part.training for part in self.block.modules()]
+        try:
+            self._train(self.modes)
+            return differentiate(lambda *given: [self._call(self.of(self.block), given)], tuple(tensors), [dy])
+        finally:
+            self._train(now)
+
+    def _call(self, module: nn.Module, tensors: Sequence[Tensor | None]) -> Tensor:
+        names = [name for name, _ in module.named_parameters()]
+        present = [t for t in tensors if t is not None]
         inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
-        buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}   # running statistics run once
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}   # they run once
+        arrays = dict(zip(names, learned, strict=True)) | buffers
         with settings.kernels("eager"):
-            return [functional_call(block, dict(zip(names, learned, strict=True)) | buffers, tuple(inputs))]
+            return torch.func.functional_call(module, arrays, tuple(inputs), self.options)
 
-    return differentiate(call, tuple(tensors), [dy])
+    def _train(self, modes: Sequence[bool]) -> None:
+        for part, training in zip(self.block.modules(), modes, strict=True):
+            part.training = training
 
 
 def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:
@@ -231,20 +262,22 @@ def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:
     ahead = library.custom_op(name, it.forward, mutates_args=(), schema=f"({arguments}) -> ({results})")
     ahead.register_fake(lambda *args: tuple(it.outputs(*args)))
 
-    def back(dy: Tensor, kept: list[Tensor], *args: Any) -> list[Tensor]:
-        return [gradient for gradient in it.backward(dy, args, kept) if gradient is not None]
+    def back(dy: Tensor, y: Tensor | None, kept: list[Tensor], *args: Any) -> list[Tensor]:
+        found = it.backward(dy, [*args[: it.tensors], y, *kept], args[it.tensors :])
+        return [gradient for gradient in found if gradient is not None]
 
-    schema = f"(Tensor dy, Tensor[] kept, {arguments}) -> Tensor[]"
+    schema = f"(Tensor dy, Tensor? y, Tensor[] kept, {arguments}) -> Tensor[]"
     again = library.custom_op(f"{name}_backward", back, mutates_args=(), schema=schema)
-    again.register_fake(lambda dy, kept, *args: [t for t in it.gradients(args) if t is not None])
+    again.register_fake(lambda dy, y, kept, *args: [t for t in it.gradients(args) if t is not None])
 
     def setup(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
         ctx.options = inputs[it.tensors :]
-        ctx.save_for_backward(*inputs[: it.tensors], *output[1:])
+        ctx.save_for_backward(*it.saved(inputs, output))
 
     def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
-        tensors, kept = ctx.saved_tensors[: it.tensors], list(ctx.saved_tensors[it.tensors :])
-        found = iter(again(dy, kept, *tensors, *ctx.options))
+        saved = ctx.saved_tensors
+        tensors, (y, *kept) = saved[: it.tensors], saved[it.tensors :]
+        found = iter(again(dy, y, kept, *tensors, *ctx.options))
         gradients = [None if t is None else next(found) for t in tensors[: it.learned]]
         return *gradients, *[None] * (it.tensors - it.learned + len(ctx.options))
 

@@ -66,6 +66,18 @@ class Block(nn.Module):
         if eager and all(x.dtype == own for x in inputs):
             self.accepted = kinds
 
+    def accept_residual(self, x: Tensor, shortcut: Tensor | None, act: str | None) -> None:
+        """Raise TypeError or ValueError unless these are an input and what `finish` takes with it."""
+        self.accept(x)
+        if act not in ACTS:
+            raise ValueError(f"act must be one of {', '.join(map(repr, ACTS))}, got {act!r}")
+        if shortcut is None:
+            return
+        if not isinstance(shortcut, Tensor):
+            raise TypeError(f"expected a torch.Tensor as shortcut, got {type(shortcut).__name__}")
+        if shortcut.shape != x.shape:
+            raise ValueError(f"expected a shortcut of x's shape, {tuple(x.shape)}, got {tuple(shortcut.shape)}")
+
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self.accepted = None   # .half() and its like change what is allowed
         return super()._apply(*args, **kwargs)
@@ -127,6 +139,17 @@ def expand(s: Tensor, x: Tensor) -> Tensor:
 
 
 relu, sigmoid = torch.relu, torch.sigmoid
+
+
+ACTS: dict[str | None, Callable[[Tensor], Tensor]] = {None: lambda y: y, "relu": relu}
+
+
+def finish(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
+    """act(y + shortcut), as a residual block ends: (N, C, *S) twice -> (N, C, *S).
+
+    shortcut: of y's shape, or None for 0. act: "relu", or None for none.
+    """
+    return ACTS[act](y if shortcut is None else y + shortcut)
 
 
 def hard_sigmoid(z: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ class Read(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, shares: Tensor | None, *dpools: Tensor | None) -> Any:
         x, *tops = ctx.saved_tensors
-        if _by_torch(dy, shares, *dpools):
+        if by_torch(dy, shares, *dpools):
             (dx,) = differentiate(_plain_pools, (x,), dpools) if dpools else (None,)
             return dx, None, None
         dy = x.new_zeros(()).expand_as(x) if dy is None else dy
@@ -196,7 +196,7 @@ class Maps(Function):
     @staticmethod
     def backward(ctx: Any, dmaps: Tensor) -> Any:
         x, s = ctx.saved_tensors
-        if _by_torch(dmaps):
+        if by_torch(dmaps):
             dx, ds = differentiate(lambda x, s: [_plain_maps(x, s)], (x, s), [dmaps])
             return dx, None, ds, None
         shares = _empty_maps(x)
@@ -230,7 +230,7 @@ class Write(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, s, t = ctx.saved_tensors
-        if _by_torch(dy):
+        if by_torch(dy):
             dx, ds, dt = differentiate(lambda x, s, t: [_plain(x, s, t)], (x, s, t), [dy])
             return dx, None, ds, dt
         ds = torch.empty_like(s) if ctx.needs_input_grad[2] else None
@@ -249,7 +249,7 @@ class Write(Function):
 # ---- what they share -------------------------------------------------------------------------------------------------
 
 
-def _by_torch(*gradients: Tensor | None) -> bool:
+def by_torch(*gradients: Tensor | None) -> bool:
     """Whether a backward pass is to be differentiated, or runs under vmap, which cannot write into what there is."""
     vmapped = torch._C._functorch.is_legacy_batchedtensor   # what is_grads_batched=True makes of them
     active = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ...ops import fused
 from ...ops import torch as ops
 from . import spec, torch_cpu
 from .torch_cpu import project
@@ -52,9 +56,39 @@ class AttentionGate(ops.Block):
         return ops.resize(ops.sigmoid(q), x.shape[2:], *how)
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:   # type: ignore[override]
-        folds = torch_cpu.folds(self, ATTENTION, x, g)
-        y = torch_cpu.gated(self, x, g) if folds else x * self.attention(x, g)
-        return self.output_norm(self.output(y))
+        return self.output_norm(self.output(self.product(x, g)))
+
+    def product(self, x: Tensor, g: Tensor) -> Tensor:
+        """x * attention(x, g), one way or another: (N, C, *S), (N, G, *G) -> (N, C, *S)."""
+        self.accept(x, g)
+        if fused.serves(self, AttentionGate, x, g, unless=unserved):
+            from . import triton
+            return triton.fused(self, x, g)
+        if torch_cpu.folds(self, ATTENTION, x, g):
+            return torch_cpu.gated(self, x, g)
+        return x * self.attention(x, g)
 
 
+def unserved(gate: AttentionGate, x: Tensor, g: Tensor) -> str | None:
+    """Why there are no kernels for a gate and its inputs; None where there are."""
+    it = gate.spec
+    exact = x.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32
+    widest = WIDEST // 2 if exact else WIDEST
+    convs: Any = gate.skip, gate.gating, gate.psi
+    norms: Any = gate.skip_norm, gate.gating_norm, gate.psi_norm
+    sizes = [(it.width, it.channels), (it.width, it.gating_channels), (1, it.width)]
+    if [tuple(conv.weight.shape[:2]) for conv in convs] != sizes:
+        return "its layers are of other sizes than it made"
+    if any(norm.weight.shape != size[:1] for norm, size in zip(norms, sizes, strict=True) if it.norm):
+        return "its layers are of other sizes than it made"
+    if prod(it.strides) > 1:
+        return f"it takes a stride of 1, got {it.strides}"
+    if it.width > widest:
+        return f"it takes up to {widest} inter_channels{' without TF32' if exact else ''}, got {it.width}"
+    if it.width * max(prod(x.shape[2:]), prod(g.shape[2:])) >= fused.LONGEST:
+        return f"it takes samples of fewer than 2^31 numbers within, got {tuple(x.shape)} and {tuple(g.shape)}"
+    return None
+
+
+WIDEST = 256   # inter_channels that a program of the kernels holds
 ATTENTION = AttentionGate.attention   # as it is here, whatever a subclass or a listener puts in its place

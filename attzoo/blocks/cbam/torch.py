@@ -13,7 +13,7 @@ from . import spec
 
 
 class CBAM(ops.Block):
-    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.CBAM`."""
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.CBAM`; a call may end as `ops.finish` does."""
 
     spec: spec.CBAM
 
@@ -41,13 +41,13 @@ class CBAM(ops.Block):
         spatial = self.spatial.attention(x * channel)
         return channel * spatial
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.accept(x)
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, act: str | None = None) -> Tensor:
+        self.accept_residual(x, shortcut, act)
         parts = (self.channel, ChannelAttention), (self.spatial, SpatialAttention)
-        if fused.serves(self, CBAM, x, parts=parts):
+        if fused.serves(self, CBAM, x, shortcut, parts=parts):
             from . import triton
-            return triton.fused(self, x)
+            return triton.fused(self, x, shortcut, act)
         if cpu.serves(x, self, CBAM, *parts):
-            return cpu.scale(x, self.channel.coefficients, self.spatial.coefficients)
+            return ops.finish(cpu.scale(x, self.channel.coefficients, self.spatial.coefficients), shortcut, act)
         x = self.channel(x)
-        return self.spatial(x)
+        return ops.finish(self.spatial(x), shortcut, act)

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from ...ops.fused import Fused, densely
 from ...ops.triton import passes, perceptron, spatial
-from ...ops.triton.common import alike
 from ...ops.triton.perceptron import Layers
 from ...ops.triton.spatial import Filter
 
 
-def parts(x: Tensor, *it: Any) -> tuple[Layers, Filter]:
-    """The arguments after x: tensors of both halves first, then their options."""
-    *tensors, gate, eps, training = it
+def parts(x: Tensor, shortcut: Tensor | None, *it: Any) -> tuple[Layers, Filter]:
+    """The arguments after these: tensors of both halves first, then their options."""
+    *tensors, gate, eps, training, _ = it
     return Layers._make([*tensors[:4], gate]), Filter._make([*tensors[4:], eps, training])
 
 
@@ -36,15 +35,17 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     perceptron.forward(total, tops, prod(x.shape[2:]), layers, channel)
     passes.pool_channels(x, channel.s, place.maps)
     spatial.forward(x.shape[2:], conv, place)
-    passes.scale(x, channel.s, place.t, y)
+    passes.scale(x, channel.s, place.t, y, args[1], args[-1])
 
 
-def backward(dy: Tensor, args: Sequence[Any], kept: Sequence[Tensor], gradients: Sequence[Any]) -> None:
+def backward(
+    dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
+) -> None:
     """Three passes over x and dy: to t, to s with what t's maps share out, and to x with what s's pools do."""
     x, (layers, conv) = args[0], parts(*args)
     channel, place = perceptron.Kept(*kept[:4]), spatial.Kept(*kept[4:])
-    dx, *learned = gradients
-    dy = alike(dy, x)
+    dx, _, *learned = gradients
+    dy = passes.to_scaled(dy, x, y, gradients)
     da, ties = passes.to_places(x, dy, channel.s, place.t, place.maps)
     dmaps = spatial.backward(da, ties, x.shape[2:], x.shape[1], conv, place, learned[4:])
     of_place = place.t, place.maps, dmaps
@@ -54,16 +55,17 @@ def backward(dy: Tensor, args: Sequence[Any], kept: Sequence[Tensor], gradients:
     passes.to_input(x, dy, dx, channel.s, mean, channel.top, each, *of_place)
 
 
-ARGUMENTS = """Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,
-Tensor weight, Tensor? scale, Tensor? shift, Tensor? mean, Tensor? var, str gate, float eps, bool training"""
-KERNELS = Fused("cbam", ARGUMENTS, 9, outputs, forward, backward, fixed=2)
+ARGUMENTS = """Tensor x, Tensor? shortcut, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,
+Tensor weight, Tensor? scale, Tensor? shift, Tensor? mean, Tensor? var, str gate, float eps, bool training, bool relu"""
+KERNELS = Fused("cbam", ARGUMENTS, 9, outputs, forward, backward, fixed=2, rereads=passes.rereads)
 
 
-def fused(block: Any, x: Tensor) -> Tensor:
+def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """(N, C, *S) -> (N, C, *S)."""
     squeeze, excite = block.channel.squeeze, block.channel.excite
     *tensors, eps, training = it = spatial.filter_of(block.spatial)
     layers = squeeze.weight, squeeze.bias, excite.weight, excite.bias
-    y, *kept = KERNELS(block, densely(x), *layers, *tensors, block.channel.spec.gate, eps, training)
+    options = block.channel.spec.gate, eps, training, act == "relu"
+    y, *kept = KERNELS(block, densely(x), shortcut, *layers, *tensors, *options, act=act)
     spatial.follow(block.spatial, it, spatial.Kept(*kept[4:]))
     return y

@@ -11,7 +11,7 @@ from . import spec
 
 
 class ChannelAttention(ops.Block):
-    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.ChannelAttention`."""
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.ChannelAttention`; calls may end as `ops.finish`."""
 
     spec: spec.ChannelAttention
 
@@ -43,11 +43,11 @@ class ChannelAttention(ops.Block):
         h = ops.relu(self.squeeze(s))    # (N, R)
         return self.excite(h)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.accept(x)
-        if fused.serves(self, ChannelAttention, x):
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, act: str | None = None) -> Tensor:
+        self.accept_residual(x, shortcut, act)
+        if fused.serves(self, ChannelAttention, x, shortcut):
             from . import triton
-            return triton.fused(self, x)
+            return triton.fused(self, x, shortcut, act)
         if cpu.serves(x, self, ChannelAttention):
-            return cpu.scale(x, self.coefficients, None)
-        return super().forward(x)
+            return ops.finish(cpu.scale(x, self.coefficients, None), shortcut, act)
+        return ops.finish(super().forward(x), shortcut, act)

@@ -11,41 +11,43 @@ from torch import Tensor
 
 from ...ops.fused import Fused, densely
 from ...ops.triton import passes, perceptron
-from ...ops.triton.common import alike
 from ...ops.triton.perceptron import Kept, Layers
 
 
-def outputs(x: Tensor, w1: Tensor, *_: Any) -> Sequence[Any]:
+def outputs(x: Tensor, _shortcut: Tensor | None, w1: Tensor, *_: Any) -> Sequence[Any]:
     """y and what is kept."""
     return torch.empty_like(x), *perceptron.kept(x, len(w1), top=True)
 
 
 def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     """Squeeze, excite, scale."""
-    x, *layers = args
+    x, shortcut, *layers, relu = args
     y, *kept = to
     total, tops = passes.pool(x, top=True)
     perceptron.forward(total, tops, prod(x.shape[2:]), Layers(*layers), Kept(*kept))
-    passes.scale(x, kept[-1], None, y)
+    passes.scale(x, kept[-1], None, y, shortcut, relu)
 
 
-def backward(dy: Tensor, args: Sequence[Any], kept: Sequence[Tensor], gradients: Sequence[Any]) -> None:
+def backward(
+    dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
+) -> None:
     """dy * x, added up, is the gradient of s; what that makes of average and maximum is added to dy * s."""
-    x, *layers = args
-    dx, *dlayers = gradients
-    dy, it = alike(dy, x), Kept(*kept)
+    x, _, *layers, _ = args
+    dx, _, *dlayers = gradients
+    dy, it = passes.to_scaled(dy, x, y, gradients), Kept(*kept)
     ds, ties = passes.to_channels(x, dy, it.s, it.top)
     to = Layers._make([*dlayers, layers[-1]])
     mean, each = perceptron.backward(ds, ties, prod(x.shape[2:]), Layers(*layers), it, to)
     passes.to_input(x, dy, dx, it.s, mean, it.top, each)
 
 
-ARGUMENTS = "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str gate"
-KERNELS = Fused("channel_attention", ARGUMENTS, 4, outputs, forward, backward)
+KERNELS = Fused(
+    "channel_attention", perceptron.ARGUMENTS, 4, outputs, forward, backward, rereads=passes.rereads
+)
 
 
-def fused(block: Any, x: Tensor) -> Tensor:
+def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """(N, C, *S) -> (N, C, *S)."""
     squeeze, excite = block.squeeze, block.excite
     layers = squeeze.weight, squeeze.bias, excite.weight, excite.bias
-    return KERNELS(block, densely(x), *layers, block.spec.gate)[0]
+    return KERNELS(block, densely(x), shortcut, *layers, block.spec.gate, act == "relu", act=act)[0]

@@ -10,7 +10,7 @@ from . import spec
 
 
 class ECA(ops.Block):
-    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.ECA`."""
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.ECA`; a call may end as `ops.finish` does."""
 
     spec: spec.ECA
 
@@ -33,9 +33,9 @@ class ECA(ops.Block):
         q = self.conv(s[:, None])[:, 0]    # (N, C)
         return ops.expand(ops.sigmoid(q), x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.accept(x)
-        if fused.serves(self, ECA, x):
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, act: str | None = None) -> Tensor:
+        self.accept_residual(x, shortcut, act)
+        if fused.serves(self, ECA, x, shortcut):
             from . import triton
-            return triton.fused(self, x)
-        return super().forward(x)
+            return triton.fused(self, x, shortcut, act)
+        return ops.finish(super().forward(x), shortcut, act)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...ops.fused import Fused, densely
 from ...ops.triton import passes
-from ...ops.triton.common import alike, launch, power, small
+from ...ops.triton.common import REAL, launch, power, small
 
 WIDE = 256   # channels that a program takes
 
@@ -30,7 +30,7 @@ def neighbour(c, C, step, CIRCULAR: tl.constexpr):
 @triton.jit
 def added(parts, n, c, known, C, PARTS):
     """What came in parts, (N, PARTS, C), put together."""
-    whole = tl.zeros_like(c).to(tl.float32)
+    whole = tl.zeros_like(c).to(REAL)
     for part in range(0, PARTS):
         whole += tl.load(parts + (n * PARTS + part) * C + c, known, 0.0)
     return whole
@@ -43,10 +43,10 @@ def excite_kernel(total, w, avg, s, C, PARTS, scale, K: tl.constexpr, CIRCULAR: 
     blocks = tl.cdiv(C, BC)
     n = i // blocks
     c = i % blocks * BC + tl.arange(0, BC)
-    q = tl.zeros([BC], tl.float32)
+    q = tl.zeros([BC], REAL)
     for j in range(0, K):
         other, known = neighbour(c, C, j - K // 2, CIRCULAR)
-        q += tl.load(w + j).to(tl.float32) * (added(total, n, other, known, C, PARTS) * scale)
+        q += tl.load(w + j).to(REAL) * (added(total, n, other, known, C, PARTS) * scale)
     tl.store(avg + n * C + c, added(total, n, c, c < C, C, PARTS) * scale, c < C)
     tl.store(s + n * C + c, tl.sigmoid(q), c < C)
 
@@ -63,11 +63,11 @@ def unexcite_kernel(
     c = i % blocks * BC + tl.arange(0, BC)
     a = tl.load(s + n * C + c, c < C, 0.0)
     here = added(ds, n, c, c < C, C, PARTS) * a * (1 - a)
-    davg = tl.zeros([BC], tl.float32)
+    davg = tl.zeros([BC], REAL)
     for j in range(0, K):
         other, known = neighbour(c, C, K // 2 - j, CIRCULAR)
         a = tl.load(s + n * C + other, known, 0.0)
-        davg += tl.load(w + j).to(tl.float32) * (added(ds, n, other, known, C, PARTS) * a * (1 - a))
+        davg += tl.load(w + j).to(REAL) * (added(ds, n, other, known, C, PARTS) * a * (1 - a))
         other, known = neighbour(c, C, j - K // 2, CIRCULAR)
         tl.store(dw + i * K + j, tl.sum(here * tl.load(avg + n * C + other, known, 0.0), 0))
     tl.store(mean + n * C + c, davg * scale, c < C)
@@ -81,21 +81,23 @@ def outputs(x: Tensor, *_: Any) -> Sequence[Any]:
 
 def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     """Squeeze, excite, scale."""
-    x, w, circular = args
+    x, shortcut, w, circular, relu = args
     y, avg, s = to
     total, _ = passes.pool(x, top=False)
     programs, BC = _programs(x)
     options = {"K": w.numel(), "CIRCULAR": circular, "BC": BC}
     launch(excite_kernel, programs, total, w, avg, s, x.shape[1], total.shape[1], 1 / prod(x.shape[2:]), **options)
-    passes.scale(x, s, None, y)
+    passes.scale(x, s, None, y, shortcut, relu)
 
 
-def backward(dy: Tensor, args: Sequence[Any], kept: Sequence[Tensor], gradients: Sequence[Any]) -> None:
+def backward(
+    dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
+) -> None:
     """dy * x, added up, is the gradient of s; what that makes of the average is added to dy * s."""
-    x, w, circular = args
+    x, _, w, circular, _ = args
     avg, s = kept
-    dx, dw = gradients
-    dy = alike(dy, x)
+    dx, _, dw = gradients
+    dy = passes.to_scaled(dy, x, y, gradients)
     ds, _ = passes.to_channels(x, dy, s, None)
     programs, BC = _programs(x)
     mean, parts = torch.empty_like(s), small(x, programs, w.numel())
@@ -113,9 +115,11 @@ def _programs(x: Tensor) -> tuple[int, int]:
     return N * triton.cdiv(C, BC), BC
 
 
-KERNELS = Fused("eca", "Tensor x, Tensor w, bool circular", 2, outputs, forward, backward)
+ARGUMENTS = "Tensor x, Tensor? shortcut, Tensor w, bool circular, bool relu"
+KERNELS = Fused("eca", ARGUMENTS, 2, outputs, forward, backward, rereads=passes.rereads)
 
 
-def fused(block: Any, x: Tensor) -> Tensor:
+def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """(N, C, *S) -> (N, C, *S)."""
-    return KERNELS(block, densely(x), block.conv.weight, block.spec.padding == "circular")[0]
+    options = block.spec.padding == "circular", act == "relu"
+    return KERNELS(block, densely(x), shortcut, block.conv.weight, *options, act=act)[0]

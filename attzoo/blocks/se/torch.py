@@ -10,7 +10,7 @@ from . import spec
 
 
 class SE(ops.Block):
-    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.SE`."""
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.SE`; a call may end as `ops.finish` does."""
 
     spec: spec.SE
 
@@ -35,9 +35,9 @@ class SE(ops.Block):
         z = self.excite(h)           # (N, C)
         return ops.expand(ops.GATES[self.spec.gate](z), x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.accept(x)
-        if fused.serves(self, SE, x):
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, act: str | None = None) -> Tensor:
+        self.accept_residual(x, shortcut, act)
+        if fused.serves(self, SE, x, shortcut):
             from . import triton
-            return triton.fused(self, x)
-        return super().forward(x)
+            return triton.fused(self, x, shortcut, act)
+        return ops.finish(super().forward(x), shortcut, act)

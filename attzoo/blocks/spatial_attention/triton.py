@@ -28,7 +28,9 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     passes.scale(x, None, kept[1], y)
 
 
-def backward(dy: Tensor, args: Sequence[Any], kept: Sequence[Tensor], gradients: Sequence[Any]) -> None:
+def backward(
+    dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
+) -> None:
     """dy * x, added up, is the gradient of t; what that makes of average and maximum is added to dy * t."""
     x, *it = args
     dx, *learned = gradients
@@ -39,7 +41,7 @@ def backward(dy: Tensor, args: Sequence[Any], kept: Sequence[Tensor], gradients:
 
 
 KERNELS = Fused(
-    "spatial_attention", f"Tensor x, Tensor weight, {spatial.NORM}", 5, outputs, forward, backward, fixed=2
+    "spatial_attention", f"Tensor x, Tensor weight, {spatial.NORM}", 5, outputs, forward, backward, inputs=1, fixed=2
 )
 
 

@@ -17,6 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)   # TRITON_INTERPRET=1: kernels run in Python, on any device
+KEPT = torch.float32                # what is kept, and
+REAL = tl.constexpr(tl.float32)     # what is added up; tests, to prove the formulas, make it float64
 INFINITY = tl.constexpr(float("inf"))
 ROWS = 16         # samples that a product of matrices takes at once, the least that there is hardware for
 PROGRAMS = 528    # that fill a GPU: 4 for each of 132 multiprocessors; a constant, for sums to have one order
@@ -101,8 +103,8 @@ def split(many: int, programs: int) -> tuple[int, int]:
 
 
 def small(x: Tensor, *shape: int) -> Tensor:
-    """Room for what is kept of x, in float32."""
-    return torch.empty(shape, dtype=torch.float32, device=x.device)
+    """Room for what is kept of x."""
+    return torch.empty(shape, dtype=KEPT, device=x.device)
 
 
 def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
@@ -112,3 +114,16 @@ def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
         there = device.type != "cuda" or device.index == torch.cuda.current_device()
         with nullcontext() if there else torch.cuda.device(device):
             kernel[(programs,)](*args, enable_fp_fusion=True, **options)   # said, for its default is to change
+
+
+@torch.no_grad()
+def follow(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
+    """What a batch norm does in training besides: its running statistics follow those of a batch of `count` values."""
+    if norm.running_mean is None or not norm.track_running_stats:
+        return
+    norm.num_batches_tracked += 1
+    if not count:
+        return
+    step = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+    norm.running_mean += step * (mean - norm.running_mean)
+    norm.running_var += step * (var * (count / (count - 1)) - norm.running_var)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import launch, power, small, split
+from .common import REAL, launch, power, small, split
 
 PLACES = 256    # that a program takes
 TAPS = 16       # of the kernel, that a program takes on the way back
@@ -43,13 +43,13 @@ def conv_kernel(
     blocks = tl.cdiv(S, BS)
     n = (i // blocks).to(tl.int64)
     p = i % blocks * BS + tl.arange(0, BS)
-    sums = tl.zeros([BS], tl.float32)
+    sums = tl.zeros([BS], REAL)
     for j in range(0, KD * KH * KW):   # not unrolled, for then it would spill
         other, known = tap(p, j, D, H, W, KD, KH, KW, False)
         known = known & (p < S)
         to = maps + n * 2 * S + other
-        sums += tl.load(to, known, 0.0) * tl.load(weight + j).to(tl.float32)
-        sums += tl.load(to + S, known, 0.0) * tl.load(weight + KD * KH * KW + j).to(tl.float32)
+        sums += tl.load(to, known, 0.0) * tl.load(weight + j).to(REAL)
+        sums += tl.load(to + S, known, 0.0) * tl.load(weight + KD * KH * KW + j).to(REAL)
     if GATE:
         sums = tl.sigmoid(sums)
     tl.store(q + n * S + p, sums, p < S)
@@ -57,6 +57,8 @@ def conv_kernel(
 
 def conv(maps: Tensor, weight: Tensor, size: Sequence[int], q: Tensor, *, gate: bool) -> None:
     """maps (N, 2, S), weight (1, 2, *k) -> their convolution, (N, S), into q; if `gate`, through a sigmoid."""
+    if weight.shape[:2] != (1, 2):   # the kernel would read past its end
+        raise ValueError(f"expected a kernel from 2 maps to 1, got {list(weight.shape)}")
     whole, kernel = _whole(size), _kernel(weight)
     BS = min(power(q.shape[1]), PLACES)
     options = {"GATE": gate, "BS": BS, "num_warps": 4, **kernel}
@@ -74,13 +76,13 @@ def maps_kernel(
     blocks = tl.cdiv(S, BS)
     n = (i // blocks).to(tl.int64)
     p = i % blocks * BS + tl.arange(0, BS)
-    mean = tl.zeros([BS], tl.float32)
-    most = tl.zeros([BS], tl.float32)
+    mean = tl.zeros([BS], REAL)
+    most = tl.zeros([BS], REAL)
     for j in range(0, KD * KH * KW):
         other, known = tap(p, j, D, H, W, KD, KH, KW, True)
         d = tl.load(dq + n * S + other, known & (p < S), 0.0)
-        mean += d * tl.load(weight + j).to(tl.float32)
-        most += d * tl.load(weight + KD * KH * KW + j).to(tl.float32)
+        mean += d * tl.load(weight + j).to(REAL)
+        most += d * tl.load(weight + KD * KH * KW + j).to(REAL)
     tl.store(dmaps + n * 2 * S + p, mean / channels, p < S)
     tl.store(dmaps + n * 2 * S + S + p, most / tl.load(ties + n * S + p, p < S, 1.0), p < S)
 
@@ -96,7 +98,7 @@ def weight_kernel(
     TAPS = 2 * KD * KH * KW
     j = i // PARTS * BT + tl.arange(0, BT)
     part = i % PARTS
-    sums = tl.zeros([BT, BS], tl.float32)
+    sums = tl.zeros([BT, BS], REAL)
     blocks = tl.cdiv(S, BS)
     for step in range(part * STEPS, (part + 1) * STEPS):
         n = (step // blocks).to(tl.int64)

@@ -1,16 +1,21 @@
 """The passes over x that channel attention, spatial attention and CBAM are made of: y = x * s * t, and back.
 
+At the end of a residual block, y = relu(x * s * t + shortcut), the shortcut being of the size of x.
+
 s (N, C) is one coefficient per channel, t (N, S) one per place. z = x * s is never written: who needs it multiplies
 again, and finds the same bits. Maxima share their gradient evenly among ties.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import INFINITY, at, larger, last, launch, sizes, small, split, tile
+from .common import INFINITY, REAL, alike, at, larger, last, launch, relu, sizes, small, split, tile
 
 # ---- forward ---------------------------------------------------------------------------------------------------------
 
@@ -22,13 +27,13 @@ def pool_kernel(x, total, top, C, S, PARTS, STEPS, LAST: tl.constexpr, BC: tl.co
     blocks = tl.cdiv(C, BC)
     n, block, part = i // PARTS // blocks, i // PARTS % blocks, i % PARTS
     c = block * BC + tl.arange(0, BC)
-    sums = tl.zeros([BC, BS], tl.float32)
-    tops = tl.full([BC, BS], -INFINITY, tl.float32)
+    sums = tl.zeros([BC, BS], REAL)
+    tops = tl.full([BC, BS], -INFINITY, REAL)
     for step in range(part * STEPS, (part + 1) * STEPS):
         s = step * BS + tl.arange(0, BS)
         inside = (c < C)[:, None] & (s < S)[None, :]
         v = tl.load(x + at(n, c[:, None], s[None, :], C, S, LAST), inside, 0.0, eviction_policy="evict_last")
-        v = v.to(tl.float32)
+        v = v.to(REAL)
         sums += v
         if top is not None:
             tops = larger(tops, tl.where(inside, v, -INFINITY))
@@ -58,13 +63,13 @@ def map_kernel(x, s, maps, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.co
     blocks = tl.cdiv(S, BS)
     n = i // blocks
     p = i % blocks * BS + tl.arange(0, BS)
-    sums = tl.zeros([BC, BS], tl.float32)
-    tops = tl.full([BC, BS], -INFINITY, tl.float32)
+    sums = tl.zeros([BC, BS], REAL)
+    tops = tl.full([BC, BS], -INFINITY, REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         inside = (c < C)[:, None] & (p < S)[None, :]
         z = tl.load(x + at(n, c[:, None], p[None, :], C, S, LAST), inside, 0.0, eviction_policy="evict_last")
-        z = z.to(tl.float32)
+        z = z.to(REAL)
         if s is not None:
             z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
         sums += z
@@ -83,7 +88,9 @@ def pool_channels(x: Tensor, s: Tensor | None, maps: Tensor) -> None:
 
 
 @triton.jit
-def scale_kernel(x, s, t, y, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr):
+def scale_kernel(
+    x, s, t, shortcut, y, C, S, RELU: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr
+):
     """One program: one tile. What was read last, and may still be near, comes first."""
     i = tl.num_programs(0) - 1 - tl.program_id(0)
     across, down = tl.cdiv(S, BS), tl.cdiv(C, BC)
@@ -92,26 +99,54 @@ def scale_kernel(x, s, t, y, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.
     p = i % across * BS + tl.arange(0, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
     to = at(n, c[:, None], p[None, :], C, S, LAST)
-    z = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(tl.float32)
+    z = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if s is not None:
         z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
     if t is not None:
         z = z * tl.load(t + n.to(tl.int64) * S + p, p < S, 0.0)[None, :]
+    if shortcut is not None:
+        z += tl.load(shortcut + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
+    if RELU:
+        z = relu(z)
     tl.store(y + to, z.to(y.dtype.element_ty), inside, eviction_policy="evict_first")
 
 
-def scale(x: Tensor, s: Tensor | None, t: Tensor | None, y: Tensor) -> None:
-    """Write x * s * t into y: (N, C, *S), (N, C) or None for 1, (N, S) or None for 1."""
+def scale(
+    x: Tensor, s: Tensor | None, t: Tensor | None, y: Tensor, shortcut: Tensor | None = None, relu: bool = False
+) -> None:
+    """Write x * s * t into y: (N, C, *S), (N, C) or None for 1, (N, S) or None for 1.
+
+    shortcut (N, C, *S) is added, and then there may be a relu.
+    """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile(x, 8192)
-    options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
-    launch(scale_kernel, N * triton.cdiv(C, BC) * triton.cdiv(S, BS), x, s, t, y, C, S, **options)
+    options = {"RELU": relu, "LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
+    shortcut = None if shortcut is None else alike(shortcut, x)
+    launch(scale_kernel, N * triton.cdiv(C, BC) * triton.cdiv(S, BS), x, s, t, shortcut, y, C, S, **options)
 
 
 # ---- backward --------------------------------------------------------------------------------------------------------
 #
-# A maximum's gradient goes to its ties in equal shares, so whoever hands it on has counted them. `each` stands for such
-# a share: (N, S) of the maxima over channels, (N, C) of those over space.
+# Before all, the gradient goes through the relu. A maximum's goes to its ties in equal shares, so whoever hands it on
+# has counted them. `each` stands for such a share: (N, S) of the maxima over channels, (N, C) of those over space.
+
+
+def rereads(*args: Any) -> bool:
+    """Whether `to_scaled` needs y: the last of the arguments says whether there is a relu."""
+    return bool(args[-1])
+
+
+def to_scaled(dy: Tensor, x: Tensor, y: Tensor | None, gradients: list[Any]) -> Tensor:
+    """The gradient of x * s * t, laid out as x is, from that of y; it is the shortcut's too, the second of `gradients`.
+
+    y: as it came out, if there was a relu.
+    """
+    dy = alike(dy, x)
+    if y is not None:
+        dy = torch.ops.aten.threshold_backward(dy, y, 0)   # 0 where y is, as torch's own relu has it
+    if gradients[1] is not None:
+        gradients[1] = dy if y is not None else dy.clone()
+    return dy
 
 
 @triton.jit
@@ -123,14 +158,14 @@ def places_kernel(x, dy, s, t, maps, dq, ties, C, S, LAST: tl.constexpr, BC: tl.
     p = i % blocks * BS + tl.arange(0, BS)
     first = n.to(tl.int64) * S + p
     top = tl.load(maps + first + (n + 1).to(tl.int64) * S, p < S, 0.0)
-    sums = tl.zeros([BC, BS], tl.float32)
-    count = tl.zeros([BC, BS], tl.float32)
+    sums = tl.zeros([BC, BS], REAL)
+    count = tl.zeros([BC, BS], REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         inside = (c < C)[:, None] & (p < S)[None, :]
         to = at(n, c[:, None], p[None, :], C, S, LAST)
-        z = tl.load(x + to, inside, 0.0, eviction_policy="evict_last").to(tl.float32)
-        d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_last").to(tl.float32)
+        z = tl.load(x + to, inside, 0.0, eviction_policy="evict_last").to(REAL)
+        d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_last").to(REAL)
         if s is not None:
             z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
         sums += d * z
@@ -172,16 +207,16 @@ def channels_kernel(
     n, block, part = i // PARTS // blocks, i // PARTS % blocks, i % PARTS
     c = block * BC + tl.arange(0, BC)
     factor = tl.load(s + n * C + c, c < C, 0.0)
-    sums = tl.zeros([BC, BS], tl.float32)
-    count = tl.zeros([BC, BS], tl.float32)
+    sums = tl.zeros([BC, BS], REAL)
+    count = tl.zeros([BC, BS], REAL)
     if top is not None:
         most = tl.load(top + n * C + c, c < C, 0.0)
     for step in range(part * STEPS, (part + 1) * STEPS):
         p = step * BS + tl.arange(0, BS)
         inside = (c < C)[:, None] & (p < S)[None, :]
         to = at(n, c[:, None], p[None, :], C, S, LAST)
-        v = tl.load(x + to, inside, 0.0, eviction_policy="evict_last").to(tl.float32)
-        d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_last").to(tl.float32)
+        v = tl.load(x + to, inside, 0.0, eviction_policy="evict_last").to(REAL)
+        d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_last").to(REAL)
         if t is not None:
             d = to_product(n, d, v * factor[:, None], t, maps, dmaps, p, S)
         sums += tl.where(inside, d * v, 0.0)
@@ -228,11 +263,11 @@ def input_kernel(
     p = i % across * BS + tl.arange(0, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
     to = at(n, c[:, None], p[None, :], C, S, LAST)
-    d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_first").to(tl.float32)
+    d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if s is not None:
         factor = tl.load(s + n * C + c, c < C, 0.0)[:, None]
     if (t is not None) or (top is not None):
-        v = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(tl.float32)
+        v = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if t is not None:
         z = v
         if s is not None:

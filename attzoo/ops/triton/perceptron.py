@@ -12,10 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import INFINITY, ROWS, larger, launch, power, relu, small
+from .common import INFINITY, REAL, ROWS, larger, launch, power, relu, small
 
 WIDE = 32    # channels that a program takes at once: with 64, products of exact float32 numbers spill
 PRECISION = tl.constexpr("ieee")   # these sums are small: no rounding to TF32
+
+
+ARGUMENTS = """Tensor x, Tensor? shortcut,
+Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str gate, bool relu"""
 
 
 class Layers(NamedTuple):
@@ -50,13 +54,13 @@ def squeeze_kernel(
     blocks = tl.cdiv(R, BR)
     n = (i // blocks * BN + tl.arange(0, BN))[:, None]
     r = i % blocks * BR + tl.arange(0, BR)
-    of_avg = tl.zeros([BN, BR], tl.float32)
-    of_top = tl.zeros([BN, BR], tl.float32)
+    of_avg = tl.zeros([BN, BR], REAL)
+    of_top = tl.zeros([BN, BR], REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         inside = (n < N) & (c < C)[None, :]
-        w = tl.load(w1 + r[None, :] * C + c[:, None], (r < R)[None, :] & (c < C)[:, None], 0.0).to(tl.float32)
-        a = tl.zeros([BN, BC], tl.float32)
+        w = tl.load(w1 + r[None, :] * C + c[:, None], (r < R)[None, :] & (c < C)[:, None], 0.0).to(REAL)
+        a = tl.zeros([BN, BC], REAL)
         for part in range(0, PARTS):
             a += tl.load(total + (n * PARTS + part) * C + c[None, :], inside, 0.0)
         a = a * scale
@@ -64,16 +68,16 @@ def squeeze_kernel(
         if i % blocks == 0:
             tl.store(avg + n * C + c[None, :], a, inside)
         if BRANCHES == 2:
-            m = tl.full([BN, BC], -INFINITY, tl.float32)
+            m = tl.full([BN, BC], -INFINITY, REAL)
             for part in range(0, PARTS):
                 m = larger(m, tl.load(tops + (n * PARTS + part) * C + c[None, :], inside, 0.0))
             of_top = tl.dot(m, w, of_top, input_precision=PRECISION)
             if i % blocks == 0:
                 tl.store(top + n * C + c[None, :], m, inside)
     inside = (n < N) & (r < R)[None, :]
-    bias = tl.zeros([BR], tl.float32)
+    bias = tl.zeros([BR], REAL)
     if b1 is not None:
-        bias = tl.load(b1 + r, r < R, 0.0).to(tl.float32)
+        bias = tl.load(b1 + r, r < R, 0.0).to(REAL)
     tl.store(hidden + n * BRANCHES * R + r[None, :], relu(of_avg + bias[None, :]), inside)
     if BRANCHES == 2:
         tl.store(hidden + (n * BRANCHES + 1) * R + r[None, :], relu(of_top + bias[None, :]), inside)
@@ -89,14 +93,14 @@ def excite_kernel(
     blocks = tl.cdiv(C, BC)
     n = (i // blocks * BN + tl.arange(0, BN))[:, None]
     c = i % blocks * BC + tl.arange(0, BC)
-    z = tl.zeros([BN, BC], tl.float32)
+    z = tl.zeros([BN, BC], REAL)
     for start in range(0, R, BR):
         r = start + tl.arange(0, BR)
         h = both(hidden, n, r, N, R, BRANCHES)
-        w = tl.load(w2 + c[None, :] * R + r[:, None], (c < C)[None, :] & (r < R)[:, None], 0.0).to(tl.float32)
+        w = tl.load(w2 + c[None, :] * R + r[:, None], (c < C)[None, :] & (r < R)[:, None], 0.0).to(REAL)
         z = tl.dot(h, w, z, input_precision=PRECISION)
     if b2 is not None:
-        z += BRANCHES * tl.load(b2 + c, c < C, 0.0).to(tl.float32)[None, :]
+        z += BRANCHES * tl.load(b2 + c, c < C, 0.0).to(REAL)[None, :]
     if HARD:
         y = tl.clamp(z + 3, 0.0, 6.0, propagate_nan=tl.PropagateNan.ALL) / 6
     else:
@@ -123,6 +127,8 @@ def kept(x: Tensor, R: int, top: bool) -> Kept:
 def forward(total: Tensor, tops: Tensor | None, places: int, it: Layers, to: Kept) -> None:
     """Pools over space in parts, (N, PARTS, C), of so many places -> everything that is kept."""
     (N, PARTS, C), R = total.shape, len(it.w1)
+    if it.w1.shape != (R, C) or it.w2.shape != (C, R):   # a kernel would read past their ends
+        raise ValueError(f"expected weights for {C} channels, got {list(it.w1.shape)} and {list(it.w2.shape)}")
     branches = 1 if tops is None else 2
     rows, BR = triton.cdiv(N, ROWS), _units(R)
     options = {"BRANCHES": branches, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
@@ -145,27 +151,27 @@ def unexcite_kernel(
     blocks = tl.cdiv(R, BR)
     n = (i // blocks * BN + tl.arange(0, BN))[:, None]
     r = i % blocks * BR + tl.arange(0, BR)
-    dh = tl.zeros([BN, BR], tl.float32)
+    dh = tl.zeros([BN, BR], REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         inside = (n < N) & (c < C)[None, :]
-        d = tl.zeros([BN, BC], tl.float32)
+        d = tl.zeros([BN, BC], REAL)
         for part in range(0, PARTS):
             d += tl.load(ds + (n * PARTS + part) * C + c[None, :], inside, 0.0)
         a = tl.load(s + n * C + c[None, :], inside, 0.0)
         if HARD:
-            d = tl.where((a > 0) & (a < 1), d / 6, 0.0)
+            d = tl.where((a <= 0) | (a >= 1), 0.0, d / 6)   # in this order: NaN passes
         else:
             d = d * a * (1 - a)
-        w = tl.load(w2 + c[:, None] * R + r[None, :], (c < C)[:, None] & (r < R)[None, :], 0.0).to(tl.float32)
+        w = tl.load(w2 + c[:, None] * R + r[None, :], (c < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
         dh = tl.dot(d, w, dh, input_precision=PRECISION)
         if i % blocks == 0:
             tl.store(dz + n * C + c[None, :], d, inside)
     inside = (n < N) & (r < R)[None, :]
     for branch in tl.static_range(BRANCHES):
         to = (n * BRANCHES + branch) * R + r[None, :]
-        on = tl.load(hidden + to, inside, 0.0) > 0
-        tl.store(dhidden + to, tl.where(on, dh, 0.0), inside)
+        off = tl.load(hidden + to, inside, 0.0) <= 0   # NaN is not
+        tl.store(dhidden + to, tl.where(off, 0.0, dh), inside)
 
 
 @triton.jit
@@ -179,12 +185,12 @@ def unsqueeze_kernel(
     n = (i // blocks * BN + tl.arange(0, BN))[:, None]
     c = i % blocks * BC + tl.arange(0, BC)
     inside = (n < N) & (c < C)[None, :]
-    of_avg = tl.zeros([BN, BC], tl.float32)
-    of_top = tl.zeros([BN, BC], tl.float32)
+    of_avg = tl.zeros([BN, BC], REAL)
+    of_top = tl.zeros([BN, BC], REAL)
     for start in range(0, R, BR):
         r = start + tl.arange(0, BR)
         known = (n < N) & (r < R)[None, :]
-        w = tl.load(w1 + r[:, None] * C + c[None, :], (r < R)[:, None] & (c < C)[None, :], 0.0).to(tl.float32)
+        w = tl.load(w1 + r[:, None] * C + c[None, :], (r < R)[:, None] & (c < C)[None, :], 0.0).to(REAL)
         d = tl.load(dhidden + n * BRANCHES * R + r[None, :], known, 0.0)
         of_avg = tl.dot(d, w, of_avg, input_precision=PRECISION)
         if BRANCHES == 2:
@@ -192,7 +198,7 @@ def unsqueeze_kernel(
             of_top = tl.dot(d, w, of_top, input_precision=PRECISION)
     tl.store(mean + n * C + c[None, :], of_avg * scale, inside)
     if BRANCHES == 2:
-        count = tl.zeros([BN, BC], tl.float32)
+        count = tl.zeros([BN, BC], REAL)
         for part in range(0, PARTS):
             count += tl.load(ties + (n * PARTS + part) * C + c[None, :], inside, 0.0)
         tl.store(each + n * C + c[None, :], of_top / tl.where(inside, count, 1.0), inside)
@@ -208,10 +214,10 @@ def weights_kernel(
     blocks = tl.cdiv(R, BR)
     c = i // blocks * BC + tl.arange(0, BC)
     r = i % blocks * BR + tl.arange(0, BR)
-    first = tl.zeros([BC, BR], tl.float32)     # of w1, transposed
-    second = tl.zeros([BC, BR], tl.float32)    # of w2
-    to_hidden = tl.zeros([BR], tl.float32)
-    to_gate = tl.zeros([BC], tl.float32)
+    first = tl.zeros([BC, BR], REAL)     # of w1, transposed
+    second = tl.zeros([BC, BR], REAL)    # of w2
+    to_hidden = tl.zeros([BR], REAL)
+    to_gate = tl.zeros([BC], REAL)
     for start in range(0, N, BN):
         n = (start + tl.arange(0, BN))[:, None]
         of_c = (n < N) & (c < C)[None, :]

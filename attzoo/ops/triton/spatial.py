@@ -6,11 +6,13 @@ Batch norm of one channel is torch's own, forward and back: it reads 1 / C of th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from . import common
 from . import maps as conv
 from .common import small
 
@@ -58,21 +60,21 @@ def filter_of(block: Any) -> Filter:
 
 def kept(x: Tensor, it: Filter) -> Kept:
     """Room for what is kept of x (N, C, *S)."""
-    N, S = len(x), x[0, 0].numel()
+    N, S = x.shape[0], prod(x.shape[2:])   # len(x) would tie a graph to it
     norm = it.scale is not None
     return Kept(small(x, N, 2, S), small(x, N, S), small(x, N * norm, S), small(x, 1 * norm), small(x, 1 * norm))
 
 
 def forward(size: Sequence[int], it: Filter, to: Kept) -> None:
     """Maps that are there -> everything else that is kept."""
-    if it.scale is None:
+    if it.scale is None or not to.q.numel():
         conv.conv(to.maps, it.weight, size, to.t, gate=True)
         return
     if it.training and to.q.numel() == 1:
         raise ValueError(f"expected more than 1 value per channel when training, got {list(to.q.shape)}")
     conv.conv(to.maps, it.weight, size, to.q, gate=False)
-    scale, shift, settled = _float(it.scale), _float(it.shift), (_float(it.mean), _float(it.var))
-    normal, mean, rate = torch.native_batch_norm(to.q[:, None], scale, shift, *settled, it.training, 0.0, it.eps)
+    arrays: list[Any] = [None if a is None else a.to(to.q.dtype) for a in it[1:5]]
+    normal, mean, rate = torch.ops.aten.native_batch_norm(to.q[:, None], *arrays, it.training, 0.0, it.eps)
     torch.sigmoid(normal[:, 0], out=to.t)
     if it.training:
         to.mean.copy_(mean)
@@ -87,29 +89,20 @@ def backward(
     Those of weight, scale and shift are written into `gradients`.
     """
     dweight, dscale, dshift = gradients
-    if it.scale is not None:
-        stats = _float(it.scale), _float(it.mean), _float(it.var), kept.mean, kept.rate
+    if it.scale is not None and not da.numel():   # torch would divide by 0
+        dscale.zero_()
+        dshift.zero_()
+    elif it.scale is not None:
+        arrays: list[Any] = [None if a is None else a.to(da.dtype) for a in (it.scale, it.mean, it.var)]
         norm = torch.ops.aten.native_batch_norm_backward
-        da, *both = norm(da[:, None], kept.q[:, None], *stats, it.training, it.eps, [True, True, True])
+        da, *both = norm(da[:, None], kept.q[:, None], *arrays, kept.mean, kept.rate, it.training, it.eps, [True] * 3)
         da = da[:, 0].contiguous()
         dscale.copy_(both[0])
         dshift.copy_(both[1])
     return conv.backward(da, ties, kept.maps, it.weight, size, channels, dweight)
 
 
-@torch.no_grad()
 def follow(block: Any, it: Filter, kept: Kept) -> None:
-    """What batch norm does in training besides: its running statistics follow the batch's."""
-    norm = block.norm
-    if it.scale is None or not it.training or norm.running_mean is None:
-        return
-    count = kept.q.numel()
-    norm.num_batches_tracked += 1
-    step = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
-    var = (kept.rate**-2 - it.eps) * (count / (count - 1))
-    norm.running_mean += step * (kept.mean - norm.running_mean)
-    norm.running_var += step * (var - norm.running_var)
-
-
-def _float(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.float()
+    """What batch norm does in training besides."""
+    if it.scale is not None and it.training:
+        common.follow(block.norm, kept.mean, kept.rate**-2 - it.eps, kept.q.numel())

@@ -1,0 +1,268 @@
+"""Forward passes of the additive attention gate: alpha = sigmoid(psi . relu(W x + U g)), y = x * alpha.
+
+x (N, C, S) and g (N, G, S) are read once, and what they are added in, (N, F, S), is never written. Where g is coarser,
+U g is made on its own grid, (N, Q, F), and resampled as it is read. What the way back needs of the relu is which
+numbers passed, 32 to a word: (N, F / 32, S).
+
+Norms are folded: W x becomes scale_x * W x, and so on. `folded` holds scale_x, scale_g, shift and psi, F each, then
+psi's bias and psi's own scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import INTERPRETED, REAL, at, last, launch, power, relu, sizes
+from .resize import Grids, resized
+
+UPCAST = tl.constexpr(INTERPRETED)   # the interpreter would take bfloat16's bits for numbers
+WORD = 32   # numbers whose signs share one
+
+
+class Norm(NamedTuple):
+    """The batch norm after a projection, or none: scale None; mean and var: by which it normalises; eps."""
+
+    scale: Tensor | None
+    shift: Tensor | None
+    mean: Tensor | None
+    var: Tensor | None
+    eps: float
+
+
+class Tile(NamedTuple):
+    """All inner channels by a block of channels by places, and how many threads of 32 share them."""
+
+    BF: int
+    BC: int
+    BS: int
+    num_warps: int
+
+
+# ---- in kernels ------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def product(a, b, sums, PRECISION: tl.constexpr):
+    """sums + a b, of matrices; a is rounded to what b is."""
+    a = a.to(b.dtype)
+    if UPCAST:
+        a = a.to(REAL)
+        b = b.to(REAL)
+    return tl.dot(a, b, sums, input_precision=PRECISION)
+
+
+@triton.jit
+def column(start, f, F):
+    """F numbers."""
+    return tl.load(start + f, f < F, 0.0).to(REAL)
+
+
+@triton.jit
+def matrix(w, f, c, F, C):
+    """A tile of a weight (F, C): (BF, BC)."""
+    return tl.load(w + f[:, None] * C + c[None, :], (f < F)[:, None] & (c < C)[None, :], 0.0).to(REAL)
+
+
+@triton.jit
+def values(x, n, c, s, C, S, LAST: tl.constexpr):
+    """A tile of x: (BC, BS)."""
+    inside = (c < C)[:, None] & (s < S)[None, :]
+    return tl.load(x + at(n, c[:, None], s[None, :], C, S, LAST), inside, 0.0)
+
+
+@triton.jit
+def projected(
+    x, w, scale, n, f, s, F, C, S, sums, LAST: tl.constexpr, PRECISION: tl.constexpr, BC: tl.constexpr
+):   # fmt: skip
+    """sums + scale * W x at places s: (BF, BS)."""
+    for start in range(0, C, BC):
+        c = start + tl.arange(0, BC)
+        v = values(x, n, c, s, C, S, LAST)
+        sums = product(matrix(w, f, c, F, C) * scale[:, None], v, sums, PRECISION)
+    return sums
+
+
+@triton.jit
+def passed(bits, n, f, s, known, S, WORDS: tl.constexpr):
+    """Which channels the relu let pass at places s, if known: (BF, BS)."""
+    start = bits + n.to(tl.int64) * WORDS * S
+    if WORDS == 1:
+        word = tl.load(start + s, known, 0)[None, :]
+    else:
+        word = tl.load(start + (f // 32)[:, None] * S + s[None, :], known[None, :] & (f // 32 < WORDS)[:, None], 0)
+    return (word >> (f % 32)[:, None]) & 1 == 1
+
+
+# ---- folding ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def normal(scale, shift, mean, var, bias, f, F, eps):
+    """The factor and the summand that bias and norm amount to."""
+    offset = tl.zeros(f.shape, REAL)
+    factor = offset + 1
+    if bias is not None:
+        offset = column(bias, f, F)
+    if scale is not None:
+        factor = column(scale, f, F) / tl.sqrt(column(var, f, F) + eps)
+        offset = (offset - column(mean, f, F)) * factor + column(shift, f, F)
+    return factor, offset
+
+
+@triton.jit
+def fold_kernel(
+    psi, bias, gating_bias, psi_bias, scale, shift, mean, var, gating_scale, gating_shift, gating_mean, gating_var,
+    psi_scale, psi_shift, psi_mean, psi_var, folded, F, eps, gating_eps, psi_eps, BF: tl.constexpr,
+):   # fmt: skip
+    """One program."""
+    f = tl.arange(0, BF)
+    factor, offset = normal(scale, shift, mean, var, bias, f, F, eps)
+    of_gating, more = normal(gating_scale, gating_shift, gating_mean, gating_var, gating_bias, f, F, gating_eps)
+    of_psi, last = normal(psi_scale, psi_shift, psi_mean, psi_var, psi_bias, tl.arange(0, 1), 1, psi_eps)
+    tl.store(folded + f, factor, f < F)
+    tl.store(folded + F + f, of_gating, f < F)
+    tl.store(folded + 2 * F + f, offset + more, f < F)
+    tl.store(folded + 3 * F + f, column(psi, f, F) * tl.sum(of_psi), f < F)
+    tl.store(folded + 4 * F + tl.arange(0, 1), last)
+    tl.store(folded + 4 * F + 1 + tl.arange(0, 1), of_psi)
+
+
+def fold(psi: Tensor, biases: Sequence[Tensor | None], norms: Sequence[Norm], to: Tensor) -> None:
+    """psi, biases and norms of the three projections -> `to`, 4 F + 2; a bias of None is none, or not in the mean."""
+    numbers = [number for norm in norms for number in norm[:4]]
+    F = psi.numel()
+    launch(fold_kernel, 1, psi, *biases, *numbers, to, F, *(norm.eps for norm in norms), BF=power(F), num_warps=4)
+
+
+# ---- passes ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def project_kernel(
+    g, u, folded, p, F, G, Q, LAST: tl.constexpr, PRECISION: tl.constexpr,
+    BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
+    """One program: BS places of a sample."""
+    i = tl.program_id(0)
+    blocks = tl.cdiv(Q, BS)
+    n = i // blocks
+    s = i % blocks * BS + tl.arange(0, BS)
+    f = tl.arange(0, BF)
+    sums = tl.zeros([BF, BS], REAL)
+    sums = projected(g, u, column(folded + F, f, F), n, f, s, F, G, Q, sums, LAST, PRECISION, BC)
+    tl.store(p + at(n, f[:, None], s[None, :], F, Q, True), sums, (f < F)[:, None] & (s < Q)[None, :])
+
+
+@triton.jit
+def gate_kernel(
+    x, g, w, u, folded, y, alpha, bits, logits, F, C, G, S, D, H, W, OD, OH, OW,
+    TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
+    LAST: tl.constexpr, PRECISION: tl.constexpr, WHOLE: tl.constexpr, WORDS: tl.constexpr,
+    BF: tl.constexpr, BC: tl.constexpr, BG: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
+    """One program: BS places of a sample. It stops at the sigmoid's input if there is room for that."""
+    i = tl.program_id(0)
+    blocks = tl.cdiv(S, BS)
+    n = i // blocks
+    s = i % blocks * BS + tl.arange(0, BS)
+    f = tl.arange(0, BF)
+    if u is None:
+        sums = resized(g, n, f, s, F, D, H, W, OD, OH, OW, TD, TH, TW, CORNERS, WIDE, BF, BS)
+    else:
+        sums = tl.zeros([BF, BS], REAL)
+        sums = projected(g, u, column(folded + F, f, F), n, f, s, F, G, S, sums, LAST, PRECISION, BG)
+    scale = column(folded, f, F)
+    if WHOLE:
+        c = tl.arange(0, BC)
+        v = values(x, n, c, s, C, S, LAST)
+        sums = product(matrix(w, f, c, F, C) * scale[:, None], v, sums, PRECISION)
+    else:
+        sums = projected(x, w, scale, n, f, s, F, C, S, sums, LAST, PRECISION, BC)
+    sums += column(folded + 2 * F, f, F)[:, None]
+    z = tl.sum(relu(sums) * column(folded + 3 * F, f, F)[:, None], 0) + tl.load(folded + 4 * F)
+    to = n.to(tl.int64) * S + s
+    if bits is not None:
+        bit = tl.where((sums <= 0) | (f >= F)[:, None], 0, (tl.full([BF], 1, tl.int32) << (f % 32))[:, None])
+        for word in tl.static_range(WORDS):
+            words = tl.sum(tl.where((f // 32 == word)[:, None], bit, 0), 0)
+            tl.store(bits + n.to(tl.int64) * (WORDS - 1) * S + word * S + to, words, s < S)
+    if logits is not None:
+        tl.store(logits + to, z, s < S)
+    else:
+        a = tl.sigmoid(z)
+        if alpha is not None:
+            tl.store(alpha + to, a, s < S)
+        if WHOLE:
+            multiplied(v, a, y, n, c, s, C, S, LAST)
+        else:
+            for start in range(0, C, BC):
+                c = start + tl.arange(0, BC)
+                multiplied(values(x, n, c, s, C, S, LAST), a, y, n, c, s, C, S, LAST)
+
+
+@triton.jit
+def multiplied(v, a, y, n, c, s, C, S, LAST: tl.constexpr):
+    """Write a tile of y."""
+    inside = (c < C)[:, None] & (s < S)[None, :]
+    to = y + at(n, c[:, None], s[None, :], C, S, LAST)
+    tl.store(to, (v.to(REAL) * a[None, :]).to(y.dtype.element_ty), inside, eviction_policy="evict_first")
+
+
+# ---- around them -----------------------------------------------------------------------------------------------------
+
+
+def precision() -> str:
+    """Of products of float32: as torch's convolutions have it."""
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
+
+
+def project(g: Tensor, u: Tensor, folded: Tensor, p: Tensor, last: bool) -> None:
+    """U g on its own grid, scaled, into p (N, Q, F)."""
+    (N, G, Q), F = sizes(g), len(u)
+    BF, BC, BS, num_warps = tile(g, F, G)
+    options: dict[str, Any] = {"LAST": last, "PRECISION": precision(), "BF": BF, "BC": BC, "BS": BS}
+    args = g, u, folded, p, F, G, Q
+    launch(project_kernel, N * triton.cdiv(Q, BS), *args, **options, num_warps=num_warps, num_stages=2)
+
+
+def gate(
+    x: Tensor,
+    g: Tensor,
+    w: Tensor,
+    u: Tensor | None,
+    folded: Tensor,
+    grids: Grids,
+    to: Sequence[Tensor | None],
+) -> None:
+    """(N, C, *S) and (N, G, *S) or, where u is None, U g (N, Q, F) -> y, alpha, bits, or the sigmoid's input.
+
+    to: room for y, alpha, bits and the sigmoid's input, None for what is not wanted.
+    """
+    (N, C, S), F = sizes(x), len(w)
+    BF, BC, BS, num_warps = tile(x, F, C)
+    G = 0 if u is None else u.shape[1]
+    BG = min(BC, max(16, power(G)))
+    options = {"LAST": last(x), "PRECISION": precision(), "WHOLE": C <= BC, "WORDS": triton.cdiv(F, WORD)}
+    sizes_of_tile = {"BF": BF, "BC": BC, "BG": BG, "BS": BS, "num_warps": num_warps, "num_stages": 2}
+    args = x, g, w, u, folded, *to, F, C, G, S, *grids.sizes
+    launch(gate_kernel, N * triton.cdiv(S, BS), *args, **grids.options, **options, **sizes_of_tile)
+
+
+def tile(x: Tensor, F: int, C: int) -> Tile:
+    """For a forward pass: as large as spills nowhere, and no larger than a GPU needs to have several at once."""
+    BF = max(16, power(F))
+    widest = 128 if BF <= 64 and not exact(x) else 32 if BF > 128 and x.dtype == torch.float32 else 64
+    BC = max(16, min(power(C), widest))
+    few = BF <= 32 and BC <= 64
+    return Tile(BF, BC, 64 if few and not exact(x) else 32, 4 if few else 8)
+
+
+def exact(x: Tensor) -> bool:
+    """Whether products take three of TF32's, and parts of both factors in registers."""
+    return x.dtype == torch.float32 and precision() != "tf32"

@@ -1,0 +1,319 @@
+"""The way back of the additive attention gate: each input is read once more, and its gradient written once.
+
+dz (N, S) is the gradient of the sigmoid's input, and e = dz where the relu let pass, else 0, (N, F, S), is never
+written. With v = scale * psi, the gradient of x is dy * alpha + W' (v e), that of W is v (e x'), and that of psi is
+e . (W x + U g + shift), which sums of e x' give as well: neither W x nor U g is made again. Programs add up e x' in
+parts, which are put together in one order.
+
+Batch norm in training takes from e what all places share: e - away - slope * (W x - mean), four numbers a channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import PROGRAMS, REAL, at, launch, power, sizes, small
+from .gate import Tile, column, exact, matrix, passed, precision, product, projected, values
+from .resize import Grids, first, found, reaches
+
+AT_ONCE = 64                # parts that are put together at a time
+RESIDENT = PROGRAMS // 2    # programs with many registers that fill a GPU
+
+
+class Slopes(NamedTuple):
+    """What e is made of: dz (N, S), the relu's bits, and the grids of an input and of these."""
+
+    dz: Tensor
+    bits: Tensor
+    grids: Grids
+
+    def arguments(self) -> tuple[tuple[int | None, ...], dict[str, Any]]:
+        """Sizes and constants for a kernel."""
+        coarse = self.grids.sizes[0] is not None
+        around = reaches(self.grids) if coarse else (None,) * 3
+        return (*self.grids.sizes, *around), {**self.grids.options, "COARSE": coarse, "WORDS": self.bits.shape[1]}
+
+
+class Parts(NamedTuple):
+    """Sums over parts of all places: of e x', (PARTS, F, C), and of e and dz, (PARTS, F + 1)."""
+
+    x: Tensor
+    e: Tensor
+
+
+# ---- e ---------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def passing(dz, bits, n, f, s, known, S, WORDS: tl.constexpr):
+    """e at places s, if known: (BF, BS)."""
+    d = tl.load(dz + n.to(tl.int64) * S + s, known, 0.0)
+    return tl.where(passed(bits, n, f, s, known, S, WORDS), d[None, :], 0.0)
+
+
+@triton.jit
+def gathered(
+    dz, bits, n, f, q, D, H, W, OD, OH, OW, RD, RH, RW,
+    TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
+    WORDS: tl.constexpr, BF: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
+    """e on the old grid, at places q: what new places took of them, they give back; (BF, BS)."""
+    qd, qh, qw = q // (OH * OW), q // OW % OH, q % OW
+    d0 = first(qd, OD, D, TD, CORNERS, WIDE)
+    h0 = first(qh, OH, H, TH, CORNERS, WIDE)
+    w0 = first(qw, OW, W, TW, CORNERS, WIDE)
+    sums = tl.zeros([BF, BS], REAL)
+    for j in range(0, RD * RH * RW):
+        d = d0 + j // (RH * RW)
+        h = h0 + j // RW % RH
+        w = w0 + j % RW
+        taken = found(d, qd, OD, D, TD, CORNERS, WIDE) * found(h, qh, OH, H, TH, CORNERS, WIDE)
+        taken *= found(w, qw, OW, W, TW, CORNERS, WIDE)
+        known = (q < OD * OH * OW) & (taken > 0)
+        sums += passing(dz, bits, n, f, (d * H + h) * W + w, known, D * H * W, WORDS) * taken[None, :]
+    return sums
+
+
+@triton.jit
+def slopes(
+    dz, bits, n, f, s, S, D, H, W, OD, OH, OW, RD, RH, RW,
+    TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
+    COARSE: tl.constexpr, WORDS: tl.constexpr, BF: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
+    """e at places s of an input, coarse or not: (BF, BS)."""
+    if COARSE:
+        e = gathered(
+            dz, bits, n, f, s, D, H, W, OD, OH, OW, RD, RH, RW, TD, TH, TW, CORNERS, WIDE, WORDS, BF, BS
+        )
+    else:
+        e = passing(dz, bits, n, f, s, s < S, S, WORDS)
+    return e
+
+
+# ---- passes ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def product_kernel(
+    x, dy, alpha, dz, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr
+):   # fmt: skip
+    """One program: BS places of a sample over all channels."""
+    i = tl.program_id(0)
+    blocks = tl.cdiv(S, BS)
+    n = i // blocks
+    s = i % blocks * BS + tl.arange(0, BS)
+    sums = tl.zeros([BC, BS], REAL)
+    for start in range(0, C, BC):
+        c = start + tl.arange(0, BC)
+        sums += values(x, n, c, s, C, S, LAST).to(REAL) * values(dy, n, c, s, C, S, LAST).to(REAL)
+    to = n.to(tl.int64) * S + s
+    a = tl.load(alpha + to, s < S, 0.0)
+    tl.store(dz + to, tl.sum(sums, 0) * a * (1 - a), s < S)
+
+
+@triton.jit
+def input_kernel(
+    x, dy, w, scale, psi, alpha, dz, bits, centre, dx, sums_of_x, sums_of_e, N, F, C, S, PARTS,
+    D, H, W, OD, OH, OW, RD, RH, RW,
+    TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
+    COARSE: tl.constexpr, OWN: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr, WORDS: tl.constexpr,
+    BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
+    """One program: BC channels over a part of the places of all samples; of x if there is dy, else of g.
+
+    OWN: dz is not there yet, and BC are all channels.
+    """
+    i = tl.program_id(0)
+    part = i % PARTS
+    c = i // PARTS * BC + tl.arange(0, BC)
+    f = tl.arange(0, BF)
+    v = column(scale, f, F) * column(psi, f, F)
+    back = tl.trans(matrix(w, f, c, F, C) * v[:, None]).to(x.dtype.element_ty)
+    of_x = tl.zeros([BF, BC], REAL)
+    of_e = tl.zeros([BF], REAL)
+    of_z = tl.zeros([BS], REAL)
+    blocks = tl.cdiv(S, BS)
+    for step in range(part, N * blocks, PARTS):
+        n = step // blocks
+        s = step % blocks * BS + tl.arange(0, BS)
+        inside = (c < C)[:, None] & (s < S)[None, :]
+        tile = at(n, c[:, None], s[None, :], C, S, LAST)
+        v_x = tl.load(x + tile, inside, 0.0)
+        if dy is None:
+            e = slopes(
+                dz, bits, n, f, s, S, D, H, W, OD, OH, OW, RD, RH, RW,
+                TD, TH, TW, CORNERS, WIDE, COARSE, WORDS, BF, BS,
+            )   # fmt: skip
+        else:
+            to = n.to(tl.int64) * S + s
+            d = tl.load(dy + tile, inside, 0.0).to(REAL)
+            a = tl.load(alpha + to, s < S, 0.0)
+            if OWN:
+                slope = tl.sum(d * v_x.to(REAL), 0) * a * (1 - a)
+                tl.store(dz + to, slope, s < S)
+            else:
+                slope = tl.load(dz + to, s < S, 0.0)
+            e = tl.where(passed(bits, n, f, s, s < S, S, WORDS), slope[None, :], 0.0)
+            of_z += slope
+        if centre is not None:
+            t = tl.zeros([BF, BS], REAL) - column(centre, f, F)[:, None]
+            t = projected(x, w, tl.full([BF], 1.0, REAL), n, f, s, F, C, S, t, LAST, PRECISION, BC)
+            e = e - column(centre + F, f, F)[:, None] - column(centre + 2 * F, f, F)[:, None] * t
+            e = tl.where((s < S)[None, :], e, 0.0)
+        of_e += tl.sum(e, 1)
+        e = e.to(v_x.dtype)
+        dv = product(back, e, tl.zeros([BC, BS], REAL), PRECISION)
+        if dy is not None:
+            dv += d * a[None, :]
+        tl.store(dx + tile, dv.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
+        of_x = product(e, tl.trans(v_x), of_x, PRECISION)
+    to = (part * F + f)[:, None] * C + c[None, :]
+    tl.store(sums_of_x + to, of_x, (f < F)[:, None] & (c < C)[None, :])
+    if i < PARTS:
+        tl.store(sums_of_e + part * (F + 1) + f, of_e, f < F)
+        tl.store(sums_of_e + part * (F + 1) + F, tl.sum(of_z))
+
+
+@triton.jit
+def row(parts, w, dw, v, f, F, C, PARTS, BP: tl.constexpr, BC: tl.constexpr):
+    """Row f of v * (sum of parts), into dw; and the sum times row f of w."""
+    times = tl.zeros([BC], REAL)
+    for start in range(0, C, BC):
+        c = start + tl.arange(0, BC)
+        sums = tl.zeros([BP, BC], REAL)
+        for beginning in range(0, PARTS, BP):
+            part = beginning + tl.arange(0, BP)
+            to = (part[:, None] * F + f) * C + c[None, :]
+            sums += tl.load(parts + to, (part < PARTS)[:, None] & (c < C)[None, :], 0.0)
+        whole = tl.sum(sums, 0)
+        tl.store(dw + f * C + c, (v * whole).to(dw.dtype.element_ty), c < C)
+        times += whole * tl.load(w + f * C + c, c < C, 0.0).to(REAL)
+    return tl.sum(times)
+
+
+@triton.jit
+def total(parts, f, F, PARTS, BP: tl.constexpr):
+    """The sum of e over parts, of channel f; of dz, where f is F."""
+    sums = tl.zeros([BP], REAL)
+    for beginning in range(0, PARTS, BP):
+        part = beginning + tl.arange(0, BP)
+        sums += tl.load(parts + part * (F + 1) + f, part < PARTS, 0.0)
+    return tl.sum(sums)
+
+
+@triton.jit
+def weights_kernel(
+    of_x, of_e, of_g, of_ge, w, u, folded, t, p, e, dw, db, du, dub, dpsi, dpsi_bias, totals, F, C, G, PARTS, MORE,
+    BP: tl.constexpr, BC: tl.constexpr,
+):   # fmt: skip
+    """One program: channel f. What is handed in as t, p or e need not be found here."""
+    f = tl.program_id(0)
+    scale = tl.load(folded + f)
+    of_gating = tl.load(folded + F + f)
+    psi = tl.load(folded + 3 * F + f)
+    of_psi = tl.load(folded + 4 * F + 1)
+    e_t = row(of_x, w, dw, scale * psi, f, F, C, PARTS, BP, BC)
+    e_p = row(of_g, u, du, of_gating * psi, f, F, G, MORE, BP, BC)
+    e_1 = total(of_e, f, F, PARTS, BP)
+    if db is not None:
+        tl.store(db + f, (scale * psi * e_1).to(db.dtype.element_ty))
+    if dub is not None:
+        tl.store(dub + f, (of_gating * psi * total(of_ge, f, F, MORE, BP)).to(dub.dtype.element_ty))
+    if t is not None:
+        e_t = tl.load(t + f)
+    if p is not None:
+        e_p = tl.load(p + f)
+    if e is not None:
+        e_1 = tl.load(e + f)
+    e_q = scale * e_t + of_gating * e_p + tl.load(folded + 2 * F + f) * e_1
+    tl.store(dpsi + f, (of_psi * e_q).to(dpsi.dtype.element_ty))
+    tl.store(totals + f, e_t)
+    tl.store(totals + F + f, e_p)
+    tl.store(totals + 2 * F + f, e_1)
+    tl.store(totals + 3 * F + f, e_q)
+    if f == 0:
+        z = total(of_e, F, F, PARTS, BP)
+        tl.store(totals + 4 * F, z)
+        tl.store(dpsi_bias, (of_psi * z).to(dpsi_bias.dtype.element_ty))
+
+
+# ---- around them -----------------------------------------------------------------------------------------------------
+
+
+def to_sigmoid(x: Tensor, dy: Tensor, alpha: Tensor, last: bool) -> Tensor:
+    """The gradient of the sigmoid's input, (N, S)."""
+    N, C, S = sizes(x)
+    BC, BS = (64, 64) if last else (16, 256)
+    dz = small(x, N, S)
+    args = x, dy, alpha, dz, C, S
+    launch(product_kernel, N * triton.cdiv(S, BS), *args, LAST=last, BC=BC, BS=BS, num_warps=8)
+    return dz
+
+
+def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
+    """For the way back, which holds sums of (BF, BC) too: as large as spills nowhere."""
+    BF = max(16, power(F))
+    BC = max(16, min(power(C), 128, 8192 // BF))
+    many = exact(x) and (centred or BF > 64)
+    return Tile(BF, BC, 16 if many else 32, 4 if BF <= 32 and BC <= 64 else 8)
+
+
+def whole(x: Tensor, F: int) -> bool:
+    """Whether one program takes all channels of x, so that `to_input` finds dz itself."""
+    return x.shape[1] <= tile(x, F, x.shape[1], False).BC
+
+
+def to_input(
+    x: Tensor,
+    dy: Tensor | None,
+    alpha: Tensor | None,
+    w: Tensor,
+    scale: Tensor,
+    psi: Tensor,
+    it: Slopes,
+    own: bool,
+    centre: Tensor | None,
+    dx: Tensor,
+    last: bool,
+) -> Parts:
+    """The gradient of x or, where dy is None, of g, into dx, and that of its weight in parts.
+
+    own: whether dz is to be found, and written, first. centre: mean, away and slope of every channel, (3, F).
+    """
+    (N, C, S), F = sizes(x), len(w)
+    BF, BC, BS, num_warps = tile(x, F, C, centre is not None)
+    blocks = triton.cdiv(C, BC)
+    steps = N * triton.cdiv(S, BS)
+    parts = max(1, min(steps, RESIDENT // blocks, N * S // (8 * BF)))   # or writing them would take as long
+    sums = Parts(small(x, parts, F, C), small(x, parts, F + 1))
+    where, constants = it.arguments()
+    args = x, dy, w, scale, psi, alpha, it.dz, it.bits, centre, dx, *sums, N, F, C, S, parts, *where
+    sizes_of_tile = {"BF": BF, "BC": BC, "BS": BS, "num_warps": num_warps, "num_stages": 2}
+    options = {"OWN": own, "LAST": last, "PRECISION": precision()}
+    launch(input_kernel, blocks * parts, *args, **constants, **options, **sizes_of_tile)
+    return sums
+
+
+def to_weights(
+    x: Parts,
+    g: Parts,
+    w: Tensor,
+    u: Tensor,
+    folded: Tensor,
+    known: Sequence[Tensor | None],
+    gradients: Sequence[Tensor | None],
+) -> Tensor:
+    """Parts -> gradients of w, its bias, u, its bias, psi and its bias, written into `gradients`.
+
+    known: sums of e W x, of e U g and of e, F each, or None. Returns these, and those of e (W x + U g + shift) and dz.
+    """
+    F, C = w.shape[:2]
+    totals = small(w, 4 * F + 1)
+    args = *x, *g, w, u, folded, *known, *gradients, totals, F, C, u.shape[1], len(x.e), len(g.e)
+    launch(weights_kernel, F, *args, BP=AT_ONCE, BC=64, num_warps=4)
+    return totals

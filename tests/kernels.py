@@ -1,0 +1,148 @@
+"""What every test of fused kernels needs: blocks, numbers, room that is watched, and the plain form in float64.
+
+Kernels run on the GPU where there is one, else on the CPU, in Triton's interpreter.
+"""
+
+import copy
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+import attzoo
+
+pytest.importorskip("triton")
+
+from attzoo.blocks.eca import triton as eca
+from attzoo.ops.triton import common, maps, passes, perceptron
+from attzoo.ops.triton.common import Tile
+from attzoo.testing import TOLERANCE
+from attzoo.testing.case import EPS
+
+if common.INTERPRETED:   # which reduces number by number; halves by halves it is 100 times as quick
+    from triton.runtime.interpreter import ReduceOps
+
+    def by_halves(self, inputs, real=ReduceOps.generic_reduce):
+        """One tensor along one axis, whose length is a power of 2, by the kernel's own function."""
+        axis = getattr(self.axis, "value", self.axis)
+        if axis is None or len(inputs) > 1:
+            return real(self, inputs)
+        (tensor,) = inputs
+        data = tensor.handle.data
+        while data.shape[axis] > 1:
+            halves = (self.to_tensor(half, tensor.dtype) for half in np.split(data, 2, axis))
+            data = self.combine_fn.fn(*halves).handle.data
+        return [self.to_tensor(data if self.keep_dims else data.squeeze(axis), tensor.dtype)]
+
+    ReduceOps.generic_reduce = by_halves
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NAMES = ("se", "eca", "channel_attention", "spatial_attention", "cbam")
+SPATIAL = ("spatial_attention", "cbam")          # those that look at places
+POOLED = ("se", "channel_attention", "cbam")     # those with a perceptron
+LAYOUTS = ("channels first", "channels last")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+NUDGE = 2.0**-20   # relative size of the perturbations that show the condition
+GUARD = 64    # numbers before and after each tensor that nobody may read or write
+
+
+def build(name, channels=8, dtype=torch.float32, dims=2, device=DEVICE, **options):
+    """A small block in training, with every option that has a path of its own."""
+    torch.manual_seed(0)
+    if name in POOLED:
+        options = {"reduced_channels": 3, **options}
+    if name in SPATIAL:
+        options = {"kernel_size": 3, "norm": True, "spatial_dims": dims, **options}
+    return attzoo.create(name, channels, backend="torch", **options).to(device, dtype)
+
+
+def draw(*shape, layout=LAYOUTS[0], kind="normal", dtype=torch.float32, seed=0, device=DEVICE):
+    """Numbers of a kind, the same on every device, in room that is NaN all around."""
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    if kind == "ties":
+        x = x.round().relu()
+    elif kind == "equal":   # one channel of one number, and one of zeros
+        x[:, 0] = 1.5
+        x[:, -1] = 0
+    if layout == LAYOUTS[1]:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    return room(shape, x.stride(), dtype, device)[0].copy_(x)
+
+
+def room(size, stride, dtype, device):
+    """A tensor full of NaN between guards of NaN, and all of it."""
+    long = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if 0 not in size else 0
+    whole = torch.full((long + 2 * GUARD,), float("nan"), dtype=dtype, device=device)
+    return torch.tensor([], dtype=dtype, device=device).set_(whole.untyped_storage(), GUARD, size, stride), whole
+
+
+def step(block, x, dy, mode="triton"):
+    """Output, the gradients of x and of all that learns, and what a copy's buffers hold afterwards, by name."""
+    block, x = copy.deepcopy(block), x.detach().requires_grad_()
+    with attzoo.kernels(mode):
+        y = block(x)
+    wanted = {"x": x} | {name: p for name, p in block.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(y, list(wanted.values()), dy)
+    found = dict(zip((f"gradient of {name}" for name in wanted), gradients, strict=True))
+    return {"y": y.detach(), **found, **dict(block.named_buffers())}
+
+
+def exact(block, x, dy):
+    """The same by the plain form in float64."""
+    return step(copy.deepcopy(block).double(), x.double(), dy.double(), "eager")
+
+
+def condition(block, x, dy, wanted):
+    """How far `exact` moves per relative movement of x, dy and weights, as in testing.oracle, but ties stay."""
+    moved = dict.fromkeys(wanted, 0.0)
+
+    def nudged(t, turn):   # equal numbers alike
+        return t.double() * (1 + NUDGE * torch.sin((turn + 1) * 1e5 * t.double()).sign())
+
+    for turn in range(3):
+        other = copy.deepcopy(block).double()
+        for parameter in other.parameters():
+            parameter.data = nudged(parameter.data, turn)
+        there = exact(other, nudged(x, turn), nudged(dy, turn))
+        for name, t in there.items():
+            off = (t - wanted[name]).abs().nan_to_num(0, posinf=0)
+            moved[name] = max(moved[name], off.max().item() / NUDGE if off.numel() else 0.0)
+    return moved
+
+
+def near(got, wanted, dtype="float32", moved=None, stray=0.0):
+    """That what `step` gives is right to the last digits of its dtype, and not finite just where it should be.
+
+    stray: share of numbers that may be off. Of many places a few have two maxima that differ by less than rounding.
+    """
+    assert got.keys() == wanted.keys()
+    for name, w in wanted.items():
+        g = got[name].double()
+        assert g.shape == w.shape, name
+        finite = w.isfinite()
+        assert torch.equal(g.nan_to_num(7, 8, 9)[~finite], w.double().nan_to_num(7, 8, 9)[~finite]), name
+        scale = max(1.0, w[finite].abs().max().item() if finite.any() else 0.0) + (moved or {}).get(name, 0.0)
+        allowed = TOLERANCE["output" if name == "y" else "gradient"] * EPS[dtype] * scale
+        off = (g - w)[finite].abs()
+        assert not off.isnan().any(), f"{name} is not finite where it should be"
+        assert (off > allowed).sum() <= stray * off.numel(), f"{name} is off by {off.max()}, allowed {allowed}"
+
+
+def check(block, x, dy, dtype="float32", stray=0.0):
+    """A step by the kernels, held to the plain form in float64; returns it."""
+    got, wanted = step(block, x, dy), exact(block, x, dy)
+    near(got, wanted, dtype, condition(block, x, dy, wanted), stray)
+    return got
+
+
+@contextmanager
+def tiny():
+    """Tiles so small that few numbers make several tiles, several parts and several steps of each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "tile", lambda x, area=4096: Tile(4, 8, 4))
+        patch.setattr(common, "PROGRAMS", 12)
+        patch.setattr(maps, "PLACES", 16)
+        patch.setattr(perceptron, "WIDE", 16)
+        patch.setattr(eca, "WIDE", 16)
+        yield

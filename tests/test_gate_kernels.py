@@ -1,0 +1,437 @@
+"""The attention gate's kernels give what its plain form gives in float64, whatever the sizes, grids, dtypes and norms.
+
+They run on the GPU where there is one, else in Triton's interpreter, into memory that is full of NaN.
+"""
+
+import copy
+from contextlib import contextmanager, nullcontext
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import attzoo
+from attzoo.ops import fused
+from attzoo.ops import numpy as meaning
+
+triton = pytest.importorskip("triton")
+tl = triton.language
+
+from attzoo.blocks.attention_gate import triton as body
+from attzoo.ops.triton import gate, gate_backward, gate_norm, resize
+from attzoo.ops.triton.gate import Tile
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}   # and how far off one may be
+LAYOUTS = ("first", "last")
+NORMS = ("skip_norm", "gating_norm", "psi_norm")
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")   # NumPy's, of what is not finite
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch):
+    """What kernels are given to write to holds NaN, or every bit."""
+    for name in ("empty", "empty_like"):
+        def filled(*args, make=getattr(torch, name), **kwargs):
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
+
+        monkeypatch.setattr(torch, name, filled)
+
+
+@contextmanager
+def tiny():
+    """Tiles so small that few numbers make several tiles, blocks of channels, parts and steps of each."""
+    def tile(x, F, C, centred=False):
+        return Tile(max(16, gate.power(F)), 16, 16, 4)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (gate, gate_backward, gate_norm):
+            patch.setattr(module, "tile", tile)
+        patch.setattr(gate_norm, "PLACES", 16)
+        for module in (gate_backward, gate_norm):
+            patch.setattr(module, "RESIDENT", 6)
+        yield
+
+
+def build(channels=6, gating=5, *, dims=2, dtype=torch.float32, training=True, seed=0, **options):
+    """A gate whose sums have the size of their terms, and whose statistics are away from their start."""
+    generator = torch.Generator().manual_seed(seed)
+    block = attzoo.create(
+        "attention_gate", channels, gating_channels=gating, spatial_dims=dims, backend="torch", **options
+    )
+    for parameter in block.parameters():
+        parameter.data.normal_(0, max(1, parameter[0].numel()) ** -0.5, generator=generator)
+    for name, buffer in block.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.3, generator=generator)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 2, generator=generator)
+    return block.to(DEVICE, dtype).train(training)
+
+
+def draw(*shape, layout="first", dtype=torch.float32, seed=0):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+    return laid(x, layout)
+
+
+def laid(x, layout):
+    return x if layout == "first" else x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def inputs(shape, gating, grid, layout="first", dtype=torch.float32, seed=0):
+    """x, g and a gradient of y."""
+    n, _, *space = shape
+    g = draw(n, gating, *(grid or space), layout=layout, dtype=dtype, seed=seed + 1)
+    return draw(*shape, layout=layout, dtype=dtype, seed=seed), g, draw(*shape, dtype=dtype, seed=seed + 2)
+
+
+def step(block, x, g, dy, mode="triton"):
+    """Output, the gradients of inputs and of all that learns, and what a copy's buffers hold then, by name."""
+    block, x, g = copy.deepcopy(block), x.detach().requires_grad_(), g.detach().requires_grad_()
+    with attzoo.kernels(mode):
+        y = block(x, g)
+    wanted = {"x": x, "g": g} | dict(block.named_parameters())
+    gradients = torch.autograd.grad(y, list(wanted.values()), dy)
+    return {"y": y.detach(), **dict(zip(wanted, gradients, strict=True)), **dict(block.named_buffers())}
+
+
+def exactly(block, x, g, dy):
+    return step(copy.deepcopy(block).double(), x.double(), g.double(), dy.double(), "eager")
+
+
+def near(got, wanted, digits):
+    """Off by less than so much of their size, and not finite in the same places."""
+    assert got.keys() == wanted.keys()
+    for name, w in wanted.items():
+        g, w = got[name].double(), w.double()
+        assert g.shape == w.shape, name
+        assert torch.equal(g.isnan(), w.isnan()), f"{name}: NaN where there is none, or none where it is"
+        off, size = (g - w).nan_to_num().norm().item(), max(w.nan_to_num().norm().item(), w.numel() ** 0.5)
+        assert off <= digits * size, f"{name} is off by {off / size:.1e} of its size"
+
+
+def check(block, x, g, dy):
+    got = step(block, x, g, dy)
+    near(got, exactly(block, x, g, dy), DTYPES[x.dtype])
+    return got
+
+
+# ---- the same numbers ------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def steps(draw_from):
+    """A gate's arguments, shapes of x and g, and how they lie."""
+
+    def pick(*values):
+        return draw_from(st.sampled_from(values))
+
+    dims = pick(2, 1, 3)
+    space = [pick(5, 1, 2, 3, 4) for _ in range(dims)]
+    way = pick("same", "linear", "corners", "nearest")
+    arguments = {
+        "channels": pick(6, 1, 17, 33),
+        "gating": pick(5, 1, 16, 35),
+        "inter_channels": pick(None, 1, 16, 33),
+        "skip_bias": pick(True, False),
+        "norm": pick(False, True),
+        "output_transform": pick(False, False, True),
+        "interpolation": "nearest" if way == "nearest" else "linear",
+        "align_corners": way == "corners",
+        "training": pick(True, False),
+        "dims": dims,
+        "dtype": pick(*DTYPES),
+        "seed": pick(0, 1, 2, 3),
+    }
+    grid = None if way == "same" else [pick(2, 1, 3, 6) for _ in range(dims)]
+    return arguments, (2, arguments["channels"], *space), grid, pick(*LAYOUTS), pick(False, True)
+
+
+def test_a_training_step():
+    seen = set()
+
+    @settings(max_examples=max(settings.default.max_examples * 2 // 3, 2))
+    @given(steps())
+    def run(it):
+        arguments, shape, grid, layout, small = it
+        xs = inputs(shape, arguments["gating"], grid, layout, arguments["dtype"], arguments["seed"])
+        with tiny() if small else nullcontext():
+            check(build(**arguments), *xs)
+        seen.update((layout, small, arguments["dtype"], arguments["norm"] and arguments["training"]))
+
+    run()
+    assert len(seen) >= 6
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("channels", "gating", "inter", "norm"), [(70, 130, 5, False), (35, 20, 70, True)])
+def test_several_tiles_and_words(channels, gating, inter, norm, layout):
+    block = build(channels, gating, inter_channels=inter, norm=norm)
+    check(block, *inputs((2, channels, 7, 11), gating, (4, 3), layout))
+    with tiny():
+        check(block, *inputs((2, channels, 5, 4), gating, None, layout))
+
+
+def test_as_many_inner_channels_as_a_program_holds():
+    check(build(3, 4, inter_channels=256, skip_bias=False), *inputs((1, 3, 3, 3), 4, (2, 2)))
+
+
+@pytest.mark.parametrize("names", [names for n in range(3) for names in combinations(NORMS, n)])
+def test_norms_go_by_the_batch_one_by_one(names):
+    block = build(norm=True)
+    for name in names:
+        getattr(block, name).eval()
+    block.psi_norm.momentum = None
+    check(block, *inputs((2, 6, 3, 4), 5, (2, 3)))
+
+
+def test_a_norm_that_tracks_nothing_goes_by_the_batch():
+    block = build(norm=True, training=False)
+    block.gating_norm.running_mean = block.gating_norm.running_var = None
+    check(block, *inputs((2, 6, 3, 4), 5, None))
+
+
+def test_a_mean_far_from_zero_leaves_the_variance_its_digits():
+    block = build(norm=True)
+    x, g, dy = inputs((2, 6, 4, 5), 5, (2, 2))
+    near(step(block, x + 100, g, dy), exactly(block, x + 100, g, dy), 1e-3)
+
+
+def test_one_value_per_channel_is_refused_by_a_norm_in_training():
+    with pytest.raises(ValueError, match=r"^expected more than 1 value per channel when training, got \[1, 6, 2, 2\], \["):
+        step(build(norm=True), *inputs((1, 6, 2, 2), 5, (1, 1)))
+
+
+def test_the_same_numbers_give_the_same_bits():
+    block, xs = build(20, 17, norm=True), inputs((2, 20, 5, 7), 17, (3, 3))
+    with tiny():
+        one, two = step(block, *xs), step(block, *xs)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_products_are_as_exact_as_convolutions_are(allowed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    assert gate.precision() == ("tf32" if allowed else "tf32x3")
+    check(build(20, 17, inter_channels=70), *inputs((1, 20, 3, 4), 17, None))
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_inputs_and_gradients_may_lie_as_they_like():
+    block, (x, g, dy) = build(norm=True), inputs((2, 6, 4, 3), 5, (2, 3))
+    wanted = exactly(block, x, g, dy)
+    gaps = torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0]
+    turned = x.mT.contiguous().mT
+    for there in (laid(x, "last"), gaps, turned):
+        for other in (laid(g, "last"), g.transpose(0, 1).contiguous().transpose(0, 1)):
+            near(step(block, there, other, laid(dy, "last")), wanted, 2e-5)
+    assert step(block, laid(x, "last"), g, dy)["y"].stride() == laid(x, "last").stride()
+    check(block, x, g, draw(2, 6, 1, 1).expand(2, 6, 4, 3))
+
+
+def test_weights_may_lie_as_they_like():
+    block, xs = build(6, 5), inputs((2, 6, 4, 3), 5, None)
+    wanted = exactly(block, *xs)
+    for parameter in block.parameters():
+        parameter.data = parameter.data.transpose(0, 1).contiguous().transpose(0, 1) if parameter.ndim > 1 else parameter
+    near(step(block, *xs), wanted, 2e-5)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_nothing_of_the_size_of_what_is_within_is_kept(norm):
+    block, (x, g, _) = build(32, 32, inter_channels=64, norm=norm, training=False), inputs((2, 32, 4, 5), 32, (2, 2))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), attzoo.kernels("triton"):
+        block(x.requires_grad_(), g.requires_grad_())
+    known = {t.data_ptr() for t in (x, g, *block.state_dict().values())}
+    numbers = sum(t.numel() for t in kept if t.data_ptr() not in known)
+    assert numbers == 2 * 4 * 5 * (1 + 64 // 32) + 4 * 64 + 2   # alpha and bits, and the scales
+
+
+def test_without_a_way_back_nothing_is_kept(monkeypatch):
+    made = []
+    monkeypatch.setattr(body.KERNELS, "outputs", lambda *args: made.extend(body.outputs(*args)) or made)
+    block, (x, g, dy) = build(norm=True, training=False), inputs((2, 6, 4, 3), 5, None)
+    with attzoo.kernels("triton"), torch.no_grad():
+        y = block(x, g)
+    near({"y": y}, {"y": exactly(block, x, g, dy)["y"]}, 2e-5)
+    assert sum(t.numel() for t in made[1:]) == 4 * 3 + 2
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_batch_of_nothing(norm):
+    block, (x, g, dy) = build(norm=norm, training=False), inputs((0, 6, 4, 3), 5, (2, 2))
+    got, wanted = step(block, x, g, dy), exactly(block, x, g, dy)
+    near(got, wanted, 0)
+
+
+# ---- what is in x and g ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", [None, (2, 2)])
+@pytest.mark.parametrize("where", ["x", "g"])
+def test_nan_stays_where_it_is(where, grid):
+    block, (x, g, dy) = build(), inputs((3, 6, 5, 4), 5, grid)
+    (x if where == "x" else g)[1, 2, 1, 1] = float("nan")
+    got, wanted = step(block, x, g, dy), exactly(block, x, g, dy)
+    near(got, wanted, 2e-5)
+    assert 0 < got["y"].isnan().sum() < got["y"].numel() / 2
+
+
+def test_a_relu_that_lets_nothing_or_zero_through():
+    block, (x, g, dy) = build(), inputs((2, 6, 3, 4), 5, None)
+    block.skip.weight.data[0], block.gating.weight.data[0] = 0, 0
+    block.skip.bias.data[0] = block.gating.bias.data[0] = 0
+    block.gating.bias.data[1] = -100
+    check(block, x, g, dy)
+
+
+# ---- grids -----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def back_kernel(
+    to, old, new, REACH: tl.constexpr, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr, BQ: tl.constexpr
+):
+    q = tl.arange(0, BQ)
+    start = resize.first(q, old, new, TAPS, CORNERS, WIDE)
+    for j in range(0, REACH):
+        taken = resize.found(start + j, q, old, new, TAPS, CORNERS, WIDE)
+        tl.store(to + q * new + start + j, taken, (q < old) & (start + j < new))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("way", ["linear", "corners", "nearest"])
+def test_every_place_that_was_read_is_found_again(way, wide):
+    for old, new in product((1, 2, 3, 5, 8), (1, 2, 4, 7, 16)):
+        matrix = np.zeros((old, new))
+        if way == "nearest":
+            matrix[meaning.nearest(old, new), np.arange(new)] = 1
+        else:
+            low, high, fraction = meaning.taps(old, new, way == "corners")
+            np.add.at(matrix, (low, np.arange(new)), 1 - fraction)
+            np.add.at(matrix, (high, np.arange(new)), fraction)
+        found = torch.zeros(old, new, device=DEVICE)
+        taps = 1 if way == "nearest" or old == new else 2
+        reach = resize._reach(old, new, taps, way == "corners")
+        back_kernel[(1,)](found, old, new, reach, taps, way == "corners", wide, 8)
+        assert np.allclose(found.cpu().numpy(), matrix, atol=1e-6), (old, new)
+
+
+def test_long_axes_are_counted_in_64_bits():
+    assert not resize.grids((1 << 14,), (1 << 15,), "linear", False).options["WIDE"]
+    assert resize.grids((1 << 16,), (1 << 17,), "linear", False).options["WIDE"]
+
+
+# ---- how torch calls them --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transform", [False, True])
+def test_gradients_of_gradients_are_those_of_the_plain_form(transform):
+    block, (x, g, dy) = build(norm=True, output_transform=transform), inputs((2, 6, 3, 2), 5, (2, 1))
+    x, g = x.requires_grad_(), g.requires_grad_()
+
+    def twice(mode):
+        twin = copy.deepcopy(block)
+        with attzoo.kernels(mode):
+            y = twin(x, g)
+        wanted = [x, g, *twin.parameters()]
+        once = torch.autograd.grad(y, wanted, dy, create_graph=True)
+        loss = sum(d.square().sum() for d in once)
+        return torch.autograd.grad(loss, wanted, allow_unused=True), dict(twin.named_buffers())
+
+    (got, buffers), (wanted, others) = twice("triton"), twice("eager")
+    for a, b in zip(got, wanted, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.allclose(a, b, rtol=1e-3, atol=1e-4 * (1 + b.abs().max().item()))
+    near(buffers, others, 1e-6)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_in_a_graph_it_is_one_operator(norm):
+    block, (x, g, dy) = build(norm=norm), inputs((2, 6, 3, 4), 5, (2, 2))
+    wanted = step(block, x, g, dy)
+    twin = copy.deepcopy(block)
+    graph = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    x, g = x.requires_grad_(), g.requires_grad_()
+    with attzoo.kernels("triton"):
+        y = graph(x, g)
+    found = torch.autograd.grad(y, [x, g, *twin.parameters()], dy)
+    names = ["x", "g", *dict(twin.named_parameters())]
+    near({"y": y, **dict(zip(names, found, strict=True)), **dict(twin.named_buffers())}, wanted, 1e-6)
+
+
+def test_the_operator_is_as_torch_has_them():
+    block, (x, g, _) = build(norm=True, training=False), inputs((1, 6, 2, 3), 5, (1, 2))
+    given = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(body, "KERNELS", lambda block, *args: given.append(args) or body.outputs(*args))
+        body.fused(block, x.requires_grad_(), g.requires_grad_())
+    torch.library.opcheck(body.KERNELS.operator, given[0], test_utils=("test_schema", "test_faketensor"))
+
+
+# ---- when ------------------------------------------------------------------------------------------------------------
+
+
+def stride_of_two():
+    return build(stride=2), "it takes a stride of 1, got \\(2, 2\\)"
+
+
+def too_wide():
+    return build(inter_channels=257), "it takes up to 256 inter_channels, got 257"
+
+
+def other_layers():
+    block = build()
+    block.psi = torch.nn.Conv2d(5, 1, 1)
+    return block.to(DEVICE), "its layers are of other sizes"
+
+
+def other_norms():
+    block = build(norm=True)
+    block.skip_norm = torch.nn.BatchNorm2d(2)
+    return block.to(DEVICE), "its layers are of other sizes"
+
+
+@pytest.mark.parametrize("case", [stride_of_two, too_wide, other_layers, other_norms])
+def test_what_there_is_no_kernel_for(case, monkeypatch):
+    block, why = case()
+    x, g, _ = inputs((2, 6, 4, 4), 5, None)
+    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=rf"^kernels\(\"triton\"\) .* AttentionGate, but {why}"):
+        block(x, g)
+    monkeypatch.setattr(fused, "wins", lambda kind, x: True)
+    monkeypatch.delattr(body, "fused")
+    with attzoo.kernels("auto"), pytest.raises(RuntimeError, match="channels|weight|elements") if "sizes" in why else nullcontext():
+        block(x, g)   # the plain form, which may have an error of its own
+
+
+def test_wide_products_without_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    block, (x, g, _) = build(inter_channels=129), inputs((1, 6, 2, 2), 5, None)
+    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="up to 128 inter_channels without TF32, got 129"):
+        block(x, g)
+
+
+def test_who_listens_to_a_projection_hears_it():
+    block, (x, g, _) = build(), inputs((2, 6, 4, 4), 5, None)
+    block.skip.register_forward_hook(lambda *args: None)
+    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="a hook listens to a part of the block"):
+        block(x, g)
+
+
+def test_autocast_takes_what_it_is_given():
+    block, (x, g, dy) = build(), inputs((2, 6, 4, 4), 5, (2, 2))
+    wanted = exactly(block, x, g, dy)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        got = step(block, x.bfloat16(), g.bfloat16(), dy.bfloat16())
+        whole = step(block, x, g, dy)
+    assert got["y"].dtype == got["x"].dtype == torch.bfloat16
+    assert got["skip.weight"].dtype == torch.float32
+    near(got, wanted, 6e-2)
+    near(whole, wanted, 2e-5)

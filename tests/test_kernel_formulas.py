@@ -1,0 +1,60 @@
+"""What the kernels' backward passes were derived to: in float64, they and autograd agree to its rounding."""
+
+import pytest
+import torch
+import triton.language as tl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import attzoo
+from attzoo.blocks.eca import triton as eca
+from attzoo.ops import fused
+from attzoo.ops.triton import common, maps, passes, perceptron
+
+CHANNELS = {"reduction": 3}
+BLOCKS = [
+    ("se", CHANNELS),
+    ("se", {**CHANNELS, "gate": "hard_sigmoid", "bias": False}),
+    ("eca", {"kernel_size": 5}),
+    ("eca", {"kernel_size": 3, "padding": "circular"}),
+    ("channel_attention", CHANNELS),
+    ("spatial_attention", {"kernel_size": 3}),
+    ("spatial_attention", {"kernel_size": 5, "norm": True}),
+    ("cbam", {**CHANNELS, "kernel_size": 3}),
+    ("cbam", {**CHANNELS, "kernel_size": 3, "norm": True}),
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_float64(monkeypatch):
+    for module in (common, passes, perceptron, maps, eca):
+        monkeypatch.setattr(module, "REAL", tl.constexpr(tl.float64))
+    monkeypatch.setattr(common, "KEPT", torch.float64)
+    monkeypatch.setattr(fused, "DTYPES", (torch.float64,))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("block", "arguments"), BLOCKS)
+@settings(max_examples=2, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(2, 4), st.integers(3, 20), st.integers(1, 7), st.integers(1, 7)),
+    tied=st.booleans(),
+    last=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_gradients_by_hand_are_autograds(block, arguments, training, sizes, tied, last, seed):
+    torch.manual_seed(seed)
+    it = attzoo.create(block, sizes[1], backend="torch", **arguments).double().train(training)
+    x = torch.randn(sizes, dtype=torch.float64)
+    x = (x * 1.5).round() if tied else x
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+    leaves = [x.requires_grad_(), *it.parameters()]
+    dy = torch.randn(sizes, dtype=torch.float64)
+    both = []
+    for mode in ("eager", "triton"):
+        with attzoo.kernels(mode):
+            y = it(x)
+        both.append([y, *torch.autograd.grad(y, leaves, dy)])
+    for wanted, got in zip(*both, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
