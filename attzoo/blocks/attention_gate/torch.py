@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,8 @@ def unserved(gate: AttentionGate, x: Tensor, g: Tensor) -> str | None:
     it = gate.spec
     exact = x.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32
     widest = WIDEST // 2 if exact else WIDEST
-    convs, norms = (gate.skip, gate.gating, gate.psi), (gate.skip_norm, gate.gating_norm, gate.psi_norm)
+    convs: Any = gate.skip, gate.gating, gate.psi
+    norms: Any = gate.skip_norm, gate.gating_norm, gate.psi_norm
     sizes = [(it.width, it.channels), (it.width, it.gating_channels), (1, it.width)]
     if [tuple(conv.weight.shape[:2]) for conv in convs] != sizes:
         return "its layers are of other sizes than it made"

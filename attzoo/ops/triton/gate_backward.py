@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -256,10 +257,16 @@ def to_sigmoid(x: Tensor, dy: Tensor, alpha: Tensor, last: bool) -> Tensor:
 
 
 def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
-    """For the way back, which holds sums of (BF, BC) too: as large as spills nowhere."""
+    """For the way back, which holds sums of (BF, BC) too: as large as spills nowhere.
+
+    centred: whether W x is made again, which takes as many registers more.
+    """
     BF = max(16, power(F))
-    BC = max(16, min(power(C), 128, 8192 // BF))
     many = exact(x) and (centred or BF > 64)
+    room = 8192
+    if centred and x.dtype == torch.float32:
+        room = 2048 if many and BF > 64 else 4096
+    BC = max(16, min(power(C), 64 if centred else 128, room // BF))
     return Tile(BF, BC, 16 if many else 32, 4 if BF <= 32 and BC <= 64 else 8)
 
 
