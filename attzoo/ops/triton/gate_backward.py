@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import PROGRAMS, REAL, at, launch, power, sizes, small
-from .gate import Tile, column, exact, matrix, passed, precision, product, projected, values
+from .gate import Tile, column, matrix, passed, precision, product, projected, values
 from .resize import Grids, first, found, reaches
 
 AT_ONCE = 64                # parts that are put together at a time
@@ -262,7 +262,7 @@ def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
     centred: whether W x is made again, which takes as many registers more.
     """
     BF = max(16, power(F))
-    many = exact(x) and (centred or BF > 64)
+    many = precision(x) != "tf32" and (centred or BF > 64)
     room = 8192
     if centred and x.dtype == torch.float32:
         room = 2048 if many and BF > 64 else 4096
@@ -301,7 +301,7 @@ def to_input(
     where, constants = it.arguments()
     args = x, dy, w, scale, psi, alpha, it.dz, it.bits, centre, dx, *sums, N, F, C, S, parts, *where
     sizes_of_tile = {"BF": BF, "BC": BC, "BS": BS, "num_warps": num_warps, "num_stages": 2}
-    options = {"OWN": own, "LAST": last, "PRECISION": precision()}
+    options = {"OWN": own, "LAST": last, "PRECISION": precision(x)}
     launch(input_kernel, blocks * parts, *args, **constants, **options, **sizes_of_tile)
     return sums
 
