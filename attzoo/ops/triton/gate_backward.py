@@ -262,12 +262,12 @@ def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
     centred: whether W x is made again, which takes as many registers more.
     """
     BF = max(16, power(F))
-    many = precision(x) != "tf32" and (centred or BF > 64)
+    exact = precision(x) != "tf32"
     room = 8192
     if centred and x.dtype == torch.float32:
-        room = 2048 if many and BF > 64 else 4096
+        room = 1024 if exact else 4096
     BC = max(16, min(power(C), 64 if centred else 128, room // BF))
-    return Tile(BF, BC, 16 if many else 32, 4 if BF <= 32 and BC <= 64 else 8)
+    return Tile(BF, BC, 16 if exact else 32, 4 if BF <= 32 and BC <= 64 else 8)
 
 
 def whole(x: Tensor, F: int) -> bool:
