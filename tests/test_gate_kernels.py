@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from attzoo.blocks.attention_gate import triton as body
-from attzoo.ops.triton import gate, gate_backward, gate_norm, resize
+from attzoo.ops.triton import common, gate, gate_backward, gate_norm, passes, resize
 from attzoo.ops.triton.gate import Tile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -172,8 +172,9 @@ def test_a_training_step():
     assert len(seen) >= 6
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("channels", "gating", "inter", "norm"), [(70, 130, 5, False), (35, 20, 70, True)])
+@pytest.mark.parametrize(
+    ("channels", "gating", "inter", "norm", "layout"), [(70, 130, 5, False, "first"), (35, 20, 70, True, "last")]
+)
 def test_several_tiles_and_words(channels, gating, inter, norm, layout):
     block = build(channels, gating, inter_channels=inter, norm=norm)
     check(block, *inputs((2, channels, 7, 11), gating, (4, 3), layout))
@@ -217,6 +218,20 @@ def test_the_same_numbers_give_the_same_bits():
     with tiny():
         one, two = step(block, *xs), step(block, *xs)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.skipif(not common.INTERPRETED, reason="products of float64 are the interpreter's")
+@pytest.mark.parametrize(
+    ("grid", "norm", "by_batch"), [(None, False, False), ((2, 3), True, True), ((2, 3), True, False)]
+)
+def test_the_formulas_in_float64(grid, norm, by_batch, monkeypatch):
+    for module in (common, passes, gate, gate_backward, gate_norm, resize):
+        monkeypatch.setattr(module, "REAL", tl.constexpr(tl.float64))
+    monkeypatch.setattr(common, "KEPT", torch.float64)
+    monkeypatch.setattr(fused, "DTYPES", (torch.float64,))
+    block, xs = build(norm=norm, training=by_batch, dtype=torch.float64), inputs((2, 6, 3, 4), 5, grid)
+    xs = [x.double() for x in xs]
+    near(step(block, *xs), exactly(block, *xs), 1e-12)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
