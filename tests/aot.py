@@ -40,7 +40,15 @@ BLOCKS: dict[str, list[dict[str, Any]]] = {
     "channel_attention": [{}],
     "spatial_attention": [{}],
     "cbam": [{}],
-    "attention_gate": [{}, {"coarse": 2}, {"norm": True}, {"norm": True, "coarse": 2}],
+    "attention_gate": [
+        {},
+        {"coarse": 2},
+        {"coarse": 2, "norm": True},
+        {"inter_channels": 128, "norm": True},
+        {"exact": True},
+        {"exact": True, "coarse": 2, "norm": True},
+        {"exact": True, "inter_channels": 128, "norm": True},
+    ],
 }
 
 
@@ -70,7 +78,8 @@ class Launch:
 def launches(
     block: str, arguments: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype, last: bool
 ) -> Iterator[Launch]:
-    """What a training step of a block launches."""
+    """What a training step of a block and a call without gradients launch; exact: without TF32."""
+    exact, arguments = arguments.get("exact", False), {k: v for k, v in arguments.items() if k != "exact"}
     found: list[Launch] = []
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -81,7 +90,8 @@ def launches(
     xs = [x.to(dtype) for x in xs]
     xs = [x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x for x in xs]
     there = mock.patch.object(fused, "refusal", return_value=None)
-    with mock.patch.object(JITFunction, "run", record), there, attzoo.kernels("triton"):
+    as_convolutions = torch.backends.cudnn.flags(enabled=True, allow_tf32=not exact)
+    with mock.patch.object(JITFunction, "run", record), there, as_convolutions, attzoo.kernels("triton"):
         made(*(x.requires_grad_() for x in xs)).backward(torch.ones_like(xs[0]))
         with torch.no_grad():
             made(*xs)
@@ -134,7 +144,7 @@ def compiled(capability: int, it: Launch) -> tuple[str, bool]:
         used = subprocess.run([BINARIES / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True).stdout
         code = subprocess.run([BINARIES / "nvdisasm", file.name], capture_output=True, text=True).stdout
     stack, registers = (int(re.search(rf"{word}:(\d+)", used)[1]) for word in ("STACK", "REG"))   # type: ignore[index]
-    widest = max(map(int, re.findall(r"LDG\.E\S*?\.(64|128)\b", code)), default=32)
+    widest = max(map(int, re.findall(r"LDG(?:STS)?\.E\S*?\.(64|128)\b", code)), default=32)
     memory = f"{stack} bytes of stack, {made.metadata.shared} of shared memory"
     takes = f"{registers} registers, {memory}, loads of {widest} bits"
     narrow = it.wide and "x" in dict(it.signature) and widest < 128

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...ops import fused
@@ -72,8 +71,6 @@ class AttentionGate(ops.Block):
 def unserved(gate: AttentionGate, x: Tensor, g: Tensor) -> str | None:
     """Why there are no kernels for a gate and its inputs; None where there are."""
     it = gate.spec
-    exact = x.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32
-    widest = WIDEST // 2 if exact else WIDEST
     convs: Any = gate.skip, gate.gating, gate.psi
     norms: Any = gate.skip_norm, gate.gating_norm, gate.psi_norm
     sizes = [(it.width, it.channels), (it.width, it.gating_channels), (1, it.width)]
@@ -83,12 +80,12 @@ def unserved(gate: AttentionGate, x: Tensor, g: Tensor) -> str | None:
         return "its layers are of other sizes than it made"
     if prod(it.strides) > 1:
         return f"it takes a stride of 1, got {it.strides}"
-    if it.width > widest:
-        return f"it takes up to {widest} inter_channels{' without TF32' if exact else ''}, got {it.width}"
+    if it.width > WIDEST:
+        return f"it takes up to {WIDEST} inter_channels, got {it.width}"
     if it.width * max(prod(x.shape[2:]), prod(g.shape[2:])) >= fused.LONGEST:
         return f"it takes samples of fewer than 2^31 numbers within, got {tuple(x.shape)} and {tuple(g.shape)}"
     return None
 
 
-WIDEST = 256   # inter_channels that a program of the kernels holds
+WIDEST = 128   # inter_channels that a program of the kernels holds
 ATTENTION = AttentionGate.attention   # as it is here, whatever a subclass or a listener puts in its place

@@ -217,16 +217,16 @@ def multiplied(v, a, y, n, c, s, C, S, LAST: tl.constexpr):
 # ---- around them -----------------------------------------------------------------------------------------------------
 
 
-def precision() -> str:
-    """Of products of float32: as torch's convolutions have it."""
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
+def precision(x: Tensor) -> str:
+    """Of products: those of float32 as torch's convolutions have them."""
+    return "tf32x3" if x.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32 else "tf32"
 
 
 def project(g: Tensor, u: Tensor, folded: Tensor, p: Tensor, last: bool) -> None:
     """U g on its own grid, scaled, into p (N, Q, F)."""
     (N, G, Q), F = sizes(g), len(u)
     BF, BC, BS, num_warps = tile(g, F, G)
-    options: dict[str, Any] = {"LAST": last, "PRECISION": precision(), "BF": BF, "BC": BC, "BS": BS}
+    options: dict[str, Any] = {"LAST": last, "PRECISION": precision(g), "BF": BF, "BC": BC, "BS": BS}
     args = g, u, folded, p, F, G, Q
     launch(project_kernel, N * triton.cdiv(Q, BS), *args, **options, num_warps=num_warps, num_stages=2)
 
@@ -248,7 +248,7 @@ def gate(
     BF, BC, BS, num_warps = tile(x, F, C)
     G = 0 if u is None else u.shape[1]
     BG = min(BC, max(16, power(G)))
-    options = {"LAST": last(x), "PRECISION": precision(), "WHOLE": C <= BC, "WORDS": triton.cdiv(F, WORD)}
+    options = {"LAST": last(x), "PRECISION": precision(x), "WHOLE": C <= BC, "WORDS": triton.cdiv(F, WORD)}
     sizes_of_tile = {"BF": BF, "BC": BC, "BG": BG, "BS": BS, "num_warps": num_warps, "num_stages": 2}
     args = x, g, w, u, folded, *to, F, C, G, S, *grids.sizes
     launch(gate_kernel, N * triton.cdiv(S, BS), *args, **grids.options, **options, **sizes_of_tile)
@@ -256,13 +256,8 @@ def gate(
 
 def tile(x: Tensor, F: int, C: int) -> Tile:
     """For a forward pass: as large as spills nowhere, and no larger than a GPU needs to have several at once."""
+    exact = precision(x) != "tf32"   # which keeps two parts of each factor in registers
     BF = max(16, power(F))
-    widest = 128 if BF <= 64 and not exact(x) else 32 if BF > 128 and x.dtype == torch.float32 else 64
-    BC = max(16, min(power(C), widest))
+    BC = max(16, min(power(C), 128 if BF <= 64 and not exact else 64))
     few = BF <= 32 and BC <= 64
-    return Tile(BF, BC, 64 if few and not exact(x) else 32, 4 if few else 8)
-
-
-def exact(x: Tensor) -> bool:
-    """Whether products take three of TF32's, and parts of both factors in registers."""
-    return x.dtype == torch.float32 and precision() != "tf32"
+    return Tile(BF, BC, 64 if few and not exact else 32, 4 if few else 8)

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .common import PROGRAMS, REAL, at, launch, power, sizes, small
-from .gate import Tile, column, exact, matrix, passed, precision, product, projected, values
+from .gate import Tile, column, matrix, passed, precision, product, projected, values
 from .resize import Grids, first, found, reaches
 
 AT_ONCE = 64                # parts that are put together at a time
@@ -256,11 +257,17 @@ def to_sigmoid(x: Tensor, dy: Tensor, alpha: Tensor, last: bool) -> Tensor:
 
 
 def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
-    """For the way back, which holds sums of (BF, BC) too: as large as spills nowhere."""
+    """For the way back, which holds sums of (BF, BC) too: as large as spills nowhere.
+
+    centred: whether W x is made again, which takes as many registers more.
+    """
     BF = max(16, power(F))
-    BC = max(16, min(power(C), 128, 8192 // BF))
-    many = exact(x) and (centred or BF > 64)
-    return Tile(BF, BC, 16 if many else 32, 4 if BF <= 32 and BC <= 64 else 8)
+    exact = precision(x) != "tf32"
+    room = 8192
+    if centred and x.dtype == torch.float32:
+        room = 1024 if exact else 4096
+    BC = max(16, min(power(C), 64 if centred else 128, room // BF))
+    return Tile(BF, BC, 16 if exact else 32, 4 if BF <= 32 and BC <= 64 else 8)
 
 
 def whole(x: Tensor, F: int) -> bool:
@@ -294,7 +301,7 @@ def to_input(
     where, constants = it.arguments()
     args = x, dy, w, scale, psi, alpha, it.dz, it.bits, centre, dx, *sums, N, F, C, S, parts, *where
     sizes_of_tile = {"BF": BF, "BC": BC, "BS": BS, "num_warps": num_warps, "num_stages": 2}
-    options = {"OWN": own, "LAST": last, "PRECISION": precision()}
+    options = {"OWN": own, "LAST": last, "PRECISION": precision(x)}
     launch(input_kernel, blocks * parts, *args, **constants, **options, **sizes_of_tile)
     return sums
 

@@ -53,7 +53,7 @@ def moments(x: Tensor, w: Tensor, last: bool) -> tuple[Tensor, Tensor]:
     BF, BC, _, num_warps = tile(x, F, C)
     count = max(1, min(N * triton.cdiv(S, PLACES), RESIDENT))
     parts = small(x, count, 3, F)
-    options = {"LAST": last, "PRECISION": precision(), "BF": BF, "BC": BC, "BS": PLACES}
+    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": PLACES}
     launch(moments_kernel, count, x, w, parts, N, F, C, S, count, **options, num_warps=num_warps, num_stages=2)
     means, spreads, counts = parts.double().unbind(1)
     mean = (counts * means).sum(0) / counts.sum(0)
@@ -98,7 +98,7 @@ def sums(x: Tensor, w: Tensor, mean: Tensor, it: Slopes, last: bool) -> tuple[Te
     count = max(1, min(N * triton.cdiv(S, PLACES), RESIDENT))
     parts = small(x, count, 2, F)
     where, constants = it.arguments()
-    options = {"LAST": last, "PRECISION": precision(), "BF": BF, "BC": BC, "BS": PLACES}
+    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": PLACES}
     args = x, w, mean, it.dz, it.bits, parts, N, F, C, S, count, *where
     launch(sums_kernel, count, *args, **constants, **options, num_warps=num_warps, num_stages=2)
     of_e, of_t = parts.double().sum(0).to(parts.dtype)
