@@ -108,6 +108,13 @@ def test_several_tiles_and_parts(name, arguments, shape, layout):
 
 
 @every
+@layouts
+def test_parts_of_several_steps_of_which_the_last_are_past_the_end(name, layout):
+    with tiny_tiles():
+        check(build(name, 6), draw(3, 6, 3, 11, layout=layout), draw(3, 6, 3, 11, seed=1))
+
+
+@every
 def test_the_same_numbers_give_the_same_bits(name):
     block, x, dy = build(name), draw(2, 8, 5, 4), draw(2, 8, 5, 4, seed=1)
     with tiny_tiles():
