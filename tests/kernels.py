@@ -15,12 +15,13 @@ import attzoo
 pytest.importorskip("triton")
 
 from attzoo.blocks.eca import triton as eca
+from attzoo.ops import fused
 from attzoo.ops.triton import common, maps, passes, perceptron
 from attzoo.ops.triton.common import Tile
 from attzoo.testing import TOLERANCE
 from attzoo.testing.case import EPS
 
-if common.INTERPRETED:   # which reduces number by number; halves by halves it is 100 times as quick
+if fused.INTERPRETED:   # which reduces number by number; halves by halves it is 100 times as quick
     from triton.runtime.interpreter import ReduceOps
 
     def by_halves(self, inputs, real=ReduceOps.generic_reduce):
@@ -40,6 +41,7 @@ if common.INTERPRETED:   # which reduces number by number; halves by halves it i
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("se", "eca", "channel_attention", "spatial_attention", "cbam")
 SPATIAL = ("spatial_attention", "cbam")          # those that look at places
+RESIDUAL = ("se", "eca", "channel_attention", "cbam")   # those that take a shortcut
 POOLED = ("se", "channel_attention", "cbam")     # those with a perceptron
 LAYOUTS = ("channels first", "channels last")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from kernels import DEVICE, LAYOUTS, NAMES, SPATIAL, build, draw, exact, near, step
+from kernels import DEVICE, LAYOUTS, NAMES, RESIDUAL, SPATIAL, build, draw, exact, near, step
 from test_imports import WITHOUT, python
 from torch import nn
 from torch.autograd import forward_ad
@@ -48,7 +48,7 @@ def taken(block, *xs, mode="triton"):
     """Whether a call goes through the kernels."""
     calls, real = [], fused.Fused.__call__
     with pytest.MonkeyPatch.context() as patch, attzoo.kernels(mode):
-        patch.setattr(fused.Fused, "__call__", lambda self, *args: calls.append(self) or real(self, *args))
+        patch.setattr(fused.Fused, "__call__", lambda *args, **kwargs: calls.append(args) or real(*args, **kwargs))
         block(*xs)
     return bool(calls)
 
@@ -256,7 +256,7 @@ def test_a_part_of_cbam_in_its_place_is_refused(part, always):
 
 def test_a_sample_of_as_many_numbers_as_32_bits_count_is_refused():
     x = torch.zeros(1, device=DEVICE).expand(1, 8, 1 << 14, 1 << 14)
-    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"fewer than 2\^31 numbers, got 2147483648"):
+    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"fewer than 2\^31 numbers in a sample"):
         build("se")(x)
 
 
@@ -388,10 +388,12 @@ def test_operators_are_what_torch_takes_them_for(name):
     given = tuple(t.detach().requires_grad_() if isinstance(t, torch.Tensor) else t for t in args)
     torch.library.opcheck(it.operator, given)
     with torch.no_grad():
-        _, *kept = it.forward(*args)
+        y, *kept = it.forward(*args)
     plain = [t.detach() if isinstance(t, torch.Tensor) else t for t in args]
     back = getattr(torch.ops.attzoo, f"{name}_backward").default
-    torch.library.opcheck(back, (draw(2, 8, 4, 3, seed=1), kept, *plain))
+    torch.library.opcheck(back, (draw(2, 8, 4, 3, seed=1), None, kept, *plain))
+    if name in RESIDUAL:   # a relu at the end, which y tells of
+        torch.library.opcheck(back, (draw(2, 8, 4, 3, seed=1), y, kept, *plain[:-1], True))
 
 
 def seen(graph):
@@ -442,6 +444,58 @@ def test_torch_export(name):
         for shape in ((3, 8, 5, 7), (1, 8, 2, 9)):
             x = draw(*shape)
             assert torch.equal(program.module()(x), block(x))
+
+
+# ---- at the end of a residual block ----------------------------------------------------------------------------------
+
+
+class Tail(nn.Module):
+    """What a residual block ends in."""
+
+    def __init__(self, block, act):
+        super().__init__()
+        self.block, self.act = block, act
+
+    def forward(self, x, shortcut):
+        return self.block(x, shortcut, self.act)
+
+
+def tailed(mode, name, act, layout, *, compiled=False):
+    """y, its gradients, and the slope of one; the shortcut lies channels first whatever x does."""
+    tail, dy = Tail(build(name), act), draw(2, 8, 4, 3, seed=2)
+    xs = [draw(2, 8, 4, 3, layout=layout), draw(2, 8, 4, 3, seed=1)]
+    learned = [*(x.requires_grad_() for x in xs), *tail.parameters()]
+    call = torch.compile(tail, fullgraph=True, backend="aot_eager") if compiled else tail
+    with attzoo.kernels(mode):
+        y = call(*xs)
+    gradients = torch.autograd.grad(y, learned, dy, create_graph=not compiled)
+    slopes = () if compiled else torch.autograd.grad(gradients[0].square().sum(), learned, allow_unused=True)
+    return [y.detach(), *(t.detach() for t in (*gradients, *slopes) if t is not None)]
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+@pytest.mark.parametrize("act", [None, "relu"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_shortcut_and_an_activation(name, act, layout):
+    fitting = {"rtol": 1e-4, "atol": 1e-5}
+    wanted = tailed("eager", name, act, layout)
+    got = tailed("triton", name, act, layout)
+    assert_close(got, wanted, **fitting)
+    graph = tailed("triton", name, act, layout, compiled=True)
+    assert_close(graph, wanted[: len(graph)], **fitting)
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_gradients_of_a_residual_block_by_the_kernels(name):
+    block, x, shortcut, dy = build(name), *(draw(2, 8, 4, 3, seed=seed) for seed in range(3))
+    found = []
+    for mode, it in (("triton", block), ("eager", copy.deepcopy(block).double())):
+        inputs = [t.to(next(it.parameters()).dtype).requires_grad_() for t in (x, shortcut)]
+        with attzoo.kernels(mode):
+            y = it(*inputs, act="relu")
+        found.append([y, *torch.autograd.grad(y, [*inputs, *it.parameters()], dy.to(y.dtype))])
+    for got, wanted in zip(*found, strict=True):
+        assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
 
 
 # ---- the rest of torch -----------------------------------------------------------------------------------------------

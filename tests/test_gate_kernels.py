@@ -220,7 +220,7 @@ def test_the_same_numbers_give_the_same_bits():
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.skipif(not common.INTERPRETED, reason="products of float64 are the interpreter's")
+@pytest.mark.skipif(not fused.INTERPRETED, reason="products of float64 are the interpreter's")
 @pytest.mark.parametrize(
     ("grid", "norm", "by_batch"), [(None, False, False), ((2, 3), True, True), ((2, 3), True, False)]
 )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from importlib.util import find_spec
 from math import prod
 from typing import Any, Final
@@ -122,10 +121,10 @@ def _unusual(tensors: Sequence[Tensor], device: torch.device) -> str | None:
     return None
 
 
-@lru_cache
 def capability(device: torch.device) -> tuple[int, int]:
     """Of a GPU: (9, 0) for an H100, say."""
-    return torch.cuda.get_device_capability(device)
+    it = torch.cuda.get_device_properties(device)   # which torch.compile knows for a constant
+    return it.major, it.minor
 
 
 # ---- how -------------------------------------------------------------------------------------------------------------

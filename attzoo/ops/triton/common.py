@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)   # TRITON_INTERPRET=1: kernels run in Python, on any device
 KEPT = torch.float32                # what is kept, and
 REAL = tl.constexpr(tl.float32)     # what is added up; tests, to prove the formulas, make it float64
 INFINITY = tl.constexpr(float("inf"))

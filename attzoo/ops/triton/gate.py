@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import INTERPRETED, REAL, at, last, launch, power, relu, sizes
+from ..fused import INTERPRETED
+from .common import REAL, at, last, launch, power, relu, sizes
 from .resize import Grids, resized
 
 UPCAST = tl.constexpr(INTERPRETED)   # the interpreter would take bfloat16's bits for numbers
