@@ -58,7 +58,7 @@ def tiny():
             patch.setattr(module, "tile", tile)
         patch.setattr(gate_norm, "PLACES", 16)
         for module in (gate_backward, gate_norm):
-            patch.setattr(module, "RESIDENT", 6)
+            patch.setattr(module, "RESIDENT", 2)
         yield
 
 
