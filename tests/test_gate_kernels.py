@@ -204,7 +204,8 @@ def test_a_norm_that_tracks_nothing_goes_by_the_batch():
 def test_a_mean_far_from_zero_leaves_the_variance_its_digits():
     block = build(norm=True)
     x, g, dy = inputs((2, 6, 4, 5), 5, (2, 2))
-    near(step(block, x + 30, g, dy), exactly(block, x + 30, g, dy), 2e-3)
+    with tiny():
+        near(step(block, x + 30, g, dy), exactly(block, x + 30, g, dy), 2e-3)
 
 
 def test_one_value_per_channel_is_refused_by_a_norm_in_training():
