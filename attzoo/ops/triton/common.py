@@ -119,7 +119,7 @@ def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
 @torch.no_grad()
 def follow(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
     """What a batch norm does in training besides: its running statistics follow those of a batch of `count` values."""
-    if norm.running_mean is None:
+    if norm.running_mean is None or not norm.track_running_stats:
         return
     norm.num_batches_tracked += 1
     step = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
