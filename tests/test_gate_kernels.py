@@ -58,7 +58,7 @@ def tiny():
             patch.setattr(module, "tile", tile)
         patch.setattr(gate_norm, "PLACES", 16)
         for module in (gate_backward, gate_norm):
-            patch.setattr(module, "RESIDENT", 6)
+            patch.setattr(module, "RESIDENT", 2)
         yield
 
 
@@ -204,7 +204,8 @@ def test_a_norm_that_tracks_nothing_goes_by_the_batch():
 def test_a_mean_far_from_zero_leaves_the_variance_its_digits():
     block = build(norm=True)
     x, g, dy = inputs((2, 6, 4, 5), 5, (2, 2))
-    near(step(block, x + 30, g, dy), exactly(block, x + 30, g, dy), 2e-3)
+    with tiny():
+        near(step(block, x + 30, g, dy), exactly(block, x + 30, g, dy), 2e-3)
 
 
 def test_one_value_per_channel_is_refused_by_a_norm_in_training():
@@ -286,11 +287,17 @@ def test_without_a_way_back_nothing_is_kept(monkeypatch):
     assert sum(t.numel() for t in made[1:]) == 4 * 3 + 2
 
 
-@pytest.mark.parametrize("norm", [False, True])
-def test_a_batch_of_nothing(norm):
-    block, (x, g, dy) = build(norm=norm, training=False), inputs((0, 6, 4, 3), 5, (2, 2))
-    got, wanted = step(block, x, g, dy), exactly(block, x, g, dy)
-    near(got, wanted, 0)
+def test_a_batch_of_nothing():
+    x, g, dy = inputs((0, 6, 4, 3), 5, (2, 2))
+    near(step(build(), x, g, dy), exactly(build(), x, g, dy), 0)
+    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="nothing to normalise in a batch of nothing"):
+        build(norm=True)(x, g)
+
+
+def test_statistics_that_are_not_tracked_stay():
+    block = build(norm=True)
+    block.gating_norm.track_running_stats = False
+    check(block, *inputs((2, 6, 4, 3), 5, None))
 
 
 # ---- what is in x and g ----------------------------------------------------------------------------------------------

@@ -82,6 +82,8 @@ def unserved(gate: AttentionGate, x: Tensor, g: Tensor) -> str | None:
         return f"it takes a stride of 1, got {it.strides}"
     if it.width > WIDEST:
         return f"it takes up to {WIDEST} inter_channels, got {it.width}"
+    if it.norm and not x.shape[0]:
+        return "there is nothing to normalise in a batch of nothing"
     if it.width * max(prod(x.shape[2:]), prod(g.shape[2:])) >= fused.LONGEST:
         return f"it takes samples of fewer than 2^31 numbers within, got {tuple(x.shape)} and {tuple(g.shape)}"
     return None

@@ -263,10 +263,9 @@ def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
     """
     BF = max(16, power(F))
     exact = precision(x) != "tf32"
-    room = 8192
-    if centred and x.dtype == torch.float32:
-        room = 1024 if exact else 4096
-    BC = max(16, min(power(C), 64 if centred else 128, room // BF))
+    both = centred and x.dtype == torch.float32
+    room = 1024 if both and exact else 4096 if both or exact else 8192
+    BC = max(16, min(power(C), 64 if centred or exact else 128, room // BF))
     return Tile(BF, BC, 16 if exact else 32, 4 if BF <= 32 and BC <= 64 else 8)
 
 

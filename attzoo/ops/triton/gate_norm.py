@@ -50,7 +50,7 @@ def moments_kernel(
 def moments(x: Tensor, w: Tensor, last: bool) -> tuple[Tensor, Tensor]:
     """Mean and variance of W x over samples and places: (N, C, *S), (F, C, 1..) -> (F,) each."""
     (N, C, S), F = sizes(x), len(w)
-    BF, BC, _, num_warps = tile(x, F, C)
+    BF, BC, num_warps = _tile(x, F, C)
     count = max(1, min(N * triton.cdiv(S, PLACES), RESIDENT))
     parts = small(x, count, 3, F)
     options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": PLACES}
@@ -94,7 +94,7 @@ def sums_kernel(
 def sums(x: Tensor, w: Tensor, mean: Tensor, it: Slopes, last: bool) -> tuple[Tensor, Tensor]:
     """Sums of e and of e (W x - mean) over samples and places: (F,) each."""
     (N, C, S), F = sizes(x), len(w)
-    BF, BC, _, num_warps = tile(x, F, C)
+    BF, BC, num_warps = _tile(x, F, C)
     count = max(1, min(N * triton.cdiv(S, PLACES), RESIDENT))
     parts = small(x, count, 2, F)
     where, constants = it.arguments()
@@ -103,3 +103,9 @@ def sums(x: Tensor, w: Tensor, mean: Tensor, it: Slopes, last: bool) -> tuple[Te
     launch(sums_kernel, count, *args, **constants, **options, num_warps=num_warps, num_stages=2)
     of_e, of_t = parts.double().sum(0).to(parts.dtype)
     return of_e, of_t
+
+
+def _tile(x: Tensor, F: int, C: int) -> tuple[int, int, int]:
+    """All inner channels, a block of channels, and how many threads of 32 share them."""
+    BF, BC, _, num_warps = tile(x, F, C)
+    return BF, min(BC, 32) if BF > 64 else BC, num_warps
