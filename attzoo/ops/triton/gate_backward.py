@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..fused import capability
 from .common import PROGRAMS, REAL, at, launch, power, sizes, small
 from .gate import Tile, column, matrix, passed, precision, product, projected, values
 from .resize import Grids, first, found, reaches
@@ -265,7 +266,8 @@ def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
     exact = precision(x) != "tf32"
     both = centred and x.dtype == torch.float32
     room = 1024 if both and exact else 4096 if both or exact else 8192
-    BC = max(16, min(power(C), 64 if centred or exact else 128, room // BF))
+    old = x.is_cuda and capability(x.device) < (9, 0)   # where 128 channels spill
+    BC = max(16, min(power(C), 64 if centred or exact or old else 128, room // BF))
     return Tile(BF, BC, 16 if exact else 32, 4 if BF <= 32 and BC <= 64 else 8)
 
 

@@ -108,4 +108,4 @@ def sums(x: Tensor, w: Tensor, mean: Tensor, it: Slopes, last: bool) -> tuple[Te
 def _tile(x: Tensor, F: int, C: int) -> tuple[int, int, int]:
     """All inner channels, a block of channels, and how many threads of 32 share them."""
     BF, BC, _, num_warps = tile(x, F, C)
-    return BF, min(BC, 32) if BF > 64 else BC, num_warps
+    return BF, min(BC, 32) if BF > 32 else BC, num_warps
