@@ -154,12 +154,13 @@ def compiled(capability: int, it: Launch) -> tuple[str, bool]:
 def main() -> int:
     """Print what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--every", action="store_true", help="for every GPU")
+    parser.add_argument("--every", action="store_true", help="every GPU, and float16 besides bfloat16")
     parser.add_argument("--all", action="store_true", help="print what every kernel takes, not only what is wrong")
     options = parser.parse_args()
     found: dict[Launch, None] = {}
     shapes = [(32, 64, 32, 32), (3, 19, 7, 7)]
-    for (block, variants), dtype, last, shape in product(BLOCKS.items(), list(NAMES)[:3], (False, True), shapes):
+    dtypes = [torch.float32, torch.bfloat16, *([torch.float16] if options.every else [])]
+    for (block, variants), dtype, last, shape in product(BLOCKS.items(), dtypes, (False, True), shapes):
         for arguments in variants:
             found |= dict.fromkeys(launches(block, arguments, shape, dtype, last))
     capabilities = [80, 90, 100] if options.every else [90]
