@@ -17,11 +17,6 @@ with suppress(ImportError):
     if not torch.cuda.is_available():   # kernels run in Triton's interpreter, on CPU tensors
         os.environ.setdefault("TRITON_INTERPRET", "1")
 with suppress(ImportError):
-    import torch
-
-    if not torch.cuda.is_available():   # kernels run in Triton's interpreter, on CPU tensors
-        os.environ.setdefault("TRITON_INTERPRET", "1")
-with suppress(ImportError):
     import triton  # noqa: F401
 
 from cases import CASES
@@ -35,6 +30,11 @@ def pytest_configure(config):
 def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="40 times the examples, new ones each time")
     parser.addoption("--few", action="store_true", help="two examples a test, for Keras on its slower backends")
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first, lest one process be busy with it when the other is done."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
 
 
 def pytest_sessionstart(session):
