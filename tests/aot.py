@@ -32,7 +32,7 @@ from attzoo.ops import fused
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED = {80: 166912, 90: 232448, 100: 232448}   # bytes that a program may have: CUDA programming guide, table 27
-STACK = 64                                       # bytes: Triton 3.6 keeps 8 where few registers are in use, and 40 in one
+STACK = 64                                       # bytes: Triton 3.6 keeps up to 40 where registers are left
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
 BLOCKS: dict[str, list[dict[str, Any]]] = {
     "se": [{}],
