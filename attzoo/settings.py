@@ -14,11 +14,11 @@ chosen: str = contract.choice(VARIABLE, os.environ.get(VARIABLE) or "auto", KERN
 
 
 class kernels:   # in small letters, for it is called like a function
-    """Choose what computes torch blocks from here on, or, after `with`, inside that block of code.
+    """Choose what computes PyTorch blocks: from here on or, in a `with`, inside it; in all threads.
 
     mode: "auto" takes a fused kernel where a recorded measurement says that it wins, and the plain form elsewhere;
-    "eager" takes the plain form always; "triton" takes the kernels and raises RuntimeError, with the reason, where
-    there is none. The environment variable ATTZOO_KERNELS sets it at start, "auto" where it is not set.
+    "eager" takes the plain form always; "triton" takes the kernels, and a call raises RuntimeError, with the reason,
+    where there is none. The environment variable ATTZOO_KERNELS sets any of them at start. Keras blocks ignore it.
     Raises ValueError for another mode.
 
     >>> with kernels("eager"):
@@ -27,10 +27,12 @@ class kernels:   # in small letters, for it is called like a function
 
     def __init__(self, mode: str) -> None:
         global chosen
-        self.before, chosen = chosen, contract.choice("kernels", mode, KERNELS)
+        self.mode = contract.choice("kernels", mode, KERNELS)
+        self.before, chosen = chosen, self.mode
 
     def __enter__(self) -> None:
-        pass
+        global chosen
+        chosen = self.mode
 
     def __exit__(self, *error: object) -> None:
         global chosen

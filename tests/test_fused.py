@@ -254,6 +254,26 @@ def test_a_part_of_cbam_in_its_place_is_refused(part, always):
         block(x)
 
 
+def test_an_old_triton_and_other_gpus_are_refused(monkeypatch):
+    block, x = build("se"), draw(2, 8, 4, 3)
+    monkeypatch.setattr(fused, "TRITON", "3.5.1")
+    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"take Triton 3\.6 or later, got 3\.5\.1"):
+        block(x)
+    monkeypatch.setattr(fused, "TRITON", "3.10.0")
+    assert taken(block, x)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="for NVIDIA GPUs"):
+        block(x)
+
+
+def test_a_setting_may_be_entered_again():
+    it = attzoo.kernels("eager")
+    for _ in range(2):
+        with it:
+            assert settings.chosen == "eager"
+        assert settings.chosen == "auto"
+
+
 def test_a_sample_of_as_many_numbers_as_32_bits_count_is_refused():
     x = torch.zeros(1, device=DEVICE).expand(1, 8, 1 << 14, 1 << 14)
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"fewer than 2\^31 numbers in a sample"):

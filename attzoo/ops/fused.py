@@ -1,12 +1,14 @@
 """Fused kernels, seen from torch: when a block may take one, and how autograd and graphs call it.
 
-The kernels are in the blocks' triton.py, which only they who have chosen import. What is here imports no Triton.
+The kernels are in the blocks' triton.py, imported only once a block has chosen them. What is here imports no Triton.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from math import prod
 from typing import Any, Final
@@ -25,8 +27,11 @@ LONGEST: Final = 1 << 31     # numbers in a sample, channels in a batch: these a
 CONVS: Final = tuple(CONV.values())
 NORMS: Final = tuple(BATCH_NORM.values())
 ABSENT: Final = find_spec("triton") is None
-INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")   # in Python, slowly, on a CPU too
+TRITON: Final = "" if ABSENT else version("triton")
+OLDEST: Final = "3.6"        # Triton that the kernels have been compiled with
+INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")   # in Python
 LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
+HERE = threading.local()     # `plain` on it: this thread is running a plain form
 
 
 # ---- when ------------------------------------------------------------------------------------------------------------
@@ -46,6 +51,8 @@ def serves(
     why not, or None, asked last. Raises RuntimeError under kernels("triton") where there is no fused form.
     """
     if settings.chosen == "eager" or (settings.chosen == "auto" and not wins(kind, x)):
+        return False
+    if not torch.compiler.is_compiling() and getattr(HERE, "plain", False):
         return False
     inputs = [x, *(t for t in others if t is not None)]
     why = refusal(block, inputs, ((block, kind), *parts)) or unless(block, *inputs)
@@ -74,10 +81,14 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
     device = inputs[0].device
     if ABSENT:
         return 'triton is not installed: pip install "attzoo[triton]"'
+    if tuple(map(int, TRITON.split(".")[:2])) < tuple(map(int, OLDEST.split("."))):
+        return f"its kernels take Triton {OLDEST} or later, got {TRITON}"
+    if torch.version.hip:
+        return "its kernels are for NVIDIA GPUs"
     if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
         return f"it runs on a CUDA device, and the input is on {device}"
     if any(t.device != device for t in tensors):
-        return f"its tensors are on {', '.join(sorted({str(t.device) for t in tensors}))}"
+        return f"its tensors are on several devices, {', '.join(sorted({str(t.device) for t in tensors}))}"
     if any(t.dtype not in DTYPES for t in tensors):
         return f"it takes float32, float16 and bfloat16, got {', '.join(sorted({str(t.dtype) for t in tensors}))}"
     if any(x.dtype != inputs[0].dtype for x in inputs):
@@ -246,8 +257,11 @@ class Plain:
         inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}   # they run once
         arrays = dict(zip(names, learned, strict=True)) | buffers
-        with settings.kernels("eager"):
+        HERE.plain = True   # of this thread alone: others may call blocks meanwhile
+        try:
             return torch.func.functional_call(module, arrays, tuple(inputs), self.options)
+        finally:
+            HERE.plain = False
 
     def _train(self, modes: Sequence[bool]) -> None:
         for part, training in zip(self.block.modules(), modes, strict=True):

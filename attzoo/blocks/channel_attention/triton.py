@@ -1,4 +1,4 @@
-"""Channel attention in Triton: x is read twice and y written once, in place of four reads; torch.py says what."""
+"""Channel attention in Triton: x is read twice and y written once, in place of three reads; torch.py says what."""
 
 from __future__ import annotations
 

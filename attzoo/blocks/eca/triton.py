@@ -1,4 +1,4 @@
-"""ECA in Triton: x is read twice and y written once, in place of three reads; torch.py says what."""
+"""ECA in Triton: three passes over x forward, as plainly, and four back, of ten; torch.py says what."""
 
 from __future__ import annotations
 
