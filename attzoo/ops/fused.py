@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from math import prod
 from typing import Any, Final
@@ -26,9 +26,9 @@ CAPABILITY: Final = (8, 0)   # the first GPUs with bfloat16
 LONGEST: Final = 1 << 31     # numbers in a sample, channels in a batch: these are counted in 32 bits
 CONVS: Final = tuple(CONV.values())
 NORMS: Final = tuple(BATCH_NORM.values())
-ABSENT: Final = find_spec("triton") is None
-TRITON: Final = "" if ABSENT else version("triton")
 OLDEST: Final = "3.6"        # Triton that the kernels have been compiled with
+ABSENT: Final = find_spec("triton") is None
+TRITON: Final = next((it.version for it in distributions(name="triton")), OLDEST)   # a nightly has another name
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")   # in Python
 LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
 HERE = threading.local()     # `plain` on it: this thread is running a plain form
