@@ -62,10 +62,9 @@ KERNELS = Fused("cbam", ARGUMENTS, 9, outputs, forward, backward, fixed=2, rerea
 
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """(N, C, *S) -> (N, C, *S)."""
-    squeeze, excite = block.channel.squeeze, block.channel.excite
+    *layers, gate = perceptron.layers_of(block.channel)
     *tensors, eps, training = it = spatial.filter_of(block.spatial)
-    layers = squeeze.weight, squeeze.bias, excite.weight, excite.bias
-    options = block.channel.spec.gate, eps, training, act == "relu"
+    options = gate, eps, training, act == "relu"
     y, *kept = KERNELS(block, densely(x), shortcut, *layers, *tensors, *options, act=act)
     spatial.follow(block.spatial, it, spatial.Kept(*kept[4:]))
     return y

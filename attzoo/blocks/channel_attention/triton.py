@@ -48,6 +48,4 @@ KERNELS = Fused(
 
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """(N, C, *S) -> (N, C, *S)."""
-    squeeze, excite = block.squeeze, block.excite
-    layers = squeeze.weight, squeeze.bias, excite.weight, excite.bias
-    return KERNELS(block, densely(x), shortcut, *layers, block.spec.gate, act == "relu", act=act)[0]
+    return KERNELS(block, densely(x), shortcut, *perceptron.layers_of(block), act == "relu", act=act)[0]

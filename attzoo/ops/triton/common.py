@@ -38,6 +38,21 @@ def at(n, c, s, C, S, LAST: tl.constexpr):
 
 
 @triton.jit
+def places(i, S, BS: tl.constexpr):
+    """The sample and the places of program i, where each takes BS places of one."""
+    blocks = tl.cdiv(S, BS)
+    return i // blocks, i % blocks * BS + tl.arange(0, BS)
+
+
+@triton.jit
+def corner(i, C, S, BC: tl.constexpr, BS: tl.constexpr):
+    """The sample, channels and places of program i, where each takes one tile."""
+    across, down = tl.cdiv(S, BS), tl.cdiv(C, BC)
+    c = i // across % down * BC + tl.arange(0, BC)
+    return i // across // down, c, i % across * BS + tl.arange(0, BS)
+
+
+@triton.jit
 def larger(a, b):
     """The larger of two numbers, NaN where either is."""
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)

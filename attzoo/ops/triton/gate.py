@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..fused import INTERPRETED
-from .common import REAL, at, last, launch, power, relu, sizes
+from .common import REAL, at, last, launch, places, power, relu, sizes
 from .resize import Grids, resized
 
 UPCAST = tl.constexpr(INTERPRETED)   # the interpreter would take bfloat16's bits for numbers
@@ -150,10 +150,7 @@ def project_kernel(
     BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """One program: BS places of a sample."""
-    i = tl.program_id(0)
-    blocks = tl.cdiv(Q, BS)
-    n = i // blocks
-    s = i % blocks * BS + tl.arange(0, BS)
+    n, s = places(tl.program_id(0), Q, BS)
     f = tl.arange(0, BF)
     sums = tl.zeros([BF, BS], REAL)
     sums = projected(g, u, column(folded + F, f, F), n, f, s, F, G, Q, sums, LAST, PRECISION, BC)
@@ -168,10 +165,7 @@ def gate_kernel(
     BF: tl.constexpr, BC: tl.constexpr, BG: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """One program: BS places of a sample. It stops at the sigmoid's input if there is room for that."""
-    i = tl.program_id(0)
-    blocks = tl.cdiv(S, BS)
-    n = i // blocks
-    s = i % blocks * BS + tl.arange(0, BS)
+    n, s = places(tl.program_id(0), S, BS)
     f = tl.arange(0, BF)
     if u is None:
         sums = resized(g, n, f, s, F, D, H, W, OD, OH, OW, TD, TH, TW, CORNERS, WIDE, BF, BS)

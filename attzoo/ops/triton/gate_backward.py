@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..fused import capability
-from .common import PROGRAMS, REAL, at, launch, power, sizes, small
+from .common import PROGRAMS, REAL, at, launch, places, power, sizes, small
 from .gate import Tile, column, matrix, passed, precision, product, projected, values
 from .resize import Grids, first, found, reaches
 
@@ -105,10 +105,7 @@ def product_kernel(
     x, dy, alpha, dz, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr
 ):   # fmt: skip
     """One program: BS places of a sample over all channels."""
-    i = tl.program_id(0)
-    blocks = tl.cdiv(S, BS)
-    n = i // blocks
-    s = i % blocks * BS + tl.arange(0, BS)
+    n, s = places(tl.program_id(0), S, BS)
     sums = tl.zeros([BC, BS], REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import REAL, launch, power, small, split
+from .common import REAL, launch, places, power, small, split
 
 PLACES = 256    # that a program takes
 TAPS = 16       # of the kernel, that a program takes on the way back
@@ -38,11 +38,9 @@ def conv_kernel(
     GATE: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """One program: BS places of a sample."""
-    i = tl.program_id(0)
     S = D * H * W
-    blocks = tl.cdiv(S, BS)
-    n = (i // blocks).to(tl.int64)
-    p = i % blocks * BS + tl.arange(0, BS)
+    n, p = places(tl.program_id(0), S, BS)
+    n = n.to(tl.int64)
     sums = tl.zeros([BS], REAL)
     for j in range(0, KD * KH * KW):   # not unrolled, for then it would spill
         other, known = tap(p, j, D, H, W, KD, KH, KW, False)
@@ -71,11 +69,9 @@ def maps_kernel(
     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """One program: BS places of a sample."""
-    i = tl.program_id(0)
     S = D * H * W
-    blocks = tl.cdiv(S, BS)
-    n = (i // blocks).to(tl.int64)
-    p = i % blocks * BS + tl.arange(0, BS)
+    n, p = places(tl.program_id(0), S, BS)
+    n = n.to(tl.int64)
     mean = tl.zeros([BS], REAL)
     most = tl.zeros([BS], REAL)
     for j in range(0, KD * KH * KW):

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import INFINITY, REAL, alike, at, larger, last, launch, relu, sizes, small, split, tile
+from .common import INFINITY, REAL, alike, at, corner, larger, last, launch, places, relu, sizes, small, split, tile
 
 # ---- forward ---------------------------------------------------------------------------------------------------------
 
@@ -59,10 +59,7 @@ def pool(x: Tensor, top: bool) -> tuple[Tensor, Tensor | None]:
 @triton.jit
 def map_kernel(x, s, maps, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr):
     """One program: BS places of a sample over all channels."""
-    i = tl.program_id(0)
-    blocks = tl.cdiv(S, BS)
-    n = i // blocks
-    p = i % blocks * BS + tl.arange(0, BS)
+    n, p = places(tl.program_id(0), S, BS)
     sums = tl.zeros([BC, BS], REAL)
     tops = tl.full([BC, BS], -INFINITY, REAL)
     for start in range(0, C, BC):
@@ -92,11 +89,7 @@ def scale_kernel(
     x, s, t, shortcut, y, C, S, RELU: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr
 ):
     """One program: one tile. What was read last, and may still be near, comes first."""
-    i = tl.num_programs(0) - 1 - tl.program_id(0)
-    across, down = tl.cdiv(S, BS), tl.cdiv(C, BC)
-    n = i // across // down
-    c = i // across % down * BC + tl.arange(0, BC)
-    p = i % across * BS + tl.arange(0, BS)
+    n, c, p = corner(tl.num_programs(0) - 1 - tl.program_id(0), C, S, BC, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
     to = at(n, c[:, None], p[None, :], C, S, LAST)
     z = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
@@ -152,10 +145,7 @@ def to_scaled(dy: Tensor, x: Tensor, y: Tensor | None, gradients: list[Any]) -> 
 @triton.jit
 def places_kernel(x, dy, s, t, maps, dq, ties, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr):
     """One program: BS places of a sample over all channels."""
-    i = tl.program_id(0)
-    blocks = tl.cdiv(S, BS)
-    n = i // blocks
-    p = i % blocks * BS + tl.arange(0, BS)
+    n, p = places(tl.program_id(0), S, BS)
     first = n.to(tl.int64) * S + p
     top = tl.load(maps + first + (n + 1).to(tl.int64) * S, p < S, 0.0)
     sums = tl.zeros([BC, BS], REAL)
@@ -256,11 +246,7 @@ def input_kernel(
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """One program: one tile. What was read last, and may still be near, comes first."""
-    i = tl.num_programs(0) - 1 - tl.program_id(0)
-    across, down = tl.cdiv(S, BS), tl.cdiv(C, BC)
-    n = i // across // down
-    c = i // across % down * BC + tl.arange(0, BC)
-    p = i % across * BS + tl.arange(0, BS)
+    n, c, p = corner(tl.num_programs(0) - 1 - tl.program_id(0), C, S, BC, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
     to = at(n, c[:, None], p[None, :], C, S, LAST)
     d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_first").to(REAL)

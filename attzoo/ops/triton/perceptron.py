@@ -6,7 +6,7 @@ a time. Pools come in parts, (N, PARTS, C), which are put together where they ar
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -30,6 +30,12 @@ class Layers(NamedTuple):
     w2: Tensor
     b2: Tensor | None
     gate: str
+
+
+def layers_of(block: Any) -> Layers:
+    """Those of an SE or a channel attention."""
+    squeeze, excite = block.squeeze, block.excite
+    return Layers(squeeze.weight, squeeze.bias, excite.weight, excite.bias, block.spec.gate)
 
 
 class Kept(NamedTuple):
