@@ -80,8 +80,6 @@ def unserved(gate: AttentionGate, x: Tensor, g: Tensor) -> str | None:
         return "its layers are of other sizes than it made"
     if prod(it.strides) > 1:
         return f"it takes a stride of 1, got {it.strides}"
-    if it.width > WIDEST:
-        return f"it takes up to {WIDEST} inter_channels, got {it.width}"
     if it.norm and not x.shape[0]:
         return "there is nothing to normalise in a batch of nothing"
     if it.width * max(prod(x.shape[2:]), prod(g.shape[2:])) >= fused.LONGEST:
@@ -89,5 +87,4 @@ def unserved(gate: AttentionGate, x: Tensor, g: Tensor) -> str | None:
     return None
 
 
-WIDEST = 128   # inter_channels that a program of the kernels holds
 ATTENTION = AttentionGate.attention   # as it is here, whatever a subclass or a listener puts in its place

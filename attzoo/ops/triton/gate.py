@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..fused import INTERPRETED
+from ..fused import INTERPRETED, capability
 from .common import REAL, at, last, launch, places, power, relu, sizes
 from .resize import Grids, resized
 
@@ -37,7 +37,7 @@ class Norm(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """All inner channels by a block of channels by places, and how many threads of 32 share them."""
+    """Blocks of inner channels, of channels and of places, and how many threads of 32 share them."""
 
     BF: int
     BC: int
@@ -149,9 +149,10 @@ def project_kernel(
     g, u, folded, p, F, G, Q, LAST: tl.constexpr, PRECISION: tl.constexpr,
     BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BS places of a sample."""
-    n, s = places(tl.program_id(0), Q, BS)
-    f = tl.arange(0, BF)
+    """One program: BF inner channels at BS places of a sample."""
+    blocks = tl.cdiv(F, BF)
+    n, s = places(tl.program_id(0) // blocks, Q, BS)
+    f = tl.program_id(0) % blocks * BF + tl.arange(0, BF)
     sums = tl.zeros([BF, BS], REAL)
     sums = projected(g, u, column(folded + F, f, F), n, f, s, F, G, Q, sums, LAST, PRECISION, BC)
     tl.store(p + at(n, f[:, None], s[None, :], F, Q, True), sums, (f < F)[:, None] & (s < Q)[None, :])
@@ -161,32 +162,36 @@ def project_kernel(
 def gate_kernel(
     x, g, w, u, folded, y, alpha, bits, logits, F, C, G, S, D, H, W, OD, OH, OW,
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
-    LAST: tl.constexpr, PRECISION: tl.constexpr, WHOLE: tl.constexpr, WORDS: tl.constexpr,
+    LAST: tl.constexpr, PRECISION: tl.constexpr, WHOLE: tl.constexpr, WORDS: tl.constexpr, BLOCKS: tl.constexpr,
     BF: tl.constexpr, BC: tl.constexpr, BG: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """One program: BS places of a sample. It stops at the sigmoid's input if there is room for that."""
     n, s = places(tl.program_id(0), S, BS)
-    f = tl.arange(0, BF)
-    if u is None:
-        sums = resized(g, n, f, s, F, D, H, W, OD, OH, OW, TD, TH, TW, CORNERS, WIDE, BF, BS)
-    else:
-        sums = tl.zeros([BF, BS], REAL)
-        sums = projected(g, u, column(folded + F, f, F), n, f, s, F, G, S, sums, LAST, PRECISION, BG)
-    scale = column(folded, f, F)
+    to = n.to(tl.int64) * S + s
     if WHOLE:
         c = tl.arange(0, BC)
         v = values(x, n, c, s, C, S, LAST)
-        sums = product(matrix(w, f, c, F, C) * scale[:, None], v, sums, PRECISION)
-    else:
-        sums = projected(x, w, scale, n, f, s, F, C, S, sums, LAST, PRECISION, BC)
-    sums += column(folded + 2 * F, f, F)[:, None]
-    z = tl.sum(relu(sums) * column(folded + 3 * F, f, F)[:, None], 0) + tl.load(folded + 4 * F)
-    to = n.to(tl.int64) * S + s
-    if bits is not None:
-        bit = tl.where((sums <= 0) | (f >= F)[:, None], 0, (tl.full([BF], 1, tl.int32) << (f % 32))[:, None])
-        for word in tl.static_range(WORDS):
-            words = tl.sum(tl.where((f // 32 == word)[:, None], bit, 0), 0)
-            tl.store(bits + n.to(tl.int64) * (WORDS - 1) * S + word * S + to, words, s < S)
+    z = tl.zeros([BS], REAL) + tl.load(folded + 4 * F)
+    for block in tl.static_range(BLOCKS):
+        f = block * BF + tl.arange(0, BF)
+        if u is None:
+            sums = resized(g, n, f, s, F, D, H, W, OD, OH, OW, TD, TH, TW, CORNERS, WIDE, BF, BS)
+        else:
+            sums = tl.zeros([BF, BS], REAL)
+            sums = projected(g, u, column(folded + F, f, F), n, f, s, F, G, S, sums, LAST, PRECISION, BG)
+        scale = column(folded, f, F)
+        if WHOLE:
+            sums = product(matrix(w, f, c, F, C) * scale[:, None], v, sums, PRECISION)
+        else:
+            sums = projected(x, w, scale, n, f, s, F, C, S, sums, LAST, PRECISION, BC)
+        sums += column(folded + 2 * F, f, F)[:, None]
+        z += tl.sum(relu(sums) * column(folded + 3 * F, f, F)[:, None], 0)
+        if bits is not None:
+            bit = tl.where((sums <= 0) | (f >= F)[:, None], 0, (tl.full([BF], 1, tl.int32) << (f % 32))[:, None])
+            for word in tl.static_range(WORDS):
+                if word * 32 // BF == block:
+                    words = tl.sum(tl.where((f // 32 == word)[:, None], bit, 0), 0)
+                    tl.store(bits + n.to(tl.int64) * (WORDS - 1) * S + word * S + to, words, s < S)
     if logits is not None:
         tl.store(logits + to, z, s < S)
     else:
@@ -212,6 +217,16 @@ def multiplied(v, a, y, n, c, s, C, S, LAST: tl.constexpr):
 # ---- around them -----------------------------------------------------------------------------------------------------
 
 
+def most(x: Tensor) -> int:
+    """Channels of one kind that a program may take at once: more spill."""
+    return 64 if x.is_cuda and capability(x.device) < (9, 0) else 128
+
+
+def together(x: Tensor, channels: int) -> int:
+    """Channels, of so many, that a program takes at once, if it has room."""
+    return max(16, min(power(channels), most(x)))
+
+
 def precision(x: Tensor) -> str:
     """Of products: those of float32 as torch's convolutions have them."""
     return "tf32x3" if x.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32 else "tf32"
@@ -223,7 +238,8 @@ def project(g: Tensor, u: Tensor, folded: Tensor, p: Tensor, last: bool) -> None
     BF, BC, BS, num_warps = tile(g, F, G)
     options: dict[str, Any] = {"LAST": last, "PRECISION": precision(g), "BF": BF, "BC": BC, "BS": BS}
     args = g, u, folded, p, F, G, Q
-    launch(project_kernel, N * triton.cdiv(Q, BS), *args, **options, num_warps=num_warps, num_stages=2)
+    programs = N * triton.cdiv(Q, BS) * triton.cdiv(F, BF)
+    launch(project_kernel, programs, *args, **options, num_warps=num_warps, num_stages=2)
 
 
 def gate(
@@ -243,7 +259,8 @@ def gate(
     BF, BC, BS, num_warps = tile(x, F, C)
     G = 0 if u is None else u.shape[1]
     BG = min(BC, max(16, power(G)))
-    options = {"LAST": last(x), "PRECISION": precision(x), "WHOLE": C <= BC, "WORDS": triton.cdiv(F, WORD)}
+    options: dict[str, Any] = {"LAST": last(x), "PRECISION": precision(x), "WHOLE": C <= BC}
+    options |= {"WORDS": triton.cdiv(F, WORD), "BLOCKS": triton.cdiv(F, BF)}
     sizes_of_tile = {"BF": BF, "BC": BC, "BG": BG, "BS": BS, "num_warps": num_warps, "num_stages": 2}
     args = x, g, w, u, folded, *to, F, C, G, S, *grids.sizes
     launch(gate_kernel, N * triton.cdiv(S, BS), *args, **grids.options, **options, **sizes_of_tile)
@@ -252,7 +269,7 @@ def gate(
 def tile(x: Tensor, F: int, C: int) -> Tile:
     """For a forward pass: as large as spills nowhere, and no larger than a GPU needs to have several at once."""
     exact = precision(x) != "tf32"   # which keeps two parts of each factor in registers
-    BF = max(16, power(F))
-    BC = max(16, min(power(C), 128 if BF <= 64 and not exact else 64))
+    BF = together(x, F)
+    BC = min(together(x, C), 64 if BF > 64 or exact else 128)
     few = BF <= 32 and BC <= 64
     return Tile(BF, BC, 64 if few and not exact else 32, 4 if few else 8)

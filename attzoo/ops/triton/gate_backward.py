@@ -18,9 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..fused import capability
-from .common import PROGRAMS, REAL, at, launch, places, power, sizes, small
-from .gate import Tile, column, matrix, passed, precision, product, projected, values
+from .common import PROGRAMS, REAL, at, launch, places, sizes, small
+from .gate import Tile, column, matrix, passed, precision, product, projected, together, values
 from .resize import Grids, first, found, reaches
 
 AT_ONCE = 64                # parts that are put together at a time
@@ -120,17 +119,17 @@ def input_kernel(
     x, dy, w, scale, psi, alpha, dz, bits, centre, dx, sums_of_x, sums_of_e, N, F, C, S, PARTS,
     D, H, W, OD, OH, OW, RD, RH, RW,
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
-    COARSE: tl.constexpr, OWN: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr, WORDS: tl.constexpr,
-    BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    COARSE: tl.constexpr, OWN: tl.constexpr, BEGIN: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr,
+    WORDS: tl.constexpr, BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """One program: BC channels over a part of the places of all samples; of x if there is dy, else of g.
 
-    OWN: dz is not there yet, and BC are all channels.
+    OWN: dz is not there yet, and BC are all channels. BEGIN: its first inner channel; dx holds what those before make.
     """
     i = tl.program_id(0)
     part = i % PARTS
     c = i // PARTS * BC + tl.arange(0, BC)
-    f = tl.arange(0, BF)
+    f = BEGIN + tl.arange(0, BF)
     v = column(scale, f, F) * column(psi, f, F)
     back = tl.trans(matrix(w, f, c, F, C) * v[:, None]).to(x.dtype.element_ty)
     of_x = tl.zeros([BF, BC], REAL)
@@ -167,7 +166,9 @@ def input_kernel(
         of_e += tl.sum(e, 1)
         e = e.to(v_x.dtype)
         dv = product(back, e, tl.zeros([BC, BS], REAL), PRECISION)
-        if dy is not None:
+        if BEGIN:
+            dv += tl.load(dx + tile, inside, 0.0).to(REAL)
+        elif dy is not None:
             dv += d * a[None, :]
         tl.store(dx + tile, dv.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
         of_x = product(e, tl.trans(v_x), of_x, PRECISION)
@@ -259,12 +260,10 @@ def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
 
     centred: whether W x is made again, which takes as many registers more.
     """
-    BF = max(16, power(F))
-    exact = precision(x) != "tf32"
+    BF, exact = together(x, F), precision(x) != "tf32"
     both = centred and x.dtype == torch.float32
     room = 1024 if both and exact else 4096 if both or exact else 8192
-    old = x.is_cuda and capability(x.device) < (9, 0)   # where 128 channels spill
-    BC = max(16, min(power(C), 64 if centred or exact or old else 128, room // BF))
+    BC = max(16, min(together(x, C), 64 if centred or exact else 128, room // BF))
     return Tile(BF, BC, 16 if exact else 32, 4 if BF <= 32 and BC <= 64 else 8)
 
 
@@ -288,19 +287,22 @@ def to_input(
 ) -> Parts:
     """The gradient of x or, where dy is None, of g, into dx, and that of its weight in parts.
 
-    own: whether dz is to be found, and written, first. centre: mean, away and slope of every channel, (3, F).
+    own: whether dz is to be found, and written, first. centre: mean, away and slope of every channel, (3, F). Inner
+    channels that do not fit together take turns, and each reads x and what dx is so far.
     """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C, centre is not None)
     blocks = triton.cdiv(C, BC)
     steps = N * triton.cdiv(S, BS)
-    parts = max(1, min(steps, RESIDENT // blocks, N * S // (8 * BF)))   # or writing them would take as long
+    most = N * S // (8 * max(BF, F))   # with more, writing them would take as long
+    parts = max(1, min(steps, RESIDENT // blocks, most))
     sums = Parts(small(x, parts, F, C), small(x, parts, F + 1))
     where, constants = it.arguments()
-    args = x, dy, w, scale, psi, alpha, it.dz, it.bits, centre, dx, *sums, N, F, C, S, parts, *where
     sizes_of_tile = {"BF": BF, "BC": BC, "BS": BS, "num_warps": num_warps, "num_stages": 2}
-    options = {"OWN": own, "LAST": last, "PRECISION": precision(x)}
-    launch(input_kernel, blocks * parts, *args, **constants, **options, **sizes_of_tile)
+    args = x, dy, w, scale, psi, alpha, it.dz, it.bits, centre, dx, *sums, N, F, C, S, parts, *where
+    for begin in range(0, F, BF):
+        options = {"OWN": own and not begin, "BEGIN": begin, "LAST": last, "PRECISION": precision(x)}
+        launch(input_kernel, blocks * parts, *args, **constants, **options, **sizes_of_tile)
     return sums
 
 

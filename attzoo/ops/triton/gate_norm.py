@@ -21,9 +21,12 @@ def moments_kernel(
     x, w, parts, N, F, C, S, PARTS, LAST: tl.constexpr, PRECISION: tl.constexpr,
     BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: a part of the places of all samples. Tiles are merged as Chan et al. merge samples."""
-    part = tl.program_id(0)
-    f = tl.arange(0, BF)
+    """One program: BF inner channels over a part of the places of all samples.
+
+    Tiles are merged as Chan et al. merge samples.
+    """
+    part = tl.program_id(0) % PARTS
+    f = tl.program_id(0) // PARTS * BF + tl.arange(0, BF)
     ones = tl.full([BF], 1.0, REAL)
     mean = tl.zeros([BF], REAL)
     spread = tl.zeros([BF], REAL)
@@ -54,7 +57,8 @@ def moments(x: Tensor, w: Tensor, last: bool) -> tuple[Tensor, Tensor]:
     count = max(1, min(N * triton.cdiv(S, PLACES), RESIDENT))
     parts = small(x, count, 3, F)
     options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": PLACES}
-    launch(moments_kernel, count, x, w, parts, N, F, C, S, count, **options, num_warps=num_warps, num_stages=2)
+    args = x, w, parts, N, F, C, S, count
+    launch(moments_kernel, count * triton.cdiv(F, BF), *args, **options, num_warps=num_warps, num_stages=2)
     means, spreads, counts = parts.double().unbind(1)
     mean = (counts * means).sum(0) / counts.sum(0)
     var = (spreads + counts * (means - mean) ** 2).sum(0) / counts.sum(0)
@@ -68,9 +72,9 @@ def sums_kernel(
     COARSE: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr, WORDS: tl.constexpr,
     BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: a part of the places of all samples."""
-    part = tl.program_id(0)
-    f = tl.arange(0, BF)
+    """One program: BF inner channels over a part of the places of all samples."""
+    part = tl.program_id(0) % PARTS
+    f = tl.program_id(0) // PARTS * BF + tl.arange(0, BF)
     ones = tl.full([BF], 1.0, REAL)
     of_e = tl.zeros([BF], REAL)
     of_t = tl.zeros([BF], REAL)
@@ -100,12 +104,12 @@ def sums(x: Tensor, w: Tensor, mean: Tensor, it: Slopes, last: bool) -> tuple[Te
     where, constants = it.arguments()
     options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": PLACES}
     args = x, w, mean, it.dz, it.bits, parts, N, F, C, S, count, *where
-    launch(sums_kernel, count, *args, **constants, **options, num_warps=num_warps, num_stages=2)
+    launch(sums_kernel, count * triton.cdiv(F, BF), *args, **constants, **options, num_warps=num_warps, num_stages=2)
     of_e, of_t = parts.double().sum(0).to(parts.dtype)
     return of_e, of_t
 
 
 def _tile(x: Tensor, F: int, C: int) -> tuple[int, int, int]:
-    """All inner channels, a block of channels, and how many threads of 32 share them."""
+    """Blocks of inner channels and of channels, and how many threads of 32 share them."""
     BF, BC, _, num_warps = tile(x, F, C)
     return BF, min(BC, 32) if BF > 32 else BC, num_warps
