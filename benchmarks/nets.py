@@ -2,11 +2,13 @@
 
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385v1, Table 1, with the
 stride in the 3x3 convolution, as PyTorch's is. The attention stands where SE, CBAM and ECA put it: before the addition.
+A block that does the addition itself is called with the shortcut, as its users would.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from itertools import pairwise
 from typing import Any, Final
 
@@ -33,14 +35,21 @@ class Bottleneck(nn.Module):
         width = outputs // 4
         self.conv1, self.conv2 = conv(inputs, width, 1), conv(width, width, 3, stride)
         self.conv3 = conv(width, outputs, 1)
-        self.attention = attention(outputs)
+        self.put(attention(outputs))
         self.shortcut = nn.Identity() if inputs == outputs else conv(inputs, outputs, 1, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def put(self, attention: nn.Module) -> None:
+        """Take this block. It ends the branch too where it says so: by a `shortcut` that its forward takes."""
+        self.attention = attention
+        self.ends = "shortcut" in signature(attention.forward).parameters   # asked once, not at every call
+
+    def forward(self, x: Tensor) -> Any:
         y = F.relu(self.conv1(x), inplace=True)
         y = F.relu(self.conv2(y), inplace=True)
-        y = self.attention(self.conv3(y))
-        return F.relu(y + self.shortcut(x))
+        y = self.conv3(y)
+        if self.ends:
+            return self.attention(y, self.shortcut(x), act="relu")
+        return F.relu(self.attention(y) + self.shortcut(x))
 
 
 class ResNet50(nn.Module):

@@ -225,5 +225,5 @@ def with_peer(ours: nn.Module, peer: Peer) -> nn.Module:
     for part in net.modules():
         if isinstance(part, Bottleneck):
             block: Any = part.attention
-            part.attention = peer.build(block.spec, attzoo.weights(block))
+            part.put(peer.build(block.spec, attzoo.weights(block)))
     return net

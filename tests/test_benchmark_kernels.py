@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -21,6 +22,7 @@ from benchmarks.__main__ import app
 from benchmarks.cases import Case
 from benchmarks.goals import GOALS, LEFT, goal
 from benchmarks.measure import Bench
+from benchmarks.nets import Bottleneck
 from benchmarks.peers import Peer, channels
 from benchmarks.picking import against
 from benchmarks.run import install
@@ -128,6 +130,28 @@ def test_in_a_network_its_blocks_run_them(offered, mode):
         with attzoo.kernels("eager"), pytest.raises(RuntimeError, match="asks for a fused ECA"):
             calls[0]()
     assert settings.chosen != "triton"
+
+
+@pytest.mark.parametrize("name", ["se", "eca", "cbam"])
+def test_in_a_residual_branch_the_kernels_add_the_shortcut(monkeypatch, name):
+    pytest.importorskip("triton")
+    shortcuts, real = [], fused.Fused.__call__
+
+    def watched(self, block, x, shortcut, *others, **options):
+        shortcuts.append(shortcut is not None)
+        return real(self, block, x, shortcut, *others, **options)
+
+    monkeypatch.setattr(fused.Fused, "__call__", watched)
+    device = "cuda" if torch.cuda.is_available() else "cpu"   # there in Triton's interpreter
+    net = Bottleneck(8, 16, 2, lambda channels: attzoo.create(name, channels, backend="torch")).to(device)
+    x, cotangent = torch.randn(2, 8, 6, 5, device=device), torch.randn(2, 16, 3, 3, device=device)
+    for mode in ("inference", "training"):
+        found = [
+            subjects.run(it, mode, [x], cotangent)
+            for it in (providers.WithKernels(deepcopy(net)), deepcopy(net))
+        ]   # fmt: skip
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    assert shortcuts == [True, True]
 
 
 def test_a_network_without_a_block_has_none(offered):

@@ -10,6 +10,7 @@ import attzoo
 from benchmarks import measure, providers, subjects
 from benchmarks.cases import Case, inputs
 from benchmarks.measure import Bench, drift, flops, moved, references, unsteady
+from benchmarks.nets import Bottleneck
 from benchmarks.peers import Peer
 from benchmarks.runs import Provider
 from benchmarks.timer import Pace
@@ -173,6 +174,27 @@ def test_resnet50_gets_the_peers_blocks_with_the_same_arrays():
     blocks = [part for part in theirs.module.modules() if type(part).__name__ == "SE"]
     assert len(blocks) == 16
     assert not {id(b) for b in blocks} & {id(b) for b in ours.module.modules()}
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_in_resnet50_ours_end_the_branch_and_a_peer_never_hears_of_it(monkeypatch, mode):
+    class Theirs(torch.nn.Module):
+        def __init__(self, **arguments):
+            super().__init__()
+            self.inner = attzoo.create("se", **arguments, backend="torch")
+
+        def forward(self, x):
+            return self.inner(x)
+
+    monkeypatch.setattr("attzoo.torch.Theirs", Theirs, raising=False)
+    names = {name: f"inner.{name}" for name in SE_NAMES}
+    monkeypatch.setitem(providers.PEERS, "own SE", replace(peer_of(), name="Theirs", names=names))
+    it = subjects.subject(Case("se", ((2, 3, 32, 32),), mode, network="resnet50", variant="official"), "cpu")
+    meant, found = subjects.wanted(it), {}
+    for racer in providers.contenders(it):
+        assert subjects.deviation(racer.outputs(), meant) < it.tolerance
+        found[str(racer.provider)] = [part.ends for part in racer.module.modules() if isinstance(part, Bottleneck)]
+    assert found == {"attzoo": [True] * 16, "own": [False] * 16}
 
 
 def test_a_training_step_leaves_the_network_as_it_was():

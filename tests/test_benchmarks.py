@@ -5,6 +5,7 @@ import itertools
 import json
 import weakref
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import attzoo
 from attzoo import registry
 from benchmarks import cases, cuda, facts, memory, nets, run, runs
 from benchmarks.__main__ import app
 from benchmarks.cases import Case, Suite, suite
 from benchmarks.measure import Bench
 from benchmarks.runs import Provider, Row, Run
+from benchmarks.subjects import run as run_of
 from benchmarks.timer import FEWEST, KEPT, Cpu, Pace, Spread, interleave, paired, spread
 
 # ---- timer -----------------------------------------------------------------------------------------------------------
@@ -222,6 +225,54 @@ def test_resnet50_has_the_published_parameters():
     net = nets.ResNet50()
     assert sum(p.numel() for p in net.parameters()) == 25_557_032   # torchvision's
     assert net.eval()(torch.zeros(1, 3, 33, 40)).shape == (1, 1000)
+
+
+class Ends(torch.nn.Module):
+    """Takes a shortcut, and shows what it got: a second relu would leave nothing of it."""
+
+    def forward(self, x, shortcut=None, act=None):
+        return -shortcut.abs() if act == "relu" else x
+
+
+class Alone(torch.nn.Module):
+    """A block as other libraries have it: called with x, and no more."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_a_block_that_takes_a_shortcut_ends_the_branch_in_one_call():
+    x = torch.randn(2, 8, 4, 3)
+    assert torch.equal(nets.Bottleneck(8, 8, 1, lambda channels: Ends())(x), -x.abs())
+    net = nets.Bottleneck(8, 8, 1, lambda channels: Alone(Ends()))
+    assert torch.equal(net(x), (net.conv3(net.conv2(net.conv1(x).relu()).relu()) + x).relu())
+    net.put(Ends())   # whichever block it had before
+    assert torch.equal(net(x), -x.abs())
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("name", ["se", "eca", "channel_attention", "spatial_attention", "cbam"])
+def test_ending_the_branch_is_the_addition_and_the_relu(name, training):
+    ours = nets.Bottleneck(8, 16, 2, lambda channels: attzoo.create(name, channels, backend="torch"))
+    assert ours.ends == (name != "spatial_attention")
+    ours.double().train(training)
+    with torch.no_grad():
+        for norm in (part[1] for part in (ours.conv3, ours.shortcut)):   # where the relu cuts off some
+            norm.weight.normal_()
+            norm.bias.normal_()
+    apart = deepcopy(ours)
+    apart.put(Alone(apart.attention))
+    assert not apart.ends
+    x, cotangent = torch.randn(3, 8, 6, 5).double(), torch.randn(3, 16, 3, 3).double()
+    mode = "training" if training else "inference"
+    got, wanted = (run_of(net, mode, [x], cotangent) for net in (ours, apart))
+    assert 0 < (got[0] == 0).double().mean() < 1
+    for g, w in zip(got, wanted, strict=True):
+        torch.testing.assert_close(g, w, rtol=0, atol=1e-12)
 
 
 def test_facts_can_be_printed_and_hold_no_path(monkeypatch):
