@@ -1,10 +1,11 @@
 """A block's card, or a network's: what it computes, when to use it, where it is published, what it holds and costs.
 
-Drawn from its own docstrings and spec, so that a third party's block has one too. Imports no framework.
+Drawn from its own docstrings, spec and files, so that a third party's block has one too. Imports no framework.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 from . import registry
 from .contract import Spec, Variant, Weight
+from .ops.wins import WINS
 
 CHANNELS: Final = 64   # where weights and costs are stated, unless told
 PIXELS: Final = 56     # the same, along every spatial axis
@@ -46,6 +48,7 @@ class Card:
     """What there is to know about a block; `print` it, or take its `markdown()`.
 
     text: the docstring of its package. backends: those it has a body for. spec: its class for backend "numpy".
+    residual: whether a call in PyTorch takes a shortcut too, and ends a residual branch. fused: whether it has kernels.
     """
 
     name: str
@@ -55,6 +58,8 @@ class Card:
     spec: type[Spec]
     arguments: tuple[Argument, ...]
     variants: Mapping[str, Variant]
+    residual: bool
+    fused: bool
 
     @property
     def network(self) -> bool:
@@ -136,7 +141,7 @@ class Card:
 
 def info(name: str) -> Card:
     """The card of block `name`. Raises as `get` does for backend "numpy"."""
-    spec, package = registry.get(name, backend="numpy"), registry.locate(name).partition(":")[0]
+    spec, (package, _, cls) = registry.get(name, backend="numpy"), registry.locate(name).partition(":")
     name = registry.ALIASES.get(name, name)
     about = _documented(cleandoc(spec.__doc__ or ""))
     return Card(
@@ -150,6 +155,8 @@ def info(name: str) -> Card:
             for f in fields(spec)   # type: ignore[arg-type]
         ),
         variants=registry.variants(name),
+        residual="shortcut" in _call(f"{package}.torch", cls),
+        fused=find_spec(f"{package}.triton") is not None,
     )
 
 
@@ -175,6 +182,19 @@ def _documented(text: str) -> dict[str, str]:
     return about
 
 
+def _call(body: str, cls: str) -> list[str]:
+    """What the forward of a class in a torch body takes; read, not run, for that would import torch."""
+    found: Any = find_spec(body)
+    return [
+        argument.arg
+        for part in ast.parse((found and found.loader.get_source(body)) or "").body
+        if isinstance(part, ast.ClassDef) and part.name == cls
+        for method in part.body
+        if isinstance(method, ast.FunctionDef) and method.name == "forward"
+        for argument in method.args.args
+    ]
+
+
 def _rank(spec: Spec) -> int:
     return getattr(spec, "spatial_dims", 2)
 
@@ -197,7 +217,13 @@ def _plain(card: Card, channels: int, width: int) -> Iterator[str]:
         yield _formula(paragraph, width) if paragraph.startswith(" ") else _filled(paragraph, width)
     facts = [("name", ", ".join((card.name, *card.aliases))), ("made by", card.usage(channels))]
     facts += [("shapes", card.shapes[0]), ("in Keras", f"{_channels_last(card.shapes[0])}, or as above by data_format")]
-    yield _columns(facts if card.network else [*facts, ("attention", card.shapes[1])], width)
+    if not card.network:
+        facts.append(("attention", card.shapes[1]))
+    if card.residual:
+        facts.append(("residual", 'block(x, shortcut, act="relu"), in PyTorch: relu(block(x) + shortcut)'))
+    if card.fused:
+        facts.append(("in Triton", _kernels().replace("`", "")))
+    yield _columns(facts, width)
     yield "Arguments\n" + _columns([(str(a), a.about) for a in card.arguments], width, "  ")
     if card.variants:
         variants = [(name, f"{settings}\n{source}") for name, settings, source in _variants(card, channels)]
@@ -217,6 +243,8 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
     if card.aliases:
         yield f"Also called {', '.join(f'`{alias}`' for alias in card.aliases)}."
     yield f"```python\n{_example(card, channels)}\n```"
+    if card.fused:
+        yield f"There are {_kernels()}."
     yield "## Shapes"
     named = ("`net(...)`",) if card.network else ("`block(...)`", "`block.attention(...)`")
     calls = zip(named, card.shapes, strict=False)
@@ -253,7 +281,18 @@ def _example(card: Card, channels: int) -> str:
     for name, c in zip(inputs, spec.inputs, strict=True):
         lines.append(f"{name} = torch.randn({', '.join(map(str, (2, c, *(14,) * _rank(spec))))})")
     call = f"({', '.join(inputs)})"
-    return "\n".join(["import torch", *lines, f"y, a = block{call}, block.attention{call}"])
+    lines.append(f"y, a = block{call}, block.attention{call}")
+    if card.residual:
+        lines.append('z = block(x, shortcut=x, act="relu")   # PyTorch: relu(y + shortcut), as a residual branch ends')
+    return "\n".join(["import torch", *lines])
+
+
+def _kernels() -> str:
+    """What is said of a block's fused kernels, as far as anything is recorded of them."""
+    told = '`"auto"` takes them where a recorded timing says that they win'
+    if not WINS:
+        told = 'they have not been timed yet, so `"auto"` leaves them out'
+    return f'fused kernels for NVIDIA GPUs, taken by `attzoo.kernels("triton")`; {told}'
 
 
 def _channels_last(shapes: str) -> str:

@@ -27,7 +27,7 @@ def pages() -> dict[str, str]:
     for name in registry.BLOCKS:
         card = info(name)
         rows.append(f"| [{name}]({name}.md) | {card.summary} | {card.parameters():,} | {card.macs():,} |")
-        drawn[f"{name}.md"] = f"{NOTE.format(name=name)}\n\n{card.markdown()}\n{FOOT}\n"
+        drawn[f"{name}.md"] = f"{NOTE.format(name=name)}\n\n{card.markdown().replace(*KERNELS)}\n{FOOT}\n"
     return drawn | {"README.md": f"{NOTE.format(name='')}\n\n{HEAD}\n\n" + "\n".join(rows) + f"\n\n{FOOT}\n"}
 
 
@@ -46,6 +46,7 @@ HEAD = """# The blocks
 
 Parameters at 64 channels, and multiply-adds (MACs) for one image of 64 x 56 x 56; the gate's two inputs are both of
 that size."""
+KERNELS = "There are fused kernels", "There are [fused kernels](../kernels.md)"   # a card has no page to link from
 FOOT = "The letters of the shapes are explained [once for all pages](../index.md#letters)."
 
 

@@ -1,6 +1,9 @@
 import subprocess
 import sys
 from dataclasses import fields
+from importlib import invalidate_caches
+from inspect import getsourcefile, signature
+from pathlib import Path
 
 import pytest
 
@@ -163,6 +166,30 @@ def test_the_lines_of_a_docstring_find_their_arguments():
     }
 
 
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_call_with_a_shortcut_and_fused_kernels_are_told_where_there_are(name):
+    found, body = attzoo.info(name), registry.get(name, backend="torch")
+    assert found.residual == ("shortcut" in signature(body.forward).parameters)
+    assert found.fused == Path(getsourcefile(body)).with_name("triton.py").exists()
+    for text in (" ".join(found.plain().split()), found.markdown()):
+        assert text.count('act="relu")') == found.residual
+        assert text.count("fused kernels for NVIDIA GPUs") == found.fused
+
+
+def test_not_every_block_takes_a_shortcut():
+    assert {attzoo.info(name).residual for name in BLOCKS} == {True, False}
+    assert not attzoo.info("unet").residual
+    assert not attzoo.info("unet").fused
+
+
+def test_of_kernels_is_told_what_is_recorded(monkeypatch):
+    assert card.WINS == ()
+    for wins, told in (((), "they have not been timed yet"), (("a win",), '"auto" takes them where')):
+        monkeypatch.setattr(card, "WINS", wins)
+        for text in (attzoo.info("se").plain(), attzoo.info("se").markdown()):
+            assert told in " ".join(text.replace("`", "").split())
+
+
 SPEC = '''
 from dataclasses import dataclass
 
@@ -205,6 +232,20 @@ def test_a_third_party_block_has_a_card_too(third_party):
         assert "depends on heads" in text
     with pytest.raises(TypeError, match="heads"):
         third_party.weights(8)
+
+
+def test_a_body_is_read_for_its_call_and_not_run(third_party, tmp_path):
+    assert not third_party.residual
+    assert not third_party.fused
+    body, kernels = (tmp_path / "strangers" / "wide" / name for name in ("torch.py", "triton.py"))
+    kernels.write_text("raise RuntimeError('nor the kernels')")
+    other = "class Other:\n    def forward(self, x, shortcut): ...\n"
+    for call, takes in (("x, shortcut=None", True), ("x", False)):
+        mine = f"class Wide:\n    x = 1\n    def call(self, shortcut): ...\n    def forward(self, {call}): ...\n"
+        body.write_text(f"raise RuntimeError\n{other}{mine}")
+        invalidate_caches()
+        assert attzoo.info("wide").residual is takes
+        assert attzoo.info("wide").fused
 
 
 @pytest.mark.case128

@@ -96,6 +96,12 @@ def test_blocks_pages_are_their_cards(generate):
     assert found.keys() == {"README.md", *(f"{name}.md" for name in [*registry.BLOCKS, *registry.NETWORKS])}
 
 
+def test_blocks_with_fused_kernels_lead_to_their_page():
+    for name in registry.BLOCKS:
+        page = (ROOT / "docs" / "blocks" / f"{name}.md").read_text(encoding="utf-8")
+        assert page.count("[fused kernels](../kernels.md)") == attzoo.info(name).fused, name
+
+
 def anchors(page):
     """What GitHub makes of a page's headings."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
