@@ -866,6 +866,48 @@ def test_a_shortcut_is_added_and_an_activation_follows(name):
 
 
 @RESIDUAL
+@pytest.mark.parametrize("size", [6, 300])   # few numbers, and so many that a CPU's own passes take them
+def test_what_is_written_over_is_missed_by_nobody(name, size):
+    """Neither inputs nor any gradient: those of a sum that nothing is written over are the same."""
+    block = attzoo.create(name, 8, backend="torch")
+    x, shortcut, dy = torch.randn(3, 2, 8, size, 30).unbind()
+    given = [x.clone().requires_grad_(), shortcut.clone().requires_grad_(), *block.parameters()]
+    y = block(*given[:2], "relu")
+    found = torch.autograd.grad(y, given, dy, create_graph=True)
+    wanted_y = torch.relu(block(given[0]) + given[1])
+    wanted = torch.autograd.grad(wanted_y, given, dy, create_graph=True)
+    assert torch.equal(y, wanted_y)
+    assert torch.equal(given[0], x)
+    assert torch.equal(given[1], shortcut)
+    for got, w in zip(found, wanted, strict=True):
+        assert_close(got, w)
+    twice, wanted = (torch.autograd.grad(sum(d.square().sum() for d in ds), given) for ds in (found, wanted))
+    for got, w in zip(twice, wanted, strict=True):
+        assert_close(got, w, rtol=1e-4, atol=1e-4)
+
+
+@RESIDUAL
+def test_the_end_of_a_residual_block_takes_no_room_beside_its_output(name):
+    block, x = attzoo.create(name, 8, backend="torch"), torch.randn(2, 8, 64, 64)
+    with torch.no_grad(), Large(x) as alone:
+        block(x)
+    with torch.no_grad(), Large(x) as ended:
+        block(x, x, "relu")
+    assert len(ended.made) == len(alone.made)
+
+
+@RESIDUAL
+def test_where_nothing_may_be_written_over_the_numbers_are_the_same(name):
+    block = attzoo.create(name, 8, backend="torch")
+    x, shortcut = torch.randn(2, 2, 8, 5, 6).unbind()
+    y = block(x, shortcut, "relu")
+    among = torch.func.vmap(lambda end: block(x, end, "relu"))(torch.stack([shortcut, 2 * shortcut]))
+    assert_close(among[0], y)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert block(x.bfloat16(), shortcut, "relu").dtype == torch.float32
+
+
+@RESIDUAL
 def test_a_shortcut_that_is_none_is_refused(name):
     block = attzoo.create(name, 8, backend="torch")
     x = torch.randn(2, 8, 5, 6)

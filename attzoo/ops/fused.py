@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import settings
-from .torch import BATCH_NORM, CONV
-from .torch_cpu import PLAIN, by_torch, dense, differentiate, heard, itself
+from .torch import BATCH_NORM, CONV, PLAIN
+from .torch_cpu import by_torch, dense, differentiate, heard, itself
 from .wins import WINS
 
 DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ..contract import AnySpec, Weight, require
 from .numpy import EPSILON
@@ -22,6 +23,7 @@ TRANSPOSED: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTrans
 BATCH_NORM: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 CONV_TRANSPOSE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 EXACT = (torch.float32, torch.float64)
+PLAIN = (Tensor, nn.Parameter)   # a subclass may mean something of its own by any operator
 FEW = 256   # pixels of all samples together, under which making a wider kernel costs more than it saves
 MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
 
@@ -144,14 +146,30 @@ relu, sigmoid = torch.relu, torch.sigmoid
 
 
 ACTS: dict[str | None, Callable[[Tensor], Tensor]] = {None: lambda y: y, "relu": relu}
+ACTS_: dict[str | None, Callable[[Tensor], Tensor]] = {None: lambda y: y, "relu": torch.relu_}   # over their input
 
 
 def finish(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """act(y + shortcut), as a residual block ends: (N, C, *S) twice -> (N, C, *S).
 
-    shortcut: of y's shape, or None for 0. act: "relu", or None for none.
+    y: a product that nobody else has, or needs for a gradient: it is written over where it can be. shortcut: of y's
+    shape, or None for 0. act: "relu", or None for none.
     """
-    return ACTS[act](y if shortcut is None else y + shortcut)
+    given = (y,) if shortcut is None else (y, shortcut)
+    if not plain(*given) or any(t.dtype != y.dtype for t in given):
+        return ACTS[act](y if shortcut is None else y + shortcut)
+    return ACTS_[act](y if shortcut is None else y.add_(shortcut))
+
+
+def plain(*tensors: Tensor) -> bool:
+    """Whether these are tensors and no more, and what is done with them is done now, as it says."""
+    return (
+        not torch.compiler.is_compiling()           # a graph is for all sizes, and its compiler finds passes of its own
+        and not torch.jit.is_tracing()              # type: ignore[attr-defined]
+        and not torch._C._are_functorch_transforms_active()   # vmap, grad and their like take operators apart
+        and forward_ad._current_level < 0           # there is no forward derivative of what is here
+        and all(type(x) in PLAIN for x in tensors)
+    )
 
 
 def hard_sigmoid(z: Tensor) -> Tensor:

@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.nn.modules import module as modules
 
-from .torch import EXACT, avg_pool, expand, max_pool
+from .torch import EXACT, avg_pool, expand, max_pool, plain
 
 Coefficients = Callable[..., Tensor]
 PART = 1 << 20    # bytes of x, about, that are worked on at a time; a half or four times of it make no clear difference
-PLAIN = (Tensor, nn.Parameter)   # a subclass may mean something of its own by any operator
 # Numbers in x, under which starting the passes costs more than they save: 0.1 to 0.2 ms of training, 0.05 of inference
 SMALL = 1 << 17
 SMALL_TO_INFER = 1 << 20
@@ -44,13 +43,9 @@ def serves(x: Tensor, block: nn.Module, kind: type, *parts: tuple[nn.Module, typ
 
 
 def eager(*tensors: Tensor) -> bool:
-    """Whether these are tensors and no more, exact and on a CPU, and what is done with them is done now, as it says."""
+    """Whether these are plain, exact and on a CPU, and nothing changes their dtype."""
     return (
-        not torch.compiler.is_compiling()           # a graph is for all sizes, and its compiler finds passes of its own
-        and not torch.jit.is_tracing()              # type: ignore[attr-defined]
-        and not torch._C._are_functorch_transforms_active()   # vmap, grad and their like take operators apart
-        and forward_ad._current_level < 0           # there is no forward derivative of what is here
-        and all(type(x) in PLAIN for x in tensors)
+        plain(*tensors)
         and all(x.device.type == "cpu" and x.dtype in EXACT for x in tensors)
         and not torch.is_autocast_enabled("cpu")
     )
