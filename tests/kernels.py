@@ -56,7 +56,18 @@ def build(name, channels=8, dtype=torch.float32, dims=2, device=DEVICE, **option
         options = {"reduced_channels": 3, **options}
     if name in SPATIAL:
         options = {"kernel_size": 3, "norm": True, "spatial_dims": dims, **options}
+    if name == "attention_gate":
+        options = {"gating_channels": channels, "norm": True, "spatial_dims": dims, **options}
     return attzoo.create(name, channels, backend="torch", **options).to(device, dtype)
+
+
+def given(name, *shape, dtype=torch.float32, layout=LAYOUTS[0], seed=0, device=DEVICE):
+    """What `step` takes for a block: x, for a gate a g of half its grid, and the gradient of y."""
+    x, dy = (draw(*shape, dtype=dtype, layout=layout, seed=seed + i, device=device) for i in (0, 1))
+    if name != "attention_gate":
+        return x, dy
+    half = (*shape[:2], *(-(-size // 2) for size in shape[2:]))
+    return x, draw(*half, dtype=dtype, layout=layout, seed=seed + 2, device=device), dy
 
 
 def draw(*shape, layout=LAYOUTS[0], kind="normal", dtype=torch.float32, seed=0, device=DEVICE):
@@ -68,8 +79,13 @@ def draw(*shape, layout=LAYOUTS[0], kind="normal", dtype=torch.float32, seed=0, 
         x[:, 0] = 1.5
         x[:, -1] = 0
     if layout == LAYOUTS[1]:
-        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+        x = laid(x)
     return room(shape, x.stride(), dtype, device)[0].copy_(x)
+
+
+def laid(x):
+    """x, channels last."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def room(size, stride, dtype, device):
@@ -79,20 +95,24 @@ def room(size, stride, dtype, device):
     return torch.tensor([], dtype=dtype, device=device).set_(whole.untyped_storage(), GUARD, size, stride), whole
 
 
-def step(block, x, dy, mode="triton"):
-    """Output, the gradients of x and of all that learns, and what a copy's buffers hold afterwards, by name."""
-    block, x = copy.deepcopy(block), x.detach().requires_grad_()
+def step(block, *given, mode="triton"):
+    """Output, the gradients of inputs and of all that learns, and what a copy's buffers hold afterwards, by name.
+
+    given: the inputs, then the gradient of the output.
+    """
+    *xs, dy = given
+    block, xs = copy.deepcopy(block), [x.detach().requires_grad_() for x in xs]
     with attzoo.kernels(mode):
-        y = block(x)
-    wanted = {"x": x} | {name: p for name, p in block.named_parameters() if p.requires_grad}
+        y = block(*xs)
+    wanted = dict(zip("xg", xs, strict=False)) | {name: p for name, p in block.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(y, list(wanted.values()), dy)
     found = dict(zip((f"gradient of {name}" for name in wanted), gradients, strict=True))
     return {"y": y.detach(), **found, **dict(block.named_buffers())}
 
 
-def exact(block, x, dy):
+def exact(block, *given):
     """The same by the plain form in float64."""
-    return step(copy.deepcopy(block).double(), x.double(), dy.double(), "eager")
+    return step(copy.deepcopy(block).double(), *(t.double() for t in given), mode="eager")
 
 
 def condition(block, x, dy, wanted):
@@ -129,6 +149,17 @@ def near(got, wanted, dtype="float32", moved=None, stray=0.0):
         off = (g - w)[finite].abs()
         assert not off.isnan().any(), f"{name} is not finite where it should be"
         assert (off > allowed).sum() <= stray * off.numel(), f"{name} is off by {off.max()}, allowed {allowed}"
+
+
+def close(got, wanted, digits):
+    """That what `step` gives is off by less than so much of its size, and NaN in the same places."""
+    assert got.keys() == wanted.keys()
+    for name, w in wanted.items():
+        g, w = got[name].double(), w.double()
+        assert g.shape == w.shape, name
+        assert torch.equal(g.isnan(), w.isnan()), f"{name}: NaN where there is none, or none where it is"
+        off, size = (g - w).nan_to_num().norm().item(), max(w.nan_to_num().norm().item(), w.numel() ** 0.5)
+        assert off <= digits * size, f"{name} is off by {off / size:.1e} of its size"
 
 
 def check(block, x, dy, dtype="float32", stray=0.0):

@@ -286,7 +286,7 @@ def test_running_statistics(name, change):
         block.train(turn < 2)
         twin.train(turn < 2)
         x, dy = draw(2, 8, 4, 3, seed=turn), draw(2, 8, 4, 3, seed=turn + 5)
-        near(step(block, x, dy), step(twin, x.double(), dy.double(), "eager"))
+        near(step(block, x, dy), step(twin, x.double(), dy.double(), mode="eager"))
         with torch.no_grad():
             with attzoo.kernels("triton"):
                 block(x)
@@ -314,7 +314,7 @@ def test_one_value_has_no_statistics(name):
 @pytest.mark.parametrize("training", [True, False])
 def test_a_batch_of_nothing(name, training):
     block, x = build(name).train(training), draw(0, 8, 4, 3)
-    wanted = step(block, x, x, "eager")
+    wanted = step(block, x, x, mode="eager")
     got = step(block, x, x)
     assert got.keys() == wanted.keys()
     assert all(torch.equal(got[key].nan_to_num(7), wanted[key].nan_to_num(7)) for key in got)

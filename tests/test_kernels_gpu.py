@@ -1,10 +1,15 @@
 """Kernels at real sizes, on a GPU. Bodies that need none run at tiny sizes in the interpreter too, lest they rot."""
 
 import copy
+import os
+import shutil
+import subprocess
+import sys
+from itertools import product
 
 import pytest
 import torch
-from kernels import DEVICE, DTYPES, LAYOUTS, NAMES, build, check, draw, exact, near, step
+from kernels import DEVICE, DTYPES, LAYOUTS, NAMES, SPATIAL, build, check, close, draw, exact, given, near, step
 from torch import nn
 
 import attzoo
@@ -12,9 +17,18 @@ import attzoo
 GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
 TWO = (pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices"))
 STRAY = 1e-5   # of numbers, where two maxima differ by less than rounding
+DIGITS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-2}   # of a gate, whose relu has inputs that are nearly 0
+SANITIZER = shutil.which("compute-sanitizer")
 
-every = pytest.mark.parametrize("name", NAMES)
+some = pytest.mark.parametrize("name", NAMES)
+every = pytest.mark.parametrize("name", [*NAMES, "attention_gate"])
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def _exactly(monkeypatch):
+    """Products are of float32, not of TensorFloat-32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def marked(marks):
@@ -30,14 +44,28 @@ def sizes(tiny, *real):
     return [tiny, *(pytest.param(shape, marks=GPU) for shape in real)]
 
 
-@every
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@some
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", sizes((2, 4, 3, 3), (32, 256, 56, 56), (64, 2048, 7, 7), (3, 67, 129, 127)))
 def test_a_training_step_of_real_sizes(name, layout, dtype, shape):
-    block = build(name, shape[1], DTYPES[dtype], **{"kernel_size": 7} if "spatial" in name or name == "cbam" else {})
-    x = draw(*shape, layout=layout, dtype=DTYPES[dtype])
-    check(block, x, draw(*shape, layout=layout, dtype=DTYPES[dtype], seed=1), dtype, STRAY)
+    block = build(name, shape[1], DTYPES[dtype], **{"kernel_size": 7} if name in SPATIAL else {})
+    check(block, *given(name, *shape, layout=layout, dtype=DTYPES[dtype]), dtype, STRAY)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(
+    "shape", sizes((2, 4, 3, 3), (4, 64, 256, 256), (8, 512, 32, 32), (3, 67, 129, 127), (1, 32, 48, 50, 52))
+)
+def test_a_training_step_of_a_gate_of_real_sizes(shape, norm, dtype, layout):
+    block = build("attention_gate", shape[1], DTYPES[dtype], len(shape) - 2, norm=norm)
+    xs = given("attention_gate", *shape, layout=layout, dtype=DTYPES[dtype])
+    close(step(block, *xs), exact(block, *xs), DIGITS[dtype])
 
 
 @every
@@ -45,24 +73,39 @@ def test_a_training_step_of_real_sizes(name, layout, dtype, shape):
 @pytest.mark.parametrize("shape", sizes((3, 4, 2, 2), (9, 256, 1024, 1024)))
 def test_tensors_of_more_numbers_than_32_bits_count(name, last, shape):
     """The last sample begins past 2^31, and samples do not know of each other."""
-    block = build(name, shape[1], torch.bfloat16, **{"norm": False} if "spatial" in name or name == "cbam" else {})
-    x, dy = (torch.randn(shape, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
-    if last:
-        x, dy = (t.to(memory_format=torch.channels_last) for t in (x, dy))
-    got = step(block, x, dy)
-    wanted = exact(block, x[-1:], dy[-1:])
-    ours = {key: got[key][-1:].clone() for key in ("y", "gradient of x")}
-    near(ours, {key: wanted[key] for key in ours}, "bfloat16", stray=STRAY)
+    options = {"norm": False} if name in (*SPATIAL, "attention_gate") else {}
+    block = build(name, shape[1], torch.bfloat16, **options)
+    x, *g, dy = (torch.randn(shape, dtype=torch.bfloat16, device=DEVICE) for _ in given(name, *shape[:2], 1, 1))
+    xs = [t.to(memory_format=torch.channels_last) if last else t for t in (x, *g, dy)]
+    got = step(block, *xs)
+    wanted = exact(block, *(t[-1:] for t in xs))
+    per_sample = ["y", "gradient of x", "gradient of g"][: len(xs)]
+    ours, theirs = ({key: it[key][-1:].clone() for key in per_sample} for it in (got, wanted))
+    if g:
+        close(ours, theirs, DIGITS["bfloat16"])
+    else:
+        near(ours, theirs, "bfloat16", stray=STRAY)
 
 
-@pytest.mark.parametrize("steps", [3, pytest.param(1000, marks=GPU)])
+class Net(nn.Module):
+    """A U-Net's step down and up, with everything on its way."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.down, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 2, 2), nn.Conv2d(8, 1, 1)
+        for name in ("cbam", "attention_gate", "se", "eca"):
+            self.add_module(name, build(name, 8, device="cpu"))
+
+    def forward(self, x):
+        x = torch.relu(self.cbam(self.wide(x)))
+        return self.last(self.eca(self.se(self.attention_gate(x, self.down(x)))))
+
+
+@pytest.mark.parametrize("steps", [2, pytest.param(1000, marks=GPU)])
 def test_training_ends_where_the_plain_form_ends(steps):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), build("cbam", 8, device="cpu"), nn.ReLU(),
-                        nn.Conv2d(8, 8, 3, padding=1), build("se", 8, device="cpu"),
-                        build("eca", 8, device="cpu"), nn.Conv2d(8, 1, 1)).to(DEVICE)   # fmt: skip
-    size = 5 if steps < 10 else 32
-    x, losses = draw(4, 3, size, size), {}
+    net, size = Net().to(DEVICE), 4 if steps < 10 else 32
+    x, losses = draw(2, 3, size, size), {}
     target = x.mean(1, keepdim=True).sin()
     for mode in ("triton", "eager"):
         twin = copy.deepcopy(net)
@@ -81,16 +124,19 @@ def test_training_ends_where_the_plain_form_ends(steps):
     assert ours == pytest.approx(plain, rel=0.1, abs=0.01 * first)   # rounding grows from step to step
 
 
+# ---- graphs, streams, devices, memory --------------------------------------------------------------------------------
+
+
 @marked(GPU)
 @every
 def test_a_cuda_graph_of_a_training_step(name):
-    block, x, dy = build(name, 64).eval(), draw(8, 64, 32, 32), draw(8, 64, 32, 32, seed=1)
-    static, learned = x.clone().requires_grad_(), list(block.parameters())
+    block, (*xs, dy) = build(name, 64).eval(), given(name, 8, 64, 32, 32)
+    static, learned = [x.clone().requires_grad_() for x in xs], list(block.parameters())
 
     def run():
         with attzoo.kernels("triton"):
-            y = block(static)
-        return [y, *torch.autograd.grad(y, [static, *learned], dy)]
+            y = block(*static)
+        return [y, *torch.autograd.grad(y, [*static, *learned], dy)]
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -101,12 +147,13 @@ def test_a_cuda_graph_of_a_training_step(name):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = run()
-    for seed in (2, 3):
-        fresh = draw(8, 64, 32, 32, seed=seed)
+    for seed in (10, 20):
+        *fresh, _ = given(name, 8, 64, 32, 32, seed=seed)
         with torch.no_grad():
-            static.copy_(fresh)
+            for there, x in zip(static, fresh, strict=True):
+                there.copy_(x)
         graph.replay()
-        wanted = step(block, fresh, dy)
+        wanted = step(block, *fresh, dy)
         assert all(torch.equal(g, w) for g, w in zip(got, wanted.values(), strict=False))
 
 
@@ -114,13 +161,13 @@ def test_a_cuda_graph_of_a_training_step(name):
 @every
 def test_another_stream(name):
     """Kernels wait for what the stream that they are called in does before them."""
-    block, x, dy = build(name, 64), draw(8, 64, 32, 32), draw(8, 64, 32, 32, seed=1)
-    wanted, late, stream = step(block, x, dy), torch.zeros_like(x), torch.cuda.Stream()
+    block, (x, *rest) = build(name, 64), given(name, 8, 64, 32, 32)
+    wanted, late, stream = step(block, x, *rest), torch.zeros_like(x), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(200_000_000)
         late.copy_(x)
-        got = step(block, late, dy)
+        got = step(block, late, *rest)
     stream.synchronize()
     assert all(torch.equal(got[key], wanted[key]) for key in wanted)
 
@@ -128,10 +175,10 @@ def test_another_stream(name):
 @marked(TWO)
 @every
 def test_another_device(name):
-    block, x, dy = build(name), draw(2, 8, 4, 3), draw(2, 8, 4, 3, seed=1)
-    wanted = step(block, x, dy)
+    block, xs = build(name), given(name, 2, 8, 4, 3)
+    wanted = step(block, *xs)
     there = torch.device("cuda", 1)
-    got = step(block.to(there), x.to(there), dy.to(there))
+    got = step(block.to(there), *(x.to(there) for x in xs))
     assert torch.cuda.current_device() == 0
     assert all(t.device == there for t in got.values())
     assert all(torch.equal(got[key].cpu(), wanted[key].cpu()) for key in wanted)
@@ -140,10 +187,37 @@ def test_another_device(name):
 @marked(GPU)
 @every
 def test_two_hundred_steps_leave_no_memory_behind(name):
-    block, x = build(name, 64), draw(8, 64, 32, 32)
+    block, (*xs, _) = build(name, 64), given(name, 8, 64, 32, 32)
     for turn in range(200):
         with attzoo.kernels("triton"):
-            block(x).sum().backward()
+            block(*xs).sum().backward()
         if turn == 9:
             before = torch.cuda.memory_allocated()
     assert torch.cuda.memory_allocated() == before
+
+
+# ---- compute-sanitizer -----------------------------------------------------------------------------------------------
+
+
+def short_list(*shapes):
+    """A training step of every block: what the sanitizer watches."""
+    names, dtypes = [*NAMES, "attention_gate"], (torch.float32, torch.bfloat16)
+    for shape, name, layout, dtype in product(shapes, names, LAYOUTS, dtypes):
+        xs = given(name, *shape, layout=layout, dtype=dtype)
+        step(build(name, shape[1], dtype), *(x.clone() for x in xs))   # each with nothing around it
+
+
+def test_the_short_list():
+    short_list((1, 2, 3, 1))
+
+
+@marked((*GPU, pytest.mark.skipif(not SANITIZER, reason="no compute-sanitizer on the path")))
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_nothing_reads_or_writes_what_is_not_its_own(tool):
+    ends_and_wholes = "(2, 3, 3, 5), (2, 16, 4, 4)"   # of tiles
+    program = [sys.executable, "-c", f"from test_kernels_gpu import short_list; short_list({ends_and_wholes})"]
+    watched = [SANITIZER, "--tool", tool, "--error-exitcode", "3", "--report-api-errors", "no", *program]
+    apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": os.pathsep.join(sys.path)}   # no tensor beside another
+    done = subprocess.run(watched, env={**os.environ, **apart}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
