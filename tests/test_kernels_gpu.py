@@ -218,6 +218,6 @@ def test_nothing_reads_or_writes_what_is_not_its_own(tool):
     ends_and_wholes = "(2, 3, 3, 5), (2, 16, 4, 4)"   # of tiles
     program = [sys.executable, "-c", f"from test_kernels_gpu import short_list; short_list({ends_and_wholes})"]
     watched = [SANITIZER, "--tool", tool, "--error-exitcode", "3", "--report-api-errors", "no", *program]
-    apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": os.pathsep.join(sys.path)}   # no tensor beside another
+    apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": os.pathsep.join(sys.path)}   # nobody beside it
     done = subprocess.run(watched, env={**os.environ, **apart}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
