@@ -230,9 +230,18 @@ def require(name: str, version: str, floor: str) -> None:
 
     >>> require("torch", "2.13.0+cpu", "2.6")
     """
-    have, least = (tuple(int(part) for part in re.findall(r"\d+", text)[:3]) for text in (version, floor))
-    if have < least:
+    if older(version, floor):
         raise ImportError(f"attzoo needs {name} >= {floor}, got {version}")
+
+
+def older(version: str, floor: str) -> bool:
+    """Whether a version comes before another.
+
+    >>> older("3.5.1", "3.6"), older("3.10.0", "3.6")
+    (True, False)
+    """
+    have, least = (tuple(int(part) for part in re.findall(r"\d+", text)[:3]) for text in (version, floor))
+    return have < least
 
 
 def triton_first() -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import attzoo
 from attzoo import settings
 from attzoo.ops import fused
-from attzoo.ops.wins import Win
+from attzoo.ops.wins import Win, least
 from benchmarks import cases, measure, providers, report, subjects, wins
 from benchmarks.__main__ import app
 from benchmarks.cases import Case
@@ -374,7 +374,7 @@ def test_what_is_printed_is_the_table_that_kernels_auto_goes_by(tmp_path, monkey
         def __init__(self, samples):
             self.numel, self.is_contiguous = lambda: samples * 8 * 4 * 4, lambda: True
 
-    monkeypatch.setattr(fused, "WINS", names["WINS"])
+    monkeypatch.setattr(fused, "LEAST", least(names["WINS"]))
     monkeypatch.setattr(fused, "capability", lambda device: (9, 0))
     with torch.no_grad():
         assert [fused.wins(attzoo.get("se", backend="torch"), OnGpu(n)) for n in (1, 2, 3)] == [False, True, True]

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import attzoo
 from attzoo import settings
 from attzoo.ops import fused
-from attzoo.ops.wins import WINS, Win
+from attzoo.ops.wins import Win, least
 
 every = pytest.mark.parametrize("name", NAMES)
 KIND = {name: attzoo.get(name, backend="torch") for name in NAMES}
@@ -112,7 +112,7 @@ def test_a_recorded_win_covers_what_it_says_and_no_more(monkeypatch):
             return self.many
 
     monkeypatch.setattr(fused, "capability", lambda device: device)
-    monkeypatch.setattr(fused, "WINS", (*WINS, Win("SE", (9, 0), "float16", True, True, 100, "a file")))
+    monkeypatch.setattr(fused, "LEAST", least([Win("SE", (9, 0), "float16", True, True, 100, "a file")]))
     here = {"is_cuda": True, "device": (9, 0), "dtype": torch.float16, "last": True, "many": 100}
     assert fused.wins(KIND["se"], X(**here))
     assert fused.wins(KIND["se"], X(**here | {"many": 1000}))
@@ -256,10 +256,11 @@ def test_a_part_of_cbam_in_its_place_is_refused(part, always):
 
 def test_an_old_triton_and_other_gpus_are_refused(monkeypatch):
     block, x = build("se"), draw(2, 8, 4, 3)
-    monkeypatch.setattr(fused, "TRITON", "3.5.1")
-    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"take Triton 3\.6 or later, got 3\.5\.1"):
-        block(x)
-    monkeypatch.setattr(fused, "TRITON", "3.10.0")
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "TRITON", "3.5.1")
+        patch.setattr(fused, "EARLY", True)
+        with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"take Triton 3\.6 or later, got 3\.5\.1"):
+            block(x)
     assert taken(block, x)
     monkeypatch.setattr(torch.version, "hip", "6.4")
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="for NVIDIA GPUs"):

@@ -202,7 +202,7 @@ def test_the_formulas_in_float64(grid, norm, by_batch, monkeypatch):
     for module in (common, passes, gate, gate_backward, gate_norm, resize):
         monkeypatch.setattr(module, "REAL", tl.constexpr(tl.float64))
     monkeypatch.setattr(common, "KEPT", torch.float64)
-    monkeypatch.setattr(fused, "DTYPES", (torch.float64,))
+    monkeypatch.setattr(fused, "DTYPES", {torch.float64})
     block, xs = build(norm=norm, training=by_batch, dtype=torch.float64), inputs((2, 6, 3, 4), 5, grid)
     xs = [x.double() for x in xs]
     close(step(block, *xs), exact(block, *xs), 1e-12)

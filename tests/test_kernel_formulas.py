@@ -30,7 +30,7 @@ def _in_float64(monkeypatch):
     for module in (common, passes, perceptron, maps, eca):
         monkeypatch.setattr(module, "REAL", tl.constexpr(tl.float64))
     monkeypatch.setattr(common, "KEPT", torch.float64)
-    monkeypatch.setattr(fused, "DTYPES", (torch.float64,))
+    monkeypatch.setattr(fused, "DTYPES", {torch.float64})
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from math import prod
@@ -17,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import settings
+from ..contract import older
 from .torch import BATCH_NORM, CONV, PLAIN
 from .torch_cpu import by_torch, dense, differentiate, heard, itself
-from .wins import WINS
+from .wins import LEAST
 
-DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES: Final = {torch.float32, torch.float16, torch.bfloat16}
 CAPABILITY: Final = (8, 0)   # the first GPUs with bfloat16
 LONGEST: Final = 1 << 31     # numbers in a sample, channels in a batch: these are counted in 32 bits
 CONVS: Final = tuple(CONV.values())
@@ -29,6 +31,7 @@ NORMS: Final = tuple(BATCH_NORM.values())
 OLDEST: Final = "3.6"        # Triton that the kernels have been compiled with
 ABSENT: Final = find_spec("triton") is None
 TRITON: Final = next((it.version for it in distributions(name="triton")), OLDEST)   # a nightly has another name
+EARLY: Final = older(TRITON, OLDEST)
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")   # in Python
 LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
 HERE = threading.local()     # `plain` on it: this thread is running a plain form
@@ -63,45 +66,41 @@ def serves(
 
 def wins(kind: type, x: Tensor) -> bool:
     """Whether a recorded win covers this call."""
-    return any(
-        win.block == kind.__name__
-        and x.is_cuda
-        and win.capability == capability(x.device)
-        and win.dtype == str(x.dtype).removeprefix("torch.")
-        and win.last == (not x.is_contiguous())
-        and win.training == torch.is_grad_enabled()
-        and x.numel() >= win.least
-        for win in WINS
-    )
+    if not LEAST or not x.is_cuda:
+        return False
+    dtype = str(x.dtype).removeprefix("torch.")
+    case = kind.__name__, capability(x.device), dtype, not x.is_contiguous(), torch.is_grad_enabled()
+    return case in LEAST and x.numel() >= LEAST[case]
 
 
 def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn.Module, type]]) -> str | None:
-    """Why there is no fused form for these inputs; None where there is."""
-    tensors = [*inputs, *block.parameters(), *(b for b in block.buffers() if b.is_floating_point())]
-    device = inputs[0].device
+    """Why there is no fused form for these inputs; None where there is. Asked at every call, and so in few steps."""
     if ABSENT:
         return 'triton is not installed: pip install "attzoo[triton]"'
-    if tuple(map(int, TRITON.split(".")[:2])) < tuple(map(int, OLDEST.split("."))):
+    if EARLY:
         return f"its kernels take Triton {OLDEST} or later, got {TRITON}"
     if torch.version.hip:
         return "its kernels are for NVIDIA GPUs"
+    device, modules = inputs[0].device, list(block.modules())
+    tensors = [*inputs, *(t for part in modules for t in part._parameters.values() if t is not None)]
+    tensors += [t for part in modules for t in part._buffers.values() if t is not None and t.is_floating_point()]
     if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
         return f"it runs on a CUDA device, and the input is on {device}"
-    if any(t.device != device for t in tensors):
-        return f"its tensors are on several devices, {', '.join(sorted({str(t.device) for t in tensors}))}"
-    if any(t.dtype not in DTYPES for t in tensors):
-        return f"it takes float32, float16 and bfloat16, got {', '.join(sorted({str(t.dtype) for t in tensors}))}"
+    if len(devices := {t.device for t in tensors}) > 1:
+        return f"its tensors are on several devices, {', '.join(sorted(map(str, devices)))}"
+    if not (dtypes := {t.dtype for t in tensors}) <= DTYPES:
+        return f"it takes float32, float16 and bfloat16, got {', '.join(sorted(map(str, dtypes)))}"
     if any(x.dtype != inputs[0].dtype for x in inputs):
         return f"it takes inputs of one dtype, got {', '.join(str(x.dtype) for x in inputs)}"
-    if any(max(prod(x.shape[1:]), prod(x.shape[:2])) >= LONGEST for x in inputs):
+    if any(x.numel() >= LONGEST and max(prod(x.shape[1:]), prod(x.shape[:2])) >= LONGEST for x in inputs):
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         return f"it takes fewer than 2^31 numbers in a sample, and channels in a batch, got shapes {shapes}"
     if not all(itself(part, kind) for part, kind in parts):
         return "the block or a part of it is of a subclass, or something listens to its attention"
     own = [part for part, _ in parts]
-    if not all(_ordinary(part, block) for part in block.modules() if not any(part is p for p in own)):
+    if not all(_ordinary(part, block) for part in modules if not any(part is p for p in own)):
         return "a part of the block is not as its class makes it"
-    if any(heard(part) for part in block.modules() if part is not block):
+    if any(heard(part) for part in modules[1:]):
         return "a hook listens to a part of the block"
     return None if torch.compiler.is_compiling() else _unusual(tensors, device)
 
@@ -127,15 +126,22 @@ def _unusual(tensors: Sequence[Tensor], device: torch.device) -> str | None:
         return "torch.jit.trace would not see what it does"
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return "torch.func transforms and forward derivatives take operators apart"
-    if any(type(t) not in PLAIN for t in tensors):
-        return f"it takes plain tensors, got {', '.join(sorted({type(t).__name__ for t in tensors}))}"
+    if not (kinds := {type(t) for t in tensors}).issubset(PLAIN):
+        return f"it takes plain tensors, got {', '.join(sorted(kind.__name__ for kind in kinds))}"
     return None
 
 
 def capability(device: torch.device) -> tuple[int, int]:
     """Of a GPU: (9, 0) for an H100, say."""
+    return _properties(device) if torch.compiler.is_compiling() else _known(device)
+
+
+def _properties(device: torch.device) -> tuple[int, int]:
     it = torch.cuda.get_device_properties(device)   # which torch.compile knows for a constant
     return it.major, it.minor
+
+
+_known = cache(_properties)
 
 
 # ---- how -------------------------------------------------------------------------------------------------------------
@@ -180,10 +186,12 @@ class Fused:
 
         Kernels read weights in rows, however a network was told to lay them out.
         """
-        weights = (t.contiguous() if isinstance(t, Tensor) else t for t in args[self.inputs :])
+        weights = [t.contiguous() if isinstance(t, Tensor) else t for t in args[self.inputs :]]
         args = *args[: self.inputs], *weights
         if torch.compiler.is_compiling():
             return self.operator(*args)
+        if not torch.is_grad_enabled():   # autograd would do nothing, and take its time
+            return self.forward(*args)
         return self.function.apply(Plain(self.plain, block, options), *args)
 
     def forward(self, *args: Any) -> tuple[Tensor, ...]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from ..contract import AnySpec, Weight, require
 from .numpy import EPSILON
@@ -167,7 +166,7 @@ def plain(*tensors: Tensor) -> bool:
         not torch.compiler.is_compiling()           # a graph is for all sizes, and its compiler finds passes of its own
         and not torch.jit.is_tracing()              # type: ignore[attr-defined]
         and not torch._C._are_functorch_transforms_active()   # vmap, grad and their like take operators apart
-        and forward_ad._current_level < 0           # there is no forward derivative of what is here
+        and torch.autograd.forward_ad._current_level < 0           # there is no forward derivative of what is here
         and all(type(x) in PLAIN for x in tensors)
     )
 

@@ -6,6 +6,7 @@ prints it from the result files of runs on one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,4 +28,10 @@ class Win:
     source: str
 
 
+def least(wins: Iterable[Win]) -> dict[tuple[object, ...], int]:
+    """From how many numbers on, by what else a call must be: this is asked at every call."""
+    return {(it.block, it.capability, it.dtype, it.last, it.training): it.least for it in wins}
+
+
 WINS: Final[tuple[Win, ...]] = ()
+LEAST: Final = least(WINS)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...ops.fused import Fused, densely
 from ...ops.triton import passes
-from ...ops.triton.common import REAL, launch, power, small
+from ...ops.triton.common import REAL, cdiv, launch, power, small
 
 WIDE = 256   # channels that a program takes
 
@@ -112,7 +112,7 @@ def _programs(x: Tensor) -> tuple[int, int]:
     """How many, and how many channels each takes."""
     N, C = x.shape[:2]
     BC = min(power(C), WIDE)
-    return N * triton.cdiv(C, BC), BC
+    return N * cdiv(C, BC), BC
 
 
 ARGUMENTS = "Tensor x, Tensor? shortcut, Tensor w, bool circular, bool relu"

@@ -7,7 +7,7 @@ the same numbers give the same bits.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -19,7 +19,10 @@ from torch import Tensor
 KEPT = torch.float32                # what is kept, and
 REAL = tl.constexpr(tl.float32)     # what is added up; tests, to prove the formulas, make it float64
 INFINITY = tl.constexpr(float("inf"))
+COMPILED: dict[Any, Any] = {}       # by what a kernel was called with: what runs it, and constants that this wants too
 ROWS = 16         # samples that a product of matrices takes at once, the least that there is hardware for
+ALIGNED = 16      # bytes that Triton reads at once where an address is a multiple of them
+MOST = 4096       # launches that are kept
 PROGRAMS = 528    # that fill a GPU: 4 for each of 132 multiprocessors; a constant, for sums to have one order
 
 
@@ -107,13 +110,18 @@ def tile(x: Tensor, area: int = 4096) -> Tile:
 
 def power(n: int) -> int:
     """The least power of 2 that is not under n."""
-    return triton.next_power_of_2(n)
+    return 1 << (n - 1).bit_length()
+
+
+def cdiv(a: int, b: int) -> int:
+    """How many b it takes to have a; Triton's own takes several times as long."""
+    return -(-a // b)
 
 
 def split(many: int, programs: int) -> tuple[int, int]:
     """Into how many parts, of how many steps each, `many` steps go to fill a GPU beside as many `programs`."""
-    each = -(-many // min(many, max(1, -(-PROGRAMS // programs))))
-    return -(-many // each), each
+    each = cdiv(many, min(many, max(1, cdiv(PROGRAMS, programs))))
+    return cdiv(many, each), each
 
 
 def small(x: Tensor, *shape: int) -> Tensor:
@@ -122,12 +130,33 @@ def small(x: Tensor, *shape: int) -> Tensor:
 
 
 def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
-    """Run a kernel, on the device and the stream of its first tensor; no programs, no run."""
-    if programs:
-        device = args[0].device
-        there = device.type != "cuda" or device.index == torch.cuda.current_device()
-        with nullcontext() if there else torch.cuda.device(device):
-            kernel[(programs,)](*args, enable_fp_fusion=True, **options)   # said, for its default is to change
+    """Run a kernel, on the device and the stream of its first tensor; no programs, no run.
+
+    What Triton compiles is kept here by all that it looks at, and more: to have Triton look again takes longer than
+    all else that a launch does.
+    """
+    if not programs:
+        return
+    device = args[0].device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            _launch(kernel, programs, device, args, options)
+    else:
+        _launch(kernel, programs, device, args, options)
+
+
+def _launch(kernel: Any, programs: int, device: torch.device, args: Sequence[Any], options: dict[str, Any]) -> None:
+    seen = [(arg.dtype, arg.data_ptr() % ALIGNED) if isinstance(arg, Tensor) else arg for arg in args]
+    key = kernel.fn, programs, device, *seen, *options.values()
+    if known := COMPILED.get(key):
+        run, constants = known
+        run(*args, *constants)
+        return
+    made = kernel[(programs,)](*args, enable_fp_fusion=True, **options)   # said, for its default is to change
+    if made is not None:   # the interpreter makes nothing
+        if len(COMPILED) >= MOST:
+            COMPILED.clear()
+        COMPILED[key] = made[(programs, 1, 1)], [options[name] for name in kernel.arg_names[len(args) :]]
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..fused import INTERPRETED, capability
-from .common import REAL, at, last, launch, places, power, relu, sizes
+from .common import REAL, at, cdiv, last, launch, places, power, relu, sizes
 from .resize import Grids, resized
 
 UPCAST = tl.constexpr(INTERPRETED)   # the interpreter would take bfloat16's bits for numbers
@@ -238,7 +238,7 @@ def project(g: Tensor, u: Tensor, folded: Tensor, p: Tensor, last: bool) -> None
     BF, BC, BS, num_warps = tile(g, F, G)
     options: dict[str, Any] = {"LAST": last, "PRECISION": precision(g), "BF": BF, "BC": BC, "BS": BS}
     args = g, u, folded, p, F, G, Q
-    programs = N * triton.cdiv(Q, BS) * triton.cdiv(F, BF)
+    programs = N * cdiv(Q, BS) * cdiv(F, BF)
     launch(project_kernel, programs, *args, **options, num_warps=num_warps, num_stages=2)
 
 
@@ -260,10 +260,10 @@ def gate(
     G = 0 if u is None else u.shape[1]
     BG = min(BC, max(16, power(G)))
     options: dict[str, Any] = {"LAST": last(x), "PRECISION": precision(x), "WHOLE": C <= BC}
-    options |= {"WORDS": triton.cdiv(F, WORD), "BLOCKS": triton.cdiv(F, BF)}
+    options |= {"WORDS": cdiv(F, WORD), "BLOCKS": cdiv(F, BF)}
     sizes_of_tile = {"BF": BF, "BC": BC, "BG": BG, "BS": BS, "num_warps": num_warps, "num_stages": 2}
     args = x, g, w, u, folded, *to, F, C, G, S, *grids.sizes
-    launch(gate_kernel, N * triton.cdiv(S, BS), *args, **grids.options, **options, **sizes_of_tile)
+    launch(gate_kernel, N * cdiv(S, BS), *args, **grids.options, **options, **sizes_of_tile)
 
 
 def tile(x: Tensor, F: int, C: int) -> Tile:

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import PROGRAMS, REAL, at, launch, places, sizes, small
+from .common import PROGRAMS, REAL, at, cdiv, launch, places, sizes, small
 from .gate import Tile, column, matrix, passed, precision, product, projected, together, values
 from .resize import Grids, first, found, reaches
 
@@ -251,7 +251,7 @@ def to_sigmoid(x: Tensor, dy: Tensor, alpha: Tensor, last: bool) -> Tensor:
     BC, BS = (64, 64) if last else (16, 256)
     dz = small(x, N, S)
     args = x, dy, alpha, dz, C, S
-    launch(product_kernel, N * triton.cdiv(S, BS), *args, LAST=last, BC=BC, BS=BS, num_warps=8)
+    launch(product_kernel, N * cdiv(S, BS), *args, LAST=last, BC=BC, BS=BS, num_warps=8)
     return dz
 
 
@@ -292,8 +292,8 @@ def to_input(
     """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C, centre is not None)
-    blocks = triton.cdiv(C, BC)
-    steps = N * triton.cdiv(S, BS)
+    blocks = cdiv(C, BC)
+    steps = N * cdiv(S, BS)
     most = N * S // (8 * max(BF, F))   # with more, writing them would take as long
     parts = max(1, min(steps, RESIDENT // blocks, most))
     sums = Parts(small(x, parts, F, C), small(x, parts, F + 1))

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import REAL, launch, sizes, small
+from .common import REAL, cdiv, launch, sizes, small
 from .gate import column, precision, projected, tile
 from .gate_backward import RESIDENT, Slopes, slopes
 
@@ -54,11 +54,11 @@ def moments(x: Tensor, w: Tensor, last: bool) -> tuple[Tensor, Tensor]:
     """Mean and variance of W x over samples and places: (N, C, *S), (F, C, 1..) -> (F,) each."""
     (N, C, S), F = sizes(x), len(w)
     BF, BC, num_warps = _tile(x, F, C)
-    count = max(1, min(N * triton.cdiv(S, PLACES), RESIDENT))
+    count = max(1, min(N * cdiv(S, PLACES), RESIDENT))
     parts = small(x, count, 3, F)
     options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": PLACES}
     args = x, w, parts, N, F, C, S, count
-    launch(moments_kernel, count * triton.cdiv(F, BF), *args, **options, num_warps=num_warps, num_stages=2)
+    launch(moments_kernel, count * cdiv(F, BF), *args, **options, num_warps=num_warps, num_stages=2)
     means, spreads, counts = parts.double().unbind(1)
     mean = (counts * means).sum(0) / counts.sum(0)
     var = (spreads + counts * (means - mean) ** 2).sum(0) / counts.sum(0)
@@ -99,12 +99,12 @@ def sums(x: Tensor, w: Tensor, mean: Tensor, it: Slopes, last: bool) -> tuple[Te
     """Sums of e and of e (W x - mean) over samples and places: (F,) each."""
     (N, C, S), F = sizes(x), len(w)
     BF, BC, num_warps = _tile(x, F, C)
-    count = max(1, min(N * triton.cdiv(S, PLACES), RESIDENT))
+    count = max(1, min(N * cdiv(S, PLACES), RESIDENT))
     parts = small(x, count, 2, F)
     where, constants = it.arguments()
     options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": PLACES}
     args = x, w, mean, it.dz, it.bits, parts, N, F, C, S, count, *where
-    launch(sums_kernel, count * triton.cdiv(F, BF), *args, **constants, **options, num_warps=num_warps, num_stages=2)
+    launch(sums_kernel, count * cdiv(F, BF), *args, **constants, **options, num_warps=num_warps, num_stages=2)
     of_e, of_t = parts.double().sum(0).to(parts.dtype)
     return of_e, of_t
 

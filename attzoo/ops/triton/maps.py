@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import REAL, launch, places, power, small, split
+from .common import REAL, cdiv, launch, places, power, small, split
 
 PLACES = 256    # that a program takes
 TAPS = 16       # of the kernel, that a program takes on the way back
@@ -60,7 +60,7 @@ def conv(maps: Tensor, weight: Tensor, size: Sequence[int], q: Tensor, *, gate: 
     whole, kernel = _whole(size), _kernel(weight)
     BS = min(power(q.shape[1]), PLACES)
     options = {"GATE": gate, "BS": BS, "num_warps": 4, **kernel}
-    launch(conv_kernel, len(q) * triton.cdiv(q.shape[1], BS), maps, weight, q, *whole, **options)
+    launch(conv_kernel, len(q) * cdiv(q.shape[1], BS), maps, weight, q, *whole, **options)
 
 
 @triton.jit
@@ -120,9 +120,9 @@ def backward(
     BS = min(power(S), PLACES)
     dmaps = small(dq, N, 2, S)
     options = {"BS": BS, "num_warps": 4, **kernel}
-    steps = N * triton.cdiv(S, BS)
+    steps = N * cdiv(S, BS)
     launch(maps_kernel, steps, dq, weight, ties, dmaps, *whole, channels, **options)
-    taps = triton.cdiv(weight.numel(), TAPS)
+    taps = cdiv(weight.numel(), TAPS)
     count, each = split(max(1, steps), taps)
     parts = small(dq, count, weight.numel())
     launch(weight_kernel, taps * count, dq, maps, parts, N, *whole, count, each, BT=TAPS, **options)

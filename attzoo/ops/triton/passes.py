@@ -15,7 +15,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import INFINITY, REAL, alike, at, corner, larger, last, launch, places, relu, sizes, small, split, tile
+from .common import (
+    INFINITY,
+    REAL,
+    alike,
+    at,
+    cdiv,
+    corner,
+    larger,
+    last,
+    launch,
+    places,
+    relu,
+    sizes,
+    small,
+    split,
+    tile,
+)
 
 # ---- forward ---------------------------------------------------------------------------------------------------------
 
@@ -47,8 +63,8 @@ def pool(x: Tensor, top: bool) -> tuple[Tensor, Tensor | None]:
     """(N, C, *S) -> sum and, if asked for, maximum over parts of space, (N, PARTS, C) each."""
     N, C, S = sizes(x)
     BC, BS, num_warps = tile(x)
-    blocks = triton.cdiv(C, BC)
-    parts, steps = split(triton.cdiv(S, BS), max(1, N * blocks))
+    blocks = cdiv(C, BC)
+    parts, steps = split(cdiv(S, BS), max(1, N * blocks))
     total = small(x, N, parts, C)
     tops = small(x, N, parts, C) if top else None
     options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
@@ -81,7 +97,7 @@ def pool_channels(x: Tensor, s: Tensor | None, maps: Tensor) -> None:
     N, C, S = sizes(x)
     BC, BS, num_warps = _columns(x)
     options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
-    launch(map_kernel, N * triton.cdiv(S, BS), x, s, maps, C, S, **options)
+    launch(map_kernel, N * cdiv(S, BS), x, s, maps, C, S, **options)
 
 
 @triton.jit
@@ -115,7 +131,7 @@ def scale(
     BC, BS, num_warps = tile(x, 8192)
     options = {"RELU": relu, "LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     shortcut = None if shortcut is None else alike(shortcut, x)
-    launch(scale_kernel, N * triton.cdiv(C, BC) * triton.cdiv(S, BS), x, s, t, shortcut, y, C, S, **options)
+    launch(scale_kernel, N * cdiv(C, BC) * cdiv(S, BS), x, s, t, shortcut, y, C, S, **options)
 
 
 # ---- backward --------------------------------------------------------------------------------------------------------
@@ -171,7 +187,7 @@ def to_places(x: Tensor, dy: Tensor, s: Tensor | None, t: Tensor, maps: Tensor) 
     BC, BS, num_warps = _columns(x)
     dq, ties = small(x, N, S), small(x, N, S)
     options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
-    launch(places_kernel, N * triton.cdiv(S, BS), x, dy, s, t, maps, dq, ties, C, S, **options)
+    launch(places_kernel, N * cdiv(S, BS), x, dy, s, t, maps, dq, ties, C, S, **options)
     return dq, ties
 
 
@@ -230,8 +246,8 @@ def to_channels(
     """The gradient of s and, where `top` (N, C) is given, how many places share it; of parts: (N, PARTS, C) each."""
     N, C, S = sizes(x)
     BC, BS, num_warps = tile(x)
-    blocks = triton.cdiv(C, BC)
-    parts, steps = split(triton.cdiv(S, BS), max(1, N * blocks))
+    blocks = cdiv(C, BC)
+    parts, steps = split(cdiv(S, BS), max(1, N * blocks))
     ds = small(x, N, parts, C)
     ties = None if top is None else small(x, N, parts, C)
     options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
@@ -284,7 +300,7 @@ def to_input(
     BC, BS, num_warps = tile(x, 8192 if t is None else 4096)
     options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     args = x, dy, s, t, maps, dmaps, top, mean, each, dx, C, S
-    launch(input_kernel, N * triton.cdiv(C, BC) * triton.cdiv(S, BS), *args, **options)
+    launch(input_kernel, N * cdiv(C, BC) * cdiv(S, BS), *args, **options)
 
 
 def _columns(x: Tensor) -> tuple[int, int, int]:

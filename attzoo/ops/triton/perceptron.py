@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import INFINITY, REAL, ROWS, larger, launch, power, relu, small
+from .common import INFINITY, REAL, ROWS, cdiv, larger, launch, power, relu, small
 
 WIDE = 32    # channels that a program takes at once: with 64, products of exact float32 numbers spill
 PRECISION = tl.constexpr("ieee")   # these sums are small: no rounding to TF32
@@ -136,12 +136,12 @@ def forward(total: Tensor, tops: Tensor | None, places: int, it: Layers, to: Kep
     if it.w1.shape != (R, C) or it.w2.shape != (C, R):   # a kernel would read past their ends
         raise ValueError(f"expected weights for {C} channels, got {list(it.w1.shape)} and {list(it.w2.shape)}")
     branches = 1 if tops is None else 2
-    rows, BR = triton.cdiv(N, ROWS), _units(R)
+    rows, BR = cdiv(N, ROWS), _units(R)
     options = {"BRANCHES": branches, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
     args = total, tops, it.w1, it.b1, to.avg, to.top, to.hidden, N, C, R, PARTS, 1 / places
-    launch(squeeze_kernel, rows * triton.cdiv(R, BR), *args, **options)
+    launch(squeeze_kernel, rows * cdiv(R, BR), *args, **options)
     hard = it.gate == "hard_sigmoid"
-    launch(excite_kernel, rows * triton.cdiv(C, WIDE), to.hidden, it.w2, it.b2, to.s, N, C, R, HARD=hard, **options)
+    launch(excite_kernel, rows * cdiv(C, WIDE), to.hidden, it.w2, it.b2, to.s, N, C, R, HARD=hard, **options)
 
 
 # ---- backward --------------------------------------------------------------------------------------------------------
@@ -259,16 +259,16 @@ def backward(
     """
     (N, PARTS, C), R = ds.shape, len(it.w1)
     branches = kept.hidden.shape[1]
-    rows, BR = triton.cdiv(N, ROWS), _units(R)
+    rows, BR = cdiv(N, ROWS), _units(R)
     options = {"BRANCHES": branches, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
     dz, dhidden, mean = small(ds, N, C), small(ds, N, branches, R), small(ds, N, C)
     each = None if ties is None else small(ds, N, C)
     ahead = ds, kept.s, it.w2, kept.hidden, dz, dhidden, N, C, R, PARTS
-    launch(unexcite_kernel, rows * triton.cdiv(R, BR), *ahead, HARD=it.gate == "hard_sigmoid", **options)
+    launch(unexcite_kernel, rows * cdiv(R, BR), *ahead, HARD=it.gate == "hard_sigmoid", **options)
     to_pools = dhidden, it.w1, ties, mean, each, N, C, R, PARTS, 1 / places
-    launch(unsqueeze_kernel, rows * triton.cdiv(C, WIDE), *to_pools, **options)
+    launch(unsqueeze_kernel, rows * cdiv(C, WIDE), *to_pools, **options)
     to_layers = dz, dhidden, kept.hidden, kept.avg, kept.top, *gradients[:4], N, C, R
-    launch(weights_kernel, triton.cdiv(C, WIDE) * triton.cdiv(R, BR), *to_layers, **options)
+    launch(weights_kernel, cdiv(C, WIDE) * cdiv(R, BR), *to_layers, **options)
     return mean, each
 
 
