@@ -179,3 +179,12 @@ def tiny():
         patch.setattr(perceptron, "WIDE", 16)
         patch.setattr(eca, "WIDE", 16)
         yield
+
+
+def taken(block, *xs, mode="triton"):
+    """Whether a call goes through the kernels."""
+    calls, real = [], fused.Fused.__call__
+    with pytest.MonkeyPatch.context() as patch, attzoo.kernels(mode):
+        patch.setattr(fused.Fused, "__call__", lambda *args, **kwargs: calls.append(args) or real(*args, **kwargs))
+        block(*xs)
+    return bool(calls)
