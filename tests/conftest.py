@@ -19,6 +19,9 @@ with suppress(ImportError):
 with suppress(ImportError):
     import triton  # noqa: F401
 
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        import interpreter  # noqa: F401
+
 from cases import CASES
 
 
