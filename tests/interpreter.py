@@ -5,6 +5,7 @@ import operator
 
 import numpy as np
 from triton.language.core import is_builtin
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 EXACT = {"add": operator.add, "sub": operator.sub, "mul": operator.mul}
@@ -20,16 +21,17 @@ def patch_builtin(package, *how, real=interpreter._patch_builtin):
         real(package, *how)
 
 
-def sanitize(a, b, operation, real=interpreter.interpreter_semantic.binary_op_sanitize_overflow_impl):
+def sanitize(self, a, b, operation, real=TritonSemantic.binary_op_sanitize_overflow_impl):
     """That integers hold what comes of them. The interpreter's own 7 operations take longer, and no outcome fails."""
     kind = a.type.scalar
-    if kind != b.type.scalar or not kind.is_int() or operation.__name__ not in EXACT:
-        real(a, b, operation)
+    if not isinstance(self.builder, interpreter.InterpreterBuilder) or operation.__name__ not in EXACT:
+        real(self, a, b, operation)
     elif kind.int_bitwidth < 64:
+        assert kind == b.type.scalar, f"expected matching operands, got {kind} and {b.type.scalar}"
         found = EXACT[operation.__name__](a.handle.data.astype(np.int64), b.handle.data.astype(np.int64))
         fits = kind.get_int_min_value() <= found.min() and found.max() <= kind.get_int_max_value()
         assert fits, f"int{kind.int_bitwidth} overflow detected for operation {operation.__name__}"
 
 
 interpreter._patch_builtin = patch_builtin
-interpreter.interpreter_semantic.binary_op_sanitize_overflow_impl = sanitize
+TritonSemantic.binary_op_sanitize_overflow_impl = sanitize
