@@ -1,0 +1,102 @@
+"""Which samples make a batch, and what a loader gives of them."""
+
+import sys
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from pairs import place
+
+from attzoo.train.batches import Batches, Loader
+from attzoo.train.data import Folder, Preparation
+
+
+@pytest.mark.parametrize(("count", "drop_last"), [(24, False), (23, False), (17, False), (23, True)])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_shares_of_processes_make_the_batches_of_one(count, drop_last, world):
+    alone = Batches(count, 8, seed=5, drop_last=drop_last)
+    seen = []
+    for epoch in (0, 1, 7):
+        alone.epoch = epoch
+        shares = [Batches(count, 8, 5, True, drop_last, rank, world, epoch) for rank in range(world)]
+        assert [len(list(share)) for share in shares] == [len(share) for share in shares]
+        whole = list(alone)
+        assert len(whole) == len(alone) == (count // 8 if drop_last else -(-count // 8))
+        for number, batch in enumerate(whole):
+            parts = [keys for share in shares for keys in list(share)[number : number + 1]]
+            assert sorted(chain(*parts)) == sorted(batch)
+            assert all(keys for keys in parts)
+            assert len(batch) < 8 or {len(keys) for keys in parts} == {8 // world}
+        keys = list(chain(*whole))
+        assert len(set(keys)) == len(keys) == (16 if drop_last else count)
+        assert all(key[0] == epoch and 0 <= key[1] < count for key in keys)
+        assert list(alone) == whole
+        seen.append([index for _, index in keys])
+    assert len({str(order) for order in seen}) == 3
+    assert seen[0] != sorted(seen[0])
+    assert list(Batches(count, 8, seed=6, drop_last=drop_last, epoch=7)) != list(alone)
+    assert [index for _, index in chain(*Batches(count, 8, shuffle=False))] == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch": 6, "world_size": 4}, "batch must be a multiple of 4, the processes, got 6"),
+        ({"batch": 4, "rank": 2, "world_size": 2}, "rank must be below world_size, got 2 of 2"),
+        ({"batch": 12, "drop_last": True}, "at least 12 samples to fill a batch, got 10"),
+        ({"batch": 0}, "batch must be >= 1, got 0"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Batches(10, **arguments)
+
+
+def test_a_loader_gives_tensors_and_leaves_the_generator_of_dropout_alone(tmp_path):
+    folder = Folder(place(tmp_path, 5), flip=True)
+    loader = Loader(folder, Batches(5, 2))
+    before = torch.get_rng_state()
+    got = list(loader.epoch(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [tuple(images.shape) for images, _ in got] == [(2, 1, 8, 12)] * 2 + [(1, 1, 8, 12)]
+    assert len(loader) == 3
+    for keys, (images, masks) in zip(Batches(5, 2, epoch=2), got, strict=True):
+        assert (images.dtype, masks.dtype) == (torch.float32, torch.int64)
+        for n, key in enumerate(keys):
+            image, mask = folder[key]
+            np.testing.assert_array_equal(images[n].numpy(), image)
+            np.testing.assert_array_equal(masks[n].numpy(), mask)
+
+
+def test_images_of_many_sizes_are_no_batch(tmp_path):
+    pairs = [*place(tmp_path / "a", 2), *place(tmp_path / "b", 1, (6, 7))]
+    folder = Folder(pairs)
+    with pytest.raises(ValueError, match=r"one size to make batches of, got .*0.npy of 8 x 12 and .*b.*0.npy of 6 x 7"):
+        Loader(folder, Batches(3, 2))
+    shapes = [tuple(masks.shape) for _, masks in Loader(folder, Batches(3, 1, shuffle=False)).epoch(0)]
+    assert shapes == [(1, 8, 12), (1, 8, 12), (1, 6, 7)]
+    assert [len(masks) for _, masks in Loader(Folder(pairs, Preparation((8, 8))), Batches(3, 2)).epoch(0)] == [2, 1]
+
+
+class Bare(Folder):
+    """A folder that says whether TensorFlow is there, as a class."""
+
+    def __getitem__(self, key):
+        image, mask = super().__getitem__(key)
+        return image, mask + 100 * ("tensorflow" in sys.modules)
+
+
+def test_a_worker_gives_the_same_and_the_same_errors_without_tensorflow(tmp_path):
+    pairs = place(tmp_path, 4)
+    arguments = {"preparation": Preparation((6, 6)), "flip": True}
+    here, there = Loader(Folder(pairs, **arguments), Batches(4, 2)), Loader(Bare(pairs, **arguments), Batches(4, 2), 1)
+    next(there.epoch(0))   # an epoch given up
+    for epoch in (0, 1):
+        for one, other in zip(here.epoch(epoch), there.epoch(epoch), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    pairs[2][0].write_bytes(b"")
+    for loader in (here, there):
+        with pytest.raises(ValueError, match=r"^cannot read .*2.npy: ") as caught:
+            list(loader.epoch(2))
+        assert "\n" not in str(caught.value)
