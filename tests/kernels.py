@@ -6,7 +6,6 @@ Kernels run on the GPU where there is one, else on the CPU, in Triton's interpre
 import copy
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,23 +19,6 @@ from attzoo.ops.triton import common, maps, passes, perceptron
 from attzoo.ops.triton.common import Tile
 from attzoo.testing import TOLERANCE
 from attzoo.testing.case import EPS
-
-if fused.INTERPRETED:   # which reduces number by number; halves by halves it is 100 times as quick
-    from triton.runtime.interpreter import ReduceOps
-
-    def by_halves(self, inputs, real=ReduceOps.generic_reduce):
-        """One tensor along one axis, whose length is a power of 2, by the kernel's own function."""
-        axis = getattr(self.axis, "value", self.axis)
-        if axis is None or len(inputs) > 1:
-            return real(self, inputs)
-        (tensor,) = inputs
-        data = tensor.handle.data
-        while data.shape[axis] > 1:
-            halves = (self.to_tensor(half, tensor.dtype) for half in np.split(data, 2, axis))
-            data = self.combine_fn.fn(*halves).handle.data
-        return [self.to_tensor(data if self.keep_dims else data.squeeze(axis), tensor.dtype)]
-
-    ReduceOps.generic_reduce = by_halves
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("se", "eca", "channel_attention", "spatial_attention", "cbam")
