@@ -11,6 +11,9 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 # TensorFlow's oneDNN refuses empty batches, and rounds differently from CPU to CPU
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+# from these caches graphs of an operator as it once was would come back
+os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
+os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
 with suppress(ImportError):
     import torch
 

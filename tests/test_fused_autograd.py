@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from kernels import DEVICE, LAYOUTS, NAMES, RESIDUAL, SPATIAL, build, draw, step
+from operations import Large
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
@@ -157,6 +158,19 @@ def test_gradients_of_a_residual_block_by_the_kernels(name):
         found.append([y, *torch.autograd.grad(y, [*inputs, *it.parameters()], dy.to(y.dtype))])
     for got, wanted in zip(*found, strict=True):
         assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+@pytest.mark.parametrize("act", [None, "relu"])
+def test_of_the_size_of_x_there_is_room_for_two_gradients_and_no_more(name, act):
+    block, (x, shortcut, dy) = build(name), draw(3, 2, 8, 16, 16).unbind()
+    inputs = [x.requires_grad_(), shortcut.requires_grad_()]
+    with attzoo.kernels("triton"):
+        y = block(*inputs, act=act)
+    with Large(x) as made:
+        torch.autograd.grad(y, inputs, dy)
+    before = {t.untyped_storage().data_ptr() for t in (x, y, dy)}   # of which the interpreter makes views
+    assert len(made.made.keys() - before) == 2
 
 
 # ---- the rest of torch -----------------------------------------------------------------------------------------------

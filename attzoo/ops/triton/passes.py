@@ -150,11 +150,13 @@ def to_scaled(dy: Tensor, x: Tensor, y: Tensor | None, gradients: list[Any]) -> 
 
     y: as it came out, if there was a relu.
     """
-    dy = alike(dy, x)
+    dy, room = alike(dy, x), gradients[1]
     if y is not None:
-        dy = torch.ops.aten.threshold_backward(dy, y, 0)   # 0 where y is, as torch's own relu has it
-    if gradients[1] is not None:
-        gradients[1] = dy if y is not None else dy.clone()
+        into = torch.empty_like(dy) if room is None or room.stride() != dy.stride() else room
+        torch.ops.aten.threshold_backward.grad_input(dy, y, 0, grad_input=into)   # 0 where y is, as in torch's own relu
+        dy = into
+    if room is not None and room is not dy:
+        room.copy_(dy)
     return dy
 
 

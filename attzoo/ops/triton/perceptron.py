@@ -18,10 +18,6 @@ WIDE = 32    # channels that a program takes at once: with 64, products of exact
 PRECISION = tl.constexpr("ieee")   # these sums are small: no rounding to TF32
 
 
-ARGUMENTS = """Tensor x, Tensor? shortcut,
-Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str gate, bool relu"""
-
-
 class Layers(NamedTuple):
     """squeeze (R, C), (R,) or None and excite (C, R), (C,) or None; gate: "sigmoid" or "hard_sigmoid"."""
 
@@ -39,12 +35,12 @@ def layers_of(block: Any) -> Layers:
 
 
 class Kept(NamedTuple):
-    """What the way back needs: averages and maxima (N, C), hidden (N, branches, R) after relu, s (N, C)."""
+    """What the way back needs: averages (N, C), hidden (N, branches, R) after relu, s and, of two branches, maxima."""
 
     avg: Tensor
-    top: Tensor | None
     hidden: Tensor
     s: Tensor
+    top: Tensor | None = None
 
 
 # ---- forward ---------------------------------------------------------------------------------------------------------
@@ -127,7 +123,7 @@ def both(hidden, n, r, N, R, BRANCHES: tl.constexpr):
 def kept(x: Tensor, R: int, top: bool) -> Kept:
     """Room for what is kept of x (N, C, *S)."""
     N, C = x.shape[:2]
-    return Kept(small(x, N, C), small(x, N, C) if top else None, small(x, N, 1 + top, R), small(x, N, C))
+    return Kept(small(x, N, C), small(x, N, 1 + top, R), small(x, N, C), small(x, N, C) if top else None)
 
 
 def forward(total: Tensor, tops: Tensor | None, places: int, it: Layers, to: Kept) -> None:
