@@ -7,7 +7,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Final
 
 import torch
@@ -179,7 +178,7 @@ def contenders(it: Subject) -> Iterator[Contender]:
 def has_kernels(it: Subject) -> bool:
     """Whether the subject's block has fused kernels, for the device that they are for."""
     block = it.case.block
-    return it.device.type == "cuda" and block != "none" and find_spec(f"attzoo.blocks.{block}.triton") is not None
+    return it.device.type == "cuda" and block != "none" and attzoo.info(block).fused
 
 
 def of_blocks(it: Subject) -> Iterator[Contender]:
