@@ -250,6 +250,8 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
     calls = zip(named, card.shapes, strict=False)
     rows = [(call, f"`{shapes}`", f"`{_channels_last(shapes)}`") for call, shapes in calls]
     yield _table(("", "channels first (PyTorch, NumPy, Keras)", "channels last (Keras)"), rows)
+    if card.residual:
+        yield 'A call in PyTorch also takes `shortcut`, of x\'s shape and dtype, never broadcast, and `act`, `"relu"`.'
     yield "## Arguments"
     rows = [(f"`{a.name}`", "required" if a.required else f"`{a.default!r}`", a.about) for a in card.arguments]
     yield _table(("argument", "default", "meaning"), rows)

@@ -30,6 +30,9 @@ class kernels:   # in small letters, for it is called like a function
         self.mode = contract.choice("kernels", mode, KERNELS)
         self.before, chosen = chosen, self.mode
 
+    def __repr__(self) -> str:
+        return f"kernels({self.mode!r})"
+
     def __enter__(self) -> None:
         global chosen
         chosen = self.mode

@@ -239,12 +239,13 @@ def test_layers_of_other_sizes_are_refused_before_a_kernel_reads_past_them():
 
 
 @pytest.mark.parametrize(("before", "env", "says"), [
-    ("", {"TRITON_INTERPRET": "0"}, "it runs on a CUDA device, and the input is on cpu"),
+    ("", {"TRITON_INTERPRET": "0"}, "its kernels run on a CUDA device, and the input is on cpu"),
     (WITHOUT.format(absent={"triton"}), {}, 'triton is not installed: pip install "attzoo[triton]"'),
 ])   # fmt: skip
 def test_a_machine_without_kernels(before, env, says):
     done = python(f"{before}\n{USE}", ATTZOO_KERNELS="triton", **env)
-    assert done.stderr.splitlines()[-1] == f'RuntimeError: kernels("triton") asks for a fused SE, but {says}'
+    asked = 'RuntimeError: kernels("triton") asks for a fused SE'
+    assert done.stderr.splitlines()[-1] == f'{asked}, but {says}; kernels("auto") has the plain form'
     always = "import attzoo.ops.fused as fused; fused.wins = lambda kind, x: True"
     done = python(f"{before}\nimport attzoo.torch; {always}\n{USE}", **env)
     assert done.returncode == 0, done.stderr

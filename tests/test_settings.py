@@ -34,6 +34,10 @@ def test_the_setting_is_put_back_after_a_block_of_code():
     assert settings.chosen == "auto"
 
 
+def test_it_tells_what_was_chosen():
+    assert repr(attzoo.kernels("auto")) == "kernels('auto')"
+
+
 def test_another_mode_is_refused():
     with pytest.raises(ValueError, match="kernels must be one of 'auto', 'eager', 'triton', got 'fast'"):
         attzoo.kernels("fast")

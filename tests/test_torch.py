@@ -917,5 +917,7 @@ def test_a_shortcut_that_is_none_is_refused(name):
         block(x, "relu")
     with pytest.raises(TypeError, match=r"expected a shortcut of x's dtype, torch\.float32, got torch\.float64"):
         block(x, x.double())
+    with pytest.raises(ValueError, match=r"^expected a shortcut on x's device, cpu, got one on meta$"):
+        block(x, x.to("meta"))
     with pytest.raises(ValueError, match=r"^act must be one of None, 'relu', got 'gelu'$"):
         block(x, act="gelu")

@@ -60,7 +60,8 @@ def serves(
     inputs = [x, *(t for t in others if t is not None)]
     why = refusal(block, inputs, ((block, kind), *parts)) or unless(block, *inputs)
     if why and settings.chosen == "triton":
-        raise RuntimeError(f'kernels("triton") asks for a fused {kind.__name__}, but {why}')
+        asked = f'kernels("triton") asks for a fused {kind.__name__}'
+        raise RuntimeError(f'{asked}, but {why}; kernels("auto") has the plain form')
     return not why
 
 
@@ -85,7 +86,7 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
     tensors = [*inputs, *(t for part in modules for t in part._parameters.values() if t is not None)]
     tensors += [t for part in modules for t in part._buffers.values() if t is not None and t.is_floating_point()]
     if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
-        return f"it runs on a CUDA device, and the input is on {device}"
+        return f"its kernels run on a CUDA device, and the input is on {device}"
     if len(devices := {t.device for t in tensors}) > 1:
         return f"its tensors are on several devices, {', '.join(sorted(map(str, devices)))}"
     if not (dtypes := {t.dtype for t in tensors}) <= DTYPES:
@@ -95,8 +96,10 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
     if any(x.numel() >= LONGEST and max(prod(x.shape[1:]), prod(x.shape[:2])) >= LONGEST for x in inputs):
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         return f"it takes fewer than 2^31 numbers in a sample, and channels in a batch, got shapes {shapes}"
+    if any(type(part) is not kind for part, kind in parts):
+        return "the block or a part of it is of a subclass"
     if not all(itself(part, kind) for part, kind in parts):
-        return "the block or a part of it is of a subclass, or something listens to its attention"
+        return "something listens to its attention, as attention_maps does, or stands in a method's place"
     own = [part for part, _ in parts]
     if not all(_ordinary(part, block) for part in modules if not any(part is p for p in own)):
         return "a part of the block is not as its class makes it"

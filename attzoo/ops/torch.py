@@ -78,6 +78,8 @@ class Block(nn.Module):
             raise TypeError(f"expected a torch.Tensor as shortcut, got {type(shortcut).__name__}")
         if shortcut.shape != x.shape:
             raise ValueError(f"expected a shortcut of x's shape, {tuple(x.shape)}, got {tuple(shortcut.shape)}")
+        if shortcut.device != x.device:
+            raise ValueError(f"expected a shortcut on x's device, {x.device}, got one on {shortcut.device}")
         if shortcut.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"expected a shortcut of x's dtype, {x.dtype}, got {shortcut.dtype}")
 
