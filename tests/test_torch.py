@@ -22,6 +22,7 @@ from samples import LARGE, SAMPLES, Sample, assert_starts_as
 from torch import nn
 from torch.export import Dim
 from torch.testing import assert_close
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import attzoo
 from attzoo.ops.torch import Block, find
@@ -886,14 +887,60 @@ def test_what_is_written_over_is_missed_by_nobody(name, size):
         assert_close(got, w, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["se", "eca", "channel_attention"])
+def test_the_end_of_a_residual_block_takes_no_room_beside_its_output(name, monkeypatch):
+    block, x, products, real = attzoo.create(name, 8, backend="torch"), torch.randn(2, 8, 5, 6), [], Block.forward
+    monkeypatch.setattr(Block, "forward", lambda block, x: products.append(real(block, x)) or products[-1])
+    y = block(x, x, "relu")
+    assert y.data_ptr() == products[0].data_ptr()
+
+
+def hears(cbam, kept):
+    cbam.spatial.register_forward_hook(lambda module, xs, y: kept.append((y, y.clone())))
+
+
+def hears_gradients(cbam, kept):
+    cbam.spatial.register_full_backward_hook(lambda *args: None)
+
+
+def replaces(cbam, kept):
+    cbam.spatial = nn.Sigmoid()
+
+
+def leaves_out(cbam, kept):
+    cbam.channel = cbam.spatial = nn.Identity()
+
+
+@pytest.mark.parametrize("change", [hears, hears_gradients, replaces, leaves_out])
+def test_what_a_part_of_cbam_gives_is_not_written_over(change):
+    block, kept = attzoo.create("cbam", 8, backend="torch"), []
+    change(block, kept)
+    x, shortcut = torch.randn(2, 2, 8, 5, 6).unbind()
+    given = x.clone().requires_grad_()
+    y = block(given * 1, shortcut, "relu")
+    assert_close(y, torch.relu(block(x) + shortcut))
+    y.sum().backward()
+    for y, then in kept:
+        assert torch.equal(y, then)
+    before = x.clone()
+    block(x, shortcut, "relu")
+    assert torch.equal(x, before)
+
+
 @RESIDUAL
-def test_the_end_of_a_residual_block_takes_no_room_beside_its_output(name):
-    block, x = attzoo.create(name, 8, backend="torch"), torch.randn(2, 8, 64, 64)
-    with torch.no_grad(), Large(x) as alone:
-        block(x)
-    with torch.no_grad(), Large(x) as ended:
-        block(x, x, "relu")
-    assert len(ended.made) == len(alone.made)
+def test_a_checkpoint_may_keep_the_product(name):
+    block = attzoo.create(name, 8, backend="torch")
+    x, shortcut = torch.randn(2, 2, 8, 5, 6).unbind()
+    x.requires_grad_()
+
+    def keep(context, operation, *args, **kwargs):
+        return CheckpointPolicy.MUST_SAVE
+
+    y = checkpoint(block, x, shortcut, "relu", use_reentrant=False,
+                   context_fn=partial(create_selective_checkpoint_contexts, keep))   # fmt: skip
+    (got,) = torch.autograd.grad(y.sum(), x)
+    (wanted,) = torch.autograd.grad(block(x, shortcut, "relu").sum(), x)
+    assert torch.equal(got, wanted)
 
 
 @RESIDUAL

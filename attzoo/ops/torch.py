@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..contract import AnySpec, Weight, require
 from .numpy import EPSILON
@@ -153,13 +154,21 @@ ACTS_: dict[str | None, Callable[[Tensor], Tensor]] = {None: lambda y: y, "relu"
 def finish(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """act(y + shortcut), as a residual block ends: (N, C, *S) twice -> (N, C, *S).
 
-    y: a product that nobody else has, or needs for a gradient: it is written over where it can be. shortcut: of y's
-    shape, or None for 0. act: "relu", or None for none.
+    shortcut: of y's shape, or None for 0. act: "relu", or None for none.
     """
+    return ACTS[act](y if shortcut is None else y + shortcut)
+
+
+def finish_(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
+    """The same over y, where it can be: a product just made, that nobody else has, or needs for a gradient."""
     given = (y,) if shortcut is None else (y, shortcut)
-    if not plain(*given) or any(t.dtype != y.dtype for t in given):
-        return ACTS[act](y if shortcut is None else y + shortcut)
-    return ACTS_[act](y if shortcut is None else y.add_(shortcut))
+    if (
+        plain(*given)
+        and all(t.dtype == y.dtype for t in given)
+        and _get_current_dispatch_mode() is None   # who sees every operation may keep what comes of it
+    ):
+        return ACTS_[act](y if shortcut is None else y.add_(shortcut))
+    return finish(y, shortcut, act)
 
 
 def plain(*tensors: Tensor) -> bool:

@@ -48,6 +48,6 @@ class CBAM(ops.Block):
             from . import triton
             return triton.fused(self, x, shortcut, act)
         if cpu.serves(x, self, CBAM, *parts):
-            return ops.finish(cpu.scale(x, self.channel.coefficients, self.spatial.coefficients), shortcut, act)
+            return ops.finish_(cpu.scale(x, self.channel.coefficients, self.spatial.coefficients), shortcut, act)
         x = self.channel(x)
-        return ops.finish(self.spatial(x), shortcut, act)
+        return ops.finish(self.spatial(x), shortcut, act)   # a call, whose hooks may have kept what it gave

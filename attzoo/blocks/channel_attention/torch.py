@@ -49,5 +49,5 @@ class ChannelAttention(ops.Block):
             from . import triton
             return triton.fused(self, x, shortcut, act)
         if cpu.serves(x, self, ChannelAttention):
-            return ops.finish(cpu.scale(x, self.coefficients, None), shortcut, act)
-        return ops.finish(super().forward(x), shortcut, act)
+            return ops.finish_(cpu.scale(x, self.coefficients, None), shortcut, act)
+        return ops.finish_(super().forward(x), shortcut, act)

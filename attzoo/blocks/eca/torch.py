@@ -38,4 +38,4 @@ class ECA(ops.Block):
         if fused.serves(self, ECA, x, shortcut):
             from . import triton
             return triton.fused(self, x, shortcut, act)
-        return ops.finish(super().forward(x), shortcut, act)
+        return ops.finish_(super().forward(x), shortcut, act)

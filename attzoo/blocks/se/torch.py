@@ -40,4 +40,4 @@ class SE(ops.Block):
         if fused.serves(self, SE, x, shortcut):
             from . import triton
             return triton.fused(self, x, shortcut, act)
-        return ops.finish(super().forward(x), shortcut, act)
+        return ops.finish_(super().forward(x), shortcut, act)
