@@ -79,6 +79,17 @@ def test_torch_compile_by_inductor():
     assert_close(torch.autograd.grad(y.sum(), learned), torch.autograd.grad(wanted.sum(), learned))
 
 
+def test_an_export_is_for_batches_of_any_size():
+    """Neither what 32 bits count nor a recorded win, which begins at a size, ties a program to some sizes."""
+    block, x, wide = build("se", 64).eval(), draw(2, 64, 32, 56), {0: Dim("n", min=1, max=65536)}
+    with attzoo.kernels("triton"):
+        assert "attzoo.se.default" in seen(torch.export.export(block, (x,), dynamic_shapes=(wide,)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "wins", lambda kind, x: x.numel() >= 300_000)
+        assert taken(block, draw(3, 64, 32, 56), mode="auto")
+        assert "attzoo.se.default" not in seen(torch.export.export(block, (x,), dynamic_shapes=(wide,)))
+
+
 @every
 def test_torch_export(name):
     block = build(name).eval()

@@ -33,6 +33,7 @@ ABSENT: Final = find_spec("triton") is None
 TRITON: Final = next((it.version for it in distributions(name="triton")), OLDEST)   # a nightly has another name
 EARLY: Final = older(TRITON, OLDEST)
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")   # in Python
+exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)   # the latter in PyTorch 2.6
 LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
 HERE = threading.local()     # `plain` on it: this thread is running a plain form
 
@@ -53,7 +54,9 @@ def serves(
     parts: blocks that it is made of, and what they must be. unless: of block and inputs, a reason of the block's own
     why not, or None, asked last. Raises RuntimeError under kernels("triton") where there is no fused form.
     """
-    if settings.chosen == "eager" or (settings.chosen == "auto" and not wins(kind, x)):
+    if settings.chosen == "eager":
+        return False
+    if settings.chosen == "auto" and (exporting() or not wins(kind, x)):   # a program is for sizes that win and others
         return False
     if not torch.compiler.is_compiling() and getattr(HERE, "plain", False):
         return False
@@ -93,7 +96,7 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
         return f"it takes float32, float16 and bfloat16, got {', '.join(sorted(map(str, dtypes)))}"
     if any(x.dtype != inputs[0].dtype for x in inputs):
         return f"it takes inputs of one dtype, got {', '.join(str(x.dtype) for x in inputs)}"
-    if any(x.numel() >= LONGEST and max(prod(x.shape[1:]), prod(x.shape[:2])) >= LONGEST for x in inputs):
+    if any(max(prod(x.shape[1:]), prod(x.shape[:2])) >= LONGEST for x in inputs):
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         return f"it takes fewer than 2^31 numbers in a sample, and channels in a batch, got shapes {shapes}"
     if any(type(part) is not kind for part, kind in parts):
@@ -159,7 +162,7 @@ class Fused:
     arguments: the operator's, in the words of torch.library: the block's `inputs`, what it learns, in the order of its
     parameters and None where it has none, `fixed` tensors without a gradient, and options.
     outputs(*args): room for y and for all that is kept, from shapes alone. forward(args, outputs): writes them.
-    backward(dy, args, y, kept, gradients): writes a gradient for each tensor that has one, or puts it there.
+    backward(dy, args, y, kept, gradients): writes a gradient for each tensor that has one.
     rereads(*args): whether backward gets y, which is then kept too, or None.
     plain(block): a module whose call is all that the kernels do, by what of the block's parameters that takes.
     """
