@@ -217,6 +217,31 @@ def test_products_are_as_exact_as_convolutions_are(allowed, monkeypatch):
     close(step(block, *xs), exact(block, *xs), 5e-3 if allowed else DTYPES[torch.float32])
 
 
+def test_products_are_as_exact_as_convolutions_are_by_the_newer_setting():
+    settings = getattr(torch.backends.cudnn, "conv", None)
+    if settings is None:
+        pytest.skip("this PyTorch has only the older setting")
+    before = settings.fp32_precision
+    try:
+        for name, wanted in (("ieee", "tf32x3"), ("tf32", "tf32")):
+            settings.fp32_precision = name
+            assert gate.precision(torch.ones(1)) == wanted
+    finally:
+        settings.fp32_precision = before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_turns_are_added_up_before_they_are_rounded(dtype):
+    """One turn or four, a gradient is off by no more."""
+    block, xs = build(6, 5, inter_channels=128, dtype=dtype), inputs((2, 6, 4, 5), 5, None, dtype=dtype)
+    wanted, off = exact(block, *xs)["gradient of x"], []
+    for most in (128, 32):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gate, "most", lambda x, most=most: most)
+            off.append((step(block, *xs)["gradient of x"].double() - wanted).norm())
+    assert off[1] < 1.2 * off[0]
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 

@@ -132,8 +132,8 @@ def small(x: Tensor, *shape: int) -> Tensor:
 def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
     """Run a kernel, on the device and the stream of its first tensor; no programs, no run.
 
-    What Triton compiles is kept here by all that it looks at, and more: to have Triton look again takes longer than
-    all else that a launch does.
+    What Triton compiles is kept here by all of the call that it looks at, and more: to have Triton look again takes
+    longer than all else that a launch does. What has been launched once does not see its settings change.
     """
     if not programs:
         return

@@ -189,7 +189,7 @@ def gate_kernel(
         if bits is not None:
             bit = tl.where((sums <= 0) | (f >= F)[:, None], 0, (tl.full([BF], 1, tl.int32) << (f % 32))[:, None])
             for word in tl.static_range(WORDS):
-                if word * 32 // BF == block:
+                if word * 32 // BF == block:   # BF is less than a word only where there is one block
                     words = tl.sum(tl.where((f // 32 == word)[:, None], bit, 0), 0)
                     tl.store(bits + n.to(tl.int64) * (WORDS - 1) * S + word * S + to, words, s < S)
     if logits is not None:
@@ -229,7 +229,10 @@ def together(x: Tensor, channels: int) -> int:
 
 def precision(x: Tensor) -> str:
     """Of products: those of float32 as torch's convolutions have them."""
-    return "tf32x3" if x.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32 else "tf32"
+    cudnn = torch.backends.cudnn
+    newer = getattr(cudnn, "conv", None)   # where its settings have been used, the older raises
+    allowed = cudnn.allow_tf32 if newer is None else newer.fp32_precision == "tf32"
+    return "tf32x3" if x.dtype == torch.float32 and not allowed else "tf32"
 
 
 def project(g: Tensor, u: Tensor, folded: Tensor, p: Tensor, last: bool) -> None:

@@ -288,21 +288,24 @@ def to_input(
     """The gradient of x or, where dy is None, of g, into dx, and that of its weight in parts.
 
     own: whether dz is to be found, and written, first. centre: mean, away and slope of every channel, (3, F). Inner
-    channels that do not fit together take turns, and each reads x and what dx is so far.
+    channels that do not fit together take turns, and each reads x and what dx is so far, which is in float32.
     """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C, centre is not None)
     blocks = cdiv(C, BC)
     steps = N * cdiv(S, BS)
-    most = N * S // (8 * max(BF, F))   # with more, writing them would take as long
-    parts = max(1, min(steps, RESIDENT // blocks, most))
+    enough = N * S // (8 * max(BF, F))   # with more, writing them would take as long
+    parts = max(1, min(steps, RESIDENT // blocks, enough))
     sums = Parts(small(x, parts, F, C), small(x, parts, F + 1))
     where, constants = it.arguments()
     sizes_of_tile = {"BF": BF, "BC": BC, "BS": BS, "num_warps": num_warps, "num_stages": 2}
-    args = x, dy, w, scale, psi, alpha, it.dz, it.bits, centre, dx, *sums, N, F, C, S, parts, *where
+    into = dx if F <= BF or dx.element_size() > 2 else torch.empty_like(dx, dtype=torch.float32)
+    args = x, dy, w, scale, psi, alpha, it.dz, it.bits, centre, into, *sums, N, F, C, S, parts, *where
     for begin in range(0, F, BF):
         options = {"OWN": own and not begin, "BEGIN": begin, "LAST": last, "PRECISION": precision(x)}
         launch(input_kernel, blocks * parts, *args, **constants, **options, **sizes_of_tile)
+    if into is not dx:
+        dx.copy_(into)
     return sums
 
 
