@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -105,8 +106,8 @@ def launches(
 
     arguments = dict(arguments)
     exact, act, coarse = arguments.pop("exact", False), arguments.pop("act", None), arguments.pop("coarse", 1)
-    dims = arguments.get("spatial_dims", 2)
-    shape = (*shape[:2], *(4, *shape[2:])[3 - dims :])
+    space = {1: (prod(shape[2:]),), 2: shape[2:], 3: (4, *shape[2:])}[arguments.get("spatial_dims", 2)]
+    shape = (*shape[:2], *space)
     xs = [torch.ones(shape, dtype=dtype)]
     if block == "attention_gate":
         arguments["gating_channels"] = shape[1]

@@ -11,6 +11,7 @@ from attzoo.blocks.eca import triton as eca
 from attzoo.ops import fused
 from attzoo.ops.triton import common, maps, passes, perceptron
 
+pytestmark = pytest.mark.skipif(not fused.INTERPRETED, reason="products of float64 are the interpreter's")
 CHANNELS = {"reduction": 3}
 BLOCKS = [
     ("se", CHANNELS),
