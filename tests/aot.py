@@ -116,7 +116,7 @@ def launches(
     xs = [x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x for x in xs]
     ending = {"shortcut": torch.ones_like(xs[0]), "act": act} if act else {}
     there = mock.patch.object(fused, "refusal", return_value=None)
-    then = mock.patch.object(gate, "most", return_value=64 if capability < 90 else 128)
+    then = mock.patch.object(gate, "most", return_value=128 if capability // 10 in gate.ROOMY else 64)
     as_convolutions = torch.backends.cudnn.flags(enabled=True, allow_tf32=not exact)
     with mock.patch.object(JITFunction, "run", record), there, then, as_convolutions, attzoo.kernels("triton"):
         made(*(x.requires_grad_() for x in xs), **ending).backward(torch.ones_like(xs[0]))

@@ -24,6 +24,7 @@ from .resize import Grids, resized
 
 UPCAST = tl.constexpr(INTERPRETED)   # the interpreter would take bfloat16's bits for numbers
 WORD = 32   # numbers whose signs share one
+ROOMY = (9, 10)   # compute capabilities, of which tensor cores read shared memory: 9.0, 10.0, 10.3
 
 
 class Norm(NamedTuple):
@@ -218,8 +219,8 @@ def multiplied(v, a, y, n, c, s, C, S, LAST: tl.constexpr):
 
 
 def most(x: Tensor) -> int:
-    """Channels of one kind that a program may take at once: more spill."""
-    return 64 if x.is_cuda and capability(x.device) < (9, 0) else 128
+    """Channels of one kind that a program may take at once: more spill, where tensor cores take them from registers."""
+    return 64 if x.is_cuda and capability(x.device)[0] not in ROOMY else 128
 
 
 def together(x: Tensor, channels: int) -> int:
