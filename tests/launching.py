@@ -43,9 +43,6 @@ class Driver:
         return GPUTarget("cuda", 90, 32)
 
 
-driver.set_active(Driver())
-
-
 @triton.jit
 def kernel(x, y, shortcut, n, scale, TWICE: tl.constexpr, BS: tl.constexpr):
     s = tl.program_id(0) * BS + tl.arange(0, BS)
@@ -80,9 +77,6 @@ def run(self, *args, **kwargs):
     return asked[-1]
 
 
-JITFunction.run = run
-
-
 def launched(calls):
     """What runs, and what Triton was asked for."""
     asked.clear(), ran.clear()
@@ -91,23 +85,26 @@ def launched(calls):
     return list(ran), list(asked)
 
 
-first, kernels = launched(CALLS)
-assert len({it.hash for it in kernels}) == len(CALLS)
+if __name__ == "__main__":
+    driver.set_active(Driver())
+    JITFunction.run = run
+    first, kernels = launched(CALLS)
+    assert len({it.hash for it in kernels}) == len(CALLS)
 
-other = room.clone()   # as dense and as aligned
-turned = [([other if arg is room else arg for arg in args], options) for args, options in reversed(CALLS)]
-again, kernels = launched(turned)
-assert not kernels, "what is known is asked for again"
-assert len(again) == len(CALLS)
-for (args, _), (*grid, source, given), (*wanted, old, before) in zip(turned, again, reversed(first), strict=True):
-    assert (grid, source) == (wanted, old), "another kernel is run"
-    assert all(new is arg or new == arg for new, arg in zip(given, args, strict=False))
-    assert given[len(args):] == before[len(args):], "it has other constants than Triton gives it"
+    other = room.clone()   # as dense and as aligned
+    turned = [([other if arg is room else arg for arg in args], options) for args, options in reversed(CALLS)]
+    again, kernels = launched(turned)
+    assert not kernels, "what is known is asked for again"
+    assert len(again) == len(CALLS)
+    for (args, _), (*grid, source, given), (*wanted, old, before) in zip(turned, again, reversed(first), strict=True):
+        assert (grid, source) == (wanted, old), "another kernel is run"
+        assert all(new is arg or new == arg for new, arg in zip(given, args, strict=False))
+        assert given[len(args):] == before[len(args):], "it has other constants than Triton gives it"
 
-common.COMPILED.clear()
-common.MOST = 2
-launched(CALLS[:3])
-assert len(common.COMPILED) == 1, "what is kept grows without an end"
-common.launch(kernel, 0, *CALLS[0][0], **usual)
-assert len(ran) == 3, "no programs, and yet a launch"
-print("as Triton does")
+    common.COMPILED.clear()
+    common.MOST = 2
+    launched(CALLS[:3])
+    assert len(common.COMPILED) == 1, "what is kept grows without an end"
+    common.launch(kernel, 0, *CALLS[0][0], **usual)
+    assert len(ran) == 3, "no programs, and yet a launch"
+    print("as Triton does")

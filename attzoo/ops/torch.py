@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..contract import AnySpec, Weight, require
 from .numpy import EPSILON
@@ -165,7 +164,7 @@ def finish_(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     if (
         plain(*given)
         and all(t.dtype == y.dtype for t in given)
-        and _get_current_dispatch_mode() is None   # who sees every operation may keep what comes of it
+        and torch.utils._python_dispatch._get_current_dispatch_mode() is None   # who sees all operations may keep any
     ):
         return ACTS_[act](y if shortcut is None else y.add_(shortcut))
     return finish(y, shortcut, act)
