@@ -6,7 +6,23 @@ from contextlib import nullcontext
 import pytest
 import torch
 from hypothesis import given, settings
-from kernels import DEVICE, DTYPES, GUARD, LAYOUTS, NAMES, POOLED, SPATIAL, build, check, draw, exact, near, room, step
+from kernels import (
+    DEVICE,
+    DTYPES,
+    GUARD,
+    LAYOUTS,
+    NAMES,
+    POOLED,
+    SPATIAL,
+    build,
+    check,
+    draw,
+    exact,
+    laid,
+    near,
+    room,
+    step,
+)
 from kernels import tiny as tiny_tiles
 from operations import Large
 from strategies import cases, steps
@@ -141,7 +157,7 @@ def test_x_and_the_gradient_of_y_may_lie_in_memory_as_they_like(name, layout):
     wide[..., ::2] = plain
     turned = plain.mT.contiguous().mT
     for x in (draw(2, 8, 4, 3, layout=layout), wide[..., ::2], turned):
-        got = step(block, x, dy if x is turned else dy.movedim(1, -1).contiguous().movedim(-1, 1))
+        got = step(block, x, dy if x is turned else laid(dy))
         near(got, wanted)
     assert step(block, draw(2, 8, 4, 3, layout=layout), dy)["y"].stride() == draw(2, 8, 4, 3, layout=layout).stride()
     one = draw(1, 8, 1, 1, seed=2)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...ops.fused import Fused, densely
 from ...ops.triton import gate, gate_backward, gate_norm, passes
-from ...ops.triton.common import alike, follow, last, small
+from ...ops.triton.common import alike, cdiv, follow, last, small
 from ...ops.triton.gate import Norm
 from ...ops.triton.gate_backward import Slopes
 from ...ops.triton.resize import grids
@@ -78,7 +78,7 @@ def outputs(x: Tensor, g: Tensor, *rest: Any) -> Sequence[Any]:
     it = Gate(*rest)
     N, S, F = x.shape[0], prod(x.shape[2:]), it.w.shape[0]
     skip, gating, psi = it.training
-    bits = torch.empty((N * it.keep, -(-F // gate.WORD), S), dtype=torch.int32, device=x.device)
+    bits = torch.empty((N * it.keep, cdiv(F, gate.WORD), S), dtype=torch.int32, device=x.device)
     alpha = small(x, N * (it.keep or psi), S)
     batches = small(x, 2, F * skip), small(x, 2, F * gating), small(x, N * psi, S), small(x, 2 * psi)
     return torch.empty_like(x), *Kept(alpha, bits, small(x, 4 * F + 2), *batches)
