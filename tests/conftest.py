@@ -1,7 +1,10 @@
 """Set up before any framework is loaded: quiet TensorFlow, one thread each, triton first, cases as markers."""
 
 import os
+import sys
 from contextlib import suppress
+
+import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("JAX_ENABLE_X64", "1")
@@ -56,3 +59,20 @@ def pytest_sessionstart(session):
     settings.register_profile("thorough", max_examples=600, print_blob=True, **common)
     option = session.config.getoption
     settings.load_profile("thorough" if option("--thorough") else "few" if option("--few") else "fast")
+
+
+@pytest.fixture
+def as_it_was():
+    """A test leaves the choice of kernels as it found it, and no graph to the next."""
+    from attzoo import settings
+
+    yield
+    assert settings.chosen == "auto"
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+@pytest.fixture
+def exact_products(monkeypatch):
+    """Products on a GPU are of float32, not of TensorFloat-32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

@@ -11,10 +11,10 @@ from torch import nn
 from torch.autograd import forward_ad
 
 import attzoo
-from attzoo import settings
 from attzoo.ops import fused
 from attzoo.ops.wins import Win, least
 
+pytestmark = pytest.mark.usefixtures("as_it_was")
 every = pytest.mark.parametrize("name", NAMES)
 KIND = {name: attzoo.get(name, backend="torch") for name in NAMES}
 USE = """
@@ -22,12 +22,6 @@ import torch, attzoo
 block, x = attzoo.create("se", 8, backend="torch"), torch.ones(2, 8, 3, 3)
 block(x).sum().backward()
 """
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was():
-    yield
-    assert settings.chosen == "auto"
 
 
 @pytest.fixture

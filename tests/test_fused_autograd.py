@@ -14,16 +14,9 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import attzoo
-from attzoo import settings
 
+pytestmark = pytest.mark.usefixtures("as_it_was")
 every = pytest.mark.parametrize("name", NAMES)
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was():
-    yield
-    assert settings.chosen == "auto"
-    torch.compiler.reset()
 
 
 # ---- autograd --------------------------------------------------------------------------------------------------------

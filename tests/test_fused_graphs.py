@@ -9,17 +9,10 @@ from torch.export import Dim
 from torch.testing import assert_close
 
 import attzoo
-from attzoo import settings
 from attzoo.ops import fused
 
+pytestmark = pytest.mark.usefixtures("as_it_was")
 every = pytest.mark.parametrize("name", NAMES)
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was():
-    yield
-    assert settings.chosen == "auto"
-    torch.compiler.reset()
 
 
 @every

@@ -29,7 +29,10 @@ from attzoo.ops.triton.gate import Tile
 
 DTYPES = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}   # and how far off one may be
 NORMS = ("skip_norm", "gating_norm", "psi_norm")
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")   # NumPy's, of what is not finite
+pytestmark = [
+    pytest.mark.usefixtures("exact_products"),
+    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),   # NumPy's, of what is not finite
+]
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +47,6 @@ def _poisoned(monkeypatch):
 
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, filled(getattr(torch, name)))
-
-
-@pytest.fixture(autouse=True)
-def _exactly(monkeypatch):
-    """Products on a GPU are of float32, not of TensorFloat-32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @contextmanager

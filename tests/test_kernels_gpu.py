@@ -22,13 +22,10 @@ SANITIZER = shutil.which("compute-sanitizer")
 
 some = pytest.mark.parametrize("name", NAMES)
 every = pytest.mark.parametrize("name", [*NAMES, "attention_gate"])
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
-
-
-@pytest.fixture(autouse=True)
-def _exactly(monkeypatch):
-    """Products are of float32, not of TensorFloat-32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+pytestmark = [
+    pytest.mark.usefixtures("exact_products"),
+    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
+]
 
 
 def marked(marks):

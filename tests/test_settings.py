@@ -6,11 +6,7 @@ from test_imports import python
 import attzoo
 from attzoo import settings
 
-
-@pytest.fixture(autouse=True)
-def _as_it_was():
-    yield
-    assert settings.chosen == "auto"
+pytestmark = pytest.mark.usefixtures("as_it_was")
 
 
 def test_the_setting_holds_until_it_is_changed():
