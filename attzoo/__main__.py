@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from .extras import missing
+
 
 def main() -> None:
     """Run the command line; without typer or rich, say what to install."""
@@ -13,7 +15,7 @@ def main() -> None:
         package = (err.name or "").partition(".")[0]
         if package not in ("typer", "rich"):
             raise
-        sys.exit(f'attzoo: {package} is not installed, and the command line needs it: pip install "attzoo[cli]"')
+        sys.exit(f"attzoo: {missing(package, 'cli', 'the command line')}")
     cli.main()
 
 

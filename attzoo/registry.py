@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
+from .extras import missing
+
 if TYPE_CHECKING:
     import keras
     import torch
@@ -162,8 +164,7 @@ def naming_extra(what: str) -> Iterator[None]:
     except ModuleNotFoundError as err:
         if err.name not in ("torch", "keras", "tensorflow", "jax"):   # a broken install is not a missing one
             raise
-        hint = f'{err.name} is not installed, and {what} needs it: pip install "attzoo[{err.name}]"'
-        raise ModuleNotFoundError(hint, name=err.name) from err
+        raise ModuleNotFoundError(missing(err.name, err.name, what), name=err.name) from err
 
 
 def _load(place: str, backend: str) -> type[Any]:

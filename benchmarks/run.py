@@ -15,6 +15,8 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from attzoo.extras import install_command
+
 from . import cuda, facts, runs
 from .cases import BLOCKS, MINUTES, SUITES, Case, Suite, suite
 from .fleet import fleet
@@ -79,7 +81,7 @@ def run(name: str, device: str, blocks: Sequence[str] = BLOCKS, out: Path | None
 
 def install(package: str) -> str:
     """How to get what was absent."""
-    return f'pip install "attzoo[{package}]"' if package in (*BACKENDS, "keras", "triton") else INSTALL
+    return install_command(package) if package in (*BACKENDS, "keras", "triton") else INSTALL
 
 
 def state(device: str, when: str) -> dict[str, str]:

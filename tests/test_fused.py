@@ -234,7 +234,8 @@ def test_layers_of_other_sizes_are_refused_before_a_kernel_reads_past_them():
 
 @pytest.mark.parametrize(("before", "env", "says"), [
     ("", {"TRITON_INTERPRET": "0"}, "its kernels run on a CUDA device, and the input is on cpu"),
-    (WITHOUT.format(absent={"triton"}), {}, 'triton is not installed: pip install "attzoo[triton]"'),
+    (WITHOUT.format(absent={"triton"}), {},
+     'triton is not installed, and a kernel needs it: pip install -e ".[triton]" in a clone of attzoo'),
 ])   # fmt: skip
 def test_a_machine_without_kernels(before, env, says):
     done = python(f"{before}\n{USE}", ATTZOO_KERNELS="triton", **env)

@@ -147,7 +147,7 @@ def refusal(function, *args, **kwargs):
     except ModuleNotFoundError as err:
         return str(err)
 """
-MISSING = '{name} is not installed, and backend="{backend}" needs it: pip install "attzoo[{name}]"'
+MISSING = '{name} is not installed, and backend="{backend}" needs it: pip install -e ".[{name}]" in a clone of attzoo'
 
 
 def without(*absent):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer  # noqa: TID253
 
 from .. import portable, registry
+from ..extras import install_command
 from ..files import whole
 from .shared import Backend
 
@@ -83,4 +84,4 @@ def _installed_one() -> str:
     for backend in Backend:
         if find_spec(backend):
             return backend
-    raise ModuleNotFoundError('neither torch nor keras is installed: pip install "attzoo[torch]", or [tensorflow]')
+    raise ModuleNotFoundError(f'neither torch nor keras is installed: {install_command("torch")}, or with [tensorflow]')

@@ -15,6 +15,7 @@ import numpy as np
 from .. import contract, portable, registry
 from ..adapters import adapter
 from ..contract import Array
+from ..extras import missing
 from ..files import write
 from . import organs, organs_picture, picture
 from .report import BACKENDS, Result, as_json, table, unet_table
@@ -203,5 +204,4 @@ def _load(*modules: str) -> list[Any]:
     except ModuleNotFoundError as err:
         if (err.name or "").partition(".")[0] not in PACKAGES:   # a broken install is not a missing one
             raise
-        message = f'{err.name} is not installed, and the demo needs it: pip install "attzoo[demo]"'
-        raise ModuleNotFoundError(message, name=err.name) from err
+        raise ModuleNotFoundError(missing(str(err.name), "demo", "the demo"), name=err.name) from err

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .. import settings
 from ..contract import older
+from ..extras import missing
 from .torch import BATCH_NORM, CONV, PLAIN
 from .torch_cpu import by_torch, dense, differentiate, heard, itself
 from .wins import LEAST
@@ -80,7 +81,7 @@ def wins(kind: type, x: Tensor) -> bool:
 def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn.Module, type]]) -> str | None:
     """Why there is no fused form for these inputs; None where there is. Asked at every call, and so in few steps."""
     if ABSENT:
-        return 'triton is not installed: pip install "attzoo[triton]"'
+        return missing("triton", "triton", "a kernel")
     if EARLY:
         return f"its kernels take Triton {OLDEST} or later, got {TRITON}"
     if torch.version.hip:

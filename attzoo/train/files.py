@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import Array
+from ..extras import missing
 
 IGNORE: Final = 255   # the class index that no loss and no metric counts
 SPLIT: Final = ("images", "masks")
@@ -173,8 +174,7 @@ def package(name: str) -> Any:
     except ModuleNotFoundError as err:
         if err.name != name.partition(".")[0]:   # a broken install is not a missing one
             raise
-        message = f'{err.name} is not installed: pip install "attzoo[train]"'
-        raise ModuleNotFoundError(message, name=err.name) from err
+        raise ModuleNotFoundError(missing(name, "train", "attzoo train"), name=err.name) from err
 
 
 def _content(path: Path) -> Any:

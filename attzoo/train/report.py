@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import look
+from ..extras import missing
 from .data import without_tensorflow
 from .state import Row
 
@@ -104,8 +105,7 @@ def tensorboard(folder: Path) -> Callable[[Row], None]:
     except ModuleNotFoundError as err:
         if err.name != "tensorboard":
             raise
-        hint = 'tensorboard is not installed, and --tensorboard needs it: pip install "attzoo[train]"'
-        raise ModuleNotFoundError(hint, name=err.name) from err
+        raise ModuleNotFoundError(missing("tensorboard", "train", "--tensorboard"), name=err.name) from err
     with without_tensorflow():
         writer = EventFileWriter(str(folder))
 
