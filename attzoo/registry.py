@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
@@ -46,6 +49,21 @@ def table() -> dict[str, str]:
     Third parties announce theirs as entry points, which are read as strings and not loaded. Raises ValueError
     where one would redefine a name: a built-in one, a network's, an alias, or another third party's.
     """
+    return BLOCKS | _third_party(_search_path())
+
+
+def _search_path() -> tuple[tuple[str, int], ...]:
+    """Where packages are looked for, each folder with the time of its last change: a new package changes it."""
+    folders = []
+    for folder in sys.path:
+        with suppress(OSError):
+            folders.append((folder, os.stat(folder or ".").st_mtime_ns))
+    return tuple(folders)
+
+
+@lru_cache(maxsize=1)   # reading the entry points of all installed packages takes 5 to 10 ms, and every call needs them
+def _third_party(search_path: tuple[tuple[str, int], ...]) -> dict[str, str]:
+    """The blocks that installed packages announce, for the packages found on `search_path` as it is now."""
     from importlib.metadata import entry_points  # 60 ms the importer of attzoo need not pay
 
     found: dict[str, str] = {}
@@ -54,7 +72,7 @@ def table() -> dict[str, str]:
             package = point.dist.name if point.dist else point.value
             raise ValueError(f"block names must be unique, got another {point.name!r}, from the package {package}")
         found[point.name] = point.value
-    return BLOCKS | dict(sorted(found.items()))
+    return dict(sorted(found.items()))
 
 
 def names() -> list[str]:

@@ -298,6 +298,16 @@ def announce(tmp_path, monkeypatch):
             del sys.modules[module]
 
 
+def test_one_that_is_installed_while_python_runs(announce, tmp_path, monkeypatch):
+    (tmp_path / "guest").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "guest")
+    assert attzoo.names() == BUILT_IN
+    announce("guest", "guest:Guest")
+    assert attzoo.names() == [*BUILT_IN, "guest"]
+    shutil.rmtree(tmp_path / "guest" / "guest-1.0.dist-info")
+    assert attzoo.names() == BUILT_IN
+
+
 @pytest.mark.case123
 def test_one_that_raises_on_import(announce):
     announce("guest", "guest:Guest", spec="", torch="raise RuntimeError('no good today')")
