@@ -15,12 +15,12 @@ MOMENTUM = 0.1   # weight of the newest batch in the running statistics
 
 def avg_pool(x: Array) -> Array:
     """Mean over space: (N, C, *S) -> (N, C)."""
-    return np.asarray(x.mean(axis=tuple(range(2, x.ndim))))
+    return np.asanyarray(x.mean(axis=tuple(range(2, x.ndim))))
 
 
 def max_pool(x: Array) -> Array:
     """Maximum over space: (N, C, *S) -> (N, C)."""
-    return np.asarray(x.max(axis=tuple(range(2, x.ndim))))
+    return np.asanyarray(x.max(axis=tuple(range(2, x.ndim))))
 
 
 def expand(s: Array, x: Array) -> Array:
@@ -132,14 +132,14 @@ def batch_norm(x: Array, weights: Mapping[str, Array], name: str, training: bool
         var += MOMENTUM * (spread * n / (n - 1) - var)
         mean, var = now, spread
     scale = weight / np.sqrt(var + EPSILON)
-    return np.asarray((x - mean.reshape(shape)) * scale.reshape(shape) + bias.reshape(shape))
+    return np.asanyarray((x - mean.reshape(shape)) * scale.reshape(shape) + bias.reshape(shape))
 
 
 def instance_norm(x: Array) -> Array:
     """Normalise each channel of each sample; nothing is trained, nothing remembered."""
     axes = tuple(range(2, x.ndim))
     center, var = x.mean(axis=axes, keepdims=True), x.var(axis=axes, keepdims=True)
-    return np.asarray((x - center) / np.sqrt(var + EPSILON))
+    return np.asanyarray((x - center) / np.sqrt(var + EPSILON))
 
 
 def prelu(z: Array, slope: Array) -> Array:
@@ -152,7 +152,7 @@ def pool(x: Array, window: Sequence[int]) -> Array:
     missing = [(0, -n % w) for n, w in zip(x.shape[2:], window, strict=True)]
     x = np.pad(x, [(0, 0), (0, 0), *missing], constant_values=-np.inf)
     split = [size for n, w in zip(x.shape[2:], window, strict=True) for size in (n // w, w)]
-    return np.asarray(x.reshape(*x.shape[:2], *split).max(axis=tuple(range(3, 3 + 2 * len(window), 2))))
+    return np.asanyarray(x.reshape(*x.shape[:2], *split).max(axis=tuple(range(3, 3 + 2 * len(window), 2))))
 
 
 def crop(x: Array, size: Sequence[int]) -> Array:

@@ -1,4 +1,9 @@
-"""The spec in float64 as the judge: how well conditioned it is, its slopes, and where SGD takes its weights."""
+"""The spec in float64 as the judge: its outputs, slopes and training, and how far errors and rounding move them.
+
+Two conditions say how far a result moves per unit of relative error. The first moves inputs and weights, and is cheap.
+The second, `rounding_*`, moves the result of every operation too: it sees what the first misses, such as a batch norm
+over a few nearly equal values, whose own rounding it magnifies.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,20 @@ from collections.abc import Callable
 import numpy as np
 
 from ..contract import Array
-from .case import Case
+from .case import UNDERFLOW, Case
+from .rounding import Rounding, rounded_arrays
 
-NUDGE = 2.0**-20   # relative size of the perturbations that show the condition
+NUDGE = 2.0**-20        # relative size of the perturbations that show the condition
+SLOPE_NUDGE = 2.0**-10   # the same for slopes, coarser because they are differences already
+
+DRAWS = 8                # of rounding errors, which differ widely where five steps magnify them; few examples need them
+
+Inputs = list[Array]
+Weights = dict[str, Array]
+Function = Callable[[Inputs, Weights], Array]
 
 
-def condition(case: Case, spec: Callable[[list[Array], dict[str, Array]], Array]) -> tuple[Array, float]:
+def condition(case: Case, spec: Function) -> tuple[Array, float]:
     """What `spec` gives, and how far it moves per relative movement of inputs and weights: the worst of four draws.
 
     An algorithm whose answer is the exact one for slightly other data is off by about that times its rounding.
@@ -26,6 +39,14 @@ def condition(case: Case, spec: Callable[[list[Array], dict[str, Array]], Array]
     return wanted, moved
 
 
+def rounding_condition(case: Case, spec: Function) -> float:
+    """How far `spec` moves when the result of each of its operations is off: the worst of the draws."""
+    x, w = case.inputs(), case.weights()
+    expected = spec(x, w)
+    results = (with_rounding(case, spec, (5, draw), NUDGE)(x, w) for draw in range(DRAWS))
+    return max(float(np.abs(result - expected).max(initial=0.0)) for result in results) / NUDGE
+
+
 def derivative(case: Case, key: int | str, direction: Array, training: bool) -> tuple[float, float, float] | None:
     """Slope of sum(output * cotangent) as input `key` (a number) or weight `key` (a name) moves along `direction`.
 
@@ -34,18 +55,50 @@ def derivative(case: Case, key: int | str, direction: Array, training: bool) -> 
     the step.
     """
     x, w, c = case.inputs(), case.weights(), case.cotangent()
-    here = _slope(case, x, w, c, key, direction, training)
+    here = _slope(_loss_terms(case, c, training), x, w, key, direction)
     if here is None:
         return None
     slope, error, size = here
-    rng, nudge, moved = case.rng(4), 2.0**-10, 0.0   # a coarser nudge than for outputs: slopes are differences already
+    rng, moved = case.rng(4), 0.0
     for _ in range(3):
-        x2, (c2,) = _nudged(x, rng, nudge), _nudged([c], rng, nudge)
-        w2 = dict(zip(w, _nudged(list(w.values()), rng, nudge), strict=True))
-        there = _slope(case, x2, w2, c2, key, direction, training)
+        x2, (c2,) = _nudged(x, rng, SLOPE_NUDGE), _nudged([c], rng, SLOPE_NUDGE)
+        w2 = dict(zip(w, _nudged(list(w.values()), rng, SLOPE_NUDGE), strict=True))
+        there = _slope(_loss_terms(case, c2, training), x2, w2, key, direction)
         if there is not None:
-            moved = max(moved, abs(there[0] - slope) / nudge)
+            moved = max(moved, abs(there[0] - slope) / SLOPE_NUDGE)
     return slope, error, moved + size
+
+
+def rounding_derivative(case: Case, key: int | str, direction: Array, training: bool, slope: float) -> float:
+    """How far that slope moves when the result of each operation is off: the worst of the draws."""
+    terms, moved = _loss_terms(case, case.cotangent(), training), 0.0
+    for draw in range(DRAWS):
+        rounded = with_rounding(case, terms, (6, draw), SLOPE_NUDGE)
+        there = _slope(rounded, case.inputs(), case.weights(), key, direction)
+        if there is not None:
+            moved = max(moved, abs(there[0] - slope) / SLOPE_NUDGE)
+    return moved
+
+
+def with_rounding(case: Case, function: Function, stream: tuple[int, ...], unit: float) -> Function:
+    """`function` with the result of each operation off by a relative `unit`, in the same way at every call."""
+
+    def rounded(x: Inputs, w: Weights) -> Array:
+        rounding = Rounding(np.random.default_rng((case.seed, *stream)), unit, UNDERFLOW[case.dtype])
+        x = rounded_arrays(x, rounding)
+        rounded_w = dict(zip(w, rounded_arrays(w.values(), rounding), strict=True))
+        result = function(x, rounded_w)
+        for name in w:
+            if name.endswith((".mean", ".var")):   # running statistics, which training moves in place
+                w[name][...] = rounded_w[name]
+        return np.asarray(result)
+
+    return rounded
+
+
+def _loss_terms(case: Case, c: Array, training: bool) -> Function:
+    """The terms of the loss: the output times the cotangent c."""
+    return lambda x, w: c * case.spec(*x, weights=w, training=training)
 
 
 def _nudged(arrays: list[Array], rng: np.random.Generator, nudge: float) -> list[Array]:
@@ -53,14 +106,14 @@ def _nudged(arrays: list[Array], rng: np.random.Generator, nudge: float) -> list
 
 
 def _slope(
-    case: Case, x: list[Array], w: dict[str, Array], c: Array, key: int | str, direction: Array, training: bool
+    loss_terms: Function, x: Inputs, w: Weights, key: int | str, direction: Array
 ) -> tuple[float, float, float] | None:
     """Richardson's extrapolation of two central differences, its error, and the size of the loss's terms."""
 
     def terms(step: float) -> Array:
         moved = [a + step * direction if i == key else a for i, a in enumerate(x)]
         copies = {name: a + step * direction if name == key else a.copy() for name, a in w.items()}
-        return c * case.spec(*moved, weights=copies, training=training)
+        return loss_terms(moved, copies)
 
     h, here = 2.0**-16, terms(0.0)
     ahead, behind, ahead2, behind2 = (float((terms(step) - here).sum()) for step in (h, -h, h / 2, -h / 2))
@@ -71,14 +124,28 @@ def _slope(
     return fine + (fine - coarse) / 3, abs(fine - coarse) / 3 + 2.0**-52 * size / h, size
 
 
-def descend(case: Case, steps: int, rate: float) -> dict[str, Array]:
+def descend(case: Case, steps: int, rate: float) -> Weights:
     """Where plain SGD takes the spec's weights and running statistics, by central differences in each weight."""
-    x, w, c, h = case.inputs(), case.weights(), case.cotangent(), 2.0**-17
+    return _descend(case, _loss_terms(case, case.cotangent(), True), steps, rate)
+
+
+def rounding_descent(case: Case, steps: int, rate: float, expected: Weights) -> dict[str, float]:
+    """How far each array of that ends elsewhere when the result of each operation is off: the worst of the draws."""
+    terms, moved = _loss_terms(case, case.cotangent(), True), dict.fromkeys(expected, 0.0)
+    for draw in range(DRAWS):
+        there = _descend(case, with_rounding(case, terms, (7, draw), NUDGE), steps, rate)
+        for name, array in expected.items():
+            moved[name] = max(moved[name], float(np.abs(there[name] - array).max()) / NUDGE)
+    return moved
+
+
+def _descend(case: Case, loss_terms: Function, steps: int, rate: float) -> Weights:
+    x, w, h = case.inputs(), case.weights(), 2.0**-17
 
     def loss(name: str, i: tuple[int, ...], step: float) -> float:
         copies = {other: array.copy() for other, array in w.items()}
         copies[name][i] += step
-        return float((c * case.spec(*x, weights=copies, training=True)).sum())
+        return float(loss_terms(x, copies).sum())
 
     for _ in range(steps):
         gradient = {
@@ -87,7 +154,7 @@ def descend(case: Case, steps: int, rate: float) -> dict[str, Array]:
             for name, weight in case.spec.weights.items()
             if weight.trainable
         }   # fmt: skip
-        case.spec(*x, weights=w, training=True)   # moves the running statistics
+        loss_terms(x, w)   # moves the running statistics
         for name, slope in gradient.items():
             w[name] -= rate * slope
     return w
