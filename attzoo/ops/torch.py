@@ -199,7 +199,7 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
         for axis in (4, 3, 2):
             x = x.unflatten(axis, (-1, window[axis - 2]))
         return x.amax((3, 5, 7))
-    return MAX_POOL[len(window)](x, tuple(window), ceil_mode=True)
+    return MAX_POOL[len(window)](x, tuple(window), ceil_mode=True).to(x.dtype)   # 3-D in autocast on a CPU: float32
 
 
 class _Repeating:
@@ -217,8 +217,7 @@ class _Repeating:
     def forward(self: Any, x: Tensor) -> Tensor:
         graph = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
         if graph or x.device.type != "cpu" or x.dtype not in EXACT or x.numel() // x.shape[1] < FEW:
-            wide = F.interpolate(x, scale_factor=tuple(map(float, self.repeat)))
-            return self._conv_forward(wide, self.weight, self.bias)
+            return self._conv_forward(repeat(x, self.repeat), self.weight, self.bias)
         transpose = CONV_TRANSPOSE[len(self.repeat)]
         return transpose(x, self.widened(), self.bias, stride=self.repeat, padding=self.padding)
 
@@ -282,6 +281,16 @@ def widen(x: Tensor, least: Sequence[int]) -> Tensor:
     return x
 
 
+def interpolate(x: Tensor, **how: Any) -> Tensor:
+    """F.interpolate in the dtype of x: under autocast on CUDA it returns float32, whatever x is."""
+    return F.interpolate(x, **how).to(x.dtype)
+
+
+def repeat(x: Tensor, times: Sequence[int]) -> Tensor:
+    """Every pixel repeated `times` times along each spatial axis: (N, C, *S) -> (N, C, *(S * times))."""
+    return interpolate(x, scale_factor=tuple(map(float, times)))
+
+
 def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bool) -> Tensor:
     """Resample the spatial axes to `size`: (N, C, *S) -> (N, C, *size).
 
@@ -297,5 +306,5 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
             x = x.index_select(axis, (2 * i + 1) * x.shape[axis] // (2 * new))
         return x
     if x.ndim == 3:
-        return F.interpolate(x[:, :, None], (1, *size), mode="bilinear", align_corners=align_corners)[:, :, 0]
-    return F.interpolate(x, size, mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=align_corners)
+        return interpolate(x[:, :, None], size=(1, *size), mode="bilinear", align_corners=align_corners)[:, :, 0]
+    return interpolate(x, size=size, mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=align_corners)

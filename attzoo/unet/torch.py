@@ -96,7 +96,7 @@ class UNet(ops.Block):
     def _up(self, i: int, level: Level, x: Tensor) -> Tensor:
         step = self.spec.steps[i]
         if level.interpolation == "nearest" and not level.up:
-            x = F.interpolate(x, scale_factor=tuple(map(float, step)))
+            x = ops.repeat(x, step)
         elif level.interpolation == "linear":
             x = ops.resize(x, [n * s for n, s in zip(x.shape[2:], step, strict=True)], "linear", align_corners=False)
         return self._units(self.up[i], x)
