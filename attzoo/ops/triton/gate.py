@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..fused import INTERPRETED, capability
 from .common import REAL, at, cdiv, last, launch, places, power, relu, sizes
+from .gate_tiles import FORWARD, Tile, exact_tile
 from .resize import Grids, resized
 
 UPCAST = tl.constexpr(INTERPRETED)   # the interpreter would take bfloat16's bits for numbers
@@ -35,15 +36,6 @@ class Norm(NamedTuple):
     mean: Tensor | None
     var: Tensor | None
     eps: float
-
-
-class Tile(NamedTuple):
-    """Blocks of inner channels, of channels and of places, and how many threads of 32 share them."""
-
-    BF: int
-    BC: int
-    BS: int
-    num_warps: int
 
 
 # ---- in kernels ------------------------------------------------------------------------------------------------------
@@ -272,8 +264,9 @@ def gate(
 
 def tile(x: Tensor, F: int, C: int) -> Tile:
     """For a forward pass: as large as spills nowhere, and no larger than a GPU needs to have several at once."""
-    exact = precision(x) != "tf32"   # which keeps two parts of each factor in registers
     BF = together(x, F)
-    BC = min(together(x, C), 64 if BF > 64 or exact else 128)
+    if precision(x) != "tf32":   # which keeps two parts of each factor in registers
+        return exact_tile(FORWARD, BF, C)
+    BC = min(together(x, C), 64 if BF > 64 else 128)
     few = BF <= 32 and BC <= 64
-    return Tile(BF, BC, 64 if few and not exact else 32, 4 if few else 8)
+    return Tile(BF, BC, 64 if few else 32, 4 if few else 8)

@@ -19,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import PROGRAMS, REAL, at, cdiv, launch, places, sizes, small
-from .gate import Tile, column, matrix, passed, precision, product, projected, together, values
+from .gate import column, matrix, passed, precision, product, projected, together, values
+from .gate_tiles import BACKWARD, CENTRED, Tile, exact_tile
 from .resize import Grids, first, found, reaches
 
 AT_ONCE = 64                # parts that are put together at a time
@@ -260,11 +261,12 @@ def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
 
     centred: whether W x is made again, which takes as many registers more.
     """
-    BF, exact = together(x, F), precision(x) != "tf32"
-    both = centred and x.dtype == torch.float32
-    room = 1024 if both and exact else 4096 if both or exact else 8192
-    BC = max(16, min(together(x, C), 64 if centred or exact else 128, room // BF))
-    return Tile(BF, BC, 16 if exact else 32, 4 if BF <= 32 and BC <= 64 else 8)
+    BF = together(x, F)
+    if precision(x) != "tf32":
+        return exact_tile(CENTRED if centred else BACKWARD, BF, C)
+    room = 4096 if centred and x.dtype == torch.float32 else 8192
+    BC = max(16, min(together(x, C), 64 if centred else 128, room // BF))
+    return Tile(BF, BC, 32, 4 if BF <= 32 and BC <= 64 else 8)
 
 
 def whole(x: Tensor, F: int) -> bool:

@@ -9,9 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import gate
 from .common import REAL, cdiv, launch, sizes, small
-from .gate import column, precision, projected, tile
+from .gate import column, precision, projected
 from .gate_backward import RESIDENT, Slopes, slopes
+from .gate_tiles import STATISTICS, Tile, exact_tile
 
 PLACES = 32   # that a program takes at once
 
@@ -53,7 +55,7 @@ def moments_kernel(
 def moments(x: Tensor, w: Tensor, last: bool) -> tuple[Tensor, Tensor]:
     """Mean and variance of W x over samples and places: (N, C, *S), (F, C, 1..) -> (F,) each."""
     (N, C, S), F = sizes(x), len(w)
-    BF, BC, num_warps = _tile(x, F, C)
+    BF, BC, _, num_warps = tile(x, F, C)
     count = max(1, min(N * cdiv(S, PLACES), RESIDENT))
     parts = small(x, count, 3, F)
     options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": PLACES}
@@ -98,7 +100,7 @@ def sums_kernel(
 def sums(x: Tensor, w: Tensor, mean: Tensor, it: Slopes, last: bool) -> tuple[Tensor, Tensor]:
     """Sums of e and of e (W x - mean) over samples and places: (F,) each."""
     (N, C, S), F = sizes(x), len(w)
-    BF, BC, num_warps = _tile(x, F, C)
+    BF, BC, _, num_warps = tile(x, F, C)
     count = max(1, min(N * cdiv(S, PLACES), RESIDENT))
     parts = small(x, count, 2, F)
     where, constants = it.arguments()
@@ -109,7 +111,9 @@ def sums(x: Tensor, w: Tensor, mean: Tensor, it: Slopes, last: bool) -> tuple[Te
     return of_e, of_t
 
 
-def _tile(x: Tensor, F: int, C: int) -> tuple[int, int, int]:
-    """Blocks of inner channels and of channels, and how many threads of 32 share them."""
-    BF, BC, _, num_warps = tile(x, F, C)
-    return BF, min(BC, 32) if BF > 32 else BC, num_warps
+def tile(x: Tensor, F: int, C: int) -> Tile:
+    """For statistics, which keep sums beside what a forward pass does; of `PLACES`, whatever its own."""
+    if precision(x) != "tf32":
+        return exact_tile(STATISTICS, gate.together(x, F), C)
+    BF, BC, BS, num_warps = gate.tile(x, F, C)
+    return Tile(BF, min(BC, 32) if BF > 32 else BC, BS, num_warps)
