@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 
 from attzoo.blocks.eca import triton as eca
 from attzoo.ops import fused
+from attzoo.ops import torch as ops
 from attzoo.ops.triton import common, maps, passes, perceptron
 from attzoo.ops.triton.common import Tile
 from attzoo.testing import TOLERANCE
@@ -28,6 +29,8 @@ POOLED = ("se", "channel_attention", "cbam")     # those with a perceptron
 LAYOUTS = ("channels first", "channels last")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NUDGE = 2.0**-20   # relative size of the perturbations that show the condition
+TURN = 4 * EPS["float32"]   # a relu's input that is smaller, relative to the largest, may have the wrong sign
+FLOOR = 16   # times eps and size: what any form may be off, where the eager one happens to be exact
 GUARD = 64    # numbers before and after each tensor that nobody may read or write
 
 
@@ -115,9 +118,10 @@ def condition(block, x, dy, wanted):
     return moved
 
 
-def near(got, wanted, dtype="float32", moved=None, stray=0.0):
+def near(got, wanted, dtype="float32", moved=None, stray=0.0, eager=None):
     """That what `step` gives is right to the last digits of its dtype, and not finite just where it should be.
 
+    eager: what the plain form gives in the same dtype; twice its distance is allowed too.
     stray: share of numbers that may be off. Of many places a few have two maxima that differ by less than rounding.
     """
     assert got.keys() == wanted.keys()
@@ -128,9 +132,60 @@ def near(got, wanted, dtype="float32", moved=None, stray=0.0):
         assert torch.equal(g.nan_to_num(7, 8, 9)[~finite], w.double().nan_to_num(7, 8, 9)[~finite]), name
         scale = max(1.0, w[finite].abs().max().item() if finite.any() else 0.0) + (moved or {}).get(name, 0.0)
         allowed = TOLERANCE["output" if name == "y" else "gradient"] * EPS[dtype] * scale
+        if eager is not None and finite.any():
+            allowed = max(allowed, 2 * (eager[name].double() - w)[finite].abs().nan_to_num(0, posinf=0).max().item())
         off = (g - w)[finite].abs()
         assert not off.isnan().any(), f"{name} is not finite where it should be"
         assert (off > allowed).sum() <= stray * off.numel(), f"{name} is off by {off.max()}, allowed {allowed}"
+
+
+class Yardstick:
+    """How far from float64 a step by kernels may be: twice what the eager form of the same dtype is.
+
+    Where a relu's input is within rounding of zero, a correct form may let it pass or not. What a step gives when all
+    of these pass, and when none does, is apart by what such flips may cost.
+    """
+
+    def __init__(self, block, *given):
+        self.eps = EPS[str(given[0].dtype).removeprefix("torch.")]
+        self.wanted, self.eager = exact(block, *given), step(block, *given, mode="eager")
+        with turned(True) as self.unclear:
+            everything = exact(block, *given)
+        with turned(False):
+            nothing = exact(block, *given)
+        self.flips = {name: distance(everything[name], nothing[name]) for name in self.wanted}
+
+    def holds(self, got):
+        """That what `step` gives is as near to float64 as that, and NaN in the same places."""
+        assert got.keys() <= self.wanted.keys()
+        for name, g in got.items():
+            w = self.wanted[name]
+            assert g.shape == w.shape, name
+            assert torch.equal(g.isnan(), w.isnan()), f"{name}: NaN where there is none, or none where it is"
+            size = max(w.double().nan_to_num().norm().item(), w.numel() ** 0.5)
+            allowed = 2 * (distance(self.eager[name], w) + self.flips[name]) + FLOOR * self.eps * size
+            off = distance(g, w)
+            assert off <= allowed, f"{name} is off by {off / size:.1e} of its size, allowed {allowed / size:.1e}"
+
+
+def distance(t, other):
+    return (t.double() - other.double()).nan_to_num().norm().item()
+
+
+@contextmanager
+def turned(passes):
+    """Inside, relus let all pass, or nothing, that is within rounding of zero but not zero; tells how many numbers."""
+    unclear, real = [], ops.relu
+
+    def relu(h):
+        size = h.detach().abs()
+        near = (size > 0) & (size <= TURN * size.max()) if h.numel() else size > 0
+        unclear.append(int(near.sum()))
+        return torch.where(near, h * passes, real(h))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "relu", relu)
+        yield unclear
 
 
 def close(got, wanted, digits):
@@ -147,7 +202,7 @@ def close(got, wanted, digits):
 def check(block, x, dy, dtype="float32", stray=0.0):
     """A step by the kernels, held to the plain form in float64; returns it."""
     got, wanted = step(block, x, dy), exact(block, x, dy)
-    near(got, wanted, dtype, condition(block, x, dy, wanted), stray)
+    near(got, wanted, dtype, condition(block, x, dy, wanted), stray, step(block, x, dy, mode="eager"))
     return got
 
 
