@@ -52,7 +52,8 @@ class Indexing(TorchFunctionMode):
 def autocast(device, dtype):
     """Tensors that are made inside are fake, and autocast is on for the device, even where PyTorch has no CUDA."""
     before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    with FakeTensorMode(), Indexing(), torch.no_grad(), attzoo.kernels("eager"):
+    no_driver = torch.backends.cudnn.flags(enabled=False)   # which choosing among cuDNN's convolutions would ask for
+    with FakeTensorMode(), Indexing(), no_driver, torch.no_grad(), attzoo.kernels("eager"):
         try:
             torch.set_autocast_enabled(device, True)
             torch.set_autocast_dtype(device, dtype)
