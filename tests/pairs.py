@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-from attzoo.train.files import ending
+from attzoo.data import ending
 
 RANDOM = np.random.default_rng(0)
 BYTES = RANDOM.integers(0, 256, (6, 5, 4), dtype=np.uint8)

@@ -96,7 +96,8 @@ def test_a_folder_says_what_it_holds(tmp_path):
     pairs = [(tmp_path / f"{name}.png", tmp_path / f"{name}_mask.png") for name in "ab"]
     folder = Folder(pairs)
     assert (len(folder), folder.channels, folder.spatial_dims, folder.classes) == (2, 3, 2, None)
-    assert folder.seen() == [0, 1, 2, 6]
+    assert folder.counts == {0: 24, 1: 12, 2: 6, 6: 6, 255: 12}
+    assert folder.dtypes == {"uint8": 2}
     assert folder.common_size() == (6, 5)
     image, mask = Folder(pairs, Preparation((12, 20)), classes=7)[0, 1]
     assert image.shape == (3, 12, 20)
@@ -107,7 +108,7 @@ def test_a_folder_says_what_it_holds(tmp_path):
         few[0, 1]
     save(pairs[0][1], np.full((6, 5), 300, np.uint16))
     with pytest.raises(ValueError, match=r"classes from 0 to 254, or 255 to ignore, in .*a_mask.png, got 300"):
-        folder.seen()
+        assert Folder(pairs).counts
     with pytest.raises(ValueError, match="at least two classes, got one; where masks hold only 0 and 255"):
         Folder(pairs, classes=1)
     with pytest.raises(ValueError, match="classes must be <= 255, which masks ignore, got 256"):
@@ -121,8 +122,8 @@ def test_a_folder_says_what_it_holds(tmp_path):
 @pytest.mark.parametrize(
     ("image", "mask", "message"),
     [
-        (BYTES, BYTES, "as many channels, got .*a.npy of 1 and .*b.png of 4"),
-        (VOLUME[..., 0], BYTES[..., 0], "as many axes, got .*a.npy of 2 and .*b.npy of 3"),
+        (BYTES, BYTES, "of channels, got .*a.npy of 1 and .*b.png of 4: save all as grey or as RGB"),
+        (VOLUME[..., 0], BYTES[..., 0], "number of axes, got .*a.npy of 2 and .*b.npy of 3: keep pictures"),
         (BYTES[..., 0], BYTES[1:, :, 0], "expected .*b_mask.png of its image's size, 6 x 5, got 5 x 5"),
         (BYTES[..., 0], BYTES[None, ..., 0], "expected .*b_mask.npy of its image's size, 6 x 5, got 1 x 6 x 5"),
     ],

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer  # noqa: TID253
 
+from ..data import parse_labels
 from ..train.data import NORMALISATIONS
 from ..train.settings import LOSSES, OPTIMIZERS, PRECISIONS, RECIPES, SCHEDULES, Settings
 from .shared import Backend, numbers
@@ -35,6 +36,10 @@ def train(
         str | None, typer.Option(metavar="H,W", help="Resize to this; as the files are unless given, phantoms 64,64.")
     ] = None,
     classes: Annotated[int | None, typer.Option(metavar="K", help="As many as the masks have unless given.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="V,V,..", help="Mask values in order of classes, 0,255 say, or colours, 0,0,0;255,0,0."),
+    ] = None,
     validation: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Kept to judge by, where DIR says not what.  [0.2]")
     ] = None,
@@ -102,7 +107,8 @@ def train(
 
     given: dict[str, Any] = {
         "backend": backend and str(backend), "data": data and str(data.resolve()), "dims": dims,
-        "size": numbers("size", size), "classes": classes, "validation": validation, "phantoms": phantoms,
+        "size": numbers("size", size), "classes": classes,
+        "labels": None if labels is None else [*parse_labels(labels)], "validation": validation, "phantoms": phantoms,
         "normalise": normalise, "flip": flip, "variant": variant, "channels": numbers("channels", channels),
         "loss": loss, "optimizer": optimizer, "rate": rate, "momentum": momentum, "decay": decay,
         "schedule": schedule, "every": every, "factor": factor, "epochs": epochs, "batch": batch,

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from .. import contract, portable, registry
 from ..adapters import adapter, backend_of
 from ..contract import Array
+from ..data import package
 from ..ops import numpy as ops
 from ..train.data import Preparation
-from ..train.files import package
 from ..train.state import SETTINGS
 
 MAX_SETTINGS: Final = 2**20         # bytes

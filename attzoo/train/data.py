@@ -8,10 +8,12 @@ flips and normalises.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Protocol
 
@@ -20,21 +22,20 @@ from numpy.typing import NDArray
 
 from .. import contract
 from ..contract import Array
+from ..data import (
+    IGNORE,
+    Labels,
+    Source,
+    check_same_grid,
+    describe_image,
+    describe_mask,
+    package,
+    read_image,
+    read_mask,
+)
 from ..look import sizes
-from .files import IGNORE, Pair, find, package, read_affine, read_image, read_mask, read_shape
-
-__all__ = [
-    "Preparation",
-    "Dataset",
-    "Folder",
-    "Key",
-    "Sample",
-    "find",
-    "read_image",
-    "read_mask",
-    "read_shape",
-    "read_affine",
-]
+from .files import Pair
+from .survey import class_counts, stored_counts
 
 NORMALISATIONS: Final = ("zscore", "unit", "none")
 Key = tuple[int, int]                          # epoch, index
@@ -68,7 +69,7 @@ class Preparation:
 
     size: the spatial size to resize to, linearly; None keeps each image's own.
     normalise: "zscore" (each channel to mean 0 and standard deviation 1; a constant one to 0), "unit" (integers divided
-    by the largest of their type, floats as they are) or "none".
+    by the largest of their type, or in a file by the largest of its bits, floats as they are) or "none".
     Raises TypeError or ValueError for other values.
     """
 
@@ -80,13 +81,23 @@ class Preparation:
         if self.size is not None:
             contract.settle(self, size=tuple(contract.integer("size", side) for side in self.size))
 
+    def read(self, path: Path) -> NDArray[Any]:
+        """The image (C, *S) in a file, as this takes it: as it is stored, or for "unit" divided already."""
+        return read_image(path, unit=self.normalise == "unit")
+
     def __call__(self, image: NDArray[Any]) -> Array:
-        """(C, *S) of any real dtype -> float32 (C, *size), a new array."""
-        array = image.astype(np.float32)
-        if self.normalise == "zscore":   # constants become 0 exactly, and large ones lose no digits
+        """(C, *S) of any real dtype -> float32 (C, *size), a new array.
+
+        Raises ValueError for numbers that float32 can't hold.
+        """
+        is_wide = image.dtype.itemsize >= 4 and image.dtype != np.float32
+        array: Array = image.astype(np.float64) if is_wide else image.astype(np.float32)
+        if self.normalise == "zscore":   # before digits are lost; constants become 0 exactly
             array -= array.min(axis=tuple(range(1, array.ndim)), keepdims=True)
         if self.normalise == "unit" and image.dtype.kind in "iu":
             array /= np.iinfo(image.dtype).max
+        if array.dtype == np.float64:
+            array = _single(array)
         array = _resized(array, self.size, "trilinear" if array.ndim == 4 else "bilinear")
         if self.normalise == "zscore":
             array = np.asarray(_monai().NormalizeIntensity(channel_wise=True)(array))
@@ -95,6 +106,13 @@ class Preparation:
     def mask(self, mask: NDArray[np.int64]) -> NDArray[np.int64]:
         """(*S) -> (*size), the nearest pixel's class."""
         return np.asarray(_resized(mask[None].astype(np.float32), self.size, "nearest-exact")[0], np.int64)
+
+
+def _single(array: Array) -> Array:
+    """float64 -> float32. Raises ValueError where a number is too large."""
+    if (largest := np.abs(array).max()) > np.finfo(np.float32).max:
+        raise ValueError(f"expected numbers that float32 can hold, got {largest:.4g}: divide the image by its largest")
+    return array.astype(np.float32)
 
 
 def _resized(array: Array, size: tuple[int, ...] | None, mode: str) -> Array:
@@ -139,9 +157,10 @@ class Folder:
 
     preparation: of each image. flip: mirror image and mask with probability 1/2, by seed and key; a picture left to
     right, since few can stand on their heads, a volume along each axis.
-    classes: their number, 2 to 255, which masks must keep to (255 counts as none); None leaves it open.
+    classes: their number, 2 to 255, which masks must keep to (255 counts as none); None leaves it open, or takes that
+    of labels. labels: what the values in masks mean, where they aren't class indices.
     Looks at the head of every file. Raises ValueError, naming files, unless all images have the same number of channels
-    and of axes and each mask its image's size, or for a file that cannot be read.
+    and of axes and each mask its image's size and grid, or for a file that can't be read.
     """
 
     def __init__(
@@ -151,6 +170,7 @@ class Folder:
         *,
         flip: bool = False,
         classes: int | None = None,
+        labels: Labels | None = None,
         seed: int = 0,
     ) -> None:
         if not pairs:
@@ -158,14 +178,18 @@ class Folder:
         self.pairs = list(pairs)
         self.preparation = preparation or Preparation()
         self.flip = contract.flag("flip", flip)
+        self.labels = labels
+        classes = len(labels.values) if labels and classes is None else classes
         self.classes = None if classes is None else contract.integer("classes", classes)
         if self.classes and self.classes > IGNORE:
             raise ValueError(f"classes must be <= {IGNORE}, which masks ignore, got {classes}")
         if classes == 1:
-            hint = f"where masks hold only 0 and {IGNORE}, which is ignored, write two classes as 0 and 1"
+            hint = f"where masks hold only 0 and {IGNORE}, which is ignored, set --labels 0,{IGNORE}"
             raise ValueError(f"expected at least two classes, got one; {hint}")
         self.seed = contract.integer("seed", seed, 0)
-        self.shapes = _shapes(self.pairs)
+        heads = _heads(self.pairs)
+        self.shapes = [head.image_shape for head in heads]
+        self.dtypes = Counter(head.image_dtype.name for head in heads)
         self.channels, self.spatial_dims = self.shapes[0][0], len(self.shapes[0]) - 1
         size = self.preparation.size
         if size is not None and len(size) != self.spatial_dims:
@@ -177,7 +201,7 @@ class Folder:
     def __getitem__(self, key: Key) -> Sample:
         """Image float32 (C, *S) and mask int64 (*S) at (epoch, index). ValueError names a file that is wrong."""
         epoch, index = key
-        image, mask = read_image(self.pairs[index][0]), self.read_mask(index)
+        image, mask = self.preparation.read(self.pairs[index][0]), self.read_mask(index)
         if not image.shape[1:] == mask.shape == self.shapes[index][1:]:   # the files changed
             got = f"{image.shape} and {mask.shape}"
             raise ValueError(f"expected {self.pairs[index][0]} and its mask as they were at first, got {got}")
@@ -187,17 +211,25 @@ class Folder:
     def read_mask(self, index: int) -> NDArray[np.int64]:
         """The mask (*S) as it is in its file. Raises ValueError, naming the file, for a class that does not exist."""
         path = self.pairs[index][1]
-        mask = read_mask(path)
+        mask = read_mask(path, self.labels)
         limit = IGNORE if self.classes is None else self.classes
         if (wrong := (mask >= limit) & (mask != IGNORE)).any():
             got = f"in {path}, got {mask[wrong][0]}"
-            raise ValueError(f"expected classes from 0 to {limit - 1}, or {IGNORE} to ignore, {got}")
+            fix = "" if self.labels else ": set --classes, or give each value its class by --labels"
+            raise ValueError(f"expected classes from 0 to {limit - 1}, or {IGNORE} to ignore, {got}{fix}")
         return mask
 
-    def seen(self) -> list[int]:
-        """The classes in all masks, 255 aside, in order; reads all of them. Raises as `read_mask`."""
-        found = {int(k) for index in range(len(self)) for k in np.unique(self.read_mask(index))}
-        return sorted(found - {IGNORE})
+    @cached_property
+    def counts(self) -> Counter[int]:
+        """The pixels of each class in all masks, 255 for those that count nowhere; reads all of them.
+
+        Raises ValueError for values that are no classes, with their counts over all masks, and as `read_mask`.
+        """
+        counts = class_counts(stored_counts((mask for _, mask in self.pairs), self.labels), self.labels)
+        if max(counts.keys() - {IGNORE}, default=0) >= (self.classes or IGNORE):
+            for index in range(len(self)):
+                self.read_mask(index)   # raises, naming the file
+        return counts
 
     def common_size(self) -> tuple[int, ...]:
         """The spatial size of every sample. Raises ValueError, naming two files, where they differ."""
@@ -206,10 +238,9 @@ class Folder:
         size = self.shapes[0][1:]
         for (path, _), shape in zip(self.pairs, self.shapes, strict=True):
             if shape[1:] != size:
-                raise ValueError(
-                    f"expected a size to resize to, or images of one size to make batches of, got {self.pairs[0][0]} "
-                    f"of {sizes(size)} and {path} of {sizes(shape[1:])}"
-                )
+                got = f"{self.pairs[0][0]} of {sizes(size)} and {path} of {sizes(shape[1:])}"
+                fix = f"set --size {','.join(map(str, size))}, say, to resize all, or --batch 1"
+                raise ValueError(f"expected images of one size to make batches of, got {got}: {fix}")
         return size
 
     def _flipped(self, image: Array, mask: NDArray[np.int64], epoch: int, index: int) -> Sample:
@@ -219,22 +250,25 @@ class Folder:
         return np.array(both["image"]), np.array(both["mask"][0])
 
 
-def _shapes(pairs: Sequence[Pair]) -> list[tuple[int, ...]]:
-    """(C, *S) of each image, once all are seen to fit to the first, and each mask to its image."""
-    shapes: list[tuple[int, ...]] = []
+def _heads(pairs: Sequence[Pair]) -> list[Source]:
+    """What each image's file declares, once all are seen to fit to the first, and each mask to its image."""
+    heads: list[Source] = []
     first = pairs[0][0]
     for image, mask in pairs:
-        shape, labelled = read_shape(image), read_shape(mask)
-        shapes.append(shape)
-        axes, wanted = len(shape) - 1, len(shapes[0]) - 1
-        if axes != wanted:
-            raise ValueError(f"expected images of as many axes, got {first} of {wanted} and {image} of {axes}")
-        if shape[0] != shapes[0][0]:
-            channels = f"{first} of {shapes[0][0]} and {image} of {shape[0]}"
-            raise ValueError(f"expected images of as many channels, got {channels}")
-        if labelled[1:] != shape[1:]:
-            raise ValueError(f"expected {mask} of its image's size, {sizes(shape[1:])}, got {sizes(labelled[1:])}")
-    return shapes
+        head, labelled = describe_image(image), describe_mask(mask)
+        heads.append(head)
+        shape, expected = head.image_shape, heads[0].image_shape
+        if len(shape) != len(expected):
+            got = f"{first} of {len(expected) - 1} and {image} of {len(shape) - 1}"
+            raise ValueError(f"expected images of the same number of axes, got {got}: keep pictures and volumes apart")
+        if shape[0] != expected[0]:
+            got = f"{first} of {expected[0]} and {image} of {shape[0]}"
+            raise ValueError(f"expected images of the same number of channels, got {got}: save all as grey or as RGB")
+        if labelled.shape[1:] != shape[1:]:
+            got = sizes(labelled.shape[1:])
+            raise ValueError(f"expected {mask} of its image's size, {sizes(shape[1:])}, got {got}")
+        check_same_grid(image, mask)
+    return heads
 
 
 @cache

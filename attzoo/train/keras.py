@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from .. import portable
 from ..contract import Array
+from ..data import IGNORE
 from ..ops.keras import keras
-from .files import IGNORE
 from .losses.keras import loss as loss_of
 from .settings import Settings
 from .state import fitting

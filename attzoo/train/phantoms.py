@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from .. import contract
 from ..contract import Array
+from ..data import package
 from ..files import write as write_file
-from .files import CAMVID, package
+from .files import CAMVID
 
 CLASSES: Final = ("background", "liver", "kidney", "pancreas")
 COLORS: Final = (0, 0, 0, 178, 84, 60, 92, 138, 196, 240, 196, 72)   # RGB of each class, as a palette

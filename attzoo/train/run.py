@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,14 +18,16 @@ from typing import Any, Final
 import numpy as np
 
 from .. import contract, portable, registry
+from ..data import IGNORE, Labels, package
 from ..files import PREFIX, write
 from . import report, state
 from .batches import Batches, Loader
-from .data import Dataset, Folder, Preparation, find
-from .files import package
+from .data import Dataset, Folder, Preparation
+from .files import find
 from .phantoms import Phantoms
 from .settings import Settings, rate
 from .state import Row, State
+from .survey import check_classes, check_gaps
 
 CHANNELS: Final = (16, 32, 64)   # where neither the settings nor a variant says
 FILES: Final = {
@@ -114,24 +116,25 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
     assert settings.flip is not None
     preparation = Preparation(settings.size, settings.normalise)
     train, valid = find(settings.data, settings.validation, settings.seed)
-    training = Folder(train, preparation, flip=settings.flip, classes=settings.classes, seed=settings.seed)
-    validation = Folder(valid, preparation, classes=settings.classes)
-    seen, judged = training.seen(), validation.seen()
-    if len(seen) < 2:
-        raise ValueError(f"expected masks of two classes or more, got {len(training)} of {_classes(seen)} to train on")
-    if alone := [k for k in judged if k > seen[-1]]:
-        raise ValueError(f"expected to validate on classes of training, {_classes(seen)}, got {_classes(alone)} too")
-    training.classes = validation.classes = settings.classes or seen[-1] + 1
+    given: dict[str, Any] = {"classes": settings.classes, "labels": settings.labels and Labels(settings.labels)}
+    training = Folder(train, preparation, flip=settings.flip, seed=settings.seed, **given)
+    validation = Folder(valid, preparation, **given)
     for found in (training, validation):
-        if found.spatial_dims != settings.dims:
-            raise ValueError(f"expected images of {settings.dims} spatial axes, got {found.spatial_dims}: set dims")
+        if (dims := found.spatial_dims) != settings.dims:
+            got = f"{settings.dims} spatial axes, got {found.pairs[0][0]} of {dims}: set --dims {dims}"
+            raise ValueError(f"expected images of {got}")
     if validation.channels != training.channels:
         raise ValueError(f"expected {training.channels} channels to validate on, got {validation.channels}")
+    training.classes = validation.classes = _classes(training, validation)
     return training, validation
 
 
-def _classes(found: Sequence[int]) -> str:
-    return f"class{'es' * (len(found) > 1)} {', '.join(map(str, found[:20]))}" if found else "no class"
+def _classes(training: Folder, validation: Folder) -> int:
+    """The number of classes. Raises ValueError where masks hold others, or what is no class."""
+    if training.classes is None:
+        check_gaps(training.counts + validation.counts)
+    check_classes(training.counts, validation.counts, len(training))
+    return training.classes or max(training.counts.keys() - {IGNORE}) + 1
 
 
 def network(settings: Settings, channels: int, classes: int) -> Callable[..., Any]:

@@ -10,8 +10,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from .. import contract
+from ..data import IGNORE, Labels
+from ..data.labels import Value
 from .data import NORMALISATIONS
-from .files import IGNORE
 
 BACKENDS: Final = ("torch", "keras")
 LOSSES: Final = ("both", "cross_entropy", "dice", "bce", "focal_tversky")
@@ -38,8 +39,9 @@ class Settings:
     dims: 2 or 3, spatial axes. size: >= 1, in pixels, per axis, that everything is resized to; None leaves
     all as they are, of one size.
     validation: share in (0, 1) kept out of training, where the folder does not say which.
-    classes: 2 to 255 of the folder; None takes what is in its masks. normalise: "zscore" (None means it), "unit" or
-    "none", as attzoo.train.data.Preparation.
+    classes: 2 to 255 of the folder; None takes what is in its masks. labels: what values in masks mean, where they
+    aren't class indices: the class of an integer, or of a colour (red, green, blue), is its position here.
+    normalise: "zscore" (None means it), "unit" or "none", as attzoo.train.data.Preparation.
     flip: whether its images are mirrored at random in training, pictures left to right, volumes along every axis; None
     means so.
     variant: a published U-Net; None takes the arguments' defaults. channels: per level, from the finest; None takes the
@@ -65,6 +67,7 @@ class Settings:
     validation: float = 0.2
     phantoms: int | None = None
     classes: int | None = None
+    labels: tuple[Value, ...] | None = None
     normalise: str | None = None
     flip: bool | None = None
     variant: str | None = None
@@ -86,20 +89,22 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        folder, drawn = (self.data is not None, "a folder of data"), (self.data is None, "phantoms")
-        owned = {
-            "phantoms": (160, *drawn),
-            "classes": (None, *folder),
-            "normalise": ("zscore", *folder),
-            "flip": (True, *folder),
-            "momentum": (0.0, self.optimizer == "sgd", "sgd"),
-            "decay": (0.01, self.optimizer == "adamw", "adamw"),
-            "every": (30, self.schedule == "step", "schedule='step'"),
-            "factor": (0.1, self.schedule == "step", "schedule='step'"),
+        has_data, is_step = self.data is not None, self.schedule == "step"
+        owned = {   # default, whether it has an effect, when it has, and the setting that this depends on
+            "phantoms": (160, not has_data, "without data", "data"),
+            "classes": (None, has_data, "with data", "data"),
+            "labels": (None, has_data, "with data", "data"),
+            "normalise": ("zscore", has_data, "with data", "data"),
+            "flip": (True, has_data, "with data", "data"),
+            "momentum": (0.0, self.optimizer == "sgd", "with optimizer='sgd'", "optimizer"),
+            "decay": (0.01, self.optimizer == "adamw", "with optimizer='adamw'", "optimizer"),
+            "every": (30, is_step, "with schedule='step'", "schedule"),
+            "factor": (0.1, is_step, "with schedule='step'", "schedule"),
         }
-        for name, (default, used, whose) in owned.items():
+        for name, (default, used, when, other) in owned.items():
             if not used and getattr(self, name) is not None:
-                raise ValueError(f"{name} is for {whose}, got {getattr(self, name)!r} without")
+                got = f"{name}={getattr(self, name)!r} and {other}={getattr(self, other)!r}"
+                raise ValueError(f"{name} has an effect only {when}, got {got}: change or leave out one of them")
             if used and getattr(self, name) is None:
                 contract.settle(self, **{name: default})
         for name, known in KNOWN.items():
@@ -125,11 +130,15 @@ class Settings:
             contract.flag("flip", self.flip)
         if self.classes is not None and self.classes > IGNORE:
             raise ValueError(f"classes must be <= {IGNORE}, which masks ignore, got {self.classes}")
+        labels = None if self.labels is None else Labels(self.labels).values
+        if labels and self.classes not in (None, len(labels)):
+            raise ValueError(f"classes must be {len(labels)}, the number of labels, or left out, got {self.classes}")
         if contract.integer("seed", self.seed, 0) >= 2**32:
             raise ValueError(f"seed must be less than 2**32, got {self.seed}")
         contract.settle(
             self,
             size=size,
+            labels=labels,
             channels=None if self.channels is None else tuple(self.channels),
             network=MappingProxyType(_arguments(self.network)),
             rate=float(self.rate),

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import portable
 from ..contract import Array
-from .files import IGNORE, package
+from ..data import IGNORE, package
 from .losses.torch import loss as loss_of
 from .settings import Settings
 from .state import fitting

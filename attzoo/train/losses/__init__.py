@@ -21,7 +21,7 @@ gamma 4/3 (so the power is 0.75), there summed over classes.
 
 from typing import Final
 
-from ..files import IGNORE as IGNORE
+from ...data import IGNORE as IGNORE
 
 ALPHA: Final = 0.7       # weight of pixels that were missed
 BETA: Final = 0.3        # weight of pixels that were found and are not there

@@ -1,0 +1,33 @@
+"""Reading of images, masks and volumes, and writing of predicted masks: all that knows about file formats.
+
+`formats` is the one table of what can be read; `pictures`, `tiff` and `volumes` read it; `reading` makes images of what
+a file stores, `masks` makes class indices. Images are (C, *S) in the dtype of their file, masks int64 (*S), with two or
+three spatial axes.
+"""
+
+from .extra import package
+from .labels import IGNORE, Labels, parse_labels
+from .masks import describe_mask, read_mask
+from .reading import describe_image, read_image, read_shape
+from .source import VOLUMES, Source, ending, has_known_ending
+from .volumes import Geometry, check_same_grid, read_geometry, write_mask
+
+__all__ = [
+    "IGNORE",
+    "VOLUMES",
+    "Geometry",
+    "Labels",
+    "Source",
+    "check_same_grid",
+    "describe_image",
+    "describe_mask",
+    "ending",
+    "has_known_ending",
+    "package",
+    "parse_labels",
+    "read_geometry",
+    "read_image",
+    "read_mask",
+    "read_shape",
+    "write_mask",
+]

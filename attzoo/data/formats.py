@@ -1,0 +1,40 @@
+"""The table of formats: what a file begins with, or its name ends in, and what reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from . import pictures, tiff, volumes
+from .source import VOLUMES, Source, ending
+
+Reader = Callable[[Path], Source]
+READERS: Final[tuple[tuple[str, tuple[bytes, ...], Reader], ...]] = (
+    ("PNG", (b"\x89PNG\r\n\x1a\n",), pictures.png),
+    ("TIFF", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), tiff.describe),
+    ("JPEG", (b"\xff\xd8\xff",), pictures.jpeg),
+    ("BMP", (b"BM",), pictures.bmp),
+    ("GIF", (b"GIF87a", b"GIF89a"), pictures.gif),
+    ("WebP", (b"RIFF",), pictures.webp),
+    ("PNM", (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), pictures.pnm),
+    ("JPEG 2000", (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), pictures.jpeg_2000),
+)
+
+
+def describe(path: Path) -> Source:
+    """What a file's head declares, by the reader of its format.
+
+    Raises OSError for a file that can't be opened, ValueError for one of no known format, and as its reader does.
+    """
+    if ending(path) in VOLUMES:
+        return volumes.describe(path)
+    with path.open("rb") as file:
+        head = file.read(132)
+    for _, beginnings, reader in READERS:
+        if head.startswith(beginnings):
+            return reader(path)
+    known = f"{', '.join(name for name, _, _ in READERS)}, or a volume as .npy, .nii or .nii.gz"
+    is_dicom = head[128:] == b"DICM"
+    got = "DICOM: convert the series to .nii.gz, with dcm2niix for instance" if is_dicom else "none of these"
+    raise ValueError(f"expected {known}, got {got}")

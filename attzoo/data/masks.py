@@ -1,0 +1,126 @@
+"""Masks as class indices: the values that a file stores, and what `labels` says they mean."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .formats import describe
+from .labels import IGNORE, SHIFT, Labels, Value, check_labelled, check_values, color_of, number_of
+from .source import Source, naming
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a mask's file stores: values (*S), or where `are_colors` the numbers of colours.
+
+    palette: colours by value, where the file has a palette and the values are its indices.
+    """
+
+    values: NDArray[np.int64]
+    are_colors: bool
+    palette: NDArray[Any] | None = None
+
+    def counts(self) -> Counter[Value]:
+        """The pixels of each value."""
+        unique, counts = np.unique(self.values, return_counts=True)
+        values = [color_of(int(v)) for v in unique] if self.are_colors else [int(v) for v in unique]
+        return Counter(dict(zip(values, map(int, counts), strict=True)))
+
+
+def read_stored(path: Path, labels: Labels | None = None) -> Stored:
+    """What a mask's file stores, by colours where `labels` are colours, or where its channels differ.
+
+    Raises ValueError, naming the file, for one that can't be read, whose format doesn't keep numbers, whose channels
+    are neither equal nor the three of a colour, or that holds anything but whole numbers.
+    """
+    source = describe_mask(path)
+    with naming(path):
+        array = source.samples()
+        if source.has_alpha:
+            array = array[:-1]
+        palette = source.palette
+        by_color = labels is not None and labels.are_colors
+        if palette is not None and (by_color or not source.has_stable_indices):
+            array, palette = np.moveaxis(_eight_bits(palette)[array[0]], -1, 0), None
+        array = _whole(array)
+        if by_color or (array != array[:1]).any():
+            return Stored(_numbers(array), True)
+        return Stored(array[0], False, None if palette is None else _eight_bits(palette))
+
+
+def describe_mask(path: Path) -> Source:
+    """What the head of a mask's file declares.
+
+    Raises ValueError, naming the file, for one that can't be read, or whose format doesn't keep numbers.
+    """
+    with naming(path):
+        source = describe(path)
+        if source.not_a_mask:
+            raise ValueError(source.not_a_mask)
+        return source
+
+
+def _eight_bits(palette: NDArray[Any]) -> NDArray[Any]:
+    """TIFF's palettes have 16 bits, of which the upper 8 are the colour."""
+    return palette >> 8 if palette.dtype == np.uint16 else palette
+
+
+def _whole(array: NDArray[Any]) -> NDArray[np.int64]:
+    with np.errstate(invalid="ignore"):   # of what is no number, which the comparison finds
+        whole: NDArray[np.int64] = array.astype(np.int64)
+    if (wrong := whole != array).any():
+        raise ValueError(f"expected whole numbers from 0 as classes, got {array[wrong].flat[0]}")
+    return whole
+
+
+def _numbers(array: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Channels (3, *S), or equal ones (1, *S), -> (*S): a number for every colour."""
+    if len(array) not in (1, 3):
+        hint = "of a mask with a channel for each class save the index of the class, as from argmax"
+        raise ValueError(f"expected one channel, equal ones or a colour's three, got {len(array)} that differ; {hint}")
+    if array.min() < 0 or array.max() >= 1 << SHIFT:
+        raise ValueError(f"expected colours from 0 to {(1 << SHIFT) - 1}, got {array.min()} to {array.max()}")
+    red, green, blue = array if len(array) == 3 else (array[0],) * 3
+    return np.asarray(red << 2 * SHIFT | green << SHIFT | blue)
+
+
+# ---- classes ---------------------------------------------------------------------------------------
+
+
+def read_mask(path: str | Path, labels: Labels | None = None) -> NDArray[np.int64]:
+    """The class indices (*S) in a file.
+
+    Stored values are classes, an index into a palette too; where the file has several channels they must be equal,
+    opacity aside. With `labels` a value's class is its position there, and 255, unless it is there, stays 255.
+    Raises ValueError, naming the file, the values found and the option that says what they mean, for any other value,
+    and as `read_stored`.
+    """
+    path = Path(path)
+    stored = read_stored(path, labels)
+    with naming(path):
+        if labels is None:
+            if stored.are_colors or stored.values.min() < 0:
+                check_values(stored.counts())
+            return stored.values
+        if stored.are_colors and not labels.are_colors:
+            check_labelled(stored.counts(), labels)
+        return _positions(stored, labels)
+
+
+def _positions(stored: Stored, labels: Labels) -> NDArray[np.int64]:
+    """The class of each pixel, 255 for a value 255 that is none."""
+    values = [number_of(value) if isinstance(value, tuple) else value for value in labels.values]
+    order = np.argsort(values)
+    ranked = np.array(values)[order]
+    found = np.minimum(np.searchsorted(ranked, stored.values), len(values) - 1)
+    is_known = ranked[found] == stored.values
+    mask = np.where(is_known, order[found], IGNORE)
+    if not is_known.all():
+        check_labelled(stored.counts(), labels)
+    return np.asarray(mask, np.int64)

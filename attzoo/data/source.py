@@ -1,0 +1,104 @@
+"""What a file declares about the samples that it stores, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+VOLUMES: Final = (".npy", ".nii", ".nii.gz")
+PICTURES: Final = (
+    ".png", ".apng", ".tif", ".tiff", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".gif", ".webp", ".pbm",
+    ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".jpx", ".j2c", ".jpf",
+)   # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """The samples of a file, and what its head says of them.
+
+    shape: (C, *S) of the samples, upright. dtype: of the samples. load: reads them, (C, *S).
+    largest: the largest integer that the declared bits hold, None for floats.
+    has_alpha: whether the last channel is opacity.
+    palette: (K, 3), the colours that samples are indices into, of 8 or 16 bits; None for no palette.
+    has_stable_indices: whether programs that save the format keep the order of the palette.
+    not_an_image, not_a_mask: why the samples can't be read as one, None where they can.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    load: Callable[[], NDArray[Any]]
+    largest: int | None = None
+    has_alpha: bool = False
+    palette: NDArray[Any] | None = None
+    has_stable_indices: bool = True
+    not_an_image: str | None = None
+    not_a_mask: str | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, *S) of the image: a palette gives three channels."""
+        return self.shape if self.palette is None else (3, *self.shape[1:])
+
+    @property
+    def image_dtype(self) -> np.dtype[Any]:
+        """The dtype of the image: a palette's, where there is one."""
+        return self.dtype if self.palette is None else self.palette.dtype
+
+    def samples(self) -> NDArray[Any]:
+        """The stored samples (C, *S), C-contiguous, in the machine's byte order.
+
+        Raises ValueError where they are not of the shape that the head declares.
+        """
+        array = self.load()
+        if array.shape != self.shape:
+            raise ValueError(f"expected samples of shape {self.shape}, as the head says, got {array.shape}")
+        return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
+
+
+def largest_integer(dtype: np.dtype[Any], bits: int | None = None) -> int | None:
+    """The largest integer of so many bits, by default those of the dtype; None for floats.
+
+    >>> largest_integer(np.dtype("uint16"), 12), largest_integer(np.dtype("int16")), largest_integer(np.dtype("bool"))
+    (4095, 32767, 1)
+    """
+    if dtype.kind == "b":
+        return 1
+    if dtype.kind not in "iu":
+        return None
+    bits = bits or 8 * dtype.itemsize
+    return int(2 ** (bits - (dtype.kind == "i")) - 1)
+
+
+def channels_first(array: NDArray[Any]) -> NDArray[Any]:
+    """(H, W) or (H, W, C) -> (C, H, W)."""
+    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+
+
+def ending(path: Path) -> str:
+    """The ending of a file's name, lower case; ".nii.gz" is one."""
+    name = path.name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+
+
+def has_known_ending(path: Path) -> bool:
+    """Whether a file's name ends like an image's, a mask's or a volume's."""
+    return ending(path) in (*VOLUMES, *PICTURES)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let every error name the file; readers of broken files raise what they like, even SyntaxError."""
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except Exception as err:
+        if isinstance(err, OSError) and err.filename is not None:   # no such file, say
+            raise
+        raise ValueError(f"cannot read {path}: {err}") from err

@@ -1,0 +1,77 @@
+"""TIFF, read by tifffile: declared bits, sign, planes and photometric interpretation, samples as they are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .extra import package
+from .orientation import turned, upright
+from .source import Source, largest_integer
+
+ORIENTATION: Final = 274
+REDUCED, MASK_PAGE = 1, 4   # bits of NewSubfileType: previews and transparency masks of a page
+LOSSLESS: Final = {
+    "NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "ZSTD", "LZMA", "CCITTRLE", "CCITTFAX3", "CCITTFAX4", "PNG",
+}   # fmt: skip
+READABLE: Final = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "SEPARATED"}   # YCbCr of JPEG is read as RGB
+WHITE: Final = (
+    "photometric interpretation MinIsWhite, whose least value is white, which programs read as it is or inverted; "
+    "save it as MinIsBlack"
+)
+
+
+def describe(path: Path) -> Source:
+    """The one image of a TIFF. Raises ValueError for several, and for samples whose meaning isn't declared."""
+    with package("tifffile").TiffFile(path) as file:
+        page = _only_page(file)
+        shape, channel_axis = _layout(page)
+        kind, compression = page.photometric.name, page.compression.name
+        orientation = page.tags.valueof(ORIENTATION, default=1)
+        palette = page.colormap.T if kind == "PALETTE" else None
+        is_lossless = compression in LOSSLESS
+        return Source(
+            shape=(shape[0], *turned(shape[1:], orientation)),
+            dtype=page.dtype,
+            load=lambda: upright(_samples(path, channel_axis), orientation),
+            largest=largest_integer(page.dtype, page.bitspersample),
+            has_alpha=any(extra.name != "UNSPECIFIED" for extra in page.extrasamples),
+            palette=palette,
+            not_an_image=f"expected grey or colours, got {WHITE}" if kind == "MINISWHITE" else None,
+            not_a_mask=None if is_lossless else f"expected lossless compression, got {compression} in a TIFF",
+        )
+
+
+def _only_page(file: Any) -> Any:
+    """The page of a file that has one, previews aside, once its samples are seen to be readable."""
+    pages = [page for page in file.pages if not int(page.subfiletype) & (REDUCED | MASK_PAGE)]
+    frames = len(pages)
+    if frames == 1 and (total := file.series[0].size) > pages[0].size:   # ImageJ may put many behind one page
+        frames = total // pages[0].size
+    if frames != 1:
+        raise ValueError(f"expected one picture, got {frames}; save a volume as .npy or .nii.gz")
+    page = pages[0].aspage()
+    kind = page.photometric.name if hasattr(page.photometric, "name") else str(page.photometric)
+    if kind not in READABLE and not (kind == "YCBCR" and page.compression.name in ("JPEG", "OJPEG")):
+        raise ValueError(f"expected grey, RGB, CMYK or a palette, got photometric interpretation {kind}")
+    if page.dtype is None or page.dtype.kind not in "biuf" or not isinstance(page.bitspersample, int):
+        raise ValueError(f"expected real samples of equal bits, got {page.sampleformat!s} of {page.bitspersample} bits")
+    return page
+
+
+def _layout(page: Any) -> tuple[tuple[int, ...], int | None]:
+    """(C, H, W), and the axis of the channels among those that tifffile gives."""
+    sizes = dict(zip(page.axes, page.shape, strict=True))
+    if set(sizes) - set("SYX") or 0 in page.shape:
+        raise ValueError(f"expected an image (H, W) or (H, W, C), got axes {page.axes} of {page.shape}")
+    return (sizes.get("S", 1), sizes["Y"], sizes["X"]), page.axes.index("S") if "S" in sizes else None
+
+
+def _samples(path: Path, channel_axis: int | None) -> NDArray[Any]:
+    """(C, H, W) as stored."""
+    with package("tifffile").TiffFile(path) as file:
+        array = np.asarray(_only_page(file).asarray())
+    return array[None] if channel_axis is None else np.moveaxis(array, channel_axis, 0)

@@ -1,0 +1,115 @@
+"""Volumes: arrays of .npy, and NIfTI with the geometry of its header."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..contract import Array
+from ..files import whole, write
+from .extra import package
+from .source import Source, ending, largest_integer, naming
+
+TOLERANCE: Final = 0.1   # of a voxel, by which two grids may be apart at a corner
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the voxels of a volume lie.
+
+    affine: (4, 4), from indices to millimetres. spacing: between voxels, in millimetres, one for each axis.
+    size: voxels along each axis.
+    """
+
+    affine: Array
+    spacing: tuple[float, ...]
+    size: tuple[int, ...]
+
+    def __str__(self) -> str:
+        axes = "".join(str(axis) for axis in package("nibabel").aff2axcodes(self.affine))
+        return f"{axes} axes, spacing {' x '.join(f'{side:.4g}' for side in self.spacing)}"
+
+
+def describe(path: Path) -> Source:
+    """An array (H, W), (D, H, W) or (D, H, W, C)."""
+    content = _content(path)
+    shape = tuple(content.shape)
+    return Source(
+        shape=(1, *shape) if len(shape) < 4 else (shape[-1], *shape[:-1]),
+        dtype=content.dtype,
+        load=lambda: _channels_first(np.array(_content(path))),
+        largest=largest_integer(content.dtype),
+    )
+
+
+def _content(path: Path) -> Any:
+    """The array in a volume's file, checked by its head; numbers are not read yet."""
+    if ending(path) == ".npy":
+        array = np.lib.format.open_memmap(path, mode="r")   # which takes neither an archive nor Python objects
+    else:
+        array = package("nibabel").load(path).dataobj
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"expected real numbers, got {array.dtype}")
+    if not 2 <= len(array.shape) <= 4 or 0 in array.shape:
+        raise ValueError(f"expected (H, W), (D, H, W) or (D, H, W, C), got {tuple(array.shape)}")
+    return array
+
+
+def _channels_first(array: NDArray[Any]) -> NDArray[Any]:
+    return array[None] if array.ndim < 4 else np.moveaxis(array, -1, 0)
+
+
+# ---- geometry --------------------------------------------------------------------------------------
+
+
+def read_geometry(path: str | Path) -> Geometry | None:
+    """The geometry in a NIfTI file's header, None for a file of another kind."""
+    path = Path(path)
+    if ending(path) not in (".nii", ".nii.gz"):
+        return None
+    with naming(path):
+        nibabel = package("nibabel")
+        image = nibabel.load(path)
+        affine = np.asarray(image.affine, np.float64)
+        if not np.isfinite(affine).all():
+            raise ValueError("expected an affine of finite numbers in the header, got others")
+        spacing = tuple(map(float, nibabel.affines.voxel_sizes(affine)))
+        return Geometry(affine, spacing, (*image.shape, 1, 1)[:3])
+
+
+def check_same_grid(image: Path, mask: Path) -> None:
+    """Raise ValueError, naming both files, where the headers of a volume and its mask place voxels differently."""
+    one, two = read_geometry(image), read_geometry(mask)
+    if one is None or two is None:
+        return
+    corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(one.size) - 1)
+    apart = np.linalg.norm(corners @ (one.affine - two.affine)[:3, :3].T + (one.affine - two.affine)[:3, 3], axis=1)
+    if apart.max() > TOLERANCE * min(one.spacing):
+        fix = "resample the mask to the image, or if its voxels have the image's order, save it with the image's header"
+        got = f"{one} and {two}, corners up to {apart.max():.4g} mm apart"
+        raise ValueError(f"expected {mask} on the grid of its image {image}, got {got}: {fix}")
+
+
+def write_mask(path: Path, mask: NDArray[Any], source: Path) -> None:
+    """Write class indices (*S) as a volume, whole or not at all.
+
+    A NIfTI file takes over the header of `source`: qform, sform and their codes, units, spacing and extensions.
+    """
+    if ending(path) == ".npy":
+        file = BytesIO()
+        np.save(file, mask, allow_pickle=False)
+        write(path, file.getvalue())
+        return
+    nibabel = package("nibabel")
+    image = nibabel.load(source)
+    header = image.header.copy()
+    header.set_data_dtype(mask.dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0   # the window in which the image's greys are shown
+    with whole(path) as temporary:
+        nibabel.save(type(image)(mask, None, header), temporary)

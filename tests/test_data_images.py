@@ -1,0 +1,322 @@
+"""Images are read as their file stores and declares them: bits, sign, planes, photometric interpretation."""
+
+import gzip
+import io
+import struct
+import zlib
+
+import imagecodecs
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+from pairs import AFFINE, BYTES, RANDOM, VOLUME, WORDS, coordinates, save
+from PIL import Image
+
+from attzoo.data import read_image, read_mask, read_shape
+from attzoo.train.data import Preparation
+
+
+def palette(array, colors):
+    picture = Image.fromarray(array)
+    picture.putpalette(colors)
+    return picture
+
+
+def bands(array, count):
+    return [Image.fromarray(array[..., i].copy()) for i in range(count)]
+
+
+COLORS = BYTES[:3, :, :3].reshape(-1)
+EQUAL = np.repeat(BYTES[..., :1], 3, axis=2)
+OPAQUE = np.concatenate([EQUAL, BYTES[..., 3:]], axis=2)
+INDICES = RANDOM.integers(0, 15, (6, 5), dtype=np.uint8)
+PICTURES = {   # file name: picture or array, image (C, *S), mask (*S)
+    "grey.png": (BYTES[..., 0], BYTES[..., 0][None], BYTES[..., 0]),
+    "grey.bmp": (BYTES[..., 0], BYTES[..., 0][None], BYTES[..., 0]),
+    "rgb.png": (EQUAL, np.moveaxis(EQUAL, -1, 0), BYTES[..., 0]),
+    "rgba.png": (OPAQUE, np.moveaxis(OPAQUE, -1, 0), BYTES[..., 0]),
+    "grey_alpha.png": (Image.merge("LA", bands(BYTES, 2)), np.moveaxis(BYTES[..., :2], -1, 0), BYTES[..., 0]),
+    "16.png": (WORDS, WORDS[None], WORDS),
+    "16.tiff": (WORDS, WORDS[None], WORDS),
+    "float.tiff": (WORDS.astype(np.float32), WORDS.astype(np.float32)[None], WORDS),
+    "bits.png": (BYTES[..., 0] > 99, (BYTES[..., 0] > 99)[None], BYTES[..., 0] > 99),
+    "palette.png": (palette(INDICES, COLORS.tolist()), np.moveaxis(COLORS.reshape(15, 3)[INDICES], -1, 0), INDICES),
+    "flat.npy": (VOLUME[0, :, :, 0], VOLUME[0, :, :, 0][None], None),
+    "volume.npy": (VOLUME[..., 0], VOLUME[..., 0][None], None),
+    "channels.npy": (VOLUME, np.moveaxis(VOLUME, -1, 0), None),
+    "big_end.npy": (WORDS.astype(">u2"), WORDS[None], WORDS),
+    "volume.nii": (VOLUME[..., 0], VOLUME[..., 0][None], None),
+    "channels.nii.gz": (VOLUME.astype(np.float32), np.moveaxis(VOLUME, -1, 0).astype(np.float32), None),
+    "classes.nii.gz": (BYTES.astype(np.int16), BYTES.astype(np.int16)[None], BYTES),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_files_are_read_as_they_are(name, tmp_path):
+    content, image, mask = PICTURES[name]
+    path = tmp_path / name
+    content.save(path) if isinstance(content, Image.Image) else save(path, content)
+    got = read_image(path)
+    assert got.dtype == image.dtype
+    assert got.dtype.isnative
+    np.testing.assert_array_equal(got, image)
+    assert read_shape(path) == image.shape
+    if mask is None:
+        with pytest.raises(ValueError, match=f"cannot read .*{name}: expected whole numbers from 0 as classes"):
+            read_mask(path)
+    else:
+        got = read_mask(path)
+        assert got.dtype == np.int64
+        np.testing.assert_array_equal(got, mask)
+
+
+def test_a_scaled_volume_and_a_photograph(tmp_path):
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_slope_inter(0.5, -1000)
+    nibabel.save(nibabel.Nifti1Image(BYTES * 0.5 - 1000, AFFINE, header), tmp_path / "ct.nii.gz")
+    np.testing.assert_allclose(read_image(tmp_path / "ct.nii.gz")[0], BYTES * 0.5 - 1000, atol=0.01)
+    smooth = (coordinates(32, 48)[:1] * 255).astype(np.uint8)
+    Image.fromarray(smooth[0]).save(tmp_path / "photo.jpg", quality=95)
+    assert np.abs(read_image(tmp_path / "photo.jpg").astype(int) - smooth).max() <= 4
+
+
+TURNS = {   # EXIF's orientations: what makes a picture upright
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: np.rot90(x, 2),
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(x.swapaxes(0, 1), 2),
+    8: lambda x: np.rot90(x),
+}
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_pictures_are_turned_upright(tmp_path, kind, orientation):
+    exif, path = Image.Exif(), tmp_path / f"photo.{kind}"
+    exif[0x0112] = orientation
+    Image.fromarray(EQUAL).save(path, exif=exif)
+    upright = TURNS[orientation](EQUAL)
+    np.testing.assert_array_equal(read_image(path), np.moveaxis(upright, -1, 0))
+    np.testing.assert_array_equal(read_mask(path), upright[..., 0])
+    assert read_shape(path) == (3, *upright.shape[:2])
+
+
+def png(array, bits=8, kind=0, before=b""):
+    """A PNG of colour type `kind` with so many bits a sample, and chunks that come before the data."""
+    rows = b""
+    for row in array.reshape(len(array), -1):
+        packed = np.unpackbits(row.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)[:, -bits:]
+        rows += b"\0" + np.packbits(packed).tobytes()
+    head = struct.pack(">IIBBBBB", *array.shape[1::-1], bits, kind, 0, 0, 0)
+    parts = chunk(b"IHDR", head) + before + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def below(limit, *shape, dtype=np.uint16):
+    return RANDOM.integers(0, limit, shape or (6, 5), dtype=dtype)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_grey_png_of_any_depth_gives_its_samples(bits, tmp_path):
+    array = below(2**bits)
+    for name, before in (("a.png", b""), ("transparent.png", chunk(b"tRNS", b"\0\1"))):
+        (tmp_path / name).write_bytes(png(array, bits, before=before))
+        np.testing.assert_array_equal(read_image(tmp_path / name), array[None])
+        np.testing.assert_array_equal(read_mask(tmp_path / name), array)
+        np.testing.assert_allclose(read_image(tmp_path / name, unit=True), array[None] / (2**bits - 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_colours_of_16_bits_keep_all_of_them(kind, channels, tmp_path):
+    array = below(2**16, 6, 5, channels)
+    for bits, transparent in ((8, b"\0\1" * 3), (16, b"\0\1" * 3)):
+        before = chunk(b"tRNS", transparent) if kind == 2 else b""
+        (tmp_path / "deep.png").write_bytes(png(array >> 16 - bits, bits, kind, before))
+        got = read_image(tmp_path / "deep.png")
+        assert got.dtype == f"uint{bits}"
+        np.testing.assert_array_equal(got, np.moveaxis(array >> 16 - bits, -1, 0))
+        assert read_shape(tmp_path / "deep.png") == (channels, 6, 5)
+
+
+TIFFS = {   # arrays as tifffile writes them, and how
+    "16-bit planar RGB": (below(2**16, 3, 6, 5), {"photometric": "rgb", "planarconfig": "separate"}),
+    "8-bit planar RGB": (below(256, 3, 6, 5, dtype=np.uint8), {"photometric": "rgb", "planarconfig": "separate"}),
+    "16-bit RGB": (below(2**16, 6, 5, 3), {"photometric": "rgb"}),
+    "16-bit RGBA, tiled": (below(2**16, 32, 48, 4), {"photometric": "rgb", "tile": (16, 16), "compression": "zlib"}),
+    "int16": (below(2000).astype(np.int16) - 1000, {}),
+    "int8": (below(200).astype(np.int16).astype(np.int8), {}),
+    "int32": (below(2**16).astype(np.int32) - 2**30, {}),
+    "uint32": (below(2**32, dtype=np.uint32), {}),
+    "uint64": (below(2**16).astype(np.uint64), {}),
+    "float16": (RANDOM.normal(size=(6, 5)).astype(np.float16), {}),
+    "float64": (RANDOM.normal(size=(6, 5)), {"byteorder": ">"}),
+    "8 bands": (below(2**16, 6, 5, 8), {"photometric": "minisblack", "planarconfig": "contig"}),
+    "12 bits": (below(2**12), {"bitspersample": 12}),
+    "4 bits": (below(2**4, dtype=np.uint8), {"bitspersample": 4}),
+    "CMYK": (below(256, 6, 5, 4, dtype=np.uint8), {"photometric": "separated"}),
+    "big-endian BigTIFF": (below(2**16), {"byteorder": ">", "bigtiff": True, "compression": "lzw", "predictor": True}),
+}
+
+
+@pytest.mark.parametrize("name", TIFFS)
+def test_tiff_gives_its_samples(name, tmp_path):
+    array, options = TIFFS[name]
+    tifffile.imwrite(tmp_path / "a.tif", array, **options)
+    expected = array[None] if array.ndim == 2 else array if "planar" in name else np.moveaxis(array, -1, 0)
+    got = read_image(tmp_path / "a.tif")
+    assert got.dtype == array.dtype
+    np.testing.assert_array_equal(got, expected)
+    assert read_shape(tmp_path / "a.tif") == expected.shape
+
+
+@pytest.mark.parametrize(("name", "largest"), [
+    ("int16", 32767), ("int8", 127), ("12 bits", 4095), ("4 bits", 15), ("uint32", 2**32 - 1),
+    ("16-bit planar RGB", 65535), ("float16", 1),
+])   # fmt: skip
+def test_unit_divides_by_the_largest_of_the_declared_bits(name, largest, tmp_path):
+    array, options = TIFFS[name]
+    tifffile.imwrite(tmp_path / "a.tif", array, **options)
+    prepare = Preparation(normalise="unit")
+    got = prepare(prepare.read(tmp_path / "a.tif"))
+    np.testing.assert_allclose(got, (array / largest).reshape(got.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, bool])
+def test_an_image_whose_least_is_white_is_refused(dtype, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", BYTES[..., 0].astype(dtype), photometric="miniswhite")
+    for read in (read_image, read_shape):
+        with pytest.raises(ValueError, match=r"a.tif: expected grey or colours, got .* MinIsWhite.*; save it as M"):
+            read(tmp_path / "a.tif")
+
+
+def test_a_palette_of_a_tiff_gives_colours_of_16_bits(tmp_path):
+    colors = below(2**16, 3, 256)
+    tifffile.imwrite(tmp_path / "a.tif", BYTES[..., 0], photometric="palette", colormap=colors)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), colors[:, BYTES[..., 0]])
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), BYTES[..., 0])
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [(8, np.uint8), (12, np.uint16), (16, np.uint16)])
+def test_jpeg_2000_keeps_its_depth(bits, dtype, tmp_path):
+    array = below(2**bits, 32, 48, 3).astype(dtype)
+    (tmp_path / "a.jp2").write_bytes(imagecodecs.jpeg2k_encode(array, level=0, bitspersample=bits))
+    got = read_image(tmp_path / "a.jp2")
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, np.moveaxis(array, -1, 0))
+    assert read_shape(tmp_path / "a.jp2") == (3, 32, 48)
+    largest = read_image(tmp_path / "a.jp2", unit=True)
+    np.testing.assert_allclose(largest, np.moveaxis(array, -1, 0) / (2**bits - 1), rtol=1e-6)
+
+
+def test_a_16_bit_pgm_is_of_16_bits_and_other_maxima_are_refused(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 # a comment\n5 6\n65535\n" + WORDS.astype(">u2").tobytes())
+    got = read_image(tmp_path / "a.pgm")
+    assert got.dtype == np.uint16
+    np.testing.assert_array_equal(got, WORDS[None])
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.pgm"), WORDS)
+    (tmp_path / "b.pgm").write_bytes(b"P5\n5 6\n3\n" + (WORDS & 3).astype(np.uint8).tobytes())
+    for read in (read_image, read_mask, read_shape):
+        with pytest.raises(ValueError, match=r"b.pgm: expected PGM of maximum 255 or 65535, or PPM of 255, got 3"):
+            read(tmp_path / "b.pgm")
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [(np.uint32, 2**31), (np.int64, 2**40), (np.float64, 1e9)])
+def test_zscore_keeps_the_contrast_of_large_numbers(dtype, offset):
+    small = BYTES[None, ..., 0]
+    got = Preparation()((small + dtype(offset)).astype(dtype))
+    np.testing.assert_allclose(got, Preparation()(small), rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_beyond_float32_are_refused():
+    with pytest.raises(ValueError, match=r"expected numbers that float32 can hold, got 1e\+39"):
+        Preparation(normalise="none")(np.array([[[0.0, 1e39]]]))
+
+
+def encoded(array, kind):
+    data = io.BytesIO()
+    if kind == "frames":
+        first, *more = bands(array, 3)
+        first.save(data, format="TIFF", save_all=True, append_images=more)
+    elif kind == "npz":
+        np.savez(data, array)
+    elif kind == "npy":
+        np.save(data, array)
+    elif kind == "nii.gz":
+        return gzip.compress(nibabel.Nifti1Image(array, AFFINE).to_bytes())
+    else:
+        Image.fromarray(array).save(data, format=kind)
+    return data.getvalue()
+
+
+def tiff(array, **options):
+    data = io.BytesIO()
+    tifffile.imwrite(data, array, **options)
+    return data.getvalue()
+
+
+NOISE = RANDOM.integers(0, 256, (64, 64), dtype=np.uint8)
+BROKEN = {
+    "empty.png": b"",
+    "text.png": b"hello",
+    "cut.png": encoded(NOISE, "PNG")[:2000],
+    "cut.jpg": encoded(NOISE, "JPEG")[:2000],
+    "head.png": encoded(NOISE, "PNG")[:20],
+    "bomb.png": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 0, 0, 0, 0)),
+    "cut.tif": encoded(NOISE, "TIFF")[:2000],
+    "lab.tif": tiff(BYTES[..., :3], photometric="cielab"),
+    "complex.tif": tiff(BYTES[..., 0] * 1j),
+    "stack.tif": tiff(BYTES, photometric="minisblack"),
+    "imagej.tif": tiff(np.stack([WORDS] * 6), imagej=True),
+    "scan.dcm": b"\0" * 128 + b"DICM" + b"\0" * 99,
+    "cut.jp2": imagecodecs.jpeg2k_encode(NOISE, level=0)[:300],
+    "frames.tiff": encoded(BYTES, "frames"),
+    "object.npy": encoded(np.array([[{}]], object), "npy"),
+    "archive.npy": encoded(BYTES, "npz"),
+    "complex.npy": encoded(BYTES * 1j, "npy"),
+    "long.npy": encoded(BYTES[None, None], "npy"),
+    "short.npy": encoded(BYTES[0, 0], "npy"),
+    "none.npy": encoded(BYTES[:0], "npy"),
+    "cut.npy": encoded(BYTES, "npy")[:-1],
+    "nan.npy": encoded(np.array([[0, np.nan]]), "npy"),
+    "text.nii": b"hello" * 100,
+    "cut.nii.gz": encoded(NOISE[..., None].astype(np.float32), "nii.gz")[:-200],
+    "infinite.nii.gz": encoded(np.full((2, 2, 2), np.inf, np.float32), "nii.gz"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_files_that_cannot_be_read_are_named(name, tmp_path):
+    (tmp_path / name).write_bytes(BROKEN[name])
+    for read in (read_image, read_mask):
+        with pytest.raises(ValueError, match=f"^cannot read .*{name}: .") as caught:
+            read(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    for read in (read_image, read_mask, read_shape):
+        with pytest.raises(FileNotFoundError, match=r"nothing\.png"):
+            read(tmp_path / "nothing.png")
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("text.png", "expected PNG, TIFF, JPEG, BMP, GIF, WebP, PNM, JPEG 2000, or a volume as .* got none of these"),
+    ("scan.dcm", r"got DICOM: convert the series to \.nii\.gz"),
+    ("stack.tif", "expected one picture, got 6; save a volume as .npy or .nii.gz"),
+    ("imagej.tif", "expected one picture, got 6"),
+    ("lab.tif", "expected grey, RGB, CMYK or a palette, got photometric interpretation CIELAB"),
+    ("complex.tif", "expected real samples"),
+])   # fmt: skip
+def test_what_is_not_read_is_told_with_the_reason(name, said, tmp_path):
+    (tmp_path / name).write_bytes(BROKEN[name])
+    with pytest.raises(ValueError, match=said):
+        read_image(tmp_path / name)

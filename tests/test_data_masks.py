@@ -1,0 +1,219 @@
+"""Masks are the class indices that a file stores, or are refused with the values found and the option that mends it."""
+
+import numpy as np
+import pytest
+import tifffile
+from pairs import BYTES, RANDOM, save
+from PIL import Image
+
+from attzoo.data import Labels, parse_labels, read_mask
+
+CLASSES = RANDOM.integers(0, 3, (6, 5), dtype=np.uint8)
+CLASSES[0, :3] = 0, 1, 2
+COLORS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
+BINARY = np.where(CLASSES > 0, 255, 0).astype(np.uint8)
+BLOCKS = np.kron(CLASSES, np.ones((8, 8), np.uint8))   # large enough for lossy formats to change
+NAMED = '--labels "0,0,0;0,255,0;255,0,0"'
+
+
+def picture(array, name, folder, **options):
+    Image.fromarray(array).save(folder / name, **options)
+    return folder / name
+
+
+def with_palette(array, colors, name, folder):
+    image = Image.fromarray(array)
+    image.putpalette(np.asarray(colors, np.uint8).tobytes())
+    image.save(folder / name)
+    return folder / name
+
+
+# ---- stored values ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.int16, np.uint32, np.float32, np.float64])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_a_tiff_gives_what_it_stores(dtype, photometric, tmp_path):
+    mask = CLASSES.astype(dtype)
+    tifffile.imwrite(tmp_path / "m.tif", mask, photometric=photometric)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.tif"), mask.astype(int))
+
+
+def test_a_tiff_of_booleans_is_not_inverted(tmp_path):
+    tifffile.imwrite(tmp_path / "m.tif", CLASSES > 0)   # which tifffile declares MinIsWhite
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.tif"), CLASSES > 0)
+
+
+@pytest.mark.parametrize("compression", ["lzw", "zlib", "packbits", "zstd"])
+def test_lossless_compression_is_read(compression, tmp_path):
+    tifffile.imwrite(tmp_path / "m.tif", CLASSES, compression=compression)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.tif"), CLASSES)
+
+
+@pytest.mark.parametrize("name", ["m.png", "m.tif", "m.bmp"])
+def test_a_palette_gives_its_indices(name, tmp_path):
+    np.testing.assert_array_equal(read_mask(with_palette(CLASSES, COLORS, name, tmp_path)), CLASSES)
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2), (7, 0, 9), (0, 100, 200)])
+def test_a_grey_gif_gives_its_grey_whatever_order_its_palette_has(values, tmp_path):
+    mask = np.array(values, np.uint8)[CLASSES]
+    path = picture(mask, "m.gif", tmp_path)
+    with Image.open(path) as opened:
+        assert not np.array_equal(np.asarray(opened), mask) or values == (0, 1, 2)   # renumbered
+    np.testing.assert_array_equal(read_mask(path), mask)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_equal_channels_are_one_and_opacity_is_left_aside(mode, tmp_path):
+    opacity = BYTES[..., 0]
+    parts = [CLASSES] * (3 if "RGB" in mode else 1) + [opacity] * ("A" in mode)
+    array = np.stack(parts, axis=-1)
+    for name in ("m.png", "m.tif"):
+        np.testing.assert_array_equal(read_mask(picture(array, name, tmp_path)), CLASSES)
+    lossless = picture(array if mode != "LA" else CLASSES, "m.webp", tmp_path, lossless=True, exact=True)
+    np.testing.assert_array_equal(read_mask(lossless), CLASSES)
+
+
+# ---- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["m.png", "m.tif", "m.bmp", "m.webp", "m.gif", "m.npy"])
+def test_colours_are_refused_with_their_counts_and_the_option(name, tmp_path):
+    image = COLORS[CLASSES]
+    if name == "m.npy":   # (D, H, W, 3)
+        path = save(tmp_path / name, image[None])
+    else:
+        path = picture(image, name, tmp_path, **({"lossless": True} if name == "m.webp" else {}))
+    names = ("(0,0,0)", "(255,0,0)", "(0,255,0)")
+    counts = [f"{color} in {np.count_nonzero(k == CLASSES)} pixels" for k, color in enumerate(names)]
+    with pytest.raises(ValueError, match="expected one value a pixel, got colours: ") as caught:
+        read_mask(path)
+    assert str(path) in str(caught.value)
+    assert all(count in str(caught.value) for count in counts)
+    assert str(caught.value).endswith(f"; give them classes by {NAMED}")
+
+
+def test_of_many_colours_the_most_frequent_are_listed(tmp_path):
+    with pytest.raises(ValueError, match=r"and 22 more values; give them .* --labels \"\d+,\d+,\d+;.*;\.\.\.\""):
+        read_mask(picture(BYTES[..., :3], "m.png", tmp_path))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_a_mask_with_a_channel_for_each_class_is_refused(channels, tmp_path):
+    one_hot = np.eye(channels, dtype=np.uint8)[CLASSES % channels][None]   # (D, H, W, K)
+    for name in ("m.npy", "m.nii.gz"):
+        with pytest.raises(ValueError, match=rf"{name}: .*, got {channels} that differ; .* save the index of"):
+            read_mask(save(tmp_path / name, one_hot))
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("m.jpg", "got JPEG, which changes them; save it as PNG"),
+    ("m.webp", "got lossy WebP; save it as PNG"),
+    ("m.jp2", "got JPEG 2000, which may change them; save it as PNG"),
+    ("m.pbm", "got PBM, whose 1 is black; save it as PNG"),
+])   # fmt: skip
+def test_formats_that_change_numbers_are_refused(name, said, tmp_path):
+    path = picture(BLOCKS if name != "m.pbm" else BLOCKS > 0, name, tmp_path)
+    with pytest.raises(ValueError, match=f"{name}: expected a mask .*{said}"):
+        read_mask(path)
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000", "webp", "jpegxl"])
+def test_compression_of_a_tiff_that_changes_numbers_is_refused(compression, tmp_path):
+    array = np.repeat(BLOCKS[..., None], 3, axis=2)
+    tifffile.imwrite(tmp_path / "m.tif", array, compression=compression, photometric="rgb")
+    with pytest.raises(ValueError, match=rf"m.tif: expected lossless compression, got {compression.upper()}"):
+        read_mask(tmp_path / "m.tif")
+
+
+def test_a_bitmap_of_16_bits_in_all_is_refused(tmp_path):
+    path = picture(np.repeat(CLASSES[..., None], 3, axis=2), "m.bmp", tmp_path)
+    data = bytearray(path.read_bytes())
+    data[28:30] = (16).to_bytes(2, "little")
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"m.bmp: expected samples of 8 bits, got colours of 16 bits together"):
+        read_mask(path)
+
+
+@pytest.mark.parametrize(("array", "said"), [
+    ([[0, 1.5]], "expected whole numbers from 0 as classes, got 1.5"),
+    ([[0, np.nan]], "expected whole numbers from 0 as classes, got nan"),
+    ([[0, -2, 0]], "got -2 in 1 pixels, 0 in 2 pixels; give them classes by --labels -2,0"),
+])   # fmt: skip
+def test_what_is_no_class_is_refused(array, said, tmp_path):
+    with pytest.raises(ValueError, match=f"m.npy: .*{said}"):
+        read_mask(save(tmp_path / "m.npy", np.array(array)))
+
+
+# ---- labels ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stored", "labels", "expected"), [
+    ([[0, 255]], (0, 255), [[0, 1]]),
+    ([[0, 255, 128]], (0, 128, 255), [[0, 2, 1]]),
+    ([[200, 0, 100, 255]], (200, 100, 0), [[0, 2, 1, 255]]),   # 255 that is no label counts nowhere
+    ([[-1, 3000, -1]], (3000, -1), [[1, 0, 1]]),
+    ([[1.0, 2.0]], (1, 2), [[0, 1]]),
+])   # fmt: skip
+def test_the_class_of_a_value_is_its_position(stored, labels, expected, tmp_path):
+    got = read_mask(save(tmp_path / "m.npy", np.array(stored)), Labels(labels))
+    np.testing.assert_array_equal(got, expected)
+    assert got.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    "name", ["rgb.png", "rgb.tif", "rgb.gif", "palette.png", "palette.tif", "palette.gif", "rgba.png"]
+)
+def test_the_class_of_a_colour_is_its_position(name, tmp_path):
+    order = (2, 0, 1)
+    labels = Labels(tuple(tuple(map(int, COLORS[k])) for k in order))
+    image = COLORS[CLASSES]
+    if name.startswith("rgba"):
+        image = np.concatenate([image, BYTES[..., :1]], axis=2)
+    if name.startswith("palette"):
+        path = with_palette(CLASSES, COLORS, name, tmp_path)
+    else:
+        path = picture(image, name, tmp_path)
+    np.testing.assert_array_equal(read_mask(path, labels), np.argsort(order)[CLASSES])
+
+
+def test_grey_and_16_bits_have_colours_too(tmp_path):
+    labels = Labels(((0, 0, 0), (255, 255, 255)))
+    np.testing.assert_array_equal(read_mask(picture(BINARY, "m.png", tmp_path), labels), BINARY > 0)
+    deep = np.array([[[60000, 1, 2]], [[3, 4, 5]]], np.uint16)
+    tifffile.imwrite(tmp_path / "m.tif", deep, photometric="rgb")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.tif", Labels(((3, 4, 5), (60000, 1, 2)))), [[1], [0]])
+
+
+@pytest.mark.parametrize(("array", "labels", "said"), [
+    (CLASSES, (0, 1), f"--labels 0,1, got 2 in {(CLASSES == 2).sum()} pixels: add them to --labels"),
+    (COLORS[CLASSES], ((0, 0, 0), (255, 0, 0)), rf".*, got \(0,255,0\) in {(CLASSES == 2).sum()} pixels: add them"),
+    (COLORS[CLASSES], (0, 255), r"--labels 0,255, got \(0,0,0\) in "),
+])   # fmt: skip
+def test_values_that_are_no_labels_are_refused(array, labels, said, tmp_path):
+    path = picture(array, "m.png", tmp_path)
+    with pytest.raises(ValueError, match=f"m.png: expected only values of {said}"):
+        read_mask(path, Labels(labels))
+
+
+@pytest.mark.parametrize(("values", "error", "said"), [
+    ((0,), ValueError, "labels must be 2 to 255 values, one for each class, got 1"),
+    (range(256), ValueError, "labels must be 2 to 255 values, one for each class, got 256"),
+    ((0, 1, 0), ValueError, "labels must differ, got 0 more than once"),
+    (((0, 0, 0), (0, 0, 0)), ValueError, "labels must differ, got 0,0,0 more than once"),
+    ((0, (1, 2, 3)), ValueError, "labels must be all integers or all colours"),
+    (((0, 0), (1, 2)), ValueError, r"labels must be integers or colours of 3 numbers, got \(0, 0\)"),
+    ((0, 1.5), TypeError, "labels must be an integer, got 1.5"),
+    (((0, 0, 0), (0, 0, -1)), ValueError, "labels must be >= 0, got -1"),
+    (((0, 0, 0), (0, 0, 65536)), ValueError, "labels must be colours below 65536"),
+])   # fmt: skip
+def test_labels_that_are_none_are_refused(values, error, said):
+    with pytest.raises(error, match=said):
+        Labels(values)
+
+
+@pytest.mark.parametrize("text", ["", "a,b", "0;1", "0,0,0;1", "0,0,0"])
+def test_text_that_is_no_labels_is_refused(text):
+    with pytest.raises(ValueError, match=r"^labels must "):
+        parse_labels(text)

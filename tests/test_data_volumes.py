@@ -1,0 +1,150 @@
+"""Volumes: image and mask on one grid, and masks that are written with the whole header of their image."""
+
+import nibabel
+import numpy as np
+import pytest
+from pairs import RANDOM, save
+
+from attzoo.data import check_same_grid, read_geometry, read_image, read_mask, write_mask
+from attzoo.train import run
+from attzoo.train.settings import Settings
+
+SHAPE = (6, 7, 5)
+AFFINE = np.array([[-0.8, 0, 0, 120], [0, 0.8, 0.1, -90], [0, 0, 2.5, 700], [0, 0, 0, 1]])
+MASK = RANDOM.integers(0, 2, SHAPE, dtype=np.uint8)
+
+
+def flipped(axis):
+    """The affine of an array that was flipped along an axis, with its header."""
+    flip = np.eye(4)
+    flip[axis, axis], flip[axis, 3] = -1, SHAPE[axis] - 1
+    return AFFINE @ flip
+
+
+def moved(*by):
+    other = AFFINE.copy()
+    other[:3, 3] += by
+    return other
+
+
+def nifti(path, array, affine=AFFINE, kind=nibabel.Nifti1Image, **header):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = kind(array, affine)
+    for name, value in header.items():
+        image.header[name] = value
+    nibabel.save(image, path)
+    return path
+
+
+OTHERS = {
+    "flipped along the first axis": flipped(0),
+    "flipped along the last axis": flipped(2),
+    "of another spacing": AFFINE @ np.diag([1, 1, 0.5, 1]),
+    "of a spacing a little wider": AFFINE @ np.diag([1.03, 1, 1, 1]),
+    "axes exchanged": AFFINE[:, [1, 0, 2, 3]],
+    "moved by a voxel": moved(0.8, 0, 0),
+    "the identity": np.eye(4),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_mask_on_another_grid_is_refused_with_both_files(other, tmp_path):
+    image = nifti(tmp_path / "image.nii.gz", np.zeros(SHAPE, np.int16))
+    mask = nifti(tmp_path / "mask.nii.gz", MASK)
+    check_same_grid(image, mask)
+    nifti(mask, MASK, OTHERS[other])
+    with pytest.raises(ValueError, match=r"expected .*mask.nii.gz on the grid of its image .*image.nii.gz, ") as caught:
+        check_same_grid(image, mask)
+    assert "resample the mask to the image, or" in str(caught.value)
+
+
+@pytest.mark.parametrize(("image", "mask"), [
+    (AFFINE, AFFINE.astype(np.float32)),                       # as single precision rounds
+    (AFFINE, moved(1e-3, 0, -1e-3)),                           # as text rounds
+    (AFFINE, AFFINE @ np.diag([1.0001, 1, 1, 1])),
+])   # fmt: skip
+def test_grids_that_rounding_tells_apart_are_one(image, mask, tmp_path):
+    check_same_grid(nifti(tmp_path / "a.nii", MASK, image), nifti(tmp_path / "b.nii.gz", MASK, mask))
+
+
+def test_a_grid_by_quaternion_is_that_by_matrix(tmp_path):
+    image = nibabel.Nifti1Image(MASK, None)
+    orthogonal = AFFINE @ np.diag([1, 1, 1, 1])
+    orthogonal[1, 2] = 0
+    image.set_qform(orthogonal, 1)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    check_same_grid(tmp_path / "a.nii.gz", nifti(tmp_path / "b.nii.gz", MASK, orthogonal))
+
+
+def test_a_header_without_numbers_is_refused(tmp_path):
+    mask = nibabel.Nifti1Image(MASK, AFFINE)
+    mask.header["srow_x"] = np.nan
+    nibabel.save(nibabel.Nifti1Image(MASK, None, mask.header), tmp_path / "mask.nii")
+    with pytest.raises(ValueError, match=r"mask.nii: expected an affine of finite numbers in the header"):
+        check_same_grid(nifti(tmp_path / "image.nii", MASK), tmp_path / "mask.nii")
+
+
+def test_an_array_has_no_grid_to_compare(tmp_path):
+    image = nifti(tmp_path / "image.nii.gz", MASK)
+    check_same_grid(image, save(tmp_path / "mask.npy", MASK))
+    assert read_geometry(tmp_path / "mask.npy") is None
+    np.testing.assert_allclose(read_geometry(image).spacing, np.linalg.norm(AFFINE[:3, :3], axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("other", [flipped(1), AFFINE @ np.diag([1, 1, 2, 1])])
+def test_training_refuses_a_folder_with_a_mask_on_another_grid(other, tmp_path):
+    for i in range(3):
+        nifti(tmp_path / "images" / f"{i}.nii.gz", RANDOM.normal(size=SHAPE).astype(np.float32))
+        nifti(tmp_path / "masks" / f"{i}.nii.gz", MASK, other if i == 1 else AFFINE)
+    settings = Settings(data=str(tmp_path), dims=3)
+    with pytest.raises(ValueError, match=r"expected .*masks/1.nii.gz on the grid of its image .*images/1.nii.gz"):
+        run.datasets(settings)
+    nifti(tmp_path / "masks" / "1.nii.gz", MASK)
+    assert run.datasets(settings)[0].classes == 2
+
+
+HEADERS = {
+    "codes of a scanner": {"qform_code": 1, "sform_code": 1},
+    "a standard space": {"qform_code": 0, "sform_code": 4},
+    "by quaternion alone": {"qform_code": 3, "sform_code": 0},
+    "no orientation": {"qform_code": 0, "sform_code": 0},
+}
+
+
+@pytest.mark.parametrize("codes", HEADERS)
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_mask_takes_over_the_header_of_its_image(codes, kind, tmp_path):
+    image = kind(RANDOM.normal(size=SHAPE).astype(np.float32), AFFINE)
+    image.set_qform(flipped(0), 2)
+    image.header.set_xyzt_units("micron", "sec")
+    image.header["descrip"], image.header["cal_max"] = b"a scan", 400
+    for name, value in HEADERS[codes].items():
+        image.header[name] = value
+    image.header.set_slope_inter(0.5, -1000)
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"from the ward"))
+    nibabel.save(image, tmp_path / "scan.nii.gz")
+    write_mask(tmp_path / "mask.nii.gz", MASK, tmp_path / "scan.nii.gz")
+    before, after = nibabel.load(tmp_path / "scan.nii.gz"), nibabel.load(tmp_path / "mask.nii.gz")
+    assert type(after) is kind
+    for name in ("qform_code", "sform_code", "pixdim", "srow_x", "srow_y", "srow_z", "quatern_b", "qoffset_x"):
+        np.testing.assert_array_equal(after.header[name], before.header[name])
+    np.testing.assert_array_equal(after.affine, before.affine)
+    assert after.header.get_xyzt_units() == ("micron", "sec")
+    assert [e.get_content() for e in after.header.extensions] == [e.get_content() for e in before.header.extensions]
+    assert after.get_data_dtype() == np.uint8
+    assert after.header["cal_max"] == 0
+    np.testing.assert_array_equal(np.asarray(after.dataobj), MASK)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.nii.gz"), MASK)
+
+
+def test_a_mask_of_channels_has_the_grid_of_its_image(tmp_path):
+    source = nifti(tmp_path / "scan.nii.gz", RANDOM.normal(size=(*SHAPE, 2)).astype(np.float32))
+    write_mask(tmp_path / "mask.nii.gz", MASK, source)
+    assert nibabel.load(tmp_path / "mask.nii.gz").shape == SHAPE
+    check_same_grid(source, tmp_path / "mask.nii.gz")
+    assert read_image(source).shape == (2, *SHAPE)
+
+
+def test_a_mask_as_an_array(tmp_path):
+    write_mask(tmp_path / "mask.npy", MASK, tmp_path / "scan.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "mask.npy"), MASK)
