@@ -90,3 +90,18 @@ def test_overlays_of_many_classes_and_of_volumes(classes):
     many = overlaid(rng.random((3, 8, 9)), np.arange(72).reshape(8, 9) % classes)
     assert many.shape[0] >= few.shape[0]   # the legend grows
     assert overlaid(rng.random((1, 8, 9, 4)), rng.integers(0, classes, (8, 9, 4))).shape[1] > many.shape[1]
+
+
+@pytest.mark.parametrize("spacing", [(), (1.0, 1.0, 1.0), (1.0, 1.0, 4.0), (0.5, 3.0, 1.0)])
+def test_slices_of_volumes_are_drawn_to_the_scale_of_their_voxels(spacing, monkeypatch):
+    """The share of width and height that each slice takes is that of its millimetres."""
+    drawn = []
+    monkeypatch.setattr(look, "png", lambda figure, dpi: drawn.append(figure))
+    size, millimetres = (16, 12, 8), np.array((16, 12, 8)) * (spacing or (1.0, 1.0, 1.0))
+    picture.draw(np.random.default_rng(0).random((1, *size)), np.ones(size, np.uint8), "scan", spacing)
+    (figure,) = drawn
+    figure.canvas.draw()
+    for cut, ax in enumerate(figure.axes):
+        box = ax.get_window_extent()
+        sides = np.delete(millimetres, cut)
+        assert box.height / box.width == pytest.approx(sides.min() / sides.max(), rel=1e-3)

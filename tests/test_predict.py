@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 
 import attzoo
 from attzoo import cli
+from attzoo.data import read_mask
 from attzoo.predict import Network, label, maps_file, open_network, predict, predict_files, segment
-from attzoo.train.data import Preparation, read_affine, read_mask
+from attzoo.predict.output import RECORD
+from attzoo.train.data import Preparation
 from attzoo.train.settings import Settings
 
 POINTWISE = {"channels": (4, 4), "strides": 1, "kernel_size": 1, "skip": None}
@@ -34,6 +36,11 @@ def unet(*args, backend="torch", **kwargs):
 
 def raw(shape=(3, 20, 26), dtype=np.uint8, seed=0):
     return np.random.default_rng(seed).integers(0, 200, shape).astype(dtype)
+
+
+def visible(folder):
+    """The files in a folder, the record of what was written aside."""
+    return sorted(path for path in folder.rglob("*.*") if path.name != RECORD)
 
 
 class Spy(Network):
@@ -264,7 +271,7 @@ def test_a_folder_of_images(files, tmp_path):
     network, told = open_network(files / "colour.safetensors"), []
     written = predict_files(network, files / "images", tmp_path / "new" / "out", hear=lambda *a: told.append(a))
     assert told == [(0, 2), (1, 2), (2, 2)]
-    assert sorted(tmp_path.rglob("*.*")) == sorted(written)
+    assert visible(tmp_path) == sorted(written)
     assert [str(path.relative_to(tmp_path / "new" / "out")) for path in written] == [
         "masks/a.png", "overlays/a.png", "masks/b.png", "overlays/b.png"
     ]   # fmt: skip
@@ -274,7 +281,8 @@ def test_a_folder_of_images(files, tmp_path):
         path = tmp_path / "new" / "out" / "masks" / f"{name}.png"
         np.testing.assert_array_equal(read_mask(path), mask)
         with Image.open(path) as opened:
-            assert (opened.mode, opened.size) == ("P", (26, 20))
+            assert (opened.mode, opened.size) == ("L", (26, 20))   # no palette, whose colours others read as classes
+            np.testing.assert_array_equal(np.asarray(opened.convert("L")), mask)
     before = {path: path.read_bytes() for path in written}
     assert predict_files(network, files / "images", tmp_path / "new" / "out") == written
     assert {path: path.read_bytes() for path in written} == before
@@ -290,7 +298,7 @@ def test_a_volume_keeps_its_kind_size_and_place(files, tmp_path, name):
     assert len(np.unique(wanted)) == 2
     np.testing.assert_array_equal(read_mask(mask), wanted)
     if name.endswith("gz"):
-        np.testing.assert_array_equal(read_affine(mask), read_affine(files / name))
+        np.testing.assert_array_equal(nibabel.load(mask).affine, nibabel.load(files / name).affine)
         assert nibabel.load(mask).get_data_dtype() == np.uint8
 
 
@@ -298,7 +306,7 @@ def test_a_volume_keeps_its_kind_size_and_place(files, tmp_path, name):
 def test_maps_of_a_file(files, tmp_path, backend):
     network = open_network(files / "colour.safetensors", backend=backend, size=(12, 10))
     written = maps_file(network, files / "images" / "b.png", tmp_path)
-    assert sorted(tmp_path.rglob("*.*")) == sorted(written)
+    assert visible(tmp_path) == sorted(written)
     assert written[0] == tmp_path / "b.png"
     assert imread(written[0]).shape[2] == 4
     with attzoo.attention_maps(network.model) as seen:
@@ -320,7 +328,7 @@ def test_maps_of_two_networks_are_not_mixed(files, tmp_path):
     with pytest.raises(ValueError, match=r"expected no arrays but this network's in .*b, got decoder.0.block.npy"):
         maps_file(Network(unet(3, 2, channels=(4, 4)), Preparation()), image, tmp_path)
     assert {path: path.read_bytes() for path in written} == before
-    assert len([*tmp_path.rglob("*.*")]) == len(written) + 1
+    assert len(visible(tmp_path)) == len(written) + 1
 
 
 def test_maps_of_a_volume(files, tmp_path):
@@ -339,7 +347,7 @@ def test_names_of_files_are_safe():
 def test_wrong_images_are_named_before_anything_is_written(files, tmp_path):
     network, folder, out = open_network(files / "colour.safetensors"), tmp_path / "in", tmp_path / "out"
     folder.mkdir()
-    with pytest.raises(ValueError, match=r"expected files in .*in, got none"):
+    with pytest.raises(ValueError, match=r"expected images, masks or volumes in .*in, got none"):
         predict_files(network, folder, out)
     Image.fromarray(np.moveaxis(raw(), 0, -1)).save(folder / "a.png")
     Image.fromarray(raw()[0]).save(folder / "grey.png")
@@ -354,8 +362,10 @@ def test_wrong_images_are_named_before_anything_is_written(files, tmp_path):
         maps_file(network, files / "scan.npy", out)
     with pytest.raises(FileNotFoundError, match="got nothing at"):
         predict_files(network, folder / "none.png", out)
-    with pytest.raises(FileNotFoundError, match="got no file"):
+    with pytest.raises(FileNotFoundError, match=r"expected one image .* folder .*: `attzoo predict` takes f"):
         maps_file(network, folder, out)
+    with pytest.raises(FileNotFoundError, match=r"got no file .*none.png"):
+        maps_file(network, folder / "none.png", out)
     with pytest.raises(ValueError, match="overlap"):
         predict_files(network, folder / "a.png", out, overlap=2)
     with pytest.raises(ValueError, match="holds attention blocks, got a UNet without any"):
@@ -372,7 +382,7 @@ def test_a_broken_image_among_others_leaves_whole_files_only(files, tmp_path):
     (folder / "b.png").write_bytes(whole[: len(whole) // 2])   # its head is whole
     with pytest.raises(ValueError, match=r"b\.png"):
         predict_files(network, folder, out)
-    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == ["masks/a.png", "overlays/a.png"]
+    assert [path.relative_to(out).as_posix() for path in visible(out)] == ["masks/a.png", "overlays/a.png"]
 
 
 @pytest.mark.parametrize("where", ["out", "masks", "above"])

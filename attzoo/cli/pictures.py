@@ -25,6 +25,9 @@ Size = Annotated[
 Normalise = Annotated[
     str | None, typer.Option(metavar="HOW", help=f"{', '.join(NORMALISATIONS)}; as settings.json has it.")
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files that attzoo did not write, too; never an input.")
+]
 
 
 def predict(
@@ -41,10 +44,11 @@ def predict(
         float | None, typer.Option(metavar="SHARE", help="Of a part that its neighbour has too.  [0.5]")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, metavar="N", help="Parts at once.  [4]")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Segment images or volumes with a trained network.
 
-    Writes DIR/masks, the class of every pixel, PNG for pictures and .npy or .nii.gz for volumes, and DIR/overlays,
+    Writes DIR/masks, the class of every pixel, grey PNG for pictures and .npy or .nii.gz for volumes, and DIR/overlays,
     pictures of them. Sizes stay. What settings.json beside MODEL says of training is used: size and normalisation;
     without it images stay as large as they are and are z-scored.
     """
@@ -62,6 +66,7 @@ def predict(
             window=numbers("window", window),
             overlap=overlap,
             batch=batch,
+            overwrite=overwrite,
             hear=lambda done, count: bar.update(task, completed=done, total=count),
         )
     _tell(written)
@@ -74,6 +79,7 @@ def maps(
     backend: On = Backend.torch,
     size: Size = None,
     normalise: Normalise = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Show where a trained network looks.
 
@@ -81,7 +87,7 @@ def maps(
     """
     from ..predict import maps_file
 
-    _tell(maps_file(_opened(model, backend, size, normalise), image, out))
+    _tell(maps_file(_opened(model, backend, size, normalise), image, out, overwrite=overwrite))
 
 
 def _opened(model: Path, backend: Backend, size: str | None, normalise: str | None) -> Network:

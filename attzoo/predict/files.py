@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from .. import maps
 from ..contract import Array
-from ..files import whole, write
-from ..train.files import VOLUMES, by_name, ending, package, read_affine, read_image, read_shape
+from ..data import VOLUMES, ending, package, read_geometry, read_shape, write_mask
+from ..files import write
+from ..train.files import by_name
 from . import picture
 from .network import Network, segment
+from .output import Output, usable_folder
 
 
 def predict_files(
@@ -27,63 +29,88 @@ def predict_files(
     window: Sequence[int] | None = None,
     overlap: float | None = None,
     batch: int | None = None,
+    overwrite: bool = False,
     hear: Callable[[int, int], None] = lambda done, count: None,
 ) -> list[Path]:
     """Write what a network makes of an image, a volume or a folder of them; return the files.
 
-    Of each, out/masks holds the class indices, of the image's size and under its name: PNG of a picture, of a volume a
-    file of its own kind, with its affine; out/overlays holds a PNG to look at. What was there is replaced.
-    window, overlap, batch: as `predict`. hear: told how many are done, of how many.
-    Raises OSError where there is no source, or `out` is no folder; ValueError, naming the file, for one that is none
-    for the network, before anything is written, or cannot be read.
+    Of each, out/masks holds the class indices, of the image's size and under its name: of a picture a grey PNG, of a
+    volume a file of its own kind, with its header; out/overlays holds a PNG to look at. What an earlier call wrote and
+    nobody changed since is replaced.
+    window, overlap, batch: as `predict`. overwrite: replace other files too, though never an input. hear: told how many
+    are done, of how many.
+    Raises OSError where there is no source, `out` is no folder, or a file may not be replaced; ValueError, naming the
+    file, for one that is none for the network; both before anything is written, or where one can't be read.
     """
     package("matplotlib")   # early, where it is absent
-    sources, masks, overlays = _sources(Path(source)), _free(Path(out) / "masks"), _free(Path(out) / "overlays")
+    sources, out = _sources(Path(source)), Path(out)
+    for folder in ("masks", "overlays"):
+        usable_folder(out / folder)
+    output = Output(out, sources.values(), overwrite)
     for path in sources.values():
         network.accept(read_shape(path), str(path))
-    written = []
+    targets = {name: _targets(out, name, path) for name, path in sources.items()}
+    output.check(path for pair in targets.values() for path in pair)
     for done, (name, path) in enumerate(sources.items()):
         hear(done, len(sources))
-        image = read_image(path)
+        image = network.preparation.read(path)
         mask = segment(network, image, window=window, overlap=overlap, batch=batch)
-        drawn = picture.draw(image, mask, path.name)
-        masks.mkdir(parents=True, exist_ok=True)
-        overlays.mkdir(exist_ok=True)
-        target = masks / f"{name}{ending(path) if ending(path) in VOLUMES else '.png'}"
-        _write_mask(target, mask, read_affine(path))
-        write(overlays / f"{name}.png", drawn)
-        written += [target, overlays / f"{name}.png"]
+        _write_results(targets[name], path, image, mask)
+        for target in targets[name]:
+            output.note(target)
     hear(len(sources), len(sources))
-    return written
+    return [path for pair in targets.values() for path in pair]
 
 
-def maps_file(network: Network, source: str | Path, out: str | Path) -> list[Path]:
+def _targets(out: Path, name: str, source: Path) -> tuple[Path, Path]:
+    """The files of a mask and of its overlay."""
+    kind = ending(source) if ending(source) in VOLUMES else ".png"
+    return out / "masks" / f"{name}{kind}", out / "overlays" / f"{name}.png"
+
+
+def _write_results(targets: tuple[Path, Path], source: Path, image: NDArray[Any], mask: NDArray[Any]) -> None:
+    """The mask of an image, and its overlay, drawn first."""
+    geometry = read_geometry(source)
+    drawn = picture.draw(image, mask, source.name, geometry.spacing if geometry else ())
+    for path in targets:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if ending(targets[0]) in VOLUMES:
+        write_mask(targets[0], mask, source)
+    else:
+        write(targets[0], _png(mask))
+    write(targets[1], drawn)
+
+
+def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrite: bool = False) -> list[Path]:
     """Write where a network looks in an image or a volume; return the files.
 
     out/NAME.png shows the coefficients of every gate and block, and out/NAME holds them, a .npy each, as
-    `attzoo.attention_maps` gives them. Those of the same names are replaced.
-    Raises OSError where there is no source, or `out` is no folder; ValueError, naming the file, for one that cannot be
-    read or is none for the network, where out/NAME holds arrays of other names, as another network leaves them, and as
-    `attention_maps`.
+    `attzoo.attention_maps` gives them. overwrite: as `predict_files`.
+    Raises OSError where there is no source, `out` is no folder or a file may not be replaced; ValueError, naming the
+    file, for one that can't be read or is none for the network, where out/NAME holds arrays of other names, as another
+    network leaves them, and as `attention_maps`.
     """
     package("matplotlib")   # early, where it is absent
-    source = Path(source)
+    source, out = Path(source), Path(out)
     name = _stem(source)
-    folder = _free(Path(out) / name)
+    folder = usable_folder(out / name)
     if not source.is_file():
-        raise FileNotFoundError(f"expected an image or a volume, got no file {source}")
-    image = read_image(source)
-    network.accept(image.shape, str(source))
+        got = f"the folder {source}: `attzoo predict` takes folders" if source.is_dir() else f"no file {source}"
+        raise FileNotFoundError(f"expected one image or volume, got {got}")
+    output = Output(out, [source], overwrite)
+    network.accept(read_shape(source), str(source))
+    image = network.preparation.read(source)
     with maps.attention_maps(network.model) as seen:
         network(network.preparation(image)[None])
-    written = [folder.parent / f"{name}.png", *(folder / f"{safe}.npy" for safe in _safe(seen))]
+    written = [out / f"{name}.png", *(folder / f"{safe}.npy" for safe in _safe(seen))]
     if others := sorted(set(folder.glob("*.npy")) - set(written)):
         raise ValueError(f"expected no arrays but this network's in {folder}, got {others[0].name}: remove them")
+    output.check(written)
     drawn = maps.draw(image, seen, f"Where the network looks in {source.name}")
     folder.mkdir(parents=True, exist_ok=True)
-    write(written[0], drawn)
-    for path, array in zip(written[1:], seen.values(), strict=True):
-        write(path, _npy(array))
+    for path, data in zip(written, [drawn, *map(_npy, seen.values())], strict=True):
+        write(path, data)
+        output.note(path)
     return written
 
 
@@ -100,14 +127,6 @@ def _stem(path: Path) -> str:
     return path.name[: len(path.name) - len(ending(path))]
 
 
-def _free(path: Path) -> Path:
-    """`path`, which is a folder or can be made one. Raises NotADirectoryError where a file is in the way."""
-    for each in (path, *path.parents):
-        if each.exists() and not each.is_dir():
-            raise NotADirectoryError(f"out must be a folder, got a file: {each}")
-    return path
-
-
 def _safe(seen: Mapping[str, Array]) -> list[str]:
     """Names of files for paths of blocks: nothing in them but letters, digits and . _ -, none twice."""
     names: list[str] = []
@@ -119,15 +138,6 @@ def _safe(seen: Mapping[str, Array]) -> list[str]:
     return names
 
 
-def _write_mask(path: Path, mask: NDArray[Any], affine: Array | None) -> None:
-    if affine is not None:
-        nibabel = package("nibabel")
-        with whole(path) as temporary:
-            nibabel.save(nibabel.Nifti1Image(mask, affine), temporary)
-        return
-    write(path, _npy(mask) if path.suffix == ".npy" else _png(mask))
-
-
 def _npy(array: NDArray[Any]) -> bytes:
     file = BytesIO()
     np.save(file, array, allow_pickle=False)
@@ -135,11 +145,7 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 
 def _png(mask: NDArray[Any]) -> bytes:
+    """Grey of 8 or 16 bits whose values are the classes, which every reader gives back."""
     file = BytesIO()
-    image = package("PIL.Image").fromarray(mask)
-    if mask.dtype == np.uint8:   # indices still, but a viewer shows them in the overlay's colours
-        colors = picture.palette(int(mask.max(initial=0)) + 1)
-        colors[0] = 0
-        image.putpalette((255 * colors).astype(np.uint8).tobytes())
-    image.save(file, "PNG")
+    package("PIL.Image").fromarray(mask).save(file, "PNG")
     return file.getvalue()

@@ -1,0 +1,75 @@
+"""A folder that results are written to: inputs are never replaced, nor files of others unless that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import file_digest
+from pathlib import Path
+from typing import Final
+
+RECORD: Final = ".attzoo.sha256"   # in the format of sha256sum
+HEADER: Final = "# files that attzoo wrote here, as sha256sum lists them"
+
+
+class Output:
+    """A folder for results, and a record in it of what was written there and not changed since.
+
+    inputs: files that may not be replaced. overwrite: whether other files that are there may be.
+    Raises NotADirectoryError where a file is in the way of the folder, ValueError for a record of somebody else's.
+    """
+
+    def __init__(self, folder: Path, inputs: Iterable[Path], overwrite: bool = False) -> None:
+        self.folder = usable_folder(folder)
+        self.inputs = {_identity(path): path for path in inputs}
+        self.overwrite = overwrite
+        self.record = folder / RECORD
+        self.written: dict[str, str] = {}
+        if self.record.is_file():
+            header, *lines = self.record.read_text().splitlines() or [""]
+            if header != HEADER:
+                raise ValueError(f"expected a record of what attzoo wrote in {self.record}, got another file")
+            self.written = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+    def check(self, paths: Iterable[Path]) -> None:
+        """Raise FileExistsError unless all of these may be written."""
+        for path in paths:
+            if not path.is_file():
+                continue
+            if source := self.inputs.get(_identity(path)):
+                raise FileExistsError(f"expected to replace no input, got {path}, which is {source}: set another --out")
+            if not (self.overwrite or self.written.get(self._name(path)) == _digest(path)):
+                fix = "choose another --out, or set --overwrite"
+                raise FileExistsError(f"expected to replace only what attzoo wrote, got another file at {path}: {fix}")
+
+    def note(self, path: Path) -> None:
+        """Record that a file was written."""
+        name, digest = self._name(path), _digest(path)
+        if self.written.get(name) == digest:
+            return
+        is_new = not self.record.exists()
+        with self.record.open("a") as file:
+            file.write(f"{HEADER}\n" if is_new else "")
+            file.write(f"{digest}  {name}\n")
+        self.written[name] = digest
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+
+def usable_folder(path: Path) -> Path:
+    """`path`, which is a folder or can be made one. Raises NotADirectoryError where a file is in the way."""
+    for each in (path, *path.parents):
+        if each.exists() and not each.is_dir():
+            raise NotADirectoryError(f"out must be a folder, got a file: {each}")
+    return path
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What links to one file share."""
+    about = path.stat()
+    return about.st_dev, about.st_ino
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
