@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
@@ -120,17 +120,19 @@ def _heard(block: Any, hear: Callable[[Any], None]) -> Iterator[None]:
 # ---- the picture -----------------------------------------------------------------------------------
 
 
-def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE) -> bytes:
+def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: Sequence[float] = ()) -> bytes:
     """A PNG of an image (C, *S), and of what each block attends to in it: the first of every (N, C or 1, *S or 1..).
 
     Coefficients that differ over space are laid over the image, their mean over channels where they differ there
     too; others are bars. Volumes are shown by the middle slice of their shortest axis.
+    spacing: between pixels, one for each axis, which they are drawn to; none for squares and cubes.
     """
     from matplotlib.figure import Figure
 
     cut = look.middle(image.shape[1:])
     shown = look.visible(look.flat(image, cut))
-    tall = PANEL * min(max(shown.shape[0] / shown.shape[1], 0.3), 1.6)
+    sides = [side for axis, side in enumerate(spacing) if cut is None or axis != cut[0]] or [1.0, 1.0]
+    tall = PANEL * min(max(shown.shape[0] * sides[0] / (shown.shape[1] * sides[1]), 0.3), 1.6)
     columns = min(1 + len(maps), max(4, ceil(len(maps) ** 0.5)))
     rows = ceil((1 + len(maps)) / columns)
     width = 2 * MARGIN + max(columns * (PANEL + SCALE), 7.2)

@@ -71,8 +71,17 @@ def test_equal_channels_are_one_and_opacity_is_left_aside(mode, tmp_path):
     array = np.stack(parts, axis=-1)
     for name in ("m.png", "m.tif"):
         np.testing.assert_array_equal(read_mask(picture(array, name, tmp_path)), CLASSES)
-    lossless = picture(array if mode != "LA" else CLASSES, "m.webp", tmp_path, lossless=True, exact=True)
-    np.testing.assert_array_equal(read_mask(lossless), CLASSES)
+
+
+def test_lossless_webp_is_read_unless_it_has_opacity(tmp_path):
+    array = np.stack([CLASSES] * 3, axis=-1)
+    np.testing.assert_array_equal(read_mask(picture(array, "m.webp", tmp_path, lossless=True)), CLASSES)
+    transparent = np.concatenate([array, 0 * array[..., :1]], axis=2)
+    path = picture(transparent, "t.webp", tmp_path, lossless=True)
+    with Image.open(path) as opened:
+        assert not np.asarray(opened)[..., 0].any()   # the classes are gone
+    with pytest.raises(ValueError, match=r"t.webp: expected a mask .*, got WebP with opacity, which may change them"):
+        read_mask(path)
 
 
 # ---- what is refused -------------------------------------------------------------------------------

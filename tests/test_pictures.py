@@ -105,3 +105,15 @@ def test_slices_of_volumes_are_drawn_to_the_scale_of_their_voxels(spacing, monke
         box = ax.get_window_extent()
         sides = np.delete(millimetres, cut)
         assert box.height / box.width == pytest.approx(sides.min() / sides.max(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("spacing", "ratio"), [((), 8 / 12), ((1.0, 2.0, 1.0), 16 / 12), ((5.0, 1.0, 1.5), 8 / 18)])
+def test_maps_of_volumes_are_drawn_to_the_scale_of_their_voxels(spacing, ratio, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(look, "png", lambda figure, dpi: drawn.append(figure))
+    image = np.random.default_rng(0).random((1, 4, 8, 12))   # cut along the first axis
+    maps.draw(image, {"skip": image[None]}, "scan", spacing)
+    (figure,) = drawn
+    for ax in figure.axes[:2]:
+        box = ax.get_window_extent()
+        assert box.height / box.width == pytest.approx(ratio, rel=1e-3)

@@ -64,6 +64,7 @@ def files(tmp_path_factory):
     for i, name in enumerate(("b.png", "a.bmp")):
         Image.fromarray(np.moveaxis(raw(seed=i), 0, -1)).save(images / name)
     (images / ".hidden").write_text("not an image")
+    (images / "notes.txt").write_text("not an image either")
     affine = np.array([[0, -1.5, 0, 3], [1.25, 0, 0, -4], [0, 0, 5, 7], [0, 0, 0, 1]])
     nibabel.save(nibabel.Nifti1Image(raw((9, 8, 6), np.int16), affine), folder / "scan.nii.gz")
     np.save(folder / "scan.npy", raw((9, 8, 6), np.float32))
@@ -417,6 +418,7 @@ def test_predict_on_the_command_line(files, tmp_path, backend):
     source = files / "images"
     said = run("predict", files / "colour.safetensors", source, "--out", tmp_path, "--backend", backend, *options)
     assert said.stdout.split() == [str(tmp_path / f"{kind}/{n}.png") for n in "ab" for kind in ("masks", "overlays")]
+    assert said.stderr.splitlines()[-1] == f"passed over, no images: {source / 'notes.txt'}"
     network = open_network(files / "colour.safetensors", backend=backend, size=(16, 18), normalise="unit")
     mask = label(predict(network, raw(), window=(8, 8), overlap=0.25, batch=2))
     np.testing.assert_array_equal(read_mask(tmp_path / "masks" / "b.png"), mask)

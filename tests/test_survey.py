@@ -71,7 +71,7 @@ def test_gaps_in_class_values_are_refused_with_the_option(masks, valid, found, m
 def test_black_and_white_masks_are_refused_with_the_option_that_trains_them(dtype, options, tmp_path):
     name = "png" if dtype == np.uint8 else "npy"
     folder = folder_of(tmp_path, of(0, 255, 255, dtype=dtype), of(0, 255, dtype=dtype), name=name)
-    with pytest.raises(ValueError, match=r"^expected masks of two classes or more to train on, got 2 with ") as caught:
+    with pytest.raises(ValueError, match=r"^expected masks of two classes or more to train on, got 2 masks ") as caught:
         classes(folder, **options)
     assert "0 in 29 pixels, 255 in 3 pixels, of which 255 is ignored: to make it a class, give " in str(caught.value)
     assert str(caught.value).endswith("--labels 0,255")

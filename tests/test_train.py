@@ -386,18 +386,161 @@ def test_a_run_goes_on_with_what_it_began_with(name, was, one_epoch, tmp_path):
         train(found.settings, tmp_path, resume=True)
 
 
-def test_a_run_goes_on_with_the_same_images(tmp_path):
+@pytest.fixture
+def arrays(tmp_path):
+    """A folder of six images with masks, and a run of one epoch on it."""
     for i, (image, mask) in enumerate(map(Phantoms(6, (16, 16)).__getitem__, np.ndindex(1, 6))):
         for kind, array in (("images", image[0]), ("masks", mask)):
             (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
             np.save(tmp_path / "data" / kind / f"{i}.npy", array)
     settings = Settings(data=str(tmp_path / "data"), channels=(4, 8), epochs=1, batch=4, classes=4)
     train(settings, tmp_path / "run")
-    assert len(train(settings, tmp_path / "run", resume=True)) == 1
+    return settings, tmp_path
+
+
+def test_a_run_goes_on_with_the_same_images(arrays):
+    settings, folder = arrays
+    assert len(train(settings, folder / "run", resume=True)) == 1
     for kind in ("images", "masks"):
-        (tmp_path / "data" / kind / "0.npy").unlink()
+        (folder / "data" / kind / "0.npy").unlink()
     with pytest.raises(ValueError, match=r"began with: images for training: 5 of names .*, got 4 of names "):
-        train(settings, tmp_path / "run", resume=True)
+        train(settings, folder / "run", resume=True)
+
+
+CHANGES = {
+    "other pixels": ("images/0.npy", lambda array: array + 1),
+    "one other pixel": ("images/5.npy", lambda array: np.where(np.arange(256).reshape(16, 16) == 9, 0.5, array)),
+    "an inverted mask": ("masks/3.npy", lambda array: 3 - array),
+    "another type": ("masks/1.npy", lambda array: array.astype(np.uint8)),
+    "another size": ("both/2.npy", lambda array: array[:, :15]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_files_with_other_content_under_the_same_name_are_refused(change, arrays):
+    settings, folder = arrays
+    where, edit = CHANGES[change]
+    for path in (folder / "data").rglob(where.replace("both", "*")):
+        before = path.stat()
+        np.save(path, edit(np.load(path)))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))   # a copy may keep the time
+    settings = replace(settings, size=(16, 16)) if change == "another size" else settings
+    if change == "another size":   # of a run that resizes
+        found = state.load(folder / "run")
+        found.settings = settings
+        found.save(folder / "run")
+    with pytest.raises(ValueError, match=r"images and masks that the run in .* began with, got other content in .*npy"):
+        train(settings, folder / "run", resume=True)
+
+
+def test_a_run_goes_on_with_data_that_moved(arrays):
+    settings, folder = arrays
+    (folder / "data").rename(folder / "elsewhere")
+    moved = replace(settings, data=str(folder / "elsewhere"))
+    assert len(train(moved, folder / "run", resume=True)) == 1
+    assert state.load(folder / "run").settings.data == settings.data   # nothing was left to train
+    assert json.loads((folder / "run" / "settings.json").read_text())["data"] == str(folder / "elsewhere")
+
+
+def test_a_state_of_an_earlier_format_is_refused_with_the_reason(one_epoch, tmp_path):
+    data = (one_epoch / state.NAME).read_bytes()
+    assert b'\\"format\\": 3' in data
+    (tmp_path / state.NAME).write_bytes(data.replace(b'\\"format\\": 3', b'\\"format\\": 2'))
+    with pytest.raises(ValueError, match=r"expected format 3, got 2, of an earlier version, .* train anew into "):
+        train(state.load(one_epoch).settings, tmp_path, resume=True)
+
+
+# ---- the best network ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rated(tiny, tmp_path, monkeypatch):
+    """Runs whose mean IoU after each epoch is told, and which train so many epochs of four."""
+    from attzoo.train import report as module
+
+    real, settings = module.row, replace(tiny, epochs=4)
+
+    def go(ratings, epochs=4, **options):
+        def row(epoch, *args):
+            if epoch > epochs:
+                raise KeyboardInterrupt
+            return real(epoch, *args) | {"mean_iou": ratings[epoch - 1]}
+
+        monkeypatch.setattr(module, "row", row)
+        if epochs == 4:
+            return train(settings, tmp_path, **options)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, tmp_path, **options)
+        return None
+
+    return go
+
+
+def network_of(path):
+    return {name: a.tobytes() for name, a in attzoo.weights(attzoo.load(path, backend="torch")).items()}
+
+
+@pytest.mark.parametrize("harm", ["deleted", "corrupt", "exchanged"])
+def test_a_best_network_that_is_lost_is_told_and_replaced(harm, rated, tmp_path, capfd):
+    rated([0.1, 0.9, 0.3], epochs=3)
+    path = tmp_path / "best.safetensors"
+    data = path.read_bytes()
+    assert state.load(tmp_path).best.epoch == 2
+    if harm == "deleted":
+        path.unlink()
+    elif harm == "corrupt":
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    else:
+        attzoo.save(attzoo.create("unet", 1, 4, backend="torch", channels=(4, 8)), path)
+    lines, is_whole = run.summary(tmp_path)
+    got = "missing" if harm == "deleted" else "not the file that was saved"
+    assert not is_whole
+    assert f"{path}: {got}, should be the network of epoch 2, the best; " in lines[0]
+    capfd.readouterr()
+    rated([0.1, 0.9, 0.3, 0.2], resume=True)
+    told = capfd.readouterr().err
+    assert told == f"{path} is {got}: the network of epoch 2, the best, is lost; it is now that of epoch 3, the last\n"
+    lines, is_whole = run.summary(tmp_path)
+    assert is_whole
+    assert lines[0].startswith(f"{path}: the network of epoch 3, the best from epoch 3 on; either framework opens it")
+    assert attzoo.load(path, backend="torch").spec.out_channels == 4
+
+
+def test_after_a_loss_a_better_epoch_takes_its_place(rated, tmp_path):
+    rated([0.1, 0.9, 0.3], epochs=3)
+    (tmp_path / "best.safetensors").unlink()
+    rated([0.1, 0.9, 0.3, 0.4], resume=True)
+    best = state.load(tmp_path).best
+    assert (best.epoch, best.since) == (4, 3)
+    found = state.load(tmp_path).arrays
+    expected = {name.removeprefix("network."): a.tobytes() for name, a in found.items() if name.startswith("network.")}
+    assert network_of(tmp_path / "best.safetensors") == expected
+
+
+def test_a_kill_between_state_and_best_network_loses_nothing(rated, tmp_path, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        patch.setattr(run.best, "put", create_autospec(run.best.put, side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            rated([0.5, 0.1, 0.1, 0.1])
+    assert not (tmp_path / "best.safetensors").exists()
+    assert len(state.load(tmp_path).history) == 1
+    rated([0.5, 0.1, 0.1, 0.1], resume=True)
+    assert "lost" not in capfd.readouterr().err
+    assert (state.load(tmp_path).best.epoch, state.load(tmp_path).best.since) == (1, 1)
+    assert run.summary(tmp_path)[1]
+
+
+def test_the_command_says_what_is_missing_and_fails(tiny, tmp_path, monkeypatch):
+    settings = replace(tiny, epochs=1)
+    train(settings, tmp_path)
+    monkeypatch.setattr(run, "train", create_autospec(run.train))   # as if somebody deleted it meanwhile
+    done = command("--resume", "--out", tmp_path)
+    assert done.exit_code == 0
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == [str(tmp_path / name) for name in run.FILES]
+    (tmp_path / "best.safetensors").unlink()
+    done = command("--resume", "--out", tmp_path)
+    assert done.exit_code == 1
+    assert done.stdout.startswith(f"{tmp_path}/best.safetensors: missing, should be the network of epoch 1, the best; ")
 
 
 def test_what_a_kill_left_of_the_first_file_is_no_run(tiny, tmp_path):
@@ -436,7 +579,7 @@ def test_masks_that_teach_nothing_are_refused(tmp_path):
         train(folder, tmp_path / "out")
     for path in (tmp_path / "data" / "train_labels").iterdir():
         Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path)
-    with pytest.raises(ValueError, match=r"masks of two classes or more to train on, got 2 .*, give --labels 0,"):
+    with pytest.raises(ValueError, match=r"two classes or more to train on, got 2 masks .*, give --labels 0,255"):
         train(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -583,11 +726,13 @@ def command(*arguments):
 
 def test_the_command_passes_its_options_on(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "train", fake := create_autospec(run.train))
+    monkeypatch.setattr(run, "summary", create_autospec(run.summary, return_value=(["files"], True)))
     assert command().exit_code == 0
     assert fake.mock_calls == [call(Settings(), Path("attzoo-run"), resume=False, workers=0, tensorboard=False)]
     fake.reset_mock()
     given = (
         "--data {0} --out {0}/out --backend keras --recipe camvid --dims 2 --size 32,48 --classes 5 --validation 0.1 "
+        "--labels 0,50,100,150,255 "
         "--normalise unit --no-flip --variant keras --channels 4,8 --skip none --block eca "
         "--net initializer=xavier --net dropout=0.1 --net norm=none --loss dice "
         "--optimizer adamw --rate 0.01 --decay 0.1 --schedule step --every 3 --factor 0.3 --epochs 7 --batch 2 "
@@ -596,6 +741,7 @@ def test_the_command_passes_its_options_on(monkeypatch, tmp_path):
     assert command(*given.format(tmp_path).split()).exit_code == 0
     settings = Settings(
         "keras", data=str(tmp_path.resolve()), size=(32, 48), classes=5, validation=0.1, normalise="unit", flip=False,
+        labels=(0, 50, 100, 150, 255),
         variant="keras", channels=(4, 8), loss="dice", optimizer="adamw", rate=0.01,
         network={"skip": None, "block": "eca", "initializer": "xavier", "dropout": 0.1, "norm": None},
         decay=0.1, schedule="step", every=3, factor=0.3, epochs=7, batch=2, accumulate=3,
@@ -628,4 +774,5 @@ def test_the_command_goes_on_with_a_run(tiny, monkeypatch, tmp_path):
 def test_progress_is_a_line_for_every_epoch(tiny, tmp_path, capfd):
     run.train(tiny, tmp_path)
     lines = capfd.readouterr().err.splitlines()
-    assert [line.split()[:3] for line in lines] == [["epoch", f"{epoch}/3", "loss"] for epoch in (1, 2, 3)]
+    assert [line.split()[:3] for line in lines[-3:]] == [["epoch", f"{epoch}/3", "loss"] for epoch in (1, 2, 3)]
+    assert [line.partition(":")[0] for line in lines[:-3]] == ["data", "classes", "network", "output"]

@@ -101,7 +101,7 @@ def train(
     --out gets the best network as a file that either framework opens, a CSV and a picture of the curves. Several
     GPUs: torchrun --nproc-per-node N -m attzoo train, or with Keras on TensorFlow as it is.
     """   # noqa: D301, click reads the backspace
-    from ..train.run import FILES
+    from ..train.run import summary
     from ..train.run import train as run
     from ..train.state import agreed
 
@@ -127,8 +127,10 @@ def train(
         typer.echo(f"stopped; to go on: attzoo train --resume --out {out}", err=True)
         raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") == "0":   # of several processes of torchrun, one speaks
-        for name, what in FILES.items():
-            typer.echo(f"{out / name}: {what}")
+        lines, is_whole = summary(out)
+        typer.echo("\n".join(lines))
+        if not is_whole:
+            raise typer.Exit(1)
 
 
 def _recipe(name: str | None) -> dict[str, Any]:

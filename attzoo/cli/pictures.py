@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import look
 from ..train.data import NORMALISATIONS
+from ..train.files import passed_over
 from .shared import Backend, numbers
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def predict(
     from ..predict import predict_files
 
     network = _opened(model, backend, size, normalise)
+    if source.is_dir() and (strays := passed_over(source)):
+        typer.echo(f"passed over, no images: {', '.join(map(str, strays))}", err=True)
     columns = TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

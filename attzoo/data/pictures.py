@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,9 +62,12 @@ def gif(path: Path) -> Source:
 
 
 def webp(path: Path) -> Source:
-    """RGB or RGBA of 8 bits; a mask only where it is lossless."""
-    lossy = "expected a mask that keeps its numbers, got lossy WebP; save it as PNG, or WebP with lossless=True"
-    return _by_pillow(path, "WEBP", not_a_mask=None if _is_lossless_webp(path) else lossy)
+    """RGB or RGBA of 8 bits; a mask only where it is lossless, and without opacity, under which colours are lost."""
+    lossy = "expected a mask that keeps its numbers, got lossy WebP; save it as PNG"
+    source = _by_pillow(path, "WEBP", not_a_mask=None if _is_lossless_webp(path) else lossy)
+    if source.has_alpha and not source.not_a_mask:
+        return replace(source, not_a_mask=lossy.replace("lossy WebP", "WebP with opacity, which may change them"))
+    return source
 
 
 def _is_lossless_webp(path: Path) -> bool:

@@ -106,7 +106,9 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
     if others := sorted(set(folder.glob("*.npy")) - set(written)):
         raise ValueError(f"expected no arrays but this network's in {folder}, got {others[0].name}: remove them")
     output.check(written)
-    drawn = maps.draw(image, seen, f"Where the network looks in {source.name}")
+    geometry = read_geometry(source)
+    title = f"Where the network looks in {source.name}"
+    drawn = maps.draw(image, seen, title, geometry.spacing[: image.ndim - 1] if geometry else ())
     folder.mkdir(parents=True, exist_ok=True)
     for path, data in zip(written, [drawn, *map(_npy, seen.values())], strict=True):
         write(path, data)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from importlib import import_module
 from itertools import islice
 from math import fsum, isfinite
@@ -20,7 +20,8 @@ import numpy as np
 from .. import contract, portable, registry
 from ..data import IGNORE, Labels, package
 from ..files import PREFIX, write
-from . import report, state
+from . import best, overview, report, state
+from .basis import Basis, basis_of
 from .batches import Batches, Loader
 from .data import Dataset, Folder, Preparation
 from .files import find
@@ -31,7 +32,7 @@ from .survey import check_classes, check_gaps
 
 CHANNELS: Final = (16, 32, 64)   # where neither the settings nor a variant says
 FILES: Final = {
-    "best.safetensors": "the network of the best epoch; either framework opens it: attzoo.load(file, backend=...)",
+    best.NAME: "the network of the best epoch; either framework opens it: attzoo.load(file, backend=...)",
     "history.csv": "rate, loss, accuracy, mean IoU, Dice and seconds of every epoch",
     "curves.png": "the same as a picture",
     "settings.json": "what was trained and how",
@@ -56,11 +57,12 @@ def train(
     """Train a U-Net, and write into the folder `out` what FILES says and checkpoints; a row for every epoch.
 
     resume: go on with the run in `out`, however it was stopped, at the last epoch that it finished. On a CPU, what
-    comes out is bit for bit what would have come without the stop.
-    workers: >= 0 processes that read ahead. tensorboard: write its events, too. quiet: show no progress.
+    comes out is bit for bit what would have come without the stop. The data may have moved, if no file has changed.
+    workers: >= 0 processes that read ahead. tensorboard: write its events, too. quiet: print neither what was found nor
+    progress.
     Under torchrun every process calls this, and the first one writes.
     Raises ValueError when `out` is no new or empty folder, or, to resume, holds no run, a broken one, or one of other
-    settings, names of images, framework or number of devices;
+    settings, other images or masks, another framework or number of devices;
     Diverged when the loss is not finite, what the last good epoch left staying; and as the data and the network do.
     """
     out, workers = Path(out), contract.integer("workers", workers, 0)
@@ -86,8 +88,10 @@ def train(
         if not steps:
             raise ValueError(f"expected at least {settings.accumulate} batches to accumulate, got {len(learn)}")
         trainer = body.Trainer(settings, network(settings, training.channels, classes), classes)
-        _restored(run, out, trainer, classes, _basis(settings, trainer, training, validation))
-        add = _begun(run, out, tensorboard) if rank == 0 else None
+        _restored(run, out, trainer, classes, basis_of(trainer, training, validation))
+        add = _begun(run, out, trainer, tensorboard) if rank == 0 else None
+        if rank == 0 and not quiet:
+            print(*overview.lines(settings, out, training, validation, trainer), sep="\n", file=sys.stderr)
         with progress(settings, len(run.history), steps, quiet or rank > 0) as hear:
             for epoch in range(len(run.history), settings.epochs):
                 row = _epoch(trainer, settings, epoch, islice(learn.epoch(epoch), steps), judge.epoch(epoch), hear)
@@ -177,7 +181,9 @@ def _opened(out: Path, settings: Settings, resume: bool, first: bool) -> State:
     """The run in a folder, or a new one; the first of several processes looks whether the folder is free."""
     if resume:
         state.agreed(out, settings.config())
-        return state.load(out) if (out / state.NAME).exists() else State(settings)
+        run = state.load(out) if (out / state.NAME).exists() else State(settings)
+        run.settings = settings   # whose data may have moved
+        return run
     if first and out.exists() and (there := sorted(p.name for p in out.iterdir() if not p.name.startswith(PREFIX))):
         if there == [state.SETTINGS]:   # of a run that ended before its first epoch did: nothing is lost
             return State(settings)
@@ -186,25 +192,12 @@ def _opened(out: Path, settings: Settings, resume: bool, first: bool) -> State:
     return State(settings)
 
 
-def _basis(settings: Settings, trainer: Any, training: Dataset, validation: Dataset) -> dict[str, str]:
-    """What a run follows from beside its settings, in words."""
-    basis = {"framework": trainer.framework, "devices": str(trainer.devices)}
-    for part, dataset in (("training", training), ("validation", validation)):
-        if isinstance(dataset, Folder):
-            names = json.dumps([image.name for image, _ in dataset.pairs])
-            basis[f"images for {part}"] = f"{len(dataset)} of names {sha256(names.encode()).hexdigest()[:16]}"
-    return basis
-
-
-def _restored(run: State, out: Path, trainer: Any, classes: int, basis: dict[str, str]) -> None:
+def _restored(run: State, out: Path, trainer: Any, classes: int, basis: Basis) -> None:
     """Let a trainer go on from a run that has begun. Raises ValueError where that is broken, or began elsewhere."""
     if not run.history:
-        run.basis = basis
+        run.basis, run.contents = dict(basis.words), dict(basis.contents)
         return
-    for name in sorted(basis.keys() | run.basis.keys()):
-        was, now = run.basis.get(name), basis.get(name)
-        if was != now:
-            raise ValueError(f"expected what the run in {out} began with: {name}: {was}, got {now}")
+    basis.check(run, out)
     try:
         if (known := sum(name.startswith("dice_") for name in run.history[0])) != classes:
             raise ValueError(f"expected a Dice of {classes} classes, got {known}")
@@ -213,27 +206,60 @@ def _restored(run: State, out: Path, trainer: Any, classes: int, basis: dict[str
         raise ValueError(f"{out / state.NAME} is not the state of this run: {err}") from err
 
 
-def _begun(run: State, out: Path, tensorboard: bool) -> Callable[[Row], None] | None:
+def _begun(run: State, out: Path, trainer: Any, tensorboard: bool) -> Callable[[Row], None] | None:
     """Make the folder ready for the epochs to come; what adds events, where they are wanted."""
     out.mkdir(parents=True, exist_ok=True)
     for left in out.glob(f"{PREFIX}*"):   # of a kill
         left.unlink()
     write(out / state.SETTINGS, (json.dumps(run.settings.config(), indent=1) + "\n").encode())
     if run.history:
+        _mend_best(run, trainer.network, out)
         _report(run, out)
     return report.tensorboard(out / "tensorboard") if tensorboard else None
 
 
+def _mend_best(run: State, network: Any, out: Path) -> None:
+    """See that the network of the best epoch is there, or say that it is lost, and go on with the last epoch's."""
+    have, epoch = best.digest_of(out / best.NAME), len(run.history)
+    if run.best and have == run.best.digest:
+        return
+    if not run.best or run.best.epoch != epoch:   # or the last epoch was cut short between the state and the network
+        got = "missing" if have is None else "not the file that was saved"
+        lost = f"the network of epoch {run.best.epoch if run.best else '?'}, the best, is lost"
+        print(f"{out / best.NAME} is {got}: {lost}; it is now that of epoch {epoch}, the last", file=sys.stderr)
+    since = run.best.since if run.best and run.best.epoch == epoch else epoch
+    run.best = best.prepare(network, out, epoch, since)
+    run.save(out)
+    best.put(out)
+
+
 def _keep(run: State, network: Any, out: Path) -> None:
-    """Write down an epoch. The state comes after the networks, so that an epoch cut short is run again."""
-    last, before = run.history[-1], run.history[:-1]
-    every = run.settings.checkpoint_every
+    """Write down an epoch. The best network takes its place after the state, from which a kill between is mended."""
+    last = run.history[-1]
+    every, since = run.settings.checkpoint_every, run.best.since if run.best else 1
     if every and last["epoch"] % every == 0:
         portable.save(network, out / f"epoch-{last['epoch']:03}.safetensors")
-    if all(last["mean_iou"] > row["mean_iou"] for row in before):
-        portable.save(network, out / "best.safetensors")
+    is_best = all(last["mean_iou"] > row["mean_iou"] for row in run.history[since - 1 : -1])
+    if is_best:
+        run.best = best.prepare(network, out, last["epoch"], since)
     run.save(out)
+    if is_best:
+        best.put(out)
     _report(run, out)
+
+
+def summary(out: Path) -> tuple[list[str], bool]:
+    """What a run left in its folder, a line for each file, and whether all of it is there and as it was saved."""
+    saved = state.load(out, arrays=False).best
+    told, is_whole = [], True
+    for name, what in FILES.items():
+        have = best.digest_of(out / name)
+        is_good = have is not None and (name != best.NAME or (saved is not None and have == saved.digest))
+        is_whole &= is_good
+        what = saved.text() if name == best.NAME and saved else what
+        missing = f"{'missing' if have is None else 'not the file that was saved'}, should be {what}"
+        told.append(f"{out / name}: {what if is_good else missing}")
+    return told, is_whole
 
 
 def _report(run: State, out: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Final
@@ -14,11 +14,12 @@ from safetensors.numpy import save as serialize
 
 from ..contract import Array
 from ..files import write
+from .best import Best
 from .settings import Settings
 
 NAME: Final = "resume.safetensors"
 SETTINGS: Final = "settings.json"
-FORMAT: Final = 2
+FORMAT: Final = 3
 COLUMNS: Final = ("epoch", "rate", "loss", "train_accuracy", "validation_accuracy", "mean_iou")   # before every Dice
 Row = dict[str, Any]   # what an epoch gave, by column
 
@@ -27,17 +28,21 @@ Row = dict[str, Any]   # what an epoch gave, by column
 class State:
     """settings, the rows of all epochs so far, and the trainer's arrays after the last.
 
-    basis: what else the run follows from, in words, by name.
+    basis: what else the run follows from, in words, by name. contents: digests of images and masks, by folder and name.
+    best: the network of the best epoch, None before there is one.
     """
 
     settings: Settings
     history: list[Row] = field(default_factory=list)
     arrays: dict[str, Array] = field(default_factory=dict)
     basis: dict[str, str] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
+    best: Best | None = None
 
     def save(self, folder: Path) -> None:
         """Put the state in place of the folder's last one, whole or not at all."""
-        about = {"format": FORMAT, "settings": self.settings.config(), "basis": self.basis, "history": self.history}
+        about = {"format": FORMAT, "settings": self.settings.config(), "history": self.history}
+        about |= {"basis": self.basis, "contents": self.contents, "best": self.best and asdict(self.best)}
         write(folder / NAME, serialize(self.arrays, metadata={"attzoo": json.dumps(about)}))
 
 
@@ -54,11 +59,27 @@ def load(folder: Path, arrays: bool = True) -> State:
             names = file.keys() if arrays else ()
             found = {name: file.get_tensor(name) for name in names}
         if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise ValueError(f"expected format {FORMAT}, got {str(about)[:100]}")
+            raise ValueError(f"expected format {FORMAT}, got {_format(about)}")
         settings = Settings(**about["settings"])
-        return State(settings, _rows(about["history"], settings.epochs), found, dict(about["basis"]))
+        rows = _rows(about["history"], settings.epochs)
+        return State(settings, rows, found, dict(about["basis"]), dict(about["contents"]), _best(about["best"], rows))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, SafetensorError) as err:
         raise ValueError(f"{path} is not the state of a run: {err}") from err
+
+
+def _format(about: Any) -> str:
+    if isinstance(about, dict) and isinstance(about.get("format"), int) and about["format"] < FORMAT:
+        why = "of an earlier version, which did not note what is in images and masks: train anew into another --out"
+        return f"{about['format']}, {why}"
+    return str(about)[:100]
+
+
+def _best(about: Any, rows: list[Row]) -> Best | None:
+    """The best epoch's network, which is of an epoch in the history."""
+    best = None if about is None else Best(**about)
+    if best and not (type(best.epoch) is type(best.since) is int and 1 <= best.since <= best.epoch <= len(rows)):
+        raise ValueError(f"expected a best epoch of {len(rows)}, got {str(about)[:100]}")
+    return best
 
 
 def _rows(history: Any, epochs: int) -> list[Row]:
@@ -105,10 +126,13 @@ def stored(folder: Path) -> Settings:
 def agreed(folder: Path, given: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> Settings:
     """The settings of the run in a folder, if the given ones, as in `Settings.config`, are among them.
 
-    network: those arguments of the network that are given, where `given` does not have them all.
+    network: those arguments of the network that are given, where `given` does not have them all. Another folder of data
+    takes the place of the run's, as the digests of its files are compared later.
     Raises ValueError that says which are not, and as `stored`.
     """
     found = stored(folder)
+    if found.data is not None and given.get("data") is not None:
+        found = replace(found, data=given["data"])
     was = found.config()
     told = [f"{name} {was[name]!r}, got {value!r}" for name, value in given.items() if value != was[name]]
     for name, value in (network or {}).items():

@@ -81,7 +81,7 @@ def check_classes(training: Mapping[int, int], validation: Mapping[int, int], ma
     """Raise ValueError unless there are two classes to train on, and none above them to validate on."""
     seen, judged = (sorted(counts.keys() - {IGNORE}) for counts in (training, validation))
     if len(seen) < 2:
-        got = f"expected masks of two classes or more to train on, got {masks} with {shown(training)}"
+        got = f"expected masks of two classes or more to train on, got {masks} masks with {shown(training)}"
         ignored = f", of which {IGNORE} is ignored: to make it a class, give {option_of([*seen, IGNORE])}"
         raise ValueError(got + (ignored if seen and IGNORE in training else ""))
     if alone := [k for k in judged if k > seen[-1]]:

@@ -1,0 +1,48 @@
+"""What a run follows from beside its settings: framework, devices, and the contents of all images and masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from .best import digest_of
+from .data import Dataset, Folder
+from .state import State
+
+
+@dataclass(frozen=True)
+class Basis:
+    """words: by name. files: every image and mask by the names of its folder and its own. contents: their digests."""
+
+    words: Mapping[str, str]
+    files: Mapping[str, Path]
+    contents: Mapping[str, str]
+
+    def check(self, run: State, out: Path) -> None:
+        """Raise ValueError, naming what differs, unless the run in `out` began with the same."""
+        for name in sorted(self.words.keys() | run.basis.keys()):
+            was, now = run.basis.get(name), self.words.get(name)
+            if was != now:
+                raise ValueError(f"expected what the run in {out} began with: {name}: {was}, got {now}")
+        names = self.contents.keys() | run.contents.keys()
+        if changed := sorted(name for name in names if self.contents.get(name) != run.contents.get(name)):
+            path, more = self.files.get(changed[0], changed[0]), len(changed) - 1
+            got = f"other content in {path}" + (f" and {more} more" if more else "")
+            fix = "put the files back, or train anew into another --out"
+            raise ValueError(f"expected the images and masks that the run in {out} began with, got {got}: {fix}")
+
+
+def basis_of(trainer: Any, training: Dataset, validation: Dataset) -> Basis:
+    """What a run on these data follows from; reads all of their files."""
+    words = {"framework": trainer.framework, "devices": str(trainer.devices)}
+    files: dict[str, Path] = {}
+    for part, dataset in (("training", training), ("validation", validation)):
+        if isinstance(dataset, Folder):
+            names = json.dumps([image.name for image, _ in dataset.pairs])
+            words[f"images for {part}"] = f"{len(dataset)} of names {sha256(names.encode()).hexdigest()[:16]}"
+            files |= {f"{path.parent.name}/{path.name}": path for pair in dataset.pairs for path in pair}
+    return Basis(words, files, {name: digest_of(path) or "" for name, path in files.items()})

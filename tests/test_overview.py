@@ -1,0 +1,64 @@
+"""What a run prints before its first epoch."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from pairs import save
+
+import attzoo
+from attzoo.train import overview, run
+from attzoo.train.settings import Settings
+
+
+def lines(settings, folder):
+    training, validation = run.datasets(settings)
+    spec = run.network(settings, training.channels, training.classes)(backend="numpy")
+    trainer = SimpleNamespace(framework="torch", network=SimpleNamespace(spec=spec))
+    return overview.lines(settings, folder / "run", training, validation, trainer)
+
+
+def folder_of(tmp_path, sizes, values=(0, 255), dtype=np.uint8, channels=1):
+    for part, some in (("train", sizes), ("valid", sizes[:1])):
+        for i, size in enumerate(some):
+            shape = size if channels == 1 else (*size, channels)
+            save(tmp_path / f"{part}_images" / f"{i}.png", np.zeros(shape, dtype))
+            mask = np.full(size, values[0], np.uint8)
+            mask.flat[: len(values)] = values
+            save(tmp_path / f"{part}_labels" / f"{i}.png", mask)
+    return tmp_path
+
+
+def test_images_classes_network_and_output_are_told(tmp_path):
+    folder = folder_of(tmp_path, [(4, 5), (4, 5)], (0, 255, 255))
+    got = lines(Settings(data=str(folder), labels=(0, 255), channels=(4, 8), network={"skip": None}), tmp_path)
+    assert got[0] == "data: 2 images to train on, 1 to validate on; 4 x 5, 1 channel, uint8"
+    assert got[1] == "classes: 2, of all pixels 0 (value 0) in 90.00 %, 1 (value 255) in 10.00 %"
+    assert got[3] == f"output: {(tmp_path / 'run').resolve()}"
+    net = attzoo.create("unet", 1, 2, backend="torch", channels=(4, 8), skip=None)
+    assert got[2] == f"network: unet in torch, {sum(p.numel() for p in net.parameters()):,} parameters"
+
+
+def test_what_is_ignored_resized_or_passed_over_is_told_too(tmp_path):
+    folder = folder_of(tmp_path, [(4, 5), (6, 5), (8, 8)], (0, 1, 255), channels=3)
+    for name in ("notes.txt", "Thumbs.db"):
+        (folder / "train_images" / name).write_text("")
+    got = lines(Settings(data=str(folder), size=(8, 8), classes=3), tmp_path)
+    assert got[0].endswith("; 4 x 5 to 8 x 8, 3 sizes, 3 channels, uint8")
+    assert got[1] == "classes: 3, of all pixels 0 in 94.03 %, 1 in 2.99 %, 2 in 0 %; 255, ignored, in 2.99 %"
+    assert got[2] == f"passed over, no images: {folder}/train_images/Thumbs.db, {folder}/train_images/notes.txt"
+    assert got[3] == "resized to 8 x 8"
+
+
+def test_types_that_differ_are_all_told(tmp_path):
+    folder = folder_of(tmp_path, [(4, 5), (4, 5)], (0, 1))
+    save(folder / "train_images" / "1.png", np.zeros((4, 5), np.uint16))
+    assert lines(Settings(data=str(folder)), tmp_path)[0].endswith("1 channel, uint16 and uint8")
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_phantoms_are_told(dims, tmp_path):
+    got = lines(Settings(phantoms=10, dims=dims, size=(16,) * dims), tmp_path)
+    size = " x ".join(["16"] * dims)
+    assert got[0] == f"data: built-in phantoms, 8 images to train on, 2 to validate on; {size}, 1 channel"
+    assert got[1] == "classes: 4"
