@@ -95,8 +95,9 @@ def train(
       train_images, train_labels,
       valid_images, valid_labels    as CamVid does
 
-    Images are in any format that Pillow reads, volumes .npy or .nii.gz. Masks hold the index of every pixel's class
-    in their first channel, 255 where none counts. Options in [brackets] are taken unless given.
+    Images are PNG, TIFF, JPEG, BMP, GIF, WebP, PNM or JPEG 2000, volumes .npy or .nii.gz. Masks hold the index of
+    every pixel's class, 0, 1, 2 and so on, 255 where none counts; for other values or colours set --labels, for black
+    and white ones --labels 0,255. Options in [brackets] are taken unless given.
 
     --out gets the best network as a file that either framework opens, a CSV and a picture of the curves. Several
     GPUs: torchrun --nproc-per-node N -m attzoo train, or with Keras on TensorFlow as it is.
