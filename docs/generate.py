@@ -1,11 +1,13 @@
 """Draw what follows from elsewhere: python docs/generate.py
 
-docs/blocks/ from the blocks' cards; the report beside each result file; and in the README and the pages, between
+docs/blocks/ from the blocks' cards; docs/versions.md from docs/versions.json, which .ci/run --record writes; the report
+beside each result file; and in the README and the pages, between
 <!-- table: FILE: TITLE --> and <!-- end of table -->, the table of that title in the report on that result file.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -31,6 +33,18 @@ def pages() -> dict[str, str]:
     return drawn | {"README.md": f"{NOTE.format(name='')}\n\n{HEAD}\n\n" + "\n".join(rows) + f"\n\n{FOOT}\n"}
 
 
+def versions() -> str:
+    """docs/versions.md: the runs of docs/versions.json, a row each."""
+    rows = json.loads((ROOT / "docs" / "versions.json").read_text(encoding="utf-8"))
+    columns = ["name", "python", *PACKAGES, "passed", "skipped", "failed", "minutes", "date"]
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    for row in rows:
+        cells = row | {"minutes": f"{row['seconds'] / 60:.1f}"}
+        lines.append(f"| {' | '.join(str(cells[column] or '-') for column in columns)} |")
+    processors = ", ".join(sorted({row["processor"] for row in rows}))
+    return VERSIONS.format(table="\n".join(lines), processors=processors)
+
+
 def reports() -> dict[Path, str]:
     """File -> the report on the result file beside it."""
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -42,6 +56,27 @@ def filled(text: str) -> str:
     return TABLE.sub(lambda found: found[1] + tables(joined([ROOT / found[2]]))[found[3]] + "\n" + found[4], text)
 
 
+PACKAGES = ["torch", "triton", "keras", "tensorflow", "jax", "numpy", "safetensors"]
+VERSIONS = """<!-- Drawn by docs/generate.py from docs/versions.json, which .ci/run --record writes. -->
+
+# Tested versions
+
+Each row is an environment of its own and a run of the tests in it. `README` is the README's test command, which runs
+all tests. The others run the core tests, listed in `.ci/core-tests.txt`: the blocks and the U-Net, their equivalence
+in PyTorch and Keras, weight files, attention maps, compilation, export, and the kernels in Triton's interpreter.
+
+- `floor` has the oldest versions that pyproject.toml allows, `newest` the newest releases, `torch-2.11` the PyTorch
+  whose CUDA build is the first that brings Triton 3.6. The versions stand in `.ci/versions/`.
+- `processor` has the README's environment on another code path: the instructions that every x86-64 processor has,
+  in place of the newest ones of this one, two threads, and the tests in random order.
+- Skipped tests need a CUDA device, a library that the environment does not have, or a feature that its versions lack;
+  `pytest -rs` prints the reason of each.
+
+{table}
+
+On {processors}, two cores. `.ci/run` runs all rows but those of other Pythons, and `.ci/run --record` writes this
+page; `.ci/leg NAME PYTHON` runs one row with another Python.
+"""
 HEAD = """# The blocks
 
 Parameters at 64 channels, and multiply-adds (MACs) for one image of 64 x 56 x 56; the gate's two inputs are both of
@@ -56,6 +91,7 @@ if __name__ == "__main__":
         old.unlink()
     for file, text in pages().items():
         (HERE / file).write_text(text, encoding="utf-8")
+    (ROOT / "docs" / "versions.md").write_text(versions(), encoding="utf-8")
     for path, text in reports().items():
         path.write_text(text, encoding="utf-8")
     for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):

@@ -1,6 +1,7 @@
 """The pages say what holds: their Python runs, their links lead somewhere, the blocks' pages are the blocks' cards."""
 
 import importlib
+import json
 import re
 import runpy
 import sys
@@ -81,6 +82,22 @@ def test_reports_are_their_result_files(generate):
     assert drawn
     for path, text in drawn.items():
         assert path.read_text(encoding="utf-8") == text, "run: python docs/generate.py"
+
+
+def test_the_table_of_versions_is_what_the_runs_recorded(generate):
+    page = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
+    assert page == generate["versions"](), "run: python docs/generate.py"
+
+
+@pytest.mark.parametrize("constraints", (ROOT / ".ci" / "versions").glob("*.txt"), ids=lambda path: path.stem)
+def test_a_run_is_recorded_for_each_set_of_versions(constraints):
+    rows = json.loads((ROOT / "docs" / "versions.json").read_text(encoding="utf-8"))
+    row = next(row for row in rows if row["name"] == constraints.stem and row["python"].startswith("3.11."))
+    pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", constraints.read_text(encoding="utf-8"), re.MULTILINE))
+    recorded = {name: row[name] for name in pinned if name in row}
+    assert "torch" in recorded
+    assert recorded == {name: pinned[name] for name in recorded}
+    assert (row["failed"], row["passed"] > 1000) == (0, True)
 
 
 @every_page
