@@ -63,5 +63,5 @@ def plainly(block, *xs):
 
 
 def close(got, wanted, digits=1e-12):
-    scale = max(1.0, float(wanted.abs().max())) if wanted.numel() else 1.0
+    scale = max(1.0, float(wanted.detach().abs().max())) if wanted.numel() else 1.0
     assert_close(got, wanted, rtol=0, atol=digits * scale)

@@ -182,7 +182,7 @@ def test_a_gate_that_is_not_as_it_was_made_goes_the_plain_way(change):
         with forced(few) as taken, torch.enable_grad() if change == BY_GRADIENT else torch.no_grad():
             found.append(block(*xs).detach())
     wanted, got = found
-    close(got, wanted, 1e-12 if change == BY_GRADIENT else 0)
+    close(got, wanted)
     assert (taken["plain"], taken["gated"]) == (1, 0)
 
 
@@ -330,6 +330,7 @@ def on_meta(block, x, g):
 WAYS = [
     in_vmap, in_vmap_of_x, in_jvp, in_dual, in_grad, in_autocast, in_trace, compiled, of_a_subclass, in_half, on_meta
 ]   # fmt: skip
+IN_BFLOAT16 = (in_autocast, in_half)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
@@ -342,6 +343,6 @@ def test_what_is_not_eager_plain_and_exact_goes_the_plain_way(way, grad):
             wanted = way(copy.deepcopy(block), *xs)
         with forced() as taken:
             got = way(block, *xs)
-    assert torch.equal(got, wanted)
+    close(got, wanted, 2.0**-7 if way in IN_BFLOAT16 else 1e-12)   # with gradients, g may be multiplied by a matrix
     assert (taken["gated"], taken["overwritten"]) == (0, 0)
     torch.compiler.reset()
