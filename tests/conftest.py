@@ -61,6 +61,15 @@ def pytest_sessionstart(session):
     settings.load_profile("thorough" if option("--thorough") else "few" if option("--few") else "fast")
 
 
+@pytest.fixture(autouse=True)
+def _fixed_seeds():
+    """The random numbers of a test do not depend on the tests that ran before it in the same process."""
+    if "torch" in sys.modules:
+        torch.manual_seed(0)
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)
+
+
 @pytest.fixture
 def as_it_was():
     """A test leaves the choice of kernels as it found it, and no graph to the next."""
