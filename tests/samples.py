@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 import attzoo
+from attzoo.ops import numpy as ops
 
 
 @dataclass(frozen=True)
@@ -87,3 +89,33 @@ def assert_starts_as(array, weight):
         assert reach <= sqrt(3) * (1 + 1e-6)
     elif offset.size >= 1000:
         assert reach > 2.5
+
+
+def clear_of_zero(spec, weights, inputs, training=False, least=1e-4):
+    """A gate's weights, one bias moved so that for these inputs no value before its relu is near zero.
+
+    Near is less than `least` times the largest value, a thousand times what float32 rounds by.
+
+    A value within rounding of zero is passed on by one correct implementation and not by another, and their gradients
+    differ by all of it. A bias shifts a whole inner channel, whatever the sizes and norms: zero is put in the middle of
+    the widest gap between values of its second and third quarters, so that relu still passes some and stops others.
+    """
+    seen = []
+    with patch.object(ops, "relu", lambda z: seen.append(z) or np.maximum(z, 0)):
+        spec(*inputs, weights={name: array.astype(np.float64) for name, array in weights.items()}, training=training)
+    (values,) = seen
+    bias = "gating_norm.bias" if spec.norm else "gating.bias"
+    shifts = np.array([_middle_of_the_widest_gap(channel.ravel()) for channel in np.moveaxis(values, 1, 0)])
+    distances = np.abs(values - ops.expand(shifts, values))
+    assert distances.min() >= least * distances.max()
+    return weights | {bias: (weights[bias] - shifts).astype(weights[bias].dtype)}
+
+
+def _middle_of_the_widest_gap(values):
+    """Among the second and third quarters of the values; one below a value that is alone."""
+    ordered = np.sort(values)
+    ordered = ordered[len(ordered) // 4 : len(ordered) - len(ordered) // 4]
+    if len(ordered) == 1:
+        return ordered[0] - 1
+    widest = np.diff(ordered).argmax()
+    return ordered[widest : widest + 2].mean()
