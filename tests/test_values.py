@@ -322,4 +322,5 @@ def test_input_is_left_alone_whatever_its_strides(backend, name):
     got = adapter(backend).forward(block, flipped, training=False)
     for x, before in zip(flipped, kept, strict=True):
         np.testing.assert_array_equal(x, before)
-    np.testing.assert_array_equal(got, adapter(backend).forward(block, kept, training=False))
+    wanted = adapter(backend).forward(block, kept, training=False)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
