@@ -70,7 +70,7 @@ class Stage(ops.Block):
         super().__init__(it := spec.Stage(channels, block, options or {}), data_format="channels_last", **kwargs)
         self.conv1, self.norm1 = self.conv_same("conv1"), self.batch_norm("norm1")
         self.conv2, self.norm2 = self.conv_same("conv2"), self.batch_norm("norm2")
-        self.block = ops.Identity(name="block")
+        self.block = ops.Identity(name="block", dtype=self.dtype_policy)
         if it.block:
             like = {"name": "block", "data_format": "channels_last", "dtype": self.dtype_policy}
             self.block = registry.create(it.block, it.channels, backend="keras", **it.options, **like)
