@@ -688,7 +688,8 @@ def test_a_step_is_the_same_in_both_frameworks(optimizer):
     moved = max(np.abs(a[name] - start[name]).max() for name in a)
     assert moved > 1e-3
     apart = np.concatenate([np.abs(a[name] - b[name]).ravel() for name in a])
-    assert np.quantile(apart, 0.95) < 0.01 * moved   # Adam makes steps of slopes that are rounding and no more
+    # Keras's Adam adds epsilon to sqrt(v), torch's to sqrt(v / (1 - beta2^t)): slopes as small make other steps
+    assert np.quantile(apart, 0.95) < 0.01 * moved
 
 
 def test_figures_of_counts():
