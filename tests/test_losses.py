@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from attzoo.ops.keras import keras
-from attzoo.train.losses import ALPHA, BETA, GAMMA, IGNORE
 from attzoo.train.losses import keras as of_keras
 from attzoo.train.losses import torch as of_torch
 from attzoo.train.settings import LOSSES
 
+IGNORE = 255   # as docs say of masks
 SHAPES = [(3, 4, 5, 6), (2, 3, 3, 4, 2), (2, 1, 5, 4), (1, 2, 1, 1)]
 
 
@@ -36,7 +36,7 @@ def formula(name, logits, masks):
             terms += [1 - (2 * (f * t).sum() + 1) / (f.sum() + t.sum() + 1) for f, t in tables]
         elif pixels:
             hit = [((f * t).sum() + 1, ((1 - f) * t).sum(), (f * (1 - t)).sum()) for f, t in tables]
-            terms += [(1 - tp / (tp + ALPHA * fn + BETA * fp)) ** (1 / GAMMA) for tp, fn, fp in hit]
+            terms += [(1 - tp / (tp + 0.7 * fn + 0.3 * fp)) ** 0.75 for tp, fn, fp in hit]   # as the paper has them
     return float(np.mean(terms)) if terms else 0.0
 
 
@@ -66,6 +66,40 @@ def batch(shape, seed=0):
 
 def fits(name, shape):
     return name == "bce" or shape[1] > 1
+
+
+def by_hand():
+    """One image of six pixels and two classes, with the values of its losses as worked out by hand.
+
+    p(class 1) is 0.1, 0.1, 0.3 where class 0 is true, 0.5, 0.5 where class 1 is; the last pixel is ignored.
+    Sums, of class 0: sum(p t) = 2.5, missed 0.5, wrong 1.0; of class 1: sum(p t) = 1.0, missed 1.0, wrong 0.5.
+    Focal Tversky is eq. 3 and 4 of arXiv:1810.07842v1 with its alpha 0.7 of missed pixels, beta 0.3 of wrong ones and
+    gamma 4/3, 1 added to both sides of the fraction and the mean taken over classes:
+    TI = 3.5 / (3.5 + 0.35 + 0.3) and 2 / (2 + 0.7 + 0.15).
+    """
+    p = np.array([0.1, 0.1, 0.3, 0.5, 0.5, 0.9])
+    masks = np.array([[0, 0, 0, 1, 1, 255]])
+    entropy = -(2 * np.log(0.9) + np.log(0.7) + 2 * np.log(0.5)) / 5
+    dice = ((1 - 6 / 7.5) + (1 - 3 / 4.5)) / 2
+    tversky = ((0.65 / 4.15) ** 0.75 + (0.85 / 2.85) ** 0.75) / 2
+    values = {"cross_entropy": entropy, "dice": dice, "both": entropy + dice, "focal_tversky": tversky}
+    return np.log([1 - p, p])[None], masks, values
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "dice", "both", "focal_tversky"])
+def test_values_worked_out_by_hand(name):
+    logits, masks, values = by_hand()
+    assert torch_loss(name, logits, masks)[0] == pytest.approx(values[name], rel=1e-6)
+    assert keras_loss(name, logits, masks)[0] == pytest.approx(values[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_binary_cross_entropy_worked_out_by_hand(outputs):
+    """One output is 0.2 where the mask is 0 and 0.6 where it is 1; of two outputs, the first is 1 minus the second."""
+    q = np.array([[[0.2, 0.6]]]) if outputs == 1 else np.array([[[0.8, 0.4], [0.2, 0.6]]])
+    logits, masks = np.log(q / (1 - q)), np.array([[0, 1]])
+    for loss in (torch_loss, keras_loss):
+        assert loss("bce", logits, masks)[0] == pytest.approx(-(np.log(0.8) + np.log(0.6)) / 2, rel=1e-6)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="slopes are taken with TensorFlow's tape")
