@@ -97,6 +97,28 @@ def test_by_windows_a_net_that_looks_at_pixels_gives_what_it_gives_whole(backend
     assert counts[1] > counts[0] == np.prod([-(-s // min(w, s)) for s, w in zip(space, window, strict=True)])
 
 
+class OneWindow(Network):
+    """Says 1 in the window that begins at pixel 8 of an image of its own coordinates, and 0 in every other."""
+
+    def __call__(self, x):
+        begins = x[:, 0, 0, 0].astype(int).tolist()
+        self.__dict__.setdefault("begins", []).extend(begins)
+        return np.stack([np.full(x.shape[1:], begin == 8, np.float32) for begin in begins])
+
+
+def test_windows_overlap_by_half_and_are_blended_with_gaussian_weights():
+    """A Gaussian's standard deviation is 1/8 of the window, as in nnU-Net (Isensee et al. 2021) and MONAI."""
+    network = OneWindow(unet(1, 1, channels=(4, 4), head="sigmoid"), Preparation(normalise="none"))
+    found = predict(network, np.arange(32, dtype=np.float32)[None, None], window=(1, 16))[0, 0]
+    assert network.begins == [0, 8, 16]
+    at = np.arange(32)
+    weights = np.array([
+        np.where((at >= begin) & (at < begin + 16), np.exp(-((at - begin - 7.5) ** 2) / (2 * 2**2)), 0)
+        for begin in (0, 8, 16)
+    ])   # fmt: skip
+    np.testing.assert_allclose(found, weights[1] / weights.sum(0), atol=3e-4)   # MONAI lets no weight fall below 1e-3
+
+
 def test_by_windows_a_net_that_looks_farther_agrees_where_windows_have_room():
     net = unet(1, 2, channels=(4, 4), strides=1, skip=None, kernel_size=3, norm=None)
     network, image = Spy(net, Preparation(normalise="none")), raw((1, 64, 64), np.float32) / 200
