@@ -124,6 +124,15 @@ def test_sizes_round_up():
 # ---- the weights -----------------------------------------------------------------------------------------
 
 
+def test_macs_worked_out_by_hand():
+    """Two 4 x 4 images, 2 x 2 at the deeper level; 3 x 3 convolutions; a bottleneck of C channels costs 2 C."""
+    net = UNet(1, 2, (3, 4), skip=None, block="se", block_options={"reduced_channels": 1})
+    encoder = 16 * 9 * (1 * 3 + 3 * 3) + 2 * 3 + 4 * 9 * (3 * 4 + 4 * 4) + 2 * 4
+    decoder = 16 * 9 * (4 * 3 + 6 * 3 + 3 * 3) + 2 * 3
+    head = 16 * 3 * 2
+    assert net.macs((2, 1, 4, 4)) == 2 * (encoder + decoder + head)
+
+
 def test_names_of_the_plain_net():
     wanted = {"head.weight", "head.bias"}
     for i in range(3):
