@@ -302,6 +302,20 @@ def test_halves_in_a_block_of_two_dtypes_come_back_exactly(path):
     assert all(np.array_equal(found[name], array) for name, array in attzoo.weights(block).items())
 
 
+@each_backend
+@pytest.mark.parametrize("dtypes", [
+    {"channel": "float16"}, {"spatial": "float16"}, {"channel": "float16", "spatial": "bfloat16"},
+])   # fmt: skip
+def test_the_twin_of_a_block_of_two_dtypes_holds_the_numbers_of_both(dtypes, backend):
+    """Whichever of them its first parameter has, and where neither holds the numbers of the other."""
+    block = build("cbam", "torch")
+    for part, dtype in dtypes.items():
+        block.get_submodule(part).to(getattr(torch, dtype))
+    found = attzoo.weights(attzoo.convert(block, backend=backend))
+    assert {array.dtype.name for array in found.values()} == {"float32"}
+    assert all(np.array_equal(found[name], array) for name, array in attzoo.weights(block).items())
+
+
 def tree(folder):
     return {str(p.relative_to(folder)): None if p.is_dir() else p.read_bytes() for p in folder.rglob("*")}
 
