@@ -186,6 +186,102 @@ def test_two_devices_of_tensorflow_learn_what_one_does(tmp_path):
     same_learning(tmp_path / "one", tmp_path / "two")
 
 
+# ---- an epoch --------------------------------------------------------------------------------------------------------
+
+
+def trainer_of(settings, classes=3):
+    """A trainer of a new network for images of one channel."""
+    return run.import_module(f"attzoo.train.{settings.backend}").Trainer(
+        settings, run.network(settings, 1, classes), classes
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_differs_from_epoch_to_epoch_and_follows_the_seed(backend):
+    """At a rate that moves no weight, the loss on one batch changes by dropout alone."""
+    settings = Settings(backend, **TINY | {"rate": 1e-30, "network": {"dropout": 0.5, "norm": None}})
+    rng = np.random.default_rng(0)
+    batch = rng.normal(size=(4, 1, 16, 16)).astype("float32"), rng.integers(0, 3, (4, 16, 16))
+    trainer = trainer_of(settings)
+
+    def loss(epoch, seed=0):
+        own = replace(settings, seed=seed)
+        return run._epoch(trainer, own, epoch, [tuple(map(torch.from_numpy, batch))], [], lambda *_: None)["loss"]
+
+    losses = [loss(0), loss(1), loss(2), loss(0, seed=1)]
+    assert len({round(each, 5) for each in losses}) == 4
+    assert [loss(0), loss(1), loss(2), loss(0, seed=1)] == losses
+
+
+def test_every_random_generator_of_keras_has_a_state_of_its_own():
+    settings = Settings("keras", **TINY | {"network": {"dropout": (0.5, 0.2)}})
+    trainer = trainer_of(settings)
+    layers = [layer for layer in trainer.network._flatten_layers() if type(layer).__name__.endswith("Dropout")]
+    trainer.begin(0.1, 7)
+    assert len({tuple(np.array(layer.seed_generator.state)) for layer in layers}) == len(layers) == 6
+
+
+def test_a_scale_of_float16_goes_on_where_it_was():
+    settings = Settings(**TINY | {"precision": "float16", "network": {"norm": None}})
+    images, masks = torch.full((2, 1, 16, 16), 1e30), torch.zeros(2, 16, 16, dtype=torch.int64)
+    one, other = trainer_of(settings), trainer_of(settings)
+    one.begin(0.1, 0)
+    for _ in range(3):   # overflows each time, which halves the scale
+        one.step(images, masks)
+    one.step(images / 1e30, masks)
+    assert one.scaler.get_scale() == 2**16 / 2**3
+    other.restore(one.state())
+    assert other.scaler.get_scale() == 2**16 / 2**3
+    assert other.scaler.state_dict() == one.scaler.state_dict()   # how many steps have gone well, too
+
+
+# ---- the best epoch --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Let the epochs of runs have these mean IoUs, by their number, whatever the networks do."""
+
+    def judge(*scores):
+        def row(epoch, *args):
+            return real(epoch, *args) | {"mean_iou": scores[epoch - 1]}
+
+        monkeypatch.setattr(report, "row", row)
+
+    real = report.row
+    return judge
+
+
+@pytest.mark.parametrize(("scores", "best"), [((0.25, 0.5, 0.375), 2), ((0.5, 0.5, 0.25), 1), ((0.0, 0.0, 0.0), 1)])
+def test_the_best_network_is_that_of_the_first_epoch_with_the_highest_mean_iou(scores, best, judged, tiny, tmp_path):
+    judged(*scores)
+    train(replace(tiny, checkpoint_every=1), tmp_path)
+    networks = [(tmp_path / f"epoch-00{epoch}.safetensors").read_bytes() for epoch in (1, 2, 3)]
+    assert len(set(networks)) == 3
+    assert networks.index((tmp_path / "best.safetensors").read_bytes()) + 1 == best
+
+
+def test_an_epoch_whose_network_could_not_be_written_is_run_again(judged, tiny, tmp_path, monkeypatch):
+    """Else a run that goes on would take an older network for the best."""
+    judged(0.25, 0.5, 0.375)
+    train(tiny, tmp_path / "whole")
+    real, calls = run.portable.save, []
+
+    def save(network, path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device", str(path))
+        real(network, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.portable, "save", save)
+        with pytest.raises(OSError, match="No space left"):
+            train(tiny, tmp_path / "full")
+    assert len(state.load(tmp_path / "full").history) == 1
+    train(tiny, tmp_path / "full", resume=True)
+    assert left(tmp_path / "full") == left(tmp_path / "whole")
+
+
 # ---- what it learns --------------------------------------------------------------------------------------------------
 
 
@@ -261,6 +357,31 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_epoch(wrong, tin
         train(tiny, tmp_path)
     assert len(state.load(tmp_path).history) == 1
     assert set(tree(tmp_path)) == set(run.FILES)
+
+
+def test_weights_that_are_no_numbers_stop_and_keep_the_last_good_epoch(judged, tiny, tmp_path, monkeypatch):
+    """Even where every loss was finite, as when the last step of an epoch overflows."""
+    from attzoo.train.torch import Trainer
+
+    judged(0.5, 0.25, 0.25)
+    real, calls = Trainer.step, []
+
+    def step(self, *args):
+        loss = real(self, *args)
+        calls.append(loss)
+        if len(calls) == 4:   # the last step of the second epoch
+            with torch.no_grad():
+                self.network.head.bias[0] = np.inf
+        return loss
+
+    monkeypatch.setattr(Trainer, "step", step)
+    said = "^expected a finite loss, got weights that are not of epoch 2: try a lower rate; the state after epoch 1 is "
+    with pytest.raises(run.Diverged, match=said):
+        train(tiny, tmp_path)
+    assert np.isfinite(calls).all()
+    found = state.load(tmp_path)
+    assert len(found.history) == 1
+    assert all(np.isfinite(array).all() for array in found.arrays.values())
 
 
 def test_a_rate_that_is_too_high_is_told(tiny, tmp_path):
@@ -364,6 +485,8 @@ BREAKS = {
     "order": (lambda s: s.history.append(s.history[0]), "expected epoch 2 with epoch, rate, "),
     "a class": (lambda s: s.history.__setitem__(0, fewer(s.history[0])), "expected a Dice of 4 classes, got 3"),
     "words": (lambda s: s.history[0].update(loss="low"), "expected a number as loss of epoch 1, got low"),
+    "nan in a row": (lambda s: s.history[0].update(loss=np.nan), "expected a number as loss of epoch 1, got nan"),
+    "inf in a row": (lambda s: s.history[0].update(rate=-np.inf), "expected a number as rate of epoch 1, got -inf"),
 }
 
 
@@ -668,7 +791,7 @@ def test_a_step_is_the_same_in_both_frameworks(optimizer):
     start = None
     for backend in BACKENDS:
         own = replace(settings, backend=backend)
-        trainer = run.import_module(f"attzoo.train.{backend}").Trainer(own, run.network(own, 1, 3), 3)
+        trainer = trainer_of(own)
         start = start or attzoo.weights(trainer.network)
         attzoo.load_weights(trainer.network, start)
         losses = []
@@ -698,6 +821,15 @@ def test_figures_of_counts():
     assert iou == pytest.approx((6 / 9 + 3 / 6) / 2)
     assert dice == pytest.approx([12 / 15, 6 / 9, None])
     assert report.figures(np.zeros((2, 2), int)) == (0.0, 0.0, [None, None])
+
+
+@pytest.mark.parametrize("counts", [[[6, 2, 1], [1, 3, 0], [0, 0, 0]], [[6, 1, 0], [2, 3, 0], [1, 0, 0]]])
+def test_a_class_that_is_only_predicted_or_only_there_counts_as_missed(counts):
+    """Worked out by hand: intersections over unions are 6/10, 3/6 and 0/1."""
+    accuracy, iou, dice = report.figures(np.array(counts))
+    assert accuracy == pytest.approx(9 / 13)
+    assert iou == pytest.approx((6 / 10 + 3 / 6 + 0) / 3)
+    assert dice == pytest.approx([12 / 16, 6 / 9, 0])
 
 
 @pytest.mark.parametrize("classes", [2, 12])
