@@ -88,3 +88,38 @@ def test_conv_same_is_torchs(kernel, shape):
     conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(shape)]
     wanted = conv(torch.from_numpy(x), torch.from_numpy(w), padding=tuple(k // 2 for k in kernel)).numpy()
     np.testing.assert_allclose(ops.conv_same(x, w), wanted, atol=1e-13)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "shape"), [
+    ((3,), (2,), (7,)), ((1, 5), (3, 2), (5, 6)), ((3, 1, 3), (1, 2, 2), (4, 3, 5)),
+])   # fmt: skip
+def test_conv_is_torchs(kernel, stride, shape):
+    rng = np.random.default_rng(0)
+    weights = {"conv.weight": rng.normal(size=(4, 3, *kernel)), "conv.bias": rng.normal(size=4)}
+    x, arrays = rng.normal(size=(2, 3, *shape)), map(torch.from_numpy, weights.values())
+    conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(shape)]
+    wanted = conv(torch.from_numpy(x), *arrays, stride=stride, padding=tuple(k // 2 for k in kernel)).numpy()
+    np.testing.assert_allclose(ops.conv(x, weights, "conv", stride), wanted, atol=1e-13)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "shape"), [
+    ((2,), (2,), (5,)), ((4, 3), (2, 2), (3, 4)), ((3, 1, 2), (1, 1, 2), (2, 3, 4)),
+])   # fmt: skip
+def test_transposed_convolution_is_torchs(kernel, stride, shape):
+    """Cut to sizes times the stride, from pixel (k - 1) // 2 on."""
+    rng = np.random.default_rng(0)
+    weights = {"up.weight": rng.normal(size=(3, 4, *kernel)), "up.bias": rng.normal(size=4)}
+    x, arrays = rng.normal(size=(2, 3, *shape)), map(torch.from_numpy, weights.values())
+    spread = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[len(shape)]
+    whole = spread(torch.from_numpy(x), *arrays, stride=stride, output_padding=tuple(s - 1 for s in stride)).numpy()
+    cut = [slice((k - 1) // 2, (k - 1) // 2 + n * s) for k, n, s in zip(kernel, shape, stride, strict=True)]
+    np.testing.assert_allclose(ops.transposed(x, weights, "up", stride), whole[(..., *cut)], atol=1e-13)
+
+
+def test_hard_sigmoid_is_that_of_mobilenetv3():
+    """relu6(z + 3) / 6 (Howard et al., "Searching for MobileNetV3", ICCV 2019, arXiv:1905.02244, section 5.2)."""
+    z = np.array([-4, -3, -1, 0, 2, 3, 4], np.float64)
+    in_torch = torch_ops.hard_sigmoid(torch.from_numpy(z)).numpy()
+    in_keras = keras_ops.ops.convert_to_numpy(keras_ops.hard_sigmoid(keras_ops.ops.convert_to_tensor(z)))
+    for got in (ops.hard_sigmoid(z), in_torch, in_keras):
+        np.testing.assert_allclose(got, [0, 0, 1 / 3, 1 / 2, 5 / 6, 1, 1], rtol=0, atol=1e-15)
