@@ -1,5 +1,6 @@
 """Set up before any framework is loaded: quiet TensorFlow, one thread each, triton first, cases as markers."""
 
+import inspect
 import os
 import sys
 from contextlib import suppress
@@ -17,6 +18,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 # from these caches graphs of an operator as it once was would come back
 os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
 os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
+if "MUTANT_UNDER_TEST" in os.environ:   # Keras asks a layer's __init__ for its arguments, and mutmut wraps it
+    arguments = inspect.getfullargspec
+    inspect.getfullargspec = lambda function: arguments(inspect.unwrap(function))
 with suppress(ImportError):
     import torch
 
