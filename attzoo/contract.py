@@ -192,10 +192,10 @@ def flag(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, known: Sequence[Any]) -> Any:
-    """`value`, which must be one of `known`."""
+    """The one of `known` that equals `value`: an int of Python for an integer of NumPy."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
-    return value
+    return next(each for each in known if each == value)
 
 
 def settle(spec: Any, **values: Any) -> None:

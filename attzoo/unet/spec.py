@@ -144,6 +144,7 @@ class UNet:
             deep_supervision=contract.flag("deep_supervision", self.deep_supervision),
             head=contract.choice("head", self.head, HEADS),
             initializer=contract.choice("initializer", self.initializer, INITIALIZERS),
+            spatial_dims=dims,
             skip_options=_options("skip_options", self.skip_options, steps),
             block_options=_options("block_options", self.block_options, steps + 1),
         )

@@ -1,5 +1,6 @@
 """What the papers and a pencil say about each block; agreement between backends is tests/test_equivalence.py."""
 
+import json
 from math import log
 
 import numpy as np
@@ -11,6 +12,7 @@ from attzoo.blocks.channel_attention.spec import ChannelAttention
 from attzoo.blocks.eca.spec import ECA, adaptive_kernel_size
 from attzoo.blocks.se.spec import SE
 from attzoo.blocks.spatial_attention.spec import SpatialAttention
+from attzoo.unet.spec import UNet
 
 
 def near(got, wanted):
@@ -126,3 +128,18 @@ def test_macs(channels, macs):
     assert SE(channels).macs((1, channels, 56, 56)) == macs
     assert SE(channels).macs((3, channels, 7)) == 3 * macs
     assert SpatialAttention(channels).macs((1, channels, 10, 10)) == 98 * 100
+
+
+@pytest.mark.parametrize(("block", "arguments"), [
+    (SE, {"channels": 8, "reduction": 2}),
+    (ChannelAttention, {"channels": 8, "reduced_channels": 3}),
+    (SpatialAttention, {"channels": 5, "kernel_size": 3, "spatial_dims": 1}),
+    (CBAM, {"channels": 8, "reduction": 2, "reduced_channels": 3, "kernel_size": 3, "spatial_dims": 3}),
+    (ECA, {"channels": 8, "kernel_size": 5}),
+    (UNet, {"in_channels": 3, "out_channels": 2, "kernel_size": 5, "strides": 3, "spatial_dims": 1}),
+    (AttentionGate, {"channels": 4, "gating_channels": 3, "inter_channels": 2, "stride": 2, "spatial_dims": 1}),
+])   # fmt: skip
+def test_integers_of_numpy_are_taken_and_become_pythons(block, arguments):
+    """Else a block whose sizes came out of an array's shape or arithmetic could not be saved."""
+    spec = block(**{name: np.int64(value) for name, value in arguments.items()})
+    assert json.dumps(spec.config()) == json.dumps(block(**arguments).config())

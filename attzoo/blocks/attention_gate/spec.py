@@ -70,6 +70,7 @@ class AttentionGate:
             output_transform=contract.flag("output_transform", self.output_transform),
             interpolation=contract.choice("interpolation", self.interpolation, INTERPOLATIONS),
             align_corners=contract.flag("align_corners", self.align_corners),
+            spatial_dims=dims,
         )
         if self.align_corners and self.interpolation != "linear":
             raise ValueError(f"align_corners is for linear interpolation, got interpolation={self.interpolation!r}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from ... import contract
 from ...contract import Array, Shape, Weight, part, prefixed
 from .. import bottleneck
 from ..bottleneck import Bottleneck
@@ -31,7 +32,8 @@ class CBAM(Bottleneck):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        SpatialAttention(self.channels, self.kernel_size, self.norm, self.spatial_dims)   # its checks are ours
+        spatial = self.spatial   # its checks are ours
+        contract.settle(self, kernel_size=spatial.kernel_size, norm=spatial.norm, spatial_dims=spatial.spatial_dims)
 
     @property
     def channel(self) -> ChannelAttention:
