@@ -1,11 +1,14 @@
 """What the papers and a pencil say about each block; agreement between backends is tests/test_equivalence.py."""
 
 import json
+from dataclasses import fields
 from math import log
 
 import numpy as np
 import pytest
 
+import attzoo
+from attzoo import registry
 from attzoo.blocks.attention_gate.spec import AttentionGate
 from attzoo.blocks.cbam.spec import CBAM
 from attzoo.blocks.channel_attention.spec import ChannelAttention
@@ -143,3 +146,15 @@ def test_integers_of_numpy_are_taken_and_become_pythons(block, arguments):
     """Else a block whose sizes came out of an array's shape or arithmetic could not be saved."""
     spec = block(**{name: np.int64(value) for name, value in arguments.items()})
     assert json.dumps(spec.config()) == json.dumps(block(**arguments).config())
+
+
+REQUIRED = {"attention_gate": {"channels": 8, "gating_channels": 4}, "unet": {"in_channels": 3, "out_channels": 2}}
+
+
+@pytest.mark.parametrize("name", [*registry.BLOCKS, *registry.NETWORKS])
+def test_an_argument_that_is_of_no_kind_is_refused_by_its_name(name):
+    spec = attzoo.get(name, backend="numpy")
+    for field in fields(spec):
+        named = "block" if field.name == "skip" else field.name   # what stands in a skip is a block, by its name
+        with pytest.raises((TypeError, ValueError), match=f"^{named} must be "):
+            spec(**REQUIRED.get(name, {"channels": 8}) | {field.name: object()})
