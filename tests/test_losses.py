@@ -144,6 +144,13 @@ def test_a_perfect_and_a_hopeless_answer_have_finite_slopes(name):
         assert np.isfinite(steep).all()
 
 
+@pytest.mark.parametrize(("name", "outputs"), [(n, k) for n in LOSSES for k in (1, 3) if fits(n, (1, k))])
+def test_everything_is_made_on_the_device_of_the_tensors(name, outputs):
+    """Of torch's devices "meta" is on every machine, and mixes with the CPU no more than a GPU does."""
+    logits, masks = torch.empty(2, outputs, 4, 5, device="meta"), torch.empty(2, 4, 5, dtype=torch.int64, device="meta")
+    assert of_torch.loss(name, logits, masks).device.type == "meta"
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_halves_of_a_batch_that_share_their_counts_add_up(name):
     logits, masks = batch((4, 3, 5, 6))
