@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
-# TensorFlow's oneDNN refuses empty batches, and rounds differently from CPU to CPU
+# TensorFlow's oneDNN rounds differently from CPU to CPU
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 # from these caches graphs of an operator as it once was would come back
 os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")

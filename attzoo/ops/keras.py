@@ -6,6 +6,7 @@ Bodies take `keras` from here and from nowhere else, because triton must be load
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from ..contract import AnySpec, Weight, choice, require, triton_first
@@ -121,8 +122,18 @@ class Conv(keras.layers.Layer):
         elif self.mode == "circular":
             half, length, padding = shape[-1] // 2, x.shape[1], "valid"
             x = ops.concatenate([x[:, length - half :], x, x[:, :half]], axis=1)
-        y = ops.conv(x, kernel, strides=strides, padding=padding, data_format="channels_last")
+        y = over_batch(partial(ops.conv, strides=strides, padding=padding, data_format="channels_last"), x, kernel)
         return y if self.bias is None else y + self.bias
+
+
+def over_batch(layer: Callable[..., Any], x: Any, *args: Any) -> Any:
+    """layer(x, *args), where x may be an empty batch, which convolutions of Keras 3.13 and of oneDNN refuse.
+
+    The layer is then given one sample of zeros, and its output for that is dropped.
+    """
+    if x.shape[0] != 0:
+        return layer(x, *args)
+    return layer(ops.pad(x, ((0, 1), *((0, 0),) * (x.ndim - 1))), *args)[:0]
 
 
 class Identity(keras.layers.Identity):

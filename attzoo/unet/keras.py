@@ -141,7 +141,7 @@ def _conv(make: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
         Layer = getattr(keras.layers, f"Conv{dims}DTranspose")
         spread = make(Layer, unit.outputs, unit.kernel, unit.stride, **like)(x)
         return make(layers.Crop, unit.padding, unit.stride, name=f"{name}.crop")([spread, x])
-    Layer = getattr(keras.layers, f"Conv{dims}D")
+    Layer = getattr(layers, f"Conv{dims}D")
     if max(unit.stride) == 1:
         return make(Layer, unit.outputs, unit.kernel, **like | {"padding": "same"})(x)
     padding = [(p, p) for p in unit.padding]   # "same" would pad a strided convolution at the end only

@@ -5,10 +5,32 @@ from __future__ import annotations
 from functools import reduce
 from typing import Any
 
-from ..ops.keras import keras, mean, register, resize, sizes, wide
+from ..ops.keras import keras, mean, over_batch, register, resize, sizes, wide
 from ..ops.numpy import EPSILON
 
 ops = keras.ops
+
+
+class _EmptyBatches(keras.layers.Layer):
+    """Before a layer of Keras among the bases of a class: the layer takes an empty batch too."""
+
+    def call(self, inputs: Any) -> Any:
+        return over_batch(super().call, inputs)
+
+
+@register
+class Conv1D(_EmptyBatches, keras.layers.Conv1D):
+    """keras.layers.Conv1D, which takes an empty batch too."""
+
+
+@register
+class Conv2D(_EmptyBatches, keras.layers.Conv2D):
+    """keras.layers.Conv2D, which takes an empty batch too."""
+
+
+@register
+class Conv3D(_EmptyBatches, keras.layers.Conv3D):
+    """keras.layers.Conv3D, which takes an empty batch too."""
 
 
 @register
