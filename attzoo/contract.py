@@ -152,6 +152,7 @@ def make_divisible(value: float, divisor: int = 8, round_limit: float = 0.9) -> 
 
 
 # ---- checks ----------------------------------------------------------------------------------------
+# isinstance takes tuples here: torch.compile of 2.6 traces no union of types
 
 
 def integer(name: str, value: Any, minimum: int = 1) -> int:
@@ -160,7 +161,7 @@ def integer(name: str, value: Any, minimum: int = 1) -> int:
         number = operator.index(value)
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool | np.bool_):
+    if number is None or isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if number < minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {number}")
@@ -177,7 +178,7 @@ def odd(name: str, value: Any) -> int:
 
 def number(name: str, value: Any) -> float:
     """`value` as a finite float."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not np.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
@@ -186,7 +187,7 @@ def number(name: str, value: Any) -> float:
 
 def flag(name: str, value: Any) -> bool:
     """`value`, which must be True or False."""
-    if not isinstance(value, bool | np.bool_):
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from .. import settings
 from ..contract import older
 from ..extras import missing
+from . import guard
 from .torch import BATCH_NORM, CONV, PLAIN
-from .torch_cpu import by_torch, dense, differentiate, heard, itself
+from .torch_cpu import by_torch, dense, differentiate
 from .wins import LEAST
 
 DTYPES: Final = {torch.float32, torch.float16, torch.bfloat16}
@@ -30,11 +31,12 @@ LONGEST: Final = 1 << 31     # numbers in a sample, channels in a batch: these a
 CONVS: Final = tuple(CONV.values())
 NORMS: Final = tuple(BATCH_NORM.values())
 OLDEST: Final = "3.6"        # Triton that the kernels have been compiled with
+OLDEST_TORCH: Final = "2.10"   # the first that works with it: torch.compile and torch.export of 2.6 cannot import it
 ABSENT: Final = find_spec("triton") is None
 TRITON: Final = next((it.version for it in distributions(name="triton")), OLDEST)   # a nightly has another name
 EARLY: Final = older(TRITON, OLDEST)
+EARLY_TORCH: Final = older(torch.__version__, OLDEST_TORCH)
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")   # in Python
-exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)   # the latter in PyTorch 2.6
 LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
 HERE = threading.local()     # `plain` on it: this thread is running a plain form
 
@@ -57,7 +59,7 @@ def serves(
     """
     if settings.chosen == "eager":
         return False
-    if settings.chosen == "auto" and (exporting() or not wins(kind, x)):   # a program is for sizes that win and others
+    if settings.chosen == "auto" and (guard.is_exporting() or not wins(kind, x)):   # a program is for all sizes
         return False
     if not torch.compiler.is_compiling() and getattr(HERE, "plain", False):
         return False
@@ -78,17 +80,23 @@ def wins(kind: type, x: Tensor) -> bool:
     return case in LEAST and x.numel() >= LEAST[case]
 
 
-def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn.Module, type]]) -> str | None:
-    """Why there is no fused form for these inputs; None where there is. Asked at every call, and so in few steps."""
+def unavailable() -> str | None:
+    """Why what is installed runs no kernels, whatever the block and its inputs; None where it does."""
     if ABSENT:
         return missing("triton", "triton", "a kernel")
+    if EARLY_TORCH:
+        return f"its kernels take PyTorch {OLDEST_TORCH} or later, got {torch.__version__}"
     if EARLY:
         return f"its kernels take Triton {OLDEST} or later, got {TRITON}"
-    if torch.version.hip:
-        return "its kernels are for NVIDIA GPUs"
+    return "its kernels are for NVIDIA GPUs" if torch.version.hip else None
+
+
+def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn.Module, type]]) -> str | None:
+    """Why there is no fused form for these inputs; None where there is. Asked at every call, and so in few steps."""
+    if why := unavailable():
+        return why
     device, modules = inputs[0].device, list(block.modules())
-    tensors = [*inputs, *(t for part in modules for t in part._parameters.values() if t is not None)]
-    tensors += [t for part in modules for t in part._buffers.values() if t is not None and t.is_floating_point()]
+    tensors = [*inputs, *(t for part in modules for t in guard.own_tensors(part))]
     if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
         return f"its kernels run on a CUDA device, and the input is on {device}"
     if len(devices := {t.device for t in tensors}) > 1:
@@ -102,19 +110,19 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
         return f"it takes fewer than 2^31 numbers in a sample, and channels in a batch, got shapes {shapes}"
     if any(type(part) is not kind for part, kind in parts):
         return "the block or a part of it is of a subclass"
-    if not all(itself(part, kind) for part, kind in parts):
+    if not all(guard.is_unmodified(part, kind) for part, kind in parts):
         return "something listens to its attention, as attention_maps does, or stands in a method's place"
     own = [part for part, _ in parts]
     if not all(_ordinary(part, block) for part in modules if not any(part is p for p in own)):
         return "a part of the block is not as its class makes it"
-    if any(heard(part) for part in modules[1:]):
+    if any(guard.has_hooks(part) for part in modules[1:]):
         return "a hook listens to a part of the block"
     return None if torch.compiler.is_compiling() else _unusual(tensors, device)
 
 
-def _ordinary(part: nn.Module, block: Any) -> bool:
+def _ordinary(part: Any, block: Any) -> bool:
     """Whether a part computes what a block's own would: nothing here looks at more than its numbers."""
-    if not isinstance(part, nn.Identity) and not part._parameters.keys() >= {"weight", "bias"}:
+    if not isinstance(part, nn.Identity) and not guard.parameter_names(part) >= {"weight", "bias"}:
         return False   # what stands in their place is made of others, which no list of parameters names
     if isinstance(part, nn.modules.conv._ConvNd):
         centred = set(part.stride) == {1} and part.padding == tuple(k // 2 for k in part.kernel_size)
@@ -131,7 +139,7 @@ def _unusual(tensors: Sequence[Tensor], device: torch.device) -> str | None:
         return f"the GPU's compute capability is {'.'.join(map(str, capability(device)))}, and it takes 8.0 or later"
     if torch.jit.is_tracing():   # type: ignore[attr-defined]
         return "torch.jit.trace would not see what it does"
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if guard.in_transform() or guard.in_forward_derivative():
         return "torch.func transforms and forward derivatives take operators apart"
     if not (kinds := {type(t) for t in tensors}).issubset(PLAIN):
         return f"it takes plain tensors, got {', '.join(sorted(kind.__name__ for kind in kinds))}"

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contract import AnySpec, Weight, require
+from ..contract import AnySpec, Weight
+from . import guard
 from .numpy import EPSILON
-
-require("torch", torch.__version__, "2.6")   # before it, torch.load could be made to run code
 
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -58,7 +57,7 @@ class Block(nn.Module):
             if not isinstance(x, Tensor):
                 raise TypeError(f"expected a torch.Tensor, got {type(x).__name__}")
         self.spec.accept(*(x.shape for x in inputs))
-        own = next((p.dtype for p in self.parameters()), None)
+        own = first_dtype(self)
         for x in inputs:
             if not x.dtype.is_floating_point:
                 raise TypeError(f"expected a floating-point input, got {x.dtype}")
@@ -92,6 +91,13 @@ class Block(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.spec.config().items())
+
+
+def first_dtype(module: nn.Module) -> torch.dtype | None:
+    """The dtype of a module's first parameter; None without any."""
+    for parameter in module.parameters():   # torch.compile of 2.6 traces no next() with a default
+        return parameter.dtype
+    return None
 
 
 def find(module: nn.Module, name: str) -> Tensor:
@@ -164,7 +170,7 @@ def finish_(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     if (
         plain(*given)
         and all(t.dtype == y.dtype for t in given)
-        and torch.utils._python_dispatch._get_current_dispatch_mode() is None   # who sees all operations may keep any
+        and not guard.in_dispatch_mode()
     ):
         return ACTS_[act](y if shortcut is None else y.add_(shortcut))
     return finish(y, shortcut, act)
@@ -175,8 +181,8 @@ def plain(*tensors: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()           # a graph is for all sizes, and its compiler finds passes of its own
         and not torch.jit.is_tracing()              # type: ignore[attr-defined]
-        and not torch._C._are_functorch_transforms_active()   # vmap, grad and their like take operators apart
-        and torch.autograd.forward_ad._current_level < 0           # there is no forward derivative of what is here
+        and not guard.in_transform()                # vmap, grad and their like take operators apart
+        and not guard.in_forward_derivative()       # there is none of what is here
         and all(type(x) in PLAIN for x in tensors)
     )
 
@@ -217,7 +223,7 @@ class _Repeating:
     def forward(self: Any, x: Tensor) -> Tensor:
         graph = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
         if graph or x.device.type != "cpu" or x.dtype not in EXACT or x.numel() // x.shape[1] < FEW:
-            return self._conv_forward(repeat(x, self.repeat), self.weight, self.bias)
+            return super().forward(repeat(x, self.repeat))   # type: ignore[misc]
         transpose = CONV_TRANSPOSE[len(self.repeat)]
         return transpose(x, self.widened(), self.bias, stride=self.repeat, padding=self.padding)
 
@@ -266,7 +272,7 @@ REPEATING: dict[int, Any] = {1: RepeatingConv1d, 2: RepeatingConv2d, 3: Repeatin
 
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     """The first `size` pixels along each spatial axis: (N, C, *S) -> (N, C, *size)."""
-    if not torch.compiler.is_exporting():
+    if not guard.is_exporting():
         return x[(slice(None), slice(None), *map(slice, size))]
     for axis, new in enumerate(size, start=2):   # a slice would tie the graph to whether anything is cut off
         x = x.index_select(axis, torch.arange(new, device=x.device))
@@ -297,7 +303,7 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
     Resampling to the same size changes nothing, so it is skipped, but never in a graph that will meet other sizes.
     Neither form throws in deterministic mode on CUDA (torch's 1-D linear would: it goes through the 2-D one).
     """
-    general = torch.compiler.is_exporting() or torch.jit.is_tracing()   # type: ignore[attr-defined]
+    general = guard.is_exporting() or torch.jit.is_tracing()   # type: ignore[attr-defined]
     if not general and x.shape[2:] == size:   # in this order: a comparison would tie the graph to these sizes
         return x
     if interpolation == "nearest":

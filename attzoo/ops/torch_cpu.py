@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn.modules import module as modules
 
+from . import guard
 from .torch import EXACT, avg_pool, expand, max_pool, plain
 
 Coefficients = Callable[..., Tensor]
@@ -37,8 +37,8 @@ def serves(x: Tensor, block: nn.Module, kind: type, *parts: tuple[nn.Module, typ
         and x.numel() >= (SMALL if torch.is_grad_enabled() else SMALL_TO_INFER)
         and (torch.is_grad_enabled() or bool(parts))   # else there are the same passes either way
         and dense(x)
-        and itself(block, kind)
-        and all(itself(part, cls) and not heard(part) for part, cls in parts)
+        and guard.is_unmodified(block, kind)
+        and all(guard.is_unmodified(part, cls) and not guard.has_hooks(part) for part, cls in parts)
     )
 
 
@@ -54,20 +54,6 @@ def eager(*tensors: Tensor) -> bool:
 def dense(x: Tensor) -> bool:
     """Whether x is laid out without gaps, channels before space or after it."""
     return x.is_contiguous() or (x.ndim > 2 and x.movedim(1, -1).is_contiguous())
-
-
-def itself(module: nn.Module, *kinds: type) -> bool:
-    """Whether a module does what its class, one of these, does: it is of no subclass, and nothing hides a method.
-
-    What listens to `attention`, as attzoo.maps does, stands in its place.
-    """
-    return type(module) in kinds and not vars(module).keys() & {"attention", "forward", "mlp"}
-
-
-def heard(module: nn.Module) -> bool:
-    """Whether a call of the module would run hooks, its own or everybody's."""
-    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(own) or bool(modules._has_any_global_hook())
 
 
 # ---- what ------------------------------------------------------------------------------------------------------------
@@ -246,9 +232,8 @@ class Write(Function):
 
 def by_torch(*gradients: Tensor | None) -> bool:
     """Whether a backward pass is to be differentiated, or runs under vmap, which cannot write into what there is."""
-    vmapped = torch._C._functorch.is_legacy_batchedtensor   # what is_grads_batched=True makes of them
-    active = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-    return active or any(d is not None and vmapped(d) for d in gradients)
+    active = torch.is_grad_enabled() or guard.in_transform()
+    return active or any(d is not None and guard.is_batched_gradient(d) for d in gradients)
 
 
 def differentiate(

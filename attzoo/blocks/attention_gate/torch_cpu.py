@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ...ops import guard
 from ...ops import torch as ops
 from ...ops import torch_cpu as cpu
 
@@ -62,7 +63,7 @@ def multiplies(conv: Any, x: Tensor) -> bool:
 
 def _usual(module: Any, kinds: tuple[type[nn.Module], ...]) -> bool:
     """Whether a call of the module does what one of these classes says and no more."""
-    return cpu.itself(module, *kinds) and not cpu.heard(module)
+    return guard.is_unmodified(module, *kinds) and not guard.has_hooks(module)
 
 
 def _pointwise(conv: Any) -> bool:

@@ -78,9 +78,11 @@ def outputs(x: Tensor, g: Tensor, *rest: Any) -> Sequence[Any]:
     it = Gate(*rest)
     N, S, F = x.shape[0], prod(x.shape[2:]), it.w.shape[0]
     skip, gating, psi = it.training
-    bits = torch.empty((N * it.keep, cdiv(F, gate.WORD), S), dtype=torch.int32, device=x.device)
-    alpha = small(x, N * (it.keep or psi), S)
-    batches = small(x, 2, F * skip), small(x, 2, F * gating), small(x, N * psi, S), small(x, 2 * psi)
+    # not N * keep and so on: torch 2.11 multiplies no size of a graph by a bool
+    bits = torch.empty((N if it.keep else 0, cdiv(F, gate.WORD), S), dtype=torch.int32, device=x.device)
+    alpha = small(x, N if it.keep or psi else 0, S)
+    norms = small(x, 2, F if skip else 0), small(x, 2, F if gating else 0)
+    batches = *norms, small(x, N if psi else 0, S), small(x, 2 if psi else 0)
     return torch.empty_like(x), *Kept(alpha, bits, small(x, 4 * F + 2), *batches)
 
 

@@ -61,8 +61,8 @@ def filter_of(block: Any) -> Filter:
 def kept(x: Tensor, it: Filter) -> Kept:
     """Room for what is kept of x (N, C, *S)."""
     N, S = x.shape[0], prod(x.shape[2:])   # len(x) would tie a graph to it
-    norm = it.scale is not None
-    return Kept(small(x, N, 2, S), small(x, N, S), small(x, N * norm, S), small(x, 1 * norm), small(x, 1 * norm))
+    samples, channels = (0, 0) if it.scale is None else (N, 1)   # torch 2.11 multiplies no size of a graph by a bool
+    return Kept(small(x, N, 2, S), small(x, N, S), small(x, samples, S), small(x, channels), small(x, channels))
 
 
 def forward(size: Sequence[int], it: Filter, to: Kept) -> None:
