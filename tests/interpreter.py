@@ -21,6 +21,12 @@ def patch_builtin(package, *how, real=interpreter._patch_builtin):
         real(package, *how)
 
 
+def patch_tensor(tensor, scope, real=interpreter._patch_lang_tensor):
+    """Have tensors interpreted, and one number be an index: for that Triton 3.6 has a call that NumPy 2.4 refuses."""
+    real(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+
 def sanitize(self, a, b, operation, real=TritonSemantic.binary_op_sanitize_overflow_impl):
     """That integers hold what comes of them. The interpreter's own 7 operations take longer, and no outcome fails."""
     kind = a.type.scalar
@@ -47,5 +53,6 @@ def by_halves(self, inputs, real=interpreter.ReduceOps.generic_reduce):
 
 
 interpreter._patch_builtin = patch_builtin
+interpreter._patch_lang_tensor = patch_tensor
 interpreter.ReduceOps.generic_reduce = by_halves
 TritonSemantic.binary_op_sanitize_overflow_impl = sanitize

@@ -1,14 +1,19 @@
 """What the kernels' backward passes were derived to: in float64, they and autograd agree to its rounding."""
 
+import kernels  # noqa: F401
 import pytest
 import torch
-import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attzoo
-from attzoo.blocks.eca import triton as eca
 from attzoo.ops import fused
+
+# isort: split
+# `kernels` has skipped this module where they cannot run
+import triton.language as tl
+
+from attzoo.blocks.eca import triton as eca
 from attzoo.ops.triton import common, maps, passes, perceptron
 
 pytestmark = pytest.mark.skipif(not fused.INTERPRETED, reason="products of float64 are the interpreter's")

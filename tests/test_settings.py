@@ -1,10 +1,14 @@
 """The setting that chooses what computes a block: from when on, until when, and what it may be."""
 
+import re
+
 import pytest
+import torch
 from test_imports import python
 
 import attzoo
 from attzoo import settings
+from attzoo.ops import fused
 
 pytestmark = pytest.mark.usefixtures("as_it_was")
 
@@ -57,3 +61,13 @@ def test_a_setting_may_be_entered_again():
         with it:
             assert settings.chosen == "eager"
         assert settings.chosen == "auto"
+
+
+def test_a_torch_older_than_the_kernels_is_named(monkeypatch):
+    block, x = attzoo.create("se", 8, backend="torch"), torch.ones(2, 8, 3, 3)
+    for name, value in (("ABSENT", False), ("EARLY", False), ("EARLY_TORCH", True)):
+        monkeypatch.setattr(fused, name, value)
+    says = f"its kernels take PyTorch 2.10 or later, got {torch.__version__}; "
+    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=re.escape(says)):
+        block(x)
+    assert torch.equal(block(x), x * block.attention(x))
