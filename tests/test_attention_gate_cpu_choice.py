@@ -333,7 +333,7 @@ WAYS = [
 IN_BFLOAT16 = (in_autocast, in_half)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_what_is_not_eager_plain_and_exact_goes_the_plain_way(way, grad):

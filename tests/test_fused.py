@@ -159,8 +159,8 @@ REFUSED = {   # what is asked for, and what is said
 
 
 @pytest.mark.parametrize("what", REFUSED)
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")   # torch's own use, by jvp
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")   # torch's own use, by jvp
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_what_has_no_fused_form_is_refused_or_left_to_the_plain_form(what, always):
     call, says = REFUSED[what]

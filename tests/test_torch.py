@@ -25,6 +25,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import attzoo
+from attzoo.contract import older
 from attzoo.ops.torch import Block, find
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}   # rank -> memory format
@@ -493,9 +494,11 @@ def operations(block, xs):
 @pytest.mark.case65
 @every_sample
 def test_no_operation_that_throws_in_deterministic_mode(sample):
-    block = build(sample).train()
+    block, throwing = build(sample).train(), THROWING
+    if older(torch.__version__, "2.11"):   # which has bilinear interpolation's other form on CUDA alone
+        throwing = throwing - {"upsample_bilinear2d_backward"}
     for more in (0, 1):
-        assert not operations(block, inputs(sample, more=more)) & THROWING
+        assert not operations(block, inputs(sample, more=more)) & throwing
 
 
 @pytest.mark.case65
@@ -698,7 +701,7 @@ def test_compile_backward_ahead_of_time(compile_block):
 
 @pytest.mark.case73
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default compiler needs g++ on a CPU")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")   # torch's own use
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")   # torch's own use
 def test_compile_with_inductor(compile_block):
     sample = SAMPLES["eca"]
     block = build(sample)
@@ -712,7 +715,7 @@ def test_compile_with_inductor(compile_block):
 def test_trace(sample):
     block, xs = build(sample), inputs(sample)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)              # torch would rather have us export
+        warnings.filterwarnings("ignore", "`torch.jit")            # torch would rather have us export
         warnings.simplefilter("ignore", torch.jit.TracerWarning)   # the refusal of wrong inputs is not traced, rightly
         traced = torch.jit.trace(block, tuple(xs))
     assert_same_at_other_sizes(traced, block, sample)
@@ -732,7 +735,7 @@ def test_trace_of_a_branch_on_a_size_is_caught():
 def test_script_refuses(sample):
     """TorchScript cannot express a spec: an error, never a module that computes something else."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "`torch.jit")
         with pytest.raises((RuntimeError, ValueError)):
             torch.jit.script(build(sample))
 

@@ -352,7 +352,7 @@ def test_a_tensor_of_another_class_is_left_to_the_plain_form(name):
 
 
 @every
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")   # torch's own use, by jvp
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")   # torch's own use, by jvp
 def test_transforms_of_functions(name):
     block, x = build(name).eval(), draw(3, 2, 8, 4, 3)
     same([torch.func.vmap(block)(x)], [torch.stack([block(one) for one in x])])
@@ -366,7 +366,7 @@ def test_transforms_of_functions(name):
 
 
 @every
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")   # torch would rather have us export
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")   # torch would rather have us export
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")   # the refusal of wrong inputs is not traced, rightly
 def test_graphs_are_of_the_plain_form(name):
     block, x = build(name).eval(), draw(2, 8, 4, 3)
