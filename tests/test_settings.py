@@ -67,7 +67,7 @@ def test_a_torch_older_than_the_kernels_is_named(monkeypatch):
     block, x = attzoo.create("se", 8, backend="torch"), torch.ones(2, 8, 3, 3)
     for name, value in (("ABSENT", False), ("EARLY", False), ("EARLY_TORCH", True)):
         monkeypatch.setattr(fused, name, value)
-    says = f"its kernels take PyTorch 2.10 or later, got {torch.__version__}; "
+    says = f"its kernels take PyTorch 2.11 or later, got {torch.__version__}; "
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=re.escape(says)):
         block(x)
     assert torch.equal(block(x), x * block.attention(x))

@@ -31,7 +31,7 @@ LONGEST: Final = 1 << 31     # numbers in a sample, channels in a batch: these a
 CONVS: Final = tuple(CONV.values())
 NORMS: Final = tuple(BATCH_NORM.values())
 OLDEST: Final = "3.6"        # Triton that the kernels have been compiled with
-OLDEST_TORCH: Final = "2.10"   # the first that works with it: torch.compile and torch.export of 2.6 cannot import it
+OLDEST_TORCH: Final = "2.11"   # that was tested with it: torch.compile and torch.export of 2.6 cannot import it
 ABSENT: Final = find_spec("triton") is None
 TRITON: Final = next((it.version for it in distributions(name="triton")), OLDEST)   # a nightly has another name
 EARLY: Final = older(TRITON, OLDEST)
