@@ -151,6 +151,15 @@ def make_divisible(value: float, divisor: int = 8, round_limit: float = 0.9) -> 
     return rounded + divisor if rounded < round_limit * value else rounded
 
 
+def contiguous(array: Any) -> NDArray[Any]:
+    """A copy in C order, whatever the layout of `array` in memory: what every array is when it leaves the library.
+
+    >>> contiguous(np.zeros((2, 3)).T[::-1]).strides
+    (16, 8)
+    """
+    return np.array(array, order="C")
+
+
 # ---- checks ----------------------------------------------------------------------------------------
 # isinstance takes tuples here: torch.compile of 2.6 traces no union of types
 

@@ -17,10 +17,10 @@ from typing import Any, Final
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse
-from safetensors.numpy import save as serialize
 
 from . import registry
 from .adapters import adapter, backend_of
+from .archive import KEY, pack
 from .contract import AnySpec, Array
 from .files import write
 
@@ -68,7 +68,7 @@ def save(block: Any, path: str | os.PathLike[str]) -> None:
     """
     arrays = checked(weights(block), block.spec, "float64")
     about = {"format": FORMAT, "block": registry.name_of(block.spec), "config": block.spec.config()}
-    data = serialize(arrays, metadata={"attzoo": json.dumps(about)})   # one entry: safetensors shuffles several
+    data = pack(arrays, about)
     if len(data) > MAX_FILE:
         raise ValueError(f"expected a block of at most {MAX_FILE} bytes, got {len(data)}")
     write(Path(path), data)
@@ -140,9 +140,9 @@ def _read_header(file: Any, size: int) -> tuple[AnySpec, str]:
         raise ValueError(f"expected a header of at most {min(MAX_HEADER, size - 8)} bytes, got {length}")
     header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
     about = header.pop("__metadata__", None) if isinstance(header, dict) else None
-    if not isinstance(about, dict) or "attzoo" not in about:
+    if not isinstance(about, dict) or KEY not in about:
         raise ValueError(f"expected metadata of attzoo, got {str(about)[:100]}")
-    spec = _declared(json.loads(about["attzoo"], object_pairs_hook=_unique))
+    spec = _declared(json.loads(about[KEY], object_pairs_hook=_unique))
     if header.keys() != spec.weights.keys():
         raise ValueError(f"expected arrays {list(spec.weights)}, got {str(list(header))[:200]}")
     at, kinds = 0, set()

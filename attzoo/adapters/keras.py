@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..contract import Array
+from ..contract import Array, contiguous
 from ..ops.keras import find, keras, path_of
 from . import Run, can_attend
 
@@ -110,9 +110,9 @@ def eager() -> AbstractContextManager[Any]:
 
 
 def to_array(tensor: Any, block: Any) -> Array:
-    """A NumPy copy, channels first; bfloat16, which NumPy lacks, as float32."""
+    """A C-contiguous NumPy copy, channels first; bfloat16, which NumPy lacks, as float32."""
     array = _numpy(tensor)
-    return array if block.data_format == "channels_first" else np.moveaxis(array, -1, 1)
+    return array if block.data_format == "channels_first" else contiguous(np.moveaxis(array, -1, 1))
 
 
 def to_tensor(array: Array, block: Any) -> Any:
@@ -190,7 +190,7 @@ def shapes(block: Any) -> list[tuple[int | None, ...]]:
 def _numpy(tensor: Any) -> Array:
     if keras.backend.standardize_dtype(tensor.dtype) == "bfloat16":
         tensor = keras.ops.cast(tensor, "float32")
-    return np.array(keras.ops.convert_to_numpy(tensor))
+    return contiguous(keras.ops.convert_to_numpy(tensor))
 
 
 def _canonical(tensor: Any, block: Any, name: str) -> Array:
@@ -199,7 +199,7 @@ def _canonical(tensor: Any, block: Any, name: str) -> Array:
     if find(block, name).name == "kernel":
         array = array.reshape(*shape[2:], shape[1], shape[0])
         array = array.transpose(-1, -2, *range(array.ndim - 2))
-    return np.ascontiguousarray(array.reshape(shape))
+    return contiguous(array.reshape(shape))
 
 
 def _reversed(array: Array, variable: Any) -> Array:

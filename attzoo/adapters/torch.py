@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..contract import Array
+from ..contract import Array, contiguous
 from ..ops.torch import find
 from . import Run, can_attend
 
@@ -113,9 +113,9 @@ def eager() -> Iterator[None]:
 
 
 def to_array(tensor: Tensor) -> Array:
-    """A NumPy copy, on the CPU; bfloat16, which NumPy lacks, as float32."""
-    tensor = tensor.detach().cpu()
-    return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+    """A C-contiguous NumPy copy, on the CPU; bfloat16, which NumPy lacks, as float32."""
+    tensor = tensor.detach().cpu().resolve_neg()
+    return contiguous((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
 def to_tensor(array: Array, block: nn.Module) -> Tensor:

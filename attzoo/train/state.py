@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as serialize
 
+from ..archive import KEY, pack
 from ..contract import Array
 from ..files import write
 from .best import Best
@@ -43,7 +43,7 @@ class State:
         """Put the state in place of the folder's last one, whole or not at all."""
         about = {"format": FORMAT, "settings": self.settings.config(), "history": self.history}
         about |= {"basis": self.basis, "contents": self.contents, "best": self.best and asdict(self.best)}
-        write(folder / NAME, serialize(self.arrays, metadata={"attzoo": json.dumps(about)}))
+        write(folder / NAME, pack(self.arrays, about))
 
 
 def load(folder: Path, arrays: bool = True) -> State:
@@ -55,7 +55,7 @@ def load(folder: Path, arrays: bool = True) -> State:
     path.stat()   # safe_open's own error does not say which file
     try:
         with safe_open(path, "numpy") as file:
-            about = json.loads((file.metadata() or {}).get("attzoo", "{}"))
+            about = json.loads((file.metadata() or {}).get(KEY, "{}"))
             names = file.keys() if arrays else ()
             found = {name: file.get_tensor(name) for name in names}
         if not isinstance(about, dict) or about.get("format") != FORMAT:

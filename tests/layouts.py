@@ -1,0 +1,44 @@
+"""The same numbers laid out in memory in every way that NumPy and torch have."""
+
+import numpy as np
+import torch
+
+
+def spread(array):
+    """A view of every second element along every axis of a larger array."""
+    wide = np.full([2 * n for n in array.shape], 99, array.dtype)
+    view = wide[(slice(None, None, 2),) * array.ndim]
+    view[...] = array
+    return view
+
+
+ARRAYS = {
+    "C": np.ascontiguousarray,
+    "Fortran": np.asfortranarray,
+    "transposed": lambda a: np.ascontiguousarray(a.T).T,
+    "first two axes swapped": lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 0, -1)), -1, 0),
+    "channels last": lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) if a.ndim > 1 else a,
+    "negative strides": lambda a: np.flip(np.ascontiguousarray(np.flip(a))),
+    "one negative stride": lambda a: np.ascontiguousarray(a[::-1])[::-1],
+    "every second": spread,
+    "big endian": lambda a: a.astype(a.dtype.newbyteorder(">")),
+    "big endian, Fortran": lambda a: np.asfortranarray(a.astype(a.dtype.newbyteorder(">"))),
+    "read only": lambda a: np.frombuffer(np.ascontiguousarray(a).tobytes(), a.dtype).reshape(a.shape),
+    "unaligned": lambda a: np.frombuffer(b"x" + np.ascontiguousarray(a).tobytes(), a.dtype, offset=1).reshape(a.shape),
+}
+
+
+def in_memory_format(form, rank):
+    return lambda t: t.contiguous(memory_format=form) if t.ndim == rank else t
+
+
+TENSORS = {
+    "contiguous": torch.Tensor.contiguous,
+    "channels_last": in_memory_format(torch.channels_last, 4),
+    "channels_last_3d": in_memory_format(torch.channels_last_3d, 5),
+    "transposed": lambda t: t.permute(*reversed(range(t.ndim))).contiguous().permute(*reversed(range(t.ndim))),
+    "last axis first": lambda t: t.movedim(-1, 0).contiguous().movedim(0, -1),
+    "every second": lambda t: torch.stack([t, t + 1], dim=-1)[..., 0],
+    "with an offset": lambda t: torch.cat([t, t])[len(t) :],
+    "negative bit": lambda t: torch.complex(t, -t).conj().imag,
+}

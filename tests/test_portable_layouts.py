@@ -1,0 +1,132 @@
+"""Weights keep their places, whatever lies in memory: read, saved, converted, loaded and kept to resume."""
+
+import numpy as np
+import pytest
+import torch
+from layouts import ARRAYS, TENSORS
+from torch import nn
+
+import attzoo
+
+BLOCKS = {   # with kernels of one, two and three axes, matrices, and vectors
+    "spatial": ("spatial_attention", {"channels": 8, "norm": True}),
+    "spatial-3d": ("spatial_attention", {"channels": 3, "kernel_size": 3, "spatial_dims": 3}),
+    "se": ("se", {"channels": 12, "reduced_channels": 5}),
+    "gate": ("attention_gate", {"channels": 6, "gating_channels": 5, "stride": 2, "norm": True}),
+    "gate-3d": ("attention_gate", {"channels": 4, "gating_channels": 3, "stride": [2, 1, 2], "spatial_dims": 3}),
+    "eca": ("eca", {"channels": 64}),
+    "unet": ("unet", {"in_channels": 2, "out_channels": 3, "channels": (4, 6), "up": "transpose"}),
+}
+
+
+def truth(block):
+    """Every number of a torch block by index, from torch."""
+    names = {"running_mean": "mean", "running_var": "var"}
+    found = {}
+    for name, tensor in block.state_dict().items():
+        path, _, leaf = name.rpartition(".")
+        if leaf != "num_batches_tracked":
+            found[f"{path}.{names.get(leaf, leaf)}"] = np.array(tensor.tolist(), "f4").ravel()
+    return found
+
+
+def same(arrays, numbers):
+    return arrays.keys() == numbers.keys() and all(np.array_equal(a.ravel(), numbers[n]) for n, a in arrays.items())
+
+
+def laid_out(key, layout):
+    """A torch block whose every parameter and buffer has the layout."""
+    name, arguments = BLOCKS[key]
+    block = attzoo.create(name, backend="torch", **arguments)
+    for module in block.modules():
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, leaf, nn.Parameter(TENSORS[layout](parameter.detach().clone())))
+        for leaf, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.ndim:
+                setattr(module, leaf, TENSORS[layout](torch.rand_like(buffer)))
+    return block
+
+
+@pytest.mark.parametrize("layout", TENSORS)
+@pytest.mark.parametrize("key", BLOCKS)
+def test_torch_layouts(key, layout, tmp_path):
+    block = laid_out(key, layout)
+    numbers = truth(block)
+    arrays = attzoo.weights(block)
+    assert same(arrays, numbers)
+    assert all(array.flags.c_contiguous for array in arrays.values())
+    attzoo.save(block, tmp_path / "a.safetensors")
+    assert same(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), numbers)
+    assert same(truth(attzoo.convert(block, backend="torch")), numbers)
+    fresh = laid_out(key, layout)   # what is written into has a layout too
+    attzoo.load_weights(fresh, arrays)
+    assert same(truth(fresh), numbers)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "every second"])
+@pytest.mark.parametrize("key", ["spatial", "gate", "unet"])
+def test_torch_layouts_in_keras(key, layout, tmp_path):
+    block = laid_out(key, layout)
+    attzoo.save(block, tmp_path / "a.safetensors")
+    twins = attzoo.convert(block, backend="keras"), attzoo.load(tmp_path / "a.safetensors", backend="keras")
+    for twin in twins:
+        arrays = attzoo.weights(twin)
+        assert same(arrays, truth(block))
+        assert all(array.flags.c_contiguous for array in arrays.values())
+
+
+@pytest.mark.parametrize("backend", ["torch", "keras"])
+@pytest.mark.parametrize("layout", ARRAYS)
+@pytest.mark.parametrize("key", ["spatial", "se", "gate-3d"])
+def test_arrays_of_any_layout_are_loaded(key, layout, backend, tmp_path):
+    name, arguments = BLOCKS[key]
+    block = attzoo.create(name, backend=backend, **arguments)
+    rng = np.random.default_rng(0)
+    numbers = {n: rng.uniform(0.1, 1, a.shape).astype("f4") for n, a in attzoo.weights(block).items()}
+    attzoo.load_weights(block, {n: ARRAYS[layout](a) for n, a in numbers.items()})
+    attzoo.save(block, tmp_path / "a.safetensors")
+    for found in (block, attzoo.load(tmp_path / "a.safetensors", backend="torch")):
+        assert all(np.array_equal(a, numbers[n]) for n, a in attzoo.weights(found).items())
+
+
+def test_a_whole_network_in_channels_last_computes_the_same_after_its_file(tmp_path):
+    net = attzoo.create("unet", 1, 2, (4, 8, 16), block="cbam", backend="torch").to(memory_format=torch.channels_last)
+    attzoo.save(net, tmp_path / "a.safetensors")
+    x = torch.rand(1, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(attzoo.load(tmp_path / "a.safetensors", backend="torch").eval()(x), net.eval()(x))
+
+
+def test_maps_are_c_contiguous():
+    from attzoo.ops.keras import keras
+
+    for backend, x in (("torch", torch.rand(1, 3, 4, 5).to(memory_format=torch.channels_last)),
+                       ("keras", keras.ops.ones((1, 4, 5, 3)))):   # fmt: skip
+        block = attzoo.create("cbam", 3, backend=backend)
+        with attzoo.attention_maps(block) as maps:
+            block(x)
+        assert all(a.flags.c_contiguous for a in maps.values())
+
+
+def by_index(tensor):
+    return np.array(tensor.tolist(), "f4").ravel()
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed"])
+def test_a_state_to_resume_from(layout, tmp_path):
+    from attzoo.train import state
+    from attzoo.train.settings import Settings
+    from attzoo.train.torch import Trainer
+
+    settings = Settings(optimizer="sgd", momentum=0.9)
+    trainer = Trainer(settings, lambda backend: laid_out("unet", layout), classes=3)
+    trainer.begin(0.1, 0)
+    trainer.step(np.random.default_rng(0).random((2, 2, 8, 8), "f4"), np.ones((2, 8, 8), np.int64))
+    row = dict.fromkeys([*state.COLUMNS, "dice_0", "dice_1", "dice_2", "seconds"], 1.0) | {"epoch": 1}
+    state.State(settings, [row], trainer.state()).save(tmp_path)
+    arrays = state.load(tmp_path).arrays
+    network = {n.removeprefix("network."): a for n, a in arrays.items() if n.startswith("network.")}
+    assert same(network, truth(trainer.network))
+    for i, parameter in enumerate(trainer.network.parameters()):
+        momentum = trainer.optimizer.state[parameter]["momentum_buffer"]
+        assert np.array_equal(arrays[f"optimizer.{i}.momentum_buffer"].ravel(), by_index(momentum))
