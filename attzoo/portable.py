@@ -33,7 +33,8 @@ MAX_FILE: Final = 2**31     # bytes
 def weights(block: Any) -> dict[str, Array]:
     """Copies of a block's arrays, running statistics included, by canonical name.
 
-    bfloat16 comes as float32. Raises TypeError for what is no block.
+    bfloat16 comes as float32. What a layer computes (weight norm, pruning, LoRA) comes as the layer uses it now. Raises
+    TypeError for what is no block, ValueError for one whose layers do not hold its arrays as floating-point numbers.
     """
     return adapter(backend_of(block)).read(block)
 
@@ -41,18 +42,26 @@ def weights(block: Any) -> dict[str, Array]:
 def load_weights(block: Any, arrays: Mapping[str, Array]) -> None:
     """Put arrays, named and shaped as `weights` gives them, into a block; all of them, or on an error none.
 
-    Raises ValueError for a missing, surplus or misshapen array, for numbers that are not finite, or for numbers or
-    a dtype that the block's cannot hold without loss; TypeError for what is no floating-point array.
+    Raises ValueError for a missing, surplus or misshapen array, for numbers that are not finite, for numbers or a
+    dtype that the block's cannot hold without loss, or where a layer computes an array and would not keep what is
+    written (weight norm, pruning, LoRA); TypeError for what is no floating-point array.
     """
     to = adapter(backend_of(block))
-    to.write(block, checked(arrays, block.spec, to.dtype(block)))
+    arrays, before = checked(arrays, block.spec, to.dtype(block)), to.read(block)
+    to.write(block, arrays)
+    for name, array in to.read(block).items():
+        if not np.array_equal(array, arrays[name].astype(array.dtype)):
+            to.write(block, before)
+            raise ValueError(f"expected {name} to hold what was written, got other numbers: it shares its memory")
 
 
 def convert(block: Any, *, backend: str) -> Any:
     """A block's twin in `backend` ("torch" or "keras"): a new block of the same arguments, dtype and weights.
 
-    Works for any module whose folder has attzoo's shape, registered or not.
+    Works for any module whose folder has attzoo's shape, registered or not. Raises ValueError for a block whose layers
+    are not those that its class makes, or have other settings: another eps, GroupNorm for batch norm.
     """
+    _check_layers(block)
     found = weights(block)
     twin = _make(block.spec, backend, adapter(backend_of(block)).dtype(block))
     load_weights(twin, found)
@@ -63,9 +72,11 @@ def save(block: Any, path: str | os.PathLike[str]) -> None:
     """Write a block to one file that `load` opens in any backend.
 
     The file appears whole or not at all: a failed save leaves what was there. A symbolic link is replaced, not
-    followed. Raises ValueError when the block is not registered, holds numbers that are not finite or is larger
-    than MAX_FILE, OSError when the path cannot be written.
+    followed. Raises ValueError when the block is not registered, has other layers than its class makes or other
+    settings of them, holds numbers that are not finite or is larger than MAX_FILE, OSError when the path cannot be
+    written.
     """
+    _check_layers(block)
     arrays = checked(weights(block), block.spec, "float64")
     about = {"format": FORMAT, "block": registry.name_of(block.spec), "config": block.spec.config()}
     data = pack(arrays, about)
@@ -122,6 +133,12 @@ def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
     if not fits:
         raise ValueError(f"{name} must fit in {dtype}, got {array.dtype}: cast it first if the loss is meant")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _check_layers(block: Any) -> None:
+    """Raise ValueError unless a block computes what its spec says, which is all that a file or a twin knows of it."""
+    backend = backend_of(block)
+    adapter(backend).check_layers(block, registry.body(block.spec, backend))
 
 
 def _make(spec: AnySpec, backend: str, dtype: str) -> Any:

@@ -1,7 +1,7 @@
 """How the rest of attzoo reaches into a block of either framework, in NumPy arrays, canonical names, channels first.
 
-`torch.py` and `keras.py` here have the same functions: make, dtype, precision, read, write, attention, forward,
-run, train, and for whole models: place, blocks, coefficients, eager.
+`torch.py` and `keras.py` here have the same functions: make, dtype, precision, read, write, check_layers, attention,
+forward, run, train, and for whole models: place, blocks, coefficients, eager.
 """
 
 from __future__ import annotations
@@ -38,10 +38,20 @@ class Adapter(Protocol):
         """The dtype that arithmetic of `dtype` is really carried out in."""
 
     def read(self, block: Any) -> dict[str, Array]:
-        """Copies of a block's arrays by canonical name; bfloat16 comes as float32, which holds it exactly."""
+        """Copies of a block's arrays by canonical name; bfloat16 comes as float32, which holds it exactly.
+
+        Of an array that a layer computes (weight norm, LoRA) what the layer uses now. Raises ValueError where a layer
+        has none, or none in floating point.
+        """
 
     def write(self, block: Any, arrays: Mapping[str, Array]) -> None:
-        """Put arrays, already checked, into a block."""
+        """Put arrays, already checked, into a block.
+
+        Raises ValueError, before it changes anything, where a layer computes one of them and would not keep it.
+        """
+
+    def check_layers(self, block: Any, cls: type[Any]) -> None:
+        """Raise ValueError unless a block's layers are those that its class `cls` makes, with the same settings."""
 
     def attention(self, block: Any, inputs: Sequence[Array]) -> Array:
         """The block's coefficients for these inputs, outside training."""
@@ -69,6 +79,33 @@ class Adapter(Protocol):
 
     def eager(self) -> AbstractContextManager[Any]:
         """Inside, what the framework would compile and can be asked not to runs eagerly."""
+
+
+def missing(name: str, block: Any, got: Any) -> ValueError:
+    """The error for an array that a block does not hold."""
+    return ValueError(f"expected {type(block).__name__} to hold {name} as it was made, got {str(got)[:200]}")
+
+
+def computed(name: str, block: Any, how: str, remedy: str) -> ValueError:
+    """The error for an array that would be written and is computed."""
+    return ValueError(f"expected {name} of {type(block).__name__} to be stored, got one that {how} computes: {remedy}")
+
+
+def changed(path: str, block: Any, made: str, got: str) -> ValueError:
+    """The error for a layer that is not as the block's class makes it."""
+    return ValueError(
+        f"expected {path or 'the block'} of {type(block).__name__} to be {made[:200]}, as its class makes it, got "
+        f"{got[:200]}: a file holds no such change; undo it, or take the arrays alone, attzoo.weights(block)"
+    )
+
+
+def is_kind(cls: type[Any], kind: type[Any]) -> bool:
+    """Whether a class is `kind`, or one that inherits all that decides what `kind` computes."""
+    if kind not in cls.__mro__:
+        return False
+    harmless = ("extra_repr", "reset_parameters", "build", "get_config", "from_config")
+    own = {name for each in cls.__mro__[: cls.__mro__.index(kind)] for name, v in vars(each).items() if callable(v)}
+    return all(name.startswith("__") or name in harmless or not hasattr(kind, name) for name in own)
 
 
 def adapter(backend: str) -> Adapter:

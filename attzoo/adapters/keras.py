@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
@@ -10,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..contract import Array, contiguous
-from ..ops.keras import find, keras, path_of
-from . import Run, can_attend
+from ..ops.keras import described, find, keras, locate, path_of
+from . import Run, can_attend, changed, computed, is_kind, missing
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
@@ -31,14 +33,60 @@ def precision(dtype: str) -> str:
 
 def read(block: Any) -> dict[str, Array]:
     _built(block)
-    return {name: _canonical(find(block, name), block, name) for name in block.spec.weights}
+    return {name: _canonical(_value(block, name), block, name) for name in block.spec.weights}
 
 
 def write(block: Any, arrays: Mapping[str, Array]) -> None:
     _built(block)
+    for name in arrays:
+        if not isinstance(_value(block, name), keras.Variable):
+            raise computed(name, block, "LoRA", "write to a block without; attzoo.weights gives what it adds up to")
     for name, array in arrays.items():
         variable = find(block, name)
         variable.assign(_reversed(array, variable).reshape(variable.shape))
+
+
+def check_layers(block: Any, cls: type[Any]) -> None:
+    if not is_kind(type(block), cls):
+        raise changed("", block, cls.__name__, f"{type(block).__name__}, which overrides what that computes")
+    if not isinstance(block, keras.Model):
+        _check_parts("", block, block, _reference(block, cls))
+        return
+    for layer in block.layers:   # a model's graph is fixed when it is made, and its layers remember how they were
+        if can_attend(layer):
+            _check_parts(path_of(layer), block, layer, _reference(layer, type(layer)))
+        elif (made := getattr(layer, "made", None)) is not None and made != described(layer):
+            raise changed(path_of(layer), block, made, described(layer))
+
+
+def _check_parts(path: str, block: Any, got: Any, made: Any) -> None:
+    """Raise ValueError unless a layer, and every one in it, is as another that has just been made."""
+    if not is_kind(type(got), type(made)) or (path and described(got) != described(made)):
+        raise changed(path, block, described(made), described(got))
+    inner, expected = _parts(got), _parts(made)
+    for name in {**expected, **inner}:
+        inside = f"{path}.{name}" if path else name
+        if name not in inner or name not in expected:
+            parts = (described(each[name]) if name in each else "nothing" for each in (expected, inner))
+            raise changed(inside, block, *parts)
+        _check_parts(inside, block, inner[name], expected[name])
+
+
+def _reference(block: Any, cls: type[Any]) -> Any:
+    """A block of the same arguments as it was made, built if the block is."""
+    state = random.getstate()   # of which initialisers draw their seeds
+    try:
+        made = cls(**block.spec.config(), data_format=block.data_format, dtype=block.dtype_policy)
+        return _built(made) if block.built else made
+    finally:
+        random.setstate(state)
+
+
+def _parts(layer: Any) -> dict[str, Any]:
+    """The layers right inside a layer, by the attribute that holds them."""
+    parts = layer._flatten_layers(include_self=False, recursive=False)   # Keras tells them in no public way
+    names = {id(value): name for name, value in vars(layer).items()}
+    return {names.get(id(part), f"layer {i}"): part for i, part in enumerate(parts)}
 
 
 def attention(block: Any, inputs: Sequence[Array]) -> Array:
@@ -193,10 +241,25 @@ def _numpy(tensor: Any) -> Array:
     return contiguous(keras.ops.convert_to_numpy(tensor))
 
 
+def _value(block: Any, name: str) -> Any:
+    """The variable of canonical `name`, or what its layer computes in its place."""
+    try:
+        layer, leaf = locate(block, name)
+        value = getattr(layer, leaf)
+    except (AttributeError, ValueError) as err:
+        raise missing(name, block, err) from err
+    if mode := getattr(layer, "quantization_mode", None):
+        raise missing(name, block, f"codes that Keras quantized ({mode}): take the weights before quantize()")
+    shape = block.spec.weights[name].shape
+    if value is None or math.prod(value.shape) != math.prod(shape):
+        raise missing(name, block, None if value is None else tuple(value.shape))
+    return value
+
+
 def _canonical(tensor: Any, block: Any, name: str) -> Array:
     """A variable of Keras, or its gradient, in canonical layout: a kernel is (*k, I, O) there and (O, I, *k) here."""
     array, shape = _numpy(tensor), block.spec.weights[name].shape
-    if find(block, name).name == "kernel":
+    if locate(block, name)[1] == "kernel":
         array = array.reshape(*shape[2:], shape[1], shape[0])
         array = array.transpose(-1, -2, *range(array.ndim - 2))
     return contiguous(array.reshape(shape))

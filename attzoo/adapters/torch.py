@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import reduce
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ..contract import Array, contiguous
-from ..ops.torch import find
-from . import Run, can_attend
+from ..ops.torch import BATCH_NORM, find
+from . import Run, can_attend, changed, computed, is_kind, missing
+
+REMOVE: Final = {   # what computes a tensor before every call -> what makes it a stored one again
+    WeightNorm: "torch.nn.utils.remove_weight_norm",
+    SpectralNorm: "torch.nn.utils.remove_spectral_norm",
+    BasePruningMethod: "torch.nn.utils.prune.remove",
+}
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
@@ -30,15 +40,34 @@ def precision(dtype: str) -> str:
     return dtype
 
 
+@torch.no_grad()
 def read(block: Any) -> dict[str, Array]:
-    return {name: to_array(find(block, name)).reshape(w.shape) for name, w in block.spec.weights.items()}
+    return {name: to_array(_tensor(block, name)).reshape(w.shape) for name, w in block.spec.weights.items()}
 
 
 @torch.no_grad()
 def write(block: Any, arrays: Mapping[str, Array]) -> None:
+    for name in arrays:
+        _check_stored(block, name, _tensor(block, name))
     for name, array in arrays.items():
         tensor = find(block, name)
-        tensor.copy_(torch.from_numpy(np.array(array)).reshape(tensor.shape))
+        tensor.copy_(torch.from_numpy(contiguous(array)).reshape(tensor.shape))
+
+
+def check_layers(block: Any, cls: type[Any]) -> None:
+    block = getattr(block, "_orig_mod", block)   # of torch.compile
+    if getattr(block, "fused", False):
+        find(block, next(iter(block.spec.weights)))   # which says why not
+    expected = dict(_reference(block, cls).named_modules(remove_duplicate=False))
+    found = dict(block.named_modules(remove_duplicate=False))
+    for path in {**expected, **found}:
+        if path not in expected and "parametrizations" in path.split("."):
+            continue
+        made, got = expected.get(path), found.get(path)
+        if made is None or got is None or not _is_kind(got, kind := type(made)):
+            raise changed(path, block, _described(made), _described(got))
+        if kind.extra_repr(got) != made.extra_repr():
+            raise changed(path, block, _described(made), _described(got))
 
 
 @torch.no_grad()
@@ -134,6 +163,79 @@ def _mode(block: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for module, was in were:
             module.training = was
+
+
+def _tensor(block: Any, name: str) -> Tensor:
+    """The tensor of canonical `name` as its layer would use it now."""
+    try:
+        layer, leaf = _layer(block, name)
+        with _mode(layer, training=False) if parametrize.is_parametrized(layer, leaf) else nullcontext():
+            tensor = find(block, name)   # in training, spectral norm would go a step further
+    except AttributeError as err:
+        raise missing(name, block, err) from err
+    if isinstance(tensor, Tensor) and tensor.is_meta:
+        raise missing(name, block, "a tensor without numbers on the meta device: block.to_empty(device=...) first")
+    if not isinstance(tensor, Tensor) or tensor.numel() != block.spec.weights[name].size:
+        raise missing(name, block, tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__)
+    if not tensor.is_floating_point() or tensor.layout != torch.strided:
+        raise missing(name, block, f"{tensor.dtype} in layout {tensor.layout}")
+    hook = _hook(layer, leaf)   # which computes the tensor before every call, and left it there in the last one
+    if isinstance(hook, SpectralNorm):
+        return hook.compute_weight(layer, do_power_iteration=False)
+    if isinstance(hook, WeightNorm):
+        return cast(Tensor, hook.compute_weight(layer))
+    return cast(Tensor, hook.apply_mask(layer)) if isinstance(hook, BasePruningMethod) else tensor
+
+
+def _check_stored(block: Any, name: str, tensor: Tensor) -> None:
+    """Raise ValueError unless a tensor that is written to stays what it is then."""
+    layer, leaf = _layer(block, name)
+    path = name.rpartition(".")[0]
+    if parametrize.is_parametrized(layer, leaf):
+        kinds = ", ".join(type(each).__name__ for each in layer.parametrizations[leaf])   # type: ignore[index]
+        remedy = f"torch.nn.utils.parametrize.remove_parametrizations(block.{path}, {leaf!r}) first"
+        raise computed(name, block, f"a parametrization ({kinds})", remedy)
+    if (hook := _hook(layer, leaf)) is not None:
+        remove = next(remove for kind, remove in REMOVE.items() if isinstance(hook, kind))
+        raise computed(name, block, type(hook).__name__, f"{remove}(block.{path}, {leaf!r}) first")
+    stored = dict(layer.named_parameters("", False, False)) | dict(layer.named_buffers("", False, False))
+    if leaf not in stored:
+        raise computed(name, block, "something else", f"make block.{name} a parameter first")
+    if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        raise computed(name, block, "an expanded tensor", f"block.{name} = torch.nn.Parameter(tensor.clone()) first")
+
+
+def _layer(block: Any, name: str) -> tuple[nn.Module, str]:
+    """The layer that holds canonical `name`, and its word for it."""
+    path, _, leaf = name.rpartition(".")
+    return block.get_submodule(path), {"mean": "running_mean", "var": "running_var"}.get(leaf, leaf)
+
+
+def _hook(layer: nn.Module, leaf: str) -> Any:
+    """What computes a layer's tensor before every call, of those that torch.nn.utils has; None where nothing does."""
+    for hook in layer._forward_pre_hooks.values():
+        tensors = getattr(hook, "name", None), getattr(hook, "_tensor_name", None)   # of a norm, of pruning
+        if isinstance(hook, tuple(REMOVE)) and leaf in tensors:
+            return hook
+    return None
+
+
+def _reference(block: nn.Module, cls: type[Any]) -> nn.Module:
+    """A block of the same arguments as it was made, without numbers."""
+    try:
+        with torch.device("meta"):
+            return cast(nn.Module, cls(**block.spec.config()))   # type: ignore[operator, union-attr]
+    except (NotImplementedError, RuntimeError):   # a third party's, which computes when it is made
+        with torch.random.fork_rng(devices=[]):
+            return cast(nn.Module, cls(**block.spec.config()))   # type: ignore[operator, union-attr]
+
+
+def _is_kind(module: nn.Module, kind: type[nn.Module]) -> bool:
+    return is_kind(type(module), kind) or (isinstance(module, nn.SyncBatchNorm) and kind in BATCH_NORM.values())
+
+
+def _described(module: nn.Module | None) -> str:
+    return f"{type(module).__name__}({module.extra_repr()})" if module is not None else "nothing"
 
 
 def _first(block: nn.Module) -> Tensor:

@@ -194,6 +194,11 @@ class BatchNorm(keras.layers.Layer):
 
 def find(layer: Any, name: str) -> Any:
     """The variable that holds canonical `name`: the same path, but for what Keras calls a kernel."""
+    return getattr(*locate(layer, name))
+
+
+def locate(layer: Any, name: str) -> tuple[Any, str]:
+    """The layer that holds canonical `name`, and its word for it."""
     path, _, leaf = name.rpartition(".")
     if isinstance(layer, keras.Model):   # its layers know the beginnings of paths
         beginnings = [(path_of(each), each) for each in layer.layers if f"{path}.".startswith(f"{path_of(each)}.")]
@@ -201,13 +206,24 @@ def find(layer: Any, name: str) -> Any:
         path = path[len(beginning) + 1 :]
     for step in filter(None, path.split(".")):
         layer = getattr(layer, "output_" if step == "output" else step)   # Keras has an `output` of its own
-    return layer.kernel if leaf == "weight" and hasattr(layer, "kernel") else getattr(layer, leaf)
+    return layer, "kernel" if leaf == "weight" and hasattr(layer, "kernel") else leaf
 
 
 def named(layer: Any, path: str) -> Any:
-    """The layer, told its canonical path: Keras on torch allows no dots in names."""
-    layer.canonical = path
+    """The layer, told its canonical path: Keras on torch allows no dots in names. It remembers its settings, too."""
+    layer.canonical, layer.made = path, described(layer)
     return layer
+
+
+def described(layer: Any) -> str:
+    """A layer's kind and those of its settings that decide what it computes, as text."""
+    try:
+        config = {"mode": layer.mode} if isinstance(layer, Conv) else layer.get_config()
+    except NotImplementedError:   # a third party's
+        config = {}
+    ends = ("name", "trainable", "dtype", "initializer", "regularizer", "constraint", "quantization_config")
+    settings = [f"{k}={v!r}" for k, v in config.items() if not k.endswith(ends) and not k.startswith("lora_")]
+    return f"{type(layer).__name__}({', '.join(settings)})"
 
 
 def path_of(layer: Any) -> str:

@@ -111,7 +111,9 @@ def find(module: nn.Module, name: str) -> Tensor:
 
 @torch.no_grad()
 def start(tensor: Tensor, weight: Weight) -> None:
-    """Fill a tensor with a draw from the weight's start."""
+    """Fill a tensor with a draw from the weight's start; one on the meta device has nothing to fill."""
+    if tensor.is_meta:
+        return
     if weight.start == "uniform":
         tensor.uniform_(weight.center - weight.scale, weight.center + weight.scale)
     elif weight.start == "normal":
