@@ -17,7 +17,7 @@ from textwrap import dedent, fill
 from typing import Any, Final
 
 from . import registry
-from .contract import Spec, Variant, Weight
+from .contract import Spec, Variant, Weight, without_idle_rules
 from .ops.wins import WINS
 
 CHANNELS: Final = 64   # where weights and costs are stated, unless told
@@ -111,7 +111,8 @@ class Card:
         chosen = self.variants[variant]
         assumed = {k: v for k, v in self._assumed(channels).items() if k not in chosen.arguments}
         config = registry.create(self.name, channels, backend="numpy", variant=variant, **assumed).config()
-        return dict(chosen.arguments) | {name: config[name] for name in chosen.rules}
+        settings = dict(chosen.arguments) | {name: config[name] for name in chosen.rules}
+        return without_idle_rules(self.spec, settings)
 
     def usage(self, channels: int = CHANNELS) -> str:
         """The call that makes one."""

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from math import prod
 from typing import Any, Final, Literal, Protocol, runtime_checkable
@@ -158,6 +158,47 @@ def contiguous(array: Any) -> NDArray[Any]:
     (16, 8)
     """
     return np.array(array, order="C")
+
+
+# ---- rules, and what they give -----------------------------------------------------------------------
+
+
+def rule_for(name: str) -> Any:
+    """A field of a spec that says how argument `name` follows where that is None; its own None is settled then.
+
+    Beside an explicit `name` it would change nothing: `refuse_idle_rules` refuses it there, `arguments` leaves it out.
+    """
+    return field(default=None, compare=False, metadata={"rule_for": name})
+
+
+def refuse_idle_rules(spec: Any) -> None:
+    """Raise ValueError where a rule is given beside what it would give; only for __post_init__, first."""
+    for each in fields(spec):
+        name, value = each.metadata.get("rule_for"), getattr(spec, each.name)
+        if name and value is not None and getattr(spec, name) is not None:
+            given = f"{each.name}={value!r} beside {name}={getattr(spec, name)!r}"
+            raise ValueError(f"{each.name} says how {name} follows where that is not given, got {given}: give one")
+
+
+def arguments(spec: Any) -> dict[str, Any]:
+    """A spec's fields by name, less rules, whose results are among them: what rebuilds it."""
+    return {each.name: getattr(spec, each.name) for each in fields(spec) if "rule_for" not in each.metadata}
+
+
+def upgraded(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a spec that this version or an older one has written, as they are given now.
+
+    A spec that has options of other specs among its own says itself what becomes of them, in `upgraded`.
+    """
+    own = getattr(cls, "upgraded", None)
+    return without_idle_rules(cls, own(config) if own else config)
+
+
+def without_idle_rules(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments less rules beside what they give, which older versions wrote down both."""
+    follows = {each.name: each.metadata["rule_for"] for each in fields(cls) if "rule_for" in each.metadata}
+    idle = [name for name, argument in follows.items() if config.get(argument) is not None]
+    return {name: value for name, value in config.items() if name not in idle}
 
 
 # ---- checks ----------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from safetensors.numpy import load as parse
 from . import registry
 from .adapters import adapter, backend_of
 from .archive import KEY, pack
-from .contract import AnySpec, Array
+from .contract import AnySpec, Array, upgraded
 from .files import write
 
 FORMAT: Final = 1
@@ -185,7 +185,8 @@ def _declared(about: Any) -> AnySpec:
     config = about.get("config")
     if not isinstance(config, dict):
         raise ValueError(f"expected a block's arguments, got {str(config)[:100]}")
-    return registry.get(about.get("block", ""), backend="numpy")(**config)
+    cls = registry.get(about.get("block", ""), backend="numpy")
+    return cls(**upgraded(cls, config))
 
 
 def _begin(entry: Any) -> int:

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
@@ -123,9 +122,13 @@ def create(name: str, /, *args: Any, backend: str, variant: str | None = None, *
     spec = get(name, backend="numpy")
     fields = spec.__dataclass_fields__   # type: ignore[attr-defined]
     given = signature(spec).bind_partial(*args, **{k: v for k, v in kwargs.items() if k in fields}).arguments
-    plain = spec(**(dict(chosen.arguments) | given))
-    derived = {k: rule(plain) for k, rule in chosen.rules.items() if k not in given}
-    return cls(**(replace(plain, **derived).config() | {k: v for k, v in kwargs.items() if k not in fields}))   # type: ignore[type-var]
+    follows = {k: each.metadata.get("rule_for", "") for k, each in fields.items()}   # by that argument's rule
+    arguments = {k: v for k, v in chosen.arguments.items() if given.get(follows.get(k, "")) is None} | given
+    for argument, rule in chosen.rules.items():
+        if argument not in given:
+            derived = {argument: rule(spec(**arguments))}
+            arguments = {k: v for k, v in arguments.items() if follows.get(k) != argument} | derived
+    return cls(**(arguments | {k: v for k, v in kwargs.items() if k not in fields}))
 
 
 def variants(name: str) -> dict[str, Variant]:

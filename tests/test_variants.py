@@ -118,12 +118,12 @@ def test_source_can_be_looked_up(key):
 @pytest.mark.parametrize(
     ("arguments", "others", "expected"),
     [
-        (("se", 64), {"variant": "timm", "reduced_channels": 5}, {"reduced_channels": 5, "reduction": 16}),
-        (("se", 256), {"variant": "timm", "reduction": 4}, {"reduced_channels": 64, "reduction": 4}),
-        (("se", 256, 4), {"variant": "timm"}, {"reduced_channels": 64, "reduction": 4}),
+        (("se", 64), {"variant": "timm", "reduced_channels": 5}, {"reduced_channels": 5}),
+        (("se", 256), {"variant": "timm", "reduction": 4}, {"reduced_channels": 64}),
+        (("se", 256, 4), {"variant": "timm"}, {"reduced_channels": 64}),
         (("se", 64), {"variant": "paper", "bias": True}, {"bias": True}),
         (("eca", 4), {"variant": "timm", "kernel_size": 1}, {"kernel_size": 1}),
-        (("eca", 64), {"variant": "timm", "gamma": 1.0}, {"kernel_size": 7, "gamma": 1.0}),
+        (("eca", 64), {"variant": "timm", "gamma": 1.0}, {"kernel_size": 7}),
         (("cbam", 40), {"variant": "timm", "kernel_size": 3}, {"kernel_size": 3, "reduced_channels": 3, "norm": True}),
         (("attention_gate", 8, 4), {"variant": "oktay", "stride": 1}, {"stride": [1, 1], "skip_bias": False}),
         (("attention_gate", 8, 4, 7), {"variant": "keras"}, {"inter_channels": 7}),

@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from .. import contract
 from ..contract import GATES, Shape, Weight, fan_in_uniform
 
-CHOICES: Final = {"reduction": (16, 1, 3), "reduced_channels": (None, 1, 5), "bias": (True, False), "gate": GATES}
+REDUCTION: Final = 16
+CHOICES: Final = {"reduction": (None, 1, 3), "reduced_channels": (None, 1, 5), "bias": (True, False), "gate": GATES}
 
 
 @dataclass(frozen=True)
 class Bottleneck:
     """channels: C >= 1, channels of the input.
 
-    reduction: >= 1, dimensionless; the hidden layer has max(1, C // reduction) units.
-    reduced_channels: R >= 1, hidden units; None means the rule above, a number overrides it.
+    reduction: >= 1, dimensionless; the hidden layer has max(1, C // reduction) units; None means 16.
+    reduced_channels: R >= 1, hidden units; None means the rule above. Give one of the two.
     bias: whether both layers have a bias.
     gate: "sigmoid" or "hard_sigmoid", what turns the perceptron's output into coefficients.
     Raises TypeError or ValueError when a value is outside these bounds.
     """
 
     channels: int
-    reduction: int = 16
+    reduction: int | None = contract.rule_for("reduced_channels")
     reduced_channels: int | None = None
     bias: bool = True
     gate: str = "sigmoid"
 
     def __post_init__(self) -> None:
-        channels = contract.integer("channels", self.channels)
-        reduction = contract.integer("reduction", self.reduction)
-        reduced = max(1, channels // reduction) if self.reduced_channels is None else self.reduced_channels
+        contract.refuse_idle_rules(self)
+        channels, reduced = contract.integer("channels", self.channels), self.reduced_channels
+        if reduced is None:
+            contract.settle(self, reduction=contract.integer("reduction", self.ratio))
+            reduced = max(1, channels // self.ratio)
         contract.settle(
             self,
             channels=channels,
-            reduction=reduction,
             reduced_channels=contract.integer("reduced_channels", reduced),
             bias=contract.flag("bias", self.bias),
             gate=contract.choice("gate", self.gate, GATES),
         )
+
+    @property
+    def ratio(self) -> int:
+        """`reduction`, or what it means where it is not given."""
+        return REDUCTION if self.reduction is None else self.reduction
 
     @property
     def width(self) -> int:
@@ -60,7 +67,7 @@ class Bottleneck:
 
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild this very block."""
-        return asdict(self)
+        return contract.arguments(self)
 
     def accept(self, x: Shape, *, channels_last: bool = False) -> None:
         """Raise ValueError unless x is (N, C, *S)."""

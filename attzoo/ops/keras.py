@@ -5,11 +5,13 @@ Bodies take `keras` from here and from nowhere else, because triton must be load
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 
-from ..contract import AnySpec, Weight, choice, require, triton_first
+from ..contract import AnySpec, Weight, choice, require, triton_first, without_idle_rules
 
 triton_first()
 
@@ -82,6 +84,20 @@ class Block(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | self.spec.config() | {"data_format": self.data_format}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        spec = _spec_class(cls)
+        return cls(**(without_idle_rules(spec, config) if spec else config))
+
+
+def _spec_class(cls: type[Any]) -> Any:
+    """The class of a block's spec, which stands in the module `spec` beside the block's own; None where none does."""
+    for each in cls.__mro__:
+        module = sys.modules.get(f"{each.__module__.rpartition('.')[0]}.spec")
+        if is_dataclass(found := getattr(module, each.__name__, None)):
+            return found
+    return None
 
 
 def data_format_of(given: str | None) -> str:

@@ -51,7 +51,7 @@ class UNet(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UNet:
-        return cls(**config)
+        return cls(**spec.UNet.upgraded(config))
 
 
 def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Final, TypedDict
 
 import numpy as np
 
-from .. import contract
+from .. import contract, registry
 from ..contract import Array, Shape, Spec, Weight, part
 from ..ops import numpy as ops
 from . import plan
@@ -72,7 +72,7 @@ class UNet:
     up_kernel_size: k >= strides, in pixels, of the transposed convolution; None means 4 before a convolution, else 2.
     up_conv: whether a convolution follows that brings the channels down to the level's; else a transposed one does.
     skip: name of a registered gate (or of a block of one input), on the skips; None leaves them plain.
-    skip_options: the gate's arguments after its channels, one mapping or one for each level.
+    skip_options: the gate's arguments after its channels, one mapping or one for each level, {} where there is no gate.
     gated: >= 1, how many of the deepest skips have the gate; None means all.
     gating: the gating signal, "up": the upsampled map, or "grid": the map before it, the deepest through a 1x1 layer.
     combine: whether a 1x1 convolution, norm and relu follow each gate.
@@ -120,7 +120,7 @@ class UNet:
             got = f"{len(self.channels)} of them" if isinstance(self.channels, list | tuple) else repr(self.channels)
             raise ValueError(f"channels must be 2 to {MOST_LEVELS} integers, one a level, got {got}")
         steps = len(self.channels) - 1
-        size = self.up_kernel_size
+        gated, size = self._gated(steps), self.up_kernel_size
         if size is None and self.up == "transpose":
             size = 4 if self.up_conv else 2
         contract.settle(
@@ -136,7 +136,7 @@ class UNet:
             up=contract.choice("up", self.up, UP),
             up_kernel_size=None if size is None else contract.integer("up_kernel_size", size),
             up_conv=contract.flag("up_conv", self.up_conv),
-            gated=self._gated(steps),
+            gated=gated,
             gating=contract.choice("gating", self.gating, GATING),
             combine=contract.flag("combine", self.combine),
             concat=contract.choice("concat", self.concat, CONCAT),
@@ -145,7 +145,7 @@ class UNet:
             head=contract.choice("head", self.head, HEADS),
             initializer=contract.choice("initializer", self.initializer, INITIALIZERS),
             spatial_dims=dims,
-            skip_options=_options("skip_options", self.skip_options, steps),
+            skip_options=_options("skip_options", self.skip_options, steps, steps - gated if self.skip else 0),
             block_options=_options("block_options", self.block_options, steps + 1),
         )
         self._agree()
@@ -232,6 +232,17 @@ class UNet:
         lists = {"channels": list(self.channels), "strides": list(map(list, self.steps)), "dropout": list(self.rates)}
         options = {name: [dict(each) for each in values[name]] for name in ("skip_options", "block_options")}
         return values | lists | options
+
+    @classmethod
+    def upgraded(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments from a file, as they are given now: older ones held rules of gates and blocks that did nothing."""
+        config = dict(config)
+        for inner in ("skip", "block"):
+            name, options = config.get(inner), config.get(f"{inner}_options")
+            if isinstance(name, str) and isinstance(options, list) and all(isinstance(each, dict) for each in options):
+                spec = registry.get(name, backend="numpy")
+                config[f"{inner}_options"] = [contract.without_idle_rules(spec, each) for each in options]
+        return config
 
     def accept(self, x: Shape, *, channels_last: bool = False) -> None:
         """Raise ValueError unless x is (N, C, *S), of any size."""
@@ -352,13 +363,16 @@ def _rates(dropout: Any) -> tuple[float, float]:
     return float(each[0]), float(each[1])
 
 
-def _options(name: str, options: Any, count: int) -> tuple[Mapping[str, Any], ...]:
+def _options(name: str, options: Any, count: int, first: int = 0) -> tuple[Mapping[str, Any], ...]:
+    """Options of every level; the levels before `first` have nothing to give them to."""
     if isinstance(options, Mapping):
-        return (dict(options),) * count
+        return ({},) * first + (dict(options),) * (count - first)
     if not isinstance(options, list | tuple) or len(options) not in (0, count):
         raise ValueError(f"{name} must be a mapping or {count} of them, one a level, got {options!r}")
     if any(not isinstance(each, Mapping) for each in options):
         raise TypeError(f"{name} must be mappings of argument to value, got {options!r}")
+    if any(idle := options[:first]):
+        raise ValueError(f"{name} must be {{}} for the {first} finest levels, which have none, got {list(idle)!r}")
     return tuple(dict(each) for each in options) or ({},) * count
 
 

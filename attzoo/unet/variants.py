@@ -14,14 +14,20 @@ def grid_gates(net: UNet) -> list[dict[str, Any]]:
         return []
     paper = {"skip_bias": False, "output_transform": True}
     pairs = zip(net.channels, net.steps, strict=False)
-    return [paper | {"inter_channels": c, "stride": list(step)} for c, step in pairs]
+    return gated(net, [paper | {"inter_channels": c, "stride": list(step)} for c, step in pairs])
 
 
 def quarter_width(net: UNet) -> list[dict[str, Any]]:
     """Gates a quarter as wide as their gating signal."""
     if net.skip != "attention_gate":
         return []
-    return [{"inter_channels": max(1, c // 4)} for c in net.channels[1:]]
+    return gated(net, [{"inter_channels": max(1, c // 4)} for c in net.channels[1:]])
+
+
+def gated(net: UNet, options: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Options of every level, less those of levels whose skip has no gate."""
+    plain = len(options) - net.gates
+    return [{}] * plain + options[plain:]
 
 
 def all_but_finest(net: UNet) -> int:
@@ -64,7 +70,7 @@ VARIANTS: Final = {
             "initializer": "kaiming",
             "spatial_dims": 3,
         },
-        {"skip_options": grid_gates, "gated": all_but_finest},
+        {"gated": all_but_finest, "skip_options": grid_gates},   # in this order: the second asks for the first
     ),
     "leejunhyun": Variant("LeeJunHyun/Image_Segmentation@7a6e5f9, network.py, AttU_Net", LEEJUNHYUN, GATES),
     "leejunhyun-transpose": Variant(

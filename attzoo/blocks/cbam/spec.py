@@ -38,7 +38,7 @@ class CBAM(Bottleneck):
     @property
     def channel(self) -> ChannelAttention:
         """The first half."""
-        return ChannelAttention(self.channels, self.reduction, self.reduced_channels, self.bias, self.gate)
+        return ChannelAttention(self.channels, None, self.reduced_channels, self.bias, self.gate)
 
     @property
     def spatial(self) -> SpatialAttention:

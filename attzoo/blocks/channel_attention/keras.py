@@ -17,7 +17,7 @@ class ChannelAttention(ops.Block):
     def __init__(
         self,
         channels: int,
-        reduction: int = 16,
+        reduction: int | None = None,
         reduced_channels: int | None = None,
         bias: bool = True,
         gate: str = "sigmoid",

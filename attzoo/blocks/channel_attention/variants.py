@@ -10,7 +10,7 @@ from ..bottleneck import Bottleneck
 
 def half_up(spec: Bottleneck) -> int:
     """C / reduction to the nearest integer, ties up, at least 1 (timm)."""
-    return make_divisible(spec.channels / spec.reduction, 1, 0.0)
+    return make_divisible(spec.channels / spec.ratio, 1, 0.0)
 
 
 VARIANTS: Final = {

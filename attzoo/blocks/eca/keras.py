@@ -18,8 +18,8 @@ class ECA(ops.Block):
         self,
         channels: int,
         kernel_size: int | None = None,
-        gamma: float = 2.0,
-        b: float = 1.0,
+        gamma: float | None = None,
+        b: float | None = None,
         padding: str = "zeros",
         **kwargs: Any,
     ) -> None:

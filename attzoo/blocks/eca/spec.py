@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import floor, log2
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from ...contract import Array, Shape, Weight
 from ...ops import numpy as ops
 
 PADDINGS: Final = {"zeros": "constant", "circular": "wrap"}   # torch's word -> numpy.pad's
-CHOICES: Final = {"kernel_size": (None, 1, 5), "gamma": (2.0, 0.5), "b": (1.0, 4.0), "padding": tuple(PADDINGS)}
+CHOICES: Final = {"kernel_size": (None, 1, 5), "gamma": (None, 0.5), "b": (None, 4.0), "padding": tuple(PADDINGS)}
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> int:
@@ -32,30 +32,32 @@ class ECA:
     """channels: C >= 1, channels of the input.
 
     kernel_size: odd k >= 1, in channels; None means the odd integer nearest to |(log2(C) + b) / gamma|, ties upwards.
-    gamma: slope of that rule, dimensionless, not 0.
-    b: offset of that rule, dimensionless.
+    gamma: slope of that rule, dimensionless, not 0; None means 2. Not beside kernel_size.
+    b: offset of that rule, dimensionless; None means 1. Not beside kernel_size.
     padding: what the kernel sees past the first and last channel, "zeros" or, "circular", the other end.
     Raises TypeError or ValueError when a value is outside these bounds.
     """
 
     channels: int
     kernel_size: int | None = None
-    gamma: float = 2.0
-    b: float = 1.0
+    gamma: float | None = contract.rule_for("kernel_size")
+    b: float | None = contract.rule_for("kernel_size")
     padding: str = "zeros"
 
     def __post_init__(self) -> None:
-        channels = contract.integer("channels", self.channels)
-        gamma, b = contract.number("gamma", self.gamma), contract.number("b", self.b)
-        if gamma == 0:
-            raise ValueError("gamma must not be 0")
-        k = adaptive_kernel_size(channels, gamma, b) if self.kernel_size is None else self.kernel_size
+        contract.refuse_idle_rules(self)
+        channels, k = contract.integer("channels", self.channels), self.kernel_size
+        if k is None:
+            gamma = contract.number("gamma", 2.0 if self.gamma is None else self.gamma)
+            b = contract.number("b", 1.0 if self.b is None else self.b)
+            if gamma == 0:
+                raise ValueError("gamma must not be 0")
+            contract.settle(self, gamma=gamma, b=b)
+            k = adaptive_kernel_size(channels, gamma, b)
         contract.settle(
             self,
             channels=channels,
             kernel_size=contract.odd("kernel_size", k),
-            gamma=gamma,
-            b=b,
             padding=contract.choice("padding", self.padding, tuple(PADDINGS)),
         )
         if self.padding == "circular" and self.k // 2 > channels:
@@ -79,7 +81,7 @@ class ECA:
 
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild this very block."""
-        return asdict(self)
+        return contract.arguments(self)
 
     def accept(self, x: Shape, *, channels_last: bool = False) -> None:
         """Raise ValueError unless x is (N, C, *S)."""

@@ -13,22 +13,22 @@ from .spec import SE
 
 def eights(spec: SE) -> int:
     """C / reduction to the nearest multiple of 8, at least 8 (timm)."""
-    return make_divisible(spec.channels / spec.reduction, 8, 0.0)
+    return make_divisible(spec.channels / spec.ratio, 8, 0.0)
 
 
 def mobile(spec: SE) -> int:
     """As `eights`, and one multiple more where that lost over a tenth (MobileNet's rule)."""
-    return make_divisible(spec.channels / spec.reduction)
+    return make_divisible(spec.channels / spec.ratio)
 
 
 def mobile_floor(spec: SE) -> int:
     """As `mobile`, of C // reduction."""
-    return make_divisible(spec.channels // spec.reduction)
+    return make_divisible(spec.channels // spec.ratio)
 
 
 def nearest(spec: SE) -> int:
     """C / reduction to the nearest integer, ties to even."""
-    return max(1, round(spec.channels / spec.reduction))
+    return max(1, round(spec.channels / spec.ratio))
 
 
 VARIANTS: Final = {
