@@ -276,6 +276,16 @@ def accept(
     raise ValueError(f"expected {order} with {axes} of {sizes}, got {tuple(shape)}")
 
 
+def brief(text: str, most: int = 400) -> str:
+    """A text for an error, its middle left out where it is long.
+
+    >>> brief("abcdefghijkl", 9)
+    'abc...jkl'
+    """
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]}...{text[len(text) - half :]}"
+
+
 def require(name: str, version: str, floor: str) -> None:
     """Raise ImportError unless a framework's version is at least `floor`.
 

@@ -1,9 +1,9 @@
 """Weights that travel: as arrays with canonical names, into a twin in the other framework, and as one file for both.
 
 A file is safetensors: the arrays, and in its metadata, as JSON under the key "attzoo", the format's version, the
-block's name and its resolved arguments. Equal blocks give equal files, whatever their backend. Nothing in a file can
-run, and it is refused before anything is allocated unless every name, shape, dtype and size in it is what that block
-has.
+block's name, its resolved arguments and a checksum of all that. Equal blocks give equal files, whatever their backend.
+Nothing in a file can run, and it is refused before anything is allocated unless every name, shape, dtype and size in it
+is what that block has.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from safetensors.numpy import load as parse
 
 from . import registry
 from .adapters import adapter, backend_of
-from .archive import KEY, pack
-from .contract import AnySpec, Array, upgraded
-from .files import write
+from .archive import KEY, pack, verify
+from .contract import AnySpec, Array, brief, upgraded
+from .files import open_regular, write
 
 FORMAT: Final = 1
 DTYPES: Final = {"F16": "float16", "F32": "float32", "F64": "float64"}   # safetensors' name -> NumPy's
@@ -76,29 +76,36 @@ def save(block: Any, path: str | os.PathLike[str]) -> None:
     settings of them, holds numbers that are not finite or is larger than MAX_FILE, OSError when the path cannot be
     written.
     """
+    write(Path(path), content(block))
+
+
+def content(block: Any) -> bytes:
+    """What `save` writes. Raises ValueError as it does."""
     _check_layers(block)
     arrays = checked(weights(block), block.spec, "float64")
     about = {"format": FORMAT, "block": registry.name_of(block.spec), "config": block.spec.config()}
     data = pack(arrays, about)
     if len(data) > MAX_FILE:
         raise ValueError(f"expected a block of at most {MAX_FILE} bytes, got {len(data)}")
-    write(Path(path), data)
+    return data
 
 
 def load(path: str | os.PathLike[str], *, backend: str) -> Any:
     """The block in a file that `save` wrote, as a block of `backend`.
 
-    Raises ValueError for a file that is not exactly that, OSError for one that cannot be read.
+    Raises ValueError for a file that is not exactly that, or is damaged, OSError for one that cannot be read or is no
+    regular file.
     """
     path = Path(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         try:
-            spec, dtype = _read_header(file, size)
+            spec, dtype, about = _read_header(file, size)
             file.seek(0)
             arrays = checked(parse(file.read(size)), spec, dtype)
+            verify(arrays, about, ("format", "block", "config"))
         except (ValueError, TypeError, ArithmeticError, RecursionError, SafetensorError) as err:
-            raise ValueError(f"{path} is not a file of attzoo.save: {err}") from err
+            raise ValueError(f"{path} is not a file of attzoo.save: {brief(str(err))}") from err
     block = _make(spec, backend, dtype)
     adapter(backend).write(block, arrays)
     return block
@@ -113,9 +120,9 @@ def checked(arrays: Mapping[str, Array], spec: AnySpec, dtype: str) -> dict[str,
         raise TypeError(f"expected names with arrays, got {type(arrays).__name__}")
     wanted = spec.weights
     if missing := sorted(wanted.keys() - arrays.keys()):
-        raise ValueError(f"expected weights {', '.join(wanted)}; missing {', '.join(missing)}")
+        raise ValueError(f"expected weights {brief(', '.join(wanted))}; missing {brief(', '.join(missing))}")
     if surplus := [name for name in arrays if name not in wanted]:
-        raise ValueError(f"expected weights {', '.join(wanted)}; got also {str(surplus)[:200]}")
+        raise ValueError(f"expected weights {brief(', '.join(wanted))}; got also {brief(str(surplus))}")
     return {name: _fit(name, arrays[name], weight.shape, dtype) for name, weight in wanted.items()}
 
 
@@ -148,18 +155,19 @@ def _make(spec: AnySpec, backend: str, dtype: str) -> Any:
     return adapter(backend).make(cls, spec.config(), dtype)
 
 
-def _read_header(file: Any, size: int) -> tuple[AnySpec, str]:
-    """The spec and dtype that a file's header declares, after every claim in it has been checked."""
+def _read_header(file: Any, size: int) -> tuple[AnySpec, str, dict[str, Any]]:
+    """The spec, dtype and metadata that a file's header declares, after every claim in it has been checked."""
     if not 8 <= size <= MAX_FILE:
         raise ValueError(f"expected 8 to {MAX_FILE} bytes, got {size}")
     length = int.from_bytes(file.read(8), "little")
     if length > min(MAX_HEADER, size - 8):
         raise ValueError(f"expected a header of at most {min(MAX_HEADER, size - 8)} bytes, got {length}")
     header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
-    about = header.pop("__metadata__", None) if isinstance(header, dict) else None
-    if not isinstance(about, dict) or KEY not in about:
-        raise ValueError(f"expected metadata of attzoo, got {str(about)[:100]}")
-    spec = _declared(json.loads(about[KEY], object_pairs_hook=_unique))
+    metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or KEY not in metadata:
+        raise ValueError(f"expected metadata of attzoo, got {str(metadata)[:100]}")
+    about = json.loads(metadata[KEY], object_pairs_hook=_unique)
+    spec = _declared(about)
     if header.keys() != spec.weights.keys():
         raise ValueError(f"expected arrays {list(spec.weights)}, got {str(list(header))[:200]}")
     at, kinds = 0, set()
@@ -175,7 +183,7 @@ def _read_header(file: Any, size: int) -> tuple[AnySpec, str]:
         at = end
     if size != 8 + length + at:
         raise ValueError(f"expected {8 + length + at} bytes, got {size}")
-    return spec, np.result_type(*kinds).name
+    return spec, np.result_type(*kinds).name, about
 
 
 def _declared(about: Any) -> AnySpec:

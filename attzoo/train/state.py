@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 
-from ..archive import KEY, pack
-from ..contract import Array
-from ..files import write
+from ..archive import KEY, pack, verify
+from ..contract import Array, brief
+from ..files import open_regular, write
 from .best import Best
 from .settings import Settings
 
@@ -52,7 +52,7 @@ def load(folder: Path, arrays: bool = True) -> State:
     Raises ValueError for a file that `State.save` did not write, OSError for none.
     """
     path = folder / NAME
-    path.stat()   # safe_open's own error does not say which file
+    open_regular(path).close()   # safe_open's own error does not say which file, and it waits for pipes
     try:
         with safe_open(path, "numpy") as file:
             about = json.loads((file.metadata() or {}).get(KEY, "{}"))
@@ -60,11 +60,13 @@ def load(folder: Path, arrays: bool = True) -> State:
             found = {name: file.get_tensor(name) for name in names}
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise ValueError(f"expected format {FORMAT}, got {_format(about)}")
+        if arrays:
+            verify(found, about, ("format", "settings", "history", "basis", "contents", "best"))
         settings = Settings(**about["settings"])
         rows = _rows(about["history"], settings.epochs)
         return State(settings, rows, found, dict(about["basis"]), dict(about["contents"]), _best(about["best"], rows))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, SafetensorError) as err:
-        raise ValueError(f"{path} is not the state of a run: {err}") from err
+        raise ValueError(f"{path} is not the state of a run: {brief(str(err))}") from err
 
 
 def _format(about: Any) -> str:
@@ -118,9 +120,10 @@ def stored(folder: Path) -> Settings:
     if not path.exists():
         raise ValueError(f"expected a run to resume in {folder}, got none")
     try:
-        return Settings(**json.loads(path.read_bytes()))
+        with open_regular(path) as file:
+            return Settings(**json.loads(file.read()))
     except (ValueError, TypeError, RecursionError) as err:
-        raise ValueError(f"{path} does not hold the settings of a run: {err}") from err
+        raise ValueError(f"{path} does not hold the settings of a run: {brief(str(err))}") from err
 
 
 def agreed(folder: Path, given: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> Settings:
