@@ -1,40 +1,51 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and regular files to read."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
-from typing import Final
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO, Final
 
 PREFIX: Final = ".attzoo-"   # of files that are not whole yet
+TEMPORARY: Final = re.compile(rf"{re.escape(PREFIX)}[0-9a-f]+-")
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A new file beside `path`, of the same ending, to write to; it takes the place of `path` when the body is done.
 
-    Where the body fails, or is interrupted, what was there stays and the new file goes. Permissions stay; a symbolic
-    link is replaced, not followed. Raises OSError where `path` cannot be written or is no file.
+    Where the body fails, or is interrupted, what was there stays and the new file goes. What killed processes left in
+    the folder goes too. Permissions stay; a symbolic link is replaced, not followed. Raises OSError, which names
+    `path`, where it cannot be written or is no file.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     if path.exists() and not path.is_file():   # a folder, or a device that a file would take the place of
         raise OSError(f"expected a file or nothing at {path}, got something else")
-    temporary = path.with_name(f"{PREFIX}{os.urandom(8).hex()}-{path.name[-20:]}")   # writers look at the ending
+    remove_stale(path.parent)
+    temporary = None
     try:
-        temporary.touch(exist_ok=False)
-        if path.exists():   # before anything is in it
-            temporary.chmod(path.stat().st_mode & 0o777)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
+        temporary, lock = _locked(path)
+        with lock:
+            if path.exists():   # before anything is in it
+                temporary.chmod(path.stat().st_mode & 0o777)
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException as err:
+        if temporary:
+            with suppress(OSError):
+                temporary.unlink()
+        if isinstance(err, OSError) and err.errno and err.filename in (None, str(temporary)):   # of a full disk, say
+            raise OSError(err.errno, err.strerror, str(path)) from err
         raise
 
 
@@ -42,3 +53,83 @@ def write(path: Path, data: bytes) -> None:
     """Make `data` the content of the file at `path`; raises as `whole`."""
     with whole(path) as temporary:
         temporary.write_bytes(data)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed: those that nobody has locked."""
+    names: list[str] = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if TEMPORARY.match(entry.name)]
+    for name in names:
+        with suppress(OSError), open(folder / name, "rb", opener=_no_link) as file:
+            if _lock(file, wait=False):
+                (folder / name).unlink()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file to read. Raises OSError where there is none, or something that is no regular file: a pipe would block."""
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        file = open(path, "rb", opener=_without_waiting)   # noqa: SIM115, the caller closes it
+        if stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode):   # nobody has put something else there since
+            return file
+        file.close()
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+    raise OSError(f"expected a regular file at {path}, got {kind}")
+
+
+@contextmanager
+def in_memory(ending: str) -> Iterator[Path]:
+    """A path to write to, for writers that take no file: of a file in memory on Linux, else of a temporary one."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"file{ending}"
+        if not hasattr(os, "memfd_create"):
+            yield path
+            return
+        memory = os.memfd_create("attzoo")
+        try:
+            path.symlink_to(f"/proc/self/fd/{memory}")
+            yield path
+        finally:
+            os.close(memory)
+
+
+def _locked(path: Path) -> tuple[Path, BinaryIO]:
+    """A new temporary file beside `path`, and that file open and locked, so that nobody takes it for stale."""
+    while True:
+        name = f"{PREFIX}{os.urandom(8).hex()}-{path.name[-20:]}"   # writers look at the ending
+        temporary = path.with_name(name)
+        file = temporary.open("xb")
+        try:
+            _lock(file, wait=True)
+            if temporary.exists():   # nobody removed it between its making and its lock
+                return temporary, file
+        except BaseException:
+            file.close()
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        file.close()
+
+
+def _lock(file: BinaryIO, wait: bool) -> bool:
+    """Lock an open file until it is closed; False where another process has it, or where files cannot be locked."""
+    try:
+        fcntl: Any = import_module("fcntl")
+    except ImportError:   # Windows, where an open file cannot be removed
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

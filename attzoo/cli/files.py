@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Final
+from zipfile import ZipFile
 
 import typer  # noqa: TID253
 
 from .. import portable, registry
 from ..extras import install_command
-from ..files import whole
+from ..files import in_memory
+from ..files import write as write_file
 from .shared import Backend
 
 
@@ -30,36 +33,36 @@ def convert(
 
     OUT appears whole or not at all. Only portable files are read: the others can be made to run code.
     """   # noqa: D301, click reads the backspace
-    backend, write = _writer(target)
+    backend, content = _writer(target)
     if source.suffix != ".safetensors":
         raise ValueError(f"expected a .safetensors file of attzoo.save, got {source}: load it in its own framework")
     block = portable.load(source, backend=backend)
-    with whole(target) as path:
-        write(block, path)
+    write_file(target, content(block))
     typer.echo(f"{target}: {registry.name_of(block.spec)}, {backend}, {target.stat().st_size:,} bytes")
 
 
-def _writer(target: Path) -> tuple[str, Callable[[Any, Path], None]]:
-    """Backend and function for a file of this name."""
-    for ending, (backend, write) in WRITERS.items():
+def _writer(target: Path) -> tuple[str, Callable[[Any], bytes]]:
+    """Backend and function for the content of a file of this name."""
+    for ending, (backend, content) in WRITERS.items():
         if target.name.endswith(ending):
-            return backend or _installed_one(), write
+            return backend or _installed_one(), content
     raise ValueError(f"expected an ending of {', '.join(WRITERS)}, got {target.name}")
 
 
-def _save_torch(block: Any, path: Path) -> None:
+def _torch(block: Any) -> bytes:
     import torch
 
-    torch.save(block.state_dict(), path)
+    torch.save(block.state_dict(), content := BytesIO())
+    return content.getvalue()
 
 
-def _save_keras_weights(block: Any, path: Path) -> None:
-    import keras  # a block of Keras is here, so Keras is too, and triton before it
+def _keras_weights(block: Any) -> bytes:
+    """What keras.saving.save_weights writes, taken out of a .keras: HDF5 by itself ends the process on a full disk."""
+    with ZipFile(BytesIO(_archive(block))) as archive:
+        return archive.read("model.weights.h5")
 
-    keras.saving.save_weights(block, path)
 
-
-def _save_keras(block: Any, path: Path) -> None:
+def _keras(block: Any) -> bytes:
     import keras
 
     from ..adapters.keras import shapes
@@ -67,15 +70,24 @@ def _save_keras(block: Any, path: Path) -> None:
     if not isinstance(block, keras.Model):
         inputs = [keras.Input(shape, dtype=block.compute_dtype) for shape in shapes(block)]
         block = keras.Model(inputs, block(*inputs))
-    block.save(path)
+    return _archive(block)
 
 
-WRITERS: Final[Mapping[str, tuple[str | None, Callable[[Any, Path], None]]]] = {
-    ".pt": ("torch", _save_torch),
-    ".pth": ("torch", _save_torch),
-    ".weights.h5": ("keras", _save_keras_weights),
-    ".keras": ("keras", _save_keras),
-    ".safetensors": (None, portable.save),
+def _archive(layer: Any) -> bytes:
+    """A model, or any other layer, as Keras saves it."""
+    import keras  # a block of Keras is here, so Keras is too, and triton before it
+
+    with in_memory(".keras") as path:
+        keras.saving.save_model(layer, path)
+        return path.read_bytes()
+
+
+WRITERS: Final[Mapping[str, tuple[str | None, Callable[[Any], bytes]]]] = {
+    ".pt": ("torch", _torch),
+    ".pth": ("torch", _torch),
+    ".weights.h5": ("keras", _keras_weights),
+    ".keras": ("keras", _keras),
+    ".safetensors": (None, portable.content),
 }
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import contract, portable, registry
 from ..data import IGNORE, Labels, package
-from ..files import PREFIX, write
+from ..files import remove_stale, write
 from . import best, overview, report, state
 from .basis import Basis, basis_of
 from .batches import Batches, Loader
@@ -209,8 +209,7 @@ def _restored(run: State, out: Path, trainer: Any, classes: int, basis: Basis) -
 def _begun(run: State, out: Path, trainer: Any, tensorboard: bool) -> Callable[[Row], None] | None:
     """Make the folder ready for the epochs to come; what adds events, where they are wanted."""
     out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(f"{PREFIX}*"):   # of a kill
-        left.unlink()
+    remove_stale(out)
     write(out / state.SETTINGS, (json.dumps(run.settings.config(), indent=1) + "\n").encode())
     if run.history:
         _mend_best(run, trainer.network, out)
