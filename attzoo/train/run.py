@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import contract, portable, registry
 from ..data import IGNORE, Labels, package
-from ..files import remove_stale, write
+from ..files import PREFIX, remove_stale, write
 from . import best, overview, report, state
 from .basis import Basis, basis_of
 from .batches import Batches, Loader
