@@ -107,7 +107,7 @@ class Card:
         return spec.macs(*((1, c, *(PIXELS,) * _rank(spec)) for c in spec.inputs))
 
     def settings(self, variant: str, channels: int = CHANNELS) -> dict[str, Any]:
-        """The arguments that a variant sets; those that it derives, as they come out at `channels`."""
+        """The arguments that a variant sets; those that it derives, as they come out at `channels`, without rules."""
         chosen = self.variants[variant]
         assumed = {k: v for k, v in self._assumed(channels).items() if k not in chosen.arguments}
         config = registry.create(self.name, channels, backend="numpy", variant=variant, **assumed).config()
@@ -305,7 +305,8 @@ def _channels_last(shapes: str) -> str:
 def _variants(card: Card, channels: int) -> Iterator[tuple[str, str, str]]:
     """(name, arguments, source and rules) of each."""
     for name, variant in card.variants.items():
-        settings = dict(variant.arguments) if card.unknown or card.network else card.settings(name, channels)
+        settings = dict(variant.arguments)   # those of rules too, from which the rest follows
+        settings |= {} if card.unknown or card.network else card.settings(name, channels)
         told = ", ".join(f"{k}={v!r}" + " by its rule" * (k in variant.rules) for k, v in settings.items())
         documented = {k: _sentence(cleandoc(rule.__doc__)) for k, rule in variant.rules.items() if rule.__doc__}
         rules = [f"; {k}: {sentence.rstrip('.')}" for k, sentence in documented.items()]
