@@ -93,6 +93,18 @@ def test_values_worked_out_by_hand(name):
     assert keras_loss(name, logits, masks)[0] == pytest.approx(values[name], rel=1e-6)
 
 
+def test_keras_counts_in_float32_whatever_its_default_is():
+    """5005 pixels are more than a half-precision number can count one by one."""
+    logits, masks, values = by_hand()
+    before = keras.config.floatx()
+    keras.config.set_floatx("float16")
+    try:
+        found = keras_loss("cross_entropy", np.tile(logits, 1001), np.tile(masks, 1001))[0]
+    finally:
+        keras.config.set_floatx(before)
+    assert found == pytest.approx(values["cross_entropy"], rel=1e-5)
+
+
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_binary_cross_entropy_worked_out_by_hand(outputs):
     """One output is 0.2 where the mask is 0 and 0.6 where it is 1; of two outputs, the first is 1 minus the second."""
