@@ -240,8 +240,7 @@ def AttentionUnet():
     triton_first()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")   # what other libraries warn of while they load is not ours to mend
-        from monai.networks.nets import AttentionUnet
-    return AttentionUnet
+        return pytest.importorskip("monai.networks.nets", reason="MONAI comes with the extra train").AttentionUnet
 
 
 def monai_parts(net):
