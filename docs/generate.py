@@ -74,8 +74,8 @@ in PyTorch and Keras, weight files, attention maps, compilation, export, and the
 
 {table}
 
-On {processors}, two cores. `.ci/run` runs all rows but those of other Pythons, and `.ci/run --record` writes this
-page; `.ci/leg NAME PYTHON` runs one row with another Python.
+On {processors}, two cores. `.ci/run` runs all rows but those of other Pythons, and `.ci/run --record` records them;
+`.ci/leg NAME PYTHON` runs one row with another Python.
 """
 HEAD = """# The blocks
 
