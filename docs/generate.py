@@ -40,7 +40,7 @@ def versions() -> str:
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for row in rows:
         cells = row | {"minutes": f"{row['seconds'] / 60:.1f}"}
-        lines.append(f"| {' | '.join(str(cells[column] or '-') for column in columns)} |")
+        lines.append(f"| {' | '.join('-' if cells[column] is None else str(cells[column]) for column in columns)} |")
     processors = ", ".join(sorted({row["processor"] for row in rows}))
     return VERSIONS.format(table="\n".join(lines), processors=processors)
 
