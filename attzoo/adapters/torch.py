@@ -17,6 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..contract import Array, contiguous
+from ..ops import guard
 from ..ops.torch import BATCH_NORM, find
 from . import Run, can_attend, changed, computed, is_kind, missing
 
@@ -213,7 +214,7 @@ def _layer(block: Any, name: str) -> tuple[nn.Module, str]:
 
 def _hook(layer: nn.Module, leaf: str) -> Any:
     """What computes a layer's tensor before every call, of those that torch.nn.utils has; None where nothing does."""
-    for hook in layer._forward_pre_hooks.values():
+    for hook in guard.forward_pre_hooks(layer):
         tensors = getattr(hook, "name", None), getattr(hook, "_tensor_name", None)   # of a norm, of pruning
         if isinstance(hook, tuple(REMOVE)) and leaf in tensors:
             return hook

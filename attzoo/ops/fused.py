@@ -124,12 +124,12 @@ def _ordinary(part: Any, block: Any) -> bool:
     """Whether a part computes what a block's own would: nothing here looks at more than its numbers."""
     if not isinstance(part, nn.Identity) and not guard.parameter_names(part) >= {"weight", "bias"}:
         return False   # what stands in their place is made of others, which no list of parameters names
-    if isinstance(part, nn.modules.conv._ConvNd):
+    if type(part) in CONVS:
         centred = set(part.stride) == {1} and part.padding == tuple(k // 2 for k in part.kernel_size)
         beside = part.stride == part.kernel_size and not any(part.padding)
         plain = part.groups == 1 and set(part.dilation) == {1}
         mode = part.padding_mode == getattr(block.spec, "padding", "zeros")
-        return type(part) in CONVS and plain and mode and (centred or beside)
+        return plain and mode and (centred or beside)
     return type(part) in LEAVES and (type(part) not in NORMS or bool(part.affine))
 
 

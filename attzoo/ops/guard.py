@@ -48,6 +48,11 @@ def has_hooks(module: nn.Module) -> bool:
     return any(own) or any(ALL_MODULES_HOOKS)
 
 
+def forward_pre_hooks(module: nn.Module) -> list[Callable[..., Any]]:
+    """What runs before every call of the module, registered for it alone."""
+    return list(module._forward_pre_hooks.values())
+
+
 def is_unmodified(module: nn.Module, *kinds: type) -> bool:
     """Whether a module does what its class, one of `kinds`, does: it is of no subclass, and no method is replaced.
 

@@ -303,7 +303,8 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
     """Resample the spatial axes to `size`: (N, C, *S) -> (N, C, *size).
 
     Resampling to the same size changes nothing, so it is skipped, but never in a graph that will meet other sizes.
-    Neither form throws in deterministic mode on CUDA (torch's 1-D linear would: it goes through the 2-D one).
+    Neither form throws in deterministic mode on CUDA (torch's 1-D linear would: it goes through the 2-D one), but for
+    3-D linear with torch 2.6, which has no deterministic gradient of it.
     """
     general = guard.is_exporting() or torch.jit.is_tracing()   # type: ignore[attr-defined]
     if not general and x.shape[2:] == size:   # in this order: a comparison would tie the graph to these sizes
