@@ -62,13 +62,15 @@ VERSIONS = """<!-- Drawn by docs/generate.py from docs/versions.json, which .ci/
 # Tested versions
 
 Each row is an environment of its own and a run of the tests in it. `README` is the README's test command, which runs
-all tests. The others run the core tests, listed in `.ci/core-tests.txt`: the blocks and the U-Net, their equivalence
+all tests. Those with versions run the core tests, listed in `.ci/core-tests.txt`: the blocks and the U-Net, their equivalence
 in PyTorch and Keras, weight files, attention maps, compilation, export, and the kernels in Triton's interpreter.
 
 - `floor` has the oldest versions that pyproject.toml allows, `newest` the newest releases, `torch-2.11` the PyTorch
   whose CUDA build is the first that brings Triton 3.6. The versions stand in `.ci/versions/`.
 - `processor` has the README's environment on another code path: the instructions that every x86-64 processor has,
-  in place of the newest ones of this one, two threads, and the tests in random order.
+  in place of the newest ones of this one, two threads, and the tests in random order. It runs only the tests whose
+  numbers could depend on that.
+- Of the tests that draw examples, `README` and `processor` try 15 each and the others 2.
 - Skipped tests need a CUDA device, a library that the environment does not have, or a feature that its versions lack;
   `pytest -rs` prints the reason of each.
 
