@@ -769,6 +769,8 @@ def test_fx_refuses_to_look_inside(sample):
 def test_onnx(name, tmp_path):
     import onnxruntime
 
+    if older(torch.__version__, "2.7") and name in ("net", "attention_gate-1d"):
+        pytest.skip("torch 2.6 exports no bilinear F.interpolate to a size that is free, in a plain module either")
     sample = (SAMPLES | {"net": NET})[name]
     block, xs = Net(norm=True).eval() if name == "net" else build(sample), inputs(sample)
     file = tmp_path / "block.onnx"
