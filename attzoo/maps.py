@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from . import look
-from .adapters import adapter, backend_of, framework_of
+from .adapters import adapter, framework_of
 from .contract import Array
 from .look import COLORS, GREY, MARGIN, NEUTRAL
 
@@ -63,16 +63,17 @@ def attention_maps(model: Any) -> Iterator[Maps]:
     backend = framework_of(model)
     if backend is None:
         raise TypeError(f"expected a model of torch or Keras, got {type(model).__name__}")
-    found = adapter(backend).blocks(model)
+    framework = adapter(backend)   # imported here: torch.export of 2.6 traces no import
+    found = framework.blocks(model)
     if not found:
         raise ValueError(f"expected a model that holds attention blocks, got a {type(model).__name__} without any")
     maps, traced = Maps(), set()
     with ExitStack() as stack:
-        stack.enter_context(adapter(backend).eager())
+        stack.enter_context(framework.eager())
         for path, block in found.items():
 
             def hear(tensor: Any, path: str = path, block: Any = block) -> None:
-                array = adapter(backend_of(block)).coefficients(tensor, block)
+                array = framework.coefficients(tensor, block)
                 if array is None:
                     traced.add(path)
                 else:   # after a trace too, as Keras makes one of a model that is not built yet

@@ -62,8 +62,9 @@ VERSIONS = """<!-- Drawn by docs/generate.py from docs/versions.json, which .ci/
 # Tested versions
 
 Each row is an environment of its own and a run of the tests in it. `README` is the README's test command, which runs
-all tests. Those with versions run the core tests, listed in `.ci/core-tests.txt`: the blocks and the U-Net, their equivalence
-in PyTorch and Keras, weight files, attention maps, compilation, export, and the kernels in Triton's interpreter.
+all tests. Those with versions run the core tests, listed in `.ci/core-tests.txt`: the blocks and the U-Net, their
+equivalence in PyTorch and Keras, weight files, attention maps, compilation, export, and the kernels in Triton's
+interpreter.
 
 - `floor` has the oldest versions that pyproject.toml allows, `newest` the newest releases, `torch-2.11` the PyTorch
   whose CUDA build is the first that brings Triton 3.6. The versions stand in `.ci/versions/`.

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attzoo
 from attzoo.adapters import adapter
+from attzoo.contract import older
 from attzoo.ops import torch as ops
 from attzoo.unet import torch as body
 
@@ -358,6 +359,8 @@ def test_export(name):
 @pytest.mark.case28
 def test_an_export_refuses_sizes_it_would_be_wrong_at():
     """Torch takes a size of one for another case, so a level of one pixel is refused; never a wrong answer."""
+    if older(torch.__version__, "2.7"):
+        pytest.skip("an exported program of torch 2.6 checks no sizes but those of Dim's own bounds")
     model = net()
     program = torch.export.export(
         model, (noise(2, 3, 9, 9),), dynamic_shapes=({2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)

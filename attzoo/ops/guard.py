@@ -12,13 +12,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from ..contract import require
+from ..contract import older, require
 
 require("torch", torch.__version__, "2.6")   # before it, torch.load could be made to run code
 
 # Whether torch.export traces. torch 2.6 tells compiling from exporting nowhere: there, compiling counts as exporting,
 # whose graphs are right for every size.
 is_exporting: Final[Callable[[], bool]] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+# Whether torch.compile runs a checkpoint's running statistics once: compiled by torch 2.6 they moved twice
+compiles_checkpoints: Final = not older(torch.__version__, "2.11")
 # Whether vmap, grad or another transform of torch.func is active
 in_transform: Final[Callable[[], bool]] = torch._C._are_functorch_transforms_active
 # Whether a tensor is one of those that torch.autograd.grad(is_grads_batched=True) makes

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import registry
 from ..contract import Spec
+from ..ops import guard
 from ..ops import torch as ops
 from . import spec
 from .plan import Level, Unit
@@ -73,7 +74,10 @@ class UNet(ops.Block):
         return torch.sigmoid(y) if self.spec.head == "sigmoid" else y
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether training keeps what levels compute, or computes it again on the way back: less memory, more time."""
+        """Whether training computes what levels gave again in the backward pass, which takes less memory and more time.
+
+        Under torch.compile of torch older than 2.11 nothing is computed again: 2.6 would move running statistics twice.
+        """
         self.grad_checkpointing = enable
 
     def fuse(self) -> UNet:
@@ -112,7 +116,7 @@ class UNet(ops.Block):
     def _units(self, units: nn.Module, x: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
             if torch.compiler.is_compiling():   # which moves running statistics once by itself
-                return checkpoint(units, x, use_reentrant=False)
+                return checkpoint(units, x, use_reentrant=False) if guard.compiles_checkpoints else units(x)
             return checkpoint(units, x, use_reentrant=False, context_fn=partial(_again, units))
         return units(x)
 

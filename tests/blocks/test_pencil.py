@@ -137,7 +137,7 @@ def test_macs(channels, macs):
     (SE, {"channels": 8, "reduction": 2}),
     (ChannelAttention, {"channels": 8, "reduced_channels": 3}),
     (SpatialAttention, {"channels": 5, "kernel_size": 3, "spatial_dims": 1}),
-    (CBAM, {"channels": 8, "reduction": 2, "reduced_channels": 3, "kernel_size": 3, "spatial_dims": 3}),
+    (CBAM, {"channels": 8, "reduced_channels": 3, "kernel_size": 3, "spatial_dims": 3}),
     (ECA, {"channels": 8, "kernel_size": 5}),
     (UNet, {"in_channels": 3, "out_channels": 2, "kernel_size": 5, "strides": 3, "spatial_dims": 1}),
     (AttentionGate, {"channels": 4, "gating_channels": 3, "inter_channels": 2, "stride": 2, "spatial_dims": 1}),
