@@ -179,15 +179,6 @@ def test_every_flipped_bit_of_a_state_is_noticed(tmp_path):
     assert state.load(tmp_path).arrays.keys() == kept.arrays.keys()
 
 
-def test_states_without_a_checksum_load(tmp_path):
-    kept = run_state(tmp_path)
-    about = {"format": 2, "settings": kept.settings.config(), "basis": kept.basis, "history": kept.history}
-    content = safetensors.numpy.save(kept.arrays, metadata={"attzoo": json.dumps(about)})
-    (tmp_path / state.NAME).write_bytes(content)
-    found = state.load(tmp_path)
-    assert (found.settings, found.history, found.basis) == (kept.settings, kept.history, kept.basis)
-
-
 # ---- what errors say -------------------------------------------------------------------------------
 
 LONG = "x" * 10**5

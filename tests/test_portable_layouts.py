@@ -5,6 +5,7 @@ import pytest
 import torch
 from layouts import ARRAYS, TENSORS
 from torch import nn
+from torch.testing import assert_close
 
 import attzoo
 
@@ -92,9 +93,12 @@ def test_arrays_of_any_layout_are_loaded(key, layout, backend, tmp_path):
 def test_a_whole_network_in_channels_last_computes_the_same_after_its_file(tmp_path):
     net = attzoo.create("unet", 1, 2, (4, 8, 16), block="cbam", backend="torch").to(memory_format=torch.channels_last)
     attzoo.save(net, tmp_path / "a.safetensors")
-    x = torch.rand(1, 1, 32, 32)
+    loaded = attzoo.load(tmp_path / "a.safetensors", backend="torch")
+    for name, array in attzoo.weights(net).items():
+        np.testing.assert_array_equal(attzoo.weights(loaded)[name], array)
+    x = torch.rand(1, 1, 32, 32, dtype=torch.float64)   # layouts add up in other orders
     with torch.no_grad():
-        assert torch.equal(attzoo.load(tmp_path / "a.safetensors", backend="torch").eval()(x), net.eval()(x))
+        assert_close(loaded.double().eval()(x), net.double().eval()(x), rtol=1e-10, atol=1e-10)
 
 
 def test_maps_are_c_contiguous():
