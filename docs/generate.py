@@ -61,24 +61,21 @@ VERSIONS = """<!-- Drawn by docs/generate.py from docs/versions.json, which .ci/
 
 # Tested versions
 
-Each row is an environment of its own and a run of the tests in it. `README` is the README's test command, which runs
-all tests. Those with versions run the core tests, listed in `.ci/core-tests.txt`: the blocks and the U-Net, their
-equivalence in PyTorch and Keras, weight files, attention maps, compilation, export, and the kernels in Triton's
-interpreter.
+Each row is an environment of its own and a run of the tests in it, recorded by the run itself. `README` is the README's
+test command, which runs all tests.
 
-- `floor` has the oldest versions that pyproject.toml allows, `newest` the newest releases, `torch-2.11` the PyTorch
-  whose CUDA build is the first that brings Triton 3.6. The versions stand in `.ci/versions/`.
-- `processor` has the README's environment on another code path: the instructions that every x86-64 processor has,
-  in place of the newest ones of this one, two threads, and the tests in random order. It runs only the tests whose
-  numbers could depend on that.
-- Of the tests that draw examples, `README` and `processor` try 15 each and the others 2.
+- `processor` has the same environment on another code path: the instructions that every x86-64 processor has, in place
+  of the newest ones of this one, two threads, and the tests in random order. It runs only the tests whose numbers could
+  depend on that.
 - Skipped tests need a CUDA device, a library that the environment does not have, or a feature that its versions lack;
   `pytest -rs` prints the reason of each.
 
 {table}
 
-On {processors}, two cores. `.ci/run` runs all rows but those of other Pythons, and `.ci/run --record` records them;
-`.ci/leg NAME PYTHON` runs one row with another Python.
+On {processors}, two cores. `.ci/run --record` records these runs. `.ci/leg NAME` runs the core tests, the files in
+`.ci/core-tests.txt`, with the versions of `.ci/versions/NAME.txt` in an environment that it makes: `floor` has the
+oldest versions that pyproject.toml allows, `newest` the newest releases, and `torch-2.11` the first PyTorch whose CUDA
+build brings Triton 3.6. No such run has been recorded yet.
 """
 HEAD = """# The blocks
 
