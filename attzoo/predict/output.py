@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from hashlib import file_digest
 from pathlib import Path
 from typing import Final
+
+from ..files import digest_of
 
 RECORD: Final = ".attzoo.sha256"   # in the format of sha256sum
 HEADER: Final = "# files that attzoo wrote here, as sha256sum lists them"
@@ -37,13 +38,13 @@ class Output:
                 continue
             if source := self.inputs.get(_identity(path)):
                 raise FileExistsError(f"expected to replace no input, got {path}, which is {source}: set another --out")
-            if not (self.overwrite or self.written.get(self._name(path)) == _digest(path)):
+            if not (self.overwrite or self.written.get(self._name(path)) == digest_of(path)):
                 fix = "choose another --out, or set --overwrite"
                 raise FileExistsError(f"expected to replace only what attzoo wrote, got another file at {path}: {fix}")
 
     def note(self, path: Path) -> None:
         """Record that a file was written."""
-        name, digest = self._name(path), _digest(path)
+        name, digest = self._name(path), digest_of(path)
         if self.written.get(name) == digest:
             return
         is_new = not self.record.exists()
@@ -68,8 +69,3 @@ def _identity(path: Path) -> tuple[int, int]:
     """What links to one file share."""
     about = path.stat()
     return about.st_dev, about.st_ino
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()

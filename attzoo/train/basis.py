@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from .best import digest_of
+from .best import digest_if_there
 from .data import Dataset, Folder
 from .state import State
 
@@ -45,4 +45,4 @@ def basis_of(trainer: Any, training: Dataset, validation: Dataset) -> Basis:
             names = json.dumps([image.name for image, _ in dataset.pairs])
             words[f"images for {part}"] = f"{len(dataset)} of names {sha256(names.encode()).hexdigest()[:16]}"
             files |= {f"{path.parent.name}/{path.name}": path for pair in dataset.pairs for path in pair}
-    return Basis(words, files, {name: digest_of(path) or "" for name, path in files.items()})
+    return Basis(words, files, {name: digest_if_there(path) or "" for name, path in files.items()})

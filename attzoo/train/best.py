@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any, Final
 
 from .. import portable
-from ..files import PREFIX
+from ..files import PREFIX, digest_of
 
 NAME: Final = "best.safetensors"
 
@@ -29,21 +28,16 @@ class Best:
         return f"the network of epoch {self.epoch}, the best{since}; {opens}"
 
 
-def digest_of(path: Path) -> str | None:
+def digest_if_there(path: Path) -> str | None:
     """The SHA-256 of a file's content; None where there is no file."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+    return digest_of(path) if path.is_file() else None
 
 
 def prepare(network: Any, out: Path, epoch: int, since: int) -> Best:
     """Write the network of an epoch beside the best one so far, which `put` replaces."""
     waiting = out / f"{PREFIX}{NAME}"
     portable.save(network, waiting)
-    digest = digest_of(waiting)
-    assert digest is not None
-    return Best(epoch, digest, since)
+    return Best(epoch, digest_of(waiting), since)
 
 
 def put(out: Path) -> None:

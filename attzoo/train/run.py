@@ -219,7 +219,7 @@ def _begun(run: State, out: Path, trainer: Any, tensorboard: bool) -> Callable[[
 
 def _mend_best(run: State, network: Any, out: Path) -> None:
     """See that the network of the best epoch is there, or say that it is lost, and go on with the last epoch's."""
-    have, epoch = best.digest_of(out / best.NAME), len(run.history)
+    have, epoch = best.digest_if_there(out / best.NAME), len(run.history)
     if run.best and have == run.best.digest:
         return
     if not run.best or run.best.epoch != epoch:   # or the last epoch was cut short between the state and the network
@@ -252,7 +252,7 @@ def summary(out: Path) -> tuple[list[str], bool]:
     saved = state.load(out, arrays=False).best
     told, is_whole = [], True
     for name, what in FILES.items():
-        have = best.digest_of(out / name)
+        have = best.digest_if_there(out / name)
         is_good = have is not None and (name != best.NAME or (saved is not None and have == saved.digest))
         is_whole &= is_good
         what = saved.text() if name == best.NAME and saved else what
