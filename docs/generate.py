@@ -36,7 +36,8 @@ def pages() -> dict[str, str]:
 def versions() -> str:
     """docs/versions.md: the runs of docs/versions.json, a row each."""
     rows = json.loads((ROOT / "docs" / "versions.json").read_text(encoding="utf-8"))
-    columns = ["name", "python", *PACKAGES, "passed", "skipped", "failed", "minutes", "date"]
+    packages = [key for row in rows[:1] for key in row if key not in FACTS]
+    columns = ["name", "python", *packages, "passed", "skipped", "failed", "minutes", "date"]
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for row in rows:
         cells = row | {"minutes": f"{row['seconds'] / 60:.1f}"}
@@ -56,7 +57,7 @@ def filled(text: str) -> str:
     return TABLE.sub(lambda found: found[1] + tables(joined([ROOT / found[2]]))[found[3]] + "\n" + found[4], text)
 
 
-PACKAGES = ["torch", "triton", "keras", "tensorflow", "jax", "numpy", "safetensors"]
+FACTS = {"name", "date", "processor", "python", "passed", "skipped", "failed", "seconds"}   # the others are packages
 VERSIONS = """<!-- Drawn by docs/generate.py from docs/versions.json, which .ci/run --record writes. -->
 
 # Tested versions
