@@ -40,6 +40,13 @@ def same(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a)
 
 
+def refused_after_change(case, tmp_path):
+    make, change, path, got = case
+    block = make()
+    change(block)
+    refused(block, path, got, tmp_path)
+
+
 def refused(block, path, got, tmp_path):
     message = rf"expected {path} of \w+ to be .* got {got}.*: a file holds no such change; undo it"
     for write in (
@@ -153,10 +160,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_layers_that_compute_otherwise_are_not_written(what, tmp_path):
-    make, change, path, got = OTHERS[what]
-    block = make()
-    change(block)
-    refused(block, path, got, tmp_path)
+    refused_after_change(OTHERS[what], tmp_path)
 
 
 def test_a_gate_of_other_channels_is_named(tmp_path):
@@ -418,10 +422,7 @@ KERAS = {
 
 @pytest.mark.parametrize("what", KERAS)
 def test_layers_of_keras_that_compute_otherwise_are_not_written(what, tmp_path):
-    make, change, path, got = KERAS[what]
-    block = make()
-    change(block)
-    refused(block, path, got, tmp_path)
+    refused_after_change(KERAS[what], tmp_path)
 
 
 def test_a_subclass_in_keras_that_computes_otherwise_is_not_written(tmp_path):
