@@ -16,7 +16,10 @@ from attzoo.files import write
 
 from .cases import BLOCKS
 
-SUITES = "quick: up to 5 minutes; full: up to 10 on a GPU, 45 on a CPU; kernels: fused ones, up to 10 on a GPU"
+SUITES = (
+    "quick: up to 5 minutes; full: up to 10 on a GPU, 45 on a CPU. On a GPU also kernels: the fused kernels, up to 10; "
+    "wins: what the table of recorded wins needs, up to 5; networks: up to 5"
+)
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -33,6 +36,8 @@ class SuiteName(StrEnum):
     quick = "quick"
     full = "full"
     kernels = "kernels"
+    wins = "wins"
+    networks = "networks"
 
 
 @app.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from math import prod
 from typing import Final
 
@@ -76,6 +77,7 @@ SKIPS: Final = {"cuda": ((8, 64, 256, 256), (8, 256, 64, 64)), "cpu": ((2, 64, 1
 OTHER_RANKS: Final = {"cuda": ((32, 128, 8192), (2, 32, 96, 96, 96)), "cpu": ((8, 64, 2048), (1, 32, 24, 24, 24))}
 IMAGES: Final = {"cuda": (64, 3, 224, 224), "cpu": (2, 3, 128, 128)}        # of ResNet-50
 QUICK_IMAGES: Final = {"cuda": (16, 3, 224, 224), "cpu": (2, 3, 64, 64)}    # of both, in the quick suite
+LARGE_BATCH: Final = (256, 3, 224, 224)    # of ResNet-50 in bfloat16
 SCANS: Final = {"cuda": (8, 3, 256, 256), "cpu": (1, 3, 128, 128)}          # of the U-Net
 
 
@@ -94,11 +96,11 @@ OTHERS: Final = (("se", "torchvision"), ("se", "monai"), ("eca", "circular"))
 IN_NETS: Final = ("none", "se", "eca", "cbam")
 # Loading the libraries and the ceilings come before, and the last case is finished: a minute and a half on a GPU.
 MINUTES: Final = {("quick", "cpu"): 4.5, ("quick", "cuda"): 4.0, ("full", "cpu"): 45.0, ("full", "cuda"): 8.5,
-                  ("kernels", "cuda"): 8.5}   # fmt: skip
+                  ("kernels", "cuda"): 8.5, ("wins", "cuda"): 4.0, ("networks", "cuda"): 4.0}   # fmt: skip
 
 
 def suite(name: str, device: str, blocks: Sequence[str] = BLOCKS) -> Suite:
-    """The cases of suite "quick", "full" or, on CUDA, "kernels" on "cpu" or "cuda", of some of the blocks."""
+    """The cases of a suite on "cpu" or "cuda", of some of the blocks; "kernels", "wins" and "networks" are for CUDA."""
     chosen = tuple(case for case in SUITES[name](device) if case.block in (*blocks, "none"))
     return Suite(tuple(dict.fromkeys(chosen)), MINUTES[name, device])
 
@@ -146,6 +148,29 @@ def kernels(device: str) -> Iterator[Case]:
         yield from peer_compiled(case for case in again if case.block in ("se", "eca", "attention_gate"))
 
 
+WIN_SHAPES: Final = (MAPS["cuda"][3], MAPS["cuda"][0], MAPS["cuda"][1])   # the largest first
+WIN_KINDS: Final = (("float32", LAYOUTS[0]), ("bfloat16", LAYOUTS[1]), ("bfloat16", LAYOUTS[0]))
+
+
+def wins(device: str) -> Iterator[Case]:
+    """What the table of recorded wins is made from: sizes, dtypes and layouts that kernels("auto") decides between."""
+    for number, (dtype, layout) in product(range(len(WIN_SHAPES)), WIN_KINDS):
+        for block, mode in product(BLOCKS, BOTH):
+            shapes = SKIPS[device] if block == "attention_gate" else WIN_SHAPES
+            if number < len(shapes):
+                yield replace(of_block(block, shapes[number], mode), dtype=dtype, layout=layout)
+        if number == 0:
+            yield from (replace(case, dtype=dtype, layout=layout) for case in coarse(device))
+
+
+def networks_on_gpu(device: str) -> Iterator[Case]:
+    """ResNet-50 and the U-Net as they are trained on a GPU: in float32, and in bfloat16 with channels last."""
+    yield from networks(IMAGES[device], SCANS[device])
+    for block in IN_NETS:
+        case = Case(block, (LARGE_BATCH,), "training", network="resnet50", variant=PEER.get(block))
+        yield replace(case, dtype="bfloat16", layout=LAYOUTS[1])
+
+
 def peer_compiled(cases: Iterable[Case]) -> Iterator[Case]:
     """The cases, of the peer also compiled."""
     yield from (replace(case, forms=EAGER | {"peer compiled"}) for case in cases)
@@ -184,4 +209,4 @@ def networks(images: tuple[int, ...], scans: tuple[int, ...]) -> Iterator[Case]:
             yield Case(block, (scans,), mode, network="unet", variant="leejunhyun")
 
 
-SUITES: Final = {"quick": quick, "full": full, "kernels": kernels}
+SUITES: Final = {"quick": quick, "full": full, "kernels": kernels, "wins": wins, "networks": networks_on_gpu}

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from attzoo.extras import install_command
 
-from . import cuda, facts, runs
+from . import cuda, facts, runs, warm
 from .cases import BLOCKS, MINUTES, SUITES, Case, Suite, suite
 from .fleet import fleet
 from .measure import Bench, Racer, line, measure
@@ -32,10 +32,13 @@ Others = Callable[[Subject], Iterable[Racer]]
 RESULTS: Final = Path(__file__).parent / "results"
 # By clock; of graphs, every replay is a sample of its own.
 THOROUGH: Final = {"cpu": Pace(21, 0.02, 5.0), "graph": Pace(200, 0.0), "calls": Pace(30, 0.01, 6.0)}
+SHORT: Final = {"cpu": THOROUGH["cpu"], "graph": Pace(60, 0.0), "calls": Pace(11, 0.005, 2.0)}
 PACE: Final = {
     "quick": {"cpu": Pace(9, 0.02, 5.0), "graph": Pace(200, 0.0), "calls": Pace(15, 0.01, 5.0)},
     "full": THOROUGH,
     "kernels": THOROUGH,
+    "wins": SHORT,
+    "networks": SHORT,
 }
 # Of a case's forms, to guess how long it takes.
 WEIGHT: Final = {"eager": 1.0, "peer compiled": 7.0, "compiled": 15.0, "keras": 8.0}
@@ -50,13 +53,16 @@ def run(name: str, device: str, blocks: Sequence[str] = BLOCKS, out: Path | None
     chosen = checked(name, device, blocks)
     flags = facts.settle(device)
     bench = Bench(device, PACE[name])
+    load = facts.load()
+    if device == "cuda":
+        warm.compile_ahead(chosen.cases)
     made = Run(
         suite=name,
         device=device,
         command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=facts.commit(),
-        machine=facts.machine(device) | {"load before": facts.load()} | state(device, "before"),
+        machine=facts.machine(device) | {"load before": load} | state(device, "before"),
         versions=facts.versions(),
         flags=flags | {"pace": {clock: asdict(pace) for clock, pace in PACE[name].items()}},
         ceilings=facts.ceilings(device),

@@ -211,7 +211,7 @@ def check(block, x, dy, dtype="float32", stray=0.0):
 def tiny():
     """Tiles so small that few numbers make several tiles, several parts and several steps of each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "tile", lambda x, area=4096: Tile(4, 8, 4))
+        patch.setattr(passes, "tile", lambda name, x: Tile(4, 8, 4))
         patch.setattr(common, "PROGRAMS", 12)
         patch.setattr(maps, "PLACES", 16)
         patch.setattr(perceptron, "WIDE", 16)

@@ -59,7 +59,6 @@ def tiny():
     with pytest.MonkeyPatch.context() as patch:
         for module in (gate, gate_backward, gate_norm):
             patch.setattr(module, "tile", tile)
-        patch.setattr(gate_norm, "PLACES", 16)
         patch.setattr(gate, "most", lambda x: gate.WORD)
         for module in (gate_backward, gate_norm):
             patch.setattr(module, "RESIDENT", 2)

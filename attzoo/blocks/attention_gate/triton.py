@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops.fused import Fused, densely
-from ...ops.triton import gate, gate_backward, gate_norm, passes
+from ...ops.triton import channel_norm, gate, gate_backward, gate_norm, passes
 from ...ops.triton.common import alike, cdiv, follow, last, small
 from ...ops.triton.gate import Norm
 from ...ops.triton.gate_backward import Slopes
@@ -107,11 +107,8 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     second, u = (p, None) if coarse else (g, it.u)
     gate.gate(x, second, it.w, u, kept.folded, _grids(x, g, it), (*room, *more))
     if psi:
-        affine = _like(kept.alpha, it.psi_scale), _like(kept.alpha, it.psi_shift)
-        norm = torch.ops.aten.native_batch_norm
-        normal, mean, rate = norm(kept.logits[:, None], *affine, None, None, True, 0.0, it.eps[2])
-        torch.sigmoid(normal[:, 0], out=kept.alpha)
-        torch.cat([mean, rate], out=kept.psi_batch)
+        mean, rate = kept.psi_batch
+        channel_norm.forward(kept.logits, _psi_arrays(it, kept.logits), it.eps[2], mean, rate, kept.alpha)
         passes.scale(x, None, kept.alpha, y)
 
 
@@ -127,11 +124,8 @@ def backward(
     own = not skip and not psi and gate_backward.whole(x, F)
     dz = small(x, *kept.alpha.shape) if own else gate_backward.to_sigmoid(x, dy, kept.alpha, channels_last)
     if psi:
-        stats = None, None, *kept.psi_batch.unsqueeze(1), True, it.eps[2], [True, True, True]
-        norm = torch.ops.aten.native_batch_norm_backward
-        dz, *both = norm(dz[:, None], kept.logits[:, None], _like(dz, it.psi_scale), *stats)
-        dz = dz[:, 0].contiguous()
-        _write(learned[10:], both)
+        statistics = _psi_arrays(it, kept.logits), it.eps[2], *kept.psi_batch
+        dz = channel_norm.backward(dz, kept.logits, *statistics, *learned[10:])
     of_x = Slopes(dz, kept.bits, _grids(x, x, it))
     of_g = Slopes(dz, kept.bits, _grids(x, g, it))
     scale, gating_scale, _, v = kept.folded[: 4 * F].view(4, F)
@@ -243,6 +237,11 @@ def _follow(block: Any, by_batch: Sequence[bool], counts: Sequence[int], kept: K
     if psi:
         mean, rate = kept.psi_batch
         follow(block.psi_norm, mean, rate**-2 - block.psi_norm.eps, counts[2])
+
+
+def _psi_arrays(it: Gate, logits: Tensor) -> channel_norm.Arrays:
+    """Of psi's norm, which goes by the batch, in the dtype of its inputs."""
+    return channel_norm.Arrays(_like(logits, it.psi_scale), _like(logits, it.psi_shift), None, None)
 
 
 def _biased(batch: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -95,19 +95,6 @@ def alike(x: Tensor, other: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def tile(x: Tensor, area: int = 4096) -> Tile:
-    """A tile for one pass over x: rows of what lies side by side, long enough for every thread to load 16 bytes."""
-    _, C, S = sizes(x)
-    many = area * 4 // x.element_size() if x.element_size() < 4 else area
-    if last(x):
-        BC = min(power(C), many // 32)
-        BS = min(power(S), many // BC)
-    else:
-        BS = min(power(S), many // 8)
-        BC = min(power(C), many // BS)
-    return Tile(BC, BS, 8 if BC * BS >= 4096 else 4)
-
-
 def power(n: int) -> int:
     """The least power of 2 that is not under n."""
     return 1 << (n - 1).bit_length()

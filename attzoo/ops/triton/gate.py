@@ -268,5 +268,7 @@ def tile(x: Tensor, F: int, C: int) -> Tile:
     if precision(x) != "tf32":   # which keeps two parts of each factor in registers
         return exact_tile(FORWARD, BF, C)
     BC = min(together(x, C), 64 if BF > 64 else 128)
-    few = BF <= 32 and BC <= 64
-    return Tile(BF, BC, 64 if few else 32, 4 if few else 8)
+    if BF > 32 or BC > 64:
+        return Tile(BF, BC, 32, 8)
+    wide = x.element_size() < 4 and not last(x)   # by the sweep that tiles.py speaks of
+    return Tile(BF, BC, 128 if wide else 64, 4)

@@ -266,7 +266,7 @@ def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
         return exact_tile(CENTRED if centred else BACKWARD, BF, C)
     room = 4096 if centred and x.dtype == torch.float32 else 8192
     BC = max(16, min(together(x, C), 64 if centred else 128, room // BF))
-    return Tile(BF, BC, 32, 4 if BF <= 32 and BC <= 64 else 8)
+    return Tile(BF, BC, 64, 4) if BF <= 32 and BC <= 64 else Tile(BF, BC, 32, 8)
 
 
 def whole(x: Tensor, F: int) -> bool:
@@ -294,13 +294,17 @@ def to_input(
     """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C, centre is not None)
+    coarse = dy is None and it.grids.sizes[0] is not None
+    if coarse and BS == 64 and x.element_size() < 4:   # by the sweep that tiles.py speaks of
+        BS = 128
     blocks = cdiv(C, BC)
     steps = N * cdiv(S, BS)
     enough = N * S // (8 * max(BF, F))   # with more, writing them would take as long
     parts = max(1, min(steps, RESIDENT // blocks, enough))
     sums = Parts(small(x, parts, F, C), small(x, parts, F + 1))
     where, constants = it.arguments()
-    sizes_of_tile = {"BF": BF, "BC": BC, "BS": BS, "num_warps": num_warps, "num_stages": 2}
+    sizes_of_tile = {"BF": BF, "BC": BC, "BS": BS, "num_warps": num_warps}
+    sizes_of_tile["num_stages"] = 3 if BS == 64 and not coarse else 2   # by the same sweep
     into = dx if F <= BF or dx.element_size() > 2 else torch.empty_like(dx, dtype=torch.float32)
     args = x, dy, w, scale, psi, alpha, it.dz, it.bits, centre, into, *sums, N, F, C, S, parts, *where
     for begin in range(0, F, BF):

@@ -15,8 +15,6 @@ from .gate import column, precision, projected
 from .gate_backward import RESIDENT, Slopes, slopes
 from .gate_tiles import STATISTICS, Tile, exact_tile
 
-PLACES = 32   # that a program takes at once
-
 
 @triton.jit
 def moments_kernel(
@@ -55,10 +53,10 @@ def moments_kernel(
 def moments(x: Tensor, w: Tensor, last: bool) -> tuple[Tensor, Tensor]:
     """Mean and variance of W x over samples and places: (N, C, *S), (F, C, 1..) -> (F,) each."""
     (N, C, S), F = sizes(x), len(w)
-    BF, BC, _, num_warps = tile(x, F, C)
-    count = max(1, min(N * cdiv(S, PLACES), RESIDENT))
+    BF, BC, BS, num_warps = tile(x, F, C)
+    count = max(1, min(N * cdiv(S, BS), RESIDENT))
     parts = small(x, count, 3, F)
-    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": PLACES}
+    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS}
     args = x, w, parts, N, F, C, S, count
     launch(moments_kernel, count * cdiv(F, BF), *args, **options, num_warps=num_warps, num_stages=2)
     means, spreads, counts = parts.double().unbind(1)
@@ -100,11 +98,11 @@ def sums_kernel(
 def sums(x: Tensor, w: Tensor, mean: Tensor, it: Slopes, last: bool) -> tuple[Tensor, Tensor]:
     """Sums of e and of e (W x - mean) over samples and places: (F,) each."""
     (N, C, S), F = sizes(x), len(w)
-    BF, BC, _, num_warps = tile(x, F, C)
-    count = max(1, min(N * cdiv(S, PLACES), RESIDENT))
+    BF, BC, BS, num_warps = tile(x, F, C)
+    count = max(1, min(N * cdiv(S, BS), RESIDENT))
     parts = small(x, count, 2, F)
     where, constants = it.arguments()
-    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": PLACES}
+    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS}
     args = x, w, mean, it.dz, it.bits, parts, N, F, C, S, count, *where
     launch(sums_kernel, count * cdiv(F, BF), *args, **constants, **options, num_warps=num_warps, num_stages=2)
     of_e, of_t = parts.double().sum(0).to(parts.dtype)
@@ -112,8 +110,8 @@ def sums(x: Tensor, w: Tensor, mean: Tensor, it: Slopes, last: bool) -> tuple[Te
 
 
 def tile(x: Tensor, F: int, C: int) -> Tile:
-    """For statistics, which keep sums beside what a forward pass does; of `PLACES`, whatever its own."""
+    """For statistics, which keep sums beside what a forward pass does."""
     if precision(x) != "tf32":
         return exact_tile(STATISTICS, gate.together(x, F), C)
-    BF, BC, BS, num_warps = gate.tile(x, F, C)
-    return Tile(BF, min(BC, 32) if BF > 32 else BC, BS, num_warps)
+    BF, BC, _, _ = gate.tile(x, F, C)
+    return Tile(BF, BC, 128, 4) if BF <= 32 and BC <= 64 else Tile(BF, min(BC, 32) if BF > 32 else BC, 32, 8)

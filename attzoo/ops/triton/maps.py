@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .common import REAL, cdiv, launch, places, power, small, split
 
-PLACES = 256    # that a program takes
+PLACES = 128    # that a program takes
 TAPS = 16       # of the kernel, that a program takes on the way back
 
 

@@ -30,8 +30,8 @@ from .common import (
     sizes,
     small,
     split,
-    tile,
 )
+from .tiles import tile
 
 # ---- forward ---------------------------------------------------------------------------------------------------------
 
@@ -62,7 +62,7 @@ def pool_kernel(x, total, top, C, S, PARTS, STEPS, LAST: tl.constexpr, BC: tl.co
 def pool(x: Tensor, top: bool) -> tuple[Tensor, Tensor | None]:
     """(N, C, *S) -> sum and, if asked for, maximum over parts of space, (N, PARTS, C) each."""
     N, C, S = sizes(x)
-    BC, BS, num_warps = tile(x)
+    BC, BS, num_warps = tile("pool", x)
     blocks = cdiv(C, BC)
     parts, steps = split(cdiv(S, BS), max(1, N * blocks))
     total = small(x, N, parts, C)
@@ -95,7 +95,7 @@ def map_kernel(x, s, maps, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.co
 def pool_channels(x: Tensor, s: Tensor | None, maps: Tensor) -> None:
     """Average and maximum over channels of x * s, into maps (N, 2, S): (N, C, *S), (N, C) or None for 1."""
     N, C, S = sizes(x)
-    BC, BS, num_warps = _columns(x)
+    BC, BS, num_warps = tile("map", x)
     options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     launch(map_kernel, N * cdiv(S, BS), x, s, maps, C, S, **options)
 
@@ -128,7 +128,7 @@ def scale(
     shortcut (N, C, *S) is added, and then there may be a relu.
     """
     N, C, S = sizes(x)
-    BC, BS, num_warps = tile(x, 8192)
+    BC, BS, num_warps = tile("scale", x)
     options = {"RELU": relu, "LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     shortcut = None if shortcut is None else alike(shortcut, x)
     launch(scale_kernel, N * cdiv(C, BC) * cdiv(S, BS), x, s, t, shortcut, y, C, S, **options)
@@ -186,7 +186,7 @@ def places_kernel(x, dy, s, t, maps, dq, ties, C, S, LAST: tl.constexpr, BC: tl.
 def to_places(x: Tensor, dy: Tensor, s: Tensor | None, t: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient of q, where t = sigmoid(q), and how many channels share the maximum: (N, S) each."""
     N, C, S = sizes(x)
-    BC, BS, num_warps = _columns(x)
+    BC, BS, num_warps = tile("positions", x)
     dq, ties = small(x, N, S), small(x, N, S)
     options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     launch(places_kernel, N * cdiv(S, BS), x, dy, s, t, maps, dq, ties, C, S, **options)
@@ -247,7 +247,7 @@ def to_channels(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient of s and, where `top` (N, C) is given, how many places share it; of parts: (N, PARTS, C) each."""
     N, C, S = sizes(x)
-    BC, BS, num_warps = tile(x)
+    BC, BS, num_warps = tile("channels" if t is None else "channels of a map", x)
     blocks = cdiv(C, BC)
     parts, steps = split(cdiv(S, BS), max(1, N * blocks))
     ds = small(x, N, parts, C)
@@ -299,13 +299,7 @@ def to_input(
 ) -> None:
     """The gradient of x, into dx, from those of y, of the average over space per place, and of its maximum per tie."""
     N, C, S = sizes(x)
-    BC, BS, num_warps = tile(x, 8192 if t is None else 4096)
+    BC, BS, num_warps = tile("input" if t is None else "input of a map", x)
     options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     args = x, dy, s, t, maps, dmaps, top, mean, each, dx, C, S
     launch(input_kernel, N * cdiv(C, BC) * cdiv(S, BS), *args, **options)
-
-
-def _columns(x: Tensor) -> tuple[int, int, int]:
-    """A tile for a pass over all channels of some places."""
-    BC, BS, num_warps = tile(x)
-    return (BC, BS, num_warps) if last(x) else (min(2 * BC, 64), max(BS // 2, 1), num_warps)

@@ -1,6 +1,6 @@
 """From maps over channels to t, one coefficient per place, and back: convolution, batch norm if there is one, sigmoid.
 
-Batch norm of one channel is torch's own, forward and back: it reads 1 / C of the size of x.
+Batch norm is that of channel_norm.py: its one channel has 1 / C of the size of x.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from . import common
+from . import channel_norm, common
 from . import maps as conv
 from .common import small
 
@@ -73,12 +72,12 @@ def forward(size: Sequence[int], it: Filter, to: Kept) -> None:
     if it.training and to.q.numel() == 1:
         raise ValueError(f"expected more than 1 value per channel when training, got {list(to.q.shape)}")
     conv.conv(to.maps, it.weight, size, to.q, gate=False)
-    arrays: list[Any] = [None if a is None else a.to(to.q.dtype) for a in it[1:5]]
-    normal, mean, rate = torch.ops.aten.native_batch_norm(to.q[:, None], *arrays, it.training, 0.0, it.eps)
-    torch.sigmoid(normal[:, 0], out=to.t)
-    if it.training:
-        to.mean.copy_(mean)
-        to.rate.copy_(rate)
+    channel_norm.forward(to.q, _arrays(it, to.q), it.eps, to.mean, to.rate, to.t)
+
+
+def _arrays(it: Filter, like: Tensor) -> channel_norm.Arrays:
+    """The norm's, in the dtype of `like`."""
+    return channel_norm.Arrays._make(None if a is None else a.to(like.dtype) for a in it[1:5])
 
 
 def backward(
@@ -93,12 +92,7 @@ def backward(
         dscale.zero_()
         dshift.zero_()
     elif it.scale is not None:
-        arrays: list[Any] = [None if a is None else a.to(da.dtype) for a in (it.scale, it.mean, it.var)]
-        norm = torch.ops.aten.native_batch_norm_backward
-        da, *both = norm(da[:, None], kept.q[:, None], *arrays, kept.mean, kept.rate, it.training, it.eps, [True] * 3)
-        da = da[:, 0].contiguous()
-        dscale.copy_(both[0])
-        dshift.copy_(both[1])
+        da = channel_norm.backward(da, kept.q, _arrays(it, da), it.eps, kept.mean, kept.rate, dscale, dshift)
     return conv.backward(da, ties, kept.maps, it.weight, size, channels, dweight)
 
 
