@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ...ops.fused import Fused, densely
 from ...ops.triton import passes, perceptron, spatial
+from ...ops.triton.passes import Map
 from ...ops.triton.perceptron import Layers
 from ...ops.triton.spatial import Filter
 
@@ -24,18 +24,17 @@ def parts(x: Tensor, shortcut: Tensor | None, *it: Any) -> tuple[Layers, Filter]
 def outputs(x: Tensor, *it: Any) -> Sequence[Any]:
     """y and what is kept."""
     layers, conv = parts(x, *it)
-    return torch.empty_like(x), *perceptron.kept(x, len(layers.w1), top=True), *spatial.kept(x, conv)
+    return torch.empty_like(x), perceptron.saved(x, len(layers.w1), top=True), *spatial.kept(x, conv)
 
 
 def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     """Channel attention, but for the product, and spatial attention of what that would be."""
     x, (layers, conv) = args[0], parts(*args)
-    y, channel, place = to[0], perceptron.Kept(*to[1:5]), spatial.Kept(*to[5:])
-    total, tops = passes.pool(x, top=True)
-    perceptron.forward(total, tops, prod(x.shape[2:]), layers, channel)
-    passes.pool_channels(x, channel.s, place.maps)
+    y, saved, place = to[0], to[1], spatial.Kept(*to[2:])
+    perceptron.forward(x, layers, True, saved)
+    passes.pool_channels(x, saved, place.maps)
     spatial.forward(x.shape[2:], conv, place)
-    passes.scale(x, channel.s, place.t, y, args[1], args[-1])
+    passes.scale(x, saved, place.t, y, args[1], args[-1])
 
 
 def backward(
@@ -43,21 +42,20 @@ def backward(
 ) -> None:
     """Three passes over x and dy: to t, to s with what t's maps share out, and to x with what s's pools do."""
     x, (layers, conv) = args[0], parts(*args)
-    channel, place = perceptron.Kept(*kept[:4]), spatial.Kept(*kept[4:])
+    saved, place = kept[0], spatial.Kept(*kept[1:])
     dx, _, *learned = gradients
     dy = passes.to_scaled(dy, x, y, gradients)
-    da, ties = passes.to_places(x, dy, channel.s, place.t, place.maps)
+    da, ties = passes.to_places(x, dy, saved, place.t, place.maps)
     dmaps = spatial.backward(da, ties, x.shape[2:], x.shape[1], conv, place, learned[4:])
-    of_place = place.t, place.maps, dmaps
-    ds, shared = passes.to_channels(x, dy, channel.s, channel.top, *of_place)
+    of_map = Map(place.t, place.maps, dmaps)
     to = Layers._make([*learned[:4], layers.gate])
-    mean, each = perceptron.backward(ds, shared, prod(x.shape[2:]), layers, channel, to)
-    passes.to_input(x, dy, dx, channel.s, mean, channel.top, each, *of_place)
+    found = perceptron.backward(x, dy, layers, True, saved, of_map, to)
+    passes.to_input(x, dy, dx, saved, found, True, of_map)
 
 
 ARGUMENTS = """Tensor x, Tensor? shortcut, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,
 Tensor weight, Tensor? scale, Tensor? shift, Tensor? mean, Tensor? var, str gate, float eps, bool training, bool relu"""
-KERNELS = Fused("cbam", ARGUMENTS, 9, outputs, forward, backward, fixed=2, rereads=passes.rereads)
+KERNELS = Fused("cbam", ARGUMENTS, 6, outputs, forward, backward, fixed=2, rereads=passes.rereads)
 
 
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
@@ -66,5 +64,5 @@ def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Te
     *tensors, eps, training = it = spatial.filter_of(block.spatial)
     options = gate, eps, training, act == "relu"
     y, *kept = KERNELS(block, densely(x), shortcut, *layers, *tensors, *options, act=act)
-    spatial.follow(block.spatial, it, spatial.Kept(*kept[4:]))
+    spatial.follow(block.spatial, it, spatial.Kept(*kept[1:]))
     return y

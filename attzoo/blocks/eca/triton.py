@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -13,9 +12,12 @@ from torch import Tensor
 
 from ...ops.fused import Fused, densely
 from ...ops.triton import passes
-from ...ops.triton.common import REAL, cdiv, launch, power, small
+from ...ops.triton.common import REAL, counters, is_last, launch, nth, power, sizes, small
+from ...ops.triton.passes import channels_portion, pool_portion, portion, portions
+from ...ops.triton.perceptron import total_of
 
-WIDE = 256   # channels that a program takes
+WIDE = 256      # channels that the last program of a sample takes at once
+SAMPLES = 64    # samples that the last program of all takes at once
 
 
 @triton.jit
@@ -28,66 +30,82 @@ def neighbour(c, C, step, CIRCULAR: tl.constexpr):
 
 
 @triton.jit
-def added(parts, n, c, known, C, PARTS):
-    """What came in parts, (N, PARTS, C), put together."""
-    whole = tl.zeros_like(c).to(REAL)
-    for part in range(0, PARTS):
-        whole += tl.load(parts + (n * PARTS + part) * C + c, known, 0.0)
-    return whole
-
-
-@triton.jit
-def excite_kernel(total, w, avg, s, C, PARTS, scale, K: tl.constexpr, CIRCULAR: tl.constexpr, BC: tl.constexpr):
-    """One program: BC channels of a sample."""
-    i = tl.program_id(0)
-    blocks = tl.cdiv(C, BC)
-    n = i // blocks
-    c = i % blocks * BC + tl.arange(0, BC)
-    q = tl.zeros([BC], REAL)
-    for j in range(0, K):
-        other, known = neighbour(c, C, j - K // 2, CIRCULAR)
-        q += tl.load(w + j).to(REAL) * (added(total, n, other, known, C, PARTS) * scale)
-    tl.store(avg + n * C + c, added(total, n, c, c < C, C, PARTS) * scale, c < C)
-    tl.store(s + n * C + c, tl.sigmoid(q), c < C)
-
-
-@triton.jit
-def unexcite_kernel(
-    ds, s, w, avg, mean, dw, C, PARTS, scale,
-    K: tl.constexpr, CIRCULAR: tl.constexpr, BC: tl.constexpr,
+def pool_excite_kernel(
+    x, parts, counter, saved, w, N, C, S, PARTS, STEPS, scale,
+    K: tl.constexpr, CIRCULAR: tl.constexpr, CC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BC channels of a sample, and their part of the gradient of w, (programs, K)."""
-    i = tl.program_id(0)
-    blocks = tl.cdiv(C, BC)
-    n = i // blocks
-    c = i % blocks * BC + tl.arange(0, BC)
-    a = tl.load(s + n * C + c, c < C, 0.0)
-    here = added(ds, n, c, c < C, C, PARTS) * a * (1 - a)
-    davg = tl.zeros([BC], REAL)
-    for j in range(0, K):
-        other, known = neighbour(c, C, K // 2 - j, CIRCULAR)
-        a = tl.load(s + n * C + other, known, 0.0)
-        davg += tl.load(w + j).to(REAL) * (added(ds, n, other, known, C, PARTS) * a * (1 - a))
-        other, known = neighbour(c, C, j - K // 2, CIRCULAR)
-        tl.store(dw + i * K + j, tl.sum(here * tl.load(avg + n * C + other, known, 0.0), 0))
-    tl.store(mean + n * C + c, davg * scale, c < C)
+    """One program: one portion of x. The last of a sample computes its coefficients, CC channels at a time."""
+    n, c, part = portion(C, PARTS, BC)
+    pool_portion(x, parts, None, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
+    if is_last(counter + n, tl.cdiv(C, BC) * PARTS):
+        for start in range(0, C, CC):
+            k = start + tl.arange(0, CC)
+            q = tl.zeros([CC], REAL)
+            for j in range(0, K):
+                other, known = neighbour(k, C, j - K // 2, CIRCULAR)
+                q += tl.load(w + j).to(REAL) * (total_of(parts, n, other, known, C, PARTS) * scale)
+            tl.store(nth(saved, 1, N, C) + n * C + k, total_of(parts, n, k, k < C, C, PARTS) * scale, k < C)
+            tl.store(saved + n * C + k, tl.sigmoid(q), k < C)
+
+
+@triton.jit
+def channels_unexcite_kernel(
+    x, dy, parts, counter, saved, found, w, dw, N, C, S, PARTS, STEPS, scale,
+    K: tl.constexpr, CIRCULAR: tl.constexpr, CC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    BN: tl.constexpr,
+):   # fmt: skip
+    """One program: one portion of x and dy. The last of a sample goes back to its averages and to its part of dw.
+
+    The last of all adds up these parts, (N, K), which lie after the averages' gradients in `found`.
+    """
+    n, c, part = portion(C, PARTS, BC)
+    channels_portion(x, dy, saved, None, None, None, None, parts, None, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
+    of_samples = nth(found, 1, N, C)
+    if is_last(counter + n, tl.cdiv(C, BC) * PARTS):
+        for j in range(0, K):
+            total = tl.zeros([CC], REAL)
+            for start in range(0, C, CC):
+                k = start + tl.arange(0, CC)
+                d = slope(parts, saved, n, k, k < C, C, PARTS)
+                other, known = neighbour(k, C, j - K // 2, CIRCULAR)
+                total += d * tl.load(nth(saved, 1, N, C) + n * C + other, known, 0.0)
+            tl.store(of_samples + n * K + j, tl.sum(total, 0))
+        for start in range(0, C, CC):
+            k = start + tl.arange(0, CC)
+            davg = tl.zeros([CC], REAL)
+            for j in range(0, K):
+                other, known = neighbour(k, C, K // 2 - j, CIRCULAR)
+                davg += tl.load(w + j).to(REAL) * slope(parts, saved, n, other, known, C, PARTS)
+            tl.store(found + n * C + k, davg * scale, k < C)
+        if is_last(counter + N, N):
+            for j in range(0, K):
+                total = tl.zeros([BN], REAL)
+                for start in range(0, N, BN):
+                    m = start + tl.arange(0, BN)
+                    total += tl.load(of_samples + m * K + j, m < N, 0.0, cache_modifier=".cg")
+                tl.store(dw + j, tl.sum(total, 0).to(dw.dtype.element_ty))
+
+
+@triton.jit
+def slope(parts, saved, n, c, inside, C, PARTS):
+    """The gradient of the sigmoid's input, from that of s in parts."""
+    s = tl.load(saved + n * C + c, inside, 0.0)
+    return total_of(parts, n, c, inside, C, PARTS) * s * (1 - s)
 
 
 def outputs(x: Tensor, *_: Any) -> Sequence[Any]:
-    """y and what is kept."""
-    N, C = x.shape[:2]
-    return torch.empty_like(x), small(x, N, C), small(x, N, C)
+    """y and what is saved: s and averages, (N, C) each."""
+    return torch.empty_like(x), small(x, 2, *x.shape[:2])
 
 
 def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     """Squeeze, excite, scale."""
     x, shortcut, w, circular, relu = args
-    y, avg, s = to
-    total, _ = passes.pool(x, top=False)
-    programs, BC = _programs(x)
-    options = {"K": w.numel(), "CIRCULAR": circular, "BC": BC}
-    launch(excite_kernel, programs, total, w, avg, s, x.shape[1], total.shape[1], 1 / prod(x.shape[2:]), **options)
-    passes.scale(x, s, None, y, shortcut, relu)
+    y, saved = to
+    (N, C, S), it = sizes(x), portions("pool", x)
+    args = x, small(x, N, it.parts, C), counters(x, N), saved, w, N, C, S, it.parts, it.steps, 1 / S
+    launch(pool_excite_kernel, it.programs, *args, **_options(w, circular, C), **it.options)
+    passes.scale(x, saved, None, y, shortcut, relu)
 
 
 def backward(
@@ -95,28 +113,23 @@ def backward(
 ) -> None:
     """dy * x, added up, is the gradient of s; what that makes of the average is added to dy * s."""
     x, _, w, circular, _ = args
-    avg, s = kept
     dx, _, dw = gradients
-    dy = passes.to_scaled(dy, x, y, gradients)
-    ds, _ = passes.to_channels(x, dy, s, None)
-    programs, BC = _programs(x)
-    mean, parts = torch.empty_like(s), small(x, programs, w.numel())
-    options = {"K": w.numel(), "CIRCULAR": circular, "BC": BC}
-    args = ds, s, w, avg, mean, parts, x.shape[1], ds.shape[1], 1 / prod(x.shape[2:])
-    launch(unexcite_kernel, programs, *args, **options)
-    dw.copy_(parts.sum(0).view_as(dw))
-    passes.to_input(x, dy, dx, s, mean)
+    dy, (saved,) = passes.to_scaled(dy, x, y, gradients), kept
+    (N, C, S), it = sizes(x), portions("channels", x)
+    if not N:
+        dw.zero_()
+    parts, found = small(x, N, it.parts, C), small(x, N * (C + w.numel()))
+    args = x, dy, parts, counters(x, N + 1), saved, found, w, dw, N, C, S, it.parts, it.steps, 1 / S
+    launch(channels_unexcite_kernel, it.programs, *args, **_options(w, circular, C), **it.options, BN=SAMPLES)
+    passes.to_input(x, dy, dx, saved, found)
 
 
-def _programs(x: Tensor) -> tuple[int, int]:
-    """How many, and how many channels each takes."""
-    N, C = x.shape[:2]
-    BC = min(power(C), WIDE)
-    return N * cdiv(C, BC), BC
+def _options(w: Tensor, circular: bool, C: int) -> dict[str, Any]:
+    return {"K": w.numel(), "CIRCULAR": circular, "CC": min(power(C), WIDE)}
 
 
 ARGUMENTS = "Tensor x, Tensor? shortcut, Tensor w, bool circular, bool relu"
-KERNELS = Fused("eca", ARGUMENTS, 2, outputs, forward, backward, rereads=passes.rereads)
+KERNELS = Fused("eca", ARGUMENTS, 1, outputs, forward, backward, rereads=passes.rereads)
 
 
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...ops.fused import Fused, densely
 from ...ops.triton import passes, spatial
 from ...ops.triton.common import alike
+from ...ops.triton.passes import Map
 from ...ops.triton.spatial import Filter, Kept
 
 
@@ -37,7 +38,7 @@ def backward(
     dy, saved = alike(dy, x), Kept(*kept)
     da, ties = passes.to_places(x, dy, None, saved.t, saved.maps)
     dmaps = spatial.backward(da, ties, x.shape[2:], x.shape[1], Filter(*it), saved, learned)
-    passes.to_input(x, dy, dx, None, None, t=saved.t, maps=saved.maps, dmaps=dmaps)
+    passes.to_input(x, dy, dx, None, None, of_map=Map(saved.t, saved.maps, dmaps))
 
 
 KERNELS = Fused(

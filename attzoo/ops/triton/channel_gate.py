@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
@@ -12,40 +11,41 @@ from torch import Tensor
 
 from ..fused import Fused, densely
 from . import passes, perceptron
-from .perceptron import Kept, Layers
+from .perceptron import Layers
 
 ARGUMENTS = """Tensor x, Tensor? shortcut,
 Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str gate, bool relu"""
 
 
 def outputs(top: bool, x: Tensor, _shortcut: Tensor | None, w1: Tensor, *_: Any) -> Sequence[Any]:
-    """y and what is kept; top: whether of maxima too."""
-    return torch.empty_like(x), *(room for room in perceptron.kept(x, len(w1), top) if room is not None)
+    """y and what is saved; top: whether of maxima too."""
+    return torch.empty_like(x), perceptron.saved(x, len(w1), top)
 
 
-def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
+def forward(top: bool, args: Sequence[Any], to: Sequence[Tensor]) -> None:
     """Squeeze, excite, scale."""
     x, shortcut, *layers, relu = args
-    y, it = to[0], Kept(*to[1:])
-    total, tops = passes.pool(x, top=it.top is not None)
-    perceptron.forward(total, tops, prod(x.shape[2:]), Layers(*layers), it)
-    passes.scale(x, it.s, None, y, shortcut, relu)
+    y, saved = to
+    perceptron.forward(x, Layers(*layers), top, saved)
+    passes.scale(x, saved, None, y, shortcut, relu)
 
 
-def backward(dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]) -> None:
+def backward(
+    top: bool, dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
+) -> None:
     """dy * x, added up, is the gradient of s; what that makes of average and maximum is added to dy * s."""
-    x, _, *layers, _ = args
+    x, _, *layers, gate, _ = args
     dx, _, *dlayers = gradients
-    dy, it = passes.to_scaled(dy, x, y, gradients), Kept(*kept)
-    ds, ties = passes.to_channels(x, dy, it.s, it.top)
-    to = Layers._make([*dlayers, layers[-1]])
-    mean, each = perceptron.backward(ds, ties, prod(x.shape[2:]), Layers(*layers), it, to)
-    passes.to_input(x, dy, dx, it.s, mean, it.top, each)
+    dy, (saved,) = passes.to_scaled(dy, x, y, gradients), kept
+    it, to = Layers._make([*layers, gate]), Layers._make([*dlayers, gate])
+    found = perceptron.backward(x, dy, it, top, saved, None, to)
+    passes.to_input(x, dy, dx, saved, found, top)
 
 
 def kernels(name: str, top: bool) -> Fused:
     """Those of one of the two blocks."""
-    return Fused(name, ARGUMENTS, 3 + top, partial(outputs, top), forward, backward, rereads=passes.rereads)
+    both = partial(forward, top), partial(backward, top)
+    return Fused(name, ARGUMENTS, 1, partial(outputs, top), *both, rereads=passes.rereads)
 
 
 def call(it: Fused, block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:

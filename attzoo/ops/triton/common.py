@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import guard
+
 KEPT = torch.float32                # what is kept, and
 REAL = tl.constexpr(tl.float32)     # what is added up; tests, to prove the formulas, make it float64
 INFINITY = tl.constexpr(float("inf"))
@@ -23,6 +25,8 @@ COMPILED: dict[Any, Any] = {}       # by what a kernel was called with: what run
 ROWS = 16         # samples that a product of matrices takes at once, the least that there is hardware for
 ALIGNED = 16      # bytes that Triton reads at once where an address is a multiple of them
 MOST = 4096       # launches that are kept
+COUNTERS: dict[Any, Tensor] = {}   # by device and stream
+FEWEST_COUNTERS = 1024
 PROGRAMS = 528    # that fill a GPU: 4 for each of 132 multiprocessors; a constant, for sums to have one order
 
 
@@ -38,6 +42,12 @@ def at(n, c, s, C, S, LAST: tl.constexpr):
     else:
         place = c * S + s
     return start + place
+
+
+@triton.jit
+def nth(start, k: tl.constexpr, rows, columns):
+    """Where array k begins, of arrays (rows, columns) that lie one after the other."""
+    return start + tl.full([], rows, tl.int64) * columns * k
 
 
 @triton.jit
@@ -65,6 +75,21 @@ def larger(a, b):
 def relu(x):
     """max(x, 0), NaN where x is."""
     return larger(x, tl.zeros_like(x))
+
+
+@triton.jit
+def is_last(counter, programs):
+    """Count this program: whether it is the last of so many. It may read all that they have stored before.
+
+    Only integers are counted, and sums are taken in one order by the last program, so the bits do not depend on which
+    one that is. The counter is zero before the first program and after the last. What others have stored is to be read
+    past the L1 cache, which does not see it (cache_modifier=".cg").
+    """
+    tl.debug_barrier()   # all threads of this program have stored
+    done = tl.atomic_add(counter, 1, sem="acq_rel") == programs - 1
+    if done:
+        tl.store(counter, 0)
+    return done
 
 
 # ---- around them -----------------------------------------------------------------------------------------------------
@@ -114,6 +139,26 @@ def split(many: int, programs: int) -> tuple[int, int]:
 def small(x: Tensor, *shape: int) -> Tensor:
     """Room for what is kept of x."""
     return torch.empty(shape, dtype=KEPT, device=x.device)
+
+
+def counters(x: Tensor, count: int) -> Tensor:
+    """At least `count` integers for `is_last`, all zero: int32, on x's device, for the current stream.
+
+    Kernels of one stream follow each other and leave zeros, so that a stream's counters serve all its calls. A CUDA
+    graph may run beside the stream that it was captured on: it gets counters of its own, and sets them to zero.
+    """
+    stream = None
+    if x.is_cuda:
+        if torch.cuda.is_current_stream_capturing():
+            return torch.zeros(count, dtype=torch.int32, device=x.device)
+        stream = torch.cuda.current_stream(x.device).cuda_stream
+    key = x.device, stream
+    known = COUNTERS.get(key)
+    if known is None or len(known) < count:
+        known = torch.zeros(power(max(count, FEWEST_COUNTERS)), dtype=torch.int32, device=x.device)
+        if not guard.in_dispatch_mode():   # a mode may make a tensor of its own kind
+            COUNTERS[key] = known
+    return known
 
 
 def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:

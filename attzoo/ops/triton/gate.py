@@ -253,6 +253,7 @@ def gate(
     """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C)
+    BS = min(BS, 64) if u is None else BS   # with 128 positions, resampling spills
     G = 0 if u is None else u.shape[1]
     BG = min(BC, max(16, power(G)))
     options: dict[str, Any] = {"LAST": last(x), "PRECISION": precision(x), "WHOLE": C <= BC}

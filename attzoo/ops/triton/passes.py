@@ -8,7 +8,7 @@ again, and finds the same bits. Maxima share their gradient evenly among ties.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,6 +25,7 @@ from .common import (
     larger,
     last,
     launch,
+    nth,
     places,
     relu,
     sizes,
@@ -37,12 +38,19 @@ from .tiles import tile
 
 
 @triton.jit
-def pool_kernel(x, total, top, C, S, PARTS, STEPS, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr):
-    """One program: BC channels of a sample over a part of space."""
+def portion(C, PARTS, BC: tl.constexpr):
+    """The sample, the channels and the part of space of this program, where each takes BC channels and one part."""
     i = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
-    n, block, part = i // PARTS // blocks, i // PARTS % blocks, i % PARTS
-    c = block * BC + tl.arange(0, BC)
+    return i // PARTS // blocks, i // PARTS % blocks * BC + tl.arange(0, BC), i % PARTS
+
+
+@triton.jit
+def pool_portion(
+    x, total, top, n, c, part, C, S, PARTS, STEPS,
+    LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
+    """Sum and, unless top is None, maximum of one portion, into (N, PARTS, C)."""
     sums = tl.zeros([BC, BS], REAL)
     tops = tl.full([BC, BS], -INFINITY, REAL)
     for step in range(part * STEPS, (part + 1) * STEPS):
@@ -59,17 +67,36 @@ def pool_kernel(x, total, top, C, S, PARTS, STEPS, LAST: tl.constexpr, BC: tl.co
         tl.store(top + to, tl.reduce(tops, 1, larger), c < C)
 
 
-def pool(x: Tensor, top: bool) -> tuple[Tensor, Tensor | None]:
-    """(N, C, *S) -> sum and, if asked for, maximum over parts of space, (N, PARTS, C) each."""
+@triton.jit
+def pool_kernel(
+    x, parts, N, C, S, PARTS, STEPS,
+    TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
+    """One program: sums, and maxima if TOP, of one portion: (1 + TOP, N, PARTS, C)."""
+    n, c, part = portion(C, PARTS, BC)
+    if TOP:
+        pool_portion(x, parts, nth(parts, 1, N * PARTS, C), n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
+    else:
+        pool_portion(x, parts, None, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
+
+
+class Portions(NamedTuple):
+    """How a pass over x divides it: programs, parts of space, steps of each, and the tile with x's layout."""
+
+    programs: int
+    parts: int
+    steps: int
+    options: dict[str, int]
+
+
+def portions(name: str, x: Tensor) -> Portions:
+    """Those of a pass of this name in tiles.py over x (N, C, *S)."""
     N, C, S = sizes(x)
-    BC, BS, num_warps = tile("pool", x)
+    BC, BS, num_warps = tile(name, x)
     blocks = cdiv(C, BC)
     parts, steps = split(cdiv(S, BS), max(1, N * blocks))
-    total = small(x, N, parts, C)
-    tops = small(x, N, parts, C) if top else None
     options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
-    launch(pool_kernel, N * blocks * parts, x, total, tops, C, S, parts, steps, **options)
-    return total, tops
+    return Portions(N * blocks * parts, parts, steps, options)
 
 
 @triton.jit
@@ -205,15 +232,11 @@ def to_product(n, d, z, t, maps, dmaps, p, S):
 
 
 @triton.jit
-def channels_kernel(
-    x, dy, s, t, maps, dmaps, top, ds, ties, C, S, PARTS, STEPS,
+def channels_portion(
+    x, dy, s, t, maps, dmaps, top, ds, ties, n, c, part, C, S, PARTS, STEPS,
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BC channels of a sample over a part of space."""
-    i = tl.program_id(0)
-    blocks = tl.cdiv(C, BC)
-    n, block, part = i // PARTS // blocks, i // PARTS % blocks, i % PARTS
-    c = block * BC + tl.arange(0, BC)
+    """The gradient of s and, unless top is None, how many places share the maximum, of one portion: (N, PARTS, C)."""
     factor = tl.load(s + n * C + c, c < C, 0.0)
     sums = tl.zeros([BC, BS], REAL)
     count = tl.zeros([BC, BS], REAL)
@@ -236,52 +259,52 @@ def channels_kernel(
         tl.store(ties + to, tl.sum(count, 1), c < C)
 
 
-def to_channels(
-    x: Tensor,
-    dy: Tensor,
-    s: Tensor,
-    top: Tensor | None,
-    t: Tensor | None = None,
-    maps: Tensor | None = None,
-    dmaps: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """The gradient of s and, where `top` (N, C) is given, how many places share it; of parts: (N, PARTS, C) each."""
-    N, C, S = sizes(x)
-    BC, BS, num_warps = tile("channels" if t is None else "channels of a map", x)
-    blocks = cdiv(C, BC)
-    parts, steps = split(cdiv(S, BS), max(1, N * blocks))
-    ds = small(x, N, parts, C)
-    ties = None if top is None else small(x, N, parts, C)
-    options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
-    args = x, dy, s, t, maps, dmaps, top, ds, ties, C, S, parts, steps
-    launch(channels_kernel, N * blocks * parts, *args, **options)
-    return ds, ties
+@triton.jit
+def channels_kernel(
+    x, dy, saved, t, maps, dmaps, parts, N, C, S, PARTS, STEPS,
+    TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
+    """One program: the gradient of s, and the ties of maxima if TOP, of one portion: (1 + TOP, N, PARTS, C)."""
+    n, c, part = portion(C, PARTS, BC)
+    if TOP:
+        top, ties = nth(saved, 2, N, C), nth(parts, 1, N * PARTS, C)
+        channels_portion(x, dy, saved, t, maps, dmaps, top, parts, ties, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
+    else:
+        channels_portion(x, dy, saved, t, maps, dmaps, None, parts, None, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
+
+
+class Map(NamedTuple):
+    """One coefficient per position, t (N, S), the maps that it was made from and their gradient, (N, 2, S) each."""
+
+    t: Tensor
+    maps: Tensor
+    dmaps: Tensor
 
 
 @triton.jit
 def input_kernel(
-    x, dy, s, t, maps, dmaps, top, mean, each, dx, C, S,
-    LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    x, dy, saved, t, maps, dmaps, found, dx, N, C, S,
+    TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """One program: one tile. What was read last, and may still be near, comes first."""
     n, c, p = corner(tl.num_programs(0) - 1 - tl.program_id(0), C, S, BC, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
     to = at(n, c[:, None], p[None, :], C, S, LAST)
     d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
-    if s is not None:
-        factor = tl.load(s + n * C + c, c < C, 0.0)[:, None]
-    if (t is not None) or (top is not None):
+    if saved is not None:
+        factor = tl.load(saved + n * C + c, c < C, 0.0)[:, None]
+    if (t is not None) or TOP:
         v = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if t is not None:
         z = v
-        if s is not None:
+        if saved is not None:
             z = v * factor
         d = to_product(n, d, z, t, maps, dmaps, p, S)
-    if s is not None:
-        d = d * factor + tl.load(mean + n * C + c, c < C, 0.0)[:, None]
-    if top is not None:
-        most = tl.load(top + n * C + c, c < C, 0.0)[:, None]
-        d = tl.where(v == most, d + tl.load(each + n * C + c, c < C, 0.0)[:, None], d)
+    if saved is not None:
+        d = d * factor + tl.load(found + n * C + c, c < C, 0.0)[:, None]
+    if TOP:
+        most = tl.load(nth(saved, 2, N, C) + n * C + c, c < C, 0.0)[:, None]
+        d = tl.where(v == most, d + tl.load(nth(found, 1, N, C) + n * C + c, c < C, 0.0)[:, None], d)
     tl.store(dx + to, d.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
 
 
@@ -289,17 +312,19 @@ def to_input(
     x: Tensor,
     dy: Tensor,
     dx: Tensor,
-    s: Tensor | None,
-    mean: Tensor | None,
-    top: Tensor | None = None,
-    each: Tensor | None = None,
-    t: Tensor | None = None,
-    maps: Tensor | None = None,
-    dmaps: Tensor | None = None,
+    saved: Tensor | None,
+    found: Tensor | None,
+    top: bool = False,
+    of_map: Map | None = None,
 ) -> None:
-    """The gradient of x, into dx, from those of y, of the average over space per place, and of its maximum per tie."""
+    """The gradient of x, into dx, from that of y.
+
+    saved begins with s (N, C), and its third such array are maxima over space if `top`; found begins with the gradient
+    of the average over space per position, and that of the maximum per tie: see perceptron.py.
+    """
     N, C, S = sizes(x)
-    BC, BS, num_warps = tile("input" if t is None else "input of a map", x)
-    options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
-    args = x, dy, s, t, maps, dmaps, top, mean, each, dx, C, S
+    BC, BS, num_warps = tile("input" if of_map is None else "input of a map", x)
+    options = {"TOP": top, "LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
+    t, maps, dmaps = of_map or (None, None, None)
+    args = x, dy, saved, t, maps, dmaps, found, dx, N, C, S
     launch(input_kernel, N * cdiv(C, BC) * cdiv(S, BS), *args, **options)
