@@ -74,6 +74,13 @@ def _fixed_seeds():
         sys.modules["keras"].utils.set_random_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_recorded(monkeypatch):
+    """Kernels are launched as a test sets them up, and not as they were in the tests before it."""
+    if tape := sys.modules.get("attzoo.ops.tape"):
+        monkeypatch.setattr(tape, "RECORDED", {})
+
+
 @pytest.fixture
 def as_it_was():
     """A test leaves the choice of kernels as it found it, and no graph to the next."""

@@ -16,6 +16,7 @@ if fused.unavailable():   # a module that imports this one is skipped
     pytest.skip(f"no kernels here: {fused.unavailable()}", allow_module_level=True)
 
 from attzoo.blocks.eca import triton as eca
+from attzoo.ops import tape
 from attzoo.ops import torch as ops
 from attzoo.ops.triton import common, maps, passes, perceptron
 from attzoo.ops.triton.common import Tile
@@ -211,6 +212,7 @@ def check(block, x, dy, dtype="float32", stray=0.0):
 def tiny():
     """Tiles so small that few numbers make several tiles, several parts and several steps of each."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tape, "RECORDED", {})   # with other tiles
         patch.setattr(passes, "tile", lambda name, x: Tile(4, 8, 4))
         patch.setattr(common, "PROGRAMS", 12)
         patch.setattr(maps, "PLACES", 16)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kernels import DEVICE, LAYOUTS, Yardstick, close, draw, exact, laid, step
 
 import attzoo
-from attzoo.ops import fused
+from attzoo.ops import fused, tape
 from attzoo.ops import numpy as meaning
 
 # isort: split
@@ -57,6 +57,7 @@ def tiny():
         return Tile(gate.together(x, F), 16, 16, 4)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tape, "RECORDED", {})   # with other tiles
         for module in (gate, gate_backward, gate_norm):
             patch.setattr(module, "tile", tile)
         patch.setattr(gate, "most", lambda x: gate.WORD)

@@ -7,6 +7,7 @@ pyproject.toml allows, but for what is noted beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Set
+from operator import is_
 from typing import Any, Final
 
 import torch
@@ -32,6 +33,10 @@ ALL_MODULES_HOOKS: Final = (
     nn.modules.module._global_backward_hooks,
     nn.modules.module._global_backward_pre_hooks,
 )
+
+
+# Attributes of a convolution that decide what it computes
+OPTIONS: Final = ("stride", "padding", "kernel_size", "dilation", "groups", "padding_mode")
 
 
 def in_forward_derivative() -> bool:
@@ -62,6 +67,49 @@ def is_unmodified(module: nn.Module, *kinds: type) -> bool:
     """
     own = module.__dict__
     return type(module) in kinds and "attention" not in own and "forward" not in own and "mlp" not in own
+
+
+class Snapshot:
+    """What a module is made of, to see at little cost whether that is still so.
+
+    It holds parts and tensors of the module, but not the module itself, which may be a weak key of it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.parts = list(module.modules())[1:]
+        self.seen = [_seen(part) for part in (module, *self.parts)]
+
+    def holds(self, module: nn.Module) -> bool:
+        """Whether nothing was exchanged, replaced or converted since, and no part has a hook."""
+        if any(ALL_MODULES_HOOKS):
+            return False
+        for part, (kind, names, children, tensors, kinds, options) in zip(
+            (module, *self.parts), self.seen, strict=True
+        ):
+            own = part.__dict__
+            known = [*own["_parameters"].values(), *own["_buffers"].values()]
+            if (
+                type(part) is not kind
+                or list(own) != names
+                or list(own["_modules"].values()) != children
+                or len(known) != len(tensors)
+                or not all(map(is_, known, tensors))
+                or [(t.dtype, t.device) for t in known if t is not None] != kinds
+                or (part is not module and (own["_forward_hooks"] or own["_forward_pre_hooks"]
+                    or own["_backward_hooks"] or own["_backward_pre_hooks"]))
+                or (options and [own[name] for name in OPTIONS] != options)
+            ):   # fmt: skip
+                return False
+        return True
+
+
+def _seen(part: nn.Module) -> tuple[Any, ...]:
+    """Type, names of attributes, children, tensors with their dtypes and devices, and a convolution's options."""
+    own = part.__dict__
+    tensors = [*own["_parameters"].values(), *own["_buffers"].values()]
+    kinds = [(t.dtype, t.device) for t in tensors if t is not None]
+    options = [own[name] for name in OPTIONS] if "stride" in own else []
+    return type(part), list(own), list(own["_modules"].values()), tensors, kinds, options
 
 
 def parameter_names(module: nn.Module) -> Set[str]:

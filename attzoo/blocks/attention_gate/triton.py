@@ -153,7 +153,9 @@ class Product(nn.Module):
         return x * self.attention(x, g)
 
 
-KERNELS = Fused("attention_gate", ARGUMENTS, len(Kept._fields), outputs, forward, backward, fixed=6, plain=Product)
+KERNELS = Fused("attention_gate", ARGUMENTS, len(Kept._fields), outputs, forward, backward, fixed=6, plain=Product,
+    settings=gate.precision,
+)
 
 
 def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:

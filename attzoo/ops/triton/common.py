@@ -7,7 +7,8 @@ the same numbers give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -16,14 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import guard
+from .. import guard, tape
+from ..fused import ALIGNED
 
 KEPT = torch.float32                # what is kept, and
 REAL = tl.constexpr(tl.float32)     # what is added up; tests, to prove the formulas, make it float64
 INFINITY = tl.constexpr(float("inf"))
 COMPILED: dict[Any, Any] = {}       # by what a kernel was called with: what runs it, and constants that this wants too
 ROWS = 16         # samples that a product of matrices takes at once, the least that there is hardware for
-ALIGNED = 16      # bytes that Triton reads at once where an address is a multiple of them
 MOST = 4096       # launches that are kept
 COUNTERS: dict[Any, Tensor] = {}   # by device and stream
 FEWEST_COUNTERS = 1024
@@ -115,6 +116,8 @@ def last(x: Tensor) -> bool:
 
 def alike(x: Tensor, other: Tensor) -> Tensor:
     """x, dense, in the layout of `other`, which is dense: copied only where it must be."""
+    if x.stride() == other.stride() and x.shape == other.shape:
+        return x
     if last(other):
         return x.movedim(1, -1).contiguous().movedim(-1, 1)
     return x.contiguous()
@@ -138,7 +141,13 @@ def split(many: int, programs: int) -> tuple[int, int]:
 
 def small(x: Tensor, *shape: int) -> Tensor:
     """Room for what is kept of x."""
-    return torch.empty(shape, dtype=KEPT, device=x.device)
+    make = partial(_empty, shape, KEPT)
+    recorder = tape.current()
+    return make(x) if recorder is None else recorder.allocated(make(x), make)
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype, x: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=x.device)
 
 
 def counters(x: Tensor, count: int) -> Tensor:
@@ -147,6 +156,12 @@ def counters(x: Tensor, count: int) -> Tensor:
     Kernels of one stream follow each other and leave zeros, so that a stream's counters serve all its calls. A CUDA
     graph may run beside the stream that it was captured on: it gets counters of its own, and sets them to zero.
     """
+    make = partial(_counters, count)
+    recorder = tape.current()
+    return make(x) if recorder is None else recorder.allocated(make(x), make)
+
+
+def _counters(count: int, x: Tensor) -> Tensor:
     stream = None
     if x.is_cuda:
         if torch.cuda.is_current_stream_capturing():
@@ -156,39 +171,48 @@ def counters(x: Tensor, count: int) -> Tensor:
     known = COUNTERS.get(key)
     if known is None or len(known) < count:
         known = torch.zeros(power(max(count, FEWEST_COUNTERS)), dtype=torch.int32, device=x.device)
-        if not guard.in_dispatch_mode():   # a mode may make a tensor of its own kind
+        if tape.current() or not guard.in_dispatch_mode():   # a user's mode may make a tensor of its own kind
             COUNTERS[key] = known
     return known
 
 
+def call(function: Callable[..., Any], *args: Any) -> None:
+    """Call one of PyTorch's operators that writes into one of its arguments."""
+    tape.aside(function, *args)
+    if recorder := tape.current():
+        recorder.called(function, args)
+
+
 def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
-    """Run a kernel, on the device and the stream of its first tensor; no programs, no run.
+    """Run a kernel on the current device and stream; no programs, no run.
 
     What Triton compiles is kept here by all of the call that it looks at, and more: to have Triton look again takes
     longer than all else that a launch does. What has been launched once does not see its settings change.
     """
-    if not programs:
-        return
-    device = args[0].device
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            _launch(kernel, programs, device, args, options)
-    else:
-        _launch(kernel, programs, device, args, options)
+    if programs:
+        runner, constants = tape.aside(_launch, kernel, programs, args, options)
+        if recorder := tape.current():
+            recorder.called(runner, (*args, *constants))
 
 
-def _launch(kernel: Any, programs: int, device: torch.device, args: Sequence[Any], options: dict[str, Any]) -> None:
+def _launch(kernel: Any, programs: int, args: Sequence[Any], options: dict[str, Any]) -> tuple[Any, Sequence[Any]]:
+    """Launch, and return what launches again: a function, and constants that it takes after `args`."""
     seen = [(arg.dtype, arg.data_ptr() % ALIGNED) if isinstance(arg, Tensor) else arg for arg in args]
-    key = kernel.fn, programs, device, *seen, *options.values()
-    if known := COMPILED.get(key):
-        run, constants = known
-        run(*args, *constants)
-        return
-    made = kernel[(programs,)](*args, enable_fp_fusion=True, **options)   # said, for its default is to change
-    if made is not None:   # the interpreter makes nothing
-        if len(COMPILED) >= MOST:
-            COMPILED.clear()
-        COMPILED[key] = made[(programs, 1, 1)], [options[name] for name in kernel.arg_names[len(args) :]]
+    key = kernel.fn, programs, args[0].device, *seen, *options.values()
+    known: tuple[Any, Sequence[Any]] | None = COMPILED.get(key)
+    if known is not None:
+        runner, constants = known
+        runner(*args, *constants)
+        return known
+    start = partial(kernel[(programs,)], enable_fp_fusion=True, **options)   # said, for its default is to change
+    made = start(*args)
+    if made is None:   # the interpreter makes nothing
+        return start, ()
+    if len(COMPILED) >= MOST:
+        COMPILED.clear()
+    constants = [options[name] for name in kernel.arg_names[len(args) :]]
+    COMPILED[key] = known = made[(programs, 1, 1)], constants
+    return known
 
 
 @torch.no_grad()

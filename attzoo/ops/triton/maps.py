@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import REAL, cdiv, launch, places, power, small, split
+from .common import REAL, cdiv, counters, is_last, launch, places, power, small, split
 
 PLACES = 128    # that a program takes
 TAPS = 16       # of the kernel, that a program takes on the way back
@@ -85,10 +85,10 @@ def maps_kernel(
 
 @triton.jit
 def weight_kernel(
-    dq, maps, parts, N, D, H, W, PARTS, STEPS,
-    KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr,
+    dq, maps, parts, counter, dweight, N, D, H, W, PARTS, STEPS,
+    KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, BP: tl.constexpr,
 ):   # fmt: skip
-    """One program: BT taps over a part of the places of all samples."""
+    """One program: BT taps over a part of the places of all samples. The last of these taps adds up their parts."""
     i = tl.program_id(0)
     S = D * H * W
     TAPS = 2 * KD * KH * KW
@@ -106,6 +106,13 @@ def weight_kernel(
         d = tl.load(dq + n * S + p, here, 0.0)
         sums += d[None, :] * tl.load(maps + n * 2 * S + of_map + other, known, 0.0)
     tl.store(parts + part * TAPS + j, tl.sum(sums, 1), j < TAPS)
+    if is_last(counter + i // PARTS, PARTS):
+        totals = tl.zeros([BT, BP], REAL)
+        for first in range(0, PARTS, BP):
+            q = first + tl.arange(0, BP)
+            inside = (j < TAPS)[:, None] & (q < PARTS)[None, :]
+            totals += tl.load(parts + q[None, :] * TAPS + j[:, None], inside, 0.0, cache_modifier=".cg")
+        tl.store(dweight + j, tl.sum(totals, 1).to(dweight.dtype.element_ty), j < TAPS)
 
 
 def backward(
@@ -125,8 +132,8 @@ def backward(
     taps = cdiv(weight.numel(), TAPS)
     count, each = split(max(1, steps), taps)
     parts = small(dq, count, weight.numel())
-    launch(weight_kernel, taps * count, dq, maps, parts, N, *whole, count, each, BT=TAPS, **options)
-    dweight.copy_(parts.sum(0).view_as(dweight))
+    args = dq, maps, parts, counters(dq, taps), dweight, N, *whole, count, each
+    launch(weight_kernel, taps * count, *args, BT=TAPS, BP=64, **options)
     return dmaps
 
 

@@ -20,6 +20,7 @@ from .common import (
     REAL,
     alike,
     at,
+    call,
     cdiv,
     corner,
     larger,
@@ -180,11 +181,15 @@ def to_scaled(dy: Tensor, x: Tensor, y: Tensor | None, gradients: list[Any]) -> 
     dy, room = alike(dy, x), gradients[1]
     if y is not None:
         into = torch.empty_like(dy) if room is None or room.stride() != dy.stride() else room
-        torch.ops.aten.threshold_backward.grad_input(dy, y, 0, grad_input=into)   # 0 where y is, as in torch's own relu
+        call(_relu_backward, dy, y, into)   # 0 where y is, as in torch's own relu
         dy = into
     if room is not None and room is not dy:
-        room.copy_(dy)
+        call(Tensor.copy_, room, dy)
     return dy
+
+
+def _relu_backward(dy: Tensor, y: Tensor, into: Tensor) -> None:
+    torch.ops.aten.threshold_backward.grad_input(dy, y, 0, grad_input=into)
 
 
 @triton.jit
