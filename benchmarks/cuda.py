@@ -10,7 +10,8 @@ at all, and after a flush the lines that it left dirty are written back at the e
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache as once
 from itertools import cycle
 from math import ceil
@@ -64,6 +65,16 @@ def captured(call: Call) -> Any:
 def aside() -> Any:
     """The stream that everything is captured on: what one call leaves to autograd stands on the stream of the next."""
     return torch.cuda.Stream()   # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def on_stream() -> Iterator[None]:
+    """Inside, work is queued on the stream that everything is captured on, after and before that of the usual one."""
+    usual, stream = torch.cuda.current_stream(), aside()
+    stream.wait_stream(usual)
+    with torch.cuda.stream(stream):
+        yield
+    usual.wait_stream(stream)
 
 
 def replayed(calls: Sequence[Call]) -> Turn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Final, Protocol
@@ -80,7 +81,9 @@ class Bench:
 def measure(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Racer]] = lambda it: ()) -> list[Row]:
     """A row for every provider that is installed and every clock; `others` computes the case besides torch."""
     bench.clear()
-    with attzoo.kernels("eager"):   # but where a contender says otherwise: neither wins nor the environment decide
+    # Neither wins nor the environment choose kernels, but a contender may. On a GPU everything runs on the stream that
+    # graphs are captured on: a gradient that is to be added on another one would end the capture.
+    with attzoo.kernels("eager"), cuda.on_stream() if bench.device == "cuda" else nullcontext():
         return rows_of(case, bench, others)
 
 

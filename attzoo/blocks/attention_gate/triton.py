@@ -58,10 +58,10 @@ class Gate(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the way back needs: alpha (N, S), the relu's bits, and the weights' scales as they were folded.
+    """What the backward pass needs: alpha (N, S), the relu's bits, and the weights' scales as they were folded.
 
-    Of norms that go by the batch also its mean and variance, (2, F), without the bias; and of psi's the sigmoid's input
-    before it, (N, S), and mean and 1 / deviation. What is not needed is empty.
+    Of norms that go by the batch also its mean, variance and unbiased variance, (3, F), without the bias; and of psi's
+    its input, (N, S), and statistics, see channel_norm.Norm. What is not needed is empty.
     """
 
     alpha: Tensor
@@ -81,8 +81,8 @@ def outputs(x: Tensor, g: Tensor, *rest: Any) -> Sequence[Any]:
     # not N * keep and so on: torch 2.11 multiplies no size of a graph by a bool
     bits = torch.empty((N if it.keep else 0, cdiv(F, gate.WORD), S), dtype=torch.int32, device=x.device)
     alpha = small(x, N if it.keep or psi else 0, S)
-    norms = small(x, 2, F if skip else 0), small(x, 2, F if gating else 0)
-    batches = *norms, small(x, N if psi else 0, S), small(x, 2 if psi else 0)
+    norms = small(x, 3, F if skip else 0), small(x, 3, F if gating else 0)
+    batches = *norms, small(x, N if psi else 0, S), small(x, 3 if psi else 0)
     return torch.empty_like(x), *Kept(alpha, bits, small(x, 4 * F + 2), *batches)
 
 
@@ -92,24 +92,32 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     y, kept = to[0], Kept(*to[1:])
     skip, gating, psi = it.training
     biases = [None if skip else it.bias, None if gating else it.gating_bias, it.psi_bias]
-    batches = [_moments(x, it.w, kept.batch, last(x)) if skip else (it.mean, it.var)]
-    batches += [_moments(g, it.u, kept.gating_batch, last(x)) if gating else (it.gating_mean, it.gating_var)]
-    norms = [Norm(it.scale, it.shift, *batches[0], it.eps[0])]
-    norms += [Norm(it.gating_scale, it.gating_shift, *batches[1], it.eps[1])]
+    if skip:
+        gate_norm.moments(x, it.w, last(x), kept.batch)
+    if gating:
+        gate_norm.moments(g, it.u, last(x), kept.gating_batch)
     after = (None,) * 4 if psi else (it.psi_scale, it.psi_shift, it.psi_mean, it.psi_var)
-    gate.fold(it.psi, biases, [*norms, Norm(*after, it.eps[2])], kept.folded)
+    norms = [
+        Norm(it.scale, it.shift, *((kept.batch, None) if skip else (it.mean, it.var)), it.eps[0]),
+        Norm(
+            it.gating_scale,
+            it.gating_shift,
+            *((kept.gating_batch, None) if gating else (it.gating_mean, it.gating_var)),
+            it.eps[1],
+        ),
+        Norm(*after, it.eps[2]),
+    ]
+    gate.fold(it.psi, biases, norms, kept.folded)
     coarse = g.shape[2:] != x.shape[2:]
     if coarse:
         p = small(x, g.shape[0], prod(g.shape[2:]), it.w.shape[0])
         gate.project(g, it.u, kept.folded, p, last(x))
-    room = None if psi else y, kept.alpha if it.keep and not psi else None
-    more = kept.bits if it.keep else None, kept.logits if psi else None
+    room = None if psi else y, kept.alpha if it.keep and not psi else None, kept.bits if it.keep else None
     second, u = (p, None) if coarse else (g, it.u)
-    gate.gate(x, second, it.w, u, kept.folded, _grids(x, g, it), (*room, *more))
-    if psi:
-        mean, rate = kept.psi_batch
-        channel_norm.forward(kept.logits, _psi_arrays(it, kept.logits), it.eps[2], mean, rate, kept.alpha)
-        passes.scale(x, None, kept.alpha, y)
+    of_psi = _psi_norm(it, kept)
+    gate.gate(x, second, it.w, u, kept.folded, _grids(x, g, it), room, of_psi)
+    if of_psi is not None:
+        passes.scale(x, None, kept.alpha, y, norm=of_psi)
 
 
 def backward(
@@ -122,22 +130,40 @@ def backward(
     skip, gating, psi = it.training
     dy, channels_last = alike(dy, x), last(x)
     own = not skip and not psi and gate_backward.whole(x, F)
-    dz = small(x, *kept.alpha.shape) if own else gate_backward.to_sigmoid(x, dy, kept.alpha, channels_last)
-    if psi:
-        statistics = _psi_arrays(it, kept.logits), it.eps[2], *kept.psi_batch
-        dz = channel_norm.backward(dz, kept.logits, *statistics, *learned[10:])
+    if own:
+        dz = small(x, *kept.alpha.shape)
+    else:
+        of_psi = _psi_norm(it, kept)
+        dz = gate_backward.to_sigmoid(x, dy, kept.alpha, channels_last, of_psi, learned[10:])
     of_x = Slopes(dz, kept.bits, _grids(x, x, it))
     of_g = Slopes(dz, kept.bits, _grids(x, g, it))
-    scale, gating_scale, _, v = kept.folded[: 4 * F].view(4, F)
-    t = p = e = centre = gating_centre = None
+    centre = gating_centre = None
     if skip:
-        centre, t, e = _centre(x, it.w, kept.batch, it.eps[0], of_x, channels_last)
-    parts = gate_backward.to_input(x, dy, kept.alpha, it.w, scale, v, of_x, own, centre, dx, channels_last)
+        centre = gate_norm.centre(x, it.w, kept.batch, it.eps[0], of_x, channels_last)
+    parts = gate_backward.to_input(x, dy, kept.alpha, it.w, kept.folded, 0, of_x, own, centre, dx, channels_last)
     if gating:
-        gating_centre, p, _ = _centre(g, it.u, kept.gating_batch, it.eps[1], of_g, channels_last)
-    more = gate_backward.to_input(g, None, None, it.u, gating_scale, v, of_g, False, gating_centre, dg, channels_last)
-    totals = gate_backward.to_weights(parts, more, it.w, it.u, kept.folded, (t, p, e), learned[:6])
-    _to_norms(totals, v, it, kept, learned[6:])
+        gating_centre = gate_norm.centre(g, it.u, kept.gating_batch, it.eps[1], of_g, channels_last)
+    more = gate_backward.to_input(g, None, None, it.u, kept.folded, 1, of_g, False, gating_centre, dg, channels_last)
+    norms = [
+        *((None, kept.batch, None) if skip else (it.bias, it.mean, it.var)),
+        *learned[6:8],
+        it.eps[0],
+        *((None, kept.gating_batch, None) if gating else (it.gating_bias, it.gating_mean, it.gating_var)),
+        *learned[8:10],
+        it.eps[1],
+        *(it.psi, it.psi_bias, it.psi_mean, it.psi_var),
+        *learned[10:],
+        it.eps[2],
+    ]
+    centres = centre, gating_centre
+    gate_backward.to_weights(parts, more, it.w, it.u, kept.folded, centres, learned[:6], norms, psi)
+
+
+def _psi_norm(it: Gate, kept: Kept) -> channel_norm.Norm | None:
+    """That of psi, if it goes by the batch."""
+    if it.psi_scale is None or it.psi_shift is None or not it.training[2]:
+        return None
+    return channel_norm.Norm(it.psi_scale, it.psi_shift, None, None, it.eps[2], kept.logits, kept.psi_batch)
 
 
 class Product(nn.Module):
@@ -187,48 +213,6 @@ def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
 # ---- norms -----------------------------------------------------------------------------------------------------------
 
 
-def _moments(x: Tensor, w: Tensor, to: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
-    """Mean and variance of W x, both in `to` (2, F)."""
-    to[0], to[1] = gate_norm.moments(x, w, channels_last)
-    return to[0], to[1]
-
-
-def _centre(
-    x: Tensor, w: Tensor, batch: Tensor, eps: float, it: Slopes, channels_last: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What batch norm takes from e, (3, F), and sums of e W x and of e."""
-    mean, var = batch
-    of_e, of_t = gate_norm.sums(x, w, mean, it, channels_last)
-    count = x.shape[0] * prod(x.shape[2:])
-    return torch.stack([mean, of_e / count, of_t / (var + eps) / count]), of_t + mean * of_e, of_e
-
-
-def _to_norms(totals: Tensor, v: Tensor, it: Gate, kept: Kept, gradients: Sequence[Any]) -> None:
-    """Gradients of the norms' scales and shifts from sums of e W x, e U g, e and e (W x + U g + shift), and of dz."""
-    F = v.numel()
-    e_t, e_p, e, e_q = totals[: 4 * F].view(4, F)
-    skip, gating, psi = it.training
-    if it.scale is not None:
-        bias, mean, var = (None, *kept.batch) if skip else (it.bias, it.mean, it.var)
-        _write(gradients[:2], _to_norm(e_t, e, v, bias, mean, var, it.eps[0]))
-    if it.gating_scale is not None:
-        bias, mean, var = (None, *kept.gating_batch) if gating else (it.gating_bias, it.gating_mean, it.gating_var)
-        _write(gradients[2:4], _to_norm(e_p, e, v, bias, mean, var, it.eps[1]))
-    if it.psi_scale is not None and not psi:
-        z, one = totals[4 * F :], torch.ones_like(totals[:1])
-        before = (it.psi.flatten() * e_q).sum()
-        _write(gradients[4:6], _to_norm(before, z, one, it.psi_bias, it.psi_mean, it.psi_var, it.eps[2]))
-
-
-def _to_norm(
-    e_t: Tensor, e: Tensor, v: Tensor, bias: Tensor | None, mean: Any, var: Any, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Gradients of scale and shift of a norm: v e' (t + bias - mean) / deviation, and v e'."""
-    mean, var = _like(v, mean), _like(v, var)
-    off = -mean if bias is None else bias - mean
-    return v * (e_t + off * e) / torch.sqrt(var + eps), v * e
-
-
 def _follow(block: Any, by_batch: Sequence[bool], counts: Sequence[int], kept: Kept) -> None:
     """Running statistics follow the batch's."""
     skip, gating, psi = by_batch
@@ -237,28 +221,13 @@ def _follow(block: Any, by_batch: Sequence[bool], counts: Sequence[int], kept: K
     if gating:
         follow(block.gating_norm, *_biased(kept.gating_batch, block.gating.bias), counts[1])
     if psi:
-        mean, rate = kept.psi_batch
-        follow(block.psi_norm, mean, rate**-2 - block.psi_norm.eps, counts[2])
-
-
-def _psi_arrays(it: Gate, logits: Tensor) -> channel_norm.Arrays:
-    """Of psi's norm, which goes by the batch, in the dtype of its inputs."""
-    return channel_norm.Arrays(_like(logits, it.psi_scale), _like(logits, it.psi_shift), None, None)
+        follow(block.psi_norm, kept.psi_batch[:1], kept.psi_batch[2:], counts[2])
 
 
 def _biased(batch: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    mean, var = batch
-    return (mean if bias is None else mean + bias.detach()), var
+    """Mean, with the bias, and unbiased variance."""
+    return (batch[0] if bias is None else batch[0] + bias.detach()), batch[2]
 
 
 def _grids(x: Tensor, g: Tensor, it: Gate) -> Any:
     return grids(g.shape[2:], x.shape[2:], it.interpolation, it.align_corners)
-
-
-def _write(gradients: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-    for gradient, values in zip(gradients, found, strict=True):
-        gradient.copy_(values)
-
-
-def _like(x: Tensor, array: Any) -> Tensor:
-    return array.to(x.dtype)

@@ -33,8 +33,8 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     y, saved, place = to[0], to[1], spatial.Kept(*to[2:])
     perceptron.forward(x, layers, True, saved)
     passes.pool_channels(x, saved, place.maps)
-    spatial.forward(x.shape[2:], conv, place)
-    passes.scale(x, saved, place.t, y, args[1], args[-1])
+    norm = spatial.forward(x.shape[2:], conv, place)
+    passes.scale(x, saved, place.t, y, args[1], args[-1], norm)
 
 
 def backward(
@@ -45,8 +45,7 @@ def backward(
     saved, place = kept[0], spatial.Kept(*kept[1:])
     dx, _, *learned = gradients
     dy = passes.to_scaled(dy, x, y, gradients)
-    da, ties = passes.to_places(x, dy, saved, place.t, place.maps)
-    dmaps = spatial.backward(da, ties, x.shape[2:], x.shape[1], conv, place, learned[4:])
+    dmaps = spatial.backward(x, dy, saved, conv, place, learned[4:])
     of_map = Map(place.t, place.maps, dmaps)
     to = Layers._make([*learned[:4], layers.gate])
     found = perceptron.backward(x, dy, layers, True, saved, of_map, to)
@@ -55,7 +54,7 @@ def backward(
 
 ARGUMENTS = """Tensor x, Tensor? shortcut, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,
 Tensor weight, Tensor? scale, Tensor? shift, Tensor? mean, Tensor? var, str gate, float eps, bool training, bool relu"""
-KERNELS = Fused("cbam", ARGUMENTS, 6, outputs, forward, backward, fixed=2, rereads=passes.rereads)
+KERNELS = Fused("cbam", ARGUMENTS, 5, outputs, forward, backward, fixed=2, rereads=passes.rereads)
 
 
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:

@@ -25,8 +25,8 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     x, *it = args
     y, *kept = to
     passes.pool_channels(x, None, kept[0])
-    spatial.forward(x.shape[2:], Filter(*it), Kept(*kept))
-    passes.scale(x, None, kept[1], y)
+    norm = spatial.forward(x.shape[2:], Filter(*it), Kept(*kept))
+    passes.scale(x, None, kept[1], y, norm=norm)
 
 
 def backward(
@@ -36,13 +36,12 @@ def backward(
     x, *it = args
     dx, *learned = gradients
     dy, saved = alike(dy, x), Kept(*kept)
-    da, ties = passes.to_places(x, dy, None, saved.t, saved.maps)
-    dmaps = spatial.backward(da, ties, x.shape[2:], x.shape[1], Filter(*it), saved, learned)
+    dmaps = spatial.backward(x, dy, None, Filter(*it), saved, learned)
     passes.to_input(x, dy, dx, None, None, of_map=Map(saved.t, saved.maps, dmaps))
 
 
 KERNELS = Fused(
-    "spatial_attention", f"Tensor x, Tensor weight, {spatial.NORM}", 5, outputs, forward, backward, inputs=1, fixed=2
+    "spatial_attention", f"Tensor x, Tensor weight, {spatial.NORM}", 4, outputs, forward, backward, inputs=1, fixed=2
 )
 
 

@@ -217,12 +217,15 @@ def _launch(kernel: Any, programs: int, args: Sequence[Any], options: dict[str, 
 
 @torch.no_grad()
 def follow(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
-    """What a batch norm does in training besides: its running statistics follow those of a batch of `count` values."""
+    """What a batch norm does in training besides: its running statistics follow the batch's, of `count` values.
+
+    var: unbiased.
+    """
     if norm.running_mean is None or not norm.track_running_stats:
         return
     norm.num_batches_tracked += 1
     if not count:
         return
     step = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
-    norm.running_mean += step * (mean - norm.running_mean)
-    norm.running_var += step * (var * (count / (count - 1)) - norm.running_var)
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), step)
+    norm.running_var.lerp_(var.to(norm.running_var.dtype), step)

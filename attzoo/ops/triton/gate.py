@@ -19,7 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..fused import INTERPRETED, capability
-from .common import REAL, at, cdiv, last, launch, places, power, relu, sizes
+from . import channel_norm
+from .channel_norm import add_moments
+from .common import REAL, at, cdiv, counters, last, launch, places, power, relu, sizes, small
 from .gate_tiles import FORWARD, Tile, exact_tile
 from .resize import Grids, resized
 
@@ -29,7 +31,10 @@ ROOMY = (9, 10)   # compute capabilities, of which tensor cores read shared memo
 
 
 class Norm(NamedTuple):
-    """The batch norm after a projection, or none: scale None; mean and var: by which it normalises; eps."""
+    """The batch norm after a projection, or none: scale None; mean and var: by which it normalises; eps.
+
+    Of a batch, mean and variance lie one after the other in `mean`, and var is None.
+    """
 
     scale: Tensor | None
     shift: Tensor | None
@@ -98,13 +103,17 @@ def passed(bits, n, f, s, known, S, WORDS: tl.constexpr):
 
 @triton.jit
 def normal(scale, shift, mean, var, bias, f, F, eps):
-    """The factor and the summand that bias and norm amount to."""
+    """The factor and the summand that bias and norm amount to; without var it lies after the mean."""
     offset = tl.zeros(f.shape, REAL)
     factor = offset + 1
     if bias is not None:
         offset = column(bias, f, F)
     if scale is not None:
-        factor = column(scale, f, F) / tl.sqrt(column(var, f, F) + eps)
+        if var is None:
+            square = column(mean + F, f, F)
+        else:
+            square = column(var, f, F)
+        factor = column(scale, f, F) / tl.sqrt(square + eps)
         offset = (offset - column(mean, f, F)) * factor + column(shift, f, F)
     return factor, offset
 
@@ -153,12 +162,12 @@ def project_kernel(
 
 @triton.jit
 def gate_kernel(
-    x, g, w, u, folded, y, alpha, bits, logits, F, C, G, S, D, H, W, OD, OH, OW,
+    x, g, w, u, folded, y, alpha, bits, logits, statistics, parts, counter, eps, N, F, C, G, S, D, H, W, OD, OH, OW,
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
     LAST: tl.constexpr, PRECISION: tl.constexpr, WHOLE: tl.constexpr, WORDS: tl.constexpr, BLOCKS: tl.constexpr,
     BF: tl.constexpr, BC: tl.constexpr, BG: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BS places of a sample. It stops at the sigmoid's input if there is room for that."""
+    """One program: BS places of a sample. Where psi's norm goes by the batch it stops before it, at `logits`."""
     n, s = places(tl.program_id(0), S, BS)
     to = n.to(tl.int64) * S + s
     if WHOLE:
@@ -187,6 +196,7 @@ def gate_kernel(
                     tl.store(bits + n.to(tl.int64) * (WORDS - 1) * S + word * S + to, words, s < S)
     if logits is not None:
         tl.store(logits + to, z, s < S)
+        add_moments(z, s < S, tl.program_id(0), tl.num_programs(0), N * S, parts, counter, statistics, eps)
     else:
         a = tl.sigmoid(z)
         if alpha is not None:
@@ -246,10 +256,12 @@ def gate(
     folded: Tensor,
     grids: Grids,
     to: Sequence[Tensor | None],
+    psi: channel_norm.Norm | None,
 ) -> None:
-    """(N, C, *S) and (N, G, *S) or, where u is None, U g (N, Q, F) -> y, alpha, bits, or the sigmoid's input.
+    """(N, C, *S) and (N, G, *S) or, where u is None, U g (N, Q, F) -> y, alpha and bits.
 
-    to: room for y, alpha, bits and the sigmoid's input, None for what is not wanted.
+    to: room for y, alpha and bits, None for what is not wanted. psi: its norm, if it goes by the batch: then the norm's
+    input and statistics are written in place of y and alpha.
     """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C)
@@ -259,8 +271,12 @@ def gate(
     options: dict[str, Any] = {"LAST": last(x), "PRECISION": precision(x), "WHOLE": C <= BC}
     options |= {"WORDS": cdiv(F, WORD), "BLOCKS": cdiv(F, BF)}
     sizes_of_tile = {"BF": BF, "BC": BC, "BG": BG, "BS": BS, "num_warps": num_warps, "num_stages": 2}
-    args = x, g, w, u, folded, *to, F, C, G, S, *grids.sizes
-    launch(gate_kernel, N * cdiv(S, BS), *args, **grids.options, **options, **sizes_of_tile)
+    programs = N * cdiv(S, BS)
+    of_psi: Sequence[Any] = (None,) * 5
+    if psi is not None:
+        of_psi = psi.q, psi.statistics, small(x, 3, programs), counters(x, 1), psi.eps
+    args = x, g, w, u, folded, *to, *of_psi, N, F, C, G, S, *grids.sizes
+    launch(gate_kernel, programs, *args, **grids.options, **options, **sizes_of_tile)
 
 
 def tile(x: Tensor, F: int, C: int) -> Tile:

@@ -18,7 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import PROGRAMS, REAL, at, cdiv, launch, places, sizes, small
+from . import channel_norm
+from .channel_norm import add_slopes
+from .common import PROGRAMS, REAL, at, cdiv, counters, is_last, launch, places, power, sizes, small
 from .gate import column, matrix, passed, precision, product, projected, together, values
 from .gate_tiles import BACKWARD, CENTRED, Tile, exact_tile
 from .resize import Grids, first, found, reaches
@@ -102,7 +104,8 @@ def slopes(
 
 @triton.jit
 def product_kernel(
-    x, dy, alpha, dz, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr
+    x, dy, alpha, dz, q, statistics, parts, counter, sums_of_norm, dscale, dshift, C, S,
+    LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """One program: BS places of a sample over all channels."""
     n, s = places(tl.program_id(0), S, BS)
@@ -112,16 +115,20 @@ def product_kernel(
         sums += values(x, n, c, s, C, S, LAST).to(REAL) * values(dy, n, c, s, C, S, LAST).to(REAL)
     to = n.to(tl.int64) * S + s
     a = tl.load(alpha + to, s < S, 0.0)
-    tl.store(dz + to, tl.sum(sums, 0) * a * (1 - a), s < S)
+    slope = tl.sum(sums, 0) * a * (1 - a)
+    tl.store(dz + to, slope, s < S)
+    if q is not None:
+        i, programs, before = tl.program_id(0), tl.num_programs(0), tl.load(q + to, s < S, 0.0)
+        add_slopes(slope, before, s < S, i, programs, parts, counter, statistics, sums_of_norm, dscale, dshift)
 
 
 @triton.jit
 def input_kernel(
-    x, dy, w, scale, psi, alpha, dz, bits, centre, dx, sums_of_x, sums_of_e, N, F, C, S, PARTS,
+    x, dy, w, folded, alpha, dz, bits, centre, dx, sums_of_x, sums_of_e, N, F, C, S, PARTS,
     D, H, W, OD, OH, OW, RD, RH, RW,
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
-    COARSE: tl.constexpr, OWN: tl.constexpr, BEGIN: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr,
-    WORDS: tl.constexpr, BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    COARSE: tl.constexpr, OF: tl.constexpr, OWN: tl.constexpr, BEGIN: tl.constexpr, LAST: tl.constexpr,
+    PRECISION: tl.constexpr, WORDS: tl.constexpr, BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """One program: BC channels over a part of the places of all samples; of x if there is dy, else of g.
 
@@ -131,7 +138,7 @@ def input_kernel(
     part = i % PARTS
     c = i // PARTS * BC + tl.arange(0, BC)
     f = BEGIN + tl.arange(0, BF)
-    v = column(scale, f, F) * column(psi, f, F)
+    v = column(folded + OF * F, f, F) * column(folded + 3 * F, f, F)
     back = tl.trans(matrix(w, f, c, F, C) * v[:, None]).to(x.dtype.element_ty)
     of_x = tl.zeros([BF, BC], REAL)
     of_e = tl.zeros([BF], REAL)
@@ -209,50 +216,97 @@ def total(parts, f, F, PARTS, BP: tl.constexpr):
 
 @triton.jit
 def weights_kernel(
-    of_x, of_e, of_g, of_ge, w, u, folded, t, p, e, dw, db, du, dub, dpsi, dpsi_bias, totals, F, C, G, PARTS, MORE,
-    BP: tl.constexpr, BC: tl.constexpr,
+    of_x, of_e, of_g, of_ge, w, u, folded, centre, gating_centre, dw, db, du, dub, dpsi, dpsi_bias,
+    scale_bias, mean, var, dscale, dshift, eps,
+    gating_bias, gating_mean, gating_var, dgating_scale, dgating_shift, gating_eps,
+    psi, psi_bias, psi_mean, psi_var, dpsi_scale, dpsi_shift, psi_eps,
+    totals, counter, F, C, G, PARTS, MORE,
+    PSI_BY_BATCH: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
 ):   # fmt: skip
-    """One program: channel f. What is handed in as t, p or e need not be found here."""
+    """One program: channel f. The last one finds the gradients of psi's norm.
+
+    Where a norm goes by the batch there is a centre, whose sums need not be found here, and a bias before it has no
+    effect: its gradient is 0.
+    """
     f = tl.program_id(0)
     scale = tl.load(folded + f)
     of_gating = tl.load(folded + F + f)
-    psi = tl.load(folded + 3 * F + f)
+    v = tl.load(folded + 3 * F + f)
     of_psi = tl.load(folded + 4 * F + 1)
-    e_t = row(of_x, w, dw, scale * psi, f, F, C, PARTS, BP, BC)
-    e_p = row(of_g, u, du, of_gating * psi, f, F, G, MORE, BP, BC)
-    e_1 = total(of_e, f, F, PARTS, BP)
+    e_t = row(of_x, w, dw, scale * v, f, F, C, PARTS, BP, BC)
+    e_p = row(of_g, u, du, of_gating * v, f, F, G, MORE, BP, BC)
+    if centre is not None:
+        e_t = tl.load(centre + 3 * F + f)
+        e_1 = tl.load(centre + 4 * F + f)
+        slope = e_1 * 0
+    else:
+        e_1 = total(of_e, f, F, PARTS, BP)
+        slope = scale * v * e_1
     if db is not None:
-        tl.store(db + f, (scale * psi * e_1).to(db.dtype.element_ty))
+        tl.store(db + f, slope.to(db.dtype.element_ty))
+    if gating_centre is not None:
+        e_p = tl.load(gating_centre + 3 * F + f)
+        slope = e_p * 0
+    else:
+        slope = of_gating * v * total(of_ge, f, F, MORE, BP)
     if dub is not None:
-        tl.store(dub + f, (of_gating * psi * total(of_ge, f, F, MORE, BP)).to(dub.dtype.element_ty))
-    if t is not None:
-        e_t = tl.load(t + f)
-    if p is not None:
-        e_p = tl.load(p + f)
-    if e is not None:
-        e_1 = tl.load(e + f)
+        tl.store(dub + f, slope.to(dub.dtype.element_ty))
+    if dscale is not None:
+        to_norm(dscale, dshift, mean, var, scale_bias, eps, v * e_t, v * e_1, f, F)
+    if dgating_scale is not None:
+        to_norm(dgating_scale, dgating_shift, gating_mean, gating_var, gating_bias, gating_eps, v * e_p, v * e_1, f, F)
     e_q = scale * e_t + of_gating * e_p + tl.load(folded + 2 * F + f) * e_1
     tl.store(dpsi + f, (of_psi * e_q).to(dpsi.dtype.element_ty))
-    tl.store(totals + f, e_t)
-    tl.store(totals + F + f, e_p)
-    tl.store(totals + 2 * F + f, e_1)
-    tl.store(totals + 3 * F + f, e_q)
+    tl.store(totals + f, e_q)
     if f == 0:
         z = total(of_e, F, F, PARTS, BP)
-        tl.store(totals + 4 * F, z)
+        tl.store(totals + F, z)
+        if PSI_BY_BATCH:
+            z = z * 0
         tl.store(dpsi_bias, (of_psi * z).to(dpsi_bias.dtype.element_ty))
+    if dpsi_scale is not None and not PSI_BY_BATCH:
+        done = is_last(counter, F)
+        if done:
+            k = tl.arange(0, BF)
+            before = tl.sum(column(psi, k, F) * tl.load(totals + k, k < F, 0.0, cache_modifier=".cg"))
+            z = tl.load(totals + F, cache_modifier=".cg")
+            to_norm(dpsi_scale, dpsi_shift, psi_mean, psi_var, psi_bias, psi_eps, before, z, 0, 1)
+
+
+@triton.jit
+def to_norm(dscale, dshift, mean, var, bias, eps, by_input, by_one, f, F):
+    """Gradients of a norm's scale and shift, from the sums of its output's times its input without bias, and times 1.
+
+    Without var it lies after the mean, of a batch without the bias.
+    """
+    offset = 0 - tl.load(mean + f).to(REAL)
+    if var is None:
+        square = tl.load(mean + F + f)
+    else:
+        square = tl.load(var + f).to(REAL)
+        if bias is not None:
+            offset += tl.load(bias + f).to(REAL)
+    tl.store(dscale + f, ((by_input + offset * by_one) / tl.sqrt(square + eps)).to(dscale.dtype.element_ty))
+    tl.store(dshift + f, by_one.to(dshift.dtype.element_ty))
 
 
 # ---- around them -----------------------------------------------------------------------------------------------------
 
 
-def to_sigmoid(x: Tensor, dy: Tensor, alpha: Tensor, last: bool) -> Tensor:
-    """The gradient of the sigmoid's input, (N, S)."""
+def to_sigmoid(
+    x: Tensor, dy: Tensor, alpha: Tensor, last: bool, psi: channel_norm.Norm | None, gradients: Sequence[Any]
+) -> Tensor:
+    """The gradient of the sigmoid's input, (N, S), or, where psi's norm goes by the batch, of what comes before it.
+
+    gradients: room for those of this norm's scale and shift.
+    """
     N, C, S = sizes(x)
     BC, BS = (64, 64) if last else (16, 256)
     dz = small(x, N, S)
-    args = x, dy, alpha, dz, C, S
-    launch(product_kernel, N * cdiv(S, BS), *args, LAST=last, BC=BC, BS=BS, num_warps=8)
+    programs = N * cdiv(S, BS)
+    slopes = channel_norm.Slopes.of(psi, programs, gradients)
+    launch(product_kernel, programs, x, dy, alpha, dz, *slopes, C, S, LAST=last, BC=BC, BS=BS, num_warps=8)
+    channel_norm.backward(dz, psi, slopes)
     return dz
 
 
@@ -279,8 +333,8 @@ def to_input(
     dy: Tensor | None,
     alpha: Tensor | None,
     w: Tensor,
-    scale: Tensor,
-    psi: Tensor,
+    folded: Tensor,
+    of: int,
     it: Slopes,
     own: bool,
     centre: Tensor | None,
@@ -289,7 +343,8 @@ def to_input(
 ) -> Parts:
     """The gradient of x or, where dy is None, of g, into dx, and that of its weight in parts.
 
-    own: whether dz is to be found, and written, first. centre: mean, away and slope of every channel, (3, F). Inner
+    folded: the scales of w, of u and of psi, and more; of: which of the first two is w's. own: whether dz is to be
+    found, and written, first. centre: mean, away and slope of every channel, (3, F), and more. Inner
     channels that do not fit together take turns, and each reads x and what dx is so far, which is in float32.
     """
     (N, C, S), F = sizes(x), len(w)
@@ -306,9 +361,9 @@ def to_input(
     sizes_of_tile = {"BF": BF, "BC": BC, "BS": BS, "num_warps": num_warps}
     sizes_of_tile["num_stages"] = 3 if BS == 64 and not coarse else 2   # by the same sweep
     into = dx if F <= BF or dx.element_size() > 2 else torch.empty_like(dx, dtype=torch.float32)
-    args = x, dy, w, scale, psi, alpha, it.dz, it.bits, centre, into, *sums, N, F, C, S, parts, *where
+    args = x, dy, w, folded, alpha, it.dz, it.bits, centre, into, *sums, N, F, C, S, parts, *where
     for begin in range(0, F, BF):
-        options = {"OWN": own and not begin, "BEGIN": begin, "LAST": last, "PRECISION": precision(x)}
+        options = {"OF": of, "OWN": own and not begin, "BEGIN": begin, "LAST": last, "PRECISION": precision(x)}
         launch(input_kernel, blocks * parts, *args, **constants, **options, **sizes_of_tile)
     if into is not dx:
         dx.copy_(into)
@@ -321,15 +376,18 @@ def to_weights(
     w: Tensor,
     u: Tensor,
     folded: Tensor,
-    known: Sequence[Tensor | None],
+    centres: Sequence[Tensor | None],
     gradients: Sequence[Tensor | None],
-) -> Tensor:
+    norms: Sequence[Any],
+    psi_by_batch: bool,
+) -> None:
     """Parts -> gradients of w, its bias, u, its bias, psi and its bias, written into `gradients`.
 
-    known: sums of e W x, of e U g and of e, F each, or None. Returns these, and those of e (W x + U g + shift) and dz.
+    centres: of norms by the batch, see gate_norm.centre. norms: of each, and then of psi's, its bias, mean and
+    variance, room for gradients of scale and shift, and eps, as weights_kernel has them.
     """
     F, C = w.shape[:2]
-    totals = small(w, 4 * F + 1)
-    args = *x, *g, w, u, folded, *known, *gradients, totals, F, C, u.shape[1], len(x.e), len(g.e)
-    launch(weights_kernel, F, *args, BP=AT_ONCE, BC=64, num_warps=4)
-    return totals
+    room = small(w, F + 1), counters(w, 1)
+    args = *x, *g, w, u, folded, *centres, *gradients, *norms, *room, F, C, u.shape[1], len(x.e), len(g.e)
+    options = {"PSI_BY_BATCH": psi_by_batch, "BP": AT_ONCE, "BC": 64, "BF": power(F), "num_warps": 4}
+    launch(weights_kernel, F, *args, **options)

@@ -1,6 +1,6 @@
 """What batch norm in training adds to the additive attention gate: statistics of W x forward, sums of e W x back.
 
-Both are sums over all places, of parts that are put together in float64 and in one order. W x is made again each time.
+Both are sums over all places, of parts that the last program puts together in one order. W x is made again each time.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ import triton.language as tl
 from torch import Tensor
 
 from . import gate
-from .common import REAL, cdiv, launch, sizes, small
+from .common import REAL, cdiv, counters, is_last, launch, sizes, small
 from .gate import column, precision, projected
 from .gate_backward import RESIDENT, Slopes, slopes
 from .gate_tiles import STATISTICS, Tile, exact_tile
 
+AT_ONCE = 32   # parts that the last program adds up at a time
+
 
 @triton.jit
 def moments_kernel(
-    x, w, parts, N, F, C, S, PARTS, LAST: tl.constexpr, PRECISION: tl.constexpr,
-    BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    x, w, parts, counter, batch, N, F, C, S, PARTS, LAST: tl.constexpr, PRECISION: tl.constexpr,
+    BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr, BP: tl.constexpr,
 ):   # fmt: skip
     """One program: BF inner channels over a part of the places of all samples.
 
-    Tiles are merged as Chan et al. merge samples.
+    Tiles, and the parts by the last program of these channels, are merged as Chan et al. merge samples.
     """
     part = tl.program_id(0) % PARTS
     f = tl.program_id(0) // PARTS * BF + tl.arange(0, BF)
@@ -48,31 +50,53 @@ def moments_kernel(
     tl.store(to + f, mean, f < F)
     tl.store(to + F + f, spread, f < F)
     tl.store(to + 2 * F + f, ones * count, f < F)
+    if is_last(counter + tl.program_id(0) // PARTS, PARTS):
+        whole = tl.zeros([BF, BP], REAL)
+        for start in range(0, PARTS, BP):
+            weighted = of_parts(parts, 0, f, start, F, PARTS, BP) * of_parts(parts, 2, f, start, F, PARTS, BP)
+            whole += weighted
+        mean = tl.sum(whole, 1) / (N * S)
+        whole = tl.zeros([BF, BP], REAL)
+        for start in range(0, PARTS, BP):
+            apart = of_parts(parts, 0, f, start, F, PARTS, BP) - mean[:, None]
+            whole += of_parts(parts, 2, f, start, F, PARTS, BP) * apart * apart
+            whole += of_parts(parts, 1, f, start, F, PARTS, BP)
+        tl.store(batch + f, mean, f < F)
+        tl.store(batch + F + f, tl.sum(whole, 1) / (N * S), f < F)
+        tl.store(batch + 2 * F + f, tl.sum(whole, 1) / (N * S - 1), f < F)
 
 
-def moments(x: Tensor, w: Tensor, last: bool) -> tuple[Tensor, Tensor]:
-    """Mean and variance of W x over samples and places: (N, C, *S), (F, C, 1..) -> (F,) each."""
+@triton.jit
+def of_parts(parts, k: tl.constexpr, f, start, F, PARTS, BP: tl.constexpr):
+    """Number k of the parts from `start` on, (BF, BP)."""
+    part = start + tl.arange(0, BP)
+    inside = (f < F)[:, None] & (part < PARTS)[None, :]
+    return tl.load(parts + (part[None, :] * 3 + k) * F + f[:, None], inside, 0.0, cache_modifier=".cg")
+
+
+def moments(x: Tensor, w: Tensor, last: bool, batch: Tensor) -> None:
+    """Mean, variance and unbiased variance of W x over samples and places, into batch (3, F).
+
+    x (N, C, *S), w (F, C, 1..).
+    """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C)
     count = max(1, min(N * cdiv(S, BS), RESIDENT))
     parts = small(x, count, 3, F)
-    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS}
-    args = x, w, parts, N, F, C, S, count
-    launch(moments_kernel, count * cdiv(F, BF), *args, **options, num_warps=num_warps, num_stages=2)
-    means, spreads, counts = parts.double().unbind(1)
-    mean = (counts * means).sum(0) / counts.sum(0)
-    var = (spreads + counts * (means - mean) ** 2).sum(0) / counts.sum(0)
-    return mean.to(parts.dtype), var.to(parts.dtype)
+    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS, "BP": AT_ONCE}
+    blocks = cdiv(F, BF)
+    args = x, w, parts, counters(x, blocks), batch, N, F, C, S, count
+    launch(moments_kernel, count * blocks, *args, **options, num_warps=num_warps, num_stages=2)
 
 
 @triton.jit
 def sums_kernel(
-    x, w, mean, dz, bits, parts, N, F, C, S, PARTS, D, H, W, OD, OH, OW, RD, RH, RW,
+    x, w, batch, dz, bits, parts, counter, centre, eps, N, F, C, S, PARTS, D, H, W, OD, OH, OW, RD, RH, RW,
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
     COARSE: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr, WORDS: tl.constexpr,
-    BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr, BP: tl.constexpr,
 ):   # fmt: skip
-    """One program: BF inner channels over a part of the places of all samples."""
+    """One program: BF inner channels over a part of the places of all samples; the last of these channels adds up."""
     part = tl.program_id(0) % PARTS
     f = tl.program_id(0) // PARTS * BF + tl.arange(0, BF)
     ones = tl.full([BF], 1.0, REAL)
@@ -82,7 +106,7 @@ def sums_kernel(
     for step in range(part, N * blocks, PARTS):
         n = step // blocks
         s = step % blocks * BS + tl.arange(0, BS)
-        t = tl.zeros([BF, BS], REAL) - column(mean, f, F)[:, None]
+        t = tl.zeros([BF, BS], REAL) - column(batch, f, F)[:, None]
         t = projected(x, w, ones, n, f, s, F, C, S, t, LAST, PRECISION, BC)
         e = slopes(
             dz, bits, n, f, s, S, D, H, W, OD, OH, OW, RD, RH, RW,
@@ -90,23 +114,36 @@ def sums_kernel(
         )   # fmt: skip
         of_e += tl.sum(e, 1)
         of_t += tl.sum(e * t, 1)
-    to = parts + part * 2 * F
+    to = parts + part * 3 * F
     tl.store(to + f, of_e, f < F)
     tl.store(to + F + f, of_t, f < F)
+    if is_last(counter + tl.program_id(0) // PARTS, PARTS):
+        sums_of_e = tl.zeros([BF, BP], REAL)
+        sums_of_t = tl.zeros([BF, BP], REAL)
+        for start in range(0, PARTS, BP):
+            sums_of_e += of_parts(parts, 0, f, start, F, PARTS, BP)
+            sums_of_t += of_parts(parts, 1, f, start, F, PARTS, BP)
+        of_e = tl.sum(sums_of_e, 1)
+        of_t = tl.sum(sums_of_t, 1)
+        mean = column(batch, f, F)
+        tl.store(centre + f, mean, f < F)
+        tl.store(centre + F + f, of_e / (N * S), f < F)
+        tl.store(centre + 2 * F + f, of_t / (column(batch + F, f, F) + eps) / (N * S), f < F)
+        tl.store(centre + 3 * F + f, of_t + mean * of_e, f < F)
+        tl.store(centre + 4 * F + f, of_e, f < F)
 
 
-def sums(x: Tensor, w: Tensor, mean: Tensor, it: Slopes, last: bool) -> tuple[Tensor, Tensor]:
-    """Sums of e and of e (W x - mean) over samples and places: (F,) each."""
+def centre(x: Tensor, w: Tensor, batch: Tensor, eps: float, it: Slopes, last: bool) -> Tensor:
+    """What batch norm takes from e, mean, away and slope, and the sums of e W x and of e: (5, F)."""
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C)
     count = max(1, min(N * cdiv(S, BS), RESIDENT))
-    parts = small(x, count, 2, F)
+    parts, found, blocks = small(x, count, 3, F), small(x, 5, F), cdiv(F, BF)
     where, constants = it.arguments()
-    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS}
-    args = x, w, mean, it.dz, it.bits, parts, N, F, C, S, count, *where
-    launch(sums_kernel, count * cdiv(F, BF), *args, **constants, **options, num_warps=num_warps, num_stages=2)
-    of_e, of_t = parts.double().sum(0).to(parts.dtype)
-    return of_e, of_t
+    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS, "BP": AT_ONCE}
+    args = x, w, batch, it.dz, it.bits, parts, counters(x, blocks), found, eps, N, F, C, S, count, *where
+    launch(sums_kernel, count * blocks, *args, **constants, **options, num_warps=num_warps, num_stages=2)
+    return found
 
 
 def tile(x: Tensor, F: int, C: int) -> Tile:

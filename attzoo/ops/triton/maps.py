@@ -7,11 +7,13 @@ maps are 2 / C and 1 / C of the size of x, so taps are read again and again from
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .channel_norm import Norm, add_moments
 from .common import REAL, cdiv, counters, is_last, launch, places, power, small, split
 
 PLACES = 128    # that a program takes
@@ -34,10 +36,10 @@ def tap(p, j, D, H, W, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BAC
 
 @triton.jit
 def conv_kernel(
-    maps, weight, q, D, H, W,
-    GATE: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BS: tl.constexpr,
+    maps, weight, q, t, scale, shift, mean, var, statistics, parts, counter, eps, N, D, H, W,
+    KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BS places of a sample."""
+    """One program: BS places of a sample. Without a norm, or with one by running statistics, it writes t too."""
     S = D * H * W
     n, p = places(tl.program_id(0), S, BS)
     n = n.to(tl.int64)
@@ -48,19 +50,36 @@ def conv_kernel(
         to = maps + n * 2 * S + other
         sums += tl.load(to, known, 0.0) * tl.load(weight + j).to(REAL)
         sums += tl.load(to + S, known, 0.0) * tl.load(weight + KD * KH * KW + j).to(REAL)
-    if GATE:
-        sums = tl.sigmoid(sums)
-    tl.store(q + n * S + p, sums, p < S)
+    if q is not None:
+        tl.store(q + n * S + p, sums, p < S)
+    if parts is not None:
+        i, programs = tl.program_id(0), tl.num_programs(0)
+        add_moments(sums, p < S, i, programs, N * S, parts, counter, statistics, eps)
+    else:
+        if q is not None:
+            tl.store(statistics, tl.load(mean).to(REAL))   # the same from every program
+            tl.store(statistics + 1, 1 / tl.sqrt(tl.load(var).to(REAL) + eps))
+            sums = (sums - tl.load(mean).to(REAL)) / tl.sqrt(tl.load(var).to(REAL) + eps)
+            sums = sums * tl.load(scale).to(REAL) + tl.load(shift).to(REAL)
+        tl.store(t + n * S + p, tl.sigmoid(sums), p < S)
 
 
-def conv(maps: Tensor, weight: Tensor, size: Sequence[int], q: Tensor, *, gate: bool) -> None:
-    """maps (N, 2, S), weight (1, 2, *k) -> their convolution, (N, S), into q; if `gate`, through a sigmoid."""
+def conv(maps: Tensor, weight: Tensor, size: Sequence[int], t: Tensor, norm: Norm | None) -> None:
+    """maps (N, 2, S), weight (1, 2, *k) -> the sigmoid of their convolution and its norm, if there is one, (N, S).
+
+    With a norm it writes the convolution and the norm's statistics. With one by the batch, it does not write t.
+    """
     if weight.shape[:2] != (1, 2):   # the kernel would read past its end
         raise ValueError(f"expected a kernel from 2 maps to 1, got {list(weight.shape)}")
     whole, kernel = _whole(size), _kernel(weight)
-    BS = min(power(q.shape[1]), PLACES)
-    options = {"GATE": gate, "BS": BS, "num_warps": 4, **kernel}
-    launch(conv_kernel, len(q) * cdiv(q.shape[1], BS), maps, weight, q, *whole, **options)
+    N, S = t.shape
+    BS = min(power(S), PLACES)
+    programs = N * cdiv(S, BS)
+    arrays: list[Any] = [None] * 7 if norm is None else [*norm[:4], norm.statistics, None, None]
+    if norm is not None and norm.by_batch:
+        arrays[5:] = small(t, 3, programs), counters(t, 1)
+    args = maps, weight, norm and norm.q, t, *arrays, norm and norm.eps, N, *whole
+    launch(conv_kernel, programs, *args, BS=BS, num_warps=4, **kernel)
 
 
 @triton.jit

@@ -8,6 +8,7 @@ again, and finds the same bits. Maxima share their gradient evenly among ties.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .channel_norm import Norm, Slopes, add_slopes, applied, backward
 from .common import (
     INFINITY,
     REAL,
@@ -130,17 +132,29 @@ def pool_channels(x: Tensor, s: Tensor | None, maps: Tensor) -> None:
 
 @triton.jit
 def scale_kernel(
-    x, s, t, shortcut, y, C, S, RELU: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr
-):
-    """One program: one tile. What was read last, and may still be near, comes first."""
-    n, c, p = corner(tl.num_programs(0) - 1 - tl.program_id(0), C, S, BC, BS)
+    x, s, t, q, statistics, gain, offset, shortcut, y, C, S,
+    RELU: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
+    """One program: one tile. What was read last, and may still be near, comes first.
+
+    If there is q, the map before its norm, t is made of it, and written with the first channels.
+    """
+    i = tl.num_programs(0) - 1 - tl.program_id(0)
+    n, c, p = corner(i, C, S, BC, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
     to = at(n, c[:, None], p[None, :], C, S, LAST)
     z = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if s is not None:
         z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
     if t is not None:
-        z = z * tl.load(t + n.to(tl.int64) * S + p, p < S, 0.0)[None, :]
+        place = n.to(tl.int64) * S + p
+        if q is not None:
+            a = tl.sigmoid(applied(tl.load(q + place, p < S, 0.0), statistics, gain, offset))
+            if i // tl.cdiv(S, BS) % tl.cdiv(C, BC) == 0:
+                tl.store(t + place, a, p < S)
+        else:
+            a = tl.load(t + place, p < S, 0.0)
+        z = z * a[None, :]
     if shortcut is not None:
         z += tl.load(shortcut + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if RELU:
@@ -149,17 +163,26 @@ def scale_kernel(
 
 
 def scale(
-    x: Tensor, s: Tensor | None, t: Tensor | None, y: Tensor, shortcut: Tensor | None = None, relu: bool = False
+    x: Tensor,
+    s: Tensor | None,
+    t: Tensor | None,
+    y: Tensor,
+    shortcut: Tensor | None = None,
+    relu: bool = False,
+    norm: Norm | None = None,
 ) -> None:
     """Write x * s * t into y: (N, C, *S), (N, C) or None for 1, (N, S) or None for 1.
 
-    shortcut (N, C, *S) is added, and then there may be a relu.
+    norm: by the batch, of what t is the sigmoid of; then t is written. shortcut (N, C, *S) is added, and then there
+    may be a relu.
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("scale", x)
     options = {"RELU": relu, "LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     shortcut = None if shortcut is None else alike(shortcut, x)
-    launch(scale_kernel, N * cdiv(C, BC) * cdiv(S, BS), x, s, t, shortcut, y, C, S, **options)
+    of_norm = (None,) * 4 if norm is None else (norm.q, norm.statistics, norm.scale, norm.shift)
+    args = x, s, t, *of_norm, shortcut, y, C, S
+    launch(scale_kernel, N * cdiv(C, BC) * cdiv(S, BS), *args, **options)
 
 
 # ---- backward --------------------------------------------------------------------------------------------------------
@@ -193,7 +216,10 @@ def _relu_backward(dy: Tensor, y: Tensor, into: Tensor) -> None:
 
 
 @triton.jit
-def places_kernel(x, dy, s, t, maps, dq, ties, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr):
+def places_kernel(
+    x, dy, s, t, maps, dq, ties, q, statistics, parts, counter, sums_of_norm, dscale, dshift, C, S,
+    LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+):   # fmt: skip
     """One program: BS places of a sample over all channels."""
     n, p = places(tl.program_id(0), S, BS)
     first = n.to(tl.int64) * S + p
@@ -211,17 +237,29 @@ def places_kernel(x, dy, s, t, maps, dq, ties, C, S, LAST: tl.constexpr, BC: tl.
         sums += d * z
         count += tl.where(inside & (z == top[None, :]), 1.0, 0.0)
     a = tl.load(t + first, p < S, 0.0)
-    tl.store(dq + first, tl.sum(sums, 0) * a * (1 - a), p < S)
+    slope = tl.sum(sums, 0) * a * (1 - a)
+    tl.store(dq + first, slope, p < S)
     tl.store(ties + first, tl.sum(count, 0), p < S)
+    if q is not None:
+        i, programs, before = tl.program_id(0), tl.num_programs(0), tl.load(q + first, p < S, 0.0)
+        add_slopes(slope, before, p < S, i, programs, parts, counter, statistics, sums_of_norm, dscale, dshift)
 
 
-def to_places(x: Tensor, dy: Tensor, s: Tensor | None, t: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of q, where t = sigmoid(q), and how many channels share the maximum: (N, S) each."""
+def to_places(
+    x: Tensor, dy: Tensor, s: Tensor | None, t: Tensor, maps: Tensor, norm: Norm | None, gradients: Sequence[Any]
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the sigmoid's input, where t = sigmoid(norm(q)), then of q, and the ties of maxima: (N, S) each.
+
+    Ties are how many channels share a maximum. gradients: room for those of the norm's scale and shift.
+    """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("positions", x)
     dq, ties = small(x, N, S), small(x, N, S)
     options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
-    launch(places_kernel, N * cdiv(S, BS), x, dy, s, t, maps, dq, ties, C, S, **options)
+    programs = N * cdiv(S, BS)
+    slopes = Slopes.of(norm, programs, gradients)
+    launch(places_kernel, programs, x, dy, s, t, maps, dq, ties, *slopes, C, S, **options)
+    backward(dq, norm, slopes)
     return dq, ties
 
 

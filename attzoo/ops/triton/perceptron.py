@@ -208,7 +208,7 @@ def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
     hard = layers.gate == "hard_sigmoid"
     if few(C, R):
         args = x, parts, counters(x, N), saved, *layers[:4], N, C, S, R, it.parts, it.steps, 1 / S
-        launch(pool_excite_kernel, it.programs, *args, HARD=hard, TOP=top, **it.options, **_sample(C, R))
+        launch(pool_excite_kernel, it.programs, *args, HARD=hard, TOP=top, **it.options, **_sample(R))
         return
     launch(passes.pool_kernel, it.programs, x, parts, N, C, S, it.parts, it.steps, TOP=top, **it.options)
     rows, BR = cdiv(N, ROWS), _units(R)
@@ -383,7 +383,7 @@ def backward(
     if few(C, R):
         tensors = x, dy, t, maps, dmaps, parts, counters(x, N), saved, found, layers.w1, layers.w2
         args = *tensors, N, C, S, R, it.parts, it.steps, 1 / S
-        launch(channels_unexcite_kernel, it.programs, *args, HARD=hard, TOP=top, **it.options, **_sample(C, R))
+        launch(channels_unexcite_kernel, it.programs, *args, HARD=hard, TOP=top, **it.options, **_sample(R))
     else:
         portions = x, dy, saved, t, maps, dmaps, parts, N, C, S, it.parts, it.steps
         launch(passes.channels_kernel, it.programs, *portions, TOP=top, **it.options)
@@ -400,10 +400,10 @@ def few(C: int, R: int) -> bool:
     return C * R <= FEW and R <= UNITS
 
 
-def _sample(C: int, R: int) -> dict[str, int]:
-    """Hidden units and channels that it takes at once."""
+def _sample(R: int) -> dict[str, int]:
+    """Hidden units and channels that it takes at once: as many numbers as it has threads, so that each has its own."""
     BR = power(R)
-    return {"BR": BR, "CC": min(power(C), max(16, 4096 // BR))}
+    return {"BR": BR, "CC": max(16, 4096 // BR)}
 
 
 def _units(R: int) -> int:

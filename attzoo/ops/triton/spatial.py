@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from . import channel_norm, common
+from . import channel_norm, common, passes
 from . import maps as conv
 from .common import small
 
@@ -34,17 +34,16 @@ class Filter(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the way back needs: maps (N, 2, S) and t (N, S).
+    """What the backward pass needs: maps (N, 2, S) and t (N, S).
 
-    Where there is batch norm, also the convolution q (N, S) and the batch's mean and 1 / deviation; else these are
+    Where there is batch norm, also the convolution q (N, S) and its statistics, see channel_norm.Norm; else these are
     empty.
     """
 
     maps: Tensor
     t: Tensor
     q: Tensor
-    mean: Tensor
-    rate: Tensor
+    statistics: Tensor
 
 
 def filter_of(block: Any) -> Filter:
@@ -60,43 +59,42 @@ def filter_of(block: Any) -> Filter:
 def kept(x: Tensor, it: Filter) -> Kept:
     """Room for what is kept of x (N, C, *S)."""
     N, S = x.shape[0], prod(x.shape[2:])   # len(x) would tie a graph to it
-    samples, channels = (0, 0) if it.scale is None else (N, 1)   # torch 2.11 multiplies no size of a graph by a bool
-    return Kept(small(x, N, 2, S), small(x, N, S), small(x, samples, S), small(x, channels), small(x, channels))
+    samples = 0 if it.scale is None else N   # torch 2.11 multiplies no size of a graph by a bool
+    return Kept(small(x, N, 2, S), small(x, N, S), small(x, samples, S), small(x, 0 if it.scale is None else 3))
 
 
-def forward(size: Sequence[int], it: Filter, to: Kept) -> None:
-    """Maps that are there -> everything else that is kept."""
-    if it.scale is None or not to.q.numel():
-        conv.conv(to.maps, it.weight, size, to.t, gate=True)
-        return
-    if it.training and to.q.numel() == 1:
+def norm_of(it: Filter, kept: Kept) -> channel_norm.Norm | None:
+    """The norm, if there is one."""
+    if it.scale is None or it.shift is None:
+        return None
+    return channel_norm.Norm(it.scale, it.shift, it.mean, it.var, it.eps, kept.q, kept.statistics)
+
+
+def forward(size: Sequence[int], it: Filter, to: Kept) -> channel_norm.Norm | None:
+    """Maps that are there -> everything else that is kept; but t where a norm is returned, which is to be applied."""
+    if it.scale is not None and it.training and to.q.numel() == 1:
         raise ValueError(f"expected more than 1 value per channel when training, got {list(to.q.shape)}")
-    conv.conv(to.maps, it.weight, size, to.q, gate=False)
-    channel_norm.forward(to.q, _arrays(it, to.q), it.eps, to.mean, to.rate, to.t)
-
-
-def _arrays(it: Filter, like: Tensor) -> channel_norm.Arrays:
-    """The norm's, in the dtype of `like`."""
-    return channel_norm.Arrays._make(None if a is None else a.to(like.dtype) for a in it[1:5])
+    norm = norm_of(it, to)
+    conv.conv(to.maps, it.weight, size, to.t, norm)
+    return norm if norm is not None and norm.by_batch else None
 
 
 def backward(
-    da: Tensor, ties: Tensor, size: Sequence[int], channels: int, it: Filter, kept: Kept, gradients: Sequence[Any]
+    x: Tensor, dy: Tensor, s: Tensor | None, it: Filter, kept: Kept, gradients: Sequence[Any]
 ) -> Tensor:
-    """The gradient of the maps from that of the sigmoid's input, (N, S): of each channel by the mean, and of each tie.
+    """The gradient of the maps: of each channel by the mean, and of each tie; (N, 2, S).
 
     Those of weight, scale and shift are written into `gradients`.
     """
-    dweight, dscale, dshift = gradients
-    if it.scale is not None and not da.numel():   # torch would divide by 0
-        dscale.zero_()
-        dshift.zero_()
-    elif it.scale is not None:
-        da = channel_norm.backward(da, kept.q, _arrays(it, da), it.eps, kept.mean, kept.rate, dscale, dshift)
-    return conv.backward(da, ties, kept.maps, it.weight, size, channels, dweight)
+    dweight, *of_norm = gradients
+    dq, ties = passes.to_places(x, dy, s, kept.t, kept.maps, norm_of(it, kept), of_norm)
+    if it.scale is not None and not dq.numel():   # no program has added anything up
+        for gradient in of_norm:
+            gradient.zero_()
+    return conv.backward(dq, ties, kept.maps, it.weight, x.shape[2:], x.shape[1], dweight)
 
 
 def follow(block: Any, it: Filter, kept: Kept) -> None:
     """What batch norm does in training besides."""
     if it.scale is not None and it.training:
-        common.follow(block.norm, kept.mean, kept.rate**-2 - it.eps, kept.q.numel())
+        common.follow(block.norm, kept.statistics[:1], kept.statistics[2:], kept.q.numel())
