@@ -4,9 +4,8 @@ To decide tiles, grids and what to allocate takes many lines of Python, several 
 the first time that tensors of some shapes come, what a pass does is recorded: the tensors that it allocates, and the
 functions that it calls with what. The next time, the same is done with the new tensors.
 
-A pass is recorded only if it does nothing else than to allocate by `empty` and `counters` and to call kernels by
-`launch` and PyTorch's operators by `call`, all in common.py. Any other operator, or a view, makes it run in full each
-time.
+A pass is recorded only if it does nothing else than to allocate by `allocated` and to call functions by `call`, as
+what launches kernels does in triton/common.py. Any other operator, or a view, makes it run in full each time.
 """
 
 from __future__ import annotations
@@ -106,6 +105,19 @@ def aside(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return function(*args, **options)
     finally:
         UNDERWAY.tape = tape
+
+
+def allocated(make: Maker, x: Tensor) -> Tensor:
+    """make(x), a tensor that the pass allocates, on the device of x."""
+    tape = current()
+    return make(x) if tape is None else tape.allocated(make(x), make)
+
+
+def call(function: Callable[..., Any], *args: Any) -> None:
+    """Call a function that writes into one of its arguments, and note that."""
+    aside(function, *args)
+    if tape := current():
+        tape.called(function, args)
 
 
 def run(key: Hashable, tensors: Sequence[Any], write: Callable[..., None], *args: Any) -> None:

@@ -7,7 +7,7 @@ the same numbers give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -141,9 +141,7 @@ def split(many: int, programs: int) -> tuple[int, int]:
 
 def small(x: Tensor, *shape: int) -> Tensor:
     """Room for what is kept of x."""
-    make = partial(_empty, shape, KEPT)
-    recorder = tape.current()
-    return make(x) if recorder is None else recorder.allocated(make(x), make)
+    return tape.allocated(partial(_empty, shape, KEPT), x)
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, x: Tensor) -> Tensor:
@@ -156,9 +154,7 @@ def counters(x: Tensor, count: int) -> Tensor:
     Kernels of one stream follow each other and leave zeros, so that a stream's counters serve all its calls. A CUDA
     graph may run beside the stream that it was captured on: it gets counters of its own, and sets them to zero.
     """
-    make = partial(_counters, count)
-    recorder = tape.current()
-    return make(x) if recorder is None else recorder.allocated(make(x), make)
+    return tape.allocated(partial(_counters, count), x)
 
 
 def _counters(count: int, x: Tensor) -> Tensor:
@@ -174,13 +170,6 @@ def _counters(count: int, x: Tensor) -> Tensor:
         if tape.current() or not guard.in_dispatch_mode():   # a user's mode may make a tensor of its own kind
             COUNTERS[key] = known
     return known
-
-
-def call(function: Callable[..., Any], *args: Any) -> None:
-    """Call one of PyTorch's operators that writes into one of its arguments."""
-    tape.aside(function, *args)
-    if recorder := tape.current():
-        recorder.called(function, args)
 
 
 def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:

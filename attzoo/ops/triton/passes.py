@@ -16,13 +16,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import tape
 from .channel_norm import Norm, Slopes, add_slopes, applied, backward
 from .common import (
     INFINITY,
     REAL,
     alike,
     at,
-    call,
     cdiv,
     corner,
     larger,
@@ -204,10 +204,10 @@ def to_scaled(dy: Tensor, x: Tensor, y: Tensor | None, gradients: list[Any]) -> 
     dy, room = alike(dy, x), gradients[1]
     if y is not None:
         into = torch.empty_like(dy) if room is None or room.stride() != dy.stride() else room
-        call(_relu_backward, dy, y, into)   # 0 where y is, as in torch's own relu
+        tape.call(_relu_backward, dy, y, into)   # 0 where y is, as in torch's own relu
         dy = into
     if room is not None and room is not dy:
-        call(Tensor.copy_, room, dy)
+        tape.call(Tensor.copy_, room, dy)
     return dy
 
 
