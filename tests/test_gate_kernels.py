@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import DEVICE, LAYOUTS, Yardstick, close, draw, exact, laid, step
+from kernels import DEVICE, LAYOUTS, Yardstick, close, distance, draw, exact, laid, step
 
 import attzoo
 from attzoo.ops import fused, tape
@@ -390,7 +390,11 @@ def test_gradients_of_gradients_are_those_of_the_plain_form(transform, monkeypat
         return {i: d for i, d in found if d is not None} | dict(twin.named_buffers())
 
     monkeypatch.setattr(kernels, "step", twice)
-    Yardstick(block, *given).holds(twice(block, *given))
+    yardstick = Yardstick(block, *given)
+    # the last norm is of few values: what a rounding of the inputs moves there belongs to the yardstick
+    moved = twice(block, *(t * (1 + torch.finfo().eps * torch.randn_like(t).sign()) for t in given), mode="eager")
+    yardstick.flips = {name: off + distance(moved[name], yardstick.wanted[name]) for name, off in yardstick.flips.items()}
+    yardstick.holds(twice(block, *given))
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")

@@ -51,27 +51,28 @@ def moments_kernel(
     tl.store(to + F + f, spread, f < F)
     tl.store(to + 2 * F + f, ones * count, f < F)
     if is_last(counter + tl.program_id(0) // PARTS, PARTS):
-        whole = tl.zeros([BF, BP], REAL)
+        whole = tl.zeros([BF, BP], tl.float64)
         for start in range(0, PARTS, BP):
             weighted = of_parts(parts, 0, f, start, F, PARTS, BP) * of_parts(parts, 2, f, start, F, PARTS, BP)
             whole += weighted
         mean = tl.sum(whole, 1) / (N * S)
-        whole = tl.zeros([BF, BP], REAL)
+        whole = tl.zeros([BF, BP], tl.float64)
         for start in range(0, PARTS, BP):
             apart = of_parts(parts, 0, f, start, F, PARTS, BP) - mean[:, None]
             whole += of_parts(parts, 2, f, start, F, PARTS, BP) * apart * apart
             whole += of_parts(parts, 1, f, start, F, PARTS, BP)
-        tl.store(batch + f, mean, f < F)
-        tl.store(batch + F + f, tl.sum(whole, 1) / (N * S), f < F)
-        tl.store(batch + 2 * F + f, tl.sum(whole, 1) / (N * S - 1), f < F)
+        total = tl.sum(whole, 1)
+        tl.store(batch + f, mean.to(REAL), f < F)
+        tl.store(batch + F + f, (total / (N * S)).to(REAL), f < F)
+        tl.store(batch + 2 * F + f, (total / (N * S - 1)).to(REAL), f < F)
 
 
 @triton.jit
 def of_parts(parts, k: tl.constexpr, f, start, F, PARTS, BP: tl.constexpr):
-    """Number k of the parts from `start` on, (BF, BP)."""
+    """Number k of the parts from `start` on, (BF, BP): put together in float64, for means may be far from zero."""
     part = start + tl.arange(0, BP)
     inside = (f < F)[:, None] & (part < PARTS)[None, :]
-    return tl.load(parts + (part[None, :] * 3 + k) * F + f[:, None], inside, 0.0, cache_modifier=".cg")
+    return tl.load(parts + (part[None, :] * 3 + k) * F + f[:, None], inside, 0.0, cache_modifier=".cg").to(tl.float64)
 
 
 def moments(x: Tensor, w: Tensor, last: bool, batch: Tensor) -> None:
@@ -118,19 +119,19 @@ def sums_kernel(
     tl.store(to + f, of_e, f < F)
     tl.store(to + F + f, of_t, f < F)
     if is_last(counter + tl.program_id(0) // PARTS, PARTS):
-        sums_of_e = tl.zeros([BF, BP], REAL)
-        sums_of_t = tl.zeros([BF, BP], REAL)
+        sums_of_e = tl.zeros([BF, BP], tl.float64)
+        sums_of_t = tl.zeros([BF, BP], tl.float64)
         for start in range(0, PARTS, BP):
             sums_of_e += of_parts(parts, 0, f, start, F, PARTS, BP)
             sums_of_t += of_parts(parts, 1, f, start, F, PARTS, BP)
-        of_e = tl.sum(sums_of_e, 1)
-        of_t = tl.sum(sums_of_t, 1)
+        all_e = tl.sum(sums_of_e, 1)
+        all_t = tl.sum(sums_of_t, 1)
         mean = column(batch, f, F)
         tl.store(centre + f, mean, f < F)
-        tl.store(centre + F + f, of_e / (N * S), f < F)
-        tl.store(centre + 2 * F + f, of_t / (column(batch + F, f, F) + eps) / (N * S), f < F)
-        tl.store(centre + 3 * F + f, of_t + mean * of_e, f < F)
-        tl.store(centre + 4 * F + f, of_e, f < F)
+        tl.store(centre + F + f, (all_e / (N * S)).to(REAL), f < F)
+        tl.store(centre + 2 * F + f, (all_t / (column(batch + F, f, F) + eps) / (N * S)).to(REAL), f < F)
+        tl.store(centre + 3 * F + f, (all_t + mean * all_e).to(REAL), f < F)
+        tl.store(centre + 4 * F + f, all_e.to(REAL), f < F)
 
 
 def centre(x: Tensor, w: Tensor, batch: Tensor, eps: float, it: Slopes, last: bool) -> Tensor:
