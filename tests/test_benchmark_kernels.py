@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import attzoo
 from attzoo import settings
 from attzoo.ops import fused
-from attzoo.ops.wins import Win, least
+from attzoo.ops.wins import WINS, Win, least
 from benchmarks import cases, measure, providers, report, subjects, wins
 from benchmarks.__main__ import app
 from benchmarks.cases import Case
@@ -380,6 +380,13 @@ def test_what_is_printed_is_the_table_that_kernels_auto_goes_by(tmp_path, monkey
         assert [fused.wins(attzoo.get("se", backend="torch"), OnGpu(n)) for n in (1, 2, 3)] == [False, True, True]
     assert not fused.wins(attzoo.get("se", backend="torch"), OnGpu(3))
     assert wins.table([tmp_path / "none.json"]) == "WINS: Final[tuple[Win, ...]] = ()\n"
+
+
+def test_the_recorded_wins_are_what_the_committed_runs_say():
+    files = sorted((ROOT / "benchmarks" / "results").glob("*_cuda_*.json"))
+    names = {"Final": None, "Win": Win}
+    exec(wins.table(files).replace(": Final[tuple[Win, ...]]", ""), names)
+    assert names["WINS"] == WINS
 
 
 def test_wins_are_of_cuda(tmp_path):

@@ -1,7 +1,7 @@
 """Where kernels("auto") takes a fused form: where a measurement that is recorded here says that it wins.
 
-These kernels have not been run on a GPU yet: the table is empty, and "auto" is "eager". `python -m benchmarks wins`
-prints it from the result files of runs on one.
+`python -m benchmarks wins` prints the table from the result files of runs on a GPU, in benchmarks/results. So far few
+cases have been timed, on one kind of GPU; everywhere else "auto" takes the eager form.
 """
 
 from __future__ import annotations
@@ -33,5 +33,12 @@ def least(wins: Iterable[Win]) -> dict[tuple[object, ...], int]:
     return {(it.block, it.capability, it.dtype, it.last, it.training): it.least for it in wins}
 
 
-WINS: Final[tuple[Win, ...]] = ()
+WINS: Final[tuple[Win, ...]] = (
+    Win("AttentionGate", (9, 0), "bfloat16", last=False, training=False, least=33554432,
+        source="2026-11-27_cuda_smoke_d55b325.json"),
+    Win("AttentionGate", (9, 0), "float32", last=False, training=False, least=33554432,
+        source="2026-11-27_cuda_smoke_d55b325.json"),
+    Win("SE", (9, 0), "float32", last=False, training=False, least=67108864,
+        source="2026-11-27_cuda_smoke_d55b325.json, 2026-11-27_cuda_wins_03960dd.json"),
+)   # fmt: skip
 LEAST: Final = least(WINS)

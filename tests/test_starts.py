@@ -1,0 +1,84 @@
+"""How many kernels a call starts on a GPU is what docs/kernels.md says: counted in the interpreter, without a GPU."""
+
+import re
+from pathlib import Path
+
+import kernels  # noqa: F401  (which skips this module where they cannot run)
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import attzoo
+from attzoo.ops import fused
+
+# isort: split
+# `kernels` has skipped this module where they cannot run
+from triton.runtime import interpreter
+
+PAGE = (Path(__file__).parents[1] / "docs" / "kernels.md").read_text(encoding="utf-8")
+ROW = re.compile(r"^\| (`[^|]+) \| (\d+) \| (\d+) \| (\d+) \|$", re.MULTILINE)
+TABLE = {text: tuple(map(int, counts)) for text, *counts in ROW.findall(PAGE.partition("## Starts")[2])}
+FREE = (   # operators that start nothing
+    "empty", "new_empty", "view", "detach", "slice", "select", "unsqueeze", "squeeze", "expand", "permute", "transpose",
+    "as_strided", "alias", "t.", "unbind", "split", "_unsafe_view", "reshape", "sym_", "is_", "lift", "_to_copy",
+)   # fmt: skip
+CASES = [
+    (text, name, {"norm": True} if "norm" in text else {}) for text in TABLE for name in re.findall(r"`(\w+)`", text)
+]
+pytestmark = pytest.mark.skipif(not fused.INTERPRETED, reason="they are counted in Triton's interpreter")
+
+
+class Operators(TorchDispatchMode):
+    """Counts operators that compute."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not str(func).removeprefix("aten.").startswith(FREE)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """starts(call): kernels and operators that a call starts."""
+    launched, real = [], interpreter.GridExecutor.__call__
+
+    def launch(self, *args, **kwargs):
+        launched.append(self)
+        with torch.utils._python_dispatch._disable_current_modes():
+            return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
+
+    def count(call):
+        launched.clear()
+        with torch.autograd.set_multithreading_enabled(False), Operators() as operators:
+            call()
+        return len(launched) + operators.count
+
+    return count
+
+
+def test_the_table_has_every_block_with_kernels():
+    assert {name for _, name, _ in CASES} == {name for name in attzoo.names() if attzoo.info(name).fused}
+
+
+@pytest.mark.parametrize(("text", "name", "options"), CASES)
+def test_a_call_starts_as_many_as_the_page_says(text, name, options, starts):
+    gate = name == "attention_gate"
+    options = options | ({"gating_channels": 16} if gate else {})
+    block = attzoo.create(name, 16, backend="torch", **options)
+    xs = [torch.randn(2, 16, 6, 6, requires_grad=True) for _ in range(1 + gate)]
+    found = []
+    with attzoo.kernels("triton"):
+        with torch.no_grad():
+            block.eval()(*xs)   # the first call allocates what all of them share
+            found.append(starts(lambda: block(*xs)))
+        block.train()(*xs)
+        outputs = []
+        found.append(starts(lambda: outputs.append(block(*xs))))
+        dy = torch.ones_like(outputs[0])
+        found.append(starts(lambda: torch.autograd.grad(outputs[0], [*xs, *block.parameters()], dy)))
+    assert tuple(found) == TABLE[text]
