@@ -15,6 +15,7 @@ from .. import portable, registry
 from ..extras import install_command
 from ..files import in_memory
 from ..files import write as write_file
+from ..hints import nearest
 from .shared import Backend
 
 
@@ -46,7 +47,8 @@ def _writer(target: Path) -> tuple[str, Callable[[Any], bytes]]:
     for ending, (backend, content) in WRITERS.items():
         if target.name.endswith(ending):
             return backend or _installed_one(), content
-    raise ValueError(f"expected an ending of {', '.join(WRITERS)}, got {target.name}")
+    hint = nearest(".weights.h5" if target.suffix == ".h5" else target.suffix, WRITERS)
+    raise ValueError(f"expected an ending of {', '.join(WRITERS)}, got {target.name}{hint}")
 
 
 def _torch(block: Any) -> bytes:

@@ -12,13 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .. import look
 from ..train.data import NORMALISATIONS
 from ..train.files import passed_over
-from .shared import Backend, numbers
+from .shared import Backend, backend_option, numbers
 
 if TYPE_CHECKING:
     from ..predict import Network
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors file of a network.")]
-On = Annotated[Backend, typer.Option(help="The framework to run it in.")]
+On = Annotated[Backend, backend_option("The framework to run it in.")]
 Size = Annotated[
     str | None,
     typer.Option(metavar="H,W", help="Resize images to this, or keep their `own`; as settings.json has it."),

@@ -12,13 +12,14 @@ from functools import partial
 from typing import Any
 
 from ..contract import AnySpec, Weight, choice, require, triton_first, without_idle_rules
+from ..hints import arguments_of, unknown_argument
 
 triton_first()
 
 import keras as keras  # noqa: E402
 from keras import ops  # noqa: E402
 
-from .numpy import EPSILON, MOMENTUM  # noqa: E402
+from .numpy import EPSILON, MOMENTUM, one_value  # noqa: E402
 
 require("keras", keras.__version__, "3.13.1")   # before it, loading a model could be made to run code
 
@@ -29,7 +30,14 @@ class Block(keras.layers.Layer):
     """What every body has: its spec, layers that start as the spec says, refusals, and y = x * attention(x)."""
 
     def __init__(self, spec: AnySpec, data_format: str | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        try:
+            super().__init__(**kwargs)
+        except ValueError as err:
+            owners: tuple[type[Any], ...] = (type(self), Block, keras.layers.Layer)
+            known = dict.fromkeys(name for owner in owners for name in arguments_of(owner)[0] if name != "spec")
+            if unknown := [name for name in kwargs if name not in known]:
+                raise unknown_argument(type(self).__name__, unknown[0], known) from err
+            raise
         self.spec = spec
         self.data_format = data_format_of(data_format)
         self.channels_last = self.data_format == "channels_last"
@@ -199,7 +207,7 @@ class BatchNorm(keras.layers.Layer):
             for size in x.shape[1:-1]:
                 n *= size
             if n == 1:
-                raise ValueError(f"expected more than 1 value per channel in training, got input of shape {x.shape}")
+                raise one_value(x.shape)
             return n / (n - 1)
         n = ops.cast(ops.size(x[..., 0]), "float32")
         return n / ops.maximum(n - 1, 1)   # n = 1 has no variance to scale

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 from .. import registry
 from ..contract import Spec
+from ..hints import check_arguments
 from ..ops import keras as ops
 from ..ops.keras import keras
 from . import layers, spec
@@ -19,6 +20,11 @@ Make = Callable[..., Any]   # (layer's class, *arguments, name=path, **arguments
 @ops.register
 class UNet(keras.Model):
     """(N, *S, C) -> (N, *S, K), or channels first by data_format; arguments and errors as `spec.UNet`."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Raise TypeError for an unknown keyword argument; keras.Model takes no further base."""
+        check_arguments(cls, kwargs)
+        return super().__new__(cls, *args, **kwargs)
 
     def __init__(
         self,

@@ -58,7 +58,7 @@ class Arguments(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class UNet:
+class UNet(contract.NamedArguments):
     """in_channels: C >= 1, channels of the image.
 
     out_channels: K >= 1, channels of the output: classes, or 1 for one class against the rest.

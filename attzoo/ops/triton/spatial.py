@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..numpy import one_value
 from . import common
 from . import maps as conv
 from .common import small
@@ -71,7 +72,7 @@ def forward(size: Sequence[int], it: Filter, to: Kept) -> None:
         conv.conv(to.maps, it.weight, size, to.t, gate=True)
         return
     if it.training and to.q.numel() == 1:
-        raise ValueError(f"expected more than 1 value per channel when training, got {list(to.q.shape)}")
+        raise one_value(to.q.shape)
     conv.conv(to.maps, it.weight, size, to.q, gate=False)
     arrays: list[Any] = [None if a is None else a.to(to.q.dtype) for a in it[1:5]]
     normal, mean, rate = torch.ops.aten.native_batch_norm(to.q[:, None], *arrays, it.training, 0.0, it.eps)
