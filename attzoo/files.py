@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Final
 
 PREFIX: Final = ".attzoo-"   # of files that are not whole yet
+LOCK: Final = f"{PREFIX}lock"
 TEMPORARY: Final = re.compile(rf"{re.escape(PREFIX)}[0-9a-f]+-")
 
 
@@ -81,6 +82,35 @@ def open_regular(path: Path) -> BinaryIO:
     raise OSError(f"expected a regular file at {path}, got {kind}")
 
 
+def usable_folder(path: Path) -> Path:
+    """`path`, which is a folder or can be made one. Raises NotADirectoryError where a file is in the way."""
+    for each in (path, *path.parents):
+        if each.exists() and not each.is_dir():
+            raise NotADirectoryError(f"out must be a folder, got a file: {each}")
+    return path
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Whether a folder is this process's alone inside; another that asks meanwhile, or another thread, gets False.
+
+    A lock in a file, which is removed at the end. That of a process that was killed is free again.
+    """
+    path = folder / LOCK
+    while True:
+        with open(path, "ab", opener=_no_link) as file:
+            is_free = _lock(file, wait=False) is not False
+            if is_free and not _is_at(path, file):   # another process has removed it since
+                continue
+            try:
+                yield is_free
+            finally:
+                if is_free:
+                    with suppress(OSError):
+                        path.unlink()
+            return
+
+
 def digest_of(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal digits. Raises OSError where there is no file."""
     with path.open("rb") as file:
@@ -121,21 +151,31 @@ def _locked(path: Path) -> tuple[Path, BinaryIO]:
         file.close()
 
 
-def _lock(file: BinaryIO, wait: bool) -> bool:
-    """Lock an open file until it is closed; False where another process has it, or where files cannot be locked."""
+def _lock(file: BinaryIO, wait: bool) -> bool | None:
+    """Lock an open file until it is closed; False where another process has it, None where files cannot be locked."""
     try:
         fcntl: Any = import_module("fcntl")
     except ImportError:   # Windows, where an open file cannot be removed
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:   # a file system without locks
+        return None
     return True
 
 
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    """Whether an open file is still the one at `path`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
 def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -439,7 +439,7 @@ def test_what_is_in_a_folder_is_not_written_over(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"expected the settings of the run in .*: batch 4, got 5; seed 0, got 1$"):
         train(replace(tiny, batch=5, seed=1), tmp_path / "run", resume=True)
     assert tree(tmp_path / "run") == before
-    with pytest.raises(ValueError, match=r"expected a new or empty folder, got .* with run$"):
+    with pytest.raises(ValueError, match=r"expected a new or empty folder, got .* with run: choose another$"):
         train(tiny, tmp_path)
     for content in (b"half", b"", (8 << 60).to_bytes(8, "little")):
         (tmp_path / "run" / state.NAME).write_bytes(content)

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from .. import maps
 from ..contract import Array
 from ..data import VOLUMES, ending, package, read_geometry, read_shape, write_mask
-from ..files import write
+from ..files import usable_folder, write
 from ..train.files import by_name
 from . import picture
 from .network import Network, segment
-from .output import Output, usable_folder
+from .output import Output
 
 
 def predict_files(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from ..files import digest_of
+from ..files import digest_of, usable_folder
 
 RECORD: Final = ".attzoo.sha256"   # in the format of sha256sum
 HEADER: Final = "# files that attzoo wrote here, as sha256sum lists them"
@@ -34,8 +34,10 @@ class Output:
     def check(self, paths: Iterable[Path]) -> None:
         """Raise FileExistsError unless all of these may be written."""
         for path in paths:
-            if not path.is_file():
+            if not path.exists():
                 continue
+            if not path.is_file():
+                raise FileExistsError(f"expected a file or nothing at {path}, got something else: set another --out")
             if source := self.inputs.get(_identity(path)):
                 raise FileExistsError(f"expected to replace no input, got {path}, which is {source}: set another --out")
             if not (self.overwrite or self.written.get(self._name(path)) == digest_of(path)):
@@ -55,14 +57,6 @@ class Output:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
-
-
-def usable_folder(path: Path) -> Path:
-    """`path`, which is a folder or can be made one. Raises NotADirectoryError where a file is in the way."""
-    for each in (path, *path.parents):
-        if each.exists() and not each.is_dir():
-            raise NotADirectoryError(f"out must be a folder, got a file: {each}")
-    return path
 
 
 def _identity(path: Path) -> tuple[int, int]:
