@@ -20,18 +20,19 @@ TEMPORARY: Final = re.compile(rf"{re.escape(PREFIX)}[0-9a-f]+-")
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, tidy: bool = True) -> Iterator[Path]:
     """A new file beside `path`, of the same ending, to write to; it takes the place of `path` when the body is done.
 
-    Where the body fails, or is interrupted, what was there stays and the new file goes. What killed processes left in
-    the folder goes too. Permissions stay; a symbolic link is replaced, not followed. Raises OSError, which names
-    `path`, where it cannot be written or is no file.
+    Where the body fails, or is interrupted, what was there stays and the new file goes. tidy: remove what killed
+    processes left in the folder; who writes many files does so once, with `remove_stale`. Permissions stay; a symbolic
+    link is replaced, not followed. Raises OSError, which names `path`, where it cannot be written or is no file.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     if path.exists() and not path.is_file():   # a folder, or a device that a file would take the place of
         raise OSError(f"expected a file or nothing at {path}, got something else")
-    remove_stale(path.parent)
+    if tidy:
+        remove_stale(path.parent)
     temporary = None
     try:
         temporary, lock = _locked(path)
@@ -51,9 +52,9 @@ def whole(path: Path) -> Iterator[Path]:
         raise
 
 
-def write(path: Path, data: bytes) -> None:
-    """Make `data` the content of the file at `path`; raises as `whole`."""
-    with whole(path) as temporary:
+def write(path: Path, data: bytes, tidy: bool = True) -> None:
+    """Make `data` the content of the file at `path`; tidies and raises as `whole`."""
+    with whole(path, tidy) as temporary:
         temporary.write_bytes(data)
 
 

@@ -565,6 +565,32 @@ def test_a_run_goes_on_with_data_that_moved(arrays):
     assert json.loads((folder / "run" / "settings.json").read_text())["data"] == str(folder / "elsewhere")
 
 
+def test_a_run_goes_on_where_accented_names_are_spelled_in_another_way(tmp_path):
+    data = tmp_path / "data"
+    settings = Settings(**TINY | {"phantoms": None, "data": str(data), "batch": 2})
+    for kind in ("images", "masks"):
+        for i, name in enumerate(("m\u00e9", "b", "z")):
+            (data / kind).mkdir(parents=True, exist_ok=True)
+            np.save(data / kind / f"{name}.npy", np.eye(16, dtype=np.uint8) * (1 + i * (kind == "images")))
+    settings = replace(settings, size=None)
+    train(replace(settings, epochs=1), tmp_path / "run")
+    found = state.load(tmp_path / "run")
+    found.settings = settings
+    found.save(tmp_path / "run")
+    for path in data.rglob("m\u00e9.npy"):
+        path.rename(path.with_name("me\u0301.npy"))
+    data.rename(tmp_path / "elsewhere")
+    assert len(train(replace(settings, data=str(tmp_path / "elsewhere")), tmp_path / "run", resume=True)) == 3
+
+
+@pytest.mark.parametrize("name", ["$a$", "m\udce9", "\u56fe", "a$b"])
+def test_curves_are_drawn_for_data_of_any_name(name, monkeypatch):
+    monkeypatch.undo()
+    row = report.row(1, 0.1, 1.0, np.eye(2), np.eye(2), 1.0)
+    title = run._title(Settings(data=f"/data/{name}"))
+    assert report.curves([row], title) != report.curves([row], "other")
+
+
 def test_a_state_of_an_earlier_format_is_refused_with_the_reason(one_epoch, tmp_path):
     data = (one_epoch / state.NAME).read_bytes()
     assert b'\\"format\\": 3' in data

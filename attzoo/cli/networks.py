@@ -13,7 +13,7 @@ from ..contract import choice
 from ..data import parse_labels
 from ..train.data import NORMALISATIONS
 from ..train.settings import LOSSES, OPTIMIZERS, PRECISIONS, RECIPES, SCHEDULES, Settings
-from .shared import Backend, backend_option, numbers
+from .shared import Backend, backend_option, numbers, say
 
 
 def _one_of(words: tuple[str, ...], what: str = "") -> Any:
@@ -130,7 +130,7 @@ def train(
         raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") == "0":   # of several processes of torchrun, one speaks
         lines, is_whole = summary(out)
-        typer.echo("\n".join(lines))
+        say("\n".join(lines))
         if not is_whole:
             raise typer.Exit(1)
 

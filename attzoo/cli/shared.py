@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final
 
 import typer  # noqa: TID253
@@ -44,6 +46,11 @@ def show(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*map(Text, row))   # Text, or [brackets] would be taken for markup
     Console().print(table)
+
+
+def say(text: str | Path) -> None:
+    """A line on stdout, with the names of files as the bytes that they are, in whatever encoding."""
+    typer.echo(os.fsencode(text))
 
 
 def numbers(name: str, text: str | None, none: str | None = None) -> list[int] | None:

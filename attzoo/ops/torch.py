@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..contract import AnySpec, NamedArguments, Weight
-from . import guard
+from . import guard, torch_pickle
 from .numpy import EPSILON, one_value
 
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -86,6 +86,14 @@ class Block(NamedArguments, nn.Module):
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self.accepted = None   # .half() and its like change what is allowed
         return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {torch_pickle.KEY: torch_pickle.FORMAT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({name: value for name, value in state.items() if name != torch_pickle.KEY})
+        if torch_pickle.KEY not in state:
+            torch_pickle.update(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.attention(x)

@@ -22,7 +22,7 @@ from ..data import IGNORE, Labels, package
 from ..files import PREFIX, locked, remove_stale, usable_folder, write
 from . import best, overview, report, state
 from .basis import Basis, basis_of
-from .batches import Batches, Loader
+from .batches import Batches, Loader, check_guard
 from .data import Dataset, Folder, Preparation
 from .files import find
 from .phantoms import Phantoms
@@ -66,6 +66,7 @@ def train(
     Diverged when the loss is not finite, what the last good epoch left staying; and as the data and the network do.
     """
     out, workers = Path(out), contract.integer("workers", workers, 0)
+    check_guard(workers)
     if settings.data is not None:
         settings = replace(settings, data=str(Path(settings.data).resolve()))
     contract.triton_first()
