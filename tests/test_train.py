@@ -28,7 +28,7 @@ from attzoo.train.settings import OPTIMIZERS, RECIPES, Settings, rate
 
 BACKENDS = ("torch", "keras")
 TINY = {"phantoms": 10, "size": (16, 16), "channels": (4, 8), "epochs": 3, "batch": 4, "rate": 0.01}
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")   # MONAI's and torchmetrics' own
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")   # MONAI's own
 
 
 @pytest.fixture(autouse=True)

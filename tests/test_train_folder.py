@@ -16,7 +16,7 @@ from attzoo.train.settings import Settings
 
 TINY = {"phantoms": 4, "size": (8, 8), "channels": (2, 2), "epochs": 1, "batch": 2}
 EDITOR = b'{"editor.tabSize": 4}\n'
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")   # MONAI's and torchmetrics' own
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")   # MONAI's own
 
 
 @pytest.fixture(autouse=True)
