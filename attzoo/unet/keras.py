@@ -53,11 +53,13 @@ class UNet(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         own = {"name": self.name, "trainable": self.trainable, "data_format": self.data_format}
-        return own | {"dtype": keras.dtype_policies.serialize(self.dtype_policy)} | self.spec.config()
+        own |= {"dtype": keras.dtype_policies.serialize(self.dtype_policy)} | self.spec.config()
+        return own | ops.inner_policies(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UNet:
-        return cls(**spec.UNet.upgraded(config))
+        given = {name: value for name, value in config.items() if name != ops.POLICIES}
+        return ops.with_policies(cls(**spec.UNet.upgraded(given)), config)
 
 
 def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
