@@ -310,7 +310,9 @@ def _variants(card: Card, channels: int) -> Iterator[tuple[str, str, str]]:
         told = ", ".join(f"{k}={v!r}" + " by its rule" * (k in variant.rules) for k, v in settings.items())
         documented = {k: _sentence(cleandoc(rule.__doc__)) for k, rule in variant.rules.items() if rule.__doc__}
         rules = [f"; {k}: {sentence.rstrip('.')}" for k, sentence in documented.items()]
-        size = f"; {_parameters(card.name, name):,} parameters, {IMAGE[0]} channels in, {IMAGE[1]} out" * card.network
+        size = ""
+        if card.network:
+            size = f"; {_parameters(card.name, name):,} parameters, {IMAGE[0]} channels in, {IMAGE[1]} out"
         yield name, told or "the defaults", variant.source + "".join(rules) + size
 
 

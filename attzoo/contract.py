@@ -18,6 +18,9 @@ from typing import Any, Final, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from .hints import NamedArguments as NamedArguments
+from .hints import nearest
+
 Array = NDArray[np.floating]
 Shape = Sequence[int | None]
 GATES: Final = ("sigmoid", "hard_sigmoid")
@@ -245,7 +248,7 @@ def flag(name: str, value: Any) -> bool:
 def choice(name: str, value: Any, known: Sequence[Any]) -> Any:
     """The one of `known` that equals `value`: an int of Python for an integer of NumPy."""
     if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}{nearest(value, known)}")
     return next(each for each in known if each == value)
 
 
@@ -273,7 +276,20 @@ def accept(
     axes = f"{spatial_dims} spatial axes" if spatial_dims else "1 to 3 spatial axes"
     order = f"(N, *S, {channels})" if channels_last else f"(N, {channels}, *S)"
     sizes = f"at least {tuple(least)}" if any(low > 1 for low in least) else "at least 1 each"
-    raise ValueError(f"expected {order} with {axes} of {sizes}, got {tuple(shape)}")
+    hint = _other_layout(shape, channels, spatial_dims, channels_last)
+    raise ValueError(f"expected {order} with {axes} of {sizes}, got {tuple(shape)}{hint}")
+
+
+def _other_layout(shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool) -> str:
+    """How to mend a shape whose channels are at the other end; nothing where they are not."""
+    is_rank = len(shape) - 2 in ((spatial_dims,) if spatial_dims else (1, 2, 3))
+    here, there = (-1, 1) if channels_last else (1, -1)
+    if not is_rank or shape[there] != channels or shape[here] in (channels, None):
+        return ""
+    if channels_last:
+        return ", which is channels first: set data_format='channels_first', or move axis 1 to the end"
+    return ", which is channels last: move the last axis to position 1, as x.movedim(-1, 1) does in torch"
+
 
 
 def brief(text: str, most: int = 400) -> str:

@@ -15,22 +15,24 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Final
 
 PREFIX: Final = ".attzoo-"   # of files that are not whole yet
+LOCK: Final = f"{PREFIX}lock"
 TEMPORARY: Final = re.compile(rf"{re.escape(PREFIX)}[0-9a-f]+-")
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, tidy: bool = True) -> Iterator[Path]:
     """A new file beside `path`, of the same ending, to write to; it takes the place of `path` when the body is done.
 
-    Where the body fails, or is interrupted, what was there stays and the new file goes. What killed processes left in
-    the folder goes too. Permissions stay; a symbolic link is replaced, not followed. Raises OSError, which names
-    `path`, where it cannot be written or is no file.
+    Where the body fails, or is interrupted, what was there stays and the new file goes. tidy: remove what killed
+    processes left in the folder; who writes many files does so once, with `remove_stale`. Permissions stay; a symbolic
+    link is replaced, not followed. Raises OSError, which names `path`, where it cannot be written or is no file.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     if path.exists() and not path.is_file():   # a folder, or a device that a file would take the place of
         raise OSError(f"expected a file or nothing at {path}, got something else")
-    remove_stale(path.parent)
+    if tidy:
+        remove_stale(path.parent)
     temporary = None
     try:
         temporary, lock = _locked(path)
@@ -50,9 +52,9 @@ def whole(path: Path) -> Iterator[Path]:
         raise
 
 
-def write(path: Path, data: bytes) -> None:
-    """Make `data` the content of the file at `path`; raises as `whole`."""
-    with whole(path) as temporary:
+def write(path: Path, data: bytes, tidy: bool = True) -> None:
+    """Make `data` the content of the file at `path`; tidies and raises as `whole`."""
+    with whole(path, tidy) as temporary:
         temporary.write_bytes(data)
 
 
@@ -79,6 +81,35 @@ def open_regular(path: Path) -> BinaryIO:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
     raise OSError(f"expected a regular file at {path}, got {kind}")
+
+
+def usable_folder(path: Path) -> Path:
+    """`path`, which is a folder or can be made one. Raises NotADirectoryError where a file is in the way."""
+    for each in (path, *path.parents):
+        if each.exists() and not each.is_dir():
+            raise NotADirectoryError(f"out must be a folder, got a file: {each}")
+    return path
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Whether a folder is this process's alone inside; another that asks meanwhile, or another thread, gets False.
+
+    A lock in a file, which is removed at the end. That of a process that was killed is free again.
+    """
+    path = folder / LOCK
+    while True:
+        with open(path, "ab", opener=_no_link) as file:
+            is_free = _lock(file, wait=False) is not False
+            if is_free and not _is_at(path, file):   # another process has removed it since
+                continue
+            try:
+                yield is_free
+            finally:
+                if is_free:
+                    with suppress(OSError):
+                        path.unlink()
+            return
 
 
 def digest_of(path: Path) -> str:
@@ -121,21 +152,31 @@ def _locked(path: Path) -> tuple[Path, BinaryIO]:
         file.close()
 
 
-def _lock(file: BinaryIO, wait: bool) -> bool:
-    """Lock an open file until it is closed; False where another process has it, or where files cannot be locked."""
+def _lock(file: BinaryIO, wait: bool) -> bool | None:
+    """Lock an open file until it is closed; False where another process has it, None where files cannot be locked."""
     try:
         fcntl: Any = import_module("fcntl")
     except ImportError:   # Windows, where an open file cannot be removed
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:   # a file system without locks
+        return None
     return True
 
 
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    """Whether an open file is still the one at `path`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
 def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def _without_waiting(path: str, flags: int) -> int:

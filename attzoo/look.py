@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from math import floor, log10
@@ -68,6 +70,15 @@ def told(space: Sequence[int], cut: Cut) -> str:
     return f"slice {cut[1] + 1} of {space[cut[0]]} along axis {cut[0] + 1}" if cut else ""
 
 
+def literal(name: str) -> str:
+    r"""A name of a file as text for matplotlib: no mathematics between $ signs, and characters instead of stray bytes.
+
+    >>> print(literal("a$b$.png"))
+    a\$b\$.png
+    """
+    return os.fsencode(name).decode("utf-8", "replace").replace("$", r"\$")
+
+
 def numbers(*values: float) -> list[str]:
     """Values of a scale in words, with as many decimals as tell the ends apart, two to four."""
     reach = max(values) - min(values)
@@ -88,5 +99,7 @@ def small(ax: Axes) -> None:
 def png(figure: Figure, dpi: int = DPI) -> bytes:
     """A figure as PNG."""
     file = BytesIO()
-    figure.savefig(file, format="png", dpi=dpi)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")   # of a file's name, drawn as a box
+        figure.savefig(file, format="png", dpi=dpi)
     return file.getvalue()

@@ -154,7 +154,7 @@ def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: S
             _bars(axes(i), name, a[0].reshape(-1))
         else:
             _over(axes(i), axes(i, PANEL + 0.07, 0.08), name, a[0], image, cut)
-    figure.text(MARGIN / width, 1 - MARGIN / height, title, fontsize=15, weight="bold", va="top")
+    figure.text(MARGIN / width, 1 - MARGIN / height, look.literal(title), fontsize=15, weight="bold", va="top")
     figure.text(MARGIN / width, MARGIN / height, CAPTION, fontsize=9, color=GREY, va="bottom", linespacing=1.35)
     return look.png(figure, dpi=150)
 
@@ -163,7 +163,7 @@ def _say(ax: Axes, name: str, *about: str) -> None:
     """A block's name over its panel, and in small letters what there is to know."""
     name = name if len(name) <= LONGEST else f"...{name[3 - LONGEST :]}"
     over: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
-    ax.annotate(name or "(the model)", (0, 1), (0, 13), fontsize=9.5, weight="bold", **over)
+    ax.annotate(look.literal(name) or "(the model)", (0, 1), (0, 13), fontsize=9.5, weight="bold", **over)
     ax.annotate(", ".join(filter(None, about)), (0, 1), (0, 3), fontsize=8, color=GREY, **over)
 
 

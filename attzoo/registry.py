@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from .extras import missing
+from .hints import nearest
 
 if TYPE_CHECKING:
     import keras
@@ -39,6 +39,7 @@ ALIASES: Final = {
     "additive_gate": "attention_gate",
 }
 BACKENDS: Final = {"numpy": "spec", "torch": "torch", "keras": "keras"}  # backend -> file in a block's folder
+RUNNERS: Final = {"tensorflow": "tensorflow", "tf": "tensorflow", "jax": "jax"}   # what Keras runs on, by its name
 GROUP: Final = "attzoo.blocks"
 
 
@@ -94,7 +95,7 @@ def get(name: str, *, backend: str) -> type[Any]:
     with the install command, where the framework is absent, and ImportError where the block's folder does not hold
     the class; other errors of that import pass through.
     """
-    return _load(locate(name), _known("backend", backend, BACKENDS))
+    return _load(locate(name), known_name("backend", backend, BACKENDS))
 
 
 @overload
@@ -118,7 +119,7 @@ def create(name: str, /, *args: Any, backend: str, variant: str | None = None, *
     cls = get(name, backend=backend)
     if variant is None:
         return cls(*args, **kwargs)
-    chosen = variants(name)[_known(f"variant of {name}", variant, variants(name))]
+    chosen = variants(name)[known_name(f"variant of {name}", variant, variants(name))]
     spec = get(name, backend="numpy")
     fields = spec.__dataclass_fields__   # type: ignore[attr-defined]
     given = signature(spec).bind_partial(*args, **{k: v for k, v in kwargs.items() if k in fields}).arguments
@@ -142,7 +143,7 @@ def variants(name: str) -> dict[str, Variant]:
 def locate(name: str) -> str:
     """Where block or network `name` lives, as "package:Class"; raises as `get`."""
     known = table() | NETWORKS
-    name = _known("block", name, [*known, *ALIASES])
+    name = known_name("block", name, [*known, *ALIASES])
     return known[ALIASES.get(name, name)]
 
 
@@ -162,17 +163,18 @@ def place_of(spec: AnySpec) -> str:
 
 def body(spec: AnySpec, backend: str) -> type[Any]:
     """The class that stands beside a spec's own, for `backend`; registered or not."""
-    return _load(place_of(spec), _known("backend", backend, BACKENDS))
+    return _load(place_of(spec), known_name("backend", backend, BACKENDS))
 
 
-def _known(what: str, word: Any, known: Iterable[str]) -> str:
+def known_name(what: str, word: Any, known: Iterable[str]) -> str:
     """`word`, which must be one of `known`; else an error that names the nearest."""
     if not isinstance(word, str):
         raise TypeError(f"{what} must be a name, got {word!r}")
     if word in (known := list(known)):
         return word
-    near = get_close_matches(word[:100].lower(), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    hint = nearest(word, known) or "."
+    if what == "backend" and (runner := RUNNERS.get(word.lower())):
+        hint = f'; Keras runs on it: give backend="keras" and set KERAS_BACKEND={runner} in the environment first.'
     shown = ascii(word if len(word) <= 100 else word[:100] + "...")   # so that a look-alike looks like none
     raise ValueError(f"unknown {what} {shown}{hint} Known: {', '.join(known)}")
 

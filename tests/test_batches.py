@@ -1,15 +1,23 @@
 """Which samples make a batch, and what a loader gives of them."""
 
+import os
+import re
+import subprocess
 import sys
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from pairs import place
 
-from attzoo.train.batches import Batches, Loader
+from attzoo.train import Settings, run
+from attzoo.train.batches import Batches, Loader, check_guard
 from attzoo.train.data import Folder, Preparation
+from attzoo.train.phantoms import Phantoms
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(("count", "drop_last"), [(24, False), (23, False), (17, False), (23, True)])
@@ -100,3 +108,50 @@ def test_a_worker_gives_the_same_and_the_same_errors_without_tensorflow(tmp_path
         with pytest.raises(ValueError, match=r"^cannot read .*2.npy: ") as caught:
             list(loader.epoch(2))
         assert "\n" not in str(caught.value)
+
+
+# ---- the guard that a script needs -----------------------------------------------------------------
+
+SCRIPT = """
+import sys
+from attzoo.train.batches import Batches, Loader
+from attzoo.train.phantoms import Phantoms
+
+list(Loader(Phantoms(2, (8, 8)), Batches(2, 2), workers=1).epoch(0))
+"""
+GUARD = r'begin its work under `if __name__ == "__main__":`, or to set workers=0'
+
+
+def test_a_script_without_a_main_guard_is_told_of_it(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    env, command = os.environ | {"PYTHONPATH": str(ROOT)}, [sys.executable, "script.py"]
+    ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    last = ended.stderr.splitlines()[-1]
+    assert re.search(rf"^RuntimeError: expected workers to read ahead, got one that ended\. .*{GUARD}", last)
+
+
+def test_a_worker_that_comes_to_train_says_so():
+    """As Python imports a script in a worker: under another name than __main__."""
+    text = 'run.train(Settings(), "never", workers=2)'
+    names = {"__name__": "__mp_main__", "run": run, "Settings": Settings}
+    with pytest.raises(RuntimeError, match=f"expected workers to find nothing to do .* {GUARD}"):
+        exec(compile(text, "script.py", "exec"), names)
+    exec(compile("check_guard(2)", "script.py", "exec"), {"__name__": "__main__", "check_guard": check_guard})
+    exec(compile("check_guard(0)", "script.py", "exec"), {"__name__": "__mp_main__", "check_guard": check_guard})
+
+
+def test_other_errors_of_the_loader_stay_as_they_are(monkeypatch):
+    loader = Loader(Phantoms(2, (8, 8)), Batches(2, 2))
+    for text, said in (
+        ("DataLoader worker (pid(s) 1) exited unexpectedly", GUARD),
+        ("DataLoader worker (pid 1) exited unexpectedly with exit code 1.", "fewer workers take less"),
+        ("CUDA error", "^CUDA error$"),
+    ):
+        def broken(text=text):
+            raise RuntimeError(text)
+            yield
+
+        monkeypatch.setattr(loader, "_loader", broken())
+        with pytest.raises(RuntimeError, match=said):
+            list(loader.epoch(0))

@@ -17,7 +17,7 @@ from attzoo.contract import require
 FRAMEWORKS = {"torch", "keras", "tensorflow", "jax"}
 HEAVY = {"importlib.metadata", "asyncio", "http", "multiprocessing", "socket", "ssl", "subprocess", "unittest", "typer",
          "rich", "matplotlib", "sklearn", "triton", "PIL", "monai", "nibabel", "tifffile", "imagecodecs",
-         "torchmetrics", "safetensors.torch", "attzoo.cli", "attzoo.testing"}   # fmt: skip
+         "safetensors.torch", "attzoo.cli", "attzoo.testing"}   # fmt: skip
 ROOT = Path(__file__).parents[1]
 
 # An interpreter in which some packages are not installed, as the import system itself says it.

@@ -1,6 +1,10 @@
 import json
+import os
 import re
+import subprocess
 import tracemalloc
+from pathlib import Path
+from shutil import which
 
 import nibabel
 import numpy as np
@@ -13,7 +17,7 @@ from typer.testing import CliRunner
 import attzoo
 from attzoo import cli
 from attzoo.data import read_mask
-from attzoo.predict import Network, label, maps_file, open_network, predict, predict_files, segment
+from attzoo.predict import Network, Unfinished, label, maps_file, open_network, picture, predict, predict_files, segment
 from attzoo.predict.output import RECORD
 from attzoo.train.data import Preparation
 from attzoo.train.settings import Settings
@@ -378,8 +382,6 @@ def test_wrong_images_are_named_before_anything_is_written(files, tmp_path):
         predict_files(network, folder, out)
     (folder / "grey.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"grey\.png"):
-        predict_files(network, folder, out)
-    with pytest.raises(ValueError, match=r"grey\.png"):
         maps_file(network, folder / "grey.png", out)
     with pytest.raises(ValueError, match=r"expected 3 channels and 2 spatial axes in .*scan.npy, got 1 and 3"):
         maps_file(network, files / "scan.npy", out)
@@ -396,16 +398,152 @@ def test_wrong_images_are_named_before_anything_is_written(files, tmp_path):
     assert not out.exists()
 
 
-def test_a_broken_image_among_others_leaves_whole_files_only(files, tmp_path):
-    network, folder, out = open_network(files / "colour.safetensors"), tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
+# ---- files that can't be read ----------------------------------------------------------------------
+
+
+def truncated(data):
+    return data[: len(data) // 2]
+
+
+BROKEN = {   # name -> what is left of a whole file
+    "half of the pixels": truncated,
+    "a head": lambda data: data[:33],
+    "nothing": lambda data: b"",
+    "another file": lambda data: b"notes",
+    "a bit": lambda data: data[:200] + bytes([data[200] ^ 255]) + data[201:],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures."""
+    (made := tmp_path / "in").mkdir()
     for name in "abc":
-        Image.fromarray(np.moveaxis(raw((3, 90, 90)), 0, -1)).save(folder / f"{name}.png")
-    whole = (folder / "b.png").read_bytes()
-    (folder / "b.png").write_bytes(whole[: len(whole) // 2])   # its head is whole
-    with pytest.raises(ValueError, match=r"b\.png"):
-        predict_files(network, folder, out)
-    assert [path.relative_to(out).as_posix() for path in visible(out)] == ["masks/a.png", "overlays/a.png"]
+        Image.fromarray(np.moveaxis(raw((3, 90, 90)), 0, -1)).save(made / f"{name}.png")
+    return made
+
+
+@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("name", "abc")
+def test_a_broken_image_does_not_end_a_folder(files, folder, tmp_path, name, what):
+    network, out = open_network(files / "plain.safetensors"), tmp_path / "out"
+    (path := folder / f"{name}.png").write_bytes(BROKEN[what](path.read_bytes()))
+    with pytest.raises(Unfinished, match=rf"expected to segment 3 files, got errors in 1 of them: .*{path}") as caught:
+        predict_files(network, folder, out, overlays=False)
+    assert list(caught.value.failures) == [path]
+    assert visible(out) == caught.value.written == [out / "masks" / f"{each}.png" for each in "abc" if each != name]
+
+
+def test_a_broken_volume_and_a_network_that_fails_do_not_end_a_folder(files, folder, tmp_path):
+    class Failing(Network):
+        def __call__(self, x):
+            return super().__call__(x) * (np.nan if x.max() > 100 else 1)
+
+    Image.fromarray(np.full((9, 9, 3), 150, np.uint8)).save(folder / "bright.png")
+    for path in folder.glob("?.png"):
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(path)
+    np.save(folder / "array.npy", np.zeros((9, 9), np.uint8))
+    with (folder / "array.npy").open("r+b") as file:
+        file.truncate(140)
+    network = Failing(open_network(files / "plain.safetensors").model, Preparation(normalise="none"))
+    with pytest.raises(Unfinished, match="expected to segment 5 files, got errors in 2 of them") as caught:
+        predict_files(network, folder, tmp_path / "out", overlays=False)
+    assert sorted(path.name for path in caught.value.failures) == ["array.npy", "bright.png"]
+    assert len(caught.value.written) == 3
+
+
+def test_the_command_names_each_broken_image_at_the_end(files, folder, tmp_path):
+    for name in "ac":
+        (folder / f"{name}.png").write_bytes(truncated((folder / f"{name}.png").read_bytes()))
+    arguments = ["predict", str(files / "plain.safetensors"), str(folder), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.app, [*arguments, "--no-overlays"])
+    assert result.exit_code == 1
+    assert result.stdout == f"{tmp_path}/out/masks/b.png\n"
+    _, summary, *each = result.stderr.splitlines()
+    assert summary.startswith("attzoo: expected to segment 3 files, got errors in 2 of them: ")
+    assert [line.partition(": ")[0] for line in (each[0][8:], each[1][8:])] == [
+        f"cannot read {folder}/{name}.png" for name in "ac"
+    ]
+
+
+def test_one_broken_image_alone_is_refused_as_it_was(files, folder, tmp_path):
+    (folder / "a.png").write_bytes(truncated((folder / "a.png").read_bytes()))
+    with pytest.raises(ValueError, match=r"cannot read .*a\.png") as caught:
+        predict_files(open_network(files / "plain.safetensors"), folder / "a.png", tmp_path / "out")
+    assert not isinstance(caught.value, Unfinished)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- names of files --------------------------------------------------------------------------------
+
+NAMES = [b"a$b$c.png", b"$x_2$.png", b"m\xe9decin.png", "médecin.png".encode(), b"a\nb.png", b"back\\slash$.png",
+         "\u5716\u50cf.png".encode(), b"a\r.png", "a\u2028b\x85.png".encode(), b"%s {0} \\n.png"]   # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_any_name_of_a_file_will_do(files, folder, tmp_path, name):
+    path, out = tmp_path / os.fsdecode(name), tmp_path / "out"
+    (folder / "a.png").rename(path)
+    network = open_network(files / "colour.safetensors")
+    written = predict_files(network, path, out)
+    assert [path.name for path in written] == [os.fsdecode(name)] * 2
+    assert predict_files(network, path, out) == written   # the record knows them
+    (out / "masks" / os.fsdecode(name)).write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        predict_files(network, path, out)
+    maps_file(network, path, tmp_path / "maps")
+
+
+def test_the_command_prints_names_as_their_bytes(files, folder, tmp_path):
+    (folder / "a.png").rename(tmp_path / os.fsdecode(b"m\xe9.png"))
+    arguments = ["predict", str(files / "plain.safetensors"), str(tmp_path / os.fsdecode(b"m\xe9.png"))]
+    result = CliRunner().invoke(cli.app, [*arguments, "--no-overlays", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0
+    assert result.stdout_bytes == os.fsencode(tmp_path) + b"/out/masks/m\xe9.png\n"
+
+
+def test_the_record_is_one_of_sha256sum(files, folder, tmp_path):
+    for i, name in enumerate((b"a\nb.png", b"c\\.png", b"m\xe9.png")):
+        (folder / f"{'abc'[i]}.png").rename(folder / os.fsdecode(name))
+    predict_files(open_network(files / "plain.safetensors"), folder, tmp_path / "out", overlays=False)
+    if program := which("sha256sum"):
+        checked = subprocess.run([program, "-c", RECORD], cwd=tmp_path / "out", capture_output=True, check=False)
+        assert (checked.returncode, checked.stdout.count(b": OK\n")) == (0, 3), checked.stderr
+
+
+def test_pictures_show_a_name_as_it_is_written(files):
+    image, mask = np.zeros((1, 9, 9)), np.zeros((9, 9), np.uint8)
+    drawn = {name: picture.draw(image, mask, name) for name in ("a$b$c", "abc", r"a\$b\$c", "a\udce9", "a\ufffd")}
+    assert drawn["a$b$c"] != drawn["abc"]   # as mathematics it is abc in italics
+    assert drawn["a\udce9"] == drawn["a\ufffd"]
+    assert drawn[r"a\$b\$c"] != drawn["a$b$c"]
+
+
+# ---- many files ------------------------------------------------------------------------------------
+
+
+def test_overlays_may_be_left_out(files, folder, tmp_path, monkeypatch):
+    def drawn(*args):
+        raise AssertionError("an overlay was drawn")
+
+    network = open_network(files / "plain.safetensors")
+    with_overlays = predict_files(network, folder, tmp_path / "with")
+    monkeypatch.setattr(picture, "draw", drawn)
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "overlays").write_text("no folder is needed")
+    written = predict_files(network, folder, tmp_path / "without", overlays=False)
+    assert [path.name for path in written] == ["a.png", "b.png", "c.png"]
+    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in with_overlays[::2]]
+
+
+def test_a_folder_is_searched_once_for_what_killed_processes_left(files, folder, tmp_path, monkeypatch):
+    out, searched, real = tmp_path / "out", [], os.scandir
+    (out / "masks").mkdir(parents=True)
+    (out / "masks" / ".attzoo-0123-a.png").write_bytes(b"half")
+    monkeypatch.setattr(os, "scandir", lambda path: searched.append(Path(path)) or real(path))
+    predict_files(open_network(files / "plain.safetensors"), folder, out)
+    assert sorted(path.name for path in searched if path.parent == out) == ["masks", "overlays"]
+    assert [path.name for path in (out / "masks").iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("where", ["out", "masks", "above"])

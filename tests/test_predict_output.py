@@ -1,5 +1,7 @@
 """What predicting and maps may write over: what they wrote themselves, other files when told to, inputs never."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -110,3 +112,26 @@ def test_the_command_line_takes_overwrite(network, data, tmp_path):
     refused = CliRunner().invoke(cli.app, arguments)
     assert isinstance(refused.exception, FileExistsError)
     assert CliRunner().invoke(cli.app, [*arguments, "--overwrite"]).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.npy", "x.nii", "x.jpg"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_pipes_and_devices_are_refused_at_once(network, data, tmp_path, name, alone):
+    path = data / "images" / name
+    os.mkfifo(path)
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=rf"cannot read .*: expected a regular file at {path}, got a pipe"):
+        predict_files(network, path if alone else path.parent, out)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=rf"cannot read .*: expected a regular file at {path}, got a device"):
+        predict_files(network, path if alone else path.parent, out)
+    assert [path.name for path in out.rglob("*.*")] == ([] if alone else [RECORD, "a.png", "a.png"])
+
+
+def test_a_pipe_in_the_place_of_a_result_is_refused_before_any_work(network, data, tmp_path):
+    (tmp_path / "out" / "masks").mkdir(parents=True)
+    os.mkfifo(tmp_path / "out" / "masks" / "a.png")
+    with pytest.raises(FileExistsError, match=r"expected a file or nothing at .*masks/a\.png, got something else"):
+        predict_files(network, data / "images", tmp_path / "out", overwrite=True)
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["masks", "a.png"]

@@ -28,7 +28,7 @@ from attzoo.train.settings import OPTIMIZERS, RECIPES, Settings, rate
 
 BACKENDS = ("torch", "keras")
 TINY = {"phantoms": 10, "size": (16, 16), "channels": (4, 8), "epochs": 3, "batch": 4, "rate": 0.01}
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")   # MONAI's and torchmetrics' own
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")   # MONAI's own
 
 
 @pytest.fixture(autouse=True)
@@ -439,7 +439,7 @@ def test_what_is_in_a_folder_is_not_written_over(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"expected the settings of the run in .*: batch 4, got 5; seed 0, got 1$"):
         train(replace(tiny, batch=5, seed=1), tmp_path / "run", resume=True)
     assert tree(tmp_path / "run") == before
-    with pytest.raises(ValueError, match=r"expected a new or empty folder, got .* with run$"):
+    with pytest.raises(ValueError, match=r"expected a new or empty folder, got .* with run: choose another$"):
         train(tiny, tmp_path)
     for content in (b"half", b"", (8 << 60).to_bytes(8, "little")):
         (tmp_path / "run" / state.NAME).write_bytes(content)
@@ -563,6 +563,32 @@ def test_a_run_goes_on_with_data_that_moved(arrays):
     assert len(train(moved, folder / "run", resume=True)) == 1
     assert state.load(folder / "run").settings.data == settings.data   # nothing was left to train
     assert json.loads((folder / "run" / "settings.json").read_text())["data"] == str(folder / "elsewhere")
+
+
+def test_a_run_goes_on_where_accented_names_are_spelled_in_another_way(tmp_path):
+    data = tmp_path / "data"
+    settings = Settings(**TINY | {"phantoms": None, "data": str(data), "batch": 2})
+    for kind in ("images", "masks"):
+        for i, name in enumerate(("m\u00e9", "b", "z")):
+            (data / kind).mkdir(parents=True, exist_ok=True)
+            np.save(data / kind / f"{name}.npy", np.eye(16, dtype=np.uint8) * (1 + i * (kind == "images")))
+    settings = replace(settings, size=None)
+    train(replace(settings, epochs=1), tmp_path / "run")
+    found = state.load(tmp_path / "run")
+    found.settings = settings
+    found.save(tmp_path / "run")
+    for path in data.rglob("m\u00e9.npy"):
+        path.rename(path.with_name("me\u0301.npy"))
+    data.rename(tmp_path / "elsewhere")
+    assert len(train(replace(settings, data=str(tmp_path / "elsewhere")), tmp_path / "run", resume=True)) == 3
+
+
+@pytest.mark.parametrize("name", ["$a$", "m\udce9", "\u56fe", "a$b"])
+def test_curves_are_drawn_for_data_of_any_name(name, monkeypatch):
+    monkeypatch.undo()
+    row = report.row(1, 0.1, 1.0, np.eye(2), np.eye(2), 1.0)
+    title = run._title(Settings(data=f"/data/{name}"))
+    assert report.curves([row], title) != report.curves([row], "other")
 
 
 def test_a_state_of_an_earlier_format_is_refused_with_the_reason(one_epoch, tmp_path):

@@ -1,5 +1,7 @@
 """Which files make pairs, and which folders are refused."""
 
+import os
+
 import numpy as np
 import pytest
 from pairs import BYTES, RANDOM, VOLUME, place, save
@@ -115,3 +117,49 @@ def test_a_file_that_is_no_image_is_passed_over(name, tmp_path):
         (folder / part / name).write_text("not an image")
     assert find(folder) == before
     assert passed_over(folder / "train_images") == [folder / "train_images" / name]
+
+
+# ---- names ---------------------------------------------------------------------------------------------
+
+COMPOSED, APART = "m\u00e9decin", "me\u0301decin"   # as Windows and Linux write it, and as macOS does
+HANGUL = "\ud55c", "\u1112\u1161\u11ab"
+
+
+@pytest.mark.parametrize(("image", "mask"), [(COMPOSED, APART), (APART, COMPOSED), HANGUL, HANGUL[::-1]])
+def test_names_that_look_alike_are_of_one_pair(image, mask, tmp_path):
+    pairs = place(tmp_path, 3)
+    for path, name in zip(pairs[1], (image, mask), strict=True):
+        path.rename(path.with_name(f"{name}0.npy"))
+    found = sorted(pair for part in find(tmp_path) for pair in part)
+    renamed = (tmp_path / "images" / f"{image}0.npy", tmp_path / "masks" / f"{mask}0.npy")
+    assert found == sorted([pairs[0], pairs[2], renamed])
+
+
+def test_names_that_differ_in_spelling_only_stay_apart_where_both_are_there(tmp_path):
+    for part in ("images", "masks"):
+        for name in (COMPOSED, APART, "a"):
+            save(tmp_path / part / f"{name}.npy", BYTES)
+    assert len({pair for part in find(tmp_path) for pair in part}) == 3
+    for image, mask in (pair for part in find(tmp_path) for pair in part):
+        assert image.name == mask.name
+    (tmp_path / "images" / f"{APART}.npy").unlink()
+    with pytest.raises(ValueError, match=f"an image in .* for every mask, got none for .*masks/{APART}.npy"):
+        find(tmp_path)
+
+
+def test_the_split_does_not_depend_on_the_spelling(tmp_path):
+    chosen = []
+    for spelling in (COMPOSED, APART):
+        for name in (spelling, "mf", "a", "z", "mz"):
+            for part in ("images", "masks"):
+                save(tmp_path / spelling / part / f"{name}.npy", BYTES)
+        parts = find(tmp_path / spelling, 0.4)
+        chosen.append([[image.stem.replace(spelling, "x") for image, _ in part] for part in parts])
+    assert chosen[0] == chosen[1]
+
+
+def test_bytes_that_are_no_text_are_names_too(tmp_path):
+    for part in ("images", "masks"):
+        for name in (b"m\xe9.npy", b"$a.npy"):
+            save(tmp_path / part / os.fsdecode(name), BYTES)
+    assert len([pair for part in find(tmp_path) for pair in part]) == 2

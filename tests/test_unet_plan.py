@@ -308,7 +308,7 @@ REFUSED = [   # arguments, what is said
     ({"skip": "attention_gates"}, ValueError, "did you mean 'attention_gate'?"),
     ({"skip": 5}, TypeError, "block must be a name, got 5"),
     ({"skip": "unet"}, ValueError, "expected the name of a block, got 'unet', a network"),
-    ({"skip_options": {"reduction": 2}}, ValueError, "attention_gate has no option 'reduction'; known: inter_channels"),
+    ({"skip_options": {"reduction": 2}}, ValueError, "attention_gate has no option 'reduction'. Known: inter_channels"),
     ({"skip_options": [{}]}, ValueError, "skip_options must be a mapping or 2 of them, one a level, got [{}]"),
     ({"skip_options": [{}, 5]}, TypeError, "skip_options must be mappings of argument to value, got [{}, 5]"),
     ({"skip_options": {"stride": 0}}, ValueError, "stride must be >= 1, got 0"),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..contract import Array, contiguous
-from ..ops.keras import described, find, keras, locate, path_of
+from ..ops.keras import described, find, keras, locate, parts_of, path_of
 from . import Run, can_attend, changed, computed, is_kind, missing
 
 
@@ -63,7 +63,7 @@ def _check_parts(path: str, block: Any, got: Any, made: Any) -> None:
     """Raise ValueError unless a layer, and every one in it, is as another that has just been made."""
     if not is_kind(type(got), type(made)) or (path and described(got) != described(made)):
         raise changed(path, block, described(made), described(got))
-    inner, expected = _parts(got), _parts(made)
+    inner, expected = parts_of(got), parts_of(made)
     for name in {**expected, **inner}:
         inside = f"{path}.{name}" if path else name
         if name not in inner or name not in expected:
@@ -80,13 +80,6 @@ def _reference(block: Any, cls: type[Any]) -> Any:
         return _built(made) if block.built else made
     finally:
         random.setstate(state)
-
-
-def _parts(layer: Any) -> dict[str, Any]:
-    """The layers right inside a layer, by the attribute that holds them."""
-    parts = layer._flatten_layers(include_self=False, recursive=False)   # Keras tells them in no public way
-    names = {id(value): name for name, value in vars(layer).items()}
-    return {names.get(id(part), f"layer {i}"): part for i, part in enumerate(parts)}
 
 
 def attention(block: Any, inputs: Sequence[Array]) -> Array:

@@ -13,7 +13,7 @@ CHOICES: Final = {"reduction": (None, 1, 3), "reduced_channels": (None, 1, 5), "
 
 
 @dataclass(frozen=True)
-class Bottleneck:
+class Bottleneck(contract.NamedArguments):
     """channels: C >= 1, channels of the input.
 
     reduction: >= 1, dimensionless; the hidden layer has max(1, C // reduction) units; None means 16.

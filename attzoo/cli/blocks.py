@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # 
 from .. import __version__, registry
 from ..card import CHANNELS, PIXELS, Card
 from ..card import info as card_of
-from .shared import Backend, line, show
+from .shared import Backend, backend_option, line, show
 
 if TYPE_CHECKING:
     from ..testing import Finding
@@ -74,7 +74,7 @@ def _cards() -> Iterator[tuple[str, Card | Exception]]:
 
 def check(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A block; all of them unless given.")] = None,
-    backend: Annotated[Backend | None, typer.Option(help="A framework; all installed ones unless given.")] = None,
+    backend: Annotated[Backend | None, backend_option("A framework; all installed ones unless given.")] = None,
 ) -> None:
     """Prove on this machine that blocks compute what they mean.
 

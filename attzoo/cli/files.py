@@ -15,7 +15,8 @@ from .. import portable, registry
 from ..extras import install_command
 from ..files import in_memory
 from ..files import write as write_file
-from .shared import Backend
+from ..hints import nearest
+from .shared import Backend, say
 
 
 def convert(
@@ -38,7 +39,7 @@ def convert(
         raise ValueError(f"expected a .safetensors file of attzoo.save, got {source}: load it in its own framework")
     block = portable.load(source, backend=backend)
     write_file(target, content(block))
-    typer.echo(f"{target}: {registry.name_of(block.spec)}, {backend}, {target.stat().st_size:,} bytes")
+    say(f"{target}: {registry.name_of(block.spec)}, {backend}, {target.stat().st_size:,} bytes")
 
 
 def _writer(target: Path) -> tuple[str, Callable[[Any], bytes]]:
@@ -46,7 +47,8 @@ def _writer(target: Path) -> tuple[str, Callable[[Any], bytes]]:
     for ending, (backend, content) in WRITERS.items():
         if target.name.endswith(ending):
             return backend or _installed_one(), content
-    raise ValueError(f"expected an ending of {', '.join(WRITERS)}, got {target.name}")
+    hint = nearest(".weights.h5" if target.suffix == ".h5" else target.suffix, WRITERS)
+    raise ValueError(f"expected an ending of {', '.join(WRITERS)}, got {target.name}{hint}")
 
 
 def _torch(block: Any) -> bytes:

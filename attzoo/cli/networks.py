@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer  # noqa: TID253
 
+from ..contract import choice
 from ..data import parse_labels
 from ..train.data import NORMALISATIONS
 from ..train.settings import LOSSES, OPTIMIZERS, PRECISIONS, RECIPES, SCHEDULES, Settings
-from .shared import Backend, numbers
+from .shared import Backend, backend_option, numbers, say
 
 
 def _one_of(words: tuple[str, ...], what: str = "") -> Any:
@@ -25,7 +26,7 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Folder of images and masks; built-in phantoms unless given."),
     ] = None,
-    backend: Annotated[Backend | None, typer.Option(help="The framework; torch unless given.")] = None,
+    backend: Annotated[Backend | None, backend_option("The framework; torch unless given.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for what comes out.")] = Path("attzoo-run"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, however it was stopped; the rest is known.")
@@ -129,7 +130,7 @@ def train(
         raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") == "0":   # of several processes of torchrun, one speaks
         lines, is_whole = summary(out)
-        typer.echo("\n".join(lines))
+        say("\n".join(lines))
         if not is_whole:
             raise typer.Exit(1)
 
@@ -137,9 +138,8 @@ def train(
 def _recipe(name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
-    if name not in RECIPES:
-        raise ValueError(f"recipe must be one of {', '.join(map(repr, RECIPES))}, got {name!r}")
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in RECIPES[name].settings.items()}
+    settings = RECIPES[choice("recipe", name, tuple(RECIPES))].settings
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
 
 
 def _argument(text: str) -> tuple[str, Any]:

@@ -12,13 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .. import look
 from ..train.data import NORMALISATIONS
 from ..train.files import passed_over
-from .shared import Backend, numbers
+from .shared import Backend, backend_option, line, numbers, say
 
 if TYPE_CHECKING:
     from ..predict import Network
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors file of a network.")]
-On = Annotated[Backend, typer.Option(help="The framework to run it in.")]
+On = Annotated[Backend, backend_option("The framework to run it in.")]
 Size = Annotated[
     str | None,
     typer.Option(metavar="H,W", help="Resize images to this, or keep their `own`; as settings.json has it."),
@@ -45,15 +45,19 @@ def predict(
         float | None, typer.Option(metavar="SHARE", help="Of a part that its neighbour has too.  [0.5]")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, metavar="N", help="Parts at once.  [4]")] = None,
+    overlays: Annotated[
+        bool, typer.Option("--overlays/--no-overlays", help="Draw masks over the images; takes most of the time.")
+    ] = True,
     overwrite: Overwrite = False,
 ) -> None:
     """Segment images or volumes with a trained network.
 
     Writes DIR/masks, the class of every pixel, grey PNG for pictures and .npy or .nii.gz for volumes, and DIR/overlays,
     pictures of them. Sizes stay. What settings.json beside MODEL says of training is used: size and normalisation;
-    without it images stay as large as they are and are z-scored.
+    without it images stay as large as they are and are z-scored. Files that can't be read are passed over and named at
+    the end, with exit code 1.
     """
-    from ..predict import predict_files
+    from ..predict import Unfinished, predict_files
 
     network = _opened(model, backend, size, normalise)
     if source.is_dir() and (strays := passed_over(source)):
@@ -62,17 +66,26 @@ def predict(
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("")
-        written = predict_files(
-            network,
-            source,
-            out,
-            window=numbers("window", window),
-            overlap=overlap,
-            batch=batch,
-            overwrite=overwrite,
-            hear=lambda done, count: bar.update(task, completed=done, total=count),
-        )
+        failures: list[Exception] = []
+        try:
+            written = predict_files(
+                network,
+                source,
+                out,
+                window=numbers("window", window),
+                overlap=overlap,
+                batch=batch,
+                overlays=overlays,
+                overwrite=overwrite,
+                hear=lambda done, count: bar.update(task, completed=done, total=count),
+            )
+        except Unfinished as err:
+            written, failures = err.written, [err, *err.failures.values()]
     _tell(written)
+    for failure in failures:
+        typer.echo(f"attzoo: {line(failure)}", err=True)
+    if failures:
+        raise typer.Exit(1)
 
 
 def maps(
@@ -112,4 +125,4 @@ def _opened(model: Path, backend: Backend, size: str | None, normalise: str | No
 
 def _tell(written: list[Path]) -> None:
     for path in written:
-        typer.echo(path)
+        say(path)

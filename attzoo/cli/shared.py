@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
 
+import typer  # noqa: TID253
 from rich.console import Console  # noqa: TID253
 from rich.table import Table  # noqa: TID253
 from rich.text import Text  # noqa: TID253
 
+from ..registry import known_name
+
+KERAS: Final = re.compile(r"^Exception encountered when calling .*?\x1b\[1m(.*)\x1b\[0m", re.DOTALL)
+CODES: Final = re.compile(r"\x1b\[[0-9;]*m")   # of colours and bold letters
 
 class Backend(StrEnum):
     """The frameworks."""
 
     torch = "torch"
     keras = "keras"
+
+
+def backend_option(about: str) -> Any:
+    """An option that takes the name of a framework."""
+    return typer.Option(parser=_backend, metavar="|".join(Backend), help=about)
+
+
+def _backend(word: str) -> Backend:
+    try:
+        return Backend(known_name("backend", word, Backend))
+    except ValueError as err:
+        raise typer.BadParameter(str(err)) from None
 
 
 def show(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -25,6 +46,11 @@ def show(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*map(Text, row))   # Text, or [brackets] would be taken for markup
     Console().print(table)
+
+
+def say(text: str | Path) -> None:
+    """A line on stdout, with the names of files as the bytes that they are, in whatever encoding."""
+    typer.echo(os.fsencode(text))
 
 
 def numbers(name: str, text: str | None, none: str | None = None) -> list[int] | None:
@@ -42,4 +68,5 @@ def line(err: Exception) -> str:
     """An error as one line."""
     if isinstance(err, OSError) and err.filename and err.strerror:
         return f"{err.filename}: {err.strerror}"
-    return " ".join(str(err).split()) or type(err).__name__
+    text = found[1] if (found := KERAS.match(str(err))) else str(err)   # Keras puts the call around it
+    return " ".join(CODES.sub("", text).split()) or type(err).__name__

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from ..files import open_regular
 from . import pictures, tiff, volumes
 from .source import VOLUMES, Source, ending
 
@@ -27,6 +28,7 @@ def describe(path: Path) -> Source:
 
     Raises OSError for a file that can't be opened, ValueError for one of no known format, and as its reader does.
     """
+    open_regular(path).close()   # a pipe would make every reader wait
     if ending(path) in VOLUMES:
         return volumes.describe(path)
     with path.open("rb") as file:

@@ -20,7 +20,7 @@ from ..files import write
 from . import organs, organs_picture, picture
 from .report import BACKENDS, Result, as_json, table, unet_table
 
-PACKAGES: Final = ("rich", "sklearn", "matplotlib", "torch", "torchmetrics", "keras", "tensorflow", "jax")   # of "demo"
+PACKAGES: Final = ("rich", "sklearn", "matplotlib", "torch", "keras", "tensorflow", "jax")   # of "demo"
 FILES: Final = {
     "attention.png": "what each block learned to attend to",
     "unet.png": "what gated and plain U-Nets find in phantoms, and where the gates look",

@@ -12,15 +12,18 @@ from functools import partial
 from typing import Any
 
 from ..contract import AnySpec, Weight, choice, require, triton_first, without_idle_rules
+from ..hints import arguments_of, unknown_argument
 
 triton_first()
 
 import keras as keras  # noqa: E402
 from keras import ops  # noqa: E402
 
-from .numpy import EPSILON, MOMENTUM  # noqa: E402
+from .numpy import EPSILON, MOMENTUM, one_value  # noqa: E402
 
 require("keras", keras.__version__, "3.13.1")   # before it, loading a model could be made to run code
+
+POLICIES = "layer_policies"   # in a config: the dtype policies of layers inside that differ
 
 register = keras.saving.register_keras_serializable(package="attzoo")
 
@@ -29,7 +32,14 @@ class Block(keras.layers.Layer):
     """What every body has: its spec, layers that start as the spec says, refusals, and y = x * attention(x)."""
 
     def __init__(self, spec: AnySpec, data_format: str | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        try:
+            super().__init__(**kwargs)
+        except ValueError as err:
+            owners: tuple[type[Any], ...] = (type(self), Block, keras.layers.Layer)
+            known = dict.fromkeys(name for owner in owners for name in arguments_of(owner)[0] if name != "spec")
+            if unknown := [name for name in kwargs if name not in known]:
+                raise unknown_argument(type(self).__name__, unknown[0], known) from err
+            raise
         self.spec = spec
         self.data_format = data_format_of(data_format)
         self.channels_last = self.data_format == "channels_last"
@@ -82,13 +92,69 @@ class Block(keras.layers.Layer):
         self.accept(*inputs)
         return keras.KerasTensor(inputs[0].shape, dtype=self.compute_dtype)
 
+    def quantize(self, mode: str | None = None, type_check: bool = True, config: Any = None) -> None:
+        """Quantize the dense layers inside. Raises NotImplementedError where there are none."""
+        leaves = [part for part in self._flatten_layers(include_self=False) if type(part) is keras.layers.Dense]
+        if not leaves:
+            raise NotImplementedError(f"Keras quantizes dense layers, {type(self).__name__} has none")
+        for leaf in leaves:
+            leaf.quantize(mode, type_check=type_check, config=config)
+
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | self.spec.config() | {"data_format": self.data_format}
+        own = super().get_config() | self.spec.config() | {"data_format": self.data_format}
+        return own | inner_policies(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
-        spec = _spec_class(cls)
-        return cls(**(without_idle_rules(spec, config) if spec else config))
+        spec, given = _spec_class(cls), {name: value for name, value in config.items() if name != POLICIES}
+        block = cls(**(without_idle_rules(spec, given) if spec else given))
+        return with_policies(block, config)
+
+
+def parts_of(layer: Any) -> dict[str, Any]:
+    """The layers right inside a layer, by the attribute that holds them; those of a model by their names."""
+    parts = layer._flatten_layers(include_self=False, recursive=False)   # Keras tells them in no public way
+    names = {id(value): name for name, value in vars(layer).items()}
+    is_model = isinstance(layer, keras.Model)
+    return {part.name if is_model else names.get(id(part), f"layer {i}"): part for i, part in enumerate(parts)}
+
+
+def inner_policies(layer: Any) -> dict[str, Any]:
+    """Entry for a config: the dtype policies of layers inside, by path, where they differ from the layer's own.
+
+    Quantization sets them. No entry where all are the layer's.
+    """
+    found: dict[str, Any] = {}
+
+    def walk(path: str, inside: Any) -> None:
+        for name, part in parts_of(inside).items():
+            if part.dtype_policy != layer.dtype_policy and not isinstance(part, keras.layers.InputLayer):
+                how = getattr(part, "quantization_config", None)
+                found[f"{path}{name}"] = {
+                    "dtype": keras.dtype_policies.serialize(part.dtype_policy),
+                    "quantization_config": keras.saving.serialize_keras_object(how),
+                }
+            walk(f"{path}{name}/", part)
+
+    walk("", layer)
+    return {POLICIES: found} if found else {}
+
+
+def with_policies(layer: Any, config: dict[str, Any]) -> Any:
+    """A layer as its class makes it, once the layers inside have the dtype policies that a config holds."""
+    for path, entry in (config.get(POLICIES) or {}).items():
+        part = layer
+        for name in path.split("/"):
+            part = parts_of(part).get(name)
+            if part is None:
+                raise ValueError(f"expected a layer {path} in {type(layer).__name__}, for a dtype policy, got none")
+        how = keras.saving.deserialize_keras_object(entry["quantization_config"])
+        if part.built and how is not None:
+            part.quantize(config=how)
+        elif how is not None:
+            part.quantization_config = how
+        part.dtype_policy = keras.dtype_policies.get(entry["dtype"])
+    return layer
 
 
 def _spec_class(cls: type[Any]) -> Any:
@@ -199,7 +265,7 @@ class BatchNorm(keras.layers.Layer):
             for size in x.shape[1:-1]:
                 n *= size
             if n == 1:
-                raise ValueError(f"expected more than 1 value per channel in training, got input of shape {x.shape}")
+                raise one_value(x.shape)
             return n / (n - 1)
         n = ops.cast(ops.size(x[..., 0]), "float32")
         return n / ops.maximum(n - 1, 1)   # n = 1 has no variance to scale
@@ -238,7 +304,8 @@ def described(layer: Any) -> str:
     except NotImplementedError:   # a third party's
         config = {}
     ends = ("name", "trainable", "dtype", "initializer", "regularizer", "constraint", "quantization_config")
-    settings = [f"{k}={v!r}" for k, v in config.items() if not k.endswith(ends) and not k.startswith("lora_")]
+    skipped = ("lora_", POLICIES)
+    settings = [f"{k}={v!r}" for k, v in config.items() if not k.endswith(ends) and not k.startswith(skipped)]
     return f"{type(layer).__name__}({', '.join(settings)})"
 
 

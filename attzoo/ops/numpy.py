@@ -126,13 +126,21 @@ def batch_norm(x: Array, weights: Mapping[str, Array], name: str, training: bool
     if training:
         n = x.size // x.shape[1]
         if n == 1:
-            raise ValueError(f"expected more than 1 value per channel in training, got input of shape {x.shape}")
+            raise one_value(x.shape)
         now, spread = x.mean(axis=axes), x.var(axis=axes)
         mean += MOMENTUM * (now - mean)
         var += MOMENTUM * (spread * n / (n - 1) - var)
         mean, var = now, spread
     scale = weight / np.sqrt(var + EPSILON)
     return np.asanyarray((x - mean.reshape(shape)) * scale.reshape(shape) + bias.reshape(shape))
+
+
+def one_value(shape: Sequence[int | None]) -> ValueError:
+    """The error for a batch norm in training whose input, of this shape, has one value per channel."""
+    norm = "another norm (norm=False of a block, norm='instance' of a U-Net)"
+    got = f"got input of shape {tuple(shape)}, which has no variance"
+    fix = f"give a larger batch or larger inputs, or take {norm}"
+    return ValueError(f"expected more than 1 value per channel in training for batch norm, {got}: {fix}")
 
 
 def instance_norm(x: Array) -> Array:

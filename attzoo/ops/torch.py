@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contract import AnySpec, Weight
-from . import guard
-from .numpy import EPSILON
+from ..contract import AnySpec, NamedArguments, Weight
+from . import guard, torch_pickle
+from .numpy import EPSILON, one_value
 
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 # torch's defaults are the spec's rule, in these two
 BATCH_NORM: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+NORMS = tuple(BATCH_NORM.values())
 CONV_TRANSPOSE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 EXACT = (torch.float32, torch.float64)
 PLAIN = (Tensor, nn.Parameter)   # a subclass may mean something of its own by any operator
@@ -26,7 +27,7 @@ FEW = 256   # pixels of all samples together, under which making a wider kernel 
 MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
-class Block(nn.Module):
+class Block(NamedArguments, nn.Module):
     """What every body has: its spec, the spec's start, refusal of wrong inputs, and y = x * attention(x)."""
 
     attention: Callable[..., Tensor]
@@ -86,6 +87,14 @@ class Block(nn.Module):
         self.accepted = None   # .half() and its like change what is allowed
         return super()._apply(*args, **kwargs)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {torch_pickle.KEY: torch_pickle.FORMAT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({name: value for name, value in state.items() if name != torch_pickle.KEY})
+        if torch_pickle.KEY not in state:
+            torch_pickle.update(self)
+
     def forward(self, x: Tensor) -> Tensor:
         return x * self.attention(x)
 
@@ -129,6 +138,14 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.instance_norm(x, None, None, None, None, True, 0.0, EPSILON, torch.backends.cudnn.enabled)
+
+
+def normalise(norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(x). Raises ValueError for a batch norm in training on one value per channel, as the spec does."""
+    graph = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
+    if not graph and norm.training and isinstance(norm, NORMS) and isinstance(x, Tensor) and x.numel() == x.shape[1]:
+        raise one_value(x.shape)
+    return norm(x)
 
 
 def avg_pool(x: Tensor) -> Tensor:

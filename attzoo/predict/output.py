@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from ..files import digest_of
+from ..files import digest_of, usable_folder
 
 RECORD: Final = ".attzoo.sha256"   # in the format of sha256sum
+ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})   # as sha256sum has them in names
 HEADER: Final = "# files that attzoo wrote here, as sha256sum lists them"
+
+
+def _entry(line: str) -> tuple[str, str]:
+    """Name and digest from a line of a record; one that begins with a backslash has escapes in the name."""
+    digest, _, name = line.removeprefix("\\").partition("  ")
+    if line.startswith("\\"):
+        name = re.sub(r"\\([\\nr])", lambda found: {"\\": "\\", "n": "\n", "r": "\r"}[found[1]], name)
+    return name, digest
 
 
 class Output:
@@ -26,16 +37,18 @@ class Output:
         self.record = folder / RECORD
         self.written: dict[str, str] = {}
         if self.record.is_file():
-            header, *lines = self.record.read_text().splitlines() or [""]
+            header, *lines = os.fsdecode(self.record.read_bytes()).split("\n")
             if header != HEADER:
                 raise ValueError(f"expected a record of what attzoo wrote in {self.record}, got another file")
-            self.written = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+            self.written = dict(map(_entry, filter(None, lines)))
 
     def check(self, paths: Iterable[Path]) -> None:
         """Raise FileExistsError unless all of these may be written."""
         for path in paths:
-            if not path.is_file():
+            if not path.exists():
                 continue
+            if not path.is_file():
+                raise FileExistsError(f"expected a file or nothing at {path}, got something else: set another --out")
             if source := self.inputs.get(_identity(path)):
                 raise FileExistsError(f"expected to replace no input, got {path}, which is {source}: set another --out")
             if not (self.overwrite or self.written.get(self._name(path)) == digest_of(path)):
@@ -48,21 +61,15 @@ class Output:
         if self.written.get(name) == digest:
             return
         is_new = not self.record.exists()
-        with self.record.open("a") as file:
-            file.write(f"{HEADER}\n" if is_new else "")
-            file.write(f"{digest}  {name}\n")
+        line = f"{digest}  {name}"
+        if (escaped := line.translate(ESCAPES)) != line:
+            line = f"\\{escaped}"
+        with self.record.open("ab") as file:
+            file.write(os.fsencode((f"{HEADER}\n" if is_new else "") + f"{line}\n"))
         self.written[name] = digest
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
-
-
-def usable_folder(path: Path) -> Path:
-    """`path`, which is a folder or can be made one. Raises NotADirectoryError where a file is in the way."""
-    for each in (path, *path.parents):
-        if each.exists() and not each.is_dir():
-            raise NotADirectoryError(f"out must be a folder, got a file: {each}")
-    return path
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -41,7 +41,7 @@ def draw(image: NDArray[Any], mask: NDArray[Any], title: str, spacing: Sequence[
     foot = GAP + LINE * ceil(len(classes) / columns)
     height = 2 * MARGIN + TOP + max(talls) + foot
     figure = Figure(figsize=(width, height), facecolor="white")
-    figure.text(MARGIN / width, 1 - MARGIN / height, title, fontsize=12, weight="bold", va="top")
+    figure.text(MARGIN / width, 1 - MARGIN / height, look.literal(title), fontsize=12, weight="bold", va="top")
     for i, (panel, tall) in enumerate(zip(panels, talls, strict=True)):
         left, low = MARGIN + i * (PANEL + GAP), height - MARGIN - TOP - tall
         ax = figure.add_axes((left / width, low / height, PANEL / width, tall / height))

@@ -11,6 +11,7 @@ from typing import Any
 
 from .best import digest_if_there
 from .data import Dataset, Folder
+from .files import composed
 from .state import State
 
 
@@ -42,7 +43,9 @@ def basis_of(trainer: Any, training: Dataset, validation: Dataset) -> Basis:
     files: dict[str, Path] = {}
     for part, dataset in (("training", training), ("validation", validation)):
         if isinstance(dataset, Folder):
-            names = json.dumps([image.name for image, _ in dataset.pairs])
+            names = json.dumps([composed(image.name) for image, _ in dataset.pairs])
             words[f"images for {part}"] = f"{len(dataset)} of names {sha256(names.encode()).hexdigest()[:16]}"
-            files |= {f"{path.parent.name}/{path.name}": path for pair in dataset.pairs for path in pair}
+            for path in (path for pair in dataset.pairs for path in pair):
+                name = f"{path.parent.name}/{path.name}"
+                files[name if composed(name) in files else composed(name)] = path
     return Basis(words, files, {name: digest_if_there(path) or "" for name, path in files.items()})

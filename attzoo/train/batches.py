@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from inspect import currentframe
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -13,6 +14,11 @@ from .data import Dataset, Key
 
 if TYPE_CHECKING:
     import torch
+
+GUARD: Final = (
+    "Workers import the script that starts them, so it has to begin its work under `if __name__ == \"__main__\":`, "
+    "or to set workers=0"
+)
 
 
 @dataclass
@@ -97,10 +103,30 @@ class Loader:
     def epoch(self, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of an epoch, counted from 0. Raises what the dataset does, as it does, from a worker too."""
         self.batches.epoch = number
-        for found in self._loader:
+        batches = self._batches()
+        for found in batches:
             if isinstance(found, Exception):
                 raise found
             yield found
+
+    def _batches(self) -> Iterator[Any]:
+        """What the workers give. Raises RuntimeError, with what may help, where one has ended."""
+        try:
+            yield from self._loader
+        except RuntimeError as err:
+            if "exited unexpectedly" not in str(err):
+                raise
+            memory = "where memory ran out, fewer workers take less"
+            raise RuntimeError(f"expected workers to read ahead, got one that ended. {GUARD}; {memory}") from err
+
+
+def check_guard(workers: int) -> None:
+    """Raise RuntimeError where a worker, in importing the user's script, has come to start workers itself."""
+    frame = currentframe() if workers else None
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__mp_main__":
+            raise RuntimeError(f"expected workers to find nothing to do in the script, got a training. {GUARD}")
+        frame = frame.f_back
 
 
 class _Stacks:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+from unicodedata import normalize
 
 import numpy as np
 
@@ -48,11 +49,26 @@ def find(folder: str | Path, fraction: float = 0.2, seed: int = 0) -> tuple[list
 def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
     """Each image of a folder with the mask of the same name."""
     found, labels = by_name(folder / images), by_name(folder / masks)
+    labels = _spelled_as(found, labels)
     if lost := [path for name, path in found.items() if name not in labels]:
         raise ValueError(f"expected a mask in {folder / masks} for every image, got none for {_some(lost)}")
     if lost := [path for name, path in labels.items() if name not in found]:
         raise ValueError(f"expected an image in {folder / images} for every mask, got none for {_some(lost)}")
     return [(path, labels[name]) for name, path in found.items()]
+
+
+def _spelled_as(found: Mapping[str, Path], labels: Mapping[str, Path]) -> dict[str, Path]:
+    """Masks under the names of the images, where these differ only in how Unicode composes letters such as é.
+
+    macOS and archives made there write e and an accent where other systems write one character.
+    """
+    spelling = {composed(name): name for name in found if name not in labels}
+    return {name if name in found else spelling.get(composed(name), name): path for name, path in labels.items()}
+
+
+def composed(name: str) -> str:
+    """A name in the one spelling of accented letters by which names are compared."""
+    return normalize("NFC", name)
 
 
 def by_name(folder: Path) -> dict[str, Path]:
@@ -63,7 +79,7 @@ def by_name(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise ValueError(f"expected a folder {folder}, got none")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=lambda path: (composed(path.name), path.name)):
         if path.name.startswith("."):
             continue
         if path.is_dir():

@@ -59,7 +59,7 @@ def curves(history: Sequence[Row], title: str) -> bytes:
 
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(11, 4), facecolor="white", layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(look.literal(title), fontsize=11)
     loss, shares, dice = figure.subplots(1, 3)
     marker = "o" if len(epochs) < 30 else ""
     style: dict[str, Any] = {"marker": marker, "markersize": 3, "linewidth": 1.5}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -19,10 +19,10 @@ import numpy as np
 
 from .. import contract, portable, registry
 from ..data import IGNORE, Labels, package
-from ..files import PREFIX, remove_stale, write
+from ..files import PREFIX, locked, remove_stale, usable_folder, write
 from . import best, overview, report, state
 from .basis import Basis, basis_of
-from .batches import Batches, Loader
+from .batches import Batches, Loader, check_guard
 from .data import Dataset, Folder, Preparation
 from .files import find
 from .phantoms import Phantoms
@@ -66,6 +66,7 @@ def train(
     Diverged when the loss is not finite, what the last good epoch left staying; and as the data and the network do.
     """
     out, workers = Path(out), contract.integer("workers", workers, 0)
+    check_guard(workers)
     if settings.data is not None:
         settings = replace(settings, data=str(Path(settings.data).resolve()))
     contract.triton_first()
@@ -73,7 +74,7 @@ def train(
         package(needed)
     with registry.naming_extra("training"):
         body = import_module(f"{__package__}.{settings.backend}")
-    with body.joined() as (rank, world):
+    with body.joined() as (rank, world), _alone(out, first=rank == 0):
         run = _opened(out, settings, resume, first=rank == 0)   # before anything that takes time
         training, validation = datasets(settings)
         classes = training.classes or 0
@@ -177,6 +178,26 @@ def _diverged(epoch: int, got: str) -> str:
 # ---- files -----------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _alone(out: Path, first: bool) -> Iterator[None]:
+    """Inside, no other run writes into the folder. The first of several processes asks; a folder left empty goes."""
+    if not first:
+        yield
+        return
+    is_new = not usable_folder(out).exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(out) as is_free:
+            if not is_free:
+                fix = "wait until it has ended, or choose another --out"
+                raise ValueError(f"expected a folder that no other run writes to, got {out} with a run going on: {fix}")
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):   # it holds what it should
+                out.rmdir()
+
+
 def _opened(out: Path, settings: Settings, resume: bool, first: bool) -> State:
     """The run in a folder, or a new one; the first of several processes looks whether the folder is free."""
     if resume:
@@ -185,9 +206,10 @@ def _opened(out: Path, settings: Settings, resume: bool, first: bool) -> State:
         run.settings = settings   # whose data may have moved
         return run
     if first and out.exists() and (there := sorted(p.name for p in out.iterdir() if not p.name.startswith(PREFIX))):
-        if there == [state.SETTINGS]:   # of a run that ended before its first epoch did: nothing is lost
+        if there == [state.SETTINGS]:
+            state.stored(out)   # raises, unless it is of a run that ended before its first epoch did: nothing is lost
             return State(settings)
-        what = "a run: resume it, or choose another" if {state.NAME, state.SETTINGS} & set(there) else there[0]
+        what = "a run: resume it, or choose another" if state.NAME in there else f"{there[0]}: choose another"
         raise ValueError(f"expected a new or empty folder, got {out} with {what}")
     return State(settings)
 
@@ -208,7 +230,6 @@ def _restored(run: State, out: Path, trainer: Any, classes: int, basis: Basis) -
 
 def _begun(run: State, out: Path, trainer: Any, tensorboard: bool) -> Callable[[Row], None] | None:
     """Make the folder ready for the epochs to come; what adds events, where they are wanted."""
-    out.mkdir(parents=True, exist_ok=True)
     remove_stale(out)
     write(out / state.SETTINGS, (json.dumps(run.settings.config(), indent=1) + "\n").encode())
     if run.history:

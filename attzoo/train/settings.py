@@ -30,7 +30,7 @@ ELSEWHERE: Final = {   # arguments of the U-Net, and what they follow from here
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(contract.NamedArguments):
     """All that a run's weights follow from, on one machine: equal settings and data give equal weights.
 
     backend: "torch" or "keras".

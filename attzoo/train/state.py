@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Final
@@ -121,9 +121,15 @@ def stored(folder: Path) -> Settings:
         raise ValueError(f"expected a run to resume in {folder}, got none")
     try:
         with open_regular(path) as file:
-            return Settings(**json.loads(file.read()))
+            found = json.loads(file.read())
+        if not isinstance(found, dict):
+            raise TypeError(f"expected names and values, got {brief(repr(found))}")
+        if missing := [each.name for each in fields(Settings) if each.name not in found]:   # another program's
+            raise ValueError(f"expected {', '.join(missing)} too, got {', '.join(found) or 'nothing'}")
+        return Settings(**found)
     except (ValueError, TypeError, RecursionError) as err:
-        raise ValueError(f"{path} does not hold the settings of a run: {brief(str(err))}") from err
+        fix = "choose another folder"
+        raise ValueError(f"{path} does not hold the settings of a run: {brief(str(err))}; {fix}") from err
 
 
 def agreed(folder: Path, given: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> Settings:

@@ -16,12 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import portable
 from ..contract import Array
-from ..data import IGNORE, package
+from ..data import IGNORE
 from .losses.torch import loss as loss_of
 from .settings import Settings
 from .state import fitting
 
-multiclass_confusion_matrix = package("torchmetrics.functional.classification").multiclass_confusion_matrix
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
@@ -168,7 +167,8 @@ class Trainer:
         """Add what was found in each pixel; of one output, whether it is more than 0."""
         found = logits.detach().argmax(1) if logits.shape[1] > 1 else (logits.detach()[:, 0] > 0).long()
         k = len(self.found)
-        self.found += multiclass_confusion_matrix(found, y, k, ignore_index=IGNORE, validate_args=False)
+        cells = torch.where(y == IGNORE, k * k, y * k + found)   # the last one is of pixels that count nowhere
+        self.found += torch.bincount(cells.flatten(), minlength=k * k + 1)[:-1].view(k, k)
 
     def _everywhere(self, number: Tensor) -> Tensor:
         if self.world > 1:

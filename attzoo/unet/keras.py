@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 from .. import registry
 from ..contract import Spec
+from ..hints import check_arguments
 from ..ops import keras as ops
 from ..ops.keras import keras
 from . import layers, spec
@@ -19,6 +20,11 @@ Make = Callable[..., Any]   # (layer's class, *arguments, name=path, **arguments
 @ops.register
 class UNet(keras.Model):
     """(N, *S, C) -> (N, *S, K), or channels first by data_format; arguments and errors as `spec.UNet`."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Raise TypeError for an unknown keyword argument; keras.Model takes no further base."""
+        check_arguments(cls, kwargs)
+        return super().__new__(cls, *args, **kwargs)
 
     def __init__(
         self,
@@ -47,11 +53,13 @@ class UNet(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         own = {"name": self.name, "trainable": self.trainable, "data_format": self.data_format}
-        return own | {"dtype": keras.dtype_policies.serialize(self.dtype_policy)} | self.spec.config()
+        own |= {"dtype": keras.dtype_policies.serialize(self.dtype_policy)} | self.spec.config()
+        return own | ops.inner_policies(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UNet:
-        return cls(**spec.UNet.upgraded(config))
+        given = {name: value for name, value in config.items() if name != ops.POLICIES}
+        return ops.with_policies(cls(**spec.UNet.upgraded(given)), config)
 
 
 def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import registry
 from ..contract import Spec, Weight, batch_norm, fan_in_uniform, prefixed
+from ..hints import nearest
 
 if TYPE_CHECKING:
     from .spec import UNet
@@ -251,5 +252,6 @@ def _create(
         arguments["gating_channels"] = channels[-1]
     if unknown := sorted(arguments.keys() - known.keys()):
         options = ", ".join(option for option in known if option not in OWN)
-        raise ValueError(f"{name} has no option {', '.join(map(repr, unknown))}; known: {options}")
+        hint = nearest(unknown[0], known) or "."
+        raise ValueError(f"{name} has no option {', '.join(map(repr, unknown))}{hint} Known: {options}")
     return cls(channels[0], **arguments)   # type: ignore[call-arg]

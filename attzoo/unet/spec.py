@@ -58,7 +58,7 @@ class Arguments(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class UNet:
+class UNet(contract.NamedArguments):
     """in_channels: C >= 1, channels of the image.
 
     out_channels: K >= 1, channels of the output: classes, or 1 for one class against the rest.
@@ -235,8 +235,8 @@ class UNet:
 
     @classmethod
     def upgraded(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments from a file, as they are given now: older ones held rules of gates and blocks that did nothing."""
-        config = dict(config)
+        """Arguments from a file, as they are given now: older ones held rules and counts of gates that did nothing."""
+        config = {name: value for name, value in config.items() if name != "gated" or config.get("skip") is not None}
         for inner in ("skip", "block"):
             name, options = config.get(inner), config.get(f"{inner}_options")
             if isinstance(name, str) and isinstance(options, list) and all(isinstance(each, dict) for each in options):

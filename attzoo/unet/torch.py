@@ -142,7 +142,7 @@ class Units(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for unit in self.units:
             x = getattr(self, unit.conv)(x)
-            x = getattr(self, f"norm{unit.part}")(x) if unit.norm else x
+            x = ops.normalise(getattr(self, f"norm{unit.part}"), x) if unit.norm else x
             if unit.activation == "prelu":
                 x = getattr(self, f"activation{unit.part}")(x)
             elif unit.activation:

@@ -26,7 +26,7 @@ CHOICES: Final = {
 
 
 @dataclass(frozen=True)
-class AttentionGate:
+class AttentionGate(contract.NamedArguments):
     """channels: C >= 1, channels of the skip x.
 
     gating_channels: G >= 1, channels of the gating signal g.

@@ -48,14 +48,14 @@ class AttentionGate(ops.Block):
         """(N, C, *S), (N, G, *G) -> (N, 1, *S)."""
         self.accept(x, g)
         how = self.spec.interpolation, self.spec.align_corners
-        t = self.skip_norm(project(self.skip, x))
-        p = ops.resize(self.gating_norm(project(self.gating, g)), t.shape[2:], *how)
+        t = ops.normalise(self.skip_norm, project(self.skip, x))
+        p = ops.resize(ops.normalise(self.gating_norm, project(self.gating, g)), t.shape[2:], *how)
         h = t.add_(p).relu_() if torch_cpu.overwrites(self, t, p) else ops.relu(t + p)
-        q = self.psi_norm(project(self.psi, h))
+        q = ops.normalise(self.psi_norm, project(self.psi, h))
         return ops.resize(ops.sigmoid(q), x.shape[2:], *how)
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:   # type: ignore[override]
-        return self.output_norm(self.output(self.product(x, g)))
+        return ops.normalise(self.output_norm, self.output(self.product(x, g)))
 
     def product(self, x: Tensor, g: Tensor) -> Tensor:
         """x * attention(x, g), one way or another: (N, C, *S), (N, G, *G) -> (N, C, *S)."""

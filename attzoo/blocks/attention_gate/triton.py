@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops.fused import Fused, densely
+from ...ops.numpy import one_value
 from ...ops.triton import channel_norm, gate, gate_backward, gate_norm, passes
 from ...ops.triton.common import alike, cdiv, follow, last, small
 from ...ops.triton.gate import Norm
@@ -191,8 +192,9 @@ def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
     convs, norms = (block.skip, block.gating, block.psi), (block.skip_norm, block.gating_norm, block.psi_norm)
     by_batch = [not isinstance(norm, nn.Identity) and (norm.training or norm.running_mean is None) for norm in norms]
     counts = [t.shape[0] * prod(t.shape[2:]) for t in (x, g, x)]
-    if 1 in (count for count, batch in zip(counts, by_batch, strict=True) if batch):
-        raise ValueError(f"expected more than 1 value per channel when training, got {list(x.shape)}, {list(g.shape)}")
+    for shape, count, batch in zip((x.shape, g.shape, x.shape), counts, by_batch, strict=True):
+        if batch and count == 1:
+            raise one_value(shape)
     layers = [tensor for conv in convs for tensor in (conv.weight, conv.bias)]
     affine = [getattr(norm, name, None) for norm in norms for name in ("weight", "bias")]
     running = [

@@ -52,7 +52,7 @@ class CBAM(Bottleneck):
 
     def accept(self, x: Shape, *, channels_last: bool = False) -> None:
         """Raise ValueError unless x is (N, C, *S)."""
-        self.spatial.accept(x, channels_last=channels_last)
+        contract.accept(x, self.channels, self.spatial_dims, channels_last)
 
     def macs(self, x: Sequence[int]) -> int:
         """Multiply-adds of both halves."""

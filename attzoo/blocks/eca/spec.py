@@ -28,7 +28,7 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
 
 
 @dataclass(frozen=True)
-class ECA:
+class ECA(contract.NamedArguments):
     """channels: C >= 1, channels of the input.
 
     kernel_size: odd k >= 1, in channels; None means the odd integer nearest to |(log2(C) + b) / gamma|, ties upwards.

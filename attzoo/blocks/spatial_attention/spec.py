@@ -17,7 +17,7 @@ CHOICES: Final = {"kernel_size": (7, 1, 3), "norm": (False, True), "spatial_dims
 
 
 @dataclass(frozen=True)
-class SpatialAttention:
+class SpatialAttention(contract.NamedArguments):
     """channels: C >= 1, channels of the input.
 
     kernel_size: odd k >= 1, in pixels, the same along every spatial axis.

@@ -30,7 +30,7 @@ class SpatialAttention(ops.Block):
     def coefficients(self, maps: Tensor) -> Tensor:
         """Average and maximum over channels, (N, 2, *S) -> (N, 1, *S)."""
         q = self.conv(maps)    # (N, 1, *S)
-        return ops.sigmoid(self.norm(q))
+        return ops.sigmoid(ops.normalise(self.norm, q))
 
     def forward(self, x: Tensor) -> Tensor:
         self.accept(x)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..numpy import one_value
 from . import channel_norm, common, passes
 from . import maps as conv
 from .common import small
@@ -73,7 +74,7 @@ def norm_of(it: Filter, kept: Kept) -> channel_norm.Norm | None:
 def forward(size: Sequence[int], it: Filter, to: Kept) -> channel_norm.Norm | None:
     """Maps that are there -> everything else that is kept; but t where a norm is returned, which is to be applied."""
     if it.scale is not None and it.training and to.q.numel() == 1:
-        raise ValueError(f"expected more than 1 value per channel when training, got {list(to.q.shape)}")
+        raise one_value(to.q.shape)
     norm = norm_of(it, to)
     conv.conv(to.maps, it.weight, size, to.t, norm)
     return norm if norm is not None and norm.by_batch else None

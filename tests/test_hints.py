@@ -1,0 +1,220 @@
+"""Errors about names, arguments, choices and layouts say what was meant, or how it is mended."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import attzoo
+from attzoo import cli, registry
+from attzoo.train import Settings
+
+each_backend = pytest.mark.parametrize("backend", ["numpy", "torch", "keras"])
+
+
+def zeros(shape, backend):
+    return torch.zeros(shape) if backend == "torch" else np.zeros(shape, np.float32)
+
+
+# ---- arguments -------------------------------------------------------------------------------------
+
+ARGUMENTS = [
+    ("se", (8,), "ratio", "reduction"),
+    ("se", (8,), "bais", "bias"),
+    ("cbam", (8,), "kernal_size", "kernel_size"),
+    ("channel_attention", (8,), "reduction_ratio", "reduction"),
+    ("spatial_attention", (8,), "kernel", "kernel_size"),
+    ("eca", (8,), "k_size", "kernel_size"),
+    ("attention_gate", (8, 4), "inter_chanels", "inter_channels"),
+    ("unet", (1, 2), "normalise", "norm"),
+    ("unet", (1, 2), "deep_supervison", "deep_supervision"),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "wrong", "right"), ARGUMENTS)
+@each_backend
+def test_an_unknown_argument_gets_the_nearest_name(name, args, wrong, right, backend):
+    cls = attzoo.get(name, backend=backend)
+    error = rf"^{cls.__name__} takes no argument '{wrong}'; did you mean '{right}'\? It takes: .*\b{right}\b"
+    for make in (cls, lambda *a, **k: attzoo.create(name, *a, backend=backend, **k)):
+        with pytest.raises(TypeError, match=error):
+            make(*args, **{wrong: 1})
+
+
+@each_backend
+def test_with_a_variant_too(backend):
+    with pytest.raises(TypeError, match="SE takes no argument 'ratio'; did you mean 'reduction'"):
+        attzoo.create("se", 8, backend=backend, variant="timm", ratio=4)
+
+
+@pytest.mark.parametrize(("name", "args"), [("se", (8,)), ("unet", (1, 2))])
+def test_arguments_of_keras_are_among_the_known(name, args):
+    for wrong, right in (("data_fromat", "data_format"), ("dtpye", "dtype"), ("nmae", "name")):
+        with pytest.raises(TypeError, match=f"takes no argument '{wrong}'; did you mean '{right}'"):
+            attzoo.create(name, *args, backend="keras", **{wrong: "x"})
+    made = attzoo.create(name, *args, backend="keras", name="x", trainable=False, dtype="float16")
+    assert (made.name, made.trainable, made.compute_dtype) == ("x", False, "float16")
+
+
+def test_what_is_like_nothing_gets_the_list_only():
+    with pytest.raises(TypeError, match=r"SE takes no argument 'qqq'. It takes: channels, reduction"):
+        attzoo.create("se", 8, backend="torch", qqq=1)
+
+
+def test_options_inside_a_network_and_settings_of_a_run():
+    with pytest.raises(ValueError, match=r"se has no option 'ratio'; did you mean 'reduction'\? Known: reduction"):
+        attzoo.create("unet", 1, 2, backend="torch", block="se", block_options={"ratio": 4})
+    with pytest.raises(TypeError, match="Settings takes no argument 'epoch'; did you mean 'epochs'"):
+        Settings(epoch=3)
+
+
+def test_a_subclass_may_take_arguments_of_its_own():
+    class Mine(attzoo.get("se", backend="torch")):
+        def __init__(self, channels, extra):
+            super().__init__(channels)
+            self.extra = extra
+
+    assert Mine(8, extra=2).extra == 2
+    with pytest.raises(TypeError, match="Mine takes no argument 'extr'; did you mean 'extra'"):
+        Mine(8, extr=2)
+
+
+# ---- names and choices -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("word", "runner"), [("tensorflow", "tensorflow"), ("TF", "tensorflow"), ("jax", "jax")])
+def test_what_keras_runs_on_is_no_backend(word, runner):
+    error = f'unknown backend .*; Keras runs on it: give backend="keras" and set KERAS_BACKEND={runner} '
+    for ask in (attzoo.get, attzoo.create):
+        with pytest.raises(ValueError, match=error):
+            ask("se", backend=word)
+
+
+CHOICES = [
+    (lambda: attzoo.create("se", 8, backend="torch", gate="sigmiod"), "sigmoid"),
+    (lambda: attzoo.create("eca", 8, backend="torch", padding="zero"), "zeros"),
+    (lambda: attzoo.create("attention_gate", 8, 4, backend="torch", interpolation="bilinear"), "linear"),
+    (lambda: attzoo.create("unet", 1, 2, backend="torch", down="maxpool"), "max_pool"),
+    (lambda: attzoo.create("unet", 1, 2, backend="torch", skip="atention_gate"), "attention_gate"),
+    (lambda: attzoo.create("se", 8, backend="keras", data_format="channel_last"), "channels_last"),
+    (lambda: attzoo.kernels("tritn"), "triton"),
+    (lambda: Settings(loss="dise"), "dice"),
+    (lambda: Settings(optimizer="adamW"), "adamw"),
+]
+
+
+@pytest.mark.parametrize(("make", "right"), CHOICES, ids=[right for _, right in CHOICES])
+def test_a_wrong_choice_gets_the_nearest(make, right):
+    with pytest.raises(ValueError, match=rf"got .*; did you mean '{right}'\?|'; did you mean '{right}'\? Known: "):
+        make()
+
+
+@pytest.mark.parametrize(("arguments", "hint"), [
+    (("check", "sbam"), "did you mean 'cbam'?"),
+    (("info", "unte"), "did you mean 'unet'?"),
+    (("train", "--recipe", "camvdi"), "did you mean 'camvid'?"),
+    (("train", "--loss", "dise"), "did you mean 'dice'?"),
+    (("train", "--variant", "onkay"), "did you mean 'oktay'?"),
+    (("train", "--net", "nomr=batch"), "did you mean 'norm'?"),
+    (("train", "--backend", "tensorflow"), 'backend="keras" and set KERAS_BACKEND=tensorflow'),
+    (("check", "se", "--backend", "trch"), "did you mean 'torch'?"),
+    (("predict", "a", "b", "--backend", "kreas"), "did you mean 'keras'?"),
+    (("convert", "a.safetensors", "b.kears"), "did you mean '.keras'?"),
+    (("chekc",), "Did you mean 'check'?"),
+    (("train", "--epoch", "3"), "--epochs"),
+])   # fmt: skip
+def test_the_command_line_proposes_what_was_meant(arguments, hint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert hint in str(end.value.code) + capsys.readouterr().err
+
+
+def test_known_names_are_proposed_in_the_words_of_a_user():
+    assert registry.known_name("backend", "torch", cli.shared.Backend) == "torch"
+    with pytest.raises(ValueError, match="did you mean 'torch'"):
+        registry.known_name("backend", "trch", cli.shared.Backend)
+
+
+# ---- layouts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "args", "shapes"), [
+    ("se", (8,), [(2, 16, 16, 8)]),
+    ("spatial_attention", (3,), [(1, 5, 6, 3)]),
+    ("attention_gate", (4, 6), [(1, 8, 8, 4), (1, 4, 4, 6)]),
+    ("unet", (3, 2, (4, 8)), [(1, 16, 16, 3)]),
+    ("eca", (8,), [(2, 16, 8)]),
+])   # fmt: skip
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_channels_last_is_named(name, args, shapes, backend):
+    block = attzoo.create(name, *args, backend=backend)
+    with pytest.raises(ValueError, match=r"which is channels last: .*x\.movedim\(-1, 1\)"):
+        block(*(zeros(shape, backend) for shape in shapes), **({"weights": {}} if backend == "numpy" else {}))
+
+
+@pytest.mark.parametrize(("name", "args", "shape"), [("se", (8,), (2, 8, 16, 16)), ("cbam", (4,), (1, 4, 5, 6))])
+def test_channels_first_is_named_in_keras(name, args, shape):
+    with pytest.raises(ValueError, match="which is channels first: set data_format='channels_first'"):
+        attzoo.create(name, *args, backend="keras")(zeros(shape, "keras"))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 0, 16), (2, 7, 16, 16), (2, 8, 16, 16, 8, 8), (8, 8)])
+def test_other_shapes_are_not_called_channels_last(shape):
+    with pytest.raises(ValueError, match="expected") as caught:
+        attzoo.create("se", 8, backend="torch")(torch.zeros(shape))
+    assert "channels last" not in str(caught.value)
+
+
+# ---- batch norm on one value per channel -----------------------------------------------------------
+
+ONE_VALUE = [
+    ("unet", (3, 2, (4, 8)), {}, [(3, 2, 2)]),
+    ("spatial_attention", (8,), {"norm": True}, [(8, 1, 1)]),
+    ("cbam", (8,), {"norm": True}, [(8, 1, 1)]),
+    ("attention_gate", (4, 6), {"norm": True}, [(4, 1, 1), (6, 1, 1)]),
+    ("attention_gate", (4, 6), {"output_transform": True}, [(4, 1, 1), (6, 1, 1)]),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "options", "shapes"), ONE_VALUE)
+@each_backend
+def test_one_value_per_channel_says_what_helps(name, args, options, shapes, backend):
+    block = attzoo.create(name, *args, backend=backend, **options)
+    inputs = [np.zeros((1, *shape), np.float32) for shape in shapes]
+    kwargs = {"training": True}
+    if backend == "numpy":
+        kwargs["weights"] = attzoo.weights(attzoo.create(name, *args, backend="torch", **options))
+    elif backend == "torch":
+        inputs, kwargs = map(torch.from_numpy, inputs), {}
+    else:
+        inputs = [np.moveaxis(x, 1, -1) for x in inputs]
+    error = "expected more than 1 value per channel in training .*, got .*: give a larger batch .* another norm"
+    with pytest.raises(ValueError, match=error):
+        block(*inputs, **kwargs)
+
+
+def test_frozen_norms_and_two_values_are_no_fault():
+    net = attzoo.create("unet", 3, 2, (4, 8), backend="torch")
+    net(torch.zeros(2, 3, 2, 2))
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    net(torch.zeros(1, 3, 2, 2))
+
+
+def test_an_error_of_keras_is_one_plain_line():
+    block = attzoo.create("spatial_attention", 8, norm=True, backend="keras")
+    with pytest.raises(ValueError, match="more than 1 value") as caught:
+        block(np.zeros((1, 1, 1, 8), np.float32), training=True)
+    assert "\x1b" in str(caught.value)   # or this would show nothing
+    line = cli.shared.line(caught.value)
+    assert line.startswith("expected more than 1 value per channel")
+    assert line.isprintable()
+    assert "Arguments received" not in line
+
+
+def test_codes_of_terminals_are_taken_out_of_any_line():
+    assert cli.shared.line(ValueError("a \x1b[31mred\x1b[0m\n word")) == "a red word"
+    assert not re.search(r"\x1b", cli.shared.line(RuntimeError("\x1b[1mbold\x1b[0m")))

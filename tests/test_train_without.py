@@ -1,0 +1,64 @@
+"""Training beside packages that are installed and broken, and its figures without them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from pairs import place
+
+from attzoo.data import IGNORE
+from attzoo.train.torch import Trainer
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+import sys
+from attzoo import cli
+
+def run(*arguments):
+    try:
+        cli.main(arguments)
+    except SystemExit as end:
+        assert not end.code, end.code
+
+data, out = sys.argv[1:]
+options = "--size 8,8 --channels 2,2 --epochs 2 --batch 2 --tensorboard --normalise none".split()
+run("train", "--data", data, "--out", out, *options)
+run("predict", f"{out}/best.safetensors", f"{data}/images", "--out", f"{out}/seen", "--window", "4,4")
+assert "torchvision" not in sys.modules
+"""
+
+
+def test_a_broken_torchvision_stops_neither_training_nor_its_figures(tmp_path):
+    """As beside a torch that it was not built for: importing it raises RuntimeError."""
+    (tmp_path / "packages" / "torchvision").mkdir(parents=True)
+    broken = 'raise RuntimeError("operator torchvision::nms does not exist")\n'
+    (tmp_path / "packages" / "torchvision" / "__init__.py").write_text(broken)
+    place(tmp_path / "data", 5)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path / "packages", ROOT)))}
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "data"), str(tmp_path / "run")]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 3
+    assert "nms" not in ended.stderr
+
+
+@pytest.mark.parametrize(("classes", "outputs"), [(2, 1), (2, 2), (3, 3), (7, 7)])
+def test_pixels_are_counted_by_truth_and_prediction(classes, outputs):
+    rng = np.random.default_rng(classes)
+    logits = rng.normal(size=(2, outputs, 5, 6)).astype(np.float32)
+    truth = rng.integers(0, classes, (2, 5, 6))
+    truth[0, :2] = IGNORE
+    expected = np.zeros((classes, classes), np.int64)
+    for n, i, j in np.ndindex(truth.shape):
+        if truth[n, i, j] != IGNORE:
+            pixel = logits[n, :, i, j]
+            expected[truth[n, i, j], pixel.argmax() if len(pixel) > 1 else int(pixel[0] > 0)] += 1
+    trainer = SimpleNamespace(found=torch.zeros(classes, classes, dtype=torch.int64))
+    for _ in range(2):
+        Trainer._count(trainer, torch.from_numpy(logits), torch.from_numpy(truth))
+    np.testing.assert_array_equal(trainer.found.numpy(), 2 * expected)
