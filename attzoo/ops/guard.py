@@ -6,13 +6,17 @@ pyproject.toml allows, but for what is noted beside it.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Set
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from .. import scope
 from ..contract import older, require
+from ..recording import is_idle
 
 require("torch", torch.__version__, "2.6")   # before it, torch.load could be made to run code
 
@@ -32,6 +36,20 @@ ALL_MODULES_HOOKS: Final = (
     nn.modules.module._global_backward_hooks,
     nn.modules.module._global_backward_pre_hooks,
 )
+
+
+def _store(name: str, value: Any) -> None:
+    references = sys.getrefcount(value)
+    torch._C._stash_obj_in_tls(name, value)
+    if sys.getrefcount(value) == references:   # torch up to 2.11 forgets to count its own, and drops it all the same
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+
+
+def _load(name: str) -> Any:
+    return torch._C._get_obj_in_tls(name) if torch._C._is_key_in_tls(name) else None
+
+
+scope.use_carrier(_store, _load)   # which autograd hands over to the threads that it starts
 
 
 def in_forward_derivative() -> bool:
@@ -58,10 +76,16 @@ def forward_pre_hooks(module: nn.Module) -> list[Callable[..., Any]]:
 def is_unmodified(module: nn.Module, *kinds: type) -> bool:
     """Whether a module does what its class, one of `kinds`, does: it is of no subclass, and no method is replaced.
 
-    attzoo.maps replaces `attention`. Names are looked up one by one: torch.compile of 2.11 traces no set of them.
+    Names are looked up one by one: torch.compile of 2.11 traces no set of them.
     """
     own = module.__dict__
-    return type(module) in kinds and "attention" not in own and "forward" not in own and "mlp" not in own
+    return type(module) in kinds and "forward" not in own and "mlp" not in own and not replaces_attention(module)
+
+
+def replaces_attention(module: nn.Module) -> bool:
+    """Whether an instance has an `attention` of its own: its owner's, or that of attention_maps in this context."""
+    own = module.__dict__
+    return "attention" in own and (torch.compiler.is_compiling() or not is_idle(own["attention"]))
 
 
 def parameter_names(module: nn.Module) -> Set[str]:

@@ -29,7 +29,8 @@ def folds(gate: Any, attention: Any, x: Tensor, g: Tensor) -> bool:
         cpu.eager(x, g)
         and x.numel() >= FEW
         and cpu.dense(x)
-        and type(gate).attention is attention and "attention" not in vars(gate)
+        and type(gate).attention is attention
+        and not guard.replaces_attention(gate)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, g, *gate.parameters())))
         and all(type(p) in ops.PLAIN for p in gate.parameters())
         and all(_pointwise(conv) and _settled(norm) for conv, norm in _maps(gate))
