@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import DeviceContext
 
 from .. import scope
 from ..contract import older, require
@@ -57,9 +58,17 @@ def in_forward_derivative() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
-def in_dispatch_mode() -> bool:
-    """Whether a TorchDispatchMode is active, which sees every operation and may keep any tensor."""
-    return torch.utils._python_dispatch._get_current_dispatch_mode() is not None
+def in_mode() -> bool:
+    """Whether a TorchDispatchMode or a TorchFunctionMode is active, which sees every operation and may keep any tensor.
+
+    Those of `torch.device` and torch.set_default_device, which only choose devices, do not count.
+    """
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    if not torch._C._len_torch_function_stack():
+        return False
+    modes = torch.overrides._get_current_function_mode_stack()
+    return any(type(mode) is not DeviceContext for mode in modes)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -80,6 +89,11 @@ def is_unmodified(module: nn.Module, *kinds: type) -> bool:
     """
     own = module.__dict__
     return type(module) in kinds and "forward" not in own and "mlp" not in own and not replaces_attention(module)
+
+
+def is_ordinary(module: nn.Module, *kinds: type) -> bool:
+    """Whether a call of the module does what its class, one of `kinds`, does, and no hook sees what it is given."""
+    return is_unmodified(module, *kinds) and not has_hooks(module)
 
 
 def replaces_attention(module: nn.Module) -> bool:

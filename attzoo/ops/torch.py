@@ -169,13 +169,14 @@ def finish(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
 def finish_(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """The same over y, where it can be: a product just made, that nobody else has, or needs for a gradient."""
     given = (y,) if shortcut is None else (y, shortcut)
-    if (
-        plain(*given)
-        and all(t.dtype == y.dtype for t in given)
-        and not guard.in_dispatch_mode()
-    ):
+    if may_overwrite(*given):
         return ACTS_[act](y if shortcut is None else y.add_(shortcut))
     return finish(y, shortcut, act)
+
+
+def may_overwrite(y: Tensor, *others: Tensor) -> bool:
+    """Whether what is computed from y and others may be written over y, which nobody else has."""
+    return plain(y, *others) and all(other.dtype == y.dtype for other in others)
 
 
 def plain(*tensors: Tensor) -> bool:
@@ -185,6 +186,7 @@ def plain(*tensors: Tensor) -> bool:
         and not torch.jit.is_tracing()              # type: ignore[attr-defined]
         and not guard.in_transform()                # vmap, grad and their like take operators apart
         and not guard.in_forward_derivative()       # there is none of what is here
+        and not guard.in_mode()                     # which may keep what is computed, to use it later
         and all(type(x) in PLAIN for x in tensors)
     )
 

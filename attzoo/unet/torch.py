@@ -22,6 +22,9 @@ from . import spec
 from .plan import Level, Unit
 from .spec import CHANNELS, Arguments
 
+CONVS = (*ops.CONV.values(), *ops.TRANSPOSED.values(), *ops.REPEATING.values())
+NORMS = (*ops.BATCH_NORM.values(), ops.InstanceNorm, nn.Identity)
+
 
 class UNet(ops.Block):
     """(N, C, *S) -> (N, K, *S); arguments and errors as `spec.UNet`."""
@@ -141,14 +144,21 @@ class Units(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for unit in self.units:
-            x = getattr(self, unit.conv)(x)
-            x = getattr(self, f"norm{unit.part}")(x) if unit.norm else x
+            makers = [getattr(self, unit.conv), *([getattr(self, f"norm{unit.part}")] if unit.norm else ())]
+            for module in makers:
+                x = module(x)
             if unit.activation == "prelu":
                 x = getattr(self, f"activation{unit.part}")(x)
             elif unit.activation:
-                x = F.relu(x, inplace=True)   # neither a norm nor a convolution needs what it gave
+                x = torch.relu_(x) if _may_overwrite(x, *makers) else torch.relu(x)
             x = F.dropout(x, unit.dropout, self.training) if unit.dropout else x
         return self.block(x)
+
+
+def _may_overwrite(x: Tensor, conv: nn.Module, norm: nn.Module | None = None) -> bool:
+    """Whether nobody needs x = norm(conv(...)) any longer: neither of the two, nor a hook, nor a mode."""
+    ordinary = guard.is_ordinary(conv, *CONVS) and (norm is None or guard.is_ordinary(norm, *NORMS))
+    return ops.may_overwrite(x) and ordinary
 
 
 def _repeat(net: spec.UNet, i: int) -> tuple[int, ...] | None:
