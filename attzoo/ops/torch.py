@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.overrides import is_tensor_like
 
 from ..contract import AnySpec, Weight
 from . import guard
@@ -44,18 +45,20 @@ class Block(nn.Module):
             if name.endswith("num_batches_tracked"):   # torch's own count, no part of the block's meaning
                 buffer.zero_()
 
-    def accept(self, *inputs: Tensor) -> None:
+    def accept(self, *inputs: Any) -> None:
         """Raise TypeError or ValueError unless these are inputs that the block's spec and dtype allow.
 
-        Shapes and dtypes like the last ones pass at once: beside a small input, checking them again is what shows.
+        What only stands for a tensor, as torch.fx's proxies do, has no shape to check yet. Shapes and dtypes like the
+        last ones pass at once: beside a small input, checking them again is what shows.
         """
-        kinds = [(getattr(x, "shape", None), getattr(x, "dtype", None)) for x in inputs]
+        for x in inputs:
+            if not isinstance(x, Tensor):
+                require_tensors(*inputs)
+                return
+        kinds = [(x.shape, x.dtype) for x in inputs]
         eager = not torch.compiler.is_compiling()   # asked first, lest a graph be tied to the last input
         if eager and kinds == self.accepted:
             return
-        for x in inputs:
-            if not isinstance(x, Tensor):
-                raise TypeError(f"expected a torch.Tensor, got {type(x).__name__}")
         self.spec.accept(*(x.shape for x in inputs))
         own = first_dtype(self)
         for x in inputs:
@@ -66,15 +69,16 @@ class Block(nn.Module):
         if eager and all(x.dtype == own for x in inputs):
             self.accepted = kinds
 
-    def accept_residual(self, x: Tensor, shortcut: Tensor | None, act: str | None) -> None:
+    def accept_residual(self, x: Any, shortcut: Any, act: str | None) -> None:
         """Raise TypeError or ValueError unless these are an input and what `finish` takes with it."""
         self.accept(x)
-        if act not in ACTS:
+        if not is_tensor_like(act) and act not in ACTS:   # torch.fx passes proxies for all arguments
             raise ValueError(f"act must be one of {', '.join(map(repr, ACTS))}, got {act!r}")
         if shortcut is None:
             return
-        if not isinstance(shortcut, Tensor):
-            raise TypeError(f"expected a torch.Tensor as shortcut, got {type(shortcut).__name__}")
+        require_tensors(shortcut, role=" as shortcut")
+        if not (isinstance(x, Tensor) and isinstance(shortcut, Tensor)):
+            return
         if shortcut.shape != x.shape:
             raise ValueError(f"expected a shortcut of x's shape, {tuple(x.shape)}, got {tuple(shortcut.shape)}")
         if shortcut.device != x.device:
@@ -91,6 +95,13 @@ class Block(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.spec.config().items())
+
+
+def require_tensors(*inputs: Any, role: str = "") -> None:
+    """Raise TypeError unless these are tensors, or stand for tensors in calls of torch, as torch.fx's proxies do."""
+    for x in inputs:
+        if not is_tensor_like(x):
+            raise TypeError(f"expected a torch.Tensor{role}, got {type(x).__name__}")
 
 
 def first_dtype(module: nn.Module) -> torch.dtype | None:
@@ -225,8 +236,7 @@ class _Repeating:
     repeat: tuple[int, ...]
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        graph = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
-        if graph or x.device.type != "cpu" or x.dtype not in EXACT or x.numel() // x.shape[1] < FEW:
+        if not plain(x) or x.device.type != "cpu" or x.dtype not in EXACT or x.numel() // x.shape[1] < FEW:
             return super().forward(repeat(x, self.repeat))   # type: ignore[misc]
         transpose = CONV_TRANSPOSE[len(self.repeat)]
         return transpose(x, self.widened(), self.bias, stride=self.repeat, padding=self.padding)
@@ -301,6 +311,11 @@ def repeat(x: Tensor, times: Sequence[int]) -> Tensor:
     return interpolate(x, scale_factor=tuple(map(float, times)))
 
 
+def upsample(x: Tensor, times: Sequence[int]) -> Tensor:
+    """`times` times as many pixels along each spatial axis, by linear `resize`: (N, C, *S) -> (N, C, *(S * times))."""
+    return resize(x, [n * step for n, step in zip(x.shape[2:], times, strict=True)], "linear", align_corners=False)
+
+
 def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bool) -> Tensor:
     """Resample the spatial axes to `size`: (N, C, *S) -> (N, C, *size).
 
@@ -319,3 +334,7 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
     if x.ndim == 3:
         return interpolate(x[:, :, None], size=(1, *size), mode="bilinear", align_corners=align_corners)[:, :, 0]
     return interpolate(x, size=size, mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=align_corners)
+
+
+for _name in ("avg_pool", "max_pool", "expand", "finish", "pool", "crop", "widen", "upsample", "resize"):
+    fx.wrap(_name)   # torch.fx takes them for one operation each: what they do depends on a tensor's shape

@@ -105,7 +105,7 @@ class UNet(ops.Block):
         if level.interpolation == "nearest" and not level.up:
             x = ops.repeat(x, step)
         elif level.interpolation == "linear":
-            x = ops.resize(x, [n * s for n, s in zip(x.shape[2:], step, strict=True)], "linear", align_corners=False)
+            x = ops.upsample(x, step)
         return self._units(self.up[i], x)
 
     def _gate(self, key: str, e: Tensor, g: Tensor) -> Tensor:
