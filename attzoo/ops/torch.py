@@ -104,6 +104,13 @@ def require_tensors(*inputs: Any, role: str = "") -> None:
             raise TypeError(f"expected a torch.Tensor{role}, got {type(x).__name__}")
 
 
+def factory(device: Any, dtype: Any) -> dict[str, Any]:
+    """The arguments by which torch's layers are made on a device and of a dtype; None means torch's defaults."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating-point torch.dtype, torch.float32 say, or None, got {dtype!r}")
+    return {"device": device, "dtype": dtype}
+
+
 def first_dtype(module: nn.Module) -> torch.dtype | None:
     """The dtype of a module's first parameter; None without any."""
     for parameter in module.parameters():   # torch.compile of 2.6 traces no next() with a default
@@ -130,7 +137,8 @@ def start(tensor: Tensor, weight: Weight) -> None:
     elif weight.start == "normal":
         tensor.normal_(weight.center, weight.scale)
     elif weight.start == "orthogonal":
-        nn.init.orthogonal_(tensor, weight.scale)
+        drawn = tensor if tensor.dtype in EXACT else tensor.float()   # of half precision there is no decomposition
+        tensor.copy_(nn.init.orthogonal_(drawn, weight.scale))
     else:
         tensor.fill_(weight.center)
 
