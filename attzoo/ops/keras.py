@@ -314,7 +314,7 @@ def max_pool(x: Any, channels_last: bool) -> Any:
 
 def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
     """keras.ops.mean, which takes float64 down to float32 on JAX and torch."""
-    if keras.backend.standardize_dtype(x.dtype) != "float64":
+    if keras.backend.backend() == "tensorflow" or keras.backend.standardize_dtype(x.dtype) != "float64":
         return ops.mean(x, axis=axis, keepdims=keepdims)
     size, n = ops.shape(x), 1
     for a in (axis,) if isinstance(axis, int) else axis:

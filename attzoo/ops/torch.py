@@ -7,12 +7,13 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import is_tensor_like
 
-from ..contract import AnySpec, Weight
+from ..contract import AnySpec, Array, Weight
 from . import guard
 from .numpy import EPSILON
 
@@ -51,12 +52,13 @@ class Block(nn.Module):
         What only stands for a tensor, as torch.fx's proxies do, has no shape to check yet. Shapes and dtypes like the
         last ones pass at once: beside a small input, checking them again is what shows.
         """
+        eager = not torch.compiler.is_compiling()   # asked first, lest a graph be tied to the last input
         for x in inputs:
             if not isinstance(x, Tensor):
                 require_tensors(*inputs)
                 return
+            eager = eager and type(x) in PLAIN   # the sizes of FakeTensor, which is none, may be symbols
         kinds = [(x.shape, x.dtype) for x in inputs]
-        eager = not torch.compiler.is_compiling()   # asked first, lest a graph be tied to the last input
         if eager and kinds == self.accepted:
             return
         self.spec.accept(*(x.shape for x in inputs))
@@ -154,10 +156,11 @@ def avg_pool(x: Tensor) -> Tensor:
     """Mean over space: (N, C, *S) -> (N, C).
 
     The gradient of `mean` is written out for all of x before it is added to, that of `sum` is one number per channel,
-    seen many times. Half precision has `mean`, which adds up in float32; sums of float16 would pass its maximum.
+    seen many times. Half precision has `mean`, which adds up in float32; sums of float16 would pass its maximum. So has
+    every graph, which may be converted to half precision later.
     """
     space = tuple(range(2, x.ndim))
-    return x.sum(space) / prod(x.shape[2:]) if x.dtype in EXACT else x.mean(space)
+    return x.sum(space) / prod(x.shape[2:]) if plain(x) and x.dtype in EXACT else x.mean(space)
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -221,14 +224,17 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": sigmoid, "hard_sigmoi
 def pool(x: Tensor, window: Sequence[int]) -> Tensor:
     """Maximum over windows side by side, the last one cut off by the edge: (N, C, *S) -> (N, C, *ceil(S / window))."""
     if len(window) == 1:   # torch's 1-D one ties an export to the length it was made at
-        return F.max_pool2d(x[:, :, None], (1, *window), ceil_mode=True)[:, :, 0]
-    if len(window) == 3 and torch.are_deterministic_algorithms_enabled():   # torch's has no such gradient on CUDA
+        return pool(x[:, :, None], (1, *window))[:, :, 0]
+    by_hand = len(window) == 3 and torch.are_deterministic_algorithms_enabled()   # torch's has no such gradient on CUDA
+    whole = by_hand or not plain(x)   # ceil_mode in a graph for all sizes is wrong at some, compiled by AOTInductor
+    if whole:
         missing = [extra for n, w in zip(x.shape[:1:-1], window[::-1], strict=True) for extra in (0, -n % w)]
         x = F.pad(x, missing, value=-torch.inf)
+    if by_hand:
         for axis in (4, 3, 2):
             x = x.unflatten(axis, (-1, window[axis - 2]))
         return x.amax((3, 5, 7))
-    return MAX_POOL[len(window)](x, tuple(window), ceil_mode=True).to(x.dtype)   # 3-D in autocast on a CPU: float32
+    return in_dtype_of(x, MAX_POOL[len(window)](x, tuple(window), ceil_mode=not whole))   # 3-D in autocast: float32
 
 
 class _Repeating:
@@ -251,8 +257,9 @@ class _Repeating:
 
     def widened(self: Any) -> Tensor:
         """The kernel of the transposed convolution: (O, I, *k) -> (I, O, *(k + r - 1))."""
-        places, sizes = _places(self.kernel_size, self.repeat, self.weight.dtype, self.weight.device)
-        flat = self.weight.flatten(2).flatten(0, 1) @ places
+        ones, sizes = _positions(self.kernel_size, self.repeat)
+        positions = torch.tensor(ones, dtype=self.weight.dtype, device=self.weight.device)
+        flat = self.weight.flatten(2).flatten(0, 1) @ positions
         return flat.unflatten(1, sizes).unflatten(0, self.weight.shape[:2]).transpose(0, 1)
 
     def as_transposed(self: Any) -> nn.Module:
@@ -264,17 +271,14 @@ class _Repeating:
         return conv.eval()
 
 
-@lru_cache
-@torch.inference_mode(False)   # what is kept must serve training too
-def _places(
-    kernel: tuple[int, ...], repeat: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, list[int]]:
-    """1 where a place of a kernel, flat, adds to a place of the wider one, flat; and the wider one's sizes."""
-    both = torch.ones(1, 1)
+@lru_cache   # of arrays: a tensor would be of the mode that it was made in, as FakeTensorMode is
+def _positions(kernel: tuple[int, ...], repeat: tuple[int, ...]) -> tuple[Array, list[int]]:
+    """1 where a pixel of a kernel, flat, adds to a pixel of the wider one, flat; and the wider one's sizes."""
+    ones = np.ones((1, 1), np.float32)
     for k, r in zip(kernel, repeat, strict=True):
-        place = torch.arange(k + r - 1) + torch.arange(k)[:, None]
-        both = torch.kron(both, ((place >= k - 1) & (place < k - 1 + r)).float())
-    return both.to(device, dtype), [k + r - 1 for k, r in zip(kernel, repeat, strict=True)]
+        shift = np.arange(k + r - 1) + np.arange(k)[:, None]
+        ones = np.kron(ones, ((shift >= k - 1) & (shift < k - 1 + r)).astype(np.float32))
+    return ones, [k + r - 1 for k, r in zip(kernel, repeat, strict=True)]
 
 
 class RepeatingConv1d(_Repeating, nn.Conv1d):
@@ -311,7 +315,12 @@ def widen(x: Tensor, least: Sequence[int]) -> Tensor:
 
 def interpolate(x: Tensor, **how: Any) -> Tensor:
     """F.interpolate in the dtype of x: under autocast on CUDA it returns float32, whatever x is."""
-    return F.interpolate(x, **how).to(x.dtype)
+    return in_dtype_of(x, F.interpolate(x, **how))
+
+
+def in_dtype_of(x: Tensor, y: Tensor) -> Tensor:
+    """y in the dtype of x. A cast that is none is left out, for a trace would keep its dtype in half precision too."""
+    return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 def repeat(x: Tensor, times: Sequence[int]) -> Tensor:
@@ -344,5 +353,5 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
     return interpolate(x, size=size, mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=align_corners)
 
 
-for _name in ("avg_pool", "max_pool", "expand", "finish", "pool", "crop", "widen", "upsample", "resize"):
+for _name in ("avg_pool", "max_pool", "expand", "finish", "pool", "crop", "widen", "repeat", "upsample", "resize"):
     fx.wrap(_name)   # torch.fx takes them for one operation each: what they do depends on a tensor's shape
