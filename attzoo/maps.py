@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,12 +13,14 @@ from . import look
 from .adapters import adapter, framework_of
 from .contract import Array
 from .look import COLORS, GREY, MARGIN, NEUTRAL
+from .recording import recording
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 EAGERLY: Final = (
-    "expected the model to be called eagerly, model(x): what is traced or compiled gives no numbers to look at"
+    "expected the model to be called eagerly, model(x), by the thread that entered attention_maps: what is traced or "
+    "compiled gives no numbers to look at, and calls of other threads are not recorded"
 )
 PANEL: Final = 2.1      # inches, the width of a panel
 SCALE: Final = 0.74     # inches, for the scale at its right
@@ -53,9 +55,10 @@ def attention_maps(model: Any) -> Iterator[Maps]:
     the latest call; a block that stands in several places has its first path, and of a call its last map. A block
     made of blocks reports through its parts: a CBAM at "block" as "block.channel" and "block.spatial".
 
-    Nothing about the model changes but that while inside, its blocks' `attention` is listened to: what a call gives,
-    its gradients and how often coefficients are computed stay, and afterwards nothing is left behind. A model of
-    torch.compile runs eagerly inside.
+    Only calls in the context that entered this are recorded, not those of other threads, unless they run in a copy of
+    the context (`contextvars.copy_context().run`, `asyncio.to_thread`); copies of the model that are made inside are
+    not recorded either. Nothing about the model changes: what a call gives, its gradients and how often coefficients
+    are computed stay, and afterwards nothing is left behind. A model of torch.compile runs eagerly inside.
     Raises TypeError for what is no model, ValueError for one without blocks or on several devices, and in the end,
     unless something else went wrong, ValueError where a traced call (`model.predict`, tf.function, jit) gave no numbers
     to look at, or no block was called.
@@ -68,54 +71,20 @@ def attention_maps(model: Any) -> Iterator[Maps]:
     if not found:
         raise ValueError(f"expected a model that holds attention blocks, got a {type(model).__name__} without any")
     maps, traced = Maps(), set()
-    with ExitStack() as stack:
-        stack.enter_context(framework.eager())
-        for path, block in found.items():
+    paths = {id(block): path for path, block in found.items()}
 
-            def hear(tensor: Any, path: str = path, block: Any = block) -> None:
-                array = framework.coefficients(tensor, block)
-                if array is None:
-                    traced.add(path)
-                else:   # after a trace too, as Keras makes one of a model that is not built yet
-                    traced.discard(path)
-                    maps[path] = array
+    def record(block: Any, tensor: Any) -> None:
+        path, array = paths[id(block)], framework.coefficients(tensor, block)
+        if array is None:
+            traced.add(path)
+        else:   # after a trace too, as Keras makes one of a model that is not built yet
+            traced.discard(path)
+            maps[path] = array
 
-            stack.enter_context(_heard(block, hear))
+    with framework.eager(), recording(found.values(), record):
         yield maps
     if traced or not maps:
         raise ValueError(EAGERLY)
-
-
-class _Tap:
-    """Stands before a block's `attention` and tells listeners what it gave."""
-
-    def __init__(self, block: Any) -> None:
-        self.attention = block.attention
-        self.before = {name: value for name, value in vars(block).items() if name == "attention"}
-        self.listeners: list[Callable[[Any], None]] = []
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        coefficients = self.attention(*args, **kwargs)
-        for hear in self.listeners:
-            hear(coefficients)
-        return coefficients
-
-
-@contextmanager
-def _heard(block: Any, hear: Callable[[Any], None]) -> Iterator[None]:
-    """Let `hear` have the block's coefficients inside. Listeners may leave in another order than they came in."""
-    own = vars(block)   # past __setattr__, by which a framework would note it
-    if not isinstance(own.get("attention"), _Tap):
-        own["attention"] = _Tap(block)
-    tap = own["attention"]
-    tap.listeners.append(hear)
-    try:
-        yield
-    finally:
-        tap.listeners.remove(hear)
-        if not tap.listeners:
-            del own["attention"]
-            own.update(tap.before)   # what a third party had put there itself
 
 
 # ---- the picture -----------------------------------------------------------------------------------

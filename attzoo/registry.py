@@ -113,10 +113,13 @@ def create(name: str, /, *args: Any, backend: str, variant: str | None = None, *
 def create(name: str, /, *args: Any, backend: str, variant: str | None = None, **kwargs: Any) -> Any:
     """A block, from its arguments (channels first) and, with `variant`, a published choice of the others.
 
-    Explicit arguments override the variant's. Arguments that only `backend`'s class knows (Keras's name, dtype,
-    data_format) may stand among them. Raises as `get` and the block's class do; ValueError for an unknown variant.
+    Explicit arguments override the variant's. Arguments that only `backend`'s class knows (torch's device and dtype,
+    Keras's name, dtype and data_format) may stand among them. Raises as `get` and the block's class do; ValueError for
+    an unknown variant, TypeError for a device or a torch.dtype with another backend than torch.
     """
     cls = get(name, backend=backend)
+    if backend != "torch":
+        _refuse_torch_arguments(backend, kwargs)
     if variant is None:
         return cls(*args, **kwargs)
     chosen = variants(name)[known_name(f"variant of {name}", variant, variants(name))]
@@ -130,6 +133,19 @@ def create(name: str, /, *args: Any, backend: str, variant: str | None = None, *
             derived = {argument: rule(spec(**arguments))}
             arguments = {k: v for k, v in arguments.items() if follows.get(k) != argument} | derived
     return cls(**(arguments | {k: v for k, v in kwargs.items() if k not in fields}))
+
+
+def _refuse_torch_arguments(backend: str, kwargs: dict[str, Any]) -> None:
+    """Raise TypeError for what only classes of torch take: a device, and a torch.dtype."""
+    why = {
+        "keras": "Keras's own dtype takes a name or a policy, dtype='float16' say, and keras.device(...) places layers",
+        "numpy": "a spec computes in the dtype of its inputs",
+    }
+    for argument in ("device", "dtype"):
+        value = kwargs.get(argument)
+        foreign = argument == "device" or backend == "numpy" or type(value).__module__ == "torch"
+        if argument in kwargs and foreign:
+            raise TypeError(f"expected {argument}={value!r} with backend='torch', got {backend=}: {why[backend]}")
 
 
 def variants(name: str) -> dict[str, Variant]:

@@ -492,6 +492,20 @@ def test_float64_array_is_taken_in_the_blocks_own_dtype(sample):
 
 
 @tensorflow_only
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["se", "eca", "channel_attention", "cbam"])
+def test_a_graph_holds_a_mean(name, dtype):
+    """A sum over space would pass float16's maximum where a graph is converted to it."""
+    import tensorflow as tf
+
+    block = attzoo.create(name, 4, backend="keras", dtype=dtype)
+    given = tf.TensorSpec((None, None, None, 4), dtype)
+    kinds = {op.type for op in tf.function(block).get_concrete_function(given).graph.get_operations()}
+    assert "Mean" in kinds
+    assert "Sum" not in kinds
+
+
+@tensorflow_only
 @every_sample
 def test_tf_function_of_unknown_sizes(sample):
     import tensorflow as tf

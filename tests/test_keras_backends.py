@@ -18,6 +18,7 @@ FILES = {   # and which of their tests
     "test_values.py": f"keras and ({VALUES})",
     "test_ops.py": "linear or nearest_is or batch_norm",
     "test_keras.py": "test",
+    "test_keras_symbolic.py": "saved",
     "test_unet_keras.py": "leejunhyun-float64 or learns",
 }
 # JAX compiles anew for every operation and shape: quickly is better than well

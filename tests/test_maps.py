@@ -1,7 +1,14 @@
+import copy
+import io
+import pickle
+import threading
+from contextvars import copy_context
+
 import numpy as np
 import pytest
 import torch
 from samples import SAMPLES
+from threads import in_thread
 from torch import nn
 
 import attzoo
@@ -294,6 +301,195 @@ def test_listeners_nest_and_may_leave_in_any_order():
     np.testing.assert_array_equal(first["1"], inner[""])
     np.testing.assert_array_equal(second["1"], outer["1"])
     assert state(model) == there
+
+
+# ---- threads and copies ----------------------------------------------------------------------------
+
+
+def models():
+    """A net in each framework, and how it is called."""
+    torch_net, other = net(), keras_net()
+    return [
+        (torch_net, lambda model, x: model(torch.from_numpy(x))),
+        (other, lambda model, x: model(np.moveaxis(x, 1, -1))),
+    ]
+
+
+every_framework = pytest.mark.parametrize("framework", [0, 1], ids=["torch", "keras"])
+
+
+def record(model, call, x):
+    with attzoo.attention_maps(model) as seen:
+        call(model, x)
+    return dict(seen)
+
+
+def assert_equal(got, wanted):
+    assert list(got) == list(wanted)
+    for path, array in wanted.items():
+        np.testing.assert_array_equal(got[path], array)
+
+
+@every_framework
+def test_calls_of_another_thread_are_not_recorded(framework):
+    model, call = models()[framework]
+    wanted = record(model, call, image())
+    with attzoo.attention_maps(model) as seen:
+        in_thread(lambda: call(model, image(1)))
+        assert not seen
+        call(model, image())
+        in_thread(lambda: call(model, image(1)))
+    assert_equal(seen, wanted)
+    with pytest.raises(ValueError, match="calls of other threads are not recorded"), attzoo.attention_maps(model):
+        in_thread(lambda: call(model, image()))
+
+
+@every_framework
+def test_eight_threads_record_each_their_own_calls(framework):
+    model, call = models()[framework]
+    there, seen, barrier = state(model), {}, threading.Barrier(8)
+
+    def work(i):
+        with attzoo.attention_maps(model) as seen[i]:
+            barrier.wait(20)
+            for _ in range(3):
+                call(model, image(i))
+            barrier.wait(20)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [set(each) for each in state(model)] == [set(each) for each in there]
+    for i in range(8):
+        assert_equal(seen[i], record(model, call, image(i)))
+
+
+@every_framework
+def test_a_copy_of_the_context_is_recorded_until_the_end(framework):
+    model, call = models()[framework]
+    wanted = record(model, call, image())
+    with attzoo.attention_maps(model) as seen:
+        context = copy_context()
+        in_thread(lambda: context.run(call, model, image()))
+        assert_equal(seen, wanted)
+    in_thread(lambda: context.run(call, model, image(1)))
+    context.run(call, model, image(1))
+    with attzoo.attention_maps(model):   # whose taps the old context meets
+        call(model, image(1))
+        context.run(call, model, image(1))
+    assert_equal(seen, wanted)
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def clone(model):
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+COPIES = {   # framework, and what copies a model
+    "deepcopy": (0, copy.deepcopy),
+    "pickle": (0, lambda model: pickle.loads(pickle.dumps(model))),
+    "torch.save": (0, saved),
+    "copy": (0, lambda model: nn.Sequential(model[0], copy.copy(model[1]), model[2], copy.deepcopy(model[3]))),
+    "averaged": (0, lambda model: torch.optim.swa_utils.AveragedModel(model).module),
+    "deepcopy of Keras's": (1, copy.deepcopy),
+    "clone_model": (1, clone),
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_made_inside_are_not_recorded(kind):
+    framework, make = COPIES[kind]
+    model, call = models()[framework]
+    wanted, y = record(model, call, image()), call(model, image())
+    with attzoo.attention_maps(model) as seen:
+        call(model, image())
+        twin = make(model)
+        call(twin, image(1))
+        assert_equal(seen, wanted)
+    call(twin, image(1))
+    assert_equal(seen, wanted)
+    assert np.array_equal(*(z.detach() if framework == 0 else z for z in (call(twin, image()), y)))
+    parts = twin._flatten_layers() if framework else twin.modules()
+    assert not any({"attention", "__reduce_ex__"} & set(vars(part)) for part in parts)
+    assert_equal(record(twin, call, image()), wanted)
+
+
+def test_a_copy_keeps_what_its_owner_had_put_there():
+    class Mine:
+        def __init__(self, block):
+            self.block = block
+
+        def __call__(self, x):
+            return type(self.block).attention(self.block, x) * 0
+
+    model = net()
+    vars(model[1])["attention"] = Mine(model[1])
+    with attzoo.attention_maps(model) as seen:
+        twin = copy.deepcopy(model)
+        model(torch.from_numpy(image()))
+    assert isinstance(vars(twin[1])["attention"], Mine)
+    assert vars(twin[1])["attention"].block is twin[1]
+    assert not twin(torch.from_numpy(image())).isnan().any()
+    assert not seen["1"].any()
+
+
+class Copied(Deaf):
+    """A block that copies itself."""
+
+    def __deepcopy__(self, memo):
+        twin = type(self)()
+        twin.__dict__.update(copy.deepcopy(vars(self), memo | {id(self): twin}))
+        return twin
+
+
+def test_a_copy_by_its_own_rule_is_not_recorded():
+    model = nn.Sequential(Copied())
+    x = [torch.from_numpy(image(i)) for i in (0, 1)]
+    with attzoo.attention_maps(model) as seen:
+        model(x[0])
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            twin[0].attention.attention[0].bias += 1
+        twin(x[1])
+    np.testing.assert_array_equal(seen["0"], model[0].attention(x[0]).detach())
+    assert not torch.equal(twin(x[0]), model(x[0]))
+    with attzoo.attention_maps(twin) as again:
+        twin(x[0])
+    assert not np.array_equal(again["0"], seen["0"])
+
+
+@pytest.mark.parametrize("name", ["cbam", "attention_gate"])
+def test_another_thread_keeps_the_quick_form(name):
+    """What passes are taken is not changed by those who record elsewhere."""
+    from attzoo.blocks.attention_gate import torch_cpu as gate_cpu
+    from attzoo.ops import torch_cpu as cpu
+
+    options = {"gating_channels": 4} if name == "attention_gate" else {"kernel_size": 3}
+    block = attzoo.create(name, 4, backend="torch", **options).eval()
+    xs = [torch.rand(1, 4, 600, 600)] * len(block.spec.inputs)
+    module, function = (gate_cpu, "gated") if name == "attention_gate" else (cpu, "scale")
+    calls, real = [], getattr(module, function)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad(), attzoo.attention_maps(block):
+        patch.setattr(module, function, lambda *args: calls.append(1) or real(*args))
+        block(*xs)
+        assert not calls
+
+        def work():
+            with torch.no_grad():
+                return block(*xs)
+
+        in_thread(work)
+        assert calls == [1]
 
 
 # ---- what cannot be heard --------------------------------------------------------------------------

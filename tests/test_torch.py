@@ -756,13 +756,6 @@ def test_fx_with_blocks_as_leaves():
     assert_same_at_other_sizes(traced, net, NET)
 
 
-@pytest.mark.case76
-@every_sample
-def test_fx_refuses_to_look_inside(sample):
-    with pytest.raises(TypeError, match=r"expected a torch\.Tensor, got Proxy"):
-        torch.fx.symbolic_trace(build(sample))
-
-
 @pytest.mark.case77
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # torch.onnx's own
 @pytest.mark.parametrize("name", ["net", "eca", "attention_gate-1d", "attention_gate-3d"])

@@ -10,6 +10,7 @@ from nets import NETS, SMALL, build, create, image, same
 import attzoo
 from attzoo.adapters import adapter
 from attzoo.ops.keras import find, keras
+from attzoo.unet.layers import MaxPool
 
 BACKEND = keras.backend.backend()
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason=f"TensorFlow's own, and this is {BACKEND}")
@@ -42,6 +43,41 @@ def near(got, wanted, digits=1e-5):
     got, wanted = array(got), array(wanted)
     assert got.shape == wanted.shape
     assert abs(got - wanted).max(initial=0) <= digits * abs(wanted).max(initial=0)
+
+
+# ---- pooling -------------------------------------------------------------------------------------------------
+
+WINDOWS = pytest.mark.parametrize("window", [(2,), (3,), (2, 2), (3, 2), (4, 3), (1, 2, 2), (3, 2, 3)], ids=str)
+
+
+def pooled(x, window):
+    """The maximum over each window of (N, *S, C), the last ones cut off by the edge: one after the other."""
+    for axis, width in enumerate(window, start=1):
+        parts = [x.take(range(i, min(i + width, x.shape[axis])), axis) for i in range(0, x.shape[axis], width)]
+        x = np.stack([part.max(axis) for part in parts], axis)
+    return x
+
+
+@WINDOWS
+def test_pooling_at_every_size(window):
+    """Known sizes and unknown ones; Keras's own padding "same" would cut off at both edges."""
+    given = keras.Input((*(None for _ in window), 2))
+    model = keras.Model(given, MaxPool(window)(given))
+    for least in range(4, 8):
+        x = image((1, *(least + i for i in range(len(window))), 2)).astype("float32")
+        np.testing.assert_array_equal(array(MaxPool(window)(x)), pooled(x, window))
+        np.testing.assert_array_equal(array(model(x)), pooled(x, window))
+        if BACKEND == "tensorflow":
+            np.testing.assert_array_equal(model.predict(x, verbose=0), pooled(x, window))
+
+
+@pytest.mark.parametrize("size", [(7, 8), (10, 13)])
+def test_a_unet_that_pools_by_three(size):
+    spec = create("plain", "numpy", strides=((3, 2), 3), kernel_size=3)
+    model = create("plain", "keras", strides=((3, 2), 3), kernel_size=3)
+    x = image((1, 3, *size))
+    wanted = spec(x, weights={key: a.astype("float64") for key, a in attzoo.weights(model).items()})
+    near(model(np.moveaxis(x, 1, -1).astype("float32")), np.moveaxis(wanted, 1, -1))
 
 
 # ---- a model like any other ----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import reduce
+from threading import Lock
 from typing import Any, Final, cast
 
 import numpy as np
@@ -124,6 +125,7 @@ def coefficients(tensor: Any, block: Any) -> Array | None:
 
 INSIDE: Final[list[None]] = []   # one for each that is inside `eager`
 STANCE: Final = ExitStack()
+LOCK: Final = Lock()             # torch's switch is one for all threads
 
 
 @contextmanager
@@ -131,15 +133,17 @@ def eager() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:   # a second to load, and nothing has been compiled yet
         yield
         return
-    if not INSIDE:   # torch's switch does not count, and those inside may leave in another order than they came in
-        STANCE.enter_context(torch.compiler.set_stance("force_eager"))
-    INSIDE.append(None)
+    with LOCK:
+        if not INSIDE:   # torch's switch does not count, and those inside may leave in another order than they came in
+            STANCE.enter_context(torch.compiler.set_stance("force_eager"))
+        INSIDE.append(None)
     try:
         yield
     finally:
-        INSIDE.pop()
-        if not INSIDE:
-            STANCE.close()
+        with LOCK:
+            INSIDE.pop()
+            if not INSIDE:
+                STANCE.close()
 
 
 def to_array(tensor: Tensor) -> Array:

@@ -48,7 +48,7 @@ class ResNet(ops.Block):
         a = self.stage2.attention(self.stage1(x, training=training), training=training)
         return ops.from_last(a, self.channels_last)
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
+    def call(self, x: Any, training: bool | None = None) -> Any:   # type: ignore[override]
         self.accept(x)
         x = self.stem(ops.to_last(x, self.channels_last))
         x = ops.relu(self.stem_norm(x, training=training))
@@ -87,7 +87,7 @@ class Stage(ops.Block):
         """(N, H, W, C) -> the block's coefficients."""
         return self.block.attention(*self.branch(x, training), training=training)
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
+    def call(self, x: Any, training: bool | None = None) -> Any:   # type: ignore[override]
         return ops.relu(x + self.block(*self.branch(x, training), training=training))
 
     def branch(self, x: Any, training: bool | None) -> tuple[Any, ...]:

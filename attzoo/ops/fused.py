@@ -99,7 +99,7 @@ def _described(x: Tensor) -> tuple[Any, ...]:
 
 def wins(kind: type, x: Tensor) -> bool:
     """Whether a recorded win covers this call."""
-    if not LEAST or not x.is_cuda:
+    if not LEAST or not isinstance(x, Tensor) or not x.is_cuda:
         return False
     dtype = str(x.dtype).removeprefix("torch.")
     case = kind.__name__, capability(x.device), dtype, not x.is_contiguous(), torch.is_grad_enabled()
@@ -121,6 +121,8 @@ def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn
     """Why there is no fused form for these inputs; None where there is. Asked at every call, and so in few steps."""
     if why := unavailable():
         return why
+    if not all(isinstance(x, Tensor) for x in inputs):
+        return f"torch.fx would not see what it does, and passes {type(inputs[0]).__name__}"
     device, modules = inputs[0].device, list(block.modules())
     tensors = [*inputs, *(t for part in modules for t in guard.own_tensors(part))]
     if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):

@@ -6,14 +6,19 @@ pyproject.toml allows, but for what is noted beside it.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Set
 from operator import is_
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import DeviceContext
 
+from .. import scope
 from ..contract import older, require
+from ..recording import is_idle
 
 require("torch", torch.__version__, "2.6")   # before it, torch.load could be made to run code
 
@@ -39,14 +44,36 @@ ALL_MODULES_HOOKS: Final = (
 OPTIONS: Final = ("stride", "padding", "kernel_size", "dilation", "groups", "padding_mode")
 
 
+def _store(name: str, value: Any) -> None:
+    references = sys.getrefcount(value)
+    torch._C._stash_obj_in_tls(name, value)
+    if sys.getrefcount(value) == references:   # torch up to 2.11 forgets to count its own, and drops it all the same
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+
+
+def _load(name: str) -> Any:
+    return torch._C._get_obj_in_tls(name) if torch._C._is_key_in_tls(name) else None
+
+
+scope.use_carrier(_store, _load)   # which autograd hands over to the threads that it starts
+
+
 def in_forward_derivative() -> bool:
     """Whether a level of torch.autograd.forward_ad is active."""
     return torch.autograd.forward_ad._current_level >= 0
 
 
-def in_dispatch_mode() -> bool:
-    """Whether a TorchDispatchMode is active, which sees every operation and may keep any tensor."""
-    return torch.utils._python_dispatch._get_current_dispatch_mode() is not None
+def in_mode() -> bool:
+    """Whether a TorchDispatchMode or a TorchFunctionMode is active, which sees every operation and may keep any tensor.
+
+    Those of `torch.device` and torch.set_default_device, which only choose devices, do not count.
+    """
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    if not torch._C._len_torch_function_stack():
+        return False
+    modes = torch.overrides._get_current_function_mode_stack()
+    return any(type(mode) is not DeviceContext for mode in modes)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -63,10 +90,21 @@ def forward_pre_hooks(module: nn.Module) -> list[Callable[..., Any]]:
 def is_unmodified(module: nn.Module, *kinds: type) -> bool:
     """Whether a module does what its class, one of `kinds`, does: it is of no subclass, and no method is replaced.
 
-    attzoo.maps replaces `attention`. Names are looked up one by one: torch.compile of 2.11 traces no set of them.
+    Names are looked up one by one: torch.compile of 2.11 traces no set of them.
     """
     own = module.__dict__
-    return type(module) in kinds and "attention" not in own and "forward" not in own and "mlp" not in own
+    return type(module) in kinds and "forward" not in own and "mlp" not in own and not replaces_attention(module)
+
+
+def is_ordinary(module: nn.Module, *kinds: type) -> bool:
+    """Whether a call of the module does what its class, one of `kinds`, does, and no hook sees what it is given."""
+    return is_unmodified(module, *kinds) and not has_hooks(module)
+
+
+def replaces_attention(module: nn.Module) -> bool:
+    """Whether an instance has an `attention` of its own: its owner's, or that of attention_maps in this context."""
+    own = module.__dict__
+    return "attention" in own and (torch.compiler.is_compiling() or not is_idle(own["attention"]))
 
 
 class Snapshot:
@@ -90,6 +128,7 @@ class Snapshot:
             known = [*own["_parameters"].values(), *own["_buffers"].values()]
             if (
                 type(part) is not kind
+                or "attention" in own   # attention_maps may listen in this context, and not in another
                 or list(own) != names
                 or list(own["_modules"].values()) != children
                 or len(known) != len(tensors)

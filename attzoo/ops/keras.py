@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
-from functools import partial
+from functools import partial, wraps
+from inspect import signature
 from typing import Any
 
 from ..contract import AnySpec, Weight, choice, require, triton_first, without_idle_rules
@@ -43,6 +44,11 @@ class Block(keras.layers.Layer):
         self.spec = spec
         self.data_format = data_format_of(data_format)
         self.channels_last = self.data_format == "channels_last"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "attention" in vars(cls):
+            cls.attention = for_symbols_and_variables(cls.attention)
 
     def linear(self, name: str) -> Any:
         """A layer for the matrix `name` of the spec, over the last axis; where it has a kernel, strided by it."""
@@ -81,15 +87,21 @@ class Block(keras.layers.Layer):
         if not self.built:
             self.build(*(x.shape for x in inputs))
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
-        return x * self.attention(x, training=training)
+    def call(self, x: Any, training: bool | None = None, attention_only: bool = False) -> Any:
+        """The block's output or, with `attention_only`, its coefficients: what `attention` is in functional models."""
+        coefficients = self.attention(x, training=training)
+        return coefficients if attention_only else x * coefficients
 
     def compute_output_shape(self, *shapes: Any) -> Any:
         self.spec.accept(*shapes, channels_last=self.channels_last)
         return shapes[0]
 
-    def compute_output_spec(self, *inputs: Any, **kwargs: Any) -> Any:
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        arguments = signature(self.call).bind(*args, **kwargs).arguments.values()
+        inputs = [x for x in arguments if keras.utils.is_keras_tensor(x)]
         self.accept(*inputs)
+        if kwargs.get("attention_only"):
+            return keras.Operation.compute_output_spec(self, *args, **kwargs)   # by a trace
         return keras.KerasTensor(inputs[0].shape, dtype=self.compute_dtype)
 
     def quantize(self, mode: str | None = None, type_check: bool = True, config: Any = None) -> None:
@@ -155,6 +167,24 @@ def with_policies(layer: Any, config: dict[str, Any]) -> Any:
             part.quantization_config = how
         part.dtype_policy = keras.dtype_policies.get(entry["dtype"])
     return layer
+
+
+def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's method `attention`, for KerasTensors and variables too.
+
+    For a KerasTensor it calls the block as a layer: a model that held the operations instead, or layers within the
+    block, could not be reloaded. (A body with a `call` of its own takes `attention_only` there.) A tf.Variable, which
+    has no `ndim`, is read.
+    """
+
+    @wraps(attention)
+    def call(block: Any, *inputs: Any, **kwargs: Any) -> Any:
+        if any(keras.utils.is_keras_tensor(x) for x in (*inputs, *kwargs.values())):
+            return block(*inputs, **kwargs, attention_only=True)
+        tensors = [x[...] if hasattr(x, "shape") and not hasattr(x, "ndim") else x for x in inputs]
+        return attention(block, *tensors, **kwargs)
+
+    return call
 
 
 def _spec_class(cls: type[Any]) -> Any:
@@ -351,7 +381,7 @@ def max_pool(x: Any, channels_last: bool) -> Any:
 
 def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
     """keras.ops.mean, which takes float64 down to float32 on JAX and torch."""
-    if keras.backend.standardize_dtype(x.dtype) != "float64":
+    if keras.backend.backend() == "tensorflow" or keras.backend.standardize_dtype(x.dtype) != "float64":
         return ops.mean(x, axis=axis, keepdims=keepdims)
     size, n = ops.shape(x), 1
     for a in (axis,) if isinstance(axis, int) else axis:

@@ -125,7 +125,7 @@ def run(key: Hashable, tensors: Sequence[Any], write: Callable[..., None], *args
     known = RECORDED.get(key)
     if known is not None:
         known.repeat(tensors)
-    elif key in RECORDED or guard.in_dispatch_mode():   # a user's mode may replace what is allocated
+    elif key in RECORDED or guard.in_mode():   # a user's mode may replace what is allocated
         write(*args)
     else:
         UNDERWAY.tape = tape = Tape(tensors)

@@ -7,11 +7,13 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.overrides import is_tensor_like
 
-from ..contract import AnySpec, NamedArguments, Weight
+from ..contract import AnySpec, Array, NamedArguments, Weight
 from . import guard, torch_pickle
 from .numpy import EPSILON, one_value
 
@@ -45,18 +47,21 @@ class Block(NamedArguments, nn.Module):
             if name.endswith("num_batches_tracked"):   # torch's own count, no part of the block's meaning
                 buffer.zero_()
 
-    def accept(self, *inputs: Tensor) -> None:
+    def accept(self, *inputs: Any) -> None:
         """Raise TypeError or ValueError unless these are inputs that the block's spec and dtype allow.
 
-        Shapes and dtypes like the last ones pass at once: beside a small input, checking them again is what shows.
+        What only stands for a tensor, as torch.fx's proxies do, has no shape to check yet. Shapes and dtypes like the
+        last ones pass at once: beside a small input, checking them again is what shows.
         """
-        kinds = [(getattr(x, "shape", None), getattr(x, "dtype", None)) for x in inputs]
         eager = not torch.compiler.is_compiling()   # asked first, lest a graph be tied to the last input
-        if eager and kinds == self.accepted:
-            return
         for x in inputs:
             if not isinstance(x, Tensor):
-                raise TypeError(f"expected a torch.Tensor, got {type(x).__name__}")
+                require_tensors(*inputs)
+                return
+            eager = eager and type(x) in PLAIN   # the sizes of FakeTensor, which is none, may be symbols
+        kinds = [(x.shape, x.dtype) for x in inputs]
+        if eager and kinds == self.accepted:
+            return
         self.spec.accept(*(x.shape for x in inputs))
         own = first_dtype(self)
         for x in inputs:
@@ -67,15 +72,16 @@ class Block(NamedArguments, nn.Module):
         if eager and all(x.dtype == own for x in inputs):
             self.accepted = kinds
 
-    def accept_residual(self, x: Tensor, shortcut: Tensor | None, act: str | None) -> None:
+    def accept_residual(self, x: Any, shortcut: Any, act: str | None) -> None:
         """Raise TypeError or ValueError unless these are an input and what `finish` takes with it."""
         self.accept(x)
-        if act not in ACTS:
+        if not is_tensor_like(act) and act not in ACTS:   # torch.fx passes proxies for all arguments
             raise ValueError(f"act must be one of {', '.join(map(repr, ACTS))}, got {act!r}")
         if shortcut is None:
             return
-        if not isinstance(shortcut, Tensor):
-            raise TypeError(f"expected a torch.Tensor as shortcut, got {type(shortcut).__name__}")
+        require_tensors(shortcut, role=" as shortcut")
+        if not (isinstance(x, Tensor) and isinstance(shortcut, Tensor)):
+            return
         if shortcut.shape != x.shape:
             raise ValueError(f"expected a shortcut of x's shape, {tuple(x.shape)}, got {tuple(shortcut.shape)}")
         if shortcut.device != x.device:
@@ -100,6 +106,20 @@ class Block(NamedArguments, nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.spec.config().items())
+
+
+def require_tensors(*inputs: Any, role: str = "") -> None:
+    """Raise TypeError unless these are tensors, or stand for tensors in calls of torch, as torch.fx's proxies do."""
+    for x in inputs:
+        if not is_tensor_like(x):
+            raise TypeError(f"expected a torch.Tensor{role}, got {type(x).__name__}")
+
+
+def factory(device: Any, dtype: Any) -> dict[str, Any]:
+    """The arguments by which torch's layers are made on a device and of a dtype; None means torch's defaults."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating-point torch.dtype, torch.float32 say, or None, got {dtype!r}")
+    return {"device": device, "dtype": dtype}
 
 
 def first_dtype(module: nn.Module) -> torch.dtype | None:
@@ -128,7 +148,8 @@ def start(tensor: Tensor, weight: Weight) -> None:
     elif weight.start == "normal":
         tensor.normal_(weight.center, weight.scale)
     elif weight.start == "orthogonal":
-        nn.init.orthogonal_(tensor, weight.scale)
+        drawn = tensor if tensor.dtype in EXACT else tensor.float()   # of half precision there is no decomposition
+        tensor.copy_(nn.init.orthogonal_(drawn, weight.scale))
     else:
         tensor.fill_(weight.center)
 
@@ -152,10 +173,11 @@ def avg_pool(x: Tensor) -> Tensor:
     """Mean over space: (N, C, *S) -> (N, C).
 
     The gradient of `mean` is written out for all of x before it is added to, that of `sum` is one number per channel,
-    seen many times. Half precision has `mean`, which adds up in float32; sums of float16 would pass its maximum.
+    seen many times. Half precision has `mean`, which adds up in float32; sums of float16 would pass its maximum. So has
+    every graph, which may be converted to half precision later.
     """
     space = tuple(range(2, x.ndim))
-    return x.sum(space) / prod(x.shape[2:]) if x.dtype in EXACT else x.mean(space)
+    return x.sum(space) / prod(x.shape[2:]) if plain(x) and x.dtype in EXACT else x.mean(space)
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -186,13 +208,14 @@ def finish(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
 def finish_(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """The same over y, where it can be: a product just made, that nobody else has, or needs for a gradient."""
     given = (y,) if shortcut is None else (y, shortcut)
-    if (
-        plain(*given)
-        and all(t.dtype == y.dtype for t in given)
-        and not guard.in_dispatch_mode()
-    ):
+    if may_overwrite(*given):
         return ACTS_[act](y if shortcut is None else y.add_(shortcut))
     return finish(y, shortcut, act)
+
+
+def may_overwrite(y: Tensor, *others: Tensor) -> bool:
+    """Whether what is computed from y and others may be written over y, which nobody else has."""
+    return plain(y, *others) and all(other.dtype == y.dtype for other in others)
 
 
 def plain(*tensors: Tensor) -> bool:
@@ -202,6 +225,7 @@ def plain(*tensors: Tensor) -> bool:
         and not torch.jit.is_tracing()              # type: ignore[attr-defined]
         and not guard.in_transform()                # vmap, grad and their like take operators apart
         and not guard.in_forward_derivative()       # there is none of what is here
+        and not guard.in_mode()                     # which may keep what is computed, to use it later
         and all(type(x) in PLAIN for x in tensors)
     )
 
@@ -217,14 +241,17 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": sigmoid, "hard_sigmoi
 def pool(x: Tensor, window: Sequence[int]) -> Tensor:
     """Maximum over windows side by side, the last one cut off by the edge: (N, C, *S) -> (N, C, *ceil(S / window))."""
     if len(window) == 1:   # torch's 1-D one ties an export to the length it was made at
-        return F.max_pool2d(x[:, :, None], (1, *window), ceil_mode=True)[:, :, 0]
-    if len(window) == 3 and torch.are_deterministic_algorithms_enabled():   # torch's has no such gradient on CUDA
+        return pool(x[:, :, None], (1, *window))[:, :, 0]
+    by_hand = len(window) == 3 and torch.are_deterministic_algorithms_enabled()   # torch's has no such gradient on CUDA
+    whole = by_hand or not plain(x)   # ceil_mode in a graph for all sizes is wrong at some, compiled by AOTInductor
+    if whole:
         missing = [extra for n, w in zip(x.shape[:1:-1], window[::-1], strict=True) for extra in (0, -n % w)]
         x = F.pad(x, missing, value=-torch.inf)
+    if by_hand:
         for axis in (4, 3, 2):
             x = x.unflatten(axis, (-1, window[axis - 2]))
         return x.amax((3, 5, 7))
-    return MAX_POOL[len(window)](x, tuple(window), ceil_mode=True).to(x.dtype)   # 3-D in autocast on a CPU: float32
+    return in_dtype_of(x, MAX_POOL[len(window)](x, tuple(window), ceil_mode=not whole))   # 3-D in autocast: float32
 
 
 class _Repeating:
@@ -240,16 +267,16 @@ class _Repeating:
     repeat: tuple[int, ...]
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        graph = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
-        if graph or x.device.type != "cpu" or x.dtype not in EXACT or x.numel() // x.shape[1] < FEW:
+        if not plain(x) or x.device.type != "cpu" or x.dtype not in EXACT or x.numel() // x.shape[1] < FEW:
             return super().forward(repeat(x, self.repeat))   # type: ignore[misc]
         transpose = CONV_TRANSPOSE[len(self.repeat)]
         return transpose(x, self.widened(), self.bias, stride=self.repeat, padding=self.padding)
 
     def widened(self: Any) -> Tensor:
         """The kernel of the transposed convolution: (O, I, *k) -> (I, O, *(k + r - 1))."""
-        places, sizes = _places(self.kernel_size, self.repeat, self.weight.dtype, self.weight.device)
-        flat = self.weight.flatten(2).flatten(0, 1) @ places
+        ones, sizes = _positions(self.kernel_size, self.repeat)
+        positions = torch.tensor(ones, dtype=self.weight.dtype, device=self.weight.device)
+        flat = self.weight.flatten(2).flatten(0, 1) @ positions
         return flat.unflatten(1, sizes).unflatten(0, self.weight.shape[:2]).transpose(0, 1)
 
     def as_transposed(self: Any) -> nn.Module:
@@ -261,17 +288,14 @@ class _Repeating:
         return conv.eval()
 
 
-@lru_cache
-@torch.inference_mode(False)   # what is kept must serve training too
-def _places(
-    kernel: tuple[int, ...], repeat: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, list[int]]:
-    """1 where a place of a kernel, flat, adds to a place of the wider one, flat; and the wider one's sizes."""
-    both = torch.ones(1, 1)
+@lru_cache   # of arrays: a tensor would be of the mode that it was made in, as FakeTensorMode is
+def _positions(kernel: tuple[int, ...], repeat: tuple[int, ...]) -> tuple[Array, list[int]]:
+    """1 where a pixel of a kernel, flat, adds to a pixel of the wider one, flat; and the wider one's sizes."""
+    ones = np.ones((1, 1), np.float32)
     for k, r in zip(kernel, repeat, strict=True):
-        place = torch.arange(k + r - 1) + torch.arange(k)[:, None]
-        both = torch.kron(both, ((place >= k - 1) & (place < k - 1 + r)).float())
-    return both.to(device, dtype), [k + r - 1 for k, r in zip(kernel, repeat, strict=True)]
+        shift = np.arange(k + r - 1) + np.arange(k)[:, None]
+        ones = np.kron(ones, ((shift >= k - 1) & (shift < k - 1 + r)).astype(np.float32))
+    return ones, [k + r - 1 for k, r in zip(kernel, repeat, strict=True)]
 
 
 class RepeatingConv1d(_Repeating, nn.Conv1d):
@@ -308,12 +332,22 @@ def widen(x: Tensor, least: Sequence[int]) -> Tensor:
 
 def interpolate(x: Tensor, **how: Any) -> Tensor:
     """F.interpolate in the dtype of x: under autocast on CUDA it returns float32, whatever x is."""
-    return F.interpolate(x, **how).to(x.dtype)
+    return in_dtype_of(x, F.interpolate(x, **how))
+
+
+def in_dtype_of(x: Tensor, y: Tensor) -> Tensor:
+    """y in the dtype of x. A cast that is none is left out, for a trace would keep its dtype in half precision too."""
+    return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 def repeat(x: Tensor, times: Sequence[int]) -> Tensor:
     """Every pixel repeated `times` times along each spatial axis: (N, C, *S) -> (N, C, *(S * times))."""
     return interpolate(x, scale_factor=tuple(map(float, times)))
+
+
+def upsample(x: Tensor, times: Sequence[int]) -> Tensor:
+    """`times` times as many pixels along each spatial axis, by linear `resize`: (N, C, *S) -> (N, C, *(S * times))."""
+    return resize(x, [n * step for n, step in zip(x.shape[2:], times, strict=True)], "linear", align_corners=False)
 
 
 def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bool) -> Tensor:
@@ -334,3 +368,7 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
     if x.ndim == 3:
         return interpolate(x[:, :, None], size=(1, *size), mode="bilinear", align_corners=align_corners)[:, :, 0]
     return interpolate(x, size=size, mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=align_corners)
+
+
+for _name in ("avg_pool", "max_pool", "expand", "finish", "pool", "crop", "widen", "repeat", "upsample", "resize"):
+    fx.wrap(_name)   # torch.fx takes them for one operation each: what they do depends on a tensor's shape

@@ -38,7 +38,7 @@ def serves(x: Tensor, block: nn.Module, kind: type, *parts: tuple[nn.Module, typ
         and (torch.is_grad_enabled() or bool(parts))   # else there are the same passes either way
         and dense(x)
         and guard.is_unmodified(block, kind)
-        and all(guard.is_unmodified(part, cls) and not guard.has_hooks(part) for part, cls in parts)
+        and all(guard.is_ordinary(part, cls) for part, cls in parts)
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
+from inspect import signature
 from typing import Any, Unpack
 
 import torch
@@ -22,6 +23,9 @@ from . import spec
 from .plan import Level, Unit
 from .spec import CHANNELS, Arguments
 
+CONVS = (*ops.CONV.values(), *ops.TRANSPOSED.values(), *ops.REPEATING.values())
+NORMS = (*ops.BATCH_NORM.values(), ops.InstanceNorm, nn.Identity)
+
 
 class UNet(ops.Block):
     """(N, C, *S) -> (N, K, *S); arguments and errors as `spec.UNet`."""
@@ -33,17 +37,22 @@ class UNet(ops.Block):
         in_channels: int,
         out_channels: int,
         channels: Sequence[int] = CHANNELS,
+        *,
+        device: Any = None,
+        dtype: Any = None,
         **kwargs: Unpack[Arguments],
     ) -> None:
         super().__init__(it := spec.UNet(in_channels, out_channels, channels, **kwargs))
+        made = ops.factory(device, dtype)
         levels = list(enumerate(it.levels))
-        self.encoder = nn.ModuleList(Units(level.encoder, it, level.block) for _, level in levels)
-        self.gating = Units([it.gating_unit], it) if it.gating_unit else nn.Identity()
-        self.up = nn.ModuleList(Units(it.levels[i].up, it, repeat=_repeat(it, i)) for i, _ in levels[:-1])
-        self.skip = nn.ModuleDict({str(i): _block(level.gate) for i, level in levels if level.gate})
-        self.combine = nn.ModuleDict({str(i): Units([level.combine], it) for i, level in levels if level.combine})
-        self.decoder = nn.ModuleList(Units(level.decoder, it, level.block) for _, level in levels[:-1])
-        Conv, k = ops.CONV[it.spatial_dims], it.out_channels
+        self.encoder = nn.ModuleList(Units(level.encoder, it, made, level.block) for _, level in levels)
+        self.gating = Units([it.gating_unit], it, made) if it.gating_unit else nn.Identity()
+        self.up = nn.ModuleList(Units(it.levels[i].up, it, made, repeat=_repeat(it, i)) for i, _ in levels[:-1])
+        self.skip = nn.ModuleDict({str(i): _block(level.gate, made) for i, level in levels if level.gate})
+        combined = {str(i): Units([level.combine], it, made) for i, level in levels if level.combine}
+        self.combine = nn.ModuleDict(combined)
+        self.decoder = nn.ModuleList(Units(level.decoder, it, made, level.block) for _, level in levels[:-1])
+        Conv, k = partial(ops.CONV[it.spatial_dims], **made), it.out_channels
         heads = {str(i): Conv(level.channels, k, 1) for i, level in levels if level.supervised}
         self.supervision = nn.ModuleDict(heads)
         self.head = Conv(k * len(heads) or it.channels[0], k, 1)
@@ -102,7 +111,7 @@ class UNet(ops.Block):
         if level.interpolation == "nearest" and not level.up:
             x = ops.repeat(x, step)
         elif level.interpolation == "linear":
-            x = ops.resize(x, [n * s for n, s in zip(x.shape[2:], step, strict=True)], "linear", align_corners=False)
+            x = ops.upsample(x, step)
         return self._units(self.up[i], x)
 
     def _gate(self, key: str, e: Tensor, g: Tensor) -> Tensor:
@@ -125,30 +134,44 @@ class Units(nn.Module):
     """(N, I, *S) -> (N, O, *S): convolutions in order, each with its norm, activation and dropout, then the block."""
 
     def __init__(
-        self, units: Sequence[Unit], net: spec.UNet, block: Spec | None = None, repeat: tuple[int, ...] | None = None
+        self,
+        units: Sequence[Unit],
+        net: spec.UNet,
+        made: dict[str, Any],
+        block: Spec | None = None,
+        repeat: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.units = tuple(units)
-        self.block = _block(block)
+        self.block = _block(block, made)
         dims = net.spatial_dims
         for unit in self.units:
-            self.add_module(unit.conv, _conv(unit, dims, repeat))
+            self.add_module(unit.conv, _conv(unit, dims, repeat, made))
             if unit.norm:
-                norm = ops.BATCH_NORM[dims](unit.outputs) if unit.norm == "batch" else ops.InstanceNorm()
+                norm = ops.BATCH_NORM[dims](unit.outputs, **made) if unit.norm == "batch" else ops.InstanceNorm()
                 self.add_module(f"norm{unit.part}", norm)
             if unit.activation == "prelu":
-                self.add_module(f"activation{unit.part}", nn.PReLU())
+                self.add_module(f"activation{unit.part}", nn.PReLU(**made))
 
     def forward(self, x: Tensor) -> Tensor:
         for unit in self.units:
-            x = getattr(self, unit.conv)(x)
-            x = ops.normalise(getattr(self, f"norm{unit.part}"), x) if unit.norm else x
+            makers = [conv := getattr(self, unit.conv)]
+            x = conv(x)
+            if unit.norm:
+                makers.append(norm := getattr(self, f"norm{unit.part}"))
+                x = ops.normalise(norm, x)
             if unit.activation == "prelu":
                 x = getattr(self, f"activation{unit.part}")(x)
             elif unit.activation:
-                x = F.relu(x, inplace=True)   # neither a norm nor a convolution needs what it gave
+                x = torch.relu_(x) if _may_overwrite(x, *makers) else torch.relu(x)
             x = F.dropout(x, unit.dropout, self.training) if unit.dropout else x
         return self.block(x)
+
+
+def _may_overwrite(x: Tensor, conv: nn.Module, norm: nn.Module | None = None) -> bool:
+    """Whether nobody needs x = norm(conv(...)) any longer: neither of the two, nor a hook, nor a mode."""
+    ordinary = guard.is_ordinary(conv, *CONVS) and (norm is None or guard.is_ordinary(norm, *NORMS))
+    return ops.may_overwrite(x) and ordinary
 
 
 def _repeat(net: spec.UNet, i: int) -> tuple[int, ...] | None:
@@ -156,16 +179,17 @@ def _repeat(net: spec.UNet, i: int) -> tuple[int, ...] | None:
     return net.steps[i] if net.levels[i].interpolation == "nearest" else None
 
 
-def _conv(unit: Unit, dims: int, repeat: tuple[int, ...] | None) -> nn.Module:
+def _conv(unit: Unit, dims: int, repeat: tuple[int, ...] | None, made: dict[str, Any]) -> nn.Module:
+    sizes = unit.inputs, unit.outputs, unit.kernel
     if repeat:
-        conv: nn.Module = ops.REPEATING[dims](unit.inputs, unit.outputs, unit.kernel, padding=unit.padding)
+        conv: nn.Module = ops.REPEATING[dims](*sizes, padding=unit.padding, **made)
         conv.repeat = repeat   # type: ignore[assignment]
         return conv
     if not unit.transposed:
-        return ops.CONV[dims](unit.inputs, unit.outputs, unit.kernel, unit.stride, unit.padding)
-    sizes = zip(unit.kernel, unit.stride, unit.padding, strict=True)
-    missing = tuple(step + 2 * p - k for k, step, p in sizes)   # to sizes times the stride
-    return ops.TRANSPOSED[dims](unit.inputs, unit.outputs, unit.kernel, unit.stride, unit.padding, missing)
+        return ops.CONV[dims](*sizes, unit.stride, unit.padding, **made)
+    each = zip(unit.kernel, unit.stride, unit.padding, strict=True)
+    missing = tuple(step + 2 * p - k for k, step, p in each)   # to sizes times the stride
+    return ops.TRANSPOSED[dims](*sizes, unit.stride, unit.padding, missing, **made)
 
 
 def _again(units: nn.Module) -> tuple[Any, Any]:
@@ -185,8 +209,13 @@ def _resting(units: nn.Module) -> Iterator[None]:
             setattr(module, name, buffer)
 
 
-def _block(block: Spec | None) -> nn.Module:
-    return registry.body(block, "torch")(**block.config()) if block else nn.Identity()
+def _block(block: Spec | None, made: dict[str, Any]) -> nn.Module:
+    if not block:
+        return nn.Identity()
+    cls = registry.body(block, "torch")
+    if {*made} <= {*signature(cls).parameters}:
+        return cls(**block.config(), **made)
+    return cls(**block.config()).to(**made)   # a third party's, which is made and then moved
 
 
 def _fold(module: nn.Module, name: str, norm: Any) -> None:

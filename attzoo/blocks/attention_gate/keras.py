@@ -59,8 +59,13 @@ class AttentionGate(ops.Block):
         q = self.psi_norm(self.psi(h), training=training)
         return ops.from_last(ops.resize(ops.sigmoid(q), ops.sizes(x), *how), self.channels_last)
 
-    def call(self, x: Any, g: Any, training: bool | None = None) -> Any:   # type: ignore[override]
-        y = x * self.attention(x, g, training=training)
+    def call(   # type: ignore[override]
+        self, x: Any, g: Any, training: bool | None = None, attention_only: bool = False
+    ) -> Any:
+        coefficients = self.attention(x, g, training=training)
+        if attention_only:
+            return coefficients
+        y = x * coefficients
         if not self.spec.output_transform:
             return y   # not there and back: a channels-first y would be copied twice
         y = self.output_norm(self.output_(ops.to_last(y, self.channels_last)), training=training)

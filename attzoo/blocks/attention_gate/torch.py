@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -31,10 +32,14 @@ class AttentionGate(ops.Block):
         interpolation: str = "linear",
         align_corners: bool = False,
         spatial_dims: int = 2,
+        *,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         options = (stride, skip_bias, norm, output_transform, interpolation, align_corners, spatial_dims)
         super().__init__(it := spec.AttentionGate(channels, gating_channels, inter_channels, *options))
-        Conv, Norm = ops.CONV[it.spatial_dims], ops.BATCH_NORM[it.spatial_dims]
+        made = ops.factory(device, dtype)
+        Conv, Norm = partial(ops.CONV[it.spatial_dims], **made), partial(ops.BATCH_NORM[it.spatial_dims], **made)
         self.skip = Conv(it.channels, it.width, it.strides, it.strides, bias=it.skip_bias)
         self.gating = Conv(it.gating_channels, it.width, 1)
         self.psi = Conv(it.width, 1, 1)

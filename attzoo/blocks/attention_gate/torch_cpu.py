@@ -29,7 +29,8 @@ def folds(gate: Any, attention: Any, x: Tensor, g: Tensor) -> bool:
         cpu.eager(x, g)
         and x.numel() >= FEW
         and cpu.dense(x)
-        and type(gate).attention is attention and "attention" not in vars(gate)
+        and type(gate).attention is attention
+        and not guard.replaces_attention(gate)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, g, *gate.parameters())))
         and all(type(p) in ops.PLAIN for p in gate.parameters())
         and all(_pointwise(conv) and _settled(norm) for conv, norm in _maps(gate))
@@ -37,13 +38,13 @@ def folds(gate: Any, attention: Any, x: Tensor, g: Tensor) -> bool:
 
 
 def overwrites(gate: Any, t: Tensor, p: Tensor) -> bool:
-    """Whether relu(t + p) may be written over t: neither autograd nor a listener needs what gate.skip_norm gave."""
+    """Whether relu(t + p) may be written over t, what gate.skip_norm returned: nobody else needs it."""
     return (
         cpu.eager(t, p)
         and t.numel() >= FEW
         and t.dtype == p.dtype
-        and _usual(gate.skip, CONVS)
-        and _usual(gate.skip_norm, NORMS)
+        and guard.is_ordinary(gate.skip, *CONVS)
+        and guard.is_ordinary(gate.skip_norm, *NORMS)
     )
 
 
@@ -61,19 +62,15 @@ def multiplies(conv: Any, x: Tensor) -> bool:
     )
 
 
-def _usual(module: Any, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether a call of the module does what one of these classes says and no more."""
-    return guard.is_unmodified(module, *kinds) and not guard.has_hooks(module)
-
-
 def _pointwise(conv: Any) -> bool:
     """Whether this is an ordinary 1x1 convolution."""
-    return _usual(conv, CONVS) and {*conv.kernel_size, *conv.stride, conv.groups} == {1} and not any(conv.padding)
+    ordinary = guard.is_ordinary(conv, *CONVS)
+    return ordinary and {*conv.kernel_size, *conv.stride, conv.groups} == {1} and not any(conv.padding)
 
 
 def _settled(norm: Any) -> bool:
     """Whether this is no norm, or a batch norm by running statistics."""
-    return _usual(norm, NORMS) and (
+    return guard.is_ordinary(norm, *NORMS) and (
         isinstance(norm, nn.Identity) or (not norm.training and norm.running_mean is not None)
     )
 

@@ -46,7 +46,9 @@ class CBAM(ops.Block):
         spatial = self.spatial.attention(ops.multiply(x, channel), training=training)
         return channel * spatial
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
+    def call(self, x: Any, training: bool | None = None, attention_only: bool = False) -> Any:
+        if attention_only:
+            return self.attention(x, training=training)
         self.accept(x)
         x = self.channel(x)
         return self.spatial(x, training=training)

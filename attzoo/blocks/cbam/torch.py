@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ...ops import fused
@@ -27,12 +29,16 @@ class CBAM(ops.Block):
         kernel_size: int = 7,
         norm: bool = False,
         spatial_dims: int = 2,
+        *,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__(
             spec.CBAM(channels, reduction, reduced_channels, bias, gate, kernel_size, norm, spatial_dims)
         )
-        self.channel = ChannelAttention(channels, reduction, reduced_channels, bias, gate)
-        self.spatial = SpatialAttention(channels, kernel_size, norm, spatial_dims)
+        made = ops.factory(device, dtype)
+        self.channel = ChannelAttention(channels, reduction, reduced_channels, bias, gate, **made)
+        self.spatial = SpatialAttention(channels, kernel_size, norm, spatial_dims, **made)
 
     def attention(self, x: Tensor) -> Tensor:
         """(N, C, *S) -> (N, C, *S)."""

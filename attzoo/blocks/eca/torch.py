@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ...ops import fused
@@ -21,9 +23,13 @@ class ECA(ops.Block):
         gamma: float | None = None,
         b: float | None = None,
         padding: str = "zeros",
+        *,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__(it := spec.ECA(channels, kernel_size, gamma, b, padding))
-        self.conv = ops.CONV[1](1, 1, it.k, padding=it.k // 2, padding_mode=it.padding, bias=False)
+        options = {"padding": it.k // 2, "padding_mode": it.padding, "bias": False} | ops.factory(device, dtype)
+        self.conv = ops.CONV[1](1, 1, it.k, **options)
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ...ops import fused
@@ -21,10 +23,14 @@ class SE(ops.Block):
         reduced_channels: int | None = None,
         bias: bool = True,
         gate: str = "sigmoid",
+        *,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__(it := spec.SE(channels, reduction, reduced_channels, bias, gate))
-        self.squeeze = nn.Linear(it.channels, it.width, bias=it.bias)
-        self.excite = nn.Linear(it.width, it.channels, bias=it.bias)
+        options = {"bias": it.bias} | ops.factory(device, dtype)
+        self.squeeze = nn.Linear(it.channels, it.width, **options)
+        self.excite = nn.Linear(it.width, it.channels, **options)
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:

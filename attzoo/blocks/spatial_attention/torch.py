@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,10 +18,20 @@ class SpatialAttention(ops.Block):
 
     spec: spec.SpatialAttention
 
-    def __init__(self, channels: int, kernel_size: int = 7, norm: bool = False, spatial_dims: int = 2) -> None:
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 7,
+        norm: bool = False,
+        spatial_dims: int = 2,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
         super().__init__(it := spec.SpatialAttention(channels, kernel_size, norm, spatial_dims))
-        self.conv = ops.CONV[it.spatial_dims](2, 1, it.kernel_size, padding=it.kernel_size // 2, bias=False)
-        self.norm = ops.BATCH_NORM[it.spatial_dims](1) if it.norm else nn.Identity()
+        made = ops.factory(device, dtype)
+        self.conv = ops.CONV[it.spatial_dims](2, 1, it.kernel_size, padding=it.kernel_size // 2, bias=False, **made)
+        self.norm = ops.BATCH_NORM[it.spatial_dims](1, **made) if it.norm else nn.Identity()
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ def _counters(count: int, x: Tensor) -> Tensor:
     known = COUNTERS.get(key)
     if known is None or len(known) < count:
         known = torch.zeros(power(max(count, FEWEST_COUNTERS)), dtype=torch.int32, device=x.device)
-        if tape.current() or not guard.in_dispatch_mode():   # a user's mode may make a tensor of its own kind
+        if tape.current() or not guard.in_mode():   # a user's mode may make a tensor of its own kind
             COUNTERS[key] = known
     return known
 

@@ -1,0 +1,166 @@
+"""`device=` and `dtype=` in the constructors of torch blocks and of the U-Net, as torch.nn has them."""
+
+import copy
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from nets import create as create_net
+from samples import LARGE, SAMPLES, assert_starts_as
+from torch import nn
+
+import attzoo
+import attzoo.torch
+from attzoo.adapters import adapter
+from attzoo.ops.torch import find
+from attzoo.unet import torch as unet
+
+EVERYTHING = SAMPLES | dict.fromkeys(("leejunhyun", "supervised", "monai", "strided", "sequence", "volume"))
+everything = pytest.mark.parametrize("name", EVERYTHING)
+DTYPES = (torch.float16, torch.bfloat16, torch.float64)
+
+
+def make(name, backend="torch", **kwargs):
+    return SAMPLES[name].create(backend, **kwargs) if name in SAMPLES else create_net(name, backend, **kwargs)
+
+
+def tensors(block):
+    return [*block.parameters(), *block.buffers()]
+
+
+@everything
+def test_every_tensor_is_where_and_what_it_was_asked_to_be(name):
+    for device in ("cpu", "meta", torch.device("cpu")):
+        for dtype in DTYPES:
+            block = make(name, device=device, dtype=dtype)
+            assert {t.device.type for t in tensors(block)} == {torch.device(device).type}
+            assert {t.dtype for t in tensors(block) if t.is_floating_point()} == {dtype}
+    plain = make(name)
+    for device, dtype in ((None, None), ("meta", None), (None, torch.float64)):
+        for (key, got), (other, wanted) in zip(
+            make(name, device=device, dtype=dtype).state_dict().items(), plain.state_dict().items(), strict=True
+        ):
+            assert key == other
+            assert got.device.type == (device or "cpu")
+            assert got.dtype == (dtype if dtype and wanted.is_floating_point() else wanted.dtype)
+
+
+@everything
+def test_the_block_is_the_same_as_one_that_is_moved(name, tmp_path):
+    torch.manual_seed(0)
+    block = make(name, dtype=torch.float64)
+    assert block.spec == make(name).spec
+    assert not {"device", "dtype"} & set(block.spec.config())
+    attzoo.save(block, tmp_path / "block.safetensors")
+    for twin in (copy.deepcopy(block), attzoo.load(tmp_path / "block.safetensors", backend="torch")):
+        for key, array in attzoo.weights(twin).items():
+            np.testing.assert_array_equal(array, attzoo.weights(block)[key])
+    adapter("torch").check_layers(block, type(block))
+    empty = make(name, device="meta", dtype=torch.float64).to_empty(device="cpu")
+    empty.load_state_dict(block.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(empty.parameters(), block.parameters(), strict=True))
+
+
+def test_a_converted_block_is_the_same():
+    block = attzoo.create("cbam", 8, backend="torch", dtype=torch.float64)
+    twin = attzoo.convert(block, backend="keras")
+    for key, array in attzoo.weights(twin).items():
+        np.testing.assert_array_equal(array, attzoo.weights(block)[key])
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_starts_as_the_spec_says(name):
+    torch.manual_seed(0)
+    block = attzoo.create(name, **LARGE[name], backend="torch", dtype=torch.float64)
+    for key, weight in block.spec.weights.items():
+        assert_starts_as(find(block, key).detach().numpy(), weight)
+    torch.manual_seed(0)
+    plain = attzoo.create(name, **LARGE[name], backend="torch")
+    torch.manual_seed(0)
+    asked = attzoo.create(name, **LARGE[name], backend="torch", device="cpu", dtype=torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), asked.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_an_orthogonal_start_in_half_precision(dtype):
+    net = attzoo.create("unet", 3, 2, (4, 6), backend="torch", initializer="orthogonal", dtype=dtype)
+    weight = net.encoder[1].conv2.weight.detach().float().flatten(1)
+    assert (weight @ weight.T - torch.eye(6) * (weight @ weight.T)[0, 0]).abs().max() < 0.05
+    assert weight.abs().max() > 0
+
+
+def test_they_are_given_by_name_and_come_after_all_others():
+    for name in ("SE", "ChannelAttention", "SpatialAttention", "CBAM", "ECA", "AttentionGate", "UNet"):
+        arguments = inspect.signature(getattr(attzoo.torch, name)).parameters
+        for argument in ("device", "dtype"):
+            assert arguments[argument].kind is inspect.Parameter.KEYWORD_ONLY
+            assert arguments[argument].default is None
+
+
+def test_variants_and_contexts():
+    for name, config in (("se", {}), ("cbam", {}), ("unet", {"out_channels": 2})):
+        for variant in [*attzoo.registry.variants(name)][:2]:
+            made = {"device": "meta", "dtype": torch.float16}
+            block = attzoo.create(name, 3, **config, backend="torch", variant=variant, **made)
+            assert {(p.device.type, p.dtype) for p in block.parameters()} == {("meta", torch.float16)}
+    with torch.device("meta"):
+        assert not next(attzoo.torch.SE(8, device="cpu").parameters()).is_meta
+        assert next(attzoo.torch.SE(8).parameters()).is_meta
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert next(attzoo.torch.SE(8).parameters()).dtype == torch.float64
+        assert next(attzoo.torch.SE(8, dtype=torch.float32).parameters()).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_network_that_hands_both_to_its_attention():
+    class Basic(nn.Module):
+        """As timm's: attn_layer(channels, device=..., dtype=...)."""
+
+        def __init__(self, channels, attn_layer, **made):
+            super().__init__()
+            self.conv = nn.Conv2d(channels, channels, 3, padding=1, **made)
+            self.attention = attn_layer(channels, **made)
+
+        def forward(self, x):
+            return x + self.attention(self.conv(x))
+
+    for name in ("se", "eca", "cbam", "channel_attention", "spatial_attention"):
+        net = Basic(8, attzoo.get(name, backend="torch"), device="cpu", dtype=torch.float64)
+        assert net(torch.ones(1, 8, 4, 4, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("wrong", [torch.int64, torch.bool, torch.complex64, "float32", np.float32])
+@pytest.mark.parametrize("name", [*SAMPLES, "leejunhyun"])
+def test_a_dtype_that_does_not_float_is_refused(name, wrong):
+    with pytest.raises(TypeError, match=r"dtype must be a floating-point torch\.dtype, torch\.float32 say, or None"):
+        make(name, dtype=wrong)
+
+
+def test_a_block_of_others_in_a_unet_need_not_take_them(monkeypatch):
+    class Old(attzoo.get("eca", backend="torch")):
+        def __init__(self, channels, kernel_size=None, gamma=None, b=None, padding="zeros"):
+            super().__init__(channels, kernel_size, gamma, b, padding)
+
+    real, spec = unet.registry.body, attzoo.get("eca", backend="numpy")
+    monkeypatch.setattr(unet.registry, "body", lambda s, backend: Old if isinstance(s, spec) else real(s, backend))
+    net = attzoo.create("unet", 3, 2, (4, 6), backend="torch", block="eca", device="meta", dtype=torch.float16)
+    assert isinstance(net.encoder[0].block, Old)
+    assert {(p.device.type, p.dtype) for p in net.parameters()} == {("meta", torch.float16)}
+
+
+KERAS = "got backend='keras': Keras's own dtype takes a name or a policy, dtype='float16' say"
+
+
+@pytest.mark.parametrize("name", ["se", "unet"])
+def test_other_backends_refuse_them(name):
+    arguments = (3, 2) if name == "unet" else (3,)
+    for wrong in ({"device": "cpu"}, {"dtype": torch.float16}, {"device": None}):
+        with pytest.raises(TypeError, match=KERAS):
+            attzoo.create(name, *arguments, backend="keras", **wrong)
+    assert attzoo.create(name, *arguments, backend="keras", dtype="float16").dtype_policy.name == "float16"
+    for wrong in ({"device": "cpu"}, {"dtype": torch.float16}, {"dtype": "float16"}):
+        with pytest.raises(TypeError, match="a spec computes in the dtype of its inputs"):
+            attzoo.create(name, *arguments, backend="numpy", **wrong)

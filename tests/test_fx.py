@@ -1,0 +1,195 @@
+"""torch.fx traces blocks and U-Nets, alone and in networks, as feature extractors of torchvision and timm do."""
+
+import copy
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from nets import NETS, image
+from nets import build as build_net
+from samples import SAMPLES
+from test_torch import NET, Net, assert_same_at_other_sizes, build, every_sample, inputs
+from torch import fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing import assert_close
+
+import attzoo
+from attzoo.ops import fused
+
+pytestmark = pytest.mark.case76
+
+
+@every_sample
+def test_a_block_is_traced(sample):
+    block = build(sample)
+    assert_same_at_other_sizes(fx.symbolic_trace(block), block, sample)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_unet_is_traced(name):
+    model, shape = build_net(name, "torch", "float32").eval(), NETS[name][1]
+    traced = fx.symbolic_trace(model)
+    for more in (0, 1, 2):
+        x = torch.from_numpy(image((*shape[:2], *(n + more * i for i, n in enumerate(shape[2:], 1))))).float()
+        assert torch.equal(traced(x), model(x))
+
+
+def test_a_network_of_all_blocks_is_traced_and_copied():
+    net = Net(norm=True).eval()
+    traced = fx.symbolic_trace(net)
+    for twin in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
+        assert_same_at_other_sizes(twin, net, NET)
+
+
+def test_a_traced_network_trains():
+    net, xs = Net(norm=True).double().train(), inputs(NET, torch.float64)
+    traced = fx.symbolic_trace(copy.deepcopy(net))
+    for model in (net, traced):
+        model(*xs).square().sum().backward()
+    gradients = {name: p.grad for name, p in traced.named_parameters()}
+    for name, parameter in net.named_parameters():
+        assert_close(gradients[name], parameter.grad, rtol=1e-10, atol=1e-12)
+    for name, buffer in net.named_buffers():
+        assert_close(dict(traced.named_buffers())[name], buffer)
+
+
+@pytest.mark.parametrize("name", ["se", "eca", "channel_attention", "cbam"])
+def test_the_end_of_a_residual_block_is_traced(name):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.block = nn.Conv2d(8, 8, 1), attzoo.create(name, 8, backend="torch")
+
+        def forward(self, x):
+            return self.block(self.conv(x), x, act="relu")
+
+    net, x = Residual(), torch.randn(2, 8, 5, 6)
+    assert torch.equal(fx.symbolic_trace(net)(x), net(x))
+    block = net.block
+    traced = fx.symbolic_trace(block)   # all arguments are the graph's
+    for more in ((), (x,), (x, "relu"), (None, "relu")):
+        assert torch.equal(traced(x, *more), block(x, *more))
+    bound = fx.symbolic_trace(block, concrete_args={"shortcut": None, "act": "relu"})
+    assert torch.equal(bound(x, None, "relu"), block(x, act="relu"))
+    with pytest.raises(ValueError, match="act must be one of"):
+        fx.symbolic_trace(block, concrete_args={"shortcut": None, "act": "gelu"})
+
+
+class PathTracer(fx.Tracer):
+    """Notes the path of the module that each node comes from, and takes modules for whole by their class or path."""
+
+    def __init__(self, leaves=(), paths=()):
+        super().__init__()
+        self.leaves, self.leaf_paths = tuple(leaves), set(paths)
+        self.path, self.paths = "", OrderedDict()
+
+    def is_leaf_module(self, module, path):
+        own = isinstance(module, self.leaves) or path in self.leaf_paths
+        return own or super().is_leaf_module(module, path)
+
+    def call_module(self, module, forward, args, kwargs):
+        before, self.path = self.path, self.path_of_module(module)
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        finally:
+            self.path = before
+
+    def create_proxy(self, *args, **kwargs):
+        proxy = super().create_proxy(*args, **kwargs)
+        self.paths[proxy.node] = self.path
+        return proxy
+
+
+def extract(model, at, **leaves):
+    """A model that returns the last thing computed within each of some paths, as feature extractors do."""
+    tracer = PathTracer(**leaves)
+    graph = tracer.trace(model)
+    output = next(node for node in graph.nodes if node.op == "output")
+    found = [[node for node, own in tracer.paths.items() if f"{own}.".startswith(f"{path}.")][-1] for path in at]
+    output.args = (tuple(found),)
+    made = fx.GraphModule(model, graph)
+    graph.eliminate_dead_code()
+    made.recompile()
+    return made
+
+
+@pytest.mark.parametrize("leaves", [{}, {"leaves": (attzoo.get("cbam", backend="torch"),)}, {"paths": ("blocks.3",)}])
+def test_features_of_a_network(leaves):
+    net, (x, g), kept = Net(norm=True).eval(), inputs(NET), {}
+    at = ["blocks.0", "blocks.2.conv", "blocks.3", "blocks"]
+    for path in at:
+        net.get_submodule(path).register_forward_hook(lambda module, args, y, path=path: kept.update({path: y}))
+    net(x, g)
+    wanted = [kept[path] for path in at]   # the hooks meet proxies, too
+    assert all(map(torch.equal, extract(net, at, **leaves)(x, g), wanted))
+
+
+def test_features_of_a_unet():
+    model = build_net("leejunhyun", "torch", "float32").eval()
+    x, kept, at = torch.from_numpy(image((2, 3, 11, 6))).float(), {}, ["encoder.1", "skip.0", "decoder.0.norm1"]
+    for path in at:
+        model.get_submodule(path).register_forward_hook(lambda module, args, y, path=path: kept.update({path: y}))
+    model(x)
+    wanted = [kept[path] for path in at]
+    assert all(map(torch.equal, extract(model, at)(x), wanted))
+
+
+def test_maps_of_a_network_with_blocks_as_leaves():
+    net, xs = Net().eval(), inputs(NET)
+    traced = extract(net, ["gate"], leaves=(type(net.gate), type(net.blocks[0])))
+    with attzoo.attention_maps(net) as wanted:
+        net(*xs)
+    with attzoo.attention_maps(traced) as seen:
+        traced(*xs)
+    assert set(seen) == {"blocks.0", "gate"}
+    assert all(np.array_equal(seen[path], wanted[path]) for path in seen)
+
+
+def test_a_tensor_like_input_computes_by_itself():
+    """What overrides torch's functions, as quantised tensors of others do, is let through."""
+
+    class Scaled:
+        def __init__(self, tensor, scale):
+            self.tensor, self.scale = tensor, scale
+
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            plain = [x.tensor * x.scale if isinstance(x, Scaled) else x for x in args]
+            return function(*plain, **(kwargs or {}))
+
+        def __getattr__(self, name):
+            return getattr(self.tensor * self.scale, name)
+
+        def __mul__(self, other):
+            return self.tensor * self.scale * other
+
+    block, x = build(SAMPLES["se"]), torch.randn(2, 8, 5, 6)
+    assert_close(block(Scaled(x, 3.0)), block(3 * x))
+
+
+def test_make_fx_and_shapes():
+    net, xs = Net(norm=True).eval(), inputs(NET)
+    graph = make_fx(net, tracing_mode="real")(*xs)
+    assert_close(graph(*xs), net(*xs))
+    traced = fx.symbolic_trace(net)
+    fx.passes.shape_prop.ShapeProp(traced).propagate(*xs)
+    output = next(node for node in traced.graph.nodes if node.op == "output")
+    assert output.args[0].meta["tensor_meta"].shape == xs[0].shape
+
+
+@pytest.mark.parametrize("wrong", [None, "x", np.zeros((1, 8, 2, 2)), [torch.zeros(1, 8, 2, 2)]])
+def test_what_is_no_tensor_is_refused_as_ever(wrong):
+    block = attzoo.create("se", 8, backend="torch")
+    with pytest.raises(TypeError, match=rf"expected a torch\.Tensor, got {type(wrong).__name__}"):
+        block(wrong)
+
+
+def test_kernels_are_not_traced(monkeypatch):
+    block = attzoo.create("se", 8, backend="torch")
+    monkeypatch.setattr(fused, "unavailable", lambda: None)
+    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"torch\.fx would not see what it does"):
+        fx.symbolic_trace(block)
+    monkeypatch.setattr(fused, "LEAST", {(): 0})   # somewhere a kernel wins
+    fx.symbolic_trace(block)
