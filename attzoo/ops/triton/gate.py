@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..fused import INTERPRETED, capability
-from .common import REAL, at, cdiv, last, launch, places, power, relu, sizes
+from .common import REAL, at, cdiv, last, launch, multiply_add, places, power, relu, sizes
 from .gate_tiles import FORWARD, Tile, exact_tile
 from .resize import Grids, resized
 
@@ -48,7 +48,7 @@ def product(a, b, sums, PRECISION: tl.constexpr):
     if UPCAST:
         a = a.to(REAL)
         b = b.to(REAL)
-    return tl.dot(a, b, sums, input_precision=PRECISION)
+    return multiply_add(a, b, sums, PRECISION)
 
 
 @triton.jit

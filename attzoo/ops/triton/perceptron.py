@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import INFINITY, REAL, ROWS, cdiv, larger, launch, power, relu, small
+from .common import INFINITY, REAL, ROWS, cdiv, larger, launch, multiply_add, power, relu, small
 
 WIDE = 32    # channels that a program takes at once: with 64, products of exact float32 numbers spill
 PRECISION = tl.constexpr("ieee")   # these sums are small: no rounding to TF32
@@ -66,14 +66,14 @@ def squeeze_kernel(
         for part in range(0, PARTS):
             a += tl.load(total + (n * PARTS + part) * C + c[None, :], inside, 0.0)
         a = a * scale
-        of_avg = tl.dot(a, w, of_avg, input_precision=PRECISION)
+        of_avg = multiply_add(a, w, of_avg, PRECISION)
         if i % blocks == 0:
             tl.store(avg + n * C + c[None, :], a, inside)
         if BRANCHES == 2:
             m = tl.full([BN, BC], -INFINITY, REAL)
             for part in range(0, PARTS):
                 m = larger(m, tl.load(tops + (n * PARTS + part) * C + c[None, :], inside, 0.0))
-            of_top = tl.dot(m, w, of_top, input_precision=PRECISION)
+            of_top = multiply_add(m, w, of_top, PRECISION)
             if i % blocks == 0:
                 tl.store(top + n * C + c[None, :], m, inside)
     inside = (n < N) & (r < R)[None, :]
@@ -100,7 +100,7 @@ def excite_kernel(
         r = start + tl.arange(0, BR)
         h = both(hidden, n, r, N, R, BRANCHES)
         w = tl.load(w2 + c[None, :] * R + r[:, None], (c < C)[None, :] & (r < R)[:, None], 0.0).to(REAL)
-        z = tl.dot(h, w, z, input_precision=PRECISION)
+        z = multiply_add(h, w, z, PRECISION)
     if b2 is not None:
         z += BRANCHES * tl.load(b2 + c, c < C, 0.0).to(REAL)[None, :]
     if HARD:
@@ -166,7 +166,7 @@ def unexcite_kernel(
         else:
             d = d * a * (1 - a)
         w = tl.load(w2 + c[:, None] * R + r[None, :], (c < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
-        dh = tl.dot(d, w, dh, input_precision=PRECISION)
+        dh = multiply_add(d, w, dh, PRECISION)
         if i % blocks == 0:
             tl.store(dz + n * C + c[None, :], d, inside)
     inside = (n < N) & (r < R)[None, :]
@@ -194,10 +194,10 @@ def unsqueeze_kernel(
         known = (n < N) & (r < R)[None, :]
         w = tl.load(w1 + r[:, None] * C + c[None, :], (r < R)[:, None] & (c < C)[None, :], 0.0).to(REAL)
         d = tl.load(dhidden + n * BRANCHES * R + r[None, :], known, 0.0)
-        of_avg = tl.dot(d, w, of_avg, input_precision=PRECISION)
+        of_avg = multiply_add(d, w, of_avg, PRECISION)
         if BRANCHES == 2:
             d = tl.load(dhidden + (n * BRANCHES + 1) * R + r[None, :], known, 0.0)
-            of_top = tl.dot(d, w, of_top, input_precision=PRECISION)
+            of_top = multiply_add(d, w, of_top, PRECISION)
     tl.store(mean + n * C + c[None, :], of_avg * scale, inside)
     if BRANCHES == 2:
         count = tl.zeros([BN, BC], REAL)
@@ -226,16 +226,16 @@ def weights_kernel(
         of_r = (n < N) & (r < R)[None, :]
         d = tl.load(dz + n * C + c[None, :], of_c, 0.0)
         h = both(hidden, n, r, N, R, BRANCHES)
-        second = tl.dot(tl.trans(d), h, second, input_precision=PRECISION)
+        second = multiply_add(tl.trans(d), h, second, PRECISION)
         to_gate += tl.sum(d, 0)
         d = tl.load(dhidden + n * BRANCHES * R + r[None, :], of_r, 0.0)
         a = tl.load(avg + n * C + c[None, :], of_c, 0.0)
-        first = tl.dot(tl.trans(a), d, first, input_precision=PRECISION)
+        first = multiply_add(tl.trans(a), d, first, PRECISION)
         to_hidden += tl.sum(d, 0)
         if BRANCHES == 2:
             d = tl.load(dhidden + (n * BRANCHES + 1) * R + r[None, :], of_r, 0.0)
             a = tl.load(top + n * C + c[None, :], of_c, 0.0)
-            first = tl.dot(tl.trans(a), d, first, input_precision=PRECISION)
+            first = multiply_add(tl.trans(a), d, first, PRECISION)
             to_hidden += tl.sum(d, 0)
     inside = (c < C)[:, None] & (r < R)[None, :]
     tl.store(dw1 + r[None, :] * C + c[:, None], first.to(dw1.dtype.element_ty), inside)
