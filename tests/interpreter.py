@@ -33,7 +33,7 @@ def patch_tensor(tensor, scope, real=interpreter._patch_lang_tensor):
 
 
 def patch_language(function, real=interpreter._patch_lang):
-    """Have the modules that a function uses interpreted, unless they are because a kernel that calls it asked for it."""
+    """Have the modules that a function uses interpreted, unless a kernel that calls it has asked for that."""
     name = function.__module__
     if name not in languages:
         modules = [value for value in function.__globals__.values() if inspect.ismodule(value)]
