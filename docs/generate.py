@@ -68,15 +68,16 @@ test command, which runs all tests.
 - `processor` has the same environment on another code path: the instructions that every x86-64 processor has, in place
   of the newest ones of this one, two threads, and the tests in random order. It runs only the tests whose numbers could
   depend on that.
+- `floor`, `newest` and `torch-2.11` have the versions of `.ci/versions/NAME.txt`: the oldest that pyproject.toml
+  allows, the newest releases, and the first PyTorch whose CUDA build brings Triton 3.6. They run the core tests, the
+  files in `.ci/core-tests.txt`, with fewer examples than `README`, and with each parameter of a test once, not in all
+  combinations (`pytest --few --each`).
 - Skipped tests need a CUDA device, a library that the environment does not have, or a feature that its versions lack;
   `pytest -rs` prints the reason of each.
 
 {table}
 
-On {processors}, two cores. `.ci/run --record` records these runs. `.ci/leg NAME` runs the core tests, the files in
-`.ci/core-tests.txt`, with the versions of `.ci/versions/NAME.txt` in an environment that it makes: `floor` has the
-oldest versions that pyproject.toml allows, `newest` the newest releases, and `torch-2.11` the first PyTorch whose CUDA
-build brings Triton 3.6. No such run has been recorded yet.
+On {processors}, two cores. `.ci/run --record` records these runs, and `.ci/leg NAME` repeats one of `.ci/versions`.
 """
 HEAD = """# The blocks
 

@@ -33,6 +33,7 @@ with suppress(ImportError):
         import interpreter  # noqa: F401
 
 from cases import CASES
+from each import one_of_each
 
 
 def pytest_configure(config):
@@ -43,10 +44,15 @@ def pytest_configure(config):
 def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="40 times the examples, new ones each time")
     parser.addoption("--few", action="store_true", help="two examples a test, for Keras on its slower backends")
+    parser.addoption("--each", action="store_true", help="each parameter of a test once, not all their combinations")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """What takes longest begins first, lest one process be busy with it when the other is done."""
+    if config.getoption("--each"):
+        chosen = one_of_each(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
 
 

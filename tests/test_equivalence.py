@@ -113,14 +113,30 @@ BREAKS = {   # what is broken: block, function, its replacement, the contract th
 }
 
 
+def hold_all(contract, name):
+    """Hold a block of torch to a contract, over the cases of `check_block`."""
+    for case in testing.CONTRACTS[contract](name, 0):
+        contract(case, "torch")
+
+
 @pytest.mark.parametrize("what", BREAKS)
 def test_a_broken_body_is_found_out(what, monkeypatch):
     from attzoo.ops import torch as ops
 
     name, function, replacement, contract = BREAKS[what]
+    hold_all(getattr(testing, contract), name)
     monkeypatch.setattr(ops, function, replacement(ops))
-    findings = {finding.contract: finding.failure for finding in testing.check_block(name, "torch")}
-    assert findings[contract] is not None
+    with pytest.raises(AssertionError, match="is off by"):
+        hold_all(getattr(testing, contract), name)
+
+
+def test_a_broken_body_is_reported_by_its_contract(monkeypatch):
+    from attzoo.ops import torch as ops
+
+    monkeypatch.setattr(ops, "sigmoid", ops.hard_sigmoid)
+    findings = {finding.contract: finding.failure for finding in testing.check_block("eca", "torch")}
+    assert "output is off by" in findings["outputs"]
+    assert findings["files"] is None
 
 
 def test_wrong_running_statistics_are_found_out(monkeypatch):
@@ -128,8 +144,8 @@ def test_wrong_running_statistics_are_found_out(monkeypatch):
 
     monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda self, x: torch.nn.functional.batch_norm(
         x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.01, self.eps))   # fmt: skip
-    findings = {finding.contract: finding.failure for finding in testing.check_block("spatial_attention", "torch")}
-    assert "norm" in findings["training"]
+    with pytest.raises(AssertionError, match=r"norm\.(mean|var) is off by"):
+        hold_all(testing.training, "spatial_attention")
 
 
 def test_progress_counts_every_example():

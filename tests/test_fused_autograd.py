@@ -136,8 +136,9 @@ def test_a_shortcut_and_an_activation(name, act, layout):
     wanted = tailed("eager", name, act, layout)
     got = tailed("triton", name, act, layout)
     assert_close(got, wanted, **fitting)
-    graph = tailed("triton", name, act, layout, compiled=True)
-    assert_close(graph, wanted[: len(graph)], **fitting)
+    if (RESIDUAL.index(name) + (act is None) + (layout == LAYOUTS[0])) % 2:   # half of them: every pair of parameters
+        graph = tailed("triton", name, act, layout, compiled=True)
+        assert_close(graph, wanted[: len(graph)], **fitting)
 
 
 @pytest.mark.parametrize("name", RESIDUAL)

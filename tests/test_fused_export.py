@@ -1,11 +1,15 @@
 """A program that was exported with the fused kernels, in a process that begins anew, as whoever deploys it has it."""
 
+import os
+import sys
+
 import pytest
 import torch
 from kernels import build, draw
 from test_imports import python
 
 import attzoo
+from attzoo.ops import fused
 
 LOAD = """
 import torch{also}
@@ -39,5 +43,6 @@ def test_without_its_operator_a_program_is_refused_by_name(files, also):
 
 
 def test_with_its_operator_it_gives_the_same_numbers(files):
-    done = python(LOAD.format(also=", attzoo.blocks.se.triton", **files))
+    also = ", attzoo.blocks.se.triton" + (", interpreter" if fused.INTERPRETED else "")
+    done = python(LOAD.format(also=also, **files), PYTHONPATH=os.pathsep.join(sys.path))
     assert done.returncode == 0, done.stderr

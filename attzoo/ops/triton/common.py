@@ -73,6 +73,12 @@ def larger(a, b):
 
 
 @triton.jit
+def multiply_add(a, b, sums, PRECISION: tl.constexpr):
+    """sums + a b, of matrices, in the dtype of sums, which Triton 3.6 has to be told."""
+    return tl.dot(a, b, sums, input_precision=PRECISION, out_dtype=sums.dtype)
+
+
+@triton.jit
 def relu(x):
     """max(x, 0), NaN where x is."""
     return larger(x, tl.zeros_like(x))

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..fused import INTERPRETED, capability
 from . import channel_norm
 from .channel_norm import add_moments
-from .common import REAL, at, cdiv, counters, last, launch, places, power, relu, sizes, small
+from .common import REAL, at, cdiv, counters, last, launch, multiply_add, places, power, relu, sizes, small
 from .gate_tiles import FORWARD, Tile, exact_tile
 from .resize import Grids, resized
 
@@ -53,7 +53,7 @@ def product(a, b, sums, PRECISION: tl.constexpr):
     if UPCAST:
         a = a.to(REAL)
         b = b.to(REAL)
-    return tl.dot(a, b, sums, input_precision=PRECISION)
+    return multiply_add(a, b, sums, PRECISION)
 
 
 @triton.jit

@@ -21,7 +21,22 @@ import triton.language as tl
 from torch import Tensor
 
 from . import passes
-from .common import INFINITY, REAL, ROWS, cdiv, counters, is_last, larger, launch, nth, power, relu, sizes, small
+from .common import (
+    INFINITY,
+    REAL,
+    ROWS,
+    cdiv,
+    counters,
+    is_last,
+    larger,
+    launch,
+    multiply_add,
+    nth,
+    power,
+    relu,
+    sizes,
+    small,
+)
 from .passes import Map, portion
 
 WIDE = 32    # channels that a program takes at once: with 64, products of exact float32 numbers spill
@@ -148,12 +163,12 @@ def squeeze_kernel(
         k = start + tl.arange(0, BC)
         w = tl.load(w1 + r[None, :] * C + k[:, None], (r < R)[None, :] & (k < C)[:, None], 0.0).to(REAL)
         a = total_of(parts, n, c, inside, C, PARTS) * scale
-        of_avg = tl.dot(a, w, of_avg, input_precision=PRECISION)
+        of_avg = multiply_add(a, w, of_avg, PRECISION)
         if i % blocks == 0:
             tl.store(nth(saved, 1, N, C) + n * C + c, a, inside)
         if TOP:
             m = largest_of(nth(parts, 1, N * PARTS, C), n, c, inside, C, PARTS)
-            of_top = tl.dot(m, w, of_top, input_precision=PRECISION)
+            of_top = multiply_add(m, w, of_top, PRECISION)
             if i % blocks == 0:
                 tl.store(nth(saved, 2, N, C) + n * C + c, m, inside)
     inside = (n < N) & (r < R)[None, :]
@@ -181,7 +196,7 @@ def excite_kernel(
         r = start + tl.arange(0, BR)
         h = hidden_of(saved, n, r, N, C, R, TOP)
         w = tl.load(w2 + c[None, :] * R + r[:, None], (c < C)[None, :] & (r < R)[:, None], 0.0).to(REAL)
-        z = tl.dot(h, w, z, input_precision=PRECISION)
+        z = multiply_add(h, w, z, PRECISION)
     if b2 is not None:
         z += (1 + TOP) * tl.load(b2 + c, c < C, 0.0).to(REAL)[None, :]
     tl.store(saved + n * C + c[None, :], gate_of(z, HARD), (n < N) & (c < C)[None, :])
@@ -292,7 +307,7 @@ def unexcite_kernel(
         d = total_of(parts, n, c, inside, C, PARTS)
         d = slope_of(d, tl.load(saved + n * C + c, inside, 0.0), HARD)
         w = tl.load(w2 + k[:, None] * R + r[None, :], (k < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
-        dh = tl.dot(d, w, dh, input_precision=PRECISION)
+        dh = multiply_add(d, w, dh, PRECISION)
         if i % blocks == 0:
             tl.store(nth(found, 1 + TOP, N, C) + n * C + c, d, inside)
     inside = (n < N) & (r < R)[None, :]
@@ -321,9 +336,9 @@ def unsqueeze_kernel(
         known = (n < N) & (r < R)[None, :]
         w = tl.load(w1 + r[:, None] * C + k[None, :], (r < R)[:, None] & (k < C)[None, :], 0.0).to(REAL)
         dhidden = nth(found, 2 + TOP, N, C) + n * (1 + TOP) * R + r[None, :]
-        of_avg = tl.dot(tl.load(dhidden, known, 0.0), w, of_avg, input_precision=PRECISION)
+        of_avg = multiply_add(tl.load(dhidden, known, 0.0), w, of_avg, PRECISION)
         if TOP:
-            of_top = tl.dot(tl.load(dhidden + R, known, 0.0), w, of_top, input_precision=PRECISION)
+            of_top = multiply_add(tl.load(dhidden + R, known, 0.0), w, of_top, PRECISION)
     tl.store(found + n * C + c, of_avg * scale, inside)
     if TOP:
         count = total_of(nth(parts, 1, N * PARTS, C), n, c, inside, C, PARTS)
@@ -350,12 +365,12 @@ def weights_kernel(
         of_r = (n < N) & (r < R)[None, :]
         d = tl.load(nth(found, 1 + TOP, N, C) + n * C + c[None, :], of_c, 0.0)
         h = hidden_of(saved, n, r, N, C, R, TOP)
-        second = tl.dot(tl.trans(d), h, second, input_precision=PRECISION)
+        second = multiply_add(tl.trans(d), h, second, PRECISION)
         to_gate += tl.sum(d, 0)
         for branch in tl.static_range(1 + TOP):
             d = tl.load(nth(found, 2 + TOP, N, C) + (n * (1 + TOP) + branch) * R + r[None, :], of_r, 0.0)
             a = tl.load(nth(saved, 1 + branch, N, C) + n * C + c[None, :], of_c, 0.0)
-            first = tl.dot(tl.trans(a), d, first, input_precision=PRECISION)
+            first = multiply_add(tl.trans(a), d, first, PRECISION)
             to_hidden += tl.sum(d, 0)
     inside = (c < C)[:, None] & (r < R)[None, :]
     tl.store(dw1 + r[None, :] * C + c[:, None], first.to(dw1.dtype.element_ty), inside)
