@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any, Final, Self, get_args, get_type_hints
 
-SIMILAR: Final = 0.5   # of 1, the least similarity of a name that is proposed: "ratio" and "reduction" have 0.57
+SIMILAR: Final = 0.55   # of 1, the least similarity of a name that is proposed: "ratio" and "reduction" have 0.57
 
 
 def nearest(word: Any, known: Iterable[Any]) -> str:
