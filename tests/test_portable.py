@@ -617,7 +617,7 @@ HOSTILE = {   # what: number of the case or None, bytes from the good file's hea
     "config of a list": (None, about(config=[32]), r"expected a block's arguments, got \[32\]"),
     "no config": (None, metadata({"format": 1, "block": "se"}), "expected a block's arguments, got None"),
     "deep config": (None, metadata('{"config":' * 10**4), "recursion"),
-    "unknown argument": (None, about(config={"channels": 32, "__class__": "os"}), "keyword argument '__class__'"),
+    "unknown argument": (None, about(config={"channels": 32, "__class__": "os"}), "SE takes no argument '__class__'"),
     "missing argument": (None, about(config={}), "missing 1 required positional argument: 'channels'"),
     "channels of text": (None, about(config={"channels": "32"}), "channels must be an integer, got '32'"),
     "channels of a list": (None, about(config={"channels": [32]}), r"channels must be an integer, got \[32\]"),
