@@ -63,8 +63,10 @@ def serves(
     """
     if settings.chosen == "eager":
         return False
-    if settings.chosen == "auto" and (guard.is_exporting() or not wins(kind, x)):   # a program is for all sizes
-        return False
+    if settings.chosen == "auto":
+        program = guard.is_exporting() or not isinstance(x, Tensor)   # which is for all sizes
+        if program or not wins(kind, x):
+            return False
     if not torch.compiler.is_compiling() and getattr(HERE, "plain", False):
         return False
     inputs = [x, *(t for t in others if t is not None)]
@@ -99,7 +101,7 @@ def _described(x: Tensor) -> tuple[Any, ...]:
 
 def wins(kind: type, x: Tensor) -> bool:
     """Whether a recorded win covers this call."""
-    if not LEAST or not isinstance(x, Tensor) or not x.is_cuda:
+    if not LEAST or not x.is_cuda:
         return False
     dtype = str(x.dtype).removeprefix("torch.")
     case = kind.__name__, capability(x.device), dtype, not x.is_contiguous(), torch.is_grad_enabled()
