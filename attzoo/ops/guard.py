@@ -14,13 +14,14 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._device import DeviceContext
 
 from .. import scope
 from ..contract import older, require
 from ..recording import is_idle
 
 require("torch", torch.__version__, "2.6")   # before it, torch.load could be made to run code
+
+from torch.utils._device import DeviceContext  # noqa: E402  (an older torch may not have it)
 
 # Whether torch.export traces. torch 2.6 tells compiling from exporting nowhere: there, compiling counts as exporting,
 # whose graphs are right for every size.
