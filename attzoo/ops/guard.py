@@ -28,6 +28,9 @@ from torch.utils._device import DeviceContext  # noqa: E402  (an older torch may
 is_exporting: Final[Callable[[], bool]] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 # Whether torch.compile runs a checkpoint's running statistics once: compiled by torch 2.6 they moved twice
 compiles_checkpoints: Final = not older(torch.__version__, "2.11")
+# Whether an exported program that pools is tied to whether sizes are odd, in any module: so with torch 2.11, not with
+# 2.6, which checks no sizes, nor with 2.13
+pool_ties_exports: Final = older("2.6.99", torch.__version__) and older(torch.__version__, "2.13")
 # Whether vmap, grad or another transform of torch.func is active
 in_transform: Final[Callable[[], bool]] = torch._C._are_functorch_transforms_active
 # Whether a tensor is one of those that torch.autograd.grad(is_grads_batched=True) makes

@@ -240,6 +240,11 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": sigmoid, "hard_sigmoi
 
 def pool(x: Tensor, window: Sequence[int]) -> Tensor:
     """Maximum over windows side by side, the last one cut off by the edge: (N, C, *S) -> (N, C, *ceil(S / window))."""
+    if guard.pool_ties_exports and guard.is_exporting():
+        for axis, w in enumerate(window, start=2):
+            first, last = torch.arange(-(-x.shape[axis] // w), device=x.device) * w, x.shape[axis] - 1
+            x = torch.stack([x.index_select(axis, (first + i).clamp(max=last)) for i in range(w)]).amax(0)
+        return x
     if len(window) == 1:   # torch's 1-D one ties an export to the length it was made at
         return pool(x[:, :, None], (1, *window))[:, :, 0]
     by_hand = len(window) == 3 and torch.are_deterministic_algorithms_enabled()   # torch's has no such gradient on CUDA
