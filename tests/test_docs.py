@@ -94,12 +94,6 @@ def test_no_failure_is_recorded_as_tested():
     assert {row["name"]: row["failed"] for row in rows} == {row["name"]: 0 for row in rows}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / ".ci" / "versions").glob("*.txt")), ids=lambda path: path.stem)
-def test_every_set_of_versions_is_recorded(path):
-    rows = json.loads((ROOT / "docs" / "versions.json").read_text(encoding="utf-8"))
-    assert path.stem in {row["name"] for row in rows}, f"run: .ci/run --record, or record .ci/leg {path.stem}"
-
-
 @every_page
 def test_tables_of_figures_are_their_result_files(page, generate):
     text = page.read_text(encoding="utf-8")

@@ -169,3 +169,15 @@ def test_pickles_of_now_are_not_looked_through(monkeypatch):
     for twin in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
         assert type(twin.up[0].conv) is nn.Conv2d
         assert vars(twin).keys() == vars(net).keys()
+
+
+def test_a_copy_of_a_compiled_block_has_its_own_parameters():
+    block = attzoo.create("se", 4, backend="torch")
+    block.compile(backend="eager")
+    x = torch.ones(1, 4, 2, 2)
+    block(x)
+    for twin in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        with torch.no_grad():
+            twin.excite.bias.fill_(-100.0)
+        assert torch.equal(twin(x), torch.zeros_like(x))
+        assert not torch.equal(block(x), torch.zeros_like(x))

@@ -94,7 +94,8 @@ class Block(NamedArguments, nn.Module):
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {torch_pickle.KEY: torch_pickle.FORMAT}
+        state: dict[str, Any] = super().__getstate__()   # without what torch.compile made for this very module
+        return state | {torch_pickle.KEY: torch_pickle.FORMAT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({name: value for name, value in state.items() if name != torch_pickle.KEY})
