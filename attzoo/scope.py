@@ -25,8 +25,12 @@ class Stack(Generic[T]):
         STACKS.append(self)
 
     def get(self) -> tuple[T, ...]:
+        """The values; and they are stored again, for this context may be a copy, or follow another in this thread."""
         own = self.variable.get()
-        return _inherited(self.name) if own is None else own
+        if own is None:
+            return _inherited(self.name)
+        _store(self.name, (get_ident(), own))
+        return own
 
     def set(self, values: tuple[T, ...]) -> None:
         self.variable.set(values)
@@ -61,9 +65,13 @@ _load: Callable[[str], Any] = _load_nothing           # what the thread that thi
 
 
 def _inherited(name: str) -> tuple[Any, ...]:
-    """What another thread has stored for this one. What this one has stored itself is of another context."""
+    """What another thread has stored for this one. What this one has stored itself is of another context: it goes."""
     thread, values = _load(name) or (get_ident(), ())
-    return () if thread == get_ident() else values
+    if thread != get_ident():
+        return tuple(values)
+    if values:
+        _store(name, (thread, ()))
+    return ()
 
 
 def use_carrier(store: Callable[[str, Any], None], load: Callable[[str], Any]) -> None:

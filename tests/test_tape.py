@@ -66,6 +66,39 @@ def test_one_tensor_that_comes_twice_does_not_stand_for_two():
         assert torch.equal(y, x + more)
 
 
+def test_two_allocations_that_gave_one_tensor_may_give_two_the_next_time():
+    shared, apart = torch.zeros(2), [torch.zeros(2), torch.zeros(2)]
+    given = [shared, shared]
+
+    def first(x):
+        return given[0]
+
+    def second(x):
+        return given[1]
+
+    def write(x, y):
+        for maker in (first, second):
+            room = tape.allocated(maker, x)
+            tape.call(lambda a, b: b.add_(a), x, room)
+        tape.call(lambda a, b: b.copy_(a), room, y)
+
+    x, y = torch.ones(2), torch.empty(2)
+    tape.run("key", [x, y], write, x, y)
+    given[:] = apart
+    tape.run("key", [x, y], write, x, y)
+    assert [t.tolist() for t in (shared, *apart)] == [[2, 2], [1, 1], [1, 1]]
+
+
+def test_a_call_with_one_argument_gets_that_argument():
+    def write(x):
+        tape.call(lambda a: a.add_(1), x)
+
+    for _ in range(2):
+        x = torch.zeros(2)
+        tape.run("key", [x], write, x)
+        assert x.tolist() == [1, 1]
+
+
 def test_what_is_kept_does_not_grow_without_an_end(monkeypatch):
     monkeypatch.setattr(tape, "MOST", 3)
     for scale in range(10):
@@ -125,11 +158,17 @@ def module(block):
     block.squeeze = torch.nn.Sequential(torch.nn.Linear(8, 2))
 
 
+def shortened(block):
+    block.excite.bias.data = block.excite.bias.data[:1]
+
+
 def reclassed(block):
     block.squeeze.__class__ = type("Other", (torch.nn.Linear,), {})
 
 
-CHANGES = [half, subclass, stands_in, hooked, hooked_backward, parametrized, pruned, converted, module, reclassed]
+CHANGES = [
+    half, subclass, stands_in, hooked, hooked_backward, parametrized, pruned, converted, module, reclassed, shortened,
+]   # fmt: skip
 
 
 @pytest.fixture
@@ -147,7 +186,7 @@ def test_a_change_of_a_block_that_was_used_is_noticed(used, change):
     block, x = used
     change(block)
     x = x.double() if change in (converted,) else x
-    with attzoo.kernels("triton"), pytest.raises((RuntimeError, TypeError)):
+    with attzoo.kernels("triton"), pytest.raises((RuntimeError, TypeError, ValueError)):
         block(x)
 
 
@@ -175,3 +214,29 @@ def test_what_changed_and_is_as_it_was_goes_through_again(used):
     hook.remove()
     with attzoo.kernels("triton"):
         block(x)
+
+
+def test_a_shortcut_that_is_x_itself_does_not_stand_for_others(used):
+    block, x = used
+    other = x.flip(0)
+    for shortcut in (x, other, x, other):
+        with attzoo.kernels("eager"):
+            expected = block(x, shortcut, act="relu")
+        with attzoo.kernels("triton"):
+            torch.testing.assert_close(block(x, shortcut, act="relu"), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_running_statistics_that_average_all_batches(dtype):
+    kernels = pytest.importorskip("kernels")
+    x = kernels.draw(2, 4, 4, 3, dtype=dtype)
+    found = []
+    for mode in ("eager", "triton"):
+        torch.manual_seed(0)
+        block = attzoo.create("spatial_attention", 4, backend="torch", kernel_size=3, norm=True).to(x.device, dtype)
+        block.norm.momentum = None
+        with attzoo.kernels(mode):
+            for scale in (1.0, 2.0):
+                block(x * scale)
+        found.append(block.norm.running_var.float())
+    torch.testing.assert_close(*found, rtol=2e-2, atol=0)

@@ -42,7 +42,7 @@ ALIGNED: Final = 16          # bytes that Triton reads at once where an address 
 LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
 PASSED: WeakKeyDictionary[nn.Module, tuple[guard.Snapshot, list[Any]]] = WeakKeyDictionary()   # by `refusal`
 _is_tracing: Final[Callable[[], bool]] = torch.jit.is_tracing   # type: ignore[attr-defined]
-HERE = threading.local()     # `plain` on it: this thread is running a plain form
+HERE = threading.local()     # `plain` on it: this thread is running a plain form; `in_graph`: an operator of a graph
 
 
 # ---- when ------------------------------------------------------------------------------------------------------------
@@ -251,7 +251,8 @@ class Fused:
     def _run(self, write: Callable[..., None], args: Sequence[Any], before: Any, after: Any, *given: Any) -> None:
         """write(*given), a pass over tensors before, among and after args: repeated where it has been recorded."""
         device = args[0].device
-        key = write, device, *map(described, before), *map(described, args), self.settings(args[0])
+        alone = len({id(arg) for arg in args[: self.inputs]}) == self.inputs   # a shortcut may be x itself
+        key = write, device, alone, *map(described, before), *map(described, args), self.settings(args[0])
         tensors = [*before, *args[: self.tensors], *after]
         if device.type != "cuda" or device.index == torch.cuda.current_device():
             tape.run(key, tensors, write, *given)
@@ -344,11 +345,24 @@ class Plain:
             part.training = training
 
 
+def _in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which knows when it runs that it is an operator of a graph."""
+
+    def run(*args: Any) -> Any:
+        HERE.in_graph = True
+        try:
+            return function(*args)
+        finally:
+            HERE.in_graph = False
+
+    return run
+
+
 def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:
     """The form for graphs: one operator forward, one back."""
     library = torch.library
     results = ", ".join(["Tensor"] * (1 + kept))
-    ahead = library.custom_op(name, it.forward, mutates_args=(), schema=f"({arguments}) -> ({results})")
+    ahead = library.custom_op(name, _in_graph(it.forward), mutates_args=(), schema=f"({arguments}) -> ({results})")
     ahead.register_fake(lambda *args: tuple(it.outputs(*args)))
 
     def back(dy: Tensor, y: Tensor | None, kept: list[Tensor], *args: Any) -> list[Tensor]:
@@ -356,7 +370,7 @@ def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:
         return [gradient for gradient in found if gradient is not None]
 
     schema = f"(Tensor dy, Tensor? y, Tensor[] kept, {arguments}) -> Tensor[]"
-    again = library.custom_op(f"{name}_backward", back, mutates_args=(), schema=schema)
+    again = library.custom_op(f"{name}_backward", _in_graph(back), mutates_args=(), schema=schema)
     again.register_fake(lambda dy, y, kept, *args: [t for t in it.gradients(args) if t is not None])
 
     def setup(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:

@@ -125,7 +125,7 @@ class Snapshot:
         """Whether nothing was exchanged, replaced or converted since, and no part has a hook."""
         if any(ALL_MODULES_HOOKS):
             return False
-        for part, (kind, names, children, tensors, kinds, options) in zip(
+        for part, (kind, names, children, tensors, forms, options) in zip(
             (module, *self.parts), self.seen, strict=True
         ):
             own = part.__dict__
@@ -137,7 +137,7 @@ class Snapshot:
                 or list(own["_modules"].values()) != children
                 or len(known) != len(tensors)
                 or not all(map(is_, known, tensors))
-                or [(t.dtype, t.device) for t in known if t is not None] != kinds
+                or [_form(t) for t in known if t is not None] != forms
                 or (part is not module and (own["_forward_hooks"] or own["_forward_pre_hooks"]
                     or own["_backward_hooks"] or own["_backward_pre_hooks"]))
                 or (options and [own[name] for name in OPTIONS] != options)
@@ -147,12 +147,16 @@ class Snapshot:
 
 
 def _seen(part: nn.Module) -> tuple[Any, ...]:
-    """Type, names of attributes, children, tensors with their dtypes and devices, and a convolution's options."""
+    """Type, names of attributes, children, tensors with what `_form` sees of them, and a convolution's options."""
     own = part.__dict__
     tensors = [*own["_parameters"].values(), *own["_buffers"].values()]
-    kinds = [(t.dtype, t.device) for t in tensors if t is not None]
+    forms = [_form(t) for t in tensors if t is not None]
     options = [own[name] for name in OPTIONS] if "stride" in own else []
-    return type(part), list(own), list(own["_modules"].values()), tensors, kinds, options
+    return type(part), list(own), list(own["_modules"].values()), tensors, forms, options
+
+
+def _form(t: Tensor) -> tuple[Any, ...]:
+    return type(t), t.shape, t.dtype, t.device   # an assignment to .data, or swap_tensors, changes these in place
 
 
 def parameter_names(module: nn.Module) -> Set[str]:

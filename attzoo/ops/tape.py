@@ -1,4 +1,7 @@
-"""Passes that are recorded once and repeated: what a call starts depends on shapes, dtypes and options only.
+"""Passes that are recorded once and repeated.
+
+What a pass starts depends only on the shapes, strides, dtypes and alignment of its tensors, on its options and on the
+device.
 
 To decide tiles, grids and what to allocate takes many lines of Python, several times as long as a small kernel runs. So
 the first time that tensors of some shapes come, what a pass does is recorded: the tensors that it allocates, and the
@@ -35,7 +38,7 @@ class Recording(NamedTuple):
     calls: Sequence[tuple[Callable[..., Any], Callable[[Sequence[Any]], Sequence[Any]]]]
 
     def repeat(self, tensors: Sequence[Any]) -> None:
-        """Do it with these tensors."""
+        """Allocate and call as recorded, with these tensors in place of the first ones."""
         x = tensors[0]
         values = [*tensors, *[make(x) for make in self.makers], *self.constants]
         for function, pick in self.calls:
@@ -51,7 +54,8 @@ class Tape:
         self.slots = {id(tensor): slot for slot, tensor in enumerate(tensors) if tensor is not None}
         self.complete = len(self.slots) == len(given)   # else, one stands for two that may differ the next time
         self.makers: list[Maker] = []
-        self.calls: list[tuple[Callable[..., Any], Sequence[Any]]] = []
+        self.constants: list[Any] = []
+        self.calls: list[tuple[Callable[..., Any], list[tuple[bool, int]]]] = []   # arguments: is a constant, number
 
     def allocated(self, tensor: Tensor, maker: Maker) -> Tensor:
         """Note a new tensor, and return it."""
@@ -61,26 +65,33 @@ class Tape:
         return tensor
 
     def called(self, function: Callable[..., Any], args: Sequence[Any]) -> None:
-        """Note a call."""
-        self.complete &= all(id(arg) in self.slots for arg in args if isinstance(arg, Tensor))
-        self.calls.append((function, args))
+        """Note a call. A tensor stands for its latest maker: two makers may return one tensor now, and two later."""
+        arguments = []
+        for arg in args:
+            if not isinstance(arg, Tensor):
+                arguments.append((True, len(self.constants)))
+                self.constants.append(arg)
+            elif id(arg) in self.slots:
+                arguments.append((False, self.slots[id(arg)]))
+            else:
+                self.complete = False
+        self.calls.append((function, arguments))
 
     def recording(self) -> Recording | None:
         """The whole, if it can be repeated."""
         if not self.complete:
             return None
-        constants: list[Any] = []
+        first = len(self.tensors)   # constants come after them
         calls = []
-        for function, args in self.calls:
-            slots = []
-            for arg in args:
-                if isinstance(arg, Tensor):
-                    slots.append(self.slots[id(arg)])
-                else:
-                    slots.append(len(self.tensors) + len(constants))
-                    constants.append(arg)
-            calls.append((function, itemgetter(*slots)))
-        return Recording(self.makers, constants, calls)
+        for function, arguments in self.calls:
+            slots = [first + number if is_constant else number for is_constant, number in arguments]
+            pick = itemgetter(*slots) if len(slots) > 1 else _picks_one(slots[0])
+            calls.append((function, pick))
+        return Recording(self.makers, self.constants, calls)
+
+
+def _picks_one(slot: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    return lambda values: (values[slot],)
 
 
 class _Watch(TorchDispatchMode):
@@ -98,8 +109,8 @@ def current() -> Tape | None:
     return getattr(UNDERWAY, "tape", None)
 
 
-def aside(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call a function whose operators are part of what is noted."""
+def unwatched(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a function whose operators do not spoil the recording, for the caller notes the call as a whole."""
     tape, UNDERWAY.tape = current(), None
     try:
         return function(*args, **options)
@@ -115,17 +126,20 @@ def allocated(make: Maker, x: Tensor) -> Tensor:
 
 def call(function: Callable[..., Any], *args: Any) -> None:
     """Call a function that writes into one of its arguments, and note that."""
-    aside(function, *args)
+    unwatched(function, *args)
     if tape := current():
         tape.called(function, args)
 
 
 def run(key: Hashable, tensors: Sequence[Any], write: Callable[..., None], *args: Any) -> None:
-    """Do write(*args), a pass over `tensors`, or repeat it: all else that it depends on is in `key`."""
+    """Do write(*args), a pass over `tensors`, or repeat it.
+
+    All else that it depends on must be in `key`. Under a user's dispatch or function mode nothing is recorded.
+    """
     known = RECORDED.get(key)
     if known is not None:
         known.repeat(tensors)
-    elif key in RECORDED or guard.in_mode():   # a user's mode may replace what is allocated
+    elif key in RECORDED or guard.in_mode():
         write(*args)
     else:
         UNDERWAY.tape = tape = Tape(tensors)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import guard, tape
-from ..fused import ALIGNED
+from ..fused import ALIGNED, HERE
 
 KEPT = torch.float32                # what is kept, and
 REAL = tl.constexpr(tl.float32)     # what is added up; tests, to prove the formulas, make it float64
@@ -158,7 +158,8 @@ def counters(x: Tensor, count: int) -> Tensor:
     """At least `count` integers for `is_last`, all zero: int32, on x's device, for the current stream.
 
     Kernels of one stream follow each other and leave zeros, so that a stream's counters serve all its calls. A CUDA
-    graph may run beside the stream that it was captured on: it gets counters of its own, and sets them to zero.
+    graph may run beside the stream that it was captured on, and a compiled graph may own the memory that it allocates:
+    these get counters of their own, and set them to zero.
     """
     return tape.allocated(partial(_counters, count), x)
 
@@ -166,7 +167,7 @@ def counters(x: Tensor, count: int) -> Tensor:
 def _counters(count: int, x: Tensor) -> Tensor:
     stream = None
     if x.is_cuda:
-        if torch.cuda.is_current_stream_capturing():
+        if getattr(HERE, "in_graph", False) or torch.cuda.is_current_stream_capturing():
             return torch.zeros(count, dtype=torch.int32, device=x.device)
         stream = torch.cuda.current_stream(x.device).cuda_stream
     key = x.device, stream
@@ -185,7 +186,7 @@ def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
     longer than all else that a launch does. What has been launched once does not see its settings change.
     """
     if programs:
-        runner, constants = tape.aside(_launch, kernel, programs, args, options)
+        runner, constants = tape.unwatched(_launch, kernel, programs, args, options)
         if recorder := tape.current():
             recorder.called(runner, (*args, *constants))
 
@@ -222,5 +223,6 @@ def follow(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
     if not count:
         return
     step = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), step)
-    norm.running_var.lerp_(var.to(norm.running_var.dtype), step)
+    for running, new in ((norm.running_mean, mean), (norm.running_var, var)):
+        weight = step.to(running.dtype) if isinstance(step, Tensor) else step
+        running.lerp_(new.to(running.dtype), weight)

@@ -196,7 +196,8 @@ def gate_kernel(
                     tl.store(bits + n.to(tl.int64) * (WORDS - 1) * S + word * S + to, words, s < S)
     if logits is not None:
         tl.store(logits + to, z, s < S)
-        add_moments(z, s < S, tl.program_id(0), tl.num_programs(0), N * S, parts, counter, statistics, eps)
+        count = tl.full([], N, tl.int64) * S
+        add_moments(z, s < S, tl.program_id(0), tl.num_programs(0), count, parts, counter, statistics, eps)
     else:
         a = tl.sigmoid(z)
         if alpha is not None:

@@ -51,11 +51,12 @@ def moments_kernel(
     tl.store(to + F + f, spread, f < F)
     tl.store(to + 2 * F + f, ones * count, f < F)
     if is_last(counter + tl.program_id(0) // PARTS, PARTS):
+        values = tl.full([], N, tl.int64) * S
         whole = tl.zeros([BF, BP], tl.float64)
         for start in range(0, PARTS, BP):
             weighted = of_parts(parts, 0, f, start, F, PARTS, BP) * of_parts(parts, 2, f, start, F, PARTS, BP)
             whole += weighted
-        mean = tl.sum(whole, 1) / (N * S)
+        mean = tl.sum(whole, 1) / values
         whole = tl.zeros([BF, BP], tl.float64)
         for start in range(0, PARTS, BP):
             apart = of_parts(parts, 0, f, start, F, PARTS, BP) - mean[:, None]
@@ -63,8 +64,8 @@ def moments_kernel(
             whole += of_parts(parts, 1, f, start, F, PARTS, BP)
         total = tl.sum(whole, 1)
         tl.store(batch + f, mean.to(REAL), f < F)
-        tl.store(batch + F + f, (total / (N * S)).to(REAL), f < F)
-        tl.store(batch + 2 * F + f, (total / (N * S - 1)).to(REAL), f < F)
+        tl.store(batch + F + f, (total / values).to(REAL), f < F)
+        tl.store(batch + 2 * F + f, (total / (values - 1)).to(REAL), f < F)
 
 
 @triton.jit
@@ -119,6 +120,7 @@ def sums_kernel(
     tl.store(to + f, of_e, f < F)
     tl.store(to + F + f, of_t, f < F)
     if is_last(counter + tl.program_id(0) // PARTS, PARTS):
+        values = tl.full([], N, tl.int64) * S
         sums_of_e = tl.zeros([BF, BP], tl.float64)
         sums_of_t = tl.zeros([BF, BP], tl.float64)
         for start in range(0, PARTS, BP):
@@ -128,8 +130,8 @@ def sums_kernel(
         all_t = tl.sum(sums_of_t, 1)
         mean = column(batch, f, F)
         tl.store(centre + f, mean, f < F)
-        tl.store(centre + F + f, (all_e / (N * S)).to(REAL), f < F)
-        tl.store(centre + 2 * F + f, (all_t / (column(batch + F, f, F) + eps) / (N * S)).to(REAL), f < F)
+        tl.store(centre + F + f, (all_e / values).to(REAL), f < F)
+        tl.store(centre + 2 * F + f, (all_t / (column(batch + F, f, F) + eps) / values).to(REAL), f < F)
         tl.store(centre + 3 * F + f, (all_t + mean * all_e).to(REAL), f < F)
         tl.store(centre + 4 * F + f, all_e.to(REAL), f < F)
 

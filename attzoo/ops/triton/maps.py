@@ -54,7 +54,7 @@ def conv_kernel(
         tl.store(q + n * S + p, sums, p < S)
     if parts is not None:
         i, programs = tl.program_id(0), tl.num_programs(0)
-        add_moments(sums, p < S, i, programs, N * S, parts, counter, statistics, eps)
+        add_moments(sums, p < S, i, programs, tl.full([], N, tl.int64) * S, parts, counter, statistics, eps)
     else:
         if q is not None:
             tl.store(statistics, tl.load(mean).to(REAL))   # the same from every program

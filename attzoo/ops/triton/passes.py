@@ -203,7 +203,7 @@ def to_scaled(dy: Tensor, x: Tensor, y: Tensor | None, gradients: list[Any]) -> 
     """
     dy, room = alike(dy, x), gradients[1]
     if y is not None:
-        into = torch.empty_like(dy) if room is None or room.stride() != dy.stride() else room
+        into = tape.allocated(torch.empty_like, dy) if room is None or room.stride() != dy.stride() else room
         tape.call(_relu_backward, dy, y, into)   # 0 where y is, as in torch's own relu
         dy = into
     if room is not None and room is not dy:

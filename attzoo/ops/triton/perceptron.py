@@ -129,7 +129,7 @@ def pool_excite_kernel(
             bias = tl.load(b1 + r, r < R, 0.0).to(REAL)
             of_avg += bias
             of_top += bias
-        hidden = nth(saved, 2 + TOP, N, C) + n * (1 + TOP) * R + r
+        hidden = nth(saved, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r
         h = tl.where(r < R, relu(of_avg), 0.0)   # 0 times infinity is what there may be outside
         tl.store(hidden, h, r < R)
         if TOP:
@@ -175,7 +175,7 @@ def squeeze_kernel(
     bias = tl.zeros([BR], REAL)
     if b1 is not None:
         bias = tl.load(b1 + r, r < R, 0.0).to(REAL)
-    hidden = nth(saved, 2 + TOP, N, C) + n * (1 + TOP) * R + r[None, :]
+    hidden = nth(saved, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r[None, :]
     tl.store(hidden, relu(of_avg + bias[None, :]), inside)
     if TOP:
         tl.store(hidden + R, relu(of_top + bias[None, :]), inside)
@@ -206,7 +206,7 @@ def excite_kernel(
 def hidden_of(saved, n, r, N, C, R, TOP: tl.constexpr):
     """Hidden units of all branches, added."""
     inside = (n < N) & (r < R)[None, :]
-    at = nth(saved, 2 + TOP, N, C) + n * (1 + TOP) * R + r[None, :]
+    at = nth(saved, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r[None, :]
     h = tl.load(at, inside, 0.0)
     if TOP:
         h += tl.load(at + R, inside, 0.0)
@@ -216,8 +216,10 @@ def hidden_of(saved, n, r, N, C, R, TOP: tl.constexpr):
 def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
     """Pool x (N, C, *S) over space and compute everything that is saved."""
     (N, C, S), R = sizes(x), len(layers.w1)
-    if layers.w1.shape != (R, C) or layers.w2.shape != (C, R):   # a kernel would read past their ends
-        raise ValueError(f"expected weights for {C} channels, got {list(layers.w1.shape)} and {list(layers.w2.shape)}")
+    biases = [len(b) for b in (layers.b1, layers.b2) if b is not None]
+    if layers.w1.shape != (R, C) or layers.w2.shape != (C, R) or biases not in ([], [R], [C], [R, C]):
+        shapes = ", ".join(str(list(t.shape)) for t in layers[:4] if t is not None)   # a kernel would read past them
+        raise ValueError(f"expected weights and biases for {C} channels and {R} hidden units, got {shapes}")
     it = passes.portions("pool", x)
     parts = small(x, 1 + top, N, it.parts, C)
     hard = layers.gate == "hard_sigmoid"
@@ -273,7 +275,7 @@ def channels_unexcite_kernel(
             tl.store(nth(found, 1 + TOP, N, C) + n * C + k, d, k < C)
             w = tl.load(w2 + k[:, None] * R + r[None, :], (k < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
             dh += tl.sum(w * d[:, None], 0)
-        first = (2 + TOP) * (tl.full([], N, tl.int64) * C) + n * (1 + TOP) * R + r
+        first = (2 + TOP) * (tl.full([], N, tl.int64) * C) + n.to(tl.int64) * (1 + TOP) * R + r
         of_avg = tl.where(tl.load(saved + first, r < R, 0.0) <= 0, 0.0, dh)   # NaN is not
         tl.store(found + first, of_avg, r < R)
         of_top = of_avg
@@ -312,7 +314,7 @@ def unexcite_kernel(
             tl.store(nth(found, 1 + TOP, N, C) + n * C + c, d, inside)
     inside = (n < N) & (r < R)[None, :]
     for branch in tl.static_range(1 + TOP):
-        first = (2 + TOP) * (tl.full([], N, tl.int64) * C) + (n * (1 + TOP) + branch) * R + r[None, :]
+        first = (2 + TOP) * (tl.full([], N, tl.int64) * C) + (n.to(tl.int64) * (1 + TOP) + branch) * R + r[None, :]
         off = tl.load(saved + first, inside, 0.0) <= 0   # NaN is not
         tl.store(found + first, tl.where(off, 0.0, dh), inside)
 
@@ -335,7 +337,7 @@ def unsqueeze_kernel(
         r = start + tl.arange(0, BR)
         known = (n < N) & (r < R)[None, :]
         w = tl.load(w1 + r[:, None] * C + k[None, :], (r < R)[:, None] & (k < C)[None, :], 0.0).to(REAL)
-        dhidden = nth(found, 2 + TOP, N, C) + n * (1 + TOP) * R + r[None, :]
+        dhidden = nth(found, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r[None, :]
         of_avg = multiply_add(tl.load(dhidden, known, 0.0), w, of_avg, PRECISION)
         if TOP:
             of_top = multiply_add(tl.load(dhidden + R, known, 0.0), w, of_top, PRECISION)
@@ -368,7 +370,7 @@ def weights_kernel(
         second = multiply_add(tl.trans(d), h, second, PRECISION)
         to_gate += tl.sum(d, 0)
         for branch in tl.static_range(1 + TOP):
-            d = tl.load(nth(found, 2 + TOP, N, C) + (n * (1 + TOP) + branch) * R + r[None, :], of_r, 0.0)
+            d = tl.load(nth(found, 2 + TOP, N, C) + (n.to(tl.int64) * (1 + TOP) + branch) * R + r[None, :], of_r, 0.0)
             a = tl.load(nth(saved, 1 + branch, N, C) + n * C + c[None, :], of_c, 0.0)
             first = multiply_add(tl.trans(a), d, first, PRECISION)
             to_hidden += tl.sum(d, 0)
