@@ -56,14 +56,14 @@ def moments_kernel(
         for start in range(0, PARTS, BP):
             weighted = of_parts(parts, 0, f, start, F, PARTS, BP) * of_parts(parts, 2, f, start, F, PARTS, BP)
             whole += weighted
-        mean = tl.sum(whole, 1) / values
+        centre = tl.sum(whole, 1) / values
         whole = tl.zeros([BF, BP], tl.float64)
         for start in range(0, PARTS, BP):
-            apart = of_parts(parts, 0, f, start, F, PARTS, BP) - mean[:, None]
+            apart = of_parts(parts, 0, f, start, F, PARTS, BP) - centre[:, None]
             whole += of_parts(parts, 2, f, start, F, PARTS, BP) * apart * apart
             whole += of_parts(parts, 1, f, start, F, PARTS, BP)
         total = tl.sum(whole, 1)
-        tl.store(batch + f, mean.to(REAL), f < F)
+        tl.store(batch + f, centre.to(REAL), f < F)
         tl.store(batch + F + f, (total / values).to(REAL), f < F)
         tl.store(batch + 2 * F + f, (total / (values - 1)).to(REAL), f < F)
 
