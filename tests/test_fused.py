@@ -224,7 +224,8 @@ def test_hooks_on_the_block_itself_run():
 def test_layers_of_other_sizes_are_refused_before_a_kernel_reads_past_them():
     block = build("se")
     block.squeeze = nn.Linear(4, 3).to(DEVICE)
-    with attzoo.kernels("triton"), pytest.raises(ValueError, match=r"expected weights for 8 channels, got \[3, 4\]"):
+    refused = r"expected weights and biases for 8 channels and 3 hidden units, got \[3, 4\]"
+    with attzoo.kernels("triton"), pytest.raises(ValueError, match=refused):
         block(draw(2, 8, 4, 3))
     block = build("spatial_attention")
     block.conv = nn.Conv2d(1, 1, 3, padding=1, bias=False).to(DEVICE)
