@@ -55,7 +55,7 @@ class Tape:
         self.complete = len(self.slots) == len(given)   # else, one stands for two that may differ the next time
         self.makers: list[Maker] = []
         self.constants: list[Any] = []
-        self.calls: list[tuple[Callable[..., Any], list[tuple[bool, int]]]] = []   # arguments: is a constant, number
+        self.calls: list[tuple[Callable[..., Any], Callable[[Sequence[Any]], Sequence[Any]]]] = []
 
     def allocated(self, tensor: Tensor, maker: Maker) -> Tensor:
         """Note a new tensor, and return it."""
@@ -66,28 +66,21 @@ class Tape:
 
     def called(self, function: Callable[..., Any], args: Sequence[Any]) -> None:
         """Note a call. A tensor stands for its latest maker: two makers may return one tensor now, and two later."""
-        arguments = []
+        slots = []
         for arg in args:
             if not isinstance(arg, Tensor):
-                arguments.append((True, len(self.constants)))
-                self.constants.append(arg)
+                self.constants.insert(0, arg)
+                slots.append(-len(self.constants))   # counted from the end, for more tensors may come before them
             elif id(arg) in self.slots:
-                arguments.append((False, self.slots[id(arg)]))
+                slots.append(self.slots[id(arg)])
             else:
                 self.complete = False
-        self.calls.append((function, arguments))
+                return
+        self.calls.append((function, itemgetter(*slots) if len(slots) > 1 else _picks_one(slots[0])))
 
     def recording(self) -> Recording | None:
         """The whole, if it can be repeated."""
-        if not self.complete:
-            return None
-        first = len(self.tensors)   # constants come after them
-        calls = []
-        for function, arguments in self.calls:
-            slots = [first + number if is_constant else number for is_constant, number in arguments]
-            pick = itemgetter(*slots) if len(slots) > 1 else _picks_one(slots[0])
-            calls.append((function, pick))
-        return Recording(self.makers, self.constants, calls)
+        return Recording(self.makers, self.constants, self.calls) if self.complete else None
 
 
 def _picks_one(slot: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
