@@ -67,17 +67,15 @@ def serves(
         program = guard.is_exporting() or not isinstance(x, Tensor)   # which is for all sizes
         if program or not wins(kind, x):
             return False
-    if not torch.compiler.is_compiling() and getattr(HERE, "plain", False):
-        return False
     inputs = [x, *(t for t in others if t is not None)]
-    if torch.compiler.is_compiling():
-        why = refusal(block, inputs, ((block, kind), *parts)) or unless(block, *inputs)
-    elif passes_again(block, inputs):
-        return True
-    else:
-        why = refusal(block, inputs, ((block, kind), *parts)) or unless(block, *inputs)
-        if not why:
-            PASSED[block] = guard.Snapshot(block), [_described(x) for x in inputs]
+    if not torch.compiler.is_compiling():
+        if getattr(HERE, "plain", False):
+            return False
+        if passes_again(block, inputs):
+            return True
+    why = refusal(block, inputs, ((block, kind), *parts)) or unless(block, *inputs)
+    if not why and not torch.compiler.is_compiling():
+        PASSED[block] = guard.Snapshot(block), [_kind_of(x) for x in inputs]
     if why and settings.chosen == "triton":
         asked = f'kernels("triton") asks for a fused {kind.__name__}'
         raise RuntimeError(f'{asked}, but {why}; kernels("auto") has the plain form')
@@ -89,13 +87,13 @@ def passes_again(block: nn.Module, inputs: Sequence[Tensor]) -> bool:
     known = PASSED.get(block)
     return (
         known is not None
-        and known[1] == [_described(x) for x in inputs]
+        and known[1] == [_kind_of(x) for x in inputs]
         and known[0].holds(block)
         and not (_is_tracing() or guard.in_transform() or guard.in_forward_derivative())
     )
 
 
-def _described(x: Tensor) -> tuple[Any, ...]:
+def _kind_of(x: Tensor) -> tuple[Any, ...]:
     return type(x), x.shape, x.dtype, x.device
 
 
@@ -120,7 +118,7 @@ def unavailable() -> str | None:
 
 
 def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn.Module, type]]) -> str | None:
-    """Why there is no fused form for these inputs; None where there is. Asked at every call, and so in few steps."""
+    """Why there is no fused form for these inputs; None where there is. Asked where `passes_again` cannot tell."""
     if why := unavailable():
         return why
     if not all(isinstance(x, Tensor) for x in inputs):
@@ -277,7 +275,7 @@ class Fused:
 
 
 def described(arg: Any) -> Hashable:
-    """What kernels and tiles depend on of an argument: of a tensor all but its numbers."""
+    """What kernels and tiles depend on of an argument: of a tensor shape, strides, dtype and alignment."""
     if isinstance(arg, Tensor):
         return arg.shape, arg.stride(), arg.dtype, arg.data_ptr() % ALIGNED
     return tuple(arg) if isinstance(arg, list) else arg

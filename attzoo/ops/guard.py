@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Set
-from operator import is_
 from typing import Any, Final
 
 import torch
@@ -119,40 +118,34 @@ class Snapshot:
 
     def __init__(self, module: nn.Module) -> None:
         self.parts = list(module.modules())[1:]
+        self.tensors = [t for part in (module, *self.parts) for t in _tensors(part)]   # alive: an id stays one tensor's
         self.seen = [_seen(part) for part in (module, *self.parts)]
 
     def holds(self, module: nn.Module) -> bool:
-        """Whether nothing was exchanged, replaced or converted since, and no part has a hook."""
-        if any(ALL_MODULES_HOOKS):
-            return False
-        for part, (kind, names, children, tensors, forms, options) in zip(
-            (module, *self.parts), self.seen, strict=True
-        ):
-            own = part.__dict__
-            known = [*own["_parameters"].values(), *own["_buffers"].values()]
-            if (
-                type(part) is not kind
-                or "attention" in own   # attention_maps may listen in this context, and not in another
-                or list(own) != names
-                or list(own["_modules"].values()) != children
-                or len(known) != len(tensors)
-                or not all(map(is_, known, tensors))
-                or [_form(t) for t in known if t is not None] != forms
-                or (part is not module and (own["_forward_hooks"] or own["_forward_pre_hooks"]
-                    or own["_backward_hooks"] or own["_backward_pre_hooks"]))
-                or (options and [own[name] for name in OPTIONS] != options)
-            ):   # fmt: skip
-                return False
-        return True
+        """Whether nothing was exchanged, replaced or converted since, and no part has a hook.
+
+        Nor may an `attention` be replaced: attention_maps may record in this context, and not in another.
+        """
+        parts = module, *self.parts
+        return (
+            not any(ALL_MODULES_HOOKS)
+            and not any(map(has_hooks, self.parts))
+            and not any("attention" in part.__dict__ for part in parts)
+            and all(_seen(part) == seen for part, seen in zip(parts, self.seen, strict=True))
+        )
 
 
 def _seen(part: nn.Module) -> tuple[Any, ...]:
-    """Type, names of attributes, children, tensors with what `_form` sees of them, and a convolution's options."""
-    own = part.__dict__
-    tensors = [*own["_parameters"].values(), *own["_buffers"].values()]
+    """Type, names of attributes, children, identities and forms of tensors, and a convolution's options."""
+    own, tensors = part.__dict__, _tensors(part)
     forms = [_form(t) for t in tensors if t is not None]
     options = [own[name] for name in OPTIONS] if "stride" in own else []
-    return type(part), list(own), list(own["_modules"].values()), tensors, forms, options
+    return type(part), list(own), list(own["_modules"].values()), list(map(id, tensors)), forms, options
+
+
+def _tensors(part: nn.Module) -> list[Tensor | None]:
+    own = part.__dict__
+    return [*own["_parameters"].values(), *own["_buffers"].values()]
 
 
 def _form(t: Tensor) -> tuple[Any, ...]:
