@@ -148,19 +148,16 @@ def kernels(device: str) -> Iterator[Case]:
         yield from peer_compiled(case for case in again if case.block in ("se", "eca", "attention_gate"))
 
 
-WIN_SHAPES: Final = (MAPS["cuda"][3], MAPS["cuda"][0], MAPS["cuda"][1])   # the largest first
+WIN_SIZES: Final = (3, 0, 1)   # of the maps, the largest first
 WIN_KINDS: Final = (("float32", LAYOUTS[0]), ("bfloat16", LAYOUTS[1]), ("bfloat16", LAYOUTS[0]))
 
 
 def wins(device: str) -> Iterator[Case]:
     """What the table of recorded wins is made from: sizes, dtypes and layouts that kernels("auto") decides between."""
-    for number, (dtype, layout) in product(range(len(WIN_SHAPES)), WIN_KINDS):
-        for block, mode in product(BLOCKS, BOTH):
-            shapes = SKIPS[device] if block == "attention_gate" else WIN_SHAPES
-            if number < len(shapes):
-                yield replace(of_block(block, shapes[number], mode), dtype=dtype, layout=layout)
-        if number == 0:
-            yield from (replace(case, dtype=dtype, layout=layout) for case in coarse(device))
+    for number, (dtype, layout) in product(WIN_SIZES, WIN_KINDS):
+        cases = [case for mode in BOTH for case in of_blocks(device, number, mode)]
+        cases += coarse(device) if number == WIN_SIZES[0] else ()
+        yield from (replace(case, dtype=dtype, layout=layout) for case in cases)
 
 
 def networks_on_gpu(device: str) -> Iterator[Case]:
