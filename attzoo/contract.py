@@ -291,7 +291,6 @@ def _other_layout(shape: Shape, channels: int, spatial_dims: int | None, channel
     return ", which is channels last: move the last axis to position 1, as x.movedim(-1, 1) does in torch"
 
 
-
 def brief(text: str, most: int = 400) -> str:
     """A text for an error, its middle left out where it is long.
 

@@ -19,6 +19,7 @@ from ..registry import known_name
 KERAS: Final = re.compile(r"^Exception encountered when calling .*?\x1b\[1m(.*)\x1b\[0m", re.DOTALL)
 CODES: Final = re.compile(r"\x1b\[[0-9;]*m")   # of colours and bold letters
 
+
 class Backend(StrEnum):
     """The frameworks."""
 
