@@ -81,8 +81,12 @@ def in_mode() -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a call of the module would run hooks: its own, or those registered for all modules."""
-    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(own) or any(ALL_MODULES_HOOKS)
+    return _has_own_hooks(module) or any(ALL_MODULES_HOOKS)
+
+
+def _has_own_hooks(module: nn.Module) -> bool:
+    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(own)
 
 
 def forward_pre_hooks(module: nn.Module) -> list[Callable[..., Any]]:
@@ -129,18 +133,18 @@ class Snapshot:
         parts = module, *self.parts
         return (
             not any(ALL_MODULES_HOOKS)
-            and not any(map(has_hooks, self.parts))
+            and not any(map(_has_own_hooks, self.parts))
             and not any("attention" in part.__dict__ for part in parts)
             and all(_seen(part) == seen for part, seen in zip(parts, self.seen, strict=True))
         )
 
 
 def _seen(part: nn.Module) -> tuple[Any, ...]:
-    """Type, names of attributes, children, identities and forms of tensors, and a convolution's options."""
-    own, tensors = part.__dict__, _tensors(part)
-    forms = [_form(t) for t in tensors if t is not None]
-    options = [own[name] for name in OPTIONS] if "stride" in own else []
-    return type(part), list(own), list(own["_modules"].values()), list(map(id, tensors)), forms, options
+    """Type, names of attributes, children, which tensors and of what form, and a convolution's options."""
+    own = part.__dict__
+    tensors = [t if t is None else _form(t) for t in _tensors(part)]
+    options = [own[name] for name in OPTIONS] if "stride" in own else None
+    return type(part), list(own), list(own["_modules"].values()), tensors, options
 
 
 def _tensors(part: nn.Module) -> list[Tensor | None]:
@@ -149,7 +153,8 @@ def _tensors(part: nn.Module) -> list[Tensor | None]:
 
 
 def _form(t: Tensor) -> tuple[Any, ...]:
-    return type(t), t.shape, t.dtype, t.device   # an assignment to .data, or swap_tensors, changes these in place
+    # an assignment to .data, or swap_tensors, changes all but the identity in place
+    return id(t), type(t), t.shape, t.dtype, t.device
 
 
 def parameter_names(module: nn.Module) -> Set[str]:
