@@ -59,7 +59,7 @@ def run(name: str, device: str, blocks: Sequence[str] = BLOCKS, out: Path | None
     made = Run(
         suite=name,
         device=device,
-        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        command=command(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=facts.commit(),
         machine=facts.machine(device) | {"load before": load} | state(device, "before"),
@@ -83,6 +83,12 @@ def run(name: str, device: str, blocks: Sequence[str] = BLOCKS, out: Path | None
     )
     runs.write(path, made)
     return made, path
+
+
+def command() -> str:
+    """How the run was started; of files outside the working folder only the names, which say enough."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", "-m", "benchmarks", *words])
 
 
 def install(package: str) -> str:

@@ -488,3 +488,8 @@ def test_the_summary_says_what_is_missing():
     came = replace(made(timed((0.7, 0.75, 0.8))), left=["se 1x2x3"], absent={"timm": "pip"})
     assert run.summary(came).startswith("1 rows; of attzoo's, 1 faster\n1 cases left out")
     assert "not installed: timm" in run.summary(came)
+
+
+def test_a_command_is_recorded_without_paths_of_the_machine(monkeypatch):
+    monkeypatch.setattr(run.sys, "argv", ["benchmarks", "run", "--suite", "quick", "--out", "/home/somebody/a b.json"])
+    assert run.command() == "python -m benchmarks run --suite quick --out 'a b.json'"
