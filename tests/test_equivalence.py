@@ -12,50 +12,52 @@ from attzoo.testing.case import Case
 BACKENDS = ("torch", "keras")
 EXACT = ("float64", "float32")   # the dtypes in which slopes mean something
 
-every_body = pytest.mark.parametrize(("name", "backend"), [(n, b) for b in BACKENDS for n in NAMES])
+every_block = pytest.mark.parametrize("name", NAMES)
 
 
-def held(contract, strategy, backend):
-    """Hold every case of a strategy to a contract."""
+def held(contract, strategy):
+    """Hold every case of a strategy to a contract, in every framework: what is expected is computed once."""
 
     @given(strategy)
     def run(case):
-        contract(case, backend)
+        for backend in BACKENDS:
+            contract(case, backend)
 
     run()
 
 
-@every_body
-def test_outputs(name, backend):
-    held(testing.outputs, cases(name), backend)
+@every_block
+def test_outputs(name):
+    held(testing.outputs, cases(name))
 
 
-@every_body
-def test_gradients(name, backend):
-    held(testing.gradients, cases(name, EXACT), backend)
+@every_block
+def test_gradients(name):
+    held(testing.gradients, cases(name, EXACT))
 
 
-@every_body
-def test_training(name, backend):
-    held(testing.training, cases(name, EXACT, small=True), backend)
+@every_block
+def test_training(name):
+    held(testing.training, cases(name, EXACT, small=True))
 
 
 @pytest.mark.case39
 @pytest.mark.case40
 @pytest.mark.case41
-@every_body
-def test_specials(name, backend):
-    held(testing.specials, cases(name, ("float64",)), backend)
+@every_block
+def test_specials(name):
+    held(testing.specials, cases(name, ("float64",)))
 
 
-@every_body
+@every_block
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("contract", [testing.signature, testing.options, testing.start])
 def test_about_the_class(name, backend, contract):
     for case in testing.CONTRACTS[contract](name, 0):
         contract(case, backend)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_block
 def test_torch_and_keras_to_the_last_digits(name):
     """Both frameworks in float64, element by element: outputs, coefficients, gradients, five steps of training."""
     loose = 1 if adapter("keras").precision("float64") == "float64" else 1e5   # Keras on torch multiplies in float32

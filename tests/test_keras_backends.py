@@ -14,7 +14,7 @@ import pytest
 HERE = Path(__file__).parent
 VALUES = "ties or one_value or float16 or gating or empty or specials"
 FILES = {   # and which of their tests
-    "test_equivalence.py": "keras",
+    "test_equivalence.py": "test_outputs or test_gradients or test_training or test_specials or keras",
     "test_values.py": f"keras and ({VALUES})",
     "test_ops.py": "linear or nearest_is or batch_norm",
     "test_keras.py": "test",
@@ -45,7 +45,7 @@ def jax(folder):
 def test_keras_on(backend, tmp_path):
     chosen = " or ".join(f"({file} and ({tests}))" for file, tests in FILES.items())
     words = [sys.executable, "-m", "pytest", *(HERE / file for file in FILES), "-k", chosen]
-    words += ["-n0", "-v", "--few", "-p", "no:cacheprovider"]
+    words += ["-n0", "-v", "--few", "--each", "-p", "no:cacheprovider"]
     env = os.environ | {"KERAS_BACKEND": backend} | (jax(tmp_path) if backend == "jax" else {})
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

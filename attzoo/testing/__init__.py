@@ -23,7 +23,16 @@ from .. import portable, registry
 from ..adapters import adapter
 from ..contract import Array, Spec
 from .case import EPS, Case, at_random, choices, draw, plainest
-from .oracle import condition, derivative, descend, rounding_condition, rounding_derivative, rounding_descent
+from .oracle import (
+    derivative,
+    descend,
+    expected_and_condition,
+    random_direction,
+    rounding_condition,
+    rounding_derivative,
+    rounding_descent,
+    spec_function,
+)
 
 # What a body may be off, as a multiple of eps(dtype) * condition: eps is the dtype's spacing at 1, and the condition
 # says how far the spec itself moves, in float64, when its inputs and weights do by one part in a million, per part
@@ -51,7 +60,6 @@ class Finding:
 
 
 Contract = Callable[[Case, str], float]
-Meaning = Callable[[list[Array], dict[str, Array]], Array]
 
 
 def check_block(
@@ -136,9 +144,8 @@ def outputs(case: Case, backend: str) -> float:
     """Outputs and coefficients are the spec's."""
     block, x = case.block(backend), case.inputs()
     got = adapter(backend).forward(block, x, training=False)
-    share = _off(case, backend, "output", got, lambda x, w: case.spec(*x, weights=w))
-    return max(share, _off(case, backend, "attention", adapter(backend).attention(block, x),
-                           lambda x, w: case.spec.attention(*x, weights=w)))   # fmt: skip
+    share = _off(case, backend, "output", got)
+    return max(share, _off(case, backend, "attention", adapter(backend).attention(block, x)))
 
 
 def gradients(case: Case, backend: str) -> float:
@@ -230,27 +237,28 @@ CONTRACTS: Final[dict[Contract, Cases]] = {
 def _slopes(case: Case, backend: str, training: bool) -> float:
     x, cotangent = case.inputs(), case.cotangent()
     got = adapter(backend).run(case.block(backend), x, cotangent, training)
-    share = _off(case, backend, "output", got.output, lambda x, w: case.spec(*x, weights=w, training=training))
+    share = _off(case, backend, "output", got.output, training)
     found = dict(enumerate(got.input_gradients)) | dict(got.weight_gradients)
     for (key, gradient), stream in zip(found.items(), range(10, 99), strict=False):
-        direction = case.rng(stream).normal(size=gradient.shape)
-        slope = derivative(case, key, direction, training)
+        direction = random_direction(case, key, stream)
+        slope = derivative(case, key, stream, training)
         if slope is None:   # a kink of relu or max lies within the difference
             continue
         value, error, moved = slope
         size = np.abs(gradient * direction).sum()
         allowed = TOLERANCE["gradient"] * _eps(case, backend) * (moved + size) + DIFFERENCE * size + 4 * error
         rounding = partial(_by_rounding, case, backend, "gradient",
-                           partial(rounding_derivative, case, key, direction, training, value))   # fmt: skip
+                           partial(rounding_derivative, case, key, stream, training, value))   # fmt: skip
         share = max(share, _within(f"gradient of {key}", (gradient * direction).sum() - value, allowed, rounding))
     return share
 
 
-def _off(case: Case, backend: str, what: str, got: Array, spec: Meaning) -> float:
-    wanted, moved = condition(case, spec)
+def _off(case: Case, backend: str, what: str, got: Array, training: bool = False) -> float:
+    wanted, moved = expected_and_condition(case, what, training)
     _hold(got.shape == wanted.shape, f"expected shape {wanted.shape}, got {got.shape}")
     allowed = TOLERANCE[what] * _eps(case, backend) * (moved + np.abs(wanted).max(initial=0))
-    rounding = partial(_by_rounding, case, backend, what, partial(rounding_condition, case, spec))
+    rounding = partial(_by_rounding, case, backend, what,
+                       partial(rounding_condition, case, spec_function(case, what, training)))   # fmt: skip
     return _within(what, got - wanted, allowed, rounding)
 
 

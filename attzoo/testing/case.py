@@ -23,7 +23,7 @@ UNDERFLOW = {"float64": 2.0**-1022 / EPS["float64"], "float32": 2.0**-126 / EPS[
              "float16": 2.0**-14, "bfloat16": 2.0**-126 / EPS["bfloat16"]}   # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)   # a case is itself alone, so that results can be remembered by it
 class Case:
     """Everything that decides one example.
 

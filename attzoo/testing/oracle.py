@@ -3,11 +3,15 @@
 Two conditions say how far a result moves per unit of relative error. The first moves inputs and weights, and is cheap.
 The second, `rounding_*`, moves the result of every operation too: it sees what the first misses, such as a batch norm
 over a few nearly equal values, whose own rounding it magnifies.
+
+What takes long and does not depend on the framework is remembered for the last cases, so that a case that is held to
+a contract in PyTorch and then in Keras is computed once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -23,6 +27,20 @@ DRAWS = 8                # of rounding errors, which differ widely where five st
 Inputs = list[Array]
 Weights = dict[str, Array]
 Function = Callable[[Inputs, Weights], Array]
+CASES = 64   # results that are remembered of each function: the arrays of a few cases
+
+
+def spec_function(case: Case, what: str, training: bool = False) -> Function:
+    """The case's spec as a function of inputs and weights; what: "output" or "attention"."""
+    if what == "attention":
+        return lambda x, w: case.spec.attention(*x, weights=w)
+    return lambda x, w: case.spec(*x, weights=w, training=training)
+
+
+@lru_cache(CASES)
+def expected_and_condition(case: Case, what: str, training: bool = False) -> tuple[Array, float]:
+    """`condition` of the spec's output or attention."""
+    return condition(case, spec_function(case, what, training))
 
 
 def condition(case: Case, spec: Function) -> tuple[Array, float]:
@@ -47,14 +65,22 @@ def rounding_condition(case: Case, spec: Function) -> float:
     return max(float(np.abs(result - expected).max(initial=0.0)) for result in results) / NUDGE
 
 
-def derivative(case: Case, key: int | str, direction: Array, training: bool) -> tuple[float, float, float] | None:
-    """Slope of sum(output * cotangent) as input `key` (a number) or weight `key` (a name) moves along `direction`.
+def random_direction(case: Case, key: int | str, stream: int) -> Array:
+    """Normal numbers in the shape of input `key` (a number) or weight `key` (a name)."""
+    shape = case.shapes[key] if isinstance(key, int) else case.spec.weights[key].shape
+    return case.rng(stream).normal(size=shape)
+
+
+@lru_cache(CASES)
+def derivative(case: Case, key: int | str, stream: int, training: bool) -> tuple[float, float, float] | None:
+    """Slope of sum(output * cotangent) as input or weight `key` moves along its `random_direction`.
 
     Returns the slope, an estimate of its error, and its condition: how far it moves per relative movement of inputs,
     weights and cotangent, and the size of the terms that cancel in it. None where a kink of relu or max lies within
     the step.
     """
     x, w, c = case.inputs(), case.weights(), case.cotangent()
+    direction = random_direction(case, key, stream)
     here = _slope(_loss_terms(case, c, training), x, w, key, direction)
     if here is None:
         return None
@@ -69,8 +95,9 @@ def derivative(case: Case, key: int | str, direction: Array, training: bool) -> 
     return slope, error, moved + size
 
 
-def rounding_derivative(case: Case, key: int | str, direction: Array, training: bool, slope: float) -> float:
+def rounding_derivative(case: Case, key: int | str, stream: int, training: bool, slope: float) -> float:
     """How far that slope moves when the result of each operation is off: the worst of the draws."""
+    direction = random_direction(case, key, stream)
     terms, moved = _loss_terms(case, case.cotangent(), training), 0.0
     for draw in range(DRAWS):
         rounded = with_rounding(case, terms, (6, draw), SLOPE_NUDGE)
@@ -124,6 +151,7 @@ def _slope(
     return fine + (fine - coarse) / 3, abs(fine - coarse) / 3 + 2.0**-52 * size / h, size
 
 
+@lru_cache(CASES)
 def descend(case: Case, steps: int, rate: float) -> Weights:
     """Where plain SGD takes the spec's weights and running statistics, by central differences in each weight."""
     return _descend(case, _loss_terms(case, case.cotangent(), True), steps, rate)
