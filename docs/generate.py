@@ -77,7 +77,7 @@ test command, which runs all tests.
 
 {table}
 
-On {processors}, two cores. `.ci/run --record --versions` records these runs, and `.ci/leg NAME` repeats one of
+On {processors}, two cores. `.ci/run --record` records these runs, and `.ci/leg NAME` repeats one of
 `.ci/versions`. A name without a row has not been recorded yet.
 """
 HEAD = """# The blocks
