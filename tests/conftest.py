@@ -59,6 +59,9 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish():
     """What imports have created is not looked at again: frameworks call `gc.collect`, which took 0.3 s each time."""
+    from hypothesis import given, strategies
+
+    given(strategies.none())(lambda _: None)()   # its random numbers, which it later finds by `gc.get_referrers`
     gc.collect()
     gc.freeze()
 

@@ -533,10 +533,9 @@ def test_traced_keras_calls_are_one_clear_error(traced_before):
 
 
 def test_traced_torch_calls_are_one_clear_error():
-    torch.compiler.reset()   # torch 2.6 takes up what an earlier test has traced
     model, x = net(), torch.from_numpy(image())
     with pytest.raises(ValueError, match=EAGERLY), attzoo.attention_maps(model):
-        torch.export.export(model, (x,))
+        torch.export.export(model, (x,), strict=False)   # the default but in torch 2.6, whose strict one fails itself
     with pytest.raises(ValueError, match=EAGERLY), attzoo.attention_maps(model):
         pass   # nothing was called at all
     with attzoo.attention_maps(model) as seen:
