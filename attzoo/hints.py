@@ -10,6 +10,25 @@ from typing import Any, Final, Self, get_args, get_type_hints
 SIMILAR: Final = 0.55   # of 1, the least similarity of a name that is proposed: "ratio" and "reduction" have 0.57
 
 
+SYNONYMS: Final = {   # names of arguments in timm, torchvision, MONAI and popular repositories -> ours
+    "in_channels": "channels",
+    "input_channels": "channels",
+    "gate_channels": "channels",
+    "F_l": "channels",
+    "F_g": "gating_channels",
+    "F_int": "inter_channels",
+    "rd_channels": "reduced_channels",
+    "squeeze_channels": "reduced_channels",
+    "rd_ratio": "reduction",
+    "reduction_ratio": "reduction",
+    "squeeze_factor": "reduction",
+    "k_size": "kernel_size",
+    "sub_sample_factor": "stride",
+    "gate_layer": "gate",
+    "scale_activation": "gate",
+}
+
+
 def nearest(word: Any, known: Iterable[Any]) -> str:
     """A question to end an error with, after the word that isn't known; nothing where no known one is like it.
 
@@ -17,7 +36,9 @@ def nearest(word: Any, known: Iterable[Any]) -> str:
     ("; did you mean 'sigmoid'?", '', '')
     """
     words = [str(each) for each in known if isinstance(each, str)]
-    found = get_close_matches(word[:100].lower(), words, n=1, cutoff=SIMILAR) if isinstance(word, str) else []
+    found = [SYNONYMS[word]] if isinstance(word, str) and SYNONYMS.get(word) in words else []
+    if isinstance(word, str) and not found:
+        found = get_close_matches(word[:100].lower(), words, n=1, cutoff=SIMILAR)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 EAGERLY: Final = (
-    "expected the model to be called eagerly, model(x), by the thread that entered attention_maps: what is traced or "
-    "compiled gives no numbers to look at, and calls of other threads are not recorded"
+    "expected the model to be called eagerly, model(x), by the thread that entered attention_maps: what is traced, "
+    "compiled or under torch.func gives no numbers to look at, and calls of other threads are not recorded"
 )
 PANEL: Final = 2.1      # inches, the width of a panel
 SCALE: Final = 0.74     # inches, for the scale at its right
@@ -74,7 +74,8 @@ def attention_maps(model: Any) -> Iterator[Maps]:
     paths = {id(block): path for path, block in found.items()}
 
     def record(block: Any, tensor: Any) -> None:
-        path, array = paths[id(block)], framework.coefficients(tensor, block)
+        path = paths[id(block)]
+        array = adapter(framework_of(block) or backend).coefficients(tensor, block)   # a torch model may hold Keras's
         if array is None:
             traced.add(path)
         else:   # after a trace too, as Keras makes one of a model that is not built yet

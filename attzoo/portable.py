@@ -23,6 +23,7 @@ from .adapters import adapter, backend_of
 from .archive import KEY, pack, verify
 from .contract import AnySpec, Array, brief, upgraded
 from .files import open_regular, write
+from .hints import nearest
 
 FORMAT: Final = 1
 DTYPES: Final = {"F16": "float16", "F32": "float32", "F64": "float64"}   # safetensors' name -> NumPy's
@@ -43,11 +44,11 @@ def load_weights(block: Any, arrays: Mapping[str, Array]) -> None:
     """Put arrays, named and shaped as `weights` gives them, into a block; all of them, or on an error none.
 
     Raises ValueError for a missing, surplus or misshapen array, for numbers that are not finite, for numbers or a
-    dtype that the block's cannot hold without loss, or where a layer computes an array and would not keep what is
-    written (weight norm, pruning, LoRA); TypeError for what is no floating-point array.
+    dtype that the block's own array cannot hold without loss, or where a layer computes an array and would not keep
+    what is written (weight norm, pruning, LoRA); TypeError for what is no floating-point array.
     """
     to = adapter(backend_of(block))
-    arrays, before = checked(arrays, block.spec, to.dtype(block)), to.read(block)
+    arrays, before = checked(arrays, block.spec, to.dtypes(block)), to.read(block)
     to.write(block, arrays)
     for name, array in to.read(block).items():
         if not np.array_equal(array, arrays[name].astype(array.dtype)):
@@ -72,9 +73,9 @@ def save(block: Any, path: str | os.PathLike[str]) -> None:
     """Write a block to one file that `load` opens in any backend.
 
     The file appears whole or not at all: a failed save leaves what was there. A symbolic link is replaced, not
-    followed. Raises ValueError when the block is not registered, has other layers than its class makes or other
-    settings of them, holds numbers that are not finite or is larger than MAX_FILE, OSError when the path cannot be
-    written.
+    followed. Hooks are not part of a file. Raises ValueError when the block is not registered, has other layers or
+    methods than its class makes or other settings of them, holds numbers that are not finite or is larger than
+    MAX_FILE, OSError when the path cannot be written.
     """
     write(Path(path), content(block))
 
@@ -107,29 +108,33 @@ def load(path: str | os.PathLike[str], *, backend: str) -> Any:
         except (ValueError, TypeError, ArithmeticError, RecursionError, SafetensorError) as err:
             raise ValueError(f"{path} is not a file of attzoo.save: {brief(str(err))}") from err
     block = _make(spec, backend, dtype)
-    adapter(backend).write(block, arrays)
+    load_weights(block, arrays)
     return block
 
 
-def checked(arrays: Mapping[str, Array], spec: AnySpec, dtype: str) -> dict[str, Array]:
-    """The arrays in the machine's byte order, if they are a spec's, finite, and fit for `dtype`.
+def checked(arrays: Mapping[str, Array], spec: AnySpec, dtypes: str | Mapping[str, str]) -> dict[str, Array]:
+    """The arrays in the machine's byte order, if they are a spec's, finite, and fit for `dtypes`.
 
-    Raises TypeError or ValueError if not.
+    dtypes: one for all arrays, or that of each by its name. Raises TypeError or ValueError if not.
     """
     if not isinstance(arrays, Mapping):
         raise TypeError(f"expected names with arrays, got {type(arrays).__name__}")
-    wanted = spec.weights
-    if missing := sorted(wanted.keys() - arrays.keys()):
-        raise ValueError(f"expected weights {brief(', '.join(wanted))}; missing {brief(', '.join(missing))}")
-    if surplus := [name for name in arrays if name not in wanted]:
-        raise ValueError(f"expected weights {brief(', '.join(wanted))}; got also {brief(str(surplus))}")
-    return {name: _fit(name, arrays[name], weight.shape, dtype) for name, weight in wanted.items()}
+    expected = spec.weights
+    missing = sorted(expected.keys() - arrays.keys())
+    surplus = [name for name in arrays if name not in expected]
+    if missing or surplus:
+        got = f"; missing {brief(', '.join(missing))}" if missing else ""
+        got += f"; got also {brief(str(surplus))}{nearest(surplus[0], missing)}" if surplus else ""
+        raise ValueError(f"expected weights {brief(', '.join(expected))}{got}")
+    by_name = dict.fromkeys(expected, dtypes) if isinstance(dtypes, str) else dtypes
+    return {name: _fit(name, arrays[name], weight.shape, by_name[name]) for name, weight in expected.items()}
 
 
 def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise TypeError(f"{name} must be a floating-point array, got {got}")
+        hint = ": take tensor.numpy(force=True)" if got == "Tensor" else ""
+        raise TypeError(f"{name} must be a floating-point array, got {got}{hint}")
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
     if wrong := np.count_nonzero(~np.isfinite(array)):

@@ -1,9 +1,14 @@
 """What is refused because no array holds it: layers that compute otherwise, and arrays that are computed."""
 
 import copy
+import os
 import pickle
 import random
+import subprocess
+import sys
 from contextlib import nullcontext
+from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -86,6 +91,21 @@ def having(path, **values):
     return change
 
 
+def replacing(path, name):
+    """Put something that computes twice as much in the place of a method."""
+
+    def change(block):
+        part = block.get_submodule(path)
+        method = getattr(part, name)
+        setattr(part, name, lambda x: 2 * method(x))
+
+    return change
+
+
+def units(part, **values):
+    part.units = tuple(replace(unit, **values) for unit in part.units)
+
+
 def conv_like(**options):
     return lambda c: nn.Conv2d(c.in_channels, c.out_channels, c.kernel_size, bias=c.bias is not None, **options)
 
@@ -135,6 +155,12 @@ OTHERS = {   # what is changed, in which block, the layer that the error names, 
         "channel", "SE",
     ),
     "one layer more": (cbam, lambda b: b.add_module("after", nn.Dropout(0.5)), "after", r"Dropout\(p=0.5"),
+    "a forward of an instance": (cbam, replacing("channel.excite", "forward"), "channel.excite", "one whose forward was"),
+    "a forward of the block": (cbam, replacing("", "forward"), "the block", "one whose forward was replaced"),
+    "an attention of an instance": (cbam, replacing("spatial", "attention"), "spatial", "one whose attention was replac"),
+    "another activation inside": (
+        unet, lambda b: units(b.encoder[0], activation=None), "encoder.0", "Units.*conv1: None, dropout=0.1"
+    ),
     "another forward": (lambda: away(Residual(8)), lambda b: None, "the block", "Residual"),
     "another attention": (lambda: away(Sharper(8)), lambda b: None, "the block", "Sharper"),
     "eps of a gate": (unet, having("skip.0.psi_norm", eps=1e-3), "skip.0.psi_norm", ".*eps=0.001"),
@@ -204,6 +230,7 @@ SAME = {   # what changes nothing that a block computes
     "synchronised": nn.SyncBatchNorm.convert_sync_batchnorm,
     "hooks": lambda b: b.register_forward_hook(lambda *args: None) and b,
     "float64": lambda b: b.double(),
+    "norms that stay out of training": lambda b: [setattr(m, "train", lambda mode: m) for m in b.modules()][:0] or b,
     "its layers compiled": lambda b: [m.compile(backend="eager") for m in b.modules()] and b,
 }
 
@@ -362,6 +389,124 @@ def test_codes_of_torch_are_not_read():
         attzoo.weights(block)
 
 
+class Transposed(nn.Module):
+    """As Conv1D of the library transformers: a linear layer whose weight is (in, out)."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(linear.weight.detach().t().contiguous()), linear.bias
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+class Adapted(nn.Module):
+    """As a linear layer of the library peft: its weight is that of the layer which it adds to."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.base_layer = linear
+        self.lora_a, self.lora_b = nn.Parameter(torch.rand(1, 8)), nn.Parameter(torch.rand(3, 1))
+
+    @property
+    def weight(self):
+        return self.base_layer.weight
+
+    @property
+    def bias(self):
+        return self.base_layer.bias
+
+    def forward(self, x):
+        return self.base_layer(x) + x @ self.lora_a.T @ self.lora_b.T
+
+
+def quantized_in_training(linear):
+    linear.weight_fake_quant = nn.Identity()
+    return linear
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (Transposed, r"shape \(8, 3\) for \(3, 8\)"),
+    (Adapted, "that of Adapted, which computes with another: merge it first"),
+    (quantized_in_training, "that of Linear, which computes with another"),
+    (lambda linear: nn.LazyLinear(3), "LazyLinear makes when it is first called"),
+    (lambda linear: torch.ao.nn.quantized.dynamic.Linear(8, 3), "codes that Linear holds: take the weights before"),
+    (lambda linear: linear.to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
+])   # fmt: skip
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature", "ignore:.*(torch.ao.quantization|quantized tensor)")
+def test_arrays_that_a_layer_does_not_compute_with_are_neither_read_nor_written(make, message):
+    block = cbam()
+    arrays = attzoo.weights(block)
+    block.channel.squeeze = make(block.channel.squeeze)
+    for function in (attzoo.weights, lambda b: attzoo.load_weights(b, arrays)):
+        with pytest.raises(ValueError, match=rf"CBAM to hold channel\.squeeze\.\w+ as it was made, got .*{message}"):
+            function(block)
+
+
+def test_a_kernel_of_1_x_1_is_the_matrix():
+    block = attzoo.create("se", 8, reduced_channels=3, backend="torch")
+    arrays = attzoo.weights(block)
+    conv = nn.Conv2d(8, 3, 1)
+    conv.load_state_dict({"weight": block.squeeze.weight[..., None, None], "bias": block.squeeze.bias})
+    block.squeeze = conv
+    assert same(attzoo.weights(block), arrays)
+
+
+def test_blocks_made_in_inference_mode_are_written_there_alone():
+    with torch.inference_mode():
+        block = cbam()
+        arrays = attzoo.weights(block)
+        attzoo.load_weights(block, arrays)
+    with pytest.raises(ValueError, match=r"one that torch\.inference_mode computes: make the block outside of it"):
+        attzoo.load_weights(block, arrays)
+
+
+def test_on_the_meta_device_no_block_is_loaded(tmp_path):
+    attzoo.save(cbam(), tmp_path / "a.safetensors")
+    with torch.device("meta"), pytest.raises(ValueError, match="got the meta device: leave torch.device"):
+        attzoo.load(tmp_path / "a.safetensors", backend="torch")
+
+
+# ---- arrays of several dtypes ----------------------------------------------------------------------
+
+
+def mixed(backend):
+    """A block whose first matrix is of half precision, and whose other arrays are not."""
+    block = cbam(backend)
+    if backend == "torch":
+        block.half().spatial.norm.float()
+        return block
+    block = attzoo.create("cbam", 8, reduced_channels=3, kernel_size=3, norm=True, backend="keras")
+    block.channel.squeeze.dtype_policy = "float16"
+    block(np.zeros((1, 4, 4, 8), "f4"))
+    return block
+
+
+@pytest.mark.parametrize("backend", ["torch", "keras"])
+@pytest.mark.parametrize("value", [1e6, 1 + 2.0**-20])
+def test_numbers_must_fit_in_the_array_that_takes_them(backend, value):
+    block = mixed(backend)
+    before = attzoo.weights(block)
+    arrays = before | {"channel.squeeze.weight": np.full((3, 8), value, "f4")}
+    with pytest.raises(ValueError, match=r"channel\.squeeze\.weight must fit in float16, got float32: cast it first"):
+        attzoo.load_weights(block, arrays)
+    assert same(attzoo.weights(block), before)
+    attzoo.load_weights(block, before)
+
+
+def test_jax_without_float64_is_not_given_float64(tmp_path):
+    if not find_spec("jax"):
+        pytest.skip("JAX is not installed")
+    path = tmp_path / "a.safetensors"
+    attzoo.save(attzoo.create("eca", 8, backend="torch", dtype=torch.float64), path)
+    program = f"import attzoo; attzoo.load({str(path)!r}, backend='keras')"
+    env = os.environ | {"KERAS_BACKEND": "jax", "JAX_ENABLE_X64": "0"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "expected conv.weight to hold float64, as its block was made, got float32" in done.stderr
+    assert "JAX_ENABLE_X64=1" in done.stderr
+
+
 # ---- Keras -----------------------------------------------------------------------------------------
 
 
@@ -377,7 +522,20 @@ def layer_of(net, path):
     return next(layer for layer in net.layers if getattr(layer, "canonical", None) == path)
 
 
+def replacing_in_keras(path, name):
+    def change(block):
+        part = getattr(block, path) if path else block
+        method = getattr(part, name)
+        object.__setattr__(part, name, lambda *args, **kwargs: 2 * method(*args, **kwargs))
+
+    return change
+
+
 KERAS = {
+    "a call of an instance": (lambda: cbam("keras"), replacing_in_keras("", "call"), "the block", "one whose call was"),
+    "an attention of an instance": (
+        lambda: cbam("keras"), replacing_in_keras("spatial", "attention"), "spatial", "one whose attention was replaced"
+    ),
     "Keras's batch norm": (
         unbuilt, lambda b: setattr(b.spatial, "norm", keras.layers.BatchNormalization(epsilon=1e-3)),
         "spatial.norm", r"BatchNormalization\(.*epsilon=0.001",
@@ -462,6 +620,26 @@ def test_lora_in_keras_is_read_as_used_and_not_written(tmp_path):
     twin = attzoo.load(tmp_path / "a.safetensors", backend="keras")
     assert same(attzoo.weights(twin), found)
     np.testing.assert_allclose(twin(x), block(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_in_a_wrapper_is_not_written():
+    block = attzoo.create("se", 8, reduced_channels=3, bias=False, backend="keras")
+    block.squeeze = keras.layers.SpectralNormalization(block.squeeze)
+    block(np.ones((1, 4, 4, 8), "f4"))
+    arrays = attzoo.weights(block)
+    with pytest.raises(ValueError, match=r"squeeze\.weight of SE to be stored, got one that SpectralNormalization comp"):
+        attzoo.load_weights(block, arrays)
+
+
+def test_a_transposed_layer_of_keras_is_not_read():
+    class Rows(keras.layers.Layer):
+        def build(self, shape):
+            self.weight = self.add_weight(shape=(8, 3))
+
+    block = attzoo.create("se", 8, reduced_channels=3, bias=False, backend="keras")
+    block.squeeze = Rows()
+    with pytest.raises(ValueError, match=r"SE to hold squeeze\.weight as it was made, got shape \(8, 3\) for \(3, 8\)"):
+        attzoo.weights(block)
 
 
 @pytest.mark.parametrize("mode", ["int8", "int4", "float8"])

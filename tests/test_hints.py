@@ -26,6 +26,8 @@ ARGUMENTS = [
     ("channel_attention", (8,), "reduction_ratio", "reduction"),
     ("spatial_attention", (8,), "kernel", "kernel_size"),
     ("eca", (8,), "k_size", "kernel_size"),
+    ("se", (8,), "rd_channels", "reduced_channels"),
+    ("attention_gate", (8, 4), "F_int", "inter_channels"),
     ("attention_gate", (8, 4), "inter_chanels", "inter_channels"),
     ("unet", (1, 2), "normalise", "norm"),
     ("unet", (1, 2), "deep_supervison", "deep_supervision"),

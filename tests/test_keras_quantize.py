@@ -89,6 +89,13 @@ def test_a_policy_that_a_user_set_inside_is_in_the_config(tmp_path):
         type(block).from_config(config | {POLICIES: {"channel/nothing": config[POLICIES]["channel/squeeze"]}})
 
 
+def test_a_map_of_policies_is_kept(tmp_path):
+    policies = keras.dtype_policies.DTypePolicyMap(default_policy="mixed_bfloat16")
+    model = model_of(attzoo.create("se", 8, 2, backend="keras", dtype=policies), (6, 5, 8))
+    after = np.asarray(model(x(2, 6, 5, 8)))
+    np.testing.assert_array_equal(np.asarray(reloaded(model, tmp_path)(x(2, 6, 5, 8))), after)
+
+
 @pytest.mark.parametrize("dtype", [None, "float16", "mixed_bfloat16"])
 def test_configs_of_what_nobody_changed_hold_no_policies_inside(dtype):
     for name, args in (("se", (8,)), ("cbam", (8,)), ("attention_gate", (4, 4)), ("unet", (1, 2, (2, 4)))):

@@ -543,6 +543,34 @@ def test_traced_torch_calls_are_one_clear_error():
     assert len(seen) == 3
 
 
+@pytest.mark.parametrize("call", [
+    lambda model, x: torch.vmap(model)(x[None]),
+    lambda model, x: torch.func.grad(lambda x: model(x).sum())(x),
+    lambda model, x: torch.func.jvp(model, (x,), (x,)),
+    lambda model, x: under_fake_tensors(model, x),
+], ids=["vmap", "grad", "jvp", "fake tensors"])   # fmt: skip
+def test_transformed_torch_calls_are_one_clear_error(call):
+    model, x = net().eval(), torch.from_numpy(image())
+    with pytest.raises(ValueError, match=EAGERLY), attzoo.attention_maps(model):
+        call(model, x)
+
+
+def under_fake_tensors(model, x):
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model(mode.from_tensor(x))
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason=f"Keras on torch, and this is {BACKEND}")
+def test_a_torch_model_that_holds_a_block_of_keras():
+    block = attzoo.create("spatial_attention", 3, backend="keras")
+    model, x = nn.ModuleDict({"b": block}), torch.rand(1, 5, 6, 3)
+    with attzoo.attention_maps(model) as maps:
+        block(x)
+    assert maps["b"].shape == (1, 1, 5, 6)
+
+
 def test_compiled_torch_models_run_eagerly_inside():
     torch.compiler.reset()
     model, x = net().eval(), torch.from_numpy(image())

@@ -170,6 +170,10 @@ def changed(name, change):
 REFUSED = {   # what is done to the right arrays of an SE of 32 channels, the error, what it says
     "missing": (lambda a: {n: a[n] for n in list(a)[:-1]}, ValueError, "missing excite.bias$"),
     "none": (lambda a: {}, ValueError, "missing excite.bias, excite.weight, squeeze.bias, squeeze.weight$"),
+    "misspelt": (
+        lambda a: {n.replace("squeeze.w", "squeze.w"): array for n, array in a.items()}, ValueError,
+        r"missing squeeze\.weight; got also \['squeze\.weight'\]; did you mean 'squeeze\.weight'\?",
+    ),
     "surplus": (lambda a: a | {"extra": a["excite.bias"]}, ValueError, r"expected weights .*; got also \['extra'\]"),
     "surplus-1": (lambda a: a | {1: a["excite.bias"]}, ValueError, r"got also \[1\]"),
     "traversal": (lambda a: a | {"../excite.bias": a["excite.bias"]}, ValueError, r"got also \['../excite.bias'\]"),

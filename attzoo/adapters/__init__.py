@@ -1,6 +1,6 @@
 """How the rest of attzoo reaches into a block of either framework, in NumPy arrays, canonical names, channels first.
 
-`torch.py` and `keras.py` here have the same functions: make, dtype, precision, read, write, check_layers, attention,
+`torch.py` and `keras.py` here have the same functions: make, dtype, dtypes, precision, read, write, check_layers, attention,
 forward, run, train, and for whole models: place, blocks, coefficients, eager.
 """
 
@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any, Protocol, cast
 
 from ..contract import AnySpec, Array
+from ..recording import Tap
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ class Adapter(Protocol):
         """A built block of class `cls` whose weights have `dtype`."""
 
     def dtype(self, block: Any) -> str:
-        """The dtype of a block's weights, as NumPy spells it ("bfloat16" too)."""
+        """The widest dtype of a block's weights, as NumPy spells it ("bfloat16" too)."""
+
+    def dtypes(self, block: Any) -> dict[str, str]:
+        """The dtype of each of a block's arrays, by canonical name. Raises ValueError as `read` does."""
 
     def precision(self, dtype: str) -> str:
         """The dtype that arithmetic of `dtype` is really carried out in."""
@@ -95,8 +99,26 @@ def changed(path: str, block: Any, made: str, got: str) -> ValueError:
     """The error for a layer that is not as the block's class makes it."""
     return ValueError(
         f"expected {path or 'the block'} of {type(block).__name__} to be {made[:200]}, as its class makes it, got "
-        f"{got[:200]}: a file holds no such change; undo it, or take the arrays alone, attzoo.weights(block)"
+        f"{got[:200]}: a file holds no such change; undo it"
     )
+
+
+def same_shape(shape: Sequence[int], expected: Sequence[int]) -> bool:
+    """Whether two shapes are equal but for axes of size 1: a matrix may be the kernel of a 1 x 1 convolution."""
+    return [n for n in shape if n != 1] == [n for n in expected if n != 1]
+
+
+def replaced_methods(part: Any, base: type[Any], call: str) -> list[str]:
+    """The methods of a layer's class in whose place the layer has something else that computes.
+
+    Of the methods of the framework's own `base` class only `call` decides what a layer computes. What attention_maps
+    puts in the place of `attention` changes nothing.
+    """
+    own = {name: value for name, value in vars(part).items() if callable(getattr(type(part), name, None))}
+    return [
+        name for name, value in own.items()
+        if not name.startswith("__") and not isinstance(value, Tap) and (name == call or not hasattr(base, name))
+    ]   # fmt: skip
 
 
 def is_kind(cls: type[Any], kind: type[Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +12,7 @@ import numpy as np
 
 from ..contract import Array, contiguous
 from ..ops.keras import described, find, keras, locate, parts_of, path_of
-from . import Run, can_attend, changed, computed, is_kind, missing
+from . import Run, can_attend, changed, computed, is_kind, missing, replaced_methods, same_shape
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
@@ -22,6 +21,23 @@ def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
 
 def dtype(block: Any) -> str:
     return str(_built(block).variable_dtype)
+
+
+def dtypes(block: Any) -> dict[str, str]:
+    values = {name: _value(_built(block), name) for name in block.spec.weights}
+    return {name: _stored_dtype(value, name) for name, value in values.items()}
+
+
+def _stored_dtype(value: Any, name: str) -> str:
+    """The dtype of a variable's numbers. Raises ValueError where it has been declared as another one."""
+    declared = str(keras.backend.standardize_dtype(value.dtype))
+    stored = value.value.dtype if isinstance(value, keras.Variable) else value.dtype
+    if (held := str(keras.backend.standardize_dtype(stored))) != declared:
+        raise ValueError(
+            f"expected {name} to hold {declared}, as its block was made, got {held}: JAX has float64 only where"
+            " JAX_ENABLE_X64=1 is set in the environment before it is loaded"
+        )
+    return declared
 
 
 def precision(dtype: str) -> str:
@@ -41,6 +57,8 @@ def write(block: Any, arrays: Mapping[str, Array]) -> None:
     for name in arrays:
         if not isinstance(_value(block, name), keras.Variable):
             raise computed(name, block, "LoRA", "write to a block without; attzoo.weights gives what it adds up to")
+        if isinstance(layer := locate(block, name)[0], keras.layers.Wrapper):
+            raise computed(name, block, type(layer).__name__, "write to a block without, and wrap its layer afterwards")
     for name, array in arrays.items():
         variable = find(block, name)
         variable.assign(_reversed(array, variable).reshape(variable.shape))
@@ -63,6 +81,8 @@ def _check_parts(path: str, block: Any, got: Any, made: Any) -> None:
     """Raise ValueError unless a layer, and every one in it, is as another that has just been made."""
     if not is_kind(type(got), type(made)) or (path and described(got) != described(made)):
         raise changed(path, block, described(made), described(got))
+    if replaced := replaced_methods(got, keras.layers.Layer, "call"):
+        raise changed(path, block, described(made), f"one whose {replaced[0]} was replaced")
     inner, expected = parts_of(got), parts_of(made)
     for name in {**expected, **inner}:
         inside = f"{path}.{name}" if path else name
@@ -244,8 +264,10 @@ def _value(block: Any, name: str) -> Any:
     if mode := getattr(layer, "quantization_mode", None):
         raise missing(name, block, f"codes that Keras quantized ({mode}): take the weights before quantize()")
     shape = block.spec.weights[name].shape
-    if value is None or math.prod(value.shape) != math.prod(shape):
-        raise missing(name, block, None if value is None else tuple(value.shape))
+    if leaf == "kernel":
+        shape = (*shape[2:], shape[1], shape[0])
+    if value is None or not same_shape(value.shape, shape):
+        raise missing(name, block, None if value is None else f"shape {tuple(value.shape)} for {shape}")
     return value
 
 

@@ -19,8 +19,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ..contract import Array, contiguous
 from ..ops import guard
-from ..ops.torch import BATCH_NORM, find
-from . import Run, can_attend, changed, computed, is_kind, missing
+from ..ops.torch import BATCH_NORM, DTYPES, find
+from . import Run, can_attend, changed, computed, is_kind, missing, replaced_methods, same_shape
 
 REMOVE: Final = {   # what computes a tensor before every call -> what makes it a stored one again
     WeightNorm: "torch.nn.utils.remove_weight_norm",
@@ -30,12 +30,23 @@ REMOVE: Final = {   # what computes a tensor before every call -> what makes it 
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
-    return cls(**config).to(getattr(torch, dtype))
+    block = cls(**config).to(getattr(torch, dtype))
+    if any(p.is_meta for p in block.parameters()):
+        raise ValueError(
+            f"expected to make {cls.__name__} on a device that holds numbers, got the meta device: leave"
+            " torch.device('meta'), or torch.set_default_device('cpu')"
+        )
+    return block
 
 
 def dtype(block: Any) -> str:
-    widest = reduce(torch.promote_types, (p.dtype for p in block.parameters()))   # norms may be kept wider
-    return str(widest).removeprefix("torch.")
+    tensors = [_tensor(block, name) for name in block.spec.weights]   # norms may be kept wider than the rest
+    return _numpy_name(reduce(torch.promote_types, (t.dtype for t in tensors)))
+
+
+@torch.no_grad()
+def dtypes(block: Any) -> dict[str, str]:
+    return {name: _numpy_name(_tensor(block, name).dtype) for name in block.spec.weights}
 
 
 def precision(dtype: str) -> str:
@@ -70,6 +81,8 @@ def check_layers(block: Any, cls: type[Any]) -> None:
             raise changed(path, block, _described(made), _described(got))
         if kind.extra_repr(got) != made.extra_repr():
             raise changed(path, block, _described(made), _described(got))
+        if replaced := replaced_methods(got, nn.Module, "forward"):
+            raise changed(path, block, _described(made), f"one whose {replaced[0]} was replaced")
 
 
 @torch.no_grad()
@@ -117,8 +130,9 @@ def blocks(model: Any) -> dict[str, Any]:
 
 
 def coefficients(tensor: Any, block: Any) -> Array | None:
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
-    if traced or tensor.is_meta:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():   # type: ignore[attr-defined]
+        return None
+    if not isinstance(tensor, Tensor) or guard.has_no_numbers(tensor):
         return None
     return to_array(tensor if tensor.dtype == torch.float64 else tensor.float())
 
@@ -178,18 +192,34 @@ def _tensor(block: Any, name: str) -> Tensor:
             tensor = find(block, name)   # in training, spectral norm would go a step further
     except AttributeError as err:
         raise missing(name, block, err) from err
-    if isinstance(tensor, Tensor) and tensor.is_meta:
-        raise missing(name, block, "a tensor without numbers on the meta device: block.to_empty(device=...) first")
-    if not isinstance(tensor, Tensor) or tensor.numel() != block.spec.weights[name].size:
-        raise missing(name, block, tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__)
-    if not tensor.is_floating_point() or tensor.layout != torch.strided:
-        raise missing(name, block, f"{tensor.dtype} in layout {tensor.layout}")
+    _check_usable(block, name, tensor, layer)
     hook = _hook(layer, leaf)   # which computes the tensor before every call, and left it there in the last one
     if isinstance(hook, SpectralNorm):
         return hook.compute_weight(layer, do_power_iteration=False)
     if isinstance(hook, WeightNorm):
         return cast(Tensor, hook.compute_weight(layer))
     return cast(Tensor, hook.apply_mask(layer)) if isinstance(hook, BasePruningMethod) else tensor
+
+
+def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module) -> None:
+    """Raise ValueError unless this is a tensor of the spec's shape whose numbers the layer computes with."""
+    shape, leaf = block.spec.weights[name].shape, name.rpartition(".")[2]
+    if not isinstance(tensor, Tensor):
+        codes = callable(tensor)   # layers that torch has quantized have methods of these names
+        quantized = f"codes that {type(layer).__name__} holds: take the weights before the block is quantized"
+        raise missing(name, block, quantized if codes else type(tensor).__name__)
+    if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+        raise missing(name, block, f"an array that {type(layer).__name__} makes when it is first called: call it once")
+    if tensor.is_meta:
+        raise missing(name, block, "a tensor without numbers on the meta device: block.to_empty(device=...) first")
+    if not same_shape(tensor.shape, shape):
+        raise missing(name, block, f"shape {tuple(tensor.shape)} for {shape}")
+    if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
+        raise missing(name, block, f"{tensor.dtype} in layout {tensor.layout}")
+    own = isinstance(getattr(type(layer), leaf, None), property) and not parametrize.is_parametrized(layer, leaf)
+    if own or hasattr(layer, "weight_fake_quant"):
+        remedy = "merge it first, as peft's merge_and_unload does, or take the weights before it is put in"
+        raise missing(name, block, f"that of {type(layer).__name__}, which computes with another: {remedy}")
 
 
 def _check_stored(block: Any, name: str, tensor: Tensor) -> None:
@@ -206,6 +236,8 @@ def _check_stored(block: Any, name: str, tensor: Tensor) -> None:
     stored = dict(layer.named_parameters("", False, False)) | dict(layer.named_buffers("", False, False))
     if leaf not in stored:
         raise computed(name, block, "something else", f"make block.{name} a parameter first")
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise computed(name, block, "torch.inference_mode", "make the block outside of it, or write inside it")
     if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
         raise computed(name, block, "an expanded tensor", f"block.{name} = torch.nn.Parameter(tensor.clone()) first")
 
@@ -237,6 +269,10 @@ def _reference(block: nn.Module, cls: type[Any]) -> nn.Module:
 
 def _is_kind(module: nn.Module, kind: type[nn.Module]) -> bool:
     return is_kind(type(module), kind) or (isinstance(module, nn.SyncBatchNorm) and kind in BATCH_NORM.values())
+
+
+def _numpy_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _described(module: nn.Module | None) -> str:

@@ -20,6 +20,7 @@ from ..recording import is_idle
 
 require("torch", torch.__version__, "2.6")   # before it, torch.load could be made to run code
 
+from torch._subclasses import FakeTensor  # noqa: E402
 from torch.utils._device import DeviceContext  # noqa: E402  (an older torch may not have it)
 
 # Whether torch.export traces. torch 2.6 tells compiling from exporting nowhere: there, compiling counts as exporting,
@@ -64,6 +65,11 @@ scope.use_carrier(_store, _load)   # which autograd hands over to the threads th
 def in_forward_derivative() -> bool:
     """Whether a level of torch.autograd.forward_ad is active."""
     return torch.autograd.forward_ad._current_level >= 0
+
+
+def has_no_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor only stands for numbers: on the meta device, under FakeTensorMode, or in a transform."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor) or in_transform() or in_forward_derivative()
 
 
 def in_mode() -> bool:

@@ -140,7 +140,7 @@ def inner_policies(layer: Any) -> dict[str, Any]:
 
     def walk(path: str, inside: Any) -> None:
         for name, part in parts_of(inside).items():
-            if part.dtype_policy != layer.dtype_policy and not isinstance(part, keras.layers.InputLayer):
+            if not _equal_policies(part, layer) and not isinstance(part, keras.layers.InputLayer):
                 how = getattr(part, "quantization_config", None)
                 found[f"{path}{name}"] = {
                     "dtype": keras.dtype_policies.serialize(part.dtype_policy),
@@ -150,6 +150,11 @@ def inner_policies(layer: Any) -> dict[str, Any]:
 
     walk("", layer)
     return {POLICIES: found} if found else {}
+
+
+def _equal_policies(layer: Any, other: Any) -> bool:
+    a, b = (keras.dtype_policies.serialize(each.dtype_policy) for each in (layer, other))   # maps have no ==
+    return bool(a == b)
 
 
 def with_policies(layer: Any, config: dict[str, Any]) -> Any:

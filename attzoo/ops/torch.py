@@ -24,6 +24,7 @@ BATCH_NORM: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 
 NORMS = tuple(BATCH_NORM.values())
 CONV_TRANSPOSE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 EXACT = (torch.float32, torch.float64)
+DTYPES = (torch.float16, torch.bfloat16, *EXACT)   # in which torch has the operations of a block
 PLAIN = (Tensor, nn.Parameter)   # a subclass may mean something of its own by any operator
 FEW = 256   # pixels of all samples together, under which making a wider kernel costs more than it saves
 MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
@@ -118,8 +119,9 @@ def require_tensors(*inputs: Any, role: str = "") -> None:
 
 def factory(device: Any, dtype: Any) -> dict[str, Any]:
     """The arguments by which torch's layers are made on a device and of a dtype; None means torch's defaults."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype must be a floating-point torch.dtype, torch.float32 say, or None, got {dtype!r}")
+    if dtype not in (None, *DTYPES):
+        names = ", ".join(map(str, DTYPES))
+        raise TypeError(f"dtype must be a floating-point torch.dtype, one of {names}, or None, got {dtype!r}")
     return {"device": device, "dtype": dtype}
 
 

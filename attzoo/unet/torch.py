@@ -153,6 +153,9 @@ class Units(nn.Module):
             if unit.activation == "prelu":
                 self.add_module(f"activation{unit.part}", nn.PReLU(**made))
 
+    def extra_repr(self) -> str:
+        return "; ".join(f"{unit.conv}: {unit.activation}, dropout={unit.dropout}" for unit in self.units)
+
     def forward(self, x: Tensor) -> Tensor:
         for unit in self.units:
             makers = [conv := getattr(self, unit.conv)]
