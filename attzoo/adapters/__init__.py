@@ -1,7 +1,7 @@
 """How the rest of attzoo reaches into a block of either framework, in NumPy arrays, canonical names, channels first.
 
-`torch.py` and `keras.py` here have the same functions: make, dtype, dtypes, precision, read, write, check_layers, attention,
-forward, run, train, and for whole models: place, blocks, coefficients, eager.
+`torch.py` and `keras.py` here have the same functions: make, dtype, dtypes, precision, read, write, check_layers,
+attention, forward, run, train, and for whole models: place, blocks, coefficients, eager.
 """
 
 from __future__ import annotations
