@@ -78,7 +78,7 @@ test command, which runs all tests.
 {table}
 
 On {processors}, two cores. `.ci/run --record` records these runs, and `.ci/leg NAME` repeats one of
-`.ci/versions`. A name without a row has not been recorded yet.
+`.ci/versions`; `.ci/leg newest python3.13` takes another Python.
 """
 HEAD = """# The blocks
 
