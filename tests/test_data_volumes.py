@@ -1,5 +1,7 @@
 """Volumes: image and mask on one grid, and masks that are written with the whole header of their image."""
 
+import gzip
+
 import nibabel
 import numpy as np
 import pytest
@@ -148,3 +150,20 @@ def test_a_mask_of_channels_has_the_grid_of_its_image(tmp_path):
 def test_a_mask_as_an_array(tmp_path):
     write_mask(tmp_path / "mask.npy", MASK, tmp_path / "scan.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "mask.npy"), MASK)
+
+
+@pytest.mark.parametrize("part", ["voxels", "checksum"])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_damaged_gzip_is_refused(kind, part, tmp_path):
+    """A stored block holds the bytes as they are, so that one that is changed is a voxel that is changed."""
+    mask = np.tile(MASK, (4, 4, 4))
+    data = bytearray(gzip.compress(kind(mask, AFFINE).to_bytes(), compresslevel=0))
+    path = tmp_path / "mask.nii.gz"
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read_mask(path), mask)
+    np.testing.assert_array_equal(read_image(path)[0], mask)
+    data[-20 if part == "voxels" else -5] ^= 1
+    path.write_bytes(data)
+    for read in (read_mask, read_image):
+        with pytest.raises(ValueError, match=r"^cannot read .*mask.nii.gz: expected a whole gzip file, got a damaged one"):
+            read(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +17,7 @@ from ..files import whole, write
 from .extra import package
 from .source import Source, ending, largest_integer, naming
 
+CHUNK: Final = 2**20   # bytes that are decompressed at a time
 TOLERANCE: Final = 0.1   # of a voxel, by which two grids may be apart at a corner
 
 
@@ -42,7 +45,7 @@ def describe(path: Path) -> Source:
     return Source(
         shape=(1, *shape) if len(shape) < 4 else (shape[-1], *shape[:-1]),
         dtype=content.dtype,
-        load=lambda: _channels_first(np.array(_content(path))),
+        load=lambda: _channels_first(_compressed(path) if ending(path) == ".nii.gz" else np.array(_content(path))),
         largest=largest_integer(content.dtype),
     )
 
@@ -57,6 +60,22 @@ def _content(path: Path) -> Any:
         raise ValueError(f"expected real numbers, got {array.dtype}")
     if not 2 <= len(array.shape) <= 4 or 0 in array.shape:
         raise ValueError(f"expected (H, W), (D, H, W) or (D, H, W, C), got {tuple(array.shape)}")
+    return array
+
+
+def _compressed(path: Path) -> NDArray[Any]:
+    """The array in a .nii.gz, once the checksum at the end of the file is seen to be right.
+
+    nibabel stops at the last voxel, before the checksum, and would give wrong numbers of a damaged file.
+    """
+    kind = type(package("nibabel").load(path))
+    try:
+        with gzip.open(path) as file:
+            array = np.array(kind.from_stream(file).dataobj)
+            while file.read(CHUNK):   # compares the checksum at the end
+                pass
+    except (gzip.BadGzipFile, EOFError, zlib.error) as err:
+        raise ValueError(f"expected a whole gzip file, got a damaged one: {err}; copy it again") from err
     return array
 
 
