@@ -153,6 +153,8 @@ def _by_pillow(
     dtype = dtype or np.dtype(bool if mode == "1" else np.uint8)
 
     def load() -> NDArray[Any]:
+        if kind == "PNG":
+            _check_png(path)
         with _opened(path, kind) as picture:
             array = change(np.asarray(picture)) if decode is None else decode(path)
             return upright(channels_first(array).astype(dtype, copy=False), _orientation(picture, whole=True))
@@ -176,6 +178,15 @@ def _opened(path: Path, kind: str) -> Any:
         picture.close()
         raise ValueError(f"expected one picture, got {frames}; save a volume as .npy or .nii.gz")
     return picture
+
+
+def _check_png(path: Path) -> None:
+    """Raise ValueError where a checksum is wrong. Pillow does not compare that of the last data when it decodes."""
+    with _opened(path, "PNG") as picture:
+        try:
+            picture.verify()
+        except SyntaxError as err:
+            raise ValueError(f"expected a whole PNG, got a damaged one: {err}; copy it again") from err
 
 
 def _orientation(picture: Any, whole: bool) -> int:
