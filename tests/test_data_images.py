@@ -164,6 +164,43 @@ def test_a_png_whose_checksum_is_wrong_is_refused(bits, kind, channels, tmp_path
                 read(tmp_path / "a.png")
 
 
+def bitmap(array, bits, palette, core=False):
+    """A BMP of 1, 4 or 8 bits, of indices into a palette of so many colours."""
+    rows = b""
+    for row in array[::-1]:
+        packed = np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, -bits:]).tobytes()
+        rows += packed + b"\0" * (-len(packed) % 4)
+    height, width = array.shape
+    if core:
+        about = struct.pack("<IHHHH", 12, width, height, 1, bits)
+        colors = b"".join(bytes(color[::-1]) for color in palette)
+    else:
+        about = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 0, len(rows), 0, 0, len(palette), 0)
+        colors = b"".join(bytes((*color[::-1], 0)) for color in palette)
+    start = 14 + len(about) + len(colors)
+    return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + about + colors + rows
+
+
+@pytest.mark.parametrize(("bits", "greys", "core"), [
+    (1, (0, 255), False), (4, (0, 255), False), (8, (0, 255), False), (8, (255, 0), False), (4, range(3), False),
+    (4, range(16), False), (8, range(3), False), (8, range(256), False), (4, range(16), True), (1, (0, 255), True),
+])   # fmt: skip
+def test_a_bmp_of_a_grey_palette_gives_its_indices_and_greys(bits, greys, core, tmp_path):
+    array = below(len(greys))
+    (tmp_path / "a.bmp").write_bytes(bitmap(array, bits, [(grey,) * 3 for grey in greys], core))
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.bmp"), array)
+    unit = read_image(tmp_path / "a.bmp", unit=True)
+    np.testing.assert_allclose(unit, np.repeat(np.array(greys)[array][None] / 255, len(unit), axis=0), rtol=1e-6)
+    assert read_shape(tmp_path / "a.bmp") == unit.shape
+
+
+def test_an_index_beyond_the_palette_of_a_bmp_is_refused(tmp_path):
+    (tmp_path / "a.bmp").write_bytes(bitmap(np.array([[0, 1, 2]]), 8, [(0,) * 3, (255,) * 3]))
+    for read in (read_image, read_mask):
+        with pytest.raises(ValueError, match=r"a.bmp: expected indices into a palette of 2 colours, got 2"):
+            read(tmp_path / "a.bmp")
+
+
 TIFFS = {   # arrays as tifffile writes them, and how
     "16-bit planar RGB": (below(2**16, 3, 6, 5), {"photometric": "rgb", "planarconfig": "separate"}),
     "8-bit planar RGB": (below(256, 3, 6, 5, dtype=np.uint8), {"photometric": "rgb", "planarconfig": "separate"}),

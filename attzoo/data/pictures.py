@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,7 +54,22 @@ def bmp(path: Path) -> Source:
     core = int.from_bytes(head[14:18], "little") == 12
     bits = int.from_bytes(head[24:26] if core else head[28:30], "little")
     rescaled = f"expected samples of 8 bits, got colours of {bits} bits together, which are rescaled; save it as PNG"
-    return _by_pillow(path, "BMP", not_a_mask=rescaled if bits == 16 else None)
+    with _opened(path, "BMP") as picture:   # Pillow takes the depth of grey from the number of colours in the palette
+        is_misread = {"1": 1, "L": 8}.get(picture.mode, bits) != bits
+    return _by_pillow(
+        path, "BMP", not_a_mask=rescaled if bits == 16 else None, decode=_indices_of_bmp if is_misread else None
+    )
+
+
+def _indices_of_bmp(path: Path) -> NDArray[Any]:
+    """The samples (H, W) of a BMP whose palette is grey: with a first colour that is not, Pillow reads them all."""
+    data = bytearray(path.read_bytes())
+    data[14 + int.from_bytes(data[14:18], "little")] ^= 1   # the blue of the palette's first colour
+    with package("PIL.Image").open(BytesIO(data), formats=["BMP"]) as picture:
+        array, colors = np.asarray(picture), len(_palette(picture))
+    if array.max() >= colors:
+        raise ValueError(f"expected indices into a palette of {colors} colours, got {array.max()}")
+    return array
 
 
 def gif(path: Path) -> Source:
