@@ -147,7 +147,9 @@ def test_colours_of_16_bits_keep_all_of_them(kind, channels, tmp_path):
         assert read_shape(tmp_path / "deep.png") == (channels, 6, 5)
 
 
-@pytest.mark.parametrize(("bits", "kind", "channels"), [(8, 0, 1), (2, 0, 1), (8, 2, 3), (8, 3, 1), (16, 0, 1), (16, 2, 3)])
+@pytest.mark.parametrize(("bits", "kind", "channels"), [
+    (8, 0, 1), (2, 0, 1), (8, 2, 3), (8, 3, 1), (16, 0, 1), (16, 2, 3),
+])   # fmt: skip
 def test_a_png_whose_checksum_is_wrong_is_refused(bits, kind, channels, tmp_path):
     """The last bytes of a PNG are IEND, of 12 bytes; before them are the data, with a checksum of 4 bytes."""
     before = chunk(b"PLTE", bytes(range(48))) if kind == 3 else b""
@@ -155,12 +157,13 @@ def test_a_png_whose_checksum_is_wrong_is_refused(bits, kind, channels, tmp_path
     data = bytearray(png(array, bits, kind, before))
     (tmp_path / "a.png").write_bytes(data)
     assert read_image(tmp_path / "a.png").shape[1:] == (64, 48)
+    message = r"a.png: (expected a whole PNG, got a damaged one: .*IDAT|broken data)"
     for at in (-20, -14):   # in the data's last bytes, and in their checksum
         damaged = data.copy()
         damaged[at] ^= 1
         (tmp_path / "a.png").write_bytes(damaged)
         for read in (read_image, read_mask):
-            with pytest.raises(ValueError, match=r"a.png: (expected a whole PNG, got a damaged one: .*IDAT|broken data)"):
+            with pytest.raises(ValueError, match=message):
                 read(tmp_path / "a.png")
 
 

@@ -165,5 +165,5 @@ def test_a_damaged_gzip_is_refused(kind, part, tmp_path):
     data[-20 if part == "voxels" else -5] ^= 1
     path.write_bytes(data)
     for read in (read_mask, read_image):
-        with pytest.raises(ValueError, match=r"^cannot read .*mask.nii.gz: expected a whole gzip file, got a damaged one"):
+        with pytest.raises(ValueError, match=r"mask.nii.gz: expected a whole gzip file, got a damaged one"):
             read(path)

@@ -50,6 +50,15 @@ def test_what_is_ignored_resized_or_passed_over_is_told_too(tmp_path):
     assert got[3] == "resized to 8 x 8"
 
 
+def test_classes_that_vanish_by_resizing_are_told(tmp_path):
+    folder = folder_of(tmp_path, [(32, 32), (8, 8)], (0, 1))   # a class in a pixel of each
+    save(folder / "train_images" / "2.png", np.zeros((8, 8), np.uint8))
+    save(folder / "train_labels" / "2.png", np.arange(64, dtype=np.uint8).reshape(8, 8) // 32)
+    got = lines(Settings(data=str(folder), size=(8, 8)), tmp_path)
+    want = "resized to 8 x 8; class 1 vanishes from 2 of 4 masks that hold it: a larger --size keeps small objects"
+    assert got[2] == want
+
+
 def test_types_that_differ_are_all_told(tmp_path):
     folder = folder_of(tmp_path, [(4, 5), (4, 5)], (0, 1))
     save(folder / "train_images" / "1.png", np.zeros((4, 5), np.uint16))

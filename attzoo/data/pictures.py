@@ -81,7 +81,7 @@ def webp(path: Path) -> Source:
     """RGB or RGBA of 8 bits; a mask only where it is lossless, and without opacity, under which colours are lost."""
     lossy = "expected a mask that keeps its numbers, got lossy WebP; save it as PNG"
     source = _by_pillow(path, "WEBP", not_a_mask=None if _is_lossless_webp(path) else lossy)
-    if source.has_alpha and not source.not_a_mask:
+    if source.opacity is not None and not source.not_a_mask:
         return replace(source, not_a_mask=lossy.replace("lossy WebP", "WebP with opacity, which may change them"))
     return source
 
@@ -180,7 +180,7 @@ def _by_pillow(
         dtype=dtype,
         load=load,
         largest=largest_integer(dtype, bits),
-        has_alpha=mode in ("LA", "RGBA"),
+        opacity={"LA": 1, "RGBA": 3}.get(mode),
         palette=palette,
         has_stable_indices=has_stable_indices,
         not_a_mask=not_a_mask,

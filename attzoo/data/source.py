@@ -24,9 +24,10 @@ class Source:
 
     shape: (C, *S) of the samples, upright. dtype: of the samples. load: reads them, (C, *S).
     largest: the largest integer that the declared bits hold, None for floats.
-    has_alpha: whether the last channel is opacity.
+    opacity: the channel that is opacity, None for none.
     palette: (K, 3), the colours that samples are indices into, of 8 or 16 bits; None for no palette.
     has_stable_indices: whether programs that save the format keep the order of the palette.
+    is_white_least: whether the least grey value is white, as TIFF's MinIsWhite has it.
     not_an_image, not_a_mask: why the samples can't be read as one, None where they can.
     """
 
@@ -34,9 +35,10 @@ class Source:
     dtype: np.dtype[Any]
     load: Callable[[], NDArray[Any]]
     largest: int | None = None
-    has_alpha: bool = False
+    opacity: int | None = None
     palette: NDArray[Any] | None = None
     has_stable_indices: bool = True
+    is_white_least: bool = False
     not_an_image: str | None = None
     not_a_mask: str | None = None
 
@@ -49,6 +51,13 @@ class Source:
     def image_dtype(self) -> np.dtype[Any]:
         """The dtype of the image: a palette's, where there is one."""
         return self.dtype if self.palette is None else self.palette.dtype
+
+    def greys(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Values of one channel as the greys that they are shown as: of fewer than 8 bits, the largest is 255."""
+        if self.largest is None:
+            return values
+        greys = self.largest - values if self.is_white_least else values
+        return greys * (255 // self.largest) if self.largest in (1, 3, 15) else greys
 
     def samples(self) -> NDArray[Any]:
         """The stored samples (C, *S), C-contiguous, in the machine's byte order.

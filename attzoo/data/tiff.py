@@ -38,11 +38,18 @@ def describe(path: Path) -> Source:
             dtype=page.dtype,
             load=lambda: upright(_samples(path, channel_axis), orientation),
             largest=largest_integer(page.dtype, page.bitspersample),
-            has_alpha=any(extra.name != "UNSPECIFIED" for extra in page.extrasamples),
+            opacity=_opacity(page, shape[0]),
             palette=palette,
+            is_white_least=kind == "MINISWHITE",
             not_an_image=f"expected grey or colours, got {WHITE}" if kind == "MINISWHITE" else None,
             not_a_mask=None if is_lossless else f"expected lossless compression, got {compression} in a TIFF",
         )
+
+
+def _opacity(page: Any, channels: int) -> int | None:
+    """The channel that is opacity, which the extra samples after the colours' may hold anywhere."""
+    kinds = [extra.name for extra in page.extrasamples]
+    return next((channels - len(kinds) + i for i, kind in enumerate(kinds) if kind != "UNSPECIFIED"), None)
 
 
 def _only_page(file: Any) -> Any:

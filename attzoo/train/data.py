@@ -35,7 +35,7 @@ from ..data import (
 )
 from ..look import sizes
 from .files import Pair
-from .survey import class_counts, stored_counts
+from .survey import Found, class_counts, look_at
 
 NORMALISATIONS: Final = ("zscore", "unit", "none")
 Key = tuple[int, int]                          # epoch, index
@@ -220,12 +220,18 @@ class Folder:
         return mask
 
     @cached_property
+    def found(self) -> Found:
+        """What is in all masks, and what resizing leaves of it; reads all of them."""
+        resize = None if self.preparation.size is None else self.preparation.mask
+        return look_at((mask for _, mask in self.pairs), self.labels, resize)
+
+    @cached_property
     def counts(self) -> Counter[int]:
         """The pixels of each class in all masks, 255 for those that count nowhere; reads all of them.
 
         Raises ValueError for values that are no classes, with their counts over all masks, and as `read_mask`.
         """
-        counts = class_counts(stored_counts((mask for _, mask in self.pairs), self.labels), self.labels)
+        counts = class_counts(self.found.counts, self.labels)
         if max(counts.keys() - {IGNORE}, default=0) >= (self.classes or IGNORE):
             for index in range(len(self)):
                 self.read_mask(index)   # raises, naming the file

@@ -11,6 +11,7 @@ from ..look import sizes
 from .data import Dataset, Folder
 from .files import passed_over
 from .settings import Settings
+from .survey import lost_classes
 
 
 def lines(settings: Settings, out: Path, training: Dataset, validation: Dataset, trainer: Any) -> list[str]:
@@ -19,7 +20,7 @@ def lines(settings: Settings, out: Path, training: Dataset, validation: Dataset,
     parameters = sum(weight.size for weight in trainer.network.spec.weights.values() if weight.trainable)
     network = f"{settings.variant or 'unet'} in {trainer.framework}, {parameters:,} parameters"
     if settings.size and settings.data:
-        parts.append(f"resized to {sizes(settings.size)}")
+        parts.append(f"resized to {sizes(settings.size)}{_lost(training, validation)}")
     return [*parts, f"network: {network}", f"output: {out.resolve()}"]
 
 
@@ -50,6 +51,15 @@ def _classes(training: Dataset, validation: Dataset) -> list[str]:
     folders = sorted({path.parent for dataset in (training, validation) for pair in dataset.pairs for path in pair})
     strays = [path for folder in folders for path in passed_over(folder)]
     return [found, *([f"passed over, no images: {_listed(strays)}"] if strays else [])]
+
+
+def _lost(training: Dataset, validation: Dataset) -> str:
+    """The classes of which resizing leaves nothing in some masks."""
+    if not isinstance(training, Folder) or not isinstance(validation, Folder):
+        return ""
+    lost = lost_classes([training.found, validation.found], training.labels)
+    told = [f"class {k} vanishes from {number} of {masks} masks that hold it" for k, (number, masks) in lost.items()]
+    return f"; {', '.join(told)}: a larger --size keeps small objects" if told else ""
 
 
 def _share(count: int, total: int) -> str:
