@@ -262,6 +262,29 @@ def test_a_palette_of_a_tiff_gives_colours_of_16_bits(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), BYTES[..., 0])
 
 
+def unwritten(path, options, at):
+    """A TIFF whose strips or tiles from a number on have no offset and no bytes, as a writer that ended leaves it."""
+    tifffile.imwrite(path, below(4, 64, 64, dtype=np.uint8) + 1, metadata=None, **options)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        page = file.pages[0]
+        for name in ("Offsets", "ByteCounts"):
+            tag = page.tags[("Tile" if "tile" in options else "Strip") + name]
+            values = list(np.atleast_1d(tag.value))
+            tag.overwrite([int(v) if i < at else 0 for i, v in enumerate(values)])
+    return len(values) - at
+
+
+@pytest.mark.parametrize(("options", "at"), [
+    ({"tile": (16, 16), "compression": "zlib"}, 8), ({"tile": (32, 32)}, 3), ({"rowsperstrip": 8}, 7), ({}, 0),
+])   # fmt: skip
+def test_a_tiff_with_parts_that_were_never_written_is_refused(options, at, tmp_path):
+    missing = unwritten(tmp_path / "a.tif", options, at)
+    message = f"a.tif: expected all {at + missing} strips or tiles, got {at} and {missing} never written"
+    for read in (read_image, read_mask, read_shape):
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize(("bits", "dtype"), [(8, np.uint8), (12, np.uint16), (16, np.uint16)])
 def test_jpeg_2000_keeps_its_depth(bits, dtype, tmp_path):
     array = below(2**bits, 32, 48, 3).astype(dtype)

@@ -8,6 +8,7 @@ three spatial axes.
 from .extra import package
 from .labels import IGNORE, Labels, parse_labels
 from .masks import describe_mask, read_mask
+from .orientation import transposes
 from .reading import describe_image, read_image, read_shape
 from .source import VOLUMES, Source, ending, has_known_ending
 from .volumes import Geometry, check_same_grid, read_geometry, write_mask
@@ -29,5 +30,6 @@ __all__ = [
     "read_image",
     "read_mask",
     "read_shape",
+    "transposes",
     "write_mask",
 ]

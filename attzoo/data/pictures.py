@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .extra import package
-from .orientation import turned, upright
+from .orientation import known, turned, upright
 from .source import Source, channels_first, largest_integer
 
 ORIENTATION: Final = 0x0112   # EXIF's tag
@@ -180,6 +180,7 @@ def _by_pillow(
         dtype=dtype,
         load=load,
         largest=largest_integer(dtype, bits),
+        orientation=orientation,
         opacity={"LA": 1, "RGBA": 3}.get(mode),
         palette=palette,
         has_stable_indices=has_stable_indices,
@@ -208,7 +209,7 @@ def _check_png(path: Path) -> None:
 def _orientation(picture: Any, whole: bool) -> int:
     """EXIF's, from the head, or where the `whole` file has been read, from anywhere in it."""
     exif = picture.getexif() if whole else package("PIL.Image").Image.getexif(picture)   # a PNG's own reads all of it
-    return int(exif.get(ORIENTATION, 1))
+    return known(exif.get(ORIENTATION, 1))
 
 
 def _palette(picture: Any) -> NDArray[Any]:

@@ -25,6 +25,7 @@ class Source:
     shape: (C, *S) of the samples, upright. dtype: of the samples. load: reads them, (C, *S).
     largest: the largest integer that the declared bits hold, None for floats.
     opacity: the channel that is opacity, None for none.
+    orientation: by which the samples are turned upright, from 1 to 8 as EXIF and TIFF have it.
     palette: (K, 3), the colours that samples are indices into, of 8 or 16 bits; None for no palette.
     has_stable_indices: whether programs that save the format keep the order of the palette.
     is_white_least: whether the least grey value is white, as TIFF's MinIsWhite has it.
@@ -36,6 +37,7 @@ class Source:
     load: Callable[[], NDArray[Any]]
     largest: int | None = None
     opacity: int | None = None
+    orientation: int = 1
     palette: NDArray[Any] | None = None
     has_stable_indices: bool = True
     is_white_least: bool = False

@@ -32,6 +32,7 @@ from ..data import (
     package,
     read_image,
     read_mask,
+    transposes,
 )
 from ..look import sizes
 from .files import Pair
@@ -271,10 +272,27 @@ def _heads(pairs: Sequence[Pair]) -> list[Source]:
             got = f"{first} of {expected[0]} and {image} of {shape[0]}"
             raise ValueError(f"expected images of the same number of channels, got {got}: save all as grey or as RGB")
         if labelled.shape[1:] != shape[1:]:
-            got = sizes(labelled.shape[1:])
+            got = f"{sizes(labelled.shape[1:])}{_turned(head, labelled)}"
             raise ValueError(f"expected {mask} of its image's size, {sizes(shape[1:])}, got {got}")
+        _check_orientation(image, head, mask, labelled)
         check_same_grid(image, mask)
     return heads
+
+
+def _turned(head: Source, mask: Source) -> str:
+    """In words, that a size is one after turning."""
+    if head.orientation == mask.orientation == 1:
+        return ""
+    return f", both upright: the image declares orientation {head.orientation}, the mask {mask.orientation}"
+
+
+def _check_orientation(image: Path, head: Source, mask: Path, labelled: Source) -> None:
+    """Raise ValueError where an image and its mask declare different orientations, and their sizes don't tell which."""
+    one, two = head.orientation, labelled.orientation
+    is_told = transposes(one) != transposes(two) and len(set(head.shape[1:])) > 1   # the other way they would not fit
+    if one != two and not is_told:
+        got = f"orientation {one} in {image} and {two} in {mask}, so that one is turned and the other is not"
+        raise ValueError(f"expected an image and mask of one orientation, got {got}: save both upright, without one")
 
 
 @cache
