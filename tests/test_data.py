@@ -4,6 +4,7 @@ from math import prod
 
 import numpy as np
 import pytest
+import tifffile
 from pairs import BYTES, VOLUME, WORDS, cells, coordinates, place, save
 from PIL import Image
 
@@ -173,6 +174,33 @@ def test_a_size_tells_which_way_a_mask_without_orientation_is_turned(tmp_path):
     message = "size, 5 x 6, got 6 x 5, both upright: the image declares orientation 6, the mask 1$"
     with pytest.raises(ValueError, match=message):
         Folder([(photo, stored)])
+
+
+def on_map(path, x=500.0, y=90.0, side=2.0, matrix=None):
+    """A GeoTIFF whose upper left corner, or one that is three columns and two rows away, is tied to a place."""
+    tags = [(33550, "d", 3, (side, side, 0.0), True), (33922, "d", 6, (3.0, 2.0, 0.0, x, y, 0.0), True)]
+    if matrix is not None:
+        tags = [(34264, "d", 16, tuple(np.ravel(matrix)), True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, BYTES[..., 0] // 128, extratags=tags)
+    return path
+
+
+MATRIX = [[2.0, 0, 0, 494], [0, -2, 0, 94], [0, 0, 1, 0], [0, 0, 0, 1]]   # the same place
+
+
+@pytest.mark.parametrize(("other", "is_refused"), [
+    ({}, False), ({"x": 500.1}, False), ({"matrix": MATRIX}, False), ({"x": 508.0}, True), ({"y": 80.0}, True),
+    ({"side": 2.2}, True), ({"matrix": np.array(MATRIX) * [[1, 1, 1, 1.1]]}, True),
+])   # fmt: skip
+def test_a_mask_elsewhere_on_the_map_is_refused(other, is_refused, tmp_path):
+    pair = on_map(tmp_path / "a.tif"), on_map(tmp_path / "a_mask.tif", **other)
+    if not is_refused:
+        assert len(Folder([pair])) == 1
+        return
+    got = "got pixels of 2 x 2 from 494, 94 and pixels of "
+    with pytest.raises(ValueError, match=rf"expected .*a_mask.tif on the map where its image .*a.tif is, {got}"):
+        Folder([pair])
 
 
 def test_other_arguments_are_refused(tmp_path):

@@ -78,6 +78,41 @@ def test_a_grid_by_quaternion_is_that_by_matrix(tmp_path):
     check_same_grid(tmp_path / "a.nii.gz", nifti(tmp_path / "b.nii.gz", MASK, orthogonal))
 
 
+def by_both(path, sform, qform, code=1):
+    image = nibabel.Nifti1Image(MASK, None)
+    image.set_sform(sform, code)
+    image.set_qform(qform, code)
+    nibabel.save(image, path)
+    return path
+
+
+STRAIGHT = np.diag([2, 2, 3, 1.0])   # which a quaternion can hold
+MIRRORED = STRAIGHT @ np.diag([-1, 1, 1, 1])
+
+
+def test_qforms_that_disagree_are_refused_where_both_are_declared(tmp_path):
+    image = by_both(tmp_path / "image.nii", STRAIGHT, STRAIGHT)
+    mask = by_both(tmp_path / "mask.nii", STRAIGHT, MIRRORED)
+    message = r"mask.nii on the grid of its image .*image.nii, got the same by sform, but by qform corners up to 20 mm"
+    with pytest.raises(ValueError, match=message):
+        check_same_grid(image, mask)
+    check_same_grid(image, nifti(mask, MASK, STRAIGHT, qform_code=0))
+    check_same_grid(by_both(image, STRAIGHT, MIRRORED), by_both(mask, STRAIGHT, MIRRORED))   # as each other
+
+
+@pytest.mark.parametrize(("one", "two", "said"), [
+    (2, 1, "millimetres and metres"), (3, 2, "micrometres and millimetres"), (2, 0, None), (2 + 8, 2, None),
+])   # fmt: skip
+def test_units_that_disagree_are_refused(one, two, said, tmp_path):
+    image = nifti(tmp_path / "image.nii", MASK, xyzt_units=one)
+    mask = nifti(tmp_path / "mask.nii", MASK, xyzt_units=two)
+    if said is None:
+        check_same_grid(image, mask)
+        return
+    with pytest.raises(ValueError, match=rf"expected .*mask.nii in the unit of its image .*image.nii, got {said}: "):
+        check_same_grid(image, mask)
+
+
 def test_a_header_without_numbers_is_refused(tmp_path):
     mask = nibabel.Nifti1Image(MASK, AFFINE)
     mask.header["srow_x"] = np.nan

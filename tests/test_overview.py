@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 from pairs import save
@@ -57,6 +58,18 @@ def test_classes_that_vanish_by_resizing_are_told(tmp_path):
     got = lines(Settings(data=str(folder), size=(8, 8)), tmp_path)
     want = "resized to 8 x 8; class 1 vanishes from 2 of 4 masks that hold it: a larger --size keeps small objects"
     assert got[2] == want
+
+
+def test_orientations_and_spacings_of_volumes_are_told(tmp_path):
+    affines = [np.diag(diagonal) for diagonal in ([1, 1, 2, 1], [1, 1, 2, 1], [-1, 1, 2, 1], [1, 1, 0.5, 1])]
+    for i, affine in enumerate(affines):
+        for part, array in (("images", np.ones((4, 4, 4))), ("masks", np.eye(4, dtype=np.uint8)[None].repeat(4, 0))):
+            (tmp_path / part).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, affine.astype(float)), tmp_path / part / f"{i}.nii.gz")
+    got = lines(Settings(data=str(tmp_path), dims=3), tmp_path)
+    hint = "; a network takes voxels as they are stored: resample to have them alike"
+    assert got[1] == f"axes: RAS in 3, LAS in 1{hint}"
+    assert got[2] == f"spacing: 1 x 1 x 2 in 3, 1 x 1 x 0.5 in 1{hint}"
 
 
 def test_types_that_differ_are_all_told(tmp_path):

@@ -26,6 +26,7 @@ class Source:
     largest: the largest integer that the declared bits hold, None for floats.
     opacity: the channel that is opacity, None for none.
     orientation: by which the samples are turned upright, from 1 to 8 as EXIF and TIFF have it.
+    on_map: (4, 4), from columns and rows of pixels to places on a map; None where the file doesn't say.
     palette: (K, 3), the colours that samples are indices into, of 8 or 16 bits; None for no palette.
     has_stable_indices: whether programs that save the format keep the order of the palette.
     is_white_least: whether the least grey value is white, as TIFF's MinIsWhite has it.
@@ -38,6 +39,7 @@ class Source:
     largest: int | None = None
     opacity: int | None = None
     orientation: int = 1
+    on_map: NDArray[Any] | None = None
     palette: NDArray[Any] | None = None
     has_stable_indices: bool = True
     is_white_least: bool = False

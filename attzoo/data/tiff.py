@@ -37,6 +37,7 @@ def describe(path: Path) -> Source:
         return Source(
             shape=(shape[0], *turned(shape[1:], orientation)),
             orientation=orientation,
+            on_map=_on_map(page),
             dtype=page.dtype,
             load=lambda: upright(_samples(path, channel_axis), orientation),
             largest=largest_integer(page.dtype, page.bitspersample),
@@ -46,6 +47,19 @@ def describe(path: Path) -> Source:
             not_an_image=f"expected grey or colours, got {WHITE}" if kind == "MINISWHITE" else None,
             not_a_mask=None if is_lossless else f"expected lossless compression, got {compression} in a TIFF",
         )
+
+
+def _on_map(page: Any) -> NDArray[Any] | None:
+    """Where GeoTIFF's tags place pixels: a matrix, or one tie point and the sides of a pixel (GeoTIFF 1.1, B.6)."""
+    matrix, scale, ties = (page.tags.valueof(code) for code in (34264, 33550, 33922))
+    if matrix is not None:
+        return np.reshape(matrix, (4, 4)).astype(np.float64)
+    if scale is None or ties is None or len(ties) != 6:
+        return None
+    column, row, _, x, y, _ = ties
+    affine = np.diag([scale[0], -scale[1], 1.0, 1.0])
+    affine[:2, 3] = x - column * scale[0], y + row * scale[1]
+    return affine
 
 
 def _opacity(page: Any, channels: int) -> int | None:

@@ -24,9 +24,11 @@ from .. import contract
 from ..contract import Array
 from ..data import (
     IGNORE,
+    Geometry,
     Labels,
     Source,
     check_same_grid,
+    check_same_map,
     describe_image,
     describe_mask,
     package,
@@ -188,7 +190,7 @@ class Folder:
             hint = f"where masks hold only 0 and {IGNORE}, which is ignored, set --labels 0,{IGNORE}"
             raise ValueError(f"expected at least two classes, got one; {hint}")
         self.seed = contract.integer("seed", seed, 0)
-        heads = _heads(self.pairs)
+        heads, self.geometries = _heads(self.pairs)
         self.shapes = [head.image_shape for head in heads]
         self.dtypes = Counter(head.image_dtype.name for head in heads)
         self.channels, self.spatial_dims = self.shapes[0][0], len(self.shapes[0]) - 1
@@ -257,9 +259,13 @@ class Folder:
         return np.array(both["image"]), np.array(both["mask"][0])
 
 
-def _heads(pairs: Sequence[Pair]) -> list[Source]:
-    """What each image's file declares, once all are seen to fit to the first, and each mask to its image."""
+def _heads(pairs: Sequence[Pair]) -> tuple[list[Source], list[Geometry]]:
+    """What each image's file declares, and the geometries of volumes that have one.
+
+    Raises ValueError unless all fit to the first, and each mask to its image.
+    """
     heads: list[Source] = []
+    geometries: list[Geometry] = []
     first = pairs[0][0]
     for image, mask in pairs:
         head, labelled = describe_image(image), describe_mask(mask)
@@ -275,8 +281,10 @@ def _heads(pairs: Sequence[Pair]) -> list[Source]:
             got = f"{sizes(labelled.shape[1:])}{_turned(head, labelled)}"
             raise ValueError(f"expected {mask} of its image's size, {sizes(shape[1:])}, got {got}")
         _check_orientation(image, head, mask, labelled)
-        check_same_grid(image, mask)
-    return heads
+        check_same_map(image, head, mask, labelled)
+        if geometry := check_same_grid(image, mask):
+            geometries.append(geometry)
+    return heads, geometries
 
 
 def _turned(head: Source, mask: Source) -> str:
