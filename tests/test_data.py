@@ -140,6 +140,13 @@ def test_what_does_not_fit_together_is_refused_at_once(image, mask, message, tmp
         Folder([first, tuple(paths)])
 
 
+def test_a_picture_in_an_array_of_channels_is_told_to_be_read_as_a_volume(tmp_path):
+    pair = save(tmp_path / "b.npy", BYTES[..., :3]), save(tmp_path / "b_mask.png", BYTES[..., 0])
+    message = r"of its image's size, 6 x 5 x 3, got 6 x 5: .*b.npy holds .* as a volume \(D, H, W\); save .* PNG"
+    with pytest.raises(ValueError, match=message):
+        Folder([pair])
+
+
 def oriented(path, array, orientation):
     exif = Image.Exif()
     if orientation:

@@ -309,6 +309,36 @@ def test_a_16_bit_pgm_is_of_16_bits_and_other_maxima_are_refused(tmp_path):
             read(tmp_path / "b.pgm")
 
 
+PNMS = {
+    "binary grey": b"P5\n5 6\n255\n" + BYTES[..., 0].tobytes(),
+    "binary grey of 16 bits": b"P5\n5 6\n65535\n" + WORDS.astype(">u2").tobytes(),
+    "binary colours": b"P6\n5 6\n255\n" + EQUAL.tobytes(),
+    "binary bits": b"P4\n5 6\n" + np.packbits(BYTES[..., 0] > 99, axis=1).tobytes(),
+    "grey in text": b"P2 # a Picture\n5 6\n255\n" + b"7 " * 30 + b"# P2\n",
+    "colours in text": b"P3\n5 6\n255\n" + b"7 " * 90,
+    "bits in text": b"P1\n5 6\n" + b"01011\n" * 6,
+}
+
+
+@pytest.mark.parametrize("name", PNMS)
+def test_another_picture_behind_a_pnm_is_refused(name, tmp_path):
+    for end in (b"", b"\n"):
+        (tmp_path / "a.pnm").write_bytes(PNMS[name] + end)
+        assert read_image(tmp_path / "a.pnm").shape[1:] == (6, 5)
+    (tmp_path / "a.pnm").write_bytes(PNMS[name] * 2)
+    for read in (read_image, read_shape):
+        with pytest.raises(ValueError, match=r"a.pnm: expected one picture, got more behind it; save each in a file"):
+            read(tmp_path / "a.pnm")
+
+
+def test_another_array_behind_one_is_refused(tmp_path):
+    (tmp_path / "a.npy").write_bytes(encoded(WORDS, "npy") * 2)
+    size = len(encoded(WORDS, "npy"))
+    for read in (read_image, read_mask, read_shape):
+        with pytest.raises(ValueError, match=rf"a.npy: expected one array, got {size} bytes behind it; save each in"):
+            read(tmp_path / "a.npy")
+
+
 @pytest.mark.parametrize(("dtype", "offset"), [(np.uint32, 2**31), (np.int64, 2**40), (np.float64, 1e9)])
 def test_zscore_keeps_the_contrast_of_large_numbers(dtype, offset):
     small = BYTES[None, ..., 0]

@@ -112,7 +112,7 @@ def test_of_many_colours_the_most_frequent_are_listed(tmp_path):
 def test_a_mask_with_a_channel_for_each_class_is_refused(channels, tmp_path):
     one_hot = np.eye(channels, dtype=np.uint8)[CLASSES % channels][None]   # (D, H, W, K)
     for name in ("m.npy", "m.nii.gz"):
-        with pytest.raises(ValueError, match=rf"{name}: .*, got {channels} that differ; .* save the index of"):
+        with pytest.raises(ValueError, match=rf"{name}: .*, got {channels} that differ; .* save the index of.* extra"):
             read_mask(save(tmp_path / name, one_hot))
 
 
@@ -148,7 +148,8 @@ def test_a_bitmap_of_16_bits_in_all_is_refused(tmp_path):
 @pytest.mark.parametrize(("array", "said"), [
     ([[0, 1.5]], "expected whole numbers from 0 as classes, got 1.5"),
     ([[0, np.nan]], "expected whole numbers from 0 as classes, got nan"),
-    ([[0, -2, 0]], "got -2 in 1 pixels, 0 in 2 pixels; give them classes by --labels -2,0"),
+    ([[0, -2, 0]], "got -2 in 1 pixels, .*; save -2 as 255 if it marks .* to ignore, or give .* --labels -2,0"),
+    ([[-1, -2, 0]], "got -2 in 1 pixels, -1 in 1 pixels, 0 in 1 pixels; give them classes by --labels -2,-1,0"),
 ])   # fmt: skip
 def test_what_is_no_class_is_refused(array, said, tmp_path):
     with pytest.raises(ValueError, match=f"m.npy: .*{said}"):
@@ -261,6 +262,12 @@ def test_values_that_are_no_labels_are_refused(array, labels, said, tmp_path):
 def test_labels_that_are_none_are_refused(values, error, said):
     with pytest.raises(error, match=said):
         Labels(values)
+
+
+@pytest.mark.parametrize("text", ["255,0,0", "0,0,0", "0,128,255;", "1,2,3 ; "])
+def test_one_colour_is_refused_as_one(text):
+    with pytest.raises(ValueError, match=r'^labels must be two colours or more, as "0,0,0;\d+,\d+,\d+", got one, '):
+        parse_labels(text)
 
 
 @pytest.mark.parametrize("text", ["", "a,b", "0;1", "0,0,0;1", "0,0,0"])

@@ -81,6 +81,15 @@ def test_black_and_white_masks_are_refused_with_the_option_that_trains_them(dtyp
     np.testing.assert_array_equal(training[0, 0][1], of(0, 1, 1))
 
 
+@pytest.mark.parametrize("largest", [256, 1000, 65535])
+def test_a_value_too_large_to_be_a_class_is_refused_without_classes(largest, tmp_path):
+    folder = folder_of(tmp_path, of(0, largest, dtype=np.uint16))
+    for options in ({}, {"classes": 2}):
+        with pytest.raises(ValueError, match=rf"got {largest}: give each value its class by --labels$"):
+            classes(folder, **options)
+    assert classes(folder, labels=(0, largest)) == 2
+
+
 def test_more_than_64_values_need_to_be_told(tmp_path):
     folder = folder_of(tmp_path, np.arange(70, dtype=np.uint8).reshape(7, 10))
     with pytest.raises(ValueError, match=r"expected at most 64 classes, got 70 values, .*: set --classes 70"):

@@ -124,7 +124,9 @@ def _numbers(array: NDArray[np.int64]) -> NDArray[np.int64]:
     """Channels (3, *S), or equal ones (1, *S), -> (*S): a number for every colour."""
     if len(array) not in (1, 3):
         hint = "of a mask with a channel for each class save the index of the class, as from argmax"
-        raise ValueError(f"expected one channel, equal ones or a colour's three, got {len(array)} that differ; {hint}")
+        extra = "leave out extra samples beside a colour's"
+        got = f"{len(array)} that differ; {hint}; {extra}"
+        raise ValueError(f"expected one channel, equal ones or a colour's three, got {got}")
     if array.min() < 0 or array.max() >= 1 << SHIFT:
         raise ValueError(f"expected colours from 0 to {(1 << SHIFT) - 1}, got {array.min()} to {array.max()}")
     red, green, blue = array if len(array) == 3 else (array[0],) * 3

@@ -102,14 +102,30 @@ def pnm(path: Path) -> Source:
     """PGM of 8 or 16 bits, PPM of 8, PBM; Pillow rescales other maxima, and PBM's 1 is black."""
     magic, *numbers = _tokens(_head(path))
     if magic in (b"P1", b"P4"):
+        _check_alone(path, magic)
         inverted = "expected a mask whose largest value is white, got PBM, whose 1 is black; save it as PNG"
         return _by_pillow(path, "PPM", not_a_mask=inverted)
     maximum = int(numbers[2])
-    if maximum == 255:
-        return _by_pillow(path, "PPM")
-    if maximum == 65535 and magic in (b"P2", b"P5"):
-        return _by_pillow(path, "PPM", np.dtype(np.uint16))
-    raise ValueError(f"expected PGM of maximum 255 or 65535, or PPM of 255, got {maximum}; save it as PNG or TIFF")
+    if maximum != 255 and not (maximum == 65535 and magic in (b"P2", b"P5")):
+        raise ValueError(f"expected PGM of maximum 255 or 65535, or PPM of 255, got {maximum}; save it as PNG or TIFF")
+    _check_alone(path, magic)
+    return _by_pillow(path, "PPM", np.dtype(np.uint16) if maximum == 65535 else None)
+
+
+def _check_alone(path: Path, magic: bytes) -> None:
+    """Raise ValueError where another picture follows the samples of a PNM file, which Pillow leaves out."""
+    with _opened(path, "PPM") as picture:
+        bits = 1 if magic == b"P4" else 16 if picture.mode.startswith("I") else 8
+        line = -(-picture.width * len(picture.getbands()) * bits // 8)
+        start, is_text = picture.tile[0].offset, magic in (b"P1", b"P2", b"P3")
+        end = start if is_text else start + line * picture.height
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read()
+    if is_text:   # numbers, spaces and comments
+        rest = b"P" if any(b"P" in line.partition(b"#")[0] for line in rest.splitlines()) else b""
+    if rest.strip():
+        raise ValueError("expected one picture, got more behind it; save each in a file of its own")
 
 
 def _tokens(head: bytes) -> list[bytes]:

@@ -66,6 +66,8 @@ def _content(path: Path) -> Any:
     """The array in a volume's file, checked by its head; numbers are not read yet."""
     if ending(path) == ".npy":
         array = np.lib.format.open_memmap(path, mode="r")   # which takes neither an archive nor Python objects
+        if (more := path.stat().st_size - array.offset - array.nbytes) > 0:
+            raise ValueError(f"expected one array, got {more} bytes behind it; save each in a file of its own")
     else:
         array = package("nibabel").load(path).dataobj
     if array.dtype.kind not in "biuf":

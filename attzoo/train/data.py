@@ -218,7 +218,8 @@ class Folder:
         limit = IGNORE if self.classes is None else self.classes
         if (wrong := (mask >= limit) & (mask != IGNORE)).any():
             got = f"in {path}, got {mask[wrong][0]}"
-            fix = "" if self.labels else ": set --classes, or give each value its class by --labels"
+            larger = "set a larger --classes, or " if mask[wrong].max() < IGNORE else ""
+            fix = "" if self.labels else f": {larger}give each value its class by --labels"
             raise ValueError(f"expected classes from 0 to {limit - 1}, or {IGNORE} to ignore, {got}{fix}")
         return mask
 
@@ -278,13 +279,21 @@ def _heads(pairs: Sequence[Pair]) -> tuple[list[Source], list[Geometry]]:
             got = f"{first} of {expected[0]} and {image} of {shape[0]}"
             raise ValueError(f"expected images of the same number of channels, got {got}: save all as grey or as RGB")
         if labelled.shape[1:] != shape[1:]:
-            got = f"{sizes(labelled.shape[1:])}{_turned(head, labelled)}"
+            got = f"{sizes(labelled.shape[1:])}{_turned(head, labelled)}{_as_volume(image, shape)}"
             raise ValueError(f"expected {mask} of its image's size, {sizes(shape[1:])}, got {got}")
         _check_orientation(image, head, mask, labelled)
         check_same_map(image, head, mask, labelled)
         if geometry := check_same_grid(image, mask):
             geometries.append(geometry)
     return heads, geometries
+
+
+def _as_volume(image: Path, shape: tuple[int, ...]) -> str:
+    """In words, that an array which may be a picture is taken as a volume."""
+    if len(shape) != 4 or shape[0] != 1 or shape[-1] > 4:
+        return ""
+    fix = "save a picture (H, W, C) as PNG or TIFF"
+    return f": {image} holds three axes, which are read as a volume (D, H, W); {fix}"
 
 
 def _turned(head: Source, mask: Source) -> str:
