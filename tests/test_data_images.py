@@ -285,6 +285,14 @@ def test_a_tiff_with_parts_that_were_never_written_is_refused(options, at, tmp_p
             read(tmp_path / "a.tif")
 
 
+def test_a_jpeg_of_12_bits_is_refused_as_one(tmp_path):
+    data = imagecodecs.jpeg8_encode(below(4096, 64, 64), bitspersample=12, level=95)
+    (tmp_path / "a.jpg").write_bytes(data)
+    for read in (read_image, read_mask, read_shape):
+        with pytest.raises(ValueError, match=r"a.jpg: expected a JPEG of 8 bits, got one of 12 bits: convert"):
+            read(tmp_path / "a.jpg")
+
+
 @pytest.mark.parametrize(("bits", "dtype"), [(8, np.uint8), (12, np.uint16), (16, np.uint16)])
 def test_jpeg_2000_keeps_its_depth(bits, dtype, tmp_path):
     array = below(2**bits, 32, 48, 3).astype(dtype)

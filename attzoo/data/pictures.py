@@ -44,8 +44,21 @@ def _deep_png(path: Path) -> NDArray[Any]:
 
 def jpeg(path: Path) -> Source:
     """8 bits, grey, RGB or CMYK; of a camera's file with previews the picture itself."""
+    if (bits := _jpeg_bits(path)) not in (8, None):
+        raise ValueError(f"expected a JPEG of 8 bits, got one of {bits} bits: convert it to PNG or TIFF of 16 bits")
     lossy = "expected a mask that keeps its numbers, got JPEG, which changes them; save it as PNG"
     return _by_pillow(path, "JPEG", not_a_mask=lossy)
+
+
+def _jpeg_bits(path: Path) -> int | None:
+    """The bits of a sample, from the header of the frame (ITU-T T.81, B.2.2); None where there is none."""
+    with path.open("rb") as file:
+        file.seek(2)   # past the start of the image
+        while len(head := file.read(5)) == 5 and head[0] == 0xFF:
+            if head[1] in range(0xC0, 0xD0) and head[1] not in (0xC4, 0xC8, 0xCC):   # a frame; the others are tables
+                return head[4]
+            file.seek(int.from_bytes(head[2:4], "big") - 3, 1)   # to the next segment
+    return None
 
 
 def bmp(path: Path) -> Source:

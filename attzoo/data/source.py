@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,11 +11,22 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import open_regular
+
 VOLUMES: Final = (".npy", ".nii", ".nii.gz")
 PICTURES: Final = (
     ".png", ".apng", ".tif", ".tiff", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".gif", ".webp", ".pbm",
     ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".jpx", ".j2c", ".jpf",
 )   # fmt: skip
+TO_NIFTI: Final = "convert it to .nii.gz"
+TO_PNG: Final = "convert it to PNG or TIFF"
+DICOM: Final = "DICOM: convert the series to .nii.gz, with dcm2niix for instance"
+UNREAD: Final = {   # endings of images and volumes that nothing here reads, and what to do with such a file
+    **dict.fromkeys((".dcm", ".dicom", ".ima"), DICOM),
+    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img", ".mnc"), TO_NIFTI),
+    **dict.fromkeys((".heic", ".heif", ".avif", ".jxl", ".svg", ".exr", ".dng", ".czi", ".nd2", ".lif"), TO_PNG),
+    **dict.fromkeys((".npz", ".mat", ".h5", ".hdf5"), "save its arrays as .npy, one a file"),
+}
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,22 @@ def ending(path: Path) -> str:
 def has_known_ending(path: Path) -> bool:
     """Whether a file's name ends like an image's, a mask's or a volume's."""
     return ending(path) in (*VOLUMES, *PICTURES)
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file that begins so, with 132 bytes or more, is DICOM."""
+    return head[128:132] == b"DICM"
+
+
+def unread(path: Path) -> str | None:
+    """What to do with an image or volume in a format that is not read, None for a file of another kind."""
+    if has_known_ending(path):
+        return None
+    if fix := UNREAD.get(Path(path.name.lower().removesuffix(".gz")).suffix):
+        return fix
+    with suppress(OSError), open_regular(path) as file:
+        return DICOM if is_dicom(file.read(132)) else None
+    return None
 
 
 @contextmanager
