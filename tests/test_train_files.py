@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pairs import BYTES, RANDOM, VOLUME, place, save
 
-from attzoo.train.files import CAMVID, find, passed_over
+from attzoo.train.files import CAMVID, by_name, find, passed_over
 
 
 def mask_like(array, classes=3):
@@ -145,6 +145,12 @@ def test_dicom_is_told_by_its_content_too(name, tmp_path):
     got = rf"({name} and 1 more|another.dcm and 1 more): DICOM: convert the series to .nii.gz, with dcm2niix"
     with pytest.raises(ValueError, match=rf"in formats that are read, got .*train_images/{got}"):
         find(folder)
+
+
+def test_a_folder_of_nothing_but_dicom_is_told_so(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"in formats that are read, got .*a.dcm: DICOM: convert the series to .nii.gz"):
+        by_name(tmp_path)
 
 
 @pytest.mark.parametrize(("part", "other"), [("train_images", "train_labels"), ("valid_labels", "valid_images")])

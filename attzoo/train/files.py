@@ -110,6 +110,7 @@ def by_name(folder: Path) -> dict[str, Path]:
             raise ValueError(f"expected one file for each name, got {found[name]} and {path.name}")
         found[name] = path
     if not found:
+        check_read(folder)
         got = f"only {_some(others)}" if (others := passed_over(folder)) else "none"
         raise ValueError(f"expected images, masks or volumes in {folder}, got {got}")
     return found
