@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import IGNORE, Labels
-from ..data.labels import Color, Value, check_labelled, check_values, option_of, shown
+from ..data.labels import Color, Value, check_labelled, check_values, number_of, option_of, shown
 from ..data.masks import Stored, read_stored
 
 MOST: Final = 64   # classes that are taken from the masks alone; more are rather shades of grey, or counted objects
@@ -43,7 +43,7 @@ def look_at(masks: Iterable[Path], labels: Labels | None, resize: Resize | None 
     for path in masks:
         stored = read_stored(path, labels)
         counts = stored.counts()
-        lost = _lost(stored, resize) if resize else set()
+        lost = _lost(stored, counts, resize) if resize else set()
         for found, of in ((by_value, lambda value: value), (by_color, stored.color)):
             for value, count in counts.items():
                 found.counts[of(value)] += count
@@ -59,11 +59,11 @@ def look_at(masks: Iterable[Path], labels: Labels | None, resize: Resize | None 
     return by_value
 
 
-def _lost(stored: Stored, resize: Resize) -> set[Value]:
-    """The values that resizing leaves in no pixel."""
-    values, indices = np.unique(stored.values, return_inverse=True)
-    left = np.unique(resize(indices.reshape(stored.values.shape)))
-    return {stored.value(value) for value in np.delete(values, left)}
+def _lost(stored: Stored, values: Iterable[Value], resize: Resize) -> set[Value]:
+    """Those of a mask's values that resizing leaves in no pixel."""
+    known = np.sort([number_of(value) if isinstance(value, tuple) else value for value in values])
+    left = np.unique(resize(np.searchsorted(known, stored.values)))   # positions, which are small as resizing needs
+    return {stored.value(value) for value in np.delete(known, left)}
 
 
 def check_alike(found: Sequence[Found], labels: Labels | None) -> None:
