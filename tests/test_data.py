@@ -4,7 +4,9 @@ from math import prod
 
 import numpy as np
 import pytest
+import tifffile
 from pairs import BYTES, VOLUME, WORDS, cells, coordinates, place, save
+from PIL import Image
 
 from attzoo.train.data import Folder, Preparation
 
@@ -136,6 +138,76 @@ def test_what_does_not_fit_together_is_refused_at_once(image, mask, message, tmp
     first = (save(tmp_path / "a.npy", BYTES[..., 0]), save(tmp_path / "a_mask.npy", BYTES[..., 0] // 2))
     with pytest.raises(ValueError, match=message):
         Folder([first, tuple(paths)])
+
+
+def test_a_picture_in_an_array_of_channels_is_told_to_be_read_as_a_volume(tmp_path):
+    pair = save(tmp_path / "b.npy", BYTES[..., :3]), save(tmp_path / "b_mask.png", BYTES[..., 0])
+    message = r"of its image's size, 6 x 5 x 3, got 6 x 5: .*b.npy holds .* as a volume \(D, H, W\); save .* PNG"
+    with pytest.raises(ValueError, match=message):
+        Folder([pair])
+
+
+def oriented(path, array, orientation):
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+@pytest.mark.parametrize(("image", "mask", "is_refused"), [
+    (3, None, True), (None, 3, True), (6, None, True), (2, 4, True), (6, 8, True), (6, 6, False), (1, None, False),
+    (9, None, False),
+])   # fmt: skip
+def test_image_and_mask_of_different_orientations_are_refused(image, mask, is_refused, kind, tmp_path):
+    picture = oriented(tmp_path / f"a.{kind}", BYTES[:5, :5, 0], image)
+    pair = picture, oriented(tmp_path / f"b.{kind}", BYTES[:5, :5, 0] // 2, mask)
+    if not is_refused:
+        assert len(Folder([pair])) == 1
+        return
+    got = rf"orientation {image or 1} in .*a.{kind} and {mask or 1} in .*b.{kind}"
+    with pytest.raises(ValueError, match=rf"expected an image and mask of one orientation, got {got}"):
+        Folder([pair])
+
+
+def test_a_size_tells_which_way_a_mask_without_orientation_is_turned(tmp_path):
+    photo = oriented(tmp_path / "a.png", BYTES[..., 0], 6)   # 6 x 5, upright 5 x 6
+    upright = save(tmp_path / "upright.png", np.rot90(BYTES[..., 0], -1) // 128)
+    image, mask = Folder([(photo, upright)], Preparation(normalise="none"))[0, 0]
+    np.testing.assert_array_equal(image[0] // 128, mask)
+    stored = save(tmp_path / "stored.png", BYTES[..., 0] // 128)
+    message = "size, 5 x 6, got 6 x 5, both upright: the image declares orientation 6, the mask 1$"
+    with pytest.raises(ValueError, match=message):
+        Folder([(photo, stored)])
+
+
+def on_map(path, x=500.0, y=90.0, side=2.0, matrix=None):
+    """A GeoTIFF whose upper left corner, or one that is three columns and two rows away, is tied to a place."""
+    tags = [(33550, "d", 3, (side, side, 0.0), True), (33922, "d", 6, (3.0, 2.0, 0.0, x, y, 0.0), True)]
+    if matrix is not None:
+        tags = [(34264, "d", 16, tuple(np.ravel(matrix)), True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, BYTES[..., 0] // 128, extratags=tags)
+    return path
+
+
+MATRIX = [[2.0, 0, 0, 494], [0, -2, 0, 94], [0, 0, 1, 0], [0, 0, 0, 1]]   # the same place
+
+
+@pytest.mark.parametrize(("other", "is_refused"), [
+    ({}, False), ({"x": 500.1}, False), ({"matrix": MATRIX}, False), ({"x": 508.0}, True), ({"y": 80.0}, True),
+    ({"side": 2.2}, True), ({"matrix": np.array(MATRIX) * [[1, 1, 1, 1.1]]}, True),
+])   # fmt: skip
+def test_a_mask_elsewhere_on_the_map_is_refused(other, is_refused, tmp_path):
+    pair = on_map(tmp_path / "a.tif"), on_map(tmp_path / "a_mask.tif", **other)
+    if not is_refused:
+        assert len(Folder([pair])) == 1
+        return
+    got = "got pixels of 2 x 2 from 494, 94 and pixels of "
+    with pytest.raises(ValueError, match=rf"expected .*a_mask.tif on the map where its image .*a.tif is, {got}"):
+        Folder([pair])
 
 
 def test_other_arguments_are_refused(tmp_path):

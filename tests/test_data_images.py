@@ -147,6 +147,63 @@ def test_colours_of_16_bits_keep_all_of_them(kind, channels, tmp_path):
         assert read_shape(tmp_path / "deep.png") == (channels, 6, 5)
 
 
+@pytest.mark.parametrize(("bits", "kind", "channels"), [
+    (8, 0, 1), (2, 0, 1), (8, 2, 3), (8, 3, 1), (16, 0, 1), (16, 2, 3),
+])   # fmt: skip
+def test_a_png_whose_checksum_is_wrong_is_refused(bits, kind, channels, tmp_path):
+    """The last bytes of a PNG are IEND, of 12 bytes; before them are the data, with a checksum of 4 bytes."""
+    before = chunk(b"PLTE", bytes(range(48))) if kind == 3 else b""
+    array = below(16 if kind == 3 else 2**bits, 64, 48, channels)
+    data = bytearray(png(array, bits, kind, before))
+    (tmp_path / "a.png").write_bytes(data)
+    assert read_image(tmp_path / "a.png").shape[1:] == (64, 48)
+    message = r"a.png: (expected a whole PNG, got a damaged one: .*IDAT|broken data)"
+    for at in (-20, -14):   # in the data's last bytes, and in their checksum
+        damaged = data.copy()
+        damaged[at] ^= 1
+        (tmp_path / "a.png").write_bytes(damaged)
+        for read in (read_image, read_mask):
+            with pytest.raises(ValueError, match=message):
+                read(tmp_path / "a.png")
+
+
+def bitmap(array, bits, palette, core=False):
+    """A BMP of 1, 4 or 8 bits, of indices into a palette of so many colours."""
+    rows = b""
+    for row in array[::-1]:
+        packed = np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, -bits:]).tobytes()
+        rows += packed + b"\0" * (-len(packed) % 4)
+    height, width = array.shape
+    if core:
+        about = struct.pack("<IHHHH", 12, width, height, 1, bits)
+        colors = b"".join(bytes(color[::-1]) for color in palette)
+    else:
+        about = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 0, len(rows), 0, 0, len(palette), 0)
+        colors = b"".join(bytes((*color[::-1], 0)) for color in palette)
+    start = 14 + len(about) + len(colors)
+    return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + about + colors + rows
+
+
+@pytest.mark.parametrize(("bits", "greys", "core"), [
+    (1, (0, 255), False), (4, (0, 255), False), (8, (0, 255), False), (8, (255, 0), False), (4, range(3), False),
+    (4, range(16), False), (8, range(3), False), (8, range(256), False), (4, range(16), True), (1, (0, 255), True),
+])   # fmt: skip
+def test_a_bmp_of_a_grey_palette_gives_its_indices_and_greys(bits, greys, core, tmp_path):
+    array = below(len(greys))
+    (tmp_path / "a.bmp").write_bytes(bitmap(array, bits, [(grey,) * 3 for grey in greys], core))
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.bmp"), array)
+    unit = read_image(tmp_path / "a.bmp", unit=True)
+    np.testing.assert_allclose(unit, np.repeat(np.array(greys)[array][None] / 255, len(unit), axis=0), rtol=1e-6)
+    assert read_shape(tmp_path / "a.bmp") == unit.shape
+
+
+def test_an_index_beyond_the_palette_of_a_bmp_is_refused(tmp_path):
+    (tmp_path / "a.bmp").write_bytes(bitmap(np.array([[0, 1, 2]]), 8, [(0,) * 3, (255,) * 3]))
+    for read in (read_image, read_mask):
+        with pytest.raises(ValueError, match=r"a.bmp: expected indices into a palette of 2 colours, got 2"):
+            read(tmp_path / "a.bmp")
+
+
 TIFFS = {   # arrays as tifffile writes them, and how
     "16-bit planar RGB": (below(2**16, 3, 6, 5), {"photometric": "rgb", "planarconfig": "separate"}),
     "8-bit planar RGB": (below(256, 3, 6, 5, dtype=np.uint8), {"photometric": "rgb", "planarconfig": "separate"}),
@@ -205,6 +262,37 @@ def test_a_palette_of_a_tiff_gives_colours_of_16_bits(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), BYTES[..., 0])
 
 
+def unwritten(path, options, at):
+    """A TIFF whose strips or tiles from a number on have no offset and no bytes, as a writer that ended leaves it."""
+    tifffile.imwrite(path, below(4, 64, 64, dtype=np.uint8) + 1, metadata=None, **options)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        page = file.pages[0]
+        for name in ("Offsets", "ByteCounts"):
+            tag = page.tags[("Tile" if "tile" in options else "Strip") + name]
+            values = list(np.atleast_1d(tag.value))
+            tag.overwrite([int(v) if i < at else 0 for i, v in enumerate(values)])
+    return len(values) - at
+
+
+@pytest.mark.parametrize(("options", "at"), [
+    ({"tile": (16, 16), "compression": "zlib"}, 8), ({"tile": (32, 32)}, 3), ({"rowsperstrip": 8}, 7), ({}, 0),
+])   # fmt: skip
+def test_a_tiff_with_parts_that_were_never_written_is_refused(options, at, tmp_path):
+    missing = unwritten(tmp_path / "a.tif", options, at)
+    message = f"a.tif: expected all {at + missing} strips or tiles, got {at} and {missing} never written"
+    for read in (read_image, read_mask, read_shape):
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path / "a.tif")
+
+
+def test_a_jpeg_of_12_bits_is_refused_as_one(tmp_path):
+    data = imagecodecs.jpeg8_encode(below(4096, 64, 64), bitspersample=12, level=95)
+    (tmp_path / "a.jpg").write_bytes(data)
+    for read in (read_image, read_mask, read_shape):
+        with pytest.raises(ValueError, match=r"a.jpg: expected a JPEG of 8 bits, got one of 12 bits: convert"):
+            read(tmp_path / "a.jpg")
+
+
 @pytest.mark.parametrize(("bits", "dtype"), [(8, np.uint8), (12, np.uint16), (16, np.uint16)])
 def test_jpeg_2000_keeps_its_depth(bits, dtype, tmp_path):
     array = below(2**bits, 32, 48, 3).astype(dtype)
@@ -227,6 +315,36 @@ def test_a_16_bit_pgm_is_of_16_bits_and_other_maxima_are_refused(tmp_path):
     for read in (read_image, read_mask, read_shape):
         with pytest.raises(ValueError, match=r"b.pgm: expected PGM of maximum 255 or 65535, or PPM of 255, got 3"):
             read(tmp_path / "b.pgm")
+
+
+PNMS = {
+    "binary grey": b"P5\n5 6\n255\n" + BYTES[..., 0].tobytes(),
+    "binary grey of 16 bits": b"P5\n5 6\n65535\n" + WORDS.astype(">u2").tobytes(),
+    "binary colours": b"P6\n5 6\n255\n" + EQUAL.tobytes(),
+    "binary bits": b"P4\n5 6\n" + np.packbits(BYTES[..., 0] > 99, axis=1).tobytes(),
+    "grey in text": b"P2 # a Picture\n5 6\n255\n" + b"7 " * 30 + b"# P2\n",
+    "colours in text": b"P3\n5 6\n255\n" + b"7 " * 90,
+    "bits in text": b"P1\n5 6\n" + b"01011\n" * 6,
+}
+
+
+@pytest.mark.parametrize("name", PNMS)
+def test_another_picture_behind_a_pnm_is_refused(name, tmp_path):
+    for end in (b"", b"\n"):
+        (tmp_path / "a.pnm").write_bytes(PNMS[name] + end)
+        assert read_image(tmp_path / "a.pnm").shape[1:] == (6, 5)
+    (tmp_path / "a.pnm").write_bytes(PNMS[name] * 2)
+    for read in (read_image, read_shape):
+        with pytest.raises(ValueError, match=r"a.pnm: expected one picture, got more behind it; save each in a file"):
+            read(tmp_path / "a.pnm")
+
+
+def test_another_array_behind_one_is_refused(tmp_path):
+    (tmp_path / "a.npy").write_bytes(encoded(WORDS, "npy") * 2)
+    size = len(encoded(WORDS, "npy"))
+    for read in (read_image, read_mask, read_shape):
+        with pytest.raises(ValueError, match=rf"a.npy: expected one array, got {size} bytes behind it; save each in"):
+            read(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize(("dtype", "offset"), [(np.uint32, 2**31), (np.int64, 2**40), (np.float64, 1e9)])

@@ -112,7 +112,7 @@ def test_of_many_colours_the_most_frequent_are_listed(tmp_path):
 def test_a_mask_with_a_channel_for_each_class_is_refused(channels, tmp_path):
     one_hot = np.eye(channels, dtype=np.uint8)[CLASSES % channels][None]   # (D, H, W, K)
     for name in ("m.npy", "m.nii.gz"):
-        with pytest.raises(ValueError, match=rf"{name}: .*, got {channels} that differ; .* save the index of"):
+        with pytest.raises(ValueError, match=rf"{name}: .*, got {channels} that differ; .* save the index of.* extra"):
             read_mask(save(tmp_path / name, one_hot))
 
 
@@ -148,11 +148,53 @@ def test_a_bitmap_of_16_bits_in_all_is_refused(tmp_path):
 @pytest.mark.parametrize(("array", "said"), [
     ([[0, 1.5]], "expected whole numbers from 0 as classes, got 1.5"),
     ([[0, np.nan]], "expected whole numbers from 0 as classes, got nan"),
-    ([[0, -2, 0]], "got -2 in 1 pixels, 0 in 2 pixels; give them classes by --labels -2,0"),
+    ([[0, -2, 0]], "got -2 in 1 pixels, .*; save -2 as 255 if it marks .* to ignore, or give .* --labels -2,0"),
+    ([[-1, -2, 0]], "got -2 in 1 pixels, -1 in 1 pixels, 0 in 1 pixels; give them classes by --labels -2,-1,0"),
 ])   # fmt: skip
 def test_what_is_no_class_is_refused(array, said, tmp_path):
     with pytest.raises(ValueError, match=f"m.npy: .*{said}"):
         read_mask(save(tmp_path / "m.npy", np.array(array)))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("name", ["m.png", "m.tif"])
+@pytest.mark.parametrize("labels", [None, Labels(((0, 0, 0), (255, 0, 0))), Labels((0, 255))])
+def test_classes_that_only_opacity_tells_apart_are_refused(mode, name, labels, tmp_path):
+    array = np.stack([0 * BINARY] * (len(mode) - 1) + [BINARY], axis=-1)
+    path = picture(array, name, tmp_path)
+    said = rf"{name}: expected classes in grey or colours, got the same, 0.*, in all pixels, and opacity that differs"
+    with pytest.raises(ValueError, match=said):
+        read_mask(path, labels)
+    array[..., -1] = 7
+    assert not read_mask(picture(array, name, tmp_path), labels).any()
+
+
+@pytest.mark.parametrize("name", ["m.png", "m.gif", "m.tif"])
+def test_a_palette_of_one_colour_is_refused_by_colour(name, tmp_path):
+    path = with_palette(CLASSES, [[9, 9, 9]] * 3, name, tmp_path)
+    with pytest.raises(ValueError, match=f"{name}: expected a palette that tells indices apart, got one colour, 9,9,9"):
+        read_mask(path, Labels(((9, 9, 9), (255, 0, 0))))
+
+
+EXTRA = "unspecified", "unassalpha"
+
+
+@pytest.mark.parametrize("extra", [EXTRA, EXTRA[::-1], EXTRA[1:]])
+def test_opacity_is_left_aside_wherever_the_extra_samples_hold_it(extra, tmp_path):
+    parts = {"unspecified": CLASSES, "unassalpha": BYTES[..., 0]}
+    array = np.stack([CLASSES] * 3 + [parts[kind] for kind in extra], axis=-1)
+    tifffile.imwrite(tmp_path / "m.tif", array, photometric="rgb", extrasamples=extra)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.tif"), CLASSES)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_greys_of_few_bits_have_the_colour_that_they_are_shown_in(bits, tmp_path):
+    """The largest value of a grey TIFF is white, or in MinIsWhite black (TIFF 6.0, tag 262)."""
+    values, white = np.array([0, 2**bits - 1], np.uint8)[(CLASSES > 0).astype(int)], Labels(((0, 0, 0), (255,) * 3))
+    for photometric, expected in (("minisblack", CLASSES > 0), ("miniswhite", CLASSES == 0)):
+        stored = values > 0 if bits == 1 else values
+        tifffile.imwrite(tmp_path / "m.tif", stored, photometric=photometric, bitspersample=bits)
+        np.testing.assert_array_equal(read_mask(tmp_path / "m.tif", white), expected)
 
 
 # ---- labels ----------------------------------------------------------------------------------------
@@ -220,6 +262,12 @@ def test_values_that_are_no_labels_are_refused(array, labels, said, tmp_path):
 def test_labels_that_are_none_are_refused(values, error, said):
     with pytest.raises(error, match=said):
         Labels(values)
+
+
+@pytest.mark.parametrize("text", ["255,0,0", "0,0,0", "0,128,255;", "1,2,3 ; "])
+def test_one_colour_is_refused_as_one(text):
+    with pytest.raises(ValueError, match=r'^labels must be two colours or more, as "0,0,0;\d+,\d+,\d+", got one, '):
+        parse_labels(text)
 
 
 @pytest.mark.parametrize("text", ["", "a,b", "0;1", "0,0,0;1", "0,0,0"])

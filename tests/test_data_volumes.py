@@ -1,5 +1,7 @@
 """Volumes: image and mask on one grid, and masks that are written with the whole header of their image."""
 
+import gzip
+
 import nibabel
 import numpy as np
 import pytest
@@ -76,6 +78,41 @@ def test_a_grid_by_quaternion_is_that_by_matrix(tmp_path):
     check_same_grid(tmp_path / "a.nii.gz", nifti(tmp_path / "b.nii.gz", MASK, orthogonal))
 
 
+def by_both(path, sform, qform, code=1):
+    image = nibabel.Nifti1Image(MASK, None)
+    image.set_sform(sform, code)
+    image.set_qform(qform, code)
+    nibabel.save(image, path)
+    return path
+
+
+STRAIGHT = np.diag([2, 2, 3, 1.0])   # which a quaternion can hold
+MIRRORED = STRAIGHT @ np.diag([-1, 1, 1, 1])
+
+
+def test_qforms_that_disagree_are_refused_where_both_are_declared(tmp_path):
+    image = by_both(tmp_path / "image.nii", STRAIGHT, STRAIGHT)
+    mask = by_both(tmp_path / "mask.nii", STRAIGHT, MIRRORED)
+    message = r"mask.nii on the grid of its image .*image.nii, got the same by sform, but by qform corners up to 20 mm"
+    with pytest.raises(ValueError, match=message):
+        check_same_grid(image, mask)
+    check_same_grid(image, nifti(mask, MASK, STRAIGHT, qform_code=0))
+    check_same_grid(by_both(image, STRAIGHT, MIRRORED), by_both(mask, STRAIGHT, MIRRORED))   # as each other
+
+
+@pytest.mark.parametrize(("one", "two", "said"), [
+    (2, 1, "millimetres and metres"), (3, 2, "micrometres and millimetres"), (2, 0, None), (2 + 8, 2, None),
+])   # fmt: skip
+def test_units_that_disagree_are_refused(one, two, said, tmp_path):
+    image = nifti(tmp_path / "image.nii", MASK, xyzt_units=one)
+    mask = nifti(tmp_path / "mask.nii", MASK, xyzt_units=two)
+    if said is None:
+        check_same_grid(image, mask)
+        return
+    with pytest.raises(ValueError, match=rf"expected .*mask.nii in the unit of its image .*image.nii, got {said}: "):
+        check_same_grid(image, mask)
+
+
 def test_a_header_without_numbers_is_refused(tmp_path):
     mask = nibabel.Nifti1Image(MASK, AFFINE)
     mask.header["srow_x"] = np.nan
@@ -148,3 +185,20 @@ def test_a_mask_of_channels_has_the_grid_of_its_image(tmp_path):
 def test_a_mask_as_an_array(tmp_path):
     write_mask(tmp_path / "mask.npy", MASK, tmp_path / "scan.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "mask.npy"), MASK)
+
+
+@pytest.mark.parametrize("part", ["voxels", "checksum"])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_damaged_gzip_is_refused(kind, part, tmp_path):
+    """A stored block holds the bytes as they are, so that one that is changed is a voxel that is changed."""
+    mask = np.tile(MASK, (4, 4, 4))
+    data = bytearray(gzip.compress(kind(mask, AFFINE).to_bytes(), compresslevel=0))
+    path = tmp_path / "mask.nii.gz"
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read_mask(path), mask)
+    np.testing.assert_array_equal(read_image(path)[0], mask)
+    data[-20 if part == "voxels" else -5] ^= 1
+    path.write_bytes(data)
+    for read in (read_mask, read_image):
+        with pytest.raises(ValueError, match=r"mask.nii.gz: expected a whole gzip file, got a damaged one"):
+            read(path)

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 from pairs import save
@@ -48,6 +49,27 @@ def test_what_is_ignored_resized_or_passed_over_is_told_too(tmp_path):
     assert got[1] == "classes: 3, of all pixels 0 in 94.03 %, 1 in 2.99 %, 2 in 0 %; 255, ignored, in 2.99 %"
     assert got[2] == f"passed over, no images: {folder}/train_images/Thumbs.db, {folder}/train_images/notes.txt"
     assert got[3] == "resized to 8 x 8"
+
+
+def test_classes_that_vanish_by_resizing_are_told(tmp_path):
+    folder = folder_of(tmp_path, [(32, 32), (8, 8)], (0, 1))   # a class in a pixel of each
+    save(folder / "train_images" / "2.png", np.zeros((8, 8), np.uint8))
+    save(folder / "train_labels" / "2.png", np.arange(64, dtype=np.uint8).reshape(8, 8) // 32)
+    got = lines(Settings(data=str(folder), size=(8, 8)), tmp_path)
+    want = "resized to 8 x 8; class 1 vanishes from 2 of 4 masks that hold it: a larger --size keeps small objects"
+    assert got[2] == want
+
+
+def test_orientations_and_spacings_of_volumes_are_told(tmp_path):
+    affines = [np.diag(diagonal) for diagonal in ([1, 1, 2, 1], [1, 1, 2, 1], [-1, 1, 2, 1], [1, 1, 0.5, 1])]
+    for i, affine in enumerate(affines):
+        for part, array in (("images", np.ones((4, 4, 4))), ("masks", np.eye(4, dtype=np.uint8)[None].repeat(4, 0))):
+            (tmp_path / part).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, affine.astype(float)), tmp_path / part / f"{i}.nii.gz")
+    got = lines(Settings(data=str(tmp_path), dims=3), tmp_path)
+    hint = "; a network takes voxels as they are stored: resample to have them alike"
+    assert got[1] == f"axes: RAS in 3, LAS in 1{hint}"
+    assert got[2] == f"spacing: 1 x 1 x 2 in 3, 1 x 1 x 0.5 in 1{hint}"
 
 
 def test_types_that_differ_are_all_told(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 from pairs import save
 from PIL import Image
 
@@ -80,6 +81,15 @@ def test_black_and_white_masks_are_refused_with_the_option_that_trains_them(dtyp
     np.testing.assert_array_equal(training[0, 0][1], of(0, 1, 1))
 
 
+@pytest.mark.parametrize("largest", [256, 1000, 65535])
+def test_a_value_too_large_to_be_a_class_is_refused_without_classes(largest, tmp_path):
+    folder = folder_of(tmp_path, of(0, largest, dtype=np.uint16))
+    for options in ({}, {"classes": 2}):
+        with pytest.raises(ValueError, match=rf"got {largest}: give each value its class by --labels$"):
+            classes(folder, **options)
+    assert classes(folder, labels=(0, largest)) == 2
+
+
 def test_more_than_64_values_need_to_be_told(tmp_path):
     folder = folder_of(tmp_path, np.arange(70, dtype=np.uint8).reshape(7, 10))
     with pytest.raises(ValueError, match=r"expected at most 64 classes, got 70 values, .*: set --classes 70"):
@@ -113,12 +123,128 @@ def test_palettes_of_different_order_are_refused_unless_colours_are_told(tmp_pat
         image = Image.fromarray(of(0, 1))
         image.putpalette(COLORS[order].tobytes())
         image.save(folder / TRAIN / f"{i}.png")
-    with pytest.raises(ValueError, match=r"palettes of one order, got \(255, 0, 0\) in .*0.png and \(0, 0, 255\) in "):
+    message = r"in which 1 has one colour, got \(255, 0, 0\) in .*0.png and \(0, 0, 255\) in .*1.png"
+    with pytest.raises(ValueError, match=message):
         classes(folder)
     (folder / VALID / "0.png").write_bytes((folder / TRAIN / "1.png").read_bytes())
     colors = tuple(tuple(map(int, color)) for color in COLORS)
     training, _ = run.datasets(Settings(data=str(folder), labels=colors))
     assert [training.read_mask(i).flat[1] for i in range(2)] == [1, 2]
+
+
+def masks_of(tmp_path, *writers, name="png"):
+    """A folder whose masks for training are written by functions of their path."""
+    folder = folder_of(tmp_path, *[of(0, 1)] * len(writers))
+    for i, write in enumerate(writers):
+        (folder / TRAIN / f"{i}.png").unlink()
+        write(folder / TRAIN / f"{i}.{name}")
+    (folder / VALID / "0.png").unlink()
+    writers[0](folder / VALID / f"0.{name}")
+    return folder
+
+
+def bits(mask):
+    return lambda path: Image.fromarray(mask > 0).save(path)
+
+
+def grey(mask):
+    return lambda path: Image.fromarray(mask).save(path)
+
+
+def indexed(mask, colors):
+    def write(path):
+        image = Image.fromarray(mask)
+        image.putpalette(np.array(colors, np.uint8).tobytes())
+        image.save(path)
+
+    return write
+
+
+def tiff(mask, photometric):
+    return lambda path: tifffile.imwrite(path, mask > 0, photometric=photometric)
+
+
+BLACK, PLAIN, ITS_WHITE = (0, 0, 0), (1, 1, 1), (255, 255, 255)
+LOOK_ALIKE = {   # two ways to write a mask whose pixel 1 is white and whose others are black
+    "1-bit grey, and a palette white first": (bits(of(0, 1)), indexed(of(1, 0), [ITS_WHITE, BLACK]), "png"),
+    "a palette white first, and 8-bit grey": (indexed(of(1, 0), [ITS_WHITE, BLACK]), grey(of(0, 1)), "png"),
+    "BMP palettes of both orders": (
+        indexed(of(0, 1), [BLACK, ITS_WHITE, PLAIN]), indexed(of(1, 0), [ITS_WHITE, BLACK, PLAIN]), "bmp"
+    ),
+    "MinIsBlack and MinIsWhite": (tiff(of(0, 1), "minisblack"), tiff(of(1, 0), "miniswhite"), "tif"),
+}
+
+
+@pytest.mark.parametrize("case", LOOK_ALIKE)
+@pytest.mark.parametrize("options", [{}, {"classes": 2}, {"labels": (0, 1)}])
+def test_masks_that_look_alike_but_store_other_values_are_refused(case, options, tmp_path):
+    one, two, name = LOOK_ALIKE[case]
+    for part, writers in (("training", (one, two)), ("both", (one, one))):
+        folder = masks_of(tmp_path / part, *writers, name=name)
+        if part == "both":
+            assert classes(folder, **options) == 2
+            two(folder / VALID / f"0.{name}")
+        with pytest.raises(ValueError, match=r"expected masks (in which 0 has one colour|of one kind of grey), got .*"):
+            classes(folder, **options)
+
+
+@pytest.mark.parametrize("case", [name for name in LOOK_ALIKE if "8-bit" not in name])
+def test_masks_that_look_alike_train_alike_by_colour(case, tmp_path):
+    one, two, name = LOOK_ALIKE[case]
+    folder = masks_of(tmp_path, one, two, name=name)
+    training, _ = run.datasets(Settings(data=str(folder), labels=(BLACK, ITS_WHITE), flip=False))
+    for index in range(2):
+        np.testing.assert_array_equal(training[0, index][1], of(0, 1))
+
+
+@pytest.mark.parametrize("others", [
+    (bits(of(0, 1)), grey(of(0, 1))),                                    # index 1 in both
+    (bits(of(0, 1)), indexed(of(0, 1), [BLACK, ITS_WHITE])),
+    (indexed(of(0, 1), [BLACK, ITS_WHITE]), indexed(of(0), [BLACK])),
+])   # fmt: skip
+def test_masks_that_store_the_same_in_other_ways_are_taken(others, tmp_path):
+    assert classes(masks_of(tmp_path, *others)) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"classes": 2}])
+@pytest.mark.parametrize(("one", "same"), [
+    (bits(of(0, 1)), 'if it is class 1 give --labels "0,0,0;255,255,255", as both are white'),
+    (grey(of(0, 1)), "if it is class 1 save it as 1 in all masks"),
+])   # fmt: skip
+def test_255_beside_1_in_no_mask_together_is_refused(one, same, options, tmp_path):
+    folder = masks_of(tmp_path, one, one, grey(of(0, 255)))
+    message = r"in which 255 has one meaning, got 1 in .*s/0.png, 255 in .*s/2.png, and both in none: give --labels 0,1"
+    with pytest.raises(ValueError, match=message) as caught:
+        classes(folder, **options)
+    assert str(caught.value).endswith(same)
+    assert classes(folder, labels=(0, 1)) == 2
+    assert classes(folder, labels=(0, 1, 255)) == 3
+    if "white" in same:
+        training, _ = run.datasets(Settings(data=str(folder), labels=(BLACK, ITS_WHITE), flip=False))
+        np.testing.assert_array_equal(training[0, 2][1], of(0, 1))
+    grey(of(0, 1, 255))(folder / VALID / "0.png")
+    assert classes(folder, **options) == 2
+
+
+def test_greys_and_palettes_beside_colours_are_listed_by_the_colour_that_they_show(tmp_path):
+    colored = grey(COLORS[of(0, 1)])
+    folder = masks_of(tmp_path, colored, bits(of(0, 1)), indexed(of(0, 2), COLORS))
+    with pytest.raises(ValueError, match="expected one value a pixel, got colours: ") as caught:
+        classes(folder)
+    assert str(caught.value).endswith('--labels "0,0,0;0,0,255;255,0,0;255,255,255"')
+    labels = (BLACK, (0, 0, 255), (255, 0, 0), ITS_WHITE)
+    training, _ = run.datasets(Settings(data=str(folder), labels=labels, classes=4))
+    assert [training.read_mask(i).flat[1] for i in range(3)] == [2, 3, 1]
+
+
+def test_a_size_that_leaves_one_class_is_refused(tmp_path):
+    line = np.zeros((32, 32), np.uint8)
+    line[:, 16] = 255
+    folder = folder_of(tmp_path, line, line)
+    message = r"resized by --size 8,8, got class 0 left, and no pixel of class 1, .*: set a larger --size$"
+    with pytest.raises(ValueError, match=message):
+        classes(folder, labels=(0, 255), size=(8, 8))
+    assert classes(folder, labels=(0, 255), size=(32, 32)) == 2
 
 
 def test_classes_that_only_validation_has_are_refused(tmp_path):

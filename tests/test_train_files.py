@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pairs import BYTES, RANDOM, VOLUME, place, save
 
-from attzoo.train.files import CAMVID, find, passed_over
+from attzoo.train.files import CAMVID, by_name, find, passed_over
 
 
 def mask_like(array, classes=3):
@@ -117,6 +117,49 @@ def test_a_file_that_is_no_image_is_passed_over(name, tmp_path):
         (folder / part / name).write_text("not an image")
     assert find(folder) == before
     assert passed_over(folder / "train_images") == [folder / "train_images" / name]
+
+
+NAMES = {
+    "b.dcm": "DICOM: convert the series to .nii.gz, with dcm2niix",
+    "b.nrrd": "convert it to .nii.gz",
+    "b.mha.gz": "convert it to .nii.gz",
+    "b.HEIC": "convert it to PNG or TIFF",
+    "b.npz": "save its arrays as .npy",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("part", ["train_images", "valid_labels"])
+def test_an_image_in_a_format_that_is_not_read_is_refused(name, part, tmp_path):
+    folder = camvid(tmp_path)
+    (folder / part / name).write_bytes(b"anything")
+    with pytest.raises(ValueError, match=rf"in formats that are read, got .*{part}/{name}: {NAMES[name]}"):
+        find(folder)
+
+
+@pytest.mark.parametrize("name", ["IM0001", "1.2.840.113", "slice.001"])
+def test_dicom_is_told_by_its_content_too(name, tmp_path):
+    folder = camvid(tmp_path)
+    (folder / "train_images" / name).write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 99)
+    (folder / "train_images" / "another.dcm").write_bytes(b"")
+    got = rf"({name} and 1 more|another.dcm and 1 more): DICOM: convert the series to .nii.gz, with dcm2niix"
+    with pytest.raises(ValueError, match=rf"in formats that are read, got .*train_images/{got}"):
+        find(folder)
+
+
+def test_a_folder_of_nothing_but_dicom_is_told_so(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"in formats that are read, got .*a.dcm: DICOM: convert the series"):
+        by_name(tmp_path)
+
+
+@pytest.mark.parametrize(("part", "other"), [("train_images", "train_labels"), ("valid_labels", "valid_images")])
+def test_a_file_that_was_passed_over_is_named_where_its_partner_has_none(part, other, tmp_path):
+    folder = camvid(tmp_path)
+    save(folder / other / "b.png", BYTES[..., 0])
+    (folder / part / "b.raw").write_bytes(b"anything")
+    with pytest.raises(ValueError, match=rf"got none for .*{other}/b.png; .*{part}/b.raw passed over, for the ending$"):
+        find(folder)
 
 
 # ---- names ---------------------------------------------------------------------------------------------

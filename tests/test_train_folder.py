@@ -75,6 +75,30 @@ def test_a_run_that_never_began_leaves_no_folder(tmp_path):
     assert content(tmp_path / "mine") == {}
 
 
+@pytest.mark.parametrize("name", ["best.safetensors", "history.csv", "epoch-001.safetensors", "notes.txt"])
+def test_a_run_that_lost_its_state_is_not_begun_again(name, tmp_path):
+    out = tmp_path / "run"
+    train(out)
+    for path in out.iterdir():
+        if path.name not in (name, "settings.json"):
+            path.unlink()
+    (out / name).touch()
+    before = content(out)
+    message = rf"^expected resume.safetensors beside {name} in .*run, got none: the run can't go on; put .* back"
+    with pytest.raises(ValueError, match=message):
+        train(out, resume=True)
+    assert content(out) == before
+
+
+def test_a_run_with_events_that_ended_before_its_first_epoch_begins_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run.train(Settings(**TINY), tmp_path, tensorboard=True, quiet=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["settings.json", "tensorboard"]
+    assert len(run.train(Settings(**TINY), tmp_path, resume=True, tensorboard=True, quiet=True)) == 1
+
+
 # ---- two runs --------------------------------------------------------------------------------------
 
 BUSY = "with a run going on: wait until it has ended, or choose another --out"

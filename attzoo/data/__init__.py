@@ -6,11 +6,13 @@ three spatial axes.
 """
 
 from .extra import package
+from .grids import check_same_grid, check_same_map
 from .labels import IGNORE, Labels, parse_labels
 from .masks import describe_mask, read_mask
+from .orientation import transposes
 from .reading import describe_image, read_image, read_shape
-from .source import VOLUMES, Source, ending, has_known_ending
-from .volumes import Geometry, check_same_grid, read_geometry, write_mask
+from .source import VOLUMES, Source, ending, has_known_ending, unread
+from .volumes import Geometry, read_geometry, write_mask
 
 __all__ = [
     "IGNORE",
@@ -19,6 +21,7 @@ __all__ = [
     "Labels",
     "Source",
     "check_same_grid",
+    "check_same_map",
     "describe_image",
     "describe_mask",
     "ending",
@@ -29,5 +32,7 @@ __all__ = [
     "read_image",
     "read_mask",
     "read_shape",
+    "transposes",
+    "unread",
     "write_mask",
 ]

@@ -8,7 +8,7 @@ from typing import Final
 
 from ..files import open_regular
 from . import pictures, tiff, volumes
-from .source import VOLUMES, Source, ending
+from .source import DICOM, VOLUMES, Source, ending, is_dicom
 
 Reader = Callable[[Path], Source]
 READERS: Final[tuple[tuple[str, tuple[bytes, ...], Reader], ...]] = (
@@ -37,6 +37,4 @@ def describe(path: Path) -> Source:
         if head.startswith(beginnings):
             return reader(path)
     known = f"{', '.join(name for name, _, _ in READERS)}, or a volume as .npy, .nii or .nii.gz"
-    is_dicom = head[128:] == b"DICM"
-    got = "DICOM: convert the series to .nii.gz, with dcm2niix for instance" if is_dicom else "none of these"
-    raise ValueError(f"expected {known}, got {got}")
+    raise ValueError(f"expected {known}, got {DICOM if is_dicom(head) else 'none of these'}")

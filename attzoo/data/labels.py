@@ -61,10 +61,12 @@ def parse_labels(text: str) -> tuple[Value, ...]:
     ((0, 128, 255), ((0, 0, 0), (255, 0, 0)))
     """
     try:
-        groups = [tuple(int(number) for number in group.split(",")) for group in text.rstrip(";").split(";")]
+        groups = [tuple(int(number) for number in group.split(",")) for group in text.strip().rstrip(";").split(";")]
     except ValueError:
         shape = 'integers with commas between, or colours with semicolons between, as "0,0,0;255,0,0"'
         raise ValueError(f"labels must be {shape}, got {text!r}") from None
+    if len(groups) == 1 and len(groups[0]) == 3 and (len({*groups[0]}) < 3 or text.rstrip().endswith(";")):
+        raise ValueError(f'labels must be two colours or more, as "0,0,0;{text_of(groups[0])}", got one, {text!r}')
     return Labels(groups[0] if len(groups) == 1 else tuple(groups)).values   # type: ignore[arg-type]
 
 
@@ -117,7 +119,9 @@ def check_values(counts: Mapping[Value, int]) -> None:
     if isinstance(values[0], tuple):
         raise ValueError(f"expected one value a pixel, got colours: {shown(counts)}; {fix}")
     if values[0] < 0:
-        raise ValueError(f"expected whole numbers from 0 as classes, got {shown(counts)}; {fix}")
+        negative = [value for value in values if isinstance(value, int) and value < 0]
+        ignore = f"save {negative[0]} as {IGNORE} if it marks pixels to ignore, or " if len(negative) == 1 else ""
+        raise ValueError(f"expected whole numbers from 0 as classes, got {shown(counts)}; {ignore}{fix}")
 
 
 def check_labelled(counts: Mapping[Value, int], labels: Labels) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .formats import describe
-from .labels import IGNORE, SHIFT, Labels, Value, check_labelled, check_values, color_of, number_of
+from .labels import IGNORE, SHIFT, Color, Labels, Value, check_labelled, check_values, color_of, number_of, text_of
 from .source import Source, naming
 
 
@@ -24,34 +24,75 @@ class Stored:
 
     values: NDArray[np.int64]
     are_colors: bool
+    source: Source
     palette: NDArray[Any] | None = None
 
     def counts(self) -> Counter[Value]:
         """The pixels of each value."""
         unique, counts = np.unique(self.values, return_counts=True)
-        values = [color_of(int(v)) for v in unique] if self.are_colors else [int(v) for v in unique]
-        return Counter(dict(zip(values, map(int, counts), strict=True)))
+        return Counter(dict(zip(map(self.value, unique), map(int, counts), strict=True)))
+
+    def value(self, stored: Any) -> Value:
+        """One of `values` as an integer, or as a colour."""
+        return color_of(int(stored)) if self.are_colors else int(stored)
+
+    def color(self, value: Value) -> Color:
+        """The colour that a value is shown in; black for one beyond the palette."""
+        if isinstance(value, tuple):
+            return value
+        if self.palette is None:
+            return (int(self.source.greys(np.array(value))),) * 3
+        red, green, blue = self.palette[value].tolist() if 0 <= value < len(self.palette) else (0, 0, 0)
+        return red, green, blue
 
 
 def read_stored(path: Path, labels: Labels | None = None) -> Stored:
     """What a mask's file stores, by colours where `labels` are colours, or where its channels differ.
 
     Raises ValueError, naming the file, for one that can't be read, whose format doesn't keep numbers, whose channels
-    are neither equal nor the three of a colour, or that holds anything but whole numbers.
+    are neither equal nor the three of a colour, which has one colour in many opacities, or that holds anything but
+    whole numbers.
     """
     source = describe_mask(path)
     with naming(path):
         array = source.samples()
-        if source.has_alpha:
-            array = array[:-1]
+        if source.opacity is not None:
+            array = _without_opacity(array, source.opacity)
         palette = source.palette
         by_color = labels is not None and labels.are_colors
         if palette is not None and (by_color or not source.has_stable_indices):
-            array, palette = np.moveaxis(_eight_bits(palette)[array[0]], -1, 0), None
+            array, palette = _in_colors(array, _eight_bits(palette)), None
+        elif by_color and len(array) == 1:
+            array = source.greys(_whole(array))
         array = _whole(array)
         if by_color or (array != array[:1]).any():
-            return Stored(_numbers(array), True)
-        return Stored(array[0], False, None if palette is None else _eight_bits(palette))
+            return Stored(_numbers(array), True, source)
+        return Stored(array[0], False, source, None if palette is None else _eight_bits(palette))
+
+
+def _without_opacity(array: NDArray[Any], opacity: int) -> NDArray[Any]:
+    """The other channels. Raises ValueError where they hold one value, and only opacity differs."""
+    others = np.delete(array, opacity, axis=0)
+    if _is_constant(others) and not _is_constant(array):
+        got = f"the same, {text_of(tuple(others.reshape(len(others), -1)[:, 0].tolist()))}, in all pixels"
+        fix = "where opacity says what is where, save it as the mask, without other channels"
+        raise ValueError(f"expected classes in grey or colours, got {got}, and opacity that differs: {fix}")
+    return others
+
+
+def _in_colors(indices: NDArray[Any], palette: NDArray[Any]) -> NDArray[Any]:
+    """(1, *S) -> (3, *S). Raises ValueError where different indices all have one colour."""
+    colors: NDArray[Any] = np.moveaxis(palette[indices[0]], -1, 0)
+    if _is_constant(colors) and not _is_constant(indices):
+        got = f"one colour, {text_of(tuple(palette[indices.flat[0]].tolist()))}, for all of them"
+        raise ValueError(f"expected a palette that tells indices apart, got {got}: save the indices as grey")
+    return colors
+
+
+def _is_constant(array: NDArray[Any]) -> bool:
+    """Whether each channel holds one value."""
+    flat = array.reshape(len(array), -1)
+    return bool((flat == flat[:, :1]).all())
 
 
 def describe_mask(path: Path) -> Source:
@@ -83,7 +124,9 @@ def _numbers(array: NDArray[np.int64]) -> NDArray[np.int64]:
     """Channels (3, *S), or equal ones (1, *S), -> (*S): a number for every colour."""
     if len(array) not in (1, 3):
         hint = "of a mask with a channel for each class save the index of the class, as from argmax"
-        raise ValueError(f"expected one channel, equal ones or a colour's three, got {len(array)} that differ; {hint}")
+        extra = "leave out extra samples beside a colour's"
+        got = f"{len(array)} that differ; {hint}; {extra}"
+        raise ValueError(f"expected one channel, equal ones or a colour's three, got {got}")
     if array.min() < 0 or array.max() >= 1 << SHIFT:
         raise ValueError(f"expected colours from 0 to {(1 << SHIFT) - 1}, got {array.min()} to {array.max()}")
     red, green, blue = array if len(array) == 3 else (array[0],) * 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .extra import package
-from .orientation import turned, upright
+from .orientation import known, turned, upright
 from .source import Source, channels_first, largest_integer
 
 ORIENTATION: Final = 0x0112   # EXIF's tag
@@ -43,8 +44,21 @@ def _deep_png(path: Path) -> NDArray[Any]:
 
 def jpeg(path: Path) -> Source:
     """8 bits, grey, RGB or CMYK; of a camera's file with previews the picture itself."""
+    if (bits := _jpeg_bits(path)) not in (8, None):
+        raise ValueError(f"expected a JPEG of 8 bits, got one of {bits} bits: convert it to PNG or TIFF of 16 bits")
     lossy = "expected a mask that keeps its numbers, got JPEG, which changes them; save it as PNG"
     return _by_pillow(path, "JPEG", not_a_mask=lossy)
+
+
+def _jpeg_bits(path: Path) -> int | None:
+    """The bits of a sample, from the header of the frame (ITU-T T.81, B.2.2); None where there is none."""
+    with path.open("rb") as file:
+        file.seek(2)   # past the start of the image
+        while len(head := file.read(5)) == 5 and head[0] == 0xFF:
+            if head[1] in range(0xC0, 0xD0) and head[1] not in (0xC4, 0xC8, 0xCC):   # a frame; the others are tables
+                return head[4]
+            file.seek(int.from_bytes(head[2:4], "big") - 3, 1)   # to the next segment
+    return None
 
 
 def bmp(path: Path) -> Source:
@@ -53,7 +67,22 @@ def bmp(path: Path) -> Source:
     core = int.from_bytes(head[14:18], "little") == 12
     bits = int.from_bytes(head[24:26] if core else head[28:30], "little")
     rescaled = f"expected samples of 8 bits, got colours of {bits} bits together, which are rescaled; save it as PNG"
-    return _by_pillow(path, "BMP", not_a_mask=rescaled if bits == 16 else None)
+    with _opened(path, "BMP") as picture:   # Pillow takes the depth of grey from the number of colours in the palette
+        is_misread = {"1": 1, "L": 8}.get(picture.mode, bits) != bits
+    return _by_pillow(
+        path, "BMP", not_a_mask=rescaled if bits == 16 else None, decode=_indices_of_bmp if is_misread else None
+    )
+
+
+def _indices_of_bmp(path: Path) -> NDArray[Any]:
+    """The samples (H, W) of a BMP whose palette is grey: with a first colour that is not, Pillow reads them all."""
+    data = bytearray(path.read_bytes())
+    data[14 + int.from_bytes(data[14:18], "little")] ^= 1   # the blue of the palette's first colour
+    with package("PIL.Image").open(BytesIO(data), formats=["BMP"]) as picture:
+        array, colors = np.asarray(picture), len(_palette(picture))
+    if array.max() >= colors:
+        raise ValueError(f"expected indices into a palette of {colors} colours, got {array.max()}")
+    return array
 
 
 def gif(path: Path) -> Source:
@@ -65,7 +94,7 @@ def webp(path: Path) -> Source:
     """RGB or RGBA of 8 bits; a mask only where it is lossless, and without opacity, under which colours are lost."""
     lossy = "expected a mask that keeps its numbers, got lossy WebP; save it as PNG"
     source = _by_pillow(path, "WEBP", not_a_mask=None if _is_lossless_webp(path) else lossy)
-    if source.has_alpha and not source.not_a_mask:
+    if source.opacity is not None and not source.not_a_mask:
         return replace(source, not_a_mask=lossy.replace("lossy WebP", "WebP with opacity, which may change them"))
     return source
 
@@ -86,14 +115,30 @@ def pnm(path: Path) -> Source:
     """PGM of 8 or 16 bits, PPM of 8, PBM; Pillow rescales other maxima, and PBM's 1 is black."""
     magic, *numbers = _tokens(_head(path))
     if magic in (b"P1", b"P4"):
+        _check_alone(path, magic)
         inverted = "expected a mask whose largest value is white, got PBM, whose 1 is black; save it as PNG"
         return _by_pillow(path, "PPM", not_a_mask=inverted)
     maximum = int(numbers[2])
-    if maximum == 255:
-        return _by_pillow(path, "PPM")
-    if maximum == 65535 and magic in (b"P2", b"P5"):
-        return _by_pillow(path, "PPM", np.dtype(np.uint16))
-    raise ValueError(f"expected PGM of maximum 255 or 65535, or PPM of 255, got {maximum}; save it as PNG or TIFF")
+    if maximum != 255 and not (maximum == 65535 and magic in (b"P2", b"P5")):
+        raise ValueError(f"expected PGM of maximum 255 or 65535, or PPM of 255, got {maximum}; save it as PNG or TIFF")
+    _check_alone(path, magic)
+    return _by_pillow(path, "PPM", np.dtype(np.uint16) if maximum == 65535 else None)
+
+
+def _check_alone(path: Path, magic: bytes) -> None:
+    """Raise ValueError where another picture follows the samples of a PNM file, which Pillow leaves out."""
+    with _opened(path, "PPM") as picture:
+        bits = 1 if magic == b"P4" else 16 if picture.mode.startswith("I") else 8
+        line = -(-picture.width * len(picture.getbands()) * bits // 8)
+        start, is_text = picture.tile[0].offset, magic in (b"P1", b"P2", b"P3")
+        end = start if is_text else start + line * picture.height
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read()
+    if is_text:   # numbers, spaces and comments
+        rest = b"P" if any(b"P" in line.partition(b"#")[0] for line in rest.splitlines()) else b""
+    if rest.strip():
+        raise ValueError("expected one picture, got more behind it; save each in a file of its own")
 
 
 def _tokens(head: bytes) -> list[bytes]:
@@ -153,6 +198,8 @@ def _by_pillow(
     dtype = dtype or np.dtype(bool if mode == "1" else np.uint8)
 
     def load() -> NDArray[Any]:
+        if kind == "PNG":
+            _check_png(path)
         with _opened(path, kind) as picture:
             array = change(np.asarray(picture)) if decode is None else decode(path)
             return upright(channels_first(array).astype(dtype, copy=False), _orientation(picture, whole=True))
@@ -162,7 +209,8 @@ def _by_pillow(
         dtype=dtype,
         load=load,
         largest=largest_integer(dtype, bits),
-        has_alpha=mode in ("LA", "RGBA"),
+        orientation=orientation,
+        opacity={"LA": 1, "RGBA": 3}.get(mode),
         palette=palette,
         has_stable_indices=has_stable_indices,
         not_a_mask=not_a_mask,
@@ -178,10 +226,19 @@ def _opened(path: Path, kind: str) -> Any:
     return picture
 
 
+def _check_png(path: Path) -> None:
+    """Raise ValueError where a checksum is wrong. Pillow does not compare that of the last data when it decodes."""
+    with _opened(path, "PNG") as picture:
+        try:
+            picture.verify()
+        except SyntaxError as err:
+            raise ValueError(f"expected a whole PNG, got a damaged one: {err}; copy it again") from err
+
+
 def _orientation(picture: Any, whole: bool) -> int:
     """EXIF's, from the head, or where the `whole` file has been read, from anywhere in it."""
     exif = picture.getexif() if whole else package("PIL.Image").Image.getexif(picture)   # a PNG's own reads all of it
-    return int(exif.get(ORIENTATION, 1))
+    return known(exif.get(ORIENTATION, 1))
 
 
 def _palette(picture: Any) -> NDArray[Any]:

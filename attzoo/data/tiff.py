@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .extra import package
-from .orientation import turned, upright
+from .orientation import known, turned, upright
 from .source import Source, largest_integer
 
 ORIENTATION: Final = 274
@@ -30,19 +31,41 @@ def describe(path: Path) -> Source:
         page = _only_page(file)
         shape, channel_axis = _layout(page)
         kind, compression = page.photometric.name, page.compression.name
-        orientation = page.tags.valueof(ORIENTATION, default=1)
+        orientation = known(page.tags.valueof(ORIENTATION, default=1))
         palette = page.colormap.T if kind == "PALETTE" else None
         is_lossless = compression in LOSSLESS
         return Source(
             shape=(shape[0], *turned(shape[1:], orientation)),
+            orientation=orientation,
+            on_map=_on_map(page),
             dtype=page.dtype,
             load=lambda: upright(_samples(path, channel_axis), orientation),
             largest=largest_integer(page.dtype, page.bitspersample),
-            has_alpha=any(extra.name != "UNSPECIFIED" for extra in page.extrasamples),
+            opacity=_opacity(page, shape[0]),
             palette=palette,
+            is_white_least=kind == "MINISWHITE",
             not_an_image=f"expected grey or colours, got {WHITE}" if kind == "MINISWHITE" else None,
             not_a_mask=None if is_lossless else f"expected lossless compression, got {compression} in a TIFF",
         )
+
+
+def _on_map(page: Any) -> NDArray[Any] | None:
+    """Where GeoTIFF's tags place pixels: a matrix, or one tie point and the sides of a pixel (GeoTIFF 1.1, B.6)."""
+    matrix, scale, ties = (page.tags.valueof(code) for code in (34264, 33550, 33922))
+    if matrix is not None:
+        return np.reshape(matrix, (4, 4)).astype(np.float64)
+    if scale is None or ties is None or len(ties) != 6:
+        return None
+    column, row, _, x, y, _ = ties
+    affine = np.diag([scale[0], -scale[1], 1.0, 1.0])
+    affine[:2, 3] = x - column * scale[0], y + row * scale[1]
+    return affine
+
+
+def _opacity(page: Any, channels: int) -> int | None:
+    """The channel that is opacity, which the extra samples after the colours' may hold anywhere."""
+    kinds = [extra.name for extra in page.extrasamples]
+    return next((channels - len(kinds) + i for i, kind in enumerate(kinds) if kind != "UNSPECIFIED"), None)
 
 
 def _only_page(file: Any) -> Any:
@@ -59,7 +82,18 @@ def _only_page(file: Any) -> Any:
         raise ValueError(f"expected grey, RGB, CMYK or a palette, got photometric interpretation {kind}")
     if page.dtype is None or page.dtype.kind not in "biuf" or not isinstance(page.bitspersample, int):
         raise ValueError(f"expected real samples of equal bits, got {page.sampleformat!s} of {page.bitspersample} bits")
+    _check_parts(page)
     return page
+
+
+def _check_parts(page: Any) -> None:
+    """Raise ValueError where strips or tiles were never written, which would be read as zeros or as other bytes."""
+    parts = prod(page.chunked)
+    written = sum(min(part) > 0 for part in zip(page.dataoffsets, page.databytecounts, strict=False))
+    if written < parts:
+        got = f"{written} and {parts - written} never written"
+        fix = "write it again, or where that stands for nothing, fill it with the value meant"
+        raise ValueError(f"expected all {parts} strips or tiles, got {got}: {fix}")
 
 
 def _layout(page: Any) -> tuple[tuple[int, ...], int | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +17,8 @@ from ..files import whole, write
 from .extra import package
 from .source import Source, ending, largest_integer, naming
 
-TOLERANCE: Final = 0.1   # of a voxel, by which two grids may be apart at a corner
+UNITS: Final = {1: "metres", 2: "millimetres", 3: "micrometres"}   # by the lowest three bits of NIfTI's xyzt_units
+CHUNK: Final = 2**20   # bytes that are decompressed at a time
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,28 @@ class Geometry:
     """Where the voxels of a volume lie.
 
     affine: (4, 4), from indices to millimetres. spacing: between voxels, in millimetres, one for each axis.
-    size: voxels along each axis.
+    size: voxels along each axis. qform: the affine by quaternion, where the file has it beside the one that is taken.
+    unit: of length, None where the file names none.
     """
 
     affine: Array
     spacing: tuple[float, ...]
     size: tuple[int, ...]
+    qform: Array | None = None
+    unit: str | None = None
+
+    @property
+    def axes(self) -> str:
+        """Where each axis leads, as "RAS"."""
+        return "".join(str(axis) for axis in package("nibabel").aff2axcodes(self.affine))
+
+    @property
+    def sides(self) -> str:
+        """The spacing in words, as "1 x 1 x 2.5"."""
+        return " x ".join(f"{side:.4g}" for side in self.spacing)
 
     def __str__(self) -> str:
-        axes = "".join(str(axis) for axis in package("nibabel").aff2axcodes(self.affine))
-        return f"{axes} axes, spacing {' x '.join(f'{side:.4g}' for side in self.spacing)}"
+        return f"{self.axes} axes, spacing {self.sides}"
 
 
 def describe(path: Path) -> Source:
@@ -42,7 +57,7 @@ def describe(path: Path) -> Source:
     return Source(
         shape=(1, *shape) if len(shape) < 4 else (shape[-1], *shape[:-1]),
         dtype=content.dtype,
-        load=lambda: _channels_first(np.array(_content(path))),
+        load=lambda: _channels_first(_compressed(path) if ending(path) == ".nii.gz" else np.array(_content(path))),
         largest=largest_integer(content.dtype),
     )
 
@@ -51,12 +66,30 @@ def _content(path: Path) -> Any:
     """The array in a volume's file, checked by its head; numbers are not read yet."""
     if ending(path) == ".npy":
         array = np.lib.format.open_memmap(path, mode="r")   # which takes neither an archive nor Python objects
+        if (more := path.stat().st_size - array.offset - array.nbytes) > 0:
+            raise ValueError(f"expected one array, got {more} bytes behind it; save each in a file of its own")
     else:
         array = package("nibabel").load(path).dataobj
     if array.dtype.kind not in "biuf":
         raise ValueError(f"expected real numbers, got {array.dtype}")
     if not 2 <= len(array.shape) <= 4 or 0 in array.shape:
         raise ValueError(f"expected (H, W), (D, H, W) or (D, H, W, C), got {tuple(array.shape)}")
+    return array
+
+
+def _compressed(path: Path) -> NDArray[Any]:
+    """The array in a .nii.gz, once the checksum at the end of the file is seen to be right.
+
+    nibabel stops at the last voxel, before the checksum, and would give wrong numbers of a damaged file.
+    """
+    kind = type(package("nibabel").load(path))
+    try:
+        with gzip.open(path) as file:
+            array = np.array(kind.from_stream(file).dataobj)
+            while file.read(CHUNK):   # compares the checksum at the end
+                pass
+    except (gzip.BadGzipFile, EOFError, zlib.error) as err:
+        raise ValueError(f"expected a whole gzip file, got a damaged one: {err}; copy it again") from err
     return array
 
 
@@ -79,20 +112,15 @@ def read_geometry(path: str | Path) -> Geometry | None:
         if not np.isfinite(affine).all():
             raise ValueError("expected an affine of finite numbers in the header, got others")
         spacing = tuple(map(float, nibabel.affines.voxel_sizes(affine)))
-        return Geometry(affine, spacing, (*image.shape, 1, 1)[:3])
+        size = (*image.shape, 1, 1)[:3]
+        return Geometry(affine, spacing, size, _qform(image.header), UNITS.get(int(image.header["xyzt_units"]) % 8))
 
 
-def check_same_grid(image: Path, mask: Path) -> None:
-    """Raise ValueError, naming both files, where the headers of a volume and its mask place voxels differently."""
-    one, two = read_geometry(image), read_geometry(mask)
-    if one is None or two is None:
-        return
-    corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(one.size) - 1)
-    apart = np.linalg.norm(corners @ (one.affine - two.affine)[:3, :3].T + (one.affine - two.affine)[:3, 3], axis=1)
-    if apart.max() > TOLERANCE * min(one.spacing):
-        fix = "resample the mask to the image, or if its voxels have the image's order, save it with the image's header"
-        got = f"{one} and {two}, corners up to {apart.max():.4g} mm apart"
-        raise ValueError(f"expected {mask} on the grid of its image {image}, got {got}: {fix}")
+def _qform(header: Any) -> Array | None:
+    """The affine by quaternion, None where the header has none, or nothing else."""
+    if not header["qform_code"] or not header["sform_code"]:
+        return None
+    return np.asarray(header.get_qform(), np.float64)
 
 
 def write_mask(path: Path, mask: NDArray[Any], source: Path) -> None:

@@ -24,18 +24,21 @@ from .. import contract
 from ..contract import Array
 from ..data import (
     IGNORE,
+    Geometry,
     Labels,
     Source,
     check_same_grid,
+    check_same_map,
     describe_image,
     describe_mask,
     package,
     read_image,
     read_mask,
+    transposes,
 )
 from ..look import sizes
 from .files import Pair
-from .survey import class_counts, stored_counts
+from .survey import Found, class_counts, look_at
 
 NORMALISATIONS: Final = ("zscore", "unit", "none")
 Key = tuple[int, int]                          # epoch, index
@@ -187,7 +190,7 @@ class Folder:
             hint = f"where masks hold only 0 and {IGNORE}, which is ignored, set --labels 0,{IGNORE}"
             raise ValueError(f"expected at least two classes, got one; {hint}")
         self.seed = contract.integer("seed", seed, 0)
-        heads = _heads(self.pairs)
+        heads, self.geometries = _heads(self.pairs)
         self.shapes = [head.image_shape for head in heads]
         self.dtypes = Counter(head.image_dtype.name for head in heads)
         self.channels, self.spatial_dims = self.shapes[0][0], len(self.shapes[0]) - 1
@@ -215,9 +218,16 @@ class Folder:
         limit = IGNORE if self.classes is None else self.classes
         if (wrong := (mask >= limit) & (mask != IGNORE)).any():
             got = f"in {path}, got {mask[wrong][0]}"
-            fix = "" if self.labels else ": set --classes, or give each value its class by --labels"
+            larger = "set a larger --classes, or " if mask[wrong].max() < IGNORE else ""
+            fix = "" if self.labels else f": {larger}give each value its class by --labels"
             raise ValueError(f"expected classes from 0 to {limit - 1}, or {IGNORE} to ignore, {got}{fix}")
         return mask
+
+    @cached_property
+    def found(self) -> Found:
+        """What is in all masks, and what resizing leaves of it; reads all of them."""
+        resize = None if self.preparation.size is None else self.preparation.mask
+        return look_at((mask for _, mask in self.pairs), self.labels, resize)
 
     @cached_property
     def counts(self) -> Counter[int]:
@@ -225,7 +235,7 @@ class Folder:
 
         Raises ValueError for values that are no classes, with their counts over all masks, and as `read_mask`.
         """
-        counts = class_counts(stored_counts((mask for _, mask in self.pairs), self.labels), self.labels)
+        counts = class_counts(self.found.counts, self.labels)
         if max(counts.keys() - {IGNORE}, default=0) >= (self.classes or IGNORE):
             for index in range(len(self)):
                 self.read_mask(index)   # raises, naming the file
@@ -250,9 +260,13 @@ class Folder:
         return np.array(both["image"]), np.array(both["mask"][0])
 
 
-def _heads(pairs: Sequence[Pair]) -> list[Source]:
-    """What each image's file declares, once all are seen to fit to the first, and each mask to its image."""
+def _heads(pairs: Sequence[Pair]) -> tuple[list[Source], list[Geometry]]:
+    """What each image's file declares, and the geometries of volumes that have one.
+
+    Raises ValueError unless all fit to the first, and each mask to its image.
+    """
     heads: list[Source] = []
+    geometries: list[Geometry] = []
     first = pairs[0][0]
     for image, mask in pairs:
         head, labelled = describe_image(image), describe_mask(mask)
@@ -265,10 +279,37 @@ def _heads(pairs: Sequence[Pair]) -> list[Source]:
             got = f"{first} of {expected[0]} and {image} of {shape[0]}"
             raise ValueError(f"expected images of the same number of channels, got {got}: save all as grey or as RGB")
         if labelled.shape[1:] != shape[1:]:
-            got = sizes(labelled.shape[1:])
+            got = f"{sizes(labelled.shape[1:])}{_turned(head, labelled)}{_as_volume(image, shape)}"
             raise ValueError(f"expected {mask} of its image's size, {sizes(shape[1:])}, got {got}")
-        check_same_grid(image, mask)
-    return heads
+        _check_orientation(image, head, mask, labelled)
+        check_same_map(image, head, mask, labelled)
+        if geometry := check_same_grid(image, mask):
+            geometries.append(geometry)
+    return heads, geometries
+
+
+def _as_volume(image: Path, shape: tuple[int, ...]) -> str:
+    """In words, that an array which may be a picture is taken as a volume."""
+    if len(shape) != 4 or shape[0] != 1 or shape[-1] > 4:
+        return ""
+    fix = "save a picture (H, W, C) as PNG or TIFF"
+    return f": {image} holds three axes, which are read as a volume (D, H, W); {fix}"
+
+
+def _turned(head: Source, mask: Source) -> str:
+    """In words, that a size is one after turning."""
+    if head.orientation == mask.orientation == 1:
+        return ""
+    return f", both upright: the image declares orientation {head.orientation}, the mask {mask.orientation}"
+
+
+def _check_orientation(image: Path, head: Source, mask: Path, labelled: Source) -> None:
+    """Raise ValueError where an image and its mask declare different orientations, and their sizes don't tell which."""
+    one, two = head.orientation, labelled.orientation
+    is_told = transposes(one) != transposes(two) and len(set(head.shape[1:])) > 1   # the other way they would not fit
+    if one != two and not is_told:
+        got = f"orientation {one} in {image} and {two} in {mask}, so that one is turned and the other is not"
+        raise ValueError(f"expected an image and mask of one orientation, got {got}: save both upright, without one")
 
 
 @cache

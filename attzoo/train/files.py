@@ -9,7 +9,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from ..data import ending, has_known_ending
+from ..data import ending, has_known_ending, unread
 
 SPLIT: Final = ("images", "masks")
 CAMVID: Final = ("train_images", "train_labels", "valid_images", "valid_labels")
@@ -48,13 +48,32 @@ def find(folder: str | Path, fraction: float = 0.2, seed: int = 0) -> tuple[list
 
 def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
     """Each image of a folder with the mask of the same name."""
+    for part in (folder / images, folder / masks):
+        check_read(part)
     found, labels = by_name(folder / images), by_name(folder / masks)
     labels = _spelled_as(found, labels)
     if lost := [path for name, path in found.items() if name not in labels]:
-        raise ValueError(f"expected a mask in {folder / masks} for every image, got none for {_some(lost)}")
+        raise ValueError(f"expected a mask in {folder / masks} for every image, got {_none(lost, folder / masks)}")
     if lost := [path for name, path in labels.items() if name not in found]:
-        raise ValueError(f"expected an image in {folder / images} for every mask, got none for {_some(lost)}")
+        raise ValueError(f"expected an image in {folder / images} for every mask, got {_none(lost, folder / images)}")
     return [(path, labels[name]) for name, path in found.items()]
+
+
+def _none(lost: Sequence[Path], folder: Path) -> str:
+    """In words, that a folder has no file that goes with these, and which of their names it has in other formats."""
+    stems = {path.name[: len(path.name) - len(ending(path))] for path in lost}
+    others = [path for path in passed_over(folder) if path.stem in stems] if folder.is_dir() else []
+    hint = f"; {_some(others)} passed over, for the ending" if others else ""
+    return f"none for {_some(lost)}{hint}"
+
+
+def check_read(folder: Path) -> None:
+    """Raise ValueError, naming it, for an image or volume of a folder in a format that is not read."""
+    others = [(path, fix) for path in passed_over(folder) if (fix := unread(path))] if folder.is_dir() else []
+    if others:
+        path, fix = others[0]
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise ValueError(f"expected images, masks or volumes in formats that are read, got {path}{more}: {fix}")
 
 
 def _spelled_as(found: Mapping[str, Path], labels: Mapping[str, Path]) -> dict[str, Path]:
@@ -91,6 +110,7 @@ def by_name(folder: Path) -> dict[str, Path]:
             raise ValueError(f"expected one file for each name, got {found[name]} and {path.name}")
         found[name] = path
     if not found:
+        check_read(folder)
         got = f"only {_some(others)}" if (others := passed_over(folder)) else "none"
         raise ValueError(f"expected images, masks or volumes in {folder}, got {got}")
     return found

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ..data import IGNORE
 from ..look import sizes
 from .data import Dataset, Folder
 from .files import passed_over
 from .settings import Settings
+from .survey import lost_classes
+
+SHOWN: Final = 4   # orientations, or spacings, that are told
 
 
 def lines(settings: Settings, out: Path, training: Dataset, validation: Dataset, trainer: Any) -> list[str]:
     """The overview, a line for each thing."""
-    parts = [_images(training, validation), *_classes(training, validation)]
+    parts = [_images(training, validation), *_geometries(training, validation), *_classes(training, validation)]
     parameters = sum(weight.size for weight in trainer.network.spec.weights.values() if weight.trainable)
     network = f"{settings.variant or 'unet'} in {trainer.framework}, {parameters:,} parameters"
     if settings.size and settings.data:
-        parts.append(f"resized to {sizes(settings.size)}")
+        parts.append(f"resized to {sizes(settings.size)}{_lost(training, validation)}")
     return [*parts, f"network: {network}", f"output: {out.resolve()}"]
 
 
@@ -32,6 +36,22 @@ def _images(training: Dataset, validation: Dataset) -> str:
     shapes = sorted({shape[1:] for shape in (*training.shapes, *validation.shapes)})
     size = sizes(shapes[0]) + (f" to {sizes(shapes[-1])}, {len(shapes)} sizes" if len(shapes) > 1 else "")
     return f"data: {counts}; {size}, {channels}, {' and '.join(sorted(training.dtypes | validation.dtypes))}"
+
+
+def _geometries(training: Dataset, validation: Dataset) -> list[str]:
+    """The orientations and spacings of volumes, and in how many each is."""
+    if not isinstance(training, Folder) or not isinstance(validation, Folder):
+        return []
+    found = training.geometries + validation.geometries
+    told = []
+    for name, each in (("axes", [g.axes for g in found]), ("spacing", [g.sides for g in found])):
+        most = Counter(each).most_common()
+        if most:
+            more = f" and {len(most) - SHOWN} more" if len(most) > SHOWN else ""
+            listed = ", ".join(f"{what} in {number}" for what, number in most[:SHOWN])
+            hint = "; a network takes voxels as they are stored: resample to have them alike" if len(most) > 1 else ""
+            told.append(f"{name}: {listed}{more}{hint}")
+    return told
 
 
 def _classes(training: Dataset, validation: Dataset) -> list[str]:
@@ -50,6 +70,15 @@ def _classes(training: Dataset, validation: Dataset) -> list[str]:
     folders = sorted({path.parent for dataset in (training, validation) for pair in dataset.pairs for path in pair})
     strays = [path for folder in folders for path in passed_over(folder)]
     return [found, *([f"passed over, no images: {_listed(strays)}"] if strays else [])]
+
+
+def _lost(training: Dataset, validation: Dataset) -> str:
+    """The classes of which resizing leaves nothing in some masks."""
+    if not isinstance(training, Folder) or not isinstance(validation, Folder):
+        return ""
+    lost = lost_classes([training.found, validation.found], training.labels)
+    told = [f"class {k} vanishes from {number} of {masks} masks that hold it" for k, (number, masks) in lost.items()]
+    return f"; {', '.join(told)}: a larger --size keeps small objects" if told else ""
 
 
 def _share(count: int, total: int) -> str:

@@ -28,7 +28,7 @@ from .files import find
 from .phantoms import Phantoms
 from .settings import Settings, rate
 from .state import Row, State
-from .survey import check_classes, check_gaps
+from .survey import check_alike, check_classes, check_gaps, check_size
 
 CHANNELS: Final = (16, 32, 64)   # where neither the settings nor a variant says
 FILES: Final = {
@@ -136,9 +136,11 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
 
 def _classes(training: Folder, validation: Folder) -> int:
     """The number of classes. Raises ValueError where masks hold others, or what is no class."""
+    check_alike([training.found, validation.found], training.labels)
     if training.classes is None:
         check_gaps(training.counts + validation.counts)
     check_classes(training.counts, validation.counts, len(training))
+    check_size(training.found, training.labels, training.preparation.size)
     return training.classes or max(training.counts.keys() - {IGNORE}) + 1
 
 

@@ -13,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 
 from ..archive import KEY, pack, verify
 from ..contract import Array, brief
-from ..files import open_regular, write
+from ..files import PREFIX, open_regular, write
 from .best import Best
 from .settings import Settings
 
 NAME: Final = "resume.safetensors"
 SETTINGS: Final = "settings.json"
+BEFORE: Final = (SETTINGS, "tensorboard")   # what a run has before its first epoch ends
 FORMAT: Final = 3
 COLUMNS: Final = ("epoch", "rate", "loss", "train_accuracy", "validation_accuracy", "mean_iou")   # before every Dice
 Row = dict[str, Any]   # what an epoch gave, by column
@@ -119,6 +120,9 @@ def stored(folder: Path) -> Settings:
     path = folder / SETTINGS
     if not path.exists():
         raise ValueError(f"expected a run to resume in {folder}, got none")
+    if left := sorted(p.name for p in folder.iterdir() if not p.name.startswith(PREFIX) and p.name not in BEFORE):
+        fix = f"put {NAME} back, or train anew into another folder"
+        raise ValueError(f"expected {NAME} beside {left[0]} in {folder}, got none: the run can't go on; {fix}")
     try:
         with open_regular(path) as file:
             found = json.loads(file.read())
