@@ -3,16 +3,15 @@
 import errno
 import io
 import os
-import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from disks import full
 
 import attzoo
 from attzoo import files
@@ -88,17 +87,6 @@ def test_no_file_and_a_folder(tmp_path):
 
 
 # ---- a full disk -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def full(most):
-    """Inside, the system lets no file grow beyond so many bytes."""
-    was = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, was[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, was)
 
 
 @pytest.mark.parametrize("there", [b"the old file", None])

@@ -44,9 +44,11 @@ class Network:
         """Raise ValueError, naming `what`, unless an image (C, *S) of this shape is one for the network."""
         channels, dims = self.spec.in_channels, self.spec.spatial_dims
         if (shape[0], len(shape) - 1) != (channels, dims):
-            raise ValueError(
-                f"expected {channels} channels and {dims} spatial axes in {what}, got {shape[0]} and {len(shape) - 1}"
-            )
+            got = f"{shape[0]} and {len(shape) - 1}"
+            fix = f"convert it to {channels} channels (grey has 1, RGB 3, RGBA 4)"
+            if len(shape) - 1 != dims:
+                fix = f"take a network of {len(shape) - 1} spatial axes for it"
+            raise ValueError(f"expected {channels} channels and {dims} spatial axes in {what}, got {got}: {fix}")
 
     def __call__(self, x: Array) -> Array:
         """(N, C, *S), prepared -> (N, K, *S), as the model's head gives it."""
@@ -151,7 +153,7 @@ def _outputs(
 ) -> Array:
     """(C, *S) -> (K, *S), as the network's head gives it, resized."""
     network.accept(image.shape, "the image")
-    window, overlap, batch = _checked(window, overlap, batch, image.ndim - 1, network.preparation.size)
+    window, overlap, batch = check_options(network, window, overlap, batch)
     x = network.preparation(image)[None]
     part = [min(pair) for pair in zip(window or x.shape[2:], x.shape[2:], strict=True)]
     y = network(x) if part == list(x.shape[2:]) else _windows(network, x, part, overlap, batch)
@@ -165,10 +167,11 @@ def _outputs(
     return resized
 
 
-def _checked(
-    window: Sequence[int] | None, overlap: float | None, batch: int | None, dims: int, size: tuple[int, ...] | None
+def check_options(
+    network: Network, window: Sequence[int] | None, overlap: float | None, batch: int | None
 ) -> tuple[tuple[int, ...] | None, float, int]:
-    """The options, defaults settled, if they are right for images of so many axes that are resized to `size`."""
+    """The options, defaults settled, if they are right for a network. Raises TypeError or ValueError if not."""
+    dims, size = network.spec.spatial_dims, network.preparation.size
     for name, value in {"overlap": overlap, "batch": batch}.items():
         if window is None and value is not None:
             raise ValueError(f"{name} is for windows, got {value} without a window")
