@@ -268,15 +268,23 @@ def test_a_file_is_opened_in_either_framework_with_the_settings_beside_it(files,
         ('{"backend": "torch", "normalise": "maybe", "size": null}', "normalise must be one of"),
         ("[" * 10**5, "recursion"),
         (" " * 2**21, "got 2097152 bytes"),
+        (json.dumps({"backend": 1, "size": None, "normalise": "x" * 500_000}), "normalise must be one of"),
+        (json.dumps({"backend": 1, "size": [1] * 100_000, "normalise": None}), "size must be 2 numbers"),
+        (json.dumps({"backend": 1, "size": [10**4000, 1], "normalise": None}), "at most 268435456 pixels in all"),
+        (json.dumps({"backend": 1, "size": [-(10**4000), 1], "normalise": None}), "size must be >= 1"),
+        (json.dumps({"backend": 1, "size": [[1] * 100_000, 1], "normalise": None}), "size must be an integer"),
+        (json.dumps(["x" * 500_000]), "got"),
     ],
+    ids=lambda text: text[:60],
 )
 def test_wrong_settings_are_one_error_that_names_the_file(files, tmp_path, text, got):
     path = tmp_path / "best.safetensors"
     path.write_bytes((files / "colour.safetensors").read_bytes())
     (tmp_path / "settings.json").write_text(text)
     named = re.escape(f"expected the settings of a training in {path.parent}")
-    with pytest.raises(ValueError, match=f"{named}.*{got}"):
-        open_network(path, size=())
+    with pytest.raises(ValueError, match=f"{named}.*{got}") as error:
+        open_network(path, size=() if "size must be 2" not in got else None)
+    assert len(str(error.value)) < 700 + len(str(path))
     assert open_network(path, size=(), normalise="unit").preparation == Preparation(None, "unit")   # none is needed
 
 
@@ -630,6 +638,14 @@ def test_predict_on_the_command_line(files, tmp_path, backend):
     network = open_network(files / "colour.safetensors", backend=backend, size=(16, 18), normalise="unit")
     mask = label(predict(network, raw(), window=(8, 8), overlap=0.25, batch=2))
     np.testing.assert_array_equal(read_mask(tmp_path / "masks" / "b.png"), mask)
+
+
+def test_predict_lists_a_few_of_the_files_that_are_no_images(files, folder, tmp_path):
+    for i in range(3000):
+        (folder / f"note-{i:04}.txt").touch()
+    said = run("predict", files / "plain.safetensors", folder, "--out", tmp_path / "out", "--no-overlays").stderr
+    told = ", ".join(f"{folder}/note-000{i}.txt" for i in range(5))
+    assert said.splitlines()[-1] == f"passed over, no images: {told} and 2995 more"
 
 
 @both

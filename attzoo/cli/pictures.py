@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .. import look
 from ..train.data import NORMALISATIONS
 from ..train.files import passed_over
+from ..train.overview import listed
 from .shared import Backend, backend_option, line, numbers, say
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def predict(
 
     network = _opened(model, backend, size, normalise)
     if source.is_dir() and (strays := passed_over(source)):
-        typer.echo(f"passed over, no images: {', '.join(map(str, strays))}", err=True)
+        typer.echo(f"passed over, no images: {listed(strays)}", err=True)
     columns = TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -14,6 +14,7 @@ from rich.console import Console  # noqa: TID253
 from rich.table import Table  # noqa: TID253
 from rich.text import Text  # noqa: TID253
 
+from ..contract import shown
 from ..registry import known_name
 
 KERAS: Final = re.compile(r"^Exception encountered when calling .*?\x1b\[1m(.*)\x1b\[0m", re.DOTALL)
@@ -62,7 +63,7 @@ def numbers(name: str, text: str | None, none: str | None = None) -> list[int] |
         return [] if text == none else [int(number) for number in text.split(",")]
     except ValueError:
         other = f", or {none}" if none else ""
-        raise ValueError(f"{name} must be integers with commas between{other}, got {text!r}") from None
+        raise ValueError(f"{name} must be integers with commas between{other}, got {shown(text)}") from None
 
 
 def line(err: Exception) -> str:

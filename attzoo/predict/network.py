@@ -71,16 +71,21 @@ def open_network(
         raise ValueError(f"expected a file with a network, got the block {name} in {path}")
     beside = path.parent / SETTINGS
     settings = beside if (size is None or normalise is None) and beside.is_file() else None
-    found = _settings(settings) if settings else Preparation()
     dims = model.spec.spatial_dims
-    size = found.size if size is None else tuple(size) or None
-    if size is not None and len(size) != dims:
-        raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {tuple(size)}")
+    found = _settings(settings, dims) if settings else Preparation()
+    size = found.size if size is None else _size(size, dims)
     return Network(adapter(backend).place(model), Preparation(size, normalise or found.normalise), settings)
 
 
-def _settings(path: Path) -> Preparation:
-    """The preparation that training wrote down."""
+def _size(size: Sequence[int] | None, dims: int) -> tuple[int, ...] | None:
+    """A size to resize to; none at all for an empty one."""
+    if size and len(size) != dims:
+        raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {contract.shown(tuple(size))}")
+    return tuple(size) if size else None
+
+
+def _settings(path: Path, dims: int) -> Preparation:
+    """The preparation that training wrote down, for images of so many axes."""
     try:
         if path.stat().st_size > MAX_SETTINGS:
             raise ValueError(f"got {path.stat().st_size} bytes")
@@ -89,13 +94,14 @@ def _settings(path: Path) -> Preparation:
             raise TypeError(f"got {str(found)[:100]}")
         if missing := [name for name in ("backend", "size", "normalise") if name not in found]:   # another program's
             raise ValueError(f"got no {', '.join(missing)}")
-        size = None if found["size"] is None else tuple(found["size"])
+        size = _size(None if found["size"] is None else tuple(found["size"]), dims)
         preparation = Preparation(size, found["normalise"] or Preparation.normalise)
         if prod(size or ()) > MAX_SIZE:
-            raise ValueError(f"size must be at most {MAX_SIZE} pixels in all, got {size}")
+            raise ValueError(f"size must be at most {MAX_SIZE} pixels in all, got {contract.shown(size)}")
         return preparation
     except (ValueError, TypeError, RecursionError) as err:
-        raise ValueError(f"expected the settings of a training in {path}, or no such file: {err}") from err
+        got = contract.brief(str(err))
+        raise ValueError(f"expected the settings of a training in {path}, or no such file: {got}") from err
 
 
 def predict(
