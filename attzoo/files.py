@@ -79,8 +79,7 @@ def open_regular(path: Path) -> BinaryIO:
         file.close()
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
-    raise OSError(f"expected a regular file at {path}, got {kind}")
+    raise _irregular(path, mode)
 
 
 def usable_folder(path: Path) -> Path:
@@ -95,9 +94,13 @@ def usable_folder(path: Path) -> Path:
 def locked(folder: Path) -> Iterator[bool]:
     """Whether a folder is this process's alone inside; another that asks meanwhile, or another thread, gets False.
 
-    A lock in a file, which is removed at the end. That of a process that was killed is free again.
+    A lock in a file, which is removed at the end. That of a process that was killed is free again. Raises OSError where
+    something else is in the place of that file.
     """
     path = folder / LOCK
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(mode := path.lstat().st_mode):   # a pipe would be opened for ever
+            raise _irregular(path, mode)
     while True:
         with open(path, "ab", opener=_no_link) as file:
             is_free = _lock(file, wait=False) is not False
@@ -165,6 +168,12 @@ def _lock(file: BinaryIO, wait: bool) -> bool | None:
     except OSError:   # a file system without locks
         return None
     return True
+
+
+def _irregular(path: Path, mode: int) -> OSError:
+    """The error for what is no regular file."""
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder"}
+    return OSError(f"expected a regular file at {path}, got {kinds.get(stat.S_IFMT(mode), 'a device')}")
 
 
 def _is_at(path: Path, file: BinaryIO) -> bool:
