@@ -62,6 +62,6 @@ def _share(count: int, total: int) -> str:
     return "0 %" if not count else "< 0.01 %" if share < 0.01 else f"{share:.2f} %"
 
 
-def listed(paths: Sequence[Path]) -> str:
+def listed(files: Sequence[Path | str]) -> str:
     """A few of many files, as text."""
-    return ", ".join(map(str, paths[:5])) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+    return ", ".join(map(str, files[:5])) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
