@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from codecs import lookup_error, register_error
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -53,6 +54,23 @@ def show(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def say(text: str | Path) -> None:
     """A line on stdout, with the names of files as the bytes that they are, in whatever encoding."""
     typer.echo(os.fsencode(text))
+
+
+def print_names_as_bytes(stream: Any) -> None:
+    """Let a stream print names of files, with surrogates for what isn't text, as the bytes that they are.
+
+    That is for Python's own stderr, which shows them as escapes; other characters that it can't encode stay escapes.
+    """
+    if getattr(stream, "errors", None) == "backslashreplace" and hasattr(stream, "reconfigure"):
+        register_error("attzoo.names", _bytes_or_escapes)
+        stream.reconfigure(errors="attzoo.names")
+
+
+def _bytes_or_escapes(err: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return lookup_error("surrogateescape")(err)
+    except UnicodeError:
+        return lookup_error("backslashreplace")(err)
 
 
 def numbers(name: str, text: str | None, none: str | None = None) -> list[int] | None:
