@@ -16,7 +16,9 @@ from typing import Any, BinaryIO, Final
 
 PREFIX: Final = ".attzoo-"   # of files that are not whole yet
 LOCK: Final = f"{PREFIX}lock"
-TEMPORARY: Final = re.compile(rf"{re.escape(PREFIX)}[0-9a-f]+-")
+RANDOM: Final = 8    # bytes in the name of a temporary file
+KEPT: Final = 20     # letters of its target's name, which has the ending that writers look at
+TEMPORARY: Final = re.compile(rf"{re.escape(PREFIX)}[0-9a-f]{{{2 * RANDOM}}}-.{{1,{KEPT}}}", re.DOTALL)
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def remove_stale(folder: Path) -> None:
     """Remove the temporary files of processes that were killed: those that nobody has locked."""
     names: list[str] = []
     with suppress(OSError), os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if TEMPORARY.match(entry.name)]
+        names = [entry.name for entry in entries if TEMPORARY.fullmatch(entry.name)]
     for name in names:
         with suppress(OSError), open(folder / name, "rb", opener=_no_link) as file:
             if _lock(file, wait=False):
@@ -140,7 +142,7 @@ def in_memory(ending: str) -> Iterator[Path]:
 def _locked(path: Path) -> tuple[Path, BinaryIO]:
     """A new temporary file beside `path`, and that file open and locked, so that nobody takes it for stale."""
     while True:
-        name = f"{PREFIX}{os.urandom(8).hex()}-{path.name[-20:]}"   # writers look at the ending
+        name = f"{PREFIX}{os.urandom(RANDOM).hex()}-{path.name[-KEPT:]}"
         temporary = path.with_name(name)
         file = temporary.open("xb")
         try:

@@ -171,7 +171,11 @@ def started(program, *args):
 
 
 def test_the_next_save_removes_what_kills_have_left(tmp_path):
-    target, keep = tmp_path / "a.safetensors", (".attzoo-notes", ".attzoo-", ".other-0123-a", "attzoo-0123-a")
+    target, keep = tmp_path / "a.safetensors", (
+        ".attzoo-notes", ".attzoo-", ".other-0123456789abcdef-a", "attzoo-0123456789abcdef-a", ".attzoo-ab-thesis.txt",
+        ".attzoo-0123456789abcde-a", ".attzoo-0123456789abcdef0-a", ".attzoo-0123456789ABCDEF-a",
+        ".attzoo-0123456789abcdef-", ".attzoo-0123456789abcdef-" + "a" * 21,
+    )   # fmt: skip
     for name in keep:
         (tmp_path / name).write_bytes(b"somebody's")
     (tmp_path / ".attzoo-0123456789abcdef-folder").mkdir()
