@@ -45,9 +45,10 @@ def predict_files(
     or removed where this one leaves it out.
     window, overlap, batch: as `predict`. overwrite: replace other files too, though never an input. hear: told how many
     are done, of how many.
-    Raises OSError where there is no source, `out` is no folder, or a file may not be replaced; ValueError, naming the
-    file, for one that is none for the network; both before anything is written. Of a folder, files that can't be read
-    are passed over, and at the end Unfinished is raised with all of them.
+    Raises OSError where there is no source, `out` is no folder, or a file may not be replaced, ValueError for options
+    that do not fit; both before anything is written. ValueError, naming the file, for one that can't be read, has other
+    channels or axes than the network takes, or no geometry; of a folder such files are passed over, and at the end
+    Unfinished is raised with all of them.
     """
     if overlays:
         package("matplotlib")   # early, where it is absent
@@ -66,11 +67,11 @@ def predict_files(
         with _noted(failures, path):
             image = network.preparation.read(path)
             mask = segment(network, image, window=window, overlap=overlap, batch=batch)
-            contents = [_mask(mask, path)]
+            results = {pair[0]: _mask(mask, path)}
             if overlays:
-                contents.append(picture.draw(image, mask, path.name, spacings[path]))
+                results[pair[1]] = picture.draw(image, mask, path.name, spacings[path])
         if path not in failures:
-            output.write(dict(zip(pair, contents, strict=False)), without=pair[count:])
+            output.write(results, without=pair[count:])
             written += pair[:count]
     output.finish()
     hear(len(sources), len(sources))

@@ -45,7 +45,7 @@ class Network:
         channels, dims = self.spec.in_channels, self.spec.spatial_dims
         if (shape[0], len(shape) - 1) != (channels, dims):
             got = f"{shape[0]} and {len(shape) - 1}"
-            fix = f"convert it to {channels} channels (grey has 1, RGB 3, RGBA 4)"
+            fix = f"convert it to {channels} channel{'s' * (channels > 1)} (grey has 1, RGB 3, RGBA 4)"
             if len(shape) - 1 != dims:
                 fix = f"take a network of {len(shape) - 1} spatial axes for it"
             raise ValueError(f"expected {channels} channels and {dims} spatial axes in {what}, got {got}: {fix}")
