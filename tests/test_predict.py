@@ -267,13 +267,14 @@ def test_a_file_is_opened_in_either_framework_with_the_settings_beside_it(files,
         ('{"backend": "torch", "normalise": null, "size": [16385, 16384]}', "at most 268435456 pixels in all, got"),
         ('{"backend": "torch", "normalise": "maybe", "size": null}', "normalise must be one of"),
         ("[" * 10**5, "recursion"),
-        (" " * 2**21, "got 2097152 bytes"),
+        (" " * 2**21, "got more than 1048576 bytes"),
         (json.dumps({"backend": 1, "size": None, "normalise": "x" * 500_000}), "normalise must be one of"),
         (json.dumps({"backend": 1, "size": [1] * 100_000, "normalise": None}), "size must be 2 numbers"),
         (json.dumps({"backend": 1, "size": [10**4000, 1], "normalise": None}), "at most 268435456 pixels in all"),
         (json.dumps({"backend": 1, "size": [-(10**4000), 1], "normalise": None}), "size must be >= 1"),
         (json.dumps({"backend": 1, "size": [[1] * 100_000, 1], "normalise": None}), "size must be an integer"),
         (json.dumps(["x" * 500_000]), "got"),
+        ('{"backend": "torch", "normalise": false, "size": null}', "normalise must be one of .*, got False"),
     ],
     ids=lambda text: text[:60],
 )
@@ -286,6 +287,16 @@ def test_wrong_settings_are_one_error_that_names_the_file(files, tmp_path, text,
         open_network(path, size=() if "size must be 2" not in got else None)
     assert len(str(error.value)) < 700 + len(str(path))
     assert open_network(path, size=(), normalise="unit").preparation == Preparation(None, "unit")   # none is needed
+
+
+@pytest.mark.timeout(60)   # a pipe that is opened waits for ever
+def test_settings_that_are_no_file_are_named(files, tmp_path):
+    path = tmp_path / "best.safetensors"
+    path.write_bytes((files / "colour.safetensors").read_bytes())
+    os.mkfifo(tmp_path / "settings.json")
+    with pytest.raises(OSError, match=rf"^expected a regular file at {tmp_path / 'settings.json'}, got a pipe$"):
+        open_network(path)
+    assert open_network(path, size=(), normalise="unit").settings is None
 
 
 def test_wrong_files_and_options(files):

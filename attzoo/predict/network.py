@@ -16,6 +16,7 @@ from .. import contract, portable, registry
 from ..adapters import adapter, backend_of
 from ..contract import Array
 from ..data import package
+from ..files import open_regular
 from ..ops import numpy as ops
 from ..train.data import Preparation
 from ..train.state import SETTINGS
@@ -70,7 +71,7 @@ def open_network(
     if (name := registry.name_of(model.spec)) not in registry.NETWORKS:
         raise ValueError(f"expected a file with a network, got the block {name} in {path}")
     beside = path.parent / SETTINGS
-    settings = beside if (size is None or normalise is None) and beside.is_file() else None
+    settings = beside if (size is None or normalise is None) and beside.exists() else None
     dims = model.spec.spatial_dims
     found = _settings(settings, dims) if settings else Preparation()
     size = found.size if size is None else _size(size, dims)
@@ -87,15 +88,17 @@ def _size(size: Sequence[int] | None, dims: int) -> tuple[int, ...] | None:
 def _settings(path: Path, dims: int) -> Preparation:
     """The preparation that training wrote down, for images of so many axes."""
     try:
-        if path.stat().st_size > MAX_SETTINGS:
-            raise ValueError(f"got {path.stat().st_size} bytes")
-        found = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            content = file.read(MAX_SETTINGS + 1)
+        if len(content) > MAX_SETTINGS:
+            raise ValueError(f"got more than {MAX_SETTINGS} bytes")
+        found = json.loads(content)
         if not isinstance(found, dict):
             raise TypeError(f"got {str(found)[:100]}")
         if missing := [name for name in ("backend", "size", "normalise") if name not in found]:   # another program's
             raise ValueError(f"got no {', '.join(missing)}")
         size = _size(None if found["size"] is None else tuple(found["size"]), dims)
-        preparation = Preparation(size, found["normalise"] or Preparation.normalise)
+        preparation = Preparation(size, Preparation.normalise if found["normalise"] is None else found["normalise"])
         if prod(size or ()) > MAX_SIZE:
             raise ValueError(f"size must be at most {MAX_SIZE} pixels in all, got {contract.shown(size)}")
         return preparation
