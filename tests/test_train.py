@@ -108,7 +108,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(backend, options, tmp_path):
     code, _, err = ended(start(KILLED, json.dumps(settings.config()), str(out), "7"))   # second epoch, third of 4 steps
     assert code == -signal.SIGKILL, err
     assert len(state.load(out).history) == 1
-    (out / ".attzoo-0123-best.safetensors").write_bytes(b"half")
+    (out / ".attzoo-0123456789abcdef-best.safetensors").write_bytes(b"half")
     history = train(settings, out, resume=True)
     assert left(out) == left(tmp_path / "whole")
     assert told(history) == told(state.load(out).history)
