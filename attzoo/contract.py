@@ -215,9 +215,9 @@ def integer(name: str, value: Any, minimum: int = 1) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     if number < minimum:
-        raise ValueError(f"{name} must be >= {minimum}, got {number}")
+        raise ValueError(f"{name} must be >= {minimum}, got {shown(number)}")
     return number
 
 
@@ -232,23 +232,24 @@ def odd(name: str, value: Any) -> int:
 def number(name: str, value: Any) -> float:
     """`value` as a finite float."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
     if not np.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
+        raise ValueError(f"{name} must be finite, got {shown(value)}")
     return float(value)
 
 
 def flag(name: str, value: Any) -> bool:
     """`value`, which must be True or False."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
 
 
 def choice(name: str, value: Any, known: Sequence[Any]) -> Any:
     """The one of `known` that equals `value`: an int of Python for an integer of NumPy."""
     if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}{nearest(value, known)}")
+        got = shown(value) + nearest(value, known)
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {got}")
     return next(each for each in known if each == value)
 
 
@@ -299,6 +300,11 @@ def brief(text: str, most: int = 400) -> str:
     """
     half = (most - 3) // 2
     return text if len(text) <= most else f"{text[:half]}...{text[len(text) - half :]}"
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it, however long it is."""
+    return brief(repr(value))
 
 
 def require(name: str, version: str, floor: str) -> None:

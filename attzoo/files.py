@@ -16,7 +16,9 @@ from typing import Any, BinaryIO, Final
 
 PREFIX: Final = ".attzoo-"   # of files that are not whole yet
 LOCK: Final = f"{PREFIX}lock"
-TEMPORARY: Final = re.compile(rf"{re.escape(PREFIX)}[0-9a-f]+-")
+RANDOM: Final = 8    # bytes in the name of a temporary file
+KEPT: Final = 20     # letters of its target's name, which has the ending that writers look at
+TEMPORARY: Final = re.compile(rf"{re.escape(PREFIX)}[0-9a-f]{{{2 * RANDOM}}}-.{{1,{KEPT}}}", re.DOTALL)
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def remove_stale(folder: Path) -> None:
     """Remove the temporary files of processes that were killed: those that nobody has locked."""
     names: list[str] = []
     with suppress(OSError), os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if TEMPORARY.match(entry.name)]
+        names = [entry.name for entry in entries if TEMPORARY.fullmatch(entry.name)]
     for name in names:
         with suppress(OSError), open(folder / name, "rb", opener=_no_link) as file:
             if _lock(file, wait=False):
@@ -79,8 +81,7 @@ def open_regular(path: Path) -> BinaryIO:
         file.close()
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
-    raise OSError(f"expected a regular file at {path}, got {kind}")
+    raise _irregular(path, mode)
 
 
 def usable_folder(path: Path) -> Path:
@@ -95,9 +96,13 @@ def usable_folder(path: Path) -> Path:
 def locked(folder: Path) -> Iterator[bool]:
     """Whether a folder is this process's alone inside; another that asks meanwhile, or another thread, gets False.
 
-    A lock in a file, which is removed at the end. That of a process that was killed is free again.
+    A lock in a file, which is removed at the end. That of a process that was killed is free again. Raises OSError where
+    something else is in the place of that file.
     """
     path = folder / LOCK
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(mode := path.lstat().st_mode):   # a pipe would be opened for ever
+            raise _irregular(path, mode)
     while True:
         with open(path, "ab", opener=_no_link) as file:
             is_free = _lock(file, wait=False) is not False
@@ -137,7 +142,7 @@ def in_memory(ending: str) -> Iterator[Path]:
 def _locked(path: Path) -> tuple[Path, BinaryIO]:
     """A new temporary file beside `path`, and that file open and locked, so that nobody takes it for stale."""
     while True:
-        name = f"{PREFIX}{os.urandom(8).hex()}-{path.name[-20:]}"   # writers look at the ending
+        name = f"{PREFIX}{os.urandom(RANDOM).hex()}-{path.name[-KEPT:]}"
         temporary = path.with_name(name)
         file = temporary.open("xb")
         try:
@@ -165,6 +170,12 @@ def _lock(file: BinaryIO, wait: bool) -> bool | None:
     except OSError:   # a file system without locks
         return None
     return True
+
+
+def _irregular(path: Path, mode: int) -> OSError:
+    """The error for what is no regular file."""
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder"}
+    return OSError(f"expected a regular file at {path}, got {kinds.get(stat.S_IFMT(mode), 'a device')}")
 
 
 def _is_at(path: Path, file: BinaryIO) -> bool:

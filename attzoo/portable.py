@@ -27,6 +27,10 @@ from .hints import nearest
 
 FORMAT: Final = 1
 DTYPES: Final = {"F16": "float16", "F32": "float32", "F64": "float64"}   # safetensors' name -> NumPy's
+OTHER_FORMATS: Final = (   # endings
+    ".bin", ".ckpt", ".h5", ".hdf5", ".joblib", ".json", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".pb",
+    ".pickle", ".pkl", ".pt", ".pt2", ".pth", ".tar", ".tflite", ".zip",
+)   # fmt: skip
 MAX_HEADER: Final = 2**20   # bytes
 MAX_FILE: Final = 2**31     # bytes
 
@@ -73,11 +77,19 @@ def save(block: Any, path: str | os.PathLike[str]) -> None:
     """Write a block to one file that `load` opens in any backend.
 
     The file appears whole or not at all: a failed save leaves what was there. A symbolic link is replaced, not
-    followed. Hooks are not part of a file. Raises ValueError when the block is not registered, has other layers or
-    methods than its class makes or other settings of them, holds numbers that are not finite or is larger than
-    MAX_FILE, OSError when the path cannot be written.
+    followed. Hooks are not part of a file. Raises ValueError when the path ends like a file of another format, or when
+    the block is not registered, has other layers or methods than its class makes or other settings of them, holds
+    numbers that are not finite or is larger than MAX_FILE, OSError when the path cannot be written.
     """
-    write(Path(path), content(block))
+    if has_other_ending(path := Path(path)):
+        fix = "save to .safetensors, from which `attzoo convert` makes .pt and .keras"
+        raise ValueError(f"expected a name that ends in .safetensors, got {path}, of another format: {fix}")
+    write(path, content(block))
+
+
+def has_other_ending(path: Path) -> bool:
+    """Whether a file's name ends like one of another format."""
+    return path.suffix.lower() in OTHER_FORMATS
 
 
 def content(block: Any) -> bytes:

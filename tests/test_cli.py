@@ -1,4 +1,5 @@
 import errno
+import os
 import pickle
 import subprocess
 import sys
@@ -107,6 +108,12 @@ def test_info_prints_the_card(monkeypatch):
     assert run("info", "cbam").output == attzoo.info("cbam").plain(width=90) + "\n"
     assert run("info", "cbam", "--channels", "8").output == attzoo.info("cbam").plain(channels=8, width=90) + "\n"
     assert run("info", "channel", "--markdown").output == attzoo.info("channel_attention").markdown()
+
+
+@pytest.mark.parametrize("options", [("--channels", "7"), ("--channels", "64"), ("--markdown", "--channels", "7")])
+def test_info_refuses_channels_of_a_network_which_would_change_nothing(options):
+    said = refused("info", "unet", *options)
+    assert said.startswith("attzoo: --channels is for blocks, got it for the network unet")
 
 
 @pytest.mark.case119
@@ -282,6 +289,17 @@ def test_convert_to_a_portable_file_changes_nothing(saved):
     assert out.read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("name", ["gate.SAFETENSORS", "gate.SafeTensors", "gate", "gate.v2"])
+def test_convert_reads_a_portable_file_of_any_name_that_save_takes(saved, name):
+    block, path, _ = saved
+    attzoo.save(block, source := path.with_name(name))
+    assert source.read_bytes() == path.read_bytes()
+    for ending in (".PT", ".Safetensors"):
+        run("convert", str(source), str(out := path.with_name(f"out{ending}")))
+        assert out.stat().st_size
+    assert out.read_bytes() == path.read_bytes()
+
+
 class Bomb:
     def __init__(self, marker):
         self.marker = marker
@@ -291,12 +309,15 @@ class Bomb:
 
 
 @pytest.mark.case90
-@pytest.mark.parametrize("name", ["net.pt", "net.pth", "net.bin", "net.keras", "net.h5", "net.safetensors", "net"])
+@pytest.mark.parametrize("name", [
+    "net.pt", "net.PTH", "net.bin", "net.keras", "net.h5", "net.weights.h5", "net.safetensors",
+    "net.SAFETENSORS", "net",
+])   # fmt: skip
 def test_convert_opens_nothing_but_portable_files(name, tmp_path):
     source, marker = tmp_path / name, tmp_path / "ran"
     source.write_bytes(pickle.dumps(Bomb(marker)))
     said = refused("convert", str(source), str(tmp_path / "out.pt"))
-    if source.suffix == ".safetensors":
+    if source.suffix.lower() in (".safetensors", ""):
         assert "not a file of attzoo.save" in said
     else:
         assert said.startswith(f"attzoo: expected a .safetensors file of attzoo.save, got {source}: ")
@@ -405,6 +426,18 @@ def test_as_a_process():
 
 
 @pytest.mark.case128
+@pytest.mark.parametrize("arguments", [("convert", b"m\xe9.safetensors", "out.pt"), ("info", b"m\xe9")])
+def test_errors_print_names_as_their_bytes(arguments, tmp_path):
+    command = [sys.executable, "-m", "attzoo", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(Path(attzoo.__file__).parents[1]), "PYTHONUTF8": "1"}
+    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 1
+    if arguments[0] == "convert":
+        assert done.stderr == b"attzoo: m\xe9.safetensors: No such file or directory\n"
+    else:   # shown as what it is in Python, to tell letters apart that look alike
+        assert done.stderr.startswith(b"attzoo: unknown block 'm\\udce9'")
+
+
 def test_commands_that_need_no_framework_load_none():
     code = (
         "import sys; from attzoo import cli\n"

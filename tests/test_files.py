@@ -3,16 +3,15 @@
 import errno
 import io
 import os
-import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from disks import full
 
 import attzoo
 from attzoo import files
@@ -88,17 +87,6 @@ def test_no_file_and_a_folder(tmp_path):
 
 
 # ---- a full disk -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def full(most):
-    """Inside, the system lets no file grow beyond so many bytes."""
-    was = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, was[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, was)
 
 
 @pytest.mark.parametrize("there", [b"the old file", None])
@@ -183,7 +171,11 @@ def started(program, *args):
 
 
 def test_the_next_save_removes_what_kills_have_left(tmp_path):
-    target, keep = tmp_path / "a.safetensors", (".attzoo-notes", ".attzoo-", ".other-0123-a", "attzoo-0123-a")
+    target, keep = tmp_path / "a.safetensors", (
+        ".attzoo-notes", ".attzoo-", ".other-0123456789abcdef-a", "attzoo-0123456789abcdef-a", ".attzoo-ab-thesis.txt",
+        ".attzoo-0123456789abcde-a", ".attzoo-0123456789abcdef0-a", ".attzoo-0123456789ABCDEF-a",
+        ".attzoo-0123456789abcdef-", ".attzoo-0123456789abcdef-" + "a" * 21,
+    )   # fmt: skip
     for name in keep:
         (tmp_path / name).write_bytes(b"somebody's")
     (tmp_path / ".attzoo-0123456789abcdef-folder").mkdir()

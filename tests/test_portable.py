@@ -434,6 +434,15 @@ def test_a_path_means_itself(tmp_path, monkeypatch):
     assert sorted(tree(tmp_path)) == ["in", "in/" + "a" * 255, "in/~", "up.safetensors"]
 
 
+@pytest.mark.parametrize("ending", [".pt", ".PTH", ".bin", ".ckpt", ".weights.h5", ".keras", ".onnx", ".npz", ".pkl"])
+def test_the_ending_of_another_format_is_refused(ending, path):
+    block, other = build("eca", "torch"), path.with_suffix(ending)
+    message = rf"^expected a name that ends in \.safetensors, got {other}, of another format: .*attzoo convert"
+    with pytest.raises(ValueError, match=message):
+        attzoo.save(block, other)
+    assert not list(path.parent.iterdir())
+
+
 @pytest.mark.parametrize("where", ["", ".", "nowhere/block", "file/block", "a" * 300, "pipe"])
 @pytest.mark.case106
 def test_paths_that_cannot_be_written(where, tmp_path, monkeypatch):

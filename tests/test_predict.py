@@ -267,17 +267,36 @@ def test_a_file_is_opened_in_either_framework_with_the_settings_beside_it(files,
         ('{"backend": "torch", "normalise": null, "size": [16385, 16384]}', "at most 268435456 pixels in all, got"),
         ('{"backend": "torch", "normalise": "maybe", "size": null}', "normalise must be one of"),
         ("[" * 10**5, "recursion"),
-        (" " * 2**21, "got 2097152 bytes"),
+        (" " * 2**21, "got more than 1048576 bytes"),
+        (json.dumps({"backend": 1, "size": None, "normalise": "x" * 500_000}), "normalise must be one of"),
+        (json.dumps({"backend": 1, "size": [1] * 100_000, "normalise": None}), "size must be 2 numbers"),
+        (json.dumps({"backend": 1, "size": [10**4000, 1], "normalise": None}), "at most 268435456 pixels in all"),
+        (json.dumps({"backend": 1, "size": [-(10**4000), 1], "normalise": None}), "size must be >= 1"),
+        (json.dumps({"backend": 1, "size": [[1] * 100_000, 1], "normalise": None}), "size must be an integer"),
+        (json.dumps(["x" * 500_000]), "got"),
+        ('{"backend": "torch", "normalise": false, "size": null}', "normalise must be one of .*, got False"),
     ],
+    ids=lambda text: text[:60],
 )
 def test_wrong_settings_are_one_error_that_names_the_file(files, tmp_path, text, got):
     path = tmp_path / "best.safetensors"
     path.write_bytes((files / "colour.safetensors").read_bytes())
     (tmp_path / "settings.json").write_text(text)
     named = re.escape(f"expected the settings of a training in {path.parent}")
-    with pytest.raises(ValueError, match=f"{named}.*{got}"):
-        open_network(path, size=())
+    with pytest.raises(ValueError, match=f"{named}.*{got}") as error:
+        open_network(path, size=() if "size must be 2" not in got else None)
+    assert len(str(error.value)) < 700 + len(str(path))
     assert open_network(path, size=(), normalise="unit").preparation == Preparation(None, "unit")   # none is needed
+
+
+@pytest.mark.timeout(60)   # a pipe that is opened waits for ever
+def test_settings_that_are_no_file_are_named(files, tmp_path):
+    path = tmp_path / "best.safetensors"
+    path.write_bytes((files / "colour.safetensors").read_bytes())
+    os.mkfifo(tmp_path / "settings.json")
+    with pytest.raises(OSError, match=rf"^expected a regular file at {tmp_path / 'settings.json'}, got a pipe$"):
+        open_network(path)
+    assert open_network(path, size=(), normalise="unit").settings is None
 
 
 def test_wrong_files_and_options(files):
@@ -378,12 +397,13 @@ def test_wrong_images_are_named_before_anything_is_written(files, tmp_path):
         predict_files(network, folder, out)
     Image.fromarray(np.moveaxis(raw(), 0, -1)).save(folder / "a.png")
     Image.fromarray(raw()[0]).save(folder / "grey.png")
-    with pytest.raises(ValueError, match=r"expected 3 channels and 2 spatial axes in .*grey.png, got 1 and 2"):
-        predict_files(network, folder, out)
+    convert = r"convert it to 3 channels \(grey has 1, RGB 3, RGBA 4\)"
+    with pytest.raises(ValueError, match=rf"expected 3 channels and 2 spatial .*grey.png, got 1 and 2: {convert}"):
+        predict_files(network, folder / "grey.png", out)
     (folder / "grey.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"grey\.png"):
         maps_file(network, folder / "grey.png", out)
-    with pytest.raises(ValueError, match=r"expected 3 channels and 2 spatial axes in .*scan.npy, got 1 and 3"):
+    with pytest.raises(ValueError, match=r"expected 3 channels .* in .*scan.npy, got 1 and 3: take .* 3 spatial axes"):
         maps_file(network, files / "scan.npy", out)
     with pytest.raises(FileNotFoundError, match="got nothing at"):
         predict_files(network, folder / "none.png", out)
@@ -393,6 +413,8 @@ def test_wrong_images_are_named_before_anything_is_written(files, tmp_path):
         maps_file(network, folder / "none.png", out)
     with pytest.raises(ValueError, match="overlap"):
         predict_files(network, folder / "a.png", out, overlap=2)
+    with pytest.raises(ValueError, match=r"^overlap is for windows, got 0\.5 without a window"):
+        predict_files(network, folder, out, overlap=0.5)
     with pytest.raises(ValueError, match="holds attention blocks, got a UNet without any"):
         maps_file(open_network(files / "plain.safetensors"), folder / "a.png", out)
     assert not out.exists()
@@ -450,6 +472,51 @@ def test_a_broken_volume_and_a_network_that_fails_do_not_end_a_folder(files, fol
         predict_files(network, folder, tmp_path / "out", overlays=False)
     assert sorted(path.name for path in caught.value.failures) == ["array.npy", "bright.png"]
     assert len(caught.value.written) == 3
+
+
+def test_an_image_of_other_channels_does_not_end_a_folder(files, folder, tmp_path):
+    Image.fromarray(np.zeros((9, 9, 4), np.uint8)).save(folder / "b.png")
+    np.save(folder / "z.npy", np.zeros((9, 8, 6), np.uint8))
+    (tmp_path / "out" / "masks").mkdir(parents=True)
+    (tmp_path / "out" / "masks" / "b.png").write_bytes(b"somebody's, which nothing is to replace")
+    with pytest.raises(Unfinished, match=r"got errors in 2 .*: expected 3 channels .*b\.png, got 4 and 2") as caught:
+        predict_files(open_network(files / "plain.safetensors"), folder, tmp_path / "out", overlays=False)
+    assert [path.name for path in caught.value.failures] == ["b.png", "z.npy"]
+    assert [path.name for path in caught.value.written] == ["a.png", "c.png"]
+
+
+HEADERS = {   # what the header of a volume says, and what is wrong with it
+    "a number that is none": ({"srow_x": np.nan}, "expected an affine of finite numbers in the header"),
+    "zeros": (dict.fromkeys(("srow_x", "srow_y", "srow_z"), 0), "expected a positive spacing of voxels in the header"),
+}
+
+
+@pytest.fixture
+def volumes(tmp_path, request):
+    """Three volumes, the second with a header of HEADERS, and what is wrong with it."""
+    (made := tmp_path / "volumes").mkdir()
+    fields, wrong = HEADERS[request.param]
+    for name in "abc":
+        image = nibabel.Nifti1Image(raw((9, 8, 6), np.int16), np.diag([1.0, 1, 2, 1]))
+        for field, value in fields.items() if name == "b" else ():
+            image.header[field] = value
+        nibabel.save(nibabel.Nifti1Image(image.dataobj, None, image.header), made / f"{name}.nii.gz")
+    return made, wrong
+
+
+@pytest.mark.parametrize("volumes", HEADERS, indirect=True)
+@pytest.mark.parametrize("overlays", [False, True])
+def test_a_volume_of_no_geometry_does_not_end_a_folder(files, volumes, tmp_path, overlays):
+    (source, wrong), network = volumes, open_network(files / "volume.safetensors")
+    with pytest.raises(Unfinished, match=rf"got errors in 1 of them: .*{wrong}") as caught:
+        predict_files(network, source, tmp_path / "out", overlays=overlays)
+    assert list(caught.value.failures) == [source / "b.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "out" / "masks").iterdir()) == ["a.nii.gz", "c.nii.gz"]
+    for command in (predict_files, maps_file):
+        with pytest.raises(ValueError, match=rf"{wrong}|b\.nii\.gz.*{wrong}") as alone:
+            command(network, source / "b.nii.gz", tmp_path / "alone")
+        assert str(source / "b.nii.gz") in str(alone.value)
+    assert not (tmp_path / "alone").exists()
 
 
 def test_the_command_names_each_broken_image_at_the_end(files, folder, tmp_path):
@@ -539,7 +606,7 @@ def test_overlays_may_be_left_out(files, folder, tmp_path, monkeypatch):
 def test_a_folder_is_searched_once_for_what_killed_processes_left(files, folder, tmp_path, monkeypatch):
     out, searched, real = tmp_path / "out", [], os.scandir
     (out / "masks").mkdir(parents=True)
-    (out / "masks" / ".attzoo-0123-a.png").write_bytes(b"half")
+    (out / "masks" / ".attzoo-0123456789abcdef-a.png").write_bytes(b"half")
     monkeypatch.setattr(os, "scandir", lambda path: searched.append(Path(path)) or real(path))
     predict_files(open_network(files / "plain.safetensors"), folder, out)
     assert sorted(path.name for path in searched if path.parent == out) == ["masks", "overlays"]
@@ -582,6 +649,14 @@ def test_predict_on_the_command_line(files, tmp_path, backend):
     network = open_network(files / "colour.safetensors", backend=backend, size=(16, 18), normalise="unit")
     mask = label(predict(network, raw(), window=(8, 8), overlap=0.25, batch=2))
     np.testing.assert_array_equal(read_mask(tmp_path / "masks" / "b.png"), mask)
+
+
+def test_predict_lists_a_few_of_the_files_that_are_no_images(files, folder, tmp_path):
+    for i in range(3000):
+        (folder / f"note-{i:04}.txt").touch()
+    said = run("predict", files / "plain.safetensors", folder, "--out", tmp_path / "out", "--no-overlays").stderr
+    told = ", ".join(f"{folder}/note-000{i}.txt" for i in range(5))
+    assert said.splitlines()[-1] == f"passed over, no images: {told} and 2995 more"
 
 
 @both

@@ -1,10 +1,13 @@
 """What predicting and maps may write over: what they wrote themselves, other files when told to, inputs never."""
 
 import os
+from contextlib import suppress
+from hashlib import sha256
 
 import numpy as np
 import pytest
 import torch
+from disks import full
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -135,3 +138,156 @@ def test_a_pipe_in_the_place_of_a_result_is_refused_before_any_work(network, dat
     with pytest.raises(FileExistsError, match=r"expected a file or nothing at .*masks/a\.png, got something else"):
         predict_files(network, data / "images", tmp_path / "out", overwrite=True)
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["masks", "a.png"]
+
+
+# ---- results of an earlier call --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other():
+    """A network of the same shape that gives other masks."""
+    torch.manual_seed(1)
+    return Network(attzoo.create("unet", 1, 2, backend="torch", channels=(4, 4)), Preparation(normalise="none"))
+
+
+def test_overlays_of_an_earlier_call_do_not_stay_beside_new_masks(network, other, data, tmp_path):
+    out = tmp_path / "out"
+    mask, overlay = predict_files(network, data / "images", out)
+    before = mask.read_bytes()
+    assert predict_files(other, data / "images", out, overlays=False) == [mask]
+    assert mask.read_bytes() != before
+    assert not overlay.exists()
+    assert predict_files(network, data / "images", out) == [mask, overlay]
+    overlay.write_bytes(b"somebody's")
+    predict_files(other, data / "images", out, overlays=False)
+    assert overlay.read_bytes() == b"somebody's"
+
+
+def test_an_overlay_that_is_an_input_now_is_not_removed(network, data, tmp_path):
+    out = tmp_path / "out"
+    Output(out, []).write({out / "overlays" / "a.png": (data / "images" / "a.png").read_bytes()})
+    predict_files(network, out / "overlays", out, overlays=False)
+    assert (out / "overlays" / "a.png").read_bytes() == (data / "images" / "a.png").read_bytes()
+
+
+@pytest.mark.parametrize("command", [predict_files, maps_file])
+def test_results_of_two_networks_never_lie_side_by_side(network, other, data, tmp_path, command, monkeypatch):
+    """Not even where writing ends after the first file."""
+    written = command(network, image := data / "images" / "a.png", tmp_path / "out")
+    whole = {path: path.read_bytes() for path in command(other, image, tmp_path / "other")}
+    real = os.replace
+
+    def replace(one, two):
+        real(one, two)
+        if two == written[0]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        command(other, image, tmp_path / "out")
+    left = [path for path in written if path.exists()]
+    assert left == written[:1]
+    assert left[0].read_bytes() == whole[tmp_path / "other" / left[0].relative_to(tmp_path / "out")]
+
+
+# ---- ends in the middle, and the record ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [predict_files, maps_file])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("after", [False, True])
+def test_after_an_end_at_any_step_the_next_call_goes_on(network, other, data, tmp_path, command, step, after):
+    """A step is each file, and the record, that is put on the disk or takes its place; the end is before or after."""
+    image, real, wanted = data / "images" / "a.png", getattr(os, step), {}
+    count, last = 0, 10**6
+
+    def end(*arguments):
+        nonlocal count
+        count += 1
+        if not after and count == last:
+            raise KeyboardInterrupt
+        real(*arguments)
+        if count == last:
+            raise KeyboardInterrupt
+
+    for name, one in (("first", network), ("second", other)):
+        wanted[name] = {path.name: path.read_bytes() for path in command(one, image, tmp_path / name)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, step, end)
+        command(other, image, tmp_path / "counted")
+    assert count > 2
+    for last in range(1, count + 1):
+        out = tmp_path / f"{last}"
+        for one in (network, other):   # into a new folder, and over what another network left
+            count = 0
+            with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+                patch.setattr(os, step, end)
+                command(one, image, out)
+        written = command(network, image, out)
+        assert {path.name: path.read_bytes() for path in written} == wanted["first"]
+        check_record(out, written)
+
+
+def check_record(out, written):
+    """The record has a line for each file that is there, and no other."""
+    header, *lines = (out / RECORD).read_text().splitlines()
+    assert header.startswith("# ")
+    digests = {path: sha256(path.read_bytes()).hexdigest() for path in written}
+    assert sorted(lines) == sorted(f"{digest}  {path.relative_to(out)}" for path, digest in digests.items())
+
+
+@pytest.mark.parametrize("room", [0, 40, 200])
+def test_where_the_disk_is_full_the_record_is_named_and_stays_whole(tmp_path, room):
+    names = [tmp_path / "masks" / name for name in "abc"]
+    (out := Output(tmp_path, [])).write({names[0]: b"a"} if room == 200 else {})
+    before = (tmp_path / RECORD).read_bytes() if room == 200 else None
+    with full(room), pytest.raises(OSError, match=rf"File too large: '{tmp_path / RECORD}'$"):
+        out.write({names[1]: b"b"})
+    assert not names[1].exists()
+    assert ((tmp_path / RECORD).read_bytes() if before else None) == before
+    again = Output(tmp_path, [])
+    again.check(names)
+    again.write({name: name.name.encode() for name in names})
+    check_record(tmp_path, names)
+
+
+def test_a_record_that_was_cut_is_taken_and_mended(tmp_path):
+    names = [tmp_path / name for name in "abcd"]
+    for name in names[:2]:
+        Output(tmp_path, []).write({name: name.name.encode()})
+    content = (tmp_path / RECORD).read_bytes()
+    for length in range(len(content)):
+        (tmp_path / RECORD).write_bytes(content[:length])
+        out = Output(tmp_path, [], overwrite=True)
+        out.check(names)
+        out.write({name: name.name.encode() for name in names[2:]})
+        lines = content[:length].count(b"\n")
+        check_record(tmp_path, [*names[: max(0, lines - 1)], *names[2:]])
+
+
+@pytest.mark.timeout(60)   # a pipe that is opened waits for ever
+@pytest.mark.parametrize("command", [predict_files, maps_file])
+def test_a_record_that_is_no_file_is_named(network, data, tmp_path, command):
+    os.mkfifo(tmp_path / RECORD)
+    with pytest.raises(OSError, match=rf"expected a regular file at {tmp_path / RECORD}, got a pipe$"):
+        command(network, data / "images" / "a.png", tmp_path)
+    (tmp_path / RECORD).unlink()
+    (tmp_path / RECORD).mkdir()
+    with pytest.raises(IsADirectoryError, match=RECORD):
+        command(network, data / "images" / "a.png", tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == [RECORD]
+
+
+# ---- names made of dots ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["...png", "..png", ".....png"])
+def test_names_of_dots_lead_out_of_no_folder(network, data, tmp_path, name):
+    image, out = tmp_path / name, tmp_path / "out"
+    (data / "images" / "a.png").rename(image)
+    for command in (predict_files, maps_file):
+        before = tree(tmp_path)
+        written = command(network, image, inside := out / command.__name__)
+        assert tree(tmp_path).keys() - before.keys() == {path.resolve() for path in written} | {inside / RECORD}
+        assert all(inside in path.resolve().parents for path in written)
+    assert {path.resolve().parent.parent for path in written if path.suffix == ".npy"} == {inside}

@@ -108,7 +108,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(backend, options, tmp_path):
     code, _, err = ended(start(KILLED, json.dumps(settings.config()), str(out), "7"))   # second epoch, third of 4 steps
     assert code == -signal.SIGKILL, err
     assert len(state.load(out).history) == 1
-    (out / ".attzoo-0123-best.safetensors").write_bytes(b"half")
+    (out / ".attzoo-0123456789abcdef-best.safetensors").write_bytes(b"half")
     history = train(settings, out, resume=True)
     assert left(out) == left(tmp_path / "whole")
     assert told(history) == told(state.load(out).history)
@@ -505,7 +505,8 @@ def test_a_run_goes_on_with_what_it_began_with(name, was, one_epoch, tmp_path):
     found = state.load(one_epoch)
     found.basis[name] = was
     found.save(tmp_path)
-    with pytest.raises(ValueError, match=f"expected what the run in .* began with: {name}: {was}, got "):
+    fix = "train anew into another --out"
+    with pytest.raises(ValueError, match=f"expected what the run in .* began with: {name}: {was}, got .*{fix}$"):
         train(found.settings, tmp_path, resume=True)
 
 
@@ -524,9 +525,51 @@ def arrays(tmp_path):
 def test_a_run_goes_on_with_the_same_images(arrays):
     settings, folder = arrays
     assert len(train(settings, folder / "run", resume=True)) == 1
+
+
+def rename(folder, one, two):
     for kind in ("images", "masks"):
-        (folder / "data" / kind / "0.npy").unlink()
-    with pytest.raises(ValueError, match=r"began with: images for training: 5 of names .*, got 4 of names "):
+        (folder / kind / one).rename(folder / kind / two)
+
+
+def remove(folder, name):
+    for kind in ("images", "masks"):
+        (folder / kind / name).unlink()
+
+
+def add(folder, *names):
+    for kind in ("images", "masks"):
+        for name in names:
+            np.save(folder / kind / name, np.load(folder / kind / "0.npy"))
+
+
+NAMES = {
+    "one less": (lambda f: remove(f, "0.npy"), "10 files, missing: images/0.npy, masks/0.npy"),
+    "one more": (lambda f: add(f, "6.npy"), "14 files, new: images/6.npy, masks/6.npy"),
+    "another name": (lambda f: rename(f, "0.npy", "7.npy"),
+                     "12 files, missing: images/0.npy, masks/0.npy; new: images/7.npy, masks/7.npy"),
+    "many more": (lambda f: add(f, *(f"{i}.npy" for i in range(10, 20))),
+                  "32 files, new: images/10.npy, images/11.npy, images/12.npy, images/13.npy, images/14.npy "
+                  "and 15 more"),
+}   # fmt: skip
+
+
+@pytest.mark.parametrize("change", NAMES)
+def test_images_that_are_new_or_missing_are_named(change, arrays):
+    settings, folder = arrays
+    edit, got = NAMES[change]
+    edit(folder / "data")
+    fix = "put the files back, or train anew into another --out"
+    message = rf"^expected the 12 images and masks that the run in {folder / 'run'} began with, got {got}: {fix}$"
+    with pytest.raises(ValueError, match=message):
+        train(settings, folder / "run", resume=True)
+
+
+def test_data_that_are_not_where_they_were_are_named_with_the_option(arrays):
+    settings, folder = arrays
+    (folder / "data").rename(folder / "elsewhere")
+    message = rf"^expected the data of the run in {folder / 'run'} at {folder / 'data'}, got no folder: set --data to "
+    with pytest.raises(FileNotFoundError, match=message):
         train(settings, folder / "run", resume=True)
 
 

@@ -69,7 +69,12 @@ def test_a_run_that_never_began_leaves_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError):
         train(tmp_path / "run", phantoms=None, data=str(tmp_path / "nothing"), size=None)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(FileNotFoundError):
+        train(tmp_path / "a" / "b" / "run", phantoms=None, data=str(tmp_path / "nothing"), size=None)
+    assert not list(tmp_path.iterdir())
     (tmp_path / "mine").mkdir()
+    with pytest.raises(FileNotFoundError):
+        train(tmp_path / "mine" / "b" / "run", phantoms=None, data=str(tmp_path / "nothing"), size=None)
     with pytest.raises(FileNotFoundError):
         train(tmp_path / "mine", phantoms=None, data=str(tmp_path / "nothing"), size=None)
     assert content(tmp_path / "mine") == {}
@@ -97,6 +102,18 @@ def test_a_run_with_events_that_ended_before_its_first_epoch_begins_again(tmp_pa
             run.train(Settings(**TINY), tmp_path, tensorboard=True, quiet=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["settings.json", "tensorboard"]
     assert len(run.train(Settings(**TINY), tmp_path, resume=True, tensorboard=True, quiet=True)) == 1
+
+
+IRREGULAR = {"a pipe": os.mkfifo, "a link": lambda path: path.symlink_to("elsewhere"), "a folder": os.mkdir}
+
+
+@pytest.mark.timeout(60)   # a pipe that is opened waits for ever
+@pytest.mark.parametrize("what", IRREGULAR)
+def test_a_lock_that_is_no_file_is_named(what, tmp_path):
+    IRREGULAR[what](tmp_path / files.LOCK)
+    with pytest.raises(OSError, match=rf"^expected a regular file at {tmp_path / files.LOCK}, got {what}$"):
+        train(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [files.LOCK]
 
 
 # ---- two runs --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import typer  # noqa: TID253
 
 from .. import __version__
 from . import blocks, demo, files, networks, pictures
-from .shared import line
+from .shared import line, print_names_as_bytes
 
 app = typer.Typer(
     help="Attention blocks for PyTorch and Keras, each with one meaning in both.",
@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; what the library refuses is one line on stderr and exit code 1."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")   # TensorFlow greets at length
     os.environ.setdefault("JAX_ENABLE_X64", "1")         # without it JAX has no float64 to be checked in
+    print_names_as_bytes(sys.stderr)
     try:
         app(args=arguments, prog_name="attzoo")
     except (ValueError, TypeError, OSError, ImportError) as err:

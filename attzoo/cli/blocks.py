@@ -15,7 +15,7 @@ from rich.console import Console  # noqa: TID253
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: TID253
 
 from .. import __version__, registry
-from ..card import CHANNELS, PIXELS, Card
+from ..card import CHANNELS, IMAGE, PIXELS, Card
 from ..card import info as card_of
 from .shared import Backend, backend_option, line, show
 
@@ -50,11 +50,17 @@ def list_() -> None:
 
 def info(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A block, as `attzoo list` has it.")],
-    channels: Annotated[int, typer.Option(min=1, metavar="C", help="Where weights and costs are stated.")] = CHANNELS,
+    channels: Annotated[
+        int | None, typer.Option(min=1, metavar="C", help=f"Where weights and costs are stated.  [{CHANNELS}]")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a page of Markdown.")] = False,
 ) -> None:
     """One block: formula, use, sources, arguments, weights, costs."""
     card = card_of(name)
+    if card.network and channels is not None:
+        of = f"whose parameters are stated at {IMAGE[0]} channels in and {IMAGE[1]} out"
+        raise ValueError(f"--channels is for blocks, got it for the network {card.name}, {of}: leave it out")
+    channels = CHANNELS if channels is None else channels
     typer.echo(card.markdown(channels).rstrip() if markdown else card.plain(channels, min(100, Console().width)))
 
 

@@ -35,7 +35,7 @@ def convert(
     OUT appears whole or not at all. Only portable files are read: the others can be made to run code.
     """   # noqa: D301, click reads the backspace
     backend, content = _writer(target)
-    if source.suffix != ".safetensors":
+    if portable.has_other_ending(source):
         raise ValueError(f"expected a .safetensors file of attzoo.save, got {source}: load it in its own framework")
     block = portable.load(source, backend=backend)
     write_file(target, content(block))
@@ -45,9 +45,9 @@ def convert(
 def _writer(target: Path) -> tuple[str, Callable[[Any], bytes]]:
     """Backend and function for the content of a file of this name."""
     for ending, (backend, content) in WRITERS.items():
-        if target.name.endswith(ending):
+        if target.name.lower().endswith(ending):
             return backend or _installed_one(), content
-    hint = nearest(".weights.h5" if target.suffix == ".h5" else target.suffix, WRITERS)
+    hint = nearest(".weights.h5" if target.suffix.lower() == ".h5" else target.suffix, WRITERS)
     raise ValueError(f"expected an ending of {', '.join(WRITERS)}, got {target.name}{hint}")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer  # noqa: TID253
 
-from ..contract import choice
+from ..contract import choice, shown
 from ..data import parse_labels
 from ..train.data import NORMALISATIONS
 from ..train.settings import LOSSES, OPTIMIZERS, PRECISIONS, RECIPES, SCHEDULES, Settings
@@ -146,7 +146,7 @@ def _argument(text: str) -> tuple[str, Any]:
     """("dropout", 0.1) from "dropout=0.1": JSON, or else a word."""
     name, found, value = text.partition("=")
     if not found:
-        raise ValueError(f"expected NAME=VALUE, got {text!r}")
+        raise ValueError(f"expected NAME=VALUE, got {shown(text)}")
     try:
         return name, json.loads(value)
     except ValueError:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .. import look
 from ..train.data import NORMALISATIONS
 from ..train.files import passed_over
+from ..train.overview import listed
 from .shared import Backend, backend_option, line, numbers, say
 
 if TYPE_CHECKING:
@@ -54,14 +55,14 @@ def predict(
 
     Writes DIR/masks, the class of every pixel, grey PNG for pictures and .npy or .nii.gz for volumes, and DIR/overlays,
     pictures of them. Sizes stay. What settings.json beside MODEL says of training is used: size and normalisation;
-    without it images stay as large as they are and are z-scored. Files that can't be read are passed over and named at
-    the end, with exit code 1.
+    without it images stay as large as they are and are z-scored. Files that can't be read, or have other channels than
+    the network takes, are passed over and named at the end, with exit code 1. What an earlier call wrote is replaced.
     """
     from ..predict import Unfinished, predict_files
 
     network = _opened(model, backend, size, normalise)
     if source.is_dir() and (strays := passed_over(source)):
-        typer.echo(f"passed over, no images: {', '.join(map(str, strays))}", err=True)
+        typer.echo(f"passed over, no images: {listed(strays)}", err=True)
     columns = TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

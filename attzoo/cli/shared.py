@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from codecs import lookup_error, register_error
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console  # noqa: TID253
 from rich.table import Table  # noqa: TID253
 from rich.text import Text  # noqa: TID253
 
+from ..contract import shown
 from ..registry import known_name
 
 KERAS: Final = re.compile(r"^Exception encountered when calling .*?\x1b\[1m(.*)\x1b\[0m", re.DOTALL)
@@ -54,6 +56,23 @@ def say(text: str | Path) -> None:
     typer.echo(os.fsencode(text))
 
 
+def print_names_as_bytes(stream: Any) -> None:
+    """Let a stream print names of files, with surrogates for what isn't text, as the bytes that they are.
+
+    That is for Python's own stderr, which shows them as escapes; other characters that it can't encode stay escapes.
+    """
+    if getattr(stream, "errors", None) == "backslashreplace" and hasattr(stream, "reconfigure"):
+        register_error("attzoo.names", _bytes_or_escapes)
+        stream.reconfigure(errors="attzoo.names")
+
+
+def _bytes_or_escapes(err: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return lookup_error("surrogateescape")(err)
+    except UnicodeError:
+        return lookup_error("backslashreplace")(err)
+
+
 def numbers(name: str, text: str | None, none: str | None = None) -> list[int] | None:
     """[64, 64] from "64,64"; no numbers from the word `none`. `name`, of the option, is for errors."""
     if text is None:
@@ -62,7 +81,7 @@ def numbers(name: str, text: str | None, none: str | None = None) -> list[int] |
         return [] if text == none else [int(number) for number in text.split(",")]
     except ValueError:
         other = f", or {none}" if none else ""
-        raise ValueError(f"{name} must be integers with commas between{other}, got {text!r}") from None
+        raise ValueError(f"{name} must be integers with commas between{other}, got {shown(text)}") from None
 
 
 def line(err: Exception) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 from .. import maps
 from ..contract import Array, brief
 from ..data import VOLUMES, ending, package, read_geometry, read_shape, write_mask
-from ..files import remove_stale, usable_folder, write
+from ..files import usable_folder
 from ..train.files import by_name
 from . import picture
-from .network import Network, segment
+from .network import Network, check_options, segment
 from .output import Output
+
+FOLDERS: Final = ("masks", "overlays")
 
 
 def predict_files(
@@ -38,35 +41,40 @@ def predict_files(
 
     Of each, out/masks holds the class indices, of the image's size and under its name: of a picture a grey PNG, of a
     volume a file of its own kind, with its header; out/overlays holds a PNG to look at, which takes longer to draw than
-    a small network needs: `overlays` leaves it out. What an earlier call wrote and nobody changed since is replaced.
+    a small network needs: `overlays` leaves it out. What an earlier call wrote and nobody changed since is replaced,
+    or removed where this one leaves it out.
     window, overlap, batch: as `predict`. overwrite: replace other files too, though never an input. hear: told how many
     are done, of how many.
-    Raises OSError where there is no source, `out` is no folder, or a file may not be replaced; ValueError, naming the
-    file, for one that is none for the network; both before anything is written. Of a folder, files that can't be read
-    are passed over, and at the end Unfinished is raised with all of them.
+    Raises OSError where there is no source, `out` is no folder, or a file may not be replaced, ValueError for options
+    that do not fit; both before anything is written. ValueError, naming the file, for one that can't be read, has other
+    channels or axes than the network takes, or no geometry; of a folder such files are passed over, and at the end
+    Unfinished is raised with all of them.
     """
     if overlays:
         package("matplotlib")   # early, where it is absent
+    check_options(network, window, overlap, batch)
     sources, out = _sources(Path(source)), Path(out)
-    kinds = ("masks", "overlays") if overlays else ("masks",)
-    for folder in kinds:
+    count = 1 + overlays
+    for folder in FOLDERS[:count]:
         usable_folder(out / folder)
-        remove_stale(out / folder)
     output = Output(out, sources.values(), overwrite)
-    failures = _unreadable(network, sources.values())
-    targets = {path: _targets(out, name, path)[: len(kinds)] for name, path in sources.items()}
-    output.check(path for pair in targets.values() for path in pair)
-    for done, path in enumerate(path for path in sources.values() if path not in failures):
+    spacings, failures = _heads(network, sources.values())
+    targets = {path: _targets(out, name, path) for name, path in sources.items() if path in spacings}
+    output.check(target for pair in targets.values() for target in pair[:count])
+    written: list[Path] = []
+    for done, (path, pair) in enumerate(targets.items()):
         hear(done, len(sources))
         with _noted(failures, path):
             image = network.preparation.read(path)
             mask = segment(network, image, window=window, overlap=overlap, batch=batch)
+            results = {pair[0]: _mask(mask, path)}
+            if overlays:
+                results[pair[1]] = picture.draw(image, mask, path.name, spacings[path])
         if path not in failures:
-            _write_results(targets[path], path, image, mask)
-            for target in targets[path]:
-                output.note(target)
+            output.write(results, without=pair[count:])
+            written += pair[:count]
+    output.finish()
     hear(len(sources), len(sources))
-    written = [target for path in sources.values() if path not in failures for target in targets[path]]
     if failures:
         raise Unfinished(written, failures, len(sources)) if len(sources) > 1 else failures.popitem()[1]
     return written
@@ -84,15 +92,32 @@ class Unfinished(ValueError):
         super().__init__(f"expected to segment {count} files, got errors in {len(self.failures)} of them: {first}")
 
 
-def _unreadable(network: Network, sources: Iterable[Path]) -> dict[Path, Exception]:
-    """The errors of files whose head can't be read. Raises ValueError for one that is none for the network."""
+def _heads(
+    network: Network, sources: Iterable[Path]
+) -> tuple[dict[Path, tuple[float, ...]], dict[Path, Exception]]:
+    """By the heads of files, the spacing of those that the network takes, and what is wrong with the others."""
+    spacings: dict[Path, tuple[float, ...]] = {}
     failures: dict[Path, Exception] = {}
     for path in sources:
         with _noted(failures, path):
-            shape = read_shape(path)
-        if path not in failures:
-            network.accept(shape, str(path))
-    return failures
+            spacings[path] = _spacing(network, path)
+    return spacings, failures
+
+
+def _spacing(network: Network, path: Path) -> tuple[float, ...]:
+    """The spacing that a file's head states, empty for none.
+
+    Raises ValueError, naming the file, for one that can't be read or is none for the network.
+    """
+    network.accept(read_shape(path), str(path))
+    geometry = read_geometry(path)
+    if geometry is None:
+        return ()
+    if min(geometry.spacing) <= 0:
+        got = " x ".join(f"{side:.4g}" for side in geometry.spacing)
+        fix = "mend its sform or qform, or set their codes to 0"
+        raise ValueError(f"expected a positive spacing of voxels in the header of {path}, got {got}: {fix}")
+    return geometry.spacing
 
 
 @contextmanager
@@ -107,21 +132,17 @@ def _noted(failures: dict[Path, Exception], path: Path) -> Iterator[None]:
 def _targets(out: Path, name: str, source: Path) -> tuple[Path, ...]:
     """The files of a mask and of its overlay."""
     kind = ending(source) if ending(source) in VOLUMES else ".png"
-    return out / "masks" / f"{name}{kind}", out / "overlays" / f"{name}.png"
+    masks, overlays = (out / folder for folder in FOLDERS)
+    return masks / f"{name}{kind}", overlays / f"{name}.png"
 
 
-def _write_results(targets: Sequence[Path], source: Path, image: NDArray[Any], mask: NDArray[Any]) -> None:
-    """The mask of an image, and where it has one its overlay, drawn first."""
-    geometry = read_geometry(source)
-    drawn = [picture.draw(image, mask, source.name, geometry.spacing if geometry else ()) for _ in targets[1:]]
-    for path in targets:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if ending(targets[0]) in VOLUMES:
-        write_mask(targets[0], mask, source)
-    else:
-        write(targets[0], _png(mask), tidy=False)   # the folder was tidied before the first file
-    for path, content in zip(targets[1:], drawn, strict=True):
-        write(path, content, tidy=False)
+def _mask(mask: NDArray[Any], source: Path) -> bytes:
+    """The file of a mask: of a volume one of its kind with its header, else a PNG."""
+    if ending(source) not in VOLUMES:
+        return _png(mask)
+    with TemporaryDirectory() as folder:
+        write_mask(path := Path(folder) / f"mask{ending(source)}", mask, source)
+        return path.read_bytes()
 
 
 def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrite: bool = False) -> list[Path]:
@@ -136,12 +157,12 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
     package("matplotlib")   # early, where it is absent
     source, out = Path(source), Path(out)
     name = _stem(source)
-    folder = usable_folder(out / name)
+    folder = usable_folder(out / (name if name.strip(".") else "_" * len(name)))   # "..", of ...png, is out's parent
     if not source.is_file():
         got = f"the folder {source}: `attzoo predict` takes folders" if source.is_dir() else f"no file {source}"
         raise FileNotFoundError(f"expected one image or volume, got {got}")
     output = Output(out, [source], overwrite)
-    network.accept(read_shape(source), str(source))
+    spacing = _spacing(network, source)
     image = network.preparation.read(source)
     with maps.attention_maps(network.model) as seen:
         network(network.preparation(image)[None])
@@ -149,13 +170,9 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
     if others := sorted(set(folder.glob("*.npy")) - set(written)):
         raise ValueError(f"expected no arrays but this network's in {folder}, got {others[0].name}: remove them")
     output.check(written)
-    geometry = read_geometry(source)
-    title = f"Where the network looks in {source.name}"
-    drawn = maps.draw(image, seen, title, geometry.spacing[: image.ndim - 1] if geometry else ())
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, data in zip(written, [drawn, *map(_npy, seen.values())], strict=True):
-        write(path, data)
-        output.note(path)
+    drawn = maps.draw(image, seen, f"Where the network looks in {source.name}", spacing[: image.ndim - 1])
+    output.write(dict(zip(written, [drawn, *map(_npy, seen.values())], strict=True)))
+    output.finish()
     return written
 
 

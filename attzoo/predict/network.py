@@ -16,6 +16,7 @@ from .. import contract, portable, registry
 from ..adapters import adapter, backend_of
 from ..contract import Array
 from ..data import package
+from ..files import open_regular
 from ..ops import numpy as ops
 from ..train.data import Preparation
 from ..train.state import SETTINGS
@@ -44,9 +45,11 @@ class Network:
         """Raise ValueError, naming `what`, unless an image (C, *S) of this shape is one for the network."""
         channels, dims = self.spec.in_channels, self.spec.spatial_dims
         if (shape[0], len(shape) - 1) != (channels, dims):
-            raise ValueError(
-                f"expected {channels} channels and {dims} spatial axes in {what}, got {shape[0]} and {len(shape) - 1}"
-            )
+            got = f"{shape[0]} and {len(shape) - 1}"
+            fix = f"convert it to {channels} channel{'s' * (channels > 1)} (grey has 1, RGB 3, RGBA 4)"
+            if len(shape) - 1 != dims:
+                fix = f"take a network of {len(shape) - 1} spatial axes for it"
+            raise ValueError(f"expected {channels} channels and {dims} spatial axes in {what}, got {got}: {fix}")
 
     def __call__(self, x: Array) -> Array:
         """(N, C, *S), prepared -> (N, K, *S), as the model's head gives it."""
@@ -68,32 +71,40 @@ def open_network(
     if (name := registry.name_of(model.spec)) not in registry.NETWORKS:
         raise ValueError(f"expected a file with a network, got the block {name} in {path}")
     beside = path.parent / SETTINGS
-    settings = beside if (size is None or normalise is None) and beside.is_file() else None
-    found = _settings(settings) if settings else Preparation()
+    settings = beside if (size is None or normalise is None) and beside.exists() else None
     dims = model.spec.spatial_dims
-    size = found.size if size is None else tuple(size) or None
-    if size is not None and len(size) != dims:
-        raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {tuple(size)}")
+    found = _settings(settings, dims) if settings else Preparation()
+    size = found.size if size is None else _size(size, dims)
     return Network(adapter(backend).place(model), Preparation(size, normalise or found.normalise), settings)
 
 
-def _settings(path: Path) -> Preparation:
-    """The preparation that training wrote down."""
+def _size(size: Sequence[int] | None, dims: int) -> tuple[int, ...] | None:
+    """A size to resize to; none at all for an empty one."""
+    if size and len(size) != dims:
+        raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {contract.shown(tuple(size))}")
+    return tuple(size) if size else None
+
+
+def _settings(path: Path, dims: int) -> Preparation:
+    """The preparation that training wrote down, for images of so many axes."""
     try:
-        if path.stat().st_size > MAX_SETTINGS:
-            raise ValueError(f"got {path.stat().st_size} bytes")
-        found = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            content = file.read(MAX_SETTINGS + 1)
+        if len(content) > MAX_SETTINGS:
+            raise ValueError(f"got more than {MAX_SETTINGS} bytes")
+        found = json.loads(content)
         if not isinstance(found, dict):
             raise TypeError(f"got {str(found)[:100]}")
         if missing := [name for name in ("backend", "size", "normalise") if name not in found]:   # another program's
             raise ValueError(f"got no {', '.join(missing)}")
-        size = None if found["size"] is None else tuple(found["size"])
-        preparation = Preparation(size, found["normalise"] or Preparation.normalise)
+        size = _size(None if found["size"] is None else tuple(found["size"]), dims)
+        preparation = Preparation(size, Preparation.normalise if found["normalise"] is None else found["normalise"])
         if prod(size or ()) > MAX_SIZE:
-            raise ValueError(f"size must be at most {MAX_SIZE} pixels in all, got {size}")
+            raise ValueError(f"size must be at most {MAX_SIZE} pixels in all, got {contract.shown(size)}")
         return preparation
     except (ValueError, TypeError, RecursionError) as err:
-        raise ValueError(f"expected the settings of a training in {path}, or no such file: {err}") from err
+        got = contract.brief(str(err))
+        raise ValueError(f"expected the settings of a training in {path}, or no such file: {got}") from err
 
 
 def predict(
@@ -151,7 +162,7 @@ def _outputs(
 ) -> Array:
     """(C, *S) -> (K, *S), as the network's head gives it, resized."""
     network.accept(image.shape, "the image")
-    window, overlap, batch = _checked(window, overlap, batch, image.ndim - 1, network.preparation.size)
+    window, overlap, batch = check_options(network, window, overlap, batch)
     x = network.preparation(image)[None]
     part = [min(pair) for pair in zip(window or x.shape[2:], x.shape[2:], strict=True)]
     y = network(x) if part == list(x.shape[2:]) else _windows(network, x, part, overlap, batch)
@@ -165,10 +176,11 @@ def _outputs(
     return resized
 
 
-def _checked(
-    window: Sequence[int] | None, overlap: float | None, batch: int | None, dims: int, size: tuple[int, ...] | None
+def check_options(
+    network: Network, window: Sequence[int] | None, overlap: float | None, batch: int | None
 ) -> tuple[tuple[int, ...] | None, float, int]:
-    """The options, defaults settled, if they are right for images of so many axes that are resized to `size`."""
+    """The options, defaults settled, if they are right for a network. Raises TypeError or ValueError if not."""
+    dims, size = network.spec.spatial_dims, network.preparation.size
     for name, value in {"overlap": overlap, "batch": batch}.items():
         if window is None and value is not None:
             raise ValueError(f"{name} is for windows, got {value} without a window")

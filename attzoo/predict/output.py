@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from ..files import digest_of, usable_folder
+from ..files import digest_of, open_regular, usable_folder, write
 
 RECORD: Final = ".attzoo.sha256"   # in the format of sha256sum
 ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})   # as sha256sum has them in names
 HEADER: Final = "# files that attzoo wrote here, as sha256sum lists them"
+
+
+def _line(name: str, digest: str) -> str:
+    """The line of a file in a record."""
+    line = f"{digest}  {name}"
+    return f"{line}\n" if (escaped := line.translate(ESCAPES)) == line else f"\\{escaped}\n"
 
 
 def _entry(line: str) -> tuple[str, str]:
@@ -26,8 +34,11 @@ def _entry(line: str) -> tuple[str, str]:
 class Output:
     """A folder for results, and a record in it of what was written there and not changed since.
 
+    The record has the digest of a file before the file is there: what a full disk or a killed process leaves is known
+    as attzoo's.
     inputs: files that may not be replaced. overwrite: whether other files that are there may be.
-    Raises NotADirectoryError where a file is in the way of the folder, ValueError for a record of somebody else's.
+    Raises NotADirectoryError where a file is in the way of the folder, ValueError for a record of somebody else's,
+    OSError for one that is no file.
     """
 
     def __init__(self, folder: Path, inputs: Iterable[Path], overwrite: bool = False) -> None:
@@ -35,12 +46,11 @@ class Output:
         self.inputs = {_identity(path): path for path in inputs}
         self.overwrite = overwrite
         self.record = folder / RECORD
-        self.written: dict[str, str] = {}
-        if self.record.is_file():
-            header, *lines = os.fsdecode(self.record.read_bytes()).split("\n")
-            if header != HEADER:
-                raise ValueError(f"expected a record of what attzoo wrote in {self.record}, got another file")
-            self.written = dict(map(_entry, filter(None, lines)))
+        self.written: dict[str, set[str]] = {}   # the digests that a file may have
+        self._is_whole = False                   # the record: lines can be added
+        self._tidied: set[Path] = set()
+        if self.record.exists():
+            self._read()
 
     def check(self, paths: Iterable[Path]) -> None:
         """Raise FileExistsError unless all of these may be written."""
@@ -51,22 +61,77 @@ class Output:
                 raise FileExistsError(f"expected a file or nothing at {path}, got something else: set another --out")
             if source := self.inputs.get(_identity(path)):
                 raise FileExistsError(f"expected to replace no input, got {path}, which is {source}: set another --out")
-            if not (self.overwrite or self.written.get(self._name(path)) == digest_of(path)):
+            if not (self.overwrite or self._is_ours(path)):
                 fix = "choose another --out, or set --overwrite"
                 raise FileExistsError(f"expected to replace only what attzoo wrote, got another file at {path}: {fix}")
 
-    def note(self, path: Path) -> None:
-        """Record that a file was written."""
-        name, digest = self._name(path), digest_of(path)
-        if self.written.get(name) == digest:
-            return
-        is_new = not self.record.exists()
-        line = f"{digest}  {name}"
-        if (escaped := line.translate(ESCAPES)) != line:
-            line = f"\\{escaped}"
-        with self.record.open("ab") as file:
-            file.write(os.fsencode((f"{HEADER}\n" if is_new else "") + f"{line}\n"))
-        self.written[name] = digest
+    def write(self, results: Mapping[Path, bytes], without: Iterable[Path] = ()) -> None:
+        """Write the results of one image, and remove what attzoo wrote at the paths `without`.
+
+        Earlier results go before the first new one is there, so that those of two calls never lie side by side. Raises
+        OSError, which names the file, where one cannot be written.
+        """
+        self._note({self._name(path): sha256(content).hexdigest() for path, content in results.items()})
+        for path in (*list(results)[1:], *without):
+            if path.is_file() and self._is_ours(path) and _identity(path) not in self.inputs:
+                path.unlink()
+        for path, content in results.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, content, tidy=path.parent not in self._tidied)
+            self._tidied.add(path.parent)
+
+    def finish(self) -> None:
+        """Leave in the record what is in the folder, each file once."""
+        there = {name: self.folder / name for name in self.written if (self.folder / name).is_file()}
+        several = {name for name, digests in self.written.items() if len(digests) > 1}
+        if several or len(there) < len(self.written):
+            self.written = {name: self.written[name] for name in there}
+            for name in several & there.keys():
+                self.written[name] &= {digest_of(there[name])}
+            self._write_record()
+
+    def _read(self) -> None:
+        """Take over what the record says; one that a full disk or a kill has cut is of use up to there."""
+        with open_regular(self.record) as file:
+            header, *lines = os.fsdecode(file.read()).split("\n")
+        if header != HEADER if lines else not HEADER.startswith(header):
+            raise ValueError(f"expected a record of what attzoo wrote in {self.record}, got another file")
+        self._is_whole = lines[-1:] == [""]
+        for name, digest in map(_entry, filter(None, lines[:-1])):
+            self.written.setdefault(name, set()).add(digest)
+
+    def _note(self, digests: Mapping[str, str]) -> None:
+        """Record files that are about to be written."""
+        new = {name: digest for name, digest in digests.items() if digest not in self.written.get(name, ())}
+        for name, digest in new.items():
+            self.written.setdefault(name, set()).add(digest)
+        if not self._is_whole:
+            self._write_record()
+        elif new:
+            self._add(os.fsencode("".join(_line(*entry) for entry in new.items())))
+
+    def _write_record(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = (_line(name, digest) for name, digests in self.written.items() for digest in sorted(digests))
+        write(self.record, os.fsencode("".join((f"{HEADER}\n", *lines))))
+        self._is_whole = True
+
+    def _add(self, lines: bytes) -> None:
+        """Put lines at the record's end, all of them or, on an error, none."""
+        with self.record.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                while lines:
+                    lines = lines[file.write(lines) :]
+                os.fsync(file.fileno())
+            except OSError as err:
+                with suppress(OSError):
+                    file.truncate(size)
+                raise OSError(err.errno, err.strerror, str(self.record)) from err
+
+    def _is_ours(self, path: Path) -> bool:
+        """Whether attzoo wrote a file, and nobody has changed it since."""
+        return digest_of(path) in self.written.get(self._name(path), ())
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from .best import digest_if_there
 from .data import Dataset, Folder
 from .files import composed
+from .overview import listed
 from .state import State
+
+ANEW: Final = "train anew into another --out"
 
 
 @dataclass(frozen=True)
@@ -25,16 +28,21 @@ class Basis:
 
     def check(self, run: State, out: Path) -> None:
         """Raise ValueError, naming what differs, unless the run in `out` began with the same."""
+        names, known = self.contents.keys(), run.contents.keys()
+        differences = {"missing": sorted(known - names), "new": sorted(names - known)}
+        if apart := [f"{what}: {listed(some)}" for what, some in differences.items() if some]:
+            wanted = f"the {len(run.contents)} images and masks that the run in {out} began with"
+            got = f"{len(self.contents)} files, {'; '.join(apart)}"
+            raise ValueError(f"expected {wanted}, got {got}: put the files back, or {ANEW}")
         for name in sorted(self.words.keys() | run.basis.keys()):
             was, now = run.basis.get(name), self.words.get(name)
             if was != now:
-                raise ValueError(f"expected what the run in {out} began with: {name}: {was}, got {now}")
-        names = self.contents.keys() | run.contents.keys()
-        if changed := sorted(name for name in names if self.contents.get(name) != run.contents.get(name)):
-            path, more = self.files.get(changed[0], changed[0]), len(changed) - 1
+                raise ValueError(f"expected what the run in {out} began with: {name}: {was}, got {now}: {ANEW}")
+        if changed := sorted(name for name, digest in self.contents.items() if digest != run.contents[name]):
+            path, more = self.files[changed[0]], len(changed) - 1
             got = f"other content in {path}" + (f" and {more} more" if more else "")
-            fix = "put the files back, or train anew into another --out"
-            raise ValueError(f"expected the images and masks that the run in {out} began with, got {got}: {fix}")
+            wanted = f"the images and masks that the run in {out} began with"
+            raise ValueError(f"expected {wanted}, got {got}: put the files back, or {ANEW}")
 
 
 def basis_of(trainer: Any, training: Dataset, validation: Dataset) -> Basis:

@@ -69,7 +69,7 @@ def _classes(training: Dataset, validation: Dataset) -> list[str]:
     found = f"classes: {training.classes}, of all pixels {', '.join(shares)}{ignored}"
     folders = sorted({path.parent for dataset in (training, validation) for pair in dataset.pairs for path in pair})
     strays = [path for folder in folders for path in passed_over(folder)]
-    return [found, *([f"passed over, no images: {_listed(strays)}"] if strays else [])]
+    return [found, *([f"passed over, no images: {listed(strays)}"] if strays else [])]
 
 
 def _lost(training: Dataset, validation: Dataset) -> str:
@@ -91,5 +91,6 @@ def _share(count: int, total: int) -> str:
     return "0 %" if not count else "< 0.01 %" if share < 0.01 else f"{share:.2f} %"
 
 
-def _listed(paths: Sequence[Path]) -> str:
-    return ", ".join(map(str, paths[:5])) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+def listed(files: Sequence[Path | str]) -> str:
+    """A few of many files, as text."""
+    return ", ".join(map(str, files[:5])) + (f" and {len(files) - 5} more" if len(files) > 5 else "")

@@ -182,22 +182,22 @@ def _diverged(epoch: int, got: str) -> str:
 
 @contextmanager
 def _alone(out: Path, first: bool) -> Iterator[None]:
-    """Inside, no other run writes into the folder. The first of several processes asks; a folder left empty goes."""
+    """Inside, no other run writes into the folder. The first of several processes asks; new folders left empty go."""
     if not first:
         yield
         return
-    is_new = not usable_folder(out).exists()
-    out.mkdir(parents=True, exist_ok=True)
+    made = [each for each in (usable_folder(out), *out.parents) if not each.exists()]
     try:
+        out.mkdir(parents=True, exist_ok=True)
         with locked(out) as is_free:
             if not is_free:
                 fix = "wait until it has ended, or choose another --out"
                 raise ValueError(f"expected a folder that no other run writes to, got {out} with a run going on: {fix}")
             yield
     finally:
-        if is_new:
-            with suppress(OSError):   # it holds what it should
-                out.rmdir()
+        with suppress(OSError):   # it holds what it should
+            for each in made:
+                each.rmdir()
 
 
 def _opened(out: Path, settings: Settings, resume: bool, first: bool) -> State:
@@ -206,6 +206,9 @@ def _opened(out: Path, settings: Settings, resume: bool, first: bool) -> State:
         state.agreed(out, settings.config())
         run = state.load(out) if (out / state.NAME).exists() else State(settings)
         run.settings = settings   # whose data may have moved
+        if settings.data is not None and not Path(settings.data).is_dir():
+            fix = "set --data to where they are now"
+            raise FileNotFoundError(f"expected the data of the run in {out} at {settings.data}, got no folder: {fix}")
         return run
     if first and out.exists() and (there := sorted(p.name for p in out.iterdir() if not p.name.startswith(PREFIX))):
         if there == [state.SETTINGS]:

@@ -103,7 +103,7 @@ class Settings(contract.NamedArguments):
         }
         for name, (default, used, when, other) in owned.items():
             if not used and getattr(self, name) is not None:
-                got = f"{name}={getattr(self, name)!r} and {other}={getattr(self, other)!r}"
+                got = " and ".join(f"{each}={contract.shown(getattr(self, each))}" for each in (name, other))
                 raise ValueError(f"{name} has an effect only {when}, got {got}: change or leave out one of them")
             if used and getattr(self, name) is None:
                 contract.settle(self, **{name: default})
@@ -117,7 +117,7 @@ class Settings(contract.NamedArguments):
         dims = contract.choice("dims", self.dims, (2, 3))
         size = None if self.size is None else tuple(contract.integer("size", n) for n in self.size)
         if size is not None and len(size) != dims:
-            raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {size}")
+            raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {contract.shown(size)}")
         shares = {"validation": self.validation, "momentum": self.momentum}
         for name, value in (shares | {"rate": self.rate, "factor": self.factor, "decay": self.decay}).items():
             if value is None:
@@ -159,10 +159,10 @@ class Settings(contract.NamedArguments):
 def _arguments(network: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the U-Net as they come back from a file."""
     if not isinstance(network, Mapping):
-        raise TypeError(f"network must be arguments of the U-Net, got {network!r}")
+        raise TypeError(f"network must be arguments of the U-Net, got {contract.shown(network)}")
     for name in ELSEWHERE:
         if name in network:
-            raise ValueError(f"network must leave {name} to {ELSEWHERE[name]}=..., got {network[name]!r}")
+            raise ValueError(f"network must leave {name} to {ELSEWHERE[name]}=..., got {contract.shown(network[name])}")
     try:
         arguments: dict[str, Any] = json.loads(json.dumps(dict(network), allow_nan=False))
         return arguments

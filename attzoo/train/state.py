@@ -12,7 +12,7 @@ from typing import Any, Final
 from safetensors import SafetensorError, safe_open
 
 from ..archive import KEY, pack, verify
-from ..contract import Array, brief
+from ..contract import Array, brief, shown
 from ..files import PREFIX, open_regular, write
 from .best import Best
 from .settings import Settings
@@ -127,7 +127,7 @@ def stored(folder: Path) -> Settings:
         with open_regular(path) as file:
             found = json.loads(file.read())
         if not isinstance(found, dict):
-            raise TypeError(f"expected names and values, got {brief(repr(found))}")
+            raise TypeError(f"expected names and values, got {shown(found)}")
         if missing := [each.name for each in fields(Settings) if each.name not in found]:   # another program's
             raise ValueError(f"expected {', '.join(missing)} too, got {', '.join(found) or 'nothing'}")
         return Settings(**found)
@@ -147,11 +147,11 @@ def agreed(folder: Path, given: Mapping[str, Any], network: Mapping[str, Any] | 
     if found.data is not None and given.get("data") is not None:
         found = replace(found, data=given["data"])
     was = found.config()
-    told = [f"{name} {was[name]!r}, got {value!r}" for name, value in given.items() if value != was[name]]
+    told = [f"{name} {shown(was[name])}, got {shown(value)}" for name, value in given.items() if value != was[name]]
     for name, value in (network or {}).items():
         if name not in found.network or found.network[name] != value:
-            kept = repr(found.network[name]) if name in found.network else "as it is unless given"
-            told.append(f"{name} {kept}, got {value!r}")
+            kept = shown(found.network[name]) if name in found.network else "as it is unless given"
+            told.append(f"{name} {kept}, got {shown(value)}")
     if told:
         raise ValueError(f"expected the settings of the run in {folder}: {'; '.join(told)}")
     return found
