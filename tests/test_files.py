@@ -34,8 +34,9 @@ def pipe(path):
 
 
 def link_to_pipe(path):
-    os.mkfifo(path.with_name("pipe"))
-    path.symlink_to("pipe")
+    elsewhere = path.parent.with_name(f"pipe of {path.name}")
+    os.mkfifo(elsewhere)
+    path.symlink_to(elsewhere)
 
 
 def unix_socket(path):

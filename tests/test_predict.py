@@ -474,6 +474,15 @@ def test_a_broken_volume_and_a_network_that_fails_do_not_end_a_folder(files, fol
     assert len(caught.value.written) == 3
 
 
+def test_images_in_formats_that_are_not_read_are_named_and_the_others_segmented(files, folder, tmp_path):
+    (folder / "scan.dcm").write_bytes(bytes(128) + b"DICM")
+    (folder / "notes.txt").touch()
+    with pytest.raises(Unfinished, match=r"cannot read .*scan\.dcm: .*dcm2niix") as caught:
+        predict_files(open_network(files / "plain.safetensors"), folder, tmp_path / "out", overlays=False)
+    assert [path.name for path in caught.value.failures] == ["scan.dcm"]
+    assert caught.value.written
+
+
 def test_an_image_of_other_channels_does_not_end_a_folder(files, folder, tmp_path):
     Image.fromarray(np.zeros((9, 9, 4), np.uint8)).save(folder / "b.png")
     np.save(folder / "z.npy", np.zeros((9, 8, 6), np.uint8))

@@ -112,6 +112,9 @@ def read_geometry(path: str | Path) -> Geometry | None:
         if not np.isfinite(affine).all():
             raise ValueError("expected an affine of finite numbers in the header, got others")
         spacing = tuple(map(float, nibabel.affines.voxel_sizes(affine)))
+        if min(spacing) <= 0:
+            got, fix = " x ".join(f"{side:.4g}" for side in spacing), "mend its sform or qform, or set their codes to 0"
+            raise ValueError(f"expected a positive spacing of voxels in the header, got {got}: {fix}")
         size = (*image.shape, 1, 1)[:3]
         return Geometry(affine, spacing, size, _qform(image.header), UNITS.get(int(image.header["xyzt_units"]) % 8))
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from .. import maps
 from ..contract import Array, brief
-from ..data import VOLUMES, ending, package, read_geometry, read_shape, write_mask
+from ..data import VOLUMES, ending, package, read_geometry, read_shape, unread, write_mask
 from ..files import usable_folder
-from ..train.files import by_name
+from ..train.files import by_name, passed_over
 from . import picture
 from .network import Network, check_options, segment
 from .output import Output
@@ -59,6 +59,7 @@ def predict_files(
         usable_folder(out / folder)
     output = Output(out, sources.values(), overwrite)
     spacings, failures = _heads(network, sources.values())
+    failures |= _unread(Path(source))
     targets = {path: _targets(out, name, path) for name, path in sources.items() if path in spacings}
     output.check(target for pair in targets.values() for target in pair[:count])
     written: list[Path] = []
@@ -76,7 +77,8 @@ def predict_files(
     output.finish()
     hear(len(sources), len(sources))
     if failures:
-        raise Unfinished(written, failures, len(sources)) if len(sources) > 1 else failures.popitem()[1]
+        count = len({*sources.values(), *failures})
+        raise Unfinished(written, failures, count) if count > 1 else failures.popitem()[1]
     return written
 
 
@@ -104,6 +106,12 @@ def _heads(
     return spacings, failures
 
 
+def _unread(source: Path) -> dict[Path, Exception]:
+    """The errors for images and volumes in a folder whose formats are not read."""
+    strays = passed_over(source) if source.is_dir() else []
+    return {path: ValueError(f"cannot read {path}: {fix}") for path in strays if (fix := unread(path))}
+
+
 def _spacing(network: Network, path: Path) -> tuple[float, ...]:
     """The spacing that a file's head states, empty for none.
 
@@ -111,13 +119,7 @@ def _spacing(network: Network, path: Path) -> tuple[float, ...]:
     """
     network.accept(read_shape(path), str(path))
     geometry = read_geometry(path)
-    if geometry is None:
-        return ()
-    if min(geometry.spacing) <= 0:
-        got = " x ".join(f"{side:.4g}" for side in geometry.spacing)
-        fix = "mend its sform or qform, or set their codes to 0"
-        raise ValueError(f"expected a positive spacing of voxels in the header of {path}, got {got}: {fix}")
-    return geometry.spacing
+    return geometry.spacing if geometry else ()
 
 
 @contextmanager
