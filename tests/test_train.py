@@ -736,7 +736,7 @@ def test_the_command_says_what_is_missing_and_fails(tiny, tmp_path, monkeypatch)
 
 
 def test_what_a_kill_left_of_the_first_file_is_no_run(tiny, tmp_path):
-    (tmp_path / ".attzoo-0123-settings.json").write_bytes(b"{")
+    (tmp_path / ".attzoo-0123456789abcdef-settings.json").write_bytes(b"{")
     with pytest.raises(ValueError, match=r"expected a run to resume in .*, got none"):
         train(tiny, tmp_path, resume=True)
     train(replace(tiny, epochs=1), tmp_path)
