@@ -43,7 +43,7 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--thorough", action="store_true", help="40 times the examples, new ones each time")
+    parser.addoption("--thorough", action="store_true", help="60 times the examples, new ones each time")
     parser.addoption("--few", action="store_true", help="two examples a test, for Keras on its slower backends")
     parser.addoption("--each", action="store_true", help="each parameter of a test once, not all their combinations")
 
@@ -78,7 +78,7 @@ def pytest_sessionstart(session):
         "suppress_health_check": [HealthCheck.too_slow, HealthCheck.differing_executors],
         "phases": set(Phase) - {Phase.explain},   # minutes for a failure, and it seldom explains numbers
     }
-    settings.register_profile("fast", max_examples=15, derandomize=True, database=None, **common)
+    settings.register_profile("fast", max_examples=10, derandomize=True, database=None, **common)
     settings.register_profile("few", max_examples=2, derandomize=True, database=None, **common)
     settings.register_profile("thorough", max_examples=600, print_blob=True, **common)
     option = session.config.getoption
@@ -92,6 +92,13 @@ def _fixed_seeds():
         torch.manual_seed(0)
     if "keras" in sys.modules:
         sys.modules["keras"].utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen():
+    """What earlier modules have left behind, such as graphs and compiled code, is not looked at again either."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
