@@ -120,7 +120,7 @@ def load(path: str | os.PathLike[str], *, backend: str) -> Any:
         except (ValueError, TypeError, ArithmeticError, RecursionError, SafetensorError) as err:
             raise ValueError(f"{path} is not a file of attzoo.save: {brief(str(err))}") from err
     block = _make(spec, backend, dtype)
-    load_weights(block, arrays)
+    adapter(backend).write(block, arrays)
     return block
 
 

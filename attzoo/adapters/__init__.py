@@ -1,7 +1,7 @@
 """How the rest of attzoo reaches into a block of either framework, in NumPy arrays, canonical names, channels first.
 
-`torch.py` and `keras.py` here have the same functions: make, dtype, dtypes, precision, read, write, check_layers,
-attention, forward, run, train, and for whole models: place, blocks, coefficients, eager.
+`torch.py` and `keras.py` here have the same functions: make, dtype, dtypes, storage, precision, read, write,
+check_layers, attention, forward, run, train, and for whole models: place, blocks, coefficients, eager.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ class Adapter(Protocol):
 
     def dtypes(self, block: Any) -> dict[str, str]:
         """The dtype of each of a block's arrays, by canonical name. Raises ValueError as `read` does."""
+
+    def storage(self, dtype: str) -> str:
+        """The dtype in which the backend holds arrays that are to have `dtype`."""
 
     def precision(self, dtype: str) -> str:
         """The dtype that arithmetic of `dtype` is really carried out in."""

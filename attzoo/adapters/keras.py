@@ -16,7 +16,9 @@ from . import Run, can_attend, changed, computed, is_kind, missing, replaced_met
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
-    return _built(cls(**config, dtype=dtype))
+    block = cls(**config, dtype=dtype)
+    dtypes(block)   # raises where the backend has no such numbers
+    return block
 
 
 def dtype(block: Any) -> str:
@@ -40,11 +42,15 @@ def _stored_dtype(value: Any, name: str) -> str:
     return declared
 
 
+def storage(dtype: str) -> str:
+    kind = keras.ops.convert_to_tensor(0.0, dtype=dtype).dtype   # JAX has no float64 unless told to
+    return str(keras.backend.standardize_dtype(kind))
+
+
 def precision(dtype: str) -> str:
     if dtype == "float64" and keras.backend.backend() == "torch":   # keras.ops.matmul there is one of float32
         return "float32"
-    kind = keras.ops.convert_to_tensor(0.0, dtype=dtype).dtype      # JAX has no float64 unless told to
-    return str(keras.backend.standardize_dtype(kind))
+    return storage(dtype)
 
 
 def read(block: Any) -> dict[str, Array]:

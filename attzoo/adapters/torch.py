@@ -40,13 +40,17 @@ def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
 
 
 def dtype(block: Any) -> str:
-    tensors = [_tensor(block, name) for name in block.spec.weights]   # norms may be kept wider than the rest
-    return _numpy_name(reduce(torch.promote_types, (t.dtype for t in tensors)))
+    found = (getattr(torch, name) for name in dtypes(block).values())   # norms may be kept wider than the rest
+    return _numpy_name(reduce(torch.promote_types, found))
 
 
 @torch.no_grad()
 def dtypes(block: Any) -> dict[str, str]:
     return {name: _numpy_name(_tensor(block, name).dtype) for name in block.spec.weights}
+
+
+def storage(dtype: str) -> str:
+    return dtype
 
 
 def precision(dtype: str) -> str:
@@ -192,7 +196,7 @@ def _tensor(block: Any, name: str) -> Tensor:
             tensor = find(block, name)   # in training, spectral norm would go a step further
     except AttributeError as err:
         raise missing(name, block, err) from err
-    _check_usable(block, name, tensor, layer)
+    _check_usable(block, name, tensor, layer, leaf)
     hook = _hook(layer, leaf)   # which computes the tensor before every call, and left it there in the last one
     if isinstance(hook, SpectralNorm):
         return hook.compute_weight(layer, do_power_iteration=False)
@@ -201,9 +205,9 @@ def _tensor(block: Any, name: str) -> Tensor:
     return cast(Tensor, hook.apply_mask(layer)) if isinstance(hook, BasePruningMethod) else tensor
 
 
-def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module) -> None:
-    """Raise ValueError unless this is a tensor of the spec's shape whose numbers the layer computes with."""
-    shape, leaf = block.spec.weights[name].shape, name.rpartition(".")[2]
+def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module, leaf: str) -> None:
+    """Raise ValueError unless `leaf` of a layer is a tensor of the spec's shape that the layer computes with."""
+    shape = block.spec.weights[name].shape
     if not isinstance(tensor, Tensor):
         codes = callable(tensor)   # layers that torch has quantized have methods of these names
         quantized = f"codes that {type(layer).__name__} holds: take the weights before the block is quantized"

@@ -68,8 +68,9 @@ class Case:
         config = self.spec.config()
         if backend == "keras":
             config["data_format"] = "channels_last" if self.channels_last else "channels_first"
-        block = adapter(backend).make(registry.get(self.name, backend=backend), config, self.dtype)
-        kind = "float32" if self.dtype == "bfloat16" else self.dtype
+        dtype = adapter(backend).storage(self.dtype)
+        block = adapter(backend).make(registry.get(self.name, backend=backend), config, dtype)
+        kind = "float32" if dtype == "bfloat16" else dtype
         portable.load_weights(block, {name: array.astype(kind) for name, array in self.weights().items()})
         return block
 
