@@ -5,20 +5,23 @@ Drawn from its own docstrings, spec and files, so that a third party's block has
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import cleandoc, signature
+from math import prod
 from shutil import get_terminal_size
 from textwrap import dedent, fill
 from typing import Any, Final
 
+import numpy as np
+
 from . import registry
-from .contract import Spec, Variant, Weight, without_idle_rules
-from .ops.wins import WINS
+from .blocks.spec import BlockSpec
+from .contract import Example, Spec, Variant, Weight, without_idle_rules
+from .fast.wins import WINS
 
 CHANNELS: Final = 64   # where weights and costs are stated, unless told
 PIXELS: Final = 56     # the same, along every spatial axis
@@ -32,12 +35,16 @@ LINKS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One argument of a block: what its spec says about it, and its default unless it is required."""
+    """One argument of a block: what its spec says about it, and its default unless it is required.
+
+    channels_of: the input whose number of channels it is, "" for other arguments; the first one's is x's.
+    """
 
     name: str
     about: str
     required: bool
     default: Any = None
+    channels_of: str = ""
 
     def __str__(self) -> str:
         return self.name if self.required else f"{self.name}={self.default!r}"
@@ -48,7 +55,7 @@ class Card:
     """What there is to know about a block; `print` it, or take its `markdown()`.
 
     text: the docstring of its package. backends: those it has a body for. spec: its class for backend "numpy".
-    residual: whether a call in PyTorch takes a shortcut too, and ends a residual branch. fused: whether it has kernels.
+    fused: whether it has kernels.
     """
 
     name: str
@@ -58,13 +65,33 @@ class Card:
     spec: type[Spec]
     arguments: tuple[Argument, ...]
     variants: Mapping[str, Variant]
-    residual: bool
+    examples: Mapping[str, Example]
     fused: bool
 
     @property
     def network(self) -> bool:
         """Whether this is a whole network, whose first two arguments are its channels in and out."""
         return self.name in registry.NETWORKS
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of its inputs, of which the first is x."""
+        parameters = list(signature(self.spec.attention).parameters.values())[1:]
+        return tuple(str(p.name) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+    @property
+    def residual(self) -> bool:
+        """Whether a call in PyTorch takes a shortcut too, and ends a residual branch: every block of one input does."""
+        return issubclass(self.spec, BlockSpec) and "torch" in self.backends and len(self.inputs) == 1
+
+    @property
+    def attends_to(self) -> tuple[str, ...]:
+        """What its coefficients tell apart: "channels", "positions" or both."""
+        example = self.examples[""]
+        spec = self.spec(**example.arguments)
+        weights = {name: np.full(weight.shape, weight.center) for name, weight in spec.weights.items()}
+        shape = spec.attention(*map(np.zeros, example.shapes), weights=weights).shape
+        return ("channels",) * (shape[1] > 1) + ("positions",) * (prod(shape[2:]) > 1)
 
     @property
     def title(self) -> str:
@@ -87,7 +114,7 @@ class Card:
     @property
     def unknown(self) -> list[str]:
         """Required arguments that nothing can be assumed for: without them there are no weights to state."""
-        return [a.name for a in self.arguments if a.required and not a.name.endswith("channels")]
+        return [a.name for a in self.arguments[1:] if a.required and not a.channels_of]
 
     def build(self, channels: int = CHANNELS, **arguments: Any) -> Spec:
         """The spec for these arguments; the channels of further inputs are `channels` too, unless given."""
@@ -131,7 +158,7 @@ class Card:
         return "\n\n".join(_markdown(self, channels)) + "\n"
 
     def _assumed(self, channels: int) -> dict[str, int]:
-        return {a.name: channels for a in self.arguments[1:] if a.required and a.name.endswith("channels")}
+        return {a.name: channels for a in self.arguments[1:] if a.required and a.channels_of}
 
     def _repr_markdown_(self) -> str:   # notebooks call this
         return self.markdown()
@@ -142,7 +169,7 @@ class Card:
 
 def info(name: str) -> Card:
     """The card of block `name`. Raises as `get` does for backend "numpy"."""
-    spec, (package, _, cls) = registry.get(name, backend="numpy"), registry.locate(name).partition(":")
+    spec, package = registry.get(name, backend="numpy"), registry.locate(name).partition(":")[0]
     name = registry.ALIASES.get(name, name)
     about = _documented(cleandoc(spec.__doc__ or ""))
     return Card(
@@ -152,11 +179,17 @@ def info(name: str) -> Card:
         backends=tuple(b for b, file in registry.BACKENDS.items() if b != "numpy" and find_spec(f"{package}.{file}")),
         spec=spec,
         arguments=tuple(
-            Argument(f.name, about.get(f.name, ""), *((True,) if f.default is MISSING else (False, f.default)))
+            Argument(
+                f.name,
+                about.get(f.name, ""),
+                f.default is MISSING,
+                None if f.default is MISSING else f.default,
+                f.metadata.get("channels_of", ""),
+            )
             for f in fields(spec)   # type: ignore[arg-type]
         ),
         variants=registry.variants(name),
-        residual="shortcut" in _call(f"{package}.torch", cls),
+        examples=registry.examples(name),
         fused=find_spec(f"{package}.triton") is not None,
     )
 
@@ -181,19 +214,6 @@ def _documented(text: str) -> dict[str, str]:
         else:
             about |= {name: f"{about[name]} {line.strip()}" for name in names}
     return about
-
-
-def _call(body: str, cls: str) -> list[str]:
-    """What the forward of a class in a torch body takes; read, not run, for that would import torch."""
-    found: Any = find_spec(body)
-    return [
-        argument.arg
-        for part in ast.parse((found and found.loader.get_source(body)) or "").body
-        if isinstance(part, ast.ClassDef) and part.name == cls
-        for method in part.body
-        if isinstance(method, ast.FunctionDef) and method.name == "forward"
-        for argument in method.args.args
-    ]
 
 
 def _rank(spec: Spec) -> int:
@@ -280,10 +300,9 @@ def _example(card: Card, channels: int) -> str:
     if card.network:
         return "\n".join(["import torch", *lines, f"y = net(torch.randn(2, {IMAGE[0]}, 97, 130))   # any size"])
     spec = card.build(channels)
-    inputs = list(signature(spec).parameters)[: len(spec.inputs)]
-    for name, c in zip(inputs, spec.inputs, strict=True):
+    for name, c in zip(card.inputs, spec.inputs, strict=True):
         lines.append(f"{name} = torch.randn({', '.join(map(str, (2, c, *(14,) * _rank(spec))))})")
-    call = f"({', '.join(inputs)})"
+    call = f"({', '.join(card.inputs)})"
     lines.append(f"y, a = block{call}, block.attention{call}")
     if card.residual:
         lines.append('z = block(x, shortcut=x, act="relu")   # PyTorch: relu(y + shortcut), as a residual branch ends')

@@ -142,6 +142,22 @@ class Variant:
     rules: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A small block for tests, tables and documentation.
+
+    arguments: of its spec, `channels` among them. shapes: of each input, (N, C, *S), channels first.
+    """
+
+    arguments: Mapping[str, Any]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def channels_of(name: str) -> Any:
+    """A required field of a spec: the number of channels of input `name`, which has no default."""
+    return field(metadata={"channels_of": name})
+
+
 def make_divisible(value: float, divisor: int = 8, round_limit: float = 0.9) -> int:
     """The multiple of divisor nearest to value, ties up, at least divisor; one more if below round_limit * value.
 

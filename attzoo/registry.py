@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import keras
     import torch
 
-    from .contract import AnySpec, Spec, Variant
+    from .contract import AnySpec, Example, Spec, Variant
 
 BLOCKS: Final = {  # name -> "package:Class"; an entry point of group GROUP is written the same way
     "se": "attzoo.blocks.se:SE",
@@ -154,6 +154,11 @@ def variants(name: str) -> dict[str, Variant]:
     if find_spec(f"{package}.variants") is None:
         return {}
     return dict(import_module(f"{package}.variants").VARIANTS)
+
+
+def examples(name: str) -> dict[str, Example]:
+    """Small blocks of name `name`, as its spec's module lists them; the first is named "". None for most networks."""
+    return dict(getattr(import_module(get(name, backend="numpy").__module__), "EXAMPLES", {}))
 
 
 def locate(name: str) -> str:

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Final
 
-from attzoo.ops.wins import Win
+from attzoo.fast.wins import Win
 from attzoo.registry import BLOCKS
 
 from .cases import BOTH

@@ -29,8 +29,8 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 import attzoo
-from attzoo.ops import fused
-from attzoo.ops.triton import gate
+from attzoo.blocks.attention_gate.kernels import forward as gate
+from attzoo.fast import choice
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # Bytes that a program may have, by the CUDA programming guide, table 27; 8.0 has more, but its code is 8.6's and 8.9's
@@ -115,7 +115,7 @@ def launches(
     made = attzoo.create(block, shape[1], backend="torch", **arguments).to(dtype)
     xs = [x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x for x in xs]
     ending = {"shortcut": torch.ones_like(xs[0]), "act": act} if act else {}
-    there = mock.patch.object(fused, "refusal", return_value=None)
+    there = mock.patch.object(choice, "kernels_refusal", return_value=None)
     then = mock.patch.object(gate, "most", return_value=128 if capability // 10 in gate.ROOMY else 64)
     as_convolutions = torch.backends.cudnn.flags(enabled=True, allow_tf32=not exact)
     with mock.patch.object(JITFunction, "run", record), there, then, as_convolutions, attzoo.kernels("triton"):

@@ -104,7 +104,7 @@ def _frozen():
 @pytest.fixture(autouse=True)
 def _nothing_recorded(monkeypatch):
     """Kernels are launched as a test sets them up, and not as they were in the tests before it."""
-    if tape := sys.modules.get("attzoo.ops.tape"):
+    if tape := sys.modules.get("attzoo.fast.tape"):
         monkeypatch.setattr(tape, "RECORDED", {})
 
 

@@ -8,7 +8,8 @@ from samples import SAMPLES
 from torch.testing import assert_close
 
 import attzoo
-from attzoo.blocks.attention_gate import torch_cpu as fast
+from attzoo.blocks.attention_gate import cpu as fast
+from attzoo.fast import choice
 
 NEVER = 1 << 62
 LAYOUTS = {
@@ -34,9 +35,9 @@ def forced(few=0, tile=5):
 
     overwrites = count("overwritten", fast.overwrites, when=bool)
     multiplies = count("multiplied", fast.multiplies, when=bool)
-    plain = count("plain", fast.folds, when=lambda folds: not folds)
-    new = {"folds": plain, "overwrites": overwrites, "multiplies": multiplies, "gated": count("gated", fast.gated)}
-    with patch.multiple(fast, FEW=few, TILE=tile, **new):
+    plain = count("plain", choice.has_cpu_form, when=lambda has: not has)
+    new = {"overwrites": overwrites, "multiplies": multiplies, "gated": count("gated", fast.gated)}
+    with patch.multiple(fast, FEW=few, TILE=tile, **new), patch.object(choice, "has_cpu_form", plain):
         yield taken
 
 

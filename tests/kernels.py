@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import attzoo
-from attzoo.ops import fused
+from attzoo.fast import autograd, choice
 
-if fused.unavailable():   # a module that imports this one is skipped
-    pytest.skip(f"no kernels here: {fused.unavailable()}", allow_module_level=True)
+if choice.unavailable():   # a module that imports this one is skipped
+    pytest.skip(f"no kernels here: {choice.unavailable()}", allow_module_level=True)
 
 from attzoo.blocks.eca import triton as eca
-from attzoo.ops import tape
+from attzoo.fast import tape
+from attzoo.fast.triton import common, maps, passes, perceptron
+from attzoo.fast.triton.common import Tile
 from attzoo.ops import torch as ops
-from attzoo.ops.triton import common, maps, passes, perceptron
-from attzoo.ops.triton.common import Tile
 from attzoo.testing import TOLERANCE
 from attzoo.testing.case import EPS
 
@@ -223,8 +223,8 @@ def tiny():
 
 def taken(block, *xs, mode="triton"):
     """Whether a call goes through the kernels."""
-    calls, real = [], fused.Fused.__call__
+    calls, real = [], autograd.Fused.__call__
     with pytest.MonkeyPatch.context() as patch, attzoo.kernels(mode):
-        patch.setattr(fused.Fused, "__call__", lambda *args, **kwargs: calls.append(args) or real(*args, **kwargs))
+        patch.setattr(autograd.Fused, "__call__", lambda *args, **kwargs: calls.append(args) or real(*args, **kwargs))
         block(*xs)
     return bool(calls)

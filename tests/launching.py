@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from attzoo.ops.triton import common
+from attzoo.fast.triton import common
 
 
 class Utils:

@@ -8,6 +8,7 @@ from unittest.mock import patch
 import numpy as np
 
 import attzoo
+from attzoo import registry
 from attzoo.ops import numpy as ops
 
 
@@ -32,46 +33,16 @@ class Sample:
 
 
 SAMPLES = {
-    "se": Sample("se", {"channels": 8, "reduction": 2}, ((2, 8, 6, 5),)),
-    "channel_attention": Sample(
-        "channel_attention",
-        {"channels": 8, "reduced_channels": 5, "bias": False, "gate": "hard_sigmoid"},
-        ((2, 8, 5, 4),),
-    ),
-    "spatial_attention": Sample("spatial_attention", {"channels": 3}, ((2, 3, 4, 7),)),
-    "spatial_attention-1d": Sample(
-        "spatial_attention", {"channels": 3, "kernel_size": 3, "norm": True, "spatial_dims": 1}, ((2, 3, 9),)
-    ),
-    "cbam": Sample("cbam", {"channels": 8, "reduction": 2, "kernel_size": 3, "norm": True}, ((2, 8, 6, 5),)),
-    "cbam-3d": Sample("cbam", {"channels": 4, "reduction": 2, "kernel_size": 3, "spatial_dims": 3}, ((2, 4, 3, 2, 4),)),
-    "eca": Sample("eca", {"channels": 8, "kernel_size": 5, "padding": "circular"}, ((2, 8, 6, 5),)),
-    "attention_gate": Sample("attention_gate", {"channels": 6, "gating_channels": 4}, ((2, 6, 4, 5), (2, 4, 4, 5))),
-    "attention_gate-coarse": Sample(
-        "attention_gate",
-        {"channels": 6, "gating_channels": 4, "stride": 2, "skip_bias": False, "norm": True, "output_transform": True},
-        ((2, 6, 7, 6), (2, 4, 2, 3)),
-    ),
-    "attention_gate-1d": Sample(
-        "attention_gate",
-        {"channels": 4, "gating_channels": 5, "stride": 2, "align_corners": True, "spatial_dims": 1},
-        ((2, 4, 7), (2, 5, 2)),
-    ),
-    "attention_gate-3d": Sample(
-        "attention_gate",
-        {"channels": 4, "gating_channels": 3, "stride": (1, 2, 2), "interpolation": "nearest", "spatial_dims": 3},
-        ((2, 4, 3, 4, 5), (2, 3, 2, 3, 2)),
-    ),
+    f"{block}-{label}".rstrip("-"): Sample(block, dict(example.arguments), example.shapes)
+    for block in attzoo.names()
+    for label, example in registry.examples(block).items()
 }
-LARGE = {   # enough weights of every kind to tell one distribution from another
-    "se": {"channels": 128, "reduction": 4},
-    "channel_attention": {"channels": 128, "reduction": 4},
-    "spatial_attention": {"channels": 4, "kernel_size": 41, "norm": True},
-    "cbam": {"channels": 128, "reduction": 4, "kernel_size": 41},
-    "eca": {"channels": 8, "kernel_size": 4001},
-    "attention_gate": {
-        "channels": 96, "gating_channels": 80, "inter_channels": 64, "stride": 2, "norm": True, "output_transform": True
-    },
-}   # fmt: skip
+
+
+def pooled_starts(sample, read, backend, blocks=40):
+    """The arrays of so many new blocks, by canonical name: enough numbers to tell one distribution from another."""
+    arrays = [read(sample.create(backend)) for _ in range(blocks)]
+    return {name: np.concatenate([each[name].ravel() for each in arrays]) for name in arrays[0]}
 
 
 def assert_starts_as(array, weight):

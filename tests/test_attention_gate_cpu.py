@@ -13,7 +13,7 @@ from strategies import cases
 from torch import nn
 from torch.testing import assert_close
 
-from attzoo.blocks.attention_gate import torch_cpu as fast
+from attzoo.blocks.attention_gate import cpu as fast
 
 layouts = st.sampled_from(list(LAYOUTS))
 gates = cases("attention_gate", dtypes=("float64",))

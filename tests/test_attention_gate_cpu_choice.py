@@ -14,8 +14,8 @@ from torch.autograd import forward_ad
 from torch.nn.utils import prune
 
 import attzoo
+from attzoo.blocks.attention_gate import cpu as fast
 from attzoo.blocks.attention_gate import torch as body
-from attzoo.blocks.attention_gate import torch_cpu as fast
 
 # ---- where it is taken -----------------------------------------------------------------------------------------------
 
@@ -274,7 +274,7 @@ def test_maps_hear_the_coefficients_computed_once(monkeypatch):
 @torch.no_grad()
 def test_a_subclass_with_an_attention_of_its_own():
     block, xs = normed()
-    loud = Louder(**SAMPLES["attention_gate"].config, norm=True).double().eval()
+    loud = Louder(**SAMPLES["attention_gate"].config).double().eval()
     loud.load_state_dict(block.state_dict())
     with forced():
         close(loud(*xs), 2 * block(*xs))

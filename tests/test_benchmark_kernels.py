@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 import attzoo
 from attzoo import settings
-from attzoo.ops import fused
-from attzoo.ops.wins import WINS, Win, least
+from attzoo.fast import autograd, choice
+from attzoo.fast.wins import WINS, Win, least
 from benchmarks import cases, measure, providers, report, subjects, wins
 from benchmarks.__main__ import app
 from benchmarks.cases import Case
@@ -44,18 +44,18 @@ def by_name(rows):
 INTERPRETED = """
 import json
 from attzoo import settings
-from attzoo.ops import fused
+from attzoo.fast import autograd, choice
 from benchmarks import measure, providers
 from benchmarks.cases import Case
 from benchmarks.timer import Pace
 
-seen, serves = set(), fused.serves
+seen, should_use_kernels = set(), choice.should_use_kernels
 
 def watched(block, *inputs, **others):
-    seen.add((settings.chosen, str(inputs[1].dtype)))
-    return serves(block, *inputs, **others)
+    seen.add((settings.chosen, str(inputs[0].dtype)))
+    return should_use_kernels(block, *inputs, **others)
 
-fused.serves = watched
+choice.should_use_kernels = watched
 providers.has_kernels, providers.PEERS = lambda it: True, {}
 bench, told = measure.Bench("cpu", {"cpu": Pace(3, 0.0)}), {}
 for mode in ("inference", "forward", "backward", "training"):
@@ -87,7 +87,7 @@ def offered(monkeypatch):
     """As where there is a GPU, but the kernels refuse."""
     monkeypatch.setattr(providers, "has_kernels", lambda it: it.case.block != "none")
     monkeypatch.setattr(providers, "PEERS", {})
-    monkeypatch.setattr(fused, "refusal", lambda *asked: "it does not like it")
+    monkeypatch.setattr(choice, "kernels_refusal", lambda *asked: "it does not like it")
 
 
 def test_a_kernel_that_refuses_is_a_row_that_failed(offered):
@@ -135,13 +135,13 @@ def test_in_a_network_its_blocks_run_them(offered, mode):
 @pytest.mark.parametrize("name", ["se", "eca", "cbam"])
 def test_in_a_residual_branch_the_kernels_add_the_shortcut(monkeypatch, name):
     pytest.importorskip("triton")
-    shortcuts, real = [], fused.Fused.__call__
+    shortcuts, real = [], autograd.Fused.__call__
 
     def watched(self, block, x, shortcut, *others, **options):
         shortcuts.append(shortcut is not None)
         return real(self, block, x, shortcut, *others, **options)
 
-    monkeypatch.setattr(fused.Fused, "__call__", watched)
+    monkeypatch.setattr(autograd.Fused, "__call__", watched)
     device = "cuda" if torch.cuda.is_available() else "cpu"   # there in Triton's interpreter
     net = Bottleneck(8, 16, 2, lambda channels: attzoo.create(name, channels, backend="torch")).to(device)
     x, cotangent = torch.randn(2, 8, 6, 5, device=device), torch.randn(2, 16, 3, 3, device=device)
@@ -374,11 +374,11 @@ def test_what_is_printed_is_the_table_that_kernels_auto_goes_by(tmp_path, monkey
         def __init__(self, samples):
             self.numel, self.is_contiguous = lambda: samples * 8 * 4 * 4, lambda: True
 
-    monkeypatch.setattr(fused, "LEAST", least(names["WINS"]))
-    monkeypatch.setattr(fused, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(choice, "LEAST", least(names["WINS"]))
+    monkeypatch.setattr(choice, "capability", lambda device: (9, 0))
     with torch.no_grad():
-        assert [fused.wins(attzoo.get("se", backend="torch"), OnGpu(n)) for n in (1, 2, 3)] == [False, True, True]
-    assert not fused.wins(attzoo.get("se", backend="torch"), OnGpu(3))
+        assert [choice.wins(attzoo.get("se", backend="torch"), OnGpu(n)) for n in (1, 2, 3)] == [False, True, True]
+    assert not choice.wins(attzoo.get("se", backend="torch"), OnGpu(3))
     assert wins.table([tmp_path / "none.json"]) == "WINS: Final[tuple[Win, ...]] = ()\n"
 
 

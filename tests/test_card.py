@@ -233,18 +233,14 @@ def test_a_third_party_block_has_a_card_too(third_party):
         third_party.weights(8)
 
 
-def test_a_body_is_read_for_its_call_and_not_run(third_party, tmp_path):
+def test_bodies_and_kernels_are_found_and_not_run(third_party, tmp_path):
     assert not third_party.residual
     assert not third_party.fused
-    body, kernels = (tmp_path / "strangers" / "wide" / name for name in ("torch.py", "triton.py"))
-    kernels.write_text("raise RuntimeError('nor the kernels')")
-    other = "class Other:\n    def forward(self, x, shortcut): ...\n"
-    for call, takes in (("x, shortcut=None", True), ("x", False)):
-        mine = f"class Wide:\n    x = 1\n    def call(self, shortcut): ...\n    def forward(self, {call}): ...\n"
-        body.write_text(f"raise RuntimeError\n{other}{mine}")
-        invalidate_caches()
-        assert attzoo.info("wide").residual is takes
-        assert attzoo.info("wide").fused
+    for name in ("torch.py", "triton.py"):
+        (tmp_path / "strangers" / "wide" / name).write_text("raise RuntimeError('a card runs no framework')")
+    invalidate_caches()
+    assert attzoo.info("wide").backends == ("torch", "keras")
+    assert attzoo.info("wide").fused
 
 
 @pytest.mark.case128

@@ -11,8 +11,8 @@ from torch import nn
 from torch.autograd import forward_ad
 
 import attzoo
-from attzoo.ops import fused
-from attzoo.ops.wins import Win, least
+from attzoo.fast import choice
+from attzoo.fast.wins import Win, least
 
 pytestmark = pytest.mark.usefixtures("as_it_was")
 every = pytest.mark.parametrize("name", NAMES)
@@ -27,7 +27,7 @@ block(x).sum().backward()
 @pytest.fixture
 def always(monkeypatch):
     """A recorded win for everything."""
-    monkeypatch.setattr(fused, "wins", lambda kind, x: True)
+    monkeypatch.setattr(choice, "wins", lambda kind, x: True)
 
 
 # ---- recorded wins ---------------------------------------------------------------------------------------------------
@@ -50,23 +50,23 @@ def test_a_recorded_win_covers_what_it_says_and_no_more(monkeypatch):
         def numel(self):
             return self.many
 
-    monkeypatch.setattr(fused, "capability", lambda device: device)
-    monkeypatch.setattr(fused, "LEAST", least([Win("SE", (9, 0), "float16", True, True, 100, "a file")]))
+    monkeypatch.setattr(choice, "capability", lambda device: device)
+    monkeypatch.setattr(choice, "LEAST", least([Win("SE", (9, 0), "float16", True, True, 100, "a file")]))
     here = {"is_cuda": True, "device": (9, 0), "dtype": torch.float16, "last": True, "many": 100}
-    assert fused.wins(KIND["se"], X(**here))
-    assert fused.wins(KIND["se"], X(**here | {"many": 1000}))
-    assert not fused.wins(KIND["cbam"], X(**here))
+    assert choice.wins(KIND["se"], X(**here))
+    assert choice.wins(KIND["se"], X(**here | {"many": 1000}))
+    assert not choice.wins(KIND["cbam"], X(**here))
     for other in ({"is_cuda": False}, {"device": (8, 0)}, {"dtype": torch.float32}, {"last": False}, {"many": 99}):
-        assert not fused.wins(KIND["se"], X(**here | other))
+        assert not choice.wins(KIND["se"], X(**here | other))
     with torch.no_grad():
-        assert not fused.wins(KIND["se"], X(**here))
+        assert not choice.wins(KIND["se"], X(**here))
 
 
 @every
 def test_a_recorded_win_is_taken(name, monkeypatch):
     block, x = build(name), draw(2, 8, 4, 3)
     assert not taken(block, x, mode="auto")
-    monkeypatch.setattr(fused, "wins", lambda kind, x: kind is KIND[name])
+    monkeypatch.setattr(choice, "wins", lambda kind, x: kind is KIND[name])
     assert taken(block, x, mode="auto")
     assert not taken(block, x, mode="eager")
     other = NAMES[NAMES.index(name) - 1]
@@ -196,8 +196,8 @@ def test_a_part_of_cbam_in_its_place_is_refused(part, always):
 def test_an_old_triton_and_other_gpus_are_refused(monkeypatch):
     block, x = build("se"), draw(2, 8, 4, 3)
     with monkeypatch.context() as patch:
-        patch.setattr(fused, "TRITON", "3.5.1")
-        patch.setattr(fused, "EARLY", True)
+        patch.setattr(choice, "TRITON", "3.5.1")
+        patch.setattr(choice, "EARLY", True)
         with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"take Triton 3\.6 or later, got 3\.5\.1"):
             block(x)
     assert taken(block, x)
@@ -242,6 +242,6 @@ def test_a_machine_without_kernels(before, env, says):
     done = python(f"{before}\n{USE}", ATTZOO_KERNELS="triton", **env)
     asked = 'RuntimeError: kernels("triton") asks for a fused SE'
     assert done.stderr.splitlines()[-1] == f'{asked}, but {says}; kernels("auto") has the plain form'
-    always = "import attzoo.ops.fused as fused; fused.wins = lambda kind, x: True"
+    always = "import attzoo.fast.choice as choice; choice.wins = lambda kind, x: True"
     done = python(f"{before}\nimport attzoo.torch; {always}\n{USE}", **env)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ from kernels import build, draw
 from test_imports import python
 
 import attzoo
-from attzoo.ops import fused
+from attzoo.fast import choice
 
 LOAD = """
 import torch{also}
@@ -43,6 +43,6 @@ def test_without_its_operator_a_program_is_refused_by_name(files, also):
 
 
 def test_with_its_operator_it_gives_the_same_numbers(files):
-    also = ", attzoo.blocks.se.triton" + (", interpreter" if fused.INTERPRETED else "")
+    also = ", attzoo.blocks.se.triton" + (", interpreter" if choice.INTERPRETED else "")
     done = python(LOAD.format(also=also, **files), PYTHONPATH=os.pathsep.join(sys.path))
     assert done.returncode == 0, done.stderr

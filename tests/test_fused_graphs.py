@@ -9,7 +9,7 @@ from torch.export import Dim
 from torch.testing import assert_close
 
 import attzoo
-from attzoo.ops import fused
+from attzoo.fast import autograd, choice
 
 pytestmark = pytest.mark.usefixtures("as_it_was")
 every = pytest.mark.parametrize("name", NAMES)
@@ -19,9 +19,9 @@ every = pytest.mark.parametrize("name", NAMES)
 @every
 def test_operators_are_what_torch_takes_them_for(name):
     block, x = build(name), draw(2, 8, 4, 3)
-    calls, real = [], fused.Fused.forward
+    calls, real = [], autograd.Fused.forward
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused.Fused, "forward", lambda self, *args: calls.append((self, args)) or real(self, *args))
+        patch.setattr(autograd.Fused, "forward", lambda self, *args: calls.append((self, args)) or real(self, *args))
         assert taken(block, x)
     (it, args), = calls
     given = tuple(t.detach().requires_grad_() if isinstance(t, torch.Tensor) else t for t in args)
@@ -79,7 +79,7 @@ def test_an_export_is_for_batches_of_any_size():
     with attzoo.kernels("triton"):
         assert "attzoo.se.default" in seen(torch.export.export(block, (x,), dynamic_shapes=(wide,)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "wins", lambda kind, x: x.numel() >= 300_000)
+        patch.setattr(choice, "wins", lambda kind, x: x.numel() >= 300_000)
         assert taken(block, draw(3, 64, 32, 56), mode="auto")
         assert "attzoo.se.default" not in seen(torch.export.export(block, (x,), dynamic_shapes=(wide,)))
 

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 import attzoo
-from attzoo.ops import fused
+from attzoo.fast import choice
 
 pytestmark = pytest.mark.case76
 
@@ -188,8 +188,8 @@ def test_what_is_no_tensor_is_refused_as_ever(wrong):
 
 def test_kernels_are_not_traced(monkeypatch):
     block = attzoo.create("se", 8, backend="torch")
-    monkeypatch.setattr(fused, "unavailable", lambda: None)
+    monkeypatch.setattr(choice, "unavailable", lambda: None)
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"torch\.fx would not see what it does"):
         fx.symbolic_trace(block)
-    monkeypatch.setattr(fused, "LEAST", {(): 0})   # somewhere a kernel wins
+    monkeypatch.setattr(choice, "LEAST", {(): 0})   # somewhere a kernel wins
     fx.symbolic_trace(block)

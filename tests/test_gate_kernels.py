@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kernels import DEVICE, LAYOUTS, Yardstick, close, distance, draw, exact, laid, step
 
 import attzoo
-from attzoo.ops import fused, tape
+from attzoo.fast import choice, tape
 from attzoo.ops import numpy as meaning
 
 # isort: split
@@ -25,8 +25,12 @@ import triton
 import triton.language as tl
 
 from attzoo.blocks.attention_gate import triton as body
-from attzoo.ops.triton import common, gate, gate_backward, gate_norm, passes, resize
-from attzoo.ops.triton.gate import Tile
+from attzoo.blocks.attention_gate.kernels import backward as gate_backward
+from attzoo.blocks.attention_gate.kernels import forward as gate
+from attzoo.blocks.attention_gate.kernels import norms as gate_norm
+from attzoo.blocks.attention_gate.kernels import resize
+from attzoo.blocks.attention_gate.kernels.tiles import Tile
+from attzoo.fast.triton import common, passes
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NORMS = ("skip_norm", "gating_norm", "psi_norm")
@@ -205,7 +209,7 @@ def test_the_same_numbers_give_the_same_bits():
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.skipif(not fused.INTERPRETED, reason="products of float64 are the interpreter's")
+@pytest.mark.skipif(not choice.INTERPRETED, reason="products of float64 are the interpreter's")
 @pytest.mark.parametrize(
     ("grid", "norm", "by_batch"), [(None, False, False), ((2, 3), True, True), ((2, 3), True, False)]
 )
@@ -213,7 +217,7 @@ def test_the_formulas_in_float64(grid, norm, by_batch, monkeypatch):
     for module in (common, passes, gate, gate_backward, gate_norm, resize):
         monkeypatch.setattr(module, "REAL", tl.constexpr(tl.float64))
     monkeypatch.setattr(common, "KEPT", torch.float64)
-    monkeypatch.setattr(fused, "DTYPES", {torch.float64})
+    monkeypatch.setattr(choice, "DTYPES", {torch.float64})
     block, xs = build(norm=norm, training=by_batch, dtype=torch.float64), inputs((2, 6, 3, 4), 5, grid)
     xs = [x.double() for x in xs]
     close(step(block, *xs), exact(block, *xs), 1e-12)
@@ -448,7 +452,7 @@ def test_what_there_is_no_kernel_for(case, monkeypatch):
     message = rf'^kernels\("triton"\) asks for a fused AttentionGate, but {why}'
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=message):
         block(x, g)
-    monkeypatch.setattr(fused, "wins", lambda kind, x: True)
+    monkeypatch.setattr(choice, "wins", lambda kind, x: True)
     monkeypatch.delattr(body, "fused")
     its_own = pytest.raises(RuntimeError, match=r"(channels|elements)") if "sizes" in why else nullcontext()
     with attzoo.kernels("auto"), its_own:   # the plain form, which may have an error of its own

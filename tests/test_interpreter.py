@@ -4,14 +4,14 @@ import kernels  # noqa: F401
 import pytest
 import torch
 
-from attzoo.ops import fused
+from attzoo.fast import choice
 
 # isort: split
 # `kernels` has skipped this module where they cannot run
 import triton
 import triton.language as tl
 
-pytestmark = pytest.mark.skipif(not fused.INTERPRETED, reason="kernels run on a GPU")
+pytestmark = pytest.mark.skipif(not choice.INTERPRETED, reason="kernels run on a GPU")
 MOST = (1 << 31) - 1
 
 

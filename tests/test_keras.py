@@ -13,11 +13,12 @@ import warnings
 
 import numpy as np
 import pytest
-from samples import LARGE, SAMPLES, Sample, assert_starts_as
+from samples import SAMPLES, Sample, assert_starts_as, pooled_starts
 
 import attzoo
 from attzoo.adapters import adapter
-from attzoo.ops.keras import Block, find, keras
+from attzoo.blocks.keras import Block
+from attzoo.ops.keras import find, keras
 
 BACKEND = keras.backend.backend()
 FIRST, LAST = LAYOUTS = ("channels_first", "channels_last")
@@ -296,12 +297,12 @@ def test_one_value_per_channel_of_a_size_not_known_before():
 # ---- starts and variables ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_starts_as_the_spec_says(name):
-    block = attzoo.create(name, **LARGE[name], backend="keras")
-    weights = attzoo.weights(block)
-    for weight in block.spec.weights:
-        assert_starts_as(weights[weight], block.spec.weights[weight])
+@every_sample
+def test_starts_as_the_spec_says(sample):
+    keras.utils.set_random_seed(0)
+    arrays = pooled_starts(sample, attzoo.weights, "keras")
+    for name, weight in sample.create("numpy").weights.items():
+        assert_starts_as(arrays[name], weight)
 
 
 @every_sample

@@ -7,16 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attzoo
-from attzoo.ops import fused
+from attzoo.fast import choice
 
 # isort: split
 # `kernels` has skipped this module where they cannot run
 import triton.language as tl
 
 from attzoo.blocks.eca import triton as eca
-from attzoo.ops.triton import common, maps, passes, perceptron
+from attzoo.fast.triton import common, maps, passes, perceptron
 
-pytestmark = pytest.mark.skipif(not fused.INTERPRETED, reason="products of float64 are the interpreter's")
+pytestmark = pytest.mark.skipif(not choice.INTERPRETED, reason="products of float64 are the interpreter's")
 CHANNELS = {"reduction": 3}
 BLOCKS = [
     ("se", CHANNELS),
@@ -36,7 +36,7 @@ def _in_float64(monkeypatch):
     for module in (common, passes, perceptron, maps, eca):
         monkeypatch.setattr(module, "REAL", tl.constexpr(tl.float64))
     monkeypatch.setattr(common, "KEPT", torch.float64)
-    monkeypatch.setattr(fused, "DTYPES", {torch.float64})
+    monkeypatch.setattr(choice, "DTYPES", {torch.float64})
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

@@ -30,7 +30,7 @@ from torch import nn
 
 import attzoo
 from attzoo import testing
-from attzoo.ops.triton import passes
+from attzoo.fast.triton import passes
 
 every = pytest.mark.parametrize("name", NAMES)
 layouts = pytest.mark.parametrize("layout", LAYOUTS)

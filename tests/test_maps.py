@@ -471,8 +471,8 @@ def test_a_copy_by_its_own_rule_is_not_recorded():
 @pytest.mark.parametrize("name", ["cbam", "attention_gate"])
 def test_another_thread_keeps_the_quick_form(name):
     """What passes are taken is not changed by those who record elsewhere."""
-    from attzoo.blocks.attention_gate import torch_cpu as gate_cpu
-    from attzoo.ops import torch_cpu as cpu
+    from attzoo.blocks.attention_gate import cpu as gate_cpu
+    from attzoo.fast import cpu
 
     options = {"gating_channels": 4} if name == "attention_gate" else {"kernel_size": 3}
     block = attzoo.create(name, 4, backend="torch", **options).eval()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import attzoo
-from attzoo.ops import torch as ops
+from attzoo.blocks.torch import SpecModule
 from attzoo.ops import torch_pickle
 from attzoo.unet.torch import Units
 
@@ -24,7 +24,7 @@ def old(monkeypatch):
 
     def dump(block):
         with monkeypatch.context() as patch:
-            patch.delattr(ops.Block, "__getstate__")
+            patch.delattr(SpecModule, "__getstate__")
             return pickle.dumps(block)
 
     return dump
@@ -75,7 +75,7 @@ def test_one_that_lacks_attributes_of_now_opens(old):
     net = unet((4, 8))
     x = torch.randn(2, 1, 8, 8)
     expected = net(x)
-    for block in (net, *(module for module in net.modules() if isinstance(module, ops.Block))):
+    for block in (net, *(module for module in net.modules() if isinstance(module, SpecModule))):
         block.__dict__.pop("accepted", None)
     for name in ("grad_checkpointing", "fused"):
         del net.__dict__[name]

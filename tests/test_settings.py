@@ -12,7 +12,7 @@ from threads import in_thread
 
 import attzoo
 from attzoo import settings
-from attzoo.ops import fused
+from attzoo.fast import choice
 
 pytestmark = pytest.mark.usefixtures("as_it_was")
 
@@ -226,7 +226,7 @@ def test_a_backward_pass_has_the_setting_of_its_caller_in_every_thread():
 def test_a_torch_older_than_the_kernels_is_named(monkeypatch):
     block, x = attzoo.create("se", 8, backend="torch"), torch.ones(2, 8, 3, 3)
     for name, value in (("ABSENT", False), ("EARLY", False), ("EARLY_TORCH", True)):
-        monkeypatch.setattr(fused, name, value)
+        monkeypatch.setattr(choice, name, value)
     says = f"its kernels take PyTorch 2.11 or later, got {torch.__version__}; "
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=re.escape(says)):
         block(x)

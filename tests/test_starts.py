@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attzoo
-from attzoo.ops import fused
+from attzoo.fast import choice
 
 # isort: split
 # `kernels` has skipped this module where they cannot run
@@ -25,7 +25,7 @@ FREE = (   # operators that start nothing
 CASES = [
     (text, name, {"norm": True} if "norm" in text else {}) for text in TABLE for name in re.findall(r"`(\w+)`", text)
 ]
-pytestmark = pytest.mark.skipif(not fused.INTERPRETED, reason="they are counted in Triton's interpreter")
+pytestmark = pytest.mark.skipif(not choice.INTERPRETED, reason="they are counted in Triton's interpreter")
 
 
 class Operators(TorchDispatchMode):

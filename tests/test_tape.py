@@ -5,7 +5,7 @@ import torch
 from torch.nn.utils import parametrize, prune
 
 import attzoo
-from attzoo.ops import tape
+from attzoo.fast import tape
 
 EMPTY = {"dtype": torch.float32, "device": "cpu"}
 

@@ -18,15 +18,16 @@ import numpy as np
 import pytest
 import torch
 from operations import Large, Operations
-from samples import LARGE, SAMPLES, Sample, assert_starts_as, clear_of_zero
+from samples import SAMPLES, Sample, assert_starts_as, clear_of_zero, pooled_starts
 from torch import nn
 from torch.export import Dim
 from torch.testing import assert_close
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import attzoo
+from attzoo.blocks.torch import Block
 from attzoo.contract import older
-from attzoo.ops.torch import Block, find
+from attzoo.ops.torch import find
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}   # rank -> memory format
 GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
@@ -203,12 +204,12 @@ def test_meta_device(sample):
 # ---- starts --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_starts_as_the_spec_says(name):
+@every_sample
+def test_starts_as_the_spec_says(sample):
     torch.manual_seed(0)
-    block = attzoo.create(name, **LARGE[name], backend="torch")
-    for weight in block.spec.weights:
-        assert_starts_as(find(block, weight).detach().numpy(), block.spec.weights[weight])
+    arrays = pooled_starts(sample, attzoo.weights, "torch")
+    for name, weight in sample.create("numpy").weights.items():
+        assert_starts_as(arrays[name], weight)
 
 
 @every_sample
@@ -854,7 +855,7 @@ def test_cuda_graph(sample):
 
 # ---- at the end of a residual block ----------------------------------------------------------------------------------
 
-RESIDUAL = pytest.mark.parametrize("name", ["se", "eca", "channel_attention", "cbam"])
+RESIDUAL = pytest.mark.parametrize("name", [name for name in attzoo.names() if attzoo.info(name).residual])
 
 
 @RESIDUAL
@@ -890,8 +891,8 @@ def test_what_is_written_over_is_missed_by_nobody(name, size):
 
 @pytest.mark.parametrize("name", ["se", "eca", "channel_attention"])
 def test_the_end_of_a_residual_block_takes_no_room_beside_its_output(name, monkeypatch):
-    block, x, products, real = attzoo.create(name, 8, backend="torch"), torch.randn(2, 8, 5, 6), [], Block.forward
-    monkeypatch.setattr(Block, "forward", lambda block, x: products.append(real(block, x)) or products[-1])
+    block, x, products, real = attzoo.create(name, 8, backend="torch"), torch.randn(2, 8, 5, 6), [], Block.plain
+    monkeypatch.setattr(Block, "plain", lambda block, x: products.append(real(block, x)) or products[-1])
     y = block(x, x, "relu")
     assert y.data_ptr() == products[0].data_ptr()
 

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.testing import assert_close
 
 import attzoo
-from attzoo.ops import torch_cpu as cpu
+from attzoo.fast import cpu
 
 NAMES = ("channel_attention", "spatial_attention", "cbam")
 every = pytest.mark.parametrize("name", NAMES)

@@ -235,7 +235,7 @@ def test_a_fused_net_cannot_travel(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-class NormFirst(body.ops.Block):
+class NormFirst(body.SpecModule):
     """Somebody else's block, with the norm before the convolution of the same name."""
 
     def __init__(self, channels=4):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from .. import contract
-from ..contract import GATES, Shape, Weight, fan_in_uniform
+from ..contract import GATES, Weight, fan_in_uniform
+from .spec import BlockSpec
 
 REDUCTION: Final = 16
 CHOICES: Final = {"reduction": (None, 1, 3), "reduced_channels": (None, 1, 5), "bias": (True, False), "gate": GATES}
 
 
 @dataclass(frozen=True)
-class Bottleneck(contract.NamedArguments):
+class Bottleneck(BlockSpec):
     """channels: C >= 1, channels of the input.
 
     reduction: >= 1, dimensionless; the hidden layer has max(1, C // reduction) units; None means 16.
@@ -55,20 +56,7 @@ class Bottleneck(contract.NamedArguments):
         return self.reduced_channels
 
     @property
-    def inputs(self) -> tuple[int, ...]:
-        """Channels of each input."""
-        return (self.channels,)
-
-    @property
     def weights(self) -> dict[str, Weight]:
         """Every array, by canonical name."""
         c, r = self.channels, self.width
         return fan_in_uniform("squeeze", (r, c), bias=self.bias) | fan_in_uniform("excite", (c, r), bias=self.bias)
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that rebuild this very block."""
-        return contract.arguments(self)
-
-    def accept(self, x: Shape, *, channels_last: bool = False) -> None:
-        """Raise ValueError unless x is (N, C, *S)."""
-        contract.accept(x, self.channels, None, channels_last)

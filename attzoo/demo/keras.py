@@ -7,13 +7,14 @@ from typing import Any
 
 from .. import registry
 from ..adapters.keras import to_array, to_tensor
+from ..blocks.keras import Block
 from ..contract import Array
 from ..ops import keras as ops
 from ..ops.keras import keras
 from . import spec
 
 
-class ResNet(ops.Block):
+class ResNet(Block):
     """(N, 8, 8, 1) -> (N, K), or channels first by data_format; arguments and errors as `spec.ResNet`."""
 
     spec: spec.ResNet
@@ -59,7 +60,7 @@ class ResNet(ops.Block):
         return self.head(keras.ops.reshape(x, (-1, self.spec.channels * cells**2)))
 
 
-class Stage(ops.Block):
+class Stage(Block):
     """(N, H, W, C) -> (N, H, W, C), channels last always; arguments and errors as `spec.Stage`."""
 
     spec: spec.Stage

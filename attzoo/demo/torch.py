@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from .. import registry
 from ..adapters.torch import to_array, to_tensor
+from ..blocks.torch import SpecModule
 from ..contract import Array
 from ..ops import torch as ops
 from . import spec
 
 
-class ResNet(ops.Block):
+class ResNet(SpecModule):
     """(N, 1, 8, 8) -> (N, K); arguments and errors as `spec.ResNet`."""
 
     spec: spec.ResNet
@@ -46,7 +47,7 @@ class ResNet(ops.Block):
         return self.head(cells.flatten(1))
 
 
-class Stage(ops.Block):
+class Stage(SpecModule):
     """(N, C, H, W) -> (N, C, H, W); arguments and errors as `spec.Stage`."""
 
     spec: spec.Stage

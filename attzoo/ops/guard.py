@@ -44,6 +44,8 @@ ALL_MODULES_HOOKS: Final = (
 )
 
 
+PLAIN: Final = (Tensor, nn.Parameter)   # a subclass of these may give any operator a meaning of its own
+EXACT: Final = (torch.float32, torch.float64)   # dtypes that the forms for CPUs compute in
 # Attributes of a convolution that decide what it computes
 OPTIONS: Final = ("stride", "padding", "kernel_size", "dilation", "groups", "padding_mode")
 
@@ -83,6 +85,32 @@ def in_mode() -> bool:
         return False
     modes = torch.overrides._get_current_function_mode_stack()
     return any(type(mode) is not DeviceContext for mode in modes)
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether these are ordinary tensors and operations on them run now: no graph, transform or mode sees them."""
+    return (
+        not torch.compiler.is_compiling()           # a graph is for all sizes, and its compiler fuses by itself
+        and not torch.jit.is_tracing()              # type: ignore[attr-defined]
+        and not in_transform()                      # vmap, grad and their like take operators apart
+        and not in_forward_derivative()             # fast forms have none
+        and not in_mode()                           # a mode may save what is computed, to use it later
+        and all(type(x) in PLAIN for x in tensors)
+    )
+
+
+def is_eager_on_cpu(*tensors: Tensor) -> bool:
+    """Whether these are plain tensors of float32 or float64 on a CPU, and autocast does not change their dtype."""
+    return (
+        is_plain(*tensors)
+        and all(x.device.type == "cpu" and x.dtype in EXACT for x in tensors)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether x lies in memory without gaps, channels first or channels last."""
+    return x.is_contiguous() or (x.ndim > 2 and x.movedim(1, -1).is_contiguous())
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -1,19 +1,15 @@
-"""ops/numpy.py in Keras 3, and what every Keras body shares: `Block`. Channels last inside: (N, *S, C).
+"""The functions of ops/numpy.py in Keras 3, and what its bodies are made with. Channels last inside: (N, *S, C).
 
 Bodies take `keras` from here and from nowhere else, because triton must be loaded first.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
-from functools import partial, wraps
-from inspect import signature
+from functools import partial
 from typing import Any
 
-from ..contract import AnySpec, Weight, choice, require, triton_first, without_idle_rules
-from ..hints import arguments_of, unknown_argument
+from ..contract import Weight, choice, require, triton_first
 
 triton_first()
 
@@ -27,100 +23,6 @@ require("keras", keras.__version__, "3.13.1")   # before it, loading a model cou
 POLICIES = "layer_policies"   # in a config: the dtype policies of layers inside that differ
 
 register = keras.saving.register_keras_serializable(package="attzoo")
-
-
-class Block(keras.layers.Layer):
-    """What every body has: its spec, layers that start as the spec says, refusals, and y = x * attention(x)."""
-
-    def __init__(self, spec: AnySpec, data_format: str | None = None, **kwargs: Any) -> None:
-        try:
-            super().__init__(**kwargs)
-        except ValueError as err:
-            owners: tuple[type[Any], ...] = (type(self), Block, keras.layers.Layer)
-            known = dict.fromkeys(name for owner in owners for name in arguments_of(owner)[0] if name != "spec")
-            if unknown := [name for name in kwargs if name not in known]:
-                raise unknown_argument(type(self).__name__, unknown[0], known) from err
-            raise
-        self.spec = spec
-        self.data_format = data_format_of(data_format)
-        self.channels_last = self.data_format == "channels_last"
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "attention" in vars(cls):
-            cls.attention = for_symbols_and_variables(cls.attention)
-
-    def linear(self, name: str) -> Any:
-        """A layer for the matrix `name` of the spec, over the last axis; where it has a kernel, strided by it."""
-        weight, bias = self.spec.weights[f"{name}.weight"], self.spec.weights.get(f"{name}.bias")
-        if weight.shape[2:]:
-            return Conv(weight, bias, "strided", name=name, dtype=self.dtype_policy)
-        return keras.layers.Dense(
-            weight.shape[0],
-            use_bias=bias is not None,
-            kernel_initializer=start(weight),
-            bias_initializer=start(bias),
-            name=name,
-            dtype=self.dtype_policy,
-        )
-
-    def conv_same(self, name: str, padding_mode: str = "zeros") -> Conv:
-        """The layer that slides kernel `name` of the spec."""
-        return Conv(self.spec.weights[f"{name}.weight"], None, padding_mode, name=name, dtype=self.dtype_policy)
-
-    def batch_norm(self, name: str) -> Any:
-        """The layer for batch norm `name` of the spec; where the block has none of that name, the identity."""
-        weight = self.spec.weights.get(f"{name}.weight")
-        if weight is None:
-            return Identity(name=name, dtype=self.dtype_policy)
-        return BatchNorm(start(weight), name=name, dtype=self.dtype_policy)
-
-    def accept(self, *inputs: Any) -> None:
-        """Raise TypeError or ValueError unless these are inputs that the spec allows; build what is not built yet."""
-        for x in inputs:
-            if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-                raise TypeError(f"expected a tensor, got {type(x).__name__}")
-        self.spec.accept(*(x.shape for x in inputs), channels_last=self.channels_last)
-        for x in inputs:
-            if not keras.backend.is_float_dtype(kind := keras.backend.standardize_dtype(x.dtype)):
-                raise TypeError(f"expected a floating-point input, got {kind}")
-        if not self.built:
-            self.build(*(x.shape for x in inputs))
-
-    def call(self, x: Any, training: bool | None = None, attention_only: bool = False) -> Any:
-        """The block's output or, with `attention_only`, its coefficients: what `attention` is in functional models."""
-        coefficients = self.attention(x, training=training)
-        return coefficients if attention_only else x * coefficients
-
-    def compute_output_shape(self, *shapes: Any) -> Any:
-        self.spec.accept(*shapes, channels_last=self.channels_last)
-        return shapes[0]
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = signature(self.call).bind(*args, **kwargs).arguments.values()
-        inputs = [x for x in arguments if keras.utils.is_keras_tensor(x)]
-        self.accept(*inputs)
-        if kwargs.get("attention_only"):
-            return keras.Operation.compute_output_spec(self, *args, **kwargs)   # by a trace
-        return keras.KerasTensor(inputs[0].shape, dtype=self.compute_dtype)
-
-    def quantize(self, mode: str | None = None, type_check: bool = True, config: Any = None) -> None:
-        """Quantize the dense layers inside. Raises NotImplementedError where there are none."""
-        leaves = [part for part in self._flatten_layers(include_self=False) if type(part) is keras.layers.Dense]
-        if not leaves:
-            raise NotImplementedError(f"Keras quantizes dense layers, {type(self).__name__} has none")
-        for leaf in leaves:
-            leaf.quantize(mode, type_check=type_check, config=config)
-
-    def get_config(self) -> dict[str, Any]:
-        own = super().get_config() | self.spec.config() | {"data_format": self.data_format}
-        return own | inner_policies(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Any:
-        spec, given = _spec_class(cls), {name: value for name, value in config.items() if name != POLICIES}
-        block = cls(**(without_idle_rules(spec, given) if spec else given))
-        return with_policies(block, config)
 
 
 def parts_of(layer: Any) -> dict[str, Any]:
@@ -172,33 +74,6 @@ def with_policies(layer: Any, config: dict[str, Any]) -> Any:
             part.quantization_config = how
         part.dtype_policy = keras.dtype_policies.get(entry["dtype"])
     return layer
-
-
-def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., Any]:
-    """A block's method `attention`, for KerasTensors and variables too.
-
-    For a KerasTensor it calls the block as a layer: a model that held the operations instead, or layers within the
-    block, could not be reloaded. (A body with a `call` of its own takes `attention_only` there.) A tf.Variable, which
-    has no `ndim`, is read.
-    """
-
-    @wraps(attention)
-    def call(block: Any, *inputs: Any, **kwargs: Any) -> Any:
-        if any(keras.utils.is_keras_tensor(x) for x in (*inputs, *kwargs.values())):
-            return block(*inputs, **kwargs, attention_only=True)
-        tensors = [x[...] if hasattr(x, "shape") and not hasattr(x, "ndim") else x for x in inputs]
-        return attention(block, *tensors, **kwargs)
-
-    return call
-
-
-def _spec_class(cls: type[Any]) -> Any:
-    """The class of a block's spec, which stands in the module `spec` beside the block's own; None where none does."""
-    for each in cls.__mro__:
-        module = sys.modules.get(f"{each.__module__.rpartition('.')[0]}.spec")
-        if is_dataclass(found := getattr(module, each.__name__, None)):
-            return found
-    return None
 
 
 def data_format_of(given: str | None) -> str:

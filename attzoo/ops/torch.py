@@ -1,4 +1,4 @@
-"""ops/numpy.py in PyTorch, and what every torch body shares: `Block`. Channels first: (N, C, *S)."""
+"""The functions of ops/numpy.py in PyTorch, and what its bodies are made with. Channels first: (N, C, *S)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import is_tensor_like
 
-from ..contract import AnySpec, Array, NamedArguments, Weight
-from . import guard, torch_pickle
+from ..contract import Array, Weight
+from . import guard
+from .guard import EXACT, is_plain
 from .numpy import EPSILON, one_value
 
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -23,91 +24,9 @@ TRANSPOSED: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTrans
 BATCH_NORM: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 NORMS = tuple(BATCH_NORM.values())
 CONV_TRANSPOSE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-EXACT = (torch.float32, torch.float64)
 DTYPES = (torch.float16, torch.bfloat16, *EXACT)   # in which torch has the operations of a block
-PLAIN = (Tensor, nn.Parameter)   # a subclass may mean something of its own by any operator
 FEW = 256   # pixels of all samples together, under which making a wider kernel costs more than it saves
 MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
-
-
-class Block(NamedArguments, nn.Module):
-    """What every body has: its spec, the spec's start, refusal of wrong inputs, and y = x * attention(x)."""
-
-    attention: Callable[..., Tensor]
-
-    def __init__(self, spec: AnySpec) -> None:
-        super().__init__()
-        self.spec = spec
-        self.accepted: list[Any] | None = None   # shapes and dtypes that passed last
-
-    def reset_parameters(self) -> None:
-        """Draw every array anew from the spec's starts."""
-        for name, weight in self.spec.weights.items():
-            start(find(self, name), weight)
-        for name, buffer in self.named_buffers():
-            if name.endswith("num_batches_tracked"):   # torch's own count, no part of the block's meaning
-                buffer.zero_()
-
-    def accept(self, *inputs: Any) -> None:
-        """Raise TypeError or ValueError unless these are inputs that the block's spec and dtype allow.
-
-        What only stands for a tensor, as torch.fx's proxies do, has no shape to check yet. Shapes and dtypes like the
-        last ones pass at once: beside a small input, checking them again is what shows.
-        """
-        eager = not torch.compiler.is_compiling()   # asked first, lest a graph be tied to the last input
-        for x in inputs:
-            if not isinstance(x, Tensor):
-                require_tensors(*inputs)
-                return
-            eager = eager and type(x) in PLAIN   # the sizes of FakeTensor, which is none, may be symbols
-        kinds = [(x.shape, x.dtype) for x in inputs]
-        if eager and kinds == self.accepted:
-            return
-        self.spec.accept(*(x.shape for x in inputs))
-        own = first_dtype(self)
-        for x in inputs:
-            if not x.dtype.is_floating_point:
-                raise TypeError(f"expected a floating-point input, got {x.dtype}")
-            if own not in (x.dtype, None) and not torch.is_autocast_enabled(x.device.type):
-                raise TypeError(f"expected the block's dtype, {own}, got {x.dtype}")
-        if eager and all(x.dtype == own for x in inputs):
-            self.accepted = kinds
-
-    def accept_residual(self, x: Any, shortcut: Any, act: str | None) -> None:
-        """Raise TypeError or ValueError unless these are an input and what `finish` takes with it."""
-        self.accept(x)
-        if not is_tensor_like(act) and act not in ACTS:   # torch.fx passes proxies for all arguments
-            raise ValueError(f"act must be one of {', '.join(map(repr, ACTS))}, got {act!r}")
-        if shortcut is None:
-            return
-        require_tensors(shortcut, role=" as shortcut")
-        if not (isinstance(x, Tensor) and isinstance(shortcut, Tensor)):
-            return
-        if shortcut.shape != x.shape:
-            raise ValueError(f"expected a shortcut of x's shape, {tuple(x.shape)}, got {tuple(shortcut.shape)}")
-        if shortcut.device != x.device:
-            raise ValueError(f"expected a shortcut on x's device, {x.device}, got one on {shortcut.device}")
-        if shortcut.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"expected a shortcut of x's dtype, {x.dtype}, got {shortcut.dtype}")
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self.accepted = None   # .half() and its like change what is allowed
-        return super()._apply(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()   # without what torch.compile made for this very module
-        return state | {torch_pickle.KEY: torch_pickle.FORMAT}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({name: value for name, value in state.items() if name != torch_pickle.KEY})
-        if torch_pickle.KEY not in state:
-            torch_pickle.update(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.attention(x)
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.spec.config().items())
 
 
 def require_tensors(*inputs: Any, role: str = "") -> None:
@@ -180,7 +99,7 @@ def avg_pool(x: Tensor) -> Tensor:
     every graph, which may be converted to half precision later.
     """
     space = tuple(range(2, x.ndim))
-    return x.sum(space) / prod(x.shape[2:]) if plain(x) and x.dtype in EXACT else x.mean(space)
+    return x.sum(space) / prod(x.shape[2:]) if is_plain(x) and x.dtype in EXACT else x.mean(space)
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -218,19 +137,7 @@ def finish_(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
 
 def may_overwrite(y: Tensor, *others: Tensor) -> bool:
     """Whether what is computed from y and others may be written over y, which nobody else has."""
-    return plain(y, *others) and all(other.dtype == y.dtype for other in others)
-
-
-def plain(*tensors: Tensor) -> bool:
-    """Whether these are tensors and no more, and what is done with them is done now, as it says."""
-    return (
-        not torch.compiler.is_compiling()           # a graph is for all sizes, and its compiler finds passes of its own
-        and not torch.jit.is_tracing()              # type: ignore[attr-defined]
-        and not guard.in_transform()                # vmap, grad and their like take operators apart
-        and not guard.in_forward_derivative()       # there is none of what is here
-        and not guard.in_mode()                     # which may keep what is computed, to use it later
-        and all(type(x) in PLAIN for x in tensors)
-    )
+    return is_plain(y, *others) and all(other.dtype == y.dtype for other in others)
 
 
 def hard_sigmoid(z: Tensor) -> Tensor:
@@ -251,7 +158,7 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
     if len(window) == 1:   # torch's 1-D one ties an export to the length it was made at
         return pool(x[:, :, None], (1, *window))[:, :, 0]
     by_hand = len(window) == 3 and torch.are_deterministic_algorithms_enabled()   # torch's has no such gradient on CUDA
-    whole = by_hand or not plain(x)   # ceil_mode in a graph for all sizes is wrong at some, compiled by AOTInductor
+    whole = by_hand or not is_plain(x)   # ceil_mode in a graph for all sizes is wrong at some, compiled by AOTInductor
     if whole:
         missing = [extra for n, w in zip(x.shape[:1:-1], window[::-1], strict=True) for extra in (0, -n % w)]
         x = F.pad(x, missing, value=-torch.inf)
@@ -275,7 +182,7 @@ class _Repeating:
     repeat: tuple[int, ...]
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        if not plain(x) or x.device.type != "cpu" or x.dtype not in EXACT or x.numel() // x.shape[1] < FEW:
+        if not is_plain(x) or x.device.type != "cpu" or x.dtype not in EXACT or x.numel() // x.shape[1] < FEW:
             return super().forward(repeat(x, self.repeat))   # type: ignore[misc]
         transpose = CONV_TRANSPOSE[len(self.repeat)]
         return transpose(x, self.widened(), self.bias, stride=self.repeat, padding=self.padding)

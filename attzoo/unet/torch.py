@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
 from .. import registry
+from ..blocks.torch import SpecModule
 from ..contract import Spec
 from ..ops import guard
 from ..ops import torch as ops
@@ -27,7 +28,7 @@ CONVS = (*ops.CONV.values(), *ops.TRANSPOSED.values(), *ops.REPEATING.values())
 NORMS = (*ops.BATCH_NORM.values(), ops.InstanceNorm, nn.Identity)
 
 
-class UNet(ops.Block):
+class UNet(SpecModule):
     """(N, C, *S) -> (N, K, *S); arguments and errors as `spec.UNet`."""
 
     spec: spec.UNet

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...ops import keras as ops
+from ..keras import Block
 from . import spec
 
 
 @ops.register
-class AttentionGate(ops.Block):
+class AttentionGate(Block):
     """(N, *S, C), (N, *G, G) -> (N, *S, C), or channels first by data_format; arguments as `spec.AttentionGate`."""
 
     spec: spec.AttentionGate
@@ -65,7 +66,7 @@ class AttentionGate(ops.Block):
         coefficients = self.attention(x, g, training=training)
         if attention_only:
             return coefficients
-        y = x * coefficients
+        y = self.spec.combine(x, coefficients)
         if not self.spec.output_transform:
             return y   # not there and back: a channels-first y would be copied twice
         y = self.output_norm(self.output_(ops.to_last(y, self.channels_last)), training=training)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
 from ... import contract
-from ...contract import Array, Shape, Weight, batch_norm, kaiming_normal
+from ...contract import Array, Example, Shape, Weight, batch_norm, kaiming_normal
 from ...ops import numpy as ops
+from ..spec import BlockSpec
 
 INTERPOLATIONS: Final = ("linear", "nearest")
 CHOICES: Final = {
@@ -23,10 +24,25 @@ CHOICES: Final = {
     "align_corners": (False, True),
     "spatial_dims": (2, 1, 3),
 }
+EXAMPLES: Final = {
+    "": Example({"channels": 6, "gating_channels": 4, "norm": True}, ((2, 6, 4, 5), (2, 4, 4, 5))),
+    "coarse": Example(
+        {"channels": 6, "gating_channels": 4, "stride": 2, "skip_bias": False, "norm": True, "output_transform": True},
+        ((2, 6, 7, 6), (2, 4, 2, 3)),
+    ),
+    "1d": Example(
+        {"channels": 4, "gating_channels": 5, "stride": 2, "align_corners": True, "spatial_dims": 1},
+        ((2, 4, 7), (2, 5, 2)),
+    ),
+    "3d": Example(
+        {"channels": 4, "gating_channels": 3, "stride": (1, 2, 2), "interpolation": "nearest", "spatial_dims": 3},
+        ((2, 4, 3, 4, 5), (2, 3, 2, 3, 2)),
+    ),
+}
 
 
 @dataclass(frozen=True)
-class AttentionGate(contract.NamedArguments):
+class AttentionGate(BlockSpec):
     """channels: C >= 1, channels of the skip x.
 
     gating_channels: G >= 1, channels of the gating signal g.
@@ -42,7 +58,7 @@ class AttentionGate(contract.NamedArguments):
     """
 
     channels: int
-    gating_channels: int
+    gating_channels: int = contract.channels_of("g")
     inter_channels: int | None = None
     stride: int | Sequence[int] = 1
     skip_bias: bool = True
@@ -108,9 +124,9 @@ class AttentionGate(contract.NamedArguments):
 
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild this very block."""
-        return asdict(self) | {"stride": list(self.strides)}
+        return super().config() | {"stride": list(self.strides)}
 
-    def accept(self, x: Shape, g: Shape, *, channels_last: bool = False) -> None:
+    def accept(self, x: Shape, g: Shape, *, channels_last: bool = False) -> None:   # type: ignore[override]
         """Raise ValueError unless x is (N, C, *S), every S at least the stride, and g (N, G, *G) of the same N."""
         contract.accept(x, self.channels, self.spatial_dims, channels_last, least=self.strides)
         contract.accept(g, self.gating_channels, self.spatial_dims, channels_last)
@@ -134,9 +150,11 @@ class AttentionGate(contract.NamedArguments):
         q = ops.batch_norm(ops.linear(h, weights, "psi"), weights, "psi_norm", training)
         return ops.resize(ops.sigmoid(q), x.shape[2:], *how)
 
-    def __call__(self, x: Array, g: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+    def __call__(   # type: ignore[override]
+        self, x: Array, g: Array, *, weights: Mapping[str, Array], training: bool = False
+    ) -> Array:
         """(N, C, *S), (N, G, *G) -> (N, C, *S)."""
-        y = x * self.attention(x, g, weights=weights, training=training)
+        y: Array = self.combine(x, self.attention(x, g, weights=weights, training=training))
         if not self.output_transform:
             return y
         return ops.batch_norm(ops.linear(y, weights, "output"), weights, "output_norm", training)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from math import prod
 from typing import Any
 
 from torch import Tensor, nn
 
-from ...ops import fused
 from ...ops import torch as ops
-from . import spec, torch_cpu
-from .torch_cpu import project
+from ..torch import Block
+from . import cpu, spec
+from .cpu import project
 
 
-class AttentionGate(ops.Block):
+class AttentionGate(Block):
     """(N, C, *S), (N, G, *G) -> (N, C, *S); arguments and errors as `spec.AttentionGate`."""
 
     spec: spec.AttentionGate
+    cpu_form = cpu.FORM
 
     def __init__(
         self,
@@ -55,41 +55,15 @@ class AttentionGate(ops.Block):
         how = self.spec.interpolation, self.spec.align_corners
         t = ops.normalise(self.skip_norm, project(self.skip, x))
         p = ops.resize(ops.normalise(self.gating_norm, project(self.gating, g)), t.shape[2:], *how)
-        h = t.add_(p).relu_() if torch_cpu.overwrites(self, t, p) else ops.relu(t + p)
+        h = t.add_(p).relu_() if cpu.overwrites(self, t, p) else ops.relu(t + p)
         q = ops.normalise(self.psi_norm, project(self.psi, h))
         return ops.resize(ops.sigmoid(q), x.shape[2:], *how)
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:   # type: ignore[override]
-        return ops.normalise(self.output_norm, self.output(self.product(x, g)))
-
-    def product(self, x: Tensor, g: Tensor) -> Tensor:
-        """x * attention(x, g), one way or another: (N, C, *S), (N, G, *G) -> (N, C, *S)."""
         self.accept(x, g)
-        if fused.serves(self, AttentionGate, x, g, unless=unserved):
-            from . import triton
-            return triton.fused(self, x, g)
-        if torch_cpu.folds(self, ATTENTION, x, g):
-            return torch_cpu.gated(self, x, g)
-        return x * self.attention(x, g)
+        return ops.normalise(self.output_norm, self.output(self.compute(x, g)))
 
-
-def unserved(gate: AttentionGate, x: Tensor, g: Tensor) -> str | None:
-    """Why there are no kernels for a gate and its inputs; None where there are."""
-    it = gate.spec
-    convs: Any = gate.skip, gate.gating, gate.psi
-    norms: Any = gate.skip_norm, gate.gating_norm, gate.psi_norm
-    sizes = [(it.width, it.channels), (it.width, it.gating_channels), (1, it.width)]
-    if [tuple(conv.weight.shape[:2]) for conv in convs] != sizes:
-        return "its layers are of other sizes than it made"
-    if any(norm.weight.shape != size[:1] for norm, size in zip(norms, sizes, strict=True) if it.norm):
-        return "its layers are of other sizes than it made"
-    if prod(it.strides) > 1:
-        return f"it takes a stride of 1, got {it.strides}"
-    if it.norm and not x.shape[0]:
-        return "there is nothing to normalise in a batch of nothing"
-    if it.width * max(prod(x.shape[2:]), prod(g.shape[2:])) >= fused.LONGEST:
-        return f"it takes samples of fewer than 2^31 numbers within, got {tuple(x.shape)} and {tuple(g.shape)}"
-    return None
-
-
-ATTENTION = AttentionGate.attention   # as it is here, whatever a subclass or a listener puts in its place
+    @staticmethod
+    def triton_form() -> Any:
+        from . import triton
+        return triton

@@ -13,13 +13,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...ops.fused import Fused, densely
+from ...fast.autograd import Fused, densely
+from ...fast.choice import LONGEST
+from ...fast.triton import channel_norm, passes
+from ...fast.triton.common import alike, cdiv, follow, last, small
 from ...ops.numpy import one_value
-from ...ops.triton import channel_norm, gate, gate_backward, gate_norm, passes
-from ...ops.triton.common import alike, cdiv, follow, last, small
-from ...ops.triton.gate import Norm
-from ...ops.triton.gate_backward import Slopes
-from ...ops.triton.resize import grids
+from .kernels import backward as backward_kernels
+from .kernels import forward as forward_kernels
+from .kernels import norms as norm_kernels
+from .kernels.backward import Slopes
+from .kernels.forward import Norm
+from .kernels.resize import grids
 
 ARGUMENTS = """Tensor x, Tensor g, Tensor w, Tensor? bias, Tensor u, Tensor? gating_bias, Tensor psi, Tensor? psi_bias,
 Tensor? scale, Tensor? shift, Tensor? gating_scale, Tensor? gating_shift, Tensor? psi_scale, Tensor? psi_shift,
@@ -80,7 +84,7 @@ def outputs(x: Tensor, g: Tensor, *rest: Any) -> Sequence[Any]:
     N, S, F = x.shape[0], prod(x.shape[2:]), it.w.shape[0]
     skip, gating, psi = it.training
     # not N * keep and so on: torch 2.11 multiplies no size of a graph by a bool
-    bits = torch.empty((N if it.keep else 0, cdiv(F, gate.WORD), S), dtype=torch.int32, device=x.device)
+    bits = torch.empty((N if it.keep else 0, cdiv(F, forward_kernels.WORD), S), dtype=torch.int32, device=x.device)
     alpha = small(x, N if it.keep or psi else 0, S)
     norms = small(x, 3, F if skip else 0), small(x, 3, F if gating else 0)
     batches = *norms, small(x, N if psi else 0, S), small(x, 3 if psi else 0)
@@ -94,9 +98,9 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     skip, gating, psi = it.training
     biases = [None if skip else it.bias, None if gating else it.gating_bias, it.psi_bias]
     if skip:
-        gate_norm.moments(x, it.w, last(x), kept.batch)
+        norm_kernels.moments(x, it.w, last(x), kept.batch)
     if gating:
-        gate_norm.moments(g, it.u, last(x), kept.gating_batch)
+        norm_kernels.moments(g, it.u, last(x), kept.gating_batch)
     after = (None,) * 4 if psi else (it.psi_scale, it.psi_shift, it.psi_mean, it.psi_var)
     norms = [
         Norm(it.scale, it.shift, *((kept.batch, None) if skip else (it.mean, it.var)), it.eps[0]),
@@ -108,15 +112,15 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
         ),
         Norm(*after, it.eps[2]),
     ]
-    gate.fold(it.psi, biases, norms, kept.folded)
+    forward_kernels.fold(it.psi, biases, norms, kept.folded)
     coarse = g.shape[2:] != x.shape[2:]
     if coarse:
         p = small(x, g.shape[0], prod(g.shape[2:]), it.w.shape[0])
-        gate.project(g, it.u, kept.folded, p, last(x))
+        forward_kernels.project(g, it.u, kept.folded, p, last(x))
     room = None if psi else y, kept.alpha if it.keep and not psi else None, kept.bits if it.keep else None
     second, u = (p, None) if coarse else (g, it.u)
     of_psi = _psi_norm(it, kept)
-    gate.gate(x, second, it.w, u, kept.folded, _grids(x, g, it), room, of_psi)
+    forward_kernels.gate(x, second, it.w, u, kept.folded, _grids(x, g, it), room, of_psi)
     if of_psi is not None:
         passes.scale(x, None, kept.alpha, y, norm=of_psi)
 
@@ -130,21 +134,21 @@ def backward(
     dx, dg, *learned = gradients
     skip, gating, psi = it.training
     dy, channels_last = alike(dy, x), last(x)
-    own = not skip and not psi and gate_backward.whole(x, F)
+    own = not skip and not psi and backward_kernels.whole(x, F)
     if own:
         dz = small(x, *kept.alpha.shape)
     else:
         of_psi = _psi_norm(it, kept)
-        dz = gate_backward.to_sigmoid(x, dy, kept.alpha, channels_last, of_psi, learned[10:])
+        dz = backward_kernels.to_sigmoid(x, dy, kept.alpha, channels_last, of_psi, learned[10:])
     of_x = Slopes(dz, kept.bits, _grids(x, x, it))
     of_g = Slopes(dz, kept.bits, _grids(x, g, it))
     centre = gating_centre = None
     if skip:
-        centre = gate_norm.centre(x, it.w, kept.batch, it.eps[0], of_x, channels_last)
-    parts = gate_backward.to_input(x, dy, kept.alpha, it.w, kept.folded, 0, of_x, own, centre, dx, channels_last)
+        centre = norm_kernels.centre(x, it.w, kept.batch, it.eps[0], of_x, channels_last)
+    parts = backward_kernels.to_input(x, dy, kept.alpha, it.w, kept.folded, 0, of_x, own, centre, dx, channels_last)
     if gating:
-        gating_centre = gate_norm.centre(g, it.u, kept.gating_batch, it.eps[1], of_g, channels_last)
-    more = gate_backward.to_input(g, None, None, it.u, kept.folded, 1, of_g, False, gating_centre, dg, channels_last)
+        gating_centre = norm_kernels.centre(g, it.u, kept.gating_batch, it.eps[1], of_g, channels_last)
+    more = backward_kernels.to_input(g, None, None, it.u, kept.folded, 1, of_g, False, gating_centre, dg, channels_last)
     norms = [
         *((None, kept.batch, None) if skip else (it.bias, it.mean, it.var)),
         *learned[6:8],
@@ -157,7 +161,7 @@ def backward(
         it.eps[2],
     ]
     centres = centre, gating_centre
-    gate_backward.to_weights(parts, more, it.w, it.u, kept.folded, centres, learned[:6], norms, psi)
+    backward_kernels.to_weights(parts, more, it.w, it.u, kept.folded, centres, learned[:6], norms, psi)
 
 
 def _psi_norm(it: Gate, kept: Kept) -> channel_norm.Norm | None:
@@ -181,8 +185,27 @@ class Product(nn.Module):
 
 
 KERNELS = Fused("attention_gate", ARGUMENTS, len(Kept._fields), outputs, forward, backward, fixed=6, plain=Product,
-    settings=gate.precision,
+    settings=forward_kernels.precision,
 )
+
+
+def refusal(gate: Any, x: Tensor, g: Tensor) -> str | None:
+    """Why the kernels cannot compute a gate of these inputs; None where they can."""
+    spec = gate.spec
+    convs: Any = gate.skip, gate.gating, gate.psi
+    norms: Any = gate.skip_norm, gate.gating_norm, gate.psi_norm
+    sizes = [(spec.width, spec.channels), (spec.width, spec.gating_channels), (1, spec.width)]
+    if [tuple(conv.weight.shape[:2]) for conv in convs] != sizes:
+        return "its layers are of other sizes than it made"
+    if any(norm.weight.shape != size[:1] for norm, size in zip(norms, sizes, strict=True) if spec.norm):
+        return "its layers are of other sizes than it made"
+    if prod(spec.strides) > 1:
+        return f"it takes a stride of 1, got {spec.strides}"
+    if spec.norm and not x.shape[0]:
+        return "there is nothing to normalise in a batch of nothing"
+    if spec.width * max(prod(x.shape[2:]), prod(g.shape[2:])) >= LONGEST:
+        return f"it takes samples of fewer than 2^31 numbers within, got {tuple(x.shape)} and {tuple(g.shape)}"
+    return None
 
 
 def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:

@@ -6,12 +6,13 @@ from typing import Any
 
 from ...ops import keras as ops
 from ..channel_attention.keras import ChannelAttention
+from ..keras import Block
 from ..spatial_attention.keras import SpatialAttention
 from . import spec
 
 
 @ops.register
-class CBAM(ops.Block):
+class CBAM(Block):
     """(N, *S, C) -> (N, *S, C), or channels first by data_format; arguments and errors as `spec.CBAM`."""
 
     spec: spec.CBAM

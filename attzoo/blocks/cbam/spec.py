@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ... import contract
-from ...contract import Array, Shape, Weight, part, prefixed
+from ...contract import Array, Example, Weight, part, prefixed
 from .. import bottleneck
 from ..bottleneck import Bottleneck
 from ..channel_attention.spec import ChannelAttention
@@ -15,6 +15,10 @@ from ..spatial_attention import spec as spatial_attention
 from ..spatial_attention.spec import SpatialAttention
 
 CHOICES: Final = bottleneck.CHOICES | spatial_attention.CHOICES
+EXAMPLES: Final = {
+    "": Example({"channels": 8, "reduced_channels": 3, "kernel_size": 3, "norm": True}, ((2, 8, 6, 5),)),
+    "3d": Example({"channels": 4, "reduction": 2, "kernel_size": 3, "spatial_dims": 3}, ((2, 4, 3, 2, 4),)),
+}
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,6 @@ class CBAM(Bottleneck):
     def weights(self) -> dict[str, Weight]:
         """Every array, by canonical name."""
         return prefixed("channel", self.channel.weights) | prefixed("spatial", self.spatial.weights)
-
-    def accept(self, x: Shape, *, channels_last: bool = False) -> None:
-        """Raise ValueError unless x is (N, C, *S)."""
-        contract.accept(x, self.channels, self.spatial_dims, channels_last)
 
     def macs(self, x: Sequence[int]) -> int:
         """Multiply-adds of both halves."""

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...ops import fused
+from ...fast import cpu
 from ...ops import torch as ops
-from ...ops import torch_cpu as cpu
 from ..channel_attention.torch import ChannelAttention
 from ..spatial_attention.torch import SpatialAttention
+from ..torch import Block
 from . import spec
 
 
-class CBAM(ops.Block):
-    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.CBAM`; a call may end as `ops.finish` does."""
+class CBAM(Block):
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.CBAM`."""
 
     spec: spec.CBAM
+    parts: ClassVar = {"channel": ChannelAttention, "spatial": SpatialAttention}
+    cpu_form = cpu.BOTH
 
     def __init__(
         self,
@@ -47,13 +49,11 @@ class CBAM(ops.Block):
         spatial = self.spatial.attention(x * channel)
         return channel * spatial
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, act: str | None = None) -> Tensor:
-        self.accept_residual(x, shortcut, act)
-        parts = (self.channel, ChannelAttention), (self.spatial, SpatialAttention)
-        if fused.serves(self, CBAM, x, shortcut, parts=parts):
-            from . import triton
-            return triton.fused(self, x, shortcut, act)
-        if cpu.serves(x, self, CBAM, *parts):
-            return ops.finish_(cpu.scale(x, self.channel.coefficients, self.spatial.coefficients), shortcut, act)
-        x = self.channel(x)
-        return ops.finish(self.spatial(x), shortcut, act)   # a call, whose hooks may have kept what it gave
+    def plain(self, x: Tensor) -> Tensor:   # type: ignore[override]
+        """x' = x * channel attention of x, then x' * spatial attention of x': (N, C, *S) -> (N, C, *S)."""
+        return self.spatial(self.channel(x))
+
+    @staticmethod
+    def triton_form() -> Any:
+        from . import triton
+        return triton

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops.fused import Fused, densely
-from ...ops.triton import passes, perceptron, spatial
-from ...ops.triton.passes import Map
-from ...ops.triton.perceptron import Layers
-from ...ops.triton.spatial import Filter
+from ...fast.autograd import Fused, densely
+from ...fast.triton import passes, perceptron, spatial
+from ...fast.triton.passes import Map
+from ...fast.triton.perceptron import Layers
+from ...fast.triton.spatial import Filter
 
 
 def parts(x: Tensor, shortcut: Tensor | None, *it: Any) -> tuple[Layers, Filter]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ...ops import keras as ops
+from ..keras import Block
 from . import spec
 
 
 @ops.register
-class ChannelAttention(ops.Block):
+class ChannelAttention(Block):
     """(N, *S, C) -> (N, *S, C), or channels first by data_format; arguments and errors as `spec.ChannelAttention`."""
 
     spec: spec.ChannelAttention

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from ...contract import Array
+from ...contract import Array, Example
 from ...ops import numpy as ops
 from ..bottleneck import CHOICES as CHOICES
 from ..bottleneck import Bottleneck
+
+EXAMPLES: Final = {
+    "": Example({"channels": 8, "reduced_channels": 3, "bias": False, "gate": "hard_sigmoid"}, ((2, 8, 5, 4),)),
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,3 @@ class ChannelAttention(Bottleneck):
         """(N, C) -> (N, C)."""
         h = ops.relu(ops.linear(s, weights, "squeeze"))    # (N, R)
         return ops.linear(h, weights, "excite")
-
-    def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """(N, C, *S) -> (N, C, *S)."""
-        return x * self.attention(x, weights=weights, training=training)

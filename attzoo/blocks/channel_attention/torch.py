@@ -6,16 +6,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...ops import fused
+from ...fast import cpu
 from ...ops import torch as ops
-from ...ops import torch_cpu as cpu
+from ..torch import Block
 from . import spec
 
 
-class ChannelAttention(ops.Block):
-    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.ChannelAttention`; calls may end as `ops.finish`."""
+class ChannelAttention(Block):
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.ChannelAttention`."""
 
     spec: spec.ChannelAttention
+    cpu_form = cpu.CHANNEL
 
     def __init__(
         self,
@@ -49,11 +50,7 @@ class ChannelAttention(ops.Block):
         h = ops.relu(self.squeeze(s))    # (N, R)
         return self.excite(h)
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, act: str | None = None) -> Tensor:
-        self.accept_residual(x, shortcut, act)
-        if fused.serves(self, ChannelAttention, x, shortcut):
-            from . import triton
-            return triton.fused(self, x, shortcut, act)
-        if cpu.serves(x, self, ChannelAttention):
-            return ops.finish_(cpu.scale(x, self.coefficients, None), shortcut, act)
-        return ops.finish_(super().forward(x), shortcut, act)
+    @staticmethod
+    def triton_form() -> Any:
+        from . import triton
+        return triton

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ...ops.triton import channel_gate
+from ...fast.triton import channel_gate
 
 KERNELS = channel_gate.kernels("channel_attention", top=True)
 fused = partial(channel_gate.call, KERNELS)

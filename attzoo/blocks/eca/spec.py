@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, log2
-from typing import Any, Final
+from typing import Final
 
 from ... import contract
-from ...contract import Array, Shape, Weight
+from ...contract import Array, Example, Weight
 from ...ops import numpy as ops
+from ..spec import BlockSpec
 
 PADDINGS: Final = {"zeros": "constant", "circular": "wrap"}   # torch's word -> numpy.pad's
 CHOICES: Final = {"kernel_size": (None, 1, 5), "gamma": (None, 0.5), "b": (None, 4.0), "padding": tuple(PADDINGS)}
+EXAMPLES: Final = {"": Example({"channels": 8, "kernel_size": 5, "padding": "circular"}, ((2, 8, 6, 5),))}
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> int:
@@ -28,7 +30,7 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
 
 
 @dataclass(frozen=True)
-class ECA(contract.NamedArguments):
+class ECA(BlockSpec):
     """channels: C >= 1, channels of the input.
 
     kernel_size: odd k >= 1, in channels; None means the odd integer nearest to |(log2(C) + b) / gamma|, ties upwards.
@@ -70,22 +72,9 @@ class ECA(contract.NamedArguments):
         return self.kernel_size
 
     @property
-    def inputs(self) -> tuple[int, ...]:
-        """Channels of each input."""
-        return (self.channels,)
-
-    @property
     def weights(self) -> dict[str, Weight]:
         """Every array, by canonical name."""
         return {"conv.weight": Weight((self.k,), "uniform", self.k**-0.5)}
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that rebuild this very block."""
-        return contract.arguments(self)
-
-    def accept(self, x: Shape, *, channels_last: bool = False) -> None:
-        """Raise ValueError unless x is (N, C, *S)."""
-        contract.accept(x, self.channels, None, channels_last)
 
     def macs(self, x: Sequence[int]) -> int:
         """Multiply-adds of the convolution."""
@@ -97,7 +86,3 @@ class ECA(contract.NamedArguments):
         s = ops.avg_pool(x)                                                                        # (N, C)
         q = ops.conv_same(s[:, None], weights["conv.weight"][None, None], PADDINGS[self.padding])[:, 0]
         return ops.expand(ops.sigmoid(q), x)
-
-    def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """(N, C, *S) -> (N, C, *S)."""
-        return x * self.attention(x, weights=weights, training=training)

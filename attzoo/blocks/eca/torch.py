@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ...ops import fused
 from ...ops import torch as ops
+from ..torch import Block
 from . import spec
 
 
-class ECA(ops.Block):
-    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.ECA`; a call may end as `ops.finish` does."""
+class ECA(Block):
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.ECA`."""
 
     spec: spec.ECA
 
@@ -39,9 +39,7 @@ class ECA(ops.Block):
         q = self.conv(s[:, None])[:, 0]    # (N, C)
         return ops.expand(ops.sigmoid(q), x)
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, act: str | None = None) -> Tensor:
-        self.accept_residual(x, shortcut, act)
-        if fused.serves(self, ECA, x, shortcut):
-            from . import triton
-            return triton.fused(self, x, shortcut, act)
-        return ops.finish_(super().forward(x), shortcut, act)
+    @staticmethod
+    def triton_form() -> Any:
+        from . import triton
+        return triton

@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...ops.fused import Fused, densely
-from ...ops.triton import passes
-from ...ops.triton.common import REAL, counters, is_last, launch, nth, power, sizes, small
-from ...ops.triton.passes import channels_portion, pool_portion, portion, portions
-from ...ops.triton.perceptron import total_of
+from ...fast.autograd import Fused, densely
+from ...fast.triton import passes
+from ...fast.triton.common import REAL, counters, is_last, launch, nth, power, sizes, small
+from ...fast.triton.passes import channels_portion, pool_portion, portion, portions
+from ...fast.triton.perceptron import total_of
 
 WIDE = 256      # channels that the last program of a sample takes at once
 SAMPLES = 64    # samples that the last program of all takes at once

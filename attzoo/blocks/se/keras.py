@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ...ops import keras as ops
+from ..keras import Block
 from . import spec
 
 
 @ops.register
-class SE(ops.Block):
+class SE(Block):
     """(N, *S, C) -> (N, *S, C), or channels first by data_format; arguments and errors as `spec.SE`."""
 
     spec: spec.SE

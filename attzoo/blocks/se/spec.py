@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from ...contract import Array
+from ...contract import Array, Example
 from ...ops import numpy as ops
 from ..bottleneck import CHOICES as CHOICES
 from ..bottleneck import Bottleneck
+
+EXAMPLES: Final = {"": Example({"channels": 8, "reduced_channels": 3}, ((2, 8, 6, 5),))}
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,3 @@ class SE(Bottleneck):
         h = ops.relu(ops.linear(s, weights, "squeeze"))    # (N, R)
         z = ops.linear(h, weights, "excite")               # (N, C)
         return ops.expand(ops.GATES[self.gate](z), x)
-
-    def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """(N, C, *S) -> (N, C, *S)."""
-        return x * self.attention(x, weights=weights, training=training)

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...ops import fused
 from ...ops import torch as ops
+from ..torch import Block
 from . import spec
 
 
-class SE(ops.Block):
-    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.SE`; a call may end as `ops.finish` does."""
+class SE(Block):
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.SE`."""
 
     spec: spec.SE
 
@@ -41,9 +41,7 @@ class SE(ops.Block):
         z = self.excite(h)           # (N, C)
         return ops.expand(ops.GATES[self.spec.gate](z), x)
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, act: str | None = None) -> Tensor:
-        self.accept_residual(x, shortcut, act)
-        if fused.serves(self, SE, x, shortcut):
-            from . import triton
-            return triton.fused(self, x, shortcut, act)
-        return ops.finish_(super().forward(x), shortcut, act)
+    @staticmethod
+    def triton_form() -> Any:
+        from . import triton
+        return triton

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from ... import contract
-from ...contract import Array, Shape, Weight, batch_norm, fan_in_uniform
+from ...contract import Array, Example, Weight, batch_norm, fan_in_uniform
 from ...ops import numpy as ops
+from ..spec import BlockSpec
 
 CHOICES: Final = {"kernel_size": (7, 1, 3), "norm": (False, True), "spatial_dims": (2, 1, 3)}
+EXAMPLES: Final = {
+    "": Example({"channels": 3, "kernel_size": 3, "norm": True}, ((2, 3, 4, 7),)),
+    "1d": Example({"channels": 3, "spatial_dims": 1}, ((2, 3, 9),)),
+}
 
 
 @dataclass(frozen=True)
-class SpatialAttention(contract.NamedArguments):
+class SpatialAttention(BlockSpec):
     """channels: C >= 1, channels of the input.
 
     kernel_size: odd k >= 1, in pixels, the same along every spatial axis.
@@ -41,23 +46,10 @@ class SpatialAttention(contract.NamedArguments):
         )
 
     @property
-    def inputs(self) -> tuple[int, ...]:
-        """Channels of each input."""
-        return (self.channels,)
-
-    @property
     def weights(self) -> dict[str, Weight]:
         """Every array, by canonical name."""
         kernel = fan_in_uniform("conv", (1, 2, *(self.kernel_size,) * self.spatial_dims), bias=False)
         return kernel | (batch_norm("norm", 1) if self.norm else {})
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that rebuild this very block."""
-        return asdict(self)
-
-    def accept(self, x: Shape, *, channels_last: bool = False) -> None:
-        """Raise ValueError unless x is (N, C, *S)."""
-        contract.accept(x, self.channels, self.spatial_dims, channels_last)
 
     def macs(self, x: Sequence[int]) -> int:
         """Multiply-adds of the convolution."""
@@ -73,7 +65,3 @@ class SpatialAttention(contract.NamedArguments):
         """Average and maximum over channels, (N, 2, *S) -> (N, 1, *S)."""
         q = ops.conv_same(maps, weights["conv.weight"])    # (N, 1, *S)
         return ops.sigmoid(ops.batch_norm(q, weights, "norm", training))
-
-    def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """(N, C, *S) -> (N, C, *S)."""
-        return x * self.attention(x, weights=weights, training=training)

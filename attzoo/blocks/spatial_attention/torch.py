@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...ops import fused
+from ...fast import cpu
 from ...ops import torch as ops
-from ...ops import torch_cpu as cpu
+from ..torch import Block
 from . import spec
 
 
-class SpatialAttention(ops.Block):
+class SpatialAttention(Block):
     """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.SpatialAttention`."""
 
     spec: spec.SpatialAttention
+    cpu_form = cpu.SPATIAL
 
     def __init__(
         self,
@@ -44,11 +45,7 @@ class SpatialAttention(ops.Block):
         q = self.conv(maps)    # (N, 1, *S)
         return ops.sigmoid(ops.normalise(self.norm, q))
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.accept(x)
-        if fused.serves(self, SpatialAttention, x):
-            from . import triton
-            return triton.fused(self, x)
-        if cpu.serves(x, self, SpatialAttention):
-            return cpu.scale(x, None, self.coefficients)
-        return super().forward(x)
+    @staticmethod
+    def triton_form() -> Any:
+        from . import triton
+        return triton

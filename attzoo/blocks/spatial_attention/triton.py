@@ -8,46 +8,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops.fused import Fused, densely
-from ...ops.triton import passes, spatial
-from ...ops.triton.common import alike
-from ...ops.triton.passes import Map
-from ...ops.triton.spatial import Filter, Kept
+from ...fast.autograd import Fused, densely
+from ...fast.triton import passes, spatial
+from ...fast.triton.passes import Map
+from ...fast.triton.spatial import Filter, Kept
+
+ARGUMENTS = f"Tensor x, Tensor? shortcut, Tensor weight, {spatial.NORM}, bool relu"
 
 
-def outputs(x: Tensor, *it: Any) -> Sequence[Any]:
-    """y and what is kept."""
-    return torch.empty_like(x), *spatial.kept(x, Filter(*it))
+def outputs(x: Tensor, _shortcut: Tensor | None, *arguments: Any) -> Sequence[Any]:
+    """y and what is saved."""
+    return torch.empty_like(x), *spatial.kept(x, Filter(*arguments[:-1]))
 
 
 def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     """Pool over channels, filter, scale."""
-    x, *it = args
+    x, shortcut, *conv, relu = args
     y, *kept = to
     passes.pool_channels(x, None, kept[0])
-    norm = spatial.forward(x.shape[2:], Filter(*it), Kept(*kept))
-    passes.scale(x, None, kept[1], y, norm=norm)
+    norm = spatial.forward(x.shape[2:], Filter(*conv), Kept(*kept))
+    passes.scale(x, None, kept[1], y, shortcut, relu, norm)
 
 
 def backward(
     dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
 ) -> None:
     """dy * x, added up, is the gradient of t; what that makes of average and maximum is added to dy * t."""
-    x, *it = args
-    dx, *learned = gradients
-    dy, saved = alike(dy, x), Kept(*kept)
-    dmaps = spatial.backward(x, dy, None, Filter(*it), saved, learned)
+    x, _, *conv, _ = args
+    dx, _, *learned = gradients
+    dy, saved = passes.to_scaled(dy, x, y, gradients), Kept(*kept)
+    dmaps = spatial.backward(x, dy, None, Filter(*conv), saved, learned)
     passes.to_input(x, dy, dx, None, None, of_map=Map(saved.t, saved.maps, dmaps))
 
 
-KERNELS = Fused(
-    "spatial_attention", f"Tensor x, Tensor weight, {spatial.NORM}", 4, outputs, forward, backward, inputs=1, fixed=2
-)
+KERNELS = Fused("spatial_attention", ARGUMENTS, 4, outputs, forward, backward, fixed=2, rereads=passes.rereads)
 
 
-def fused(block: Any, x: Tensor) -> Tensor:
+def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """(N, C, *S) -> (N, C, *S)."""
-    it = spatial.filter_of(block)
-    y, *kept = KERNELS(block, densely(x), *it)
-    spatial.follow(block, it, Kept(*kept))
+    conv = spatial.filter_of(block)
+    y, *kept = KERNELS(block, densely(x), shortcut, *conv, act == "relu", act=act)
+    spatial.follow(block, conv, Kept(*kept))
     return y

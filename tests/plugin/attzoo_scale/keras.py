@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from attzoo.blocks.keras import Block
 from attzoo.ops import keras as ops
 
 from . import spec
 
 
 @ops.keras.saving.register_keras_serializable(package="attzoo_scale")
-class Scale(ops.Block):
+class Scale(Block):
     """(N, *S, C) -> (N, *S, C), or channels first by data_format; arguments and errors as `spec.Scale`."""
 
     spec: spec.Scale

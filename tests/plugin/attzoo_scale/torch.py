@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attzoo.blocks.torch import Block
 from attzoo.ops import torch as ops
 
 from . import spec
 
 
-class Scale(ops.Block):
+class Scale(Block):
     """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.Scale`."""
 
     spec: spec.Scale

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..numpy import one_value
+from ...ops.numpy import one_value
 from . import channel_norm, common, passes
 from . import maps as conv
 from .common import small

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
-from .common import REAL, at
+from ....fast.triton.common import REAL, at
 
 
 class Grids(NamedTuple):

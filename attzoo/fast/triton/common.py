@@ -17,8 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import guard, tape
-from ..fused import ALIGNED, HERE
+from ...ops import guard
+from .. import tape
+from ..autograd import ALIGNED
+from ..choice import HERE
 
 KEPT = torch.float32                # what is kept, and
 REAL = tl.constexpr(tl.float32)     # what is added up; tests, to prove the formulas, make it float64

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..fused import Fused, densely
+from ..autograd import Fused, densely
 from . import passes, perceptron
 from .perceptron import Layers
 

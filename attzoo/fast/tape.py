@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import guard
+from ..ops import guard
 
 MOST: Final = 1024   # recordings that are kept
 RECORDED: dict[Hashable, Recording | None] = {}   # by pass and key; None for what is not to be repeated

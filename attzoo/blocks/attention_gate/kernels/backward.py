@@ -18,12 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import channel_norm
-from .channel_norm import add_slopes
-from .common import PROGRAMS, REAL, at, cdiv, counters, is_last, launch, places, power, sizes, small
-from .gate import column, matrix, passed, precision, product, projected, together, values
-from .gate_tiles import BACKWARD, CENTRED, Tile, exact_tile
+from ....fast.triton import channel_norm
+from ....fast.triton.channel_norm import add_slopes
+from ....fast.triton.common import PROGRAMS, REAL, at, cdiv, counters, is_last, launch, places, power, sizes, small
+from .forward import column, matrix, passed, precision, product, projected, together, values
 from .resize import Grids, first, found, reaches
+from .tiles import BACKWARD, CENTRED, Tile, exact_tile
 
 AT_ONCE = 64                # parts that are put together at a time
 RESIDENT = PROGRAMS // 2    # programs with many registers that fill a GPU
@@ -72,7 +72,7 @@ def gathered(
     h0 = first(qh, OH, H, TH, CORNERS, WIDE)
     w0 = first(qw, OW, W, TW, CORNERS, WIDE)
     sums = tl.zeros([BF, BS], REAL)
-    for j in range(0, RD * RH * RW):
+    for j in range(RD * RH * RW):
         d = d0 + j // (RH * RW)
         h = h0 + j // RW % RH
         w = w0 + j % RW

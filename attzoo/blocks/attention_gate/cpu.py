@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ...fast.choice import CpuForm
 from ...ops import guard
 from ...ops import torch as ops
-from ...ops import torch_cpu as cpu
 
 FEW = 1 << 19    # numbers in a tensor, under which deciding and folding cost more than is saved
 TILE = 1 << 13   # pixels that a thread works on at a time: few enough for its cache, enough for a product of matrices
@@ -23,16 +23,14 @@ NORMS = (*ops.BATCH_NORM.values(), nn.Identity)
 # ---- when ------------------------------------------------------------------------------------------------------------
 
 
-def folds(gate: Any, attention: Any, x: Tensor, g: Tensor) -> bool:
-    """Whether `gated` may stand for x * attention(gate, x, g): nothing learns by it or listens to what is within."""
+def folds(gate: Any, x: Tensor, g: Tensor) -> bool:
+    """Whether `gated` may stand for x * gate.attention(x, g): nothing learns by it or listens to what is within."""
     return (
-        cpu.eager(x, g)
+        guard.is_eager_on_cpu(g)
         and x.numel() >= FEW
-        and cpu.dense(x)
-        and type(gate).attention is attention
-        and not guard.replaces_attention(gate)
+        and guard.is_unmodified(gate, type(gate))
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, g, *gate.parameters())))
-        and all(type(p) in ops.PLAIN for p in gate.parameters())
+        and all(type(p) in guard.PLAIN for p in gate.parameters())
         and all(_pointwise(conv) and _settled(norm) for conv, norm in _maps(gate))
     )   # fmt: skip
 
@@ -40,7 +38,7 @@ def folds(gate: Any, attention: Any, x: Tensor, g: Tensor) -> bool:
 def overwrites(gate: Any, t: Tensor, p: Tensor) -> bool:
     """Whether relu(t + p) may be written over t, what gate.skip_norm returned: nobody else needs it."""
     return (
-        cpu.eager(t, p)
+        guard.is_eager_on_cpu(t, p)
         and t.numel() >= FEW
         and t.dtype == p.dtype
         and guard.is_ordinary(gate.skip, *CONVS)
@@ -51,12 +49,12 @@ def overwrites(gate: Any, t: Tensor, p: Tensor) -> bool:
 def multiplies(conv: Any, x: Tensor) -> bool:
     """Whether a convolution that is to learn may be a product of matrices."""
     return (
-        cpu.eager(x)                    # asked first, lest a trace note what is asked of x
+        guard.is_eager_on_cpu(x)                    # asked first, lest a trace note what is asked of x
         and torch.is_grad_enabled()     # without gradients there is `gated`
         and x.numel() >= FEW
         and x.is_contiguous()           # channels last has kernels that are as quick
         and _pointwise(conv)
-        and cpu.eager(conv.weight)
+        and guard.is_eager_on_cpu(conv.weight)
         and x.dtype == conv.weight.dtype
         and prod(x.shape[2:]) >= max(conv.weight.shape[:2])   # every sample has a gradient of the weights to itself
     )
@@ -136,3 +134,6 @@ def _linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     if x.is_contiguous() or x.stride(1) != 1:
         return torch.baddbmm(b[:, None], w.expand(len(x), -1, -1), x)
     return torch.baddbmm(b, x.mT, w.mT.expand(len(x), -1, -1)).mT
+
+
+FORM = CpuForm(lambda *call: folds(*call), lambda *call: gated(*call))   # looked up at each call, as tests replace them

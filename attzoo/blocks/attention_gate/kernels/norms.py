@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import gate
-from .common import REAL, cdiv, counters, is_last, launch, sizes, small
-from .gate import column, precision, projected
-from .gate_backward import RESIDENT, Slopes, slopes
-from .gate_tiles import STATISTICS, Tile, exact_tile
+from ....fast.triton.common import REAL, cdiv, counters, is_last, launch, sizes, small
+from . import forward
+from .backward import RESIDENT, Slopes, slopes
+from .forward import column, precision, projected
+from .tiles import STATISTICS, Tile, exact_tile
 
 AT_ONCE = 32   # parts that the last program adds up at a time
 
@@ -152,6 +152,6 @@ def centre(x: Tensor, w: Tensor, batch: Tensor, eps: float, it: Slopes, last: bo
 def tile(x: Tensor, F: int, C: int) -> Tile:
     """For statistics, which keep sums beside what a forward pass does."""
     if precision(x) != "tf32":
-        return exact_tile(STATISTICS, gate.together(x, F), C)
-    BF, BC, _, _ = gate.tile(x, F, C)
+        return exact_tile(STATISTICS, forward.together(x, F), C)
+    BF, BC, _, _ = forward.tile(x, F, C)
     return Tile(BF, BC, 128, 4) if BF <= 32 and BC <= 64 else Tile(BF, min(BC, 32) if BF > 32 else BC, 32, 8)

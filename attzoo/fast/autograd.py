@@ -1,193 +1,19 @@
-"""Fused kernels, seen from torch: when a block may take one, and how autograd and graphs call it.
-
-The kernels are in the blocks' triton.py, imported only once a block has chosen them. What is here imports no Triton.
-"""
+"""Kernels as functions of torch: how autograd and graphs call them, with a forward and a backward pass by hand."""
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Hashable, Sequence
-from functools import cache
-from importlib.metadata import distributions
-from importlib.util import find_spec
-from math import prod
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from .. import settings
-from ..contract import older
-from ..extras import missing
-from . import guard, tape
-from .torch import BATCH_NORM, CONV, PLAIN
-from .torch_cpu import by_torch, dense, differentiate
-from .wins import LEAST
+from ..ops.guard import is_dense
+from . import tape
+from .choice import HERE, PASSED
+from .cpu import by_torch, differentiate
 
-DTYPES: Final = {torch.float32, torch.float16, torch.bfloat16}
-CAPABILITY: Final = (8, 0)   # the first GPUs with bfloat16
-LONGEST: Final = 1 << 31     # numbers in a sample, channels in a batch: these are counted in 32 bits
-CONVS: Final = tuple(CONV.values())
-NORMS: Final = tuple(BATCH_NORM.values())
-OLDEST: Final = "3.6"        # Triton that the kernels have been compiled with
-OLDEST_TORCH: Final = "2.11"   # that was tested with it: torch.compile and torch.export of 2.6 cannot import it
-ABSENT: Final = find_spec("triton") is None
-TRITON: Final = next((it.version for it in distributions(name="triton")), OLDEST)   # a nightly has another name
-EARLY: Final = older(TRITON, OLDEST)
-EARLY_TORCH: Final = older(torch.__version__, OLDEST_TORCH)
-INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")   # in Python
 ALIGNED: Final = 16          # bytes that Triton reads at once where an address is a multiple of them
-LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
-PASSED: WeakKeyDictionary[nn.Module, tuple[guard.Snapshot, list[Any]]] = WeakKeyDictionary()   # by `refusal`
-_is_tracing: Final[Callable[[], bool]] = torch.jit.is_tracing   # type: ignore[attr-defined]
-HERE = threading.local()     # `plain` on it: this thread is running a plain form; `in_graph`: an operator of a graph
-
-
-# ---- when ------------------------------------------------------------------------------------------------------------
-
-
-def serves(
-    block: nn.Module,
-    kind: type,
-    x: Tensor,
-    *others: Tensor | None,
-    parts: Sequence[tuple[nn.Module, type]] = (),
-    unless: Callable[..., str | None] = lambda *args: None,
-) -> bool:
-    """Whether the fused form of `block`, a `kind`, is to compute with these inputs: attzoo.kernels decides.
-
-    parts: blocks that it is made of, and what they must be. unless: of block and inputs, a reason of the block's own
-    why not, or None, asked last. Raises RuntimeError under kernels("triton") where there is no fused form.
-    """
-    if settings.chosen == "eager":
-        return False
-    if settings.chosen == "auto":
-        program = guard.is_exporting() or not isinstance(x, Tensor)   # which is for all sizes
-        if program or not wins(kind, x):
-            return False
-    inputs = [x, *(t for t in others if t is not None)]
-    if not torch.compiler.is_compiling():
-        if getattr(HERE, "plain", False):
-            return False
-        if passes_again(block, inputs):
-            return True
-    why = refusal(block, inputs, ((block, kind), *parts)) or unless(block, *inputs)
-    if not why and not torch.compiler.is_compiling():
-        PASSED[block] = guard.Snapshot(block), [_kind_of(x) for x in inputs]
-    if why and settings.chosen == "triton":
-        asked = f'kernels("triton") asks for a fused {kind.__name__}'
-        raise RuntimeError(f'{asked}, but {why}; kernels("auto") has the plain form')
-    return not why
-
-
-def passes_again(block: nn.Module, inputs: Sequence[Tensor]) -> bool:
-    """Whether `refusal` found nothing against this block and such inputs before, and nothing has changed since."""
-    known = PASSED.get(block)
-    return (
-        known is not None
-        and known[1] == [_kind_of(x) for x in inputs]
-        and known[0].holds(block)
-        and not (_is_tracing() or guard.in_transform() or guard.in_forward_derivative())
-    )
-
-
-def _kind_of(x: Tensor) -> tuple[Any, ...]:
-    return type(x), x.shape, x.dtype, x.device
-
-
-def wins(kind: type, x: Tensor) -> bool:
-    """Whether a recorded win covers this call."""
-    if not LEAST or not x.is_cuda:
-        return False
-    dtype = str(x.dtype).removeprefix("torch.")
-    case = kind.__name__, capability(x.device), dtype, not x.is_contiguous(), torch.is_grad_enabled()
-    return case in LEAST and x.numel() >= LEAST[case]
-
-
-def unavailable() -> str | None:
-    """Why what is installed runs no kernels, whatever the block and its inputs; None where it does."""
-    if ABSENT:
-        return missing("triton", "triton", "a kernel")
-    if EARLY_TORCH:
-        return f"its kernels take PyTorch {OLDEST_TORCH} or later, got {torch.__version__}"
-    if EARLY:
-        return f"its kernels take Triton {OLDEST} or later, got {TRITON}"
-    return "its kernels are for NVIDIA GPUs" if torch.version.hip else None
-
-
-def refusal(block: nn.Module, inputs: Sequence[Tensor], parts: Sequence[tuple[nn.Module, type]]) -> str | None:
-    """Why there is no fused form for these inputs; None where there is. Asked where `passes_again` cannot tell."""
-    if why := unavailable():
-        return why
-    if not all(isinstance(x, Tensor) for x in inputs):
-        return f"torch.fx would not see what it does, and passes {type(inputs[0]).__name__}"
-    device, modules = inputs[0].device, list(block.modules())
-    tensors = [*inputs, *(t for part in modules for t in guard.own_tensors(part))]
-    if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
-        return f"its kernels run on a CUDA device, and the input is on {device}"
-    if len(devices := {t.device for t in tensors}) > 1:
-        return f"its tensors are on several devices, {', '.join(sorted(map(str, devices)))}"
-    if not (dtypes := {t.dtype for t in tensors}) <= DTYPES:
-        return f"it takes float32, float16 and bfloat16, got {', '.join(sorted(map(str, dtypes)))}"
-    if any(x.dtype != inputs[0].dtype for x in inputs):
-        return f"it takes inputs of one dtype, got {', '.join(str(x.dtype) for x in inputs)}"
-    if any(max(prod(x.shape[1:]), prod(x.shape[:2])) >= LONGEST for x in inputs):
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        return f"it takes fewer than 2^31 numbers in a sample, and channels in a batch, got shapes {shapes}"
-    if any(type(part) is not kind for part, kind in parts):
-        return "the block or a part of it is of a subclass"
-    if not all(guard.is_unmodified(part, kind) for part, kind in parts):
-        return "something listens to its attention, as attention_maps does, or stands in a method's place"
-    own = [part for part, _ in parts]
-    if not all(_ordinary(part, block) for part in modules if not any(part is p for p in own)):
-        return "a part of the block is not as its class makes it"
-    if any(guard.has_hooks(part) for part in modules[1:]):
-        return "a hook listens to a part of the block"
-    return None if torch.compiler.is_compiling() else _unusual(tensors, device)
-
-
-def _ordinary(part: Any, block: Any) -> bool:
-    """Whether a part computes what a block's own would: nothing here looks at more than its numbers."""
-    if not isinstance(part, nn.Identity) and not guard.parameter_names(part) >= {"weight", "bias"}:
-        return False   # what stands in their place is made of others, which no list of parameters names
-    if type(part) in CONVS:
-        centred = set(part.stride) == {1} and part.padding == tuple(k // 2 for k in part.kernel_size)
-        beside = part.stride == part.kernel_size and not any(part.padding)
-        plain = part.groups == 1 and set(part.dilation) == {1}
-        mode = part.padding_mode == getattr(block.spec, "padding", "zeros")
-        return plain and mode and (centred or beside)
-    return type(part) in LEAVES and (type(part) not in NORMS or bool(part.affine))
-
-
-def _unusual(tensors: Sequence[Tensor], device: torch.device) -> str | None:
-    """What a graph would not ask: its compiler runs on a GPU that it knows, of tensors as they are."""
-    if device.type == "cuda" and capability(device) < CAPABILITY:
-        return f"the GPU's compute capability is {'.'.join(map(str, capability(device)))}, and it takes 8.0 or later"
-    if _is_tracing():
-        return "torch.jit.trace would not see what it does"
-    if guard.in_transform() or guard.in_forward_derivative():
-        return "torch.func transforms and forward derivatives take operators apart"
-    if not (kinds := {type(t) for t in tensors}).issubset(PLAIN):
-        return f"it takes plain tensors, got {', '.join(sorted(kind.__name__ for kind in kinds))}"
-    return None
-
-
-def capability(device: torch.device) -> tuple[int, int]:
-    """Of a GPU: (9, 0) for an H100, say."""
-    return _properties(device) if torch.compiler.is_compiling() else _known(device)
-
-
-def _properties(device: torch.device) -> tuple[int, int]:
-    it = torch.cuda.get_device_properties(device)   # which torch.compile knows for a constant
-    return it.major, it.minor
-
-
-_known = cache(_properties)
-
-
-# ---- how -------------------------------------------------------------------------------------------------------------
 
 
 class Fused:
@@ -388,4 +214,4 @@ def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:
 
 def densely(x: Tensor) -> Tensor:
     """x without gaps: copied only where it has some."""
-    return x if dense(x) else x.contiguous()
+    return x if is_dense(x) else x.contiguous()

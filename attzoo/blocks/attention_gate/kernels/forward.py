@@ -18,12 +18,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..fused import INTERPRETED, capability
-from . import channel_norm
-from .channel_norm import add_moments
-from .common import REAL, at, cdiv, counters, last, launch, multiply_add, places, power, relu, sizes, small
-from .gate_tiles import FORWARD, Tile, exact_tile
+from ....fast.choice import INTERPRETED, capability
+from ....fast.triton import channel_norm
+from ....fast.triton.channel_norm import add_moments
+from ....fast.triton.common import (
+    REAL,
+    at,
+    cdiv,
+    counters,
+    last,
+    launch,
+    multiply_add,
+    places,
+    power,
+    relu,
+    sizes,
+    small,
+)
 from .resize import Grids, resized
+from .tiles import FORWARD, Tile, exact_tile
 
 UPCAST = tl.constexpr(INTERPRETED)   # the interpreter would take bfloat16's bits for numbers
 WORD = 32   # numbers whose signs share one

@@ -14,11 +14,12 @@ from math import gcd
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 
-from . import guard
-from .torch import EXACT, avg_pool, expand, max_pool, plain
+from ..ops import guard
+from ..ops.torch import avg_pool, expand, max_pool
+from .choice import CpuForm
 
 Coefficients = Callable[..., Tensor]
 PART = 1 << 20    # bytes of x, about, that are worked on at a time; a half or four times of it make no clear difference
@@ -27,36 +28,26 @@ SMALL = 1 << 17
 SMALL_TO_INFER = 1 << 20
 
 
-# ---- when ------------------------------------------------------------------------------------------------------------
+# ---- the forms of blocks ---------------------------------------------------------------------------------------------
 
 
-def serves(x: Tensor, block: nn.Module, kind: type, *parts: tuple[nn.Module, type]) -> bool:
-    """Whether x may go this way through `block`, a `kind`, made of `parts`: where not, the plain form has a reason."""
+def _is_worth_it(block: Any, x: Tensor) -> bool:
+    """Whether x is large enough, and no hook is to see what a part of the block is given."""
+    parts = [getattr(block, name) for name in block.parts]
     return (
-        eager(x)
-        and x.numel() >= (SMALL if torch.is_grad_enabled() else SMALL_TO_INFER)
-        and (torch.is_grad_enabled() or bool(parts))   # else there are the same passes either way
-        and dense(x)
-        and guard.is_unmodified(block, kind)
-        and all(guard.is_ordinary(part, cls) for part, cls in parts)
+        x.numel() >= (SMALL if torch.is_grad_enabled() else SMALL_TO_INFER)
+        and (torch.is_grad_enabled() or bool(parts))   # else the readable form makes the same passes
+        and guard.is_unmodified(block, type(block))
+        and all(guard.is_ordinary(part, kind) for part, kind in zip(parts, block.parts.values(), strict=True))
     )
 
 
-def eager(*tensors: Tensor) -> bool:
-    """Whether these are plain, exact and on a CPU, and nothing changes their dtype."""
-    return (
-        plain(*tensors)
-        and all(x.device.type == "cpu" and x.dtype in EXACT for x in tensors)
-        and not torch.is_autocast_enabled("cpu")
-    )
+CHANNEL = CpuForm(_is_worth_it, lambda block, x: scale(x, block.coefficients, None))
+SPATIAL = CpuForm(_is_worth_it, lambda block, x: scale(x, None, block.coefficients))
+BOTH = CpuForm(_is_worth_it, lambda block, x: scale(x, block.channel.coefficients, block.spatial.coefficients))
 
 
-def dense(x: Tensor) -> bool:
-    """Whether x is laid out without gaps, channels before space or after it."""
-    return x.is_contiguous() or (x.ndim > 2 and x.movedim(1, -1).is_contiguous())
-
-
-# ---- what ------------------------------------------------------------------------------------------------------------
+# ---- what they compute -----------------------------------------------------------------------------------------------
 
 
 def scale(x: Tensor, channel: Coefficients | None, spatial: Coefficients | None) -> Tensor:

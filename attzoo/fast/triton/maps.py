@@ -44,7 +44,7 @@ def conv_kernel(
     n, p = places(tl.program_id(0), S, BS)
     n = n.to(tl.int64)
     sums = tl.zeros([BS], REAL)
-    for j in range(0, KD * KH * KW):   # not unrolled, for then it would spill
+    for j in range(KD * KH * KW):   # not unrolled, for then it would spill
         other, known = tap(p, j, D, H, W, KD, KH, KW, False)
         known = known & (p < S)
         to = maps + n * 2 * S + other
@@ -93,7 +93,7 @@ def maps_kernel(
     n = n.to(tl.int64)
     mean = tl.zeros([BS], REAL)
     most = tl.zeros([BS], REAL)
-    for j in range(0, KD * KH * KW):
+    for j in range(KD * KH * KW):
         other, known = tap(p, j, D, H, W, KD, KH, KW, True)
         d = tl.load(dq + n * S + other, known & (p < S), 0.0)
         mean += d * tl.load(weight + j).to(REAL)

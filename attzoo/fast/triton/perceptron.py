@@ -74,7 +74,7 @@ def saved(x: Tensor, R: int, top: bool) -> Tensor:
 def total_of(parts, n, c, inside, C, PARTS):
     """The sum of parts (N, PARTS, C), for samples and channels."""
     total = tl.zeros_like(c).to(REAL)
-    for part in range(0, PARTS):
+    for part in range(PARTS):
         total += tl.load(parts + (n * PARTS + part) * C + c, inside, 0.0, cache_modifier=".cg")
     return total
 
@@ -83,7 +83,7 @@ def total_of(parts, n, c, inside, C, PARTS):
 def largest_of(parts, n, c, inside, C, PARTS):
     """The maximum of parts (N, PARTS, C), for samples and channels; 0 outside."""
     most = tl.full(c.shape, -INFINITY, REAL)
-    for part in range(0, PARTS):
+    for part in range(PARTS):
         most = larger(most, tl.load(parts + (n * PARTS + part) * C + c, inside, 0.0, cache_modifier=".cg"))
     return most
 

@@ -1,0 +1,54 @@
+"""What the specs of all blocks share: inputs, configuration, checks of shapes, how coefficients act on the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final, Literal
+
+from .. import contract
+from ..contract import Array, Shape
+
+Combination = Literal["multiply", "add", "one_plus"]
+# Of the input x and the coefficients a; written with operators alone, so that they serve arrays and tensors alike.
+COMBINATIONS: Final[Mapping[Combination, Callable[[Any, Any], Any]]] = {
+    "multiply": lambda x, a: x * a,
+    "add": lambda x, a: x + a,
+    "one_plus": lambda x, a: x * (1 + a),
+}
+
+
+class BlockSpec(contract.NamedArguments):
+    """The base class of a block's spec, which is a frozen dataclass whose fields are the block's arguments.
+
+    A subclass has a field `channels`; `spatial_dims` where the number of spatial axes is fixed by an argument;
+    `weights`, `macs` and `attention`. A block with more inputs than x overrides `inputs` and `accept` too.
+
+    combination: how the coefficients a = attention(x) act on the input: "multiply" is x * a, "add" is x + a, and
+    "one_plus" is x * (1 + a). A block with another rule overrides `combine`, with operators alone, because the bodies
+    of all frameworks call it.
+    """
+
+    combination: ClassVar[Combination] = "multiply"
+    channels: int
+    attention: Callable[..., Array]
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Channels of each input."""
+        return (self.channels,)
+
+    def config(self) -> dict[str, Any]:
+        """Arguments that rebuild this very block."""
+        return contract.arguments(self)
+
+    def accept(self, x: Shape, *, channels_last: bool = False) -> None:
+        """Raise ValueError unless x is (N, C, *S)."""
+        contract.accept(x, self.channels, getattr(self, "spatial_dims", None), channels_last)
+
+    def combine(self, x: Any, coefficients: Any) -> Any:
+        """(N, C, *S), coefficients that broadcast to it -> (N, C, *S), in whichever framework the two are."""
+        return COMBINATIONS[self.combination](x, coefficients)
+
+    def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+        """(N, C, *S) -> (N, C, *S)."""
+        return self.combine(x, self.attention(x, weights=weights, training=training))   # type: ignore[no-any-return]

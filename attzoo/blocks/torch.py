@@ -1,0 +1,155 @@
+"""What the PyTorch bodies of all blocks share: a module that holds a spec, and the choice of the form that computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import is_tensor_like
+
+from ..contract import AnySpec, NamedArguments
+from ..fast import choice
+from ..fast.choice import CpuForm
+from ..ops import torch as ops
+from ..ops import torch_pickle
+from ..ops.guard import PLAIN
+
+
+class SpecModule(NamedArguments, nn.Module):
+    """A module that holds a spec: a block or a network, with the spec's initial weights and its checks of inputs.
+
+    A subclass makes layers, whose paths are the canonical names of the spec's weights.
+    """
+
+    def __init__(self, spec: AnySpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.accepted: list[Any] | None = None   # shapes and dtypes that passed last
+
+    def reset_parameters(self) -> None:
+        """Draw every array anew from the spec's starts."""
+        for name, weight in self.spec.weights.items():
+            ops.start(ops.find(self, name), weight)
+        for name, buffer in self.named_buffers():
+            if name.endswith("num_batches_tracked"):   # torch's own count, no part of the block's meaning
+                buffer.zero_()
+
+    def accept(self, *inputs: Any) -> None:
+        """Raise TypeError or ValueError unless these are inputs that the block's spec and dtype allow.
+
+        What only stands for a tensor, as torch.fx's proxies do, has no shape to check yet. Shapes and dtypes like the
+        last ones pass at once: beside a small input, checking them again is what shows.
+        """
+        eager = not torch.compiler.is_compiling()   # asked first, lest a graph be tied to the last input
+        for x in inputs:
+            if not isinstance(x, Tensor):
+                ops.require_tensors(*inputs)
+                return
+            eager = eager and type(x) in PLAIN   # the sizes of FakeTensor, which is none, may be symbols
+        kinds = [(x.shape, x.dtype) for x in inputs]
+        if eager and kinds == self.accepted:
+            return
+        self.spec.accept(*(x.shape for x in inputs))
+        own = ops.first_dtype(self)
+        for x in inputs:
+            if not x.dtype.is_floating_point:
+                raise TypeError(f"expected a floating-point input, got {x.dtype}")
+            if own not in (x.dtype, None) and not torch.is_autocast_enabled(x.device.type):
+                raise TypeError(f"expected the block's dtype, {own}, got {x.dtype}")
+        if eager and all(x.dtype == own for x in inputs):
+            self.accepted = kinds
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.accepted = None   # .half() and its like change what is allowed
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()   # without what torch.compile made for this very module
+        return state | {torch_pickle.KEY: torch_pickle.FORMAT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({name: value for name, value in state.items() if name != torch_pickle.KEY})
+        if torch_pickle.KEY not in state:
+            torch_pickle.update(self)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.spec.config().items())
+
+
+class Block(SpecModule):
+    """The base class of a block: what computes a call from `attention`, which a subclass defines.
+
+    parts: blocks inside this one, by attribute, with their classes; both the fast forms and hooks need to know them.
+    cpu_form: how it computes on CPUs in fewer passes over memory, if it can.
+    has_own_forms: whether this very class says which fast forms it has. What a subclass changes they do not know.
+    own_attention: the method as the class defines it.
+    """
+
+    attention: Callable[..., Any]
+    parts: ClassVar[Mapping[str, type]] = {}
+    cpu_form: ClassVar[CpuForm | None] = None
+    has_kernels: ClassVar[bool] = False
+    has_own_forms: ClassVar[bool] = False
+    own_attention: ClassVar[Any] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.has_kernels = cls.triton_form is not Block.triton_form
+        cls.has_own_forms = "triton_form" in vars(cls) or "cpu_form" in vars(cls)
+        cls.own_attention = staticmethod(cls.attention) if "attention" in vars(cls) else None
+
+    @staticmethod
+    def triton_form() -> Any:
+        """The module of the block's kernels, imported when it is first needed; only for a block that has some.
+
+        It has `fused(block, *inputs, ...)`, called as `forward` is, and may have `refusal(block, *inputs)`, which says
+        why the kernels cannot compute this, or None.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, act: str | None = None) -> Tensor:
+        """act(block(x) + shortcut), as a residual branch ends: (N, C, *S) -> (N, C, *S).
+
+        Args:
+            x: the input, (N, C, *S).
+            shortcut: of x's shape and dtype, never broadcast; None adds nothing.
+            act: "relu", or None for no activation.
+
+        """
+        self.accept_residual(x, shortcut, act)
+        return self.compute(x, shortcut=shortcut, act=act)
+
+    def compute(self, *inputs: Tensor, **residual: Any) -> Tensor:
+        """What the block computes of its inputs, by the fastest form that can; residual: as `forward` takes it."""
+        shortcut, act = residual.get("shortcut"), residual.get("act")
+        given = inputs if shortcut is None else (*inputs, shortcut)
+        if self.has_kernels and choice.should_use_kernels(self, *given):
+            return self.triton_form().fused(self, *inputs, **residual)
+        if choice.has_cpu_form(self, *inputs):
+            return ops.finish_(self.cpu_form.compute(self, *inputs), shortcut, act)   # type: ignore[union-attr]
+        y = self.plain(*inputs)
+        finish = ops.finish if self.parts else ops.finish_   # hooks on a part may have kept what it returned
+        return finish(y, shortcut, act)
+
+    def plain(self, *inputs: Tensor) -> Tensor:
+        """The readable form: the first input, combined with the coefficients as the spec says."""
+        return self.spec.combine(inputs[0], self.attention(*inputs))   # type: ignore[attr-defined]
+
+    def accept_residual(self, x: Any, shortcut: Any, act: str | None) -> None:
+        """Raise TypeError or ValueError unless these are an input and what `forward` takes with it."""
+        self.accept(x)
+        if not is_tensor_like(act) and act not in ops.ACTS:   # torch.fx passes proxies for all arguments
+            raise ValueError(f"act must be one of {', '.join(map(repr, ops.ACTS))}, got {act!r}")
+        if shortcut is None:
+            return
+        ops.require_tensors(shortcut, role=" as shortcut")
+        if not (isinstance(x, Tensor) and isinstance(shortcut, Tensor)):
+            return
+        if shortcut.shape != x.shape:
+            raise ValueError(f"expected a shortcut of x's shape, {tuple(x.shape)}, got {tuple(shortcut.shape)}")
+        if shortcut.device != x.device:
+            raise ValueError(f"expected a shortcut on x's device, {x.device}, got one on {shortcut.device}")
+        if shortcut.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"expected a shortcut of x's dtype, {x.dtype}, got {shortcut.dtype}")
