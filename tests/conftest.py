@@ -55,6 +55,9 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+    if config.getoption("--thorough"):   # the limit is made for a sixtieth of the examples
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0))
 
 
 def pytest_collection_finish():
