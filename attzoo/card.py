@@ -120,6 +120,10 @@ class Card:
         """The spec for these arguments; the channels of further inputs are `channels` too, unless given."""
         return self.spec(channels, **(self._assumed(channels) | arguments))   # type: ignore[call-arg]
 
+    def create(self, channels: int = CHANNELS, *, backend: str, **arguments: Any) -> Any:
+        """A block with these arguments, as `attzoo.create` makes it; assumed are the same as in `build`."""
+        return registry.create(self.name, channels, backend=backend, **(self._assumed(channels) | arguments))
+
     def weights(self, channels: int = CHANNELS, **arguments: Any) -> dict[str, Weight]:
         """Every array of the block, by canonical name."""
         return self.build(channels, **arguments).weights

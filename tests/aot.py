@@ -31,41 +31,19 @@ from triton.runtime.jit import JITFunction
 import attzoo
 from attzoo.blocks.attention_gate.kernels import forward as gate
 from attzoo.fast import choice
+from attzoo.fast.cases import KernelCase
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # Bytes that a program may have, by the CUDA programming guide, table 27; 8.0 has more, but its code is 8.6's and 8.9's
 SHARED = {80: 101376, 90: 232448, 100: 232448, 120: 101376}
 STACK = 64                                       # bytes: Triton 3.6 keeps up to 40 where registers are left
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
-BLOCKS: dict[str, list[dict[str, Any]]] = {
-    "se": [{}, {"act": "relu"}],
-    "eca": [{}],
-    "channel_attention": [{}],
-    "spatial_attention": [{}, {"norm": True}],
-    "cbam": [{}],
-    "attention_gate": [
-        {},
-        {"coarse": 2},
-        {"coarse": 2, "norm": True},
-        {"inter_channels": 192, "norm": True},
-        {"exact": True},
-        {"exact": True, "coarse": 2, "norm": True},
-        {"exact": True, "inter_channels": 128, "norm": True},
-    ],
-}
-MORE: dict[str, list[dict[str, Any]]] = {   # every other way that a kernel may be asked for
-    "se": [{"gate": "hard_sigmoid", "bias": False}],
-    "eca": [{"padding": "circular"}],
-    "channel_attention": [{"gate": "hard_sigmoid"}],
-    "spatial_attention": [{"spatial_dims": 1}, {"spatial_dims": 3}],
-    "cbam": [],
-    "attention_gate": [
-        {"coarse": 2, "spatial_dims": 1},
-        {"coarse": 2, "spatial_dims": 3},
-        {"coarse": 2, "align_corners": True},
-        {"coarse": 2, "interpolation": "nearest"},
-    ],
-}
+CASES: list[tuple[str, KernelCase]] = [
+    (name, case)
+    for name in attzoo.names()
+    if attzoo.info(name).fused
+    for case in attzoo.get(name, backend="torch").triton_form().CASES
+]
 
 
 @dataclass(frozen=True)
@@ -92,32 +70,24 @@ class Launch:
 
 
 def launches(
-    capability: int, block: str, arguments: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype, last: bool
+    capability: int, block: str, case: KernelCase, shape: tuple[int, ...], dtype: torch.dtype, last: bool
 ) -> Iterator[Launch]:
-    """What a training step of a block and a call without gradients launch.
-
-    Of the arguments some are not the block's. exact: without TF32. act: at the end of a residual block. coarse: of a
-    gate, how many times coarser g is.
-    """
+    """What a training step of a block and a call without gradients launch."""
     found: list[Launch] = []
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         found.append(launch(self, args, kwargs))
 
-    arguments = dict(arguments)
-    exact, act, coarse = arguments.pop("exact", False), arguments.pop("act", None), arguments.pop("coarse", 1)
-    space = {1: (prod(shape[2:]),), 2: shape[2:], 3: (4, *shape[2:])}[arguments.get("spatial_dims", 2)]
+    space = {1: (prod(shape[2:]),), 2: shape[2:], 3: (4, *shape[2:])}[case.arguments.get("spatial_dims", 2)]
     shape = (*shape[:2], *space)
-    xs = [torch.ones(shape, dtype=dtype)]
-    if block == "attention_gate":
-        arguments["gating_channels"] = shape[1]
-        xs.append(torch.ones(*shape[:2], *(max(1, size // coarse) for size in shape[2:]), dtype=dtype))
-    made = attzoo.create(block, shape[1], backend="torch", **arguments).to(dtype)
+    made: Any = attzoo.info(block).create(shape[1], backend="torch", **case.arguments).to(dtype)
+    coarse = (*shape[:2], *(max(1, size // case.coarse) for size in space))
+    xs = [torch.ones(shape if i == 0 else coarse, dtype=dtype) for i in range(len(made.spec.inputs))]
     xs = [x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x for x in xs]
-    ending = {"shortcut": torch.ones_like(xs[0]), "act": act} if act else {}
+    ending = {"shortcut": torch.ones_like(xs[0]), "act": case.act} if case.act else {}
     there = mock.patch.object(choice, "kernels_refusal", return_value=None)
     then = mock.patch.object(gate, "most", return_value=128 if capability // 10 in gate.ROOMY else 64)
-    as_convolutions = torch.backends.cudnn.flags(enabled=True, allow_tf32=not exact)
+    as_convolutions = torch.backends.cudnn.flags(enabled=True, allow_tf32=not case.exact)
     with mock.patch.object(JITFunction, "run", record), there, then, as_convolutions, attzoo.kernels("triton"):
         made(*(x.requires_grad_() for x in xs), **ending).backward(torch.ones_like(xs[0]))
         with torch.no_grad():
@@ -178,9 +148,9 @@ def main() -> int:
     shapes = [(32, 128, 32, 32), (3, 19, 7, 7)]
     dtypes = [torch.float32, torch.bfloat16, *([torch.float16] if options.every else [])]
     cases = [
-        (block, arguments, shape, dtype, last)
-        for (block, variants), dtype, last, shape in product(BLOCKS.items(), dtypes, (False, True), shapes)
-        for arguments in (*variants, *(MORE[block] if options.every else ()))
+        (block, case, shape, dtype, last)
+        for (block, case), dtype, last, shape in product(CASES, dtypes, (False, True), shapes)
+        if options.every or not case.rare
     ]
     many = wrong = 0
     with ProcessPoolExecutor(os.cpu_count()) as pool:

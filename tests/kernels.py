@@ -24,10 +24,13 @@ from attzoo.testing import TOLERANCE
 from attzoo.testing.case import EPS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NAMES = ("se", "eca", "channel_attention", "spatial_attention", "cbam")
-SPATIAL = ("spatial_attention", "cbam")          # those that look at places
-RESIDUAL = ("se", "eca", "channel_attention", "cbam")   # those that take a shortcut
-POOLED = ("se", "channel_attention", "cbam")     # those with a perceptron
+CARDS = {name: attzoo.info(name) for name in attzoo.names() if attzoo.info(name).fused}
+ALL = tuple(CARDS)
+NAMES = tuple(name for name, card in CARDS.items() if card.residual)      # those of one input
+SPATIAL = tuple(name for name in NAMES if "positions" in CARDS[name].attends_to)
+POOLED = tuple(name for name in NAMES if "gate" in CARDS[name].spec.__dataclass_fields__)   # those with a perceptron
+# Small, and with every option that has kernels of its own
+SMALL = {"reduced_channels": 3, "kernel_size": 3, "norm": True}
 LAYOUTS = ("channels first", "channels last")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NUDGE = 2.0**-20   # relative size of the perturbations that show the condition
@@ -36,25 +39,24 @@ FLOOR = 16   # times eps and size: what any form may be off, where the eager one
 GUARD = 64    # numbers before and after each tensor that nobody may read or write
 
 
+def options_of(name, dims=2):
+    """A block's arguments in these tests, beside its channels."""
+    options = SMALL | {"spatial_dims": dims}
+    return {option: value for option, value in options.items() if option in CARDS[name].spec.__dataclass_fields__}
+
+
 def build(name, channels=8, dtype=torch.float32, dims=2, device=DEVICE, **options):
-    """A small block in training, with every option that has a path of its own."""
+    """A small block in training, with every option that has kernels of its own."""
     torch.manual_seed(0)
-    if name in POOLED:
-        options = {"reduced_channels": 3, **options}
-    if name in SPATIAL:
-        options = {"kernel_size": 3, "norm": True, "spatial_dims": dims, **options}
-    if name == "attention_gate":
-        options = {"gating_channels": channels, "norm": True, "spatial_dims": dims, **options}
-    return attzoo.create(name, channels, backend="torch", **options).to(device, dtype)
+    return CARDS[name].create(channels, backend="torch", **options_of(name, dims) | options).to(device, dtype)
 
 
 def given(name, *shape, dtype=torch.float32, layout=LAYOUTS[0], seed=0, device=DEVICE):
-    """What `step` takes for a block: x, for a gate a g of half its grid, and the gradient of y."""
-    x, dy = (draw(*shape, dtype=dtype, layout=layout, seed=seed + i, device=device) for i in (0, 1))
-    if name != "attention_gate":
-        return x, dy
+    """What `step` takes for a block: x, further inputs of half its grid, and the gradient of y."""
     half = (*shape[:2], *(-(-size // 2) for size in shape[2:]))
-    return x, draw(*half, dtype=dtype, layout=layout, seed=seed + 2, device=device), dy
+    shapes = shape, *[half] * (len(CARDS[name].inputs) - 1), shape
+    seeds = seed, *range(seed + 2, seed + len(shapes)), seed + 1
+    return [draw(*s, dtype=dtype, layout=layout, seed=i, device=device) for s, i in zip(shapes, seeds, strict=True)]
 
 
 def draw(*shape, layout=LAYOUTS[0], kind="normal", dtype=torch.float32, seed=0, device=DEVICE):

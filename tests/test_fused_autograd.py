@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.distributed as dist
-from kernels import DEVICE, LAYOUTS, NAMES, RESIDUAL, SPATIAL, build, draw, step
+from kernels import DEVICE, LAYOUTS, NAMES, SPATIAL, build, draw, step
 from operations import Large
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -128,7 +128,7 @@ def tailed(mode, name, act, layout, *, compiled=False):
     return [y.detach(), *(t.detach() for t in (*gradients, *slopes) if t is not None)]
 
 
-@pytest.mark.parametrize("name", RESIDUAL)
+@every
 @pytest.mark.parametrize("act", [None, "relu"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_shortcut_and_an_activation(name, act, layout):
@@ -136,12 +136,12 @@ def test_a_shortcut_and_an_activation(name, act, layout):
     wanted = tailed("eager", name, act, layout)
     got = tailed("triton", name, act, layout)
     assert_close(got, wanted, **fitting)
-    if (RESIDUAL.index(name) + (act is None) + (layout == LAYOUTS[0])) % 2:   # half of them: every pair of parameters
+    if (NAMES.index(name) + (act is None) + (layout == LAYOUTS[0])) % 2:   # half of them: every pair of parameters
         graph = tailed("triton", name, act, layout, compiled=True)
         assert_close(graph, wanted[: len(graph)], **fitting)
 
 
-@pytest.mark.parametrize("name", RESIDUAL)
+@every
 def test_gradients_of_a_residual_block_by_the_kernels(name):
     block, x, shortcut, dy = build(name), *(draw(2, 8, 4, 3, seed=seed) for seed in range(3))
     found = []
@@ -154,7 +154,7 @@ def test_gradients_of_a_residual_block_by_the_kernels(name):
         assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", RESIDUAL)
+@every
 @pytest.mark.parametrize("act", [None, "relu"])
 def test_of_the_size_of_x_there_is_room_for_two_gradients_and_no_more(name, act):
     block, (x, shortcut, dy) = build(name), draw(3, 2, 8, 16, 16).unbind()

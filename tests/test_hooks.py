@@ -164,22 +164,19 @@ def test_a_relu_is_written_over_what_nobody_needs(around, monkeypatch):
 
 # ---- blocks ------------------------------------------------------------------------------------------------
 
-BLOCKS = ("se", "eca", "channel_attention", "spatial_attention", "cbam", "attention_gate")
-RESIDUAL = ("se", "eca", "channel_attention", "cbam")
-every_block = pytest.mark.parametrize("name", BLOCKS)
+every_block = pytest.mark.parametrize("name", attzoo.names())
 sizes = pytest.mark.parametrize("size", [6, 400], ids=["small", "large"])   # which takes the CPU's own passes
 
 
 def block_of(name):
-    options = {"gating_channels": 8} if name == "attention_gate" else {}
-    return attzoo.create(name, 8, backend="torch", **options)
+    return attzoo.info(name).create(8, backend="torch")
 
 
 def call(name, size, act="relu"):
     """A block, and inputs for it: with a shortcut and an activation where it takes them."""
     torch.manual_seed(0)
     x, other = torch.randn(2, 1, 8, size, size).unbind()
-    return (x.requires_grad_(), other, act) if name in RESIDUAL else (x, other) if name == "attention_gate" else (x,)
+    return (x.requires_grad_(), other, act) if attzoo.info(name).residual else (x, other)
 
 
 @sizes

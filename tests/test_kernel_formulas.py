@@ -1,6 +1,6 @@
 """What the kernels' backward passes were derived to: in float64, they and autograd agree to its rounding."""
 
-import kernels  # noqa: F401
+import kernels
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,17 +17,10 @@ from attzoo.blocks.eca import triton as eca
 from attzoo.fast.triton import common, maps, passes, perceptron
 
 pytestmark = pytest.mark.skipif(not choice.INTERPRETED, reason="products of float64 are the interpreter's")
-CHANNELS = {"reduction": 3}
-BLOCKS = [
-    ("se", CHANNELS),
-    ("se", {**CHANNELS, "gate": "hard_sigmoid", "bias": False}),
-    ("eca", {"kernel_size": 5}),
-    ("eca", {"kernel_size": 3, "padding": "circular"}),
-    ("channel_attention", CHANNELS),
-    ("spatial_attention", {"kernel_size": 3}),
-    ("spatial_attention", {"kernel_size": 5, "norm": True}),
-    ("cbam", {**CHANNELS, "kernel_size": 3}),
-    ("cbam", {**CHANNELS, "kernel_size": 3, "norm": True}),
+CASES = [
+    (name, kernels.options_of(name) | dict(case.arguments))
+    for name in kernels.NAMES
+    for case in attzoo.get(name, backend="torch").triton_form().CASES
 ]
 
 
@@ -41,7 +34,7 @@ def _in_float64(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("block", "arguments"), BLOCKS)
+@pytest.mark.parametrize(("block", "arguments"), CASES)
 @settings(max_examples=2, deadline=None)
 @given(
     sizes=st.tuples(st.integers(2, 4), st.integers(3, 20), st.integers(1, 7), st.integers(1, 7)),
@@ -51,6 +44,7 @@ def _in_float64(monkeypatch):
 )
 def test_gradients_by_hand_are_autograds(block, arguments, training, sizes, tied, last, seed):
     torch.manual_seed(seed)
+    sizes = {1: sizes[:3], 2: sizes, 3: (*sizes, 2)}[arguments.get("spatial_dims", 2)]
     it = attzoo.create(block, sizes[1], backend="torch", **arguments).double().train(training)
     x = torch.randn(sizes, dtype=torch.float64)
     x = (x * 1.5).round() if tied else x

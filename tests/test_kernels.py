@@ -103,23 +103,17 @@ def test_the_meaning_in_numpy(name):
     held(testing.training, ("float32",), 1, small=True)
 
 
-LARGER = [   # block, arguments, shape: past the edge of a tile in each direction
-    ("se", {"channels": 70, "reduced_channels": 70}, (17, 70, 3, 5)),
-    ("se", {"channels": 9, "reduced_channels": 2}, (1, 9, 1500)),
-    ("eca", {"channels": 300, "kernel_size": 7}, (2, 300, 3)),
-    ("eca", {"channels": 300, "kernel_size": 5, "padding": "circular"}, (1, 300, 2, 2)),
-    ("channel_attention", {"channels": 70, "reduced_channels": 17}, (2, 70, 5, 5)),
-    ("channel_attention", {"channels": 3, "reduced_channels": 1}, (1, 3, 30, 41)),
-    ("spatial_attention", {"channels": 70, "kernel_size": 3}, (2, 70, 9, 11)),
-    ("spatial_attention", {"channels": 3, "kernel_size": 3}, (2, 3, 23, 29)),
-    ("cbam", {"channels": 70, "reduced_channels": 5, "kernel_size": 3}, (1, 70, 13, 11)),
-]
+LARGER = ((17, 70, 3, 5), (1, 9, 1500), (2, 300, 3), (2, 3, 23, 29))   # past the edge of a tile in each direction
 
 
-@pytest.mark.parametrize(("name", "arguments", "shape"), LARGER)
+@every
 @layouts
-def test_several_tiles_and_parts(name, arguments, shape, layout):
-    block = build(name, **arguments)
+@pytest.mark.parametrize("number", range(len(LARGER)))
+def test_several_tiles_and_parts(name, layout, number):
+    shape, cases = LARGER[number], attzoo.get(name, backend="torch").triton_form().CASES
+    options = {"reduced_channels": shape[1]} if name in POOLED else {}
+    options |= cases[number % len(cases)].arguments | ({"spatial_dims": len(shape) - 2} if name in SPATIAL else {})
+    block = build(name, shape[1], **options)
     check(block, draw(*shape, layout=layout, kind="ties"), draw(*shape, seed=1))
 
 

@@ -17,11 +17,12 @@ every = pytest.mark.parametrize("name", NAMES)
 
 
 def plain(name, *shape, dtype="float32", **options):
-    """A case of one input shape, gates getting a g of the same size."""
-    options |= {"gating_channels": 3} if name == "attention_gate" else {}
-    if name in ("spatial_attention", "cbam", "attention_gate"):
+    """A case of one input shape; further inputs have its grid and 3 channels."""
+    card = attzoo.info(name)
+    options |= {argument.name: 3 for argument in card.arguments if argument.channels_of}
+    if "spatial_dims" in (argument.name for argument in card.arguments):
         options["spatial_dims"] = len(shape) - 2
-    shapes = (shape, (shape[0], 3, *shape[2:])) if name == "attention_gate" else (shape,)
+    shapes = shape, *[(shape[0], 3, *shape[2:])] * (len(card.inputs) - 1)
     return Case(name, shape[1], options, shapes, dtype)
 
 
@@ -46,8 +47,8 @@ def test_shapes(name, backend, shape):
 
 
 @both
+@every
 @pytest.mark.case29
-@pytest.mark.parametrize("name", ["se", "eca", "cbam"])
 def test_many_channels(name, backend):
     testing.outputs(plain(name, 1, 4096, 2, 2), backend)
 
@@ -61,23 +62,24 @@ def test_empty_batch(name, backend):
 
 
 @both
+@every
 @pytest.mark.case35
-@pytest.mark.parametrize("name", ["se", "channel_attention", "eca", "cbam"])
 def test_float16_pools_do_not_overflow(name, backend):
     """256 x 256 pixels of 100 sum to a hundred times float16's maximum."""
     case = plain(name, 1, 8, 256, 256, dtype="float16")
-    got = adapter(backend).forward(case.block(backend), [np.full((1, 8, 256, 256), 100.0)], training=False)
-    wanted = case.spec(np.full((1, 8, 256, 256), 100.0), weights=case.weights())
-    np.testing.assert_allclose(got, wanted, rtol=1e-2, atol=0.1)
+    xs = [np.full(shape, 100.0) for shape in case.shapes]
+    got = adapter(backend).forward(case.block(backend), xs, training=False)
+    np.testing.assert_allclose(got, case.spec(*xs, weights=case.weights()), rtol=1e-2, atol=0.1)
 
 
 @both
+@every
 @pytest.mark.case36
-@pytest.mark.parametrize("name", ["se", "eca"])
 def test_float16_near_its_maximum(name, backend):
     """Coefficients are at most 1, so what fits goes in and comes out."""
     case = plain(name, 1, 4, 8, 8, dtype="float16")
-    got = adapter(backend).forward(case.block(backend), [np.full((1, 4, 8, 8), 6e4)], training=False)
+    xs = [np.full(case.shapes[0], 6e4), *map(np.ones, case.shapes[1:])]
+    got = adapter(backend).forward(case.block(backend), xs, training=False)
     assert np.isfinite(got).all()
 
 
@@ -141,13 +143,17 @@ def test_ties_over_channels_share_the_gradient(backend):
     assert np.abs(got[:, 0] - got[:, 2]).min() > 1e-3
 
 
+NORMS = [
+    (name, {option: True})
+    for name in NAMES
+    for option in ("norm", "output_transform")
+    if option in (argument.name for argument in attzoo.info(name).arguments)
+]
+
+
 @both
 @pytest.mark.case61
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("spatial_attention", {"norm": True}), ("cbam", {"norm": True}), ("attention_gate", {"norm": True}),
-     ("attention_gate", {"output_transform": True})],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "options"), NORMS)
 def test_one_value_has_no_variance(name, options, backend):
     case = plain(name, 1, 4, 1, 1, **options)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
@@ -188,7 +194,12 @@ def bad(number, name, *args, message, error=(TypeError, ValueError), **options):
     return pytest.param(name, args, options, error, message, marks=marks)
 
 
-KERNELS = [(name, k) for name in ("eca", "spatial_attention", "cbam") for k in (0, 2, -1, 3.0)]
+KERNELS = [
+    (name, k)
+    for name in NAMES
+    if "kernel_size" in (argument.name for argument in attzoo.info(name).arguments)
+    for k in (0, 2, -1, 3.0)
+]
 BAD_ARGUMENTS = [
     bad(5, "se", 0, error=ValueError, message="channels must be >= 1, got 0"),
     bad(6, "eca", -3, error=ValueError, message="channels must be >= 1, got -3"),
@@ -239,11 +250,18 @@ def test_bad_shapes(backend, name, shape):
             adapter(backend).attention(block, inputs)
 
 
+RANKED = [
+    name
+    for name in NAMES
+    if attzoo.info(name).residual and "spatial_dims" in (argument.name for argument in attzoo.info(name).arguments)
+]
+
+
 @both
 @pytest.mark.case20
 @pytest.mark.case21
 @pytest.mark.parametrize(("dims", "shape"), [(2, (2, 8, 3, 3, 3)), (3, (2, 8, 3, 3)), (1, (2, 8, 3, 3))])
-@pytest.mark.parametrize("name", ["spatial_attention", "cbam"])
+@pytest.mark.parametrize("name", RANKED)
 def test_another_rank(backend, name, dims, shape):
     block = Case(name, 8, {"spatial_dims": dims}, ((2, 8, *(4,) * dims),), "float32").block(backend)
     with pytest.raises(ValueError, match=f"{dims} spatial axes"):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...fast.autograd import Fused, densely
+from ...fast.cases import KernelCase
 from ...fast.choice import LONGEST
 from ...fast.triton import channel_norm, passes
 from ...fast.triton.common import alike, cdiv, follow, last, small
@@ -187,6 +188,20 @@ class Product(nn.Module):
 KERNELS = Fused("attention_gate", ARGUMENTS, len(Kept._fields), outputs, forward, backward, fixed=6, plain=Product,
     settings=forward_kernels.precision,
 )
+CASES: Final = (
+    KernelCase(),
+    KernelCase(coarse=2),
+    KernelCase({"norm": True}, coarse=2),
+    KernelCase({"inter_channels": 192, "norm": True}),
+    KernelCase(exact=True),
+    KernelCase({"norm": True}, coarse=2, exact=True),
+    KernelCase({"inter_channels": 128, "norm": True}, exact=True),
+    KernelCase({"spatial_dims": 1}, coarse=2, rare=True),
+    KernelCase({"spatial_dims": 3}, coarse=2, rare=True),
+    KernelCase({"align_corners": True}, coarse=2, rare=True),
+    KernelCase({"interpolation": "nearest"}, coarse=2, rare=True),
+)
+
 
 
 def refusal(gate: Any, x: Tensor, g: Tensor) -> str | None:

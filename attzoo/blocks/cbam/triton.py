@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from ...fast.autograd import Fused, densely
+from ...fast.cases import KernelCase
 from ...fast.triton import passes, perceptron, spatial
 from ...fast.triton.passes import Map
 from ...fast.triton.perceptron import Layers
@@ -55,6 +56,8 @@ def backward(
 ARGUMENTS = """Tensor x, Tensor? shortcut, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,
 Tensor weight, Tensor? scale, Tensor? shift, Tensor? mean, Tensor? var, str gate, float eps, bool training, bool relu"""
 KERNELS = Fused("cbam", ARGUMENTS, 5, outputs, forward, backward, fixed=2, rereads=passes.rereads)
+CASES: Final = (KernelCase(), KernelCase({"norm": True}, act="relu", rare=True))
+
 
 
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:

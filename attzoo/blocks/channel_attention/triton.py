@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Final
 
+from ...fast.cases import KernelCase
 from ...fast.triton import channel_gate
 
 KERNELS = channel_gate.kernels("channel_attention", top=True)
 fused = partial(channel_gate.call, KERNELS)
+CASES: Final = (KernelCase(), KernelCase({"gate": "hard_sigmoid"}, rare=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 import triton
@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...fast.autograd import Fused, densely
+from ...fast.cases import KernelCase
 from ...fast.triton import passes
 from ...fast.triton.common import REAL, counters, is_last, launch, nth, power, sizes, small
 from ...fast.triton.passes import channels_portion, pool_portion, portion, portions
@@ -130,6 +131,8 @@ def _options(w: Tensor, circular: bool, C: int) -> dict[str, Any]:
 
 ARGUMENTS = "Tensor x, Tensor? shortcut, Tensor w, bool circular, bool relu"
 KERNELS = Fused("eca", ARGUMENTS, 1, outputs, forward, backward, rereads=passes.rereads)
+CASES: Final = (KernelCase(), KernelCase({"padding": "circular"}, rare=True))
+
 
 
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:

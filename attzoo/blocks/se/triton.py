@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Final
 
+from ...fast.cases import KernelCase
 from ...fast.triton import channel_gate
 
 KERNELS = channel_gate.kernels("se", top=False)
 fused = partial(channel_gate.call, KERNELS)
+CASES: Final = (
+    KernelCase(),
+    KernelCase(act="relu"),
+    KernelCase({"gate": "hard_sigmoid", "bias": False}, rare=True),
+)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from ...fast.autograd import Fused, densely
+from ...fast.cases import KernelCase
 from ...fast.triton import passes, spatial
 from ...fast.triton.passes import Map
 from ...fast.triton.spatial import Filter, Kept
@@ -42,6 +43,13 @@ def backward(
 
 
 KERNELS = Fused("spatial_attention", ARGUMENTS, 4, outputs, forward, backward, fixed=2, rereads=passes.rereads)
+CASES: Final = (
+    KernelCase(),
+    KernelCase({"norm": True}),
+    KernelCase({"spatial_dims": 1}, rare=True),
+    KernelCase({"spatial_dims": 3}, rare=True),
+)
+
 
 
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
