@@ -76,8 +76,9 @@ class Card:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of its inputs, of which the first is x."""
-        parameters = list(signature(self.spec.attention).parameters.values())[1:]
-        return tuple(str(p.name) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+        _, *parameters = signature(self.spec.attention).parameters.values()
+        names: list[str] = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        return tuple(names)
 
     @property
     def residual(self) -> bool:
