@@ -29,7 +29,7 @@ def mixed_precision(case: Case, backend: str) -> float:
     for what, call in (("output", block), ("attention", block.attention)):
         tensor = call(*inputs)
         kind = keras.backend.standardize_dtype(tensor.dtype)
-        _hold(kind == "float16", f"expected {what} in float16, got {kind}")
+        _hold(kind == "float16", f"expected {what} in float16, got {kind}: cast a variable that is used directly")
         expected, moved = expected_and_condition(case, what)
         allowed = SLACK * EPS["float16"] * (moved + np.abs(expected).max())
         error = float(np.abs(to_array(tensor, block).astype(np.float64) - expected).max())
