@@ -104,7 +104,7 @@ class Card:
     def summary(self) -> str:
         """What it does: the rest of that sentence."""
         sentence = _sentence(self.text)
-        return sentence.partition(": ")[2] or sentence
+        return (sentence.partition(": ")[2] or sentence).rstrip(".")
 
     @property
     def shapes(self) -> tuple[str, str]:

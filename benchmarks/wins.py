@@ -1,4 +1,4 @@
-"""Recorded wins: the rows of attzoo/fast/wins.py, which say where kernels("auto") takes a fused form, from result files.
+"""Recorded wins, from result files: the rows of attzoo/fast/wins.py, which say where kernels("auto") takes kernels.
 
 A fused form wins at a size where it is faster than attzoo's eager form beyond the control, on every clock, in every
 case of that size: the GPU's own time alone would not do, where Python has to start what it runs. What failed, was wrong
