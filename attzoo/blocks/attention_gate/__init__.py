@@ -13,7 +13,7 @@ Source: Oktay et al., "Attention U-Net: Learning Where to Look for the Pancreas"
 eq. 1 to 3; code ozan-oktay/Attention-Gated-Networks@eee4881, models/layers/grid_attention_layer.py.
 
 Where we differ: g is projected before it is resampled, which gives the same result and costs less. The paper's
-trilinear resampling was that of a PyTorch which aligned corners: align_corners=True; False is today's default. The stride follows
-spatial_dims; the official 2-D block has a 3-D default and cannot be built. A g of another batch size is refused,
-where a plain sum would broadcast it.
+trilinear resampling was that of a PyTorch which aligned corners: align_corners=True; False is today's default. The
+stride follows spatial_dims; the official 2-D block has a 3-D default and cannot be built. A g of another batch size is
+refused, where a plain sum would broadcast it.
 """

@@ -10,8 +10,8 @@ its input most often, and its coefficients are an image for every channel.
 Source: Woo et al., "CBAM: Convolutional Block Attention Module", ECCV 2018, arXiv:1807.06521v2, eq. 1 to 3;
 code Jongchan/attention-module@459efad, MODELS/cbam.py.
 
-Where we differ: no residual inside, as in the paper and its code (some ports add x). Where paper and
-code disagree, the defaults have the bias of the code but not its batch norm (norm=True adds it). The input planes of its
-spatial kernel are maximum, mean, and ours mean, maximum: swap them to load its weights. The running statistics of its
-batch norm move ten times slower (momentum 0.01; 0.1 here, as everywhere in attzoo).
+Where we differ: no residual inside, as in the paper and its code (some ports add x). Where paper and code disagree, the
+defaults have the bias of the code but not its batch norm (norm=True adds it). The input planes of its spatial kernel
+are maximum, mean, and ours mean, maximum: swap them to load its weights. The running statistics of its batch norm move
+ten times slower (momentum 0.01; 0.1 here, as everywhere in attzoo).
 """

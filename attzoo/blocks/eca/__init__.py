@@ -4,8 +4,8 @@
     a = sigmoid(correlate(s, conv.weight))      (N, C)    conv.weight: (k,), along the channels
     y = x * a                                   (N, C, *S)
 
-Use it where SE's two C x R matrices are too many weights: it has k, usually 3 to 7. It mixes neighbouring channels only.
-Nothing in a convolution makes neighbours related, but in training with ECA the channels can become so.
+Use it where SE's two C x R matrices are too many weights: it has k, usually 3 to 7. It mixes neighbouring channels
+only. Nothing in a convolution makes neighbours related, but in training with ECA the channels can become so.
 
 Source: Wang et al., "ECA-Net: Efficient Channel Attention", CVPR 2020, arXiv:1910.03151v4, eq. 9 and 12, fig. 3;
 code BangguWu/ECANet@b332f6b, models/eca_module.py.
