@@ -153,6 +153,44 @@ class Example:
     shapes: tuple[tuple[int, ...], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Another library's block that computes what a variant of ours computes, described without importing that library.
+
+    A block lists its sources in SOURCES of `sources.py` in its folder. The first is the reference that timings compare
+    with.
+
+    Args:
+        library: the library's name, as it writes itself.
+        module: the module that holds its class.
+        class_name: the class.
+        variant: the variant of our block that computes the same from the same arrays.
+        arguments: function of our spec that returns the arguments of the class by name. It may import the library.
+        names: our canonical name of every array -> its name in the state dict of the class.
+        inputs: our names of the inputs, in the order in which the class takes them; empty for our own order.
+        resize: whether the class takes inputs of x's spatial size alone, so that others must be resized before.
+        ranks: the numbers of spatial axes that the class takes.
+        in_resnets: whether the library's ResNets take the block at the end of their residual branches.
+
+    """
+
+    library: str
+    module: str
+    class_name: str
+    variant: str
+    arguments: Callable[[Any], Mapping[str, Any]]
+    names: Mapping[str, str]
+    inputs: tuple[str, ...] = ()
+    resize: bool = False
+    ranks: tuple[int, ...] = (2,)
+    in_resnets: bool = False
+
+    @property
+    def package(self) -> str:
+        """The name under which the library is installed and imported."""
+        return self.module.partition(".")[0]
+
+
 def channels_of(name: str) -> Any:
     """A required field of a spec: the number of channels of input `name`, which has no default."""
     return field(metadata={"channels_of": name})

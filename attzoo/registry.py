@@ -10,6 +10,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from .extras import missing
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import keras
     import torch
 
-    from .contract import AnySpec, Example, Spec, Variant
+    from .contract import AnySpec, Example, Source, Spec, Variant
 
 BLOCKS: Final = {  # name -> "package:Class"; an entry point of group GROUP is written the same way
     "se": "attzoo.blocks.se:SE",
@@ -150,10 +151,18 @@ def _refuse_torch_arguments(backend: str, kwargs: dict[str, Any]) -> None:
 
 def variants(name: str) -> dict[str, Variant]:
     """The published variants of block `name`, by name; empty for a block that has none."""
-    package = locate(name).partition(":")[0]
-    if find_spec(f"{package}.variants") is None:
-        return {}
-    return dict(import_module(f"{package}.variants").VARIANTS)
+    return dict(getattr(optional_file(name, "variants"), "VARIANTS", {}))
+
+
+def sources(name: str) -> dict[str, Source]:
+    """The blocks of other libraries that compute what block `name` does, the reference first; empty where none is."""
+    return dict(getattr(optional_file(name, "sources"), "SOURCES", {}))
+
+
+def optional_file(name: str, file: str) -> ModuleType | None:
+    """The module `file` in the folder of block `name`; None for a block that has no such file."""
+    module = f"{locate(name).partition(':')[0]}.{file}"
+    return import_module(module) if find_spec(module) else None
 
 
 def examples(name: str) -> dict[str, Example]:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import attzoo
+from attzoo.contract import Source
+from attzoo.registry import sources
 
 from . import cuda
 from .memory import kept, peak
 from .nets import Bottleneck
-from .peers import PEERS, Peer
+from .peers import build_peer
 from .runs import FUSED, Provider
 from .subjects import Subject, laid, plain_unet, run
 from .timer import Call, Cpu, Turn
@@ -184,7 +186,7 @@ def has_kernels(it: Subject) -> bool:
 def of_blocks(it: Subject) -> Iterator[Contender]:
     """The peers, then the first of them and ours compiled."""
     builds: dict[str, Callable[[], nn.Module]] = {
-        library: partial(peer.build, it.ours.spec, it.arrays) for library, peer in peers(it).items()
+        library: partial(build_peer, source, it.ours.spec, it.arrays) for library, source in peers(it).items()
     }
     for library, build in builds.items():
         yield Contender(Provider(library), it, build)
@@ -207,22 +209,22 @@ def of_networks(it: Subject) -> Iterator[Contender]:
             ours: Any = it.ours
             yield Contender(Provider("attzoo", form="fused"), it, lambda: ours.fuse(), layout="channels last")
     if it.case.network == "resnet50":
-        for library, peer in peers(it).items():
-            yield Contender(Provider(library), it, partial(with_peer, it.ours, peer))
+        for library, source in peers(it).items():
+            yield Contender(Provider(library), it, partial(with_peer, it.ours, source))
 
 
-def peers(it: Subject) -> dict[str, Peer]:
-    """Library -> its block that computes the subject's."""
-    wanted, rank = (it.case.block, it.case.variant), len(it.case.shapes[0]) - 2
-    alike = {name: peer for name, peer in PEERS.items() if (peer.block, peer.variant) == wanted and rank in peer.ranks}
-    return {name.partition(" ")[0]: peer for name, peer in alike.items()}
+def peers(it: Subject) -> dict[str, Source]:
+    """Library -> its block that computes the subject's, for inputs of that rank."""
+    case, rank = it.case, len(it.case.shapes[0]) - 2
+    known = sources(case.block).values() if case.block != "none" else ()
+    return {source.library: source for source in known if source.variant == case.variant and rank in source.ranks}
 
 
-def with_peer(ours: nn.Module, peer: Peer) -> nn.Module:
+def with_peer(ours: nn.Module, source: Source) -> nn.Module:
     """ResNet-50 with a peer's blocks in the place of ours, holding the same arrays."""
     net = deepcopy(ours)
     for part in net.modules():
         if isinstance(part, Bottleneck):
             block: Any = part.attention
-            part.put(peer.build(block.spec, attzoo.weights(block)))
+            part.put(build_peer(source, block.spec, attzoo.weights(block)))
     return net

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 import attzoo
 from attzoo import settings
+from attzoo.blocks.sources import only_channels
+from attzoo.contract import Source
 from attzoo.fast import autograd, choice
 from attzoo.fast.wins import WINS, Win, least
 from benchmarks import cases, measure, providers, report, subjects, wins
@@ -23,7 +25,6 @@ from benchmarks.cases import Case
 from benchmarks.goals import GOALS, LEFT, goal
 from benchmarks.measure import Bench
 from benchmarks.nets import Bottleneck
-from benchmarks.peers import Peer, channels
 from benchmarks.picking import against
 from benchmarks.run import install
 from benchmarks.runs import COPY, FUSED, Provider, Row, Run, write
@@ -56,7 +57,7 @@ def watched(block, *inputs, **others):
     return should_use_kernels(block, *inputs, **others)
 
 choice.should_use_kernels = watched
-providers.has_kernels, providers.PEERS = lambda it: True, {}
+providers.has_kernels, providers.sources = lambda it: True, lambda name: {}
 bench, told = measure.Bench("cpu", {"cpu": Pace(3, 0.0)}), {}
 for mode in ("inference", "forward", "backward", "training"):
     rows = measure.measure(Case("se", ((2, 8, 3, 2),), mode, variant="timm"), bench)
@@ -86,7 +87,7 @@ def test_kernels_are_verified_and_timed_in_every_mode_and_eager_rows_run_none():
 def offered(monkeypatch):
     """As where there is a GPU, but the kernels refuse."""
     monkeypatch.setattr(providers, "has_kernels", lambda it: it.case.block != "none")
-    monkeypatch.setattr(providers, "PEERS", {})
+    monkeypatch.setattr(providers, "sources", lambda name: {})
     monkeypatch.setattr(choice, "kernels_refusal", lambda *asked: "it does not like it")
 
 
@@ -259,9 +260,8 @@ def test_every_goal_has_a_case_in_the_suite_of_the_kernels_beside_what_is_compil
 
 def test_of_the_peer_alone_it_is_compiled(monkeypatch):
     names = {name: f"mlp.{name}" for name in attzoo.get("se", backend="numpy")(8).weights}
-    monkeypatch.setattr(providers, "PEERS", {
-        f"{name} SE": Peer(name, name, "SE", "se", "timm", channels, names) for name in ("timm", "other")
-    })   # fmt: skip
+    known = {name: Source(name, name, "SE", "timm", only_channels, names) for name in ("timm", "other")}
+    monkeypatch.setattr(providers, "sources", lambda name: known)
     it = subjects.subject(replace(SE, shapes=((1, 8, 2, 2),), forms=frozenset({"eager", "peer compiled"})), "cpu")
     found = [str(racer.provider) for racer in providers.contenders(it)]
     assert found == ["attzoo", "timm", "other", *map(str, COMPILED)]

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import attzoo
+from attzoo.contract import Source
 from benchmarks import measure, providers, subjects
 from benchmarks.cases import Case, inputs
 from benchmarks.measure import Bench, drift, flops, moved, references, unsteady
 from benchmarks.nets import Bottleneck
-from benchmarks.peers import Peer
 from benchmarks.runs import Provider
 from benchmarks.timer import Pace
 
@@ -23,12 +23,15 @@ BENCH = Bench("cpu", PACE)
 
 def peer_of(module="attzoo.torch", **others):
     """Our own SE as its own peer, for a test that needs no other library."""
-    return Peer("own", module, "SE", "se", "official", lambda spec: {"channels": spec.channels, **others}, SE_NAMES)
+    return Source("own", module, "SE", "official", lambda spec: {"channels": spec.channels, **others}, SE_NAMES)
 
 
 @pytest.fixture(autouse=True)
-def _only_peer(monkeypatch):
-    monkeypatch.setattr(providers, "PEERS", {"own SE": peer_of()})
+def known(monkeypatch):
+    """The sources of SE, and of no other block."""
+    known = {"own": peer_of()}
+    monkeypatch.setattr(providers, "sources", lambda name: known if name == "se" else {})
+    return known
 
 
 def by_name(rows):
@@ -51,8 +54,8 @@ def test_equal_blocks_are_timed(mode):
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
-def test_wrong_blocks_are_not_timed(monkeypatch, mode):
-    monkeypatch.setitem(providers.PEERS, "own SE", peer_of(gate="hard_sigmoid"))
+def test_wrong_blocks_are_not_timed(known, mode):
+    known["own"] = peer_of(gate="hard_sigmoid")
     rows = by_name(measure.measure(replace(CASE, mode=mode), BENCH))
     assert rows["own"].verdict == "wrong"
     assert rows["own"].error > 1e-2
@@ -84,8 +87,8 @@ def test_a_case_that_cannot_be_made_has_failed(monkeypatch):
     assert (row.status, row.why) == ("failed", "RuntimeError: out of memory")
 
 
-def test_absent_peers_are_named(monkeypatch):
-    monkeypatch.setitem(providers.PEERS, "own SE", peer_of(module="no_such_module.inside"))
+def test_absent_peers_are_named(known):
+    known["own"] = peer_of(module="no_such_module.inside")
     bench = Bench("cpu", PACE)
     assert list(by_name(measure.measure(CASE, bench))) == ["attzoo", "copy"]
     assert bench.absent == {"no_such_module"}
@@ -177,7 +180,7 @@ def test_resnet50_gets_the_peers_blocks_with_the_same_arrays():
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
-def test_in_resnet50_ours_end_the_branch_and_a_peer_never_hears_of_it(monkeypatch, mode):
+def test_in_resnet50_ours_end_the_branch_and_a_peer_never_hears_of_it(monkeypatch, known, mode):
     class Theirs(torch.nn.Module):
         def __init__(self, **arguments):
             super().__init__()
@@ -188,7 +191,7 @@ def test_in_resnet50_ours_end_the_branch_and_a_peer_never_hears_of_it(monkeypatc
 
     monkeypatch.setattr("attzoo.torch.Theirs", Theirs, raising=False)
     names = {name: f"inner.{name}" for name in SE_NAMES}
-    monkeypatch.setitem(providers.PEERS, "own SE", replace(peer_of(), name="Theirs", names=names))
+    known["own"] = replace(peer_of(), class_name="Theirs", names=names)
     it = subjects.subject(Case("se", ((2, 3, 32, 32),), mode, network="resnet50", variant="official"), "cpu")
     meant, found = subjects.wanted(it), {}
     for racer in providers.contenders(it):

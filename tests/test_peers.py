@@ -10,30 +10,52 @@ import pytest
 import torch
 
 import attzoo
-from benchmarks.peers import INSTALL, PEERS, load
+from attzoo import registry
+from benchmarks.peers import INSTALL, build_peer, load
 from benchmarks.subjects import draw
 
+SOURCES = {
+    f"{source.library} {source.class_name}": (name, source)
+    for name in attzoo.names() for source in registry.sources(name).values()
+}   # fmt: skip
+every_source = pytest.mark.parametrize(("name", "source"), SOURCES.values(), ids=SOURCES)
 
-@pytest.fixture(params=PEERS.values(), ids=PEERS)
-def peer(request):
+
+def test_blocks_have_sources():
+    assert {"timm SEModule", "timm CbamModule", "MONAI AttentionBlock"} <= set(SOURCES)
+    assert registry.sources("unet") == {}
+
+
+@every_source
+def test_a_source_names_every_array_of_its_variant_once(name, source):
+    assert source.variant in registry.variants(name)
+    spec = attzoo.info(name).create(64, backend="numpy", variant=source.variant)
+    assert set(spec.weights) <= set(source.names)
+    assert len(set(source.names.values())) == len(source.names)
+    assert set(source.inputs) <= set(attzoo.info(name).inputs)
+
+
+@pytest.fixture
+def installed(source):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")   # what other libraries warn of while they load is not ours to mend
         try:
-            load(request.param.module)
+            load(source.module)
         except ModuleNotFoundError as err:
             pytest.skip(f"{err.name} is not installed; to run this: {INSTALL}")
-    return request.param
 
 
 @pytest.mark.parametrize("channels", [8, 24, 64, 200])
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-def test_ours_is_the_peers_block(peer, channels, training):
+@every_source
+def test_ours_is_the_peers_block(installed, name, source, channels, training):
     rng = np.random.default_rng(0)
-    gating = {"gating_channels": 12} if peer.block == "attention_gate" else {}
-    ours = attzoo.create(peer.block, channels, backend="torch", variant=peer.variant, **gating)
+    card = attzoo.info(name)
+    others = {argument.name: 12 for argument in card.arguments if argument.channels_of}
+    ours = card.create(channels, backend="torch", variant=source.variant, **others)
     arrays = draw(ours.spec, rng)
     attzoo.load_weights(ours, arrays)
-    theirs = peer.build(ours.spec, arrays).double().train(training)
+    theirs = build_peer(source, ours.spec, arrays).double().train(training)
     ours.double().train(training)
     inputs = [torch.from_numpy(rng.normal(size=(3, c, 7, 6))).requires_grad_() for c in ours.spec.inputs]
     outputs = ours(*inputs), theirs(*inputs)

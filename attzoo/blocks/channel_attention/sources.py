@@ -1,0 +1,11 @@
+"""Channel attention in other libraries."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ...contract import Source
+from ..sources import linear, only_channels
+
+NAMES: Final = linear(squeeze="fc1", excite="fc2")
+SOURCES: Final = {"timm": Source("timm", "timm.layers.cbam", "ChannelAttn", "timm", only_channels, NAMES)}

@@ -1,0 +1,36 @@
+"""SE in other libraries."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from ...contract import Source
+from ..sources import linear, only_channels
+
+NAMES: Final = linear(squeeze="fc1", excite="fc2")
+
+
+def torchvision_arguments(spec: Any) -> dict[str, Any]:
+    """Arguments as MobileNetV3 gives them: the class leaves width and gate to its caller."""
+    from torch.nn import Hardsigmoid
+    from torchvision.models._utils import _make_divisible
+
+    width = _make_divisible(spec.channels // 4, 8)
+    return {"input_channels": spec.channels, "squeeze_channels": width, "scale_activation": Hardsigmoid}
+
+
+def monai_arguments(spec: Any) -> dict[str, Any]:
+    """Arguments of MONAI's class, whose linear layers are the same for every number of axes."""
+    return {"spatial_dims": 2, "in_channels": spec.channels}
+
+
+SOURCES: Final = {
+    "timm": Source("timm", "timm.layers", "SEModule", "timm", only_channels, NAMES, in_resnets=True),
+    "torchvision": Source(
+        "torchvision", "torchvision.ops.misc", "SqueezeExcitation", "torchvision", torchvision_arguments, NAMES
+    ),
+    "monai": Source(
+        "MONAI", "monai.networks.blocks", "ChannelSELayer", "monai", monai_arguments,
+        linear(squeeze="fc.0", excite="fc.2"),
+    ),
+}   # fmt: skip
