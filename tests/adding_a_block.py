@@ -1,0 +1,201 @@
+"""The block of docs/adding-a-block.md joins attzoo by its folder and three lines: everything finds it.
+
+Run by .ci/run, in a minute or two: pytest -n0 tests/adding_a_block.py. It works in a copy of the repository.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from test_docs import ROOT, fences
+
+BLOCK = "attzoo/blocks/diagonal"
+LINES = {   # file: the line before which the block's goes, and the line
+    "attzoo/registry.py": ("}\nNETWORKS", '    "diagonal": "attzoo.blocks.diagonal:Diagonal",\n'),
+    "attzoo/torch.py": ("    from .unet.torch", "    from .blocks.diagonal.torch import Diagonal as Diagonal\n"),
+    "attzoo/keras.py": ("    from .unet.keras", "    from .blocks.diagonal.keras import Diagonal as Diagonal\n"),
+}
+FORM = """
+    @staticmethod
+    def triton_form() -> Any:
+        from . import triton
+        return triton
+"""
+SOURCES = """\"\"\"SE-Var2 in other libraries.\"\"\"
+
+from typing import Final
+
+from ...contract import Source
+from ..sources import only_channels
+
+SOURCES: Final = {"acme": Source("Acme", "acme_layers", "Diagonal", "paper", only_channels, {"weight": "scale"})}
+"""
+PEER = """
+import torch
+
+class Diagonal(torch.nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        return x * torch.sigmoid(x.mean((2, 3), keepdim=True) * self.scale[:, None, None])
+"""
+AOT = """
+import sys
+import torch, aot
+cases = [case for name, case in aot.CASES if name == "diagonal"]
+found = {it for case in cases for it in aot.launches(90, "diagonal", case, (32, 128, 32, 32), torch.float32, False)}
+results = {str(it): aot.compiled(90, it) for it in found}
+print(len(found), {it: text for it, (text, wrong) in results.items() if wrong})
+"""
+
+
+def relative(text):
+    """The text of a file of the page with imports as they are inside attzoo."""
+    text = re.sub(r"from attzoo\.blocks\.", "from ..", text)
+    text = re.sub(r"from attzoo\.", "from ...", re.sub(r"from attzoo import", "from ... import", text))
+    return text.replace('@keras.saving.register_keras_serializable(package="acme_attention")', "@ops.register").replace(
+        "from ...ops.keras import keras\n", ""
+    )
+
+
+def add(root):
+    """Everything that the pages say, in a copy of the repository."""
+    for page in ("adding-a-block.md", "adding-a-kernel.md"):
+        for _, _, file, text in fences(ROOT / "docs" / page):
+            if file and file.startswith("acme_attention/diagonal/"):
+                target = root / BLOCK / Path(file).name
+                target.parent.mkdir(exist_ok=True)
+                target.write_text(relative(text) + FORM * (target.name == "torch.py"))
+            elif file and file.startswith("tests/"):
+                (root / file).write_text(text)
+    (root / BLOCK / "sources.py").write_text(SOURCES)
+    (root / "acme_layers.py").write_text(PEER)
+    for file, (before, line) in LINES.items():
+        text = (root / file).read_text()
+        assert text.count(before) == 1, f"expected one {before!r} in {file}"
+        (root / file).write_text(text.replace(before, line + before))
+    run(root, "docs/generate.py")
+
+
+def run(root, *command, may_fail=False, **env):
+    """What Python prints, with the copy in place of attzoo."""
+    paths = f"{root}{os.pathsep}{root / 'tests'}"
+    env = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"} | env
+    env = {name: value for name, value in env.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run([sys.executable, *command], cwd=root, env=env, capture_output=True, text=True, check=False)
+    assert may_fail or done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    root = tmp_path_factory.mktemp("copy") / "attzoo"
+    left_out = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "*.egg-info", ".gpu", ".venv", "venv")
+    shutil.copytree(ROOT, root, ignore=left_out)
+    add(root)
+    return root
+
+
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly")
+
+
+def test_every_test_of_all_blocks_includes_it(copy):
+    """A test that is parametrized by all of our blocks is parametrized by the new one too."""
+    ids = run(copy, *PYTEST, "-n0", "--collect-only", "tests").splitlines()
+    seen = defaultdict(set)
+    for test in ids:
+        function, _, parameters = test.partition("[")
+        seen[function].update(re.findall(r"[a-z_]+", parameters))
+    blocks = {"se", "channel_attention", "spatial_attention", "cbam", "eca", "attention_gate"}
+    every = {function for function, names in seen.items() if len(blocks & names) >= len(blocks) - 1}
+    assert len({function.partition("::")[0] for function in every}) > 15
+    one_input = {function for function in every if "attention_gate" not in seen[function]}
+    missing = [f for f in every if "diagonal" not in seen[f] and f not in ACCEPTED]
+    assert not missing, "\n".join(missing)
+    assert one_input
+
+
+ACCEPTED = ()
+
+
+def test_all_tests_pass_with_it(copy):
+    out = run(copy, *PYTEST, "-n2", "-k", "diagonal", "tests", may_fail=True)
+    counts = re.search(r"(\d+) passed", out)
+    assert counts, out[-3000:]
+    assert int(counts[1]) > 150
+    assert "failed" not in out.splitlines()[-1], out[-5000:]
+    assert "error" not in out.splitlines()[-1], out[-5000:]
+
+
+def test_its_kernels_compile_for_a_gpu(copy):
+    pytest.importorskip("triton")
+    count, _, wrong = run(copy, "-c", AOT, TRITON_INTERPRET="0").strip().splitlines()[-1].partition(" ")
+    assert int(count) >= 4
+    assert wrong == "{}"
+
+
+def test_the_benchmark_the_pages_and_the_command_line_have_it(copy):
+    suites = "from benchmarks.cases import suite; print({case.block for case in suite('quick', 'cpu').cases})"
+    assert "diagonal" in run(copy, "-c", suites)
+    peers = "from benchmarks.peers import PEERS; print([peer for peer in PEERS.values() if peer.block == 'diagonal'])"
+    assert "acme_layers" in run(copy, "-c", peers)
+    assert "[diagonal](docs/blocks/diagonal.md)" in (copy / "README.md").read_text()
+    assert "[fused kernels](../kernels.md)" in (copy / "docs" / "blocks" / "diagonal.md").read_text()
+    assert "diagonal" in run(copy, "-m", "attzoo", "list")
+    assert "failed" not in run(copy, "-m", "attzoo", "check", "diagonal", "--backend", "torch")
+
+
+def without(text):
+    """Leave a text out; of a name, all that is left is another name."""
+    other = "OTHER" if text.isupper() else ""
+    return lambda copy, file: (copy / file).write_text((copy / file).read_text().replace(text, other))
+
+
+def no_file(copy, file):
+    (copy / file).unlink()
+
+
+PARTS = {   # what is left out: the file, how, the tests that turn red, what they say
+    "the row in the registry": (
+        "attzoo/registry.py", without(LINES["attzoo/registry.py"][1]), "test_block_folders.py",
+        'expected a row "diagonal"'),
+    "the line in attzoo/torch.py": (
+        "attzoo/torch.py", without(LINES["attzoo/torch.py"][1]), "test_block_folders.py",
+        "expected from .blocks.diagonal.torch import Diagonal as Diagonal in attzoo/torch.py"),
+    "the line in attzoo/keras.py": (
+        "attzoo/keras.py", without(LINES["attzoo/keras.py"][1]), "test_block_folders.py",
+        "expected from .blocks.diagonal.keras import Diagonal as Diagonal in attzoo/keras.py"),
+    "a body": (f"{BLOCK}/keras.py", no_file, "test_block_folders.py", "expected attzoo/blocks/diagonal/keras.py"),
+    "the examples": (
+        f"{BLOCK}/spec.py", without("EXAMPLES"), "test_block_folders.py", "expected EXAMPLES"),
+    "an argument's choices": (
+        f"{BLOCK}/spec.py", without('"bias": (False, True)'), "test_block_folders.py", "expected CHOICES for {'bias'}"),
+    "the source on the card": (
+        f"{BLOCK}/__init__.py", without("Source: "), "test_block_folders.py", "expected a paragraph 'Source: '"),
+    "the form in torch.py": (f"{BLOCK}/torch.py", without(FORM), "test_block_folders.py", "expected triton_form"),
+    "the cases of its kernels": (
+        f"{BLOCK}/triton.py", without("CASES"), "test_block_folders.py", "expected CASES"),
+    "its tests": (
+        "tests/blocks/test_diagonal.py", no_file, "test_variants.py", "expected tests/blocks/test_diagonal.py"),
+    "its page": ("docs/blocks/diagonal.md", no_file, "test_docs.py", "run: python docs/generate.py"),
+}   # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_is_left_out_is_named(part, copy):
+    file, leave_out, tests, says = PARTS[part]
+    before = (copy / file).read_text()
+    try:
+        leave_out(copy, file)
+        out = run(copy, *PYTEST, "-n0", f"tests/{tests}", "-k", "folder or framework or lists or kernels or states or "
+                  "card or pages", may_fail=True)   # fmt: skip
+    finally:
+        (copy / file).write_text(before)
+    assert says in out, out[-3000:]
