@@ -14,6 +14,7 @@ CHANNELS = (4, 8, 16, 24, 40, 64, 72, 96, 100, 200, 300, 512)
 FLOOR_16 = (1, 1, 1, 1, 2, 4, 4, 6, 6, 12, 18, 32)   # the sources have 0 for the first two
 FLOOR_8 = (1, 1, 2, 3, 5, 8, 9, 12, 12, 25, 37, 64)
 HALF_UP_16 = (1, 1, 1, 2, 3, 4, 5, 6, 6, 13, 19, 32)
+SQUEEZE = {"squeeze.weight": (2, 32), "squeeze.bias": (2,), "excite.weight": (32, 2), "excite.bias": (32,)}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ def arrays_of(*layers, leaves=("weight", "bias")):
 def norms_of(*layers):
     """The canonical names of the arrays of these batch norms."""
     return arrays_of(*layers, leaves=("weight", "bias", "mean", "var"))
+
+
+def norm_shapes(layer, channels):
+    """The arrays of a batch norm, with their shapes."""
+    return dict.fromkeys(norms_of(layer), (channels,))
 
 
 def create(block, variant, channels, backend="numpy", **arguments):

@@ -38,6 +38,7 @@ SAMPLES = {
     for block in attzoo.names()
     for label, example in registry.examples(block).items()
 }
+LAST_OF_EACH = list({sample.block: name for name, sample in SAMPLES.items()}.values())   # of every block one, by key
 
 # The network of all blocks: x of 8 channels and two axes goes through each block in turn, first through those of one
 # input, then through the others, which take g of 6 channels.

@@ -8,6 +8,8 @@ import attzoo
 from attzoo.testing.case import EPS, draw
 
 NAMES = attzoo.names()
+SINGLE = [name for name in NAMES if len(attzoo.info(name).inputs) == 1]
+GATES = [name for name in NAMES if len(attzoo.info(name).inputs) == 2]
 
 
 @st.composite
@@ -28,8 +30,10 @@ def unets(draw_from):
         return draw_from(st.sampled_from(values))
 
     dims, steps = pick(2, 1, 3), pick(1, 2)
-    skip = pick("attention_gate", None, "se", "cbam", "eca", "attention_gate")
-    grid = skip == "attention_gate" and pick(False, True)
+    skip = pick(*GATES, None, *SINGLE, *GATES)
+    grid = skip in GATES and pick(False, True)
+    options = {"stride": pick(1, 2), "output_transform": pick(False, True)} if grid else {}
+    known = {argument.name for argument in attzoo.info(skip).arguments} if skip else {}
     up = pick("nearest", "linear", "transpose")
     arguments = {
         "in_channels": pick(1, 2),
@@ -43,13 +47,13 @@ def unets(draw_from):
         "up_kernel_size": pick(None, 3, 4, 5) if up == "transpose" else None,
         "up_conv": pick(True, False),
         "skip": skip,
-        "skip_options": {"stride": pick(1, 2), "output_transform": pick(False, True)} if grid else {},
+        "skip_options": {name: value for name, value in options.items() if name in known},
         "gated": pick(None, 1) if skip else None,
         "gating": "grid" if grid else "up",
         "combine": bool(skip) and pick(False, True),
         "concat": pick("skip_first", "up_first"),
         "decoder": pick("double", "merge"),
-        "block": pick(None, "se", "cbam", "eca", "spatial_attention"),
+        "block": pick(None, *SINGLE),
         "deep_supervision": pick(False, True),
         "head": pick("linear", "sigmoid"),
         "spatial_dims": dims,

@@ -13,7 +13,7 @@ import warnings
 
 import numpy as np
 import pytest
-from samples import NET, SAMPLES, assert_starts_as, network, pooled_starts, pooling, seed_of
+from samples import LAST_OF_EACH, NET, SAMPLES, assert_starts_as, network, pooled_starts, pooling, seed_of
 
 import attzoo
 from attzoo.adapters import adapter
@@ -23,8 +23,8 @@ from attzoo.ops.keras import find, keras
 BACKEND = keras.backend.backend()
 FIRST, LAST = LAYOUTS = ("channels_first", "channels_last")
 NORMED = [name for name, sample in SAMPLES.items() if sample.config.get("norm")]
-FEW = ("channel_attention", "spatial_attention-1d", "cbam-3d", "attention_gate-1d")
-CHOSEN = FEW if BACKEND == "jax" else tuple(SAMPLES)   # outside of fit, JAX compiles every operation for every size
+# Outside of fit, JAX compiles every operation for every size
+CHOSEN = LAST_OF_EACH if BACKEND == "jax" else list(SAMPLES)
 every_sample = pytest.mark.parametrize("sample", [SAMPLES[name] for name in CHOSEN], ids=CHOSEN)
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason=f"TensorFlow's own, and this is {BACKEND}")

@@ -4,15 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from samples import SAMPLES
+from samples import LAST_OF_EACH, SAMPLES
 from test_keras import BACKEND, LAST, LAYOUTS, array, inputs, layouts, liven, off, order, tensorflow_only
 
 import attzoo
 from attzoo.ops.keras import keras
 
-NAMES = ("spatial_attention-1d", "cbam-3d", "attention_gate-1d")
-NAMES = NAMES if BACKEND == "jax" else ("se", "eca", "channel_attention", "attention_gate-coarse", *NAMES)
-every_sample = pytest.mark.parametrize("sample", [SAMPLES[name] for name in NAMES], ids=NAMES)
+every_sample = pytest.mark.parametrize("sample", [SAMPLES[name] for name in LAST_OF_EACH], ids=LAST_OF_EACH)
 
 
 def attending(sample, layout=LAST, known=False, **kwargs):
@@ -141,9 +139,8 @@ VARIABLES = dict(variables())
 
 @pytest.mark.parametrize("kind", VARIABLES)
 @layouts
-@pytest.mark.parametrize("name", ["channel_attention", "spatial_attention-1d", "attention_gate-coarse"])
-def test_variables(name, layout, kind):
-    sample = SAMPLES[name]
+@every_sample
+def test_variables(sample, layout, kind):
     block, xs = liven(sample.create("keras", data_format=layout)), inputs(sample, layout)
     held = [VARIABLES[kind](x) for x in xs]
     np.testing.assert_array_equal(array(block(*held)), array(block(*xs)))

@@ -13,54 +13,18 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from block_files import table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from published import SQUEEZE
 from torch import nn
 
 import attzoo
 from attzoo import portable
 
 BACKENDS = ("torch", "keras")
-NORM = ("weight", "bias", "mean", "var")
-SQUEEZE = {"squeeze.weight": (2, 32), "squeeze.bias": (2,), "excite.weight": (32, 2), "excite.bias": (32,)}
-WEIGHTS = {   # name: block, arguments, canonical names with shapes: DESIGN.md's table, written out
-    "se": ("se", {"channels": 32}, SQUEEZE),
-    "se-free": (
-        "se", {"channels": 8, "reduced_channels": 3, "bias": False}, {"squeeze.weight": (3, 8), "excite.weight": (8, 3)}
-    ),
-    "channel_attention": ("channel_attention", {"channels": 32}, SQUEEZE),
-    "spatial_attention": ("spatial_attention", {"channels": 5}, {"conv.weight": (1, 2, 7, 7)}),
-    "spatial_attention-3d": (
-        "spatial_attention", {"channels": 5, "kernel_size": 3, "norm": True, "spatial_dims": 3},
-        {"conv.weight": (1, 2, 3, 3, 3)} | {f"norm.{leaf}": (1,) for leaf in NORM},
-    ),
-    "cbam": (
-        "cbam", {"channels": 32, "kernel_size": 3, "norm": True},
-        {f"channel.{name}": shape for name, shape in SQUEEZE.items()}
-        | {"spatial.conv.weight": (1, 2, 3, 3)} | {f"spatial.norm.{leaf}": (1,) for leaf in NORM},
-    ),
-    "eca": ("eca", {"channels": 64}, {"conv.weight": (3,)}),
-    "attention_gate": (
-        "attention_gate", {"channels": 6, "gating_channels": 5},
-        {"skip.weight": (3, 6), "skip.bias": (3,), "gating.weight": (3, 5), "gating.bias": (3,),
-         "psi.weight": (1, 3), "psi.bias": (1,)},
-    ),
-    "attention_gate-1d": (
-        "attention_gate", {"channels": 6, "gating_channels": 5, "inter_channels": 4, "norm": True, "spatial_dims": 1},
-        {"skip.weight": (4, 6), "skip.bias": (4,), "gating.weight": (4, 5), "gating.bias": (4,),
-         "psi.weight": (1, 4), "psi.bias": (1,)}
-        | {f"{norm}.{leaf}": (size,) for norm, size in (("skip_norm", 4), ("gating_norm", 4), ("psi_norm", 1))
-           for leaf in NORM},
-    ),
-    "attention_gate-3d": (
-        "attention_gate",
-        {"channels": 6, "gating_channels": 5, "stride": [2, 1, 3], "skip_bias": False, "output_transform": True,
-         "spatial_dims": 3},
-        {"skip.weight": (3, 6, 2, 1, 3), "gating.weight": (3, 5), "gating.bias": (3,), "psi.weight": (1, 3),
-         "psi.bias": (1,), "output.weight": (6, 6), "output.bias": (6,)}
-        | {f"output_norm.{leaf}": (6,) for leaf in NORM},
-    ),
-}  # fmt: skip
+# Name: block, arguments, canonical names with shapes
+WEIGHTS = {f"{block}-{label}".rstrip("-"): (block, *row) for (block, label), row in table("ARRAYS").items()}
 every_block = pytest.mark.parametrize("key", WEIGHTS)
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 from_one_to_other = pytest.mark.parametrize(("backend", "other"), [(a, b) for a in BACKENDS for b in BACKENDS])

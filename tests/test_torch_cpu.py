@@ -18,9 +18,13 @@ from torch.autograd import forward_ad
 from torch.testing import assert_close
 
 import attzoo
+from attzoo import registry
 from attzoo.fast import cpu
+from attzoo.fast.choice import CpuForm
 
-NAMES = ("channel_attention", "spatial_attention", "cbam")
+FORMS = [form for form in vars(cpu).values() if isinstance(form, CpuForm)]
+NAMES = [name for name in attzoo.names() if attzoo.get(name, backend="torch").cpu_form in FORMS]
+ATTENDS_TO = {name: attzoo.info(name).attends_to for name in NAMES}   # in as many passes over x
 every = pytest.mark.parametrize("name", NAMES)
 LAYOUTS = ("channels first", "channels last")
 KINDS = ("normal", "ties", "equal")
@@ -58,9 +62,14 @@ def _small():
 def build(name, channels=8, dtype=torch.float64, dims=2, **options):
     """A block in training, with a batch norm where there can be one."""
     torch.manual_seed(0)
-    options |= {} if name == "spatial_attention" else {"reduction": 2}
-    options |= {} if name == "channel_attention" else {"kernel_size": 3, "norm": True, "spatial_dims": dims}
+    small = {"reduction": 2, "kernel_size": 3, "norm": True, "spatial_dims": dims}
+    options |= {a.name: small[a.name] for a in attzoo.info(name).arguments if a.name in small}
     return attzoo.create(name, channels, backend="torch", **options).to(dtype)
+
+
+def layers(block):
+    """The linear layers and convolutions of a block, in the order in which it calls them."""
+    return [module for module in block.modules() if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))]
 
 
 def draw(*shape, layout=LAYOUTS[0], kind="normal", dtype=torch.float64, seed=0):
@@ -80,7 +89,7 @@ def taken(block, *xs):
 
     with setting(scale=scale):
         block(*xs)
-    return (2 if isinstance(block, attzoo.get("cbam", backend="torch")) else 1) in calls
+    return len(ATTENDS_TO[registry.name_of(block.spec)]) in calls
 
 
 def step(block, x, dy, **kwargs):
@@ -214,7 +223,7 @@ def test_nothing_wants_a_gradient(name):
 def test_weights_that_are_no_parameters(name):
     """As in meta-learning: what a weight was made of gets its gradient too."""
     block, x = build(name), draw(2, 8, 4, 3)
-    part = block.channel.squeeze if name == "cbam" else block.squeeze if name == "channel_attention" else block.conv
+    part = layers(block)[0]
     seed = part.weight.detach().clone().requires_grad_()
     del part.weight
 
@@ -228,7 +237,7 @@ def test_weights_that_are_no_parameters(name):
 @every
 def test_a_parametrized_weight(name):
     block = build(name)
-    part = block.channel.excite if name == "cbam" else block.excite if name == "channel_attention" else block.conv
+    part = layers(block)[:2][-1]
     nn.utils.parametrizations.weight_norm(part)
     same(*both(lambda: step(block, draw(2, 8, 4, 3), draw(2, 8, 4, 3, seed=1))))
 
@@ -321,10 +330,10 @@ def test_small_inputs_are_left_to_the_plain_form(name):
         assert taken(block, torch.randn(8, 8, 64, 64))
         with torch.no_grad():
             assert not taken(block, torch.randn(8, 8, 64, 64))
-            assert taken(block, torch.randn(8, 8, 128, 128)) is (name == "cbam")
+            assert taken(block, torch.randn(8, 8, 128, 128)) is (len(ATTENDS_TO[name]) == 2)
 
 
-@pytest.mark.parametrize("name", NAMES[:2])
+@pytest.mark.parametrize("name", [name for name, kinds in ATTENDS_TO.items() if len(kinds) == 1])
 def test_inference_in_the_same_passes_is_left_to_the_plain_form(name):
     with torch.no_grad():
         assert not taken(build(name), draw(2, 8, 4, 3))
@@ -413,7 +422,7 @@ def test_hooks_on_the_parts_of_a_block_run(listen):
 @every
 def test_hooks_on_the_block_and_inside_run_beside_the_passes(name):
     block, x, heard = build(name), draw(2, 8, 4, 3).requires_grad_(), []
-    inside = [module for path, module in block.named_modules() if path not in ("channel", "spatial")]
+    inside = [module for path, module in block.named_modules() if path not in block.parts]
     for module in inside:
         module.register_forward_hook(lambda module, *_: heard.append(module))
         module.register_full_backward_hook(lambda module, *_: heard.append(module))
@@ -430,7 +439,7 @@ def test_maps_are_heard(name):
         assert not taken(block, x)
     assert maps
     assert taken(block, x)
-    assert (name == "cbam") is (set(maps) == {"channel", "spatial"})
+    assert not block.parts or set(maps) == set(block.parts)
 
 
 @every

@@ -212,10 +212,11 @@ def test_refuses_an_image(backend, what, plain_pair):
 # ---- any block ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block", ["se", "cbam", "eca"])
+@pytest.mark.parametrize("block", [name for name in attzoo.names() if attzoo.info(name).residual])
 def test_any_block_in_any_place(block):
     """On the skips and after every level's convolutions, with options; the coefficients count."""
-    options = {"se": {"gate": "hard_sigmoid"}, "eca": {"padding": "circular"}}.get(block, {})
+    choices = {"gate": "hard_sigmoid", "padding": "circular"}
+    options = {a.name: choices[a.name] for a in attzoo.info(block).arguments if a.name in choices}
     both = {"skip": block, "skip_options": options, "block": block, "block_options": options}
     spec = UNet(**SMALL, **both)
     x, arrays = image((2, 3, 9, 6)), draw(spec)

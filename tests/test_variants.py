@@ -1,21 +1,18 @@
 """Published variants: that every block's file in tests/blocks states them, and that ours are what it states."""
 
 import re
-from importlib import import_module
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
+from block_files import FILES, table
 from published import create
 
 import attzoo
 from attzoo import registry
 
-FILES = {name: import_module(f"blocks.test_{name}") for name in registry.BLOCKS if find_spec(f"blocks.test_{name}")}
 VARIANTS = {(block, name): row for block in registry.BLOCKS for name, row in registry.variants(block).items()}
-TABLES = {block: getattr(file, "PUBLISHED", {}) for block, file in FILES.items()}
-PUBLISHED = {(block, name): row for block, table in TABLES.items() for name, row in table.items()}
+PUBLISHED = table("PUBLISHED")
 STATED = [key for key in VARIANTS if key in PUBLISHED]   # a missing one fails in the first test below
 
 stated = pytest.mark.parametrize(("block", "variant"), STATED, ids=map(":".join, STATED))
@@ -27,7 +24,9 @@ def test_every_block_has_a_file_that_states_its_variants(block):
     assert block in FILES, f"expected {path} with numbers worked out by hand and PUBLISHED, got no such file"
     tests = [name for name in vars(FILES[block]) if name.startswith("test_")]
     assert tests, f"expected tests of numbers worked out by hand in {path}, got none"
-    known, got = set(registry.variants(block)), set(TABLES[block])
+    arrays = getattr(FILES[block], "ARRAYS", {})
+    assert "" in arrays, f'expected ARRAYS = {{"": (arguments, names and shapes of arrays)}} in {path}, got {arrays}'
+    known, got = set(registry.variants(block)), {variant for of, variant in PUBLISHED if of == block}
     assert got == known, f"{path}: PUBLISHED lacks {sorted(known - got)}, and states unknown {sorted(got - known)}"
 
 

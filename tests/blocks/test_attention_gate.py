@@ -4,7 +4,7 @@ from math import log
 
 import numpy as np
 import torch.nn.functional as F
-from published import MAP, Published, arrays_of, assert_close, batch_norm, norms_of, pointwise
+from published import MAP, Published, arrays_of, assert_close, batch_norm, norm_shapes, norms_of, pointwise
 
 from attzoo.blocks.attention_gate.spec import AttentionGate
 
@@ -33,6 +33,29 @@ def test_a_coarse_signal_is_resampled():
 def test_width():
     assert AttentionGate(1, 5).inter_channels == 1
     assert AttentionGate(64, 128).inter_channels == 32
+
+
+# ---- arrays: label -> arguments, canonical names with shapes ---------------------------------------------------------
+
+ARRAYS = {
+    "": (
+        {"channels": 6, "gating_channels": 5},
+        {"skip.weight": (3, 6), "skip.bias": (3,), "gating.weight": (3, 5), "gating.bias": (3,),
+         "psi.weight": (1, 3), "psi.bias": (1,)},
+    ),
+    "1d": (
+        {"channels": 6, "gating_channels": 5, "inter_channels": 4, "norm": True, "spatial_dims": 1},
+        {"skip.weight": (4, 6), "skip.bias": (4,), "gating.weight": (4, 5), "gating.bias": (4,),
+         "psi.weight": (1, 4), "psi.bias": (1,)}
+        | norm_shapes("skip_norm", 4) | norm_shapes("gating_norm", 4) | norm_shapes("psi_norm", 1),
+    ),
+    "3d": (
+        {"channels": 6, "gating_channels": 5, "stride": [2, 1, 3], "skip_bias": False, "output_transform": True,
+         "spatial_dims": 3},
+        {"skip.weight": (3, 6, 2, 1, 3), "gating.weight": (3, 5), "gating.bias": (3,), "psi.weight": (1, 3),
+         "psi.bias": (1,), "output.weight": (6, 6), "output.bias": (6,)} | norm_shapes("output_norm", 6),
+    ),
+}   # fmt: skip
 
 
 # ---- published variants ----------------------------------------------------------------------------------------------

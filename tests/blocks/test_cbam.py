@@ -7,10 +7,12 @@ from published import (
     FLOOR_8,
     FLOOR_16,
     HALF_UP_16,
+    SQUEEZE,
     Published,
     arrays_of,
     assert_close,
     channel_gate,
+    norm_shapes,
     norms_of,
     spatial_gate,
     widths,
@@ -30,6 +32,17 @@ def test_channel_attention_comes_before_spatial_attention():
     expected = SpatialAttention(6, 3)(half, weights={"conv.weight": weights["spatial.conv.weight"]})
     assert_close(block(x, weights=weights), expected)
     assert_close(x * block.attention(x, weights=weights), expected)
+
+
+# ---- arrays: label -> arguments, canonical names with shapes ---------------------------------------------------------
+
+ARRAYS = {
+    "": (
+        {"channels": 32, "kernel_size": 3, "norm": True},
+        {f"channel.{name}": shape for name, shape in SQUEEZE.items()}
+        | {"spatial.conv.weight": (1, 2, 3, 3)} | norm_shapes("spatial.norm", 1),
+    ),
+}   # fmt: skip
 
 
 # ---- published variants ----------------------------------------------------------------------------------------------

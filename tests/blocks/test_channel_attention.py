@@ -3,7 +3,7 @@
 from math import log
 
 import numpy as np
-from published import FLOOR_8, FLOOR_16, HALF_UP_16, Published, arrays_of, assert_close, channel_gate, widths
+from published import FLOOR_8, FLOOR_16, HALF_UP_16, SQUEEZE, Published, arrays_of, assert_close, channel_gate, widths
 
 from attzoo.blocks.channel_attention.spec import ChannelAttention
 
@@ -20,6 +20,11 @@ def test_negative_numbers():
     x = np.array([[-3.0, 1.0]])[None]
     weights = {"squeeze.weight": np.array([[1.0]]), "excite.weight": np.array([[log(3)]])}
     assert_close(ChannelAttention(1, bias=False).attention(x, weights=weights), 3 / 4)
+
+
+# ---- arrays: label -> arguments, canonical names with shapes ---------------------------------------------------------
+
+ARRAYS = {"": ({"channels": 32}, SQUEEZE)}
 
 
 # ---- published variants ----------------------------------------------------------------------------------------------

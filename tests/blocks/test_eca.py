@@ -33,6 +33,11 @@ def test_an_explicit_kernel_wins():
     assert ECA(64, kernel_size=7).kernel_size == 7
 
 
+# ---- arrays: label -> arguments, canonical names with shapes ---------------------------------------------------------
+
+ARRAYS = {"": ({"channels": 64}, {"conv.weight": (3,)})}
+
+
 # ---- published variants ----------------------------------------------------------------------------------------------
 
 

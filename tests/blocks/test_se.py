@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from published import FLOOR_8, FLOOR_16, Published, arrays_of, assert_close, perceptron, widths
+from published import FLOOR_8, FLOOR_16, SQUEEZE, Published, arrays_of, assert_close, perceptron, widths
 
 from attzoo.blocks.se.spec import SE
 
@@ -28,6 +28,16 @@ def test_width_is_never_zero():
 def test_macs(channels, macs):
     assert SE(channels).macs((1, channels, 56, 56)) == macs
     assert SE(channels).macs((3, channels, 7)) == 3 * macs
+
+
+# ---- arrays: label -> arguments, canonical names with shapes ---------------------------------------------------------
+
+ARRAYS = {
+    "": ({"channels": 32}, SQUEEZE),
+    "free": (
+        {"channels": 8, "reduced_channels": 3, "bias": False}, {"squeeze.weight": (3, 8), "excite.weight": (8, 3)}
+    ),
+}   # fmt: skip
 
 
 # ---- published variants ----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from math import log
 
 import numpy as np
 import pytest
-from published import Published, arrays_of, assert_close, norms_of, spatial_gate
+from published import Published, arrays_of, assert_close, norm_shapes, norms_of, spatial_gate
 
 from attzoo.blocks.spatial_attention.spec import SpatialAttention
 
@@ -30,6 +30,17 @@ def test_kernel_is_not_flipped():
 @pytest.mark.parametrize("channels", [64, 256])
 def test_macs(channels):
     assert SpatialAttention(channels).macs((1, channels, 10, 10)) == 98 * 100
+
+
+# ---- arrays: label -> arguments, canonical names with shapes ---------------------------------------------------------
+
+ARRAYS = {
+    "": ({"channels": 5}, {"conv.weight": (1, 2, 7, 7)}),
+    "3d": (
+        {"channels": 5, "kernel_size": 3, "norm": True, "spatial_dims": 3},
+        {"conv.weight": (1, 2, 3, 3, 3)} | norm_shapes("norm", 1),
+    ),
+}
 
 
 # ---- published variants ----------------------------------------------------------------------------------------------
