@@ -76,8 +76,9 @@ class Card:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of its inputs, of which the first is x."""
-        parameters = list(signature(self.spec.attention).parameters.values())[1:]
-        return tuple(str(p.name) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+        _, *parameters = signature(self.spec.attention).parameters.values()
+        names: list[str] = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        return tuple(names)
 
     @property
     def residual(self) -> bool:
@@ -91,7 +92,8 @@ class Card:
         spec = self.spec(**example.arguments)
         weights = {name: np.full(weight.shape, weight.center) for name, weight in spec.weights.items()}
         shape = spec.attention(*map(np.zeros, example.shapes), weights=weights).shape
-        return ("channels",) * (shape[1] > 1) + ("positions",) * (prod(shape[2:]) > 1)
+        varies = {"channels": shape[1] > 1, "positions": prod(shape[2:]) > 1}
+        return tuple(axis for axis in varies if varies[axis])
 
     @property
     def title(self) -> str:
@@ -102,7 +104,7 @@ class Card:
     def summary(self) -> str:
         """What it does: the rest of that sentence."""
         sentence = _sentence(self.text)
-        return sentence.partition(": ")[2] or sentence
+        return (sentence.partition(": ")[2] or sentence).rstrip(".")
 
     @property
     def shapes(self) -> tuple[str, str]:
@@ -114,7 +116,7 @@ class Card:
     @property
     def unknown(self) -> list[str]:
         """Required arguments that nothing can be assumed for: without them there are no weights to state."""
-        return [a.name for a in self.arguments[1:] if a.required and not a.channels_of]
+        return [a.name for a in self.arguments[1:] if a.required and a.name not in self._assumed(1)]
 
     def build(self, channels: int = CHANNELS, **arguments: Any) -> Spec:
         """The spec for these arguments; the channels of further inputs are `channels` too, unless given."""
@@ -162,7 +164,9 @@ class Card:
         return "\n\n".join(_markdown(self, channels)) + "\n"
 
     def _assumed(self, channels: int) -> dict[str, int]:
-        return {a.name: channels for a in self.arguments[1:] if a.required and a.channels_of}
+        """Channels of further inputs and, of a network, of its output, are assumed to be those of the first input."""
+        counts = self.arguments[1:2] if self.network else [a for a in self.arguments[1:] if a.channels_of]
+        return {a.name: channels for a in counts if a.required}
 
     def _repr_markdown_(self) -> str:   # notebooks call this
         return self.markdown()

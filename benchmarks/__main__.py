@@ -95,7 +95,7 @@ def compare(
 
 @app.command()
 def wins(files: Annotated[list[Path], typer.Argument(help="result files of runs on CUDA")]) -> None:
-    """Print the table for attzoo/ops/wins.py: from which size on fused kernels beat attzoo's eager blocks.
+    """Print the table for attzoo/fast/wins.py: from which size on fused kernels beat attzoo's eager blocks.
 
     One row for each block, GPU, dtype, layout, and training or inference, where that is so beyond the control at every
     size that was timed from that one on, on both clocks. kernels("auto") takes the kernels there.

@@ -1,4 +1,4 @@
-"""Recorded wins: the rows of attzoo/ops/wins.py, which say where kernels("auto") takes a fused form, from result files.
+"""Recorded wins, from result files: the rows of attzoo/fast/wins.py, which say where kernels("auto") takes kernels.
 
 A fused form wins at a size where it is faster than attzoo's eager form beyond the control, on every clock, in every
 case of that size: the GPU's own time alone would not do, where Python has to start what it runs. What failed, was wrong
@@ -25,7 +25,7 @@ Key = tuple[str, tuple[int, int], str, bool, bool]   # of a Win: block, capabili
 
 
 def table(files: Sequence[Path]) -> str:
-    """The wins in result files, as the Python that stands in attzoo/ops/wins.py.
+    """The wins in result files, as the Python that stands in attzoo/fast/wins.py.
 
     Raises ValueError for no file, and for one of a run that was not on CUDA.
     """

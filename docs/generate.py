@@ -1,7 +1,7 @@
 """Draw what follows from elsewhere: python docs/generate.py
 
-docs/blocks/ from the blocks' cards; docs/versions.md from docs/versions.json, which .ci/run --record writes; the report
-beside each result file; and in the README and the pages, between
+docs/blocks/ and the README's table of blocks from the blocks' cards; docs/versions.md from docs/versions.json, which
+.ci/run --record writes; the report beside each result file; and in the README and the pages, between
 <!-- table: FILE: TITLE --> and <!-- end of table -->, the table of that title in the report on that result file.
 """
 
@@ -17,20 +17,28 @@ from benchmarks.report import joined, report, tables
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "docs" / "blocks"
 TABLE = re.compile(r"(<!-- table: (\S+): (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+BLOCKS = re.compile(r"(<!-- blocks -->\n).*?(<!-- end of blocks -->)", re.DOTALL)
 NOTE = "<!-- Drawn by docs/generate.py from attzoo/blocks/{name}: change that, not this. -->"
 
 
 def pages() -> dict[str, str]:
     """File name -> text: a page per built-in block, and README.md, which lists them."""
-    rows = ["| block | what it does | parameters | MACs |", "| --- | --- | ---: | ---: |"]
     drawn = {}
     for name in registry.NETWORKS:
         drawn[f"{name}.md"] = f"{NOTE.format(name=name).replace('blocks/', '')}\n\n{info(name).markdown()}\n{FOOT}\n"
     for name in registry.BLOCKS:
         card = info(name)
-        rows.append(f"| [{name}]({name}.md) | {card.summary} | {card.parameters():,} | {card.macs():,} |")
         drawn[f"{name}.md"] = f"{NOTE.format(name=name)}\n\n{card.markdown().replace(*KERNELS)}\n{FOOT}\n"
-    return drawn | {"README.md": f"{NOTE.format(name='')}\n\n{HEAD}\n\n" + "\n".join(rows) + f"\n\n{FOOT}\n"}
+    return drawn | {"README.md": f"{NOTE.format(name='')}\n\n{HEAD}\n\n{table_of_blocks('')}\n\n{FOOT}\n"}
+
+
+def table_of_blocks(folder: str) -> str:
+    """Every built-in block, with a link to its page in `folder`."""
+    lines = ["| block | what it does | parameters | MACs |", "| --- | --- | ---: | ---: |"]
+    for card in map(info, registry.BLOCKS):
+        page = f"[{card.name}]({folder}{card.name}.md)"
+        lines.append(f"| {page} | {card.summary} | {card.parameters():,} | {card.macs():,} |")
+    return "\n".join(lines)
 
 
 def versions() -> str:
@@ -54,6 +62,7 @@ def reports() -> dict[Path, str]:
 
 def filled(text: str) -> str:
     """A page with its tables drawn anew. Raises KeyError for one that the report does not have."""
+    text = BLOCKS.sub(lambda found: f"{found[1]}{table_of_blocks('docs/blocks/')}\n{found[2]}", text)
     return TABLE.sub(lambda found: found[1] + tables(joined([ROOT / found[2]]))[found[3]] + "\n" + found[4], text)
 
 

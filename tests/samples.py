@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 from unittest.mock import patch
+from zlib import crc32
 
 import numpy as np
 
@@ -38,10 +39,34 @@ SAMPLES = {
     for label, example in registry.examples(block).items()
 }
 
+# The network of all blocks: x of 8 channels and two axes goes through each block in turn, first through those of one
+# input, then through the others, which take g of 6 channels.
+NET = Sample("all", {}, ((2, 8, 7, 6), (2, 6, 2, 3)))
 
-def pooled_starts(sample, read, backend, blocks=40):
+
+def network():
+    """The samples of its blocks, by name: each from the last example of two axes, at the network's channels.
+
+    A block without an example of two axes is not among them.
+    """
+    samples = {}
+    for name in attzoo.names():
+        examples = [example for example in registry.examples(name).values() if len(example.shapes[0]) == 4]
+        further = [a.name for a in attzoo.info(name).arguments if a.channels_of]
+        channels = dict(zip(["channels", *further], (8, *(6,) * len(further)), strict=True))
+        for example in examples[-1:]:
+            samples[name] = Sample(name, {**example.arguments, **channels}, NET.shapes[: 1 + len(further)])
+    return dict(sorted(samples.items(), key=lambda item: len(item[1].shapes)))
+
+
+def seed_of(name):
+    """A seed of a block's own, so that another block in a network changes none of its numbers."""
+    return crc32(name.encode())
+
+
+def pooled_starts(sample, read, backend, blocks=40, **kwargs):
     """The arrays of so many new blocks, by canonical name: enough numbers to tell one distribution from another."""
-    arrays = [read(sample.create(backend)) for _ in range(blocks)]
+    arrays = [read(sample.create(backend, **kwargs)) for _ in range(blocks)]
     return {name: np.concatenate([each[name].ravel() for each in arrays]) for name in arrays[0]}
 
 
@@ -62,31 +87,25 @@ def assert_starts_as(array, weight):
         assert reach > 2.5
 
 
-def clear_of_zero(spec, weights, inputs, training=False, least=1e-4):
-    """A gate's weights, one bias moved so that for these inputs no value before its relu is near zero.
+def pooling():
+    """The blocks whose specs average over space."""
+    averaging = []
+    for name in attzoo.names():
+        sample, real = SAMPLES[name], ops.avg_pool
+        spec = sample.create("numpy")
+        weights = {key: np.full(weight.shape, weight.center) for key, weight in spec.weights.items()}
+        with patch.object(ops, "avg_pool", lambda x, name=name, real=real: averaging.append(name) or real(x)):
+            spec(*sample.arrays(), weights=weights)
+    return list(dict.fromkeys(averaging))
 
-    Near is less than `least` times the largest value, a thousand times what float32 rounds by.
 
-    A value within rounding of zero is passed on by one correct implementation and not by another, and their gradients
-    differ by all of it. A bias shifts a whole inner channel, whatever the sizes and norms: zero is put in the middle of
-    the widest gap between values of its second and third quarters, so that relu still passes some and stops others.
+def is_clear_of_zero(spec, weights, inputs, least=1e-4):
+    """Whether no relu of a block meets a number near zero, less than `least` times its largest one.
+
+    A number within rounding of zero is passed on by one correct implementation and not by another, and their gradients
+    differ by all of it. `least` is a thousand times what float32 rounds by.
     """
     seen = []
-    with patch.object(ops, "relu", lambda z: seen.append(z) or np.maximum(z, 0)):
-        spec(*inputs, weights={name: array.astype(np.float64) for name, array in weights.items()}, training=training)
-    (values,) = seen
-    bias = "gating_norm.bias" if spec.norm else "gating.bias"
-    shifts = np.array([_middle_of_the_widest_gap(channel.ravel()) for channel in np.moveaxis(values, 1, 0)])
-    distances = np.abs(values - ops.expand(shifts, values))
-    assert distances.min() >= least * distances.max()
-    return weights | {bias: (weights[bias] - shifts).astype(weights[bias].dtype)}
-
-
-def _middle_of_the_widest_gap(values):
-    """Among the second and third quarters of the values; one below a value that is alone."""
-    ordered = np.sort(values)
-    ordered = ordered[len(ordered) // 4 : len(ordered) - len(ordered) // 4]
-    if len(ordered) == 1:
-        return ordered[0] - 1
-    widest = np.diff(ordered).argmax()
-    return ordered[widest : widest + 2].mean()
+    with patch.object(ops, "relu", lambda z: seen.append(np.abs(z)) or np.maximum(z, 0)):
+        spec(*inputs, weights={name: array.astype(np.float64) for name, array in weights.items()})
+    return all(z.min() >= least * z.max() for z in seen)

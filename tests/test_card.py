@@ -21,7 +21,7 @@ def test_every_argument_is_told_with_its_default(name):
     assert [a.name for a in found.arguments] == [f.name for f in wanted]
     for argument, field in zip(found.arguments, wanted, strict=True):
         assert argument.about.endswith("."), argument
-        assert argument.required == (argument.name in ("channels", "gating_channels"))
+        assert argument.required == (argument.name == "channels" or argument.channels_of != "")
         assert argument.required or argument.default == field.default
 
 
@@ -38,8 +38,7 @@ def test_a_card_says_what_it_is_for_and_where_it_comes_from(name):
 @pytest.mark.parametrize("channels", [1, 64, 100])
 def test_parameters_are_those_of_the_torch_body(name, channels):
     found = attzoo.info(name)
-    others = {"gating_channels": channels} if name == "attention_gate" else {}
-    block = attzoo.create(name, channels, backend="torch", **others)
+    block = found.create(channels, backend="torch")
     assert found.parameters(channels) == sum(p.numel() for p in block.parameters())
     assert found.weights(channels).keys() == attzoo.weights(block).keys()
 
@@ -149,10 +148,10 @@ def test_a_variant_may_set_what_is_required(monkeypatch):
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_the_variants_are_told_as_they_are_built(name):
-    found, others = attzoo.info(name), {"gating_channels": 48} if name == "attention_gate" else {}
+    found = attzoo.info(name)
     assert found.variants == registry.variants(name)
     for variant in found.variants:
-        spec = attzoo.create(name, 48, backend="numpy", variant=variant, **others)
+        spec = found.create(48, backend="numpy", variant=variant)
         assert found.build(48, **found.settings(variant, 48)) == spec
 
 

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from nets import create as create_net
-from samples import LARGE, SAMPLES, assert_starts_as
+from samples import SAMPLES, assert_starts_as, pooled_starts
 from torch import nn
 
 import attzoo
 import attzoo.torch
 from attzoo.adapters import adapter
-from attzoo.ops.torch import find
 from attzoo.unet import torch as unet
 
 EVERYTHING = SAMPLES | dict.fromkeys(("leejunhyun", "supervised", "monai", "strided", "sequence", "volume"))
@@ -69,16 +68,17 @@ def test_a_converted_block_is_the_same():
         np.testing.assert_array_equal(array, attzoo.weights(block)[key])
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_starts_as_the_spec_says(name):
+@pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
+def test_starts_as_the_spec_says(sample):
     torch.manual_seed(0)
-    block = attzoo.create(name, **LARGE[name], backend="torch", dtype=torch.float64)
-    for key, weight in block.spec.weights.items():
-        assert_starts_as(find(block, key).detach().numpy(), weight)
+    arrays = pooled_starts(sample, attzoo.weights, "torch", dtype=torch.float64)
+    for key, weight in sample.create("numpy").weights.items():
+        assert arrays[key].dtype == np.float64
+        assert_starts_as(arrays[key], weight)
     torch.manual_seed(0)
-    plain = attzoo.create(name, **LARGE[name], backend="torch")
+    plain = sample.create("torch")
     torch.manual_seed(0)
-    asked = attzoo.create(name, **LARGE[name], backend="torch", device="cpu", dtype=torch.float32)
+    asked = sample.create("torch", device="cpu", dtype=torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), asked.parameters(), strict=True))
 
 
@@ -91,18 +91,19 @@ def test_an_orthogonal_start_in_half_precision(dtype):
 
 
 def test_they_are_given_by_name_and_come_after_all_others():
-    for name in ("SE", "ChannelAttention", "SpatialAttention", "CBAM", "ECA", "AttentionGate", "UNet"):
-        arguments = inspect.signature(getattr(attzoo.torch, name)).parameters
+    for name in (*attzoo.names(), *attzoo.registry.NETWORKS):
+        arguments = inspect.signature(attzoo.get(name, backend="torch")).parameters
         for argument in ("device", "dtype"):
             assert arguments[argument].kind is inspect.Parameter.KEYWORD_ONLY
             assert arguments[argument].default is None
 
 
 def test_variants_and_contexts():
-    for name, config in (("se", {}), ("cbam", {}), ("unet", {"out_channels": 2})):
+    for name in (*attzoo.names(), *attzoo.registry.NETWORKS):
         for variant in [*attzoo.registry.variants(name)][:2]:
+            required = {argument.name: 3 for argument in attzoo.info(name).arguments if argument.required}
             made = {"device": "meta", "dtype": torch.float16}
-            block = attzoo.create(name, 3, **config, backend="torch", variant=variant, **made)
+            block = attzoo.create(name, **required, backend="torch", variant=variant, **made)
             assert {(p.device.type, p.dtype) for p in block.parameters()} == {("meta", torch.float16)}
     with torch.device("meta"):
         assert not next(attzoo.torch.SE(8, device="cpu").parameters()).is_meta
@@ -127,7 +128,7 @@ def test_a_network_that_hands_both_to_its_attention():
         def forward(self, x):
             return x + self.attention(self.conv(x))
 
-    for name in ("se", "eca", "cbam", "channel_attention", "spatial_attention"):
+    for name in (name for name in attzoo.names() if attzoo.info(name).residual):
         net = Basic(8, attzoo.get(name, backend="torch"), device="cpu", dtype=torch.float64)
         assert net(torch.ones(1, 8, 4, 4, dtype=torch.float64)).dtype == torch.float64
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from nets import NETS, image
 from nets import build as build_net
-from samples import SAMPLES
-from test_torch import NET, Net, assert_same_at_other_sizes, build, every_sample, inputs
+from samples import NET, SAMPLES
+from test_torch import RESIDUAL, Net, assert_same_at_other_sizes, build, every_sample, inputs
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
@@ -37,14 +37,14 @@ def test_a_unet_is_traced(name):
 
 
 def test_a_network_of_all_blocks_is_traced_and_copied():
-    net = Net(norm=True).eval()
+    net = Net().eval()
     traced = fx.symbolic_trace(net)
     for twin in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
         assert_same_at_other_sizes(twin, net, NET)
 
 
 def test_a_traced_network_trains():
-    net, xs = Net(norm=True).double().train(), inputs(NET, torch.float64)
+    net, xs = Net().double().train(), inputs(NET, torch.float64)
     traced = fx.symbolic_trace(copy.deepcopy(net))
     for model in (net, traced):
         model(*xs).square().sum().backward()
@@ -55,7 +55,7 @@ def test_a_traced_network_trains():
         assert_close(dict(traced.named_buffers())[name], buffer)
 
 
-@pytest.mark.parametrize("name", ["se", "eca", "channel_attention", "cbam"])
+@RESIDUAL
 def test_the_end_of_a_residual_block_is_traced(name):
     class Residual(nn.Module):
         def __init__(self):
@@ -115,10 +115,12 @@ def extract(model, at, **leaves):
     return made
 
 
-@pytest.mark.parametrize("leaves", [{}, {"leaves": (attzoo.get("cbam", backend="torch"),)}, {"paths": ("blocks.3",)}])
+@pytest.mark.parametrize("leaves", [
+    {}, {"leaves": (attzoo.get("cbam", backend="torch"),)}, {"paths": ("blocks.cbam",)},
+])   # fmt: skip
 def test_features_of_a_network(leaves):
-    net, (x, g), kept = Net(norm=True).eval(), inputs(NET), {}
-    at = ["blocks.0", "blocks.2.conv", "blocks.3", "blocks"]
+    net, (x, g), kept = Net().eval(), inputs(NET), {}
+    at = ["blocks.se", "blocks.spatial_attention.conv", "blocks.cbam", "blocks"]
     for path in at:
         net.get_submodule(path).register_forward_hook(lambda module, args, y, path=path: kept.update({path: y}))
     net(x, g)
@@ -138,12 +140,13 @@ def test_features_of_a_unet():
 
 def test_maps_of_a_network_with_blocks_as_leaves():
     net, xs = Net().eval(), inputs(NET)
-    traced = extract(net, ["gate"], leaves=(type(net.gate), type(net.blocks[0])))
+    paths = "blocks.se", "gates.attention_gate"
+    traced = extract(net, paths[1:], leaves=[type(net.get_submodule(path)) for path in paths])
     with attzoo.attention_maps(net) as wanted:
         net(*xs)
     with attzoo.attention_maps(traced) as seen:
         traced(*xs)
-    assert set(seen) == {"blocks.0", "gate"}
+    assert set(seen) == set(paths)
     assert all(np.array_equal(seen[path], wanted[path]) for path in seen)
 
 
@@ -170,7 +173,7 @@ def test_a_tensor_like_input_computes_by_itself():
 
 
 def test_make_fx_and_shapes():
-    net, xs = Net(norm=True).eval(), inputs(NET)
+    net, xs = Net().eval(), inputs(NET)
     graph = make_fx(net, tracing_mode="real")(*xs)
     assert_close(graph(*xs), net(*xs))
     traced = fx.symbolic_trace(net)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from nets import create as create_net
 from nets import image
-from samples import SAMPLES
+from samples import SAMPLES, pooling
 from test_torch import build, inputs
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,7 +23,7 @@ import attzoo
 from attzoo.contract import older
 from attzoo.ops import torch as ops
 
-POOLING = ("se", "eca", "channel_attention", "cbam")
+POOLING = pooling()
 pooling = pytest.mark.parametrize("name", POOLING)
 
 
@@ -100,7 +101,8 @@ def test_onnx_holds_a_mean(tmp_path):
     block = nn.Sequential(*(attzoo.create(name, 4, backend="torch") for name in POOLING)).eval()
     torch.onnx.export(block, (torch.ones(1, 4, 6, 5),), tmp_path / "block.onnx", dynamo=True, verbose=False)
     kinds = [node.op_type for node in onnx.load(tmp_path / "block.onnx").graph.node]
-    assert kinds.count("ReduceMean") == len(POOLING) + 1   # of CBAM over space and over channels
+    means = sum(len(attzoo.info(name).attends_to) for name in POOLING)   # over space, and CBAM's over channels
+    assert kinds.count("ReduceMean") == means
     assert "ReduceSum" not in kinds
 
 
@@ -217,10 +219,9 @@ def test_a_kernel_made_in_a_fake_mode_is_not_kept():
 
 
 def test_nothing_made_in_a_fake_mode_stays_alive():
-    samples = [SAMPLES[name] for name in ("se", "cbam", "spatial_attention-1d", "attention_gate-coarse")]
     before = {id(each) for each in gc.get_objects() if type(each) is FakeTensor}
     with FakeTensorMode():
-        for sample in samples:
+        for sample in SAMPLES.values():
             block = sample.create("torch")
             block(*(torch.empty(shape) for shape in sample.shapes)).sum().backward()
         net = create_net("leejunhyun", "torch")
@@ -230,12 +231,12 @@ def test_nothing_made_in_a_fake_mode_stays_alive():
     assert not [each for each in gc.get_objects() if type(each) is FakeTensor and id(each) not in before]
 
 
-@pytest.mark.parametrize("name", ["se", "spatial_attention", "cbam"])
+@pytest.mark.parametrize("name", [name for name, sample in SAMPLES.items() if len(sample.shapes) == 1])
 def test_symbolic_sizes_are_not_kept_nor_tied_to_the_last_ones(name):
     sample = SAMPLES[name]
     block, xs = build(sample).requires_grad_(False), inputs(sample)
     block(*xs)
-    mode = FakeTensorMode(shape_env=torch.fx.experimental.symbolic_shapes.ShapeEnv(), allow_non_fake_inputs=True)
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     fake = [mode.from_tensor(x, symbolic_context=free(x)) for x in xs]
     with mode:
         y = block(*fake)
@@ -245,8 +246,6 @@ def test_symbolic_sizes_are_not_kept_nor_tied_to_the_last_ones(name):
 
 
 def free(x):
-    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
-
     return StatelessSymbolicContext([DimDynamic.STATIC if axis < 2 else DimDynamic.DYNAMIC for axis in range(x.ndim)])
 
 

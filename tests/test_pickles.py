@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from samples import SAMPLES
 from torch import nn
 
 import attzoo
@@ -120,21 +121,14 @@ def test_one_that_is_made_in_another_way_now_is_refused(change, what, old):
         pickle.loads(old(net))
 
 
-@pytest.mark.parametrize(("name", "args"), [("se", (8, 2)), ("eca", (8,)), ("spatial_attention", (8,))])
-def test_blocks_too(name, args, old):
-    block = attzoo.create(name, *args, backend="torch")
-    same(block, pickle.loads(old(block)), (2, 8, 5, 6))
-    if name == "se":
-        del block.squeeze
-        with pytest.raises(ValueError, match=f"squeeze is a part now, Linear.* {MOVE}"):
-            pickle.loads(old(block))
-    else:
-        first = next(iter(dict(block.named_parameters())))
-        path, _, leaf = first.rpartition(".")
-        delattr(block.get_submodule(path), leaf)
-        if path == "":
-            with pytest.raises(ValueError, match=f"holds {leaf} now.* {MOVE}"):
-                pickle.loads(old(block))
+@pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
+def test_blocks_too(sample, old):
+    block = sample.create("torch").eval()
+    same(block, pickle.loads(old(block)), *sample.shapes)
+    path, _ = next(block.named_children())
+    delattr(block, path)
+    with pytest.raises(ValueError, match=f"{path} is a part now, .* {MOVE}"):
+        pickle.loads(old(block))
 
 
 def test_what_a_user_changed_stays(old):

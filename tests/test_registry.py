@@ -12,8 +12,8 @@ import pytest
 import attzoo
 from attzoo import registry
 
-BUILT_IN = ["se", "channel_attention", "spatial_attention", "cbam", "eca", "attention_gate"]
-ARGUMENTS = {name: (32, 16) if name == "attention_gate" else (32,) for name in BUILT_IN}   # all that has no default
+BUILT_IN = list(registry.BLOCKS)
+ARGUMENTS = {name: (32, *(16 for a in attzoo.info(name).arguments if a.channels_of)) for name in BUILT_IN}   # required
 BACKENDS = ["numpy", "torch", "keras"]
 ROOT = Path(__file__).parents[1]
 

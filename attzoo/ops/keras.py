@@ -184,6 +184,11 @@ class BatchNorm(keras.layers.Layer):
         return super().get_config() | {"gamma_initializer": keras.initializers.serialize(self.gamma_initializer)}
 
 
+def in_dtype_of(x: Any, variable: Any) -> Any:
+    """A variable in the dtype of x: where mixed precision is on, Keras casts variables only inside a layer's call."""
+    return ops.cast(variable, x.dtype)
+
+
 def find(layer: Any, name: str) -> Any:
     """The variable that holds canonical `name`: the same path, but for what Keras calls a kernel."""
     return getattr(*locate(layer, name))

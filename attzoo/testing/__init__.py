@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +42,8 @@ TOLERANCE: Final = {"output": 2.0, "attention": 2.0, "gradient": 8.0, "training"
 # Where rounding inside the spec moves it at least this many times as much, the condition has missed it, and rounding
 # decides what is allowed: see oracle.py. Everywhere else it is at most 3 times as much, and changes nothing.
 MISSED: Final = 4.0
+# A float16 block over many pixels may be off by so many roundings of its largest output.
+LONG: Final = 16.0
 # Central differences in float64 are good to about this, relative to the sum of |gradient * direction|.
 DIFFERENCE: Final = 1e-7
 
@@ -71,7 +74,7 @@ def check_block(
     """
     registry.get(name, backend=backend)
     findings = []
-    plan = {contract: list(cases(name, seed)) for contract, cases in CONTRACTS.items()}
+    plan = {contract: list(cases(name, seed)) for contract, cases in contracts(backend).items()}
     done, total = 0, sum(map(len, plan.values()))
     for contract, cases in plan.items():
         worst, failure = 0.0, None
@@ -182,6 +185,16 @@ def specials(case: Case, backend: str) -> float:
     return 0.0
 
 
+def long_float16(case: Case, backend: str) -> float:
+    """In float16, averages over 256 x 256 pixels of 100 do not overflow: their sum is a hundred times its maximum."""
+    pixels = {1: (65536,), 2: (256, 256), 3: (16, 64, 64)}[len(case.shapes[0]) - 2]
+    case = replace(case, dtype="float16", shapes=tuple((1, shape[1], *pixels) for shape in case.shapes))
+    x = [np.full(shape, 100.0) for shape in case.shapes]
+    expected = case.spec(*x, weights=case.weights())
+    got = adapter(backend).forward(case.block(backend), x, training=False)
+    return _within("output", got - expected, LONG * _eps(case, backend) * np.abs(expected).max())
+
+
 def files(case: Case, backend: str) -> float:
     """A saved and loaded block holds the same numbers, to the bit."""
     block = case.block(backend)
@@ -227,8 +240,15 @@ CONTRACTS: Final[dict[Contract, Cases]] = {
     gradients: _random(12, dtypes=("float64", "float32")),
     training: _random(6, small=True, dtypes=("float64", "float32")),
     specials: _random(6),
+    long_float16: _plain,
     files: _random(4, dtypes=("float64", "float32", "float16")),
 }
+
+
+def contracts(backend: str) -> dict[Contract, Cases]:
+    """Those that a body for this backend is held to, with their cases: the common ones and the framework's own."""
+    own = import_module(f"{__name__}.{backend}").contracts()
+    return CONTRACTS | dict.fromkeys(own, _plain)
 
 
 # ---- how errors are measured -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The Attention U-Net: an encoder and a decoder, and on the skips between them gates that show where it looks.
+"""The Attention U-Net: an encoder, a decoder, and attention gates on the skip connections between them.
 
     e[i] = block(convs(down(e[i-1])))                 level i of the encoder, e[-1] the image, halved at every level
     u[i] = up(d[i+1])                                 from the level below, d of the deepest is its e
@@ -6,12 +6,12 @@
     d[i] = block(convs([s[i], u[i]]))                 level i of the decoder
     y    = head.weight d[0] + head.bias               (N, K, *S)
 
-Use it to segment images and volumes of any size; every gate's coefficients are a picture of what it takes for the
-organ.
+Use it to segment images and volumes of any size. The coefficients of every gate are an image of where the network
+expects the organ.
 
 Source: Oktay et al., "Attention U-Net: Learning Where to Look for the Pancreas", MIDL 2018, arXiv:1804.03999v3, fig. 1;
 Ronneberger et al., "U-Net", MICCAI 2015, arXiv:1505.04597v1; each variant names its own.
 
-Where we differ: an image need not be a multiple of 2^depth wide. Odd sizes are rounded up on the way down and cropped
-on the way up, so the output has the input's size; where nothing is odd, nothing is cropped.
+Where we differ: the sizes of an image need not be multiples of 2^depth. Odd sizes are rounded up in the encoder and
+cropped in the decoder, so that the output has the size of the input.
 """

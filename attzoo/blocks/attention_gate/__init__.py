@@ -1,4 +1,4 @@
-"""The additive attention gate of the Attention U-Net: a coarse signal g says which part of a skip x to let through.
+"""The additive attention gate of the Attention U-Net: a gating signal g decides which pixels of a skip x are kept.
 
     t = skip_norm(skip.weight x + skip.bias)               (N, F, *S / stride)
     p = gating_norm(gating.weight g + gating.bias)         (N, F, *G), then resampled to t's size
@@ -7,13 +7,13 @@
     y = output_norm(output.weight (x * a) + output.bias)   (N, C, *S)    x * a without output_transform
 
 Use it on the skip connections of a U-Net: x is the encoder's map, g the decoder's, coarser or equal, of any size.
-Its coefficients are a picture of what the network takes for the organ.
+Its coefficients are an image of where the network expects the organ.
 
 Source: Oktay et al., "Attention U-Net: Learning Where to Look for the Pancreas", MIDL 2018, arXiv:1804.03999v3,
 eq. 1 to 3; code ozan-oktay/Attention-Gated-Networks@eee4881, models/layers/grid_attention_layer.py.
 
-Where we differ: g is projected before it is resampled, which gives the same and costs less. The paper's trilinear
-resampling came from a PyTorch that aligned corners; align_corners=True gives that, False today's. The stride follows
-spatial_dims; the official 2-D block has a 3-D default and cannot be built. A g of another batch size is refused,
-where a plain sum would broadcast it.
+Where we differ: g is projected before it is resampled, which gives the same result and costs less. The paper's
+trilinear resampling was that of a PyTorch which aligned corners: align_corners=True; False is today's default. The
+stride follows spatial_dims; the official 2-D block has a 3-D default and cannot be built. A g of another batch size is
+refused, where a plain sum would broadcast it.
 """

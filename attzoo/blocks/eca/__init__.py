@@ -1,11 +1,11 @@
-"""ECA, efficient channel attention: every channel's mean, and the scale it gets from its k neighbours.
+"""ECA, efficient channel attention: a convolution over the channels' means computes each factor from k neighbours.
 
     s = mean of x over space                    (N, C)
     a = sigmoid(correlate(s, conv.weight))      (N, C)    conv.weight: (k,), along the channels
     y = x * a                                   (N, C, *S)
 
-Use it where SE's two C x R matrices are too dear: it has k weights, 3 to 7. It assumes that neighbouring channels
-are worth mixing, which nothing in a convolution promises; channels in training arrange themselves to it.
+Use it where SE's two C x R matrices are too many weights: it has k, usually 3 to 7. It mixes neighbouring channels
+only. Nothing in a convolution makes neighbours related, but in training with ECA the channels can become so.
 
 Source: Wang et al., "ECA-Net: Efficient Channel Attention", CVPR 2020, arXiv:1910.03151v4, eq. 9 and 12, fig. 3;
 code BangguWu/ECANet@b332f6b, models/eca_module.py.

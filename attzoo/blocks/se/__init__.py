@@ -1,15 +1,16 @@
-"""Squeeze-and-excitation (SE): a small network looks at every channel's mean and scales every channel.
+"""Squeeze-and-excitation (SE): a small network computes a factor for every channel from the means of all channels.
 
     s = mean of x over space                       (N, C)
     h = relu(squeeze.weight s + squeeze.bias)      (N, R)
     a = gate(excite.weight h + excite.bias)        (N, C)
     y = x * a                                      (N, C, *S)
 
-Use it as the first thing to try: the gain is well reproduced, and the cost is two C x R matrices that see no pixel.
+Use it as the first thing to try: its gain has been reproduced often, and it costs two C x R matrices, whatever the
+number of pixels.
 
 Source: Hu, Shen, Sun, "Squeeze-and-Excitation Networks", CVPR 2018, arXiv:1709.01507v4, eq. 2 to 4.
 
 Where we differ: the paper's equations have no bias and its released networks do (bias=True here, bias=False as
-variant "paper"). The width is never 0: channels < reduction gives one hidden unit, where a plain C // 16 would
-build a constant gate.
+variant "paper"). There is at least one hidden unit: where channels < reduction, a plain C // 16
+would give none, and coefficients that do not depend on x.
 """

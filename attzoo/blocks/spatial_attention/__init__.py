@@ -1,11 +1,11 @@
-"""Spatial attention: one small convolution over the channels' mean and maximum says where to look.
+"""Spatial attention: a convolution over the mean and the maximum of the channels computes a factor for every pixel.
 
     m = [mean of x over C; max of x over C]    (N, 2, *S)
     q = norm(correlate(m, conv.weight))        (N, 1, *S)    conv.weight: (1, 2, *k), zero padding
     y = x * sigmoid(q)                         (N, C, *S)
 
-Use it where position matters more than channel, and to see where a network looks: its coefficients are an image.
-It costs 2 k^d weights whatever the channels, and reads x twice.
+Use it where the position matters more than the channel, and to see which pixels a network weights: its coefficients are
+an image. It has 2 k^d weights, whatever the number of channels, and reads x twice.
 
 Source: Woo et al., "CBAM: Convolutional Block Attention Module", ECCV 2018, arXiv:1807.06521v2, eq. 3.
 

@@ -1,0 +1,77 @@
+"""The attention gate: numbers worked out by hand, and its published variants."""
+
+from math import log
+
+import numpy as np
+import torch.nn.functional as F
+from published import MAP, Published, arrays_of, assert_close, batch_norm, norms_of, pointwise
+
+from attzoo.blocks.attention_gate.spec import AttentionGate
+
+
+def gate_weights(spec, **arrays):
+    return {name: np.asarray(arrays.get(name.replace(".", "_"), np.zeros(w.shape)), float).reshape(w.shape)
+            for name, w in spec.weights.items()}   # fmt: skip
+
+
+def test_worked_out_by_hand():
+    """relu(x + g) = relu(2 - 1) = 1, times log 3, gives 3/4; where x + g < 0, psi's bias alone: 1/2."""
+    spec = AttentionGate(1, 1, 1, spatial_dims=1)
+    weights = gate_weights(spec, skip_weight=1, gating_weight=1, psi_weight=log(3))
+    assert_close(spec(np.array([[[2.0, 1.0]]]), np.array([[[-1.0, -3.0]]]), weights=weights), [3 / 2, 1 / 2])
+
+
+def test_a_coarse_signal_is_resampled():
+    """One coarse pixel of log 3 serves all four of x; of two, the middle pixels get a mixture, 3 : 1."""
+    spec = AttentionGate(1, 1, 1, spatial_dims=1)
+    weights = gate_weights(spec, gating_weight=1, psi_weight=1)
+    assert_close(spec.attention(np.ones((1, 1, 4)), np.full((1, 1, 1), log(3)), weights=weights), [3 / 4] * 4)
+    got = spec.attention(np.ones((1, 1, 4)), np.array([[[0.0, 4.0]]]), weights=weights)
+    assert_close(got, 1 / (1 + np.exp(-np.array([0.0, 1, 3, 4]))))
+
+
+def test_width():
+    assert AttentionGate(1, 5).inter_channels == 1
+    assert AttentionGate(64, 128).inter_channels == 32
+
+
+# ---- published variants ----------------------------------------------------------------------------------------------
+
+
+def gate_leejunhyun(x, g, w, training):
+    t, p = (batch_norm(pointwise(a, w, n), w, f"{n}_norm", training) for n, a in (("skip", x), ("gating", g)))
+    psi = batch_norm(pointwise(F.relu(p + t), w, "psi"), w, "psi_norm", training)
+    return x * psi.sigmoid()
+
+
+def gate_keras(x, g, w, training):
+    """Channels last: three dense layers on every pixel."""
+    x_last, g_last = x.movedim(1, -1), g.movedim(1, -1)
+    theta = x_last @ w["skip.weight"].T + w["skip.bias"]
+    phi = g_last @ w["gating.weight"].T + w["gating.bias"]
+    psi = (theta + phi).relu() @ w["psi.weight"].T + w["psi.bias"]
+    return (x_last * psi.sigmoid()).movedim(-1, 1)
+
+
+def gate_oktay(x, g, w, training):
+    mode, conv = ("bilinear", F.conv2d) if x.ndim == 4 else ("trilinear", F.conv3d)
+    theta = conv(x, w["skip.weight"], stride=2)
+    phi = F.interpolate(pointwise(g, w, "gating"), size=theta.shape[2:], mode=mode)
+    a = F.interpolate(pointwise((theta + phi).relu(), w, "psi").sigmoid(), size=x.shape[2:], mode=mode)
+    return batch_norm(pointwise(a.expand_as(x) * x, w, "output"), w, "output_norm", training)
+
+
+PLAIN = arrays_of("skip", "gating", "psi")
+NORMED = PLAIN + norms_of("skip_norm", "gating_norm", "psi_norm")
+OKTAY = ("skip.weight", *arrays_of("gating", "psi", "output"), *norms_of("output_norm"))
+HALF_OF_X = {(64, 44): {"width": 32}, (1, 1): {"width": 1}}
+QUARTER_OF_G = {(64, 44): {"width": 11}, (1, 1): {"width": 1}}
+SAME_SIZE = ((MAP, (2, 12, 6, 5)),)
+COARSE = (((2, 6, 9, 8), (2, 12, 3, 2)), ((2, 6, 7, 6, 9), (2, 4, 2, 3, 4)))
+PUBLISHED = {
+    "oktay": Published(gate_oktay, OKTAY, HALF_OF_X, COARSE),
+    "leejunhyun": Published(gate_leejunhyun, NORMED, HALF_OF_X, SAME_SIZE),
+    "monai": Published(gate_leejunhyun, NORMED, HALF_OF_X, SAME_SIZE),
+    "keras": Published(gate_keras, PLAIN, QUARTER_OF_G, SAME_SIZE),
+    "kuc": Published(gate_keras, PLAIN, HALF_OF_X, SAME_SIZE),
+}

@@ -1,0 +1,53 @@
+"""CBAM: that it is its two halves in their order, and its published variants."""
+
+from functools import partial
+
+import numpy as np
+from published import (
+    FLOOR_8,
+    FLOOR_16,
+    HALF_UP_16,
+    Published,
+    arrays_of,
+    assert_close,
+    channel_gate,
+    norms_of,
+    spatial_gate,
+    widths,
+)
+
+from attzoo.blocks.cbam.spec import CBAM
+from attzoo.blocks.channel_attention.spec import ChannelAttention
+from attzoo.blocks.spatial_attention.spec import SpatialAttention
+
+
+def test_channel_attention_comes_before_spatial_attention():
+    rng, block = np.random.default_rng(0), CBAM(6, reduction=2, kernel_size=3)
+    weights = {name: rng.normal(size=weight.shape) for name, weight in block.weights.items()}
+    x = rng.normal(size=(2, 6, 4, 5))
+    channel = {name.removeprefix("channel."): a for name, a in weights.items() if name.startswith("channel.")}
+    half = ChannelAttention(6, 2)(x, weights=channel)
+    expected = SpatialAttention(6, 3)(half, weights={"conv.weight": weights["spatial.conv.weight"]})
+    assert_close(block(x, weights=weights), expected)
+    assert_close(x * block.attention(x, weights=weights), expected)
+
+
+# ---- published variants ----------------------------------------------------------------------------------------------
+
+
+def cbam(x, w, training, **options):
+    return spatial_gate(channel_gate(x, w, training, "channel."), w, training, "spatial.", **options)
+
+
+MATRICES = arrays_of("channel.squeeze", "channel.excite", leaves=("weight",))
+BIASED = arrays_of("channel.squeeze", "channel.excite")
+CONV = arrays_of("spatial.conv", leaves=("weight",))
+NORM = norms_of("spatial.norm")
+PUBLISHED = {
+    "paper": Published(partial(cbam, norm=False), MATRICES + CONV, widths(FLOOR_16)),
+    "official": Published(partial(cbam, max_first=True), BIASED + CONV + NORM, widths(FLOOR_16)),
+    "timm": Published(cbam, MATRICES + CONV + NORM, widths(HALF_UP_16)),
+    "luuuyi": Published(partial(cbam, norm=False), MATRICES + CONV, widths(FLOOR_16)),
+    "changzy00": Published(partial(cbam, norm=False), MATRICES + CONV, widths(FLOOR_16)),
+    "kobiso": Published(partial(cbam, norm=False), BIASED + CONV, widths(FLOOR_8)),
+}

@@ -1,0 +1,64 @@
+"""ECA: numbers worked out by hand, and its published variants."""
+
+from math import log
+
+import numpy as np
+import pytest
+import torch.nn.functional as F
+from published import MAP, Published, arrays_of, assert_close
+
+from attzoo.blocks.eca.spec import ECA, adaptive_kernel_size
+
+
+@pytest.mark.parametrize(("channels", "k"), [(1, 1), (7, 1), (8, 3), (127, 3), (128, 5), (2047, 5), (2048, 7)])
+def test_adaptive_kernel_size(channels, k):
+    """Eq. 12 changes at exactly 8, 128 and 2048; 128 is a tie, 4, that goes up."""
+    assert adaptive_kernel_size(channels) == k
+
+
+def test_worked_out_by_hand():
+    """A kernel (1, 0, 0) looks left: logits 0, 0, log 3."""
+    x = np.array([0.0, log(3), -log(3)]).reshape(1, 3, 1)
+    assert_close(ECA(3, 3)(x, weights={"conv.weight": np.array([1.0, 0, 0])}), [0, log(3) / 2, -log(3) * 3 / 4])
+
+
+def test_circular_padding():
+    """The first channel's left neighbour is the last."""
+    x = np.array([0.0, 0.0, log(3)]).reshape(1, 3, 1)
+    got = ECA(3, 3, padding="circular").attention(x, weights={"conv.weight": np.array([1.0, 0, 0])})
+    assert_close(got, [3 / 4, 1 / 2, 1 / 2])
+
+
+def test_an_explicit_kernel_wins():
+    assert ECA(64, kernel_size=7).kernel_size == 7
+
+
+# ---- published variants ----------------------------------------------------------------------------------------------
+
+
+def eca_official(x, w, training):
+    kernel = w["conv.weight"].view(1, 1, -1)
+    y = F.adaptive_avg_pool2d(x, 1).squeeze(-1).transpose(-1, -2)
+    y = F.conv1d(y, kernel, padding=(kernel.shape[-1] - 1) // 2).transpose(-1, -2).unsqueeze(-1)
+    return x * y.sigmoid().expand_as(x)
+
+
+def eca_circular(x, w, training):
+    kernel = w["conv.weight"].view(1, 1, -1)
+    half = (kernel.shape[-1] - 1) // 2
+    y = F.pad(x.mean((2, 3))[:, None], (half, half), mode="circular")
+    return x * F.conv1d(y, kernel).sigmoid().view(*x.shape[:2], 1, 1)
+
+
+def kernel_sizes(*values):
+    return {(channels,): {"k": k} for channels, k in zip((4, 8, 64, 128, 2048), values, strict=True)}
+
+
+KERNEL = arrays_of("conv", leaves=("weight",))
+PUBLISHED = {
+    "paper": Published(eca_official, KERNEL, kernel_sizes(1, 3, 3, 5, 7)),
+    "official": Published(eca_official, KERNEL, kernel_sizes(3, 3, 3, 3, 3)),
+    "timm": Published(eca_official, KERNEL, kernel_sizes(3, 3, 3, 5, 7), ((MAP,), ((2, 4, 6, 5),))),
+    "circular": Published(eca_circular, KERNEL, kernel_sizes(3, 3, 3, 5, 7), (((2, 130, 6, 5),),)),
+    "kecam": Published(eca_official, KERNEL, kernel_sizes(3, 3, 3, 5, 7)),
+}

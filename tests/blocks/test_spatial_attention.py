@@ -1,0 +1,45 @@
+"""Spatial attention: numbers worked out by hand, and its published variants."""
+
+from functools import partial
+from math import log
+
+import numpy as np
+import pytest
+from published import Published, arrays_of, assert_close, norms_of, spatial_gate
+
+from attzoo.blocks.spatial_attention.spec import SpatialAttention
+
+
+def test_worked_out_by_hand():
+    """A kernel of two centre taps, 1 on the mean and 2 on the maximum: logits 1 + 2 * 2 and 0 + 0."""
+    x = np.array([[2.0, 0.0], [0.0, 0.0]])[None]
+    kernel = np.zeros((1, 2, 3))
+    kernel[0, :, 1] = 1, 2
+    got = SpatialAttention(2, 3, spatial_dims=1).attention(x, weights={"conv.weight": kernel})
+    assert_close(got, [1 / (1 + np.exp(-5)), 1 / 2])
+
+
+def test_kernel_is_not_flipped():
+    """The first tap sees the left neighbour, and zero outside."""
+    kernel = np.zeros((1, 2, 3))
+    kernel[0, 0, 0] = log(3)
+    got = SpatialAttention(1, 3, spatial_dims=1).attention(np.ones((1, 1, 2)), weights={"conv.weight": kernel})
+    assert_close(got, [1 / 2, 3 / 4])
+
+
+@pytest.mark.parametrize("channels", [64, 256])
+def test_macs(channels):
+    assert SpatialAttention(channels).macs((1, channels, 10, 10)) == 98 * 100
+
+
+# ---- published variants ----------------------------------------------------------------------------------------------
+
+PLAIN = arrays_of("conv", leaves=("weight",))
+NORMED = PLAIN + norms_of("norm")
+PUBLISHED = {
+    "paper": Published(partial(spatial_gate, norm=False), PLAIN, {}),
+    "official": Published(partial(spatial_gate, max_first=True), NORMED, {}),
+    "timm": Published(spatial_gate, NORMED, {}),
+    "luuuyi": Published(partial(spatial_gate, norm=False), PLAIN, {}),
+    "kobiso": Published(partial(spatial_gate, norm=False), PLAIN, {}),
+}

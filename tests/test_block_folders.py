@@ -1,0 +1,67 @@
+"""Whatever a block's folder and the lists of blocks have to hold is there; what is missing is named."""
+
+from pathlib import Path
+
+import pytest
+
+import attzoo
+from attzoo import registry
+from attzoo.blocks.spec import COMBINATIONS, BlockSpec
+from attzoo.testing.case import choices
+
+FOLDER = Path(attzoo.__file__).parent / "blocks"
+FOLDERS = sorted(file.parent.name for file in FOLDER.glob("*/spec.py"))
+every_folder = pytest.mark.parametrize("name", FOLDERS)
+CLASSES = {name: place.rpartition(":")[2] for name, place in registry.BLOCKS.items()}
+
+
+@every_folder
+def test_a_folder_is_registered(name):
+    places = {place.partition(":")[0] for place in registry.BLOCKS.values()}
+    assert f"attzoo.blocks.{name}" in places, f'expected a row "{name}": "attzoo.blocks.{name}:..." in registry.BLOCKS'
+
+
+@every_folder
+@pytest.mark.parametrize("file", ["__init__.py", "spec.py", "torch.py", "keras.py"])
+def test_a_folder_has_its_four_files(name, file):
+    assert (FOLDER / name / file).exists(), f"expected attzoo/blocks/{name}/{file}"
+
+
+@pytest.mark.parametrize("name", registry.BLOCKS)
+@pytest.mark.parametrize("backend", ["torch", "keras"])
+def test_an_entry_point_of_the_framework_has_the_class(name, backend):
+    module, cls = __import__(f"attzoo.{backend}", fromlist="_"), CLASSES[name]
+    line = f"from .blocks.{name}.{backend} import {cls} as {cls}"
+    assert getattr(module, cls, None) is registry.get(name, backend=backend), f"expected {line} in attzoo/{backend}.py"
+
+
+@pytest.mark.parametrize("name", registry.BLOCKS)
+def test_a_card_says_what_a_block_is(name):
+    card = attzoo.info(name)
+    says = card.text.partition("\n\n")[0]
+    assert ": " in says, f"expected a name, a colon and what it does in attzoo/blocks/{name}/__init__.py, got {says!r}"
+    for word in ("Use it", "Source: ", "Where we differ: "):
+        assert word in card.text, f"expected a paragraph {word!r} in attzoo/blocks/{name}/__init__.py"
+
+
+@pytest.mark.parametrize("name", registry.BLOCKS)
+def test_a_spec_lists_examples_and_choices(name):
+    spec, examples = registry.get(name, backend="numpy"), registry.examples(name)
+    assert "" in examples, f'expected EXAMPLES, with a first one named "", in attzoo/blocks/{name}/spec.py'
+    for label, example in examples.items():
+        built = spec(**example.arguments)
+        built.accept(*example.shapes)
+        assert all(max(shape) <= 16 for shape in example.shapes), f"expected small shapes in the example {label!r}"
+    arguments = {argument.name for argument in attzoo.info(name).arguments[1:]}
+    listed = choices(spec).keys()
+    assert listed == arguments, f"expected CHOICES for {arguments - listed} in attzoo/blocks/{name}/spec.py"
+    assert issubclass(spec, BlockSpec)
+    assert spec.combination in COMBINATIONS
+
+
+@pytest.mark.parametrize("name", [name for name in registry.BLOCKS if attzoo.info(name).fused])
+def test_a_block_with_kernels_says_so_and_lists_cases(name):
+    pytest.importorskip("triton")
+    body = registry.get(name, backend="torch")
+    assert body.has_kernels, f"expected triton_form in attzoo/blocks/{name}/torch.py"
+    assert getattr(body.triton_form(), "CASES", ()), f"expected CASES in attzoo/blocks/{name}/triton.py"
