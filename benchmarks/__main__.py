@@ -14,8 +14,6 @@ import typer
 
 from attzoo.files import write
 
-from .cases import BLOCKS
-
 SUITES = (
     "quick: up to 5 minutes; full: up to 10 on a GPU, 45 on a CPU. On a GPU also kernels: the fused kernels, up to 10; "
     "wins: what the table of recorded wins needs, up to 5; networks: up to 5"
@@ -53,7 +51,7 @@ def run(
     from . import run as running
 
     where = device or (Device.cuda if torch.cuda.is_available() else Device.cpu)
-    made, path = running.run(suite, where, tuple(blocks.split(",")) if blocks else BLOCKS, out)
+    made, path = running.run(suite, where, tuple(blocks.split(",")) if blocks else (), out)
     print(running.summary(made))
     print(f"{path}\npython -m benchmarks report {path}")
     if any(row.provider.library == "attzoo" and row.status in ("wrong", "failed") for row in made.rows):

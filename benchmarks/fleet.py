@@ -14,8 +14,9 @@ from torch import Tensor
 
 from attzoo.contract import Array
 
+from .cases import spec_of
 from .runs import Provider
-from .subjects import Subject, spec_of
+from .subjects import Subject
 from .timer import Cpu, Turn
 from .workers import FORMS, Job, Worker, available
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from attzoo.fast.cases import Goal, Marks
+
 from .figures import percent, times
-from .goals import LEFT, Goal, Marks, goal
+from .goals import goal, goals
 from .picking import Entry, against, blocks, fraction, setting, size
 from .runs import FUSED, Row
 from .tables import Section, Table
@@ -100,7 +102,8 @@ def _parts(entry: Entry, beside: Sequence[Row]) -> list[str]:
     ours = next((row for row in eager if row.provider.library == "attzoo"), None)
     peer = next((row for row in eager if row.provider.library != "attzoo"), None)
     cells = [_part(row, beside) for row in (entry.row, ours, peer)]
-    aim = percent(LEFT[case.block]) if case.mode == "training" and case.block in LEFT else ""
+    part = goals(case.block).resnet50 if case.mode == "training" else None
+    aim = percent(part) if part else ""
     return [entry.label, case.block, case.mode, *cells, aim]
 
 

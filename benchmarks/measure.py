@@ -15,10 +15,10 @@ from torch import Tensor
 import attzoo
 
 from . import cuda
-from .cases import Case
+from .cases import Case, spec_of
 from .providers import clocked_by, contenders
 from .runs import COPY, Provider, Row
-from .subjects import Subject, deviation, slack, spec_of, subject, wanted
+from .subjects import Subject, deviation, slack, subject, wanted
 from .timer import Cpu, Pace, Turn, interleave, paired, spread
 
 TRIES: Final = 3

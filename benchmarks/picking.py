@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from .cases import BLOCKS, Case
+from .cases import Case
 from .runs import COPY, FUSED, Provider, Row, Run
 from .timer import Spread
 
@@ -74,9 +74,9 @@ def _clocked(rows: Sequence[Row]) -> list[Row]:
 
 
 def blocks(rows: Iterable[Row]) -> list[str]:
-    """The blocks that rows are of, ours in our order, then others as they come."""
-    found = dict.fromkeys(row.case.block for row in rows)
-    return [block for block in BLOCKS if block in found] + [block for block in found if block not in BLOCKS]
+    """The blocks that rows are of, in the order in which they were timed alone, then those of networks only."""
+    alone_first = sorted(rows, key=lambda row: row.case.network is not None)
+    return list(dict.fromkeys(row.case.block for row in alone_first))
 
 
 def base(rows: Iterable[Row], block: str) -> list[Row]:

@@ -144,7 +144,7 @@ def throughput(rows: Sequence[Row], key: str) -> list[Picture]:
     if not panels:
         return []
     if key == "resnet50":
-        measured = {block for bars in panels.values() for block, _ in bars}
+        measured = dict.fromkeys(block for bars in panels.values() for block, _ in bars)
         panels = {mode: bars | _published(mode, measured) for mode, bars in panels.items()}
     figure = ladder(panels, "of the plain network's images per second", line=1)
     caption = f"What each block leaves of a plain {NETWORKS[key]}'s images per second."

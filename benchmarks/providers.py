@@ -17,6 +17,7 @@ from attzoo.contract import Source
 from attzoo.registry import sources
 
 from . import cuda
+from .cases import unet_gate
 from .memory import kept, peak
 from .nets import Bottleneck
 from .peers import build_peer
@@ -203,7 +204,7 @@ def of_blocks(it: Subject) -> Iterator[Contender]:
 
 def of_networks(it: Subject) -> Iterator[Contender]:
     """The same network with a peer's blocks; of the U-Net, in plain torch and for inference with norms folded in."""
-    if it.case.network == "unet" and it.case.block == "attention_gate":
+    if it.case.network == "unet" and it.case.block == unet_gate():
         yield Contender(Provider("plain"), it, lambda: plain_unet(it.ours, it.case.shapes[0][1]))
         if it.case.mode == "inference":
             ours: Any = it.ours

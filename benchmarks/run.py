@@ -15,15 +15,17 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+import attzoo
 from attzoo.extras import install_command
 
 from . import cuda, facts, runs, warm
-from .cases import BLOCKS, MINUTES, SUITES, Case, Suite, suite
+from .cases import Case
 from .fleet import fleet
 from .measure import Bench, Racer, line, measure
 from .peers import INSTALL
 from .runs import Provider, Row, Run
 from .subjects import Subject
+from .suites import MINUTES, SUITES, Suite, suite
 from .timer import Pace
 from .workers import BACKENDS
 
@@ -44,8 +46,8 @@ PACE: Final = {
 WEIGHT: Final = {"eager": 1.0, "peer compiled": 7.0, "compiled": 15.0, "keras": 8.0}
 
 
-def run(name: str, device: str, blocks: Sequence[str] = BLOCKS, out: Path | None = None) -> tuple[Run, Path]:
-    """Measure a suite and write its file; what Ctrl-C cuts short is written too.
+def run(name: str, device: str, blocks: Sequence[str] = (), out: Path | None = None) -> tuple[Run, Path]:
+    """Measure a suite, of these blocks or of all, and write its file; what Ctrl-C cuts short is written too.
 
     Raises ValueError for an unknown suite, device or block and FileExistsError for a file that is there, before
     anything is measured.
@@ -108,9 +110,9 @@ def checked(name: str, device: str, blocks: Sequence[str]) -> Suite:
             raise ValueError(f"{what} must be one of {', '.join(known)}, got {got!r}")
     if (name, device) not in MINUTES:
         raise ValueError(f"suite {name} needs a CUDA device, got {device}")
-    unknown = [block for block in blocks if block not in BLOCKS]
+    unknown = [block for block in blocks if block not in attzoo.names()]
     if unknown:
-        raise ValueError(f"blocks must be of {', '.join(BLOCKS)}, got {', '.join(unknown)}")
+        raise ValueError(f"blocks must be of {', '.join(attzoo.names())}, got {', '.join(unknown)}")
     return suite(name, device, blocks)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cache
 from math import prod
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 import attzoo
 from attzoo.contract import Array
 
-from .cases import Case
+from .cases import Case, create
 from .nets import ResNet50
 from .plain import AttUNet, canonical
 
@@ -74,7 +73,7 @@ class Subject:
 def subject(case: Case, device: str, count: Callable[[int], int] = lambda size: 1) -> Subject:
     """The case on this device, with `count(bytes of a set)` sets of inputs."""
     torch.manual_seed(SEED)
-    ours = network(case) if case.network else block(case)
+    ours = network(case) if case.network else create(case, "torch")
     if not case.network:
         attzoo.load_weights(ours, draw(ours.spec, np.random.default_rng(SEED)))
     dtype = getattr(torch, case.dtype)
@@ -85,20 +84,6 @@ def subject(case: Case, device: str, count: Callable[[int], int] = lambda size: 
 
     sets = [[tensor(shape) for shape in case.shapes] for _ in range(count(size))]
     return Subject(case, ours, sets, [] if case.network else [tensor(case.shapes[0]) for _ in sets])
-
-
-def block(case: Case, backend: str = "torch") -> Any:
-    """The block of a case in attzoo, as it starts."""
-    arguments: dict[str, Any] = {"gating_channels": case.shapes[1][1]} if len(case.shapes) > 1 else {}
-    if any(argument.name == "spatial_dims" for argument in attzoo.info(case.block).arguments):
-        arguments["spatial_dims"] = len(case.shapes[0]) - 2
-    return attzoo.create(case.block, case.shapes[0][1], backend=backend, variant=case.variant, **arguments)
-
-
-@cache
-def spec_of(case: Case) -> Any:
-    """The meaning of the block of a case."""
-    return block(case, "numpy")
 
 
 def network(case: Case) -> nn.Module:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from attzoo.fast.wins import Win
-from attzoo.registry import BLOCKS
+from attzoo.registry import locate
 
 from .cases import BOTH
 from .picking import against
@@ -68,7 +68,7 @@ def _capability(name: str, run: Run) -> tuple[int, int]:
 
 def _key(row: Row, capability: tuple[int, int]) -> Key:
     case = row.case
-    kind = BLOCKS[case.block].partition(":")[2]
+    kind = locate(case.block).partition(":")[2]
     return kind, capability, case.dtype, case.layout == "channels last", case.mode == "training"
 
 

@@ -19,10 +19,10 @@ from attzoo.blocks.sources import only_channels
 from attzoo.contract import Source
 from attzoo.fast import autograd, choice
 from attzoo.fast.wins import WINS, Win, least
-from benchmarks import cases, measure, providers, report, subjects, wins
+from benchmarks import measure, providers, report, subjects, suites, wins
 from benchmarks.__main__ import app
 from benchmarks.cases import Case
-from benchmarks.goals import GOALS, LEFT, goal
+from benchmarks.goals import covers, goal, goals
 from benchmarks.measure import Bench
 from benchmarks.nets import Bottleneck
 from benchmarks.picking import against
@@ -33,6 +33,7 @@ from benchmarks.timer import Pace, Spread
 ROOT = Path(__file__).parents[1]
 CASE = Case("se", ((2, 8, 5, 4),), "training", variant="timm")
 BENCH = Bench("cpu", {"cpu": Pace(3, 0.0)})
+GOALS = [each for name in attzoo.names() for each in goals(name).calls]
 
 
 def by_name(rows):
@@ -244,18 +245,18 @@ def test_in_a_resnet50_fused_stands_beside_the_plain_network_eager_blocks_and_th
 
 @pytest.mark.parametrize("name", ["full", "kernels"])
 def test_no_goal_hides_another(name):
-    for case in cases.suite(name, "cuda").cases:
-        assert sum(each.covers(case) for each in GOALS) <= 1
+    for case in suites.suite(name, "cuda").cases:
+        assert sum(covers(each, case) for each in goals(case.block).calls) <= 1
 
 
 def test_every_goal_has_a_case_in_the_suite_of_the_kernels_beside_what_is_compiled():
-    suite = [case for case in cases.suite("kernels", "cuda").cases if not case.network]
-    assert {goal(case) for case in suite} == {*GOALS, None}   # spatial attention's has none of its own
-    assert {case.block for case in suite if goal(case) is None} == {"spatial_attention"}
-    assert {case.variant for case in suite if "peer compiled" not in case.forms} == {cases.NORMLESS}
-    normless = next(case for case in suite if case.variant == cases.NORMLESS)
-    assert goal(normless).norm is False
-    assert goal(replace(normless, variant="monai")).norm is True
+    suite = [case for case in suites.suite("kernels", "cuda").cases if not case.network]
+    assert {goal(case) for case in suite} == {*GOALS, None}
+    assert {case.block for case in suite if goal(case) is None} == {n for n in attzoo.names() if not goals(n).calls}
+    assert {case.variant for case in suite if "peer compiled" not in case.forms} == {"kuc"}   # no peer has no norms
+    normless = next(case for case in suite if case.variant == "kuc")
+    assert goal(normless).arguments == {"norm": False}
+    assert goal(replace(normless, variant="monai")).arguments == {"norm": True}
 
 
 def test_of_the_peer_alone_it_is_compiled(monkeypatch):
@@ -274,7 +275,8 @@ def test_goals_are_further_than_what_is_accepted():
         copies, *others = zip(each.aim, each.accept, strict=True)
         assert copies[0] < copies[1]
         assert all(aim > accept for aim, accept in others)
-    assert set(LEFT) == {"se", "eca", "cbam"}
+    assert {name for name in attzoo.names() if goals(name).resnet50} <= set(suites.in_resnet50())
+    assert GOALS
 
 
 # ---- recorded wins ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from math import prod
 import pytest
 
 from benchmarks import plots, report
-from benchmarks.cases import BLOCKS, MAPS, OTHER_RANKS, SKIPS, Case, inputs
+from benchmarks.cases import MAPS, OTHER_RANKS, SKIPS, Case, inputs
 from benchmarks.compare import compare
 from benchmarks.runs import COPY, Provider, Row, Run, write
 from benchmarks.timer import Spread
@@ -64,7 +64,7 @@ def run():
     luck = random.Random(5)
     cases = [
         Case(block, inputs(block, shape), mode)
-        for block in BLOCKS
+        for block in COPIES
         for shape in ((SKIPS if block == "attention_gate" else MAPS)["cpu"] + OTHER_RANKS["cpu"])
         for mode in ("inference", "training")
     ]

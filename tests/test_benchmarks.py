@@ -14,13 +14,15 @@ import torch
 from typer.testing import CliRunner
 
 import attzoo
-from attzoo import registry
-from benchmarks import cases, cuda, facts, memory, nets, run, runs
+from attzoo import contract, registry
+from attzoo.blocks.se.spec import SE
+from benchmarks import cases, cuda, facts, memory, nets, run, runs, suites
 from benchmarks.__main__ import app
-from benchmarks.cases import Case, Suite, suite
-from benchmarks.measure import Bench
+from benchmarks.cases import Case
+from benchmarks.measure import Bench, measure
 from benchmarks.runs import Provider, Row, Run
 from benchmarks.subjects import run as run_of
+from benchmarks.suites import Suite, suite
 from benchmarks.timer import FEWEST, KEPT, Cpu, Pace, Spread, interleave, paired, spread
 
 # ---- timer -----------------------------------------------------------------------------------------------------------
@@ -255,10 +257,10 @@ def test_a_block_that_takes_a_shortcut_ends_the_branch_in_one_call():
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("name", ["se", "eca", "channel_attention", "spatial_attention", "cbam"])
+@pytest.mark.parametrize("name", [name for name in attzoo.names() if attzoo.info(name).residual])
 def test_ending_the_branch_is_the_addition_and_the_relu(name, training):
     ours = nets.Bottleneck(8, 16, 2, lambda channels: attzoo.create(name, channels, backend="torch"))
-    assert ours.ends == (name != "spatial_attention")
+    assert ours.ends
     ours.double().train(training)
     with torch.no_grad():
         for norm in (part[1] for part in (ours.conv3, ours.shortcut)):   # where the relu cuts off some
@@ -297,11 +299,11 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
 # ---- cases -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "device"), cases.MINUTES)
+@pytest.mark.parametrize(("name", "device"), suites.MINUTES)
 def test_suites_hold_every_block_once(name, device):
     chosen = suite(name, device).cases
     alone = {case.block for case in chosen if not case.network}
-    assert alone == (set() if name == "networks" else set(registry.BLOCKS))
+    assert alone == (set() if name == "networks" else set(attzoo.names()))
     assert len(set(map(str, chosen))) == len(chosen)
 
 
@@ -309,7 +311,7 @@ def test_suites_hold_every_block_once(name, device):
 def test_the_full_suite_has_every_axis(device):
     chosen = suite("full", device).cases
     blocks = [case for case in chosen if not case.network]
-    for name in registry.BLOCKS:
+    for name in attzoo.names():
         own = [case for case in blocks if case.block == name]
         assert {case.mode for case in own} == set(cases.MODES)
         assert {case.dtype for case in own} == set(cases.DTYPES)
@@ -320,6 +322,27 @@ def test_the_full_suite_has_every_axis(device):
     assert {(case.network, case.mode) for case in chosen if case.network} == {
         (net, mode) for net in ("resnet50", "unet") for mode in cases.BOTH
     }
+
+
+def test_a_new_block_is_timed_in_every_suite_without_a_peer(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "plugin")
+    monkeypatch.setitem(registry.BLOCKS, "scale", "attzoo_scale:Scale")   # has neither sources nor goals nor kernels
+    for name, device in suites.MINUTES:
+        own = [case for case in suite(name, device).cases if case.block == "scale"]
+        assert {(case.network, case.variant) for case in own} == (set() if name == "networks" else {(None, None)})
+    ranks = {len(case.shapes[0]) - 2 for case in suite("full", "cpu", ("scale",)).cases if not case.network}
+    assert ranks == {1, 2, 3}
+    rows = measure(Case("scale", ((2, 8, 6, 6),), "training"), Bench("cpu", PACE))
+    assert [str(row.provider) for row in rows] == ["attzoo", "copy"]
+    assert {row.status for row in rows} <= {"timed", "unsteady"}
+
+
+def test_a_rank_that_a_block_refuses_is_not_timed(monkeypatch):
+    monkeypatch.setattr(SE, "accept", lambda spec, x, channels_last=False: contract.accept(x, spec.channels, 2, False))
+    cases.spec_of.cache_clear()
+    chosen = suite("full", "cpu", ("se", "eca")).cases
+    ranks = {(case.block, len(case.shapes[0]) - 2) for case in chosen if not case.network}
+    assert ranks == {("se", 2), ("eca", 1), ("eca", 2), ("eca", 3)}
 
 
 def test_blocks_can_be_chosen():

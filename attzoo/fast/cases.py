@@ -1,10 +1,13 @@
-"""Calls of a block that between them launch every kernel that it has: what tests compile and compare with float64."""
+"""What a block says of its kernels: calls that between them launch every one of them, and how fast they are to be.
+
+Tests compile the calls and compare them with float64; the benchmark sets timings beside the goals.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,47 @@ class KernelCase:
     coarse: int = 1
     exact: bool = False
     rare: bool = False
+
+
+class Marks(NamedTuple):
+    """At most so many copies of x; at least so many times as fast as the eager peer, and as the best of it compiled."""
+
+    copies: float
+    eager: float
+    compiled: float
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How fast some calls of a block are to be on an H200, at the sizes of the benchmark's suites.
+
+    Args:
+        modes: "inference", "forward" or "backward".
+        accept: what is accepted.
+        aim: what is aimed at.
+        sides: the sizes of x along its last axis that the goal is for; empty for any.
+        arguments: values of the block's arguments that the goal is for; other arguments may have any value.
+        coarse: whether the goal is for further inputs of a smaller spatial size than x.
+
+    """
+
+    modes: tuple[str, ...]
+    accept: Marks
+    aim: Marks
+    sides: tuple[int, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    coarse: bool = False
+
+
+@dataclass(frozen=True)
+class Goals:
+    """The goals of a block, listed as GOALS of `goals.py` in its folder.
+
+    Args:
+        calls: goals for calls of the block alone.
+        resnet50: the part of a plain ResNet-50's throughput in training that is to be left with the block in it.
+
+    """
+
+    calls: tuple[Goal, ...] = ()
+    resnet50: float | None = None
