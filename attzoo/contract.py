@@ -300,11 +300,16 @@ def flag(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, known: Sequence[Any]) -> Any:
-    """The one of `known` that equals `value`: an int of Python for an integer of NumPy."""
-    if value not in known:
-        got = shown(value) + nearest(value, known)
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {got}")
-    return next(each for each in known if each == value)
+    """The one of `known` that is `value`: an int of Python for an integer of NumPy; True and 1.0 are no 1."""
+    plain = value
+    if not isinstance(value, (bool, np.bool_)):
+        with suppress(TypeError):
+            plain = operator.index(value)
+    for each in known:
+        if isinstance(plain, type(each)) and isinstance(plain, bool) == isinstance(each, bool) and each == plain:
+            return each
+    got = shown(value) + nearest(value, known)
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {got}")
 
 
 def settle(spec: Any, **values: Any) -> None:
@@ -332,6 +337,7 @@ def accept(
     order = f"(N, *S, {channels})" if channels_last else f"(N, {channels}, *S)"
     sizes = f"at least {tuple(least)}" if any(low > 1 for low in least) else "at least 1 each"
     hint = _other_layout(shape, channels, spatial_dims, channels_last)
+    hint = hint or _no_batch(shape, channels, spatial_dims, channels_last)
     raise ValueError(f"expected {order} with {axes} of {sizes}, got {tuple(shape)}{hint}")
 
 
@@ -344,6 +350,14 @@ def _other_layout(shape: Shape, channels: int, spatial_dims: int | None, channel
     if channels_last:
         return ", which is channels first: set data_format='channels_first', or move axis 1 to the end"
     return ", which is channels last: move the last axis to position 1, as x.movedim(-1, 1) does in torch"
+
+
+def _no_batch(shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool) -> str:
+    """How to mend the shape of a single sample; nothing where it is none."""
+    is_rank = len(shape) - 1 in ((spatial_dims,) if spatial_dims else (1, 2, 3))
+    if not is_rank or shape[-1 if channels_last else 0] != channels:
+        return ""
+    return ", which looks like one sample without the batch axis: add it, as x[None] does"
 
 
 def brief(text: str, most: int = 400) -> str:

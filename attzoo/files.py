@@ -33,6 +33,8 @@ def whole(path: Path, tidy: bool = True) -> Iterator[Path]:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     if path.exists() and not path.is_file():   # a folder, or a device that a file would take the place of
         raise OSError(f"expected a file or nothing at {path}, got something else")
+    if path.exists() and not path.is_symlink() and not (path.stat().st_mode & 0o222 and os.access(path, os.W_OK)):
+        raise PermissionError(f"expected a file that may be written at {path}, got a read-only one: make it writable")
     if tidy:
         remove_stale(path.parent)
     temporary = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from . import look
-from .adapters import adapter, framework_of
+from .adapters import NO_BLOCKS, adapter, framework_of
 from .contract import Array
 from .look import COLORS, GREY, MARGIN, NEUTRAL
 from .recording import recording
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 EAGERLY: Final = (
     "expected the model to be called eagerly, model(x), by the thread that entered attention_maps: what is traced, "
-    "compiled or under torch.func gives no numbers to look at, and calls of other threads are not recorded"
+    "compiled or under torch.func gives no numbers to look at, and calls of other threads are not recorded, nor are "
+    "copies of the model and blocks that compute without their `attention`"
 )
 PANEL: Final = 2.1      # inches, the width of a panel
 SCALE: Final = 0.74     # inches, for the scale at its right
@@ -69,7 +70,7 @@ def attention_maps(model: Any) -> Iterator[Maps]:
     framework = adapter(backend)   # imported here: torch.export of 2.6 traces no import
     found = framework.blocks(model)
     if not found:
-        raise ValueError(f"expected a model that holds attention blocks, got a {type(model).__name__} without any")
+        raise ValueError(f"expected a model that holds attention blocks, got a {type(model).__name__}{NO_BLOCKS}")
     maps, traced = Maps(), set()
     paths = {id(block): path for path, block in found.items()}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +31,12 @@ OTHER_FORMATS: Final = (   # endings
     ".bin", ".ckpt", ".h5", ".hdf5", ".joblib", ".json", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".pb",
     ".pickle", ".pkl", ".pt", ".pt2", ".pth", ".tar", ".tflite", ".zip",
 )   # fmt: skip
+OTHER_STARTS: Final = {   # how files of other formats begin
+    b"PK\x03\x04": "a zip archive, as torch.save, numpy.savez and Keras write",
+    b"\x89HDF\r\n\x1a\n": "HDF5, as Keras writes",
+    b"\x93NUMPY": "a .npy file of NumPy",
+}
+OWN_START: Final = f'{{"__metadata__":{{"{KEY}":'.encode()   # of a file's header, after its length
 MAX_HEADER: Final = 2**20   # bytes
 MAX_FILE: Final = 2**31     # bytes
 
@@ -79,12 +85,26 @@ def save(block: Any, path: str | os.PathLike[str]) -> None:
     The file appears whole or not at all: a failed save leaves what was there. A symbolic link is replaced, not
     followed. Hooks are not part of a file. Raises ValueError when the path ends like a file of another format, or when
     the block is not registered, has other layers or methods than its class makes or other settings of them, holds
-    numbers that are not finite or is larger than MAX_FILE, OSError when the path cannot be written.
+    numbers that are not finite or is larger than MAX_FILE, OSError when the path cannot be written, or holds a file
+    that `save` did not write.
     """
     if has_other_ending(path := Path(path)):
         fix = "save to .safetensors, from which `attzoo convert` makes .pt and .keras"
         raise ValueError(f"expected a name that ends in .safetensors, got {path}, of another format: {fix}")
-    write(path, content(block))
+    data = content(block)
+    _check_replaceable(path)
+    write(path, data)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise FileExistsError where a file is neither empty nor one that `save` wrote."""
+    if path.is_symlink() or not path.is_file():   # a link is replaced, its target stays
+        return
+    with open_regular(path) as file:
+        start = file.read(8 + len(OWN_START))
+    if start and start[8:] != OWN_START:
+        fix = "remove it first, or save to another name"
+        raise FileExistsError(f"expected nothing or a file of attzoo.save at {path}, got another file: {fix}")
 
 
 def has_other_ending(path: Path) -> bool:
@@ -124,29 +144,47 @@ def load(path: str | os.PathLike[str], *, backend: str) -> Any:
     return block
 
 
-def checked(arrays: Mapping[str, Array], spec: AnySpec, dtypes: str | Mapping[str, str]) -> dict[str, Array]:
+def checked(arrays: Any, spec: AnySpec, dtypes: str | Mapping[str, str]) -> dict[str, Array]:
     """The arrays in the machine's byte order, if they are a spec's, finite, and fit for `dtypes`.
 
     dtypes: one for all arrays, or that of each by its name. Raises TypeError or ValueError if not.
     """
     if not isinstance(arrays, Mapping):
-        raise TypeError(f"expected names with arrays, got {type(arrays).__name__}")
+        hint = "; a file is read by attzoo.load" if isinstance(arrays, (str, os.PathLike)) else ""
+        raise TypeError(f"expected names with arrays, got {type(arrays).__name__}{hint}")
     expected = spec.weights
     missing = sorted(expected.keys() - arrays.keys())
     surplus = [name for name in arrays if name not in expected]
     if missing or surplus:
         got = f"; missing {brief(', '.join(missing))}" if missing else ""
-        got += f"; got also {brief(str(surplus))}{nearest(surplus[0], missing)}" if surplus else ""
+        if surplus:
+            got += f"; got also {brief(str(surplus))}{_renamed(arrays, expected) or nearest(surplus[0], missing)}"
         raise ValueError(f"expected weights {brief(', '.join(expected))}{got}")
     by_name = dict.fromkeys(expected, dtypes) if isinstance(dtypes, str) else dtypes
     return {name: _fit(name, arrays[name], weight.shape, by_name[name]) for name, weight in expected.items()}
 
 
+def _renamed(arrays: Mapping[Any, Any], expected: Collection[str]) -> str:
+    """How to get at the arrays of a spec in a checkpoint that holds them in an entry, or under longer names."""
+    for key, entry in arrays.items():
+        if isinstance(entry, Mapping):
+            return f": give the arrays in its entry {brief(repr(key))}"
+    first = next(iter(expected))
+    prefixes = [name.removesuffix(first) for name in arrays if isinstance(name, str) and name.endswith(first)]
+    for prefix in prefixes:
+        if {prefix + name for name in expected} <= arrays.keys():
+            return f": give those whose names begin with {brief(repr(prefix))}, without it"
+    return ""
+
+
 def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        hint = ": take tensor.numpy(force=True)" if got == "Tensor" else ""
+        hint = ": take tensor.numpy(force=True)" if hasattr(array, "requires_grad") else ""
+        hint = hint or (": take numpy.asarray(...) of it" if not isinstance(array, np.ndarray) else "")
         raise TypeError(f"{name} must be a floating-point array, got {got}{hint}")
+    if np.ma.is_masked(array):
+        raise ValueError(f"{name} must have a number everywhere, got masked values: fill them first, array.filled(0)")
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
     if wrong := np.count_nonzero(~np.isfinite(array)):
@@ -156,7 +194,7 @@ def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
         fits = not np.any(array.astype(np.float32).view(np.uint32) & 0xFFFF)
     if not fits:
         raise ValueError(f"{name} must fit in {dtype}, got {array.dtype}: cast it first if the loss is meant")
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return np.asarray(array, array.dtype.newbyteorder("="))
 
 
 def _check_layers(block: Any) -> None:
@@ -176,13 +214,17 @@ def _read_header(file: Any, size: int) -> tuple[AnySpec, str, dict[str, Any]]:
     """The spec, dtype and metadata that a file's header declares, after every claim in it has been checked."""
     if not 8 <= size <= MAX_FILE:
         raise ValueError(f"expected 8 to {MAX_FILE} bytes, got {size}")
-    length = int.from_bytes(file.read(8), "little")
+    start = file.read(8)
+    if other := next((text for begin, text in OTHER_STARTS.items() if start.startswith(begin)), None):
+        raise ValueError(f"expected safetensors, got {other}: load it in its own framework, into a block to save")
+    length = int.from_bytes(start, "little")
     if length > min(MAX_HEADER, size - 8):
         raise ValueError(f"expected a header of at most {min(MAX_HEADER, size - 8)} bytes, got {length}")
     header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
     metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or KEY not in metadata:
-        raise ValueError(f"expected metadata of attzoo, got {str(metadata)[:100]}")
+        hint = "; another program's file holds a state_dict, which block.load_state_dict takes"
+        raise ValueError(f"expected metadata of attzoo, got {str(metadata)[:100]}{hint}")
     about = json.loads(metadata[KEY], object_pairs_hook=_unique)
     spec = _declared(about)
     if header.keys() != spec.weights.keys():
@@ -205,8 +247,10 @@ def _read_header(file: Any, size: int) -> tuple[AnySpec, str, dict[str, Any]]:
 
 def _declared(about: Any) -> AnySpec:
     """The spec that a file's metadata names."""
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise ValueError(f"expected format {FORMAT}, got {str(about)[:100]}")
+    number = about.get("format") if isinstance(about, dict) else None
+    if number != FORMAT:
+        hint = ": a newer attzoo wrote it, update this one" if isinstance(number, int) and number > FORMAT else ""
+        raise ValueError(f"expected format {FORMAT}, got {str(about)[:100]}{hint}")
     config = about.get("config")
     if not isinstance(config, dict):
         raise ValueError(f"expected a block's arguments, got {str(config)[:100]}")

@@ -173,3 +173,15 @@ def test_todays_blocks_copy_and_come_back(name):
         assert again.spec.config() == block.spec.config()
     layer = attzoo.create(name, backend="keras", **OLD[name][1])
     assert type(layer).from_config(layer.get_config()).spec == layer.spec
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 2.0, np.float32(2), np.array([2, 2])], ids=repr)
+def test_a_choice_takes_no_value_of_another_kind(value):
+    with pytest.raises(ValueError, match="spatial_dims must be one of 1, 2, 3, got "):
+        attzoo.create("spatial_attention", 8, backend="torch", spatial_dims=value)
+
+
+@pytest.mark.parametrize("value", [2, np.int64(2), np.uint8(2), np.array(2)], ids=repr)
+def test_a_choice_takes_integers_of_numpy(value):
+    spec = attzoo.create("spatial_attention", 8, backend="torch", spatial_dims=value).spec
+    assert (spec.spatial_dims, type(spec.spatial_dims)) == (2, int)

@@ -241,3 +241,20 @@ def test_a_file_removed_between_its_making_and_its_lock_is_made_anew(tmp_path, m
     files.write(tmp_path / "a", b"whole")
     assert len(set(names)) == 2
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"whole")]
+
+
+def test_a_read_only_file_is_not_replaced(tmp_path):
+    path = tmp_path / "block.safetensors"
+    path.write_bytes(b"final")
+    path.chmod(0o444)
+    with pytest.raises(PermissionError, match=r"expected a file that may be written at .*, got a read-only one"):
+        files.write(path, b"other")
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"final"]
+
+
+def test_a_link_to_a_read_only_file_is_replaced_alone(tmp_path):
+    (target := tmp_path / "final").write_bytes(b"final")
+    target.chmod(0o444)
+    (link := tmp_path / "link").symlink_to(target)
+    files.write(link, b"other")
+    assert (link.read_bytes(), target.read_bytes()) == (b"other", b"final")

@@ -12,6 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 from block_files import table
 from hypothesis import HealthCheck, given, settings
@@ -291,10 +292,10 @@ def tree(folder):
 
 @pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-@pytest.mark.parametrize("there", [b"the old file", None])
-def test_a_failed_save_leaves_what_was_there(there, step, stop, path, monkeypatch):
-    if there:
-        path.write_bytes(there)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_failed_save_leaves_what_was_there(is_there, step, stop, path, monkeypatch):
+    if is_there:
+        attzoo.save(build("eca", "torch"), path)
     before = tree(path.parent)
 
     def fail(*args):
@@ -518,7 +519,8 @@ def keras_archive(module, class_name, config, **extra):
     return archive({"metadata.json": '{"keras_version": "3.13.1"}', "config.json": json.dumps(model)})
 
 
-HEADER, OFFSETS, SIZE = "expected a header of at most", r"expected excite.bias as .*, got", "expected [0-9]+ bytes, got"
+HEADER = "expected (a header of at most|safetensors, got)"
+OFFSETS, SIZE = r"expected excite.bias as .*, got", "expected [0-9]+ bytes, got"
 HOSTILE = {   # what: number of the case or None, bytes from the good file's header and data, what the error says
     "truncated": (93, lambda h, d: packed(h, d[:-1]), SIZE),
     "truncated header": (93, lambda h, d: packed(h, d)[:100], HEADER),
@@ -807,3 +809,102 @@ def test_any_header(key, value, data, path):
     if node is about or node is about["config"]:
         header = with_metadata(header, about)
     is_refused_or_read_right(packed(header, content), path)
+
+
+# ---- what other programs write, and what wrappers hold --------------------------------------------------------------
+
+
+def wrapped_in(name):
+    block = build("se", "torch")
+    if name == "AveragedModel":
+        return torch.optim.swa_utils.AveragedModel(block)
+    return nn.DataParallel(block) if name == "DataParallel" else nn.Sequential(nn.Identity(), block, block)
+
+
+@pytest.mark.parametrize(("name", "at"), [("AveragedModel", "module"), ("DataParallel", "module"), ("Sequential", "1")])
+def test_a_model_that_holds_a_block_says_where(name, at, path):
+    model = wrapped_in(name)
+    for function in (attzoo.weights, lambda b: attzoo.save(b, path), lambda b: attzoo.convert(b, backend="keras")):
+        with pytest.raises(TypeError, match=f"got {name}, which holds a block at '{at}': give a block"):
+            function(model)
+    assert attzoo.weights(model.get_submodule(at))
+
+
+def test_a_model_that_holds_many_blocks_names_a_few():
+    with pytest.raises(TypeError, match=r"holds blocks at '0', '1', '2', '3', \.\.\.: give a block"):
+        attzoo.weights(nn.Sequential(*(build("eca", "torch") for _ in range(6))))
+
+
+def test_a_traced_block_says_that_the_original_is_needed():
+    traced = torch.fx.symbolic_trace(build("se", "torch"))
+    with pytest.raises(TypeError, match="without any block: a copy that was traced, exported or cloned has none"):
+        attzoo.weights(traced)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda a: {f"module.{k}": v for k, v in a.items()}, "give those whose names begin with 'module.', without it"),
+        (lambda a: {f"_orig_mod.net.{k}": v for k, v in a.items()} | {"fc.weight": 0}, "begin with '_orig_mod.net.'"),
+        (lambda a: {"state_dict": a, "epoch": 3}, "give the arrays in its entry 'state_dict'"),
+        (lambda a: "block.safetensors", "expected names with arrays, got str; a file is read by attzoo.load"),
+        (lambda a: {k: torch.nn.Parameter(torch.tensor(v)) for k, v in a.items()}, r"take tensor\.numpy\(force=True\)"),
+        (lambda a: {k: v.tolist() for k, v in a.items()}, r"got list: take numpy\.asarray\(\.\.\.\) of it"),
+        (lambda a: {k: np.ma.masked_array(v, v > 0) for k, v in a.items()}, "got masked values: fill them first"),
+    ],
+    ids=["prefix", "compiled", "checkpoint", "path", "parameter", "list", "masked"],
+)
+def test_what_checkpoints_hold_is_refused_with_what_mends_it(change, says):
+    block = build("se", "torch")
+    before = attzoo.weights(block)
+    with pytest.raises((TypeError, ValueError), match=says):
+        attzoo.load_weights(block, change({name: array / 2 for name, array in before.items()}))
+    assert same(attzoo.weights(block), before)
+
+
+def test_masked_arrays_without_a_mask_are_arrays():
+    block = build("se", "torch")
+    halves = {name: array / 2 for name, array in attzoo.weights(block).items()}
+    attzoo.load_weights(block, {name: np.ma.masked_array(array) for name, array in halves.items()})
+    assert same(attzoo.weights(block), halves)
+
+
+def npy_bytes():
+    np.save(file := io.BytesIO(), np.zeros(3))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (lambda b, p: torch.save(b.state_dict(), p), "got a zip archive, as torch.save"),
+        (lambda b, p: p.write_bytes(npy_bytes()), "got a .npy file of NumPy"),
+        (lambda b, p: safetensors.torch.save_file(b.state_dict(), p), "another program's file holds a state_dict"),
+    ],
+    ids=["torch", "npy", "safetensors"],
+)
+def test_files_of_other_programs_say_what_loads_them(write, says, path):
+    write(build("se", "torch"), path)
+    with pytest.raises(ValueError, match=says):
+        attzoo.load(path, backend="torch")
+
+
+def test_a_file_of_a_newer_version_asks_for_that():
+    with pytest.raises(ValueError, match=r"expected format 1, got .*: a newer attzoo wrote it, update this one"):
+        portable._declared({"format": portable.FORMAT + 1, "block": "se", "config": {}})
+
+
+@pytest.mark.parametrize("name", ["thesis", "mask.png", "model.safetensors"])
+def test_a_file_of_somebody_else_is_not_replaced(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(b"the work of years")
+    with pytest.raises(FileExistsError, match=r"expected nothing or a file of attzoo\.save at .*, got another file"):
+        attzoo.save(build("se", "torch"), path)
+    assert path.read_bytes() == b"the work of years"
+
+
+def test_files_of_save_and_empty_ones_are_replaced(tmp_path):
+    (path := tmp_path / "block").touch()
+    for key in ("se", "eca"):
+        attzoo.save(build(key, "torch"), path)
+        assert type(attzoo.load(path, backend="torch")) is type(build(key, "torch"))

@@ -342,3 +342,50 @@ def test_input_is_left_alone_whatever_its_strides(backend, name):
         np.testing.assert_array_equal(x, before)
     wanted = adapter(backend).forward(block, kept, training=False)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
+
+
+NO_BATCH = r"got .*, which looks like one sample without the batch axis: add it, as x\[None\]"
+
+
+@every
+def test_a_missing_batch_axis_is_named_in_torch(name):
+    import torch
+
+    case = plain(name, 2, 8, 4, 5)
+    with pytest.raises(ValueError, match=NO_BATCH):
+        case.block("torch")(*(torch.from_numpy(x[0]).float() for x in case.inputs()))
+
+
+def test_a_missing_batch_axis_is_named_in_keras():
+    """Where the block says of how many axes its inputs are; to SE (4, 5, 8) is a batch of 4 sequences."""
+    case = plain("cbam", 2, 8, 4, 5)
+    with pytest.raises(ValueError, match=NO_BATCH):
+        case.block("keras")(np.moveaxis(case.inputs()[0][0], 0, -1))
+
+
+@every
+def test_torch_says_how_to_convert_an_input(name):
+    import torch
+
+    case = plain(name, 2, 8, 4, 4)
+    block, xs = case.block("torch"), [torch.from_numpy(x).float() for x in case.inputs()]
+    for change, says in (
+        (lambda x: x.numpy(), r"got ndarray: convert it, as torch\.as_tensor\(x\)"),
+        (lambda x: x.to(torch.uint8), r"got torch\.uint8: convert it, as x\.float\(\)"),
+        (lambda x: x.double(), r"x\.to\(torch\.float32\) or block\.to\(torch\.float64\)"),
+        (lambda x: x.to_sparse(), r"one of layout torch\.sparse_coo: convert it, as x\.to_dense\(\)"),
+    ):
+        block(*xs)   # a dense input of the same shape and dtype before
+        with pytest.raises(TypeError, match=says):
+            block(*map(change, xs))
+
+
+@every
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused(name):
+    import torch
+
+    case = plain(name, 2, 8, 4, 4)
+    xs = [torch.nested.nested_tensor(list(torch.from_numpy(x).float())) for x in case.inputs()]
+    with pytest.raises(TypeError, match="expected a dense tensor, got a nested one: call the block on each tensor"):
+        case.block("torch")(*xs)

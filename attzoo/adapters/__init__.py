@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from ..contract import AnySpec, Array
 from ..recording import Tap
+
+NO_BLOCKS: Final = " without any block: a copy that was traced, exported or cloned has none, give the original"
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,20 @@ def backend_of(block: Any) -> str:
     """The backend of a block, "keras" or "torch". Raises TypeError for what is no block of either."""
     backend = framework_of(block)
     if backend is None or not isinstance(getattr(block, "spec", None), AnySpec):
-        raise TypeError(f"expected an attzoo block of torch or Keras, got {type(block).__name__}")
+        hint = _inside(block, backend)
+        raise TypeError(f"expected an attzoo block of torch or Keras, got {type(block).__name__}{hint}")
     return backend
+
+
+def _inside(model: Any, backend: str | None) -> str:
+    """What to give in the place of a model that is no block."""
+    if backend is None:
+        return ""
+    paths = list(adapter(backend).blocks(model))
+    if not paths:
+        return NO_BLOCKS
+    shown = ", ".join(map(repr, paths[:4])) + (", ..." if len(paths) > 4 else "")
+    return f", which holds {'blocks' if len(paths) > 1 else 'a block'} at {shown}: give a block"
 
 
 def framework_of(model: Any) -> str | None:

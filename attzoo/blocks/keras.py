@@ -76,7 +76,8 @@ class Block(keras.layers.Layer):
         self.spec.accept(*(x.shape for x in inputs), channels_last=self.channels_last)
         for x in inputs:
             if not keras.backend.is_float_dtype(kind := keras.backend.standardize_dtype(x.dtype)):
-                raise TypeError(f"expected a floating-point input, got {kind}")
+                hint = ": convert it, as keras.ops.cast does, and scale it as in training"
+                raise TypeError(f"expected a floating-point input, got {kind}{hint}")
         if not self.built:
             self.build(*(x.shape for x in inputs))
 
