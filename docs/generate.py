@@ -1,8 +1,9 @@
 """Draw what follows from elsewhere: python docs/generate.py
 
-docs/blocks/ and the README's table of blocks from the blocks' cards; docs/versions.md from docs/versions.json, which
-.ci/run --record writes; the report beside each result file; and in the README and the pages, between
-<!-- table: FILE: TITLE --> and <!-- end of table -->, the table of that title in the report on that result file.
+docs/blocks/ and the README's table of blocks from the blocks' cards; the table of starts in docs/kernels.md from the
+cases of their kernels; docs/versions.md from docs/versions.json, which .ci/run --record writes; the report beside each
+result file; and in the README and the pages, between <!-- table: FILE: TITLE --> and <!-- end of table -->, the table
+of that title in the report on that result file.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import re
 from pathlib import Path
 
 from attzoo import info, registry
+from attzoo.fast.choice import unavailable
 from benchmarks.report import joined, report, tables
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "docs" / "blocks"
 TABLE = re.compile(r"(<!-- table: (\S+): (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 BLOCKS = re.compile(r"(<!-- blocks -->\n).*?(<!-- end of blocks -->)", re.DOTALL)
+STARTS = re.compile(r"(<!-- starts -->\n)(.*?)(<!-- end of starts -->)", re.DOTALL)
 NOTE = "<!-- Drawn by docs/generate.py from attzoo/blocks/{name}: change that, not this. -->"
 
 
@@ -39,6 +42,19 @@ def table_of_blocks(folder: str) -> str:
         page = f"[{card.name}]({folder}{card.name}.md)"
         lines.append(f"| {page} | {card.summary} | {card.parameters():,} | {card.macs():,} |")
     return "\n".join(lines)
+
+
+def table_of_starts(text: str) -> str:
+    """How many kernels each block with kernels starts; `text` as it is where the kernels cannot be imported."""
+    if unavailable():
+        return text
+    lines = ["| block | inference | forward | backward |", "| --- | --: | --: | --: |"]
+    for card in map(info, registry.BLOCKS):
+        for case in registry.get(card.name, backend="torch").triton_form().CASES if card.fused else ():
+            if case.starts:
+                arguments = "".join(f", `{name}={value!r}`" for name, value in case.arguments.items())
+                lines.append(f"| `{card.name}`{arguments} | {' | '.join(map(str, case.starts))} |")
+    return "\n".join(lines) + "\n"
 
 
 def versions() -> str:
@@ -63,6 +79,7 @@ def reports() -> dict[Path, str]:
 def filled(text: str) -> str:
     """A page with its tables drawn anew. Raises KeyError for one that the report does not have."""
     text = BLOCKS.sub(lambda found: f"{found[1]}{table_of_blocks('docs/blocks/')}\n{found[2]}", text)
+    text = STARTS.sub(lambda found: found[1] + table_of_starts(found[2]) + found[3], text)
     return TABLE.sub(lambda found: found[1] + tables(joined([ROOT / found[2]]))[found[3]] + "\n" + found[4], text)
 
 

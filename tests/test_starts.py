@@ -1,9 +1,7 @@
-"""How many kernels a call starts on a GPU is what docs/kernels.md says: counted in the interpreter, without a GPU."""
+"""How many kernels a call starts on a GPU is what the cases of its kernels state: counted in the interpreter."""
 
-import re
-from pathlib import Path
 
-import kernels  # noqa: F401  (which skips this module where they cannot run)
+import kernels  # which skips this module where they cannot run
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,15 +13,15 @@ from attzoo.fast import choice
 # `kernels` has skipped this module where they cannot run
 from triton.runtime import interpreter
 
-PAGE = (Path(__file__).parents[1] / "docs" / "kernels.md").read_text(encoding="utf-8")
-ROW = re.compile(r"^\| (`[^|]+) \| (\d+) \| (\d+) \| (\d+) \|$", re.MULTILINE)
-TABLE = {text: tuple(map(int, counts)) for text, *counts in ROW.findall(PAGE.partition("## Starts")[2])}
 FREE = (   # operators that start nothing
     "empty", "new_empty", "view", "detach", "slice", "select", "unsqueeze", "squeeze", "expand", "permute", "transpose",
     "as_strided", "alias", "t.", "unbind", "split", "_unsafe_view", "reshape", "sym_", "is_", "lift", "_to_copy",
 )   # fmt: skip
 CASES = [
-    (text, name, {"norm": True} if "norm" in text else {}) for text in TABLE for name in re.findall(r"`(\w+)`", text)
+    pytest.param(name, case, id=f"{name}-{'-'.join(case.arguments)}".rstrip("-"))
+    for name in kernels.ALL
+    for case in attzoo.get(name, backend="torch").triton_form().CASES
+    if case.starts
 ]
 pytestmark = pytest.mark.skipif(not choice.INTERPRETED, reason="they are counted in Triton's interpreter")
 
@@ -61,13 +59,15 @@ def starts(monkeypatch):
     return count
 
 
-def test_the_table_has_every_block_with_kernels():
-    assert {name for _, name, _ in CASES} == {name for name in attzoo.names() if attzoo.info(name).fused}
+def test_every_block_with_kernels_says_how_many_it_starts():
+    stated = {case.values[0] for case in CASES}
+    for name in kernels.ALL:
+        assert name in stated, f"expected a KernelCase with starts=(...) in attzoo/blocks/{name}/triton.py"
 
 
-@pytest.mark.parametrize(("text", "name", "options"), CASES)
-def test_a_call_starts_as_many_as_the_page_says(text, name, options, starts):
-    block = attzoo.info(name).create(16, backend="torch", **options)
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_a_call_starts_as_many_as_are_stated(name, case, starts):
+    block = attzoo.info(name).create(16, backend="torch", **case.arguments)
     xs = [torch.randn(2, c, 6, 6, requires_grad=True) for c in block.spec.inputs]
     found = []
     with attzoo.kernels("triton"):
@@ -79,4 +79,4 @@ def test_a_call_starts_as_many_as_the_page_says(text, name, options, starts):
         found.append(starts(lambda: outputs.append(block(*xs))))
         dy = torch.ones_like(outputs[0])
         found.append(starts(lambda: torch.autograd.grad(outputs[0], [*xs, *block.parameters()], dy)))
-    assert tuple(found) == TABLE[text]
+    assert tuple(found) == case.starts

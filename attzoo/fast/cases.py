@@ -20,6 +20,8 @@ class KernelCase:
         coarse: how many times coarser than x the grids of further inputs are, along each axis.
         exact: whether products of float32 are computed without TF32.
         rare: whether only a run over every case compiles it.
+        starts: how many kernels and operators that compute a call starts, in inference, in the forward pass of training
+            and in the backward pass; None where that is not stated. The table in docs/kernels.md is made of these.
 
     """
 
@@ -28,6 +30,7 @@ class KernelCase:
     coarse: int = 1
     exact: bool = False
     rare: bool = False
+    starts: tuple[int, int, int] | None = None
 
 
 class Marks(NamedTuple):

@@ -189,7 +189,8 @@ KERNELS = Fused("attention_gate", ARGUMENTS, len(Kept._fields), outputs, forward
     settings=forward_kernels.precision,
 )
 CASES: Final = (
-    KernelCase(),
+    KernelCase(starts=(2, 2, 3)),
+    KernelCase({"norm": True}, starts=(2, 16, 7), rare=True),
     KernelCase(coarse=2),
     KernelCase({"norm": True}, coarse=2),
     KernelCase({"inter_channels": 192, "norm": True}),

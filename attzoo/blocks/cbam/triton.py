@@ -56,7 +56,11 @@ def backward(
 ARGUMENTS = """Tensor x, Tensor? shortcut, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,
 Tensor weight, Tensor? scale, Tensor? shift, Tensor? mean, Tensor? var, str gate, float eps, bool training, bool relu"""
 KERNELS = Fused("cbam", ARGUMENTS, 5, outputs, forward, backward, fixed=2, rereads=passes.rereads)
-CASES: Final = (KernelCase(), KernelCase({"norm": True}, act="relu", rare=True))
+CASES: Final = (
+    KernelCase(starts=(4, 4, 6)),
+    KernelCase({"norm": True}, starts=(4, 7, 7), rare=True),
+    KernelCase({"norm": True}, act="relu", rare=True),
+)
 
 
 

@@ -10,4 +10,4 @@ from ...fast.triton import channel_gate
 
 KERNELS = channel_gate.kernels("channel_attention", top=True)
 fused = partial(channel_gate.call, KERNELS)
-CASES: Final = (KernelCase(), KernelCase({"gate": "hard_sigmoid"}, rare=True))
+CASES: Final = (KernelCase(starts=(2, 2, 3)), KernelCase({"gate": "hard_sigmoid"}, rare=True))

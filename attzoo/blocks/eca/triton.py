@@ -131,7 +131,7 @@ def _options(w: Tensor, circular: bool, C: int) -> dict[str, Any]:
 
 ARGUMENTS = "Tensor x, Tensor? shortcut, Tensor w, bool circular, bool relu"
 KERNELS = Fused("eca", ARGUMENTS, 1, outputs, forward, backward, rereads=passes.rereads)
-CASES: Final = (KernelCase(), KernelCase({"padding": "circular"}, rare=True))
+CASES: Final = (KernelCase(starts=(2, 2, 2)), KernelCase({"padding": "circular"}, rare=True))
 
 
 

@@ -44,7 +44,7 @@ def backward(
 
 KERNELS = Fused("spatial_attention", ARGUMENTS, 4, outputs, forward, backward, fixed=2, rereads=passes.rereads)
 CASES: Final = (
-    KernelCase(),
+    KernelCase(starts=(3, 3, 4)),
     KernelCase({"norm": True}),
     KernelCase({"spatial_dims": 1}, rare=True),
     KernelCase({"spatial_dims": 3}, rare=True),
