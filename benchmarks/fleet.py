@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attzoo.contract import Array
 
+from . import keras_blocks
 from .cases import spec_of
 from .runs import Provider
 from .subjects import Subject
@@ -78,9 +79,10 @@ def fleet(device: str, absent: set[str]) -> Iterator[Callable[[Subject], Iterato
             if "keras" not in it.case.forms:
                 return
             first = job(it, LIBRARIES[0], "eager")
+            libraries = [name for name in LIBRARIES if name != "plain" or keras_blocks.has(it.case.block)]
             for worker in workers:
                 worker.forget()
-                for form, library in product(FORMS[worker.backend], LIBRARIES):
+                for form, library in product(FORMS[worker.backend], libraries):
                     backend = "keras-torch" if worker.backend == "torch" else worker.backend
                     asked = replace(first, library=library, form=form)
                     yield KerasContender(Provider(library, backend, form), it, worker, asked)

@@ -1,12 +1,14 @@
-"""The blocks as one writes them straightforwardly in Keras, of its own layers: what attzoo's are timed against.
+"""Models of blocks as one writes them straightforwardly in Keras, of its own layers: what attzoo's are timed against.
 
-Functional models, made in the data format and dtype policy that Keras is set to. Layers are named by the canonical
-paths of their weights, with "_" for ".".
+The block NAME is the function NAME in keras_blocks/NAME.py, of its spec and its inputs. Functional models, made in the
+data format and dtype policy that Keras is set to. Layers are named by the canonical paths of their weights, with "_"
+for ".".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +16,7 @@ import numpy as np
 from attzoo.contract import Array
 from attzoo.ops.keras import keras
 
-layers, ops = keras.layers, keras.ops
+layers = keras.layers
 NORM: Final = {"weight": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
 
 
@@ -27,8 +29,9 @@ def build(block: str, spec: Any, shapes: Sequence[tuple[int, ...]]) -> Any:
         raise ValueError(f"expected images, got inputs of shapes {shapes}")
     last = axis() == -1
     sizes = [(*space, channels) if last else (channels, *space) for _, channels, *space in shapes]
+    outputs_of = getattr(import_module(f"{__package__}.keras_blocks.{block}"), block)
     inputs = [keras.Input(size, dtype=keras.config.dtype_policy().compute_dtype) for size in sizes]
-    model = keras.Model(inputs, BLOCKS[block](spec, *inputs))
+    model = keras.Model(inputs, outputs_of(spec, *inputs))
     model.spec, model.data_format = spec, keras.config.image_data_format()
     return model
 
@@ -41,66 +44,6 @@ def axis() -> int:
 def per_channel(z: Any) -> Any:
     """(N, C), shaped to multiply an image."""
     return layers.Reshape((1, 1, z.shape[-1]) if axis() == -1 else (z.shape[-1], 1, 1))(z)
-
-
-def se(spec: Any, x: Any) -> Any:
-    """Squeeze and excitation."""
-    s = layers.GlobalAveragePooling2D()(x)
-    s = layers.Dense(spec.width, activation="relu", use_bias=spec.bias, name="squeeze")(s)
-    s = layers.Dense(spec.channels, activation=spec.gate, use_bias=spec.bias, name="excite")(s)
-    return layers.Multiply()([x, per_channel(s)])
-
-
-def eca(spec: Any, x: Any) -> Any:
-    """Efficient channel attention."""
-    if spec.padding != "zeros":
-        raise ValueError(f"expected padding with zeros, got {spec.padding!r}")
-    s = layers.GlobalAveragePooling2D()(x)
-    s = layers.Reshape((spec.channels, 1))(s)
-    s = layers.Conv1D(1, spec.k, padding="same", use_bias=False, data_format="channels_last", name="conv")(s)
-    s = layers.Activation("sigmoid")(layers.Flatten()(s))
-    return layers.Multiply()([x, per_channel(s)])
-
-
-def channel_attention(spec: Any, x: Any, prefix: str = "") -> Any:
-    """CBAM's channel attention."""
-    squeeze = layers.Dense(spec.width, activation="relu", use_bias=spec.bias, name=f"{prefix}squeeze")
-    excite = layers.Dense(spec.channels, use_bias=spec.bias, name=f"{prefix}excite")
-    pools = layers.GlobalAveragePooling2D()(x), layers.GlobalMaxPooling2D()(x)
-    s = layers.Add()([excite(squeeze(s)) for s in pools])
-    return layers.Multiply()([x, per_channel(layers.Activation(spec.gate)(s))])
-
-
-def spatial_attention(spec: Any, x: Any, prefix: str = "") -> Any:
-    """CBAM's spatial attention."""
-    pools = ops.mean(x, axis=axis(), keepdims=True), ops.max(x, axis=axis(), keepdims=True)
-    s = layers.Concatenate(axis=axis())(pools)
-    s = layers.Conv2D(1, spec.kernel_size, padding="same", use_bias=False, name=f"{prefix}conv")(s)
-    s = norm(f"{prefix}norm")(s) if spec.norm else s
-    return layers.Multiply()([x, layers.Activation("sigmoid")(s)])
-
-
-def cbam(spec: Any, x: Any) -> Any:
-    """CBAM."""
-    return spatial_attention(spec.spatial, channel_attention(spec.channel, x, "channel_"), "spatial_")
-
-
-def attention_gate(spec: Any, x: Any, g: Any) -> Any:
-    """The additive gate; a coarser gating signal is brought to x's size after its projection."""
-    if spec.align_corners:
-        raise ValueError("expected align_corners=False, which is how Keras's layers resample")
-    t = layers.Conv2D(spec.width, spec.strides, spec.strides, use_bias=spec.skip_bias, name="skip")(x)
-    p = layers.Conv2D(spec.width, 1, name="gating")(g)
-    if spec.norm:
-        t, p = norm("skip_norm")(t), norm("gating_norm")(p)
-    h = layers.Activation("relu")(layers.Add()([t, resample(p, t, spec.interpolation)]))
-    q = layers.Conv2D(1, 1, name="psi")(h)
-    q = norm("psi_norm")(q) if spec.norm else q
-    a = resample(layers.Activation("sigmoid")(q), x, spec.interpolation)
-    y = layers.Multiply()([x, a])
-    if spec.output_transform:
-        y = norm("output_norm")(layers.Conv2D(spec.channels, 1, name="output")(y))
-    return y
 
 
 def norm(name: str) -> Any:
@@ -118,11 +61,6 @@ def resample(g: Any, x: Any, interpolation: str) -> Any:
         raise ValueError(f"expected sizes that are multiples of {old}, got {new}")
     factors = tuple(b // a for a, b in zip(old, new, strict=True))
     return layers.UpSampling2D(factors, interpolation={"linear": "bilinear"}.get(interpolation, interpolation))(g)
-
-
-BLOCKS: Final[dict[str, Callable[..., Any]]] = {
-    block.__name__: block for block in (se, eca, channel_attention, spatial_attention, cbam, attention_gate)
-}
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------

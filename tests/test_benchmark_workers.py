@@ -16,9 +16,11 @@ import pytest
 import attzoo
 from attzoo.adapters import adapter
 from attzoo.testing.case import Case
+from benchmarks import cases, keras_blocks, workers
 from benchmarks import worker as child
-from benchmarks import workers
 from benchmarks.cases import BOTH
+from benchmarks.fleet import fleet
+from benchmarks.subjects import subject
 from benchmarks.timer import KEPT
 from benchmarks.workers import FORMS, Failed, Job, Worker, available, environment
 
@@ -129,6 +131,21 @@ def test_what_raises_says_why_and_the_process_stays(keras, others, why):
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(Failed, match="expected a CUDA device"), Worker("jax", "cuda") as worker:
         worker.prepare("x", job(CASES["se"]))
+
+
+@pytest.mark.parametrize(("has", "libraries"), [(True, {"attzoo", "plain"}), (False, {"attzoo"})])
+def test_a_block_that_is_not_written_in_plain_keras_is_timed_without(monkeypatch, has, libraries):
+    monkeypatch.setattr(keras_blocks, "has", lambda block: has)
+    it = subject(cases.Case("se", ((2, 8, 5, 3),), forms=cases.EVERY), "cpu")
+    with fleet("cpu", set()) as contenders:
+        assert {contender.provider.library for contender in contenders(it)} == libraries
+
+
+def test_plain_blocks_are_found_by_the_blocks_names():
+    files = {file.stem for file in Path(keras_blocks.__file__).parent.glob("[!_]*.py")}
+    assert {"se", "attention_gate"} <= files <= set(attzoo.names())
+    assert all(map(keras_blocks.has, files))
+    assert not keras_blocks.has("none")
 
 
 # ---- processes, without a framework ----------------------------------------------------------------------------------

@@ -26,4 +26,5 @@ class Scale(Block):
     def attention(self, x: Any, training: bool | None = None) -> Any:
         """(N, *S, C) -> (1, 1.., C)."""
         self.accept(x)
-        return ops.expand(ops.sigmoid(self.logit)[None], x, self.channels_last)
+        logit = ops.keras.ops.cast(self.logit, self.compute_dtype)
+        return ops.expand(ops.sigmoid(logit)[None], x, self.channels_last)

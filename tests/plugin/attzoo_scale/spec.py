@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
-from typing import Any, Final
+from typing import Final
 
 from attzoo import contract
-from attzoo.contract import Array, Shape, Weight
+from attzoo.blocks.spec import BlockSpec
+from attzoo.contract import Array, Example, Weight
 from attzoo.ops import numpy as ops
 
 CHOICES: Final = {"start": (0.0, 1.0, -2.5)}
+EXAMPLES: Final = {"": Example({"channels": 8, "start": 1.0}, ((2, 8, 6, 5),))}
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(BlockSpec):
     """channels: C >= 1, channels of the input.
 
     start: every logit's start, dimensionless.
@@ -30,22 +32,9 @@ class Scale:
         contract.settle(self, channels=channels, start=contract.number("start", self.start))
 
     @property
-    def inputs(self) -> tuple[int, ...]:
-        """Channels of each input."""
-        return (self.channels,)
-
-    @property
     def weights(self) -> dict[str, Weight]:
         """Every array, by canonical name."""
         return {"logit": Weight((self.channels,), "constant", center=self.start)}
-
-    def config(self) -> dict[str, Any]:
-        """Arguments that rebuild this very block."""
-        return asdict(self)
-
-    def accept(self, x: Shape, *, channels_last: bool = False) -> None:
-        """Raise ValueError unless x is (N, C, *S)."""
-        contract.accept(x, self.channels, None, channels_last)
 
     def macs(self, x: Sequence[int]) -> int:
         """Multiply-adds of the product."""
@@ -55,7 +44,3 @@ class Scale:
         """(N, C, *S) -> (1, C, 1..)."""
         self.accept(x.shape)
         return ops.expand(ops.sigmoid(weights["logit"])[None], x)
-
-    def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """(N, C, *S) -> (N, C, *S)."""
-        return x * self.attention(x, weights=weights, training=training)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +18,9 @@ class Scale(Block):
 
     spec: spec.Scale
 
-    def __init__(self, channels: int, start: float = 0.0) -> None:
+    def __init__(self, channels: int, start: float = 0.0, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__(it := spec.Scale(channels, start))
-        self.logit = nn.Parameter(torch.empty(it.channels))
+        self.logit = nn.Parameter(torch.empty(it.channels, **ops.factory(device, dtype)))
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:
