@@ -59,6 +59,8 @@ class Block(NamedArguments, nn.Module):
             if not isinstance(x, Tensor):
                 require_tensors(*inputs)
                 return
+            if eager and (x.is_nested or x.layout != torch.strided):
+                raise not_dense(x)
             eager = eager and type(x) in PLAIN   # the sizes of FakeTensor, which is none, may be symbols
         kinds = [(x.shape, x.dtype) for x in inputs]
         if eager and kinds == self.accepted:
@@ -67,9 +69,11 @@ class Block(NamedArguments, nn.Module):
         own = first_dtype(self)
         for x in inputs:
             if not x.dtype.is_floating_point:
-                raise TypeError(f"expected a floating-point input, got {x.dtype}")
+                hint = ": convert it, as x.float() does, and scale it as in training"
+                raise TypeError(f"expected a floating-point input, got {x.dtype}{hint}")
             if own not in (x.dtype, None) and not torch.is_autocast_enabled(x.device.type):
-                raise TypeError(f"expected the block's dtype, {own}, got {x.dtype}")
+                hint = f": convert one, x.to({own}) or block.to({x.dtype})"
+                raise TypeError(f"expected the block's dtype, {own}, got {x.dtype}{hint}")
         if eager and all(x.dtype == own for x in inputs):
             self.accepted = kinds
 
@@ -114,7 +118,15 @@ def require_tensors(*inputs: Any, role: str = "") -> None:
     """Raise TypeError unless these are tensors, or stand for tensors in calls of torch, as torch.fx's proxies do."""
     for x in inputs:
         if not is_tensor_like(x):
-            raise TypeError(f"expected a torch.Tensor{role}, got {type(x).__name__}")
+            hint = ": convert it, as torch.as_tensor(x) does" if hasattr(x, "__array__") else ""
+            raise TypeError(f"expected a torch.Tensor{role}, got {type(x).__name__}{hint}")
+
+
+def not_dense(x: Tensor) -> TypeError:
+    """The error for a tensor that is nested, or sparse or of another layout that is not strided."""
+    if x.is_nested:
+        return TypeError("expected a dense tensor, got a nested one: call the block on each tensor in it")
+    return TypeError(f"expected a dense tensor, got one of layout {x.layout}: convert it, as x.to_dense() does")
 
 
 def factory(device: Any, dtype: Any) -> dict[str, Any]:
@@ -253,7 +265,7 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
     by_hand = len(window) == 3 and torch.are_deterministic_algorithms_enabled()   # torch's has no such gradient on CUDA
     whole = by_hand or not plain(x)   # ceil_mode in a graph for all sizes is wrong at some, compiled by AOTInductor
     if whole:
-        missing = [extra for n, w in zip(x.shape[:1:-1], window[::-1], strict=True) for extra in (0, -n % w)]
+        missing = [extra for n, w in zip(x.shape[:1:-1], window[::-1], strict=True) for extra in (0, (w - n % w) % w)]
         x = F.pad(x, missing, value=-torch.inf)
     if by_hand:
         for axis in (4, 3, 2):
