@@ -147,8 +147,8 @@ def test_its_kernels_compile_for_a_gpu(copy):
 def test_the_benchmark_the_pages_and_the_command_line_have_it(copy):
     suites = "from benchmarks.suites import suite; print({case.block for case in suite('quick', 'cpu').cases})"
     assert "diagonal" in run(copy, "-c", suites)
-    peers = "from benchmarks.peers import PEERS; print([peer for peer in PEERS.values() if peer.block == 'diagonal'])"
-    assert "acme_layers" in run(copy, "-c", peers)
+    sources = "from benchmarks.suites import reference; print(reference('diagonal').module)"
+    assert "acme_layers" in run(copy, "-c", sources)
     assert "[diagonal](docs/blocks/diagonal.md)" in (copy / "README.md").read_text()
     assert "[fused kernels](../kernels.md)" in (copy / "docs" / "blocks" / "diagonal.md").read_text()
     assert "diagonal" in run(copy, "-m", "attzoo", "list")

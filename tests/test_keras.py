@@ -294,7 +294,7 @@ def test_one_value_per_channel_of_a_size_not_known_before():
 # ---- starts and variables ----------------------------------------------------------------------------------
 
 
-@every_sample
+@pytest.mark.parametrize("sample", [SAMPLES[name] for name in LAST_OF_EACH], ids=LAST_OF_EACH)
 def test_starts_as_the_spec_says(sample):
     keras.utils.set_random_seed(0)
     arrays = pooled_starts(sample, attzoo.weights, "keras")

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 import attzoo
 from attzoo.blocks.torch import Block
 from attzoo.contract import older
-from attzoo.ops.torch import find
+from attzoo.ops.torch import crop, find, pool, repeat
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}   # rank -> memory format
 GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
@@ -710,6 +710,23 @@ def test_compile_with_inductor(compile_block):
     compiled = compile_block(block, dynamic=True)
     with torch.no_grad():
         assert_same_at_other_sizes(compiled, block, sample)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default compiler needs g++ on a CPU")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")   # torch's own use
+def test_pooled_pixels_repeated_compile_with_inductor_for_all_sizes():
+    """As in a U-Net: torch's compiler has no remainder of a negative number for the index that they are read at."""
+
+    def down_and_up(x):
+        return x + crop(repeat(pool(x, (2, 2)), (2, 2)), x.shape[2:])
+
+    torch.compiler.reset()
+    compiled = torch.compile(down_and_up, dynamic=True)
+    for size in ((6, 8), (5, 7)):
+        x = torch.randn(2, 3, *size)
+        pooled = nn.functional.max_pool2d(x, 2, ceil_mode=True).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        assert_close(compiled(x), x + pooled[:, :, : size[0], : size[1]], rtol=0, atol=0)
+    torch.compiler.reset()
 
 
 @pytest.mark.case75

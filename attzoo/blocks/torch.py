@@ -47,6 +47,8 @@ class SpecModule(NamedArguments, nn.Module):
             if not isinstance(x, Tensor):
                 ops.require_tensors(*inputs)
                 return
+            if eager and (x.is_nested or x.layout != torch.strided):
+                raise ops.not_dense(x)
             eager = eager and type(x) in PLAIN   # the sizes of FakeTensor, which is none, may be symbols
         kinds = [(x.shape, x.dtype) for x in inputs]
         if eager and kinds == self.accepted:
@@ -55,9 +57,11 @@ class SpecModule(NamedArguments, nn.Module):
         own = ops.first_dtype(self)
         for x in inputs:
             if not x.dtype.is_floating_point:
-                raise TypeError(f"expected a floating-point input, got {x.dtype}")
+                hint = ": convert it, as x.float() does, and scale it as in training"
+                raise TypeError(f"expected a floating-point input, got {x.dtype}{hint}")
             if own not in (x.dtype, None) and not torch.is_autocast_enabled(x.device.type):
-                raise TypeError(f"expected the block's dtype, {own}, got {x.dtype}")
+                hint = f": convert one, x.to({own}) or block.to({x.dtype})"
+                raise TypeError(f"expected the block's dtype, {own}, got {x.dtype}{hint}")
         if eager and all(x.dtype == own for x in inputs):
             self.accepted = kinds
 

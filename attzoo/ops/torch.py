@@ -33,7 +33,15 @@ def require_tensors(*inputs: Any, role: str = "") -> None:
     """Raise TypeError unless these are tensors, or stand for tensors in calls of torch, as torch.fx's proxies do."""
     for x in inputs:
         if not is_tensor_like(x):
-            raise TypeError(f"expected a torch.Tensor{role}, got {type(x).__name__}")
+            hint = ": convert it, as torch.as_tensor(x) does" if hasattr(x, "__array__") else ""
+            raise TypeError(f"expected a torch.Tensor{role}, got {type(x).__name__}{hint}")
+
+
+def not_dense(x: Tensor) -> TypeError:
+    """The error for a tensor that is nested, or sparse or of another layout that is not strided."""
+    if x.is_nested:
+        return TypeError("expected a dense tensor, got a nested one: call the block on each tensor in it")
+    return TypeError(f"expected a dense tensor, got one of layout {x.layout}: convert it, as x.to_dense() does")
 
 
 def factory(device: Any, dtype: Any) -> dict[str, Any]:
@@ -160,7 +168,7 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
     by_hand = len(window) == 3 and torch.are_deterministic_algorithms_enabled()   # torch's has no such gradient on CUDA
     whole = by_hand or not is_plain(x)   # ceil_mode in a graph for all sizes is wrong at some, compiled by AOTInductor
     if whole:
-        missing = [extra for n, w in zip(x.shape[:1:-1], window[::-1], strict=True) for extra in (0, -n % w)]
+        missing = [extra for n, w in zip(x.shape[:1:-1], window[::-1], strict=True) for extra in (0, (w - n % w) % w)]
         x = F.pad(x, missing, value=-torch.inf)
     if by_hand:
         for axis in (4, 3, 2):
