@@ -374,7 +374,7 @@ def svg(figure: Figure) -> str:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "attzoo"}):
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawn = file.getvalue()
-    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
+    drawn = drawn[drawn.index("<svg") :]
     for value, variable in STYLES.items():
         drawn = drawn.replace(value, f"var(--{variable})")
     drawn = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", drawn)
