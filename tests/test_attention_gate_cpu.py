@@ -22,6 +22,11 @@ gates = cases("attention_gate", dtypes=("float64",))
 # ---- the same numbers ------------------------------------------------------------------------------------------------
 
 
+def steps(x):
+    """The strides of the axes that have several positions: those of others mean nothing."""
+    return [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
 @given(gates, layouts, st.sampled_from([5, 1, 40, 1 << 13]))
@@ -34,7 +39,7 @@ def test_inference(layout, case, of_g, tile):
     with forced(tile=tile) as taken:
         got = block(x, g)
     close(got, wanted)
-    assert got.stride() == wanted.stride()
+    assert steps(got) == steps(wanted)
     assert torch.equal(x, before[0])
     assert torch.equal(g, before[1])
     dense = x.is_contiguous() or x.movedim(1, -1).is_contiguous()

@@ -108,3 +108,22 @@ def test_training_of_batch_norms_over_nearly_equal_values_is_judged_by_it(backen
     options = {"gating_channels": 1, "skip_bias": False, "norm": True, "interpolation": "nearest", "spatial_dims": 3}
     case = Case("attention_gate", 2, options, ((3, 2, 3, 2, 2), (3, 1, 2, 3, 2)), "float32", False, seed=611)
     assert testing.training(case, backend) <= 1
+
+
+GATE = {"gating_channels": 1, "inter_channels": None, "skip_bias": False, "norm": True}
+HARD = {   # found by long runs: correct bodies that were called wrong
+    "differences of a kernel that a norm makes scale-free": (
+        "training", Case("cbam", 1, {"kernel_size": 1, "norm": True}, ((2, 1, 3, 3),), seed=83)),
+    "a norm over two nearly equal values": (
+        "training", Case("attention_gate", 2, GATE | {"stride": 2, "skip_bias": True, "spatial_dims": 3},
+                         ((2, 2, 3, 3, 3), (2, 1, 3, 3, 3)), "float32", seed=179)),
+    "a condition that four draws underestimate": (
+        "outputs", Case("attention_gate", 33, GATE | {"spatial_dims": 1}, ((3, 33, 3), (3, 1, 7)), "float32", seed=144)),
+}   # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["torch", "keras"])
+@pytest.mark.parametrize("what", HARD)
+def test_correct_bodies_pass_where_rounding_is_magnified(what, backend):
+    contract, case = HARD[what]
+    assert getattr(testing, contract)(case, backend) <= 1

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import product
+from unittest.mock import patch
 
 import numpy as np
 
 from ..contract import Array
+from ..ops import numpy as ops
 from .case import UNDERFLOW, Case
 from .rounding import Rounding, rounded_arrays
 
@@ -23,6 +26,8 @@ NUDGE = 2.0**-20        # relative size of the perturbations that show the condi
 SLOPE_NUDGE = 2.0**-10   # the same for slopes, coarser because they are differences already
 
 DRAWS = 8                # of rounding errors, which differ widely where five steps magnify them; few examples need them
+STEP = 2.0**-17          # of the differences in each weight that training is followed by
+MORE_DRAWS = 32          # of perturbations, where the first few allow less than what was found
 
 Inputs = list[Array]
 Weights = dict[str, Array]
@@ -43,14 +48,14 @@ def expected_and_condition(case: Case, what: str, training: bool = False) -> tup
     return condition(case, spec_function(case, what, training))
 
 
-def condition(case: Case, spec: Function) -> tuple[Array, float]:
-    """What `spec` gives, and how far it moves per relative movement of inputs and weights: the worst of four draws.
+def condition(case: Case, spec: Function, draws: int = 4) -> tuple[Array, float]:
+    """What `spec` gives, and how far it moves per relative movement of inputs and weights: the worst of some draws.
 
     An algorithm whose answer is the exact one for slightly other data is off by about that times its rounding.
     """
     x, w, rng, moved = case.inputs(), case.weights(), case.rng(3), 0.0
     wanted = spec(x, w)
-    for _ in range(4):
+    for _ in range(draws):
         moved_x = _nudged(x, rng, NUDGE)
         moved_w = dict(zip(w, _nudged(list(w.values()), rng, NUDGE), strict=True))
         moved = max(moved, float(np.abs(spec(moved_x, moved_w) - wanted).max(initial=0.0)) / NUDGE)
@@ -72,7 +77,9 @@ def random_direction(case: Case, key: int | str, stream: int) -> Array:
 
 
 @lru_cache(CASES)
-def derivative(case: Case, key: int | str, stream: int, training: bool) -> tuple[float, float, float] | None:
+def derivative(
+    case: Case, key: int | str, stream: int, training: bool, draws: int = 3
+) -> tuple[float, float, float] | None:
     """Slope of sum(output * cotangent) as input or weight `key` moves along its `random_direction`.
 
     Returns the slope, an estimate of its error, and its condition: how far it moves per relative movement of inputs,
@@ -86,7 +93,7 @@ def derivative(case: Case, key: int | str, stream: int, training: bool) -> tuple
         return None
     slope, error, size = here
     rng, moved = case.rng(4), 0.0
-    for _ in range(3):
+    for _ in range(draws):
         x2, (c2,) = _nudged(x, rng, SLOPE_NUDGE), _nudged([c], rng, SLOPE_NUDGE)
         w2 = dict(zip(w, _nudged(list(w.values()), rng, SLOPE_NUDGE), strict=True))
         there = _slope(_loss_terms(case, c2, training), x2, w2, key, direction)
@@ -96,15 +103,41 @@ def derivative(case: Case, key: int | str, stream: int, training: bool) -> tuple
 
 
 def rounding_derivative(case: Case, key: int | str, stream: int, training: bool, slope: float) -> float:
-    """How far that slope moves when the result of each operation is off: the worst of the draws."""
+    """How far that slope moves when the result of each operation is off: the worst of the draws.
+
+    At least as far as batch norms magnify the rounding of what is summed. Errors have two sizes: a batch norm over two
+    nearly equal values moves little more for large errors than for small ones.
+    """
     direction = random_direction(case, key, stream)
-    terms, moved = _loss_terms(case, case.cotangent(), training), 0.0
-    for draw in range(DRAWS):
-        rounded = with_rounding(case, terms, (6, draw), SLOPE_NUDGE)
+    terms = _loss_terms(case, case.cotangent(), training)
+    size = float(np.abs(terms(case.inputs(), case.weights())).sum())
+    moved = cancellation(case) * size if training else 0.0
+    for draw, unit in product(range(DRAWS), (SLOPE_NUDGE, NUDGE)):
+        rounded = with_rounding(case, terms, (6, draw), unit)
         there = _slope(rounded, case.inputs(), case.weights(), key, direction)
         if there is not None:
-            moved = max(moved, abs(there[0] - slope) / SLOPE_NUDGE)
+            moved = max(moved, abs(there[0] - slope) / unit)
     return moved
+
+
+@lru_cache(CASES)
+def cancellation(case: Case) -> float:
+    """By how much batch norms of the case in training magnify rounding: the largest |value| / deviation of a channel.
+
+    A norm over a few nearly equal values subtracts their mean, whose rounding is that many times larger relative to
+    what is left. Backward passes see it once more than `rounding_derivative` does, which only rounds forward passes.
+    """
+    seen, real = [1.0], ops.batch_norm
+
+    def batch_norm(x: Array, weights: Weights, name: str, training: bool) -> Array:
+        if training and f"{name}.weight" in weights:
+            axes = (0, *range(2, x.ndim))
+            seen.append(float((np.abs(x).max(axes) / np.sqrt(x.var(axes) + ops.EPSILON)).max()))
+        return real(x, weights, name, training)
+
+    with patch.object(ops, "batch_norm", batch_norm):
+        case.spec(*case.inputs(), weights=case.weights(), training=True)
+    return max(seen)
 
 
 def with_rounding(case: Case, function: Function, stream: tuple[int, ...], unit: float) -> Function:
@@ -157,6 +190,15 @@ def descend(case: Case, steps: int, rate: float) -> Weights:
     return _descend(case, _loss_terms(case, case.cotangent(), True), steps, rate)
 
 
+def descent_error(case: Case, steps: int, rate: float, expected: Weights) -> dict[str, float]:
+    """How far `descend`, whose differences have a step of their own, may be off in each array.
+
+    Halving the step divides the error of central differences by four, where they are not noise.
+    """
+    finer = _descend(case, _loss_terms(case, case.cotangent(), True), steps, rate, step=STEP / 2)
+    return {name: 2 * float(np.abs(finer[name] - array).max()) for name, array in expected.items()}
+
+
 def rounding_descent(case: Case, steps: int, rate: float, expected: Weights) -> dict[str, float]:
     """How far each array of that ends elsewhere when the result of each operation is off: the worst of the draws."""
     terms, moved = _loss_terms(case, case.cotangent(), True), dict.fromkeys(expected, 0.0)
@@ -167,8 +209,8 @@ def rounding_descent(case: Case, steps: int, rate: float, expected: Weights) -> 
     return moved
 
 
-def _descend(case: Case, loss_terms: Function, steps: int, rate: float) -> Weights:
-    x, w, h = case.inputs(), case.weights(), 2.0**-17
+def _descend(case: Case, loss_terms: Function, steps: int, rate: float, step: float = STEP) -> Weights:
+    x, w, h = case.inputs(), case.weights(), step
 
     def loss(name: str, i: tuple[int, ...], step: float) -> float:
         copies = {other: array.copy() for other, array in w.items()}
