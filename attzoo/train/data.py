@@ -41,6 +41,7 @@ from .files import Pair
 from .survey import Found, class_counts, look_at
 
 NORMALISATIONS: Final = ("zscore", "unit", "none")
+MOST: Final = 1e15   # by which numbers of an image may differ: the squares of all its pixels have a sum in float32
 Key = tuple[int, int]                          # epoch, index
 Sample = tuple[Array, NDArray[np.int64]]       # image float32 (C, *S), mask (*S)
 
@@ -96,7 +97,7 @@ class Preparation:
         is_wide = image.dtype.itemsize >= 4 and image.dtype != np.float32
         array: Array = image.astype(np.float64) if is_wide else image.astype(np.float32)
         if self.normalise == "zscore":   # before digits are lost; constants become 0 exactly
-            array -= array.min(axis=tuple(range(1, array.ndim)), keepdims=True)
+            array = _from_zero(array)
         if self.normalise == "unit" and image.dtype.kind in "iu":
             array /= np.iinfo(image.dtype).max
         if array.dtype == np.float64:
@@ -109,6 +110,23 @@ class Preparation:
     def mask(self, mask: NDArray[np.int64]) -> NDArray[np.int64]:
         """(*S) -> (*size), the nearest pixel's class."""
         return np.asarray(_resized(mask[None].astype(np.float32), self.size, "nearest-exact")[0], np.int64)
+
+
+def _from_zero(array: Array) -> Array:
+    """The array less the smallest number of each channel; in float64 also times a power of two, which z-scores undo.
+
+    Raises ValueError for numbers so large that z-scores of the others would all be one.
+    """
+    axes = tuple(range(1, array.ndim))
+    smallest, largest = (np.float64(each(axis=axes, keepdims=True)) for each in (array.min, array.max))
+    if (largest - smallest).max() > MOST:
+        got = f"{smallest.min():.4g} to {largest.max():.4g}"
+        fix = "fill what was not measured with a number near the others, or divide the image by its largest"
+        raise ValueError(f"expected numbers that float32 can hold the squares of, got {got}: {fix}")
+    array -= smallest.astype(array.dtype)
+    if array.dtype == np.float64:
+        np.ldexp(array, -np.frexp(largest - smallest)[1], out=array)
+    return array
 
 
 def _single(array: Array) -> Array:
