@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .formats import describe
 from .source import Source, naming
+
+SMALL: Final = 2**16   # below which integers need no more than 16 bits
 
 
 def read_image(path: str | Path, *, unit: bool = False) -> NDArray[Any]:
@@ -65,4 +67,14 @@ def _divided(array: NDArray[Any], source: Source) -> NDArray[Any]:
     largest = source.largest if source.palette is None else np.iinfo(source.palette.dtype).max
     if array.dtype.kind not in "iu" or largest is None:
         return array.astype(np.float32)
+    check_range(array, largest)
     return (array / np.float64(largest)).astype(np.float32)
+
+
+def check_range(array: NDArray[Any], largest: int) -> None:
+    """Raise ValueError for integers of 32 bits or more that are small, of which `largest` leaves nothing."""
+    found = max(int(array.max()), -int(array.min()))
+    if largest > SMALL and found < SMALL:
+        expected = f"expected numbers that fill the range of {array.dtype} for --normalise unit"
+        fix = "save it as uint8 or uint16, or take --normalise zscore"
+        raise ValueError(f"{expected}, got at most {found}: {fix}")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .. import maps
 from ..contract import Array, brief
-from ..data import VOLUMES, ending, package, read_geometry, read_shape, unread, write_mask
+from ..data import VOLUMES, describe_image, ending, package, read_geometry, unread, write_mask
 from ..files import usable_folder
 from ..train.files import by_name, passed_over
 from . import picture
@@ -117,7 +117,9 @@ def _spacing(network: Network, path: Path) -> tuple[float, ...]:
 
     Raises ValueError, naming the file, for one that can't be read or is none for the network.
     """
-    network.accept(read_shape(path), str(path))
+    head = describe_image(path)
+    network.accept(head.image_shape, str(path))
+    network.accept_scale(head.image_dtype, str(path))
     geometry = read_geometry(path)
     return geometry.spacing if geometry else ()
 
