@@ -9,6 +9,8 @@ from pairs import BYTES, VOLUME, WORDS, cells, coordinates, place, save
 from PIL import Image
 
 from attzoo.train.data import Folder, Preparation
+from attzoo.train.run import datasets
+from attzoo.train.settings import Settings
 
 
 def places(image):
@@ -119,6 +121,53 @@ def test_a_folder_says_what_it_holds(tmp_path):
     few.classes = None
     with pytest.raises(ValueError, match=r"b.png and its mask as they were at first, got \(3, 5, 5\) and \(6, 5\)"):
         few[0, 1]
+
+
+DTYPES = np.uint8, np.uint16, np.float32, np.float64, np.int16
+
+
+@pytest.mark.parametrize(("normalise", "alike"), [
+    ("zscore", [DTYPES]), ("unit", [(np.uint8, np.uint16, np.int16), (np.float32, np.float64)]),
+    ("none", [(np.uint8,), (np.uint16,), (np.float32, np.float64), (np.int16,)]),
+])   # fmt: skip
+def test_images_whose_numbers_come_out_on_different_scales_are_refused(normalise, alike, tmp_path):
+    for i, dtype in enumerate(DTYPES):
+        save(tmp_path / f"{i}.npy", (BYTES[..., 0] // 2).astype(dtype))
+        save(tmp_path / f"{i}.png", BYTES[..., 0] // 128)
+    for i, j in np.ndindex(5, 5):
+        pairs = [(tmp_path / f"{k}.npy", tmp_path / f"{k}.png") for k in (i, j)]
+        if any(DTYPES[i] in some and DTYPES[j] in some for some in alike):
+            assert len(Folder(pairs, Preparation(normalise=normalise))) == 2
+        else:
+            named = f"{i}.npy of {DTYPES[i].__name__} and .*{j}.npy of {DTYPES[j].__name__}"
+            with pytest.raises(ValueError, match=f"of one scale for --normalise {normalise}, got .*{named}: convert"):
+                Folder(pairs, Preparation(normalise=normalise))
+
+
+def test_images_to_validate_on_have_the_scale_of_those_to_train_on(tmp_path):
+    for part, dtype in (("train", np.uint8), ("valid", np.float32)):
+        for i in range(2):
+            save(tmp_path / f"{part}_images" / f"{i}.npy", BYTES[..., 0].astype(dtype))
+            save(tmp_path / f"{part}_labels" / f"{i}.png", BYTES[..., 0] // 128)
+    with pytest.raises(ValueError, match=r"train_images/0.npy of uint8 and .*valid_images/0.npy of float32: convert"):
+        datasets(Settings(data=str(tmp_path), normalise="unit"))
+    assert datasets(Settings(data=str(tmp_path)))[0].classes == 2
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64, np.uint64])
+def test_unit_refuses_integers_of_which_it_would_leave_nothing(dtype, tmp_path):
+    """np.save writes NumPy's own integers in 64 bits: 255 became 2.8e-17."""
+    unit = Preparation(normalise="unit")
+    small, large = BYTES[None, ..., 0].astype(dtype), (BYTES[None, ..., 0].astype(dtype) + 1) << 20
+    for array in (small, large):
+        path = save(tmp_path / "a.npy", array[0])
+        for read in (lambda _, array=array: array, unit.read):
+            if array is small:
+                message = rf"fill the range of {np.dtype(dtype)} for --normalise unit, got at most \d+: save it as ui"
+                with pytest.raises(ValueError, match=message):
+                    unit(read(path))
+            else:
+                np.testing.assert_allclose(unit(read(path)), array / np.float64(np.iinfo(dtype).max), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

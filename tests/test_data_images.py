@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import struct
 import zlib
 
@@ -13,7 +14,7 @@ import tifffile
 from pairs import AFFINE, BYTES, RANDOM, VOLUME, WORDS, coordinates, save
 from PIL import Image
 
-from attzoo.data import read_image, read_mask, read_shape
+from attzoo.data import Labels, read_image, read_mask, read_shape
 from attzoo.train.data import Preparation
 
 
@@ -106,14 +107,23 @@ def test_pictures_are_turned_upright(tmp_path, kind, orientation):
     assert read_shape(path) == (3, *upright.shape[:2])
 
 
-def png(array, bits=8, kind=0, before=b""):
-    """A PNG of colour type `kind` with so many bits a sample, and chunks that come before the data."""
+ADAM7 = (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)
+
+
+def png(array, bits=8, kind=0, before=b"", *, interlaced=False, cut=0):
+    """A PNG of colour type `kind` with so many bits a sample, and chunks that come before the data.
+
+    cut: bytes of the data that are left out at the end, before these are compressed.
+    """
     rows = b""
-    for row in array.reshape(len(array), -1):
-        packed = np.unpackbits(row.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)[:, -bits:]
-        rows += b"\0" + np.packbits(packed).tobytes()
-    head = struct.pack(">IIBBBBB", *array.shape[1::-1], bits, kind, 0, 0, 0)
-    parts = chunk(b"IHDR", head) + before + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    for top, left, down, right in ADAM7 if interlaced else ((0, 0, 1, 1),):
+        part = array[top::down, left::right]
+        for row in part.reshape(len(part), -1) if part.size else ():
+            packed = np.unpackbits(row.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)[:, -bits:]
+            rows += b"\0" + np.packbits(packed).tobytes()
+    head = struct.pack(">IIBBBBB", *array.shape[1::-1], bits, kind, 0, 0, interlaced)
+    data = zlib.compress(rows[: len(rows) - cut])
+    parts = chunk(b"IHDR", head) + before + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
@@ -262,6 +272,36 @@ def test_a_palette_of_a_tiff_gives_colours_of_16_bits(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), BYTES[..., 0])
 
 
+@pytest.mark.parametrize("form", [
+    lambda colors: colors, lambda colors: colors * 256, lambda colors: colors * 257,
+], ids=["as they are", "in the upper half", "over the whole range"])   # fmt: skip
+def test_colours_of_8_bits_in_the_palette_of_a_tiff_are_those_of_a_png(form, tmp_path):
+    colors = np.concatenate([below(256, 3, 15), np.zeros((3, 241), np.uint16)], 1).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", INDICES, photometric="palette", colormap=form(colors))
+    got = read_image(tmp_path / "a.tif")
+    assert got.dtype == np.uint8
+    np.testing.assert_array_equal(got, colors[:, INDICES])
+    labels = Labels(tuple(map(tuple, colors.T[:15].tolist())))
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif", labels), INDICES)
+
+
+@pytest.mark.parametrize(("array", "text"), [
+    (BYTES[..., 0], str(BYTES[0, 0, 0])), (np.where(BYTES[..., 0] > 99, 0.5, -9999).astype(np.float32), "-9999"),
+    (np.where(BYTES[..., 0] > 99, 0.5, -3.4028235e38).astype(np.float32), "-3.4028234663852886e+38"),
+])   # fmt: skip
+def test_an_image_with_pixels_that_its_file_declares_as_no_data_is_refused(array, text, tmp_path):
+    value = array.dtype.type(float(text))
+    count = (array == value).sum()
+    for written, declared in ((array, False), (array, True), (np.where(array == value, 1, array), True)):
+        tag = [(42113, "s", 0, text, False)] if declared else []
+        tifffile.imwrite(tmp_path / "a.tif", written.astype(array.dtype), extratags=tag)
+        if declared and written is array:
+            with pytest.raises(ValueError, match=rf"a.tif: expected measured pixels, got {count} of .* no data .*fill"):
+                read_image(tmp_path / "a.tif")
+        else:
+            assert read_image(tmp_path / "a.tif").shape == (1, *array.shape)
+
+
 def unwritten(path, options, at):
     """A TIFF whose strips or tiles from a number on have no offset and no bytes, as a writer that ended leaves it."""
     tifffile.imwrite(path, below(4, 64, 64, dtype=np.uint8) + 1, metadata=None, **options)
@@ -283,6 +323,25 @@ def test_a_tiff_with_parts_that_were_never_written_is_refused(options, at, tmp_p
     for read in (read_image, read_mask, read_shape):
         with pytest.raises(ValueError, match=message):
             read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(("bits", "kind", "channels"), [
+    (8, 0, 1), (2, 0, 1), (8, 3, 1), (16, 0, 1), (16, 2, 3), (8, 6, 4),
+])   # fmt: skip
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_png_without_all_rows_is_refused(bits, kind, channels, interlaced, tmp_path):
+    """A stream of data that ends early, and rightly, as a writer leaves it that was stopped: the rest became 0."""
+    before = chunk(b"PLTE", bytes(range(48))) if kind == 3 else b""
+    array = below(16 if kind == 3 else 2**bits, 9, 11, channels)
+    path = tmp_path / "a.png"
+    path.write_bytes(png(array, bits, kind, before, interlaced=interlaced))
+    for read in (read_image, read_mask) if channels == 1 else (read_image,):
+        read(path)
+    for cut in (1, 12, 40):
+        path.write_bytes(png(array, bits, kind, before, interlaced=interlaced, cut=cut))
+        for read in (read_image, read_mask):
+            with pytest.raises(ValueError, match=r"a.png: (expected a whole PNG, got \d+ of \d+ by|.* truncated)"):
+                read(path)
 
 
 def test_a_jpeg_of_12_bits_is_refused_as_one(tmp_path):
@@ -354,6 +413,23 @@ def test_zscore_keeps_the_contrast_of_large_numbers(dtype, offset):
     np.testing.assert_allclose(got, Preparation()(small), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "power"), [(np.float32, -90), (np.float32, 30), (np.float64, -300)])
+def test_zscore_does_not_depend_on_the_unit_of_measurement(dtype, power):
+    """The smallest of these numbers are 0 in float32: the images became constants."""
+    image = RANDOM.normal(size=(2, 8, 8)).astype(np.float32)
+    np.testing.assert_array_equal(Preparation()(np.ldexp(image.astype(dtype), power)), Preparation()(image))
+
+
+@pytest.mark.parametrize("fill", [-3.4028235e38, 9.96921e36, 1e20, -1e16])
+def test_values_that_fill_gaps_are_refused_by_zscore(fill):
+    """As GDAL and netCDF write them: beside them all that was measured becomes one number."""
+    for dtype in (np.float32, np.float64):
+        image = np.linspace(0, 1, 64, dtype=dtype).reshape(1, 8, 8)
+        image[0, 0] = fill
+        with pytest.raises(ValueError, match=rf"the squares of, got .*{re.escape(f'{fill:.4g}')}.*: fill what"):
+            Preparation()(image)
+
+
 def test_numbers_beyond_float32_are_refused():
     with pytest.raises(ValueError, match=r"expected numbers that float32 can hold, got 1e\+39"):
         Preparation(normalise="none")(np.array([[[0.0, 1e39]]]))
@@ -384,6 +460,12 @@ def tiff(array, **options):
 NOISE = RANDOM.integers(0, 256, (64, 64), dtype=np.uint8)
 BROKEN = {
     "empty.png": b"",
+    "head.pgm": b"P5",
+    "words.pgm": b"P5 a b c\n",
+    "head.bmp": b"BM",
+    "head.jp2": b"\xff\x4f\xff\x51",
+    "head.jpg": b"\xff\xd8\xff",
+    "jpegls.jpg": imagecodecs.jpegls_encode(NOISE),
     "text.png": b"hello",
     "cut.png": encoded(NOISE, "PNG")[:2000],
     "cut.jpg": encoded(NOISE, "JPEG")[:2000],
@@ -432,7 +514,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     ("stack.tif", "expected one picture, got 6; save a volume as .npy or .nii.gz"),
     ("imagej.tif", "expected one picture, got 6"),
     ("lab.tif", "expected grey, RGB, CMYK or a palette, got photometric interpretation CIELAB"),
-    ("complex.tif", "expected real samples"),
+    ("complex.tif", "expected real samples.*; save real numbers"),
+    *((name, f"{name}: the file may be damaged, or not be what its name says: .*; copy it again")
+      for name in ("head.jp2", "jpegls.jpg")),
+    *((name, "expected a size in the head of a PNM, got .*; save it anew") for name in ("head.pgm", "words.pgm")),
 ])   # fmt: skip
 def test_what_is_not_read_is_told_with_the_reason(name, said, tmp_path):
     (tmp_path / name).write_bytes(BROKEN[name])

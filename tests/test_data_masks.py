@@ -156,6 +156,21 @@ def test_what_is_no_class_is_refused(array, said, tmp_path):
         read_mask(save(tmp_path / "m.npy", np.array(array)))
 
 
+@pytest.mark.parametrize(("no_data", "values", "is_refused"), [
+    ("0", [0, 1], True), ("0", [1, 2], False), ("255", [0, 1, 255], False), ("-9999", [0, 1], False), ("x", [0], False),
+])   # fmt: skip
+def test_pixels_declared_as_no_data_are_a_class_only_by_labels(no_data, values, is_refused, tmp_path):
+    """GIS programs declare 0 where they burn polygons into a raster: background for some, not looked at for others."""
+    array = np.array([values] * 2, np.uint8)
+    tifffile.imwrite(tmp_path / "m.tif", array, extratags=[(42113, "s", 0, no_data, False)])
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.tif", Labels(range(3))), array)
+    if is_refused:
+        with pytest.raises(ValueError, match=r"m.tif: expected a class in every pixel, got 2 of 0, .* no data .*save"):
+            read_mask(tmp_path / "m.tif")
+    else:
+        np.testing.assert_array_equal(read_mask(tmp_path / "m.tif"), array)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 @pytest.mark.parametrize("name", ["m.png", "m.tif"])
 @pytest.mark.parametrize("labels", [None, Labels(((0, 0, 0), (255, 0, 0))), Labels((0, 255))])

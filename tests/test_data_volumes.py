@@ -1,6 +1,7 @@
 """Volumes: image and mask on one grid, and masks that are written with the whole header of their image."""
 
 import gzip
+import struct
 
 import nibabel
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 from pairs import RANDOM, save
 
 from attzoo.data import check_same_grid, read_geometry, read_image, read_mask, write_mask
+from attzoo.data.reading import describe_image
 from attzoo.train import run
+from attzoo.train.data import Folder
 from attzoo.train.settings import Settings
 
 SHAPE = (6, 7, 5)
@@ -126,6 +129,68 @@ def test_an_array_has_no_grid_to_compare(tmp_path):
     check_same_grid(image, save(tmp_path / "mask.npy", MASK))
     assert read_geometry(tmp_path / "mask.npy") is None
     np.testing.assert_allclose(read_geometry(image).spacing, np.linalg.norm(AFFINE[:3, :3], axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "is_refused"), [
+    ((4, 4, 4), True), ((4, 4, 3), True), ((5, 4, 5), True), ((5, 4, 3), False), ((1, 4, 1), False), ((4, 4), True),
+    ((5, 4), False),
+])   # fmt: skip
+@pytest.mark.parametrize("scan", ["image", "mask"])
+def test_a_header_beside_an_array_of_equal_axes_is_refused(scan, shape, is_refused, tmp_path):
+    """NIfTI counts x first; SimpleITK's arrays, and pictures, count it last: equal sizes don't tell them apart."""
+    array = np.zeros(shape, np.uint8)
+    names = {"image": ("a.nii", "m.npy" if len(shape) > 2 else "m.png"), "mask": ("a.npy", "m.nii.gz")}[scan]
+    for name in names:
+        nifti(tmp_path / name, array) if ".nii" in name else save(tmp_path / name, array)
+    pairs = [(tmp_path / names[0], tmp_path / names[1])]
+    if is_refused:
+        message = rf"expected .*{names[1]} with a header as its image .*, or neither, got .*equal .*: save both"
+        with pytest.raises(ValueError, match=message):
+            Folder(pairs)
+    else:
+        assert Folder(pairs).shapes == [(1, *shape)]
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_voxels_that_begin_within_the_header_are_refused(kind, ending, tmp_path):
+    """As some programs write them: offset 0. The header's bytes were read as the first voxels."""
+    path = tmp_path / f"a{ending}"
+    data = bytearray(kind(np.tile(MASK, (4, 4, 4)), AFFINE).to_bytes())
+    at, form, first = (108, "<f", 352) if kind is nibabel.Nifti1Image else (168, "<q", 544)
+    for offset, is_refused in ((first, False), (0, True)):
+        data[at : at + struct.calcsize(form)] = struct.pack(form, offset)
+        path.write_bytes(gzip.compress(data) if ending == ".nii.gz" else data)
+        for read in (read_image, read_mask):
+            if is_refused:
+                message = rf"a{ending}: expected voxels from byte {first} on, got .*vox_offset 0: save it anew"
+                with pytest.raises(ValueError, match=message):
+                    read(path)
+            else:
+                read(path)
+
+
+@pytest.mark.parametrize(("name", "said"), [("a.nii", "name it a.nii.gz"), ("a.nii.gz", "name it a.nii")])
+def test_compression_that_the_name_does_not_tell_is_refused_with_the_right_name(name, said, tmp_path):
+    data = nibabel.Nifti1Image(MASK, AFFINE).to_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name == "a.nii" else data)
+    with pytest.raises(ValueError, match=rf"{name}: expected .*, got .*: {said}$"):
+        read_image(tmp_path / name)
+
+
+def test_colours_in_a_volume_are_refused_with_what_to_save(tmp_path):
+    colors = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colors, AFFINE), tmp_path / "a.nii")
+    with pytest.raises(ValueError, match=r"a.nii: expected real numbers, got .*; save channels as the last axis of"):
+        read_image(tmp_path / "a.nii")
+
+
+def test_a_volume_whose_header_scales_it_is_of_floats(tmp_path):
+    data = bytearray(nibabel.Nifti1Image(MASK.astype(np.int16), AFFINE).to_bytes())
+    for slope, inter, kind in ((1, 0, "i"), (0, 5, "i"), (2, 0, "f"), (1, -1024, "f")):
+        data[112:120] = struct.pack("<ff", slope, inter)
+        (tmp_path / "a.nii").write_bytes(data)
+        assert read_image(tmp_path / "a.nii").dtype.kind == describe_image(tmp_path / "a.nii").dtype.kind == kind
 
 
 @pytest.mark.parametrize("other", [flipped(1), AFFINE @ np.diag([1, 1, 2, 1])])

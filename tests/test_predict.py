@@ -9,6 +9,7 @@ from shutil import which
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 import torch
 from matplotlib.image import imread
 from PIL import Image
@@ -266,6 +267,8 @@ def test_a_file_is_opened_in_either_framework_with_the_settings_beside_it(files,
         ('{"backend": "torch", "normalise": null, "size": [0, 3]}', "size must be >= 1"),
         ('{"backend": "torch", "normalise": null, "size": [16385, 16384]}', "at most 268435456 pixels in all, got"),
         ('{"backend": "torch", "normalise": "maybe", "size": null}', "normalise must be one of"),
+        ('{"backend": "torch", "normalise": "none", "size": null, "dtypes": ["nothing"]}', "nothing"),
+        ('{"backend": "torch", "normalise": "none", "size": null, "dtypes": 8}', "iterable"),
         ("[" * 10**5, "recursion"),
         (" " * 2**21, "got more than 1048576 bytes"),
         (json.dumps({"backend": 1, "size": None, "normalise": "x" * 500_000}), "normalise must be one of"),
@@ -287,6 +290,30 @@ def test_wrong_settings_are_one_error_that_names_the_file(files, tmp_path, text,
         open_network(path, size=() if "size must be 2" not in got else None)
     assert len(str(error.value)) < 700 + len(str(path))
     assert open_network(path, size=(), normalise="unit").preparation == Preparation(None, "unit")   # none is needed
+
+
+@pytest.mark.parametrize(("normalise", "dtype", "is_refused"), [
+    ("unit", np.float32, True), ("unit", np.uint16, False), ("none", np.uint16, True), ("none", np.uint8, False),
+    ("zscore", np.float32, False),
+])   # fmt: skip
+@pytest.mark.parametrize("command", [predict_files, maps_file])
+def test_an_image_on_another_scale_than_in_training_is_refused(
+    files, tmp_path, normalise, dtype, is_refused, command
+):
+    path = tmp_path / "best.safetensors"
+    path.write_bytes((files / "colour.safetensors").read_bytes())
+    settings = Settings(data="images", normalise=normalise).config() | {"dtypes": ["uint8"]}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((8, 8, 3), dtype), photometric="rgb")
+    network = open_network(path)
+    if is_refused:
+        message = f"a.tif on the scale of uint8, .* trained on, .* --normalise {normalise}, got {np.dtype(dtype)}: conv"
+        with pytest.raises(ValueError, match=message):
+            command(network, tmp_path / "a.tif", tmp_path / "out")
+        other = "zscore" if normalise == "none" else "none"   # what was trained on is not known to fit
+        assert command(open_network(path, normalise=other), tmp_path / "a.tif", tmp_path / "out")
+    else:
+        assert command(network, tmp_path / "a.tif", tmp_path / "out")
 
 
 @pytest.mark.timeout(60)   # a pipe that is opened waits for ever

@@ -233,7 +233,29 @@ def check_record(out, written):
     header, *lines = (out / RECORD).read_text().splitlines()
     assert header.startswith("# ")
     digests = {path: sha256(path.read_bytes()).hexdigest() for path in written}
+    lines = [line for line in lines if not line.startswith("# from ")]
     assert sorted(lines) == sorted(f"{digest}  {path.relative_to(out)}" for path, digest in digests.items())
+
+
+@pytest.mark.parametrize("name", ["scan.bmp", "other/scan.png", "caf\udce9/scan.png", "a\nb/scan.png"])
+@pytest.mark.parametrize("command", [predict_files, maps_file])
+def test_results_of_another_image_of_the_same_name_are_kept(network, data, tmp_path, command, name):
+    """As a loop over the folders of patients makes them, in one --out: all but the last ones were lost."""
+    one, two, out = tmp_path / "scan.png", tmp_path / name, tmp_path / "out"
+    two.parent.mkdir(exist_ok=True)
+    for path in (one, two):
+        Image.open(data / "images" / "a.png").save(path)
+    results = command(network, one, out)
+    before = tree(out)
+    with pytest.raises(FileExistsError, match=r"(?s)attzoo made of .*, got what it made of .*overwrite") as told:
+        command(network, two, out)
+    assert str(one) in str(told.value)
+    assert tree(out) == before
+    assert command(network, one, out) == results
+    assert command(network, two, out, overwrite=True) == results
+    assert command(network, two, out) == results
+    with pytest.raises(FileExistsError):
+        command(network, one, out)
 
 
 @pytest.mark.parametrize("room", [0, 40, 200])

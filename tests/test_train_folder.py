@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from pairs import save
 
 from attzoo import cli, files
 from attzoo.train import report, run, state
@@ -57,6 +58,19 @@ def test_a_folder_with_other_files_is_refused(name, ours, tmp_path):
     with pytest.raises(ValueError, match=rf"expected a new or empty folder, got .* with {name}: choose another"):
         train(tmp_path)
     assert content(tmp_path) == before
+
+
+def test_settings_tell_the_dtypes_of_images_and_resume(tmp_path):
+    for i in range(4):
+        for part, array in (("images", np.full((8, 8), i, np.uint16)), ("masks", np.eye(8, dtype=np.uint8))):
+            save(tmp_path / "data" / part / f"{i}.png", array)
+    options = {name: value for name, value in TINY.items() if name not in ("phantoms", "size")}
+    settings = Settings(data=str(tmp_path / "data"), **options)
+    run.train(settings, tmp_path / "run", quiet=True)
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["dtypes"] == ["uint16"]
+    (tmp_path / "fresh").mkdir()
+    (tmp_path / "fresh" / "settings.json").write_bytes((tmp_path / "run" / "settings.json").read_bytes())
+    assert state.stored(tmp_path / "fresh") == state.stored(tmp_path / "run")
 
 
 def test_settings_of_a_run_that_ended_before_its_first_epoch_are_replaced(tmp_path):

@@ -56,7 +56,8 @@ def predict(
     Writes DIR/masks, the class of every pixel, grey PNG for pictures and .npy or .nii.gz for volumes, and DIR/overlays,
     pictures of them. Sizes stay. What settings.json beside MODEL says of training is used: size and normalisation;
     without it images stay as large as they are and are z-scored. Files that can't be read, or have other channels than
-    the network takes, are passed over and named at the end, with exit code 1. What an earlier call wrote is replaced.
+    the network takes, are passed over and named at the end, with exit code 1. What an earlier call made of the
+    same images is replaced.
     """
     from ..predict import Unfinished, predict_files
 

@@ -19,10 +19,13 @@ def check_same_grid(image: Path, mask: Path) -> Geometry | None:
     """The geometry of a NIfTI image, None of another file.
 
     Raises ValueError, naming both files, where the headers of the image and its mask place voxels differently: by their
-    affines, by both of their qforms where they have sforms too, which other programs prefer, or by their units.
+    affines, by both of their qforms where they have sforms too, which other programs prefer, or by their units; and
+    where one of two with axes of equal sizes has no header.
     """
     one, two = read_geometry(image), read_geometry(mask)
     if one is None or two is None:
+        if known := one or two:
+            _check_order(image, mask, [side for side in known.size if side > 1])
         return one
     if one.unit != two.unit and None not in (one.unit, two.unit):
         fix = "save both with the unit that is right"
@@ -36,6 +39,17 @@ def check_same_grid(image: Path, mask: Path) -> Geometry | None:
     if (apart := corners_apart(one.qform, two.qform, one.size)) > TOLERANCE * min(one.spacing):
         raise ValueError(f"{expected} the same by sform, but by qform corners up to {apart:.4g} mm apart: {fix}")
     return one
+
+
+def _check_order(image: Path, mask: Path, sides: Sequence[int]) -> None:
+    """Raise ValueError where only one of two files is NIfTI, and the sizes don't tell which of its axes is which.
+
+    NIfTI counts along x first; arrays of SimpleITK and pictures, which have no header, along x last.
+    """
+    if len({*sides}) < len(sides):
+        got = f"one with and one without, and axes of equal sizes, {' x '.join(map(str, sides))} in any order"
+        fix = "save both as NIfTI, the mask with the header of the image"
+        raise ValueError(f"expected {mask} with a header as its image {image}, or neither, got {got}: {fix}")
 
 
 def check_same_map(image: Path, head: Source, mask: Path, labelled: Source) -> None:

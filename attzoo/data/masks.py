@@ -56,18 +56,29 @@ def read_stored(path: Path, labels: Labels | None = None) -> Stored:
     source = describe_mask(path)
     with naming(path):
         array = source.samples()
+        if labels is None:
+            _check_data(array, source.no_data)
         if source.opacity is not None:
             array = _without_opacity(array, source.opacity)
         palette = source.palette
         by_color = labels is not None and labels.are_colors
         if palette is not None and (by_color or not source.has_stable_indices):
-            array, palette = _in_colors(array, _eight_bits(palette)), None
+            array, palette = _in_colors(array, palette), None
         elif by_color and len(array) == 1:
             array = source.greys(_whole(array))
         array = _whole(array)
         if by_color or (array != array[:1]).any():
             return Stored(_numbers(array), True, source)
-        return Stored(array[0], False, source, None if palette is None else _eight_bits(palette))
+        return Stored(array[0], False, source, palette)
+
+
+def _check_data(array: NDArray[Any], no_data: float | None) -> None:
+    """Raise ValueError for pixels that the file declares as no data, which may be a class or none."""
+    if no_data in (None, IGNORE) or not (count := np.count_nonzero(array == no_data)):
+        return
+    fix = f"save them as {IGNORE} to ignore them, or make them a class by --labels with {no_data:.10g} in it"
+    got = f"{count} of {no_data:.10g}, which the file declares as no data (GDAL_NODATA)"
+    raise ValueError(f"expected a class in every pixel, got {got}: {fix}")
 
 
 def _without_opacity(array: NDArray[Any], opacity: int) -> NDArray[Any]:
@@ -105,11 +116,6 @@ def describe_mask(path: Path) -> Source:
         if source.not_a_mask:
             raise ValueError(source.not_a_mask)
         return source
-
-
-def _eight_bits(palette: NDArray[Any]) -> NDArray[Any]:
-    """TIFF's palettes have 16 bits, of which the upper 8 are the colour."""
-    return palette >> 8 if palette.dtype == np.uint16 else palette
 
 
 def _whole(array: NDArray[Any]) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ What Pillow rescales, inverts or cuts to 8 bits is found in each file's own head
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -22,6 +23,9 @@ from .source import Source, channels_first, largest_integer
 ORIENTATION: Final = 0x0112   # EXIF's tag
 MODES: Final = {"1": 1, "L": 1, "P": 1, "I;16": 1, "I;16B": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
 HEAD: Final = 4096   # bytes that a head fits into
+ADAM7: Final = (((0, 0, 1, 1),), (   # first row, first column and steps of each pass of a PNG, interlaced or not
+    (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1),
+))   # fmt: skip
 PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}   # by colour type
 
 
@@ -114,6 +118,9 @@ def _is_lossless_webp(path: Path) -> bool:
 def pnm(path: Path) -> Source:
     """PGM of 8 or 16 bits, PPM of 8, PBM; Pillow rescales other maxima, and PBM's 1 is black."""
     magic, *numbers = _tokens(_head(path))
+    wanted = 2 if magic in (b"P1", b"P4") else 3
+    if len(numbers) < wanted or not all(map(bytes.isdigit, numbers[:wanted])):
+        raise ValueError(f"expected a size in the head of a PNM, got {b' '.join(numbers)[:40]!r}; save it anew")
     if magic in (b"P1", b"P4"):
         _check_alone(path, magic)
         inverted = "expected a mask whose largest value is white, got PBM, whose 1 is black; save it as PNG"
@@ -219,6 +226,7 @@ def _by_pillow(
 
 def _opened(path: Path, kind: str) -> Any:
     """A picture whose head is read. More than one in a file are refused, save for a camera's previews."""
+    package("PIL.MpoImagePlugin")   # or Pillow ends in a KeyError where a JPEG is none
     picture = package("PIL.Image").open(path, formats=["JPEG", "MPO"] if kind == "JPEG" else [kind])
     if (frames := getattr(picture, "n_frames", 1)) > 1 and picture.format != "MPO":
         picture.close()
@@ -233,6 +241,24 @@ def _check_png(path: Path) -> None:
             picture.verify()
         except SyntaxError as err:
             raise ValueError(f"expected a whole PNG, got a damaged one: {err}; copy it again") from err
+    data = path.read_bytes()
+    width, height, bits, kind, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    sides = [(-(-(height - top) // down), -(-(width - left) // right)) for top, left, down, right in ADAM7[interlaced]]
+    line = bits * PNG_CHANNELS[kind]
+    expected = sum(rows * (1 + -(-columns * line // 8)) for rows, columns in sides if columns > 0)
+    if (got := _inflated(data)) < expected:
+        raise ValueError(f"expected a whole PNG, got {got} of {expected} bytes; copy it again")
+
+
+def _inflated(data: bytes) -> int:
+    """The bytes that the data of a PNG are once they are decompressed; Pillow takes any number, and fills up with 0."""
+    inflate, at, count = zlib.decompressobj(), 8, 0
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"IDAT":
+            count += len(inflate.decompress(data[at + 8 : at + 8 + size]))
+        at += size + 12
+    return count
 
 
 def _orientation(picture: Any, whole: bool) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .formats import describe
 from .source import Source, naming
+
+SMALL: Final = 2**16   # below which integers need no more than 16 bits
 
 
 def read_image(path: str | Path, *, unit: bool = False) -> NDArray[Any]:
@@ -27,6 +29,10 @@ def read_image(path: str | Path, *, unit: bool = False) -> NDArray[Any]:
         array = source.samples()
         if source.palette is not None:
             array = _colors(array[0], source.palette)
+        if source.no_data is not None and (count := np.count_nonzero(array == source.no_data)):
+            declared = f"{count} of {source.no_data:.10g}, which the file declares as no data (GDAL_NODATA)"
+            fix = "fill them, or where they were measured remove the declaration, with gdal_edit.py -unsetnodata"
+            raise ValueError(f"expected measured pixels, got {declared}: {fix}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"expected finite numbers, got {np.count_nonzero(~np.isfinite(array))} that are not")
         return _divided(array, source) if unit else array
@@ -61,4 +67,14 @@ def _divided(array: NDArray[Any], source: Source) -> NDArray[Any]:
     largest = source.largest if source.palette is None else np.iinfo(source.palette.dtype).max
     if array.dtype.kind not in "iu" or largest is None:
         return array.astype(np.float32)
+    check_range(array, largest)
     return (array / np.float64(largest)).astype(np.float32)
+
+
+def check_range(array: NDArray[Any], largest: int) -> None:
+    """Raise ValueError for integers of 32 bits or more that are small, of which `largest` leaves nothing."""
+    found = max(int(array.max()), -int(array.min()))
+    if largest > SMALL and found < SMALL:
+        expected = f"expected numbers that fill the range of {array.dtype} for --normalise unit"
+        fix = "save it as uint8 or uint16, or take --normalise zscore"
+        raise ValueError(f"{expected}, got at most {found}: {fix}")

@@ -38,6 +38,7 @@ class Source:
     opacity: the channel that is opacity, None for none.
     orientation: by which the samples are turned upright, from 1 to 8 as EXIF and TIFF have it.
     on_map: (4, 4), from columns and rows of pixels to places on a map; None where the file doesn't say.
+    no_data: the value of pixels that nothing was measured in; None where the file doesn't declare one.
     palette: (K, 3), the colours that samples are indices into, of 8 or 16 bits; None for no palette.
     has_stable_indices: whether programs that save the format keep the order of the palette.
     is_white_least: whether the least grey value is white, as TIFF's MinIsWhite has it.
@@ -51,6 +52,7 @@ class Source:
     opacity: int | None = None
     orientation: int = 1
     on_map: NDArray[Any] | None = None
+    no_data: float | None = None
     palette: NDArray[Any] | None = None
     has_stable_indices: bool = True
     is_white_least: bool = False
@@ -141,4 +143,8 @@ def naming(path: Path) -> Iterator[None]:
     except Exception as err:
         if isinstance(err, OSError) and err.filename is not None:   # no such file, say
             raise
+        if not isinstance(err, (ValueError, OSError, MemoryError)):   # of a reader that stumbled
+            why = "the file may be damaged, or not be what its name says"
+            got, fix = f"{type(err).__name__}: {err}", "copy it again, or save it anew"
+            raise ValueError(f"cannot read {path}: {why}: {got}; {fix}") from err
         raise ValueError(f"cannot read {path}: {err}") from err

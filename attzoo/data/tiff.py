@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from .orientation import known, turned, upright
 from .source import Source, largest_integer
 
 ORIENTATION: Final = 274
+NO_DATA: Final = 42113   # GDAL's
 REDUCED, MASK_PAGE = 1, 4   # bits of NewSubfileType: previews and transparency masks of a page
 LOSSLESS: Final = {
     "NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "ZSTD", "LZMA", "CCITTRLE", "CCITTFAX3", "CCITTFAX4", "PNG",
@@ -32,12 +34,13 @@ def describe(path: Path) -> Source:
         shape, channel_axis = _layout(page)
         kind, compression = page.photometric.name, page.compression.name
         orientation = known(page.tags.valueof(ORIENTATION, default=1))
-        palette = page.colormap.T if kind == "PALETTE" else None
+        palette = _palette(page.colormap.T) if kind == "PALETTE" else None
         is_lossless = compression in LOSSLESS
         return Source(
             shape=(shape[0], *turned(shape[1:], orientation)),
             orientation=orientation,
             on_map=_on_map(page),
+            no_data=_no_data(page),
             dtype=page.dtype,
             load=lambda: upright(_samples(path, channel_axis), orientation),
             largest=largest_integer(page.dtype, page.bitspersample),
@@ -62,6 +65,21 @@ def _on_map(page: Any) -> NDArray[Any] | None:
     return affine
 
 
+def _no_data(page: Any) -> float | None:
+    """The value that GDAL's tag declares as no data. tifffile's own reading of it fails on the least float32."""
+    with suppress(TypeError, ValueError):
+        return float(page.tags.valueof(NO_DATA))
+    return None
+
+
+def _palette(colors: NDArray[Any]) -> NDArray[Any]:
+    """(K, 3): of 8 bits where the colours are, which writers put into 16 as they are, times 256 or times 257."""
+    if colors.max() < 256:
+        return colors.astype(np.uint8)
+    upper, lower = colors >> 8, colors & 255
+    return upper.astype(np.uint8) if (lower == 0).all() or (lower == upper).all() else colors
+
+
 def _opacity(page: Any, channels: int) -> int | None:
     """The channel that is opacity, which the extra samples after the colours' may hold anywhere."""
     kinds = [extra.name for extra in page.extrasamples]
@@ -79,9 +97,11 @@ def _only_page(file: Any) -> Any:
     page = pages[0].aspage()
     kind = page.photometric.name if hasattr(page.photometric, "name") else str(page.photometric)
     if kind not in READABLE and not (kind == "YCBCR" and page.compression.name in ("JPEG", "OJPEG")):
-        raise ValueError(f"expected grey, RGB, CMYK or a palette, got photometric interpretation {kind}")
+        got = f"photometric interpretation {kind}"
+        raise ValueError(f"expected grey, RGB, CMYK or a palette, got {got}: save it as RGB")
     if page.dtype is None or page.dtype.kind not in "biuf" or not isinstance(page.bitspersample, int):
-        raise ValueError(f"expected real samples of equal bits, got {page.sampleformat!s} of {page.bitspersample} bits")
+        got = f"{getattr(page.sampleformat, 'name', page.sampleformat)} of {page.bitspersample} bits"
+        raise ValueError(f"expected real samples of equal bits, got {got}; save real numbers of 8, 16 or 32 bits")
     _check_parts(page)
     return page
 

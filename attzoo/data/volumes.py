@@ -53,12 +53,15 @@ class Geometry:
 def describe(path: Path) -> Source:
     """An array (H, W), (D, H, W) or (D, H, W, C)."""
     content = _content(path)
-    shape = tuple(content.shape)
+    shape, dtype = tuple(content.shape), content.dtype
+    if ending(path) != ".npy":   # numbers that the header scales are floats
+        scaled = package("nibabel.volumeutils").apply_read_scaling
+        dtype = scaled(np.zeros(1, dtype), content.slope, content.inter).dtype
     return Source(
         shape=(1, *shape) if len(shape) < 4 else (shape[-1], *shape[:-1]),
-        dtype=content.dtype,
+        dtype=dtype,
         load=lambda: _channels_first(_compressed(path) if ending(path) == ".nii.gz" else np.array(_content(path))),
-        largest=largest_integer(content.dtype),
+        largest=largest_integer(dtype),
     )
 
 
@@ -69,12 +72,31 @@ def _content(path: Path) -> Any:
         if (more := path.stat().st_size - array.offset - array.nbytes) > 0:
             raise ValueError(f"expected one array, got {more} bytes behind it; save each in a file of its own")
     else:
-        array = package("nibabel").load(path).dataobj
+        array = _nifti(path)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"expected real numbers, got {array.dtype}")
+        fix = "save channels as the last axis of real numbers, (D, H, W, C)"
+        raise ValueError(f"expected real numbers, got {array.dtype}; {fix}")
     if not 2 <= len(array.shape) <= 4 or 0 in array.shape:
         raise ValueError(f"expected (H, W), (D, H, W) or (D, H, W, C), got {tuple(array.shape)}")
     return array
+
+
+def _nifti(path: Path) -> Any:
+    """The array in a NIfTI file, not read yet, once its name and its head are seen to be right."""
+    nibabel, is_zipped = package("nibabel"), ending(path) == ".nii.gz"
+    with path.open("rb") as file:
+        head = file.read(2)
+    if head and (head == b"\x1f\x8b") != is_zipped:
+        wanted, got = ("a gzip file", "another") if is_zipped else ("no compression", "a gzip file")
+        name = path.name[:-3] if is_zipped else f"{path.name}.gz"
+        raise ValueError(f"expected {wanted}, got {got}: name it {name}")
+    image = nibabel.load(path)
+    if not isinstance(image, nibabel.Nifti1Pair):   # CIFTI, say
+        raise ValueError(f"expected voxels of NIfTI, got {type(image).__name__}; save them as a NIfTI volume")
+    first, offset = image.header.single_vox_offset, int(image.dataobj.offset)
+    if offset < first:
+        raise ValueError(f"expected voxels from byte {first} on, got the header's vox_offset {offset}: save it anew")
+    return image.dataobj
 
 
 def _compressed(path: Path) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .. import maps
 from ..contract import Array, brief
-from ..data import VOLUMES, ending, package, read_geometry, read_shape, unread, write_mask
+from ..data import VOLUMES, describe_image, ending, package, read_geometry, unread, write_mask
 from ..files import usable_folder
 from ..train.files import by_name, passed_over
 from . import picture
@@ -41,8 +41,8 @@ def predict_files(
 
     Of each, out/masks holds the class indices, of the image's size and under its name: of a picture a grey PNG, of a
     volume a file of its own kind, with its header; out/overlays holds a PNG to look at, which takes longer to draw than
-    a small network needs: `overlays` leaves it out. What an earlier call wrote and nobody changed since is replaced,
-    or removed where this one leaves it out.
+    a small network needs: `overlays` leaves it out. What an earlier call made of the same image and nobody changed
+    since is replaced, or removed where this one leaves it out.
     window, overlap, batch: as `predict`. overwrite: replace other files too, though never an input. hear: told how many
     are done, of how many.
     Raises OSError where there is no source, `out` is no folder, or a file may not be replaced, ValueError for options
@@ -61,7 +61,8 @@ def predict_files(
     spacings, failures = _heads(network, sources.values())
     failures |= _unread(Path(source))
     targets = {path: _targets(out, name, path) for name, path in sources.items() if path in spacings}
-    output.check(target for pair in targets.values() for target in pair[:count])
+    for path, pair in targets.items():
+        output.check(pair[:count], path)
     written: list[Path] = []
     for done, (path, pair) in enumerate(targets.items()):
         hear(done, len(sources))
@@ -72,7 +73,7 @@ def predict_files(
             if overlays:
                 results[pair[1]] = picture.draw(image, mask, path.name, spacings[path])
         if path not in failures:
-            output.write(results, without=pair[count:])
+            output.write(results, path, without=pair[count:])
             written += pair[:count]
     output.finish()
     hear(len(sources), len(sources))
@@ -117,7 +118,9 @@ def _spacing(network: Network, path: Path) -> tuple[float, ...]:
 
     Raises ValueError, naming the file, for one that can't be read or is none for the network.
     """
-    network.accept(read_shape(path), str(path))
+    head = describe_image(path)
+    network.accept(head.image_shape, str(path))
+    network.accept_scale(head.image_dtype, str(path))
     geometry = read_geometry(path)
     return geometry.spacing if geometry else ()
 
@@ -171,9 +174,9 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
     written = [out / f"{name}.png", *(folder / f"{safe}.npy" for safe in _safe(seen))]
     if others := sorted(set(folder.glob("*.npy")) - set(written)):
         raise ValueError(f"expected no arrays but this network's in {folder}, got {others[0].name}: remove them")
-    output.check(written)
+    output.check(written, source)
     drawn = maps.draw(image, seen, f"Where the network looks in {source.name}", spacing[: image.ndim - 1])
-    output.write(dict(zip(written, [drawn, *map(_npy, seen.values())], strict=True)))
+    output.write(dict(zip(written, [drawn, *map(_npy, seen.values())], strict=True)), source)
     output.finish()
     return written
 

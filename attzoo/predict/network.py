@@ -19,7 +19,7 @@ from ..data import package
 from ..files import open_regular
 from ..ops import numpy as ops
 from ..train.data import Preparation
-from ..train.state import SETTINGS
+from ..train.state import DTYPES, SETTINGS
 
 MAX_SETTINGS: Final = 2**20         # bytes
 MAX_SIZE: Final = 2**28             # pixels that they may resize an image to
@@ -30,11 +30,13 @@ class Network:
     """model: of either framework, as `attzoo.load` gives it. preparation: of an image before the model sees it.
 
     settings: the file beside the model that the preparation, or a part of it, is from; None for no such file.
+    dtypes: of the images that the model was trained on so; none where that is not known.
     """
 
     model: Any
     preparation: Preparation
     settings: Path | None = None
+    dtypes: tuple[str, ...] = ()
 
     @property
     def spec(self) -> Any:
@@ -50,6 +52,13 @@ class Network:
             if len(shape) - 1 != dims:
                 fix = f"take a network of {len(shape) - 1} spatial axes for it"
             raise ValueError(f"expected {channels} channels and {dims} spatial axes in {what}, got {got}: {fix}")
+
+    def accept_scale(self, dtype: np.dtype[Any], what: str) -> None:
+        """Raise ValueError, naming `what`, where a file's numbers come out on another scale than those of training."""
+        scale, trained = self.preparation.scale, " and ".join(self.dtypes)
+        if self.dtypes and scale(dtype) not in {scale(np.dtype(name)) for name in self.dtypes}:
+            why = f"which the network was trained on, for --normalise {self.preparation.normalise}"
+            raise ValueError(f"expected {what} on the scale of {trained}, {why}, got {dtype}: convert it to {trained}")
 
     def __call__(self, x: Array) -> Array:
         """(N, C, *S), prepared -> (N, K, *S), as the model's head gives it."""
@@ -73,9 +82,11 @@ def open_network(
     beside = path.parent / SETTINGS
     settings = beside if (size is None or normalise is None) and beside.exists() else None
     dims = model.spec.spatial_dims
-    found = _settings(settings, dims) if settings else Preparation()
+    found, dtypes = _settings(settings, dims) if settings else (Preparation(), ())
     size = found.size if size is None else _size(size, dims)
-    return Network(adapter(backend).place(model), Preparation(size, normalise or found.normalise), settings)
+    preparation = Preparation(size, normalise or found.normalise)
+    is_known = preparation.normalise == found.normalise
+    return Network(adapter(backend).place(model), preparation, settings, dtypes if is_known else ())
 
 
 def _size(size: Sequence[int] | None, dims: int) -> tuple[int, ...] | None:
@@ -85,8 +96,8 @@ def _size(size: Sequence[int] | None, dims: int) -> tuple[int, ...] | None:
     return tuple(size) if size else None
 
 
-def _settings(path: Path, dims: int) -> Preparation:
-    """The preparation that training wrote down, for images of so many axes."""
+def _settings(path: Path, dims: int) -> tuple[Preparation, tuple[str, ...]]:
+    """The preparation that training wrote down, for images of so many axes, and the dtypes of its images."""
     try:
         with open_regular(path) as file:
             content = file.read(MAX_SETTINGS + 1)
@@ -101,7 +112,7 @@ def _settings(path: Path, dims: int) -> Preparation:
         preparation = Preparation(size, Preparation.normalise if found["normalise"] is None else found["normalise"])
         if prod(size or ()) > MAX_SIZE:
             raise ValueError(f"size must be at most {MAX_SIZE} pixels in all, got {contract.shown(size)}")
-        return preparation
+        return preparation, tuple(np.dtype(str(name)).name for name in found.get(DTYPES, ()))
     except (ValueError, TypeError, RecursionError) as err:
         got = contract.brief(str(err))
         raise ValueError(f"expected the settings of a training in {path}, or no such file: {got}") from err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -14,13 +15,14 @@ from ..files import digest_of, open_regular, usable_folder, write
 
 RECORD: Final = ".attzoo.sha256"   # in the format of sha256sum
 ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})   # as sha256sum has them in names
+FROM: Final = "# from "   # before a line: as JSON, what the file was made of
 HEADER: Final = "# files that attzoo wrote here, as sha256sum lists them"
 
 
-def _line(name: str, digest: str) -> str:
-    """The line of a file in a record."""
-    line = f"{digest}  {name}"
-    return f"{line}\n" if (escaped := line.translate(ESCAPES)) == line else f"\\{escaped}\n"
+def _line(name: str, digest: str, source: str | None) -> str:
+    """The line of a file in a record, after one of what it was made of, where that is known."""
+    line, before = f"{digest}  {name}", "" if source is None else f"{FROM}{json.dumps(source)}\n"
+    return f"{before}{line}\n" if (escaped := line.translate(ESCAPES)) == line else f"{before}\\{escaped}\n"
 
 
 def _entry(line: str) -> tuple[str, str]:
@@ -32,7 +34,7 @@ def _entry(line: str) -> tuple[str, str]:
 
 
 class Output:
-    """A folder for results, and a record in it of what was written there and not changed since.
+    """A folder for results, and a record in it of what was written there, made of what, and not changed since.
 
     The record has the digest of a file before the file is there: what a full disk or a killed process leaves is known
     as attzoo's.
@@ -47,31 +49,41 @@ class Output:
         self.overwrite = overwrite
         self.record = folder / RECORD
         self.written: dict[str, set[str]] = {}   # the digests that a file may have
+        self.sources: dict[str, str] = {}        # what a file was made of
         self._is_whole = False                   # the record: lines can be added
         self._tidied: set[Path] = set()
         if self.record.exists():
             self._read()
 
-    def check(self, paths: Iterable[Path]) -> None:
-        """Raise FileExistsError unless all of these may be written."""
+    def check(self, paths: Iterable[Path], source: Path | None = None) -> None:
+        """Raise FileExistsError unless all of these may be written, as made of `source`.
+
+        What was made of another source of the same name is the user's, until that says to replace it.
+        """
         for path in paths:
             if not path.exists():
                 continue
             if not path.is_file():
                 raise FileExistsError(f"expected a file or nothing at {path}, got something else: set another --out")
-            if source := self.inputs.get(_identity(path)):
-                raise FileExistsError(f"expected to replace no input, got {path}, which is {source}: set another --out")
-            if not (self.overwrite or self._is_ours(path)):
-                fix = "choose another --out, or set --overwrite"
+            if its := self.inputs.get(_identity(path)):
+                raise FileExistsError(f"expected to replace no input, got {path}, which is {its}: set another --out")
+            if self.overwrite:
+                continue
+            fix = "choose another --out, or set --overwrite"
+            if not self._is_ours(path):
                 raise FileExistsError(f"expected to replace only what attzoo wrote, got another file at {path}: {fix}")
+            if source and (other := self.sources.get(self._name(path), _full(source))) != _full(source):
+                got = f"what it made of {other} at {path}"
+                raise FileExistsError(f"expected to replace only what attzoo made of {source}, got {got}: {fix}")
 
-    def write(self, results: Mapping[Path, bytes], without: Iterable[Path] = ()) -> None:
-        """Write the results of one image, and remove what attzoo wrote at the paths `without`.
+    def write(self, results: Mapping[Path, bytes], source: Path | None = None, without: Iterable[Path] = ()) -> None:
+        """Write the results of one image, `source`, and remove what attzoo wrote at the paths `without`.
 
         Earlier results go before the first new one is there, so that those of two calls never lie side by side. Raises
         OSError, which names the file, where one cannot be written.
         """
-        self._note({self._name(path): sha256(content).hexdigest() for path, content in results.items()})
+        digests = {self._name(path): sha256(content).hexdigest() for path, content in results.items()}
+        self._note(digests, None if source is None else _full(source))
         for path in (*list(results)[1:], *without):
             if path.is_file() and self._is_ours(path) and _identity(path) not in self.inputs:
                 path.unlink()
@@ -97,22 +109,35 @@ class Output:
         if header != HEADER if lines else not HEADER.startswith(header):
             raise ValueError(f"expected a record of what attzoo wrote in {self.record}, got another file")
         self._is_whole = lines[-1:] == [""]
-        for name, digest in map(_entry, filter(None, lines[:-1])):
+        source = None
+        for line in filter(None, lines[:-1]):
+            if line.startswith(FROM):
+                with suppress(ValueError):
+                    source = str(json.loads(line.removeprefix(FROM)))
+                continue
+            name, digest = _entry(line)
             self.written.setdefault(name, set()).add(digest)
+            if source is not None:
+                self.sources[name], source = source, None
 
-    def _note(self, digests: Mapping[str, str]) -> None:
-        """Record files that are about to be written."""
-        new = {name: digest for name, digest in digests.items() if digest not in self.written.get(name, ())}
+    def _note(self, digests: Mapping[str, str], source: str | None) -> None:
+        """Record files that are about to be written, made of `source`."""
+        known, made = self.written, self.sources
+        new = {name: digest for name, digest in digests.items() if digest not in known.get(name, ())}
+        new |= {name: digest for name, digest in digests.items() if made.get(name) != source}
         for name, digest in new.items():
             self.written.setdefault(name, set()).add(digest)
+            if source is not None:
+                self.sources[name] = source
         if not self._is_whole:
             self._write_record()
         elif new:
-            self._add(os.fsencode("".join(_line(*entry) for entry in new.items())))
+            self._add(os.fsencode("".join(_line(name, digest, source) for name, digest in new.items())))
 
     def _write_record(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = (_line(name, digest) for name, digests in self.written.items() for digest in sorted(digests))
+        entries = ((name, digest) for name, digests in self.written.items() for digest in sorted(digests))
+        lines = (_line(name, digest, self.sources.get(name)) for name, digest in entries)
         write(self.record, os.fsencode("".join((f"{HEADER}\n", *lines))))
         self._is_whole = True
 
@@ -135,6 +160,11 @@ class Output:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
+
+
+def _full(source: Path) -> str:
+    """The full name of an image."""
+    return str(source.resolve())
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -36,11 +36,13 @@ from ..data import (
     read_mask,
     transposes,
 )
+from ..data.reading import check_range
 from ..look import sizes
 from .files import Pair
 from .survey import Found, class_counts, look_at
 
 NORMALISATIONS: Final = ("zscore", "unit", "none")
+MOST: Final = 1e15   # by which numbers of an image may differ: the squares of all its pixels have a sum in float32
 Key = tuple[int, int]                          # epoch, index
 Sample = tuple[Array, NDArray[np.int64]]       # image float32 (C, *S), mask (*S)
 
@@ -84,6 +86,12 @@ class Preparation:
         if self.size is not None:
             contract.settle(self, size=tuple(contract.integer("size", side) for side in self.size))
 
+    def scale(self, dtype: np.dtype[Any]) -> str:
+        """What tells the scale that numbers of a file's dtype come out on: those of one network must agree."""
+        if self.normalise == "zscore":
+            return "any"
+        return "floats" if dtype.kind == "f" else "integers" if self.normalise == "unit" else dtype.name
+
     def read(self, path: Path) -> NDArray[Any]:
         """The image (C, *S) in a file, as this takes it: as it is stored, or for "unit" divided already."""
         return read_image(path, unit=self.normalise == "unit")
@@ -96,8 +104,9 @@ class Preparation:
         is_wide = image.dtype.itemsize >= 4 and image.dtype != np.float32
         array: Array = image.astype(np.float64) if is_wide else image.astype(np.float32)
         if self.normalise == "zscore":   # before digits are lost; constants become 0 exactly
-            array -= array.min(axis=tuple(range(1, array.ndim)), keepdims=True)
+            array = _from_zero(array)
         if self.normalise == "unit" and image.dtype.kind in "iu":
+            check_range(image, np.iinfo(image.dtype).max)
             array /= np.iinfo(image.dtype).max
         if array.dtype == np.float64:
             array = _single(array)
@@ -109,6 +118,23 @@ class Preparation:
     def mask(self, mask: NDArray[np.int64]) -> NDArray[np.int64]:
         """(*S) -> (*size), the nearest pixel's class."""
         return np.asarray(_resized(mask[None].astype(np.float32), self.size, "nearest-exact")[0], np.int64)
+
+
+def _from_zero(array: Array) -> Array:
+    """The array less the smallest number of each channel; in float64 also times a power of two, which z-scores undo.
+
+    Raises ValueError for numbers so large that z-scores of the others would all be one.
+    """
+    axes = tuple(range(1, array.ndim))
+    smallest, largest = (np.float64(each(axis=axes, keepdims=True)) for each in (array.min, array.max))
+    if (largest - smallest).max() > MOST:
+        got = f"{smallest.min():.4g} to {largest.max():.4g}"
+        fix = "fill what was not measured with a number near the others, or divide the image by its largest"
+        raise ValueError(f"expected numbers that float32 can hold the squares of, got {got}: {fix}")
+    array -= smallest.astype(array.dtype)
+    if array.dtype == np.float64:
+        np.ldexp(array, -np.frexp(largest - smallest)[1], out=array)
+    return array
 
 
 def _single(array: Array) -> Array:
@@ -191,7 +217,10 @@ class Folder:
             raise ValueError(f"expected at least two classes, got one; {hint}")
         self.seed = contract.integer("seed", seed, 0)
         heads, self.geometries = _heads(self.pairs)
+        images = [(image, head.image_dtype) for (image, _), head in zip(self.pairs, heads, strict=True)]
+        check_scales(self.preparation, images)
         self.shapes = [head.image_shape for head in heads]
+        self.first = images[0]
         self.dtypes = Counter(head.image_dtype.name for head in heads)
         self.channels, self.spatial_dims = self.shapes[0][0], len(self.shapes[0]) - 1
         size = self.preparation.size
@@ -286,6 +315,16 @@ def _heads(pairs: Sequence[Pair]) -> tuple[list[Source], list[Geometry]]:
         if geometry := check_same_grid(image, mask):
             geometries.append(geometry)
     return heads, geometries
+
+
+def check_scales(preparation: Preparation, images: Sequence[tuple[Path, np.dtype[Any]]]) -> None:
+    """Raise ValueError, naming two files, where the numbers of images come out of a preparation on different scales."""
+    first, its = images[0]
+    for image, dtype in images:
+        if preparation.scale(dtype) != preparation.scale(its):
+            got = f"{first} of {its} and {image} of {dtype}"
+            fix = "convert all to one dtype, or take --normalise zscore"
+            raise ValueError(f"expected images of one scale for --normalise {preparation.normalise}, got {got}: {fix}")
 
 
 def _as_volume(image: Path, shape: tuple[int, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from ..files import PREFIX, locked, remove_stale, usable_folder, write
 from . import best, overview, report, state
 from .basis import Basis, basis_of
 from .batches import Batches, Loader, check_guard
-from .data import Dataset, Folder, Preparation
+from .data import Dataset, Folder, Preparation, check_scales
 from .files import find
 from .phantoms import Phantoms
 from .settings import Settings, rate
@@ -90,7 +90,8 @@ def train(
             raise ValueError(f"expected at least {settings.accumulate} batches to accumulate, got {len(learn)}")
         trainer = body.Trainer(settings, network(settings, training.channels, classes), classes)
         _restored(run, out, trainer, classes, basis_of(trainer, training, validation))
-        add = _begun(run, out, trainer, tensorboard) if rank == 0 else None
+        dtypes = sorted({*getattr(training, "dtypes", ()), *getattr(validation, "dtypes", ())})
+        add = _begun(run, out, trainer, dtypes, tensorboard) if rank == 0 else None
         if rank == 0 and not quiet:
             print(*overview.lines(settings, out, training, validation, trainer), sep="\n", file=sys.stderr)
         with progress(settings, len(run.history), steps, quiet or rank > 0) as hear:
@@ -128,6 +129,7 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
         if (dims := found.spatial_dims) != settings.dims:
             got = f"{settings.dims} spatial axes, got {found.pairs[0][0]} of {dims}: set --dims {dims}"
             raise ValueError(f"expected images of {got}")
+    check_scales(preparation, [training.first, validation.first])
     if validation.channels != training.channels:
         raise ValueError(f"expected {training.channels} channels to validate on, got {validation.channels}")
     training.classes = validation.classes = _classes(training, validation)
@@ -233,10 +235,12 @@ def _restored(run: State, out: Path, trainer: Any, classes: int, basis: Basis) -
         raise ValueError(f"{out / state.NAME} is not the state of this run: {err}") from err
 
 
-def _begun(run: State, out: Path, trainer: Any, tensorboard: bool) -> Callable[[Row], None] | None:
+def _begun(
+    run: State, out: Path, trainer: Any, dtypes: Sequence[str], tensorboard: bool
+) -> Callable[[Row], None] | None:
     """Make the folder ready for the epochs to come; what adds events, where they are wanted."""
     remove_stale(out)
-    write(out / state.SETTINGS, (json.dumps(run.settings.config(), indent=1) + "\n").encode())
+    write(out / state.SETTINGS, (json.dumps(run.settings.config() | {state.DTYPES: dtypes}, indent=1) + "\n").encode())
     if run.history:
         _mend_best(run, trainer.network, out)
         _report(run, out)

@@ -19,6 +19,7 @@ from .settings import Settings
 
 NAME: Final = "resume.safetensors"
 SETTINGS: Final = "settings.json"
+DTYPES: Final = "dtypes"   # in that file beside the settings: those of the images
 BEFORE: Final = (SETTINGS, "tensorboard")   # what a run has before its first epoch ends
 FORMAT: Final = 3
 COLUMNS: Final = ("epoch", "rate", "loss", "train_accuracy", "validation_accuracy", "mean_iou")   # before every Dice
@@ -128,6 +129,7 @@ def stored(folder: Path) -> Settings:
             found = json.loads(file.read())
         if not isinstance(found, dict):
             raise TypeError(f"expected names and values, got {shown(found)}")
+        found.pop(DTYPES, None)
         if missing := [each.name for each in fields(Settings) if each.name not in found]:   # another program's
             raise ValueError(f"expected {', '.join(missing)} too, got {', '.join(found) or 'nothing'}")
         return Settings(**found)
