@@ -393,3 +393,14 @@ def test_a_twin_needs_no_registration(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="expected a registered block, got attzoo_scale:Scale"):
         attzoo.save(block, tmp_path / "scale.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("backend", ["torch", "keras"])
+def test_a_base_class_at_its_old_place_warns(backend):
+    ops = __import__(f"attzoo.ops.{backend}", fromlist="_")
+    says = rf"attzoo\.ops\.{backend}\.Block is now attzoo\.blocks\.{backend}\.Block"
+    with pytest.warns(DeprecationWarning, match=says):
+        block = ops.Block
+    assert issubclass(attzoo.get("se", backend=backend), block)
+    with pytest.raises(AttributeError, match="has no attribute 'Blok'"):
+        ops.Blok  # noqa: B018

@@ -118,7 +118,8 @@ HARD = {   # found by long runs: correct bodies that were called wrong
         "training", Case("attention_gate", 2, GATE | {"stride": 2, "skip_bias": True, "spatial_dims": 3},
                          ((2, 2, 3, 3, 3), (2, 1, 3, 3, 3)), "float32", seed=179)),
     "a condition that four draws underestimate": (
-        "outputs", Case("attention_gate", 33, GATE | {"spatial_dims": 1}, ((3, 33, 3), (3, 1, 7)), "float32", seed=144)),
+        "outputs",
+        Case("attention_gate", 33, GATE | {"spatial_dims": 1}, ((3, 33, 3), (3, 1, 7)), "float32", seed=144)),
 }   # fmt: skip
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from ..contract import Weight, choice, require, triton_first
+from ..moved import moved
 
 triton_first()
 
@@ -350,3 +351,7 @@ def taps(old: Any, new: Any, align_corners: bool, dtype: str) -> tuple[Any, Any,
     source = ops.clip(source, 0, old - 1)
     low = ops.floor(source)
     return ops.cast(low, "int32"), ops.cast(ops.minimum(low + 1, old - 1), "int32"), source - low
+
+
+def __getattr__(name: str) -> Any:
+    return moved(__name__, name, {"Block": "attzoo.blocks.keras"})

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import is_tensor_like
 
 from ..contract import Array, Weight
+from ..moved import moved
 from . import guard
 from .guard import EXACT, is_plain
 from .numpy import EPSILON, one_value
@@ -295,3 +296,7 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
 
 for _name in ("avg_pool", "max_pool", "expand", "finish", "pool", "crop", "widen", "repeat", "upsample", "resize"):
     fx.wrap(_name)   # torch.fx takes them for one operation each: what they do depends on a tensor's shape
+
+
+def __getattr__(name: str) -> Any:
+    return moved(__name__, name, {"Block": "attzoo.blocks.torch"})
