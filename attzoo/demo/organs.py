@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +20,7 @@ from ..train.phantoms import CLASSES, Phantoms
 from ..train.report import figures
 from ..train.run import network
 from ..train.settings import Settings
-from .report import BACKENDS, difference
+from .results import BACKENDS, Unet
 
 NETS: Final[Mapping[str, Mapping[str, Any]]] = {"gated": {}, "plain": {"skip": None}}   # name -> the U-Net's arguments
 SETTINGS: Final = Settings(channels=(8, 16, 32, 64), optimizer="adam", rate=6e-3, loss="both", batch=8)
@@ -28,25 +28,6 @@ TRAINERS: Final = "attzoo.train"   # where each backend's is
 COUNT: Final = 128       # phantoms to train on
 TEST: Final = 32         # phantoms kept out of training
 SHOWN: Final = (0, 2)    # test phantoms in the picture
-
-
-@dataclass
-class Unet:
-    """What came of one network; by backend what may differ between them."""
-
-    name: str
-    parameters: int
-    networks: dict[str, Any]
-    losses: dict[str, list[float]] = field(default_factory=dict)            # cross-entropy + Dice loss of every step
-    dice: dict[str, list[float | None]] = field(default_factory=dict)       # of each class, on the test phantoms
-    seconds: dict[str, float] = field(default_factory=dict)                 # of training
-
-    def as_json(self) -> dict[str, Any]:
-        """All but the networks."""
-        dice = {backend: dict(zip(CLASSES, values, strict=True)) for backend, values in self.dice.items()}
-        found = {"name": self.name, "parameters": self.parameters, "dice": dice}
-        found |= {"largest_loss_difference": difference(self.losses), "seconds": self.seconds}
-        return found | {"losses": self.losses}
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from ..look import COLORS as FRAMEWORKS
 from ..look import GREY, MARGIN
 from ..train.phantoms import CLASSES
 from ..train.phantoms import COLORS as PALETTE
-from .report import BACKENDS
+from .results import BACKENDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .organs import Shown, Unet
+    from .organs import Shown
+    from .results import Unet
 
 ORGANS: Final = np.reshape(PALETTE, (-1, 3)) / 255
 PANEL: Final = 1.5     # inches, the side of a panel

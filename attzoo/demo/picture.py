@@ -10,7 +10,7 @@ import numpy as np
 from ..contract import Array
 from ..look import COLORS, GREY, MARGIN, NEUTRAL, png, small
 from ..ops import numpy as ops
-from .report import BACKENDS
+from .results import BACKENDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

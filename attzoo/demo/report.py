@@ -4,41 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from .results import BACKENDS, Result, Unet, difference
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from .organs import Unet
-
-BACKENDS: Final = {"torch": "PyTorch", "keras": "Keras"}
-
-
-@dataclass
-class Result:
-    """What came of one block, None being the net without; by backend what may differ between them."""
-
-    block: str | None
-    parameters: int   # trainable, in the whole net
-    macs: int         # multiply-adds of the whole net for one image
-    losses: dict[str, list[float]] = field(default_factory=dict)   # mean cross-entropy of every step
-    accuracy: dict[str, float] = field(default_factory=dict)       # on the test images
-    seconds: dict[str, float] = field(default_factory=dict)        # of training
-
-    @property
-    def title(self) -> str:
-        """The block, in words."""
-        return self.block or "no block"
-
-
-def difference(losses: Mapping[str, Sequence[float]]) -> float:
-    """The largest distance between the two frameworks' losses, over all steps."""
-    one, other = (np.array(losses[backend]) for backend in BACKENDS)
-    return float(np.abs(one - other).max())
 
 
 def table(results: Sequence[Result]) -> Table:

@@ -18,7 +18,8 @@ from ..contract import Array
 from ..extras import missing
 from ..files import write
 from . import organs, organs_picture, picture
-from .report import BACKENDS, Result, as_json, table, unet_table
+from .report import as_json, table, unet_table
+from .results import BACKENDS, Result
 
 PACKAGES: Final = ("rich", "sklearn", "matplotlib", "torch", "keras", "tensorflow", "jax")   # of "demo"
 FILES: Final = {
