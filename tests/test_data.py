@@ -144,6 +144,14 @@ def test_images_whose_numbers_come_out_on_different_scales_are_refused(normalise
                 Folder(pairs, Preparation(normalise=normalise))
 
 
+@pytest.mark.parametrize("shape", [(3, 6, 5), (6, 5, 3)])
+def test_an_array_of_channels_is_no_picture(shape, tmp_path):
+    image = save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
+    mask = save(tmp_path / "a.png", np.zeros((6, 5), np.uint8))
+    with pytest.raises(ValueError, match=r"three axes, .* a volume .*; save a picture .* as PNG or TIFF"):
+        Folder([(image, mask)])
+
+
 def test_images_to_validate_on_have_the_scale_of_those_to_train_on(tmp_path):
     for part, dtype in (("train", np.uint8), ("valid", np.float32)):
         for i in range(2):
@@ -175,7 +183,7 @@ def test_unit_refuses_integers_of_which_it_would_leave_nothing(dtype, tmp_path):
     [
         (BYTES, BYTES, "of channels, got .*a.npy of 1 and .*b.png of 4: save all as grey or as RGB"),
         (VOLUME[..., 0], BYTES[..., 0], "number of axes, got .*a.npy of 2 and .*b.npy of 3: keep pictures"),
-        (BYTES[..., 0], BYTES[1:, :, 0], "expected .*b_mask.png of its image's size, 6 x 5, got 5 x 5"),
+        (BYTES[..., 0], BYTES[1:, :, 0], "expected .*b_mask.png of its image's size, 6 x 5, got 5 x 5: resize"),
         (BYTES[..., 0], BYTES[None, ..., 0], "expected .*b_mask.npy of its image's size, 6 x 5, got 1 x 6 x 5"),
     ],
 )

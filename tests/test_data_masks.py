@@ -146,8 +146,9 @@ def test_a_bitmap_of_16_bits_in_all_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("array", "said"), [
-    ([[0, 1.5]], "expected whole numbers from 0 as classes, got 1.5"),
-    ([[0, np.nan]], "expected whole numbers from 0 as classes, got nan"),
+    ([[0, 1.5]], "expected whole numbers from 0 as classes, got 1.5: save the class of each pixel, .*and 255 where"),
+    ([[0, np.nan]], "expected whole numbers from 0 as classes, got nan: save"),
+    ([[-1, -1]], "got -1 in 2 pixels; .* or give them classes by --labels -1,\\.\\.\\.$"),
     ([[0, -2, 0]], "got -2 in 1 pixels, .*; save -2 as 255 if it marks .* to ignore, or give .* --labels -2,0"),
     ([[-1, -2, 0]], "got -2 in 1 pixels, -1 in 1 pixels, 0 in 1 pixels; give them classes by --labels -2,-1,0"),
 ])   # fmt: skip
@@ -255,6 +256,7 @@ def test_grey_and_16_bits_have_colours_too(tmp_path):
 @pytest.mark.parametrize(("array", "labels", "said"), [
     (CLASSES, (0, 1), f"--labels 0,1, got 2 in {(CLASSES == 2).sum()} pixels: add them to --labels"),
     (COLORS[CLASSES], ((0, 0, 0), (255, 0, 0)), rf".*, got \(0,255,0\) in {(CLASSES == 2).sum()} pixels: add them"),
+    (np.arange(20, dtype=np.uint8)[None], (0, 1), "--labels 0,1, got .*: add them to --labels, or .*smoothing"),
     (COLORS[CLASSES], (0, 255), r"--labels 0,255, got \(0,0,0\) in "),
 ])   # fmt: skip
 def test_values_that_are_no_labels_are_refused(array, labels, said, tmp_path):

@@ -57,7 +57,8 @@ def test_classes_are_those_of_all_masks_or_those_that_are_told(masks, options, e
     ([of(0, 128, 255)], None, "255 in 2 pixels", "--labels 0,128,255, or"),
     ([of(1, 2)], None, "1 in 30 pixels, 2 in 2 pixels", "--labels 1,2, or set --classes 3 to leave some empty"),
     ([of(0, 1)], of(0, 3), "3 in 1 pixels", "--labels 0,1,3, or set --classes 4"),
-    ([of(1)], None, "1 in 32 pixels", "--labels 1, or"),
+    ([of(1)], None, "1 in 32 pixels", "--labels 1,..., or"),
+    ([np.arange(12, dtype=np.uint8)[None] * 20], None, "0 in 2 pixels", "save masks without smoothing"),
     ([of(0, 1, 2, 3, 5, 254)], None, "254 in 2 pixels", "--labels 0,1,2,3,5,254"),
 ])   # fmt: skip
 def test_gaps_in_class_values_are_refused_with_the_option(masks, valid, found, mends, tmp_path):

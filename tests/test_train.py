@@ -436,7 +436,7 @@ def test_what_is_in_a_folder_is_not_written_over(tiny, tmp_path):
     before = tree(tmp_path / "run")
     with pytest.raises(ValueError, match=r"expected a new or empty folder, got .*run with a run: resume it"):
         train(tiny, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"expected the settings of the run in .*: batch 4, got 5; seed 0, got 1$"):
+    with pytest.raises(ValueError, match=r"the settings of the run in .*: batch 4, got 5; seed 0, got 1: leave"):
         train(replace(tiny, batch=5, seed=1), tmp_path / "run", resume=True)
     assert tree(tmp_path / "run") == before
     with pytest.raises(ValueError, match=r"expected a new or empty folder, got .* with run: choose another$"):
@@ -962,10 +962,11 @@ def test_the_command_goes_on_with_a_run(tiny, monkeypatch, tmp_path):
     assert stopped.exit_code == 130
     assert stopped.stderr == f"stopped; to go on: attzoo train --resume --out {tmp_path}\n"
     agree = f"expected the settings of the run in {tmp_path}:"
+    mend = ": leave these out, or train anew into another --out"
     for wrong, said in (
-        (("--resume", "--out", tmp_path, "--batch", 5), f"{agree} batch 4, got 5"),
-        (("--resume", "--out", tmp_path, "--block", "se"), f"{agree} block 'eca', got 'se'"),
-        (("--resume", "--out", tmp_path, "--skip", "none"), f"{agree} skip as it is unless given, got None"),
+        (("--resume", "--out", tmp_path, "--batch", 5), f"{agree} batch 4, got 5{mend}"),
+        (("--resume", "--out", tmp_path, "--block", "se"), f"{agree} block 'eca', got 'se'{mend}"),
+        (("--resume", "--out", tmp_path, "--skip", "none"), f"{agree} skip as it is unless given, got None{mend}"),
         (("--recipe", "city"), "recipe must be one of 'camvid', got 'city'"),
         (("--size", "big"), "size must be integers with commas between, got 'big'"),
         (("--net", "up"), "expected NAME=VALUE, got 'up'"),

@@ -84,9 +84,9 @@ def stray(folder):
         (lose("train_labels/a.png"), "expected images, masks or volumes in .*train_labels, got none"),
         (empty, "expected images, masks or volumes in .*train_images, got none"),
         (stray, r"expected images, masks or volumes in .*train_images, got only .*notes\.txt"),
-        (lambda f: save(f / "train_images" / "c.png", BYTES), "a mask in .*train_labels .* none for .*s/c.png"),
-        (lambda f: save(f / "valid_labels" / "c.npy", BYTES), "an image in .*valid_images .* none for .*s/c.npy"),
-        (lambda f: save(f / "train_images" / "a.gif", BYTES), "one file for each name, got .*a.gif and a.png"),
+        (lambda f: save(f / "train_images" / "c.png", BYTES), "a mask in .*train_labels .* none for .*s/c.png: give"),
+        (lambda f: save(f / "valid_labels" / "c.npy", BYTES), "an image in .*valid_images .* none for .*s/c.npy: give"),
+        (lambda f: save(f / "train_images" / "a.gif", BYTES), "one file for each name, got .*a.gif and a.png: move"),
         (lambda f: (f / "train_labels" / "more").mkdir(), "files only in .*train_labels, got the folder .*more"),
         (lambda f: (f / "masks").mkdir(), "expected folders .*, got masks, train_images, train_labels and 2 more"),
     ],
@@ -121,6 +121,8 @@ def test_a_file_that_is_no_image_is_passed_over(name, tmp_path):
 
 NAMES = {
     "b.dcm": "DICOM: convert the series to .nii.gz, with dcm2niix",
+    "b.lsm": "convert it to PNG or TIFF",
+    "b.tga": "convert it to PNG or TIFF",
     "b.nrrd": "convert it to .nii.gz",
     "b.mha.gz": "convert it to .nii.gz",
     "b.HEIC": "convert it to PNG or TIFF",

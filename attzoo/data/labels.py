@@ -12,6 +12,7 @@ from .. import contract
 IGNORE: Final = 255   # the class index that no loss and no metric counts
 SHIFT: Final = 16     # bits of one channel in the number of a colour
 SHOWN: Final = 8      # values that an error lists
+BLENDED: Final = "or where drawing or resizing blended them, save masks without smoothing, resized by the nearest pixel"
 
 Color = tuple[int, int, int]
 Value = int | Color
@@ -80,7 +81,9 @@ def text_of(value: Value | str) -> str:
 
 
 def option_of(values: Sequence[Value | str]) -> str:
-    """The option that makes classes of these values, in their order."""
+    """The option that makes classes of these values, in their order, and of more where there is one."""
+    if len(values) == 1:
+        values = [*values, "..."]
     if isinstance(values[0], tuple):
         return f'--labels "{";".join(map(text_of, values))}"'
     return f"--labels {','.join(map(text_of, values))}"
@@ -129,4 +132,5 @@ def check_labelled(counts: Mapping[Value, int], labels: Labels) -> None:
     known = {*labels.values, *(() if labels.are_colors else (IGNORE,))}
     if unknown := {value: count for value, count in counts.items() if value not in known}:
         have = option_of(labels.values) if len(labels.values) <= SHOWN else f"{len(labels.values)} values of --labels"
-        raise ValueError(f"expected only values of {have}, got {shown(unknown)}: add them to --labels")
+        blended = f", {BLENDED}" if len(unknown) > SHOWN else ""
+        raise ValueError(f"expected only values of {have}, got {shown(unknown)}: add them to --labels{blended}")

@@ -122,7 +122,8 @@ def _whole(array: NDArray[Any]) -> NDArray[np.int64]:
     with np.errstate(invalid="ignore"):   # of what is no number, which the comparison finds
         whole: NDArray[np.int64] = array.astype(np.int64)
     if (wrong := whole != array).any():
-        raise ValueError(f"expected whole numbers from 0 as classes, got {array[wrong].flat[0]}")
+        fix = f"save the class of each pixel, as a threshold or argmax gives it, and {IGNORE} where there is none"
+        raise ValueError(f"expected whole numbers from 0 as classes, got {array[wrong].flat[0]}: {fix}")
     return whole
 
 

@@ -24,6 +24,7 @@ DICOM: Final = "DICOM: convert the series to .nii.gz, with dcm2niix for instance
 UNREAD: Final = {   # endings of images and volumes that nothing here reads, and what to do with such a file
     **dict.fromkeys((".dcm", ".dicom", ".ima"), DICOM),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img", ".mnc"), TO_NIFTI),
+    **dict.fromkeys((".tga", ".pfm", ".pam", ".psd", ".lsm", ".stk", ".jxr", ".jls", ".fits", ".svs", ".ndpi"), TO_PNG),
     **dict.fromkeys((".heic", ".heif", ".avif", ".jxl", ".svg", ".exr", ".dng", ".czi", ".nd2", ".lif"), TO_PNG),
     **dict.fromkeys((".npz", ".mat", ".h5", ".hdf5"), "save its arrays as .npy, one a file"),
 }

@@ -50,7 +50,7 @@ class Network:
             got = f"{shape[0]} and {len(shape) - 1}"
             fix = f"convert it to {channels} channel{'s' * (channels > 1)} (grey has 1, RGB 3, RGBA 4)"
             if len(shape) - 1 != dims:
-                fix = f"take a network of {len(shape) - 1} spatial axes for it"
+                fix = f"take a network of {len(shape) - 1} spatial axes, or save a picture (H, W, C) as PNG or TIFF"
             raise ValueError(f"expected {channels} channels and {dims} spatial axes in {what}, got {got}: {fix}")
 
     def accept_scale(self, dtype: np.dtype[Any], what: str) -> None:

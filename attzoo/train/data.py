@@ -41,6 +41,7 @@ from ..look import sizes
 from .files import Pair
 from .survey import Found, class_counts, look_at
 
+_RESIZE: Final = ": resize the mask by the nearest pixel, or take the image that it was drawn on"
 NORMALISATIONS: Final = ("zscore", "unit", "none")
 MOST: Final = 1e15   # by which numbers of an image may differ: the squares of all its pixels have a sum in float32
 Key = tuple[int, int]                          # epoch, index
@@ -308,7 +309,7 @@ def _heads(pairs: Sequence[Pair]) -> tuple[list[Source], list[Geometry]]:
             got = f"{first} of {expected[0]} and {image} of {shape[0]}"
             raise ValueError(f"expected images of the same number of channels, got {got}: save all as grey or as RGB")
         if labelled.shape[1:] != shape[1:]:
-            got = f"{sizes(labelled.shape[1:])}{_turned(head, labelled)}{_as_volume(image, shape)}"
+            got = f"{sizes(labelled.shape[1:])}{_turned(head, labelled) or _as_volume(image, shape) or _RESIZE}"
             raise ValueError(f"expected {mask} of its image's size, {sizes(shape[1:])}, got {got}")
         _check_orientation(image, head, mask, labelled)
         check_same_map(image, head, mask, labelled)
@@ -329,7 +330,7 @@ def check_scales(preparation: Preparation, images: Sequence[tuple[Path, np.dtype
 
 def _as_volume(image: Path, shape: tuple[int, ...]) -> str:
     """In words, that an array which may be a picture is taken as a volume."""
-    if len(shape) != 4 or shape[0] != 1 or shape[-1] > 4:
+    if len(shape) != 4 or shape[0] != 1 or min(shape[1], shape[-1]) > 4:
         return ""
     fix = "save a picture (H, W, C) as PNG or TIFF"
     return f": {image} holds three axes, which are read as a volume (D, H, W); {fix}"

@@ -63,8 +63,8 @@ def _none(lost: Sequence[Path], folder: Path) -> str:
     """In words, that a folder has no file that goes with these, and which of their names it has in other formats."""
     stems = {path.name[: len(path.name) - len(ending(path))] for path in lost}
     others = [path for path in passed_over(folder) if path.stem in stems] if folder.is_dir() else []
-    hint = f"; {_some(others)} passed over, for the ending" if others else ""
-    return f"none for {_some(lost)}{hint}"
+    fix = f"; {_some(others)} passed over, for the ending" if others else ": give an image and its mask one name"
+    return f"none for {_some(lost)}{fix}"
 
 
 def check_read(folder: Path) -> None:
@@ -107,7 +107,7 @@ def by_name(folder: Path) -> dict[str, Path]:
             continue
         name = path.name[: len(path.name) - len(ending(path))]
         if name in found:
-            raise ValueError(f"expected one file for each name, got {found[name]} and {path.name}")
+            raise ValueError(f"expected one file for each name, got {found[name]} and {path.name}: move or rename one")
         found[name] = path
     if not found:
         check_read(folder)

@@ -68,7 +68,8 @@ def load(folder: Path, arrays: bool = True) -> State:
         rows = _rows(about["history"], settings.epochs)
         return State(settings, rows, found, dict(about["basis"]), dict(about["contents"]), _best(about["best"], rows))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, SafetensorError) as err:
-        raise ValueError(f"{path} is not the state of a run: {brief(str(err))}") from err
+        fix = "put back a copy of it, or train anew into another --out"
+        raise ValueError(f"{path} is not the state of a run: {brief(str(err))}; {fix}") from err
 
 
 def _format(about: Any) -> str:
@@ -155,5 +156,6 @@ def agreed(folder: Path, given: Mapping[str, Any], network: Mapping[str, Any] | 
             kept = shown(found.network[name]) if name in found.network else "as it is unless given"
             told.append(f"{name} {kept}, got {shown(value)}")
     if told:
-        raise ValueError(f"expected the settings of the run in {folder}: {'; '.join(told)}")
+        fix = "leave these out, or train anew into another --out"
+        raise ValueError(f"expected the settings of the run in {folder}: {'; '.join(told)}: {fix}")
     return found

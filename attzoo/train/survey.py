@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import IGNORE, Labels
-from ..data.labels import Color, Value, check_labelled, check_values, number_of, option_of, shown
+from ..data.labels import BLENDED, SHOWN, Color, Value, check_labelled, check_values, number_of, option_of, shown
 from ..data.masks import Stored, read_stored
 
 MOST: Final = 64   # classes that are taken from the masks alone; more are rather shades of grey, or counted objects
@@ -159,6 +159,7 @@ def check_gaps(counts: Mapping[int, int]) -> None:
         every = sorted(counts) if len(counts) <= MOST else []
         by_labels = option_of(every) if every else "--labels"
         fix = f"give each value its class by {by_labels}, or set --classes {values[-1] + 1} to leave some empty"
+        fix += f", {BLENDED}" if len(counts) > SHOWN else ""
         raise ValueError(f"expected class indices 0, 1, 2, ... in masks, got {shown(counts)}: {fix}")
     if len(values) > MOST:
         fix = f"set --classes {len(values)} if they are"
@@ -173,7 +174,8 @@ def check_classes(training: Mapping[int, int], validation: Mapping[int, int], ma
         ignored = f", of which {IGNORE} is ignored: to make it a class, give {option_of([*seen, IGNORE])}"
         raise ValueError(got + (ignored if seen and IGNORE in training else ""))
     if alone := [k for k in judged if k > seen[-1]]:
-        raise ValueError(f"expected to validate on classes of training, {listed(seen)}, got {listed(alone)} too")
+        fix = "set another --seed, or move some of their masks to those to train on"
+        raise ValueError(f"expected to validate on classes of training, {listed(seen)}, got {listed(alone)} too: {fix}")
 
 
 def listed(classes: Sequence[int]) -> str:
