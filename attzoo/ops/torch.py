@@ -7,6 +7,9 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
+from . import guard  # before anything of torch: it refuses one that is too old
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,7 +18,6 @@ from torch.overrides import is_tensor_like
 
 from ..contract import Array, Weight
 from ..moved import moved
-from . import guard
 from .guard import EXACT, is_plain
 from .numpy import EPSILON, one_value
 
