@@ -125,7 +125,9 @@ def test_one_that_is_made_in_another_way_now_is_refused(change, what, old):
 def test_blocks_too(sample, old):
     block = sample.create("torch").eval()
     same(block, pickle.loads(old(block)), *sample.shapes)
-    path, _ = next(block.named_children())
+    path, _ = next(block.named_children(), (None, None))
+    if path is None:   # its weights are its own, and torch names those that are missing
+        return
     delattr(block, path)
     with pytest.raises(ValueError, match=f"{path} is a part now, .* {MOVE}"):
         pickle.loads(old(block))

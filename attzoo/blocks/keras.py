@@ -122,7 +122,7 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
 
     For a KerasTensor it calls the block as a layer: a model that held the operations instead, or layers within the
     block, could not be reloaded. (A body with a `call` of its own takes `attention_only` there.) A tf.Variable, which
-    has no `ndim`, is read.
+    has no `ndim`, is read. Floats are cast to the block's compute dtype, as in a call.
     """
 
     @wraps(attention)
@@ -130,9 +130,17 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
         if any(keras.utils.is_keras_tensor(x) for x in (*inputs, *kwargs.values())):
             return block(*inputs, **kwargs, attention_only=True)
         tensors = [x[...] if hasattr(x, "shape") and not hasattr(x, "ndim") else x for x in inputs]
-        return attention(block, *tensors, **kwargs)
+        return attention(block, *(_as_called(block, x) for x in tensors), **kwargs)
 
     return call
+
+
+def _as_called(block: Any, x: Any) -> Any:
+    """An input as a call of the layer casts it; what is no float is left to `accept`."""
+    kind = keras.backend.standardize_dtype(x.dtype) if hasattr(x, "dtype") else ""
+    if not block.autocast or kind == block.compute_dtype or not keras.backend.is_float_dtype(kind):
+        return x
+    return keras.ops.cast(x, block.compute_dtype)
 
 
 def _spec_class(cls: type[Any]) -> Any:

@@ -262,8 +262,11 @@ def interpolate(x: Tensor, **how: Any) -> Tensor:
 
 
 def in_dtype_of(x: Tensor, y: Tensor) -> Tensor:
-    """y in the dtype of x. A cast that is none is left out, for a trace would keep its dtype in half precision too."""
-    return y if y.dtype == x.dtype else y.to(x.dtype)
+    """y in the dtype of x. A cast that is none is left out, for a trace would keep its dtype in half precision too.
+
+    torch.fx, whose proxies have no dtype yet, keeps the cast.
+    """
+    return y if isinstance(x, Tensor) and y.dtype == x.dtype else y.to(x.dtype)
 
 
 def repeat(x: Tensor, times: Sequence[int]) -> Tensor:
