@@ -43,7 +43,7 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--thorough", action="store_true", help="60 times the examples, new ones each time")
+    parser.addoption("--thorough", action="store_true", help="600 examples a test in place of 8, new ones each time")
     parser.addoption("--few", action="store_true", help="two examples a test, for Keras on its slower backends")
     parser.addoption("--each", action="store_true", help="each parameter of a test once, not all their combinations")
 
@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
-    if config.getoption("--thorough"):   # the limit is made for a sixtieth of the examples
+    if config.getoption("--thorough"):   # the limit is made for few examples
         for item in items:
             item.add_marker(pytest.mark.timeout(0))
 
@@ -81,7 +81,7 @@ def pytest_sessionstart(session):
         "suppress_health_check": [HealthCheck.too_slow, HealthCheck.differing_executors],
         "phases": set(Phase) - {Phase.explain},   # minutes for a failure, and it seldom explains numbers
     }
-    settings.register_profile("fast", max_examples=10, derandomize=True, database=None, **common)
+    settings.register_profile("fast", max_examples=8, derandomize=True, database=None, **common)
     settings.register_profile("few", max_examples=2, derandomize=True, database=None, **common)
     settings.register_profile("thorough", max_examples=600, print_blob=True, **common)
     option = session.config.getoption

@@ -507,13 +507,21 @@ def test_jax_without_float64_is_not_given_float64(tmp_path):
     assert "JAX_ENABLE_X64=1" in done.stderr
 
 
+HOLD = """
+from attzoo import testing
+for contract in (testing.outputs, testing.gradients, testing.training, testing.files):
+    for case in list(testing.CONTRACTS[contract]("eca", 0))[:2]:
+        contract(case, "keras")
+print("held")
+"""
+
+
 def test_blocks_are_checked_on_jax_without_float64():
     if not find_spec("jax"):
         pytest.skip("JAX is not installed")
-    program = "from attzoo import testing; print({each.failure for each in testing.check_block('eca', 'keras')})"
     env = os.environ | {"KERAS_BACKEND": "jax", "JAX_ENABLE_X64": "0"}
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
-    assert done.stdout == "{None}\n", done.stdout + done.stderr
+    done = subprocess.run([sys.executable, "-c", HOLD], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == "held\n", done.stdout + done.stderr
 
 
 # ---- Keras -----------------------------------------------------------------------------------------

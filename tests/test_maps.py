@@ -543,6 +543,7 @@ def test_traced_torch_calls_are_one_clear_error():
     assert len(seen) == 3
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")   # torch's own use, by jvp
 @pytest.mark.parametrize("call", [
     lambda model, x: torch.vmap(model)(x[None]),
     lambda model, x: torch.func.grad(lambda x: model(x).sum())(x),

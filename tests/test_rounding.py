@@ -1,5 +1,7 @@
 """Arrays that compute with rounding errors, and what they show that errors of the inputs do not."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from strategies import NAMES
@@ -115,7 +117,7 @@ HARD = {   # found by long runs: correct bodies that were called wrong
     "differences of a kernel that a norm makes scale-free": (
         "training", Case("cbam", 1, {"kernel_size": 1, "norm": True}, ((2, 1, 3, 3),), seed=83)),
     "a norm over two nearly equal values": (
-        "training", Case("attention_gate", 2, GATE | {"stride": 2, "skip_bias": True, "spatial_dims": 3},
+        "one step", Case("attention_gate", 2, GATE | {"stride": 2, "skip_bias": True, "spatial_dims": 3},
                          ((2, 2, 3, 3, 3), (2, 1, 3, 3, 3)), "float32", seed=179)),
     "a condition that four draws underestimate": (
         "outputs",
@@ -127,4 +129,6 @@ HARD = {   # found by long runs: correct bodies that were called wrong
 @pytest.mark.parametrize("what", HARD)
 def test_correct_bodies_pass_where_rounding_is_magnified(what, backend):
     contract, case = HARD[what]
-    assert getattr(testing, contract)(case, backend) <= 1
+    one_step = partial(testing._slopes, training=True)
+    contracts = {"outputs": testing.outputs, "training": testing.training, "one step": one_step}
+    assert contracts[contract](case, backend) <= 1

@@ -137,8 +137,10 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
 
 def _as_called(block: Any, x: Any) -> Any:
     """An input as a call of the layer casts it; what is no float is left to `accept`."""
-    kind = keras.backend.standardize_dtype(x.dtype) if hasattr(x, "dtype") else ""
-    if not block.autocast or kind == block.compute_dtype or not keras.backend.is_float_dtype(kind):
+    if not block.autocast or not hasattr(x, "dtype"):
+        return x
+    kind = keras.backend.standardize_dtype(x.dtype)
+    if kind == block.compute_dtype or not keras.backend.is_float_dtype(kind):
         return x
     return keras.ops.cast(x, block.compute_dtype)
 
