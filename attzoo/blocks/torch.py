@@ -94,12 +94,14 @@ class Block(SpecModule):
     attention: Callable[..., Any]
     parts: ClassVar[Mapping[str, type]] = {}
     cpu_form: ClassVar[CpuForm | None] = None
+    has_parts: ClassVar[bool] = False
     has_kernels: ClassVar[bool] = False
     has_own_forms: ClassVar[bool] = False
     own_attention: ClassVar[Any] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls.has_parts = bool(cls.parts)
         cls.has_kernels = cls.triton_form is not Block.triton_form
         cls.has_own_forms = "triton_form" in vars(cls) or "cpu_form" in vars(cls)
         cls.own_attention = staticmethod(cls.attention) if "attention" in vars(cls) else None
@@ -134,7 +136,7 @@ class Block(SpecModule):
         if choice.has_cpu_form(self, *inputs):
             return ops.finish_(self.cpu_form.compute(self, *inputs), shortcut, act)   # type: ignore[union-attr]
         y = self.plain(*inputs)
-        finish = ops.finish if self.parts else ops.finish_   # hooks on a part may have kept what it returned
+        finish = ops.finish if self.has_parts else ops.finish_   # hooks on a part may have kept what it returned
         return finish(y, shortcut, act)
 
     def plain(self, *inputs: Tensor) -> Tensor:

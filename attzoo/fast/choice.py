@@ -57,7 +57,8 @@ class CpuForm:
 def has_cpu_form(block: Any, *inputs: Tensor) -> bool:
     """Whether the form for CPUs of a block is to compute with these inputs; where not, the readable form does."""
     return (
-        block.cpu_form is not None
+        not torch.compiler.is_compiling()       # asked first: torch 2.6 traces no attribute that holds such an object
+        and block.cpu_form is not None
         and block.has_own_forms
         and type(block).attention is block.own_attention   # nobody has replaced it in the class
         and guard.is_eager_on_cpu(*inputs)      # asked before sizes, which a trace would note
