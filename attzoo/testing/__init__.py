@@ -45,8 +45,10 @@ TOLERANCE: Final = {"output": 2.0, "attention": 2.0, "gradient": 8.0, "training"
 # Where rounding inside the spec moves it at least this many times as much, the condition has missed it, and rounding
 # decides what is allowed: see oracle.py. Everywhere else it is at most 3 times as much, and changes nothing.
 MISSED: Final = 4.0
-# A float16 block over many pixels may be off by so many roundings of its largest output.
-LONG: Final = 16.0
+# What half precision may be off, over many pixels or chosen by the framework, in roundings times size or condition.
+HALF: Final = 16.0
+# What a program or model that was exported or saved may be off in float32, relative to its largest output.
+CLOSE: Final = 1e-5
 # Central differences in float64 are good to about this, relative to the sum of |gradient * direction|.
 DIFFERENCE: Final = 1e-7
 
@@ -102,7 +104,7 @@ def signature(case: Case, backend: str) -> float:
     wanted = inspect.signature(type(case.spec).__init__).parameters
     arguments = [(n, p.default) for n, p in body.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     expected = [(n, p.default) for n, p in wanted.items()]
-    _hold(arguments == expected, f"expected arguments {expected}, got {arguments}")
+    hold(arguments == expected, f"expected arguments {expected}, got {arguments}")
     return 0.0
 
 
@@ -112,7 +114,7 @@ def options(case: Case, backend: str) -> float:
     cases = [case, *(draw(case.name, at_random(rng)) for _ in range(24))]
     for argument in fields(case.spec):   # type: ignore[arg-type]
         honest = any(_differs(c, other) for c in cases for other in _others(c, argument.name))
-        _hold(honest, f"{argument.name} changes nothing")
+        hold(honest, f"{argument.name} changes nothing")
     return 0.0
 
 
@@ -125,11 +127,11 @@ def start(case: Case, backend: str) -> float:
         pool = np.concatenate([arrays[name].ravel() for arrays in blocks]).astype(np.float64)
         spread = {"uniform": weight.scale / 3**0.5, "normal": weight.scale, "constant": 0.0}[weight.start]
         allowed = 6 * spread / len(pool) ** 0.5 + 1e-6   # six standard errors
-        worst = max(worst, _within(f"mean of {name}", pool.mean() - weight.center, allowed))
-        worst = max(worst, _within(f"spread of {name}", pool.std() - spread, allowed))
+        worst = max(worst, within(f"mean of {name}", pool.mean() - weight.center, allowed))
+        worst = max(worst, within(f"spread of {name}", pool.std() - spread, allowed))
         if weight.start == "uniform":
             reach = float(np.abs(pool - weight.center).max())
-            _hold(reach <= weight.scale * (1 + 1e-6), f"{name} reaches {reach:.4g}, expected <= {weight.scale:.4g}")
+            hold(reach <= weight.scale * (1 + 1e-6), f"{name} reaches {reach:.4g}, expected <= {weight.scale:.4g}")
     return worst
 
 
@@ -142,7 +144,7 @@ def refusals(case: Case, backend: str) -> float:
         "space": [a[:, :, :0] for a in x],
     }
     for what, inputs in wrong.items():
-        _hold(_refuses(partial(adapter(backend).attention, block, inputs)), f"a wrong {what} was accepted")
+        hold(_refuses(partial(adapter(backend).attention, block, inputs)), f"a wrong {what} was accepted")
     return 0.0
 
 
@@ -167,12 +169,17 @@ def training(case: Case, backend: str) -> float:
     expected = descend(case, steps, rate)
     moved = cache(partial(rounding_descent, case, steps, rate, expected))
     inexact = cache(partial(descent_error, case, steps, rate, expected))
+    unit = TOLERANCE["training"] * _eps(case, backend)
     for name, array in adapter(backend).read(block).items():
         scale = np.abs(expected[name]).max() + np.abs(expected[name] - case.weights()[name]).max()
-        allowed = (TOLERANCE["training"] * _eps(case, backend) + DIFFERENCE) * scale
-        rounding = partial(_by_rounding, case, backend, "training", partial(_item, moved, name))
-        better = partial(_with_error, allowed, inexact, name)
-        share = max(share, _within(name, array - expected[name], allowed, rounding, better))
+        allowed = float((unit + DIFFERENCE) * scale)
+        share = max(share, within(
+            name,
+            array - expected[name],
+            allowed,
+            lambda name=name: unit * moved()[name],   # type: ignore[misc]
+            lambda name=name, allowed=allowed: allowed + inexact()[name],   # type: ignore[misc]
+        ))   # fmt: skip
     return share
 
 
@@ -186,7 +193,7 @@ def specials(case: Case, backend: str) -> float:
             wanted = case.spec(*x, weights=w)
         got = adapter(backend).forward(block, x, training=False)
         same = (np.isnan(got) == np.isnan(wanted)).all() and (np.isinf(got) == np.isinf(wanted)).all()
-        _hold(bool(same), f"{value} spreads to other places than in the spec")
+        hold(bool(same), f"{value} spreads to other places than in the spec")
     return 0.0
 
 
@@ -197,7 +204,7 @@ def long_float16(case: Case, backend: str) -> float:
     x = [np.full(shape, 100.0) for shape in case.shapes]
     expected = case.spec(*x, weights=case.weights())
     got = adapter(backend).forward(case.block(backend), x, training=False)
-    return _within("output", got - expected, LONG * _eps(case, backend) * np.abs(expected).max())
+    return within("output", got - expected, HALF * _eps(case, backend) * np.abs(expected).max())
 
 
 def files(case: Case, backend: str) -> float:
@@ -208,8 +215,8 @@ def files(case: Case, backend: str) -> float:
         again = portable.load(path, backend=backend)
     before, after = portable.weights(block), portable.weights(again)
     same = before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
-    _hold(same, "a file lost bits")
-    _hold(again.spec == block.spec, f"expected {block.spec}, got {again.spec}")
+    hold(same, "a file lost bits")
+    hold(again.spec == block.spec, f"expected {block.spec}, got {again.spec}")
     return 0.0
 
 
@@ -265,61 +272,51 @@ def _slopes(case: Case, backend: str, training: bool) -> float:
     share = _off(case, backend, "output", got.output, training)
     found = dict(enumerate(got.input_gradients)) | dict(got.weight_gradients)
     for (key, gradient), stream in zip(found.items(), range(10, 99), strict=False):
-        direction = random_direction(case, key, stream)
-        slope = derivative(case, key, stream, training)
-        if slope is None:   # a kink of relu or max lies within the difference
-            continue
-        value, error, moved = slope
-        size = np.abs(gradient * direction).sum()
-        allowed = TOLERANCE["gradient"] * _eps(case, backend) * (moved + size) + DIFFERENCE * size + 4 * error
-        rounding = partial(_by_rounding, case, backend, "gradient",
-                           partial(rounding_derivative, case, key, stream, training, value))   # fmt: skip
-
-        def better(key: Any = key, stream: int = stream, size: float = size, allowed: float = allowed) -> float:
-            drawn = derivative(case, key, stream, training, MORE_DRAWS)
-            if drawn is None:
-                return allowed
-            rounding = TOLERANCE["gradient"] * _eps(case, backend) * (drawn[2] + float(size))
-            return rounding + DIFFERENCE * float(size) + 4 * drawn[1]
-
-        error = (gradient * direction).sum() - value
-        share = max(share, _within(f"gradient of {key}", error, allowed, rounding, better))
+        share = max(share, _slope_off(case, backend, key, gradient, stream, training))
     return share
+
+
+def _slope_off(case: Case, backend: str, key: int | str, gradient: Array, stream: int, training: bool) -> float:
+    """The error of one gradient along its random direction, as a share of what is allowed."""
+    slope = derivative(case, key, stream, training)
+    if slope is None:   # a kink of relu or max lies within the difference
+        return 0.0
+    along = gradient * random_direction(case, key, stream)
+    size = float(np.abs(along).sum())
+
+    def allowed(slope: tuple[float, float, float]) -> float:
+        _, error, moved = slope
+        return TOLERANCE["gradient"] * _eps(case, backend) * (moved + size) + DIFFERENCE * size + 4 * error
+
+    return within(
+        f"gradient of {key}",
+        along.sum() - slope[0],
+        allowed(slope),
+        lambda: TOLERANCE["gradient"] * _eps(case, backend)
+        * rounding_derivative(case, key, stream, training, slope[0]),
+        lambda: allowed(derivative(case, key, stream, training, MORE_DRAWS) or slope),
+    )   # fmt: skip
 
 
 def _off(case: Case, backend: str, what: str, got: Array, training: bool = False) -> float:
     wanted, moved = expected_and_condition(case, what, training)
-    _hold(got.shape == wanted.shape, f"expected shape {wanted.shape}, got {got.shape}")
-    allowed = TOLERANCE[what] * _eps(case, backend) * (moved + np.abs(wanted).max(initial=0))
-    function = spec_function(case, what, training)
-    rounding = partial(_by_rounding, case, backend, what, partial(rounding_condition, case, function))
-
-    def better() -> float:
-        moved = condition(case, function, MORE_DRAWS)[1]
-        return TOLERANCE[what] * _eps(case, backend) * (moved + float(np.abs(wanted).max(initial=0)))
-
-    return _within(what, got - wanted, allowed, rounding, better)
-
-
-def _by_rounding(case: Case, backend: str, what: str, moved: Callable[[], float]) -> float:
-    """What is allowed by how far rounding moves the spec itself."""
-    return TOLERANCE[what] * _eps(case, backend) * moved()
-
-
-def _with_error(allowed: float, errors: Callable[[], dict[str, float]], name: str) -> float:
-    """What is allowed, and the error of the expected value itself."""
-    return allowed + errors()[name]
-
-
-def _item(table: Callable[[], dict[str, float]], name: str) -> float:
-    return table()[name]
+    hold(got.shape == wanted.shape, f"expected shape {wanted.shape}, got {got.shape}")
+    function, size = spec_function(case, what, training), float(np.abs(wanted).max(initial=0))
+    unit = TOLERANCE[what] * _eps(case, backend)
+    return within(
+        what,
+        got - wanted,
+        unit * (moved + size),
+        lambda: unit * rounding_condition(case, function),
+        lambda: unit * (condition(case, function, MORE_DRAWS)[1] + size),
+    )
 
 
 def _eps(case: Case, backend: str) -> float:
     return EPS[adapter(backend).precision(case.dtype)]
 
 
-def _within(
+def within(
     what: str,
     error: Any,
     allowed: Any,
@@ -337,11 +334,12 @@ def _within(
     if worst > allowed and (rounding := by_rounding()) >= MISSED * allowed:
         allowed = rounding
     share = worst / allowed if allowed else (0.0 if worst == 0 else np.inf)
-    _hold(share <= 1, f"{what} is off by {worst:.3g}, allowed {float(allowed):.3g}")
+    hold(share <= 1, f"{what} is off by {worst:.3g}, allowed {float(allowed):.3g}")
     return float(share)
 
 
-def _hold(ok: bool, message: str) -> None:
+def hold(ok: bool, message: str) -> None:
+    """Raise AssertionError with this message unless `ok`."""
     if not ok:
         raise AssertionError(message)
 

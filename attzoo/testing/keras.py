@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +15,9 @@ from ..adapters.keras import to_array, to_tensor
 from ..contract import Array
 from ..ops.keras import keras
 from ..portable import load_weights, weights
+from . import CLOSE, HALF, hold, within
 from .case import EPS, Case
 from .oracle import expected_and_condition
-
-SLACK: Final = 16.0    # times float16's rounding and the condition: what mixed precision may be off
-CLOSE: Final = 1e-5    # relative to the largest output: what a model that was saved may be off
 
 
 def mixed_precision(case: Case, backend: str) -> float:
@@ -29,12 +27,11 @@ def mixed_precision(case: Case, backend: str) -> float:
     for what, call in (("output", block), ("attention", block.attention)):
         tensor = call(*inputs)
         kind = keras.backend.standardize_dtype(tensor.dtype)
-        _hold(kind == "float16", f"expected {what} in float16, got {kind}: cast a variable that is used directly")
+        hold(kind == "float16", f"expected {what} in float16, got {kind}: cast a variable that is used directly")
         expected, moved = expected_and_condition(case, what)
-        allowed = SLACK * EPS["float16"] * (moved + np.abs(expected).max())
-        error = float(np.abs(to_array(tensor, block).astype(np.float64) - expected).max())
-        _hold(error <= allowed, f"{what} in mixed precision is off by {error:.3g}, allowed {allowed:.3g}")
-        worst = max(worst, error / allowed)
+        allowed = HALF * EPS["float16"] * (moved + np.abs(expected).max())
+        error = to_array(tensor, block).astype(np.float64) - expected
+        worst = max(worst, within(f"{what} in mixed precision", error, allowed))
     return worst
 
 
@@ -43,7 +40,7 @@ def dtype(case: Case, backend: str) -> float:
     block = _new(case, "float64")
     for variable in block.weights:
         kind = keras.backend.standardize_dtype(variable.dtype)
-        _hold(kind == "float64", f"with dtype='float64', {variable.path} is {kind}")
+        hold(kind == "float64", f"with dtype='float64', {variable.path} is {kind}")
     return 0.0
 
 
@@ -108,15 +105,8 @@ def _functional(case: Case) -> tuple[Any, list[Any]]:
 def _same(model: Any, other: Callable[..., Any], inputs: list[Any]) -> float:
     given = inputs if len(inputs) > 1 else inputs[0]
     expected, got = (_array(call(given)) for call in (model, other))
-    error = float(np.abs(got - expected).max() / max(float(np.abs(expected).max()), 1e-6))
-    _hold(error <= CLOSE, f"the saved model is off by {error:.3g}, allowed {CLOSE}")
-    return error / CLOSE
+    return within("the saved model", (got - expected) / max(float(np.abs(expected).max()), 1e-6), CLOSE)
 
 
 def _array(tensor: Any) -> Array:
     return np.asarray(keras.ops.convert_to_numpy(tensor), np.float64)
-
-
-def _hold(ok: bool, message: str) -> None:
-    if not ok:
-        raise AssertionError(message)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -16,12 +17,11 @@ from torch import Tensor
 from torch.export import Dim
 
 from .. import registry, settings
+from . import CLOSE, HALF, hold, within
 from .case import EPS, Case
 from .oracle import expected_and_condition
 
 ONNX: Final = ("onnx", "onnxscript", "onnxruntime")
-SLACK: Final = 16.0    # times bfloat16's rounding and the condition: what autocast may be off
-CLOSE: Final = 1e-5    # relative to the largest output: what an exported float32 program may be off
 
 
 def hooks(case: Case, backend: str) -> float:
@@ -35,7 +35,7 @@ def hooks(case: Case, backend: str) -> float:
         with settings.kernels("eager"):
             block(*x)
         handle.remove()
-        _hold(bool(calls), f"{name} holds weights and is not called: hooks on it do not run; call the layer")
+        hold(bool(calls), f"{name} holds weights and is not called: hooks on it do not run; call the layer")
     return 0.0
 
 
@@ -43,9 +43,9 @@ def device_and_dtype(case: Case, backend: str) -> float:
     """`device` and `dtype` decide where and as what every parameter and buffer is made."""
     made = registry.get(case.name, backend="torch")(**case.spec.config(), device="meta", dtype=torch.float64)
     for name, tensor in made.state_dict().items():
-        _hold(tensor.is_meta, f"with device='meta', {name} is on {tensor.device}")
+        hold(tensor.is_meta, f"with device='meta', {name} is on {tensor.device}")
         wrong = tensor.is_floating_point() and tensor.dtype != torch.float64
-        _hold(not wrong, f"with dtype=torch.float64, {name} is {tensor.dtype}")
+        hold(not wrong, f"with dtype=torch.float64, {name} is {tensor.dtype}")
     return 0.0
 
 
@@ -57,10 +57,8 @@ def autocast(case: Case, backend: str) -> float:
     worst = 0.0
     for what, tensor in found.items():
         expected, moved = expected_and_condition(case, what)
-        allowed = SLACK * EPS["bfloat16"] * (moved + np.abs(expected).max())
-        error = float(np.abs(tensor.double().numpy() - expected).max())
-        _hold(error <= allowed, f"{what} under autocast is off by {error:.3g}, allowed {allowed:.3g}")
-        worst = max(worst, error / allowed)
+        allowed = HALF * EPS["bfloat16"] * (moved + np.abs(expected).max())
+        worst = max(worst, within(f"{what} under autocast", tensor.double().numpy() - expected, allowed))
     return worst
 
 
@@ -78,9 +76,9 @@ def onnx(case: Case, backend: str) -> float:
     block, x = _built(case)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")   # the exporter's own
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)   # it warns where torchvision is not installed
         file = Path(folder) / "block.onnx"
-        torch.onnx.export(block, tuple(x), file, dynamo=True, dynamic_shapes=_dynamic(x), verbose=False)
+        with _only_errors(logging.getLogger("torch.onnx")):   # it warns where torchvision is not installed
+            torch.onnx.export(block, tuple(x), file, dynamo=True, dynamic_shapes=_dynamic(x), verbose=False)
         session = onnxruntime.InferenceSession(file)
     names = [each.name for each in session.get_inputs()]
 
@@ -93,6 +91,17 @@ def onnx(case: Case, backend: str) -> float:
 def contracts() -> list[Callable[[Case, str], float]]:
     """Those that what is installed can be held to."""
     return [hooks, device_and_dtype, autocast, export, *([onnx] if all(map(find_spec, ONNX)) else [])]
+
+
+@contextmanager
+def _only_errors(logger: logging.Logger) -> Iterator[None]:
+    """Inside, a logger passes on errors alone."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _built(case: Case) -> tuple[Any, list[Tensor]]:
@@ -114,11 +123,6 @@ def _same_at_other_sizes(block: Any, xs: list[Tensor], program: Callable[..., Te
         with torch.no_grad():
             expected, got = block(*larger), program(*larger)
         error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-        _hold(error <= CLOSE, f"the exported program is off by {error:.3g} for inputs of {sizes}, allowed {CLOSE}")
+        hold(error <= CLOSE, f"the exported program is off by {error:.3g} for inputs of {sizes}, allowed {CLOSE}")
         worst = max(worst, error / CLOSE)
     return worst
-
-
-def _hold(ok: bool, message: str) -> None:
-    if not ok:
-        raise AssertionError(message)
