@@ -101,7 +101,7 @@ class Block(SpecModule):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.has_parts = bool(cls.parts)
+        cls.has_parts = bool(cls.parts)   # torch.export of 2.6 reads a bool of a class, but no dict of classes
         cls.has_kernels = cls.triton_form is not Block.triton_form
         cls.has_own_forms = "triton_form" in vars(cls) or "cpu_form" in vars(cls)
         cls.own_attention = staticmethod(cls.attention) if "attention" in vars(cls) else None

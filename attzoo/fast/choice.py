@@ -64,6 +64,7 @@ def has_cpu_form(block: Any, *inputs: Tensor) -> bool:
         and guard.is_eager_on_cpu(*inputs)      # asked before sizes, which a trace would note
         and guard.is_dense(inputs[0])
         and block.cpu_form.may_compute(block, *inputs)
+        and guard.is_unmodified(block, type(block))
     )
 
 

@@ -33,12 +33,10 @@ SMALL_TO_INFER = 1 << 20
 
 def _is_worth_it(block: Any, x: Tensor) -> bool:
     """Whether x is large enough, and no hook is to see what a part of the block is given."""
-    parts = [getattr(block, name) for name in block.parts]
     return (
         x.numel() >= (SMALL if torch.is_grad_enabled() else SMALL_TO_INFER)
-        and (torch.is_grad_enabled() or bool(parts))   # else the readable form makes the same passes
-        and guard.is_unmodified(block, type(block))
-        and all(guard.is_ordinary(part, kind) for part, kind in zip(parts, block.parts.values(), strict=True))
+        and (torch.is_grad_enabled() or block.has_parts)   # else the readable form makes the same passes
+        and all(guard.is_ordinary(getattr(block, name), kind) for name, kind in block.parts.items())
     )
 
 
