@@ -151,15 +151,15 @@ def _refuse_torch_arguments(backend: str, kwargs: dict[str, Any]) -> None:
 
 def variants(name: str) -> dict[str, Variant]:
     """The published variants of block `name`, by name; empty for a block that has none."""
-    return dict(getattr(optional_file(name, "variants"), "VARIANTS", {}))
+    return dict(getattr(optional_module(name, "variants"), "VARIANTS", {}))
 
 
 def sources(name: str) -> dict[str, Source]:
     """The blocks of other libraries that compute what block `name` does, the reference first; empty where none is."""
-    return dict(getattr(optional_file(name, "sources"), "SOURCES", {}))
+    return dict(getattr(optional_module(name, "sources"), "SOURCES", {}))
 
 
-def optional_file(name: str, file: str) -> ModuleType | None:
+def optional_module(name: str, file: str) -> ModuleType | None:
     """The module `file` in the folder of block `name`; None for a block that has no such file."""
     module = f"{locate(name).partition(':')[0]}.{file}"
     return import_module(module) if find_spec(module) else None

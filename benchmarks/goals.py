@@ -6,14 +6,14 @@ from typing import Any
 
 from attzoo import info, names
 from attzoo.fast.cases import Goal, Goals
-from attzoo.registry import optional_file
+from attzoo.registry import optional_module
 
 from .cases import MAPS, SKIPS, Case
 
 
 def goals(block: str) -> Goals:
     """The goals of a block; none for a block that lists none, or that is not registered."""
-    found = optional_file(block, "goals") if block in names() else None
+    found = optional_module(block, "goals") if block in names() else None
     return found.GOALS if found else Goals()
 
 

@@ -35,9 +35,9 @@ def forced(few=0, tile=5):
 
     overwrites = count("overwritten", fast.overwrites, when=bool)
     multiplies = count("multiplied", fast.multiplies, when=bool)
-    plain = count("plain", choice.has_cpu_form, when=lambda has: not has)
+    plain = count("plain", choice.should_use_cpu_form, when=lambda has: not has)
     new = {"overwrites": overwrites, "multiplies": multiplies, "gated": count("gated", fast.gated)}
-    with patch.multiple(fast, FEW=few, TILE=tile, **new), patch.object(choice, "has_cpu_form", plain):
+    with patch.multiple(fast, FEW=few, TILE=tile, **new), patch.object(choice, "should_use_cpu_form", plain):
         yield taken
 
 

@@ -379,8 +379,9 @@ def test_what_is_printed_is_the_table_that_kernels_auto_goes_by(tmp_path, monkey
     monkeypatch.setattr(choice, "LEAST", least(names["WINS"]))
     monkeypatch.setattr(choice, "capability", lambda device: (9, 0))
     with torch.no_grad():
-        assert [choice.wins(attzoo.get("se", backend="torch"), OnGpu(n)) for n in (1, 2, 3)] == [False, True, True]
-    assert not choice.wins(attzoo.get("se", backend="torch"), OnGpu(3))
+        se = attzoo.get("se", backend="torch")
+        assert [choice.has_recorded_win(se, OnGpu(n)) for n in (1, 2, 3)] == [False, True, True]
+    assert not choice.has_recorded_win(se, OnGpu(3))
     assert wins.table([tmp_path / "none.json"]) == "WINS: Final[tuple[Win, ...]] = ()\n"
 
 

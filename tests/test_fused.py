@@ -27,7 +27,7 @@ block(x).sum().backward()
 @pytest.fixture
 def always(monkeypatch):
     """A recorded win for everything."""
-    monkeypatch.setattr(choice, "wins", lambda kind, x: True)
+    monkeypatch.setattr(choice, "has_recorded_win", lambda kind, x: True)
 
 
 # ---- recorded wins ---------------------------------------------------------------------------------------------------
@@ -53,20 +53,20 @@ def test_a_recorded_win_covers_what_it_says_and_no_more(monkeypatch):
     monkeypatch.setattr(choice, "capability", lambda device: device)
     monkeypatch.setattr(choice, "LEAST", least([Win("SE", (9, 0), "float16", True, True, 100, "a file")]))
     here = {"is_cuda": True, "device": (9, 0), "dtype": torch.float16, "last": True, "many": 100}
-    assert choice.wins(KIND["se"], X(**here))
-    assert choice.wins(KIND["se"], X(**here | {"many": 1000}))
-    assert not choice.wins(KIND["cbam"], X(**here))
+    assert choice.has_recorded_win(KIND["se"], X(**here))
+    assert choice.has_recorded_win(KIND["se"], X(**here | {"many": 1000}))
+    assert not choice.has_recorded_win(KIND["cbam"], X(**here))
     for other in ({"is_cuda": False}, {"device": (8, 0)}, {"dtype": torch.float32}, {"last": False}, {"many": 99}):
-        assert not choice.wins(KIND["se"], X(**here | other))
+        assert not choice.has_recorded_win(KIND["se"], X(**here | other))
     with torch.no_grad():
-        assert not choice.wins(KIND["se"], X(**here))
+        assert not choice.has_recorded_win(KIND["se"], X(**here))
 
 
 @every
 def test_a_recorded_win_is_taken(name, monkeypatch):
     block, x = build(name), draw(2, 8, 4, 3)
     assert not taken(block, x, mode="auto")
-    monkeypatch.setattr(choice, "wins", lambda kind, x: kind is KIND[name])
+    monkeypatch.setattr(choice, "has_recorded_win", lambda kind, x: kind is KIND[name])
     assert taken(block, x, mode="auto")
     assert not taken(block, x, mode="eager")
     other = NAMES[NAMES.index(name) - 1]
@@ -243,6 +243,6 @@ def test_a_machine_without_kernels(before, env, says):
     done = python(f"{before}\n{USE}", ATTZOO_KERNELS="triton", **env)
     asked = 'RuntimeError: kernels("triton") asks for a fused SE'
     assert done.stderr.splitlines()[-1] == f'{asked}, but {says}; kernels("auto") has the plain form'
-    always = "import attzoo.fast.choice as choice; choice.wins = lambda kind, x: True"
+    always = "import attzoo.fast.choice as choice; choice.has_recorded_win = lambda kind, x: True"
     done = python(f"{before}\nimport attzoo.torch; {always}\n{USE}", **env)
     assert done.returncode == 0, done.stderr

@@ -452,7 +452,7 @@ def test_what_there_is_no_kernel_for(case, monkeypatch):
     message = rf'^kernels\("triton"\) asks for a fused AttentionGate, but {why}'
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=message):
         block(x, g)
-    monkeypatch.setattr(choice, "wins", lambda kind, x: True)
+    monkeypatch.setattr(choice, "has_recorded_win", lambda kind, x: True)
     monkeypatch.delattr(body, "fused")
     its_own = pytest.raises(RuntimeError, match=r"(channels|elements)") if "sizes" in why else nullcontext()
     with attzoo.kernels("auto"), its_own:   # the plain form, which may have an error of its own

@@ -133,7 +133,7 @@ class Block(SpecModule):
         given = inputs if shortcut is None else (*inputs, shortcut)
         if self.has_kernels and choice.should_use_kernels(self, *given):
             return self.triton_form().fused(self, *inputs, **residual)
-        if choice.has_cpu_form(self, *inputs):
+        if choice.should_use_cpu_form(self, *inputs):
             return ops.finish_(self.cpu_form.compute(self, *inputs), shortcut, act)   # type: ignore[union-attr]
         y = self.plain(*inputs)
         finish = ops.finish if self.has_parts else ops.finish_   # hooks on a part may have kept what it returned

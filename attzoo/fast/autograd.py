@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..ops.guard import is_dense
 from . import tape
-from .choice import HERE, PASSED
-from .cpu import by_torch, differentiate
+from .choice import CHECKED, THREAD_STATE
+from .cpu import differentiate, needs_differentiable_backward
 
 ALIGNED: Final = 16          # bytes that Triton reads at once where an address is a multiple of them
 
@@ -26,7 +26,7 @@ class Fused:
     parameters and None where it has none, `fixed` tensors without a gradient, and options.
     outputs(*args): room for y and for all that is kept, from shapes alone. forward(args, outputs): writes them.
     backward(dy, args, y, kept, gradients): writes a gradient for each tensor that has one.
-    rereads(*args): whether backward gets y, which is then kept too, or None.
+    backward_needs_y(*args): whether backward gets y, which is then kept too, or None.
     settings(x): what else the kernels depend on, besides the arguments' shapes, strides, dtypes and values.
     plain(block): a module whose call is all that the kernels do, by what of the block's parameters that takes.
     """
@@ -41,7 +41,7 @@ class Fused:
         backward: Callable[[Tensor, Sequence[Any], Tensor | None, Sequence[Tensor], list[Any]], None],
         inputs: int = 2,
         fixed: int = 0,
-        rereads: Callable[..., bool] = lambda *args: False,
+        backward_needs_y: Callable[..., bool] = lambda *args: False,
         plain: Callable[[nn.Module], nn.Module] = lambda block: block,
         settings: Callable[[Tensor], Hashable] = lambda x: None,
     ) -> None:
@@ -49,7 +49,7 @@ class Fused:
         self.tensors = sum(argument.split()[0].startswith("Tensor") for argument in arguments.split(","))
         self.inputs, self.learned = inputs, self.tensors - fixed
         self.outputs, self.write, self.write_back = outputs, forward, backward
-        self.rereads, self.plain = rereads, plain
+        self.backward_needs_y, self.plain = backward_needs_y, plain
         self.function = _function(self)
         self.operator = _operator(self, f"attzoo::{name}", arguments, kept)
 
@@ -64,7 +64,7 @@ class Fused:
             return self.operator(*args)
         if not torch.is_grad_enabled():   # autograd would do nothing, and take its time
             return self.forward(*args)
-        return self.function.apply(Plain(self.plain, block, options), *args)
+        return self.function.apply(PlainRerun(self.plain, block, options), *args)
 
     def forward(self, *args: Any) -> tuple[Tensor, ...]:
         """The outputs, without autograd."""
@@ -76,7 +76,7 @@ class Fused:
         """write(*given), a pass over tensors before, among and after args: repeated where it has been recorded."""
         device = args[0].device
         alone = len({id(arg) for arg in args[: self.inputs]}) == self.inputs   # a shortcut may be x itself
-        key = write, device, alone, *map(described, before), *map(described, args), self.settings(args[0])
+        key = write, device, alone, *map(cache_key, before), *map(cache_key, args), self.settings(args[0])
         tensors = [*before, *args[: self.tensors], *after]
         if device.type != "cuda" or device.index == torch.cuda.current_device():
             tape.run(key, tensors, write, *given)
@@ -86,7 +86,7 @@ class Fused:
 
     def saved(self, args: Sequence[Any], outputs: Sequence[Tensor]) -> list[Tensor | None]:
         """What the way back needs: tensors among the arguments, y if it is read again, and what is kept."""
-        return [*args[: self.tensors], outputs[0] if self.rereads(*args) else None, *outputs[1:]]
+        return [*args[: self.tensors], outputs[0] if self.backward_needs_y(*args) else None, *outputs[1:]]
 
     def backward(self, dy: Tensor, saved: Sequence[Any], options: Sequence[Any]) -> list[Tensor | None]:
         """A gradient for each tensor that has one."""
@@ -100,7 +100,7 @@ class Fused:
         return [None if t is None else torch.empty_like(t) for t in args[: self.learned]]
 
 
-def described(arg: Any) -> Hashable:
+def cache_key(arg: Any) -> Hashable:
     """What kernels and tiles depend on of an argument: of a tensor shape, strides, dtype and alignment."""
     if isinstance(arg, Tensor):
         return arg.shape, arg.stride(), arg.dtype, arg.data_ptr() % ALIGNED
@@ -112,7 +112,7 @@ def _function(it: Fused) -> type[torch.autograd.Function]:
 
     class Call(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, plain: Plain, *args: Any) -> tuple[Tensor, ...]:
+        def forward(ctx: Any, plain: PlainRerun, *args: Any) -> tuple[Tensor, ...]:
             outputs = it.forward(*args)
             ctx.plain, ctx.options = plain, args[it.tensors :]
             ctx.save_for_backward(*it.saved(args, outputs))
@@ -125,7 +125,7 @@ def _function(it: Fused) -> type[torch.autograd.Function]:
             saved = ctx.saved_tensors   # asked for once: a checkpoint makes them anew, and only once
             if dy is None:
                 found: Sequence[Tensor | None] = [None] * it.learned
-            elif by_torch(dy):
+            elif needs_differentiable_backward(dy):
                 found = ctx.plain.gradients(saved[: it.learned], dy)
             else:
                 found = it.backward(dy, saved, ctx.options)
@@ -134,12 +134,12 @@ def _function(it: Fused) -> type[torch.autograd.Function]:
     return Call
 
 
-class Plain:
+class PlainRerun:
     """A block's plain form, as the block was when it was called: run again where a gradient is to be differentiated."""
 
     def __init__(self, of: Callable[[nn.Module], nn.Module], block: nn.Module, options: dict[str, Any]) -> None:
         self.of, self.block, self.options = of, block, options
-        known = PASSED.get(block)
+        known = CHECKED.get(block)
         parts = block.modules() if known is None else (block, *known[0].parts)
         self.modes = [part.training for part in parts]
 
@@ -158,11 +158,11 @@ class Plain:
         inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}   # they run once
         arrays = dict(zip(names, learned, strict=True)) | buffers
-        HERE.plain = True   # of this thread alone: others may call blocks meanwhile
+        THREAD_STATE.plain = True   # of this thread alone: others may call blocks meanwhile
         try:
             return torch.func.functional_call(module, arrays, tuple(inputs), self.options)
         finally:
-            HERE.plain = False
+            THREAD_STATE.plain = False
 
     def _train(self, modes: Sequence[bool]) -> None:
         for part, training in zip(self.block.modules(), modes, strict=True):
@@ -173,11 +173,11 @@ def _in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, which knows when it runs that it is an operator of a graph."""
 
     def run(*args: Any) -> Any:
-        HERE.in_graph = True
+        THREAD_STATE.in_graph = True
         try:
             return function(*args)
         finally:
-            HERE.in_graph = False
+            THREAD_STATE.in_graph = False
 
     return run
 
@@ -212,6 +212,6 @@ def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:
     return ahead
 
 
-def densely(x: Tensor) -> Tensor:
+def as_dense(x: Tensor) -> Tensor:
     """x without gaps: copied only where it has some."""
     return x if is_dense(x) else x.contiguous()

@@ -41,8 +41,9 @@ EARLY_TORCH: Final = older(torch.__version__, OLDEST_TORCH)
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")   # in Python
 LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
 # Blocks that `kernels_refusal` found nothing against, what they were made of then, and the inputs
-PASSED: WeakKeyDictionary[nn.Module, tuple[guard.Snapshot, list[Any]]] = WeakKeyDictionary()
-HERE = threading.local()     # `plain` on it: this thread runs a readable form; `in_graph`: an operator of a graph
+CHECKED: WeakKeyDictionary[nn.Module, tuple[guard.Snapshot, list[Any]]] = WeakKeyDictionary()
+# `plain` on it: this thread runs a readable form; `in_graph`: it runs an operator of a graph
+THREAD_STATE = threading.local()
 _is_tracing: Final[Callable[[], bool]] = torch.jit.is_tracing   # type: ignore[attr-defined]
 
 
@@ -54,7 +55,7 @@ class CpuForm:
     compute: Callable[..., Tensor]
 
 
-def has_cpu_form(block: Any, *inputs: Tensor) -> bool:
+def should_use_cpu_form(block: Any, *inputs: Tensor) -> bool:
     """Whether the form for CPUs of a block is to compute with these inputs; where not, the readable form does."""
     return (
         not torch.compiler.is_compiling()       # asked first: torch 2.6 traces no attribute that holds such an object
@@ -80,38 +81,38 @@ def should_use_kernels(block: Any, *inputs: Tensor) -> bool:
         return False
     if settings.chosen == "auto":
         is_program = guard.is_exporting() or not isinstance(inputs[0], Tensor)   # it serves inputs of all sizes
-        if is_program or not wins(type(block), inputs[0]):
+        if is_program or not has_recorded_win(type(block), inputs[0]):
             return False
     if not torch.compiler.is_compiling():
-        if getattr(HERE, "plain", False):
+        if getattr(THREAD_STATE, "plain", False):
             return False
-        if passes_again(block, inputs):
+        if is_known_to_pass(block, inputs):
             return True
     reason = kernels_refusal(block, inputs)
     if not reason and not torch.compiler.is_compiling():
-        PASSED[block] = guard.Snapshot(block), [_kind_of(x) for x in inputs]
+        CHECKED[block] = guard.Snapshot(block), [_signature(x) for x in inputs]
     if reason and settings.chosen == "triton":
         asked = f'kernels("triton") asks for a fused {type(block).__name__}'
         raise RuntimeError(f'{asked}, but {reason}; kernels("auto") has the plain form')
     return not reason
 
 
-def passes_again(block: nn.Module, inputs: Sequence[Tensor]) -> bool:
+def is_known_to_pass(block: nn.Module, inputs: Sequence[Tensor]) -> bool:
     """Whether `kernels_refusal` found nothing against this block and such inputs, and nothing has changed since."""
-    known = PASSED.get(block)
+    known = CHECKED.get(block)
     return (
         known is not None
-        and known[1] == [_kind_of(x) for x in inputs]
+        and known[1] == [_signature(x) for x in inputs]
         and known[0].holds(block)
         and not (_is_tracing() or guard.in_transform() or guard.in_forward_derivative())
     )
 
 
-def _kind_of(x: Tensor) -> tuple[Any, ...]:
+def _signature(x: Tensor) -> tuple[Any, ...]:
     return type(x), x.shape, x.dtype, x.device
 
 
-def wins(kind: type, x: Tensor) -> bool:
+def has_recorded_win(kind: type, x: Tensor) -> bool:
     """Whether a recorded measurement says that the kernels of a block of this class win for an input like x."""
     if not LEAST or not x.is_cuda:
         return False
@@ -137,7 +138,7 @@ def kernels_refusal(block: Any, inputs: Sequence[Tensor]) -> str | None:
         unavailable()
         or _refusal_of_tensors(block, inputs)
         or _refusal_of_modules(block)
-        or _refusal_of_now(block, inputs)
+        or _refusal_of_context(block, inputs)
         or _refusal_of_block(block, inputs)
     )
 
@@ -174,14 +175,14 @@ def _refusal_of_modules(block: Any) -> str | None:
     if not all(guard.is_unmodified(part, type(part)) for part in own):
         return "something listens to its attention, as attention_maps does, or stands in a method's place"
     modules = list(block.modules())
-    if not all(_is_as_made(part, block) for part in modules if not any(part is p for p in own)):
+    if not all(_has_standard_options(part, block) for part in modules if not any(part is p for p in own)):
         return "a part of the block is not as its class makes it"
     if any(guard.has_hooks(part) for part in modules[1:]):
         return "a hook listens to a part of the block"
     return None
 
 
-def _is_as_made(part: Any, block: Any) -> bool:
+def _has_standard_options(part: Any, block: Any) -> bool:
     """Whether a layer computes what the block's own would: kernels look at nothing but its weights."""
     if not isinstance(part, nn.Identity) and not guard.parameter_names(part) >= {"weight", "bias"}:
         return False   # what stands in their place is computed from others, as by a parametrization
@@ -194,7 +195,7 @@ def _is_as_made(part: Any, block: Any) -> bool:
     return type(part) in LEAVES and (type(part) not in NORMS or bool(part.affine))
 
 
-def _refusal_of_now(block: nn.Module, inputs: Sequence[Tensor]) -> str | None:
+def _refusal_of_context(block: nn.Module, inputs: Sequence[Tensor]) -> str | None:
     """What speaks against calling kernels now. A graph is not asked: its compiler knows the GPU and the tensors."""
     if torch.compiler.is_compiling():
         return None

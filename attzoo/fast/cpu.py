@@ -56,16 +56,16 @@ def scale(x: Tensor, channel: Coefficients | None, spatial: Coefficients | None)
     """
     if channel and spatial and not torch.is_grad_enabled():
         return _infer(x, channel, spatial)
-    way = Way()
+    way = BackwardContext()
     s = t = None
-    outputs, maps, *pools = Read.apply(x, way, channel is not None)
+    outputs, maps, *pools = PoolSpace.apply(x, way, channel is not None)
     if channel:
         s = channel(*pools)
         way.s = s.detach()
     if spatial:
-        t = spatial(Maps.apply(x, maps, s, way))
+        t = spatial(PoolChannels.apply(x, maps, s, way))
         way.t = t.detach()
-    return Write.apply(x, outputs, s, t)
+    return Multiply.apply(x, outputs, s, t)
 
 
 def _infer(x: Tensor, channel: Coefficients, spatial: Coefficients) -> Tensor:
@@ -79,27 +79,28 @@ def _infer(x: Tensor, channel: Coefficients, spatial: Coefficients) -> Tensor:
 
 # ---- with gradients --------------------------------------------------------------------------------------------------
 #
-# Read gives the pools over space, Maps averages and maxima over channels, Write the product. What Maps and Write would
-# add to the gradient of x they hand to Read, whose turn comes last, and which makes it of everything at once: nobody
-# else writes anything of that size. To that end Read gives two tensors of no content, which they take: as the gradient
-# of one, Write returns that of y, and of the other, Maps what each place shares out. Where the backward pass is to be
-# differentiated in turn, or is under vmap, they do without, and torch differentiates the plain form of each.
+# PoolSpace returns the pools over space, PoolChannels averages and maxima over channels, Multiply the product. Multiply
+# and PoolChannels do not compute their parts of the gradient of x: they pass what that takes on to PoolSpace, whose
+# backward runs last and computes the whole gradient at once, so that nothing else of that size is written. For that,
+# PoolSpace returns two tensors without content, which the others take as inputs. As the gradient of the first, Multiply
+# returns that of y; as the gradient of the second, PoolChannels returns what each position gives its channels. Where
+# the backward pass is to be differentiated in turn, or is under vmap, torch differentiates the plain form of each.
 
 
 @dataclass
-class Way:
-    """What one forward pass leaves for `Read.backward`: what it multiplied x by, and where its maxima were."""
+class BackwardContext:
+    """What one forward pass leaves for `PoolSpace.backward`: what it multiplied x by, and where its maxima were."""
 
     s: Tensor | None = None     # (N, C)
     t: Tensor | None = None     # (N, 1, *S)
     top: Tensor | None = None   # (N, S), maxima of x * s over channels
 
 
-class Read(Function):
+class PoolSpace(Function):
     """x (N, C, *S) -> what stands for outputs and maps, (N, C, *S) and (N, 2, *S); both pools, (N, C), if `pooled`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, way: Way, pooled: bool) -> Any:
+    def forward(ctx: Any, x: Tensor, way: BackwardContext, pooled: bool) -> Any:
         pools = _pools(x) if pooled else []
         ctx.way = way
         ctx.save_for_backward(x, *pools[1:])
@@ -110,19 +111,21 @@ class Read(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, shares: Tensor | None, *dpools: Tensor | None) -> Any:
         x, *tops = ctx.saved_tensors
-        if by_torch(dy, shares, *dpools):
+        if needs_differentiable_backward(dy, shares, *dpools):
             (dx,) = differentiate(_plain_pools, (x,), dpools) if dpools else (None,)
             return dx, None, None
         dy = x.new_zeros(()).expand_as(x) if dy is None else dy
         dx = torch.empty_like(x)
         for at in _parts(x):
-            dz = _to_product(ctx.way, at, x, dy, shares, dx)
+            dz = _grad_of_scaled(ctx.way, at, x, dy, shares, dx)
             if tops:
-                _to_input(ctx.way, at, x, dz, tops[0], dpools, dx)
+                _grad_of_input(ctx.way, at, x, dz, tops[0], dpools, dx)
         return dx, None, None
 
 
-def _to_product(way: Way, at: slice, x: Tensor, dy: Tensor, shares: Tensor | None, dx: Tensor) -> Tensor:
+def _grad_of_scaled(
+    way: BackwardContext, at: slice, x: Tensor, dy: Tensor, shares: Tensor | None, dx: Tensor
+) -> Tensor:
     """A part of the gradient of x * s, written to dx unless it is that of y: (N, C, S)."""
     part = _flat(dy[at])
     if way.t is None:
@@ -135,7 +138,9 @@ def _to_product(way: Way, at: slice, x: Tensor, dy: Tensor, shares: Tensor | Non
     return torch.addcmul(mean, mask, each, out=into).addcmul_(part, t)
 
 
-def _to_input(way: Way, at: slice, x: Tensor, dz: Tensor, top: Tensor, dpools: Any, dx: Tensor) -> None:
+def _grad_of_input(
+    way: BackwardContext, at: slice, x: Tensor, dz: Tensor, top: Tensor, dpools: Any, dx: Tensor
+) -> None:
     """A part of the gradient of x from that of x * s, (N, C, S), and those of the pools, (N, C), written to dx."""
     assert way.s is not None   # there are pools; for the type checker
     part, into = _flat(x[at]), _flat(dx[at])
@@ -146,11 +151,11 @@ def _to_input(way: Way, at: slice, x: Tensor, dz: Tensor, top: Tensor, dpools: A
     torch.addcmul(base, dz, way.s[at, :, None], out=into)
 
 
-class Maps(Function):
+class PoolChannels(Function):
     """x (N, C, *S), s (N, C) or None for 1 -> average and maximum over channels of x * s, (N, 2, *S)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stand_in: Tensor, s: Tensor | None, way: Way) -> Any:
+    def forward(ctx: Any, x: Tensor, gradient_carrier: Tensor, s: Tensor | None, way: BackwardContext) -> Any:
         maps = _empty_maps(x)
         products = None if s is None else _scratch(x)
         for at in _parts(x):
@@ -166,7 +171,7 @@ class Maps(Function):
     @staticmethod
     def backward(ctx: Any, dmaps: Tensor) -> Any:
         x, s = ctx.saved_tensors
-        if by_torch(dmaps):
+        if needs_differentiable_backward(dmaps):
             dx, ds = differentiate(lambda x, s: [_plain_maps(x, s)], (x, s), [dmaps])
             return dx, None, ds, None
         shares = _empty_maps(x)
@@ -184,11 +189,11 @@ class Maps(Function):
         return None, shares, ds, None
 
 
-class Write(Function):
+class Multiply(Function):
     """x (N, C, *S), s (N, C) or None for 1, t (N, 1, *S) or None for 1 -> x * s * t, (N, C, *S)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stand_in: Tensor, s: Tensor | None, t: Tensor | None) -> Any:
+    def forward(ctx: Any, x: Tensor, gradient_carrier: Tensor, s: Tensor | None, t: Tensor | None) -> Any:
         ctx.save_for_backward(x, s, t)
         if s is None or t is None:
             return _plain(x, s, t)
@@ -200,7 +205,7 @@ class Write(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, s, t = ctx.saved_tensors
-        if by_torch(dy):
+        if needs_differentiable_backward(dy):
             dx, ds, dt = differentiate(lambda x, s, t: [_plain(x, s, t)], (x, s, t), [dy])
             return dx, None, ds, dt
         ds = torch.empty_like(s) if ctx.needs_input_grad[2] else None
@@ -219,7 +224,7 @@ class Write(Function):
 # ---- what they share -------------------------------------------------------------------------------------------------
 
 
-def by_torch(*gradients: Tensor | None) -> bool:
+def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
     """Whether a backward pass is to be differentiated, or runs under vmap, which cannot write into what there is."""
     active = torch.is_grad_enabled() or guard.in_transform()
     return active or any(d is not None and guard.is_batched_gradient(d) for d in gradients)
@@ -273,9 +278,9 @@ def _map(z: Tensor, maps: Tensor) -> None:
     maps[:, 1] = z.amax(1)
 
 
-def _maxima(way: Way, at: slice, x: Tensor, into: Tensor) -> Tensor:
+def _maxima(way: BackwardContext, at: slice, x: Tensor, into: Tensor) -> Tensor:
     """1 where a part of x * s, rounded as it was when they were found, is the maximum over channels, else 0."""
-    assert way.top is not None   # Maps has found them; for the type checker
+    assert way.top is not None   # PoolChannels has found them; for the type checker
     z = _flat(x[at]) if way.s is None else torch.mul(_flat(x[at]), way.s[at, :, None], out=into)
     return torch.eq(z, way.top[at, None], out=into)
 

@@ -13,11 +13,11 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...fast.autograd import Fused, densely
+from ...fast.autograd import Fused, as_dense
 from ...fast.cases import KernelCase
 from ...fast.choice import LONGEST
 from ...fast.triton import channel_norm, passes
-from ...fast.triton.common import alike, cdiv, follow, last, small
+from ...fast.triton.common import cdiv, empty_float32, is_channels_last, match_layout, update_running_stats
 from ...ops.numpy import one_value
 from .kernels import backward as backward_kernels
 from .kernels import forward as forward_kernels
@@ -86,10 +86,10 @@ def outputs(x: Tensor, g: Tensor, *rest: Any) -> Sequence[Any]:
     skip, gating, psi = it.training
     # not N * keep and so on: torch 2.11 multiplies no size of a graph by a bool
     bits = torch.empty((N if it.keep else 0, cdiv(F, forward_kernels.WORD), S), dtype=torch.int32, device=x.device)
-    alpha = small(x, N if it.keep or psi else 0, S)
-    norms = small(x, 3, F if skip else 0), small(x, 3, F if gating else 0)
-    batches = *norms, small(x, N if psi else 0, S), small(x, 3 if psi else 0)
-    return torch.empty_like(x), *Kept(alpha, bits, small(x, 4 * F + 2), *batches)
+    alpha = empty_float32(x, N if it.keep or psi else 0, S)
+    norms = empty_float32(x, 3, F if skip else 0), empty_float32(x, 3, F if gating else 0)
+    batches = *norms, empty_float32(x, N if psi else 0, S), empty_float32(x, 3 if psi else 0)
+    return torch.empty_like(x), *Kept(alpha, bits, empty_float32(x, 4 * F + 2), *batches)
 
 
 def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
@@ -99,9 +99,9 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     skip, gating, psi = it.training
     biases = [None if skip else it.bias, None if gating else it.gating_bias, it.psi_bias]
     if skip:
-        norm_kernels.moments(x, it.w, last(x), kept.batch)
+        norm_kernels.moments(x, it.w, is_channels_last(x), kept.batch)
     if gating:
-        norm_kernels.moments(g, it.u, last(x), kept.gating_batch)
+        norm_kernels.moments(g, it.u, is_channels_last(x), kept.gating_batch)
     after = (None,) * 4 if psi else (it.psi_scale, it.psi_shift, it.psi_mean, it.psi_var)
     norms = [
         Norm(it.scale, it.shift, *((kept.batch, None) if skip else (it.mean, it.var)), it.eps[0]),
@@ -116,8 +116,8 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     forward_kernels.fold(it.psi, biases, norms, kept.folded)
     coarse = g.shape[2:] != x.shape[2:]
     if coarse:
-        p = small(x, g.shape[0], prod(g.shape[2:]), it.w.shape[0])
-        forward_kernels.project(g, it.u, kept.folded, p, last(x))
+        p = empty_float32(x, g.shape[0], prod(g.shape[2:]), it.w.shape[0])
+        forward_kernels.project(g, it.u, kept.folded, p, is_channels_last(x))
     room = None if psi else y, kept.alpha if it.keep and not psi else None, kept.bits if it.keep else None
     second, u = (p, None) if coarse else (g, it.u)
     of_psi = _psi_norm(it, kept)
@@ -134,10 +134,10 @@ def backward(
     kept, F = Kept(*saved), len(it.w)
     dx, dg, *learned = gradients
     skip, gating, psi = it.training
-    dy, channels_last = alike(dy, x), last(x)
+    dy, channels_last = match_layout(dy, x), is_channels_last(x)
     own = not skip and not psi and backward_kernels.whole(x, F)
     if own:
-        dz = small(x, *kept.alpha.shape)
+        dz = empty_float32(x, *kept.alpha.shape)
     else:
         of_psi = _psi_norm(it, kept)
         dz = backward_kernels.to_sigmoid(x, dy, kept.alpha, channels_last, of_psi, learned[10:])
@@ -226,8 +226,8 @@ def refusal(gate: Any, x: Tensor, g: Tensor) -> str | None:
 
 def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
     """(N, C, *S), (N, G, *G) -> x * block.attention(x, g), (N, C, *S)."""
-    x = densely(x)
-    g = alike(g, x)
+    x = as_dense(x)
+    g = match_layout(g, x)
     convs, norms = (block.skip, block.gating, block.psi), (block.skip_norm, block.gating_norm, block.psi_norm)
     by_batch = [not isinstance(norm, nn.Identity) and (norm.training or norm.running_mean is None) for norm in norms]
     counts = [t.shape[0] * prod(t.shape[2:]) for t in (x, g, x)]
@@ -247,22 +247,22 @@ def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
     options = eps, by_batch, block.spec.interpolation, block.spec.align_corners, keep
     y, *saved = KERNELS(block, *tensors, *running, *options)
     if any(by_batch):
-        _follow(block, by_batch, counts, Kept(*saved))
+        _update_running_stats(block, by_batch, counts, Kept(*saved))
     return y
 
 
 # ---- norms -----------------------------------------------------------------------------------------------------------
 
 
-def _follow(block: Any, by_batch: Sequence[bool], counts: Sequence[int], kept: Kept) -> None:
+def _update_running_stats(block: Any, by_batch: Sequence[bool], counts: Sequence[int], kept: Kept) -> None:
     """Running statistics follow the batch's."""
     skip, gating, psi = by_batch
     if skip:
-        follow(block.skip_norm, *_biased(kept.batch, block.skip.bias), counts[0])
+        update_running_stats(block.skip_norm, *_biased(kept.batch, block.skip.bias), counts[0])
     if gating:
-        follow(block.gating_norm, *_biased(kept.gating_batch, block.gating.bias), counts[1])
+        update_running_stats(block.gating_norm, *_biased(kept.gating_batch, block.gating.bias), counts[1])
     if psi:
-        follow(block.psi_norm, kept.psi_batch[:1], kept.psi_batch[2:], counts[2])
+        update_running_stats(block.psi_norm, kept.psi_batch[:1], kept.psi_batch[2:], counts[2])
 
 
 def _biased(batch: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ...fast.autograd import Fused, densely
+from ...fast.autograd import Fused, as_dense
 from ...fast.cases import KernelCase
 from ...fast.triton import passes, perceptron, spatial
 from ...fast.triton.passes import Map
@@ -45,7 +45,7 @@ def backward(
     x, (layers, conv) = args[0], parts(*args)
     saved, place = kept[0], spatial.Kept(*kept[1:])
     dx, _, *learned = gradients
-    dy = passes.to_scaled(dy, x, y, gradients)
+    dy = passes.grad_of_product(dy, x, y, gradients)
     dmaps = spatial.backward(x, dy, saved, conv, place, learned[4:])
     of_map = Map(place.t, place.maps, dmaps)
     to = Layers._make([*learned[:4], layers.gate])
@@ -55,7 +55,7 @@ def backward(
 
 ARGUMENTS = """Tensor x, Tensor? shortcut, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,
 Tensor weight, Tensor? scale, Tensor? shift, Tensor? mean, Tensor? var, str gate, float eps, bool training, bool relu"""
-KERNELS = Fused("cbam", ARGUMENTS, 5, outputs, forward, backward, fixed=2, rereads=passes.rereads)
+KERNELS = Fused("cbam", ARGUMENTS, 5, outputs, forward, backward, fixed=2, backward_needs_y=passes.backward_needs_y)
 CASES: Final = (
     KernelCase(starts=(4, 4, 6)),
     KernelCase({"norm": True}, starts=(4, 7, 7), rare=True),
@@ -69,6 +69,6 @@ def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Te
     *layers, gate = perceptron.layers_of(block.channel)
     *tensors, eps, training = it = spatial.filter_of(block.spatial)
     options = gate, eps, training, act == "relu"
-    y, *kept = KERNELS(block, densely(x), shortcut, *layers, *tensors, *options, act=act)
-    spatial.follow(block.spatial, it, spatial.Kept(*kept[1:]))
+    y, *kept = KERNELS(block, as_dense(x), shortcut, *layers, *tensors, *options, act=act)
+    spatial.update_running_stats(block.spatial, it, spatial.Kept(*kept[1:]))
     return y

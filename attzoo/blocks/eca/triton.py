@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...fast.autograd import Fused, densely
+from ...fast.autograd import Fused, as_dense
 from ...fast.cases import KernelCase
 from ...fast.triton import passes
-from ...fast.triton.common import REAL, counters, is_last, launch, nth, power, sizes, small
+from ...fast.triton.common import REAL, counters, empty_float32, is_last, launch, next_power_of_2, nth, sizes
 from ...fast.triton.passes import channels_portion, pool_portion, portion, portions
 from ...fast.triton.perceptron import total_of
 
@@ -96,7 +96,7 @@ def slope(parts, saved, n, c, inside, C, PARTS):
 
 def outputs(x: Tensor, *_: Any) -> Sequence[Any]:
     """y and what is saved: s and averages, (N, C) each."""
-    return torch.empty_like(x), small(x, 2, *x.shape[:2])
+    return torch.empty_like(x), empty_float32(x, 2, *x.shape[:2])
 
 
 def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
@@ -104,7 +104,7 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     x, shortcut, w, circular, relu = args
     y, saved = to
     (N, C, S), it = sizes(x), portions("pool", x)
-    args = x, small(x, N, it.parts, C), counters(x, N), saved, w, N, C, S, it.parts, it.steps, 1 / S
+    args = x, empty_float32(x, N, it.parts, C), counters(x, N), saved, w, N, C, S, it.parts, it.steps, 1 / S
     launch(pool_excite_kernel, it.programs, *args, **_options(w, circular, C), **it.options)
     passes.scale(x, saved, None, y, shortcut, relu)
 
@@ -115,22 +115,22 @@ def backward(
     """dy * x, added up, is the gradient of s; what that makes of the average is added to dy * s."""
     x, _, w, circular, _ = args
     dx, _, dw = gradients
-    dy, (saved,) = passes.to_scaled(dy, x, y, gradients), kept
+    dy, (saved,) = passes.grad_of_product(dy, x, y, gradients), kept
     (N, C, S), it = sizes(x), portions("channels", x)
     if not N:
         dw.zero_()
-    parts, found = small(x, N, it.parts, C), small(x, N * (C + w.numel()))
+    parts, found = empty_float32(x, N, it.parts, C), empty_float32(x, N * (C + w.numel()))
     args = x, dy, parts, counters(x, N + 1), saved, found, w, dw, N, C, S, it.parts, it.steps, 1 / S
     launch(channels_unexcite_kernel, it.programs, *args, **_options(w, circular, C), **it.options, BN=SAMPLES)
     passes.to_input(x, dy, dx, saved, found)
 
 
 def _options(w: Tensor, circular: bool, C: int) -> dict[str, Any]:
-    return {"K": w.numel(), "CIRCULAR": circular, "CC": min(power(C), WIDE)}
+    return {"K": w.numel(), "CIRCULAR": circular, "CC": min(next_power_of_2(C), WIDE)}
 
 
 ARGUMENTS = "Tensor x, Tensor? shortcut, Tensor w, bool circular, bool relu"
-KERNELS = Fused("eca", ARGUMENTS, 1, outputs, forward, backward, rereads=passes.rereads)
+KERNELS = Fused("eca", ARGUMENTS, 1, outputs, forward, backward, backward_needs_y=passes.backward_needs_y)
 CASES: Final = (KernelCase(starts=(2, 2, 2)), KernelCase({"padding": "circular"}, rare=True))
 
 
@@ -138,4 +138,4 @@ CASES: Final = (KernelCase(starts=(2, 2, 2)), KernelCase({"padding": "circular"}
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """(N, C, *S) -> (N, C, *S)."""
     options = block.spec.padding == "circular", act == "relu"
-    return KERNELS(block, densely(x), shortcut, block.conv.weight, *options, act=act)[0]
+    return KERNELS(block, as_dense(x), shortcut, block.conv.weight, *options, act=act)[0]

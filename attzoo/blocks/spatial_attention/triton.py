@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ...fast.autograd import Fused, densely
+from ...fast.autograd import Fused, as_dense
 from ...fast.cases import KernelCase
 from ...fast.triton import passes, spatial
 from ...fast.triton.passes import Map
@@ -37,12 +37,14 @@ def backward(
     """dy * x, added up, is the gradient of t; what that makes of average and maximum is added to dy * t."""
     x, _, *conv, _ = args
     dx, _, *learned = gradients
-    dy, saved = passes.to_scaled(dy, x, y, gradients), Kept(*kept)
+    dy, saved = passes.grad_of_product(dy, x, y, gradients), Kept(*kept)
     dmaps = spatial.backward(x, dy, None, Filter(*conv), saved, learned)
     passes.to_input(x, dy, dx, None, None, of_map=Map(saved.t, saved.maps, dmaps))
 
 
-KERNELS = Fused("spatial_attention", ARGUMENTS, 4, outputs, forward, backward, fixed=2, rereads=passes.rereads)
+KERNELS = Fused(
+    "spatial_attention", ARGUMENTS, 4, outputs, forward, backward, fixed=2, backward_needs_y=passes.backward_needs_y
+)
 CASES: Final = (
     KernelCase(starts=(3, 3, 4)),
     KernelCase({"norm": True}),
@@ -55,6 +57,6 @@ CASES: Final = (
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """(N, C, *S) -> (N, C, *S)."""
     conv = spatial.filter_of(block)
-    y, *kept = KERNELS(block, densely(x), shortcut, *conv, act == "relu", act=act)
-    spatial.follow(block, conv, Kept(*kept))
+    y, *kept = KERNELS(block, as_dense(x), shortcut, *conv, act == "relu", act=act)
+    spatial.update_running_stats(block, conv, Kept(*kept))
     return y

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autograd import Fused, densely
+from ..autograd import Fused, as_dense
 from . import passes, perceptron
 from .perceptron import Layers
 
@@ -36,7 +36,7 @@ def backward(
     """dy * x, added up, is the gradient of s; what that makes of average and maximum is added to dy * s."""
     x, _, *layers, gate, _ = args
     dx, _, *dlayers = gradients
-    dy, (saved,) = passes.to_scaled(dy, x, y, gradients), kept
+    dy, (saved,) = passes.grad_of_product(dy, x, y, gradients), kept
     it, to = Layers._make([*layers, gate]), Layers._make([*dlayers, gate])
     found = perceptron.backward(x, dy, it, top, saved, None, to)
     passes.to_input(x, dy, dx, saved, found, top)
@@ -45,9 +45,9 @@ def backward(
 def kernels(name: str, top: bool) -> Fused:
     """Those of one of the two blocks."""
     both = partial(forward, top), partial(backward, top)
-    return Fused(name, ARGUMENTS, 1, partial(outputs, top), *both, rereads=passes.rereads)
+    return Fused(name, ARGUMENTS, 1, partial(outputs, top), *both, backward_needs_y=passes.backward_needs_y)
 
 
 def call(it: Fused, block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """(N, C, *S) -> (N, C, *S)."""
-    return it(block, densely(x), shortcut, *perceptron.layers_of(block), act == "relu", act=act)[0]
+    return it(block, as_dense(x), shortcut, *perceptron.layers_of(block), act == "relu", act=act)[0]

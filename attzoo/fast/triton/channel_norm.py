@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import REAL, cdiv, counters, is_last, launch, small
+from .common import REAL, cdiv, counters, empty_float32, is_last, launch
 
 AT_ONCE = tl.constexpr(1024)   # parts that the last program adds up at a time
 POSITIONS = 1024               # of the map, that a program of `backward` takes
@@ -141,7 +141,7 @@ class Slopes(NamedTuple):
         if norm is None:
             return cls(*[None] * 7)
         q = norm.q
-        return cls(q, norm.statistics, small(q, 2, programs), counters(q, 1), small(q, 2), *gradients)
+        return cls(q, norm.statistics, empty_float32(q, 2, programs), counters(q, 1), empty_float32(q, 2), *gradients)
 
 
 def backward(d: Tensor, norm: Norm | None, slopes: Slopes) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ...ops import guard
 from .. import tape
 from ..autograd import ALIGNED
-from ..choice import HERE
+from ..choice import THREAD_STATE
 
 KEPT = torch.float32                # what is kept, and
 REAL = tl.constexpr(tl.float32)     # what is added up; tests, to prove the formulas, make it float64
@@ -61,7 +61,7 @@ def places(i, S, BS: tl.constexpr):
 
 
 @triton.jit
-def corner(i, C, S, BC: tl.constexpr, BS: tl.constexpr):
+def tile_indices(i, C, S, BC: tl.constexpr, BS: tl.constexpr):
     """The sample, channels and places of program i, where each takes one tile."""
     across, down = tl.cdiv(S, BS), tl.cdiv(C, BC)
     c = i // across % down * BC + tl.arange(0, BC)
@@ -117,21 +117,21 @@ def sizes(x: Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.shape[1], prod(x.shape[2:])
 
 
-def last(x: Tensor) -> bool:
+def is_channels_last(x: Tensor) -> bool:
     """Whether x, which is dense, lies channels last."""
     return not x.is_contiguous()
 
 
-def alike(x: Tensor, other: Tensor) -> Tensor:
+def match_layout(x: Tensor, other: Tensor) -> Tensor:
     """x, dense, in the layout of `other`, which is dense: copied only where it must be."""
     if x.stride() == other.stride() and x.shape == other.shape:
         return x
-    if last(other):
+    if is_channels_last(other):
         return x.movedim(1, -1).contiguous().movedim(-1, 1)
     return x.contiguous()
 
 
-def power(n: int) -> int:
+def next_power_of_2(n: int) -> int:
     """The least power of 2 that is not under n."""
     return 1 << (n - 1).bit_length()
 
@@ -141,13 +141,13 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def split(many: int, programs: int) -> tuple[int, int]:
+def parts_and_steps(many: int, programs: int) -> tuple[int, int]:
     """Into how many parts, of how many steps each, `many` steps go to fill a GPU beside as many `programs`."""
     each = cdiv(many, min(many, max(1, cdiv(PROGRAMS, programs))))
     return cdiv(many, each), each
 
 
-def small(x: Tensor, *shape: int) -> Tensor:
+def empty_float32(x: Tensor, *shape: int) -> Tensor:
     """Room for what is kept of x."""
     return tape.allocated(partial(_empty, shape, KEPT), x)
 
@@ -169,13 +169,13 @@ def counters(x: Tensor, count: int) -> Tensor:
 def _counters(count: int, x: Tensor) -> Tensor:
     stream = None
     if x.is_cuda:
-        if getattr(HERE, "in_graph", False) or torch.cuda.is_current_stream_capturing():
+        if getattr(THREAD_STATE, "in_graph", False) or torch.cuda.is_current_stream_capturing():
             return torch.zeros(count, dtype=torch.int32, device=x.device)
         stream = torch.cuda.current_stream(x.device).cuda_stream
     key = x.device, stream
     known = COUNTERS.get(key)
     if known is None or len(known) < count:
-        known = torch.zeros(power(max(count, FEWEST_COUNTERS)), dtype=torch.int32, device=x.device)
+        known = torch.zeros(next_power_of_2(max(count, FEWEST_COUNTERS)), dtype=torch.int32, device=x.device)
         if tape.current() or not guard.in_mode():   # a user's mode may make a tensor of its own kind
             COUNTERS[key] = known
     return known
@@ -214,7 +214,7 @@ def _launch(kernel: Any, programs: int, args: Sequence[Any], options: dict[str, 
 
 
 @torch.no_grad()
-def follow(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
+def update_running_stats(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
     """What a batch norm does in training besides: its running statistics follow the batch's, of `count` values.
 
     var: unbiased.

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .channel_norm import Norm, add_moments
-from .common import REAL, cdiv, counters, is_last, launch, places, power, small, split
+from .common import REAL, cdiv, counters, empty_float32, is_last, launch, next_power_of_2, parts_and_steps, places
 
 PLACES = 128    # that a program takes
 TAPS = 16       # of the kernel, that a program takes on the way back
@@ -73,11 +73,11 @@ def conv(maps: Tensor, weight: Tensor, size: Sequence[int], t: Tensor, norm: Nor
         raise ValueError(f"expected a kernel from 2 maps to 1, got {list(weight.shape)}")
     whole, kernel = _whole(size), _kernel(weight)
     N, S = t.shape
-    BS = min(power(S), PLACES)
+    BS = min(next_power_of_2(S), PLACES)
     programs = N * cdiv(S, BS)
     arrays: list[Any] = [None] * 7 if norm is None else [*norm[:4], norm.statistics, None, None]
     if norm is not None and norm.by_batch:
-        arrays[5:] = small(t, 3, programs), counters(t, 1)
+        arrays[5:] = empty_float32(t, 3, programs), counters(t, 1)
     args = maps, weight, norm and norm.q, t, *arrays, norm and norm.eps, N, *whole
     launch(conv_kernel, programs, *args, BS=BS, num_warps=4, **kernel)
 
@@ -143,14 +143,14 @@ def backward(
     """
     whole, kernel = _whole(size), _kernel(weight)
     N, S = dq.shape
-    BS = min(power(S), PLACES)
-    dmaps = small(dq, N, 2, S)
+    BS = min(next_power_of_2(S), PLACES)
+    dmaps = empty_float32(dq, N, 2, S)
     options = {"BS": BS, "num_warps": 4, **kernel}
     steps = N * cdiv(S, BS)
     launch(maps_kernel, steps, dq, weight, ties, dmaps, *whole, channels, **options)
     taps = cdiv(weight.numel(), TAPS)
-    count, each = split(max(1, steps), taps)
-    parts = small(dq, count, weight.numel())
+    count, each = parts_and_steps(max(1, steps), taps)
+    parts = empty_float32(dq, count, weight.numel())
     args = dq, maps, parts, counters(dq, taps), dweight, N, *whole, count, each
     launch(weight_kernel, taps * count, *args, BT=TAPS, BP=64, **options)
     return dmaps

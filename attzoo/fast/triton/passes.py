@@ -21,19 +21,19 @@ from .channel_norm import Norm, Slopes, add_slopes, applied, backward
 from .common import (
     INFINITY,
     REAL,
-    alike,
     at,
     cdiv,
-    corner,
+    empty_float32,
+    is_channels_last,
     larger,
-    last,
     launch,
+    match_layout,
     nth,
+    parts_and_steps,
     places,
     relu,
     sizes,
-    small,
-    split,
+    tile_indices,
 )
 from .tiles import tile
 
@@ -97,8 +97,8 @@ def portions(name: str, x: Tensor) -> Portions:
     N, C, S = sizes(x)
     BC, BS, num_warps = tile(name, x)
     blocks = cdiv(C, BC)
-    parts, steps = split(cdiv(S, BS), max(1, N * blocks))
-    options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
+    parts, steps = parts_and_steps(cdiv(S, BS), max(1, N * blocks))
+    options = {"LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     return Portions(N * blocks * parts, parts, steps, options)
 
 
@@ -126,7 +126,7 @@ def pool_channels(x: Tensor, s: Tensor | None, maps: Tensor) -> None:
     """Average and maximum over channels of x * s, into maps (N, 2, S): (N, C, *S), (N, C) or None for 1."""
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("map", x)
-    options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
+    options = {"LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     launch(map_kernel, N * cdiv(S, BS), x, s, maps, C, S, **options)
 
 
@@ -140,7 +140,7 @@ def scale_kernel(
     If there is q, the map before its norm, t is made of it, and written with the first channels.
     """
     i = tl.num_programs(0) - 1 - tl.program_id(0)
-    n, c, p = corner(i, C, S, BC, BS)
+    n, c, p = tile_indices(i, C, S, BC, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
     to = at(n, c[:, None], p[None, :], C, S, LAST)
     z = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
@@ -178,8 +178,8 @@ def scale(
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("scale", x)
-    options = {"RELU": relu, "LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
-    shortcut = None if shortcut is None else alike(shortcut, x)
+    options = {"RELU": relu, "LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
+    shortcut = None if shortcut is None else match_layout(shortcut, x)
     of_norm = (None,) * 4 if norm is None else (norm.q, norm.statistics, norm.scale, norm.shift)
     args = x, s, t, *of_norm, shortcut, y, C, S
     launch(scale_kernel, N * cdiv(C, BC) * cdiv(S, BS), *args, **options)
@@ -191,17 +191,17 @@ def scale(
 # has counted them. `each` stands for such a share: (N, S) of the maxima over channels, (N, C) of those over space.
 
 
-def rereads(*args: Any) -> bool:
-    """Whether `to_scaled` needs y: the last of the arguments says whether there is a relu."""
+def backward_needs_y(*args: Any) -> bool:
+    """Whether `grad_of_product` needs y: the last of the arguments says whether there is a relu."""
     return bool(args[-1])
 
 
-def to_scaled(dy: Tensor, x: Tensor, y: Tensor | None, gradients: list[Any]) -> Tensor:
+def grad_of_product(dy: Tensor, x: Tensor, y: Tensor | None, gradients: list[Any]) -> Tensor:
     """The gradient of x * s * t, laid out as x is, from that of y; it is the shortcut's too, the second of `gradients`.
 
     y: as it came out, if there was a relu.
     """
-    dy, room = alike(dy, x), gradients[1]
+    dy, room = match_layout(dy, x), gradients[1]
     if y is not None:
         into = tape.allocated(torch.empty_like, dy) if room is None or room.stride() != dy.stride() else room
         tape.call(_relu_backward, dy, y, into)   # 0 where y is, as in torch's own relu
@@ -216,7 +216,7 @@ def _relu_backward(dy: Tensor, y: Tensor, into: Tensor) -> None:
 
 
 @triton.jit
-def places_kernel(
+def position_gradients_kernel(
     x, dy, s, t, maps, dq, ties, q, statistics, parts, counter, sums_of_norm, dscale, dshift, C, S,
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
@@ -254,11 +254,11 @@ def to_places(
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("positions", x)
-    dq, ties = small(x, N, S), small(x, N, S)
-    options = {"LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
+    dq, ties = empty_float32(x, N, S), empty_float32(x, N, S)
+    options = {"LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     programs = N * cdiv(S, BS)
     slopes = Slopes.of(norm, programs, gradients)
-    launch(places_kernel, programs, x, dy, s, t, maps, dq, ties, *slopes, C, S, **options)
+    launch(position_gradients_kernel, programs, x, dy, s, t, maps, dq, ties, *slopes, C, S, **options)
     backward(dq, norm, slopes)
     return dq, ties
 
@@ -330,7 +330,7 @@ def input_kernel(
     TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """One program: one tile. What was read last, and may still be near, comes first."""
-    n, c, p = corner(tl.num_programs(0) - 1 - tl.program_id(0), C, S, BC, BS)
+    n, c, p = tile_indices(tl.num_programs(0) - 1 - tl.program_id(0), C, S, BC, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
     to = at(n, c[:, None], p[None, :], C, S, LAST)
     d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
@@ -367,7 +367,7 @@ def to_input(
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("input" if of_map is None else "input of a map", x)
-    options = {"TOP": top, "LAST": last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
+    options = {"TOP": top, "LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     t, maps, dmaps = of_map or (None, None, None)
     args = x, dy, saved, t, maps, dmaps, found, dx, N, C, S
     launch(input_kernel, N * cdiv(C, BC) * cdiv(S, BS), *args, **options)

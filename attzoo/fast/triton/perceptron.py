@@ -27,15 +27,15 @@ from .common import (
     ROWS,
     cdiv,
     counters,
+    empty_float32,
     is_last,
     larger,
     launch,
     multiply_add,
+    next_power_of_2,
     nth,
-    power,
     relu,
     sizes,
-    small,
 )
 from .passes import Map, portion
 
@@ -64,7 +64,7 @@ def layers_of(block: Any) -> Layers:
 def saved(x: Tensor, R: int, top: bool) -> Tensor:
     """Room for what is saved of x (N, C, *S), or computed in the backward pass."""
     N, C = x.shape[:2]
-    return small(x, N * (3 * C + 2 * R) if top else N * (2 * C + R))
+    return empty_float32(x, N * (3 * C + 2 * R) if top else N * (2 * C + R))
 
 
 # ---- forward ---------------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
         shapes = ", ".join(str(list(t.shape)) for t in layers[:4] if t is not None)   # a kernel would read past them
         raise ValueError(f"expected weights and biases for {C} channels and {R} hidden units, got {shapes}")
     it = passes.portions("pool", x)
-    parts = small(x, 1 + top, N, it.parts, C)
+    parts = empty_float32(x, 1 + top, N, it.parts, C)
     hard = layers.gate == "hard_sigmoid"
     if few(C, R):
         args = x, parts, counters(x, N), saved, *layers[:4], N, C, S, R, it.parts, it.steps, 1 / S
@@ -393,7 +393,7 @@ def backward(
     (N, C, S), R = sizes(x), len(layers.w1)
     it = passes.portions("channels" if of_map is None else "channels of a map", x)
     t, maps, dmaps = of_map or (None, None, None)
-    parts, found = small(x, 1 + top, N, it.parts, C), small(x, len(saved))
+    parts, found = empty_float32(x, 1 + top, N, it.parts, C), empty_float32(x, len(saved))
     hard = layers.gate == "hard_sigmoid"
     BR = _units(R)
     options = {"TOP": top, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
@@ -419,10 +419,10 @@ def few(C: int, R: int) -> bool:
 
 def _sample(R: int) -> dict[str, int]:
     """Hidden units and channels that it takes at once: as many numbers as it has threads, so that each has its own."""
-    BR = power(R)
+    BR = next_power_of_2(R)
     return {"BR": BR, "CC": max(16, 4096 // BR)}
 
 
 def _units(R: int) -> int:
     """Hidden units that a program takes at once, of many."""
-    return max(16, min(power(R), 64))
+    return max(16, min(next_power_of_2(R), 64))

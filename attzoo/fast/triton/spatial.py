@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...ops.numpy import one_value
 from . import channel_norm, common, passes
 from . import maps as conv
-from .common import small
+from .common import empty_float32
 
 NORM = "Tensor? scale, Tensor? shift, Tensor? mean, Tensor? var, float eps, bool training"
 
@@ -61,7 +61,8 @@ def kept(x: Tensor, it: Filter) -> Kept:
     """Room for what is kept of x (N, C, *S)."""
     N, S = x.shape[0], prod(x.shape[2:])   # len(x) would tie a graph to it
     samples = 0 if it.scale is None else N   # torch 2.11 multiplies no size of a graph by a bool
-    return Kept(small(x, N, 2, S), small(x, N, S), small(x, samples, S), small(x, 0 if it.scale is None else 3))
+    shapes = (N, 2, S), (N, S), (samples, S), (0 if it.scale is None else 3,)
+    return Kept._make([empty_float32(x, *shape) for shape in shapes])
 
 
 def norm_of(it: Filter, kept: Kept) -> channel_norm.Norm | None:
@@ -95,7 +96,7 @@ def backward(
     return conv.backward(dq, ties, kept.maps, it.weight, x.shape[2:], x.shape[1], dweight)
 
 
-def follow(block: Any, it: Filter, kept: Kept) -> None:
+def update_running_stats(block: Any, it: Filter, kept: Kept) -> None:
     """What batch norm does in training besides."""
     if it.scale is not None and it.training:
-        common.follow(block.norm, kept.statistics[:1], kept.statistics[2:], kept.q.numel())
+        common.update_running_stats(block.norm, kept.statistics[:1], kept.statistics[2:], kept.q.numel())

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from torch import Tensor
 
-from .common import Tile, last, power, sizes
+from .common import Tile, is_channels_last, next_power_of_2, sizes
 
 
 class Kind(NamedTuple):
@@ -61,13 +61,13 @@ MEASURED: Final = {
 def tile(name: str, x: Tensor) -> Tile:
     """The tile of a pass over x (N, C, *S): the measured one, of the same area where x is shorter in one direction."""
     _, C, S = sizes(x)
-    channels_last = last(x)
+    channels_last = is_channels_last(x)
     BC, BS, num_warps = MEASURED[Kind(name, channels_last, x.element_size() < 4)]
     area = BC * BS
     if channels_last:
-        BC = min(power(C), BC)
-        BS = min(power(S), area // BC)
+        BC = min(next_power_of_2(C), BC)
+        BS = min(next_power_of_2(S), area // BC)
     else:
-        BS = min(power(S), BS)
-        BC = min(power(C), area // BS)
+        BS = min(next_power_of_2(S), BS)
+        BC = min(next_power_of_2(C), area // BS)
     return Tile(BC, BS, num_warps if BC * BS >= 1024 else 4)

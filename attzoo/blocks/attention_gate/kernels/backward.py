@@ -20,7 +20,19 @@ from torch import Tensor
 
 from ....fast.triton import channel_norm
 from ....fast.triton.channel_norm import add_slopes
-from ....fast.triton.common import PROGRAMS, REAL, at, cdiv, counters, is_last, launch, places, power, sizes, small
+from ....fast.triton.common import (
+    PROGRAMS,
+    REAL,
+    at,
+    cdiv,
+    counters,
+    empty_float32,
+    is_last,
+    launch,
+    next_power_of_2,
+    places,
+    sizes,
+)
 from .forward import column, matrix, passed, precision, product, projected, together, values
 from .resize import Grids, first, found, reaches
 from .tiles import BACKWARD, CENTRED, Tile, exact_tile
@@ -302,7 +314,7 @@ def to_sigmoid(
     """
     N, C, S = sizes(x)
     BC, BS = (64, 64) if last else (16, 256)
-    dz = small(x, N, S)
+    dz = empty_float32(x, N, S)
     programs = N * cdiv(S, BS)
     slopes = channel_norm.Slopes.of(psi, programs, gradients)
     launch(product_kernel, programs, x, dy, alpha, dz, *slopes, C, S, LAST=last, BC=BC, BS=BS, num_warps=8)
@@ -356,7 +368,7 @@ def to_input(
     steps = N * cdiv(S, BS)
     enough = N * S // (8 * max(BF, F))   # with more, writing them would take as long
     parts = max(1, min(steps, RESIDENT // blocks, enough))
-    sums = Parts(small(x, parts, F, C), small(x, parts, F + 1))
+    sums = Parts(empty_float32(x, parts, F, C), empty_float32(x, parts, F + 1))
     where, constants = it.arguments()
     sizes_of_tile = {"BF": BF, "BC": BC, "BS": BS, "num_warps": num_warps}
     sizes_of_tile["num_stages"] = 3 if BS == 64 and not coarse else 2   # by the same sweep
@@ -387,7 +399,7 @@ def to_weights(
     variance, room for gradients of scale and shift, and eps, as weights_kernel has them.
     """
     F, C = w.shape[:2]
-    room = small(w, F + 1), counters(w, 1)
+    room = empty_float32(w, F + 1), counters(w, 1)
     args = *x, *g, w, u, folded, *centres, *gradients, *norms, *room, F, C, u.shape[1], len(x.e), len(g.e)
-    options = {"PSI_BY_BATCH": psi_by_batch, "BP": AT_ONCE, "BC": 64, "BF": power(F), "num_warps": 4}
+    options = {"PSI_BY_BATCH": psi_by_batch, "BP": AT_ONCE, "BC": 64, "BF": next_power_of_2(F), "num_warps": 4}
     launch(weights_kernel, F, *args, **options)

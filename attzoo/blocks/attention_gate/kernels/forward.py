@@ -26,14 +26,14 @@ from ....fast.triton.common import (
     at,
     cdiv,
     counters,
-    last,
+    empty_float32,
+    is_channels_last,
     launch,
     multiply_add,
+    next_power_of_2,
     places,
-    power,
     relu,
     sizes,
-    small,
 )
 from .resize import Grids, resized
 from .tiles import FORWARD, Tile, exact_tile
@@ -153,7 +153,8 @@ def fold(psi: Tensor, biases: Sequence[Tensor | None], norms: Sequence[Norm], to
     """psi, biases and norms of the three projections -> `to`, 4 F + 2; a bias of None is none, or not in the mean."""
     numbers = [number for norm in norms for number in norm[:4]]
     F = psi.numel()
-    launch(fold_kernel, 1, psi, *biases, *numbers, to, F, *(norm.eps for norm in norms), BF=power(F), num_warps=4)
+    args = psi, *biases, *numbers, to, F, *(norm.eps for norm in norms)
+    launch(fold_kernel, 1, *args, BF=next_power_of_2(F), num_warps=4)
 
 
 # ---- passes ----------------------------------------------------------------------------------------------------------
@@ -241,7 +242,7 @@ def most(x: Tensor) -> int:
 
 def together(x: Tensor, channels: int) -> int:
     """Channels, of so many, that a program takes at once, if it has room."""
-    return max(16, min(power(channels), most(x)))
+    return max(16, min(next_power_of_2(channels), most(x)))
 
 
 def precision(x: Tensor) -> str:
@@ -281,14 +282,14 @@ def gate(
     BF, BC, BS, num_warps = tile(x, F, C)
     BS = min(BS, 64) if u is None else BS   # with 128 positions, resampling spills
     G = 0 if u is None else u.shape[1]
-    BG = min(BC, max(16, power(G)))
-    options: dict[str, Any] = {"LAST": last(x), "PRECISION": precision(x), "WHOLE": C <= BC}
+    BG = min(BC, max(16, next_power_of_2(G)))
+    options: dict[str, Any] = {"LAST": is_channels_last(x), "PRECISION": precision(x), "WHOLE": C <= BC}
     options |= {"WORDS": cdiv(F, WORD), "BLOCKS": cdiv(F, BF)}
     sizes_of_tile = {"BF": BF, "BC": BC, "BG": BG, "BS": BS, "num_warps": num_warps, "num_stages": 2}
     programs = N * cdiv(S, BS)
     of_psi: Sequence[Any] = (None,) * 5
     if psi is not None:
-        of_psi = psi.q, psi.statistics, small(x, 3, programs), counters(x, 1), psi.eps
+        of_psi = psi.q, psi.statistics, empty_float32(x, 3, programs), counters(x, 1), psi.eps
     args = x, g, w, u, folded, *to, *of_psi, N, F, C, G, S, *grids.sizes
     launch(gate_kernel, programs, *args, **grids.options, **options, **sizes_of_tile)
 
@@ -301,5 +302,5 @@ def tile(x: Tensor, F: int, C: int) -> Tile:
     BC = min(together(x, C), 64 if BF > 64 else 128)
     if BF > 32 or BC > 64:
         return Tile(BF, BC, 32, 8)
-    wide = x.element_size() < 4 and not last(x)   # by the sweep that tiles.py speaks of
+    wide = x.element_size() < 4 and not is_channels_last(x)   # by the sweep that tiles.py speaks of
     return Tile(BF, BC, 128 if wide else 64, 4)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ....fast.triton.common import REAL, cdiv, counters, is_last, launch, sizes, small
+from ....fast.triton.common import REAL, cdiv, counters, empty_float32, is_last, launch, sizes
 from . import forward
 from .backward import RESIDENT, Slopes, slopes
 from .forward import column, precision, projected
@@ -84,7 +84,7 @@ def moments(x: Tensor, w: Tensor, last: bool, batch: Tensor) -> None:
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C)
     count = max(1, min(N * cdiv(S, BS), RESIDENT))
-    parts = small(x, count, 3, F)
+    parts = empty_float32(x, count, 3, F)
     options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS, "BP": AT_ONCE}
     blocks = cdiv(F, BF)
     args = x, w, parts, counters(x, blocks), batch, N, F, C, S, count
@@ -141,7 +141,7 @@ def centre(x: Tensor, w: Tensor, batch: Tensor, eps: float, it: Slopes, last: bo
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C)
     count = max(1, min(N * cdiv(S, BS), RESIDENT))
-    parts, found, blocks = small(x, count, 3, F), small(x, 5, F), cdiv(F, BF)
+    parts, found, blocks = empty_float32(x, count, 3, F), empty_float32(x, 5, F), cdiv(F, BF)
     where, constants = it.arguments()
     options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS, "BP": AT_ONCE}
     args = x, w, batch, it.dz, it.bits, parts, counters(x, blocks), found, eps, N, F, C, S, count, *where
