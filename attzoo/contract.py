@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .hints import NamedArguments as NamedArguments
 from .hints import nearest
+from .moved import moved
 
 Array = NDArray[np.floating]
 Shape = Sequence[int | None]
@@ -104,7 +105,7 @@ class AnySpec(Protocol):
     def config(self) -> dict[str, Any]:
         """Arguments that rebuild this very block or network, every None resolved."""
 
-    def accept(self, *args: Any, **kwargs: Any) -> None:
+    def check_inputs(self, *args: Any, **kwargs: Any) -> None:
         """Called with (*shapes, channels_last=False): raise ValueError unless these are its inputs' shapes."""
 
     def macs(self, *args: Any, **kwargs: Any) -> int:
@@ -312,13 +313,13 @@ def choice(name: str, value: Any, known: Sequence[Any]) -> Any:
     raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {got}")
 
 
-def settle(spec: Any, **values: Any) -> None:
+def set_fields(spec: Any, **values: Any) -> None:
     """Give fields of a frozen spec their checked values; only for __post_init__."""
     for name, value in values.items():
         object.__setattr__(spec, name, value)
 
 
-def accept(
+def check_shape(
     shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool, least: Sequence[int] = ()
 ) -> None:
     """Raise ValueError unless shape is (N, C, *S), or (N, *S, C), with every spatial size >= `least` (1 by default).
@@ -403,3 +404,7 @@ def triton_first() -> None:
     if "tensorflow" not in sys.modules:
         with suppress(ImportError):
             import_module("triton")
+
+
+def __getattr__(name: str) -> Any:
+    return moved(__name__, name, {"accept": "attzoo.contract.check_shape", "settle": "attzoo.contract.set_fields"})

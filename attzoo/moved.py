@@ -9,12 +9,13 @@ from typing import Any
 
 
 def moved(module: str, name: str, places: Mapping[str, str]) -> Any:
-    """What `module.__getattr__(name)` returns: the attribute of that name in the module that `places` says.
+    """What `module.__getattr__(name)` returns: the attribute that `places` names, as "module.attribute".
 
     Raises AttributeError for a name that has not moved.
     """
     if name not in places:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    warnings.warn(f"{module}.{name} is now {places[name]}.{name}; the next release has no {module}.{name}",
+    warnings.warn(f"{module}.{name} is now {places[name]}; the next release has no {module}.{name}",
                   DeprecationWarning, stacklevel=3)   # fmt: skip
-    return getattr(import_module(places[name]), name)
+    place, _, attribute = places[name].rpartition(".")
+    return getattr(import_module(place), attribute)

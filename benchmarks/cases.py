@@ -101,7 +101,7 @@ def spec_of(case: Case) -> Any:
 def takes(case: Case) -> bool:
     """Whether the block of a case takes inputs of these shapes."""
     try:
-        spec_of(case).accept(*case.shapes)
+        spec_of(case).check_inputs(*case.shapes)
     except ValueError:
         return False
     return True

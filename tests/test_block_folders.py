@@ -50,7 +50,7 @@ def test_a_spec_lists_examples_and_choices(name):
     assert "" in examples, f'expected EXAMPLES, with a first one named "", in attzoo/blocks/{name}/spec.py'
     for label, example in examples.items():
         built = spec(**example.arguments)
-        built.accept(*example.shapes)
+        built.check_inputs(*example.shapes)
         assert all(max(shape) <= 16 for shape in example.shapes), f"expected small shapes in the example {label!r}"
     arguments = {argument.name for argument in attzoo.info(name).arguments[1:]}
     listed = choices(spec).keys()

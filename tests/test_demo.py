@@ -295,6 +295,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("shape", [(1, 1, 7, 8), (1, 2, 8, 8), (1, 1, 8), (1, 1, 16, 16)])
 def test_other_images_are_refused(shape):
     with pytest.raises(ValueError, match="expected"):
-        ResNet(4).accept(shape)
+        ResNet(4).check_inputs(shape)
     with pytest.raises(ValueError, match="expected"):
         torch_body.start(0, 4)(torch.zeros(shape))

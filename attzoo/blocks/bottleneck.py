@@ -34,9 +34,9 @@ class Bottleneck(BlockSpec):
         contract.refuse_idle_rules(self)
         channels, reduced = contract.integer("channels", self.channels), self.reduced_channels
         if reduced is None:
-            contract.settle(self, reduction=contract.integer("reduction", self.ratio))
+            contract.set_fields(self, reduction=contract.integer("reduction", self.ratio))
             reduced = max(1, channels // self.ratio)
-        contract.settle(
+        contract.set_fields(
             self,
             channels=channels,
             reduced_channels=contract.integer("reduced_channels", reduced),

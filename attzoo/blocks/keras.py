@@ -68,12 +68,12 @@ class Block(keras.layers.Layer):
             return ops.Identity(name=name, dtype=self.dtype_policy)
         return ops.BatchNorm(ops.start(weight), name=name, dtype=self.dtype_policy)
 
-    def accept(self, *inputs: Any) -> None:
+    def check_inputs(self, *inputs: Any) -> None:
         """Raise TypeError or ValueError unless these are inputs that the spec allows; build what is not built yet."""
         for x in inputs:
             if not hasattr(x, "shape") or not hasattr(x, "dtype"):
                 raise TypeError(f"expected a tensor, got {type(x).__name__}")
-        self.spec.accept(*(x.shape for x in inputs), channels_last=self.channels_last)
+        self.spec.check_inputs(*(x.shape for x in inputs), channels_last=self.channels_last)
         for x in inputs:
             if not keras.backend.is_float_dtype(kind := keras.backend.standardize_dtype(x.dtype)):
                 hint = ": convert it, as keras.ops.cast does, and scale it as in training"
@@ -87,13 +87,13 @@ class Block(keras.layers.Layer):
         return coefficients if attention_only else self.spec.combine(x, coefficients)   # type: ignore[attr-defined]
 
     def compute_output_shape(self, *shapes: Any) -> Any:
-        self.spec.accept(*shapes, channels_last=self.channels_last)
+        self.spec.check_inputs(*shapes, channels_last=self.channels_last)
         return shapes[0]
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         arguments = signature(self.call).bind(*args, **kwargs).arguments.values()
         inputs = [x for x in arguments if keras.utils.is_keras_tensor(x)]
-        self.accept(*inputs)
+        self.check_inputs(*inputs)
         if kwargs.get("attention_only"):
             return keras.Operation.compute_output_spec(self, *args, **kwargs)   # by a trace
         return keras.KerasTensor(inputs[0].shape, dtype=self.compute_dtype)
@@ -136,7 +136,7 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
 
 
 def _as_called(block: Any, x: Any) -> Any:
-    """An input as a call of the layer casts it; what is no float is left to `accept`."""
+    """An input as a call of the layer casts it; what is no float is left to `check_inputs`."""
     if not block.autocast or not hasattr(x, "dtype"):
         return x
     kind = keras.backend.standardize_dtype(x.dtype)

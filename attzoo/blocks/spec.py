@@ -21,7 +21,7 @@ class BlockSpec(contract.NamedArguments):
     """The base class of a block's spec, which is a frozen dataclass whose fields are the block's arguments.
 
     A subclass has a field `channels`; `spatial_dims` where the number of spatial axes is fixed by an argument;
-    `weights`, `macs` and `attention`. A block with more inputs than x overrides `inputs` and `accept` too.
+    `weights`, `macs` and `attention`. A block with more inputs than x overrides `inputs` and `check_inputs` too.
 
     combination: how the coefficients a = attention(x) act on the input: "multiply" is x * a, "add" is x + a, and
     "one_plus" is x * (1 + a). A block with another rule overrides `combine`, with operators alone, because the bodies
@@ -41,9 +41,9 @@ class BlockSpec(contract.NamedArguments):
         """Arguments that rebuild this very block."""
         return contract.arguments(self)
 
-    def accept(self, x: Shape, *, channels_last: bool = False) -> None:
+    def check_inputs(self, x: Shape, *, channels_last: bool = False) -> None:
         """Raise ValueError unless x is (N, C, *S)."""
-        contract.accept(x, self.channels, getattr(self, "spatial_dims", None), channels_last)
+        contract.check_shape(x, self.channels, getattr(self, "spatial_dims", None), channels_last)
 
     def combine(self, x: Any, coefficients: Any) -> Any:
         """(N, C, *S), coefficients that broadcast to it -> (N, C, *S), in whichever framework the two are."""

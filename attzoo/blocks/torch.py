@@ -36,7 +36,7 @@ class SpecModule(NamedArguments, nn.Module):
             if name.endswith("num_batches_tracked"):   # torch's own count, no part of the block's meaning
                 buffer.zero_()
 
-    def accept(self, *inputs: Any) -> None:
+    def check_inputs(self, *inputs: Any) -> None:
         """Raise TypeError or ValueError unless these are inputs that the block's spec and dtype allow.
 
         What only stands for a tensor, as torch.fx's proxies do, has no shape to check yet. Shapes and dtypes like the
@@ -53,7 +53,7 @@ class SpecModule(NamedArguments, nn.Module):
         kinds = [(x.shape, x.dtype) for x in inputs]
         if eager and kinds == self.accepted:
             return
-        self.spec.accept(*(x.shape for x in inputs))
+        self.spec.check_inputs(*(x.shape for x in inputs))
         own = ops.first_dtype(self)
         for x in inputs:
             if not x.dtype.is_floating_point:
@@ -124,7 +124,7 @@ class Block(SpecModule):
             act: "relu", or None for no activation.
 
         """
-        self.accept_residual(x, shortcut, act)
+        self.check_residual(x, shortcut, act)
         return self.compute(x, shortcut=shortcut, act=act)
 
     def compute(self, *inputs: Tensor, **residual: Any) -> Tensor:
@@ -134,18 +134,19 @@ class Block(SpecModule):
         if self.has_kernels and choice.should_use_kernels(self, *given):
             return self.triton_form().fused(self, *inputs, **residual)
         if choice.should_use_cpu_form(self, *inputs):
-            return ops.finish_(self.cpu_form.compute(self, *inputs), shortcut, act)   # type: ignore[union-attr]
+            return ops.add_and_activate_(self.cpu_form.compute(self, *inputs), shortcut, act)   # type: ignore[union-attr]
         y = self.plain(*inputs)
-        finish = ops.finish if self.has_parts else ops.finish_   # hooks on a part may have kept what it returned
+        # Hooks on a part may have stored the tensor it returned, which must then not be changed in place.
+        finish = ops.add_and_activate if self.has_parts else ops.add_and_activate_
         return finish(y, shortcut, act)
 
     def plain(self, *inputs: Tensor) -> Tensor:
         """The readable form: the first input, combined with the coefficients as the spec says."""
         return self.spec.combine(inputs[0], self.attention(*inputs))   # type: ignore[attr-defined]
 
-    def accept_residual(self, x: Any, shortcut: Any, act: str | None) -> None:
+    def check_residual(self, x: Any, shortcut: Any, act: str | None) -> None:
         """Raise TypeError or ValueError unless these are an input and what `forward` takes with it."""
-        self.accept(x)
+        self.check_inputs(x)
         if not is_tensor_like(act) and act not in ops.ACTS:   # torch.fx passes proxies for all arguments
             raise ValueError(f"act must be one of {', '.join(map(repr, ops.ACTS))}, got {act!r}")
         if shortcut is None:

@@ -36,7 +36,7 @@ class Labels:
             raise ValueError(f"labels must be 2 to {IGNORE} values, one for each class, got {len(values)}")
         if repeated := [value for value, count in Counter(values).items() if count > 1]:
             raise ValueError(f"labels must differ, got {text_of(repeated[0])} more than once")
-        contract.settle(self, values=values)
+        contract.set_fields(self, values=values)
 
     @property
     def are_colors(self) -> bool:

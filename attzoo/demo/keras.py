@@ -43,14 +43,14 @@ class ResNet(Block):
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
         """(N, 8, 8, 1) -> the last block's coefficients."""
-        self.accept(x)
+        self.check_inputs(x)
         x = self.stem(ops.to_last(x, self.channels_last))
         x = ops.relu(self.stem_norm(x, training=training))
         a = self.stage2.attention(self.stage1(x, training=training), training=training)
         return ops.from_last(a, self.channels_last)
 
     def call(self, x: Any, training: bool | None = None) -> Any:   # type: ignore[override]
-        self.accept(x)
+        self.check_inputs(x)
         x = self.stem(ops.to_last(x, self.channels_last))
         x = ops.relu(self.stem_norm(x, training=training))
         x = self.stage2(self.stage1(x, training=training), training=training)
@@ -93,7 +93,7 @@ class Stage(Block):
 
     def branch(self, x: Any, training: bool | None) -> tuple[Any, ...]:
         """(N, H, W, C) -> what the block takes: the branch, and the shortcut where it wants a gating signal."""
-        self.accept(x)
+        self.check_inputs(x)
         h = ops.relu(self.norm1(self.conv1(x), training=training))
         b = self.norm2(self.conv2(h), training=training)
         return (b, x)[: self.spec.taken]

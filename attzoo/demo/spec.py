@@ -31,7 +31,7 @@ class Stage:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        contract.settle(self, channels=contract.integer("channels", self.channels), options=dict(self.options))
+        contract.set_fields(self, channels=contract.integer("channels", self.channels), options=dict(self.options))
         _ = self.weights   # the block's checks are ours
 
     @cached_property
@@ -61,9 +61,9 @@ class Stage:
         """Arguments that rebuild this very stage."""
         return asdict(self)
 
-    def accept(self, x: Shape, *, channels_last: bool = False) -> None:
+    def check_inputs(self, x: Shape, *, channels_last: bool = False) -> None:
         """Raise ValueError unless x is (N, C, H, W)."""
-        contract.accept(x, self.channels, 2, channels_last)
+        contract.check_shape(x, self.channels, 2, channels_last)
 
     def macs(self, x: Sequence[int]) -> int:
         """Multiply-adds of both convolutions and the block."""
@@ -86,7 +86,7 @@ class Stage:
 
     def branch(self, x: Array, weights: Mapping[str, Array], training: bool) -> tuple[Array, ...]:
         """(N, C, H, W) -> what the block takes: the branch, and the shortcut where it wants a gating signal."""
-        self.accept(x.shape)
+        self.check_inputs(x.shape)
         h = ops.relu(ops.batch_norm(ops.conv_same(x, weights["conv1.weight"]), weights, "norm1", training))
         b = ops.batch_norm(ops.conv_same(h, weights["conv2.weight"]), weights, "norm2", training)
         return (b, x)[: self.taken]
@@ -107,7 +107,7 @@ class ResNet:
     classes: int = 10
 
     def __post_init__(self) -> None:
-        contract.settle(self, **self.stage.config(), classes=contract.integer("classes", self.classes))
+        contract.set_fields(self, **self.stage.config(), classes=contract.integer("classes", self.classes))
 
     @cached_property
     def stage(self) -> Stage:
@@ -131,9 +131,9 @@ class ResNet:
         """Arguments that rebuild this very network."""
         return asdict(self)
 
-    def accept(self, x: Shape, *, channels_last: bool = False) -> None:
+    def check_inputs(self, x: Shape, *, channels_last: bool = False) -> None:
         """Raise ValueError unless x is (N, 1, 8, 8)."""
-        contract.accept(x, 1, 2, channels_last)
+        contract.check_shape(x, 1, 2, channels_last)
         if any(size not in (SIZE, None) for size in (x[1:3] if channels_last else x[2:4])):
             raise ValueError(f"expected images of {SIZE} x {SIZE} pixels, got {tuple(x)}")
 
@@ -156,5 +156,5 @@ class ResNet:
         return ops.linear(cells.reshape(len(x), -1), weights, "head")
 
     def _stem(self, x: Array, weights: Mapping[str, Array], training: bool) -> Array:
-        self.accept(x.shape)
+        self.check_inputs(x.shape)
         return ops.relu(ops.batch_norm(ops.conv_same(x, weights["stem.weight"]), weights, "stem_norm", training))

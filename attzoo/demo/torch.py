@@ -35,12 +35,12 @@ class ResNet(SpecModule):
 
     def attention(self, x: Tensor) -> Tensor:
         """(N, 1, 8, 8) -> the last block's coefficients."""
-        self.accept(x)
+        self.check_inputs(x)
         x = ops.relu(self.stem_norm(self.stem(x)))
         return self.stage2.attention(self.stage1(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        self.accept(x)
+        self.check_inputs(x)
         x = ops.relu(self.stem_norm(self.stem(x)))
         x = self.stage2(self.stage1(x))
         cells = F.avg_pool2d(x, spec.SIZE // spec.GRID)    # (N, C, 4, 4)
@@ -70,7 +70,7 @@ class Stage(SpecModule):
 
     def branch(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, C, H, W) -> what the block takes: the branch, and the shortcut where it wants a gating signal."""
-        self.accept(x)
+        self.check_inputs(x)
         h = ops.relu(self.norm1(self.conv1(x)))
         b = self.norm2(self.conv2(h))
         return (b, x)[: self.spec.taken]

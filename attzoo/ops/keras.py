@@ -354,4 +354,4 @@ def taps(old: Any, new: Any, align_corners: bool, dtype: str) -> tuple[Any, Any,
 
 
 def __getattr__(name: str) -> Any:
-    return moved(__name__, name, {"Block": "attzoo.blocks.keras"})
+    return moved(__name__, name, {"Block": "attzoo.blocks.keras.Block"})

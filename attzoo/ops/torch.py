@@ -130,7 +130,7 @@ ACTS: dict[str | None, Callable[[Tensor], Tensor]] = {None: lambda y: y, "relu":
 ACTS_: dict[str | None, Callable[[Tensor], Tensor]] = {None: lambda y: y, "relu": torch.relu_}   # over their input
 
 
-def finish(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
+def add_and_activate(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """act(y + shortcut), as a residual block ends: (N, C, *S) twice -> (N, C, *S).
 
     shortcut: of y's shape, or None for 0. act: "relu", or None for none.
@@ -138,12 +138,12 @@ def finish(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     return ACTS[act](y if shortcut is None else y + shortcut)
 
 
-def finish_(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
+def add_and_activate_(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """The same over y, where it can be: a product just made, that nobody else has, or needs for a gradient."""
     given = (y,) if shortcut is None else (y, shortcut)
     if may_overwrite(*given):
         return ACTS_[act](y if shortcut is None else y.add_(shortcut))
-    return finish(y, shortcut, act)
+    return add_and_activate(y, shortcut, act)
 
 
 def may_overwrite(y: Tensor, *others: Tensor) -> bool:
@@ -299,9 +299,9 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
     return interpolate(x, size=size, mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=align_corners)
 
 
-for _name in ("avg_pool", "max_pool", "expand", "finish", "pool", "crop", "widen", "repeat", "upsample", "resize"):
+for _name in ("avg_pool", "max_pool", "expand", "add_and_activate", "pool", "crop", "widen", "repeat", "upsample", "resize"):
     fx.wrap(_name)   # torch.fx takes them for one operation each: what they do depends on a tensor's shape
 
 
 def __getattr__(name: str) -> Any:
-    return moved(__name__, name, {"Block": "attzoo.blocks.torch"})
+    return moved(__name__, name, {"Block": "attzoo.blocks.torch.Block"})

@@ -119,7 +119,7 @@ def _spacing(network: Network, path: Path) -> tuple[float, ...]:
     Raises ValueError, naming the file, for one that can't be read or is none for the network.
     """
     head = describe_image(path)
-    network.accept(head.image_shape, str(path))
+    network.check_inputs(head.image_shape, str(path))
     network.accept_scale(head.image_dtype, str(path))
     geometry = read_geometry(path)
     return geometry.spacing if geometry else ()

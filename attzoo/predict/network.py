@@ -43,7 +43,7 @@ class Network:
         """The model's."""
         return self.model.spec
 
-    def accept(self, shape: Sequence[int], what: str) -> None:
+    def check_inputs(self, shape: Sequence[int], what: str) -> None:
         """Raise ValueError, naming `what`, unless an image (C, *S) of this shape is one for the network."""
         channels, dims = self.spec.in_channels, self.spec.spatial_dims
         if (shape[0], len(shape) - 1) != (channels, dims):
@@ -172,7 +172,7 @@ def _outputs(
     network: Network, image: NDArray[Any], window: Sequence[int] | None, overlap: float | None, batch: int | None
 ) -> Array:
     """(C, *S) -> (K, *S), as the network's head gives it, resized."""
-    network.accept(image.shape, "the image")
+    network.check_inputs(image.shape, "the image")
     window, overlap, batch = check_options(network, window, overlap, batch)
     x = network.preparation(image)[None]
     part = [min(pair) for pair in zip(window or x.shape[2:], x.shape[2:], strict=True)]

@@ -129,7 +129,7 @@ def fitted(spec: Spec, shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, 
     for more in range(8):
         grown = tuple((*shape[:2], *(size + more for size in shape[2:])) for shape in shapes)
         try:
-            spec.accept(*grown)
+            spec.check_inputs(*grown)
         except ValueError:
             continue
         return grown

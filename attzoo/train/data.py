@@ -85,7 +85,7 @@ class Preparation:
     def __post_init__(self) -> None:
         contract.choice("normalise", self.normalise, NORMALISATIONS)
         if self.size is not None:
-            contract.settle(self, size=tuple(contract.integer("size", side) for side in self.size))
+            contract.set_fields(self, size=tuple(contract.integer("size", side) for side in self.size))
 
     def scale(self, dtype: np.dtype[Any]) -> str:
         """What tells the scale that numbers of a file's dtype come out on: those of one network must agree."""

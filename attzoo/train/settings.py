@@ -106,7 +106,7 @@ class Settings(contract.NamedArguments):
                 got = " and ".join(f"{each}={contract.shown(getattr(self, each))}" for each in (name, other))
                 raise ValueError(f"{name} has an effect only {when}, got {got}: change or leave out one of them")
             if used and getattr(self, name) is None:
-                contract.settle(self, **{name: default})
+                contract.set_fields(self, **{name: default})
         for name, known in KNOWN.items():
             contract.choice(name, getattr(self, name), known)
         for name in ("epochs", "batch", "accumulate"):
@@ -135,7 +135,7 @@ class Settings(contract.NamedArguments):
             raise ValueError(f"classes must be {len(labels)}, the number of labels, or left out, got {self.classes}")
         if contract.integer("seed", self.seed, 0) >= 2**32:
             raise ValueError(f"seed must be less than 2**32, got {self.seed}")
-        contract.settle(
+        contract.set_fields(
             self,
             size=size,
             labels=labels,

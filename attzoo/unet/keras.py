@@ -48,7 +48,7 @@ class UNet(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         (x,) = keras.tree.flatten(inputs)
-        self.spec.accept(x.shape, channels_last=self.data_format == "channels_last")
+        self.spec.check_inputs(x.shape, channels_last=self.data_format == "channels_last")
         return super().call(inputs, training=training, mask=mask)
 
     def get_config(self) -> dict[str, Any]:

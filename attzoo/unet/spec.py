@@ -123,7 +123,7 @@ class UNet(contract.NamedArguments):
         gated, size = self._gated(steps), self.up_kernel_size
         if size is None and self.up == "transpose":
             size = 4 if self.up_conv else 2
-        contract.settle(
+        contract.set_fields(
             self,
             in_channels=contract.integer("in_channels", self.in_channels),
             out_channels=contract.integer("out_channels", self.out_channels),
@@ -150,7 +150,8 @@ class UNet(contract.NamedArguments):
         )
         self._agree()
         gates, blocks = [level.gate for level in self.levels[:-1]], [level.block for level in self.levels]
-        contract.settle(self, skip_options=tuple(map(_arguments, gates)), block_options=tuple(map(_arguments, blocks)))
+        skip_options, block_options = (tuple(map(_arguments, each)) for each in (gates, blocks))
+        contract.set_fields(self, skip_options=skip_options, block_options=block_options)
 
     def _agree(self) -> None:
         """Raise ValueError where arguments that are right each do not go together, or one would do nothing."""
@@ -244,9 +245,9 @@ class UNet(contract.NamedArguments):
                 config[f"{inner}_options"] = [contract.without_idle_rules(spec, each) for each in options]
         return config
 
-    def accept(self, x: Shape, *, channels_last: bool = False) -> None:
+    def check_inputs(self, x: Shape, *, channels_last: bool = False) -> None:
         """Raise ValueError unless x is (N, C, *S), of any size."""
-        contract.accept(x, self.in_channels, self.spatial_dims, channels_last)
+        contract.check_shape(x, self.in_channels, self.spatial_dims, channels_last)
 
     def macs(self, x: Sequence[int]) -> int:
         """Multiply-adds of every convolution, gate and block; resampling is not counted."""
@@ -283,7 +284,7 @@ class UNet(contract.NamedArguments):
         return self._run(x, weights, training, {})
 
     def _run(self, x: Array, weights: Mapping[str, Array], training: bool, seen: dict[str, Array]) -> Array:
-        self.accept(x.shape)
+        self.check_inputs(x.shape)
 
         def inner(path: str, block: Any, *inputs: Array) -> Array:
             if block is None:

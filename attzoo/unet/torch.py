@@ -62,7 +62,7 @@ class UNet(SpecModule):
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.accept(x)
+        self.check_inputs(x)
         skips: list[Tensor] = []
         for level, encode in zip(self.spec.levels, self.encoder, strict=True):
             x = ops.pool(x, level.stride) if level.pool else x

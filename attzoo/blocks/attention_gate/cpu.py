@@ -80,7 +80,7 @@ def gated(gate: Any, x: Tensor, g: Tensor) -> Tensor:
     Batch norms are folded into the convolutions before them. Then everything is done for some pixels at a time, so
     that what lies between x, g and y stays in the cache.
     """
-    gate.accept(x, g)
+    gate.check_inputs(x, g)
     (v, c), (w, b), (u, d) = (_folded(conv, norm) for conv, norm in _maps(gate))
     p, b, same = g, b + c, g.shape[2:] == x.shape[2:]
     if not same:

@@ -51,7 +51,7 @@ class AttentionGate(Block):
 
     def attention(self, x: Any, g: Any, training: bool | None = None) -> Any:
         """(N, *S, C), (N, *G, G) -> (N, *S, 1)."""
-        self.accept(x, g)
+        self.check_inputs(x, g)
         x, g = ops.to_last(x, self.channels_last), ops.to_last(g, self.channels_last)
         how = self.spec.interpolation, self.spec.align_corners
         t = self.skip_norm(self.skip(x), training=training)

@@ -75,7 +75,7 @@ class AttentionGate(BlockSpec):
         strides = tuple(self.stride) if isinstance(self.stride, list | tuple) else (self.stride,) * dims
         if len(strides) != dims:
             raise ValueError(f"stride must be one integer or {dims}, got {self.stride!r}")
-        contract.settle(
+        contract.set_fields(
             self,
             channels=channels,
             gating_channels=contract.integer("gating_channels", self.gating_channels),
@@ -126,10 +126,10 @@ class AttentionGate(BlockSpec):
         """Arguments that rebuild this very block."""
         return super().config() | {"stride": list(self.strides)}
 
-    def accept(self, x: Shape, g: Shape, *, channels_last: bool = False) -> None:   # type: ignore[override]
+    def check_inputs(self, x: Shape, g: Shape, *, channels_last: bool = False) -> None:   # type: ignore[override]
         """Raise ValueError unless x is (N, C, *S), every S at least the stride, and g (N, G, *G) of the same N."""
-        contract.accept(x, self.channels, self.spatial_dims, channels_last, least=self.strides)
-        contract.accept(g, self.gating_channels, self.spatial_dims, channels_last)
+        contract.check_shape(x, self.channels, self.spatial_dims, channels_last, least=self.strides)
+        contract.check_shape(g, self.gating_channels, self.spatial_dims, channels_last)
         if None not in (x[0], g[0]) and x[0] != g[0]:
             raise ValueError(f"expected x and g of one batch size, got {x[0]} and {g[0]}")
 
@@ -142,7 +142,7 @@ class AttentionGate(BlockSpec):
 
     def attention(self, x: Array, g: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S), (N, G, *G) -> (N, 1, *S)."""
-        self.accept(x.shape, g.shape)
+        self.check_inputs(x.shape, g.shape)
         how = self.interpolation, self.align_corners
         t = ops.batch_norm(ops.strided(x, weights, "skip"), weights, "skip_norm", training)
         p = ops.batch_norm(ops.linear(g, weights, "gating"), weights, "gating_norm", training)

@@ -51,7 +51,7 @@ class AttentionGate(Block):
 
     def attention(self, x: Tensor, g: Tensor) -> Tensor:
         """(N, C, *S), (N, G, *G) -> (N, 1, *S)."""
-        self.accept(x, g)
+        self.check_inputs(x, g)
         how = self.spec.interpolation, self.spec.align_corners
         t = ops.normalise(self.skip_norm, project(self.skip, x))
         p = ops.resize(ops.normalise(self.gating_norm, project(self.gating, g)), t.shape[2:], *how)
@@ -60,7 +60,7 @@ class AttentionGate(Block):
         return ops.resize(ops.sigmoid(q), x.shape[2:], *how)
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:   # type: ignore[override]
-        self.accept(x, g)
+        self.check_inputs(x, g)
         return ops.normalise(self.output_norm, self.output(self.compute(x, g)))
 
     @staticmethod

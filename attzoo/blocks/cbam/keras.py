@@ -42,7 +42,7 @@ class CBAM(Block):
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
         """(N, *S, C) -> (N, *S, C)."""
-        self.accept(x)
+        self.check_inputs(x)
         channel = self.channel.attention(x)    # (N, 1.., C)
         spatial = self.spatial.attention(ops.multiply(x, channel), training=training)
         return channel * spatial
@@ -50,6 +50,6 @@ class CBAM(Block):
     def call(self, x: Any, training: bool | None = None, attention_only: bool = False) -> Any:
         if attention_only:
             return self.attention(x, training=training)
-        self.accept(x)
+        self.check_inputs(x)
         x = self.channel(x)
         return self.spatial(x, training=training)

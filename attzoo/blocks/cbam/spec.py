@@ -37,7 +37,7 @@ class CBAM(Bottleneck):
     def __post_init__(self) -> None:
         super().__post_init__()
         spatial = self.spatial   # its checks are ours
-        contract.settle(self, kernel_size=spatial.kernel_size, norm=spatial.norm, spatial_dims=spatial.spatial_dims)
+        contract.set_fields(self, kernel_size=spatial.kernel_size, norm=spatial.norm, spatial_dims=spatial.spatial_dims)
 
     @property
     def channel(self) -> ChannelAttention:
@@ -60,7 +60,7 @@ class CBAM(Bottleneck):
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, C, *S)."""
-        self.accept(x.shape)
+        self.check_inputs(x.shape)
         channel = self.channel.attention(x, weights=part("channel", weights))    # (N, C, 1..)
         spatial = self.spatial.attention(x * channel, weights=part("spatial", weights), training=training)
         return channel * spatial

@@ -44,7 +44,7 @@ class CBAM(Block):
 
     def attention(self, x: Tensor) -> Tensor:
         """(N, C, *S) -> (N, C, *S)."""
-        self.accept(x)
+        self.check_inputs(x)
         channel = self.channel.attention(x)    # (N, C, 1..)
         spatial = self.spatial.attention(x * channel)
         return channel * spatial

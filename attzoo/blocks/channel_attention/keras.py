@@ -34,7 +34,7 @@ class ChannelAttention(Block):
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
         """(N, *S, C) -> (N, 1.., C)."""
-        self.accept(x)
+        self.check_inputs(x)
         s = self.coefficients(ops.avg_pool(x, self.channels_last), ops.max_pool(x, self.channels_last))    # (N, C)
         return ops.expand(s, x, self.channels_last)
 

@@ -26,7 +26,7 @@ class ChannelAttention(Bottleneck):
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, C, 1..)."""
-        self.accept(x.shape)
+        self.check_inputs(x.shape)
         return ops.expand(self.coefficients(ops.avg_pool(x), ops.max_pool(x), weights), x)
 
     def coefficients(self, avg: Array, top: Array, weights: Mapping[str, Array]) -> Array:

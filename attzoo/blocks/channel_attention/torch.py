@@ -37,7 +37,7 @@ class ChannelAttention(Block):
 
     def attention(self, x: Tensor) -> Tensor:
         """(N, C, *S) -> (N, C, 1..)."""
-        self.accept(x)
+        self.check_inputs(x)
         return ops.expand(self.coefficients(ops.avg_pool(x), ops.max_pool(x)), x)
 
     def coefficients(self, avg: Tensor, top: Tensor) -> Tensor:

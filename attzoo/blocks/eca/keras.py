@@ -32,7 +32,7 @@ class ECA(Block):
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
         """(N, *S, C) -> (N, 1.., C)."""
-        self.accept(x)
+        self.check_inputs(x)
         s = ops.avg_pool(x, self.channels_last)    # (N, C)
         q = self.conv(s[..., None])[..., 0]        # (N, C)
         return ops.expand(ops.sigmoid(q), x, self.channels_last)

@@ -54,9 +54,9 @@ class ECA(BlockSpec):
             b = contract.number("b", 1.0 if self.b is None else self.b)
             if gamma == 0:
                 raise ValueError("gamma must not be 0")
-            contract.settle(self, gamma=gamma, b=b)
+            contract.set_fields(self, gamma=gamma, b=b)
             k = adaptive_kernel_size(channels, gamma, b)
-        contract.settle(
+        contract.set_fields(
             self,
             channels=channels,
             kernel_size=contract.odd("kernel_size", k),
@@ -82,7 +82,7 @@ class ECA(BlockSpec):
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, C, 1..)."""
-        self.accept(x.shape)
+        self.check_inputs(x.shape)
         s = ops.avg_pool(x)                                                                        # (N, C)
         q = ops.conv_same(s[:, None], weights["conv.weight"][None, None], PADDINGS[self.padding])[:, 0]
         return ops.expand(ops.sigmoid(q), x)

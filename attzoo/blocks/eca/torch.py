@@ -34,7 +34,7 @@ class ECA(Block):
 
     def attention(self, x: Tensor) -> Tensor:
         """(N, C, *S) -> (N, C, 1..)."""
-        self.accept(x)
+        self.check_inputs(x)
         s = ops.avg_pool(x)                # (N, C)
         q = self.conv(s[:, None])[:, 0]    # (N, C)
         return ops.expand(ops.sigmoid(q), x)

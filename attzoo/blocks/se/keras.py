@@ -34,7 +34,7 @@ class SE(Block):
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
         """(N, *S, C) -> (N, 1.., C)."""
-        self.accept(x)
+        self.check_inputs(x)
         s = ops.avg_pool(x, self.channels_last)    # (N, C)
         h = ops.relu(self.squeeze(s))              # (N, R)
         z = self.excite(h)                         # (N, C)

@@ -24,7 +24,7 @@ class SE(Bottleneck):
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, C, 1..)."""
-        self.accept(x.shape)
+        self.check_inputs(x.shape)
         s = ops.avg_pool(x)                                # (N, C)
         h = ops.relu(ops.linear(s, weights, "squeeze"))    # (N, R)
         z = ops.linear(h, weights, "excite")               # (N, C)

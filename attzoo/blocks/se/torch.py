@@ -35,7 +35,7 @@ class SE(Block):
 
     def attention(self, x: Tensor) -> Tensor:
         """(N, C, *S) -> (N, C, 1..)."""
-        self.accept(x)
+        self.check_inputs(x)
         s = ops.avg_pool(x)          # (N, C)
         h = ops.relu(self.squeeze(s))    # (N, R)
         z = self.excite(h)           # (N, C)

@@ -28,7 +28,7 @@ class SpatialAttention(Block):
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
         """(N, *S, C) -> (N, *S, 1)."""
-        self.accept(x)
+        self.check_inputs(x)
         c = -1 if self.channels_last else 1
         m = ops.stack([ops.mean(x, c), ops.amax(x, c)], -1)    # (N, *S, 2)
         return ops.from_last(self.coefficients(m, training), self.channels_last)

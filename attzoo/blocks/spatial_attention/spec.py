@@ -37,7 +37,7 @@ class SpatialAttention(BlockSpec):
     spatial_dims: int = 2
 
     def __post_init__(self) -> None:
-        contract.settle(
+        contract.set_fields(
             self,
             channels=contract.integer("channels", self.channels),
             kernel_size=contract.odd("kernel_size", self.kernel_size),
@@ -57,7 +57,7 @@ class SpatialAttention(BlockSpec):
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, 1, *S)."""
-        self.accept(x.shape)
+        self.check_inputs(x.shape)
         m = np.concatenate([x.mean(1, keepdims=True), x.max(1, keepdims=True)], axis=1)    # (N, 2, *S)
         return self.coefficients(m, weights, training)
 

@@ -37,7 +37,7 @@ class SpatialAttention(Block):
 
     def attention(self, x: Tensor) -> Tensor:
         """(N, C, *S) -> (N, 1, *S)."""
-        self.accept(x)
+        self.check_inputs(x)
         return self.coefficients(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1))
 
     def coefficients(self, maps: Tensor) -> Tensor:

@@ -25,6 +25,6 @@ class Scale(Block):
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
         """(N, *S, C) -> (1, 1.., C)."""
-        self.accept(x)
+        self.check_inputs(x)
         logit = ops.keras.ops.cast(self.logit, self.compute_dtype)
         return ops.expand(ops.sigmoid(logit)[None], x, self.channels_last)

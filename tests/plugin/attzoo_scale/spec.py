@@ -29,7 +29,7 @@ class Scale(BlockSpec):
 
     def __post_init__(self) -> None:
         channels = contract.integer("channels", self.channels)
-        contract.settle(self, channels=channels, start=contract.number("start", self.start))
+        contract.set_fields(self, channels=channels, start=contract.number("start", self.start))
 
     @property
     def weights(self) -> dict[str, Weight]:
@@ -42,5 +42,5 @@ class Scale(BlockSpec):
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (1, C, 1..)."""
-        self.accept(x.shape)
+        self.check_inputs(x.shape)
         return ops.expand(ops.sigmoid(weights["logit"])[None], x)

@@ -25,5 +25,5 @@ class Scale(Block):
 
     def attention(self, x: Tensor) -> Tensor:
         """(N, C, *S) -> (1, C, 1..)."""
-        self.accept(x)
+        self.check_inputs(x)
         return ops.expand(ops.sigmoid(self.logit)[None], x)
