@@ -208,7 +208,7 @@ def of_networks(it: Subject) -> Iterator[Contender]:
         yield Contender(Provider("plain"), it, lambda: plain_unet(it.ours, it.case.shapes[0][1]))
         if it.case.mode == "inference":
             ours: Any = it.ours
-            yield Contender(Provider("attzoo", form="fused"), it, lambda: ours.fuse(), layout="channels last")
+            yield Contender(Provider("attzoo", form="fused"), it, lambda: ours.fold_norms(), layout="channels last")
     if it.case.network == "resnet50":
         for library, source in peers(it).items():
             yield Contender(Provider(library), it, partial(with_peer, it.ours, source))

@@ -71,7 +71,7 @@ def test_a_unet_goes_the_fast_way():
     net = attzoo.create("unet", 3, 1, (4, 6, 8), backend="torch", variant="leejunhyun").double().eval()
     x = torch.randn(2, 3, 20, 17, dtype=torch.float64)
     wanted = plainly(net, x)
-    for model in (net, net.fuse()):
+    for model in (net, net.fold_norms()):
         with forced() as taken:
             close(model(x), wanted, 1e-11)
         assert taken == {"gated": 2, "plain": 0, "overwritten": 0, "multiplied": 0}

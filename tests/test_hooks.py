@@ -35,7 +35,7 @@ def test_what_a_hook_was_given_stays_as_it_was(name, training):
 def test_what_a_hook_was_given_stays_as_it_was_in_a_fused_net():
     """The norms are identities there, which return what the convolutions do."""
     for part in ("conv1", "norm1"):
-        model, kept = net().fuse(), []
+        model, kept = net().fold_norms(), []
         getattr(model.encoder[0], part).register_forward_hook(hook_into(kept))
         model(picture("leejunhyun"))
         assert_untouched(kept)

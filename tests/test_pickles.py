@@ -144,7 +144,7 @@ def test_what_a_user_changed_stays(old):
 
 
 def test_a_net_for_inference_opens(old):
-    net = unet((4, 8)).fuse()
+    net = unet((4, 8)).fold_norms()
     same(net, pickle.loads(old(net)), (2, 1, 8, 8))
 
 

@@ -208,15 +208,15 @@ def test_fused(name):
     model = net(name, "float64")
     x, before = picture(name).double(), copy.deepcopy(model.state_dict())
     wanted = model(x)
-    fused = model.fuse()
-    assert not fused.training
-    assert not any(p.requires_grad for p in fused.parameters())
+    folded = model.fold_norms()
+    assert not folded.training
+    assert not any(p.requires_grad for p in folded.parameters())
     norms = nn.modules.batchnorm._BatchNorm
-    assert not any(isinstance(module, norms) for module in fused.modules())
-    assert_close(fused(x), wanted, rtol=0, atol=1e-11)
+    assert not any(isinstance(module, norms) for module in folded.modules())
+    assert_close(folded(x), wanted, rtol=0, atol=1e-11)
     for size in (1, 8, 20):   # 20 x 20 and more goes the way of many pixels
         other = noise(1, 3, *(size,) * (x.ndim - 2), dtype=torch.float64)
-        assert_close(fused(other), model(other), rtol=0, atol=1e-11)
+        assert_close(folded(other), model(other), rtol=0, atol=1e-11)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert torch.equal(model(x), wanted)
 
@@ -224,13 +224,13 @@ def test_fused(name):
 @every_preset
 def test_a_fused_net_cannot_travel(name, tmp_path):
     model = net(name)
-    fused = model.fuse()
+    folded = model.fold_norms()
     for what in (
-        lambda: attzoo.weights(fused),
-        lambda: attzoo.convert(fused, backend="keras"),
-        lambda: attzoo.save(fused, tmp_path / "net.safetensors"),
+        lambda: attzoo.weights(folded),
+        lambda: attzoo.convert(folded, backend="keras"),
+        lambda: attzoo.save(folded, tmp_path / "net.safetensors"),
     ):
-        with pytest.raises(ValueError, match="as it was made, got a fused one: keep the original"):
+        with pytest.raises(ValueError, match="as it was made, got one whose norms are folded: keep the original"):
             what()
     assert not list(tmp_path.iterdir())
 
@@ -251,7 +251,7 @@ def test_fusing_leaves_others_alone():
     model.encoder[0].block = NormFirst().eval()
     model.encoder[0].block.norm.running_mean.normal_()
     x = picture("leejunhyun")
-    assert_close(model.fuse()(x), model(x), rtol=1e-4, atol=1e-5)
+    assert_close(model.fold_norms()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.case50
@@ -262,7 +262,7 @@ def test_channels_last():
     y = laid(x.to(memory_format=torch.channels_last))
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert_close(y, wanted, rtol=1e-4, atol=1e-4)
-    assert model.fuse()(x).is_contiguous(memory_format=torch.channels_last)
+    assert model.fold_norms()(x).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.case37
@@ -409,3 +409,9 @@ def test_maps_leave_nothing_behind():
     assert list(maps) == ["skip.1", "skip.0"]
     assert torch.equal(model(x), y)
     close(adapter("torch").forward(model, [x.numpy()], training=False), y.detach().numpy())
+
+
+def test_the_old_name_of_fold_norms_warns():
+    net = attzoo.create("unet", 1, 2, (2, 4), backend="torch").eval()
+    with pytest.warns(DeprecationWarning, match=r"UNet\.fuse is now UNet\.fold_norms"):
+        assert torch.equal(net.fuse()(x := torch.randn(1, 1, 8, 8)), net.fold_norms()(x))

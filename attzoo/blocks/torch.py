@@ -136,9 +136,9 @@ class Block(SpecModule):
         if choice.should_use_cpu_form(self, *inputs):
             return ops.add_and_activate_(self.cpu_form.compute(self, *inputs), shortcut, act)   # type: ignore[union-attr]
         y = self.plain(*inputs)
-        # Hooks on a part may have stored the tensor it returned, which must then not be changed in place.
-        finish = ops.add_and_activate if self.has_parts else ops.add_and_activate_
-        return finish(y, shortcut, act)
+        if self.has_parts:   # hooks on a part may have stored the tensor it returned: it must not change in place
+            return ops.add_and_activate(y, shortcut, act)
+        return ops.add_and_activate_(y, shortcut, act)
 
     def plain(self, *inputs: Tensor) -> Tensor:
         """The readable form: the first input, combined with the coefficients as the spec says."""

@@ -66,7 +66,7 @@ def find(module: nn.Module, name: str) -> Tensor:
     """The tensor that holds canonical `name`: the same path, but for what torch calls a running mean and variance."""
     path, _, leaf = name.rpartition(".")
     if getattr(module, "fused", False):
-        raise ValueError(f"expected a network that holds {name} as it was made, got a fused one: keep the original")
+        raise ValueError(f"expected a network that holds {name} as it was made, got one whose norms are folded: keep the original")
     part = module.get_submodule(path)
     return getattr(part, {"mean": "running_mean", "var": "running_var"}.get(leaf, leaf))
 
@@ -299,7 +299,8 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
     return interpolate(x, size=size, mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=align_corners)
 
 
-for _name in ("avg_pool", "max_pool", "expand", "add_and_activate", "pool", "crop", "widen", "repeat", "upsample", "resize"):
+_WRAPPED = "avg_pool", "max_pool", "expand", "add_and_activate", "pool", "crop", "widen", "repeat", "upsample", "resize"
+for _name in _WRAPPED:
     fx.wrap(_name)   # torch.fx takes them for one operation each: what they do depends on a tensor's shape
 
 

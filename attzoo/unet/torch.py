@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -91,21 +92,26 @@ class UNet(SpecModule):
         self.grad_checkpointing = enable
 
     def fuse(self) -> UNet:
+        """The old name of `fold_norms`, for one release."""
+        warnings.warn("UNet.fuse is now UNet.fold_norms", DeprecationWarning, stacklevel=2)
+        return self.fold_norms()
+
+    def fold_norms(self) -> UNet:
         """A copy for inference: batch norms folded into the convolutions before them, weights laid out channels last.
 
         It computes the same to rounding, faster, and cannot be trained, saved or converted: keep the original.
         """
-        fused = deepcopy(self).eval().requires_grad_(False)
-        for module in list(fused.modules()):
+        folded = deepcopy(self).eval().requires_grad_(False)
+        for module in list(folded.modules()):
             for name, norm in list(module.named_children()):
                 if isinstance(norm, tuple(ops.BATCH_NORM.values())):
                     _fold(module, name, norm)
             for name, conv in list(module.named_children()):
                 if isinstance(conv, tuple(ops.REPEATING.values())) and conv.weight.device.type == "cpu":
                     setattr(module, name, conv.as_transposed())   # type: ignore[operator]
-        fused.fused = True
+        folded.fused = True
         form = {2: torch.channels_last, 3: torch.channels_last_3d}.get(self.spec.spatial_dims)
-        return fused.to(memory_format=form) if form else fused   # type: ignore[call-overload]
+        return folded.to(memory_format=form) if form else folded   # type: ignore[call-overload]
 
     def _up(self, i: int, level: Level, x: Tensor) -> Tensor:
         step = self.spec.steps[i]
