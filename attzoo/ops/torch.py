@@ -66,7 +66,8 @@ def find(module: nn.Module, name: str) -> Tensor:
     """The tensor that holds canonical `name`: the same path, but for what torch calls a running mean and variance."""
     path, _, leaf = name.rpartition(".")
     if getattr(module, "fused", False):
-        raise ValueError(f"expected a network that holds {name} as it was made, got one whose norms are folded: keep the original")
+        got = "got one whose norms are folded: keep the original"
+        raise ValueError(f"expected a network that holds {name} as it was made, {got}")
     part = module.get_submodule(path)
     return getattr(part, {"mean": "running_mean", "var": "running_var"}.get(leaf, leaf))
 
