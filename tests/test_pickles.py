@@ -108,8 +108,8 @@ def of_another_shape(net):
 
 
 @pytest.mark.parametrize(("change", "what"), [
-    (exchanged, "up.0.conv is RepeatingConv2d now, not Conv2d"),
-    (lost, "psi is a part now, Conv2d"),
+    (exchanged, "up.0.conv is now of type RepeatingConv2d, not Conv2d"),
+    (lost, "the class now has a submodule psi, Conv2d"),
     (idle, "unknown block 'no_such_gate'"),
     (of_another_shape, "'NoneType' object is not iterable"),
 ])   # fmt: skip
@@ -129,7 +129,7 @@ def test_blocks_too(sample, old):
     if path is None:   # its weights are its own, and torch names those that are missing
         return
     delattr(block, path)
-    with pytest.raises(ValueError, match=f"{path} is a part now, .* {MOVE}"):
+    with pytest.raises(ValueError, match=f"the class now has a submodule {path}, .* {MOVE}"):
         pickle.loads(old(block))
 
 

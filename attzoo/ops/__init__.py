@@ -1,1 +1,1 @@
-"""The arithmetic that specs and bodies share, said once per framework: numpy.py is the meaning of the other two."""
+"""Operations shared by all blocks, one module per framework. The NumPy module is the reference for the other two."""

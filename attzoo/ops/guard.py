@@ -1,7 +1,7 @@
-"""Questions about torch that only its private parts answer, or that torch's versions answer differently.
+"""Queries about the state of torch that need its private API or depend on its version.
 
-The only file that touches private parts of torch. Every function gives the same answer with every torch that
-pyproject.toml allows, but for what is noted beside it.
+This is the only file that uses private API of torch. Every function returns the same result with every version of
+torch that pyproject.toml allows, except where a comment states otherwise.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from .. import scope
 from ..contract import older, require
 from ..recording import is_idle
 
-require("torch", torch.__version__, "2.6")   # before it, torch.load could be made to run code
+require("torch", torch.__version__, "2.6")   # torch.load of earlier versions can execute code from a file
 
 from torch._subclasses import FakeTensor  # noqa: E402
-from torch.utils._device import DeviceContext  # noqa: E402  (an older torch may not have it)
+from torch.utils._device import DeviceContext  # noqa: E402  (missing in versions that `require` refuses)
 
-# Whether torch.export traces. torch 2.6 tells compiling from exporting nowhere: there, compiling counts as exporting,
-# whose graphs are right for every size.
+# Whether torch.export is tracing. torch 2.6 does not distinguish it from torch.compile, so compiling counts as
+# exporting there: graphs made for export are valid for every size.
 is_exporting: Final[Callable[[], bool]] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-# Whether torch.compile runs a checkpoint's running statistics once: compiled by torch 2.6 they moved twice
+# Whether torch.compile updates running statistics once in a checkpointed module; with torch 2.6 it updates them twice
 compiles_checkpoints: Final = not older(torch.__version__, "2.11")
-# Whether an exported program that pools is tied to whether sizes are odd, in any module: so with torch 2.11, not with
-# 2.6, which checks no sizes, nor with 2.13
+# Whether an exported program with max-pooling accepts only sizes of the parity that it was traced with. torch 2.11
+# behaves so; 2.6, which does not check sizes, and 2.13 do not.
 pool_ties_exports: Final = older("2.6.99", torch.__version__) and older(torch.__version__, "2.13")
 # Whether vmap, grad or another transform of torch.func is active
 in_transform: Final[Callable[[], bool]] = torch._C._are_functorch_transforms_active
-# Whether a tensor is one of those that torch.autograd.grad(is_grads_batched=True) makes
+# Whether a tensor was created by torch.autograd.grad(is_grads_batched=True)
 is_batched_gradient: Final[Callable[[Tensor], bool]] = torch._C._functorch.is_legacy_batchedtensor
-# Hooks registered for all modules, by their ids
+# Dictionaries of the hooks registered for all modules, by id
 ALL_MODULES_HOOKS: Final = (
     nn.modules.module._global_forward_hooks,
     nn.modules.module._global_forward_pre_hooks,
@@ -44,24 +44,26 @@ ALL_MODULES_HOOKS: Final = (
 )
 
 
-PLAIN: Final = (Tensor, nn.Parameter)   # a subclass of these may give any operator a meaning of its own
-EXACT: Final = (torch.float32, torch.float64)   # dtypes that the forms for CPUs compute in
+PLAIN: Final = (Tensor, nn.Parameter)   # a subclass may override any operator
+EXACT: Final = (torch.float32, torch.float64)   # dtypes that the fast CPU forms support
 # Attributes of a convolution that decide what it computes
 OPTIONS: Final = ("stride", "padding", "kernel_size", "dilation", "groups", "padding_mode")
 
 
 def _store(name: str, value: Any) -> None:
+    """Store a value in torch's thread-local state, which autograd copies to its worker threads."""
     references = sys.getrefcount(value)
     torch._C._stash_obj_in_tls(name, value)
-    if sys.getrefcount(value) == references:   # torch up to 2.11 forgets to count its own, and drops it all the same
+    if sys.getrefcount(value) == references:   # torch <= 2.11 releases a reference that it never took
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
 def _load(name: str) -> Any:
+    """Return a value from torch's thread-local state, or None if there is none."""
     return torch._C._get_obj_in_tls(name) if torch._C._is_key_in_tls(name) else None
 
 
-scope.use_carrier(_store, _load)   # which autograd hands over to the threads that it starts
+scope.use_carrier(_store, _load)
 
 
 def in_forward_derivative() -> bool:
@@ -70,14 +72,14 @@ def in_forward_derivative() -> bool:
 
 
 def has_no_numbers(tensor: Tensor) -> bool:
-    """Whether a tensor only stands for numbers: on the meta device, under FakeTensorMode, or in a transform."""
+    """Whether a tensor has no values to read: on the meta device, under FakeTensorMode, or inside a transform."""
     return tensor.is_meta or isinstance(tensor, FakeTensor) or in_transform() or in_forward_derivative()
 
 
 def in_mode() -> bool:
-    """Whether a TorchDispatchMode or a TorchFunctionMode is active, which sees every operation and may keep any tensor.
+    """Whether a TorchDispatchMode or TorchFunctionMode is active, which may save any intermediate tensor.
 
-    Those of `torch.device` and torch.set_default_device, which only choose devices, do not count.
+    The modes of `torch.device` and `torch.set_default_device` do not count: they only choose the device.
     """
     if torch._C._len_torch_dispatch_stack():
         return True
@@ -88,19 +90,19 @@ def in_mode() -> bool:
 
 
 def is_plain(*tensors: Tensor) -> bool:
-    """Whether these are ordinary tensors and operations on them run now: no graph, transform or mode sees them."""
+    """Whether the tensors are of no subclass and their operations run eagerly, outside graphs, transforms and modes."""
     return (
-        not torch.compiler.is_compiling()           # a graph is for all sizes, and its compiler fuses by itself
+        not torch.compiler.is_compiling()           # a graph must be valid for all sizes, and the compiler fuses
         and not torch.jit.is_tracing()              # type: ignore[attr-defined]
-        and not in_transform()                      # vmap, grad and their like take operators apart
-        and not in_forward_derivative()             # fast forms have none
-        and not in_mode()                           # a mode may save what is computed, to use it later
+        and not in_transform()                      # vmap, grad and other transforms decompose operators
+        and not in_forward_derivative()             # fast forms do not implement it
+        and not in_mode()                           # a mode may save intermediate tensors
         and all(type(x) in PLAIN for x in tensors)
     )
 
 
 def is_eager_on_cpu(*tensors: Tensor) -> bool:
-    """Whether these are plain tensors of float32 or float64 on a CPU, and autocast does not change their dtype."""
+    """Whether the tensors are plain, float32 or float64, on a CPU, and autocast is off."""
     return (
         is_plain(*tensors)
         and all(x.device.type == "cpu" and x.dtype in EXACT for x in tensors)
@@ -109,60 +111,61 @@ def is_eager_on_cpu(*tensors: Tensor) -> bool:
 
 
 def is_dense(x: Tensor) -> bool:
-    """Whether x lies in memory without gaps, channels first or channels last."""
+    """Whether the memory of x has no gaps and is ordered channels first or channels last."""
     return x.is_contiguous() or (x.ndim > 2 and x.movedim(1, -1).is_contiguous())
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module would run hooks: its own, or those registered for all modules."""
+    """Whether calling the module runs hooks, registered on it or for all modules."""
     return _has_own_hooks(module) or any(ALL_MODULES_HOOKS)
 
 
 def _has_own_hooks(module: nn.Module) -> bool:
+    """Whether hooks are registered on the module itself."""
     own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return bool(own)
 
 
 def forward_pre_hooks(module: nn.Module) -> list[Callable[..., Any]]:
-    """What runs before every call of the module, registered for it alone."""
+    """Return the forward pre-hooks registered on the module itself."""
     return list(module._forward_pre_hooks.values())
 
 
 def is_unmodified(module: nn.Module, *kinds: type) -> bool:
-    """Whether a module does what its class, one of `kinds`, does: it is of no subclass, and no method is replaced.
+    """Whether the type of a module is exactly one of `kinds` and none of its methods is replaced on the instance.
 
-    Names are looked up one by one: torch.compile of 2.11 traces no set of them.
+    Names are looked up one by one, because torch.compile of 2.11 cannot trace a set.
     """
     own = module.__dict__
     return type(module) in kinds and "forward" not in own and "mlp" not in own and not replaces_attention(module)
 
 
 def is_ordinary(module: nn.Module, *kinds: type) -> bool:
-    """Whether a call of the module does what its class, one of `kinds`, does, and no hook sees what it is given."""
+    """Whether a module is unmodified, as in `is_unmodified`, and calling it runs no hooks."""
     return is_unmodified(module, *kinds) and not has_hooks(module)
 
 
 def replaces_attention(module: nn.Module) -> bool:
-    """Whether an instance has an `attention` of its own: its owner's, or that of attention_maps in this context."""
+    """Whether `attention` is replaced on the instance, by the user or by attention_maps in this context."""
     own = module.__dict__
     return "attention" in own and (torch.compiler.is_compiling() or not is_idle(own["attention"]))
 
 
 class Snapshot:
-    """What a module is made of, to see at little cost whether that is still so.
+    """A record of the submodules and tensors of a module, for a cheap test of whether they have changed.
 
-    It holds parts and tensors of the module, but not the module itself, which may be a weak key of it.
+    It holds no reference to the module itself, so that it can be a value of a dictionary with weak keys.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.parts = list(module.modules())[1:]
-        self.tensors = [t for part in (module, *self.parts) for t in _tensors(part)]   # alive: an id stays one tensor's
+        self.tensors = [t for part in (module, *self.parts) for t in _tensors(part)]   # references, so that no id is reused
         self.seen = [_seen(part) for part in (module, *self.parts)]
 
     def holds(self, module: nn.Module) -> bool:
-        """Whether nothing was exchanged, replaced or converted since, and no part has a hook.
+        """Whether no submodule or tensor was replaced or converted since, and no submodule has a hook.
 
-        Nor may an `attention` be replaced: attention_maps may record in this context, and not in another.
+        False also where an `attention` is replaced, because attention_maps may be recording in this context.
         """
         parts = module, *self.parts
         return (
@@ -174,7 +177,7 @@ class Snapshot:
 
 
 def _seen(part: nn.Module) -> tuple[Any, ...]:
-    """Type, names of attributes, children, which tensors and of what form, and a convolution's options."""
+    """Return the type, attribute names, children, tensor descriptions and convolution options of a module."""
     own = part.__dict__
     tensors = [t if t is None else _form(t) for t in _tensors(part)]
     options = [own[name] for name in OPTIONS] if "stride" in own else None
@@ -182,21 +185,22 @@ def _seen(part: nn.Module) -> tuple[Any, ...]:
 
 
 def _tensors(part: nn.Module) -> list[Tensor | None]:
+    """Return the module's own parameters and buffers."""
     own = part.__dict__
     return [*own["_parameters"].values(), *own["_buffers"].values()]
 
 
 def _form(t: Tensor) -> tuple[Any, ...]:
-    # an assignment to .data, or swap_tensors, changes all but the identity in place
+    """Return id, type, shape, dtype and device: assigning .data keeps the id and may change the rest."""
     return id(t), type(t), t.shape, t.dtype, t.device
 
 
 def parameter_names(module: nn.Module) -> Set[str]:
-    """The names of a module's own parameters, those that are None among them."""
+    """Return the names of a module's own parameters, including those that are None."""
     return module._parameters.keys()
 
 
 def own_tensors(module: Any) -> list[Tensor]:
-    """A module's own parameters and floating-point buffers, without those of modules in it."""
+    """Return a module's own parameters and floating-point buffers, without those of its submodules."""
     parameters = [t for t in module._parameters.values() if t is not None]
     return parameters + [t for t in module._buffers.values() if t is not None and t.is_floating_point()]

@@ -1,4 +1,4 @@
-"""The meaning of every operation, in NumPy; float64 in, the oracle out. Channels first: (N, C, *S)."""
+"""Reference implementations of the operations, in NumPy. Arrays are channels first, (N, C, *S)."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from numpy.typing import NDArray
 
 from ..contract import Array
 
-EPSILON = 1e-5   # of batch norm, added to the variance
-MOMENTUM = 0.1   # weight of the newest batch in the running statistics
+EPSILON = 1e-5   # added to the variance in batch norm and instance norm
+MOMENTUM = 0.1   # weight of the current batch in the running statistics
 
 
 def avg_pool(x: Array) -> Array:
-    """Mean over space: (N, C, *S) -> (N, C)."""
+    """Return the mean over the spatial axes: (N, C, *S) -> (N, C)."""
     return np.asanyarray(x.mean(axis=tuple(range(2, x.ndim))))
 
 
 def max_pool(x: Array) -> Array:
-    """Maximum over space: (N, C, *S) -> (N, C)."""
+    """Return the maximum over the spatial axes: (N, C, *S) -> (N, C)."""
     return np.asanyarray(x.max(axis=tuple(range(2, x.ndim))))
 
 
 def expand(s: Array, x: Array) -> Array:
-    """One coefficient per channel, shaped to multiply x: (N, C) -> (N, C, 1..)."""
+    """Reshape one coefficient per channel to broadcast with x: (N, C) -> (N, C, 1..)."""
     return s.reshape(s.shape + (1,) * (x.ndim - 2))
 
 
 def relu(z: Array) -> Array:
-    """max(z, 0); NaN stays."""
+    """Compute max(z, 0). NaN is propagated."""
     return np.maximum(z, 0)
 
 
 def sigmoid(z: Array) -> Array:
-    """1 / (1 + exp(-z)), written so that no z overflows and small values keep their digits."""
+    """Compute 1 / (1 + exp(-z)) without overflow and with full relative precision for small results."""
     return np.exp(-np.logaddexp(0, -z))
 
 
 def hard_sigmoid(z: Array) -> Array:
-    """relu6(z + 3) / 6, the piecewise linear sigmoid of MobileNetV3."""
+    """Compute relu6(z + 3) / 6, the piecewise linear sigmoid of MobileNetV3."""
     return np.clip(z + 3, 0, 6) / 6
 
 
@@ -47,13 +47,13 @@ GATES = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
 
 
 def linear(x: Array, weights: Mapping[str, Array], name: str) -> Array:
-    """A matrix over the channel axis, plus bias where there is one: (N, I, *S) -> (N, O, *S)."""
+    """Multiply the channel axis by matrix `name` and add its bias, if any: (N, I, *S) -> (N, O, *S)."""
     y = np.moveaxis(np.tensordot(x, weights[f"{name}.weight"], axes=(1, 1)), -1, 1)
-    return _biased(y, weights, name)
+    return _add_bias(y, weights, name)
 
 
 def strided(x: Array, weights: Mapping[str, Array], name: str) -> Array:
-    """A convolution whose stride is its kernel, leftover edges dropped: (N, I, *S), (O, I, *k) -> (N, O, *S // k)."""
+    """Convolve with a stride equal to the kernel size, without padding: (N, I, *S), (O, I, *k) -> (N, O, *S // k)."""
     kernel = weights[f"{name}.weight"]
     if kernel.ndim == 2:
         return linear(x, weights, name)
@@ -63,50 +63,53 @@ def strided(x: Array, weights: Mapping[str, Array], name: str) -> Array:
         x = x.reshape(*x.shape[:at], x.shape[at] // k, k, *x.shape[at + 1 :])
     offsets = tuple(range(3, x.ndim, 2))
     y = np.moveaxis(np.tensordot(x, kernel, axes=((1, *offsets), tuple(range(1, kernel.ndim)))), -1, 1)
-    return _biased(y, weights, name)
+    return _add_bias(y, weights, name)
 
 
 def conv(x: Array, weights: Mapping[str, Array], name: str, stride: Sequence[int]) -> Array:
-    """`conv_same` at every stride-th place, plus bias: (N, I, *S), (O, I, *k) -> (N, O, *ceil(S / stride))."""
+    """Compute `conv_same` at every stride-th pixel and add the bias: (N, I, *S) -> (N, O, *ceil(S / stride))."""
     kernel = weights[f"{name}.weight"]
     kernel = kernel.reshape(kernel.shape + (1,) * (x.ndim - kernel.ndim))
-    return _biased(conv_same(x, kernel)[_every(stride)], weights, name)
+    return _add_bias(conv_same(x, kernel)[_every(stride)], weights, name)
 
 
 def transposed(x: Array, weights: Mapping[str, Array], name: str, stride: Sequence[int]) -> Array:
-    """A transposed convolution to sizes times the stride: (N, I, *S), (I, O, *k) -> (N, O, *S * stride).
+    """Compute a transposed convolution: (N, I, *S), (I, O, *k) -> (N, O, *S * stride).
 
-    Of what every input pixel spreads over k pixels from its own place on, (k - 1) // 2 are cut off at the front.
+    Each input pixel contributes to k output pixels from its own position on; the output is then cropped by
+    (k - 1) // 2 pixels at the start of each axis.
     """
     kernel = weights[f"{name}.weight"]
-    apart = np.zeros((*x.shape[:2], *(n * step for n, step in zip(x.shape[2:], stride, strict=True))), x.dtype)
-    apart[_every(stride)] = x
+    spaced = np.zeros((*x.shape[:2], *(n * step for n, step in zip(x.shape[2:], stride, strict=True))), x.dtype)
+    spaced[_every(stride)] = x
     front = [(k - 1) // 2 for k in kernel.shape[2:]]
     sides = [(k - 1 - cut, cut) for k, cut in zip(kernel.shape[2:], front, strict=True)]
-    turned = np.flip(kernel, axis=tuple(range(2, kernel.ndim))).swapaxes(0, 1)
-    return _biased(_correlate(np.pad(apart, [(0, 0), (0, 0), *sides]), turned), weights, name)
+    flipped = np.flip(kernel, axis=tuple(range(2, kernel.ndim))).swapaxes(0, 1)
+    return _add_bias(_correlate(np.pad(spaced, [(0, 0), (0, 0), *sides]), flipped), weights, name)
 
 
 def _every(stride: Sequence[int]) -> tuple[slice, ...]:
-    """The index of every stride-th pixel."""
+    """Return the index of every stride-th pixel."""
     return (slice(None), slice(None), *(slice(None, None, step) for step in stride))
 
 
-def _biased(y: Array, weights: Mapping[str, Array], name: str) -> Array:
+def _add_bias(y: Array, weights: Mapping[str, Array], name: str) -> Array:
+    """Add the bias of `name`, if there is one, to the channels of y."""
     bias = weights.get(f"{name}.bias")
     return y if bias is None else y + bias.reshape(-1, *(1,) * (y.ndim - 2))
 
 
 def conv_same(x: Array, kernel: Array, mode: str = "constant") -> Array:
-    """Slide an odd kernel, unflipped, over x padded to keep its size: (N, I, *S), (O, I, *k) -> (N, O, *S).
+    """Cross-correlate x with a kernel of odd sizes, padded to keep the size: (N, I, *S), (O, I, *k) -> (N, O, *S).
 
-    mode is numpy.pad's: "constant" is zero padding, "wrap" circular.
+    mode: padding mode of `numpy.pad`, "constant" for zeros or "wrap" for circular.
     """
     half = [(k // 2, k // 2) for k in kernel.shape[2:]]
     return _correlate(np.pad(x, [(0, 0), (0, 0), *half], mode=mode), kernel)   # type: ignore[call-overload]
 
 
 def _correlate(x: Array, kernel: Array) -> Array:
+    """Cross-correlate without padding: (N, I, *S), (O, I, *k) -> (N, O, *S - k + 1)."""
     axes = tuple(range(2, x.ndim))
     windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[2:], axis=axes)   # (N, I, *S, *k)
     taps = tuple(range(x.ndim, windows.ndim))
@@ -114,10 +117,14 @@ def _correlate(x: Array, kernel: Array) -> Array:
 
 
 def batch_norm(x: Array, weights: Mapping[str, Array], name: str, training: bool) -> Array:
-    """Normalise each channel; in training by the batch, moving the running statistics in `weights` in place.
+    """Normalise each channel of x; return x itself if `weights` has no norm of this name.
 
-    The running variance is the unbiased one, n / (n - 1) times the batch's. Where the block has no norm of that
-    name, x itself. Raises ValueError in training on one value per channel, which has no variance.
+    In training the statistics are those of the batch, and the running statistics in `weights` are updated in place.
+    The running variance is unbiased: n / (n - 1) times the variance of the batch.
+
+    Raises:
+        ValueError: in training, if x has one value per channel.
+
     """
     if f"{name}.weight" not in weights:
         return x
@@ -127,16 +134,16 @@ def batch_norm(x: Array, weights: Mapping[str, Array], name: str, training: bool
         n = x.size // x.shape[1]
         if n == 1:
             raise one_value(x.shape)
-        now, spread = x.mean(axis=axes), x.var(axis=axes)
-        mean += MOMENTUM * (now - mean)
-        var += MOMENTUM * (spread * n / (n - 1) - var)
-        mean, var = now, spread
+        batch_mean, batch_var = x.mean(axis=axes), x.var(axis=axes)
+        mean += MOMENTUM * (batch_mean - mean)
+        var += MOMENTUM * (batch_var * n / (n - 1) - var)
+        mean, var = batch_mean, batch_var
     scale = weight / np.sqrt(var + EPSILON)
     return np.asanyarray((x - mean.reshape(shape)) * scale.reshape(shape) + bias.reshape(shape))
 
 
 def one_value(shape: Sequence[int | None]) -> ValueError:
-    """The error for a batch norm in training whose input, of this shape, has one value per channel."""
+    """Return the error for batch norm in training on an input of this shape, with one value per channel."""
     norm = "another norm (norm=False of a block, norm='instance' of a U-Net)"
     got = f"got input of shape {tuple(shape)}, which has no variance"
     fix = f"give a larger batch or larger inputs, or take {norm}"
@@ -144,19 +151,19 @@ def one_value(shape: Sequence[int | None]) -> ValueError:
 
 
 def instance_norm(x: Array) -> Array:
-    """Normalise each channel of each sample; nothing is trained, nothing remembered."""
+    """Normalise each channel of each sample, without weights and running statistics: (N, C, *S) -> (N, C, *S)."""
     axes = tuple(range(2, x.ndim))
     center, var = x.mean(axis=axes, keepdims=True), x.var(axis=axes, keepdims=True)
     return np.asanyarray((x - center) / np.sqrt(var + EPSILON))
 
 
 def prelu(z: Array, slope: Array) -> Array:
-    """The input where it is positive, slope times it where it is not."""
+    """Return z where it is positive, and slope * z elsewhere."""
     return np.where(z > 0, z, slope * z)
 
 
 def pool(x: Array, window: Sequence[int]) -> Array:
-    """Maximum over windows side by side, the last one cut off by the edge: (N, C, *S) -> (N, C, *ceil(S / window))."""
+    """Max-pool with a stride equal to the window, keeping partial windows: (N, C, *S) -> (N, C, *ceil(S / window))."""
     missing = [(0, -n % w) for n, w in zip(x.shape[2:], window, strict=True)]
     x = np.pad(x, [(0, 0), (0, 0), *missing], constant_values=-np.inf)
     split = [size for n, w in zip(x.shape[2:], window, strict=True) for size in (n // w, w)]
@@ -164,12 +171,12 @@ def pool(x: Array, window: Sequence[int]) -> Array:
 
 
 def crop(x: Array, size: Sequence[int]) -> Array:
-    """The first `size` pixels along each spatial axis: (N, C, *S) -> (N, C, *size)."""
+    """Return the first `size` pixels along each spatial axis: (N, C, *S) -> (N, C, *size)."""
     return x[(slice(None), slice(None), *map(slice, size))]
 
 
 def widen(x: Array, least: Sequence[int]) -> Array:
-    """Repeat the last pixel until every spatial axis has `least` or more: (N, C, *S) -> (N, C, *max(S, least))."""
+    """Pad each spatial axis to at least `least` by repeating the last pixel: (N, C, *S) -> (N, C, *max(S, least))."""
     missing = [(0, max(0, low - n)) for n, low in zip(x.shape[2:], least, strict=True)]
     return np.pad(x, [(0, 0), (0, 0), *missing], mode="edge") if any(map(max, missing)) else x
 
@@ -177,7 +184,8 @@ def widen(x: Array, least: Sequence[int]) -> Array:
 def resize(x: Array, size: Sequence[int], interpolation: str, align_corners: bool) -> Array:
     """Resample the spatial axes to `size`, one axis after the other: (N, C, *S) -> (N, C, *size).
 
-    "linear" is torch's (bi-, tri-)linear `interpolate`, "nearest" its "nearest-exact". The same size is x itself.
+    "linear" is the (bi-, tri-)linear `interpolate` of torch, and "nearest" its "nearest-exact". Return x itself if the
+    size does not change.
     """
     if x.shape[2:] == tuple(size):
         return x
@@ -193,7 +201,7 @@ def resize(x: Array, size: Sequence[int], interpolation: str, align_corners: boo
 
 
 def nearest(old: int, new: int) -> NDArray[np.integer]:
-    """For each of `new` positions the old one nearest to its centre, in exact integers.
+    """Return, for each of `new` positions, the index of the old one nearest to its centre, in exact integers.
 
     >>> nearest(2, 5)
     array([0, 0, 1, 1, 1])
@@ -202,7 +210,7 @@ def nearest(old: int, new: int) -> NDArray[np.integer]:
 
 
 def taps(old: int, new: int, align_corners: bool) -> tuple[NDArray[np.integer], NDArray[np.integer], Array]:
-    """For each of `new` positions the two old ones that it lies between, and how far towards the second.
+    """Return, for each of `new` positions, the two old indices around it and its distance from the first.
 
     >>> taps(2, 4, align_corners=False)
     (array([0, 0, 0, 1]), array([1, 1, 1, 1]), array([0.  , 0.25, 0.75, 0.  ]))

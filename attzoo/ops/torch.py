@@ -1,4 +1,4 @@
-"""The functions of ops/numpy.py in PyTorch, and what its bodies are made with. Channels first: (N, C, *S)."""
+"""The operations of ops/numpy.py in PyTorch, with layers and factories for blocks. Tensors are (N, C, *S)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-from . import guard  # before anything of torch: it refuses one that is too old
+from . import guard  # first, because it raises an error if torch is too old
 
 # isort: split
 import numpy as np
@@ -23,17 +23,17 @@ from .numpy import EPSILON, one_value
 
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-# torch's defaults are the spec's rule, in these two
+# torch's defaults of epsilon and momentum are those of ops/numpy.py
 BATCH_NORM: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 NORMS = tuple(BATCH_NORM.values())
 CONV_TRANSPOSE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-DTYPES = (torch.float16, torch.bfloat16, *EXACT)   # in which torch has the operations of a block
-FEW = 256   # pixels of all samples together, under which making a wider kernel costs more than it saves
+DTYPES = (torch.float16, torch.bfloat16, *EXACT)   # supported by all operations of a block
+FEW = 256   # pixels in the batch below which computing a wider kernel costs more time than it saves
 MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def require_tensors(*inputs: Any, role: str = "") -> None:
-    """Raise TypeError unless these are tensors, or stand for tensors in calls of torch, as torch.fx's proxies do."""
+    """Raise TypeError unless the inputs are tensors or tensor-likes, such as proxies of torch.fx."""
     for x in inputs:
         if not is_tensor_like(x):
             hint = ": convert it, as torch.as_tensor(x) does" if hasattr(x, "__array__") else ""
@@ -41,14 +41,14 @@ def require_tensors(*inputs: Any, role: str = "") -> None:
 
 
 def not_dense(x: Tensor) -> TypeError:
-    """The error for a tensor that is nested, or sparse or of another layout that is not strided."""
+    """Return the error for a tensor that is nested, sparse or of another layout that is not strided."""
     if x.is_nested:
         return TypeError("expected a dense tensor, got a nested one: call the block on each tensor in it")
     return TypeError(f"expected a dense tensor, got one of layout {x.layout}: convert it, as x.to_dense() does")
 
 
 def factory(device: Any, dtype: Any) -> dict[str, Any]:
-    """The arguments by which torch's layers are made on a device and of a dtype; None means torch's defaults."""
+    """Return the keyword arguments device and dtype for layers of torch; None means the default of torch."""
     if dtype not in (None, *DTYPES):
         names = ", ".join(map(str, DTYPES))
         raise TypeError(f"dtype must be a floating-point torch.dtype, one of {names}, or None, got {dtype!r}")
@@ -56,14 +56,14 @@ def factory(device: Any, dtype: Any) -> dict[str, Any]:
 
 
 def first_dtype(module: nn.Module) -> torch.dtype | None:
-    """The dtype of a module's first parameter; None without any."""
-    for parameter in module.parameters():   # torch.compile of 2.6 traces no next() with a default
+    """Return the dtype of a module's first parameter, or None if it has no parameters."""
+    for parameter in module.parameters():   # torch.compile of 2.6 cannot trace next() with a default
         return parameter.dtype
     return None
 
 
 def find(module: nn.Module, name: str) -> Tensor:
-    """The tensor that holds canonical `name`: the same path, but for what torch calls a running mean and variance."""
+    """Return the tensor with canonical `name`, where "mean" and "var" are running_mean and running_var in torch."""
     path, _, leaf = name.rpartition(".")
     if getattr(module, "fused", False):
         got = "got one whose norms are folded: keep the original"
@@ -74,7 +74,7 @@ def find(module: nn.Module, name: str) -> Tensor:
 
 @torch.no_grad()
 def start(tensor: Tensor, weight: Weight) -> None:
-    """Fill a tensor with a draw from the weight's start; one on the meta device has nothing to fill."""
+    """Initialise a tensor in place as its `Weight` says; do nothing on the meta device."""
     if tensor.is_meta:
         return
     if weight.start == "uniform":
@@ -82,21 +82,21 @@ def start(tensor: Tensor, weight: Weight) -> None:
     elif weight.start == "normal":
         tensor.normal_(weight.center, weight.scale)
     elif weight.start == "orthogonal":
-        drawn = tensor if tensor.dtype in EXACT else tensor.float()   # of half precision there is no decomposition
+        drawn = tensor if tensor.dtype in EXACT else tensor.float()   # QR decomposition does not support half precision
         tensor.copy_(nn.init.orthogonal_(drawn, weight.scale))
     else:
         tensor.fill_(weight.center)
 
 
 class InstanceNorm(nn.Module):
-    """(N, C, *S) -> (N, C, *S): each channel of each sample normalised; torch's own refuses a single pixel."""
+    """Instance norm without weights, which accepts a single pixel: (N, C, *S) -> (N, C, *S)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.instance_norm(x, None, None, None, None, True, 0.0, EPSILON, torch.backends.cudnn.enabled)
 
 
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(x). Raises ValueError for a batch norm in training on one value per channel, as the spec does."""
+    """Return norm(x). Raise ValueError for batch norm in training on one value per channel, as the spec does."""
     graph = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
     if not graph and norm.training and isinstance(norm, NORMS) and isinstance(x, Tensor) and x.numel() == x.shape[1]:
         raise one_value(x.shape)
@@ -104,23 +104,23 @@ def normalise(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def avg_pool(x: Tensor) -> Tensor:
-    """Mean over space: (N, C, *S) -> (N, C).
+    """Return the mean over the spatial axes: (N, C, *S) -> (N, C).
 
-    The gradient of `mean` is written out for all of x before it is added to, that of `sum` is one number per channel,
-    seen many times. Half precision has `mean`, which adds up in float32; sums of float16 would pass its maximum. So has
-    every graph, which may be converted to half precision later.
+    Float32 and float64 use `sum`, whose gradient is an expanded view of one value per channel; the gradient of `mean`
+    is a tensor as large as x. Half precision uses `mean`, which accumulates in float32, because a sum in float16 may
+    overflow. Graphs use `mean` too, because they may be converted to half precision later.
     """
     space = tuple(range(2, x.ndim))
     return x.sum(space) / prod(x.shape[2:]) if is_plain(x) and x.dtype in EXACT else x.mean(space)
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """Maximum over space, its gradient shared by ties: (N, C, *S) -> (N, C)."""
+    """Return the maximum over the spatial axes, with the gradient split evenly among ties: (N, C, *S) -> (N, C)."""
     return x.amax(tuple(range(2, x.ndim)))
 
 
 def expand(s: Tensor, x: Tensor) -> Tensor:
-    """One coefficient per channel, shaped to multiply x: (N, C) -> (N, C, 1..)."""
+    """Reshape one coefficient per channel to broadcast with x: (N, C) -> (N, C, 1..)."""
     return s[(..., *(None,) * (x.ndim - 2))]
 
 
@@ -128,32 +128,36 @@ relu, sigmoid = torch.relu, torch.sigmoid
 
 
 ACTS: dict[str | None, Callable[[Tensor], Tensor]] = {None: lambda y: y, "relu": relu}
-ACTS_: dict[str | None, Callable[[Tensor], Tensor]] = {None: lambda y: y, "relu": torch.relu_}   # over their input
+ACTS_: dict[str | None, Callable[[Tensor], Tensor]] = {None: lambda y: y, "relu": torch.relu_}   # in place
 
 
 def add_and_activate(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
-    """act(y + shortcut), as a residual block ends: (N, C, *S) twice -> (N, C, *S).
+    """Compute act(y + shortcut), the end of a residual branch: (N, C, *S) -> (N, C, *S).
 
-    shortcut: of y's shape, or None for 0. act: "relu", or None for none.
+    Args:
+        y: output of the branch.
+        shortcut: tensor of y's shape; None adds nothing.
+        act: "relu", or None for no activation.
+
     """
     return ACTS[act](y if shortcut is None else y + shortcut)
 
 
 def add_and_activate_(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
-    """The same over y, where it can be: a product just made, that nobody else has, or needs for a gradient."""
-    given = (y,) if shortcut is None else (y, shortcut)
-    if may_overwrite(*given):
+    """Compute `add_and_activate`, in place where possible. Nothing else, such as a gradient, may need y."""
+    operands = (y,) if shortcut is None else (y, shortcut)
+    if may_overwrite(*operands):
         return ACTS_[act](y if shortcut is None else y.add_(shortcut))
     return add_and_activate(y, shortcut, act)
 
 
-def may_overwrite(y: Tensor, *others: Tensor) -> bool:
-    """Whether what is computed from y and others may be written over y, which nobody else has."""
-    return is_plain(y, *others) and all(other.dtype == y.dtype for other in others)
+def may_overwrite(y: Tensor, *operands: Tensor) -> bool:
+    """Whether a result computed from y and the operands may be written to y, if no other reference to y exists."""
+    return is_plain(y, *operands) and all(operand.dtype == y.dtype for operand in operands)
 
 
 def hard_sigmoid(z: Tensor) -> Tensor:
-    """relu6(z + 3) / 6; torch's own hardsigmoid has a gradient of float32 1/6 in float64."""
+    """Compute relu6(z + 3) / 6. The float64 gradient of F.hardsigmoid is 1/6 rounded to float32."""
     return F.relu6(z + 3) / 6
 
 
@@ -161,16 +165,16 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": sigmoid, "hard_sigmoi
 
 
 def pool(x: Tensor, window: Sequence[int]) -> Tensor:
-    """Maximum over windows side by side, the last one cut off by the edge: (N, C, *S) -> (N, C, *ceil(S / window))."""
+    """Max-pool with a stride equal to the window, keeping partial windows: (N, C, *S) -> (N, C, *ceil(S / window))."""
     if guard.pool_ties_exports and guard.is_exporting():
         for axis, w in enumerate(window, start=2):
             first, last = torch.arange(-(-x.shape[axis] // w), device=x.device) * w, x.shape[axis] - 1
             x = torch.stack([x.index_select(axis, (first + i).clamp(max=last)) for i in range(w)]).amax(0)
         return x
-    if len(window) == 1:   # torch's 1-D one ties an export to the length it was made at
+    if len(window) == 1:   # an export of max_pool1d is valid for one length only
         return pool(x[:, :, None], (1, *window))[:, :, 0]
-    by_hand = len(window) == 3 and torch.are_deterministic_algorithms_enabled()   # torch's has no such gradient on CUDA
-    whole = by_hand or not is_plain(x)   # ceil_mode in a graph for all sizes is wrong at some, compiled by AOTInductor
+    by_hand = len(window) == 3 and torch.are_deterministic_algorithms_enabled()   # max_pool3d has no deterministic gradient on CUDA
+    whole = by_hand or not is_plain(x)   # AOTInductor compiles ceil_mode wrongly for some sizes
     if whole:
         missing = [extra for n, w in zip(x.shape[:1:-1], window[::-1], strict=True) for extra in (0, (w - n % w) % w)]
         x = F.pad(x, missing, value=-torch.inf)
@@ -182,13 +186,13 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
 
 
 class _Repeating:
-    """A convolution of x with every pixel repeated `repeat` times along each axis: (N, I, *S) -> (N, O, *S * repeat).
+    """Nearest upsampling by `repeat` followed by a convolution: (N, I, *S) -> (N, O, *S * repeat).
 
-    It is also the transposed convolution, with stride `repeat`, of x with the kernel convolved with as many ones. That
-    takes (k + r - 1)^n / r^n products where the plain form takes k^n, 4 for 9 in 2-D, and never writes what is
-    repeated: half the time on a CPU. The wider kernel has to be made at each call, so few pixels go the plain way;
-    graphs do too, for they may meet other sizes, half precision, where the sums of kernels would be rounded, and other
-    devices, where it has not been measured.
+    It equals a transposed convolution of x with stride r = `repeat` and the kernel convolved with r ones. That takes
+    (k + r - 1)^n / r^n products per output in place of k^n (4 in place of 9 for k = 3, r = 2, in 2-D) and does not
+    write the upsampled tensor: half the time on a CPU. The wider kernel is computed at each call. The plain form is
+    used for few pixels, in graphs, which may be run at other sizes, in half precision, where the sums of kernel
+    elements would be rounded, and on other devices, where the gain has not been measured.
     """
 
     repeat: tuple[int, ...]
@@ -200,14 +204,14 @@ class _Repeating:
         return transpose(x, self.widened(), self.bias, stride=self.repeat, padding=self.padding)
 
     def widened(self: Any) -> Tensor:
-        """The kernel of the transposed convolution: (O, I, *k) -> (I, O, *(k + r - 1))."""
+        """Return the kernel of the transposed convolution: (O, I, *k) -> (I, O, *(k + r - 1))."""
         ones, sizes = _positions(self.kernel_size, self.repeat)
         positions = torch.tensor(ones, dtype=self.weight.dtype, device=self.weight.device)
         flat = self.weight.flatten(2).flatten(0, 1) @ positions
         return flat.unflatten(1, sizes).unflatten(0, self.weight.shape[:2]).transpose(0, 1)
 
     def as_transposed(self: Any) -> nn.Module:
-        """The same as an ordinary transposed convolution, for inference."""
+        """Return an equivalent nn.ConvTranspose layer, for inference."""
         dims = len(self.repeat)
         wide = self.widened()
         conv: Any = TRANSPOSED[dims](self.in_channels, self.out_channels, wide.shape[2:], self.repeat, self.padding)
@@ -215,9 +219,9 @@ class _Repeating:
         return conv.eval()
 
 
-@lru_cache   # of arrays: a tensor would be of the mode that it was made in, as FakeTensorMode is
+@lru_cache   # of arrays, because a tensor created under FakeTensorMode must not be cached
 def _positions(kernel: tuple[int, ...], repeat: tuple[int, ...]) -> tuple[Array, list[int]]:
-    """1 where a pixel of a kernel, flat, adds to a pixel of the wider one, flat; and the wider one's sizes."""
+    """Return the 0-1 matrix that maps a flat kernel to the flat wider kernel, and the sizes of the wider kernel."""
     ones = np.ones((1, 1), np.float32)
     for k, r in zip(kernel, repeat, strict=True):
         shift = np.arange(k + r - 1) + np.arange(k)[:, None]
@@ -241,54 +245,55 @@ REPEATING: dict[int, Any] = {1: RepeatingConv1d, 2: RepeatingConv2d, 3: Repeatin
 
 
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:
-    """The first `size` pixels along each spatial axis: (N, C, *S) -> (N, C, *size)."""
+    """Return the first `size` pixels along each spatial axis: (N, C, *S) -> (N, C, *size)."""
     if not guard.is_exporting():
         return x[(slice(None), slice(None), *map(slice, size))]
-    for axis, new in enumerate(size, start=2):   # a slice would tie the graph to whether anything is cut off
+    for axis, new in enumerate(size, start=2):   # a slice would restrict the graph to inputs that are all cropped or all not
         x = x.index_select(axis, torch.arange(new, device=x.device))
     return x
 
 
 def widen(x: Tensor, least: Sequence[int]) -> Tensor:
-    """Repeat the last pixel until every spatial axis has `least` or more: (N, C, *S) -> (N, C, *max(S, least))."""
+    """Pad each spatial axis to at least `least` by repeating the last pixel: (N, C, *S) -> (N, C, *max(S, least))."""
     for axis, low in enumerate(least, start=2):
         if low > 1 and x.shape[axis] < low:
             x = x.index_select(axis, torch.arange(low, device=x.device).clamp(max=x.shape[axis] - 1))
     return x
 
 
-def interpolate(x: Tensor, **how: Any) -> Tensor:
-    """F.interpolate in the dtype of x: under autocast on CUDA it returns float32, whatever x is."""
-    return in_dtype_of(x, F.interpolate(x, **how))
+def interpolate(x: Tensor, **options: Any) -> Tensor:
+    """Compute F.interpolate in the dtype of x. Under autocast on CUDA, F.interpolate returns float32."""
+    return in_dtype_of(x, F.interpolate(x, **options))
 
 
 def in_dtype_of(x: Tensor, y: Tensor) -> Tensor:
-    """y in the dtype of x. A cast that is none is left out, for a trace would keep its dtype in half precision too.
+    """Return y in the dtype of x.
 
-    torch.fx, whose proxies have no dtype yet, keeps the cast.
+    If the dtypes are equal no cast is made, because a traced cast would remain when the graph is converted to half
+    precision. Under torch.fx, whose proxies have no dtype, the cast is always made.
     """
     return y if isinstance(x, Tensor) and y.dtype == x.dtype else y.to(x.dtype)
 
 
 def repeat(x: Tensor, times: Sequence[int]) -> Tensor:
-    """Every pixel repeated `times` times along each spatial axis: (N, C, *S) -> (N, C, *(S * times))."""
+    """Repeat every pixel `times` times along each spatial axis: (N, C, *S) -> (N, C, *(S * times))."""
     return interpolate(x, scale_factor=tuple(map(float, times)))
 
 
 def upsample(x: Tensor, times: Sequence[int]) -> Tensor:
-    """`times` times as many pixels along each spatial axis, by linear `resize`: (N, C, *S) -> (N, C, *(S * times))."""
+    """Upsample linearly by the factors `times`: (N, C, *S) -> (N, C, *(S * times))."""
     return resize(x, [n * step for n, step in zip(x.shape[2:], times, strict=True)], "linear", align_corners=False)
 
 
 def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bool) -> Tensor:
     """Resample the spatial axes to `size`: (N, C, *S) -> (N, C, *size).
 
-    Resampling to the same size changes nothing, so it is skipped, but never in a graph that will meet other sizes.
-    Neither form throws in deterministic mode on CUDA (torch's 1-D linear would: it goes through the 2-D one), but for
-    3-D linear with torch 2.6, which has no deterministic gradient of it.
+    Resampling to the same size is skipped, except in an exported or traced graph, which may be run at other sizes.
+    Gradients are deterministic on CUDA, except 3-D linear with torch 2.6. The 1-D linear form uses the 2-D one,
+    because that of torch has no deterministic gradient.
     """
     general = guard.is_exporting() or torch.jit.is_tracing()   # type: ignore[attr-defined]
-    if not general and x.shape[2:] == size:   # in this order: a comparison would tie the graph to these sizes
+    if not general and x.shape[2:] == size:   # last: it would restrict a graph to these sizes
         return x
     if interpolation == "nearest":
         for axis, new in enumerate(size, start=2):
@@ -302,7 +307,7 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
 
 _WRAPPED = "avg_pool", "max_pool", "expand", "add_and_activate", "pool", "crop", "widen", "repeat", "upsample", "resize"
 for _name in _WRAPPED:
-    fx.wrap(_name)   # torch.fx takes them for one operation each: what they do depends on a tensor's shape
+    fx.wrap(_name)   # torch.fx records each as one operation, because they depend on shapes
 
 
 def __getattr__(name: str) -> Any:

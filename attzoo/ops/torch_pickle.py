@@ -1,4 +1,4 @@
-"""Blocks of PyTorch that an earlier version pickled: brought up to date, or refused with how to move them."""
+"""Update PyTorch blocks that were pickled by an earlier version of attzoo."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from ..contract import brief, upgraded
 if TYPE_CHECKING:
     from torch import nn
 
-FORMAT: Final = 1              # goes up when what a pickle of a block holds changes
-KEY: Final = "attzoo_format"   # of it in the state; none in pickles of before there was a number
+FORMAT: Final = 1              # incremented when the contents of a pickled block change
+KEY: Final = "attzoo_format"   # key of FORMAT in the state; missing in the oldest pickles
 OURS: Final = __name__.partition(".")[0]
 
 
 def update(block: Any) -> None:
-    """Bring a block up to date that an earlier version has pickled.
+    """Update a block that was pickled by an earlier version, in place. Changes that a user made to layers are kept.
 
-    Changes that a user made to layers stay. Raises ValueError where a part of it is made in another way now.
+    Raises:
+        ValueError: if the class now makes a submodule of another type or with other tensors.
+
     """
     import torch
 
@@ -29,41 +31,42 @@ def update(block: Any) -> None:
     try:
         with torch.device("meta"):
             fresh = type(block)(**block.spec.config())
-    except (TypeError, NotImplementedError, RuntimeError):   # a subclass with other arguments, or one that computes
+    except (TypeError, NotImplementedError, RuntimeError):   # a subclass that cannot be made like this
         return
-    if getattr(block, "fused", False):   # for inference, its layers are others on purpose
+    if getattr(block, "fused", False):   # folding norms has replaced layers
         return
     for path, made in fresh.named_modules():
         _update_part(block, path, made)
 
 
 def _update_part(block: Any, path: str, made: nn.Module) -> None:
-    """Bring one part up to date with what its class makes now."""
+    """Update the submodule at `path` to match the one that the class makes now."""
     try:
         part = block.get_submodule(path)
     except AttributeError:
-        raise _refusal(block, f"{path} is a part now, {type(made).__name__}") from None
-    is_ours = any(type(each).__module__.partition(".")[0] == OURS for each in (part, made))
+        raise _refusal(block, f"the class now has a submodule {path}, {type(made).__name__}") from None
+    is_ours = any(type(module).__module__.partition(".")[0] == OURS for module in (part, made))
     if is_ours and type(part) is not type(made):
-        raise _refusal(block, f"{path} is {type(made).__name__} now, not {type(part).__name__}")
+        raise _refusal(block, f"{path} is now of type {type(made).__name__}, not {type(part).__name__}")
     if not is_ours:
         return
     tensors = dict(made.named_parameters(recurse=False)) | dict(made.named_buffers(recurse=False))
-    if lost := [name for name in tensors if not hasattr(part, name)]:
-        raise _refusal(block, f"{path} holds {lost[0]} now")
+    if missing := [name for name in tensors if not hasattr(part, name)]:
+        raise _refusal(block, f"{path} now has a tensor {missing[0]}")
     for name, value in vars(made).items():
         if not name.startswith("_") and (name not in vars(part) or _is_plan(value)):
             setattr(part, name, value)
 
 
 def _is_plan(value: Any) -> bool:
-    """Whether a value is a spec, or rows of the table of a network: what has no numbers of its own."""
+    """Whether a value is a spec or a tuple of dataclasses, such as the units of a network."""
     return is_dataclass(value) or (isinstance(value, tuple) and bool(value) and all(map(is_dataclass, value)))
 
 
-def _refusal(block: Any, what: str) -> ValueError:
+def _refusal(block: Any, reason: str) -> ValueError:
+    """Return the error for a block that cannot be updated, with how to move its weights."""
     move = "there attzoo.save(block, file), and here attzoo.load(file, backend='torch')"
     return ValueError(
-        f"expected a {type(block).__name__} pickled by this version of attzoo, got an earlier one's: {brief(what)}. "
+        f"expected a {type(block).__name__} pickled by this version of attzoo, got an earlier one's: {brief(reason)}. "
         f"Open it with the version that pickled it, and move its weights: {move}"
     )
