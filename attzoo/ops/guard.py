@@ -159,7 +159,7 @@ class Snapshot:
 
     def __init__(self, module: nn.Module) -> None:
         self.parts = list(module.modules())[1:]
-        self.tensors = [t for part in (module, *self.parts) for t in _tensors(part)]   # references, so that no id is reused
+        self.tensors = [t for part in (module, *self.parts) for t in _tensors(part)]   # so that no id is reused
         self.seen = [_seen(part) for part in (module, *self.parts)]
 
     def holds(self, module: nn.Module) -> bool:

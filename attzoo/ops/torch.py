@@ -173,7 +173,7 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
         return x
     if len(window) == 1:   # an export of max_pool1d is valid for one length only
         return pool(x[:, :, None], (1, *window))[:, :, 0]
-    by_hand = len(window) == 3 and torch.are_deterministic_algorithms_enabled()   # max_pool3d has no deterministic gradient on CUDA
+    by_hand = len(window) == 3 and torch.are_deterministic_algorithms_enabled()   # max_pool3d: none on CUDA
     whole = by_hand or not is_plain(x)   # AOTInductor compiles ceil_mode wrongly for some sizes
     if whole:
         missing = [extra for n, w in zip(x.shape[:1:-1], window[::-1], strict=True) for extra in (0, (w - n % w) % w)]
@@ -248,7 +248,7 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     """Return the first `size` pixels along each spatial axis: (N, C, *S) -> (N, C, *size)."""
     if not guard.is_exporting():
         return x[(slice(None), slice(None), *map(slice, size))]
-    for axis, new in enumerate(size, start=2):   # a slice would restrict the graph to inputs that are all cropped or all not
+    for axis, new in enumerate(size, start=2):   # a slice would add a guard on the sizes
         x = x.index_select(axis, torch.arange(new, device=x.device))
     return x
 

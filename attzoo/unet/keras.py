@@ -1,4 +1,4 @@
-"""The U-Net in Keras 3, on whichever backend Keras runs: a functional model whose layers know their canonical paths."""
+"""The U-Net in Keras 3, for all backends: a functional model whose layers store their canonical paths."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class UNet(keras.Model):
         trainable: bool = True,
         **kwargs: Unpack[Arguments],
     ) -> None:
-        it = spec.UNet(in_channels, out_channels, channels, **kwargs)
+        net = spec.UNet(in_channels, out_channels, channels, **kwargs)
         data_format = ops.data_format_of(data_format)
         policy = keras.dtype_policies.get(dtype)
-        inputs, outputs = _build(it, data_format == "channels_last", policy)
+        inputs, outputs = _build(net, data_format == "channels_last", policy)
         super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
-        self.spec, self.data_format = it, data_format
+        self.spec, self.data_format = net, data_format
         self.dtype_policy = policy
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
@@ -63,7 +63,7 @@ class UNet(keras.Model):
 
 
 def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
-    """The graph: its input and its output."""
+    """Return the symbolic input and output of the functional model."""
     space = (None,) * net.spatial_dims
     shape = (*space, net.in_channels) if channels_last else (net.in_channels, *space)
     inputs = x = keras.Input(shape, dtype=policy.compute_dtype)
@@ -166,7 +166,7 @@ def _linear(make: Make, net: spec.UNet, path: str) -> Any:
 
 
 def _block(make: Make, net: spec.UNet, path: str, block: Spec, *inputs: Any) -> Any:
-    """What a block gives for these inputs; it starts as the network says."""
+    """Apply a block to the inputs, with the initialization that the network specifies."""
     layer = make(registry.body(block, "keras"), **block.config(), data_format="channels_last", name=path)
     y = layer(*inputs)
     for name, own in block.weights.items():
@@ -181,5 +181,5 @@ def _start(net: spec.UNet, name: str) -> Any:
 
 
 def _format(dims: int) -> dict[str, str]:
-    """The layout, said to layers that can be told."""
+    """Return the argument data_format, which 1-D layers do not take."""
     return {} if dims == 1 else {"data_format": "channels_last"}

@@ -1,4 +1,4 @@
-"""The U-Net as a table: one row a level, from the finest. No framework and no arithmetic here: the bodies build it."""
+"""The U-Net as a list of levels, from the finest, independent of the framework that builds it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..hints import nearest
 if TYPE_CHECKING:
     from .spec import UNet
 
-OWN: Final = ("channels", "gating_channels", "spatial_dims")   # of a block, the network's to say
+OWN: Final = ("channels", "gating_channels", "spatial_dims")   # arguments of a block that the network sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level: what it does to what comes from above, and to what comes from below.
+    """One level of the encoder and, except at the deepest, of the decoder.
 
-    channels: of what it hands on. stride: in pixels, from the level above, per spatial axis; 1 at the finest.
+    channels: of its output. stride: in pixels, from the level above, per spatial axis; 1 at the finest.
     pool: whether the stride is a max-pool's, else the first convolution's.
     encoder, decoder: convolutions, in order; the deepest level has no decoder, and none of the next three.
     up: what brings the level below to this size: None is repetition or interpolation alone.
@@ -93,18 +93,18 @@ class Level:
 
 
 def levels(net: UNet) -> list[Level]:
-    """The table of a network, finest level first."""
+    """Return the levels of a network, from the finest."""
     return [_level(net, i) for i in range(len(net.channels))]
 
 
 def gating(net: UNet) -> Unit | None:
-    """What makes a gating signal of the deepest level, for grid gates."""
+    """Return the convolution that makes the gating signal of grid gates from the deepest level, or None."""
     deepest = net.channels[-1]
     return _pointwise(net, deepest, deepest) if net.gating == "grid" else None
 
 
 def started(weights: Mapping[str, Weight], initializer: str) -> dict[str, Weight]:
-    """The same arrays as an initializer starts a whole net: maps by its rule, their biases at 0, norms at 1.
+    """Return the weights with the initialization of a whole network: zero biases, norms at 1, and matrices by its rule.
 
     Source: "kaiming", "xavier", "normal" and "orthogonal" draw norms from normal(1, 0.02), and all else as
     ozan-oktay/Attention-Gated-Networks@eee4881, models/networks_other.py, init_weights.
@@ -125,7 +125,7 @@ def started(weights: Mapping[str, Weight], initializer: str) -> dict[str, Weight
 
 
 def _map(shape: tuple[int, ...], initializer: str) -> Weight:
-    """The start of a linear map."""
+    """Return the initialization of a matrix or convolution kernel."""
     fan_in, fan_out = prod(shape[1:]), shape[0] * prod(shape[2:])
     match initializer:
         case "kaiming":
@@ -140,12 +140,12 @@ def _map(shape: tuple[int, ...], initializer: str) -> Weight:
 
 
 def sizes(net: UNet, space: Sequence[int]) -> list[tuple[int, ...]]:
-    """The spatial size of every level for an input of this one: a stride rounds up."""
-    found, size = [], tuple(space)
+    """Return the spatial size of every level for an input of size `space`; strides round up."""
+    level_sizes, size = [], tuple(space)
     for step in ((1,) * len(size), *net.steps):
         size = tuple(-(-n // s) for n, s in zip(size, step, strict=True))
-        found.append(size)
-    return found
+        level_sizes.append(size)
+    return level_sizes
 
 
 def weights(net: UNet) -> dict[str, Weight]:
@@ -212,13 +212,13 @@ def _convs(net: UNet, inputs: int, outputs: int, step: tuple[int, ...]) -> tuple
 
 
 def _up(net: UNet, i: int) -> tuple[Unit, ...]:
-    """What follows, or is, the upsampling to level i."""
+    """Return the convolutions that follow, or perform, the upsampling to level i."""
     inputs, outputs, step = net.channels[i + 1], net.channels[i], net.steps[i]
     conv = _unit(net, "", inputs, outputs, norm=net.norm)
     if net.up != "transpose":
         return (conv,) if net.up_conv else ()
     size = net.kernel
-    kernel = tuple(size if s > 1 or size % 2 else 1 for s in step)   # an even one has no middle to stay in place by
+    kernel = tuple(size if s > 1 or size % 2 else 1 for s in step)   # an even kernel has no central pixel
     if net.up_conv:
         return Unit("", inputs, inputs, kernel, step, activation=None, transposed=True), conv
     return (Unit("", inputs, outputs, kernel, step, norm=net.norm, transposed=True),)
@@ -236,7 +236,7 @@ def _pointwise(net: UNet, inputs: int, outputs: int) -> Unit:
 def _create(
     name: str | None, arguments: dict[str, Any], channels: tuple[int, ...], dims: int
 ) -> Spec | None:
-    """Block `name` for these channels: of its input, and of the gating signal where it takes one."""
+    """Return the spec of block `name`; channels: those of its input and, for a gate, of the gating signal."""
     if name is None:
         return None
     cls = registry.get(name, backend="numpy")

@@ -1,4 +1,4 @@
-"""The U-Net said once, in NumPy, from the table of plan.py; torch.py and keras.py must agree with this file."""
+"""The reference U-Net in NumPy, built from the table of plan.py. torch.py and keras.py must agree with it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CONCAT: Final = ("skip_first", "up_first")
 DECODERS: Final = ("double", "merge")
 HEADS: Final = ("linear", "sigmoid")
 INITIALIZERS: Final = ("kaiming", "xavier", "normal", "orthogonal", "glorot", "torch")
-MOST_LEVELS: Final = 32   # halved 31 times, no image is left; a file that claims a million must not keep us busy
+MOST_LEVELS: Final = 32   # no image is larger than 2^31; a file that claims a million levels is refused at once
 
 Options = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 class Arguments(TypedDict, total=False):
-    """What `UNet` takes by name, for the signatures of the two bodies; a test compares it with the fields."""
+    """Keyword arguments of `UNet`, for the signatures in both frameworks; a test compares them with the fields."""
 
     strides: int | Sequence[int | Sequence[int]]
     kernel_size: int
@@ -154,7 +154,7 @@ class UNet(contract.NamedArguments):
         contract.set_fields(self, skip_options=skip_options, block_options=block_options)
 
     def _agree(self) -> None:
-        """Raise ValueError where arguments that are right each do not go together, or one would do nothing."""
+        """Raise ValueError where arguments contradict each other, or an argument would have no effect."""
         largest = max(max(step) for step in self.steps)
         if self.up != "transpose" and self.up_kernel_size is not None:
             raise ValueError(f"up_kernel_size is for up='transpose', got up={self.up!r}")
@@ -171,7 +171,7 @@ class UNet(contract.NamedArguments):
                 raise ValueError(f"block must take one input, {self.block!r} takes {len(level.block.inputs)}")
 
     def _gated(self, steps: int) -> int:
-        """How many skips have the gate: of a net without, none."""
+        """Return the number of skips with a gate; 0 for a network without gates."""
         if self.skip is None:
             return 0 if self.gated is None else contract.integer("gated", self.gated, 0)
         gated = contract.integer("gated", steps if self.gated is None else self.gated)
@@ -179,11 +179,11 @@ class UNet(contract.NamedArguments):
             raise ValueError(f"gated must be at most {steps}, the number of skips, got {gated}")
         return gated
 
-    # What __post_init__ has settled, for the type checker.
+    # The fields with the types that __post_init__ gives them, for the type checker.
 
     @property
     def steps(self) -> tuple[tuple[int, ...], ...]:
-        """Strides from level to level, per spatial axis."""
+        """Return the strides from level to level, per spatial axis."""
         return self.strides   # type: ignore[return-value]
 
     @property
@@ -204,17 +204,17 @@ class UNet(contract.NamedArguments):
         return self.up_kernel_size
 
     def arguments(self, of: str, level: int) -> dict[str, Any]:
-        """Of the "skip" or the "block" at a level, as they were given."""
+        """Return the options of the "skip" or the "block" at a level, as passed by the caller."""
         return dict((self.skip_options if of == "skip" else self.block_options)[level])   # type: ignore[index]
 
     @cached_property
     def levels(self) -> list[Level]:
-        """The table."""
+        """Return the levels, from the finest."""
         return plan.levels(self)
 
     @cached_property
     def gating_unit(self) -> Unit | None:
-        """What makes a gating signal of the deepest level."""
+        """Return the convolution that makes the gating signal of grid gates from the deepest level, or None."""
         return plan.gating(self)
 
     @cached_property
@@ -228,7 +228,7 @@ class UNet(contract.NamedArguments):
         return (self.in_channels,)
 
     def config(self) -> dict[str, Any]:
-        """Arguments that rebuild this very network, every None resolved."""
+        """Return the arguments that rebuild this network, with defaults of None replaced by their values."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         lists = {"channels": list(self.channels), "strides": list(map(list, self.steps)), "dropout": list(self.rates)}
         options = {name: [dict(each) for each in values[name]] for name in ("skip_options", "block_options")}
@@ -236,7 +236,7 @@ class UNet(contract.NamedArguments):
 
     @classmethod
     def upgraded(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments from a file, as they are given now: older ones held rules and counts of gates that did nothing."""
+        """Return the arguments of a file without those that older versions saved although they had no effect."""
         config = {name: value for name, value in config.items() if name != "gated" or config.get("skip") is not None}
         for inner in ("skip", "block"):
             name, options = config.get(inner), config.get(f"{inner}_options")
@@ -280,7 +280,7 @@ class UNet(contract.NamedArguments):
     def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, K, *S). Raises ValueError in training with dropout, which is random."""
         if training and any(self.rates):
-            raise ValueError(f"the meaning of a net in training has no dropout, got dropout={self.rates}")
+            raise ValueError(f"expected dropout=0 for the NumPy network in training, got dropout={self.rates}")
         return self._run(x, weights, training, {})
 
     def _run(self, x: Array, weights: Mapping[str, Array], training: bool, seen: dict[str, Array]) -> Array:
@@ -365,7 +365,7 @@ def _rates(dropout: Any) -> tuple[float, float]:
 
 
 def _options(name: str, options: Any, count: int, first: int = 0) -> tuple[Mapping[str, Any], ...]:
-    """Options of every level; the levels before `first` have nothing to give them to."""
+    """Return the options of every level; the levels before `first` have no gate or block and must have none."""
     if isinstance(options, Mapping):
         return ({},) * first + (dict(options),) * (count - first)
     if not isinstance(options, list | tuple) or len(options) not in (0, count):
@@ -378,5 +378,5 @@ def _options(name: str, options: Any, count: int, first: int = 0) -> tuple[Mappi
 
 
 def _arguments(block: Spec | None) -> dict[str, Any]:
-    """A block's options, every None resolved."""
+    """Return a block's options, with defaults of None replaced by their values."""
     return {k: v for k, v in block.config().items() if k not in plan.OWN} if block else {}

@@ -44,20 +44,20 @@ class UNet(SpecModule):
         dtype: Any = None,
         **kwargs: Unpack[Arguments],
     ) -> None:
-        super().__init__(it := spec.UNet(in_channels, out_channels, channels, **kwargs))
+        super().__init__(net := spec.UNet(in_channels, out_channels, channels, **kwargs))
         made = ops.factory(device, dtype)
-        levels = list(enumerate(it.levels))
-        self.encoder = nn.ModuleList(Units(level.encoder, it, made, level.block) for _, level in levels)
-        self.gating = Units([it.gating_unit], it, made) if it.gating_unit else nn.Identity()
-        self.up = nn.ModuleList(Units(it.levels[i].up, it, made, repeat=_repeat(it, i)) for i, _ in levels[:-1])
+        levels = list(enumerate(net.levels))
+        self.encoder = nn.ModuleList(Units(level.encoder, net, made, level.block) for _, level in levels)
+        self.gating = Units([net.gating_unit], net, made) if net.gating_unit else nn.Identity()
+        self.up = nn.ModuleList(Units(net.levels[i].up, net, made, repeat=_repeat(net, i)) for i, _ in levels[:-1])
         self.skip = nn.ModuleDict({str(i): _block(level.gate, made) for i, level in levels if level.gate})
-        combined = {str(i): Units([level.combine], it, made) for i, level in levels if level.combine}
+        combined = {str(i): Units([level.combine], net, made) for i, level in levels if level.combine}
         self.combine = nn.ModuleDict(combined)
-        self.decoder = nn.ModuleList(Units(level.decoder, it, made, level.block) for _, level in levels[:-1])
-        Conv, k = partial(ops.CONV[it.spatial_dims], **made), it.out_channels
+        self.decoder = nn.ModuleList(Units(level.decoder, net, made, level.block) for _, level in levels[:-1])
+        Conv, k = partial(ops.CONV[net.spatial_dims], **made), net.out_channels
         heads = {str(i): Conv(level.channels, k, 1) for i, level in levels if level.supervised}
         self.supervision = nn.ModuleDict(heads)
-        self.head = Conv(k * len(heads) or it.channels[0], k, 1)
+        self.head = Conv(k * len(heads) or net.channels[0], k, 1)
         self.grad_checkpointing = False
         self.fused = False
         self.reset_parameters()
@@ -85,21 +85,21 @@ class UNet(SpecModule):
         return torch.sigmoid(y) if self.spec.head == "sigmoid" else y
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether training computes what levels gave again in the backward pass, which takes less memory and more time.
+        """Set whether training recomputes the activations of levels in the backward pass, which saves memory.
 
-        Under torch.compile of torch older than 2.11 nothing is computed again: 2.6 would move running statistics twice.
+        Under torch.compile before torch 2.11 nothing is recomputed: 2.6 would update running statistics twice.
         """
         self.grad_checkpointing = enable
 
     def fuse(self) -> UNet:
-        """The old name of `fold_norms`, for one release."""
+        """Deprecated name of `fold_norms`, kept for one release."""
         warnings.warn("UNet.fuse is now UNet.fold_norms", DeprecationWarning, stacklevel=2)
         return self.fold_norms()
 
     def fold_norms(self) -> UNet:
-        """A copy for inference: batch norms folded into the convolutions before them, weights laid out channels last.
+        """Return a copy for inference: batch norms folded into the preceding convolutions, weights channels last.
 
-        It computes the same to rounding, faster, and cannot be trained, saved or converted: keep the original.
+        Its output differs by rounding only, and net is faster. It cannot be trained, saved or converted.
         """
         folded = deepcopy(self).eval().requires_grad_(False)
         for module in list(folded.modules()):
@@ -131,9 +131,9 @@ class UNet(SpecModule):
 
     def _units(self, units: nn.Module, x: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            if torch.compiler.is_compiling():   # which moves running statistics once by itself
+            if torch.compiler.is_compiling():   # torch.compile updates running statistics once
                 return checkpoint(units, x, use_reentrant=False) if guard.compiles_checkpoints else units(x)
-            return checkpoint(units, x, use_reentrant=False, context_fn=partial(_again, units))
+            return checkpoint(units, x, use_reentrant=False, context_fn=partial(_checkpoint_contexts, units))
         return units(x)
 
 
@@ -179,13 +179,13 @@ class Units(nn.Module):
 
 
 def _may_overwrite(x: Tensor, conv: nn.Module, norm: nn.Module | None = None) -> bool:
-    """Whether nobody needs x = norm(conv(...)) any longer: neither of the two, nor a hook, nor a mode."""
+    """Whether x = norm(conv(...)) may be overwritten: no gradient, hook or mode needs net."""
     ordinary = guard.is_ordinary(conv, *CONVS) and (norm is None or guard.is_ordinary(norm, *NORMS))
     return ops.may_overwrite(x) and ordinary
 
 
 def _repeat(net: spec.UNet, i: int) -> tuple[int, ...] | None:
-    """How often the convolution of the way up to level i is to repeat each pixel before."""
+    """Return the factor of nearest upsampling before the convolution up to level i, per axis, or None."""
     return net.steps[i] if net.levels[i].interpolation == "nearest" else None
 
 
@@ -202,20 +202,21 @@ def _conv(unit: Unit, dims: int, repeat: tuple[int, ...] | None, made: dict[str,
     return ops.TRANSPOSED[dims](*sizes, unit.stride, unit.padding, missing, **made)
 
 
-def _again(units: nn.Module) -> tuple[Any, Any]:
-    """Where units run, and where they run again on the way back: running statistics have moved already."""
-    return nullcontext(), _resting(units)
+def _checkpoint_contexts(units: nn.Module) -> tuple[Any, Any]:
+    """Return the contexts of the forward pass and of its recomputation, which must not update running statistics."""
+    return nullcontext(), _buffers_restored(units)
 
 
 @contextmanager
-def _resting(units: nn.Module) -> Iterator[None]:
-    kept = [(m, name, buffer) for m in units.modules() for name, buffer in m.named_buffers(recurse=False)]
-    for module, name, buffer in kept:
+def _buffers_restored(units: nn.Module) -> Iterator[None]:
+    """Restore the buffers of a module on leaving the context."""
+    buffers = [(m, name, buffer) for m in units.modules() for name, buffer in m.named_buffers(recurse=False)]
+    for module, name, buffer in buffers:
         setattr(module, name, buffer.clone())
     try:
         yield
     finally:
-        for module, name, buffer in kept:
+        for module, name, buffer in buffers:
             setattr(module, name, buffer)
 
 
@@ -225,13 +226,13 @@ def _block(block: Spec | None, made: dict[str, Any]) -> nn.Module:
     cls = registry.body(block, "torch")
     if {*made} <= {*signature(cls).parameters}:
         return cls(**block.config(), **made)
-    return cls(**block.config()).to(**made)   # a third party's, which is made and then moved
+    return cls(**block.config()).to(**made)   # a third party's block without arguments device and dtype
 
 
 def _fold(module: nn.Module, name: str, norm: Any) -> None:
-    """Fold a module's batch norm into the convolution before it: norm1 follows conv1, psi_norm follows psi.
+    """Fold a module's batch norm into the convolution before net: norm1 follows conv1, psi_norm follows psi.
 
-    In somebody else's module nobody says that it does, so that one stays as it is.
+    Modules of third parties are left unchanged, because their names do not say which layer precedes the norm.
     """
     if type(module).__module__.partition(".")[0] != __name__.partition(".")[0]:
         return
