@@ -46,17 +46,17 @@ class Bottleneck(BlockSpec):
 
     @property
     def ratio(self) -> int:
-        """`reduction`, or what it means where it is not given."""
+        """Return `reduction`, or its default of 16."""
         return REDUCTION if self.reduction is None else self.reduction
 
     @property
     def width(self) -> int:
-        """R, the hidden units in use."""
-        assert self.reduced_channels is not None   # settled in __post_init__; for the type checker
+        """Return R, the number of hidden units."""
+        assert self.reduced_channels is not None   # set in __post_init__; for the type checker
         return self.reduced_channels
 
     @property
     def weights(self) -> dict[str, Weight]:
-        """Every array, by canonical name."""
+        """Return the shape and initialization of every array, by canonical name."""
         c, r = self.channels, self.width
         return fan_in_uniform("squeeze", (r, c), bias=self.bias) | fan_in_uniform("excite", (c, r), bias=self.bias)

@@ -1,6 +1,6 @@
-"""What the Keras bodies of all blocks share: a layer that holds a spec, in both data formats.
+"""The base class of Keras blocks: a layer with a spec, in both data formats.
 
-Bodies take `keras` from `ops.keras` and from nowhere else, because triton must be loaded first.
+Blocks import `keras` only from `ops.keras`, because triton must be loaded first.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Block(keras.layers.Layer):
             cls.attention = for_symbols_and_variables(cls.attention)
 
     def linear(self, name: str) -> Any:
-        """A layer for the matrix `name` of the spec, over the last axis; where it has a kernel, strided by it."""
+        """Return the layer for matrix `name` of the spec; a kernel makes it a convolution with an equal stride."""
         weight, bias = self.spec.weights[f"{name}.weight"], self.spec.weights.get(f"{name}.bias")
         if weight.shape[2:]:
             return ops.Conv(weight, bias, "strided", name=name, dtype=self.dtype_policy)
@@ -58,18 +58,18 @@ class Block(keras.layers.Layer):
         )
 
     def conv_same(self, name: str, padding_mode: str = "zeros") -> ops.Conv:
-        """The layer that slides kernel `name` of the spec."""
+        """Return the convolution with kernel `name` of the spec, padded to keep the size."""
         return ops.Conv(self.spec.weights[f"{name}.weight"], None, padding_mode, name=name, dtype=self.dtype_policy)
 
     def batch_norm(self, name: str) -> Any:
-        """The layer for batch norm `name` of the spec; where the block has none of that name, the identity."""
+        """Return the layer for batch norm `name` of the spec, or the identity if the spec has none."""
         weight = self.spec.weights.get(f"{name}.weight")
         if weight is None:
             return ops.Identity(name=name, dtype=self.dtype_policy)
         return ops.BatchNorm(ops.start(weight), name=name, dtype=self.dtype_policy)
 
     def check_inputs(self, *inputs: Any) -> None:
-        """Raise TypeError or ValueError unless these are inputs that the spec allows; build what is not built yet."""
+        """Raise TypeError or ValueError unless the spec accepts the inputs; build the layer if it is not built."""
         for x in inputs:
             if not hasattr(x, "shape") or not hasattr(x, "dtype"):
                 raise TypeError(f"expected a tensor, got {type(x).__name__}")
@@ -82,7 +82,7 @@ class Block(keras.layers.Layer):
             self.build(*(x.shape for x in inputs))
 
     def call(self, x: Any, training: bool | None = None, attention_only: bool = False) -> Any:
-        """The block's output or, with `attention_only`, its coefficients: what `attention` is in functional models."""
+        """Return the output or, with `attention_only`, the coefficients, as `attention` does for symbolic inputs."""
         coefficients = self.attention(x, training=training)
         return coefficients if attention_only else self.spec.combine(x, coefficients)   # type: ignore[attr-defined]
 
@@ -136,7 +136,7 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
 
 
 def _as_called(block: Any, x: Any) -> Any:
-    """An input as a call of the layer casts it; what is no float is left to `check_inputs`."""
+    """Cast a floating-point input as a call of the layer does; leave others to `check_inputs`."""
     if not block.autocast or not hasattr(x, "dtype"):
         return x
     kind = keras.backend.standardize_dtype(x.dtype)
@@ -146,9 +146,9 @@ def _as_called(block: Any, x: Any) -> Any:
 
 
 def _spec_class(cls: type[Any]) -> Any:
-    """The class of a block's spec, which stands in the module `spec` beside the block's own; None where none does."""
-    for each in cls.__mro__:
-        module = sys.modules.get(f"{each.__module__.rpartition('.')[0]}.spec")
-        if is_dataclass(found := getattr(module, each.__name__, None)):
-            return found
+    """Return the class of a block's spec, from the module `spec` beside the block's own; None if there is none."""
+    for base in cls.__mro__:
+        module = sys.modules.get(f"{base.__module__.rpartition('.')[0]}.spec")
+        if is_dataclass(spec_class := getattr(module, base.__name__, None)):
+            return spec_class
     return None

@@ -1,4 +1,4 @@
-"""What the specs of all blocks share: inputs, configuration, checks of shapes, how coefficients act on the input."""
+"""The base class of block specs: inputs, arguments, shape checks, and how coefficients are applied to the input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .. import contract
 from ..contract import Array, Shape
 
 Combination = Literal["multiply", "add", "one_plus"]
-# Of the input x and the coefficients a; written with operators alone, so that they serve arrays and tensors alike.
+# Functions of the input x and the coefficients a. They use operators only, so that they work in every framework.
 COMBINATIONS: Final[Mapping[Combination, Callable[[Any, Any], Any]]] = {
     "multiply": lambda x, a: x * a,
     "add": lambda x, a: x + a,
@@ -34,11 +34,11 @@ class BlockSpec(contract.NamedArguments):
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """Channels of each input."""
+        """Return the number of channels of each input."""
         return (self.channels,)
 
     def config(self) -> dict[str, Any]:
-        """Arguments that rebuild this very block."""
+        """Return the arguments that rebuild this block."""
         return contract.arguments(self)
 
     def check_inputs(self, x: Shape, *, channels_last: bool = False) -> None:
@@ -46,7 +46,7 @@ class BlockSpec(contract.NamedArguments):
         contract.check_shape(x, self.channels, getattr(self, "spatial_dims", None), channels_last)
 
     def combine(self, x: Any, coefficients: Any) -> Any:
-        """(N, C, *S), coefficients that broadcast to it -> (N, C, *S), in whichever framework the two are."""
+        """Apply coefficients that broadcast to x: (N, C, *S) -> (N, C, *S), for arrays and tensors of any framework."""
         return COMBINATIONS[self.combination](x, coefficients)
 
     def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:

@@ -1,4 +1,4 @@
-"""What the PyTorch bodies of all blocks share: a module that holds a spec, and the choice of the form that computes."""
+"""The base classes of PyTorch blocks: a module with a spec, and the choice between fast forms and the plain one."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ class SpecModule(NamedArguments, nn.Module):
     def __init__(self, spec: AnySpec) -> None:
         super().__init__()
         self.spec = spec
-        self.accepted: list[Any] | None = None   # shapes and dtypes that passed last
+        self.accepted: list[Any] | None = None   # shapes and dtypes of the inputs that were checked last
 
     def reset_parameters(self) -> None:
-        """Draw every array anew from the spec's starts."""
+        """Initialise every array again, as the spec says."""
         for name, weight in self.spec.weights.items():
             ops.start(ops.find(self, name), weight)
         for name, buffer in self.named_buffers():
-            if name.endswith("num_batches_tracked"):   # torch's own count, no part of the block's meaning
+            if name.endswith("num_batches_tracked"):   # a buffer of torch that the spec does not have
                 buffer.zero_()
 
     def check_inputs(self, *inputs: Any) -> None:
         """Raise TypeError or ValueError unless these are inputs that the block's spec and dtype allow.
 
-        What only stands for a tensor, as torch.fx's proxies do, has no shape to check yet. Shapes and dtypes like the
-        last ones pass at once: beside a small input, checking them again is what shows.
+        Tensor-likes without a shape, such as proxies of torch.fx, are not checked. Inputs with the same shapes and
+        dtypes as the last ones are accepted at once, because the check takes a noticeable time for small inputs.
         """
-        eager = not torch.compiler.is_compiling()   # asked first, lest a graph be tied to the last input
+        eager = not torch.compiler.is_compiling()   # first, so that a graph does not depend on the last input
         for x in inputs:
             if not isinstance(x, Tensor):
                 ops.require_tensors(*inputs)
                 return
             if eager and (x.is_nested or x.layout != torch.strided):
                 raise ops.not_dense(x)
-            eager = eager and type(x) in PLAIN   # the sizes of FakeTensor, which is none, may be symbols
+            eager = eager and type(x) in PLAIN   # sizes of a FakeTensor may be symbolic
         kinds = [(x.shape, x.dtype) for x in inputs]
         if eager and kinds == self.accepted:
             return
@@ -66,11 +66,11 @@ class SpecModule(NamedArguments, nn.Module):
             self.accepted = kinds
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self.accepted = None   # .half() and its like change what is allowed
+        self.accepted = None   # .half() and similar methods change the accepted dtype
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()   # without what torch.compile made for this very module
+        state: dict[str, Any] = super().__getstate__()   # without the compiled call of torch.compile
         return state | {torch_pickle.KEY: torch_pickle.FORMAT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ class SpecModule(NamedArguments, nn.Module):
 
 
 class Block(SpecModule):
-    """The base class of a block: what computes a call from `attention`, which a subclass defines.
+    """The base class of a block, which computes its output from `attention`, defined by a subclass.
 
     parts: blocks inside this one, by attribute, with their classes; both the fast forms and hooks need to know them.
     cpu_form: how it computes on CPUs in fewer passes over memory, if it can.
@@ -128,10 +128,10 @@ class Block(SpecModule):
         return self.compute(x, shortcut=shortcut, act=act)
 
     def compute(self, *inputs: Tensor, **residual: Any) -> Tensor:
-        """What the block computes of its inputs, by the fastest form that can; residual: as `forward` takes it."""
+        """Compute the output by the fastest form that supports the inputs; residual: shortcut and act of `forward`."""
         shortcut, act = residual.get("shortcut"), residual.get("act")
-        given = inputs if shortcut is None else (*inputs, shortcut)
-        if self.has_kernels and choice.should_use_kernels(self, *given):
+        tensors = inputs if shortcut is None else (*inputs, shortcut)
+        if self.has_kernels and choice.should_use_kernels(self, *tensors):
             return self.triton_form().fused(self, *inputs, **residual)
         if choice.should_use_cpu_form(self, *inputs):
             return ops.add_and_activate_(self.cpu_form.compute(self, *inputs), shortcut, act)   # type: ignore[union-attr]
@@ -141,11 +141,11 @@ class Block(SpecModule):
         return ops.add_and_activate_(y, shortcut, act)
 
     def plain(self, *inputs: Tensor) -> Tensor:
-        """The readable form: the first input, combined with the coefficients as the spec says."""
+        """Compute the plain form: the first input combined with the coefficients as the spec says."""
         return self.spec.combine(inputs[0], self.attention(*inputs))   # type: ignore[attr-defined]
 
     def check_residual(self, x: Any, shortcut: Any, act: str | None) -> None:
-        """Raise TypeError or ValueError unless these are an input and what `forward` takes with it."""
+        """Raise TypeError or ValueError unless x, shortcut and act are valid arguments of `forward`."""
         self.check_inputs(x)
         if not is_tensor_like(act) and act not in ops.ACTS:   # torch.fx passes proxies for all arguments
             raise ValueError(f"act must be one of {', '.join(map(repr, ops.ACTS))}, got {act!r}")

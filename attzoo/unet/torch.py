@@ -99,7 +99,7 @@ class UNet(SpecModule):
     def fold_norms(self) -> UNet:
         """Return a copy for inference: batch norms folded into the preceding convolutions, weights channels last.
 
-        Its output differs by rounding only, and net is faster. It cannot be trained, saved or converted.
+        Its output differs by rounding only, and it is faster. It cannot be trained, saved or converted.
         """
         folded = deepcopy(self).eval().requires_grad_(False)
         for module in list(folded.modules()):
@@ -179,7 +179,7 @@ class Units(nn.Module):
 
 
 def _may_overwrite(x: Tensor, conv: nn.Module, norm: nn.Module | None = None) -> bool:
-    """Whether x = norm(conv(...)) may be overwritten: no gradient, hook or mode needs net."""
+    """Whether x = norm(conv(...)) may be overwritten: no gradient, hook or mode needs it."""
     ordinary = guard.is_ordinary(conv, *CONVS) and (norm is None or guard.is_ordinary(norm, *NORMS))
     return ops.may_overwrite(x) and ordinary
 
@@ -230,7 +230,7 @@ def _block(block: Spec | None, made: dict[str, Any]) -> nn.Module:
 
 
 def _fold(module: nn.Module, name: str, norm: Any) -> None:
-    """Fold a module's batch norm into the convolution before net: norm1 follows conv1, psi_norm follows psi.
+    """Fold a module's batch norm into the convolution before it: norm1 follows conv1, psi_norm follows psi.
 
     Modules of third parties are left unchanged, because their names do not say which layer precedes the norm.
     """

@@ -1,4 +1,4 @@
-"""The additive attention gate in Keras 3, on whichever backend Keras runs."""
+"""The additive attention gate in Keras 3, for all backends."""
 
 from __future__ import annotations
 
@@ -68,6 +68,6 @@ class AttentionGate(Block):
             return coefficients
         y = self.spec.combine(x, coefficients)
         if not self.spec.output_transform:
-            return y   # not there and back: a channels-first y would be copied twice
+            return y   # without two transposes of a channels-first y
         y = self.output_norm(self.output_(ops.to_last(y, self.channels_last)), training=training)
         return ops.from_last(y, self.channels_last)

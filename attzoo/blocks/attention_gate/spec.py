@@ -1,4 +1,4 @@
-"""The additive attention gate said once, in NumPy; torch.py and keras.py must agree with this file."""
+"""The reference implementation of The additive attention gate in NumPy. torch.py and keras.py must agree with it."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ class AttentionGate(BlockSpec):
     @property
     def width(self) -> int:
         """F, the channels in which x and g are added."""
-        assert self.inter_channels is not None   # settled in __post_init__; for the type checker
+        assert self.inter_channels is not None   # set in __post_init__; for the type checker
         return self.inter_channels
 
     @property
     def strides(self) -> tuple[int, ...]:
         """Kernel and stride of x's projection, per spatial axis."""
-        assert isinstance(self.stride, tuple)   # settled in __post_init__; for the type checker
+        assert isinstance(self.stride, tuple)   # set in __post_init__; for the type checker
         return self.stride
 
     @property
@@ -110,7 +110,7 @@ class AttentionGate(BlockSpec):
 
     @property
     def weights(self) -> dict[str, Weight]:
-        """Every array, by canonical name; starts as the official code draws them."""
+        """Return the shape and initialization of every array, by canonical name; as in the official code."""
         c, g, f = self.channels, self.gating_channels, self.width
         kernel = self.strides if prod(self.strides) > 1 else ()
         weights = kaiming_normal("skip", (f, c, *kernel), bias=self.skip_bias)
@@ -123,7 +123,7 @@ class AttentionGate(BlockSpec):
         return weights
 
     def config(self) -> dict[str, Any]:
-        """Arguments that rebuild this very block."""
+        """Return the arguments that rebuild this block."""
         return super().config() | {"stride": list(self.strides)}
 
     def check_inputs(self, x: Shape, g: Shape, *, channels_last: bool = False) -> None:   # type: ignore[override]
@@ -134,7 +134,7 @@ class AttentionGate(BlockSpec):
             raise ValueError(f"expected x and g of one batch size, got {x[0]} and {g[0]}")
 
     def macs(self, x: Sequence[int], g: Sequence[int]) -> int:
-        """Multiply-adds of the projections; resampling is not counted."""
+        """Return the number of multiply-adds of the projections; resampling is not counted."""
         theta = prod(size // step for size, step in zip(x[2:], self.strides, strict=True))
         skip = theta * self.width * (self.channels * prod(self.strides) + 1)   # + 1: psi
         output = prod(x[2:]) * self.channels**2 if self.output_transform else 0

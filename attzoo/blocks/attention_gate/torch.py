@@ -37,16 +37,16 @@ class AttentionGate(Block):
         dtype: Any = None,
     ) -> None:
         options = (stride, skip_bias, norm, output_transform, interpolation, align_corners, spatial_dims)
-        super().__init__(it := spec.AttentionGate(channels, gating_channels, inter_channels, *options))
+        super().__init__(args := spec.AttentionGate(channels, gating_channels, inter_channels, *options))
         made = ops.factory(device, dtype)
-        Conv, Norm = partial(ops.CONV[it.spatial_dims], **made), partial(ops.BATCH_NORM[it.spatial_dims], **made)
-        self.skip = Conv(it.channels, it.width, it.strides, it.strides, bias=it.skip_bias)
-        self.gating = Conv(it.gating_channels, it.width, 1)
-        self.psi = Conv(it.width, 1, 1)
-        self.skip_norm, self.gating_norm = (Norm(it.width) if it.norm else nn.Identity() for _ in range(2))
-        self.psi_norm = Norm(1) if it.norm else nn.Identity()
-        self.output = Conv(it.channels, it.channels, 1) if it.output_transform else nn.Identity()
-        self.output_norm = Norm(it.channels) if it.output_transform else nn.Identity()
+        Conv, Norm = partial(ops.CONV[args.spatial_dims], **made), partial(ops.BATCH_NORM[args.spatial_dims], **made)
+        self.skip = Conv(args.channels, args.width, args.strides, args.strides, bias=args.skip_bias)
+        self.gating = Conv(args.gating_channels, args.width, 1)
+        self.psi = Conv(args.width, 1, 1)
+        self.skip_norm, self.gating_norm = (Norm(args.width) if args.norm else nn.Identity() for _ in range(2))
+        self.psi_norm = Norm(1) if args.norm else nn.Identity()
+        self.output = Conv(args.channels, args.channels, 1) if args.output_transform else nn.Identity()
+        self.output_norm = Norm(args.channels) if args.output_transform else nn.Identity()
         self.reset_parameters()
 
     def attention(self, x: Tensor, g: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""CBAM in Keras 3, on whichever backend Keras runs."""
+"""CBAM in Keras 3, for all backends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CBAM said once, in NumPy; torch.py and keras.py must agree with this file."""
+"""The reference implementation of CBAM in NumPy. torch.py and keras.py must agree with it."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ class CBAM(Bottleneck):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        spatial = self.spatial   # its checks are ours
+        spatial = self.spatial   # checks the arguments
         contract.set_fields(self, kernel_size=spatial.kernel_size, norm=spatial.norm, spatial_dims=spatial.spatial_dims)
 
     @property
     def channel(self) -> ChannelAttention:
-        """The first half."""
+        """Return the spec of the channel attention."""
         return ChannelAttention(self.channels, None, self.reduced_channels, self.bias, self.gate)
 
     @property
     def spatial(self) -> SpatialAttention:
-        """The second half."""
+        """Return the spec of the spatial attention."""
         return SpatialAttention(self.channels, self.kernel_size, self.norm, self.spatial_dims)
 
     @property
     def weights(self) -> dict[str, Weight]:
-        """Every array, by canonical name."""
+        """Return the shape and initialization of every array, by canonical name."""
         return prefixed("channel", self.channel.weights) | prefixed("spatial", self.spatial.weights)
 
     def macs(self, x: Sequence[int]) -> int:
-        """Multiply-adds of both halves."""
+        """Return the number of multiply-adds of both halves."""
         return self.channel.macs(x) + self.spatial.macs(x)
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:

@@ -1,4 +1,4 @@
-"""Channel attention in Keras 3, on whichever backend Keras runs."""
+"""Channel attention in Keras 3, for all backends."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class ChannelAttention(Block):
         s = self.coefficients(ops.avg_pool(x, self.channels_last), ops.max_pool(x, self.channels_last))    # (N, C)
         return ops.expand(s, x, self.channels_last)
 
-    def coefficients(self, avg: Any, top: Any) -> Any:
+    def coefficients(self, avg: Any, maximum: Any) -> Any:
         """Average and maximum over space, each (N, C) -> (N, C)."""
-        z = self.mlp(avg) + self.mlp(top)    # (N, C)
+        z = self.mlp(avg) + self.mlp(maximum)    # (N, C)
         return ops.GATES[self.spec.gate](z)
 
     def mlp(self, s: Any) -> Any:

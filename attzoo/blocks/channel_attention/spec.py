@@ -1,4 +1,4 @@
-"""Channel attention said once, in NumPy; torch.py and keras.py must agree with this file."""
+"""The reference implementation of Channel attention in NumPy. torch.py and keras.py must agree with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ChannelAttention(Bottleneck):
     __doc__ = Bottleneck.__doc__
 
     def macs(self, x: Sequence[int]) -> int:
-        """Multiply-adds of the perceptron on both pools."""
+        """Return the number of multiply-adds of the perceptron on both pools."""
         return x[0] * 4 * self.channels * self.width
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
@@ -29,9 +29,9 @@ class ChannelAttention(Bottleneck):
         self.check_inputs(x.shape)
         return ops.expand(self.coefficients(ops.avg_pool(x), ops.max_pool(x), weights), x)
 
-    def coefficients(self, avg: Array, top: Array, weights: Mapping[str, Array]) -> Array:
+    def coefficients(self, avg: Array, maximum: Array, weights: Mapping[str, Array]) -> Array:
         """Average and maximum over space, each (N, C) -> (N, C)."""
-        z = self.mlp(avg, weights) + self.mlp(top, weights)    # (N, C)
+        z = self.mlp(avg, weights) + self.mlp(maximum, weights)    # (N, C)
         return ops.GATES[self.gate](z)
 
     def mlp(self, s: Array, weights: Mapping[str, Array]) -> Array:

@@ -29,10 +29,10 @@ class ChannelAttention(Block):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(it := spec.ChannelAttention(channels, reduction, reduced_channels, bias, gate))
-        options = {"bias": it.bias} | ops.factory(device, dtype)
-        self.squeeze = nn.Linear(it.channels, it.width, **options)
-        self.excite = nn.Linear(it.width, it.channels, **options)
+        super().__init__(args := spec.ChannelAttention(channels, reduction, reduced_channels, bias, gate))
+        options = {"bias": args.bias} | ops.factory(device, dtype)
+        self.squeeze = nn.Linear(args.channels, args.width, **options)
+        self.excite = nn.Linear(args.width, args.channels, **options)
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:
@@ -40,9 +40,9 @@ class ChannelAttention(Block):
         self.check_inputs(x)
         return ops.expand(self.coefficients(ops.avg_pool(x), ops.max_pool(x)), x)
 
-    def coefficients(self, avg: Tensor, top: Tensor) -> Tensor:
+    def coefficients(self, avg: Tensor, maximum: Tensor) -> Tensor:
         """Average and maximum over space, each (N, C) -> (N, C)."""
-        z = self.mlp(avg) + self.mlp(top)    # (N, C)
+        z = self.mlp(avg) + self.mlp(maximum)    # (N, C)
         return ops.GATES[self.spec.gate](z)
 
     def mlp(self, s: Tensor) -> Tensor:

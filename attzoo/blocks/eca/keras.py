@@ -1,4 +1,4 @@
-"""ECA in Keras 3, on whichever backend Keras runs."""
+"""ECA in Keras 3, for all backends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ECA said once, in NumPy; torch.py and keras.py must agree with this file."""
+"""The reference implementation of ECA in NumPy. torch.py and keras.py must agree with it."""
 
 from __future__ import annotations
 
@@ -68,16 +68,16 @@ class ECA(BlockSpec):
     @property
     def k(self) -> int:
         """Kernel size in use, in channels."""
-        assert self.kernel_size is not None   # settled in __post_init__; for the type checker
+        assert self.kernel_size is not None   # set in __post_init__; for the type checker
         return self.kernel_size
 
     @property
     def weights(self) -> dict[str, Weight]:
-        """Every array, by canonical name."""
+        """Return the shape and initialization of every array, by canonical name."""
         return {"conv.weight": Weight((self.k,), "uniform", self.k**-0.5)}
 
     def macs(self, x: Sequence[int]) -> int:
-        """Multiply-adds of the convolution."""
+        """Return the number of multiply-adds of the convolution."""
         return x[0] * self.channels * self.k
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:

@@ -27,9 +27,9 @@ class ECA(Block):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(it := spec.ECA(channels, kernel_size, gamma, b, padding))
-        options = {"padding": it.k // 2, "padding_mode": it.padding, "bias": False} | ops.factory(device, dtype)
-        self.conv = ops.CONV[1](1, 1, it.k, **options)
+        super().__init__(args := spec.ECA(channels, kernel_size, gamma, b, padding))
+        options = {"padding": args.k // 2, "padding_mode": args.padding, "bias": False} | ops.factory(device, dtype)
+        self.conv = ops.CONV[1](1, 1, args.k, **options)
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:

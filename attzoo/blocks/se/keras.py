@@ -1,4 +1,4 @@
-"""SE in Keras 3, on whichever backend Keras runs."""
+"""SE in Keras 3, for all backends."""
 
 from __future__ import annotations
 

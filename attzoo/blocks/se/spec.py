@@ -1,4 +1,4 @@
-"""SE said once, in NumPy; torch.py and keras.py must agree with this file."""
+"""The reference implementation of SE in NumPy. torch.py and keras.py must agree with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SE(Bottleneck):
     __doc__ = Bottleneck.__doc__
 
     def macs(self, x: Sequence[int]) -> int:
-        """Multiply-adds of the two matrices."""
+        """Return the number of multiply-adds of the two matrices."""
         return x[0] * 2 * self.channels * self.width
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:

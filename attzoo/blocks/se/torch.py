@@ -27,10 +27,10 @@ class SE(Block):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(it := spec.SE(channels, reduction, reduced_channels, bias, gate))
-        options = {"bias": it.bias} | ops.factory(device, dtype)
-        self.squeeze = nn.Linear(it.channels, it.width, **options)
-        self.excite = nn.Linear(it.width, it.channels, **options)
+        super().__init__(args := spec.SE(channels, reduction, reduced_channels, bias, gate))
+        options = {"bias": args.bias} | ops.factory(device, dtype)
+        self.squeeze = nn.Linear(args.channels, args.width, **options)
+        self.excite = nn.Linear(args.width, args.channels, **options)
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:

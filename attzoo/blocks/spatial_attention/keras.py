@@ -1,4 +1,4 @@
-"""Spatial attention in Keras 3, on whichever backend Keras runs."""
+"""Spatial attention in Keras 3, for all backends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spatial attention said once, in NumPy; torch.py and keras.py must agree with this file."""
+"""The reference implementation of Spatial attention in NumPy. torch.py and keras.py must agree with it."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class SpatialAttention(BlockSpec):
 
     @property
     def weights(self) -> dict[str, Weight]:
-        """Every array, by canonical name."""
+        """Return the shape and initialization of every array, by canonical name."""
         kernel = fan_in_uniform("conv", (1, 2, *(self.kernel_size,) * self.spatial_dims), bias=False)
         return kernel | (batch_norm("norm", 1) if self.norm else {})
 
     def macs(self, x: Sequence[int]) -> int:
-        """Multiply-adds of the convolution."""
+        """Return the number of multiply-adds of the convolution."""
         return x[0] * prod(x[2:]) * self.weights["conv.weight"].size
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:

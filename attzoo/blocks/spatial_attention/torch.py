@@ -29,10 +29,11 @@ class SpatialAttention(Block):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(it := spec.SpatialAttention(channels, kernel_size, norm, spatial_dims))
+        super().__init__(args := spec.SpatialAttention(channels, kernel_size, norm, spatial_dims))
         made = ops.factory(device, dtype)
-        self.conv = ops.CONV[it.spatial_dims](2, 1, it.kernel_size, padding=it.kernel_size // 2, bias=False, **made)
-        self.norm = ops.BATCH_NORM[it.spatial_dims](1, **made) if it.norm else nn.Identity()
+        padding = args.kernel_size // 2
+        self.conv = ops.CONV[args.spatial_dims](2, 1, args.kernel_size, padding=padding, bias=False, **made)
+        self.norm = ops.BATCH_NORM[args.spatial_dims](1, **made) if args.norm else nn.Identity()
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:
