@@ -1,6 +1,6 @@
-"""The functions of ops/numpy.py in Keras 3, and what its bodies are made with. Channels last inside: (N, *S, C).
+"""The operations of ops/numpy.py in Keras 3, with layers and initializers for blocks. Tensors are (N, *S, C).
 
-Bodies take `keras` from here and from nowhere else, because triton must be loaded first.
+Blocks import `keras` only from here, because triton must be loaded first.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from keras import ops  # noqa: E402
 
 from .numpy import EPSILON, MOMENTUM, one_value  # noqa: E402
 
-require("keras", keras.__version__, "3.13.1")   # before it, loading a model could be made to run code
+require("keras", keras.__version__, "3.13.1")   # loading a model with earlier versions can execute code
 
-POLICIES = "layer_policies"   # in a config: the dtype policies of layers inside that differ
+POLICIES = "layer_policies"   # key in a config: dtype policies of sublayers that differ from the layer's own
 
 register = keras.saving.register_keras_serializable(package="attzoo")
 
 
 def parts_of(layer: Any) -> dict[str, Any]:
-    """The layers right inside a layer, by the attribute that holds them; those of a model by their names."""
-    parts = layer._flatten_layers(include_self=False, recursive=False)   # Keras tells them in no public way
+    """Return the direct sublayers of a layer by attribute, or those of a model by name."""
+    parts = layer._flatten_layers(include_self=False, recursive=False)   # there is no public API for them
     names = {id(value): name for name, value in vars(layer).items()}
     is_model = isinstance(layer, keras.Model)
     return {part.name if is_model else names.get(id(part), f"layer {i}"): part for i, part in enumerate(parts)}
 
 
 def inner_policies(layer: Any) -> dict[str, Any]:
-    """Entry for a config: the dtype policies of layers inside, by path, where they differ from the layer's own.
+    """Return a config entry with the dtype policies of sublayers, by path, that differ from the layer's own.
 
-    Quantization sets them. No entry where all are the layer's.
+    Quantization sets such policies. The result is empty if there are none.
     """
-    found: dict[str, Any] = {}
+    policies: dict[str, Any] = {}
 
     def walk(path: str, inside: Any) -> None:
         for name, part in parts_of(inside).items():
             if not _equal_policies(part, layer) and not isinstance(part, keras.layers.InputLayer):
-                how = getattr(part, "quantization_config", None)
-                found[f"{path}{name}"] = {
+                quantization = getattr(part, "quantization_config", None)
+                policies[f"{path}{name}"] = {
                     "dtype": keras.dtype_policies.serialize(part.dtype_policy),
-                    "quantization_config": keras.saving.serialize_keras_object(how),
+                    "quantization_config": keras.saving.serialize_keras_object(quantization),
                 }
             walk(f"{path}{name}/", part)
 
     walk("", layer)
-    return {POLICIES: found} if found else {}
+    return {POLICIES: policies} if policies else {}
 
 
 def _equal_policies(layer: Any, other: Any) -> bool:
@@ -61,35 +61,35 @@ def _equal_policies(layer: Any, other: Any) -> bool:
 
 
 def with_policies(layer: Any, config: dict[str, Any]) -> Any:
-    """A layer as its class makes it, once the layers inside have the dtype policies that a config holds."""
+    """Set the dtype policies that a config holds for sublayers, and return the layer."""
     for path, entry in (config.get(POLICIES) or {}).items():
         part = layer
         for name in path.split("/"):
             part = parts_of(part).get(name)
             if part is None:
                 raise ValueError(f"expected a layer {path} in {type(layer).__name__}, for a dtype policy, got none")
-        how = keras.saving.deserialize_keras_object(entry["quantization_config"])
-        if part.built and how is not None:
-            part.quantize(config=how)
-        elif how is not None:
-            part.quantization_config = how
+        quantization = keras.saving.deserialize_keras_object(entry["quantization_config"])
+        if part.built and quantization is not None:
+            part.quantize(config=quantization)
+        elif quantization is not None:
+            part.quantization_config = quantization
         part.dtype_policy = keras.dtype_policies.get(entry["dtype"])
     return layer
 
 
 def data_format_of(given: str | None) -> str:
-    """A data format, Keras's own where none is given."""
-    found = keras.config.image_data_format() if given is None else given
-    return str(choice("data_format", found, ("channels_last", "channels_first")))
+    """Return the data format, that of keras.config if None is given; raise ValueError for another value."""
+    data_format = keras.config.image_data_format() if given is None else given
+    return str(choice("data_format", data_format, ("channels_last", "channels_first")))
 
 
 class Conv(keras.layers.Layer):
     """(N, *S, I) -> (N, *S, O), or (N, *S // k, O) where mode is "strided".
 
-    Mode "zeros" or "circular" slides an odd kernel over x padded that way; "strided" strides by the kernel and drops
-    what is left over. The kernel is kept as the spec has it, (O, I, *k), or (k,) where O = I = 1. keras.layers.Conv2D
-    keeps (*k, I, O), and with one output channel cannot be trained in float64 or half precision on Keras's torch
-    backend on a CPU.
+    Mode "zeros" or "circular" is the padding of a convolution that keeps the size; "strided" has no padding and a
+    stride equal to the kernel. The kernel is stored in the order of the spec, (O, I, *k), or (k,) where O = I = 1.
+    keras.layers.Conv2D stores (*k, I, O), and with one output channel cannot be trained in float64 or half precision
+    on Keras's torch backend on a CPU.
     """
 
     def __init__(self, weight: Weight, bias: Weight | None, mode: str, **kwargs: Any) -> None:
@@ -120,9 +120,9 @@ class Conv(keras.layers.Layer):
 
 
 def over_batch(layer: Callable[..., Any], x: Any, *args: Any) -> Any:
-    """layer(x, *args), where x may be an empty batch, which convolutions of Keras 3.13 and of oneDNN refuse.
+    """Return layer(x, *args) for any batch, including an empty one, which convolutions of Keras 3.13 and oneDNN refuse.
 
-    The layer is then given one sample of zeros, and its output for that is dropped.
+    For an empty batch the layer is applied to one sample of zeros, and the output for it is dropped.
     """
     if x.shape[0] != 0:
         return layer(x, *args)
@@ -130,7 +130,7 @@ def over_batch(layer: Callable[..., Any], x: Any, *args: Any) -> Any:
 
 
 class Identity(keras.layers.Identity):
-    """keras.layers.Identity, called like the batch norm that it stands for."""
+    """keras.layers.Identity with the arguments of `BatchNorm`, for blocks without norm."""
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         return x
@@ -138,9 +138,9 @@ class Identity(keras.layers.Identity):
 
 @register
 class BatchNorm(keras.layers.Layer):
-    """(N, *S, C) -> (N, *S, C): torch's batch norm, whose running variance is the unbiased one.
+    """(N, *S, C) -> (N, *S, C): batch norm as in torch, with an unbiased running variance.
 
-    Statistics are kept and taken in float32 at least. Raises ValueError in training on one value per channel.
+    Statistics are computed and stored in float32 or float64. Raises ValueError in training on one value per channel.
     """
 
     def __init__(self, gamma_initializer: Any = "ones", **kwargs: Any) -> None:
@@ -157,7 +157,7 @@ class BatchNorm(keras.layers.Layer):
     def call(self, x: Any, training: bool | None = None) -> Any:
         z = ops.cast(x, wide(x.dtype))
         weight, bias, center, var = (ops.cast(v, z.dtype) for v in (self.weight, self.bias, self.mean, self.var))
-        if training and self.trainable:   # a frozen norm rests, as Keras's own does
+        if training and self.trainable:   # a frozen norm uses running statistics, as in Keras
             axes = tuple(range(x.ndim - 1))
             now = mean(z, axes)
             off = z - now
@@ -170,7 +170,7 @@ class BatchNorm(keras.layers.Layer):
         return ops.cast(z * scale + (bias - center * scale), x.dtype)   # two passes over x, not three
 
     def unbiased(self, x: Any) -> Any:
-        """The factor n / (n - 1) for the n values of each channel."""
+        """Return n / (n - 1) for the n values of each channel; raise ValueError if n is 1."""
         if all(size is not None for size in x.shape):
             n = x.shape[0]
             for size in x.shape[1:-1]:
@@ -186,17 +186,17 @@ class BatchNorm(keras.layers.Layer):
 
 
 def in_dtype_of(x: Any, variable: Any) -> Any:
-    """A variable in the dtype of x: where mixed precision is on, Keras casts variables only inside a layer's call."""
+    """Cast a variable to the dtype of x. Keras does so only inside a layer's call."""
     return ops.cast(variable, x.dtype)
 
 
 def find(layer: Any, name: str) -> Any:
-    """The variable that holds canonical `name`: the same path, but for what Keras calls a kernel."""
+    """Return the variable with canonical `name`, where "weight" may be called kernel in Keras."""
     return getattr(*locate(layer, name))
 
 
 def locate(layer: Any, name: str) -> tuple[Any, str]:
-    """The layer that holds canonical `name`, and its word for it."""
+    """Return the layer with canonical `name` and the attribute that holds the variable."""
     path, _, leaf = name.rpartition(".")
     if isinstance(layer, keras.Model):   # its layers know the beginnings of paths
         beginnings = [(path_of(each), each) for each in layer.layers if f"{path}.".startswith(f"{path_of(each)}.")]
@@ -208,13 +208,13 @@ def locate(layer: Any, name: str) -> tuple[Any, str]:
 
 
 def named(layer: Any, path: str) -> Any:
-    """The layer, told its canonical path: Keras on torch allows no dots in names. It remembers its settings, too."""
+    """Store the canonical path and the settings on a layer, and return it. Names in Keras on torch allow no dots."""
     layer.canonical, layer.made = path, described(layer)
     return layer
 
 
 def described(layer: Any) -> str:
-    """A layer's kind and those of its settings that decide what it computes, as text."""
+    """Return the class of a layer and the settings that affect its output, as text."""
     try:
         config = {"mode": layer.mode} if isinstance(layer, Conv) else layer.get_config()
     except NotImplementedError:   # a third party's
@@ -226,12 +226,12 @@ def described(layer: Any) -> str:
 
 
 def path_of(layer: Any) -> str:
-    """A layer's canonical path, where it was told, else its name."""
+    """Return the canonical path of a layer if it has one, else its name."""
     return str(getattr(layer, "canonical", layer.name))
 
 
 def start(weight: Weight | None) -> Any:
-    """The initialiser that draws a weight's start; Keras's zeros where there is no weight."""
+    """Return the Keras initializer for a `Weight`; zeros for None."""
     if weight is None:
         return keras.initializers.Zeros()
     if weight.start == "uniform":
@@ -244,29 +244,29 @@ def start(weight: Weight | None) -> Any:
 
 
 def restart(variable: Any, weight: Weight) -> None:
-    """Draw a variable anew from another start."""
+    """Initialise a variable again, as another `Weight` says."""
     drawn = start(weight)((weight.size // weight.shape[0], weight.shape[0]), dtype=variable.dtype)   # inputs x outputs
     drawn = drawn if variable.name == "kernel" else ops.transpose(drawn)
     variable.assign(ops.reshape(drawn, variable.shape))
 
 
 def space(x: Any, channels_last: bool) -> tuple[int, ...]:
-    """The spatial axes of x."""
+    """Return the spatial axes of x."""
     return tuple(range(1, x.ndim - 1)) if channels_last else tuple(range(2, x.ndim))
 
 
 def avg_pool(x: Any, channels_last: bool) -> Any:
-    """Mean over space: (N, *S, C) -> (N, C)."""
+    """Return the mean over the spatial axes: (N, *S, C) -> (N, C)."""
     return mean(x, space(x, channels_last))
 
 
 def max_pool(x: Any, channels_last: bool) -> Any:
-    """Maximum over space, its gradient shared by ties: (N, *S, C) -> (N, C)."""
+    """Return the maximum over the spatial axes, gradient split evenly among ties: (N, *S, C) -> (N, C)."""
     return amax(x, space(x, channels_last))
 
 
 def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
-    """keras.ops.mean, which takes float64 down to float32 on JAX and torch."""
+    """Compute the mean in the dtype of x. On JAX and torch, keras.ops.mean computes float64 in float32."""
     if keras.backend.backend() == "tensorflow" or keras.backend.standardize_dtype(x.dtype) != "float64":
         return ops.mean(x, axis=axis, keepdims=keepdims)
     size, n = ops.shape(x), 1
@@ -276,35 +276,35 @@ def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
 
 
 def wide(dtype: Any) -> str:
-    """The dtype to take statistics and coordinates in: float64 where that is asked for, else float32."""
+    """Return the dtype for statistics and coordinates: "float64" for float64, else "float32"."""
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
 def amax(x: Any, axis: Any, keepdims: bool = False) -> Any:
-    """keras.ops.max, which refuses an empty batch on TensorFlow and torch; its maximum is as empty as its sum."""
+    """Compute the maximum; for an empty batch, which keras.ops.max may refuse, the equally empty sum."""
     largest = ops.sum if x.shape[0] == 0 else ops.max
     return largest(x, axis=axis, keepdims=keepdims)
 
 
 def expand(s: Any, x: Any, channels_last: bool) -> Any:
-    """One coefficient per channel, shaped to multiply x: (N, C) -> (N, 1.., C), or (N, C, 1..)."""
+    """Reshape one coefficient per channel to broadcast with x: (N, C) -> (N, 1.., C) or (N, C, 1..)."""
     ones = (1,) * (x.ndim - 2)
     shape = (*ones, s.shape[-1]) if channels_last else (s.shape[-1], *ones)
     return ops.reshape(s, (-1, *shape))
 
 
 def to_last(x: Any, channels_last: bool) -> Any:
-    """(N, C, *S) -> (N, *S, C): TensorFlow on a CPU has no channels-first convolution."""
+    """Transpose to channels last: (N, C, *S) -> (N, *S, C)."""
     return x if channels_last else ops.moveaxis(x, 1, -1)
 
 
 def sizes(x: Any) -> tuple[Any, ...]:
-    """The spatial sizes of (N, *S, C): integers where they are known, tensors where they are not."""
+    """Return the spatial sizes of (N, *S, C): integers if static, else scalar tensors."""
     return tuple(ops.shape(x))[1:-1]
 
 
 def from_last(x: Any, channels_last: bool) -> Any:
-    """The way back: (N, *S, C) -> (N, C, *S)."""
+    """Transpose from channels last to the data format: (N, *S, C) -> (N, C, *S)."""
     return x if channels_last else ops.moveaxis(x, -1, 1)
 
 
@@ -312,7 +312,7 @@ relu, sigmoid, stack, multiply = ops.relu, ops.sigmoid, ops.stack, ops.multiply
 
 
 def hard_sigmoid(z: Any) -> Any:
-    """relu6(z + 3) / 6."""
+    """Compute relu6(z + 3) / 6."""
     return ops.relu6(z + 3) / 6
 
 
@@ -322,8 +322,8 @@ GATES: dict[str, Callable[[Any], Any]] = {"sigmoid": sigmoid, "hard_sigmoid": ha
 def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool) -> Any:
     """Resample the spatial axes to `size`, one axis after the other: (N, *S, C) -> (N, *size, C).
 
-    Keras's own resize takes no volumes, works in float32 only, and cannot be exported with unknown sizes. The same
-    size is x itself, where sizes are known.
+    keras.ops.image.resize supports no volumes, computes in float32, and cannot be exported with unknown sizes.
+    If the size is static and does not change, x itself is returned.
     """
     if tuple(x.shape[1:-1]) == tuple(size):
         return x
@@ -339,12 +339,12 @@ def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool)
 
 
 def nearest(old: Any, new: Any) -> Any:
-    """For each of `new` positions the old one nearest to its centre, in exact integers."""
+    """Return, for each of `new` positions, the index of the nearest old one, in exact integers."""
     return (2 * ops.arange(new, dtype="int32") + 1) * old // (2 * new)
 
 
 def taps(old: Any, new: Any, align_corners: bool, dtype: str) -> tuple[Any, Any, Any]:
-    """For each of `new` positions the two old ones that it lies between, and how far towards the second."""
+    """Return, for each of `new` positions, the two old indices around it and its distance from the first."""
     i = ops.cast(ops.arange(new, dtype="int32"), dtype)
     old, new = ops.cast(old, dtype), ops.cast(new, dtype)
     source = i * ((old - 1) / ops.maximum(new - 1, 1)) if align_corners else (i + 0.5) * (old / new) - 0.5
