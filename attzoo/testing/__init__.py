@@ -1,10 +1,10 @@
-"""Proof, on the user's own machine, that a block's bodies compute what its spec says.
+"""Checks that the PyTorch and Keras implementations of a block compute what its spec computes.
 
-`check_block(name, backend)` holds any block, built in or third-party, to every contract below, over cases drawn from
-its spec's CHOICES. The property-based tests of this repository call the same contracts with cases of their own.
+`check_block(name, backend)` checks a built-in or third-party block against every contract below, on cases drawn from
+the CHOICES of its spec. The property-based tests of this repository call the same contracts with other cases.
 
-The oracle is the spec in float64. Its gradients are central differences with an estimate of their own error, so no
-framework is asked to vouch for another.
+The reference is the spec in float64. Its gradients are central differences with an estimate of their error, so that
+no framework is compared with another.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ DIFFERENCE: Final = 1e-7
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of holding a block to one contract.
+    """The result of checking a block against one contract.
 
-    cases: examples tried. worst: largest error found, as a share of what is allowed; 0 where nothing is measured.
-    failure: what went wrong, with the case that shows it; None when nothing did.
+    cases: number of cases. worst: largest error divided by the tolerance; 0 where nothing is measured.
+    failure: message of the first failure, with its case; None if all cases passed.
     """
 
     contract: str
@@ -73,7 +73,7 @@ Contract = Callable[[Case, str], float]
 def check_block(
     name: str, backend: str, *, progress: Callable[[str, int, int], None] | None = None, seed: int = 0
 ) -> list[Finding]:
-    """Hold block `name`'s body for `backend` ("torch" or "keras") to every contract; one finding for each.
+    """Check block `name` in `backend`, "torch" or "keras", against every contract; return one finding for each.
 
     progress(contract, done, total) is called after every example. Raises as `registry.get` does.
     """
@@ -99,17 +99,17 @@ def check_block(
 
 
 def signature(case: Case, backend: str) -> float:
-    """A body has the spec's arguments, in its order, with its defaults."""
+    """Check that the class has the arguments of the spec, in the same order and with the same defaults."""
     body = inspect.signature(registry.get(case.name, backend=backend).__init__).parameters
-    wanted = inspect.signature(type(case.spec).__init__).parameters
+    spec_arguments = inspect.signature(type(case.spec).__init__).parameters
     arguments = [(n, p.default) for n, p in body.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    expected = [(n, p.default) for n, p in wanted.items()]
+    expected = [(n, p.default) for n, p in spec_arguments.items()]
     hold(arguments == expected, f"expected arguments {expected}, got {arguments}")
     return 0.0
 
 
 def options(case: Case, backend: str) -> float:
-    """No argument lies: in some case, changing it alone changes the weights, the output, or what is accepted."""
+    """Check that changing any one argument changes the weights, the output or the accepted inputs in some case."""
     rng = np.random.default_rng(case.seed)
     cases = [case, *(draw(case.name, at_random(rng)) for _ in range(24))]
     for argument in fields(case.spec):   # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def options(case: Case, backend: str) -> float:
 
 
 def start(case: Case, backend: str) -> float:
-    """A new block's arrays are drawn from the spec's starts: bounds, mean and spread, pooled over several blocks."""
+    """Check bounds, mean and standard deviation of the initial weights, pooled over several blocks."""
     cls, config = registry.get(case.name, backend=backend), case.spec.config()
     blocks = [adapter(backend).read(adapter(backend).make(cls, config, "float32")) for _ in range(12)]
     worst = 0.0
@@ -136,7 +136,7 @@ def start(case: Case, backend: str) -> float:
 
 
 def refusals(case: Case, backend: str) -> float:
-    """A wrong channel count, rank, size or dtype is a ValueError or TypeError, never an answer."""
+    """Check that a wrong channel count, rank or size raises ValueError or TypeError."""
     block, x = case.block(backend), case.inputs()
     wrong = {
         "channels": [np.concatenate([a, a], axis=1) for a in x],
@@ -149,7 +149,7 @@ def refusals(case: Case, backend: str) -> float:
 
 
 def outputs(case: Case, backend: str) -> float:
-    """Outputs and coefficients are the spec's."""
+    """Check outputs and coefficients against the spec."""
     block, x = case.block(backend), case.inputs()
     got = adapter(backend).forward(block, x, training=False)
     share = _off(case, backend, "output", got)
@@ -157,12 +157,12 @@ def outputs(case: Case, backend: str) -> float:
 
 
 def gradients(case: Case, backend: str) -> float:
-    """Gradients for inputs and weights are the spec's, along a random direction of each array."""
+    """Check the gradients of inputs and weights against the spec, along a random direction of each array."""
     return _slopes(case, backend, training=False)
 
 
 def training(case: Case, backend: str) -> float:
-    """In training too; and after five steps of SGD the weights and running statistics are where the spec's go."""
+    """Check gradients in training, and weights and running statistics after five steps of SGD."""
     share = _slopes(case, backend, training=True)
     rate, steps, block = 2.0**-7, 5, case.block(backend)
     adapter(backend).train(block, case.inputs(), case.cotangent(), steps, rate)
@@ -184,21 +184,21 @@ def training(case: Case, backend: str) -> float:
 
 
 def specials(case: Case, backend: str) -> float:
-    """One NaN or infinity in the input reaches the same places as in the spec."""
+    """Check that one NaN or infinity in the input reaches the same positions of the output as in the spec."""
     block, w, at = case.block(backend), case.weights(), tuple(size // 2 for size in case.shapes[0])
     for value in (np.nan, np.inf, -np.inf):
         x = case.inputs()
         x[0][at] = value
         with np.errstate(all="ignore"):
-            wanted = case.spec(*x, weights=w)
+            expected = case.spec(*x, weights=w)
         got = adapter(backend).forward(block, x, training=False)
-        same = (np.isnan(got) == np.isnan(wanted)).all() and (np.isinf(got) == np.isinf(wanted)).all()
+        same = (np.isnan(got) == np.isnan(expected)).all() and (np.isinf(got) == np.isinf(expected)).all()
         hold(bool(same), f"{value} spreads to other places than in the spec")
     return 0.0
 
 
 def long_float16(case: Case, backend: str) -> float:
-    """In float16, averages over 256 x 256 pixels of 100 do not overflow: their sum is a hundred times its maximum."""
+    """Check that averages of 256 x 256 pixels of 100 do not overflow in float16, whose maximum is 65504."""
     pixels = {1: (65536,), 2: (256, 256), 3: (16, 64, 64)}[len(case.shapes[0]) - 2]
     case = replace(case, dtype="float16", shapes=tuple((1, shape[1], *pixels) for shape in case.shapes))
     x = [np.full(shape, 100.0) for shape in case.shapes]
@@ -208,7 +208,7 @@ def long_float16(case: Case, backend: str) -> float:
 
 
 def files(case: Case, backend: str) -> float:
-    """A saved and loaded block holds the same numbers, to the bit."""
+    """Check that saving and loading a block preserves its weights exactly."""
     block = case.block(backend)
     with tempfile.TemporaryDirectory() as folder:
         portable.save(block, path := Path(folder) / "block.safetensors")
@@ -258,7 +258,7 @@ CONTRACTS: Final[dict[Contract, Cases]] = {
 
 
 def contracts(backend: str) -> dict[Contract, Cases]:
-    """Those that a body for this backend is held to, with their cases: the common ones and the framework's own."""
+    """Return the contracts of a backend, those of all backends and its own, with the cases of each."""
     own = import_module(f"{__name__}.{backend}").contracts()
     return CONTRACTS | dict.fromkeys(own, _plain)
 
@@ -323,7 +323,7 @@ def within(
     by_rounding: Callable[[], float] = lambda: 0.0,
     better: Callable[[], float] = lambda: 0.0,
 ) -> float:
-    """Largest |error| / allowed; raises AssertionError above 1.
+    """Return the largest |error| / allowed; raise AssertionError above 1.
 
     better: what is allowed by a better estimate of the same, and by_rounding: what rounding allows. Both take time and
     are computed only where `allowed` is exceeded.

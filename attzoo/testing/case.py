@@ -1,4 +1,4 @@
-"""One example of the suite: a block's options, its inputs' shapes, and the numbers in them."""
+"""A test case: the arguments of a block, the shapes of its inputs, and their values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNDERFLOW = {"float64": 2.0**-1022 / EPS["float64"], "float32": 2.0**-126 / EPS[
 
 @dataclass(frozen=True, eq=False)   # a case is itself alone, so that results can be remembered by it
 class Case:
-    """Everything that decides one example.
+    """A test case, from which inputs, weights and blocks are made reproducibly.
 
     shapes: of each input, channels first. dtype: of the block and its inputs. channels_last: Keras's data format.
     scale: standard deviation of the inputs. seed: of every number drawn.
@@ -46,25 +46,25 @@ class Case:
         object.__setattr__(self, "spec", spec)
 
     def rng(self, stream: int) -> np.random.Generator:
-        """A generator of its own for each use."""
+        """Return the random generator of a stream, independent of other streams."""
         return np.random.default_rng((self.seed, stream))
 
     def inputs(self) -> list[Array]:
-        """Normal numbers, rounded to the case's dtype and held in float64."""
+        """Return normal numbers, rounded to the dtype of the case, as float64 arrays."""
         rng = self.rng(0)
         return [rounded(self.scale * rng.normal(size=shape), self.dtype) for shape in self.shapes]
 
     def weights(self) -> dict[str, Array]:
-        """Arrays far from any start, variances positive; rounded and held like the inputs."""
+        """Return weights unlike any initialization, with positive variances; rounded like the inputs."""
         rng = self.rng(1)
         return {name: rounded(_somewhere(weight, rng), self.dtype) for name, weight in self.spec.weights.items()}
 
     def cotangent(self) -> Array:
-        """What the output is multiplied by before it is summed into a loss."""
+        """Return the array that multiplies the output in the loss, sum(output * cotangent)."""
         return rounded(self.rng(2).normal(size=self.shapes[0]), self.dtype)
 
     def block(self, backend: str) -> Any:
-        """The block in `backend`, holding the case's weights."""
+        """Return the block in `backend`, with the weights of the case."""
         config = self.spec.config()
         if backend == "keras":
             config["data_format"] = "channels_last" if self.channels_last else "channels_first"
@@ -76,12 +76,12 @@ class Case:
 
 
 def plainest(values: Sequence[Any]) -> Any:
-    """A pick: the first value."""
+    """Return the first value."""
     return values[0]
 
 
 def at_random(rng: np.random.Generator) -> Pick:
-    """A pick: any value."""
+    """Return a function that picks a random value."""
     return lambda values: values[int(rng.integers(len(values)))]
 
 
@@ -113,7 +113,7 @@ def choices(cls: type[Spec]) -> Mapping[str, Sequence[Any]]:
 
 
 def allowed(cls: type[Spec], channels: int, options: dict[str, Any]) -> dict[str, Any]:
-    """The options, less those that contradict the ones before them."""
+    """Return the options without those that contradict earlier ones."""
     kept = {f.name: options.pop(f.name) for f in fields(cls) if f.name in options and f.default is MISSING}   # type: ignore[arg-type]
     for option, value in options.items():
         try:
@@ -125,7 +125,7 @@ def allowed(cls: type[Spec], channels: int, options: dict[str, Any]) -> dict[str
 
 
 def fitted(spec: Spec, shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
-    """The shapes, grown along every spatial axis until the spec accepts them."""
+    """Return the shapes, enlarged along every spatial axis until the spec accepts them."""
     for more in range(8):
         grown = tuple((*shape[:2], *(size + more for size in shape[2:])) for shape in shapes)
         try:
@@ -137,7 +137,7 @@ def fitted(spec: Spec, shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, 
 
 
 def rounded(array: Array, dtype: str) -> Array:
-    """The nearest numbers that dtype holds, in float64; ties to even."""
+    """Round to the nearest values of dtype, ties to even; return float64."""
     if dtype != "bfloat16":
         return array.astype(dtype).astype(np.float64)
     bits = array.astype(np.float32).view(np.uint32)

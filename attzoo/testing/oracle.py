@@ -1,11 +1,10 @@
-"""The spec in float64 as the judge: its outputs, slopes and training, and how far errors and rounding move them.
+"""Reference results of the spec in float64, and their sensitivity to errors of inputs and to rounding.
 
 Two conditions say how far a result moves per unit of relative error. The first moves inputs and weights, and is cheap.
 The second, `rounding_*`, moves the result of every operation too: it sees what the first misses, such as a batch norm
 over a few nearly equal values, whose own rounding it magnifies.
 
-What takes long and does not depend on the framework is remembered for the last cases, so that a case that is held to
-a contract in PyTorch and then in Keras is computed once.
+Expensive results are cached for the last cases, so that they are computed once for PyTorch and Keras.
 """
 
 from __future__ import annotations
@@ -44,22 +43,22 @@ def spec_function(case: Case, what: str, training: bool = False) -> Function:
 
 @lru_cache(CASES)
 def expected_and_condition(case: Case, what: str, training: bool = False) -> tuple[Array, float]:
-    """`condition` of the spec's output or attention."""
+    """Return `condition` for the output or attention of the spec."""
     return condition(case, spec_function(case, what, training))
 
 
 def condition(case: Case, spec: Function, draws: int = 4) -> tuple[Array, float]:
-    """What `spec` gives, and how far it moves per relative movement of inputs and weights: the worst of some draws.
+    """Return the result of `spec` and its largest change per relative change of inputs and weights, over some draws.
 
     An algorithm whose answer is the exact one for slightly other data is off by about that times its rounding.
     """
     x, w, rng, moved = case.inputs(), case.weights(), case.rng(3), 0.0
-    wanted = spec(x, w)
+    expected = spec(x, w)
     for _ in range(draws):
         moved_x = _nudged(x, rng, NUDGE)
         moved_w = dict(zip(w, _nudged(list(w.values()), rng, NUDGE), strict=True))
-        moved = max(moved, float(np.abs(spec(moved_x, moved_w) - wanted).max(initial=0.0)) / NUDGE)
-    return wanted, moved
+        moved = max(moved, float(np.abs(spec(moved_x, moved_w) - expected).max(initial=0.0)) / NUDGE)
+    return expected, moved
 
 
 def rounding_condition(case: Case, spec: Function) -> float:
