@@ -34,7 +34,7 @@ def verify(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any], keys: C
         raise ValueError(f"expected {', '.join(keys)} in the metadata, got also {brief(str(surplus))}")
     content = {key: value for key, value in about.items() if key != CHECKSUM}
     if CHECKSUM in about and about[CHECKSUM] != digest(arrays, content):
-        raise ValueError(f"expected content with the {CHECKSUM} in the metadata, got another {CHECKSUM}: the file is damaged")
+        raise ValueError(f"expected content with the {CHECKSUM} in the metadata, got another: the file is damaged")
 
 
 def digest(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> str:
