@@ -31,20 +31,20 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out with its saved settings.")
     ] = False,
-    recipe: Annotated[str | None, _one_of(tuple(RECIPES), "Preset of options; options given here override it: ")] = None,
+    recipe: Annotated[str | None, _one_of(tuple(RECIPES), "Preset; explicit options override it: ")] = None,
     dims: Annotated[int | None, typer.Option(metavar="2|3", help="2 for images, 3 for volumes.  [2]")] = None,
     size: Annotated[
         str | None, typer.Option(metavar="H,W", help="Resize images to this size. Default: no resize; phantoms 64,64.")
     ] = None,
-    classes: Annotated[int | None, typer.Option(metavar="K", help="Number of classes. Default: as many as the masks have.")] = None,
+    classes: Annotated[int | None, typer.Option(metavar="K", help="Default: as many as the masks have.")] = None,
     labels: Annotated[
         str | None,
         typer.Option(metavar="V,V,..", help="Mask value of each class, e.g. 0,255, or its colour, e.g. 0,0,0;255,0,0."),
     ] = None,
     validation: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Fraction used for validation if DIR has no validation folder.  [0.2]")
+        float | None, typer.Option(metavar="SHARE", help="Fraction for validation unless DIR has it.  [0.2]")
     ] = None,
-    phantoms: Annotated[int | None, typer.Option(metavar="N", help="Number of phantoms, without --data.  [160]")] = None,
+    phantoms: Annotated[int | None, typer.Option(metavar="N", help="Phantoms, without --data.  [160]")] = None,
     normalise: Annotated[str | None, _one_of(NORMALISATIONS, "Normalisation per image and channel, [zscore]: ")] = None,
     flip: Annotated[
         bool | None,
@@ -75,7 +75,7 @@ def train(
     decay: Annotated[float | None, typer.Option(metavar="D", help="Weight decay of adamw.  [0.01]")] = None,
     schedule: Annotated[str | None, _one_of(SCHEDULES, "Learning rate schedule, [constant]: ")] = None,
     every: Annotated[int | None, typer.Option(metavar="N", help="Epochs between steps of schedule step.  [30]")] = None,
-    factor: Annotated[float | None, typer.Option(metavar="F", help="Factor of the rate at each step of schedule step.  [0.1]")] = None,
+    factor: Annotated[float | None, typer.Option(metavar="F", help="Rate factor of schedule step.  [0.1]")] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Number of epochs.  [20]")] = None,
     batch: Annotated[int | None, typer.Option(metavar="N", help="Batch size, over all devices.  [8]")] = None,
     accumulate: Annotated[int | None, typer.Option(metavar="N", help="Batches per optimizer step.  [1]")] = None,
