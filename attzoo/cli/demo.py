@@ -9,8 +9,8 @@ import typer  # noqa: TID253
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder for pictures and weights.")] = Path("attzoo-demo"),
-    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of epochs, for nets and U-Nets.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")] = Path("attzoo-demo"),
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of epochs.")] = None,
 ) -> None:
     """Train small networks with every block, and two U-Nets, in both frameworks.
 
