@@ -1,6 +1,6 @@
-"""attzoo: plug-in attention blocks, one meaning, several frameworks.
+"""Attention blocks for PyTorch and Keras 3 that compute the same numbers in both.
 
-Importing this package imports no framework; asking for a block does.
+Importing this package imports no framework. Requesting a block imports the framework of its backend.
 """
 
 from .card import info

@@ -1,4 +1,4 @@
-"""`attzoo`, or `python -m attzoo`."""
+"""Entry point of the commands `attzoo` and `python -m attzoo`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .extras import missing
 
 
 def main() -> None:
-    """Run the command line; without typer or rich, say what to install."""
+    """Run the command line. Exit with the install command where typer or rich is not installed."""
     try:
         from . import cli
     except ModuleNotFoundError as err:

@@ -1,12 +1,12 @@
-"""What to run where an optional package is missing: the project's extras, installed from a clone."""
+"""Messages that name the extra of pyproject.toml to install where an optional package is missing."""
 
 from __future__ import annotations
 
 
 def install_command(*extras: str) -> str:
-    """The command that installs extras of pyproject.toml.
+    """Return the command that installs `extras` of pyproject.toml.
 
-    It installs from a clone: the name attzoo on the package index does not belong to this project.
+    The command installs from a clone, because the name attzoo on PyPI does not belong to this project.
 
     >>> install_command("torch")
     'pip install -e ".[torch]" in a clone of attzoo'
@@ -15,5 +15,5 @@ def install_command(*extras: str) -> str:
 
 
 def missing(package: str, extra: str, needed_by: str) -> str:
-    """The text of the error for a package that is not installed."""
+    """Return the error message for a package that is not installed. `extra` is the extra that installs it."""
     return f"{package} is not installed, and {needed_by} needs it: {install_command(extra)}"

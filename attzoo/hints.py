@@ -1,4 +1,4 @@
-"""Which known name a user may have meant: for every error about a name, an argument or a choice."""
+"""Suggestions of the nearest known name, for errors about unknown names, arguments and choices."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any, Final, Self, get_args, get_type_hints
 
-SIMILAR: Final = 0.55   # of 1, the least similarity of a name that is proposed: "ratio" and "reduction" have 0.57
-
+SIMILAR: Final = 0.55   # smallest ratio, 0 to 1, of a suggested name; "ratio" and "reduction" have 0.57
 
 SYNONYMS: Final = {   # names of arguments in timm, torchvision, MONAI and popular repositories -> ours
     "in_channels": "channels",
@@ -30,37 +29,37 @@ SYNONYMS: Final = {   # names of arguments in timm, torchvision, MONAI and popul
 
 
 def nearest(word: Any, known: Iterable[Any]) -> str:
-    """A question to end an error with, after the word that isn't known; nothing where no known one is like it.
+    """Return "; did you mean ...?" with the known name nearest to `word`, or "" where no known name is similar.
 
     >>> nearest("sigmiod", ["sigmoid", "hard_sigmoid"]), nearest("xyz", ["sigmoid"]), nearest(3, [1, 2])
     ("; did you mean 'sigmoid'?", '', '')
     """
-    words = [str(each) for each in known if isinstance(each, str)]
-    found = [SYNONYMS[word]] if isinstance(word, str) and SYNONYMS.get(word) in words else []
-    if isinstance(word, str) and not found:
-        found = get_close_matches(word[:100].lower(), words, n=1, cutoff=SIMILAR)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    words = [str(name) for name in known if isinstance(name, str)]
+    suggestions = [SYNONYMS[word]] if isinstance(word, str) and SYNONYMS.get(word) in words else []
+    if isinstance(word, str) and not suggestions:
+        suggestions = get_close_matches(word[:100].lower(), words, n=1, cutoff=SIMILAR)
+    return f"; did you mean {suggestions[0]!r}?" if suggestions else ""
 
 
 def unknown_argument(owner: str, name: str, known: Iterable[str]) -> TypeError:
-    """The error for a keyword argument that does not exist."""
+    """Return the error for a keyword argument that `owner` does not take. It suggests the nearest known argument."""
     known = list(known)
     return TypeError(f"{owner} takes no argument {name!r}{nearest(name, known) or '.'} It takes: {', '.join(known)}")
 
 
 def check_arguments(cls: type, given: Mapping[str, Any]) -> None:
-    """Raise TypeError unless all keyword arguments are in the signature of a class's `__init__`.
+    """Raise TypeError unless the `__init__` of `cls` takes every keyword argument in `given`.
 
-    One that hands any further arguments on, as **kwargs, leaves unknown names to what takes them.
+    An `__init__` with **kwargs takes any name.
     """
-    known, is_open = arguments_of(cls) if given else ((), False)
+    known, takes_kwargs = arguments_of(cls) if given else ((), False)
     for name in given:
-        if name not in known and not is_open:
+        if name not in known and not takes_kwargs:
             raise unknown_argument(cls.__name__, name, known)
 
 
 class NamedArguments:
-    """A base of classes whose error for an unknown keyword argument proposes the nearest of their own."""
+    """Base class whose TypeError for an unknown keyword argument suggests the nearest known argument."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Raise TypeError as `check_arguments` does."""
@@ -69,15 +68,15 @@ class NamedArguments:
 
 
 def arguments_of(cls: type) -> tuple[tuple[str, ...], bool]:
-    """The names of the arguments of a class, and whether it hands others on."""
+    """Return the names of the arguments of `cls.__init__`, and whether it takes any other by **kwargs."""
     init: Any = cls.__init__   # type: ignore[misc]
     names: list[str] = []
-    is_open = False
-    for each in list(signature(init).parameters.values())[1:]:
-        if each.kind is not Parameter.VAR_KEYWORD:
-            names.append(each.name)
-        elif str(each.annotation).startswith("Unpack["):   # of a TypedDict, which has the names
-            names.extend(get_type_hints(get_args(get_type_hints(init)[each.name])[0]))
+    takes_kwargs = False
+    for parameter in list(signature(init).parameters.values())[1:]:
+        if parameter.kind is not Parameter.VAR_KEYWORD:
+            names.append(parameter.name)
+        elif str(parameter.annotation).startswith("Unpack["):   # the keys of the TypedDict are the names
+            names.extend(get_type_hints(get_args(get_type_hints(init)[parameter.name])[0]))
         else:
-            is_open = True
-    return tuple(names), is_open
+            takes_kwargs = True
+    return tuple(names), takes_kwargs

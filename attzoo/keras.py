@@ -1,4 +1,4 @@
-"""The keras door: `from attzoo.keras import CBAM`. Opens Keras and the backend it runs on."""
+"""The Keras layers: `from attzoo.keras import CBAM`. Importing this module imports Keras and its backend."""
 
 from .registry import naming_extra
 

@@ -1,4 +1,4 @@
-"""Names that have moved: their old place gives them for one release, with a DeprecationWarning."""
+"""Deprecated aliases of attributes that moved to another module. Each lasts for one release."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from importlib import import_module
 from typing import Any
 
 
-def moved(module: str, name: str, places: Mapping[str, str]) -> Any:
-    """What `module.__getattr__(name)` returns: the attribute that `places` names, as "module.attribute".
+def moved(module: str, name: str, replacements: Mapping[str, str]) -> Any:
+    """Return the attribute that replaces `module.name`, with a DeprecationWarning. Call it in a module's `__getattr__`.
 
-    Raises AttributeError for a name that has not moved.
+    Args:
+        module: name of the old module.
+        name: old name of the attribute.
+        replacements: old name -> new location, as "module.attribute".
+
+    Raises:
+        AttributeError: `name` is not in `replacements`.
+
     """
-    if name not in places:
+    if name not in replacements:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    warnings.warn(f"{module}.{name} is now {places[name]}; the next release has no {module}.{name}",
+    warnings.warn(f"{module}.{name} is now {replacements[name]}; the next release has no {module}.{name}",
                   DeprecationWarning, stacklevel=3)   # fmt: skip
-    place, _, attribute = places[name].rpartition(".")
-    return getattr(import_module(place), attribute)
+    new_module, _, attribute = replacements[name].rpartition(".")
+    return getattr(import_module(new_module), attribute)

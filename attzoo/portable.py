@@ -1,9 +1,8 @@
-"""Weights that travel: as arrays with canonical names, into a twin in the other framework, and as one file for both.
+"""Transfer of weights between frameworks: as arrays by canonical name, by conversion of a block, and by files.
 
-A file is safetensors: the arrays, and in its metadata, as JSON under the key "attzoo", the format's version, the
-block's name, its resolved arguments and a checksum of all that. Equal blocks give equal files, whatever their backend.
-Nothing in a file can run, and it is refused before anything is allocated unless every name, shape, dtype and size in it
-is what that block has.
+A file is in safetensors format. Its metadata holds, as JSON under the key "attzoo", the version of the format, the
+name of the block, its resolved arguments and a checksum. Equal blocks give equal files on every backend. A file holds
+no code. Every name, shape, dtype and size in its header is checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -27,66 +26,79 @@ from .hints import nearest
 
 FORMAT: Final = 1
 DTYPES: Final = {"F16": "float16", "F32": "float32", "F64": "float64"}   # safetensors' name -> NumPy's
-OTHER_FORMATS: Final = (   # endings
+OTHER_FORMATS: Final = (   # file extensions
     ".bin", ".ckpt", ".h5", ".hdf5", ".joblib", ".json", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".pb",
     ".pickle", ".pkl", ".pt", ".pt2", ".pth", ".tar", ".tflite", ".zip",
 )   # fmt: skip
-OTHER_STARTS: Final = {   # how files of other formats begin
+OTHER_STARTS: Final = {   # first bytes of a file -> its format
     b"PK\x03\x04": "a zip archive, as torch.save, numpy.savez and Keras write",
     b"\x89HDF\r\n\x1a\n": "HDF5, as Keras writes",
     b"\x93NUMPY": "a .npy file of NumPy",
 }
-OWN_START: Final = f'{{"__metadata__":{{"{KEY}":'.encode()   # of a file's header, after its length
+OWN_START: Final = f'{{"__metadata__":{{"{KEY}":'.encode()   # start of the header, after its length
 MAX_HEADER: Final = 2**20   # bytes
 MAX_FILE: Final = 2**31     # bytes
 
 
 def weights(block: Any) -> dict[str, Array]:
-    """Copies of a block's arrays, running statistics included, by canonical name.
+    """Return copies of a block's arrays, running statistics included, by canonical name.
 
-    bfloat16 comes as float32. What a layer computes (weight norm, pruning, LoRA) comes as the layer uses it now. Raises
-    TypeError for what is no block, ValueError for one whose layers do not hold its arrays as floating-point numbers.
+    bfloat16 is returned as float32. An array that a layer computes (weight norm, pruning, LoRA) is returned as the
+    layer uses it now.
+
+    Raises:
+        TypeError: `block` is not a block.
+        ValueError: a layer does not hold its arrays as floating-point numbers.
+
     """
     return adapter(backend_of(block)).read(block)
 
 
 def load_weights(block: Any, arrays: Mapping[str, Array]) -> None:
-    """Put arrays, named and shaped as `weights` gives them, into a block; all of them, or on an error none.
+    """Write arrays, with the names and shapes that `weights` returns, to a block. On an error no array changes.
 
-    Raises ValueError for a missing, surplus or misshapen array, for numbers that are not finite, for numbers or a
-    dtype that the block's own array cannot hold without loss, or where a layer computes an array and would not keep
-    what is written (weight norm, pruning, LoRA); TypeError for what is no floating-point array.
+    Raises:
+        TypeError: a value is not a floating-point array.
+        ValueError: an array is missing, unknown, of another shape or not finite, or the block's dtype cannot hold it
+            without loss, or a layer computes the array (weight norm, pruning, LoRA) and would overwrite it.
+
     """
-    to = adapter(backend_of(block))
-    arrays, before = checked(arrays, block.spec, to.dtypes(block)), to.read(block)
-    to.write(block, arrays)
-    for name, array in to.read(block).items():
+    framework = adapter(backend_of(block))
+    arrays, before = checked(arrays, block.spec, framework.dtypes(block)), framework.read(block)
+    framework.write(block, arrays)
+    for name, array in framework.read(block).items():
         if not np.array_equal(array, arrays[name].astype(array.dtype)):
-            to.write(block, before)
+            framework.write(block, before)
             raise ValueError(f"expected {name} to hold what was written, got other numbers: it shares its memory")
 
 
 def convert(block: Any, *, backend: str) -> Any:
-    """A block's twin in `backend` ("torch" or "keras"): a new block of the same arguments, dtype and weights.
+    """Return a new block of `backend`, "torch" or "keras", with the arguments, dtype and weights of `block`.
 
-    Works for any module whose folder has attzoo's shape, registered or not. Raises ValueError for a block whose layers
-    are not those that its class makes, or have other settings: another eps, GroupNorm for batch norm.
+    Works for any module whose folder has the files of an attzoo block, registered or not.
+
+    Raises:
+        ValueError: the block's layers or their settings are not those that its class makes, e.g. another eps.
+
     """
     _check_layers(block)
-    found = weights(block)
-    twin = _make(block.spec, backend, adapter(backend_of(block)).dtype(block))
-    load_weights(twin, found)
-    return twin
+    arrays = weights(block)
+    converted = _make(block.spec, backend, adapter(backend_of(block)).dtype(block))
+    load_weights(converted, arrays)
+    return converted
 
 
 def save(block: Any, path: str | os.PathLike[str]) -> None:
-    """Write a block to one file that `load` opens in any backend.
+    """Write a block to a file that `load` reads in any backend.
 
-    The file appears whole or not at all: a failed save leaves what was there. A symbolic link is replaced, not
-    followed. Hooks are not part of a file. Raises ValueError when the path ends like a file of another format, or when
-    the block is not registered, has other layers or methods than its class makes or other settings of them, holds
-    numbers that are not finite or is larger than MAX_FILE, OSError when the path cannot be written, or holds a file
-    that `save` did not write.
+    The file is written atomically: a failed save leaves an existing file unchanged. A symbolic link is replaced, not
+    followed. Hooks are not saved.
+
+    Raises:
+        ValueError: the path has the extension of another format, or the block is not registered, has other layers,
+            methods or settings than its class makes, holds numbers that are not finite or is larger than MAX_FILE.
+        OSError: the path cannot be written, or holds a file that `save` did not write.
+
     """
     if has_other_ending(path := Path(path)):
         fix = "save to .safetensors, from which `attzoo convert` makes .pt and .keras"
@@ -97,8 +109,8 @@ def save(block: Any, path: str | os.PathLike[str]) -> None:
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raise FileExistsError where a file is neither empty nor one that `save` wrote."""
-    if path.is_symlink() or not path.is_file():   # a link is replaced, its target stays
+    """Raise FileExistsError if `path` is a file that is not empty and that `save` did not write."""
+    if path.is_symlink() or not path.is_file():   # a link is replaced, its target is not changed
         return
     with open_regular(path) as file:
         start = file.read(8 + len(OWN_START))
@@ -108,12 +120,12 @@ def _check_replaceable(path: Path) -> None:
 
 
 def has_other_ending(path: Path) -> bool:
-    """Whether a file's name ends like one of another format."""
+    """Whether a file name has the extension of another format."""
     return path.suffix.lower() in OTHER_FORMATS
 
 
 def content(block: Any) -> bytes:
-    """What `save` writes. Raises ValueError as it does."""
+    """Return the bytes that `save` writes. Raise ValueError as `save` does."""
     _check_layers(block)
     arrays = checked(weights(block), block.spec, "float64")
     about = {"format": FORMAT, "block": registry.name_of(block.spec), "config": block.spec.config()}
@@ -124,10 +136,12 @@ def content(block: Any) -> bytes:
 
 
 def load(path: str | os.PathLike[str], *, backend: str) -> Any:
-    """The block in a file that `save` wrote, as a block of `backend`.
+    """Read a file that `save` wrote and return its block as a block of `backend`.
 
-    Raises ValueError for a file that is not exactly that, or is damaged, OSError for one that cannot be read or is no
-    regular file.
+    Raises:
+        ValueError: `save` did not write the file, or the file is damaged.
+        OSError: the file cannot be read or is not a regular file.
+
     """
     path = Path(path)
     with open_regular(path) as file:
@@ -145,9 +159,17 @@ def load(path: str | os.PathLike[str], *, backend: str) -> Any:
 
 
 def checked(arrays: Any, spec: AnySpec, dtypes: str | Mapping[str, str]) -> dict[str, Array]:
-    """The arrays in the machine's byte order, if they are a spec's, finite, and fit for `dtypes`.
+    """Return the arrays in native byte order after checks of names, shapes, finite values and dtypes.
 
-    dtypes: one for all arrays, or that of each by its name. Raises TypeError or ValueError if not.
+    Args:
+        arrays: array by canonical name.
+        spec: the spec that declares the names and shapes.
+        dtypes: the dtype that must hold every array without loss, or such a dtype by name.
+
+    Raises:
+        TypeError: `arrays` is not a mapping, or a value is not a floating-point array.
+        ValueError: any other check fails.
+
     """
     if not isinstance(arrays, Mapping):
         hint = "; a file is read by attzoo.load" if isinstance(arrays, (str, os.PathLike)) else ""
@@ -165,7 +187,7 @@ def checked(arrays: Any, spec: AnySpec, dtypes: str | Mapping[str, str]) -> dict
 
 
 def _renamed(arrays: Mapping[Any, Any], expected: Collection[str]) -> str:
-    """How to get at the arrays of a spec in a checkpoint that holds them in an entry, or under longer names."""
+    """Return a hint for a checkpoint that nests the expected arrays in an entry or prefixes their names, else ""."""
     for key, entry in arrays.items():
         if isinstance(entry, Mapping):
             return f": give the arrays in its entry {brief(repr(key))}"
@@ -178,6 +200,7 @@ def _renamed(arrays: Mapping[Any, Any], expected: Collection[str]) -> str:
 
 
 def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
+    """Return `array` in native byte order. Raise unless it is finite, of `shape` and held by `dtype` without loss."""
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         hint = ": take tensor.numpy(force=True)" if hasattr(array, "requires_grad") else ""
@@ -187,36 +210,37 @@ def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
         raise ValueError(f"{name} must have a number everywhere, got masked values: fill them first, array.filled(0)")
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-    if wrong := np.count_nonzero(~np.isfinite(array)):
-        raise ValueError(f"{name} must be finite, got {wrong} values that are not")
+    if nonfinite := np.count_nonzero(~np.isfinite(array)):
+        raise ValueError(f"{name} must be finite, got {nonfinite} values that are not")
     fits = np.can_cast(array.dtype, "float32" if dtype == "bfloat16" else dtype)
-    if fits and dtype == "bfloat16":   # the upper half of a float32
+    if fits and dtype == "bfloat16":   # bfloat16 is the upper 16 bits of float32
         fits = not np.any(array.astype(np.float32).view(np.uint32) & 0xFFFF)
     if not fits:
-        raise ValueError(f"{name} must fit in {dtype}, got {array.dtype}: cast it first if the loss is meant")
+        raise ValueError(f"{name} must fit in {dtype}, got {array.dtype}: cast it first if the loss is intended")
     return np.asarray(array, array.dtype.newbyteorder("="))
 
 
 def _check_layers(block: Any) -> None:
-    """Raise ValueError unless a block computes what its spec says, which is all that a file or a twin knows of it."""
+    """Raise ValueError unless a block has the layers of its spec, because files and conversion store the spec alone."""
     backend = backend_of(block)
     adapter(backend).check_layers(block, registry.body(block.spec, backend))
 
 
 def _make(spec: AnySpec, backend: str, dtype: str) -> Any:
+    """Return a new block of `backend` with the arguments of `spec`."""
     if backend == "numpy":
         raise ValueError('backend must be "torch" or "keras"; a spec holds no weights: take attzoo.weights(block)')
-    cls = registry.body(spec, backend)   # first: it says what is missing where a framework is
+    cls = registry.body(spec, backend)   # before `adapter`: its error names the missing package
     return adapter(backend).make(cls, spec.config(), dtype)
 
 
 def _read_header(file: Any, size: int) -> tuple[AnySpec, str, dict[str, Any]]:
-    """The spec, dtype and metadata that a file's header declares, after every claim in it has been checked."""
+    """Read and check the header of a file of `size` bytes. Return its spec, widest dtype and metadata."""
     if not 8 <= size <= MAX_FILE:
         raise ValueError(f"expected 8 to {MAX_FILE} bytes, got {size}")
     start = file.read(8)
-    if other := next((text for begin, text in OTHER_STARTS.items() if start.startswith(begin)), None):
-        raise ValueError(f"expected safetensors, got {other}: load it in its own framework, into a block to save")
+    if got := next((text for magic, text in OTHER_STARTS.items() if start.startswith(magic)), None):
+        raise ValueError(f"expected safetensors, got {got}: load it in its own framework, into a block to save")
     length = int.from_bytes(start, "little")
     if length > min(MAX_HEADER, size - 8):
         raise ValueError(f"expected a header of at most {min(MAX_HEADER, size - 8)} bytes, got {length}")
@@ -235,9 +259,9 @@ def _read_header(file: Any, size: int) -> tuple[AnySpec, str, dict[str, Any]]:
         if kind not in list(DTYPES):
             raise ValueError(f"expected {name} of a dtype in {list(DTYPES)}, got {str(entry)[:200]}")
         end = at + weight.size * np.dtype(DTYPES[kind]).itemsize
-        wanted = {"dtype": kind, "shape": list(weight.shape), "data_offsets": [at, end]}
-        if json.dumps(entry, sort_keys=True) != json.dumps(wanted, sort_keys=True):   # == takes 1.0 and True for 1
-            raise ValueError(f"expected {name} as {wanted}, got {str(entry)[:200]}")
+        expected = {"dtype": kind, "shape": list(weight.shape), "data_offsets": [at, end]}
+        if json.dumps(entry, sort_keys=True) != json.dumps(expected, sort_keys=True):   # in Python 1 == 1.0 == True
+            raise ValueError(f"expected {name} as {expected}, got {str(entry)[:200]}")
         kinds.add(DTYPES[kind])
         at = end
     if size != 8 + length + at:
@@ -246,7 +270,7 @@ def _read_header(file: Any, size: int) -> tuple[AnySpec, str, dict[str, Any]]:
 
 
 def _declared(about: Any) -> AnySpec:
-    """The spec that a file's metadata names."""
+    """Return the spec that a file's metadata declares."""
     number = about.get("format") if isinstance(about, dict) else None
     if number != FORMAT:
         hint = ": a newer attzoo wrote it, update this one" if isinstance(number, int) and number > FORMAT else ""
@@ -259,7 +283,7 @@ def _declared(about: Any) -> AnySpec:
 
 
 def _begin(entry: Any) -> int:
-    """The byte at which a file says that an array begins; entries that do not say it go first, and are refused."""
+    """Return the first byte of an array in a header, or -1 for an invalid entry, which sorts first."""
     match entry:
         case {"data_offsets": [int(begin), *_]}:
             return begin
@@ -267,6 +291,7 @@ def _begin(entry: Any) -> int:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a dict of JSON pairs. Raise ValueError for duplicate keys."""
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
         raise ValueError(f"expected every key once, got {keys[:20]}")

@@ -1,4 +1,4 @@
-"""The torch door: `from attzoo.torch import CBAM`. Opens PyTorch, never Keras."""
+"""The PyTorch modules: `from attzoo.torch import CBAM`. Importing this module imports PyTorch, but not Keras."""
 
 from .registry import naming_extra
 

@@ -115,7 +115,7 @@ def test_another_configuration_is_noticed(what, tmp_path):
     header = content[8 : 8 + length].replace(was, now)
     assert header != content[8 : 8 + length]
     path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
-    with pytest.raises(ValueError, match=r"expected the sha256 in its metadata, got another of its content: .*damaged"):
+    with pytest.raises(ValueError, match=r"expected content with the sha256 in the metadata, got another: .*damaged"):
         attzoo.load(path, backend="torch")
 
 

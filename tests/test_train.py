@@ -960,7 +960,7 @@ def test_the_command_goes_on_with_a_run(tiny, monkeypatch, tmp_path):
     stopped = command("--resume", "--out", tmp_path, "--batch", "4", "--rate", "0.01", "--block", "eca")
     assert fake.mock_calls == [call(tiny, tmp_path, resume=True, workers=0, tensorboard=False)]
     assert stopped.exit_code == 130
-    assert stopped.stderr == f"stopped; to go on: attzoo train --resume --out {tmp_path}\n"
+    assert stopped.stderr == f"stopped; to continue: attzoo train --resume --out {tmp_path}\n"
     agree = f"expected the settings of the run in {tmp_path}:"
     mend = ": leave these out, or train anew into another --out"
     for wrong, said in (

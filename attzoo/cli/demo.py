@@ -1,4 +1,4 @@
-"""The command that shows it all: demo."""
+"""The command `demo`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import typer  # noqa: TID253
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put pictures and weights.")] = Path("attzoo-demo"),
-    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Passes over the data, in both acts.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")] = Path("attzoo-demo"),
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of epochs.")] = None,
 ) -> None:
-    """Train nets with every block and two U-Nets, in both frameworks.
+    """Train small networks with every block, and two U-Nets, in both frameworks.
 
     The nets learn real handwritten digits, the U-Nets synthetic phantoms. Writes pictures of what blocks and gates
     attend to, and the trained weights as portable files.

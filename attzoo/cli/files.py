@@ -1,4 +1,4 @@
-"""The command on files: convert."""
+"""The command `convert`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .shared import Backend, say
 
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A .safetensors file of attzoo.save.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; its ending says what.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write; its extension sets the format.")],
 ) -> None:
     """Turn a portable file into one for PyTorch or Keras.
 
@@ -29,10 +29,10 @@ def convert(
     OUT ends in
       .pt           a state_dict:        block.load_state_dict(torch.load(OUT))
       .weights.h5   a layer's weights:   keras.saving.load_weights(layer, OUT)
-      .keras        a model of it alone: keras.models.load_model(OUT)
-      .safetensors  a portable file again, checked and written anew
+      .keras        a model of the layer: keras.models.load_model(OUT)
+      .safetensors  a portable file, checked and rewritten
 
-    OUT appears whole or not at all. Only portable files are read: the others can be made to run code.
+    OUT is written atomically. Only portable files are read, because other formats can run code when loaded.
     """   # noqa: D301, click reads the backspace
     backend, content = _writer(target)
     if portable.has_other_ending(source):
@@ -43,10 +43,10 @@ def convert(
 
 
 def _writer(target: Path) -> tuple[str, Callable[[Any], bytes]]:
-    """Backend and function for the content of a file of this name."""
+    """Return the backend and the function that makes the content of a file with this name."""
     for ending, (backend, content) in WRITERS.items():
         if target.name.lower().endswith(ending):
-            return backend or _installed_one(), content
+            return backend or _first_installed(), content
     hint = nearest(".weights.h5" if target.suffix.lower() == ".h5" else target.suffix, WRITERS)
     raise ValueError(f"expected an ending of {', '.join(WRITERS)}, got {target.name}{hint}")
 
@@ -93,8 +93,8 @@ WRITERS: Final[Mapping[str, tuple[str | None, Callable[[Any], bytes]]]] = {
 }
 
 
-def _installed_one() -> str:
-    """Any installed backend; raises where there is none."""
+def _first_installed() -> str:
+    """Return the first installed backend. Raise ModuleNotFoundError if none is installed."""
     for backend in Backend:
         if find_spec(backend):
             return backend

@@ -1,4 +1,4 @@
-"""The command that trains networks: train."""
+"""The command `train`."""
 
 from __future__ import annotations
 
@@ -17,91 +17,91 @@ from .shared import Backend, backend_option, numbers, say
 
 
 def _one_of(words: tuple[str, ...], what: str = "") -> Any:
-    """An option of one of these words; `Settings` refuses others."""
+    """Return an option whose help lists the `words` that `Settings` accepts."""
     return typer.Option(metavar="NAME", help=f"{what}{', '.join(words)}.")
 
 
 def train(
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of images and masks; built-in phantoms unless given."),
+        typer.Option(metavar="DIR", help="Folder of images and masks. Default: synthetic phantoms."),
     ] = None,
-    backend: Annotated[Backend | None, backend_option("The framework; torch unless given.")] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for what comes out.")] = Path("attzoo-run"),
+    backend: Annotated[Backend | None, backend_option("Framework to train in. Default: torch.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the results.")] = Path("attzoo-run"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, however it was stopped; the rest is known.")
+        bool, typer.Option("--resume", help="Continue the run in --out with its saved settings.")
     ] = False,
-    recipe: Annotated[str | None, _one_of(tuple(RECIPES), "Options by name, which others override: ")] = None,
-    dims: Annotated[int | None, typer.Option(metavar="2|3", help="Pictures or volumes.  [2]")] = None,
+    recipe: Annotated[str | None, _one_of(tuple(RECIPES), "Preset; explicit options override it: ")] = None,
+    dims: Annotated[int | None, typer.Option(metavar="2|3", help="2 for images, 3 for volumes.  [2]")] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="H,W", help="Resize to this; as the files are unless given, phantoms 64,64.")
+        str | None, typer.Option(metavar="H,W", help="Resize images to this size. Default: no resize; phantoms 64,64.")
     ] = None,
-    classes: Annotated[int | None, typer.Option(metavar="K", help="As many as the masks have unless given.")] = None,
+    classes: Annotated[int | None, typer.Option(metavar="K", help="Default: as many as the masks have.")] = None,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="V,V,..", help="Mask values in order of classes, 0,255 say, or colours, 0,0,0;255,0,0."),
+        typer.Option(metavar="V,V,..", help="Mask value of each class, e.g. 0,255, or its colour, e.g. 0,0,0;255,0,0."),
     ] = None,
     validation: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Kept to judge by, where DIR says not what.  [0.2]")
+        float | None, typer.Option(metavar="SHARE", help="Fraction for validation unless DIR has it.  [0.2]")
     ] = None,
-    phantoms: Annotated[int | None, typer.Option(metavar="N", help="Without --data, how many.  [160]")] = None,
-    normalise: Annotated[str | None, _one_of(NORMALISATIONS, "Per image and channel, [zscore]: ")] = None,
+    phantoms: Annotated[int | None, typer.Option(metavar="N", help="Phantoms, without --data.  [160]")] = None,
+    normalise: Annotated[str | None, _one_of(NORMALISATIONS, "Normalisation per image and channel, [zscore]: ")] = None,
     flip: Annotated[
         bool | None,
         typer.Option(
-            "--flip/--no-flip", help="Mirror --data at random: pictures left to right, volumes all ways.  [flip]"
+            "--flip/--no-flip", help="Flip --data at random: images left-right, volumes along any axis.  [flip]"
         ),
     ] = None,
     variant: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A published U-Net; `attzoo info unet` has them.")
+        str | None, typer.Option(metavar="NAME", help="Published U-Net; `attzoo info unet` lists them.")
     ] = None,
     channels: Annotated[
-        str | None, typer.Option(metavar="A,B,..", help="Of every level, from the finest.  [16,32,64]")
+        str | None, typer.Option(metavar="A,B,..", help="Channels of each level, finest first.  [16,32,64]")
     ] = None,
     skip: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Gate on the skips, or `none`.  [attention_gate]")
+        str | None, typer.Option(metavar="NAME", help="Gate on the skip connections, or `none`.  [attention_gate]")
     ] = None,
     block: Annotated[
         str | None, typer.Option(metavar="NAME", help="Block after the convolutions, or `none`.  [none]")
     ] = None,
     net: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Any other argument of the U-Net, as initializer=xavier; repeatable."),
+        typer.Option(metavar="NAME=VALUE", help="Any other U-Net argument, e.g. initializer=xavier; repeatable."),
     ] = None,
-    loss: Annotated[str | None, _one_of(LOSSES, "[both], of cross-entropy and Dice: ")] = None,
-    optimizer: Annotated[str | None, _one_of(OPTIMIZERS, "[adam]: ")] = None,
+    loss: Annotated[str | None, _one_of(LOSSES, "Loss, [both] adds cross-entropy and Dice: ")] = None,
+    optimizer: Annotated[str | None, _one_of(OPTIMIZERS, "Optimizer, [adam]: ")] = None,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Learning rate.  [0.001]")] = None,
-    momentum: Annotated[float | None, typer.Option(metavar="M", help="Of sgd.  [0]")] = None,
-    decay: Annotated[float | None, typer.Option(metavar="D", help="Of weights, of adamw.  [0.01]")] = None,
-    schedule: Annotated[str | None, _one_of(SCHEDULES, "Of the rate, [constant]: ")] = None,
-    every: Annotated[int | None, typer.Option(metavar="N", help="Epochs, of schedule step.  [30]")] = None,
-    factor: Annotated[float | None, typer.Option(metavar="F", help="Of schedule step.  [0.1]")] = None,
-    epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the data.  [20]")] = None,
-    batch: Annotated[int | None, typer.Option(metavar="N", help="Images at once, over all devices.  [8]")] = None,
-    accumulate: Annotated[int | None, typer.Option(metavar="N", help="Batches that make one step.  [1]")] = None,
-    precision: Annotated[str | None, _one_of(PRECISIONS, "[float32]: ")] = None,
+    momentum: Annotated[float | None, typer.Option(metavar="M", help="Momentum of sgd.  [0]")] = None,
+    decay: Annotated[float | None, typer.Option(metavar="D", help="Weight decay of adamw.  [0.01]")] = None,
+    schedule: Annotated[str | None, _one_of(SCHEDULES, "Learning rate schedule, [constant]: ")] = None,
+    every: Annotated[int | None, typer.Option(metavar="N", help="Epochs between steps of schedule step.  [30]")] = None,
+    factor: Annotated[float | None, typer.Option(metavar="F", help="Rate factor of schedule step.  [0.1]")] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", help="Number of epochs.  [20]")] = None,
+    batch: Annotated[int | None, typer.Option(metavar="N", help="Batch size, over all devices.  [8]")] = None,
+    accumulate: Annotated[int | None, typer.Option(metavar="N", help="Batches per optimizer step.  [1]")] = None,
+    precision: Annotated[str | None, _one_of(PRECISIONS, "Arithmetic, [float32]: ")] = None,
     checkpoint_every: Annotated[
-        int | None, typer.Option(metavar="N", help="Keep every N-th epoch's network, too.")
+        int | None, typer.Option(metavar="N", help="Also save the network every N epochs.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="All chance follows from it.  [0]")] = None,
-    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that read ahead.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of the CPU; all unless given.")] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write events for TensorBoard, too.")] = False,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of all random numbers.  [0]")] = None,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Worker processes that load data.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads. Default: all.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")] = False,
 ) -> None:
     """Train a U-Net that segments images or volumes.
 
     \b
     DIR holds files of equal names in
-      images, masks                 of which --validation are kept to judge by
+      images, masks                 of which the fraction --validation is for validation
       train_images, train_labels,
       valid_images, valid_labels    as CamVid does
 
     Images are PNG, TIFF, JPEG, BMP, GIF, WebP, PNM or JPEG 2000, volumes .npy or .nii.gz. Masks hold the index of
-    every pixel's class, 0, 1, 2 and so on, 255 where none counts; for other values or colours set --labels, for black
-    and white ones --labels 0,255. Options in [brackets] are taken unless given.
+    each pixel's class, 0, 1, 2 and so on; pixels of value 255 are ignored. For other values or colours set --labels,
+    for black and white masks --labels 0,255. Defaults are in [brackets].
 
-    --out gets the best network as a file that either framework opens, a CSV and a picture of the curves. Several
-    GPUs: torchrun --nproc-per-node N -m attzoo train, or with Keras on TensorFlow as it is.
+    Writes to --out the best network as a file that both frameworks load, a CSV and a plot of the curves. For several
+    GPUs run torchrun --nproc-per-node N -m attzoo train; Keras on TensorFlow uses all GPUs without it.
     """   # noqa: D301, click reads the backspace
     from ..train.run import summary
     from ..train.run import train as run
@@ -120,22 +120,23 @@ def train(
     network |= {name: None if word == "none" else word for name, word in {"skip": skip, "block": block}.items() if word}
     given = _recipe(recipe) | {name: value for name, value in given.items() if value is not None}
     settings = agreed(out, given, network) if resume else Settings(**given, network=network)
-    if threads:   # read by the frameworks when they load
+    if threads:   # frameworks read these variables on import
         names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
         os.environ.update(dict.fromkeys(names, str(threads)))
     try:
         run(settings, out, resume=resume, workers=workers, tensorboard=tensorboard)
     except KeyboardInterrupt:
-        typer.echo(f"stopped; to go on: attzoo train --resume --out {out}", err=True)
+        typer.echo(f"stopped; to continue: attzoo train --resume --out {out}", err=True)
         raise typer.Exit(130) from None
-    if os.environ.get("RANK", "0") == "0":   # of several processes of torchrun, one speaks
-        lines, is_whole = summary(out)
+    if os.environ.get("RANK", "0") == "0":   # print once, not in every process of torchrun
+        lines, is_complete = summary(out)
         say("\n".join(lines))
-        if not is_whole:
+        if not is_complete:
             raise typer.Exit(1)
 
 
 def _recipe(name: str | None) -> dict[str, Any]:
+    """Return the settings of recipe `name` with tuples as lists, {} for None."""
     if name is None:
         return {}
     settings = RECIPES[choice("recipe", name, tuple(RECIPES))].settings
@@ -143,9 +144,9 @@ def _recipe(name: str | None) -> dict[str, Any]:
 
 
 def _argument(text: str) -> tuple[str, Any]:
-    """("dropout", 0.1) from "dropout=0.1": JSON, or else a word."""
-    name, found, value = text.partition("=")
-    if not found:
+    """Parse "NAME=VALUE" to (name, value). The value is JSON, None for "none", else a string."""
+    name, separator, value = text.partition("=")
+    if not separator:
         raise ValueError(f"expected NAME=VALUE, got {shown(text)}")
     try:
         return name, json.loads(value)

@@ -1,4 +1,4 @@
-"""The commands on pictures: predict, maps."""
+"""The commands `predict` and `maps`."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ from .shared import Backend, backend_option, line, numbers, say
 if TYPE_CHECKING:
     from ..predict import Network
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors file of a network.")]
-On = Annotated[Backend, backend_option("The framework to run it in.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Trained network, a .safetensors file.")]
+On = Annotated[Backend, backend_option("Framework to run the network in.")]
 Size = Annotated[
     str | None,
-    typer.Option(metavar="H,W", help="Resize images to this, or keep their `own`; as settings.json has it."),
+    typer.Option(metavar="H,W", help="Resize images, or `own` for no resize. Default: settings.json."),
 ]
 Normalise = Annotated[
-    str | None, typer.Option(metavar="HOW", help=f"{', '.join(NORMALISATIONS)}; as settings.json has it.")
+    str | None, typer.Option(metavar="HOW", help=f"{', '.join(NORMALISATIONS)}. Default: settings.json.")
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace files that attzoo did not write, too; never an input.")
+    bool, typer.Option("--overwrite", help="Also replace files that attzoo did not write, but never inputs.")
 ]
 
 
 def predict(
     model: Model,
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="An image, a volume, or a folder of them.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put masks and overlays.")] = Path("attzoo-predict"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")] = Path("attzoo-predict"),
     backend: On = Backend.torch,
     size: Size = None,
     normalise: Normalise = None,
     window: Annotated[
-        str | None, typer.Option(metavar="H,W", help="Take larger images by parts of this size; whole unless given.")
+        str | None, typer.Option(metavar="H,W", help="Predict larger images in windows of this size. Default: whole.")
     ] = None,
     overlap: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Of a part that its neighbour has too.  [0.5]")
+        float | None, typer.Option(metavar="SHARE", help="Overlap of adjacent windows, a fraction.  [0.5]")
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, metavar="N", help="Parts at once.  [4]")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, metavar="N", help="Windows per batch.  [4]")] = None,
     overlays: Annotated[
-        bool, typer.Option("--overlays/--no-overlays", help="Draw masks over the images; takes most of the time.")
+        bool, typer.Option("--overlays/--no-overlays", help="Draw masks over the images (slow).")
     ] = True,
     overwrite: Overwrite = False,
 ) -> None:
     """Segment images or volumes with a trained network.
 
-    Writes DIR/masks, the class of every pixel, grey PNG for pictures and .npy or .nii.gz for volumes, and DIR/overlays,
-    pictures of them. Sizes stay. What settings.json beside MODEL says of training is used: size and normalisation;
-    without it images stay as large as they are and are z-scored. Files that can't be read, or have other channels than
-    the network takes, are passed over and named at the end, with exit code 1. What an earlier call made of the
-    same images is replaced.
+    Writes the class of every pixel to DIR/masks, as grey PNG for images and .npy or .nii.gz for volumes, and pictures
+    of them to DIR/overlays. Masks have the size of their image. Size and normalisation are read from settings.json
+    beside MODEL; without it images are not resized and are z-scored. Files that cannot be read or have another number
+    of channels than the network takes are skipped and listed at the end, with exit code 1. Results of an earlier call
+    for the same images are replaced.
     """
     from ..predict import Unfinished, predict_files
 
@@ -83,7 +83,7 @@ def predict(
             )
         except Unfinished as err:
             written, failures = err.written, [err, *err.failures.values()]
-    _tell(written)
+    _print_paths(written)
     for failure in failures:
         typer.echo(f"attzoo: {line(failure)}", err=True)
     if failures:
@@ -93,23 +93,23 @@ def predict(
 def maps(
     model: Model,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image or a volume.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to put picture and arrays.")] = Path("attzoo-maps"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")] = Path("attzoo-maps"),
     backend: On = Backend.torch,
     size: Size = None,
     normalise: Normalise = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Show where a trained network looks.
+    """Show the attention coefficients of a trained network.
 
-    Writes a picture of the coefficients of every gate and block over the image, and a .npy of each.
+    Writes a picture of the coefficients of every gate and block over the image, and each array as .npy.
     """
     from ..predict import maps_file
 
-    _tell(maps_file(_opened(model, backend, size, normalise), image, out, overwrite=overwrite))
+    _print_paths(maps_file(_opened(model, backend, size, normalise), image, out, overwrite=overwrite))
 
 
 def _opened(model: Path, backend: Backend, size: str | None, normalise: str | None) -> Network:
-    """The network in a file; stderr is told how images are prepared for it, and by what."""
+    """Load the network in a file. Print to stderr how images are prepared for it, and which settings say so."""
     from ..predict import open_network
 
     network = open_network(model, backend=backend, size=numbers("size", size, none="own"), normalise=normalise)
@@ -125,6 +125,7 @@ def _opened(model: Path, backend: Backend, size: str | None, normalise: str | No
     return network
 
 
-def _tell(written: list[Path]) -> None:
+def _print_paths(written: list[Path]) -> None:
+    """Print one path per line."""
     for path in written:
         say(path)
