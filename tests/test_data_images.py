@@ -509,7 +509,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "said"), [
-    ("text.png", "expected PNG, TIFF, JPEG, BMP, GIF, WebP, PNM, JPEG 2000, or a volume as .* got none of these"),
+    ("text.png", "expected PNG, TIFF, JPEG, BMP, GIF, WebP, PNM, JPEG 2000, or a volume as .* got another format"),
     ("scan.dcm", r"got DICOM: convert the series to \.nii\.gz"),
     ("stack.tif", "expected one picture, got 6; save a volume as .npy or .nii.gz"),
     ("imagej.tif", "expected one picture, got 6"),
