@@ -76,7 +76,8 @@ def parse_labels(text: str) -> tuple[Value, ...]:
         expected = 'integers separated by commas, or colours separated by semicolons, such as "0,0,0;255,0,0"'
         raise ValueError(f"labels must be {expected}, got {text!r}") from None
     if len(groups) == 1 and len(groups[0]) == 3 and (len({*groups[0]}) < 3 or text.rstrip().endswith(";")):
-        raise ValueError(f'labels must be two or more colours, such as "0,0,0;{text_of(groups[0])}", got one colour, {text!r}')
+        expected = f'two or more colours, such as "0,0,0;{text_of(groups[0])}"'
+        raise ValueError(f"labels must be {expected}, got one colour, {text!r}")
     return Labels(groups[0] if len(groups) == 1 else tuple(groups)).values   # type: ignore[arg-type]
 
 

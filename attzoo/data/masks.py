@@ -170,8 +170,8 @@ def read_mask(path: str | Path, labels: Labels | None = None) -> NDArray[np.int6
     """Return the class indices (*S) in a file.
 
     Without `labels`, stored values are class indices, and so are the indices into a palette. Several channels must be
-    equal; opacity is ignored. With `labels`, the class of a value is its index in `labels`, and 255 stays 255 if it is not
-    in `labels`.
+    equal; opacity is ignored. With `labels`, the class of a value is its index in `labels`, and 255 stays 255 unless it
+    is in `labels`.
 
     Args:
         path: the file.

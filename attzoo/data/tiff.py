@@ -93,7 +93,7 @@ def _palette(colors: NDArray[Any]) -> NDArray[Any]:
 def _opacity(page: Any, channels: int) -> int | None:
     """Return the index of the channel with the opacity, from any position among the extra samples; None without it."""
     kinds = [extra.name for extra in page.extrasamples]
-    return next((channels - len(kinds) + i for i, photometric in enumerate(kinds) if photometric != "UNSPECIFIED"), None)
+    return next((channels - len(kinds) + i for i, kind in enumerate(kinds) if kind != "UNSPECIFIED"), None)
 
 
 def _only_page(file: Any) -> Any:
@@ -113,9 +113,9 @@ def _only_page(file: Any) -> Any:
     if photometric not in READABLE and not (photometric == "YCBCR" and page.compression.name in ("JPEG", "OJPEG")):
         got = f"photometric interpretation {photometric}"
         raise ValueError(f"expected grey, RGB, CMYK or a palette, got {got}: save it as RGB")
-    if page.dtype is None or page.dtype.photometric not in "biuf" or not isinstance(page.bitspersample, int):
+    if page.dtype is None or page.dtype.kind not in "biuf" or not isinstance(page.bitspersample, int):
         got = f"{getattr(page.sampleformat, 'name', page.sampleformat)} of {page.bitspersample} bits"
-        raise ValueError(f"expected real samples with equal numbers of bits, got {got}; save real numbers of 8, 16 or 32 bits")
+        raise ValueError(f"expected real samples with equal numbers of bits, got {got}; save 8, 16 or 32 bits")
     _check_parts(page)
     return page
 

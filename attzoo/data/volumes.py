@@ -50,7 +50,7 @@ class Geometry:
         return " x ".join(f"{side:.4g}" for side in self.spacing)
 
     def __str__(self) -> str:
-    """Return the directions and the spacing of the axes."""
+        """Return the directions and the spacing of the axes."""
         return f"{self.axes} axes, spacing {self.sides}"
 
 
