@@ -112,7 +112,7 @@ def test_of_many_colours_the_most_frequent_are_listed(tmp_path):
 def test_a_mask_with_a_channel_for_each_class_is_refused(channels, tmp_path):
     one_hot = np.eye(channels, dtype=np.uint8)[CLASSES % channels][None]   # (D, H, W, K)
     for name in ("m.npy", "m.nii.gz"):
-        with pytest.raises(ValueError, match=rf"{name}: .*, got {channels} different channels: .* save the argmax .* extra"):
+        with pytest.raises(ValueError, match=rf"{name}: .*, got {channels} different .* argmax .* extra"):
             read_mask(save(tmp_path / name, one_hot))
 
 
@@ -283,7 +283,7 @@ def test_labels_that_are_none_are_refused(values, error, message):
 
 @pytest.mark.parametrize("text", ["255,0,0", "0,0,0", "0,128,255;", "1,2,3 ; "])
 def test_one_colour_is_refused_as_one(text):
-    with pytest.raises(ValueError, match=r'^labels must be two or more colours, such as "0,0,0;\d+,\d+,\d+", got one colour, '):
+    with pytest.raises(ValueError, match=r'^labels must be two or more colours, .*"0,0,0;\d+,\d+,\d+", got one colour, '):
         parse_labels(text)
 
 
