@@ -514,7 +514,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     ("stack.tif", "expected one picture, got 6; save a volume as .npy or .nii.gz"),
     ("imagej.tif", "expected one picture, got 6"),
     ("lab.tif", "expected grey, RGB, CMYK or a palette, got photometric interpretation CIELAB"),
-    ("complex.tif", "expected real samples.*; save real numbers"),
+    ("complex.tif", "expected real samples.*; save 8, 16 or 32 bits"),
     *((name, f"{name}: the file may be damaged, or have the wrong ending: .*; copy it again")
       for name in ("head.jp2", "jpegls.jpg")),
     *((name, "expected a size in the head of a PNM, got .*; save it anew") for name in ("head.pgm", "words.pgm")),
