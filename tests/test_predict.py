@@ -522,7 +522,7 @@ def test_an_image_of_other_channels_does_not_end_a_folder(files, folder, tmp_pat
 
 
 HEADERS = {   # what the header of a volume says, and what is wrong with it
-    "a number that is none": ({"srow_x": np.nan}, "expected an affine of finite numbers in the header"),
+    "a number that is none": ({"srow_x": np.nan}, "expected finite numbers in the header's affine"),
     "zeros": (dict.fromkeys(("srow_x", "srow_y", "srow_z"), 0), "expected a positive spacing of voxels in the header"),
 }
 

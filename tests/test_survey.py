@@ -109,7 +109,7 @@ COLORS = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)
 
 def test_colours_of_all_masks_are_listed_and_train_with_the_option(tmp_path):
     folder = folder_of(tmp_path, COLORS[of(0, 1)], COLORS[of(0, 2, 2)], COLORS[of(0)])
-    with pytest.raises(ValueError, match="expected one value a pixel, got colours: ") as caught:
+    with pytest.raises(ValueError, match="expected one integer per pixel, got colours: ") as caught:
         classes(folder)
     assert "(0,0,0) in 45 pixels, (0,0,255) in 2 pixels, (255,0,0) in 1 pixels" in str(caught.value)
     assert str(caught.value).endswith('--labels "0,0,0;0,0,255;255,0,0"')
@@ -230,7 +230,7 @@ def test_255_beside_1_in_no_mask_together_is_refused(one, same, options, tmp_pat
 def test_greys_and_palettes_beside_colours_are_listed_by_the_colour_that_they_show(tmp_path):
     colored = grey(COLORS[of(0, 1)])
     folder = masks_of(tmp_path, colored, bits(of(0, 1)), indexed(of(0, 2), COLORS))
-    with pytest.raises(ValueError, match="expected one value a pixel, got colours: ") as caught:
+    with pytest.raises(ValueError, match="expected one integer per pixel, got colours: ") as caught:
         classes(folder)
     assert str(caught.value).endswith('--labels "0,0,0;0,0,255;255,0,0;255,255,255"')
     labels = (BLACK, (0, 0, 255), (255, 0, 0), ITS_WHITE)

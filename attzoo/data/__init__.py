@@ -1,8 +1,8 @@
-"""Reading of images, masks and volumes, and writing of predicted masks: all that knows about file formats.
+"""Read images, masks and volumes, and write predicted masks. All code that depends on file formats is here.
 
-`formats` is the one table of what can be read; `pictures`, `tiff` and `volumes` read it; `reading` makes images of what
-a file stores, `masks` makes class indices. Images are (C, *S) in the dtype of their file, masks int64 (*S), with two or
-three spatial axes.
+`formats` lists the formats; `pictures`, `tiff` and `volumes` read them. `reading` makes images of the stored samples,
+`masks` makes class indices. Images are (C, *S) in the dtype of their file, masks are int64 (*S), with two or three
+spatial axes.
 """
 
 from .extra import package

@@ -1,4 +1,4 @@
-"""Packages that come with the extra "train"."""
+"""Import of the packages that the extra "train" installs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from ..extras import missing
 
 
 def package(name: str) -> Any:
-    """A package of the extra "train". Raises ModuleNotFoundError, with the install command, where it is absent."""
+    """Import a package of the extra "train" and return it.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed. The message has the install command.
+    """
     try:
         return import_module(name)
     except ModuleNotFoundError as err:
-        if err.name != name.partition(".")[0]:   # a broken install is not a missing one
+        if err.name != name.partition(".")[0]:   # a dependency of the package is missing, not the package
             raise
         raise ModuleNotFoundError(missing(name, "train", "attzoo train"), name=err.name) from err

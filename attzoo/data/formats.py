@@ -1,4 +1,4 @@
-"""The table of formats: what a file begins with, or its name ends in, and what reads it."""
+"""The file formats, the bytes that their files begin with, and the function that reads each."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ READERS: Final[tuple[tuple[str, tuple[bytes, ...], Reader], ...]] = (
 
 
 def describe(path: Path) -> Source:
-    """What a file's head declares, by the reader of its format.
+    """Return the metadata of a file, read by the function for its format.
 
-    Raises OSError for a file that can't be opened, ValueError for one of no known format, and as its reader does.
+    Raises:
+        OSError: if the file cannot be opened, or is no regular file.
+        ValueError: if the format is unknown, or the reader of the format refuses the file.
     """
-    open_regular(path).close()   # a pipe would make every reader wait
+    open_regular(path).close()   # opening a pipe would block
     if ending(path) in VOLUMES:
         return volumes.describe(path)
     with path.open("rb") as file:
         head = file.read(132)
-    for _, beginnings, reader in READERS:
-        if head.startswith(beginnings):
+    for _, signatures, reader in READERS:
+        if head.startswith(signatures):
             return reader(path)
     known = f"{', '.join(name for name, _, _ in READERS)}, or a volume as .npy, .nii or .nii.gz"
-    raise ValueError(f"expected {known}, got {DICOM if is_dicom(head) else 'none of these'}")
+    raise ValueError(f"expected {known}, got {DICOM if is_dicom(head) else 'another format'}")

@@ -1,4 +1,4 @@
-"""Whether the pixels of an image and of its mask lie in the same places: by NIfTI headers, and by tags of GeoTIFF."""
+"""Comparison of the voxel grids of an image and its mask: by NIfTI headers, and by the tags of GeoTIFF."""
 
 from __future__ import annotations
 
@@ -12,39 +12,51 @@ from numpy.typing import NDArray
 from .source import Source
 from .volumes import Geometry, read_geometry
 
-TOLERANCE: Final = 0.1   # of a voxel, by which two grids may be apart at a corner
+TOLERANCE: Final = 0.1   # largest distance between corresponding corners of two equal grids, in voxels
 
 
 def check_same_grid(image: Path, mask: Path) -> Geometry | None:
-    """The geometry of a NIfTI image, None of another file.
+    """Check that the NIfTI headers of an image and its mask describe the same grid of voxels.
 
-    Raises ValueError, naming both files, where the headers of the image and its mask place voxels differently: by their
-    affines, by both of their qforms where they have sforms too, which other programs prefer, or by their units; and
-    where one of two with axes of equal sizes has no header.
+    The affines are compared, and the units of length. Some programs prefer the qform to the sform, so the qforms are
+    compared too where both files have both.
+
+    Args:
+        image: the file of the image.
+        mask: the file of the mask.
+
+    Returns:
+        The geometry of the image; None if the image is no NIfTI file.
+
+    Raises:
+        ValueError: if the grids or units differ, or if only one file is NIfTI and two axes have equal sizes. The
+            message names both files.
     """
-    one, two = read_geometry(image), read_geometry(mask)
-    if one is None or two is None:
-        if known := one or two:
-            _check_order(image, mask, [side for side in known.size if side > 1])
-        return one
-    if one.unit != two.unit and None not in (one.unit, two.unit):
-        fix = "save both with the unit that is right"
-        raise ValueError(f"expected {mask} in the unit of its image {image}, got {one.unit} and {two.unit}: {fix}")
+    image_grid, mask_grid = read_geometry(image), read_geometry(mask)
+    if image_grid is None or mask_grid is None:
+        if grid := image_grid or mask_grid:
+            _check_order(image, mask, [side for side in grid.size if side > 1])
+        return image_grid
+    if image_grid.unit != mask_grid.unit and None not in (image_grid.unit, mask_grid.unit):
+        got = f"{image_grid.unit} and {mask_grid.unit}: save both with the correct unit"
+        raise ValueError(f"expected {mask} in the unit of its image {image}, got {got}")
     expected = f"expected {mask} on the grid of its image {image}, got"
     fix = "resample the mask to the image, or if its voxels have the image's order, save it with the image's header"
-    if (apart := corners_apart(one.affine, two.affine, one.size)) > TOLERANCE * min(one.spacing):
-        raise ValueError(f"{expected} {one} and {two}, corners up to {apart:.4g} mm apart: {fix}")
-    if one.qform is None or two.qform is None:
-        return one
-    if (apart := corners_apart(one.qform, two.qform, one.size)) > TOLERANCE * min(one.spacing):
-        raise ValueError(f"{expected} the same by sform, but by qform corners up to {apart:.4g} mm apart: {fix}")
-    return one
+    tolerance = TOLERANCE * min(image_grid.spacing)
+    if (distance := corner_distance(image_grid.affine, mask_grid.affine, image_grid.size)) > tolerance:
+        raise ValueError(f"{expected} {image_grid} and {mask_grid}, corners up to {distance:.4g} mm apart: {fix}")
+    if image_grid.qform is None or mask_grid.qform is None:
+        return image_grid
+    if (distance := corner_distance(image_grid.qform, mask_grid.qform, image_grid.size)) > tolerance:
+        raise ValueError(f"{expected} equal sforms but qforms with corners up to {distance:.4g} mm apart: {fix}")
+    return image_grid
 
 
 def _check_order(image: Path, mask: Path, sides: Sequence[int]) -> None:
-    """Raise ValueError where only one of two files is NIfTI, and the sizes don't tell which of its axes is which.
+    """Raise ValueError if only one of two files is NIfTI and two axes have equal sizes.
 
-    NIfTI counts along x first; arrays of SimpleITK and pictures, which have no header, along x last.
+    NIfTI has x as the first axis; pictures and arrays of SimpleITK have x as the last. Only different sizes show which
+    axes correspond.
     """
     if len({*sides}) < len(sides):
         got = f"one with and one without, and axes of equal sizes, {' x '.join(map(str, sides))} in any order"
@@ -52,23 +64,47 @@ def _check_order(image: Path, mask: Path, sides: Sequence[int]) -> None:
         raise ValueError(f"expected {mask} with a header as its image {image}, or neither, got {got}: {fix}")
 
 
-def check_same_map(image: Path, head: Source, mask: Path, labelled: Source) -> None:
-    """Raise ValueError, naming both files, where tags of GeoTIFF place the pixels of image and mask differently."""
-    one, two, size = head.on_map, labelled.on_map, (*head.shape[:0:-1], 1)
-    if one is None or two is None:
+def check_same_map(image: Path, image_source: Source, mask: Path, mask_source: Source) -> None:
+    """Check that the GeoTIFF tags of an image and its mask give their pixels the same map coordinates.
+
+    Args:
+        image: the file of the image.
+        image_source: the metadata of the image's file.
+        mask: the file of the mask.
+        mask_source: the metadata of the mask's file.
+
+    Raises:
+        ValueError: if the coordinates differ. The message names both files.
+    """
+    image_affine, mask_affine = image_source.on_map, mask_source.on_map
+    if image_affine is None or mask_affine is None:
         return
-    if corners_apart(one, two, size) > TOLERANCE * np.linalg.norm(one[:3, :2], axis=0).min():
-        got = " and ".join(f"pixels of {_side(each)} from {each[0, 3]:.10g}, {each[1, 3]:.10g}" for each in (one, two))
-        fix = "resample the mask to the image, or cut both from the same place"
-        raise ValueError(f"expected {mask} on the map where its image {image} is, got {got}: {fix}")
+    distance = corner_distance(image_affine, mask_affine, (*image_source.shape[:0:-1], 1))
+    if distance > TOLERANCE * _pixel_sides(image_affine).min():
+        got = " and ".join(map(_pixels_on_map, (image_affine, mask_affine)))
+        fix = "resample the mask to the image, or crop both to the same region"
+        raise ValueError(f"expected {mask} at the map coordinates of its image {image}, got {got}: {fix}")
 
 
-def _side(affine: NDArray[Any]) -> str:
-    return " x ".join(f"{side:.4g}" for side in np.linalg.norm(affine[:3, :2], axis=0))
+def _pixel_sides(affine: NDArray[Any]) -> NDArray[Any]:
+    """Return the width and height of a pixel in map units, (2,), from a map affine (4, 4)."""
+    return np.asarray(np.linalg.norm(affine[:3, :2], axis=0))
 
 
-def corners_apart(one: NDArray[Any], two: NDArray[Any], size: Sequence[int]) -> float:
-    """The largest distance between a corner of a grid of this size by one affine and by the other."""
+def _pixels_on_map(affine: NDArray[Any]) -> str:
+    """Format the size of a pixel and the map coordinates of the first pixel's corner."""
+    size = " x ".join(f"{side:.4g}" for side in _pixel_sides(affine))
+    return f"pixels of {size} from {affine[0, 3]:.10g}, {affine[1, 3]:.10g}"
+
+
+def corner_distance(first: NDArray[Any], second: NDArray[Any], size: Sequence[int]) -> float:
+    """Return the largest distance between corresponding corners of one grid under two affines.
+
+    Args:
+        first: (4, 4), from indices to coordinates.
+        second: (4, 4), from indices to coordinates.
+        size: number of voxels along each of the three axes.
+    """
     corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(size) - 1)
-    difference = one - two
+    difference = first - second
     return float(np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max())

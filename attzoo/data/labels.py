@@ -1,4 +1,4 @@
-"""What the values of masks mean, where they are not class indices: `--labels`."""
+"""The option `--labels`: the classes of mask values that are not class indices."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from .. import contract
 
-IGNORE: Final = 255   # the class index that no loss and no metric counts
-SHIFT: Final = 16     # bits of one channel in the number of a colour
-SHOWN: Final = 8      # values that an error lists
-BLENDED: Final = "or where drawing or resizing blended them, save masks without smoothing, resized by the nearest pixel"
+IGNORE: Final = 255   # the class index that losses and metrics ignore
+SHIFT: Final = 16     # bits of one channel in the integer code of a colour
+SHOWN: Final = 8      # largest number of values that an error lists
+BLENDED: Final = "or if drawing or resizing blended them, save masks without smoothing and resize by nearest neighbour"
 
 Color = tuple[int, int, int]
 Value = int | Color
@@ -20,10 +20,15 @@ Value = int | Color
 
 @dataclass(frozen=True)
 class Labels:
-    """What the values of masks mean: the class of a value, or of a colour, is its position here.
+    """The values of masks, in the order of their classes.
 
-    values: 2 to 255 different integers, or as many different colours (red, green, blue).
-    Raises TypeError or ValueError for anything else.
+    Attributes:
+        values: 2 to 255 distinct integers, or as many distinct colours (red, green, blue). The class of a value is its
+            index.
+
+    Raises:
+        TypeError: if a value is no integer or colour.
+        ValueError: if the values are too few, too many, repeated, mixed or out of range.
     """
 
     values: tuple[Value, ...]
@@ -45,18 +50,22 @@ class Labels:
 
 
 def _value(value: Any) -> Value:
+    """Return a label as an integer or a colour. Raise TypeError or ValueError if it is neither."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return contract.integer("labels", value, -(2**31))
     if len(value) != 3:
         raise ValueError(f"labels must be integers or colours of 3 numbers, got {tuple(value)}")
-    red, green, blue = (contract.integer("labels", part, 0) for part in value)
+    red, green, blue = (contract.integer("labels", channel, 0) for channel in value)
     if max(red, green, blue) >= 1 << SHIFT:
         raise ValueError(f"labels must be colours below {1 << SHIFT}, got {tuple(value)}")
     return red, green, blue
 
 
 def parse_labels(text: str) -> tuple[Value, ...]:
-    """The values in "0,128,255", or the colours in "0,0,0;255,0,0".
+    """Parse integers such as "0,128,255", or colours such as "0,0,0;255,0,0".
+
+    Raises:
+        ValueError: if the text has another form, or has a single colour.
 
     >>> parse_labels("0,128,255"), parse_labels("0,0,0; 255,0,0")
     ((0, 128, 255), ((0, 0, 0), (255, 0, 0)))
@@ -64,15 +73,16 @@ def parse_labels(text: str) -> tuple[Value, ...]:
     try:
         groups = [tuple(int(number) for number in group.split(",")) for group in text.strip().rstrip(";").split(";")]
     except ValueError:
-        shape = 'integers with commas between, or colours with semicolons between, as "0,0,0;255,0,0"'
-        raise ValueError(f"labels must be {shape}, got {text!r}") from None
+        expected = 'integers separated by commas, or colours separated by semicolons, such as "0,0,0;255,0,0"'
+        raise ValueError(f"labels must be {expected}, got {text!r}") from None
     if len(groups) == 1 and len(groups[0]) == 3 and (len({*groups[0]}) < 3 or text.rstrip().endswith(";")):
-        raise ValueError(f'labels must be two colours or more, as "0,0,0;{text_of(groups[0])}", got one, {text!r}')
+        expected = f'two or more colours, such as "0,0,0;{text_of(groups[0])}"'
+        raise ValueError(f"labels must be {expected}, got one colour, {text!r}")
     return Labels(groups[0] if len(groups) == 1 else tuple(groups)).values   # type: ignore[arg-type]
 
 
 def text_of(value: Value | str) -> str:
-    """A value as the command line takes it.
+    """Format a value in the syntax of `--labels`.
 
     >>> text_of(128), text_of((255, 0, 0))
     ('128', '255,0,0')
@@ -81,7 +91,7 @@ def text_of(value: Value | str) -> str:
 
 
 def option_of(values: Sequence[Value | str]) -> str:
-    """The option that makes classes of these values, in their order, and of more where there is one."""
+    """Return the text of `--labels` for these values; "..." follows a single value."""
     if len(values) == 1:
         values = [*values, "..."]
     if isinstance(values[0], tuple):
@@ -90,18 +100,18 @@ def option_of(values: Sequence[Value | str]) -> str:
 
 
 def shown(counts: Mapping[Any, int]) -> str:
-    """Values and in how many pixels each is, the most frequent where there are too many to list.
+    """Format values with their numbers of pixels; list the most frequent ones if there are more than `SHOWN`.
 
     >>> shown({0: 90, 128: 10})
     '0 in 90 pixels, 128 in 10 pixels'
     """
-    most = sorted(sorted(counts, key=lambda value: -counts[value])[:SHOWN])
-    listed = ", ".join(f"{f'({text_of(v)})' if isinstance(v, tuple) else v} in {counts[v]} pixels" for v in most)
-    return listed + (f" and {len(counts) - len(most)} more values" if len(counts) > len(most) else "")
+    frequent = sorted(sorted(counts, key=lambda value: -counts[value])[:SHOWN])
+    listed = ", ".join(f"{f'({text_of(v)})' if isinstance(v, tuple) else v} in {counts[v]} pixels" for v in frequent)
+    return listed + (f" and {len(counts) - len(frequent)} more values" if len(counts) > len(frequent) else "")
 
 
 def number_of(color: Color) -> int:
-    """A colour as one number.
+    """Encode a colour as one integer.
 
     >>> color_of(number_of((255, 3, 65535)))
     (255, 3, 65535)
@@ -110,27 +120,36 @@ def number_of(color: Color) -> int:
 
 
 def color_of(number: int) -> Color:
-    """The colour that a number stands for."""
+    """Decode a colour from the integer of `number_of`."""
     largest = (1 << SHIFT) - 1
     return number >> 2 * SHIFT, number >> SHIFT & largest, number & largest
 
 
 def check_values(counts: Mapping[Value, int]) -> None:
-    """Raise ValueError where these values of masks, all integers or all colours, aren't class indices."""
+    """Raise ValueError if the values of a mask are not class indices.
+
+    Args:
+        counts: number of pixels of each value; the values are all integers or all colours.
+    """
     values = sorted(counts)
-    fix = f"give them classes by {option_of(values if len(values) <= SHOWN else [*values[:2], '...'])}"
+    fix = f"set their classes with {option_of(values if len(values) <= SHOWN else [*values[:2], '...'])}"
     if isinstance(values[0], tuple):
-        raise ValueError(f"expected one value a pixel, got colours: {shown(counts)}; {fix}")
+        raise ValueError(f"expected one integer per pixel, got colours: {shown(counts)}; {fix}")
     if values[0] < 0:
         negative = [value for value in values if isinstance(value, int) and value < 0]
         ignore = f"save {negative[0]} as {IGNORE} if it marks pixels to ignore, or " if len(negative) == 1 else ""
-        raise ValueError(f"expected whole numbers from 0 as classes, got {shown(counts)}; {ignore}{fix}")
+        raise ValueError(f"expected integers >= 0 as classes, got {shown(counts)}; {ignore}{fix}")
 
 
 def check_labelled(counts: Mapping[Value, int], labels: Labels) -> None:
-    """Raise ValueError for values that `labels` doesn't hold, 255 as a value aside."""
+    """Raise ValueError if a mask has values that are not in `labels`; the integer 255 is allowed.
+
+    Args:
+        counts: number of pixels of each value.
+        labels: the values of the classes.
+    """
     known = {*labels.values, *(() if labels.are_colors else (IGNORE,))}
     if unknown := {value: count for value, count in counts.items() if value not in known}:
-        have = option_of(labels.values) if len(labels.values) <= SHOWN else f"{len(labels.values)} values of --labels"
+        expected = option_of(labels.values) if len(labels.values) <= SHOWN else f"{len(labels.values)} --labels"
         blended = f", {BLENDED}" if len(unknown) > SHOWN else ""
-        raise ValueError(f"expected only values of {have}, got {shown(unknown)}: add them to --labels{blended}")
+        raise ValueError(f"expected only values of {expected}, got {shown(unknown)}: add them to --labels{blended}")

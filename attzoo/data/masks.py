@@ -1,4 +1,4 @@
-"""Masks as class indices: the values that a file stores, and what `labels` says they mean."""
+"""Reading of masks as class indices: the stored values, and their classes by `labels`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from .source import Source, naming
 
 @dataclass(frozen=True)
 class Stored:
-    """What a mask's file stores: values (*S), or where `are_colors` the numbers of colours.
+    """The values that a mask's file stores.
 
-    palette: colours by value, where the file has a palette and the values are its indices.
+    Attributes:
+        values: (*S), integers; the codes of colours by `number_of` if `are_colors`.
+        are_colors: whether `values` are codes of colours.
+        source: the metadata of the file.
+        palette: (K, 3), the colours of palette indices; None if the file has no palette or `are_colors`.
     """
 
     values: NDArray[np.int64]
@@ -28,16 +32,16 @@ class Stored:
     palette: NDArray[Any] | None = None
 
     def counts(self) -> Counter[Value]:
-        """The pixels of each value."""
+        """Return the number of pixels of each value."""
         unique, counts = np.unique(self.values, return_counts=True)
         return Counter(dict(zip(map(self.value, unique), map(int, counts), strict=True)))
 
     def value(self, stored: Any) -> Value:
-        """One of `values` as an integer, or as a colour."""
+        """Convert an element of `values` to an integer or a colour."""
         return color_of(int(stored)) if self.are_colors else int(stored)
 
     def color(self, value: Value) -> Color:
-        """The colour that a value is shown in; black for one beyond the palette."""
+        """Return the display colour of a value; black if it is beyond the palette."""
         if isinstance(value, tuple):
             return value
         if self.palette is None:
@@ -47,11 +51,18 @@ class Stored:
 
 
 def read_stored(path: Path, labels: Labels | None = None) -> Stored:
-    """What a mask's file stores, by colours where `labels` are colours, or where its channels differ.
+    """Read the values in a mask's file.
 
-    Raises ValueError, naming the file, for one that can't be read, whose format doesn't keep numbers, whose channels
-    are neither equal nor the three of a colour, which has one colour in many opacities, or that holds anything but
-    whole numbers.
+    Colours are read if `labels` are colours, or if the channels of the file differ.
+
+    Args:
+        path: the file.
+        labels: the values of the classes; None if the values are class indices.
+
+    Raises:
+        ValueError: if the file cannot be read or its format changes values; if the channels neither are equal nor are
+            the three of a colour; if only the opacity differs between pixels; or if a value is no integer. The message
+            names the file.
     """
     source = describe_mask(path)
     with naming(path):
@@ -65,51 +76,60 @@ def read_stored(path: Path, labels: Labels | None = None) -> Stored:
         if palette is not None and (by_color or not source.has_stable_indices):
             array, palette = _in_colors(array, palette), None
         elif by_color and len(array) == 1:
-            array = source.greys(_whole(array))
-        array = _whole(array)
+            array = source.greys(_integers(array))
+        array = _integers(array)
         if by_color or (array != array[:1]).any():
-            return Stored(_numbers(array), True, source)
+            return Stored(_color_codes(array), True, source)
         return Stored(array[0], False, source, palette)
 
 
 def _check_data(array: NDArray[Any], no_data: float | None) -> None:
-    """Raise ValueError for pixels that the file declares as no data, which may be a class or none."""
+    """Raise ValueError if pixels have the value that the file declares as no data: it may be a class or not."""
     if no_data in (None, IGNORE) or not (count := np.count_nonzero(array == no_data)):
         return
-    fix = f"save them as {IGNORE} to ignore them, or make them a class by --labels with {no_data:.10g} in it"
+    fix = f"save them as {IGNORE} to ignore them, or make them a class by adding {no_data:.10g} to --labels"
     got = f"{count} of {no_data:.10g}, which the file declares as no data (GDAL_NODATA)"
     raise ValueError(f"expected a class in every pixel, got {got}: {fix}")
 
 
 def _without_opacity(array: NDArray[Any], opacity: int) -> NDArray[Any]:
-    """The other channels. Raises ValueError where they hold one value, and only opacity differs."""
-    others = np.delete(array, opacity, axis=0)
-    if _is_constant(others) and not _is_constant(array):
-        got = f"the same, {text_of(tuple(others.reshape(len(others), -1)[:, 0].tolist()))}, in all pixels"
-        fix = "where opacity says what is where, save it as the mask, without other channels"
-        raise ValueError(f"expected classes in grey or colours, got {got}, and opacity that differs: {fix}")
-    return others
+    """Return the channels (C, *S) without the opacity.
+
+    Raises:
+        ValueError: if the other channels are constant and the opacity is not.
+    """
+    channels = np.delete(array, opacity, axis=0)
+    if _is_constant(channels) and not _is_constant(array):
+        got = f"one value, {text_of(tuple(channels.reshape(len(channels), -1)[:, 0].tolist()))}, in all pixels"
+        fix = "if the opacity has the classes, save it as a grey mask"
+        raise ValueError(f"expected classes in grey or colours, got {got}, and varying opacity: {fix}")
+    return channels
 
 
 def _in_colors(indices: NDArray[Any], palette: NDArray[Any]) -> NDArray[Any]:
-    """(1, *S) -> (3, *S). Raises ValueError where different indices all have one colour."""
+    """Replace palette indices (1, *S) by their colours, (3, *S).
+
+    Raises:
+        ValueError: if different indices all have one colour.
+    """
     colors: NDArray[Any] = np.moveaxis(palette[indices[0]], -1, 0)
     if _is_constant(colors) and not _is_constant(indices):
-        got = f"one colour, {text_of(tuple(palette[indices.flat[0]].tolist()))}, for all of them"
-        raise ValueError(f"expected a palette that tells indices apart, got {got}: save the indices as grey")
+        got = f"one colour, {text_of(tuple(palette[indices.flat[0]].tolist()))}, for all indices"
+        raise ValueError(f"expected a palette of different colours, got {got}: save the indices as grey")
     return colors
 
 
 def _is_constant(array: NDArray[Any]) -> bool:
-    """Whether each channel holds one value."""
+    """Whether each channel of an array (C, *S) has only one value."""
     flat = array.reshape(len(array), -1)
     return bool((flat == flat[:, :1]).all())
 
 
 def describe_mask(path: Path) -> Source:
-    """What the head of a mask's file declares.
+    """Return the metadata of a mask's file.
 
-    Raises ValueError, naming the file, for one that can't be read, or whose format doesn't keep numbers.
+    Raises:
+        ValueError: if the file cannot be read, or its format changes values. The message names the file.
     """
     with naming(path):
         source = describe(path)
@@ -118,22 +138,25 @@ def describe_mask(path: Path) -> Source:
         return source
 
 
-def _whole(array: NDArray[Any]) -> NDArray[np.int64]:
-    with np.errstate(invalid="ignore"):   # of what is no number, which the comparison finds
-        whole: NDArray[np.int64] = array.astype(np.int64)
-    if (wrong := whole != array).any():
-        fix = f"save the class of each pixel, as a threshold or argmax gives it, and {IGNORE} where there is none"
-        raise ValueError(f"expected whole numbers from 0 as classes, got {array[wrong].flat[0]}: {fix}")
-    return whole
+def _integers(array: NDArray[Any]) -> NDArray[np.int64]:
+    """Convert to int64. Raise ValueError if a value is no integer."""
+    with np.errstate(invalid="ignore"):   # NaN, which the comparison below detects
+        integers: NDArray[np.int64] = array.astype(np.int64)
+    if (wrong := integers != array).any():
+        fix = f"save the class of each pixel, for example by a threshold or argmax, and {IGNORE} for no class"
+        raise ValueError(f"expected integers >= 0 as classes, got {array[wrong].flat[0]}: {fix}")
+    return integers
 
 
-def _numbers(array: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Channels (3, *S), or equal ones (1, *S), -> (*S): a number for every colour."""
+def _color_codes(array: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Encode colours (3, *S), or grey (1, *S), as one integer per pixel, (*S).
+
+    Raises:
+        ValueError: if there are other numbers of channels, or values outside 16 bits.
+    """
     if len(array) not in (1, 3):
-        hint = "of a mask with a channel for each class save the index of the class, as from argmax"
-        extra = "leave out extra samples beside a colour's"
-        got = f"{len(array)} that differ; {hint}; {extra}"
-        raise ValueError(f"expected one channel, equal ones or a colour's three, got {got}")
+        fix = "for one channel per class save the argmax over channels; for colours leave out extra channels"
+        raise ValueError(f"expected one channel, equal channels or RGB, got {len(array)} different channels: {fix}")
     if array.min() < 0 or array.max() >= 1 << SHIFT:
         raise ValueError(f"expected colours from 0 to {(1 << SHIFT) - 1}, got {array.min()} to {array.max()}")
     red, green, blue = array if len(array) == 3 else (array[0],) * 3
@@ -144,12 +167,19 @@ def _numbers(array: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def read_mask(path: str | Path, labels: Labels | None = None) -> NDArray[np.int64]:
-    """The class indices (*S) in a file.
+    """Return the class indices (*S) in a file.
 
-    Stored values are classes, an index into a palette too; where the file has several channels they must be equal,
-    opacity aside. With `labels` a value's class is its position there, and 255, unless it is there, stays 255.
-    Raises ValueError, naming the file, the values found and the option that says what they mean, for any other value,
-    and as `read_stored`.
+    Without `labels`, stored values are class indices, and so are the indices into a palette. Several channels must be
+    equal; opacity is ignored. With `labels`, the class of a value is its index in `labels`, and 255 stays 255 unless it
+    is in `labels`.
+
+    Args:
+        path: the file.
+        labels: the values of the classes; None if the values are class indices.
+
+    Raises:
+        ValueError: as `read_stored`, or if a value has no class. The message has the file, the values and the option
+            `--labels`.
     """
     path = Path(path)
     stored = read_stored(path, labels)
@@ -160,17 +190,21 @@ def read_mask(path: str | Path, labels: Labels | None = None) -> NDArray[np.int6
             return stored.values
         if stored.are_colors and not labels.are_colors:
             check_labelled(stored.counts(), labels)
-        return _positions(stored, labels)
+        return _classes_of(stored, labels)
 
 
-def _positions(stored: Stored, labels: Labels) -> NDArray[np.int64]:
-    """The class of each pixel, 255 for a value 255 that is none."""
+def _classes_of(stored: Stored, labels: Labels) -> NDArray[np.int64]:
+    """Return the class of each pixel, (*S); 255 for a value 255 that is not in `labels`.
+
+    Raises:
+        ValueError: if another value is not in `labels`.
+    """
     values = [number_of(value) if isinstance(value, tuple) else value for value in labels.values]
     order = np.argsort(values)
-    ranked = np.array(values)[order]
-    found = np.minimum(np.searchsorted(ranked, stored.values), len(values) - 1)
-    is_known = ranked[found] == stored.values
-    mask = np.where(is_known, order[found], IGNORE)
+    sorted_values = np.array(values)[order]
+    index = np.minimum(np.searchsorted(sorted_values, stored.values), len(values) - 1)
+    is_known = sorted_values[index] == stored.values
+    mask = np.where(is_known, order[index], IGNORE)
     if not is_known.all():
         check_labelled(stored.counts(), labels)
     return np.asarray(mask, np.int64)

@@ -1,4 +1,4 @@
-"""Turning pictures upright, by the orientation that EXIF and TIFF declare."""
+"""Rotation of pictures by the orientation that EXIF and TIFF declare."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 
 def upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """(C, H, W) as stored -> upright, by an orientation from 1 to 8.
+    """Rotate and mirror stored samples (C, H, W) for display, by an orientation from 1 to 8.
 
-    Source: TIFF 6.0, tag 274: rows and columns are counted from the corners that the number names.
+    Source: TIFF 6.0, tag 274. The orientation names the corner of the displayed picture in which the stored rows and
+    columns begin.
     """
     if transposes(orientation):
         array = array.swapaxes(1, 2)
@@ -23,20 +24,20 @@ def upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
     return np.asarray(array)
 
 
-def known(orientation: Any) -> int:
-    """The orientation that a file declares, 1 where that is none from 1 to 8.
+def valid_orientation(orientation: Any) -> int:
+    """Return a declared orientation, or 1 if it is not an integer from 1 to 8.
 
-    >>> known(6), known(0), known("up")
+    >>> valid_orientation(6), valid_orientation(0), valid_orientation("up")
     (6, 1, 1)
     """
     return orientation if orientation in range(1, 9) else 1
 
 
-def turned(size: Sequence[int], orientation: int) -> tuple[int, ...]:
-    """The size (H, W) of a picture once it is upright."""
+def upright_size(size: Sequence[int], orientation: int) -> tuple[int, ...]:
+    """Return the size (H, W) that a picture has after `upright`."""
     return tuple(size[::-1]) if transposes(orientation) else tuple(size)
 
 
 def transposes(orientation: int) -> bool:
-    """Whether turning by an orientation exchanges rows and columns."""
+    """Whether `upright` exchanges rows and columns for an orientation."""
     return orientation in (5, 6, 7, 8)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .extra import package
-from .orientation import known, turned, upright
+from .orientation import upright, upright_size, valid_orientation
 from .source import Source, channels_first, largest_integer
 
 ORIENTATION: Final = 0x0112   # EXIF's tag
@@ -201,7 +201,7 @@ def _by_pillow(
             raise ValueError(f"expected grey, RGB, CMYK or a palette, got {mode}")
         orientation = _orientation(picture, whole=False)
         palette = _palette(picture) if mode == "P" else None
-        size = turned((picture.height, picture.width), orientation)
+        size = upright_size((picture.height, picture.width), orientation)
     dtype = dtype or np.dtype(bool if mode == "1" else np.uint8)
 
     def load() -> NDArray[Any]:
@@ -264,7 +264,7 @@ def _inflated(data: bytes) -> int:
 def _orientation(picture: Any, whole: bool) -> int:
     """EXIF's, from the head, or where the `whole` file has been read, from anywhere in it."""
     exif = picture.getexif() if whole else package("PIL.Image").Image.getexif(picture)   # a PNG's own reads all of it
-    return known(exif.get(ORIENTATION, 1))
+    return valid_orientation(exif.get(ORIENTATION, 1))
 
 
 def _palette(picture: Any) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Images as training and prediction take them, from what a file stores."""
+"""Images for training and prediction, from the stored samples of a file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from numpy.typing import NDArray
 from .formats import describe
 from .source import Source, naming
 
-SMALL: Final = 2**16   # below which integers need no more than 16 bits
+LIMIT_16_BITS: Final = 2**16   # smaller integers fit into 16 bits
 
 
 def read_image(path: str | Path, *, unit: bool = False) -> NDArray[Any]:
-    """The image (C, *S) in a file, with the values and in the dtype that the file stores.
+    """Return the image (C, *S) in a file, with the stored values and dtype.
 
-    Pictures keep their channels: 1 of grey, 3 of RGB, 4 of RGBA; a palette's become RGB. They are turned upright, as
-    their EXIF has it. An array of a .npy, .nii or .nii.gz is (H, W), (D, H, W) or (D, H, W, C).
-    unit: give float32, integers divided by the largest that their declared bits can hold, floats as they are.
-    Raises ValueError, naming the file, for one that can't be read, whose values have no one meaning, or that holds a
-    number that is not finite.
+    Pictures keep their channels: 1 for grey, 3 for RGB, 4 for RGBA; a palette gives RGB. They are rotated as their EXIF
+    orientation declares. The array in a .npy, .nii or .nii.gz file is (H, W), (D, H, W) or (D, H, W, C).
+
+    Args:
+        path: the file.
+        unit: return float32, with integers divided by the largest integer of their declared bits and floats unchanged.
+
+    Raises:
+        ValueError: if the file cannot be read, its values are ambiguous, or it has pixels without data or numbers that
+            are not finite. The message names the file.
     """
     path = Path(path)
     source = describe_image(path)
@@ -30,18 +35,19 @@ def read_image(path: str | Path, *, unit: bool = False) -> NDArray[Any]:
         if source.palette is not None:
             array = _colors(array[0], source.palette)
         if source.no_data is not None and (count := np.count_nonzero(array == source.no_data)):
-            declared = f"{count} of {source.no_data:.10g}, which the file declares as no data (GDAL_NODATA)"
-            fix = "fill them, or where they were measured remove the declaration, with gdal_edit.py -unsetnodata"
-            raise ValueError(f"expected measured pixels, got {declared}: {fix}")
+            got = f"{count} of {source.no_data:.10g}, which the file declares as no data (GDAL_NODATA)"
+            fix = "fill these pixels, or if they are measured values run gdal_edit.py -unsetnodata"
+            raise ValueError(f"expected measured pixels, got {got}: {fix}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"expected finite numbers, got {np.count_nonzero(~np.isfinite(array))} that are not")
-        return _divided(array, source) if unit else array
+        return _to_unit(array, source) if unit else array
 
 
 def describe_image(path: Path) -> Source:
-    """What the head of an image's file declares.
+    """Return the metadata of an image's file.
 
-    Raises ValueError, naming the file, for one that can't be read, or whose values have no one meaning.
+    Raises:
+        ValueError: if the file cannot be read, or its values are ambiguous. The message names the file.
     """
     with naming(path):
         source = describe(path)
@@ -51,19 +57,19 @@ def describe_image(path: Path) -> Source:
 
 
 def read_shape(path: str | Path) -> tuple[int, ...]:
-    """The shape (C, *S) that `read_image` would give, from the head of the file. Raises as it does."""
+    """Return the shape (C, *S) of the image from the file's metadata. Raises the errors of `describe_image`."""
     return describe_image(Path(path)).image_shape
 
 
 def _colors(indices: NDArray[Any], palette: NDArray[Any]) -> NDArray[Any]:
-    """(H, W) -> (3, H, W)."""
+    """Replace the palette indices (H, W) by their colours, (3, H, W)."""
     if indices.max() >= len(palette):
         raise ValueError(f"expected indices into a palette of {len(palette)} colours, got {indices.max()}")
     return np.ascontiguousarray(np.moveaxis(palette[indices], -1, 0))
 
 
-def _divided(array: NDArray[Any], source: Source) -> NDArray[Any]:
-    """float32; integers divided by the largest that they can be."""
+def _to_unit(array: NDArray[Any], source: Source) -> NDArray[Any]:
+    """Convert samples to float32; divide integers by the largest integer of their declared bits."""
     largest = source.largest if source.palette is None else np.iinfo(source.palette.dtype).max
     if array.dtype.kind not in "iu" or largest is None:
         return array.astype(np.float32)
@@ -72,9 +78,12 @@ def _divided(array: NDArray[Any], source: Source) -> NDArray[Any]:
 
 
 def check_range(array: NDArray[Any], largest: int) -> None:
-    """Raise ValueError for integers of 32 bits or more that are small, of which `largest` leaves nothing."""
-    found = max(int(array.max()), -int(array.min()))
-    if largest > SMALL and found < SMALL:
+    """Raise ValueError if 32-bit or 64-bit integers all fit into 16 bits.
+
+    Divided by `largest`, such values would be almost 0.
+    """
+    magnitude = max(int(array.max()), -int(array.min()))
+    if largest > LIMIT_16_BITS and magnitude < LIMIT_16_BITS:
         expected = f"expected numbers that fill the range of {array.dtype} for --normalise unit"
-        fix = "save it as uint8 or uint16, or take --normalise zscore"
-        raise ValueError(f"{expected}, got at most {found}: {fix}")
+        fix = "save it as uint8 or uint16, or set --normalise zscore"
+        raise ValueError(f"{expected}, got at most {magnitude}: {fix}")

@@ -1,4 +1,4 @@
-"""What a file declares about the samples that it stores, whatever its format."""
+"""Metadata of the samples in a file of any format."""
 
 from __future__ import annotations
 
@@ -20,30 +20,34 @@ PICTURES: Final = (
 )   # fmt: skip
 TO_NIFTI: Final = "convert it to .nii.gz"
 TO_PNG: Final = "convert it to PNG or TIFF"
-DICOM: Final = "DICOM: convert the series to .nii.gz, with dcm2niix for instance"
-UNREAD: Final = {   # endings of images and volumes that nothing here reads, and what to do with such a file
+DICOM: Final = "DICOM: convert the series to .nii.gz, for example with dcm2niix"
+UNREAD: Final = {   # endings of unsupported images and volumes, and what the user can do
     **dict.fromkeys((".dcm", ".dicom", ".ima"), DICOM),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img", ".mnc"), TO_NIFTI),
     **dict.fromkeys((".tga", ".pfm", ".pam", ".psd", ".lsm", ".stk", ".jxr", ".jls", ".fits", ".svs", ".ndpi"), TO_PNG),
     **dict.fromkeys((".heic", ".heif", ".avif", ".jxl", ".svg", ".exr", ".dng", ".czi", ".nd2", ".lif"), TO_PNG),
-    **dict.fromkeys((".npz", ".mat", ".h5", ".hdf5"), "save its arrays as .npy, one a file"),
+    **dict.fromkeys((".npz", ".mat", ".h5", ".hdf5"), "save its arrays as .npy, one array per file"),
 }
 
 
 @dataclass(frozen=True)
 class Source:
-    """The samples of a file, and what its head says of them.
+    """The metadata of a file, and a function that reads its samples.
 
-    shape: (C, *S) of the samples, upright. dtype: of the samples. load: reads them, (C, *S).
-    largest: the largest integer that the declared bits hold, None for floats.
-    opacity: the channel that is opacity, None for none.
-    orientation: by which the samples are turned upright, from 1 to 8 as EXIF and TIFF have it.
-    on_map: (4, 4), from columns and rows of pixels to places on a map; None where the file doesn't say.
-    no_data: the value of pixels that nothing was measured in; None where the file doesn't declare one.
-    palette: (K, 3), the colours that samples are indices into, of 8 or 16 bits; None for no palette.
-    has_stable_indices: whether programs that save the format keep the order of the palette.
-    is_white_least: whether the least grey value is white, as TIFF's MinIsWhite has it.
-    not_an_image, not_a_mask: why the samples can't be read as one, None where they can.
+    Attributes:
+        shape: (C, *S) of the samples after rotation by `orientation`.
+        dtype: the dtype of the samples.
+        load: a function that reads the samples, (C, *S).
+        largest: the largest integer of the declared bits; None for floats.
+        opacity: the index of the channel with the opacity; None if there is none.
+        orientation: the declared orientation, from 1 to 8 as in EXIF and TIFF.
+        on_map: (4, 4), the affine from columns and rows to map coordinates; None if the file declares none.
+        no_data: the value of pixels that were not measured; None if the file declares none.
+        palette: (K, 3), the colours of palette indices, in 8 or 16 bits; None for no palette.
+        has_stable_indices: whether programs that save the format preserve the order of the palette.
+        is_white_least: whether the least grey value is white, as in TIFF's MinIsWhite.
+        not_an_image: why the samples cannot be read as an image; None if they can.
+        not_a_mask: why the samples cannot be read as a mask; None if they can.
     """
 
     shape: tuple[int, ...]
@@ -62,34 +66,35 @@ class Source:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(C, *S) of the image: a palette gives three channels."""
+        """The shape (C, *S) of the image: 3 channels if there is a palette."""
         return self.shape if self.palette is None else (3, *self.shape[1:])
 
     @property
     def image_dtype(self) -> np.dtype[Any]:
-        """The dtype of the image: a palette's, where there is one."""
+        """The dtype of the image: that of the palette if there is one."""
         return self.dtype if self.palette is None else self.palette.dtype
 
     def greys(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Values of one channel as the greys that they are shown as: of fewer than 8 bits, the largest is 255."""
+        """Return the display greys of values: samples of fewer than 8 bits are scaled to a maximum of 255."""
         if self.largest is None:
             return values
         greys = self.largest - values if self.is_white_least else values
         return greys * (255 // self.largest) if self.largest in (1, 3, 15) else greys
 
     def samples(self) -> NDArray[Any]:
-        """The stored samples (C, *S), C-contiguous, in the machine's byte order.
+        """Read the samples (C, *S), C-contiguous and in native byte order.
 
-        Raises ValueError where they are not of the shape that the head declares.
+        Raises:
+            ValueError: if their shape is not the declared shape.
         """
         array = self.load()
         if array.shape != self.shape:
-            raise ValueError(f"expected samples of shape {self.shape}, as the head says, got {array.shape}")
+            raise ValueError(f"expected samples of the declared shape {self.shape}, got {array.shape}")
         return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def largest_integer(dtype: np.dtype[Any], bits: int | None = None) -> int | None:
-    """The largest integer of so many bits, by default those of the dtype; None for floats.
+    """Return the largest integer of `bits` bits, by default all bits of the dtype; None for floats.
 
     >>> largest_integer(np.dtype("uint16"), 12), largest_integer(np.dtype("int16")), largest_integer(np.dtype("bool"))
     (4095, 32767, 1)
@@ -103,28 +108,28 @@ def largest_integer(dtype: np.dtype[Any], bits: int | None = None) -> int | None
 
 
 def channels_first(array: NDArray[Any]) -> NDArray[Any]:
-    """(H, W) or (H, W, C) -> (C, H, W)."""
+    """Return a picture (H, W) or (H, W, C) as (C, H, W)."""
     return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
 
 
 def ending(path: Path) -> str:
-    """The ending of a file's name, lower case; ".nii.gz" is one."""
+    """Return the ending of a file's name in lower case; ".nii.gz" is one ending."""
     name = path.name.lower()
     return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
 
 
 def has_known_ending(path: Path) -> bool:
-    """Whether a file's name ends like an image's, a mask's or a volume's."""
+    """Whether the ending of a file's name is that of a supported image, mask or volume."""
     return ending(path) in (*VOLUMES, *PICTURES)
 
 
 def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins so, with 132 bytes or more, is DICOM."""
+    """Whether a file is DICOM, from its first 132 bytes or more."""
     return head[128:132] == b"DICM"
 
 
 def unread(path: Path) -> str | None:
-    """What to do with an image or volume in a format that is not read, None for a file of another kind."""
+    """Return what the user can do with a file of an unsupported image format; None for any other file."""
     if has_known_ending(path):
         return None
     if fix := UNREAD.get(Path(path.name.lower().removesuffix(".gz")).suffix):
@@ -136,16 +141,19 @@ def unread(path: Path) -> str | None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let every error name the file; readers of broken files raise what they like, even SyntaxError."""
+    """Add the path to the message of every error that is raised in the context.
+
+    Readers raise many types of errors for damaged files, SyntaxError for example. These become ValueError.
+    """
     try:
         yield
     except ModuleNotFoundError:
         raise
     except Exception as err:
-        if isinstance(err, OSError) and err.filename is not None:   # no such file, say
+        if isinstance(err, OSError) and err.filename is not None:   # the message already has a path
             raise
-        if not isinstance(err, (ValueError, OSError, MemoryError)):   # of a reader that stumbled
-            why = "the file may be damaged, or not be what its name says"
-            got, fix = f"{type(err).__name__}: {err}", "copy it again, or save it anew"
-            raise ValueError(f"cannot read {path}: {why}: {got}; {fix}") from err
+        if not isinstance(err, (ValueError, OSError, MemoryError)):   # an unforeseen error of a reader
+            cause = "the file may be damaged, or have the wrong ending"
+            got, fix = f"{type(err).__name__}: {err}", "copy it again, or save it again"
+            raise ValueError(f"cannot read {path}: {cause}: {got}; {fix}") from err
         raise ValueError(f"cannot read {path}: {err}") from err

@@ -1,4 +1,4 @@
-"""TIFF, read by tifffile: declared bits, sign, planes and photometric interpretation, samples as they are stored."""
+"""Reading of TIFF with tifffile: declared bits, sign, planes and photometric interpretation."""
 
 from __future__ import annotations
 
@@ -11,33 +11,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .extra import package
-from .orientation import known, turned, upright
+from .orientation import upright, upright_size, valid_orientation
 from .source import Source, largest_integer
 
 ORIENTATION: Final = 274
-NO_DATA: Final = 42113   # GDAL's
+NO_DATA: Final = 42113   # GDAL's tag
 REDUCED, MASK_PAGE = 1, 4   # bits of NewSubfileType: previews and transparency masks of a page
 LOSSLESS: Final = {
     "NONE", "LZW", "ADOBE_DEFLATE", "DEFLATE", "PACKBITS", "ZSTD", "LZMA", "CCITTRLE", "CCITTFAX3", "CCITTFAX4", "PNG",
 }   # fmt: skip
-READABLE: Final = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "SEPARATED"}   # YCbCr of JPEG is read as RGB
+READABLE: Final = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "SEPARATED"}   # tifffile decodes YCbCr of JPEG to RGB
 WHITE: Final = (
-    "photometric interpretation MinIsWhite, whose least value is white, which programs read as it is or inverted; "
+    "photometric interpretation MinIsWhite (the least value is white), which some programs invert and some do not; "
     "save it as MinIsBlack"
 )
 
 
 def describe(path: Path) -> Source:
-    """The one image of a TIFF. Raises ValueError for several, and for samples whose meaning isn't declared."""
+    """Return the metadata of a TIFF with one image.
+
+    Raises:
+        ValueError: if there are several images, or the declared type of the samples is not supported.
+    """
     with package("tifffile").TiffFile(path) as file:
         page = _only_page(file)
         shape, channel_axis = _layout(page)
-        kind, compression = page.photometric.name, page.compression.name
-        orientation = known(page.tags.valueof(ORIENTATION, default=1))
-        palette = _palette(page.colormap.T) if kind == "PALETTE" else None
+        photometric, compression = page.photometric.name, page.compression.name
+        orientation = valid_orientation(page.tags.valueof(ORIENTATION, default=1))
+        palette = _palette(page.colormap.T) if photometric == "PALETTE" else None
         is_lossless = compression in LOSSLESS
         return Source(
-            shape=(shape[0], *turned(shape[1:], orientation)),
+            shape=(shape[0], *upright_size(shape[1:], orientation)),
             orientation=orientation,
             on_map=_on_map(page),
             no_data=_no_data(page),
@@ -46,14 +50,17 @@ def describe(path: Path) -> Source:
             largest=largest_integer(page.dtype, page.bitspersample),
             opacity=_opacity(page, shape[0]),
             palette=palette,
-            is_white_least=kind == "MINISWHITE",
-            not_an_image=f"expected grey or colours, got {WHITE}" if kind == "MINISWHITE" else None,
+            is_white_least=photometric == "MINISWHITE",
+            not_an_image=f"expected grey or colours, got {WHITE}" if photometric == "MINISWHITE" else None,
             not_a_mask=None if is_lossless else f"expected lossless compression, got {compression} in a TIFF",
         )
 
 
 def _on_map(page: Any) -> NDArray[Any] | None:
-    """Where GeoTIFF's tags place pixels: a matrix, or one tie point and the sides of a pixel (GeoTIFF 1.1, B.6)."""
+    """Return the affine (4, 4) from columns and rows to map coordinates, from GeoTIFF's tags; None without them.
+
+    The tags hold the matrix, or one tie point and the size of a pixel. Source: OGC GeoTIFF 1.1, B.6.
+    """
     matrix, scale, ties = (page.tags.valueof(code) for code in (34264, 33550, 33922))
     if matrix is not None:
         return np.reshape(matrix, (4, 4)).astype(np.float64)
@@ -66,14 +73,17 @@ def _on_map(page: Any) -> NDArray[Any] | None:
 
 
 def _no_data(page: Any) -> float | None:
-    """The value that GDAL's tag declares as no data. tifffile's own reading of it fails on the least float32."""
+    """Return the value that GDAL's tag declares as no data. tifffile's own parser fails for the least float32."""
     with suppress(TypeError, ValueError):
         return float(page.tags.valueof(NO_DATA))
     return None
 
 
 def _palette(colors: NDArray[Any]) -> NDArray[Any]:
-    """(K, 3): of 8 bits where the colours are, which writers put into 16 as they are, times 256 or times 257."""
+    """Return the colours of a palette (K, 3), in 8 bits if they have 8 bits.
+
+    Writers store 8-bit colours in the 16-bit tag unchanged, times 256, or times 257.
+    """
     if colors.max() < 256:
         return colors.astype(np.uint8)
     upper, lower = colors >> 8, colors & 255
@@ -81,43 +91,47 @@ def _palette(colors: NDArray[Any]) -> NDArray[Any]:
 
 
 def _opacity(page: Any, channels: int) -> int | None:
-    """The channel that is opacity, which the extra samples after the colours' may hold anywhere."""
+    """Return the index of the channel with the opacity, from any position among the extra samples; None without it."""
     kinds = [extra.name for extra in page.extrasamples]
     return next((channels - len(kinds) + i for i, kind in enumerate(kinds) if kind != "UNSPECIFIED"), None)
 
 
 def _only_page(file: Any) -> Any:
-    """The page of a file that has one, previews aside, once its samples are seen to be readable."""
+    """Return the page of a file with one image; previews do not count.
+
+    Raises:
+        ValueError: if there are several images, or the samples are not supported.
+    """
     pages = [page for page in file.pages if not int(page.subfiletype) & (REDUCED | MASK_PAGE)]
     frames = len(pages)
-    if frames == 1 and (total := file.series[0].size) > pages[0].size:   # ImageJ may put many behind one page
+    if frames == 1 and (total := file.series[0].size) > pages[0].size:   # ImageJ may store many images after one page
         frames = total // pages[0].size
     if frames != 1:
         raise ValueError(f"expected one picture, got {frames}; save a volume as .npy or .nii.gz")
     page = pages[0].aspage()
-    kind = page.photometric.name if hasattr(page.photometric, "name") else str(page.photometric)
-    if kind not in READABLE and not (kind == "YCBCR" and page.compression.name in ("JPEG", "OJPEG")):
-        got = f"photometric interpretation {kind}"
+    photometric = page.photometric.name if hasattr(page.photometric, "name") else str(page.photometric)
+    if photometric not in READABLE and not (photometric == "YCBCR" and page.compression.name in ("JPEG", "OJPEG")):
+        got = f"photometric interpretation {photometric}"
         raise ValueError(f"expected grey, RGB, CMYK or a palette, got {got}: save it as RGB")
     if page.dtype is None or page.dtype.kind not in "biuf" or not isinstance(page.bitspersample, int):
         got = f"{getattr(page.sampleformat, 'name', page.sampleformat)} of {page.bitspersample} bits"
-        raise ValueError(f"expected real samples of equal bits, got {got}; save real numbers of 8, 16 or 32 bits")
+        raise ValueError(f"expected real samples with equal numbers of bits, got {got}; save 8, 16 or 32 bits")
     _check_parts(page)
     return page
 
 
 def _check_parts(page: Any) -> None:
-    """Raise ValueError where strips or tiles were never written, which would be read as zeros or as other bytes."""
+    """Raise ValueError if strips or tiles were never written: readers would return zeros or unrelated bytes."""
     parts = prod(page.chunked)
     written = sum(min(part) > 0 for part in zip(page.dataoffsets, page.databytecounts, strict=False))
     if written < parts:
         got = f"{written} and {parts - written} never written"
-        fix = "write it again, or where that stands for nothing, fill it with the value meant"
+        fix = "write the file again with values for all pixels"
         raise ValueError(f"expected all {parts} strips or tiles, got {got}: {fix}")
 
 
 def _layout(page: Any) -> tuple[tuple[int, ...], int | None]:
-    """(C, H, W), and the axis of the channels among those that tifffile gives."""
+    """Return the shape (C, H, W), and the index of the channel axis in tifffile's array; None for no such axis."""
     sizes = dict(zip(page.axes, page.shape, strict=True))
     if set(sizes) - set("SYX") or 0 in page.shape:
         raise ValueError(f"expected an image (H, W) or (H, W, C), got axes {page.axes} of {page.shape}")
@@ -125,7 +139,7 @@ def _layout(page: Any) -> tuple[tuple[int, ...], int | None]:
 
 
 def _samples(path: Path, channel_axis: int | None) -> NDArray[Any]:
-    """(C, H, W) as stored."""
+    """Read the samples (C, H, W) without rotation."""
     with package("tifffile").TiffFile(path) as file:
         array = np.asarray(_only_page(file).asarray())
     return array[None] if channel_axis is None else np.moveaxis(array, channel_axis, 0)

@@ -1,4 +1,4 @@
-"""Volumes: arrays of .npy, and NIfTI with the geometry of its header."""
+"""Volumes in .npy and NIfTI files, and the geometry in NIfTI headers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from .extra import package
 from .source import Source, ending, largest_integer, naming
 
 UNITS: Final = {1: "metres", 2: "millimetres", 3: "micrometres"}   # by the lowest three bits of NIfTI's xyzt_units
-CHUNK: Final = 2**20   # bytes that are decompressed at a time
+CHUNK: Final = 2**20   # bytes, decompressed in one step
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the voxels of a volume lie.
+    """The position of a volume's voxels in space.
 
-    affine: (4, 4), from indices to millimetres. spacing: between voxels, in millimetres, one for each axis.
-    size: voxels along each axis. qform: the affine by quaternion, where the file has it beside the one that is taken.
-    unit: of length, None where the file names none.
+    Attributes:
+        affine: (4, 4), from indices to millimetres.
+        spacing: the distance between voxels along each axis, in millimetres.
+        size: the number of voxels along each axis.
+        qform: the affine of the header's quaternion, (4, 4); None unless the header has a sform too, which is `affine`.
+        unit: the unit of length that the header declares; None if it declares none.
     """
 
     affine: Array
@@ -38,41 +41,46 @@ class Geometry:
 
     @property
     def axes(self) -> str:
-        """Where each axis leads, as "RAS"."""
+        """The anatomical directions of the axes, such as "RAS"."""
         return "".join(str(axis) for axis in package("nibabel").aff2axcodes(self.affine))
 
     @property
     def sides(self) -> str:
-        """The spacing in words, as "1 x 1 x 2.5"."""
+        """The spacing as text, such as "1 x 1 x 2.5"."""
         return " x ".join(f"{side:.4g}" for side in self.spacing)
 
     def __str__(self) -> str:
+        """Return the directions and the spacing of the axes."""
         return f"{self.axes} axes, spacing {self.sides}"
 
 
 def describe(path: Path) -> Source:
-    """An array (H, W), (D, H, W) or (D, H, W, C)."""
-    content = _content(path)
-    shape, dtype = tuple(content.shape), content.dtype
-    if ending(path) != ".npy":   # numbers that the header scales are floats
-        scaled = package("nibabel.volumeutils").apply_read_scaling
-        dtype = scaled(np.zeros(1, dtype), content.slope, content.inter).dtype
+    """Return the metadata of a volume (H, W), (D, H, W) or (D, H, W, C) in a .npy or NIfTI file."""
+    array = _open_array(path)
+    shape, dtype = tuple(array.shape), array.dtype
+    if ending(path) != ".npy":   # samples with a scale in the header become floats
+        apply_scaling = package("nibabel.volumeutils").apply_read_scaling
+        dtype = apply_scaling(np.zeros(1, dtype), array.slope, array.inter).dtype
     return Source(
         shape=(1, *shape) if len(shape) < 4 else (shape[-1], *shape[:-1]),
         dtype=dtype,
-        load=lambda: _channels_first(_compressed(path) if ending(path) == ".nii.gz" else np.array(_content(path))),
+        load=lambda: _channels_first(_read_gzip(path) if ending(path) == ".nii.gz" else np.array(_open_array(path))),
         largest=largest_integer(dtype),
     )
 
 
-def _content(path: Path) -> Any:
-    """The array in a volume's file, checked by its head; numbers are not read yet."""
+def _open_array(path: Path) -> Any:
+    """Open the array in a volume's file without reading its samples.
+
+    Raises:
+        ValueError: if its dtype or shape is not that of a volume, or more data follow the array.
+    """
     if ending(path) == ".npy":
-        array = np.lib.format.open_memmap(path, mode="r")   # which takes neither an archive nor Python objects
-        if (more := path.stat().st_size - array.offset - array.nbytes) > 0:
-            raise ValueError(f"expected one array, got {more} bytes behind it; save each in a file of its own")
+        array = np.lib.format.open_memmap(path, mode="r")   # raises for archives and Python objects
+        if (trailing := path.stat().st_size - array.offset - array.nbytes) > 0:
+            raise ValueError(f"expected one array, got {trailing} more bytes after it; save each array in its own file")
     else:
-        array = _nifti(path)
+        array = _open_nifti(path)
     if array.dtype.kind not in "biuf":
         fix = "save channels as the last axis of real numbers, (D, H, W, C)"
         raise ValueError(f"expected real numbers, got {array.dtype}; {fix}")
@@ -81,41 +89,49 @@ def _content(path: Path) -> Any:
     return array
 
 
-def _nifti(path: Path) -> Any:
-    """The array in a NIfTI file, not read yet, once its name and its head are seen to be right."""
-    nibabel, is_zipped = package("nibabel"), ending(path) == ".nii.gz"
+def _open_nifti(path: Path) -> Any:
+    """Open the array in a NIfTI file without reading its samples.
+
+    Raises:
+        ValueError: if the compression does not match the file's name, or the header is wrong.
+    """
+    nibabel, is_gzip = package("nibabel"), ending(path) == ".nii.gz"
     with path.open("rb") as file:
         head = file.read(2)
-    if head and (head == b"\x1f\x8b") != is_zipped:
-        wanted, got = ("a gzip file", "another") if is_zipped else ("no compression", "a gzip file")
-        name = path.name[:-3] if is_zipped else f"{path.name}.gz"
-        raise ValueError(f"expected {wanted}, got {got}: name it {name}")
+    if head and (head == b"\x1f\x8b") != is_gzip:
+        expected, got = ("a gzip file", "another format") if is_gzip else ("no compression", "a gzip file")
+        name = path.name[:-3] if is_gzip else f"{path.name}.gz"
+        raise ValueError(f"expected {expected}, got {got}: rename the file to {name}")
     image = nibabel.load(path)
-    if not isinstance(image, nibabel.Nifti1Pair):   # CIFTI, say
-        raise ValueError(f"expected voxels of NIfTI, got {type(image).__name__}; save them as a NIfTI volume")
+    if not isinstance(image, nibabel.Nifti1Pair):   # for example CIFTI
+        raise ValueError(f"expected voxels of NIfTI, got {type(image).__name__}; save the data as a NIfTI volume")
     first, offset = image.header.single_vox_offset, int(image.dataobj.offset)
     if offset < first:
-        raise ValueError(f"expected voxels from byte {first} on, got the header's vox_offset {offset}: save it anew")
+        raise ValueError(f"expected vox_offset >= {first} in the header, got {offset}: save the file again")
     return image.dataobj
 
 
-def _compressed(path: Path) -> NDArray[Any]:
-    """The array in a .nii.gz, once the checksum at the end of the file is seen to be right.
+def _read_gzip(path: Path) -> NDArray[Any]:
+    """Read the array in a .nii.gz file and check the checksum at the end of the file.
 
-    nibabel stops at the last voxel, before the checksum, and would give wrong numbers of a damaged file.
+    nibabel stops at the last voxel, before the checksum, and would return wrong values from a damaged file.
+
+    Raises:
+        ValueError: if the file is damaged.
     """
-    kind = type(package("nibabel").load(path))
+    image_class = type(package("nibabel").load(path))
     try:
         with gzip.open(path) as file:
-            array = np.array(kind.from_stream(file).dataobj)
-            while file.read(CHUNK):   # compares the checksum at the end
+            array = np.array(image_class.from_stream(file).dataobj)
+            while file.read(CHUNK):   # compares the checksum
                 pass
     except (gzip.BadGzipFile, EOFError, zlib.error) as err:
-        raise ValueError(f"expected a whole gzip file, got a damaged one: {err}; copy it again") from err
+        raise ValueError(f"expected a complete gzip file, got a damaged file: {err}; copy it again") from err
     return array
 
 
 def _channels_first(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a volume (*S) or (*S, C) as (C, *S)."""
     return array[None] if array.ndim < 4 else np.moveaxis(array, -1, 0)
 
 
@@ -123,7 +139,11 @@ def _channels_first(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def read_geometry(path: str | Path) -> Geometry | None:
-    """The geometry in a NIfTI file's header, None for a file of another kind."""
+    """Return the geometry in a NIfTI file's header, or None for a file of another format.
+
+    Raises:
+        ValueError: if the affine is not finite, or a spacing is 0. The message names the file.
+    """
     path = Path(path)
     if ending(path) not in (".nii", ".nii.gz"):
         return None
@@ -132,37 +152,43 @@ def read_geometry(path: str | Path) -> Geometry | None:
         image = nibabel.load(path)
         affine = np.asarray(image.affine, np.float64)
         if not np.isfinite(affine).all():
-            raise ValueError("expected an affine of finite numbers in the header, got others")
+            raise ValueError("expected finite numbers in the header's affine, got infinite or NaN")
         spacing = tuple(map(float, nibabel.affines.voxel_sizes(affine)))
         if min(spacing) <= 0:
-            got, fix = " x ".join(f"{side:.4g}" for side in spacing), "mend its sform or qform, or set their codes to 0"
+            got = " x ".join(f"{side:.4g}" for side in spacing)
+            fix = "correct the sform or qform, or set their codes to 0"
             raise ValueError(f"expected a positive spacing of voxels in the header, got {got}: {fix}")
         size = (*image.shape, 1, 1)[:3]
         return Geometry(affine, spacing, size, _qform(image.header), UNITS.get(int(image.header["xyzt_units"]) % 8))
 
 
 def _qform(header: Any) -> Array | None:
-    """The affine by quaternion, None where the header has none, or nothing else."""
+    """Return the affine of the quaternion; None unless the header declares both a qform and a sform."""
     if not header["qform_code"] or not header["sform_code"]:
         return None
     return np.asarray(header.get_qform(), np.float64)
 
 
 def write_mask(path: Path, mask: NDArray[Any], source: Path) -> None:
-    """Write class indices (*S) as a volume, whole or not at all.
+    """Write class indices (*S) to a volume's file, atomically.
 
-    A NIfTI file takes over the header of `source`: qform, sform and their codes, units, spacing and extensions.
+    A NIfTI file copies the header of `source`: qform, sform and their codes, units, spacing and extensions.
+
+    Args:
+        path: the file to write; its ending is that of `source`.
+        mask: (*S), the class indices.
+        source: the file of the image.
     """
     if ending(path) == ".npy":
-        file = BytesIO()
-        np.save(file, mask, allow_pickle=False)
-        write(path, file.getvalue())
+        buffer = BytesIO()
+        np.save(buffer, mask, allow_pickle=False)
+        write(path, buffer.getvalue())
         return
     nibabel = package("nibabel")
     image = nibabel.load(source)
     header = image.header.copy()
     header.set_data_dtype(mask.dtype)
     header.set_slope_inter(1, 0)
-    header["cal_min"] = header["cal_max"] = 0   # the window in which the image's greys are shown
+    header["cal_min"] = header["cal_max"] = 0   # the display window of the image, not of the mask
     with whole(path) as temporary:
         nibabel.save(type(image)(mask, None, header), temporary)
