@@ -1,17 +1,17 @@
-"""The losses, once per framework: torch.py and keras.py compute the same function of logits and masks.
+"""Segmentation losses; torch.py and keras.py compute the same functions of logits and masks.
 
-With p = softmax(logits) over K classes, t the one-hot mask, and sums over the pixels that are not IGNORE:
+p is softmax(logits) over K classes, t the one-hot mask; sums run over the pixels that are not IGNORE:
 
     cross_entropy  mean over pixels of -log p[mask]
     dice           mean over images and classes of 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1)
     both           cross_entropy + dice
     bce            mean over pixels and outputs of -t log q - (1 - t) log(1 - q), q = sigmoid(logits);
-                   one output is the second of two classes, K are each class against the rest
+                   one output predicts class 1 of two; K outputs predict each class against the rest
     focal_tversky  mean over images and classes of (1 - TI)^(1 / GAMMA),
                    TI = (sum(p t) + 1) / (sum(p t) + ALPHA sum((1 - p) t) + BETA sum(p (1 - t)) + 1)
 
-Every one is a total over a count, so that devices that share a batch can share the count; images without a pixel count
-for nothing, and a batch without one gives 0.
+Each term is a sum divided by a count, and devices that share a batch sum the counts. Images in which every pixel is
+IGNORE are left out; a batch of such images has the loss 0.
 
 Source: Dice: Milletari et al., "V-Net", 3DV 2016, arXiv:1606.04797v1, section 3, here with p in place of p^2 and with 1
 added to both sides of the fraction. Focal Tversky: Abraham & Khan, "A Novel Focal Tversky Loss Function with Improved
@@ -23,7 +23,7 @@ from typing import Final
 
 from ...data import IGNORE as IGNORE
 
-ALPHA: Final = 0.7       # weight of pixels that were missed
-BETA: Final = 0.3        # weight of pixels that were found and are not there
+ALPHA: Final = 0.7       # weight of false negatives
+BETA: Final = 0.3        # weight of false positives
 GAMMA: Final = 4 / 3
-SMALLEST: Final = 1e-7   # of 1 - TI, whose power has no slope at 0
+SMALLEST: Final = 1e-7   # lower bound of 1 - TI: the derivative of its power is infinite at 0

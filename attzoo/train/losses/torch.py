@@ -10,39 +10,45 @@ from torch import Tensor
 
 from . import ALPHA, BETA, GAMMA, IGNORE, SMALLEST
 
-Terms = Iterable[tuple[Tensor, Tensor]]   # totals, and what to divide them by
+Terms = Iterable[tuple[Tensor, Tensor]]   # pairs of a sum and the number to divide it by
 
 
 def loss(
-    name: str, logits: Tensor, masks: Tensor, everywhere: Callable[[Tensor], Tensor] = lambda count: count
+    name: str, logits: Tensor, masks: Tensor, sum_devices: Callable[[Tensor], Tensor] = lambda count: count
 ) -> Tensor:
-    """The loss `name`, a scalar; `everywhere` adds a count to those of the other devices."""
+    """Return the loss `name`, a float32 scalar; `sum_devices` sums a count over all devices."""
     terms = LOSSES[name](logits.float(), masks)
-    return torch.stack([total / everywhere(count).clamp(min=1) for total, count in terms]).sum()
+    return torch.stack([total / sum_devices(count).clamp(min=1) for total, count in terms]).sum()
 
 
 def cross_entropy(logits: Tensor, masks: Tensor) -> Terms:
+    """Yield the cross-entropy summed over pixels, and the number of pixels."""
     yield F.cross_entropy(logits, masks, ignore_index=IGNORE, reduction="sum"), (masks != IGNORE).sum()
 
 
 def bce(logits: Tensor, masks: Tensor) -> Terms:
-    t, valid = _targets(masks, logits.shape[1])
-    each = F.binary_cross_entropy_with_logits(logits, t, reduction="none") * valid
-    yield each.sum(), valid.sum() * logits.shape[1]
+    """Yield the binary cross-entropy summed over pixels and outputs, and the number of both."""
+    targets, valid = _targets(masks, logits.shape[1])
+    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * valid
+    yield losses.sum(), valid.sum() * logits.shape[1]
 
 
 def dice(logits: Tensor, masks: Tensor) -> Terms:
-    found, missed, wrong = _overlaps(logits, masks)
-    yield _mean((missed + wrong) / (2 * found + missed + wrong + 1), masks)
+    """Yield the Dice loss summed over images, and the number of images."""
+    true_positives, false_negatives, false_positives = _overlaps(logits, masks)
+    errors = false_negatives + false_positives
+    yield _mean_classes(errors / (2 * true_positives + errors + 1), masks)
 
 
 def focal_tversky(logits: Tensor, masks: Tensor) -> Terms:
-    found, missed, wrong = _overlaps(logits, masks)
-    weighted = ALPHA * missed + BETA * wrong
-    yield _mean((weighted / (found + weighted + 1)).clamp(min=SMALLEST) ** (1 / GAMMA), masks)
+    """Yield the focal Tversky loss summed over images, and the number of images."""
+    true_positives, false_negatives, false_positives = _overlaps(logits, masks)
+    errors = ALPHA * false_negatives + BETA * false_positives
+    yield _mean_classes((errors / (true_positives + errors + 1)).clamp(min=SMALLEST) ** (1 / GAMMA), masks)
 
 
 def both(logits: Tensor, masks: Tensor) -> Terms:
+    """Yield the terms of cross_entropy and of dice."""
     yield from cross_entropy(logits, masks)
     yield from dice(logits, masks)
 
@@ -51,23 +57,23 @@ LOSSES = {f.__name__: f for f in (cross_entropy, bce, dice, focal_tversky, both)
 
 
 def _targets(masks: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
-    """One-hot masks (N, K, *S), or where there is one output (N, 1, *S); and 1 where a pixel counts (N, 1, *S)."""
+    """Return one-hot masks (N, K, *S), or (N, 1, *S) for one output; and 1 for pixels not IGNORE, else 0 (N, 1, *S)."""
     valid = (masks != IGNORE)[:, None]
     classes = torch.arange(outputs, device=masks.device) if outputs > 1 else torch.ones(1, device=masks.device)
-    t = masks[:, None] == classes.view(-1, *(1,) * (masks.ndim - 1))
-    return t.float(), valid.float()
+    targets = masks[:, None] == classes.view(-1, *(1,) * (masks.ndim - 1))
+    return targets.float(), valid.float()
 
 
 def _overlaps(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """sum(p t), sum((1 - p) t) and sum(p (1 - t)), each (N, K)."""
+    """Return sum(p t), sum((1 - p) t) and sum(p (1 - t)), shape (N, K) each."""
     p = logits.softmax(1)
     t, valid = _targets(masks, logits.shape[1])
     p, t = (p * valid).flatten(2), t.flatten(2)
-    found = (p * t).sum(2)
-    return found, t.sum(2) - found, p.sum(2) - found
+    true_positives = (p * t).sum(2)
+    return true_positives, t.sum(2) - true_positives, p.sum(2) - true_positives
 
 
-def _mean(each: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, K) -> the sum over images of their means over classes, and the number of images that have a pixel."""
-    counts = (masks != IGNORE).flatten(1).any(1)
-    return (each.mean(1) * counts).sum(), counts.sum()
+def _mean_classes(losses: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Average losses (N, K) over classes, sum over images with pixels that are not IGNORE, and count these images."""
+    has_pixels = (masks != IGNORE).flatten(1).any(1)
+    return (losses.mean(1) * has_pixels).sum(), has_pixels.sum()
