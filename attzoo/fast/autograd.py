@@ -81,7 +81,7 @@ class Fused:
         return outputs
 
     def _run(self, write: Callable[..., None], args: Sequence[Any], before: Any, after: Any, *write_args: Any) -> None:
-        """Call write(*write_args), or repeat its recording; the pass uses `before`, the tensors of `args`, and `after`."""
+        """Call write(*write_args), or repeat its recording; tensors: `before`, those of `args`, and `after`."""
         device = args[0].device
         distinct = len({id(arg) for arg in args[: self.inputs]}) == self.inputs   # a shortcut may be x itself
         key = write, device, distinct, *map(cache_key, before), *map(cache_key, args), self.settings(args[0])
@@ -164,7 +164,7 @@ class PlainRerun:
         names = [name for name, _ in module.named_parameters()]
         present = [t for t in tensors if t is not None]
         inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
-        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}   # the statistics are already updated
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}   # already updated
         arrays = dict(zip(names, learned, strict=True)) | buffers
         THREAD_STATE.plain = True   # thread-local: other threads may call blocks meanwhile
         try:

@@ -2,7 +2,7 @@
 
 s is one coefficient per channel, computed from averages and maxima over space. t is one coefficient per position,
 computed from averages and maxima over channels of x * s. The blocks compute both in `coefficients`, which autograd
-differentiates. This module has only the operations that read all of x. They work on a part of the batch at a time, which
+differentiates. This module has only the operations that read all of x. They work on a part of the batch at a time, that
 stays in the cache between reads. x * s is not saved, and the gradient of x is written once.
 """
 
