@@ -26,7 +26,7 @@ SAMPLES = 64    # samples that the last program of all processes at a time
 
 @triton.jit
 def neighbour(c, C, step, CIRCULAR: tl.constexpr):
-    """Return channel c + step, and whether pass_ exists."""
+    """Return channel c + step, and whether that channel exists."""
     neighbour_c = c + step
     if CIRCULAR:
         neighbour_c = (neighbour_c + C) % C
@@ -106,9 +106,9 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     """Pool, compute the coefficients, and scale."""
     x, shortcut, w, circular, relu = args
     y, saved = to
-    (N, C, S), pass_ = sizes(x), portions("pool", x)
-    args = x, empty_float32(x, N, pass_.parts, C), counters(x, N), saved, w, N, C, S, pass_.parts, pass_.steps, 1 / S
-    launch(pool_excite_kernel, pass_.programs, *args, **_options(w, circular, C), **pass_.options)
+    (N, C, S), tiling = sizes(x), portions("pool", x)
+    args = x, empty_float32(x, N, tiling.parts, C), counters(x, N), saved, w, N, C, S, tiling.parts, tiling.steps, 1 / S
+    launch(pool_excite_kernel, tiling.programs, *args, **_options(w, circular, C), **tiling.options)
     passes.scale(x, saved, None, y, shortcut, relu)
 
 
@@ -119,12 +119,12 @@ def backward(
     x, _, w, circular, _ = args
     dx, _, dw = gradients
     dy, (saved,) = passes.grad_of_product(dy, x, y, gradients), kept
-    (N, C, S), pass_ = sizes(x), portions("channels", x)
+    (N, C, S), tiling = sizes(x), portions("channels", x)
     if not N:
         dw.zero_()
-    parts, grads = empty_float32(x, N, pass_.parts, C), empty_float32(x, N * (C + w.numel()))
-    args = x, dy, parts, counters(x, N + 1), saved, grads, w, dw, N, C, S, pass_.parts, pass_.steps, 1 / S
-    launch(channels_unexcite_kernel, pass_.programs, *args, **_options(w, circular, C), **pass_.options, BN=SAMPLES)
+    parts, grads = empty_float32(x, N, tiling.parts, C), empty_float32(x, N * (C + w.numel()))
+    args = x, dy, parts, counters(x, N + 1), saved, grads, w, dw, N, C, S, tiling.parts, tiling.steps, 1 / S
+    launch(channels_unexcite_kernel, tiling.programs, *args, **_options(w, circular, C), **tiling.options, BN=SAMPLES)
     passes.to_input(x, dy, dx, saved, grads)
 
 
