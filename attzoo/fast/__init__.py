@@ -1,5 +1,6 @@
-"""Faster forms of the same functions: on CPUs in fewer passes over memory, on NVIDIA GPUs as fused kernels.
+"""Faster implementations of the blocks: fewer passes over memory on CPUs, fused kernels on NVIDIA GPUs.
 
-`choice` decides which form computes a call of a block. `cpu` has the form for CPUs, `autograd` makes functions of
-torch from kernels, and `triton` holds what the kernels of several blocks share; a block's own are in its folder.
+`choice` selects the implementation for a call of a block. `cpu` holds the one for CPUs, `autograd` wraps kernels as
+PyTorch operators, and `triton` holds the code that kernels of several blocks share. A block's own kernels are in its
+folder.
 """

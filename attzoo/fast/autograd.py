@@ -1,4 +1,4 @@
-"""Kernels as functions of torch: how autograd and graphs call them, with a forward and a backward pass by hand."""
+"""Wrap kernels as PyTorch operators with hand-written forward and backward passes, for autograd and for graphs."""
 
 from __future__ import annotations
 
@@ -13,29 +13,36 @@ from . import tape
 from .choice import CHECKED, THREAD_STATE
 from .cpu import differentiate, needs_differentiable_backward
 
-ALIGNED: Final = 16          # bytes that Triton reads at once where an address is a multiple of them
+ALIGNED: Final = 16   # bytes; Triton compiles wider loads for addresses that are a multiple of this
 
 
 class Fused:
-    """y, *kept = fused(block, *tensors, *options), with a forward and a backward pass by hand.
+    """A function `y, *saved = fused(block, *tensors, *options)` with hand-written forward and backward passes.
 
-    Eagerly that is an autograd.Function, and in a graph an operator, attzoo::name, for neither looks inside. Nobody
-    differentiates what is kept. Where the backward pass is differentiated in turn, the block's plain form is run again.
+    In eager mode it is an `autograd.Function`; in a graph it is the operator `attzoo::name`. The saved tensors have
+    no gradient. A backward pass that is itself differentiated runs the block's plain form backward_operator.
 
-    arguments: the operator's, in the words of torch.library: the block's `inputs`, what it learns, in the order of its
-    parameters and None where it has none, `fixed` tensors without a gradient, and options.
-    outputs(*args): room for y and for all that is kept, from shapes alone. forward(args, outputs): writes them.
-    backward(dy, args, y, kept, gradients): writes a gradient for each tensor that has one.
-    backward_needs_y(*args): whether backward gets y, which is then kept too, or None.
-    settings(x): what else the kernels depend on, besides the arguments' shapes, strides, dtypes and values.
-    plain(block): a module whose call is all that the kernels do, by what of the block's parameters that takes.
+    Args:
+        name: name of the operator.
+        arguments: argument list of the operator, as `torch.library` writes a schema: the block's inputs, its parameters
+            in order (None for those that it does not have), `fixed` tensors without a gradient, then options.
+        saved_count: number of tensors that `outputs` returns after y.
+        outputs: `outputs(*args)` allocates y and the saved tensors, from shapes alone.
+        forward: `forward(args, outputs)` writes into the tensors of `outputs`.
+        backward: `backward(dy, args, y, saved, gradients)` writes into the tensors of `gradients`.
+        inputs: number of inputs of the block, a shortcut included.
+        fixed: number of tensors without a gradient, such as running statistics.
+        backward_needs_y: `backward_needs_y(*args)` says whether y is saved for `backward`, which else gets None.
+        plain: `plain(block)` returns a module that computes the same as the kernels with the block's parameters.
+        settings: `settings(x)` returns global settings that the kernels depend on, as part of the recording's key.
+
     """
 
     def __init__(
         self,
         name: str,
         arguments: str,
-        kept: int,
+        saved_count: int,
         outputs: Callable[..., Sequence[Tensor]],
         forward: Callable[[Sequence[Any], Sequence[Tensor]], None],
         backward: Callable[[Tensor, Sequence[Any], Tensor | None, Sequence[Tensor], list[Any]], None],
@@ -51,91 +58,92 @@ class Fused:
         self.outputs, self.write, self.write_back = outputs, forward, backward
         self.backward_needs_y, self.plain = backward_needs_y, plain
         self.function = _function(self)
-        self.operator = _operator(self, f"attzoo::{name}", arguments, kept)
+        self.operator = _operator(self, f"attzoo::{name}", arguments, saved_count)
 
     def __call__(self, block: nn.Module, *args: Any, **options: Any) -> Sequence[Tensor]:
-        """The outputs. options: that the block's plain form has to be called with.
+        """Return y and the saved tensors.
 
-        Kernels read weights in rows, however a network was told to lay them out.
+        Weights are made contiguous, because the kernels assume row-major order. `options` are keyword arguments for
+        the block's plain form.
         """
         weights = [t.contiguous() if isinstance(t, Tensor) else t for t in args[self.inputs :]]
         args = *args[: self.inputs], *weights
         if torch.compiler.is_compiling():
             return self.operator(*args)
-        if not torch.is_grad_enabled():   # autograd would do nothing, and take its time
+        if not torch.is_grad_enabled():   # the autograd.Function would only cost time
             return self.forward(*args)
         return self.function.apply(PlainRerun(self.plain, block, options), *args)
 
     def forward(self, *args: Any) -> tuple[Tensor, ...]:
-        """The outputs, without autograd."""
+        """Return y and the saved tensors, without autograd."""
         outputs = tuple(self.outputs(*args))
         self._run(self.write, args, (), outputs, args, outputs)
         return outputs
 
-    def _run(self, write: Callable[..., None], args: Sequence[Any], before: Any, after: Any, *given: Any) -> None:
-        """write(*given), a pass over tensors before, among and after args: repeated where it has been recorded."""
+    def _run(self, write: Callable[..., None], args: Sequence[Any], before: Any, after: Any, *write_args: Any) -> None:
+        """Call write(*write_args), or repeat its recording; tensors: `before`, those of `args`, and `after`."""
         device = args[0].device
-        alone = len({id(arg) for arg in args[: self.inputs]}) == self.inputs   # a shortcut may be x itself
-        key = write, device, alone, *map(cache_key, before), *map(cache_key, args), self.settings(args[0])
+        distinct = len({id(arg) for arg in args[: self.inputs]}) == self.inputs   # a shortcut may be x itself
+        key = write, device, distinct, *map(cache_key, before), *map(cache_key, args), self.settings(args[0])
         tensors = [*before, *args[: self.tensors], *after]
         if device.type != "cuda" or device.index == torch.cuda.current_device():
-            tape.run(key, tensors, write, *given)
+            tape.run(key, tensors, write, *write_args)
         else:
             with torch.cuda.device(device):
-                tape.run(key, tensors, write, *given)
+                tape.run(key, tensors, write, *write_args)
 
     def saved(self, args: Sequence[Any], outputs: Sequence[Tensor]) -> list[Tensor | None]:
-        """What the way back needs: tensors among the arguments, y if it is read again, and what is kept."""
+        """Return the tensors for the backward pass: tensor arguments, y (None if not needed), and the saved outputs."""
         return [*args[: self.tensors], outputs[0] if self.backward_needs_y(*args) else None, *outputs[1:]]
 
     def backward(self, dy: Tensor, saved: Sequence[Any], options: Sequence[Any]) -> list[Tensor | None]:
-        """A gradient for each tensor that has one."""
-        args, (y, *kept) = [*saved[: self.tensors], *options], saved[self.tensors :]
+        """Return a gradient for each input and parameter; None for those that are None."""
+        args, (y, *extra) = [*saved[: self.tensors], *options], saved[self.tensors :]
         gradients = self.gradients(args)
-        self._run(self.write_back, args, (dy,), (y, *kept, *gradients), dy, args, y, kept, gradients)
+        self._run(self.write_back, args, (dy,), (y, *extra, *gradients), dy, args, y, extra, gradients)
         return gradients
 
     def gradients(self, args: Sequence[Any]) -> list[Tensor | None]:
-        """Room for them."""
+        """Allocate the gradients."""
         return [None if t is None else torch.empty_like(t) for t in args[: self.learned]]
 
 
 def cache_key(arg: Any) -> Hashable:
-    """What kernels and tiles depend on of an argument: of a tensor shape, strides, dtype and alignment."""
+    """Return what launches depend on: shape, strides, dtype and alignment of a tensor; other values as they are."""
     if isinstance(arg, Tensor):
         return arg.shape, arg.stride(), arg.dtype, arg.data_ptr() % ALIGNED
     return tuple(arg) if isinstance(arg, list) else arg
 
 
-def _function(it: Fused) -> type[torch.autograd.Function]:
-    """The eager form."""
+def _function(fused: Fused) -> type[torch.autograd.Function]:
+    """Return the `autograd.Function` for eager mode."""
 
     class Call(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, plain: PlainRerun, *args: Any) -> tuple[Tensor, ...]:
-            outputs = it.forward(*args)
-            ctx.plain, ctx.options = plain, args[it.tensors :]
-            ctx.save_for_backward(*it.saved(args, outputs))
+            outputs = fused.forward(*args)
+            ctx.plain, ctx.options = plain, args[fused.tensors :]
+            ctx.save_for_backward(*fused.saved(args, outputs))
             ctx.mark_non_differentiable(*outputs[1:])
             ctx.set_materialize_grads(False)
             return outputs
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
-            saved = ctx.saved_tensors   # asked for once: a checkpoint makes them anew, and only once
+            saved = ctx.saved_tensors   # read once: a checkpoint recomputes them, and only once
             if dy is None:
-                found: Sequence[Tensor | None] = [None] * it.learned
+                gradients: Sequence[Tensor | None] = [None] * fused.learned
             elif needs_differentiable_backward(dy):
-                found = ctx.plain.gradients(saved[: it.learned], dy)
+                gradients = ctx.plain.gradients(saved[: fused.learned], dy)
             else:
-                found = it.backward(dy, saved, ctx.options)
-            return None, *found, *[None] * (it.tensors - it.learned + len(ctx.options))
+                gradients = fused.backward(dy, saved, ctx.options)
+            return None, *gradients, *[None] * (fused.tensors - fused.learned + len(ctx.options))
 
     return Call
 
 
 class PlainRerun:
-    """A block's plain form, as the block was when it was called: run again where a gradient is to be differentiated."""
+    """Rerun a block's plain form, in the mode that the block was called in, for differentiable gradients."""
 
     def __init__(self, of: Callable[[nn.Module], nn.Module], block: nn.Module, options: dict[str, Any]) -> None:
         self.of, self.block, self.options = of, block, options
@@ -144,21 +152,21 @@ class PlainRerun:
         self.modes = [part.training for part in parts]
 
     def gradients(self, tensors: Sequence[Tensor | None], dy: Tensor) -> Sequence[Tensor | None]:
-        """Of its inputs and its parameters, differentiable."""
-        now = [part.training for part in self.block.modules()]
+        """Return differentiable gradients of the inputs and parameters."""
+        current_modes = [part.training for part in self.block.modules()]
         try:
             self._train(self.modes)
-            return differentiate(lambda *given: [self._call(self.of(self.block), given)], tuple(tensors), [dy])
+            return differentiate(lambda *values: [self._call(self.of(self.block), values)], tuple(tensors), [dy])
         finally:
-            self._train(now)
+            self._train(current_modes)
 
     def _call(self, module: nn.Module, tensors: Sequence[Tensor | None]) -> Tensor:
         names = [name for name, _ in module.named_parameters()]
         present = [t for t in tensors if t is not None]
         inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
-        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}   # they run once
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}   # already updated
         arrays = dict(zip(names, learned, strict=True)) | buffers
-        THREAD_STATE.plain = True   # of this thread alone: others may call blocks meanwhile
+        THREAD_STATE.plain = True   # thread-local: other threads may call blocks meanwhile
         try:
             return torch.func.functional_call(module, arrays, tuple(inputs), self.options)
         finally:
@@ -170,7 +178,7 @@ class PlainRerun:
 
 
 def _in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which knows when it runs that it is an operator of a graph."""
+    """Wrap a function so that `THREAD_STATE.in_graph` is True while it runs."""
 
     def run(*args: Any) -> Any:
         THREAD_STATE.in_graph = True
@@ -182,36 +190,37 @@ def _in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _operator(it: Fused, name: str, arguments: str, kept: int) -> Any:
-    """The form for graphs: one operator forward, one back."""
+def _operator(fused: Fused, name: str, arguments: str, saved_count: int) -> Any:
+    """Return the operator for graphs, with a second operator for its backward pass."""
     library = torch.library
-    results = ", ".join(["Tensor"] * (1 + kept))
-    ahead = library.custom_op(name, _in_graph(it.forward), mutates_args=(), schema=f"({arguments}) -> ({results})")
-    ahead.register_fake(lambda *args: tuple(it.outputs(*args)))
+    results = ", ".join(["Tensor"] * (1 + saved_count))
+    schema = f"({arguments}) -> ({results})"
+    operator = library.custom_op(name, _in_graph(fused.forward), mutates_args=(), schema=schema)
+    operator.register_fake(lambda *args: tuple(fused.outputs(*args)))
 
-    def back(dy: Tensor, y: Tensor | None, kept: list[Tensor], *args: Any) -> list[Tensor]:
-        found = it.backward(dy, [*args[: it.tensors], y, *kept], args[it.tensors :])
-        return [gradient for gradient in found if gradient is not None]
+    def run_backward(dy: Tensor, y: Tensor | None, kept: list[Tensor], *args: Any) -> list[Tensor]:
+        gradients = fused.backward(dy, [*args[: fused.tensors], y, *kept], args[fused.tensors :])
+        return [gradient for gradient in gradients if gradient is not None]
 
     schema = f"(Tensor dy, Tensor? y, Tensor[] kept, {arguments}) -> Tensor[]"
-    again = library.custom_op(f"{name}_backward", _in_graph(back), mutates_args=(), schema=schema)
-    again.register_fake(lambda dy, y, kept, *args: [t for t in it.gradients(args) if t is not None])
+    backward_operator = library.custom_op(f"{name}_backward", _in_graph(run_backward), mutates_args=(), schema=schema)
+    backward_operator.register_fake(lambda dy, y, kept, *args: [t for t in fused.gradients(args) if t is not None])
 
     def setup(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-        ctx.options = inputs[it.tensors :]
-        ctx.save_for_backward(*it.saved(inputs, output))
+        ctx.options = inputs[fused.tensors :]
+        ctx.save_for_backward(*fused.saved(inputs, output))
 
     def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
         saved = ctx.saved_tensors
-        tensors, (y, *kept) = saved[: it.tensors], saved[it.tensors :]
-        found = iter(again(dy, y, kept, *tensors, *ctx.options))
-        gradients = [None if t is None else next(found) for t in tensors[: it.learned]]
-        return *gradients, *[None] * (it.tensors - it.learned + len(ctx.options))
+        tensors, (y, *extra) = saved[: fused.tensors], saved[fused.tensors :]
+        computed = iter(backward_operator(dy, y, extra, *tensors, *ctx.options))
+        gradients = [None if t is None else next(computed) for t in tensors[: fused.learned]]
+        return *gradients, *[None] * (fused.tensors - fused.learned + len(ctx.options))
 
-    ahead.register_autograd(backward, setup_context=setup)
-    return ahead
+    operator.register_autograd(backward, setup_context=setup)
+    return operator
 
 
 def as_dense(x: Tensor) -> Tensor:
-    """x without gaps: copied only where it has some."""
+    """Return x, or a contiguous copy if its elements do not fill its memory without gaps."""
     return x if is_dense(x) else x.contiguous()

@@ -1,6 +1,7 @@
-"""What a block says of its kernels: calls that between them launch every one of them, and how fast they are to be.
+"""Test cases and speed goals of a block's kernels.
 
-Tests compile the calls and compare them with float64; the benchmark sets timings beside the goals.
+The cases of a block together launch all of its kernels. Tests compile them and compare the results with float64. The
+benchmark compares timings with the goals.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ class KernelCase:
     """One way to call a block, listed as CASES in the module of its kernels.
 
     Args:
-        arguments: of the block, beside channels.
+        arguments: arguments of the block, besides `channels`.
         act: the activation at the end of a residual branch, with a shortcut; None for a plain call.
-        coarse: how many times coarser than x the grids of further inputs are, along each axis.
-        exact: whether products of float32 are computed without TF32.
-        rare: whether only a run over every case compiles it.
-        starts: how many kernels and operators that compute a call starts, in inference, in the forward pass of training
-            and in the backward pass; None where that is not stated. The table in docs/kernels.md is made of these.
+        coarse: factor by which further inputs are smaller than x along each spatial axis.
+        exact: whether float32 products are computed without TF32.
+        rare: whether the case is compiled only with `tests/aot.py --every`.
+        starts: number of kernels and computing operators launched in inference, in the forward pass of training and in
+            the backward pass; None if unspecified. The table in docs/kernels.md is generated from these.
 
     """
 
@@ -34,7 +35,7 @@ class KernelCase:
 
 
 class Marks(NamedTuple):
-    """At most so many copies of x; at least so many times as fast as the eager peer, and as the best of it compiled."""
+    """Limits of a goal: time in copies of x (maximum), and speedups over the peer, eager and compiled (minimum)."""
 
     copies: float
     eager: float
@@ -43,15 +44,15 @@ class Marks(NamedTuple):
 
 @dataclass(frozen=True)
 class Goal:
-    """How fast some calls of a block are to be on an H200, at the sizes of the benchmark's suites.
+    """A speed goal for calls of a block on an H200, at the sizes of the benchmark's suites.
 
     Args:
         modes: "inference", "forward" or "backward".
-        accept: what is accepted.
-        aim: what is aimed at.
-        sides: the sizes of x along its last axis that the goal is for; empty for any.
-        arguments: values of the block's arguments that the goal is for; other arguments may have any value.
-        coarse: whether the goal is for further inputs of a smaller spatial size than x.
+        accept: required values.
+        aim: desired values.
+        sides: sizes of x along its last axis that the goal applies to; empty for any.
+        arguments: values of the block's arguments that the goal applies to; other arguments may have any value.
+        coarse: whether the goal applies to further inputs that are spatially smaller than x.
 
     """
 
@@ -69,7 +70,7 @@ class Goals:
 
     Args:
         calls: goals for calls of the block alone.
-        resnet50: the part of a plain ResNet-50's throughput in training that is to be left with the block in it.
+        resnet50: minimum training throughput of a ResNet-50 with the block, as a fraction of a plain ResNet-50's.
 
     """
 

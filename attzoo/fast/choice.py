@@ -1,7 +1,7 @@
-"""Which form computes a call of a block: its fused kernels, its form for CPUs, or the readable one. Decided here alone.
+"""Select the implementation that computes a call of a block: fused kernels, the form for CPUs, or the plain form.
 
-A block says which forms it has: `triton_form` returns the module of its kernels, `cpu_form` is a `CpuForm`, and `parts`
-names the blocks inside it. What is here imports no Triton; a block's kernels are imported once they are chosen.
+A block declares its implementations: `triton_form` returns the module of its kernels, `cpu_form` is a `CpuForm`, and
+`parts` names the blocks inside it. This module does not import Triton; kernels are imported when they are selected.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ from ..ops import guard
 from ..ops.torch import BATCH_NORM, CONV
 from .wins import LEAST
 
-DTYPES: Final = {torch.float32, torch.float16, torch.bfloat16}   # that kernels take
+DTYPES: Final = {torch.float32, torch.float16, torch.bfloat16}   # supported by the kernels
 CAPABILITY: Final = (8, 0)   # the first GPUs with bfloat16
-LONGEST: Final = 1 << 31     # elements in a sample, channels in a batch: kernels count these in 32 bits
+LONGEST: Final = 1 << 31     # elements of a sample, or N * C: kernels count these in 32 bits
 CONVS: Final = tuple(CONV.values())
 NORMS: Final = tuple(BATCH_NORM.values())
-OLDEST: Final = "3.6"        # Triton that the kernels have been compiled with
-OLDEST_TORCH: Final = "2.11"   # that was tested with it: torch.compile and torch.export of 2.6 cannot import it
+OLDEST: Final = "3.6"        # oldest Triton that the kernels were compiled with
+OLDEST_TORCH: Final = "2.11"   # oldest PyTorch tested with it; torch.compile of 2.6 cannot import it
 ABSENT: Final = find_spec("triton") is None
-TRITON: Final = next((it.version for it in distributions(name="triton")), OLDEST)   # a nightly has another name
+TRITON: Final = next((d.version for d in distributions(name="triton")), OLDEST)   # nightlies have another name
 EARLY: Final = older(TRITON, OLDEST)
 EARLY_TORCH: Final = older(torch.__version__, OLDEST_TORCH)
-INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")   # in Python
+INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
-# Blocks that `kernels_refusal` found nothing against, what they were made of then, and the inputs
+# Blocks that `kernels_refusal` accepted, with a snapshot of each block and the signatures of its inputs
 CHECKED: WeakKeyDictionary[nn.Module, tuple[guard.Snapshot, list[Any]]] = WeakKeyDictionary()
-# `plain` on it: this thread runs a readable form; `in_graph`: it runs an operator of a graph
+# attributes: `plain`, this thread runs a plain form; `in_graph`, it runs an operator of a graph
 THREAD_STATE = threading.local()
 _is_tracing: Final[Callable[[], bool]] = torch.jit.is_tracing   # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
 class CpuForm:
-    """A block's form for CPUs: compute(block, *inputs), where may_compute(block, *inputs)."""
+    """A block's form for CPUs: `compute(block, *inputs)`, valid if `may_compute(block, *inputs)` is true."""
 
     may_compute: Callable[..., bool]
     compute: Callable[..., Tensor]
 
 
 def should_use_cpu_form(block: Any, *inputs: Tensor) -> bool:
-    """Whether the form for CPUs of a block is to compute with these inputs; where not, the readable form does."""
+    """Whether a block uses its form for CPUs with these inputs; otherwise it uses its plain form."""
     return (
         not torch.compiler.is_compiling()       # asked first: torch 2.6 traces no attribute that holds such an object
         and block.cpu_form is not None
         and block.has_own_forms
-        and type(block).attention is block.own_attention   # nobody has replaced it in the class
-        and guard.is_eager_on_cpu(*inputs)      # asked before sizes, which a trace would note
+        and type(block).attention is block.own_attention   # not replaced in the class
+        and guard.is_eager_on_cpu(*inputs)      # checked before sizes, which a trace would record
         and guard.is_dense(inputs[0])
         and block.cpu_form.may_compute(block, *inputs)
         and guard.is_unmodified(block, type(block))
@@ -73,14 +73,16 @@ def should_use_cpu_form(block: Any, *inputs: Tensor) -> bool:
 
 
 def should_use_kernels(block: Any, *inputs: Tensor) -> bool:
-    """Whether the fused kernels of a block are to compute with these inputs, as attzoo.kernels asks.
+    """Whether a block uses its fused kernels with these inputs, under the current setting of `attzoo.kernels`.
 
-    Raises RuntimeError under kernels("triton") where the block has kernels and they cannot compute this.
+    Raises:
+        RuntimeError: under `kernels("triton")`, if the kernels cannot compute this call.
+
     """
     if settings.chosen == "eager":
         return False
     if settings.chosen == "auto":
-        is_program = guard.is_exporting() or not isinstance(inputs[0], Tensor)   # it serves inputs of all sizes
+        is_program = guard.is_exporting() or not isinstance(inputs[0], Tensor)   # used for inputs of any size
         if is_program or not has_recorded_win(type(block), inputs[0]):
             return False
     if not torch.compiler.is_compiling():
@@ -98,22 +100,23 @@ def should_use_kernels(block: Any, *inputs: Tensor) -> bool:
 
 
 def is_known_to_pass(block: nn.Module, inputs: Sequence[Tensor]) -> bool:
-    """Whether `kernels_refusal` found nothing against this block and such inputs, and nothing has changed since."""
-    known = CHECKED.get(block)
+    """Whether `kernels_refusal` accepted this block with such inputs, and nothing has changed since."""
+    checked = CHECKED.get(block)
     return (
-        known is not None
-        and known[1] == [_signature(x) for x in inputs]
-        and known[0].holds(block)
+        checked is not None
+        and checked[1] == [_signature(x) for x in inputs]
+        and checked[0].holds(block)
         and not (_is_tracing() or guard.in_transform() or guard.in_forward_derivative())
     )
 
 
 def _signature(x: Tensor) -> tuple[Any, ...]:
+    """Return the properties of an input that `kernels_refusal` depends on."""
     return type(x), x.shape, x.dtype, x.device
 
 
 def has_recorded_win(kind: type, x: Tensor) -> bool:
-    """Whether a recorded measurement says that the kernels of a block of this class win for an input like x."""
+    """Whether the kernels of this class of block were faster in a recorded measurement with an input like x."""
     if not LEAST or not x.is_cuda:
         return False
     dtype = str(x.dtype).removeprefix("torch.")
@@ -122,7 +125,7 @@ def has_recorded_win(kind: type, x: Tensor) -> bool:
 
 
 def unavailable() -> str | None:
-    """Why what is installed runs no kernels, whatever the block and its inputs; None where it does."""
+    """Return why the installed software cannot run any kernels; None if it can."""
     if ABSENT:
         return missing("triton", "triton", "a kernel")
     if EARLY_TORCH:
@@ -133,7 +136,7 @@ def unavailable() -> str | None:
 
 
 def kernels_refusal(block: Any, inputs: Sequence[Tensor]) -> str | None:
-    """Why the kernels of a block cannot compute with these inputs; None where they can."""
+    """Return why the kernels of a block cannot compute with these inputs; None if they can."""
     return (
         unavailable()
         or _refusal_of_tensors(block, inputs)
@@ -144,7 +147,7 @@ def kernels_refusal(block: Any, inputs: Sequence[Tensor]) -> str | None:
 
 
 def _refusal_of_tensors(block: nn.Module, inputs: Sequence[Tensor]) -> str | None:
-    """What speaks against devices, dtypes and sizes."""
+    """Return why the devices, dtypes or sizes are not supported; None if they are."""
     if not all(isinstance(x, Tensor) for x in inputs):
         return f"torch.fx would not see what it does, and passes {type(inputs[0]).__name__}"
     device, tensors = inputs[0].device, _tensors(block, inputs)
@@ -163,11 +166,12 @@ def _refusal_of_tensors(block: nn.Module, inputs: Sequence[Tensor]) -> str | Non
 
 
 def _tensors(block: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return the inputs, parameters and buffers."""
     return [*inputs, *(t for part in block.modules() for t in guard.own_tensors(part))]
 
 
 def _refusal_of_modules(block: Any) -> str | None:
-    """What speaks against the modules that the block is made of."""
+    """Return why the modules of the block are not supported; None if they are."""
     parts = [getattr(block, name) for name in block.parts]
     if not block.has_own_forms or any(type(p) is not kind for p, kind in zip(parts, block.parts.values(), strict=True)):
         return "the block or a part of it is of a subclass"
@@ -183,9 +187,9 @@ def _refusal_of_modules(block: Any) -> str | None:
 
 
 def _has_standard_options(part: Any, block: Any) -> bool:
-    """Whether a layer computes what the block's own would: kernels look at nothing but its weights."""
+    """Whether a layer computes the same as the layer that the block creates: kernels read nothing but its weights."""
     if not isinstance(part, nn.Identity) and not guard.parameter_names(part) >= {"weight", "bias"}:
-        return False   # what stands in their place is computed from others, as by a parametrization
+        return False   # computed from other parameters, as by a parametrization
     if type(part) in CONVS:
         centred = set(part.stride) == {1} and part.padding == tuple(k // 2 for k in part.kernel_size)
         beside = part.stride == part.kernel_size and not any(part.padding)
@@ -196,7 +200,7 @@ def _has_standard_options(part: Any, block: Any) -> bool:
 
 
 def _refusal_of_context(block: nn.Module, inputs: Sequence[Tensor]) -> str | None:
-    """What speaks against calling kernels now. A graph is not asked: its compiler knows the GPU and the tensors."""
+    """Return why kernels cannot be called now; None if they can. In a graph, the compiler checks GPU and tensors."""
     if torch.compiler.is_compiling():
         return None
     device = inputs[0].device
@@ -212,19 +216,20 @@ def _refusal_of_context(block: nn.Module, inputs: Sequence[Tensor]) -> str | Non
 
 
 def _refusal_of_block(block: Any, inputs: Sequence[Tensor]) -> str | None:
-    """What the kernels themselves say against this block and these inputs."""
+    """Return the result of the `refusal` function of the block's kernels, if it has one."""
     refusal = getattr(block.triton_form(), "refusal", None)
     return refusal(block, *inputs) if refusal else None
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """Of a GPU: (9, 0) for an H100, say."""
-    return _properties(device) if torch.compiler.is_compiling() else _known(device)
+    """Return the compute capability of a GPU, for example (9, 0) for an H100."""
+    return _properties(device) if torch.compiler.is_compiling() else _cached_properties(device)
 
 
 def _properties(device: torch.device) -> tuple[int, int]:
-    properties = torch.cuda.get_device_properties(device)   # which torch.compile knows for a constant
+    """Return the compute capability, without a cache."""
+    properties = torch.cuda.get_device_properties(device)   # a constant to torch.compile
     return properties.major, properties.minor
 
 
-_known = cache(_properties)
+_cached_properties = cache(_properties)

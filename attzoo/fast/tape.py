@@ -1,14 +1,12 @@
-"""Passes that are recorded once and repeated.
+"""Record the launches of a forward or backward pass once, and repeat them for later calls.
 
-What a pass starts depends only on the shapes, strides, dtypes and alignment of its tensors, on its options and on the
-device.
+The launches of a pass depend only on the shapes, strides, dtypes and alignment of its tensors, on its options and on
+the device. Computing tiles, grids and allocations in Python takes several times as long as a small kernel runs.
+Therefore the first pass over tensors of given shapes is recorded: the tensors that it allocates and the functions that
+it calls, with their arguments. Later passes repeat the recording with their own tensors.
 
-To decide tiles, grids and what to allocate takes many lines of Python, several times as long as a small kernel runs. So
-the first time that tensors of some shapes come, what a pass does is recorded: the tensors that it allocates, and the
-functions that it calls with what. The next time, the same is done with the new tensors.
-
-A pass is recorded only if it does nothing else than to allocate by `allocated` and to call functions by `call`, as
-what launches kernels does in triton/common.py. Any other operator, or a view, makes it run in full each time.
+A pass is recorded only if it allocates with `allocated` and calls functions with `call` or `launch` of
+triton/common.py, and does nothing else. A pass that uses another operator, or a view, runs in full each time.
 """
 
 from __future__ import annotations
@@ -23,22 +21,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..ops import guard
 
-MOST: Final = 1024   # recordings that are kept
-RECORDED: dict[Hashable, Recording | None] = {}   # by pass and key; None for what is not to be repeated
-UNDERWAY: Final = threading.local()   # `tape`: what this thread records
+MAX_RECORDINGS: Final = 1024
+RECORDED: dict[Hashable, Recording | None] = {}   # by key; None for passes that cannot be repeated
+UNDERWAY: Final = threading.local()   # attribute `tape`: the recording in progress of this thread
 ALLOCATIONS: Final = ("aten::empty", "aten::zeros")
-Maker = Callable[[Tensor], Tensor]   # of a tensor, on the device of the first one of a pass
+Maker = Callable[[Tensor], Tensor]   # allocates a tensor on the device of its argument, the first tensor of the pass
 
 
 class Recording(NamedTuple):
-    """Makers of tensors, constants, and calls: a function and what picks its arguments from all of these."""
+    """Allocations, constants, and calls: each call is a function and a getter of its arguments from all values."""
 
     makers: Sequence[Maker]
     constants: Sequence[Any]
     calls: Sequence[tuple[Callable[..., Any], Callable[[Sequence[Any]], Sequence[Any]]]]
 
     def repeat(self, tensors: Sequence[Any]) -> None:
-        """Allocate and call as recorded, with these tensors in place of the first ones."""
+        """Repeat the recorded allocations and calls with these tensors."""
         x = tensors[0]
         values = [*tensors, *[make(x) for make in self.makers], *self.constants]
         for function, pick in self.calls:
@@ -46,49 +44,53 @@ class Recording(NamedTuple):
 
 
 class Tape:
-    """What is being recorded of a pass over some tensors, among them None."""
+    """A recording in progress of a pass over these tensors, of which some may be None."""
 
     def __init__(self, tensors: Sequence[Any]) -> None:
-        given = [tensor for tensor in tensors if tensor is not None]
-        self.tensors = list(tensors)   # kept alive, so that no other tensor gets the id of one
+        present = [tensor for tensor in tensors if tensor is not None]
+        self.tensors = list(tensors)   # references, so that no id is used again
         self.slots = {id(tensor): slot for slot, tensor in enumerate(tensors) if tensor is not None}
-        self.complete = len(self.slots) == len(given)   # else, one stands for two that may differ the next time
+        self.complete = len(self.slots) == len(present)   # a tensor passed twice may be two tensors in the next call
         self.makers: list[Maker] = []
         self.constants: list[Any] = []
         self.calls: list[tuple[Callable[..., Any], Callable[[Sequence[Any]], Sequence[Any]]]] = []
 
     def allocated(self, tensor: Tensor, maker: Maker) -> Tensor:
-        """Note a new tensor, and return it."""
+        """Record an allocation, and return the tensor."""
         self.makers.append(maker)
         self.slots[id(tensor)] = len(self.tensors)
         self.tensors.append(tensor)
         return tensor
 
     def called(self, function: Callable[..., Any], args: Sequence[Any]) -> None:
-        """Note a call. A tensor stands for its latest maker: two makers may return one tensor now, and two later."""
+        """Record a call.
+
+        A tensor stands for its latest maker, as two makers may return the same tensor now and different ones later.
+        """
         slots = []
         for arg in args:
             if not isinstance(arg, Tensor):
                 self.constants.insert(0, arg)
-                slots.append(-len(self.constants))   # counted from the end, for more tensors may come before them
+                slots.append(-len(self.constants))   # from the end, as more tensors may come before them
             elif id(arg) in self.slots:
                 slots.append(self.slots[id(arg)])
             else:
                 self.complete = False
                 return
-        self.calls.append((function, itemgetter(*slots) if len(slots) > 1 else _picks_one(slots[0])))
+        self.calls.append((function, itemgetter(*slots) if len(slots) > 1 else _single_getter(slots[0])))
 
     def recording(self) -> Recording | None:
-        """The whole, if it can be repeated."""
+        """Return the finished recording; None if the pass cannot be repeated."""
         return Recording(self.makers, self.constants, self.calls) if self.complete else None
 
 
-def _picks_one(slot: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
+def _single_getter(slot: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """Return an `itemgetter` for one item that returns a tuple, as for several items."""
     return lambda values: (values[slot],)
 
 
-class _Watch(TorchDispatchMode):
-    """Sees the operators that run beside what is noted."""
+class _DetectOperators(TorchDispatchMode):
+    """Mark the recording incomplete when an operator runs that is not an allocation."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tape = current()
@@ -98,12 +100,12 @@ class _Watch(TorchDispatchMode):
 
 
 def current() -> Tape | None:
-    """What this thread records now."""
+    """Return the recording in progress of this thread, or None."""
     return getattr(UNDERWAY, "tape", None)
 
 
 def unwatched(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call a function whose operators do not spoil the recording, for the caller notes the call as a whole."""
+    """Call a function without recording its operators; the caller records the call as a whole."""
     tape, UNDERWAY.tape = current(), None
     try:
         return function(*args, **options)
@@ -112,35 +114,36 @@ def unwatched(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 
 def allocated(make: Maker, x: Tensor) -> Tensor:
-    """make(x), a tensor that the pass allocates, on the device of x."""
+    """Return make(x), a new tensor on the device of x, and record the allocation."""
     tape = current()
     return make(x) if tape is None else tape.allocated(make(x), make)
 
 
 def call(function: Callable[..., Any], *args: Any) -> None:
-    """Call a function that writes into one of its arguments, and note that."""
+    """Call a function that writes into one of its arguments, and record the call."""
     unwatched(function, *args)
     if tape := current():
         tape.called(function, args)
 
 
 def run(key: Hashable, tensors: Sequence[Any], write: Callable[..., None], *args: Any) -> None:
-    """Do write(*args), a pass over `tensors`, or repeat it.
+    """Call write(*args), a pass over `tensors`, or repeat its recording.
 
-    All else that it depends on must be in `key`. Under a user's dispatch or function mode nothing is recorded.
+    `key` must hold everything that the launches depend on. Nothing is recorded under a user's dispatch or function
+    mode.
     """
-    known = RECORDED.get(key)
-    if known is not None:
-        known.repeat(tensors)
+    recording = RECORDED.get(key)
+    if recording is not None:
+        recording.repeat(tensors)
     elif key in RECORDED or guard.in_mode():
         write(*args)
     else:
         UNDERWAY.tape = tape = Tape(tensors)
         try:
-            with _Watch():
+            with _DetectOperators():
                 write(*args)
         finally:
             UNDERWAY.tape = None
-        if len(RECORDED) >= MOST:
+        if len(RECORDED) >= MAX_RECORDINGS:
             RECORDED.clear()
         RECORDED[key] = tape.recording()

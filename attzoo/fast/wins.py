@@ -1,7 +1,7 @@
-"""Where kernels("auto") takes a fused form: where a measurement that is recorded here says that it wins.
+"""Recorded measurements in which fused kernels were faster; `kernels("auto")` uses the kernels in these cases only.
 
-`python -m benchmarks wins` prints the table from the result files of runs on a GPU, in benchmarks/results. So far few
-cases have been timed, on one kind of GPU; everywhere else "auto" takes the eager form.
+`python -m benchmarks wins` prints the table from the result files of GPU runs in benchmarks/results. Few cases have
+been timed so far, on one type of GPU.
 """
 
 from __future__ import annotations
@@ -13,10 +13,17 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Win:
-    """One recorded win.
+    """A recorded case in which the kernels were faster.
 
-    block: class name. capability: of the GPU, (9, 0) say. dtype: "float32". last: whether channels last.
-    training: whether with gradients. least: numbers in the first input, from which on. source: result file.
+    Args:
+        block: class name.
+        capability: compute capability of the GPU, for example (9, 0).
+        dtype: name of the dtype, for example "float32".
+        last: whether the input is channels last.
+        training: whether gradients are computed.
+        least: minimum number of elements of the first input.
+        source: result files.
+
     """
 
     block: str
@@ -29,8 +36,8 @@ class Win:
 
 
 def least(wins: Iterable[Win]) -> dict[tuple[object, ...], int]:
-    """From how many numbers on, by what else a call must be: this is asked at every call."""
-    return {(it.block, it.capability, it.dtype, it.last, it.training): it.least for it in wins}
+    """Return the minimum number of elements by (block, capability, dtype, last, training), for a fast lookup."""
+    return {(win.block, win.capability, win.dtype, win.last, win.training): win.least for win in wins}
 
 
 WINS: Final[tuple[Win, ...]] = (

@@ -1,4 +1,4 @@
-"""CBAM in Triton: x is read three times and y written once, in place of six reads; x * s is never written."""
+"""Fused kernels of CBAM: the forward pass reads x 3 times instead of 6, and writes y once; x * s is not stored."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from ...fast.triton.perceptron import Layers
 from ...fast.triton.spatial import Filter
 
 
-def parts(x: Tensor, shortcut: Tensor | None, *it: Any) -> tuple[Layers, Filter]:
-    """The arguments after these: tensors of both halves first, then their options."""
-    *tensors, gate, eps, training, _ = it
+def parts(x: Tensor, shortcut: Tensor | None, *rest: Any) -> tuple[Layers, Filter]:
+    """Group the operator's arguments by channel and spatial attention."""
+    *tensors, gate, eps, training, _ = rest
     return Layers._make([*tensors[:4], gate]), Filter._make([*tensors[4:], eps, training])
 
 
-def outputs(x: Tensor, *it: Any) -> Sequence[Any]:
-    """y and what is kept."""
-    layers, conv = parts(x, *it)
+def outputs(x: Tensor, *rest: Any) -> Sequence[Any]:
+    """Allocate y and the saved tensors."""
+    layers, conv = parts(x, *rest)
     return torch.empty_like(x), perceptron.saved(x, len(layers.w1), top=True), *spatial.kept(x, conv)
 
 
 def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
-    """Channel attention, but for the product, and spatial attention of what that would be."""
+    """Compute s, then t from x * s without storing it, then x * s * t."""
     x, (layers, conv) = args[0], parts(*args)
-    y, saved, place = to[0], to[1], spatial.Kept(*to[2:])
+    y, saved, spatial_saved = to[0], to[1], spatial.Kept(*to[2:])
     perceptron.forward(x, layers, True, saved)
-    passes.pool_channels(x, saved, place.maps)
-    norm = spatial.forward(x.shape[2:], conv, place)
-    passes.scale(x, saved, place.t, y, args[1], args[-1], norm)
+    passes.pool_channels(x, saved, spatial_saved.maps)
+    norm = spatial.forward(x.shape[2:], conv, spatial_saved)
+    passes.scale(x, saved, spatial_saved.t, y, args[1], args[-1], norm)
 
 
 def backward(
     dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
 ) -> None:
-    """Three passes over x and dy: to t, to s with what t's maps share out, and to x with what s's pools do."""
+    """Compute the gradients of t, of s and of x in three passes over x and dy."""
     x, (layers, conv) = args[0], parts(*args)
-    saved, place = kept[0], spatial.Kept(*kept[1:])
+    saved, spatial_saved = kept[0], spatial.Kept(*kept[1:])
     dx, _, *learned = gradients
     dy = passes.grad_of_product(dy, x, y, gradients)
-    dmaps = spatial.backward(x, dy, saved, conv, place, learned[4:])
-    of_map = Map(place.t, place.maps, dmaps)
+    dmaps = spatial.backward(x, dy, saved, conv, spatial_saved, learned[4:])
+    of_map = Map(spatial_saved.t, spatial_saved.maps, dmaps)
     to = Layers._make([*learned[:4], layers.gate])
     found = perceptron.backward(x, dy, layers, True, saved, of_map, to)
     passes.to_input(x, dy, dx, saved, found, True, of_map)
@@ -65,10 +65,10 @@ CASES: Final = (
 
 
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
-    """(N, C, *S) -> (N, C, *S)."""
+    """Return the block's output for x (N, C, *S), with an optional shortcut and activation."""
     *layers, gate = perceptron.layers_of(block.channel)
-    *tensors, eps, training = it = spatial.filter_of(block.spatial)
+    *tensors, eps, training = conv = spatial.filter_of(block.spatial)
     options = gate, eps, training, act == "relu"
     y, *kept = KERNELS(block, as_dense(x), shortcut, *layers, *tensors, *options, act=act)
-    spatial.update_running_stats(block.spatial, it, spatial.Kept(*kept[1:]))
+    spatial.update_running_stats(block.spatial, conv, spatial.Kept(*kept[1:]))
     return y

@@ -1,4 +1,7 @@
-"""Channel attention in Triton: x is read twice and y written once, in place of three reads; torch.py says what."""
+"""Fused kernels of channel attention: the forward pass reads x 2 times instead of 3, and writes y once.
+
+See torch.py for the definition.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""ECA in Triton: three passes over x forward, as plainly, and four back, of ten; torch.py says what."""
+"""Fused kernels of ECA: 3 passes over x forward, as in the plain form, and 4 instead of 10 backward.
+
+See torch.py for the definition.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,17 @@ from ...fast.triton.common import REAL, counters, empty_float32, is_last, launch
 from ...fast.triton.passes import channels_portion, pool_portion, portion, portions
 from ...fast.triton.perceptron import total_of
 
-WIDE = 256      # channels that the last program of a sample takes at once
-SAMPLES = 64    # samples that the last program of all takes at once
+WIDE = 256      # channels that the last program of a sample processes at a time
+SAMPLES = 64    # samples that the last program of all processes at a time
 
 
 @triton.jit
 def neighbour(c, C, step, CIRCULAR: tl.constexpr):
-    """The channel that is `step` further, and whether there is one."""
-    other = c + step
+    """Return channel c + step, and whether that channel exists."""
+    neighbour_c = c + step
     if CIRCULAR:
-        other = (other + C) % C
-    return other, (c < C) & (other >= 0) & (other < C)
+        neighbour_c = (neighbour_c + C) % C
+    return neighbour_c, (c < C) & (neighbour_c >= 0) & (neighbour_c < C)
 
 
 @triton.jit
@@ -43,41 +46,41 @@ def pool_excite_kernel(
             k = start + tl.arange(0, CC)
             q = tl.zeros([CC], REAL)
             for j in range(0, K):
-                other, known = neighbour(k, C, j - K // 2, CIRCULAR)
-                q += tl.load(w + j).to(REAL) * (total_of(parts, n, other, known, C, PARTS) * scale)
+                neighbour_c, in_bounds = neighbour(k, C, j - K // 2, CIRCULAR)
+                q += tl.load(w + j).to(REAL) * (total_of(parts, n, neighbour_c, in_bounds, C, PARTS) * scale)
             tl.store(nth(saved, 1, N, C) + n * C + k, total_of(parts, n, k, k < C, C, PARTS) * scale, k < C)
             tl.store(saved + n * C + k, tl.sigmoid(q), k < C)
 
 
 @triton.jit
 def channels_unexcite_kernel(
-    x, dy, parts, counter, saved, found, w, dw, N, C, S, PARTS, STEPS, scale,
+    x, dy, parts, counter, saved, grads, w, dw, N, C, S, PARTS, STEPS, scale,
     K: tl.constexpr, CIRCULAR: tl.constexpr, CC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
     BN: tl.constexpr,
 ):   # fmt: skip
-    """One program: one portion of x and dy. The last of a sample goes back to its averages and to its part of dw.
+    """One program: one portion of x and dy. The last of a sample computes gradients of averages and its part of dw.
 
-    The last of all adds up these parts, (N, K), which lie after the averages' gradients in `found`.
+    The last program of all adds up the parts of dw, (N, K), stored in `grads` after the gradients of the averages.
     """
     n, c, part = portion(C, PARTS, BC)
     channels_portion(x, dy, saved, None, None, None, None, parts, None, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
-    of_samples = nth(found, 1, N, C)
+    of_samples = nth(grads, 1, N, C)
     if is_last(counter + n, tl.cdiv(C, BC) * PARTS):
         for j in range(0, K):
             total = tl.zeros([CC], REAL)
             for start in range(0, C, CC):
                 k = start + tl.arange(0, CC)
                 d = slope(parts, saved, n, k, k < C, C, PARTS)
-                other, known = neighbour(k, C, j - K // 2, CIRCULAR)
-                total += d * tl.load(nth(saved, 1, N, C) + n * C + other, known, 0.0)
+                neighbour_c, in_bounds = neighbour(k, C, j - K // 2, CIRCULAR)
+                total += d * tl.load(nth(saved, 1, N, C) + n * C + neighbour_c, in_bounds, 0.0)
             tl.store(of_samples + n * K + j, tl.sum(total, 0))
         for start in range(0, C, CC):
             k = start + tl.arange(0, CC)
             davg = tl.zeros([CC], REAL)
             for j in range(0, K):
-                other, known = neighbour(k, C, K // 2 - j, CIRCULAR)
-                davg += tl.load(w + j).to(REAL) * slope(parts, saved, n, other, known, C, PARTS)
-            tl.store(found + n * C + k, davg * scale, k < C)
+                neighbour_c, in_bounds = neighbour(k, C, K // 2 - j, CIRCULAR)
+                davg += tl.load(w + j).to(REAL) * slope(parts, saved, n, neighbour_c, in_bounds, C, PARTS)
+            tl.store(grads + n * C + k, davg * scale, k < C)
         if is_last(counter + N, N):
             for j in range(0, K):
                 total = tl.zeros([BN], REAL)
@@ -89,43 +92,44 @@ def channels_unexcite_kernel(
 
 @triton.jit
 def slope(parts, saved, n, c, inside, C, PARTS):
-    """The gradient of the sigmoid's input, from that of s in parts."""
+    """Return the gradient of the sigmoid's input, from the parts of the gradient of s."""
     s = tl.load(saved + n * C + c, inside, 0.0)
     return total_of(parts, n, c, inside, C, PARTS) * s * (1 - s)
 
 
 def outputs(x: Tensor, *_: Any) -> Sequence[Any]:
-    """y and what is saved: s and averages, (N, C) each."""
+    """Allocate y and the saved s and averages, (N, C) each."""
     return torch.empty_like(x), empty_float32(x, 2, *x.shape[:2])
 
 
 def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
-    """Squeeze, excite, scale."""
+    """Pool, compute the coefficients, and scale."""
     x, shortcut, w, circular, relu = args
     y, saved = to
-    (N, C, S), it = sizes(x), portions("pool", x)
-    args = x, empty_float32(x, N, it.parts, C), counters(x, N), saved, w, N, C, S, it.parts, it.steps, 1 / S
-    launch(pool_excite_kernel, it.programs, *args, **_options(w, circular, C), **it.options)
+    (N, C, S), tiling = sizes(x), portions("pool", x)
+    args = x, empty_float32(x, N, tiling.parts, C), counters(x, N), saved, w, N, C, S, tiling.parts, tiling.steps, 1 / S
+    launch(pool_excite_kernel, tiling.programs, *args, **_options(w, circular, C), **tiling.options)
     passes.scale(x, saved, None, y, shortcut, relu)
 
 
 def backward(
     dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
 ) -> None:
-    """dy * x, added up, is the gradient of s; what that makes of the average is added to dy * s."""
+    """Compute the gradient of s, the sum of dy * x, then that of the averages, and add the latter to dy * s."""
     x, _, w, circular, _ = args
     dx, _, dw = gradients
     dy, (saved,) = passes.grad_of_product(dy, x, y, gradients), kept
-    (N, C, S), it = sizes(x), portions("channels", x)
+    (N, C, S), tiling = sizes(x), portions("channels", x)
     if not N:
         dw.zero_()
-    parts, found = empty_float32(x, N, it.parts, C), empty_float32(x, N * (C + w.numel()))
-    args = x, dy, parts, counters(x, N + 1), saved, found, w, dw, N, C, S, it.parts, it.steps, 1 / S
-    launch(channels_unexcite_kernel, it.programs, *args, **_options(w, circular, C), **it.options, BN=SAMPLES)
-    passes.to_input(x, dy, dx, saved, found)
+    parts, grads = empty_float32(x, N, tiling.parts, C), empty_float32(x, N * (C + w.numel()))
+    args = x, dy, parts, counters(x, N + 1), saved, grads, w, dw, N, C, S, tiling.parts, tiling.steps, 1 / S
+    launch(channels_unexcite_kernel, tiling.programs, *args, **_options(w, circular, C), **tiling.options, BN=SAMPLES)
+    passes.to_input(x, dy, dx, saved, grads)
 
 
 def _options(w: Tensor, circular: bool, C: int) -> dict[str, Any]:
+    """Return the constants of both kernels."""
     return {"K": w.numel(), "CIRCULAR": circular, "CC": min(next_power_of_2(C), WIDE)}
 
 
@@ -136,6 +140,6 @@ CASES: Final = (KernelCase(starts=(2, 2, 2)), KernelCase({"padding": "circular"}
 
 
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
-    """(N, C, *S) -> (N, C, *S)."""
+    """Return the block's output for x (N, C, *S), with an optional shortcut and activation."""
     options = block.spec.padding == "circular", act == "relu"
     return KERNELS(block, as_dense(x), shortcut, block.conv.weight, *options, act=act)[0]

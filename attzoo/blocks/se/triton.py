@@ -1,4 +1,7 @@
-"""SE in Triton: three passes over x forward, as plainly, and four back, of ten; torch.py says what."""
+"""Fused kernels of SE: 3 passes over x forward, as in the plain form, and 4 instead of 10 backward.
+
+See torch.py for the definition.
+"""
 
 from __future__ import annotations
 

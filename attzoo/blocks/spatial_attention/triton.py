@@ -1,4 +1,7 @@
-"""Spatial attention in Triton: x is read twice and y written once, in place of three reads; torch.py says what."""
+"""Fused kernels of spatial attention: the forward pass reads x 2 times instead of 3, and writes y once.
+
+See torch.py for the definition.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,12 @@ ARGUMENTS = f"Tensor x, Tensor? shortcut, Tensor weight, {spatial.NORM}, bool re
 
 
 def outputs(x: Tensor, _shortcut: Tensor | None, *arguments: Any) -> Sequence[Any]:
-    """y and what is saved."""
+    """Allocate y and the saved tensors."""
     return torch.empty_like(x), *spatial.kept(x, Filter(*arguments[:-1]))
 
 
 def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
-    """Pool over channels, filter, scale."""
+    """Pool over channels, compute t by the convolution, and scale."""
     x, shortcut, *conv, relu = args
     y, *kept = to
     passes.pool_channels(x, None, kept[0])
@@ -34,7 +37,7 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
 def backward(
     dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
 ) -> None:
-    """dy * x, added up, is the gradient of t; what that makes of average and maximum is added to dy * t."""
+    """Compute the gradient of t, the sum of dy * x, then that of the maps, and add the latter to dy * t."""
     x, _, *conv, _ = args
     dx, _, *learned = gradients
     dy, saved = passes.grad_of_product(dy, x, y, gradients), Kept(*kept)
@@ -55,7 +58,7 @@ CASES: Final = (
 
 
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
-    """(N, C, *S) -> (N, C, *S)."""
+    """Return the block's output for x (N, C, *S), with an optional shortcut and activation."""
     conv = spatial.filter_of(block)
     y, *kept = KERNELS(block, as_dense(x), shortcut, *conv, act == "relu", act=act)
     spatial.update_running_stats(block, conv, Kept(*kept))

@@ -1,1 +1,1 @@
-"""What fused kernels share. Importing a module of this folder imports Triton."""
+"""Code that fused kernels share. Importing a module of this folder imports Triton."""

@@ -1,8 +1,7 @@
-"""Words that every kernel is written in: where a number lies, how much a program takes, how maxima treat NaN.
+"""Functions that all kernels share: offsets, tiles, maxima with NaN, counters, and launching.
 
-Tensors are (N, C, S) to a kernel, space being one axis, and lie channels first or last; `LAST` says which. A program
-takes a tile of BC channels by BS places. What is added up is added up in float32 and in one order, whatever the device:
-the same numbers give the same bits.
+A kernel treats a tensor as (N, C, S), with all spatial axes as one; `LAST` is true for channels last. A program
+processes a tile of BC channels by BS positions. Sums are of float32 in a fixed order, so results are reproducible.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from .. import tape
 from ..autograd import ALIGNED
 from ..choice import THREAD_STATE
 
-KEPT = torch.float32                # what is kept, and
-REAL = tl.constexpr(tl.float32)     # what is added up; tests, to prove the formulas, make it float64
+KEPT = torch.float32                # dtype of saved tensors
+REAL = tl.constexpr(tl.float32)     # dtype of sums; tests of the formulas set both to float64
 INFINITY = tl.constexpr(float("inf"))
-COMPILED: dict[Any, Any] = {}       # by what a kernel was called with: what runs it, and constants that this wants too
-ROWS = 16         # samples that a product of matrices takes at once, the least that there is hardware for
-MOST = 4096       # launches that are kept
+COMPILED: dict[Any, Any] = {}       # by arguments of a launch: the compiled kernel, and constants that it takes
+ROWS = 16         # samples per matrix product, the minimum of tl.dot
+MOST = 4096       # launches that are cached
 COUNTERS: dict[Any, Tensor] = {}   # by device and stream
 FEWEST_COUNTERS = 1024
-PROGRAMS = 528    # that fill a GPU: 4 for each of 132 multiprocessors; a constant, for sums to have one order
+PROGRAMS = 528    # that fill a GPU: 4 for each of 132 multiprocessors; constant, so that the order of sums is
 
 
 # ---- in kernels ------------------------------------------------------------------------------------------------------
@@ -38,31 +37,31 @@ PROGRAMS = 528    # that fill a GPU: 4 for each of 132 multiprocessors; a consta
 
 @triton.jit
 def at(n, c, s, C, S, LAST: tl.constexpr):
-    """Where (n, c, s) lies: a sample may begin past 2^31 numbers, and has fewer."""
+    """Return the offset of element (n, c, s). The offset of a sample may exceed 2^31, its size may not."""
     start = n.to(tl.int64) * C * S
     if LAST:
-        place = s * C + c
+        offset = s * C + c
     else:
-        place = c * S + s
-    return start + place
+        offset = c * S + s
+    return start + offset
 
 
 @triton.jit
 def nth(start, k: tl.constexpr, rows, columns):
-    """Where array k begins, of arrays (rows, columns) that lie one after the other."""
+    """Return the address of array k of consecutive arrays (rows, columns)."""
     return start + tl.full([], rows, tl.int64) * columns * k
 
 
 @triton.jit
 def places(i, S, BS: tl.constexpr):
-    """The sample and the places of program i, where each takes BS places of one."""
+    """Return the sample and the positions of program i, which processes BS positions of a sample."""
     blocks = tl.cdiv(S, BS)
     return i // blocks, i % blocks * BS + tl.arange(0, BS)
 
 
 @triton.jit
 def tile_indices(i, C, S, BC: tl.constexpr, BS: tl.constexpr):
-    """The sample, channels and places of program i, where each takes one tile."""
+    """Return the sample, the channels and the positions of program i, which processes one tile."""
     across, down = tl.cdiv(S, BS), tl.cdiv(C, BC)
     c = i // across % down * BC + tl.arange(0, BC)
     return i // across // down, c, i % across * BS + tl.arange(0, BS)
@@ -70,31 +69,31 @@ def tile_indices(i, C, S, BC: tl.constexpr, BS: tl.constexpr):
 
 @triton.jit
 def larger(a, b):
-    """The larger of two numbers, NaN where either is."""
+    """Return the larger of two numbers, NaN if either is NaN."""
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def multiply_add(a, b, sums, PRECISION: tl.constexpr):
-    """sums + a b, of matrices, in the dtype of sums, which Triton 3.6 has to be told."""
+    """Return sums + a @ b in the dtype of sums, which Triton 3.6 does not infer."""
     return tl.dot(a, b, sums, input_precision=PRECISION, out_dtype=sums.dtype)
 
 
 @triton.jit
 def relu(x):
-    """max(x, 0), NaN where x is."""
+    """Return max(x, 0), NaN where x is NaN."""
     return larger(x, tl.zeros_like(x))
 
 
 @triton.jit
 def is_last(counter, programs):
-    """Count this program: whether it is the last of so many. It may read all that they have stored before.
+    """Count this program, and return whether it is the last of `programs`; it may then read what the others stored.
 
-    Only integers are counted, and sums are taken in one order by the last program, so the bits do not depend on which
-    one that is. The counter is zero before the first program and after the last. What others have stored is to be read
-    past the L1 cache, which does not see it (cache_modifier=".cg").
+    The last program adds up partial sums in a fixed order, so results do not depend on which program is last. The
+    counter is zero before the first program and after the last. Loads of what others stored must bypass the L1 cache,
+    which is not coherent (cache_modifier=".cg").
     """
-    tl.debug_barrier()   # all threads of this program have stored
+    tl.debug_barrier()   # wait for the stores of all threads of this program
     done = tl.atomic_add(counter, 1, sem="acq_rel") == programs - 1
     if done:
         tl.store(counter, 0)
@@ -105,7 +104,7 @@ def is_last(counter, programs):
 
 
 class Tile(NamedTuple):
-    """Channels by places, and how many threads of 32 share them."""
+    """Channels and positions of a tile, and the number of warps (of 32 threads) that process it."""
 
     BC: int
     BS: int
@@ -113,42 +112,45 @@ class Tile(NamedTuple):
 
 
 def sizes(x: Tensor) -> tuple[int, int, int]:
-    """N, C and S of (N, C, *S)."""
+    """Return N, C and the product of the spatial sizes of x (N, C, *S)."""
     return x.shape[0], x.shape[1], prod(x.shape[2:])
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether x, which is dense, lies channels last."""
+    """Whether x, which must be dense, is channels last."""
     return not x.is_contiguous()
 
 
-def match_layout(x: Tensor, other: Tensor) -> Tensor:
-    """x, dense, in the layout of `other`, which is dense: copied only where it must be."""
-    if x.stride() == other.stride() and x.shape == other.shape:
+def match_layout(x: Tensor, reference: Tensor) -> Tensor:
+    """Return x in the memory layout of `reference`, copied if it differs; both must be dense."""
+    if x.stride() == reference.stride() and x.shape == reference.shape:
         return x
-    if is_channels_last(other):
+    if is_channels_last(reference):
         return x.movedim(1, -1).contiguous().movedim(-1, 1)
     return x.contiguous()
 
 
 def next_power_of_2(n: int) -> int:
-    """The least power of 2 that is not under n."""
+    """Return the smallest power of 2 that is at least n."""
     return 1 << (n - 1).bit_length()
 
 
 def cdiv(a: int, b: int) -> int:
-    """How many b it takes to have a; Triton's own takes several times as long."""
+    """Return a / b, rounded up; several times as fast as Triton's own function."""
     return -(-a // b)
 
 
-def parts_and_steps(many: int, programs: int) -> tuple[int, int]:
-    """Into how many parts, of how many steps each, `many` steps go to fill a GPU beside as many `programs`."""
-    each = cdiv(many, min(many, max(1, cdiv(PROGRAMS, programs))))
-    return cdiv(many, each), each
+def parts_and_steps(count: int, programs: int) -> tuple[int, int]:
+    """Split `count` steps into parts that fill a GPU; return the number of parts and the steps of each.
+
+    `programs` is the number of programs for each part.
+    """
+    steps = cdiv(count, min(count, max(1, cdiv(PROGRAMS, programs))))
+    return cdiv(count, steps), steps
 
 
 def empty_float32(x: Tensor, *shape: int) -> Tensor:
-    """Room for what is kept of x."""
+    """Allocate a float32 tensor of this shape on the device of x."""
     return tape.allocated(partial(_empty, shape, KEPT), x)
 
 
@@ -157,11 +159,11 @@ def _empty(shape: Sequence[int], dtype: torch.dtype, x: Tensor) -> Tensor:
 
 
 def counters(x: Tensor, count: int) -> Tensor:
-    """At least `count` integers for `is_last`, all zero: int32, on x's device, for the current stream.
+    """Return at least `count` zeros for `is_last`: int32, on the device of x, for the current stream.
 
-    Kernels of one stream follow each other and leave zeros, so that a stream's counters serve all its calls. A CUDA
-    graph may run beside the stream that it was captured on, and a compiled graph may own the memory that it allocates:
-    these get counters of their own, and set them to zero.
+    Kernels of a stream run in order and reset the counters, so that all calls on a stream share them. A CUDA graph may
+    run in parallel with the stream that it was captured on, and a compiled graph may own the memory that it allocates.
+    Therefore graphs allocate new counters.
     """
     return tape.allocated(partial(_counters, count), x)
 
@@ -176,16 +178,16 @@ def _counters(count: int, x: Tensor) -> Tensor:
     known = COUNTERS.get(key)
     if known is None or len(known) < count:
         known = torch.zeros(next_power_of_2(max(count, FEWEST_COUNTERS)), dtype=torch.int32, device=x.device)
-        if tape.current() or not guard.in_mode():   # a user's mode may make a tensor of its own kind
+        if tape.current() or not guard.in_mode():   # a user's mode may return a subclass of Tensor
             COUNTERS[key] = known
     return known
 
 
 def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
-    """Run a kernel on the current device and stream; no programs, no run.
+    """Launch a kernel on the current device and stream, unless `programs` is 0.
 
-    What Triton compiles is kept here by all of the call that it looks at, and more: to have Triton look again takes
-    longer than all else that a launch does. What has been launched once does not see its settings change.
+    Compiled kernels are cached by everything that Triton specialises on, because Triton's own lookup takes longer than
+    the rest of a launch. A cached kernel ignores later changes of Triton's settings.
     """
     if programs:
         runner, constants = tape.unwatched(_launch, kernel, programs, args, options)
@@ -194,7 +196,7 @@ def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
 
 
 def _launch(kernel: Any, programs: int, args: Sequence[Any], options: dict[str, Any]) -> tuple[Any, Sequence[Any]]:
-    """Launch, and return what launches again: a function, and constants that it takes after `args`."""
+    """Launch a kernel; return a function that launches it again, and the constants that it takes after `args`."""
     seen = [(arg.dtype, arg.data_ptr() % ALIGNED) if isinstance(arg, Tensor) else arg for arg in args]
     key = kernel.fn, programs, args[0].device, *seen, *options.values()
     known: tuple[Any, Sequence[Any]] | None = COMPILED.get(key)
@@ -202,9 +204,9 @@ def _launch(kernel: Any, programs: int, args: Sequence[Any], options: dict[str, 
         runner, constants = known
         runner(*args, *constants)
         return known
-    start = partial(kernel[(programs,)], enable_fp_fusion=True, **options)   # said, for its default is to change
+    start = partial(kernel[(programs,)], enable_fp_fusion=True, **options)   # explicit, because the default will change
     made = start(*args)
-    if made is None:   # the interpreter makes nothing
+    if made is None:   # the interpreter compiles nothing
         return start, ()
     if len(COMPILED) >= MOST:
         COMPILED.clear()
@@ -215,10 +217,7 @@ def _launch(kernel: Any, programs: int, args: Sequence[Any], options: dict[str, 
 
 @torch.no_grad()
 def update_running_stats(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
-    """What a batch norm does in training besides: its running statistics follow the batch's, of `count` values.
-
-    var: unbiased.
-    """
+    """Update the running statistics of a batch norm from the mean and unbiased variance of `count` values."""
     if norm.running_mean is None or not norm.track_running_stats:
         return
     norm.num_batches_tracked += 1
