@@ -146,7 +146,7 @@ def started(
 ) -> tuple[dict[str, Turn], dict[str, Row]]:
     """Turns of everybody, of the leaders once more and of the copy; and the rows of those who could not begin."""
     clock = racers[0][1].clock
-    turns = {} if it.case.network else {str(COPY): copying(it, clock)}
+    turns = {} if it.case.network else {str(COPY): copy_turn(it, clock)}
     failed = {}
     for racer, row in racers:
         try:
@@ -179,7 +179,7 @@ def references(racers: Sequence[Racer]) -> dict[str, Racer]:
     return first
 
 
-def copying(it: Subject, clock: str) -> Turn:
+def copy_turn(it: Subject, clock: str) -> Turn:
     """Turns that copy the first input; results that are kept alive for others stay so."""
     targets = [torch.empty_like(x) for x, *_ in it.sets]
     calls = [lambda x=x, y=y: y.copy_(x) for (x, *_), y in zip(it.sets, targets, strict=True)]

@@ -120,7 +120,7 @@ def clocked_by(clock: str, calls: Sequence[Call], cpu: Cpu) -> Turn:
     """Turns of calls that rotate over sets of inputs, on this clock."""
     if clock == "cpu":
         return cpu.turn(calls[0])
-    return cuda.replayed(calls) if clock == "graph" else cuda.called(calls)
+    return cuda.replay_turn(calls) if clock == "graph" else cuda.call_turn(calls)
 
 
 class Backward:

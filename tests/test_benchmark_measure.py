@@ -297,7 +297,7 @@ def test_memory_is_counted_once_for_all_clocks(monkeypatch):
 
     it = subjects.subject(CASE, "cpu")
     monkeypatch.setattr(measure, "contenders", lambda it: ())
-    monkeypatch.setattr(measure, "copying", lambda it, clock: lambda repeats: 1.0)
+    monkeypatch.setattr(measure, "copy_turn", lambda it, clock: lambda repeats: 1.0)
     two = racer("attzoo", subjects.wanted(it), memory=memory, clocks=lambda: ("cpu", "calls"))
     rows = measure.measure(CASE, Bench("cpu", {"cpu": Pace(3, 0.0), "calls": Pace(3, 0.0)}), lambda it: [two])
     ours = [row for row in rows if row.provider.library == "attzoo"]
