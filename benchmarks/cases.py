@@ -32,6 +32,7 @@ class Case:
         network: None for the block alone, "resnet50" or "unet".
         variant: attzoo's variant that computes the same function as the peers; None for the default arguments.
         forms: forms of the providers to time: "eager", "peer compiled", "compiled" (peers and attzoo), "keras".
+
     """
 
     block: str

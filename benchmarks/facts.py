@@ -29,7 +29,7 @@ def configure(device: str) -> dict[str, Any]:
     functorch.donated_buffer = False   # a donated buffer would forbid repeating a compiled backward pass
     if device == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError("expected a CUDA device, got none that torch can use; pass --device cpu to measure on the CPU")
+            raise ValueError("expected a CUDA device, got none that torch can use; pass --device cpu")
         return {
             "convolutions in TF32": torch.backends.cudnn.allow_tf32,
             "matrix products in TF32": torch.backends.cuda.matmul.allow_tf32,

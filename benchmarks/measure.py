@@ -18,7 +18,7 @@ from . import cuda
 from .cases import Case, spec_of
 from .providers import clocked_by, contenders
 from .runs import COPY, Provider, Row
-from .subjects import Subject, deviation, slack, subject, wanted
+from .subjects import Subject, expected_results, relative_error, slack, subject
 from .timer import Cpu, Pace, Turn, interleave, paired, spread
 
 TRIES: Final = 3
@@ -92,13 +92,13 @@ def rows_of(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Racer
     blank = Row(case, COPY, "timed", moved=moved(case), flops=flops(case))
     try:
         it = subject(case, bench.device, bench.sets)
-        meant = wanted(it)
+        expected = expected_results(it)
     except (RuntimeError, ValueError) as err:   # too large for the memory here, say
         return [replace(blank, provider=Provider("attzoo"), status="failed", why=line(err))]
     racers, rows = [], []
     for racer in (*contenders(it), *others(it)):
         named = replace(blank, provider=racer.provider, clock=racer.clocks()[0])
-        row = verified(racer, named, it, meant, bench.absent)
+        row = verified(racer, named, it, expected, bench.absent)
         if row and row.status == "timed":
             kept, peak = racer.memory()   # the same on every clock
             racers.append((racer, replace(row, kept=kept, peak=peak)))
@@ -109,17 +109,17 @@ def rows_of(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Racer
     return rows
 
 
-def verified(racer: Racer, row: Row, it: Subject, meant: Sequence[Tensor], absent: set[str]) -> Row | None:
+def verified(racer: Racer, row: Row, it: Subject, expected: Sequence[Tensor], absent: set[str]) -> Row | None:
     """The row with its error, "wrong" where that is more than rounding; None for a provider that is not installed."""
     try:
-        error = deviation(racer.outputs(), meant)
+        error = relative_error(racer.outputs(), expected)
     except ModuleNotFoundError as err:
         absent.add((err.name or str(err)).partition(".")[0])
         return None
     except Exception as err:   # whatever a library of somebody else's raises is its row's outcome
         return replace(row, status="failed", why=line(err))
     allowed = it.tolerance
-    if error <= allowed or error <= (allowed := allowed + slack(it, meant)):   # NaN is not
+    if error <= allowed or error <= (allowed := allowed + slack(it, expected)):   # NaN is not
         return replace(row, error=error)
     why = f"output or gradient is {error:.1e} off, as a part of its norm; rounding is up to {allowed:.0e}"
     return replace(row, status="wrong", error=error, why=why)

@@ -63,12 +63,12 @@ def load(module: str) -> Any:
     if module.startswith("monai"):
         with suppress(ImportError):
             import_module("triton")   # MONAI may load TensorFlow, and triton after TensorFlow aborts the process
-    with hushed():
+    with suppress_stderr():
         return import_module(module)
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
+def suppress_stderr() -> Iterator[None]:
     """Nothing reaches the process's standard error meanwhile: TensorFlow greets there, whatever it is told."""
     sys.stderr.flush()
     own, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)

@@ -22,7 +22,7 @@ from .memory import kept, peak
 from .nets import Bottleneck
 from .peers import build_peer
 from .runs import FUSED, Provider
-from .subjects import Subject, laid, plain_unet, run
+from .subjects import Subject, plain_unet, run, to_layout
 from .timer import Call, Cpu, Turn
 
 # form -> options of torch.compile, and the layout of the inputs where it is not the case's. Inductor may lay out a
@@ -66,12 +66,12 @@ class Contender:
 
     def inputs(self, number: int) -> list[Tensor]:
         """A set of inputs, as this provider takes them."""
-        return [laid(x, self.layout or self.subject.case.layout) for x in self.subject.sets[number]]
+        return [to_layout(x, self.layout or self.subject.case.layout) for x in self.subject.sets[number]]
 
     def cotangent(self, number: int) -> Tensor | None:
         """The gradient of the output that goes with a set."""
         given = self.subject.cotangents
-        return laid(given[number], self.layout or self.subject.case.layout) if given else None
+        return to_layout(given[number], self.layout or self.subject.case.layout) if given else None
 
     def outputs(self) -> list[Tensor]:
         """What is held to the meaning: `run`, of a network with running statistics."""
