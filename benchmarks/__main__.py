@@ -40,10 +40,10 @@ class SuiteName(StrEnum):
 
 @app.command()
 def run(
-    device: Annotated[Device | None, typer.Option(help="device to measure on  [default: cuda if available, else cpu]")] = None,
+    device: Annotated[Device | None, typer.Option(help="[default: cuda if available, else cpu]")] = None,
     suite: Annotated[SuiteName, typer.Option(help=SUITES)] = SuiteName.quick,
     blocks: Annotated[str | None, typer.Option(help="comma-separated block names  [default: all]")] = None,
-    out: Annotated[Path | None, typer.Option(help="result file to write; must not exist  [default: a new file in benchmarks/results]")] = None,
+    out: Annotated[Path | None, typer.Option(help="new result file  [default: one in benchmarks/results]")] = None,
 ) -> None:
     """Time the blocks, equivalent blocks of other libraries and a copy of the input, and write a result file.
 
@@ -88,7 +88,7 @@ def compare(
     new: Annotated[Path, typer.Argument(help="the later result file, of the same machine unless --across")],
     across: Annotated[bool, typer.Option("--across", help="allow files of different machines")] = False,
 ) -> None:
-    """List rows whose time changed by more than the noise. Exits with 1 if attzoo got slower or any row became wrong."""
+    """List rows that changed by more than the noise. Exits with 1 if attzoo got slower or any row became wrong."""
     from .compare import compare
 
     text, worse = compare(old, new, across=across)

@@ -29,12 +29,12 @@ class Change:
 
     @property
     def worse(self) -> bool:
-        """Whether attzoo is slower, or any provider is wrong or failed. Slower peers do not count: the machine is slower."""
+        """Whether attzoo is slower or any provider is wrong or failed. Slower peers mean a slower machine."""
         return self.kind in WORSE and (self.kind != "slower" or self.row.provider.library == "attzoo")
 
 
 def compare(old: Path, new: Path, *, across: bool = False) -> tuple[str, bool]:
-    """Return a Markdown table of the changes between two result files, and whether any change is for the worse.
+    """Return a Markdown table of the changes between two result files, and whether any is for the worse.
 
     Raises ValueError if the files are of different machines, devices or torch versions, unless `across`.
     """
@@ -80,7 +80,7 @@ def _change(old: Row | None, new: Row | None, drift: float) -> str | None:
 
 
 def _moved(old: Row, new: Row, drift: float) -> str | None:
-    """Return "slower" or "faster" if the time, the time in copies and the ratio to the reference all moved that way.
+    """Return the direction in which the time, the time in copies and the ratio to the reference all moved.
 
     A slower machine changes only the time. A cache shared with other programs also changes the time in copies.
     """
@@ -94,7 +94,7 @@ def _moved(old: Row, new: Row, drift: float) -> str | None:
 
 
 def _direction(old: Spread, new: Spread, drift: float = 1.0) -> str | None:
-    """Return "slower" or "faster" if the quartiles do not overlap and the medians differ by LEAST, else None."""
+    """Return "slower" or "faster" if the quartiles are disjoint and the medians differ by LEAST."""
     if new.low / drift > old.high and new.median / drift > (1 + LEAST) * old.median:
         return "slower"
     return "faster" if new.high / drift < old.low and new.median / drift < old.median / (1 + LEAST) else None

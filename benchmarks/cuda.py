@@ -70,7 +70,7 @@ def capture_stream() -> Any:
 
 @contextmanager
 def on_stream() -> Iterator[None]:
-    """Queue work on the capture stream inside the context; the current stream waits for it, and it for the current one."""
+    """Queue work on the capture stream inside the context, after and before the current stream's work."""
     current, stream = torch.cuda.current_stream(), capture_stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
@@ -115,7 +115,7 @@ def _between_events(replay: Call) -> float:
 
 
 def ceilings() -> dict[str, float]:
-    """Measure the device's limits at full clocks: copy and L2 read rates in GB/s, kernel launch times in microseconds."""
+    """Measure copy and L2 read rates in GB/s and kernel launch times in microseconds, at full clocks."""
     speed_up()
     large, small = (torch.randn(size // 4, device="cuda") for size in (LARGE, SMALL))
     target, element = torch.empty_like(large), torch.zeros(1, device="cuda")

@@ -30,7 +30,7 @@ CHECKED_SAMPLES: Final = 2           # samples on which the float64 module is co
 CHECKED_SIZE: Final = 24       # voxels per axis of volumes in that comparison: with 96, NumPy took 30 s and 10 GB
 CHECKED: set[Case] = set()   # cases whose float64 module was compared
 DRAWS: Final = 8       # draws of perturbed inputs in `slack`
-PERTURBATION: Final = 0.1       # size of the perturbation relative to the tolerance: 2e-6 in float32, as in sums of 256 terms
+PERTURBATION: Final = 0.1       # perturbation / tolerance: 2e-6 in float32, the error of sums of 256
 MAX_SLACK: Final = 1e-2     # largest error that relu inputs with a changed sign, a few of thousands, explain
 
 
@@ -196,7 +196,7 @@ def _check_against_numpy(module64: nn.Module, inputs: Sequence[Tensor]) -> None:
     expected = torch.from_numpy(spec(*(x.cpu().numpy() for x in inputs), weights=weights, training=module64.training))
     error = relative_error([run(module64, "inference", inputs, None)[0].cpu()], [expected])
     if not error < 1e-10:
-        raise RuntimeError(f"expected float64 {type(module64).__name__} to equal its NumPy reference, got a relative error of {error:.1e}")
+        raise RuntimeError(f"expected float64 {type(module64).__name__} to equal its NumPy reference, got relative error {error:.1e}")
 
 
 def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
