@@ -53,7 +53,8 @@ def changes(old: Run, new: Run) -> list[Change]:
     for key, row in (before | after).items():
         old_row, new_row = before.get(key), after.get(key)
         if kind := _change(old_row, new_row, drift):
-            changed.append(Change(kind, row, old_row.seconds if old_row else None, new_row.seconds if new_row else None))
+            old_time, new_time = (r.seconds if r else None for r in (old_row, new_row))
+            changed.append(Change(kind, row, old_time, new_time))
     return sorted(changed, key=lambda change: (not change.worse, change.kind))
 
 
@@ -87,7 +88,10 @@ def _moved(old: Row, new: Row, drift: float) -> str | None:
     if old.status != "timed" or old.seconds is None or new.seconds is None:
         return None
     directions = {_direction(old.seconds, new.seconds)}
-    directions.add(_direction(old.copies, new.copies) if old.copies and new.copies else _direction(old.seconds, new.seconds, drift))
+    if old.copies and new.copies:
+        directions.add(_direction(old.copies, new.copies))
+    else:
+        directions.add(_direction(old.seconds, new.seconds, drift))
     if old.ratio and new.ratio and old.reference == new.reference:
         directions.add(_direction(old.ratio, new.ratio))
     return directions.pop() if len(directions) == 1 else None

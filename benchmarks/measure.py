@@ -237,7 +237,7 @@ def line(err: Exception) -> str:
     return f"{type(err).__name__}: {str(err).strip().splitlines()[0] if str(err).strip() else 'without a word'}"[:200]
 
 
-# ---- least bytes and operations ----------------------------------------------------------------------------------------
+# ---- least bytes and operations --------------------------------------------------------------------------------------
 
 
 def moved(case: Case) -> int:

@@ -69,7 +69,7 @@ def load(module: str) -> Any:
         load_torchvision()
     if module.startswith("monai"):
         with suppress(ImportError):
-            import_module("triton")   # MONAI may import TensorFlow; importing triton after TensorFlow aborts the process
+            import_module("triton")   # MONAI may import TensorFlow; triton after TensorFlow aborts the process
     with suppress_stderr():
         return import_module(module)
 

@@ -196,7 +196,9 @@ def _check_against_numpy(module64: nn.Module, inputs: Sequence[Tensor]) -> None:
     expected = torch.from_numpy(spec(*(x.cpu().numpy() for x in inputs), weights=weights, training=module64.training))
     error = relative_error([run(module64, "inference", inputs, None)[0].cpu()], [expected])
     if not error < 1e-10:
-        raise RuntimeError(f"expected float64 {type(module64).__name__} to equal its NumPy reference, got relative error {error:.1e}")
+        raise RuntimeError(
+            f"expected float64 {type(module64).__name__} to equal its NumPy reference, got relative error {error:.1e}"
+        )
 
 
 def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

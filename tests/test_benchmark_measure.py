@@ -140,8 +140,9 @@ def test_of_a_volume_a_corner_is_held_to_the_meaning(shape, few):
 
 @pytest.mark.parametrize(("got", "off"), [([3.0, 4.0], 0.0), ([3.0, 5.0], 0.2), ([3.0, float("nan")], float("nan"))])
 def test_deviation_is_a_part_of_the_norm(got, off):
-    told = subjects.relative_error([torch.tensor([1.0]), torch.tensor(got)], [torch.tensor([1.0]), torch.tensor([3.0, 4.0])])
-    assert told == pytest.approx(off, nan_ok=True)
+    expected = [torch.tensor([1.0]), torch.tensor([3.0, 4.0])]
+    error = subjects.relative_error([torch.tensor([1.0]), torch.tensor(got)], expected)
+    assert error == pytest.approx(off, nan_ok=True)
 
 
 @pytest.mark.parametrize(("x", "moves"), [(1.0, True), (2.0, False)])
@@ -150,7 +151,8 @@ def test_a_relu_that_rounding_turns_may_be_off_by_as_much(x, moves):
     ours = {name: array * 0 + 1 for name, array in it.arrays.items()}
     attzoo.load_weights(it.ours, ours | {"gating.weight": -ours["gating.weight"], "gating.bias": -ours["gating.bias"]})
     it = replace(it, sets=[[torch.full((2, 1, 8), x), torch.ones(2, 1, 8)]])   # to a relu goes x - g
-    assert subjects.slack(it, subjects.expected_results(it)) == pytest.approx(subjects.MAX_SLACK if moves else 0, abs=1e-4)
+    slack = subjects.slack(it, subjects.expected_results(it))
+    assert slack == pytest.approx(subjects.MAX_SLACK if moves else 0, abs=1e-4)
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
