@@ -1,1 +1,1 @@
-"""How fast attzoo's blocks are beside the blocks that people use today, measured so that others can repeat it."""
+"""Repeatable time and memory measurements of attzoo's blocks and of equivalent blocks in other libraries."""

@@ -1,6 +1,6 @@
-"""What the blocks cost: `python -m benchmarks run`, then `report`; `compare` sets two runs side by side.
+"""Measure the time and memory of attention blocks with `run`, and print the results with `report`.
 
-`wins` prints what a run says for kernels("auto").
+`compare` lists the differences between two runs. `wins` prints the table that kernels("auto") uses.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import typer
 from attzoo.files import write
 
 SUITES = (
-    "quick: up to 5 minutes; full: up to 10 on a GPU, 45 on a CPU. On a GPU also kernels: the fused kernels, up to 10; "
-    "wins: what the table of recorded wins needs, up to 5; networks: up to 5"
+    "quick: up to 5 minutes; full: up to 10 minutes on a GPU, 45 on a CPU. On a GPU only: kernels, the fused kernels, "
+    "up to 10 minutes; wins, the cases for the table of recorded wins, up to 5; networks, ResNet-50 and U-Net, up to 5"
 )
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 class Device(StrEnum):
-    """Where."""
+    """The devices to measure on."""
 
     cpu = "cpu"
     cuda = "cuda"
 
 
 class SuiteName(StrEnum):
-    """How much."""
+    """The suites of cases; see SUITES."""
 
     quick = "quick"
     full = "full"
@@ -40,65 +40,68 @@ class SuiteName(StrEnum):
 
 @app.command()
 def run(
-    device: Annotated[Device | None, typer.Option(help="[default: cuda where there is one]")] = None,
+    device: Annotated[Device | None, typer.Option(help="[default: cuda if available, else cpu]")] = None,
     suite: Annotated[SuiteName, typer.Option(help=SUITES)] = SuiteName.quick,
-    blocks: Annotated[str | None, typer.Option(help="names with commas between  [default: all]")] = None,
-    out: Annotated[Path | None, typer.Option(help="the file  [default: a new one in benchmarks/results]")] = None,
+    blocks: Annotated[str | None, typer.Option(help="comma-separated block names  [default: all]")] = None,
+    out: Annotated[Path | None, typer.Option(help="new result file  [default: one in benchmarks/results]")] = None,
 ) -> None:
-    """Time the blocks beside their peers and the limit; what is wrong is reported and not timed."""
+    """Time the blocks, equivalent blocks of other libraries and a copy of the input, and write a result file.
+
+    Providers with wrong results are reported and not timed. Exits with 1 if attzoo is wrong or fails in any case.
+    """
     import torch
 
     from . import run as running
 
-    where = device or (Device.cuda if torch.cuda.is_available() else Device.cpu)
-    made, path = running.run(suite, where, tuple(blocks.split(",")) if blocks else (), out)
-    print(running.summary(made))
+    device_name = device or (Device.cuda if torch.cuda.is_available() else Device.cpu)
+    result, path = running.run(suite, device_name, tuple(blocks.split(",")) if blocks else (), out)
+    print(running.summary(result))
     print(f"{path}\npython -m benchmarks report {path}")
-    if any(row.provider.library == "attzoo" and row.status in ("wrong", "failed") for row in made.rows):
+    if any(row.provider.library == "attzoo" and row.status in ("wrong", "failed") for row in result.rows):
         raise typer.Exit(1)
 
 
 @app.command()
 def report(
-    files: Annotated[list[Path], typer.Argument(help="result files of one machine")],
-    html: Annotated[bool, typer.Option("--html", help="a page with pictures, beside the last of the files")] = False,
-    picture: Annotated[Path | None, typer.Option(help="write the headline as a PNG, too")] = None,
-    across: Annotated[bool, typer.Option("--across", help="of several machines, too")] = False,
+    files: Annotated[list[Path], typer.Argument(help="result files, all of one machine unless --across")],
+    html: Annotated[bool, typer.Option("--html", help="write an HTML page with plots next to the last file")] = False,
+    picture: Annotated[Path | None, typer.Option(help="also write a summary plot to this PNG file")] = None,
+    across: Annotated[bool, typer.Option("--across", help="allow files of different machines")] = False,
 ) -> None:
-    """Print tables as Markdown, or write a page, from result files."""
-    from .report import picture as draw
+    """Print result files as Markdown tables, or write them as an HTML page."""
+    from .report import picture as write_picture
     from .report import report
 
     if picture:
-        draw(files, picture, across=across)
-    told = report(files, html=html, across=across)
+        write_picture(files, picture, across=across)
+    text = report(files, html=html, across=across)
     if html:
         page = files[-1].with_suffix(".html")
-        write(page, told.encode())
-        told = f"{page}\n"
-    print(told, end="")
+        write(page, text.encode())
+        text = f"{page}\n"
+    print(text, end="")
 
 
 @app.command()
 def compare(
-    old: Annotated[Path, typer.Argument(help="a result file")],
-    new: Annotated[Path, typer.Argument(help="a later one, of the same machine")],
-    across: Annotated[bool, typer.Option("--across", help="of another machine, too")] = False,
+    old: Annotated[Path, typer.Argument(help="the earlier result file")],
+    new: Annotated[Path, typer.Argument(help="the later result file, of the same machine unless --across")],
+    across: Annotated[bool, typer.Option("--across", help="allow files of different machines")] = False,
 ) -> None:
-    """Say which rows moved beyond their spread; exits with 1 where attzoo got slower or anything wrong."""
+    """List rows that changed by more than the noise. Exits with 1 if attzoo got slower or any row became wrong."""
     from .compare import compare
 
-    told, worse = compare(old, new, across=across)
-    print(told, end="")
+    text, worse = compare(old, new, across=across)
+    print(text, end="")
     raise typer.Exit(int(worse))
 
 
 @app.command()
 def wins(files: Annotated[list[Path], typer.Argument(help="result files of runs on CUDA")]) -> None:
-    """Print the table for attzoo/fast/wins.py: from which size on fused kernels beat attzoo's eager blocks.
+    """Print the table for attzoo/fast/wins.py: the input sizes from which fused kernels are faster than eager blocks.
 
-    One row for each block, GPU, dtype, layout, and training or inference, where that is so beyond the control at every
-    size that was timed from that one on, on both clocks. kernels("auto") takes the kernels there.
+    The table has a row for each block, GPU, dtype, layout, and training or inference. The kernels are faster by more
+    than the noise, on both clocks, at every timed size from the printed size on. kernels("auto") uses them there.
     """
     from .wins import table
 
@@ -106,7 +109,7 @@ def wins(files: Annotated[list[Path], typer.Argument(help="result files of runs 
 
 
 def main() -> None:
-    """The command line; what is asked wrongly is answered in one line."""
+    """Run the command line; print a ValueError or OSError as one line and exit with 1."""
     try:
         app(prog_name="python -m benchmarks")
     except (ValueError, OSError) as err:

@@ -1,4 +1,4 @@
-"""What is timed: a block or a network, for inputs of which shapes, in which dtype, layout and mode."""
+"""Benchmark cases: a block or network with input shapes, dtype, memory layout and mode."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import attzoo
 
 MODES: Final = ("inference", "forward", "backward", "training")   # training is a forward and a backward pass
 DTYPES: Final = ("float32", "float16", "bfloat16")
-WIDTHS: Final = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}   # bytes of a number
-BOTH: Final = ("inference", "training")   # what one chooses a block by
+WIDTHS: Final = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}   # bytes per element
+BOTH: Final = ("inference", "training")   # the modes in the summary tables
 LAYOUTS: Final = ("channels first", "channels last")   # in memory; torch's shapes are channels first in both
 EAGER: Final = frozenset({"eager"})
 EVERY: Final = frozenset({"eager", "compiled", "keras"})
@@ -20,13 +20,19 @@ EVERY: Final = frozenset({"eager", "compiled", "keras"})
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time.
+    """One benchmark case.
 
-    block: registry name; in a network that of the block in it, "none" for the network without.
-    variant: of the block, as attzoo names it: the one whose function the peers compute; None for the defaults.
-    shapes: of each input, (N, C, *S). network: None for the block alone, "resnet50" or "unet".
-    mode: "inference" without gradients; "forward" in training, "backward" after it, "training" both.
-    forms: of the providers wanted: "eager", "peer compiled", "compiled" (attzoo too), "keras".
+    Attributes:
+        block: registry name of the block, alone or in the network; "none" for a network without a block.
+        shapes: shape of each input, (N, C, *S).
+        mode: "inference", without gradients; "forward", the forward pass of training; "backward", the backward pass
+            alone; "training", a forward and a backward pass.
+        dtype: one of DTYPES.
+        layout: one of LAYOUTS.
+        network: None for the block alone, "resnet50" or "unet".
+        variant: attzoo's variant that computes the same function as the peers; None for the default arguments.
+        forms: forms of the providers to time: "eager", "peer compiled", "compiled" (peers and attzoo), "keras".
+
     """
 
     block: str
@@ -40,50 +46,51 @@ class Case:
 
     @property
     def width(self) -> int:
-        """Bytes of a number."""
+        """Return the bytes per element."""
         return WIDTHS[self.dtype]
 
     @property
     def size(self) -> int:
-        """Bytes of the first input."""
+        """Return the bytes of the first input."""
         return prod(self.shapes[0]) * self.width
 
     def __str__(self) -> str:
         size = " + ".join("x".join(map(str, shape)) for shape in self.shapes)
         block = f"{self.block} ({self.variant})" if self.variant else self.block
-        where = f"{self.network} with {block}" if self.network else block
-        return f"{where} {size} {self.dtype} {self.layout} {self.mode}"
+        subject = f"{self.network} with {block}" if self.network else block
+        return f"{subject} {size} {self.dtype} {self.layout} {self.mode}"
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
 
-MAPS: Final = {   # of ResNets at 224 pixels, and of a U-Net's finest level
+MAPS: Final = {   # feature maps of ResNets at 224 x 224 pixels, and of a U-Net's finest level
     "cuda": ((32, 256, 56, 56), (32, 512, 28, 28), (128, 2048, 7, 7), (16, 64, 256, 256)),
     "cpu": ((8, 256, 56, 56), (8, 64, 56, 56), (8, 512, 28, 28), (32, 2048, 7, 7)),
 }
 SKIPS: Final = {"cuda": ((8, 64, 256, 256), (8, 256, 64, 64)), "cpu": ((2, 64, 128, 128), (2, 256, 32, 32))}
 OTHER_RANKS: Final = {"cuda": ((32, 128, 8192), (2, 32, 96, 96, 96)), "cpu": ((8, 64, 2048), (1, 32, 24, 24, 24))}
 IMAGES: Final = {"cuda": (64, 3, 224, 224), "cpu": (2, 3, 128, 128)}        # of ResNet-50
-QUICK_IMAGES: Final = {"cuda": (16, 3, 224, 224), "cpu": (2, 3, 64, 64)}    # of both, in the quick suite
+QUICK_IMAGES: Final = {"cuda": (16, 3, 224, 224), "cpu": (2, 3, 64, 64)}    # of both networks in the quick suite
 LARGE_BATCH: Final = (256, 3, 224, 224)    # of ResNet-50 in bfloat16
 SCANS: Final = {"cuda": (8, 3, 256, 256), "cpu": (1, 3, 128, 128)}          # of the U-Net
 
 
 def inputs(block: str, shape: tuple[int, ...], *, coarse: bool = False) -> tuple[tuple[int, ...], ...]:
-    """The shapes of a block's inputs, of which the first is given; further ones have the same.
+    """Return the shapes of a block's inputs: `shape` for each.
 
-    coarse: further ones have half its spatial size, and twice its channels where the block leaves these open.
+    If `coarse`, inputs after the first have half the spatial size, and twice the channels if the block takes their
+    number as an argument.
     """
     card = attzoo.info(block)
     if not coarse:
         return (shape,) * len(card.inputs)
-    is_open = {argument.channels_of for argument in card.arguments}
+    channel_arguments = {argument.channels_of for argument in card.arguments}
     space = tuple(n // 2 for n in shape[2:])
-    return shape, *((shape[0], (1 + (name in is_open)) * shape[1], *space) for name in card.inputs[1:])
+    return shape, *((shape[0], (1 + (name in channel_arguments)) * shape[1], *space) for name in card.inputs[1:])
 
 
 def create(case: Case, backend: str) -> Any:
-    """The block of a case in attzoo, as it starts."""
+    """Create attzoo's block for a case, with its initial weights."""
     card = attzoo.info(case.block)
     channels = dict(zip(card.inputs, (shape[1] for shape in case.shapes), strict=True))
     arguments = {a.name: channels[a.channels_of] for a in card.arguments if a.channels_of}
@@ -94,12 +101,12 @@ def create(case: Case, backend: str) -> Any:
 
 @cache
 def spec_of(case: Case) -> Any:
-    """The spec of the block of a case."""
+    """Return the spec of a case's block."""
     return create(case, "numpy")
 
 
 def takes(case: Case) -> bool:
-    """Whether the block of a case takes inputs of these shapes."""
+    """Whether the block of a case accepts the case's input shapes."""
     try:
         spec_of(case).check_inputs(*case.shapes)
     except ValueError:
@@ -108,6 +115,6 @@ def takes(case: Case) -> bool:
 
 
 def unet_gate() -> str:
-    """The block on the skips of the U-Net."""
+    """Return the name of the default block on the U-Net's skip connections."""
     skip = next(argument for argument in attzoo.info("unet").arguments if argument.name == "skip")
     return str(skip.default)

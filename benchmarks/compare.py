@@ -1,4 +1,4 @@
-"""Two runs of one machine, row by row: what got slower or faster beyond its spread, came, went or is wrong now."""
+"""Compare two runs row by row: rows that became slower, faster, wrong, new or gone."""
 
 from __future__ import annotations
 
@@ -20,55 +20,57 @@ Key = tuple[str, str, str]   # case, provider, clock
 
 @dataclass(frozen=True)
 class Change:
-    """What became of a row: as it is now, or was where it is gone, and its time in either run."""
+    """A changed row: the kind of change, the new row (the old row if gone), and its times in seconds in both runs."""
 
-    what: str
+    kind: str
     row: Row
     old: Spread | None
     new: Spread | None
 
     @property
     def worse(self) -> bool:
-        """Ours is slower, or anybody's no longer right; others that are slower say so of the machine."""
-        return self.what in WORSE and (self.what != "slower" or self.row.provider.library == "attzoo")
+        """Whether attzoo is slower or any provider is wrong or failed. Slower peers mean a slower machine."""
+        return self.kind in WORSE and (self.kind != "slower" or self.row.provider.library == "attzoo")
 
 
 def compare(old: Path, new: Path, *, across: bool = False) -> tuple[str, bool]:
-    """A table of what changed from one result file to another, as Markdown, and whether anything got slower or wrong.
+    """Return a Markdown table of the changes between two result files, and whether any is for the worse.
 
-    Raises ValueError for files of different machines, devices or torch versions, unless `across`.
+    Raises ValueError if the files are of different machines, devices or torch versions, unless `across`.
     """
     before, after = read(old), read(new)
     if not across:
         together([before, after])
-    found = changes(before, after)
-    return told(found, before, after), any(change.worse for change in found)
+    changed = changes(before, after)
+    return to_markdown(changed, before, after), any(change.worse for change in changed)
 
 
 def changes(old: Run, new: Run) -> list[Change]:
-    """What changed, the worst first."""
+    """Return the changed rows, changes for the worse first."""
     before, after = _keyed(old.rows), _keyed(new.rows)
     drift = drifted(before, after)
-    found = []
+    changed = []
     for key, row in (before | after).items():
-        was, now = before.get(key), after.get(key)
-        if what := _change(was, now, drift):
-            found.append(Change(what, row, was.seconds if was else None, now.seconds if now else None))
-    return sorted(found, key=lambda change: (not change.worse, change.what))
+        old_row, new_row = before.get(key), after.get(key)
+        if kind := _change(old_row, new_row, drift):
+            old_time, new_time = (r.seconds if r else None for r in (old_row, new_row))
+            changed.append(Change(kind, row, old_time, new_time))
+    return sorted(changed, key=lambda change: (not change.worse, change.kind))
 
 
 def drifted(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> float:
-    """How much longer the same copies take now: what the machine as a whole has lost."""
+    """Return the median of new / old time over the copies in both runs: the slowdown of the machine."""
     pairs = [(before[key].seconds, after[key].seconds) for key in before if key in after and key[1] == str(COPY)]
     return median([new.median / old.median for old, new in pairs if old and new] or [1.0])
 
 
 def _keyed(rows: Iterable[Row]) -> dict[Key, Row]:
+    """Return the rows by case, provider and clock."""
     return {(str(row.case), str(row.provider), row.clock): row for row in rows}
 
 
 def _change(old: Row | None, new: Row | None, drift: float) -> str | None:
-    """What became of a row; None where nothing did, or noise would say as much."""
+    """Return the kind of change of a row; None if it is unchanged or within the noise."""
     if new is None:
         return "gone"
     if old is None:
@@ -79,40 +81,45 @@ def _change(old: Row | None, new: Row | None, drift: float) -> str | None:
 
 
 def _moved(old: Row, new: Row, drift: float) -> str | None:
-    """Slower or faster where the time, that in copies and the ratio to a reference all left their quartiles alike.
+    """Return the direction in which the time, the time in copies and the ratio to the reference all moved.
 
-    A machine that is slower as a whole moves the first alone; one whose cache is shared with others, the second too.
+    A slower machine changes only the time. A cache shared with other programs also changes the time in copies.
     """
     if old.status != "timed" or old.seconds is None or new.seconds is None:
         return None
-    said = {_apart(old.seconds, new.seconds)}
-    said.add(_apart(old.copies, new.copies) if old.copies and new.copies else _apart(old.seconds, new.seconds, drift))
+    directions = {_direction(old.seconds, new.seconds)}
+    if old.copies and new.copies:
+        directions.add(_direction(old.copies, new.copies))
+    else:
+        directions.add(_direction(old.seconds, new.seconds, drift))
     if old.ratio and new.ratio and old.reference == new.reference:
-        said.add(_apart(old.ratio, new.ratio))
-    return said.pop() if len(said) == 1 else None
+        directions.add(_direction(old.ratio, new.ratio))
+    return directions.pop() if len(directions) == 1 else None
 
 
-def _apart(old: Spread, new: Spread, drift: float = 1.0) -> str | None:
+def _direction(old: Spread, new: Spread, drift: float = 1.0) -> str | None:
+    """Return "slower" or "faster" if the quartiles are disjoint and the medians differ by LEAST."""
     if new.low / drift > old.high and new.median / drift > (1 + LEAST) * old.median:
         return "slower"
     return "faster" if new.high / drift < old.low and new.median / drift < old.median / (1 + LEAST) else None
 
 
-def told(found: Iterable[Change], old: Run, new: Run) -> str:
-    """The changes as Markdown."""
-    found = list(found)
+def to_markdown(changed: Iterable[Change], old: Run, new: Run) -> str:
+    """Format the changes as Markdown."""
+    changed = list(changed)
     compared = len(_keyed(old.rows).keys() & _keyed(new.rows).keys())
     drift = drifted(_keyed(old.rows), _keyed(new.rows))
     words = (
         f"{old.commit or 'unknown'} of {old.date} -> {new.commit or 'unknown'} of {new.date}: "
-        f"{count(compared, 'row')} in both, {count(len(found), 'change')}; a copy takes {times(drift)} times as long."
+        f"{count(compared, 'row')} in both, {count(len(changed), 'change')}; a copy takes {times(drift)} times as long."
     )
     head = ("change", "case", "provider", "clock", "old", "new", "new / old", "why")
-    return words + "\n" + ("\n" + table(Table(head, [(None, [_line(c) for c in found])])) + "\n" if found else "")
+    return words + "\n" + ("\n" + table(Table(head, [(None, [_line(c) for c in changed])])) + "\n" if changed else "")
 
 
 def _line(change: Change) -> list[str]:
+    """Return the table cells of a change."""
     row, old, new = change.row, change.old, change.new
-    both = times(new.median / old.median) if old and new else ""
-    said = [change.what, str(row.case), str(row.provider), row.clock]
-    return [*said, seconds(old), seconds(new), both, "" if change.what == "gone" else row.why or ""]
+    ratio = times(new.median / old.median) if old and new else ""
+    cells = [change.kind, str(row.case), str(row.provider), row.clock]
+    return [*cells, seconds(old), seconds(new), ratio, "" if change.kind == "gone" else row.why or ""]

@@ -1,10 +1,10 @@
-"""Turns on a CUDA device, and what the device can do at most.
+"""Time calls on a CUDA device, and measure the device's limits.
 
-Two clocks. "graph": a CUDA graph of the call is replayed between two events, so the host costs nothing; before each
-replay the device is kept waiting for as long as the host needs to queue it, lest the gap between the events count.
-"calls": the time from the first of many calls from Python until the device is done with the last, the host included.
-Calls rotate over sets of inputs that are together larger than the cache: in a warm cache the memory would not be timed
-at all, and after a flush the lines that it left dirty are written back at the expense of what is timed.
+There are two clocks. "graph" replays a CUDA graph of the call between two events, which excludes the host's time. The
+device sleeps before each replay while the host queues it, so that the interval between the events has no gap.
+"calls" measures from the first of many calls from Python until the device has finished the last; it includes the host.
+Calls rotate over sets of inputs that are together larger than the L2 cache. With one set, data would come from the
+cache. Flushing the cache instead would leave dirty lines, whose write-back would add to the measured time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache as once
+from functools import cache as cache_result
 from itertools import cycle
 from math import ceil
 from statistics import median
@@ -23,29 +23,30 @@ import torch
 
 from .timer import Call, Turn
 
-CACHES: Final = 4        # times the L2 cache, which the sets of inputs are larger than
-MOST: Final = 16         # sets of inputs
+CACHES: Final = 4        # all sets of inputs together are at least this many times the L2 cache
+MOST: Final = 16         # sets of inputs at most
 WAIT: Final = 200_000    # cycles, about 100 us: longer than the host takes to queue a replay and an event
-LARGE: Final = 1 << 30   # bytes, of the copy that shows the memory's bandwidth
-SMALL: Final = 32 << 20  # bytes, of what is read from the L2 cache over and over
+LARGE: Final = 1 << 30   # bytes of the copy that measures memory bandwidth
+SMALL: Final = 32 << 20  # bytes of the tensor that is read repeatedly from the L2 cache
 SAMPLES: Final = 50
 BUSY: Final = 1.0        # seconds of work before anything is timed
-ASKED: Final = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu", "clocks_event_reasons.active")
+QUERIES: Final = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu", "clocks_event_reasons.active")
 
 
 def sets(size: int, cache: int) -> int:
-    """How many sets of inputs of `size` bytes are needed to be larger than the cache."""
+    """Return how many sets of inputs of `size` bytes exceed CACHES times the cache, at most MOST."""
     return max(1, min(MOST, ceil(CACHES * cache / size)))
 
 
-def captured(call: Call) -> Any:
-    """A CUDA graph of the call, replayed twice; not by `torch.cuda.graph`, which first frees all memory, at length.
+def capture_graph(call: Call) -> Any:
+    """Capture a CUDA graph of the call and replay it twice.
 
-    The graph reads and writes where the call's tensors are: the call must be kept as long as the graph.
+    Does not use `torch.cuda.graph`, which first frees all memory and is slow. The graph uses the addresses of the
+    call's tensors: keep a reference to the call as long as the graph.
     """
-    stream = aside()
+    stream = capture_stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):   # what a backward pass goes back through must lie on the stream that is captured
+    with torch.cuda.stream(stream):   # a captured backward pass needs its forward pass on the same stream
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(stream)
@@ -54,32 +55,32 @@ def captured(call: Call) -> Any:
         graph.capture_begin()
         try:
             call()
-        finally:   # or nothing on the device would work any more
+        finally:   # without this, no later call on the device works
             graph.capture_end()
     graph.replay()
     graph.replay()
     return graph
 
 
-@once
-def aside() -> Any:
-    """The stream that everything is captured on: what one call leaves to autograd stands on the stream of the next."""
+@cache_result
+def capture_stream() -> Any:
+    """Return the one stream for all captures, so that a forward pass and its backward pass share a stream."""
     return torch.cuda.Stream()   # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def on_stream() -> Iterator[None]:
-    """Inside, work is queued on the stream that everything is captured on, after and before that of the usual one."""
-    usual, stream = torch.cuda.current_stream(), aside()
-    stream.wait_stream(usual)
+    """Queue work on the capture stream inside the context, after and before the current stream's work."""
+    current, stream = torch.cuda.current_stream(), capture_stream()
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         yield
-    usual.wait_stream(stream)
+    current.wait_stream(stream)
 
 
-def replayed(calls: Sequence[Call]) -> Turn:
-    """Turns that replay graphs of the calls, one after the other."""
-    graphs = cycle([(captured(call), call) for call in calls])   # with the call, whose tensors the graph works on
+def replay_turn(calls: Sequence[Call]) -> Turn:
+    """Return a turn that replays graphs of the calls in rotation and returns the median seconds per call."""
+    graphs = cycle([(capture_graph(call), call) for call in calls])   # the call keeps the graph's tensors alive
 
     def take(repeats: int) -> float:
         return median(_between_events(next(graphs)[0].replay) for _ in range(repeats))
@@ -87,22 +88,23 @@ def replayed(calls: Sequence[Call]) -> Turn:
     return take
 
 
-def called(calls: Sequence[Call]) -> Turn:
-    """Turns that make the calls from Python, one after the other."""
+def call_turn(calls: Sequence[Call]) -> Turn:
+    """Return a turn that makes the calls from Python in rotation and returns the mean seconds per call."""
     rotation = cycle(calls)
 
     def take(repeats: int) -> float:
         torch.cuda.synchronize()
-        began = perf_counter()
+        start = perf_counter()
         for _ in range(repeats):
             next(rotation)()
         torch.cuda.synchronize()
-        return (perf_counter() - began) / repeats
+        return (perf_counter() - start) / repeats
 
     return take
 
 
 def _between_events(replay: Call) -> float:
+    """Return the seconds between events before and after a replay."""
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))   # type: ignore[no-untyped-call]
     torch.cuda._sleep(WAIT)   # type: ignore[no-untyped-call]
     first.record()
@@ -113,40 +115,41 @@ def _between_events(replay: Call) -> float:
 
 
 def ceilings() -> dict[str, float]:
-    """What the device can do: copying, reading from its cache, starting a kernel; at the clocks of a busy device."""
+    """Measure copy and L2 read rates in GB/s and kernel launch times in microseconds, at full clocks."""
     speed_up()
     large, small = (torch.randn(size // 4, device="cuda") for size in (LARGE, SMALL))
-    target, one = torch.empty_like(large), torch.zeros(1, device="cuda")
+    target, element = torch.empty_like(large), torch.zeros(1, device="cuda")
     turns = {
-        "copy GB/s": (replayed([lambda: target.copy_(large)]), 2 * LARGE / 1e9),
-        "L2 read GB/s": (replayed([lambda: small.sum()]), SMALL / 1e9),
+        "copy GB/s": (replay_turn([lambda: target.copy_(large)]), 2 * LARGE / 1e9),
+        "L2 read GB/s": (replay_turn([lambda: small.sum()]), SMALL / 1e9),
     }
     rates = {name: size / median(turn(1) for _ in range(SAMPLES)) for name, (turn, size) in turns.items()}
-    starts = {"launch us": replayed([lambda: one.fill_(1)]), "launch from Python us": called([lambda: one.fill_(1)])}
+    fill = [lambda: element.fill_(1)]
+    starts = {"launch us": replay_turn(fill), "launch from Python us": call_turn(fill)}
     return rates | {name: 1e6 * median(turn(20) for _ in range(SAMPLES)) for name, turn in starts.items()}
 
 
 def speed_up() -> None:
-    """Keep the device busy until its clocks are up: an idle one of 345 MHz copied at two thirds of its rate."""
+    """Run matrix products for BUSY seconds to raise the clocks: copies at 345 MHz took 1.5 times as long."""
     a = torch.randn(4096, 4096, device="cuda")
-    began = perf_counter()
-    while perf_counter() - began < BUSY:
+    start = perf_counter()
+    while perf_counter() - start < BUSY:
         a = torch.tanh(a @ a)
         torch.cuda.synchronize()
 
 
 def state() -> dict[str, str]:
-    """Its driver, clocks and temperature now, as far as they can be asked for."""
-    asked = ["nvidia-smi", f"--query-gpu={','.join(ASKED)}", "--format=csv,noheader"]
+    """Return the driver version, current clocks and temperature from nvidia-smi; empty if nvidia-smi fails."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(QUERIES)}", "--format=csv,noheader"]
     try:
-        told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()[0].split(", ")
+        values = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].split(", ")
     except (OSError, subprocess.CalledProcessError, IndexError):
-        told = []
-    return dict(zip(ASKED, told, strict=False))
+        values = []
+    return dict(zip(QUERIES, values, strict=False))
 
 
 def facts() -> dict[str, Any]:
-    """What the device is."""
+    """Return the device's properties and the CUDA and cuDNN versions."""
     device = torch.cuda.get_device_properties(0)
     return {
         "gpu": device.name,
@@ -160,5 +163,5 @@ def facts() -> dict[str, Any]:
 
 
 def cache() -> int:
-    """Bytes of the L2 cache."""
+    """Return the bytes of the L2 cache."""
     return int(torch.cuda.get_device_properties(0).L2_cache_size)

@@ -1,4 +1,4 @@
-"""Where and under which conditions a run was made, without names or paths of the machine."""
+"""Describe the machine, its load, the versions and the commit of a run, without host names or paths."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from .pages import keep_pages
 from .timer import Call, Cpu
 
 PACKAGES: Final = ("attzoo", "torch", "triton", "numpy", "timm", "monai", "torchvision", "keras", "tensorflow", "jax")
-LARGE: Final = 256 << 20   # bytes, of the copy that shows the memory's bandwidth
-SMALL: Final = 256 << 10   # bytes, of the copy that stays in a core's cache
+LARGE: Final = 256 << 20   # bytes of the copy that measures memory bandwidth
+SMALL: Final = 256 << 10   # bytes of the copy that fits in a core's cache
 
 
-def settle(device: str) -> dict[str, Any]:
-    """Make this process fit to be timed; the flags that say how. Raises ValueError for a device that is not there."""
-    functorch.donated_buffer = False   # or a compiled backward pass could not be repeated alone
+def configure(device: str) -> dict[str, Any]:
+    """Set this process up for timing and return the flags that affect speed.
+
+    Raises ValueError if the device is not "cpu" or "cuda", or CUDA is not available.
+    """
+    functorch.donated_buffer = False   # a donated buffer would forbid repeating a compiled backward pass
     if device == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError("expected a CUDA device, got a torch that sees none; --device cpu needs none")
+            raise ValueError("expected a CUDA device, got none that torch can use; pass --device cpu")
         return {
             "convolutions in TF32": torch.backends.cudnn.allow_tf32,
             "matrix products in TF32": torch.backends.cuda.matmul.allow_tf32,
@@ -38,54 +41,56 @@ def settle(device: str) -> dict[str, Any]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What it is."""
-    told = {
+    """Return the processor, core count and system, and on CUDA the GPU's properties."""
+    described = {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-    return told | (cuda.facts() if device == "cuda" else {})
+    return described | (cuda.facts() if device == "cuda" else {})
 
 
 def load() -> list[float]:
-    """Programs that wanted a core in the last 1, 5 and 15 minutes."""
-    return [round(each, 2) for each in os.getloadavg()]
+    """Return the load averages over 1, 5 and 15 minutes."""
+    return [round(average, 2) for average in os.getloadavg()]
 
 
 def versions() -> dict[str, str | None]:
-    """Package -> version, None where it is not installed."""
+    """Return the version of Python and of each package in PACKAGES; None if not installed."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
 def ceilings(device: str) -> dict[str, float]:
-    """What the machine can do at most."""
+    """Measure the machine's limits: copy rates in GB/s and the time of the smallest call in microseconds."""
     if device == "cuda":
         return cuda.ceilings()
-    cpu, one = Cpu(), torch.zeros(1)
+    cpu, element = Cpu(), torch.zeros(1)
     large, small = (torch.randn(size // 4) for size in (LARGE, SMALL))
     targets = torch.empty_like(large), torch.empty_like(small)
 
     def least(call: Call, repeats: int) -> float:
+        """Return the least seconds per call of five turns."""
         return min(cpu.turn(call)(repeats) for _ in range(5))
 
     return {
         "copy GB/s": 2 * LARGE / 1e9 / least(lambda: targets[0].copy_(large), 1),
         "copy in cache GB/s": 2 * SMALL / 1e9 / least(lambda: targets[1].copy_(small), 100),
-        "smallest call us": 1e6 * least(lambda: one.add_(1), 1000),
+        "smallest call us": 1e6 * least(lambda: element.add_(1), 1000),
     }
 
 
 def commit() -> str | None:
-    """The commit that is measured, marked where the working tree differs from it."""
-    ask = ["git", "describe", "--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"]
+    """Return the measured commit, with "+changes" if the working tree differs; None without git."""
+    command = ["git", "describe", "--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"]
     try:
-        told = subprocess.run(ask, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return told.stdout.strip()
+    return result.stdout.strip()
 
 
 def _version(package: str) -> str | None:
+    """Return a package's version; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -93,6 +98,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
+    """Return the processor's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""One case from its providers to its rows: verified, timed in rounds, thrown out and repeated where it is unsteady."""
+"""Measure a case: verify each provider, time them in rounds, and repeat unsteady measurements."""
 
 from __future__ import annotations
 
@@ -18,55 +18,55 @@ from . import cuda
 from .cases import Case, spec_of
 from .providers import clocked_by, contenders
 from .runs import COPY, Provider, Row
-from .subjects import Subject, deviation, slack, subject, wanted
+from .subjects import Subject, expected_results, relative_error, slack, subject
 from .timer import Cpu, Pace, Turn, interleave, paired, spread
 
 TRIES: Final = 3
-CONTROL: Final = 0.1               # that the reference may come out beside itself
-TICK: Final = 1e-6                 # seconds that CUDA's events tell apart, about
-DRIFT: Final = {"graph": 0.03, "calls": 0.1}    # that copying may change from the first third of rounds to the last,
-WIDTH: Final = {"graph": 0.05, "calls": 0.15}   # and quartile distance / median that is steady, on CUDA
+CONTROL: Final = 0.1               # largest deviation of reference / reference from 1
+TICK: Final = 1e-6                 # approximate resolution of CUDA events in seconds
+DRIFT: Final = {"graph": 0.03, "calls": 0.1}    # largest change of the copy's time over a run
+WIDTH: Final = {"graph": 0.05, "calls": 0.15}   # largest interquartile range / median on CUDA
 PASSES: Final = {"inference": (1, 0), "forward": (1, 0), "backward": (0, 1), "training": (1, 1)}   # forward, backward
 
 
 class Racer(Protocol):
-    """Anybody who computes a case; `Contender` in torch, and Keras in a process of its own."""
+    """A provider that computes a case: `Contender` in torch, `KerasContender` in another process."""
 
     @property
     def provider(self) -> Provider:
-        """Who."""
+        """Return the provider."""
 
     @property
     def family(self) -> str:
-        """Whose times are set beside each other."""
+        """Return the name of the group that shares a reference."""
 
     def twin(self) -> Racer:
-        """The same once more, with a module of its own."""
+        """Return a copy with another module, for the control."""
 
     def outputs(self) -> Sequence[Tensor]:
-        """Output, and in training the inputs' gradients. Raises what goes wrong, ModuleNotFoundError when absent."""
+        """Return the output and, in training, the input gradients. Raises ModuleNotFoundError if not installed."""
 
     def clocks(self) -> Sequence[str]:
-        """On which it can be timed."""
+        """Return the clocks on which it can be timed."""
 
     def turn(self, clock: str, cpu: Cpu) -> Turn:
-        """Turns on one of them."""
+        """Return a turn on one of the clocks."""
 
     def memory(self) -> tuple[int | None, int | None]:
-        """Kept and peak bytes, where they are known."""
+        """Return the bytes saved for the backward pass and the peak bytes of a training step; None if unknown."""
 
 
 @dataclass
 class Bench:
-    """How a run measures: where, and at which pace by clock."""
+    """The settings of a run: the device and the pace by clock."""
 
     device: str
     pace: Mapping[str, Pace]
-    absent: set[str] = field(default_factory=set)   # packages that were asked for in vain
+    absent: set[str] = field(default_factory=set)   # packages that are not installed
     cpu: Cpu = field(default_factory=Cpu)
 
     def clear(self) -> None:
-        """Free what an earlier case holds; of what is compiled, more than a few forms of one module are not kept."""
+        """Free memory and compiled code of earlier cases: dynamo limits the number of compiled forms per module."""
         torch._dynamo.reset()
         self.cpu.kept.clear()
         gc.collect()
@@ -74,33 +74,36 @@ class Bench:
             torch.cuda.empty_cache()
 
     def sets(self, size: int) -> int:
-        """How many sets of inputs of `size` bytes calls rotate over."""
+        """Return the number of sets of inputs of `size` bytes that calls rotate over."""
         return cuda.sets(size, cuda.cache()) if self.device == "cuda" else 1
 
 
 def measure(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Racer]] = lambda it: ()) -> list[Row]:
-    """A row for every provider that is installed and every clock; `others` computes the case besides torch."""
+    """Measure a case and return a row for each installed provider and clock.
+
+    `others` returns the providers besides torch.
+    """
     bench.clear()
-    # Neither wins nor the environment choose kernels, but a contender may. On a GPU everything runs on the stream that
-    # graphs are captured on: a gradient that is to be added on another one would end the capture.
+    # Recorded wins and ATTZOO_KERNELS must not choose kernels; only a contender does. On a GPU everything runs on the
+    # capture stream: accumulating a gradient on another stream would end the capture.
     with attzoo.kernels("eager"), cuda.on_stream() if bench.device == "cuda" else nullcontext():
         return rows_of(case, bench, others)
 
 
 def rows_of(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Racer]]) -> list[Row]:
-    """What `measure` gives."""
+    """Return the rows of a case, without setting kernels and stream."""
     blank = Row(case, COPY, "timed", moved=moved(case), flops=flops(case))
     try:
         it = subject(case, bench.device, bench.sets)
-        meant = wanted(it)
-    except (RuntimeError, ValueError) as err:   # too large for the memory here, say
+        expected = expected_results(it)
+    except (RuntimeError, ValueError) as err:   # for example out of memory
         return [replace(blank, provider=Provider("attzoo"), status="failed", why=line(err))]
     racers, rows = [], []
     for racer in (*contenders(it), *others(it)):
         named = replace(blank, provider=racer.provider, clock=racer.clocks()[0])
-        row = verified(racer, named, it, meant, bench.absent)
+        row = verified(racer, named, it, expected, bench.absent)
         if row and row.status == "timed":
-            kept, peak = racer.memory()   # the same on every clock
+            kept, peak = racer.memory()   # independent of the clock
             racers.append((racer, replace(row, kept=kept, peak=peak)))
         elif row:
             rows.append(row)
@@ -109,24 +112,27 @@ def rows_of(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Racer
     return rows
 
 
-def verified(racer: Racer, row: Row, it: Subject, meant: Sequence[Tensor], absent: set[str]) -> Row | None:
-    """The row with its error, "wrong" where that is more than rounding; None for a provider that is not installed."""
+def verified(racer: Racer, row: Row, it: Subject, expected: Sequence[Tensor], absent: set[str]) -> Row | None:
+    """Compute the provider's outputs and return the row with its error and status; None if not installed.
+
+    The status is "wrong" if the error exceeds the tolerance, "failed" if an exception was raised.
+    """
     try:
-        error = deviation(racer.outputs(), meant)
+        error = relative_error(racer.outputs(), expected)
     except ModuleNotFoundError as err:
         absent.add((err.name or str(err)).partition(".")[0])
         return None
-    except Exception as err:   # whatever a library of somebody else's raises is its row's outcome
+    except Exception as err:   # other libraries may raise anything
         return replace(row, status="failed", why=line(err))
     allowed = it.tolerance
-    if error <= allowed or error <= (allowed := allowed + slack(it, meant)):   # NaN is not
+    if error <= allowed or error <= (allowed := allowed + slack(it, expected)):   # NaN is not
         return replace(row, error=error)
     why = f"output or gradient is {error:.1e} off, as a part of its norm; rounding is up to {allowed:.0e}"
     return replace(row, status="wrong", error=error, why=why)
 
 
 def race(it: Subject, racers: Sequence[tuple[Racer, Row]], bench: Bench) -> list[Row]:
-    """The rows of those who share a clock, with their times, and that of the copy."""
+    """Time the racers of one clock and the copy, and return their rows."""
     clock, leaders = racers[0][1].clock, references([racer for racer, _ in racers])
     beside = {str(racer.provider): str(leaders[racer.family].provider) for racer, _ in racers}
     turns, rows = started(it, racers, leaders.values(), bench.cpu)
@@ -144,14 +150,14 @@ def race(it: Subject, racers: Sequence[tuple[Racer, Row]], bench: Bench) -> list
 def started(
     it: Subject, racers: Sequence[tuple[Racer, Row]], leaders: Iterable[Racer], cpu: Cpu
 ) -> tuple[dict[str, Turn], dict[str, Row]]:
-    """Turns of everybody, of the leaders once more and of the copy; and the rows of those who could not begin."""
+    """Return the turns of the racers, controls and copy by name, and the rows of racers without a turn."""
     clock = racers[0][1].clock
-    turns = {} if it.case.network else {str(COPY): copying(it, clock)}
+    turns = {} if it.case.network else {str(COPY): copy_turn(it, clock)}
     failed = {}
     for racer, row in racers:
         try:
             turns[str(racer.provider)] = racer.turn(clock, cpu)
-        except Exception as err:   # not everything can be captured in a graph
+        except Exception as err:   # not every call can be captured in a graph
             failed[str(racer.provider)] = replace(row, status="failed", why=line(err))
     for name, leader in ((str(leader.provider), leader) for leader in leaders):
         if name in turns:
@@ -162,7 +168,7 @@ def started(
 def steadied(
     turns: Mapping[str, Turn], beside: Mapping[str, str], clock: str, pace: Pace
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Everybody's times, and who cannot be believed though all was thrown out and repeated up to TRIES times."""
+    """Time all turns up to TRIES times until none is unsteady; return the times and the unsteady names with reasons."""
     for _ in range(TRIES):
         times = interleave(turns, pace)
         shaky = unsteady(times, beside, clock)
@@ -172,22 +178,22 @@ def steadied(
 
 
 def references(racers: Sequence[Racer]) -> dict[str, Racer]:
-    """Family -> whom the others of it are set beside: the first that is not attzoo's, if there is one."""
+    """Return the reference of each family: its first racer that is not attzoo's, else its first racer."""
     first: dict[str, Racer] = {}
-    for racer in sorted(racers, key=lambda racer: racer.provider.library == "attzoo"):   # stable: else in their order
+    for racer in sorted(racers, key=lambda racer: racer.provider.library == "attzoo"):   # the sort is stable
         first.setdefault(racer.family, racer)
     return first
 
 
-def copying(it: Subject, clock: str) -> Turn:
-    """Turns that copy the first input; results that are kept alive for others stay so."""
+def copy_turn(it: Subject, clock: str) -> Turn:
+    """Return a turn that copies the first input. It does not evict the results that `Cpu` keeps alive."""
     targets = [torch.empty_like(x) for x, *_ in it.sets]
     calls = [lambda x=x, y=y: y.copy_(x) for (x, *_), y in zip(it.sets, targets, strict=True)]
     return clocked_by(clock, calls, Cpu())
 
 
 def clocked(row: Row, times: Mapping[str, Sequence[float]], who: str, reference: str | None = None) -> Row:
-    """The row with what its provider's times say."""
+    """Return the row with the statistics of its provider's times."""
     mine = times[who]
     row = replace(row, seconds=spread(mine), least=min(mine), samples=len(mine))
     if str(COPY) in times:
@@ -199,7 +205,7 @@ def clocked(row: Row, times: Mapping[str, Sequence[float]], who: str, reference:
 
 
 def unsteady(times: Mapping[str, Sequence[float]], beside: Mapping[str, str], clock: str) -> dict[str, str]:
-    """Who cannot be believed, and why; `beside`: who -> the reference."""
+    """Return the reason by name of unsteady provider. `beside` has the reference by name."""
     why: dict[str, str] = {}
     for who, reference in beside.items():
         control = paired(times, again(reference), reference).median if again(reference) in times else 1.0
@@ -216,28 +222,28 @@ def unsteady(times: Mapping[str, Sequence[float]], beside: Mapping[str, str], cl
 
 
 def drift(times: Sequence[float]) -> float:
-    """By which part the last third differs from the first."""
+    """Return the relative change of the median from the first third of the times to the last."""
     third = max(2, len(times) // 3)
     return abs(spread(times[-third:]).median / spread(times[:third]).median - 1)
 
 
 def again(reference: str) -> str:
-    """What a twin of the reference is called: how it compares with itself is noise."""
+    """Return the name of the reference's control. Its ratio to the reference shows the noise."""
     return f"{reference} again"
 
 
 def line(err: Exception) -> str:
-    """An error's kind and its first line."""
+    """Return an error's type and first line, at most 200 characters."""
     return f"{type(err).__name__}: {str(err).strip().splitlines()[0] if str(err).strip() else 'without a word'}"[:200]
 
 
-# ---- what cannot be avoided ------------------------------------------------------------------------------------------
+# ---- least bytes and operations --------------------------------------------------------------------------------------
 
 
 def moved(case: Case) -> int:
-    """Bytes of a block alone: every input and weight read once and every result written once; 0 for a network.
+    """Return the least bytes that a block reads and writes: each input, weight and result once. 0 for a network.
 
-    Backward, the inputs and the output's gradient are read, and the inputs' gradients written.
+    The backward pass reads the inputs and the output's gradient and writes the inputs' gradients.
     """
     if case.network:
         return 0
@@ -248,7 +254,7 @@ def moved(case: Case) -> int:
 
 
 def flops(case: Case) -> int:
-    """Twice the multiply-adds of a block's linear maps, as its spec counts them; backward is twice forward."""
+    """Return the floating-point operations of a block's linear maps: 2 per multiply-add, backward twice forward."""
     if case.network:
         return 0
     forward, backward = PASSES[case.mode]

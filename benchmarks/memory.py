@@ -1,4 +1,4 @@
-"""What a pass through a torch module keeps and needs, in bytes of tensors: counted, not sampled."""
+"""Count the bytes of tensors that a pass through a torch module saves and needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .timer import Call
 
 
 def kept(module: nn.Module, inputs: Sequence[Tensor]) -> int:
-    """Bytes that autograd keeps from a forward pass in training for the backward one, besides inputs and parameters."""
+    """Return the bytes that autograd saves for the backward pass, without inputs, parameters and buffers."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     known = {tensor.untyped_storage().data_ptr() for tensor in [*inputs, *module.parameters(), *module.buffers()]}
     alive: dict[int, Tensor] = {}
@@ -26,11 +26,11 @@ def kept(module: nn.Module, inputs: Sequence[Tensor]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         module(*inputs)
-    return sum(tensor.untyped_storage().nbytes() for where, tensor in alive.items() if where not in known)
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in alive.items() if address not in known)
 
 
 def peak(call: Call) -> int:
-    """The most bytes of tensors made during a call that are alive at once, but for what operators need inside."""
+    """Return the peak bytes of tensors created during a call, without temporary memory inside operators."""
     alive = _Alive()
     with alive:
         call()
@@ -38,22 +38,22 @@ def peak(call: Call) -> int:
 
 
 class _Alive(TorchDispatchMode):   # type: ignore[no-untyped-call]
-    """Counts the storage of every tensor that an operator gives out, until it is freed."""
+    """Count the storage of each tensor that an operator returns, until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()   # type: ignore[no-untyped-call]
-        self.now = 0
+        self.current = 0
         self.most = 0
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for storage in self._new((args, kwargs)):   # it was there before: a result that is a view of it is nothing new
+        for storage in self._new((args, kwargs)):   # created before the call: views of it do not count
             weakref.finalize(storage, self._freed, storage._cdata, 0)
         out = func(*args, **(kwargs or {}))
         for storage in self._new(out):
-            self.now += storage.nbytes()
+            self.current += storage.nbytes()
             weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
-        self.most = max(self.most, self.now)
+        self.most = max(self.most, self.current)
         return out
 
     def _new(self, tree: Any) -> Iterator[torch.UntypedStorage]:
@@ -64,4 +64,4 @@ class _Alive(TorchDispatchMode):   # type: ignore[no-untyped-call]
 
     def _freed(self, key: int, size: int) -> None:
         self.known.discard(key)
-        self.now -= size
+        self.current -= size

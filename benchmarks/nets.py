@@ -1,8 +1,8 @@
 """Networks that blocks are timed in: ResNet-50 with a block at the end of every residual branch.
 
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385v1, Table 1, with the
-stride in the 3x3 convolution, as PyTorch's is. The attention stands where SE, CBAM and ECA put it: before the addition.
-A block that does the addition itself is called with the shortcut, as its users would.
+stride in the 3x3 convolution, as in torchvision. The attention block is before the addition, as in SE, CBAM and ECA.
+A block whose forward takes a `shortcut` also does the addition and the relu.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MakeBlock = Callable[[int], nn.Module]       # channels -> a block
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """A convolution that keeps the size but for its stride, with batch norm."""
+    """Return a convolution with "same" padding and a batch norm."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs)
     )
@@ -39,9 +39,9 @@ class Bottleneck(nn.Module):
         self.shortcut = nn.Identity() if inputs == outputs else conv(inputs, outputs, 1, stride)
 
     def put(self, attention: nn.Module) -> None:
-        """Take this block. It ends the branch too where it says so: by a `shortcut` that its forward takes."""
+        """Set the attention block. If its forward takes a `shortcut`, it also does the addition and the relu."""
         self.attention = attention
-        self.ends = "shortcut" in signature(attention.forward).parameters   # asked once, not at every call
+        self.ends = "shortcut" in signature(attention.forward).parameters   # not in forward, which is timed
 
     def forward(self, x: Tensor) -> Any:
         y = F.relu(self.conv1(x), inplace=True)

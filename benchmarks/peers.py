@@ -1,4 +1,4 @@
-"""Other libraries' blocks that compute what ours do, built from the sources that our blocks list."""
+"""Build equivalent blocks of other libraries from the sources that attzoo's blocks list."""
 
 from __future__ import annotations
 
@@ -20,9 +20,16 @@ INSTALL: Final = "pip install --no-deps timm==1.0.31 monai==1.6.1 torchvision==0
 
 
 def build_peer(source: Source, spec: Any, arrays: Mapping[str, Array]) -> nn.Module:
-    """A source's block for our spec, called as ours is, holding these arrays, by our canonical names.
+    """Build a source's block with these weights, with the inputs of attzoo's block.
 
-    Raises ModuleNotFoundError where its library is absent.
+    Args:
+        source: the other library's block.
+        spec: spec of attzoo's block.
+        arrays: weights by attzoo's canonical names.
+
+    Raises:
+        ModuleNotFoundError: the library is not installed.
+
     """
     block: nn.Module = getattr(load(source.module), source.class_name)(**source.arguments(spec))
     state = block.state_dict()
@@ -31,11 +38,11 @@ def build_peer(source: Source, spec: Any, arrays: Mapping[str, Array]) -> nn.Mod
         target.copy_(torch.from_numpy(array).reshape(target.shape))
     if not (source.inputs or source.resize):
         return block
-    return CalledAsOurs(block, source, info(registry.name_of(spec)).inputs)
+    return ReorderedInputs(block, source, info(registry.name_of(spec)).inputs)
 
 
-class CalledAsOurs(nn.Module):
-    """A source's block, called with our inputs in our order; `names` are theirs."""
+class ReorderedInputs(nn.Module):
+    """A source's block that takes its inputs in the order of attzoo's block; `names` are attzoo's input names."""
 
     def __init__(self, inner: nn.Module, source: Source, names: Sequence[str]) -> None:
         super().__init__()
@@ -44,49 +51,49 @@ class CalledAsOurs(nn.Module):
 
     def forward(self, x: Tensor, *others: Tensor) -> Any:
         if self.resize:
-            others = tuple(resized(other, x) for other in others)
+            others = tuple(resize_to(tensor, x) for tensor in others)
         inputs = (x, *others)
         return self.inner(*(inputs[i] for i in self.order))
 
 
-def resized(other: Tensor, x: Tensor) -> Tensor:
-    """Another input, (N, G, *S), resized linearly to the spatial size of x."""
-    if other.shape[2:] == x.shape[2:]:
-        return other
-    return F.interpolate(other, x.shape[2:], mode=("linear", "bilinear", "trilinear")[x.ndim - 3])
+def resize_to(tensor: Tensor, x: Tensor) -> Tensor:
+    """Resize an input, (N, G, *S), linearly to the spatial size of x."""
+    if tensor.shape[2:] == x.shape[2:]:
+        return tensor
+    return F.interpolate(tensor, x.shape[2:], mode=("linear", "bilinear", "trilinear")[x.ndim - 3])
 
 
 def load(module: str) -> Any:
-    """A peer's module. Raises ModuleNotFoundError where its library is absent."""
+    """Import a peer's module. Raises ModuleNotFoundError if its library is not installed."""
     if module.partition(".")[0] in ("timm", "torchvision"):
         load_torchvision()
     if module.startswith("monai"):
         with suppress(ImportError):
-            import_module("triton")   # MONAI may load TensorFlow, and triton after TensorFlow aborts the process
-    with hushed():
+            import_module("triton")   # MONAI may import TensorFlow; triton after TensorFlow aborts the process
+    with suppress_stderr():
         return import_module(module)
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
-    """Nothing reaches the process's standard error meanwhile: TensorFlow greets there, whatever it is told."""
+def suppress_stderr() -> Iterator[None]:
+    """Discard the process's standard error inside the context: TensorFlow's messages cannot be turned off."""
     sys.stderr.flush()
-    own, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(own, 2)
-        os.close(own)
+        os.dup2(saved, 2)
+        os.close(saved)
         os.close(nowhere)
 
 
 def load_torchvision() -> None:
-    """Import torchvision, which timm imports too, also beside a torch that it was not built for.
+    """Import torchvision, also with a torch build that it was not compiled for; timm imports it too.
 
-    On import it describes two operators of its compiled half, and fails where that half cannot load, as beside a
-    CPU build of torch. Declaring the two, without bodies, is enough: no block here uses them.
+    torchvision's import registers two compiled operators and fails if its compiled library cannot load, as with a CPU
+    build of torch. Declaring the two operators is enough, because no block uses them.
     """
     try:
         import_module("torchvision")
@@ -97,5 +104,5 @@ def load_torchvision() -> None:
         import_module("torchvision")
 
 
-# What it declares lives as long as it does.
+# The declarations live as long as this object.
 TORCHVISION: Final = torch.library.Library("torchvision", "FRAGMENT")   # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Who computes a case in torch: attzoo, the peers that are installed, both also compiled, each as calls to be timed."""
+"""Providers of a case in torch: attzoo and the installed peers, eager and compiled, as calls to time."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .memory import kept, peak
 from .nets import Bottleneck
 from .peers import build_peer
 from .runs import FUSED, Provider
-from .subjects import Subject, laid, plain_unet, run
+from .subjects import Subject, plain_unet, run, to_layout
 from .timer import Call, Cpu, Turn
 
-# form -> options of torch.compile, and the layout of the inputs where it is not the case's. Inductor may lay out a
-# channels-first input anew, because a convolution follows; the best of the three is what a user can have.
+# Form -> options of torch.compile, and the layout of the inputs if it differs from the case's. Inductor may convert a
+# channels-first input to channels last before a convolution. A user can choose the fastest of the three forms.
 COMPILED: Final[dict[str, tuple[dict[str, Any], str | None]]] = {
     "compiled": ({}, None),
     "compiled, no layout": ({"layout_optimization": False}, None),
@@ -36,10 +36,16 @@ COMPILED: Final[dict[str, tuple[dict[str, Any], str | None]]] = {
 
 @dataclass
 class Contender:
-    """A provider with its module of the subject.
+    """A provider of a subject in torch.
 
-    build: the module, float32 on the CPU, holding the subject's arrays; raises ModuleNotFoundError without its library.
-    options: of torch.compile; None for eager. layout: of its inputs, where not the subject's.
+    Attributes:
+        provider: name of the provider.
+        subject: the case with its tensors.
+        build: returns the module, float32 on the CPU, with the subject's weights. Raises ModuleNotFoundError if its
+            library is not installed.
+        options: options of torch.compile; None for eager.
+        layout: memory layout of the inputs; None for the case's.
+
     """
 
     provider: Provider
@@ -50,31 +56,31 @@ class Contender:
 
     @property
     def family(self) -> str:
-        """All of torch is set beside one reference."""
+        """Return "torch": all torch providers share one reference."""
         return "torch"
 
     def twin(self) -> Contender:
-        """The same once more, with a module of its own."""
+        """Return a copy with another module, for the control."""
         return replace(self, provider=replace(self.provider, library=f"{self.provider.library} again"))
 
     @cached_property
     def module(self) -> Any:
-        """On the device, in the dtype and the mode of the case."""
+        """Return the module on the device, in the dtype and mode of the case, compiled if `options` is set."""
         it = self.subject
         module = self.build().to(it.device, it.dtype).train(it.case.mode != "inference")
         return module if self.options is None else torch.compile(module, dynamic=False, options=self.options)
 
     def inputs(self, number: int) -> list[Tensor]:
-        """A set of inputs, as this provider takes them."""
-        return [laid(x, self.layout or self.subject.case.layout) for x in self.subject.sets[number]]
+        """Return a set of inputs in this provider's layout."""
+        return [to_layout(x, self.layout or self.subject.case.layout) for x in self.subject.sets[number]]
 
     def cotangent(self, number: int) -> Tensor | None:
-        """The gradient of the output that goes with a set."""
+        """Return the output's gradient for a set of inputs; None for a network."""
         given = self.subject.cotangents
-        return laid(given[number], self.layout or self.subject.case.layout) if given else None
+        return to_layout(given[number], self.layout or self.subject.case.layout) if given else None
 
     def outputs(self) -> list[Tensor]:
-        """What is held to the meaning: `run`, of a network with running statistics."""
+        """Return the output and gradients to verify. Networks use running statistics."""
         training = self.module.training
         self.module.train(training and not self.subject.case.network)
         mode = "inference" if self.subject.case.mode == "inference" else "training"
@@ -84,7 +90,7 @@ class Contender:
             self.module.train(training)
 
     def calls(self) -> list[Call]:
-        """What is timed, for each set."""
+        """Return the calls to time, one for each set of inputs."""
         numbers = range(len(self.subject.sets))
         return [self._call(self.inputs(i), self.cotangent(i)) for i in numbers]
 
@@ -100,31 +106,31 @@ class Contender:
         return partial(run, self.module, mode, inputs, cotangent)
 
     def clocks(self) -> tuple[str, ...]:
-        """CPU time; on CUDA the device's time, and that of calls from Python; of a network's step only the latter."""
+        """Return "cpu", or on CUDA "graph" and "calls"; for networks on CUDA only "calls"."""
         if self.subject.device.type != "cuda":
             return ("cpu",)
         return ("calls",) if self.subject.case.network else ("graph", "calls")
 
     def turn(self, clock: str, cpu: Cpu) -> Turn:
-        """Turns on one of them."""
+        """Return a turn on one of the clocks."""
         return clocked_by(clock, self.calls(), cpu)
 
     def memory(self) -> tuple[int | None, int | None]:
-        """What a training step keeps and its peak, in bytes; of a compiled module or in inference, nothing is known."""
+        """Return the saved and peak bytes of a training step; None for compiled modules and other modes."""
         if self.subject.case.mode != "training" or self.options is not None:
             return None, None
         return kept(self.module, self.inputs(0)), peak(self.calls()[0])
 
 
 def clocked_by(clock: str, calls: Sequence[Call], cpu: Cpu) -> Turn:
-    """Turns of calls that rotate over sets of inputs, on this clock."""
+    """Return a turn of calls, which rotate over the sets of inputs, on this clock."""
     if clock == "cpu":
         return cpu.turn(calls[0])
-    return cuda.replayed(calls) if clock == "graph" else cuda.called(calls)
+    return cuda.replay_turn(calls) if clock == "graph" else cuda.call_turn(calls)
 
 
 class Backward:
-    """Backward passes through one forward pass, which is made at the first call: where that runs, so do they."""
+    """Backward passes through one forward pass. The first call runs the forward pass, on the same stream."""
 
     def __init__(self, module: nn.Module, inputs: list[Tensor], cotangent: Tensor | None) -> None:
         self.module, self.cotangent = module, cotangent
@@ -139,7 +145,7 @@ class Backward:
 
 
 class Step:
-    """A training step of a network; at a rate of 0, so that it stays what it was."""
+    """A training step of a network, with learning rate 0 so that the weights stay the same."""
 
     def __init__(self, module: nn.Module, inputs: list[Tensor]) -> None:
         self.module, self.inputs = module, inputs
@@ -154,9 +160,9 @@ class Step:
 
 
 class WithKernels(nn.Module):
-    """A module of attzoo's whose forward passes take the fused kernels; what they leave to autograd keeps to these.
+    """An attzoo module that runs under `attzoo.kernels("triton")`, forward and backward.
 
-    Raises RuntimeError when called where there are none, and ModuleNotFoundError without Triton.
+    Creating it raises ModuleNotFoundError without Triton. Calling it raises RuntimeError if the kernels cannot run.
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -170,8 +176,8 @@ class WithKernels(nn.Module):
 
 
 def contenders(it: Subject) -> Iterator[Contender]:
-    """Everybody who computes the subject in torch; the first peer among them is the reference."""
-    without = it.case.network == "resnet50" and it.case.block == "none"   # nothing of ours in it
+    """Yield the torch contenders of the subject. The first peer is the reference."""
+    without = it.case.network == "resnet50" and it.case.block == "none"   # the network has no attzoo module
     yield Contender(Provider("plain" if without else "attzoo"), it, lambda: deepcopy(it.ours))
     if has_kernels(it):
         yield Contender(FUSED, it, lambda: WithKernels(deepcopy(it.ours)))
@@ -179,13 +185,13 @@ def contenders(it: Subject) -> Iterator[Contender]:
 
 
 def has_kernels(it: Subject) -> bool:
-    """Whether the subject's block has fused kernels, for the device that they are for."""
+    """Whether the subject is on CUDA and its block has fused kernels."""
     block = it.case.block
     return it.device.type == "cuda" and block != "none" and attzoo.info(block).fused
 
 
 def of_blocks(it: Subject) -> Iterator[Contender]:
-    """The peers, then the first of them and ours compiled."""
+    """Yield the peers of a block, then attzoo and the first peer compiled if the case asks for them."""
     builds: dict[str, Callable[[], nn.Module]] = {
         library: partial(build_peer, source, it.ours.spec, it.arrays) for library, source in peers(it).items()
     }
@@ -203,7 +209,7 @@ def of_blocks(it: Subject) -> Iterator[Contender]:
 
 
 def of_networks(it: Subject) -> Iterator[Contender]:
-    """The same network with a peer's blocks; of the U-Net, in plain torch and for inference with norms folded in."""
+    """Yield ResNet-50 with the peers' blocks; for the U-Net, plain torch and, in inference, folded norms."""
     if it.case.network == "unet" and it.case.block == unet_gate():
         yield Contender(Provider("plain"), it, lambda: plain_unet(it.ours, it.case.shapes[0][1]))
         if it.case.mode == "inference":
@@ -215,14 +221,14 @@ def of_networks(it: Subject) -> Iterator[Contender]:
 
 
 def peers(it: Subject) -> dict[str, Source]:
-    """Library -> its block that computes the subject's, for inputs of that rank."""
+    """Return, by library, the sources that compute the subject's variant for inputs of that rank."""
     case, rank = it.case, len(it.case.shapes[0]) - 2
     known = sources(case.block).values() if case.block != "none" else ()
     return {source.library: source for source in known if source.variant == case.variant and rank in source.ranks}
 
 
 def with_peer(ours: nn.Module, source: Source) -> nn.Module:
-    """ResNet-50 with a peer's blocks in the place of ours, holding the same arrays."""
+    """Return a copy of ResNet-50 with a peer's blocks instead of attzoo's, with the same weights."""
     net = deepcopy(ours)
     for part in net.modules():
         if isinstance(part, Bottleneck):

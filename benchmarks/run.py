@@ -53,7 +53,7 @@ def run(name: str, device: str, blocks: Sequence[str] = (), out: Path | None = N
     anything is measured.
     """
     chosen = checked(name, device, blocks)
-    flags = facts.settle(device)
+    flags = facts.configure(device)
     bench = Bench(device, PACE[name])
     load = facts.load()
     if device == "cuda":

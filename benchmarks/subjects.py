@@ -1,4 +1,4 @@
-"""What a case is about, made once: the block or network with its weights, its inputs, and what must come out."""
+"""Create the module, weights and inputs of a case, and compute the expected outputs and gradients in float64."""
 
 from __future__ import annotations
 
@@ -19,28 +19,32 @@ from .cases import Case, create
 from .nets import ResNet50
 from .plain import AttUNet, canonical
 
-# Of the norm of what is wanted. In half precision a maximum that is rounded may lie elsewhere; on CUDA, convolutions
-# and matrix products of float32 inputs may round them to 11 bits (TF32), as PyTorch's flags say. That moves inputs of
-# the gate's relu across 0: with operands so rounded on a CPU, the gradient of its signal was 1.1e-2 off.
+# Relative errors that rounding explains. In half precision, rounding can change which element is the maximum. On CUDA,
+# convolutions and matrix products of float32 inputs may use TF32 (11 bits), as PyTorch's flags say. That changes the
+# sign of some inputs of the gate's relu: with TF32 emulated on a CPU, the signal's gradient had an error of 1.1e-2.
 TOLERANCE: Final = {"float32": 2e-5, "TF32": 5e-3, "float16": 5e-2, "bfloat16": 2e-1}
-DEPTH: Final = 100       # times more for a whole network, where rounding moves a few inputs of relus across 0,
-LOOSEST: Final = 0.5     # but never more than this
+DEPTH: Final = 100       # factor for a whole network, where rounding changes the sign of a few relu inputs
+LOOSEST: Final = 0.5     # upper bound of the tolerance
 SEED: Final = 0
-FEW: Final = 2           # samples on which the float64 body is itself held to the NumPy meaning, once,
-CORNER: Final = 24       # and so many pixels of a volume's axes: with 96, NumPy took half a minute and 10 GB
-HELD: set[Case] = set()   # where that was done
-JITTERS: Final = 8       # draws of inputs moved by what rounding adds up to in a sum, as a part of the tolerance:
-NUDGE: Final = 0.1       # 2e-6 in float32; a relu's input was so near to 0 that sums of 256 in another order turned it
-TURNED: Final = 1e-2     # the most that relus which rounding turns, a few of thousands, explain
+CHECKED_SAMPLES: Final = 2           # samples on which the float64 module is compared with the NumPy reference
+CHECKED_SIZE: Final = 24       # voxels per axis of volumes in that comparison: with 96, NumPy took 30 s and 10 GB
+CHECKED: set[Case] = set()   # cases whose float64 module was compared
+DRAWS: Final = 8       # draws of perturbed inputs in `slack`
+PERTURBATION: Final = 0.1       # perturbation / tolerance: 2e-6 in float32, the error of sums of 256
+MAX_SLACK: Final = 1e-2     # largest error that relu inputs with a changed sign, a few of thousands, explain
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A case with what every provider gets.
+    """A case with the module and tensors that all providers share.
 
-    ours: attzoo's module, float32 on the CPU. sets: of inputs, on the device, in the case's dtype and layout; the first
-    of them is what providers are verified on. cotangents: gradients of the outputs, one for each set; none for a
-    network, whose loss is the mean square of its output.
+    Attributes:
+        case: the case.
+        ours: attzoo's module, float32 on the CPU.
+        sets: sets of inputs, on the device, in the case's dtype and layout. Providers are verified on the first.
+        cotangents: gradients of the outputs, one for each set; empty for a network, whose loss is the mean square of
+            its output.
+
     """
 
     case: Case
@@ -50,28 +54,28 @@ class Subject:
 
     @property
     def arrays(self) -> dict[str, Array]:
-        """The block's arrays, by canonical name."""
+        """Return the module's weights by canonical name."""
         return attzoo.weights(self.ours)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The case's, as torch names it."""
+        """Return the case's dtype as a torch.dtype."""
         return self.sets[0][0].dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs are."""
+        """Return the device of the inputs."""
         return self.sets[0][0].device
 
     @property
     def tolerance(self) -> float:
-        """The largest deviation that is rounding."""
+        """Return the largest relative error that rounding explains."""
         exact = self.case.dtype != "float32" or self.device.type != "cuda" or not torch.backends.cudnn.allow_tf32
         return min(LOOSEST, TOLERANCE[self.case.dtype if exact else "TF32"] * (DEPTH if self.case.network else 1))
 
 
 def subject(case: Case, device: str, count: Callable[[int], int] = lambda size: 1) -> Subject:
-    """The case on this device, with `count(bytes of a set)` sets of inputs."""
+    """Create the subject of a case on this device, with `count(bytes of a set)` sets of inputs."""
     torch.manual_seed(SEED)
     ours = network(case) if case.network else create(case, "torch")
     if not case.network:
@@ -80,53 +84,54 @@ def subject(case: Case, device: str, count: Callable[[int], int] = lambda size: 
     size = case.width * sum(map(prod, case.shapes))
 
     def tensor(shape: Sequence[int]) -> Tensor:
-        return laid(torch.randn(shape, device=device, dtype=dtype), case.layout)
+        return to_layout(torch.randn(shape, device=device, dtype=dtype), case.layout)
 
     sets = [[tensor(shape) for shape in case.shapes] for _ in range(count(size))]
     return Subject(case, ours, sets, [] if case.network else [tensor(case.shapes[0]) for _ in sets])
 
 
 def network(case: Case) -> nn.Module:
-    """The U-Net of a case, or ResNet-50 with attzoo's blocks; running statistics come from data."""
+    """Create the U-Net of a case, or ResNet-50 with attzoo's blocks, with running statistics of random images."""
     if case.network == "unet":
         skip = None if case.block == "none" else case.block
-        made: nn.Module = attzoo.create(
+        net: nn.Module = attzoo.create(
             "unet", case.shapes[0][1], 1, backend="torch", variant=case.variant, skip=skip
         )
     elif case.block == "none":
-        made = ResNet50()
+        net = ResNet50()
     else:
-        made = ResNet50(lambda channels: attzoo.create(case.block, channels, backend="torch", variant=case.variant))
+        net = ResNet50(lambda channels: attzoo.create(case.block, channels, backend="torch", variant=case.variant))
     x = torch.randn(2, *case.shapes[0][1:])
     with torch.no_grad():
         for _ in range(2):
-            made.train()(x)
-    return made
+            net.train()(x)
+    return net
 
 
 def draw(spec: Any, rng: np.random.Generator) -> dict[str, Array]:
-    """Float32 arrays for a block: normal, of variance 1 / fan-in; variances between 1/2 and 3/2."""
+    """Draw float32 weights for a block: normal with variance 1 / fan-in; running variances uniform in [0.5, 1.5]."""
     arrays = {}
     for name, weight in spec.weights.items():
         fan_in = max(1, prod(weight.shape[1:]))
-        even = name.endswith("var")
-        array = rng.uniform(0.5, 1.5, weight.shape) if even else rng.normal(0, fan_in**-0.5, weight.shape)
+        is_variance = name.endswith("var")
+        array = rng.uniform(0.5, 1.5, weight.shape) if is_variance else rng.normal(0, fan_in**-0.5, weight.shape)
         arrays[name] = array.astype("float32")
     return arrays
 
 
-def laid(x: Tensor, layout: str) -> Tensor:
-    """The same numbers, of the same shape (N, C, *S), in this layout in memory."""
+def to_layout(x: Tensor, layout: str) -> Tensor:
+    """Return x, of shape (N, C, *S), with this memory layout and the same shape."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "channels last" else x.contiguous()
 
 
-# ---- what must come out ----------------------------------------------------------------------------------------------
+# ---- expected results ------------------------------------------------------------------------------------------------
 
 
 def run(module: nn.Module, mode: str, inputs: Sequence[Tensor], cotangent: Tensor | None) -> list[Tensor]:
-    """The output; unless in inference, and the gradients of sum(output * cotangent) for inputs and parameters.
+    """Return the output and, unless `mode` is "inference", the gradients of the inputs and parameters.
 
-    Without a cotangent the loss is the output's mean square.
+    The loss is sum(output * cotangent), or the output's mean square if `cotangent` is None; then the loss is returned
+    instead of the output.
     """
     if mode == "inference":
         with torch.no_grad():
@@ -139,68 +144,74 @@ def run(module: nn.Module, mode: str, inputs: Sequence[Tensor], cotangent: Tenso
     return [y.detach(), *gradients]
 
 
-def wanted(it: Subject) -> list[Tensor]:
-    """What `run` gives on the first set, in float64 on the device; of gradients those of the inputs.
+def expected_results(it: Subject) -> list[Tensor]:
+    """Compute the expected output and input gradients on the first set of inputs, in float64 on the device.
 
-    The body that says so is first held to the NumPy meaning, on a few of the samples. A network is asked with running
-    statistics: with a batch's, rounding grows in every norm, and shows nothing that its parts do not.
+    The float64 module of a block is first compared with the NumPy reference on a few samples. A network runs with
+    running statistics, because batch statistics amplify rounding errors in every norm.
     """
     inputs = [x.double() for x in it.sets[0]]
-    wide = _wide(it)
-    alike = replace(it.case, dtype="float64", layout="", mode="training" if wide.training else "inference")
-    if not it.case.network and alike not in HELD:
-        _hold(deepcopy(wide), [few(x) for x in inputs])
-        HELD.add(alike)
-    return _run(it, wide, inputs)
+    module64 = _float64_module(it)
+    checked_case = replace(it.case, dtype="float64", layout="", mode="training" if module64.training else "inference")
+    if not it.case.network and checked_case not in CHECKED:
+        _check_against_numpy(deepcopy(module64), [crop(x) for x in inputs])
+        CHECKED.add(checked_case)
+    return _run(it, module64, inputs)
 
 
-def slack(it: Subject, meant: Sequence[Tensor]) -> float:
-    """How far what is wanted moves when the inputs do, by a rounding: a relu's may be as near to 0 as that."""
-    wide, found = _wide(it), []
-    for _ in range(JITTERS):
-        inputs = [x * (1 + NUDGE * it.tolerance * torch.randn_like(x)) for x in map(Tensor.double, it.sets[0])]
-        found.append(deviation(_run(it, wide, inputs), meant))
-    return min(TURNED, 2 * max(found))   # twice, for these are draws
+def slack(it: Subject, expected: Sequence[Tensor]) -> float:
+    """Return how much the expected results change if the inputs change by a rounding error, at most MAX_SLACK.
+
+    A relu input can be so close to 0 that rounding changes its sign.
+    """
+    module64, changes = _float64_module(it), []
+    for _ in range(DRAWS):
+        inputs = [x * (1 + PERTURBATION * it.tolerance * torch.randn_like(x)) for x in map(Tensor.double, it.sets[0])]
+        changes.append(relative_error(_run(it, module64, inputs), expected))
+    return min(MAX_SLACK, 2 * max(changes))   # a factor of 2 because the draws are a sample
 
 
-def _wide(it: Subject) -> nn.Module:
-    """The body in float64, on the device, as the case's mode would have it."""
-    wide = deepcopy(it.ours).to(it.device, torch.float64)
-    return wide.train(it.case.mode != "inference" and not it.case.network)
+def _float64_module(it: Subject) -> nn.Module:
+    """Return a float64 copy of the module on the device, in training or evaluation mode."""
+    module64 = deepcopy(it.ours).to(it.device, torch.float64)
+    return module64.train(it.case.mode != "inference" and not it.case.network)
 
 
-def _run(it: Subject, wide: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The output and, unless in inference, the inputs' gradients."""
+def _run(it: Subject, module64: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Run the float64 module; return the output and, unless in inference, the gradients of the inputs."""
     mode = "inference" if it.case.mode == "inference" else "training"
     cotangent = it.cotangents[0].double() if it.cotangents else None
-    return run(wide, mode, inputs, cotangent)[: 1 + len(inputs)]
+    return run(module64, mode, inputs, cotangent)[: 1 + len(inputs)]
 
 
-def few(x: Tensor) -> Tensor:
-    """The first samples, and of volumes a corner: (N, C, *S) -> (n, C, *s)."""
-    return x[:FEW] if x.ndim < 5 else x[:FEW, :, :CORNER, :CORNER, :CORNER]
+def crop(x: Tensor) -> Tensor:
+    """Return the first CHECKED_SAMPLES samples, and of volumes only a corner of CHECKED_SIZE voxels per axis."""
+    return x[:CHECKED_SAMPLES] if x.ndim < 5 else x[:CHECKED_SAMPLES, :, :CHECKED_SIZE, :CHECKED_SIZE, :CHECKED_SIZE]
 
 
-def _hold(wide: nn.Module, inputs: Sequence[Tensor]) -> None:
-    spec: Any = wide.spec
-    weights = {name: array.astype("float64") for name, array in attzoo.weights(wide).items()}
-    meant = torch.from_numpy(spec(*(x.cpu().numpy() for x in inputs), weights=weights, training=wide.training))
-    off = deviation([run(wide, "inference", inputs, None)[0].cpu()], [meant])
-    if not off < 1e-10:
-        raise RuntimeError(f"expected the float64 body of {type(wide).__name__} to be its meaning, got {off:.1e} off")
+def _check_against_numpy(module64: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Raise RuntimeError if the float64 module and the NumPy reference differ by 1e-10 or more."""
+    spec: Any = module64.spec
+    weights = {name: array.astype("float64") for name, array in attzoo.weights(module64).items()}
+    expected = torch.from_numpy(spec(*(x.cpu().numpy() for x in inputs), weights=weights, training=module64.training))
+    error = relative_error([run(module64, "inference", inputs, None)[0].cpu()], [expected])
+    if not error < 1e-10:
+        raise RuntimeError(
+            f"expected float64 {type(module64).__name__} to equal its NumPy reference, got relative error {error:.1e}"
+        )
 
 
-def deviation(got: Sequence[Tensor], meant: Sequence[Tensor]) -> float:
-    """The largest |got - meant| / |meant|, norms of whole tensors, of all that are meant. NaN where one is."""
-    offs = [float((g.double() - m).norm() / m.norm()) for g, m in zip(got, meant, strict=False)]
-    return max(offs, key=lambda off: (off != off, off))
+def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest |got - expected| / |expected| over the tensors, with L2 norms; NaN if any is NaN."""
+    errors = [float((g.double() - m).norm() / m.norm()) for g, m in zip(got, expected, strict=False)]
+    return max(errors, key=lambda error: (error != error, error))
 
 
 # ---- the U-Net in plain torch ----------------------------------------------------------------------------------------
 
 
 def plain_unet(ours: nn.Module, inputs: int) -> nn.Module:
-    """The same network as `leejunhyun`, with the same arrays, in plain torch.nn."""
+    """Create AttUNet, the plain torch.nn network of the variant "leejunhyun", with the weights of `ours`."""
     plain = AttUNet(inputs)
     arrays = attzoo.weights(ours)
     state: Mapping[str, Tensor] = plain.state_dict()

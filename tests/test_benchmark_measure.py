@@ -82,7 +82,7 @@ def test_a_case_that_cannot_be_made_has_failed(monkeypatch):
     def wanted(it):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(measure, "wanted", wanted)
+    monkeypatch.setattr(measure, "expected_results", wanted)
     (row,) = measure.measure(CASE, BENCH)
     assert (row.status, row.why) == ("failed", "RuntimeError: out of memory")
 
@@ -122,26 +122,27 @@ def test_blocks_of_every_rank_are_made_and_meant(block, rank):
     case = Case(block, inputs(block, (2, 8, *(4,) * rank), coarse=block == "attention_gate"), "training")
     it = subjects.subject(case, "cpu")
     contender = next(providers.contenders(it))
-    assert subjects.deviation(contender.outputs(), subjects.wanted(it)) < 1e-6
+    assert subjects.relative_error(contender.outputs(), subjects.expected_results(it)) < 1e-6
 
 
 def test_a_float64_body_that_is_not_its_meaning_is_noticed(monkeypatch):
-    monkeypatch.setattr(subjects, "HELD", set())
+    monkeypatch.setattr(subjects, "CHECKED", set())
     it = subjects.subject(CASE, "cpu")
     monkeypatch.setattr(type(it.ours.spec), "__call__", lambda spec, x, weights, training: x)
-    with pytest.raises(RuntimeError, match="to be its meaning"):
-        subjects.wanted(it)
+    with pytest.raises(RuntimeError, match="to equal its NumPy reference"):
+        subjects.expected_results(it)
 
 
 @pytest.mark.parametrize(("shape", "few"), [((3, 1, 30, 30), (2, 1, 30, 30)), ((1, 1, 30, 4, 30), (1, 1, 24, 4, 24))])
 def test_of_a_volume_a_corner_is_held_to_the_meaning(shape, few):
-    assert subjects.few(torch.zeros(shape)).shape == few
+    assert subjects.crop(torch.zeros(shape)).shape == few
 
 
 @pytest.mark.parametrize(("got", "off"), [([3.0, 4.0], 0.0), ([3.0, 5.0], 0.2), ([3.0, float("nan")], float("nan"))])
 def test_deviation_is_a_part_of_the_norm(got, off):
-    told = subjects.deviation([torch.tensor([1.0]), torch.tensor(got)], [torch.tensor([1.0]), torch.tensor([3.0, 4.0])])
-    assert told == pytest.approx(off, nan_ok=True)
+    expected = [torch.tensor([1.0]), torch.tensor([3.0, 4.0])]
+    error = subjects.relative_error([torch.tensor([1.0]), torch.tensor(got)], expected)
+    assert error == pytest.approx(off, nan_ok=True)
 
 
 @pytest.mark.parametrize(("x", "moves"), [(1.0, True), (2.0, False)])
@@ -150,7 +151,8 @@ def test_a_relu_that_rounding_turns_may_be_off_by_as_much(x, moves):
     ours = {name: array * 0 + 1 for name, array in it.arrays.items()}
     attzoo.load_weights(it.ours, ours | {"gating.weight": -ours["gating.weight"], "gating.bias": -ours["gating.bias"]})
     it = replace(it, sets=[[torch.full((2, 1, 8), x), torch.ones(2, 1, 8)]])   # to a relu goes x - g
-    assert subjects.slack(it, subjects.wanted(it)) == pytest.approx(subjects.TURNED if moves else 0, abs=1e-4)
+    slack = subjects.slack(it, subjects.expected_results(it))
+    assert slack == pytest.approx(subjects.MAX_SLACK if moves else 0, abs=1e-4)
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
@@ -162,9 +164,9 @@ def test_the_plain_unet_is_ours(mode):
     it = subjects.subject(case, "cpu")
     racers = {str(racer.provider): racer for racer in providers.contenders(it)}
     assert list(racers) == ["attzoo", "plain", *(["attzoo (fused)"] if mode == "inference" else [])]
-    meant = subjects.wanted(it)
+    expected = subjects.expected_results(it)
     for racer in racers.values():
-        assert subjects.deviation(racer.outputs(), meant) < it.tolerance
+        assert subjects.relative_error(racer.outputs(), expected) < it.tolerance
         assert racer.module.training == (mode == "training")
 
 
@@ -193,9 +195,9 @@ def test_in_resnet50_ours_end_the_branch_and_a_peer_never_hears_of_it(monkeypatc
     names = {name: f"inner.{name}" for name in SE_NAMES}
     known["own"] = replace(peer_of(), class_name="Theirs", names=names)
     it = subjects.subject(Case("se", ((2, 3, 32, 32),), mode, network="resnet50", variant="official"), "cpu")
-    meant, found = subjects.wanted(it), {}
+    expected, found = subjects.expected_results(it), {}
     for racer in providers.contenders(it):
-        assert subjects.deviation(racer.outputs(), meant) < it.tolerance
+        assert subjects.relative_error(racer.outputs(), expected) < it.tolerance
         found[str(racer.provider)] = [part.ends for part in racer.module.modules() if isinstance(part, Bottleneck)]
     assert found == {"attzoo": [True] * 16, "own": [False] * 16}
 
@@ -297,8 +299,8 @@ def test_memory_is_counted_once_for_all_clocks(monkeypatch):
 
     it = subjects.subject(CASE, "cpu")
     monkeypatch.setattr(measure, "contenders", lambda it: ())
-    monkeypatch.setattr(measure, "copying", lambda it, clock: lambda repeats: 1.0)
-    two = racer("attzoo", subjects.wanted(it), memory=memory, clocks=lambda: ("cpu", "calls"))
+    monkeypatch.setattr(measure, "copy_turn", lambda it, clock: lambda repeats: 1.0)
+    two = racer("attzoo", subjects.expected_results(it), memory=memory, clocks=lambda: ("cpu", "calls"))
     rows = measure.measure(CASE, Bench("cpu", {"cpu": Pace(3, 0.0), "calls": Pace(3, 0.0)}), lambda it: [two])
     ours = [row for row in rows if row.provider.library == "attzoo"]
     assert [(row.clock, row.kept, row.peak) for row in ours] == [("cpu", 3, 5), ("calls", 3, 5)]
@@ -306,7 +308,7 @@ def test_memory_is_counted_once_for_all_clocks(monkeypatch):
 
 
 def test_other_contenders_are_timed_beside_their_own_reference():
-    wanted = subjects.wanted(subjects.subject(CASE, "cpu"))
+    wanted = subjects.expected_results(subjects.subject(CASE, "cpu"))
     rows = by_name(measure.measure(CASE, BENCH, lambda it: [racer("attzoo", wanted), racer("plain", wanted)]))
     assert rows["attzoo jax (traced)"].reference == "plain jax (traced)"
     assert rows["attzoo jax (traced)"].ratio.median == rows["attzoo jax (traced)"].control.median == 1.0

@@ -127,8 +127,8 @@ def test_a_replay_is_queued_before_the_device_is_free(device, monkeypatch):
         def __init__(self, call):
             self.replay = call
 
-    monkeypatch.setattr(cuda, "captured", Graph)
-    turn = cuda.replayed([lambda: device.append("a"), lambda: device.append("b")])
+    monkeypatch.setattr(cuda, "capture_graph", Graph)
+    turn = cuda.replay_turn([lambda: device.append("a"), lambda: device.append("b")])
     assert turn(1) == turn(1) == 2.5e-3
     once = ["sleep", "event", "a", "event", "wait"]
     assert device == once + [step.replace("a", "b") if step == "a" else step for step in once]
@@ -139,10 +139,10 @@ def test_what_a_graph_works_on_lives_as_long_as_its_turns(device, monkeypatch):
         def __init__(self, call):
             self.replay = lambda: None
 
-    monkeypatch.setattr(cuda, "captured", Graph)
+    monkeypatch.setattr(cuda, "capture_graph", Graph)
     tensor = torch.zeros(1)
     alive = weakref.ref(tensor)
-    turn = cuda.replayed([lambda tensor=tensor: tensor])
+    turn = cuda.replay_turn([lambda tensor=tensor: tensor])
     del tensor
     gc.collect()
     assert alive() is not None
@@ -164,17 +164,17 @@ def capturing(device, monkeypatch):
             lambda self, said=said: device.append(said) for said in ("replay", "begin", "end")
         )
 
-    cuda.aside.cache_clear()
+    cuda.capture_stream.cache_clear()
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     yield device
-    cuda.aside.cache_clear()
+    cuda.capture_stream.cache_clear()
 
 
 def test_a_graph_is_captured_where_the_call_has_run(capturing):
-    cuda.captured(lambda: capturing.append("call"))
+    cuda.capture_graph(lambda: capturing.append("call"))
     waits = ["stream waits"]
     assert capturing == [*waits, *["call"] * 3, *waits, "begin", "call", "end", "replay", "replay"]
 
@@ -186,14 +186,14 @@ def test_a_capture_ends_also_when_the_call_fails_in_it(capturing):
             raise ValueError("not under capture")
 
     with pytest.raises(ValueError, match="not under capture"):
-        cuda.captured(call)
+        cuda.capture_graph(call)
     assert capturing[-3:] == ["begin", "call", "end"]
 
 
 def test_calls_are_timed_until_the_device_is_done(device, monkeypatch):
     clock = itertools.count(step=2.0)
     monkeypatch.setattr(cuda, "perf_counter", lambda: next(clock))
-    assert cuda.called([lambda: device.append("a"), lambda: device.append("b")])(4) == 0.5
+    assert cuda.call_turn([lambda: device.append("a"), lambda: device.append("b")])(4) == 0.5
     assert device == ["synchronize", *"abab", "synchronize"]
 
 
@@ -293,7 +293,7 @@ def test_facts_can_be_printed_and_hold_no_path(monkeypatch):
 def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="expected a CUDA device"):
-        facts.settle("cuda")
+        facts.configure("cuda")
 
 
 # ---- cases -----------------------------------------------------------------------------------------------------------
