@@ -402,7 +402,8 @@ def test_another_array_behind_one_is_refused(tmp_path):
     (tmp_path / "a.npy").write_bytes(encoded(WORDS, "npy") * 2)
     size = len(encoded(WORDS, "npy"))
     for read in (read_image, read_mask, read_shape):
-        with pytest.raises(ValueError, match=rf"a.npy: expected one array, got {size} more bytes after it; save each array in"):
+        message = f"a.npy: expected one array, got {size} more bytes after it; save each array in"
+        with pytest.raises(ValueError, match=message):
             read(tmp_path / "a.npy")
 
 
