@@ -79,7 +79,7 @@ def predict(
                 batch=batch,
                 overlays=overlays,
                 overwrite=overwrite,
-                hear=lambda done, count: bar.update(task, completed=done, total=count),
+                on_progress=lambda done, count: bar.update(task, completed=done, total=count),
             )
         except Unfinished as err:
             written, failures = err.written, [err, *err.failures.values()]
