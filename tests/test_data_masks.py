@@ -141,7 +141,7 @@ def test_a_bitmap_of_16_bits_in_all_is_refused(tmp_path):
     data = bytearray(path.read_bytes())
     data[28:30] = (16).to_bytes(2, "little")
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"m.bmp: expected samples of 8 bits, got colours of 16 bits together"):
+    with pytest.raises(ValueError, match=r"m.bmp: expected a mask with 8 bits per channel, got 16 bits per pixel"):
         read_mask(path)
 
 
