@@ -31,11 +31,11 @@ def test_maps_are_drawn_over_lines_pictures_and_volumes():
 def test_the_picture_of_maps_depends_on_the_coefficients():
     rng = np.random.default_rng(0)
     x, a, b = rng.random((1, 8, 8)), rng.random((1, 1, 4, 4)), rng.random((1, 3, 1, 1))
-    picture = drawn_maps(x, {"a": a, "b": b})
+    original = drawn_maps(x, {"a": a, "b": b})
     changed_pictures = drawn_maps(x, {"a": a[..., ::-1], "b": b}), drawn_maps(x, {"a": a, "b": -b})
-    corners = [np.argwhere((changed != picture).any(-1)).min(0) for changed in changed_pictures]
+    corners = [np.argwhere((changed != original).any(-1)).min(0) for changed in changed_pictures]
     assert corners[0][1] < corners[1][1]   # the map is left of the bars
-    assert np.array_equal(drawn_maps(x, {"a": a, "b": b}), picture)
+    assert np.array_equal(drawn_maps(x, {"a": a, "b": b}), original)
 
 
 def test_slices_and_labels_of_scales():
@@ -44,7 +44,7 @@ def test_slices_and_labels_of_scales():
     assert look.told((9, 5, 7), (1, 2)) == "slice 3 of 5 along axis 2"
     x = np.arange(2 * 9 * 5 * 7).reshape(2, 9, 5, 7)
     np.testing.assert_array_equal(look.flat(x, (1, 2)), x[:, :, 2])
-    np.testing.assert_array_equal(look.flat(x, (1, 9), (18, 10, 14)), x[:, :, 4])   # index in an array of twice the size
+    np.testing.assert_array_equal(look.flat(x, (1, 9), (18, 10, 14)), x[:, :, 4])   # index at twice the size
     assert look.flat(x[:, 0, 0], None).shape == (2, 1, 7)
     assert look.numbers(0.0, 0.98) == ["0.00", "0.98"]
     assert look.numbers(0.5001, 0.5012) == ["0.5001", "0.5012"]
