@@ -104,7 +104,7 @@ def _draw_headings(panels: Panels) -> None:
 def _draw_name(ax: Axes, name: str, values: Mapping[str, Array]) -> None:
     """Draw the name of a block and the largest difference between the coefficients of the two frameworks."""
     of_torch, of_keras = values.values()
-    text = f"largest difference of\ncoefficients: {np.abs(of_torch - of_keras).max():.2g}"
+    text = f"largest difference\nbetween frameworks: {np.abs(of_torch - of_keras).max():.2g}"
     ax.set_axis_off()
     ax.text(0, 0.56, name, fontsize=11, weight="bold", va="bottom", transform=ax.transAxes)
     ax.text(0, 0.46, text, fontsize=8.5, color=GREY, va="top", linespacing=1.3, transform=ax.transAxes)

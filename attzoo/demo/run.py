@@ -188,7 +188,7 @@ def digits() -> Data:
     return Data(images, labels, test_images, test_labels)
 
 
-def create_nets(name: str | None, torch_module: Any, common: Mapping[str, Array]) -> dict[str, Any]:
+def create_nets(name: str | None, torch_module: Any, common: dict[str, Array]) -> dict[str, Any]:
     """Create the network with a block in both frameworks, with the same initial weights.
 
     Args:

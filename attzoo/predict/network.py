@@ -282,7 +282,7 @@ def _predict_windows(network: Network, x: Array, window: Sequence[int], overlap:
 
 def _softmax(logits: Array) -> Array:
     """Return the softmax over the first axis. Only one array is allocated."""
-    z = logits - logits.max(axis=0)
+    z: Array = logits - logits.max(axis=0)
     np.exp(z, out=z)
     z /= z.sum(axis=0)
     return z
