@@ -206,7 +206,7 @@ def test_dropout_differs_from_epoch_to_epoch_and_follows_the_seed(backend):
 
     def loss(epoch, seed=0):
         own = replace(settings, seed=seed)
-        return run._epoch(trainer, own, epoch, [tuple(map(torch.from_numpy, batch))], [], lambda *_: None)["loss"]
+        return run._run_epoch(trainer, own, epoch, [tuple(map(torch.from_numpy, batch))], [], lambda *_: None)["loss"]
 
     losses = [loss(0), loss(1), loss(2), loss(0, seed=1)]
     assert len({round(each, 5) for each in losses}) == 4
@@ -352,8 +352,8 @@ def stopped_by(monkeypatch, error, steps=3):
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_epoch(wrong, tiny, tmp_path, monkeypatch):
     stopped_by(monkeypatch, wrong)
-    said = r"^expected a finite loss, got (nan|inf) in step 1 of epoch 2: try a lower rate; the state after epoch 1 is "
-    with pytest.raises(run.Diverged, match=said):
+    message = r"^expected a finite loss, got (nan|inf) in step 1 of epoch 2: try a lower --rate; the state after epoch 1"
+    with pytest.raises(run.Diverged, match=message):
         train(tiny, tmp_path)
     assert len(state.load(tmp_path).history) == 1
     assert set(tree(tmp_path)) == set(run.FILES)
@@ -375,8 +375,8 @@ def test_weights_that_are_no_numbers_stop_and_keep_the_last_good_epoch(judged, t
         return loss
 
     monkeypatch.setattr(Trainer, "step", step)
-    said = "^expected a finite loss, got weights that are not of epoch 2: try a lower rate; the state after epoch 1 is "
-    with pytest.raises(run.Diverged, match=said):
+    message = "^expected finite weights, got weights that are not finite after epoch 2: try a lower --rate; the state "
+    with pytest.raises(run.Diverged, match=message):
         train(tiny, tmp_path)
     assert np.isfinite(calls).all()
     found = state.load(tmp_path)
@@ -434,12 +434,12 @@ def test_what_is_in_a_folder_is_not_written_over(tiny, tmp_path):
     tiny = replace(tiny, epochs=1)
     train(tiny, tmp_path / "run")
     before = tree(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"expected a new or empty folder, got .*run with a run: resume it"):
+    with pytest.raises(ValueError, match=r"expected a new or empty folder, got .*run with a run: set --resume"):
         train(tiny, tmp_path / "run")
     with pytest.raises(ValueError, match=r"the settings of the run in .*: batch 4, got 5; seed 0, got 1: leave"):
         train(replace(tiny, batch=5, seed=1), tmp_path / "run", resume=True)
     assert tree(tmp_path / "run") == before
-    with pytest.raises(ValueError, match=r"expected a new or empty folder, got .* with run: choose another$"):
+    with pytest.raises(ValueError, match=r"expected a new or empty folder, got .* with run: choose another --out$"):
         train(tiny, tmp_path)
     for content in (b"half", b"", (8 << 60).to_bytes(8, "little")):
         (tmp_path / "run" / state.NAME).write_bytes(content)
@@ -711,7 +711,7 @@ def test_after_a_loss_a_better_epoch_takes_its_place(rated, tmp_path):
 
 def test_a_kill_between_state_and_best_network_loses_nothing(rated, tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as patch:
-        patch.setattr(run.best, "put", create_autospec(run.best.put, side_effect=KeyboardInterrupt))
+        patch.setattr(run.best, "replace", create_autospec(run.best.replace, side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             rated([0.5, 0.1, 0.1, 0.1])
     assert not (tmp_path / "best.safetensors").exists()
@@ -778,7 +778,7 @@ def test_masks_that_teach_nothing_are_refused(tmp_path):
 
 def test_a_folder_whose_run_never_got_through_an_epoch_is_free(tiny, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_epoch", create_autospec(run._epoch, side_effect=OSError("truncated")))
+        patch.setattr(run, "_run_epoch", create_autospec(run._run_epoch, side_effect=OSError("truncated")))
         with pytest.raises(OSError, match="truncated"):
             train(tiny, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [state.SETTINGS]
@@ -966,7 +966,7 @@ def test_the_command_goes_on_with_a_run(tiny, monkeypatch, tmp_path):
     for wrong, said in (
         (("--resume", "--out", tmp_path, "--batch", 5), f"{agree} batch 4, got 5{mend}"),
         (("--resume", "--out", tmp_path, "--block", "se"), f"{agree} block 'eca', got 'se'{mend}"),
-        (("--resume", "--out", tmp_path, "--skip", "none"), f"{agree} skip as it is unless given, got None{mend}"),
+        (("--resume", "--out", tmp_path, "--skip", "none"), f"{agree} skip at its default, got None{mend}"),
         (("--recipe", "city"), "recipe must be one of 'camvid', got 'city'"),
         (("--size", "big"), "size must be integers with commas between, got 'big'"),
         (("--net", "up"), "expected NAME=VALUE, got 'up'"),

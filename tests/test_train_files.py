@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pairs import BYTES, RANDOM, VOLUME, place, save
 
-from attzoo.train.files import CAMVID, by_name, find, passed_over
+from attzoo.train.files import CAMVID, by_name, find, ignored_files
 
 
 def mask_like(array, classes=3):
@@ -116,7 +116,7 @@ def test_a_file_that_is_no_image_is_passed_over(name, tmp_path):
     for part in CAMVID:
         (folder / part / name).write_text("not an image")
     assert find(folder) == before
-    assert passed_over(folder / "train_images") == [folder / "train_images" / name]
+    assert ignored_files(folder / "train_images") == [folder / "train_images" / name]
 
 
 NAMES = {

@@ -55,7 +55,7 @@ def test_a_folder_with_other_files_is_refused(name, ours, tmp_path):
     if ours:
         (tmp_path / "settings.json").write_text(json.dumps(Settings(**TINY).config()))
     before = content(tmp_path)
-    with pytest.raises(ValueError, match=rf"expected a new or empty folder, got .* with {name}: choose another"):
+    with pytest.raises(ValueError, match=rf"expected a new or empty folder, got .* with {name}: choose another --out"):
         train(tmp_path)
     assert content(tmp_path) == before
 
@@ -70,7 +70,7 @@ def test_settings_tell_the_dtypes_of_images_and_resume(tmp_path):
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["dtypes"] == ["uint16"]
     (tmp_path / "fresh").mkdir()
     (tmp_path / "fresh" / "settings.json").write_bytes((tmp_path / "run" / "settings.json").read_bytes())
-    assert state.stored(tmp_path / "fresh") == state.stored(tmp_path / "run")
+    assert state.load_settings(tmp_path / "fresh") == state.load_settings(tmp_path / "run")
 
 
 def test_settings_of_a_run_that_ended_before_its_first_epoch_are_replaced(tmp_path):
@@ -103,7 +103,7 @@ def test_a_run_that_lost_its_state_is_not_begun_again(name, tmp_path):
             path.unlink()
     (out / name).touch()
     before = content(out)
-    message = rf"^expected resume.safetensors beside {name} in .*run, got none: the run can't go on; put .* back"
+    message = rf"^expected resume.safetensors beside {name} in .*run, got none: the run cannot continue; put .* back"
     with pytest.raises(ValueError, match=message):
         train(out, resume=True)
     assert content(out) == before
@@ -111,7 +111,7 @@ def test_a_run_that_lost_its_state_is_not_begun_again(name, tmp_path):
 
 def test_a_run_with_events_that_ended_before_its_first_epoch_begins_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(run, "_run_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run.train(Settings(**TINY), tmp_path, tensorboard=True, quiet=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["settings.json", "tensorboard"]
@@ -132,7 +132,7 @@ def test_a_lock_that_is_no_file_is_named(what, tmp_path):
 
 # ---- two runs --------------------------------------------------------------------------------------
 
-BUSY = "with a run going on: wait until it has ended, or choose another --out"
+BUSY = "with an active run: wait until it ends, or choose another --out"
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -140,11 +140,11 @@ def test_a_folder_where_a_run_goes_on_is_refused(resume, tmp_path, monkeypatch):
     out, heard = tmp_path / "run", []
     if resume:
         train(out)
-    real = run._epoch
+    real = run._run_epoch
 
     def epoch(*args):
         before = content(out)
-        monkeypatch.setattr(run, "_epoch", real)
+        monkeypatch.setattr(run, "_run_epoch", real)
         for again in (False, True):
             with pytest.raises(ValueError, match=rf"expected a folder that no other run writes to, got {out} {BUSY}"):
                 train(out, again)
@@ -158,7 +158,7 @@ def test_a_folder_where_a_run_goes_on_is_refused(resume, tmp_path, monkeypatch):
         found = state.load(out)
         found.settings = Settings(**TINY | {"epochs": 2})
         found.save(out)
-    monkeypatch.setattr(run, "_epoch", epoch)
+    monkeypatch.setattr(run, "_run_epoch", epoch)
     history = train(out, resume, **({"epochs": 2} if resume else {}))
     assert len(history) == 1 + resume
     assert heard == [f"attzoo: expected a folder that no other run writes to, got {out} {BUSY}"]
@@ -182,7 +182,7 @@ def test_of_two_that_begin_at_once_one_trains(tmp_path):
         thread.join()
     refused = [end for end in ends if isinstance(end, str)]
     assert len(refused) == 1
-    assert BUSY in refused[0] or "with a run: resume it" in refused[0]
+    assert BUSY in refused[0] or "with a run: set --resume" in refused[0]
     assert sorted(content(tmp_path / "run")) == sorted(run.FILES)
 
 

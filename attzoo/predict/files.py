@@ -17,7 +17,7 @@ from .. import maps
 from ..contract import Array, brief
 from ..data import VOLUMES, describe_image, ending, package, read_geometry, unread, write_mask
 from ..files import usable_folder
-from ..train.files import by_name, passed_over
+from ..train.files import by_name, ignored_files
 from . import picture
 from .network import Network, check_options, segment
 from .output import Output
@@ -109,7 +109,7 @@ def _heads(
 
 def _unread(source: Path) -> dict[Path, Exception]:
     """The errors for images and volumes in a folder whose formats are not read."""
-    strays = passed_over(source) if source.is_dir() else []
+    strays = ignored_files(source) if source.is_dir() else []
     return {path: ValueError(f"cannot read {path}: {fix}") for path in strays if (fix := unread(path))}
 
 

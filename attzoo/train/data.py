@@ -39,7 +39,7 @@ from ..data import (
 from ..data.reading import check_range
 from ..look import sizes
 from .files import Pair
-from .survey import Found, class_counts, look_at
+from .survey import MaskCounts, class_counts, count_values
 
 _RESIZE: Final = ": resize the mask by the nearest pixel, or take the image that it was drawn on"
 NORMALISATIONS: Final = ("zscore", "unit", "none")
@@ -254,10 +254,10 @@ class Folder:
         return mask
 
     @cached_property
-    def found(self) -> Found:
+    def mask_counts(self) -> MaskCounts:
         """What is in all masks, and what resizing leaves of it; reads all of them."""
         resize = None if self.preparation.size is None else self.preparation.mask
-        return look_at((mask for _, mask in self.pairs), self.labels, resize)
+        return count_values((mask for _, mask in self.pairs), self.labels, resize)
 
     @cached_property
     def counts(self) -> Counter[int]:
@@ -265,7 +265,7 @@ class Folder:
 
         Raises ValueError for values that are no classes, with their counts over all masks, and as `read_mask`.
         """
-        counts = class_counts(self.found.counts, self.labels)
+        counts = class_counts(self.mask_counts.counts, self.labels)
         if max(counts.keys() - {IGNORE}, default=0) >= (self.classes or IGNORE):
             for index in range(len(self)):
                 self.read_mask(index)   # raises, naming the file

@@ -49,7 +49,7 @@ def find(folder: str | Path, fraction: float = 0.2, seed: int = 0) -> tuple[list
 def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
     """Each image of a folder with the mask of the same name."""
     for part in (folder / images, folder / masks):
-        check_read(part)
+        check_formats(part)
     found, labels = by_name(folder / images), by_name(folder / masks)
     labels = _spelled_as(found, labels)
     if lost := [path for name, path in found.items() if name not in labels]:
@@ -62,14 +62,14 @@ def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
 def _none(lost: Sequence[Path], folder: Path) -> str:
     """In words, that a folder has no file that goes with these, and which of their names it has in other formats."""
     stems = {path.name[: len(path.name) - len(ending(path))] for path in lost}
-    others = [path for path in passed_over(folder) if path.stem in stems] if folder.is_dir() else []
+    others = [path for path in ignored_files(folder) if path.stem in stems] if folder.is_dir() else []
     fix = f"; {_some(others)} passed over, for the ending" if others else ": give an image and its mask one name"
     return f"none for {_some(lost)}{fix}"
 
 
-def check_read(folder: Path) -> None:
+def check_formats(folder: Path) -> None:
     """Raise ValueError, naming it, for an image or volume of a folder in a format that is not read."""
-    others = [(path, fix) for path in passed_over(folder) if (fix := unread(path))] if folder.is_dir() else []
+    others = [(path, fix) for path in ignored_files(folder) if (fix := unread(path))] if folder.is_dir() else []
     if others:
         path, fix = others[0]
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
@@ -81,11 +81,11 @@ def _spelled_as(found: Mapping[str, Path], labels: Mapping[str, Path]) -> dict[s
 
     macOS and archives made there write e and an accent where other systems write one character.
     """
-    spelling = {composed(name): name for name in found if name not in labels}
-    return {name if name in found else spelling.get(composed(name), name): path for name, path in labels.items()}
+    spelling = {to_nfc(name): name for name in found if name not in labels}
+    return {name if name in found else spelling.get(to_nfc(name), name): path for name, path in labels.items()}
 
 
-def composed(name: str) -> str:
+def to_nfc(name: str) -> str:
     """A name in the one spelling of accented letters by which names are compared."""
     return normalize("NFC", name)
 
@@ -98,7 +98,7 @@ def by_name(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise ValueError(f"expected a folder {folder}, got none")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir(), key=lambda path: (composed(path.name), path.name)):
+    for path in sorted(folder.iterdir(), key=lambda path: (to_nfc(path.name), path.name)):
         if path.name.startswith("."):
             continue
         if path.is_dir():
@@ -110,13 +110,13 @@ def by_name(folder: Path) -> dict[str, Path]:
             raise ValueError(f"expected one file for each name, got {found[name]} and {path.name}: move or rename one")
         found[name] = path
     if not found:
-        check_read(folder)
-        got = f"only {_some(others)}" if (others := passed_over(folder)) else "none"
+        check_formats(folder)
+        got = f"only {_some(others)}" if (others := ignored_files(folder)) else "none"
         raise ValueError(f"expected images, masks or volumes in {folder}, got {got}")
     return found
 
 
-def passed_over(folder: Path) -> list[Path]:
+def ignored_files(folder: Path) -> list[Path]:
     """The files of a folder that `by_name` leaves out for the ending of their name, sorted."""
     return [p for p in sorted(folder.iterdir()) if not (p.name.startswith(".") or p.is_dir() or has_known_ending(p))]
 

@@ -15,13 +15,13 @@ from ..data import IGNORE
 from ..ops.keras import keras
 from .losses.keras import loss as loss_of
 from .settings import Settings
-from .state import fitting
+from .state import check_arrays
 
 ops = keras.ops
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
-def joined() -> AbstractContextManager[tuple[int, int]]:
+def process_group() -> AbstractContextManager[tuple[int, int]]:
     """Rank of the process and the number of processes: one has all devices."""
     return nullcontext((0, 1))
 
@@ -76,7 +76,7 @@ class Trainer:
 
     def restore(self, arrays: dict[str, Array]) -> None:
         """Go on from a state. Raises ValueError, before it changes anything, for one that is not of such a trainer."""
-        fitting(arrays, self.state())
+        check_arrays(arrays, self.state())
         named = {name.removeprefix("network."): a for name, a in arrays.items() if name.startswith("network.")}
         portable.load_weights(self.network, named)
         for i, variable in enumerate(self.network.optimizer.variables):

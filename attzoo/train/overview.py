@@ -10,7 +10,7 @@ from typing import Any, Final
 from ..data import IGNORE
 from ..look import sizes
 from .data import Dataset, Folder
-from .files import passed_over
+from .files import ignored_files
 from .settings import Settings
 from .survey import lost_classes
 
@@ -48,9 +48,9 @@ def _geometries(training: Dataset, validation: Dataset) -> list[str]:
         most = Counter(each).most_common()
         if most:
             more = f" and {len(most) - SHOWN} more" if len(most) > SHOWN else ""
-            listed = ", ".join(f"{what} in {number}" for what, number in most[:SHOWN])
+            shorten = ", ".join(f"{what} in {number}" for what, number in most[:SHOWN])
             hint = "; a network takes voxels as they are stored: resample to have them alike" if len(most) > 1 else ""
-            told.append(f"{name}: {listed}{more}{hint}")
+            told.append(f"{name}: {shorten}{more}{hint}")
     return told
 
 
@@ -68,15 +68,15 @@ def _classes(training: Dataset, validation: Dataset) -> list[str]:
     ignored = f"; {IGNORE}, ignored, in {_share(counts[IGNORE], total)}" if counts[IGNORE] else ""
     found = f"classes: {training.classes}, of all pixels {', '.join(shares)}{ignored}"
     folders = sorted({path.parent for dataset in (training, validation) for pair in dataset.pairs for path in pair})
-    strays = [path for folder in folders for path in passed_over(folder)]
-    return [found, *([f"passed over, no images: {listed(strays)}"] if strays else [])]
+    strays = [path for folder in folders for path in ignored_files(folder)]
+    return [found, *([f"passed over, no images: {shorten(strays)}"] if strays else [])]
 
 
 def _lost(training: Dataset, validation: Dataset) -> str:
     """The classes of which resizing leaves nothing in some masks."""
     if not isinstance(training, Folder) or not isinstance(validation, Folder):
         return ""
-    lost = lost_classes([training.found, validation.found], training.labels)
+    lost = lost_classes([training.mask_counts, validation.mask_counts], training.labels)
     told = [f"class {k} vanishes from {number} of {masks} masks that hold it" for k, (number, masks) in lost.items()]
     return f"; {', '.join(told)}: a larger --size keeps small objects" if told else ""
 
@@ -91,6 +91,6 @@ def _share(count: int, total: int) -> str:
     return "0 %" if not count else "< 0.01 %" if share < 0.01 else f"{share:.2f} %"
 
 
-def listed(files: Sequence[Path | str]) -> str:
+def shorten(files: Sequence[Path | str]) -> str:
     """A few of many files, as text."""
     return ", ".join(map(str, files[:5])) + (f" and {len(files) - 5} more" if len(files) > 5 else "")

@@ -21,7 +21,7 @@ Resize = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class Found:
+class MaskCounts:
     """What masks hold.
 
     counts: pixels of each value, of each colour where any mask has colours. masks: in how many a value is.
@@ -37,9 +37,9 @@ class Found:
     holders: dict[frozenset[Value], Path] = field(default_factory=dict)
 
 
-def look_at(masks: Iterable[Path], labels: Labels | None, resize: Resize | None = None) -> Found:
+def count_values(masks: Iterable[Path], labels: Labels | None, resize: Resize | None = None) -> MaskCounts:
     """What masks hold, and what is left of it by `resize`, nearest pixel by nearest pixel. Raises as `read_stored`."""
-    by_value, by_color = Found(), Found()
+    by_value, by_color = MaskCounts(), MaskCounts()
     for path in masks:
         stored = read_stored(path, labels)
         counts = stored.counts()
@@ -66,7 +66,7 @@ def _lost(stored: Stored, values: Iterable[Value], resize: Resize) -> set[Value]
     return {stored.value(value) for value in np.delete(known, left)}
 
 
-def check_alike(found: Sequence[Found], labels: Labels | None) -> None:
+def check_consistent(found: Sequence[MaskCounts], labels: Labels | None) -> None:
     """Raise ValueError where values mean one thing in some masks and another in others, as far as can be seen.
 
     That is a value that palettes, or a palette and grey, show in different colours, grey whose least value is white
@@ -98,7 +98,7 @@ def _first(found: Iterable[Mapping[Any, Path]]) -> dict[Any, Path]:
     return first
 
 
-def _check_white(values: Set[Value], found: Sequence[Found]) -> None:
+def _check_white(values: Set[Value], found: Sequence[MaskCounts]) -> None:
     """Raise ValueError where 255 may be the class that is 1 in other masks: both are there, in no mask together."""
     holders = _first(each.holders for each in found)
     if values - {0} != {1, IGNORE} or frozenset({1, IGNORE}) in holders:
@@ -128,7 +128,7 @@ def _classes_of(values: Mapping[Value, int], labels: Labels | None) -> Counter[i
     return Counter({k: number for k, number in by_class.items() if isinstance(k, int) and k != IGNORE})
 
 
-def lost_classes(found: Sequence[Found], labels: Labels | None) -> dict[int, tuple[int, int]]:
+def lost_classes(found: Sequence[MaskCounts], labels: Labels | None) -> dict[int, tuple[int, int]]:
     """Classes that resizing removes from masks: from how many, and how many there are that hold the class."""
     lost, masks = (
         sum((_classes_of(getattr(each, name), labels) for each in found), Counter()) for name in ("lost", "masks")
@@ -136,7 +136,7 @@ def lost_classes(found: Sequence[Found], labels: Labels | None) -> dict[int, tup
     return {k: (lost[k], masks[k]) for k in sorted(lost)}
 
 
-def check_size(training: Found, labels: Labels | None, size: Sequence[int] | None) -> None:
+def check_size(training: MaskCounts, labels: Labels | None, size: Sequence[int] | None) -> None:
     """Raise ValueError where resizing leaves fewer than two classes to train on."""
     lost = lost_classes([training], labels)
     gone = [k for k, (number, masks) in lost.items() if number == masks]

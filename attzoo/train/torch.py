@@ -19,7 +19,7 @@ from ..contract import Array
 from ..data import IGNORE
 from .losses.torch import loss as loss_of
 from .settings import Settings
-from .state import fitting
+from .state import check_arrays
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -29,10 +29,10 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 @contextmanager
-def joined() -> Iterator[tuple[int, int]]:
-    """Rank of the process and the number of processes, joined with the others while this lasts.
+def process_group() -> Iterator[tuple[int, int]]:
+    """Rank of the process and the number of processes, process_group with the others while this lasts.
 
-    Where torchrun started several, and nobody has joined them yet; a group that is there stays.
+    Where torchrun started several, and nobody has process_group them yet; a group that is there stays.
     """
     began = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if began:
@@ -59,7 +59,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.rank, self.world = _place()
         self.devices = self.world
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")   # the one that `joined` has set
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")   # the one that `process_group` has set
         self.network = make(backend="torch").to(self.device)
         self.model: nn.Module = self.network
         if self.world > 1:
@@ -128,7 +128,7 @@ class Trainer:
         slots = self._slots()
         if self.scaler.is_enabled() and not any(name.startswith("optimizer.") for name in arrays):
             slots = {}   # steps that overflowed are none
-        fitting(arrays, {name: a for name, a in self.state().items() if not name.startswith("optimizer.")} | slots)
+        check_arrays(arrays, {name: a for name, a in self.state().items() if not name.startswith("optimizer.")} | slots)
         parts: dict[str, dict[str, Array]] = {"network": {}, "optimizer": {}, "scaler": {}}
         for name, array in arrays.items():
             head, _, tail = name.partition(".")
