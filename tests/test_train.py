@@ -352,7 +352,7 @@ def stopped_by(monkeypatch, error, steps=3):
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_epoch(wrong, tiny, tmp_path, monkeypatch):
     stopped_by(monkeypatch, wrong)
-    message = r"^expected a finite loss, got (nan|inf) in step 1 of epoch 2: try a lower --rate; the state after epoch 1"
+    message = r"^expected a finite loss, got (nan|inf) in step 1 of epoch 2: try a lower --rate; the state after "
     with pytest.raises(run.Diverged, match=message):
         train(tiny, tmp_path)
     assert len(state.load(tmp_path).history) == 1

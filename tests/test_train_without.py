@@ -58,7 +58,7 @@ def test_pixels_are_counted_by_truth_and_prediction(classes, outputs):
         if truth[n, i, j] != IGNORE:
             pixel = logits[n, :, i, j]
             expected[truth[n, i, j], pixel.argmax() if len(pixel) > 1 else int(pixel[0] > 0)] += 1
-    trainer = SimpleNamespace(found=torch.zeros(classes, classes, dtype=torch.int64))
+    trainer = SimpleNamespace(confusion=torch.zeros(classes, classes, dtype=torch.int64))
     for _ in range(2):
         Trainer._count(trainer, torch.from_numpy(logits), torch.from_numpy(truth))
-    np.testing.assert_array_equal(trainer.found.numpy(), 2 * expected)
+    np.testing.assert_array_equal(trainer.confusion.numpy(), 2 * expected)

@@ -169,7 +169,7 @@ def _divergence_message(problem: str, epoch: int) -> str:
 
 @contextmanager
 def _locked_folder(out: Path, is_first: bool) -> Iterator[None]:
-    """Make the folder, and lock it against other runs; at the end, remove new folders if empty. Do so in rank 0 only."""
+    """Make the folder, lock it against other runs, and remove new folders that stay empty. Only rank 0 does so."""
     if not is_first:
         yield
         return

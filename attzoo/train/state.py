@@ -116,8 +116,8 @@ def _check_history(history: Any, epochs: int) -> list[Row]:
 def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
     """Raise ValueError unless the arrays have the names, shapes and dtypes of the expected ones."""
     if names := sorted(arrays.keys() ^ expected.keys()):
-        is_missing = names[0] in expected
-        raise ValueError(f"expected {'an' if is_missing else 'no'} array {names[0]}, got {'none' if is_missing else 'it'}")
+        article, got = ("an", "none") if names[0] in expected else ("no", "it")
+        raise ValueError(f"expected {article} array {names[0]}, got {got}")
     for name, array in expected.items():
         kind, got = (f"{a.dtype} {a.shape}" for a in (array, arrays[name]))
         if kind != got:
@@ -149,9 +149,7 @@ def load_settings(folder: Path) -> Settings:
         raise ValueError(f"{path} does not hold the settings of a run: {brief(str(err))}; {fix}") from err
 
 
-def settings_to_resume(
-    folder: Path, given: Mapping[str, Any], network: Mapping[str, Any] | None = None
-) -> Settings:
+def settings_to_resume(folder: Path, given: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> Settings:
     """Return the settings of the run in a folder, with the folder of data replaced by the given one.
 
     Args:
