@@ -6,9 +6,11 @@ from functools import partial
 from typing import Any
 
 from ..data import IGNORE, Labels
-from .data import Dataset, Folder, Preparation, check_scales
+from .data import Dataset, Folder
 from .files import find
+from .pairs import check_scales
 from .phantoms import Phantoms
+from .preparation import Preparation
 from .settings import Settings
 from .survey import check_classes, check_consistent, check_gaps, check_size
 
@@ -35,7 +37,7 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
         if (dims := dataset.spatial_dims) != settings.dims:
             got = f"{settings.dims} spatial axes, got {dataset.pairs[0][0]} of {dims}: set --dims {dims}"
             raise ValueError(f"expected images of {got}")
-    check_scales(preparation, [training.first, validation.first])
+    check_scales(preparation, [training.first_image, validation.first_image])
     if validation.channels != training.channels:
         raise ValueError(f"expected {training.channels} channels to validate on, got {validation.channels}")
     training.classes = validation.classes = _class_count(training, validation)

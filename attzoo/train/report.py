@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .. import look
 from ..extras import missing
-from .data import without_tensorflow
+from .preparation import without_tensorflow
 from .state import Row
 
 VALID, TRAIN = look.COLORS.values()   # the two colours of every picture
