@@ -145,7 +145,7 @@ def test_other_errors_of_the_loader_stay_as_they_are(monkeypatch):
     loader = Loader(Phantoms(2, (8, 8)), Batches(2, 2))
     for text, said in (
         ("DataLoader worker (pid(s) 1) exited unexpectedly", GUARD),
-        ("DataLoader worker (pid 1) exited unexpectedly with exit code 1.", "fewer workers take less"),
+        ("DataLoader worker (pid 1) exited unexpectedly with exit code 1.", "if memory ran out, set fewer workers"),
         ("CUDA error", "^CUDA error$"),
     ):
         def broken(text=text):

@@ -160,7 +160,7 @@ def test_a_file_that_was_passed_over_is_named_where_its_partner_has_none(part, o
     folder = camvid(tmp_path)
     save(folder / other / "b.png", BYTES[..., 0])
     (folder / part / "b.raw").write_bytes(b"anything")
-    with pytest.raises(ValueError, match=rf"got none for .*{other}/b.png; .*{part}/b.raw passed over, for the ending$"):
+    with pytest.raises(ValueError, match=rf"got none for .*{other}/b.png; .*{part}/b.raw ignored because of the ending$"):
         find(folder)
 
 
