@@ -47,7 +47,7 @@ def test_what_is_ignored_resized_or_passed_over_is_told_too(tmp_path):
     got = lines(Settings(data=str(folder), size=(8, 8), classes=3), tmp_path)
     assert got[0].endswith("; 4 x 5 to 8 x 8, 3 sizes, 3 channels, uint8")
     assert got[1] == "classes: 3, of all pixels 0 in 94.03 %, 1 in 2.99 %, 2 in 0 %; 255, ignored, in 2.99 %"
-    assert got[2] == f"passed over, no images: {folder}/train_images/Thumbs.db, {folder}/train_images/notes.txt"
+    assert got[2] == f"ignored, not images: {folder}/train_images/Thumbs.db, {folder}/train_images/notes.txt"
     assert got[3] == "resized to 8 x 8"
 
 

@@ -120,7 +120,7 @@ def test_a_file_that_is_no_image_is_passed_over(name, tmp_path):
 
 
 NAMES = {
-    "b.dcm": "DICOM: convert the series to .nii.gz, with dcm2niix",
+    "b.dcm": "DICOM: convert the series to .nii.gz, for example with dcm2niix",
     "b.lsm": "convert it to PNG or TIFF",
     "b.tga": "convert it to PNG or TIFF",
     "b.nrrd": "convert it to .nii.gz",
@@ -144,7 +144,7 @@ def test_dicom_is_told_by_its_content_too(name, tmp_path):
     folder = camvid(tmp_path)
     (folder / "train_images" / name).write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 99)
     (folder / "train_images" / "another.dcm").write_bytes(b"")
-    got = rf"({name} and 1 more|another.dcm and 1 more): DICOM: convert the series to .nii.gz, with dcm2niix"
+    got = rf"({name} and 1 more|another.dcm and 1 more): DICOM: convert the series to .nii.gz, for example with dcm2niix"
     with pytest.raises(ValueError, match=rf"in formats that are read, got .*train_images/{got}"):
         find(folder)
 
@@ -160,7 +160,7 @@ def test_a_file_that_was_passed_over_is_named_where_its_partner_has_none(part, o
     folder = camvid(tmp_path)
     save(folder / other / "b.png", BYTES[..., 0])
     (folder / part / "b.raw").write_bytes(b"anything")
-    with pytest.raises(ValueError, match=rf"got none for .*{other}/b.png; .*{part}/b.raw ignored because of the ending$"):
+    with pytest.raises(ValueError, match=rf"none for .*{other}/b.png; .*{part}/b.raw ignored because of the ending$"):
         find(folder)
 
 
