@@ -50,7 +50,7 @@ def test_every_class_is_in_every_phantom_and_small_ones_are_small(size):
 def test_grey_alone_does_not_tell_the_classes_apart(monkeypatch):
     """There is more of the pancreas's grey in the bowel than in the pancreas, and much of the liver's in the spleen."""
     monkeypatch.setattr(phantoms, "NOISE", 0)
-    monkeypatch.setattr(phantoms, "BIAS", 0)
+    monkeypatch.setattr(phantoms, "MAX_BIAS", 0)
     for name, grey, least in (("pancreas", phantoms.BOWEL, 1.2), ("liver", phantoms.LIVER, 0.15)):
         inside = outside = 0
         for i in range(16):
