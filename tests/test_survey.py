@@ -38,8 +38,8 @@ def mask_of(*values, dtype=np.uint8):
 
 @pytest.mark.parametrize(("masks", "options", "expected"), [
     ([mask_of(0, 1)], {}, 2),
-    ([mask_of(0, 2), mask_of(0, 1)], {}, 3),                       # no gap in all masks together
-    ([mask_of(0, 1, 255)], {}, 2),                            # 255 is ignored
+    ([mask_of(0, 2), mask_of(0, 1)], {}, 3),     # no gap in all masks together
+    ([mask_of(0, 1, 255)], {}, 2),               # 255 is ignored
     ([mask_of(0, 255)], {"labels": (0, 255)}, 2),
     ([mask_of(0, 128)], {"labels": (0, 128)}, 2),
     ([mask_of(0, 128)], {"labels": (0, 128, 255)}, 3),
