@@ -18,7 +18,7 @@ from .. import maps
 from ..contract import Array, brief
 from ..data import VOLUMES, describe_image, ending, package, read_geometry, unread, write_mask
 from ..files import usable_folder
-from ..train.files import by_name, passed_over
+from ..train.files import by_name, ignored_files
 from . import picture
 from .network import Network, check_options, segment
 from .output import Output
@@ -139,7 +139,7 @@ def _check_file(network: Network, path: Path) -> tuple[float, ...]:
 
 def _unsupported(source: Path) -> dict[Path, Exception]:
     """Return an error for each image or volume in a folder whose format is not supported."""
-    strays = passed_over(source) if source.is_dir() else []
+    strays = ignored_files(source) if source.is_dir() else []
     return {path: ValueError(f"cannot read {path}: {fix}") for path in strays if (fix := unread(path))}
 
 
