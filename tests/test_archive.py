@@ -141,7 +141,7 @@ def test_the_checksum_does_not_change_from_version_to_version():
 
 
 @pytest.mark.parametrize("key", ["sha257", "Sha256", "shape", ""])
-def test_a_checksum_of_another_name_is_not_passed_over(key, tmp_path):
+def test_a_checksum_under_another_name_is_checked(key, tmp_path):
     attzoo.save(attzoo.create("eca", 8, backend="torch"), path := tmp_path / "a")
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")

@@ -685,7 +685,7 @@ def test_the_command_predict_writes_the_masks(files, tmp_path, backend):
     source = files / "images"
     result = run("predict", files / "colour.safetensors", source, "--out", tmp_path, "--backend", backend, *options)
     assert result.stdout.split() == [str(tmp_path / f"{kind}/{n}.png") for n in "ab" for kind in ("masks", "overlays")]
-    assert result.stderr.splitlines()[-1] == f"passed over, no images: {source / 'notes.txt'}"
+    assert result.stderr.splitlines()[-1] == f"ignored, not images: {source / 'notes.txt'}"
     network = open_network(files / "colour.safetensors", backend=backend, size=(16, 18), normalise="unit")
     mask = label(predict(network, random_image(), window=(8, 8), overlap=0.25, batch=2))
     np.testing.assert_array_equal(read_mask(tmp_path / "masks" / "b.png"), mask)
@@ -696,7 +696,7 @@ def test_the_command_predict_lists_at_most_five_skipped_files(files, folder, tmp
         (folder / f"note-{i:04}.txt").touch()
     stderr = run("predict", files / "plain.safetensors", folder, "--out", tmp_path / "out", "--no-overlays").stderr
     skipped = ", ".join(f"{folder}/note-000{i}.txt" for i in range(5))
-    assert stderr.splitlines()[-1] == f"passed over, no images: {skipped} and 2995 more"
+    assert stderr.splitlines()[-1] == f"ignored, not images: {skipped} and 2995 more"
 
 
 @both

@@ -63,7 +63,7 @@ def predict(
 
     network = _opened(model, backend, size, normalise)
     if source.is_dir() and (strays := ignored_files(source)):
-        typer.echo(f"passed over, no images: {shorten(strays)}", err=True)
+        typer.echo(f"ignored, not images: {shorten(strays)}", err=True)
     columns = TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
