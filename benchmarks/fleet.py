@@ -1,4 +1,4 @@
-"""Keras among those who compute a case: attzoo's layers and plain ones, on each backend, in processes of their own."""
+"""Time attzoo's Keras layers and plain Keras layers, each Keras backend in its own process."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .subjects import Subject
 from .timer import Cpu, Turn
 from .workers import FORMS, Job, Worker, available
 
-LIBRARIES: Final = ("attzoo", "plain")   # plain: the same, written directly in Keras
+LIBRARIES: Final = ("attzoo", "plain")   # plain: the same block written in Keras's own layers
 
 
 @dataclass(frozen=True)
 class KerasContender:
-    """A library's layer on one backend in one form."""
+    """A library's layer on one Keras backend in one form."""
 
     provider: Provider
     subject: Subject
@@ -35,38 +35,43 @@ class KerasContender:
 
     @property
     def family(self) -> str:
-        """A plain layer is the reference of ours on the same backend in the same form."""
+        """Return backend and form: within these, the plain layer is the reference of attzoo's."""
         return f"{self.provider.backend} {self.provider.form}"
 
     def twin(self) -> KerasContender:
-        """The same once more, with a layer of its own."""
+        """Return a copy with another layer, for the control."""
         twin = replace(self, provider=replace(self.provider, library=f"{self.provider.library} again"))
         twin.outputs()
         return twin
 
     def outputs(self) -> list[Tensor]:
-        """Output, and in training the inputs' gradients. Raises Failed."""
+        """Return the output and, in training, the input gradients. Raises Failed."""
         run = self.worker.prepare(str(self.provider), self.job)
         return [torch.from_numpy(array).to(self.subject.device) for array in (run.output, *run.input_gradients)]
 
     def clocks(self) -> tuple[str, ...]:
-        """CPU time of its process, or on CUDA the time that calls take."""
+        """Return "cpu", the CPU time of the process, or on CUDA "calls"."""
         return ("cpu",) if self.subject.device.type == "cpu" else ("calls",)
 
     def turn(self, clock: str, cpu: Cpu) -> Turn:
-        """Turns in its process."""
+        """Return a turn that makes the calls in the process."""
         return lambda repeats: self.worker.time(str(self.provider), repeats)
 
     def memory(self) -> tuple[None, None]:
-        """Not known."""
+        """Return None, None: the memory in the process is unknown."""
         return None, None
 
 
 @contextmanager
 def fleet(device: str, absent: set[str]) -> Iterator[Callable[[Subject], Iterator[KerasContender]]]:
-    """Inside, Keras's contenders of a subject that asks for them; processes begin when they are first needed.
+    """Provide a function that yields the Keras contenders of a subject, if its case has the form "keras".
 
-    What is not installed, Keras or some of its backends, is added to `absent`.
+    A process starts when its first contender is prepared, and ends with the context.
+
+    Args:
+        device: "cpu" or "cuda".
+        absent: a set to which the names of packages that are not installed are added.
+
     """
     backends = available()
     absent |= {"keras"} if find_spec("keras") is None else {name for name, missing in backends.items() if missing}
@@ -75,29 +80,29 @@ def fleet(device: str, absent: set[str]) -> Iterator[Callable[[Subject], Iterato
         for worker in workers:
             stack.callback(worker.close)
 
-        def of(it: Subject) -> Iterator[KerasContender]:
-            if "keras" not in it.case.forms:
+        def contenders(subject: Subject) -> Iterator[KerasContender]:
+            if "keras" not in subject.case.forms:
                 return
-            first = job(it, LIBRARIES[0], "eager")
-            libraries = [name for name in LIBRARIES if name != "plain" or keras_blocks.has(it.case.block)]
+            template = keras_job(subject, LIBRARIES[0], "eager")
+            libraries = [name for name in LIBRARIES if name != "plain" or keras_blocks.has(subject.case.block)]
             for worker in workers:
                 worker.forget()
                 for form, library in product(FORMS[worker.backend], libraries):
                     backend = "keras-torch" if worker.backend == "torch" else worker.backend
-                    asked = replace(first, library=library, form=form)
-                    yield KerasContender(Provider(library, backend, form), it, worker, asked)
+                    job = replace(template, library=library, form=form)
+                    yield KerasContender(Provider(library, backend, form), subject, worker, job)
 
-        yield of
-
-
-def job(it: Subject, library: str, form: str) -> Job:
-    """What a process is asked to compute: the first of the sets, as numbers of the case's dtype."""
-    case, inputs = it.case, [array(x) for x in it.sets[0]]
-    config = spec_of(case).config()
-    what = library, case.block, config, it.arrays, inputs, array(it.cotangents[0])
-    return Job(*what, case.dtype, case.layout, case.mode, form)
+        yield contenders
 
 
-def array(x: Tensor) -> Array:
-    """A tensor in NumPy, which has no bfloat16."""
+def keras_job(subject: Subject, library: str, form: str) -> Job:
+    """Return the job for a process: the subject's case on its first set of inputs."""
+    case, inputs = subject.case, [to_float32(x) for x in subject.sets[0]]
+    cotangent = to_float32(subject.cotangents[0])
+    values = library, case.block, spec_of(case).config(), subject.arrays, inputs, cotangent
+    return Job(*values, case.dtype, case.layout, case.mode, form)
+
+
+def to_float32(x: Tensor) -> Array:
+    """Return a tensor as a float32 array: NumPy has no bfloat16."""
     return x.float().cpu().numpy()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from .cases import BOTH, MODES
-from .figures import count, memory, percent, quartiles, rate, seconds, spans, times
+from .figures import count, memory, percent, quartiles, rate, seconds, value_range, times
 from .fused import kernels
 from .picking import (
     CLOCKS,
@@ -164,7 +164,7 @@ def _said(found: Sequence[Pair]) -> list[str]:
 def _span(found: Sequence[Pair], mode: str) -> list[str]:
     of_mode = [pair for pair in found if pair.case.mode == mode]
     steady = [pair.ratio.median for pair in of_mode if pair.verdict != "unsteady"]
-    return [spans(steady), verdicts(of_mode)]
+    return [value_range(steady), verdicts(of_mode)]
 
 
 def alone(found: Sequence[Entry]) -> Section:
