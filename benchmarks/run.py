@@ -20,7 +20,7 @@ from attzoo.extras import install_command
 
 from . import cuda, facts, runs, warm
 from .cases import Case
-from .fleet import fleet
+from .keras_contenders import keras_contenders
 from .measure import Bench, Racer, line, measure
 from .peers import INSTALL
 from .runs import Provider, Row, Run
@@ -73,7 +73,7 @@ def run(name: str, device: str, blocks: Sequence[str] = (), out: Path | None = N
     )
     path = out or RESULTS / f"{made.date[:10]}_{device}_{name}_{(made.commit or 'unknown')[:7]}.json"
     runs.vacant(path)
-    with fleet(device, bench.absent) as others:
+    with keras_contenders(device, bench.absent) as others:
         rows, left = measured(chosen, bench, others)
     after = {"load after": facts.load()} | state(device, "after")
     made = replace(

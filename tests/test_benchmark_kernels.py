@@ -25,7 +25,7 @@ from benchmarks.cases import Case
 from benchmarks.goals import covers, goal, goals
 from benchmarks.measure import Bench
 from benchmarks.nets import Bottleneck
-from benchmarks.picking import against
+from benchmarks.selection import time_ratio
 from benchmarks.run import install
 from benchmarks.runs import COPY, FUSED, Provider, Row, Run, write
 from benchmarks.timer import Pace, Spread
@@ -284,13 +284,13 @@ def test_goals_are_further_than_what_is_accepted():
 
 def test_times_are_compared_by_what_they_take_of_one_reference():
     peer, ours, other = timed(SE, TIMM, 1.0), timed(SE, OURS, 0.8), timed(SE, FUSED, 0.4)
-    assert against(other, peer) == about(0.4)
-    found = against(other, ours)
+    assert time_ratio(other, peer) == about(0.4)
+    found = time_ratio(other, ours)
     assert (found.low, found.median, found.high) == pytest.approx((0.396 / 0.808, 0.5, 0.404 / 0.792))
-    assert against(other, replace(ours, reference="MONAI")) is None
-    assert against(peer, ours) is None
+    assert time_ratio(other, replace(ours, reference="MONAI")) is None
+    assert time_ratio(peer, ours) is None
     alone = replace(ours, reference="attzoo", ratio=None)
-    assert against(replace(other, reference="attzoo"), alone) == about(0.4)
+    assert time_ratio(replace(other, reference="attzoo"), alone) == about(0.4)
 
 
 def sized(*parts, case=SE, clocks=("graph", "calls"), **others):

@@ -19,7 +19,7 @@ from attzoo.testing.case import Case
 from benchmarks import cases, keras_blocks, workers
 from benchmarks import worker as child
 from benchmarks.cases import BOTH
-from benchmarks.fleet import fleet
+from benchmarks.keras_contenders import keras_contenders
 from benchmarks.subjects import subject
 from benchmarks.timer import KEPT
 from benchmarks.workers import FORMS, Failed, Job, Worker, available, environment
@@ -137,7 +137,7 @@ def test_a_device_that_is_not_there_is_named():
 def test_a_block_that_is_not_written_in_plain_keras_is_timed_without(monkeypatch, has, libraries):
     monkeypatch.setattr(keras_blocks, "has", lambda block: has)
     it = subject(cases.Case("se", ((2, 8, 5, 3),), forms=cases.EVERY), "cpu")
-    with fleet("cpu", set()) as contenders:
+    with keras_contenders("cpu", set()) as contenders:
         assert {contender.provider.library for contender in contenders(it)} == libraries
 
 

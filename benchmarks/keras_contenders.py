@@ -63,7 +63,7 @@ class KerasContender:
 
 
 @contextmanager
-def fleet(device: str, absent: set[str]) -> Iterator[Callable[[Subject], Iterator[KerasContender]]]:
+def keras_contenders(device: str, absent: set[str]) -> Iterator[Callable[[Subject], Iterator[KerasContender]]]:
     """Provide a function that yields the Keras contenders of a subject, if its case has the form "keras".
 
     A process starts when its first contender is prepared, and ends with the context.
