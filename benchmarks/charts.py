@@ -146,7 +146,8 @@ def _set_scale(ax: Axes, xlabel: str, *, fractions: bool) -> None:
     ax.spines["bottom"].set_color(RULE)
     ax.set_xlabel(xlabel, fontsize=8.5, color=look.GREY)
     ax.xaxis.set_major_formatter(lambda value, _: percent(value) if fractions else f"{value:g}")
-    ax.xaxis.set_major_locator(MaxNLocator(5, prune=None if fractions else "upper"))   # the last would touch a neighbour
+    # Prune the last label, which would touch the next panel's first.
+    ax.xaxis.set_major_locator(MaxNLocator(5, prune=None if fractions else "upper"))
     look.small(ax)
 
 

@@ -61,8 +61,8 @@ def problems(entries: Sequence[Entry]) -> Section:
     ]   # fmt: skip
     head = ["run", "case", "provider", "status", "why"]
     text = (
-        "Wrong: the error of the output or a gradient exceeds rounding. Failed: an exception was raised. Such providers "
-        "are not timed. Unsteady: the copy, the control or the provider's own times varied too much, also when timed "
+        "Wrong: the error of the output or a gradient exceeds rounding. Failed: an exception was raised. These are not "
+        "timed. Unsteady: the copy, the control or the provider's own times varied too much, also when timed "
         "again; these times are listed above but give no verdict."
     )
     return Section("What went wrong", [text, Table(head, [(None, lines)])] if lines else [])

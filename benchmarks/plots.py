@@ -90,7 +90,7 @@ def peaks(rows: Sequence[Row]) -> list[Picture]:
     if not bars:
         return []
     caption = (
-        "Memory of a training step at the same sizes: the most in use at once besides inputs and weights, as a multiple "
+        "Memory of a training step at the same sizes: the most in use at once besides inputs and weights, in multiples "
         "of the input x. The thick mark is the memory that autograd saves for the backward pass."
     )
     figure = bar_chart({"peak memory in training": bars}, "peak, in multiples of x")
@@ -148,9 +148,9 @@ def _note(run: Run, rows: Sequence[Row]) -> str:
     """Return the note below the summary plot."""
     thread = ", one thread; not comparable with a GPU's" if run.device == "cpu" else ""
     paragraphs = (
-        f"Left: time as a multiple of copying the input x once, for x of {base_settings(rows)}; thick mark: the time to "
-        "move the least bytes at the speed of the copy. Right: images per second in training, relative to the network "
-        "without the block.",
+        f"Left: time as a multiple of copying the input x once, for x of {base_settings(rows)}; thick mark: the time "
+        "to move the least bytes at the speed of the copy. Right: images per second in training, relative to the "
+        "network without the block.",
         f"{machine_name(run)}{thread}; torch {environment(run)['torch']}, {run.date[:10]}.",
     )
     return "\n".join(line for paragraph in paragraphs for line in wrap(paragraph, 125))

@@ -52,17 +52,17 @@ def _drop_run(table: Table) -> Table:
 
 
 READING: Final = (
-    "Times are medians, with quartiles in brackets. Copies is the time divided by the time of copying the first input x "
-    "once, in the same rounds. It shows the cost of a block independently of the machine, where memory is the "
+    "Times are medians, with quartiles in brackets. Copies is the time divided by the time of copying the first input "
+    "x once, in the same rounds. It shows the cost of a block independently of the machine, where memory is the "
     "bottleneck. Ratio is a provider's time divided by the reference's, round by round. Control is the same ratio of "
     "the reference to itself: its distance from 1 is noise. Faster and slower mean a difference of 5 % or more, with "
     "quartiles of ratio and control that do not overlap; otherwise the verdict is same.",
     "Error is the largest relative error of the output and of the inputs' gradients, by norm, compared with attzoo's "
     "block in float64; a provider whose error exceeds rounding is not timed. Saved is the memory that autograd saves "
     "for the backward pass besides inputs and parameters. Peak is the most memory in use at once in a training step, "
-    "besides inputs and weights. Both are also given in multiples of x. GB/s counts each input and weight read once and "
-    "each result written once; its percentage is of this machine's copy rate. Small inputs that stay in a cache can "
-    "exceed 100 %.",
+    "besides inputs and weights. Both are also given in multiples of x. GB/s counts each input and weight read once "
+    "and each result written once; its percentage is of this machine's copy rate. Small inputs that stay in a cache "
+    "can exceed 100 %.",
 )   # fmt: skip
 
 
@@ -78,8 +78,8 @@ def summary(runs: Sequence[Run]) -> Section:
     untimed = ", ".join(f"{n} {status}" for status, n in statuses.items() if status != "timed")
     text = [f"Measured on {' and '.join(machines)}: {counts}{f'; {untimed}' if untimed else ''}."]
     if rows:
-        text.append(f"{_clocks_text(rows)} All providers of a case are timed alternately in the same rounds, after their "
-                    "outputs and gradients have been verified against the block in float64.")
+        text.append(f"{_clocks_text(rows)} All providers of a case are timed alternately in the same rounds, after "
+                    "their outputs and gradients have been verified against the block in float64.")
     if any(run.device == "cpu" for run in runs):
         text.append("CPU timings of one thread; not comparable with a GPU's.")
     if len({str(environment(run)) for run in runs}) > 1:

@@ -118,7 +118,8 @@ def _inverted(row: Row, ratio: Spread, reference: str) -> Pair:
     form = reference.partition("(")[2].rstrip(")") or "eager"
     verdict = {"faster": "slower", "slower": "faster"}.get(row.verdict, row.verdict)
     inverse = Spread(1 / ratio.high, 1 / ratio.median, 1 / ratio.low)
-    return Pair(row.case, row.clock, Provider("attzoo", row.provider.backend, form), str(row.provider), inverse, verdict)
+    ours = Provider("attzoo", row.provider.backend, form)
+    return Pair(row.case, row.clock, ours, str(row.provider), inverse, verdict)
 
 
 def time_ratio(row: Row, base: Row) -> Spread | None:

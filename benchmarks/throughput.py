@@ -35,8 +35,8 @@ def network(entries: Sequence[Entry], name: str) -> Section:
     text = [f"Images per second of a {NETWORKS[name]} with the block at every position for one, and as a percentage of "
             "the same network without a block."]
     if published:
-        text.append(f"Published: {ECA_PAPER}, on an RTX 2080 Ti. Machine, software and batch size differ there: compare "
-                    "the percentages of the plain network, with care, and not the images per second.")
+        text.append(f"Published: {ECA_PAPER}, on an RTX 2080 Ti. Machine, software and batch size differ there: "
+                    "compare the percentages of the plain network, with care, and not the images per second.")
     return Section(f"What a block costs a {NETWORKS[name]}", [*text, Table(head, groups)] if of_network else [], name)
 
 

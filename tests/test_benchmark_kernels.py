@@ -25,9 +25,9 @@ from benchmarks.cases import Case
 from benchmarks.goals import covers, goal, goals
 from benchmarks.measure import Bench
 from benchmarks.nets import Bottleneck
-from benchmarks.selection import time_ratio
 from benchmarks.run import install
 from benchmarks.runs import COPY, FUSED, Provider, Row, Run, write
+from benchmarks.selection import time_ratio
 from benchmarks.timer import Pace, Spread
 
 ROOT = Path(__file__).parents[1]

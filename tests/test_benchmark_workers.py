@@ -203,7 +203,7 @@ def test_a_process_that_dies_or_hangs_is_told_and_replaced(stand_in, key, why):
     with pytest.raises(Failed, match=why):
         stand_in.time(key, 1)
     assert not alive(pid)
-    with pytest.raises(Failed, match="fine was lost when its process, Keras on torch, ended"):
+    with pytest.raises(Failed, match="expected a process with fine, got none: Keras on torch has ended"):
         stand_in.time("fine", 1)
     stand_in.forget()
     assert stand_in.prepare("fine", None) == "fine"
