@@ -99,4 +99,4 @@ def _verdicts_text(rows: Iterable[Row]) -> list[str]:
     if not eager:
         return []
     verdicts = verdict_counts(eager).replace("same", "the same")
-    return [f"In {count(len(eager), 'comparison')} of attzoo with an eager peer, attzoo is {verdicts}."]
+    return [f"Of {count(len(eager), 'comparison')} of attzoo with an eager peer, attzoo is {verdicts}."]
