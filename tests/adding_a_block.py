@@ -177,7 +177,8 @@ PARTS = {   # omitted part -> its file, function that removes it, test file that
     "the line in attzoo/keras.py": (
         "attzoo/keras.py", without(LINES["attzoo/keras.py"][1]), "test_block_folders.py",
         "expected from .blocks.diagonal.keras import Diagonal as Diagonal in attzoo/keras.py"),
-    "the Keras implementation": (f"{BLOCK}/keras.py", no_file, "test_block_folders.py", "expected attzoo/blocks/diagonal/keras.py"),
+    "the Keras implementation": (
+        f"{BLOCK}/keras.py", no_file, "test_block_folders.py", "expected attzoo/blocks/diagonal/keras.py"),
     "the examples": (
         f"{BLOCK}/spec.py", without("EXAMPLES"), "test_block_folders.py", "expected EXAMPLES"),
     "an argument's choices": (

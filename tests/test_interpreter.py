@@ -27,7 +27,9 @@ def compute(out, n, OPERATION: tl.constexpr):
     tl.store(out + i, result)
 
 
-@pytest.mark.parametrize(("operation", "last"), [("add", INT32_MAX - 3), ("sub", 4 - (1 << 31)), ("mul", INT32_MAX // 3)])
+@pytest.mark.parametrize(
+    ("operation", "last"), [("add", INT32_MAX - 3), ("sub", 4 - (1 << 31)), ("mul", INT32_MAX // 3)]
+)
 def test_integer_overflow_raises(operation, last):
     out, exact = torch.zeros(4, dtype=torch.int64), torch.arange(4)
     compute[(1,)](out, last, operation)
