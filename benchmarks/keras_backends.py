@@ -51,6 +51,8 @@ class TensorFlow:
         check_device(self.device, len(tf.config.list_physical_devices("GPU")) > 0)
 
     def call(self, block: Any, inputs: Sequence[Any], cotangent: Any, mode: str, form: str) -> Call:
+        """Return the function described in `Backend.call`."""
+
         import tensorflow as tf
 
         weights = [variable.value for variable in block.trainable_weights]
@@ -70,6 +72,7 @@ class TensorFlow:
         return partial(step, inputs, cotangent)
 
     def wait(self, results: Any) -> None:
+        """Wait until these results are computed."""
         if self.device == "cuda":
             import tensorflow as tf
 
@@ -91,6 +94,8 @@ class Jax:
         check_device(self.device, jax.default_backend() == "gpu")
 
     def call(self, block: Any, inputs: Sequence[Any], cotangent: Any, mode: str, form: str) -> Call:
+        """Return the function described in `Backend.call`."""
+
         import jax
 
         def inference(weights: Any, state: Any, inputs: Any, cotangent: Any) -> Any:
@@ -120,11 +125,15 @@ class Jax:
         return call
 
     def wait(self, results: Any) -> None:
+        """Wait until these results are computed."""
+
         import jax
 
         jax.block_until_ready(list(results))   # type: ignore[no-untyped-call]
 
     def clear(self) -> None:
+        """Free compiled code."""
+
         import jax
 
         jax.clear_caches()   # type: ignore[no-untyped-call]
@@ -142,6 +151,8 @@ class Torch:
         check_device(self.device, torch.cuda.is_available())
 
     def call(self, block: Any, inputs: Sequence[Any], cotangent: Any, mode: str, form: str) -> Call:
+        """Return the function described in `Backend.call`."""
+
         import torch
 
         weights = [variable.value for variable in block.trainable_weights]
@@ -158,6 +169,7 @@ class Torch:
         return {"inference": inference, "training": training}[mode]
 
     def wait(self, results: Any) -> None:
+        """Wait until these results are computed."""
         if self.device == "cuda":
             import torch
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -69,19 +69,7 @@ def run(name: str, device: str, blocks: Sequence[str] = (), out: Path | None = N
     load = facts.load()
     if device == "cuda":
         warm.compile_ahead(chosen.cases)
-    result = Run(
-        suite=name,
-        device=device,
-        command=command(),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=facts.commit(),
-        machine=facts.machine(device) | {"load before": load} | state(device, "before"),
-        versions=facts.versions(),
-        flags=flags | {"pace": {clock: asdict(pace) for clock, pace in PACE[name].items()}},
-        ceilings=facts.ceilings(device),
-        absent={},
-        rows=(),
-    )
+    result = new_run(name, device, flags, load)
     path = out or RESULTS / f"{result.date[:10]}_{device}_{name}_{(result.commit or 'unknown')[:7]}.json"
     runs.check_new(path)
     with keras_contenders(device, bench.absent) as keras_racers:
@@ -96,6 +84,31 @@ def run(name: str, device: str, blocks: Sequence[str] = (), out: Path | None = N
     )
     runs.write(path, result)
     return result, path
+
+
+def new_run(name: str, device: str, flags: Mapping[str, Any], load: Sequence[float]) -> Run:
+    """Return a run without rows, with the current conditions and the machine's limits.
+
+    Args:
+        name: name of the suite.
+        device: "cpu" or "cuda".
+        flags: settings that affect speed.
+        load: load averages before the run.
+
+    """
+    return Run(
+        suite=name,
+        device=device,
+        command=command(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        commit=facts.commit(),
+        machine=facts.machine(device) | {"load before": load} | state(device, "before"),
+        versions=facts.versions(),
+        flags=flags | {"pace": {clock: asdict(pace) for clock, pace in PACE[name].items()}},
+        ceilings=facts.ceilings(device),
+        absent={},
+        rows=(),
+    )
 
 
 def command() -> str:
