@@ -52,7 +52,6 @@ class TensorFlow:
 
     def call(self, block: Any, inputs: Sequence[Any], cotangent: Any, mode: str, form: str) -> Call:
         """Return the function described in `Backend.call`."""
-
         import tensorflow as tf
 
         weights = [variable.value for variable in block.trainable_weights]
@@ -95,7 +94,6 @@ class Jax:
 
     def call(self, block: Any, inputs: Sequence[Any], cotangent: Any, mode: str, form: str) -> Call:
         """Return the function described in `Backend.call`."""
-
         import jax
 
         def inference(weights: Any, state: Any, inputs: Any, cotangent: Any) -> Any:
@@ -126,14 +124,12 @@ class Jax:
 
     def wait(self, results: Any) -> None:
         """Wait until these results are computed."""
-
         import jax
 
         jax.block_until_ready(list(results))   # type: ignore[no-untyped-call]
 
     def clear(self) -> None:
         """Free compiled code."""
-
         import jax
 
         jax.clear_caches()   # type: ignore[no-untyped-call]
@@ -152,7 +148,6 @@ class Torch:
 
     def call(self, block: Any, inputs: Sequence[Any], cotangent: Any, mode: str, form: str) -> Call:
         """Return the function described in `Backend.call`."""
-
         import torch
 
         weights = [variable.value for variable in block.trainable_weights]

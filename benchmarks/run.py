@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,7 +86,7 @@ def run(name: str, device: str, blocks: Sequence[str] = (), out: Path | None = N
     return result, path
 
 
-def new_run(name: str, device: str, flags: Mapping[str, Any], load: Sequence[float]) -> Run:
+def new_run(name: str, device: str, flags: dict[str, Any], load: Sequence[float]) -> Run:
     """Return a run without rows, with the current conditions and the machine's limits.
 
     Args:
