@@ -102,14 +102,14 @@ class PathTracer(fx.Tracer):
         return proxy
 
 
-def extract(model, paths, **leaves):
+def extract(model, output_paths, **leaves):
     """Return a model with the outputs of the modules at some paths, as a feature extractor."""
     tracer = PathTracer(**leaves)
     graph = tracer.trace(model)
     output = next(node for node in graph.nodes if node.op == "output")
     last_nodes = [
         [node for node, node_path in tracer.paths.items() if f"{node_path}.".startswith(f"{path}.")][-1]
-        for path in paths
+        for path in output_paths
     ]
     output.args = (tuple(last_nodes),)
     extractor = fx.GraphModule(model, graph)
