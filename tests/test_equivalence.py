@@ -145,7 +145,7 @@ def test_only_the_finding_of_the_violated_contract_has_a_failure(monkeypatch):
     assert findings["files"] is None
 
 
-def test_training_contract_fails_for_wrong_running_statistics(monkeypatch):
+def test_wrong_running_statistics_fail_the_training_contract(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda self, x: torch.nn.functional.batch_norm(
