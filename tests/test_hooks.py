@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import attzoo
-from attzoo.unet import torch as body
+from attzoo.unet import torch as unet_torch
 
 # ---- the U-Net ---------------------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ def test_output_of_a_replaced_layer_is_not_overwritten(change):
     got = torch.autograd.grad(first(x).square().sum(), [x, first.conv1.weight])
     assert_untouched(saved)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(body.ops, "may_overwrite", lambda *tensors: False)
+        patch.setattr(unet_torch.ops, "may_overwrite", lambda *tensors: False)
         expected = torch.autograd.grad(first(x).square().sum(), [x, first.conv1.weight])
     assert all(map(torch.equal, got, expected))
 

@@ -251,10 +251,10 @@ def test_empty_batch_gives_an_empty_output(sample):
 def test_running_statistics_are_updated_only_in_training(name):
     block, xs = build(SAMPLES[name]), inputs(SAMPLES[name])
     before = attzoo.weights(block)
-    resting = block(*xs, training=False)
-    assert relative_error(block(*xs), resting) == 0
+    inference_output = block(*xs, training=False)
+    assert relative_error(block(*xs), inference_output) == 0
     assert all((after == before[k]).all() for k, after in attzoo.weights(block).items())
-    assert relative_error(block(*xs, training=True), resting) > 1e-3
+    assert relative_error(block(*xs, training=True), inference_output) > 1e-3
     for k, after in attzoo.weights(block).items():
         assert (after == before[k]).all() != k.endswith((".mean", ".var")), k
 
@@ -264,10 +264,10 @@ def test_frozen_block_does_not_change(sample):
     """With trainable=False, norms use running statistics also in training, as in Keras."""
     block, xs = build(sample), inputs(sample)
     before = attzoo.weights(block)
-    resting = block(*xs, training=False)
+    inference_output = block(*xs, training=False)
     block.trainable = False
     assert not block.trainable_weights
-    assert relative_error(block(*xs, training=True), resting) < 1e-6   # some CPUs use other kernels without gradients
+    assert relative_error(block(*xs, training=True), inference_output) < 1e-6   # some CPUs use other kernels without gradients
     assert all((after == before[k]).all() for k, after in attzoo.weights(block).items())
 
 

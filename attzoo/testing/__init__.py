@@ -117,7 +117,7 @@ def signature(case: Case, backend: str) -> float:
     spec_parameters = inspect.signature(type(case.spec).__init__).parameters
     arguments = [(name, p.default) for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     expected = [(name, p.default) for name, p in spec_parameters.items()]
-    hold(arguments == expected, f"expected arguments {expected}, got {arguments}")
+    ensure(arguments == expected, f"expected arguments {expected}, got {arguments}")
     return 0.0
 
 
@@ -127,7 +127,7 @@ def options(case: Case, backend: str) -> float:
     cases = [case, *(draw(case.name, at_random(rng)) for _ in range(24))]
     for argument in fields(case.spec):   # type: ignore[arg-type]
         has_effect = any(_differs(c, spec) for c in cases for spec in _specs_with_other_values(c, argument.name))
-        hold(has_effect, f"expected {argument.name} to change the weights or the output, got the same for all values")
+        ensure(has_effect, f"expected {argument.name} to change the weights or the output, got the same for all values")
     return 0.0
 
 
@@ -145,7 +145,7 @@ def start(case: Case, backend: str) -> float:
         if weight.start == "uniform":
             largest = float(np.abs(pool - weight.center).max())
             in_bounds = largest <= weight.scale * (1 + 1e-6)
-            hold(in_bounds, f"expected |{name} - {weight.center}| <= {weight.scale:.4g}, got {largest:.4g}")
+            ensure(in_bounds, f"expected |{name} - {weight.center}| <= {weight.scale:.4g}, got {largest:.4g}")
     return worst
 
 
@@ -159,7 +159,7 @@ def refusals(case: Case, backend: str) -> float:
     }
     for difference, inputs in invalid_inputs.items():
         raises = _raises(partial(adapter(backend).attention, block, inputs))
-        hold(raises, f"expected ValueError or TypeError for an input with {difference}, got no error")
+        ensure(raises, f"expected ValueError or TypeError for an input with {difference}, got no error")
     return 0.0
 
 
@@ -167,8 +167,8 @@ def outputs(case: Case, backend: str) -> float:
     """Check outputs and coefficients against the spec."""
     block, x = case.block(backend), case.inputs()
     output = adapter(backend).forward(block, x, training=False)
-    share = _check_result(case, backend, "output", output)
-    return max(share, _check_result(case, backend, "attention", adapter(backend).attention(block, x)))
+    ratio = _check_result(case, backend, "output", output)
+    return max(ratio, _check_result(case, backend, "attention", adapter(backend).attention(block, x)))
 
 
 def gradients(case: Case, backend: str) -> float:
@@ -178,7 +178,7 @@ def gradients(case: Case, backend: str) -> float:
 
 def training(case: Case, backend: str) -> float:
     """Check gradients in training, and weights and running statistics after five steps of SGD."""
-    share = _check_gradients(case, backend, training=True)
+    ratio = _check_gradients(case, backend, training=True)
     rate, steps, block = 2.0**-7, 5, case.block(backend)
     adapter(backend).train(block, case.inputs(), case.cotangent(), steps, rate)
     expected = descend(case, steps, rate)
@@ -188,14 +188,14 @@ def training(case: Case, backend: str) -> float:
     for name, array in adapter(backend).read(block).items():
         scale = np.abs(expected[name]).max() + np.abs(expected[name] - case.weights()[name]).max()
         allowed = float((unit + DIFFERENCE) * scale)
-        share = max(share, within(
+        ratio = max(ratio, within(
             name,
             array - expected[name],
             allowed,
             lambda name=name: unit * rounding()[name],   # type: ignore[misc]
             lambda name=name, allowed=allowed: allowed + difference_error()[name],   # type: ignore[misc]
         ))   # fmt: skip
-    return share
+    return ratio
 
 
 def specials(case: Case, backend: str) -> float:
@@ -208,7 +208,7 @@ def specials(case: Case, backend: str) -> float:
             expected = case.spec(*x, weights=w)
         got = adapter(backend).forward(block, x, training=False)
         same = (np.isnan(got) == np.isnan(expected)).all() and (np.isinf(got) == np.isinf(expected)).all()
-        hold(bool(same), f"expected NaN and infinity where the spec has them for {value} in x, got other positions")
+        ensure(bool(same), f"expected NaN and infinity where the spec has them for {value} in x, got other positions")
     return 0.0
 
 
@@ -230,8 +230,8 @@ def files(case: Case, backend: str) -> float:
         loaded = portable.load(path, backend=backend)
     before, after = portable.weights(block), portable.weights(loaded)
     same = before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
-    hold(same, "expected the same weights after saving and loading, got others")
-    hold(loaded.spec == block.spec, f"expected {block.spec}, got {loaded.spec}")
+    ensure(same, "expected the same weights after saving and loading, got others")
+    ensure(loaded.spec == block.spec, f"expected {block.spec}, got {loaded.spec}")
     return 0.0
 
 
@@ -289,11 +289,11 @@ def _check_gradients(case: Case, backend: str, training: bool) -> float:
     """Check the output and all gradients of a block; return the largest error / tolerance."""
     x, cotangent = case.inputs(), case.cotangent()
     result = adapter(backend).run(case.block(backend), x, cotangent, training)
-    share = _check_result(case, backend, "output", result.output, training)
+    ratio = _check_result(case, backend, "output", result.output, training)
     all_gradients = dict(enumerate(result.input_gradients)) | dict(result.weight_gradients)
     for (key, gradient), stream in zip(all_gradients.items(), range(10, 99), strict=False):
-        share = max(share, _check_gradient(case, backend, key, gradient, stream, training))
-    return share
+        ratio = max(ratio, _check_gradient(case, backend, key, gradient, stream, training))
+    return ratio
 
 
 def _check_gradient(case: Case, backend: str, key: int | str, gradient: Array, stream: int, training: bool) -> float:
@@ -321,7 +321,7 @@ def _check_gradient(case: Case, backend: str, key: int | str, gradient: Array, s
 def _check_result(case: Case, backend: str, result: str, got: Array, training: bool = False) -> float:
     """Check an array against the "output" or "attention" of the spec; return error / tolerance."""
     expected, change = expected_and_condition(case, result, training)
-    hold(got.shape == expected.shape, f"expected shape {expected.shape}, got {got.shape}")
+    ensure(got.shape == expected.shape, f"expected shape {expected.shape}, got {got.shape}")
     function, size = spec_function(case, result, training), float(np.abs(expected).max(initial=0))
     unit = TOLERANCE[result] * _eps(case, backend)
     return within(
@@ -366,13 +366,13 @@ def within(
         allowed = max(allowed, allowed_by_more_draws())
     if worst > allowed and (rounding := allowed_by_rounding()) >= MISSED * allowed:
         allowed = rounding
-    share = worst / allowed if allowed else (0.0 if worst == 0 else np.inf)
-    hold(share <= 1, f"{what} is off by {worst:.3g}, allowed {float(allowed):.3g}")
-    return float(share)
+    ratio = worst / allowed if allowed else (0.0 if worst == 0 else np.inf)
+    ensure(ratio <= 1, f"{what} is off by {worst:.3g}, allowed {float(allowed):.3g}")
+    return float(ratio)
 
 
-def hold(ok: bool, message: str) -> None:
-    """Raise AssertionError with this message unless `ok`."""
+def ensure(ok: bool, message: str) -> None:
+    """Raise AssertionError with a message unless `ok` is true."""
     if not ok:
         raise AssertionError(message)
 

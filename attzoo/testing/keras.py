@@ -15,7 +15,7 @@ from ..adapters.keras import to_array, to_tensor
 from ..contract import Array
 from ..ops.keras import keras
 from ..portable import load_weights, weights
-from . import CLOSE, HALF, hold, within
+from . import CLOSE, HALF, ensure, within
 from .case import EPS, Case
 from .oracle import expected_and_condition
 
@@ -27,7 +27,7 @@ def mixed_precision(case: Case, backend: str) -> float:
     for name, call in (("output", block), ("attention", block.attention)):
         tensor = call(*inputs)
         dtype = keras.backend.standardize_dtype(tensor.dtype)
-        hold(dtype == "float16", f"expected {name} in float16, got {dtype}; cast weights with ops.in_dtype_of")
+        ensure(dtype == "float16", f"expected {name} in float16, got {dtype}; cast weights with ops.in_dtype_of")
         expected, condition = expected_and_condition(case, name)
         allowed = HALF * EPS["float16"] * (condition + np.abs(expected).max())
         error = to_array(tensor, block).astype(np.float64) - expected
@@ -40,7 +40,7 @@ def dtype(case: Case, backend: str) -> float:
     block = _new(case, "float64")
     for variable in block.weights:
         actual = keras.backend.standardize_dtype(variable.dtype)
-        hold(actual == "float64", f"expected {variable.path} in float64, the argument dtype, got {actual}")
+        ensure(actual == "float64", f"expected {variable.path} in float64, the argument dtype, got {actual}")
     return 0.0
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from .. import registry, settings
-from . import CLOSE, HALF, hold, within
+from . import CLOSE, HALF, ensure, within
 from .case import EPS, Case
 from .oracle import expected_and_condition
 
@@ -35,7 +35,7 @@ def hooks(case: Case, backend: str) -> float:
         with settings.kernels("eager"):
             block(*x)
         handle.remove()
-        hold(bool(calls), f"expected the block to call its layer {name}, so that hooks run, got no call")
+        ensure(bool(calls), f"expected the block to call its layer {name}, so that hooks run, got no call")
     return 0.0
 
 
@@ -43,9 +43,9 @@ def device_and_dtype(case: Case, backend: str) -> float:
     """Check that all parameters and buffers have the device and dtype of the arguments `device` and `dtype`."""
     block = registry.get(case.name, backend="torch")(**case.spec.config(), device="meta", dtype=torch.float64)
     for name, tensor in block.state_dict().items():
-        hold(tensor.is_meta, f"expected {name} on the device 'meta' of the argument device, got {tensor.device}")
+        ensure(tensor.is_meta, f"expected {name} on the device 'meta' of the argument device, got {tensor.device}")
         other_dtype = tensor.is_floating_point() and tensor.dtype != torch.float64
-        hold(not other_dtype, f"expected {name} in torch.float64, the argument dtype, got {tensor.dtype}")
+        ensure(not other_dtype, f"expected {name} in torch.float64, the argument dtype, got {tensor.dtype}")
     return 0.0
 
 
@@ -126,6 +126,6 @@ def _same_at_other_sizes(block: Any, xs: list[Tensor], program: Callable[..., Te
         with torch.no_grad():
             expected, got = block(*inputs), program(*inputs)
         error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-        hold(error <= CLOSE, f"the exported program is off by {error:.3g} for inputs of {shapes}, allowed {CLOSE}")
+        ensure(error <= CLOSE, f"the exported program is off by {error:.3g} for inputs of {shapes}, allowed {CLOSE}")
         worst = max(worst, error / CLOSE)
     return worst
