@@ -267,7 +267,7 @@ def test_frozen_block_does_not_change(sample):
     inference_output = block(*xs, training=False)
     block.trainable = False
     assert not block.trainable_weights
-    assert relative_error(block(*xs, training=True), inference_output) < 1e-6   # some CPUs use other kernels without gradients
+    assert relative_error(block(*xs, training=True), inference_output) < 1e-6   # some CPUs have other kernels
     assert all((after == before[k]).all() for k, after in attzoo.weights(block).items())
 
 
