@@ -7,6 +7,7 @@ import pytest
 from strategies import NAMES
 
 from attzoo import testing
+from attzoo.testing import compare
 from attzoo.testing.case import Case, draw, plainest
 from attzoo.testing.oracle import condition, rounding_condition
 from attzoo.testing.rounding import Rounding, rounded_arrays
@@ -101,7 +102,7 @@ def test_rounding_condition_does_not_raise_the_tolerance_without_cancellation(na
         return case.spec(*x, weights=w)
 
     expected, change = condition(case, spec)
-    assert rounding_condition(case, spec) < testing.MISSED * (change + np.abs(expected).max())
+    assert rounding_condition(case, spec) < compare.MISSED * (change + np.abs(expected).max())
 
 
 @pytest.mark.parametrize("backend", ["torch", "keras"])
@@ -129,6 +130,6 @@ HARD_CASES = {   # cases of long test runs in which correct implementations exce
 @pytest.mark.parametrize("name", HARD_CASES)
 def test_correct_implementations_pass_where_rounding_is_magnified(name, backend):
     contract, case = HARD_CASES[name]
-    one_step = partial(testing._check_gradients, training=True)
+    one_step = partial(compare.check_gradients, training=True)
     contracts = {"outputs": testing.outputs, "training": testing.training, "one step": one_step}
     assert contracts[contract](case, backend) <= 1

@@ -22,35 +22,10 @@ import numpy as np
 
 from .. import portable, registry
 from ..adapters import adapter
-from ..contract import Array, Spec
+from ..contract import Spec
 from .case import EPS, Case, at_random, choices, draw, plainest
-from .oracle import (
-    MORE_DRAWS,
-    condition,
-    derivative,
-    descend,
-    descent_error,
-    expected_and_condition,
-    random_direction,
-    rounding_condition,
-    rounding_derivative,
-    rounding_descent,
-    spec_function,
-)
-
-# Largest allowed error, as a multiple of eps(dtype) * condition. eps is the spacing of the dtype at 1. The condition is
-# the change of the spec's result in float64 per relative change of inputs and weights, because relative error alone is
-# the wrong measure where gates saturate. These values may only become smaller.
-TOLERANCE: Final = {"output": 2.0, "attention": 2.0, "gradient": 8.0, "training": 64.0}
-# If rounding inside the spec changes its result at least this many times as much as the condition says, rounding
-# determines the tolerance (see oracle.py). In all other cases the factor is at most 3.
-MISSED: Final = 4.0
-# Largest allowed error in half precision, for averages over many pixels and for mixed precision, in the same unit.
-HALF: Final = 16.0
-# Largest allowed error of an exported or saved program or model in float32, relative to its largest output.
-CLOSE: Final = 1e-5
-# Error of central differences in float64, relative to the sum of |gradient * direction|.
-DIFFERENCE: Final = 1e-7
+from .compare import DIFFERENCE, HALF, TOLERANCE, check_gradients, check_result, ensure, eps_of, within
+from .oracle import descend, descent_error, rounding_descent
 
 
 @dataclass(frozen=True)
@@ -167,24 +142,24 @@ def outputs(case: Case, backend: str) -> float:
     """Check outputs and coefficients against the spec."""
     block, x = case.block(backend), case.inputs()
     output = adapter(backend).forward(block, x, training=False)
-    ratio = _check_result(case, backend, "output", output)
-    return max(ratio, _check_result(case, backend, "attention", adapter(backend).attention(block, x)))
+    ratio = check_result(case, backend, "output", output)
+    return max(ratio, check_result(case, backend, "attention", adapter(backend).attention(block, x)))
 
 
 def gradients(case: Case, backend: str) -> float:
     """Check the gradients of inputs and weights against the spec, along a random direction of each array."""
-    return _check_gradients(case, backend, training=False)
+    return check_gradients(case, backend, training=False)
 
 
 def training(case: Case, backend: str) -> float:
     """Check gradients in training, and weights and running statistics after five steps of SGD."""
-    ratio = _check_gradients(case, backend, training=True)
+    ratio = check_gradients(case, backend, training=True)
     rate, steps, block = 2.0**-7, 5, case.block(backend)
     adapter(backend).train(block, case.inputs(), case.cotangent(), steps, rate)
     expected = descend(case, steps, rate)
     rounding = cache(partial(rounding_descent, case, steps, rate, expected))
     difference_error = cache(partial(descent_error, case, steps, rate, expected))
-    unit = TOLERANCE["training"] * _eps(case, backend)
+    unit = TOLERANCE["training"] * eps_of(case, backend)
     for name, array in adapter(backend).read(block).items():
         scale = np.abs(expected[name]).max() + np.abs(expected[name] - case.weights()[name]).max()
         allowed = float((unit + DIFFERENCE) * scale)
@@ -219,7 +194,7 @@ def long_float16(case: Case, backend: str) -> float:
     x = [np.full(shape, 100.0) for shape in case.shapes]
     expected = case.spec(*x, weights=case.weights())
     got = adapter(backend).forward(case.block(backend), x, training=False)
-    return within("output", got - expected, HALF * _eps(case, backend) * np.abs(expected).max())
+    return within("output", got - expected, HALF * eps_of(case, backend) * np.abs(expected).max())
 
 
 def files(case: Case, backend: str) -> float:
@@ -282,99 +257,7 @@ def contracts(backend: str) -> dict[Contract, Cases]:
     return CONTRACTS | dict.fromkeys(backend_contracts, _plain)
 
 
-# ---- comparison with the spec ----------------------------------------------------------------------------------------
-
-
-def _check_gradients(case: Case, backend: str, training: bool) -> float:
-    """Check the output and all gradients of a block; return the largest error / tolerance."""
-    x, cotangent = case.inputs(), case.cotangent()
-    result = adapter(backend).run(case.block(backend), x, cotangent, training)
-    ratio = _check_result(case, backend, "output", result.output, training)
-    all_gradients = dict(enumerate(result.input_gradients)) | dict(result.weight_gradients)
-    for (key, gradient), stream in zip(all_gradients.items(), range(10, 99), strict=False):
-        ratio = max(ratio, _check_gradient(case, backend, key, gradient, stream, training))
-    return ratio
-
-
-def _check_gradient(case: Case, backend: str, key: int | str, gradient: Array, stream: int, training: bool) -> float:
-    """Check one gradient along a random direction; return error / tolerance."""
-    slope = derivative(case, key, stream, training)
-    if slope is None:   # relu or max is not differentiable within the step
-        return 0.0
-    products = gradient * random_direction(case, key, stream)
-    size = float(np.abs(products).sum())
-
-    def allowed(slope: tuple[float, float, float]) -> float:
-        _, error, change = slope
-        return TOLERANCE["gradient"] * _eps(case, backend) * (change + size) + DIFFERENCE * size + 4 * error
-
-    return within(
-        f"gradient of {key}",
-        products.sum() - slope[0],
-        allowed(slope),
-        lambda: TOLERANCE["gradient"] * _eps(case, backend)
-        * rounding_derivative(case, key, stream, training, slope[0]),
-        lambda: allowed(derivative(case, key, stream, training, MORE_DRAWS) or slope),
-    )   # fmt: skip
-
-
-def _check_result(case: Case, backend: str, result: str, got: Array, training: bool = False) -> float:
-    """Check an array against the "output" or "attention" of the spec; return error / tolerance."""
-    expected, change = expected_and_condition(case, result, training)
-    ensure(got.shape == expected.shape, f"expected shape {expected.shape}, got {got.shape}")
-    function, size = spec_function(case, result, training), float(np.abs(expected).max(initial=0))
-    unit = TOLERANCE[result] * _eps(case, backend)
-    return within(
-        result,
-        got - expected,
-        unit * (change + size),
-        lambda: unit * rounding_condition(case, function),
-        lambda: unit * (condition(case, function, MORE_DRAWS)[1] + size),
-    )
-
-
-def _eps(case: Case, backend: str) -> float:
-    """Return eps of the dtype in which the backend computes the case."""
-    return EPS[adapter(backend).precision(case.dtype)]
-
-
-def within(
-    what: str,
-    error: Any,
-    allowed: Any,
-    allowed_by_rounding: Callable[[], float] = lambda: 0.0,
-    allowed_by_more_draws: Callable[[], float] = lambda: 0.0,
-) -> float:
-    """Compare an error with the tolerance.
-
-    Args:
-        what: name of the result, for the error message.
-        error: actual minus expected values, an array or a number.
-        allowed: the largest allowed |error|.
-        allowed_by_rounding: computes the tolerance from rounding inside the spec. Called only if `error` is too large,
-            because it is slow; the result replaces the tolerance if it is at least MISSED times as large.
-        allowed_by_more_draws: computes `allowed` from more random draws. Called only if `error` is too large.
-
-    Returns:
-        The largest |error| / tolerance, at most 1.
-
-    Raises:
-        AssertionError: the ratio is larger than 1.
-    """
-    worst = float(np.abs(error).max(initial=0.0))
-    if worst > allowed:
-        allowed = max(allowed, allowed_by_more_draws())
-    if worst > allowed and (rounding := allowed_by_rounding()) >= MISSED * allowed:
-        allowed = rounding
-    ratio = worst / allowed if allowed else (0.0 if worst == 0 else np.inf)
-    ensure(ratio <= 1, f"{what} is off by {worst:.3g}, allowed {float(allowed):.3g}")
-    return float(ratio)
-
-
-def ensure(ok: bool, message: str) -> None:
-    """Raise AssertionError with a message unless `ok` is true."""
-    if not ok:
-        raise AssertionError(message)
+# ---- helpers of the contracts ---------------------------------------------------------------------------------------
 
 
 def _raises(call: Callable[[], Any]) -> bool:

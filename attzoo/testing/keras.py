@@ -15,8 +15,8 @@ from ..adapters.keras import to_array, to_tensor
 from ..contract import Array
 from ..ops.keras import keras
 from ..portable import load_weights, weights
-from . import CLOSE, HALF, ensure, within
 from .case import EPS, Case
+from .compare import CLOSE, HALF, ensure, within
 from .oracle import expected_and_condition
 
 

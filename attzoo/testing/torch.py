@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.export import Dim
 
 from .. import registry, settings
-from . import CLOSE, HALF, ensure, within
 from .case import EPS, Case
+from .compare import CLOSE, HALF, ensure, within
 from .oracle import expected_and_condition
 
 ONNX: Final = ("onnx", "onnxscript", "onnxruntime")
