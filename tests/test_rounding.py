@@ -102,7 +102,7 @@ def test_rounding_condition_does_not_raise_the_tolerance_without_cancellation(na
         return case.spec(*x, weights=w)
 
     expected, change = condition(case, spec)
-    assert rounding_condition(case, spec) < compare.MISSED * (change + np.abs(expected).max())
+    assert rounding_condition(case, spec) < compare.ROUNDING_FACTOR * (change + np.abs(expected).max())
 
 
 @pytest.mark.parametrize("backend", ["torch", "keras"])

@@ -24,7 +24,7 @@ from .. import portable, registry
 from ..adapters import adapter
 from ..contract import Spec
 from .case import EPS, Case, at_random, choices, draw, plainest
-from .compare import DIFFERENCE, HALF, TOLERANCE, check_gradients, check_result, ensure, eps_of, within
+from .compare import DIFFERENCE_ERROR, HALF_TOLERANCE, TOLERANCE, check_gradients, check_result, ensure, eps_of, within
 from .oracle import descend, descent_error, rounding_descent
 
 
@@ -162,7 +162,7 @@ def training(case: Case, backend: str) -> float:
     unit = TOLERANCE["training"] * eps_of(case, backend)
     for name, array in adapter(backend).read(block).items():
         scale = np.abs(expected[name]).max() + np.abs(expected[name] - case.weights()[name]).max()
-        allowed = float((unit + DIFFERENCE) * scale)
+        allowed = float((unit + DIFFERENCE_ERROR) * scale)
         ratio = max(ratio, within(
             name,
             array - expected[name],
@@ -194,7 +194,7 @@ def long_float16(case: Case, backend: str) -> float:
     x = [np.full(shape, 100.0) for shape in case.shapes]
     expected = case.spec(*x, weights=case.weights())
     got = adapter(backend).forward(case.block(backend), x, training=False)
-    return within("output", got - expected, HALF * eps_of(case, backend) * np.abs(expected).max())
+    return within("output", got - expected, HALF_TOLERANCE * eps_of(case, backend) * np.abs(expected).max())
 
 
 def files(case: Case, backend: str) -> float:

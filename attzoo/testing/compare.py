@@ -27,13 +27,13 @@ from .oracle import (
 TOLERANCE: Final = {"output": 2.0, "attention": 2.0, "gradient": 8.0, "training": 64.0}
 # If rounding inside the spec changes its result at least this many times as much as the condition says, rounding
 # determines the tolerance (see oracle.py). In all other cases the factor is at most 3.
-MISSED: Final = 4.0
+ROUNDING_FACTOR: Final = 4.0
 # Largest allowed error in half precision, for averages over many pixels and for mixed precision, in the same unit.
-HALF: Final = 16.0
+HALF_TOLERANCE: Final = 16.0
 # Largest allowed error of an exported or saved program or model in float32, relative to its largest output.
-CLOSE: Final = 1e-5
+EXPORT_TOLERANCE: Final = 1e-5
 # Error of central differences in float64, relative to the sum of |gradient * direction|.
-DIFFERENCE: Final = 1e-7
+DIFFERENCE_ERROR: Final = 1e-7
 
 
 def check_gradients(case: Case, backend: str, training: bool) -> float:
@@ -57,7 +57,7 @@ def check_gradient(case: Case, backend: str, key: int | str, gradient: Array, st
 
     def allowed(slope: tuple[float, float, float]) -> float:
         _, error, change = slope
-        return TOLERANCE["gradient"] * eps_of(case, backend) * (change + size) + DIFFERENCE * size + 4 * error
+        return TOLERANCE["gradient"] * eps_of(case, backend) * (change + size) + DIFFERENCE_ERROR * size + 4 * error
 
     return within(
         f"gradient of {key}",
@@ -103,7 +103,7 @@ def within(
         error: actual minus expected values, an array or a number.
         allowed: the largest allowed |error|.
         allowed_by_rounding: computes the tolerance from rounding inside the spec. Called only if `error` is too large,
-            because it is slow; the result replaces the tolerance if it is at least MISSED times as large.
+            because it is slow; the result replaces the tolerance if it is at least ROUNDING_FACTOR times as large.
         allowed_by_more_draws: computes `allowed` from more random draws. Called only if `error` is too large.
 
     Returns:
@@ -115,7 +115,7 @@ def within(
     worst = float(np.abs(error).max(initial=0.0))
     if worst > allowed:
         allowed = max(allowed, allowed_by_more_draws())
-    if worst > allowed and (rounding := allowed_by_rounding()) >= MISSED * allowed:
+    if worst > allowed and (rounding := allowed_by_rounding()) >= ROUNDING_FACTOR * allowed:
         allowed = rounding
     ratio = worst / allowed if allowed else (0.0 if worst == 0 else np.inf)
     ensure(ratio <= 1, f"{what} is off by {worst:.3g}, allowed {float(allowed):.3g}")

@@ -16,7 +16,7 @@ from ..contract import Array
 from ..ops.keras import keras
 from ..portable import load_weights, weights
 from .case import EPS, Case
-from .compare import CLOSE, HALF, ensure, within
+from .compare import EXPORT_TOLERANCE, HALF_TOLERANCE, ensure, within
 from .oracle import expected_and_condition
 
 
@@ -29,7 +29,7 @@ def mixed_precision(case: Case, backend: str) -> float:
         dtype = keras.backend.standardize_dtype(tensor.dtype)
         ensure(dtype == "float16", f"expected {name} in float16, got {dtype}; cast weights with ops.in_dtype_of")
         expected, condition = expected_and_condition(case, name)
-        allowed = HALF * EPS["float16"] * (condition + np.abs(expected).max())
+        allowed = HALF_TOLERANCE * EPS["float16"] * (condition + np.abs(expected).max())
         error = to_array(tensor, block).astype(np.float64) - expected
         worst = max(worst, within(f"{name} in mixed precision", error, allowed))
     return worst
@@ -106,7 +106,7 @@ def _same(model: Any, loaded: Callable[..., Any], inputs: list[Any]) -> float:
     """Compare the outputs of a model before and after saving; return error / tolerance."""
     argument = inputs if len(inputs) > 1 else inputs[0]
     expected, got = (_array(call(argument)) for call in (model, loaded))
-    return within("the saved model", (got - expected) / max(float(np.abs(expected).max()), 1e-6), CLOSE)
+    return within("the saved model", (got - expected) / max(float(np.abs(expected).max()), 1e-6), EXPORT_TOLERANCE)
 
 
 def _array(tensor: Any) -> Array:

@@ -22,8 +22,8 @@ from ..ops import numpy as ops
 from .case import UNDERFLOW, Case
 from .rounding import Rounding, rounded_arrays
 
-NUDGE = 2.0**-20         # relative perturbation of outputs
-SLOPE_NUDGE = 2.0**-10   # relative perturbation of slopes, which are differences themselves and need a larger one
+PERTURBATION = 2.0**-20         # relative perturbation of outputs
+SLOPE_PERTURBATION = 2.0**-10   # relative perturbation of slopes; larger, because slopes are differences
 
 DRAWS = 8                # number of draws of rounding errors; they vary much after five training steps
 MORE_DRAWS = 32          # number of draws of perturbations if an error exceeds the tolerance from the first few
@@ -32,7 +32,7 @@ STEP = 2.0**-17          # step of the central differences in `descend`
 Inputs = list[Array]
 Weights = dict[str, Array]
 Function = Callable[[Inputs, Weights], Array]
-CASES = 64   # size of each cache, enough for the arrays of a few cases
+CACHE_SIZE = 64   # size of each cache, enough for the arrays of a few cases
 
 
 def spec_function(case: Case, result: str, training: bool = False) -> Function:
@@ -42,7 +42,7 @@ def spec_function(case: Case, result: str, training: bool = False) -> Function:
     return lambda x, w: case.spec(*x, weights=w, training=training)
 
 
-@lru_cache(CASES)
+@lru_cache(CACHE_SIZE)
 def expected_and_condition(case: Case, result: str, training: bool = False) -> tuple[Array, float]:
     """Return `condition` for the "output" or the "attention" of the spec."""
     return condition(case, spec_function(case, result, training))
@@ -57,9 +57,9 @@ def condition(case: Case, spec: Function, draws: int = 4) -> tuple[Array, float]
     x, w, rng, change = case.inputs(), case.weights(), case.rng(3), 0.0
     expected = spec(x, w)
     for _ in range(draws):
-        perturbed_x = _perturbed(x, rng, NUDGE)
-        perturbed_w = dict(zip(w, _perturbed(list(w.values()), rng, NUDGE), strict=True))
-        change = max(change, float(np.abs(spec(perturbed_x, perturbed_w) - expected).max(initial=0.0)) / NUDGE)
+        perturbed_x = _perturbed(x, rng, PERTURBATION)
+        perturbed_w = dict(zip(w, _perturbed(list(w.values()), rng, PERTURBATION), strict=True))
+        change = max(change, float(np.abs(spec(perturbed_x, perturbed_w) - expected).max(initial=0.0)) / PERTURBATION)
     return expected, change
 
 
@@ -67,8 +67,8 @@ def rounding_condition(case: Case, spec: Function) -> float:
     """Return the largest change of `spec` per relative error of the results of its operations, over all draws."""
     x, w = case.inputs(), case.weights()
     expected = spec(x, w)
-    results = (with_rounding(case, spec, (5, draw), NUDGE)(x, w) for draw in range(DRAWS))
-    return max(float(np.abs(result - expected).max(initial=0.0)) for result in results) / NUDGE
+    results = (with_rounding(case, spec, (5, draw), PERTURBATION)(x, w) for draw in range(DRAWS))
+    return max(float(np.abs(result - expected).max(initial=0.0)) for result in results) / PERTURBATION
 
 
 def random_direction(case: Case, key: int | str, stream: int) -> Array:
@@ -77,7 +77,7 @@ def random_direction(case: Case, key: int | str, stream: int) -> Array:
     return case.rng(stream).normal(size=shape)
 
 
-@lru_cache(CASES)
+@lru_cache(CACHE_SIZE)
 def derivative(
     case: Case, key: int | str, stream: int, training: bool, draws: int = 3
 ) -> tuple[float, float, float] | None:
@@ -103,11 +103,11 @@ def derivative(
     slope, error, size = exact
     rng, change = case.rng(4), 0.0
     for _ in range(draws):
-        x2, (c2,) = _perturbed(x, rng, SLOPE_NUDGE), _perturbed([c], rng, SLOPE_NUDGE)
-        w2 = dict(zip(w, _perturbed(list(w.values()), rng, SLOPE_NUDGE), strict=True))
+        x2, (c2,) = _perturbed(x, rng, SLOPE_PERTURBATION), _perturbed([c], rng, SLOPE_PERTURBATION)
+        w2 = dict(zip(w, _perturbed(list(w.values()), rng, SLOPE_PERTURBATION), strict=True))
         perturbed = _slope(_loss_terms(case, c2, training), x2, w2, key, direction)
         if perturbed is not None:
-            change = max(change, abs(perturbed[0] - slope) / SLOPE_NUDGE)
+            change = max(change, abs(perturbed[0] - slope) / SLOPE_PERTURBATION)
     return slope, error, change + size
 
 
@@ -121,7 +121,7 @@ def rounding_derivative(case: Case, key: int | str, stream: int, training: bool,
     terms = _loss_terms(case, case.cotangent(), training)
     size = float(np.abs(terms(case.inputs(), case.weights())).sum())
     change = cancellation(case) * size if training else 0.0
-    for draw, unit in product(range(DRAWS), (SLOPE_NUDGE, NUDGE)):
+    for draw, unit in product(range(DRAWS), (SLOPE_PERTURBATION, PERTURBATION)):
         rounded_terms = with_rounding(case, terms, (6, draw), unit)
         rounded = _slope(rounded_terms, case.inputs(), case.weights(), key, direction)
         if rounded is not None:
@@ -129,7 +129,7 @@ def rounding_derivative(case: Case, key: int | str, stream: int, training: bool,
     return change
 
 
-@lru_cache(CASES)
+@lru_cache(CACHE_SIZE)
 def cancellation(case: Case) -> float:
     """Return the largest |value| / standard deviation of any channel in the batch norms of the case in training.
 
@@ -170,9 +170,9 @@ def _loss_terms(case: Case, c: Array, training: bool) -> Function:
     return lambda x, w: c * case.spec(*x, weights=w, training=training)
 
 
-def _perturbed(arrays: list[Array], rng: np.random.Generator, nudge: float) -> list[Array]:
-    """Return the arrays with relative errors of +-nudge."""
-    return [a * (1 + nudge * rng.choice((-1, 1), size=a.shape)) for a in arrays]
+def _perturbed(arrays: list[Array], rng: np.random.Generator, amount: float) -> list[Array]:
+    """Return the arrays with relative errors of +-amount."""
+    return [a * (1 + amount * rng.choice((-1, 1), size=a.shape)) for a in arrays]
 
 
 def _slope(
@@ -197,7 +197,7 @@ def _slope(
     return fine + (fine - coarse) / 3, abs(fine - coarse) / 3 + 2.0**-52 * size / h, size
 
 
-@lru_cache(CASES)
+@lru_cache(CACHE_SIZE)
 def descend(case: Case, steps: int, rate: float) -> Weights:
     """Return weights and running statistics of the spec after steps of SGD; gradients are central differences."""
     return _descend(case, _loss_terms(case, case.cotangent(), True), steps, rate)
@@ -216,9 +216,9 @@ def rounding_descent(case: Case, steps: int, rate: float, expected: Weights) -> 
     """Return the largest change of each array of `descend` per relative error of operations, over all draws."""
     terms, change = _loss_terms(case, case.cotangent(), True), dict.fromkeys(expected, 0.0)
     for draw in range(DRAWS):
-        rounded = _descend(case, with_rounding(case, terms, (7, draw), NUDGE), steps, rate)
+        rounded = _descend(case, with_rounding(case, terms, (7, draw), PERTURBATION), steps, rate)
         for name, array in expected.items():
-            change[name] = max(change[name], float(np.abs(rounded[name] - array).max()) / NUDGE)
+            change[name] = max(change[name], float(np.abs(rounded[name] - array).max()) / PERTURBATION)
     return change
 
 

@@ -18,7 +18,7 @@ from torch.export import Dim
 
 from .. import registry, settings
 from .case import EPS, Case
-from .compare import CLOSE, HALF, ensure, within
+from .compare import EXPORT_TOLERANCE, HALF_TOLERANCE, ensure, within
 from .oracle import expected_and_condition
 
 ONNX: Final = ("onnx", "onnxscript", "onnxruntime")
@@ -57,7 +57,7 @@ def autocast(case: Case, backend: str) -> float:
     worst = 0.0
     for name, tensor in results.items():
         expected, condition = expected_and_condition(case, name)
-        allowed = HALF * EPS["bfloat16"] * (condition + np.abs(expected).max())
+        allowed = HALF_TOLERANCE * EPS["bfloat16"] * (condition + np.abs(expected).max())
         worst = max(worst, within(f"{name} under autocast", tensor.double().numpy() - expected, allowed))
     return worst
 
@@ -126,6 +126,7 @@ def _same_at_other_sizes(block: Any, xs: list[Tensor], program: Callable[..., Te
         with torch.no_grad():
             expected, got = block(*inputs), program(*inputs)
         error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-        ensure(error <= CLOSE, f"the exported program is off by {error:.3g} for inputs of {shapes}, allowed {CLOSE}")
-        worst = max(worst, error / CLOSE)
+        message = f"the exported program is off by {error:.3g} for inputs of {shapes}, allowed {EXPORT_TOLERANCE}"
+        ensure(error <= EXPORT_TOLERANCE, message)
+        worst = max(worst, error / EXPORT_TOLERANCE)
     return worst
