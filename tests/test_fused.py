@@ -230,7 +230,7 @@ def test_layers_of_other_sizes_are_refused_before_a_kernel_reads_past_them():
         block(draw(2, 8, 4, 3))
     block = build("spatial_attention")
     block.conv = nn.Conv2d(1, 1, 3, padding=1, bias=False).to(DEVICE)
-    with attzoo.kernels("triton"), pytest.raises(ValueError, match="expected a kernel from 2 maps to 1"):
+    with attzoo.kernels("triton"), pytest.raises(ValueError, match="expected a convolution weight from 2 maps to 1"):
         block(draw(2, 8, 4, 3))
 
 

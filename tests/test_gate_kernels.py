@@ -58,7 +58,7 @@ def _poisoned(monkeypatch):
 def tiny():
     """Tiles so small that few numbers make several tiles, blocks of channels, parts and steps of each."""
     def tile(x, F, C, centred=False):
-        return Tile(gate.together(x, F), 16, 16, 4)
+        return Tile(gate.channels_at_once(x, F), 16, 16, 4)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tape, "RECORDED", {})   # with other tiles
@@ -307,7 +307,7 @@ def test_without_a_way_back_nothing_is_kept(monkeypatch):
 def test_a_batch_of_nothing():
     x, g, dy = inputs((0, 6, 4, 3), 5, (2, 2))
     close(step(build(), x, g, dy), exact(build(), x, g, dy), 0)
-    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="nothing to normalise in a batch of nothing"):
+    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="needs a batch of at least 1 sample, got 0"):
         build(norm=True)(x, g)
 
 
@@ -345,9 +345,9 @@ def back_kernel(
     to, old, new, REACH: tl.constexpr, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr, BQ: tl.constexpr
 ):
     q = tl.arange(0, BQ)
-    start = resize.first(q, old, new, TAPS, CORNERS, WIDE)
+    start = resize.first_target(q, old, new, TAPS, CORNERS, WIDE)
     for j in range(REACH):
-        taken = resize.found(start + j, q, old, new, TAPS, CORNERS, WIDE)
+        taken = resize.source_weight(start + j, q, old, new, TAPS, CORNERS, WIDE)
         tl.store(to + q * new + start + j, taken, (q < old) & (start + j < new))
 
 
@@ -364,7 +364,7 @@ def test_every_place_that_was_read_is_found_again(way, wide):
             np.add.at(matrix, (high, np.arange(new)), fraction)
         found = torch.zeros(old, new, device=DEVICE)
         taps = 1 if way == "nearest" or old == new else 2
-        reach = resize._reach(old, new, taps, way == "corners")
+        reach = resize._target_count(old, new, taps, way == "corners")
         back_kernel[(1,)](found, old, new, reach, taps, way == "corners", wide, 8)
         assert np.allclose(found.cpu().numpy(), matrix, atol=1e-6), (old, new)
 
@@ -430,19 +430,19 @@ def test_the_operator_is_as_torch_has_them():
 
 
 def stride_of_two():
-    return build(stride=2), "it takes a stride of 1, got \\(2, 2\\)"
+    return build(stride=2), "its kernels need stride 1, got \\(2, 2\\)"
 
 
 def other_layers():
     block = build()
     block.psi = torch.nn.Conv2d(5, 1, 1)
-    return block.to(DEVICE), "its layers are of other sizes"
+    return block.to(DEVICE), "its layers have other sizes"
 
 
 def other_norms():
     block = build(norm=True)
     block.skip_norm = torch.nn.BatchNorm2d(2)
-    return block.to(DEVICE), "its layers are of other sizes"
+    return block.to(DEVICE), "its layers have other sizes"
 
 
 @pytest.mark.parametrize("case", [stride_of_two, other_layers, other_norms])

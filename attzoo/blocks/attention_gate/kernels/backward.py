@@ -1,16 +1,16 @@
-"""The way back of the additive attention gate: each input is read once more, and its gradient written once.
+"""Kernels of the backward pass of the additive attention gate: each input is read once, each gradient written once.
 
-dz (N, S) is the gradient of the sigmoid's input, and e = dz where the relu let pass, else 0, (N, F, S), is never
-written. With v = scale * psi, the gradient of x is dy * alpha + W' (v e), that of W is v (e x'), and that of psi is
-e . (W x + U g + shift), which sums of e x' give as well: neither W x nor U g is made again. Programs add up e x' in
-parts, which are put together in one order.
+dz (N, S) is the gradient of the sigmoid's input. The kernels use e = dz where the relu's input was positive, else 0,
+(N, F, S), which is never stored. With v = scale * psi, the gradient of x is dy * alpha + W' (v e), that of W is
+v (e x'), and that of psi is e . (W x + U g + shift), which follows from sums of e x' too, so that W x and U g are not
+computed again. Each program sums e x' over a part of the positions; the parts are added up in a fixed order.
 
-Batch norm in training takes from e what all places share: e - away - slope * (W x - mean), four numbers a channel.
+Batch norm in training subtracts from e its projection: e becomes e - mean(e) - slope * (W x - mean(W x)), see
+`norms.batch_terms`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ....fast.triton import channel_norm
-from ....fast.triton.channel_norm import add_slopes
+from ....fast.triton.channel_norm import add_gradient_sums
 from ....fast.triton.common import (
     PROGRAMS,
     REAL,
@@ -33,81 +33,114 @@ from ....fast.triton.common import (
     places,
     sizes,
 )
-from .forward import column, matrix, passed, precision, product, projected, together, values
-from .resize import Grids, first, found, reaches
+from .forward import (
+    Projections,
+    add_product,
+    add_projection,
+    channels_at_once,
+    load_tile,
+    load_vector,
+    load_weight,
+    precision,
+    relu_mask,
+)
+from .resize import Grids, first_target, source_weight, target_counts
 from .tiles import BACKWARD, CENTRED, Tile, exact_tile
 
-AT_ONCE = 64                # parts that are put together at a time
+PARTS_AT_ONCE = 64          # parts that are added up at a time
 RESIDENT = PROGRAMS // 2    # programs with many registers that fill a GPU
 
 
-class Slopes(NamedTuple):
-    """What e is made of: dz (N, S), the relu's bits, and the grids of an input and of these."""
+class ReluGradient(NamedTuple):
+    """The tensors that e is computed from on the grid of an input: dz (N, S), the relu's bits, and both grids."""
 
     dz: Tensor
     bits: Tensor
     grids: Grids
 
     def arguments(self) -> tuple[tuple[int | None, ...], dict[str, Any]]:
-        """Sizes and constants for a kernel."""
-        coarse = self.grids.sizes[0] is not None
-        around = reaches(self.grids) if coarse else (None,) * 3
-        return (*self.grids.sizes, *around), {**self.grids.options, "COARSE": coarse, "WORDS": self.bits.shape[1]}
+        """Return the sizes and the constants for a kernel."""
+        coarse = not self.grids.are_equal
+        counts = target_counts(self.grids) if coarse else (None,) * 3
+        return (*self.grids.sizes, *counts), {**self.grids.options, "COARSE": coarse, "WORDS": self.bits.shape[1]}
 
 
-class Parts(NamedTuple):
-    """Sums over parts of all places: of e x', (PARTS, F, C), and of e and dz, (PARTS, F + 1)."""
+class Sums(NamedTuple):
+    """Sums over an input for the gradients of weights, by parts of all positions.
 
-    x: Tensor
+    `ex` (parts, F, C): sums of e x'. `e` (parts, F + 1): sums of e, and of dz. `batch` (5, F): see
+    `norms.batch_terms`; None unless the projection's norm uses statistics of the batch.
+    """
+
+    ex: Tensor
     e: Tensor
+    batch: Tensor | None
+
+
+class ProjectionGradients(NamedTuple):
+    """Tensors for the gradients of a projection's parameters; None for those that it does not have."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+
+
+class Gradients(NamedTuple):
+    """Tensors for the gradients of the parameters of the three projections."""
+
+    skip: ProjectionGradients
+    gating: ProjectionGradients
+    psi: ProjectionGradients
 
 
 # ---- e ---------------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def passing(dz, bits, n, f, s, known, S, WORDS: tl.constexpr):
-    """e at places s, if known: (BF, BS)."""
-    d = tl.load(dz + n.to(tl.int64) * S + s, known, 0.0)
-    return tl.where(passed(bits, n, f, s, known, S, WORDS), d[None, :], 0.0)
+def masked_gradient(dz, bits, n, f, s, inside, S, WORDS: tl.constexpr):
+    """Return e at positions s of the grid of x, where `inside`: (BF, BS)."""
+    d = tl.load(dz + n.to(tl.int64) * S + s, inside, 0.0)
+    return tl.where(relu_mask(bits, n, f, s, inside, S, WORDS), d[None, :], 0.0)
 
 
 @triton.jit
-def gathered(
+def gathered_gradient(
     dz, bits, n, f, q, D, H, W, OD, OH, OW, RD, RH, RW,
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
     WORDS: tl.constexpr, BF: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """e on the old grid, at places q: what new places took of them, they give back; (BF, BS)."""
+    """Return e at positions q of the source grid, by the adjoint of resampling: (BF, BS)."""
     qd, qh, qw = q // (OH * OW), q // OW % OH, q % OW
-    d0 = first(qd, OD, D, TD, CORNERS, WIDE)
-    h0 = first(qh, OH, H, TH, CORNERS, WIDE)
-    w0 = first(qw, OW, W, TW, CORNERS, WIDE)
+    d0 = first_target(qd, OD, D, TD, CORNERS, WIDE)
+    h0 = first_target(qh, OH, H, TH, CORNERS, WIDE)
+    w0 = first_target(qw, OW, W, TW, CORNERS, WIDE)
     sums = tl.zeros([BF, BS], REAL)
     for j in range(RD * RH * RW):
         d = d0 + j // (RH * RW)
         h = h0 + j // RW % RH
         w = w0 + j % RW
-        taken = found(d, qd, OD, D, TD, CORNERS, WIDE) * found(h, qh, OH, H, TH, CORNERS, WIDE)
-        taken *= found(w, qw, OW, W, TW, CORNERS, WIDE)
-        known = (q < OD * OH * OW) & (taken > 0)
-        sums += passing(dz, bits, n, f, (d * H + h) * W + w, known, D * H * W, WORDS) * taken[None, :]
+        weight = source_weight(d, qd, OD, D, TD, CORNERS, WIDE) * source_weight(h, qh, OH, H, TH, CORNERS, WIDE)
+        weight *= source_weight(w, qw, OW, W, TW, CORNERS, WIDE)
+        inside = (q < OD * OH * OW) & (weight > 0)
+        e = masked_gradient(dz, bits, n, f, (d * H + h) * W + w, inside, D * H * W, WORDS)
+        sums += e * weight[None, :]
     return sums
 
 
 @triton.jit
-def slopes(
+def relu_gradient(
     dz, bits, n, f, s, S, D, H, W, OD, OH, OW, RD, RH, RW,
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
     COARSE: tl.constexpr, WORDS: tl.constexpr, BF: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """e at places s of an input, coarse or not: (BF, BS)."""
+    """Return e at positions s of an input, whose grid is coarser than that of x if COARSE: (BF, BS)."""
     if COARSE:
-        e = gathered(
+        e = gathered_gradient(
             dz, bits, n, f, s, D, H, W, OD, OH, OW, RD, RH, RW, TD, TH, TW, CORNERS, WIDE, WORDS, BF, BS
         )
     else:
-        e = passing(dz, bits, n, f, s, s < S, S, WORDS)
+        e = masked_gradient(dz, bits, n, f, s, s < S, S, WORDS)
     return e
 
 
@@ -116,45 +149,46 @@ def slopes(
 
 @triton.jit
 def product_kernel(
-    x, dy, alpha, dz, q, statistics, parts, counter, sums_of_norm, dscale, dshift, C, S,
+    x, dy, alpha, dz, q, statistics, parts, counter, norm_sums, dscale, dshift, C, S,
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BS places of a sample over all channels."""
+    """One program: dz at BS positions of a sample, over all channels."""
     n, s = places(tl.program_id(0), S, BS)
     sums = tl.zeros([BC, BS], REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
-        sums += values(x, n, c, s, C, S, LAST).to(REAL) * values(dy, n, c, s, C, S, LAST).to(REAL)
-    to = n.to(tl.int64) * S + s
-    a = tl.load(alpha + to, s < S, 0.0)
-    slope = tl.sum(sums, 0) * a * (1 - a)
-    tl.store(dz + to, slope, s < S)
+        sums += load_tile(x, n, c, s, C, S, LAST).to(REAL) * load_tile(dy, n, c, s, C, S, LAST).to(REAL)
+    offset = n.to(tl.int64) * S + s
+    a = tl.load(alpha + offset, s < S, 0.0)
+    d = tl.sum(sums, 0) * a * (1 - a)
+    tl.store(dz + offset, d, s < S)
     if q is not None:
-        i, programs, before = tl.program_id(0), tl.num_programs(0), tl.load(q + to, s < S, 0.0)
-        add_slopes(slope, before, s < S, i, programs, parts, counter, statistics, sums_of_norm, dscale, dshift)
+        i, programs, norm_input = tl.program_id(0), tl.num_programs(0), tl.load(q + offset, s < S, 0.0)
+        add_gradient_sums(d, norm_input, s < S, i, programs, parts, counter, statistics, norm_sums, dscale, dshift)
 
 
 @triton.jit
 def input_kernel(
-    x, dy, w, folded, alpha, dz, bits, centre, dx, sums_of_x, sums_of_e, N, F, C, S, PARTS,
+    x, dy, w, folded, alpha, dz, bits, batch, dx, sums_of_ex, sums_of_e, N, F, C, S, PARTS,
     D, H, W, OD, OH, OW, RD, RH, RW,
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
-    COARSE: tl.constexpr, OF: tl.constexpr, OWN: tl.constexpr, BEGIN: tl.constexpr, LAST: tl.constexpr,
+    COARSE: tl.constexpr, SCALE_ROW: tl.constexpr, COMPUTE_DZ: tl.constexpr, FIRST_F: tl.constexpr, LAST: tl.constexpr,
     PRECISION: tl.constexpr, WORDS: tl.constexpr, BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BC channels over a part of the places of all samples; of x if there is dy, else of g.
+    """One program: BC channels over a part of the positions of all samples; of x if dy is given, else of g.
 
-    OWN: dz is not there yet, and BC are all channels. BEGIN: its first inner channel; dx holds what those before make.
+    SCALE_ROW: row of `folded` with the scale of w. COMPUTE_DZ: whether to compute and store dz; then BC is all
+    channels. FIRST_F: first inner channel of this launch; dx holds the sum over the inner channels before it.
     """
     i = tl.program_id(0)
     part = i % PARTS
     c = i // PARTS * BC + tl.arange(0, BC)
-    f = BEGIN + tl.arange(0, BF)
-    v = column(folded + OF * F, f, F) * column(folded + 3 * F, f, F)
-    back = tl.trans(matrix(w, f, c, F, C) * v[:, None]).to(x.dtype.element_ty)
-    of_x = tl.zeros([BF, BC], REAL)
-    of_e = tl.zeros([BF], REAL)
-    of_z = tl.zeros([BS], REAL)
+    f = FIRST_F + tl.arange(0, BF)
+    v = load_vector(folded + SCALE_ROW * F, f, F) * load_vector(folded + 3 * F, f, F)
+    transposed = tl.trans(load_weight(w, f, c, F, C) * v[:, None]).to(x.dtype.element_ty)
+    ex_sum = tl.zeros([BF, BC], REAL)
+    e_sum = tl.zeros([BF], REAL)
+    dz_sum = tl.zeros([BS], REAL)
     blocks = tl.cdiv(S, BS)
     for step in range(part, N * blocks, PARTS):
         n = step // blocks
@@ -163,243 +197,266 @@ def input_kernel(
         tile = at(n, c[:, None], s[None, :], C, S, LAST)
         v_x = tl.load(x + tile, inside, 0.0)
         if dy is None:
-            e = slopes(
+            e = relu_gradient(
                 dz, bits, n, f, s, S, D, H, W, OD, OH, OW, RD, RH, RW,
                 TD, TH, TW, CORNERS, WIDE, COARSE, WORDS, BF, BS,
             )   # fmt: skip
         else:
-            to = n.to(tl.int64) * S + s
+            offset = n.to(tl.int64) * S + s
             d = tl.load(dy + tile, inside, 0.0).to(REAL)
-            a = tl.load(alpha + to, s < S, 0.0)
-            if OWN:
-                slope = tl.sum(d * v_x.to(REAL), 0) * a * (1 - a)
-                tl.store(dz + to, slope, s < S)
+            a = tl.load(alpha + offset, s < S, 0.0)
+            if COMPUTE_DZ:
+                d_z = tl.sum(d * v_x.to(REAL), 0) * a * (1 - a)
+                tl.store(dz + offset, d_z, s < S)
             else:
-                slope = tl.load(dz + to, s < S, 0.0)
-            e = tl.where(passed(bits, n, f, s, s < S, S, WORDS), slope[None, :], 0.0)
-            of_z += slope
-        if centre is not None:
-            t = tl.zeros([BF, BS], REAL) - column(centre, f, F)[:, None]
-            t = projected(x, w, tl.full([BF], 1.0, REAL), n, f, s, F, C, S, t, LAST, PRECISION, BC)
-            e = e - column(centre + F, f, F)[:, None] - column(centre + 2 * F, f, F)[:, None] * t
+                d_z = tl.load(dz + offset, s < S, 0.0)
+            e = tl.where(relu_mask(bits, n, f, s, s < S, S, WORDS), d_z[None, :], 0.0)
+            dz_sum += d_z
+        if batch is not None:
+            t = tl.zeros([BF, BS], REAL) - load_vector(batch, f, F)[:, None]
+            t = add_projection(x, w, tl.full([BF], 1.0, REAL), n, f, s, F, C, S, t, LAST, PRECISION, BC)
+            e = e - load_vector(batch + F, f, F)[:, None] - load_vector(batch + 2 * F, f, F)[:, None] * t
             e = tl.where((s < S)[None, :], e, 0.0)
-        of_e += tl.sum(e, 1)
+        e_sum += tl.sum(e, 1)
         e = e.to(v_x.dtype)
-        dv = product(back, e, tl.zeros([BC, BS], REAL), PRECISION)
-        if BEGIN:
-            dv += tl.load(dx + tile, inside, 0.0).to(REAL)
+        d_x = add_product(transposed, e, tl.zeros([BC, BS], REAL), PRECISION)
+        if FIRST_F:
+            d_x += tl.load(dx + tile, inside, 0.0).to(REAL)
         elif dy is not None:
-            dv += d * a[None, :]
-        tl.store(dx + tile, dv.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
-        of_x = product(e, tl.trans(v_x), of_x, PRECISION)
-    to = (part * F + f)[:, None] * C + c[None, :]
-    tl.store(sums_of_x + to, of_x, (f < F)[:, None] & (c < C)[None, :])
+            d_x += d * a[None, :]
+        tl.store(dx + tile, d_x.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
+        ex_sum = add_product(e, tl.trans(v_x), ex_sum, PRECISION)
+    offset = (part * F + f)[:, None] * C + c[None, :]
+    tl.store(sums_of_ex + offset, ex_sum, (f < F)[:, None] & (c < C)[None, :])
     if i < PARTS:
-        tl.store(sums_of_e + part * (F + 1) + f, of_e, f < F)
-        tl.store(sums_of_e + part * (F + 1) + F, tl.sum(of_z))
+        tl.store(sums_of_e + part * (F + 1) + f, e_sum, f < F)
+        tl.store(sums_of_e + part * (F + 1) + F, tl.sum(dz_sum))
 
 
 @triton.jit
-def row(parts, w, dw, v, f, F, C, PARTS, BP: tl.constexpr, BC: tl.constexpr):
-    """Row f of v * (sum of parts), into dw; and the sum times row f of w."""
-    times = tl.zeros([BC], REAL)
+def weight_row_gradient(parts, w, dw, v, f, F, C, PARTS, BP: tl.constexpr, BC: tl.constexpr):
+    """Write row f of dw = v * sum of parts, and return the dot product of that row of the sum and of w."""
+    products = tl.zeros([BC], REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         sums = tl.zeros([BP, BC], REAL)
-        for beginning in range(0, PARTS, BP):
-            part = beginning + tl.arange(0, BP)
-            to = (part[:, None] * F + f) * C + c[None, :]
-            sums += tl.load(parts + to, (part < PARTS)[:, None] & (c < C)[None, :], 0.0)
-        whole = tl.sum(sums, 0)
-        tl.store(dw + f * C + c, (v * whole).to(dw.dtype.element_ty), c < C)
-        times += whole * tl.load(w + f * C + c, c < C, 0.0).to(REAL)
-    return tl.sum(times)
+        for first_part in range(0, PARTS, BP):
+            part = first_part + tl.arange(0, BP)
+            offset = (part[:, None] * F + f) * C + c[None, :]
+            sums += tl.load(parts + offset, (part < PARTS)[:, None] & (c < C)[None, :], 0.0)
+        row = tl.sum(sums, 0)
+        tl.store(dw + f * C + c, (v * row).to(dw.dtype.element_ty), c < C)
+        products += row * tl.load(w + f * C + c, c < C, 0.0).to(REAL)
+    return tl.sum(products)
 
 
 @triton.jit
-def total(parts, f, F, PARTS, BP: tl.constexpr):
-    """The sum of e over parts, of channel f; of dz, where f is F."""
+def sum_of_parts(parts, f, F, PARTS, BP: tl.constexpr):
+    """Return the sum over parts of e of inner channel f; of dz if f is F."""
     sums = tl.zeros([BP], REAL)
-    for beginning in range(0, PARTS, BP):
-        part = beginning + tl.arange(0, BP)
+    for first_part in range(0, PARTS, BP):
+        part = first_part + tl.arange(0, BP)
         sums += tl.load(parts + part * (F + 1) + f, part < PARTS, 0.0)
     return tl.sum(sums)
 
 
 @triton.jit
 def weights_kernel(
-    of_x, of_e, of_g, of_ge, w, u, folded, centre, gating_centre, dw, db, du, dub, dpsi, dpsi_bias,
-    scale_bias, mean, var, dscale, dshift, eps,
+    skip_ex, skip_e, gating_ex, gating_e, w, u, folded, skip_batch, gating_batch, dw, dbias, du, dgating_bias,
+    dpsi, dpsi_bias, bias, mean, var, dscale, dshift, eps,
     gating_bias, gating_mean, gating_var, dgating_scale, dgating_shift, gating_eps,
     psi, psi_bias, psi_mean, psi_var, dpsi_scale, dpsi_shift, psi_eps,
-    totals, counter, F, C, G, PARTS, MORE,
+    totals, counter, F, C, G, SKIP_PARTS, GATING_PARTS,
     PSI_BY_BATCH: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
 ):   # fmt: skip
-    """One program: channel f. The last one finds the gradients of psi's norm.
+    """One program: inner channel f. The last program computes the gradients of psi's norm.
 
-    Where a norm goes by the batch there is a centre, whose sums need not be found here, and a bias before it has no
-    effect: its gradient is 0.
+    `skip_batch` and `gating_batch` already hold the sums that a norm by statistics of the batch needs. The bias before
+    such a norm has no effect, so its gradient is 0.
     """
     f = tl.program_id(0)
-    scale = tl.load(folded + f)
-    of_gating = tl.load(folded + F + f)
+    skip_scale = tl.load(folded + f)
+    gating_scale = tl.load(folded + F + f)
     v = tl.load(folded + 3 * F + f)
-    of_psi = tl.load(folded + 4 * F + 1)
-    e_t = row(of_x, w, dw, scale * v, f, F, C, PARTS, BP, BC)
-    e_p = row(of_g, u, du, of_gating * v, f, F, G, MORE, BP, BC)
-    if centre is not None:
-        e_t = tl.load(centre + 3 * F + f)
-        e_1 = tl.load(centre + 4 * F + f)
-        slope = e_1 * 0
+    psi_scale = tl.load(folded + 4 * F + 1)
+    skip_sum = weight_row_gradient(skip_ex, w, dw, skip_scale * v, f, F, C, SKIP_PARTS, BP, BC)
+    gating_sum = weight_row_gradient(gating_ex, u, du, gating_scale * v, f, F, G, GATING_PARTS, BP, BC)
+    if skip_batch is not None:
+        skip_sum = tl.load(skip_batch + 3 * F + f)
+        e_sum = tl.load(skip_batch + 4 * F + f)
+        d_bias = e_sum * 0
     else:
-        e_1 = total(of_e, f, F, PARTS, BP)
-        slope = scale * v * e_1
-    if db is not None:
-        tl.store(db + f, slope.to(db.dtype.element_ty))
-    if gating_centre is not None:
-        e_p = tl.load(gating_centre + 3 * F + f)
-        slope = e_p * 0
+        e_sum = sum_of_parts(skip_e, f, F, SKIP_PARTS, BP)
+        d_bias = skip_scale * v * e_sum
+    if dbias is not None:
+        tl.store(dbias + f, d_bias.to(dbias.dtype.element_ty))
+    if gating_batch is not None:
+        gating_sum = tl.load(gating_batch + 3 * F + f)
+        d_bias = gating_sum * 0
     else:
-        slope = of_gating * v * total(of_ge, f, F, MORE, BP)
-    if dub is not None:
-        tl.store(dub + f, slope.to(dub.dtype.element_ty))
+        d_bias = gating_scale * v * sum_of_parts(gating_e, f, F, GATING_PARTS, BP)
+    if dgating_bias is not None:
+        tl.store(dgating_bias + f, d_bias.to(dgating_bias.dtype.element_ty))
     if dscale is not None:
-        to_norm(dscale, dshift, mean, var, scale_bias, eps, v * e_t, v * e_1, f, F)
+        store_norm_gradients(dscale, dshift, mean, var, bias, eps, v * skip_sum, v * e_sum, f, F)
     if dgating_scale is not None:
-        to_norm(dgating_scale, dgating_shift, gating_mean, gating_var, gating_bias, gating_eps, v * e_p, v * e_1, f, F)
-    e_q = scale * e_t + of_gating * e_p + tl.load(folded + 2 * F + f) * e_1
-    tl.store(dpsi + f, (of_psi * e_q).to(dpsi.dtype.element_ty))
-    tl.store(totals + f, e_q)
+        store_norm_gradients(
+            dgating_scale, dgating_shift, gating_mean, gating_var, gating_bias, gating_eps,
+            v * gating_sum, v * e_sum, f, F,
+        )   # fmt: skip
+    d_psi = skip_scale * skip_sum + gating_scale * gating_sum + tl.load(folded + 2 * F + f) * e_sum
+    tl.store(dpsi + f, (psi_scale * d_psi).to(dpsi.dtype.element_ty))
+    tl.store(totals + f, d_psi)
     if f == 0:
-        z = total(of_e, F, F, PARTS, BP)
-        tl.store(totals + F, z)
+        dz_sum = sum_of_parts(skip_e, F, F, SKIP_PARTS, BP)
+        tl.store(totals + F, dz_sum)
         if PSI_BY_BATCH:
-            z = z * 0
-        tl.store(dpsi_bias, (of_psi * z).to(dpsi_bias.dtype.element_ty))
+            dz_sum = dz_sum * 0
+        tl.store(dpsi_bias, (psi_scale * dz_sum).to(dpsi_bias.dtype.element_ty))
     if dpsi_scale is not None and not PSI_BY_BATCH:
         done = is_last(counter, F)
         if done:
             k = tl.arange(0, BF)
-            before = tl.sum(column(psi, k, F) * tl.load(totals + k, k < F, 0.0, cache_modifier=".cg"))
-            z = tl.load(totals + F, cache_modifier=".cg")
-            to_norm(dpsi_scale, dpsi_shift, psi_mean, psi_var, psi_bias, psi_eps, before, z, 0, 1)
+            products = load_vector(psi, k, F) * tl.load(totals + k, k < F, 0.0, cache_modifier=".cg")
+            dz_sum = tl.load(totals + F, cache_modifier=".cg")
+            store_norm_gradients(
+                dpsi_scale, dpsi_shift, psi_mean, psi_var, psi_bias, psi_eps, tl.sum(products), dz_sum, 0, 1
+            )
 
 
 @triton.jit
-def to_norm(dscale, dshift, mean, var, bias, eps, by_input, by_one, f, F):
-    """Gradients of a norm's scale and shift, from the sums of its output's times its input without bias, and times 1.
+def store_norm_gradients(dscale, dshift, mean, var, bias, eps, product_sum, gradient_sum, f, F):
+    """Write the gradients of a norm's scale and shift.
 
-    Without var it lies after the mean, of a batch without the bias.
+    From sums of d, the gradient of the norm's output: `product_sum` of d times the convolution without its bias, and
+    `gradient_sum` of d. If var is None, the variance follows the mean, and the mean is without the bias.
     """
     offset = 0 - tl.load(mean + f).to(REAL)
     if var is None:
-        square = tl.load(mean + F + f)
+        variance = tl.load(mean + F + f)
     else:
-        square = tl.load(var + f).to(REAL)
+        variance = tl.load(var + f).to(REAL)
         if bias is not None:
             offset += tl.load(bias + f).to(REAL)
-    tl.store(dscale + f, ((by_input + offset * by_one) / tl.sqrt(square + eps)).to(dscale.dtype.element_ty))
-    tl.store(dshift + f, by_one.to(dshift.dtype.element_ty))
+    d = (product_sum + offset * gradient_sum) / tl.sqrt(variance + eps)
+    tl.store(dscale + f, d.to(dscale.dtype.element_ty))
+    tl.store(dshift + f, gradient_sum.to(dshift.dtype.element_ty))
 
 
-# ---- around them -----------------------------------------------------------------------------------------------------
+# ---- launching -------------------------------------------------------------------------------------------------------
 
 
-def to_sigmoid(
-    x: Tensor, dy: Tensor, alpha: Tensor, last: bool, psi: channel_norm.Norm | None, gradients: Sequence[Any]
+def sigmoid_gradient(
+    x: Tensor,
+    dy: Tensor,
+    alpha: Tensor,
+    last: bool,
+    psi_norm: channel_norm.Norm | None,
+    psi_gradients: ProjectionGradients,
 ) -> Tensor:
-    """The gradient of the sigmoid's input, (N, S), or, where psi's norm goes by the batch, of what comes before it.
+    """Return the gradient of the sigmoid's input, or of psi's norm's input if `psi_norm` is given: (N, S).
 
-    gradients: room for those of this norm's scale and shift.
+    `psi_norm` is psi's norm if it uses statistics of the batch; the gradients of its scale and shift are written into
+    `psi_gradients`.
     """
     N, C, S = sizes(x)
     BC, BS = (64, 64) if last else (16, 256)
     dz = empty_float32(x, N, S)
     programs = N * cdiv(S, BS)
-    slopes = channel_norm.Slopes.of(psi, programs, gradients)
-    launch(product_kernel, programs, x, dy, alpha, dz, *slopes, C, S, LAST=last, BC=BC, BS=BS, num_warps=8)
-    channel_norm.backward(dz, psi, slopes)
+    sums = channel_norm.GradientSums.allocate(psi_norm, programs, psi_gradients.scale, psi_gradients.shift)
+    launch(product_kernel, programs, x, dy, alpha, dz, *sums, C, S, LAST=last, BC=BC, BS=BS, num_warps=8)
+    channel_norm.backward(dz, psi_norm, sums)
     return dz
 
 
 def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
-    """For the way back, which holds sums of (BF, BC) too: as large as spills nowhere.
+    """Return the tile of the backward pass, which also holds sums (BF, BC): as large as does not spill.
 
-    centred: whether W x is made again, which takes as many registers more.
+    `centred`: whether W x is computed again, which takes about as many registers more.
     """
-    BF = together(x, F)
+    BF = channels_at_once(x, F)
     if precision(x) != "tf32":
         return exact_tile(CENTRED if centred else BACKWARD, BF, C)
-    room = 4096 if centred and x.dtype == torch.float32 else 8192
-    BC = max(16, min(together(x, C), 64 if centred else 128, room // BF))
+    area = 4096 if centred and x.dtype == torch.float32 else 8192
+    BC = max(16, min(channels_at_once(x, C), 64 if centred else 128, area // BF))
     return Tile(BF, BC, 64, 4) if BF <= 32 and BC <= 64 else Tile(BF, BC, 32, 8)
 
 
-def whole(x: Tensor, F: int) -> bool:
-    """Whether one program takes all channels of x, so that `to_input` finds dz itself."""
+def fits_one_tile(x: Tensor, F: int) -> bool:
+    """Whether a tile holds all channels of x, so that `input_gradient` can compute dz."""
     return x.shape[1] <= tile(x, F, x.shape[1], False).BC
 
 
-def to_input(
+def input_gradient(
     x: Tensor,
     dy: Tensor | None,
     alpha: Tensor | None,
     w: Tensor,
     folded: Tensor,
-    of: int,
-    it: Slopes,
-    own: bool,
-    centre: Tensor | None,
+    scale_row: int,
+    gradient: ReluGradient,
+    compute_dz: bool,
+    batch: Tensor | None,
     dx: Tensor,
     last: bool,
-) -> Parts:
-    """The gradient of x or, where dy is None, of g, into dx, and that of its weight in parts.
+) -> Sums:
+    """Write the gradient of x, or of g if `dy` is None, into dx; return the sums for the gradient of its weight.
 
-    folded: the scales of w, of u and of psi, and more; of: which of the first two is w's. own: whether dz is to be
-    found, and written, first. centre: mean, away and slope of every channel, (3, F), and more. Inner
-    channels that do not fit together take turns, and each reads x and what dx is so far, which is in float32.
+    Inner channels that do not fit into one tile are processed by several launches, each of which reads x and the sum of
+    the launches before it, in float32.
+
+    Args:
+        x: the input, x or g.
+        dy: gradient of y, or None.
+        alpha: (N, S), or None.
+        w: weight of this input, (F, C, 1, ...).
+        folded: see `forward.fold`.
+        scale_row: row of `folded` with the scale of w.
+        gradient: e.
+        compute_dz: whether dz is computed and stored first.
+        batch: see `norms.batch_terms`; None unless the norm uses statistics of the batch.
+        dx: gradient to write.
+        last: whether x is channels last.
     """
     (N, C, S), F = sizes(x), len(w)
-    BF, BC, BS, num_warps = tile(x, F, C, centre is not None)
-    coarse = dy is None and it.grids.sizes[0] is not None
-    if coarse and BS == 64 and x.element_size() < 4:   # by the sweep that tiles.py speaks of
+    BF, BC, BS, num_warps = tile(x, F, C, batch is not None)
+    coarse = dy is None and not gradient.grids.are_equal
+    if coarse and BS == 64 and x.element_size() < 4:   # fastest in the sweep of fast/triton/tiles.py
         BS = 128
     blocks = cdiv(C, BC)
     steps = N * cdiv(S, BS)
-    enough = N * S // (8 * max(BF, F))   # with more, writing them would take as long
-    parts = max(1, min(steps, RESIDENT // blocks, enough))
-    sums = Parts(empty_float32(x, parts, F, C), empty_float32(x, parts, F + 1))
-    where, constants = it.arguments()
-    sizes_of_tile = {"BF": BF, "BC": BC, "BS": BS, "num_warps": num_warps}
-    sizes_of_tile["num_stages"] = 3 if BS == 64 and not coarse else 2   # by the same sweep
-    into = dx if F <= BF or dx.element_size() > 2 else torch.empty_like(dx, dtype=torch.float32)
-    args = x, dy, w, folded, alpha, it.dz, it.bits, centre, into, *sums, N, F, C, S, parts, *where
-    for begin in range(0, F, BF):
-        options = {"OF": of, "OWN": own and not begin, "BEGIN": begin, "LAST": last, "PRECISION": precision(x)}
-        launch(input_kernel, blocks * parts, *args, **constants, **options, **sizes_of_tile)
-    if into is not dx:
-        dx.copy_(into)
+    max_parts = N * S // (8 * max(BF, F))   # writing more would take as long as reading x
+    parts = max(1, min(steps, RESIDENT // blocks, max_parts))
+    sums = Sums(empty_float32(x, parts, F, C), empty_float32(x, parts, F + 1), batch)
+    grid_sizes, constants = gradient.arguments()
+    tile_options = {"BF": BF, "BC": BC, "BS": BS, "num_warps": num_warps}
+    tile_options["num_stages"] = 3 if BS == 64 and not coarse else 2   # by the same sweep
+    result = dx if F <= BF or dx.element_size() > 2 else torch.empty_like(dx, dtype=torch.float32)
+    tensors = x, dy, w, folded, alpha, gradient.dz, gradient.bits, batch, result, sums.ex, sums.e
+    args = *tensors, N, F, C, S, parts, *grid_sizes
+    options = {"SCALE_ROW": scale_row, "LAST": last, "PRECISION": precision(x), **constants, **tile_options}
+    for first in range(0, F, BF):
+        launch(input_kernel, blocks * parts, *args, COMPUTE_DZ=compute_dz and not first, FIRST_F=first, **options)
+    if result is not dx:
+        dx.copy_(result)
     return sums
 
 
-def to_weights(
-    x: Parts,
-    g: Parts,
-    w: Tensor,
-    u: Tensor,
-    folded: Tensor,
-    centres: Sequence[Tensor | None],
-    gradients: Sequence[Tensor | None],
-    norms: Sequence[Any],
-    psi_by_batch: bool,
+def weight_gradients(
+    projections: Projections, skip: Sums, gating: Sums, folded: Tensor, gradients: Gradients
 ) -> None:
-    """Parts -> gradients of w, its bias, u, its bias, psi and its bias, written into `gradients`.
+    """Write the gradients of the parameters, from the sums over x (`skip`) and over g (`gating`).
 
-    centres: of norms by the batch, see gate_norm.centre. norms: of each, and then of psi's, its bias, mean and
-    variance, room for gradients of scale and shift, and eps, as weights_kernel has them.
+    The skip and gating projections are `with_batch_statistics`. The gradients of a psi norm by statistics of the batch
+    are written by `sigmoid_gradient`.
     """
+    w, u, psi = projections.skip.weight, projections.gating.weight, projections.psi
     F, C = w.shape[:2]
-    room = empty_float32(w, F + 1), counters(w, 1)
-    args = *x, *g, w, u, folded, *centres, *gradients, *norms, *room, F, C, u.shape[1], len(x.e), len(g.e)
-    options = {"PSI_BY_BATCH": psi_by_batch, "BP": AT_ONCE, "BC": 64, "BF": next_power_of_2(F), "num_warps": 4}
+    pairs = list(zip(projections, gradients, strict=True))
+    weights = [gradient for _, grads in pairs for gradient in (grads.weight, grads.bias)]
+    norms = [(p.bias, p.mean, p.var, grads.scale, grads.shift, p.eps) for p, grads in pairs]
+    args: list[Any] = [skip.ex, skip.e, gating.ex, gating.e, w, u, folded, skip.batch, gating.batch, *weights]
+    args += [*norms[0], *norms[1], psi.weight, *norms[2], empty_float32(w, F + 1), counters(w, 1)]
+    args += [F, C, u.shape[1], len(skip.e), len(gating.e)]
+    options = {"PSI_BY_BATCH": psi.by_batch, "BP": PARTS_AT_ONCE, "BC": 64, "BF": next_power_of_2(F), "num_warps": 4}
     launch(weights_kernel, F, *args, **options)
