@@ -132,7 +132,7 @@ def condition(block, x, dy, expected):
     return changes
 
 
-def taken(block, *xs, mode="triton"):
+def uses_kernels(block, *xs, mode="triton"):
     """Whether a call of the block uses the kernels."""
     calls, real = [], autograd.Fused.__call__
     with pytest.MonkeyPatch.context() as patch, attzoo.kernels(mode):

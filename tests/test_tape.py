@@ -179,7 +179,7 @@ def used():
     kernels = pytest.importorskip("kernels")
     block, x = attzoo.create("se", 8, backend="torch", reduced_channels=2).to(kernels.DEVICE), kernels.draw(2, 8, 4, 3)
     for _ in range(2):
-        assert kernels.taken(block, x)
+        assert kernels.uses_kernels(block, x)
     return block, x
 
 
