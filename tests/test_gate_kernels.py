@@ -28,7 +28,7 @@ from attzoo.blocks.attention_gate import triton as gate_triton
 from attzoo.blocks.attention_gate.kernels import backward as gate_backward
 from attzoo.blocks.attention_gate.kernels import forward as gate
 from attzoo.blocks.attention_gate.kernels import norms as gate_norm
-from attzoo.blocks.attention_gate.kernels import resize
+from attzoo.blocks.attention_gate.kernels import projections, resize, weights
 from attzoo.blocks.attention_gate.kernels.tiles import Tile
 from attzoo.fast.triton import common, passes
 
@@ -217,7 +217,7 @@ def test_results_are_reproducible():
     ("grid", "norm", "by_batch"), [(None, False, False), ((2, 3), True, True), ((2, 3), True, False)]
 )
 def test_formulas_in_float64_match_autograd(grid, norm, by_batch, monkeypatch):
-    for module in (common, passes, gate, gate_backward, gate_norm, resize):
+    for module in (common, passes, gate, gate_backward, gate_norm, projections, resize, weights):
         monkeypatch.setattr(module, "REAL", tl.constexpr(tl.float64))
     monkeypatch.setattr(common, "KEPT", torch.float64)
     monkeypatch.setattr(choice, "DTYPES", {torch.float64})
@@ -313,7 +313,7 @@ def test_inference_saves_no_tensors(monkeypatch):
     assert sum(t.numel() for t in allocated[1:]) == 4 * 3 + 2
 
 
-def test_empty_batch():
+def test_empty_batch_is_computed_without_norm_and_raises_with_norm():
     x, g, dy = inputs((0, 6, 4, 3), 5, (2, 2))
     close(step(build(), x, g, dy), exact(build(), x, g, dy), 0)
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="needs a batch of at least 1 sample, got 0"):
@@ -338,7 +338,7 @@ def test_nan_affects_only_its_positions(changed, grid):
     assert 0 < got["y"].isnan().sum() < got["y"].numel() / 2
 
 
-def test_relu_inputs_that_are_all_zero_or_all_negative():
+def test_relu_inputs_that_are_all_zero_or_all_negative_match_float64():
     block, (x, g, dy) = build(), inputs((2, 6, 3, 4), 5, None)
     block.skip.weight.data[0], block.gating.weight.data[0] = 0, 0
     block.skip.bias.data[0] = block.gating.bias.data[0] = 0
@@ -374,11 +374,11 @@ def test_adjoint_of_resampling_has_the_weights_of_resampling(resampling, wide):
             low, high, fraction = numpy_ops.taps(source, target, corners)
             np.add.at(expected, (low, np.arange(target)), 1 - fraction)
             np.add.at(expected, (high, np.arange(target)), fraction)
-        weights = torch.zeros(source, target, device=DEVICE)
+        tap_weights = torch.zeros(source, target, device=DEVICE)
         taps = 1 if resampling == "nearest" or source == target else 2
         count = resize._target_count(source, target, taps, corners)
-        weights_kernel[(1,)](weights, source, target, count, taps, corners, wide, 8)
-        assert np.allclose(weights.cpu().numpy(), expected, atol=1e-6), (source, target)
+        weights_kernel[(1,)](tap_weights, source, target, count, taps, corners, wide, 8)
+        assert np.allclose(tap_weights.cpu().numpy(), expected, atol=1e-6), (source, target)
 
 
 def test_long_axes_use_64_bit_arithmetic():

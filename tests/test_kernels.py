@@ -219,7 +219,7 @@ def test_non_finite_input_affects_only_its_sample(name, value, hard):
 
 @all_blocks
 @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
-def test_channels_and_positions_without_finite_values(name, value):
+def test_channels_and_positions_without_finite_values_match_float64(name, value):
     for index in ((0, 3), (0, slice(None), 1, 2)):
         x = draw(2, 8, 3, 4)
         x[index] = value

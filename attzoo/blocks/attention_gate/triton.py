@@ -23,9 +23,11 @@ from ...ops.numpy import one_value
 from .kernels import backward as backward_kernels
 from .kernels import forward as forward_kernels
 from .kernels import norms as norm_kernels
-from .kernels.backward import Gradients, ProjectionGradients, ReluGradient
-from .kernels.forward import Outputs, Projection, Projections
+from .kernels.backward import OutputGradient, ReluGradient
+from .kernels.forward import Outputs
+from .kernels.projections import Projection, Projections, fold
 from .kernels.resize import Grids, grids
+from .kernels.weights import Gradients, ProjectionGradients, weight_gradients
 
 ARGUMENTS = """Tensor x, Tensor g, Tensor w, Tensor? bias, Tensor u, Tensor? gating_bias, Tensor psi, Tensor? psi_bias,
 Tensor? scale, Tensor? shift, Tensor? gating_scale, Tensor? gating_shift, Tensor? psi_scale, Tensor? psi_shift,
@@ -71,7 +73,7 @@ class Saved(NamedTuple):
 
     alpha: (N, S).
     bits: the relu's signs, (N, ceil(F / 32), S).
-    folded: see `forward_kernels.fold`.
+    folded: see projections.py.
     skip_batch, gating_batch: mean, variance and unbiased variance, without the bias, of a projection whose norm uses
         statistics of the batch, (3, F).
     logits, psi_statistics: input, (N, S), and statistics, (3,), of psi's norm if it uses those of the batch, see
@@ -164,7 +166,7 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
         norm_kernels.moments(x, projections.skip.weight, channels_last, saved.skip_batch)
     if projections.gating.by_batch:
         norm_kernels.moments(g, projections.gating.weight, channels_last, saved.gating_batch)
-    forward_kernels.fold(call.with_batch_statistics(saved), saved.folded)
+    fold(call.with_batch_statistics(saved), saved.folded)
     psi_norm, gating_weight = call.psi_batch_norm(saved), projections.gating.weight
     alpha = saved.alpha if call.needs_backward and psi_norm is None else None
     written = Outputs(y if psi_norm is None else None, alpha, saved.bits if call.needs_backward else None)
@@ -190,23 +192,18 @@ def backward(
     projections, psi_norm = call.with_batch_statistics(saved), call.psi_batch_norm(saved)
     skip, gating, _ = projections
     dy, channels_last = match_layout(dy, x), is_channels_last(x)
-    compute_dz = (
-        not skip.by_batch and psi_norm is None and backward_kernels.fits_one_tile(x, call.inner_channels)
-    )
+    compute_dz = not skip.by_batch and psi_norm is None and backward_kernels.fits_one_tile(x, call.inner_channels)
     if compute_dz:
         dz = empty_float32(x, *saved.alpha.shape)
     else:
         dz = backward_kernels.sigmoid_gradient(x, dy, saved.alpha, channels_last, psi_norm, parameter_grads.psi)
     on_x, on_g = ReluGradient(dz, saved.bits, call.grids(x)), ReluGradient(dz, saved.bits, call.grids(g))
+    output = OutputGradient(dy, saved.alpha, compute_dz)
     batch = norm_kernels.batch_terms(x, skip, on_x, channels_last)
-    skip_sums = backward_kernels.input_gradient(
-        x, dy, saved.alpha, skip.weight, folded, 0, on_x, compute_dz, batch, dx, channels_last
-    )
+    skip_sums = backward_kernels.input_gradient(x, dx, skip.weight, folded, 0, on_x, output, batch, channels_last)
     batch = norm_kernels.batch_terms(g, gating, on_g, channels_last)
-    gating_sums = backward_kernels.input_gradient(
-        g, None, None, gating.weight, folded, 1, on_g, False, batch, dg, channels_last
-    )
-    backward_kernels.weight_gradients(projections, skip_sums, gating_sums, folded, parameter_grads)
+    gating_sums = backward_kernels.input_gradient(g, dg, gating.weight, folded, 1, on_g, None, batch, channels_last)
+    weight_gradients(projections, skip_sums, gating_sums, folded, parameter_grads)
 
 
 class Product(nn.Module):
@@ -248,9 +245,8 @@ def refusal(gate: Any, x: Tensor, g: Tensor) -> str | None:
     convs: Any = gate.skip, gate.gating, gate.psi
     norms: Any = gate.skip_norm, gate.gating_norm, gate.psi_norm
     sizes = [(spec.width, spec.channels), (spec.width, spec.gating_channels), (1, spec.width)]
-    if [tuple(conv.weight.shape[:2]) for conv in convs] != sizes:
-        return "its layers have other sizes than the gate created"
-    if any(norm.weight.shape != size[:1] for norm, size in zip(norms, sizes, strict=True) if spec.norm):
+    convs_match = [tuple(conv.weight.shape[:2]) for conv in convs] == sizes
+    if not convs_match or any(n.weight.shape != size[:1] for n, size in zip(norms, sizes, strict=True) if spec.norm):
         return "its layers have other sizes than the gate created"
     if prod(spec.strides) > 1:
         return f"its kernels need stride 1, got {spec.strides}"

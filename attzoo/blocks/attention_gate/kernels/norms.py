@@ -13,7 +13,8 @@ from torch import Tensor
 from ....fast.triton.common import REAL, cdiv, counters, empty_float32, is_last, launch, sizes
 from . import forward
 from .backward import RESIDENT, ReluGradient, relu_gradient
-from .forward import Projection, add_projection, load_vector, precision
+from .forward import add_projection, precision
+from .projections import Projection, load_vector
 from .tiles import STATISTICS, Tile, exact_tile
 
 PARTS_AT_ONCE = 32   # parts that the last program adds up at a time
