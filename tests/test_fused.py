@@ -143,7 +143,7 @@ def forward_derivative(block, x):
 UNSUPPORTED = {   # call, and message of the error; None if the block itself decides to use its plain form
     "float64": (lambda block, x: block.double()(x.double()), "takes float32, float16 and bfloat16, got torch.float64"),
     "a tensor of another class": (
-        lambda block, x: block(x.as_subclass(TensorSubclass)), "it takes plain tensors, got TensorSubclass"
+        lambda block, x: block(x.as_subclass(TensorSubclass)), "it takes plain tensors, got Parameter, TensorSubclass"
     ),
     "a block of another class": (subclass, None),
     "attention maps": (with_attention_maps, "something listens to its attention"),
