@@ -125,13 +125,15 @@ def grouped_gradients(
 
 def flat_arguments(call: Call) -> list[Any]:
     """Return the operator's arguments in the order of ARGUMENTS; see `call_of` for the inverse."""
-    projections = call.projections
-    convs = [t for projection in projections for t in (projection.weight, projection.bias)]
-    affine = [t for projection in projections for t in (projection.scale, projection.shift)]
-    running = [t for projection in projections for t in (projection.mean, projection.var)]
-    eps, by_batch = [projection.eps for projection in projections], [projection.by_batch for projection in projections]
-    options = eps, by_batch, call.interpolation, call.align_corners, call.needs_backward
-    return [call.x, call.g, *convs, *affine, *running, *options]
+    skip, gating, psi = call.projections
+    return [
+        call.x, call.g,
+        skip.weight, skip.bias, gating.weight, gating.bias, psi.weight, psi.bias,
+        skip.scale, skip.shift, gating.scale, gating.shift, psi.scale, psi.shift,
+        skip.mean, skip.var, gating.mean, gating.var, psi.mean, psi.var,
+        [skip.eps, gating.eps, psi.eps], [skip.by_batch, gating.by_batch, psi.by_batch],
+        call.interpolation, call.align_corners, call.needs_backward,
+    ]   # fmt: skip
 
 
 # ---- passes ----------------------------------------------------------------------------------------------------------
@@ -142,7 +144,8 @@ def outputs(*args: Any) -> Sequence[Any]:
     call = call_of(*args)
     x, needs_backward = call.x, call.needs_backward
     N, S, F = x.shape[0], prod(x.shape[2:]), call.inner_channels
-    skip, gating, psi = (projection.by_batch for projection in call.projections)
+    projections = call.projections
+    skip, gating, psi = projections.skip.by_batch, projections.gating.by_batch, projections.psi.by_batch
     # not N * needs_backward: torch 2.11 cannot multiply a symbolic size by a bool
     words = cdiv(F, forward_kernels.WORD)
     saved = Saved(
@@ -271,9 +274,12 @@ def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
     for t, count, projection in zip((x, g, x), counts, projections, strict=True):
         if projection.by_batch and count == 1:
             raise one_value(t.shape)
-    learned = [t for p in projections for t in (p.weight, p.bias, p.scale, p.shift)]
-    needs_backward = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, g, *learned))
-    call = Call(x, g, projections, block.spec.interpolation, block.spec.align_corners, needs_backward)
+    needs_backward = False
+    if torch.is_grad_enabled():
+        learned = [t for p in projections for t in (p.weight, p.bias, p.scale, p.shift)]
+        needs_backward = any(t is not None and t.requires_grad for t in (x, g, *learned))
+    spec = block.spec
+    call = Call(x, g, projections, spec.interpolation, spec.align_corners, needs_backward)
     y, *saved = KERNELS(block, *flat_arguments(call))
     if any(projection.by_batch for projection in projections):
         _update_running_stats(block, projections, counts, Saved(*saved))
@@ -284,8 +290,9 @@ def projection_of(conv: Any, norm: Any) -> Projection:
     """Return the tensors of a convolution and the norm after it (`nn.Identity` for none)."""
     if isinstance(norm, nn.Identity):
         return Projection(conv.weight, conv.bias, None, None, None, None, 0.0, False)
-    by_batch = norm.training or norm.running_mean is None
-    mean, var = (None, None) if by_batch else (norm.running_mean, norm.running_var)
+    mean = norm.running_mean
+    by_batch = norm.training or mean is None
+    mean, var = (None, None) if by_batch else (mean, norm.running_var)
     return Projection(conv.weight, conv.bias, norm.weight, norm.bias, mean, var, norm.eps, by_batch)
 
 

@@ -1,4 +1,7 @@
-"""Kernel of the gradients of the additive attention gate's parameters, from sums over x and over g."""
+"""Kernel of the gradients of the additive attention gate's parameters, from sums over x and over g.
+
+e, v and dz are those of backward.py.
+"""
 
 from __future__ import annotations
 
