@@ -123,11 +123,16 @@ def _functional(model: Any) -> Any:
     if isinstance(model, keras.Sequential):
         if not model.built:
             raise ValueError(f"expected a built model, got {model.name!r}: give it an input shape first")
-        return keras.Model(model.inputs, model.outputs, name=model.name)
-    if not (isinstance(model, keras.Model) and hasattr(model, "operations")):
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    if not _has_graph(model):
         hint = "a subclassed model calls its layers in Python: call the block there"
         raise ValueError(f"expected a functional Keras model, got {type(model).__name__}; {hint}")
     return model
+
+
+def _has_graph(layer: Any) -> bool:
+    """Whether a layer is a functional or sequential model, whose layers can be called one by one."""
+    return isinstance(layer, keras.Model) and (isinstance(layer, keras.Sequential) or hasattr(layer, "operations"))
 
 
 def _layers(model: Any, prefix: str = "") -> dict[str, Any]:
@@ -136,7 +141,7 @@ def _layers(model: Any, prefix: str = "") -> dict[str, Any]:
     for layer in model.layers:
         path = f"{prefix}{layer.name}"
         layers[path] = layer
-        if isinstance(layer, keras.Model):
+        if _has_graph(layer):
             layers |= _layers(layer, f"{path}.")
     return layers
 
@@ -146,7 +151,7 @@ def _copy(model: Any, call: Call, prefix: str = "") -> Any:
     copies: dict[str, tuple[Any, Any]] = {}
 
     def clone(layer: Any) -> Any:
-        if isinstance(layer, keras.Model) and hasattr(layer, "operations"):
+        if _has_graph(layer):
             copy = _copy(_functional(layer), call, f"{prefix}{layer.name}.")
         else:
             copy = layer.__class__.from_config(layer.get_config())
@@ -158,7 +163,9 @@ def _copy(model: Any, call: Call, prefix: str = "") -> Any:
 
     made = keras.models.clone_model(model, clone_function=clone, call_function=call_layer)
     for copy, layer in copies.values():
-        if not isinstance(layer, keras.Model) and copy.built:
+        if not isinstance(layer, keras.layers.Layer):   # an operation, such as x + 3
+            continue
+        if not _has_graph(layer) and copy.built:
             copy.set_weights(layer.get_weights())
         copy.trainable = layer.trainable
     return made
@@ -175,7 +182,7 @@ def _residual_ends(model: Any) -> set[str]:
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         inputs = [made_by[id(x)] for x in _tensors(args, kwargs) if id(x) in made_by]
-        if isinstance(layer, keras.layers.Add) and len(inputs) == 2:
+        if type(layer).__name__ == "Add" and len(inputs) == 2:   # a layer, or the operation of x + y
             (a, before_a), (b, before_b) = inputs
             ends.add(a if len(before_a - before_b) > len(before_b - before_a) else b)
         y = layer(*args, **kwargs)
