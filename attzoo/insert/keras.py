@@ -73,7 +73,8 @@ def attach(model: Any, name: str, after: Any, start: str, example: Any, options:
             return y
         if any(place.path == f"{path}_attention" for place in places):
             raise ValueError(f"expected {path!r} to be called once, got a layer that the model calls several times")
-        attached = AttachedBlock(_create(path, name, original, y, options), start, name=f"{layer.name}_attention")
+        block = _create(path, name, original, y, options)
+        attached = AttachedBlock(block, start, name=f"{layer.name}_attention", dtype=original.dtype_policy)
         attended = attached(y)
         places.append(_place(f"{path}_attention", attached, y))
         return attended
@@ -110,7 +111,7 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         if path not in layers:
             return layer(*args, **kwargs)
-        block = _create(path, name, original, args[0], options, name=original.name)
+        block = _create(path, name, original, args[0], {"name": original.name, **options})
         y = block(args[0])
         places.append(_place(path, block, args[0]))
         return y
@@ -202,7 +203,7 @@ def _tensors(*values: Any) -> Iterator[Any]:
     return (x for x in keras.tree.flatten(values) if keras.utils.is_keras_tensor(x))
 
 
-def _create(path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any], **more: Any) -> Any:
+def _create(path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any]) -> Any:
     """Return a new block for the output of a layer."""
     if not keras.utils.is_keras_tensor(x) or not 3 <= len(x.shape) <= 5:
         got = getattr(x, "shape", type(x).__name__)
@@ -211,7 +212,7 @@ def _create(path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any]
     channels = x.shape[-1 if data_format == "channels_last" else 1]
     if channels is None:
         raise ValueError(f"expected a known number of channels from {path!r}, got shape {x.shape}")
-    arguments = {"data_format": data_format, "dtype": layer.dtype_policy, **more, **options}
+    arguments = {"data_format": data_format, "dtype": layer.dtype_policy, **options}
     if any(field.name == "spatial_dims" for field in fields(registry.get(name, backend="numpy"))):   # type: ignore[arg-type]
         arguments.setdefault("spatial_dims", len(x.shape) - 2)
     try:
