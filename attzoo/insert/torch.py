@@ -379,7 +379,8 @@ def _same(host: Host, name: str, source: Source, shape: Any, options: dict[str, 
     """Return a block with the weights of another library's module if both compute the same for a random input."""
     state = {key: to_array(tensor) for key, tensor in host.module.state_dict().items()}
     arrays, read = read_arrays(state, source)
-    channels = shape[0][1] if shape else read.pop("channels", None) or host.channels
+    from_weights = read.pop("channels", host.channels)   # ECA's kernel does not tell them
+    channels = shape[0][1] if shape else from_weights
     if channels is None:
         raise ValueError(f"expected the channels of {host.path!r}, which its weights do not tell: give example=")
     for open_options in source.choices:   # what the weights leave open, such as the gate
