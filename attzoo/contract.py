@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from math import prod
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from .hints import NamedArguments as NamedArguments
 from .hints import nearest
 from .moved import moved
 
+T = TypeVar("T")
 Array = NDArray[np.floating]
 Shape = Sequence[int | None]
 GATES: Final = ("sigmoid", "hard_sigmoid")
@@ -78,9 +79,9 @@ def prefixed(prefix: str, weights: Mapping[str, Weight]) -> dict[str, Weight]:
     return {f"{prefix}.{name}": weight for name, weight in weights.items()}
 
 
-def part(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The way back, for arrays: those of one part, named as the part names them."""
-    return {name.removeprefix(f"{prefix}."): a for name, a in arrays.items() if name.startswith(f"{prefix}.")}
+def part(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
+    """Return the entries of one part, arrays or shapes, under the part's own names: the reverse of `prefixed`."""
+    return {name.removeprefix(f"{prefix}."): a for name, a in entries.items() if name.startswith(f"{prefix}.")}
 
 
 # ---- a spec, and a named variant of it --------------------------------------------------------------
@@ -172,6 +173,10 @@ class Source:
         resize: whether the class takes inputs of x's spatial size alone, so that others must be resized before.
         ranks: the numbers of spatial axes that the class takes.
         in_resnets: whether the library's ResNets take the block at the end of their residual branches.
+        read: function of the shapes of the class's arrays, by our names, that returns the arguments of our block which
+            they tell. The channels may be missing.
+        choices: arguments of our block that no array tells, each as the class may have been made; the first is its
+            default.
 
     """
 
@@ -185,6 +190,8 @@ class Source:
     resize: bool = False
     ranks: tuple[int, ...] = (2,)
     in_resnets: bool = False
+    read: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]] = dict
+    choices: tuple[Mapping[str, Any], ...] = ({},)
 
     @property
     def package(self) -> str:
