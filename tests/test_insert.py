@@ -56,7 +56,8 @@ def test_identity_keeps_outputs_and_names(name):
     assert torch.equal(net(X), plain(X))
     added = set(net.state_dict()) - set(plain.state_dict())
     assert set(plain.state_dict()) <= set(net.state_dict())
-    assert added and all(key.startswith("bn2.attention.") for key in added)
+    assert added
+    assert all(key.startswith("bn2.attention.") for key in added)
     assert report.model is net
     (place,) = report
     assert (place.path, place.block, place.channels) == ("bn2.attention", name, 8)
@@ -97,10 +98,12 @@ def test_state_dicts_of_the_plain_network_load():
         for p in plain.parameters():
             p.add_(1)
     missing, unexpected = net.load_state_dict(plain.state_dict(), strict=False)
-    assert not unexpected and all("attention" in key for key in missing)
+    assert not unexpected
+    assert all("attention" in key for key in missing)
     assert torch.equal(net(X), plain(X))
     missing, unexpected = plain.load_state_dict(net.state_dict(), strict=False)
-    assert not missing and all("attention" in key for key in unexpected)
+    assert not missing
+    assert all("attention" in key for key in unexpected)
 
 
 @pytest.mark.parametrize("start", ["identity", "default"])
@@ -127,7 +130,8 @@ def test_a_sequence_calls_the_block_once():
 def test_training_mode_device_and_dtype_follow_the_network():
     net = network().double().train()
     attzoo.attach(net, "spatial_attention", after="bn2", start="identity", norm=True)
-    assert net.bn2.attention.training and net.bn2.attention.gamma.dtype == torch.float64
+    assert net.bn2.attention.training
+    assert net.bn2.attention.gamma.dtype == torch.float64
     assert net(X.double()).dtype == torch.float64
     with torch.device("meta"):
         meta = Residual()
@@ -145,7 +149,8 @@ def test_an_example_leaves_statistics_and_modes():
     net = network().train()
     before = copy.deepcopy(net.state_dict())
     attzoo.attach(net, "eca", after="bn2", example={"x": X}, start="identity", kernel_size=3)
-    assert net.training and net.bn1.training
+    assert net.training
+    assert net.bn1.training
     for key, value in before.items():
         assert torch.equal(net.state_dict()[key], value)
 
@@ -161,7 +166,7 @@ def test_the_number_of_axes_follows_the_network(rank):
 # ---- where -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after, paths", [
+@pytest.mark.parametrize(("after", "paths"), [
     ("conv?", ["conv1", "conv2"]),
     ("*n[12]", ["bn1", "bn2"]),
     ("stem.1", ["stem.1"]),
@@ -177,7 +182,7 @@ def test_patterns(after, paths):
     net(X)
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(("arguments", "message"), [
     ({"after": "bn7"}, "after='bn7' matches no module of Residual; did you mean 'bn"),
     ({"after": "layer*"}, r"after='layer\*' matches no module of Residual. It has: stem, stem.0"),
     ({"after": nn.Conv3d}, "after=Conv3d matches no module of Residual. Its modules are of: BatchNorm2d, Conv2d"),
@@ -203,7 +208,8 @@ def test_refusals_change_nothing(arguments, message):
         attzoo.attach(net, "se", **arguments)
     assert list(net.named_modules()) == modules
     assert torch.equal(net(X), y)
-    assert not net.bn2._forward_hooks and not net.relu._forward_hooks
+    assert not net.bn2._forward_hooks
+    assert not net.relu._forward_hooks
 
 
 def test_a_block_with_two_inputs_is_refused_after_a_module():
@@ -212,7 +218,7 @@ def test_a_block_with_two_inputs_is_refused_after_a_module():
 
 
 def test_wrong_kinds_are_refused():
-    with pytest.raises(TypeError, match="after must be a path, .* got int"):
+    with pytest.raises(TypeError, match=r"after must be a path, .* got int"):
         attzoo.attach(network(), "se", after=3)
     with pytest.raises(TypeError, match="expected a model of torch or Keras, got dict"):
         attzoo.attach({}, "se", after="x")
@@ -224,7 +230,7 @@ def test_wrong_kinds_are_refused():
 
 def test_attaching_twice_is_refused():
     net, _ = attached()
-    with pytest.raises(ValueError, match="expected 'bn2' without an attribute 'attention', got one .* detach it first"):
+    with pytest.raises(ValueError, match=r"expected 'bn2' without an attribute .*, got one .* detach it first"):
         attzoo.attach(net, "se", after="bn2")
 
 
@@ -234,7 +240,9 @@ def test_the_report_is_a_table():
     assert lines[0].split() == ["path", "block", "channels", "parameters", "MACs", "weights"]
     assert lines[1].split() == ["stem.1.attention", "se", "8", "26", "16", "initial"]
     assert lines[-1].split() == ["3", "in", "all", "78", "48"]
-    assert len(report) == 3 and report.parameters == 78 and report.macs == 48
+    assert len(report) == 3
+    assert report.parameters == 78
+    assert report.macs == 48
 
 
 # ---- tools of torch --------------------------------------------------------------------------------------------------
@@ -274,7 +282,7 @@ def test_graphs():
     torch.compiler.reset()
 
 
-@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # torch.onnx's own use
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # torch.onnx's own
 def test_onnx(tmp_path):
     net, file = trained(), tmp_path / "net.onnx"
     torch.onnx.export(net, (X,), file, dynamo=True, dynamic_shapes=(SIZES,), verbose=False)
@@ -310,7 +318,8 @@ def test_weight_norm_and_hooks_of_users_stay():
     torch.nn.utils.parametrizations.weight_norm(net.conv2)
     attzoo.attach(net, "eca", after="conv2", start="default", kernel_size=3)
     net(X)
-    assert parametrize.is_parametrized(net.conv2) and len(seen) == 1
+    assert parametrize.is_parametrized(net.conv2)
+    assert len(seen) == 1
     attzoo.detach(net)
     net(X)
     assert len(seen) == 2
@@ -320,7 +329,7 @@ def test_fused_modules_say_that_the_block_is_missing():
     net = network()
     attzoo.attach(net, "se", after="bn2")
     fused = torch.ao.quantization.fuse_modules(net, [["conv2", "bn2"]])
-    with pytest.raises(RuntimeError, match="expected the attached block in .*fuse or quantize the network first"):
+    with pytest.raises(RuntimeError, match=r"expected the attached block in .*fuse or quantize the network first"):
         fused(X)
 
 

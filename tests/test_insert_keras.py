@@ -16,7 +16,8 @@ def network():
     keras.utils.set_random_seed(0)
     layers = keras.layers
     inner = keras.Sequential(
-        [keras.Input((8, 7, 4)), layers.Conv2D(4, 3, padding="same", name="conv"), layers.BatchNormalization(name="bn")],
+        [keras.Input((8, 7, 4)), layers.Conv2D(4, 3, padding="same", name="conv"),
+         layers.BatchNormalization(name="bn")],
         name="inner",
     )   # fmt: skip
     relu = layers.ReLU(name="relu")
@@ -38,7 +39,8 @@ def test_identity_keeps_outputs(name):
     model = network()
     report = attzoo.attach(model, name, after="stem", start="identity")
     np.testing.assert_array_equal(output(report.model), output(model))
-    assert report.model is not model and len(report.model.layers) == len(model.layers) + 1
+    assert report.model is not model
+    assert len(report.model.layers) == len(model.layers) + 1
     (place,) = report
     spec = report.model.get_layer("stem_attention").block.spec
     assert (place.path, place.block, place.channels) == ("stem_attention", name, 4)
@@ -83,7 +85,7 @@ def test_saved_reloaded_and_detached(after, tmp_path):
     assert [place.path for place in taken] == [place.path for place in report] == [f"{after}_attention"]
     np.testing.assert_array_equal(output(taken.model), output(model))
     assert not taken.model.get_layer("stem").trainable
-    with pytest.raises(ValueError, match="expected a model with blocks of attzoo.attach, got 'net' without any"):
+    with pytest.raises(ValueError, match=r"expected a model with blocks of attzoo.attach, got 'net' without any"):
         attzoo.detach(model)
 
 
@@ -127,7 +129,7 @@ def test_the_policy_follows_the_layer():
     assert made.output.dtype == model.output.dtype
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(("arguments", "message"), [
     ({"after": "stam"}, "after='stam' matches no module of net; did you mean 'stem'"),
     ({"after": "inner*"}, "after is ambiguous: it matches 'inner' and 'inner.bn' inside it"),
     ({"after": "relu"}, "expected 'relu' to be called once, got a layer that the model calls several times"),

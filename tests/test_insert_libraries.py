@@ -75,9 +75,10 @@ RESIDUAL = [
     ("timm", "efficientnet_lite0", "InvertedResidual", lambda m: m.has_skip, None),
     ("timm", "convnext_atto", "ConvNeXtBlock", lambda m: True, None),
 ]
+IDS = [f"{package}-{name}" for package, name, *_ in RESIDUAL]
 
 
-@pytest.mark.parametrize("package, name, kind, has_shortcut, act", RESIDUAL, ids=lambda v: v if type(v) is str else "")
+@pytest.mark.parametrize(("package", "name", "kind", "has_shortcut", "act"), RESIDUAL, ids=IDS)
 def test_residual_is_the_end_of_every_branch(package, name, kind, has_shortcut, act):
     """Blocks whose coefficients are 0 leave the shortcut alone."""
     net = network(package, name)
@@ -90,12 +91,13 @@ def test_residual_is_the_end_of_every_branch(package, name, kind, has_shortcut, 
     report = attzoo.attach(net, "se", after="residual")
     silence(report)
     blocks = [m for m in net.modules() if type(m).__name__ == kind and has_shortcut(m)]
-    assert blocks and len(report) >= len(blocks)
+    assert blocks
+    assert len(report) >= len(blocks)
     for x, y in inputs_and_outputs(net, blocks):
         assert torch.equal(y, act(x) if act else x)
 
 
-@pytest.mark.parametrize("package, name, kind, options", [
+@pytest.mark.parametrize(("package", "name", "kind", "options"), [
     ("timm", "seresnet18", "SEModule", {}),
     ("torchvision", "mobilenet_v3_small", "SqueezeExcitation", {}),
     ("torchvision", "regnet_y_400mf", "SqueezeExcitation", {}),
@@ -111,13 +113,14 @@ def test_swapped_squeeze_and_excitation_keeps_outputs(package, name, kind, optio
         assert_close(net(X), before, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention, name", [("cbam", "cbam"), ("eca", "eca"), ("ceca", "eca"), ("se", "se")])
+@pytest.mark.parametrize(("attention", "name"), [("cbam", "cbam"), ("eca", "eca"), ("ceca", "eca"), ("se", "se")])
 def test_swapped_attention_of_timm_keeps_outputs(attention, name):
     net = network("timm", "resnet18", block_args={"attn_layer": attention})
     with torch.no_grad():
         before = net(X)
         report = attzoo.swap(net, name, where="*.se", example=X)
-        assert len(report) == 8 and {place.weights for place in report} == {"timm"}
+        assert len(report) == 8
+        assert {place.weights for place in report} == {"timm"}
         assert_close(net(X), before, rtol=1e-4, atol=1e-5)
 
 
@@ -137,7 +140,8 @@ def test_gates_in_the_skips_of_a_monai_unet():
     net, x = unet(), torch.randn(2, 1, 16, 20)
     before = net(x)
     report = attzoo.attach(net, "attention_gate", after="skips", start="identity", example=x)
-    assert len(report) == 2 and torch.equal(net(x), before)
+    assert len(report) == 2
+    assert torch.equal(net(x), before)
     attzoo.detach(net)
     report = attzoo.attach(net, "attention_gate", after="skips", example=x)
     skips = [net.get_submodule(place.path.removesuffix(".attention")) for place in report]
@@ -151,7 +155,8 @@ def test_gates_in_the_skips_of_a_monai_unet():
     net(x)
     assert len(seen) == 2
     for channels, y in seen:
-        assert (y[:, :channels] == 0).all() and (y[:, channels:] != 0).any()
+        assert (y[:, :channels] == 0).all()
+        assert (y[:, channels:] != 0).any()
 
 
 def test_a_gate_needs_an_example_to_know_the_gating_signal():

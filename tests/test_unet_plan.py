@@ -275,7 +275,8 @@ def test_no_argument_lies(argument):
 def test_dropout_is_where_the_table_says():
     assert net(dropout=0.3).rates == (0.3, 0.0)
     assert net(dropout=(0, 0.5)).rates == (0.0, 0.5)
-    with pytest.raises(ValueError, match=r"expected dropout=0 for the NumPy network in training, got dropout=\(0.3, 0.0\)"):
+    message = r"expected dropout=0 for the NumPy network in training, got dropout=\(0.3, 0.0\)"
+    with pytest.raises(ValueError, match=message):
         net(dropout=0.3)(image((1, 3, 4, 4)), weights=draw(net()), training=True)
 
 

@@ -64,7 +64,8 @@ def attach(
     """
     registry.locate(name)
     choice("start", start, STARTS)
-    return _framework(model).attach(model, name, after, start, example, options)
+    report: Report = _framework(model).attach(model, name, after, start, example, options)
+    return report
 
 
 def swap(model: Any, name: str, *, where: Where | Sequence[Where], example: Any = None, **options: Any) -> Report:
@@ -90,7 +91,8 @@ def swap(model: Any, name: str, *, where: Where | Sequence[Where], example: Any 
 
     """
     registry.locate(name)
-    return _framework(model).swap(model, name, where, example, options)
+    report: Report = _framework(model).swap(model, name, where, example, options)
+    return report
 
 
 def detach(model: Any) -> Report:
@@ -101,7 +103,8 @@ def detach(model: Any) -> Report:
         ValueError: it holds no attached block.
 
     """
-    return _framework(model).detach(model)
+    report: Report = _framework(model).detach(model)
+    return report
 
 
 def _framework(model: Any) -> Any:

@@ -16,9 +16,6 @@ from ..adapters.torch import to_array
 from ..card import info
 from ..contract import Source
 from ..exchange import as_declared, fits, read_arrays
-from ..adapters.torch import to_array
-from ..contract import Source
-from ..exchange import as_declared, fits, read_arrays
 from ..ops import guard
 from ..portable import load_weights
 from . import families
@@ -59,7 +56,8 @@ class IdentityStart(nn.Module):
 
 def attend_to_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
     """Return what the block of a module makes of its output."""
-    return _block(module)(output)   # type: ignore[no-any-return]
+    attended: Tensor = _block(module)(output)
+    return attended
 
 
 def attend_to_skip(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -79,7 +77,8 @@ def _block(module: nn.Module) -> nn.Module:
     if block is None:   # torch.ao.quantization.fuse_modules moves the hook to the module that it makes
         hint = "fuse or quantize the network first, and attach blocks then"
         raise RuntimeError(f"expected the attached block in {type(module).__name__}, got a module without it: {hint}")
-    return block   # type: ignore[no-any-return]
+    assert isinstance(block, nn.Module)
+    return block
 
 
 def _takes_gating(block: nn.Module) -> bool:
@@ -350,10 +349,10 @@ def _like(model: nn.Module, module: nn.Module) -> dict[str, Any]:
 
 def _place(path: str, block: nn.Module, shapes: Any, weights: str = "initial") -> Place:
     """Return what the report says of a block."""
-    spec = (block.block if isinstance(block, IdentityStart) else block).spec
-    macs = None if shapes is None else spec.macs(*((1, *shape[1:]) for shape in shapes))   # type: ignore[union-attr]
+    spec: Any = (block.block if isinstance(block, IdentityStart) else block).spec
+    macs = None if shapes is None else spec.macs(*((1, *shape[1:]) for shape in shapes))
     parameters = sum(p.numel() for p in block.parameters())
-    return Place(path, registry.name_of(spec), spec.channels, parameters, macs, weights)   # type: ignore[arg-type, union-attr]
+    return Place(path, registry.name_of(spec), spec.channels, parameters, macs, weights)
 
 
 # ---- exchange --------------------------------------------------------------------------------------------------------
