@@ -253,7 +253,9 @@ def _initialization(weight: Weight) -> str:
         return f"{weight.center:.4g}, not trained"
     if weight.initialization == "uniform":
         return f"uniform({weight.center - weight.scale:.4g}, {weight.center + weight.scale:.4g})"
-    return f"normal({weight.center:.4g}, {weight.scale:.4g})" if weight.initialization == "normal" else f"{weight.center:.4g}"
+    if weight.initialization == "normal":
+        return f"normal({weight.center:.4g}, {weight.scale:.4g})"
+    return f"{weight.center:.4g}"
 
 
 # ---- rendering as text and Markdown -----------------------------------------------------------------

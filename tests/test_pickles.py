@@ -64,7 +64,7 @@ def test_one_whose_spec_holds_rules_beside_what_they_gave_opens_and_can_be_saved
     net = unet((4, 8), block="se")
     options = tuple({**each, "reduction": 16} for each in net.spec.block_options)
     object.__setattr__(net.spec, "block_options", options)
-    with pytest.raises(ValueError, match="reduction says how reduced_channels follows"):
+    with pytest.raises(ValueError, match="expected reduction or reduced_channels, not both"):
         attzoo.save(net, tmp_path / "a.safetensors")
     twin = pickle.loads(old(net))
     same(net, twin, (2, 1, 8, 8))

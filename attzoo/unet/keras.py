@@ -177,7 +177,7 @@ def _block(make: Make, net: spec.UNet, path: str, block: Spec, *inputs: Any) -> 
 
 
 def _start(net: spec.UNet, name: str) -> Any:
-    return ops.start(net.weights[name])
+    return ops.initialize(net.weights[name])
 
 
 def _format(dims: int) -> dict[str, str]:
