@@ -74,10 +74,10 @@ def pooled_starts(sample, read, backend, blocks=40, **kwargs):
 def assert_starts_as(array, weight):
     """Whether an array could be a draw from a weight's start: bounds, mean, spread, and with enough values, tails."""
     offset = np.asarray(array, np.float64) - weight.center
-    if weight.start == "constant":
+    if weight.initialization == "constant":
         assert not offset.any()
         return
-    spread = weight.scale / sqrt(3) if weight.start == "uniform" else weight.scale
+    spread = weight.scale / sqrt(3) if weight.initialization == "uniform" else weight.scale
     assert abs(offset.mean()) < 5 * spread / sqrt(offset.size)
     if offset.size > 1:
         assert 1 - 4 / sqrt(offset.size) < offset.std() / spread < 1 + 4 / sqrt(offset.size)

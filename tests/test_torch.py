@@ -222,7 +222,7 @@ def test_reset_parameters_is_a_fresh_start(sample):
         assert torch.equal(first[name], tensor)
         assert not name.endswith("num_batches_tracked") or tensor == 0
     for name, weight in block.spec.weights.items():
-        if weight.start == "constant":
+        if weight.initialization == "constant":
             assert (find(block, name) == weight.center).all()
 
 

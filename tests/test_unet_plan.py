@@ -200,10 +200,10 @@ def test_starts(initializer):
     assert weights["encoder.2.norm1.mean"] == replace(zero, trainable=False)
     assert weights["encoder.2.norm1.var"] == Weight((8,), "constant", center=1.0, trainable=False)
     gate = weights["skip.1.gating.weight"]
-    assert (gate.shape, gate.start) == ((3, 6), "normal" if torch else STARTS[initializer].start)
+    assert (gate.shape, gate.initialization) == ((3, 6), "normal" if torch else STARTS[initializer].initialization)
     assert (weights["skip.1.psi.bias"] == Weight((1,), "constant")) != torch
     assert weights["decoder.0.activation1.weight"] == Weight((1,), "constant", center=0.25)
-    assert weights["encoder.0.block.conv.weight"].start == "uniform"   # ECA's kernel is no map: it starts as ECA's do
+    assert weights["encoder.0.block.conv.weight"].initialization == "uniform"   # ECA's kernel is no map: it starts as ECA's do
 
 
 @pytest.mark.parametrize("initializer", INITIALIZERS)
@@ -213,7 +213,7 @@ def test_bodies_start_so(initializer, backend):
     spec = create("plain", "numpy", skip="attention_gate", **wide)
     made = attzoo.weights(create("plain", backend, skip="attention_gate", **wide))
     for name, weight in spec.weights.items():
-        if weight.start == "orthogonal":
+        if weight.initialization == "orthogonal":
             flat = made[name].reshape(weight.shape[0], -1)
             small = flat @ flat.T if len(flat) <= flat.shape[1] else flat.T @ flat
             close(small, np.eye(len(small)), 1e-5)
