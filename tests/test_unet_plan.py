@@ -203,7 +203,7 @@ def test_starts(initializer):
     assert (gate.shape, gate.initialization) == ((3, 6), "normal" if torch else STARTS[initializer].initialization)
     assert (weights["skip.1.psi.bias"] == Weight((1,), "constant")) != torch
     assert weights["decoder.0.activation1.weight"] == Weight((1,), "constant", center=0.25)
-    assert weights["encoder.0.block.conv.weight"].initialization == "uniform"   # ECA's kernel is no map: it starts as ECA's do
+    assert weights["encoder.0.block.conv.weight"].initialization == "uniform"   # as ECA's spec initializes it
 
 
 @pytest.mark.parametrize("initializer", INITIALIZERS)
