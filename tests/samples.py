@@ -82,7 +82,7 @@ def assert_starts_as(array, weight):
     if offset.size > 1:
         assert 1 - 4 / sqrt(offset.size) < offset.std() / spread < 1 + 4 / sqrt(offset.size)
     reach = abs(offset).max() / spread   # the square root of 3 bounds a uniform draw; 1000 normal ones pass it surely
-    if weight.start == "uniform":
+    if weight.initialization == "uniform":
         assert reach <= sqrt(3) * (1 + 1e-6)
     elif offset.size >= 1000:
         assert reach > 2.5

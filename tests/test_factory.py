@@ -145,8 +145,8 @@ def test_a_block_of_others_in_a_unet_need_not_take_them(monkeypatch):
         def __init__(self, channels, kernel_size=None, gamma=None, b=None, padding="zeros"):
             super().__init__(channels, kernel_size, gamma, b, padding)
 
-    real, spec = unet.registry.body, attzoo.get("eca", backend="numpy")
-    monkeypatch.setattr(unet.registry, "body", lambda s, backend: Old if isinstance(s, spec) else real(s, backend))
+    real, spec = unet.registry.class_of, attzoo.get("eca", backend="numpy")
+    monkeypatch.setattr(unet.registry, "class_of", lambda s, backend: Old if isinstance(s, spec) else real(s, backend))
     net = attzoo.create("unet", 3, 2, (4, 6), backend="torch", block="eca", device="meta", dtype=torch.float16)
     assert isinstance(net.encoder[0].block, Old)
     assert {(p.device.type, p.dtype) for p in net.parameters()} == {("meta", torch.float16)}
