@@ -723,8 +723,8 @@ def test_the_command_line_says_how_images_are_prepared_and_by_what(files, tmp_pa
 
 def test_what_the_command_line_refuses(files, tmp_path):
     network, source = files / "colour.safetensors", files / "images"
-    with pytest.raises(ValueError, match="size must be integers with commas between, or own, got '8x8'"):
+    with pytest.raises(ValueError, match="size must be integers separated by commas, or own, got '8x8'"):
         run("predict", network, source, "--out", tmp_path, "--size", "8x8")
-    with pytest.raises(ValueError, match="window must be integers with commas between, got 'own'"):
+    with pytest.raises(ValueError, match="window must be integers separated by commas, got 'own'"):
         run("predict", network, source, "--out", tmp_path, "--window", "own")
     assert not list(tmp_path.iterdir())

@@ -968,7 +968,7 @@ def test_the_command_goes_on_with_a_run(tiny, monkeypatch, tmp_path):
         (("--resume", "--out", tmp_path, "--block", "se"), f"{agree} block 'eca', got 'se'{mend}"),
         (("--resume", "--out", tmp_path, "--skip", "none"), f"{agree} skip as it is unless given, got None{mend}"),
         (("--recipe", "city"), "recipe must be one of 'camvid', got 'city'"),
-        (("--size", "big"), "size must be integers with commas between, got 'big'"),
+        (("--size", "big"), "size must be integers separated by commas, got 'big'"),
         (("--net", "up"), "expected NAME=VALUE, got 'up'"),
     ):
         assert str(command(*wrong).exception) == said
