@@ -825,19 +825,19 @@ def wrapped_in(name):
 def test_a_model_that_holds_a_block_says_where(name, at, path):
     model = wrapped_in(name)
     for function in (attzoo.weights, lambda b: attzoo.save(b, path), lambda b: attzoo.convert(b, backend="keras")):
-        with pytest.raises(TypeError, match=f"got {name}, which holds a block at '{at}': give a block"):
+        with pytest.raises(TypeError, match=f"got {name}, which contains a block at '{at}': pass a block"):
             function(model)
     assert attzoo.weights(model.get_submodule(at))
 
 
 def test_a_model_that_holds_many_blocks_names_a_few():
-    with pytest.raises(TypeError, match=r"holds blocks at '0', '1', '2', '3', \.\.\.: give a block"):
+    with pytest.raises(TypeError, match=r"contains blocks at '0', '1', '2', '3', \.\.\.: pass a block"):
         attzoo.weights(nn.Sequential(*(build("eca", "torch") for _ in range(6))))
 
 
 def test_a_traced_block_says_that_the_original_is_needed():
     traced = torch.fx.symbolic_trace(build("se", "torch"))
-    with pytest.raises(TypeError, match="without any block: a copy that was traced, exported or cloned has none"):
+    with pytest.raises(TypeError, match="without any block: traced, exported and cloned copies contain none"):
         attzoo.weights(traced)
 
 
