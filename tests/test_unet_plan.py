@@ -280,7 +280,7 @@ def test_every_argument_has_an_effect(argument):
 def test_dropout_rates_and_error_of_the_numpy_network():
     assert net(dropout=0.3).rates == (0.3, 0.0)
     assert net(dropout=(0, 0.5)).rates == (0.0, 0.5)
-    with pytest.raises(ValueError, match=r"expected dropout=0 for the NumPy network in training, got dropout=\(0.3, 0.0\)"):
+    with pytest.raises(ValueError, match=r"expected dropout=0 for the NumPy network .*, got dropout=\(0.3, 0.0\)"):
         net(dropout=0.3)(image((1, 3, 4, 4)), weights=draw(net()), training=True)
 
 
