@@ -46,12 +46,14 @@ class kernels:   # in lower case, as it is used like a function
         return f"kernels({self.mode!r})"
 
     def __enter__(self) -> None:
+        """Make the choice that of a `with` block."""
         entries = _CHOICES.get()
         if entries and entries[-1] == _Choice(self, inside=False):
             entries = entries[:-1]
         _CHOICES.set((*entries, _Choice(self, inside=True)))
 
     def __exit__(self, *error: object) -> None:
+        """Remove the choice, and choices made after it in the `with` block."""
         before, after = _split(_CHOICES.get(), _Choice(self, inside=True))
         while after and not after[0].inside:   # choices made inside the `with` block
             after = after[1:]

@@ -90,17 +90,17 @@ class Adapter(Protocol):
         """Run compiled functions eagerly during the `with` block, where the framework supports this."""
 
 
-def missing(name: str, block: Any, got: Any) -> ValueError:
+def missing_array(name: str, block: Any, got: Any) -> ValueError:
     """Return the error for an array that a block does not have as its class creates it."""
     return ValueError(f"expected {name} of {type(block).__name__} as its class creates it, got {str(got)[:200]}")
 
 
-def computed(name: str, block: Any, how: str, remedy: str) -> ValueError:
+def computed_array(name: str, block: Any, how: str, remedy: str) -> ValueError:
     """Return the error for writing an array that a layer computes."""
     return ValueError(f"expected {name} of {type(block).__name__} to be stored, got one that {how} computes: {remedy}")
 
 
-def changed(path: str, block: Any, made: str, got: str) -> ValueError:
+def changed_layer(path: str, block: Any, made: str, got: str) -> ValueError:
     """Return the error for a layer that differs from the one that the block's class creates."""
     return ValueError(
         f"expected {path or 'the block'} of {type(block).__name__} to be {made[:200]}, as its class creates it, got "

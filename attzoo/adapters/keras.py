@@ -12,20 +12,23 @@ import numpy as np
 
 from ..contract import Array, contiguous
 from ..ops.keras import described, find, keras, locate, parts_of, path_of
-from . import Run, can_attend, changed, computed, is_kind, missing, replaced_methods, same_shape
+from . import Run, can_attend, changed_layer, computed_array, is_kind, missing_array, replaced_methods, same_shape
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
+    """Return a built block of class `cls` whose weights have `dtype`."""
     block = cls(**config, dtype=dtype)
     dtypes(block)   # raises if the backend does not support the dtype
     return block
 
 
 def dtype(block: Any) -> str:
+    """Return the widest dtype of the weights."""
     return str(_built(block).variable_dtype)
 
 
 def dtypes(block: Any) -> dict[str, str]:
+    """Return the dtype of every array by canonical name."""
     values = {name: _value(_built(block), name) for name in block.spec.weights}
     return {name: _stored_dtype(value, name) for name, value in values.items()}
 
@@ -43,37 +46,43 @@ def _stored_dtype(value: Any, name: str) -> str:
 
 
 def storage(dtype: str) -> str:
+    """Return the dtype in which the backend stores arrays of `dtype`."""
     kind = keras.ops.convert_to_tensor(0.0, dtype=dtype).dtype   # JAX may replace float64 by float32
     return str(keras.backend.standardize_dtype(kind))
 
 
 def precision(dtype: str) -> str:
+    """Return the dtype in which the backend computes with arrays of `dtype`."""
     if dtype == "float64" and keras.backend.backend() == "torch":   # keras.ops.matmul computes in float32 there
         return "float32"
     return storage(dtype)
 
 
 def read(block: Any) -> dict[str, Array]:
+    """Return copies of the arrays by canonical name."""
     _built(block)
     return {name: _canonical(_value(block, name), block, name) for name in block.spec.weights}
 
 
 def write(block: Any, arrays: Mapping[str, Array]) -> None:
+    """Write checked arrays to a block."""
     _built(block)
     for name in arrays:
         if not isinstance(_value(block, name), keras.Variable):
-            raise computed(name, block, "LoRA", "write to a block without it; attzoo.weights returns the merged array")
+            remedy = "write to a block without it; attzoo.weights returns the merged array"
+            raise computed_array(name, block, "LoRA", remedy)
         if isinstance(layer := locate(block, name)[0], keras.layers.Wrapper):
             remedy = "write to a block without it, and wrap the layer afterwards"
-            raise computed(name, block, type(layer).__name__, remedy)
+            raise computed_array(name, block, type(layer).__name__, remedy)
     for name, array in arrays.items():
         variable = find(block, name)
         variable.assign(_to_keras_layout(array, variable).reshape(variable.shape))
 
 
 def check_layers(block: Any, cls: type[Any]) -> None:
+    """Raise ValueError unless a block has the layers that its class creates."""
     if not is_kind(type(block), cls):
-        raise changed("", block, cls.__name__, f"{type(block).__name__}, which overrides its computation")
+        raise changed_layer("", block, cls.__name__, f"{type(block).__name__}, which overrides its computation")
     if not isinstance(block, keras.Model):
         _check_parts("", block, block, _reference(block, cls))
         return
@@ -81,21 +90,21 @@ def check_layers(block: Any, cls: type[Any]) -> None:
         if can_attend(layer):
             _check_parts(path_of(layer), block, layer, _reference(layer, type(layer)))
         elif (made := getattr(layer, "made", None)) is not None and made != described(layer):
-            raise changed(path_of(layer), block, made, described(layer))
+            raise changed_layer(path_of(layer), block, made, described(layer))
 
 
 def _check_parts(path: str, block: Any, got: Any, made: Any) -> None:
     """Raise ValueError unless a layer and its sublayers equal those of a new layer `made`."""
     if not is_kind(type(got), type(made)) or (path and described(got) != described(made)):
-        raise changed(path, block, described(made), described(got))
+        raise changed_layer(path, block, described(made), described(got))
     if replaced := replaced_methods(got, keras.layers.Layer, "call"):
-        raise changed(path, block, described(made), f"one whose {replaced[0]} was replaced")
+        raise changed_layer(path, block, described(made), f"one whose {replaced[0]} was replaced")
     inner, expected = parts_of(got), parts_of(made)
     for name in {**expected, **inner}:
         inside = f"{path}.{name}" if path else name
         if name not in inner or name not in expected:
             texts = (described(parts[name]) if name in parts else "nothing" for parts in (expected, inner))
-            raise changed(inside, block, *texts)
+            raise changed_layer(inside, block, *texts)
         _check_parts(inside, block, inner[name], expected[name])
 
 
@@ -110,14 +119,17 @@ def _reference(block: Any, cls: type[Any]) -> Any:
 
 
 def attention(block: Any, inputs: Sequence[Array]) -> Array:
+    """Return the coefficients for these inputs."""
     return to_array(block.attention(*(to_tensor(x, block) for x in inputs)), block)
 
 
 def forward(block: Any, inputs: Sequence[Array], training: bool) -> Array:
+    """Return the output for these inputs."""
     return to_array(block(*(to_tensor(x, block) for x in inputs), training=training), block)
 
 
 def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
+    """Return output and gradients of a forward and a backward pass."""
     _built(block)
     tensors = [to_tensor(x, block) for x in inputs]
     y, input_gradients, weight_gradients = _gradients(block, tensors, to_tensor(cotangent, block), training)
@@ -131,6 +143,7 @@ def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -
 
 
 def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
+    """Train with SGD on sum(output * cotangent)."""
     _built(block)
     optimizer = keras.optimizers.SGD(rate)
     for _ in range(steps):
@@ -140,10 +153,12 @@ def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rat
 
 
 def place(model: Any) -> Any:
-    return model   # Keras has placed its variables already
+    """Return the model. Keras has placed its variables already."""
+    return model
 
 
 def blocks(model: Any) -> dict[str, Any]:
+    """Return every block of a model by its path."""
     blocks_by_path: dict[str, Any] = {}
     seen: set[int] = set()
 
@@ -154,7 +169,7 @@ def blocks(model: Any) -> dict[str, Any]:
         seen.add(id(layer))
         if can_attend(layer):
             blocks_by_path[_unused_path(path, blocks_by_path)] = layer
-        for part in layer._flatten_layers(include_self=False, recursive=False):   # Keras has no public way to list them
+        for part in layer._flatten_layers(include_self=False, recursive=False):   # Keras has no public method for this
             walk(f"{path}.{path_of(part)}" if path else path_of(part), part)
 
     walk("", model)
@@ -168,6 +183,7 @@ def _unused_path(path: str, used: Mapping[str, Any]) -> str:
 
 
 def coefficients(tensor: Any, block: Any) -> Array | None:
+    """Return coefficients as an array, or None for a traced tensor."""
     if _is_traced(tensor):
         return None
     array = to_array(tensor, block)
@@ -175,7 +191,8 @@ def coefficients(tensor: Any, block: Any) -> Array | None:
 
 
 def eager() -> AbstractContextManager[Any]:
-    return nullcontext()   # Keras cannot run compiled functions eagerly
+    """Do nothing, because Keras cannot run compiled functions eagerly."""
+    return nullcontext()
 
 
 def to_array(tensor: Any, block: Any) -> Array:
@@ -279,14 +296,14 @@ def _value(block: Any, name: str) -> Any:
         layer, leaf = locate(block, name)
         value = getattr(layer, leaf)
     except (AttributeError, ValueError) as err:
-        raise missing(name, block, err) from err
+        raise missing_array(name, block, err) from err
     if mode := getattr(layer, "quantization_mode", None):
-        raise missing(name, block, f"values quantized by Keras ({mode}): read the weights before quantize()")
+        raise missing_array(name, block, f"values quantized by Keras ({mode}): read the weights before quantize()")
     shape = block.spec.weights[name].shape
     if leaf == "kernel":
         shape = (*shape[2:], shape[1], shape[0])
     if value is None or not same_shape(value.shape, shape):
-        raise missing(name, block, None if value is None else f"shape {tuple(value.shape)} for {shape}")
+        raise missing_array(name, block, None if value is None else f"shape {tuple(value.shape)} for {shape}")
     return value
 
 

@@ -20,7 +20,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from ..contract import Array, contiguous
 from ..ops import guard
 from ..ops.torch import BATCH_NORM, DTYPES, find
-from . import Run, can_attend, changed, computed, is_kind, missing, replaced_methods, same_shape
+from . import Run, can_attend, changed_layer, computed_array, is_kind, missing_array, replaced_methods, same_shape
 
 REMOVE: Final = {   # hook that computes a tensor before every call -> function that removes it
     WeightNorm: "torch.nn.utils.remove_weight_norm",
@@ -30,6 +30,7 @@ REMOVE: Final = {   # hook that computes a tensor before every call -> function 
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
+    """Return a built block of class `cls` whose weights have `dtype`."""
     block = cls(**config).to(getattr(torch, dtype))
     if any(p.is_meta for p in block.parameters()):
         raise ValueError(
@@ -40,30 +41,36 @@ def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
 
 
 def dtype(block: Any) -> str:
+    """Return the widest dtype of the weights."""
     stored = (getattr(torch, name) for name in dtypes(block).values())   # norms may be wider than other layers
     return _numpy_name(reduce(torch.promote_types, stored))
 
 
 @torch.no_grad()
 def dtypes(block: Any) -> dict[str, str]:
+    """Return the dtype of every array by canonical name."""
     return {name: _numpy_name(_tensor(block, name).dtype) for name in block.spec.weights}
 
 
 def storage(dtype: str) -> str:
+    """Return the dtype in which the backend stores arrays of `dtype`."""
     return dtype
 
 
 def precision(dtype: str) -> str:
+    """Return the dtype in which the backend computes with arrays of `dtype`."""
     return dtype
 
 
 @torch.no_grad()
 def read(block: Any) -> dict[str, Array]:
+    """Return copies of the arrays by canonical name."""
     return {name: to_array(_tensor(block, name)).reshape(w.shape) for name, w in block.spec.weights.items()}
 
 
 @torch.no_grad()
 def write(block: Any, arrays: Mapping[str, Array]) -> None:
+    """Write checked arrays to a block."""
     for name in arrays:
         _check_stored(block, name, _tensor(block, name))
     for name, array in arrays.items():
@@ -72,6 +79,7 @@ def write(block: Any, arrays: Mapping[str, Array]) -> None:
 
 
 def check_layers(block: Any, cls: type[Any]) -> None:
+    """Raise ValueError unless a block has the layers that its class creates."""
     block = getattr(block, "_orig_mod", block)   # module inside torch.compile
     if getattr(block, "fused", False):
         find(block, next(iter(block.spec.weights)))   # raises the error
@@ -82,26 +90,29 @@ def check_layers(block: Any, cls: type[Any]) -> None:
             continue
         made, got = expected.get(path), present.get(path)
         if made is None or got is None or not _is_kind(got, kind := type(made)):
-            raise changed(path, block, _described(made), _described(got))
+            raise changed_layer(path, block, _described(made), _described(got))
         if kind.extra_repr(got) != made.extra_repr():
-            raise changed(path, block, _described(made), _described(got))
+            raise changed_layer(path, block, _described(made), _described(got))
         if replaced := replaced_methods(got, nn.Module, "forward"):
-            raise changed(path, block, _described(made), f"one whose {replaced[0]} was replaced")
+            raise changed_layer(path, block, _described(made), f"one whose {replaced[0]} was replaced")
 
 
 @torch.no_grad()
 def attention(block: Any, inputs: Sequence[Array]) -> Array:
+    """Return the coefficients for these inputs."""
     with _mode(block, training=False):
         return to_array(block.attention(*(to_tensor(x, block) for x in inputs)))
 
 
 @torch.no_grad()
 def forward(block: Any, inputs: Sequence[Array], training: bool) -> Array:
+    """Return the output for these inputs."""
     with _mode(block, training):
         return to_array(block(*(to_tensor(x, block) for x in inputs)))
 
 
 def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
+    """Return output and gradients of a forward and a backward pass."""
     tensors = [to_tensor(x, block).requires_grad_() for x in inputs]
     names = [name for name, w in block.spec.weights.items() if w.trainable]
     y = block.train(training)(*tensors)
@@ -113,6 +124,7 @@ def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -
 
 
 def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
+    """Train with SGD on sum(output * cotangent)."""
     optimizer = torch.optim.SGD(block.parameters(), lr=rate)
     block.train()
     for _ in range(steps):
@@ -123,10 +135,12 @@ def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rat
 
 
 def place(model: Any) -> Any:
+    """Return the model on a GPU if there is one."""
     return model.cuda() if torch.cuda.is_available() else model
 
 
 def blocks(model: Any) -> dict[str, Any]:
+    """Return every block of a model by its path."""
     for module in model.modules():
         if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:   # each device has a part of the batch
             raise ValueError(f"expected a model on one device, got DataParallel on {len(module.device_ids)}")
@@ -134,6 +148,7 @@ def blocks(model: Any) -> dict[str, Any]:
 
 
 def coefficients(tensor: Any, block: Any) -> Array | None:
+    """Return coefficients as an array, or None for a traced tensor."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():   # type: ignore[attr-defined]
         return None
     if not isinstance(tensor, Tensor) or guard.has_no_numbers(tensor):
@@ -148,6 +163,7 @@ LOCK: Final = Lock()             # the stance of torch.compiler is common to all
 
 @contextmanager
 def eager() -> Iterator[None]:
+    """Run compiled functions eagerly during the `with` block."""
     if "torch._dynamo" not in sys.modules:   # nothing is compiled yet, and loading it takes a second
         yield
         return
@@ -195,7 +211,7 @@ def _tensor(block: Any, name: str) -> Tensor:
         with _mode(layer, training=False) if parametrize.is_parametrized(layer, leaf) else nullcontext():
             tensor = find(block, name)   # in training mode, spectral norm would do a power iteration
     except AttributeError as err:
-        raise missing(name, block, err) from err
+        raise missing_array(name, block, err) from err
     _check_usable(block, name, tensor, layer, leaf)
     hook = _hook(layer, leaf)   # computes the tensor before every call, so the attribute is that of the latest call
     if isinstance(hook, SpectralNorm):
@@ -211,19 +227,21 @@ def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module, leaf: st
     if not isinstance(tensor, Tensor):
         is_quantized = callable(tensor)   # layers quantized by torch have methods of these names
         quantized = f"quantized values of {type(layer).__name__}: read the weights before the block is quantized"
-        raise missing(name, block, quantized if is_quantized else type(tensor).__name__)
+        raise missing_array(name, block, quantized if is_quantized else type(tensor).__name__)
     if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-        raise missing(name, block, f"an array that {type(layer).__name__} creates at its first call: call it once")
+        got = f"an array that {type(layer).__name__} creates at its first call: call it once"
+        raise missing_array(name, block, got)
     if tensor.is_meta:
-        raise missing(name, block, "a tensor without values on the meta device: call block.to_empty(device=...) first")
+        remedy = "call block.to_empty(device=...) first"
+        raise missing_array(name, block, f"a tensor without values on the meta device: {remedy}")
     if not same_shape(tensor.shape, shape):
-        raise missing(name, block, f"shape {tuple(tensor.shape)} for {shape}")
+        raise missing_array(name, block, f"shape {tuple(tensor.shape)} for {shape}")
     if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
-        raise missing(name, block, f"{tensor.dtype} in layout {tensor.layout}")
+        raise missing_array(name, block, f"{tensor.dtype} in layout {tensor.layout}")
     is_property = isinstance(getattr(type(layer), leaf, None), property)
     if (is_property and not parametrize.is_parametrized(layer, leaf)) or hasattr(layer, "weight_fake_quant"):
         remedy = "merge it first, as merge_and_unload of peft does, or read the weights before it is added"
-        raise missing(name, block, f"that of {type(layer).__name__}, which computes with another array: {remedy}")
+        raise missing_array(name, block, f"that of {type(layer).__name__}, which computes with another array: {remedy}")
 
 
 def _check_stored(block: Any, name: str, tensor: Tensor) -> None:
@@ -233,17 +251,18 @@ def _check_stored(block: Any, name: str, tensor: Tensor) -> None:
     if parametrize.is_parametrized(layer, leaf):
         kinds = ", ".join(type(module).__name__ for module in layer.parametrizations[leaf])   # type: ignore[index]
         remedy = f"torch.nn.utils.parametrize.remove_parametrizations(block.{path}, {leaf!r}) first"
-        raise computed(name, block, f"a parametrization ({kinds})", remedy)
+        raise computed_array(name, block, f"a parametrization ({kinds})", remedy)
     if (hook := _hook(layer, leaf)) is not None:
         remove = next(remove for kind, remove in REMOVE.items() if isinstance(hook, kind))
-        raise computed(name, block, type(hook).__name__, f"{remove}(block.{path}, {leaf!r}) first")
+        raise computed_array(name, block, type(hook).__name__, f"{remove}(block.{path}, {leaf!r}) first")
     stored = dict(layer.named_parameters("", False, False)) | dict(layer.named_buffers("", False, False))
     if leaf not in stored:
-        raise computed(name, block, "something else", f"make block.{name} a parameter first")
+        raise computed_array(name, block, "something else", f"make block.{name} a parameter first")
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
-        raise computed(name, block, "torch.inference_mode", "create the block outside of it, or write inside it")
+        raise computed_array(name, block, "torch.inference_mode", "create the block outside of it, or write inside it")
     if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
-        raise computed(name, block, "an expanded tensor", f"block.{name} = torch.nn.Parameter(tensor.clone()) first")
+        remedy = f"block.{name} = torch.nn.Parameter(tensor.clone()) first"
+        raise computed_array(name, block, "an expanded tensor", remedy)
 
 
 def _layer(block: Any, name: str) -> tuple[nn.Module, str]:
