@@ -1,9 +1,9 @@
-"""The rows of docs/versions.json.
+"""Record test runs as rows of docs/versions.json.
 
-python .ci/record.py NAME JUNIT_XML: print the row of the environment that this runs in: the versions that are
-installed, the processor, and how many tests the JUnit file of pytest counts.
-python .ci/record.py --join FOLDER FILE: put the rows in a folder into the file; a row replaces that of the same name
-and Python.
+python .ci/record.py NAME JUNIT_XML: print the row of the current environment: the installed versions, the processor,
+and the counts of tests in pytest's JUnit file.
+python .ci/record.py --join FOLDER FILE: add the rows in a folder to the file. A row replaces the one with the same name
+and Python version.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ PACKAGES = ("torch", "triton", "keras", "tensorflow", "jax", "numpy", "safetenso
 
 
 def processor() -> str:
-    """The processor's name, as Linux has it."""
+    """Return the processor's model name from /proc/cpuinfo."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
 
 
 def installed(package: str) -> str | None:
-    """A package's version, or None where it is not installed."""
+    """Return a package's version; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -34,7 +34,7 @@ def installed(package: str) -> str | None:
 
 
 def row(name: str, junit: Path) -> dict[str, object]:
-    """The row of one environment."""
+    """Return the row of the current environment with this name and this JUnit file."""
     suites = list(ElementTree.parse(junit).getroot().iter("testsuite"))
     count = {key: sum(int(suite.attrib[key]) for suite in suites) for key in ("tests", "failures", "errors", "skipped")}
     failed = count["failures"] + count["errors"]
@@ -52,7 +52,7 @@ def row(name: str, junit: Path) -> dict[str, object]:
 
 
 def join(folder: Path, file: Path) -> None:
-    """Put the rows in a folder into the file of all rows."""
+    """Add the rows in a folder to the file of all rows."""
     rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     rows += [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     by_key = {(row["name"], row["python"].rpartition(".")[0]): row for row in rows}

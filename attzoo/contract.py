@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from math import prod
-from typing import Any, Final, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from .hints import NamedArguments as NamedArguments
 from .hints import nearest
 from .moved import moved
 
+T = TypeVar("T")
 Array = NDArray[np.floating]
 Shape = Sequence[int | None]
 GATES: Final = ("sigmoid", "hard_sigmoid")
@@ -96,9 +97,9 @@ def prefixed(prefix: str, weights: Mapping[str, Weight]) -> dict[str, Weight]:
     return {f"{prefix}.{name}": weight for name, weight in weights.items()}
 
 
-def part(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the arrays whose names have the prefix, without it: "prefix.conv.weight" -> "conv.weight"."""
-    return {name.removeprefix(f"{prefix}."): a for name, a in arrays.items() if name.startswith(f"{prefix}.")}
+def part(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
+    """Return the entries whose names have the prefix, without it: "prefix.conv.weight" -> "conv.weight"."""
+    return {name.removeprefix(f"{prefix}."): a for name, a in entries.items() if name.startswith(f"{prefix}.")}
 
 
 # ---- specs, variants, examples, sources --------------------------------------------------------------
@@ -197,6 +198,10 @@ class Source:
         resize: whether every input of the class must have x's spatial size, so that other sizes are resized before.
         ranks: the numbers of spatial axes that the class accepts.
         in_resnets: whether the library's ResNets have the block at the end of their residual branches.
+        read: function that returns those arguments of our block that the shapes of the class's arrays determine, from
+            these shapes by our names. The channels may be missing.
+        choices: arguments of our block that no array determines, one mapping for each way to create the class. The
+            first is its default.
 
     """
 
@@ -210,6 +215,8 @@ class Source:
     resize: bool = False
     ranks: tuple[int, ...] = (2,)
     in_resnets: bool = False
+    read: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]] = dict
+    choices: tuple[Mapping[str, Any], ...] = ({},)
 
     @property
     def package(self) -> str:

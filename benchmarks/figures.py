@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: three digits, a unit that suits, quartiles in brackets."""
+"""Format numbers for a report: three significant digits, a suitable unit, quartiles in brackets."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Final
 from .runs import Row
 from .timer import Spread
 
-UNITS: Final = ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (float("inf"), 1.0, "s"))   # below this many seconds, times this
+UNITS: Final = ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (float("inf"), 1.0, "s"))   # upper limit in s, units per s, unit
 MIB: Final = 2**20
 DASH: Final = "\N{EN DASH}"   # between the ends of a range
 
 
 def times(value: float) -> str:
-    """Three digits, two between 0.1 and 1 as for a ratio, without an exponent."""
+    """Format a number with three significant digits, or two decimals from 0.1 to 1, without an exponent."""
     rounded = float(f"{value:.2e}")
     if not rounded:
         return "0"
@@ -23,23 +23,23 @@ def times(value: float) -> str:
     return f"{value:,.{2 if order == -1 else max(0, 2 - order)}f}"
 
 
-def percent(part: float) -> str:
-    """A part of a whole."""
-    return f"{100 * part:.0f} %"
+def percent(fraction: float) -> str:
+    """Format a fraction as a percentage."""
+    return f"{100 * fraction:.0f} %"
 
 
-def count(n: int, what: str) -> str:
-    """A number of things."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+def count(n: int, noun: str) -> str:
+    """Format a number with a noun, in the plural unless n is 1."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def quartiles(spread: Spread | None) -> str:
-    """The median, and the quartiles in brackets."""
+    """Format the median, with the quartiles in brackets; "" for None."""
     return f"{times(spread.median)} ({times(spread.low)}{DASH}{times(spread.high)})" if spread else ""
 
 
 def seconds(spread: Spread | None) -> str:
-    """A time in the unit that suits its median."""
+    """Format quartiles of seconds in a unit that suits the median; "" for None."""
     if spread is None:
         return ""
     scale, unit = unit_of(spread.median)
@@ -48,12 +48,12 @@ def seconds(spread: Spread | None) -> str:
 
 
 def unit_of(value: float) -> tuple[float, str]:
-    """What to multiply seconds by, and what they are then."""
-    return next((scale, unit) for below, scale, unit in UNITS if value < below)
+    """Return the factor from seconds to a unit that suits this many seconds, and the unit."""
+    return next((scale, unit) for limit, scale, unit in UNITS if value < limit)
 
 
-def spans(values: Sequence[float]) -> str:
-    """From the least to the most."""
+def value_range(values: Sequence[float]) -> str:
+    """Format the range of some values; "" without values."""
     if not values:
         return ""
     low, high = (f"{value:.2f}" for value in (min(values), max(values)))
@@ -61,26 +61,26 @@ def spans(values: Sequence[float]) -> str:
 
 
 def memory(size: int | None, x: int | None) -> str:
-    """Bytes in MiB, and in multiples of the first input's where those are given."""
+    """Format bytes in MiB, and as a multiple of the first input's bytes `x` if given; "" for None."""
     if size is None:
         return ""
     return _small(size / MIB) + (f" ({_small(size / x)} x)" if x else "")
 
 
 def _small(value: float) -> str:
-    """The number, to a hundredth where it is less than a tenth."""
+    """Format a number with three significant digits, or two decimals below 0.1."""
     if 0 < value < 0.1:
         return "<0.01" if value < 0.01 else f"{value:.2f}"
     return times(value)
 
 
 def speed(row: Row) -> float | None:
-    """Bytes per second that a row moved, of those that it could not avoid."""
+    """Return the least bytes of a row (`Row.moved`) per second; None if unknown."""
     return row.moved / row.seconds.median if row.seconds and row.seconds.median and row.moved else None
 
 
 def rate(row: Row, ceiling: float | None) -> str:
-    """That in GB/s, and as a part of what this machine's memory can copy."""
+    """Format a row's speed in GB/s, and as a percentage of the machine's copy rate `ceiling` in GB/s if given."""
     bytes_per_second = speed(row)
     if bytes_per_second is None:
         return ""

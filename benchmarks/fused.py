@@ -1,4 +1,4 @@
-"""What a report says of the fused kernels: beside a copy, the eager peer, the best of its compiled forms, the goals."""
+"""The report's section on fused kernels: times in copies, speedups over the peer, and the goals."""
 
 from __future__ import annotations
 
@@ -9,106 +9,111 @@ from attzoo.fast.cases import Goal, Marks
 
 from .figures import percent, times
 from .goals import goal, goals
-from .picking import Entry, against, blocks, fraction, setting, size
 from .runs import FUSED, Row
+from .selection import Entry, blocks, setting, shapes_text, throughput_fraction, time_ratio
 from .tables import Section, Table
 
 WORDS: Final = (
-    "How many copies of x a call takes, and how many times as fast it is as the eager peer and as the best of that "
-    "one's compiled forms, by the GPU's own time; empty where the other was not timed. Goals stand in the same order, "
-    "at most so many copies and at least so many times as fast. They are for an H200, and say nothing of another "
-    "device."
+    "Copies is the time of a call divided by that of copying x. The next two columns are the speedups over the eager "
+    "peer and over its fastest compiled form; they are empty if that was not timed. All are of the GPU's own time. "
+    "Accept and aim are the required and the desired values, in the same order: copies at most, speedups at least. "
+    "These goals apply to an H200 only."
 )
 IN_RESNET: Final = (
-    "In a ResNet-50, the part of the plain network's images per second that is left with the block in it. The goal is "
-    "for training on an H200."
+    "Images per second of a ResNet-50 with the block, as a percentage of the plain network's. The aim applies to "
+    "training on an H200."
 )
 HEAD: Final = ("run", "block", "case", "mode", "copies", "times eager peer", "times best compiled", "accept", "aim")
 RESNET_HEAD: Final = ("run", "block", "mode", "fused: of plain", "eager: of plain", "peer: of plain", "aim: of plain")
 
 
-def kernels(found: Sequence[Entry]) -> Section:
-    """The fused kernels' rows: of blocks, and in a ResNet-50."""
-    mine = [entry for entry in found if entry.row.provider == FUSED]
+def kernels(entries: Sequence[Entry]) -> Section:
+    """Return the section on the rows of fused kernels, of blocks alone and in a ResNet-50."""
+    fused = [entry for entry in entries if entry.row.provider == FUSED]
     alone = [
-        _line(entry, _beside(entry, found))
-        for block in blocks(entry.row for entry in mine)
-        for entry in mine
+        _line(entry, _same_setting(entry, entries))
+        for block in blocks(entry.row for entry in fused)
+        for entry in fused
         if entry.row.case.block == block and entry.row.case.network is None and entry.row.clock != "calls"
     ]
-    within = [_parts(entry, _beside(entry, found)) for entry in mine if entry.row.case.network == "resnet50"]
+    in_resnet = [
+        _resnet_line(entry, _same_setting(entry, entries)) for entry in fused if entry.row.case.network == "resnet50"
+    ]
     parts: list[str | Table] = [WORDS, Table(HEAD, [(None, alone)])] if alone else []
-    parts += [IN_RESNET, Table(RESNET_HEAD, [(None, within)])] if within else []
+    parts += [IN_RESNET, Table(RESNET_HEAD, [(None, in_resnet)])] if in_resnet else []
     return Section("Fused kernels", parts)
 
 
-def _beside(entry: Entry, found: Sequence[Entry]) -> list[Row]:
-    """The rows of the same run, in the same setting and mode, of networks also without a block."""
-    mode, which = entry.row.case.mode, setting(entry.row)
-    same = [other.row for other in found if other.run is entry.run and other.row.case.mode == mode]
-    return [row for row in same if setting(row) == which]
+def _same_setting(entry: Entry, entries: Sequence[Entry]) -> list[Row]:
+    """Return the rows of the entry's run with its setting and mode, including networks without a block."""
+    mode, chosen = entry.row.case.mode, setting(entry.row)
+    rows = [candidate.row for candidate in entries if candidate.run is entry.run and candidate.row.case.mode == mode]
+    return [row for row in rows if setting(row) == chosen]
 
 
-def _line(entry: Entry, beside: Sequence[Row]) -> list[str]:
+def _line(entry: Entry, rows: Sequence[Row]) -> list[str]:
+    """Return the table cells of a block alone."""
     row, case = entry.row, entry.row.case
     variant = f"{case.variant}, " if case.variant else ""
-    cells = [entry.label, case.block, f"{variant}{size(case)}, {case.dtype}, {case.layout}", case.mode]
-    wanted = goal(case)
+    cells = [entry.label, case.block, f"{variant}{shapes_text(case)}, {case.dtype}, {case.layout}", case.mode]
+    limits = goal(case)
     if not row.seconds:
-        return [*cells, row.status, "", "", *_goals(wanted)]
-    found = row.copies.median if row.copies else None, *speeds(row, beside)
-    marked = [_marked(value, i, wanted) for i, value in enumerate(found)]
-    return [*cells, marked[0] if row.status == "timed" else f"{row.status}: {marked[0]}", *marked[1:], *_goals(wanted)]
+        return [*cells, row.status, "", "", *_goal_cells(limits)]
+    values = row.copies.median if row.copies else None, *speedups(row, rows)
+    copies, *speeds = [_value_cell(value, i, limits) for i, value in enumerate(values)]
+    return [*cells, copies if row.status == "timed" else f"{row.status}: {copies}", *speeds, *_goal_cells(limits)]
 
 
-def speeds(row: Row, beside: Sequence[Row]) -> tuple[float | None, float | None]:
-    """How many times as fast a row is as its eager peer, and as the best of the compiled forms of that."""
-    of_peer = [other for other in beside if other.provider.library == row.reference != "attzoo"]
+def speedups(row: Row, rows: Sequence[Row]) -> tuple[float | None, float | None]:
+    """Return the speedups of a row over its eager peer and over the peer's fastest compiled form; None if not timed."""
+    of_peer = [peer for peer in rows if peer.provider.library == row.reference != "attzoo"]
     ratios = {
-        other.provider.form: 1 / ratio.median
-        for other in of_peer if other.case == row.case and (ratio := against(row, other))
+        peer.provider.form: 1 / ratio.median
+        for peer in of_peer if peer.case == row.case and (ratio := time_ratio(row, peer))
     }   # fmt: skip
-    compiled = [speed for form, speed in ratios.items() if form.startswith("compiled")]
+    compiled = [speedup for form, speedup in ratios.items() if form.startswith("compiled")]
     return ratios.get("eager"), min(compiled, default=None)
 
 
-def _marked(value: float | None, which: int, wanted: Goal | None) -> str:
-    """A number, and which of its goals it reaches."""
+def _value_cell(value: float | None, index: int, limits: Goal | None) -> str:
+    """Format a value, followed by "aim", "accept" or "missed" if there is a goal."""
     if value is None:
         return ""
-    return f"{times(value)} ({reached(value, which, wanted)})" if wanted else times(value)
+    return f"{times(value)} ({reached(value, index, limits)})" if limits else times(value)
 
 
-def reached(value: float, which: int, wanted: Goal) -> str:
-    """Whether a number, the first of Marks or another, is as aimed at, accepted, or missed."""
-    for what, mark in (("aim", wanted.aim[which]), ("accept", wanted.accept[which])):
-        if value <= mark if which == 0 else value >= mark:
-            return what
+def reached(value: float, index: int, limits: Goal) -> str:
+    """Return "aim" or "accept" if a value meets that limit, else "missed". `index` is its position in Marks."""
+    for name, limit in (("aim", limits.aim[index]), ("accept", limits.accept[index])):
+        if value <= limit if index == 0 else value >= limit:
+            return name
     return "missed"
 
 
-def _goals(wanted: Goal | None) -> list[str]:
-    return [_said(wanted.accept), _said(wanted.aim)] if wanted else ["", ""]
+def _goal_cells(limits: Goal | None) -> list[str]:
+    """Return the table cells of a goal's accepted and desired values."""
+    return [_marks_text(limits.accept), _marks_text(limits.aim)] if limits else ["", ""]
 
 
-def _said(marks: Marks) -> str:
+def _marks_text(marks: Marks) -> str:
+    """Format the limits, separated by commas."""
     return ", ".join(f"{mark:g}" for mark in marks)
 
 
-def _parts(entry: Entry, beside: Sequence[Row]) -> list[str]:
-    """What is left of a plain ResNet-50's throughput with a block: fused, eager, and the peer's."""
+def _resnet_line(entry: Entry, rows: Sequence[Row]) -> list[str]:
+    """Return the table cells of a ResNet-50: throughput with fused, eager and the peer's blocks, and the aim."""
     case = entry.row.case
-    eager = [row for row in beside if row.case == case and row.provider.form == "eager"]
+    eager = [row for row in rows if row.case == case and row.provider.form == "eager"]
     ours = next((row for row in eager if row.provider.library == "attzoo"), None)
     peer = next((row for row in eager if row.provider.library != "attzoo"), None)
-    cells = [_part(row, beside) for row in (entry.row, ours, peer)]
-    part = goals(case.block).resnet50 if case.mode == "training" else None
-    aim = percent(part) if part else ""
-    return [entry.label, case.block, case.mode, *cells, aim]
+    cells = [_fraction_cell(row, rows) for row in (entry.row, ours, peer)]
+    aim = goals(case.block).resnet50 if case.mode == "training" else None
+    return [entry.label, case.block, case.mode, *cells, percent(aim) if aim else ""]
 
 
-def _part(row: Row | None, beside: Sequence[Row]) -> str:
+def _fraction_cell(row: Row | None, rows: Sequence[Row]) -> str:
+    """Format the throughput relative to the plain network's, or the row's status if that is unknown."""
     if row is None:
         return ""
-    part = fraction(row, beside)
-    return percent(part) if part else row.status
+    fraction = throughput_fraction(row, rows)
+    return percent(fraction) if fraction else row.status

@@ -1,4 +1,4 @@
-"""How fast the fused kernels are to be on an H200: the goals that blocks list, and which of them is for a case."""
+"""Find the speed goals of a block's fused kernels, and the goal that applies to a case."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from .cases import MAPS, SKIPS, Case
 
 
 def goals(block: str) -> Goals:
-    """The goals of a block; none for a block that lists none, or that is not registered."""
-    found = optional_module(block, "goals") if block in names() else None
-    return found.GOALS if found else Goals()
+    """Return the goals in the block's `goals.py`; empty without that file or for an unregistered block."""
+    module = optional_module(block, "goals") if block in names() else None
+    return module.GOALS if module else Goals()
 
 
 def goal(case: Case) -> Goal | None:
-    """The goal for a case, None where there is none."""
-    return next((each for each in goals(case.block).calls if covers(each, case)), None)
+    """Return the goal that applies to a case; None without one."""
+    return next((goal for goal in goals(case.block).calls if covers(goal, case)), None)
 
 
 def covers(goal: Goal, case: Case) -> bool:
-    """Whether a goal of the case's block is for this case."""
-    x, *others = case.shapes
+    """Whether a goal of the case's block applies to the case."""
+    x, *further = case.shapes
     return (
         case.network is None
         and case.mode in goal.modes
         and x in (*MAPS["cuda"], *SKIPS["cuda"])
-        and goal.coarse == any(shape[2:] != x[2:] for shape in others)
+        and goal.coarse == any(shape[2:] != x[2:] for shape in further)
         and (not goal.sides or x[-1] in goal.sides)
         and has_arguments(case.block, case.variant, goal)
     )
 
 
 def has_arguments(block: str, variant: str | None, goal: Goal) -> bool:
-    """Whether a variant of a block, or the block itself, has the values of arguments that a goal is for."""
+    """Whether a block's variant, or the block with default arguments, has the argument values of a goal."""
     card = info(block)
     values: dict[str, Any] = {argument.name: argument.default for argument in card.arguments}
     values |= card.variants[variant].arguments if variant else {}

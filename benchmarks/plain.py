@@ -1,6 +1,6 @@
-"""The Attention U-Net of LeeJunHyun in plain torch.nn, as written without attzoo: what ours is timed against.
+"""The Attention U-Net of LeeJunHyun in plain torch.nn, which attzoo's U-Net is timed against.
 
-Re-stated from LeeJunHyun/Image_Segmentation@7a6e5f9, network.py, AttU_Net.
+Source: LeeJunHyun/Image_Segmentation@7a6e5f9, network.py, AttU_Net.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 
-def double(inputs: int, outputs: int) -> nn.Sequential:
-    """Two 3x3 convolutions, each with batch norm and relu."""
+def double_conv(inputs: int, outputs: int) -> nn.Sequential:
+    """Return two 3x3 convolutions, each with batch norm and relu."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1),
         nn.BatchNorm2d(outputs),
@@ -25,8 +25,8 @@ def double(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
-def up(inputs: int, outputs: int) -> nn.Sequential:
-    """Every pixel four times, then a 3x3 convolution."""
+def up_conv(inputs: int, outputs: int) -> nn.Sequential:
+    """Return nearest-neighbour upsampling by 2 and a 3x3 convolution with batch norm and relu."""
     return nn.Sequential(
         nn.Upsample(scale_factor=2),
         nn.Conv2d(inputs, outputs, 3, padding=1),
@@ -36,12 +36,12 @@ def up(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def projection(inputs: int, outputs: int) -> nn.Sequential:
-    """A 1x1 convolution with batch norm."""
+    """Return a 1x1 convolution with batch norm."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.BatchNorm2d(outputs))
 
 
 class Gate(nn.Module):
-    """The additive gate."""
+    """The additive attention gate."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -54,16 +54,16 @@ class Gate(nn.Module):
 
 
 class AttUNet(nn.Module):
-    """(N, C, H, W) -> (N, K, H, W), H and W multiples of 2^depth."""
+    """The network: (N, C, H, W) -> (N, K, H, W), where H and W are multiples of 2^depth."""
 
     def __init__(self, inputs: int = 3, classes: int = 1, channels: Sequence[int] = (64, 128, 256, 512, 1024)) -> None:
         super().__init__()
         pairs = list(pairwise(channels))
         self.pool = nn.MaxPool2d(2, 2)
-        self.down = nn.ModuleList([double(inputs, channels[0]), *(double(a, b) for a, b in pairs)])
-        self.up = nn.ModuleList(up(b, a) for a, b in pairs)
+        self.down = nn.ModuleList([double_conv(inputs, channels[0]), *(double_conv(a, b) for a, b in pairs)])
+        self.up = nn.ModuleList(up_conv(b, a) for a, b in pairs)
         self.gate = nn.ModuleList(Gate(a) for a, _ in pairs)
-        self.merge = nn.ModuleList(double(2 * a, a) for a, _ in pairs)
+        self.merge = nn.ModuleList(double_conv(2 * a, a) for a, _ in pairs)
         self.head = nn.Conv2d(channels[0], classes, 1)
 
     def forward(self, x: Tensor) -> Any:
@@ -77,19 +77,19 @@ class AttUNet(nn.Module):
         return self.head(x)
 
 
-def canonical(plain: AttUNet) -> dict[str, str]:
-    """What attzoo calls every array -> what this network's state calls it."""
+def canonical(net: AttUNet) -> dict[str, str]:
+    """Return the keys of the network's state dict by attzoo's canonical names of the weights."""
     convs = {"0": "conv1", "1": "norm1", "3": "conv2", "4": "norm2"}
     parts = {"down": ("encoder", convs), "merge": ("decoder", convs), "up": ("up", {"1": "conv", "2": "norm"})}
     gate = {"x.0": "skip", "x.1": "skip_norm", "g.0": "gating", "g.1": "gating_norm"}
     parts["gate"] = "skip", gate | {"psi.0": "psi", "psi.1": "psi_norm"}
-    found = {}
-    for name in plain.state_dict():
-        path, _, leaf = name.rpartition(".")
+    keys = {}
+    for key in net.state_dict():
+        path, _, leaf = key.rpartition(".")
         leaf = {"running_mean": "mean", "running_var": "var"}.get(leaf, leaf)
         if path != "head":
-            kind, level, inner = path.split(".", 2)
-            path = f"{parts[kind][0]}.{level}.{parts[kind][1][inner]}"
+            part, level, layer = path.split(".", 2)
+            path = f"{parts[part][0]}.{level}.{parts[part][1][layer]}"
         if leaf != "num_batches_tracked":
-            found[f"{path}.{leaf}"] = name
-    return found
+            keys[f"{path}.{leaf}"] = key
+    return keys

@@ -1,8 +1,7 @@
-"""Models of blocks as one writes them straightforwardly in Keras, of its own layers: what attzoo's are timed against.
+"""Build functional Keras models of the blocks from Keras's own layers, which attzoo's layers are timed against.
 
-The block NAME is the function NAME in keras_blocks/NAME.py, of its spec and its inputs. Functional models, made in the
-data format and dtype policy that Keras is set to. Layers are named by the canonical paths of their weights, with "_"
-for ".".
+The function NAME(spec, *inputs) in keras_blocks/NAME.py returns the output of the block NAME. Models use Keras's
+current data format and dtype policy. Layers are named by the canonical paths of their weights, with "_" for ".".
 """
 
 from __future__ import annotations
@@ -21,44 +20,51 @@ NORM: Final = {"weight": "gamma", "bias": "beta", "mean": "moving_mean", "var": 
 
 
 def build(block: str, spec: Any, shapes: Sequence[tuple[int, ...]]) -> Any:
-    """The model for a block's spec and the shapes of its inputs, (N, C, H, W). Raises ValueError for what it has not.
+    """Build the model of a block for inputs of any batch size.
 
-    Any batch size is taken.
+    Args:
+        block: name of the block.
+        spec: the block's spec.
+        shapes: shape of each input, (N, C, H, W).
+
+    Raises:
+        ValueError: the inputs are not images, or the plain block lacks an option of the spec.
+
     """
     if any(len(shape) != 4 for shape in shapes):
         raise ValueError(f"expected images, got inputs of shapes {shapes}")
-    last = axis() == -1
-    sizes = [(*space, channels) if last else (channels, *space) for _, channels, *space in shapes]
-    outputs_of = getattr(import_module(f"{__package__}.keras_blocks.{block}"), block)
+    channels_last = axis() == -1
+    sizes = [(*space, channels) if channels_last else (channels, *space) for _, channels, *space in shapes]
+    function = getattr(import_module(f"{__package__}.keras_blocks.{block}"), block)
     inputs = [keras.Input(size, dtype=keras.config.dtype_policy().compute_dtype) for size in sizes]
-    model = keras.Model(inputs, outputs_of(spec, *inputs))
+    model = keras.Model(inputs, function(spec, *inputs))
     model.spec, model.data_format = spec, keras.config.image_data_format()
     return model
 
 
 def axis() -> int:
-    """Where the channels are."""
+    """Return the axis of the channels."""
     return -1 if keras.config.image_data_format() == "channels_last" else 1
 
 
 def per_channel(z: Any) -> Any:
-    """(N, C), shaped to multiply an image."""
+    """Reshape (N, C) to (N, 1, 1, C) or (N, C, 1, 1), to multiply an image."""
     return layers.Reshape((1, 1, z.shape[-1]) if axis() == -1 else (z.shape[-1], 1, 1))(z)
 
 
 def norm(name: str) -> Any:
-    """A batch norm that begins as torch's does."""
+    """Return a batch norm with torch's momentum and epsilon."""
     return layers.BatchNormalization(axis(), momentum=0.9, epsilon=1e-5, name=name)
 
 
 def resample(g: Any, x: Any, interpolation: str) -> Any:
-    """Bring g to x's size, which must be a multiple of its own."""
+    """Upsample g to the spatial size of x. Raises ValueError if that is not a multiple of g's size."""
     space = slice(1, 3) if axis() == -1 else slice(2, 4)
     old, new = g.shape[space], x.shape[space]
     if old == new:
         return g
     if any(b % a for a, b in zip(old, new, strict=True)):
-        raise ValueError(f"expected sizes that are multiples of {old}, got {new}")
+        raise ValueError(f"expected the size of x to be a multiple of {old}, got {new}")
     factors = tuple(b // a for a, b in zip(old, new, strict=True))
     return layers.UpSampling2D(factors, interpolation={"linear": "bilinear"}.get(interpolation, interpolation))(g)
 
@@ -67,7 +73,7 @@ def resample(g: Any, x: Any, interpolation: str) -> Any:
 
 
 def find(model: Any, name: str) -> Any:
-    """The variable that holds a canonical array."""
+    """Return the variable of a model that holds the weight of this canonical name."""
     path, _, leaf = name.rpartition(".")
     layer = model.get_layer(path.replace(".", "_"))
     if isinstance(layer, layers.BatchNormalization):
@@ -76,12 +82,12 @@ def find(model: Any, name: str) -> Any:
 
 
 def load(model: Any, arrays: Mapping[str, Array]) -> None:
-    """Give a model these arrays, by canonical name."""
+    """Set the weights of a model from arrays by canonical name."""
     for name, array in arrays.items():
         variable = find(model, name)
         variable.assign(as_kernel(array, variable.shape) if variable.name == "kernel" else array)
 
 
 def as_kernel(array: Array, shape: Sequence[int]) -> Array:
-    """(O, I, *k), without axes of 1 or with them, as Keras has it: (*k, I, O)."""
+    """Transpose (O, I, *k), whose axes of size 1 may be missing, to Keras's kernel shape (*k, I, O)."""
     return np.moveaxis(array.reshape(*shape[:-3:-1], *shape[:-2]), (0, 1), (-1, -2))

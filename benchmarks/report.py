@@ -1,4 +1,4 @@
-"""Runs as a report to read: Markdown for the repository, or one HTML page that needs nothing beside it."""
+"""Write runs as a report: Markdown for the repository, or one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Final
 
 from attzoo.files import write
 
-from .picking import place
 from .runs import Run, read
 from .sections import sections
+from .selection import environment
 from .tables import Section, Table
 
 TITLE: Final = "What attention blocks cost"
@@ -19,16 +19,23 @@ SPECIAL: Final = str.maketrans({"<": "&lt;", ">": "&gt;", "&": "&amp;"} | {sign:
 
 
 def report(files: Sequence[Path], *, html: bool = False, across: bool = False) -> str:
-    """The report on result files. Raises ValueError for files of several machines, devices or torches, unless `across`.
+    """Return the report on result files.
 
-    html: one page with pictures instead of Markdown.
+    Args:
+        files: result files.
+        html: return an HTML page with pictures instead of Markdown.
+        across: allow files of different machines.
+
+    Raises:
+        ValueError: there is no file, or the files are of different machines, devices or torch versions.
+
     """
-    runs = joined(files, across=across)
+    runs = read_runs(files, across=across)
     return page(runs) if html else markdown(runs)
 
 
-def joined(files: Sequence[Path], *, across: bool = False) -> list[Run]:
-    """The runs of result files, the oldest first. Raises ValueError where `together` does, and for no file."""
+def read_runs(files: Sequence[Path], *, across: bool = False) -> list[Run]:
+    """Return the runs of result files, the oldest first. Raises ValueError as `report` does."""
     if not files:
         raise ValueError("expected at least one result file, got none")
     runs = sorted((read(path) for path in files), key=lambda run: run.date)
@@ -38,49 +45,51 @@ def joined(files: Sequence[Path], *, across: bool = False) -> list[Run]:
 
 
 def together(runs: Sequence[Run]) -> None:
-    """Raise ValueError for runs that are not of one machine, device and torch."""
+    """Raise ValueError if the runs are of different machines, devices or torch versions."""
     for run in runs[1:]:
-        ours, theirs = place(runs[0]), place(run)
-        for name in dict.fromkeys([*ours, *theirs]):
-            if ours.get(name) != theirs.get(name):
+        expected, got = environment(runs[0]), environment(run)
+        for name in dict.fromkeys([*expected, *got]):
+            if expected.get(name) != got.get(name):
                 raise ValueError(
-                    f"expected runs of one machine, device and torch, got {ours.get(name)} and {theirs.get(name)} for "
-                    f"{name}: their times do not compare; --across puts them side by side all the same"
+                    f"expected runs of one machine, device and torch version, got {name} {expected.get(name)} and "
+                    f"{got.get(name)}; their times are not comparable; --across allows different machines"
                 )
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """Runs as Markdown."""
+    """Return the report on runs as Markdown."""
     return "\n\n".join([f"# {TITLE}", *(part for section in sections(runs) for part in _section(section))]) + "\n"
 
 
 def tables(runs: Sequence[Run]) -> dict[str, str]:
-    """Title of a section -> its tables as Markdown, for pages that show a part."""
-    found = {s.title: [table(part) for part in s.parts if isinstance(part, Table)] for s in sections(runs)}
-    return {title: "\n\n".join(parts) for title, parts in found.items() if parts}
+    """Return the tables of each section as Markdown, by the section's title."""
+    by_title = {s.title: [table(part) for part in s.parts if isinstance(part, Table)] for s in sections(runs)}
+    return {title: "\n\n".join(parts) for title, parts in by_title.items() if parts}
 
 
 def _section(section: Section) -> list[str]:
-    return [f"## {_plain(section.title)}", *(table(p) if isinstance(p, Table) else _plain(p) for p in section.parts)]
+    """Return a section's heading, text and tables as Markdown."""
+    parts = (table(part) if isinstance(part, Table) else _escape(part) for part in section.parts)
+    return [f"## {_escape(section.title)}", *parts]
 
 
-def table(what: Table) -> str:
-    """A table; a group's title is a row of its own, for Markdown knows no other way."""
-    lines = [list(map(_plain, what.head)), ["--:" if number else "---" for number in what.numbers]]
-    for title, rows in what.groups:
+def table(content: Table) -> str:
+    """Return a table as Markdown. A group's title is a row, because Markdown tables have no groups."""
+    lines = [list(map(_escape, content.head)), ["--:" if number else "---" for number in content.numbers]]
+    for title, rows in content.groups:
         if title is not None:
-            lines.append([f"**{_plain(title)}**", *[""] * (len(what.head) - 1)])
-        lines += [list(map(_plain, row)) for row in rows]
+            lines.append([f"**{_escape(title)}**", *[""] * (len(content.head) - 1)])
+        lines += [list(map(_escape, row)) for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it stands."""
+def _escape(text: str) -> str:
+    """Return text on one line with Markdown's special characters escaped."""
     return " ".join(text.split()).translate(SPECIAL)
 
 
 def page(runs: Sequence[Run]) -> str:
-    """Runs as one HTML page: no script, nothing to load, readable in print, in the dark and on a phone."""
+    """Return the report on runs as an HTML page with pictures, without scripts or external files."""
     from jinja2 import Environment, StrictUndefined
 
     from .plots import pictures
@@ -90,7 +99,7 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def picture(files: Sequence[Path], path: Path, *, across: bool = False) -> None:
-    """Write the one picture for a README, PNG, from the latest of the files. Raises ValueError as `report` does."""
+    """Write a summary plot of the latest result file to a PNG file. Raises ValueError as `report` does."""
     from .plots import cost
 
-    write(path, cost(joined(files, across=across)[-1]))
+    write(path, cost(read_runs(files, across=across)[-1]))

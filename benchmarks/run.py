@@ -1,4 +1,4 @@
-"""A whole run: a suite's cases one after the other, with a word on how long it will take, into one file."""
+"""Measure the cases of a suite one after the other, show the progress and write the result file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -20,7 +20,7 @@ from attzoo.extras import install_command
 
 from . import cuda, facts, runs, warm
 from .cases import Case
-from .fleet import fleet
+from .keras_contenders import keras_contenders
 from .measure import Bench, Racer, line, measure
 from .peers import INSTALL
 from .runs import Provider, Row, Run
@@ -29,10 +29,10 @@ from .suites import MINUTES, SUITES, Suite, suite
 from .timer import Pace
 from .workers import BACKENDS
 
-Others = Callable[[Subject], Iterable[Racer]]
+KerasRacers = Callable[[Subject], Iterable[Racer]]
 
 RESULTS: Final = Path(__file__).parent / "results"
-# By clock; of graphs, every replay is a sample of its own.
+# By clock. For "graph", each replay is a sample.
 THOROUGH: Final = {"cpu": Pace(21, 0.02, 5.0), "graph": Pace(200, 0.0), "calls": Pace(30, 0.01, 6.0)}
 SHORT: Final = {"cpu": THOROUGH["cpu"], "graph": Pace(60, 0.0), "calls": Pace(11, 0.005, 2.0)}
 PACE: Final = {
@@ -42,23 +42,61 @@ PACE: Final = {
     "wins": SHORT,
     "networks": SHORT,
 }
-# Of a case's forms, to guess how long it takes.
+# Relative time that a form of a case takes, for the estimate of the remaining time.
 WEIGHT: Final = {"eager": 1.0, "peer compiled": 7.0, "compiled": 15.0, "keras": 8.0}
 
 
 def run(name: str, device: str, blocks: Sequence[str] = (), out: Path | None = None) -> tuple[Run, Path]:
-    """Measure a suite, of these blocks or of all, and write its file; what Ctrl-C cuts short is written too.
+    """Measure a suite and write the result file, also if interrupted by Ctrl-C.
 
-    Raises ValueError for an unknown suite, device or block and FileExistsError for a file that is there, before
-    anything is measured.
+    Args:
+        name: name of the suite.
+        device: "cpu" or "cuda".
+        blocks: names of the blocks to measure; empty for all.
+        out: result file; None for a new one in benchmarks/results.
+
+    Returns:
+        The run and the path of the result file.
+
+    Raises:
+        ValueError: the suite, device or a block is unknown, or CUDA is not available.
+        FileExistsError: the file exists. It is raised before anything is measured.
+
     """
-    chosen = checked(name, device, blocks)
+    chosen = select(name, device, blocks)
     flags = facts.configure(device)
     bench = Bench(device, PACE[name])
     load = facts.load()
     if device == "cuda":
         warm.compile_ahead(chosen.cases)
-    made = Run(
+    result = new_run(name, device, flags, load)
+    path = out or RESULTS / f"{result.date[:10]}_{device}_{name}_{(result.commit or 'unknown')[:7]}.json"
+    runs.check_new(path)
+    with keras_contenders(device, bench.absent) as keras_racers:
+        rows, left = measure_cases(chosen, bench, keras_racers)
+    after = {"load after": facts.load()} | state(device, "after")
+    result = replace(
+        result,
+        rows=rows,
+        left=[str(case) for case in left],
+        absent={package: install(package) for package in sorted(bench.absent)},
+        machine={**result.machine, **after},
+    )
+    runs.write(path, result)
+    return result, path
+
+
+def new_run(name: str, device: str, flags: dict[str, Any], load: Sequence[float]) -> Run:
+    """Return a run without rows, with the current conditions and the machine's limits.
+
+    Args:
+        name: name of the suite.
+        device: "cpu" or "cuda".
+        flags: settings that affect speed.
+        load: load averages before the run.
+
+    """
+    return Run(
         suite=name,
         device=device,
         command=command(),
@@ -71,95 +109,82 @@ def run(name: str, device: str, blocks: Sequence[str] = (), out: Path | None = N
         absent={},
         rows=(),
     )
-    path = out or RESULTS / f"{made.date[:10]}_{device}_{name}_{(made.commit or 'unknown')[:7]}.json"
-    runs.vacant(path)
-    with fleet(device, bench.absent) as others:
-        rows, left = measured(chosen, bench, others)
-    after = {"load after": facts.load()} | state(device, "after")
-    made = replace(
-        made,
-        rows=rows,
-        left=[str(case) for case in left],
-        absent={package: install(package) for package in sorted(bench.absent)},
-        machine={**made.machine, **after},
-    )
-    runs.write(path, made)
-    return made, path
 
 
 def command() -> str:
-    """How the run was started; of files outside the working folder only the names, which say enough."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    return shlex.join(["python", "-m", "benchmarks", *words])
+    """Return the command line, with absolute paths shortened to file names."""
+    arguments = [Path(argument).name if Path(argument).is_absolute() else argument for argument in sys.argv[1:]]
+    return shlex.join(["python", "-m", "benchmarks", *arguments])
 
 
 def install(package: str) -> str:
-    """How to get what was absent."""
+    """Return the command that installs a package."""
     return install_command(package) if package in (*BACKENDS, "keras", "triton") else INSTALL
 
 
 def state(device: str, when: str) -> dict[str, str]:
-    """How hot and fast a GPU is, before and after."""
+    """Return the GPU's clocks and temperature, with `when`, "before" or "after", in the names; empty on a CPU."""
     return {f"{name} {when}": value for name, value in cuda.state().items()} if device == "cuda" else {}
 
 
-def checked(name: str, device: str, blocks: Sequence[str]) -> Suite:
-    """The suite. Raises ValueError for what there is none of."""
-    for what, got, known in (("suite", name, tuple(SUITES)), ("device", device, ("cpu", "cuda"))):
-        if got not in known:
-            raise ValueError(f"{what} must be one of {', '.join(known)}, got {got!r}")
+def select(name: str, device: str, blocks: Sequence[str]) -> Suite:
+    """Return the suite of these blocks, or of all. Raises ValueError for an unknown name, device or block."""
+    for argument, value, known in (("suite", name, tuple(SUITES)), ("device", device, ("cpu", "cuda"))):
+        if value not in known:
+            raise ValueError(f"{argument} must be one of {', '.join(known)}, got {value!r}")
     if (name, device) not in MINUTES:
         raise ValueError(f"suite {name} needs a CUDA device, got {device}")
     unknown = [block for block in blocks if block not in attzoo.names()]
     if unknown:
-        raise ValueError(f"blocks must be of {', '.join(attzoo.names())}, got {', '.join(unknown)}")
+        raise ValueError(f"blocks must be among {', '.join(attzoo.names())}, got {', '.join(unknown)}")
     return suite(name, device, blocks)
 
 
-def measured(chosen: Suite, bench: Bench, others: Others) -> tuple[list[Row], Sequence[Case]]:
-    """Rows of the cases that there is time for, and the cases for which there is none, or that Ctrl-C prevents."""
+def measure_cases(chosen: Suite, bench: Bench, keras_racers: KerasRacers) -> tuple[list[Row], Sequence[Case]]:
+    """Measure cases until the suite's time is over or Ctrl-C; return the rows and the remaining cases."""
     rows: list[Row] = []
-    began = monotonic()
-    with progress() as shown:
-        task = shown.add_task("", total=len(chosen.cases), left="")
+    start = monotonic()
+    with progress() as display:
+        task = display.add_task("", total=len(chosen.cases), left="")
         for number, case in enumerate(chosen.cases):
-            spent = monotonic() - began
-            if spent > 60 * chosen.minutes:
+            elapsed = monotonic() - start
+            if elapsed > 60 * chosen.minutes:
                 return rows, chosen.cases[number:]
-            left = f"about {minutes_left(chosen, number, spent):.0f} min left"
-            shown.update(task, completed=number, description=str(case), left=left)
+            left = f"about {minutes_left(chosen, number, elapsed):.0f} min left"
+            display.update(task, completed=number, description=str(case), left=left)
             try:
-                rows += measure(case, bench, others)
+                rows += measure(case, bench, keras_racers)
             except KeyboardInterrupt:
                 return rows, chosen.cases[number:]
-            except Exception as err:   # out of memory, a device that gave up: what was measured until then is kept
+            except Exception as err:   # for example out of memory; the other cases are still measured
                 rows.append(Row(case, Provider("attzoo"), "failed", why=line(err)))
-        shown.update(task, completed=len(chosen.cases), description="done", left="")
+        display.update(task, completed=len(chosen.cases), description="done", left="")
     return rows, ()
 
 
-def minutes_left(chosen: Suite, number: int, spent: float) -> float:
-    """A guess: the rest takes as long as what was measured in `spent` seconds, by weight; no longer than there is."""
+def minutes_left(chosen: Suite, number: int, elapsed: float) -> float:
+    """Estimate the minutes for the cases from `number` on, by WEIGHT, after `elapsed` seconds; at most what is left."""
     weights = [sum(WEIGHT[form] for form in case.forms) for case in chosen.cases]
     done, rest = sum(weights[:number]), sum(weights[number:])
-    guess = spent / done * rest / 60 if done else chosen.minutes
-    return min(guess, chosen.minutes - spent / 60)
+    estimate = elapsed / done * rest / 60 if done else chosen.minutes
+    return min(estimate, chosen.minutes - elapsed / 60)
 
 
 def progress() -> Progress:
-    """A bar on standard error; where that is no terminal, nothing."""
-    said = TextColumn("{task.fields[left]}"), TextColumn("{task.description}")
+    """Return a progress bar on standard error, disabled if that is not a terminal."""
+    texts = TextColumn("{task.fields[left]}"), TextColumn("{task.description}")
     console = Console(stderr=True)
-    return Progress(BarColumn(24), MofNCompleteColumn(), *said, console=console, disable=not console.is_terminal)
+    return Progress(BarColumn(24), MofNCompleteColumn(), *texts, console=console, disable=not console.is_terminal)
 
 
-def summary(made: Run) -> str:
-    """What came of a run, in a line or two."""
-    counts = Counter(row.verdict for row in made.rows if row.provider.library == "attzoo")
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    lines = [f"{len(made.rows)} rows; of attzoo's, {said or 'none'}"]
-    if made.left:
-        lines.append(f"{len(made.left)} cases left out, for time: {made.left[0]} and after")
-    if made.absent:
-        lines.append(f"not installed: {', '.join(made.absent)}; {' && '.join(dict.fromkeys(made.absent.values()))}")
+def summary(result: Run) -> str:
+    """Return the counts of rows and verdicts, the number of omitted cases, and the packages that are not installed."""
+    counts = Counter(row.verdict for row in result.rows if row.provider.library == "attzoo")
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    lines = [f"{len(result.rows)} rows; of attzoo's, {verdicts or 'none'}"]
+    if result.left:
+        lines.append(f"{len(result.left)} cases left out for time, from {result.left[0]} on")
+    if result.absent:
+        commands = " && ".join(dict.fromkeys(result.absent.values()))
+        lines.append(f"not installed: {', '.join(result.absent)}; to install: {commands}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a run leaves behind: one JSON file with its conditions, and a row for every provider of every case."""
+"""The result file of a run: JSON with the conditions, and a row for every provider of every case."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from .cases import Case
 from .timer import Spread
 
 SCHEMA: Final = 2
-LEAST: Final = 0.05   # by which times differ, or are the same: code in another place in memory differs as much
+LEAST: Final = 0.05   # least relative difference of "faster" and "slower": other code addresses change times as much
 STATUS: Final = ("timed", "unsteady", "wrong", "failed")
 
 
 @dataclass(frozen=True)
 class Provider:
-    """Who computes a case.
+    """An implementation that computes a case.
 
-    library: "attzoo", a peer ("timm", "MONAI", "torchvision"), "plain" for the same written directly in the framework,
-    or "copy", which only copies the first input: what moving it once costs.
-    backend: "torch", "tensorflow" or "jax"; Keras's on torch is "keras-torch".
-    form: "eager"; "triton", the fused kernels; "compiled", "compiled, no layout" (layout_optimization=False),
-    "compiled, channels last"; "fused", the U-Net with its norms folded in;
-    for Keras "traced" and "jit".
+    Attributes:
+        library: "attzoo"; a peer ("timm", "MONAI", "torchvision"); "plain", the same written directly in the framework;
+            or "copy", which only copies the first input.
+        backend: "torch", "tensorflow" or "jax"; "keras-torch" for Keras on torch.
+        form: "eager"; "triton", the fused kernels; "compiled"; "compiled, no layout" (layout_optimization=False);
+            "compiled, channels last"; "fused", the U-Net with its norms folded into the convolutions; for Keras also
+            "traced" and "jit".
+
     """
 
     library: str
@@ -45,19 +47,28 @@ FUSED: Final = Provider("attzoo", form="triton")
 
 @dataclass(frozen=True)
 class Row:
-    """One provider in one case.
+    """The result of one provider in one case.
 
-    status: "timed"; "unsteady" where the copy or the control moved and repeating did not help; "wrong" when an output
-    or a gradient was off, and "failed" when it raised: neither is timed, `why` says what happened.
-    error: largest deviation of output and gradients from the float64 meaning, as a part of its norm.
-    clock: "cpu", seconds of one thread's CPU time; "graph", of CUDA graphs replayed; "calls", from Python on CUDA.
-    seconds: quartiles of a call. least, samples: the smallest and how many.
-    copies: this provider's time / that of copying the first input, paired by rounds.
-    ratio: this provider's time / the reference's, paired by rounds; control: the reference / itself in these rounds.
-    reference: whom `ratio` is to, as str(Provider), None for rows without.
-    kept: bytes that autograd keeps besides inputs and parameters; peak: most bytes of tensors alive besides inputs and
-    weights in a training step.
-    moved: bytes that cannot be avoided, each input read and each result written once; flops: twice the multiply-adds.
+    Attributes:
+        case: the case.
+        provider: the provider.
+        status: "timed"; "unsteady", timed but varying too much, also when timed again; "wrong", not timed because the
+            output or a gradient has too large an error; "failed", not timed because an exception was raised.
+        why: the reason for a status other than "timed".
+        error: largest relative error of output and gradients, by norm, compared with float64.
+        clock: "cpu", the CPU time of one thread; "graph", replayed CUDA graphs; "calls", calls from Python on CUDA.
+        seconds: quartiles of the seconds per call.
+        least: least seconds per call.
+        samples: number of samples.
+        copies: the provider's time / the time of copying the first input, paired by rounds.
+        reference: str(Provider) of the reference; None for rows without one.
+        ratio: the provider's time / the reference's, paired by rounds.
+        control: the reference's time / its own in another turn, paired by rounds.
+        kept: bytes that autograd saves for the backward pass, besides inputs and parameters.
+        peak: most bytes of tensors in use at once in a training step, besides inputs and weights.
+        moved: least bytes to read and write, each input, weight and result once.
+        flops: floating-point operations, twice the multiply-adds.
+
     """
 
     case: Case
@@ -80,22 +91,36 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """What the times say: "faster" or "slower" by LEAST or more, the quartiles of ratio and control apart."""
+        """Return "faster", "slower" or "same" than the reference, or the status if there is no ratio.
+
+        "faster" and "slower" require a difference of LEAST and disjoint quartiles of ratio and control.
+        """
         if self.status != "timed" or self.ratio is None or self.control is None:
             return self.status
         if self.ratio.low > max(1.0, self.control.high) and self.ratio.median > 1 + LEAST:
             return "slower"
-        below = self.ratio.high < min(1.0, self.control.low) and self.ratio.median < 1 / (1 + LEAST)
-        return "faster" if below else "same"
+        faster = self.ratio.high < min(1.0, self.control.low) and self.ratio.median < 1 / (1 + LEAST)
+        return "faster" if faster else "same"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A whole result file.
+    """The contents of a result file.
 
-    suite: "quick", "full" or "kernels". device: "cpu" or "cuda". machine, versions, flags: name -> value, printable.
-    ceilings: name -> number, what this machine can do: "copy GB/s", "L2 GB/s", "launch us".
-    absent: package -> how to install it. left: cases that time ran out for, as str(Case).
+    Attributes:
+        suite: name of the suite.
+        device: "cpu" or "cuda".
+        command: the command line.
+        date: start of the run, ISO 8601.
+        commit: the measured commit; None if unknown.
+        machine: printable facts by name.
+        versions: versions of packages by name; None if not installed.
+        flags: settings that affect speed, by name.
+        ceilings: limits of the machine by name, such as "copy GB/s".
+        absent: install command by package that is not installed.
+        rows: the results.
+        left: cases for which there was no time, as str(Case).
+
     """
 
     suite: str
@@ -113,44 +138,46 @@ class Run:
 
 
 def write(path: Path, run: Run) -> None:
-    """Write a run as JSON; the file appears whole or not at all. Raises FileExistsError rather than replace a run."""
-    vacant(path)
+    """Write a run as JSON, atomically. Raises FileExistsError if the file exists."""
+    check_new(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"schema": SCHEMA} | asdict(run) | {"rows": [_flat(row) for row in run.rows]}
-    files.write(path, (json.dumps(whole, indent=1) + "\n").encode())
+    contents = {"schema": SCHEMA} | asdict(run) | {"rows": [_to_json(row) for row in run.rows]}
+    files.write(path, (json.dumps(contents, indent=1) + "\n").encode())
 
 
-def vacant(path: Path) -> None:
-    """Raise FileExistsError where there is a file."""
+def check_new(path: Path) -> None:
+    """Raise FileExistsError if the file exists."""
     if path.exists():
-        raise FileExistsError(f"expected a new file for a run, got {path}, which exists: runs are never merged")
+        raise FileExistsError(f"expected a new result file, got {path}, which exists; pass another file with --out")
 
 
 def read(path: Path) -> Run:
-    """A run as `write` wrote it. Raises ValueError for what is no run of this schema."""
+    """Read a result file. Raises ValueError if it is not a result file of this schema."""
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        contents = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as err:
-        raise ValueError(f"expected a run's JSON in {path}, got: {err}") from None
-    if not isinstance(whole, dict) or whole.pop("schema", None) != SCHEMA:
-        raise ValueError(f"expected a run of schema {SCHEMA} in {path}, got another or none: make it anew")
+        raise ValueError(f"expected a result file in JSON, got {path}: {err}") from None
+    schema = contents.pop("schema", None) if isinstance(contents, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"expected a result file of schema {SCHEMA}, got schema {schema} in {path}; run it again")
     try:
-        return Run(**whole | {"rows": [_row(row) for row in whole["rows"]]})
+        return Run(**contents | {"rows": [_from_json(row) for row in contents["rows"]]})
     except (KeyError, TypeError, AttributeError) as err:
-        raise ValueError(f"expected a run of schema {SCHEMA} in {path}, got one with something missing: {err}") from err
+        raise ValueError(f"expected a result file of schema {SCHEMA}, got an invalid one in {path}: {err}") from err
 
 
-def _flat(row: Row) -> dict[str, Any]:
-    """A row as JSON has it, without what says nothing."""
-    whole = asdict(row)
-    del whole["case"]["forms"]
-    return {name: value for name, value in whole.items() if value is not None}
+def _to_json(row: Row) -> dict[str, Any]:
+    """Return a row as a dict for JSON, without None and the case's forms."""
+    values = asdict(row)
+    del values["case"]["forms"]
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _row(flat: dict[str, Any]) -> Row:
-    case = Case(**flat["case"] | {"shapes": tuple(map(tuple, flat["case"]["shapes"]))})
-    spreads = {f.name: Spread(**flat[f.name]) for f in fields(Row) if "Spread" in str(f.type) and f.name in flat}
-    row = Row(**flat | {"case": case, "provider": Provider(**flat["provider"])} | spreads)
+def _from_json(values: dict[str, Any]) -> Row:
+    """Return the row of a dict from JSON. Raises KeyError or TypeError if fields are missing or invalid."""
+    case = Case(**values["case"] | {"shapes": tuple(map(tuple, values["case"]["shapes"]))})
+    spreads = {f.name: Spread(**values[f.name]) for f in fields(Row) if "Spread" in str(f.type) and f.name in values}
+    row = Row(**values | {"case": case, "provider": Provider(**values["provider"])} | spreads)
     if row.status not in STATUS:
-        raise TypeError(f"status {row.status!r}, known: {', '.join(STATUS)}")
+        raise TypeError(f"status must be one of {', '.join(STATUS)}, got {row.status!r}")
     return row

@@ -1,7 +1,7 @@
-"""The protocol: providers take turns in rounds, so that what slows the machine slows them all; ratios within a round.
+"""Time providers in turns. All providers take a turn in each round, and ratios are taken within a round.
 
-A turn calls a provider so many times and says how long one call took. The clocks that turns are made on: `Cpu` here,
-CUDA's in cuda.py, other processes' in workers.py.
+A slowdown of the machine then affects all providers alike. A turn calls a provider repeatedly and returns the seconds
+per call. The clocks are `Cpu` here, those in cuda.py, and those of other processes in workers.py.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from statistics import quantiles
 from time import thread_time
 from typing import Any, Final
 
-FEWEST: Final = 7   # rounds, of which quartiles still say something
-KEPT: Final = 8   # results; of the smallest block that is timed they make 50 MB, more than a core's share of cache
-Call = Callable[[], Any]        # what is timed; its result is kept, or waited for
-Turn = Callable[[int], float]   # so many calls -> seconds that one of them took
+FEWEST: Final = 7   # rounds: the fewest with meaningful quartiles
+KEPT: Final = 8     # results kept alive: 50 MB for the smallest timed block, more than a core's share of the cache
+Call = Callable[[], Any]        # the call to time; its result is kept alive or waited for
+Turn = Callable[[int], float]   # number of calls -> seconds per call
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How many rounds, how many seconds a turn fills with calls, and for how many seconds all rounds may last."""
+    """The number of rounds, the seconds that a turn fills with calls, and the limit in seconds for all rounds."""
 
     rounds: int
     turn: float
@@ -32,7 +32,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Spread:
-    """Quartiles of a sample."""
+    """The quartiles of a sample."""
 
     low: float
     median: float
@@ -40,35 +40,35 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """The quartiles of at least two values."""
+    """Return the quartiles of at least two values."""
     return Spread(*quantiles(values, n=4, method="inclusive"))
 
 
 def paired(times: Mapping[str, Sequence[float]], name: str, reference: str) -> Spread:
-    """Quartiles of the ratio of two providers' times, taken round by round: what slows a whole round cancels."""
+    """Return the quartiles over rounds of a provider's time / the reference's time in the same round."""
     return spread([a / b for a, b in zip(times[name], times[reference], strict=True)])
 
 
 def interleave(turns: Mapping[str, Turn], pace: Pace) -> dict[str, list[float]]:
-    """Seconds per call of each provider in every round.
+    """Return the seconds per call of each provider in every round.
 
-    One round gives each provider a turn, in an order drawn anew: what a provider leaves in the cache and in the
-    allocator, the next one finds, and that must not always be the same one. Within a turn a provider is called as often
-    as fits, once at least; where all rounds would last too long there are fewer, FEWEST at least.
+    Each provider has one turn in a round. The order is shuffled in every round, because a provider is affected by what
+    the previous one leaves in the cache and the allocator. A turn makes as many calls as fit into `pace.turn` seconds,
+    at least one. If all rounds would exceed `pace.limit` seconds, there are fewer, at least FEWEST.
     """
-    repeats, lasts = {}, 1e-6
+    repeats, round_seconds = {}, 1e-6
     for name, turn in turns.items():
-        turn(1)   # the first call pays for what is set up once
-        once = max(turn(1), 1e-6)
-        repeats[name] = max(1, int(pace.turn / once))
-        lasts += repeats[name] * once
+        turn(1)   # the first call includes one-time work
+        seconds = max(turn(1), 1e-6)
+        repeats[name] = max(1, int(pace.turn / seconds))
+        round_seconds += repeats[name] * seconds
     times: dict[str, list[float]] = {name: [] for name in turns}
-    order, drawn = list(turns), Random(0)
+    order, random = list(turns), Random(0)
     gc.collect()
     gc.disable()
     try:
-        for _ in range(max(min(FEWEST, pace.rounds), int(min(pace.rounds, pace.limit / lasts)))):
-            drawn.shuffle(order)
+        for _ in range(max(min(FEWEST, pace.rounds), int(min(pace.rounds, pace.limit / round_seconds)))):
+            random.shuffle(order)
             for name in order:
                 times[name].append(turns[name](repeats[name]))
     finally:
@@ -77,11 +77,11 @@ def interleave(turns: Mapping[str, Turn], pace: Pace) -> dict[str, list[float]]:
 
 
 class Cpu:
-    """Turns on the CPU time of this thread, which does not count while another program has the core.
+    """Turns timed by the CPU time of this thread, which other programs do not add to.
 
-    The last results of all providers are kept alive, so that every call writes to memory that is not in the cache, as
-    in a network. Without that it is up to the allocator how many places a provider's results take turns in, and three
-    instead of two made a small block 10 % slower.
+    The last KEPT results of all providers are kept alive, so that every call writes to memory that is not in the cache,
+    as in a network. Otherwise the allocator would determine over how many addresses the results rotate; three instead
+    of two made a small block 10 % slower.
     """
 
     def __init__(self, clock: Callable[[], float] = thread_time) -> None:
@@ -89,12 +89,12 @@ class Cpu:
         self.kept: deque[object] = deque(maxlen=KEPT)
 
     def turn(self, call: Call) -> Turn:
-        """Turns of `call`."""
+        """Return a turn that makes this call."""
 
         def take(repeats: int) -> float:
-            began = self.clock()
+            start = self.clock()
             for _ in range(repeats):
                 self.kept.append(call())
-            return (self.clock() - began) / repeats
+            return (self.clock() - start) / repeats
 
         return take

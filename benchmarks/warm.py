@@ -1,6 +1,6 @@
-"""Compile the fused kernels of a suite ahead, in many processes: Triton keeps on disk what it has compiled.
+"""Compile the fused kernels of a suite in parallel processes before timing. Triton caches compiled kernels on disk.
 
-Compiling takes a second or two for each kernel, dtype and layout, one after the other when cases are timed.
+Compiling takes one or two seconds for each kernel, dtype and layout, one after the other while cases are timed.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from typing import Final
 
 from .cases import Case
 
-PROCESSES: Final = 12   # each holds a CUDA context and one case's tensors
+PROCESSES: Final = 12   # each has a CUDA context and the tensors of one case
 
 
 def compile_ahead(cases: Sequence[Case]) -> None:
-    """Call the fused form of every case once; what fails here will be reported where it is timed."""
-    wanted = [case for case in cases if case.block != "none"]
-    workers = min(PROCESSES, os.cpu_count() or 1, len(wanted))
+    """Call the fused form of every case once, in parallel processes. Errors are ignored: timing reports them."""
+    with_block = [case for case in cases if case.block != "none"]
+    workers = min(PROCESSES, os.cpu_count() or 1, len(with_block))
     if workers > 1:
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            for outcome in [pool.submit(_call, case) for case in wanted]:
-                outcome.exception()
+            for future in [pool.submit(_call, case) for case in with_block]:
+                future.exception()
 
 
 def _call(case: Case) -> None:
+    """Call the fused form of a case once."""
     import torch
 
     from .providers import contenders
@@ -35,7 +36,7 @@ def _call(case: Case) -> None:
     from .subjects import subject
 
     torch.set_num_threads(1)
-    if case.network:   # its kernels are the same for fewer images, and processes share the memory
+    if case.network:   # fewer images need the same kernels; the processes share the device's memory
         case = replace(case, shapes=tuple((min(16, shape[0]), *shape[1:]) for shape in case.shapes))
     for contender in contenders(subject(case, "cuda")):
         if contender.provider == FUSED:

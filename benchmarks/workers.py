@@ -1,10 +1,10 @@
-"""Keras's backends, each in a process of its own, for a process has one: the side that asks, free of any framework.
+"""Run Keras in separate processes, one for each backend, because a process can have only one Keras backend.
 
     with Worker("tensorflow") as worker:
-        run = worker.prepare("ours", job)       # a Run: outputs and gradients, to be held against the float64 meaning
-        seconds = worker.time("ours", repeats)  # of one call
+        run = worker.prepare("ours", job)       # a Run: output and gradients
+        seconds = worker.time("ours", repeats)  # seconds per call
 
-`worker.py` is the side that answers.
+This module is the client and imports no framework. worker.py is the server, which runs in the process.
 """
 
 from __future__ import annotations
@@ -32,21 +32,29 @@ BACKENDS: Final = ("tensorflow", "jax", "torch")
 FORMS: Final = {"tensorflow": ("eager", "traced", "jit"), "jax": ("eager", "traced"), "torch": ("eager",)}
 CHILD: Final = ("-m", "benchmarks.worker")
 ONE_THREAD: Final = {
-    "OMP_NUM_THREADS": "1",   # torch's, and oneDNN's
+    "OMP_NUM_THREADS": "1",   # of torch and oneDNN
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",
-    "NPROC": "1",             # XLA's under JAX; under TensorFlow it computes in TensorFlow's
+    "NPROC": "1",             # of XLA under JAX; under TensorFlow, XLA uses TensorFlow's threads
 }
 
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to compute in Keras.
+    """A block, weights and inputs to compute in Keras.
 
-    library: "attzoo", or "plain" for the same written directly in Keras. config: all of the spec's arguments.
-    arrays: by canonical name. inputs, cotangent: channels first. dtype, layout: as in `cases`.
-    mode: one of cases.BOTH. form: one of FORMS; "traced" is tf.function or jax.jit, "jit" with
-    jit_compile=True.
+    Attributes:
+        library: "attzoo", or "plain" for the block in Keras's own layers.
+        block: name of the block.
+        config: all arguments of the block's spec.
+        arrays: weights by canonical name.
+        inputs: inputs, channels first.
+        cotangent: gradient of the output, channels first.
+        dtype: one of cases.DTYPES.
+        layout: one of cases.LAYOUTS.
+        mode: one of cases.BOTH.
+        form: one of FORMS; "traced" is tf.function or jax.jit, "jit" is tf.function(jit_compile=True).
+
     """
 
     library: str
@@ -62,21 +70,26 @@ class Job:
 
 
 class Failed(RuntimeError):
-    """A process of Keras could not do what it was asked, and why."""
+    """A request to a Keras process failed; the message has the reason."""
 
 
 def available() -> dict[str, str | None]:
-    """Backend -> None where it can be used, else what is missing. Imports none of them."""
+    """Return for each backend what is not installed, or None if it can be used. Does not import the backends."""
     missing = {name: [part for part in ("keras", name) if find_spec(part) is None] for name in BACKENDS}
     return {name: f"not installed: {', '.join(parts)}" if parts else None for name, parts in missing.items()}
 
 
 class Worker:
-    """A process with Keras on one backend, that lives until `close`, or the end of a `with`.
+    """A process with Keras on one backend, which runs until `close` or the end of a `with` statement.
 
-    device: "cpu", where it has one thread, or "cuda". limit: seconds for any one answer. A process that takes longer
-    ends itself, and it ends with the one that started it. A new one takes the place of one that ended when something
-    is prepared next; what the old one had prepared is lost.
+    A process that exceeds the limit ends itself. It also ends with its parent process. After it ended, the next
+    `prepare` starts a new one, without the jobs that the old one had prepared.
+
+    Args:
+        backend: one of BACKENDS.
+        device: "cpu", with one thread, or "cuda".
+        limit: limit in seconds for each request.
+
     """
 
     def __init__(self, backend: str, device: str = "cpu", limit: float = 300.0) -> None:
@@ -92,24 +105,23 @@ class Worker:
         self.close()
 
     def start(self) -> None:
-        """Start the process, unless it runs. Raises Failed where it cannot compute on that device."""
+        """Start the process unless it is running. Raises Failed if the backend cannot use the device."""
         if self.process:
             return
-        self.link, theirs = Pipe()
-        self.errors = tempfile.TemporaryFile()   # noqa: SIM115   # not a pipe, which would have to be emptied
-        words = [sys.executable, *CHILD, self.backend, self.device, str(theirs.fileno())]
+        self.link, remote = Pipe()
+        self.errors = tempfile.TemporaryFile()   # noqa: SIM115   # a pipe would block when full
         self.process = subprocess.Popen(
-            words,
+            [sys.executable, *CHILD, self.backend, self.device, str(remote.fileno())],
             env=os.environ | environment(self.backend, self.device),
             cwd=Path(__file__).parent.parent,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[remote.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self.errors,
             stderr=self.errors,
         )
-        theirs.close()
+        remote.close()
         try:
-            self.flags = self._ask("flags")
+            self.flags = self._request("flags")
         except Failed:
             self.close()
             raise
@@ -120,60 +132,66 @@ class Worker:
             self._end(5)
 
     def prepare(self, key: str, job: Job) -> Run:
-        """Make a block and what it takes, run it once, keep it under `key`; what came of it, float64, channels first.
+        """Create the block and inputs of a job, compute it once and save it under `key` for `time`.
 
-        In inference the gradients are empty. Raises Failed.
+        Returns:
+            Output and gradients, float64, channels first; no gradients in inference.
+
+        Raises:
+            Failed: an exception was raised in the process, or the process ended.
+
         """
         self.start()
-        return cast(Run, self._ask("prepare", key, job))
+        return cast(Run, self._request("prepare", key, job))
 
     def time(self, key: str, repeats: int) -> float:
-        """Seconds of one call of what was prepared under `key`: of CPU time of the process, or on CUDA of the clock.
+        """Call the job saved under `key` repeatedly; return the seconds per call, CPU time or on CUDA wall time.
 
         Raises Failed.
         """
         if not self.process:
-            raise Failed(f"{key} was lost when its process, Keras on {self.backend}, ended")
-        return cast(float, self._ask("time", key, repeats))
+            raise Failed(f"expected a process with {key}, got none: Keras on {self.backend} has ended; prepare again")
+        return cast(float, self._request("time", key, repeats))
 
     def forget(self) -> None:
-        """Free everything that was prepared."""
+        """Free all jobs."""
         if self.process:
-            self._ask("forget")
+            self._request("forget")
 
-    def _ask(self, name: str, *arguments: object) -> Any:
+    def _request(self, method: str, *arguments: object) -> Any:
+        """Call a method of `worker.Bench` in the process and return its result. Raises Failed."""
         try:
-            self.link.send((ceil(self.limit), name, arguments))
-            done, answer = self.link.recv()
+            self.link.send((ceil(self.limit), method, arguments))
+            succeeded, answer = self.link.recv()
         except (EOFError, OSError):
             raise Failed(f"Keras on {self.backend} {self._end(5)}") from None
-        except BaseException:   # an answer that nobody took would be taken for the next one
+        except BaseException:   # an unread answer would be taken for that of the next request
             self._end(0)
             raise
-        if not done:
+        if not succeeded:
             raise Failed(answer)
         return answer
 
-    def _end(self, patience: float) -> str:
-        """End the process, after that many seconds by force, and how it ended."""
+    def _end(self, timeout: float) -> str:
+        """Wait up to `timeout` seconds for the process to end, kill it otherwise, and return a text on how it ended."""
         process, self.process = self.process, None
         assert process is not None
         self.link.close()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(patience)   # it ends by itself when it finds nobody there, unless it is busy
+            process.wait(timeout)   # an idle process ends when the connection is closed
         process.kill()
         code = process.wait()
         self.errors.seek(0)
-        said = self.errors.read().decode(errors="replace").strip().splitlines()[-3:]
+        last_lines = self.errors.read().decode(errors="replace").strip().splitlines()[-3:]
         self.errors.close()
         if code == -signal.SIGALRM:
             return f"took more than {self.limit:g} s"
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        return ": ".join([how, *([" / ".join(said)] if said else [])])
+        ending = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        return ": ".join([ending, *([" / ".join(last_lines)] if last_lines else [])])
 
 
 def environment(backend: str, device: str) -> dict[str, str]:
-    """Variables that a process of Keras must have before it begins: frameworks read them when they are loaded."""
+    """Return the environment variables of a Keras process. Frameworks read them when they are imported."""
     shared = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
     if device == "cuda":
         return shared | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}

@@ -1,6 +1,6 @@
-"""The block of docs/adding-a-block.md joins attzoo by its folder and three lines: everything finds it.
+"""Add the block of docs/adding-a-block.md to a copy of the repository, where tests, docs and commands must include it.
 
-Run by .ci/run, in a minute or two: pytest -n0 tests/adding_a_block.py. It works in a copy of the repository.
+.ci/run runs it: pytest -n0 tests/adding_a_block.py. It takes one or two minutes.
 """
 
 import os
@@ -17,7 +17,7 @@ from test_docs import ROOT, fences
 from attzoo import registry
 
 BLOCK = "attzoo/blocks/diagonal"
-LINES = {   # file: the line before which the block's goes, and the line
+LINES = {   # file -> the text before which a line is inserted, and the line
     "attzoo/registry.py": ("}\nNETWORKS", '    "diagonal": "attzoo.blocks.diagonal:Diagonal",\n'),
     "attzoo/torch.py": ("    from .unet.torch", "    from .blocks.diagonal.torch import Diagonal as Diagonal\n"),
     "attzoo/keras.py": ("    from .unet.keras", "    from .blocks.diagonal.keras import Diagonal as Diagonal\n"),
@@ -52,14 +52,15 @@ AOT = """
 import sys
 import torch, aot
 cases = [case for name, case in aot.CASES if name == "diagonal"]
-found = {it for case in cases for it in aot.launches(90, "diagonal", case, (32, 128, 32, 32), torch.float32, False)}
-results = {str(it): aot.compiled(90, it) for it in found}
-print(len(found), {it: text for it, (text, wrong) in results.items() if wrong})
+shape = 32, 128, 32, 32
+launches = {launch for case in cases for launch in aot.launches(90, "diagonal", case, shape, torch.float32, False)}
+results = {str(launch): aot.compiled(90, launch) for launch in launches}
+print(len(launches), {launch: text for launch, (text, exceeds_limit) in results.items() if exceeds_limit})
 """
 
 
 def relative(text):
-    """The text of a file of the page with imports as they are inside attzoo."""
+    """Return the text of a file of the page with relative imports, as inside attzoo."""
     text = re.sub(r"from attzoo\.blocks\.", "from ..", text)
     text = re.sub(r"from attzoo\.", "from ...", re.sub(r"from attzoo import", "from ... import", text))
     return text.replace('@keras.saving.register_keras_serializable(package="acme_attention")', "@ops.register").replace(
@@ -68,7 +69,7 @@ def relative(text):
 
 
 def add(root):
-    """Everything that the pages say, in a copy of the repository."""
+    """Add the block to a copy of the repository, following the pages."""
     for page in ("adding-a-block.md", "adding-a-kernel.md"):
         for _, _, file, text in fences(ROOT / "docs" / page):
             if file and file.startswith("acme_attention/diagonal/"):
@@ -87,7 +88,7 @@ def add(root):
 
 
 def run(root, *command, may_fail=False, **env):
-    """What Python prints, with the copy in place of attzoo."""
+    """Run Python with the copy of attzoo and return its output. Asserts that it exits with 0 unless `may_fail`."""
     paths = f"{root}{os.pathsep}{root / 'tests'}"
     env = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"} | env
     env = {name: value for name, value in env.items() if not name.startswith("PYTEST_")}
@@ -98,9 +99,10 @@ def run(root, *command, may_fail=False, **env):
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
+    """Provide the root of a copy of the repository with the block."""
     root = tmp_path_factory.mktemp("copy") / "attzoo"
-    left_out = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "*.egg-info", ".gpu", ".venv", "venv")
-    shutil.copytree(ROOT, root, ignore=left_out)
+    ignored = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "*.egg-info", ".gpu", ".venv", "venv")
+    shutil.copytree(ROOT, root, ignore=ignored)
     add(root)
     return root
 
@@ -108,27 +110,26 @@ def copy(tmp_path_factory):
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly")
 
 
-def test_every_test_of_all_blocks_includes_it(copy):
-    """A test that is parametrized by all of our blocks is parametrized by the new one too."""
+def test_tests_parametrized_by_all_blocks_include_the_new_one(copy):
     ids = run(copy, *PYTEST, "-n0", "--collect-only", "tests").splitlines()
-    seen = defaultdict(set)
+    words = defaultdict(set)
     for test in ids:
         function, _, parameters = test.partition("[")
-        seen[function].update(re.findall(r"[a-z_]+", parameters))
+        words[function].update(re.findall(r"[a-z_]+", parameters))
     known = set(registry.BLOCKS)
-    every = {function for function, names in seen.items() if len(known & names) >= len(known) - 1}
-    assert len({function.partition("::")[0] for function in every}) > 15
-    missing = sorted(function for function in every if "diagonal" not in seen[function] and function not in SINGLE)
+    of_all_blocks = {function for function, names in words.items() if len(known & names) >= len(known) - 1}
+    assert len({function.partition("::")[0] for function in of_all_blocks}) > 15
+    missing = [name for name in sorted(of_all_blocks) if "diagonal" not in words[name] and name not in SINGLE]
     assert not missing, "\n".join(missing)
 
 
-SINGLE = (   # tests of the messages of single arguments
+SINGLE = (   # tests of error messages for single arguments
     "tests/test_values.py::test_bad_arguments",
     "tests/test_hints.py::test_an_unknown_argument_gets_the_nearest_name",
 )
 
 
-def test_all_tests_pass_with_it(copy):
+def test_all_tests_of_the_new_block_pass(copy):
     out = run(copy, *PYTEST, "-n2", "-k", "diagonal", "tests", may_fail=True)
     counts = re.search(r"(\d+) passed", out)
     assert counts, out[-3000:]
@@ -137,14 +138,14 @@ def test_all_tests_pass_with_it(copy):
     assert "error" not in out.splitlines()[-1], out[-5000:]
 
 
-def test_its_kernels_compile_for_a_gpu(copy):
+def test_the_kernels_of_the_new_block_compile_for_a_gpu(copy):
     pytest.importorskip("triton")
     count, _, wrong = run(copy, "-c", AOT, TRITON_INTERPRET="0").strip().splitlines()[-1].partition(" ")
     assert int(count) >= 4
     assert wrong == "{}"
 
 
-def test_the_benchmark_the_pages_and_the_command_line_have_it(copy):
+def test_benchmark_pages_and_command_line_include_the_new_block(copy):
     suites = "from benchmarks.suites import suite; print({case.block for case in suite('quick', 'cpu').cases})"
     assert "diagonal" in run(copy, "-c", suites)
     sources = "from benchmarks.suites import reference; print(reference('diagonal').module)"
@@ -156,16 +157,17 @@ def test_the_benchmark_the_pages_and_the_command_line_have_it(copy):
 
 
 def without(text):
-    """Leave a text out; of a name, all that is left is another name."""
-    other = "OTHER" if text.isupper() else ""
-    return lambda copy, file: (copy / file).write_text((copy / file).read_text().replace(text, other))
+    """Return a function that removes a text from a file, or renames a constant to OTHER."""
+    replacement = "OTHER" if text.isupper() else ""
+    return lambda copy, file: (copy / file).write_text((copy / file).read_text().replace(text, replacement))
 
 
 def no_file(copy, file):
+    """Remove a file."""
     (copy / file).unlink()
 
 
-PARTS = {   # what is left out: the file, how, the tests that turn red, what they say
+PARTS = {   # omitted part -> its file, function that removes it, test file that fails, message
     "the row in the registry": (
         "attzoo/registry.py", without(LINES["attzoo/registry.py"][1]), "test_block_folders.py",
         'expected a row "diagonal"'),
@@ -175,7 +177,8 @@ PARTS = {   # what is left out: the file, how, the tests that turn red, what the
     "the line in attzoo/keras.py": (
         "attzoo/keras.py", without(LINES["attzoo/keras.py"][1]), "test_block_folders.py",
         "expected from .blocks.diagonal.keras import Diagonal as Diagonal in attzoo/keras.py"),
-    "a body": (f"{BLOCK}/keras.py", no_file, "test_block_folders.py", "expected attzoo/blocks/diagonal/keras.py"),
+    "the Keras implementation": (
+        f"{BLOCK}/keras.py", no_file, "test_block_folders.py", "expected attzoo/blocks/diagonal/keras.py"),
     "the examples": (
         f"{BLOCK}/spec.py", without("EXAMPLES"), "test_block_folders.py", "expected EXAMPLES"),
     "an argument's choices": (
@@ -192,13 +195,13 @@ PARTS = {   # what is left out: the file, how, the tests that turn red, what the
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_part_that_is_left_out_is_named(part, copy):
-    file, leave_out, tests, says = PARTS[part]
-    before = (copy / file).read_text()
+def test_an_omitted_part_makes_a_test_fail_that_names_it(part, copy):
+    file, remove, tests, message = PARTS[part]
+    text = (copy / file).read_text()
     try:
-        leave_out(copy, file)
+        remove(copy, file)
         out = run(copy, *PYTEST, "-n0", f"tests/{tests}", "-k", "folder or framework or lists or kernels or states or "
                   "card or pages", may_fail=True)   # fmt: skip
     finally:
-        (copy / file).write_text(before)
-    assert says in out, out[-3000:]
+        (copy / file).write_text(text)
+    assert message in out, out[-3000:]

@@ -1,7 +1,8 @@
-"""Compile every kernel that the blocks launch for GPUs that are not here: python tests/aot.py [--every] [--all].
+"""Compile every kernel that the blocks launch, without a GPU: python tests/aot.py [--every] [--all].
 
-What is launched is recorded, not run, while blocks go forward and back over tensors on the CPU; so what is compiled is
-what a GPU would get. Prints a line for each kernel that breaks a limit and a summary; exits with 1 if there is one.
+The blocks run forward and backward on CPU tensors. Their kernel launches are recorded instead of run, and compiled with
+the same specialization as on a GPU. Prints a line for each kernel that exceeds a limit, and a summary. Exits with 1 if
+a kernel exceeds a limit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ from attzoo.fast import choice
 from attzoo.fast.cases import KernelCase
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-# Bytes that a program may have, by the CUDA programming guide, table 27; 8.0 has more, but its code is 8.6's and 8.9's
+# Compute capability -> bytes of shared memory per program, from the CUDA programming guide, table 27. 8.0 has more than
+# stated here, but its code also runs on 8.6 and 8.9.
 SHARED = {80: 101376, 90: 232448, 100: 232448, 120: 101376}
-STACK = 64                                       # bytes: Triton 3.6 keeps up to 40 where registers are left
+STACK = 64   # bytes of stack; Triton 3.6 uses up to 40 even if registers are free
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
 CASES: list[tuple[str, KernelCase]] = [
     (name, case)
@@ -48,7 +50,17 @@ CASES: list[tuple[str, KernelCase]] = [
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel as it is launched: signature and attributes as Triton's own specialisation would have them."""
+    """A kernel launch, specialized as by Triton.
+
+    Attributes:
+        module: module of the kernel.
+        name: name of the kernel.
+        signature: parameters and their Triton types.
+        constants: positions of the constant parameters and their values.
+        divisible: positions of the parameters that are multiples of 16.
+        options: launch options, such as num_warps.
+
+    """
 
     module: str
     name: str
@@ -59,9 +71,9 @@ class Launch:
 
     @property
     def wide(self) -> bool:
-        """Whether everything is aligned, so that a thread can read 16 bytes at once."""
-        tensors = [i for i, (_, kind) in enumerate(self.signature) if kind.startswith("*") or kind == "i32"]
-        return set(tensors) <= set(self.divisible)
+        """Whether all addresses and sizes are multiples of 16, so that a thread can read 16 bytes at once."""
+        positions = [i for i, (_, kind) in enumerate(self.signature) if kind.startswith("*") or kind == "i32"]
+        return set(positions) <= set(self.divisible)
 
     def __str__(self) -> str:
         kinds = " ".join(dict.fromkeys(kind for _, kind in self.signature if kind.startswith("*")))
@@ -72,35 +84,45 @@ class Launch:
 def launches(
     capability: int, block: str, case: KernelCase, shape: tuple[int, ...], dtype: torch.dtype, last: bool
 ) -> Iterator[Launch]:
-    """What a training step of a block and a call without gradients launch."""
-    found: list[Launch] = []
+    """Record the kernel launches of a training step and a call without gradients.
+
+    Args:
+        capability: compute capability of the GPU, times 10.
+        block: name of the block.
+        case: arguments and options of the block.
+        shape: shape of x, (N, C, H, W); changed to the rank of the case.
+        dtype: dtype of the inputs and weights.
+        last: whether x is channels last in memory.
+
+    """
+    recorded: list[Launch] = []
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        found.append(launch(self, args, kwargs))
+        recorded.append(launch(self, args, kwargs))
 
     space = {1: (prod(shape[2:]),), 2: shape[2:], 3: (4, *shape[2:])}[case.arguments.get("spatial_dims", 2)]
     shape = (*shape[:2], *space)
-    made: Any = attzoo.info(block).create(shape[1], backend="torch", **case.arguments).to(dtype)
+    module: Any = attzoo.info(block).create(shape[1], backend="torch", **case.arguments).to(dtype)
     coarse = (*shape[:2], *(max(1, size // case.coarse) for size in space))
-    xs = [torch.ones(shape if i == 0 else coarse, dtype=dtype) for i in range(len(made.spec.inputs))]
+    xs = [torch.ones(shape if i == 0 else coarse, dtype=dtype) for i in range(len(module.spec.inputs))]
     xs = [x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x for x in xs]
-    ending = {"shortcut": torch.ones_like(xs[0]), "act": case.act} if case.act else {}
-    there = mock.patch.object(choice, "kernels_refusal", return_value=None)
-    then = mock.patch.object(gate, "most", return_value=128 if capability // 10 in gate.ROOMY else 64)
-    as_convolutions = torch.backends.cudnn.flags(enabled=True, allow_tf32=not case.exact)
-    with mock.patch.object(JITFunction, "run", record), there, then, as_convolutions, attzoo.kernels("triton"):
-        made(*(x.requires_grad_() for x in xs), **ending).backward(torch.ones_like(xs[0]))
+    residual = {"shortcut": torch.ones_like(xs[0]), "act": case.act} if case.act else {}
+    without_gpu = mock.patch.object(choice, "kernels_refusal", return_value=None)
+    tile_limit = mock.patch.object(gate, "most", return_value=128 if capability // 10 in gate.ROOMY else 64)
+    tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=not case.exact)
+    with mock.patch.object(JITFunction, "run", record), without_gpu, tile_limit, tf32, attzoo.kernels("triton"):
+        module(*(x.requires_grad_() for x in xs), **residual).backward(torch.ones_like(xs[0]))
         with torch.no_grad():
-            made(*xs, **ending)
-    yield from found
+            module(*xs, **residual)
+    yield from recorded
 
 
 def launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Launch:
-    """As Triton would specialise it: None and 1 are constants; addresses and sizes may be multiples of 16."""
-    given = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+    """Specialize a launch as Triton does: None and 1 are constants; multiples of 16 are marked."""
+    values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
     signature, constants, divisible = [], [], []
     for i, param in enumerate(kernel.params):
-        value = given.pop(param.name)
+        value = values.pop(param.name)
         if param.is_constexpr or value is None or (isinstance(value, int) and value == 1):
             kind = "constexpr"
             constants.append(((i,), value))
@@ -113,37 +135,40 @@ def launch(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Launch
         else:
             kind = "fp32"
         signature.append((param.name, kind))
-    parts = tuple(signature), tuple(constants), tuple(divisible), tuple(sorted(given.items()))
+    parts = tuple(signature), tuple(constants), tuple(divisible), tuple(sorted(values.items()))
     return Launch(kernel.fn.__module__, kernel.fn.__name__, *parts)
 
 
-def compiled(capability: int, it: Launch) -> tuple[str, bool]:
-    """What a kernel compiled for this capability takes or, and True, what is wrong with it."""
-    kernel = getattr(sys.modules.get(it.module) or __import__(it.module, fromlist=[""]), it.name)
-    attributes = {(i,): [["tt.divisibility", 16]] for i in it.divisible}
-    source = ASTSource(fn=kernel, signature=dict(it.signature), constexprs=dict(it.constants), attrs=attributes)
+def compiled(capability: int, recorded: Launch) -> tuple[str, bool]:
+    """Compile a kernel; return a text on its resources or the compiler's error, and whether it exceeds a limit."""
+    kernel = getattr(
+        sys.modules.get(recorded.module) or __import__(recorded.module, fromlist=[""]), recorded.name
+    )   # fmt: skip
+    attributes = {(i,): [["tt.divisibility", 16]] for i in recorded.divisible}
+    constants, signature = dict(recorded.constants), dict(recorded.signature)
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     try:
-        made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(it.options))
-    except Exception as err:   # whatever a compiler raises is what is wrong
+        binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(recorded.options))
+    except Exception as err:   # compilers raise exceptions of many types
         return f"{type(err).__name__}: {' '.join(str(err).split())[-200:]}", True
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
+        file.write(binary.asm["cubin"])
         file.flush()
-        used = subprocess.run([BINARIES / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True).stdout
+        usage = subprocess.run([BINARIES / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True).stdout
         code = subprocess.run([BINARIES / "nvdisasm", file.name], capture_output=True, text=True).stdout
-    stack, registers = (int(re.search(rf"{word}:(\d+)", used)[1]) for word in ("STACK", "REG"))   # type: ignore[index]
+    stack, registers = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("STACK", "REG"))   # type: ignore[index]
     widest = max(map(int, re.findall(r"LDG(?:STS)?\.E\S*?\.(64|128)\b", code)), default=32)
-    memory = f"{stack} bytes of stack, {made.metadata.shared} of shared memory"
-    takes = f"{registers} registers, {memory}, loads of {widest} bits"
-    narrow = it.wide and "x" in dict(it.signature) and widest < 128
-    return takes, stack > STACK or made.metadata.shared > SHARED[capability] or narrow
+    memory = f"{stack} bytes of stack, {binary.metadata.shared} of shared memory"
+    resources = f"{registers} registers, {memory}, loads of {widest} bits"
+    has_narrow_loads = recorded.wide and "x" in signature and widest < 128
+    return resources, stack > STACK or binary.metadata.shared > SHARED[capability] or has_narrow_loads
 
 
 def main() -> int:
-    """Print what is wrong."""
+    """Compile all kernels and print those that exceed a limit. Return 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--every", action="store_true", help="for every GPU, float16 besides bfloat16, and all options")
-    parser.add_argument("--all", action="store_true", help="print what every kernel takes, not only what is wrong")
+    parser.add_argument("--every", action="store_true", help="compile for all GPUs, with float16 too, and rare cases")
+    parser.add_argument("--all", action="store_true", help="print the resources of all kernels")
     options = parser.parse_args()
     shapes = [(32, 128, 32, 32), (3, 19, 7, 7)]
     dtypes = [torch.float32, torch.bfloat16, *([torch.float16] if options.every else [])]
@@ -152,17 +177,17 @@ def main() -> int:
         for (block, case), dtype, last, shape in product(CASES, dtypes, (False, True), shapes)
         if options.every or not case.rare
     ]
-    many = wrong = 0
+    count = wrong = 0
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for capability in SHARED if options.every else [90]:
-            found = list(dict.fromkeys(it for case in cases for it in launches(capability, *case)))
-            many += len(found)
-            results = pool.map(partial(compiled, capability), found, chunksize=4)
-            for it, (takes, bad) in zip(found, results, strict=True):
-                wrong += bad
-                if bad or options.all:
-                    print(f"{'WRONG ' * bad}sm_{capability} {it}: {takes}", flush=True)
-    print(f"triton {triton.__version__}: {many} kernels, {wrong} wrong")
+            recorded = list(dict.fromkeys(chain.from_iterable(launches(capability, *case) for case in cases)))
+            count += len(recorded)
+            results = pool.map(partial(compiled, capability), recorded, chunksize=4)
+            for kernel_launch, (text, exceeds_limit) in zip(recorded, results, strict=True):
+                wrong += exceeds_limit
+                if exceeds_limit or options.all:
+                    print(f"{'WRONG ' * exceeds_limit}sm_{capability} {kernel_launch}: {text}", flush=True)
+    print(f"triton {triton.__version__}: {count} kernels, {wrong} wrong")
     return bool(wrong)
 
 

@@ -1,4 +1,4 @@
-"""The files tests/blocks/test_NAME.py, by block. A block without its file turns a test of test_variants.py red."""
+"""The modules tests/blocks/test_NAME.py by block. A test in test_variants.py fails for a block without one."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -9,6 +9,6 @@ FILES = {name: import_module(f"blocks.test_{name}") for name in registry.BLOCKS 
 
 
 def table(name):
-    """What the files state in their tables of this name: (block, key of the row) -> row."""
-    tables = {block: getattr(file, name, {}) for block, file in FILES.items()}
+    """Return the rows of the modules' dicts of this name by (block, key)."""
+    tables = {block: getattr(module, name, {}) for block, module in FILES.items()}
     return {(block, key): row for block, rows in tables.items() for key, row in rows.items()}

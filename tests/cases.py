@@ -1,7 +1,7 @@
-"""The reliability cases that every block, file and name must stand, by number.
+"""The reliability cases for blocks, files and names, by number.
 
-A test that stands for case 35 carries `@pytest.mark.case35`; `pytest -m case35` runs it and `pytest --markers` lists
-them all.
+A test of case 35 has the marker `@pytest.mark.case35`. `pytest -m case35` runs it, and `pytest --markers` lists all
+cases.
 """
 
 CASES = {

@@ -1,4 +1,4 @@
-"""Set up before any framework is loaded: quiet TensorFlow, one thread each, triton first, cases as markers."""
+"""Configure the frameworks before they are imported, and pytest's options, markers and order of tests."""
 
 import gc
 import inspect
@@ -14,18 +14,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
-# TensorFlow's oneDNN rounds differently from CPU to CPU
+# The rounding of oneDNN in TensorFlow depends on the processor.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-# from these caches graphs of an operator as it once was would come back
+# These caches would return graphs of an earlier version of an operator.
 os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
 os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
-if "MUTANT_UNDER_TEST" in os.environ:   # Keras asks a layer's __init__ for its arguments, and mutmut wraps it
-    arguments = inspect.getfullargspec
-    inspect.getfullargspec = lambda function: arguments(inspect.unwrap(function))
+if "MUTANT_UNDER_TEST" in os.environ:   # Keras inspects the arguments of a layer's __init__, which mutmut wraps
+    getfullargspec = inspect.getfullargspec
+    inspect.getfullargspec = lambda function: getfullargspec(inspect.unwrap(function))
 with suppress(ImportError):
     import torch
 
-    if not torch.cuda.is_available():   # kernels run in Triton's interpreter, on CPU tensors
+    if not torch.cuda.is_available():   # run kernels in Triton's interpreter, on CPU tensors
         os.environ.setdefault("TRITON_INTERPRET", "1")
 with suppress(ImportError):
     import triton  # noqa: F401
@@ -38,39 +38,39 @@ from each import one_of_each
 
 
 def pytest_configure(config):
-    for number, what in CASES.items():
-        config.addinivalue_line("markers", f"case{number}: {what}")
+    for number, description in CASES.items():
+        config.addinivalue_line("markers", f"case{number}: {description}")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--thorough", action="store_true", help="600 examples a test in place of 8, new ones each time")
-    parser.addoption("--few", action="store_true", help="two examples a test, for Keras on its slower backends")
-    parser.addoption("--each", action="store_true", help="each parameter of a test once, not all their combinations")
+    parser.addoption("--thorough", action="store_true", help="600 random examples per test instead of 8 fixed ones")
+    parser.addoption("--few", action="store_true", help="2 examples per test, for slow Keras backends")
+    parser.addoption("--each", action="store_true", help="each parameter of a test once instead of all combinations")
 
 
 def pytest_collection_modifyitems(config, items):
-    """What takes longest begins first, lest one process be busy with it when the other is done."""
+    """Apply --each and --thorough, and start slow tests first, so that the worker processes finish together."""
     if config.getoption("--each"):
-        chosen = one_of_each(items)
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = chosen
+        selected = one_of_each(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in selected])
+        items[:] = selected
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
-    if config.getoption("--thorough"):   # the limit is made for few examples
+    if config.getoption("--thorough"):   # the timeouts are for 8 examples
         for item in items:
             item.add_marker(pytest.mark.timeout(0))
 
 
 def pytest_collection_finish():
-    """What imports have created is not looked at again: frameworks call `gc.collect`, which took 0.3 s each time."""
+    """Exclude objects created by imports from garbage collection, which frameworks start and which took 0.3 s."""
     from hypothesis import given, strategies
 
-    given(strategies.none())(lambda _: None)()   # its random numbers, which it later finds by `gc.get_referrers`
+    given(strategies.none())(lambda _: None)()   # creates its random state, which it finds by `gc.get_referrers`
     gc.collect()
     gc.freeze()
 
 
 def pytest_unconfigure():
-    gc.unfreeze()   # otherwise extensions written in C++ report leaks at exit
+    gc.unfreeze()   # otherwise C++ extensions report leaks at exit
 
 
 def pytest_sessionstart(session):
@@ -79,7 +79,7 @@ def pytest_sessionstart(session):
     common = {
         "deadline": None,
         "suppress_health_check": [HealthCheck.too_slow, HealthCheck.differing_executors],
-        "phases": set(Phase) - {Phase.explain},   # minutes for a failure, and it seldom explains numbers
+        "phases": set(Phase) - {Phase.explain},   # takes minutes and seldom helps with numbers
     }
     settings.register_profile("fast", max_examples=8, derandomize=True, database=None, **common)
     settings.register_profile("few", max_examples=2, derandomize=True, database=None, **common)
@@ -90,7 +90,7 @@ def pytest_sessionstart(session):
 
 @pytest.fixture(autouse=True)
 def _fixed_seeds():
-    """The random numbers of a test do not depend on the tests that ran before it in the same process."""
+    """Set fixed seeds, so that random numbers do not depend on earlier tests in the process."""
     if "torch" in sys.modules:
         torch.manual_seed(0)
     if "keras" in sys.modules:
@@ -99,21 +99,21 @@ def _fixed_seeds():
 
 @pytest.fixture(autouse=True, scope="module")
 def _frozen():
-    """What earlier modules have left behind, such as graphs and compiled code, is not looked at again either."""
+    """Exclude objects of earlier test modules, such as graphs and compiled code, from garbage collection."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def _nothing_recorded(monkeypatch):
-    """Kernels are launched as a test sets them up, and not as they were in the tests before it."""
+    """Forget recorded kernel launches of earlier tests."""
     if tape := sys.modules.get("attzoo.fast.tape"):
         monkeypatch.setattr(tape, "RECORDED", {})
 
 
 @pytest.fixture
 def as_it_was():
-    """A test leaves the choice of kernels as it found it, and no graph to the next."""
+    """Assert after the test that the choice of kernels is the default, and free compiled code."""
     from attzoo import settings
 
     yield
@@ -124,5 +124,5 @@ def as_it_was():
 
 @pytest.fixture
 def exact_products(monkeypatch):
-    """Products on a GPU are of float32, not of TensorFloat-32."""
+    """Compute float32 products on a GPU without TF32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

@@ -1,15 +1,15 @@
-"""Disks that are full, for tests."""
+"""Simulate a full disk in tests."""
 
 import resource
 from contextlib import contextmanager
 
 
 @contextmanager
-def full(most):
-    """Inside, the system lets no file grow beyond so many bytes."""
-    was = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, was[1]))
+def full(limit):
+    """Limit the size of every file to `limit` bytes inside the context; writing more raises OSError."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, was)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

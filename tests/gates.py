@@ -1,4 +1,4 @@
-"""Attention gates in torch, inputs for them, and which form a CPU takes."""
+"""Attention gates in torch with inputs for them, and a counter of the CPU implementations that they use."""
 
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -22,27 +22,27 @@ LAYOUTS = {
 
 @contextmanager
 def forced(few=0, tile=5):
-    """Inside, tensors of `few` numbers and more go the fast way; tells, when asked, how often each form was taken."""
-    taken = {"gated": 0, "plain": 0, "overwritten": 0, "multiplied": 0}
+    """Use the fast form for tensors of at least `few` elements; yield how often each implementation was used."""
+    calls = {"gated": 0, "plain": 0, "overwritten": 0, "multiplied": 0}
 
     def count(key, function, when=lambda result: True):
         def counted(*args):
             result = function(*args)
-            taken[key] += when(result)
+            calls[key] += when(result)
             return result
 
         return counted
 
     overwrites = count("overwritten", fast.overwrites, when=bool)
     multiplies = count("multiplied", fast.multiplies, when=bool)
-    plain = count("plain", choice.should_use_cpu_form, when=lambda has: not has)
-    new = {"overwrites": overwrites, "multiplies": multiplies, "gated": count("gated", fast.gated)}
-    with patch.multiple(fast, FEW=few, TILE=tile, **new), patch.object(choice, "should_use_cpu_form", plain):
-        yield taken
+    plain = count("plain", choice.should_use_cpu_form, when=lambda has_form: not has_form)
+    replacements = {"overwrites": overwrites, "multiplies": multiplies, "gated": count("gated", fast.gated)}
+    with patch.multiple(fast, FEW=few, TILE=tile, **replacements), patch.object(choice, "should_use_cpu_form", plain):
+        yield calls
 
 
 def gate(sample="attention_gate", dtype=torch.float64, **changes):
-    """A gate of SAMPLES in eval mode with statistics away from their start, and inputs for it."""
+    """Return a gate of SAMPLES in eval mode, with random running statistics, and inputs for it."""
     torch.manual_seed(0)
     sample = SAMPLES[sample]
     block = attzoo.create(sample.block, **sample.config | changes, backend="torch").eval().to(dtype)
@@ -54,15 +54,18 @@ def gate(sample="attention_gate", dtype=torch.float64, **changes):
     return block, [torch.from_numpy(x).to(dtype) for x in sample.arrays()]
 
 
-def normed(**changes):
+def gate_with_norm(**changes):
+    """Return a gate with batch norms, and inputs for it."""
     return gate(norm=True, **changes)
 
 
-def plainly(block, *xs):
+def plain_output(block, *xs):
+    """Return the output of the plain form."""
     with forced(NEVER):
         return block(*xs)
 
 
-def close(got, wanted, digits=1e-12):
-    scale = max(1.0, float(wanted.detach().abs().max())) if wanted.numel() else 1.0
-    assert_close(got, wanted, rtol=0, atol=digits * scale)
+def assert_same(got, expected, tolerance=1e-12):
+    """Assert that tensors differ by at most `tolerance` times the largest expected value, or 1."""
+    scale = max(1.0, float(expected.detach().abs().max())) if expected.numel() else 1.0
+    assert_close(got, expected, rtol=0, atol=tolerance * scale)

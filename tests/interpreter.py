@@ -1,4 +1,4 @@
-"""Triton's interpreter computes what it does, in a fraction of the time, and finds integers that overflow."""
+"""Patch Triton's interpreter: same results in a fraction of the time, and an error when integers overflow."""
 
 import inspect
 import operator
@@ -11,41 +11,42 @@ from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 EXACT = {"add": operator.add, "sub": operator.sub, "mul": operator.mul}
-sample = {}   # one builtin of each package
-languages = {}   # by the module of a function: which of Triton's modules it uses
-interpreted = []   # which of them are interpreted at present, for each function that has asked for it
-numpy_dtypes, blocks, shapes = {}, {}, {}   # by the names of Triton's types: what the interpreter makes of them
+sample_builtins = {}   # package -> name of one of its builtins
+languages = {}   # module of a function -> names of the Triton modules that it uses
+interpreted = []   # names of the Triton modules that are patched now, one set per function that requested a patch
+numpy_dtypes, blocks, shapes = {}, {}, {}   # name of a Triton type -> NumPy dtype, block attributes, shape
 
 
-def patch_builtin(package, *how, real=interpreter._patch_builtin):
-    """Have a package interpreted. Asked at every call of a function, though once for each kernel is enough."""
-    if package not in sample:
-        sample[package] = next((name for name, member in inspect.getmembers(package) if is_builtin(member)), None)
-    name = sample[package]
+def patch_builtin(package, *args, real=interpreter._patch_builtin):
+    """Patch the builtins of a package once per kernel; Triton patches them again for every function call."""
+    if package not in sample_builtins:
+        builtins = (name for name, member in inspect.getmembers(package) if is_builtin(member))
+        sample_builtins[package] = next(builtins, None)
+    name = sample_builtins[package]
     if name is None or is_builtin(getattr(package, name)):
-        real(package, *how)
+        real(package, *args)
 
 
 def patch_tensor(tensor, scope, real=interpreter._patch_lang_tensor):
-    """Have tensors interpreted, and one number be an index: for that Triton 3.6 has a call that NumPy 2.4 refuses."""
+    """Patch tensors, and convert a scalar to an index; Triton 3.6 does that by a call that NumPy 2.4 rejects."""
     real(tensor, scope)
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
 
 
 def patch_language(function, real=interpreter._patch_lang):
-    """Have the modules that a function uses interpreted, unless a kernel that calls it has asked for that."""
+    """Patch the Triton modules that a function uses, unless its calling kernel has patched them."""
     name = function.__module__
     if name not in languages:
         modules = [value for value in function.__globals__.values() if inspect.ismodule(value)]
         languages[name] = {module.__name__ for module in modules if module in (tl, tl.core)}
     if any(languages[name] <= modules for modules in interpreted):
         return SimpleNamespace(restore=lambda: None)
-    scope, before = real(function), len(interpreted)
+    scope, outer_count = real(function), len(interpreted)
     interpreted.append(languages[name])
 
     def restore(restore=scope.restore):
-        """What a kernel asked for; the interpreter restores nothing of what the functions that it calls asked for."""
-        del interpreted[before:]
+        """Undo the patches of a kernel, with those of the functions that it calls, which Triton does not undo."""
+        del interpreted[outer_count:]
         restore()
 
     scope.restore = restore
@@ -53,7 +54,7 @@ def patch_language(function, real=interpreter._patch_lang):
 
 
 def numpy_dtype(dtype, real=interpreter._get_np_dtype):
-    """NumPy's dtype for numbers of Triton's. The interpreter makes the table of all of them at every call."""
+    """Return the NumPy dtype of a Triton dtype. Triton builds the table of all dtypes at every call."""
     name = dtype.scalar.name
     if name not in numpy_dtypes:
         numpy_dtypes[name] = real(dtype)
@@ -61,7 +62,7 @@ def numpy_dtype(dtype, real=interpreter._get_np_dtype):
 
 
 def make_block(self, element_ty, shape, real=tl.block_type.__init__):
-    """A type of blocks; those of one element type and shape have the same attributes, which nobody changes."""
+    """Initialise a block type; types of equal element type and shape share their attributes, which are constant."""
     key = element_ty.name, *shape
     if key not in blocks:
         real(self, element_ty, shape)
@@ -70,7 +71,7 @@ def make_block(self, element_ty, shape, real=tl.block_type.__init__):
 
 
 def make_tensor(self, handle, type, real=tl.tensor.__init__):
-    """A tensor; those of one type have the same shape, which nobody changes."""
+    """Initialise a tensor; tensors of equal type share their shape, which is constant."""
     name = type.name
     if name not in shapes:
         real(self, handle, type)
@@ -79,19 +80,19 @@ def make_tensor(self, handle, type, real=tl.tensor.__init__):
 
 
 def sanitize(self, a, b, operation, real=TritonSemantic.binary_op_sanitize_overflow_impl):
-    """That integers hold what comes of them. The interpreter's own 7 operations take longer, and no outcome fails."""
+    """Assert that the result of an integer operation fits its dtype, with fewer operations than Triton's own check."""
     kind = a.type.scalar
     if not isinstance(self.builder, interpreter.InterpreterBuilder) or operation.__name__ not in EXACT:
         real(self, a, b, operation)
     elif kind.int_bitwidth < 64:
         assert kind == b.type.scalar, f"expected matching operands, got {kind} and {b.type.scalar}"
-        found = EXACT[operation.__name__](a.handle.data.astype(np.int64), b.handle.data.astype(np.int64))
-        fits = kind.get_int_min_value() <= found.min() and found.max() <= kind.get_int_max_value()
+        result = EXACT[operation.__name__](a.handle.data.astype(np.int64), b.handle.data.astype(np.int64))
+        fits = kind.get_int_min_value() <= result.min() and result.max() <= kind.get_int_max_value()
         assert fits, f"int{kind.int_bitwidth} overflow detected for operation {operation.__name__}"
 
 
-def by_halves(self, inputs, real=interpreter.ReduceOps.generic_reduce):
-    """Reduce a tensor along an axis, whose length is a power of 2, by the kernel's own function, halves by halves."""
+def reduce_halves(self, inputs, real=interpreter.ReduceOps.generic_reduce):
+    """Reduce a tensor along an axis of a power of 2 by combining its halves with the kernel's own function."""
     axis = getattr(self.axis, "value", self.axis)
     if axis is None or len(inputs) > 1:
         return real(self, inputs)
@@ -107,7 +108,7 @@ interpreter._patch_builtin = patch_builtin
 interpreter._patch_lang_tensor = patch_tensor
 interpreter._patch_lang = patch_language
 interpreter._get_np_dtype = numpy_dtype
-interpreter.ReduceOps.generic_reduce = by_halves
+interpreter.ReduceOps.generic_reduce = reduce_halves
 tl.block_type.__init__ = make_block
 tl.tensor.__init__ = make_tensor
 TritonSemantic.binary_op_sanitize_overflow_impl = sanitize

@@ -1,6 +1,6 @@
-"""What every test of fused kernels needs: blocks, numbers, room that is watched, and the plain form in float64.
+"""What all tests of fused kernels use: blocks, inputs, watched memory, and comparisons with float64.
 
-Kernels run on the GPU where there is one, else on the CPU, in Triton's interpreter.
+Kernels run on the GPU if there is one, else on the CPU in Triton's interpreter.
 """
 
 import copy
@@ -12,7 +12,7 @@ import torch
 import attzoo
 from attzoo.fast import autograd, choice
 
-if choice.unavailable():   # a module that imports this one is skipped
+if choice.unavailable():   # skips a module that imports this one
     pytest.skip(f"no kernels here: {choice.unavailable()}", allow_module_level=True)
 
 from attzoo.blocks.eca import triton as eca
@@ -26,33 +26,35 @@ from attzoo.testing.case import EPS
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CARDS = {name: attzoo.info(name) for name in attzoo.names() if attzoo.info(name).fused}
 ALL = tuple(CARDS)
-NAMES = tuple(name for name, card in CARDS.items() if card.residual)      # those of one input
+NAMES = tuple(name for name, card in CARDS.items() if card.residual)      # blocks with one input
 SPATIAL = tuple(name for name in NAMES if "positions" in CARDS[name].attends_to)
-POOLED = tuple(name for name in NAMES if "gate" in CARDS[name].spec.__dataclass_fields__)   # those with a perceptron
-# Small, and with every option that has kernels of its own
-SMALL = {"reduced_channels": 3, "kernel_size": 3, "norm": True}
+POOLED = tuple(name for name in NAMES if "gate" in CARDS[name].spec.__dataclass_fields__)   # with a perceptron
+SMALL = {"reduced_channels": 3, "kernel_size": 3, "norm": True}   # small, with all options that have their own kernels
 LAYOUTS = ("channels first", "channels last")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-NUDGE = 2.0**-20   # relative size of the perturbations that show the condition
-TURN = 4 * EPS["float32"]   # a relu's input that is smaller, relative to the largest, may have the wrong sign
-FLOOR = 16   # times eps and size: what any form may be off, where the eager one happens to be exact
-GUARD = 64    # numbers before and after each tensor that nobody may read or write
+NUDGE = 2.0**-20   # relative size of the perturbations that measure the condition
+RELU_UNCERTAINTY = 4 * EPS["float32"]   # relative to the largest relu input: a smaller one may have the wrong sign
+FLOOR = 16   # minimum tolerance, in eps times the norm, in case the eager form happens to be exact
+GUARD = 64   # elements before and after each tensor that may not be read or written
+
+
+# ---- blocks and inputs -----------------------------------------------------------------------------------------------
 
 
 def options_of(name, dims=2):
-    """A block's arguments in these tests, beside its channels."""
+    """Return a block's arguments in these tests, without its channels."""
     options = SMALL | {"spatial_dims": dims}
     return {option: value for option, value in options.items() if option in CARDS[name].spec.__dataclass_fields__}
 
 
 def build(name, channels=8, dtype=torch.float32, dims=2, device=DEVICE, **options):
-    """A small block in training, with every option that has kernels of its own."""
+    """Return a small block in training mode, with every option that has its own kernels."""
     torch.manual_seed(0)
     return CARDS[name].create(channels, backend="torch", **options_of(name, dims) | options).to(device, dtype)
 
 
-def given(name, *shape, dtype=torch.float32, layout=LAYOUTS[0], seed=0, device=DEVICE):
-    """What `step` takes for a block: x, further inputs of half its grid, and the gradient of y."""
+def step_inputs(name, *shape, dtype=torch.float32, layout=LAYOUTS[0], seed=0, device=DEVICE):
+    """Return the arguments of `step`: x, further inputs of half its spatial sizes, and the gradient of y."""
     half = (*shape[:2], *(-(-size // 2) for size in shape[2:]))
     shapes = shape, *[half] * (len(CARDS[name].inputs) - 1), shape
     seeds = seed, *range(seed + 2, seed + len(shapes)), seed + 1
@@ -60,173 +62,194 @@ def given(name, *shape, dtype=torch.float32, layout=LAYOUTS[0], seed=0, device=D
 
 
 def draw(*shape, layout=LAYOUTS[0], kind="normal", dtype=torch.float32, seed=0, device=DEVICE):
-    """Numbers of a kind, the same on every device, in room that is NaN all around."""
+    """Return random numbers, the same on every device, in memory surrounded by NaN.
+
+    kind: "normal", "ties" (many equal numbers), or "equal" (also one constant channel and one of zeros).
+    """
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     if kind == "ties":
         x = x.round().relu()
-    elif kind == "equal":   # one channel of one number, and one of zeros
+    elif kind == "equal":
         x[:, 0] = 1.5
         x[:, -1] = 0
     if layout == LAYOUTS[1]:
-        x = laid(x)
-    return room(shape, x.stride(), dtype, device)[0].copy_(x)
+        x = to_channels_last(x)
+    return guarded(shape, x.stride(), dtype, device)[0].copy_(x)
 
 
-def laid(x):
-    """x, channels last."""
+def to_channels_last(x):
+    """Return x in channels last memory layout."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def room(size, stride, dtype, device):
-    """A tensor full of NaN between guards of NaN, and all of it."""
-    long = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if 0 not in size else 0
-    whole = torch.full((long + 2 * GUARD,), float("nan"), dtype=dtype, device=device)
-    return torch.tensor([], dtype=dtype, device=device).set_(whole.untyped_storage(), GUARD, size, stride), whole
+def guarded(size, stride, dtype, device):
+    """Return a tensor of NaN, and the vector that holds it between GUARD elements of NaN on each side."""
+    length = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if 0 not in size else 0
+    memory = torch.full((length + 2 * GUARD,), float("nan"), dtype=dtype, device=device)
+    return torch.tensor([], dtype=dtype, device=device).set_(memory.untyped_storage(), GUARD, size, stride), memory
 
 
-def step(block, *given, mode="triton"):
-    """Output, the gradients of inputs and of all that learns, and what a copy's buffers hold afterwards, by name.
+# ---- training steps --------------------------------------------------------------------------------------------------
 
-    given: the inputs, then the gradient of the output.
+
+def step(block, *inputs_and_dy, mode="triton"):
+    """Return the output, the gradients and the buffers after a training step of a copy of the block, by name.
+
+    inputs_and_dy: the inputs, then the gradient of the output.
     """
-    *xs, dy = given
+    *xs, dy = inputs_and_dy
     block, xs = copy.deepcopy(block), [x.detach().requires_grad_() for x in xs]
     with attzoo.kernels(mode):
         y = block(*xs)
-    wanted = dict(zip("xg", xs, strict=False)) | {name: p for name, p in block.named_parameters() if p.requires_grad}
-    gradients = torch.autograd.grad(y, list(wanted.values()), dy)
-    found = dict(zip((f"gradient of {name}" for name in wanted), gradients, strict=True))
-    return {"y": y.detach(), **found, **dict(block.named_buffers())}
+    leaves = dict(zip("xg", xs, strict=False)) | {name: p for name, p in block.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(y, list(leaves.values()), dy)
+    named_gradients = dict(zip((f"gradient of {name}" for name in leaves), gradients, strict=True))
+    return {"y": y.detach(), **named_gradients, **dict(block.named_buffers())}
 
 
-def exact(block, *given):
-    """The same by the plain form in float64."""
-    return step(copy.deepcopy(block).double(), *(t.double() for t in given), mode="eager")
+def exact(block, *inputs_and_dy):
+    """Return the results of a step of the plain form in float64."""
+    return step(copy.deepcopy(block).double(), *(t.double() for t in inputs_and_dy), mode="eager")
 
 
-def condition(block, x, dy, wanted):
-    """How far `exact` moves per relative movement of x, dy and weights, as in testing.oracle, but ties stay."""
-    moved = dict.fromkeys(wanted, 0.0)
+def condition(block, x, dy, expected):
+    """Return by how much each result of `exact` changes per relative change of x, dy and weights.
 
-    def nudged(t, turn):   # equal numbers alike
+    As in testing.oracle, but equal numbers stay equal, so that ties are preserved.
+    """
+    changes = dict.fromkeys(expected, 0.0)
+
+    def perturbed(t, turn):
         return t.double() * (1 + NUDGE * torch.sin((turn + 1) * 1e5 * t.double()).sign())
 
     for turn in range(3):
-        other = copy.deepcopy(block).double()
-        for parameter in other.parameters():
-            parameter.data = nudged(parameter.data, turn)
-        there = exact(other, nudged(x, turn), nudged(dy, turn))
-        for name, t in there.items():
-            off = (t - wanted[name]).abs().nan_to_num(0, posinf=0)
-            moved[name] = max(moved[name], off.max().item() / NUDGE if off.numel() else 0.0)
-    return moved
+        twin = copy.deepcopy(block).double()
+        for parameter in twin.parameters():
+            parameter.data = perturbed(parameter.data, turn)
+        for name, t in exact(twin, perturbed(x, turn), perturbed(dy, turn)).items():
+            change = (t - expected[name]).abs().nan_to_num(0, posinf=0)
+            changes[name] = max(changes[name], change.max().item() / NUDGE if change.numel() else 0.0)
+    return changes
 
 
-def near(got, wanted, dtype="float32", moved=None, stray=0.0, eager=None):
-    """That what `step` gives is right to the last digits of its dtype, and not finite just where it should be.
+def uses_kernels(block, *xs, mode="triton"):
+    """Whether a call of the block uses the kernels."""
+    calls, real = [], autograd.Fused.__call__
+    with pytest.MonkeyPatch.context() as patch, attzoo.kernels(mode):
+        patch.setattr(autograd.Fused, "__call__", lambda *args, **kwargs: calls.append(args) or real(*args, **kwargs))
+        block(*xs)
+    return bool(calls)
 
-    eager: what the plain form gives in the same dtype; twice its distance is allowed too.
-    stray: share of numbers that may be off. Of many places a few have two maxima that differ by less than rounding.
+
+# ---- comparisons -----------------------------------------------------------------------------------------------------
+
+
+def near(got, expected, dtype="float32", changes=None, stray=0.0, eager=None):
+    """Assert that results of `step` are accurate to a few units in the last place, with non-finite values as expected.
+
+    Args:
+        got: results of `step`.
+        expected: results in float64.
+        dtype: dtype of the block.
+        changes: results of `condition`, by which tolerances grow.
+        stray: fraction of numbers that may differ: of many positions, a few have two maxima closer than rounding.
+        eager: results of the plain form in the same dtype; twice their error is allowed too.
     """
-    assert got.keys() == wanted.keys()
-    for name, w in wanted.items():
-        g = got[name].double()
-        assert g.shape == w.shape, name
-        finite = w.isfinite()
-        assert torch.equal(g.nan_to_num(7, 8, 9)[~finite], w.double().nan_to_num(7, 8, 9)[~finite]), name
-        scale = max(1.0, w[finite].abs().max().item() if finite.any() else 0.0) + (moved or {}).get(name, 0.0)
+    assert got.keys() == expected.keys()
+    for name, reference in expected.items():
+        result = got[name].double()
+        assert result.shape == reference.shape, name
+        finite = reference.isfinite()
+        assert torch.equal(
+            result.nan_to_num(7, 8, 9)[~finite], reference.double().nan_to_num(7, 8, 9)[~finite]
+        ), name
+        scale = max(1.0, reference[finite].abs().max().item() if finite.any() else 0.0) + (changes or {}).get(name, 0.0)
         allowed = TOLERANCE["output" if name == "y" else "gradient"] * EPS[dtype] * scale
         if eager is not None and finite.any():
-            allowed = max(allowed, 2 * (eager[name].double() - w)[finite].abs().nan_to_num(0, posinf=0).max().item())
-        off = (g - w)[finite].abs()
-        assert not off.isnan().any(), f"{name} is not finite where it should be"
-        assert (off > allowed).sum() <= stray * off.numel(), f"{name} is off by {off.max()}, allowed {allowed}"
+            eager_error = (eager[name].double() - reference)[finite].abs().nan_to_num(0, posinf=0)
+            allowed = max(allowed, 2 * eager_error.max().item())
+        error = (result - reference)[finite].abs()
+        assert not error.isnan().any(), f"{name} is not finite where it should be"
+        assert (error > allowed).sum() <= stray * error.numel(), f"{name} is off by {error.max()}, allowed {allowed}"
 
 
 class Yardstick:
-    """How far from float64 a step by kernels may be: twice what the eager form of the same dtype is.
+    """Tolerance for a step by kernels: twice the error of the eager form of the same dtype, relative to float64.
 
-    Where a relu's input is within rounding of zero, a correct form may let it pass or not. What a step gives when all
-    of these pass, and when none does, is apart by what such flips may cost.
+    If the input of a relu is within rounding of zero, both signs are correct. The difference between a step where all
+    such inputs pass and a step where none does is allowed in addition (`flips`).
     """
 
-    def __init__(self, block, *given):
-        self.eps = EPS[str(given[0].dtype).removeprefix("torch.")]
-        self.wanted, self.eager = exact(block, *given), step(block, *given, mode="eager")
-        with turned(True) as self.unclear:
-            everything = exact(block, *given)
-        with turned(False):
-            nothing = exact(block, *given)
-        self.flips = {name: distance(everything[name], nothing[name]) for name in self.wanted}
+    def __init__(self, block, *inputs_and_dy):
+        self.eps = EPS[str(inputs_and_dy[0].dtype).removeprefix("torch.")]
+        self.expected, self.eager = exact(block, *inputs_and_dy), step(block, *inputs_and_dy, mode="eager")
+        with uncertain_relus(True) as self.uncertain_counts:
+            all_pass = exact(block, *inputs_and_dy)
+        with uncertain_relus(False):
+            none_passes = exact(block, *inputs_and_dy)
+        self.flips = {name: distance(all_pass[name], none_passes[name]) for name in self.expected}
 
     def holds(self, got):
-        """That what `step` gives is as near to float64 as that, and NaN in the same places."""
-        assert got.keys() <= self.wanted.keys()
-        for name, g in got.items():
-            w = self.wanted[name]
-            assert g.shape == w.shape, name
-            assert torch.equal(g.isnan(), w.isnan()), f"{name}: NaN where there is none, or none where it is"
-            size = max(w.double().nan_to_num().norm().item(), w.numel() ** 0.5)
-            allowed = 2 * (distance(self.eager[name], w) + self.flips[name]) + FLOOR * self.eps * size
-            off = distance(g, w)
-            assert off <= allowed, f"{name} is off by {off / size:.1e} of its size, allowed {allowed / size:.1e}"
+        """Assert that results of `step` are within the tolerance, with NaN in the same positions."""
+        assert got.keys() <= self.expected.keys()
+        for name, result in got.items():
+            reference = self.expected[name]
+            assert result.shape == reference.shape, name
+            assert torch.equal(result.isnan(), reference.isnan()), f"{name}: NaN in other positions than expected"
+            size = max(reference.double().nan_to_num().norm().item(), reference.numel() ** 0.5)
+            allowed = 2 * (distance(self.eager[name], reference) + self.flips[name]) + FLOOR * self.eps * size
+            error = distance(result, reference)
+            assert error <= allowed, f"{name} is off by {error / size:.1e} of its size, allowed {allowed / size:.1e}"
 
 
-def distance(t, other):
-    return (t.double() - other.double()).nan_to_num().norm().item()
+def distance(a, b):
+    """Return the norm of a - b, without NaN."""
+    return (a.double() - b.double()).nan_to_num().norm().item()
 
 
 @contextmanager
-def turned(passes):
-    """Inside, relus let all pass, or nothing, that is within rounding of zero but not zero; tells how many numbers."""
-    unclear, real = [], ops.relu
+def uncertain_relus(passes):
+    """Make relus pass all inputs, or none, that are within rounding of zero but not zero; yield their counts."""
+    counts, real = [], ops.relu
 
     def relu(h):
         size = h.detach().abs()
-        near = (size > 0) & (size <= TURN * size.max()) if h.numel() else size > 0
-        unclear.append(int(near.sum()))
-        return torch.where(near, h * passes, real(h))
+        uncertain = (size > 0) & (size <= RELU_UNCERTAINTY * size.max()) if h.numel() else size > 0
+        counts.append(int(uncertain.sum()))
+        return torch.where(uncertain, h * passes, real(h))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "relu", relu)
-        yield unclear
+        yield counts
 
 
-def close(got, wanted, digits):
-    """That what `step` gives is off by less than so much of its size, and NaN in the same places."""
-    assert got.keys() == wanted.keys()
-    for name, w in wanted.items():
-        g, w = got[name].double(), w.double()
-        assert g.shape == w.shape, name
-        assert torch.equal(g.isnan(), w.isnan()), f"{name}: NaN where there is none, or none where it is"
-        off, size = (g - w).nan_to_num().norm().item(), max(w.nan_to_num().norm().item(), w.numel() ** 0.5)
-        assert off <= digits * size, f"{name} is off by {off / size:.1e} of its size"
+def close(got, expected, tolerance):
+    """Assert that results of `step` are off by at most `tolerance` times their norm, with NaN in the same positions."""
+    assert got.keys() == expected.keys()
+    for name, reference in expected.items():
+        result, reference = got[name].double(), reference.double()
+        assert result.shape == reference.shape, name
+        assert torch.equal(result.isnan(), reference.isnan()), f"{name}: NaN in other positions than expected"
+        error = (result - reference).nan_to_num().norm().item()
+        size = max(reference.nan_to_num().norm().item(), reference.numel() ** 0.5)
+        assert error <= tolerance * size, f"{name} is off by {error / size:.1e} of its size"
 
 
 def check(block, x, dy, dtype="float32", stray=0.0):
-    """A step by the kernels, held to the plain form in float64; returns it."""
-    got, wanted = step(block, x, dy), exact(block, x, dy)
-    near(got, wanted, dtype, condition(block, x, dy, wanted), stray, step(block, x, dy, mode="eager"))
+    """Compare a step by the kernels with the plain form in float64, and return its results."""
+    got, expected = step(block, x, dy), exact(block, x, dy)
+    near(got, expected, dtype, condition(block, x, dy, expected), stray, step(block, x, dy, mode="eager"))
     return got
 
 
 @contextmanager
 def tiny():
-    """Tiles so small that few numbers make several tiles, several parts and several steps of each."""
+    """Use tiles so small that small inputs have several tiles, parts and steps per part."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tape, "RECORDED", {})   # with other tiles
+        patch.setattr(tape, "RECORDED", {})   # recordings contain tiles
         patch.setattr(passes, "tile", lambda name, x: Tile(4, 8, 4))
         patch.setattr(common, "PROGRAMS", 12)
         patch.setattr(maps, "PLACES", 16)
         patch.setattr(perceptron, "WIDE", 16)
         patch.setattr(eca, "WIDE", 16)
         yield
-
-
-def taken(block, *xs, mode="triton"):
-    """Whether a call goes through the kernels."""
-    calls, real = [], autograd.Fused.__call__
-    with pytest.MonkeyPatch.context() as patch, attzoo.kernels(mode):
-        patch.setattr(autograd.Fused, "__call__", lambda *args, **kwargs: calls.append(args) or real(*args, **kwargs))
-        block(*xs)
-    return bool(calls)

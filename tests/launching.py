@@ -1,7 +1,7 @@
-"""Launch a kernel for a GPU that is not here, and see that what runs is what Triton itself would run.
+"""Launch kernels for a GPU that is not present, and check that `common.launch` runs what Triton itself would run.
 
-Triton compiles for real; what it would hand to the driver is noted. A program of its own, for Triton is either its
-interpreter, as in the tests, or not.
+Triton compiles the kernels; a replacement of its driver records the launches. This is a program of its own, because
+Triton's interpreter, which the tests use, can only be selected for a whole process.
 """
 
 import torch
@@ -15,6 +15,8 @@ from attzoo.fast.triton import common
 
 
 class Utils:
+    """Properties of the device, and a loader that loads nothing."""
+
     def get_device_properties(self, device):
         return {"max_shared_mem": 1 << 17}
 
@@ -23,14 +25,18 @@ class Utils:
 
 
 class Launcher:
+    """Records launches in `launches` as grid, source and arguments."""
+
     def __init__(self, source, metadata):
         self.source = source
 
     def __call__(self, x, y, z, stream, function, metadata, about, enter, leave, *args):
-        ran.append((x, y, z, self.source, args))
+        launches.append((x, y, z, self.source, args))
 
 
 class Driver:
+    """A driver for one GPU of compute capability 9.0."""
+
     utils, launcher_cls = Utils(), Launcher
 
     def get_current_device(self):
@@ -54,57 +60,60 @@ def kernel(x, y, shortcut, n, scale, TWICE: tl.constexpr, BS: tl.constexpr):
     tl.store(y + s, v.to(y.dtype.element_ty), s < n)
 
 
-room = torch.zeros(1 << 12)
-usual = {"TWICE": True, "BS": 64}
-CALLS = [   # no two of which Triton compiles alike
-    ((room, room, None, 64, 0.5), usual),
-    ((room, room, None, 64, 0.5), usual | {"TWICE": False}),
-    ((room, room, None, 64, 0.5), usual | {"BS": 32}),
-    ((room, room, None, 64, 0.5), usual | {"num_warps": 8}),
-    ((room, room, room, 64, 0.5), usual),
-    ((room, room.half(), None, 64, 0.5), usual),
-    ((room[1:], room, None, 64, 0.5), usual),
-    ((room, room[1:], None, 64, 0.5), usual),
-    ((room, room, None, 63, 0.5), usual),
-    ((room, room, None, 1, 0.5), usual),
-    ((room, room, None, 1 << 40, 0.5), usual),
+tensor = torch.zeros(1 << 12)
+defaults = {"TWICE": True, "BS": 64}
+CALLS = [   # Triton compiles different code for each of these
+    ((tensor, tensor, None, 64, 0.5), defaults),
+    ((tensor, tensor, None, 64, 0.5), defaults | {"TWICE": False}),
+    ((tensor, tensor, None, 64, 0.5), defaults | {"BS": 32}),
+    ((tensor, tensor, None, 64, 0.5), defaults | {"num_warps": 8}),
+    ((tensor, tensor, tensor, 64, 0.5), defaults),
+    ((tensor, tensor.half(), None, 64, 0.5), defaults),
+    ((tensor[1:], tensor, None, 64, 0.5), defaults),
+    ((tensor, tensor[1:], None, 64, 0.5), defaults),
+    ((tensor, tensor, None, 63, 0.5), defaults),
+    ((tensor, tensor, None, 1, 0.5), defaults),
+    ((tensor, tensor, None, 1 << 40, 0.5), defaults),
 ]
-asked, ran, real = [], [], JITFunction.run
+compiled, launches, triton_run = [], [], JITFunction.run
 
 
 def run(self, *args, **kwargs):
-    asked.append(real(self, *args, **kwargs))
-    return asked[-1]
+    """Call Triton's own `run`, and record the compiled kernel."""
+    compiled.append(triton_run(self, *args, **kwargs))
+    return compiled[-1]
 
 
-def launched(calls):
-    """What runs, and what Triton was asked for."""
-    asked.clear(), ran.clear()
+def launch_all(calls):
+    """Launch the calls; return the recorded launches, and the kernels that Triton was asked to compile."""
+    compiled.clear(), launches.clear()
     for args, options in calls:
         common.launch(kernel, 3, *args, **options)
-    return list(ran), list(asked)
+    return list(launches), list(compiled)
 
 
 if __name__ == "__main__":
     driver.set_active(Driver())
     JITFunction.run = run
-    first, kernels = launched(CALLS)
-    assert len({it.hash for it in kernels}) == len(CALLS)
+    first_launches, kernels = launch_all(CALLS)
+    assert len({kernel.hash for kernel in kernels}) == len(CALLS)
 
-    other = room.clone()   # as dense and as aligned
-    turned = [([other if arg is room else arg for arg in args], options) for args, options in reversed(CALLS)]
-    again, kernels = launched(turned)
-    assert not kernels, "what is known is asked for again"
-    assert len(again) == len(CALLS)
-    for (args, _), (*grid, source, given), (*wanted, old, before) in zip(turned, again, reversed(first), strict=True):
-        assert (grid, source) == (wanted, old), "another kernel is run"
-        assert all(new is arg or new == arg for new, arg in zip(given, args, strict=False))
-        assert given[len(args):] == before[len(args):], "it has other constants than Triton gives it"
+    copy = tensor.clone()   # same density and alignment
+    repeated = [([copy if arg is tensor else arg for arg in args], options) for args, options in reversed(CALLS)]
+    second_launches, kernels = launch_all(repeated)
+    assert not kernels, "Triton was asked again for a kernel that is cached"
+    assert len(second_launches) == len(CALLS)
+    for (args, _), second, first in zip(repeated, second_launches, reversed(first_launches), strict=True):
+        *grid, source, launch_args = second
+        *expected_grid, expected_source, expected_args = first
+        assert (grid, source) == (expected_grid, expected_source), "another kernel was launched"
+        assert all(got is arg or got == arg for got, arg in zip(launch_args, args, strict=False))
+        assert launch_args[len(args):] == expected_args[len(args):], "the constants differ from those of Triton"
 
     common.COMPILED.clear()
     common.MOST = 2
-    launched(CALLS[:3])
-    assert len(common.COMPILED) == 1, "what is kept grows without an end"
-    common.launch(kernel, 0, *CALLS[0][0], **usual)
-    assert len(ran) == 3, "no programs, and yet a launch"
+    launch_all(CALLS[:3])
+    assert len(common.COMPILED) == 1, "the cache is not cleared when it is full"
+    common.launch(kernel, 0, *CALLS[0][0], **defaults)
+    assert len(launches) == 3, "0 programs were launched"
     print("as Triton does")

@@ -1,13 +1,13 @@
-"""The same numbers laid out in memory in every way that NumPy and torch have."""
+"""Functions that return an equal array or tensor with another memory layout, byte order or writability."""
 
 import numpy as np
 import torch
 
 
 def spread(array):
-    """A view of every second element along every axis of a larger array."""
-    wide = np.full([2 * n for n in array.shape], 99, array.dtype)
-    view = wide[(slice(None, None, 2),) * array.ndim]
+    """Return an equal array that is a view of every second element along every axis of a larger one."""
+    larger = np.full([2 * n for n in array.shape], 99, array.dtype)
+    view = larger[(slice(None, None, 2),) * array.ndim]
     view[...] = array
     return view
 
@@ -28,8 +28,9 @@ ARRAYS = {
 }
 
 
-def in_memory_format(form, rank):
-    return lambda t: t.contiguous(memory_format=form) if t.ndim == rank else t
+def in_memory_format(memory_format, rank):
+    """Return a function that converts tensors of this rank to a memory format and returns others unchanged."""
+    return lambda t: t.contiguous(memory_format=memory_format) if t.ndim == rank else t
 
 
 TENSORS = {

@@ -1,4 +1,4 @@
-"""Small U-Nets for the tests, weights for them, and how torch modules of others come to hold the same."""
+"""Small U-Nets for tests, random weights for them, and copying weights to and from other libraries' modules."""
 
 import numpy as np
 import torch
@@ -6,8 +6,9 @@ import torch
 import attzoo
 from attzoo.adapters import adapter
 
+ATTRIBUTES = {"weight": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}   # canonical -> torch
 SMALL = {"in_channels": 3, "out_channels": 2, "channels": (4, 6, 8)}
-NETS = {   # every preset, and settings that none of them has; the shape of an image that halves to odd sizes
+NETS = {   # name -> arguments, image shape: every preset, and further arguments; halving the image gives odd sizes
     "leejunhyun": ({"variant": "leejunhyun"}, (2, 3, 11, 6)),
     "leejunhyun-transpose": ({"variant": "leejunhyun-transpose"}, (2, 3, 7, 10)),
     "oktay": ({"variant": "oktay", "spatial_dims": 2}, (2, 3, 9, 11)),
@@ -34,25 +35,25 @@ NETS = {   # every preset, and settings that none of them has; the shape of an i
 
 
 def create(name, backend, **kwargs):
-    """A net of NETS, as it starts."""
+    """Create a net of NETS with its initial weights."""
     return attzoo.create("unet", backend=backend, **SMALL | NETS[name][0] | kwargs)
 
 
 def draw(spec, seed=1):
-    """Arrays far from any start, variances positive."""
+    """Draw random weights that differ from any initialization; scales and variances are positive."""
     rng = np.random.default_rng(seed)
 
-    def somewhere(weight):
-        if weight.center == 1:   # gains and variances
+    def draw_weight(weight):
+        if weight.center == 1:   # scales and variances
             return rng.uniform(0.5, 2, weight.shape)
         fan_in = np.prod(weight.shape[1:]) if len(weight.shape) > 1 else 4
         return rng.normal(size=weight.shape) * (1.4 / fan_in**0.5)
 
-    return {name: somewhere(weight) for name, weight in spec.weights.items()}
+    return {name: draw_weight(weight) for name, weight in spec.weights.items()}
 
 
 def build(name, backend, dtype="float64", **kwargs):
-    """A net of NETS that holds drawn weights."""
+    """Create a net of NETS with the random weights of `draw`."""
     spec = create(name, "numpy", **{k: v for k, v in kwargs.items() if k != "data_format"})
     config = spec.config() | {k: v for k, v in kwargs.items() if k == "data_format"}
     net = adapter(backend).make(attzoo.get("unet", backend=backend), config, dtype)
@@ -61,42 +62,48 @@ def build(name, backend, dtype="float64", **kwargs):
 
 
 def image(shape, seed=0):
-    """A batch of noise."""
+    """Return a batch of normal noise."""
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def close(got, wanted, digits=1e-12):
-    """Whether arrays are equal to so many digits of the largest."""
-    scale = max(1.0, np.abs(wanted).max(initial=0))
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=digits * scale)
+def close(got, expected, tolerance=1e-12):
+    """Assert that arrays differ by at most `tolerance` times the largest expected value, or 1 if that is smaller."""
+    scale = max(1.0, np.abs(expected).max(initial=0))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * scale)
 
 
-def same(net, other):
-    """Whether two nets hold the same arrays, to the bit."""
-    a, b = attzoo.weights(net), attzoo.weights(other)
+def same(first, second):
+    """Whether the weights of two nets are equal, bit by bit."""
+    a, b = attzoo.weights(first), attzoo.weights(second)
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
 
 
 @torch.no_grad()
 def fill(module, parts, arrays):
-    """Put arrays into somebody else's module, of which `parts` says who holds what; nothing may be left over."""
-    held = set()
-    for prefix, part in parts.items():
-        for leaf, own in {"weight": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}.items():
-            if getattr(part, own, None) is not None:
-                tensor = getattr(part, own)
-                tensor.copy_(torch.from_numpy(arrays[f"{prefix}.{leaf}"]).reshape(tensor.shape))
-                held.add(f"{prefix}.{leaf}")
-    assert held == set(arrays)
-    assert len(held) == sum(1 for name in module.state_dict() if not name.endswith("num_batches_tracked"))
+    """Copy weights into another library's module, and assert that all weights of both sides are used.
+
+    Args:
+        module: the module.
+        parts: its layers by the canonical path of their weights.
+        arrays: the weights by canonical name.
+
+    """
+    copied = set()
+    for path, layer in parts.items():
+        for leaf, attribute in ATTRIBUTES.items():
+            if getattr(layer, attribute, None) is not None:
+                tensor = getattr(layer, attribute)
+                tensor.copy_(torch.from_numpy(arrays[f"{path}.{leaf}"]).reshape(tensor.shape))
+                copied.add(f"{path}.{leaf}")
+    assert copied == set(arrays)
+    assert len(copied) == sum(1 for name in module.state_dict() if not name.endswith("num_batches_tracked"))
 
 
 def taken(parts):
-    """The way back: what somebody else's module holds, by canonical name."""
-    leaves = {"weight": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    """Return the weights of another library's module by canonical name; the opposite of `fill`."""
     return {
-        f"{prefix}.{leaf}": getattr(part, own).detach().numpy()
-        for prefix, part in parts.items()
-        for leaf, own in leaves.items()
-        if getattr(part, own, None) is not None
+        f"{path}.{leaf}": getattr(layer, attribute).detach().numpy()
+        for path, layer in parts.items()
+        for leaf, attribute in ATTRIBUTES.items()
+        if getattr(layer, attribute, None) is not None
     }

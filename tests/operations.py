@@ -1,4 +1,4 @@
-"""What torch does while one looks: the operations, and the tensors that they make; backward passes included."""
+"""Record the operations that torch runs and the tensors that they return, in forward and backward passes."""
 
 from unittest.mock import patch
 
@@ -11,20 +11,20 @@ from attzoo.ops import guard
 
 
 class Observer(TorchDispatchMode):
-    """A mode for whose sake nothing is computed otherwise: blocks take it for none."""
+    """A dispatch mode that blocks do not notice. In other modes they compute the plain form."""
 
     def __enter__(self):
-        self.unseen = patch.object(guard, "in_mode", lambda: False)
-        self.unseen.start()
+        self.patch = patch.object(guard, "in_mode", lambda: False)
+        self.patch.start()
         return super().__enter__()
 
     def __exit__(self, *error):
-        self.unseen.stop()
+        self.patch.stop()
         super().__exit__(*error)
 
 
 class Operations(Observer):
-    """Notes the name of every operation."""
+    """Record the name of every operation in `names`."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,7 @@ class Operations(Observer):
 
 
 class Large(Observer):
-    """Keeps every tensor that an operation makes and that is as large as x."""
+    """Record in `made` every tensor that an operation returns and that has at least as many bytes as x."""
 
     def __init__(self, x):
         super().__init__()
@@ -50,25 +50,25 @@ class Large(Observer):
         return out
 
 
-def keep(kept, tensor):
-    """Keep a tensor, and what it is now."""
+def keep(saved, tensor):
+    """Append a floating-point tensor and a copy of it to a list; ignore other values."""
     if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-        kept.append((tensor, tensor.detach().clone()))
+        saved.append((tensor, tensor.detach().clone()))
 
 
-def assert_untouched(kept):
-    """Every tensor that was kept is what it was then."""
-    assert kept
-    assert all(torch.equal(tensor, then) for tensor, then in kept)
+def assert_untouched(saved):
+    """Assert that the tensors in a list of `keep` still equal their copies, and that there are some."""
+    assert saved
+    assert all(torch.equal(tensor, copy) for tensor, copy in saved)
 
 
-def hook_into(kept):
-    """A forward hook that keeps what modules return."""
-    return lambda module, args, output: keep(kept, output)
+def hook_into(saved):
+    """Return a forward hook that calls `keep` with the outputs of modules."""
+    return lambda module, args, output: keep(saved, output)
 
 
 class KeepsCalls(TorchFunctionMode):
-    """Keeps what every function of torch returns, and what it was then."""
+    """Call `keep` with the results of all torch functions, in the list `kept`."""
 
     def __init__(self):
         super().__init__()
@@ -81,7 +81,7 @@ class KeepsCalls(TorchFunctionMode):
 
 
 class KeepsOperations(TorchDispatchMode):
-    """Keeps what every operation returns, and what it was then."""
+    """Call `keep` with the results of all operations, in the list `kept`."""
 
     def __init__(self):
         super().__init__()

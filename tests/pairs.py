@@ -1,4 +1,4 @@
-"""Arrays of every kind, and pairs of images and masks in files."""
+"""Arrays for tests of reading files, and pairs of images and masks in files."""
 
 from math import prod
 
@@ -16,7 +16,7 @@ AFFINE = np.array([[0, 2.0, 0, 5], [3, 0, 0, -6], [0, 0, 1.5, 7], [0, 0, 0, 1]])
 
 
 def save(path, array):
-    """An array in the way of a file's ending, its folder made."""
+    """Write an array in the format of the file's ending, create its folder if needed, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if ending(path) == ".npy":
         np.save(path, array)
@@ -28,21 +28,24 @@ def save(path, array):
 
 
 def coordinates(*size):
-    """An image whose channels are the places of its pixels' middles, from 0 to 1, one for each axis."""
+    """Return an image with the coordinates of its pixels' centers in [0, 1], a channel for each axis."""
     axes = [(np.arange(side, dtype=np.float32) + 0.5) / side for side in size]
     return np.stack(np.meshgrid(*axes, indexing="ij"))
 
 
-def cells(places):
-    """The class that a mask of quarters along each axis has at such places."""
-    return sum((np.floor(places[i] * 4) * 4**i).astype(np.int64) for i in range(len(places)))
+def cells(coordinates):
+    """Return the index of the cell of each pixel, in a grid of 4 cells along each axis, as a mask of classes."""
+    return sum((np.floor(coordinates[i] * 4) * 4**i).astype(np.int64) for i in range(len(coordinates)))
 
 
 def place(folder, count, size=(8, 12)):
-    """Pairs of coordinates, in pictures as the number of each pixel, and of cells."""
+    """Write `count` pairs of an image and a mask of cells, and return their files.
+
+    A 3-D image has the pixels' coordinates as channels; a 2-D image has each pixel's number.
+    """
     pairs = [(folder / "images" / f"{i}.npy", folder / "masks" / f"{i}.npy") for i in range(count)]
-    at = coordinates(*size)
+    centers = coordinates(*size)
     for image, mask in pairs:
-        save(image, np.moveaxis(at, 0, -1) if len(size) == 3 else np.arange(prod(size)).reshape(size))
-        save(mask, cells(at))
+        save(image, np.moveaxis(centers, 0, -1) if len(size) == 3 else np.arange(prod(size)).reshape(size))
+        save(mask, cells(centers))
     return pairs

@@ -1,4 +1,4 @@
-"""Blocks for the ecosystem tests of each framework, inputs for them, and what both ask of a start."""
+"""Sample blocks and inputs for the tests of each framework, and checks of initializations."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -25,7 +25,13 @@ class Sample:
         return attzoo.create(self.block, **self.config, backend=backend, **kwargs)
 
     def arrays(self, more=0, seed=0):
-        """Float64 inputs, channels first; with `more`, of a larger batch and of other sizes, each axis its own."""
+        """Draw normal float64 inputs, channels first.
+
+        Args:
+            more: added to the batch size, and in different multiples to the spatial sizes.
+            seed: seed of the random numbers.
+
+        """
         rng = np.random.default_rng(seed)
         return [
             rng.normal(size=(n + more, c, *(s + more * (i + axis) for axis, s in enumerate(space, start=1))))
@@ -38,17 +44,17 @@ SAMPLES = {
     for block in attzoo.names()
     for label, example in registry.examples(block).items()
 }
-LAST_OF_EACH = list({sample.block: name for name, sample in SAMPLES.items()}.values())   # of every block one, by key
+LAST_OF_EACH = list({sample.block: name for name, sample in SAMPLES.items()}.values())   # the last key of each block
 
-# The network of all blocks: x of 8 channels and two axes goes through each block in turn, first through those of one
-# input, then through the others, which take g of 6 channels.
+# The network of all blocks: an image x of 8 channels passes through the blocks one after the other, first those with
+# one input, then those that also take g, of 6 channels.
 NET = Sample("all", {}, ((2, 8, 7, 6), (2, 6, 2, 3)))
 
 
 def network():
-    """The samples of its blocks, by name: each from the last example of two axes, at the network's channels.
+    """Return the network's blocks by name: the last example of each block with 2-D inputs, at the network's channels.
 
-    A block without an example of two axes is not among them.
+    Blocks without such an example are omitted.
     """
     samples = {}
     for name in attzoo.names():
@@ -61,52 +67,61 @@ def network():
 
 
 def seed_of(name):
-    """A seed of a block's own, so that another block in a network changes none of its numbers."""
+    """Return a seed that depends only on the block's name, so that a new block does not change others' numbers."""
     return crc32(name.encode())
 
 
 def pooled_starts(sample, read, backend, blocks=40, **kwargs):
-    """The arrays of so many new blocks, by canonical name: enough numbers to tell one distribution from another."""
+    """Return the initial weights of several new blocks, concatenated by canonical name.
+
+    Args:
+        sample: the Sample to create.
+        read: function that returns a block's weights by canonical name.
+        backend: backend of the blocks.
+        blocks: number of blocks, enough to distinguish distributions.
+        **kwargs: further arguments of the blocks.
+
+    """
     arrays = [read(sample.create(backend, **kwargs)) for _ in range(blocks)]
-    return {name: np.concatenate([each[name].ravel() for each in arrays]) for name in arrays[0]}
+    return {name: np.concatenate([of_block[name].ravel() for of_block in arrays]) for name in arrays[0]}
 
 
 def assert_starts_as(array, weight):
-    """Whether an array could be a draw from a weight's start: bounds, mean, spread, and with enough values, tails."""
+    """Assert that values have the mean, deviation and range of a weight's initialization."""
     offset = np.asarray(array, np.float64) - weight.center
     if weight.initialization == "constant":
         assert not offset.any()
         return
-    spread = weight.scale / sqrt(3) if weight.initialization == "uniform" else weight.scale
-    assert abs(offset.mean()) < 5 * spread / sqrt(offset.size)
+    deviation = weight.scale / sqrt(3) if weight.initialization == "uniform" else weight.scale
+    assert abs(offset.mean()) < 5 * deviation / sqrt(offset.size)
     if offset.size > 1:
-        assert 1 - 4 / sqrt(offset.size) < offset.std() / spread < 1 + 4 / sqrt(offset.size)
-    reach = abs(offset).max() / spread   # the square root of 3 bounds a uniform draw; 1000 normal ones pass it surely
+        assert 1 - 4 / sqrt(offset.size) < offset.std() / deviation < 1 + 4 / sqrt(offset.size)
+    largest = abs(offset).max() / deviation   # uniform: at most sqrt(3); 1000 normal values exceed that almost surely
     if weight.initialization == "uniform":
-        assert reach <= sqrt(3) * (1 + 1e-6)
+        assert largest <= sqrt(3) * (1 + 1e-6)
     elif offset.size >= 1000:
-        assert reach > 2.5
+        assert largest > 2.5
 
 
 def pooling():
-    """The blocks whose specs average over space."""
-    averaging = []
+    """Return the names of the blocks whose specs average over space."""
+    names = []
     for name in attzoo.names():
-        sample, real = SAMPLES[name], ops.avg_pool
+        sample, avg_pool = SAMPLES[name], ops.avg_pool
         spec = sample.create("numpy")
         weights = {key: np.full(weight.shape, weight.center) for key, weight in spec.weights.items()}
-        with patch.object(ops, "avg_pool", lambda x, name=name, real=real: averaging.append(name) or real(x)):
+        with patch.object(ops, "avg_pool", lambda x, name=name, pool=avg_pool: names.append(name) or pool(x)):
             spec(*sample.arrays(), weights=weights)
-    return list(dict.fromkeys(averaging))
+    return list(dict.fromkeys(names))
 
 
 def is_clear_of_zero(spec, weights, inputs, least=1e-4):
-    """Whether no relu of a block meets a number near zero, less than `least` times its largest one.
+    """Whether no input of a relu is closer to 0 than `least` times the largest input of that relu.
 
-    A number within rounding of zero is passed on by one correct implementation and not by another, and their gradients
-    differ by all of it. `least` is a thousand times what float32 rounds by.
+    Rounding can change the sign of smaller inputs, so that the gradients of two correct implementations differ. `least`
+    is a thousand times the rounding of float32.
     """
-    seen = []
-    with patch.object(ops, "relu", lambda z: seen.append(np.abs(z)) or np.maximum(z, 0)):
+    relu_inputs = []
+    with patch.object(ops, "relu", lambda z: relu_inputs.append(np.abs(z)) or np.maximum(z, 0)):
         spec(*inputs, weights={name: array.astype(np.float64) for name, array in weights.items()})
-    return all(z.min() >= least * z.max() for z in seen)
+    return all(z.min() >= least * z.max() for z in relu_inputs)

@@ -1,4 +1,4 @@
-"""Every hypothesis strategy of the suite."""
+"""Hypothesis strategies: cases of blocks, arguments of U-Nets, and cases for kernels."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ GATES = [name for name in NAMES if len(attzoo.info(name).inputs) == 2]
 
 @st.composite
 def cases(draw_from, name, dtypes=tuple(EPS), small=False):
-    """A case of block `name`; shrinks towards the plainest options, shapes and dtype."""
+    """Draw a case of a block. Shrinks towards the default options, and the first shapes and dtype."""
 
     def pick(values):
         return draw_from(st.sampled_from(values))
@@ -24,7 +24,7 @@ def cases(draw_from, name, dtypes=tuple(EPS), small=False):
 
 @st.composite
 def unets(draw_from):
-    """Arguments of a U-Net that go together, and the shape of an image of any size for it."""
+    """Draw valid arguments of a U-Net and the shape of an image."""
 
     def pick(*values):
         return draw_from(st.sampled_from(values))
@@ -59,25 +59,25 @@ def unets(draw_from):
         "spatial_dims": dims,
     }
     if up == "transpose" and arguments["up_kernel_size"] is None and not arguments["up_conv"]:
-        arguments["up_kernel_size"] = 3   # 2, its default, is less than a stride of 3
+        arguments["up_kernel_size"] = 3   # the default, 2, is smaller than a stride of 3
     shape = pick(1, 2), arguments["in_channels"], *(pick(4, 1, 2, 3, 5, 7) for _ in range(dims))
     return arguments, shape
 
 
 @st.composite
 def steps(draw_from, name):
-    """A case of block `name`, of more places, for its kernels; a layout, a kind of numbers, whether tiles are tiny."""
+    """Draw a larger case of a block for its kernels, a layout, a kind of values, and whether tiles are tiny."""
 
     def pick(*values):
         return draw_from(st.sampled_from(values))
 
     case, tiny = draw_from(cases(name, ("float32", "float16", "bfloat16"))), pick(False, True)
     _, channels, *space = case.shapes[0]
-    most = {1: 60, 2: 8, 3: 4} if tiny else {1: 300, 2: 17, 3: 6}   # each tile takes the interpreter a while
-    space = tuple(draw_from(st.integers(1, most[len(space)])) for _ in space)
+    largest = {1: 60, 2: 8, 3: 4} if tiny else {1: 300, 2: 17, 3: 6}   # each tile is slow in the interpreter
+    space = tuple(draw_from(st.integers(1, largest[len(space)])) for _ in space)
     options = dict(case.options)
-    if len(space) == 3 and options.get("kernel_size") == 7:   # so does each of 343 taps
+    if len(space) == 3 and options.get("kernel_size") == 7:   # 343 taps are slow too
         options["kernel_size"] = 5
     case = replace(case, options=options, shapes=((pick(2, 1, 3), channels, *space),))
-    equal = ["equal"] if channels > 2 else []   # of fewer channels nothing would vary
+    equal = ["equal"] if channels > 2 else []   # with fewer channels no value would vary
     return case, pick("channels first", "channels last"), pick("normal", "ties", *equal), tiny

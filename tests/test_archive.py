@@ -227,7 +227,7 @@ def test_errors_about_runs_are_short(part, tmp_path):
     (tmp_path / state.NAME).unlink()
     (tmp_path / state.SETTINGS).write_text(json.dumps({"backend": LONG}))
     with pytest.raises(ValueError, match=r"settings\.json does not hold the settings of a run: ") as error:
-        state.stored(tmp_path)
+        state.load_settings(tmp_path)
     assert len(str(error.value)) < 500 + len(str(tmp_path))
 
 

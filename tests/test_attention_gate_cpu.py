@@ -1,11 +1,11 @@
-"""The gate's way over a CPU gives what its plain form gives."""
+"""The attention gate's fast form for CPUs gives the same results as its plain form."""
 
 import copy
 from itertools import product
 
 import pytest
 import torch
-from gates import LAYOUTS, NEVER, close, forced, gate, normed, plainly
+from gates import LAYOUTS, NEVER, assert_same, forced, gate, gate_with_norm, plain_output
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import SAMPLES
@@ -19,31 +19,31 @@ layouts = st.sampled_from(list(LAYOUTS))
 gates = cases("attention_gate", dtypes=("float64",))
 
 
-# ---- the same numbers ------------------------------------------------------------------------------------------------
+# ---- same results ----------------------------------------------------------------------------------------------------
 
 
-def steps(x):
-    """The strides of the axes that have several positions: those of others mean nothing."""
+def relevant_strides(x):
+    """Return the strides of axes longer than 1; the other strides have no effect."""
     return [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
 @given(gates, layouts, st.sampled_from([5, 1, 40, 1 << 13]))
-def test_inference(layout, case, of_g, tile):
+def test_inference_matches_plain_form(layout, case, g_layout, tile):
     block = case.block("torch").eval()
     x, g = map(torch.from_numpy, case.inputs())
-    x, g = LAYOUTS[layout](x), LAYOUTS[of_g](g)
+    x, g = LAYOUTS[layout](x), LAYOUTS[g_layout](g)
     before = x.clone(), g.clone()
-    wanted = plainly(block, x, g)
-    with forced(tile=tile) as taken:
+    expected = plain_output(block, x, g)
+    with forced(tile=tile) as calls:
         got = block(x, g)
-    close(got, wanted)
-    assert steps(got) == steps(wanted)
+    assert_same(got, expected)
+    assert relevant_strides(got) == relevant_strides(expected)
     assert torch.equal(x, before[0])
     assert torch.equal(g, before[1])
     dense = x.is_contiguous() or x.movedim(1, -1).is_contiguous()
-    assert taken["gated"] == (dense and set(case.spec.strides) == {1})
+    assert calls["gated"] == (dense and set(case.spec.strides) == {1})
 
 
 @pytest.mark.case23
@@ -52,81 +52,81 @@ def test_inference(layout, case, of_g, tile):
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize(("interpolation", "align_corners"), [("linear", False), ("linear", True), ("nearest", False)])
 @torch.no_grad()
-def test_resampling(dims, interpolation, align_corners):
+def test_resampling_matches_plain_form(dims, interpolation, align_corners):
     options = {"interpolation": interpolation, "align_corners": align_corners, "spatial_dims": dims}
-    block, _ = normed(**options)
+    block, _ = gate_with_norm(**options)
     x = torch.randn(2, 6, *(7, 4, 5)[:dims], dtype=torch.float64)
     for size in ((3, 2, 3), (1, 1, 1), (9, 5, 7), (7, 2, 9)):
         g = torch.randn(2, 4, *size[:dims], dtype=torch.float64)
         for layout in ("contiguous", "channels last"):
             xs = [LAYOUTS[layout](x), LAYOUTS[layout](g)]
-            wanted = plainly(block, *xs)
-            with forced() as taken:
-                close(block(*xs), wanted)
-            assert taken["gated"] == 1
+            expected = plain_output(block, *xs)
+            with forced() as calls:
+                assert_same(block(*xs), expected)
+            assert calls["gated"] == 1
 
 
 @pytest.mark.parametrize("options", [*product([True, False], repeat=3)], ids=str)
 @torch.no_grad()
-def test_options(options):
+def test_options_match_plain_form(options):
     block, xs = gate(**dict(zip(("norm", "skip_bias", "output_transform"), options, strict=True)))
-    wanted = plainly(block, *xs)
-    with forced() as taken:
-        close(block(*xs), wanted)
-    assert taken["gated"] == 1
+    expected = plain_output(block, *xs)
+    with forced() as calls:
+        assert_same(block(*xs), expected)
+    assert calls["gated"] == 1
 
 
 @pytest.mark.case63
 @torch.no_grad()
-def test_threads():
-    block, xs = normed()
-    wanted, threads = plainly(block, *xs), torch.get_num_threads()
+def test_number_of_threads_does_not_change_results():
+    block, xs = gate_with_norm()
+    expected, threads = plain_output(block, *xs), torch.get_num_threads()
     try:
         for number in (2, 3):
             torch.set_num_threads(number)
             with forced():
-                close(block(*xs), wanted)
+                assert_same(block(*xs), expected)
     finally:
         torch.set_num_threads(threads)
 
 
 def step(block, xs, cotangent):
-    """Output, slopes and what is remembered of the batch, of a copy."""
+    """Return the output, the gradients and the buffers of a copy of the block after a training step."""
     block, xs = copy.deepcopy(block), [x.clone().requires_grad_() for x in xs]
     y = block(*xs)
-    wanted = [*xs, *(p for p in block.parameters() if p.requires_grad)]
-    return [y.detach(), *torch.autograd.grad(y, wanted, cotangent), *block.buffers()]
+    leaves = [*xs, *(p for p in block.parameters() if p.requires_grad)]
+    return [y.detach(), *torch.autograd.grad(y, leaves, cotangent), *block.buffers()]
 
 
 @given(gates, layouts, st.booleans(), st.sampled_from([(), ("skip",), ("gating",), ("skip", "gating", "psi")]))
-def test_training(case, layout, training, frozen):
-    """In eval mode too, and with some weights at rest."""
+def test_training_step_matches_plain_form(case, layout, training, frozen):
+    """Also in eval mode, and with some frozen weights."""
     block = case.block("torch").train(training)
     for name in frozen:
         getattr(block, name).requires_grad_(False)
     xs = [LAYOUTS[layout](torch.from_numpy(x)) for x in case.inputs()]
     cotangent = torch.from_numpy(case.cotangent())
     try:
-        with forced(NEVER) as never:
-            wanted = step(block, xs, cotangent)
+        with forced(NEVER) as plain_calls:
+            expected = step(block, xs, cotangent)
     except ValueError as err:
         assert "more than 1 value per channel" in str(err)   # noqa: PT017
         return
-    with forced() as taken:
+    with forced() as calls:
         got = step(block, xs, cotangent)
-    for a, b in zip(got, wanted, strict=True):
-        close(a, b, 1e-11)
-    assert (taken["overwritten"], never["overwritten"], taken["gated"], never["multiplied"]) == (1, 0, 0, 0)
+    for a, b in zip(got, expected, strict=True):
+        assert_same(a, b, 1e-11)
+    assert (calls["overwritten"], plain_calls["overwritten"], calls["gated"], plain_calls["multiplied"]) == (1, 0, 0, 0)
 
 
 @pytest.mark.parametrize("sample", [name for name in SAMPLES if name.startswith("attention_gate")])
-def test_second_slopes(sample):
+def test_second_derivatives_are_correct(sample):
     block, xs = gate(sample)
     block.train()
-    with forced() as taken:
+    with forced() as calls:
         xs = [x.requires_grad_() for x in xs]
         assert torch.autograd.gradgradcheck(block, xs, fast_mode=True)
-    assert taken["overwritten"] > 0
+    assert calls["overwritten"] > 0
 
 
 @pytest.mark.case39
@@ -135,36 +135,36 @@ def test_second_slopes(sample):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("norm", [True, False])
 @torch.no_grad()
-def test_what_is_not_finite_goes_where_it_went(norm, value):
+def test_non_finite_values_propagate_as_in_plain_form(norm, value):
     block, xs = gate(norm=norm)
-    for i, at in ((0, (1, 2, 3, 0)), (1, (0, 3, 2, 4))):
-        sick = [x.clone() for x in xs]
-        sick[i][at] = value
-        wanted = plainly(block, *sick)
-        assert not torch.isfinite(wanted).all() or i == 1
-        with forced() as taken:
-            assert_close(block(*sick), wanted, equal_nan=True)
-        assert taken["gated"] == 1
+    for i, index in ((0, (1, 2, 3, 0)), (1, (0, 3, 2, 4))):
+        changed = [x.clone() for x in xs]
+        changed[i][index] = value
+        expected = plain_output(block, *changed)
+        assert not torch.isfinite(expected).all() or i == 1
+        with forced() as calls:
+            assert_close(block(*changed), expected, equal_nan=True)
+        assert calls["gated"] == 1
 
 
-def test_refusals_are_the_same():
+def test_invalid_inputs_raise_the_same_errors():
     block, (x, g) = gate()
-    wrong = [(x[:, :5], g), (x, g[:1]), (x[0], g), (x[0, 0, 0], g), (x.mT[0, 0, 0], g)]
-    wrong += [(x, g.float()), (x.float(), g.float()), (x.long(), g), (x, None), (x.numpy(), g)]
-    for inputs in wrong:
+    invalid = [(x[:, :5], g), (x, g[:1]), (x[0], g), (x[0, 0, 0], g), (x.mT[0, 0, 0], g)]
+    invalid += [(x, g.float()), (x.float(), g.float()), (x.long(), g), (x, None), (x.numpy(), g)]
+    for inputs in invalid:
         with torch.no_grad():
-            with forced(NEVER), pytest.raises((TypeError, ValueError)) as wanted:
+            with forced(NEVER), pytest.raises((TypeError, ValueError)) as expected:
                 block(*inputs)
-            with forced(), pytest.raises(wanted.type) as got:
+            with forced(), pytest.raises(expected.type) as got:
                 block(*inputs)
-        assert str(got.value) == str(wanted.value)
+        assert str(got.value) == str(expected.value)
 
 
 # ---- tiles -----------------------------------------------------------------------------------------------------------
 
 
-def test_tiles_are_of_a_size():
-    """Of a few samples or of some pixels of one; more threads take more at a time."""
+def test_tiles_have_the_expected_sizes():
+    """Several samples, or some pixels of one sample; the size is proportional to the number of threads."""
     threads = torch.get_num_threads()
     x = torch.arange(3 * 2 * 12).reshape(3, 2, 4, 3)
     try:
@@ -184,25 +184,25 @@ def test_tiles_are_of_a_size():
         torch.set_num_threads(threads)
 
 
-def test_what_is_between_is_laid_out_as_x():
+def test_linear_preserves_the_memory_layout():
     x, w, b = (torch.randn(shape, dtype=torch.float64) for shape in ((2, 3, 5), (4, 3), (4,)))
-    wanted = w @ x + b[:, None]
+    expected = w @ x + b[:, None]
     for layout in ("contiguous", "channels last"):
         x = LAYOUTS[layout](x)
         got = fast._linear(x, w, b)
-        close(got, wanted)
-        assert got.stride() == LAYOUTS[layout](wanted).stride()
+        assert_same(got, expected)
+        assert got.stride() == LAYOUTS[layout](expected).stride()
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_resampling_keeps_channels_last(batch):
-    """Torch asks the strides what to do, those of a batch of one too, and else copies what it has resampled."""
+def test_projection_has_the_strides_of_a_convolution(batch):
+    """Resampling in torch selects the layout of its output by strides, also for a batch of one."""
     w, b = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
     g = torch.randn(batch, 3, 5, 6, dtype=torch.float64)
-    for form in (torch.contiguous_format, torch.channels_last):
-        g = g.to(memory_format=form)
-        wanted = nn.functional.conv2d(g, w[:, :, None, None], b)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        g = g.to(memory_format=memory_format)
+        expected = nn.functional.conv2d(g, w[:, :, None, None], b)
         got = fast._projected(g, w, b)
-        close(got, wanted)
-        wanted, got = (nn.functional.interpolate(p, (10, 12), mode="bilinear") for p in (wanted, got))
-        assert got.stride() == wanted.stride()
+        assert_same(got, expected)
+        expected, got = (nn.functional.interpolate(p, (10, 12), mode="bilinear") for p in (expected, got))
+        assert got.stride() == expected.stride()

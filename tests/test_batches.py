@@ -1,4 +1,4 @@
-"""Which samples make a batch, and what a loader gives of them."""
+"""Batches of several processes, and the loader."""
 
 import os
 import re
@@ -22,28 +22,28 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize(("count", "drop_last"), [(24, False), (23, False), (17, False), (23, True)])
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_the_shares_of_processes_make_the_batches_of_one(count, drop_last, world):
-    alone = Batches(count, 8, seed=5, drop_last=drop_last)
-    seen = []
+def test_parts_of_several_processes_make_the_batches_of_one_process(count, drop_last, world):
+    single = Batches(count, 8, seed=5, drop_last=drop_last)
+    orders = []
     for epoch in (0, 1, 7):
-        alone.epoch = epoch
-        shares = [Batches(count, 8, 5, True, drop_last, rank, world, epoch) for rank in range(world)]
-        assert [len(list(share)) for share in shares] == [len(share) for share in shares]
-        whole = list(alone)
-        assert len(whole) == len(alone) == (count // 8 if drop_last else -(-count // 8))
-        for number, batch in enumerate(whole):
-            parts = [keys for share in shares for keys in list(share)[number : number + 1]]
+        single.epoch = epoch
+        samplers = [Batches(count, 8, 5, True, drop_last, rank, world, epoch) for rank in range(world)]
+        assert [len(list(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]
+        batches = list(single)
+        assert len(batches) == len(single) == (count // 8 if drop_last else -(-count // 8))
+        for number, batch in enumerate(batches):
+            parts = [keys for sampler in samplers for keys in list(sampler)[number : number + 1]]
             assert sorted(chain(*parts)) == sorted(batch)
             assert all(keys for keys in parts)
             assert len(batch) < 8 or {len(keys) for keys in parts} == {8 // world}
-        keys = list(chain(*whole))
+        keys = list(chain(*batches))
         assert len(set(keys)) == len(keys) == (16 if drop_last else count)
         assert all(key[0] == epoch and 0 <= key[1] < count for key in keys)
-        assert list(alone) == whole
-        seen.append([index for _, index in keys])
-    assert len({str(order) for order in seen}) == 3
-    assert seen[0] != sorted(seen[0])
-    assert list(Batches(count, 8, seed=6, drop_last=drop_last, epoch=7)) != list(alone)
+        assert list(single) == batches
+        orders.append([index for _, index in keys])
+    assert len({str(order) for order in orders}) == 3
+    assert orders[0] != sorted(orders[0])
+    assert list(Batches(count, 8, seed=6, drop_last=drop_last, epoch=7)) != list(single)
     assert [index for _, index in chain(*Batches(count, 8, shuffle=False))] == list(range(count))
 
 
@@ -56,20 +56,20 @@ def test_the_shares_of_processes_make_the_batches_of_one(count, drop_last, world
         ({"batch": 0}, "batch must be >= 1, got 0"),
     ],
 )
-def test_batches_that_cannot_be_are_refused(arguments, message):
+def test_arguments_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Batches(10, **arguments)
 
 
-def test_a_loader_gives_tensors_and_leaves_the_generator_of_dropout_alone(tmp_path):
+def test_loader_yields_tensors_and_does_not_change_the_default_generator(tmp_path):
     folder = Folder(place(tmp_path, 5), flip=True)
     loader = Loader(folder, Batches(5, 2))
     before = torch.get_rng_state()
-    got = list(loader.epoch(2))
+    batches = list(loader.epoch(2))
     assert torch.equal(torch.get_rng_state(), before)
-    assert [tuple(images.shape) for images, _ in got] == [(2, 1, 8, 12)] * 2 + [(1, 1, 8, 12)]
+    assert [tuple(images.shape) for images, _ in batches] == [(2, 1, 8, 12)] * 2 + [(1, 1, 8, 12)]
     assert len(loader) == 3
-    for keys, (images, masks) in zip(Batches(5, 2, epoch=2), got, strict=True):
+    for keys, (images, masks) in zip(Batches(5, 2, epoch=2), batches, strict=True):
         assert (images.dtype, masks.dtype) == (torch.float32, torch.int64)
         for n, key in enumerate(keys):
             image, mask = folder[key]
@@ -77,7 +77,7 @@ def test_a_loader_gives_tensors_and_leaves_the_generator_of_dropout_alone(tmp_pa
             np.testing.assert_array_equal(masks[n].numpy(), mask)
 
 
-def test_images_of_many_sizes_are_no_batch(tmp_path):
+def test_images_of_several_sizes_need_a_batch_of_one_or_a_size(tmp_path):
     pairs = [*place(tmp_path / "a", 2), *place(tmp_path / "b", 1, (6, 7))]
     folder = Folder(pairs)
     with pytest.raises(ValueError, match=r"one size to make batches of, got .*0.npy of 8 x 12 and .*b.*0.npy of 6 x 7"):
@@ -87,30 +87,31 @@ def test_images_of_many_sizes_are_no_batch(tmp_path):
     assert [len(masks) for _, masks in Loader(Folder(pairs, Preparation((8, 8))), Batches(3, 2)).epoch(0)] == [2, 1]
 
 
-class Bare(Folder):
-    """A folder that says whether TensorFlow is there, as a class."""
+class TensorFlowFolder(Folder):
+    """A folder whose masks have 100 added if TensorFlow is imported."""
 
     def __getitem__(self, key):
         image, mask = super().__getitem__(key)
         return image, mask + 100 * ("tensorflow" in sys.modules)
 
 
-def test_a_worker_gives_the_same_and_the_same_errors_without_tensorflow(tmp_path):
+def test_worker_yields_the_same_batches_and_errors_and_does_not_import_tensorflow(tmp_path):
     pairs = place(tmp_path, 4)
     arguments = {"preparation": Preparation((6, 6)), "flip": True}
-    here, there = Loader(Folder(pairs, **arguments), Batches(4, 2)), Loader(Bare(pairs, **arguments), Batches(4, 2), 1)
-    next(there.epoch(0))   # an epoch given up
+    loader = Loader(Folder(pairs, **arguments), Batches(4, 2))
+    worker_loader = Loader(TensorFlowFolder(pairs, **arguments), Batches(4, 2), 1)
+    next(worker_loader.epoch(0))   # an epoch that does not end
     for epoch in (0, 1):
-        for one, other in zip(here.epoch(epoch), there.epoch(epoch), strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        for batch, worker_batch in zip(loader.epoch(epoch), worker_loader.epoch(epoch), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(batch, worker_batch, strict=True))
     pairs[2][0].write_bytes(b"")
-    for loader in (here, there):
+    for failing in (loader, worker_loader):
         with pytest.raises(ValueError, match=r"^cannot read .*2.npy: ") as caught:
-            list(loader.epoch(2))
+            list(failing.epoch(2))
         assert "\n" not in str(caught.value)
 
 
-# ---- the guard that a script needs -----------------------------------------------------------------
+# ---- scripts without a guard -----------------------------------------------------------------------
 
 SCRIPT = """
 import sys
@@ -122,17 +123,17 @@ list(Loader(Phantoms(2, (8, 8)), Batches(2, 2), workers=1).epoch(0))
 GUARD = r'begin its work under `if __name__ == "__main__":`, or to set workers=0'
 
 
-def test_a_script_without_a_main_guard_is_told_of_it(tmp_path):
+def test_script_without_a_main_guard_raises_with_the_fix(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     env, command = os.environ | {"PYTHONPATH": str(ROOT)}, [sys.executable, "script.py"]
-    ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
-    last = ended.stderr.splitlines()[-1]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
     assert re.search(rf"^RuntimeError: expected workers to read ahead, got one that ended\. .*{GUARD}", last)
 
 
-def test_a_worker_that_comes_to_train_says_so():
-    """As Python imports a script in a worker: under another name than __main__."""
+def test_training_in_a_worker_raises():
+    """A worker imports the script under the name __mp_main__."""
     text = 'run.train(Settings(), "never", workers=2)'
     names = {"__name__": "__mp_main__", "run": run, "Settings": Settings}
     with pytest.raises(RuntimeError, match=f"expected workers to find nothing to do .* {GUARD}"):
@@ -141,17 +142,17 @@ def test_a_worker_that_comes_to_train_says_so():
     exec(compile("check_guard(0)", "script.py", "exec"), {"__name__": "__mp_main__", "check_guard": check_guard})
 
 
-def test_other_errors_of_the_loader_stay_as_they_are(monkeypatch):
+def test_only_errors_of_ended_workers_are_replaced(monkeypatch):
     loader = Loader(Phantoms(2, (8, 8)), Batches(2, 2))
-    for text, said in (
+    for text, message in (
         ("DataLoader worker (pid(s) 1) exited unexpectedly", GUARD),
-        ("DataLoader worker (pid 1) exited unexpectedly with exit code 1.", "fewer workers take less"),
+        ("DataLoader worker (pid 1) exited unexpectedly with exit code 1.", "if memory ran out, set fewer workers"),
         ("CUDA error", "^CUDA error$"),
     ):
-        def broken(text=text):
+        def failing(text=text):
             raise RuntimeError(text)
             yield
 
-        monkeypatch.setattr(loader, "_loader", broken())
-        with pytest.raises(RuntimeError, match=said):
+        monkeypatch.setattr(loader, "_loader", failing())
+        with pytest.raises(RuntimeError, match=message):
             list(loader.epoch(0))

@@ -1,4 +1,4 @@
-"""Fused kernels in the timing suite: who runs them and who never does, and what is said of them. No GPU is needed."""
+"""Tests of fused kernels in the benchmark: which rows use them, the report on them, and recorded wins. Need no GPU."""
 
 import json
 import os
@@ -25,24 +25,25 @@ from benchmarks.cases import Case
 from benchmarks.goals import covers, goal, goals
 from benchmarks.measure import Bench
 from benchmarks.nets import Bottleneck
-from benchmarks.picking import against
 from benchmarks.run import install
 from benchmarks.runs import COPY, FUSED, Provider, Row, Run, write
+from benchmarks.selection import time_ratio
 from benchmarks.timer import Pace, Spread
 
 ROOT = Path(__file__).parents[1]
 CASE = Case("se", ((2, 8, 5, 4),), "training", variant="timm")
 BENCH = Bench("cpu", {"cpu": Pace(3, 0.0)})
-GOALS = [each for name in attzoo.names() for each in goals(name).calls]
+GOALS = [kernel_goal for name in attzoo.names() for kernel_goal in goals(name).calls]
 
 
 def by_name(rows):
+    """Return the rows by provider."""
     return {str(row.provider): row for row in rows}
 
 
-# ---- who runs them ---------------------------------------------------------------------------------------------------
+# ---- rows that use kernels -------------------------------------------------------------------------------------------
 
-# In Triton's interpreter, in a process of its own: whether it is used is settled when triton is imported.
+# For a separate process in Triton's interpreter, which is turned on or off when triton is imported.
 INTERPRETED = """
 import json
 from attzoo import settings
@@ -51,83 +52,83 @@ from benchmarks import measure, providers
 from benchmarks.cases import Case
 from benchmarks.timer import Pace
 
-seen, should_use_kernels = set(), choice.should_use_kernels
+calls, should_use_kernels = set(), choice.should_use_kernels
 
-def watched(block, *inputs, **others):
-    seen.add((settings.chosen, str(inputs[0].dtype)))
-    return should_use_kernels(block, *inputs, **others)
+def record(block, *inputs, **options):
+    calls.add((settings.chosen, str(inputs[0].dtype)))
+    return should_use_kernels(block, *inputs, **options)
 
-choice.should_use_kernels = watched
-providers.has_kernels, providers.sources = lambda it: True, lambda name: {}
-bench, told = measure.Bench("cpu", {"cpu": Pace(3, 0.0)}), {}
+choice.should_use_kernels = record
+providers.has_kernels, providers.sources = lambda subject: True, lambda name: {}
+bench, results = measure.Bench("cpu", {"cpu": Pace(3, 0.0)}), {}
 for mode in ("inference", "forward", "backward", "training"):
     rows = measure.measure(Case("se", ((2, 8, 3, 2),), mode, variant="timm"), bench)
-    told[mode] = {str(row.provider): [row.status, row.error, row.kept] for row in rows}
-told["seen"] = sorted(seen)
-told["after"] = settings.chosen
-print(json.dumps(told))
+    results[mode] = {str(row.provider): [row.status, row.error, row.kept] for row in rows}
+results["calls"] = sorted(calls)
+results["chosen"] = settings.chosen
+print(json.dumps(results))
 """
 
 
-def test_kernels_are_verified_and_timed_in_every_mode_and_eager_rows_run_none():
-    others = {"TRITON_INTERPRET": "1", "ATTZOO_KERNELS": "triton", "PYTHONPATH": str(ROOT)}
+def test_kernels_are_verified_and_timed_in_every_mode_and_eager_rows_use_none():
+    variables = {"TRITON_INTERPRET": "1", "ATTZOO_KERNELS": "triton", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", INTERPRETED]
-    said = subprocess.run(command, env=os.environ | others, cwd=ROOT, capture_output=True, text=True, check=True)
-    told = json.loads(said.stdout)
+    done = subprocess.run(command, env=os.environ | variables, cwd=ROOT, capture_output=True, text=True, check=True)
+    results = json.loads(done.stdout)
     for mode in ("inference", "forward", "backward", "training"):
-        assert list(told[mode]) == ["attzoo", "attzoo (triton)", "copy"]
-        for status, error, kept in (told[mode][name] for name in ("attzoo", "attzoo (triton)")):
+        assert list(results[mode]) == ["attzoo", "attzoo (triton)", "copy"]
+        for status, error, saved in (results[mode][name] for name in ("attzoo", "attzoo (triton)")):
             assert status in ("timed", "unsteady")
             assert error < 1e-6
-            assert (kept is None) == (mode != "training")
-    assert told["seen"] == [["eager", "torch.float32"], ["eager", "torch.float64"], ["triton", "torch.float32"]]
-    assert told["after"] == "triton"   # as the environment has it
+            assert (saved is None) == (mode != "training")
+    assert results["calls"] == [["eager", "torch.float32"], ["eager", "torch.float64"], ["triton", "torch.float32"]]
+    assert results["chosen"] == "triton"   # the value of ATTZOO_KERNELS
 
 
 @pytest.fixture
-def offered(monkeypatch):
-    """As where there is a GPU, but the kernels refuse."""
-    monkeypatch.setattr(providers, "has_kernels", lambda it: it.case.block != "none")
+def refusing_kernels(monkeypatch):
+    """Offer fused kernels as on a GPU, but let them refuse every call."""
+    monkeypatch.setattr(providers, "has_kernels", lambda subject: subject.case.block != "none")
     monkeypatch.setattr(providers, "sources", lambda name: {})
-    monkeypatch.setattr(choice, "kernels_refusal", lambda *asked: "it does not like it")
+    monkeypatch.setattr(choice, "kernels_refusal", lambda *arguments: "this is a test")
 
 
-def test_a_kernel_that_refuses_is_a_row_that_failed(offered):
+def test_a_kernel_that_refuses_gives_a_failed_row(refusing_kernels):
     rows = by_name(measure.measure(CASE, BENCH))
     assert list(rows) == ["attzoo (triton)", "attzoo", "copy"]
     assert rows["attzoo (triton)"].status == "failed"
-    asked = 'RuntimeError: kernels("triton") asks for a fused SE'
-    assert rows["attzoo (triton)"].why == f'{asked}, but it does not like it; kernels("auto") has the plain form'
+    start = 'RuntimeError: kernels("triton") asks for a fused SE'
+    assert rows["attzoo (triton)"].why == f'{start}, but this is a test; kernels("auto") has the plain form'
     assert rows["attzoo"].status in ("timed", "unsteady")
 
 
-def test_without_triton_it_is_absent(offered, monkeypatch):
-    def absent(name):
+def test_without_triton_there_is_no_row_of_kernels(refusing_kernels, monkeypatch):
+    def import_module(name):
         raise ModuleNotFoundError("No module named 'triton'", name=name)
 
-    monkeypatch.setattr(providers, "import_module", absent)
+    monkeypatch.setattr(providers, "import_module", import_module)
     bench = replace(BENCH, absent=set())
     assert list(by_name(measure.measure(CASE, bench))) == ["attzoo", "copy"]
     assert bench.absent == {"triton"}
     assert install("triton") == 'pip install -e ".[triton]" in a clone of attzoo'
 
 
-def test_on_a_cpu_nobody_runs_them():
-    it = subjects.subject(CASE, "cpu")
-    assert FUSED not in [racer.provider for racer in providers.contenders(it)]
+def test_kernels_are_not_timed_on_a_cpu():
+    subject = subjects.subject(CASE, "cpu")
+    assert FUSED not in [racer.provider for racer in providers.contenders(subject)]
 
 
-@pytest.mark.parametrize(("block", "offered"), [("se", True), ("cbam", True), ("none", False)])
-def test_a_block_with_kernels_is_asked_for_them_where_there_is_a_gpu(monkeypatch, block, offered):
-    it = subjects.subject(Case(block, ((1, 3, 32, 32),), network="resnet50"), "cpu")
+@pytest.mark.parametrize(("block", "has_kernels"), [("se", True), ("cbam", True), ("none", False)])
+def test_has_kernels_on_a_gpu_is_true_for_blocks_with_kernels(monkeypatch, block, has_kernels):
+    subject = subjects.subject(Case(block, ((1, 3, 32, 32),), network="resnet50"), "cpu")
     monkeypatch.setattr(subjects.Subject, "device", torch.device("cuda"))
-    assert providers.has_kernels(it) is offered
+    assert providers.has_kernels(subject) is has_kernels
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
-def test_in_a_network_its_blocks_run_them(offered, mode):
-    it = subjects.subject(Case("eca", ((1, 3, 32, 32),), mode, network="resnet50", variant="timm"), "cpu")
-    (racer,) = [racer for racer in providers.contenders(it) if racer.provider == FUSED]
+def test_the_blocks_of_a_network_use_kernels(refusing_kernels, mode):
+    subject = subjects.subject(Case("eca", ((1, 3, 32, 32),), mode, network="resnet50", variant="timm"), "cpu")
+    (racer,) = [racer for racer in providers.contenders(subject) if racer.provider == FUSED]
     for calls in ([racer.outputs], racer.calls()):
         with attzoo.kernels("eager"), pytest.raises(RuntimeError, match="asks for a fused ECA"):
             calls[0]()
@@ -137,31 +138,31 @@ def test_in_a_network_its_blocks_run_them(offered, mode):
 @pytest.mark.parametrize("name", ["se", "eca", "cbam"])
 def test_in_a_residual_branch_the_kernels_add_the_shortcut(monkeypatch, name):
     pytest.importorskip("triton")
-    shortcuts, real = [], autograd.Fused.__call__
+    has_shortcut, call = [], autograd.Fused.__call__
 
-    def watched(self, block, x, shortcut, *others, **options):
-        shortcuts.append(shortcut is not None)
-        return real(self, block, x, shortcut, *others, **options)
+    def record(self, block, x, shortcut, *inputs, **options):
+        has_shortcut.append(shortcut is not None)
+        return call(self, block, x, shortcut, *inputs, **options)
 
-    monkeypatch.setattr(autograd.Fused, "__call__", watched)
-    device = "cuda" if torch.cuda.is_available() else "cpu"   # there in Triton's interpreter
+    monkeypatch.setattr(autograd.Fused, "__call__", record)
+    device = "cuda" if torch.cuda.is_available() else "cpu"   # on a CPU, in Triton's interpreter
     net = Bottleneck(8, 16, 2, lambda channels: attzoo.create(name, channels, backend="torch")).to(device)
     x, cotangent = torch.randn(2, 8, 6, 5, device=device), torch.randn(2, 16, 3, 3, device=device)
     for mode in ("inference", "training"):
-        found = [
-            subjects.run(it, mode, [x], cotangent)
-            for it in (providers.WithKernels(deepcopy(net)), deepcopy(net))
-        ]   # fmt: skip
-        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
-    assert shortcuts == [True, True]
+        fused, eager = (
+            subjects.run(module, mode, [x], cotangent)
+            for module in (providers.WithKernels(deepcopy(net)), deepcopy(net))
+        )   # fmt: skip
+        torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-5)
+    assert has_shortcut == [True, True]
 
 
-def test_a_network_without_a_block_has_none(offered):
-    it = subjects.subject(Case("none", ((1, 3, 32, 32),), network="resnet50"), "cpu")
-    assert [str(racer.provider) for racer in providers.contenders(it)] == ["plain"]
+def test_a_network_without_a_block_has_no_row_of_kernels(refusing_kernels):
+    subject = subjects.subject(Case("none", ((1, 3, 32, 32),), network="resnet50"), "cpu")
+    assert [str(racer.provider) for racer in providers.contenders(subject)] == ["plain"]
 
 
-# ---- what is said of them: no number here was measured ---------------------------------------------------------------
+# ---- the report on them; the numbers are invented --------------------------------------------------------------------
 
 MAP = (32, 256, 56, 56)
 SE = Case("se", (MAP,), variant="timm")
@@ -170,111 +171,115 @@ COMPILED = [Provider("timm", form=form) for form in providers.COMPILED]
 
 
 def about(value):
+    """Return quartiles 1 % from the median."""
     return Spread(0.99 * value, value, 1.01 * value)
 
 
-def timed(case, provider, part, clock="graph", **others):
-    """A row of a call that takes `part` of the time of timm's eager block, which takes two copies."""
-    held = {"reference": "timm", "control": about(1.0), "ratio": None if provider == TIMM else about(part)}
-    spreads = {"seconds": about(part * 1e-3), "copies": None if case.network else about(2 * part)}
-    return replace(Row(case, provider, "timed", clock=clock, **held | spreads), **others)
+def timed(case, provider, relative_time, clock="graph", **fields):
+    """Return a row by its time relative to that of timm's eager block, which takes two copies."""
+    ratio = None if provider == TIMM else about(relative_time)
+    reference = {"reference": "timm", "control": about(1.0), "ratio": ratio}
+    spreads = {"seconds": about(relative_time * 1e-3), "copies": None if case.network else about(2 * relative_time)}
+    return replace(Row(case, provider, "timed", clock=clock, **reference | spreads), **fields)
 
 
-def made(rows, device="cuda", capability="9.0"):
+def run_with(rows, device="cuda", capability="9.0"):
+    """Return a run with these rows."""
     machine = {"gpu": "H200", "capability": capability}
     return Run("full", device, "command", "2026-01-01", None, machine, {"torch": None}, {}, {}, {}, rows)
 
 
-def told(*rows):
-    """The lines of the section's tables."""
-    found = report.tables([made(rows)]).get("Fused kernels", "")
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found.splitlines() if line]
+def kernel_lines(*rows):
+    """Return the cells of the tables in the section on fused kernels, without heads."""
+    tables = report.tables([run_with(rows)]).get("Fused kernels", "")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.splitlines() if line]
     return [line for line in lines if line[0] not in ("block", "---")]
 
 
-def test_fused_stands_beside_the_eager_peer_the_best_compiled_and_the_goal():
+def test_a_line_has_the_speedups_over_the_eager_and_the_fastest_compiled_peer_and_the_goals():
     peers = [timed(SE, TIMM, 1.0), *map(timed, [SE] * 3, COMPILED, (0.9, 0.84, 1.2))]
-    ours = timed(SE, Provider("attzoo", form="compiled"), 0.1)   # is no peer's
-    (line,) = told(timed(SE, OURS, 0.95), timed(SE, FUSED, 0.8), ours, *peers)
+    ours = timed(SE, Provider("attzoo", form="compiled"), 0.1)   # not a peer's
+    (line,) = kernel_lines(timed(SE, OURS, 0.95), timed(SE, FUSED, 0.8), ours, *peers)
     assert line == [
         "se", "timm, 32x256x56x56, float32, channels first", "inference",
         "1.60 (accept)", "1.25 (accept)", "1.05 (accept)", "1.7, 1.1, 1.05", "1.45, 1.3, 1.2",
     ]   # fmt: skip
 
 
-@pytest.mark.parametrize(("part", "marks"), [(0.7, ["aim", "aim"]), (0.9, ["missed", "accept"]), (1, ["missed"] * 2)])
-def test_a_number_says_which_goal_it_reaches(part, marks):
-    (line,) = told(timed(SE, TIMM, 1.0), timed(SE, FUSED, part))
+@pytest.mark.parametrize(("ratio", "marks"), [(0.7, ["aim", "aim"]), (0.9, ["missed", "accept"]), (1, ["missed"] * 2)])
+def test_a_number_is_followed_by_the_limit_that_it_meets(ratio, marks):
+    (line,) = kernel_lines(timed(SE, TIMM, 1.0), timed(SE, FUSED, ratio))
     assert [cell.partition("(")[2].rstrip(")") for cell in line[3:5]] == marks
-    assert line[5] == ""   # nothing compiled was timed
+    assert line[5] == ""   # no compiled form was timed
 
 
-def test_what_has_no_goal_has_its_numbers_all_the_same():
+def test_a_case_without_a_goal_has_numbers_only():
     sample = replace(SE, shapes=((1, *MAP[1:]),))
-    (line,) = told(timed(sample, TIMM, 1.0), timed(sample, FUSED, 0.5))
+    (line,) = kernel_lines(timed(sample, TIMM, 1.0), timed(sample, FUSED, 0.5))
     assert line[3:] == ["1.00", "2.00", "", "", ""]
 
 
-def test_without_a_peer_nothing_is_said_of_one():
-    alone = {"reference": "attzoo"}
-    (line,) = told(timed(SE, OURS, 1.0, **alone), timed(SE, FUSED, 0.5, **alone))
+def test_without_a_peer_there_are_no_speedups():
+    reference = {"reference": "attzoo"}
+    (line,) = kernel_lines(timed(SE, OURS, 1.0, **reference), timed(SE, FUSED, 0.5, **reference))
     assert line[3:6] == ["1.00 (aim)", "", ""]
 
 
-def test_a_kernel_that_was_not_timed_says_so():
-    failed = Row(SE, FUSED, "failed", why="it takes float32", clock="graph")
-    (line,) = told(failed, timed(SE, TIMM, 1.0))
+def test_failed_and_unsteady_kernels_are_marked():
+    failed = Row(SE, FUSED, "failed", why="expected float32, got float64", clock="graph")
+    (line,) = kernel_lines(failed, timed(SE, TIMM, 1.0))
     assert line[3:6] == ["failed", "", ""]
-    (line,) = told(timed(SE, FUSED, 0.5, status="unsteady"), timed(SE, TIMM, 1.0))
+    (line,) = kernel_lines(timed(SE, FUSED, 0.5, status="unsteady"), timed(SE, TIMM, 1.0))
     assert line[3] == "unsteady: 1.00 (aim)"
 
 
 def test_calls_from_python_have_no_goal_and_no_line():
-    assert told(timed(SE, FUSED, 0.5, "calls"), timed(SE, TIMM, 1.0, "calls")) == []
+    assert kernel_lines(timed(SE, FUSED, 0.5, "calls"), timed(SE, TIMM, 1.0, "calls")) == []
 
 
-def test_in_a_resnet50_fused_stands_beside_the_plain_network_eager_blocks_and_the_aim():
+def test_a_resnet50_line_has_the_throughput_of_fused_eager_and_peer_and_the_aim():
     rows, aims = [], {"inference": "", "training": "95 %"}
     for mode in aims:
         net = Case("se", ((64, 3, 224, 224),), mode, network="resnet50", variant="timm")
         plain = replace(net, block="none", variant=None)
         rows += [timed(plain, Provider("plain"), 0.7, "calls", reference="plain", ratio=None)]
-        rows += [timed(net, who, part, "calls") for who, part in ((OURS, 0.9), (FUSED, 0.75), (TIMM, 1.0))]
-    assert told(*rows) == [["se", mode, "93 %", "78 %", "70 %", aim] for mode, aim in aims.items()]
+        rows += [timed(net, provider, ratio, "calls") for provider, ratio in ((OURS, 0.9), (FUSED, 0.75), (TIMM, 1.0))]
+    assert kernel_lines(*rows) == [["se", mode, "93 %", "78 %", "70 %", aim] for mode, aim in aims.items()]
 
 
 @pytest.mark.parametrize("name", ["full", "kernels"])
-def test_no_goal_hides_another(name):
+def test_at_most_one_goal_applies_to_a_case(name):
     for case in suites.suite(name, "cuda").cases:
-        assert sum(covers(each, case) for each in goals(case.block).calls) <= 1
+        assert sum(covers(kernel_goal, case) for kernel_goal in goals(case.block).calls) <= 1
 
 
-def test_every_goal_has_a_case_in_the_suite_of_the_kernels_beside_what_is_compiled():
+def test_every_goal_has_a_case_in_the_suite_kernels_with_the_peer_compiled():
     suite = [case for case in suites.suite("kernels", "cuda").cases if not case.network]
     assert {goal(case) for case in suite} == {*GOALS, None}
     assert {case.block for case in suite if goal(case) is None} == {n for n in attzoo.names() if not goals(n).calls}
-    assert {case.variant for case in suite if "peer compiled" not in case.forms} == {"kuc"}   # no peer has no norms
-    normless = next(case for case in suite if case.variant == "kuc")
-    assert goal(normless).arguments == {"norm": False}
-    assert goal(replace(normless, variant="monai")).arguments == {"norm": True}
+    assert {case.variant for case in suite if "peer compiled" not in case.forms} == {"kuc"}   # all peers have norms
+    without_norms = next(case for case in suite if case.variant == "kuc")
+    assert goal(without_norms).arguments == {"norm": False}
+    assert goal(replace(without_norms, variant="monai")).arguments == {"norm": True}
 
 
-def test_of_the_peer_alone_it_is_compiled(monkeypatch):
+def test_the_form_peer_compiled_compiles_only_the_first_peer(monkeypatch):
     names = {name: f"mlp.{name}" for name in attzoo.get("se", backend="numpy")(8).weights}
     known = {name: Source(name, name, "SE", "timm", only_channels, names) for name in ("timm", "other")}
     monkeypatch.setattr(providers, "sources", lambda name: known)
-    it = subjects.subject(replace(SE, shapes=((1, 8, 2, 2),), forms=frozenset({"eager", "peer compiled"})), "cpu")
-    found = [str(racer.provider) for racer in providers.contenders(it)]
-    assert found == ["attzoo", "timm", "other", *map(str, COMPILED)]
-    it = replace(it, case=replace(it.case, forms=frozenset({"compiled"})))
-    assert len([*providers.contenders(it)]) == 3 + 2 * len(COMPILED)
+    case = replace(SE, shapes=((1, 8, 2, 2),), forms=frozenset({"eager", "peer compiled"}))
+    subject = subjects.subject(case, "cpu")
+    names = [str(racer.provider) for racer in providers.contenders(subject)]
+    assert names == ["attzoo", "timm", "other", *map(str, COMPILED)]
+    subject = replace(subject, case=replace(case, forms=frozenset({"compiled"})))
+    assert len([*providers.contenders(subject)]) == 3 + 2 * len(COMPILED)
 
 
-def test_goals_are_further_than_what_is_accepted():
-    for each in GOALS:
-        copies, *others = zip(each.aim, each.accept, strict=True)
+def test_the_aims_of_goals_are_stricter_than_the_accepted_values():
+    for kernel_goal in GOALS:
+        copies, *speedups = zip(kernel_goal.aim, kernel_goal.accept, strict=True)
         assert copies[0] < copies[1]
-        assert all(aim > accept for aim, accept in others)
+        assert all(aim > accept for aim, accept in speedups)
     assert {name for name in attzoo.names() if goals(name).resnet50} <= set(suites.in_resnet50())
     assert GOALS
 
@@ -282,95 +287,98 @@ def test_goals_are_further_than_what_is_accepted():
 # ---- recorded wins ---------------------------------------------------------------------------------------------------
 
 
-def test_times_are_compared_by_what_they_take_of_one_reference():
-    peer, ours, other = timed(SE, TIMM, 1.0), timed(SE, OURS, 0.8), timed(SE, FUSED, 0.4)
-    assert against(other, peer) == about(0.4)
-    found = against(other, ours)
-    assert (found.low, found.median, found.high) == pytest.approx((0.396 / 0.808, 0.5, 0.404 / 0.792))
-    assert against(other, replace(ours, reference="MONAI")) is None
-    assert against(peer, ours) is None
+def test_time_ratio_is_the_quotient_of_the_ratios_to_one_reference():
+    peer, ours, fused = timed(SE, TIMM, 1.0), timed(SE, OURS, 0.8), timed(SE, FUSED, 0.4)
+    assert time_ratio(fused, peer) == about(0.4)
+    ratio = time_ratio(fused, ours)
+    assert (ratio.low, ratio.median, ratio.high) == pytest.approx((0.396 / 0.808, 0.5, 0.404 / 0.792))
+    assert time_ratio(fused, replace(ours, reference="MONAI")) is None
+    assert time_ratio(peer, ours) is None
     alone = replace(ours, reference="attzoo", ratio=None)
-    assert against(replace(other, reference="attzoo"), alone) == about(0.4)
+    assert time_ratio(replace(fused, reference="attzoo"), alone) == about(0.4)
 
 
-def sized(*parts, case=SE, clocks=("graph", "calls"), **others):
-    """Rows of 1, 2, ... samples, fused beside eager, which takes 0.9 of the peer's time; no part is no row."""
+def sized(*ratios, case=SE, clocks=("graph", "calls"), **fields):
+    """Return rows with 1, 2, ... samples, whose fused time / eager time are `ratios`; None for no fused row.
+
+    The eager block takes 0.9 of the peer's time.
+    """
     rows = []
-    for n, part in enumerate(parts, 1):
+    for n, ratio in enumerate(ratios, 1):
         at = replace(case, shapes=tuple((n, *shape[1:]) for shape in case.shapes))
         for clock in clocks:
             rows += [timed(at, TIMM, 1.0, clock), timed(at, OURS, 0.9, clock), timed(at, COPY, 0.5, clock, ratio=None)]
-            rows += [timed(at, FUSED, 0.9 * part, clock, **others)] if part else []
+            rows += [timed(at, FUSED, 0.9 * ratio, clock, **fields)] if ratio else []
     return rows
 
 
-ONE = prod(MAP[1:])   # numbers of a sample
+ONE = prod(MAP[1:])   # elements of a sample
 
 
 @pytest.mark.parametrize(
-    ("parts", "least"),
+    ("ratios", "least"),
     [
         ((0.5, 0.6, 0.7), 1),
-        ((0.98, 0.6, 0.7), 2),      # within the control
-        ((0.5, 1.3, 0.7), 3),       # what is won below a loss is no win
-        ((0.5, 0.6, 1.0), None),    # the largest has to be one
-        ((None, 0.5, 0.5), 2),      # what was not timed says nothing
+        ((0.98, 0.6, 0.7), 2),      # within the noise
+        ((0.5, 1.3, 0.7), 3),       # sizes below a loss do not count
+        ((0.5, 0.6, 1.0), None),    # the largest size must be won
+        ((None, 0.5, 0.5), 2),      # sizes that were not timed do not count
         ((None, None, None), None),
     ],
 )
-def test_a_win_is_at_every_size_from_the_least_on(parts, least):
-    found = wins.wins({"a.json": made(sized(*parts))})
-    assert [(win.block, win.least, win.source) for win in found] == ([("SE", least * ONE, "a.json")] if least else [])
+def test_a_win_has_the_smallest_size_from_which_all_are_won(ratios, least):
+    table = wins.wins({"a.json": run_with(sized(*ratios))})
+    assert [(win.block, win.least, win.source) for win in table] == ([("SE", least * ONE, "a.json")] if least else [])
 
 
 @pytest.mark.parametrize("status", ["unsteady", "wrong", "failed"])
-def test_what_cannot_be_believed_is_no_win(status):
+def test_rows_that_are_not_timed_steadily_do_not_win(status):
     rows = sized(0.5, 0.5)
-    assert wins.wins({"a.json": made([*rows, *sized(0.5, status=status)])})[0].least == 2 * ONE
-    shaky = [replace(row, status=status) if row.provider == OURS else row for row in rows]
-    assert wins.wins({"a.json": made(shaky)}) == []
+    assert wins.wins({"a.json": run_with([*rows, *sized(0.5, status=status)])})[0].least == 2 * ONE
+    eager_not_timed = [replace(row, status=status) if row.provider == OURS else row for row in rows]
+    assert wins.wins({"a.json": run_with(eager_not_timed)}) == []
 
 
-def test_a_win_is_one_on_both_clocks():
+def test_a_win_requires_both_clocks():
     rows = [*sized(0.5, 0.5, clocks=("graph",)), *sized(1.2, 0.5, clocks=("calls",))]
-    assert [win.least for win in wins.wins({"a.json": made(rows)})] == [2 * ONE]
-    slow = [replace(r, ratio=about(0.4)) if (r.provider, r.clock) == (OURS, "calls") else r for r in sized(0.5)]
-    assert wins.wins({"a.json": made(slow)}) == []   # eager calls take as little as fused ones
+    assert [win.least for win in wins.wins({"a.json": run_with(rows)})] == [2 * ONE]
+    equal_calls = [replace(r, ratio=about(0.4)) if (r.provider, r.clock) == (OURS, "calls") else r for r in sized(0.5)]
+    assert wins.wins({"a.json": run_with(equal_calls)}) == []   # eager calls are as fast as fused ones
 
 
-def test_a_win_is_one_in_all_cases_of_a_size_and_in_all_files():
-    other = replace(SE, variant="monai")
-    assert wins.wins({"a.json": made([*sized(0.5), *sized(1.2, case=other)])}) == []
-    assert wins.wins({"a.json": made([*sized(1.2), *sized(0.5, case=other)])}) == []
-    files = {"a.json": made(sized(0.5, 0.5)), "b.json": made(sized(1.2, 0.5))}
+def test_a_win_requires_all_cases_of_a_size_in_all_files():
+    monai = replace(SE, variant="monai")
+    assert wins.wins({"a.json": run_with([*sized(0.5), *sized(1.2, case=monai)])}) == []
+    assert wins.wins({"a.json": run_with([*sized(1.2), *sized(0.5, case=monai)])}) == []
+    files = {"a.json": run_with(sized(0.5, 0.5)), "b.json": run_with(sized(1.2, 0.5))}
     assert wins.wins(files) == [Win("SE", (9, 0), "float32", False, False, 2 * ONE, "a.json, b.json")]
-    files["b.json"] = made(sized(1.2, 0.5), capability="8.0")   # another GPU
+    files["b.json"] = run_with(sized(1.2, 0.5), capability="8.0")   # another GPU
     assert [(win.capability, win.least) for win in wins.wins(files)] == [((8, 0), 2 * ONE), ((9, 0), ONE)]
 
 
-def test_layouts_dtypes_and_training_are_apart_and_networks_and_halves_of_training_are_nothing():
-    given = [
+def test_wins_are_separate_by_layout_dtype_and_training_and_ignore_networks_and_single_passes():
+    cases = [
         replace(SE, mode="training"), replace(SE, layout="channels last", dtype="float16"), replace(SE, mode="forward"),
         replace(SE, mode="backward"), replace(SE, network="resnet50"), Case("channel_attention", (MAP,)),
     ]   # fmt: skip
-    found = wins.wins({"a.json": made([row for case in given for row in sized(0.5, case=case)])})
-    assert [(win.block, win.dtype, win.last, win.training) for win in found] == [
+    table = wins.wins({"a.json": run_with([row for case in cases for row in sized(0.5, case=case)])})
+    assert [(win.block, win.dtype, win.last, win.training) for win in table] == [
         ("ChannelAttention", "float32", False, False), ("SE", "float16", True, False), ("SE", "float32", False, True),
     ]   # fmt: skip
 
 
-def test_what_is_printed_is_the_table_that_kernels_auto_goes_by(tmp_path, monkeypatch):
+def test_the_printed_table_is_one_that_kernels_auto_uses(tmp_path, monkeypatch):
     case = Case("se", ((1, 8, 4, 4),), variant="timm")
     for name, rows in {"cuda": [*sized(1.2, 0.5, case=case), *sized(0.5)], "none": sized(1.2)}.items():
-        write(tmp_path / f"{name}.json", made(rows))
-    said = CliRunner().invoke(app, ["wins", str(tmp_path / "cuda.json")])
-    assert said.exit_code == 0, said.output
-    assert all(len(line) <= 120 for line in said.output.splitlines())
+        write(tmp_path / f"{name}.json", run_with(rows))
+    result = CliRunner().invoke(app, ["wins", str(tmp_path / "cuda.json")])
+    assert result.exit_code == 0, result.output
+    assert all(len(line) <= 120 for line in result.output.splitlines())
     names = {"Win": Win, "Final": tuple}
-    exec(said.output.replace("Final[tuple[Win, ...]]", "object"), names)
+    exec(result.output.replace("Final[tuple[Win, ...]]", "object"), names)
     assert names["WINS"] == (Win("SE", (9, 0), "float32", False, False, 2 * 8 * 4 * 4, "cuda.json"),)
 
-    class OnGpu:   # all that is asked of an input
+    class OnGpu:   # the attributes of an input that the choice uses
         is_cuda, device, dtype = True, torch.device("cuda"), torch.float32
 
         def __init__(self, samples):
@@ -385,15 +393,15 @@ def test_what_is_printed_is_the_table_that_kernels_auto_goes_by(tmp_path, monkey
     assert wins.table([tmp_path / "none.json"]) == "WINS: Final[tuple[Win, ...]] = ()\n"
 
 
-def test_the_recorded_wins_are_what_the_committed_runs_say():
+def test_the_recorded_wins_follow_from_the_committed_runs():
     files = sorted((ROOT / "benchmarks" / "results").glob("*_cuda_*.json"))
     names = {"Final": None, "Win": Win}
     exec(wins.table(files).replace(": Final[tuple[Win, ...]]", ""), names)
     assert names["WINS"] == WINS
 
 
-def test_wins_are_of_cuda(tmp_path):
-    write(tmp_path / "cpu.json", made(sized(0.5), device="cpu"))
+def test_wins_of_a_run_on_a_cpu_are_refused(tmp_path):
+    write(tmp_path / "cpu.json", run_with(sized(0.5), device="cpu"))
     with pytest.raises(ValueError, match=r"expected a run on CUDA, got one on cpu in cpu\.json"):
         wins.table([tmp_path / "cpu.json"])
     with pytest.raises(ValueError, match="got none"):

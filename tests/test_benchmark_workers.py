@@ -1,4 +1,4 @@
-"""Keras's backends in processes of their own: they compute what the spec says, and nothing that they do hangs a run."""
+"""Tests of the Keras processes: results equal the spec's, and a process that fails or hangs does not stop a run."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ from attzoo.testing.case import Case
 from benchmarks import cases, keras_blocks, workers
 from benchmarks import worker as child
 from benchmarks.cases import BOTH
-from benchmarks.fleet import fleet
+from benchmarks.keras_contenders import keras_contenders
 from benchmarks.subjects import subject
 from benchmarks.timer import KEPT
 from benchmarks.workers import FORMS, Failed, Job, Worker, available, environment
@@ -37,16 +37,17 @@ CASES = {
 }
 
 
-def job(case, **others):
+def job(case, **fields):
+    """Return the job of a case, with some fields changed."""
     config = case.spec.config()
-    narrow = [array.astype("float32") for array in (*case.inputs(), case.cotangent())]
+    *inputs, cotangent = (array.astype("float32") for array in (*case.inputs(), case.cotangent()))
     arrays = {name: array.astype("float32") for name, array in case.weights().items()}
     return Job(**{"library": "attzoo", "block": case.name, "config": config, "arrays": arrays,
-                  "inputs": narrow[:-1], "cotangent": narrow[-1]} | others)   # fmt: skip
+                  "inputs": inputs, "cotangent": cotangent} | fields)   # fmt: skip
 
 
-def meaning(case, mode):
-    """The spec's output, and the gradients of torch's body, which other tests hold to the spec; in float64."""
+def expected_run(case, mode):
+    """Return the spec's output and the torch block's gradients in float64; other tests compare these with the spec."""
     block = adapter("torch").make(attzoo.get(case.name, backend="torch"), case.spec.config(), "float64")
     attzoo.load_weights(block, case.weights())
     run = adapter("torch").run(block, case.inputs(), case.cotangent(), mode == "training")
@@ -54,21 +55,22 @@ def meaning(case, mode):
     return replace(run, output=y)
 
 
-def close(got, wanted):
+def is_close(got, expected):
+    """Whether a float64 array is within 1e-5 of the largest expected value."""
     assert got.dtype == np.float64
-    return got.shape == wanted.shape and np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    return got.shape == expected.shape and np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 @pytest.fixture(scope="module")
 def keras():
-    """Processes by backend, each started when it is first asked for."""
-    made = {backend: Worker(backend) for backend in FORMS}
-    yield made
-    for worker in made.values():
+    """Provide workers by backend. A process starts at its first job."""
+    workers = {backend: Worker(backend) for backend in FORMS}
+    yield workers
+    for worker in workers.values():
         worker.close()
 
 
-PASSES = [   # each of them compiles something
+PASSES = [   # few, because each compiles code
     *itertools.product(["tensorflow"], CASES, child.LIBRARIES, ["training"], ["traced"]),
     *itertools.product(["tensorflow"], ["gate"], child.LIBRARIES, ["inference"], FORMS["tensorflow"]),
     *itertools.product(["tensorflow"], ["gate"], ["attzoo"], ["training"], ["eager", "jit"]),
@@ -78,39 +80,39 @@ PASSES = [   # each of them compiles something
 
 
 @pytest.mark.parametrize(("backend", "name", "library", "mode", "form"), PASSES)
-def test_what_is_timed_is_what_the_spec_says(keras, backend, name, library, mode, form):
+def test_results_equal_the_specs(keras, backend, name, library, mode, form):
     worker, case = keras[backend], CASES[name]
     layout = "channels first" if library == "attzoo" and mode == "training" else "channels last"
-    run = worker.prepare("it", job(case, library=library, mode=mode, form=form, layout=layout))
-    wanted = meaning(case, mode)
-    assert close(run.output, wanted.output)
+    run = worker.prepare("block", job(case, library=library, mode=mode, form=form, layout=layout))
+    expected = expected_run(case, mode)
+    assert is_close(run.output, expected.output)
     assert len(run.input_gradients) == (len(case.shapes) if mode == "training" else 0)
-    assert all(map(close, run.input_gradients, wanted.input_gradients))
-    assert set(run.weight_gradients) == (set(wanted.weight_gradients) if mode == "training" else set())
-    for key, gradient in run.weight_gradients.items():   # of a bias before a batch norm it is 0
-        assert gradient.shape == wanted.weight_gradients[key].shape
-        assert np.abs(gradient - wanted.weight_gradients[key]).max() < 1e-4
-    assert worker.time("it", 2) > 0
+    assert all(map(is_close, run.input_gradients, expected.input_gradients))
+    assert set(run.weight_gradients) == (set(expected.weight_gradients) if mode == "training" else set())
+    for key, gradient in run.weight_gradients.items():   # absolute: the gradient of a bias before a batch norm is 0
+        assert gradient.shape == expected.weight_gradients[key].shape
+        assert np.abs(gradient - expected.weight_gradients[key]).max() < 1e-4
+    assert worker.time("block", 2) > 0
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-def test_what_is_forgotten_is_gone(keras, backend):
-    keras[backend].prepare("it", job(CASES["se"], form="eager"))
+def test_forget_removes_jobs(keras, backend):
+    keras[backend].prepare("block", job(CASES["se"], form="eager"))
     keras[backend].forget()
-    with pytest.raises(Failed, match="KeyError: 'it'"):
-        keras[backend].time("it", 1)
+    with pytest.raises(Failed, match="KeyError: 'block'"):
+        keras[backend].time("block", 1)
 
 
-def test_what_is_wrong_comes_back_as_it_is(keras):
+def test_results_of_other_arguments_differ(keras):
     worker = keras["tensorflow"]
-    case, other = CASES["se"], Case("se", 8, {"reduction": 2, "gate": "hard_sigmoid"}, ((2, 8, 5, 3),), "float32")
-    run = worker.prepare("wrong", job(case, config=other.spec.config(), form="eager"))
-    assert not close(run.output, meaning(case, "inference").output)
-    assert close(run.output, meaning(other, "inference").output)
+    sigmoid, hard = CASES["se"], Case("se", 8, {"reduction": 2, "gate": "hard_sigmoid"}, ((2, 8, 5, 3),), "float32")
+    run = worker.prepare("wrong", job(sigmoid, config=hard.spec.config(), form="eager"))
+    assert not is_close(run.output, expected_run(sigmoid, "inference").output)
+    assert is_close(run.output, expected_run(hard, "inference").output)
 
 
 @pytest.mark.parametrize(
-    ("others", "why"),
+    ("fields", "why"),
     [
         ({"form": "compiled"}, "ValueError: form must be one of 'eager'"),
         ({"mode": "forward"}, "ValueError: mode must be one of"),
@@ -118,30 +120,30 @@ def test_what_is_wrong_comes_back_as_it_is(keras):
         ({"inputs": [np.zeros((2, 3, 5, 4), "float32")]}, r"(?s)ValueError: .*expected \(N, \*S, 8\)"),
     ],
 )
-def test_what_raises_says_why_and_the_process_stays(keras, others, why):
+def test_an_exception_in_the_process_raises_failed_and_the_process_continues(keras, fields, why):
     worker = keras["tensorflow"]
     worker.start()
-    before = worker.process.pid
+    pid = worker.process.pid
     with pytest.raises(Failed, match=why):
-        worker.prepare("x", job(CASES["se"], **{"form": "eager"} | others))
+        worker.prepare("x", job(CASES["se"], **{"form": "eager"} | fields))
     worker.prepare("x", job(CASES["se"], form="eager"))
-    assert worker.process.pid == before
+    assert worker.process.pid == pid
 
 
-def test_a_device_that_is_not_there_is_named():
+def test_a_missing_device_raises_failed():
     with pytest.raises(Failed, match="expected a CUDA device"), Worker("jax", "cuda") as worker:
         worker.prepare("x", job(CASES["se"]))
 
 
 @pytest.mark.parametrize(("has", "libraries"), [(True, {"attzoo", "plain"}), (False, {"attzoo"})])
-def test_a_block_that_is_not_written_in_plain_keras_is_timed_without(monkeypatch, has, libraries):
+def test_a_block_without_a_plain_keras_version_is_timed_without_it(monkeypatch, has, libraries):
     monkeypatch.setattr(keras_blocks, "has", lambda block: has)
-    it = subject(cases.Case("se", ((2, 8, 5, 3),), forms=cases.EVERY), "cpu")
-    with fleet("cpu", set()) as contenders:
-        assert {contender.provider.library for contender in contenders(it)} == libraries
+    case = cases.Case("se", ((2, 8, 5, 3),), forms=cases.EVERY)
+    with keras_contenders("cpu", set()) as contenders:
+        assert {contender.provider.library for contender in contenders(subject(case, "cpu"))} == libraries
 
 
-def test_plain_blocks_are_found_by_the_blocks_names():
+def test_plain_keras_files_are_named_like_the_blocks():
     files = {file.stem for file in Path(keras_blocks.__file__).parent.glob("[!_]*.py")}
     assert {"se", "attention_gate"} <= files <= set(attzoo.names())
     assert all(map(keras_blocks.has, files))
@@ -150,7 +152,7 @@ def test_plain_blocks_are_found_by_the_blocks_names():
 
 # ---- processes, without a framework ----------------------------------------------------------------------------------
 
-STAND_IN = """
+FAKE_SERVER = """
 import os, sys, time
 from benchmarks.worker import Connection, serve
 
@@ -161,7 +163,7 @@ class Bench:
         return key
     def time(self, key, repeats):
         if key == "dies":
-            print("out of everything", file=sys.stderr)
+            print("out of memory", file=sys.stderr)
             os._exit(3)
         if key == "hangs":
             time.sleep(60)
@@ -174,78 +176,80 @@ serve(Connection(int(sys.argv[3])), Bench)
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
-    monkeypatch.setattr(workers, "CHILD", ("-c", STAND_IN))
+def fake_worker(monkeypatch):
+    """Provide a worker whose process runs FAKE_SERVER."""
+    monkeypatch.setattr(workers, "CHILD", ("-c", FAKE_SERVER))
     with Worker("torch", limit=2) as worker:
         yield worker
 
 
-def alive(pid):
+def is_running(pid):
+    """Whether there is a process with this id."""
     with suppress(ProcessLookupError):
         os.kill(pid, 0)
         return True
     return False
 
 
-def test_closing_ends_the_process(stand_in):
-    pid = stand_in.process.pid
-    assert alive(pid)
-    stand_in.close()
-    assert not alive(pid)
-    stand_in.close()
+def test_closing_ends_the_process(fake_worker):
+    pid = fake_worker.process.pid
+    assert is_running(pid)
+    fake_worker.close()
+    assert not is_running(pid)
+    fake_worker.close()
 
 
 @pytest.mark.parametrize(
-    ("key", "why"), [("dies", "torch ended with 3: out of everything"), ("hangs", "torch took more than 2 s")]
+    ("key", "why"), [("dies", "torch ended with 3: out of memory"), ("hangs", "torch took more than 2 s")]
 )
-def test_a_process_that_dies_or_hangs_is_told_and_replaced(stand_in, key, why):
-    pid = stand_in.process.pid
+def test_a_process_that_dies_or_hangs_raises_failed_and_is_replaced(fake_worker, key, why):
+    pid = fake_worker.process.pid
     with pytest.raises(Failed, match=why):
-        stand_in.time(key, 1)
-    assert not alive(pid)
-    with pytest.raises(Failed, match="fine was lost when its process, Keras on torch, ended"):
-        stand_in.time("fine", 1)
-    stand_in.forget()
-    assert stand_in.prepare("fine", None) == "fine"
-    assert stand_in.time("fine", 1) == 0.5
+        fake_worker.time(key, 1)
+    assert not is_running(pid)
+    with pytest.raises(Failed, match="expected a process with fine, got none: Keras on torch has ended"):
+        fake_worker.time("fine", 1)
+    fake_worker.forget()
+    assert fake_worker.prepare("fine", None) == "fine"
+    assert fake_worker.time("fine", 1) == 0.5
 
 
-def test_a_process_that_is_killed_is_told(stand_in):
-    os.kill(stand_in.process.pid, signal.SIGKILL)
+def test_a_killed_process_raises_failed(fake_worker):
+    os.kill(fake_worker.process.pid, signal.SIGKILL)
     with pytest.raises(Failed, match="torch was ended by SIGKILL"):
-        stand_in.time("fine", 1)
+        fake_worker.time("fine", 1)
 
 
-def test_what_interrupts_a_question_ends_the_process(stand_in, monkeypatch):
-    pid = stand_in.process.pid
-    stand_in.limit = 30
+def test_an_interrupted_request_ends_the_process(fake_worker, monkeypatch):
+    pid = fake_worker.process.pid
+    fake_worker.limit = 30
     signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            stand_in.time("hangs", 1)
+            fake_worker.time("hangs", 1)
     finally:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    assert not alive(pid)
+    assert not is_running(pid)
 
 
-def test_nobody_is_left_when_the_asking_process_is_killed():
+def test_a_process_ends_when_its_client_is_killed():
     code = (
-        f"from benchmarks import workers\nworkers.CHILD = ('-c', {STAND_IN!r})\nimport time\n"
+        f"from benchmarks import workers\nworkers.CHILD = ('-c', {FAKE_SERVER!r})\nimport time\n"
         "worker = workers.Worker('torch'); worker.start(); print(worker.process.pid, flush=True); time.sleep(60)"
     )
-    asking = subprocess.Popen([sys.executable, "-c", code], cwd=HERE.parent, stdout=subprocess.PIPE, text=True)
-    pid = int(asking.stdout.readline())
-    asking.kill()
-    asking.wait()
-    asking.stdout.close()
-    until = time.monotonic() + 20
-    while alive(pid) and time.monotonic() < until:
+    client = subprocess.Popen([sys.executable, "-c", code], cwd=HERE.parent, stdout=subprocess.PIPE, text=True)
+    pid = int(client.stdout.readline())
+    client.kill()
+    client.wait()
+    client.stdout.close()
+    deadline = time.monotonic() + 20
+    while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not alive(pid)
+    assert not is_running(pid)
 
 
-def test_available_looks_without_importing():
+def test_available_imports_no_framework():
     code = (
         "import sys; from benchmarks.workers import available; print(available());"
         "assert not {'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules)"
@@ -254,13 +258,13 @@ def test_available_looks_without_importing():
     assert available() == dict.fromkeys(workers.BACKENDS)
 
 
-def test_available_says_what_is_missing(monkeypatch):
+def test_available_lists_missing_packages(monkeypatch):
     monkeypatch.setattr(workers, "find_spec", lambda name: None if name in ("jax", "keras") else name)
-    lost = "not installed: keras"
-    assert available() == {"tensorflow": lost, "jax": f"{lost}, jax", "torch": lost}
+    missing = "not installed: keras"
+    assert available() == {"tensorflow": missing, "jax": f"{missing}, jax", "torch": missing}
 
 
-def test_one_thread_on_a_cpu_only():
+def test_threads_are_limited_to_one_on_a_cpu_only():
     cpu, cuda = environment("jax", "cpu"), environment("jax", "cuda")
     assert cpu["NPROC"] == cpu["OMP_NUM_THREADS"] == "1"
     assert cpu["JAX_PLATFORMS"] == "cpu"
@@ -268,19 +272,19 @@ def test_one_thread_on_a_cpu_only():
     assert cpu["KERAS_BACKEND"] == cuda["KERAS_BACKEND"] == "jax"
 
 
-# ---- the arithmetic --------------------------------------------------------------------------------------------------
+# ---- times -----------------------------------------------------------------------------------------------------------
 
 
-def test_seconds_per_call_end_when_all_is_computed():
-    now, done = [0.0], []
+def test_seconds_per_call_include_the_wait_for_results():
+    now, waited_for = [0.0], []
 
     def call():
         now[0] += 1.0
-        return len(done)
+        return len(waited_for)
 
     def wait(results):
-        done.append(len(results))
-        now[0] += 6.0   # what was only promised by the calls
+        waited_for.append(len(results))
+        now[0] += 6.0
 
     assert child.seconds(call, KEPT + 4, lambda: now[0], wait) == 1.0 + 6.0 / (KEPT + 4)
-    assert done == [KEPT]   # the last results, kept alive
+    assert waited_for == [KEPT]   # the last results are kept is_running

@@ -394,7 +394,7 @@ def test_another_picture_behind_a_pnm_is_refused(name, tmp_path):
         assert read_image(tmp_path / "a.pnm").shape[1:] == (6, 5)
     (tmp_path / "a.pnm").write_bytes(PNMS[name] * 2)
     for read in (read_image, read_shape):
-        with pytest.raises(ValueError, match=r"a.pnm: expected one picture, got more behind it; save each in a file"):
+        with pytest.raises(ValueError, match=r"a.pnm: expected one picture, got more data after it; save each picture"):
             read(tmp_path / "a.pnm")
 
 
@@ -518,7 +518,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     ("complex.tif", "expected real samples.*; save 8, 16 or 32 bits"),
     *((name, f"{name}: the file may be damaged, or have the wrong ending: .*; copy it again")
       for name in ("head.jp2", "jpegls.jpg")),
-    *((name, "expected a size in the head of a PNM, got .*; save it anew") for name in ("head.pgm", "words.pgm")),
+    *((name, "expected a size in the header of a PNM, got .*; save it again") for name in ("head.pgm", "words.pgm")),
 ])   # fmt: skip
 def test_the_error_for_an_unsupported_file_has_the_reason(name, message, tmp_path):
     (tmp_path / name).write_bytes(BROKEN[name])

@@ -80,7 +80,7 @@ def test_lossless_webp_is_read_unless_it_has_opacity(tmp_path):
     path = picture(transparent, "t.webp", tmp_path, lossless=True)
     with Image.open(path) as opened:
         assert not np.asarray(opened)[..., 0].any()   # the classes are gone
-    with pytest.raises(ValueError, match=r"t.webp: expected a mask .*, got WebP with opacity, which may change them"):
+    with pytest.raises(ValueError, match=r"t.webp: expected a mask .*, got WebP with opacity, which may change values"):
         read_mask(path)
 
 
@@ -117,9 +117,9 @@ def test_a_mask_with_a_channel_for_each_class_is_refused(channels, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("m.jpg", "got JPEG, which changes them; save it as PNG"),
+    ("m.jpg", "got JPEG, which changes values; save it as PNG"),
     ("m.webp", "got lossy WebP; save it as PNG"),
-    ("m.jp2", "got JPEG 2000, which may change them; save it as PNG"),
+    ("m.jp2", "got JPEG 2000, which may change values; save it as PNG"),
     ("m.pbm", "got PBM, whose 1 is black; save it as PNG"),
 ])   # fmt: skip
 def test_formats_that_change_numbers_are_refused(name, message, tmp_path):
@@ -141,7 +141,7 @@ def test_a_bitmap_of_16_bits_in_all_is_refused(tmp_path):
     data = bytearray(path.read_bytes())
     data[28:30] = (16).to_bytes(2, "little")
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"m.bmp: expected samples of 8 bits, got colours of 16 bits together"):
+    with pytest.raises(ValueError, match=r"m.bmp: expected a mask with 8 bits per channel, got 16 bits per pixel"):
         read_mask(path)
 
 

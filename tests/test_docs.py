@@ -1,4 +1,4 @@
-"""The pages say what holds: their Python runs, their links lead somewhere, the blocks' pages are the blocks' cards."""
+"""Tests of the pages: their Python code runs, their links have targets, and generated parts are up to date."""
 
 import importlib
 import json
@@ -21,34 +21,34 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.re
 
 
 def fences(page):
-    """(line, language, file named beside it or None, text) of each fenced block."""
+    """Yield the first line's number, language, file=PATH (None without it) and text of each fenced code block."""
     text = page.read_text(encoding="utf-8")
     for fence in FENCE.finditer(text):
-        named = re.search(r"file=(\S+)", fence[2])
-        yield text.count("\n", 0, fence.start()) + 2, fence[1], named and named[1], fence[3]
+        file = re.search(r"file=(\S+)", fence[2])
+        yield text.count("\n", 0, fence.start()) + 2, fence[1], file and file[1], fence[3]
 
 
 def install(folder):
-    """What pip does with a package's entry points."""
+    """Install the metadata and entry points of the project in a folder, as pip does."""
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
-    about = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
     groups = [
         "\n".join([f"[{group}]", *(f"{name} = {value}" for name, value in points.items())])
         for group, points in project["entry-points"].items()
     ]
-    (about / "entry_points.txt").write_text("\n\n".join(groups) + "\n")
+    (info / "entry_points.txt").write_text("\n\n".join(groups) + "\n")
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder to run a page in, on the path; what it imported from there is forgotten afterwards."""
+    """Change to an empty folder on sys.path, and remove modules imported from it afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    before = set(sys.modules)
+    modules = set(sys.modules)
     yield tmp_path
-    for name in set(sys.modules) - before:
+    for name in set(sys.modules) - modules:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
 
@@ -59,7 +59,7 @@ def folder(tmp_path, monkeypatch):
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_python_runs(page, folder):
-    """A page's fences run in its order and share their names; one with file=PATH is written there first."""
+    """Run the code blocks of a page in order in one namespace; write those with file=PATH to that file."""
     names = {"__name__": "__main__"}
     for line, language, file, text in fences(page):
         if file:
@@ -74,81 +74,82 @@ def test_python_runs(page, folder):
 
 @pytest.fixture(scope="module")
 def generate():
+    """Provide the namespace of docs/generate.py."""
     return runpy.run_path(str(ROOT / "docs" / "generate.py"))
 
 
-def test_reports_are_their_result_files(generate):
-    drawn = generate["reports"]()
-    assert drawn
-    for path, text in drawn.items():
+def test_reports_are_up_to_date_with_their_result_files(generate):
+    texts = generate["reports"]()
+    assert texts
+    for path, text in texts.items():
         assert path.read_text(encoding="utf-8") == text, "run: python docs/generate.py"
 
 
-def test_the_table_of_versions_is_what_the_runs_recorded(generate):
+def test_the_table_of_versions_is_up_to_date_with_the_recorded_runs(generate):
     page = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
     assert page == generate["versions"](), "run: python docs/generate.py"
 
 
-def test_every_set_of_versions_is_recorded_as_tested_without_a_failure():
+def test_every_set_of_versions_has_a_recorded_run_without_failures():
     rows = json.loads((ROOT / "docs" / "versions.json").read_text(encoding="utf-8"))
     assert {row["name"]: row["failed"] for row in rows} == {row["name"]: 0 for row in rows}
     assert {row["name"] for row in rows} >= {path.stem for path in (ROOT / ".ci" / "versions").glob("*.txt")}
 
 
 @every_page
-def test_tables_of_figures_are_their_result_files(page, generate):
+def test_generated_tables_in_pages_are_up_to_date(page, generate):
     text = page.read_text(encoding="utf-8")
     assert generate["filled"](text) == text, "run: python docs/generate.py"
 
 
-def test_blocks_pages_are_their_cards(generate):
-    drawn = generate["pages"]()
-    found = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "blocks").iterdir()}
-    assert found == drawn, "run: python docs/generate.py"
-    assert found.keys() == {"README.md", *(f"{name}.md" for name in [*registry.BLOCKS, *registry.NETWORKS])}
+def test_pages_of_blocks_are_up_to_date_with_their_cards(generate):
+    texts = generate["pages"]()
+    files = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "blocks").iterdir()}
+    assert files == texts, "run: python docs/generate.py"
+    assert files.keys() == {"README.md", *(f"{name}.md" for name in [*registry.BLOCKS, *registry.NETWORKS])}
 
 
-def test_blocks_with_fused_kernels_lead_to_their_page():
+def test_pages_of_blocks_with_fused_kernels_link_to_the_kernels_page():
     for name in registry.BLOCKS:
         page = (ROOT / "docs" / "blocks" / f"{name}.md").read_text(encoding="utf-8")
         assert page.count("[fused kernels](../kernels.md)") == attzoo.info(name).fused, name
 
 
 def anchors(page):
-    """What GitHub makes of a page's headings."""
+    """Return the anchors that GitHub generates from a page's headings."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @every_page
-def test_links_lead_somewhere(page):
+def test_links_to_files_and_anchors_have_targets(page):
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"https?://", target):
             continue
         path, _, anchor = target.partition("#")
-        to = (page.parent / path).resolve() if path else page
-        assert to.exists(), target
-        assert to.is_relative_to(ROOT), target
-        assert not anchor or anchor in anchors(to), target
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert file.is_relative_to(ROOT), target
+        assert not anchor or anchor in anchors(file), target
 
 
 @every_page
-def test_tables_are_whole(page):
+def test_lines_of_a_table_have_the_same_number_of_cells(page):
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     for table in re.findall(r"(?:^\|.*\|\n?)+", text, re.MULTILINE):
         columns = [len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()]
         assert len(set(columns)) == 1, table
 
 
-def test_every_page_is_on_the_map():
+def test_the_index_links_to_every_page():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name == "index.md" or f"]({page.name})" in index, page.name
     assert "](blocks/README.md)" in index
 
 
-def test_the_changelog_tells_this_version():
+def test_the_changelog_starts_with_the_current_version():
     log = (ROOT / "docs" / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"^## \[?([\d.]+)", log, re.MULTILINE)[0] == attzoo.__version__

@@ -1,4 +1,4 @@
-"""With --each, every parameter of a test comes, and no more combinations than that takes."""
+"""Tests of --each: every row of every parametrize mark is selected, with as few combinations as possible."""
 
 from itertools import product
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ from each import one_of_each
 
 
 def items(test, **values):
-    """What pytest collects for a test with a mark for each keyword, whose names are separated by `_and_`."""
+    """Yield the items of a test with a parametrize mark for each keyword; "_and_" separates a mark's names."""
     marks = [SimpleNamespace(args=(name.replace("_and_", ", "), rows)) for name, rows in values.items()]
     for rows in product(*values.values()):
         params = {}
@@ -23,17 +23,17 @@ def items(test, **values):
     {}, {"a": [1, 2, 3]}, {"a": [1, 2, 3], "b": ["x", "y"]}, {"a": [1, 2], "b": ["x", "y", "z"], "c": [None, True]},
     {"a_and_b": [(1, 2), (1, 3), (4, 2)], "c": ["x", "y"]},
 ])   # fmt: skip
-def test_each_row_of_each_mark_comes_and_no_more(values):
-    found = one_of_each([*items("test", **values), *items("other", **values)])
-    assert len(found) == 2 * max(map(len, values.values()), default=1)
-    for name, rows in values.items():
-        names = name.split("_and_")
-        came = {tuple(item.params[each] for each in names) for item in found}
-        assert came == {row if len(names) > 1 else (row,) for row in rows}
+def test_each_row_of_each_mark_is_selected_without_surplus_items(values):
+    selected = one_of_each([*items("first", **values), *items("second", **values)])
+    assert len(selected) == 2 * max(map(len, values.values()), default=1)
+    for argument, rows in values.items():
+        names = argument.split("_and_")
+        selected_rows = {tuple(item.params[name] for name in names) for item in selected}
+        assert selected_rows == {row if len(names) > 1 else (row,) for row in rows}
 
 
-def test_the_parameters_of_a_fixture_are_parameters():
-    found = [*items("test", a=[1, 2])]
-    for item in found:
+def test_parameters_of_a_fixture_are_all_selected():
+    of_fixture = [*items("test", a=[1, 2])]
+    for item in of_fixture:
         item.iter_markers = lambda name: []
-    assert one_of_each(found) == found
+    assert one_of_each(of_fixture) == of_fixture

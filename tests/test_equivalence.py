@@ -1,4 +1,4 @@
-"""Every body computes what its spec says: the contracts of attzoo.testing, over cases that hypothesis chooses."""
+"""Every implementation agrees with its spec: the contracts of attzoo.testing, with cases drawn by hypothesis."""
 
 import numpy as np
 import pytest
@@ -10,13 +10,13 @@ from attzoo.adapters import adapter
 from attzoo.testing.case import Case
 
 BACKENDS = ("torch", "keras")
-EXACT = ("float64", "float32")   # the dtypes in which slopes mean something
+EXACT = ("float64", "float32")   # the dtypes precise enough for gradients
 
 every_block = pytest.mark.parametrize("name", NAMES)
 
 
-def held(contract, strategy):
-    """Hold every case of a strategy to a contract, in every framework: what is expected is computed once."""
+def check(contract, strategy):
+    """Check a contract with the cases of a strategy in both frameworks; the expected values are computed once."""
 
     @given(strategy)
     def run(case):
@@ -28,17 +28,17 @@ def held(contract, strategy):
 
 @every_block
 def test_outputs(name):
-    held(testing.outputs, cases(name))
+    check(testing.outputs, cases(name))
 
 
 @every_block
 def test_gradients(name):
-    held(testing.gradients, cases(name, EXACT))
+    check(testing.gradients, cases(name, EXACT))
 
 
 @every_block
 def test_training(name):
-    held(testing.training, cases(name, EXACT, small=True))
+    check(testing.training, cases(name, EXACT, small=True))
 
 
 @pytest.mark.case39
@@ -46,46 +46,48 @@ def test_training(name):
 @pytest.mark.case41
 @every_block
 def test_specials(name):
-    held(testing.specials, cases(name, ("float64",)))
+    check(testing.specials, cases(name, ("float64",)))
 
 
 @every_block
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("contract", [testing.signature, testing.options, testing.start])
-def test_about_the_class(name, backend, contract):
+def test_contracts_of_the_class(name, backend, contract):
     for case in testing.CONTRACTS[contract](name, 0):
         contract(case, backend)
 
 
 @every_block
-def test_torch_and_keras_to_the_last_digits(name):
-    """Both frameworks in float64, element by element: outputs, coefficients, gradients, two steps of training."""
-    loose = 1 if adapter("keras").precision("float64") == "float64" else 1e5   # Keras on torch multiplies in float32
+def test_torch_and_keras_agree_in_float64(name):
+    """Outputs, coefficients, gradients and two training steps agree element by element."""
+    factor = 1 if adapter("keras").precision("float64") == "float64" else 1e5   # Keras on torch multiplies in float32
 
-    def near(got, wanted, digits):
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=loose * digits * max(1, np.abs(wanted).max(initial=0)))
+    def assert_near(actual, expected, tolerance):
+        scale = max(1, np.abs(expected).max(initial=0))
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=factor * tolerance * scale)
 
     @given(cases(name, ("float64",), small=True))
     def run(case):
-        x, c, ours = case.inputs(), case.cotangent(), case.block("torch")
-        twin = convert(ours, backend="keras")
-        near(adapter("torch").attention(ours, x), adapter("keras").attention(twin, x), 1e-12)
-        a, b = (adapter(kind).run(block, x, c, training=True) for kind, block in (("torch", ours), ("keras", twin)))
-        near(a.output, b.output, 1e-10)
-        for got, wanted in zip(a.input_gradients, b.input_gradients, strict=True):
-            near(got, wanted, 1e-9)
-        for key, wanted in a.weight_gradients.items():
-            near(b.weight_gradients[key], wanted, 1e-9)
-        for kind, block in (("torch", ours), ("keras", twin)):
-            adapter(kind).train(block, x, c, steps=2, rate=2.0**-9)
-        for key, wanted in weights(ours).items():
-            near(weights(twin)[key], wanted, 1e-9)
+        x, c, block = case.inputs(), case.cotangent(), case.block("torch")
+        twin = convert(block, backend="keras")
+        assert_near(adapter("torch").attention(block, x), adapter("keras").attention(twin, x), 1e-12)
+        a = adapter("torch").run(block, x, c, training=True)
+        b = adapter("keras").run(twin, x, c, training=True)
+        assert_near(a.output, b.output, 1e-10)
+        for actual, expected in zip(a.input_gradients, b.input_gradients, strict=True):
+            assert_near(actual, expected, 1e-9)
+        for key, expected in a.weight_gradients.items():
+            assert_near(b.weight_gradients[key], expected, 1e-9)
+        adapter("torch").train(block, x, c, steps=2, rate=2.0**-9)
+        adapter("keras").train(twin, x, c, steps=2, rate=2.0**-9)
+        for key, expected in weights(block).items():
+            assert_near(weights(twin)[key], expected, 1e-9)
 
     run()
 
 
 @pytest.mark.case23
-def test_a_gate_with_a_coarse_volume_agrees_across_frameworks():
+def test_gate_with_a_coarse_volume_agrees_in_both_frameworks():
     case = Case("attention_gate", 6, {"gating_channels": 10, "stride": 2, "norm": True, "output_transform": True,
                 "spatial_dims": 3}, ((2, 6, 8, 9, 7), (2, 10, 3, 4, 2)))   # fmt: skip
     for backend in BACKENDS:
@@ -93,46 +95,48 @@ def test_a_gate_with_a_coarse_volume_agrees_across_frameworks():
         testing.gradients(case, backend)
 
 
-# ---- the proof is itself put to the test: a body broken in one place must be found out -------------------------------
+# ---- the contracts fail for implementations with one bug -------------------------------------------------------------
 
 
-def other_corners(ops):
-    real = ops.resize
-    return lambda x, size, how, align: real(x, size, how, how == "linear" and not align)
+def opposite_align_corners(ops):
+    """Return a `resize` with the opposite `align_corners`."""
+    resize = ops.resize
+    return lambda x, size, mode, align: resize(x, size, mode, mode == "linear" and not align)
 
 
-def no_slope(ops):
-    real = ops.avg_pool
-    return lambda x: real(x).detach()
+def detached(ops):
+    """Return an `avg_pool` without a gradient."""
+    avg_pool = ops.avg_pool
+    return lambda x: avg_pool(x).detach()
 
 
-BREAKS = {   # what is broken: block, function, its replacement, the contract that must notice
-    "the maximum is a mean": ("channel_attention", "max_pool", lambda ops: ops.avg_pool, "outputs"),
-    "relu lets negatives through": ("se", "relu", lambda ops: lambda z: z, "outputs"),
-    "the sigmoid is a hard one": ("eca", "sigmoid", lambda ops: ops.hard_sigmoid, "outputs"),
-    "corners are aligned the other way": ("attention_gate", "resize", other_corners, "outputs"),
-    "the pool forgets its gradient": ("se", "avg_pool", no_slope, "gradients"),
+BUGS = {   # the bug: block, function, its replacement, the contract that must fail
+    "mean instead of maximum": ("channel_attention", "max_pool", lambda ops: ops.avg_pool, "outputs"),
+    "identity instead of relu": ("se", "relu", lambda ops: lambda z: z, "outputs"),
+    "hard sigmoid instead of sigmoid": ("eca", "sigmoid", lambda ops: ops.hard_sigmoid, "outputs"),
+    "opposite align_corners": ("attention_gate", "resize", opposite_align_corners, "outputs"),
+    "pooling without a gradient": ("se", "avg_pool", detached, "gradients"),
 }
 
 
-def hold_all(contract, name):
-    """Hold a block of torch to a contract, over the cases of `check_block`."""
+def check_in_torch(contract, name):
+    """Check a contract of a PyTorch block with the cases of `check_block`."""
     for case in testing.CONTRACTS[contract](name, 0):
         contract(case, "torch")
 
 
-@pytest.mark.parametrize("what", BREAKS)
-def test_a_broken_body_is_found_out(what, monkeypatch):
+@pytest.mark.parametrize("bug", BUGS)
+def test_contract_fails_for_an_implementation_with_a_bug(bug, monkeypatch):
     from attzoo.ops import torch as ops
 
-    name, function, replacement, contract = BREAKS[what]
-    hold_all(getattr(testing, contract), name)
+    name, function, replacement, contract = BUGS[bug]
+    check_in_torch(getattr(testing, contract), name)
     monkeypatch.setattr(ops, function, replacement(ops))
     with pytest.raises(AssertionError, match="is off by"):
-        hold_all(getattr(testing, contract), name)
+        check_in_torch(getattr(testing, contract), name)
 
 
-def test_a_broken_body_is_reported_by_its_contract(monkeypatch):
+def test_only_the_finding_of_the_violated_contract_has_a_failure(monkeypatch):
     from attzoo.ops import torch as ops
 
     monkeypatch.setattr(ops, "sigmoid", ops.hard_sigmoid)
@@ -141,17 +145,17 @@ def test_a_broken_body_is_reported_by_its_contract(monkeypatch):
     assert findings["files"] is None
 
 
-def test_wrong_running_statistics_are_found_out(monkeypatch):
+def test_wrong_running_statistics_fail_the_training_contract(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", lambda self, x: torch.nn.functional.batch_norm(
         x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.01, self.eps))   # fmt: skip
     with pytest.raises(AssertionError, match=r"norm\.(mean|var) is off by"):
-        hold_all(testing.training, "spatial_attention")
+        check_in_torch(testing.training, "spatial_attention")
 
 
-def test_progress_counts_every_example():
-    seen = []
-    findings = testing.check_block("eca", "torch", progress=lambda *step: seen.append(step))
-    assert seen[-1][1] == seen[-1][2] == len(seen) == sum(finding.cases for finding in findings)
+def test_progress_is_called_after_every_case():
+    calls = []
+    findings = testing.check_block("eca", "torch", progress=lambda *arguments: calls.append(arguments))
+    assert calls[-1][1] == calls[-1][2] == len(calls) == sum(finding.cases for finding in findings)
     assert [finding.failure for finding in findings] == [None] * len(findings)

@@ -1,4 +1,4 @@
-"""`device=` and `dtype=` in the constructors of torch blocks and of the U-Net, as torch.nn has them."""
+"""The arguments `device` and `dtype` of PyTorch blocks and of the U-Net, as in torch.nn."""
 
 import copy
 import inspect
@@ -15,21 +15,23 @@ import attzoo.torch
 from attzoo.adapters import adapter
 from attzoo.unet import torch as unet
 
-EVERYTHING = SAMPLES | dict.fromkeys(("leejunhyun", "supervised", "monai", "strided", "sequence", "volume"))
-everything = pytest.mark.parametrize("name", EVERYTHING)
+MODELS = SAMPLES | dict.fromkeys(("leejunhyun", "supervised", "monai", "strided", "sequence", "volume"))
+every_model = pytest.mark.parametrize("name", MODELS)
 DTYPES = (torch.float16, torch.bfloat16, torch.float64)
 
 
 def make(name, backend="torch", **kwargs):
+    """Return a small block or U-Net."""
     return SAMPLES[name].create(backend, **kwargs) if name in SAMPLES else create_net(name, backend, **kwargs)
 
 
 def tensors(block):
+    """Return all parameters and buffers."""
     return [*block.parameters(), *block.buffers()]
 
 
-@everything
-def test_every_tensor_is_where_and_what_it_was_asked_to_be(name):
+@every_model
+def test_all_tensors_have_the_device_and_dtype_of_the_arguments(name):
     for device in ("cpu", "meta", torch.device("cpu")):
         for dtype in DTYPES:
             block = make(name, device=device, dtype=dtype)
@@ -37,16 +39,15 @@ def test_every_tensor_is_where_and_what_it_was_asked_to_be(name):
             assert {t.dtype for t in tensors(block) if t.is_floating_point()} == {dtype}
     plain = make(name)
     for device, dtype in ((None, None), ("meta", None), (None, torch.float64)):
-        for (key, got), (other, wanted) in zip(
-            make(name, device=device, dtype=dtype).state_dict().items(), plain.state_dict().items(), strict=True
-        ):
-            assert key == other
-            assert got.device.type == (device or "cpu")
-            assert got.dtype == (dtype if dtype and wanted.is_floating_point() else wanted.dtype)
+        state, expected_state = make(name, device=device, dtype=dtype).state_dict(), plain.state_dict()
+        assert list(state) == list(expected_state)
+        for key, expected in expected_state.items():
+            assert state[key].device.type == (device or "cpu")
+            assert state[key].dtype == (dtype if dtype and expected.is_floating_point() else expected.dtype)
 
 
-@everything
-def test_the_block_is_the_same_as_one_that_is_moved(name, tmp_path):
+@every_model
+def test_block_with_a_dtype_can_be_saved_copied_and_loaded(name, tmp_path):
     torch.manual_seed(0)
     block = make(name, dtype=torch.float64)
     assert block.spec == make(name).spec
@@ -61,7 +62,7 @@ def test_the_block_is_the_same_as_one_that_is_moved(name, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(empty.parameters(), block.parameters(), strict=True))
 
 
-def test_a_converted_block_is_the_same():
+def test_conversion_preserves_float64_weights():
     block = attzoo.create("cbam", 8, backend="torch", dtype=torch.float64)
     twin = attzoo.convert(block, backend="keras")
     for key, array in attzoo.weights(twin).items():
@@ -69,7 +70,7 @@ def test_a_converted_block_is_the_same():
 
 
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
-def test_starts_as_the_spec_says(sample):
+def test_initial_weights_have_the_distributions_of_the_spec(sample):
     torch.manual_seed(0)
     arrays = pooled_starts(sample, attzoo.weights, "torch", dtype=torch.float64)
     for key, weight in sample.create("numpy").weights.items():
@@ -78,19 +79,19 @@ def test_starts_as_the_spec_says(sample):
     torch.manual_seed(0)
     plain = sample.create("torch")
     torch.manual_seed(0)
-    asked = sample.create("torch", device="cpu", dtype=torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), asked.parameters(), strict=True))
+    with_arguments = sample.create("torch", device="cpu", dtype=torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), with_arguments.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])
-def test_an_orthogonal_start_in_half_precision(dtype):
+def test_orthogonal_initialization_works_in_half_precision(dtype):
     net = attzoo.create("unet", 3, 2, (4, 6), backend="torch", initializer="orthogonal", dtype=dtype)
     weight = net.encoder[1].conv2.weight.detach().float().flatten(1)
     assert (weight @ weight.T - torch.eye(6) * (weight @ weight.T)[0, 0]).abs().max() < 0.05
     assert weight.abs().max() > 0
 
 
-def test_they_are_given_by_name_and_come_after_all_others():
+def test_device_and_dtype_are_keyword_only():
     for name in (*attzoo.names(), *attzoo.registry.NETWORKS):
         arguments = inspect.signature(attzoo.get(name, backend="torch")).parameters
         for argument in ("device", "dtype"):
@@ -98,12 +99,12 @@ def test_they_are_given_by_name_and_come_after_all_others():
             assert arguments[argument].default is None
 
 
-def test_variants_and_contexts():
+def test_device_and_dtype_work_with_variants_and_default_settings():
     for name in (*attzoo.names(), *attzoo.registry.NETWORKS):
         for variant in [*attzoo.registry.variants(name)][:2]:
             required = {argument.name: 3 for argument in attzoo.info(name).arguments if argument.required}
-            made = {"device": "meta", "dtype": torch.float16}
-            block = attzoo.create(name, **required, backend="torch", variant=variant, **made)
+            options = {"device": "meta", "dtype": torch.float16}
+            block = attzoo.create(name, **required, backend="torch", variant=variant, **options)
             assert {(p.device.type, p.dtype) for p in block.parameters()} == {("meta", torch.float16)}
     with torch.device("meta"):
         assert not next(attzoo.torch.SE(8, device="cpu").parameters()).is_meta
@@ -116,14 +117,14 @@ def test_variants_and_contexts():
         torch.set_default_dtype(torch.float32)
 
 
-def test_a_network_that_hands_both_to_its_attention():
+def test_block_can_be_an_attention_layer_of_timm():
     class Basic(nn.Module):
-        """As timm's: attn_layer(channels, device=..., dtype=...)."""
+        """A block as in timm, which calls attn_layer(channels, device=..., dtype=...)."""
 
-        def __init__(self, channels, attn_layer, **made):
+        def __init__(self, channels, attn_layer, **options):
             super().__init__()
-            self.conv = nn.Conv2d(channels, channels, 3, padding=1, **made)
-            self.attention = attn_layer(channels, **made)
+            self.conv = nn.Conv2d(channels, channels, 3, padding=1, **options)
+            self.attention = attn_layer(channels, **options)
 
         def forward(self, x):
             return x + self.attention(self.conv(x))
@@ -133,22 +134,26 @@ def test_a_network_that_hands_both_to_its_attention():
         assert net(torch.ones(1, 8, 4, 4, dtype=torch.float64)).dtype == torch.float64
 
 
-@pytest.mark.parametrize("wrong", [torch.int64, torch.complex64, torch.float8_e4m3fn, "float32", np.float32])
+@pytest.mark.parametrize("invalid", [torch.int64, torch.complex64, torch.float8_e4m3fn, "float32", np.float32])
 @pytest.mark.parametrize("name", [*SAMPLES, "leejunhyun"])
-def test_a_dtype_that_does_not_float_is_refused(name, wrong):
+def test_dtype_that_is_not_floating_point_raises(name, invalid):
     with pytest.raises(TypeError, match=r"dtype must be a floating-point torch\.dtype, one of torch\.float16, "):
-        make(name, dtype=wrong)
+        make(name, dtype=invalid)
 
 
-def test_a_block_of_others_in_a_unet_need_not_take_them(monkeypatch):
-    class Old(attzoo.get("eca", backend="torch")):
+def test_third_party_block_in_a_unet_may_lack_device_and_dtype(monkeypatch):
+    class BlockWithoutDevice(attzoo.get("eca", backend="torch")):
         def __init__(self, channels, kernel_size=None, gamma=None, b=None, padding="zeros"):
             super().__init__(channels, kernel_size, gamma, b, padding)
 
-    real, spec = unet.registry.class_of, attzoo.get("eca", backend="numpy")
-    monkeypatch.setattr(unet.registry, "class_of", lambda s, backend: Old if isinstance(s, spec) else real(s, backend))
+    class_of, spec = unet.registry.class_of, attzoo.get("eca", backend="numpy")
+
+    def replaced_class_of(net_spec, backend):
+        return BlockWithoutDevice if isinstance(net_spec, spec) else class_of(net_spec, backend)
+
+    monkeypatch.setattr(unet.registry, "class_of", replaced_class_of)
     net = attzoo.create("unet", 3, 2, (4, 6), backend="torch", block="eca", device="meta", dtype=torch.float16)
-    assert isinstance(net.encoder[0].block, Old)
+    assert isinstance(net.encoder[0].block, BlockWithoutDevice)
     assert {(p.device.type, p.dtype) for p in net.parameters()} == {("meta", torch.float16)}
 
 
@@ -156,12 +161,12 @@ KERAS = "got backend='keras': Keras's own dtype takes a name or a policy, dtype=
 
 
 @pytest.mark.parametrize("name", ["se", "unet"])
-def test_other_backends_refuse_them(name):
+def test_other_backends_raise_for_device_and_torch_dtype(name):
     arguments = (3, 2) if name == "unet" else (3,)
-    for wrong in ({"device": "cpu"}, {"dtype": torch.float16}, {"device": None}):
+    for invalid in ({"device": "cpu"}, {"dtype": torch.float16}, {"device": None}):
         with pytest.raises(TypeError, match=KERAS):
-            attzoo.create(name, *arguments, backend="keras", **wrong)
+            attzoo.create(name, *arguments, backend="keras", **invalid)
     assert attzoo.create(name, *arguments, backend="keras", dtype="float16").dtype_policy.name == "float16"
-    for wrong in ({"device": "cpu"}, {"dtype": torch.float16}, {"dtype": "float16"}):
+    for invalid in ({"device": "cpu"}, {"dtype": torch.float16}, {"dtype": "float16"}):
         with pytest.raises(TypeError, match="a spec computes in the dtype of its inputs"):
-            attzoo.create(name, *arguments, backend="numpy", **wrong)
+            attzoo.create(name, *arguments, backend="numpy", **invalid)

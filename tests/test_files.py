@@ -65,7 +65,7 @@ def test_irregular_files_are_refused_without_blocking(name_of_kind, tmp_path):
         "block.safetensors": lambda path: attzoo.load(path, backend="torch"),
         "other.safetensors": lambda path: convert(path, tmp_path / "out.pt"),
         state.NAME: lambda path: state.load(path.parent),
-        state.SETTINGS: lambda path: state.stored(path.parent),
+        state.SETTINGS: lambda path: state.load_settings(path.parent),
     }.items():
         folder = tmp_path / name
         folder.mkdir()

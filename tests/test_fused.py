@@ -1,11 +1,11 @@
-"""When a block takes its fused kernels, and what refuses them."""
+"""The conditions under which a block uses its fused kernels, and the errors if it cannot."""
 
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from kernels import DEVICE, NAMES, build, draw, taken
+from kernels import DEVICE, NAMES, build, draw, uses_kernels
 from test_imports import WITHOUT, python
 from torch import nn
 from torch.autograd import forward_ad
@@ -15,7 +15,7 @@ from attzoo.fast import choice
 from attzoo.fast.wins import Win, least
 
 pytestmark = pytest.mark.usefixtures("as_it_was")
-every = pytest.mark.parametrize("name", NAMES)
+all_blocks = pytest.mark.parametrize("name", NAMES)
 KIND = {name: attzoo.get(name, backend="torch") for name in NAMES}
 USE = """
 import torch, attzoo
@@ -26,67 +26,67 @@ block(x).sum().backward()
 
 @pytest.fixture
 def always(monkeypatch):
-    """A recorded win for everything."""
+    """Record a win for every block and input."""
     monkeypatch.setattr(choice, "has_recorded_win", lambda kind, x: True)
 
 
 # ---- recorded wins ---------------------------------------------------------------------------------------------------
 
 
-def test_without_a_recorded_win_the_kernels_are_not_even_loaded():
-    asked = "import json, sys; print(json.dumps([name for name in sys.modules if 'attzoo' in name]))"
-    done = python(f"{USE}\n{asked}", ATTZOO_KERNELS="auto")
+def test_kernels_are_not_imported_without_a_recorded_win():
+    list_modules = "import json, sys; print(json.dumps([name for name in sys.modules if 'attzoo' in name]))"
+    done = python(f"{USE}\n{list_modules}", ATTZOO_KERNELS="auto")
     assert done.returncode == 0, done.stderr
     loaded = json.loads(done.stdout)
     assert "attzoo.blocks.se.torch" in loaded
     assert not any("triton" in name for name in loaded)
 
 
-def test_a_recorded_win_covers_what_it_says_and_no_more(monkeypatch):
+def test_recorded_win_applies_only_to_its_conditions(monkeypatch):
     class X(SimpleNamespace):
         def is_contiguous(self):
             return not self.last
 
         def numel(self):
-            return self.many
+            return self.elements
 
     monkeypatch.setattr(choice, "capability", lambda device: device)
     monkeypatch.setattr(choice, "LEAST", least([Win("SE", (9, 0), "float16", True, True, 100, "a file")]))
-    here = {"is_cuda": True, "device": (9, 0), "dtype": torch.float16, "last": True, "many": 100}
-    assert choice.has_recorded_win(KIND["se"], X(**here))
-    assert choice.has_recorded_win(KIND["se"], X(**here | {"many": 1000}))
-    assert not choice.has_recorded_win(KIND["cbam"], X(**here))
-    for other in ({"is_cuda": False}, {"device": (8, 0)}, {"dtype": torch.float32}, {"last": False}, {"many": 99}):
-        assert not choice.has_recorded_win(KIND["se"], X(**here | other))
+    won = {"is_cuda": True, "device": (9, 0), "dtype": torch.float16, "last": True, "elements": 100}
+    assert choice.has_recorded_win(KIND["se"], X(**won))
+    assert choice.has_recorded_win(KIND["se"], X(**won | {"elements": 1000}))
+    assert not choice.has_recorded_win(KIND["cbam"], X(**won))
+    for change in ({"is_cuda": False}, {"device": (8, 0)}, {"dtype": torch.float32}, {"last": False}, {"elements": 99}):
+        assert not choice.has_recorded_win(KIND["se"], X(**won | change))
     with torch.no_grad():
-        assert not choice.has_recorded_win(KIND["se"], X(**here))
+        assert not choice.has_recorded_win(KIND["se"], X(**won))
 
 
-@every
-def test_a_recorded_win_is_taken(name, monkeypatch):
+@all_blocks
+def test_auto_uses_kernels_with_a_recorded_win(name, monkeypatch):
     block, x = build(name), draw(2, 8, 4, 3)
-    assert not taken(block, x, mode="auto")
+    assert not uses_kernels(block, x, mode="auto")
     monkeypatch.setattr(choice, "has_recorded_win", lambda kind, x: kind is KIND[name])
-    assert taken(block, x, mode="auto")
-    assert not taken(block, x, mode="eager")
-    other = NAMES[NAMES.index(name) - 1]
-    has_won_as_part = KIND[name] in build(other).parts.values()
-    assert taken(build(other), x, mode="auto") == has_won_as_part
+    assert uses_kernels(block, x, mode="auto")
+    assert not uses_kernels(block, x, mode="eager")
+    other_name = NAMES[NAMES.index(name) - 1]
+    has_won_as_part = KIND[name] in build(other_name).parts.values()
+    assert uses_kernels(build(other_name), x, mode="auto") == has_won_as_part
 
 
-# ---- refusals --------------------------------------------------------------------------------------------------------
+# ---- unsupported calls -----------------------------------------------------------------------------------------------
 
 
-class Mine(torch.Tensor):
+class TensorSubclass(torch.Tensor):
     pass
 
 
-class Half(KIND["se"]):
+class HalvedSE(KIND["se"]):
     def attention(self, x):
         return super().attention(x) * 0.5
 
 
-def listened(block, x):
+def with_attention_maps(block, x):
     with attzoo.attention_maps(block):
         return block(x)
 
@@ -104,10 +104,10 @@ def hooked_everywhere(block, x):
         handle.remove()
 
 
-def half(block, x):
-    other = Half(8, reduced_channels=3).to(DEVICE)
-    other.load_state_dict(block.state_dict())
-    return other(x)
+def subclass(block, x):
+    halved = HalvedSE(8, reduced_channels=3).to(DEVICE)
+    halved.load_state_dict(block.state_dict())
+    return halved(x)
 
 
 def replaced(block, x):
@@ -135,56 +135,58 @@ def no_parameter(block, x):
     return block(x)
 
 
-def ahead(block, x):
+def forward_derivative(block, x):
     with forward_ad.dual_level():
         return block(forward_ad.make_dual(x, torch.ones_like(x))).clone()
 
 
-REFUSED = {   # what is asked for, and what is said
+UNSUPPORTED = {   # call, and message of the error; None if the block itself decides to use its plain form
     "float64": (lambda block, x: block.double()(x.double()), "takes float32, float16 and bfloat16, got torch.float64"),
-    "a tensor of another class": (lambda block, x: block(x.as_subclass(Mine)), "it takes plain tensors, got Mine"),
-    "a block of another class": (half, None),
-    "a listener": (listened, "something listens to its attention"),
+    "a tensor of another class": (
+        lambda block, x: block(x.as_subclass(TensorSubclass)), "it takes plain tensors, got Parameter, TensorSubclass"
+    ),
+    "a block of another class": (subclass, None),
+    "attention maps": (with_attention_maps, "something listens to its attention"),
     "a method of its own": (lambda block, x: setattr(block, "forward", lambda x: x * 2) or block(x), None),
     "a hook on a part": (hooked, "a hook listens to a part of the block"),
     "a hook on everything": (hooked_everywhere, "a hook listens to a part of the block"),
-    "another part": (replaced, "a part of the block is not as its class makes it"),
-    "another padding": (reflecting, "a part of the block is not as its class makes it"),
+    "a replaced layer": (replaced, "a part of the block is not as its class makes it"),
+    "a padding mode": (reflecting, "a part of the block is not as its class makes it"),
     "a dilation": (dilated, "a part of the block is not as its class makes it"),
     "a weight that is no parameter": (no_parameter, "a part of the block is not as its class makes it"),
     "vmap": (lambda block, x: torch.func.vmap(block)(x[None]), "transforms and forward derivatives"),
-    "forward derivatives": (ahead, "transforms and forward derivatives"),
+    "forward derivatives": (forward_derivative, "transforms and forward derivatives"),
     "a trace": (lambda block, x: torch.jit.trace(block, x, check_trace=False)(x), "torch.jit.trace would not see"),
     "the meta device": (lambda block, x: block.to("meta")(x.to("meta")), "a CUDA device, and the input is on meta"),
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("case", UNSUPPORTED)
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")   # torch's own use, by jvp
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")   # used by torch's jvp
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_what_has_no_fused_form_is_refused_or_left_to_the_plain_form(what, always):
-    call, says = REFUSED[what]
-    if says:
-        with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=says) as error:
+def test_unsupported_call_raises_or_uses_the_plain_form(case, always):
+    call, message = UNSUPPORTED[case]
+    if message:
+        with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=message) as error:
             call(build("se"), draw(2, 8, 4, 3))
         assert str(error.value).startswith('kernels("triton") asks for a fused ')
     got = call(build("se"), draw(2, 8, 4, 3))
     with attzoo.kernels("eager"):
-        wanted = call(build("se"), draw(2, 8, 4, 3))
-    assert type(got) is type(wanted)
-    assert got.is_meta or torch.equal(got, wanted)
+        expected = call(build("se"), draw(2, 8, 4, 3))
+    assert type(got) is type(expected)
+    assert got.is_meta or torch.equal(got, expected)
 
 
-def test_a_block_of_another_class_that_keeps_forward_is_refused():
+def test_subclass_that_inherits_forward_raises():
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="of a subclass"):
-        Half(8).to(DEVICE)(draw(2, 8, 4, 3))
+        HalvedSE(8).to(DEVICE)(draw(2, 8, 4, 3))
 
 
 @pytest.mark.parametrize("part", ["channel", "spatial"])
-def test_a_part_of_cbam_in_its_place_is_refused(part, always):
+def test_hooked_or_replaced_part_of_cbam_raises(part, always):
     block, x = build("cbam"), draw(2, 8, 4, 3)
-    assert taken(block, x)
+    assert uses_kernels(block, x)
     handle = getattr(block, part).register_forward_hook(lambda module, xs, y: y * 2)
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="a hook listens"):
         block(x)
@@ -194,55 +196,55 @@ def test_a_part_of_cbam_in_its_place_is_refused(part, always):
         block(x)
 
 
-def test_an_old_triton_and_other_gpus_are_refused(monkeypatch):
+def test_old_triton_and_other_gpus_raise(monkeypatch):
     block, x = build("se"), draw(2, 8, 4, 3)
     with monkeypatch.context() as patch:
         patch.setattr(choice, "TRITON", "3.5.1")
         patch.setattr(choice, "EARLY", True)
         with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"take Triton 3\.6 or later, got 3\.5\.1"):
             block(x)
-    assert taken(block, x)
+    assert uses_kernels(block, x)
     monkeypatch.setattr(torch.version, "hip", "6.4")
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="for NVIDIA GPUs"):
-        build("se")(x)   # another block, for this is not asked again where nothing has changed
+        build("se")(x)   # a new block, because an unchanged block is not checked again
 
 
-def test_a_sample_of_as_many_numbers_as_32_bits_count_is_refused():
+def test_sample_of_2_to_the_31_elements_raises():
     x = torch.zeros(1, device=DEVICE).expand(1, 8, 1 << 14, 1 << 14)
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"fewer than 2\^31 numbers in a sample"):
         build("se")(x)
 
 
 def test_hooks_on_the_block_itself_run():
-    block, x, heard = build("se"), draw(2, 8, 4, 3).requires_grad_(), []
-    block.register_forward_hook(lambda module, xs, y: heard.append("forward"))
-    block.register_full_backward_hook(lambda module, dx, dy: heard.append("backward"))
+    block, x, hook_calls = build("se"), draw(2, 8, 4, 3).requires_grad_(), []
+    block.register_forward_hook(lambda module, xs, y: hook_calls.append("forward"))
+    block.register_full_backward_hook(lambda module, dx, dy: hook_calls.append("backward"))
     with attzoo.kernels("triton"):
         block(x).sum().backward()
-    assert heard == ["forward", "backward"]
+    assert hook_calls == ["forward", "backward"]
 
 
-def test_layers_of_other_sizes_are_refused_before_a_kernel_reads_past_them():
+def test_layers_of_other_sizes_raise():
     block = build("se")
     block.squeeze = nn.Linear(4, 3).to(DEVICE)
-    refused = r"expected weights and biases for 8 channels and 3 hidden units, got \[3, 4\]"
-    with attzoo.kernels("triton"), pytest.raises(ValueError, match=refused):
+    message = r"expected weights and biases for 8 channels and 3 hidden units, got \[3, 4\]"
+    with attzoo.kernels("triton"), pytest.raises(ValueError, match=message):
         block(draw(2, 8, 4, 3))
     block = build("spatial_attention")
     block.conv = nn.Conv2d(1, 1, 3, padding=1, bias=False).to(DEVICE)
-    with attzoo.kernels("triton"), pytest.raises(ValueError, match="expected a kernel from 2 maps to 1"):
+    with attzoo.kernels("triton"), pytest.raises(ValueError, match="expected a convolution weight from 2 maps to 1"):
         block(draw(2, 8, 4, 3))
 
 
-@pytest.mark.parametrize(("before", "env", "says"), [
+@pytest.mark.parametrize(("setup", "env", "reason"), [
     ("", {"TRITON_INTERPRET": "0"}, "its kernels run on a CUDA device, and the input is on cpu"),
     (WITHOUT.format(absent={"triton"}), {},
      'triton is not installed, and a kernel needs it: pip install -e ".[triton]" in a clone of attzoo'),
 ])   # fmt: skip
-def test_a_machine_without_kernels(before, env, says):
-    done = python(f"{before}\n{USE}", ATTZOO_KERNELS="triton", **env)
-    asked = 'RuntimeError: kernels("triton") asks for a fused SE'
-    assert done.stderr.splitlines()[-1] == f'{asked}, but {says}; kernels("auto") has the plain form'
+def test_machine_without_kernels_raises_or_uses_the_plain_form(setup, env, reason):
+    done = python(f"{setup}\n{USE}", ATTZOO_KERNELS="triton", **env)
+    error = 'RuntimeError: kernels("triton") asks for a fused SE'
+    assert done.stderr.splitlines()[-1] == f'{error}, but {reason}; kernels("auto") has the plain form'
     always = "import attzoo.fast.choice as choice; choice.has_recorded_win = lambda kind, x: True"
-    done = python(f"{before}\nimport attzoo.torch; {always}\n{USE}", **env)
+    done = python(f"{setup}\nimport attzoo.torch; {always}\n{USE}", **env)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A program that was exported with the fused kernels, in a process that begins anew, as whoever deploys it has it."""
+"""A program exported with fused kernels can be loaded in a new process, which has imported its operator."""
 
 import os
 import sys
@@ -12,37 +12,37 @@ import attzoo
 from attzoo.fast import choice
 
 LOAD = """
-import torch{also}
+import torch{imports}
 program = torch.export.load({path!r}).module()
 print("loaded")
-x, wanted = torch.load({data!r})
-assert torch.equal(program(x), wanted)
+x, expected = torch.load({data!r})
+assert torch.equal(program(x), expected)
 """
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The saved program, and what went in and came out."""
+    """Return the paths of a saved program and of its input and output."""
     folder = tmp_path_factory.mktemp("exported")
     block, x = build("se").eval(), draw(2, 8, 4, 3)
     with attzoo.kernels("triton"), torch.no_grad():
         program = torch.export.export(block, (x,))
-        wanted = block(x)
+        expected = block(x)
     assert "attzoo.se.default" in [str(node.target) for node in program.graph.nodes]
     torch.export.save(program, folder / "se.pt2")
-    torch.save((x, wanted), folder / "data.pt")
+    torch.save((x, expected), folder / "data.pt")
     return {"path": str(folder / "se.pt2"), "data": str(folder / "data.pt")}
 
 
-@pytest.mark.parametrize("also", ["", "; import attzoo.torch"])
-def test_without_its_operator_a_program_is_refused_by_name(files, also):
-    done = python(LOAD.format(also=also, **files))
+@pytest.mark.parametrize("imports", ["", "; import attzoo.torch"])
+def test_loading_without_the_operator_names_it(files, imports):
+    done = python(LOAD.format(imports=imports, **files))
     assert done.returncode != 0
     assert "loaded" not in done.stdout
-    assert "torch.ops.attzoo.se" in done.stderr   # in torch's warning; its error points there
+    assert "torch.ops.attzoo.se" in done.stderr   # in torch's warning, to which its error refers
 
 
-def test_with_its_operator_it_gives_the_same_numbers(files):
-    also = ", attzoo.blocks.se.triton" + (", interpreter" if choice.INTERPRETED else "")
-    done = python(LOAD.format(also=also, **files), PYTHONPATH=os.pathsep.join(sys.path))
+def test_loaded_program_gives_the_same_output(files):
+    imports = ", attzoo.blocks.se.triton" + (", interpreter" if choice.INTERPRETED else "")
+    done = python(LOAD.format(imports=imports, **files), PYTHONPATH=os.pathsep.join(sys.path))
     assert done.returncode == 0, done.stderr

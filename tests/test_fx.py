@@ -1,4 +1,4 @@
-"""torch.fx traces blocks and U-Nets, alone and in networks, as feature extractors of torchvision and timm do."""
+"""torch.fx can trace blocks and U-Nets, alone, in networks and in feature extractors like those of torchvision."""
 
 import copy
 import pickle
@@ -22,28 +22,28 @@ pytestmark = pytest.mark.case76
 
 
 @every_sample
-def test_a_block_is_traced(sample):
+def test_traced_block_equals_the_block(sample):
     block = build(sample)
     assert_same_at_other_sizes(fx.symbolic_trace(block), block, sample)
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_unet_is_traced(name):
+def test_traced_unet_equals_the_unet(name):
     model, shape = build_net(name, "torch", "float32").eval(), NETS[name][1]
     traced = fx.symbolic_trace(model)
-    for more in (0, 1, 2):
-        x = torch.from_numpy(image((*shape[:2], *(n + more * i for i, n in enumerate(shape[2:], 1))))).float()
+    for growth in (0, 1, 2):
+        x = torch.from_numpy(image((*shape[:2], *(n + growth * i for i, n in enumerate(shape[2:], 1))))).float()
         assert torch.equal(traced(x), model(x))
 
 
-def test_a_network_of_all_blocks_is_traced_and_copied():
+def test_traced_network_can_be_copied_and_pickled():
     net = Net().eval()
     traced = fx.symbolic_trace(net)
     for twin in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
         assert_same_at_other_sizes(twin, net, NET)
 
 
-def test_a_traced_network_trains():
+def test_traced_network_has_the_gradients_of_the_network():
     net, xs = Net().double().train(), inputs(NET, torch.float64)
     traced = fx.symbolic_trace(copy.deepcopy(net))
     for model in (net, traced):
@@ -56,7 +56,7 @@ def test_a_traced_network_trains():
 
 
 @RESIDUAL
-def test_the_end_of_a_residual_block_is_traced(name):
+def test_traced_block_accepts_shortcut_and_act(name):
     class Residual(nn.Module):
         def __init__(self):
             super().__init__()
@@ -68,9 +68,9 @@ def test_the_end_of_a_residual_block_is_traced(name):
     net, x = Residual(), torch.randn(2, 8, 5, 6)
     assert torch.equal(fx.symbolic_trace(net)(x), net(x))
     block = net.block
-    traced = fx.symbolic_trace(block)   # all arguments are the graph's
-    for more in ((), (x,), (x, "relu"), (None, "relu")):
-        assert torch.equal(traced(x, *more), block(x, *more))
+    traced = fx.symbolic_trace(block)   # all arguments are inputs of the graph
+    for options in ((), (x,), (x, "relu"), (None, "relu")):
+        assert torch.equal(traced(x, *options), block(x, *options))
     bound = fx.symbolic_trace(block, concrete_args={"shortcut": None, "act": "relu"})
     assert torch.equal(bound(x, None, "relu"), block(x, act="relu"))
     with pytest.raises(ValueError, match="act must be one of"):
@@ -78,7 +78,7 @@ def test_the_end_of_a_residual_block_is_traced(name):
 
 
 class PathTracer(fx.Tracer):
-    """Notes the path of the module that each node comes from, and takes modules for whole by their class or path."""
+    """A tracer that records the module path of each node, and treats modules of some classes or paths as leaves."""
 
     def __init__(self, leaves=(), paths=()):
         super().__init__()
@@ -86,15 +86,15 @@ class PathTracer(fx.Tracer):
         self.path, self.paths = "", OrderedDict()
 
     def is_leaf_module(self, module, path):
-        own = isinstance(module, self.leaves) or path in self.leaf_paths
-        return own or super().is_leaf_module(module, path)
+        is_leaf = isinstance(module, self.leaves) or path in self.leaf_paths
+        return is_leaf or super().is_leaf_module(module, path)
 
     def call_module(self, module, forward, args, kwargs):
-        before, self.path = self.path, self.path_of_module(module)
+        parent, self.path = self.path, self.path_of_module(module)
         try:
             return super().call_module(module, forward, args, kwargs)
         finally:
-            self.path = before
+            self.path = parent
 
     def create_proxy(self, *args, **kwargs):
         proxy = super().create_proxy(*args, **kwargs)
@@ -102,56 +102,59 @@ class PathTracer(fx.Tracer):
         return proxy
 
 
-def extract(model, at, **leaves):
-    """A model that returns the last thing computed within each of some paths, as feature extractors do."""
+def extract(model, output_paths, **leaves):
+    """Return a model with the outputs of the modules at some paths, as a feature extractor."""
     tracer = PathTracer(**leaves)
     graph = tracer.trace(model)
     output = next(node for node in graph.nodes if node.op == "output")
-    found = [[node for node, own in tracer.paths.items() if f"{own}.".startswith(f"{path}.")][-1] for path in at]
-    output.args = (tuple(found),)
-    made = fx.GraphModule(model, graph)
+    last_nodes = [
+        [node for node, node_path in tracer.paths.items() if f"{node_path}.".startswith(f"{path}.")][-1]
+        for path in output_paths
+    ]
+    output.args = (tuple(last_nodes),)
+    extractor = fx.GraphModule(model, graph)
     graph.eliminate_dead_code()
-    made.recompile()
-    return made
+    extractor.recompile()
+    return extractor
 
 
 @pytest.mark.parametrize("leaves", [
     {}, {"leaves": (attzoo.get("cbam", backend="torch"),)}, {"paths": ("blocks.cbam",)},
 ])   # fmt: skip
-def test_features_of_a_network(leaves):
-    net, (x, g), kept = Net().eval(), inputs(NET), {}
-    at = ["blocks.se", "blocks.spatial_attention.conv", "blocks.cbam", "blocks"]
-    for path in at:
-        net.get_submodule(path).register_forward_hook(lambda module, args, y, path=path: kept.update({path: y}))
+def test_features_of_a_network_equal_the_outputs_of_its_modules(leaves):
+    net, (x, g), outputs = Net().eval(), inputs(NET), {}
+    paths = ["blocks.se", "blocks.spatial_attention.conv", "blocks.cbam", "blocks"]
+    for path in paths:
+        net.get_submodule(path).register_forward_hook(lambda module, args, y, path=path: outputs.update({path: y}))
     net(x, g)
-    wanted = [kept[path] for path in at]   # the hooks meet proxies, too
-    assert all(map(torch.equal, extract(net, at, **leaves)(x, g), wanted))
+    expected = [outputs[path] for path in paths]   # tracing calls the hooks with proxies
+    assert all(map(torch.equal, extract(net, paths, **leaves)(x, g), expected))
 
 
-def test_features_of_a_unet():
+def test_features_of_a_unet_equal_the_outputs_of_its_modules():
     model = build_net("leejunhyun", "torch", "float32").eval()
-    x, kept, at = torch.from_numpy(image((2, 3, 11, 6))).float(), {}, ["encoder.1", "skip.0", "decoder.0.norm1"]
-    for path in at:
-        model.get_submodule(path).register_forward_hook(lambda module, args, y, path=path: kept.update({path: y}))
+    x, outputs, paths = torch.from_numpy(image((2, 3, 11, 6))).float(), {}, ["encoder.1", "skip.0", "decoder.0.norm1"]
+    for path in paths:
+        model.get_submodule(path).register_forward_hook(lambda module, args, y, path=path: outputs.update({path: y}))
     model(x)
-    wanted = [kept[path] for path in at]
-    assert all(map(torch.equal, extract(model, at)(x), wanted))
+    expected = [outputs[path] for path in paths]
+    assert all(map(torch.equal, extract(model, paths)(x), expected))
 
 
-def test_maps_of_a_network_with_blocks_as_leaves():
+def test_attention_maps_work_for_traced_networks_with_blocks_as_leaves():
     net, xs = Net().eval(), inputs(NET)
     paths = "blocks.se", "gates.attention_gate"
     traced = extract(net, paths[1:], leaves=[type(net.get_submodule(path)) for path in paths])
-    with attzoo.attention_maps(net) as wanted:
+    with attzoo.attention_maps(net) as expected:
         net(*xs)
-    with attzoo.attention_maps(traced) as seen:
+    with attzoo.attention_maps(traced) as maps:
         traced(*xs)
-    assert set(seen) == set(paths)
-    assert all(np.array_equal(seen[path], wanted[path]) for path in seen)
+    assert set(maps) == set(paths)
+    assert all(np.array_equal(maps[path], expected[path]) for path in maps)
 
 
-def test_a_tensor_like_input_computes_by_itself():
-    """What overrides torch's functions, as quantised tensors of others do, is let through."""
+def test_block_accepts_objects_with_torch_function():
+    """Such as quantized tensors of other libraries."""
 
     class Scaled:
         def __init__(self, tensor, scale):
@@ -165,14 +168,14 @@ def test_a_tensor_like_input_computes_by_itself():
         def __getattr__(self, name):
             return getattr(self.tensor * self.scale, name)
 
-        def __mul__(self, other):
-            return self.tensor * self.scale * other
+        def __mul__(self, factor):
+            return self.tensor * self.scale * factor
 
     block, x = build(SAMPLES["se"]), torch.randn(2, 8, 5, 6)
     assert_close(block(Scaled(x, 3.0)), block(3 * x))
 
 
-def test_make_fx_and_shapes():
+def test_make_fx_and_shape_prop_work():
     net, xs = Net().eval(), inputs(NET)
     graph = make_fx(net, tracing_mode="real")(*xs)
     assert_close(graph(*xs), net(*xs))
@@ -182,17 +185,17 @@ def test_make_fx_and_shapes():
     assert output.args[0].meta["tensor_meta"].shape == xs[0].shape
 
 
-@pytest.mark.parametrize("wrong", [None, "x", np.zeros((1, 8, 2, 2)), [torch.zeros(1, 8, 2, 2)]])
-def test_what_is_no_tensor_is_refused_as_ever(wrong):
+@pytest.mark.parametrize("invalid", [None, "x", np.zeros((1, 8, 2, 2)), [torch.zeros(1, 8, 2, 2)]])
+def test_input_that_is_not_a_tensor_raises(invalid):
     block = attzoo.create("se", 8, backend="torch")
-    with pytest.raises(TypeError, match=rf"expected a torch\.Tensor, got {type(wrong).__name__}"):
-        block(wrong)
+    with pytest.raises(TypeError, match=rf"expected a torch\.Tensor, got {type(invalid).__name__}"):
+        block(invalid)
 
 
-def test_kernels_are_not_traced(monkeypatch):
+def test_tracing_never_uses_kernels(monkeypatch):
     block = attzoo.create("se", 8, backend="torch")
     monkeypatch.setattr(choice, "unavailable", lambda: None)
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"torch\.fx would not see what it does"):
         fx.symbolic_trace(block)
-    monkeypatch.setattr(choice, "LEAST", {(): 0})   # somewhere a kernel wins
+    monkeypatch.setattr(choice, "LEAST", {(): 0})   # a kernel is faster for some input
     fx.symbolic_trace(block)

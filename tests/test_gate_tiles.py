@@ -1,4 +1,4 @@
-"""Exact products of float32 are launched in no tile but those that a GPU has run with right results."""
+"""Exact float32 products are launched only in tiles that have given correct results on a GPU."""
 
 import sys
 from itertools import product
@@ -10,12 +10,12 @@ import torch
 import attzoo
 
 # isort: split
-# `kernels` has skipped this module where they cannot run
+# below, because `kernels` skips this module if Triton is not available
 from attzoo.blocks.attention_gate.kernels import forward as gate
 
-# What an H200 ran with Triton 3.6, as BF, BC, BS and warps: the tests of real sizes, and a sweep at 64 inner channels.
-# In the sweep (64, 64, 16, 8) of input_kernel ended in an illegal memory access, and with 128 inner channels nothing
-# was tried.
+# (BF, BC, BS, warps) that ran on an H200 with Triton 3.6, in the tests of real sizes and in a sweep with 64 inner
+# channels. In the sweep, (64, 64, 16, 8) of input_kernel caused an illegal memory access; 128 inner channels were not
+# tried.
 FORWARD = {
     (16, 16, 32, 4), (16, 32, 32, 4), (16, 64, 32, 4), (32, 64, 32, 4), (64, 32, 32, 8), (64, 64, 32, 8),
     (128, 16, 32, 8), (128, 32, 32, 8), (128, 64, 32, 8),
@@ -35,12 +35,12 @@ RAN = {
     ("input_kernel", False): SWEEP | {(16, 16, 16, 4), (16, 32, 16, 4), (16, 64, 16, 4), (32, 64, 16, 4)},
     ("input_kernel", True): {(16, 16, 16, 4), (16, 32, 16, 4), (32, 32, 16, 4), (64, 16, 16, 8)},
 }
-MOST = {80: 64, 86: 64, 90: 128, 100: 128, 103: 128, 120: 64}   # channels that a program takes at once
+MOST = {80: 64, 86: 64, 90: 128, 100: 128, 103: 128, 120: 64}   # compute capability -> channels per program
 
 
 @pytest.fixture
 def launched(monkeypatch):
-    """What is launched, by kernel and whether it centres, with its options; nothing runs."""
+    """Record launches as kernel name, whether it centres e for batch norm, and options; no kernel runs."""
     launches = []
 
     def record(kernel, programs, *args, **options):
@@ -48,7 +48,7 @@ def launched(monkeypatch):
         centred = name == "input_kernel" and args[7] is not None
         launches.append((name, centred, options))
 
-    # In every module: a kernel that ran would read memory that no other kernel has written.
+    # In every module, because a kernel that ran would read memory that was never written.
     for name, module in list(sys.modules.items()):
         if name.startswith("attzoo.") and hasattr(module, "launch"):
             monkeypatch.setattr(module, "launch", record)
@@ -56,7 +56,7 @@ def launched(monkeypatch):
 
 
 def train(inner, channels, gating, dtype=torch.float32, norm=False, coarse=False, last=False, shift=0):
-    """A forward and a backward pass; inputs begin `shift` numbers after what their memory is aligned to."""
+    """Run a forward and a backward pass, with inputs that start `shift` elements after an aligned address."""
     block = attzoo.create(
         "attention_gate", channels, gating_channels=gating, inter_channels=inner, norm=norm, backend="torch"
     )
@@ -77,26 +77,26 @@ WIDTHS = (1, 16, 17, 32, 33, 64, 65, 128, 129)
 
 @pytest.mark.parametrize("most", sorted(set(MOST.values())))
 @pytest.mark.parametrize("norm", [False, True])
-def test_exact_products_take_tiles_that_a_gpu_has_run(most, norm, launched, exact_products, monkeypatch):
+def test_exact_products_use_tested_tiles(most, norm, launched, exact_products, monkeypatch):
     monkeypatch.setattr(gate, "most", lambda x: most)
     for i, (inner, channels) in enumerate(product(WIDTHS, WIDTHS)):
         train(inner, channels, WIDTHS[i % 7], norm=norm, coarse=i % 2 > 0, last=i % 3 > 0, shift=i % 5 % 2)
-    found = {}
+    tiles_by_kernel = {}
     for name, centred, options in launched:
         if "PRECISION" in options:
             assert options["PRECISION"] == "tf32x3"
             tile = tuple(options[key] for key in ("BF", "BC", "BS", "num_warps"))
-            found.setdefault((name, centred), set()).add(tile)
-    always, by_norm = {"project_kernel", "gate_kernel", "input_kernel"}, {"moments_kernel", "sums_kernel"}
-    assert {name for name, _ in found} == always | (by_norm if norm else set())
-    assert {centred for name, centred in found if name == "input_kernel"} == {norm}
-    for key, tiles in found.items():
+            tiles_by_kernel.setdefault((name, centred), set()).add(tile)
+    without_norm, only_with_norm = {"project_kernel", "gate_kernel", "input_kernel"}, {"moments_kernel", "sums_kernel"}
+    assert {name for name, _ in tiles_by_kernel} == without_norm | (only_with_norm if norm else set())
+    assert {centred for name, centred in tiles_by_kernel if name == "input_kernel"} == {norm}
+    for key, tiles in tiles_by_kernel.items():
         assert tiles <= RAN[key], key
         assert len(tiles) > 2
 
 
 @pytest.mark.parametrize("capability", MOST)
-def test_most_is_that_of_the_gpu(capability, monkeypatch):
+def test_channels_per_program_depend_on_compute_capability(capability, monkeypatch):
     monkeypatch.setattr(gate, "capability", lambda device: divmod(capability, 10))
 
     class OnGPU:
@@ -106,7 +106,7 @@ def test_most_is_that_of_the_gpu(capability, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_other_products_stay_those_of_tensor_cores(dtype, launched, monkeypatch):
+def test_other_products_use_tensor_cores(dtype, launched, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", dtype == torch.float32)
     for inner, channels in product((16, 64, 200), (16, 64, 200)):
         train(inner, channels, 16, dtype, norm=True)

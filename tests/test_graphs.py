@@ -1,4 +1,4 @@
-"""What graphs of torch hold, so that they are right later: at other sizes, in half precision, beside other modes."""
+"""Traced, exported and compiled programs are right at other sizes and dtypes, and independent of PyTorch modes."""
 
 import copy
 import gc
@@ -33,10 +33,11 @@ def _clean():
     torch.compiler.reset()
 
 
-# ---- converted to half precision later ---------------------------------------------------------------------
+# ---- programs converted to half precision ------------------------------------------------------------------
 
 
 def traced(model, x):
+    """Return a program of torch.jit.trace."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit")
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
@@ -44,7 +45,7 @@ def traced(model, x):
 
 
 def captured(model, x):
-    """The graph that torch.compile has of a model."""
+    """Return the graph that torch.compile passes to its backend."""
     graphs = []
 
     def backend(graph, inputs):
@@ -64,29 +65,29 @@ GRAPHS = {
 
 
 @pytest.mark.case35
-@pytest.mark.parametrize("how", GRAPHS)
+@pytest.mark.parametrize("exporter", GRAPHS)
 @pooling
-def test_a_graph_in_half_precision_adds_up_without_overflow(name, how):
-    """256 x 256 ones are 65536 in all, more than float16 holds."""
+def test_graph_in_half_precision_computes_averages_without_overflow(name, exporter):
+    """The sum of 256 x 256 ones, 65536, exceeds the maximum of float16."""
     block, x = attzoo.create(name, 4, backend="torch").eval().requires_grad_(False), torch.ones(1, 4, 256, 256)
     for dtype in (torch.float32, torch.float64):
-        graph = GRAPHS[how](copy.deepcopy(block).to(dtype), x.to(dtype))
+        graph = GRAPHS[exporter](copy.deepcopy(block).to(dtype), x.to(dtype))
         assert_close(graph.half()(x.half()).float(), block(x), rtol=5e-3, atol=1e-3)
 
 
 @pytest.mark.case35
-def test_a_traced_unet_in_half_precision():
+def test_traced_unet_works_in_half_precision():
     net = attzoo.create("unet", 1, 2, (4, 6), backend="torch", block="se").eval()
     with torch.no_grad():
         x = 4 + torch.rand(1, 1, 256, 256)
-        wanted, graph = net(x), traced(copy.deepcopy(net), x)
+        expected, graph = net(x), traced(copy.deepcopy(net), x)
         got = graph.half()(x.half()).float()
     assert got.isfinite().all()
-    assert (got - wanted).abs().max() < 0.02 * wanted.abs().max()
+    assert (got - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 @pooling
-def test_a_compiled_graph_holds_a_mean(name):
+def test_compiled_graph_contains_a_mean(name):
     block = attzoo.create(name, 4, backend="torch").eval()
     nodes = captured(block, torch.ones(1, 4, 6, 5)).graph.nodes
     names = {str(getattr(node.target, "__name__", node.target)) for node in nodes}
@@ -94,23 +95,23 @@ def test_a_compiled_graph_holds_a_mean(name):
     assert "sum" not in names
 
 
-@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # torch.onnx's own
-def test_onnx_holds_a_mean(tmp_path):
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # inside torch.onnx
+def test_onnx_model_contains_a_mean(tmp_path):
     import onnx
 
     block = nn.Sequential(*(attzoo.create(name, 4, backend="torch") for name in POOLING)).eval()
     torch.onnx.export(block, (torch.ones(1, 4, 6, 5),), tmp_path / "block.onnx", dynamo=True, verbose=False)
-    kinds = [node.op_type for node in onnx.load(tmp_path / "block.onnx").graph.node]
+    operators = [node.op_type for node in onnx.load(tmp_path / "block.onnx").graph.node]
     means = sum(len(attzoo.info(name).attends_to) for name in POOLING)   # over space, and CBAM's over channels
-    assert kinds.count("ReduceMean") == means
-    assert "ReduceSum" not in kinds
+    assert operators.count("ReduceMean") == means
+    assert "ReduceSum" not in operators
 
 
-# ---- pooled at other sizes ---------------------------------------------------------------------------------
+# ---- pooling at other sizes --------------------------------------------------------------------------------
 
 
 class Pools(nn.Module):
-    """A pooling of each of its inputs."""
+    """Max-pooling of each input with its own window."""
 
     def __init__(self, *windows):
         super().__init__()
@@ -120,69 +121,72 @@ class Pools(nn.Module):
         return tuple(ops.pool(x, window) for x, window in zip(inputs, self.windows, strict=True))
 
 
-def of_sizes(*sizes):
+def images(*sizes):
+    """Return one random image of each size."""
     return tuple(torch.from_numpy(image((1, 2, *size), seed=i)).float() for i, size in enumerate(sizes))
 
 
-def free_sizes(*inputs):
+def dynamic_sizes(*inputs):
+    """Return dynamic shapes for torch.export: the spatial axes of all inputs."""
     return (tuple(dict.fromkeys(range(2, x.ndim), Dim.DYNAMIC) for x in inputs),)
 
 
 @pytest.mark.parametrize("window", [(2,), (3,), (2, 2), (3, 2), (1, 2, 2), (3, 2, 2)], ids=str)
-def test_pooling_in_a_graph_is_that_of_eager_calls(window):
-    """In a graph edges are padded first, and infinities and NaN stay what they are; gradients go the same way."""
-    for more in range(3):
-        x = torch.from_numpy(image((2, 3, *(4 + more + i for i in range(len(window)))))).float()
+def test_pooling_in_a_graph_equals_pooling_in_eager_mode(window):
+    """Graphs pad the edges first. Infinity, NaN and gradients are the same."""
+    for growth in range(3):
+        x = torch.from_numpy(image((2, 3, *(4 + growth + i for i in range(len(window)))))).float()
         x[0, 0].flatten()[:2] = torch.tensor([-torch.inf, torch.nan])
         x[1] = -torch.inf
-        wanted = ops.pool(x, window)
+        expected = ops.pool(x, window)
         graph = captured(lambda x: ops.pool(x, window), x)
-        assert torch.equal(graph(x)[0].nan_to_num(7), wanted.nan_to_num(7))
-        assert not [n for n in graph.graph.nodes if n.kwargs.get("ceil_mode")]
+        assert torch.equal(graph(x)[0].nan_to_num(7), expected.nan_to_num(7))
+        assert not [node for node in graph.graph.nodes if node.kwargs.get("ceil_mode")]
         torch.compiler.reset()
     x = torch.randn(2, 3, *(5,) * len(window), dtype=torch.float64).round().requires_grad_()   # with ties
-    each = torch.func.grad(lambda x: ops.pool(x, window).square().sum())(x)
-    assert_close(each, torch.autograd.grad(ops.pool(x, window).square().sum(), x)[0])
+    gradient = torch.func.grad(lambda x: ops.pool(x, window).square().sum())(x)
+    assert_close(gradient, torch.autograd.grad(ops.pool(x, window).square().sum(), x)[0])
 
 
 @pytest.mark.case72
-@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # torch's own
-def test_an_exported_pooling_has_no_ceil_mode():
-    pools, given = Pools((2,), (2, 3), (2, 1, 2)), of_sizes((32,), (32, 48), (8, 6, 4))
-    program = torch.export.export(pools, given, dynamic_shapes=free_sizes(*given))
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # inside torch
+def test_exported_pooling_has_no_ceil_mode():
+    pools, example = Pools((2,), (2, 3), (2, 1, 2)), images((32,), (32, 48), (8, 6, 4))
+    program = torch.export.export(pools, example, dynamic_shapes=dynamic_sizes(*example))
     nodes = [node for node in program.graph.nodes if "max_pool" in str(node.target)]
     assert len(nodes) == 3
     assert not any(arg is True for node in nodes for arg in node.args)
     for sizes in (((33,), (33, 47), (9, 7, 5)), ((7,), (3, 50), (3, 4, 5)), ((1024,), (64, 33), (12, 5, 7))):
-        other = of_sizes(*sizes)
-        assert all(map(torch.equal, program.module()(*other), pools(*other)))
+        inputs = images(*sizes)
+        assert all(map(torch.equal, program.module()(*inputs), pools(*inputs)))
 
 
 @pytest.mark.case72
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs g++ on a CPU")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")   # torch's own use
-@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # torch's own, too
-def test_pooling_compiled_ahead_of_time_is_right_at_every_size(tmp_path):
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")   # inside torch
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # inside torch
+def test_pooling_compiled_by_aotinductor_is_right_at_every_size(tmp_path):
     if older(torch.__version__, "2.11"):
-        pytest.skip("packages of AOTInductor of torch 2.6 are made in another way")
-    pools, given = Pools((2, 2)), of_sizes((32, 48))
-    program = torch.export.export(pools, given, dynamic_shapes=free_sizes(*given))
-    quickly = {"aot_inductor.debug_compile": True}   # the C++ compiler optimises nothing
+        pytest.skip("needs the AOTInductor API of torch 2.11")
+    pools, example = Pools((2, 2)), images((32, 48))
+    program = torch.export.export(pools, example, dynamic_shapes=dynamic_sizes(*example))
+    fast_build = {"aot_inductor.debug_compile": True}   # the C++ compiler does not optimize
     package = str(tmp_path / "pools.pt2")
-    path = torch._inductor.aoti_compile_and_package(program, package_path=package, inductor_configs=quickly)
+    path = torch._inductor.aoti_compile_and_package(program, package_path=package, inductor_configs=fast_build)
     compiled = torch._inductor.aoti_load_package(path)
     for size in ((32, 48), (33, 47), (31, 50), (64, 33), (2, 3)):
-        assert torch.equal(compiled(*of_sizes(size))[0], pools(*of_sizes(size))[0])
+        assert torch.equal(compiled(*images(size))[0], pools(*images(size))[0])
 
 
-# ---- beside modes ------------------------------------------------------------------------------------------
+# ---- with modes --------------------------------------------------------------------------------------------
 
 
-def pixels(dims=2, n=64):
+def random_pixels(dims=2, n=64):
+    """Return a random image of shape (1, 3, n, ...)."""
     return torch.randn(1, 3, *(n,) * dims)
 
 
-MODES = {   # and the kernel of a convolution, and how often it repeats pixels, that no other test has
+MODES = {   # name: the mode, and the kernel and `repeat` of a convolution; no other test uses these sizes
     "fake tensors": (FakeTensorMode, (5, 3), (2, 4)),
     "a counter": (lambda: FlopCounterMode(display=False), (5, 3), (2, 5)),
     "inference": (torch.inference_mode, (5, 3), (2, 6)),
@@ -191,53 +195,53 @@ MODES = {   # and the kernel of a convolution, and how often it repeats pixels, 
 }
 
 
-@pytest.mark.parametrize("kind", MODES)
-def test_a_mode_leaves_nothing_behind(kind):
-    around, kernel, repeat = MODES[kind]
+@pytest.mark.parametrize("name", MODES)
+def test_convolution_works_after_another_in_a_mode(name):
+    mode, kernel, repeat = MODES[name]
 
     def conv():
-        made = ops.REPEATING[2](3, 4, kernel, padding=tuple(k // 2 for k in kernel))
-        made.repeat = repeat
-        return made
+        layer = ops.REPEATING[2](3, 4, kernel, padding=tuple(k // 2 for k in kernel))
+        layer.repeat = repeat
+        return layer
 
-    with around():
-        conv()(pixels())
+    with mode():
+        conv()(random_pixels())
     twin = conv()
-    twin(pixels()).sum().backward()
+    twin(random_pixels()).sum().backward()
     assert all(type(p.grad) is torch.Tensor and p.grad.device.type == "cpu" for p in twin.parameters())
 
 
-def test_a_kernel_made_in_a_fake_mode_is_not_kept():
+def test_kernel_from_a_fake_mode_is_not_cached():
     conv = ops.REPEATING[2](3, 4, (7, 5), padding=(3, 2))
     conv.repeat = (3, 2)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         wide = conv.widened()
         assert isinstance(wide, FakeTensor)
-        conv(mode.from_tensor(pixels()))
+        conv(mode.from_tensor(random_pixels()))
     assert type(conv.widened()) is torch.Tensor
-    assert conv(pixels()).shape == (1, 4, 192, 128)
+    assert conv(random_pixels()).shape == (1, 4, 192, 128)
 
 
-def test_nothing_made_in_a_fake_mode_stays_alive():
-    before = {id(each) for each in gc.get_objects() if type(each) is FakeTensor}
+def test_fake_tensors_are_freed():
+    before = {id(tensor) for tensor in gc.get_objects() if type(tensor) is FakeTensor}
     with FakeTensorMode():
         for sample in SAMPLES.values():
             block = sample.create("torch")
             block(*(torch.empty(shape) for shape in sample.shapes)).sum().backward()
         net = create_net("leejunhyun", "torch")
-        net(pixels()).sum().backward()
+        net(random_pixels()).sum().backward()
         del block, net
     gc.collect()
-    assert not [each for each in gc.get_objects() if type(each) is FakeTensor and id(each) not in before]
+    assert not [tensor for tensor in gc.get_objects() if type(tensor) is FakeTensor and id(tensor) not in before]
 
 
 @pytest.mark.parametrize("name", [name for name, sample in SAMPLES.items() if len(sample.shapes) == 1])
-def test_symbolic_sizes_are_not_kept_nor_tied_to_the_last_ones(name):
+def test_symbolic_sizes_are_neither_cached_nor_specialized(name):
     sample = SAMPLES[name]
     block, xs = build(sample).requires_grad_(False), inputs(sample)
     block(*xs)
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    fake = [mode.from_tensor(x, symbolic_context=free(x)) for x in xs]
+    fake = [mode.from_tensor(x, symbolic_context=dynamic_context(x)) for x in xs]
     with mode:
         y = block(*fake)
     assert not mode.shape_env.replacements
@@ -245,11 +249,12 @@ def test_symbolic_sizes_are_not_kept_nor_tied_to_the_last_ones(name):
     assert all(type(n) is int for shape, _ in block.accepted for n in shape)
 
 
-def free(x):
+def dynamic_context(x):
+    """Return a context in which the spatial sizes of x are symbols."""
     return StatelessSymbolicContext([DimDynamic.STATIC if axis < 2 else DimDynamic.DYNAMIC for axis in range(x.ndim)])
 
 
-def test_a_tool_that_measures_with_fake_tensors_spoils_nothing():
+def test_unet_works_after_mem_tracker_with_fake_tensors():
     from torch.distributed._tools.mem_tracker import MemTracker
 
     with FakeTensorMode(), MemTracker() as tracker:

@@ -1,4 +1,4 @@
-"""Who listens to the layers of torch blocks and of the U-Net keeps what they returned: hooks, modes, saved tensors."""
+"""Tensors that hooks, modes, checkpoints and autograd receive from PyTorch blocks and U-Nets are never overwritten."""
 
 import copy
 from contextlib import nullcontext
@@ -13,76 +13,76 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import attzoo
-from attzoo.unet import torch as body
+from attzoo.unet import torch as unet_torch
 
 # ---- the U-Net ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 @every_net
-def test_what_a_hook_was_given_stays_as_it_was(name, training):
-    model, x, kept = net(name).train(training), picture(name), []
-    wanted = copy.deepcopy(model)(x)
+def test_unet_does_not_overwrite_tensors_of_hooks(name, training):
+    model, x, saved = net(name).train(training), picture(name), []
+    expected = copy.deepcopy(model)(x)
     for module in model.modules():
         if module is not model:
-            module.register_forward_hook(hook_into(kept))
+            module.register_forward_hook(hook_into(saved))
     with torch.set_grad_enabled(training):
         y = model(x)
-    assert_untouched(kept)
-    assert torch.equal(y, wanted)
+    assert_untouched(saved)
+    assert torch.equal(y, expected)
 
 
-def test_what_a_hook_was_given_stays_as_it_was_in_a_fused_net():
-    """The norms are identities there, which return what the convolutions do."""
-    for part in ("conv1", "norm1"):
-        model, kept = net().fold_norms(), []
-        getattr(model.encoder[0], part).register_forward_hook(hook_into(kept))
+def test_unet_with_folded_norms_does_not_overwrite_tensors_of_hooks():
+    """Folded norms are identities, which return the output of the convolution."""
+    for layer in ("conv1", "norm1"):
+        model, saved = net().fold_norms(), []
+        getattr(model.encoder[0], layer).register_forward_hook(hook_into(saved))
         model(picture("leejunhyun"))
-        assert_untouched(kept)
+        assert_untouched(saved)
 
 
-BACKWARD = ("full_backward_hook", "full_backward_pre_hook")
+BACKWARD_HOOKS = ("full_backward_hook", "full_backward_pre_hook")
 
 
-@pytest.mark.parametrize("how", BACKWARD)
+@pytest.mark.parametrize("hook", BACKWARD_HOOKS)
 @every_net
-def test_backward_hooks_run_and_change_nothing(name, how):
-    model, x, ran = net(name, "float64").train(), picture(name).double().requires_grad_(), set()
-    wanted = slopes(copy.deepcopy(model), x)
+def test_backward_hooks_run_and_do_not_change_gradients(name, hook):
+    model, x, called_paths = net(name, "float64").train(), picture(name).double().requires_grad_(), set()
+    expected = slopes(copy.deepcopy(model), x)
     for path, module in model.named_modules():
-        getattr(module, f"register_{how}")(lambda module, *gradients, path=path: ran.add(path))
-    found = slopes(model, x)
+        getattr(module, f"register_{hook}")(lambda module, *grads, path=path: called_paths.add(path))
+    gradients = slopes(model, x)
     lists = (nn.ModuleList, nn.ModuleDict)
     called = {path for path, module in model.named_modules() if not isinstance(module, lists)}
-    assert called - {"gating"} <= ran   # whose output nothing may take, and then it has no gradient
-    for key, gradient in wanted.items():
-        assert_close(found[key], gradient, rtol=1e-10, atol=1e-10)
+    assert called - {"gating"} <= called_paths   # the output of "gating" may be unused and have no gradient
+    for key, gradient in expected.items():
+        assert_close(gradients[key], gradient, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("how", ["forward_hook", *BACKWARD[:1]])
-def test_hooks_of_all_modules(how):
-    model, x, kept = net().train(), picture("leejunhyun").requires_grad_(), []
-    hook = hook_into(kept) if how == "forward_hook" else lambda module, inner, outer: kept.append(inner * 2)
-    wanted = slopes(copy.deepcopy(model), x)
-    handle = getattr(nn.modules.module, f"register_module_{how}")(hook)
+@pytest.mark.parametrize("hook_type", ["forward_hook", *BACKWARD_HOOKS[:1]])
+def test_global_hooks_do_not_change_gradients(hook_type):
+    model, x, saved = net().train(), picture("leejunhyun").requires_grad_(), []
+    hook = hook_into(saved) if hook_type == "forward_hook" else lambda module, inner, outer: saved.append(inner * 2)
+    expected = slopes(copy.deepcopy(model), x)
+    handle = getattr(nn.modules.module, f"register_module_{hook_type}")(hook)
     try:
-        found = slopes(model, x)
+        gradients = slopes(model, x)
     finally:
         handle.remove()
-    if how == "forward_hook":
-        assert_untouched(kept)
-    assert len(kept) > 20
-    assert all(torch.equal(found[key], gradient) for key, gradient in wanted.items())
+    if hook_type == "forward_hook":
+        assert_untouched(saved)
+    assert len(saved) > 20
+    assert all(torch.equal(gradients[key], gradient) for key, gradient in expected.items())
 
 
-class Shift(nn.Module):
-    """An activation in the place of a norm, that needs for its gradient what it returned."""
+class Tanh(nn.Module):
+    """An activation instead of a norm; its gradient depends on its output."""
 
     def forward(self, x):
         return torch.tanh(x)
 
 
-class Same(nn.Conv2d):
+class IdentityConv(nn.Conv2d):
     """A convolution that returns its input."""
 
     def forward(self, x):
@@ -90,74 +90,74 @@ class Same(nn.Conv2d):
 
 
 def with_tanh(first):
-    first.norm1 = Shift()
+    first.norm1 = Tanh()
 
 
-def with_no_convolution(first):
+def with_identity(first):
     first.conv2, first.norm2 = nn.Identity(), nn.Identity()
 
 
-def with_a_subclass(first):
-    first.conv2, first.norm2 = Same(4, 4, 1), nn.Identity()
+def with_subclass(first):
+    first.conv2, first.norm2 = IdentityConv(4, 4, 1), nn.Identity()
 
 
-def with_a_method_of_its_own(first):
+def with_replaced_forward(first):
     first.conv2, first.norm2 = nn.Conv2d(4, 4, 1), nn.Identity()
     first.conv2.forward = lambda x: x
 
 
-@pytest.mark.parametrize("change", [with_tanh, with_no_convolution, with_a_subclass, with_a_method_of_its_own])
-def test_what_stands_in_the_place_of_a_layer_may_need_what_it_returned(change):
+@pytest.mark.parametrize("change", [with_tanh, with_identity, with_subclass, with_replaced_forward])
+def test_output_of_a_replaced_layer_is_not_overwritten(change):
     first = net("leejunhyun", "float64").train().encoder[0]
     change(first)
-    x, kept = picture("leejunhyun").double().requires_grad_(), []
-    first.conv2.register_forward_pre_hook(lambda module, args: keep(kept, args[0]))
+    x, saved = picture("leejunhyun").double().requires_grad_(), []
+    first.conv2.register_forward_pre_hook(lambda module, args: keep(saved, args[0]))
     got = torch.autograd.grad(first(x).square().sum(), [x, first.conv1.weight])
-    assert_untouched(kept)
+    assert_untouched(saved)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(body.ops, "may_overwrite", lambda *tensors: False)
-        wanted = torch.autograd.grad(first(x).square().sum(), [x, first.conv1.weight])
-    assert all(map(torch.equal, got, wanted))
+        patch.setattr(unet_torch.ops, "may_overwrite", lambda *tensors: False)
+        expected = torch.autograd.grad(first(x).square().sum(), [x, first.conv1.weight])
+    assert all(map(torch.equal, got, expected))
 
 
 @pytest.mark.parametrize("mode", [KeepsCalls, KeepsOperations])
-def test_what_a_mode_was_given_stays_as_it_was(mode):
+def test_unet_does_not_overwrite_tensors_of_modes(mode):
     model, x = net().eval(), picture("leejunhyun")
-    wanted = model(x)
-    with mode() as seen:
+    expected = model(x)
+    with mode() as recorder:
         y = model(x)
-    assert_untouched(seen.kept)
-    assert torch.equal(y, wanted)
+    assert_untouched(recorder.kept)
+    assert torch.equal(y, expected)
 
 
-def test_a_checkpoint_may_keep_every_operation_of_a_unet():
+def test_checkpoint_may_save_every_operation_of_a_unet():
     model, x = net("leejunhyun", "float64").eval(), picture("leejunhyun").double().requires_grad_()
-    (wanted,) = torch.autograd.grad(model(x).square().sum(), x)
+    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
 
-    def keep_all(context, operation, *args, **kwargs):
+    def save_all(context, operation, *args, **kwargs):
         return CheckpointPolicy.MUST_SAVE
 
-    contexts = partial(create_selective_checkpoint_contexts, keep_all)
+    contexts = partial(create_selective_checkpoint_contexts, save_all)
     y = checkpoint(model, x, use_reentrant=False, context_fn=contexts)
-    assert_close(torch.autograd.grad(y.square().sum(), x)[0], wanted, rtol=1e-10, atol=1e-10)
+    assert_close(torch.autograd.grad(y.square().sum(), x)[0], expected, rtol=1e-10, atol=1e-10)
 
 
-def test_saved_tensors_may_be_kept_as_they_are():
-    """Autograd's own check of versions is off while hooks for saved tensors hold them."""
-    model, x, kept = net("leejunhyun", "float64").train(), picture("leejunhyun").double(), []
-    wanted = slopes(copy.deepcopy(model), x)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: keep(kept, t) or t, lambda t: t):
-        found = slopes(model, x)
-    buffers = {b.data_ptr() for b in model.buffers()}   # which move
-    assert_untouched([(t, then) for t, then in kept if t.data_ptr() not in buffers])
-    assert all(torch.equal(found[key], gradient) for key, gradient in wanted.items())
+def test_unet_does_not_overwrite_tensors_of_saved_tensors_hooks():
+    """With these hooks, autograd does not check the versions of saved tensors."""
+    model, x, saved = net("leejunhyun", "float64").train(), picture("leejunhyun").double(), []
+    expected = slopes(copy.deepcopy(model), x)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: keep(saved, t) or t, lambda t: t):
+        gradients = slopes(model, x)
+    buffers = {b.data_ptr() for b in model.buffers()}   # updated in training
+    assert_untouched([(tensor, copy) for tensor, copy in saved if tensor.data_ptr() not in buffers])
+    assert all(torch.equal(gradients[key], gradient) for key, gradient in expected.items())
 
 
-@pytest.mark.parametrize("around", [nullcontext, lambda: torch.device("cpu")], ids=["plain", "device"])
-def test_a_relu_is_written_over_what_nobody_needs(around, monkeypatch):
-    calls, real = [], torch.relu_
-    monkeypatch.setattr(torch, "relu_", lambda x: calls.append(1) or real(x))
-    with around():
+@pytest.mark.parametrize("context", [nullcontext, lambda: torch.device("cpu")], ids=["plain", "device"])
+def test_relu_is_in_place_if_its_input_is_not_needed(context, monkeypatch):
+    calls, relu_ = [], torch.relu_
+    monkeypatch.setattr(torch, "relu_", lambda x: calls.append(1) or relu_(x))
+    with context():
         net().train()(picture("leejunhyun"))
     assert len(calls) == 12
 
@@ -165,66 +165,69 @@ def test_a_relu_is_written_over_what_nobody_needs(around, monkeypatch):
 # ---- blocks ------------------------------------------------------------------------------------------------
 
 every_block = pytest.mark.parametrize("name", attzoo.names())
-sizes = pytest.mark.parametrize("size", [6, 400], ids=["small", "large"])   # which takes the CPU's own passes
+sizes = pytest.mark.parametrize("size", [6, 400], ids=["small", "large"])   # large inputs use the form for CPUs
 
 
 def block_of(name):
+    """Return a block for 8 channels."""
     return attzoo.info(name).create(8, backend="torch")
 
 
-def call(name, size, act="relu"):
-    """A block, and inputs for it: with a shortcut and an activation where it takes them."""
+def arguments_of(name, size, act="relu"):
+    """Return x with a gradient, a shortcut and an activation for a block with one input; x and g for the gate."""
     torch.manual_seed(0)
-    x, other = torch.randn(2, 1, 8, size, size).unbind()
-    return (x.requires_grad_(), other, act) if attzoo.info(name).residual else (x, other)
+    x, second = torch.randn(2, 1, 8, size, size).unbind()
+    return (x.requires_grad_(), second, act) if attzoo.info(name).residual else (x, second)
 
 
 @sizes
 @every_block
-def test_what_a_hook_in_a_block_was_given_stays_as_it_was(name, size):
+def test_block_does_not_overwrite_tensors_of_hooks(name, size):
     for grad in (True, False):
-        block, xs, kept = block_of(name), call(name, size), []
+        block, xs, saved = block_of(name), arguments_of(name, size), []
         for module in block.modules():
-            module.register_forward_hook(hook_into(kept))
-            module.register_forward_pre_hook(lambda module, args, kept=kept: [keep(kept, x) for x in args] and None)
+            module.register_forward_hook(hook_into(saved))
+            module.register_forward_pre_hook(lambda module, args, saved=saved: [keep(saved, x) for x in args] and None)
         with torch.set_grad_enabled(grad):
             y = block(*xs)
         if grad:
             y.square().sum().backward()
-        assert_untouched(kept)
+        assert_untouched(saved)
 
 
 @sizes
 @every_block
 @pytest.mark.parametrize("mode", [KeepsCalls, KeepsOperations])
-def test_what_a_mode_was_given_in_a_block_stays_as_it_was(mode, name, size):
-    block, xs = block_of(name).eval(), call(name, size)
+def test_block_does_not_overwrite_tensors_of_modes(mode, name, size):
+    block, xs = block_of(name).eval(), arguments_of(name, size)
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
-            with mode() as seen:
+            with mode() as recorder:
                 y = block(*xs)
             assert_close(y, block(*xs))
-        assert_untouched(seen.kept)
+        assert_untouched(recorder.kept)
 
 
-KEPT = {
+SAVED_OPERATIONS = {
     "everything": lambda name: True,
-    "products": lambda name: any(part in name for part in ("mm", "conv")),
-    "the rest": lambda name: not any(part in name for part in ("mm", "conv")),
+    "products": lambda name: any(product in name for product in ("mm", "conv")),
+    "others": lambda name: not any(product in name for product in ("mm", "conv")),
 }
 
 
-@pytest.mark.parametrize("what", KEPT)
+@pytest.mark.parametrize("operations", SAVED_OPERATIONS)
 @every_block
-def test_a_checkpoint_may_keep_operations_of_a_block(name, what):
-    block, (x, *others) = block_of(name), call(name, 400)
+def test_checkpoint_may_save_operations_of_a_block(name, operations):
+    block, (x, *others) = block_of(name), arguments_of(name, 400)
 
     def policy(context, operation, *args, **kwargs):
-        return CheckpointPolicy.MUST_SAVE if KEPT[what](str(operation)) else CheckpointPolicy.PREFER_RECOMPUTE
+        must_save = SAVED_OPERATIONS[operations](str(operation))
+        return CheckpointPolicy.MUST_SAVE if must_save else CheckpointPolicy.PREFER_RECOMPUTE
 
     contexts = partial(create_selective_checkpoint_contexts, policy)
     x.requires_grad_()
     y = checkpoint(block, x, *others, use_reentrant=False, context_fn=contexts)
-    wanted = torch.autograd.grad(block(x, *others).square().sum(), [x, *block.parameters()])
-    for got, each in zip(torch.autograd.grad(y.square().sum(), [x, *block.parameters()]), wanted, strict=True):
-        assert_close(got, each, rtol=1e-4, atol=1e-5 * float(each.abs().max()))
+    expected = torch.autograd.grad(block(x, *others).square().sum(), [x, *block.parameters()])
+    gradients = torch.autograd.grad(y.square().sum(), [x, *block.parameters()])
+    for gradient, reference in zip(gradients, expected, strict=True):
+        assert_close(gradient, reference, rtol=1e-4, atol=1e-5 * float(reference.abs().max()))

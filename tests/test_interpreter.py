@@ -1,4 +1,4 @@
-"""Triton's interpreter as the tests have it: integers that overflow are found out, others are left alone."""
+"""Tests of the patched Triton interpreter: integer overflow raises an error, other integers do not."""
 
 import kernels  # noqa: F401
 import pytest
@@ -7,28 +7,30 @@ import torch
 from attzoo.fast import choice
 
 # isort: split
-# `kernels` has skipped this module where they cannot run
+# Importing `kernels` skips this module if the kernels cannot run.
 import triton
 import triton.language as tl
 
 pytestmark = pytest.mark.skipif(not choice.INTERPRETED, reason="kernels run on a GPU")
-MOST = (1 << 31) - 1
+INT32_MAX = (1 << 31) - 1
 
 
 @triton.jit
 def compute(out, n, OPERATION: tl.constexpr):
     i = tl.arange(0, 4)
     if OPERATION == "add":
-        found = i + n
+        result = i + n
     elif OPERATION == "sub":
-        found = i - n
+        result = i - n
     else:
-        found = i * n
-    tl.store(out + i, found)
+        result = i * n
+    tl.store(out + i, result)
 
 
-@pytest.mark.parametrize(("operation", "last"), [("add", MOST - 3), ("sub", 4 - (1 << 31)), ("mul", MOST // 3)])
-def test_integers_that_overflow_are_found_out(operation, last):
+@pytest.mark.parametrize(
+    ("operation", "last"), [("add", INT32_MAX - 3), ("sub", 4 - (1 << 31)), ("mul", INT32_MAX // 3)]
+)
+def test_integer_overflow_raises(operation, last):
     out, exact = torch.zeros(4, dtype=torch.int64), torch.arange(4)
     compute[(1,)](out, last, operation)
     assert torch.equal(out, getattr(exact, operation)(last))

@@ -1,6 +1,6 @@
-"""Keras blocks live with the rest of Keras, on whichever backend Keras runs: models, files, policies, exporters.
+"""Features of Keras with blocks, on any backend: models, files, dtype policies, exporters.
 
-KERAS_BACKEND chooses the backend; what only TensorFlow offers is skipped on the others.
+KERAS_BACKEND selects the backend. Tests of features that only TensorFlow has are skipped on the others.
 """
 
 import json
@@ -23,99 +23,102 @@ from attzoo.ops.keras import find, keras
 BACKEND = keras.backend.backend()
 FIRST, LAST = LAYOUTS = ("channels_first", "channels_last")
 NORMED = [name for name, sample in SAMPLES.items() if sample.config.get("norm")]
-# Outside of fit, JAX compiles every operation for every size
+# one sample per block on JAX, which compiles every operation for every size outside of `fit`
 CHOSEN = LAST_OF_EACH if BACKEND == "jax" else list(SAMPLES)
 every_sample = pytest.mark.parametrize("sample", [SAMPLES[name] for name in CHOSEN], ids=CHOSEN)
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
-tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason=f"TensorFlow's own, and this is {BACKEND}")
+tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason=f"needs TensorFlow, got {BACKEND}")
 
 
 @pytest.fixture(autouse=True)
 def _settings():
-    """Every test starts from one seed and leaves no policy behind."""
+    """Set the same seed before every test and reset the dtype policy after it."""
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
 
 
-def order(x, layout):
-    """A channels-first array or shape in a layout."""
+def to_layout(x, layout):
+    """Return a channels-first array or shape in a layout."""
     if layout == FIRST:
         return x
     return np.moveaxis(x, 1, -1) if isinstance(x, np.ndarray) else (x[0], *x[2:], x[1])
 
 
 def inputs(sample, layout=LAST, dtype="float32", **kwargs):
-    return [order(x, layout).astype(dtype) for x in sample.arrays(**kwargs)]
+    """Return the inputs of a sample in a layout."""
+    return [to_layout(x, layout).astype(dtype) for x in sample.arrays(**kwargs)]
 
 
-def liven(block):
-    """Running statistics away from their start, so that a norm is no identity."""
+def randomize_statistics(block):
+    """Set random running statistics, so that norms are not identities; return the block."""
     rng = np.random.default_rng(1)
     arrays = attzoo.weights(block)
     for name, array in arrays.items():
         if name.endswith((".mean", ".var")):
             array[:] = rng.uniform(0.5, 2, array.shape)
-    adapter("keras").write(block, arrays)   # which rounds to the block's dtype
+    adapter("keras").write(block, arrays)   # rounds to the dtype of the block
     return block
 
 
 def build(sample, layout=LAST, **kwargs):
-    return liven(sample.create("keras", data_format=layout, **kwargs))
+    """Return a block with random running statistics."""
+    return randomize_statistics(sample.create("keras", data_format=layout, **kwargs))
 
 
-def functional(sample, layout=LAST, known=False, **kwargs):
-    """A model of one block; batch and spatial sizes unknown, or the latter as in the sample."""
-    shapes = [order(s if known else (s[0], s[1], *(None,) * (len(s) - 2)), layout)[1:] for s in sample.shapes]
-    given = [keras.Input(shape) for shape in shapes]
+def functional_model(sample, layout=LAST, known=False, **kwargs):
+    """Return a model of one block, and the block. The spatial sizes are None unless `known`."""
+    shapes = [to_layout(s if known else (s[0], s[1], *(None,) * (len(s) - 2)), layout)[1:] for s in sample.shapes]
+    tensors = [keras.Input(shape) for shape in shapes]
     block = build(sample, layout, **kwargs)
-    return keras.Model(given, block(*given)), block
+    return keras.Model(tensors, block(*tensors)), block
 
 
-def net(layout=LAST, known=False):
-    """A model of the network of all blocks."""
+def all_blocks_model(layout=LAST, known=False):
+    """Return a model with all blocks in a row."""
     spaces = [shape[2:] if known else (None, None) for shape in NET.shapes]
-    x, g = given = [keras.Input(order((None, c, *s), layout)[1:]) for c, s in zip((8, 6), spaces, strict=True)]
-    made = []
+    x, g = tensors = [keras.Input(to_layout((None, c, *s), layout)[1:]) for c, s in zip((8, 6), spaces, strict=True)]
+    row = []
     for name, sample in network().items():
         keras.utils.set_random_seed(seed_of(name))
-        made.append(sample.create("keras", data_format=layout))
-        x = made[-1](x, *[g] * (len(sample.shapes) - 1))
+        row.append(sample.create("keras", data_format=layout))
+        x = row[-1](x, *[g] * (len(sample.shapes) - 1))
     keras.utils.set_random_seed(0)
-    for block in made:
-        liven(block)
-    return keras.Model(given, x)
+    for block in row:
+        randomize_statistics(block)
+    return keras.Model(tensors, x)
 
 
 def blocks(model):
-    """The blocks among a model's layers."""
+    """Return the layers of a model that are blocks."""
     return [layer for layer in model.layers if isinstance(layer, Block)]
 
 
-MODELS = {"net": (NET, net)} | {
-    name: (SAMPLES[name], lambda sample=SAMPLES[name], **kwargs: functional(sample, **kwargs)[0])
+MODELS = {"net": (NET, all_blocks_model)} | {
+    name: (SAMPLES[name], lambda sample=SAMPLES[name], **kwargs: functional_model(sample, **kwargs)[0])
     for name, sample in SAMPLES.items()
-    if len(sample.shapes) > 1 and len(sample.shapes[0]) != 4   # those that resample along one axis and along three
+    if len(sample.shapes) > 1 and len(sample.shapes[0]) != 4   # gates with one and three spatial axes
 }
 models = pytest.mark.parametrize(("sample", "make"), MODELS.values(), ids=MODELS)
 
 
 def array(tensor):
+    """Return a tensor as a float64 array."""
     return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float64")))
 
 
-def off(got, wanted):
-    """Largest difference, relative to the largest wanted value."""
-    got, wanted = array(got), array(wanted)
-    assert got.shape == wanted.shape
+def relative_error(got, expected):
+    """Return the largest absolute difference, divided by the largest absolute expected value."""
+    got, expected = array(got), array(expected)
+    assert got.shape == expected.shape
     assert np.isfinite(got).all()
-    return abs(got - wanted).max() / abs(wanted).max()
+    return abs(got - expected).max() / abs(expected).max()
 
 
-def meaning(block, sample, **kwargs):
-    """What the block's spec computes for the sample's inputs, in float64, in the block's layout."""
+def expected_output(block, sample, **kwargs):
+    """Return the output of the spec for the inputs of the sample, in float64 and the layout of the block."""
     weights = {name: w.astype(np.float64) for name, w in attzoo.weights(block).items()}
-    return order(block.spec(*sample.arrays(**kwargs), weights=weights), block.data_format)
+    return to_layout(block.spec(*sample.arrays(**kwargs), weights=weights), block.data_format)
 
 
 # ---- models --------------------------------------------------------------------------------------------
@@ -123,39 +126,39 @@ def meaning(block, sample, **kwargs):
 
 @layouts
 @every_sample
-def test_functional_model_of_unknown_sizes(sample, layout):
-    model, block = functional(sample, layout)
+def test_functional_model_with_dynamic_sizes_agrees_with_the_spec(sample, layout):
+    model, block = functional_model(sample, layout)
     _, c, *space = sample.shapes[0]
-    assert model.output.shape == order((None, c, *(None for _ in space)), layout)
+    assert model.output.shape == to_layout((None, c, *(None for _ in space)), layout)
     for more in (0, 1, 2):
-        assert off(model(inputs(sample, layout, more=more)), meaning(block, sample, more=more)) < 1e-5
+        y = model(inputs(sample, layout, more=more))
+        assert relative_error(y, expected_output(block, sample, more=more)) < 1e-5
 
 
 @layouts
 @every_sample
-def test_output_shape(sample, layout):
+def test_output_shape_and_dtype_are_known_before_the_call(sample, layout):
     block = sample.create("keras", data_format=layout, dtype="mixed_float16")
-    shapes = [order(shape, layout) for shape in sample.shapes]
+    shapes = [to_layout(shape, layout) for shape in sample.shapes]
     assert tuple(block.compute_output_shape(*shapes)) == shapes[0]
-    given = [keras.KerasTensor((None, *shape[1:])) for shape in shapes]
-    output = block(*given)
+    output = block(*(keras.KerasTensor((None, *shape[1:])) for shape in shapes))
     assert output.shape == (None, *shapes[0][1:])
     assert output.dtype == "float16"
     with pytest.raises(ValueError, match="expected"):
-        block.compute_output_shape(*(order((n, c + 1, *space), layout) for n, c, *space in sample.shapes))
+        block.compute_output_shape(*(to_layout((n, c + 1, *space), layout) for n, c, *space in sample.shapes))
 
 
 @pytest.mark.parametrize("name", [name for name in CHOSEN if len(SAMPLES[name].shapes) == 1])
-def test_time_distributed(name):
+def test_time_distributed_equals_single_calls(name):
     block = build(SAMPLES[name])
     (x,) = inputs(SAMPLES[name])
     y = keras.layers.TimeDistributed(block)(np.stack([x, 2 * x], axis=1))
     for i in range(2):
-        assert off(y[:, i], block((i + 1) * x)) < 1e-6
+        assert relative_error(y[:, i], block((i + 1) * x)) < 1e-6
 
 
 class Subclassed(keras.Model):
-    """A user's own network: a strided and a plain branch, joined by a gate."""
+    """A subclassed model with two branches, joined by a gate."""
 
     def __init__(self):
         super().__init__()
@@ -171,7 +174,7 @@ class Subclassed(keras.Model):
 
 
 def assert_learns(model, xs, y):
-    """Full batches of plain descent lower the loss."""
+    """Assert that three steps of SGD decrease the loss."""
     model.compile(keras.optimizers.SGD(0.05), "mse")
     loss = model.fit(xs, y, batch_size=len(y), epochs=3, verbose=0).history["loss"]
     assert np.isfinite(loss).all()
@@ -179,13 +182,13 @@ def assert_learns(model, xs, y):
 
 
 def assert_predicts(model, xs, y):
-    """Predicting in smaller batches, and evaluating, agree with calling the model."""
+    """Assert that `predict` and `evaluate` agree with a call of the model."""
     predicted = model.predict(xs, batch_size=3, verbose=0)
-    assert off(predicted, model(xs, training=False)) < 1e-5
+    assert relative_error(predicted, model(xs, training=False)) < 1e-5
     assert model.evaluate(xs, y, verbose=0) == pytest.approx(np.square(predicted - y).mean(), rel=1e-4)
 
 
-def test_subclassed_model():
+def test_subclassed_model_learns_and_predicts():
     rng = np.random.default_rng(0)
     model, x = Subclassed(), rng.normal(size=(4, 7, 6, 3)).astype("float32")
     y = model(x)
@@ -196,45 +199,45 @@ def test_subclassed_model():
     assert_predicts(model, x, target)
 
 
-@pytest.mark.parametrize("given", [[], [(None, None, 8)]], ids=["deferred", "given"])
-def test_sequential_model(given):
+@pytest.mark.parametrize("input_shapes", [[], [(None, None, 8)]], ids=["deferred", "given"])
+def test_sequential_model_learns(input_shapes):
     row = [sample.create("keras") for sample in network().values() if len(sample.shapes) == 1]
-    model = keras.Sequential([*map(keras.Input, given), *row, keras.layers.GlobalAveragePooling2D()])
+    model = keras.Sequential([*map(keras.Input, input_shapes), *row, keras.layers.GlobalAveragePooling2D()])
     x, y = inputs(NET, more=2)[0], np.ones((4, 8), "float32")
     assert_learns(model, x, y)
     assert [len(block.weights) for block in row] == [len(block.spec.weights) for block in row]
 
 
 @every_sample
-def test_fit_channels_first(sample):
-    """TensorFlow on a CPU has no channels-first convolution of its own; blocks train all the same."""
-    keras.utils.set_random_seed(3)   # not one whose hidden units are all 0 for these inputs: nothing would reach them
-    model, block = functional(sample, FIRST)
+def test_channels_first_model_learns(sample):
+    """Also on TensorFlow on a CPU, which has no channels-first convolution."""
+    keras.utils.set_random_seed(3)   # with some other seeds, all hidden units are 0 and get no gradient
+    model, block = functional_model(sample, FIRST)
     xs = inputs(sample, FIRST, more=2)
     before = attzoo.weights(block)
     assert_learns(model, xs, np.random.default_rng(1).normal(size=xs[0].shape).astype("float32"))
     for name, after in attzoo.weights(block).items():
-        cancelled = name.endswith(".bias") and name.replace(".bias", "_norm.bias") in before   # a norm takes it out
-        assert cancelled or (after != before[name]).any(), name
+        before_norm = name.endswith(".bias") and name.replace(".bias", "_norm.bias") in before   # has no effect
+        assert before_norm or (after != before[name]).any(), name
 
 
 @tensorflow_only
-def test_fit_compiled_by_xla():
-    model, eager = net(FIRST), net(FIRST)
+def test_training_with_xla_equals_eager_training():
+    model, eager = all_blocks_model(FIRST), all_blocks_model(FIRST)
     eager.set_weights(model.get_weights())
     xs = inputs(NET, FIRST)
     y = np.random.default_rng(1).normal(size=xs[0].shape).astype("float32")
-    for each, how in ((model, {"jit_compile": True}), (eager, {"run_eagerly": True})):
-        each.compile(keras.optimizers.SGD(0.05), "mse", **how)
-        each.fit(xs, y, batch_size=2, epochs=2, verbose=0)
-    for got, wanted in zip(model.weights, eager.weights, strict=True):
-        np.testing.assert_allclose(array(got), array(wanted), rtol=1e-4, atol=1e-5)
+    for trained, options in ((model, {"jit_compile": True}), (eager, {"run_eagerly": True})):
+        trained.compile(keras.optimizers.SGD(0.05), "mse", **options)
+        trained.fit(xs, y, batch_size=2, epochs=2, verbose=0)
+    for got, expected in zip(model.weights, eager.weights, strict=True):
+        np.testing.assert_allclose(array(got), array(expected), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.case11
 @every_sample
-def test_empty_batch(sample):
-    model, _ = functional(sample)
+def test_empty_batch_gives_an_empty_output(sample):
+    model, _ = functional_model(sample)
     xs = [x[:0] for x in inputs(sample)]
     assert model(xs).shape == xs[0].shape
     assert model.predict_on_batch(xs).shape == xs[0].shape
@@ -245,37 +248,37 @@ def test_empty_batch(sample):
 
 @pytest.mark.case60
 @pytest.mark.parametrize("name", NORMED)
-def test_running_statistics_move_in_training_only(name):
+def test_running_statistics_are_updated_only_in_training(name):
     block, xs = build(SAMPLES[name]), inputs(SAMPLES[name])
     before = attzoo.weights(block)
-    resting = block(*xs, training=False)
-    assert off(block(*xs), resting) == 0
+    inference_output = block(*xs, training=False)
+    assert relative_error(block(*xs), inference_output) == 0
     assert all((after == before[k]).all() for k, after in attzoo.weights(block).items())
-    assert off(block(*xs, training=True), resting) > 1e-3
+    assert relative_error(block(*xs, training=True), inference_output) > 1e-3
     for k, after in attzoo.weights(block).items():
         assert (after == before[k]).all() != k.endswith((".mean", ".var")), k
 
 
 @every_sample
-def test_frozen(sample):
-    """trainable=False: nothing to train, and norms rest even in training, as Keras's own do."""
+def test_frozen_block_does_not_change(sample):
+    """With trainable=False, norms use running statistics also in training, as in Keras."""
     block, xs = build(sample), inputs(sample)
     before = attzoo.weights(block)
-    resting = block(*xs, training=False)
+    inference_output = block(*xs, training=False)
     block.trainable = False
     assert not block.trainable_weights
-    assert off(block(*xs, training=True), resting) < 1e-6   # some CPUs have other kernels for what needs no gradient
+    assert relative_error(block(*xs, training=True), inference_output) < 1e-6   # some CPUs have other kernels
     assert all((after == before[k]).all() for k, after in attzoo.weights(block).items())
 
 
 @pytest.mark.case61
 @layouts
 @pytest.mark.parametrize("name", NORMED)
-def test_one_value_per_channel_has_no_statistics(name, layout):
+def test_batch_norm_of_one_value_per_channel_raises_in_training(name, layout):
     sample = SAMPLES[name]
     block = build(sample, layout)
     steps = getattr(block.spec, "strides", (1,) * (len(sample.shapes[0]) - 2))
-    xs = [np.ones(order((1, shape[1], *steps), layout), "float32") for shape in sample.shapes]
+    xs = [np.ones(to_layout((1, shape[1], *steps), layout), "float32") for shape in sample.shapes]
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         block(*xs, training=True)
     assert np.isfinite(array(block(*xs))).all()
@@ -283,20 +286,20 @@ def test_one_value_per_channel_has_no_statistics(name, layout):
 
 @tensorflow_only
 @pytest.mark.case61
-def test_one_value_per_channel_of_a_size_not_known_before():
-    """A graph cannot raise for it; the running statistics must survive."""
-    model, block = functional(SAMPLES["spatial_attention-1d"])
+def test_one_value_per_channel_in_a_graph_keeps_running_statistics_finite():
+    """A graph cannot raise an error for sizes that are not known before."""
+    model, block = functional_model(SAMPLES["spatial_attention-1d"])
     model.compile("sgd", "mse")
     x = np.ones((1, 1, 3), "float32")
     model.fit(x, x, verbose=0)
     assert all(np.isfinite(w).all() for w in attzoo.weights(block).values())
 
 
-# ---- starts and variables ----------------------------------------------------------------------------------
+# ---- initialization and variables --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sample", [SAMPLES[name] for name in LAST_OF_EACH], ids=LAST_OF_EACH)
-def test_starts_as_the_spec_says(sample):
+def test_initial_weights_have_the_distributions_of_the_spec(sample):
     keras.utils.set_random_seed(0)
     arrays = pooled_starts(sample, attzoo.weights, "keras")
     for name, weight in sample.create("numpy").weights.items():
@@ -304,19 +307,19 @@ def test_starts_as_the_spec_says(sample):
 
 
 @every_sample
-def test_seed_fixes_the_start(sample):
-    starts = []
+def test_initial_weights_depend_only_on_the_seed(sample):
+    initial = []
     for seed in (7, 7, 8):
         keras.utils.set_random_seed(seed)
-        starts.append(attzoo.weights(sample.create("keras")))
-    same, other = ([(starts[0][k] == s[k]).all() for k in starts[0]] for s in starts[1:])
-    assert all(same)
-    assert not all(other)
+        initial.append(attzoo.weights(sample.create("keras")))
+    same_seed, other_seed = ([(initial[0][k] == arrays[k]).all() for k in initial[0]] for arrays in initial[1:])
+    assert all(same_seed)
+    assert not all(other_seed)
 
 
 @every_sample
 def test_variables_are_tracked_and_named(sample):
-    model, block = functional(sample, name="mine")
+    model, block = functional_model(sample, name="mine")
     spec = block.spec.weights
     assert len(model.weights) == len(spec)
     assert len(model.trainable_weights) == sum(weight.trainable for weight in spec.values())
@@ -328,9 +331,9 @@ def test_variables_are_tracked_and_named(sample):
         assert variable.name == leaf or (variable.name, leaf) == ("kernel", "weight")
 
 
-def test_summary():
+def test_summary_lists_all_blocks():
     lines = []
-    model = net()
+    model = all_blocks_model()
     model.summary(line_length=150, print_fn=lambda line, **_: lines.append(line))
     text = "\n".join(lines)
     for block in blocks(model):
@@ -344,7 +347,7 @@ def test_summary():
 
 @layouts
 @every_sample
-def test_config_round_trip(sample, layout):
+def test_block_can_be_created_from_its_config(sample, layout):
     block = sample.create("keras", data_format=layout, dtype="mixed_bfloat16", name="mine", trainable=False)
     config = json.loads(json.dumps(block.get_config()))
     for twin in (
@@ -357,64 +360,64 @@ def test_config_round_trip(sample, layout):
 
 
 @every_sample
-def test_clone(sample):
-    model, block = functional(sample)
+def test_cloned_model_equals_the_model(sample):
+    model, block = functional_model(sample)
     twin = keras.models.clone_model(model)
     assert twin.layers[-1].spec == block.spec
     twin.set_weights(model.get_weights())
-    assert off(twin(inputs(sample)), model(inputs(sample))) == 0
+    assert relative_error(twin(inputs(sample)), model(inputs(sample))) == 0
 
 
 @pytest.mark.case81
 @layouts
 @every_sample
-def test_saved_model_file(sample, layout, tmp_path):
-    model, block = functional(sample, layout)
+def test_loaded_model_equals_the_saved_model(sample, layout, tmp_path):
+    model, block = functional_model(sample, layout)
     xs = inputs(sample, layout)
     model.save(tmp_path / "model.keras")
     twin = keras.saving.load_model(tmp_path / "model.keras")
     assert (twin.layers[-1].spec, twin.layers[-1].data_format) == (block.spec, layout)
-    assert off(twin(xs), model(xs)) == 0
+    assert relative_error(twin(xs), model(xs)) == 0
     assert all((w == attzoo.weights(twin.layers[-1])[k]).all() for k, w in attzoo.weights(block).items())
 
 
 @pytest.mark.case81
 @every_sample
-def test_saved_weights_file(sample, tmp_path):
-    model, _ = functional(sample)
+def test_loaded_weights_equal_the_saved_weights(sample, tmp_path):
+    model, _ = functional_model(sample)
     keras.utils.set_random_seed(5)
-    twin, _ = functional(sample)
+    twin, _ = functional_model(sample)
     xs = inputs(sample)
-    assert off(twin(xs), model(xs)) > 0
+    assert relative_error(twin(xs), model(xs)) > 0
     model.save_weights(tmp_path / "model.weights.h5")
     twin.load_weights(tmp_path / "model.weights.h5")
-    assert off(twin(xs), model(xs)) == 0
+    assert relative_error(twin(xs), model(xs)) == 0
 
 
 RELOAD = """
 import sys
 from contextlib import suppress
 with suppress(ImportError):
-    import triton   # before TensorFlow, as attzoo does it
+    import triton   # before TensorFlow, as in attzoo
 import keras
 import numpy as np
-model, given, out = sys.argv[1:]
+model, inputs, out = sys.argv[1:]
 try:
     keras.saving.load_model(model)
 except TypeError as err:
     print(str(err).partition("Exception encountered: ")[2])
 assert "attzoo" not in sys.modules
 import attzoo.keras
-with np.load(given) as xs:
+with np.load(inputs) as xs:
     np.save(out, keras.ops.convert_to_numpy(keras.saving.load_model(model)([xs["x"], xs["g"]])))
 """
 
 
 @pytest.mark.case81
 @pytest.mark.case82
-def test_reload_in_a_fresh_process(tmp_path):
-    """Keras names the class that it lacks until attzoo.keras is imported; then the file is all it takes."""
-    model, (x, g) = net(), inputs(NET)
+def test_model_can_be_loaded_in_a_fresh_process(tmp_path):
+    """Loading raises an error with the name of the class until attzoo.keras is imported."""
+    model, (x, g) = all_blocks_model(), inputs(NET)
     model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "inputs.npz", x=x, g=g)
     files = [tmp_path / name for name in ("model.keras", "inputs.npz", "y.npy")]
@@ -422,18 +425,18 @@ def test_reload_in_a_fresh_process(tmp_path):
     run = subprocess.run([sys.executable, "-c", RELOAD, *files], capture_output=True, text=True, timeout=200, env=env)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith(f"Could not locate class '{type(blocks(model)[0]).__name__}'")
-    assert off(np.load(tmp_path / "y.npy"), model([x, g])) < 1e-6   # another process may sum in another order
+    assert relative_error(np.load(tmp_path / "y.npy"), model([x, g])) < 1e-6   # the order of sums may differ
 
 
-def test_pickle():
-    model = net()
+def test_pickled_model_equals_the_model():
+    model = all_blocks_model()
     twin = pickle.loads(pickle.dumps(model))
-    assert off(twin(inputs(NET)), model(inputs(NET))) == 0
+    assert relative_error(twin(inputs(NET)), model(inputs(NET))) == 0
 
 
 # ---- precision -----------------------------------------------------------------------------------------
 
-POLICIES = {   # policy -> compute dtype, variable dtype, how far from the float64 meaning
+POLICIES = {   # policy -> compute dtype, variable dtype, tolerance
     "mixed_float16": ("float16", "float32", 4e-3),
     "mixed_bfloat16": ("bfloat16", "float32", 3e-2),
     "float16": ("float16", "float16", 4e-3),
@@ -444,7 +447,7 @@ POLICIES = {   # policy -> compute dtype, variable dtype, how far from the float
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "bfloat16"] if BACKEND == "jax" else POLICIES)
 @every_sample
-def test_policy(sample, policy):
+def test_output_under_a_dtype_policy_agrees_with_the_spec(sample, policy):
     compute, variable, bound = POLICIES[policy]
     if policy == "float64" and adapter("keras").precision(policy) != policy:
         bound = 1e-5   # Keras on torch multiplies matrices in float32
@@ -452,7 +455,7 @@ def test_policy(sample, policy):
     y = block(*inputs(sample, dtype="float64"))
     assert keras.backend.standardize_dtype(y.dtype) == compute
     assert {keras.backend.standardize_dtype(w.dtype) for w in block.weights} == {variable}
-    assert off(y, meaning(block, sample)) < bound
+    assert relative_error(y, expected_output(block, sample)) < bound
     cotangent = np.ones(sample.shapes[0])
     run = adapter("keras").run(block, sample.arrays(), cotangent, training=True)
     assert all(np.isfinite(g).all() for g in [*run.input_gradients, *run.weight_gradients.values()])
@@ -461,19 +464,19 @@ def test_policy(sample, policy):
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 @every_sample
-def test_attention_takes_what_a_call_takes(sample, policy):
+def test_attention_accepts_arrays_and_tensors(sample, policy):
     block = build(sample, dtype=policy)
     weights = {name: w.astype(np.float64) for name, w in attzoo.weights(block).items()}
-    wanted = order(block.spec.attention(*sample.arrays(), weights=weights), LAST)
+    expected = to_layout(block.spec.attention(*sample.arrays(), weights=weights), LAST)
     for xs in (inputs(sample, dtype="float64"), list(map(keras.ops.convert_to_tensor, inputs(sample)))):
         a = block.attention(*xs)
         assert keras.backend.standardize_dtype(a.dtype) == block.compute_dtype
-        assert off(a, wanted) < (1e-5 if policy == "float32" else 4e-3)
+        assert relative_error(a, expected) < (1e-5 if policy == "float32" else 4e-3)
 
 
-def test_global_policy():
+def test_global_policy_applies_to_blocks():
     keras.config.set_dtype_policy("mixed_float16")
-    model, _ = functional(SAMPLES["cbam"])
+    model, _ = functional_model(SAMPLES["cbam"])
     xs = inputs(SAMPLES["cbam"])
     assert keras.backend.standardize_dtype(model(xs).dtype) == "float16"
     assert {keras.backend.standardize_dtype(w.dtype) for w in model.weights} == {"float32"}
@@ -482,7 +485,7 @@ def test_global_policy():
 
 @pytest.mark.case34
 @every_sample
-def test_float64_array_is_taken_in_the_blocks_own_dtype(sample):
+def test_float64_array_is_cast_to_the_dtype_of_the_block(sample):
     y = build(sample)(*inputs(sample, dtype="float64"))
     assert keras.backend.standardize_dtype(y.dtype) == "float32"
 
@@ -493,20 +496,21 @@ def test_float64_array_is_taken_in_the_blocks_own_dtype(sample):
 @tensorflow_only
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", pooling())
-def test_a_graph_holds_a_mean(name, dtype):
-    """A sum over space would pass float16's maximum where a graph is converted to it."""
+def test_graph_contains_a_mean(name, dtype):
+    """A sum over space would overflow if the graph were converted to float16."""
     import tensorflow as tf
 
     block = attzoo.create(name, 4, backend="keras", dtype=dtype)
-    given = tf.TensorSpec((None, None, None, 4), dtype)
-    kinds = {op.type for op in tf.function(block).get_concrete_function(given).graph.get_operations()}
-    assert "Mean" in kinds
-    assert "Sum" not in kinds
+    signature = tf.TensorSpec((None, None, None, 4), dtype)
+    operations = tf.function(block).get_concrete_function(signature).graph.get_operations()
+    types = {operation.type for operation in operations}
+    assert "Mean" in types
+    assert "Sum" not in types
 
 
 @tensorflow_only
 @every_sample
-def test_tf_function_of_unknown_sizes(sample):
+def test_tf_function_with_dynamic_sizes_equals_eager(sample):
     import tensorflow as tf
 
     block, eager = build(sample), build(sample)
@@ -515,15 +519,15 @@ def test_tf_function_of_unknown_sizes(sample):
     traced = tf.function(lambda *xs: block(*xs, training=True), input_signature=signature)
     for more in (0, 1, 2):
         xs = inputs(sample, more=more)
-        assert off(traced(*xs), eager(*xs, training=True)) < 1e-5
-    for name, wanted in attzoo.weights(eager).items():
-        np.testing.assert_allclose(attzoo.weights(block)[name], wanted, rtol=1e-5)
+        assert relative_error(traced(*xs), eager(*xs, training=True)) < 1e-5
+    for name, expected in attzoo.weights(eager).items():
+        np.testing.assert_allclose(attzoo.weights(block)[name], expected, rtol=1e-5)
 
 
 @pytest.mark.case79
 @tensorflow_only
 @models
-def test_saved_model_of_unknown_sizes(sample, make, tmp_path):
+def test_saved_model_with_dynamic_sizes_equals_the_model(sample, make, tmp_path):
     import tensorflow as tf
 
     model = make()
@@ -531,32 +535,32 @@ def test_saved_model_of_unknown_sizes(sample, make, tmp_path):
     exported = tf.saved_model.load(tmp_path / "exported")
     for more in (0, 1, 2):
         xs = inputs(sample, more=more)
-        assert off(exported.serve(xs), model(xs)) < 1e-5
+        assert relative_error(exported.serve(xs), model(xs)) < 1e-5
 
 
 @pytest.mark.case80
 @tensorflow_only
 @models
-def test_litert_of_fixed_sizes(sample, make, tmp_path):
+def test_litert_model_with_fixed_sizes_equals_the_model(sample, make, tmp_path):
     import tensorflow as tf
 
     model = make(known=True)
     model.export(str(tmp_path / "model.tflite"), format="litert", verbose=False)   # Keras 3.13 takes no Path here
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)   # TensorFlow would rather have us install ai-edge-litert
+        warnings.simplefilter("ignore", UserWarning)   # a deprecation
         interpreter = tf.lite.Interpreter(str(tmp_path / "model.tflite"))
     interpreter.allocate_tensors()
     xs = [x[:1] for x in inputs(sample)]
     for x in xs:
-        (place,) = (d["index"] for d in interpreter.get_input_details() if tuple(d["shape"]) == x.shape)
-        interpreter.set_tensor(place, x)
+        (index,) = (d["index"] for d in interpreter.get_input_details() if tuple(d["shape"]) == x.shape)
+        interpreter.set_tensor(index, x)
     interpreter.invoke()
-    assert off(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]), model(xs)) < 1e-5
+    assert relative_error(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]), model(xs)) < 1e-5
 
 
-# ---- refusals ------------------------------------------------------------------------------------------
+# ---- invalid inputs ------------------------------------------------------------------------------------
 
-ORDER = {FIRST: r"\(N, 8, \*S\)", LAST: r"\(N, \*S, 8\)"}   # how a message spells the layout
+ORDER = {FIRST: r"\(N, 8, \*S\)", LAST: r"\(N, \*S, 8\)"}   # the layouts in messages
 
 
 def cbam(layout):
@@ -578,20 +582,20 @@ def gate(layout):
         pytest.param("empty space", (2, 8, 0, 4), marks=pytest.mark.case15),
     ],
 )
-def test_refuses_a_shape_in_the_users_layout(case, shape, layout):
-    _, *rest = shape = order(shape, layout)
-    says = f"expected {ORDER[layout]} with 2 spatial axes .*, got {{}}"
-    with pytest.raises(ValueError, match=says.format(re.escape(str(shape)))):
+def test_invalid_shape_raises_in_the_layout_of_the_block(case, shape, layout):
+    _, *rest = shape = to_layout(shape, layout)
+    message = f"expected {ORDER[layout]} with 2 spatial axes .*, got {{}}"
+    with pytest.raises(ValueError, match=message.format(re.escape(str(shape)))):
         cbam(layout)(np.zeros(shape, "float32"))
-    if 0 not in shape:   # keras.Input has a word of its own on that
-        with pytest.raises(ValueError, match=says.format(re.escape(str((None, *rest))))):
+    if 0 not in shape:   # keras.Input raises its own error
+        with pytest.raises(ValueError, match=message.format(re.escape(str((None, *rest))))):
             cbam(layout)(keras.Input(rest))
 
 
 @pytest.mark.case22
 @layouts
-def test_refuses_the_other_layout(layout):
-    shape = order((2, 8, 5, 4), LAST if layout == FIRST else FIRST)
+def test_input_in_the_other_layout_raises(layout):
+    shape = to_layout((2, 8, 5, 4), LAST if layout == FIRST else FIRST)
     with pytest.raises(ValueError, match=f"expected {ORDER[layout]}"):
         cbam(layout)(np.zeros(shape, "float32"))
 
@@ -606,40 +610,40 @@ def test_refuses_the_other_layout(layout):
         pytest.param("complex64", marks=pytest.mark.case33),
     ],
 )
-def test_refuses_a_dtype(dtype, layout):
+def test_invalid_dtype_raises(dtype, layout):
     with pytest.raises(TypeError, match=r"expected a floating-point input, got (int|uint8|bool|complex)"):
-        cbam(layout)(np.zeros(order((2, 8, 5, 4), layout), dtype))
+        cbam(layout)(np.zeros(to_layout((2, 8, 5, 4), layout), dtype))
 
 
 @pytest.mark.case48
 @layouts
-@pytest.mark.parametrize("what", [None, "image", [1.0, 2.0]], ids=str)
-def test_refuses_what_is_no_tensor(what, layout):
+@pytest.mark.parametrize("invalid", [None, "image", [1.0, 2.0]], ids=str)
+def test_input_that_is_not_a_tensor_raises(invalid, layout):
     with pytest.raises((TypeError, ValueError), match="tensor"):
-        cbam(layout)(what)
+        cbam(layout)(invalid)
 
 
 @layouts
-def test_gate_refuses(layout):
+def test_gate_raises_for_invalid_inputs(layout):
     shapes = (2, 8, 5, 4), (2, 6, 3, 2), (2, 7, 3, 2)
-    x, g, wrong = (np.zeros(order(shape, layout), "float32") for shape in shapes)
+    x, g, wrong_channels = (np.zeros(to_layout(shape, layout), "float32") for shape in shapes)
     assert gate(layout)(x, g).shape == x.shape
     with pytest.raises(TypeError, match="'g'"):
         gate(layout)(x)
     with pytest.raises(TypeError, match="expected a tensor, got NoneType"):
         gate(layout)(x, None)
     with pytest.raises(ValueError, match=f"expected {ORDER[layout].replace('8', '6')}"):
-        gate(layout)(x, wrong)
+        gate(layout)(x, wrong_channels)
 
 
 @pytest.mark.case25
 @layouts
-def test_gate_refuses_another_batch_size(layout):
-    x, g = (np.zeros(order(shape, layout), "float32") for shape in ((2, 8, 5, 4), (1, 6, 3, 2)))
+def test_gate_raises_for_different_batch_sizes(layout):
+    x, g = (np.zeros(to_layout(shape, layout), "float32") for shape in ((2, 8, 5, 4), (1, 6, 3, 2)))
     with pytest.raises(ValueError, match="expected x and g of one batch size, got 2 and 1"):
         gate(layout)(x, g)
 
 
-def test_refuses_a_data_format():
+def test_invalid_data_format_raises():
     with pytest.raises(ValueError, match="data_format must be one of 'channels_last', 'channels_first', got 'NCHW'"):
         cbam("NCHW")

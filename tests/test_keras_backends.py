@@ -1,6 +1,6 @@
-"""What this process proves of Keras on TensorFlow, other processes prove of Keras on JAX and on torch.
+"""Tests of Keras on JAX and on torch: the tests that depend on the backend, in a new process for each backend.
 
-One backend lives in a process, so each gets a fresh one, which runs what depends on the backend of the same test files.
+A process can use only one backend of Keras; this one uses TensorFlow.
 """
 
 import os
@@ -13,28 +13,28 @@ import pytest
 
 HERE = Path(__file__).parent
 VALUES = "ties or one_value or float16 or gating or empty or specials"
-FILES = {   # and which of their tests
+FILES = {   # file -> -k expression that selects its tests
     "test_equivalence.py": "test_outputs or test_gradients or test_training or test_specials or keras",
     "test_values.py": f"keras and ({VALUES})",
-    "test_ops.py": "linear or nearest_is or batch_norm",
+    "test_ops.py": "linear or nearest_resize or batch_norm",
     "test_keras.py": "not fresh_process",
     "test_keras_symbolic.py": "saved",
     "test_maps.py": "models_without_blocks or keras_block_in_a_torch_model",
     "test_unet_keras.py": "leejunhyun-float64 or (learns and channels_last)",
 }
-# JAX compiles anew for every operation and shape: quickly is better than well
-QUICK = "--xla_backend_optimization_level=0"
-QUICKER = f"{QUICK} --xla_cpu_use_fusion_emitters=false"   # half the time; not every XLA has that option
+# JAX compiles every operation for every shape, so the tests need fast compilation, not fast code
+NO_OPTIMIZATION = "--xla_backend_optimization_level=0"
+NO_EMITTERS = f"{NO_OPTIMIZATION} --xla_cpu_use_fusion_emitters=false"   # half the time; some XLA versions lack it
 
 
 def jax(folder):
-    """The environment in which JAX compiles quickly, and nothing twice."""
-    knows = subprocess.run(   # XLA ends a process that asks for what it does not know
-        [sys.executable, "-c", "import jax; jax.devices()"], env=os.environ | {"XLA_FLAGS": QUICKER},
+    """Return environment variables for fast compilation, with a cache of compiled programs in `folder`."""
+    has_option = subprocess.run(   # XLA aborts the process for an unknown option
+        [sys.executable, "-c", "import jax; jax.devices()"], env=os.environ | {"XLA_FLAGS": NO_EMITTERS},
         capture_output=True, check=False,
     ).returncode == 0   # fmt: skip
     return {
-        "XLA_FLAGS": QUICKER if knows else QUICK,
+        "XLA_FLAGS": NO_EMITTERS if has_option else NO_OPTIMIZATION,
         "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -43,12 +43,12 @@ def jax(folder):
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 @pytest.mark.timeout(900)
-def test_keras_on(backend, tmp_path):
+def test_keras_tests_pass_on(backend, tmp_path):
     chosen = " or ".join(f"({file} and ({tests}))" for file, tests in FILES.items())
-    words = [sys.executable, "-m", "pytest", *(HERE / file for file in FILES), "-k", chosen]
-    words += ["-n0", "-v", "--few", "--each", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *(HERE / file for file in FILES), "-k", chosen]
+    command += ["-n0", "-v", "--few", "--each", "-p", "no:cacheprovider"]
     env = os.environ | {"KERAS_BACKEND": backend} | (jax(tmp_path) if backend == "jax" else {})
-    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    for file in FILES:   # none of which may come to choose nothing
+    for file in FILES:   # every expression must select at least one test
         assert re.search(f"{file}::.* PASSED", done.stdout), file

@@ -1,4 +1,4 @@
-"""What the kernels' backward passes were derived to: in float64, they and autograd agree to its rounding."""
+"""The formulas of the kernels' backward passes agree with autograd in float64."""
 
 import kernels
 import pytest
@@ -10,13 +10,13 @@ import attzoo
 from attzoo.fast import choice
 
 # isort: split
-# `kernels` has skipped this module where they cannot run
+# below, because `kernels` skips this module if Triton is not available
 import triton.language as tl
 
 from attzoo.blocks.eca import triton as eca
 from attzoo.fast.triton import common, maps, passes, perceptron
 
-pytestmark = pytest.mark.skipif(not choice.INTERPRETED, reason="products of float64 are the interpreter's")
+pytestmark = pytest.mark.skipif(not choice.INTERPRETED, reason="only the interpreter multiplies in float64")
 CASES = [
     (name, kernels.options_of(name) | dict(case.arguments))
     for name in kernels.NAMES
@@ -26,6 +26,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def _in_float64(monkeypatch):
+    """Compute and save in float64."""
     for module in (common, passes, perceptron, maps, eca):
         monkeypatch.setattr(module, "REAL", tl.constexpr(tl.float64))
     monkeypatch.setattr(common, "KEPT", torch.float64)
@@ -42,19 +43,19 @@ def _in_float64(monkeypatch):
     last=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_gradients_by_hand_are_autograds(block, arguments, training, sizes, tied, last, seed):
+def test_formulas_match_autograd(block, arguments, training, sizes, tied, last, seed):
     torch.manual_seed(seed)
     sizes = {1: sizes[:3], 2: sizes, 3: (*sizes, 2)}[arguments.get("spatial_dims", 2)]
-    it = attzoo.create(block, sizes[1], backend="torch", **arguments).double().train(training)
+    module = attzoo.create(block, sizes[1], backend="torch", **arguments).double().train(training)
     x = torch.randn(sizes, dtype=torch.float64)
     x = (x * 1.5).round() if tied else x
     x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
-    leaves = [x.requires_grad_(), *it.parameters()]
+    leaves = [x.requires_grad_(), *module.parameters()]
     dy = torch.randn(sizes, dtype=torch.float64)
-    both = []
+    results = []
     for mode in ("eager", "triton"):
         with attzoo.kernels(mode):
-            y = it(x)
-        both.append([y, *torch.autograd.grad(y, leaves, dy)])
-    for wanted, got in zip(*both, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+            y = module(x)
+        results.append([y, *torch.autograd.grad(y, leaves, dy)])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)

@@ -1,4 +1,4 @@
-"""The fused kernels give what the plain form gives in float64, of any shape, layout, dtype, options and numbers."""
+"""The fused kernels give the results of the plain form in float64, for all shapes, layouts, dtypes and options."""
 
 import copy
 from contextlib import nullcontext
@@ -18,10 +18,10 @@ from kernels import (
     check,
     draw,
     exact,
-    laid,
+    guarded,
     near,
-    room,
     step,
+    to_channels_last,
 )
 from kernels import tiny as tiny_tiles
 from operations import Large
@@ -32,23 +32,23 @@ import attzoo
 from attzoo import testing
 from attzoo.fast.triton import passes
 
-every = pytest.mark.parametrize("name", NAMES)
+all_blocks = pytest.mark.parametrize("name", NAMES)
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")   # NumPy's, of what is not finite
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")   # NumPy warns of NaN
 
 
 @pytest.fixture(autouse=True)
-def _rooms(monkeypatch):
-    """Whatever kernels write to is full of NaN first, and nobody writes around it."""
-    made, empty, empty_like = [], torch.empty, torch.empty_like
+def _guarded_memory(monkeypatch):
+    """Fill the memory that kernels write to with NaN first, and assert that they do not write around it."""
+    memories, empty, empty_like = [], torch.empty, torch.empty_like
 
     def watched(size, stride, dtype, device):
-        tensor, whole = room(size, stride, dtype, device)
-        made.append(whole)
+        tensor, memory = guarded(size, stride, dtype, device)
+        memories.append(memory)
         return tensor
 
     def new(*size, **kwargs):
-        if kwargs.keys() != {"dtype", "device"} or kwargs["dtype"] != torch.float32:   # not what kernels ask for
+        if kwargs.keys() != {"dtype", "device"} or kwargs["dtype"] != torch.float32:   # not allocated by kernels
             return empty(*size, **kwargs)
         return watched(*size, empty(*size, device="meta").stride(), **kwargs)
 
@@ -60,36 +60,36 @@ def _rooms(monkeypatch):
     monkeypatch.setattr(torch, "empty", new)
     monkeypatch.setattr(torch, "empty_like", like)
     yield
-    assert made
-    for whole in made:
-        assert whole[:GUARD].isnan().all()
-        assert whole[-GUARD:].isnan().all()
+    assert memories
+    for memory in memories:
+        assert memory[:GUARD].isnan().all()
+        assert memory[-GUARD:].isnan().all()
 
 
-# ---- the same numbers ------------------------------------------------------------------------------------------------
+# ---- same results ----------------------------------------------------------------------------------------------------
 
 
-@every
-def test_a_training_step(name):
+@all_blocks
+def test_training_step_matches_float64(name):
     @settings(max_examples=max(settings.default.max_examples // 3, 2))
     @given(steps(name))
-    def run(it):
-        case, layout, kind, small = it
+    def run(drawn):
+        case, layout, kind, use_tiny = drawn
         block, (shape,), dtype = case.block("torch").to(DEVICE).train(), case.shapes, DTYPES[case.dtype]
         if case.spec.config().get("norm") and shape[0] * torch.Size(shape[2:]).numel() == 1:
             return   # one value per channel has no statistics
         x, dy = draw(*shape, layout=layout, kind=kind, dtype=dtype, seed=case.seed), draw(*shape, dtype=dtype, seed=1)
-        with tiny_tiles() if small else nullcontext():
+        with tiny_tiles() if use_tiny else nullcontext():
             check(block, x, dy, case.dtype)
 
     run()
 
 
-@every
-def test_the_meaning_in_numpy(name):
-    """Not by way of the plain form: outputs in every dtype, slopes by differences."""
+@all_blocks
+def test_reference_in_numpy(name):
+    """Compare outputs with the NumPy reference, and gradients with finite differences, without the plain form."""
 
-    def held(contract, dtypes, examples, **kwargs):
+    def run_contract(contract, dtypes, examples, **kwargs):
         @settings(max_examples=examples)
         @given(cases(name, dtypes, **kwargs))
         def run(case):
@@ -98,18 +98,18 @@ def test_the_meaning_in_numpy(name):
 
         run()
 
-    held(testing.outputs, tuple(DTYPES), 3)
-    held(testing.gradients, ("float32",), 2)
-    held(testing.training, ("float32",), 1, small=True)
+    run_contract(testing.outputs, tuple(DTYPES), 3)
+    run_contract(testing.gradients, ("float32",), 2)
+    run_contract(testing.training, ("float32",), 1, small=True)
 
 
-LARGER = ((17, 70, 3, 5), (1, 9, 1500), (2, 300, 3), (2, 3, 23, 29))   # past the edge of a tile in each direction
+LARGER = ((17, 70, 3, 5), (1, 9, 1500), (2, 300, 3), (2, 3, 23, 29))   # beyond one tile along each axis
 
 
-@every
+@all_blocks
 @layouts
 @pytest.mark.parametrize("number", range(len(LARGER)))
-def test_several_tiles_and_parts(name, layout, number):
+def test_several_tiles_and_parts_match_float64(name, layout, number):
     shape, cases = LARGER[number], attzoo.get(name, backend="torch").triton_form().CASES
     options = {"reduced_channels": shape[1]} if name in POOLED else {}
     options |= cases[number % len(cases)].arguments | ({"spatial_dims": len(shape) - 2} if name in SPATIAL else {})
@@ -117,24 +117,24 @@ def test_several_tiles_and_parts(name, layout, number):
     check(block, draw(*shape, layout=layout, kind="ties"), draw(*shape, seed=1))
 
 
-@every
+@all_blocks
 @layouts
-def test_parts_of_several_steps_of_which_the_last_are_past_the_end(name, layout):
+def test_steps_beyond_the_end_of_the_last_part_have_no_effect(name, layout):
     with tiny_tiles():
         check(build(name, 6), draw(3, 6, 3, 11, layout=layout), draw(3, 6, 3, 11, seed=1))
 
 
-@every
-def test_the_same_numbers_give_the_same_bits(name):
+@all_blocks
+def test_results_are_reproducible(name):
     block, x, dy = build(name), draw(2, 8, 5, 4), draw(2, 8, 5, 4, seed=1)
     with tiny_tiles():
-        one, two = step(block, x, dy), step(block, x, dy)
-    assert all(torch.equal(one[key], two[key]) for key in one)
+        first, second = step(block, x, dy), step(block, x, dy)
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@every
+@all_blocks
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_sizes_of_one(name, dims):
+def test_sizes_of_one_match_float64(name, dims):
     shape = (2, 1, *(1,) * dims)
     check(build(name, 1, dims=dims), draw(*shape), draw(*shape, seed=1))
 
@@ -142,105 +142,105 @@ def test_sizes_of_one(name, dims):
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
-@every
+@all_blocks
 @layouts
-def test_x_and_the_gradient_of_y_may_lie_in_memory_as_they_like(name, layout):
+def test_input_and_gradient_may_have_any_strides(name, layout):
     block, plain = build(name), draw(2, 8, 4, 3)
-    wanted = exact(block, plain, dy := draw(2, 8, 4, 3, seed=1))
+    expected = exact(block, plain, dy := draw(2, 8, 4, 3, seed=1))
     wide = draw(2, 8, 4, 6)
     wide[..., ::2] = plain
-    turned = plain.mT.contiguous().mT
-    for x in (draw(2, 8, 4, 3, layout=layout), wide[..., ::2], turned):
-        got = step(block, x, dy if x is turned else laid(dy))
-        near(got, wanted)
+    transposed = plain.mT.contiguous().mT
+    for x in (draw(2, 8, 4, 3, layout=layout), wide[..., ::2], transposed):
+        got = step(block, x, dy if x is transposed else to_channels_last(dy))
+        near(got, expected)
     assert step(block, draw(2, 8, 4, 3, layout=layout), dy)["y"].stride() == draw(2, 8, 4, 3, layout=layout).stride()
-    one = draw(1, 8, 1, 1, seed=2)
-    for spread in (one.expand(2, 8, 4, 3), draw(1, seed=2).expand(2, 8, 4, 3)):
-        check(block, draw(2, 8, 4, 3, layout=layout), spread)
+    per_channel = draw(1, 8, 1, 1, seed=2)
+    for expanded in (per_channel.expand(2, 8, 4, 3), draw(1, seed=2).expand(2, 8, 4, 3)):
+        check(block, draw(2, 8, 4, 3, layout=layout), expanded)
 
 
-@every
-def test_weights_may_lie_in_memory_as_they_like(name):
-    """Networks are turned to channels last as a whole, kernels of convolutions too."""
+@all_blocks
+def test_weights_may_have_any_strides(name):
+    """A network converted to channels last has convolution weights in channels last too."""
     block, x, dy = build(name), draw(2, 8, 4, 3, layout=LAYOUTS[1]), draw(2, 8, 4, 3, seed=1)
-    wanted = exact(block, x, dy)
-    near(step(copy.deepcopy(block).to(memory_format=torch.channels_last), x, dy), wanted)
+    expected = exact(block, x, dy)
+    near(step(copy.deepcopy(block).to(memory_format=torch.channels_last), x, dy), expected)
     for parameter in block.parameters():
         parameter.data = parameter.data.mT.contiguous().mT if parameter.ndim > 1 else parameter.data
-    near(step(block, x, dy), wanted)
+    near(step(block, x, dy), expected)
 
 
-@every
+@all_blocks
 @layouts
-def test_a_training_step_makes_the_output_and_the_gradient_and_no_more(name, layout):
+def test_training_step_allocates_only_output_and_gradient_of_the_size_of_x(name, layout):
     block, x = build(name, 32, norm=False) if name in SPATIAL else build(name, 32), draw(2, 32, 6, 5, layout=layout)
     x, dy = x.requires_grad_(), draw(2, 32, 6, 5, layout=layout, seed=1)
-    kept = []
-    with Large(x) as seen, torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    saved = []
+    with Large(x) as seen, torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         with attzoo.kernels("triton"):
             y = block(x)
         torch.autograd.grad(y, [x, *block.parameters()], dy)
-    known = {t.untyped_storage().data_ptr() for t in (x, dy, *block.parameters())}
-    assert sum(t.numel() for t in kept if t.untyped_storage().data_ptr() not in known) <= x.numel() // 4
-    assert len(seen.made.keys() - known - {0}) == 2   # at 0 is what has no memory
+    inputs_and_weights = {t.untyped_storage().data_ptr() for t in (x, dy, *block.parameters())}
+    assert sum(t.numel() for t in saved if t.untyped_storage().data_ptr() not in inputs_and_weights) <= x.numel() // 4
+    assert len(seen.made.keys() - inputs_and_weights - {0}) == 2   # 0 is the address of empty tensors
 
 
-# ---- what is in x ----------------------------------------------------------------------------------------------------
+# ---- special values --------------------------------------------------------------------------------------------------
 
 
-@every
+@all_blocks
 @pytest.mark.parametrize(("kind", "layout"), [("ties", LAYOUTS[0]), ("equal", LAYOUTS[1])])
-def test_ties_share_evenly(name, kind, layout):
+def test_ties_share_the_gradient_evenly(name, kind, layout):
     x = draw(2, 8, 4, 3, layout=layout, kind=kind)
     assert x.amax((2, 3), keepdim=True).eq(x).sum((2, 3)).gt(1).any()
     check(build(name), x, draw(2, 8, 4, 3, seed=1))
     x = draw(2, 8, 4, 3, layout=layout)
-    x[:, 3] = x[:, 5] = x.amax(1) + 1   # ties over channels, where nothing has scaled them
+    x[:, 3] = x[:, 5] = x.amax(1) + 1   # ties over channels, unless channels are scaled
     with tiny_tiles():
         check(build(name), x, draw(2, 8, 4, 3, seed=1))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(("name", "hard"), [*((name, False) for name in NAMES), *((name, True) for name in POOLED)])
-def test_what_is_not_finite_stays_where_it_is(name, value, hard):
+def test_non_finite_input_affects_only_its_sample(name, value, hard):
     block = build(name, gate="hard_sigmoid") if hard else build(name)
     x, dy = draw(3, 8, 3, 4, layout=LAYOUTS[value < 0]), torch.ones(3, 8, 3, 4, device=DEVICE)
     x[1, 2, 0, 1] = value
-    got, wanted = step(block.eval(), x, dy), exact(block, x, dy)
+    got, expected = step(block.eval(), x, dy), exact(block, x, dy)
     assert not got["y"][1].isfinite().all()
     assert got["y"][::2].isfinite().all()
     assert got["gradient of x"][::2].isfinite().all()
-    if hard:   # of a gate that is NaN, relu6 has the gradient 1 on a GPU, as here, and 0 on a CPU
-        near({"y": got["y"]}, {"y": wanted["y"]})
-        assert not any((got[key].isfinite() & ~wanted[key].isfinite()).any() for key in got)
+    if hard:   # relu6 has the gradient 1 for NaN on a GPU, as in the kernels, and 0 on a CPU
+        near({"y": got["y"]}, {"y": expected["y"]})
+        assert not any((got[key].isfinite() & ~expected[key].isfinite()).any() for key in got)
     else:
-        near(got, wanted)
+        near(got, expected)
 
 
-@every
+@all_blocks
 @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
-def test_channels_and_places_of_nothing_finite(name, value):
-    for at in ((0, 3), (0, slice(None), 1, 2)):
+def test_channels_and_positions_without_finite_values_match_float64(name, value):
+    for index in ((0, 3), (0, slice(None), 1, 2)):
         x = draw(2, 8, 3, 4)
-        x[at] = value
+        x[index] = value
         check(build(name).eval(), x, draw(2, 8, 3, 4, seed=1))
 
 
-@every
-def test_what_is_not_finite_in_the_gradient_of_y_stays_where_it_is(name):
+@all_blocks
+def test_non_finite_gradient_affects_only_its_sample(name):
     block, x = build(name).eval(), draw(3, 8, 3, 4)
     for value in (float("nan"), float("inf")):
         dy = draw(3, 8, 3, 4, seed=1)
         dy[1, 2, 0, 1] = value
-        got, wanted = step(block, x, dy), exact(block, x, dy)
+        got, expected = step(block, x, dy), exact(block, x, dy)
         if value != value:
-            near(got, wanted)
-        # the plain form multiplies infinite shares of maxima by 0, so that more of them become NaN
-        assert all(torch.equal(got[key].isfinite(), wanted[key].isfinite()) for key in got)
+            near(got, expected)
+        # the plain form multiplies infinite gradients of maxima by 0, which gives more NaN
+        assert all(torch.equal(got[key].isfinite(), expected[key].isfinite()) for key in got)
 
 
-@every
-def test_sums_past_what_half_precision_holds(name):
+@all_blocks
+def test_sums_beyond_the_range_of_float16_are_finite(name):
     x = draw(2, 8, 12, 11, kind="equal", dtype=torch.float16).abs() + 600
     dy = draw(2, 8, 12, 11, dtype=torch.float16, seed=1).abs()
     assert (x * dy).sum((2, 3)).isinf().any()
@@ -248,29 +248,29 @@ def test_sums_past_what_half_precision_holds(name):
     assert all(t.isfinite().all() for t in got.values())
 
 
-# ---- what learns -----------------------------------------------------------------------------------------------------
+# ---- parameters and statistics ---------------------------------------------------------------------------------------
 
 
-@every
+@all_blocks
 @pytest.mark.parametrize("frozen", ["everything", "first", "input"])
-def test_what_is_frozen_gets_no_gradient(name, frozen):
+def test_frozen_parameters_and_inputs_get_no_gradient(name, frozen):
     block, x, dy = build(name), draw(2, 8, 4, 3), draw(2, 8, 4, 3, seed=1)
     if frozen == "input":
         with attzoo.kernels("triton"):
             y = block(x)
-        found = torch.autograd.grad(y, list(block.parameters()), dy)
-        wanted = exact(build(name), x, dy)
+        gradients = torch.autograd.grad(y, list(block.parameters()), dy)
+        expected = exact(build(name), x, dy)
         names = [name for name, _ in block.named_parameters()]
-        near(dict(zip(names, found, strict=True)), {name: wanted[f"gradient of {name}"] for name in names})
+        near(dict(zip(names, gradients, strict=True)), {name: expected[f"gradient of {name}"] for name in names})
         return
     for parameter in list(block.parameters())[: None if frozen == "everything" else 1]:
         parameter.requires_grad_(False)
     check(block, x, dy)
 
 
-@every
+@all_blocks
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_inference(name, mode):
+def test_inference_equals_the_output_in_training(name, mode):
     block, x = build(name).eval(), draw(2, 8, 4, 3)
     with mode(), attzoo.kernels("triton"):
         y = block(x)
@@ -285,8 +285,8 @@ def test_inference(name, mode):
     ("cbam", {"momentum": 0.3}), ("spatial_attention", {"momentum": None}),
     ("spatial_attention", {"track_running_stats": False}),
 ])   # fmt: skip
-def test_running_statistics(name, change):
-    """Two steps in training, one in evaluation, each from what the one before it left."""
+def test_running_statistics_match_plain_form(name, change):
+    """Two steps in training mode and one in eval mode, one after the other."""
     block = build(name)
     norm = (block.spatial if name == "cbam" else block).norm
     for key, value in change.items():
@@ -306,7 +306,7 @@ def test_running_statistics(name, change):
 
 
 @pytest.mark.parametrize("name", SPATIAL)
-def test_a_norm_without_running_statistics(name):
+def test_norm_without_running_statistics_matches_float64(name):
     block, x, dy = build(name), draw(2, 8, 4, 3), draw(2, 8, 4, 3, seed=1)
     part = block.spatial if name == "cbam" else block
     part.norm = nn.BatchNorm2d(1, track_running_stats=False).to(DEVICE)
@@ -315,26 +315,26 @@ def test_a_norm_without_running_statistics(name):
 
 
 @pytest.mark.parametrize("name", SPATIAL)
-def test_one_value_has_no_statistics(name):
+def test_norm_in_training_raises_for_one_value(name):
     with attzoo.kernels("triton"), pytest.raises(ValueError, match="more than 1 value per channel"):
         build(name)(draw(1, 8, 1, 1))
 
 
-@every
+@all_blocks
 @pytest.mark.parametrize("training", [True, False])
-def test_a_batch_of_nothing(name, training):
+def test_empty_batch_matches_plain_form(name, training):
     block, x = build(name).train(training), draw(0, 8, 4, 3)
-    wanted = step(block, x, x, mode="eager")
+    expected = step(block, x, x, mode="eager")
     got = step(block, x, x)
-    assert got.keys() == wanted.keys()
-    assert all(torch.equal(got[key].nan_to_num(7), wanted[key].nan_to_num(7)) for key in got)
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[key].nan_to_num(7), expected[key].nan_to_num(7)) for key in got)
 
 
-# ---- the proof is itself put to the test -----------------------------------------------------------------------------
+# ---- tests of the checks ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "kernel"), [("se", "scale"), ("cbam", "pool_channels"), ("eca", "to_input")])
-def test_what_nobody_writes_is_found_out(name, kernel, monkeypatch):
+def test_check_detects_tensors_that_are_not_written(name, kernel, monkeypatch):
     monkeypatch.setattr(passes, kernel, lambda *args, **kwargs: None)
     with pytest.raises(AssertionError):
         check(build(name).eval(), draw(2, 8, 4, 3), draw(2, 8, 4, 3, seed=1))

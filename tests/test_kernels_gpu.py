@@ -1,4 +1,4 @@
-"""Kernels at real sizes, on a GPU. Bodies that need none run at tiny sizes in the interpreter too, lest they rot."""
+"""Kernels at real sizes, on a GPU. Tests that do not need one also run at tiny sizes, in the interpreter."""
 
 import copy
 import os
@@ -21,10 +21,10 @@ from kernels import (
     check,
     draw,
     exact,
-    given,
     near,
     options_of,
     step,
+    step_inputs,
 )
 from torch import nn
 
@@ -32,11 +32,11 @@ import attzoo
 
 GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
 TWO = (pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices"))
-STRAY = 1e-5   # of numbers, where two maxima differ by less than rounding
+STRAY = 1e-5   # fraction of positions where two maxima differ by less than rounding
 SANITIZER = shutil.which("compute-sanitizer")
 
-some = pytest.mark.parametrize("name", NAMES)
-every = pytest.mark.parametrize("name", ALL)
+one_input_blocks = pytest.mark.parametrize("name", NAMES)
+all_blocks = pytest.mark.parametrize("name", ALL)
 pytestmark = [
     pytest.mark.usefixtures("exact_products"),
     pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
@@ -44,28 +44,31 @@ pytestmark = [
 
 
 def marked(marks):
-    def mark(test):
-        for each in marks:
-            test = each(test)
+    """Return a decorator that applies several marks."""
+
+    def decorate(test):
+        for mark in marks:
+            test = mark(test)
         return test
 
-    return mark
+    return decorate
 
 
 def sizes(tiny, *real):
+    """Return parameters: a tiny shape, and real shapes that need a GPU."""
     return [tiny, *(pytest.param(shape, marks=GPU) for shape in real)]
 
 
-# ---- numbers ---------------------------------------------------------------------------------------------------------
+# ---- results ---------------------------------------------------------------------------------------------------------
 
 
-@some
+@one_input_blocks
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", sizes((2, 4, 3, 3), (32, 256, 56, 56), (64, 2048, 7, 7), (3, 67, 129, 127)))
-def test_a_training_step_of_real_sizes(name, layout, dtype, shape):
+def test_training_step_at_real_sizes(name, layout, dtype, shape):
     block = build(name, shape[1], DTYPES[dtype], **{"kernel_size": 7} if name in SPATIAL else {})
-    check(block, *given(name, *shape, layout=layout, dtype=DTYPES[dtype]), dtype, STRAY)
+    check(block, *step_inputs(name, *shape, layout=layout, dtype=DTYPES[dtype]), dtype, STRAY)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -74,34 +77,34 @@ def test_a_training_step_of_real_sizes(name, layout, dtype, shape):
 @pytest.mark.parametrize(
     "shape", sizes((2, 4, 3, 3), (4, 64, 256, 256), (8, 512, 32, 32), (3, 67, 129, 127), (1, 32, 48, 50, 52))
 )
-def test_a_training_step_of_a_gate_of_real_sizes(shape, norm, dtype, layout):
+def test_training_step_of_a_gate_at_real_sizes(shape, norm, dtype, layout):
     block = build("attention_gate", shape[1], DTYPES[dtype], len(shape) - 2, norm=norm)
-    xs = given("attention_gate", *shape, layout=layout, dtype=DTYPES[dtype])
+    xs = step_inputs("attention_gate", *shape, layout=layout, dtype=DTYPES[dtype])
     Yardstick(block, *xs).holds(step(block, *xs))
 
 
-@every
+@all_blocks
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("shape", sizes((3, 4, 2, 2), (9, 256, 1024, 1024)))
-def test_tensors_of_more_numbers_than_32_bits_count(name, last, shape):
-    """The last sample begins past 2^31, and samples do not know of each other."""
+def test_tensors_of_more_than_2_to_the_31_elements(name, last, shape):
+    """The last sample begins beyond 2^31, and gives the same results alone, as samples are independent."""
     options = {"norm": False} if "norm" in options_of(name) else {}
     block = build(name, shape[1], torch.bfloat16, **options)
     layout = torch.channels_last if last else torch.contiguous_format
     xs = [torch.randn(shape, dtype=torch.bfloat16, device=DEVICE).to(memory_format=layout)
-          for _ in given(name, *shape[:2], 1, 1)]   # fmt: skip
+          for _ in step_inputs(name, *shape[:2], 1, 1)]   # fmt: skip
     got = step(block, *xs)
-    end = [t[-1:] for t in xs]
+    last_samples = [t[-1:] for t in xs]
     ours = {key: got[key][-1:].clone() for key in ("y", "gradient of x", "gradient of g")[: len(xs)]}
     if len(xs) > 2:
-        Yardstick(block, *end).holds(ours)
+        Yardstick(block, *last_samples).holds(ours)
     else:
-        wanted = exact(block, *end)
-        near(ours, {key: wanted[key] for key in ours}, "bfloat16", stray=STRAY)
+        expected = exact(block, *last_samples)
+        near(ours, {key: expected[key] for key in ours}, "bfloat16", stray=STRAY)
 
 
 class Net(nn.Module):
-    """A U-Net's step down and up, with every block that has kernels on its way."""
+    """A small network with every block that has kernels."""
 
     def __init__(self):
         super().__init__()
@@ -116,7 +119,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("steps", [2, pytest.param(1000, marks=GPU)])
-def test_training_ends_where_the_plain_form_ends(steps):
+def test_training_reaches_the_losses_of_the_plain_form(steps):
     torch.manual_seed(0)
     net, size = Net().to(DEVICE), 4 if steps < 10 else 32
     x, losses = draw(2, 3, size, size), {}
@@ -142,9 +145,9 @@ def test_training_ends_where_the_plain_form_ends(steps):
 
 
 @marked(GPU)
-@every
-def test_a_cuda_graph_of_a_training_step(name):
-    block, (*xs, dy) = build(name, 64).eval(), given(name, 8, 64, 32, 32)
+@all_blocks
+def test_cuda_graph_of_a_training_step(name):
+    block, (*xs, dy) = build(name, 64).eval(), step_inputs(name, 8, 64, 32, 32)
     static, learned = [x.clone().requires_grad_() for x in xs], list(block.parameters())
 
     def run():
@@ -162,46 +165,46 @@ def test_a_cuda_graph_of_a_training_step(name):
     with torch.cuda.graph(graph):
         got = run()
     for seed in (10, 20):
-        *fresh, _ = given(name, 8, 64, 32, 32, seed=seed)
+        *fresh, _ = step_inputs(name, 8, 64, 32, 32, seed=seed)
         with torch.no_grad():
-            for there, x in zip(static, fresh, strict=True):
-                there.copy_(x)
+            for static_x, x in zip(static, fresh, strict=True):
+                static_x.copy_(x)
         graph.replay()
-        wanted = step(block, *fresh, dy)
-        assert all(torch.equal(g, w) for g, w in zip(got, wanted.values(), strict=False))
+        expected = step(block, *fresh, dy)
+        assert all(torch.equal(g, w) for g, w in zip(got, expected.values(), strict=False))
 
 
 @marked(GPU)
-@every
-def test_another_stream(name):
-    """Kernels wait for what the stream that they are called in does before them."""
-    block, (x, *rest) = build(name, 64), given(name, 8, 64, 32, 32)
-    wanted, late, stream = step(block, x, *rest), torch.zeros_like(x), torch.cuda.Stream()
+@all_blocks
+def test_kernels_run_on_the_current_stream(name):
+    """Kernels wait for earlier work of the stream that they are called in."""
+    block, (x, *rest) = build(name, 64), step_inputs(name, 8, 64, 32, 32)
+    expected, late, stream = step(block, x, *rest), torch.zeros_like(x), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(200_000_000)
         late.copy_(x)
         got = step(block, late, *rest)
     stream.synchronize()
-    assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+    assert all(torch.equal(got[key], expected[key]) for key in expected)
 
 
 @marked(TWO)
-@every
-def test_another_device(name):
-    block, xs = build(name), given(name, 2, 8, 4, 3)
-    wanted = step(block, *xs)
-    there = torch.device("cuda", 1)
-    got = step(block.to(there), *(x.to(there) for x in xs))
+@all_blocks
+def test_kernels_run_on_the_device_of_their_inputs(name):
+    block, xs = build(name), step_inputs(name, 2, 8, 4, 3)
+    expected = step(block, *xs)
+    device = torch.device("cuda", 1)
+    got = step(block.to(device), *(x.to(device) for x in xs))
     assert torch.cuda.current_device() == 0
-    assert all(t.device == there for t in got.values())
-    assert all(torch.equal(got[key].cpu(), wanted[key].cpu()) for key in wanted)
+    assert all(t.device == device for t in got.values())
+    assert all(torch.equal(got[key].cpu(), expected[key].cpu()) for key in expected)
 
 
 @marked(GPU)
-@every
-def test_two_hundred_steps_leave_no_memory_behind(name):
-    block, (*xs, _) = build(name, 64), given(name, 8, 64, 32, 32)
+@all_blocks
+def test_two_hundred_steps_leak_no_memory(name):
+    block, (*xs, _) = build(name, 64), step_inputs(name, 8, 64, 32, 32)
     for turn in range(200):
         with attzoo.kernels("triton"):
             block(*xs).sum().backward()
@@ -213,27 +216,27 @@ def test_two_hundred_steps_leave_no_memory_behind(name):
 # ---- compute-sanitizer -----------------------------------------------------------------------------------------------
 
 
-def short_list(*shapes):
-    """A training step of every block: what the sanitizer watches."""
+def run_short_list(*shapes):
+    """Run a training step of every block, for the sanitizer."""
     names, dtypes = ALL, (torch.float32, torch.bfloat16)
     for shape, name, layout, dtype in product(shapes, names, LAYOUTS, dtypes):
-        xs = given(name, *shape, layout=layout, dtype=dtype)
-        step(build(name, shape[1], dtype), *(x.clone() for x in xs))   # each with nothing around it
+        xs = step_inputs(name, *shape, layout=layout, dtype=dtype)
+        step(build(name, shape[1], dtype), *(x.clone() for x in xs))   # without the guards around them
 
 
-def test_the_short_list():
-    short_list((1, 2, 3, 1))
+def test_short_list_runs():
+    run_short_list((1, 2, 3, 1))
 
 
 @marked((*GPU, pytest.mark.skipif(not SANITIZER, reason="no compute-sanitizer on the path")))
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
-def test_nothing_reads_or_writes_what_is_not_its_own(tool):
-    ends_and_wholes = "(2, 3, 3, 5), (2, 16, 4, 4)"   # of tiles
-    exactly = "import torch; torch.backends.cudnn.allow_tf32 = False; from test_kernels_gpu import short_list"
-    program = [sys.executable, "-c", f"{exactly}; short_list({ends_and_wholes})"]
-    watched = [SANITIZER, "--tool", tool, "--error-exitcode", "3", "--report-api-errors", "no", *program]
-    apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": os.pathsep.join(sys.path)}   # nobody beside it
-    subprocess.run(program, env={**os.environ, **apart}, check=True)   # compiles, which would take longer when watched
-    done = subprocess.run(watched, env={**os.environ, **apart}, capture_output=True, text=True)
+def test_compute_sanitizer_reports_no_errors(tool):
+    shapes = "(2, 3, 3, 5), (2, 16, 4, 4)"   # partial and whole tiles
+    setup = "import torch; torch.backends.cudnn.allow_tf32 = False; from test_kernels_gpu import run_short_list"
+    program = [sys.executable, "-c", f"{setup}; run_short_list({shapes})"]
+    sanitized = [SANITIZER, "--tool", tool, "--error-exitcode", "3", "--report-api-errors", "no", *program]
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(program, env=environment, check=True)   # compiles, which takes longer under the sanitizer
+    done = subprocess.run(sanitized, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -1,12 +1,12 @@
-"""Launching a kernel: what Triton compiled is found again by what it is called with, and never another."""
+"""Test of launching kernels: compiled kernels are reused for equal arguments only."""
 
 from pathlib import Path
 
-import kernels  # noqa: F401  (which skips this module where they cannot run)
+import kernels  # noqa: F401  (skips this module if the kernels cannot run)
 from test_imports import python
 
 
-def test_what_was_compiled_is_found_again():
+def test_launching_reuses_compiled_kernels_as_triton_does():
     path = str(Path(__file__).with_name("launching.py"))
     done = python(f"import runpy; runpy.run_path({path!r}, run_name='__main__')", TRITON_INTERPRET="0")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The shared operations against other people's: torch's interpolate, and each other."""
+"""The operations of attzoo.ops in NumPy, PyTorch and Keras compute what functions of torch compute."""
 
 import numpy as np
 import pytest
@@ -16,42 +16,43 @@ MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def image(pairs):
+    """Return random numbers of shape (2, 3, *S), with the old sizes."""
     return np.random.default_rng(0).normal(size=(2, 3, *(old for old, _ in pairs)))
 
 
-def in_keras(x, size, *how):
-    """Through Keras, in channels first."""
-    y = keras_ops.resize(keras_ops.ops.convert_to_tensor(np.moveaxis(x, 1, -1)), size, *how)
+def resize_in_keras(x, size, *options):
+    """Resize a channels-first array with Keras."""
+    y = keras_ops.resize(keras_ops.ops.convert_to_tensor(np.moveaxis(x, 1, -1)), size, *options)
     return np.moveaxis(keras_ops.ops.convert_to_numpy(y), -1, 1)
 
 
 @given(sizes, st.booleans())
-def test_linear_is_torchs(pairs, align_corners):
+def test_linear_resize_equals_interpolate_of_torch(pairs, align_corners):
     x, size = image(pairs), tuple(new for _, new in pairs)
-    wanted = F.interpolate(torch.from_numpy(x), size, mode=MODES[len(size)], align_corners=align_corners).numpy()
-    for got in (ops.resize(x, size, "linear", align_corners), in_keras(x, size, "linear", align_corners),
+    expected = F.interpolate(torch.from_numpy(x), size, mode=MODES[len(size)], align_corners=align_corners).numpy()
+    for got in (ops.resize(x, size, "linear", align_corners), resize_in_keras(x, size, "linear", align_corners),
                 torch_ops.resize(torch.from_numpy(x), size, "linear", align_corners).numpy()):   # fmt: skip
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
 @given(sizes)
-def test_nearest_is_torchs_nearest_exact(pairs):
+def test_nearest_resize_equals_nearest_exact_of_torch(pairs):
     x, size = image(pairs), tuple(new for _, new in pairs)
-    wanted = F.interpolate(torch.from_numpy(x), size, mode="nearest-exact").numpy()
-    for got in (ops.resize(x, size, "nearest", False), in_keras(x, size, "nearest", False),
+    expected = F.interpolate(torch.from_numpy(x), size, mode="nearest-exact").numpy()
+    for got in (ops.resize(x, size, "nearest", False), resize_in_keras(x, size, "nearest", False),
                 torch_ops.resize(torch.from_numpy(x), size, "nearest", False).numpy()):   # fmt: skip
-        np.testing.assert_array_equal(got, wanted)
+        np.testing.assert_array_equal(got, expected)
 
 
 @given(st.integers(1, 200), st.integers(1, 200))
-def test_nearest_in_exact_integers(old, new):
+def test_nearest_uses_exact_integer_arithmetic(old, new):
     from fractions import Fraction
     from math import floor
 
     assert ops.nearest(old, new).tolist() == [floor((i + Fraction(1, 2)) * old / new) for i in range(new)]
 
 
-def test_the_same_size_is_the_same_array():
+def test_resize_to_the_same_size_returns_its_input():
     x = image([(4, 4), (3, 3)])
     assert ops.resize(x, (4, 3), "linear", False) is x
     tensor = torch.from_numpy(x)
@@ -59,22 +60,22 @@ def test_the_same_size_is_the_same_array():
 
 
 @pytest.mark.parametrize("z", [-1e4, -800.0, -30.0, 0.0, 30.0, 1e4])
-def test_sigmoid_neither_overflows_nor_loses_digits(z):
+def test_sigmoid_is_accurate_for_large_inputs(z):
     got = ops.sigmoid(np.array([z]))
-    wanted = torch.sigmoid(torch.tensor([z], dtype=torch.float64)).numpy()
-    np.testing.assert_allclose(got, wanted, rtol=1e-12)
+    expected = torch.sigmoid(torch.tensor([z], dtype=torch.float64)).numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
-def test_batch_norm_is_torchs():
-    """Output, and running statistics after two batches; the running variance is the unbiased one."""
+def test_batch_norm_equals_batch_norm_of_torch():
+    """Outputs and running statistics after two batches are equal; the running variance is unbiased."""
     x, norm = np.random.default_rng(0).normal(size=(3, 4, 5)), torch.nn.BatchNorm1d(4).double()
     weights = {"norm.weight": np.ones(4), "norm.bias": np.zeros(4), "norm.mean": np.zeros(4), "norm.var": np.ones(4)}
     layer = keras_ops.BatchNorm(dtype="float64")
     for _ in range(2):
-        wanted = norm(torch.from_numpy(x)).detach().numpy()
-        np.testing.assert_allclose(ops.batch_norm(x, weights, "norm", training=True), wanted, atol=1e-13)
+        expected = norm(torch.from_numpy(x)).detach().numpy()
+        np.testing.assert_allclose(ops.batch_norm(x, weights, "norm", training=True), expected, atol=1e-13)
         got = keras_ops.ops.convert_to_numpy(layer(np.moveaxis(x, 1, -1), training=True))
-        np.testing.assert_allclose(np.moveaxis(got, -1, 1), wanted, atol=1e-13)
+        np.testing.assert_allclose(np.moveaxis(got, -1, 1), expected, atol=1e-13)
     for name, buffer in (("mean", norm.running_mean), ("var", norm.running_var)):
         np.testing.assert_allclose(weights[f"norm.{name}"], buffer.numpy(), rtol=1e-13)
         got = keras_ops.ops.convert_to_numpy(getattr(layer, name).value)
@@ -82,44 +83,45 @@ def test_batch_norm_is_torchs():
 
 
 @pytest.mark.parametrize(("kernel", "shape"), [((3,), (6,)), ((5, 3), (4, 6)), ((3, 1, 5), (3, 4, 5))])
-def test_conv_same_is_torchs(kernel, shape):
+def test_conv_same_equals_conv_of_torch(kernel, shape):
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(2, 3, *shape)), rng.normal(size=(4, 3, *kernel))
     conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(shape)]
-    wanted = conv(torch.from_numpy(x), torch.from_numpy(w), padding=tuple(k // 2 for k in kernel)).numpy()
-    np.testing.assert_allclose(ops.conv_same(x, w), wanted, atol=1e-13)
+    expected = conv(torch.from_numpy(x), torch.from_numpy(w), padding=tuple(k // 2 for k in kernel)).numpy()
+    np.testing.assert_allclose(ops.conv_same(x, w), expected, atol=1e-13)
 
 
 @pytest.mark.parametrize(("kernel", "stride", "shape"), [
     ((3,), (2,), (7,)), ((1, 5), (3, 2), (5, 6)), ((3, 1, 3), (1, 2, 2), (4, 3, 5)),
 ])   # fmt: skip
-def test_conv_is_torchs(kernel, stride, shape):
+def test_conv_equals_conv_of_torch(kernel, stride, shape):
     rng = np.random.default_rng(0)
     weights = {"conv.weight": rng.normal(size=(4, 3, *kernel)), "conv.bias": rng.normal(size=4)}
     x, arrays = rng.normal(size=(2, 3, *shape)), map(torch.from_numpy, weights.values())
     conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(shape)]
-    wanted = conv(torch.from_numpy(x), *arrays, stride=stride, padding=tuple(k // 2 for k in kernel)).numpy()
-    np.testing.assert_allclose(ops.conv(x, weights, "conv", stride), wanted, atol=1e-13)
+    expected = conv(torch.from_numpy(x), *arrays, stride=stride, padding=tuple(k // 2 for k in kernel)).numpy()
+    np.testing.assert_allclose(ops.conv(x, weights, "conv", stride), expected, atol=1e-13)
 
 
 @pytest.mark.parametrize(("kernel", "stride", "shape"), [
     ((2,), (2,), (5,)), ((4, 3), (2, 2), (3, 4)), ((3, 1, 2), (1, 1, 2), (2, 3, 4)),
 ])   # fmt: skip
-def test_transposed_convolution_is_torchs(kernel, stride, shape):
-    """Cut to sizes times the stride, from pixel (k - 1) // 2 on."""
+def test_transposed_convolution_equals_torch_after_cropping(kernel, stride, shape):
+    """The output is cropped to size * stride pixels, from pixel (k - 1) // 2 on."""
     rng = np.random.default_rng(0)
     weights = {"up.weight": rng.normal(size=(3, 4, *kernel)), "up.bias": rng.normal(size=4)}
     x, arrays = rng.normal(size=(2, 3, *shape)), map(torch.from_numpy, weights.values())
-    spread = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[len(shape)]
-    whole = spread(torch.from_numpy(x), *arrays, stride=stride, output_padding=tuple(s - 1 for s in stride)).numpy()
-    cut = [slice((k - 1) // 2, (k - 1) // 2 + n * s) for k, n, s in zip(kernel, shape, stride, strict=True)]
-    np.testing.assert_allclose(ops.transposed(x, weights, "up", stride), whole[(..., *cut)], atol=1e-13)
+    conv_transpose = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[len(shape)]
+    padding = tuple(s - 1 for s in stride)
+    whole = conv_transpose(torch.from_numpy(x), *arrays, stride=stride, output_padding=padding).numpy()
+    crop = [slice((k - 1) // 2, (k - 1) // 2 + n * s) for k, n, s in zip(kernel, shape, stride, strict=True)]
+    np.testing.assert_allclose(ops.transposed(x, weights, "up", stride), whole[(..., *crop)], atol=1e-13)
 
 
-def test_hard_sigmoid_is_that_of_mobilenetv3():
+def test_hard_sigmoid_equals_that_of_mobilenetv3():
     """relu6(z + 3) / 6 (Howard et al., "Searching for MobileNetV3", ICCV 2019, arXiv:1905.02244, section 5.2)."""
     z = np.array([-4, -3, -1, 0, 2, 3, 4], np.float64)
     in_torch = torch_ops.hard_sigmoid(torch.from_numpy(z)).numpy()
-    in_keras = keras_ops.ops.convert_to_numpy(keras_ops.hard_sigmoid(keras_ops.ops.convert_to_tensor(z)))
-    for got in (ops.hard_sigmoid(z), in_torch, in_keras):
+    resize_in_keras = keras_ops.ops.convert_to_numpy(keras_ops.hard_sigmoid(keras_ops.ops.convert_to_tensor(z)))
+    for got in (ops.hard_sigmoid(z), in_torch, resize_in_keras):
         np.testing.assert_allclose(got, [0, 0, 1 / 3, 1 / 2, 5 / 6, 1, 1], rtol=0, atol=1e-15)

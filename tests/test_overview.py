@@ -1,4 +1,4 @@
-"""What a run prints before its first epoch."""
+"""The overview that a run prints before its first epoch."""
 
 from types import SimpleNamespace
 
@@ -12,16 +12,18 @@ from attzoo.train import overview, run
 from attzoo.train.settings import Settings
 
 
-def lines(settings, folder):
+def overview_lines(settings, folder):
+    """Return the overview of a run in folder / "run", without a trained network."""
     training, validation = run.datasets(settings)
     spec = run.network(settings, training.channels, training.classes)(backend="numpy")
     trainer = SimpleNamespace(framework="torch", network=SimpleNamespace(spec=spec))
     return overview.lines(settings, folder / "run", training, validation, trainer)
 
 
-def folder_of(tmp_path, sizes, values=(0, 255), dtype=np.uint8, channels=1):
-    for part, some in (("train", sizes), ("valid", sizes[:1])):
-        for i, size in enumerate(some):
+def make_folder(tmp_path, sizes, values=(0, 255), dtype=np.uint8, channels=1):
+    """Write black images, and masks whose first pixels have the values; the first pair is also for validation."""
+    for part, part_sizes in (("train", sizes), ("valid", sizes[:1])):
+        for i, size in enumerate(part_sizes):
             shape = size if channels == 1 else (*size, channels)
             save(tmp_path / f"{part}_images" / f"{i}.png", np.zeros(shape, dtype))
             mask = np.full(size, values[0], np.uint8)
@@ -30,57 +32,58 @@ def folder_of(tmp_path, sizes, values=(0, 255), dtype=np.uint8, channels=1):
     return tmp_path
 
 
-def test_images_classes_network_and_output_are_told(tmp_path):
-    folder = folder_of(tmp_path, [(4, 5), (4, 5)], (0, 255, 255))
-    got = lines(Settings(data=str(folder), labels=(0, 255), channels=(4, 8), network={"skip": None}), tmp_path)
-    assert got[0] == "data: 2 images to train on, 1 to validate on; 4 x 5, 1 channel, uint8"
-    assert got[1] == "classes: 2, of all pixels 0 (value 0) in 90.00 %, 1 (value 255) in 10.00 %"
-    assert got[3] == f"output: {(tmp_path / 'run').resolve()}"
+def test_images_classes_network_and_output_are_listed(tmp_path):
+    folder = make_folder(tmp_path, [(4, 5), (4, 5)], (0, 255, 255))
+    settings = Settings(data=str(folder), labels=(0, 255), channels=(4, 8), network={"skip": None})
+    lines = overview_lines(settings, tmp_path)
+    assert lines[0] == "data: 2 images to train on, 1 to validate on; 4 x 5, 1 channel, uint8"
+    assert lines[1] == "classes: 2, of all pixels 0 (value 0) in 90.00 %, 1 (value 255) in 10.00 %"
+    assert lines[3] == f"output: {(tmp_path / 'run').resolve()}"
     net = attzoo.create("unet", 1, 2, backend="torch", channels=(4, 8), skip=None)
-    assert got[2] == f"network: unet in torch, {sum(p.numel() for p in net.parameters()):,} parameters"
+    assert lines[2] == f"network: unet in torch, {sum(p.numel() for p in net.parameters()):,} parameters"
 
 
-def test_what_is_ignored_resized_or_passed_over_is_told_too(tmp_path):
-    folder = folder_of(tmp_path, [(4, 5), (6, 5), (8, 8)], (0, 1, 255), channels=3)
+def test_ignored_pixels_resizing_and_ignored_files_are_listed(tmp_path):
+    folder = make_folder(tmp_path, [(4, 5), (6, 5), (8, 8)], (0, 1, 255), channels=3)
     for name in ("notes.txt", "Thumbs.db"):
         (folder / "train_images" / name).write_text("")
-    got = lines(Settings(data=str(folder), size=(8, 8), classes=3), tmp_path)
-    assert got[0].endswith("; 4 x 5 to 8 x 8, 3 sizes, 3 channels, uint8")
-    assert got[1] == "classes: 3, of all pixels 0 in 94.03 %, 1 in 2.99 %, 2 in 0 %; 255, ignored, in 2.99 %"
-    assert got[2] == f"passed over, no images: {folder}/train_images/Thumbs.db, {folder}/train_images/notes.txt"
-    assert got[3] == "resized to 8 x 8"
+    lines = overview_lines(Settings(data=str(folder), size=(8, 8), classes=3), tmp_path)
+    assert lines[0].endswith("; 4 x 5 to 8 x 8, 3 sizes, 3 channels, uint8")
+    assert lines[1] == "classes: 3, of all pixels 0 in 94.03 %, 1 in 2.99 %, 2 in 0 %; 255, ignored, in 2.99 %"
+    assert lines[2] == f"ignored, not images: {folder}/train_images/Thumbs.db, {folder}/train_images/notes.txt"
+    assert lines[3] == "resized to 8 x 8"
 
 
-def test_classes_that_vanish_by_resizing_are_told(tmp_path):
-    folder = folder_of(tmp_path, [(32, 32), (8, 8)], (0, 1))   # a class in a pixel of each
+def test_classes_that_vanish_by_resizing_are_listed(tmp_path):
+    folder = make_folder(tmp_path, [(32, 32), (8, 8)], (0, 1))   # class 1 has one pixel in each
     save(folder / "train_images" / "2.png", np.zeros((8, 8), np.uint8))
     save(folder / "train_labels" / "2.png", np.arange(64, dtype=np.uint8).reshape(8, 8) // 32)
-    got = lines(Settings(data=str(folder), size=(8, 8)), tmp_path)
-    want = "resized to 8 x 8; class 1 vanishes from 2 of 4 masks that hold it: a larger --size keeps small objects"
-    assert got[2] == want
+    lines = overview_lines(Settings(data=str(folder), size=(8, 8)), tmp_path)
+    expected = "resized to 8 x 8; class 1 vanishes from 2 of 4 masks that hold it: a larger --size keeps small objects"
+    assert lines[2] == expected
 
 
-def test_orientations_and_spacings_of_volumes_are_told(tmp_path):
+def test_orientations_and_spacings_of_volumes_are_listed(tmp_path):
     affines = [np.diag(diagonal) for diagonal in ([1, 1, 2, 1], [1, 1, 2, 1], [-1, 1, 2, 1], [1, 1, 0.5, 1])]
     for i, affine in enumerate(affines):
         for part, array in (("images", np.ones((4, 4, 4))), ("masks", np.eye(4, dtype=np.uint8)[None].repeat(4, 0))):
             (tmp_path / part).mkdir(exist_ok=True)
             nibabel.save(nibabel.Nifti1Image(array, affine.astype(float)), tmp_path / part / f"{i}.nii.gz")
-    got = lines(Settings(data=str(tmp_path), dims=3), tmp_path)
+    lines = overview_lines(Settings(data=str(tmp_path), dims=3), tmp_path)
     hint = "; a network takes voxels as they are stored: resample to have them alike"
-    assert got[1] == f"axes: RAS in 3, LAS in 1{hint}"
-    assert got[2] == f"spacing: 1 x 1 x 2 in 3, 1 x 1 x 0.5 in 1{hint}"
+    assert lines[1] == f"axes: RAS in 3, LAS in 1{hint}"
+    assert lines[2] == f"spacing: 1 x 1 x 2 in 3, 1 x 1 x 0.5 in 1{hint}"
 
 
-def test_types_that_differ_are_all_told(tmp_path):
-    folder = folder_of(tmp_path, [(4, 5), (4, 5)], (0, 1))
+def test_all_dtypes_are_listed(tmp_path):
+    folder = make_folder(tmp_path, [(4, 5), (4, 5)], (0, 1))
     save(folder / "train_images" / "1.png", np.zeros((4, 5), np.uint16))
-    assert lines(Settings(data=str(folder)), tmp_path)[0].endswith("1 channel, uint16 and uint8")
+    assert overview_lines(Settings(data=str(folder)), tmp_path)[0].endswith("1 channel, uint16 and uint8")
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_phantoms_are_told(dims, tmp_path):
-    got = lines(Settings(phantoms=10, dims=dims, size=(16,) * dims), tmp_path)
+def test_phantoms_are_listed(dims, tmp_path):
+    lines = overview_lines(Settings(phantoms=10, dims=dims, size=(16,) * dims), tmp_path)
     size = " x ".join(["16"] * dims)
-    assert got[0] == f"data: built-in phantoms, 8 images to train on, 2 to validate on; {size}, 1 channel"
-    assert got[1] == "classes: 4"
+    assert lines[0] == f"data: built-in phantoms, 8 images to train on, 2 to validate on; {size}, 1 channel"
+    assert lines[1] == "classes: 4"

@@ -1,6 +1,6 @@
-"""The same weights in the real blocks of timm, torchvision and MONAI give what ours give.
+"""Test that attzoo's blocks compute the same as those of timm, torchvision and MONAI with the same weights.
 
-They are not among the development extras; `pip install` line: benchmarks.peers.INSTALL.
+These libraries are not in the extra `dev`; benchmarks.peers.INSTALL has the command that installs them.
 """
 
 import warnings
@@ -27,7 +27,7 @@ def test_blocks_have_sources():
 
 
 @every_source
-def test_a_source_names_every_array_of_its_variant_once(name, source):
+def test_a_source_names_every_weight_of_its_variant_once(name, source):
     assert source.variant in registry.variants(name)
     spec = attzoo.info(name).create(64, backend="numpy", variant=source.variant)
     assert set(spec.weights) <= set(source.names)
@@ -37,8 +37,9 @@ def test_a_source_names_every_array_of_its_variant_once(name, source):
 
 @pytest.fixture
 def installed(source):
+    """Skip the test if the source's library is not installed."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")   # what other libraries warn of while they load is not ours to mend
+        warnings.simplefilter("ignore")   # of the other libraries
         try:
             load(source.module)
         except ModuleNotFoundError as err:
@@ -48,19 +49,20 @@ def installed(source):
 @pytest.mark.parametrize("channels", [8, 24, 64, 200])
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @every_source
-def test_ours_is_the_peers_block(installed, name, source, channels, training):
+def test_attzoos_block_equals_the_peers(installed, name, source, channels, training):
     rng = np.random.default_rng(0)
     card = attzoo.info(name)
-    others = {argument.name: 12 for argument in card.arguments if argument.channels_of}
-    ours = card.create(channels, backend="torch", variant=source.variant, **others)
+    further = {argument.name: 12 for argument in card.arguments if argument.channels_of}
+    ours = card.create(channels, backend="torch", variant=source.variant, **further)
     arrays = draw(ours.spec, rng)
     attzoo.load_weights(ours, arrays)
-    theirs = build_peer(source, ours.spec, arrays).double().train(training)
+    peer = build_peer(source, ours.spec, arrays).double().train(training)
     ours.double().train(training)
     inputs = [torch.from_numpy(rng.normal(size=(3, c, 7, 6))).requires_grad_() for c in ours.spec.inputs]
-    outputs = ours(*inputs), theirs(*inputs)
+    outputs = ours(*inputs), peer(*inputs)
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
-    sixth_in_float32 = ours.spec.config().get("gate") == "hard_sigmoid"   # in the gradient of torch's hardsigmoid
+    # The gradient of torch's hardsigmoid contains 1/6 in float32.
+    tolerance = 1e-7 if ours.spec.config().get("gate") == "hard_sigmoid" else 1e-12
     cotangent = torch.from_numpy(rng.normal(size=outputs[0].shape))
-    for g, wanted in zip(*(torch.autograd.grad(y, inputs, cotangent) for y in outputs), strict=True):
-        torch.testing.assert_close(g, wanted, rtol=0, atol=1e-7 if sixth_in_float32 else 1e-12)
+    for gradient, expected in zip(*(torch.autograd.grad(y, inputs, cotangent) for y in outputs), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=tolerance)

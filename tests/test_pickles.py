@@ -1,4 +1,4 @@
-"""Blocks that an earlier version pickled open and compute the same, or are refused with how to move them."""
+"""Blocks pickled by an earlier version can be loaded, or raise an error that explains how to move their weights."""
 
 import copy
 import pickle
@@ -20,8 +20,8 @@ MOVE = (
 
 
 @pytest.fixture
-def old(monkeypatch):
-    """What pickles a block as versions did that wrote no number of the format."""
+def pickle_old(monkeypatch):
+    """Return a function that pickles a block as versions without a format number did."""
 
     def dump(block):
         with monkeypatch.context() as patch:
@@ -32,11 +32,13 @@ def old(monkeypatch):
 
 
 def unet(*args, **kwargs):
+    """Return a U-Net in eval mode, with the same weights at every call."""
     torch.manual_seed(0)
     return attzoo.create("unet", 1, 2, *args, backend="torch", **kwargs).eval()
 
 
-def same(block, twin, *shapes):
+def assert_same(block, twin, *shapes):
+    """Assert that two blocks have the same output for random inputs."""
     xs = [torch.randn(shape) for shape in shapes]
     assert torch.equal(block(*xs), twin(*xs))
 
@@ -50,29 +52,29 @@ NETS = {
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_pickle_without_a_number_opens(name, old):
+def test_pickle_without_a_format_number_can_be_loaded(name, pickle_old):
     channels, options = NETS[name]
     net = unet(channels, **options)
-    twin = pickle.loads(old(net))
+    twin = pickle.loads(pickle_old(net))
     assert twin.spec == net.spec
-    same(net, twin, (2, 1, 8, 8))
+    assert_same(net, twin, (2, 1, 8, 8))
     assert vars(twin).keys() == vars(net).keys()
 
 
-def test_one_whose_spec_holds_rules_beside_what_they_gave_opens_and_can_be_saved(old, tmp_path):
-    """As before rules were refused there: `reduction` beside `reduced_channels` in the options of a U-Net."""
+def test_pickle_with_reduction_and_reduced_channels_can_be_loaded_and_saved(pickle_old, tmp_path):
+    """Earlier versions accepted both together in the options of a U-Net."""
     net = unet((4, 8), block="se")
-    options = tuple({**each, "reduction": 16} for each in net.spec.block_options)
+    options = tuple({**level, "reduction": 16} for level in net.spec.block_options)
     object.__setattr__(net.spec, "block_options", options)
     with pytest.raises(ValueError, match="expected reduction or reduced_channels, not both"):
         attzoo.save(net, tmp_path / "a.safetensors")
-    twin = pickle.loads(old(net))
-    same(net, twin, (2, 1, 8, 8))
+    twin = pickle.loads(pickle_old(net))
+    assert_same(net, twin, (2, 1, 8, 8))
     attzoo.save(twin, tmp_path / "a.safetensors")
-    same(net, attzoo.load(tmp_path / "a.safetensors", backend="torch").eval(), (2, 1, 8, 8))
+    assert_same(net, attzoo.load(tmp_path / "a.safetensors", backend="torch").eval(), (2, 1, 8, 8))
 
 
-def test_one_that_lacks_attributes_of_now_opens(old):
+def test_pickle_without_newer_attributes_can_be_loaded(pickle_old):
     net = unet((4, 8))
     x = torch.randn(2, 1, 8, 8)
     expected = net(x)
@@ -84,90 +86,90 @@ def test_one_that_lacks_attributes_of_now_opens(old):
     for module in net.modules():
         if isinstance(module, Units):
             module.units = tuple(object() for _ in module.units)   # rows of a table with other columns
-    twin = pickle.loads(old(net))
+    twin = pickle.loads(pickle_old(net))
     assert torch.equal(twin(x), expected)
     twin.set_grad_checkpointing()
     twin.train()(x).sum().backward()
 
 
-def exchanged(net):
+def replace_layer(net):
     net.up[0].conv = nn.Conv2d(8, 4, 3, padding=1)
 
 
-def lost(net):
+def delete_layer(net):
     del net.skip["0"].psi
 
 
-def idle(net):
+def set_unknown_gate(net):
     object.__setattr__(net.spec, "skip", "no_such_gate")
 
 
-def of_another_shape(net):
+def delete_channels(net):
     del net.spec.__dict__["channels"]
     object.__setattr__(net.spec, "channels", None)
 
 
-@pytest.mark.parametrize(("change", "what"), [
-    (exchanged, "up.0.conv is now of type RepeatingConv2d, not Conv2d"),
-    (lost, "the class now has a submodule psi, Conv2d"),
-    (idle, "unknown block 'no_such_gate'"),
-    (of_another_shape, "'NoneType' object is not iterable"),
+@pytest.mark.parametrize(("change", "reason"), [
+    (replace_layer, "up.0.conv is now of type RepeatingConv2d, not Conv2d"),
+    (delete_layer, "the class now has a submodule psi, Conv2d"),
+    (set_unknown_gate, "unknown block 'no_such_gate'"),
+    (delete_channels, "'NoneType' object is not iterable"),
 ])   # fmt: skip
-def test_one_that_is_made_in_another_way_now_is_refused(change, what, old):
+def test_pickle_of_an_incompatible_network_raises(change, reason, pickle_old):
     net = unet((4, 8))
     change(net)
-    message = rf"expected a UNet pickled by this version of attzoo, got an earlier one's: .*{what}.* {MOVE}"
+    message = rf"expected a UNet pickled by this version of attzoo, got an earlier one's: .*{reason}.* {MOVE}"
     with pytest.raises(ValueError, match=message.replace("a UNet", "an? [A-Za-z]+")):
-        pickle.loads(old(net))
+        pickle.loads(pickle_old(net))
 
 
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
-def test_blocks_too(sample, old):
+def test_pickled_block_can_be_loaded_or_raises(sample, pickle_old):
     block = sample.create("torch").eval()
-    same(block, pickle.loads(old(block)), *sample.shapes)
+    assert_same(block, pickle.loads(pickle_old(block)), *sample.shapes)
     path, _ = next(block.named_children(), (None, None))
-    if path is None:   # its weights are its own, and torch names those that are missing
+    if path is None:   # no submodules; torch names the missing weights
         return
     delattr(block, path)
     with pytest.raises(ValueError, match=f"the class now has a submodule {path}, .* {MOVE}"):
-        pickle.loads(old(block))
+        pickle.loads(pickle_old(block))
 
 
-def test_what_a_user_changed_stays(old):
+def test_changes_of_a_user_are_preserved(pickle_old):
     net = unet((4, 8))
     net.encoder[0].norm1 = nn.GroupNorm(2, 4)
     net.encoder[0].norm2.eps = 0.1
     net.encoder[0].note = "mine"
-    twin = pickle.loads(old(net))
-    same(net, twin, (2, 1, 8, 8))
+    twin = pickle.loads(pickle_old(net))
+    assert_same(net, twin, (2, 1, 8, 8))
     assert (twin.encoder[0].norm2.eps, twin.encoder[0].note) == (0.1, "mine")
 
 
-def test_a_net_for_inference_opens(old):
+def test_pickled_network_with_folded_norms_can_be_loaded(pickle_old):
     net = unet((4, 8)).fold_norms()
-    same(net, pickle.loads(old(net)), (2, 1, 8, 8))
+    assert_same(net, pickle.loads(pickle_old(net)), (2, 1, 8, 8))
 
 
-def test_a_subclass_with_other_arguments_opens(old):
-    block = Mine(8)
-    same(block, pickle.loads(old(block)), (2, 8, 5, 5))
+def test_pickled_subclass_with_other_arguments_can_be_loaded(pickle_old):
+    block = CustomSE(8)
+    assert_same(block, pickle.loads(pickle_old(block)), (2, 8, 5, 5))
 
 
-class Mine(attzoo.get("se", backend="torch")):
+class CustomSE(attzoo.get("se", backend="torch")):
     def __init__(self, width, *, extra=1):
         super().__init__(width)
 
 
-def test_pickles_of_now_are_not_looked_through(monkeypatch):
+def test_pickles_of_this_version_are_not_updated(monkeypatch):
     net = unet((4, 8))
-    net.up[0].conv = nn.Conv2d(8, 4, 3, padding=1)   # a user's own choice
+    net.up[0].conv = nn.Conv2d(8, 4, 3, padding=1)   # a change of the user
     monkeypatch.setattr(torch_pickle, "update", None)
     for twin in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
         assert type(twin.up[0].conv) is nn.Conv2d
         assert vars(twin).keys() == vars(net).keys()
 
 
-def test_a_copy_of_a_compiled_block_has_its_own_parameters():
+def test_copy_of_a_compiled_block_has_separate_parameters():
     block = attzoo.create("se", 4, backend="torch")
     block.compile(backend="eager")
     x = torch.ones(1, 4, 2, 2)

@@ -10,52 +10,53 @@ from attzoo.predict import picture
 # ---- maps ------------------------------------------------------------------------------------------
 
 
-def pictured(*args):
+def drawn_maps(*args):
+    """Return the pixels of the picture that `maps.draw` draws."""
     return imread(io.BytesIO(maps.draw(*args)))
 
 
-def test_the_picture_shows_images_of_every_kind():
+def test_maps_are_drawn_over_lines_pictures_and_volumes():
     rng = np.random.default_rng(0)
-    bars, strange = rng.random((1, 5, 1, 1)), np.full((1, 1, 4, 6), np.nan)
-    colour = pictured(rng.random((3, 8, 12)), {"": rng.random((2, 1, 8, 12)), "a.b": bars, "c" * 99: strange})
+    bars, invalid = rng.random((1, 5, 1, 1)), np.full((1, 1, 4, 6), np.nan)
+    colour = drawn_maps(rng.random((3, 8, 12)), {"": rng.random((2, 1, 8, 12)), "a.b": bars, "c" * 99: invalid})
     assert colour.shape[2] == 4
-    many = pictured(rng.random((1, 8, 12)), {str(i): bars for i in range(9)})
-    assert many.shape[0] > 1.5 * colour.shape[0]   # in rows
-    shown = {"skip": rng.random((1, 3, 5, 4, 2)), "se": bars[..., None]}
-    volume = pictured(rng.random((2, 9, 8, 4)), shown)
-    line = pictured(rng.random((1, 9)), {"skip": np.full((1, 1, 9), 0.5), "se": np.full((1, 5, 1), 0.5)})
+    many = drawn_maps(rng.random((1, 8, 12)), {str(i): bars for i in range(9)})
+    assert many.shape[0] > 1.5 * colour.shape[0]   # more rows of panels
+    coefficients = {"skip": rng.random((1, 3, 5, 4, 2)), "se": bars[..., None]}
+    volume = drawn_maps(rng.random((2, 9, 8, 4)), coefficients)
+    line = drawn_maps(rng.random((1, 9)), {"skip": np.full((1, 1, 9), 0.5), "se": np.full((1, 5, 1), 0.5)})
     assert np.ptp(volume) == np.ptp(line) == 1
 
 
-def test_the_picture_depends_on_what_it_shows():
+def test_the_picture_of_maps_depends_on_the_coefficients():
     rng = np.random.default_rng(0)
     x, a, b = rng.random((1, 8, 8)), rng.random((1, 1, 4, 4)), rng.random((1, 3, 1, 1))
-    shown = {"a": a, "b": b}, {"a": a[..., ::-1], "b": b}, {"a": a, "b": -b}
-    pictures = [pictured(x, each) for each in shown]
-    places = [np.argwhere((other != pictures[0]).any(-1)).min(0) for other in pictures[1:]]
-    assert places[0][1] < places[1][1]   # the map stands left of the bars
-    assert np.array_equal(pictured(x, {"a": a, "b": b}), pictures[0])
+    original = drawn_maps(x, {"a": a, "b": b})
+    changed_pictures = drawn_maps(x, {"a": a[..., ::-1], "b": b}), drawn_maps(x, {"a": a, "b": -b})
+    corners = [np.argwhere((changed != original).any(-1)).min(0) for changed in changed_pictures]
+    assert corners[0][1] < corners[1][1]   # the map is left of the bars
+    assert np.array_equal(drawn_maps(x, {"a": a, "b": b}), original)
 
 
-def test_cuts_and_scales():
+def test_slices_and_labels_of_scales():
     assert look.middle((9, 5, 7)) == (1, 2)
     assert look.middle((4, 3)) is None
     assert look.told((9, 5, 7), (1, 2)) == "slice 3 of 5 along axis 2"
     x = np.arange(2 * 9 * 5 * 7).reshape(2, 9, 5, 7)
     np.testing.assert_array_equal(look.flat(x, (1, 2)), x[:, :, 2])
-    np.testing.assert_array_equal(look.flat(x, (1, 9), (18, 10, 14)), x[:, :, 4])   # counted in a map twice as fine
+    np.testing.assert_array_equal(look.flat(x, (1, 9), (18, 10, 14)), x[:, :, 4])   # index at twice the size
     assert look.flat(x[:, 0, 0], None).shape == (2, 1, 7)
     assert look.numbers(0.0, 0.98) == ["0.00", "0.98"]
     assert look.numbers(0.5001, 0.5012) == ["0.5001", "0.5012"]
     assert look.numbers(0.5, 0.5) == ["0.50", "0.50"]
 
 
-def test_what_is_shown_lies_between_0_and_1():
+def test_visible_scales_images_to_0_and_1():
     for x in (np.zeros((1, 3, 4)), np.full((3, 3, 4), np.inf), np.array([[[np.nan, 1.0], [2.0, 1e9]]])):
-        shown = look.visible(x)
-        assert shown.shape == (*x.shape[1:], 3)
-        assert shown.min() >= 0
-        assert shown.max() <= 1
+        pixels = look.visible(x)
+        assert pixels.shape == (*x.shape[1:], 3)
+        assert pixels.min() >= 0
+        assert pixels.max() <= 1
     grey = look.visible(np.random.default_rng(0).integers(0, 60000, (2, 9, 9), np.uint16))
     assert np.ptp(grey) == 1
     assert (grey[..., 0] == grey[..., 2]).all()
@@ -64,16 +65,17 @@ def test_what_is_shown_lies_between_0_and_1():
 # ---- classes over an image -------------------------------------------------------------------------
 
 
-def overlaid(image, mask):
+def drawn_overlay(image, mask):
+    """Return the pixels of the picture that `picture.draw` draws."""
     return imread(io.BytesIO(picture.draw(image, mask, "title")))
 
 
-def test_the_overlay_colours_classes_and_leaves_the_first():
+def test_the_overlay_colours_all_classes_but_0():
     image = np.full((1, 40, 40), 0.5)
     image[:, :2], image[:, -2:] = 0, 1
-    none, half = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.uint8)
+    background, half = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.uint8)
     half[:, 20:] = 1
-    plain, tinted = overlaid(image, none)[..., :3], overlaid(image, half)[..., :3]
+    plain, tinted = drawn_overlay(image, background)[..., :3], drawn_overlay(image, half)[..., :3]
     grey = np.ptp(plain, axis=2) == 0
     assert grey[:, : grey.shape[1] // 2].all()
     rows, columns = np.nonzero(np.ptp(tinted[100:-80], axis=2) > 0.1)
@@ -82,24 +84,24 @@ def test_the_overlay_colours_classes_and_leaves_the_first():
 
 
 @pytest.mark.parametrize("classes", [2, 12, 40])
-def test_overlays_of_many_classes_and_of_volumes(classes):
+def test_overlays_with_many_classes_and_of_volumes_are_larger(classes):
     colors = picture.palette(classes)
     assert len({tuple(c) for c in colors[1:]}) == classes - 1
     rng = np.random.default_rng(0)
-    few = overlaid(rng.random((3, 8, 9)), rng.integers(0, 2, (8, 9)))
-    many = overlaid(rng.random((3, 8, 9)), np.arange(72).reshape(8, 9) % classes)
+    few = drawn_overlay(rng.random((3, 8, 9)), rng.integers(0, 2, (8, 9)))
+    many = drawn_overlay(rng.random((3, 8, 9)), np.arange(72).reshape(8, 9) % classes)
     assert many.shape[0] >= few.shape[0]   # the legend grows
-    assert overlaid(rng.random((1, 8, 9, 4)), rng.integers(0, classes, (8, 9, 4))).shape[1] > many.shape[1]
+    assert drawn_overlay(rng.random((1, 8, 9, 4)), rng.integers(0, classes, (8, 9, 4))).shape[1] > many.shape[1]
 
 
 @pytest.mark.parametrize("spacing", [(), (1.0, 1.0, 1.0), (1.0, 1.0, 4.0), (0.5, 3.0, 1.0)])
-def test_slices_of_volumes_are_drawn_to_the_scale_of_their_voxels(spacing, monkeypatch):
-    """The share of width and height that each slice takes is that of its millimetres."""
-    drawn = []
-    monkeypatch.setattr(look, "png", lambda figure, dpi: drawn.append(figure))
+def test_overlays_of_volumes_are_drawn_with_the_spacing_of_voxels(spacing, monkeypatch):
+    """Height divided by width is that in millimetres."""
+    figures = []
+    monkeypatch.setattr(look, "png", lambda figure, dpi: figures.append(figure))
     size, millimetres = (16, 12, 8), np.array((16, 12, 8)) * (spacing or (1.0, 1.0, 1.0))
     picture.draw(np.random.default_rng(0).random((1, *size)), np.ones(size, np.uint8), "scan", spacing)
-    (figure,) = drawn
+    (figure,) = figures
     figure.canvas.draw()
     for cut, ax in enumerate(figure.axes):
         box = ax.get_window_extent()
@@ -108,12 +110,12 @@ def test_slices_of_volumes_are_drawn_to_the_scale_of_their_voxels(spacing, monke
 
 
 @pytest.mark.parametrize(("spacing", "ratio"), [((), 8 / 12), ((1.0, 2.0, 1.0), 16 / 12), ((5.0, 1.0, 1.5), 8 / 18)])
-def test_maps_of_volumes_are_drawn_to_the_scale_of_their_voxels(spacing, ratio, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(look, "png", lambda figure, dpi: drawn.append(figure))
+def test_maps_of_volumes_are_drawn_with_the_spacing_of_voxels(spacing, ratio, monkeypatch):
+    figures = []
+    monkeypatch.setattr(look, "png", lambda figure, dpi: figures.append(figure))
     image = np.random.default_rng(0).random((1, 4, 8, 12))   # cut along the first axis
     maps.draw(image, {"skip": image[None]}, "scan", spacing)
-    (figure,) = drawn
+    (figure,) = figures
     for ax in figure.axes[:2]:
         box = ax.get_window_extent()
         assert box.height / box.width == pytest.approx(ratio, rel=1e-3)

@@ -29,7 +29,7 @@ both = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def unet(*args, backend="torch", **kwargs):
-    """A net whose outputs have a median of 0 each, so that classes change from pixel to pixel."""
+    """Return a network whose outputs have a median of 0 each, so that its masks have several classes."""
     torch.manual_seed(0)
     net = attzoo.create("unet", *args, backend="torch", initializer="torch", **kwargs)
     with torch.no_grad():
@@ -39,26 +39,26 @@ def unet(*args, backend="torch", **kwargs):
     return net if backend == "torch" else attzoo.convert(net, backend=backend)
 
 
-def raw(shape=(3, 20, 26), dtype=np.uint8, seed=0):
+def random_image(shape=(3, 20, 26), dtype=np.uint8, seed=0):
     return np.random.default_rng(seed).integers(0, 200, shape).astype(dtype)
 
 
-def visible(folder):
-    """The files in a folder, the record of what was written aside."""
+def files_in(folder):
+    """Return the sorted files in a folder, without the record."""
     return sorted(path for path in folder.rglob("*.*") if path.name != RECORD)
 
 
 class Spy(Network):
-    """A network that notes what it is shown."""
+    """A network that stores the shapes of its inputs."""
 
     def __call__(self, x):
-        self.__dict__.setdefault("shown", []).append(x.shape)
+        self.__dict__.setdefault("input_shapes", []).append(x.shape)
         return super().__call__(x)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Networks, images and volumes in files."""
+    """Write networks, images and volumes to files. Return the folder."""
     folder = tmp_path_factory.mktemp("files")
     attzoo.save(unet(3, 4, channels=(4, 4), block="se"), folder / "colour.safetensors")
     attzoo.save(unet(1, 1, channels=(4, 4), spatial_dims=3), folder / "volume.safetensors")
@@ -67,12 +67,12 @@ def files(tmp_path_factory):
     images = folder / "images"
     images.mkdir()
     for i, name in enumerate(("b.png", "a.bmp")):
-        Image.fromarray(np.moveaxis(raw(seed=i), 0, -1)).save(images / name)
+        Image.fromarray(np.moveaxis(random_image(seed=i), 0, -1)).save(images / name)
     (images / ".hidden").write_text("not an image")
     (images / "notes.txt").write_text("not an image either")
     affine = np.array([[0, -1.5, 0, 3], [1.25, 0, 0, -4], [0, 0, 5, 7], [0, 0, 0, 1]])
-    nibabel.save(nibabel.Nifti1Image(raw((9, 8, 6), np.int16), affine), folder / "scan.nii.gz")
-    np.save(folder / "scan.npy", raw((9, 8, 6), np.float32))
+    nibabel.save(nibabel.Nifti1Image(random_image((9, 8, 6), np.int16), affine), folder / "scan.nii.gz")
+    np.save(folder / "scan.npy", random_image((9, 8, 6), np.float32))
     return folder
 
 
@@ -81,29 +81,29 @@ def files(tmp_path_factory):
 
 @both
 @pytest.mark.parametrize("space", [(20, 26), (9, 7, 12)])
-def test_by_windows_a_net_that_looks_at_pixels_gives_what_it_gives_whole(backend, space):
+def test_windows_of_a_pointwise_network_agree_with_the_whole_image(backend, space):
     net = unet(3, 4, backend=backend, **POINTWISE, spatial_dims=len(space))
-    network, image = Spy(net, Preparation()), raw((3, *space))
+    network, image = Spy(net, Preparation()), random_image((3, *space))
     whole = predict(network, image)
-    assert network.shown == [(1, 3, *space)]
+    assert network.input_shapes == [(1, 3, *space)]
     assert whole.shape == (4, *space)
     np.testing.assert_allclose(whole.sum(0), 1, rtol=1e-5)
     window = (8, 50, 6)[: len(space)]   # larger than the image along one axis
     parts = predict(network, image, window=window, batch=3)
     np.testing.assert_allclose(parts, whole, atol=1e-6)
-    assert {shape[2:] for shape in network.shown[1:]} == {tuple(map(min, zip(window, space, strict=True)))}
-    assert max(shape[0] for shape in network.shown[1:]) == 3
+    assert {shape[2:] for shape in network.input_shapes[1:]} == {tuple(map(min, zip(window, space, strict=True)))}
+    assert max(shape[0] for shape in network.input_shapes[1:]) == 3
     np.testing.assert_array_equal(predict(network, image, window=window, batch=3), parts)
     counts = []
     for overlap in (0.0, 0.5):
-        network.shown.clear()
+        network.input_shapes.clear()
         predict(network, image, window=window, overlap=overlap, batch=1)
-        counts.append(len(network.shown))
+        counts.append(len(network.input_shapes))
     assert counts[1] > counts[0] == np.prod([-(-s // min(w, s)) for s, w in zip(space, window, strict=True)])
 
 
 class OneWindow(Network):
-    """Says 1 in the window that begins at pixel 8 of an image of its own coordinates, and 0 in every other."""
+    """Return 1 in the window that begins at pixel 8, else 0. The values of the image are its pixel coordinates."""
 
     def __call__(self, x):
         begins = x[:, 0, 0, 0].astype(int).tolist()
@@ -114,63 +114,63 @@ class OneWindow(Network):
 def test_windows_overlap_by_half_and_are_blended_with_gaussian_weights():
     """A Gaussian's standard deviation is 1/8 of the window, as in nnU-Net (Isensee et al. 2021) and MONAI."""
     network = OneWindow(unet(1, 1, channels=(4, 4), head="sigmoid"), Preparation(normalise="none"))
-    found = predict(network, np.arange(32, dtype=np.float32)[None, None], window=(1, 16))[0, 0]
+    prediction = predict(network, np.arange(32, dtype=np.float32)[None, None], window=(1, 16))[0, 0]
     assert network.begins == [0, 8, 16]
-    at = np.arange(32)
+    x = np.arange(32)
     weights = np.array([
-        np.where((at >= begin) & (at < begin + 16), np.exp(-((at - begin - 7.5) ** 2) / (2 * 2**2)), 0)
+        np.where((x >= begin) & (x < begin + 16), np.exp(-((x - begin - 7.5) ** 2) / (2 * 2**2)), 0)
         for begin in (0, 8, 16)
     ])   # fmt: skip
-    np.testing.assert_allclose(found, weights[1] / weights.sum(0), atol=3e-4)   # MONAI lets no weight fall below 1e-3
+    np.testing.assert_allclose(prediction, weights[1] / weights.sum(0), atol=3e-4)   # MONAI's least weight is 1e-3
 
 
-def test_by_windows_a_net_that_looks_farther_agrees_where_windows_have_room():
+def test_windows_agree_with_the_whole_image_beyond_the_receptive_field_of_other_windows():
     net = unet(1, 2, channels=(4, 4), strides=1, skip=None, kernel_size=3, norm=None)
-    network, image = Spy(net, Preparation(normalise="none")), raw((1, 64, 64), np.float32) / 200
+    network, image = Spy(net, Preparation(normalise="none")), random_image((1, 64, 64), np.float32) / 200
     whole, parts = predict(network, image), predict(network, image, window=(40, 40), overlap=0.4)
-    assert len(network.shown) > 1
-    for alone in (slice(0, 24), slice(40, 64)):   # in one window, and farther from its end than the net sees
-        np.testing.assert_allclose(parts[:, alone, alone], whole[:, alone, alone], atol=1e-5)
-    assert abs(parts - whole).max() > 1e-3   # but not where two blend
+    assert len(network.input_shapes) > 1
+    for rows in (slice(0, 24), slice(40, 64)):   # in one window, and its end is beyond the receptive field
+        np.testing.assert_allclose(parts[:, rows, rows], whole[:, rows, rows], atol=1e-5)
+    assert abs(parts - whole).max() > 1e-3   # where two windows are blended
 
 
 @both
-def test_images_are_resized_for_the_net_and_the_prediction_back(backend):
+def test_images_are_resized_for_the_network_and_outputs_to_the_image(backend):
     network = Spy(unet(3, 4, channels=(4, 4), backend=backend), Preparation((12, 10)))
-    p = predict(network, raw())
-    assert network.shown == [(1, 3, 12, 10)]
+    p = predict(network, random_image())
+    assert network.input_shapes == [(1, 3, 12, 10)]
     assert p.shape == (4, 20, 26)
-    y = network(network.preparation(raw())[None])
+    y = network(network.preparation(random_image())[None])
     z = torch.nn.functional.interpolate(torch.from_numpy(y), (20, 26), mode="bilinear")
     np.testing.assert_allclose(p, torch.softmax(z, 1)[0].numpy(), atol=1e-5)
 
 
-def test_frameworks_agree():
-    one, other = (Network(unet(3, 4, channels=(4, 4), backend=b), Preparation()) for b in BACKENDS)
-    np.testing.assert_allclose(predict(one, raw()), predict(other, raw()), atol=1e-5)
+def test_probabilities_of_the_frameworks_agree():
+    of_torch, of_keras = (Network(unet(3, 4, channels=(4, 4), backend=b), Preparation()) for b in BACKENDS)
+    np.testing.assert_allclose(predict(of_torch, random_image()), predict(of_keras, random_image()), atol=1e-5)
 
 
-def test_heads():
-    image, preparation = raw(), Preparation()
+def test_probabilities_and_classes_follow_from_the_head():
+    image, preparation = random_image(), Preparation()
     for outputs in (1, 3):
         net = unet(3, outputs, channels=(4, 4))
-        sure = attzoo.create("unet", **net.spec.config() | {"head": "sigmoid"}, backend="torch")
-        attzoo.load_weights(sure, attzoo.weights(net))
+        with_sigmoid = attzoo.create("unet", **net.spec.config() | {"head": "sigmoid"}, backend="torch")
+        attzoo.load_weights(with_sigmoid, attzoo.weights(net))
         y = net.eval()(torch.from_numpy(preparation(image)[None])).detach()
         p = predict(Network(net, preparation), image)
         np.testing.assert_allclose(p, (y.sigmoid() if outputs == 1 else y.softmax(1))[0], atol=1e-6)
-        np.testing.assert_allclose(predict(Network(sure, preparation), image), y.sigmoid()[0], atol=1e-6)
-        for each in (net, sure):
-            classes = segment(Network(each, preparation), image)
+        np.testing.assert_allclose(predict(Network(with_sigmoid, preparation), image), y.sigmoid()[0], atol=1e-6)
+        for model in (net, with_sigmoid):
+            classes = segment(Network(model, preparation), image)
             assert len(np.unique(classes)) > 1
-            np.testing.assert_array_equal(classes, label(predict(Network(each, preparation), image)))
+            np.testing.assert_array_equal(classes, label(predict(Network(model, preparation), image)))
 
 
-def test_a_model_in_training_is_left_as_it_was():
+def test_predict_leaves_the_training_mode_and_the_weights():
     net = unet(3, 2, channels=(4, 4)).train()
     net.head.eval()
     before = {name: array.copy() for name, array in attzoo.weights(net).items()}
-    predict(Network(net, Preparation()), raw())
+    predict(Network(net, Preparation()), random_image())
     assert net.training
     assert net.encoder[0].training
     assert not net.head.training
@@ -178,35 +178,35 @@ def test_a_model_in_training_is_left_as_it_was():
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_memory_is_but_a_share_more_than_the_outputs(monkeypatch):
+def test_peak_memory_is_at_most_a_small_multiple_of_the_outputs(monkeypatch):
     shape, network = (8, 150, 160), Network(unet(1, 8, channels=(4, 4), skip=None), Preparation((60, 50), "none"))
     image, small = np.zeros((1, *shape[1:]), np.float32), np.zeros((1, 8, 60, 50), np.float32)
     monkeypatch.setattr(Network, "__call__", lambda self, x: small)
-    for use, most in ((segment, 1.6), (predict, 2.6)):
-        use(network, image)
+    for function, limit in ((segment, 1.6), (predict, 2.6)):
+        function(network, image)
         tracemalloc.start()
-        use(network, image)
+        function(network, image)
         peak = tracemalloc.get_traced_memory()[1] / (4 * np.prod(shape))
         tracemalloc.stop()
-        assert 1 < peak < most
+        assert 1 < peak < limit
 
 
-def test_classes():
+def test_label_returns_the_first_of_the_likeliest_classes():
     np.testing.assert_array_equal(label(np.array([[0.4, 0.5, 0.6]])), [0, 1, 1])
     np.testing.assert_array_equal(label(np.array([[0.4, 0.2], [0.5, 0.3], [0.1, 0.5]])), [1, 2])
-    even = np.random.default_rng(0).integers(0, 3, (5, 40)) / 4   # many are the likeliest: the first of them counts
-    np.testing.assert_array_equal(label(even), even.argmax(0))
+    ties = np.random.default_rng(0).integers(0, 3, (5, 40)) / 4   # the greatest value is often not unique
+    np.testing.assert_array_equal(label(ties), ties.argmax(0))
     assert label(np.zeros((256, 2))).dtype == np.uint8
-    many = np.zeros((300, 2))
-    many[299] = 1
-    np.testing.assert_array_equal(label(many), np.array([299, 299], np.uint16))
+    scores = np.zeros((300, 2))
+    scores[299] = 1
+    np.testing.assert_array_equal(label(scores), np.array([299, 299], np.uint16))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"overlap": 0.9}, "overlap is for windows, got 0.9 without a window"),
-        ({"batch": 9}, "batch is for windows, got 9 without a window"),
+        ({"overlap": 0.9}, "overlap needs a window, got 0.9 without a window"),
+        ({"batch": 9}, "batch needs a window, got 9 without a window"),
         ({"window": (8, 8), "overlap": 1.0}, r"overlap must be in \[0, 1\), got 1.0"),
         ({"window": (8, 8), "overlap": -0.1}, "overlap must be in"),
         ({"window": (8,)}, r"window must be 2 numbers, one per spatial axis, got \(8,\)"),
@@ -214,46 +214,46 @@ def test_classes():
         ({"window": (8, 8), "batch": 0}, "batch must be >= 1"),
     ],
 )
-def test_options_are_checked(options, message):
+def test_wrong_options_raise(options, message):
     with pytest.raises(ValueError, match=message):
-        predict(Network(unet(3, 2, channels=(4, 4)), Preparation()), raw(), **options)
+        predict(Network(unet(3, 2, channels=(4, 4)), Preparation()), random_image(), **options)
 
 
-def test_a_window_that_no_image_is_larger_than():
+def test_a_window_that_covers_the_resized_image_raises():
     network = Network(unet(3, 2, channels=(4, 4)), Preparation((8, 10)))
     with pytest.raises(ValueError, match=r"window must be less than \(8, 10\), which images are resized to"):
-        predict(network, raw(), window=(8, 16))
-    assert predict(network, raw(), window=(8, 9)).shape == (2, 20, 26)
+        predict(network, random_image(), window=(8, 16))
+    assert predict(network, random_image(), window=(8, 9)).shape == (2, 20, 26)
 
 
-def test_images_and_outputs_are_checked():
+def test_wrong_images_and_infinite_outputs_raise():
     network = Network(unet(3, 2, channels=(4, 4)), Preparation())
     with pytest.raises(ValueError, match="expected 3 channels and 2 spatial axes in the image, got 1 and 2"):
-        predict(network, raw((1, 8, 8)))
+        predict(network, random_image((1, 8, 8)))
     with pytest.raises(ValueError, match="got 3 and 3"):
-        predict(network, raw((3, 8, 8, 8)))
+        predict(network, random_image((3, 8, 8, 8)))
     torch.nn.init.constant_(network.model.head.bias, torch.inf)
     with pytest.raises(ValueError, match="expected finite outputs of the network"):
-        predict(network, raw())
+        predict(network, random_image())
 
 
-# ---- a network in a file ---------------------------------------------------------------------------
+# ---- networks in files -----------------------------------------------------------------------------
 
 
 @both
-def test_a_file_is_opened_in_either_framework_with_the_settings_beside_it(files, tmp_path, backend):
+def test_open_network_reads_settings_in_the_folder_of_the_file(files, tmp_path, backend):
     path = tmp_path / "best.safetensors"
     path.write_bytes((files / "colour.safetensors").read_bytes())
     assert open_network(path, backend=backend).preparation == Preparation()
-    (tmp_path / "settings.json").write_text(json.dumps(Settings().config()))   # of phantoms, which are z-scored
+    (tmp_path / "settings.json").write_text(json.dumps(Settings().config()))   # of phantoms: zscore, no size
     assert open_network(path, backend=backend).preparation == Preparation()
     trained = Settings(data="images", size=(12, 10), normalise="unit")
     (tmp_path / "settings.json").write_text(json.dumps(trained.config()))
     assert open_network(path, backend=backend).preparation == Preparation((12, 10), "unit")
-    given = open_network(path, backend=backend, size=(), normalise="none")
-    assert given.preparation == Preparation(None, "none")
+    network = open_network(path, backend=backend, size=(), normalise="none")
+    assert network.preparation == Preparation(None, "none")
     assert open_network(path, backend=backend, size=[7, 9]).preparation == Preparation((7, 9), "unit")
-    assert given.spec == attzoo.load(path, backend="torch").spec
+    assert network.spec == attzoo.load(path, backend="torch").spec
 
 
 @pytest.mark.parametrize(
@@ -281,15 +281,15 @@ def test_a_file_is_opened_in_either_framework_with_the_settings_beside_it(files,
     ],
     ids=lambda text: text[:60],
 )
-def test_wrong_settings_are_one_error_that_names_the_file(files, tmp_path, text, got):
+def test_wrong_settings_raise_a_short_error_that_names_the_file(files, tmp_path, text, got):
     path = tmp_path / "best.safetensors"
     path.write_bytes((files / "colour.safetensors").read_bytes())
     (tmp_path / "settings.json").write_text(text)
-    named = re.escape(f"expected the settings of a training in {path.parent}")
-    with pytest.raises(ValueError, match=f"{named}.*{got}") as error:
+    start = re.escape(f"expected the settings of a training run in {path.parent}")
+    with pytest.raises(ValueError, match=f"{start}.*{got}") as error:
         open_network(path, size=() if "size must be 2" not in got else None)
     assert len(str(error.value)) < 700 + len(str(path))
-    assert open_network(path, size=(), normalise="unit").preparation == Preparation(None, "unit")   # none is needed
+    assert open_network(path, size=(), normalise="unit").preparation == Preparation(None, "unit")   # not read
 
 
 @pytest.mark.parametrize(("normalise", "dtype", "is_refused"), [
@@ -297,7 +297,7 @@ def test_wrong_settings_are_one_error_that_names_the_file(files, tmp_path, text,
     ("zscore", np.float32, False),
 ])   # fmt: skip
 @pytest.mark.parametrize("command", [predict_files, maps_file])
-def test_an_image_on_another_scale_than_in_training_is_refused(
+def test_an_image_on_another_scale_than_in_training_raises(
     files, tmp_path, normalise, dtype, is_refused, command
 ):
     path = tmp_path / "best.safetensors"
@@ -310,14 +310,14 @@ def test_an_image_on_another_scale_than_in_training_is_refused(
         message = f"a.tif on the scale of uint8, .* trained on, .* --normalise {normalise}, got {np.dtype(dtype)}: conv"
         with pytest.raises(ValueError, match=message):
             command(network, tmp_path / "a.tif", tmp_path / "out")
-        other = "zscore" if normalise == "none" else "none"   # what was trained on is not known to fit
-        assert command(open_network(path, normalise=other), tmp_path / "a.tif", tmp_path / "out")
+        changed = "zscore" if normalise == "none" else "none"   # the scale in training is then unknown
+        assert command(open_network(path, normalise=changed), tmp_path / "a.tif", tmp_path / "out")
     else:
         assert command(network, tmp_path / "a.tif", tmp_path / "out")
 
 
-@pytest.mark.timeout(60)   # a pipe that is opened waits for ever
-def test_settings_that_are_no_file_are_named(files, tmp_path):
+@pytest.mark.timeout(60)   # opening a pipe blocks
+def test_settings_that_are_a_pipe_raise(files, tmp_path):
     path = tmp_path / "best.safetensors"
     path.write_bytes((files / "colour.safetensors").read_bytes())
     os.mkfifo(tmp_path / "settings.json")
@@ -326,7 +326,7 @@ def test_settings_that_are_no_file_are_named(files, tmp_path):
     assert open_network(path, size=(), normalise="unit").settings is None
 
 
-def test_wrong_files_and_options(files):
+def test_open_network_raises_for_wrong_files_and_options(files):
     with pytest.raises(ValueError, match=r"expected a file with a network, got the block se in .*se.safetensors"):
         open_network(files / "se.safetensors")
     with pytest.raises(ValueError, match="size must be 2 numbers, one per spatial axis"):
@@ -337,24 +337,28 @@ def test_wrong_files_and_options(files):
         open_network(files / "none.safetensors")
 
 
-# ---- files -----------------------------------------------------------------------------------------
+# ---- masks, overlays and maps in files -------------------------------------------------------------
 
 
-def test_a_folder_of_images(files, tmp_path):
-    network, told = open_network(files / "colour.safetensors"), []
-    written = predict_files(network, files / "images", tmp_path / "new" / "out", hear=lambda *a: told.append(a))
-    assert told == [(0, 2), (1, 2), (2, 2)]
-    assert visible(tmp_path) == sorted(written)
+def test_predict_files_writes_masks_and_overlays_of_a_folder(files, tmp_path):
+    network, progress = open_network(files / "colour.safetensors"), []
+
+    def on_progress(*counts):
+        progress.append(counts)
+
+    written = predict_files(network, files / "images", tmp_path / "new" / "out", on_progress=on_progress)
+    assert progress == [(0, 2), (1, 2), (2, 2)]
+    assert files_in(tmp_path) == sorted(written)
     assert [str(path.relative_to(tmp_path / "new" / "out")) for path in written] == [
         "masks/a.png", "overlays/a.png", "masks/b.png", "overlays/b.png"
     ]   # fmt: skip
     for i, name in enumerate("ba"):
-        mask = label(predict(network, raw(seed=i)))
+        mask = label(predict(network, random_image(seed=i)))
         assert len(np.unique(mask)) > 1
         path = tmp_path / "new" / "out" / "masks" / f"{name}.png"
         np.testing.assert_array_equal(read_mask(path), mask)
         with Image.open(path) as opened:
-            assert (opened.mode, opened.size) == ("L", (26, 20))   # no palette, whose colours others read as classes
+            assert (opened.mode, opened.size) == ("L", (26, 20))   # a palette could be read as colours
             np.testing.assert_array_equal(np.asarray(opened.convert("L")), mask)
     before = {path: path.read_bytes() for path in written}
     assert predict_files(network, files / "images", tmp_path / "new" / "out") == written
@@ -362,77 +366,77 @@ def test_a_folder_of_images(files, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.npy"])
-def test_a_volume_keeps_its_kind_size_and_place(files, tmp_path, name):
+def test_the_mask_of_a_volume_has_its_format_size_and_affine(files, tmp_path, name):
     network = open_network(files / "volume.safetensors", size=(8, 8, 8))
     mask, overlay = predict_files(network, files / name, tmp_path, window=(5, 5, 5))
     assert mask == tmp_path / "masks" / name
     assert overlay == tmp_path / "overlays" / "scan.png"
-    wanted = label(predict(network, raw((1, 9, 8, 6), np.float32), window=(5, 5, 5)))
-    assert len(np.unique(wanted)) == 2
-    np.testing.assert_array_equal(read_mask(mask), wanted)
+    expected = label(predict(network, random_image((1, 9, 8, 6), np.float32), window=(5, 5, 5)))
+    assert len(np.unique(expected)) == 2
+    np.testing.assert_array_equal(read_mask(mask), expected)
     if name.endswith("gz"):
         np.testing.assert_array_equal(nibabel.load(mask).affine, nibabel.load(files / name).affine)
         assert nibabel.load(mask).get_data_dtype() == np.uint8
 
 
 @both
-def test_maps_of_a_file(files, tmp_path, backend):
+def test_maps_file_writes_a_picture_and_arrays(files, tmp_path, backend):
     network = open_network(files / "colour.safetensors", backend=backend, size=(12, 10))
     written = maps_file(network, files / "images" / "b.png", tmp_path)
-    assert visible(tmp_path) == sorted(written)
+    assert files_in(tmp_path) == sorted(written)
     assert written[0] == tmp_path / "b.png"
     assert imread(written[0]).shape[2] == 4
-    with attzoo.attention_maps(network.model) as seen:
-        network(network.preparation(raw())[None])
+    with attzoo.attention_maps(network.model) as coefficients:
+        network(network.preparation(random_image())[None])
     assert {path.stem: np.load(path).shape for path in written[1:]} == {
         "encoder.0.block": (1, 4, 1, 1), "encoder.1.block": (1, 4, 1, 1),
         "skip.0": (1, 1, 12, 10), "decoder.0.block": (1, 4, 1, 1),
     }   # fmt: skip
     for path in written[1:]:
-        np.testing.assert_array_equal(np.load(path), seen[path.stem])
+        np.testing.assert_array_equal(np.load(path), coefficients[path.stem])
 
 
-def test_maps_of_two_networks_are_not_mixed(files, tmp_path):
+def test_maps_file_refuses_a_folder_with_arrays_of_another_network(files, tmp_path):
     network, image = open_network(files / "colour.safetensors"), files / "images" / "b.png"
     written = maps_file(network, image, tmp_path)
-    (tmp_path / "b" / "notes.txt").write_text("mine")
+    (tmp_path / "b" / "notes.txt").write_text("of the user")
     before = {path: path.read_bytes() for path in written}
     assert maps_file(network, image, tmp_path) == written
-    with pytest.raises(ValueError, match=r"expected no arrays but this network's in .*b, got decoder.0.block.npy"):
+    with pytest.raises(ValueError, match=r"expected only arrays of this network in .*b, got decoder.0.block.npy"):
         maps_file(Network(unet(3, 2, channels=(4, 4)), Preparation()), image, tmp_path)
     assert {path: path.read_bytes() for path in written} == before
-    assert len(visible(tmp_path)) == len(written) + 1
+    assert len(files_in(tmp_path)) == len(written) + 1
 
 
-def test_maps_of_a_volume(files, tmp_path):
-    picture_, skip = maps_file(open_network(files / "volume.safetensors"), files / "scan.nii.gz", tmp_path)
-    assert picture_ == tmp_path / "scan.png"
+def test_maps_file_takes_volumes(files, tmp_path):
+    drawn, skip = maps_file(open_network(files / "volume.safetensors"), files / "scan.nii.gz", tmp_path)
+    assert drawn == tmp_path / "scan.png"
     assert np.load(skip).shape == (1, 1, 9, 8, 6)
 
 
-def test_names_of_files_are_safe():
-    from attzoo.predict.files import _safe
+def test_file_names_of_blocks_are_safe_and_unique():
+    from attzoo.predict.files import _safe_names
 
-    names = _safe(dict.fromkeys(["", "a/../b", "..", "A:b", "a_b", "a b", "\0", "skip.0"]))
+    names = _safe_names(dict.fromkeys(["", "a/../b", "..", "A:b", "a_b", "a b", "\0", "skip.0"]))
     assert names == ["model", "a_.._b", "_.", "A_b", "a_b_", "a_b__", "_", "skip.0"]
 
 
-def test_wrong_images_are_named_before_anything_is_written(files, tmp_path):
+def test_wrong_inputs_and_options_raise_before_anything_is_written(files, tmp_path):
     network, folder, out = open_network(files / "colour.safetensors"), tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     with pytest.raises(ValueError, match=r"expected images, masks or volumes in .*in, got none"):
         predict_files(network, folder, out)
-    Image.fromarray(np.moveaxis(raw(), 0, -1)).save(folder / "a.png")
-    Image.fromarray(raw()[0]).save(folder / "grey.png")
+    Image.fromarray(np.moveaxis(random_image(), 0, -1)).save(folder / "a.png")
+    Image.fromarray(random_image()[0]).save(folder / "grey.png")
     convert = r"convert it to 3 channels \(grey has 1, RGB 3, RGBA 4\)"
     with pytest.raises(ValueError, match=rf"expected 3 channels and 2 spatial .*grey.png, got 1 and 2: {convert}"):
         predict_files(network, folder / "grey.png", out)
     (folder / "grey.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"grey\.png"):
         maps_file(network, folder / "grey.png", out)
-    with pytest.raises(ValueError, match=r"expected 3 channels .* in .*scan.npy, got 1 and 3: take .* 3 spatial axes"):
+    with pytest.raises(ValueError, match=r"expected 3 channels .* in .*scan.npy, got 1 and 3: use .* 3 spatial axes"):
         maps_file(network, files / "scan.npy", out)
-    with pytest.raises(FileNotFoundError, match="got nothing at"):
+    with pytest.raises(FileNotFoundError, match=r"got no file or folder .*none\.png"):
         predict_files(network, folder / "none.png", out)
     with pytest.raises(FileNotFoundError, match=r"expected one image .* folder .*: `attzoo predict` takes f"):
         maps_file(network, folder, out)
@@ -440,50 +444,50 @@ def test_wrong_images_are_named_before_anything_is_written(files, tmp_path):
         maps_file(network, folder / "none.png", out)
     with pytest.raises(ValueError, match="overlap"):
         predict_files(network, folder / "a.png", out, overlap=2)
-    with pytest.raises(ValueError, match=r"^overlap is for windows, got 0\.5 without a window"):
+    with pytest.raises(ValueError, match=r"^overlap needs a window, got 0\.5 without a window"):
         predict_files(network, folder, out, overlap=0.5)
     with pytest.raises(ValueError, match="holds attention blocks, got a UNet without any"):
         maps_file(open_network(files / "plain.safetensors"), folder / "a.png", out)
     assert not out.exists()
 
 
-# ---- files that can't be read ----------------------------------------------------------------------
+# ---- files that cannot be read ---------------------------------------------------------------------
 
 
-def truncated(data):
+def first_half(data):
     return data[: len(data) // 2]
 
 
-BROKEN = {   # name -> what is left of a whole file
-    "half of the pixels": truncated,
-    "a head": lambda data: data[:33],
-    "nothing": lambda data: b"",
-    "another file": lambda data: b"notes",
-    "a bit": lambda data: data[:200] + bytes([data[200] ^ 255]) + data[201:],
+BROKEN = {   # what is wrong -> a function that makes the broken content from the whole one
+    "half of the file": first_half,
+    "only a head": lambda data: data[:33],
+    "empty": lambda data: b"",
+    "other content": lambda data: b"notes",
+    "a changed byte": lambda data: data[:200] + bytes([data[200] ^ 255]) + data[201:],
 }
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures."""
-    (made := tmp_path / "in").mkdir()
+    """Return a folder with three pictures."""
+    (path := tmp_path / "in").mkdir()
     for name in "abc":
-        Image.fromarray(np.moveaxis(raw((3, 90, 90)), 0, -1)).save(made / f"{name}.png")
-    return made
+        Image.fromarray(np.moveaxis(random_image((3, 90, 90)), 0, -1)).save(path / f"{name}.png")
+    return path
 
 
 @pytest.mark.parametrize("what", BROKEN)
 @pytest.mark.parametrize("name", "abc")
-def test_a_broken_image_does_not_end_a_folder(files, folder, tmp_path, name, what):
+def test_other_images_of_a_folder_are_written_if_one_is_broken(files, folder, tmp_path, name, what):
     network, out = open_network(files / "plain.safetensors"), tmp_path / "out"
     (path := folder / f"{name}.png").write_bytes(BROKEN[what](path.read_bytes()))
     with pytest.raises(Unfinished, match=rf"expected to segment 3 files, got errors in 1 of them: .*{path}") as caught:
         predict_files(network, folder, out, overlays=False)
     assert list(caught.value.failures) == [path]
-    assert visible(out) == caught.value.written == [out / "masks" / f"{each}.png" for each in "abc" if each != name]
+    assert files_in(out) == caught.value.written == [out / "masks" / f"{stem}.png" for stem in "abc" if stem != name]
 
 
-def test_a_broken_volume_and_a_network_that_fails_do_not_end_a_folder(files, folder, tmp_path):
+def test_other_images_are_written_if_a_volume_is_broken_and_an_output_is_infinite(files, folder, tmp_path):
     class Failing(Network):
         def __call__(self, x):
             return super().__call__(x) * (np.nan if x.max() > 100 else 1)
@@ -501,7 +505,7 @@ def test_a_broken_volume_and_a_network_that_fails_do_not_end_a_folder(files, fol
     assert len(caught.value.written) == 3
 
 
-def test_images_in_formats_that_are_not_read_are_named_and_the_others_segmented(files, folder, tmp_path):
+def test_other_images_are_written_if_one_has_an_unsupported_format(files, folder, tmp_path):
     (folder / "scan.dcm").write_bytes(bytes(128) + b"DICM")
     (folder / "notes.txt").touch()
     with pytest.raises(Unfinished, match=r"cannot read .*scan\.dcm: .*dcm2niix") as caught:
@@ -510,94 +514,94 @@ def test_images_in_formats_that_are_not_read_are_named_and_the_others_segmented(
     assert caught.value.written
 
 
-def test_an_image_of_other_channels_does_not_end_a_folder(files, folder, tmp_path):
+def test_other_images_are_written_if_some_have_wrong_channels_or_axes(files, folder, tmp_path):
     Image.fromarray(np.zeros((9, 9, 4), np.uint8)).save(folder / "b.png")
     np.save(folder / "z.npy", np.zeros((9, 8, 6), np.uint8))
     (tmp_path / "out" / "masks").mkdir(parents=True)
-    (tmp_path / "out" / "masks" / "b.png").write_bytes(b"somebody's, which nothing is to replace")
+    (tmp_path / "out" / "masks" / "b.png").write_bytes(b"a file of the user, which is not replaced")
     with pytest.raises(Unfinished, match=r"got errors in 2 .*: expected 3 channels .*b\.png, got 4 and 2") as caught:
         predict_files(open_network(files / "plain.safetensors"), folder, tmp_path / "out", overlays=False)
     assert [path.name for path in caught.value.failures] == ["b.png", "z.npy"]
     assert [path.name for path in caught.value.written] == ["a.png", "c.png"]
 
 
-HEADERS = {   # what the header of a volume says, and what is wrong with it
-    "a number that is none": ({"srow_x": np.nan}, "expected finite numbers in the header's affine"),
+HEADERS = {   # wrong header -> its fields and the error
+    "NaN": ({"srow_x": np.nan}, "expected finite numbers in the header's affine"),
     "zeros": (dict.fromkeys(("srow_x", "srow_y", "srow_z"), 0), "expected a positive spacing of voxels in the header"),
 }
 
 
 @pytest.fixture
 def volumes(tmp_path, request):
-    """Three volumes, the second with a header of HEADERS, and what is wrong with it."""
-    (made := tmp_path / "volumes").mkdir()
-    fields, wrong = HEADERS[request.param]
+    """Return a folder with three volumes, of which the second has a wrong header of HEADERS, and the error."""
+    (folder := tmp_path / "volumes").mkdir()
+    fields, message = HEADERS[request.param]
     for name in "abc":
-        image = nibabel.Nifti1Image(raw((9, 8, 6), np.int16), np.diag([1.0, 1, 2, 1]))
+        image = nibabel.Nifti1Image(random_image((9, 8, 6), np.int16), np.diag([1.0, 1, 2, 1]))
         for field, value in fields.items() if name == "b" else ():
             image.header[field] = value
-        nibabel.save(nibabel.Nifti1Image(image.dataobj, None, image.header), made / f"{name}.nii.gz")
-    return made, wrong
+        nibabel.save(nibabel.Nifti1Image(image.dataobj, None, image.header), folder / f"{name}.nii.gz")
+    return folder, message
 
 
 @pytest.mark.parametrize("volumes", HEADERS, indirect=True)
 @pytest.mark.parametrize("overlays", [False, True])
-def test_a_volume_of_no_geometry_does_not_end_a_folder(files, volumes, tmp_path, overlays):
-    (source, wrong), network = volumes, open_network(files / "volume.safetensors")
-    with pytest.raises(Unfinished, match=rf"got errors in 1 of them: .*{wrong}") as caught:
+def test_other_volumes_are_written_if_one_has_a_wrong_geometry(files, volumes, tmp_path, overlays):
+    (source, message), network = volumes, open_network(files / "volume.safetensors")
+    with pytest.raises(Unfinished, match=rf"got errors in 1 of them: .*{message}") as caught:
         predict_files(network, source, tmp_path / "out", overlays=overlays)
     assert list(caught.value.failures) == [source / "b.nii.gz"]
     assert sorted(path.name for path in (tmp_path / "out" / "masks").iterdir()) == ["a.nii.gz", "c.nii.gz"]
     for command in (predict_files, maps_file):
-        with pytest.raises(ValueError, match=rf"{wrong}|b\.nii\.gz.*{wrong}") as alone:
+        with pytest.raises(ValueError, match=rf"{message}|b\.nii\.gz.*{message}") as caught:
             command(network, source / "b.nii.gz", tmp_path / "alone")
-        assert str(source / "b.nii.gz") in str(alone.value)
+        assert str(source / "b.nii.gz") in str(caught.value)
     assert not (tmp_path / "alone").exists()
 
 
-def test_the_command_names_each_broken_image_at_the_end(files, folder, tmp_path):
+def test_the_command_lists_broken_images_at_the_end(files, folder, tmp_path):
     for name in "ac":
-        (folder / f"{name}.png").write_bytes(truncated((folder / f"{name}.png").read_bytes()))
+        (folder / f"{name}.png").write_bytes(first_half((folder / f"{name}.png").read_bytes()))
     arguments = ["predict", str(files / "plain.safetensors"), str(folder), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(cli.app, [*arguments, "--no-overlays"])
     assert result.exit_code == 1
     assert result.stdout == f"{tmp_path}/out/masks/b.png\n"
-    _, summary, *each = result.stderr.splitlines()
+    _, summary, *errors = result.stderr.splitlines()
     assert summary.startswith("attzoo: expected to segment 3 files, got errors in 2 of them: ")
-    assert [line.partition(": ")[0] for line in (each[0][8:], each[1][8:])] == [
+    assert [line.partition(": ")[0] for line in (errors[0][8:], errors[1][8:])] == [
         f"cannot read {folder}/{name}.png" for name in "ac"
     ]
 
 
-def test_one_broken_image_alone_is_refused_as_it_was(files, folder, tmp_path):
-    (folder / "a.png").write_bytes(truncated((folder / "a.png").read_bytes()))
+def test_one_broken_image_raises_its_own_error(files, folder, tmp_path):
+    (folder / "a.png").write_bytes(first_half((folder / "a.png").read_bytes()))
     with pytest.raises(ValueError, match=r"cannot read .*a\.png") as caught:
         predict_files(open_network(files / "plain.safetensors"), folder / "a.png", tmp_path / "out")
     assert not isinstance(caught.value, Unfinished)
     assert not (tmp_path / "out").exists()
 
 
-# ---- names of files --------------------------------------------------------------------------------
+# ---- file names ------------------------------------------------------------------------------------
 
 NAMES = [b"a$b$c.png", b"$x_2$.png", b"m\xe9decin.png", "médecin.png".encode(), b"a\nb.png", b"back\\slash$.png",
          "\u5716\u50cf.png".encode(), b"a\r.png", "a\u2028b\x85.png".encode(), b"%s {0} \\n.png"]   # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_any_name_of_a_file_will_do(files, folder, tmp_path, name):
+def test_inputs_may_have_any_file_name(files, folder, tmp_path, name):
     path, out = tmp_path / os.fsdecode(name), tmp_path / "out"
     (folder / "a.png").rename(path)
     network = open_network(files / "colour.safetensors")
     written = predict_files(network, path, out)
     assert [path.name for path in written] == [os.fsdecode(name)] * 2
-    assert predict_files(network, path, out) == written   # the record knows them
-    (out / "masks" / os.fsdecode(name)).write_bytes(b"mine")
+    assert predict_files(network, path, out) == written   # they are in the record
+    (out / "masks" / os.fsdecode(name)).write_bytes(b"of the user")
     with pytest.raises(FileExistsError):
         predict_files(network, path, out)
     maps_file(network, path, tmp_path / "maps")
 
 
-def test_the_command_prints_names_as_their_bytes(files, folder, tmp_path):
+def test_the_command_prints_file_names_as_their_bytes(files, folder, tmp_path):
     (folder / "a.png").rename(tmp_path / os.fsdecode(b"m\xe9.png"))
     arguments = ["predict", str(files / "plain.safetensors"), str(tmp_path / os.fsdecode(b"m\xe9.png"))]
     result = CliRunner().invoke(cli.app, [*arguments, "--no-overlays", "--out", str(tmp_path / "out")])
@@ -605,7 +609,7 @@ def test_the_command_prints_names_as_their_bytes(files, folder, tmp_path):
     assert result.stdout_bytes == os.fsencode(tmp_path) + b"/out/masks/m\xe9.png\n"
 
 
-def test_the_record_is_one_of_sha256sum(files, folder, tmp_path):
+def test_sha256sum_checks_the_record(files, folder, tmp_path):
     for i, name in enumerate((b"a\nb.png", b"c\\.png", b"m\xe9.png")):
         (folder / f"{'abc'[i]}.png").rename(folder / os.fsdecode(name))
     predict_files(open_network(files / "plain.safetensors"), folder, tmp_path / "out", overlays=False)
@@ -614,32 +618,32 @@ def test_the_record_is_one_of_sha256sum(files, folder, tmp_path):
         assert (checked.returncode, checked.stdout.count(b": OK\n")) == (0, 3), checked.stderr
 
 
-def test_pictures_show_a_name_as_it_is_written(files):
+def test_pictures_show_file_names_literally(files):
     image, mask = np.zeros((1, 9, 9)), np.zeros((9, 9), np.uint8)
     drawn = {name: picture.draw(image, mask, name) for name in ("a$b$c", "abc", r"a\$b\$c", "a\udce9", "a\ufffd")}
-    assert drawn["a$b$c"] != drawn["abc"]   # as mathematics it is abc in italics
+    assert drawn["a$b$c"] != drawn["abc"]   # "$b$" is no mathematics
     assert drawn["a\udce9"] == drawn["a\ufffd"]
     assert drawn[r"a\$b\$c"] != drawn["a$b$c"]
 
 
-# ---- many files ------------------------------------------------------------------------------------
+# ---- folders ---------------------------------------------------------------------------------------
 
 
-def test_overlays_may_be_left_out(files, folder, tmp_path, monkeypatch):
-    def drawn(*args):
+def test_overlays_are_optional(files, folder, tmp_path, monkeypatch):
+    def fail(*args):
         raise AssertionError("an overlay was drawn")
 
     network = open_network(files / "plain.safetensors")
     with_overlays = predict_files(network, folder, tmp_path / "with")
-    monkeypatch.setattr(picture, "draw", drawn)
+    monkeypatch.setattr(picture, "draw", fail)
     (tmp_path / "without").mkdir()
-    (tmp_path / "without" / "overlays").write_text("no folder is needed")
+    (tmp_path / "without" / "overlays").write_text("a file, no folder")
     written = predict_files(network, folder, tmp_path / "without", overlays=False)
     assert [path.name for path in written] == ["a.png", "b.png", "c.png"]
     assert [path.read_bytes() for path in written] == [path.read_bytes() for path in with_overlays[::2]]
 
 
-def test_a_folder_is_searched_once_for_what_killed_processes_left(files, folder, tmp_path, monkeypatch):
+def test_temporary_files_of_killed_processes_are_searched_once(files, folder, tmp_path, monkeypatch):
     out, searched, real = tmp_path / "out", [], os.scandir
     (out / "masks").mkdir(parents=True)
     (out / "masks" / ".attzoo-0123456789abcdef-a.png").write_bytes(b"half")
@@ -650,11 +654,11 @@ def test_a_folder_is_searched_once_for_what_killed_processes_left(files, folder,
 
 
 @pytest.mark.parametrize("where", ["out", "masks", "above"])
-def test_a_file_in_the_way(files, tmp_path, where):
+def test_an_output_folder_that_is_a_file_raises(files, tmp_path, where):
     network, image = open_network(files / "colour.safetensors"), files / "images" / "b.png"
     blocker = tmp_path / where if where != "above" else tmp_path
     out = tmp_path / "out" if where == "out" else tmp_path / "above" / "out" if where == "above" else tmp_path
-    (tmp_path / where).write_text("mine")
+    (tmp_path / where).write_text("of the user")
     with pytest.raises(NotADirectoryError, match="out must be a folder, got a file"):
         predict_files(network, image, out)
     if where != "masks":
@@ -676,52 +680,52 @@ def run(*arguments):
 
 
 @both
-def test_predict_on_the_command_line(files, tmp_path, backend):
+def test_the_command_predict_writes_the_masks(files, tmp_path, backend):
     options = ("--size", "16,18", "--normalise", "unit", "--window", "8,8", "--overlap", "0.25", "--batch", "2")
     source = files / "images"
-    said = run("predict", files / "colour.safetensors", source, "--out", tmp_path, "--backend", backend, *options)
-    assert said.stdout.split() == [str(tmp_path / f"{kind}/{n}.png") for n in "ab" for kind in ("masks", "overlays")]
-    assert said.stderr.splitlines()[-1] == f"passed over, no images: {source / 'notes.txt'}"
+    result = run("predict", files / "colour.safetensors", source, "--out", tmp_path, "--backend", backend, *options)
+    assert result.stdout.split() == [str(tmp_path / f"{kind}/{n}.png") for n in "ab" for kind in ("masks", "overlays")]
+    assert result.stderr.splitlines()[-1] == f"ignored, not images: {source / 'notes.txt'}"
     network = open_network(files / "colour.safetensors", backend=backend, size=(16, 18), normalise="unit")
-    mask = label(predict(network, raw(), window=(8, 8), overlap=0.25, batch=2))
+    mask = label(predict(network, random_image(), window=(8, 8), overlap=0.25, batch=2))
     np.testing.assert_array_equal(read_mask(tmp_path / "masks" / "b.png"), mask)
 
 
-def test_predict_lists_a_few_of_the_files_that_are_no_images(files, folder, tmp_path):
+def test_the_command_predict_lists_at_most_five_skipped_files(files, folder, tmp_path):
     for i in range(3000):
         (folder / f"note-{i:04}.txt").touch()
-    said = run("predict", files / "plain.safetensors", folder, "--out", tmp_path / "out", "--no-overlays").stderr
-    told = ", ".join(f"{folder}/note-000{i}.txt" for i in range(5))
-    assert said.splitlines()[-1] == f"passed over, no images: {told} and 2995 more"
+    stderr = run("predict", files / "plain.safetensors", folder, "--out", tmp_path / "out", "--no-overlays").stderr
+    skipped = ", ".join(f"{folder}/note-000{i}.txt" for i in range(5))
+    assert stderr.splitlines()[-1] == f"ignored, not images: {skipped} and 2995 more"
 
 
 @both
-def test_maps_on_the_command_line(files, tmp_path, backend):
+def test_the_command_maps_writes_a_picture_and_arrays(files, tmp_path, backend):
     source = files / "images" / "b.png"
-    said = run("maps", files / "colour.safetensors", source, "--out", tmp_path, "--backend", backend, "--size", "own")
-    assert said.stdout.split()[0] == str(tmp_path / "b.png")
+    result = run("maps", files / "colour.safetensors", source, "--out", tmp_path, "--backend", backend, "--size", "own")
+    assert result.stdout.split()[0] == str(tmp_path / "b.png")
     assert np.load(tmp_path / "b" / "skip.0.npy").shape == (1, 1, 20, 26)
 
 
 @pytest.mark.parametrize("command", ["predict", "maps"])
-def test_the_command_line_says_how_images_are_prepared_and_by_what(files, tmp_path, command):
+def test_the_commands_print_the_preparation_and_its_origin(files, tmp_path, command):
     path, settings = tmp_path / "best.safetensors", tmp_path / "settings.json"
     path.write_bytes((files / "colour.safetensors").read_bytes())
 
-    def told(*options):
+    def stderr(*options):
         return run(command, path, files / "images" / "b.png", "--out", tmp_path / "out", *options).stderr
 
-    alone, otherwise = f"no settings.json beside {path}: images are", "if it was trained otherwise\n"
-    assert told() == f"{alone} taken at their own size, zscore; set --size and --normalise {otherwise}"
-    assert told("--size", "8,9") == f"{alone} resized to 8 x 9, zscore; set --normalise {otherwise}"
+    start, end = f"no settings.json beside {path}: images are", "if it was trained otherwise\n"
+    assert stderr() == f"{start} taken at their own size, zscore; set --size and --normalise {end}"
+    assert stderr("--size", "8,9") == f"{start} resized to 8 x 9, zscore; set --normalise {end}"
     settings.write_text(json.dumps(Settings(data="images", size=(12, 10), normalise="unit").config()))
-    assert told() == f"images are resized to 12 x 10, unit, by {settings}\n"
-    assert told("--size", "own") == f"images are taken at their own size, unit, by --size and {settings}\n"
-    both_given = told("--size", "own", "--normalise", "none")
+    assert stderr() == f"images are resized to 12 x 10, unit, by {settings}\n"
+    assert stderr("--size", "own") == f"images are taken at their own size, unit, by --size and {settings}\n"
+    both_given = stderr("--size", "own", "--normalise", "none")
     assert both_given == "images are taken at their own size, none, by --size and --normalise\n"
 
 
-def test_what_the_command_line_refuses(files, tmp_path):
+def test_the_command_predict_raises_for_wrong_sizes_and_windows(files, tmp_path):
     network, source = files / "colour.safetensors", files / "images"
     with pytest.raises(ValueError, match="size must be integers separated by commas, or own, got '8x8'"):
         run("predict", network, source, "--out", tmp_path, "--size", "8x8")

@@ -1,4 +1,4 @@
-"""The setting that chooses what computes a block: from when on, until when, and what it may be."""
+"""The setting `attzoo.kernels`: its values, its scope, and threads."""
 
 import asyncio
 import re
@@ -17,7 +17,7 @@ from attzoo.fast import choice
 pytestmark = pytest.mark.usefixtures("as_it_was")
 
 
-def test_the_setting_holds_until_it_is_changed():
+def test_setting_holds_until_it_is_changed():
     try:
         attzoo.kernels("eager")
         assert settings.chosen == "eager"
@@ -27,7 +27,7 @@ def test_the_setting_holds_until_it_is_changed():
         attzoo.kernels("auto")
 
 
-def test_the_setting_is_put_back_after_a_block_of_code():
+def test_setting_is_restored_after_a_with_statement():
     with attzoo.kernels("triton"):
         with attzoo.kernels("eager"):
             assert settings.chosen == "eager"
@@ -38,31 +38,31 @@ def test_the_setting_is_put_back_after_a_block_of_code():
     assert settings.chosen == "auto"
 
 
-def test_it_tells_what_was_chosen():
+def test_repr_contains_the_mode():
     assert repr(attzoo.kernels("auto")) == "kernels('auto')"
 
 
-def test_another_mode_is_refused():
+def test_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="kernels must be one of 'auto', 'eager', 'triton', got 'fast'"):
         attzoo.kernels("fast")
     assert settings.chosen == "auto"
 
 
-def test_the_environment_chooses_at_start():
+def test_environment_variable_sets_the_mode_on_import():
     program = "import attzoo.settings; print(attzoo.settings.chosen)"
-    for value, wanted in (("triton", "triton"), ("", "auto")):
-        assert python(program, ATTZOO_KERNELS=value).stdout.strip() == wanted
-    done = python(program, ATTZOO_KERNELS="fast")
-    assert done.returncode != 0
-    assert done.stderr.splitlines()[-1] == (
+    for value, expected in (("triton", "triton"), ("", "auto")):
+        assert python(program, ATTZOO_KERNELS=value).stdout.strip() == expected
+    result = python(program, ATTZOO_KERNELS="fast")
+    assert result.returncode != 0
+    assert result.stderr.splitlines()[-1] == (
         "ValueError: ATTZOO_KERNELS must be one of 'auto', 'eager', 'triton', got 'fast'"
     )
 
 
-def test_a_setting_may_be_entered_again():
-    it = attzoo.kernels("eager")
+def test_setting_may_be_entered_again():
+    setting = attzoo.kernels("eager")
     for _ in range(2):
-        with it:
+        with setting:
             assert settings.chosen == "eager"
         assert settings.chosen == "auto"
 
@@ -70,9 +70,9 @@ def test_a_setting_may_be_entered_again():
 # ---- threads and contexts ------------------------------------------------------------------------------------------
 
 
-def test_eight_threads_have_each_their_own_setting():
-    """All are inside at once, one within another, and leave one by one."""
-    barrier, wrong = threading.Barrier(8), []
+def test_eight_threads_have_their_own_settings():
+    """All threads are in nested with statements at the same time."""
+    barrier, failed_threads = threading.Barrier(8), []
 
     def work(i):
         modes = [("eager", "triton", "auto")[(i + k) % 3] for k in range(3)]
@@ -81,28 +81,28 @@ def test_eight_threads_have_each_their_own_setting():
                 barrier.wait(20)
                 with attzoo.kernels(modes[1]), attzoo.kernels(modes[2]):
                     barrier.wait(20)
-                    wrong.extend([i] * (settings.chosen != modes[2]))
+                    failed_threads.extend([i] * (settings.chosen != modes[2]))
                 barrier.wait(20)
-                wrong.extend([i] * (settings.chosen != modes[0]))
+                failed_threads.extend([i] * (settings.chosen != modes[0]))
             barrier.wait(20)
-            wrong.extend([i] * (settings.chosen != "auto"))
+            failed_threads.extend([i] * (settings.chosen != "auto"))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert not failed_threads
     assert settings.chosen == "auto"
 
 
-def test_threads_whose_blocks_overlap_leave_nothing_behind():
-    inside, left = threading.Event(), threading.Event()
+def test_overlapping_settings_of_two_threads_are_restored():
+    inside, outside = threading.Event(), threading.Event()
 
     def work():
         with attzoo.kernels("eager"):
             inside.set()
-            left.wait(20)
+            outside.wait(20)
         return settings.chosen
 
     thread = threading.Thread(target=work)
@@ -110,22 +110,22 @@ def test_threads_whose_blocks_overlap_leave_nothing_behind():
         thread.start()
         inside.wait(20)
         assert settings.chosen == "triton"
-    left.set()
+    outside.set()
     thread.join()
     assert settings.chosen == "auto"
 
 
-def test_a_thread_has_the_setting_only_in_a_copy_of_the_context():
+def test_thread_has_the_setting_only_in_a_copy_of_the_context():
     with attzoo.kernels("triton"):
         assert in_thread(lambda: settings.chosen) == "auto"
         context = copy_context()
         assert in_thread(lambda: context.run(lambda: settings.chosen)) == "triton"
-        in_thread(lambda: attzoo.kernels("eager"))   # of that thread, from there on
+        in_thread(lambda: attzoo.kernels("eager"))   # changes that thread only
         assert settings.chosen == "triton"
     assert settings.chosen == "auto"
 
 
-def test_one_object_serves_several_threads_at_once():
+def test_one_setting_may_be_entered_by_several_threads():
     setting = copy_context().run(attzoo.kernels, "eager")
     barrier = threading.Barrier(2)
 
@@ -136,15 +136,15 @@ def test_one_object_serves_several_threads_at_once():
         barrier.wait(20)
         return inside, settings.chosen
 
-    other = []
-    thread = threading.Thread(target=lambda: other.append(work()))
+    results = []
+    thread = threading.Thread(target=lambda: results.append(work()))
     thread.start()
     assert work() == ("eager", "auto")
     thread.join()
-    assert other == [("eager", "auto")]
+    assert results == [("eager", "auto")]
 
 
-def test_blocks_of_code_may_end_in_any_order():
+def test_settings_may_be_exited_in_any_order():
     first, second = attzoo.kernels("eager"), attzoo.kernels("triton")
     with attzoo.kernels("auto"):
         first.__enter__()
@@ -158,7 +158,7 @@ def test_blocks_of_code_may_end_in_any_order():
     attzoo.kernels("auto")
 
 
-def test_tasks_have_each_their_own_setting():
+def test_asyncio_tasks_have_their_own_settings():
     async def work(mode):
         with attzoo.kernels(mode):
             await asyncio.sleep(0.01)
@@ -173,7 +173,7 @@ def test_tasks_have_each_their_own_setting():
     assert asyncio.run(both()) == [("eager", "triton", "triton"), ("auto", "triton", "triton")]
 
 
-def test_a_compiled_call_follows_the_setting_of_its_thread():
+def test_compiled_function_uses_the_setting_of_its_thread():
     graphs = []
 
     def backend(graph, inputs):
@@ -193,41 +193,41 @@ def test_a_compiled_call_follows_the_setting_of_its_thread():
     assert len(graphs) == 2
 
 
-class Deep(torch.autograd.Function):
-    """The identity, whose backward pass calls another one: the 61st is in a thread of autograd's own."""
+class Nested(torch.autograd.Function):
+    """The identity; its backward pass runs a nested one. Autograd runs the 61st level in a thread of its own."""
 
     @staticmethod
-    def forward(ctx, x, depth, seen):
-        ctx.depth, ctx.seen = depth, seen
+    def forward(ctx, x, depth, calls):
+        ctx.depth, ctx.calls = depth, calls
         return x * 1
 
     @staticmethod
     def backward(ctx, dy):
-        ctx.seen.append((threading.get_ident(), settings.chosen))
+        ctx.calls.append((threading.get_ident(), settings.chosen))
         if ctx.depth:
             with torch.enable_grad():
-                Deep.apply(torch.zeros(1, requires_grad=True), ctx.depth - 1, ctx.seen).sum().backward()
+                Nested.apply(torch.zeros(1, requires_grad=True), ctx.depth - 1, ctx.calls).sum().backward()
         return dy, None, None
 
 
-def test_a_backward_pass_has_the_setting_of_its_caller_in_every_thread():
-    seen = []
-    y = Deep.apply(torch.zeros(1, requires_grad=True), 80, seen)
+def test_backward_pass_has_the_setting_of_its_caller_in_every_thread():
+    calls = []   # thread and mode of each backward pass
+    y = Nested.apply(torch.zeros(1, requires_grad=True), 80, calls)
     with attzoo.kernels("triton"):
         y.sum().backward()
-    assert len({thread for thread, _ in seen}) > 1
-    assert {mode for _, mode in seen} == {"triton"}
-    seen.clear()
-    Deep.apply(torch.zeros(1, requires_grad=True), 80, seen).sum().backward()
-    assert len({thread for thread, _ in seen}) > 1
-    assert {mode for _, mode in seen} == {"auto"}
+    assert len({thread for thread, _ in calls}) > 1
+    assert {mode for _, mode in calls} == {"triton"}
+    calls.clear()
+    Nested.apply(torch.zeros(1, requires_grad=True), 80, calls).sum().backward()
+    assert len({thread for thread, _ in calls}) > 1
+    assert {mode for _, mode in calls} == {"auto"}
 
 
-def test_a_torch_older_than_the_kernels_is_named(monkeypatch):
+def test_torch_that_is_too_old_for_kernels_is_refused(monkeypatch):
     block, x = attzoo.create("se", 8, backend="torch"), torch.ones(2, 8, 3, 3)
     for name, value in (("ABSENT", False), ("EARLY", False), ("EARLY_TORCH", True)):
         monkeypatch.setattr(choice, name, value)
-    says = f"its kernels take PyTorch 2.11 or later, got {torch.__version__}; "
-    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=re.escape(says)):
+    message = f"its kernels take PyTorch 2.11 or later, got {torch.__version__}; "
+    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=re.escape(message)):
         block(x)
     assert torch.equal(block(x), x * block.attention(x))

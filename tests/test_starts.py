@@ -1,7 +1,6 @@
-"""How many kernels a call starts on a GPU is what the cases of its kernels state: counted in the interpreter."""
+"""A call starts as many kernels and operators as the cases of its kernels state, counted in the interpreter."""
 
-
-import kernels  # which skips this module where they cannot run
+import kernels  # skips this module if Triton is not available
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -10,10 +9,10 @@ import attzoo
 from attzoo.fast import choice
 
 # isort: split
-# `kernels` has skipped this module where they cannot run
+# below, because `kernels` skips this module if Triton is not available
 from triton.runtime import interpreter
 
-FREE = (   # operators that start nothing
+FREE = (   # operators that start no kernel
     "empty", "new_empty", "view", "detach", "slice", "select", "unsqueeze", "squeeze", "expand", "permute", "transpose",
     "as_strided", "alias", "t.", "unbind", "split", "_unsafe_view", "reshape", "sym_", "is_", "lift", "_to_copy",
 )   # fmt: skip
@@ -23,11 +22,11 @@ CASES = [
     for case in attzoo.get(name, backend="torch").triton_form().CASES
     if case.starts
 ]
-pytestmark = pytest.mark.skipif(not choice.INTERPRETED, reason="they are counted in Triton's interpreter")
+pytestmark = pytest.mark.skipif(not choice.INTERPRETED, reason="kernels are counted in Triton's interpreter")
 
 
 class Operators(TorchDispatchMode):
-    """Counts operators that compute."""
+    """Counts operators that start kernels."""
 
     def __init__(self):
         super().__init__()
@@ -39,8 +38,8 @@ class Operators(TorchDispatchMode):
 
 
 @pytest.fixture
-def starts(monkeypatch):
-    """starts(call): kernels and operators that a call starts."""
+def count_starts(monkeypatch):
+    """Return count_starts(call), which returns how many kernels and operators a call starts."""
     launched, real = [], interpreter.GridExecutor.__call__
 
     def launch(self, *args, **kwargs):
@@ -59,24 +58,24 @@ def starts(monkeypatch):
     return count
 
 
-def test_every_block_with_kernels_says_how_many_it_starts():
+def test_every_block_with_kernels_states_its_starts():
     stated = {case.values[0] for case in CASES}
     for name in kernels.ALL:
         assert name in stated, f"expected a KernelCase with starts=(...) in attzoo/blocks/{name}/triton.py"
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
-def test_a_call_starts_as_many_as_are_stated(name, case, starts):
+def test_call_starts_as_many_kernels_as_stated(name, case, count_starts):
     block = attzoo.info(name).create(16, backend="torch", **case.arguments)
     xs = [torch.randn(2, c, 6, 6, requires_grad=True) for c in block.spec.inputs]
-    found = []
+    starts = []
     with attzoo.kernels("triton"):
         with torch.no_grad():
-            block.eval()(*xs)   # the first call allocates what all of them share
-            found.append(starts(lambda: block(*xs)))
+            block.eval()(*xs)   # the first call allocates counters, which later calls share
+            starts.append(count_starts(lambda: block(*xs)))
         block.train()(*xs)
         outputs = []
-        found.append(starts(lambda: outputs.append(block(*xs))))
+        starts.append(count_starts(lambda: outputs.append(block(*xs))))
         dy = torch.ones_like(outputs[0])
-        found.append(starts(lambda: torch.autograd.grad(outputs[0], [*xs, *block.parameters()], dy)))
-    assert tuple(found) == case.starts
+        starts.append(count_starts(lambda: torch.autograd.grad(outputs[0], [*xs, *block.parameters()], dy)))
+    assert tuple(starts) == case.starts

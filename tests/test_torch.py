@@ -1,4 +1,4 @@
-"""Torch blocks live with the rest of torch: copies, autograd, memory, precision, parallel training, exporters."""
+"""Features of PyTorch with blocks: copies, autograd, memory formats, precision, parallel training, exporters, hooks."""
 
 import copy
 import io
@@ -39,7 +39,7 @@ devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=G
 
 @pytest.fixture(autouse=True)
 def _settings():
-    """Global settings that tests here change are put back; convolutions on CUDA are exact."""
+    """Restore the global settings that tests change, and disable TF32 in convolutions on CUDA."""
     threads = torch.get_num_threads()
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
@@ -49,13 +49,13 @@ def _settings():
 
 @pytest.fixture
 def compile_block():
-    """torch.compile, with nothing left behind."""
+    """Return torch.compile without graph breaks, and reset it after the test."""
     yield partial(torch.compile, fullgraph=True)
     torch.compiler.reset()
 
 
 def build(sample, dtype=torch.float32, device="cpu", seed=0):
-    """A block in eval mode, its running statistics away from their start, its relu's inputs away from zero."""
+    """Return a block in eval mode, with random running statistics and no input of a relu near zero."""
     for attempt in range(100):
         torch.manual_seed(seed + 1000 * attempt)
         block = sample.create("torch").eval()
@@ -66,26 +66,27 @@ def build(sample, dtype=torch.float32, device="cpu", seed=0):
                 buffer.uniform_(0.5, 2)
         if is_clear_of_zero(block.spec, attzoo.weights(block), sample.arrays()):
             return block.to(device, dtype)
-    raise ValueError(f"expected a start of {sample} whose relus meet no number near zero, got none in 100")
+    raise ValueError(f"expected initial weights of {sample} for which no input of a relu is near zero, got none in 100")
 
 
 def inputs(sample, dtype=torch.float32, device="cpu", **kwargs):
+    """Return the inputs of a sample as tensors."""
     return [torch.from_numpy(x).to(device, dtype) for x in sample.arrays(**kwargs)]
 
 
 def passes(block, xs):
-    """Output, then the gradient of a fixed weighted sum of it for every input and parameter."""
+    """Return the output, and the gradients of a weighted sum of it with respect to every input and parameter."""
     xs = [x.detach().requires_grad_() for x in xs]
     y = block(*xs)
-    cotangent = torch.empty_like(y).copy_(torch.linspace(-1, 1, y.numel()).reshape(y.shape))   # laid out as y
+    cotangent = torch.empty_like(y).copy_(torch.linspace(-1, 1, y.numel()).reshape(y.shape))   # in the layout of y
     return [y, *torch.autograd.grad(y, [*xs, *block.parameters()], cotangent)]
 
 
-def off(got, wanted):
-    """Largest difference, relative to the largest wanted value."""
-    assert got.shape == wanted.shape
-    got, wanted = got.detach().cpu().double(), wanted.detach().cpu().double()
-    difference, scale = float((got - wanted).abs().max()), float(wanted.abs().max())
+def relative_error(got, expected):
+    """Return the largest absolute difference, divided by the largest absolute expected value."""
+    assert got.shape == expected.shape
+    got, expected = got.detach().cpu().double(), expected.detach().cpu().double()
+    difference, scale = float((got - expected).abs().max()), float(expected.abs().max())
     assert math.isfinite(difference)
     return difference / (scale or 1)
 
@@ -110,7 +111,7 @@ class Net(nn.Module):
 
 
 class BranchOnSize(nn.Module):
-    """What no body may do: exporters keep the branch that they happened to see."""
+    """A module with a branch on the size of its input, of which exporters keep one side."""
 
     def forward(self, x):
         return x * 2 if x.shape[-1] == 5 else x * 3
@@ -121,7 +122,7 @@ class BranchOnSize(nn.Module):
 
 @pytest.mark.case68
 @every_sample
-def test_deepcopy(sample):
+def test_deepcopy_is_independent(sample):
     block, xs = build(sample), inputs(sample)
     twin = copy.deepcopy(block)
     assert twin.spec == block.spec
@@ -136,7 +137,7 @@ def test_deepcopy(sample):
 
 @pytest.mark.case69
 @every_sample
-def test_pickle(sample):
+def test_pickled_block_equals_the_block(sample):
     block, xs = build(sample), inputs(sample)
     twin = pickle.loads(pickle.dumps(block))
     assert twin.spec == block.spec
@@ -146,21 +147,22 @@ def test_pickle(sample):
 
 @pytest.mark.case83
 @every_sample
-def test_state_dict_both_ways(sample):
-    block, other, xs = build(sample), build(sample, seed=1), inputs(sample)
-    here, there = block(*xs), other(*xs)
-    assert not torch.equal(here, there)
+def test_state_dicts_can_be_exchanged(sample):
+    block, other_block, xs = build(sample), build(sample, seed=1), inputs(sample)
+    y, other_y = block(*xs), other_block(*xs)
+    assert not torch.equal(y, other_y)
     file = io.BytesIO()
     torch.save(block.state_dict(), file)
-    state, back = torch.load(io.BytesIO(file.getvalue()), weights_only=True), copy.deepcopy(other.state_dict())
-    other.load_state_dict(state, strict=True)
-    block.load_state_dict(back, strict=True)
-    assert torch.equal(other(*xs), here)
-    assert torch.equal(block(*xs), there)
+    state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    other_state = copy.deepcopy(other_block.state_dict())
+    other_block.load_state_dict(state, strict=True)
+    block.load_state_dict(other_state, strict=True)
+    assert torch.equal(other_block(*xs), y)
+    assert torch.equal(block(*xs), other_y)
 
 
 @every_sample
-def test_state_dict_speaks_canonical_names(sample):
+def test_state_dict_has_canonical_names(sample):
     block = build(sample)
     names = [name.replace(".running_", ".") for name in block.state_dict() if not name.endswith("num_batches_tracked")]
     assert sorted(names) == sorted(block.spec.weights)
@@ -171,18 +173,18 @@ def test_state_dict_is_strict(sample):
     block = build(sample)
     state = block.state_dict()
     name, tensor = next(iter(state.items()))
-    for wrong, says in (
+    for invalid_state, message in (
         ({k: v for k, v in state.items() if k != name}, "Missing key"),
         (state | {"surplus": tensor}, "Unexpected key"),
         (state | {name: torch.zeros(7, 7, 7)}, "size mismatch"),
     ):
-        with pytest.raises(RuntimeError, match=says):
-            block.load_state_dict(wrong)
+        with pytest.raises(RuntimeError, match=message):
+            block.load_state_dict(invalid_state)
 
 
 @pytest.mark.case78
 @every_sample
-def test_meta_device(sample):
+def test_block_on_the_meta_device_can_be_initialized(sample):
     with torch.device("meta"):
         block = sample.create("torch")
         y = block(*(torch.empty(s) for s in sample.shapes))
@@ -191,18 +193,18 @@ def test_meta_device(sample):
     torch.manual_seed(0)
     block = block.to_empty(device="cpu")
     block.reset_parameters()
-    direct = sample.create("torch")
+    reference = sample.create("torch")
     torch.manual_seed(0)
-    direct.reset_parameters()
-    for name, tensor in direct.state_dict().items():
+    reference.reset_parameters()
+    for name, tensor in reference.state_dict().items():
         assert torch.equal(block.state_dict()[name], tensor), name
 
 
-# ---- starts --------------------------------------------------------------------------------------------
+# ---- initialization ------------------------------------------------------------------------------------
 
 
 @every_sample
-def test_starts_as_the_spec_says(sample):
+def test_initial_weights_have_the_distributions_of_the_spec(sample):
     torch.manual_seed(0)
     arrays = pooled_starts(sample, attzoo.weights, "torch")
     for name, weight in sample.create("numpy").weights.items():
@@ -210,9 +212,9 @@ def test_starts_as_the_spec_says(sample):
 
 
 @every_sample
-def test_reset_parameters_is_a_fresh_start(sample):
+def test_reset_parameters_depends_only_on_the_seed(sample):
     block = build(sample).train()
-    block(*inputs(sample))   # running statistics move
+    block(*inputs(sample))   # updates running statistics
     torch.manual_seed(3)
     block.reset_parameters()
     first = copy.deepcopy(block.state_dict())
@@ -231,7 +233,7 @@ def test_reset_parameters_is_a_fresh_start(sample):
 
 @pytest.mark.case53
 @every_sample
-def test_input_not_changed(sample):
+def test_inputs_are_not_changed(sample):
     block, xs = build(sample).train(), inputs(sample)
     before = [x.clone() for x in xs]
     passes(block, xs)
@@ -240,7 +242,7 @@ def test_input_not_changed(sample):
 
 @pytest.mark.case54
 @every_sample
-def test_requires_grad_false(sample):
+def test_frozen_block_passes_gradients_to_its_input(sample):
     block, xs = build(sample).requires_grad_(False), inputs(sample)
     assert not block(*xs).requires_grad
     xs[0].requires_grad_()
@@ -249,8 +251,8 @@ def test_requires_grad_false(sample):
     assert all(p.grad is None for p in block.parameters())
 
 
-def functional(sample):
-    """A block as a function of its inputs and parameters, and small float64 ones to call it with."""
+def function_and_tensors(sample):
+    """Return a block, a function of its inputs and parameters, and float64 tensors for that function."""
     block = build(sample, torch.float64)
     names = [name for name, _ in block.named_parameters()]
     tensors = [*inputs(sample, torch.float64), *(p.detach() for p in block.parameters())]
@@ -265,14 +267,14 @@ def functional(sample):
 @pytest.mark.case55
 @every_sample
 def test_gradcheck(sample):
-    _, call, tensors = functional(sample)
+    _, call, tensors = function_and_tensors(sample)
     assert torch.autograd.gradcheck(call, tensors)
 
 
 @pytest.mark.case55
 @normed
 def test_gradcheck_in_training(name):
-    block, call, tensors = functional(SAMPLES[name])
+    block, call, tensors = function_and_tensors(SAMPLES[name])
     block.train()
     assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
 
@@ -280,14 +282,14 @@ def test_gradcheck_in_training(name):
 @pytest.mark.case56
 @every_sample
 def test_gradgradcheck(sample):
-    _, call, tensors = functional(sample)
+    _, call, tensors = function_and_tensors(sample)
     assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
 
 
 @pytest.mark.case57
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @every_sample
-def test_no_grad(sample, mode):
+def test_output_without_gradients_is_the_same(sample, mode):
     block, xs = build(sample), inputs(sample)
     with mode():
         y = block(*xs)
@@ -298,7 +300,7 @@ def test_no_grad(sample, mode):
 @pytest.mark.case58
 @every_sample
 def test_every_parameter_gets_a_gradient(sample):
-    block, xs = build(sample), inputs(sample)   # in training a norm would cancel the bias before it
+    block, xs = build(sample), inputs(sample)   # in training, a norm removes the bias before it
     block(*xs).square().sum().backward()
     for name, parameter in block.named_parameters():
         assert parameter.grad.isfinite().all(), name
@@ -307,39 +309,39 @@ def test_every_parameter_gets_a_gradient(sample):
 
 @pytest.mark.case59
 @every_sample
-def test_vmap(sample):
+def test_vmap_equals_single_calls(sample):
     block = build(sample, torch.float64)
     sets = [inputs(sample, torch.float64, seed=seed) for seed in range(3)]
     y = torch.func.vmap(block)(*(torch.stack(xs) for xs in zip(*sets, strict=True)))
-    for one, xs in zip(y, sets, strict=True):
-        assert_close(one, block(*xs), rtol=1e-12, atol=1e-12)
+    for output, xs in zip(y, sets, strict=True):
+        assert_close(output, block(*xs), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.case59
 @every_sample
-def test_vmap_of_gradients(sample):
+def test_vmap_of_gradients_sums_to_the_gradient(sample):
     block, xs = build(sample, torch.float64), inputs(sample, torch.float64)
     parameters = dict(block.named_parameters())
 
     def loss(parameters, *xs):
         return torch.func.functional_call(block, parameters, tuple(x[None] for x in xs)).square().sum()
 
-    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, *(0,) * len(xs)))(parameters, *xs)
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, *(0,) * len(xs)))(parameters, *xs)
     block(*xs).square().sum().backward()
     for name, parameter in parameters.items():
-        assert_close(each[name].sum(0), parameter.grad, rtol=1e-10, atol=1e-10)
+        assert_close(gradients[name].sum(0), parameter.grad, rtol=1e-10, atol=1e-10)
 
 
 @every_sample
-def test_checkpoint(sample):
+def test_checkpoint_has_the_same_gradients(sample):
     block, xs = build(sample), inputs(sample)
 
     def recomputed(*xs):
         return torch.utils.checkpoint.checkpoint(block, *xs, use_reentrant=False)
 
     recomputed.parameters = block.parameters
-    for got, wanted in zip(passes(recomputed, xs), passes(block, xs), strict=True):
-        assert torch.equal(got, wanted)
+    for got, expected in zip(passes(recomputed, xs), passes(block, xs), strict=True):
+        assert torch.equal(got, expected)
 
 
 # ---- memory --------------------------------------------------------------------------------------------
@@ -347,49 +349,48 @@ def test_checkpoint(sample):
 
 @pytest.mark.case49
 @every_sample
-def test_non_contiguous(sample):
+def test_non_contiguous_inputs_give_the_same_results(sample):
     block, xs = build(sample, torch.float64), inputs(sample, torch.float64)
     wide = [torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0].mT.contiguous().mT for x in xs]
     assert not any(x.is_contiguous() for x in wide)
-    for got, wanted in zip(passes(block, wide), passes(block, xs), strict=True):
-        assert off(got, wanted) < 1e-12
+    for got, expected in zip(passes(block, wide), passes(block, xs), strict=True):
+        assert relative_error(got, expected) < 1e-12
 
 
 @pytest.mark.case51
 @every_sample
-def test_expanded(sample):
+def test_expanded_inputs_give_the_same_results(sample):
     block, xs = build(sample, torch.float64), inputs(sample, torch.float64)
     flat = [x[:1, :, :1].expand(x.shape) for x in xs]
     assert all(x.stride()[0] == x.stride()[2] == 0 for x in flat)
-    for got, wanted in zip(passes(block, flat), passes(block, [x.contiguous() for x in flat]), strict=True):
-        assert off(got, wanted) < 1e-12
+    for got, expected in zip(passes(block, flat), passes(block, [x.contiguous() for x in flat]), strict=True):
+        assert relative_error(got, expected) < 1e-12
 
 
 @pytest.mark.case50
 @devices
 @every_sample
-def test_channels_last_is_kept(sample, device):
+def test_channels_last_memory_format_is_preserved(sample, device):
     if (rank := len(sample.shapes[0])) == 3:
-        return   # torch has no such format for one spatial axis
+        return   # torch has no channels-last format for one spatial axis
     layout = CHANNELS_LAST[rank]
     block, xs = build(sample, device=device), inputs(sample, device=device)
     last = [x.to(memory_format=layout) for x in xs]
-    got, wanted = passes(block, last), passes(block, xs)
+    got, expected = passes(block, last), passes(block, xs)
     assert got[0].is_contiguous(memory_format=layout)
-    assert not wanted[0].is_contiguous(memory_format=layout)
+    assert not expected[0].is_contiguous(memory_format=layout)
     assert got[1].is_contiguous(memory_format=layout)   # the gradient of x
-    assert max(map(off, got, wanted)) < 1e-5
-    again = passes(block.to(memory_format=layout), last)
-    assert again[0].is_contiguous(memory_format=layout)
-    assert max(map(off, again, wanted)) < 1e-5
+    assert max(map(relative_error, got, expected)) < 1e-5
+    converted = passes(block.to(memory_format=layout), last)
+    assert converted[0].is_contiguous(memory_format=layout)
+    assert max(map(relative_error, converted, expected)) < 1e-5
 
 
-def large(block, *given):
-    """How many tensors of the size of x a training step makes, besides x and the gradient of y."""
-    x, dy = given
-    with Large(x) as seen:
+def large_allocations(block, x, dy):
+    """Return the number of tensors of the size of x that a training step allocates."""
+    with Large(x) as recorder:
         torch.autograd.grad(block(x), [x, *block.parameters()], dy)
-    return len(seen.made.keys() - {tensor.untyped_storage().data_ptr() for tensor in given})
+    return len(recorder.made.keys() - {tensor.untyped_storage().data_ptr() for tensor in (x, dy)})
 
 
 PLAIN = [name for name in pooling() if attzoo.get(name, backend="torch").cpu_form is None]
@@ -397,10 +398,10 @@ MULTIPLY = [name for name in PLAIN if attzoo.info(name).spec.combination == "mul
 
 
 @pytest.mark.parametrize("name", MULTIPLY)
-def test_the_gradient_of_the_average_is_not_written_out(name):
+def test_gradient_of_the_average_is_not_allocated(name):
     block = attzoo.create(name, 8, backend="torch")
     x = torch.randn(2, 8, 9, 9, requires_grad=True)
-    assert large(block, x, torch.randn(x.shape)) == 4   # y, both gradients of a product, and the sum for x
+    assert large_allocations(block, x, torch.randn(x.shape)) == 4   # y, both gradients of the product, and their sum
 
 
 # ---- modes ---------------------------------------------------------------------------------------------
@@ -408,7 +409,7 @@ def test_the_gradient_of_the_average_is_not_written_out(name):
 
 @pytest.mark.case60
 @every_sample
-def test_train_equals_eval_without_norm(sample):
+def test_training_equals_inference_without_norm(sample):
     block, xs = build(sample), inputs(sample)
     has_norm = bool(sample.config.get("norm"))
     assert torch.equal(block.eval()(*xs), block.train()(*xs)) is not has_norm
@@ -417,7 +418,7 @@ def test_train_equals_eval_without_norm(sample):
 
 @pytest.mark.case60
 @normed
-def test_running_statistics_move_in_training_only(name):
+def test_running_statistics_are_updated_only_in_training(name):
     block, xs = build(SAMPLES[name]), inputs(SAMPLES[name])
     before = copy.deepcopy(block.state_dict())
     block(*xs)
@@ -429,7 +430,7 @@ def test_running_statistics_move_in_training_only(name):
 
 @pytest.mark.case61
 @normed
-def test_one_value_per_channel_has_no_statistics(name):
+def test_batch_norm_of_one_value_per_channel_raises_in_training(name):
     sample = SAMPLES[name]
     block = build(sample).train()
     steps = getattr(block.spec, "strides", (1,) * (len(sample.shapes[0]) - 2))
@@ -445,36 +446,36 @@ def test_one_value_per_channel_has_no_statistics(name):
 @pytest.mark.case62
 @devices
 @every_sample
-def test_rerun_is_bitwise_equal(sample, device):
+def test_results_are_bitwise_reproducible(sample, device):
     block, xs = build(sample, device=device).train(), inputs(sample, device=device)
     torch.use_deterministic_algorithms(True)
     first = passes(block, xs)
-    for got, wanted in zip(passes(block, xs), first, strict=True):
-        assert torch.equal(got, wanted)
+    for got, expected in zip(passes(block, xs), first, strict=True):
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.case63
 @every_sample
-def test_threads_agree(sample):
+def test_results_do_not_depend_on_the_number_of_threads(sample):
     block = build(sample, torch.float64)
-    xs = [nn.functional.interpolate(x, scale_factor=6) for x in inputs(sample, torch.float64)]   # enough to share out
+    xs = [nn.functional.interpolate(x, scale_factor=6) for x in inputs(sample, torch.float64)]   # enough for threads
     torch.set_num_threads(1)
-    wanted = passes(block, xs)
+    expected = passes(block, xs)
     for threads in (2, 4):
         torch.set_num_threads(threads)
-        assert max(map(off, passes(block, xs), wanted)) < 1e-11
+        assert max(map(relative_error, passes(block, xs), expected)) < 1e-11
 
 
 @pytest.mark.case64
 @every_sample
-def test_batch_invariance(sample):
+def test_results_do_not_depend_on_the_batch_size(sample):
     block, xs = build(sample), inputs(sample, more=3)
     y = block(*xs)
     for i in range(len(y)):
-        assert off(block(*(x[i : i + 1] for x in xs)), y[i : i + 1]) < 1e-5
+        assert relative_error(block(*(x[i : i + 1] for x in xs)), y[i : i + 1]) < 1e-5
 
 
-# what torch.use_deterministic_algorithms of 2.13 lists as throwing on CUDA, in the names of its operations
+# operations that raise an error on CUDA under torch.use_deterministic_algorithms of 2.13
 THROWING = {
     *(f"upsample_{kind}_backward" for kind in ("linear1d", "bilinear2d", "bicubic2d", "trilinear3d")),
     "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "avg_pool3d_backward",
@@ -484,30 +485,31 @@ THROWING = {
 }   # fmt: skip
 
 
-def operations(block, xs):
-    """The operations of a deterministic training pass off the CPU, where some have another form: CUDA's."""
+def operation_names(block, xs):
+    """Return the names of the operations of a deterministic training step on the meta device, which are CUDA's."""
     torch.use_deterministic_algorithms(True)
-    with Operations() as seen:
+    with Operations() as recorder:
         y = block.to("meta")(*(x.to("meta").requires_grad_() for x in xs))
         y.backward(torch.empty_like(y))
-    return set(seen.names)
+    return set(recorder.names)
 
 
 @pytest.mark.case65
 @every_sample
-def test_no_operation_that_throws_in_deterministic_mode(sample):
+def test_no_operation_raises_in_deterministic_mode(sample):
     block, throwing = build(sample).train(), THROWING
-    if older(torch.__version__, "2.11"):   # which has bilinear interpolation's other form on CUDA alone
+    if older(torch.__version__, "2.11"):   # decomposes bilinear interpolation on CUDA only
         throwing = throwing - {"upsample_bilinear2d_backward"}
     for more in (0, 1):
-        assert not operations(block, inputs(sample, more=more)) & throwing
+        assert not operation_names(block, inputs(sample, more=more)) & throwing
 
 
 @pytest.mark.case65
-def test_an_operation_that_throws_is_seen():
+def test_operation_that_raises_in_deterministic_mode_is_detected():
     up = nn.Upsample(7, mode="linear")
-    assert operations(up, [torch.ones(1, 1, 4)]) & THROWING == {"upsample_linear1d_backward"}
-    assert operations(nn.AdaptiveMaxPool2d(2), [torch.ones(1, 1, 4, 4)]) & THROWING == {"adaptive_max_pool2d_backward"}
+    assert operation_names(up, [torch.ones(1, 1, 4)]) & THROWING == {"upsample_linear1d_backward"}
+    pool_names = operation_names(nn.AdaptiveMaxPool2d(2), [torch.ones(1, 1, 4, 4)])
+    assert pool_names & THROWING == {"adaptive_max_pool2d_backward"}
 
 
 # ---- precision -----------------------------------------------------------------------------------------
@@ -517,28 +519,28 @@ LOW = pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 4e-3), (torch
 
 @devices
 @every_sample
-def test_float32_agrees_with_float64(sample, device):
-    wanted = passes(build(sample, torch.float64), inputs(sample, torch.float64))
+def test_float32_results_agree_with_float64(sample, device):
+    expected = passes(build(sample, torch.float64), inputs(sample, torch.float64))
     got = passes(build(sample, device=device).float(), inputs(sample, device=device))
     assert all(g.device.type == device for g in got)
-    assert max(map(off, got, wanted)) < 1e-5
+    assert max(map(relative_error, got, expected)) < 1e-5
 
 
 @pytest.mark.case38
 @LOW
 @devices
 @every_sample
-def test_autocast(sample, device, dtype, bound):
+def test_autocast_results_agree_with_float64(sample, device, dtype, bound):
     block, xs = build(sample, device=device), inputs(sample, device=device)
-    wanted = build(sample, torch.float64)(*inputs(sample, torch.float64))
+    expected = build(sample, torch.float64)(*inputs(sample, torch.float64))
     with torch.autocast(device, dtype):
         y = block(*xs)
-        low = block(*(x.to(dtype) for x in xs))   # as a convolution before the block would hand them over
-    # x * attention(x) keeps float32; an output transform is a convolution, which autocast runs low
+        low = block(*(x.to(dtype) for x in xs))   # as after a convolution
+    # x * attention(x) is float32; the convolution of an output transform computes in low precision
     assert y.dtype == (dtype if sample.config.get("output_transform") else torch.float32)
     assert low.dtype == dtype
-    assert 0 < off(y, wanted) < bound
-    assert 0 < off(low, wanted) < bound
+    assert 0 < relative_error(y, expected) < bound
+    assert 0 < relative_error(low, expected) < bound
     y.float().square().sum().backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in block.parameters())
 
@@ -546,11 +548,11 @@ def test_autocast(sample, device, dtype, bound):
 @LOW
 @devices
 @every_sample
-def test_low_precision_module(sample, device, dtype, bound):
+def test_low_precision_results_agree_with_float64(sample, device, dtype, bound):
     block, xs = build(sample, device=device).to(dtype), inputs(sample, dtype, device)
     y, *gradients = passes(block, xs)
     assert {y.dtype, *(g.dtype for g in gradients)} == {dtype}
-    assert 0 < off(y, build(sample, torch.float64)(*inputs(sample, torch.float64))) < bound
+    assert 0 < relative_error(y, build(sample, torch.float64)(*inputs(sample, torch.float64))) < bound
     assert all(g.isfinite().all() for g in gradients)
 
 
@@ -558,12 +560,14 @@ def test_low_precision_module(sample, device, dtype, bound):
 
 
 def net_batch():
+    """Return a network and a batch of x, g and y."""
     torch.manual_seed(0)
     batch = (torch.randn(4, *shape, dtype=torch.float64) for shape in ((8, 6, 5), (6, 2, 3), (8, 6, 5)))
-    return Net().double().eval(), *batch   # in training, norms would tell half a batch from the whole
+    return Net().double().eval(), *batch   # in training, norms depend on the batch size
 
 
 def train(net, x, g, y):
+    """Train for three steps of SGD."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
@@ -572,7 +576,7 @@ def train(net, x, g, y):
 
 
 def train_distributed(rank, store, result):
-    """One of two processes, on its half of the batch; the gradients are averaged."""
+    """Train in one of two processes, on half of the batch, with averaged gradients."""
     limit = timedelta(seconds=100)
     torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2, timeout=limit)
     net, *batch = net_batch()
@@ -582,21 +586,21 @@ def train_distributed(rank, store, result):
 
 
 @pytest.mark.case66
-def test_two_processes_train_as_one(tmp_path):
+def test_training_in_two_processes_equals_training_in_one(tmp_path):
     net, *batch = net_batch()
-    start = copy.deepcopy(net.state_dict())
+    initial = copy.deepcopy(net.state_dict())
     train(net, *batch)
     torch.multiprocessing.spawn(train_distributed, (tmp_path / "store", tmp_path / "rank"), nprocs=2)
     for rank in range(2):
         trained = torch.load(tmp_path / f"rank{rank}", weights_only=True)
-        for name, wanted in net.state_dict().items():
-            assert_close(trained[name], wanted, rtol=1e-10, atol=1e-12)
-            assert name not in dict(net.named_parameters()) or not torch.equal(wanted, start[name]), name
+        for name, expected in net.state_dict().items():
+            assert_close(trained[name], expected, rtol=1e-10, atol=1e-12)
+            assert name not in dict(net.named_parameters()) or not torch.equal(expected, initial[name]), name
 
 
 @pytest.mark.case67
 @every_sample
-def test_data_parallel_passes_through(sample):
+def test_data_parallel_equals_the_block(sample):
     block, xs = build(sample), inputs(sample)
     assert torch.equal(nn.DataParallel(block, device_ids=[])(*xs), block(*xs))
 
@@ -621,15 +625,15 @@ if __name__ == "__main__":
     data = Data()
     for context in ("fork", "spawn"):
         loader = torch.utils.data.DataLoader(data, num_workers=1, multiprocessing_context=context)
-        for got, wanted in zip(loader, data, strict=True):
-            torch.testing.assert_close(got[0], wanted)
+        for got, expected in zip(loader, data, strict=True):
+            torch.testing.assert_close(got[0], expected)
     print("done")
 """
 
 
 @pytest.mark.case70
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork on Windows")
-def test_block_inside_worker_processes(tmp_path):
+def test_block_works_in_worker_processes(tmp_path):
     script = tmp_path / "workers.py"
     script.write_text(WORKERS)
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
@@ -640,27 +644,27 @@ def test_block_inside_worker_processes(tmp_path):
 
 
 def dynamic(xs):
-    """Every axis but the channels may change."""
+    """Return dynamic shapes for torch.export: every axis but the channels."""
     return tuple({axis: Dim.DYNAMIC for axis in range(x.ndim) if axis != 1} for x in xs)
 
 
-def assert_same_at_other_sizes(got, block, sample):
-    """At the sizes seen and at three others: each axis meets odd and even ones, x and g change independently."""
+def assert_same_at_other_sizes(program, block, sample):
+    """Compare a program with its block at the sizes of the example and at three others, odd and even on each axis."""
     for more in (0, 1, 2, 3):
         xs = inputs(sample, more=more)
-        assert off(got(*xs), block(*xs)) < 1e-5
+        assert relative_error(program(*xs), block(*xs)) < 1e-5
 
 
 @pytest.mark.case72
 @every_sample
-def test_export(sample):
+def test_exported_block_equals_the_block(sample):
     block, xs = build(sample), inputs(sample)
     program = torch.export.export(block, tuple(xs), dynamic_shapes=dynamic(xs))
     assert_same_at_other_sizes(program.module(), block, sample)
 
 
 @pytest.mark.case72
-def test_export_of_a_gate_with_named_sizes():
+def test_exported_gate_with_named_sizes_equals_the_gate():
     sample = SAMPLES["attention_gate-coarse"]
     block, xs = build(sample), inputs(sample)
     n, h, w, gh, gw = (Dim(name, min=low, max=512) for name, low in zip("nhwij", (2, 4, 4, 2, 2), strict=True))
@@ -670,7 +674,7 @@ def test_export_of_a_gate_with_named_sizes():
 
 
 @pytest.mark.case72
-def test_export_refuses_a_branch_on_a_size():
+def test_export_refuses_a_branch_on_the_size():
     with pytest.raises(torch._dynamo.exc.UserError, match="Constraints violated"):
         torch.export.export(BranchOnSize(), (torch.ones(2, 3, 5),), dynamic_shapes=({2: Dim.DYNAMIC},))
 
@@ -680,31 +684,31 @@ def test_export_refuses_a_branch_on_a_size():
 def test_compile_without_graph_breaks(sample, compile_block):
     from torch._dynamo.testing import CompileCounter
 
-    counter = CompileCounter()   # compiles to the graph as it stands
+    counter = CompileCounter()   # runs the graph without changes
     block = build(sample, torch.float64)
     compiled = compile_block(block, backend=counter)
     for more in (0, 1, 2, 3):
         xs = inputs(sample, torch.float64, more=more)
-        assert max(map(off, passes(compiled, xs), passes(block, xs))) < 1e-12
-    assert counter.frame_count <= 2 + len(sample.shapes) // 2   # first size, any size; equal sizes skip the resampling
+        assert max(map(relative_error, passes(compiled, xs), passes(block, xs))) < 1e-12
+    assert counter.frame_count <= 2 + len(sample.shapes) // 2   # first size, dynamic size; equal sizes of x and g
 
 
 @pytest.mark.case73
-def test_compile_backward_ahead_of_time(compile_block):
+def test_compiled_backward_pass_equals_eager(compile_block):
     net = Net().double()
     compiled = compile_block(copy.deepcopy(net), backend="aot_eager")
     for more in (0, 1):
         xs = inputs(NET, torch.float64, more=more)
-        for got, wanted in zip(passes(compiled, xs), passes(net, xs), strict=True):
-            assert_close(got, wanted, rtol=1e-10, atol=1e-10)
-    for got, wanted in zip(compiled.buffers(), net.buffers(), strict=True):
-        assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+        for got, expected in zip(passes(compiled, xs), passes(net, xs), strict=True):
+            assert_close(got, expected, rtol=1e-10, atol=1e-10)
+    for got, expected in zip(compiled.buffers(), net.buffers(), strict=True):
+        assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.case73
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default compiler needs g++ on a CPU")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")   # torch's own use
-def test_compile_with_inductor(compile_block):
+def test_block_compiled_with_inductor_equals_the_block(compile_block):
     sample = SAMPLES["eca"]
     block = build(sample)
     compiled = compile_block(block, dynamic=True)
@@ -714,8 +718,8 @@ def test_compile_with_inductor(compile_block):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default compiler needs g++ on a CPU")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")   # torch's own use
-def test_pooled_pixels_repeated_compile_with_inductor_for_all_sizes():
-    """As in a U-Net: torch's compiler has no remainder of a negative number for the index that they are read at."""
+def test_pooling_and_repeating_compiled_with_inductor_work_at_all_sizes():
+    """As in a U-Net. The compiler fails if an index is the remainder of a negative number."""
 
     def down_and_up(x):
         return x + crop(repeat(pool(x, (2, 2)), (2, 2)), x.shape[2:])
@@ -731,17 +735,17 @@ def test_pooled_pixels_repeated_compile_with_inductor_for_all_sizes():
 
 @pytest.mark.case75
 @every_sample
-def test_trace(sample):
+def test_traced_block_equals_the_block(sample):
     block, xs = build(sample), inputs(sample)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit")            # torch would rather have us export
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)   # the refusal of wrong inputs is not traced, rightly
+        warnings.filterwarnings("ignore", "`torch.jit")            # deprecation
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)   # checks of inputs are not traced
         traced = torch.jit.trace(block, tuple(xs))
     assert_same_at_other_sizes(traced, block, sample)
 
 
 @pytest.mark.case75
-def test_trace_of_a_branch_on_a_size_is_caught():
+def test_trace_of_a_branch_on_the_size_is_detected():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(BranchOnSize(), torch.ones(2, 8, 6, 5))
@@ -752,7 +756,7 @@ def test_trace_of_a_branch_on_a_size_is_caught():
 @pytest.mark.case74
 @every_sample
 def test_script_refuses(sample):
-    """TorchScript cannot express a spec: an error, never a module that computes something else."""
+    """TorchScript cannot represent a spec and raises an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit")
         with pytest.raises((RuntimeError, ValueError)):
@@ -760,14 +764,14 @@ def test_script_refuses(sample):
 
 
 class LeafTracer(torch.fx.Tracer):
-    """Keeps our blocks whole, as torch.fx keeps torch's own layers."""
+    """A tracer that treats blocks as leaves, like torch's own layers."""
 
     def is_leaf_module(self, module, qualified_name):
         return isinstance(module, Block) or super().is_leaf_module(module, qualified_name)
 
 
 @pytest.mark.case76
-def test_fx_with_blocks_as_leaves():
+def test_traced_network_with_blocks_as_leaves_equals_the_network():
     net = Net().eval()
     graph = LeafTracer().trace(net)
     paths = [f"{'blocks' if len(sample.shapes) == 1 else 'gates'}.{name}" for name, sample in network().items()]
@@ -777,20 +781,20 @@ def test_fx_with_blocks_as_leaves():
 
 
 @pytest.mark.case77
-@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # torch.onnx's own
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # inside torch.onnx
 @pytest.mark.parametrize("name", ["net", *(name for name, sample in SAMPLES.items() if len(sample.shapes[0]) != 4)])
-def test_onnx(name, tmp_path):
+def test_onnx_model_equals_the_block(name, tmp_path):
     import onnxruntime
 
     sample = (SAMPLES | {"net": NET})[name]
     resamples = len(sample.shapes) > 1 and sample.config.get("interpolation", "linear") == "linear"
     if older(torch.__version__, "2.7") and resamples:
-        pytest.skip("torch 2.6 exports no bilinear F.interpolate to a size that is free, in a plain module either")
+        pytest.skip("torch 2.6 cannot export bilinear F.interpolate with a dynamic size")
     block, xs = Net().eval() if name == "net" else build(sample), inputs(sample)
     file = tmp_path / "block.onnx"
     torch.onnx.export(block, tuple(xs), file, dynamo=True, dynamic_shapes=dynamic(xs), verbose=False)
     session = onnxruntime.InferenceSession(file)
-    names = [i.name for i in session.get_inputs()]
+    names = [node.name for node in session.get_inputs()]
 
     def run(*xs):
         return torch.from_numpy(session.run(None, dict(zip(names, (x.numpy() for x in xs), strict=True)))[0])
@@ -803,22 +807,22 @@ def test_onnx(name, tmp_path):
 
 @pytest.mark.case71
 @every_sample
-def test_hooks_run(sample):
+def test_hooks_of_all_modules_run(sample):
     block, xs = build(sample), inputs(sample)
-    before, after, back = [], [], []
+    before, after, backward = [], [], []
     for module in block.modules():
         module.register_forward_pre_hook(lambda module, args: before.append(module))
         module.register_forward_hook(lambda module, args, output: after.append((module, output)))
-        module.register_full_backward_hook(lambda module, inner, outer: back.append(module))
+        module.register_full_backward_hook(lambda module, inner, outer: backward.append(module))
     y = block(*(x.requires_grad_() for x in xs))
     y.sum().backward()
-    assert set(before) == {module for module, _ in after} == set(back) == set(block.modules())
+    assert set(before) == {module for module, _ in after} == set(backward) == set(block.modules())
     assert after[-1][0] is block
     assert torch.equal(after[-1][1], y)
 
 
 @every_sample
-def test_flop_counter_agrees_with_macs(sample):
+def test_flop_counter_counts_two_per_mac(sample):
     from torch.utils.flop_counter import FlopCounterMode
 
     block, xs = build(sample), inputs(sample, more=1)
@@ -828,34 +832,34 @@ def test_flop_counter_agrees_with_macs(sample):
 
 
 @every_sample
-def test_parameter_count(sample):
+def test_parameter_count_equals_that_of_the_spec(sample):
     block = build(sample)
     count = sum(weight.size for weight in block.spec.weights.values() if weight.trainable)
     assert nn.utils.parameters_to_vector(block.parameters()).numel() == count
 
 
 @normed
-def test_sync_batch_norm(name):
+def test_block_works_with_sync_batch_norm(name):
     block, xs = build(SAMPLES[name]), inputs(SAMPLES[name])
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(block))
     assert any(isinstance(module, nn.SyncBatchNorm) for module in synced.modules())
-    assert off(synced(*xs), block(*xs)) < 1e-6
+    assert relative_error(synced(*xs), block(*xs)) < 1e-6
     arrays = attzoo.weights(synced)
     assert all(np.array_equal(arrays[name], array) for name, array in attzoo.weights(block).items())
 
 
-def test_weight_norm():
+def test_block_works_with_weight_norm():
     block, xs = build(SAMPLES["se"]), inputs(SAMPLES["se"])
-    wanted = block(*xs)
+    expected = block(*xs)
     nn.utils.parametrizations.weight_norm(block.squeeze)
-    assert off(block(*xs), wanted) < 1e-6
+    assert relative_error(block(*xs), expected) < 1e-6
     assert_close(torch.from_numpy(attzoo.weights(block)["squeeze.weight"]), block.squeeze.weight.detach())
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @every_sample
-def test_cuda_graph(sample):
+def test_cuda_graph_can_be_replayed(sample):
     block, static = build(sample, device="cuda"), inputs(sample, device="cuda")
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -866,21 +870,21 @@ def test_cuda_graph(sample):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph), torch.no_grad():
         y = block(*static)
-    fresh = inputs(sample, device="cuda", seed=1)
-    for tensor, new in zip(static, fresh, strict=True):
-        tensor.copy_(new)
+    new_inputs = inputs(sample, device="cuda", seed=1)
+    for tensor, new_input in zip(static, new_inputs, strict=True):
+        tensor.copy_(new_input)
     graph.replay()
-    assert off(y, block(*fresh)) < 1e-6
+    assert relative_error(y, block(*new_inputs)) < 1e-6
 
 
-# ---- at the end of a residual block ----------------------------------------------------------------------------------
+# ---- shortcut and activation -----------------------------------------------------------------------------------------
 
 RESIDUALS = [name for name in attzoo.names() if attzoo.info(name).residual]
 RESIDUAL = pytest.mark.parametrize("name", RESIDUALS)
 
 
 @RESIDUAL
-def test_a_shortcut_is_added_and_an_activation_follows(name):
+def test_shortcut_is_added_before_the_activation(name):
     block = attzoo.create(name, 8, backend="torch")
     x, shortcut = torch.randn(2, 2, 8, 5, 6).unbind()
     y = block(x)
@@ -890,95 +894,99 @@ def test_a_shortcut_is_added_and_an_activation_follows(name):
 
 
 @RESIDUAL
-@pytest.mark.parametrize("size", [6, 300])   # few numbers, and so many that a CPU's own passes take them
-def test_what_is_written_over_is_missed_by_nobody(name, size):
-    """Neither inputs nor any gradient: those of a sum that nothing is written over are the same."""
+@pytest.mark.parametrize("size", [6, 300])   # 300 is large enough for the form for CPUs
+def test_in_place_operations_change_neither_inputs_nor_gradients(name, size):
+    """First and second derivatives equal those of separate operations."""
     block = attzoo.create(name, 8, backend="torch").double()
     x, shortcut, dy = torch.randn(3, 2, 8, size, 30, dtype=torch.float64).unbind()
-    given = [x.clone().requires_grad_(), shortcut.clone().requires_grad_(), *block.parameters()]
-    y = block(*given[:2], "relu")
-    found = torch.autograd.grad(y, given, dy, create_graph=True)
-    wanted_y = torch.relu(block(given[0]) + given[1])
-    wanted = torch.autograd.grad(wanted_y, given, dy, create_graph=True)
-    assert torch.equal(y, wanted_y)
-    assert torch.equal(given[0], x)
-    assert torch.equal(given[1], shortcut)
-    for got, w in zip(found, wanted, strict=True):
-        assert_close(got, w)
-    twice, wanted = (torch.autograd.grad(sum(d.square().sum() for d in ds), given) for ds in (found, wanted))
-    for got, w in zip(twice, wanted, strict=True):
-        assert_close(got, w)
+    tensors = [x.clone().requires_grad_(), shortcut.clone().requires_grad_(), *block.parameters()]
+
+    def second_derivatives(gradients):
+        return torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), tensors)
+
+    y = block(*tensors[:2], "relu")
+    gradients = torch.autograd.grad(y, tensors, dy, create_graph=True)
+    expected_y = torch.relu(block(tensors[0]) + tensors[1])
+    expected = torch.autograd.grad(expected_y, tensors, dy, create_graph=True)
+    assert torch.equal(y, expected_y)
+    assert torch.equal(tensors[0], x)
+    assert torch.equal(tensors[1], shortcut)
+    assert_close(gradients, expected)
+    assert_close(second_derivatives(gradients), second_derivatives(expected))
 
 
 @pytest.mark.parametrize("name", [name for name in RESIDUALS if not attzoo.get(name, backend="torch").parts])
-def test_the_end_of_a_residual_block_takes_no_room_beside_its_output(name, monkeypatch):
-    block, x, products, real = attzoo.create(name, 8, backend="torch"), torch.randn(2, 8, 5, 6), [], Block.plain
-    monkeypatch.setattr(Block, "plain", lambda block, x: products.append(real(block, x)) or products[-1])
+def test_shortcut_and_activation_are_computed_in_place(name, monkeypatch):
+    block, x, products, plain = attzoo.create(name, 8, backend="torch"), torch.randn(2, 8, 5, 6), [], Block.plain
+    monkeypatch.setattr(Block, "plain", lambda block, x: products.append(plain(block, x)) or products[-1])
     y = block(x, x, "relu")
     assert y.data_ptr() == products[0].data_ptr()
 
 
-def hears(cbam, kept):
-    cbam.spatial.register_forward_hook(lambda module, xs, y: kept.append((y, y.clone())))
+def save_output_in_hook(cbam, saved):
+    cbam.spatial.register_forward_hook(lambda module, xs, y: saved.append((y, y.clone())))
 
 
-def hears_gradients(cbam, kept):
+def add_backward_hook(cbam, saved):
     cbam.spatial.register_full_backward_hook(lambda *args: None)
 
 
-def replaces(cbam, kept):
+def replace_spatial_attention(cbam, saved):
     cbam.spatial = nn.Sigmoid()
 
 
-def leaves_out(cbam, kept):
+def replace_both_parts(cbam, saved):
     cbam.channel = cbam.spatial = nn.Identity()
 
 
-@pytest.mark.parametrize("change", [hears, hears_gradients, replaces, leaves_out])
-def test_what_a_part_of_cbam_gives_is_not_written_over(change):
-    block, kept = attzoo.create("cbam", 8, backend="torch"), []
-    change(block, kept)
+CHANGES = [save_output_in_hook, add_backward_hook, replace_spatial_attention, replace_both_parts]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_output_of_the_spatial_attention_of_cbam_is_not_overwritten(change):
+    block, saved = attzoo.create("cbam", 8, backend="torch"), []
+    change(block, saved)
     x, shortcut = torch.randn(2, 2, 8, 5, 6).unbind()
-    given = x.clone().requires_grad_()
-    y = block(given * 1, shortcut, "relu")
+    leaf = x.clone().requires_grad_()
+    y = block(leaf * 1, shortcut, "relu")
     assert_close(y, torch.relu(block(x) + shortcut))
     y.sum().backward()
-    for y, then in kept:
-        assert torch.equal(y, then)
+    for output, saved_copy in saved:
+        assert torch.equal(output, saved_copy)
     before = x.clone()
     block(x, shortcut, "relu")
     assert torch.equal(x, before)
 
 
 @RESIDUAL
-def test_a_checkpoint_may_keep_the_product(name):
+def test_checkpoint_may_save_the_product(name):
     block = attzoo.create(name, 8, backend="torch")
     x, shortcut = torch.randn(2, 2, 8, 5, 6).unbind()
     x.requires_grad_()
 
-    def keep(context, operation, *args, **kwargs):
+    def save_all(context, operation, *args, **kwargs):
         return CheckpointPolicy.MUST_SAVE
 
     y = checkpoint(block, x, shortcut, "relu", use_reentrant=False,
-                   context_fn=partial(create_selective_checkpoint_contexts, keep))   # fmt: skip
+                   context_fn=partial(create_selective_checkpoint_contexts, save_all))   # fmt: skip
     (got,) = torch.autograd.grad(y.sum(), x)
-    (wanted,) = torch.autograd.grad(block(x, shortcut, "relu").sum(), x)
-    assert off(got, wanted) < 1e-6
+    (expected,) = torch.autograd.grad(block(x, shortcut, "relu").sum(), x)
+    assert relative_error(got, expected) < 1e-6
 
 
 @RESIDUAL
-def test_where_nothing_may_be_written_over_the_numbers_are_the_same(name):
+def test_shortcut_works_under_vmap_and_autocast(name):
     block = attzoo.create(name, 8, backend="torch")
     x, shortcut = torch.randn(2, 2, 8, 5, 6).unbind()
     y = block(x, shortcut, "relu")
-    among = torch.func.vmap(lambda end: block(x, end, "relu"))(torch.stack([shortcut, 2 * shortcut]))
-    assert_close(among[0], y)
+    outputs = torch.func.vmap(lambda shortcut: block(x, shortcut, "relu"))(torch.stack([shortcut, 2 * shortcut]))
+    assert_close(outputs[0], y)
     with torch.autocast("cpu", torch.bfloat16):
         assert block(x.bfloat16(), shortcut, "relu").dtype == torch.float32
 
 
 @RESIDUAL
-def test_a_shortcut_that_is_none_is_refused(name):
+def test_bad_shortcut_or_activation_raises(name):
     block = attzoo.create(name, 8, backend="torch")
     x = torch.randn(2, 8, 5, 6)
     with pytest.raises(ValueError, match=r"expected a shortcut of x's shape, \(2, 8, 5, 6\), got \(2, 8, 5, 1\)"):

@@ -1,8 +1,7 @@
-"""Under autocast, on a CPU and on a GPU, what takes the autocast dtype returns it, whatever the rank.
+"""Under autocast on CPU and CUDA, operations and blocks return the dtype of their input, in every rank.
 
-The two devices have different lists of operations that autocast runs in float32: on CUDA sums and interpolation, on a
-CPU 3-D max pooling. Fake tensors have a device, a dtype and PyTorch's own autocast, but no numbers, so that CUDA's
-rules are tested without a GPU.
+Autocast runs different operations in float32 on each device: sums and interpolation on CUDA, 3-D max pooling on a CPU.
+The tests use fake tensors, which have a device and a dtype but no values, to test the rules of CUDA without a GPU.
 """
 
 from contextlib import contextmanager
@@ -38,7 +37,7 @@ OPERATIONS = {
 
 
 class Indexing(TorchFunctionMode):
-    """Indexing gives the right shape, device and dtype: PyTorch's own asks for a driver of the device."""
+    """Index fake CUDA tensors without a CUDA driver; the result has the right shape, device and dtype."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is not torch.Tensor.__getitem__:
@@ -50,9 +49,9 @@ class Indexing(TorchFunctionMode):
 
 @contextmanager
 def autocast(device, dtype):
-    """Tensors that are made inside are fake, and autocast is on for the device, even where PyTorch has no CUDA."""
+    """Enable autocast for a device and fake tensors; this also works for CUDA if PyTorch has no CUDA."""
     before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    no_driver = torch.backends.cudnn.flags(enabled=False)   # which choosing among cuDNN's convolutions would ask for
+    no_driver = torch.backends.cudnn.flags(enabled=False)   # cuDNN would need a driver
     with FakeTensorMode(), Indexing(), no_driver, torch.no_grad(), attzoo.kernels("eager"):
         try:
             torch.set_autocast_enabled(device, True)
@@ -64,25 +63,25 @@ def autocast(device, dtype):
             torch.clear_autocast_cache()
 
 
-def moved(module, device):
-    """A module whose parameters and buffers are fake ones on the device."""
-    for part in module.modules():
-        for arrays in (part._parameters, part._buffers):
-            for name, t in arrays.items():
-                arrays[name] = None if t is None else torch.empty(t.shape, dtype=t.dtype, device=device)
+def to_fake_device(module, device):
+    """Replace all parameters and buffers of a module by fake tensors on the device; return the module."""
+    for submodule in module.modules():
+        for tensors in (submodule._parameters, submodule._buffers):
+            for name, t in tensors.items():
+                tensors[name] = None if t is None else torch.empty(t.shape, dtype=t.dtype, device=device)
     return module
 
 
 @low
 def test_autocast_has_the_rules_of_each_device(dtype):
     F = torch.nn.functional
-    for device, summed, pooled in (("cuda", torch.float32, dtype), ("cpu", dtype, torch.float32)):
+    for device, sum_dtype, pool_dtype in (("cuda", torch.float32, dtype), ("cpu", dtype, torch.float32)):
         with autocast(device, dtype):
-            x, whole = (torch.empty(1, 4, 4, 4, device=device, dtype=dtype) for dtype in (dtype, torch.float32))
+            x, x32 = (torch.empty(1, 4, 4, 4, device=device, dtype=dtype) for dtype in (dtype, torch.float32))
             assert x.device.type == device
-            assert x.sum().dtype == F.interpolate(x, (5, 5)).dtype == summed
-            assert F.max_pool3d(x, 2).dtype == pooled
-            assert (whole @ whole).dtype == dtype
+            assert x.sum().dtype == F.interpolate(x, (5, 5)).dtype == sum_dtype
+            assert F.max_pool3d(x, 2).dtype == pool_dtype
+            assert (x32 @ x32).dtype == dtype
 
 
 @devices
@@ -91,41 +90,42 @@ def test_autocast_has_the_rules_of_each_device(dtype):
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_return_the_dtype_of_their_input(name, dims, dtype, device):
     with autocast(device, dtype):
-        for given in (dtype, torch.float32):
-            assert OPERATIONS[name](torch.empty(2, 3, *(4, 5, 6)[:dims], dtype=given, device=device)).dtype == given
+        for input_dtype in (dtype, torch.float32):
+            x = torch.empty(2, 3, *(4, 5, 6)[:dims], dtype=input_dtype, device=device)
+            assert OPERATIONS[name](x).dtype == input_dtype
 
 
 @pytest.mark.case38
 @devices
 @low
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
-def test_blocks(sample, dtype, device):
-    """The product with a float32 input is float32, as PyTorch promotes; an output transform ends in a convolution."""
-    whole = dtype if sample.config.get("output_transform") else torch.float32
+def test_dtypes_of_blocks(sample, dtype, device):
+    """The product with a float32 input is float32 by type promotion; an output transform ends with a convolution."""
+    output_dtype = dtype if sample.config.get("output_transform") else torch.float32
     block = sample.create("torch").eval()
     with autocast(device, dtype):
-        moved(block, device)
-        for given, expected in ((dtype, dtype), (torch.float32, whole)):
-            xs = [torch.empty(shape, dtype=given, device=device) for shape in sample.shapes]
+        to_fake_device(block, device)
+        for input_dtype, expected in ((dtype, dtype), (torch.float32, output_dtype)):
+            xs = [torch.empty(shape, dtype=input_dtype, device=device) for shape in sample.shapes]
             assert block(*xs).dtype == expected
-            assert block.attention(*xs).dtype in (dtype, given)
+            assert block.attention(*xs).dtype in (dtype, input_dtype)
 
 
 @pytest.mark.case38
 @devices
 @pytest.mark.parametrize("name", NETS)
-def test_networks_and_everything_within(name, device):
-    found, dtype = {}, torch.bfloat16
+def test_all_modules_of_a_network_have_the_autocast_dtype(name, device):
+    dtypes_of, dtype = {}, torch.bfloat16
 
-    def note(path):
-        return lambda module, inputs, output: found.update({path: {t.dtype for t in (*inputs, output)}})
+    def record(path):
+        return lambda module, inputs, output: dtypes_of.update({path: {t.dtype for t in (*inputs, output)}})
 
     net = create(name, "torch").eval()
     with autocast(device, dtype):
-        moved(net, device)
+        to_fake_device(net, device)
         assert net(torch.empty(NETS[name][1], device=device)).dtype == dtype
         for path, module in net.named_modules():
-            module.register_forward_hook(note(path))
+            module.register_forward_hook(record(path))
         net(torch.empty(NETS[name][1], dtype=dtype, device=device))
-    assert {path: dtypes for path, dtypes in found.items() if dtypes != {dtype}} == {}
-    assert len(found) > 10
+    assert {path: dtypes for path, dtypes in dtypes_of.items() if dtypes != {dtype}} == {}
+    assert len(dtypes_of) > 10

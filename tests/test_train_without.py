@@ -1,4 +1,4 @@
-"""Training beside packages that are installed and broken, and its figures without them."""
+"""Training with a broken torchvision, and the confusion matrix of PyTorch."""
 
 import os
 import subprocess
@@ -28,37 +28,37 @@ def run(*arguments):
 data, out = sys.argv[1:]
 options = "--size 8,8 --channels 2,2 --epochs 2 --batch 2 --tensorboard --normalise none".split()
 run("train", "--data", data, "--out", out, *options)
-run("predict", f"{out}/best.safetensors", f"{data}/images", "--out", f"{out}/seen", "--window", "4,4")
+run("predict", f"{out}/best.safetensors", f"{data}/images", "--out", f"{out}/predicted", "--window", "4,4")
 assert "torchvision" not in sys.modules
 """
 
 
-def test_a_broken_torchvision_stops_neither_training_nor_its_figures(tmp_path):
-    """As beside a torch that it was not built for: importing it raises RuntimeError."""
+def test_training_and_prediction_work_if_torchvision_is_broken(tmp_path):
+    """A torchvision that was built for another torch raises RuntimeError on import."""
     (tmp_path / "packages" / "torchvision").mkdir(parents=True)
     broken = 'raise RuntimeError("operator torchvision::nms does not exist")\n'
     (tmp_path / "packages" / "torchvision" / "__init__.py").write_text(broken)
     place(tmp_path / "data", 5)
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path / "packages", ROOT)))}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "data"), str(tmp_path / "run")]
-    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 3
-    assert "nms" not in ended.stderr
+    assert "nms" not in result.stderr
 
 
 @pytest.mark.parametrize(("classes", "outputs"), [(2, 1), (2, 2), (3, 3), (7, 7)])
-def test_pixels_are_counted_by_truth_and_prediction(classes, outputs):
+def test_pixels_are_counted_by_class_and_prediction(classes, outputs):
     rng = np.random.default_rng(classes)
     logits = rng.normal(size=(2, outputs, 5, 6)).astype(np.float32)
-    truth = rng.integers(0, classes, (2, 5, 6))
-    truth[0, :2] = IGNORE
+    masks = rng.integers(0, classes, (2, 5, 6))
+    masks[0, :2] = IGNORE
     expected = np.zeros((classes, classes), np.int64)
-    for n, i, j in np.ndindex(truth.shape):
-        if truth[n, i, j] != IGNORE:
+    for n, i, j in np.ndindex(masks.shape):
+        if masks[n, i, j] != IGNORE:
             pixel = logits[n, :, i, j]
-            expected[truth[n, i, j], pixel.argmax() if len(pixel) > 1 else int(pixel[0] > 0)] += 1
-    trainer = SimpleNamespace(found=torch.zeros(classes, classes, dtype=torch.int64))
+            expected[masks[n, i, j], pixel.argmax() if len(pixel) > 1 else int(pixel[0] > 0)] += 1
+    trainer = SimpleNamespace(confusion=torch.zeros(classes, classes, dtype=torch.int64))
     for _ in range(2):
-        Trainer._count(trainer, torch.from_numpy(logits), torch.from_numpy(truth))
-    np.testing.assert_array_equal(trainer.found.numpy(), 2 * expected)
+        Trainer._count(trainer, torch.from_numpy(logits), torch.from_numpy(masks))
+    np.testing.assert_array_equal(trainer.confusion.numpy(), 2 * expected)

@@ -1,4 +1,4 @@
-"""The package that docs/adding-a-block.md writes: pip installs it into a fresh environment, and it is a block there."""
+"""The package of docs/adding-a-block.md can be installed with pip, and its block can then be used."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ from attzoo import cli
 
 block = attzoo.create("diagonal", 8, backend="torch", variant="paper")
 assert block.spec.bias is False
-assert sys.modules["acme_attention"].__file__.startswith(sys.argv[1]), "not the folder that -e puts on the path"
+assert sys.modules["acme_attention"].__file__.startswith(sys.argv[1]), "expected the editable project"
 for arguments in (["info", "diagonal"], ["list"]):
     try:
         cli.main(arguments)
@@ -30,8 +30,8 @@ for arguments in (["info", "diagonal"], ["list"]):
 """
 
 
-def lay(folder):
-    """Write the files of the page."""
+def write_files(folder):
+    """Write the files of the page to a folder."""
     for _, _, file, text in fences(PAGE):
         if file:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -39,18 +39,18 @@ def lay(folder):
 
 
 def run(*command, cwd, **env):
-    """What a command prints; it has to succeed."""
-    done = subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    """Run a command that must succeed; return its standard output."""
+    process = subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
-def test_pip_installs_it_into_a_fresh_environment(tmp_path):
-    lay(project := tmp_path / "project")
+def test_package_can_be_installed_into_a_new_environment(tmp_path):
+    write_files(project := tmp_path / "project")
     venv.create(tmp_path / "env")
     python = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    where = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path)
-    (Path(where.strip()) / "base.pth").write_text(get_path("purelib"))   # attzoo and what it needs, read only
+    site_packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path)
+    (Path(site_packages.strip()) / "base.pth").write_text(get_path("purelib"))   # makes attzoo importable
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python, "install", "--quiet"]
     run(*pip, "--no-index", "--no-build-isolation", "-e", ".", cwd=project)
     out = run(python, "-c", USE, project, cwd=tmp_path, PYTHONPATH=str(ROOT), COLUMNS="120")
@@ -61,18 +61,18 @@ def test_pip_installs_it_into_a_fresh_environment(tmp_path):
 
 VARIANTS = {
     "as on the page": None,
-    "without any": "VARIANTS = {}",
+    "no variants": "VARIANTS = {}",
     "with a rule": (
         "def odd(spec):\n    '''Whether channels are odd.'''\n    return spec.channels % 2 == 1\n\n\n"
         "VARIANTS = {'rule': Variant('somebody', {}, {'bias': odd})}"
     ),
-    "of the defaults": "VARIANTS = {'plain': Variant('somebody')}",
+    "only defaults": "VARIANTS = {'plain': Variant('somebody')}",
 }
 
 
 @pytest.mark.parametrize("variants", VARIANTS)
-def test_its_card_is_shown_with_any_variants(variants, tmp_path, monkeypatch):
-    lay(tmp_path)
+def test_card_is_correct_with_any_variants(variants, tmp_path, monkeypatch):
+    write_files(tmp_path)
     folder = tmp_path / "acme_attention" / "diagonal"
     if text := VARIANTS[variants]:
         (folder / "variants.py").write_text(f"from attzoo.contract import Variant\n\n{text}\n")

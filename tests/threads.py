@@ -1,16 +1,16 @@
-"""Calls in threads of their own."""
+"""Call functions in separate threads."""
 
 import threading
 
 
 def in_thread(call):
-    """What a call returns in a thread of its own, or raises there."""
-    found, errors = [], []
+    """Call a function in a new thread and return its result, or raise its exception."""
+    results, errors = [], []
 
     def work():
         try:
-            found.append(call())
-        except Exception as error:   # raised again below
+            results.append(call())
+        except Exception as error:   # raised again in the calling thread
             errors.append(error)
 
     thread = threading.Thread(target=work)
@@ -18,4 +18,4 @@ def in_thread(call):
     thread.join()
     if errors:
         raise errors[0]
-    return found[0]
+    return results[0]

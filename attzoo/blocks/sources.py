@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from .. import contract
+
 NORM: Final = {"weight": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
@@ -38,3 +40,18 @@ def prefixed(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
 def only_channels(spec: Any) -> dict[str, Any]:
     """Return the arguments of a class that needs only the number of channels for its variant."""
     return {"channels": spec.channels}
+
+
+def read_perceptron(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Arguments of a block with a perceptron over channels, from the shapes of its arrays."""
+    channels, width = shapes["excite.weight"][:2]
+    return {"channels": channels, "reduced_channels": width, "bias": "squeeze.bias" in shapes}
+
+
+def read_kernel(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Arguments of spatial attention, from the shapes of its arrays."""
+    kernel = shapes["conv.weight"]
+    return {"kernel_size": kernel[-1], "norm": "norm.weight" in shapes, "spatial_dims": len(kernel) - 2}
+
+
+GATES: Final = tuple({"gate": gate} for gate in contract.GATES)   # both, where a class leaves the gate to its caller

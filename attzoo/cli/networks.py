@@ -105,7 +105,7 @@ def train(
     """   # noqa: D301, click reads the backspace
     from ..train.run import summary
     from ..train.run import train as run
-    from ..train.state import agreed
+    from ..train.state import settings_to_resume
 
     given: dict[str, Any] = {
         "backend": backend and str(backend), "data": data and str(data.resolve()), "dims": dims,
@@ -119,7 +119,7 @@ def train(
     network = dict(map(_argument, net or ()))
     network |= {name: None if word == "none" else word for name, word in {"skip": skip, "block": block}.items() if word}
     given = _recipe(recipe) | {name: value for name, value in given.items() if value is not None}
-    settings = agreed(out, given, network) if resume else Settings(**given, network=network)
+    settings = settings_to_resume(out, given, network) if resume else Settings(**given, network=network)
     if threads:   # frameworks read these variables on import
         names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
         os.environ.update(dict.fromkeys(names, str(threads)))

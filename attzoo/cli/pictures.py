@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import look
 from ..train.data import NORMALISATIONS
-from ..train.files import passed_over
-from ..train.overview import listed
+from ..train.files import ignored_files
+from ..train.overview import shorten
 from .shared import Backend, backend_option, line, numbers, say
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def predict(
     from ..predict import Unfinished, predict_files
 
     network = _opened(model, backend, size, normalise)
-    if source.is_dir() and (strays := passed_over(source)):
-        typer.echo(f"passed over, no images: {listed(strays)}", err=True)
+    if source.is_dir() and (strays := ignored_files(source)):
+        typer.echo(f"ignored, not images: {shorten(strays)}", err=True)
     columns = TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -79,7 +79,7 @@ def predict(
                 batch=batch,
                 overlays=overlays,
                 overwrite=overwrite,
-                hear=lambda done, count: bar.update(task, completed=done, total=count),
+                on_progress=lambda done, count: bar.update(task, completed=done, total=count),
             )
         except Unfinished as err:
             written, failures = err.written, [err, *err.failures.values()]

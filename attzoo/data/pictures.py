@@ -1,6 +1,7 @@
-"""Pictures: PNG, JPEG, BMP, GIF, WebP and PNM, read by Pillow where it gives what is stored; JPEG 2000 by imagecodecs.
+"""Reading of PNG, JPEG, BMP, GIF, WebP and PNM with Pillow, and of JPEG 2000 with imagecodecs.
 
-What Pillow rescales, inverts or cuts to 8 bits is found in each file's own head.
+Samples are returned as the file stores them. Pillow rescales, inverts or truncates some formats to 8 bits: this is
+detected from the header of the file, and undone or refused.
 """
 
 from __future__ import annotations
@@ -22,66 +23,69 @@ from .source import Source, channels_first, largest_integer
 
 ORIENTATION: Final = 0x0112   # EXIF's tag
 MODES: Final = {"1": 1, "L": 1, "P": 1, "I;16": 1, "I;16B": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
-HEAD: Final = 4096   # bytes that a head fits into
-ADAM7: Final = (((0, 0, 1, 1),), (   # first row, first column and steps of each pass of a PNG, interlaced or not
+HEAD: Final = 4096   # bytes that are read as the header
+PASSES: Final = (((0, 0, 1, 1),), (   # of a PNG, not interlaced or Adam7: first row, first column, and their steps
     (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1),
 ))   # fmt: skip
 PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}   # by colour type
 
 
 def png(path: Path) -> Source:
-    """Grey of 1, 2, 4, 8 or 16 bits, colours of 8 or 16, palettes; all with the values that the file stores."""
-    bits, kind = struct.unpack_from("BB", _head(path), 24)
-    if kind == 0 and bits in (2, 4):   # Pillow multiplies these, so that the largest is 255
-        return _by_pillow(path, "PNG", bits=bits, change=lambda array: array // (255 // (2**bits - 1)))
-    if bits == 16 and kind:   # Pillow would drop half of the bits
-        return _by_pillow(path, "PNG", np.dtype(np.uint16), decode=_deep_png, channels=PNG_CHANNELS[kind])
+    """Return the metadata of a PNG with grey, colours or a palette, of up to 16 bits."""
+    bits, color_type = struct.unpack_from("BB", _header(path), 24)
+    if color_type == 0 and bits in (2, 4):   # Pillow scales these greys to a maximum of 255
+        return _by_pillow(path, "PNG", bits=bits, restore=lambda array: array // (255 // (2**bits - 1)))
+    if bits == 16 and color_type:   # Pillow drops the low 8 bits of colours
+        return _by_pillow(path, "PNG", np.dtype(np.uint16), decode=_decode_png, channels=PNG_CHANNELS[color_type])
     return _by_pillow(path, "PNG", np.dtype(np.uint16) if bits == 16 else None)
 
 
-def _deep_png(path: Path) -> NDArray[Any]:
-    """(H, W, C) of 16 bits, without the channel that a transparent colour adds."""
+def _decode_png(path: Path) -> NDArray[Any]:
+    """Read the samples (H, W, C) of a PNG of 16 bits."""
     data = path.read_bytes()
     array = np.asarray(package("imagecodecs").png_decode(data))
-    return array[..., : PNG_CHANNELS[data[25]]]
+    return array[..., : PNG_CHANNELS[data[25]]]   # imagecodecs adds an opacity if a colour is transparent
 
 
 def jpeg(path: Path) -> Source:
-    """8 bits, grey, RGB or CMYK; of a camera's file with previews the picture itself."""
+    """Return the metadata of a JPEG of 8 bits; of several pictures, as cameras write previews, those of the first."""
     if (bits := _jpeg_bits(path)) not in (8, None):
         raise ValueError(f"expected a JPEG of 8 bits, got one of {bits} bits: convert it to PNG or TIFF of 16 bits")
-    lossy = "expected a mask that keeps its numbers, got JPEG, which changes them; save it as PNG"
+    lossy = "expected a mask in a lossless format, got JPEG, which changes values; save it as PNG"
     return _by_pillow(path, "JPEG", not_a_mask=lossy)
 
 
 def _jpeg_bits(path: Path) -> int | None:
-    """The bits of a sample, from the header of the frame (ITU-T T.81, B.2.2); None where there is none."""
+    """Return the bits of a sample, from the frame header (ITU-T T.81, B.2.2); None if there is none."""
     with path.open("rb") as file:
-        file.seek(2)   # past the start of the image
-        while len(head := file.read(5)) == 5 and head[0] == 0xFF:
-            if head[1] in range(0xC0, 0xD0) and head[1] not in (0xC4, 0xC8, 0xCC):   # a frame; the others are tables
-                return head[4]
-            file.seek(int.from_bytes(head[2:4], "big") - 3, 1)   # to the next segment
+        file.seek(2)   # skip the marker SOI
+        while len(segment := file.read(5)) == 5 and segment[0] == 0xFF:
+            if segment[1] in range(0xC0, 0xD0) and segment[1] not in (0xC4, 0xC8, 0xCC):   # SOF; not DHT, JPG or DAC
+                return segment[4]
+            file.seek(int.from_bytes(segment[2:4], "big") - 3, 1)   # skip the rest of the segment
     return None
 
 
 def bmp(path: Path) -> Source:
-    """Of 8 bits or fewer, with a palette or without, or colours; no mask where these have 16 bits in all."""
-    head = _head(path)
-    core = int.from_bytes(head[14:18], "little") == 12
-    bits = int.from_bytes(head[24:26] if core else head[28:30], "little")
-    rescaled = f"expected samples of 8 bits, got colours of {bits} bits together, which are rescaled; save it as PNG"
-    with _opened(path, "BMP") as picture:   # Pillow takes the depth of grey from the number of colours in the palette
-        is_misread = {"1": 1, "L": 8}.get(picture.mode, bits) != bits
+    """Return the metadata of a BMP with a palette or colours."""
+    header = _header(path)
+    has_core_header = int.from_bytes(header[14:18], "little") == 12
+    bits = int.from_bytes(header[24:26] if has_core_header else header[28:30], "little")
+    rescaled = f"expected a mask with 8 bits per channel, got {bits} bits per pixel, which are rescaled; save it as PNG"
+    with _open_picture(path, "BMP") as picture:   # of a grey palette, Pillow derives the bits from its length
+        has_wrong_bits = {"1": 1, "L": 8}.get(picture.mode, bits) != bits
     return _by_pillow(
-        path, "BMP", not_a_mask=rescaled if bits == 16 else None, decode=_indices_of_bmp if is_misread else None
+        path, "BMP", not_a_mask=rescaled if bits == 16 else None, decode=_decode_grey_bmp if has_wrong_bits else None
     )
 
 
-def _indices_of_bmp(path: Path) -> NDArray[Any]:
-    """The samples (H, W) of a BMP whose palette is grey: with a first colour that is not, Pillow reads them all."""
+def _decode_grey_bmp(path: Path) -> NDArray[Any]:
+    """Read the palette indices (H, W) of a BMP with a grey palette. Raise ValueError if one is beyond the palette.
+
+    One colour of the palette is changed before Pillow reads the file, since Pillow reads other palettes correctly.
+    """
     data = bytearray(path.read_bytes())
-    data[14 + int.from_bytes(data[14:18], "little")] ^= 1   # the blue of the palette's first colour
+    data[14 + int.from_bytes(data[14:18], "little")] ^= 1   # the blue of the first colour
     with package("PIL.Image").open(BytesIO(data), formats=["BMP"]) as picture:
         array, colors = np.asarray(picture), len(_palette(picture))
     if array.max() >= colors:
@@ -90,78 +94,79 @@ def _indices_of_bmp(path: Path) -> NDArray[Any]:
 
 
 def gif(path: Path) -> Source:
-    """A palette, whose order is not kept by what saves a GIF: masks are read by their colours."""
+    """Return the metadata of a GIF with one picture. Programs reorder its palette, so masks are read by colours."""
     return _by_pillow(path, "GIF", has_stable_indices=False)
 
 
 def webp(path: Path) -> Source:
-    """RGB or RGBA of 8 bits; a mask only where it is lossless, and without opacity, under which colours are lost."""
-    lossy = "expected a mask that keeps its numbers, got lossy WebP; save it as PNG"
+    """Return the metadata of a WebP; masks are lossless and have no opacity, since transparent pixels lose colours."""
+    lossy = "expected a mask in a lossless format, got lossy WebP; save it as PNG"
     source = _by_pillow(path, "WEBP", not_a_mask=None if _is_lossless_webp(path) else lossy)
     if source.opacity is not None and not source.not_a_mask:
-        return replace(source, not_a_mask=lossy.replace("lossy WebP", "WebP with opacity, which may change them"))
+        return replace(source, not_a_mask=lossy.replace("lossy WebP", "WebP with opacity, which may change values"))
     return source
 
 
 def _is_lossless_webp(path: Path) -> bool:
-    """Whether the picture is in a chunk VP8L, and not in one VP8."""
+    """Whether the picture is in a chunk VP8L, not VP8."""
     with path.open("rb") as file:
-        file.seek(12)   # past RIFF, its size and WEBP
-        while len(head := file.read(8)) == 8:
-            if head[:4] in (b"VP8L", b"VP8 "):
-                return head[:4] == b"VP8L"
-            size = int.from_bytes(head[4:], "little")
+        file.seek(12)   # skip "RIFF", the size and "WEBP"
+        while len(chunk := file.read(8)) == 8:
+            if chunk[:4] in (b"VP8L", b"VP8 "):
+                return chunk[:4] == b"VP8L"
+            size = int.from_bytes(chunk[4:], "little")
             file.seek(size + size % 2, 1)
     return False
 
 
 def pnm(path: Path) -> Source:
-    """PGM of 8 or 16 bits, PPM of 8, PBM; Pillow rescales other maxima, and PBM's 1 is black."""
-    magic, *numbers = _tokens(_head(path))
-    wanted = 2 if magic in (b"P1", b"P4") else 3
-    if len(numbers) < wanted or not all(map(bytes.isdigit, numbers[:wanted])):
-        raise ValueError(f"expected a size in the head of a PNM, got {b' '.join(numbers)[:40]!r}; save it anew")
+    """Return the metadata of a PGM of 8 or 16 bits, a PPM of 8 bits or a PBM. Pillow rescales other maxima."""
+    magic, *numbers = _tokens(_header(path))
+    count = 2 if magic in (b"P1", b"P4") else 3
+    if len(numbers) < count or not all(map(bytes.isdigit, numbers[:count])):
+        got = repr(b" ".join(numbers)[:40])
+        raise ValueError(f"expected a size in the header of a PNM, got {got}; save it again")
     if magic in (b"P1", b"P4"):
-        _check_alone(path, magic)
+        _check_single(path, magic)
         inverted = "expected a mask whose largest value is white, got PBM, whose 1 is black; save it as PNG"
         return _by_pillow(path, "PPM", not_a_mask=inverted)
     maximum = int(numbers[2])
     if maximum != 255 and not (maximum == 65535 and magic in (b"P2", b"P5")):
         raise ValueError(f"expected PGM of maximum 255 or 65535, or PPM of 255, got {maximum}; save it as PNG or TIFF")
-    _check_alone(path, magic)
+    _check_single(path, magic)
     return _by_pillow(path, "PPM", np.dtype(np.uint16) if maximum == 65535 else None)
 
 
-def _check_alone(path: Path, magic: bytes) -> None:
-    """Raise ValueError where another picture follows the samples of a PNM file, which Pillow leaves out."""
-    with _opened(path, "PPM") as picture:
+def _check_single(path: Path, magic: bytes) -> None:
+    """Raise ValueError if a PNM has more pictures after the first, which Pillow would ignore."""
+    with _open_picture(path, "PPM") as picture:
         bits = 1 if magic == b"P4" else 16 if picture.mode.startswith("I") else 8
-        line = -(-picture.width * len(picture.getbands()) * bits // 8)
+        row_bytes = -(-picture.width * len(picture.getbands()) * bits // 8)
         start, is_text = picture.tile[0].offset, magic in (b"P1", b"P2", b"P3")
-        end = start if is_text else start + line * picture.height
+        end = start if is_text else start + row_bytes * picture.height
     with path.open("rb") as file:
         file.seek(end)
         rest = file.read()
-    if is_text:   # numbers, spaces and comments
-        rest = b"P" if any(b"P" in line.partition(b"#")[0] for line in rest.splitlines()) else b""
-    if rest.strip():
-        raise ValueError("expected one picture, got more behind it; save each in a file of its own")
+    # As text, `rest` has the samples too. A "P" outside comments begins the next picture.
+    has_more = any(b"P" in line.partition(b"#")[0] for line in rest.splitlines()) if is_text else rest.strip()
+    if has_more:
+        raise ValueError("expected one picture, got more data after it; save each picture in its own file")
 
 
 def _tokens(head: bytes) -> list[bytes]:
-    """The first four words of a PNM file, comments left out."""
+    """Return the first four words of a PNM file, without comments."""
     lines = [line.partition(b"#")[0] for line in head.splitlines()]
     return b" ".join(lines).split(maxsplit=4)[:4]
 
 
 def jpeg_2000(path: Path) -> Source:
-    """Any number of channels and bits, by the marker SIZ of the code stream (ISO/IEC 15444-1, A.5.1)."""
+    """Return the metadata of a JPEG 2000, from the marker SIZ of the code stream (ISO/IEC 15444-1, A.5.1)."""
     data = path.read_bytes()
-    start = data.index(b"\xff\x4f\xff\x51") + 8   # past SOC, SIZ, its length and capabilities
+    start = data.index(b"\xff\x4f\xff\x51") + 8   # skip SOC, SIZ, its length and capabilities
     width, height, left, top, _, _, _, _, channels = struct.unpack_from(">8IH", data, start)
     depths = set(data[start + 34 : start + 34 + 3 * channels : 3])
     if len(depths) != 1 or (depth := depths.pop()) & 127 > 15:
-        raise ValueError("expected channels of equal depth of at most 16 bits, got others")
+        raise ValueError("expected channels of equal depth of at most 16 bits, got other depths")
     bits, kind = (depth & 127) + 1, "i" if depth & 128 else "u"
     dtype = np.dtype(f"{kind}{1 if bits <= 8 else 2}")
     return Source(
@@ -169,11 +174,12 @@ def jpeg_2000(path: Path) -> Source:
         dtype=dtype,
         load=lambda: channels_first(np.asarray(package("imagecodecs").jpeg2k_decode(data))),
         largest=largest_integer(dtype, bits),
-        not_a_mask="expected a mask that keeps its numbers, got JPEG 2000, which may change them; save it as PNG",
+        not_a_mask="expected a mask in a lossless format, got JPEG 2000, which may change values; save it as PNG",
     )
 
 
-def _head(path: Path) -> bytes:
+def _header(path: Path) -> bytes:
+    """Read the first bytes of a file, which contain the header."""
     with path.open("rb") as file:
         return file.read(HEAD)
 
@@ -184,22 +190,33 @@ def _by_pillow(
     dtype: np.dtype[Any] | None = None,
     *,
     bits: int | None = None,
-    change: Callable[[NDArray[Any]], NDArray[Any]] = lambda array: array,
+    restore: Callable[[NDArray[Any]], NDArray[Any]] = lambda array: array,
     decode: Callable[[Path], NDArray[Any]] | None = None,
     channels: int | None = None,
     has_stable_indices: bool = True,
     not_a_mask: str | None = None,
 ) -> Source:
-    """A picture whose head Pillow reads.
+    """Return the metadata of a picture whose header Pillow reads.
 
-    dtype: of the samples, where Pillow's mode doesn't say. bits: those that are stored. change: undoes what Pillow does
-    to the samples. decode: another reader of the samples (H, W, C), which gives so many channels.
+    Args:
+        path: the file.
+        kind: the name of the format in Pillow.
+        dtype: the dtype of the samples; None for that of Pillow's mode.
+        bits: the stored bits of a sample; None for all bits of the dtype.
+        restore: a function that returns the stored samples for those that Pillow reads.
+        decode: a function that reads the samples (H, W, C) of a file; None for Pillow.
+        channels: the number of channels; None for that of Pillow's mode.
+        has_stable_indices: as in `Source`.
+        not_a_mask: as in `Source`.
+
+    Raises:
+        ValueError: if the mode is not supported.
     """
-    with _opened(path, kind) as picture:
+    with _open_picture(path, kind) as picture:
         mode = picture.mode
         if mode not in MODES:
             raise ValueError(f"expected grey, RGB, CMYK or a palette, got {mode}")
-        orientation = _orientation(picture, whole=False)
+        orientation = _orientation(picture, is_loaded=False)
         palette = _palette(picture) if mode == "P" else None
         size = upright_size((picture.height, picture.width), orientation)
     dtype = dtype or np.dtype(bool if mode == "1" else np.uint8)
@@ -207,9 +224,9 @@ def _by_pillow(
     def load() -> NDArray[Any]:
         if kind == "PNG":
             _check_png(path)
-        with _opened(path, kind) as picture:
-            array = change(np.asarray(picture)) if decode is None else decode(path)
-            return upright(channels_first(array).astype(dtype, copy=False), _orientation(picture, whole=True))
+        with _open_picture(path, kind) as picture:
+            array = restore(np.asarray(picture)) if decode is None else decode(path)
+            return upright(channels_first(array).astype(dtype, copy=False), _orientation(picture, is_loaded=True))
 
     return Source(
         shape=(channels or MODES[mode], *size),
@@ -224,9 +241,9 @@ def _by_pillow(
     )
 
 
-def _opened(path: Path, kind: str) -> Any:
-    """A picture whose head is read. More than one in a file are refused, save for a camera's previews."""
-    package("PIL.MpoImagePlugin")   # or Pillow ends in a KeyError where a JPEG is none
+def _open_picture(path: Path, kind: str) -> Any:
+    """Open a file with Pillow. Raise ValueError if it has several pictures, unless they are a camera's previews."""
+    package("PIL.MpoImagePlugin")   # else Pillow raises KeyError for a damaged JPEG
     picture = package("PIL.Image").open(path, formats=["JPEG", "MPO"] if kind == "JPEG" else [kind])
     if (frames := getattr(picture, "n_frames", 1)) > 1 and picture.format != "MPO":
         picture.close()
@@ -235,38 +252,42 @@ def _opened(path: Path, kind: str) -> Any:
 
 
 def _check_png(path: Path) -> None:
-    """Raise ValueError where a checksum is wrong. Pillow does not compare that of the last data when it decodes."""
-    with _opened(path, "PNG") as picture:
+    """Raise ValueError if a checksum is wrong or data are missing. Pillow does not check all of these as it decodes."""
+    with _open_picture(path, "PNG") as picture:
         try:
             picture.verify()
         except SyntaxError as err:
             raise ValueError(f"expected a whole PNG, got a damaged one: {err}; copy it again") from err
     data = path.read_bytes()
-    width, height, bits, kind, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
-    sides = [(-(-(height - top) // down), -(-(width - left) // right)) for top, left, down, right in ADAM7[interlaced]]
-    line = bits * PNG_CHANNELS[kind]
-    expected = sum(rows * (1 + -(-columns * line // 8)) for rows, columns in sides if columns > 0)
-    if (got := _inflated(data)) < expected:
+    width, height, bits, color_type, _, _, interlace = struct.unpack_from(">IIBBBBB", data, 16)
+    sizes = [
+        (-(-(height - top) // row_step), -(-(width - left) // column_step))
+        for top, left, row_step, column_step in PASSES[interlace]
+    ]
+    pixel_bits = bits * PNG_CHANNELS[color_type]
+    expected = sum(rows * (1 + -(-columns * pixel_bits // 8)) for rows, columns in sizes if columns > 0)
+    if (got := _count_decompressed(data)) < expected:   # Pillow would fill up with 0
         raise ValueError(f"expected a whole PNG, got {got} of {expected} bytes; copy it again")
 
 
-def _inflated(data: bytes) -> int:
-    """The bytes that the data of a PNG are once they are decompressed; Pillow takes any number, and fills up with 0."""
-    inflate, at, count = zlib.decompressobj(), 8, 0
-    while at + 8 <= len(data):
-        size = int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] == b"IDAT":
-            count += len(inflate.decompress(data[at + 8 : at + 8 + size]))
-        at += size + 12
+def _count_decompressed(data: bytes) -> int:
+    """Return the number of bytes in the decompressed chunks IDAT of a PNG."""
+    decompressor, offset, count = zlib.decompressobj(), 8, 0
+    while offset + 8 <= len(data):
+        size = int.from_bytes(data[offset : offset + 4], "big")
+        if data[offset + 4 : offset + 8] == b"IDAT":
+            count += len(decompressor.decompress(data[offset + 8 : offset + 8 + size]))
+        offset += size + 12
     return count
 
 
-def _orientation(picture: Any, whole: bool) -> int:
-    """EXIF's, from the head, or where the `whole` file has been read, from anywhere in it."""
-    exif = picture.getexif() if whole else package("PIL.Image").Image.getexif(picture)   # a PNG's own reads all of it
+def _orientation(picture: Any, is_loaded: bool) -> int:
+    """Return the orientation in EXIF: from the header, or from the whole file if its samples are loaded."""
+    # getexif of a PNG would read the whole file.
+    exif = picture.getexif() if is_loaded else package("PIL.Image").Image.getexif(picture)
     return valid_orientation(exif.get(ORIENTATION, 1))
 
 
 def _palette(picture: Any) -> NDArray[Any]:
-    """(K, 3) of 8 bits."""
+    """Return the colours of a palette, (K, 3) in uint8."""
     return np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)

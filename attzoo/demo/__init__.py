@@ -1,14 +1,14 @@
-"""The demo's network: a small residual net for 8x8 digits, with any block of the zoo in its residual branches.
+"""The demo: a small residual network for 8x8 digits with each block of the zoo, then U-Nets on phantoms.
 
     x = relu(stem_norm(correlate(x, stem.weight)))                      (N, C, 8, 8)
-    b = norm2(correlate(relu(norm1(correlate(x, conv1))), conv2))       (N, C, 8, 8)    in stage1, then in stage2
-    x = relu(x + block(b)), or relu(x + block(b, x)) for a block that takes a gating signal
-    y = head.weight (means of x over 2x2 pixels, flat) + head.bias      (N, K)
+    b = norm2(correlate(relu(norm1(correlate(x, conv1))), conv2))       (N, C, 8, 8)    in stage1 and in stage2
+    x = relu(x + block(b)), or relu(x + block(b, x)) for a block with a gating signal
+    y = head.weight (means of x over 2x2 pixels, flattened) + head.bias (N, K)
 
-It is furnished like a block (spec.py, torch.py, keras.py), so `attzoo.convert` carries it across as it does a block,
-though it is in no registry. `run.demo` is the whole of `attzoo demo`; `picture.py` draws what it learned. The second
-act is organs.py and organs_picture.py: U-Nets on phantoms.
+The residual network has the files of a block (spec.py, torch.py, keras.py), so `attzoo.convert` converts it, although
+it is not registered. run.py has the command `attzoo demo`, picture.py draws the coefficients of the blocks, organs.py
+trains the U-Nets, and organs_picture.py draws their predictions.
 
-Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385v1, fig. 2; a block at
-the end of the branch, before the sum, as in Hu et al., arXiv:1709.01507v4, fig. 3.
+Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385v1, fig. 2. The block is
+at the end of the residual branch, as in Hu et al., "Squeeze-and-Excitation Networks", arXiv:1709.01507v4, fig. 3.
 """

@@ -1,4 +1,4 @@
-"""The demo's network in Keras 3, its training and its answers."""
+"""The residual network of the demo in Keras 3, its training and its predictions."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class ResNet(Block):
         classes: int = 10,
         **kwargs: Any,
     ) -> None:
-        super().__init__(it := spec.ResNet(channels, block, options or {}, classes), **kwargs)
+        super().__init__(args := spec.ResNet(channels, block, options or {}, classes), **kwargs)
         self.stem, self.stem_norm = self.conv_same("stem"), self.batch_norm("stem_norm")
-        self.stage1 = Stage(**it.stage.config(), name="stage1", dtype=self.dtype_policy)
-        self.stage2 = Stage(**it.stage.config(), name="stage2", dtype=self.dtype_policy)
+        self.stage1 = Stage(**args.stage.config(), name="stage1", dtype=self.dtype_policy)
+        self.stage2 = Stage(**args.stage.config(), name="stage2", dtype=self.dtype_policy)
         self.head = self.linear("head")
 
     def build(self, input_shape: Any) -> None:
-        within = (None, None, None, self.spec.channels)
+        features = (None, None, None, self.spec.channels)
         self.stem.build(None)
-        self.stem_norm.build(within)
-        self.stage1.build(within)
-        self.stage2.build(within)
+        self.stem_norm.build(features)
+        self.stage1.build(features)
+        self.stage2.build(features)
         self.head.build((None, self.spec.channels * spec.GRID**2))
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
-        """(N, 8, 8, 1) -> the last block's coefficients."""
+        """Return the coefficients of the last block for x (N, 8, 8, 1)."""
         self.check_inputs(x)
         x = self.stem(ops.to_last(x, self.channels_last))
         x = ops.relu(self.stem_norm(x, training=training))
@@ -54,62 +54,62 @@ class ResNet(Block):
         x = self.stem(ops.to_last(x, self.channels_last))
         x = ops.relu(self.stem_norm(x, training=training))
         x = self.stage2(self.stage1(x, training=training), training=training)
-        cells, each = spec.GRID, spec.SIZE // spec.GRID
-        x = ops.mean(keras.ops.reshape(x, (-1, cells, each, cells, each, self.spec.channels)), (2, 4))    # (N, 4, 4, C)
-        x = keras.ops.moveaxis(x, -1, 1)    # the head's weights count channels first
-        return self.head(keras.ops.reshape(x, (-1, self.spec.channels * cells**2)))
+        grid, side = spec.GRID, spec.SIZE // spec.GRID
+        x = ops.mean(keras.ops.reshape(x, (-1, grid, side, grid, side, self.spec.channels)), (2, 4))    # (N, 4, 4, C)
+        x = keras.ops.moveaxis(x, -1, 1)    # the order of the head's inputs is channels first
+        return self.head(keras.ops.reshape(x, (-1, self.spec.channels * grid**2)))
 
 
 class Stage(Block):
-    """(N, H, W, C) -> (N, H, W, C), channels last always; arguments and errors as `spec.Stage`."""
+    """(N, H, W, C) -> (N, H, W, C), always channels last; arguments and errors as `spec.Stage`."""
 
     spec: spec.Stage
 
     def __init__(
         self, channels: int, block: str | None = None, options: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(it := spec.Stage(channels, block, options or {}), data_format="channels_last", **kwargs)
+        super().__init__(args := spec.Stage(channels, block, options or {}), data_format="channels_last", **kwargs)
         self.conv1, self.norm1 = self.conv_same("conv1"), self.batch_norm("norm1")
         self.conv2, self.norm2 = self.conv_same("conv2"), self.batch_norm("norm2")
         self.block = ops.Identity(name="block", dtype=self.dtype_policy)
-        if it.block:
-            like = {"name": "block", "data_format": "channels_last", "dtype": self.dtype_policy}
-            self.block = registry.create(it.block, it.channels, backend="keras", **it.options, **like)
+        if args.block:
+            settings = {"name": "block", "data_format": "channels_last", "dtype": self.dtype_policy}
+            self.block = registry.create(args.block, args.channels, backend="keras", **args.options, **settings)
 
     def build(self, input_shape: Any) -> None:
-        within = (None, None, None, self.spec.channels)
+        features = (None, None, None, self.spec.channels)
         self.conv1.build(None)
-        self.norm1.build(within)
+        self.norm1.build(features)
         self.conv2.build(None)
-        self.norm2.build(within)
-        self.block.build(*(within,) * self.spec.taken)
+        self.norm2.build(features)
+        self.block.build(*(features,) * self.spec.block_input_count)
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
-        """(N, H, W, C) -> the block's coefficients."""
-        return self.block.attention(*self.branch(x, training), training=training)
+        """Return the coefficients of the block for x (N, H, W, C)."""
+        return self.block.attention(*self.block_inputs(x, training), training=training)
 
     def call(self, x: Any, training: bool | None = None) -> Any:   # type: ignore[override]
-        return ops.relu(x + self.block(*self.branch(x, training), training=training))
+        return ops.relu(x + self.block(*self.block_inputs(x, training), training=training))
 
-    def branch(self, x: Any, training: bool | None) -> tuple[Any, ...]:
-        """(N, H, W, C) -> what the block takes: the branch, and the shortcut where it wants a gating signal."""
+    def block_inputs(self, x: Any, training: bool | None) -> tuple[Any, ...]:
+        """Return the inputs of the block: the residual branch, and x if the block takes a gating signal."""
         self.check_inputs(x)
         h = ops.relu(self.norm1(self.conv1(x), training=training))
         b = self.norm2(self.conv2(h), training=training)
-        return (b, x)[: self.spec.taken]
+        return (b, x)[: self.spec.block_input_count]
 
 
 def fit(net: ResNet, batches: Iterable[tuple[Array, Any]], rate: float, momentum: float) -> Iterator[float]:
-    """Train on (images, labels), one step of SGD each; yields each step's mean cross-entropy."""
+    """Train with SGD, one step for each batch (images, labels). Yield the mean cross-entropy of each step."""
     model = keras.Sequential([net])
     model.compile(
         keras.optimizers.SGD(rate, momentum=momentum), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
     for images, labels in batches:
-        model.reset_metrics()   # older Keras would give the mean loss of all steps so far
+        model.reset_metrics()   # older versions of Keras return the mean loss since the last reset
         yield float(model.train_on_batch(to_tensor(images, net), labels))
 
 
 def predict(net: ResNet, images: Array) -> Array:
-    """(N, 1, 8, 8) -> (N, K), outside training."""
+    """Return the logits, (N, K), of images (N, 1, 8, 8) in inference mode."""
     return to_array(net(to_tensor(images, net), training=False), net)

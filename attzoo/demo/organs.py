@@ -1,4 +1,4 @@
-"""The demo's second act: a U-Net with gates and the same without, trained on phantoms in PyTorch and in Keras."""
+"""The second part of the demo: train a U-Net with gates and a plain one on phantoms, in PyTorch and in Keras."""
 
 from __future__ import annotations
 
@@ -24,93 +24,112 @@ from .results import BACKENDS, Unet
 
 NETS: Final[Mapping[str, Mapping[str, Any]]] = {"gated": {}, "plain": {"skip": None}}   # name -> the U-Net's arguments
 SETTINGS: Final = Settings(channels=(8, 16, 32, 64), optimizer="adam", rate=6e-3, loss="both", batch=8)
-TRAINERS: Final = "attzoo.train"   # where each backend's is
-COUNT: Final = 128       # phantoms to train on
-TEST: Final = 32         # phantoms kept out of training
-SHOWN: Final = (0, 2)    # test phantoms in the picture
+TRAINERS: Final = "attzoo.train"   # package with a module for each backend
+COUNT: Final = 128       # training phantoms
+TEST: Final = 32         # test phantoms
+SHOWN: Final = (0, 2)    # indices of the test phantoms in the picture
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Phantoms of the picture: images (N, 1, H, W) and true classes (N, H, W).
+class Examples:
+    """Test phantoms for the picture, with predictions and coefficients.
 
-    found: predicted classes by network and backend. gates: coefficients (N, 1, h, w) of each gate, as PyTorch has them.
+    Attributes:
+        images: (N, 1, H, W), the images.
+        masks: (N, H, W), the true classes.
+        predictions: (N, H, W), the predicted classes, by network and backend.
+        gates: (N, 1, h, w), the coefficients of the gates in PyTorch, by path of the gate.
     """
 
     images: Array
-    truth: NDArray[Any]
-    found: dict[str, dict[str, NDArray[Any]]]
+    masks: NDArray[Any]
+    predictions: dict[str, dict[str, NDArray[Any]]]
     gates: dict[str, Array]
 
 
-def steps(epochs: int) -> int:
-    """How many steps `act` takes."""
+def step_count(epochs: int) -> int:
+    """Return the number of training steps of `train_unets`."""
     return epochs * (COUNT // SETTINGS.batch) * len(NETS) * len(BACKENDS)
 
 
-def act(out: Path, epochs: int, tick: Callable[[str], None]) -> tuple[list[Unet], Shown]:
-    """Train each network in both frameworks from the same weights, and save what they learned.
+def train_unets(out: Path, epochs: int, on_step: Callable[[str], None]) -> tuple[list[Unet], Examples]:
+    """Train each U-Net in both frameworks from the same initial weights, and save the trained weights.
 
-    `tick` hears of every step what it was part of.
+    Args:
+        out: the folder for the weights.
+        epochs: the number of epochs.
+        on_step: a function that is called after every step with the names of the network and the framework.
+
+    Returns:
+        The measurements of each network, and the phantoms for the picture.
     """
-    found = []
+    results = []
     images, masks = Phantoms(COUNT, seed=SETTINGS.seed).arrays()
     test = Phantoms(TEST, seed=SETTINGS.seed, start=COUNT).arrays()
     for name, options in NETS.items():
         trainers = _trainers(options)
-        net = Unet(name, _size(trainers["torch"].network), {b: t.network for b, t in trainers.items()})
+        networks = {backend: trainer.network for backend, trainer in trainers.items()}
+        result = Unet(name, _parameter_count(networks["torch"]), networks)
         for backend, trainer in trainers.items():
-            began = perf_counter()
-            net.losses[backend] = []
+            start = perf_counter()
+            result.losses[backend] = []
             for loss in _train(trainer, images, masks, epochs):
-                net.losses[backend].append(loss)
-                tick(f"{name} U-Net, {BACKENDS[backend]}")
-            net.seconds[backend] = perf_counter() - began
-            net.dice[backend] = _dice(trainer, *test)
+                result.losses[backend].append(loss)
+                on_step(f"{name} U-Net, {BACKENDS[backend]}")
+            result.seconds[backend] = perf_counter() - start
+            result.dice[backend] = _dice(trainer, *test)
             portable.save(trainer.network, out / backend / f"{name}-unet.safetensors")
-        found.append(net)
-    return found, _shown(found, *test)
+        results.append(result)
+    return results, _examples(results, *test)
 
 
 def _trainers(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A trainer for each backend, whose networks start from the same weights."""
-    settings, found = replace(SETTINGS, network=options), {}
+    """Return a trainer for each backend; their networks have the same weights.
+
+    Args:
+        options: the arguments of the U-Net.
+    """
+    settings, trainers = replace(SETTINGS, network=options), {}
     make = network(settings, 1, len(CLASSES))
     for backend in BACKENDS:
-        body = import_module(f"{TRAINERS}.{backend}")
-        found[backend] = body.Trainer(replace(settings, backend=backend), make, len(CLASSES))
-    portable.load_weights(found["keras"].network, portable.weights(found["torch"].network))
-    return found
+        module = import_module(f"{TRAINERS}.{backend}")
+        trainers[backend] = module.Trainer(replace(settings, backend=backend), make, len(CLASSES))
+    portable.load_weights(trainers["keras"].network, portable.weights(trainers["torch"].network))
+    return trainers
 
 
 def _train(trainer: Any, images: Array, masks: NDArray[Any], epochs: int) -> Iterator[float]:
-    """The loss of every step; the batches are the same at every call."""
+    """Train on batches that are the same in every call. Yield the loss of every step."""
     for epoch in range(epochs):
         trainer.begin(SETTINGS.rate, epoch)
         order = np.random.default_rng((SETTINGS.seed, epoch)).permutation(COUNT)
-        for at in range(0, COUNT - SETTINGS.batch + 1, SETTINGS.batch):
-            picked = order[at : at + SETTINGS.batch]
-            yield trainer.step(images[picked], masks[picked])
-    trainer.counts()
+        for start in range(0, COUNT - SETTINGS.batch + 1, SETTINGS.batch):
+            indices = order[start : start + SETTINGS.batch]
+            yield trainer.step(images[indices], masks[indices])
+    trainer.counts()   # resets the confusion matrix
 
 
 def _dice(trainer: Any, images: Array, masks: NDArray[Any]) -> list[float | None]:
-    for at in range(0, len(images), SETTINGS.batch):
-        trainer.evaluate(images[at : at + SETTINGS.batch], masks[at : at + SETTINGS.batch])
+    """Return the Dice coefficient of each class; None for a class that is neither true nor predicted."""
+    for start in range(0, len(images), SETTINGS.batch):
+        trainer.evaluate(images[start : start + SETTINGS.batch], masks[start : start + SETTINGS.batch])
     return figures(trainer.counts())[2]
 
 
-def _size(net: Any) -> int:
+def _parameter_count(net: Any) -> int:
+    """Return the number of trainable parameters of a network."""
     return sum(w.size for w in net.spec.weights.values() if w.trainable)
 
 
-def _shown(nets: list[Unet], images: Array, masks: NDArray[Any]) -> Shown:
-    x, picked = images[list(SHOWN)], list(SHOWN)
-    found = {
-        net.name: {b: adapter(b).forward(n, [x], training=False).argmax(1) for b, n in net.networks.items()}
-        for net in nets
+def _examples(results: list[Unet], images: Array, masks: NDArray[Any]) -> Examples:
+    """Return the phantoms SHOWN of the test phantoms, with predictions and coefficients."""
+    indices = list(SHOWN)
+    x = images[indices]
+    predictions = {
+        result.name: {b: adapter(b).forward(net, [x], training=False).argmax(1) for b, net in result.networks.items()}
+        for result in results
     }
-    gated = nets[0].networks["torch"]
-    with attention_maps(gated) as maps:
+    gated = results[0].networks["torch"]
+    with attention_maps(gated) as gates:
         adapter("torch").forward(gated, [x], training=False)
-    return Shown(x, masks[picked], found, dict(maps))
+    return Examples(x, masks[indices], predictions, dict(gates))

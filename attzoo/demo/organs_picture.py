@@ -1,4 +1,4 @@
-"""The second act as one picture: what each network finds in phantoms, where its gates look, how the losses fell."""
+"""Draw the second part of the demo: predictions for phantoms, coefficients of the gates, and the losses."""
 
 from __future__ import annotations
 
@@ -19,71 +19,82 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .organs import Shown
+    from .organs import Examples
     from .results import Unet
 
-ORGANS: Final = np.reshape(PALETTE, (-1, 3)) / 255
-PANEL: Final = 1.5     # inches, the side of a panel
-GAP: Final = 0.12      # inches, between panels
-HEAD: Final = 0.34     # inches, for the title
-NAME: Final = 0.4      # inches, for what stands over a row
-CURVES: Final = 1.9    # inches, the height of the losses
-FOOT: Final = 1.06     # inches, for the caption
+ORGANS: Final = np.reshape(PALETTE, (-1, 3)) / 255   # the colour of each class
+# Lengths are in inches.
+PANEL: Final = 1.5     # side of a panel
+GAP: Final = 0.12      # between panels
+TOP: Final = 0.34      # height of the title
+HEADING: Final = 0.4   # height of the headings of the panels
+CURVES_TOP: Final = 0.62      # between the panels and the losses
+CURVES: Final = 1.9           # height of the losses
+CURVES_BOTTOM: Final = 0.5    # between the losses and the caption
+CAPTION_HEIGHT: Final = 1.06
 TICKS: Final = (0.1, 0.2, 0.5, 1, 2)   # of the losses
 STYLES: Final[dict[str, Any]] = {"torch": "-", "keras": (0, (2, 1.5))}
-TITLE: Final = "What gated and plain U-Nets find, and where the gates look"
+TITLE: Final = "Predictions of gated and plain U-Nets, and the coefficients of the gates"
 CAPTION: Final = """\
-Synthetic phantoms that no network was trained on. Loops of bowel have the grey, the size and the shape of the pancreas,
-and the spleen has the liver's grey. Gates, from the coarsest to the finest, as PyTorch has them: bright where the skip
-is let through, each panel on its own scale. Losses (cross-entropy + Dice) of every step: both frameworks began with the
-same weights and saw the same batches, and go apart as rounding does in float32."""
+Synthetic phantoms of the test set. Bowel has the grey, the size and the shape of the pancreas; the spleen has the grey
+of the liver. Gates: coefficients in PyTorch, from the coarsest to the finest gate; bright pixels pass the skip
+connection; each panel has its own scale. Losses: cross-entropy + Dice of every step. Both frameworks began with the
+same weights and had the same batches; their losses differ by rounding in float32."""
 
 
-def draw(shown: Shown, nets: Sequence[Unet]) -> bytes:
-    """A PNG: a row for each phantom, and the losses."""
+def draw(examples: Examples, nets: Sequence[Unet]) -> bytes:
+    """Draw a row of panels for each phantom, and the losses of each network, as PNG."""
     from matplotlib.figure import Figure
 
     colors = {f"gated, {name}": FRAMEWORKS[backend] for backend, name in BACKENDS.items()}
-    headings = ["image", "truth", "plain U-Net", *colors, *_gates(shown)]
-    rows, width = len(shown.images), 2 * MARGIN + len(headings) * (PANEL + GAP) - GAP
-    height = 2 * MARGIN + HEAD + NAME + rows * (PANEL + GAP) + 0.62 + CURVES + 0.5 + FOOT
+    headings = ["image", "truth", "plain U-Net", *colors, *_gate_headings(examples)]
+    rows, width = len(examples.images), 2 * MARGIN + len(headings) * (PANEL + GAP) - GAP
+    panels_top = MARGIN + TOP + HEADING
+    curves_top = panels_top + rows * (PANEL + GAP) + CURVES_TOP
+    height = curves_top + CURVES + CURVES_BOTTOM + CAPTION_HEIGHT + MARGIN
     figure = Figure(figsize=(width, height), facecolor="white")
 
-    def axes(left: float, top: float, wide: float, tall: float) -> Axes:
-        return figure.add_axes((left / width, 1 - (top + tall) / height, wide / width, tall / height))
+    def add_axes(left: float, top: float, axes_width: float, axes_height: float) -> Axes:
+        """Add axes at a position in inches from the upper left corner."""
+        position = (left / width, 1 - (top + axes_height) / height, axes_width / width, axes_height / height)
+        return figure.add_axes(position)
 
-    for r in range(rows):
-        image = shown.images[r]
-        panels: list[NDArray[Any]] = [look.visible(image)]
-        masks = [shown.truth, shown.found["plain"]["torch"], *(shown.found["gated"][b] for b in BACKENDS)]
-        panels += [look.tinted(image, mask[r], ORGANS) for mask in masks]
-        panels += [a[r, 0] for a in shown.gates.values()]
-        for c, (heading, panel) in enumerate(zip(headings, panels, strict=True)):
-            ax = axes(MARGIN + c * (PANEL + GAP), MARGIN + HEAD + NAME + r * (PANEL + GAP), PANEL, PANEL)
+    for row in range(rows):
+        for column, (heading, panel) in enumerate(zip(headings, _panels(examples, row), strict=True)):
+            ax = add_axes(MARGIN + column * (PANEL + GAP), panels_top + row * (PANEL + GAP), PANEL, PANEL)
             ax.imshow(panel, cmap="viridis", interpolation="nearest", aspect="auto")
             look.bare(ax)
-            if r == 0:
+            if row == 0:
                 ax.set_title(heading, fontsize=9.5, pad=4, color=colors.get(heading, "black"))
-    top = MARGIN + HEAD + NAME + rows * (PANEL + GAP) + 0.62
-    wide = (width - 2 * MARGIN - len(nets) * 0.55 - 1.3) / len(nets)
+    curves_width = (width - 2 * MARGIN - len(nets) * 0.55 - 1.3) / len(nets)
     for i, net in enumerate(nets):
-        _losses(axes(MARGIN + 0.45 + i * (wide + 0.55), top, wide, CURVES), net)
-    _legend(figure, width - MARGIN - 1.15, height - top - 0.1)
+        _draw_losses(add_axes(MARGIN + 0.45 + i * (curves_width + 0.55), curves_top, curves_width, CURVES), net)
+    _draw_legend(figure, width - MARGIN - 1.15, height - curves_top - 0.1)
     figure.text(MARGIN / width, 1 - MARGIN / height, TITLE, fontsize=15, weight="bold", va="top")
     figure.text(MARGIN / width, MARGIN / height, CAPTION, fontsize=10, color=GREY, va="bottom", linespacing=1.35)
     return look.png(figure)
 
 
-def _gates(shown: Shown) -> list[str]:
-    return [f"gate {name.rpartition('.')[2]}, {a.shape[2]} x {a.shape[3]}" for name, a in shown.gates.items()]
+def _panels(examples: Examples, row: int) -> list[NDArray[Any]]:
+    """Return the panels of a phantom: the image, the classes over it, and the coefficients of each gate."""
+    image, predictions = examples.images[row], examples.predictions
+    masks = [examples.masks, predictions["plain"]["torch"], *(predictions["gated"][backend] for backend in BACKENDS)]
+    tinted = [look.tinted(image, mask[row], ORGANS) for mask in masks]
+    return [look.visible(image), *tinted, *(a[row, 0] for a in examples.gates.values())]
 
 
-def _losses(ax: Axes, net: Unet) -> None:
+def _gate_headings(examples: Examples) -> list[str]:
+    """Return the name and size of each gate's coefficients as text."""
+    return [f"gate {name.rpartition('.')[2]}, {a.shape[2]} x {a.shape[3]}" for name, a in examples.gates.items()]
+
+
+def _draw_losses(ax: Axes, net: Unet) -> None:
+    """Draw the losses of a network in both frameworks."""
     for backend, losses in net.losses.items():
         ax.plot(losses, color=FRAMEWORKS[backend], linestyle=STYLES[backend], linewidth=1.2, label=BACKENDS[backend])
-    organs = (np.mean([d for d in net.dice[b][1:] if d is not None]) for b in BACKENDS)
-    told = ", ".join(f"{dice:.2f} {BACKENDS[b]}" for b, dice in zip(BACKENDS, organs, strict=True))
-    ax.set_title(f"{net.name} U-Net, loss; mean Dice of the organs {told}", fontsize=9.5, loc="left")
+    means = {b: np.mean([dice for dice in net.dice[b][1:] if dice is not None]) for b in BACKENDS}
+    dice = ", ".join(f"{mean:.2f} {BACKENDS[b]}" for b, mean in means.items())
+    ax.set_title(f"{net.name} U-Net, loss; mean Dice of the organs {dice}", fontsize=9.5, loc="left")
     ax.set_yscale("log")
     ax.set_yticks(TICKS, labels=map(str, TICKS))
     ax.minorticks_off()
@@ -92,8 +103,8 @@ def _losses(ax: Axes, net: Unet) -> None:
     look.small(ax)
 
 
-def _legend(figure: Figure, left: float, top: float) -> None:
-    """Organs and frameworks, their places in inches."""
+def _draw_legend(figure: Figure, left: float, top: float) -> None:
+    """Draw the legend of organs and frameworks; its upper left corner is in inches from the lower left."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

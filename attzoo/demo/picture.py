@@ -1,4 +1,4 @@
-"""What the blocks of the demo learned to attend to, as one picture: PyTorch and Keras side by side."""
+"""Draw the coefficients of the trained blocks of the demo, in PyTorch and in Keras."""
 
 from __future__ import annotations
 
@@ -15,35 +15,42 @@ from .results import BACKENDS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    Panels = Mapping[str, Sequence[Axes]]   # by backend, one for each digit
+    Panels = Mapping[str, Sequence[Axes]]   # backend -> the panel of each digit
 
-PANEL: Final = 0.84     # inches, the side of a panel
-HEAD: Final = 0.42      # inches, for the title
-FOOT: Final = 0.98      # inches, for the caption
-NAME: Final = 1.75      # inches, for the names of the blocks
-SCALE: Final = 0.62     # inches, for the scales at the right
-INK: Final = 0.4        # grey value, from 0 to 1, of the outline
-TITLE: Final = "What attention learned, block by block"
+# Lengths are in inches.
+PANEL: Final = 0.84     # side of a panel
+PAIR_GAP: Final = 0.16  # between digits
+ROW_GAP: Final = 0.16   # between rows
+TOP: Final = 0.42       # height of the title
+BOTTOM: Final = 0.98    # height of the caption
+NAME: Final = 1.75      # width of the names of blocks
+SCALE: Final = 0.62     # width of the tick labels of the scales
+OUTLINE: Final = 0.4    # grey value of the outline, from 0 to 1
+TITLE: Final = "Learned attention coefficients of each block"
 CAPTION: Final = """\
-Coefficients in the last residual branch, for test digits that no net was trained on. The two nets of a row started
-from the same weights and saw the same batches. Maps: one coefficient per pixel (cbam: their mean over channels), bright
-where the branch is let through; the outline is the digit's. Bars: one coefficient per channel, up where it is more than
-0.5, down where it is less. Each row has its own scale, at the right."""
+Coefficients in the last residual branch, for digits of the test set. The two networks of a row had the same initial
+weights and the same batches. Maps: one coefficient per pixel (cbam: the mean over channels); bright pixels pass the
+branch; the outline is that of the digit. Bars: one coefficient per channel, relative to 0.5. The scale of each row is
+at the right."""
 
 
 def draw(images: Array, attention: Mapping[str, Mapping[str, Array]]) -> bytes:
-    """A PNG of digits (N, 1, H, W) and of coefficients (N, 1 or C, 1 or H, 1 or W), by block and backend.
+    """Draw digits and the coefficients of each block, as PNG.
 
-    Coefficients that differ over space are maps, the mean over channels where they differ there too; others are bars.
+    Coefficients that vary over pixels are drawn as maps, averaged over channels; others are drawn as bars.
+
+    Args:
+        images: (N, 1, H, W), the digits.
+        attention: (N, 1 or C, 1 or H, 1 or W), the coefficients by block and backend.
     """
     from matplotlib.figure import Figure
 
-    shown = {name: {b: _flat(a) for b, a in each.items()} for name, each in attention.items()}
-    names = sorted(shown, key=lambda name: -shown[name]["torch"].ndim)   # maps first
-    columns = [NAME, *[PANEL, PANEL, 0.16] * len(images), 0.13]
-    gap = 0.07   # between neighbours
+    values = {name: {b: _flatten(a) for b, a in arrays.items()} for name, arrays in attention.items()}
+    names = sorted(values, key=lambda name: -values[name]["torch"].ndim)   # maps first
+    columns = [NAME, *[PANEL, PANEL, PAIR_GAP] * len(images), 0.13]
+    gap = 0.07   # between columns
     width = 2 * MARGIN + sum(columns) + gap * (len(columns) - 1) + SCALE
-    height = 2 * MARGIN + HEAD + FOOT + (1 + len(names)) * (PANEL + 0.16)
+    height = 2 * MARGIN + TOP + BOTTOM + (1 + len(names)) * (PANEL + ROW_GAP)
     figure = Figure(figsize=(width, height), facecolor="white")
     grid = figure.add_gridspec(
         1 + len(names),
@@ -51,82 +58,87 @@ def draw(images: Array, attention: Mapping[str, Mapping[str, Array]]) -> bytes:
         width_ratios=columns,
         left=MARGIN / width,
         right=1 - (MARGIN + SCALE) / width,
-        top=1 - (MARGIN + HEAD) / height,
-        bottom=(MARGIN + FOOT) / height,
+        top=1 - (MARGIN + TOP) / height,
+        bottom=(MARGIN + BOTTOM) / height,
         wspace=gap * len(columns) / sum(columns),
-        hspace=0.16 / PANEL,
+        hspace=ROW_GAP / PANEL,
     )
     for n, image in enumerate(images):
-        _digit(figure.add_subplot(grid[0, 3 * n + 1 : 3 * n + 3]), image[0])
-    for r, name in enumerate(names, start=1):
+        _draw_digit(figure.add_subplot(grid[0, 3 * n + 1 : 3 * n + 3]), image[0])
+    for row, name in enumerate(names, start=1):
         panels = {
-            backend: [figure.add_subplot(grid[r, 3 * n + k]) for n in range(len(images))]
-            for k, backend in enumerate(BACKENDS, start=1)
+            backend: [figure.add_subplot(grid[row, 3 * n + column]) for n in range(len(images))]
+            for column, backend in enumerate(BACKENDS, start=1)
         }
-        _name(figure.add_subplot(grid[r, 0]), name, shown[name])
-        if shown[name]["torch"].ndim == 3:
-            _maps(panels, figure.add_subplot(grid[r, -1]), shown[name], images)
+        _draw_name(figure.add_subplot(grid[row, 0]), name, values[name])
+        if values[name]["torch"].ndim == 3:
+            _draw_maps(panels, figure.add_subplot(grid[row, -1]), values[name], images)
         else:
-            _bars(panels, shown[name])
-        if r == 1:
-            _headings(panels)
-    edge = MARGIN / width
-    figure.text(edge, 1 - MARGIN / height, TITLE, fontsize=15, weight="bold", va="top")
-    figure.text(edge, MARGIN / height, CAPTION, fontsize=10, color=GREY, va="bottom", linespacing=1.35)
+            _draw_bars(panels, values[name])
+        if row == 1:
+            _draw_headings(panels)
+    left = MARGIN / width
+    figure.text(left, 1 - MARGIN / height, TITLE, fontsize=15, weight="bold", va="top")
+    figure.text(left, MARGIN / height, CAPTION, fontsize=10, color=GREY, va="bottom", linespacing=1.35)
     return png(figure)
 
 
-def _flat(a: Array) -> Array:
-    """(N, C, 1, 1) -> (N, C), bars; (N, 1 or C, H, W) -> (N, H, W), maps."""
+def _flatten(a: Array) -> Array:
+    """Return coefficients (N, C, 1, 1) as (N, C), and (N, 1 or C, H, W) as the mean over channels (N, H, W)."""
     return a[:, :, 0, 0] if a.shape[2:] == (1, 1) else a.mean(axis=1)
 
 
-def _digit(ax: Axes, image: Array) -> None:
+def _draw_digit(ax: Axes, image: Array) -> None:
+    """Draw a digit (H, W) in black on white."""
     ax.imshow(image, cmap="gray_r")
     ax.set_axis_off()
 
 
-def _headings(panels: Panels) -> None:
+def _draw_headings(panels: Panels) -> None:
+    """Draw the name of the framework over each panel."""
     for backend, axes in panels.items():
         for ax in axes:
             ax.set_title(BACKENDS[backend], fontsize=9.5, color=COLORS[backend], pad=3)
 
 
-def _name(ax: Axes, name: str, values: Mapping[str, Array]) -> None:
-    one, other = values.values()
-    text = f"largest difference\nbetween the two: {np.abs(one - other).max():.2g}"
+def _draw_name(ax: Axes, name: str, values: Mapping[str, Array]) -> None:
+    """Draw the name of a block and the largest difference between the coefficients of the two frameworks."""
+    of_torch, of_keras = values.values()
+    text = f"largest difference\nbetween frameworks: {np.abs(of_torch - of_keras).max():.2g}"
     ax.set_axis_off()
     ax.text(0, 0.56, name, fontsize=11, weight="bold", va="bottom", transform=ax.transAxes)
     ax.text(0, 0.46, text, fontsize=8.5, color=GREY, va="top", linespacing=1.3, transform=ax.transAxes)
 
 
-def _maps(panels: Panels, scale: Axes, values: Mapping[str, Array], images: Array) -> None:
+def _draw_maps(panels: Panels, scale: Axes, values: Mapping[str, Array], images: Array) -> None:
+    """Draw coefficients (N, H, W) with the outlines of digits, and their colour scale."""
     low, high = min(a.min() for a in values.values()), max(a.max() for a in values.values())
     for backend, axes in panels.items():
         for ax, value, image in zip(axes, values[backend], images, strict=True):
-            drawn = ax.imshow(value, cmap="viridis", vmin=low, vmax=high)
-            _outline(ax, image)
+            mapped = ax.imshow(value, cmap="viridis", vmin=low, vmax=high)
+            _draw_outline(ax, image)
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
-    bar = scale.figure.colorbar(drawn, cax=scale)
+    bar = scale.figure.colorbar(mapped, cax=scale)
     bar.set_ticks([low, high], labels=[f"{low:.2f}", f"{high:.2f}"])
     bar.outline.set_visible(False)
     small(scale)
 
 
-def _outline(ax: Axes, image: Array) -> None:
-    """A line around the ink, smoothed by resampling, closed at the border by one blank pixel."""
+def _draw_outline(ax: Axes, image: Array) -> None:
+    """Draw a contour around a digit (1, H, W), resampled to be smooth and padded so that it is closed."""
     from matplotlib.patheffects import withStroke
 
     padded = np.pad(image, [(0, 0), (1, 1), (1, 1)])
     fine = ops.resize(padded[None], [8 * size for size in padded.shape[1:]], "linear", False)[0, 0]
-    place = [(np.arange(size) + 0.5) / 8 - 1.5 for size in fine.shape]
-    line = ax.contour(place[1], place[0], fine, levels=[INK], colors="white", linewidths=1.1)
+    rows, columns = [(np.arange(size) + 0.5) / 8 - 1.5 for size in fine.shape]
+    line = ax.contour(columns, rows, fine, levels=[OUTLINE], colors="white", linewidths=1.1)
     line.set_path_effects([withStroke(linewidth=2.2, foreground="black", alpha=0.55)])
     ax.set(xlim=(-0.5, image.shape[2] - 0.5), ylim=(image.shape[1] - 0.5, -0.5))
 
 
-def _bars(panels: Panels, values: Mapping[str, Array]) -> None:
+def _draw_bars(panels: Panels, values: Mapping[str, Array]) -> None:
+    """Draw coefficients (N, C) as bars from 0.5."""
     reach = max(np.abs(a - NEUTRAL).max() for a in values.values())
     for backend, axes in panels.items():
         for ax, value in zip(axes, values[backend], strict=True):

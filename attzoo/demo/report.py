@@ -1,4 +1,4 @@
-"""What the demo found, as a table for people and as JSON for programs."""
+"""The results of the demo as tables for the terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -7,70 +7,72 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from .results import BACKENDS, Result, Unet, difference
+from .results import BACKENDS, Result, Unet, largest_difference
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def table(results: Sequence[Result]) -> Table:
-    """One row a block, for a terminal; the first result is the net without."""
+    """Return a table with a row for each block; the first result is that of the network without a block."""
     base = results[0]
-    shown = _table(
-        "Handwritten digits: a residual net with each block, trained twice from one start",
-        f"Added to a net of {base.parameters:,} weights and {base.macs:,} multiply-adds (MACs) an image.\n"
-        f"Accuracy and seconds: {'/'.join(BACKENDS.values())}. Losses are compared at each of"
+    rows = _empty_table(
+        "Handwritten digits: a residual network with each block, in both frameworks from the same weights",
+        f"Added to a network with {base.parameters:,} weights and {base.macs:,} multiply-adds (MACs) per image.\n"
+        f"Accuracy and seconds: {'/'.join(BACKENDS.values())}. Loss difference: the largest over"
         f" {len(base.losses['torch'])} steps.",
         ("block", "weights\nadded", "MACs\nadded", "accuracy", "loss\ndifference", "seconds"),
     )
     for r in results:
         added = [f"{r.parameters - base.parameters:,}", f"{r.macs - base.macs:,}"] if r.block else ["", ""]
         accuracy = "/".join(f"{r.accuracy[backend]:.1%}" for backend in BACKENDS)
-        shown.add_row(r.title, *added, accuracy, f"{difference(r.losses):.1e}", _seconds(r.seconds))
-    return shown
+        rows.add_row(r.title, *added, accuracy, f"{largest_difference(r.losses):.1e}", _seconds(r.seconds))
+    return rows
 
 
 def unet_table(nets: Sequence[Unet]) -> Table:
-    """One row a network, for a terminal."""
+    """Return a table with a row for each U-Net."""
     from ..train.phantoms import CLASSES
 
-    shown = _table(
-        "Phantoms: a U-Net with gates and one without, trained twice from one start",
-        f"Dice on phantoms kept out of training, and seconds: {'/'.join(BACKENDS.values())}.\n"
-        f"Losses are compared at each of {len(nets[0].losses['torch'])} steps.",
+    rows = _empty_table(
+        "Phantoms: a U-Net with gates and a plain one, in both frameworks from the same weights",
+        f"Dice coefficients on test phantoms, and seconds: {'/'.join(BACKENDS.values())}.\n"
+        f"Loss difference: the largest over {len(nets[0].losses['torch'])} steps.",
         ("U-Net", "weights", *CLASSES[1:], "loss\ndifference", "seconds"),
     )
     for net in nets:
         organs = zip(*(net.dice[backend][1:] for backend in BACKENDS), strict=True)
-        dice = ["/".join("-" if d is None else f"{d:.2f}" for d in pair) for pair in organs]
-        shown.add_row(net.name, f"{net.parameters:,}", *dice, f"{difference(net.losses):.1e}", _seconds(net.seconds))
-    return shown
+        dice = ["/".join("-" if value is None else f"{value:.2f}" for value in values) for values in organs]
+        difference = f"{largest_difference(net.losses):.1e}"
+        rows.add_row(net.name, f"{net.parameters:,}", *dice, difference, _seconds(net.seconds))
+    return rows
 
 
-def _table(title: str, caption: str, head: Sequence[str]) -> Table:
-    """An empty table that fits into 80 columns."""
+def _empty_table(title: str, caption: str, headings: Sequence[str]) -> Table:
+    """Return a table without rows, whose columns but the first are aligned to the right."""
     from rich import box
     from rich.table import Table
 
-    shown = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(head):
-        shown.add_column(name, justify="right" if i else "left", no_wrap=True)
-    return shown
+    empty = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, heading in enumerate(headings):
+        empty.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    return empty
 
 
 def _seconds(seconds: Mapping[str, float]) -> str:
+    """Return the times of both frameworks as text."""
     return "/".join(f"{seconds[backend]:.1f}" for backend in BACKENDS)
 
 
 def as_json(results: Sequence[Result], nets: Sequence[Unet], settings: Mapping[str, Any]) -> bytes:
-    """Everything that was found, and the settings and versions that it takes to find it again."""
+    """Return all results as JSON, with the settings and versions that reproduce them."""
     rows = [
         {
             "block": r.block,
             "parameters_added": r.parameters - results[0].parameters,
             "macs_added": r.macs - results[0].macs,
             "accuracy": r.accuracy,
-            "largest_loss_difference": difference(r.losses),
+            "largest_loss_difference": largest_difference(r.losses),
             "seconds": r.seconds,
             "losses": r.losses,
         }
@@ -78,5 +80,5 @@ def as_json(results: Sequence[Result], nets: Sequence[Unet], settings: Mapping[s
     ]
     versions = {package: version(package) for package in ("torch", "keras")}
     unets = [net.as_json() for net in nets]
-    found = {"settings": dict(settings), "versions": versions, "results": rows, "unets": unets}
-    return json.dumps(found, indent=1).encode()
+    report = {"settings": dict(settings), "versions": versions, "results": rows, "unets": unets}
+    return json.dumps(report, indent=1).encode()

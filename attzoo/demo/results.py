@@ -1,4 +1,4 @@
-"""What the demo measures of each network, in both frameworks."""
+"""The measurements of the demo for each network, in both frameworks."""
 
 from __future__ import annotations
 
@@ -10,46 +10,68 @@ import numpy as np
 
 from ..train.phantoms import CLASSES
 
-BACKENDS: Final = {"torch": "PyTorch", "keras": "Keras"}
+BACKENDS: Final = {"torch": "PyTorch", "keras": "Keras"}   # backend -> display name
 
 
 @dataclass
 class Result:
-    """What came of one block, None being the net without; by backend what may differ between them."""
+    """The measurements of the residual network with one block.
+
+    Attributes:
+        block: the name of the block; None for the network without a block.
+        parameters: the number of trainable parameters of the network.
+        macs: the multiply-adds of the network for one image.
+        losses: the mean cross-entropy of every step, by backend.
+        accuracy: the accuracy on the test images, by backend.
+        seconds: the time of training, by backend.
+    """
 
     block: str | None
-    parameters: int   # trainable, in the whole net
-    macs: int         # multiply-adds of the whole net for one image
-    losses: dict[str, list[float]] = field(default_factory=dict)   # mean cross-entropy of every step
-    accuracy: dict[str, float] = field(default_factory=dict)       # on the test images
-    seconds: dict[str, float] = field(default_factory=dict)        # of training
+    parameters: int
+    macs: int
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    accuracy: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
-        """The block, in words."""
+        """The name of the block, or "no block"."""
         return self.block or "no block"
 
 
 @dataclass
 class Unet:
-    """What came of one network; by backend what may differ between them."""
+    """The measurements of a U-Net.
+
+    Attributes:
+        name: the name of the variant.
+        parameters: the number of trainable parameters.
+        networks: the trained networks, by backend.
+        losses: cross-entropy plus Dice loss of every step, by backend.
+        dice: the Dice coefficient of each class on the test phantoms, by backend; None for an absent class.
+        seconds: the time of training, by backend.
+    """
 
     name: str
     parameters: int
     networks: dict[str, Any]
-    losses: dict[str, list[float]] = field(default_factory=dict)            # cross-entropy + Dice loss of every step
-    dice: dict[str, list[float | None]] = field(default_factory=dict)       # of each class, on the test phantoms
-    seconds: dict[str, float] = field(default_factory=dict)                 # of training
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    dice: dict[str, list[float | None]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """All but the networks."""
-        dice = {backend: dict(zip(CLASSES, values, strict=True)) for backend, values in self.dice.items()}
-        found = {"name": self.name, "parameters": self.parameters, "dice": dice}
-        found |= {"largest_loss_difference": difference(self.losses), "seconds": self.seconds}
-        return found | {"losses": self.losses}
+        """Return the measurements without the networks."""
+        return {
+            "name": self.name,
+            "parameters": self.parameters,
+            "dice": {backend: dict(zip(CLASSES, values, strict=True)) for backend, values in self.dice.items()},
+            "largest_loss_difference": largest_difference(self.losses),
+            "seconds": self.seconds,
+            "losses": self.losses,
+        }
 
 
-def difference(losses: Mapping[str, Sequence[float]]) -> float:
-    """The largest distance between the two frameworks' losses, over all steps."""
-    one, other = (np.array(losses[backend]) for backend in BACKENDS)
-    return float(np.abs(one - other).max())
+def largest_difference(losses: Mapping[str, Sequence[float]]) -> float:
+    """Return the largest absolute difference between the two frameworks' losses of the same step."""
+    first, second = (np.array(losses[backend]) for backend in BACKENDS)
+    return float(np.abs(first - second).max())

@@ -1,4 +1,4 @@
-"""`attzoo demo`: every block at work on real digits, then U-Nets on phantoms (organs.py), in PyTorch and in Keras."""
+"""`attzoo demo`: train networks with every block on real digits, then U-Nets on phantoms, in PyTorch and in Keras."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from . import organs, organs_picture, picture
 from .report import as_json, table, unet_table
 from .results import BACKENDS, Result
 
-PACKAGES: Final = ("rich", "sklearn", "matplotlib", "torch", "keras", "tensorflow", "jax")   # of "demo"
-FILES: Final = {
-    "attention.png": "what each block learned to attend to",
-    "unet.png": "what gated and plain U-Nets find in phantoms, and where the gates look",
-    "results.json": "both tables, and the loss curves step by step",
-    "weights": "trained blocks and networks, in files that either framework opens: attzoo.load(file, backend=...)",
+PACKAGES: Final = ("rich", "sklearn", "matplotlib", "torch", "keras", "tensorflow", "jax")   # of the extra "demo"
+FILES: Final = {   # output file -> its content
+    "attention.png": "the attention coefficients of each trained block",
+    "unet.png": "predictions of the U-Nets for phantoms, and the coefficients of the gates",
+    "results.json": "the values in both tables, and the loss of every step",
+    "weights": "trained blocks and networks; attzoo.load(file, backend=...) loads them in either framework",
 }
-EPOCHS: Final = (6, 10)          # over the digits, over the phantoms
+EPOCHS: Final = (6, 10)          # on the digits, on the phantoms
 SEED: Final = 1
 CHANNELS: Final = 16
 BATCH: Final = 64                # images
-RATE: Final = 0.02               # of SGD
+RATE: Final = 0.02               # learning rate of SGD
 MOMENTUM: Final = 0.9
-TEST: Final = 360                # images kept out of training
+TEST: Final = 360                # test images
 SHOWN: Final = (0, 3, 4, 7, 8)   # digits in the picture
-OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {   # what 16 channels of 8x8 pixels need beside the defaults
+OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {   # the blocks' arguments, suited to 16 channels of 8x8 pixels
     "se": {"reduction": 4},
     "channel_attention": {"reduction": 4},
     "spatial_attention": {"kernel_size": 3},
@@ -47,7 +47,14 @@ OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {   # what 16 channels of 8x8 
 
 @dataclass(frozen=True)
 class Data:
-    """Images (N, 1, 8, 8) in [0, 1] and labels (N,), for training and for the test."""
+    """Handwritten digits.
+
+    Attributes:
+        images: (N, 1, 8, 8) in [0, 1], the training images.
+        labels: (N,), their digits.
+        test_images: (M, 1, 8, 8), the test images.
+        test_labels: (M,), their digits.
+    """
 
     images: Array
     labels: Any
@@ -55,33 +62,38 @@ class Data:
     test_labels: Any
 
     def batches(self, epochs: int) -> Iterator[tuple[Array, Any]]:
-        """The same batches in the same order at every call; what fills no batch sits this epoch out."""
+        """Yield batches of images and labels, the same in every call. The remainder of an epoch is dropped."""
         random = np.random.default_rng(SEED)
         for _ in range(epochs):
             order = random.permutation(len(self.labels))
-            for at in range(0, len(order) - BATCH + 1, BATCH):
-                picked = order[at : at + BATCH]
-                yield self.images[picked], self.labels[picked]
+            for start in range(0, len(order) - BATCH + 1, BATCH):
+                indices = order[start : start + BATCH]
+                yield self.images[indices], self.labels[indices]
 
-    def shown(self) -> Array:
-        """The first test image of each digit in SHOWN."""
+    def examples(self) -> Array:
+        """Return the first test image of each digit in SHOWN."""
         return self.test_images[[np.flatnonzero(self.test_labels == digit)[0] for digit in SHOWN]]
 
 
 def demo(out: Path, epochs: int | None = None, blocks: Sequence[str] | None = None) -> None:
-    """Train a small residual net with each block in turn, then U-Nets, in both frameworks, and show how they agree.
+    """Train a small residual network with each block, then U-Nets, in both frameworks, and compare the results.
 
-    out: the folder to write the pictures, the results and the weights into, made where there is none.
-    epochs: >= 1, of both acts; None means EPOCHS. blocks: names, None for every block of ours.
-    Raises NotADirectoryError when `out` is a file, ValueError for an unknown block, and ModuleNotFoundError, with the
-    install command, where a package of the extra "demo" is absent.
+    Args:
+        out: the folder for the pictures, results and weights; it is created if needed.
+        epochs: the number of epochs of all trainings, >= 1; None for EPOCHS.
+        blocks: the names of blocks; None for every registered block.
+
+    Raises:
+        NotADirectoryError: if `out` is a file.
+        ValueError: if a block is unknown.
+        ModuleNotFoundError: if a package of the extra "demo" is not installed. The message has the install command.
     """
-    names, out = _names(blocks), Path(out)
-    digits_epochs, organs_epochs = EPOCHS if epochs is None else (contract.integer("epochs", epochs),) * 2
+    names, out = _block_names(blocks), Path(out)
+    digits_epochs, unet_epochs = EPOCHS if epochs is None else (contract.integer("epochs", epochs),) * 2
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"out must be a folder, got a file: {out}")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")   # TensorFlow greets at length
-    _load("rich", "sklearn", "matplotlib")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")   # no log messages of TensorFlow
+    _import_modules("rich", "sklearn", "matplotlib")
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -89,106 +101,162 @@ def demo(out: Path, epochs: int | None = None, blocks: Sequence[str] | None = No
     console = Console()
     console.print("loading PyTorch and Keras")
     contract.triton_first()
-    bodies = dict(zip(BACKENDS, _load(f"{__package__}.torch", f"{__package__}.keras"), strict=True))
-    _load(*(f"{organs.TRAINERS}.{backend}" for backend in BACKENDS))
+    modules = dict(zip(BACKENDS, _import_modules(f"{__package__}.torch", f"{__package__}.keras"), strict=True))
+    _import_modules(*(f"{organs.TRAINERS}.{backend}" for backend in BACKENDS))
     data = digits()
     columns = TextColumn("{task.description:<30}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console) as progress, bodies["torch"].one_thread():
+    with Progress(*columns, console=console) as progress, modules["torch"].one_thread():
         steps = digits_epochs * (len(data.labels) // BATCH) * len(BACKENDS) * (1 + len(names))
-        task = progress.add_task("", total=steps + organs.steps(organs_epochs))
+        task = progress.add_task("", total=steps + organs.step_count(unet_epochs))
 
-        def tick(what: str) -> None:
-            progress.update(task, advance=1, description=what)
+        def on_step(description: str) -> None:
+            progress.update(task, advance=1, description=description)
 
-        results, attention = compare(names, bodies, data, digits_epochs, out, tick)
-        nets, shown = organs.act(out / "weights", organs_epochs, tick)
-    settings = {"seed": SEED, "channels": CHANNELS, "options": OPTIONS, "epochs": digits_epochs, "batch": BATCH}
-    settings |= {"rate": RATE, "momentum": MOMENTUM, "keras_backend": bodies["keras"].keras.backend.backend()}
-    settings["unets"] = organs.SETTINGS.config() | {"epochs": organs_epochs, "phantoms": organs.COUNT}
-    write(out / "results.json", as_json(results, nets, settings))
-    write(out / "attention.png", picture.draw(data.shown(), attention))
-    write(out / "unet.png", organs_picture.draw(shown, nets))
+        results, attention = train_blocks(names, modules, data, digits_epochs, out, on_step)
+        unets, examples = organs.train_unets(out / "weights", unet_epochs, on_step)
+    settings = _settings(digits_epochs, unet_epochs, modules["keras"].keras.backend.backend())
+    write(out / "results.json", as_json(results, unets, settings))
+    write(out / "attention.png", picture.draw(data.examples(), attention))
+    write(out / "unet.png", organs_picture.draw(examples, unets))
     console.print(table(results))
-    console.print(unet_table(nets))
-    for name, what in FILES.items():
-        console.print(f"{out / name}: {what}", markup=False, highlight=False, soft_wrap=True)
+    console.print(unet_table(unets))
+    for name, content in FILES.items():
+        console.print(f"{out / name}: {content}", markup=False, highlight=False, soft_wrap=True)
 
 
-def compare(
-    names: Sequence[str], bodies: Mapping[str, Any], data: Data, epochs: int, out: Path, tick: Callable[[str], None]
+def _settings(digits_epochs: int, unet_epochs: int, keras_backend: str) -> dict[str, Any]:
+    """Return the settings of the trainings, for results.json."""
+    return {
+        "seed": SEED,
+        "channels": CHANNELS,
+        "options": OPTIONS,
+        "epochs": digits_epochs,
+        "batch": BATCH,
+        "rate": RATE,
+        "momentum": MOMENTUM,
+        "keras_backend": keras_backend,
+        "unets": organs.SETTINGS.config() | {"epochs": unet_epochs, "phantoms": organs.COUNT},
+    }
+
+
+def train_blocks(
+    names: Sequence[str],
+    modules: Mapping[str, Any],
+    data: Data,
+    epochs: int,
+    out: Path,
+    on_step: Callable[[str], None],
 ) -> tuple[list[Result], dict[str, dict[str, Array]]]:
-    """Train the net without a block, then with each, and save those; `tick` hears of every step what it was part of.
+    """Train the network without a block, then with each block, and save the trained blocks.
 
-    Returns the results, and the coefficients for the digits in SHOWN by block and backend.
+    Args:
+        names: the names of the blocks.
+        modules: the module with the network, by backend.
+        data: the digits.
+        epochs: the number of epochs.
+        out: the output folder.
+        on_step: a function that is called after every step with the names of the block and the framework.
+
+    Returns:
+        The measurements of each network, and the coefficients for the digits in SHOWN by block and backend.
     """
     results: list[Result] = []
     attention: dict[str, dict[str, Array]] = {}
-    common: dict[str, Array] = {}   # where nets are alike, they start alike
+    common: dict[str, Array] = {}   # initial weights of the network without a block
     for name in (None, *names):
-        nets = start(name, bodies["torch"], common)
+        nets = create_nets(name, modules["torch"], common)
         common = common or portable.weights(nets["torch"])
         results.append(Result(name, *cost(nets["torch"].spec)))
         for backend, net in nets.items():
-            train(results[-1], backend, bodies[backend], net, data, epochs, tick)
+            train(results[-1], backend, modules[backend], net, data, epochs, on_step)
         if name:
             save(name, nets, out / "weights")
-            attention[name] = {b: adapter(b).attention(net, [data.shown()]) for b, net in nets.items()}
+            attention[name] = {b: adapter(b).attention(net, [data.examples()]) for b, net in nets.items()}
     return results, attention
 
 
 def digits() -> Data:
-    """scikit-learn's 1,797 handwritten digits, TEST of them put aside, as many of each digit as their share."""
+    """Return scikit-learn's 1,797 handwritten digits, with a stratified test set of TEST images."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    found = load_digits()
-    images, labels = (found.images / 16).astype(np.float32)[:, None], found.target.astype(np.int64)
-    images, held, labels, truth = train_test_split(images, labels, test_size=TEST, stratify=labels, random_state=SEED)
-    return Data(images, labels, held, truth)
+    bunch = load_digits()
+    images, labels = (bunch.images / 16).astype(np.float32)[:, None], bunch.target.astype(np.int64)
+    images, test_images, labels, test_labels = train_test_split(
+        images, labels, test_size=TEST, stratify=labels, random_state=SEED
+    )
+    return Data(images, labels, test_images, test_labels)
 
 
-def start(name: str | None, body: Any, common: dict[str, Array]) -> dict[str, Any]:
-    """The net with block `name` by backend, of the same weights; `common` replaces those that it names."""
-    net = body.start(SEED, CHANNELS, name, OPTIONS.get(name or "", {}))
+def create_nets(name: str | None, torch_module: Any, common: dict[str, Array]) -> dict[str, Any]:
+    """Create the network with a block in both frameworks, with the same initial weights.
+
+    Args:
+        name: the name of the block; None for no block.
+        torch_module: the module with the network in PyTorch.
+        common: initial weights that replace the random ones, by canonical name.
+
+    Returns:
+        The network by backend.
+    """
+    net = torch_module.create_seeded(SEED, CHANNELS, name, OPTIONS.get(name or "", {}))
     portable.load_weights(net, portable.weights(net) | common)
     return {"torch": net, "keras": portable.convert(net, backend="keras")}
 
 
 def cost(net: contract.Spec) -> tuple[int, int]:
-    """Trainable parameters, and multiply-adds for one image."""
+    """Return the number of trainable parameters, and the multiply-adds for one image."""
     return sum(w.size for w in net.weights.values() if w.trainable), net.macs((1, 1, 8, 8))
 
 
 def train(
-    result: Result, backend: str, body: Any, net: Any, data: Data, epochs: int, tick: Callable[[str], None]
+    result: Result, backend: str, module: Any, net: Any, data: Data, epochs: int, on_step: Callable[[str], None]
 ) -> None:
-    """Train and test a net, into `result`."""
-    began = perf_counter()
+    """Train and test a network, and store the measurements in `result`.
+
+    Args:
+        result: the measurements.
+        backend: the backend of the network.
+        module: the module with `fit` and `predict` for the backend.
+        net: the network.
+        data: the digits.
+        epochs: the number of epochs.
+        on_step: as in `train_blocks`.
+    """
+    start = perf_counter()
     losses = result.losses[backend] = []
-    for loss in body.fit(net, data.batches(epochs), RATE, MOMENTUM):
+    for loss in module.fit(net, data.batches(epochs), RATE, MOMENTUM):
         losses.append(loss)
-        tick(f"{result.title}, {BACKENDS[backend]}")
-    result.seconds[backend] = perf_counter() - began
-    result.accuracy[backend] = float((body.predict(net, data.test_images).argmax(1) == data.test_labels).mean())
+        on_step(f"{result.title}, {BACKENDS[backend]}")
+    result.seconds[backend] = perf_counter() - start
+    result.accuracy[backend] = float((module.predict(net, data.test_images).argmax(1) == data.test_labels).mean())
 
 
 def save(name: str, nets: Mapping[str, Any], folder: Path) -> None:
-    """Write each net's two blocks, and read each file back in the other framework.
+    """Save the blocks of both stages of each network, and check that the other framework loads the same weights.
 
-    Raises RuntimeError when what comes back is not what was written.
+    Args:
+        name: the name of the block.
+        nets: the network by backend.
+        folder: the folder for the weights.
+
+    Raises:
+        RuntimeError: if the other framework loads different weights.
     """
-    for (backend, net), other in zip(nets.items(), ("keras", "torch"), strict=True):
+    for (backend, net), loading_backend in zip(nets.items(), ("keras", "torch"), strict=True):
         (folder / backend).mkdir(parents=True, exist_ok=True)
         for stage in ("stage1", "stage2"):
             path, block = folder / backend / f"{name}.{stage}.safetensors", getattr(net, stage).block
             portable.save(block, path)
-            again = portable.weights(portable.load(path, backend=other))
-            if any(not np.array_equal(array, again[key]) for key, array in portable.weights(block).items()):
-                raise RuntimeError(f"{path} does not give {other} the weights that {backend} wrote")
+            loaded = portable.weights(portable.load(path, backend=loading_backend))
+            if any(not np.array_equal(array, loaded[key]) for key, array in portable.weights(block).items()):
+                raise RuntimeError(
+                    f"expected {loading_backend} to load the weights of {backend} from {path}, got different values"
+                )
 
 
-def _names(blocks: Sequence[str] | None) -> list[str]:
-    """Registered names, each once, aliases resolved. Raises as `registry.locate`, and ValueError for none at all."""
+def _block_names(blocks: Sequence[str] | None) -> list[str]:
+    """Return registered names for names and aliases, without duplicates; raise ValueError for unknown or no names."""
     if blocks is None:
         return list(registry.BLOCKS)
     if not blocks:
@@ -198,11 +266,15 @@ def _names(blocks: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(registry.ALIASES.get(name, name) for name in blocks))
 
 
-def _load(*modules: str) -> list[Any]:
-    """Modules, imported. Raises ModuleNotFoundError, with the install command, where a package they need is absent."""
+def _import_modules(*names: str) -> list[Any]:
+    """Import modules and return them.
+
+    Raises:
+        ModuleNotFoundError: if a package of the extra "demo" is not installed. The message has the install command.
+    """
     try:
-        return [import_module(module) for module in modules]
+        return [import_module(name) for name in names]
     except ModuleNotFoundError as err:
-        if (err.name or "").partition(".")[0] not in PACKAGES:   # a broken install is not a missing one
+        if (err.name or "").partition(".")[0] not in PACKAGES:   # a dependency of an installed package is missing
             raise
         raise ModuleNotFoundError(missing(str(err.name), "demo", "the demo"), name=err.name) from err

@@ -1,4 +1,4 @@
-"""The demo's network in PyTorch, its training and its answers."""
+"""The residual network of the demo in PyTorch, its training and its predictions."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class ResNet(SpecModule):
     def __init__(
         self, channels: int, block: str | None = None, options: Mapping[str, Any] | None = None, classes: int = 10
     ) -> None:
-        super().__init__(it := spec.ResNet(channels, block, options or {}, classes))
-        self.stem = _conv(1, it.channels)
-        self.stem_norm = nn.BatchNorm2d(it.channels)
-        self.stage1, self.stage2 = Stage(**it.stage.config()), Stage(**it.stage.config())
-        self.head = nn.Linear(it.channels * spec.GRID**2, it.classes)
+        super().__init__(args := spec.ResNet(channels, block, options or {}, classes))
+        self.stem = _conv(1, args.channels)
+        self.stem_norm = nn.BatchNorm2d(args.channels)
+        self.stage1, self.stage2 = Stage(**args.stage.config()), Stage(**args.stage.config())
+        self.head = nn.Linear(args.channels * spec.GRID**2, args.classes)
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:
-        """(N, 1, 8, 8) -> the last block's coefficients."""
+        """Return the coefficients of the last block for x (N, 1, 8, 8)."""
         self.check_inputs(x)
         x = ops.relu(self.stem_norm(self.stem(x)))
         return self.stage2.attention(self.stage1(x))
@@ -43,8 +43,8 @@ class ResNet(SpecModule):
         self.check_inputs(x)
         x = ops.relu(self.stem_norm(self.stem(x)))
         x = self.stage2(self.stage1(x))
-        cells = F.avg_pool2d(x, spec.SIZE // spec.GRID)    # (N, C, 4, 4)
-        return self.head(cells.flatten(1))
+        pooled = F.avg_pool2d(x, spec.SIZE // spec.GRID)    # (N, C, 4, 4)
+        return self.head(pooled.flatten(1))
 
 
 class Stage(SpecModule):
@@ -53,31 +53,31 @@ class Stage(SpecModule):
     spec: spec.Stage
 
     def __init__(self, channels: int, block: str | None = None, options: Mapping[str, Any] | None = None) -> None:
-        super().__init__(it := spec.Stage(channels, block, options or {}))
-        self.conv1, self.norm1 = _conv(it.channels, it.channels), nn.BatchNorm2d(it.channels)
-        self.conv2, self.norm2 = _conv(it.channels, it.channels), nn.BatchNorm2d(it.channels)
+        super().__init__(args := spec.Stage(channels, block, options or {}))
+        self.conv1, self.norm1 = _conv(args.channels, args.channels), nn.BatchNorm2d(args.channels)
+        self.conv2, self.norm2 = _conv(args.channels, args.channels), nn.BatchNorm2d(args.channels)
         self.block: Any = nn.Identity()
-        if it.block:
-            self.block = registry.create(it.block, it.channels, backend="torch", **it.options)
+        if args.block:
+            self.block = registry.create(args.block, args.channels, backend="torch", **args.options)
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the block's coefficients."""
-        return self.block.attention(*self.branch(x))
+        """Return the coefficients of the block for x (N, C, H, W)."""
+        return self.block.attention(*self.block_inputs(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.relu(x + self.block(*self.branch(x)))
+        return ops.relu(x + self.block(*self.block_inputs(x)))
 
-    def branch(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(N, C, H, W) -> what the block takes: the branch, and the shortcut where it wants a gating signal."""
+    def block_inputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the inputs of the block: the residual branch, and x if the block takes a gating signal."""
         self.check_inputs(x)
         h = ops.relu(self.norm1(self.conv1(x)))
         b = self.norm2(self.conv2(h))
-        return (b, x)[: self.spec.taken]
+        return (b, x)[: self.spec.block_input_count]
 
 
-def start(seed: int, *args: Any) -> ResNet:
-    """ResNet(*args) whose draw depends on the seed alone; torch's own generator is left as it was."""
+def create_seeded(seed: int, *args: Any) -> ResNet:
+    """Return `ResNet(*args)` with random weights of this seed, without changing PyTorch's random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ResNet(*args)
@@ -85,7 +85,7 @@ def start(seed: int, *args: Any) -> ResNet:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute in one thread inside: in nets this small they wait for each other, often ten times as long."""
+    """Set PyTorch to one thread in the context: more threads make such small networks up to ten times slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -95,7 +95,7 @@ def one_thread() -> Iterator[None]:
 
 
 def fit(net: ResNet, batches: Iterable[tuple[Array, Any]], rate: float, momentum: float) -> Iterator[float]:
-    """Train on (images, labels), one step of SGD each; yields each step's mean cross-entropy."""
+    """Train with SGD, one step for each batch (images, labels). Yield the mean cross-entropy of each step."""
     optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=momentum)
     net.train()
     for images, labels in batches:
@@ -108,9 +108,10 @@ def fit(net: ResNet, batches: Iterable[tuple[Array, Any]], rate: float, momentum
 
 @torch.no_grad()
 def predict(net: ResNet, images: Array) -> Array:
-    """(N, 1, 8, 8) -> (N, K), outside training."""
+    """Return the logits, (N, K), of images (N, 1, 8, 8) in evaluation mode."""
     return to_array(net.eval()(to_tensor(images, net)))
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    """Return a convolution without bias that preserves the size."""
     return nn.Conv2d(inputs, outputs, spec.KERNEL, padding="same", bias=False)

@@ -131,6 +131,17 @@ def forward_pre_hooks(module: nn.Module) -> list[Callable[..., Any]]:
     return list(module._forward_pre_hooks.values())
 
 
+def forward_hooks(module: nn.Module) -> list[Callable[..., Any]]:
+    """Return the forward hooks registered on the module itself."""
+    return list(module._forward_hooks.values())
+
+
+def remove_forward_hook(module: nn.Module, hook: Callable[..., Any]) -> None:
+    """Remove a function from the forward hooks registered on the module itself."""
+    for number in [n for n, function in module._forward_hooks.items() if function is hook]:
+        del module._forward_hooks[number]
+
+
 def is_unmodified(module: nn.Module, *kinds: type) -> bool:
     """Whether the type of a module is exactly one of `kinds` and none of its methods is replaced on the instance.
 

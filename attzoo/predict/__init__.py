@@ -1,4 +1,4 @@
-"""A trained network in use: what it makes of images and volumes, whole or by windows, and where it looks meanwhile."""
+"""Use a trained network: predict masks of images and volumes, and draw its attention coefficients."""
 
 from .files import Unfinished, maps_file, predict_files
 from .network import Network, label, open_network, predict, segment

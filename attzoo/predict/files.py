@@ -1,10 +1,11 @@
-"""From files to files: masks and overlays of images and volumes, and pictures of where the network looks."""
+"""Read images and volumes from files; write predicted masks, overlays and attention coefficients to files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,12 +18,13 @@ from .. import maps
 from ..contract import Array, brief
 from ..data import VOLUMES, describe_image, ending, package, read_geometry, unread, write_mask
 from ..files import usable_folder
-from ..train.files import by_name, passed_over
+from ..train.files import by_name, ignored_files
 from . import picture
 from .network import Network, check_options, segment
 from .output import Output
 
-FOLDERS: Final = ("masks", "overlays")
+MASKS: Final = "masks"
+OVERLAYS: Final = "overlays"
 
 
 def predict_files(
@@ -35,48 +37,61 @@ def predict_files(
     batch: int | None = None,
     overlays: bool = True,
     overwrite: bool = False,
-    hear: Callable[[int, int], None] = lambda done, count: None,
+    on_progress: Callable[[int, int], None] = lambda done, count: None,
 ) -> list[Path]:
-    """Write what a network makes of an image, a volume or a folder of them; return the files.
+    """Predict the masks of an image, a volume or a folder of them, and write them to files.
 
-    Of each, out/masks holds the class indices, of the image's size and under its name: of a picture a grey PNG, of a
-    volume a file of its own kind, with its header; out/overlays holds a PNG to look at, which takes longer to draw than
-    a small network needs: `overlays` leaves it out. What an earlier call made of the same image and nobody changed
-    since is replaced, or removed where this one leaves it out.
-    window, overlap, batch: as `predict`. overwrite: replace other files too, though never an input. hear: told how many
-    are done, of how many.
-    Raises OSError where there is no source, `out` is no folder, or a file may not be replaced, ValueError for options
-    that do not fit; both before anything is written. ValueError, naming the file, for one that can't be read, has other
-    channels or axes than the network takes, or no geometry; of a folder such files are passed over, and at the end
-    Unfinished is raised with all of them.
+    out/masks has a mask for each input: class indices, with the name and the spatial size of the input. The mask of a
+    picture is a grey PNG; the mask of a volume has the format and the header of the volume. out/overlays has a PNG of
+    each input with its mask drawn over it. Results of an earlier call for the same input are replaced, or removed if
+    this call does not write them, unless they were changed since.
+
+    Args:
+        network: the network.
+        source: a file, or a folder of files.
+        out: the output folder; it is created if needed.
+        window: as in `predict`.
+        overlap: as in `predict`.
+        batch: as in `predict`.
+        overlays: whether to draw the overlays, which can take longer than the prediction.
+        overwrite: whether to replace files that attzoo did not write; inputs are never replaced.
+        on_progress: a function that is called with the number of inputs done and the number of all inputs.
+
+    Returns:
+        The paths of the written files.
+
+    Raises:
+        OSError: if `source` does not exist, `out` is not a folder, or a file may not be replaced. Nothing is written.
+        ValueError: if an option is invalid; nothing is written. If the only input cannot be read, has another number
+            of channels or spatial axes than the network takes, or has an invalid geometry; the message names the file.
+        Unfinished: if some inputs of a folder have such errors. The others are written.
     """
     if overlays:
-        package("matplotlib")   # early, where it is absent
+        package("matplotlib")   # raises before the prediction if it is not installed
     check_options(network, window, overlap, batch)
     sources, out = _sources(Path(source)), Path(out)
-    count = 1 + overlays
-    for folder in FOLDERS[:count]:
+    for folder in (MASKS, OVERLAYS) if overlays else (MASKS,):
         usable_folder(out / folder)
     output = Output(out, sources.values(), overwrite)
-    spacings, failures = _heads(network, sources.values())
-    failures |= _unread(Path(source))
-    targets = {path: _targets(out, name, path) for name, path in sources.items() if path in spacings}
-    for path, pair in targets.items():
-        output.check(pair[:count], path)
+    spacings, failures = _check_files(network, sources.values())
+    failures |= _unsupported(Path(source))
+    targets = {path: _targets(out, name, path, overlays) for name, path in sources.items() if path in spacings}
+    for path, files in targets.items():
+        output.check(files.written, path)
     written: list[Path] = []
-    for done, (path, pair) in enumerate(targets.items()):
-        hear(done, len(sources))
-        with _noted(failures, path):
+    for done, (path, files) in enumerate(targets.items()):
+        on_progress(done, len(sources))
+        with _collecting(failures, path):
             image = network.preparation.read(path)
             mask = segment(network, image, window=window, overlap=overlap, batch=batch)
-            results = {pair[0]: _mask(mask, path)}
+            contents = [_encode_mask(mask, path)]
             if overlays:
-                results[pair[1]] = picture.draw(image, mask, path.name, spacings[path])
+                contents.append(picture.draw(image, mask, path.name, spacings[path]))
         if path not in failures:
-            output.write(results, path, without=pair[count:])
-            written += pair[:count]
+            output.write(dict(zip(files.written, contents, strict=True)), path, without=files.removed)
+            written += files.written
     output.finish()
-    hear(len(sources), len(sources))
+    on_progress(len(sources), len(sources))
     if failures:
         count = len({*sources.values(), *failures})
         raise Unfinished(written, failures, count) if count > 1 else failures.popitem()[1]
@@ -84,9 +99,11 @@ def predict_files(
 
 
 class Unfinished(ValueError):
-    """Files of a folder could not be segmented; the others were.
+    """Some files of a folder could not be segmented; masks of the others were written.
 
-    written: the files that were written. failures: the error of each file that could not be segmented.
+    Attributes:
+        written: the paths of the written files.
+        failures: the error of each file that could not be segmented, by path.
     """
 
     def __init__(self, written: Sequence[Path], failures: Mapping[Path, Exception], count: int) -> None:
@@ -95,124 +112,152 @@ class Unfinished(ValueError):
         super().__init__(f"expected to segment {count} files, got errors in {len(self.failures)} of them: {first}")
 
 
-def _heads(
+def _check_files(
     network: Network, sources: Iterable[Path]
 ) -> tuple[dict[Path, tuple[float, ...]], dict[Path, Exception]]:
-    """By the heads of files, the spacing of those that the network takes, and what is wrong with the others."""
+    """Check the metadata of files. Return the spacing of each valid file, and the error of each other file."""
     spacings: dict[Path, tuple[float, ...]] = {}
     failures: dict[Path, Exception] = {}
     for path in sources:
-        with _noted(failures, path):
-            spacings[path] = _spacing(network, path)
+        with _collecting(failures, path):
+            spacings[path] = _check_file(network, path)
     return spacings, failures
 
 
-def _unread(source: Path) -> dict[Path, Exception]:
-    """The errors for images and volumes in a folder whose formats are not read."""
-    strays = passed_over(source) if source.is_dir() else []
-    return {path: ValueError(f"cannot read {path}: {fix}") for path in strays if (fix := unread(path))}
+def _check_file(network: Network, path: Path) -> tuple[float, ...]:
+    """Check that a file is an input for the network. Return its declared spacing, or () if it declares none.
 
-
-def _spacing(network: Network, path: Path) -> tuple[float, ...]:
-    """The spacing that a file's head states, empty for none.
-
-    Raises ValueError, naming the file, for one that can't be read or is none for the network.
+    Raises:
+        ValueError: if the file cannot be read, or is no input for the network. The message names the file.
     """
-    head = describe_image(path)
-    network.check_inputs(head.image_shape, str(path))
-    network.accept_scale(head.image_dtype, str(path))
+    metadata = describe_image(path)
+    network.check_inputs(metadata.image_shape, str(path))
+    network.check_scale(metadata.image_dtype, str(path))
     geometry = read_geometry(path)
     return geometry.spacing if geometry else ()
 
 
+def _unsupported(source: Path) -> dict[Path, Exception]:
+    """Return an error for each image or volume in a folder whose format is not supported."""
+    strays = ignored_files(source) if source.is_dir() else []
+    return {path: ValueError(f"cannot read {path}: {fix}") for path in strays if (fix := unread(path))}
+
+
 @contextmanager
-def _noted(failures: dict[Path, Exception], path: Path) -> Iterator[None]:
-    """Note what is wrong with a file, and go on."""
+def _collecting(failures: dict[Path, Exception], path: Path) -> Iterator[None]:
+    """Store an error that is raised in the context in `failures[path]`, and suppress it."""
     try:
         yield
     except (ValueError, OSError) as err:
         failures[path] = err
 
 
-def _targets(out: Path, name: str, source: Path) -> tuple[Path, ...]:
-    """The files of a mask and of its overlay."""
-    kind = ending(source) if ending(source) in VOLUMES else ".png"
-    masks, overlays = (out / folder for folder in FOLDERS)
-    return masks / f"{name}{kind}", overlays / f"{name}.png"
+@dataclass(frozen=True)
+class _Targets:
+    """The output files of one input.
+
+    Attributes:
+        written: the files to write: the mask, and the overlay if it is drawn.
+        removed: the files to remove if an earlier call wrote them: the overlay if it is not drawn.
+    """
+
+    written: list[Path]
+    removed: list[Path]
 
 
-def _mask(mask: NDArray[Any], source: Path) -> bytes:
-    """The file of a mask: of a volume one of its kind with its header, else a PNG."""
+def _targets(out: Path, name: str, source: Path, overlays: bool) -> _Targets:
+    """Return the output files of the input `source`, whose name without ending is `name`."""
+    mask = out / MASKS / f"{name}{ending(source) if ending(source) in VOLUMES else '.png'}"
+    overlay = out / OVERLAYS / f"{name}.png"
+    return _Targets([mask, overlay], []) if overlays else _Targets([mask], [overlay])
+
+
+def _encode_mask(mask: NDArray[Any], source: Path) -> bytes:
+    """Return the content of a mask's file: a volume in the format of `source` with its header, or a PNG."""
     if ending(source) not in VOLUMES:
-        return _png(mask)
+        return _encode_png(mask)
     with TemporaryDirectory() as folder:
         write_mask(path := Path(folder) / f"mask{ending(source)}", mask, source)
         return path.read_bytes()
 
 
 def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrite: bool = False) -> list[Path]:
-    """Write where a network looks in an image or a volume; return the files.
+    """Write the attention coefficients of every gate and block for an image or a volume.
 
-    out/NAME.png shows the coefficients of every gate and block, and out/NAME holds them, a .npy each, as
-    `attzoo.attention_maps` gives them. overwrite: as `predict_files`.
-    Raises OSError where there is no source, `out` is no folder or a file may not be replaced; ValueError, naming the
-    file, for one that can't be read or is none for the network, where out/NAME holds arrays of other names, as another
-    network leaves them, and as `attention_maps`.
+    out/NAME.png is a picture of the coefficients over the image; out/NAME has one .npy file for each gate and block,
+    with the array that `attzoo.attention_maps` returns.
+
+    Args:
+        network: the network.
+        source: the file of the image or volume.
+        out: the output folder; it is created if needed.
+        overwrite: as in `predict_files`.
+
+    Returns:
+        The paths of the written files.
+
+    Raises:
+        OSError: if `source` is no file, `out` is not a folder, or a file may not be replaced.
+        ValueError: if the file cannot be read or is no input for the network, which the message names; if out/NAME has
+            arrays with other names, such as those of another network; or as `attention_maps`.
     """
-    package("matplotlib")   # early, where it is absent
+    package("matplotlib")   # raises before the forward pass if it is not installed
     source, out = Path(source), Path(out)
     name = _stem(source)
-    folder = usable_folder(out / (name if name.strip(".") else "_" * len(name)))   # "..", of ...png, is out's parent
+    folder = usable_folder(out / (name if name.strip(".") else "_" * len(name)))   # out/".." is the parent of out
     if not source.is_file():
         got = f"the folder {source}: `attzoo predict` takes folders" if source.is_dir() else f"no file {source}"
         raise FileNotFoundError(f"expected one image or volume, got {got}")
     output = Output(out, [source], overwrite)
-    spacing = _spacing(network, source)
+    spacing = _check_file(network, source)
     image = network.preparation.read(source)
-    with maps.attention_maps(network.model) as seen:
+    with maps.attention_maps(network.model) as coefficients:
         network(network.preparation(image)[None])
-    written = [out / f"{name}.png", *(folder / f"{safe}.npy" for safe in _safe(seen))]
-    if others := sorted(set(folder.glob("*.npy")) - set(written)):
-        raise ValueError(f"expected no arrays but this network's in {folder}, got {others[0].name}: remove them")
+    written = [out / f"{name}.png", *(folder / f"{safe}.npy" for safe in _safe_names(coefficients))]
+    if extra := sorted(set(folder.glob("*.npy")) - set(written)):
+        raise ValueError(f"expected only arrays of this network in {folder}, got {extra[0].name}: remove the others")
     output.check(written, source)
-    drawn = maps.draw(image, seen, f"Where the network looks in {source.name}", spacing[: image.ndim - 1])
-    output.write(dict(zip(written, [drawn, *map(_npy, seen.values())], strict=True)), source)
+    drawn = maps.draw(image, coefficients, f"Where the network looks in {source.name}", spacing[: image.ndim - 1])
+    contents = [drawn, *map(_encode_npy, coefficients.values())]
+    output.write(dict(zip(written, contents, strict=True)), source)
     output.finish()
     return written
 
 
 def _sources(source: Path) -> dict[str, Path]:
-    """Images by name without ending: one, or those of a folder."""
+    """Return one input file, or those of a folder, by name without ending."""
     if source.is_dir():
         return by_name(source)
     if not source.exists():
-        raise FileNotFoundError(f"expected an image, a volume or a folder of them, got nothing at {source}")
+        raise FileNotFoundError(f"expected an image, a volume or a folder of them, got no file or folder {source}")
     return {_stem(source): source}
 
 
 def _stem(path: Path) -> str:
+    """Return the name of a file without its ending."""
     return path.name[: len(path.name) - len(ending(path))]
 
 
-def _safe(seen: Mapping[str, Array]) -> list[str]:
-    """Names of files for paths of blocks: nothing in them but letters, digits and . _ -, none twice."""
+def _safe_names(coefficients: Mapping[str, Array]) -> list[str]:
+    """Return unique file names for the paths of blocks, of the characters A-Z, a-z, 0-9, ".", "_" and "-" only."""
     names: list[str] = []
-    for path in seen:
+    for path in coefficients:
         name = re.sub(r"[^A-Za-z0-9._-]|^\.", "_", path) or "model"
-        while name.lower() in map(str.lower, names):   # some file systems take a for A
+        while name.lower() in map(str.lower, names):   # some file systems ignore case
             name += "_"
         names.append(name)
     return names
 
 
-def _npy(array: NDArray[Any]) -> bytes:
+def _encode_npy(array: NDArray[Any]) -> bytes:
+    """Return the content of a .npy file."""
     file = BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
 
 
-def _png(mask: NDArray[Any]) -> bytes:
-    """Grey of 8 or 16 bits whose values are the classes, which every reader gives back."""
+def _encode_png(mask: NDArray[Any]) -> bytes:
+    """Return a grey PNG of 8 or 16 bits with the class indices; a palette could be read as colours."""
     file = BytesIO()
     package("PIL.Image").fromarray(mask).save(file, "PNG")
     return file.getvalue()

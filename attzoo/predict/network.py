@@ -1,9 +1,9 @@
-"""A network from a file, and from an image its probabilities and classes. No framework here but MONAI's windows."""
+"""Load a network from a file, and predict probabilities and classes. MONAI blends the windows; the rest is NumPy."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,16 +21,19 @@ from ..ops import numpy as ops
 from ..train.data import Preparation
 from ..train.state import DTYPES, SETTINGS
 
-MAX_SETTINGS: Final = 2**20         # bytes
-MAX_SIZE: Final = 2**28             # pixels that they may resize an image to
+MAX_SETTINGS: Final = 2**20   # bytes of a settings file
+MAX_SIZE: Final = 2**28       # pixels of a resized image, if the size is from a settings file
 
 
 @dataclass(frozen=True)
 class Network:
-    """model: of either framework, as `attzoo.load` gives it. preparation: of an image before the model sees it.
+    """A model, and the preparation of the images that it takes.
 
-    settings: the file beside the model that the preparation, or a part of it, is from; None for no such file.
-    dtypes: of the images that the model was trained on so; none where that is not known.
+    Attributes:
+        model: a PyTorch or Keras model, as `attzoo.load` returns it.
+        preparation: the preparation of an image before the forward pass.
+        settings: the settings file that the preparation, or a part of it, is from; None if there is none.
+        dtypes: the dtypes of the images that the model was trained on; empty if they are unknown.
     """
 
     model: Any
@@ -40,82 +43,118 @@ class Network:
 
     @property
     def spec(self) -> Any:
-        """The model's."""
+        """The spec of the model."""
         return self.model.spec
 
     def check_inputs(self, shape: Sequence[int], what: str) -> None:
-        """Raise ValueError, naming `what`, unless an image (C, *S) of this shape is one for the network."""
+        """Raise ValueError unless the network takes images of this shape (C, *S).
+
+        Args:
+            shape: the shape of the image.
+            what: the name of the image, for the message.
+        """
         channels, dims = self.spec.in_channels, self.spec.spatial_dims
         if (shape[0], len(shape) - 1) != (channels, dims):
             got = f"{shape[0]} and {len(shape) - 1}"
             fix = f"convert it to {channels} channel{'s' * (channels > 1)} (grey has 1, RGB 3, RGBA 4)"
             if len(shape) - 1 != dims:
-                fix = f"take a network of {len(shape) - 1} spatial axes, or save a picture (H, W, C) as PNG or TIFF"
+                fix = f"use a network with {len(shape) - 1} spatial axes, or save a picture (H, W, C) as PNG or TIFF"
             raise ValueError(f"expected {channels} channels and {dims} spatial axes in {what}, got {got}: {fix}")
 
-    def accept_scale(self, dtype: np.dtype[Any], what: str) -> None:
-        """Raise ValueError, naming `what`, where a file's numbers come out on another scale than those of training."""
+    def check_scale(self, dtype: np.dtype[Any], what: str) -> None:
+        """Raise ValueError if images of this dtype have another range of values than the training images.
+
+        Args:
+            dtype: the dtype of the image.
+            what: the name of the image, for the message.
+        """
         scale, trained = self.preparation.scale, " and ".join(self.dtypes)
         if self.dtypes and scale(dtype) not in {scale(np.dtype(name)) for name in self.dtypes}:
             why = f"which the network was trained on, for --normalise {self.preparation.normalise}"
             raise ValueError(f"expected {what} on the scale of {trained}, {why}, got {dtype}: convert it to {trained}")
 
     def __call__(self, x: Array) -> Array:
-        """(N, C, *S), prepared -> (N, K, *S), as the model's head gives it."""
+        """Run the model on prepared images (N, C, *S). Return the outputs of its head, (N, K, *S)."""
         return adapter(backend_of(self.model)).forward(self.model, [x], training=False)
 
 
 def open_network(
     path: str | Path, *, backend: str = "torch", size: Sequence[int] | None = None, normalise: str | None = None
 ) -> Network:
-    """The network in a file of `attzoo.save`, on a GPU where its framework has one.
+    """Load a network from a file of `attzoo.save`, onto a GPU if the framework has one.
 
-    size: the spatial size that images are resized to, empty for their own. normalise: as `Preparation`. None takes
-    what the settings beside the file say, and where there are none, images' own size and Preparation's default, which
-    need not be what it was trained with.
-    Raises ValueError for a file of anything else, for settings or options that do not fit, and as `attzoo.load`.
+    `size` and `normalise` are by default those of settings.json in the folder of the file. Without that file, images
+    are not resized and have the default normalisation of `Preparation`, which may differ from the training's.
+
+    Args:
+        path: the file.
+        backend: "torch" or "keras".
+        size: the spatial size that images are resized to; empty for no resizing.
+        normalise: as in `Preparation`.
+
+    Raises:
+        ValueError: if the file has no network, if settings or options are invalid, or as `attzoo.load`.
     """
     path = Path(path)
     model = portable.load(path, backend=backend)
     if (name := registry.name_of(model.spec)) not in registry.NETWORKS:
         raise ValueError(f"expected a file with a network, got the block {name} in {path}")
-    beside = path.parent / SETTINGS
-    settings = beside if (size is None or normalise is None) and beside.exists() else None
+    candidate = path.parent / SETTINGS
+    settings = candidate if (size is None or normalise is None) and candidate.exists() else None
     dims = model.spec.spatial_dims
-    found, dtypes = _settings(settings, dims) if settings else (Preparation(), ())
-    size = found.size if size is None else _size(size, dims)
-    preparation = Preparation(size, normalise or found.normalise)
-    is_known = preparation.normalise == found.normalise
+    trained, dtypes = _read_settings(settings, dims) if settings else (Preparation(), ())
+    size = trained.size if size is None else _check_size(size, dims)
+    preparation = Preparation(size, normalise or trained.normalise)
+    is_known = preparation.normalise == trained.normalise
     return Network(adapter(backend).place(model), preparation, settings, dtypes if is_known else ())
 
 
-def _size(size: Sequence[int] | None, dims: int) -> tuple[int, ...] | None:
-    """A size to resize to; none at all for an empty one."""
+def _check_size(size: Sequence[int] | None, dims: int) -> tuple[int, ...] | None:
+    """Return the size that images are resized to, or None for an empty size. Raise ValueError for other axes."""
     if size and len(size) != dims:
         raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {contract.shown(tuple(size))}")
     return tuple(size) if size else None
 
 
-def _settings(path: Path, dims: int) -> tuple[Preparation, tuple[str, ...]]:
-    """The preparation that training wrote down, for images of so many axes, and the dtypes of its images."""
+def _read_settings(path: Path, dims: int) -> tuple[Preparation, tuple[str, ...]]:
+    """Read a settings file of a training run.
+
+    Args:
+        path: the file.
+        dims: the number of spatial axes of the network.
+
+    Returns:
+        The preparation of the training images, and their dtypes.
+
+    Raises:
+        ValueError: if the content is invalid. The message names the file.
+    """
     try:
         with open_regular(path) as file:
             content = file.read(MAX_SETTINGS + 1)
         if len(content) > MAX_SETTINGS:
             raise ValueError(f"got more than {MAX_SETTINGS} bytes")
-        found = json.loads(content)
-        if not isinstance(found, dict):
-            raise TypeError(f"got {str(found)[:100]}")
-        if missing := [name for name in ("backend", "size", "normalise") if name not in found]:   # another program's
-            raise ValueError(f"got no {', '.join(missing)}")
-        size = _size(None if found["size"] is None else tuple(found["size"]), dims)
-        preparation = Preparation(size, Preparation.normalise if found["normalise"] is None else found["normalise"])
-        if prod(size or ()) > MAX_SIZE:
-            raise ValueError(f"size must be at most {MAX_SIZE} pixels in all, got {contract.shown(size)}")
-        return preparation, tuple(np.dtype(str(name)).name for name in found.get(DTYPES, ()))
+        return _parse_settings(json.loads(content), dims)
     except (ValueError, TypeError, RecursionError) as err:
         got = contract.brief(str(err))
-        raise ValueError(f"expected the settings of a training in {path}, or no such file: {got}") from err
+        raise ValueError(f"expected the settings of a training run in {path}, or no such file: {got}") from err
+
+
+def _parse_settings(settings: Any, dims: int) -> tuple[Preparation, tuple[str, ...]]:
+    """Return the preparation and the dtypes in the decoded JSON of a settings file; raise as `_read_settings`."""
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"got {str(settings)[:100]}")
+    if missing := [name for name in ("backend", "size", "normalise") if name not in settings]:
+        raise ValueError(f"got no {', '.join(missing)}")
+    size = _check_size(None if settings["size"] is None else tuple(settings["size"]), dims)
+    normalise = settings["normalise"]
+    preparation = Preparation(size, Preparation.normalise if normalise is None else normalise)
+    if prod(size or ()) > MAX_SIZE:
+        raise ValueError(f"size must be at most {MAX_SIZE} pixels in all, got {contract.shown(size)}")
+    return preparation, tuple(np.dtype(str(name)).name for name in settings.get(DTYPES, ()))
+
+
+# ---- predictions -----------------------------------------------------------------------------------
 
 
 def predict(
@@ -126,18 +165,27 @@ def predict(
     overlap: float | None = None,
     batch: int | None = None,
 ) -> Array:
-    """(C, *S) as read from a file -> (K, *S), the probability of each class; of the second one, where K is 1.
+    """Return the probability of each class in each pixel of an image.
 
-    window: the spatial size of a part, in pixels, once the image is resized; a larger image goes by parts, which are
-    blended with Gaussian weights. None: it goes whole. overlap, of windows: in [0, 1), the share of a part that its
-    neighbour has too; None means 0.5. batch, of windows: >= 1 parts at once; None means 4.
-    Raises ValueError for an image that is none for the network, for options outside these bounds or that would do
-    nothing, or where the network gives numbers that are not finite.
+    Args:
+        network: the network.
+        image: (C, *S), as read from a file.
+        window: the spatial size of a window, in pixels of the resized image. Images larger than it are predicted in
+            overlapping windows, which are blended with Gaussian weights. None predicts the whole image at once.
+        overlap: the fraction of a window that the next one overlaps, in [0, 1). Default: 0.5. Only with `window`.
+        batch: the number of windows in a batch, >= 1. Default: 4. Only with `window`.
+
+    Returns:
+        (K, *S), the probabilities. For K = 1 those of class 1.
+
+    Raises:
+        ValueError: if the network does not take the image, if an option is invalid or has no effect, or if the outputs
+            of the network are not finite.
     """
-    y = _outputs(network, image, window, overlap, batch)
-    if network.spec.head == "sigmoid":
-        return y
-    return ops.sigmoid(y) if len(y) == 1 else _softmax(y)
+    logits = _outputs(network, image, window, overlap, batch)
+    if network.spec.head == "sigmoid":   # the network has applied it
+        return logits
+    return ops.sigmoid(logits) if len(logits) == 1 else _softmax(logits)
 
 
 def segment(
@@ -148,41 +196,49 @@ def segment(
     overlap: float | None = None,
     batch: int | None = None,
 ) -> NDArray[Any]:
-    """(C, *S) -> (*S), the class of each pixel: as `label` of `predict`, in less memory. All else as `predict`."""
-    y = _outputs(network, image, window, overlap, batch)
-    return label(y, 0.5 if network.spec.head == "sigmoid" else 0.0)
+    """Return the class of each pixel of an image, (*S).
 
-
-def label(probabilities: Array, half: float = 0.5) -> NDArray[Any]:
-    """(K, *S) -> (*S), the likeliest class in 8 bits, or 16 for more than 256; where K is 1, 1 from a half on.
-
-    Logits will do as well, with `half` 0.
+    The result is that of `label(predict(...))`, computed in less memory. Arguments and errors are those of `predict`.
     """
-    dtype = np.uint8 if len(probabilities) <= 256 else np.uint16
-    if len(probabilities) == 1:
-        return np.asarray(probabilities[0] >= half, dtype)
-    best, classes = probabilities[0].copy(), np.zeros(probabilities.shape[1:], dtype)
-    for k in range(1, len(probabilities)):   # argmax(0) would copy all of them, and answer in 64 bits
-        classes[probabilities[k] > best] = k
-        np.maximum(best, probabilities[k], out=best)
+    outputs = _outputs(network, image, window, overlap, batch)
+    return label(outputs, 0.5 if network.spec.head == "sigmoid" else 0.0)
+
+
+def label(scores: Array, threshold: float = 0.5) -> NDArray[Any]:
+    """Return the class of each pixel: the index of the greatest score, the least index among equal ones.
+
+    Args:
+        scores: (K, *S), probabilities or logits of the classes.
+        threshold: for K = 1, the least score of class 1: 0.5 for probabilities, 0 for logits.
+
+    Returns:
+        (*S), uint8 for at most 256 classes, else uint16.
+    """
+    dtype = np.uint8 if len(scores) <= 256 else np.uint16
+    if len(scores) == 1:
+        return np.asarray(scores[0] >= threshold, dtype)
+    highest, classes = scores[0].copy(), np.zeros(scores.shape[1:], dtype)
+    for k in range(1, len(scores)):   # argmax(0) would copy all scores and return int64
+        classes[scores[k] > highest] = k
+        np.maximum(highest, scores[k], out=highest)
     return classes
 
 
 def _outputs(
     network: Network, image: NDArray[Any], window: Sequence[int] | None, overlap: float | None, batch: int | None
 ) -> Array:
-    """(C, *S) -> (K, *S), as the network's head gives it, resized."""
+    """Return the outputs of the network's head for an image (C, *S), resized to (K, *S)."""
     network.check_inputs(image.shape, "the image")
     window, overlap, batch = check_options(network, window, overlap, batch)
     x = network.preparation(image)[None]
-    part = [min(pair) for pair in zip(window or x.shape[2:], x.shape[2:], strict=True)]
-    y = network(x) if part == list(x.shape[2:]) else _windows(network, x, part, overlap, batch)
+    window = tuple(min(sides) for sides in zip(window or x.shape[2:], x.shape[2:], strict=True))
+    y = network(x) if window == x.shape[2:] else _predict_windows(network, x, window, overlap, batch)
     if not np.isfinite(y).all():
         raise ValueError("expected finite outputs of the network, got others")
     if y.shape[2:] == image.shape[1:]:
         return np.asarray(y[0])
     resized = np.empty((y.shape[1], *image.shape[1:]), y.dtype)
-    for k in range(len(resized)):   # a channel at a time, as resizing takes several times what it is given
+    for k in range(len(resized)):   # one channel at a time: resizing needs several times the memory of its input
         resized[k] = ops.resize(y[:, k : k + 1], image.shape[1:], "linear", align_corners=False)[0, 0]
     return resized
 
@@ -190,11 +246,11 @@ def _outputs(
 def check_options(
     network: Network, window: Sequence[int] | None, overlap: float | None, batch: int | None
 ) -> tuple[tuple[int, ...] | None, float, int]:
-    """The options, defaults settled, if they are right for a network. Raises TypeError or ValueError if not."""
+    """Return the options of `predict`, with defaults for None. Raise TypeError or ValueError if one is invalid."""
     dims, size = network.spec.spatial_dims, network.preparation.size
     for name, value in {"overlap": overlap, "batch": batch}.items():
         if window is None and value is not None:
-            raise ValueError(f"{name} is for windows, got {value} without a window")
+            raise ValueError(f"{name} needs a window, got {value} without a window")
     batch = contract.integer("batch", 4 if batch is None else batch)
     overlap = contract.number("overlap", 0.5 if overlap is None else overlap)
     if not 0 <= overlap < 1:
@@ -209,23 +265,24 @@ def check_options(
     return window, overlap, batch
 
 
-def _windows(network: Network, x: Array, part: Sequence[int], overlap: float, batch: int) -> Array:
-    contract.triton_first()   # MONAI may bring TensorFlow
+def _predict_windows(network: Network, x: Array, window: Sequence[int], overlap: float, batch: int) -> Array:
+    """Return the outputs of the network's head for x (N, C, *S), blended from windows."""
+    contract.triton_first()   # MONAI may import TensorFlow
     torch, inferers = package("torch"), package("monai.inferers")
     y = inferers.sliding_window_inference(
         torch.from_numpy(x),
-        part,
+        window,
         batch,
-        lambda parts: torch.from_numpy(network(parts.numpy())),
+        lambda windows: torch.from_numpy(network(windows.numpy())),
         overlap=overlap,
         mode="gaussian",
     )
     return np.asarray(y)
 
 
-def _softmax(z: Array) -> Array:
-    """Over the first axis, with one copy."""
-    z = z - z.max(axis=0)
+def _softmax(logits: Array) -> Array:
+    """Return the softmax over the first axis. Only one array is allocated."""
+    z: Array = logits - logits.max(axis=0)
     np.exp(z, out=z)
     z /= z.sum(axis=0)
     return z

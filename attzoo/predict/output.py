@@ -1,4 +1,4 @@
-"""A folder that results are written to: inputs are never replaced, nor files of others unless that is asked for."""
+"""An output folder with a record of the written files, so that inputs and files of the user are not replaced."""
 
 from __future__ import annotations
 
@@ -14,78 +14,102 @@ from typing import Final
 from ..files import digest_of, open_regular, usable_folder, write
 
 RECORD: Final = ".attzoo.sha256"   # in the format of sha256sum
-ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})   # as sha256sum has them in names
-FROM: Final = "# from "   # before a line: as JSON, what the file was made of
+ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})   # of names, as sha256sum writes them
+FROM: Final = "# from "   # begins the line before that of a file; its source follows as JSON
 HEADER: Final = "# files that attzoo wrote here, as sha256sum lists them"
 
 
-def _line(name: str, digest: str, source: str | None) -> str:
-    """The line of a file in a record, after one of what it was made of, where that is known."""
-    line, before = f"{digest}  {name}", "" if source is None else f"{FROM}{json.dumps(source)}\n"
-    return f"{before}{line}\n" if (escaped := line.translate(ESCAPES)) == line else f"{before}\\{escaped}\n"
+def _record_lines(name: str, digest: str, source: str | None) -> str:
+    """Return the lines of a file in the record: that of its source, unless that is None, and that of the file."""
+    line, source_line = f"{digest}  {name}", "" if source is None else f"{FROM}{json.dumps(source)}\n"
+    escaped = line.translate(ESCAPES)
+    return f"{source_line}{line}\n" if escaped == line else f"{source_line}\\{escaped}\n"
 
 
-def _entry(line: str) -> tuple[str, str]:
-    """Name and digest from a line of a record; one that begins with a backslash has escapes in the name."""
+def _parse_line(line: str) -> tuple[str, str]:
+    """Return the name and the digest in a line of the record; an initial backslash marks escapes in the name."""
     digest, _, name = line.removeprefix("\\").partition("  ")
     if line.startswith("\\"):
-        name = re.sub(r"\\([\\nr])", lambda found: {"\\": "\\", "n": "\n", "r": "\r"}[found[1]], name)
+        name = re.sub(r"\\([\\nr])", lambda match: {"\\": "\\", "n": "\n", "r": "\r"}[match[1]], name)
     return name, digest
 
 
 class Output:
-    """A folder for results, and a record in it of what was written there, made of what, and not changed since.
+    """An output folder, and a record in it of the files that attzoo wrote there.
 
-    The record has the digest of a file before the file is there: what a full disk or a killed process leaves is known
-    as attzoo's.
-    inputs: files that may not be replaced. overwrite: whether other files that are there may be.
-    Raises NotADirectoryError where a file is in the way of the folder, ValueError for a record of somebody else's,
-    OSError for one that is no file.
+    The record has the digest and the source of each file. A digest is recorded before the file is written, so that
+    files left by a full disk or a killed process are recognized as attzoo's.
+
+    Args:
+        folder: the output folder.
+        inputs: files that are never replaced.
+        overwrite: whether other files that attzoo did not write may be replaced.
+
+    Raises:
+        NotADirectoryError: if `folder` or a parent is a file.
+        ValueError: if the record is a file of another program.
+        OSError: if the record is not a regular file.
     """
 
     def __init__(self, folder: Path, inputs: Iterable[Path], overwrite: bool = False) -> None:
         self.folder = usable_folder(folder)
-        self.inputs = {_identity(path): path for path in inputs}
+        self.inputs = {_file_id(path): path for path in inputs}
         self.overwrite = overwrite
         self.record = folder / RECORD
-        self.written: dict[str, set[str]] = {}   # the digests that a file may have
-        self.sources: dict[str, str] = {}        # what a file was made of
-        self._is_whole = False                   # the record: lines can be added
+        self.digests: dict[str, set[str]] = {}   # by file: those that it may have if attzoo wrote it
+        self.sources: dict[str, str] = {}        # by file: the path of the image that it was computed from
+        self._can_append = False                 # whether the record is complete, so that lines can be added
         self._tidied: set[Path] = set()
         if self.record.exists():
             self._read()
 
     def check(self, paths: Iterable[Path], source: Path | None = None) -> None:
-        """Raise FileExistsError unless all of these may be written, as made of `source`.
+        """Raise FileExistsError unless all paths may be written.
 
-        What was made of another source of the same name is the user's, until that says to replace it.
+        Args:
+            paths: the files to write.
+            source: the image that they are computed from. Results of another image with the same name are not
+                replaced, unless `overwrite` is set.
         """
         for path in paths:
             if not path.exists():
                 continue
             if not path.is_file():
                 raise FileExistsError(f"expected a file or nothing at {path}, got something else: set another --out")
-            if its := self.inputs.get(_identity(path)):
-                raise FileExistsError(f"expected to replace no input, got {path}, which is {its}: set another --out")
+            if linked := self.inputs.get(_file_id(path)):
+                raise FileExistsError(
+                    f"expected to replace no input, got {path}, which is the input {linked}: set another --out"
+                )
             if self.overwrite:
                 continue
-            fix = "choose another --out, or set --overwrite"
-            if not self._is_ours(path):
-                raise FileExistsError(f"expected to replace only what attzoo wrote, got another file at {path}: {fix}")
-            if source and (other := self.sources.get(self._name(path), _full(source))) != _full(source):
-                got = f"what it made of {other} at {path}"
-                raise FileExistsError(f"expected to replace only what attzoo made of {source}, got {got}: {fix}")
+            fix = "set another --out, or set --overwrite"
+            if not self._is_unchanged(path):
+                raise FileExistsError(
+                    f"expected to replace only files that attzoo wrote, got another file at {path}: {fix}"
+                )
+            if source and (recorded := self.sources.get(self._name(path), _absolute(source))) != _absolute(source):
+                raise FileExistsError(
+                    f"expected to replace only results of {source}, got a result of {recorded} at {path}: {fix}"
+                )
 
     def write(self, results: Mapping[Path, bytes], source: Path | None = None, without: Iterable[Path] = ()) -> None:
-        """Write the results of one image, `source`, and remove what attzoo wrote at the paths `without`.
+        """Write the results of one image.
 
-        Earlier results go before the first new one is there, so that those of two calls never lie side by side. Raises
-        OSError, which names the file, where one cannot be written.
+        Earlier results are removed before the first new one is written, so that results of two calls never are in the
+        folder together.
+
+        Args:
+            results: the content of each file.
+            source: the image.
+            without: files to remove if attzoo wrote them.
+
+        Raises:
+            OSError: if a file cannot be written. The message names it.
         """
         digests = {self._name(path): sha256(content).hexdigest() for path, content in results.items()}
-        self._note(digests, None if source is None else _full(source))
-        for path in (*list(results)[1:], *without):
-            if path.is_file() and self._is_ours(path) and _identity(path) not in self.inputs:
+        self._add_to_record(digests, None if source is None else _absolute(source))
+        for path in (*list(results)[1:], *without):   # the first result is replaced atomically
+            if path.is_file() and self._is_unchanged(path) and _file_id(path) not in self.inputs:
                 path.unlink()
         for path, content in results.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,56 +117,59 @@ class Output:
             self._tidied.add(path.parent)
 
     def finish(self) -> None:
-        """Leave in the record what is in the folder, each file once."""
-        there = {name: self.folder / name for name in self.written if (self.folder / name).is_file()}
-        several = {name for name, digests in self.written.items() if len(digests) > 1}
-        if several or len(there) < len(self.written):
-            self.written = {name: self.written[name] for name in there}
-            for name in several & there.keys():
-                self.written[name] &= {digest_of(there[name])}
+        """Remove missing files and outdated digests from the record."""
+        existing = {name: self.folder / name for name in self.digests if (self.folder / name).is_file()}
+        ambiguous = {name for name, digests in self.digests.items() if len(digests) > 1}
+        if ambiguous or len(existing) < len(self.digests):
+            self.digests = {name: self.digests[name] for name in existing}
+            for name in ambiguous & existing.keys():
+                self.digests[name] &= {digest_of(existing[name])}
             self._write_record()
 
     def _read(self) -> None:
-        """Take over what the record says; one that a full disk or a kill has cut is of use up to there."""
+        """Read the record. One that a full disk or a killed process truncated is read up to the last whole line."""
         with open_regular(self.record) as file:
             header, *lines = os.fsdecode(file.read()).split("\n")
         if header != HEADER if lines else not HEADER.startswith(header):
-            raise ValueError(f"expected a record of what attzoo wrote in {self.record}, got another file")
-        self._is_whole = lines[-1:] == [""]
+            raise ValueError(f"expected a record of the files that attzoo wrote in {self.record}, got another file")
+        self._can_append = lines[-1:] == [""]
         source = None
         for line in filter(None, lines[:-1]):
             if line.startswith(FROM):
                 with suppress(ValueError):
                     source = str(json.loads(line.removeprefix(FROM)))
                 continue
-            name, digest = _entry(line)
-            self.written.setdefault(name, set()).add(digest)
+            name, digest = _parse_line(line)
+            self.digests.setdefault(name, set()).add(digest)
             if source is not None:
                 self.sources[name], source = source, None
 
-    def _note(self, digests: Mapping[str, str], source: str | None) -> None:
-        """Record files that are about to be written, made of `source`."""
-        known, made = self.written, self.sources
-        new = {name: digest for name, digest in digests.items() if digest not in known.get(name, ())}
-        new |= {name: digest for name, digest in digests.items() if made.get(name) != source}
+    def _add_to_record(self, digests: Mapping[str, str], source: str | None) -> None:
+        """Add the digests of files that will be written, and their source, to the record."""
+        new = {
+            name: digest
+            for name, digest in digests.items()
+            if digest not in self.digests.get(name, ()) or self.sources.get(name) != source
+        }
         for name, digest in new.items():
-            self.written.setdefault(name, set()).add(digest)
+            self.digests.setdefault(name, set()).add(digest)
             if source is not None:
                 self.sources[name] = source
-        if not self._is_whole:
+        if not self._can_append:
             self._write_record()
         elif new:
-            self._add(os.fsencode("".join(_line(name, digest, source) for name, digest in new.items())))
+            self._append(os.fsencode("".join(_record_lines(name, digest, source) for name, digest in new.items())))
 
     def _write_record(self) -> None:
+        """Write the whole record, atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        entries = ((name, digest) for name, digests in self.written.items() for digest in sorted(digests))
-        lines = (_line(name, digest, self.sources.get(name)) for name, digest in entries)
+        entries = ((name, digest) for name, digests in self.digests.items() for digest in sorted(digests))
+        lines = (_record_lines(name, digest, self.sources.get(name)) for name, digest in entries)
         write(self.record, os.fsencode("".join((f"{HEADER}\n", *lines))))
-        self._is_whole = True
+        self._can_append = True
 
-    def _add(self, lines: bytes) -> None:
-        """Put lines at the record's end, all of them or, on an error, none."""
+    def _append(self, lines: bytes) -> None:
+        """Append lines to the record; on an error, none of them."""
         with self.record.open("ab", buffering=0) as file:
             size = file.tell()
             try:
@@ -154,20 +181,21 @@ class Output:
                     file.truncate(size)
                 raise OSError(err.errno, err.strerror, str(self.record)) from err
 
-    def _is_ours(self, path: Path) -> bool:
-        """Whether attzoo wrote a file, and nobody has changed it since."""
-        return digest_of(path) in self.written.get(self._name(path), ())
+    def _is_unchanged(self, path: Path) -> bool:
+        """Whether attzoo wrote a file, and its content is unchanged."""
+        return digest_of(path) in self.digests.get(self._name(path), ())
 
     def _name(self, path: Path) -> str:
+        """Return the name of a file in the record: its path relative to the folder."""
         return path.relative_to(self.folder).as_posix()
 
 
-def _full(source: Path) -> str:
-    """The full name of an image."""
+def _absolute(source: Path) -> str:
+    """Return the absolute path of an image, with symbolic links resolved."""
     return str(source.resolve())
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    """What links to one file share."""
-    about = path.stat()
-    return about.st_dev, about.st_ino
+def _file_id(path: Path) -> tuple[int, int]:
+    """Return the device and inode of a file, which all links to it share."""
+    status = path.stat()
+    return status.st_dev, status.st_ino

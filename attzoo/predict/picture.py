@@ -1,4 +1,4 @@
-"""Classes over an image, as a picture."""
+"""Draw the classes of pixels over an image, as PNG."""
 
 from __future__ import annotations
 
@@ -16,96 +16,112 @@ from ..look import GREY, MARGIN
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PANEL: Final = 3.4      # inches, the width of a panel
-GAP: Final = 0.15       # inches, between panels
-TOP: Final = 0.58       # inches, for the title and what stands over the panels
-LINE: Final = 0.24      # inches, for a line of the legend
-ENTRY: Final = 1.4      # inches, for an entry of it
+# Lengths are in inches.
+PANEL: Final = 3.4   # width of a panel
+GAP: Final = 0.15    # between panels
+TOP: Final = 0.58    # height of the title and the headings of panels
+LINE: Final = 0.24   # height of a row of the legend
+ENTRY: Final = 1.4   # width of an entry of the legend
+SIDE: Final = 0.13   # side of a colour patch in the legend
 
 
 def draw(image: NDArray[Any], mask: NDArray[Any], title: str, spacing: Sequence[float] = ()) -> bytes:
-    """A PNG of an image (C, *S) and its classes (*S): the image and both together; of a volume its middle slices.
+    """Draw an image and its classes; for a volume, the middle slice along each axis.
 
-    spacing: between pixels, one for each axis, which they are drawn to; none for squares and cubes.
-    Class 0 is left as it is; the legend has every class that is there, and its share of the pixels.
+    Class 0 is not coloured. The legend has every class in the mask and its fraction of the pixels.
+
+    Args:
+        image: (C, *S), the image.
+        mask: (*S), the class indices.
+        title: the title.
+        spacing: the distance between pixels along each axis; empty for 1.
+
+    Returns:
+        The content of a PNG.
     """
     from matplotlib.figure import Figure
 
-    shares = np.bincount(mask.reshape(-1)) / mask.size
-    colors = palette(len(shares))
+    fractions = np.bincount(mask.reshape(-1)) / mask.size
+    colors = palette(len(fractions))
     panels = _panels(image, mask, colors, tuple(spacing[: mask.ndim]) or (1.0,) * mask.ndim)
-    talls = [PANEL * min(max(panel.ratio, 0.2), 1.6) for panel in panels]
+    heights = [PANEL * min(max(panel.ratio, 0.2), 1.6) for panel in panels]
     width = 2 * MARGIN + len(panels) * (PANEL + GAP) - GAP
     columns = int((width - 2 * MARGIN) / ENTRY)
-    classes = np.flatnonzero(shares)
-    foot = GAP + LINE * ceil(len(classes) / columns)
-    height = 2 * MARGIN + TOP + max(talls) + foot
+    classes = np.flatnonzero(fractions)
+    legend = GAP + LINE * ceil(len(classes) / columns)
+    height = 2 * MARGIN + TOP + max(heights) + legend
     figure = Figure(figsize=(width, height), facecolor="white")
     figure.text(MARGIN / width, 1 - MARGIN / height, look.literal(title), fontsize=12, weight="bold", va="top")
-    for i, (panel, tall) in enumerate(zip(panels, talls, strict=True)):
-        left, low = MARGIN + i * (PANEL + GAP), height - MARGIN - TOP - tall
-        ax = figure.add_axes((left / width, low / height, PANEL / width, tall / height))
-        ax.imshow(panel.pixels, aspect=panel.aspect, interpolation="nearest")   # smaller where it exceeds the bounds
-        ax.set_title(panel.about, loc="left", fontsize=8.5, color=GREY, pad=3)
+    for i, (panel, panel_height) in enumerate(zip(panels, heights, strict=True)):
+        left, bottom = MARGIN + i * (PANEL + GAP), height - MARGIN - TOP - panel_height
+        ax = figure.add_axes((left / width, bottom / height, PANEL / width, panel_height / height))
+        ax.imshow(panel.pixels, aspect=panel.aspect, interpolation="nearest")   # shrinks an image beyond the ratios
+        ax.set_title(panel.heading, loc="left", fontsize=8.5, color=GREY, pad=3)
         look.bare(ax)
     for i, k in enumerate(classes):
-        left, low = MARGIN + i % columns * ENTRY, MARGIN + foot - GAP - LINE * (i // columns + 1)
-        _entry(figure, left, low, tuple(colors[k]) if k else "white", f"class {k}: {shares[k]:.1%}")
+        left, bottom = MARGIN + i % columns * ENTRY, MARGIN + legend - GAP - LINE * (i // columns + 1)
+        _draw_entry(figure, left, bottom, tuple(colors[k]) if k else "white", f"class {k}: {fractions[k]:.1%}")
     return look.png(figure, dpi=150)
 
 
 def palette(count: int) -> NDArray[Any]:
-    """(count, 3): a colour for each class, told apart as well as can be with so many."""
+    """Return distinct colours for `count` classes, (count, 3) in [0, 1]."""
     from matplotlib import colormaps
 
-    few = "tab10" if count <= 11 else "tab20"   # class 0 has none
+    name = "tab10" if count <= 11 else "tab20"   # one class more than colours, as class 0 is not coloured
     if count <= 21:
-        return np.array([colormaps[few](k % colormaps[few].N)[:3] for k in range(count)])
+        return np.array([colormaps[name](k % colormaps[name].N)[:3] for k in range(count)])
     return np.array([colormaps["turbo"](k / (count - 1))[:3] for k in range(count)])
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """A picture: what it is, its pixels (H, W, 3), and a pixel's height as a multiple of its width."""
+    """A picture in the figure.
 
-    about: str
+    Attributes:
+        heading: the text over it.
+        pixels: (H, W, 3) in [0, 1].
+        aspect: the height of a pixel divided by its width.
+    """
+
+    heading: str
     pixels: NDArray[Any]
     aspect: float
 
     @property
     def ratio(self) -> float:
-        """Height to width."""
-        high, wide, _ = self.pixels.shape
-        return float(self.aspect * high / wide)
+        """Height divided by width."""
+        rows, columns, _ = self.pixels.shape
+        return float(self.aspect * rows / columns)
 
-    def lying(self) -> _Panel:
-        """The same, turned where it is higher than wide."""
-        return _Panel(self.about, self.pixels.swapaxes(0, 1), 1 / self.aspect) if self.ratio > 1 else self
+    def to_landscape(self) -> _Panel:
+        """Return the panel, transposed if its height exceeds its width."""
+        return _Panel(self.heading, self.pixels.swapaxes(0, 1), 1 / self.aspect) if self.ratio > 1 else self
 
 
 def _panels(
     image: NDArray[Any], mask: NDArray[Any], colors: NDArray[Any], spacing: tuple[float, ...]
 ) -> list[_Panel]:
-    """What to show: a picture twice, or a volume's middle slice along each axis."""
+    """Return the image and its classes as two panels, or a panel for the middle slice of a volume along each axis."""
     space = mask.shape
     if len(space) == 2:
         aspect = spacing[0] / spacing[1]
         tinted = look.tinted(image, mask, colors)
         return [_Panel(look.sizes(space), look.visible(image), aspect), _Panel("classes", tinted, aspect)]
     panels = []
-    for cut in ((axis, size // 2) for axis, size in enumerate(space)):
+    for axis, size in enumerate(space):
+        cut = axis, size // 2
         tinted = look.tinted(look.flat(image, cut), look.flat(mask[None], cut)[0], colors)
-        high, wide = (side for axis, side in enumerate(spacing) if axis != cut[0])
-        panels.append(_Panel(look.told(space, cut), tinted, high / wide).lying())
+        row_spacing, column_spacing = (distance for i, distance in enumerate(spacing) if i != axis)
+        panels.append(_Panel(look.told(space, cut), tinted, row_spacing / column_spacing).to_landscape())
     return panels
 
 
-def _entry(figure: Figure, left: float, low: float, color: Any, text: str) -> None:
-    """A line of the legend, its place in inches."""
+def _draw_entry(figure: Figure, left: float, bottom: float, color: Any, text: str) -> None:
+    """Draw a colour and its text in the legend; `left` and `bottom` are in inches."""
     from matplotlib.patches import Rectangle
 
     width, height = figure.get_size_inches()
-    side = 0.13   # inches
-    place = left / width, (low + (LINE - side) / 2) / height
-    figure.add_artist(Rectangle(place, side / width, side / height, facecolor=color, edgecolor=GREY, linewidth=0.5))
-    figure.text((left + 0.2) / width, (low + LINE / 2) / height, text, fontsize=8.5, color=GREY, va="center")
+    corner = left / width, (bottom + (LINE - SIDE) / 2) / height
+    figure.add_artist(Rectangle(corner, SIDE / width, SIDE / height, facecolor=color, edgecolor=GREY, linewidth=0.5))
+    figure.text((left + 0.2) / width, (bottom + LINE / 2) / height, text, fontsize=8.5, color=GREY, va="center")

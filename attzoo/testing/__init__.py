@@ -22,43 +22,21 @@ import numpy as np
 
 from .. import portable, registry
 from ..adapters import adapter
-from ..contract import Array, Spec
+from ..contract import Spec
 from .case import EPS, Case, at_random, choices, draw, plainest
-from .oracle import (
-    MORE_DRAWS,
-    condition,
-    derivative,
-    descend,
-    descent_error,
-    expected_and_condition,
-    random_direction,
-    rounding_condition,
-    rounding_derivative,
-    rounding_descent,
-    spec_function,
-)
-
-# What a body may be off, as a multiple of eps(dtype) * condition: eps is the dtype's spacing at 1, and the condition
-# says how far the spec itself moves, in float64, when its inputs and weights do by one part in a million, per part
-# (plain relative error is the wrong measure where gates saturate). The table only tightens.
-TOLERANCE: Final = {"output": 2.0, "attention": 2.0, "gradient": 8.0, "training": 64.0}
-# Where rounding inside the spec moves it at least this many times as much, the condition has missed it, and rounding
-# decides what is allowed: see oracle.py. Everywhere else it is at most 3 times as much, and changes nothing.
-MISSED: Final = 4.0
-# What half precision may be off, over many pixels or chosen by the framework, in roundings times size or condition.
-HALF: Final = 16.0
-# What a program or model that was exported or saved may be off in float32, relative to its largest output.
-CLOSE: Final = 1e-5
-# Central differences in float64 are good to about this, relative to the sum of |gradient * direction|.
-DIFFERENCE: Final = 1e-7
+from .compare import DIFFERENCE_ERROR, HALF_TOLERANCE, TOLERANCE, check_gradients, check_result, ensure, eps_of, within
+from .oracle import descend, descent_error, rounding_descent
 
 
 @dataclass(frozen=True)
 class Finding:
     """The result of checking a block against one contract.
 
-    cases: number of cases. worst: largest error divided by the tolerance; 0 where nothing is measured.
-    failure: message of the first failure, with its case; None if all cases passed.
+    Attributes:
+        contract: name of the contract.
+        cases: number of cases.
+        worst: largest error divided by the tolerance; 0 if the contract measures no error.
+        failure: message of the first failure, with its case; None if all cases passed.
     """
 
     contract: str
@@ -73,9 +51,19 @@ Contract = Callable[[Case, str], float]
 def check_block(
     name: str, backend: str, *, progress: Callable[[str, int, int], None] | None = None, seed: int = 0
 ) -> list[Finding]:
-    """Check block `name` in `backend`, "torch" or "keras", against every contract; return one finding for each.
+    """Check a block in one backend against every contract.
 
-    progress(contract, done, total) is called after every example. Raises as `registry.get` does.
+    Args:
+        name: name of the block in the registry.
+        backend: "torch" or "keras".
+        progress: called as progress(contract, done, total) after every case.
+        seed: seed of the random cases.
+
+    Returns:
+        One finding per contract.
+
+    Raises:
+        ValueError: as `registry.get`, if there is no such block or backend.
     """
     registry.get(name, backend=backend)
     findings = []
@@ -95,16 +83,16 @@ def check_block(
     return findings
 
 
-# ---- contracts: each takes a case and a backend, returns a share of the tolerance, raises AssertionError ------------
+# ---- contracts: each takes a case and a backend, returns error / tolerance, and raises AssertionError above 1 --------
 
 
 def signature(case: Case, backend: str) -> float:
     """Check that the class has the arguments of the spec, in the same order and with the same defaults."""
-    body = inspect.signature(registry.get(case.name, backend=backend).__init__).parameters
-    spec_arguments = inspect.signature(type(case.spec).__init__).parameters
-    arguments = [(n, p.default) for n, p in body.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    expected = [(n, p.default) for n, p in spec_arguments.items()]
-    hold(arguments == expected, f"expected arguments {expected}, got {arguments}")
+    parameters = inspect.signature(registry.get(case.name, backend=backend).__init__).parameters
+    spec_parameters = inspect.signature(type(case.spec).__init__).parameters
+    arguments = [(name, p.default) for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    expected = [(name, p.default) for name, p in spec_parameters.items()]
+    ensure(arguments == expected, f"expected arguments {expected}, got {arguments}")
     return 0.0
 
 
@@ -113,8 +101,8 @@ def options(case: Case, backend: str) -> float:
     rng = np.random.default_rng(case.seed)
     cases = [case, *(draw(case.name, at_random(rng)) for _ in range(24))]
     for argument in fields(case.spec):   # type: ignore[arg-type]
-        honest = any(_differs(c, other) for c in cases for other in _others(c, argument.name))
-        hold(honest, f"{argument.name} changes nothing")
+        has_effect = any(_differs(c, spec) for c in cases for spec in _specs_with_other_values(c, argument.name))
+        ensure(has_effect, f"expected {argument.name} to change the weights or the output, got the same for all values")
     return 0.0
 
 
@@ -130,57 +118,59 @@ def start(case: Case, backend: str) -> float:
         worst = max(worst, within(f"mean of {name}", pool.mean() - weight.center, allowed))
         worst = max(worst, within(f"spread of {name}", pool.std() - spread, allowed))
         if weight.initialization == "uniform":
-            reach = float(np.abs(pool - weight.center).max())
-            hold(reach <= weight.scale * (1 + 1e-6), f"{name} reaches {reach:.4g}, expected <= {weight.scale:.4g}")
+            largest = float(np.abs(pool - weight.center).max())
+            in_bounds = largest <= weight.scale * (1 + 1e-6)
+            ensure(in_bounds, f"expected |{name} - {weight.center}| <= {weight.scale:.4g}, got {largest:.4g}")
     return worst
 
 
 def refusals(case: Case, backend: str) -> float:
     """Check that a wrong channel count, rank or size raises ValueError or TypeError."""
     block, x = case.block(backend), case.inputs()
-    wrong = {
-        "channels": [np.concatenate([a, a], axis=1) for a in x],
-        "rank": [a.reshape(*a.shape[:2], -1)[:, :, 0] for a in x],
-        "space": [a[:, :, :0] for a in x],
+    invalid_inputs = {
+        "twice the channels": [np.concatenate([a, a], axis=1) for a in x],
+        "no spatial axes": [a.reshape(*a.shape[:2], -1)[:, :, 0] for a in x],
+        "an empty spatial axis": [a[:, :, :0] for a in x],
     }
-    for what, inputs in wrong.items():
-        hold(_refuses(partial(adapter(backend).attention, block, inputs)), f"a wrong {what} was accepted")
+    for difference, inputs in invalid_inputs.items():
+        raises = _raises(partial(adapter(backend).attention, block, inputs))
+        ensure(raises, f"expected ValueError or TypeError for an input with {difference}, got no error")
     return 0.0
 
 
 def outputs(case: Case, backend: str) -> float:
     """Check outputs and coefficients against the spec."""
     block, x = case.block(backend), case.inputs()
-    got = adapter(backend).forward(block, x, training=False)
-    share = _off(case, backend, "output", got)
-    return max(share, _off(case, backend, "attention", adapter(backend).attention(block, x)))
+    output = adapter(backend).forward(block, x, training=False)
+    ratio = check_result(case, backend, "output", output)
+    return max(ratio, check_result(case, backend, "attention", adapter(backend).attention(block, x)))
 
 
 def gradients(case: Case, backend: str) -> float:
     """Check the gradients of inputs and weights against the spec, along a random direction of each array."""
-    return _slopes(case, backend, training=False)
+    return check_gradients(case, backend, training=False)
 
 
 def training(case: Case, backend: str) -> float:
     """Check gradients in training, and weights and running statistics after five steps of SGD."""
-    share = _slopes(case, backend, training=True)
+    ratio = check_gradients(case, backend, training=True)
     rate, steps, block = 2.0**-7, 5, case.block(backend)
     adapter(backend).train(block, case.inputs(), case.cotangent(), steps, rate)
     expected = descend(case, steps, rate)
-    moved = cache(partial(rounding_descent, case, steps, rate, expected))
-    inexact = cache(partial(descent_error, case, steps, rate, expected))
-    unit = TOLERANCE["training"] * _eps(case, backend)
+    rounding = cache(partial(rounding_descent, case, steps, rate, expected))
+    difference_error = cache(partial(descent_error, case, steps, rate, expected))
+    unit = TOLERANCE["training"] * eps_of(case, backend)
     for name, array in adapter(backend).read(block).items():
         scale = np.abs(expected[name]).max() + np.abs(expected[name] - case.weights()[name]).max()
-        allowed = float((unit + DIFFERENCE) * scale)
-        share = max(share, within(
+        allowed = float((unit + DIFFERENCE_ERROR) * scale)
+        ratio = max(ratio, within(
             name,
             array - expected[name],
             allowed,
-            lambda name=name: unit * moved()[name],   # type: ignore[misc]
-            lambda name=name, allowed=allowed: allowed + inexact()[name],   # type: ignore[misc]
+            lambda name=name: unit * rounding()[name],   # type: ignore[misc]
+            lambda name=name, allowed=allowed: allowed + difference_error()[name],   # type: ignore[misc]
         ))   # fmt: skip
-    return share
+    return ratio
 
 
 def specials(case: Case, backend: str) -> float:
@@ -193,7 +183,7 @@ def specials(case: Case, backend: str) -> float:
             expected = case.spec(*x, weights=w)
         got = adapter(backend).forward(block, x, training=False)
         same = (np.isnan(got) == np.isnan(expected)).all() and (np.isinf(got) == np.isinf(expected)).all()
-        hold(bool(same), f"{value} spreads to other places than in the spec")
+        ensure(bool(same), f"expected NaN and infinity where the spec has them for {value} in x, got other positions")
     return 0.0
 
 
@@ -204,7 +194,7 @@ def long_float16(case: Case, backend: str) -> float:
     x = [np.full(shape, 100.0) for shape in case.shapes]
     expected = case.spec(*x, weights=case.weights())
     got = adapter(backend).forward(case.block(backend), x, training=False)
-    return within("output", got - expected, HALF * _eps(case, backend) * np.abs(expected).max())
+    return within("output", got - expected, HALF_TOLERANCE * eps_of(case, backend) * np.abs(expected).max())
 
 
 def files(case: Case, backend: str) -> float:
@@ -212,22 +202,24 @@ def files(case: Case, backend: str) -> float:
     block = case.block(backend)
     with tempfile.TemporaryDirectory() as folder:
         portable.save(block, path := Path(folder) / "block.safetensors")
-        again = portable.load(path, backend=backend)
-    before, after = portable.weights(block), portable.weights(again)
+        loaded = portable.load(path, backend=backend)
+    before, after = portable.weights(block), portable.weights(loaded)
     same = before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
-    hold(same, "a file lost bits")
-    hold(again.spec == block.spec, f"expected {block.spec}, got {again.spec}")
+    ensure(same, "expected the same weights after saving and loading, got others")
+    ensure(loaded.spec == block.spec, f"expected {block.spec}, got {loaded.spec}")
     return 0.0
 
 
-# ---- which cases each contract is held to ----------------------------------------------------------------------------
+# ---- the cases of each contract --------------------------------------------------------------------------------------
 
 
 def _plain(name: str, seed: int) -> Iterator[Case]:
+    """Yield the plainest case of a block."""
     yield draw(name, plainest)
 
 
 def _wide(name: str, seed: int) -> Iterator[Case]:
+    """Yield the plainest case of a block with 64 channels."""
     yield replace(draw(name, plainest), channels=64)
 
 
@@ -235,6 +227,8 @@ Cases = Callable[[str, int], Iterator[Case]]
 
 
 def _random(count: int, small: bool = False, dtypes: tuple[str, ...] = ("float64",)) -> Cases:
+    """Return a function that yields `count` random cases, with each dtype in turn."""
+
     def cases(name: str, seed: int) -> Iterator[Case]:
         rng = np.random.default_rng(seed)
         for i in range(count):
@@ -258,93 +252,16 @@ CONTRACTS: Final[dict[Contract, Cases]] = {
 
 
 def contracts(backend: str) -> dict[Contract, Cases]:
-    """Return the contracts of a backend, those of all backends and its own, with the cases of each."""
-    own = import_module(f"{__name__}.{backend}").contracts()
-    return CONTRACTS | dict.fromkeys(own, _plain)
+    """Return the contracts of all backends and of this one, with the cases of each."""
+    backend_contracts = import_module(f"{__name__}.{backend}").contracts()
+    return CONTRACTS | dict.fromkeys(backend_contracts, _plain)
 
 
-# ---- how errors are measured -----------------------------------------------------------------------------------------
+# ---- helpers of the contracts ---------------------------------------------------------------------------------------
 
 
-def _slopes(case: Case, backend: str, training: bool) -> float:
-    x, cotangent = case.inputs(), case.cotangent()
-    got = adapter(backend).run(case.block(backend), x, cotangent, training)
-    share = _off(case, backend, "output", got.output, training)
-    found = dict(enumerate(got.input_gradients)) | dict(got.weight_gradients)
-    for (key, gradient), stream in zip(found.items(), range(10, 99), strict=False):
-        share = max(share, _slope_off(case, backend, key, gradient, stream, training))
-    return share
-
-
-def _slope_off(case: Case, backend: str, key: int | str, gradient: Array, stream: int, training: bool) -> float:
-    """The error of one gradient along its random direction, as a share of what is allowed."""
-    slope = derivative(case, key, stream, training)
-    if slope is None:   # a kink of relu or max lies within the difference
-        return 0.0
-    along = gradient * random_direction(case, key, stream)
-    size = float(np.abs(along).sum())
-
-    def allowed(slope: tuple[float, float, float]) -> float:
-        _, error, moved = slope
-        return TOLERANCE["gradient"] * _eps(case, backend) * (moved + size) + DIFFERENCE * size + 4 * error
-
-    return within(
-        f"gradient of {key}",
-        along.sum() - slope[0],
-        allowed(slope),
-        lambda: TOLERANCE["gradient"] * _eps(case, backend)
-        * rounding_derivative(case, key, stream, training, slope[0]),
-        lambda: allowed(derivative(case, key, stream, training, MORE_DRAWS) or slope),
-    )   # fmt: skip
-
-
-def _off(case: Case, backend: str, what: str, got: Array, training: bool = False) -> float:
-    wanted, moved = expected_and_condition(case, what, training)
-    hold(got.shape == wanted.shape, f"expected shape {wanted.shape}, got {got.shape}")
-    function, size = spec_function(case, what, training), float(np.abs(wanted).max(initial=0))
-    unit = TOLERANCE[what] * _eps(case, backend)
-    return within(
-        what,
-        got - wanted,
-        unit * (moved + size),
-        lambda: unit * rounding_condition(case, function),
-        lambda: unit * (condition(case, function, MORE_DRAWS)[1] + size),
-    )
-
-
-def _eps(case: Case, backend: str) -> float:
-    return EPS[adapter(backend).precision(case.dtype)]
-
-
-def within(
-    what: str,
-    error: Any,
-    allowed: Any,
-    by_rounding: Callable[[], float] = lambda: 0.0,
-    better: Callable[[], float] = lambda: 0.0,
-) -> float:
-    """Return the largest |error| / allowed; raise AssertionError above 1.
-
-    better: what is allowed by a better estimate of the same, and by_rounding: what rounding allows. Both take time and
-    are computed only where `allowed` is exceeded.
-    """
-    worst = float(np.abs(error).max(initial=0.0))
-    if worst > allowed:
-        allowed = max(allowed, better())
-    if worst > allowed and (rounding := by_rounding()) >= MISSED * allowed:
-        allowed = rounding
-    share = worst / allowed if allowed else (0.0 if worst == 0 else np.inf)
-    hold(share <= 1, f"{what} is off by {worst:.3g}, allowed {float(allowed):.3g}")
-    return float(share)
-
-
-def hold(ok: bool, message: str) -> None:
-    """Raise AssertionError with this message unless `ok`."""
-    if not ok:
-        raise AssertionError(message)
-
-
-def _refuses(call: Callable[[], Any]) -> bool:
+def _raises(call: Callable[[], Any]) -> bool:
+    """Whether a call raises TypeError or ValueError."""
     try:
         call()
     except (TypeError, ValueError):
@@ -352,8 +269,8 @@ def _refuses(call: Callable[[], Any]) -> bool:
     return False
 
 
-def _others(case: Case, argument: str) -> Iterator[Spec]:
-    """The case's spec with each other value of one argument that it allows."""
+def _specs_with_other_values(case: Case, argument: str) -> Iterator[Spec]:
+    """Yield the spec of the case with each valid value of one argument."""
     for value in choices(type(case.spec)).get(argument, (case.channels + 1,)):
         try:
             yield type(case.spec)(**({"channels": case.channels} | dict(case.options) | {argument: value}))
@@ -361,11 +278,12 @@ def _others(case: Case, argument: str) -> Iterator[Spec]:
             continue
 
 
-def _differs(case: Case, other: Spec) -> bool:
-    if case.spec.weights != other.weights:
+def _differs(case: Case, other_spec: Spec) -> bool:
+    """Whether another spec has other weights, another output, or does not accept the weights and inputs of the case."""
+    if case.spec.weights != other_spec.weights:
         return True
     x, w = case.inputs(), case.weights()
     try:
-        return not np.array_equal(case.spec(*x, weights=w), other(*x, weights=w))
+        return not np.array_equal(case.spec(*x, weights=w), other_spec(*x, weights=w))
     except ValueError:
         return True

@@ -1,4 +1,4 @@
-"""Contracts of Keras alone: what a block has to do for dtype policies, saved models and exported ones."""
+"""Contracts of Keras blocks only: dtype policies, saved models and exported models."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from ..adapters.keras import to_array, to_tensor
 from ..contract import Array
 from ..ops.keras import keras
 from ..portable import load_weights, weights
-from . import CLOSE, HALF, hold, within
 from .case import EPS, Case
+from .compare import EXPORT_TOLERANCE, HALF_TOLERANCE, ensure, within
 from .oracle import expected_and_condition
 
 
 def mixed_precision(case: Case, backend: str) -> float:
-    """Under the policy mixed_float16 output and coefficients are float16, and the spec's as far as that tells."""
-    block, inputs = _made(case, "mixed_float16")
+    """Check that outputs and coefficients under mixed_float16 are float16, with values close to those of the spec."""
+    block, inputs = _block_and_inputs(case, "mixed_float16")
     worst = 0.0
-    for what, call in (("output", block), ("attention", block.attention)):
+    for name, call in (("output", block), ("attention", block.attention)):
         tensor = call(*inputs)
-        kind = keras.backend.standardize_dtype(tensor.dtype)
-        hold(kind == "float16", f"expected {what} in float16, got {kind}: cast a variable that is used directly")
-        expected, moved = expected_and_condition(case, what)
-        allowed = HALF * EPS["float16"] * (moved + np.abs(expected).max())
+        dtype = keras.backend.standardize_dtype(tensor.dtype)
+        ensure(dtype == "float16", f"expected {name} in float16, got {dtype}; cast weights with ops.in_dtype_of")
+        expected, condition = expected_and_condition(case, name)
+        allowed = HALF_TOLERANCE * EPS["float16"] * (condition + np.abs(expected).max())
         error = to_array(tensor, block).astype(np.float64) - expected
-        worst = max(worst, within(f"{what} in mixed precision", error, allowed))
+        worst = max(worst, within(f"{name} in mixed precision", error, allowed))
     return worst
 
 
 def dtype(case: Case, backend: str) -> float:
-    """`dtype` decides what every variable is made as."""
+    """Check that all variables have the dtype of the argument `dtype`."""
     block = _new(case, "float64")
     for variable in block.weights:
-        kind = keras.backend.standardize_dtype(variable.dtype)
-        hold(kind == "float64", f"with dtype='float64', {variable.path} is {kind}")
+        actual = keras.backend.standardize_dtype(variable.dtype)
+        ensure(actual == "float64", f"expected {variable.path} in float64, the argument dtype, got {actual}")
     return 0.0
 
 
 def saved_model(case: Case, backend: str) -> float:
-    """A functional model with the block is saved as .keras and loads without custom_objects, computing the same."""
+    """Check that a model with the block, saved as .keras, loads without custom_objects and has the same output."""
     model, inputs = _functional(case)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.keras"
@@ -54,7 +54,7 @@ def saved_model(case: Case, backend: str) -> float:
 
 
 def exported_model(case: Case, backend: str) -> float:
-    """model.export makes a SavedModel that computes the same."""
+    """Check that a SavedModel of model.export has the output of the model."""
     model, inputs = _functional(case)
     with tempfile.TemporaryDirectory() as folder:
         model.export(folder, verbose=False)
@@ -63,13 +63,13 @@ def exported_model(case: Case, backend: str) -> float:
 
 
 def contracts() -> list[Callable[[Case, str], float]]:
-    """Those that Keras's backend can be held to: Keras exports a SavedModel of itself on TensorFlow alone."""
+    """Return the contracts that the backend of Keras supports; only TensorFlow can export a SavedModel."""
     on_tensorflow = keras.backend.backend() == "tensorflow"
     return [mixed_precision, dtype, saved_model, *([exported_model] if on_tensorflow else [])]
 
 
 def _new(case: Case, policy: str) -> Any:
-    """A built block with a dtype policy."""
+    """Return a built block with a dtype policy."""
     data_format = "channels_last" if case.channels_last else "channels_first"
     block: Any = registry.get(case.name, backend="keras")(
         **case.spec.config(), data_format=data_format, dtype=policy
@@ -78,21 +78,21 @@ def _new(case: Case, policy: str) -> Any:
     return block
 
 
-def _made(case: Case, policy: str) -> tuple[Any, list[Any]]:
-    """The same with the case's weights, and its inputs in the policy's compute dtype."""
+def _block_and_inputs(case: Case, policy: str) -> tuple[Any, list[Any]]:
+    """Return a block with the weights of the case, and inputs in the compute dtype of the policy."""
     block = _new(case, policy)
-    kinds = {name: array.dtype for name, array in weights(block).items()}
-    load_weights(block, {name: array.astype(kinds[name]) for name, array in case.weights().items()})
+    dtypes = {name: array.dtype for name, array in weights(block).items()}
+    load_weights(block, {name: array.astype(dtypes[name]) for name, array in case.weights().items()})
     return block, [to_tensor(x, block) for x in case.inputs()]
 
 
 def _shapes(case: Case) -> list[tuple[int, ...]]:
-    """The shapes of the case's inputs, in its data format."""
+    """Return the shapes of the inputs in the data format of the case."""
     return [(n, *space, c) if case.channels_last else (n, c, *space) for n, c, *space in case.shapes]
 
 
 def _functional(case: Case) -> tuple[Any, list[Any]]:
-    """A float32 model of the block alone, and inputs for it."""
+    """Return a float32 model that consists of the block, and inputs for it."""
     block = replace(case, dtype="float32").block("keras")
     any_size = [(None,) * (len(shape) - 2) for shape in case.shapes]
     shapes = [(*space, c) if block.channels_last else (c, *space)
@@ -102,11 +102,13 @@ def _functional(case: Case) -> tuple[Any, list[Any]]:
     return model, [to_tensor(x, block) for x in case.inputs()]
 
 
-def _same(model: Any, other: Callable[..., Any], inputs: list[Any]) -> float:
-    given = inputs if len(inputs) > 1 else inputs[0]
-    expected, got = (_array(call(given)) for call in (model, other))
-    return within("the saved model", (got - expected) / max(float(np.abs(expected).max()), 1e-6), CLOSE)
+def _same(model: Any, loaded: Callable[..., Any], inputs: list[Any]) -> float:
+    """Compare the outputs of a model before and after saving; return error / tolerance."""
+    argument = inputs if len(inputs) > 1 else inputs[0]
+    expected, got = (_array(call(argument)) for call in (model, loaded))
+    return within("the saved model", (got - expected) / max(float(np.abs(expected).max()), 1e-6), EXPORT_TOLERANCE)
 
 
 def _array(tensor: Any) -> Array:
+    """Return a tensor as a float64 array."""
     return np.asarray(keras.ops.convert_to_numpy(tensor), np.float64)

@@ -1,7 +1,7 @@
-"""Arrays that compute as in a format of fewer digits: every result is off by a rounding error of random sign.
+"""NumPy arrays whose operations have random rounding errors, as in a format with fewer digits.
 
-Running a function on such arrays shows how far rounding moves what it computes, wherever in it the rounding happens.
-Perturbing the inputs alone does not: it misses a batch norm that subtracts nearly equal values, each of them rounded.
+A function of such arrays shows the effect of all rounding errors on its result. Perturbing only the inputs does not: it
+misses a batch norm that subtracts nearly equal values, each of them rounded.
 
 Source: D. S. Parker, "Monte Carlo Arithmetic: exploiting randomness in floating-point arithmetic", UCLA 1997,
 CSD-970002, with an error of +-unit in place of a uniform one.
@@ -17,15 +17,18 @@ import numpy as np
 
 from ..contract import Array
 
-EXACT: Final = {np.maximum, np.minimum, np.negative, np.positive, np.absolute, np.floor, np.sign}   # these never round
-PRODUCTS: Final = {np.dot, np.einsum}   # of the functions that are no ufuncs, those that compute; the others move data
+EXACT: Final = {np.maximum, np.minimum, np.negative, np.positive, np.absolute, np.floor, np.sign}   # they do not round
+PRODUCTS: Final = {np.dot, np.einsum}   # functions with rounding that are not ufuncs; others only move data
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """The error of one operation: +-unit times the result's size, or times `least` where the result is smaller.
+    """Random rounding errors: +-unit * max(|result|, least) for each element of a result.
 
-    least: where results underflow. Errors below it are absolute.
+    Attributes:
+        rng: generator of the signs.
+        unit: relative error.
+        least: magnitude below which errors are absolute, because results underflow.
     """
 
     rng: np.random.Generator
@@ -33,13 +36,13 @@ class Rounding:
     least: float
 
     def __call__(self, result: Any) -> Any:
-        """`result`, each element off by its error."""
+        """Return `result` plus random errors."""
         signs = 2 * self.rng.integers(2, size=np.shape(result)) - 1
         return result + self.unit * signs * np.maximum(np.abs(result), self.least)
 
 
 class Rounded(np.ndarray):
-    """An array of floats; each element of what is computed from it is off by `rounding`."""
+    """A floating-point array; `rounding` is applied to the results of all operations on it."""
 
     rounding: Rounding
 
@@ -59,10 +62,11 @@ class Rounded(np.ndarray):
         return self._round(result) if func in PRODUCTS else self._like(result)
 
     def _round(self, result: Any) -> Any:
+        """Return `result` with rounding errors, as a `Rounded` array if it is floating point."""
         return self._like(self.rounding(_exact(result))) if _is_float(result) else result
 
     def _like(self, result: Any) -> Any:
-        """`result` as an array of this kind, if it holds floats."""
+        """Return `result` as a `Rounded` array if it is floating point."""
         if not _is_float(result):
             return result
         result = np.asarray(result).view(Rounded)
@@ -71,7 +75,7 @@ class Rounded(np.ndarray):
 
 
 def rounded_arrays(arrays: Iterable[Array], rounding: Rounding) -> list[Array]:
-    """Copies of the arrays that compute with rounding, their own values moved by it too."""
+    """Return `Rounded` copies of the arrays, with rounding errors in their values."""
     copies: list[Array] = []
     for array in arrays:
         copy = rounding(array).view(Rounded)
@@ -81,8 +85,10 @@ def rounded_arrays(arrays: Iterable[Array], rounding: Rounding) -> list[Array]:
 
 
 def _exact(value: Any) -> Any:
+    """Return a plain array for a `Rounded` one."""
     return value.view(np.ndarray) if isinstance(value, Rounded) else value
 
 
 def _is_float(value: Any) -> bool:
+    """Whether a value is a floating-point array or scalar."""
     return isinstance(value, np.ndarray | np.floating) and bool(np.issubdtype(value.dtype, np.floating))

@@ -1,4 +1,4 @@
-"""Contracts of PyTorch alone: what a block has to do for hooks, devices, autocast, torch.export and ONNX."""
+"""Contracts of PyTorch blocks only: hooks, devices and dtypes, autocast, torch.export and ONNX."""
 
 from __future__ import annotations
 
@@ -17,85 +17,85 @@ from torch import Tensor
 from torch.export import Dim
 
 from .. import registry, settings
-from . import CLOSE, HALF, hold, within
 from .case import EPS, Case
+from .compare import EXPORT_TOLERANCE, HALF_TOLERANCE, ensure, within
 from .oracle import expected_and_condition
 
 ONNX: Final = ("onnx", "onnxscript", "onnxruntime")
 
 
 def hooks(case: Case, backend: str) -> float:
-    """Every layer that holds weights is called, so that hooks on it run."""
-    block, x = _built(case)
-    for name, part in block.named_modules():
-        if part is block or not list(part.parameters(recurse=False)):
+    """Check that every layer with weights is called, so that its hooks run."""
+    block, x = _float32_block(case)
+    for name, layer in block.named_modules():
+        if layer is block or not list(layer.parameters(recurse=False)):
             continue
         calls: list[str] = []
-        handle = part.register_forward_hook(lambda *_, calls=calls: calls.append("called"))
+        handle = layer.register_forward_hook(lambda *_, calls=calls: calls.append("called"))
         with settings.kernels("eager"):
             block(*x)
         handle.remove()
-        hold(bool(calls), f"{name} holds weights and is not called: hooks on it do not run; call the layer")
+        ensure(bool(calls), f"expected the block to call its layer {name}, so that hooks run, got no call")
     return 0.0
 
 
 def device_and_dtype(case: Case, backend: str) -> float:
-    """`device` and `dtype` decide where and as what every parameter and buffer is made."""
-    made = registry.get(case.name, backend="torch")(**case.spec.config(), device="meta", dtype=torch.float64)
-    for name, tensor in made.state_dict().items():
-        hold(tensor.is_meta, f"with device='meta', {name} is on {tensor.device}")
-        wrong = tensor.is_floating_point() and tensor.dtype != torch.float64
-        hold(not wrong, f"with dtype=torch.float64, {name} is {tensor.dtype}")
+    """Check that all parameters and buffers have the device and dtype of the arguments `device` and `dtype`."""
+    block = registry.get(case.name, backend="torch")(**case.spec.config(), device="meta", dtype=torch.float64)
+    for name, tensor in block.state_dict().items():
+        ensure(tensor.is_meta, f"expected {name} on the device 'meta' of the argument device, got {tensor.device}")
+        other_dtype = tensor.is_floating_point() and tensor.dtype != torch.float64
+        ensure(not other_dtype, f"expected {name} in torch.float64, the argument dtype, got {tensor.dtype}")
     return 0.0
 
 
 def autocast(case: Case, backend: str) -> float:
-    """Under autocast output and coefficients are the spec's, as far as bfloat16 tells."""
-    block, x = _built(case)
+    """Check outputs and coefficients under autocast against the spec, with the tolerance of bfloat16."""
+    block, x = _float32_block(case)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found = {"output": block(*x), "attention": block.attention(*x)}
+        results = {"output": block(*x), "attention": block.attention(*x)}
     worst = 0.0
-    for what, tensor in found.items():
-        expected, moved = expected_and_condition(case, what)
-        allowed = HALF * EPS["bfloat16"] * (moved + np.abs(expected).max())
-        worst = max(worst, within(f"{what} under autocast", tensor.double().numpy() - expected, allowed))
+    for name, tensor in results.items():
+        expected, condition = expected_and_condition(case, name)
+        allowed = HALF_TOLERANCE * EPS["bfloat16"] * (condition + np.abs(expected).max())
+        worst = max(worst, within(f"{name} under autocast", tensor.double().numpy() - expected, allowed))
     return worst
 
 
 def export(case: Case, backend: str) -> float:
-    """torch.export makes one program for all batch and spatial sizes, which computes what the block does."""
-    block, x = _built(case)
+    """Check that one program of torch.export computes the output of the block at all batch and spatial sizes."""
+    block, x = _float32_block(case)
     program = torch.export.export(block, tuple(x), dynamic_shapes=_dynamic(x)).module()
     return _same_at_other_sizes(block, x, program)
 
 
 def onnx(case: Case, backend: str) -> float:
-    """torch.onnx.export makes one model for all batch and spatial sizes, which computes what the block does."""
+    """Check that one model of torch.onnx.export computes the output of the block at all batch and spatial sizes."""
     import onnxruntime
 
-    block, x = _built(case)
+    block, x = _float32_block(case)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")   # the exporter's own
+        warnings.simplefilter("ignore")   # deprecations inside the exporter
         file = Path(folder) / "block.onnx"
-        with _only_errors(logging.getLogger("torch.onnx")):   # it warns where torchvision is not installed
+        with _only_errors(logging.getLogger("torch.onnx")):   # it warns if torchvision is not installed
             torch.onnx.export(block, tuple(x), file, dynamo=True, dynamic_shapes=_dynamic(x), verbose=False)
         session = onnxruntime.InferenceSession(file)
-    names = [each.name for each in session.get_inputs()]
+    names = [node.name for node in session.get_inputs()]
 
     def run(*xs: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, dict(zip(names, (t.numpy() for t in xs), strict=True)))[0])
+        return torch.from_numpy(session.run(None, dict(zip(names, (x.numpy() for x in xs), strict=True)))[0])
 
     return _same_at_other_sizes(block, x, run)
 
 
 def contracts() -> list[Callable[[Case, str], float]]:
-    """Those that what is installed can be held to."""
+    """Return the contracts that can be checked with the installed packages."""
     return [hooks, device_and_dtype, autocast, export, *([onnx] if all(map(find_spec, ONNX)) else [])]
 
 
 @contextmanager
 def _only_errors(logger: logging.Logger) -> Iterator[None]:
-    """Inside, a logger passes on errors alone."""
+    """Limit a logger to errors within a `with` block."""
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -104,25 +104,29 @@ def _only_errors(logger: logging.Logger) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _built(case: Case) -> tuple[Any, list[Tensor]]:
-    """A float32 block in eval mode, and its inputs."""
+def _float32_block(case: Case) -> tuple[Any, list[Tensor]]:
+    """Return the block of the case in float32 and eval mode, and its inputs."""
     block = case.block("torch").float().eval()
     return block, [torch.from_numpy(x).float() for x in case.inputs()]
 
 
 def _dynamic(xs: list[Tensor]) -> tuple[dict[int, Any], ...]:
+    """Return dynamic shapes for torch.export: every axis but the channels."""
     return tuple({axis: Dim.DYNAMIC for axis in range(x.ndim) if axis != 1} for x in xs)
 
 
 def _same_at_other_sizes(block: Any, xs: list[Tensor], program: Callable[..., Tensor]) -> float:
-    """At the sizes that the program was made with and at larger ones, each axis another."""
+    """Compare a program with its block, at the sizes of the exported example and at two larger ones."""
     worst = 0.0
-    for more in (0, 1, 2):
-        sizes = [(x.shape[0] + more, x.shape[1], *(n + more * i for i, n in enumerate(x.shape[2:], 1))) for x in xs]
-        larger = [torch.linspace(-2, 3, int(np.prod(size))).sin().reshape(size) for size in sizes]
+    for growth in (0, 1, 2):
+        shapes = [
+            (x.shape[0] + growth, x.shape[1], *(n + growth * i for i, n in enumerate(x.shape[2:], 1))) for x in xs
+        ]
+        inputs = [torch.linspace(-2, 3, int(np.prod(shape))).sin().reshape(shape) for shape in shapes]
         with torch.no_grad():
-            expected, got = block(*larger), program(*larger)
+            expected, got = block(*inputs), program(*inputs)
         error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-        hold(error <= CLOSE, f"the exported program is off by {error:.3g} for inputs of {sizes}, allowed {CLOSE}")
-        worst = max(worst, error / CLOSE)
+        message = f"the exported program is off by {error:.3g} for inputs of {shapes}, allowed {EXPORT_TOLERANCE}"
+        ensure(error <= EXPORT_TOLERANCE, message)
+        worst = max(worst, error / EXPORT_TOLERANCE)
     return worst

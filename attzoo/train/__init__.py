@@ -1,7 +1,8 @@
-"""Training of networks with attention on folders of images and masks, in PyTorch and in Keras: `attzoo train`.
+"""Train U-Nets with attention on folders of images and masks, in PyTorch and in Keras: `attzoo train`.
 
-`files` finds and reads images and masks, `data` prepares them, `batches` takes them together, `phantoms` draws a
-synthetic task; `settings`, `losses`, `run` and the two bodies `torch` and `keras` do the rest.
+`files` finds images and masks, `pairs` checks them, `survey` counts classes, `preparation` resizes and normalises,
+`data` and `phantoms` are datasets, `batches` loads them. `settings` has all options and `losses` the losses. `run` has
+the training loop, `torch` and `keras` the trainers. `state`, `best`, `basis` and `report` write files.
 """
 
 from .run import train

@@ -1,4 +1,4 @@
-"""What a run follows from beside its settings: framework, devices, and the contents of all images and masks."""
+"""What the results of a run depend on besides its settings: framework, devices, and the content of all data files."""
 
 from __future__ import annotations
 
@@ -9,51 +9,62 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from .best import digest_if_there
+from .best import digest_or_none
 from .data import Dataset, Folder
-from .files import composed
-from .overview import listed
+from .files import to_nfc
+from .overview import shorten
 from .state import State
 
-ANEW: Final = "train anew into another --out"
+RESTART: Final = "train anew into another --out"
 
 
 @dataclass(frozen=True)
 class Basis:
-    """words: by name. files: every image and mask by the names of its folder and its own. contents: their digests."""
+    """What a run depends on.
 
-    words: Mapping[str, str]
+    Attributes:
+        conditions: framework, devices, and the number and names of images, by name.
+        files: the path of every image and mask, by "folder/file".
+        digests: the SHA-256 of every image and mask, by "folder/file".
+    """
+
+    conditions: Mapping[str, str]
     files: Mapping[str, Path]
-    contents: Mapping[str, str]
+    digests: Mapping[str, str]
 
     def check(self, run: State, out: Path) -> None:
-        """Raise ValueError, naming what differs, unless the run in `out` began with the same."""
-        names, known = self.contents.keys(), run.contents.keys()
-        differences = {"missing": sorted(known - names), "new": sorted(names - known)}
-        if apart := [f"{what}: {listed(some)}" for what, some in differences.items() if some]:
-            wanted = f"the {len(run.contents)} images and masks that the run in {out} began with"
-            got = f"{len(self.contents)} files, {'; '.join(apart)}"
-            raise ValueError(f"expected {wanted}, got {got}: put the files back, or {ANEW}")
-        for name in sorted(self.words.keys() | run.basis.keys()):
-            was, now = run.basis.get(name), self.words.get(name)
-            if was != now:
-                raise ValueError(f"expected what the run in {out} began with: {name}: {was}, got {now}: {ANEW}")
-        if changed := sorted(name for name, digest in self.contents.items() if digest != run.contents[name]):
+        """Raise ValueError, with the difference, unless the run in `out` began with the same basis."""
+        self._check_names(run, out)
+        for name in sorted(self.conditions.keys() | run.basis.keys()):
+            before, now = run.basis.get(name), self.conditions.get(name)
+            if before != now:
+                begin = f"expected what the run in {out} began with: {name}: {before}"
+                raise ValueError(f"{begin}, got {now}: {RESTART}")
+        if changed := sorted(name for name, digest in self.digests.items() if digest != run.contents[name]):
             path, more = self.files[changed[0]], len(changed) - 1
             got = f"other content in {path}" + (f" and {more} more" if more else "")
-            wanted = f"the images and masks that the run in {out} began with"
-            raise ValueError(f"expected {wanted}, got {got}: put the files back, or {ANEW}")
+            expected = f"the images and masks that the run in {out} began with"
+            raise ValueError(f"expected {expected}, got {got}: put the files back, or {RESTART}")
+
+    def _check_names(self, run: State, out: Path) -> None:
+        """Raise ValueError unless the images and masks have the names that they had when the run began."""
+        names, names_before = self.digests.keys(), run.contents.keys()
+        differences = {"missing": sorted(names_before - names), "new": sorted(names - names_before)}
+        if lists := [f"{kind}: {shorten(paths)}" for kind, paths in differences.items() if paths]:
+            expected = f"the {len(run.contents)} images and masks that the run in {out} began with"
+            got = f"{len(self.digests)} files, {'; '.join(lists)}"
+            raise ValueError(f"expected {expected}, got {got}: put the files back, or {RESTART}")
 
 
 def basis_of(trainer: Any, training: Dataset, validation: Dataset) -> Basis:
-    """What a run on these data follows from; reads all of their files."""
-    words = {"framework": trainer.framework, "devices": str(trainer.devices)}
+    """Return the basis of a run on these datasets; reads all of their files."""
+    conditions = {"framework": trainer.framework, "devices": str(trainer.devices)}
     files: dict[str, Path] = {}
     for part, dataset in (("training", training), ("validation", validation)):
         if isinstance(dataset, Folder):
-            names = json.dumps([composed(image.name) for image, _ in dataset.pairs])
-            words[f"images for {part}"] = f"{len(dataset)} of names {sha256(names.encode()).hexdigest()[:16]}"
+            names = json.dumps([to_nfc(image.name) for image, _ in dataset.pairs])
+            conditions[f"images for {part}"] = f"{len(dataset)} of names {sha256(names.encode()).hexdigest()[:16]}"
             for path in (path for pair in dataset.pairs for path in pair):
                 name = f"{path.parent.name}/{path.name}"
-                files[name if composed(name) in files else composed(name)] = path
-    return Basis(words, files, {name: digest_if_there(path) or "" for name, path in files.items()})
+                files[name if to_nfc(name) in files else to_nfc(name)] = path
+    return Basis(conditions, files, {name: digest_or_none(path) or "" for name, path in files.items()})

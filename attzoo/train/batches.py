@@ -1,4 +1,4 @@
-"""Batches of a dataset, epoch by epoch: the same for one process and for many, and the same after a resume."""
+"""Batches of a dataset, the same for one process and for several, and after a resume."""
 
 from __future__ import annotations
 
@@ -23,13 +23,23 @@ GUARD: Final = (
 
 @dataclass
 class Batches:
-    """The keys of one epoch in lists, one for each batch: all of them, or one process's share of every batch.
+    """A batch sampler: yields one list of keys (epoch, index) for each batch of an epoch.
 
-    count: samples in an epoch. batch: samples in a batch, over all processes. seed: of the order. shuffle: False keeps
-    the order of the dataset. drop_last: leave out what fills no batch. rank, world_size: which process of how many;
-    the shares of one batch make up the batch that a single process would have. Without drop_last, the last batch may
-    leave some processes less than others, or nothing. epoch: of the keys, to be set before iterating.
-    Raises TypeError or ValueError for values that do not fit together.
+    With several processes, yields the part of every batch for one process; these parts are disjoint and make up the
+    batch of a single process. Without `drop_last`, parts of the last batch may have different sizes or be missing.
+
+    Args:
+        count: the number of samples in an epoch.
+        batch: the number of samples in a batch, over all processes.
+        seed: of the order.
+        shuffle: False keeps the order of the dataset.
+        drop_last: leave out a last batch that is not full.
+        rank: of the process.
+        world_size: the number of processes.
+        epoch: of the keys; set it before iterating.
+
+    Raises:
+        TypeError, ValueError: for values that do not fit together.
     """
 
     count: int
@@ -42,6 +52,7 @@ class Batches:
     epoch: int = 0
 
     def __post_init__(self) -> None:
+        """Check the fields."""
         for name, least in (("count", 1), ("batch", 1), ("seed", 0), ("rank", 0), ("world_size", 1), ("epoch", 0)):
             contract.integer(name, getattr(self, name), least)
         if self.rank >= self.world_size:
@@ -52,29 +63,37 @@ class Batches:
             raise ValueError(f"expected at least {self.batch} samples to fill a batch, got {self.count}")
 
     def __iter__(self) -> Iterator[list[Key]]:
+        """Yield the keys of each batch for this process."""
         order = np.arange(self.count)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         keys = [(self.epoch, int(index)) for index in order]
-        for start in range(0, self._used(), self.batch):
-            if share := keys[start : start + self.batch][self.rank :: self.world_size]:
-                yield share
+        for first in range(0, self._used(), self.batch):
+            if part := keys[first : first + self.batch][self.rank :: self.world_size]:
+                yield part
 
     def __len__(self) -> int:
-        """Batches in this process's share of an epoch."""
+        """Return the number of batches for this process in an epoch."""
         full, rest = divmod(self._used(), self.batch)
         return full + (rest > self.rank)
 
     def _used(self) -> int:
+        """Return the number of samples in an epoch, over all processes."""
         return self.count - self.count % self.batch if self.drop_last else self.count
 
 
 class Loader:
-    """Batches of a dataset as torch tensors, which NumPy takes without a copy: images (N, C, *S), masks (N, *S).
+    """Load batches of a dataset as torch tensors: images (N, C, *S), masks (N, *S). NumPy takes them without a copy.
 
-    workers: processes that read ahead, started fresh at the first batch and kept for the epochs that follow; 0 reads
-    in this one. pin: keep batches where torch's GPU, if there is one, takes them from while it works.
-    Raises ValueError where samples of different sizes would share a batch.
+    Args:
+        dataset: indexed by (epoch, index).
+        batches: the keys of each batch.
+        workers: the number of processes that load in advance; they start at the first batch and stay for all epochs. 0
+            loads in this process.
+        pin: use pinned memory if torch has a GPU.
+
+    Raises:
+        ValueError: if samples of different sizes would be in one batch.
     """
 
     def __init__(self, dataset: Dataset, batches: Batches, workers: int = 0, pin: bool = False) -> None:
@@ -86,42 +105,41 @@ class Loader:
         contract.integer("workers", workers, 0)
         self.batches = batches
         self._loader: DataLoader[Any] = DataLoader(
-            _Stacks(dataset),   # type: ignore[arg-type]
+            _BatchDataset(dataset),   # type: ignore[arg-type]
             batch_sampler=batches,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             num_workers=workers,
             pin_memory=pin and torch.cuda.is_available(),
             persistent_workers=workers > 0,
-            multiprocessing_context="spawn" if workers else None,   # TensorFlow may live here, and does not fork
-            generator=torch.Generator(),   # or every epoch would draw from the generator that dropout draws from
+            multiprocessing_context="spawn" if workers else None,   # TensorFlow does not support fork
+            generator=torch.Generator(),   # the default is the generator that dropout uses
         )
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return len(self.batches)
 
     def epoch(self, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of an epoch, counted from 0. Raises what the dataset does, as it does, from a worker too."""
+        """Yield the batches of an epoch, counted from 0. Raises the errors of the dataset, also from workers."""
         self.batches.epoch = number
-        batches = self._batches()
-        for found in batches:
-            if isinstance(found, Exception):
-                raise found
-            yield found
+        for batch in self._load():
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
 
-    def _batches(self) -> Iterator[Any]:
-        """What the workers give. Raises RuntimeError, with what may help, where one has ended."""
+    def _load(self) -> Iterator[Any]:
+        """Yield batches or exceptions. Raises RuntimeError, with possible causes, if a worker ended."""
         try:
             yield from self._loader
         except RuntimeError as err:
             if "exited unexpectedly" not in str(err):
                 raise
-            memory = "where memory ran out, fewer workers take less"
+            memory = "if memory ran out, set fewer workers"
             raise RuntimeError(f"expected workers to read ahead, got one that ended. {GUARD}; {memory}") from err
 
 
 def check_guard(workers: int) -> None:
-    """Raise RuntimeError where a worker, in importing the user's script, has come to start workers itself."""
+    """Raise RuntimeError if this process is a worker that imports the user's script, which starts a training."""
     frame = currentframe() if workers else None
     while frame is not None:
         if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__mp_main__":
@@ -129,21 +147,23 @@ def check_guard(workers: int) -> None:
         frame = frame.f_back
 
 
-class _Stacks:
-    """A dataset by lists of keys, for torch: (images, masks), or the error that came, whole."""
+class _BatchDataset:
+    """A dataset for DataLoader that takes the keys of a batch."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
     def __getitems__(self, keys: list[Key]) -> tuple[torch.Tensor, torch.Tensor] | Exception:
+        """Return images (N, C, *S) and masks (N, *S), or the exception of a sample."""
         import torch
 
         try:
             images, masks = zip(*(self.dataset[key] for key in keys), strict=True)
-        except (ValueError, OSError) as err:   # torch would bury it in a traceback
+        except (ValueError, OSError) as err:   # DataLoader would raise it with a traceback as its text
             return err
         return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
 
 
-def _as_it_is(found: Any) -> Any:
-    return found
+def _identity(batch: Any) -> Any:
+    """Return the batch; tensors are stacked already."""
+    return batch

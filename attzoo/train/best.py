@@ -1,4 +1,4 @@
-"""The network of the best epoch: saved so that a kill loses nothing, and looked after by a digest of its file."""
+"""The file of the best network, replaced in one step and checked by its digest."""
 
 from __future__ import annotations
 
@@ -15,31 +15,37 @@ NAME: Final = "best.safetensors"
 
 @dataclass(frozen=True)
 class Best:
-    """epoch: whose network is in the file. digest: of the file. since: the first epoch that it is the best of."""
+    """The saved best network.
+
+    Attributes:
+        epoch: the epoch of the network, counted from 1.
+        digest: the SHA-256 of the file.
+        since: the first epoch that the comparison includes; above 1 after the file was lost.
+    """
 
     epoch: int
     digest: str
     since: int = 1
 
     def text(self) -> str:
-        """What is in the file, in words."""
+        """Return a description of the file."""
         since = "" if self.since == 1 else f" from epoch {self.since} on"
-        opens = "either framework opens it: attzoo.load(file, backend=...)"
-        return f"the network of epoch {self.epoch}, the best{since}; {opens}"
+        usage = "either framework opens it: attzoo.load(file, backend=...)"
+        return f"the network of epoch {self.epoch}, the best{since}; {usage}"
 
 
-def digest_if_there(path: Path) -> str | None:
-    """The SHA-256 of a file's content; None where there is no file."""
+def digest_or_none(path: Path) -> str | None:
+    """Return the SHA-256 of a file's content, or None if there is no file."""
     return digest_of(path) if path.is_file() else None
 
 
-def prepare(network: Any, out: Path, epoch: int, since: int) -> Best:
-    """Write the network of an epoch beside the best one so far, which `put` replaces."""
-    waiting = out / f"{PREFIX}{NAME}"
-    portable.save(network, waiting)
-    return Best(epoch, digest_of(waiting), since)
+def save_pending(network: Any, out: Path, epoch: int, since: int) -> Best:
+    """Save a network under a temporary name, from which `replace` makes it the best one."""
+    path = out / f"{PREFIX}{NAME}"
+    portable.save(network, path)
+    return Best(epoch, digest_of(path), since)
 
 
-def put(out: Path) -> None:
-    """Let the prepared network take the place of the best one so far."""
+def replace(out: Path) -> None:
+    """Replace the best network by the one that `save_pending` wrote."""
     os.replace(out / f"{PREFIX}{NAME}", out / NAME)

@@ -1,4 +1,4 @@
-"""What a run prints before its first epoch: the data that it found, the network, and where it writes."""
+"""The overview that a run prints before its first epoch: data, network and output folder."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any, Final
 from ..data import IGNORE
 from ..look import sizes
 from .data import Dataset, Folder
-from .files import passed_over
+from .files import ignored_files
 from .settings import Settings
 from .survey import lost_classes
 
-SHOWN: Final = 4   # orientations, or spacings, that are told
+SHOWN: Final = 4   # the number of orientations, or of spacings, to list
 
 
 def lines(settings: Settings, out: Path, training: Dataset, validation: Dataset, trainer: Any) -> list[str]:
-    """The overview, a line for each thing."""
+    """Return the lines of the overview."""
     parts = [_images(training, validation), *_geometries(training, validation), *_classes(training, validation)]
     parameters = sum(weight.size for weight in trainer.network.spec.weights.values() if weight.trainable)
     network = f"{settings.variant or 'unet'} in {trainer.framework}, {parameters:,} parameters"
     if settings.size and settings.data:
-        parts.append(f"resized to {sizes(settings.size)}{_lost(training, validation)}")
+        parts.append(f"resized to {sizes(settings.size)}{_lost_classes(training, validation)}")
     return [*parts, f"network: {network}", f"output: {out.resolve()}"]
 
 
 def _images(training: Dataset, validation: Dataset) -> str:
-    """How many there are, of which sizes, channels and dtypes."""
+    """Return the number of images, their sizes, channels and dtypes."""
     counts = f"{len(training)} images to train on, {len(validation)} to validate on"
     channels = f"{training.channels} channel{'s' * (training.channels > 1)}"
     if not isinstance(training, Folder) or not isinstance(validation, Folder):
@@ -39,23 +39,23 @@ def _images(training: Dataset, validation: Dataset) -> str:
 
 
 def _geometries(training: Dataset, validation: Dataset) -> list[str]:
-    """The orientations and spacings of volumes, and in how many each is."""
+    """Return the orientations and spacings of volumes, each with the number of volumes."""
     if not isinstance(training, Folder) or not isinstance(validation, Folder):
         return []
-    found = training.geometries + validation.geometries
-    told = []
-    for name, each in (("axes", [g.axes for g in found]), ("spacing", [g.sides for g in found])):
-        most = Counter(each).most_common()
-        if most:
-            more = f" and {len(most) - SHOWN} more" if len(most) > SHOWN else ""
-            listed = ", ".join(f"{what} in {number}" for what, number in most[:SHOWN])
-            hint = "; a network takes voxels as they are stored: resample to have them alike" if len(most) > 1 else ""
-            told.append(f"{name}: {listed}{more}{hint}")
-    return told
+    geometries = training.geometries + validation.geometries
+    result = []
+    for name, values in (("axes", [g.axes for g in geometries]), ("spacing", [g.sides for g in geometries])):
+        counts = Counter(values).most_common()
+        if counts:
+            more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
+            values_text = ", ".join(f"{value} in {count}" for value, count in counts[:SHOWN])
+            hint = "; a network takes voxels as they are stored: resample to have them alike" if len(counts) > 1 else ""
+            result.append(f"{name}: {values_text}{more}{hint}")
+    return result
 
 
 def _classes(training: Dataset, validation: Dataset) -> list[str]:
-    """Each class and its share of the pixels, and files that are no images."""
+    """Return a line with the share of pixels of each class, and a line with ignored files, if any."""
     if not isinstance(training, Folder) or not isinstance(validation, Folder):
         return [f"classes: {training.classes}"]
     counts = training.counts + validation.counts
@@ -63,26 +63,26 @@ def _classes(training: Dataset, validation: Dataset) -> list[str]:
     labels = training.labels.values if training.labels else None
     shares = []
     for k in range(training.classes or 0):
-        means = f" (value {labels[k]})" if labels else ""
-        shares.append(f"{k}{means} in {_share(counts[k], total)}")
+        value = f" (value {labels[k]})" if labels else ""
+        shares.append(f"{k}{value} in {_share(counts[k], total)}")
     ignored = f"; {IGNORE}, ignored, in {_share(counts[IGNORE], total)}" if counts[IGNORE] else ""
-    found = f"classes: {training.classes}, of all pixels {', '.join(shares)}{ignored}"
+    line = f"classes: {training.classes}, of all pixels {', '.join(shares)}{ignored}"
     folders = sorted({path.parent for dataset in (training, validation) for pair in dataset.pairs for path in pair})
-    strays = [path for folder in folders for path in passed_over(folder)]
-    return [found, *([f"passed over, no images: {listed(strays)}"] if strays else [])]
+    files = [path for folder in folders for path in ignored_files(folder)]
+    return [line, *([f"ignored, not images: {shorten(files)}"] if files else [])]
 
 
-def _lost(training: Dataset, validation: Dataset) -> str:
-    """The classes of which resizing leaves nothing in some masks."""
+def _lost_classes(training: Dataset, validation: Dataset) -> str:
+    """Return the classes that resizing removes from some masks, as text."""
     if not isinstance(training, Folder) or not isinstance(validation, Folder):
         return ""
-    lost = lost_classes([training.found, validation.found], training.labels)
-    told = [f"class {k} vanishes from {number} of {masks} masks that hold it" for k, (number, masks) in lost.items()]
-    return f"; {', '.join(told)}: a larger --size keeps small objects" if told else ""
+    lost = lost_classes([training.mask_counts, validation.mask_counts], training.labels)
+    texts = [f"class {k} vanishes from {count} of {masks} masks that hold it" for k, (count, masks) in lost.items()]
+    return f"; {', '.join(texts)}: a larger --size keeps small objects" if texts else ""
 
 
 def _share(count: int, total: int) -> str:
-    """A percentage that is 0 % only for nothing.
+    """Return count / total as a percentage; only a count of 0 is "0 %".
 
     >>> _share(0, 100), _share(1, 100000), _share(1, 8)
     ('0 %', '< 0.01 %', '12.50 %')
@@ -91,6 +91,6 @@ def _share(count: int, total: int) -> str:
     return "0 %" if not count else "< 0.01 %" if share < 0.01 else f"{share:.2f} %"
 
 
-def listed(files: Sequence[Path | str]) -> str:
-    """A few of many files, as text."""
+def shorten(files: Sequence[Path | str]) -> str:
+    """Return the first five paths as text, and the number of others."""
     return ", ".join(map(str, files[:5])) + (f" and {len(files) - 5} more" if len(files) > 5 else "")

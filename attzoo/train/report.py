@@ -1,9 +1,9 @@
-"""What a run tells: figures from confusion matrices, a CSV, a picture of the curves, events for TensorBoard."""
+"""Reports of a run: metrics from confusion matrices, a CSV, a plot of the curves, TensorBoard events."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from time import time
@@ -14,37 +14,44 @@ from numpy.typing import NDArray
 
 from .. import look
 from ..extras import missing
-from .data import without_tensorflow
+from .preparation import without_tensorflow
 from .state import Row
 
-VALID, TRAIN = look.COLORS.values()   # the two colours of every picture
-LINES: Final = 8   # classes whose Dice is drawn; a picture of more says nothing
+VALIDATION_COLOR, TRAINING_COLOR = look.COLORS.values()
+MAX_CURVES: Final = 8   # classes whose Dice is plotted
 
 
 def figures(confusion: NDArray[Any]) -> tuple[float, float, list[float | None]]:
-    """(K, K) counts of pixels, truth by prediction -> accuracy, mean IoU, Dice of each class.
+    """Compute metrics from a confusion matrix.
 
-    A class that is neither there nor predicted has no Dice (None) and no part in the mean; of no pixel all are 0.
+    Args:
+        confusion: the number of pixels (K, K), by class and prediction.
+
+    Returns:
+        The accuracy, the mean IoU and the Dice of each class. A class that has no pixel and is not predicted has the
+        Dice None and is left out of the mean. Without pixels, accuracy and mean IoU are 0.
     """
     counts = confusion.astype(np.float64)
-    right, truth, found = np.diag(counts), counts.sum(1), counts.sum(0)
-    seen = truth + found > 0
-    iou = right[seen] / (truth + found - right)[seen]
-    dice = [float(2 * r / (t + f)) if t + f else None for r, t, f in zip(right, truth, found, strict=True)]
-    accuracy = right.sum() / counts.sum() if counts.any() else 0.0
-    return float(accuracy), float(iou.mean()) if seen.any() else 0.0, dice
+    correct, actual, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
+    is_present = actual + predicted > 0
+    iou = correct[is_present] / (actual + predicted - correct)[is_present]
+    dice = [float(2 * c / (a + p)) if a + p else None for c, a, p in zip(correct, actual, predicted, strict=True)]
+    accuracy = correct.sum() / counts.sum() if counts.any() else 0.0
+    return float(accuracy), float(iou.mean()) if is_present.any() else 0.0, dice
 
 
-def row(epoch: int, rate: float, loss: float, train: NDArray[Any], valid: NDArray[Any], seconds: float) -> Row:
-    """What an epoch, counted from 1, gave: the rate and loss it had, and figures of its confusion matrices."""
-    accuracy, iou, dice = figures(valid)
-    found: Row = {"epoch": epoch, "rate": rate, "loss": loss, "train_accuracy": figures(train)[0]}
-    found |= {"validation_accuracy": accuracy, "mean_iou": iou} | {f"dice_{k}": d for k, d in enumerate(dice)}
-    return found | {"seconds": round(seconds, 3)}
+def row(
+    epoch: int, rate: float, loss: float, training: NDArray[Any], validation: NDArray[Any], seconds: float
+) -> Row:
+    """Return the metrics of an epoch, counted from 1, from its confusion matrices (K, K)."""
+    accuracy, iou, dice = figures(validation)
+    metrics: Row = {"epoch": epoch, "rate": rate, "loss": loss, "train_accuracy": figures(training)[0]}
+    metrics |= {"validation_accuracy": accuracy, "mean_iou": iou} | {f"dice_{k}": d for k, d in enumerate(dice)}
+    return metrics | {"seconds": round(seconds, 3)}
 
 
 def as_csv(history: Sequence[Row]) -> bytes:
-    """A line for every epoch, numbers in full; no Dice leaves its place empty."""
+    """Return a CSV with a line for every epoch; Dice None is an empty cell."""
     text = StringIO()
     writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
     writer.writeheader()
@@ -53,50 +60,62 @@ def as_csv(history: Sequence[Row]) -> bytes:
 
 
 def curves(history: Sequence[Row], title: str) -> bytes:
-    """A PNG: the loss, accuracy and mean IoU, and the Dice of the classes, over the epochs."""
+    """Plot loss, accuracy and mean IoU, and the Dice of the classes over epochs, and return a PNG."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(11, 4), facecolor="white", layout="constrained")
     figure.suptitle(look.literal(title), fontsize=11)
-    loss, shares, dice = figure.subplots(1, 3)
-    marker = "o" if len(epochs) < 30 else ""
-    style: dict[str, Any] = {"marker": marker, "markersize": 3, "linewidth": 1.5}
-    loss.plot(epochs, [row["loss"] for row in history], color=TRAIN, **style)
-    loss.set_title("training loss", fontsize=10)
-    loss.set_ylim(0, 1.05 * max(row["loss"] for row in history) or 1)   # from 0, and a little above
+    loss_axes, share_axes, dice_axes = figure.subplots(1, 3)
+    style: dict[str, Any] = {"marker": "o" if len(epochs) < 30 else "", "markersize": 3, "linewidth": 1.5}
+    losses = [row["loss"] for row in history]
+    loss_axes.plot(epochs, losses, color=TRAINING_COLOR, **style)
+    loss_axes.set_title("training loss", fontsize=10)
+    loss_axes.set_ylim(0, 1.05 * max(losses) or 1)
     for name, color, label in (
-        ("train_accuracy", TRAIN, "accuracy, training"),
-        ("validation_accuracy", VALID, "accuracy, validation"),
+        ("train_accuracy", TRAINING_COLOR, "accuracy, training"),
+        ("validation_accuracy", VALIDATION_COLOR, "accuracy, validation"),
         ("mean_iou", look.GREY, "mean IoU, validation"),
     ):
-        shares.plot(epochs, [row[name] for row in history], color=color, label=label, **style)
-    shares.set_title("shares of pixels", fontsize=10)
-    names = [name for name in history[0] if name.startswith("dice_")]
-    found = np.array([[np.nan if row[name] is None else row[name] for name in names] for row in history])
-    for k in range(min(len(names), LINES)):
-        dice.plot(epochs, found[:, k], label=f"class {k}", **style)
-    if len(names) > LINES:
-        means = [row[seen].mean() if (seen := ~np.isnan(row)).any() else np.nan for row in found]
-        dice.plot(epochs, means, color="black", label=f"mean of {len(names)}", **style)
-    dice.set_title("Dice, validation", fontsize=10)
-    for axes in (loss, shares, dice):
-        axes.set_xlabel("epoch", fontsize=9)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes is not loss:
-            axes.set_ylim(0, 1.02)
-            axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        share_axes.plot(epochs, [row[name] for row in history], color=color, label=label, **style)
+    share_axes.set_title("shares of pixels", fontsize=10)
+    _plot_dice(dice_axes, epochs, history, style)
+    for axes in (loss_axes, share_axes, dice_axes):
+        _style_axes(axes, has_shares=axes is not loss_axes)
     return look.png(figure)
 
 
-def tensorboard(folder: Path) -> Callable[[Row], None]:
-    """A function that adds a row's numbers to the events in a folder, which TensorBoard shows as curves.
+def _plot_dice(axes: Any, epochs: Sequence[int], history: Sequence[Row], style: Mapping[str, Any]) -> None:
+    """Plot the Dice of the first classes, and with more classes also the mean of all."""
+    names = [name for name in history[0] if name.startswith("dice_")]
+    dice = np.array([[np.nan if row[name] is None else row[name] for name in names] for row in history])
+    for k in range(min(len(names), MAX_CURVES)):
+        axes.plot(epochs, dice[:, k], label=f"class {k}", **style)
+    if len(names) > MAX_CURVES:
+        means = [row[defined].mean() if (defined := ~np.isnan(row)).any() else np.nan for row in dice]
+        axes.plot(epochs, means, color="black", label=f"mean of {len(names)}", **style)
+    axes.set_title("Dice, validation", fontsize=10)
 
-    Raises ModuleNotFoundError, with the install command, where tensorboard is absent.
+
+def _style_axes(axes: Any, has_shares: bool) -> None:
+    """Set the labels, ticks and grid; for shares, also the range 0 to 1 and a legend."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch", fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if has_shares:
+        axes.set_ylim(0, 1.02)
+        axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+
+
+def tensorboard(folder: Path) -> Callable[[Row], None]:
+    """Return a function that writes the numbers of a row as TensorBoard events into a folder.
+
+    Raises:
+        ModuleNotFoundError: with the install command, if tensorboard is missing.
     """
     try:
         from tensorboard.compat.proto.event_pb2 import Event

@@ -1,4 +1,4 @@
-"""The loop, one for both frameworks: epochs of steps and evaluation, and all that is written down about them."""
+"""The training loop of both frameworks: epochs of training steps and validation, and the files that a run writes."""
 
 from __future__ import annotations
 
@@ -18,31 +18,29 @@ from typing import Any, Final
 import numpy as np
 
 from .. import contract, portable, registry
-from ..data import IGNORE, Labels, package
+from ..data import package
 from ..files import PREFIX, locked, remove_stale, usable_folder, write
 from . import best, overview, report, state
 from .basis import Basis, basis_of
 from .batches import Batches, Loader, check_guard
-from .data import Dataset, Folder, Preparation, check_scales
-from .files import find
-from .phantoms import Phantoms
+from .data import Dataset
+from .datasets import datasets
+from .progress import Report, progress
 from .settings import Settings, rate
 from .state import Row, State
-from .survey import check_alike, check_classes, check_gaps, check_size
 
-CHANNELS: Final = (16, 32, 64)   # where neither the settings nor a variant says
+CHANNELS: Final = (16, 32, 64)   # default without `channels` and `variant`
 FILES: Final = {
     best.NAME: "the network of the best epoch; either framework opens it: attzoo.load(file, backend=...)",
-    "history.csv": "rate, loss, accuracy, mean IoU, Dice and seconds of every epoch",
-    "curves.png": "the same as a picture",
-    "settings.json": "what was trained and how",
-    state.NAME: "where --resume goes on",
+    "history.csv": "learning rate, loss, accuracy, mean IoU, Dice and seconds of every epoch",
+    "curves.png": "plots of loss, accuracy, mean IoU and Dice",
+    "settings.json": "the settings of the run",
+    state.NAME: "the state from which --resume continues",
 }
-Hear = Callable[[int, float | None, Row | None], None]   # epoch, and the loss of a step or the row of an epoch
 
 
 class Diverged(ValueError):
-    """The loss or a weight is no number any more."""
+    """The loss or a weight is not finite."""
 
 
 def train(
@@ -54,278 +52,248 @@ def train(
     tensorboard: bool = False,
     quiet: bool = False,
 ) -> list[Row]:
-    """Train a U-Net, and write into the folder `out` what FILES says and checkpoints; a row for every epoch.
+    """Train a U-Net, and write the files listed in FILES and checkpoints into the folder `out`.
 
-    resume: go on with the run in `out`, however it was stopped, at the last epoch that it finished. On a CPU, what
-    comes out is bit for bit what would have come without the stop. The data may have moved, if no file has changed.
-    workers: >= 0 processes that read ahead. tensorboard: write its events, too. quiet: print neither what was found nor
-    progress.
-    Under torchrun every process calls this, and the first one writes.
-    Raises ValueError when `out` is no new or empty folder, or, to resume, holds no run, a broken one, or one of other
-    settings, other images or masks, another framework or number of devices;
-    Diverged when the loss is not finite, what the last good epoch left staying; and as the data and the network do.
+    Under torchrun, every process calls this function, and rank 0 writes the files.
+
+    Args:
+        settings: the network, the data and the optimization.
+        out: a new or empty folder, or the folder of the run to resume.
+        resume: continue the run in `out` after its last complete epoch. On a CPU the results are bit for bit those of
+            a run without interruption. The data may be in another folder, if the content of the files is the same.
+        workers: >= 0, processes that load batches in advance.
+        tensorboard: also write TensorBoard events.
+        quiet: do not print the overview and the progress.
+
+    Returns:
+        One row of metrics per epoch.
+
+    Raises:
+        ValueError: if `out` is not new or empty; or, to resume, if it holds no run, a damaged run, or a run with other
+            settings, images, masks, framework or number of devices; or if the data do not fit.
+        Diverged: if the loss or a weight is not finite. The files of the last good epoch stay.
     """
     out, workers = Path(out), contract.integer("workers", workers, 0)
     check_guard(workers)
     if settings.data is not None:
         settings = replace(settings, data=str(Path(settings.data).resolve()))
     contract.triton_first()
-    for needed in ("torch", "rich", "matplotlib.figure"):   # missed now, not after an epoch
-        package(needed)
+    for name in ("torch", "rich", "matplotlib.figure"):   # a missing package must not stop the run after an epoch
+        package(name)
     with registry.naming_extra("training"):
-        body = import_module(f"{__package__}.{settings.backend}")
-    with body.joined() as (rank, world), _alone(out, first=rank == 0):
-        run = _opened(out, settings, resume, first=rank == 0)   # before anything that takes time
+        backend = import_module(f"{__package__}.{settings.backend}")
+    with backend.process_group() as (rank, world_size), _locked_folder(out, is_first=rank == 0):
+        run = _open_run(out, settings, resume, is_first=rank == 0)   # errors in settings before reading the data
         training, validation = datasets(settings)
-        classes = training.classes or 0
-        share = {"seed": settings.seed, "rank": rank, "world_size": world}
-        alone = len(training) > settings.batch and len(training) % settings.batch == 1   # norms take no single value
-        drop_last = world > 1 or alone   # of several processes, some would wait for others
-        batches = Batches(len(training), settings.batch, drop_last=drop_last, **share)
-        pin = settings.backend == "torch"
-        learn = Loader(training, batches, workers, pin)
-        judge = Loader(validation, Batches(len(validation), settings.batch, shuffle=False, **share), workers, pin)
-        steps = len(learn) // settings.accumulate * settings.accumulate
+        loader, validation_loader = _loaders(settings, training, validation, workers, rank, world_size)
+        steps = len(loader) // settings.accumulate * settings.accumulate
         if not steps:
-            raise ValueError(f"expected at least {settings.accumulate} batches to accumulate, got {len(learn)}")
-        trainer = body.Trainer(settings, network(settings, training.channels, classes), classes)
-        _restored(run, out, trainer, classes, basis_of(trainer, training, validation))
+            raise ValueError(f"expected at least {settings.accumulate} batches to accumulate, got {len(loader)}")
+        classes = training.classes or 0
+        trainer = backend.Trainer(settings, network(settings, training.channels, classes), classes)
+        _restore(run, out, trainer, classes, basis_of(trainer, training, validation))
         dtypes = sorted({*getattr(training, "dtypes", ()), *getattr(validation, "dtypes", ())})
-        add = _begun(run, out, trainer, dtypes, tensorboard) if rank == 0 else None
+        add_events = _prepare_folder(run, out, trainer, dtypes, tensorboard) if rank == 0 else None
         if rank == 0 and not quiet:
             print(*overview.lines(settings, out, training, validation, trainer), sep="\n", file=sys.stderr)
-        with progress(settings, len(run.history), steps, quiet or rank > 0) as hear:
+        with progress(settings, len(run.history), steps, quiet or rank > 0) as report_progress:
             for epoch in range(len(run.history), settings.epochs):
-                row = _epoch(trainer, settings, epoch, islice(learn.epoch(epoch), steps), judge.epoch(epoch), hear)
+                batches, validation_batches = islice(loader.epoch(epoch), steps), validation_loader.epoch(epoch)
+                row = _run_epoch(trainer, settings, epoch, batches, validation_batches, report_progress)
                 run.history.append(row)
                 run.arrays = trainer.state()
                 if not all(np.isfinite(a).all() for name, a in run.arrays.items() if name.startswith("network.")):
-                    raise Diverged(_diverged(epoch, "weights that are not"))
+                    raise Diverged(_divergence_message("finite weights, got weights that are not finite after", epoch))
                 if rank == 0:
-                    _keep(run, trainer.network, out)
-                    if add:
-                        add(row)
+                    _save_epoch(run, trainer.network, out)
+                    if add_events:
+                        add_events(row)
         return run.history
 
 
-def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
-    """What a run trains on and is judged by. Raises as the data do, and ValueError where they are not as settings say.
-
-    The number of classes is known of both.
-    """
-    if settings.data is None:
-        assert settings.phantoms is not None
-        held = max(1, min(round(settings.validation * settings.phantoms), settings.phantoms - 1))
-        make = partial(Phantoms, size=settings.size or (64,) * settings.dims, seed=settings.seed)
-        return make(settings.phantoms - held), make(held, start=settings.phantoms - held)
-    assert settings.normalise is not None
-    assert settings.flip is not None
-    preparation = Preparation(settings.size, settings.normalise)
-    train, valid = find(settings.data, settings.validation, settings.seed)
-    given: dict[str, Any] = {"classes": settings.classes, "labels": settings.labels and Labels(settings.labels)}
-    training = Folder(train, preparation, flip=settings.flip, seed=settings.seed, **given)
-    validation = Folder(valid, preparation, **given)
-    for found in (training, validation):
-        if (dims := found.spatial_dims) != settings.dims:
-            got = f"{settings.dims} spatial axes, got {found.pairs[0][0]} of {dims}: set --dims {dims}"
-            raise ValueError(f"expected images of {got}")
-    check_scales(preparation, [training.first, validation.first])
-    if validation.channels != training.channels:
-        raise ValueError(f"expected {training.channels} channels to validate on, got {validation.channels}")
-    training.classes = validation.classes = _classes(training, validation)
-    return training, validation
-
-
-def _classes(training: Folder, validation: Folder) -> int:
-    """The number of classes. Raises ValueError where masks hold others, or what is no class."""
-    check_alike([training.found, validation.found], training.labels)
-    if training.classes is None:
-        check_gaps(training.counts + validation.counts)
-    check_classes(training.counts, validation.counts, len(training))
-    check_size(training.found, training.labels, training.preparation.size)
-    return training.classes or max(training.counts.keys() - {IGNORE}) + 1
+def _loaders(
+    settings: Settings, training: Dataset, validation: Dataset, workers: int, rank: int, world_size: int
+) -> tuple[Loader, Loader]:
+    """Return the loaders of both datasets for one process."""
+    options: dict[str, Any] = {"seed": settings.seed, "rank": rank, "world_size": world_size}
+    single = len(training) > settings.batch and len(training) % settings.batch == 1   # batch norm needs several values
+    drop_last = world_size > 1 or single   # every process needs the same number of batches
+    batches = Batches(len(training), settings.batch, drop_last=drop_last, **options)
+    pin = settings.backend == "torch"
+    loader = Loader(training, batches, workers, pin)
+    return loader, Loader(validation, Batches(len(validation), settings.batch, shuffle=False, **options), workers, pin)
 
 
 def network(settings: Settings, channels: int, classes: int) -> Callable[..., Any]:
-    """What makes the network that the settings mean, for images of so many channels; asked with backend=..."""
-    given = dict(settings.network)
+    """Return a function that makes the network for images of `channels` channels; call it with backend=..."""
+    arguments = dict(settings.network)
     if settings.channels or not settings.variant:
-        given["channels"] = settings.channels or CHANNELS
-    given |= {"spatial_dims": settings.dims, "head": "linear", "variant": settings.variant}
-    return partial(registry.create, "unet", channels, settings.outputs(classes), **given)
+        arguments["channels"] = settings.channels or CHANNELS
+    arguments |= {"spatial_dims": settings.dims, "head": "linear", "variant": settings.variant}
+    return partial(registry.create, "unet", channels, settings.outputs(classes), **arguments)
 
 
-def _epoch(
-    trainer: Any, settings: Settings, epoch: int, learn: Iterable[Any], judge: Iterable[Any], hear: Hear
+def _run_epoch(
+    trainer: Any,
+    settings: Settings,
+    epoch: int,
+    batches: Iterable[Any],
+    validation_batches: Iterable[Any],
+    report_progress: Report,
 ) -> Row:
-    """Train for an epoch, counted from 0, and evaluate; the row that it gives."""
-    began, speed, losses = perf_counter(), rate(settings, epoch), []
-    trainer.begin(speed, int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0]))
-    for images, masks in learn:
+    """Train for one epoch, counted from 0, then validate, and return the row of metrics."""
+    started, learning_rate, losses = perf_counter(), rate(settings, epoch), []
+    trainer.begin(learning_rate, int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0]))
+    for images, masks in batches:
         losses.append(trainer.step(images, masks))
         if not isfinite(losses[-1]):
-            raise Diverged(_diverged(epoch, f"{losses[-1]} in step {len(losses)}"))
-        hear(epoch, losses[-1], None)
-    learned = trainer.counts()
-    for images, masks in judge:
+            raise Diverged(_divergence_message(f"a finite loss, got {losses[-1]} in step {len(losses)} of", epoch))
+        report_progress(epoch, losses[-1], None)
+    training_counts = trainer.counts()
+    for images, masks in validation_batches:
         trainer.evaluate(images, masks)
-    row = report.row(epoch + 1, speed, fsum(losses) / len(losses), learned, trainer.counts(), perf_counter() - began)
-    hear(epoch, None, row)
+    loss, seconds = fsum(losses) / len(losses), perf_counter() - started
+    row = report.row(epoch + 1, learning_rate, loss, training_counts, trainer.counts(), seconds)
+    report_progress(epoch, None, row)
     return row
 
 
-def _diverged(epoch: int, got: str) -> str:
-    kept = f"; the state after epoch {epoch} is kept" if epoch else ""
-    return f"expected a finite loss, got {got} of epoch {epoch + 1}: try a lower rate{kept}"
+def _divergence_message(problem: str, epoch: int) -> str:
+    """Return the message of Diverged for a problem in `epoch`, counted from 0."""
+    saved = f"; the state after epoch {epoch} is saved" if epoch else ""
+    return f"expected {problem} epoch {epoch + 1}: try a lower --rate{saved}"
 
 
 # ---- files -----------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _alone(out: Path, first: bool) -> Iterator[None]:
-    """Inside, no other run writes into the folder. The first of several processes asks; new folders left empty go."""
-    if not first:
+def _locked_folder(out: Path, is_first: bool) -> Iterator[None]:
+    """Make the folder, lock it against other runs, and remove new folders that stay empty. Only rank 0 does so."""
+    if not is_first:
         yield
         return
-    made = [each for each in (usable_folder(out), *out.parents) if not each.exists()]
+    new_folders = [folder for folder in (usable_folder(out), *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out) as is_free:
             if not is_free:
-                fix = "wait until it has ended, or choose another --out"
-                raise ValueError(f"expected a folder that no other run writes to, got {out} with a run going on: {fix}")
+                fix = "wait until it ends, or choose another --out"
+                raise ValueError(f"expected a folder that no other run writes to, got {out} with an active run: {fix}")
             yield
     finally:
-        with suppress(OSError):   # it holds what it should
-            for each in made:
-                each.rmdir()
+        with suppress(OSError):   # the folder is not empty
+            for folder in new_folders:
+                folder.rmdir()
 
 
-def _opened(out: Path, settings: Settings, resume: bool, first: bool) -> State:
-    """The run in a folder, or a new one; the first of several processes looks whether the folder is free."""
+def _open_run(out: Path, settings: Settings, resume: bool, is_first: bool) -> State:
+    """Return the run in the folder, or a new one; the first of several processes checks that the folder is free."""
     if resume:
-        state.agreed(out, settings.config())
+        state.settings_to_resume(out, settings.config())
         run = state.load(out) if (out / state.NAME).exists() else State(settings)
-        run.settings = settings   # whose data may have moved
+        run.settings = settings   # the folder of the data may differ
         if settings.data is not None and not Path(settings.data).is_dir():
-            fix = "set --data to where they are now"
+            fix = "set --data to the folder that holds them now"
             raise FileNotFoundError(f"expected the data of the run in {out} at {settings.data}, got no folder: {fix}")
         return run
-    if first and out.exists() and (there := sorted(p.name for p in out.iterdir() if not p.name.startswith(PREFIX))):
-        if there == [state.SETTINGS]:
-            state.stored(out)   # raises, unless it is of a run that ended before its first epoch did: nothing is lost
+    if is_first and out.exists() and (names := sorted(p.name for p in out.iterdir() if not p.name.startswith(PREFIX))):
+        if names == [state.SETTINGS]:
+            state.load_settings(out)   # raises for the file of another program; else the run ended in its first epoch
             return State(settings)
-        what = "a run: resume it, or choose another" if state.NAME in there else f"{there[0]}: choose another"
-        raise ValueError(f"expected a new or empty folder, got {out} with {what}")
+        content = "a run: set --resume, or choose another --out"
+        content = content if state.NAME in names else f"{names[0]}: choose another --out"
+        raise ValueError(f"expected a new or empty folder, got {out} with {content}")
     return State(settings)
 
 
-def _restored(run: State, out: Path, trainer: Any, classes: int, basis: Basis) -> None:
-    """Let a trainer go on from a run that has begun. Raises ValueError where that is broken, or began elsewhere."""
+def _restore(run: State, out: Path, trainer: Any, classes: int, basis: Basis) -> None:
+    """Set the trainer to the saved state of a run, if there is one.
+
+    Raises:
+        ValueError: if the state is damaged, or the run began with another basis.
+    """
     if not run.history:
-        run.basis, run.contents = dict(basis.words), dict(basis.contents)
+        run.basis, run.contents = dict(basis.conditions), dict(basis.digests)
         return
     basis.check(run, out)
     try:
-        if (known := sum(name.startswith("dice_") for name in run.history[0])) != classes:
-            raise ValueError(f"expected a Dice of {classes} classes, got {known}")
+        if (count := sum(name.startswith("dice_") for name in run.history[0])) != classes:
+            raise ValueError(f"expected a Dice of {classes} classes, got {count}")
         trainer.restore(run.arrays)
     except ValueError as err:
         raise ValueError(f"{out / state.NAME} is not the state of this run: {err}") from err
 
 
-def _begun(
+def _prepare_folder(
     run: State, out: Path, trainer: Any, dtypes: Sequence[str], tensorboard: bool
 ) -> Callable[[Row], None] | None:
-    """Make the folder ready for the epochs to come; what adds events, where they are wanted."""
+    """Write the settings, repair the files of earlier epochs, and return the function that adds TensorBoard events."""
     remove_stale(out)
     write(out / state.SETTINGS, (json.dumps(run.settings.config() | {state.DTYPES: dtypes}, indent=1) + "\n").encode())
     if run.history:
-        _mend_best(run, trainer.network, out)
-        _report(run, out)
+        _repair_best(run, trainer.network, out)
+        _write_report(run, out)
     return report.tensorboard(out / "tensorboard") if tensorboard else None
 
 
-def _mend_best(run: State, network: Any, out: Path) -> None:
-    """See that the network of the best epoch is there, or say that it is lost, and go on with the last epoch's."""
-    have, epoch = best.digest_if_there(out / best.NAME), len(run.history)
-    if run.best and have == run.best.digest:
+def _repair_best(run: State, network: Any, out: Path) -> None:
+    """If the file of the best network is missing or changed, save the network of the last epoch in its place.
+
+    Print that the best network is lost, unless it is that of the last epoch.
+    """
+    digest, epoch = best.digest_or_none(out / best.NAME), len(run.history)
+    if run.best and digest == run.best.digest:
         return
-    if not run.best or run.best.epoch != epoch:   # or the last epoch was cut short between the state and the network
-        got = "missing" if have is None else "not the file that was saved"
+    if not run.best or run.best.epoch != epoch:   # else the run was killed between saving the state and the network
+        got = "missing" if digest is None else "not the file that was saved"
         lost = f"the network of epoch {run.best.epoch if run.best else '?'}, the best, is lost"
         print(f"{out / best.NAME} is {got}: {lost}; it is now that of epoch {epoch}, the last", file=sys.stderr)
     since = run.best.since if run.best and run.best.epoch == epoch else epoch
-    run.best = best.prepare(network, out, epoch, since)
+    run.best = best.save_pending(network, out, epoch, since)
     run.save(out)
-    best.put(out)
+    best.replace(out)
 
 
-def _keep(run: State, network: Any, out: Path) -> None:
-    """Write down an epoch. The best network takes its place after the state, from which a kill between is mended."""
-    last = run.history[-1]
+def _save_epoch(run: State, network: Any, out: Path) -> None:
+    """Save the state, the networks and the report after an epoch.
+
+    The best network is replaced after the state is saved: `_repair_best` mends a kill between both.
+    """
+    row = run.history[-1]
     every, since = run.settings.checkpoint_every, run.best.since if run.best else 1
-    if every and last["epoch"] % every == 0:
-        portable.save(network, out / f"epoch-{last['epoch']:03}.safetensors")
-    is_best = all(last["mean_iou"] > row["mean_iou"] for row in run.history[since - 1 : -1])
+    if every and row["epoch"] % every == 0:
+        portable.save(network, out / f"epoch-{row['epoch']:03}.safetensors")
+    is_best = all(row["mean_iou"] > earlier["mean_iou"] for earlier in run.history[since - 1 : -1])
     if is_best:
-        run.best = best.prepare(network, out, last["epoch"], since)
+        run.best = best.save_pending(network, out, row["epoch"], since)
     run.save(out)
     if is_best:
-        best.put(out)
-    _report(run, out)
+        best.replace(out)
+    _write_report(run, out)
 
 
 def summary(out: Path) -> tuple[list[str], bool]:
-    """What a run left in its folder, a line for each file, and whether all of it is there and as it was saved."""
+    """Return a line of text for each file of a finished run, and whether all files are there and unchanged."""
     saved = state.load(out, arrays=False).best
-    told, is_whole = [], True
-    for name, what in FILES.items():
-        have = best.digest_if_there(out / name)
-        is_good = have is not None and (name != best.NAME or (saved is not None and have == saved.digest))
-        is_whole &= is_good
-        what = saved.text() if name == best.NAME and saved else what
-        missing = f"{'missing' if have is None else 'not the file that was saved'}, should be {what}"
-        told.append(f"{out / name}: {what if is_good else missing}")
-    return told, is_whole
+    lines, is_complete = [], True
+    for name, content in FILES.items():
+        digest = best.digest_or_none(out / name)
+        is_good = digest is not None and (name != best.NAME or (saved is not None and digest == saved.digest))
+        is_complete &= is_good
+        content = saved.text() if name == best.NAME and saved else content
+        problem = f"{'missing' if digest is None else 'not the file that was saved'}, should be {content}"
+        lines.append(f"{out / name}: {content if is_good else problem}")
+    return lines, is_complete
 
 
-def _report(run: State, out: Path) -> None:
+def _write_report(run: State, out: Path) -> None:
+    """Write the history as CSV and as plots."""
     write(out / "history.csv", report.as_csv(run.history))
     write(out / "curves.png", report.curves(run.history, _title(run.settings)))
 
 
 def _title(settings: Settings) -> str:
+    """Return the title of the plots."""
     name = settings.variant or "U-Net"
     return f"{name} on {Path(settings.data).name if settings.data else 'phantoms'}, {settings.backend}"
-
-
-# ---- progress --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def progress(settings: Settings, done: int, steps: int, quiet: bool) -> Iterator[Hear]:
-    """A function that shows steps as a bar, where there is a terminal, and every epoch as a line, on stderr."""
-    if quiet:
-        yield lambda epoch, loss, row: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task, iou = bar.add_task("", total=settings.epochs * steps, completed=done * steps), ""
-
-        def hear(epoch: int, loss: float | None, row: Row | None) -> None:
-            nonlocal iou
-            if row:
-                iou = f"  mean IoU {row['mean_iou']:.3f}"
-                found = f"loss {row['loss']:.4f}  accuracy {row['validation_accuracy']:.3f}{iou}"
-                told = f"epoch {row['epoch']:>3}/{settings.epochs}  {found}  {row['seconds']:.1f} s"
-                bar.console.print(told, highlight=False, soft_wrap=True)
-            else:
-                bar.update(task, advance=1, description=f"epoch {epoch + 1}/{settings.epochs}  loss {loss:.4f}{iou}")
-
-        yield hear

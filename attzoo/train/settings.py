@@ -1,4 +1,4 @@
-"""What a training run is: every choice in one frozen record, the rate of each epoch, and recipes by name."""
+"""The settings of a training run, its learning rates, and published settings by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOSSES: Final = ("both", "cross_entropy", "dice", "bce", "focal_tversky")
 OPTIMIZERS: Final = ("sgd", "adam", "adamw")
 SCHEDULES: Final = ("constant", "step", "cosine")
 PRECISIONS: Final = ("float32", "bfloat16", "float16")
-ELSEWHERE: Final = {   # arguments of the U-Net, and what they follow from here
+SETTING_OF: Final = {   # arguments of the U-Net that have a setting, and the name of that setting
     "backend": "backend",
     "channels": "channels",
     "dtype": "precision",
@@ -31,32 +31,42 @@ ELSEWHERE: Final = {   # arguments of the U-Net, and what they follow from here
 
 @dataclass(frozen=True)
 class Settings(contract.NamedArguments):
-    """All that a run's weights follow from, on one machine: equal settings and data give equal weights.
+    """The settings of a training run. On one machine, equal settings and data give equal weights.
 
-    backend: "torch" or "keras".
-    data: folder of images and masks, as attzoo.train.files.find takes it; None takes the built-in phantoms.
-    phantoms: >= 2, how many of them; None means 160.
-    dims: 2 or 3, spatial axes. size: >= 1, in pixels, per axis, that everything is resized to; None leaves
-    all as they are, of one size.
-    validation: share in (0, 1) kept out of training, where the folder does not say which.
-    classes: 2 to 255 of the folder; None takes what is in its masks. labels: what values in masks mean, where they
-    aren't class indices: the class of an integer, or of a colour (red, green, blue), is its position here.
-    normalise: "zscore" (None means it), "unit" or "none", as attzoo.train.data.Preparation.
-    flip: whether its images are mirrored at random in training, pictures left to right, volumes along every axis; None
-    means so.
-    variant: a published U-Net; None takes the arguments' defaults. channels: per level, from the finest; None takes the
-    variant's, and without one 16, 32, 64. network: further arguments of the U-Net, as JSON has them, for
-    instance {"skip": None}.
-    loss: "cross_entropy", "dice", "both" of them added, "bce" (binary cross-entropy; two classes share one output) or
-    "focal_tversky".
-    optimizer: "sgd", "adam" or "adamw". rate: > 0. momentum: in [0, 1), of sgd. decay: >= 0, of weights, of adamw.
-    schedule: "constant", "step" (times `factor` every `every` epochs) or "cosine", down to 0.
-    epochs, batch (images in all, over all devices): >= 1; a last image that would be a batch alone sits the epoch out,
-    which batch norm would refuse. accumulate: >= 1 batches whose mean gradient makes one step;
-    batches that fill no step sit the epoch out.
-    precision: "float32", or "bfloat16" or "float16" where it is safe, weights staying float32.
-    checkpoint_every: >= 1 epochs; None keeps the best only. seed: >= 0, < 2**32.
-    Raises TypeError or ValueError when a value is outside these bounds, or one would do nothing.
+    Args:
+        backend: "torch" or "keras".
+        data: a folder of images and masks, see `attzoo.train.files.find`; None trains on built-in phantoms.
+        dims: the number of spatial axes, 2 or 3.
+        size: the spatial size in pixels, >= 1, to resize to; None does not resize, so all sizes must be equal.
+        validation: the share of pairs to validate on, in (0, 1), if the folder does not declare it.
+        phantoms: the number of phantoms, >= 2; None means 160.
+        classes: the number of classes in the folder, 2 to 255; None takes it from the masks.
+        labels: the values of the masks, integers or colours (red, green, blue), if they are not class indices; the
+            class of a value is its position here.
+        normalise: "zscore", "unit" or "none", see `attzoo.train.data.Preparation`; None means "zscore".
+        flip: mirror images at random, pictures left to right, volumes along every axis; None means True.
+        variant: the name of a published U-Net; None uses the default arguments.
+        channels: per level, finest first; None uses those of the variant, without a variant 16, 32, 64.
+        network: further arguments of the U-Net, as JSON values, for instance {"skip": None}.
+        loss: "cross_entropy", "dice", "both" (their sum), "bce" (binary cross-entropy; two classes have one output) or
+            "focal_tversky".
+        optimizer: "sgd", "adam" or "adamw".
+        rate: the learning rate, > 0.
+        momentum: of sgd, in [0, 1); None means 0.
+        decay: the weight decay of adamw, >= 0; None means 0.01.
+        schedule: "constant", "step" (multiply the rate by `factor` every `every` epochs) or "cosine" (decrease to 0).
+        every: of the schedule "step", in epochs, >= 1; None means 30.
+        factor: of the schedule "step", > 0; None means 0.1.
+        epochs: the number of epochs, >= 1.
+        batch: the number of images in a batch over all devices, >= 1. A last batch of one image is left out, because
+            batch norm may fail on it.
+        accumulate: the number of batches, >= 1, whose mean gradient makes one step. Remaining batches are left out.
+        precision: "float32", or mixed precision with "bfloat16" or "float16" and float32 weights.
+        checkpoint_every: also save the network every so many epochs, >= 1; None saves the best one only.
+        seed: of all random numbers, in [0, 2**32).
+
+    Raises:
+        TypeError, ValueError: if a value is outside these bounds or would have no effect.
     """
 
     backend: str = "torch"
@@ -89,8 +99,31 @@ class Settings(contract.NamedArguments):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        """Check the settings, and replace None by the default where a setting has an effect."""
+        self._set_defaults()
+        self._check_values()
+        dims = contract.choice("dims", self.dims, (2, 3))
+        size = None if self.size is None else tuple(contract.integer("size", n) for n in self.size)
+        if size is not None and len(size) != dims:
+            raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {contract.shown(size)}")
+        self._check_numbers()
+        labels = None if self.labels is None else Labels(self.labels).values
+        if labels and self.classes not in (None, len(labels)):
+            raise ValueError(f"classes must be {len(labels)}, the number of labels, or left out, got {self.classes}")
+        contract.set_fields(
+            self,
+            size=size,
+            labels=labels,
+            channels=None if self.channels is None else tuple(self.channels),
+            network=MappingProxyType(_network_arguments(self.network)),
+            rate=float(self.rate),
+            seed=int(self.seed),
+        )
+
+    def _set_defaults(self) -> None:
+        """Replace None by defaults. Raises ValueError for a setting without effect."""
         has_data, is_step = self.data is not None, self.schedule == "step"
-        owned = {   # default, whether it has an effect, when it has, and the setting that this depends on
+        dependent = {   # default, whether the setting has an effect, when it has one, and the setting that decides
             "phantoms": (160, not has_data, "without data", "data"),
             "classes": (None, has_data, "with data", "data"),
             "labels": (None, has_data, "with data", "data"),
@@ -101,23 +134,25 @@ class Settings(contract.NamedArguments):
             "every": (30, is_step, "with schedule='step'", "schedule"),
             "factor": (0.1, is_step, "with schedule='step'", "schedule"),
         }
-        for name, (default, used, when, other) in owned.items():
-            if not used and getattr(self, name) is not None:
-                got = " and ".join(f"{each}={contract.shown(getattr(self, each))}" for each in (name, other))
+        for name, (default, has_effect, when, decisive) in dependent.items():
+            if not has_effect and getattr(self, name) is not None:
+                got = " and ".join(f"{key}={contract.shown(getattr(self, key))}" for key in (name, decisive))
                 raise ValueError(f"{name} has an effect only {when}, got {got}: change or leave out one of them")
-            if used and getattr(self, name) is None:
+            if has_effect and getattr(self, name) is None:
                 contract.set_fields(self, **{name: default})
-        for name, known in KNOWN.items():
-            contract.choice(name, getattr(self, name), known)
+
+    def _check_values(self) -> None:
+        """Raise TypeError or ValueError for an unknown name or a wrong integer."""
+        for name, choices in CHOICES.items():
+            contract.choice(name, getattr(self, name), choices)
         for name in ("epochs", "batch", "accumulate"):
             contract.integer(name, getattr(self, name))
         for name, least in (("phantoms", 2), ("classes", 2), ("checkpoint_every", 1), ("every", 1)):
             if getattr(self, name) is not None:
                 contract.integer(name, getattr(self, name), least)
-        dims = contract.choice("dims", self.dims, (2, 3))
-        size = None if self.size is None else tuple(contract.integer("size", n) for n in self.size)
-        if size is not None and len(size) != dims:
-            raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {contract.shown(size)}")
+
+    def _check_numbers(self) -> None:
+        """Raise TypeError or ValueError for a wrong float, flag, number of classes or seed."""
         shares = {"validation": self.validation, "momentum": self.momentum}
         for name, value in (shares | {"rate": self.rate, "factor": self.factor, "decay": self.decay}).items():
             if value is None:
@@ -130,39 +165,27 @@ class Settings(contract.NamedArguments):
             contract.flag("flip", self.flip)
         if self.classes is not None and self.classes > IGNORE:
             raise ValueError(f"classes must be <= {IGNORE}, which masks ignore, got {self.classes}")
-        labels = None if self.labels is None else Labels(self.labels).values
-        if labels and self.classes not in (None, len(labels)):
-            raise ValueError(f"classes must be {len(labels)}, the number of labels, or left out, got {self.classes}")
         if contract.integer("seed", self.seed, 0) >= 2**32:
             raise ValueError(f"seed must be less than 2**32, got {self.seed}")
-        contract.set_fields(
-            self,
-            size=size,
-            labels=labels,
-            channels=None if self.channels is None else tuple(self.channels),
-            network=MappingProxyType(_arguments(self.network)),
-            rate=float(self.rate),
-            seed=int(self.seed),
-        )
 
     def config(self) -> dict[str, Any]:
-        """What `Settings(**config)` makes these from again, fit for JSON."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        """Return the settings as JSON values; `Settings(**config)` equals these settings."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
         lists = {name: list(v) for name, v in values.items() if isinstance(v, tuple)}
         return values | lists | {"network": dict(self.network)}
 
     def outputs(self, classes: int) -> int:
-        """Output channels of a network for so many classes."""
+        """Return the number of output channels of a network for a number of classes."""
         return 1 if self.loss == "bce" and classes == 2 else classes
 
 
-def _arguments(network: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the U-Net as they come back from a file."""
+def _network_arguments(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the U-Net as JSON values. Raises TypeError or ValueError if JSON cannot hold them."""
     if not isinstance(network, Mapping):
         raise TypeError(f"network must be arguments of the U-Net, got {contract.shown(network)}")
-    for name in ELSEWHERE:
+    for name, setting in SETTING_OF.items():
         if name in network:
-            raise ValueError(f"network must leave {name} to {ELSEWHERE[name]}=..., got {contract.shown(network[name])}")
+            raise ValueError(f"network must leave {name} to {setting}=..., got {contract.shown(network[name])}")
     try:
         arguments: dict[str, Any] = json.loads(json.dumps(dict(network), allow_nan=False))
         return arguments
@@ -170,7 +193,7 @@ def _arguments(network: Mapping[str, Any]) -> dict[str, Any]:
         raise TypeError(f"network must be arguments that JSON can hold: {err}") from err
 
 
-KNOWN: Final = {
+CHOICES: Final = {
     "backend": BACKENDS,
     "normalise": (*NORMALISATIONS, None),
     "loss": LOSSES,
@@ -182,7 +205,7 @@ KNOWN: Final = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A choice of settings by name. about: what it is, in words."""
+    """Settings by name. `about` describes them."""
 
     about: str
     settings: Mapping[str, Any]
@@ -190,7 +213,7 @@ class Recipe:
 
 RECIPES: Final = {
     "camvid": Recipe(
-        "CamVid's 32 classes and a void one at 224 x 224; SGD at 0.1, and a tenth of it after every 50 epochs",
+        "CamVid, 32 classes and a void class at 224 x 224; SGD at 0.1, multiplied by 0.1 every 50 epochs",
         {
             "classes": 33,
             "size": (224, 224),
@@ -207,9 +230,9 @@ RECIPES: Final = {
 
 
 def rate(settings: Settings, epoch: int) -> float:
-    """The learning rate of an epoch, counted from 0.
+    """Return the learning rate of an epoch, counted from 0.
 
-    Those of torch.optim.lr_scheduler's StepLR(every, factor) and CosineAnnealingLR(epochs).
+    The schedules are StepLR(every, factor) and CosineAnnealingLR(epochs) of torch.optim.lr_scheduler.
     """
     if settings.schedule == "step":
         assert settings.factor is not None

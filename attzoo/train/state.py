@@ -1,4 +1,4 @@
-"""A run as it was at the end of an epoch, in one file: arrays, and as JSON beside them what led there. No pickle."""
+"""The state of a run after an epoch, in one safetensors file: arrays, and JSON metadata. No pickle."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ from .settings import Settings
 
 NAME: Final = "resume.safetensors"
 SETTINGS: Final = "settings.json"
-DTYPES: Final = "dtypes"   # in that file beside the settings: those of the images
-BEFORE: Final = (SETTINGS, "tensorboard")   # what a run has before its first epoch ends
+DTYPES: Final = "dtypes"   # key in SETTINGS besides the settings: the dtypes of the images
+FIRST_FILES: Final = (SETTINGS, "tensorboard")   # files of a run before its first epoch ends
 FORMAT: Final = 3
-COLUMNS: Final = ("epoch", "rate", "loss", "train_accuracy", "validation_accuracy", "mean_iou")   # before every Dice
-Row = dict[str, Any]   # what an epoch gave, by column
+COLUMNS: Final = ("epoch", "rate", "loss", "train_accuracy", "validation_accuracy", "mean_iou")   # before Dice
+Row = dict[str, Any]   # metrics of an epoch, by column
 
 
 @dataclass
 class State:
-    """settings, the rows of all epochs so far, and the trainer's arrays after the last.
+    """The state of a run.
 
-    basis: what else the run follows from, in words, by name. contents: digests of images and masks, by folder and name.
-    best: the network of the best epoch, None before there is one.
+    Attributes:
+        settings: of the run.
+        history: the rows of all complete epochs.
+        arrays: the arrays of the trainer after the last epoch.
+        basis: what else the results depend on, as text by name.
+        contents: the digests of images and masks, by "folder/file".
+        best: the network of the best epoch; None before the first epoch ends.
     """
 
     settings: Settings
@@ -42,53 +47,57 @@ class State:
     best: Best | None = None
 
     def save(self, folder: Path) -> None:
-        """Put the state in place of the folder's last one, whole or not at all."""
-        about = {"format": FORMAT, "settings": self.settings.config(), "history": self.history}
-        about |= {"basis": self.basis, "contents": self.contents, "best": self.best and asdict(self.best)}
-        write(folder / NAME, pack(self.arrays, about))
+        """Replace the state in the folder; an error leaves the earlier file."""
+        metadata = {"format": FORMAT, "settings": self.settings.config(), "history": self.history}
+        metadata |= {"basis": self.basis, "contents": self.contents, "best": self.best and asdict(self.best)}
+        write(folder / NAME, pack(self.arrays, metadata))
 
 
 def load(folder: Path, arrays: bool = True) -> State:
-    """The state in a run's folder, with its arrays or without.
+    """Load the state in the folder of a run, with its arrays or without.
 
-    Raises ValueError for a file that `State.save` did not write, OSError for none.
+    Raises:
+        ValueError: if the file is not one that `State.save` wrote.
+        OSError: if there is no file.
     """
     path = folder / NAME
-    open_regular(path).close()   # safe_open's own error does not say which file, and it waits for pipes
+    open_regular(path).close()   # errors of safe_open do not name the file, and it blocks on pipes
     try:
         with safe_open(path, "numpy") as file:
-            about = json.loads((file.metadata() or {}).get(KEY, "{}"))
+            metadata = json.loads((file.metadata() or {}).get(KEY, "{}"))
             names = file.keys() if arrays else ()
-            found = {name: file.get_tensor(name) for name in names}
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise ValueError(f"expected format {FORMAT}, got {_format(about)}")
+            saved_arrays = {name: file.get_tensor(name) for name in names}
+        if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+            raise ValueError(f"expected format {FORMAT}, got {_format_text(metadata)}")
         if arrays:
-            verify(found, about, ("format", "settings", "history", "basis", "contents", "best"))
-        settings = Settings(**about["settings"])
-        rows = _rows(about["history"], settings.epochs)
-        return State(settings, rows, found, dict(about["basis"]), dict(about["contents"]), _best(about["best"], rows))
+            verify(saved_arrays, metadata, ("format", "settings", "history", "basis", "contents", "best"))
+        settings = Settings(**metadata["settings"])
+        rows = _check_history(metadata["history"], settings.epochs)
+        best = _best(metadata["best"], len(rows))
+        return State(settings, rows, saved_arrays, dict(metadata["basis"]), dict(metadata["contents"]), best)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, SafetensorError) as err:
         fix = "put back a copy of it, or train anew into another --out"
         raise ValueError(f"{path} is not the state of a run: {brief(str(err))}; {fix}") from err
 
 
-def _format(about: Any) -> str:
-    if isinstance(about, dict) and isinstance(about.get("format"), int) and about["format"] < FORMAT:
-        why = "of an earlier version, which did not note what is in images and masks: train anew into another --out"
-        return f"{about['format']}, {why}"
-    return str(about)[:100]
+def _format_text(metadata: Any) -> str:
+    """Return the format that the metadata declare, with a hint for earlier formats."""
+    if isinstance(metadata, dict) and isinstance(metadata.get("format"), int) and metadata["format"] < FORMAT:
+        reason = "of an earlier version, which did not save digests of the data: train anew into another --out"
+        return f"{metadata['format']}, {reason}"
+    return str(metadata)[:100]
 
 
-def _best(about: Any, rows: list[Row]) -> Best | None:
-    """The best epoch's network, which is of an epoch in the history."""
-    best = None if about is None else Best(**about)
-    if best and not (type(best.epoch) is type(best.since) is int and 1 <= best.since <= best.epoch <= len(rows)):
-        raise ValueError(f"expected a best epoch of {len(rows)}, got {str(about)[:100]}")
+def _best(metadata: Any, epochs: int) -> Best | None:
+    """Return the best network. Raises ValueError if its epoch is not one of the history."""
+    best = None if metadata is None else Best(**metadata)
+    if best and not (type(best.epoch) is type(best.since) is int and 1 <= best.since <= best.epoch <= epochs):
+        raise ValueError(f"expected a best epoch of {epochs}, got {str(metadata)[:100]}")
     return best
 
 
-def _rows(history: Any, epochs: int) -> list[Row]:
-    """A history that is one: a row for each epoch from the first, of numbers, all of the same columns."""
+def _check_history(history: Any, epochs: int) -> list[Row]:
+    """Return the history. Raises ValueError unless it is a list of rows of numbers with equal columns."""
     if not isinstance(history, list) or not 1 <= len(history) <= epochs:
         raise ValueError(f"expected a history of 1 to {epochs} epochs, got {str(history)[:100]}")
     for number, row in enumerate(history, 1):
@@ -98,64 +107,70 @@ def _rows(history: Any, epochs: int) -> list[Row]:
         if list(row) != [*COLUMNS, *dice, "seconds"] or row["epoch"] != number:
             raise ValueError(f"expected epoch {number} with {', '.join(COLUMNS)}, ..., got {str(row)[:100]}")
         for name, value in row.items():
-            known = type(value) in (int, float) and isfinite(value)
-            if not (known or (value is None and name in dice)):
+            is_number = type(value) in (int, float) and isfinite(value)
+            if not (is_number or (value is None and name in dice)):
                 raise ValueError(f"expected a number as {name} of epoch {number}, got {str(value)[:100]}")
     return history
 
 
-def fitting(arrays: Mapping[str, Array], wanted: Mapping[str, Array]) -> None:
-    """Raise ValueError unless the arrays have the names, shapes and dtypes of the wanted ones."""
-    if apart := sorted(arrays.keys() ^ wanted.keys()):
-        got = "got none" if apart[0] in wanted else "got it"
-        raise ValueError(f"expected {'an' if apart[0] in wanted else 'no'} array {apart[0]}, {got}")
-    for name, array in wanted.items():
-        kinds = [f"{each.dtype} {each.shape}" for each in (array, arrays[name])]
-        if kinds[0] != kinds[1]:
-            raise ValueError(f"expected {name} to be {kinds[0]}, got {kinds[1]}")
+def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
+    """Raise ValueError unless the arrays have the names, shapes and dtypes of the expected ones."""
+    if names := sorted(arrays.keys() ^ expected.keys()):
+        article, got = ("an", "none") if names[0] in expected else ("no", "it")
+        raise ValueError(f"expected {article} array {names[0]}, got {got}")
+    for name, array in expected.items():
+        kind, got = (f"{a.dtype} {a.shape}" for a in (array, arrays[name]))
+        if kind != got:
+            raise ValueError(f"expected {name} to be {kind}, got {got}")
 
 
-def stored(folder: Path) -> Settings:
-    """The settings of the run in a folder. Raises ValueError where there is none, or what is there is broken."""
+def load_settings(folder: Path) -> Settings:
+    """Return the settings of the run in a folder. Raises ValueError if there is none, or a file is damaged."""
     if (folder / NAME).exists():
         return load(folder, arrays=False).settings
     path = folder / SETTINGS
     if not path.exists():
         raise ValueError(f"expected a run to resume in {folder}, got none")
-    if left := sorted(p.name for p in folder.iterdir() if not p.name.startswith(PREFIX) and p.name not in BEFORE):
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(PREFIX))
+    if later := [name for name in names if name not in FIRST_FILES]:
         fix = f"put {NAME} back, or train anew into another folder"
-        raise ValueError(f"expected {NAME} beside {left[0]} in {folder}, got none: the run can't go on; {fix}")
+        raise ValueError(f"expected {NAME} beside {later[0]} in {folder}, got none: the run cannot continue; {fix}")
     try:
         with open_regular(path) as file:
-            found = json.loads(file.read())
-        if not isinstance(found, dict):
-            raise TypeError(f"expected names and values, got {shown(found)}")
-        found.pop(DTYPES, None)
-        if missing := [each.name for each in fields(Settings) if each.name not in found]:   # another program's
-            raise ValueError(f"expected {', '.join(missing)} too, got {', '.join(found) or 'nothing'}")
-        return Settings(**found)
+            values = json.loads(file.read())
+        if not isinstance(values, dict):
+            raise TypeError(f"expected names and values, got {shown(values)}")
+        values.pop(DTYPES, None)
+        if missing := [f.name for f in fields(Settings) if f.name not in values]:   # the file of another program
+            raise ValueError(f"expected {', '.join(missing)} too, got {', '.join(values) or 'nothing'}")
+        return Settings(**values)
     except (ValueError, TypeError, RecursionError) as err:
         fix = "choose another folder"
         raise ValueError(f"{path} does not hold the settings of a run: {brief(str(err))}; {fix}") from err
 
 
-def agreed(folder: Path, given: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> Settings:
-    """The settings of the run in a folder, if the given ones, as in `Settings.config`, are among them.
+def settings_to_resume(folder: Path, given: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings of the run in a folder, with the folder of data replaced by the given one.
 
-    network: those arguments of the network that are given, where `given` does not have them all. Another folder of data
-    takes the place of the run's, as the digests of its files are compared later.
-    Raises ValueError that says which are not, and as `stored`.
+    Args:
+        folder: of the run.
+        given: some or all settings, as in `Settings.config`. They must equal those of the run, except for `data`: the
+            digests of the data are compared later.
+        network: some arguments of the network, if `given` does not hold all of them.
+
+    Raises:
+        ValueError: with the settings that differ, or as `load_settings`.
     """
-    found = stored(folder)
-    if found.data is not None and given.get("data") is not None:
-        found = replace(found, data=given["data"])
-    was = found.config()
-    told = [f"{name} {shown(was[name])}, got {shown(value)}" for name, value in given.items() if value != was[name]]
+    settings = load_settings(folder)
+    if settings.data is not None and given.get("data") is not None:
+        settings = replace(settings, data=given["data"])
+    config = settings.config()
+    lines = [f"{name} {shown(config[name])}, got {shown(v)}" for name, v in given.items() if v != config[name]]
     for name, value in (network or {}).items():
-        if name not in found.network or found.network[name] != value:
-            kept = shown(found.network[name]) if name in found.network else "as it is unless given"
-            told.append(f"{name} {kept}, got {shown(value)}")
-    if told:
+        if name not in settings.network or settings.network[name] != value:
+            expected = shown(settings.network[name]) if name in settings.network else "at its default"
+            lines.append(f"{name} {expected}, got {shown(value)}")
+    if lines:
         fix = "leave these out, or train anew into another --out"
-        raise ValueError(f"expected the settings of the run in {folder}: {'; '.join(told)}: {fix}")
-    return found
+        raise ValueError(f"expected the settings of the run in {folder}: {'; '.join(lines)}: {fix}")
+    return settings

@@ -1,4 +1,4 @@
-"""Training in PyTorch, on one device or, under torchrun, on as many as there are processes."""
+"""Training in PyTorch, on one device, or under torchrun on one device per process."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from .. import portable
 from ..contract import Array
 from ..data import IGNORE
-from .losses.torch import loss as loss_of
+from .losses.torch import loss as compute_loss
 from .settings import Settings
-from .state import fitting
+from .state import check_arrays
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -29,41 +29,42 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 @contextmanager
-def joined() -> Iterator[tuple[int, int]]:
-    """Rank of the process and the number of processes, joined with the others while this lasts.
+def process_group() -> Iterator[tuple[int, int]]:
+    """Yield the rank of this process and the number of processes.
 
-    Where torchrun started several, and nobody has joined them yet; a group that is there stays.
+    If torchrun started several processes and no process group exists, initialize one, and destroy it at the end.
     """
-    began = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
-    if began:
+    is_new = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    if is_new:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield _place()
+        yield _rank_and_world_size()
     finally:
-        if began:
+        if is_new:
             dist.destroy_process_group()
 
 
-def _place() -> tuple[int, int]:
+def _rank_and_world_size() -> tuple[int, int]:
+    """Return the rank of this process and the number of processes; (0, 1) without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class Trainer:
-    """A network in training: steps on batches (N, C, *S) and (N, *S), counts of what it found, and its state."""
+    """Train a network on batches of images (N, C, *S) and masks (N, *S), and count its predictions."""
 
     def __init__(self, settings: Settings, make: Callable[..., nn.Module], classes: int) -> None:
         self.settings = settings
         self.framework = "torch"
         torch.manual_seed(settings.seed)
-        self.rank, self.world = _place()
-        self.devices = self.world
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")   # the one that `joined` has set
+        self.rank, self.world_size = _rank_and_world_size()
+        self.devices = self.world_size
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")   # as process_group set it
         self.network = make(backend="torch").to(self.device)
         self.model: nn.Module = self.network
-        if self.world > 1:
-            if self.device.type == "cuda":   # there is none for CPUs: norms see their own process's images there
+        if self.world_size > 1:
+            if self.device.type == "cuda":   # SyncBatchNorm does not run on CPUs: norms use the images of one process
                 self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
             self.model = DistributedDataParallel(self.network)
         options = {"momentum": settings.momentum, "weight_decay": settings.decay}
@@ -71,108 +72,112 @@ class Trainer:
         self.optimizer = OPTIMIZERS[settings.optimizer](self.network.parameters(), lr=settings.rate, **options)
         self.dtype = getattr(torch, settings.precision)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
-        self.found = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)
+        self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)
 
     def begin(self, rate: float, seed: int) -> None:
-        """Begin an epoch, whose random draws follow `seed`."""
+        """Begin an epoch of training with a learning rate and a seed."""
         torch.manual_seed(seed + self.rank)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        self.done = 0
+        self.batches = 0
 
     def step(self, images: Array, masks: NDArray[Any]) -> float:
-        """Learn from a batch; the loss on it, on all devices."""
-        parts = self.settings.accumulate
-        last = (self.done + 1) % parts == 0
-        if self.done % parts == 0:
+        """Train on a batch, and return the loss over all devices."""
+        accumulate = self.settings.accumulate
+        is_last = (self.batches + 1) % accumulate == 0
+        if self.batches % accumulate == 0:
             self.optimizer.zero_grad()
         x, y = self._tensors(images, masks)
-        with nullcontext() if last or not isinstance(self.model, DistributedDataParallel) else self.model.no_sync():
-            logits = self._logits(self.model, x)
-            loss = loss_of(self.settings.loss, logits, y, self._everywhere)
-            self.scaler.scale(loss * self.world / parts).backward()   # of several devices, gradients are averaged
-        if last:
+        model = self.model
+        with nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync():
+            logits = self._logits(model, x)
+            loss = compute_loss(self.settings.loss, logits, y, self._sum_devices)
+            self.scaler.scale(loss * self.world_size / accumulate).backward()   # DDP averages gradients over devices
+        if is_last:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        self.done += 1
+        self.batches += 1
         self._count(logits, y)
-        return float(self._everywhere(loss.detach()))
+        return float(self._sum_devices(loss.detach()))
 
     @torch.no_grad()
     def evaluate(self, images: Array, masks: NDArray[Any]) -> None:
-        """Count what the network finds in a batch, without learning."""
+        """Count the predictions for a batch, without training."""
         self.network.eval()
         x, y = self._tensors(images, masks)
         self._count(self._logits(self.network, x), y)
 
     def counts(self) -> NDArray[np.int64]:
-        """(K, K): pixels on all devices since this was last asked, truth by prediction."""
-        if self.world > 1:
-            dist.all_reduce(self.found)
-            for buffer in self.network.buffers():   # norms saw each process's own images: go on with the first's
+        """Return the confusion matrix (K, K) over all devices since the last call: pixels by class and prediction."""
+        if self.world_size > 1:
+            dist.all_reduce(self.confusion)
+            for buffer in self.network.buffers():   # norms differ between processes on CPUs: keep those of rank 0
                 dist.broadcast(buffer, 0)
-        found: NDArray[np.int64] = self.found.cpu().numpy().copy()
-        self.found.zero_()
-        return found
+        confusion: NDArray[np.int64] = self.confusion.cpu().numpy().copy()
+        self.confusion.zero_()
+        return confusion
 
     def state(self) -> dict[str, Array]:
-        """Every array that training goes on from."""
+        """Return all arrays of the network, the optimizer and the gradient scaler, by name."""
         arrays = {f"network.{name}": a for name, a in portable.weights(self.network).items()}
         for i, slots in self.optimizer.state_dict()["state"].items():
             arrays |= {f"optimizer.{i}.{name}": t.cpu().numpy().copy() for name, t in slots.items() if t is not None}
         return arrays | {f"scaler.{name}": np.array(v) for name, v in self.scaler.state_dict().items()}
 
     def restore(self, arrays: dict[str, Array]) -> None:
-        """Go on from a state. Raises ValueError, before it changes anything, for one that is not of such a trainer."""
-        slots = self._slots()
+        """Load arrays of `state`. Raises ValueError, and changes nothing, if they do not fit this trainer."""
+        slots = self._empty_slots()
         if self.scaler.is_enabled() and not any(name.startswith("optimizer.") for name in arrays):
-            slots = {}   # steps that overflowed are none
-        fitting(arrays, {name: a for name, a in self.state().items() if not name.startswith("optimizer.")} | slots)
+            slots = {}   # every step overflowed, so the optimizer made none
+        expected = {name: a for name, a in self.state().items() if not name.startswith("optimizer.")}
+        check_arrays(arrays, expected | slots)
         parts: dict[str, dict[str, Array]] = {"network": {}, "optimizer": {}, "scaler": {}}
         for name, array in arrays.items():
-            head, _, tail = name.partition(".")
-            parts[head][tail] = array
+            part, _, rest = name.partition(".")
+            parts[part][rest] = array
         portable.load_weights(self.network, parts["network"])
-        found: dict[int, dict[str, Tensor]] = {}
+        tensors: dict[int, dict[str, Tensor]] = {}
         for name, array in parts["optimizer"].items():
             i, _, slot = name.partition(".")
-            found.setdefault(int(i), {})[slot] = torch.from_numpy(array.copy())
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": found})
+            tensors.setdefault(int(i), {})[slot] = torch.from_numpy(array.copy())
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": tensors})
         self.scaler.load_state_dict({name: array.item() for name, array in parts["scaler"].items()})
 
-    def _slots(self) -> dict[str, Array]:
-        """What the optimizer keeps once it has made a step, empty."""
+    def _empty_slots(self) -> dict[str, Array]:
+        """Return arrays with the names, shapes and dtypes of the optimizer's state after its first step."""
         if self.settings.optimizer == "sgd":
             names: tuple[str, ...] = ("momentum_buffer",) if self.settings.momentum else ()
         else:
             names = ("step", "exp_avg", "exp_avg_sq")
-        sizes = [tuple(p.shape) for p in self.network.parameters()]
+        shapes = [tuple(p.shape) for p in self.network.parameters()]
         return {
-            f"optimizer.{i}.{name}": np.empty(() if name == "step" else size, np.float32)
-            for i, size in enumerate(sizes)
+            f"optimizer.{i}.{name}": np.empty(() if name == "step" else shape, np.float32)
+            for i, shape in enumerate(shapes)
             for name in names
         }
 
     def _tensors(self, images: Array, masks: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        """Return images and masks as tensors on the device."""
         x, y = torch.as_tensor(images), torch.as_tensor(masks)
         return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def _logits(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Return the output of the model in the chosen precision."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits: Tensor = model(x)
             return logits
 
     def _count(self, logits: Tensor, y: Tensor) -> None:
-        """Add what was found in each pixel; of one output, whether it is more than 0."""
-        found = logits.detach().argmax(1) if logits.shape[1] > 1 else (logits.detach()[:, 0] > 0).long()
-        k = len(self.found)
-        cells = torch.where(y == IGNORE, k * k, y * k + found)   # the last one is of pixels that count nowhere
-        self.found += torch.bincount(cells.flatten(), minlength=k * k + 1)[:-1].view(k, k)
+        """Add predictions to the confusion matrix; one output predicts class 1 where its logit is above 0."""
+        predictions = logits.detach().argmax(1) if logits.shape[1] > 1 else (logits.detach()[:, 0] > 0).long()
+        k = len(self.confusion)
+        cells = torch.where(y == IGNORE, k * k, y * k + predictions)   # an extra last cell counts ignored pixels
+        self.confusion += torch.bincount(cells.flatten(), minlength=k * k + 1)[:-1].view(k, k)
 
-    def _everywhere(self, number: Tensor) -> Tensor:
-        if self.world > 1:
+    def _sum_devices(self, number: Tensor) -> Tensor:
+        """Return the sum of a number over all devices."""
+        if self.world_size > 1:
             number = number.clone()
             dist.all_reduce(number)
         return number
-

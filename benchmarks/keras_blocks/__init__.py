@@ -1,8 +1,8 @@
-"""The blocks written straightforwardly in Keras, a file each, found by the block's name."""
+"""The blocks in plain Keras, in a file with the block's name each."""
 
 from importlib.util import find_spec
 
 
 def has(block: str) -> bool:
-    """Whether a block is written here. Imports nothing."""
+    """Whether a block is implemented here. Does not import it."""
     return find_spec(f"{__name__}.{block}") is not None

@@ -1,4 +1,4 @@
-"""The additive gate in plain Keras."""
+"""The additive attention gate in plain Keras."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from ..plain_keras import layers, norm, resample
 
 
 def attention_gate(spec: Any, x: Any, g: Any) -> Any:
-    """The additive gate; a coarser gating signal is brought to x's size after its projection."""
+    """Return the output of the additive gate. A coarser g is upsampled after its projection."""
     if spec.align_corners:
-        raise ValueError("expected align_corners=False, which is how Keras's layers resample")
-    t = layers.Conv2D(spec.width, spec.strides, spec.strides, use_bias=spec.skip_bias, name="skip")(x)
-    p = layers.Conv2D(spec.width, 1, name="gating")(g)
+        raise ValueError("expected align_corners=False, the only way in which Keras's layers upsample, got True")
+    skip = layers.Conv2D(spec.width, spec.strides, spec.strides, use_bias=spec.skip_bias, name="skip")(x)
+    gating = layers.Conv2D(spec.width, 1, name="gating")(g)
     if spec.norm:
-        t, p = norm("skip_norm")(t), norm("gating_norm")(p)
-    h = layers.Activation("relu")(layers.Add()([t, resample(p, t, spec.interpolation)]))
-    q = layers.Conv2D(1, 1, name="psi")(h)
-    q = norm("psi_norm")(q) if spec.norm else q
-    a = resample(layers.Activation("sigmoid")(q), x, spec.interpolation)
-    y = layers.Multiply()([x, a])
+        skip, gating = norm("skip_norm")(skip), norm("gating_norm")(gating)
+    hidden = layers.Activation("relu")(layers.Add()([skip, resample(gating, skip, spec.interpolation)]))
+    logits = layers.Conv2D(1, 1, name="psi")(hidden)
+    logits = norm("psi_norm")(logits) if spec.norm else logits
+    coefficients = resample(layers.Activation("sigmoid")(logits), x, spec.interpolation)
+    y = layers.Multiply()([x, coefficients])
     if spec.output_transform:
         y = norm("output_norm")(layers.Conv2D(spec.channels, 1, name="output")(y))
     return y

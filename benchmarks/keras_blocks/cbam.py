@@ -9,5 +9,5 @@ from .spatial_attention import spatial_attention
 
 
 def cbam(spec: Any, x: Any) -> Any:
-    """CBAM."""
+    """Return the output of CBAM."""
     return spatial_attention(spec.spatial, channel_attention(spec.channel, x, "channel_"), "spatial_")

@@ -1,4 +1,4 @@
-"""Efficient channel attention in plain Keras."""
+"""Efficient channel attention (ECA) in plain Keras."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from ..plain_keras import layers, per_channel
 
 
 def eca(spec: Any, x: Any) -> Any:
-    """Efficient channel attention."""
+    """Return the output of ECA."""
     if spec.padding != "zeros":
-        raise ValueError(f"expected padding with zeros, got {spec.padding!r}")
+        raise ValueError(f"expected padding='zeros', got {spec.padding!r}")
     s = layers.GlobalAveragePooling2D()(x)
     s = layers.Reshape((spec.channels, 1))(s)
     s = layers.Conv1D(1, spec.k, padding="same", use_bias=False, data_format="channels_last", name="conv")(s)

@@ -1,4 +1,4 @@
-"""Squeeze and excitation in plain Keras."""
+"""Squeeze and excitation (SE) in plain Keras."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..plain_keras import layers, per_channel
 
 
 def se(spec: Any, x: Any) -> Any:
-    """Squeeze and excitation."""
+    """Return the output of SE."""
     s = layers.GlobalAveragePooling2D()(x)
     s = layers.Dense(spec.width, activation="relu", use_bias=spec.bias, name="squeeze")(s)
     s = layers.Dense(spec.channels, activation=spec.gate, use_bias=spec.bias, name="excite")(s)

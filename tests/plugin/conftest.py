@@ -1,3 +1,3 @@
-"""A project of its own: pytest has nothing to collect here."""
+"""Exclude this project from the collection of tests."""
 
 collect_ignore = ["attzoo_scale"]

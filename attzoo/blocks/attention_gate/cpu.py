@@ -1,4 +1,4 @@
-"""The additive attention gate on a CPU in fewer passes over memory: when that may be, and how. torch.py says what."""
+"""The additive attention gate on CPUs with fewer passes over memory. See torch.py for the definition."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from ...fast.choice import CpuForm
 from ...ops import guard
 from ...ops import torch as ops
 
-FEW = 1 << 19    # numbers in a tensor, under which deciding and folding cost more than is saved
-TILE = 1 << 13   # pixels that a thread works on at a time: few enough for its cache, enough for a product of matrices
+FEW = 1 << 19    # elements of a tensor, below which checks and folding take longer than they save
+TILE = 1 << 13   # pixels that a thread processes at a time: they fit into its cache, and matrix products are efficient
 CONVS = tuple(ops.CONV.values())
 NORMS = (*ops.BATCH_NORM.values(), nn.Identity)
 
 
-# ---- when ------------------------------------------------------------------------------------------------------------
+# ---- conditions ------------------------------------------------------------------------------------------------------
 
 
 def folds(gate: Any, x: Tensor, g: Tensor) -> bool:
-    """Whether `gated` may stand for x * gate.attention(x, g): nothing learns by it or listens to what is within."""
+    """Whether `gated` may compute x * gate.attention(x, g): no gradient is needed, and all modules are ordinary."""
     return (
         x.numel() >= FEW
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, g, *gate.parameters())))
         and all(type(p) in guard.PLAIN for p in gate.parameters())
-        and all(_pointwise(conv) and _settled(norm) for conv, norm in _maps(gate))
+        and all(_is_pointwise(conv) and _is_foldable(norm) for conv, norm in _layers(gate))
     )   # fmt: skip
 
 
 def overwrites(gate: Any, t: Tensor, p: Tensor) -> bool:
-    """Whether relu(t + p) may be written over t, what gate.skip_norm returned: nobody else needs it."""
+    """Whether relu(t + p) may overwrite t, the output of gate.skip_norm, because no hook can hold it."""
     return (
         guard.is_eager_on_cpu(t, p)
         and t.numel() >= FEW
@@ -45,56 +45,60 @@ def overwrites(gate: Any, t: Tensor, p: Tensor) -> bool:
 
 
 def multiplies(conv: Any, x: Tensor) -> bool:
-    """Whether a convolution that is to learn may be a product of matrices."""
+    """Whether a convolution in training should be computed as a matrix product."""
     return (
-        guard.is_eager_on_cpu(x)                    # asked first, lest a trace note what is asked of x
-        and torch.is_grad_enabled()     # without gradients there is `gated`
+        guard.is_eager_on_cpu(x)        # checked before the properties of x, which a trace would record
+        and torch.is_grad_enabled()     # without gradients, `gated` computes the whole gate
         and x.numel() >= FEW
-        and x.is_contiguous()           # channels last has kernels that are as quick
-        and _pointwise(conv)
+        and x.is_contiguous()           # for channels last, the convolution is as fast
+        and _is_pointwise(conv)
         and guard.is_eager_on_cpu(conv.weight)
         and x.dtype == conv.weight.dtype
-        and prod(x.shape[2:]) >= max(conv.weight.shape[:2])   # every sample has a gradient of the weights to itself
+        and prod(x.shape[2:]) >= max(conv.weight.shape[:2])   # backward: one weight gradient per sample
     )
 
 
-def _pointwise(conv: Any) -> bool:
-    """Whether this is an ordinary 1x1 convolution."""
+def _is_pointwise(conv: Any) -> bool:
+    """Whether the module is an ordinary 1x1 convolution with stride 1."""
     ordinary = guard.is_ordinary(conv, *CONVS)
     return ordinary and {*conv.kernel_size, *conv.stride, conv.groups} == {1} and not any(conv.padding)
 
 
-def _settled(norm: Any) -> bool:
-    """Whether this is no norm, or a batch norm by running statistics."""
+def _is_foldable(norm: Any) -> bool:
+    """Whether the module is `nn.Identity`, or a batch norm that uses running statistics."""
     return guard.is_ordinary(norm, *NORMS) and (
         isinstance(norm, nn.Identity) or (not norm.training and norm.running_mean is not None)
     )
 
 
-# ---- how -------------------------------------------------------------------------------------------------------------
+# ---- computation -----------------------------------------------------------------------------------------------------
 
 
 def gated(gate: Any, x: Tensor, g: Tensor) -> Tensor:
-    """(N, C, *S), (N, G, *G) -> (N, C, *S): x * gate.attention(x, g), for a gate without stride.
+    """Return x * gate.attention(x, g) for x (N, C, *S) and g (N, G, *G): (N, C, *S); the gate must have stride 1.
 
-    Batch norms are folded into the convolutions before them. Then everything is done for some pixels at a time, so
-    that what lies between x, g and y stays in the cache.
+    Batch norms are folded into the convolutions before them. Then tiles of pixels are processed one after the other,
+    so that the intermediate tensors stay in the cache.
     """
     gate.check_inputs(x, g)
-    (v, c), (w, b), (u, d) = (_folded(conv, norm) for conv, norm in _maps(gate))
-    p, b, same = g, b + c, g.shape[2:] == x.shape[2:]
-    if not same:
-        p = ops.resize(_projected(g, w, b), x.shape[2:], gate.spec.interpolation, gate.spec.align_corners)
+    (w, w_bias), (u, u_bias), (psi, psi_bias) = (_folded(conv, norm) for conv, norm in _layers(gate))
+    p, bias, same_size = g, u_bias + w_bias, g.shape[2:] == x.shape[2:]
+    if not same_size:
+        p = ops.resize(_projected(g, u, bias), x.shape[2:], gate.spec.interpolation, gate.spec.align_corners)
     y = torch.empty_like(x)
-    for xs, ps, ys in zip(_tiles(x), _tiles(p), _tiles(y), strict=True):
-        h = _linear(ps, w, b) if same else ps
-        h = h.baddbmm_(v.expand(len(h), -1, -1), xs).relu_()
-        torch.mul(xs, torch.baddbmm(d, u.expand(len(h), -1, -1), h).sigmoid_(), out=ys)
+    for x_tile, p_tile, y_tile in zip(_tiles(x), _tiles(p), _tiles(y), strict=True):
+        h = _linear(p_tile, u, bias) if same_size else p_tile
+        h = h.baddbmm_(w.expand(len(h), -1, -1), x_tile).relu_()
+        alpha = torch.baddbmm(psi_bias, psi.expand(len(h), -1, -1), h).sigmoid_()
+        torch.mul(x_tile, alpha, out=y_tile)
     return y
 
 
 def project(conv: Any, x: Tensor) -> Tensor:
-    """(N, C, *S) -> (N, F, *S): conv(x). Going back, torch's own kernel fills with zeros first what it then writes."""
+    """Return conv(x) for x (N, C, *S): (N, F, *S).
+
+    A matrix product has the faster backward pass: that of PyTorch's convolution first fills its results with zeros.
+    """
     if not multiplies(conv, x):
         return conv(x)
     w, flat = conv.weight.flatten(1).expand(len(x), -1, -1), x.flatten(2)
@@ -102,13 +106,13 @@ def project(conv: Any, x: Tensor) -> Tensor:
     return y.unflatten(2, x.shape[2:])
 
 
-def _maps(gate: Any) -> tuple[tuple[Any, Any], ...]:
-    """The gate's three convolutions, and what follows each."""
+def _layers(gate: Any) -> tuple[tuple[Any, Any], ...]:
+    """Return the gate's three convolutions, each with the norm after it."""
     return (gate.skip, gate.skip_norm), (gate.gating, gate.gating_norm), (gate.psi, gate.psi_norm)
 
 
 def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
-    """(F, C), (F,): weight and bias of a 1x1 convolution and the batch norm after it."""
+    """Return weight (F, C) and bias (F,) of a 1x1 convolution with the norm after it folded in."""
     w, b = conv.weight, conv.bias
     if not isinstance(norm, nn.Identity):
         w, b = fuse_conv_bn_weights(w, b, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
@@ -116,22 +120,22 @@ def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _projected(g: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """(N, G, *S) -> (N, F, *S): w g + b, laid out as g is, also where a batch of one leaves that open."""
+    """Return w g + b for g (N, G, *S): (N, F, *S), with the strides that a convolution would give, also for N = 1."""
     return _linear(g.flatten(2), w, b).mT.unflatten(1, g.shape[2:]).movedim(-1, 1)
 
 
 def _tiles(x: Tensor) -> Iterator[Tensor]:
-    """(N, C, *S) -> views (n, C, p) of a few samples, or of some pixels of one."""
+    """Split x (N, C, *S) into views (n, C, p): of several samples, or of some pixels of one sample."""
     flat, tile = x.flatten(2), TILE * torch.get_num_threads()
     for samples in flat.split(max(1, tile // flat.shape[2])):
         yield from samples.split(tile, 2)
 
 
 def _linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """(n, C, p) -> (n, F, p): w x + b, laid out as x is."""
+    """Return w x + b for x (n, C, p): (n, F, p), in the memory layout of x."""
     if x.is_contiguous() or x.stride(1) != 1:
         return torch.baddbmm(b[:, None], w.expand(len(x), -1, -1), x)
     return torch.baddbmm(b, x.mT, w.mT.expand(len(x), -1, -1)).mT
 
 
-FORM = CpuForm(folds, lambda *call: gated(*call))   # looked up at each call, as tests replace it
+FORM = CpuForm(folds, lambda *call: gated(*call))   # looks `gated` up at each call, because tests replace it

@@ -1,4 +1,4 @@
-"""How fast the fused kernels of the attention gate are to be on an H200."""
+"""Speed goals for the fused kernels of the attention gate on an H200."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attention gate in other libraries."""
+"""Attention gates of other libraries whose weights can be converted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..sources import linear, norm
 
 
 def monai_arguments(spec: Any) -> dict[str, Any]:
-    """Arguments as MONAI's AttentionLayer gives them: half the channels are the gate's inner width."""
+    """Return the arguments that MONAI's AttentionLayer passes: the gate has C // 2 inner channels."""
     dims = {"spatial_dims": spec.spatial_dims}
     return dims | {"f_l": spec.channels, "f_g": spec.gating_channels, "f_int": spec.channels // 2}
 

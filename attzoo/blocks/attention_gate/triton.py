@@ -1,7 +1,8 @@
-"""The additive attention gate in Triton: x and g are read once, y is written once; torch.py says what.
+"""Fused kernels of the attention gate: the forward pass reads x and g once and writes y once.
 
-Going back, x, g and dy are read once, and dx and dg written once. Batch norm in training needs sums over all samples
-three times forward and two times back, and a pass over its inputs for each.
+The backward pass reads x, g and dy once, and writes dx and dg once. Batch norm in training needs sums over all samples,
+three in the forward pass and two in the backward pass, each of which reads its input once more. See torch.py for the
+definition.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from ...ops.numpy import one_value
 from .kernels import backward as backward_kernels
 from .kernels import forward as forward_kernels
 from .kernels import norms as norm_kernels
-from .kernels.backward import Slopes
-from .kernels.forward import Norm
-from .kernels.resize import grids
+from .kernels.backward import OutputGradient, ReluGradient
+from .kernels.forward import Outputs
+from .kernels.projections import Projection, Projections, fold
+from .kernels.resize import Grids, grids
+from .kernels.weights import Gradients, ProjectionGradients, weight_gradients
 
 ARGUMENTS = """Tensor x, Tensor g, Tensor w, Tensor? bias, Tensor u, Tensor? gating_bias, Tensor psi, Tensor? psi_bias,
 Tensor? scale, Tensor? shift, Tensor? gating_scale, Tensor? gating_shift, Tensor? psi_scale, Tensor? psi_shift,
@@ -32,148 +35,182 @@ Tensor? mean, Tensor? var, Tensor? gating_mean, Tensor? gating_var, Tensor? psi_
 float[] eps, bool[] training, str interpolation, bool align_corners, bool keep"""
 
 
-class Gate(NamedTuple):
-    """The arguments after x and g: weights and biases, norms, what has run of them, and options.
+class Call(NamedTuple):
+    """The operator's arguments; `needs_backward`: whether tensors are saved for a backward pass."""
 
-    mean, var: None where a norm goes by the batch, for which `training` has True. keep: whether there is a way back.
-    """
-
-    w: Tensor
-    bias: Tensor | None
-    u: Tensor
-    gating_bias: Tensor | None
-    psi: Tensor
-    psi_bias: Tensor | None
-    scale: Tensor | None
-    shift: Tensor | None
-    gating_scale: Tensor | None
-    gating_shift: Tensor | None
-    psi_scale: Tensor | None
-    psi_shift: Tensor | None
-    mean: Tensor | None
-    var: Tensor | None
-    gating_mean: Tensor | None
-    gating_var: Tensor | None
-    psi_mean: Tensor | None
-    psi_var: Tensor | None
-    eps: Sequence[float]
-    training: Sequence[bool]
+    x: Tensor
+    g: Tensor
+    projections: Projections
     interpolation: str
     align_corners: bool
-    keep: bool
+    needs_backward: bool
+
+    @property
+    def inner_channels(self) -> int:
+        """Number of channels F in which x and g are added."""
+        return self.projections.skip.weight.shape[0]
+
+    def grids(self, source: Tensor) -> Grids:
+        """Return the grids for resampling from the positions of `source` to those of x."""
+        return grids(source.shape[2:], self.x.shape[2:], self.interpolation, self.align_corners)
+
+    def with_batch_statistics(self, saved: Saved) -> Projections:
+        """Return the projections with the saved statistics where a norm uses those of the batch."""
+        skip, gating, psi = self.projections
+        skip, gating = skip.with_batch_statistics(saved.skip_batch), gating.with_batch_statistics(saved.gating_batch)
+        return Projections(skip, gating, psi)
+
+    def psi_batch_norm(self, saved: Saved) -> channel_norm.Norm | None:
+        """Return psi's norm if it uses statistics of the batch."""
+        psi = self.projections.psi
+        if psi.scale is None or psi.shift is None or not psi.by_batch:
+            return None
+        return channel_norm.Norm(psi.scale, psi.shift, None, None, psi.eps, saved.logits, saved.psi_statistics)
 
 
-class Kept(NamedTuple):
-    """What the backward pass needs: alpha (N, S), the relu's bits, and the weights' scales as they were folded.
+class Saved(NamedTuple):
+    """Tensors saved for the backward pass; those that are not needed have no elements.
 
-    Of norms that go by the batch also its mean, variance and unbiased variance, (3, F), without the bias; and of psi's
-    its input, (N, S), and statistics, see channel_norm.Norm. What is not needed is empty.
+    alpha: (N, S).
+    bits: the relu's signs, (N, ceil(F / 32), S).
+    folded: see projections.py.
+    skip_batch, gating_batch: mean, variance and unbiased variance, without the bias, of a projection whose norm uses
+        statistics of the batch, (3, F).
+    logits, psi_statistics: input, (N, S), and statistics, (3,), of psi's norm if it uses those of the batch, see
+        `channel_norm.Norm`.
     """
 
     alpha: Tensor
     bits: Tensor
     folded: Tensor
-    batch: Tensor
+    skip_batch: Tensor
     gating_batch: Tensor
     logits: Tensor
-    psi_batch: Tensor
+    psi_statistics: Tensor
 
 
-def outputs(x: Tensor, g: Tensor, *rest: Any) -> Sequence[Any]:
-    """y and what is kept."""
-    it = Gate(*rest)
-    N, S, F = x.shape[0], prod(x.shape[2:]), it.w.shape[0]
-    skip, gating, psi = it.training
-    # not N * keep and so on: torch 2.11 multiplies no size of a graph by a bool
-    bits = torch.empty((N if it.keep else 0, cdiv(F, forward_kernels.WORD), S), dtype=torch.int32, device=x.device)
-    alpha = empty_float32(x, N if it.keep or psi else 0, S)
-    norms = empty_float32(x, 3, F if skip else 0), empty_float32(x, 3, F if gating else 0)
-    batches = *norms, empty_float32(x, N if psi else 0, S), empty_float32(x, 3 if psi else 0)
-    return torch.empty_like(x), *Kept(alpha, bits, empty_float32(x, 4 * F + 2), *batches)
+# ---- conversion from and to the flat lists of the operator -----------------------------------------------------------
+
+
+def call_of(
+    x: Tensor, g: Tensor,
+    w: Tensor, bias: Tensor | None, u: Tensor, gating_bias: Tensor | None, psi: Tensor, psi_bias: Tensor | None,
+    scale: Tensor | None, shift: Tensor | None, gating_scale: Tensor | None, gating_shift: Tensor | None,
+    psi_scale: Tensor | None, psi_shift: Tensor | None,
+    mean: Tensor | None, var: Tensor | None, gating_mean: Tensor | None, gating_var: Tensor | None,
+    psi_mean: Tensor | None, psi_var: Tensor | None,
+    eps: Sequence[float], training: Sequence[bool], interpolation: str, align_corners: bool, keep: bool,
+) -> Call:   # fmt: skip
+    """Group the operator's arguments, see ARGUMENTS; eps, training: of the skip, gating and psi norm."""
+    projections = Projections(
+        Projection(w, bias, scale, shift, mean, var, eps[0], training[0]),
+        Projection(u, gating_bias, gating_scale, gating_shift, gating_mean, gating_var, eps[1], training[1]),
+        Projection(psi, psi_bias, psi_scale, psi_shift, psi_mean, psi_var, eps[2], training[2]),
+    )
+    return Call(x, g, projections, interpolation, align_corners, keep)
+
+
+def grouped_gradients(
+    dw: Tensor, dbias: Tensor | None, du: Tensor, dgating_bias: Tensor | None, dpsi: Tensor, dpsi_bias: Tensor | None,
+    dscale: Tensor | None, dshift: Tensor | None, dgating_scale: Tensor | None, dgating_shift: Tensor | None,
+    dpsi_scale: Tensor | None, dpsi_shift: Tensor | None,
+) -> Gradients:   # fmt: skip
+    """Group the gradients of the parameters, given in the order of ARGUMENTS."""
+    return Gradients(
+        ProjectionGradients(dw, dbias, dscale, dshift),
+        ProjectionGradients(du, dgating_bias, dgating_scale, dgating_shift),
+        ProjectionGradients(dpsi, dpsi_bias, dpsi_scale, dpsi_shift),
+    )
+
+
+def flat_arguments(call: Call) -> list[Any]:
+    """Return the operator's arguments in the order of ARGUMENTS; see `call_of` for the inverse."""
+    skip, gating, psi = call.projections
+    return [
+        call.x, call.g,
+        skip.weight, skip.bias, gating.weight, gating.bias, psi.weight, psi.bias,
+        skip.scale, skip.shift, gating.scale, gating.shift, psi.scale, psi.shift,
+        skip.mean, skip.var, gating.mean, gating.var, psi.mean, psi.var,
+        [skip.eps, gating.eps, psi.eps], [skip.by_batch, gating.by_batch, psi.by_batch],
+        call.interpolation, call.align_corners, call.needs_backward,
+    ]   # fmt: skip
+
+
+# ---- passes ----------------------------------------------------------------------------------------------------------
+
+
+def outputs(*args: Any) -> Sequence[Any]:
+    """Allocate y and the saved tensors."""
+    call = call_of(*args)
+    x, needs_backward = call.x, call.needs_backward
+    N, S, F = x.shape[0], prod(x.shape[2:]), call.inner_channels
+    projections = call.projections
+    skip, gating, psi = projections.skip.by_batch, projections.gating.by_batch, projections.psi.by_batch
+    # not N * needs_backward: torch 2.11 cannot multiply a symbolic size by a bool
+    words = cdiv(F, forward_kernels.WORD)
+    saved = Saved(
+        alpha=empty_float32(x, N if needs_backward or psi else 0, S),
+        bits=torch.empty((N if needs_backward else 0, words, S), dtype=torch.int32, device=x.device),
+        folded=empty_float32(x, 4 * F + 2),
+        skip_batch=empty_float32(x, 3, F if skip else 0),
+        gating_batch=empty_float32(x, 3, F if gating else 0),
+        logits=empty_float32(x, N if psi else 0, S),
+        psi_statistics=empty_float32(x, 3 if psi else 0),
+    )
+    return torch.empty_like(x), *saved
 
 
 def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
-    """Fold the norms, project g where it is coarser, and do the rest in one pass, but for norms by the batch."""
-    x, g, it = args[0], args[1], Gate(*args[2:])
-    y, kept = to[0], Kept(*to[1:])
-    skip, gating, psi = it.training
-    biases = [None if skip else it.bias, None if gating else it.gating_bias, it.psi_bias]
-    if skip:
-        norm_kernels.moments(x, it.w, is_channels_last(x), kept.batch)
-    if gating:
-        norm_kernels.moments(g, it.u, is_channels_last(x), kept.gating_batch)
-    after = (None,) * 4 if psi else (it.psi_scale, it.psi_shift, it.psi_mean, it.psi_var)
-    norms = [
-        Norm(it.scale, it.shift, *((kept.batch, None) if skip else (it.mean, it.var)), it.eps[0]),
-        Norm(
-            it.gating_scale,
-            it.gating_shift,
-            *((kept.gating_batch, None) if gating else (it.gating_mean, it.gating_var)),
-            it.eps[1],
-        ),
-        Norm(*after, it.eps[2]),
-    ]
-    forward_kernels.fold(it.psi, biases, norms, kept.folded)
-    coarse = g.shape[2:] != x.shape[2:]
-    if coarse:
-        p = empty_float32(x, g.shape[0], prod(g.shape[2:]), it.w.shape[0])
-        forward_kernels.project(g, it.u, kept.folded, p, is_channels_last(x))
-    room = None if psi else y, kept.alpha if it.keep and not psi else None, kept.bits if it.keep else None
-    second, u = (p, None) if coarse else (g, it.u)
-    of_psi = _psi_norm(it, kept)
-    forward_kernels.gate(x, second, it.w, u, kept.folded, _grids(x, g, it), room, of_psi)
-    if of_psi is not None:
-        passes.scale(x, None, kept.alpha, y, norm=of_psi)
+    """Compute statistics of the batch, fold the norms, project g if it is coarser, then compute alpha and y."""
+    call, y, saved = call_of(*args), to[0], Saved(*to[1:])
+    x, g, projections = call.x, call.g, call.projections
+    channels_last = is_channels_last(x)
+    if projections.skip.by_batch:
+        norm_kernels.moments(x, projections.skip.weight, channels_last, saved.skip_batch)
+    if projections.gating.by_batch:
+        norm_kernels.moments(g, projections.gating.weight, channels_last, saved.gating_batch)
+    fold(call.with_batch_statistics(saved), saved.folded)
+    psi_norm, gating_weight = call.psi_batch_norm(saved), projections.gating.weight
+    alpha = saved.alpha if call.needs_backward and psi_norm is None else None
+    written = Outputs(y if psi_norm is None else None, alpha, saved.bits if call.needs_backward else None)
+    skip_weight, folded, both_grids = projections.skip.weight, saved.folded, call.grids(g)
+    if both_grids.are_equal:
+        forward_kernels.gate(x, g, skip_weight, gating_weight, folded, both_grids, written, psi_norm)
+    else:
+        p = empty_float32(x, g.shape[0], prod(g.shape[2:]), call.inner_channels)
+        forward_kernels.project(g, gating_weight, folded, p, channels_last)
+        forward_kernels.gate(x, p, skip_weight, None, folded, both_grids, written, psi_norm)
+    if psi_norm is not None:
+        passes.scale(x, None, saved.alpha, y, norm=psi_norm)
 
 
 def backward(
-    dy: Tensor, args: Sequence[Any], y: Tensor | None, saved: Sequence[Tensor], gradients: list[Any]
+    dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
 ) -> None:
-    """The gradient of the sigmoid's input, then those of x and g, then those of weights."""
-    x, g, it = args[0], args[1], Gate(*args[2:])
-    kept, F = Kept(*saved), len(it.w)
-    dx, dg, *learned = gradients
-    skip, gating, psi = it.training
+    """Compute the gradient of the sigmoid's input, then those of x and g, then those of the parameters."""
+    call, saved = call_of(*args), Saved(*kept)
+    x, g, folded = call.x, call.g, saved.folded
+    dx, dg, *parameter_gradients = gradients
+    parameter_grads = grouped_gradients(*parameter_gradients)
+    projections, psi_norm = call.with_batch_statistics(saved), call.psi_batch_norm(saved)
+    skip, gating, _ = projections
     dy, channels_last = match_layout(dy, x), is_channels_last(x)
-    own = not skip and not psi and backward_kernels.whole(x, F)
-    if own:
-        dz = empty_float32(x, *kept.alpha.shape)
+    compute_dz = not skip.by_batch and psi_norm is None and backward_kernels.fits_one_tile(x, call.inner_channels)
+    if compute_dz:
+        dz = empty_float32(x, *saved.alpha.shape)
     else:
-        of_psi = _psi_norm(it, kept)
-        dz = backward_kernels.to_sigmoid(x, dy, kept.alpha, channels_last, of_psi, learned[10:])
-    of_x = Slopes(dz, kept.bits, _grids(x, x, it))
-    of_g = Slopes(dz, kept.bits, _grids(x, g, it))
-    centre = gating_centre = None
-    if skip:
-        centre = norm_kernels.centre(x, it.w, kept.batch, it.eps[0], of_x, channels_last)
-    parts = backward_kernels.to_input(x, dy, kept.alpha, it.w, kept.folded, 0, of_x, own, centre, dx, channels_last)
-    if gating:
-        gating_centre = norm_kernels.centre(g, it.u, kept.gating_batch, it.eps[1], of_g, channels_last)
-    more = backward_kernels.to_input(g, None, None, it.u, kept.folded, 1, of_g, False, gating_centre, dg, channels_last)
-    norms = [
-        *((None, kept.batch, None) if skip else (it.bias, it.mean, it.var)),
-        *learned[6:8],
-        it.eps[0],
-        *((None, kept.gating_batch, None) if gating else (it.gating_bias, it.gating_mean, it.gating_var)),
-        *learned[8:10],
-        it.eps[1],
-        *(it.psi, it.psi_bias, it.psi_mean, it.psi_var),
-        *learned[10:],
-        it.eps[2],
-    ]
-    centres = centre, gating_centre
-    backward_kernels.to_weights(parts, more, it.w, it.u, kept.folded, centres, learned[:6], norms, psi)
-
-
-def _psi_norm(it: Gate, kept: Kept) -> channel_norm.Norm | None:
-    """That of psi, if it goes by the batch."""
-    if it.psi_scale is None or it.psi_shift is None or not it.training[2]:
-        return None
-    return channel_norm.Norm(it.psi_scale, it.psi_shift, None, None, it.eps[2], kept.logits, kept.psi_batch)
+        dz = backward_kernels.sigmoid_gradient(x, dy, saved.alpha, channels_last, psi_norm, parameter_grads.psi)
+    on_x, on_g = ReluGradient(dz, saved.bits, call.grids(x)), ReluGradient(dz, saved.bits, call.grids(g))
+    output = OutputGradient(dy, saved.alpha, compute_dz)
+    batch = norm_kernels.batch_terms(x, skip, on_x, channels_last)
+    skip_sums = backward_kernels.input_gradient(x, dx, skip.weight, folded, 0, on_x, output, batch, channels_last)
+    batch = norm_kernels.batch_terms(g, gating, on_g, channels_last)
+    gating_sums = backward_kernels.input_gradient(g, dg, gating.weight, folded, 1, on_g, None, batch, channels_last)
+    weight_gradients(projections, skip_sums, gating_sums, folded, parameter_grads)
 
 
 class Product(nn.Module):
-    """x * gate.attention(x, g), which is all that the kernels do, by the parameters that this takes."""
+    """x * gate.attention(x, g), the part of a gate that the kernels compute, with only its parameters."""
 
     def __init__(self, gate: Any) -> None:
         super().__init__()
@@ -182,10 +219,11 @@ class Product(nn.Module):
         self.attention = gate.attention
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:
+        """Return x * attention(x, g)."""
         return x * self.attention(x, g)
 
 
-KERNELS = Fused("attention_gate", ARGUMENTS, len(Kept._fields), outputs, forward, backward, fixed=6, plain=Product,
+KERNELS = Fused("attention_gate", ARGUMENTS, len(Saved._fields), outputs, forward, backward, fixed=6, plain=Product,
     settings=forward_kernels.precision,
 )
 CASES: Final = (
@@ -204,71 +242,71 @@ CASES: Final = (
 )
 
 
-
 def refusal(gate: Any, x: Tensor, g: Tensor) -> str | None:
-    """Why the kernels cannot compute a gate of these inputs; None where they can."""
+    """Return why the kernels cannot compute a gate with these inputs; None if they can."""
     spec = gate.spec
     convs: Any = gate.skip, gate.gating, gate.psi
     norms: Any = gate.skip_norm, gate.gating_norm, gate.psi_norm
     sizes = [(spec.width, spec.channels), (spec.width, spec.gating_channels), (1, spec.width)]
-    if [tuple(conv.weight.shape[:2]) for conv in convs] != sizes:
-        return "its layers are of other sizes than it made"
-    if any(norm.weight.shape != size[:1] for norm, size in zip(norms, sizes, strict=True) if spec.norm):
-        return "its layers are of other sizes than it made"
+    convs_match = [tuple(conv.weight.shape[:2]) for conv in convs] == sizes
+    if not convs_match or any(n.weight.shape != size[:1] for n, size in zip(norms, sizes, strict=True) if spec.norm):
+        return "its layers have other sizes than the gate created"
     if prod(spec.strides) > 1:
-        return f"it takes a stride of 1, got {spec.strides}"
+        return f"its kernels need stride 1, got {spec.strides}"
     if spec.norm and not x.shape[0]:
-        return "there is nothing to normalise in a batch of nothing"
+        return "batch norm needs a batch of at least 1 sample, got 0"
     if spec.width * max(prod(x.shape[2:]), prod(g.shape[2:])) >= LONGEST:
-        return f"it takes samples of fewer than 2^31 numbers within, got {tuple(x.shape)} and {tuple(g.shape)}"
+        shapes = f"{tuple(x.shape)} and {tuple(g.shape)}"
+        return f"its kernels need fewer than 2^31 numbers per sample in its inner channels, got shapes {shapes}"
     return None
 
 
 def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
-    """(N, C, *S), (N, G, *G) -> x * block.attention(x, g), (N, C, *S)."""
+    """Return x * block.attention(x, g) for x (N, C, *S) and g (N, G, *G): (N, C, *S)."""
     x = as_dense(x)
     g = match_layout(g, x)
-    convs, norms = (block.skip, block.gating, block.psi), (block.skip_norm, block.gating_norm, block.psi_norm)
-    by_batch = [not isinstance(norm, nn.Identity) and (norm.training or norm.running_mean is None) for norm in norms]
+    projections = Projections(
+        projection_of(block.skip, block.skip_norm),
+        projection_of(block.gating, block.gating_norm),
+        projection_of(block.psi, block.psi_norm),
+    )
     counts = [t.shape[0] * prod(t.shape[2:]) for t in (x, g, x)]
-    for shape, count, batch in zip((x.shape, g.shape, x.shape), counts, by_batch, strict=True):
-        if batch and count == 1:
-            raise one_value(shape)
-    layers = [tensor for conv in convs for tensor in (conv.weight, conv.bias)]
-    affine = [getattr(norm, name, None) for norm in norms for name in ("weight", "bias")]
-    running = [
-        None if batch else getattr(norm, name, None)
-        for norm, batch in zip(norms, by_batch, strict=True)
-        for name in ("running_mean", "running_var")
-    ]
-    tensors = [x, g, *layers, *affine]
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    eps = [getattr(norm, "eps", 0.0) for norm in norms]
-    options = eps, by_batch, block.spec.interpolation, block.spec.align_corners, keep
-    y, *saved = KERNELS(block, *tensors, *running, *options)
-    if any(by_batch):
-        _update_running_stats(block, by_batch, counts, Kept(*saved))
+    for t, count, projection in zip((x, g, x), counts, projections, strict=True):
+        if projection.by_batch and count == 1:
+            raise one_value(t.shape)
+    needs_backward = False
+    if torch.is_grad_enabled():
+        learned = [t for p in projections for t in (p.weight, p.bias, p.scale, p.shift)]
+        needs_backward = any(t is not None and t.requires_grad for t in (x, g, *learned))
+    spec = block.spec
+    call = Call(x, g, projections, spec.interpolation, spec.align_corners, needs_backward)
+    y, *saved = KERNELS(block, *flat_arguments(call))
+    if any(projection.by_batch for projection in projections):
+        _update_running_stats(block, projections, counts, Saved(*saved))
     return y
 
 
-# ---- norms -----------------------------------------------------------------------------------------------------------
+def projection_of(conv: Any, norm: Any) -> Projection:
+    """Return the tensors of a convolution and the norm after it (`nn.Identity` for none)."""
+    if isinstance(norm, nn.Identity):
+        return Projection(conv.weight, conv.bias, None, None, None, None, 0.0, False)
+    mean = norm.running_mean
+    by_batch = norm.training or mean is None
+    mean, var = (None, None) if by_batch else (mean, norm.running_var)
+    return Projection(conv.weight, conv.bias, norm.weight, norm.bias, mean, var, norm.eps, by_batch)
 
 
-def _update_running_stats(block: Any, by_batch: Sequence[bool], counts: Sequence[int], kept: Kept) -> None:
-    """Running statistics follow the batch's."""
-    skip, gating, psi = by_batch
-    if skip:
-        update_running_stats(block.skip_norm, *_biased(kept.batch, block.skip.bias), counts[0])
-    if gating:
-        update_running_stats(block.gating_norm, *_biased(kept.gating_batch, block.gating.bias), counts[1])
-    if psi:
-        update_running_stats(block.psi_norm, kept.psi_batch[:1], kept.psi_batch[2:], counts[2])
+def _update_running_stats(block: Any, projections: Projections, counts: Sequence[int], saved: Saved) -> None:
+    """Update the running statistics of the norms that use those of the batch, of `counts` values each."""
+    skip, gating, psi = projections
+    if skip.by_batch:
+        update_running_stats(block.skip_norm, *_mean_and_variance(saved.skip_batch, skip.bias), counts[0])
+    if gating.by_batch:
+        update_running_stats(block.gating_norm, *_mean_and_variance(saved.gating_batch, gating.bias), counts[1])
+    if psi.by_batch:
+        update_running_stats(block.psi_norm, saved.psi_statistics[:1], saved.psi_statistics[2:], counts[2])
 
 
-def _biased(batch: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean, with the bias, and unbiased variance."""
+def _mean_and_variance(batch: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the mean, with the bias, and the unbiased variance."""
     return (batch[0] if bias is None else batch[0] + bias.detach()), batch[2]
-
-
-def _grids(x: Tensor, g: Tensor, it: Gate) -> Any:
-    return grids(g.shape[2:], x.shape[2:], it.interpolation, it.align_corners)

@@ -1,4 +1,4 @@
-"""The attention gate as it is published. A width of 0 in the source is 1 here."""
+"""Published variants of the attention gate. The inner width is at least 1, also where a source computes 0."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 from ...contract import Variant
 from .spec import AttentionGate
 
-PLAIN: Final = {"stride": 1, "skip_bias": True, "norm": False, "output_transform": False}   # three 1x1 maps
+PLAIN: Final = {"stride": 1, "skip_bias": True, "norm": False, "output_transform": False}   # three 1x1 convolutions
 NORMED: Final = PLAIN | {"norm": True}                                                      # each with batch norm
 
 
@@ -29,18 +29,18 @@ VARIANTS: Final = {
         {"inter_channels": half},
     ),
     "leejunhyun": Variant(
-        "LeeJunHyun/Image_Segmentation@7a6e5f9, network.py, Attention_block: g upsampled before",
+        "LeeJunHyun/Image_Segmentation@7a6e5f9, network.py, Attention_block: g is upsampled before the gate",
         NORMED,
         {"inter_channels": half},
     ),
     "monai": Variant(
-        "MONAI 1.6.1, monai/networks/nets/attentionunet.py, AttentionBlock: g upsampled before",
+        "MONAI 1.6.1, monai/networks/nets/attentionunet.py, AttentionBlock: g is upsampled before the gate",
         NORMED,
         {"inter_channels": half},
     ),
     "keras": Variant(
-        "as yingkaisha/keras-unet-collection@1c24b7a, keras_unet_collection/layer_utils.py, attention_gate, whose width"
-        " is its caller's: here a quarter of g, as in Keras ports of 32 to 512 channels",
+        "as yingkaisha/keras-unet-collection@1c24b7a, keras_unet_collection/layer_utils.py, attention_gate, with a"
+        " width chosen by the caller: here a quarter of g, as in Keras ports of 32 to 512 channels",
         PLAIN,
         {"inter_channels": quarter},
     ),

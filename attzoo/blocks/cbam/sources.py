@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
-from ...contract import Source
+from ...contract import Source, part
 from ..channel_attention import sources as channel_attention
-from ..sources import only_channels, prefixed
+from ..sources import only_channels, prefixed, read_kernel, read_perceptron
 from ..spatial_attention import sources as spatial_attention
 
 NAMES: Final = prefixed("channel", channel_attention.NAMES) | prefixed("spatial", spatial_attention.NAMES)
+
+
+def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Arguments from the shapes of both parts' arrays."""
+    return read_perceptron(part("channel", shapes)) | read_kernel(part("spatial", shapes))
+
+
 SOURCES: Final = {
-    "timm": Source("timm", "timm.layers.cbam", "CbamModule", "timm", only_channels, NAMES, in_resnets=True)
+    "timm": Source("timm", "timm.layers.cbam", "CbamModule", "timm", only_channels, NAMES, in_resnets=True, read=read)
 }

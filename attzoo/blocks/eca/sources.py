@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from ...contract import Source
 from ..sources import only_channels
 
+
+def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Arguments from the kernel, which is as long for many numbers of channels."""
+    return {"kernel_size": shapes["conv.weight"][-1]}
+
+
 NAMES: Final = {"conv.weight": "conv.weight"}
 SOURCES: Final = {
-    "timm": Source("timm", "timm.layers", "EcaModule", "timm", only_channels, NAMES, in_resnets=True),
-    "timm_circular": Source("timm", "timm.layers", "CecaModule", "circular", only_channels, NAMES),
-}
+    "timm": Source("timm", "timm.layers", "EcaModule", "timm", only_channels, NAMES, in_resnets=True, read=read),
+    "timm_circular": Source(
+        "timm", "timm.layers", "CecaModule", "circular", only_channels, NAMES, read=read,
+        choices=({"padding": "circular"},),
+    ),
+}   # fmt: skip

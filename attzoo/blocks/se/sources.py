@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ...contract import Source
-from ..sources import linear, only_channels
+from ..sources import GATES, linear, only_channels, read_perceptron
 
 NAMES: Final = linear(squeeze="fc1", excite="fc2")
+READ: Final[dict[str, Any]] = {"read": read_perceptron, "choices": GATES}
 
 
 def torchvision_arguments(spec: Any) -> dict[str, Any]:
@@ -25,12 +26,12 @@ def monai_arguments(spec: Any) -> dict[str, Any]:
 
 
 SOURCES: Final = {
-    "timm": Source("timm", "timm.layers", "SEModule", "timm", only_channels, NAMES, in_resnets=True),
+    "timm": Source("timm", "timm.layers", "SEModule", "timm", only_channels, NAMES, in_resnets=True, **READ),
     "torchvision": Source(
-        "torchvision", "torchvision.ops.misc", "SqueezeExcitation", "torchvision", torchvision_arguments, NAMES
+        "torchvision", "torchvision.ops.misc", "SqueezeExcitation", "torchvision", torchvision_arguments, NAMES, **READ
     ),
     "monai": Source(
         "MONAI", "monai.networks.blocks", "ChannelSELayer", "monai", monai_arguments,
-        linear(squeeze="fc.0", excite="fc.2"),
+        linear(squeeze="fc.0", excite="fc.2"), **READ,
     ),
 }   # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ...contract import Source
-from ..sources import norm
+from ..sources import norm, read_kernel
 
 NAMES: Final = {"conv.weight": "conv.conv.weight"} | norm(norm="conv.bn")
 
@@ -15,4 +15,6 @@ def timm_arguments(spec: Any) -> dict[str, Any]:
     return {}
 
 
-SOURCES: Final = {"timm": Source("timm", "timm.layers.cbam", "SpatialAttn", "timm", timm_arguments, NAMES)}
+SOURCES: Final = {
+    "timm": Source("timm", "timm.layers.cbam", "SpatialAttn", "timm", timm_arguments, NAMES, read=read_kernel)
+}

@@ -1,15 +1,14 @@
 """Batch norm of a map with a single channel, q (N, S), in the kernels around it, forward and backward.
 
-The kernel that writes the map adds up its statistics, and the kernel that applies the coefficients normalises it as it
-reads it. In the backward pass the kernel that writes the gradient of the norm's output adds up what the norm takes from
-it. PyTorch's own batch norm gives a channel to one block of threads: for (8, 65536) it took 375 microseconds forward
-and 605 backward on an H200, where a sum over as much takes 11.
+The kernel that writes the map also computes its statistics, and the kernel that applies the coefficients normalises the
+map when it reads it. In the backward pass the kernel that writes the gradient of the norm's output also computes the
+sums that the norm's backward pass needs. PyTorch's own batch norm processes a channel with one block of threads: for
+(8, 65536) it took 375 microseconds forward and 605 backward on an H200, where a sum of as many numbers takes 11.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -18,14 +17,18 @@ from torch import Tensor
 from .common import REAL, cdiv, counters, empty_float32, is_last, launch
 
 AT_ONCE = tl.constexpr(1024)   # parts that the last program adds up at a time
-POSITIONS = 1024               # of the map, that a program of `backward` takes
+POSITIONS = 1024               # positions of the map that a program of `backward_kernel` processes
 
 
 class Norm(NamedTuple):
-    """A batch norm's scale and shift, 1 number each, running mean and variance or, where it goes by the batch, None.
+    """A batch norm of a map q.
 
-    statistics: mean and 1 / deviation by which it normalises, and of a batch its unbiased variance: 3 numbers, written
-    with the map q (N, S).
+    scale, shift: (1,).
+    mean, var: running statistics, (1,); None if the norm uses statistics of the batch.
+    eps: added to the variance.
+    q: the map, (N, S).
+    statistics: mean and 1 / standard deviation that the norm uses, and the unbiased variance of a batch, (3,); written
+        together with q.
     """
 
     scale: Tensor
@@ -38,7 +41,7 @@ class Norm(NamedTuple):
 
     @property
     def by_batch(self) -> bool:
-        """Whether it goes by the batch's statistics."""
+        """Whether the norm uses statistics of the batch."""
         return self.mean is None
 
 
@@ -47,16 +50,16 @@ class Norm(NamedTuple):
 
 @triton.jit
 def add_moments(q, inside, i, programs, count, parts, counter, statistics, eps):
-    """Note mean and sum of squares of this program's part of the map; the last of all writes the batch's statistics.
+    """Store the moments of this program's part of the map; the last program writes the statistics of the batch.
 
-    Parts are merged as Chan et al. merge samples. parts: (3, programs), of counts, means and sums of squares.
+    Parts are merged as Chan et al. merge samples. parts: (3, programs), counts, means and sums of squared deviations.
     """
-    here = tl.sum(inside.to(REAL))
-    mean = tl.sum(tl.where(inside, q, 0.0)) / here
-    off = tl.where(inside, q - mean, 0.0)
-    tl.store(parts + i, here)
+    part_count = tl.sum(inside.to(REAL))
+    mean = tl.sum(tl.where(inside, q, 0.0)) / part_count
+    centred = tl.where(inside, q - mean, 0.0)
+    tl.store(parts + i, part_count)
     tl.store(parts + programs + i, mean)
-    tl.store(parts + 2 * programs + i, tl.sum(off * off))
+    tl.store(parts + 2 * programs + i, tl.sum(centred * centred))
     if is_last(counter, programs):
         sums = tl.zeros([AT_ONCE], REAL)
         for start in range(0, programs, AT_ONCE):
@@ -68,9 +71,9 @@ def add_moments(q, inside, i, programs, count, parts, counter, statistics, eps):
         for start in range(0, programs, AT_ONCE):
             part = start + tl.arange(0, AT_ONCE)
             n = tl.load(parts + part, part < programs, 0.0, cache_modifier=".cg")
-            apart = tl.load(parts + programs + part, part < programs, 0.0, cache_modifier=".cg") - mean
+            difference = tl.load(parts + programs + part, part < programs, 0.0, cache_modifier=".cg") - mean
             sums += tl.load(parts + 2 * programs + part, part < programs, 0.0, cache_modifier=".cg")
-            sums += tl.where(part < programs, n * apart * apart, 0.0)
+            sums += tl.where(part < programs, n * difference * difference, 0.0)
         total = tl.sum(sums)
         tl.store(statistics, mean)
         tl.store(statistics + 1, 1 / tl.sqrt(total / count + eps))
@@ -78,54 +81,55 @@ def add_moments(q, inside, i, programs, count, parts, counter, statistics, eps):
 
 
 @triton.jit
-def normalised(q, statistics):
-    """(q - mean) / deviation."""
+def normalize(q, statistics):
+    """Return (q - mean) / standard deviation."""
     return (q - tl.load(statistics)) * tl.load(statistics + 1)
 
 
 @triton.jit
-def applied(q, statistics, scale, shift):
-    """The norm of q."""
-    return normalised(q, statistics) * tl.load(scale).to(REAL) + tl.load(shift).to(REAL)
+def apply_norm(q, statistics, scale, shift):
+    """Return the norm's output for q."""
+    return normalize(q, statistics) * tl.load(scale).to(REAL) + tl.load(shift).to(REAL)
 
 
 @triton.jit
-def add_slopes(d, q, inside, i, programs, parts, counter, statistics, sums, dscale, dshift):
-    """Note sums of this program's part of d, the gradient of the norm's output; the last of all writes their totals.
+def add_gradient_sums(d, q, inside, i, programs, parts, counter, statistics, sums, dscale, dshift):
+    """Store sums of this program's part of d, the gradient of the norm's output; the last program adds them up.
 
-    These are the gradients of shift and scale, also written into `sums`, 2 numbers. parts: (2, programs).
+    The totals are the gradients of shift and scale. They are written there, and as float32 into `sums`, (2,).
+    parts: (2, programs).
     """
     tl.store(parts + i, tl.sum(tl.where(inside, d, 0.0)))
-    tl.store(parts + programs + i, tl.sum(tl.where(inside, d * normalised(q, statistics), 0.0)))
+    tl.store(parts + programs + i, tl.sum(tl.where(inside, d * normalize(q, statistics), 0.0)))
     if is_last(counter, programs):
-        of_shift = tl.zeros([AT_ONCE], REAL)
-        of_scale = tl.zeros([AT_ONCE], REAL)
+        shift_sums = tl.zeros([AT_ONCE], REAL)
+        scale_sums = tl.zeros([AT_ONCE], REAL)
         for start in range(0, programs, AT_ONCE):
             part = start + tl.arange(0, AT_ONCE)
-            of_shift += tl.load(parts + part, part < programs, 0.0, cache_modifier=".cg")
-            of_scale += tl.load(parts + programs + part, part < programs, 0.0, cache_modifier=".cg")
-        tl.store(sums, tl.sum(of_shift))
-        tl.store(sums + 1, tl.sum(of_scale))
-        tl.store(dshift, tl.sum(of_shift).to(dshift.dtype.element_ty))
-        tl.store(dscale, tl.sum(of_scale).to(dscale.dtype.element_ty))
+            shift_sums += tl.load(parts + part, part < programs, 0.0, cache_modifier=".cg")
+            scale_sums += tl.load(parts + programs + part, part < programs, 0.0, cache_modifier=".cg")
+        tl.store(sums, tl.sum(shift_sums))
+        tl.store(sums + 1, tl.sum(scale_sums))
+        tl.store(dshift, tl.sum(shift_sums).to(dshift.dtype.element_ty))
+        tl.store(dscale, tl.sum(scale_sums).to(dscale.dtype.element_ty))
 
 
 @triton.jit
 def backward_kernel(d, q, statistics, sums, scale, dq, count, BY_BATCH: tl.constexpr, BS: tl.constexpr):
-    """One program: BS positions of all samples."""
+    """One program: BS positions of the flattened map."""
     s = tl.program_id(0).to(tl.int64) * BS + tl.arange(0, BS)
-    slope = tl.load(d + s, s < count, 0.0)
+    gradient = tl.load(d + s, s < count, 0.0)
     if BY_BATCH:
-        normal = normalised(tl.load(q + s, s < count, 0.0), statistics)
-        slope -= (tl.load(sums) + normal * tl.load(sums + 1)) / count
-    tl.store(dq + s, slope * (tl.load(statistics + 1) * tl.load(scale).to(REAL)), s < count)
+        normalized = normalize(tl.load(q + s, s < count, 0.0), statistics)
+        gradient -= (tl.load(sums) + normalized * tl.load(sums + 1)) / count
+    tl.store(dq + s, gradient * (tl.load(statistics + 1) * tl.load(scale).to(REAL)), s < count)
 
 
-# ---- around them -----------------------------------------------------------------------------------------------------
+# ---- launching -------------------------------------------------------------------------------------------------------
 
 
-class Slopes(NamedTuple):
-    """What `add_slopes` takes besides, in its order; None without a norm."""
+class GradientSums(NamedTuple):
+    """Tensor arguments of `add_gradient_sums`, in the order in which kernels take them; None without a norm."""
 
     q: Tensor | None
     statistics: Tensor | None
@@ -136,18 +140,21 @@ class Slopes(NamedTuple):
     dshift: Tensor | None
 
     @classmethod
-    def of(cls, norm: Norm | None, programs: int, gradients: Sequence[Any]) -> Slopes:
-        """For so many programs; gradients: room for those of scale and shift."""
+    def allocate(
+        cls, norm: Norm | None, programs: int, dscale: Tensor | None, dshift: Tensor | None
+    ) -> GradientSums:
+        """Allocate the sums for this number of programs; dscale and dshift receive the gradients."""
         if norm is None:
-            return cls(*[None] * 7)
-        q = norm.q
-        return cls(q, norm.statistics, empty_float32(q, 2, programs), counters(q, 1), empty_float32(q, 2), *gradients)
+            return cls(None, None, None, None, None, None, None)
+        q, parts = norm.q, empty_float32(norm.q, 2, programs)
+        return cls(q, norm.statistics, parts, counters(q, 1), empty_float32(q, 2), dscale, dshift)
 
 
-def backward(d: Tensor, norm: Norm | None, slopes: Slopes) -> None:
-    """Turn d (N, S), the gradient of the norm's output, into that of q, in place; slopes: with its sums."""
+def backward(d: Tensor, norm: Norm | None, sums: GradientSums) -> None:
+    """Replace d (N, S), the gradient of the norm's output, by the gradient of q; `sums` are those of d."""
     if norm is None:
         return
     count = d.numel()
     options = {"BY_BATCH": norm.by_batch, "BS": POSITIONS, "num_warps": 4}
-    launch(backward_kernel, cdiv(count, POSITIONS), d, *slopes[:2], slopes.sums, norm.scale, d, count, **options)
+    args = d, sums.q, sums.statistics, sums.sums, norm.scale, d, count
+    launch(backward_kernel, cdiv(count, POSITIONS), *args, **options)

@@ -1,13 +1,12 @@
-"""The convolution of spatial attention, 2 maps to 1 with zeros around: (N, 2, S) -> (N, S), and back.
+"""The convolution of spatial attention, from 2 maps to 1 with zero padding: (N, 2, S) -> (N, S), and its backward pass.
 
-In 1-D to 3-D, in one form: places are (D, H, W), and a line or an image has 1 of what it lacks, its kernel too. These
-maps are 2 / C and 1 / C of the size of x, so taps are read again and again from the cache.
+Positions and kernel sizes of 1 to 3 dimensions are (D, H, W), with leading sizes of 1. The maps have 2 / C and 1 / C of
+the size of x, so the cache holds what several taps read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -16,13 +15,16 @@ from torch import Tensor
 from .channel_norm import Norm, add_moments
 from .common import REAL, cdiv, counters, empty_float32, is_last, launch, next_power_of_2, parts_and_steps, places
 
-PLACES = 128    # that a program takes
-TAPS = 16       # of the kernel, that a program takes on the way back
+PLACES = 128    # positions that a program processes
+TAPS = 16       # taps of the kernel that a program of `weight_kernel` processes
 
 
 @triton.jit
 def tap(p, j, D, H, W, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BACK: tl.constexpr):
-    """The place that tap j of a kernel over place p reads or, going back, that reads p with it; and if there is one."""
+    """Return the position that tap j of the kernel reads for output p, and whether it is inside the map.
+
+    If BACK, return the output that reads position p by tap j.
+    """
     d = j // (KH * KW) - KD // 2
     h = j // KW % KH - KH // 2
     w = j % KW - KW // 2
@@ -39,17 +41,17 @@ def conv_kernel(
     maps, weight, q, t, scale, shift, mean, var, statistics, parts, counter, eps, N, D, H, W,
     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BS places of a sample. Without a norm, or with one by running statistics, it writes t too."""
+    """One program: BS positions of a sample. It writes t too, unless a norm uses statistics of the batch."""
     S = D * H * W
     n, p = places(tl.program_id(0), S, BS)
     n = n.to(tl.int64)
     sums = tl.zeros([BS], REAL)
-    for j in range(KD * KH * KW):   # not unrolled, for then it would spill
-        other, known = tap(p, j, D, H, W, KD, KH, KW, False)
-        known = known & (p < S)
-        to = maps + n * 2 * S + other
-        sums += tl.load(to, known, 0.0) * tl.load(weight + j).to(REAL)
-        sums += tl.load(to + S, known, 0.0) * tl.load(weight + KD * KH * KW + j).to(REAL)
+    for j in range(KD * KH * KW):   # not unrolled, because that would spill
+        position, inside = tap(p, j, D, H, W, KD, KH, KW, False)
+        inside = inside & (p < S)
+        address = maps + n * 2 * S + position
+        sums += tl.load(address, inside, 0.0) * tl.load(weight + j).to(REAL)
+        sums += tl.load(address + S, inside, 0.0) * tl.load(weight + KD * KH * KW + j).to(REAL)
     if q is not None:
         tl.store(q + n * S + p, sums, p < S)
     if parts is not None:
@@ -65,20 +67,34 @@ def conv_kernel(
 
 
 def conv(maps: Tensor, weight: Tensor, size: Sequence[int], t: Tensor, norm: Norm | None) -> None:
-    """maps (N, 2, S), weight (1, 2, *k) -> the sigmoid of their convolution and its norm, if there is one, (N, S).
+    """Write t, the sigmoid of the convolution of the maps, or of the norm of that convolution.
 
-    With a norm it writes the convolution and the norm's statistics. With one by the batch, it does not write t.
+    A norm that uses statistics of the batch is applied later: then t is not written.
+
+    Args:
+        maps: (N, 2, S).
+        weight: (1, 2, *k).
+        size: the spatial sizes.
+        t: tensor to write, (N, S).
+        norm: norm after the convolution, or None; its `q` and `statistics` are written.
+
+    Raises:
+        ValueError: if the weight is not for 2 maps to 1.
     """
-    if weight.shape[:2] != (1, 2):   # the kernel would read past its end
-        raise ValueError(f"expected a kernel from 2 maps to 1, got {list(weight.shape)}")
-    whole, kernel = _whole(size), _kernel(weight)
+    if weight.shape[:2] != (1, 2):   # the kernel would read beyond the end of the weight
+        raise ValueError(f"expected a convolution weight from 2 maps to 1, (1, 2, *k), got {list(weight.shape)}")
+    size_3d, kernel = _as_3d(size), _kernel_sizes(weight)
     N, S = t.shape
     BS = min(next_power_of_2(S), PLACES)
     programs = N * cdiv(S, BS)
-    arrays: list[Any] = [None] * 7 if norm is None else [*norm[:4], norm.statistics, None, None]
-    if norm is not None and norm.by_batch:
-        arrays[5:] = empty_float32(t, 3, programs), counters(t, 1)
-    args = maps, weight, norm and norm.q, t, *arrays, norm and norm.eps, N, *whole
+    q, eps = (None, None) if norm is None else (norm.q, norm.eps)
+    norm_tensors: Sequence[Tensor | None] = [None] * 5
+    moments: Sequence[Tensor | None] = [None] * 2
+    if norm is not None:
+        norm_tensors = norm.scale, norm.shift, norm.mean, norm.var, norm.statistics
+        if norm.by_batch:
+            moments = empty_float32(t, 3, programs), counters(t, 1)
+    args = maps, weight, q, t, *norm_tensors, *moments, eps, N, *size_3d
     launch(conv_kernel, programs, *args, BS=BS, num_warps=4, **kernel)
 
 
@@ -87,19 +103,19 @@ def maps_kernel(
     dq, weight, ties, dmaps, D, H, W, channels,
     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BS places of a sample."""
+    """One program: BS positions of a sample."""
     S = D * H * W
     n, p = places(tl.program_id(0), S, BS)
     n = n.to(tl.int64)
     mean = tl.zeros([BS], REAL)
-    most = tl.zeros([BS], REAL)
+    maximum = tl.zeros([BS], REAL)
     for j in range(KD * KH * KW):
-        other, known = tap(p, j, D, H, W, KD, KH, KW, True)
-        d = tl.load(dq + n * S + other, known & (p < S), 0.0)
+        position, inside = tap(p, j, D, H, W, KD, KH, KW, True)
+        d = tl.load(dq + n * S + position, inside & (p < S), 0.0)
         mean += d * tl.load(weight + j).to(REAL)
-        most += d * tl.load(weight + KD * KH * KW + j).to(REAL)
+        maximum += d * tl.load(weight + KD * KH * KW + j).to(REAL)
     tl.store(dmaps + n * 2 * S + p, mean / channels, p < S)
-    tl.store(dmaps + n * 2 * S + S + p, most / tl.load(ties + n * S + p, p < S, 1.0), p < S)
+    tl.store(dmaps + n * 2 * S + S + p, maximum / tl.load(ties + n * S + p, p < S, 1.0), p < S)
 
 
 @triton.jit
@@ -107,7 +123,7 @@ def weight_kernel(
     dq, maps, parts, counter, dweight, N, D, H, W, PARTS, STEPS,
     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, BP: tl.constexpr,
 ):   # fmt: skip
-    """One program: BT taps over a part of the places of all samples. The last of these taps adds up their parts."""
+    """One program: BT taps over a part of the positions of all samples. The last one of these adds up the parts."""
     i = tl.program_id(0)
     S = D * H * W
     TAPS = 2 * KD * KH * KW
@@ -118,17 +134,17 @@ def weight_kernel(
     for step in range(part * STEPS, (part + 1) * STEPS):
         n = (step // blocks).to(tl.int64)
         p = step % blocks * BS + tl.arange(0, BS)
-        here = p < S * (n < N).to(tl.int32)   # the last part may have steps past the end
-        other, known = tap(p[None, :], (j % (KD * KH * KW))[:, None], D, H, W, KD, KH, KW, False)
-        known = known & here[None, :] & (j < TAPS)[:, None]
-        of_map = (j // (KD * KH * KW))[:, None] * S
-        d = tl.load(dq + n * S + p, here, 0.0)
-        sums += d[None, :] * tl.load(maps + n * 2 * S + of_map + other, known, 0.0)
+        in_sample = p < S * (n < N).to(tl.int32)   # the last part may have steps beyond the last sample
+        position, inside = tap(p[None, :], (j % (KD * KH * KW))[:, None], D, H, W, KD, KH, KW, False)
+        inside = inside & in_sample[None, :] & (j < TAPS)[:, None]
+        map_start = (j // (KD * KH * KW))[:, None] * S
+        d = tl.load(dq + n * S + p, in_sample, 0.0)
+        sums += d[None, :] * tl.load(maps + n * 2 * S + map_start + position, inside, 0.0)
     tl.store(parts + part * TAPS + j, tl.sum(sums, 1), j < TAPS)
     if is_last(counter + i // PARTS, PARTS):
         totals = tl.zeros([BT, BP], REAL)
-        for first in range(0, PARTS, BP):
-            q = first + tl.arange(0, BP)
+        for start in range(0, PARTS, BP):
+            q = start + tl.arange(0, BP)
             inside = (j < TAPS)[:, None] & (q < PARTS)[None, :]
             totals += tl.load(parts + q[None, :] * TAPS + j[:, None], inside, 0.0, cache_modifier=".cg")
         tl.store(dweight + j, tl.sum(totals, 1).to(dweight.dtype.element_ty), j < TAPS)
@@ -137,30 +153,37 @@ def weight_kernel(
 def backward(
     dq: Tensor, ties: Tensor, maps: Tensor, weight: Tensor, size: Sequence[int], channels: int, dweight: Tensor
 ) -> Tensor:
-    """The gradient of the maps from that of q (N, S): of each channel by the mean, and of each tie; (N, 2, S).
+    """Return the gradients of averages, divided by `channels`, and of maxima, divided by `ties`: (N, 2, S).
 
-    That of the weight is written into dweight.
+    Args:
+        dq: gradient of the convolution, (N, S).
+        ties: number of channels with the maximum, (N, S).
+        maps: (N, 2, S).
+        weight: (1, 2, *k).
+        size: the spatial sizes.
+        channels: number of channels of x.
+        dweight: tensor for the gradient of the weight.
     """
-    whole, kernel = _whole(size), _kernel(weight)
+    size_3d, kernel = _as_3d(size), _kernel_sizes(weight)
     N, S = dq.shape
     BS = min(next_power_of_2(S), PLACES)
     dmaps = empty_float32(dq, N, 2, S)
     options = {"BS": BS, "num_warps": 4, **kernel}
     steps = N * cdiv(S, BS)
-    launch(maps_kernel, steps, dq, weight, ties, dmaps, *whole, channels, **options)
+    launch(maps_kernel, steps, dq, weight, ties, dmaps, *size_3d, channels, **options)
     taps = cdiv(weight.numel(), TAPS)
-    count, each = parts_and_steps(max(1, steps), taps)
+    count, part_steps = parts_and_steps(max(1, steps), taps)
     parts = empty_float32(dq, count, weight.numel())
-    args = dq, maps, parts, counters(dq, taps), dweight, N, *whole, count, each
+    args = dq, maps, parts, counters(dq, taps), dweight, N, *size_3d, count, part_steps
     launch(weight_kernel, taps * count, *args, BT=TAPS, BP=64, **options)
     return dmaps
 
 
-def _whole(size: Sequence[int]) -> tuple[int, ...]:
-    """(D, H, W), 1 for what there is not."""
+def _as_3d(size: Sequence[int]) -> tuple[int, ...]:
+    """Return (D, H, W), with leading sizes of 1."""
     return (1,) * (3 - len(size)) + tuple(size)
 
 
-def _kernel(weight: Tensor) -> dict[str, int]:
-    """The same of a kernel (1, 2, *k)."""
-    return dict(zip(("KD", "KH", "KW"), _whole(weight.shape[2:]), strict=True))
+def _kernel_sizes(weight: Tensor) -> dict[str, int]:
+    """Return the kernel sizes of a weight (1, 2, *k), as constants of the kernels."""
+    return dict(zip(("KD", "KH", "KW"), _as_3d(weight.shape[2:]), strict=True))

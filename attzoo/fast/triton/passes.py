@@ -1,9 +1,10 @@
-"""The passes over x that channel attention, spatial attention and CBAM are made of: y = x * s * t, and back.
+"""Forward and backward passes over x that channel attention, spatial attention and CBAM share: y = x * s * t.
 
-At the end of a residual block, y = relu(x * s * t + shortcut), the shortcut being of the size of x.
+s (N, C) is one coefficient per channel, t (N, S) one per position. At the end of a residual block,
+y = relu(x * s * t + shortcut), with a shortcut of the shape of x.
 
-s (N, C) is one coefficient per channel, t (N, S) one per place. z = x * s is never written: who needs it multiplies
-again, and finds the same bits. Maxima share their gradient evenly among ties.
+The product z = x * s is never stored; each pass multiplies again, which gives the same bits. The gradient of a maximum
+is divided evenly among the tied elements.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import tape
-from .channel_norm import Norm, Slopes, add_slopes, applied, backward
+from .channel_norm import GradientSums, Norm, add_gradient_sums, apply_norm, backward
 from .common import (
     INFINITY,
     REAL,
@@ -42,7 +43,7 @@ from .tiles import tile
 
 @triton.jit
 def portion(C, PARTS, BC: tl.constexpr):
-    """The sample, the channels and the part of space of this program, where each takes BC channels and one part."""
+    """Return the sample, the channels and the part of space of this program: BC channels and one of PARTS parts."""
     i = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
     return i // PARTS // blocks, i // PARTS % blocks * BC + tl.arange(0, BC), i % PARTS
@@ -53,9 +54,9 @@ def pool_portion(
     x, total, top, n, c, part, C, S, PARTS, STEPS,
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """Sum and, unless top is None, maximum of one portion, into (N, PARTS, C)."""
+    """Write the sums and, unless top is None, the maxima of one portion of x: (N, PARTS, C) each."""
     sums = tl.zeros([BC, BS], REAL)
-    tops = tl.full([BC, BS], -INFINITY, REAL)
+    maxima = tl.full([BC, BS], -INFINITY, REAL)
     for step in range(part * STEPS, (part + 1) * STEPS):
         s = step * BS + tl.arange(0, BS)
         inside = (c < C)[:, None] & (s < S)[None, :]
@@ -63,11 +64,11 @@ def pool_portion(
         v = v.to(REAL)
         sums += v
         if top is not None:
-            tops = larger(tops, tl.where(inside, v, -INFINITY))
-    to = (n * PARTS + part) * C + c
-    tl.store(total + to, tl.sum(sums, 1), c < C)
+            maxima = larger(maxima, tl.where(inside, v, -INFINITY))
+    offset = (n * PARTS + part) * C + c
+    tl.store(total + offset, tl.sum(sums, 1), c < C)
     if top is not None:
-        tl.store(top + to, tl.reduce(tops, 1, larger), c < C)
+        tl.store(top + offset, tl.reduce(maxima, 1, larger), c < C)
 
 
 @triton.jit
@@ -75,7 +76,7 @@ def pool_kernel(
     x, parts, N, C, S, PARTS, STEPS,
     TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: sums, and maxima if TOP, of one portion: (1 + TOP, N, PARTS, C)."""
+    """One program: the sums, and the maxima if TOP, of one portion; parts: (1 + TOP, N, PARTS, C)."""
     n, c, part = portion(C, PARTS, BC)
     if TOP:
         pool_portion(x, parts, nth(parts, 1, N * PARTS, C), n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
@@ -84,7 +85,7 @@ def pool_kernel(
 
 
 class Portions(NamedTuple):
-    """How a pass over x divides it: programs, parts of space, steps of each, and the tile with x's layout."""
+    """How a pass divides x: number of programs, parts of space, steps of each part; constants: the tile and layout."""
 
     programs: int
     parts: int
@@ -93,7 +94,7 @@ class Portions(NamedTuple):
 
 
 def portions(name: str, x: Tensor) -> Portions:
-    """Those of a pass of this name in tiles.py over x (N, C, *S)."""
+    """Return how the pass of this name in tiles.py divides x (N, C, *S)."""
     N, C, S = sizes(x)
     BC, BS, num_warps = tile(name, x)
     blocks = cdiv(C, BC)
@@ -104,10 +105,10 @@ def portions(name: str, x: Tensor) -> Portions:
 
 @triton.jit
 def map_kernel(x, s, maps, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr):
-    """One program: BS places of a sample over all channels."""
+    """One program: BS positions of a sample over all channels."""
     n, p = places(tl.program_id(0), S, BS)
     sums = tl.zeros([BC, BS], REAL)
-    tops = tl.full([BC, BS], -INFINITY, REAL)
+    maxima = tl.full([BC, BS], -INFINITY, REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         inside = (c < C)[:, None] & (p < S)[None, :]
@@ -116,14 +117,14 @@ def map_kernel(x, s, maps, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.co
         if s is not None:
             z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
         sums += z
-        tops = larger(tops, tl.where(inside, z, -INFINITY))
-    to = n.to(tl.int64) * 2 * S + p
-    tl.store(maps + to, tl.sum(sums, 0) / C, p < S)
-    tl.store(maps + to + S, tl.reduce(tops, 0, larger), p < S)
+        maxima = larger(maxima, tl.where(inside, z, -INFINITY))
+    offset = n.to(tl.int64) * 2 * S + p
+    tl.store(maps + offset, tl.sum(sums, 0) / C, p < S)
+    tl.store(maps + offset + S, tl.reduce(maxima, 0, larger), p < S)
 
 
 def pool_channels(x: Tensor, s: Tensor | None, maps: Tensor) -> None:
-    """Average and maximum over channels of x * s, into maps (N, 2, S): (N, C, *S), (N, C) or None for 1."""
+    """Write the average and maximum of x * s over channels into maps (N, 2, S), for x (N, C, *S), s (N, C) or None."""
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("map", x)
     options = {"LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
@@ -132,34 +133,34 @@ def pool_channels(x: Tensor, s: Tensor | None, maps: Tensor) -> None:
 
 @triton.jit
 def scale_kernel(
-    x, s, t, q, statistics, gain, offset, shortcut, y, C, S,
+    x, s, t, q, statistics, norm_scale, norm_shift, shortcut, y, C, S,
     RELU: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: one tile. What was read last, and may still be near, comes first.
+    """One program: one tile. Tiles run from the end of x, which the pass before read last and may still be cached.
 
-    If there is q, the map before its norm, t is made of it, and written with the first channels.
+    If q is given, a map before its norm, t is computed from it, and written by the programs of the first channels.
     """
     i = tl.num_programs(0) - 1 - tl.program_id(0)
     n, c, p = tile_indices(i, C, S, BC, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
-    to = at(n, c[:, None], p[None, :], C, S, LAST)
-    z = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
+    offset = at(n, c[:, None], p[None, :], C, S, LAST)
+    z = tl.load(x + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if s is not None:
         z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
     if t is not None:
-        place = n.to(tl.int64) * S + p
+        position = n.to(tl.int64) * S + p
         if q is not None:
-            a = tl.sigmoid(applied(tl.load(q + place, p < S, 0.0), statistics, gain, offset))
+            a = tl.sigmoid(apply_norm(tl.load(q + position, p < S, 0.0), statistics, norm_scale, norm_shift))
             if i // tl.cdiv(S, BS) % tl.cdiv(C, BC) == 0:
-                tl.store(t + place, a, p < S)
+                tl.store(t + position, a, p < S)
         else:
-            a = tl.load(t + place, p < S, 0.0)
+            a = tl.load(t + position, p < S, 0.0)
         z = z * a[None, :]
     if shortcut is not None:
-        z += tl.load(shortcut + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
+        z += tl.load(shortcut + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if RELU:
         z = relu(z)
-    tl.store(y + to, z.to(y.dtype.element_ty), inside, eviction_policy="evict_first")
+    tl.store(y + offset, z.to(y.dtype.element_ty), inside, eviction_policy="evict_first")
 
 
 def scale(
@@ -171,107 +172,117 @@ def scale(
     relu: bool = False,
     norm: Norm | None = None,
 ) -> None:
-    """Write x * s * t into y: (N, C, *S), (N, C) or None for 1, (N, S) or None for 1.
+    """Write x * s * t into y, or relu(x * s * t + shortcut).
 
-    norm: by the batch, of what t is the sigmoid of; then t is written. shortcut (N, C, *S) is added, and then there
-    may be a relu.
+    Args:
+        x: (N, C, *S).
+        s: (N, C), or None for 1.
+        t: (N, S), or None for 1.
+        y: tensor to write, (N, C, *S).
+        shortcut: tensor to add, (N, C, *S), or None.
+        relu: whether a relu follows the sum.
+        norm: norm by statistics of the batch, whose output's sigmoid is t; then t is written too.
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("scale", x)
     options = {"RELU": relu, "LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     shortcut = None if shortcut is None else match_layout(shortcut, x)
-    of_norm = (None,) * 4 if norm is None else (norm.q, norm.statistics, norm.scale, norm.shift)
-    args = x, s, t, *of_norm, shortcut, y, C, S
+    norm_tensors = (None,) * 4 if norm is None else (norm.q, norm.statistics, norm.scale, norm.shift)
+    args = x, s, t, *norm_tensors, shortcut, y, C, S
     launch(scale_kernel, N * cdiv(C, BC) * cdiv(S, BS), *args, **options)
 
 
 # ---- backward --------------------------------------------------------------------------------------------------------
 #
-# Before all, the gradient goes through the relu. A maximum's goes to its ties in equal shares, so whoever hands it on
-# has counted them. `each` stands for such a share: (N, S) of the maxima over channels, (N, C) of those over space.
+# First, the gradient is passed through the relu. The gradient of a maximum is divided by its number of ties, which an
+# earlier pass counts; the quotient is the per-tie share, (N, S) for maxima over channels, (N, C) for maxima over space.
 
 
 def backward_needs_y(*args: Any) -> bool:
-    """Whether `grad_of_product` needs y: the last of the arguments says whether there is a relu."""
+    """Whether `grad_of_product` needs y: the last argument is whether a relu follows."""
     return bool(args[-1])
 
 
 def grad_of_product(dy: Tensor, x: Tensor, y: Tensor | None, gradients: list[Any]) -> Tensor:
-    """The gradient of x * s * t, laid out as x is, from that of y; it is the shortcut's too, the second of `gradients`.
+    """Return the gradient of x * s * t, in the memory layout of x, and write it as the shortcut's: `gradients[1]`.
 
-    y: as it came out, if there was a relu.
+    dy: gradient of the output, y: the output if a relu follows, else None.
     """
-    dy, room = match_layout(dy, x), gradients[1]
+    dy, dshortcut = match_layout(dy, x), gradients[1]
     if y is not None:
-        into = tape.allocated(torch.empty_like, dy) if room is None or room.stride() != dy.stride() else room
-        tape.call(_relu_backward, dy, y, into)   # 0 where y is, as in torch's own relu
-        dy = into
-    if room is not None and room is not dy:
-        tape.call(Tensor.copy_, room, dy)
+        reusable = dshortcut is not None and dshortcut.stride() == dy.stride()
+        result = dshortcut if reusable else tape.allocated(torch.empty_like, dy)
+        tape.call(_relu_backward, dy, y, result)   # 0 where y is 0, as in PyTorch
+        dy = result
+    if dshortcut is not None and dshortcut is not dy:
+        tape.call(Tensor.copy_, dshortcut, dy)
     return dy
 
 
-def _relu_backward(dy: Tensor, y: Tensor, into: Tensor) -> None:
-    torch.ops.aten.threshold_backward.grad_input(dy, y, 0, grad_input=into)
+def _relu_backward(dy: Tensor, y: Tensor, result: Tensor) -> None:
+    """Write dy where y > 0, else 0, into `result`."""
+    torch.ops.aten.threshold_backward.grad_input(dy, y, 0, grad_input=result)
 
 
 @triton.jit
 def position_gradients_kernel(
-    x, dy, s, t, maps, dq, ties, q, statistics, parts, counter, sums_of_norm, dscale, dshift, C, S,
+    x, dy, s, t, maps, dq, ties, q, statistics, parts, counter, norm_sums, dscale, dshift, C, S,
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BS places of a sample over all channels."""
+    """One program: BS positions of a sample over all channels."""
     n, p = places(tl.program_id(0), S, BS)
-    first = n.to(tl.int64) * S + p
-    top = tl.load(maps + first + (n + 1).to(tl.int64) * S, p < S, 0.0)
+    position = n.to(tl.int64) * S + p
+    top = tl.load(maps + position + (n + 1).to(tl.int64) * S, p < S, 0.0)
     sums = tl.zeros([BC, BS], REAL)
     count = tl.zeros([BC, BS], REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)
         inside = (c < C)[:, None] & (p < S)[None, :]
-        to = at(n, c[:, None], p[None, :], C, S, LAST)
-        z = tl.load(x + to, inside, 0.0, eviction_policy="evict_last").to(REAL)
-        d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_last").to(REAL)
+        offset = at(n, c[:, None], p[None, :], C, S, LAST)
+        z = tl.load(x + offset, inside, 0.0, eviction_policy="evict_last").to(REAL)
+        d = tl.load(dy + offset, inside, 0.0, eviction_policy="evict_last").to(REAL)
         if s is not None:
             z = z * tl.load(s + n * C + c, c < C, 0.0)[:, None]
         sums += d * z
         count += tl.where(inside & (z == top[None, :]), 1.0, 0.0)
-    a = tl.load(t + first, p < S, 0.0)
-    slope = tl.sum(sums, 0) * a * (1 - a)
-    tl.store(dq + first, slope, p < S)
-    tl.store(ties + first, tl.sum(count, 0), p < S)
+    a = tl.load(t + position, p < S, 0.0)
+    gradient = tl.sum(sums, 0) * a * (1 - a)
+    tl.store(dq + position, gradient, p < S)
+    tl.store(ties + position, tl.sum(count, 0), p < S)
     if q is not None:
-        i, programs, before = tl.program_id(0), tl.num_programs(0), tl.load(q + first, p < S, 0.0)
-        add_slopes(slope, before, p < S, i, programs, parts, counter, statistics, sums_of_norm, dscale, dshift)
+        i, programs, norm_input = tl.program_id(0), tl.num_programs(0), tl.load(q + position, p < S, 0.0)
+        add_gradient_sums(
+            gradient, norm_input, p < S, i, programs, parts, counter, statistics, norm_sums, dscale, dshift
+        )
 
 
-def to_places(
-    x: Tensor, dy: Tensor, s: Tensor | None, t: Tensor, maps: Tensor, norm: Norm | None, gradients: Sequence[Any]
+def position_gradients(
+    x: Tensor, dy: Tensor, s: Tensor | None, t: Tensor, maps: Tensor, norm: Norm | None, norm_gradients: Sequence[Any]
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of the sigmoid's input, where t = sigmoid(norm(q)), then of q, and the ties of maxima: (N, S) each.
+    """Return the gradient of q, where t = sigmoid(norm(q)), and the number of channels with the maximum: (N, S) each.
 
-    Ties are how many channels share a maximum. gradients: room for those of the norm's scale and shift.
+    The gradients of the norm's scale and shift are written into `norm_gradients`.
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("positions", x)
     dq, ties = empty_float32(x, N, S), empty_float32(x, N, S)
     options = {"LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     programs = N * cdiv(S, BS)
-    slopes = Slopes.of(norm, programs, gradients)
-    launch(position_gradients_kernel, programs, x, dy, s, t, maps, dq, ties, *slopes, C, S, **options)
-    backward(dq, norm, slopes)
+    gradient_sums = GradientSums.allocate(norm, programs, *norm_gradients)
+    launch(position_gradients_kernel, programs, x, dy, s, t, maps, dq, ties, *gradient_sums, C, S, **options)
+    backward(dq, norm, gradient_sums)
     return dq, ties
 
 
 @triton.jit
-def to_product(n, d, z, t, maps, dmaps, p, S):
-    """The gradient of z = x * s from that of y, a tile of it."""
-    at_place = n.to(tl.int64) * S + p
-    at_map = at_place + n.to(tl.int64) * S
-    d = d * tl.load(t + at_place, p < S, 0.0)[None, :] + tl.load(dmaps + at_map, p < S, 0.0)[None, :]
-    top = tl.load(maps + at_map + S, p < S, 0.0)
-    each = tl.load(dmaps + at_map + S, p < S, 0.0)
-    return tl.where(z == top[None, :], d + each[None, :], d)
+def product_gradient(n, d, z, t, maps, dmaps, p, S):
+    """Return a tile of the gradient of z = x * s, from the tile d of that of y."""
+    position = n.to(tl.int64) * S + p
+    map_position = position + n.to(tl.int64) * S
+    d = d * tl.load(t + position, p < S, 0.0)[None, :] + tl.load(dmaps + map_position, p < S, 0.0)[None, :]
+    top = tl.load(maps + map_position + S, p < S, 0.0)
+    share = tl.load(dmaps + map_position + S, p < S, 0.0)
+    return tl.where(z == top[None, :], d + share[None, :], d)
 
 
 @triton.jit
@@ -279,27 +290,27 @@ def channels_portion(
     x, dy, s, t, maps, dmaps, top, ds, ties, n, c, part, C, S, PARTS, STEPS,
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """The gradient of s and, unless top is None, how many places share the maximum, of one portion: (N, PARTS, C)."""
+    """Write the gradient of s and, unless top is None, the number of maxima, of one portion: (N, PARTS, C) each."""
     factor = tl.load(s + n * C + c, c < C, 0.0)
     sums = tl.zeros([BC, BS], REAL)
     count = tl.zeros([BC, BS], REAL)
     if top is not None:
-        most = tl.load(top + n * C + c, c < C, 0.0)
+        maximum = tl.load(top + n * C + c, c < C, 0.0)
     for step in range(part * STEPS, (part + 1) * STEPS):
         p = step * BS + tl.arange(0, BS)
         inside = (c < C)[:, None] & (p < S)[None, :]
-        to = at(n, c[:, None], p[None, :], C, S, LAST)
-        v = tl.load(x + to, inside, 0.0, eviction_policy="evict_last").to(REAL)
-        d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_last").to(REAL)
+        offset = at(n, c[:, None], p[None, :], C, S, LAST)
+        v = tl.load(x + offset, inside, 0.0, eviction_policy="evict_last").to(REAL)
+        d = tl.load(dy + offset, inside, 0.0, eviction_policy="evict_last").to(REAL)
         if t is not None:
-            d = to_product(n, d, v * factor[:, None], t, maps, dmaps, p, S)
+            d = product_gradient(n, d, v * factor[:, None], t, maps, dmaps, p, S)
         sums += tl.where(inside, d * v, 0.0)
         if top is not None:
-            count += tl.where(inside & (v == most[:, None]), 1.0, 0.0)
-    to = (n * PARTS + part) * C + c
-    tl.store(ds + to, tl.sum(sums, 1), c < C)
+            count += tl.where(inside & (v == maximum[:, None]), 1.0, 0.0)
+    offset = (n * PARTS + part) * C + c
+    tl.store(ds + offset, tl.sum(sums, 1), c < C)
     if top is not None:
-        tl.store(ties + to, tl.sum(count, 1), c < C)
+        tl.store(ties + offset, tl.sum(count, 1), c < C)
 
 
 @triton.jit
@@ -307,7 +318,7 @@ def channels_kernel(
     x, dy, saved, t, maps, dmaps, parts, N, C, S, PARTS, STEPS,
     TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: the gradient of s, and the ties of maxima if TOP, of one portion: (1 + TOP, N, PARTS, C)."""
+    """One program: the gradient of s, and number of maxima if TOP, of one portion; parts: (1 + TOP, N, PARTS, C)."""
     n, c, part = portion(C, PARTS, BC)
     if TOP:
         top, ties = nth(saved, 2, N, C), nth(parts, 1, N * PARTS, C)
@@ -317,7 +328,7 @@ def channels_kernel(
 
 
 class Map(NamedTuple):
-    """One coefficient per position, t (N, S), the maps that it was made from and their gradient, (N, 2, S) each."""
+    """One coefficient per position, t (N, S), and the maps that it was computed from and their gradient, (N, 2, S)."""
 
     t: Tensor
     maps: Tensor
@@ -326,29 +337,29 @@ class Map(NamedTuple):
 
 @triton.jit
 def input_kernel(
-    x, dy, saved, t, maps, dmaps, found, dx, N, C, S,
+    x, dy, saved, t, maps, dmaps, pool_grads, dx, N, C, S,
     TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: one tile. What was read last, and may still be near, comes first."""
+    """One program: one tile. Tiles run from the end of x, which the pass before read last and may still be cached."""
     n, c, p = tile_indices(tl.num_programs(0) - 1 - tl.program_id(0), C, S, BC, BS)
     inside = (c < C)[:, None] & (p < S)[None, :]
-    to = at(n, c[:, None], p[None, :], C, S, LAST)
-    d = tl.load(dy + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
+    offset = at(n, c[:, None], p[None, :], C, S, LAST)
+    d = tl.load(dy + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if saved is not None:
         factor = tl.load(saved + n * C + c, c < C, 0.0)[:, None]
     if (t is not None) or TOP:
-        v = tl.load(x + to, inside, 0.0, eviction_policy="evict_first").to(REAL)
+        v = tl.load(x + offset, inside, 0.0, eviction_policy="evict_first").to(REAL)
     if t is not None:
         z = v
         if saved is not None:
             z = v * factor
-        d = to_product(n, d, z, t, maps, dmaps, p, S)
+        d = product_gradient(n, d, z, t, maps, dmaps, p, S)
     if saved is not None:
-        d = d * factor + tl.load(found + n * C + c, c < C, 0.0)[:, None]
+        d = d * factor + tl.load(pool_grads + n * C + c, c < C, 0.0)[:, None]
     if TOP:
-        most = tl.load(nth(saved, 2, N, C) + n * C + c, c < C, 0.0)[:, None]
-        d = tl.where(v == most, d + tl.load(nth(found, 1, N, C) + n * C + c, c < C, 0.0)[:, None], d)
-    tl.store(dx + to, d.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
+        maximum = tl.load(nth(saved, 2, N, C) + n * C + c, c < C, 0.0)[:, None]
+        d = tl.where(v == maximum, d + tl.load(nth(pool_grads, 1, N, C) + n * C + c, c < C, 0.0)[:, None], d)
+    tl.store(dx + offset, d.to(dx.dtype.element_ty), inside, eviction_policy="evict_first")
 
 
 def to_input(
@@ -356,18 +367,24 @@ def to_input(
     dy: Tensor,
     dx: Tensor,
     saved: Tensor | None,
-    found: Tensor | None,
+    pool_grads: Tensor | None,
     top: bool = False,
     of_map: Map | None = None,
 ) -> None:
-    """The gradient of x, into dx, from that of y.
+    """Write the gradient of x into dx.
 
-    saved begins with s (N, C), and its third such array are maxima over space if `top`; found begins with the gradient
-    of the average over space per position, and that of the maximum per tie: see perceptron.py.
+    Args:
+        x: (N, C, *S).
+        dy: gradient of x * s * t, in the memory layout of x.
+        dx: tensor to write.
+        saved: s (N, C), and as its third such array the maxima over space if `top`; None without s. See perceptron.py.
+        pool_grads: gradient of the average over space, per position, and of the maximum, per tie, (N, C) each.
+        top: whether s depends on maxima.
+        of_map: t, its maps and their gradient; None without t.
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("input" if of_map is None else "input of a map", x)
     options = {"TOP": top, "LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
     t, maps, dmaps = of_map or (None, None, None)
-    args = x, dy, saved, t, maps, dmaps, found, dx, N, C, S
+    args = x, dy, saved, t, maps, dmaps, pool_grads, dx, N, C, S
     launch(input_kernel, N * cdiv(C, BC) * cdiv(S, BS), *args, **options)

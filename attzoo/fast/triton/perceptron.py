@@ -1,15 +1,14 @@
 """The two-layer perceptron over channels of SE, channel attention and CBAM: from x to s, and its backward pass.
 
-Averages over space and, if there are, maxima go through the same layers, and their outputs are added. Pools come in
-parts, (N, PARTS, C), which are added up where they are first read, always in one order.
+The averages over space and, optionally, the maxima (two branches) pass through the same layers, whose outputs are
+added. Pools are computed in parts, (N, PARTS, C), which are added up in a fixed order when they are first read.
 
-Where a sample's weights are few, the last program that pools a sample computes its coefficients, and nothing more is
-started. Where they are many, one program would read them for too long: there, programs of kernels of their own share
-the layers, 16 samples at a time.
+If the layers are small, the last program that pools a sample computes its coefficients, so that no other kernel is
+launched. One program would take too long to read large layers: separate kernels compute these, 16 samples at a time.
 
-What is saved for the backward pass is one tensor: s, averages and, of two branches, maxima, (N, C) each, then hidden
-units after relu, (N, branches, R). What the backward pass computes is laid out alike: the gradients of the average per
-position and of the maximum per tie, and that of the gate's input, then those of hidden units.
+One tensor is saved for the backward pass: s, averages and, with two branches, maxima, (N, C) each, then the hidden
+units after the relu, (N, branches, R). The gradients of the backward pass, `grads`, have the same layout: of the
+average per position, of the maximum per tie, and of the gate's input, then of the hidden units.
 """
 
 from __future__ import annotations
@@ -39,14 +38,17 @@ from .common import (
 )
 from .passes import Map, portion
 
-WIDE = 32    # channels that a program takes at once: with 64, products of exact float32 numbers spill
-PRECISION = tl.constexpr("ieee")   # these sums are small: no rounding to TF32
-FEW = 65536  # weights of a layer that the last program of a sample reads: 256 KiB of float32
-UNITS = 128  # hidden units that it holds
+WIDE = 32    # channels that a program processes at a time: with 64, exact float32 products spill
+PRECISION = tl.constexpr("ieee")   # no TF32, since these products take little time
+MAX_WEIGHTS = 65536   # weights of a layer that the last program of a sample may read: 256 KiB of float32
+MAX_UNITS = 128       # hidden units that it may hold
 
 
 class Layers(NamedTuple):
-    """squeeze (R, C), (R,) or None and excite (C, R), (C,) or None; gate: "sigmoid" or "hard_sigmoid"."""
+    """Weight and bias of squeeze, (R, C) and (R,) or None, and of excite, (C, R) and (C,) or None.
+
+    gate: "sigmoid" or "hard_sigmoid".
+    """
 
     w1: Tensor
     b1: Tensor | None
@@ -56,13 +58,13 @@ class Layers(NamedTuple):
 
 
 def layers_of(block: Any) -> Layers:
-    """Those of an SE or a channel attention."""
+    """Return the layers of an SE or a channel attention."""
     squeeze, excite = block.squeeze, block.excite
     return Layers(squeeze.weight, squeeze.bias, excite.weight, excite.bias, block.spec.gate)
 
 
 def saved(x: Tensor, R: int, top: bool) -> Tensor:
-    """Room for what is saved of x (N, C, *S), or computed in the backward pass."""
+    """Allocate the tensor that is saved for x (N, C, *S), with R hidden units."""
     N, C = x.shape[:2]
     return empty_float32(x, N * (3 * C + 2 * R) if top else N * (2 * C + R))
 
@@ -72,7 +74,7 @@ def saved(x: Tensor, R: int, top: bool) -> Tensor:
 
 @triton.jit
 def total_of(parts, n, c, inside, C, PARTS):
-    """The sum of parts (N, PARTS, C), for samples and channels."""
+    """Return the sum of parts (N, PARTS, C), for samples n and channels c."""
     total = tl.zeros_like(c).to(REAL)
     for part in range(PARTS):
         total += tl.load(parts + (n * PARTS + part) * C + c, inside, 0.0, cache_modifier=".cg")
@@ -81,16 +83,16 @@ def total_of(parts, n, c, inside, C, PARTS):
 
 @triton.jit
 def largest_of(parts, n, c, inside, C, PARTS):
-    """The maximum of parts (N, PARTS, C), for samples and channels; 0 outside."""
-    most = tl.full(c.shape, -INFINITY, REAL)
+    """Return the maximum of parts (N, PARTS, C), for samples n and channels c; 0 outside."""
+    maximum = tl.full(c.shape, -INFINITY, REAL)
     for part in range(PARTS):
-        most = larger(most, tl.load(parts + (n * PARTS + part) * C + c, inside, 0.0, cache_modifier=".cg"))
-    return most
+        maximum = larger(maximum, tl.load(parts + (n * PARTS + part) * C + c, inside, 0.0, cache_modifier=".cg"))
+    return maximum
 
 
 @triton.jit
 def gate_of(z, HARD: tl.constexpr):
-    """sigmoid(z) or hard_sigmoid(z)."""
+    """Return sigmoid(z) or, if HARD, hard_sigmoid(z)."""
     if HARD:
         y = tl.clamp(z + 3, 0.0, 6.0, propagate_nan=tl.PropagateNan.ALL) / 6
     else:
@@ -104,38 +106,38 @@ def pool_excite_kernel(
     HARD: tl.constexpr, TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
     BR: tl.constexpr, CC: tl.constexpr,
 ):   # fmt: skip
-    """One program: one portion of x. The last of a sample computes its coefficients, CC channels at a time."""
+    """One program: one portion of x. The last program of a sample computes its coefficients, CC channels at a time."""
     n, c, part = portion(C, PARTS, BC)
-    tops = nth(parts, 1, N * PARTS, C)
+    maxima_parts = nth(parts, 1, N * PARTS, C)
     if TOP:
-        passes.pool_portion(x, parts, tops, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
+        passes.pool_portion(x, parts, maxima_parts, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
     else:
         passes.pool_portion(x, parts, None, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
     if is_last(counter + n, tl.cdiv(C, BC) * PARTS):
         r = tl.arange(0, BR)
-        of_avg = tl.zeros([BR], REAL)
-        of_top = tl.zeros([BR], REAL)
+        avg_units = tl.zeros([BR], REAL)
+        max_units = tl.zeros([BR], REAL)
         for start in range(0, C, CC):
             k = start + tl.arange(0, CC)
             w = tl.load(w1 + r[:, None] * C + k[None, :], (r < R)[:, None] & (k < C)[None, :], 0.0).to(REAL)
             a = total_of(parts, n, k, k < C, C, PARTS) * scale
             tl.store(nth(saved, 1, N, C) + n * C + k, a, k < C)
-            of_avg += tl.sum(w * a[None, :], 1)
+            avg_units += tl.sum(w * a[None, :], 1)
             if TOP:
-                m = largest_of(tops, n, k, k < C, C, PARTS)
+                m = largest_of(maxima_parts, n, k, k < C, C, PARTS)
                 tl.store(nth(saved, 2, N, C) + n * C + k, m, k < C)
-                of_top += tl.sum(w * m[None, :], 1)
+                max_units += tl.sum(w * m[None, :], 1)
         if b1 is not None:
             bias = tl.load(b1 + r, r < R, 0.0).to(REAL)
-            of_avg += bias
-            of_top += bias
+            avg_units += bias
+            max_units += bias
         hidden = nth(saved, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r
-        h = tl.where(r < R, relu(of_avg), 0.0)   # 0 times infinity is what there may be outside
+        h = tl.where(r < R, relu(avg_units), 0.0)   # beyond R there may be 0 * infinity
         tl.store(hidden, h, r < R)
         if TOP:
-            more = tl.where(r < R, relu(of_top), 0.0)
-            tl.store(hidden + R, more, r < R)
-            h += more
+            max_hidden = tl.where(r < R, relu(max_units), 0.0)
+            tl.store(hidden + R, max_hidden, r < R)
+            h += max_hidden
         for start in range(0, C, CC):
             k = start + tl.arange(0, CC)
             w = tl.load(w2 + k[:, None] * R + r[None, :], (k < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
@@ -150,25 +152,25 @@ def squeeze_kernel(
     parts, saved, w1, b1, N, C, R, PARTS, scale,
     TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
-    """One program: BR hidden units of BN samples; the first units' write the pools."""
+    """One program: BR hidden units of BN samples. The programs of the first units also write the pools."""
     i = tl.program_id(0)
     blocks = tl.cdiv(R, BR)
     n = (i // blocks * BN + tl.arange(0, BN))[:, None]
     r = i % blocks * BR + tl.arange(0, BR)
-    of_avg = tl.zeros([BN, BR], REAL)
-    of_top = tl.zeros([BN, BR], REAL)
+    avg_units = tl.zeros([BN, BR], REAL)
+    max_units = tl.zeros([BN, BR], REAL)
     for start in range(0, C, BC):
         c = (start + tl.arange(0, BC))[None, :] + tl.zeros([BN, BC], tl.int32)
         inside = (n < N) & (c < C)
         k = start + tl.arange(0, BC)
         w = tl.load(w1 + r[None, :] * C + k[:, None], (r < R)[None, :] & (k < C)[:, None], 0.0).to(REAL)
         a = total_of(parts, n, c, inside, C, PARTS) * scale
-        of_avg = multiply_add(a, w, of_avg, PRECISION)
+        avg_units = multiply_add(a, w, avg_units, PRECISION)
         if i % blocks == 0:
             tl.store(nth(saved, 1, N, C) + n * C + c, a, inside)
         if TOP:
             m = largest_of(nth(parts, 1, N * PARTS, C), n, c, inside, C, PARTS)
-            of_top = multiply_add(m, w, of_top, PRECISION)
+            max_units = multiply_add(m, w, max_units, PRECISION)
             if i % blocks == 0:
                 tl.store(nth(saved, 2, N, C) + n * C + c, m, inside)
     inside = (n < N) & (r < R)[None, :]
@@ -176,9 +178,9 @@ def squeeze_kernel(
     if b1 is not None:
         bias = tl.load(b1 + r, r < R, 0.0).to(REAL)
     hidden = nth(saved, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r[None, :]
-    tl.store(hidden, relu(of_avg + bias[None, :]), inside)
+    tl.store(hidden, relu(avg_units + bias[None, :]), inside)
     if TOP:
-        tl.store(hidden + R, relu(of_top + bias[None, :]), inside)
+        tl.store(hidden + R, relu(max_units + bias[None, :]), inside)
 
 
 @triton.jit
@@ -186,7 +188,7 @@ def excite_kernel(
     saved, w2, b2, N, C, R,
     HARD: tl.constexpr, TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
-    """One program: BC channels of BN samples. The layer is linear, so hidden units are added before it."""
+    """One program: BC channels of BN samples. Hidden units of the branches are added first, as the layer is linear."""
     i = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
     n = (i // blocks * BN + tl.arange(0, BN))[:, None]
@@ -204,44 +206,52 @@ def excite_kernel(
 
 @triton.jit
 def hidden_of(saved, n, r, N, C, R, TOP: tl.constexpr):
-    """Hidden units of all branches, added."""
+    """Return the sum of the hidden units of the branches."""
     inside = (n < N) & (r < R)[None, :]
-    at = nth(saved, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r[None, :]
-    h = tl.load(at, inside, 0.0)
+    address = nth(saved, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r[None, :]
+    h = tl.load(address, inside, 0.0)
     if TOP:
-        h += tl.load(at + R, inside, 0.0)
+        h += tl.load(address + R, inside, 0.0)
     return h
 
 
 def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
-    """Pool x (N, C, *S) over space and compute everything that is saved."""
+    """Pool x (N, C, *S) over space and write `saved`: s, the pools and the hidden units.
+
+    Raises:
+        ValueError: if the layers do not have C channels, or not R hidden units in both.
+    """
     (N, C, S), R = sizes(x), len(layers.w1)
     biases = [len(b) for b in (layers.b1, layers.b2) if b is not None]
     if layers.w1.shape != (R, C) or layers.w2.shape != (C, R) or biases not in ([], [R], [C], [R, C]):
-        shapes = ", ".join(str(list(t.shape)) for t in layers[:4] if t is not None)   # a kernel would read past them
+        weights = layers.w1, layers.b1, layers.w2, layers.b2   # a kernel would read beyond their ends
+        shapes = ", ".join(str(list(t.shape)) for t in weights if t is not None)
         raise ValueError(f"expected weights and biases for {C} channels and {R} hidden units, got {shapes}")
-    it = passes.portions("pool", x)
-    parts = empty_float32(x, 1 + top, N, it.parts, C)
+    tiling = passes.portions("pool", x)
+    parts = empty_float32(x, 1 + top, N, tiling.parts, C)
     hard = layers.gate == "hard_sigmoid"
-    if few(C, R):
-        args = x, parts, counters(x, N), saved, *layers[:4], N, C, S, R, it.parts, it.steps, 1 / S
-        launch(pool_excite_kernel, it.programs, *args, HARD=hard, TOP=top, **it.options, **_sample(R))
+    if is_small(C, R):
+        tensors = x, parts, counters(x, N), saved, layers.w1, layers.b1, layers.w2, layers.b2
+        args = *tensors, N, C, S, R, tiling.parts, tiling.steps, 1 / S
+        launch(pool_excite_kernel, tiling.programs, *args, HARD=hard, TOP=top, **tiling.options, **_small_tile(R))
         return
-    launch(passes.pool_kernel, it.programs, x, parts, N, C, S, it.parts, it.steps, TOP=top, **it.options)
+    pooled = x, parts, N, C, S, tiling.parts, tiling.steps
+    launch(passes.pool_kernel, tiling.programs, *pooled, TOP=top, **tiling.options)
     rows, BR = cdiv(N, ROWS), _units(R)
     options = {"TOP": top, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
-    launch(squeeze_kernel, rows * cdiv(R, BR), parts, saved, *layers[:2], N, C, R, it.parts, 1 / S, **options)
-    launch(excite_kernel, rows * cdiv(C, WIDE), saved, *layers[2:4], N, C, R, HARD=hard, **options)
+    squeezed = parts, saved, layers.w1, layers.b1, N, C, R, tiling.parts, 1 / S
+    launch(squeeze_kernel, rows * cdiv(R, BR), *squeezed, **options)
+    launch(excite_kernel, rows * cdiv(C, WIDE), saved, layers.w2, layers.b2, N, C, R, HARD=hard, **options)
 
 
 # ---- backward --------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def slope_of(d, y, HARD: tl.constexpr):
-    """The gradient of the gate's input from that of its output y."""
+def gate_gradient(d, y, HARD: tl.constexpr):
+    """Return the gradient of the gate's input, from the gradient d of its output y."""
     if HARD:
-        d = tl.where((y <= 0) | (y >= 1), 0.0, d / 6)   # in this order: NaN passes
+        d = tl.where((y <= 0) | (y >= 1), 0.0, d / 6)   # in this order, so that NaN propagates
     else:
         d = d * y * (1 - y)
     return d
@@ -249,11 +259,11 @@ def slope_of(d, y, HARD: tl.constexpr):
 
 @triton.jit
 def channels_unexcite_kernel(
-    x, dy, t, maps, dmaps, parts, counter, saved, found, w1, w2, N, C, S, R, PARTS, STEPS, scale,
+    x, dy, t, maps, dmaps, parts, counter, saved, grads, w1, w2, N, C, S, R, PARTS, STEPS, scale,
     HARD: tl.constexpr, TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
     BR: tl.constexpr, CC: tl.constexpr,
 ):   # fmt: skip
-    """One program: one portion of x and dy. The last of a sample goes back through its layers."""
+    """One program: one portion of x and dy. The last program of a sample computes the backward pass of its layers."""
     n, c, part = portion(C, PARTS, BC)
     ties = nth(parts, 1, N * PARTS, C)
     top = nth(saved, 2, N, C)
@@ -271,32 +281,32 @@ def channels_unexcite_kernel(
         for start in range(0, C, CC):
             k = start + tl.arange(0, CC)
             d = total_of(parts, n, k, k < C, C, PARTS)
-            d = slope_of(d, tl.load(saved + n * C + k, k < C, 0.0), HARD)
-            tl.store(nth(found, 1 + TOP, N, C) + n * C + k, d, k < C)
+            d = gate_gradient(d, tl.load(saved + n * C + k, k < C, 0.0), HARD)
+            tl.store(nth(grads, 1 + TOP, N, C) + n * C + k, d, k < C)
             w = tl.load(w2 + k[:, None] * R + r[None, :], (k < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
             dh += tl.sum(w * d[:, None], 0)
-        first = (2 + TOP) * (tl.full([], N, tl.int64) * C) + n.to(tl.int64) * (1 + TOP) * R + r
-        of_avg = tl.where(tl.load(saved + first, r < R, 0.0) <= 0, 0.0, dh)   # NaN is not
-        tl.store(found + first, of_avg, r < R)
-        of_top = of_avg
+        hidden = (2 + TOP) * (tl.full([], N, tl.int64) * C) + n.to(tl.int64) * (1 + TOP) * R + r
+        davg = tl.where(tl.load(saved + hidden, r < R, 0.0) <= 0, 0.0, dh)   # false for NaN
+        tl.store(grads + hidden, davg, r < R)
+        dmax = davg
         if TOP:
-            of_top = tl.where(tl.load(saved + first + R, r < R, 0.0) <= 0, 0.0, dh)
-            tl.store(found + first + R, of_top, r < R)
+            dmax = tl.where(tl.load(saved + hidden + R, r < R, 0.0) <= 0, 0.0, dh)
+            tl.store(grads + hidden + R, dmax, r < R)
         for start in range(0, C, CC):
             k = start + tl.arange(0, CC)
             w = tl.load(w1 + r[:, None] * C + k[None, :], (r < R)[:, None] & (k < C)[None, :], 0.0).to(REAL)
-            tl.store(found + n * C + k, tl.sum(w * of_avg[:, None], 0) * scale, k < C)
+            tl.store(grads + n * C + k, tl.sum(w * davg[:, None], 0) * scale, k < C)
             if TOP:
                 count = tl.where(k < C, total_of(ties, n, k, k < C, C, PARTS), 1.0)
-                tl.store(nth(found, 1, N, C) + n * C + k, tl.sum(w * of_top[:, None], 0) / count, k < C)
+                tl.store(nth(grads, 1, N, C) + n * C + k, tl.sum(w * dmax[:, None], 0) / count, k < C)
 
 
 @triton.jit
 def unexcite_kernel(
-    parts, saved, found, w2, N, C, R, PARTS,
+    parts, saved, grads, w2, N, C, R, PARTS,
     HARD: tl.constexpr, TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
-    """One program: BR hidden units of BN samples; the first units' write the gradient of the gate's input."""
+    """One program: BR hidden units of BN samples. The programs of the first units also write the gate's gradient."""
     i = tl.program_id(0)
     blocks = tl.cdiv(R, BR)
     n = (i // blocks * BN + tl.arange(0, BN))[:, None]
@@ -307,49 +317,49 @@ def unexcite_kernel(
         k = start + tl.arange(0, BC)
         inside = (n < N) & (c < C)
         d = total_of(parts, n, c, inside, C, PARTS)
-        d = slope_of(d, tl.load(saved + n * C + c, inside, 0.0), HARD)
+        d = gate_gradient(d, tl.load(saved + n * C + c, inside, 0.0), HARD)
         w = tl.load(w2 + k[:, None] * R + r[None, :], (k < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
         dh = multiply_add(d, w, dh, PRECISION)
         if i % blocks == 0:
-            tl.store(nth(found, 1 + TOP, N, C) + n * C + c, d, inside)
+            tl.store(nth(grads, 1 + TOP, N, C) + n * C + c, d, inside)
     inside = (n < N) & (r < R)[None, :]
     for branch in tl.static_range(1 + TOP):
-        first = (2 + TOP) * (tl.full([], N, tl.int64) * C) + (n.to(tl.int64) * (1 + TOP) + branch) * R + r[None, :]
-        off = tl.load(saved + first, inside, 0.0) <= 0   # NaN is not
-        tl.store(found + first, tl.where(off, 0.0, dh), inside)
+        hidden = (2 + TOP) * (tl.full([], N, tl.int64) * C) + (n.to(tl.int64) * (1 + TOP) + branch) * R + r[None, :]
+        off = tl.load(saved + hidden, inside, 0.0) <= 0   # false for NaN
+        tl.store(grads + hidden, tl.where(off, 0.0, dh), inside)
 
 
 @triton.jit
 def unsqueeze_kernel(
-    parts, found, w1, N, C, R, PARTS, scale,
+    parts, grads, w1, N, C, R, PARTS, scale,
     TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
-    """One program: BC channels of BN samples."""
+    """One program: the gradients of the pools, for BC channels of BN samples."""
     i = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
     n = (i // blocks * BN + tl.arange(0, BN))[:, None]
     k = i % blocks * BC + tl.arange(0, BC)
     c = k[None, :] + tl.zeros([BN, BC], tl.int32)
     inside = (n < N) & (c < C)
-    of_avg = tl.zeros([BN, BC], REAL)
-    of_top = tl.zeros([BN, BC], REAL)
+    davg = tl.zeros([BN, BC], REAL)
+    dmax = tl.zeros([BN, BC], REAL)
     for start in range(0, R, BR):
         r = start + tl.arange(0, BR)
-        known = (n < N) & (r < R)[None, :]
+        in_layer = (n < N) & (r < R)[None, :]
         w = tl.load(w1 + r[:, None] * C + k[None, :], (r < R)[:, None] & (k < C)[None, :], 0.0).to(REAL)
-        dhidden = nth(found, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r[None, :]
-        of_avg = multiply_add(tl.load(dhidden, known, 0.0), w, of_avg, PRECISION)
+        dhidden = nth(grads, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r[None, :]
+        davg = multiply_add(tl.load(dhidden, in_layer, 0.0), w, davg, PRECISION)
         if TOP:
-            of_top = multiply_add(tl.load(dhidden + R, known, 0.0), w, of_top, PRECISION)
-    tl.store(found + n * C + c, of_avg * scale, inside)
+            dmax = multiply_add(tl.load(dhidden + R, in_layer, 0.0), w, dmax, PRECISION)
+    tl.store(grads + n * C + c, davg * scale, inside)
     if TOP:
         count = total_of(nth(parts, 1, N * PARTS, C), n, c, inside, C, PARTS)
-        tl.store(nth(found, 1, N, C) + n * C + c, of_top / tl.where(inside, count, 1.0), inside)
+        tl.store(nth(grads, 1, N, C) + n * C + c, dmax / tl.where(inside, count, 1.0), inside)
 
 
 @triton.jit
 def weights_kernel(
-    saved, found, dw1, db1, dw2, db2, N, C, R,
+    saved, grads, dw1, db1, dw2, db2, N, C, R,
     TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
     """One program: BC channels by BR hidden units, over all samples."""
@@ -357,72 +367,81 @@ def weights_kernel(
     blocks = tl.cdiv(R, BR)
     c = i // blocks * BC + tl.arange(0, BC)
     r = i % blocks * BR + tl.arange(0, BR)
-    first = tl.zeros([BC, BR], REAL)     # of w1, transposed
-    second = tl.zeros([BC, BR], REAL)    # of w2
-    to_hidden = tl.zeros([BR], REAL)
-    to_gate = tl.zeros([BC], REAL)
+    dw1_sum = tl.zeros([BC, BR], REAL)    # transposed
+    dw2_sum = tl.zeros([BC, BR], REAL)
+    db1_sum = tl.zeros([BR], REAL)
+    db2_sum = tl.zeros([BC], REAL)
     for start in range(0, N, BN):
         n = (start + tl.arange(0, BN))[:, None]
-        of_c = (n < N) & (c < C)[None, :]
-        of_r = (n < N) & (r < R)[None, :]
-        d = tl.load(nth(found, 1 + TOP, N, C) + n * C + c[None, :], of_c, 0.0)
+        in_channels = (n < N) & (c < C)[None, :]
+        in_units = (n < N) & (r < R)[None, :]
+        d = tl.load(nth(grads, 1 + TOP, N, C) + n * C + c[None, :], in_channels, 0.0)
         h = hidden_of(saved, n, r, N, C, R, TOP)
-        second = multiply_add(tl.trans(d), h, second, PRECISION)
-        to_gate += tl.sum(d, 0)
+        dw2_sum = multiply_add(tl.trans(d), h, dw2_sum, PRECISION)
+        db2_sum += tl.sum(d, 0)
         for branch in tl.static_range(1 + TOP):
-            d = tl.load(nth(found, 2 + TOP, N, C) + (n.to(tl.int64) * (1 + TOP) + branch) * R + r[None, :], of_r, 0.0)
-            a = tl.load(nth(saved, 1 + branch, N, C) + n * C + c[None, :], of_c, 0.0)
-            first = multiply_add(tl.trans(a), d, first, PRECISION)
-            to_hidden += tl.sum(d, 0)
+            dhidden = nth(grads, 2 + TOP, N, C) + (n.to(tl.int64) * (1 + TOP) + branch) * R + r[None, :]
+            d = tl.load(dhidden, in_units, 0.0)
+            a = tl.load(nth(saved, 1 + branch, N, C) + n * C + c[None, :], in_channels, 0.0)
+            dw1_sum = multiply_add(tl.trans(a), d, dw1_sum, PRECISION)
+            db1_sum += tl.sum(d, 0)
     inside = (c < C)[:, None] & (r < R)[None, :]
-    tl.store(dw1 + r[None, :] * C + c[:, None], first.to(dw1.dtype.element_ty), inside)
-    tl.store(dw2 + c[:, None] * R + r[None, :], second.to(dw2.dtype.element_ty), inside)
+    tl.store(dw1 + r[None, :] * C + c[:, None], dw1_sum.to(dw1.dtype.element_ty), inside)
+    tl.store(dw2 + c[:, None] * R + r[None, :], dw2_sum.to(dw2.dtype.element_ty), inside)
     if db1 is not None and i // blocks == 0:
-        tl.store(db1 + r, to_hidden.to(db1.dtype.element_ty), r < R)
+        tl.store(db1 + r, db1_sum.to(db1.dtype.element_ty), r < R)
     if db2 is not None and i % blocks == 0:
-        tl.store(db2 + c, ((1 + TOP) * to_gate).to(db2.dtype.element_ty), c < C)
+        tl.store(db2 + c, ((1 + TOP) * db2_sum).to(db2.dtype.element_ty), c < C)
 
 
 def backward(
     x: Tensor, dy: Tensor, layers: Layers, top: bool, saved: Tensor, of_map: Map | None, gradients: Layers
 ) -> Tensor:
-    """The gradients of the average per position and, if `top`, of the maximum per tie: (N, C) each, first in a tensor.
+    """Return `grads`, which begins with the gradients of averages, per position, and of maxima, per tie: (N, C) each.
 
-    of_map: where y = x * s * t. The gradients of the weights are written into `gradients`.
+    Args:
+        x: (N, C, *S).
+        dy: gradient of the product, in the memory layout of x.
+        layers: the layers.
+        top: whether there are maxima, which else are left out of `saved` and of the result.
+        saved: written by `forward`.
+        of_map: t, its maps and their gradient if y = x * s * t; None if y = x * s.
+        gradients: tensors for the gradients of the layers.
     """
     (N, C, S), R = sizes(x), len(layers.w1)
-    it = passes.portions("channels" if of_map is None else "channels of a map", x)
+    tiling = passes.portions("channels" if of_map is None else "channels of a map", x)
     t, maps, dmaps = of_map or (None, None, None)
-    parts, found = empty_float32(x, 1 + top, N, it.parts, C), empty_float32(x, len(saved))
+    parts, grads = empty_float32(x, 1 + top, N, tiling.parts, C), empty_float32(x, len(saved))
     hard = layers.gate == "hard_sigmoid"
     BR = _units(R)
     options = {"TOP": top, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
-    if few(C, R):
-        tensors = x, dy, t, maps, dmaps, parts, counters(x, N), saved, found, layers.w1, layers.w2
-        args = *tensors, N, C, S, R, it.parts, it.steps, 1 / S
-        launch(channels_unexcite_kernel, it.programs, *args, HARD=hard, TOP=top, **it.options, **_sample(R))
+    if is_small(C, R):
+        tensors = x, dy, t, maps, dmaps, parts, counters(x, N), saved, grads, layers.w1, layers.w2
+        args = *tensors, N, C, S, R, tiling.parts, tiling.steps, 1 / S
+        launch(channels_unexcite_kernel, tiling.programs, *args, HARD=hard, TOP=top, **tiling.options, **_small_tile(R))
     else:
-        portions = x, dy, saved, t, maps, dmaps, parts, N, C, S, it.parts, it.steps
-        launch(passes.channels_kernel, it.programs, *portions, TOP=top, **it.options)
+        scaled = x, dy, saved, t, maps, dmaps, parts, N, C, S, tiling.parts, tiling.steps
+        launch(passes.channels_kernel, tiling.programs, *scaled, TOP=top, **tiling.options)
         rows = cdiv(N, ROWS)
-        matrices = parts, saved, found, layers.w2, N, C, R, it.parts
+        matrices = parts, saved, grads, layers.w2, N, C, R, tiling.parts
         launch(unexcite_kernel, rows * cdiv(R, BR), *matrices, HARD=hard, **options)
-        launch(unsqueeze_kernel, rows * cdiv(C, WIDE), parts, found, layers.w1, N, C, R, it.parts, 1 / S, **options)
-    launch(weights_kernel, cdiv(C, WIDE) * cdiv(R, BR), saved, found, *gradients[:4], N, C, R, **options)
-    return found
+        launch(unsqueeze_kernel, rows * cdiv(C, WIDE), parts, grads, layers.w1, N, C, R, tiling.parts, 1 / S, **options)
+    weight_grads = gradients.w1, gradients.b1, gradients.w2, gradients.b2
+    launch(weights_kernel, cdiv(C, WIDE) * cdiv(R, BR), saved, grads, *weight_grads, N, C, R, **options)
+    return grads
 
 
-def few(C: int, R: int) -> bool:
-    """Whether the last program of a sample computes its coefficients."""
-    return C * R <= FEW and R <= UNITS
+def is_small(C: int, R: int) -> bool:
+    """Whether the layers are small enough that the last program of a sample computes its coefficients."""
+    return C * R <= MAX_WEIGHTS and R <= MAX_UNITS
 
 
-def _sample(R: int) -> dict[str, int]:
-    """Hidden units and channels that it takes at once: as many numbers as it has threads, so that each has its own."""
+def _small_tile(R: int) -> dict[str, int]:
+    """Return the hidden units and channels that this program processes at a time: at least one number per thread."""
     BR = next_power_of_2(R)
     return {"BR": BR, "CC": max(16, 4096 // BR)}
 
 
 def _units(R: int) -> int:
-    """Hidden units that a program takes at once, of many."""
+    """Return how many hidden units a program of large layers processes at a time."""
     return max(16, min(next_power_of_2(R), 64))

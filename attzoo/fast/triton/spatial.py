@@ -1,6 +1,6 @@
-"""From maps over channels to t, one coefficient per place, and back: convolution, batch norm if there is one, sigmoid.
+"""Spatial attention from maps over channels to t, one coefficient per position, and its backward pass.
 
-Batch norm is that of channel_norm.py: its one channel has 1 / C of the size of x.
+t is the sigmoid of a convolution, with an optional batch norm between them, see channel_norm.py.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from ...ops.numpy import one_value
 from . import channel_norm, common, passes
-from . import maps as conv
+from . import maps as map_kernels
 from .common import empty_float32
 
 NORM = "Tensor? scale, Tensor? shift, Tensor? mean, Tensor? var, float eps, bool training"
 
 
 class Filter(NamedTuple):
-    """The convolution's weight (1, 2, *k) and, of the batch norm after it, its arrays of 1 number, or None.
+    """The convolution's weight (1, 2, *k), and the tensors of the batch norm after it, (1,) or None.
 
-    mean, var: of what has run, None in training.
+    mean, var: running statistics; None if the norm uses statistics of the batch (`training`).
     """
 
     weight: Tensor
@@ -35,10 +35,10 @@ class Filter(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the backward pass needs: maps (N, 2, S) and t (N, S).
+    """Tensors saved for the backward pass: maps (N, 2, S) and t (N, S).
 
-    Where there is batch norm, also the convolution q (N, S) and its statistics, see channel_norm.Norm; else these are
-    empty.
+    With a batch norm, also the convolution's output q (N, S) and its statistics, see channel_norm.Norm; else these have
+    no elements.
     """
 
     maps: Tensor
@@ -48,55 +48,58 @@ class Kept(NamedTuple):
 
 
 def filter_of(block: Any) -> Filter:
-    """That of a spatial attention."""
+    """Return the tensors of a spatial attention."""
     norm = block.norm
     if isinstance(norm, nn.Identity):
         return Filter(block.conv.weight, None, None, None, None, 0.0, False)
     training = norm.training or norm.running_mean is None
-    settled = (None, None) if training else (norm.running_mean, norm.running_var)
-    return Filter._make([block.conv.weight, norm.weight, norm.bias, *settled, norm.eps, training])
+    mean, var = (None, None) if training else (norm.running_mean, norm.running_var)
+    return Filter(block.conv.weight, norm.weight, norm.bias, mean, var, norm.eps, training)
 
 
-def kept(x: Tensor, it: Filter) -> Kept:
-    """Room for what is kept of x (N, C, *S)."""
-    N, S = x.shape[0], prod(x.shape[2:])   # len(x) would tie a graph to it
-    samples = 0 if it.scale is None else N   # torch 2.11 multiplies no size of a graph by a bool
-    shapes = (N, 2, S), (N, S), (samples, S), (0 if it.scale is None else 3,)
-    return Kept._make([empty_float32(x, *shape) for shape in shapes])
+def kept(x: Tensor, conv: Filter) -> Kept:
+    """Allocate the tensors to save for x (N, C, *S)."""
+    N, S = x.shape[0], prod(x.shape[2:])   # len(x) would make N a constant of a graph
+    samples = 0 if conv.scale is None else N   # torch 2.11 cannot multiply a symbolic size by a bool
+    statistics = empty_float32(x, 0 if conv.scale is None else 3)
+    return Kept(empty_float32(x, N, 2, S), empty_float32(x, N, S), empty_float32(x, samples, S), statistics)
 
 
-def norm_of(it: Filter, kept: Kept) -> channel_norm.Norm | None:
-    """The norm, if there is one."""
-    if it.scale is None or it.shift is None:
+def norm_of(conv: Filter, saved: Kept) -> channel_norm.Norm | None:
+    """Return the norm, if there is one."""
+    if conv.scale is None or conv.shift is None:
         return None
-    return channel_norm.Norm(it.scale, it.shift, it.mean, it.var, it.eps, kept.q, kept.statistics)
+    return channel_norm.Norm(conv.scale, conv.shift, conv.mean, conv.var, conv.eps, saved.q, saved.statistics)
 
 
-def forward(size: Sequence[int], it: Filter, to: Kept) -> channel_norm.Norm | None:
-    """Maps that are there -> everything else that is kept; but t where a norm is returned, which is to be applied."""
-    if it.scale is not None and it.training and to.q.numel() == 1:
-        raise one_value(to.q.shape)
-    norm = norm_of(it, to)
-    conv.conv(to.maps, it.weight, size, to.t, norm)
+def forward(size: Sequence[int], conv: Filter, saved: Kept) -> channel_norm.Norm | None:
+    """Compute the saved tensors from `saved.maps`.
+
+    Return the norm if it uses statistics of the batch: then t is not written, but computed when the norm is applied.
+    """
+    if conv.scale is not None and conv.training and saved.q.numel() == 1:
+        raise one_value(saved.q.shape)
+    norm = norm_of(conv, saved)
+    map_kernels.conv(saved.maps, conv.weight, size, saved.t, norm)
     return norm if norm is not None and norm.by_batch else None
 
 
 def backward(
-    x: Tensor, dy: Tensor, s: Tensor | None, it: Filter, kept: Kept, gradients: Sequence[Any]
+    x: Tensor, dy: Tensor, s: Tensor | None, conv: Filter, saved: Kept, gradients: Sequence[Any]
 ) -> Tensor:
-    """The gradient of the maps: of each channel by the mean, and of each tie; (N, 2, S).
+    """Return the gradients of averages, per channel, and of maxima, per tie: (N, 2, S).
 
-    Those of weight, scale and shift are written into `gradients`.
+    The gradients of weight, scale and shift are written into `gradients`.
     """
-    dweight, *of_norm = gradients
-    dq, ties = passes.to_places(x, dy, s, kept.t, kept.maps, norm_of(it, kept), of_norm)
-    if it.scale is not None and not dq.numel():   # no program has added anything up
-        for gradient in of_norm:
+    dweight, *norm_gradients = gradients
+    dq, ties = passes.position_gradients(x, dy, s, saved.t, saved.maps, norm_of(conv, saved), norm_gradients)
+    if conv.scale is not None and not dq.numel():   # no program has written the sums
+        for gradient in norm_gradients:
             gradient.zero_()
-    return conv.backward(dq, ties, kept.maps, it.weight, x.shape[2:], x.shape[1], dweight)
+    return map_kernels.backward(dq, ties, saved.maps, conv.weight, x.shape[2:], x.shape[1], dweight)
 
 
-def update_running_stats(block: Any, it: Filter, kept: Kept) -> None:
-    """What batch norm does in training besides."""
-    if it.scale is not None and it.training:
-        common.update_running_stats(block.norm, kept.statistics[:1], kept.statistics[2:], kept.q.numel())
+def update_running_stats(block: Any, conv: Filter, saved: Kept) -> None:
+    """Update the running statistics of the batch norm in training."""
+    if conv.scale is not None and conv.training:
+        common.update_running_stats(block.norm, saved.statistics[:1], saved.statistics[2:], saved.q.numel())

@@ -1,8 +1,8 @@
-"""Tiles of the passes over x: the fastest of a sweep on an H200, by kernel, layout and width of a number.
+"""Tiles of the passes over x: the fastest of a sweep on an H200, by kernel, memory layout and bytes of an element.
 
-Swept with x of (32, 256, 56, 56), torch 2.11 and Triton 3.6: at least eight tiles a kernel, medians of 60 replays of a
-CUDA graph over inputs that the cache does not hold. Where the fastest were within 2 %, one that was also good for the
-other width was taken.
+The sweep timed at least eight tiles per kernel for x of (32, 256, 56, 56), with torch 2.11 and Triton 3.6, as medians
+of 60 replays of a CUDA graph over inputs that are not in the cache. Of tiles within 2 % of the fastest, one that is
+also fast for the other element size was chosen.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .common import Tile, is_channels_last, next_power_of_2, sizes
 
 
 class Kind(NamedTuple):
-    """What a tile depends on: a pass, whether x is channels last, and whether its numbers are of 2 bytes."""
+    """Key of a tile: name of the pass, whether x is channels last, and whether its elements have 2 bytes."""
 
     name: str
     channels_last: bool
@@ -29,7 +29,7 @@ MEASURED: Final = {
     Kind("pool", True, True): Tile(64, 64, 4),
     Kind("channels", False, False): Tile(4, 512, 8),
     Kind("channels", False, True): Tile(64, 128, 4),
-    Kind("channels", True, False): Tile(64, 32, 4),   # as in CBAM: this alone was not swept
+    Kind("channels", True, False): Tile(64, 32, 4),   # as in CBAM; not swept for this pass
     Kind("channels", True, True): Tile(64, 64, 4),
     Kind("channels of a map", False, False): Tile(32, 128, 8),
     Kind("channels of a map", False, True): Tile(32, 128, 8),
@@ -37,7 +37,7 @@ MEASURED: Final = {
     Kind("channels of a map", True, True): Tile(64, 64, 4),
     Kind("map", False, False): Tile(16, 512, 8),
     Kind("map", False, True): Tile(16, 512, 4),
-    Kind("map", True, False): Tile(64, 32, 4),        # as of `positions`: this alone was not swept
+    Kind("map", True, False): Tile(64, 32, 4),        # as "positions"; not swept for this pass
     Kind("map", True, True): Tile(64, 64, 4),
     Kind("positions", False, False): Tile(16, 512, 4),
     Kind("positions", False, True): Tile(16, 512, 4),
@@ -45,21 +45,21 @@ MEASURED: Final = {
     Kind("positions", True, True): Tile(64, 64, 8),
     Kind("scale", False, False): Tile(4, 512, 8),
     Kind("scale", False, True): Tile(8, 512, 8),
-    Kind("scale", True, False): Tile(256, 32, 8),     # as in half precision: this alone was not swept
+    Kind("scale", True, False): Tile(256, 32, 8),     # as in half precision; not swept
     Kind("scale", True, True): Tile(256, 32, 8),
     Kind("input", False, False): Tile(4, 512, 8),
     Kind("input", False, True): Tile(8, 512, 8),
-    Kind("input", True, False): Tile(256, 32, 8),     # not swept; a neighbour of the next
+    Kind("input", True, False): Tile(256, 32, 8),     # not swept; similar to the next
     Kind("input", True, True): Tile(256, 16, 8),
     Kind("input of a map", False, False): Tile(8, 512, 4),
     Kind("input of a map", False, True): Tile(32, 128, 8),
-    Kind("input of a map", True, False): Tile(64, 64, 8),   # as in half precision: this alone was not swept
+    Kind("input of a map", True, False): Tile(64, 64, 8),   # as in half precision; not swept
     Kind("input of a map", True, True): Tile(64, 64, 8),
 }
 
 
 def tile(name: str, x: Tensor) -> Tile:
-    """The tile of a pass over x (N, C, *S): the measured one, of the same area where x is shorter in one direction."""
+    """Return the tile of a pass over x (N, C, *S): the measured one, or one of the same area where x is smaller."""
     _, C, S = sizes(x)
     channels_last = is_channels_last(x)
     BC, BS, num_warps = MEASURED[Kind(name, channels_last, x.element_size() < 4)]

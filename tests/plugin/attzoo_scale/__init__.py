@@ -3,7 +3,7 @@
     a = sigmoid(logit)     (1, C)
     y = x * a              (N, C, *S)
 
-Use it as the floor that a block which looks at its input must beat.
+Use it as a baseline: its coefficients do not depend on the input.
 
 Source: a test of attzoo.
 

@@ -1,4 +1,4 @@
-"""Scale said once, in NumPy; torch.py and keras.py must agree with this file."""
+"""The definition of Scale in NumPy; torch.py and keras.py must agree with this file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXAMPLES: Final = {"": Example({"channels": 8, "start": 1.0}, ((2, 8, 6, 5),))}
 class Scale(BlockSpec):
     """channels: C >= 1, channels of the input.
 
-    start: every logit's start, dimensionless.
+    start: initial value of every logit.
     Raises TypeError or ValueError when a value is outside these bounds.
     """
 
@@ -33,11 +33,11 @@ class Scale(BlockSpec):
 
     @property
     def weights(self) -> dict[str, Weight]:
-        """Every array, by canonical name."""
+        """Return the weights by canonical name."""
         return {"logit": Weight((self.channels,), "constant", center=self.start)}
 
     def macs(self, x: Sequence[int]) -> int:
-        """Multiply-adds of the product."""
+        """Return the number of multiply-adds of the product."""
         return prod(x)
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:

@@ -19,8 +19,8 @@ class Scale(Block):
     spec: spec.Scale
 
     def __init__(self, channels: int, start: float = 0.0, *, device: Any = None, dtype: Any = None) -> None:
-        super().__init__(it := spec.Scale(channels, start))
-        self.logit = nn.Parameter(torch.empty(it.channels, **ops.factory(device, dtype)))
+        super().__init__(spec.Scale(channels, start))
+        self.logit = nn.Parameter(torch.empty(channels, **ops.factory(device, dtype)))
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Published choices of Scale's arguments."""
+"""Published variants of Scale."""
 
 from attzoo.contract import Variant
 

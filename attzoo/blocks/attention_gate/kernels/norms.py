@@ -1,6 +1,7 @@
-"""What batch norm in training adds to the additive attention gate: statistics of W x forward, sums of e W x back.
+"""Kernels for batch norm in training in the additive attention gate: statistics of W x, and sums of e W x.
 
-Both are sums over all places, of parts that the last program puts together in one order. W x is made again each time.
+Both are sums over all positions. Programs sum parts, and the last program adds the parts up in a fixed order. W x is
+computed again each time.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from ....fast.triton.common import REAL, cdiv, counters, empty_float32, is_last, launch, sizes
 from . import forward
-from .backward import RESIDENT, Slopes, slopes
-from .forward import column, precision, projected
+from .backward import RESIDENT, ReluGradient, relu_gradient
+from .forward import add_projection, precision
+from .projections import Projection, load_vector
 from .tiles import STATISTICS, Tile, exact_tile
 
-AT_ONCE = 32   # parts that the last program adds up at a time
+PARTS_AT_ONCE = 32   # parts that the last program adds up at a time
 
 
 @triton.jit
@@ -23,69 +25,69 @@ def moments_kernel(
     x, w, parts, counter, batch, N, F, C, S, PARTS, LAST: tl.constexpr, PRECISION: tl.constexpr,
     BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr, BP: tl.constexpr,
 ):   # fmt: skip
-    """One program: BF inner channels over a part of the places of all samples.
+    """One program: BF inner channels over a part of the positions of all samples.
 
-    Tiles, and the parts by the last program of these channels, are merged as Chan et al. merge samples.
+    Tiles are merged as Chan et al. merge samples; the last program of these channels merges the parts likewise.
     """
     part = tl.program_id(0) % PARTS
     f = tl.program_id(0) // PARTS * BF + tl.arange(0, BF)
     ones = tl.full([BF], 1.0, REAL)
     mean = tl.zeros([BF], REAL)
-    spread = tl.zeros([BF], REAL)
+    squares = tl.zeros([BF], REAL)
     count = 0.0
     blocks = tl.cdiv(S, BS)
     for step in range(part, N * blocks, PARTS):
         n = step // blocks
         s = step % blocks * BS + tl.arange(0, BS)
-        t = projected(x, w, ones, n, f, s, F, C, S, tl.zeros([BF, BS], REAL), LAST, PRECISION, BC)
-        here = tl.sum((s < S).to(REAL))
-        new = tl.sum(t, 1) / here
-        off = tl.where((s < S)[None, :], t - new[:, None], 0.0)
-        apart = new - mean
-        both = count + here
-        mean += apart * (here / both)
-        spread += tl.sum(off * off, 1) + apart * apart * (count * here / both)
-        count = both
-    to = parts + part * 3 * F
-    tl.store(to + f, mean, f < F)
-    tl.store(to + F + f, spread, f < F)
-    tl.store(to + 2 * F + f, ones * count, f < F)
+        t = add_projection(x, w, ones, n, f, s, F, C, S, tl.zeros([BF, BS], REAL), LAST, PRECISION, BC)
+        tile_count = tl.sum((s < S).to(REAL))
+        tile_mean = tl.sum(t, 1) / tile_count
+        centred = tl.where((s < S)[None, :], t - tile_mean[:, None], 0.0)
+        difference = tile_mean - mean
+        total_count = count + tile_count
+        mean += difference * (tile_count / total_count)
+        squares += tl.sum(centred * centred, 1) + difference * difference * (count * tile_count / total_count)
+        count = total_count
+    row = parts + part * 3 * F
+    tl.store(row + f, mean, f < F)
+    tl.store(row + F + f, squares, f < F)
+    tl.store(row + 2 * F + f, ones * count, f < F)
     if is_last(counter + tl.program_id(0) // PARTS, PARTS):
         values = tl.full([], N, tl.int64) * S
-        whole = tl.zeros([BF, BP], tl.float64)
+        sums = tl.zeros([BF, BP], tl.float64)
         for start in range(0, PARTS, BP):
-            weighted = of_parts(parts, 0, f, start, F, PARTS, BP) * of_parts(parts, 2, f, start, F, PARTS, BP)
-            whole += weighted
-        centre = tl.sum(whole, 1) / values
-        whole = tl.zeros([BF, BP], tl.float64)
+            weighted = load_parts(parts, 0, f, start, F, PARTS, BP) * load_parts(parts, 2, f, start, F, PARTS, BP)
+            sums += weighted
+        total_mean = tl.sum(sums, 1) / values
+        sums = tl.zeros([BF, BP], tl.float64)
         for start in range(0, PARTS, BP):
-            apart = of_parts(parts, 0, f, start, F, PARTS, BP) - centre[:, None]
-            whole += of_parts(parts, 2, f, start, F, PARTS, BP) * apart * apart
-            whole += of_parts(parts, 1, f, start, F, PARTS, BP)
-        total = tl.sum(whole, 1)
-        tl.store(batch + f, centre.to(REAL), f < F)
+            difference = load_parts(parts, 0, f, start, F, PARTS, BP) - total_mean[:, None]
+            sums += load_parts(parts, 2, f, start, F, PARTS, BP) * difference * difference
+            sums += load_parts(parts, 1, f, start, F, PARTS, BP)
+        total = tl.sum(sums, 1)
+        tl.store(batch + f, total_mean.to(REAL), f < F)
         tl.store(batch + F + f, (total / values).to(REAL), f < F)
         tl.store(batch + 2 * F + f, (total / (values - 1)).to(REAL), f < F)
 
 
 @triton.jit
-def of_parts(parts, k: tl.constexpr, f, start, F, PARTS, BP: tl.constexpr):
-    """Number k of the parts from `start` on, (BF, BP): put together in float64, for means may be far from zero."""
+def load_parts(parts, k: tl.constexpr, f, start, F, PARTS, BP: tl.constexpr):
+    """Load row k of parts (PARTS, 3, F) from `start` on: (BF, BP), in float64, since means may be far from zero."""
     part = start + tl.arange(0, BP)
     inside = (f < F)[:, None] & (part < PARTS)[None, :]
     return tl.load(parts + (part[None, :] * 3 + k) * F + f[:, None], inside, 0.0, cache_modifier=".cg").to(tl.float64)
 
 
 def moments(x: Tensor, w: Tensor, last: bool, batch: Tensor) -> None:
-    """Mean, variance and unbiased variance of W x over samples and places, into batch (3, F).
+    """Write mean, variance and unbiased variance of W x over samples and positions into `batch`, (3, F).
 
-    x (N, C, *S), w (F, C, 1..).
+    x: (N, C, *S), w: (F, C, 1, ...), last: whether x is channels last.
     """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C)
     count = max(1, min(N * cdiv(S, BS), RESIDENT))
     parts = empty_float32(x, count, 3, F)
-    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS, "BP": AT_ONCE}
+    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS, "BP": PARTS_AT_ONCE}
     blocks = cdiv(F, BF)
     args = x, w, parts, counters(x, blocks), batch, N, F, C, S, count
     launch(moments_kernel, count * blocks, *args, **options, num_warps=num_warps, num_stages=2)
@@ -93,65 +95,81 @@ def moments(x: Tensor, w: Tensor, last: bool, batch: Tensor) -> None:
 
 @triton.jit
 def sums_kernel(
-    x, w, batch, dz, bits, parts, counter, centre, eps, N, F, C, S, PARTS, D, H, W, OD, OH, OW, RD, RH, RW,
+    x, w, statistics, dz, bits, parts, counter, batch, eps, N, F, C, S, PARTS, D, H, W, OD, OH, OW, RD, RH, RW,
     TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
     COARSE: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr, WORDS: tl.constexpr,
     BF: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr, BP: tl.constexpr,
 ):   # fmt: skip
-    """One program: BF inner channels over a part of the places of all samples; the last of these channels adds up."""
+    """One program: BF inner channels over a part of the positions of all samples. The last one adds up the parts."""
     part = tl.program_id(0) % PARTS
     f = tl.program_id(0) // PARTS * BF + tl.arange(0, BF)
     ones = tl.full([BF], 1.0, REAL)
-    of_e = tl.zeros([BF], REAL)
-    of_t = tl.zeros([BF], REAL)
+    e_sum = tl.zeros([BF], REAL)
+    et_sum = tl.zeros([BF], REAL)
     blocks = tl.cdiv(S, BS)
     for step in range(part, N * blocks, PARTS):
         n = step // blocks
         s = step % blocks * BS + tl.arange(0, BS)
-        t = tl.zeros([BF, BS], REAL) - column(batch, f, F)[:, None]
-        t = projected(x, w, ones, n, f, s, F, C, S, t, LAST, PRECISION, BC)
-        e = slopes(
+        t = tl.zeros([BF, BS], REAL) - load_vector(statistics, f, F)[:, None]
+        t = add_projection(x, w, ones, n, f, s, F, C, S, t, LAST, PRECISION, BC)
+        e = relu_gradient(
             dz, bits, n, f, s, S, D, H, W, OD, OH, OW, RD, RH, RW,
             TD, TH, TW, CORNERS, WIDE, COARSE, WORDS, BF, BS,
         )   # fmt: skip
-        of_e += tl.sum(e, 1)
-        of_t += tl.sum(e * t, 1)
-    to = parts + part * 3 * F
-    tl.store(to + f, of_e, f < F)
-    tl.store(to + F + f, of_t, f < F)
+        e_sum += tl.sum(e, 1)
+        et_sum += tl.sum(e * t, 1)
+    row = parts + part * 3 * F
+    tl.store(row + f, e_sum, f < F)
+    tl.store(row + F + f, et_sum, f < F)
     if is_last(counter + tl.program_id(0) // PARTS, PARTS):
         values = tl.full([], N, tl.int64) * S
-        sums_of_e = tl.zeros([BF, BP], tl.float64)
-        sums_of_t = tl.zeros([BF, BP], tl.float64)
+        e_sums = tl.zeros([BF, BP], tl.float64)
+        et_sums = tl.zeros([BF, BP], tl.float64)
         for start in range(0, PARTS, BP):
-            sums_of_e += of_parts(parts, 0, f, start, F, PARTS, BP)
-            sums_of_t += of_parts(parts, 1, f, start, F, PARTS, BP)
-        all_e = tl.sum(sums_of_e, 1)
-        all_t = tl.sum(sums_of_t, 1)
-        mean = column(batch, f, F)
-        tl.store(centre + f, mean, f < F)
-        tl.store(centre + F + f, (all_e / values).to(REAL), f < F)
-        tl.store(centre + 2 * F + f, (all_t / (column(batch + F, f, F) + eps) / values).to(REAL), f < F)
-        tl.store(centre + 3 * F + f, (all_t + mean * all_e).to(REAL), f < F)
-        tl.store(centre + 4 * F + f, all_e.to(REAL), f < F)
+            e_sums += load_parts(parts, 0, f, start, F, PARTS, BP)
+            et_sums += load_parts(parts, 1, f, start, F, PARTS, BP)
+        e_total = tl.sum(e_sums, 1)
+        et_total = tl.sum(et_sums, 1)
+        mean = load_vector(statistics, f, F)
+        variance = load_vector(statistics + F, f, F)
+        tl.store(batch + f, mean, f < F)
+        tl.store(batch + F + f, (e_total / values).to(REAL), f < F)
+        tl.store(batch + 2 * F + f, (et_total / (variance + eps) / values).to(REAL), f < F)
+        tl.store(batch + 3 * F + f, (et_total + mean * e_total).to(REAL), f < F)
+        tl.store(batch + 4 * F + f, e_total.to(REAL), f < F)
 
 
-def centre(x: Tensor, w: Tensor, batch: Tensor, eps: float, it: Slopes, last: bool) -> Tensor:
-    """What batch norm takes from e, mean, away and slope, and the sums of e W x and of e: (5, F)."""
+def batch_terms(x: Tensor, projection: Projection, gradient: ReluGradient, last: bool) -> Tensor | None:
+    """Return the terms of the backward pass of batch norm in training; None if the norm is not `by_batch`.
+
+    Args:
+        x: (N, C, *S), the input of the projection.
+        projection: the projection, `with_batch_statistics`.
+        gradient: e, on the grid of x.
+        last: whether x is channels last.
+
+    Returns:
+        (5, F): mean(W x), mean(e), slope, and the sums of e W x and of e over samples and positions. The norm's
+        backward pass replaces e by e - mean(e) - slope * (W x - mean(W x)).
+    """
+    statistics, w = projection.mean, projection.weight
+    if not projection.by_batch or statistics is None:
+        return None
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C)
     count = max(1, min(N * cdiv(S, BS), RESIDENT))
-    parts, found, blocks = empty_float32(x, count, 3, F), empty_float32(x, 5, F), cdiv(F, BF)
-    where, constants = it.arguments()
-    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS, "BP": AT_ONCE}
-    args = x, w, batch, it.dz, it.bits, parts, counters(x, blocks), found, eps, N, F, C, S, count, *where
+    parts, batch, blocks = empty_float32(x, count, 3, F), empty_float32(x, 5, F), cdiv(F, BF)
+    grid_sizes, constants = gradient.arguments()
+    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS, "BP": PARTS_AT_ONCE}
+    tensors = x, w, statistics, gradient.dz, gradient.bits, parts, counters(x, blocks), batch
+    args = *tensors, projection.eps, N, F, C, S, count, *grid_sizes
     launch(sums_kernel, count * blocks, *args, **constants, **options, num_warps=num_warps, num_stages=2)
-    return found
+    return batch
 
 
 def tile(x: Tensor, F: int, C: int) -> Tile:
-    """For statistics, which keep sums beside what a forward pass does."""
+    """Return the tile for statistics, which hold sums in addition to the values of a forward pass."""
     if precision(x) != "tf32":
-        return exact_tile(STATISTICS, forward.together(x, F), C)
+        return exact_tile(STATISTICS, forward.channels_at_once(x, F), C)
     BF, BC, _, _ = forward.tile(x, F, C)
     return Tile(BF, BC, 128, 4) if BF <= 32 and BC <= 64 else Tile(BF, min(BC, 32) if BF > 32 else BC, 32, 8)

@@ -1,7 +1,7 @@
-"""Tiles of the attention gate's kernels for exact products of float32, which Triton makes of several of TF32.
+"""Tiles of the attention gate's kernels for exact float32 products, which Triton computes as several TF32 products.
 
-Only tiles are launched that have run on a GPU, an H200 with Triton 3.6, with right results: of 64 inner channels by 64
-channels by 16 positions and 8 warps, going backward, Triton 3.6 makes code that reads shared memory past its end.
+Only tiles that have given correct results on a GPU, an H200 with Triton 3.6, are launched. For the backward pass with
+64 inner channels, 64 channels, 16 positions and 8 warps, Triton 3.6 compiles code that reads beyond shared memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 
 class Tile(NamedTuple):
-    """Blocks of inner channels, of channels and of positions, and how many warps of 32 threads share them."""
+    """Inner channels, channels and positions of a tile, and the number of warps (of 32 threads) that process it."""
 
     BF: int
     BC: int
@@ -23,7 +23,7 @@ FORWARD: Final = (
     Tile(16, 16, 32, 4), Tile(16, 32, 32, 4), Tile(16, 64, 32, 4), Tile(32, 64, 32, 4), Tile(64, 32, 32, 8),
     Tile(64, 64, 32, 8), Tile(128, 16, 32, 8), Tile(128, 32, 32, 8), Tile(128, 64, 32, 8),
 )   # fmt: skip
-STATISTICS: Final = (   # of batch norm in training
+STATISTICS: Final = (   # statistics of batch norm in training
     Tile(16, 16, 32, 4), Tile(16, 32, 32, 4), Tile(32, 64, 32, 4), Tile(64, 32, 32, 8), Tile(128, 16, 32, 8),
     Tile(128, 32, 32, 8),
 )   # fmt: skip
@@ -31,13 +31,13 @@ BACKWARD: Final = (
     Tile(16, 16, 16, 4), Tile(16, 32, 16, 4), Tile(16, 64, 16, 4), Tile(32, 64, 16, 4), Tile(64, 16, 16, 8),
     Tile(64, 32, 16, 8),
 )   # fmt: skip
-CENTRED: Final = (   # backward, by batch norm in training
+CENTRED: Final = (   # backward pass with batch norm in training
     Tile(16, 16, 16, 4), Tile(16, 32, 16, 4), Tile(32, 32, 16, 4), Tile(64, 16, 16, 8),
 )   # fmt: skip
 
 
 def exact_tile(tiles: Sequence[Tile], inner: int, channels: int) -> Tile:
-    """The smallest of these tiles that takes all inner channels and channels, or as many of both as there are."""
+    """Return the smallest of these tiles that holds all inner channels and channels; the largest if none does."""
     BF = min((tile.BF for tile in tiles if inner <= tile.BF), default=max(tiles).BF)
-    rows = [tile for tile in tiles if tile.BF == BF]
-    return min((tile for tile in rows if channels <= tile.BC), default=max(rows))
+    same_inner = [tile for tile in tiles if tile.BF == BF]
+    return min((tile for tile in same_inner if channels <= tile.BC), default=max(same_inner))

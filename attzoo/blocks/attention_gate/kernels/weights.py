@@ -1,0 +1,182 @@
+"""Kernel of the gradients of the additive attention gate's parameters, from sums over x and over g.
+
+e, v and dz are those of backward.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ....fast.triton.common import REAL, counters, empty_float32, is_last, launch, next_power_of_2
+from .projections import Projections, load_vector
+
+PARTS_AT_ONCE = 64   # parts that are added up at a time
+
+
+class Sums(NamedTuple):
+    """Sums over an input for the gradients of weights, by parts of all positions.
+
+    `ex` (parts, F, C): sums of e x'. `e` (parts, F + 1): sums of e, and of dz. `batch` (5, F): see
+    `norms.batch_terms`; None unless the projection's norm uses statistics of the batch.
+    """
+
+    ex: Tensor
+    e: Tensor
+    batch: Tensor | None
+
+
+class ProjectionGradients(NamedTuple):
+    """Tensors for the gradients of a projection's parameters; None for those that it does not have."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+
+
+class Gradients(NamedTuple):
+    """Tensors for the gradients of the parameters of the three projections."""
+
+    skip: ProjectionGradients
+    gating: ProjectionGradients
+    psi: ProjectionGradients
+
+
+# ---- in kernels ------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def weight_row_gradient(parts, w, dw, v, f, F, C, PARTS, BP: tl.constexpr, BC: tl.constexpr):
+    """Write row f of dw = v * sum of parts, and return the dot product of that row of the sum and of w."""
+    products = tl.zeros([BC], REAL)
+    for start in range(0, C, BC):
+        c = start + tl.arange(0, BC)
+        sums = tl.zeros([BP, BC], REAL)
+        for first_part in range(0, PARTS, BP):
+            part = first_part + tl.arange(0, BP)
+            offset = (part[:, None] * F + f) * C + c[None, :]
+            sums += tl.load(parts + offset, (part < PARTS)[:, None] & (c < C)[None, :], 0.0)
+        row = tl.sum(sums, 0)
+        tl.store(dw + f * C + c, (v * row).to(dw.dtype.element_ty), c < C)
+        products += row * tl.load(w + f * C + c, c < C, 0.0).to(REAL)
+    return tl.sum(products)
+
+
+@triton.jit
+def sum_of_parts(parts, f, F, PARTS, BP: tl.constexpr):
+    """Return the sum over parts of e of inner channel f; of dz if f is F."""
+    sums = tl.zeros([BP], REAL)
+    for first_part in range(0, PARTS, BP):
+        part = first_part + tl.arange(0, BP)
+        sums += tl.load(parts + part * (F + 1) + f, part < PARTS, 0.0)
+    return tl.sum(sums)
+
+
+@triton.jit
+def weights_kernel(
+    skip_ex, skip_e, gating_ex, gating_e, w, u, folded, skip_batch, gating_batch, dw, dbias, du, dgating_bias,
+    dpsi, dpsi_bias, bias, mean, var, dscale, dshift, eps,
+    gating_bias, gating_mean, gating_var, dgating_scale, dgating_shift, gating_eps,
+    psi, psi_bias, psi_mean, psi_var, dpsi_scale, dpsi_shift, psi_eps,
+    totals, counter, F, C, G, SKIP_PARTS, GATING_PARTS,
+    PSI_BY_BATCH: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
+):   # fmt: skip
+    """One program: inner channel f. The last program computes the gradients of psi's norm.
+
+    `skip_batch` and `gating_batch` already hold the sums that a norm by statistics of the batch needs. The bias before
+    such a norm has no effect, so its gradient is 0.
+    """
+    f = tl.program_id(0)
+    skip_scale = tl.load(folded + f)
+    gating_scale = tl.load(folded + F + f)
+    v = tl.load(folded + 3 * F + f)
+    psi_scale = tl.load(folded + 4 * F + 1)
+    skip_sum = weight_row_gradient(skip_ex, w, dw, skip_scale * v, f, F, C, SKIP_PARTS, BP, BC)
+    gating_sum = weight_row_gradient(gating_ex, u, du, gating_scale * v, f, F, G, GATING_PARTS, BP, BC)
+    if skip_batch is not None:
+        skip_sum = tl.load(skip_batch + 3 * F + f)
+        e_sum = tl.load(skip_batch + 4 * F + f)
+        d_bias = e_sum * 0
+    else:
+        e_sum = sum_of_parts(skip_e, f, F, SKIP_PARTS, BP)
+        d_bias = skip_scale * v * e_sum
+    if dbias is not None:
+        tl.store(dbias + f, d_bias.to(dbias.dtype.element_ty))
+    if gating_batch is not None:
+        gating_sum = tl.load(gating_batch + 3 * F + f)
+        d_bias = gating_sum * 0
+    else:
+        d_bias = gating_scale * v * sum_of_parts(gating_e, f, F, GATING_PARTS, BP)
+    if dgating_bias is not None:
+        tl.store(dgating_bias + f, d_bias.to(dgating_bias.dtype.element_ty))
+    if dscale is not None:
+        store_norm_gradients(dscale, dshift, mean, var, bias, eps, v * skip_sum, v * e_sum, f, F)
+    if dgating_scale is not None:
+        store_norm_gradients(
+            dgating_scale, dgating_shift, gating_mean, gating_var, gating_bias, gating_eps,
+            v * gating_sum, v * e_sum, f, F,
+        )   # fmt: skip
+    d_psi = skip_scale * skip_sum + gating_scale * gating_sum + tl.load(folded + 2 * F + f) * e_sum
+    tl.store(dpsi + f, (psi_scale * d_psi).to(dpsi.dtype.element_ty))
+    tl.store(totals + f, d_psi)
+    if f == 0:
+        dz_sum = sum_of_parts(skip_e, F, F, SKIP_PARTS, BP)
+        tl.store(totals + F, dz_sum)
+        if PSI_BY_BATCH:
+            dz_sum = dz_sum * 0
+        tl.store(dpsi_bias, (psi_scale * dz_sum).to(dpsi_bias.dtype.element_ty))
+    if dpsi_scale is not None and not PSI_BY_BATCH:
+        done = is_last(counter, F)
+        if done:
+            k = tl.arange(0, BF)
+            products = load_vector(psi, k, F) * tl.load(totals + k, k < F, 0.0, cache_modifier=".cg")
+            dz_sum = tl.load(totals + F, cache_modifier=".cg")
+            store_norm_gradients(
+                dpsi_scale, dpsi_shift, psi_mean, psi_var, psi_bias, psi_eps, tl.sum(products), dz_sum, 0, 1
+            )
+
+
+@triton.jit
+def store_norm_gradients(dscale, dshift, mean, var, bias, eps, product_sum, gradient_sum, f, F):
+    """Write the gradients of a norm's scale and shift.
+
+    From sums of d, the gradient of the norm's output: `product_sum` of d times the convolution without its bias, and
+    `gradient_sum` of d. If var is None, the variance follows the mean, and the mean is without the bias.
+    """
+    offset = 0 - tl.load(mean + f).to(REAL)
+    if var is None:
+        variance = tl.load(mean + F + f)
+    else:
+        variance = tl.load(var + f).to(REAL)
+        if bias is not None:
+            offset += tl.load(bias + f).to(REAL)
+    d = (product_sum + offset * gradient_sum) / tl.sqrt(variance + eps)
+    tl.store(dscale + f, d.to(dscale.dtype.element_ty))
+    tl.store(dshift + f, gradient_sum.to(dshift.dtype.element_ty))
+
+
+# ---- launching -------------------------------------------------------------------------------------------------------
+
+
+def weight_gradients(
+    projections: Projections, skip: Sums, gating: Sums, folded: Tensor, gradients: Gradients
+) -> None:
+    """Write the gradients of the parameters, from the sums over x (`skip`) and over g (`gating`).
+
+    The skip and gating projections are `with_batch_statistics`. The gradients of a psi norm by statistics of the batch
+    are written by `sigmoid_gradient`.
+    """
+    w, u, psi = projections.skip.weight, projections.gating.weight, projections.psi
+    F, C = w.shape[:2]
+    pairs = list(zip(projections, gradients, strict=True))
+    weights = [gradient for _, grads in pairs for gradient in (grads.weight, grads.bias)]
+    norms = [(p.bias, p.mean, p.var, grads.scale, grads.shift, p.eps) for p, grads in pairs]
+    args: list[Any] = [skip.ex, skip.e, gating.ex, gating.e, w, u, folded, skip.batch, gating.batch, *weights]
+    args += [*norms[0], *norms[1], psi.weight, *norms[2], empty_float32(w, F + 1), counters(w, 1)]
+    args += [F, C, u.shape[1], len(skip.e), len(gating.e)]
+    options = {"PSI_BY_BATCH": psi.by_batch, "BP": PARTS_AT_ONCE, "BC": 64, "BF": next_power_of_2(F), "num_warps": 4}
+    launch(weights_kernel, F, *args, **options)

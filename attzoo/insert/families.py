@@ -1,0 +1,63 @@
+"""Where known networks of torch have residual branches and skip connections, by the classes of their parts.
+
+A part is recognised by the package and the name of its class or of a base class, so that no library is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A class of residual blocks.
+
+    Args:
+        ends: attributes that may hold the last module of the residual branch; the first that is a module is it.
+        flag: an attribute that is False where a block has no shortcut; "" where all have one.
+
+    """
+
+    ends: tuple[str, ...]
+    flag: str = ""
+
+
+# torchvision 0.28: models/{resnet,mobilenetv2,mobilenetv3,efficientnet,convnext}.py
+# timm 1.0.31: models/{resnet,_efficientnet_blocks,convnext}.py. Its ResNets apply `se` and `drop_path` after the norm.
+RESIDUAL: Final = {
+    ("torchvision", "BasicBlock"): Residual(("bn2",)),
+    ("torchvision", "Bottleneck"): Residual(("bn3",)),
+    ("torchvision", "InvertedResidual"): Residual(("block", "conv"), "use_res_connect"),
+    ("torchvision", "MBConv"): Residual(("block",), "use_res_connect"),
+    ("torchvision", "FusedMBConv"): Residual(("block",), "use_res_connect"),
+    ("torchvision", "CNBlock"): Residual(("block",)),
+    ("timm", "BasicBlock"): Residual(("drop_path", "se", "bn2")),
+    ("timm", "Bottleneck"): Residual(("drop_path", "se", "bn3")),
+    ("timm", "ConvBnAct"): Residual(("drop_path",), "has_skip"),
+    ("timm", "DepthwiseSeparableConv"): Residual(("drop_path",), "has_skip"),
+    ("timm", "InvertedResidual"): Residual(("drop_path",), "has_skip"),
+    ("timm", "UniversalInvertedResidual"): Residual(("drop_path",), "has_skip"),
+    ("timm", "EdgeResidual"): Residual(("drop_path",), "has_skip"),
+    ("timm", "ConvNeXtBlock"): Residual(("drop_path",)),
+}
+SKIP: Final = ("monai", "SkipConnection")   # MONAI 1.6.1, monai/networks/layers/simplelayers.py
+
+
+def residual_of(module: Any) -> Residual | None:
+    """Return what is known of a residual block with a shortcut; None for any other module."""
+    for package, name in classes(module):
+        known = RESIDUAL.get((package, name))
+        if known is not None:
+            return known if not known.flag or getattr(module, known.flag) else None
+    return None
+
+
+def is_skip(module: Any) -> bool:
+    """Whether a module is a skip connection that concatenates its input and what is computed from it."""
+    return SKIP in classes(module) and str(getattr(module.mode, "value", module.mode)) == "cat" and module.dim == 1
+
+
+def classes(module: Any) -> list[tuple[str, str]]:
+    """Return package and name of a module's class and of its base classes."""
+    return [(cls.__module__.partition(".")[0], cls.__name__) for cls in type(module).__mro__]

@@ -1,0 +1,54 @@
+"""The datasets to train on and to validate on, made from settings."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ..data import IGNORE, Labels
+from .data import Dataset, Folder
+from .files import find
+from .pairs import check_scales
+from .phantoms import Phantoms
+from .preparation import Preparation
+from .settings import Settings
+from .survey import check_classes, check_consistent, check_gaps, check_size
+
+
+def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
+    """Return the datasets to train on and to validate on; `classes` is set in both.
+
+    Raises:
+        ValueError: if a file cannot be read, or the images and masks do not fit each other or the settings.
+    """
+    if settings.data is None:
+        assert settings.phantoms is not None
+        count = max(1, min(round(settings.validation * settings.phantoms), settings.phantoms - 1))   # to validate on
+        make = partial(Phantoms, size=settings.size or (64,) * settings.dims, seed=settings.seed)
+        return make(settings.phantoms - count), make(count, start=settings.phantoms - count)
+    assert settings.normalise is not None
+    assert settings.flip is not None
+    preparation = Preparation(settings.size, settings.normalise)
+    training_pairs, validation_pairs = find(settings.data, settings.validation, settings.seed)
+    options: dict[str, Any] = {"classes": settings.classes, "labels": settings.labels and Labels(settings.labels)}
+    training = Folder(training_pairs, preparation, flip=settings.flip, seed=settings.seed, **options)
+    validation = Folder(validation_pairs, preparation, **options)
+    for dataset in (training, validation):
+        if (dims := dataset.spatial_dims) != settings.dims:
+            got = f"{settings.dims} spatial axes, got {dataset.pairs[0][0]} of {dims}: set --dims {dims}"
+            raise ValueError(f"expected images of {got}")
+    check_scales(preparation, [training.first_image, validation.first_image])
+    if validation.channels != training.channels:
+        raise ValueError(f"expected {training.channels} channels to validate on, got {validation.channels}")
+    training.classes = validation.classes = _class_count(training, validation)
+    return training, validation
+
+
+def _class_count(training: Folder, validation: Folder) -> int:
+    """Return the number of classes. Raises ValueError if the masks hold other values or ambiguous ones."""
+    check_consistent([training.mask_counts, validation.mask_counts], training.labels)
+    if training.classes is None:
+        check_gaps(training.counts + validation.counts)
+    check_classes(training.counts, validation.counts, len(training))
+    check_size(training.mask_counts, training.labels, training.preparation.size)
+    return training.classes or max(training.counts.keys() - {IGNORE}) + 1

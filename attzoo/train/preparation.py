@@ -1,0 +1,154 @@
+"""Resizing and normalisation of images, the same in training and in prediction. MONAI resizes and normalises."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import contract
+from ..contract import Array
+from ..data import package, read_image
+from ..data.reading import check_range
+
+NORMALISATIONS: Final = ("zscore", "unit", "none")
+MAX_RANGE: Final = 1e15   # of the numbers in an image: float32 holds the sum of squares over all of its pixels
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Prepare an image for a network.
+
+    Args:
+        size: the spatial size to resize to, with linear interpolation; None keeps the size of each image.
+        normalise: "zscore" (each channel has mean 0 and standard deviation 1; a constant channel is 0), "unit" (divide
+            integers by the maximum of their dtype, or in a file by the maximum for its bit depth; keep floats) or
+            "none".
+
+    Raises:
+        TypeError, ValueError: for other values.
+    """
+
+    size: tuple[int, ...] | None = None
+    normalise: str = "zscore"
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        contract.choice("normalise", self.normalise, NORMALISATIONS)
+        if self.size is not None:
+            contract.set_fields(self, size=tuple(contract.integer("size", side) for side in self.size))
+
+    def scale(self, dtype: np.dtype[Any]) -> str:
+        """Return a name for the scale of prepared images of this dtype; images of one network must have one scale."""
+        if self.normalise == "zscore":
+            return "any"
+        return "floats" if dtype.kind == "f" else "integers" if self.normalise == "unit" else dtype.name
+
+    def read(self, path: Path) -> NDArray[Any]:
+        """Return the image (C, *S) in a file: the stored numbers, or for "unit" those divided by their maximum."""
+        return read_image(path, unit=self.normalise == "unit")
+
+    def __call__(self, image: NDArray[Any]) -> Array:
+        """Resize and normalise an image.
+
+        Args:
+            image: (C, *S) of any real dtype.
+
+        Returns:
+            float32 (C, *size), a new array.
+
+        Raises:
+            ValueError: for numbers that float32 cannot hold.
+        """
+        is_wide = image.dtype.itemsize >= 4 and image.dtype != np.float32
+        array: Array = image.astype(np.float64) if is_wide else image.astype(np.float32)
+        if self.normalise == "zscore":   # before float32 rounds; a constant channel becomes exactly 0
+            array = _subtract_minimum(array)
+        if self.normalise == "unit" and image.dtype.kind in "iu":
+            check_range(image, np.iinfo(image.dtype).max)
+            array /= np.iinfo(image.dtype).max
+        if array.dtype == np.float64:
+            array = _to_float32(array)
+        array = _resize(array, self.size, "trilinear" if array.ndim == 4 else "bilinear")
+        if self.normalise == "zscore":
+            array = np.asarray(_monai().NormalizeIntensity(channel_wise=True)(array))
+        return array
+
+    def mask(self, mask: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Resize a mask (*S) to (*size); each pixel takes the class of the nearest one."""
+        return np.asarray(_resize(mask[None].astype(np.float32), self.size, "nearest-exact")[0], np.int64)
+
+
+def _subtract_minimum(array: Array) -> Array:
+    """Subtract the minimum of each channel in place; scale float64 by a power of two, which z-scores cancel.
+
+    Raises:
+        ValueError: if the range is too large for the squares of float32.
+    """
+    axes = tuple(range(1, array.ndim))
+    smallest, largest = (np.float64(reduce(axis=axes, keepdims=True)) for reduce in (array.min, array.max))
+    if (largest - smallest).max() > MAX_RANGE:
+        got = f"{smallest.min():.4g} to {largest.max():.4g}"
+        fix = "fill what was not measured with a number near the others, or divide the image by its largest"
+        raise ValueError(f"expected numbers that float32 can hold the squares of, got {got}: {fix}")
+    array -= smallest.astype(array.dtype)
+    if array.dtype == np.float64:
+        np.ldexp(array, -np.frexp(largest - smallest)[1], out=array)
+    return array
+
+
+def _to_float32(array: Array) -> Array:
+    """Convert float64 to float32. Raises ValueError if a number is too large."""
+    if (largest := np.abs(array).max()) > np.finfo(np.float32).max:
+        raise ValueError(f"expected numbers that float32 can hold, got {largest:.4g}: divide the image by its largest")
+    return array.astype(np.float32)
+
+
+def _resize(array: Array, size: tuple[int, ...] | None, mode: str) -> Array:
+    """Resize (C, *S) to (C, *size), aligning the corners of the grids, not the centers of their corner pixels."""
+    if size is None or size == array.shape[1:]:
+        return array
+    if len(size) != array.ndim - 1:
+        raise ValueError(f"expected size for {array.ndim - 1} spatial axes, got {size}")
+    return np.asarray(_monai().Resize(size, mode=mode)(array))
+
+
+@cache
+def random_flips(spatial_dims: int) -> Any:
+    """Return MONAI's transform that flips image and mask, pictures left to right, volumes along each axis."""
+    monai = _monai()
+    axes = (1,) if spatial_dims == 2 else range(spatial_dims)
+    return monai.Compose([monai.RandFlipd(("image", "mask"), prob=0.5, spatial_axis=axis) for axis in axes])
+
+
+@cache
+def _monai() -> Any:
+    """Return MONAI's transforms, imported at the first call; MONAI imports TensorBoard."""
+    with without_tensorflow():
+        return package("monai.transforms")
+
+
+@contextmanager
+def without_tensorflow() -> Iterator[None]:
+    """Make TensorBoard not import TensorFlow, which takes seconds and memory and is not needed.
+
+    TensorBoard does not import TensorFlow if a module of the name below exists.
+    """
+    contract.triton_first()
+    name = "tensorboard.compat.notf"
+    add = "tensorflow" not in sys.modules and name not in sys.modules
+    if add:
+        sys.modules[name] = ModuleType(name)
+    try:
+        yield
+    finally:
+        if add:
+            del sys.modules[name]

@@ -1,0 +1,41 @@
+"""The progress bar of a training run, and a line for each epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from .settings import Settings
+from .state import Row
+
+Report = Callable[[int, float | None, Row | None], None]   # epoch from 0; the loss of a step, or the row of the epoch
+
+
+@contextmanager
+def progress(settings: Settings, epochs_done: int, steps: int, quiet: bool) -> Iterator[Report]:
+    """Yield a function to call after every step and every epoch; it prints to stderr, or nothing if `quiet`.
+
+    On a terminal, steps advance a bar. Every epoch prints a line.
+    """
+    if quiet:
+        yield lambda epoch, loss, row: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task, iou = bar.add_task("", total=settings.epochs * steps, completed=epochs_done * steps), ""
+
+        def report(epoch: int, loss: float | None, row: Row | None) -> None:
+            nonlocal iou
+            if row:
+                iou = f"  mean IoU {row['mean_iou']:.3f}"
+                metrics = f"loss {row['loss']:.4f}  accuracy {row['validation_accuracy']:.3f}{iou}"
+                line = f"epoch {row['epoch']:>3}/{settings.epochs}  {metrics}  {row['seconds']:.1f} s"
+                bar.console.print(line, highlight=False, soft_wrap=True)
+            else:
+                bar.update(task, advance=1, description=f"epoch {epoch + 1}/{settings.epochs}  loss {loss:.4f}{iou}")
+
+        yield report

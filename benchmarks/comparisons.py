@@ -1,0 +1,61 @@
+"""The report's tables that compare attzoo with its peers over all cases."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from .cases import BOTH
+from .figures import value_range
+from .selection import NETWORKS, Entry, Pair, blocks, clock_name, pairs
+from .tables import Section, Table
+
+
+def comparison(entries: Sequence[Entry]) -> Section:
+    """Return the section that compares attzoo with its eager peers, a row per block."""
+    text = (
+        "Ratios are attzoo's time divided by the peer's, below 1 where attzoo is faster: the range of the medians over "
+        "all sizes, dtypes and layouts that were timed. Faster and slower count only differences beyond the noise."
+    )
+    table = comparison_table(entries, eager=True)
+    return Section("attzoo beside its peers", [text, table] if table.groups else [])
+
+
+def comparison_table(entries: Sequence[Entry], *, eager: bool) -> Table:
+    """Return a table of the pairs that are eager, or of the others, with a group per clock if there are several."""
+    lines: dict[tuple[object, ...], list[Pair]] = {}
+    for block in blocks(entry.row for entry in entries):
+        for entry in entries:
+            for pair in pairs([entry.row]):
+                if pair.case.block == block and pair.eager is eager:
+                    key = entry.label, pair.case.network, pair.case.variant, block, pair.ours, pair.peer, pair.clock
+                    lines.setdefault(key, []).append(pair)
+    head = ["run", "block", "variant", "attzoo", "beside"]
+    head += [f"{mode}: {column}" for mode in BOTH for column in ("ratio", "verdict")]
+    clocked = [(group[0].clock, [str(label), *_cells(group)]) for (label, *_), group in lines.items()]
+    clocks = dict.fromkeys(clock for clock, _ in clocked)
+    titles = {clock: clock_name(clock) if len(clocks) > 1 else None for clock in clocks}
+    return Table(head, [(titles[clock], [cells for key, cells in clocked if key == clock]) for clock in clocks])
+
+
+def _cells(group: Sequence[Pair]) -> list[str]:
+    """Return the table cells of pairs of the same two providers and block."""
+    first = group[0]
+    case = first.case
+    subject = f"{NETWORKS.get(case.network, case.network)} with {case.block}" if case.network else case.block
+    cells = [cell for mode in BOTH for cell in _mode_cells(group, mode)]
+    return [subject, case.variant or "", str(first.ours), first.peer, *cells]
+
+
+def _mode_cells(group: Sequence[Pair], mode: str) -> list[str]:
+    """Return the range of the steady ratios and the counts of the verdicts in one mode."""
+    of_mode = [pair for pair in group if pair.case.mode == mode]
+    steady = [pair.ratio.median for pair in of_mode if pair.verdict != "unsteady"]
+    return [value_range(steady), verdict_counts(of_mode)]
+
+
+def verdict_counts(group: Sequence[Pair]) -> str:
+    """Return how many pairs have each verdict, such as "faster in 2, same in 1"."""
+    counts = Counter(pair.verdict for pair in group)
+    order = [*("faster", "same", "slower", "unsteady"), *counts]
+    return ", ".join(f"{verdict} in {counts[verdict]}" for verdict in dict.fromkeys(order) if counts[verdict])

@@ -1,0 +1,171 @@
+"""Select the rows for a report: base cases, pairs of attzoo and a peer, and plain networks; name runs and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from .cases import Case
+from .runs import COPY, FUSED, Provider, Row, Run
+from .timer import Spread
+
+UNTIMED: Final = "not timed"
+CLOCKS: Final = {
+    "cpu": "CPU time of one thread",
+    "graph": "CUDA graphs replayed: the GPU's own time",
+    "calls": "calls from Python: what an eager program waits for",
+}
+NETWORKS: Final = {"resnet50": "ResNet-50", "unet": "U-Net"}
+CHANGING: Final = (" before", " after")   # endings of facts that change during a run, such as the load
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row with its run and the run's label in the report."""
+
+    label: str
+    run: Run
+    row: Row
+
+
+@dataclass(frozen=True)
+class Pair:
+    """attzoo's block and a peer's in one case; `ratio` is attzoo's time / the peer's."""
+
+    case: Case
+    clock: str
+    ours: Provider
+    peer: str
+    ratio: Spread
+    verdict: str
+
+    @property
+    def eager(self) -> bool:
+        """Whether attzoo's block is eager torch, and thus the peer's too."""
+        return is_eager(self.ours)
+
+
+def machine_name(run: Run) -> str:
+    """Return the name of the GPU, or else of the processor."""
+    keys = ("gpu", "processor") if run.device == "cuda" else ("processor",)
+    return next((str(run.machine[key]) for key in keys if run.machine.get(key)), "an unnamed machine")
+
+
+def environment(run: Run) -> dict[str, str]:
+    """Return the device, torch version and machine, which runs must share for their times to be comparable."""
+    machine = {name: str(value) for name, value in run.machine.items() if not name.endswith(CHANGING)}
+    return {"device": run.device, "torch": run.versions.get("torch") or "none"} | machine
+
+
+def entries(runs: Sequence[Run]) -> list[Entry]:
+    """Return all rows with the number of their run as label, and with the machine's name if the machines differ.
+
+    A row without times gets the clock of the timed rows of its case.
+    """
+    same_machine = all(environment(run) == environment(runs[0]) for run in runs)
+    labels = [str(i) if same_machine else f"{i}: {machine_name(run)}" for i, run in enumerate(runs, 1)]
+    return [Entry(label, run, row) for label, run in zip(labels, runs, strict=True) for row in _set_clocks(run.rows)]
+
+
+def _set_clocks(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows, those without times with the clock of the timed rows of their case."""
+    clocks = {row.case: row.clock for row in reversed(rows) if row.seconds}
+    return [row if row.seconds else replace(row, clock=clocks.get(row.case, UNTIMED)) for row in rows]
+
+
+def blocks(rows: Iterable[Row]) -> list[str]:
+    """Return the blocks of the rows in order of their first row alone, then those that occur only in networks."""
+    alone_first = sorted(rows, key=lambda row: row.case.network is not None)
+    return list(dict.fromkeys(row.case.block for row in alone_first))
+
+
+def base_rows(rows: Iterable[Row], block: str) -> list[Row]:
+    """Return the timed rows of a block alone with the setting of the first, which is the block's base case."""
+    alone = [row for row in rows if row.case.block == block and row.case.network is None and row.seconds]
+    return [row for row in alone if setting(row) == setting(alone[0])]
+
+
+def setting(row: Row) -> tuple[object, ...]:
+    """Return network, variant (None in a network), shapes, dtype, layout and clock: all but block and mode."""
+    case = row.case
+    variant = None if case.network else case.variant
+    return case.network, variant, case.shapes, case.dtype, case.layout, row.clock
+
+
+def is_eager(provider: Provider) -> bool:
+    """Whether a provider is eager torch, neither compiled nor fused nor Keras."""
+    return provider.form == "eager" and provider.backend == "torch"
+
+
+def pairs(rows: Iterable[Row]) -> list[Pair]:
+    """Return the pairs of attzoo and a peer, whichever of the two is the reference."""
+    selected = []
+    for row in rows:
+        is_ours, reference = row.provider.library == "attzoo", row.reference or ""
+        reference_is_ours = reference.split(" ")[0] == "attzoo"
+        if row.ratio is None or is_ours == reference_is_ours or row.provider == COPY:
+            continue
+        if is_ours:
+            selected.append(Pair(row.case, row.clock, row.provider, reference, row.ratio, row.verdict))
+        else:
+            selected.append(_inverted(row, row.ratio, reference))
+    return selected
+
+
+def _inverted(row: Row, ratio: Spread, reference: str) -> Pair:
+    """Return the pair of a peer's row whose reference is attzoo."""
+    form = reference.partition("(")[2].rstrip(")") or "eager"
+    verdict = {"faster": "slower", "slower": "faster"}.get(row.verdict, row.verdict)
+    inverse = Spread(1 / ratio.high, 1 / ratio.median, 1 / ratio.low)
+    ours = Provider("attzoo", row.provider.backend, form)
+    return Pair(row.case, row.clock, ours, str(row.provider), inverse, verdict)
+
+
+def time_ratio(row: Row, base: Row) -> Spread | None:
+    """Return the time of a row / the time of another row of the same case and clock; None without a common reference.
+
+    Both times are known as ratios to the reference. The quartiles are the widest that those of the two ratios allow,
+    because the rounds of the two rows are not paired.
+    """
+    if row.ratio is None or row.reference != base.reference:
+        return None
+    if str(base.provider) == row.reference:
+        return row.ratio
+    if base.ratio is None:
+        return None
+    a, b = row.ratio, base.ratio
+    return Spread(a.low / b.high, a.median / b.median, a.high / b.low)
+
+
+def plain_network(row: Row, rows: Iterable[Row]) -> Row | None:
+    """Return the row of the same network without a block, in the same setting, mode and form; None without one.
+
+    For fused kernels it is the eager form, because a network without a block has no kernels.
+    """
+    form = "eager" if row.provider == FUSED else row.provider.form
+    candidates = [
+        plain for plain in rows
+        if plain.case.block == "none" and plain.seconds and plain.case.mode == row.case.mode
+        and setting(plain) == setting(row) and plain.provider.form == form
+        and plain.provider.backend == row.provider.backend
+    ]   # fmt: skip
+    return min(candidates, key=lambda plain: plain.provider != row.provider, default=None)
+
+
+def throughput_fraction(row: Row, rows: Iterable[Row]) -> float | None:
+    """Return the throughput of a network / that of the network without the block; None if that was not timed."""
+    plain = plain_network(row, rows)
+    if plain is None or plain.seconds is None or row.seconds is None:
+        return None
+    return plain.seconds.median / row.seconds.median
+
+
+def shapes_text(case: Case) -> str:
+    """Return the shapes of a case's inputs as text, such as "2x8x5x4 + 2x8x3x2"."""
+    return " + ".join("x".join(map(str, shape)) for shape in case.shapes)
+
+
+def clock_name(clock: str) -> str:
+    """Return a short name of a clock."""
+    return CLOCKS.get(clock, clock).partition(":")[0]

@@ -1,0 +1,360 @@
+"""Blocks put into networks of torch that somebody else wrote, exchanged and taken out again."""
+
+import copy
+import pickle
+import re
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.testing import assert_close
+
+import attzoo
+
+X = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(0))
+SIZES = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=4), 3: torch.export.Dim("w", min=4)}
+SINGLE = [name for name in attzoo.names() if len(attzoo.info(name).inputs) == 1]
+
+
+class Residual(nn.Module):
+    """A residual network with one block, a norm, and a relu that is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.relu, self.unused, self.parts = nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ModuleList([nn.Identity()])
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.relu(self.stem(x))
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.head(torch.relu(x + y).mean((2, 3)))
+
+
+def network():
+    torch.manual_seed(0)
+    return Residual().eval()
+
+
+def attached(name="se", **options):
+    net = network()
+    return net, attzoo.attach(net, name, **{"after": "bn2", "start": "identity"} | options)
+
+
+# ---- what changes and what does not ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_identity_keeps_outputs_and_names(name):
+    plain = network()
+    net, report = attached(name, example=X)
+    assert torch.equal(net(X), plain(X))
+    added = set(net.state_dict()) - set(plain.state_dict())
+    assert set(plain.state_dict()) <= set(net.state_dict())
+    assert added and all(key.startswith("bn2.attention.") for key in added)
+    assert report.model is net
+    (place,) = report
+    assert (place.path, place.block, place.channels) == ("bn2.attention", name, 8)
+    spec = net.bn2.attention.block.spec
+    assert place.macs == spec.macs((1, 8, 9, 8))
+    assert place.parameters == 1 + sum(w.size for w in spec.weights.values() if w.trainable)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_default_computes_the_block_of_the_output(name):
+    net, _ = attached(name, start="default")
+    outputs = {}
+    plain = network()
+    plain.bn2.register_forward_hook(lambda module, args, output: outputs.update(plain=output))
+    plain.head.register_forward_pre_hook(lambda module, args: outputs.update(pooled=args[0]))
+    plain(X)
+    stem = plain.relu(plain.stem(X))
+    expected = plain.head(torch.relu(stem + net.bn2.attention(outputs["plain"])).mean((2, 3)))
+    assert_close(net(X), expected)
+
+
+def test_gradients_flow_from_the_first_step():
+    net, _ = attached("cbam")
+    net.train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for step in range(2):
+        optimizer.zero_grad()
+        net(X).square().sum().backward()
+        inside = net.bn2.attention
+        assert inside.gamma.grad.abs().sum() > 0
+        assert (inside.block.spatial.conv.weight.grad.abs().sum() > 0) == (step > 0)
+        optimizer.step()
+
+
+def test_state_dicts_of_the_plain_network_load():
+    plain, (net, _) = network(), attached()
+    with torch.no_grad():
+        for p in plain.parameters():
+            p.add_(1)
+    missing, unexpected = net.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected and all("attention" in key for key in missing)
+    assert torch.equal(net(X), plain(X))
+    missing, unexpected = plain.load_state_dict(net.state_dict(), strict=False)
+    assert not missing and all("attention" in key for key in unexpected)
+
+
+@pytest.mark.parametrize("start", ["identity", "default"])
+@pytest.mark.parametrize("after", ["bn2", "stem"])
+def test_detach_gives_the_plain_network_back(after, start):
+    plain, (net, report) = network(), attached(after=after, start=start, example=X)
+    taken = attzoo.detach(net)
+    assert [place.path for place in taken] == [place.path for place in report] == [f"{after}.attention"]
+    assert list(net.state_dict()) == list(plain.state_dict())
+    assert torch.equal(net(X), plain(X))
+    with pytest.raises(ValueError, match="without any"):
+        attzoo.detach(net)
+
+
+def test_a_sequence_calls_the_block_once():
+    net, _ = attached(after="stem", start="default", example=X)
+    calls = []
+    net.stem.attention.register_forward_hook(lambda *_: calls.append(1))
+    net(X)
+    assert calls == [1]
+    assert_close(net.stem(X), net.stem.attention(nn.Sequential.forward(net.stem[:2], X)))
+
+
+def test_training_mode_device_and_dtype_follow_the_network():
+    net = network().double().train()
+    attzoo.attach(net, "spatial_attention", after="bn2", start="identity", norm=True)
+    assert net.bn2.attention.training and net.bn2.attention.gamma.dtype == torch.float64
+    assert net(X.double()).dtype == torch.float64
+    with torch.device("meta"):
+        meta = Residual()
+    attzoo.attach(meta, "se", after="bn2")
+    assert all(p.is_meta for p in meta.parameters())
+
+
+def test_autocast_keeps_the_dtype_of_the_plain_network():
+    plain, (net, _) = network(), attached()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(net(X), plain(X))
+
+
+def test_an_example_leaves_statistics_and_modes():
+    net = network().train()
+    before = copy.deepcopy(net.state_dict())
+    attzoo.attach(net, "eca", after="bn2", example={"x": X}, start="identity", kernel_size=3)
+    assert net.training and net.bn1.training
+    for key, value in before.items():
+        assert torch.equal(net.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_the_number_of_axes_follows_the_network(rank):
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
+    net = nn.Sequential(conv(3, 4, 1), nn.ReLU())
+    attzoo.attach(net, "spatial_attention", after="0", kernel_size=3)
+    net(torch.randn(2, 3, *(5, 4, 3)[:rank]))
+
+
+# ---- where -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after, paths", [
+    ("conv?", ["conv1", "conv2"]),
+    ("*n[12]", ["bn1", "bn2"]),
+    ("stem.1", ["stem.1"]),
+    (re.compile(r"bn\d"), ["bn1", "bn2"]),
+    (nn.BatchNorm2d, ["stem.1", "bn1", "bn2"]),
+    (lambda path, module: path.endswith("2"), ["conv2", "bn2"]),
+    (["bn2", "stem.0"], ["stem.0", "bn2"]),
+])   # fmt: skip
+def test_patterns(after, paths):
+    net = network()
+    report = attzoo.attach(net, "se", after=after)
+    assert [place.path for place in report] == [f"{path}.attention" for path in paths]
+    net(X)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"after": "bn7"}, "after='bn7' matches no module of Residual; did you mean 'bn"),
+    ({"after": "layer*"}, r"after='layer\*' matches no module of Residual. It has: stem, stem.0"),
+    ({"after": nn.Conv3d}, "after=Conv3d matches no module of Residual. Its modules are of: BatchNorm2d, Conv2d"),
+    ({"after": re.compile("x")}, "matches no module"),
+    ({"after": []}, "after must have a pattern, got an empty list"),
+    ({"after": ["bn1", "bn9"]}, "after='bn9' matches no module"),
+    ({"after": "stem*"}, "after is ambiguous: it matches 'stem' and 'stem.0' inside it"),
+    ({"after": "head"}, "expected channels at axis 1 after 'head', got Linear"),
+    ({"after": "parts"}, "expected a module that is called, got the ModuleList 'parts'"),
+    ({"after": "relu"}, "expected modules that say how many channels they return, got 'relu': give an input"),
+    ({"after": "relu", "example": X}, "expected 'relu' to be called once for the example, got 2 calls"),
+    ({"after": "unused", "example": X}, "expected 'unused' to be called once for the example, got 0 calls"),
+    ({"after": "residual"}, "after='residual' expects residual blocks of torchvision or timm, got Residual"),
+    ({"after": "skips"}, "after='skips' expects skip connections of MONAI, got Residual"),
+    ({"after": "bn2", "start": "zero"}, "start must be one of 'default', 'identity', got 'zero'"),
+    ({"after": "bn2", "reduction": 0}, "se at 'bn2': reduction must be >= 1, got 0"),
+    ({"after": ["bn1", "bn2"], "variant": "nobody"}, "unknown variant of se 'nobody'"),
+])   # fmt: skip
+def test_refusals_change_nothing(arguments, message):
+    net = network()
+    modules, y = list(net.named_modules()), net(X)
+    with pytest.raises(ValueError, match=message):
+        attzoo.attach(net, "se", **arguments)
+    assert list(net.named_modules()) == modules
+    assert torch.equal(net(X), y)
+    assert not net.bn2._forward_hooks and not net.relu._forward_hooks
+
+
+def test_a_block_with_two_inputs_is_refused_after_a_module():
+    with pytest.raises(ValueError, match=r'attention_gate takes x and g, .*after="skips"'):
+        attzoo.attach(network(), "attention_gate", after="bn2")
+
+
+def test_wrong_kinds_are_refused():
+    with pytest.raises(TypeError, match="after must be a path, .* got int"):
+        attzoo.attach(network(), "se", after=3)
+    with pytest.raises(TypeError, match="expected a model of torch or Keras, got dict"):
+        attzoo.attach({}, "se", after="x")
+    with pytest.raises(TypeError, match="takes no argument 'reductoin'; did you mean 'reduction'"):
+        attzoo.attach(network(), "se", after="bn2", reductoin=4)
+    with pytest.raises(ValueError, match="unknown block 'sse'"):
+        attzoo.attach(network(), "sse", after="bn2")
+
+
+def test_attaching_twice_is_refused():
+    net, _ = attached()
+    with pytest.raises(ValueError, match="expected 'bn2' without an attribute 'attention', got one .* detach it first"):
+        attzoo.attach(net, "se", after="bn2")
+
+
+def test_the_report_is_a_table():
+    _, report = attached(after=nn.BatchNorm2d, example=X)
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["path", "block", "channels", "parameters", "MACs", "weights"]
+    assert lines[1].split() == ["stem.1.attention", "se", "8", "26", "16", "initial"]
+    assert lines[-1].split() == ["3", "in", "all", "78", "48"]
+    assert len(report) == 3 and report.parameters == 78 and report.macs == 48
+
+
+# ---- tools of torch --------------------------------------------------------------------------------------------------
+
+
+def trained(name="cbam"):
+    """A network with an attached block whose gamma is not 0."""
+    net, _ = attached(name)
+    with torch.no_grad():
+        net.bn2.attention.gamma.fill_(0.5)
+    return net
+
+
+def test_copies():
+    net = trained()
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), averaged):
+        assert torch.equal(twin(X), net(X))
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        twin.bn2.attention.gamma.zero_()
+    assert torch.equal(twin(X), network()(X))
+    assert not torch.equal(net(X), twin(X))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+def test_graphs():
+    net = trained()
+    expected = net(X)
+    assert_close(torch.jit.trace(net, X)(X), expected)
+    assert_close(torch.fx.symbolic_trace(net)(X), expected)
+    program = torch.export.export(net, (X,), dynamic_shapes=(SIZES,))
+    other = torch.randn(3, 3, 12, 7)
+    assert_close(program.module()(other), net(other))
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    assert_close(compiled(X), expected)
+    torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # torch.onnx's own use
+def test_onnx(tmp_path):
+    net, file = trained(), tmp_path / "net.onnx"
+    torch.onnx.export(net, (X,), file, dynamo=True, dynamic_shapes=(SIZES,), verbose=False)
+    session = onnxruntime.InferenceSession(file)
+    other = torch.randn(3, 3, 12, 7)
+    got = session.run(None, {session.get_inputs()[0].name: other.numpy()})[0]
+    np.testing.assert_allclose(got, net(other).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_checkpoints_and_transforms():
+    net = trained().train()
+    inputs = X.clone().requires_grad_()
+    torch.utils.checkpoint.checkpoint(net, inputs, use_reentrant=False).sum().backward()
+    again = trained().train()
+    again(X).sum().backward()
+    assert_close(net.bn2.attention.gamma.grad, again.bn2.attention.gamma.grad)
+    states = dict(again.named_parameters()) | dict(again.named_buffers())
+    assert_close(torch.func.functional_call(again.eval(), states, (X,)), again(X))
+
+
+def test_attention_maps_see_attached_blocks():
+    net = trained()
+    with attzoo.attention_maps(net) as maps:
+        net(X)
+    assert {path: a.shape for path, a in maps.items()} == {
+        "bn2.attention.block.channel": (2, 8, 1, 1), "bn2.attention.block.spatial": (2, 1, 9, 8)}   # fmt: skip
+
+
+def test_weight_norm_and_hooks_of_users_stay():
+    net = network()
+    seen = []
+    net.conv2.register_forward_hook(lambda module, args, output: seen.append(output))
+    torch.nn.utils.parametrizations.weight_norm(net.conv2)
+    attzoo.attach(net, "eca", after="conv2", start="default", kernel_size=3)
+    net(X)
+    assert parametrize.is_parametrized(net.conv2) and len(seen) == 1
+    attzoo.detach(net)
+    net(X)
+    assert len(seen) == 2
+
+
+def test_fused_modules_say_that_the_block_is_missing():
+    net = network()
+    attzoo.attach(net, "se", after="bn2")
+    fused = torch.ao.quantization.fuse_modules(net, [["conv2", "bn2"]])
+    with pytest.raises(RuntimeError, match="expected the attached block in .*fuse or quantize the network first"):
+        fused(X)
+
+
+# ---- swap ------------------------------------------------------------------------------------------------------------
+
+
+class WithAttention(nn.Module):
+    def __init__(self, attention):
+        super().__init__()
+        self.conv, self.se, self.none = nn.Conv2d(3, 8, 1), attention, nn.Identity()
+
+    def forward(self, x):
+        return self.none(self.se(self.conv(x)))
+
+
+def test_swap_exchanges_blocks_of_attzoo():
+    net = WithAttention(attzoo.create("se", 8, backend="torch")).eval()
+    report = attzoo.swap(net, "eca", where="se", kernel_size=3)
+    assert [(place.path, place.block, place.weights) for place in report] == [("se", "eca", "initial")]
+    assert type(net.se) is attzoo.get("eca", backend="torch")
+    net(X)
+
+
+def test_swap_takes_the_channels_from_an_example():
+    net = WithAttention(nn.Sequential(nn.ReLU()))
+    with pytest.raises(ValueError, match="expected the channels of 'se', which it does not state: give example="):
+        attzoo.swap(net, "se", where="se")
+    attzoo.swap(net, "se", where="se", example=X)
+    assert net.se.spec.channels == 8
+
+
+def test_swap_refuses_what_is_no_attention():
+    net = WithAttention(nn.Identity())
+    with pytest.raises(ValueError, match=r"where='se' matches only nn.Identity"):
+        attzoo.swap(net, "se", where="se")
+    with pytest.raises(ValueError, match="attention_gate takes x and g"):
+        attzoo.swap(net, "attention_gate", where="se")

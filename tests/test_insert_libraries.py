@@ -1,0 +1,171 @@
+"""Blocks in networks of timm, torchvision and MONAI: where they stand, and what they take over.
+
+timm and torchvision are not among the development extras; `pip install` line: benchmarks.peers.INSTALL.
+"""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import attzoo
+from benchmarks.peers import INSTALL, load
+
+X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def library(name):
+    """Import a library, or skip the test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")   # other libraries warn while they load
+        try:
+            return load(name)
+        except ModuleNotFoundError as err:
+            pytest.skip(f"{err.name} is not installed; to run this: {INSTALL}")
+
+
+def network(package, name, **options):
+    """A network of random weights, outside training, whose running statistics are not the initial ones."""
+    torch.manual_seed(0)
+    if package == "timm":
+        net = library("timm").create_model(name, num_classes=3, **options)
+    else:
+        net = getattr(library("torchvision.models"), name)(num_classes=3, **options)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+    return net.eval()
+
+
+def silence(report):
+    """Set the coefficients of attached blocks to 0 for every input."""
+    for place in report:
+        block = report.model.get_submodule(place.path)
+        with torch.no_grad():
+            block.excite.weight.zero_()
+            block.excite.bias.fill_(-1e4)
+
+
+def inputs_and_outputs(net, modules):
+    """The first input and the output of each module in one call of the network."""
+    seen = {}
+    handles = [m.register_forward_hook(lambda m, args, y: seen.update({m: (args[0].clone(), y)})) for m in modules]
+    with torch.no_grad():
+        net(X)
+    for handle in handles:
+        handle.remove()
+    return [seen[m] for m in modules]
+
+
+# package, network, class of its residual blocks, whether a block has a shortcut that is its input, what follows the sum
+RESIDUAL = [
+    ("torchvision", "resnet18", "BasicBlock", lambda m: m.downsample is None, torch.relu),
+    ("torchvision", "resnext50_32x4d", "Bottleneck", lambda m: m.downsample is None, torch.relu),
+    ("torchvision", "mobilenet_v2", "InvertedResidual", lambda m: m.use_res_connect, None),
+    ("torchvision", "mobilenet_v3_small", "InvertedResidual", lambda m: m.use_res_connect, None),
+    ("torchvision", "efficientnet_b0", "MBConv", lambda m: m.use_res_connect, None),
+    ("torchvision", "convnext_tiny", "CNBlock", lambda m: True, None),
+    ("timm", "resnet18", "BasicBlock", lambda m: m.downsample is None, torch.relu),
+    ("timm", "seresnet50", "Bottleneck", lambda m: m.downsample is None, torch.relu),
+    ("timm", "mobilenetv3_small_050", "InvertedResidual", lambda m: m.has_skip, None),
+    ("timm", "efficientnet_lite0", "InvertedResidual", lambda m: m.has_skip, None),
+    ("timm", "convnext_atto", "ConvNeXtBlock", lambda m: True, None),
+]
+
+
+@pytest.mark.parametrize("package, name, kind, has_shortcut, act", RESIDUAL, ids=lambda v: v if type(v) is str else "")
+def test_residual_is_the_end_of_every_branch(package, name, kind, has_shortcut, act):
+    """Blocks whose coefficients are 0 leave the shortcut alone."""
+    net = network(package, name)
+    with torch.no_grad():
+        before = net(X)
+        report = attzoo.attach(net, "se", after="residual", start="identity")
+        assert torch.equal(net(X), before)
+        attzoo.detach(net)
+        assert torch.equal(net(X), before)
+    report = attzoo.attach(net, "se", after="residual")
+    silence(report)
+    blocks = [m for m in net.modules() if type(m).__name__ == kind and has_shortcut(m)]
+    assert blocks and len(report) >= len(blocks)
+    for x, y in inputs_and_outputs(net, blocks):
+        assert torch.equal(y, act(x) if act else x)
+
+
+@pytest.mark.parametrize("package, name, kind, options", [
+    ("timm", "seresnet18", "SEModule", {}),
+    ("torchvision", "mobilenet_v3_small", "SqueezeExcitation", {}),
+    ("torchvision", "regnet_y_400mf", "SqueezeExcitation", {}),
+])   # fmt: skip
+def test_swapped_squeeze_and_excitation_keeps_outputs(package, name, kind, options):
+    net = network(package, name, **options)
+    found = [path for path, m in net.named_modules() if type(m).__name__ == kind]
+    with torch.no_grad():
+        before = net(X)
+        report = attzoo.swap(net, "se", where=lambda path, module: type(module).__name__ == kind)
+        assert [place.path for place in report] == found
+        assert {place.weights for place in report} == {package}
+        assert_close(net(X), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention, name", [("cbam", "cbam"), ("eca", "eca"), ("ceca", "eca"), ("se", "se")])
+def test_swapped_attention_of_timm_keeps_outputs(attention, name):
+    net = network("timm", "resnet18", block_args={"attn_layer": attention})
+    with torch.no_grad():
+        before = net(X)
+        report = attzoo.swap(net, name, where="*.se", example=X)
+        assert len(report) == 8 and {place.weights for place in report} == {"timm"}
+        assert_close(net(X), before, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_that_computes_otherwise_begins_anew():
+    net = network("torchvision", "efficientnet_b0")   # whose hidden activation is SiLU
+    report = attzoo.swap(net, "se", where="features.1.0.block.1", example=X)
+    assert [place.weights for place in report] == ["initial"]
+
+
+def unet():
+    torch.manual_seed(0)
+    nets = library("monai.networks.nets")
+    return nets.UNet(spatial_dims=2, in_channels=1, out_channels=2, channels=(4, 8, 16), strides=(2, 2)).eval()
+
+
+def test_gates_in_the_skips_of_a_monai_unet():
+    net, x = unet(), torch.randn(2, 1, 16, 20)
+    before = net(x)
+    report = attzoo.attach(net, "attention_gate", after="skips", start="identity", example=x)
+    assert len(report) == 2 and torch.equal(net(x), before)
+    attzoo.detach(net)
+    report = attzoo.attach(net, "attention_gate", after="skips", example=x)
+    skips = [net.get_submodule(place.path.removesuffix(".attention")) for place in report]
+    for skip in skips:
+        with torch.no_grad():
+            skip.attention.psi.weight.zero_()
+            skip.attention.psi.bias.fill_(-1e4)
+    seen = []
+    for skip in skips:
+        skip.register_forward_hook(lambda m, args, y: seen.append((args[0].shape[1], y)))
+    net(x)
+    assert len(seen) == 2
+    for channels, y in seen:
+        assert (y[:, :channels] == 0).all() and (y[:, channels:] != 0).any()
+
+
+def test_a_gate_needs_an_example_to_know_the_gating_signal():
+    with pytest.raises(ValueError, match="give an input of the network as example="):
+        attzoo.attach(unet(), "attention_gate", after="skips")
+
+
+def test_feature_extractors_return_what_a_block_attends_to():
+    net = network("torchvision", "resnet18")
+    attzoo.attach(net, "se", after="residual")
+    extraction = library("torchvision.models.feature_extraction")
+    features = extraction.create_feature_extractor(net, ["layer1", "layer4"])(X)
+    stem = net.maxpool(net.relu(net.bn1(net.conv1(X))))
+    assert_close(features["layer1"], net.layer1(stem))
+    backbone = library("timm").create_model("resnet18", features_only=True).eval()
+    attzoo.attach(backbone, "eca", after="residual", start="identity")
+    assert len(backbone(X)) == 5

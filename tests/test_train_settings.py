@@ -1,0 +1,69 @@
+"""Settings of a training run, learning rates and published settings."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from attzoo.train.settings import RECIPES, Settings, rate
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"loss": "l2"}, "loss must be one of 'both', "), ({"epochs": 0}, "epochs must be >= 1, got 0"),
+    ({"rate": 0}, "rate must be positive, got 0"), ({"rate": float("nan")}, "rate must be finite, got nan"),
+    ({"optimizer": "sgd", "momentum": 1}, "momentum must be less than 1"), ({"size": (8,)}, "size must be 2 numbers"),
+    ({"flip": False}, "flip has an effect only with data, got flip=False and data=None: change or leave out "),
+    ({"momentum": 0.9}, "momentum has an effect only with optimizer='sgd', got momentum=0.9 and optimizer='adam'"),
+    ({"every": 3}, "every has an effect only with schedule='step', got every=3 and schedule='constant'"),
+    ({"classes": 3}, "classes has an effect only with data, got classes=3 and data=None"),
+    ({"data": "x", "phantoms": 3}, "phantoms has an effect only without data, got phantoms=3 and data='x': change or "),
+    ({"backend": "jax"}, "backend must be one "),
+    ({"validation": 1.0}, "validation must be less than 1"), ({"decay": 0.1}, "decay has an effect only with "),
+    ({"dims": 1}, "dims must be one of 2, 3, got 1"), ({"seed": -1}, "seed must be >= 0, got -1"),
+    ({"seed": 2**32}, "seed must be less than 2**32, got 4294967296"),
+    ({"data": "x", "classes": 256}, "classes must be <= 255, which masks ignore, got 256"),
+    ({"network": {"channels": [4]}}, "network must leave channels to channels=..., got [4]"),
+    ({"network": {"variant": "oktay"}}, "network must leave variant to variant=..., got 'oktay'"),
+    ({"network": {"head": "sigmoid"}}, "network must leave head to loss=..., got 'sigmoid'"),
+    ({"network": {"spatial_dims": 3}}, "network must leave spatial_dims to dims=..., got 3"),
+])   # fmt: skip
+def test_settings_that_are_wrong_or_have_no_effect_are_refused(options, message):
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        Settings(**options)
+
+
+@pytest.mark.parametrize("value", [{4}, np.float32(1), float("nan"), print])
+def test_network_arguments_that_json_cannot_hold_are_refused(value):
+    with pytest.raises(TypeError, match=r"^network must be arguments that JSON can hold: "):
+        Settings(network={"dropout": value})
+
+
+def test_settings_from_json_are_equal():
+    network = {"skip": None, "strides": (2, (1, 2))}
+    for options in ({"size": (8, 9), "network": network}, {"data": "x", **RECIPES["camvid"].settings}):
+        settings = Settings(**options)
+        assert Settings(**json.loads(json.dumps(settings.config()))) == settings
+
+
+def test_published_recipe():
+    settings = Settings(data="camvid", **RECIPES["camvid"].settings)
+    assert (settings.classes, settings.size, settings.epochs, settings.loss) == (33, (224, 224), 50, "cross_entropy")
+    assert (settings.optimizer, settings.rate, settings.every, settings.factor) == ("sgd", 0.1, 50, 0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": "step", "every": 3, "factor": 0.5}, {"schedule": "cosine"}])
+def test_rates_equal_those_of_torch(options):
+    settings = Settings(rate=0.1, epochs=8, **options)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedules = torch.optim.lr_scheduler
+    scheduler = {
+        "constant": lambda: schedules.ConstantLR(optimizer, 1.0),
+        "cosine": lambda: schedules.CosineAnnealingLR(optimizer, 8),
+        "step": lambda: schedules.StepLR(optimizer, 3, 0.5),
+    }[settings.schedule]()
+    for epoch in range(8):
+        assert rate(settings, epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
