@@ -1,6 +1,6 @@
-"""The words every spec is written in: weights and their starts, checks of arguments and inputs, variants.
+"""Building blocks of specs: descriptions of weights, checks of arguments and inputs, variants and sources.
 
-No framework and no arithmetic on arrays here; the arithmetic is `attzoo.ops`.
+This module imports no framework and computes nothing on arrays; `attzoo.ops` does.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -28,22 +29,39 @@ Shape = Sequence[int | None]
 GATES: Final = ("sigmoid", "hard_sigmoid")
 
 
-# ---- weights and their starts ----------------------------------------------------------------------
+# ---- weights and their initialization ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One array of a block: its canonical shape, where it starts, and whether training moves it by gradients.
+    """Shape and initialization of one array of a block.
 
-    start: "uniform" on [-scale, scale), "normal" with standard deviation scale, both around `center`;
-    "constant" is `center` itself; "orthogonal" is scale times a matrix (shape[0], rest) of orthonormal rows or columns.
+    Attributes:
+        shape: canonical shape.
+        initialization: "uniform" on [center - scale, center + scale), "normal" with mean `center` and standard
+            deviation `scale`, "constant" with value `center`, or "orthogonal": `scale` times a matrix of shape
+            (shape[0], product of the other sizes) with orthonormal rows or columns.
+        scale: see `initialization`.
+        center: see `initialization`.
+        trainable: whether training changes the array by gradients.
+
     """
 
     shape: tuple[int, ...]
-    start: Literal["uniform", "normal", "constant", "orthogonal"]
+    initialization: Literal["uniform", "normal", "constant", "orthogonal"]
     scale: float = 0.0
     center: float = 0.0
     trainable: bool = True
+
+    @property
+    def start(self) -> str:
+        """Deprecated name of `initialization`."""
+        warnings.warn(
+            "Weight.start is now Weight.initialization; the next release has no Weight.start",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.initialization
 
     @property
     def size(self) -> int:
@@ -52,20 +70,20 @@ class Weight:
 
 
 def fan_in_uniform(name: str, shape: tuple[int, ...], *, bias: bool) -> dict[str, Weight]:
-    """`name`.weight and .bias of a linear map, uniform on +-fan_in^-1/2: the default of torch.nn.Linear and ConvNd."""
+    """Return the weight and bias of a linear map, uniform on +-fan_in^-1/2 as in torch.nn.Linear and ConvNd."""
     bound = prod(shape[1:]) ** -0.5
     weights = {f"{name}.weight": Weight(shape, "uniform", bound)}
     return weights | ({f"{name}.bias": Weight(shape[:1], "uniform", bound)} if bias else {})
 
 
 def kaiming_normal(name: str, shape: tuple[int, ...], *, bias: bool) -> dict[str, Weight]:
-    """`name`.weight from normal(0, (2 / fan_in)^1/2), .bias uniform on +-fan_in^-1/2 (He et al. 2015, eq. 10)."""
+    """Return the weight, normal(0, (2 / fan_in)^1/2) (He et al. 2015, eq. 10), and bias, uniform on +-fan_in^-1/2."""
     weights = fan_in_uniform(name, shape, bias=bias)
     return weights | {f"{name}.weight": Weight(shape, "normal", (2 / prod(shape[1:])) ** 0.5)}
 
 
 def batch_norm(name: str, channels: int, scale: float = 0.0) -> dict[str, Weight]:
-    """The four arrays of a batch norm: weight (normal(1, scale)), bias, and running mean and variance."""
+    """Return the four arrays of a batch norm: weight from normal(1, scale), bias, and running mean and variance."""
     return {
         f"{name}.weight": Weight((channels,), "normal", scale, 1.0) if scale else Weight((channels,), "constant", 0, 1),
         f"{name}.bias": Weight((channels,), "constant"),
@@ -75,68 +93,72 @@ def batch_norm(name: str, channels: int, scale: float = 0.0) -> dict[str, Weight
 
 
 def prefixed(prefix: str, weights: Mapping[str, Weight]) -> dict[str, Weight]:
-    """The weights of a part, named from the whole: "conv.weight" -> "prefix.conv.weight"."""
+    """Return weights with a prefix before each name: "conv.weight" -> "prefix.conv.weight"."""
     return {f"{prefix}.{name}": weight for name, weight in weights.items()}
 
 
 def part(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
-    """Return the entries of one part, arrays or shapes, under the part's own names: the reverse of `prefixed`."""
+    """Return the entries whose names have the prefix, without it: "prefix.conv.weight" -> "conv.weight"."""
     return {name.removeprefix(f"{prefix}."): a for name, a in entries.items() if name.startswith(f"{prefix}.")}
 
 
-# ---- a spec, and a named variant of it --------------------------------------------------------------
+# ---- specs, variants, examples, sources --------------------------------------------------------------
 
 
 @runtime_checkable
 class AnySpec(Protocol):
-    """What the rest of attzoo asks of the spec of a block or of a whole network: what it takes to make and carry one.
+    """Interface of the spec of a block or network.
 
-    A spec is a frozen dataclass whose fields are the arguments. Blocks take one input or more, so the protocol leaves
-    open how many.
+    A spec is a frozen dataclass whose fields are the arguments. The number of inputs depends on the block, so the
+    methods accept any positional arguments here.
     """
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """Channels of each input."""
+        """Number of channels of each input."""
 
     @property
     def weights(self) -> dict[str, Weight]:
-        """Every array, by canonical name."""
+        """Description of every array by canonical name."""
 
     def config(self) -> dict[str, Any]:
-        """Arguments that rebuild this very block or network, every None resolved."""
+        """Return the arguments that create the same block or network, with every None replaced by its value."""
 
     def check_inputs(self, *args: Any, **kwargs: Any) -> None:
-        """Called with (*shapes, channels_last=False): raise ValueError unless these are its inputs' shapes."""
+        """Raise ValueError unless the inputs may have these shapes. Called with (*shapes, channels_last=False)."""
 
     def macs(self, *args: Any, **kwargs: Any) -> int:
-        """Called with (*shapes): multiply-adds of the linear maps for inputs of these shapes, channels first."""
+        """Return the multiply-adds of the linear maps. Called with the shapes of the inputs, channels first."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """Called with (*inputs, weights=..., training=False): what it computes, in the dtype of its inputs.
+        """Compute the output in the dtype of the inputs. Called with (*inputs, weights=..., training=False).
 
-        In training, running statistics in `weights` move.
+        With training=True, running statistics in `weights` are updated in place.
         """
 
 
 @runtime_checkable
 class Spec(AnySpec, Protocol):
-    """A block's spec: its output has its first input's shape."""
+    """Interface of the spec of a block, whose output has the shape of its first input."""
 
     @property
     def channels(self) -> int:
-        """C, channels of the first input and of the output."""
+        """C, the number of channels of the first input and of the output."""
 
     def attention(self, *args: Any, **kwargs: Any) -> Array:
-        """Called with (*inputs, weights=..., training=False): the coefficients alone, before they multiply."""
+        """Compute the coefficients that are combined with x. Called with (*inputs, weights=..., training=False)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     """A published choice of arguments.
 
-    source: where it is published. arguments: name -> value. rules: name -> function of the spec that the other
-    arguments give, for a value that follows from them (a width rounded in that publication's way).
+    Attributes:
+        source: where it is published.
+        arguments: values by argument.
+        rules: for each argument that depends on the others, such as a rounded width, the function that returns its
+            value from the spec of the other arguments.
+
     """
 
     source: str
@@ -148,7 +170,10 @@ class Variant:
 class Example:
     """A small block for tests, tables and documentation.
 
-    arguments: of its spec, `channels` among them. shapes: of each input, (N, C, *S), channels first.
+    Attributes:
+        arguments: arguments of the spec, including `channels`.
+        shapes: the shape (N, C, *S) of each input, channels first.
+
     """
 
     arguments: Mapping[str, Any]
@@ -163,20 +188,20 @@ class Source:
     with.
 
     Args:
-        library: the library's name, as it writes itself.
-        module: the module that holds its class.
-        class_name: the class.
+        library: display name of the library.
+        module: the module that defines its class.
+        class_name: the name of the class.
         variant: the variant of our block that computes the same from the same arrays.
-        arguments: function of our spec that returns the arguments of the class by name. It may import the library.
-        names: our canonical name of every array -> its name in the state dict of the class.
-        inputs: our names of the inputs, in the order in which the class takes them; empty for our own order.
-        resize: whether the class takes inputs of x's spatial size alone, so that others must be resized before.
-        ranks: the numbers of spatial axes that the class takes.
-        in_resnets: whether the library's ResNets take the block at the end of their residual branches.
-        read: function of the shapes of the class's arrays, by our names, that returns the arguments of our block which
-            they tell. The channels may be missing.
-        choices: arguments of our block that no array tells, each as the class may have been made; the first is its
-            default.
+        arguments: function that returns the arguments of the class by name from our spec. It may import the library.
+        names: canonical name of every array -> its name in the state dict of the class.
+        inputs: our names of the inputs in the order of the class; empty if the order is the same.
+        resize: whether every input of the class must have x's spatial size, so that other sizes are resized before.
+        ranks: the numbers of spatial axes that the class accepts.
+        in_resnets: whether the library's ResNets have the block at the end of their residual branches.
+        read: function that returns those arguments of our block that the shapes of the class's arrays determine, from
+            these shapes by our names. The channels may be missing.
+        choices: arguments of our block that no array determines, one mapping for each way to create the class. The
+            first is its default.
 
     """
 
@@ -195,19 +220,19 @@ class Source:
 
     @property
     def package(self) -> str:
-        """The name under which the library is installed and imported."""
+        """The import name of the library."""
         return self.module.partition(".")[0]
 
 
 def channels_of(name: str) -> Any:
-    """A required field of a spec: the number of channels of input `name`, which has no default."""
+    """Return a required dataclass field for the number of channels of input `name`."""
     return field(metadata={"channels_of": name})
 
 
 def make_divisible(value: float, divisor: int = 8, round_limit: float = 0.9) -> int:
-    """The multiple of divisor nearest to value, ties up, at least divisor; one more if below round_limit * value.
+    """Return the nearest multiple of divisor, ties up, at least divisor, plus divisor if below round_limit * value.
 
-    Source: the rule of MobileNet's reference code, as in timm 1.0.31, timm/layers/helpers.py.
+    Source: MobileNet's reference code, as in timm 1.0.31, timm/layers/helpers.py.
 
     >>> [make_divisible(c / 16, 8, 0.0) for c in (64, 200, 512)], [make_divisible(c / 4) for c in (24, 40, 72)]
     ([8, 16, 32], [8, 16, 24])
@@ -217,7 +242,7 @@ def make_divisible(value: float, divisor: int = 8, round_limit: float = 0.9) -> 
 
 
 def contiguous(array: Any) -> NDArray[Any]:
-    """A copy in C order, whatever the layout of `array` in memory: what every array is when it leaves the library.
+    """Return a copy in C order. Every array that the library returns is in C order.
 
     >>> contiguous(np.zeros((2, 3)).T[::-1]).strides
     (16, 8)
@@ -225,53 +250,53 @@ def contiguous(array: Any) -> NDArray[Any]:
     return np.array(array, order="C")
 
 
-# ---- rules, and what they give -----------------------------------------------------------------------
+# ---- arguments that derive another argument ---------------------------------------------------------
 
 
 def rule_for(name: str) -> Any:
-    """A field of a spec that says how argument `name` follows where that is None; its own None is settled then.
+    """Return a dataclass field, None by default, for an argument that derives argument `name` while that is None.
 
-    Beside an explicit `name` it would change nothing: `refuse_idle_rules` refuses it there, `arguments` leaves it out.
+    With an explicit `name` the field has no effect, so `refuse_idle_rules` refuses it. `arguments` leaves it out.
     """
     return field(default=None, compare=False, metadata={"rule_for": name})
 
 
 def refuse_idle_rules(spec: Any) -> None:
-    """Raise ValueError where a rule is given beside what it would give; only for __post_init__, first."""
-    for each in fields(spec):
-        name, value = each.metadata.get("rule_for"), getattr(spec, each.name)
+    """Raise ValueError if a rule and the argument that it derives are both given. Call it first in __post_init__."""
+    for rule in fields(spec):
+        name, value = rule.metadata.get("rule_for"), getattr(spec, rule.name)
         if name and value is not None and getattr(spec, name) is not None:
-            given = f"{each.name}={value!r} beside {name}={getattr(spec, name)!r}"
-            raise ValueError(f"{each.name} says how {name} follows where that is not given, got {given}: give one")
+            got = f"{rule.name}={value!r} and {name}={getattr(spec, name)!r}"
+            raise ValueError(f"expected {rule.name} or {name}, not both, got {got}: leave one out")
 
 
 def arguments(spec: Any) -> dict[str, Any]:
-    """A spec's fields by name, less rules, whose results are among them: what rebuilds it."""
-    return {each.name: getattr(spec, each.name) for each in fields(spec) if "rule_for" not in each.metadata}
+    """Return the fields of a spec by name, without rules. They create an equal spec."""
+    return {field.name: getattr(spec, field.name) for field in fields(spec) if "rule_for" not in field.metadata}
 
 
 def upgraded(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a spec that this version or an older one has written, as they are given now.
+    """Return the arguments of spec class `cls` from a config that this or an older version wrote.
 
-    A spec that has options of other specs among its own says itself what becomes of them, in `upgraded`.
+    A class whose arguments include options of other specs converts those in its own method `upgraded`.
     """
-    own = getattr(cls, "upgraded", None)
-    return without_idle_rules(cls, own(config) if own else config)
+    convert = getattr(cls, "upgraded", None)
+    return without_idle_rules(cls, convert(config) if convert else config)
 
 
 def without_idle_rules(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments less rules beside what they give, which older versions wrote down both."""
-    follows = {each.name: each.metadata["rule_for"] for each in fields(cls) if "rule_for" in each.metadata}
-    idle = [name for name, argument in follows.items() if config.get(argument) is not None]
+    """Return the arguments without rules whose derived argument is given. Older versions wrote both."""
+    derived = {field.name: field.metadata["rule_for"] for field in fields(cls) if "rule_for" in field.metadata}
+    idle = [name for name, argument in derived.items() if config.get(argument) is not None]
     return {name: value for name, value in config.items() if name not in idle}
 
 
 # ---- checks ----------------------------------------------------------------------------------------
-# isinstance takes tuples here: torch.compile of 2.6 traces no union of types
+# isinstance gets tuples here, because torch.compile of 2.6 cannot trace a union of types
 
 
 def integer(name: str, value: Any, minimum: int = 1) -> int:
-    """`value` as an int >= minimum; bool and float are refused, integers of NumPy taken."""
+    """Return an integer >= minimum as int. Raise TypeError for other types, bool too, ValueError if it is smaller."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -284,7 +309,7 @@ def integer(name: str, value: Any, minimum: int = 1) -> int:
 
 
 def odd(name: str, value: Any) -> int:
-    """`value` as an odd int >= 1."""
+    """Return an odd integer >= 1 as int. Raise the errors of `integer`, and ValueError if it is even."""
     number = integer(name, value)
     if number % 2 == 0:
         raise ValueError(f"{name} must be odd, got {number}")
@@ -292,7 +317,7 @@ def odd(name: str, value: Any) -> int:
 
 
 def number(name: str, value: Any) -> float:
-    """`value` as a finite float."""
+    """Return a finite number as float. Raise TypeError for other types, ValueError for nan and infinity."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number, got {shown(value)}")
     if not np.isfinite(value):
@@ -301,27 +326,30 @@ def number(name: str, value: Any) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """`value`, which must be True or False."""
+    """Return True or False as bool. Raise TypeError for other types."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
 
 
 def choice(name: str, value: Any, known: Sequence[Any]) -> Any:
-    """The one of `known` that is `value`: an int of Python for an integer of NumPy; True and 1.0 are no 1."""
+    """Return the element of `known` that equals `value`. Raise ValueError if there is none.
+
+    NumPy integers equal ints. True and 1.0 do not equal 1.
+    """
     plain = value
     if not isinstance(value, (bool, np.bool_)):
         with suppress(TypeError):
             plain = operator.index(value)
-    for each in known:
-        if isinstance(plain, type(each)) and isinstance(plain, bool) == isinstance(each, bool) and each == plain:
-            return each
+    for option in known:
+        if isinstance(plain, type(option)) and isinstance(plain, bool) == isinstance(option, bool) and option == plain:
+            return option
     got = shown(value) + nearest(value, known)
     raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {got}")
 
 
 def set_fields(spec: Any, **values: Any) -> None:
-    """Give fields of a frozen spec their checked values; only for __post_init__."""
+    """Set fields of a frozen spec to their checked values. Call it in __post_init__ only."""
     for name, value in values.items():
         object.__setattr__(spec, name, value)
 
@@ -329,9 +357,15 @@ def set_fields(spec: Any, **values: Any) -> None:
 def check_shape(
     shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool, least: Sequence[int] = ()
 ) -> None:
-    """Raise ValueError unless shape is (N, C, *S), or (N, *S, C), with every spatial size >= `least` (1 by default).
+    """Raise ValueError unless shape is (N, C, *S), or (N, *S, C) with channels_last.
 
-    spatial_dims None takes one to three spatial axes. A size of None is not known yet and passes.
+    Args:
+        shape: the shape. None stands for a size that is not known yet, and is accepted.
+        channels: C.
+        spatial_dims: the number of spatial axes; None accepts 1, 2 and 3.
+        channels_last: whether C is the last axis.
+        least: the smallest size of each spatial axis, 1 by default.
+
     """
     count = len(shape) - 2
     space = tuple(shape)[1:-1] if channels_last else tuple(shape)[2:]
@@ -350,10 +384,10 @@ def check_shape(
 
 
 def _other_layout(shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool) -> str:
-    """How to mend a shape whose channels are at the other end; nothing where they are not."""
+    """Return the hint for a shape that is right in the other layout, "" for any other shape."""
     is_rank = len(shape) - 2 in ((spatial_dims,) if spatial_dims else (1, 2, 3))
-    here, there = (-1, 1) if channels_last else (1, -1)
-    if not is_rank or shape[there] != channels or shape[here] in (channels, None):
+    axis, other_axis = (-1, 1) if channels_last else (1, -1)
+    if not is_rank or shape[other_axis] != channels or shape[axis] in (channels, None):
         return ""
     if channels_last:
         return ", which is channels first: set data_format='channels_first', or move axis 1 to the end"
@@ -361,7 +395,7 @@ def _other_layout(shape: Shape, channels: int, spatial_dims: int | None, channel
 
 
 def _no_batch(shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool) -> str:
-    """How to mend the shape of a single sample; nothing where it is none."""
+    """Return the hint for the shape of one sample without a batch axis, "" for any other shape."""
     is_rank = len(shape) - 1 in ((spatial_dims,) if spatial_dims else (1, 2, 3))
     if not is_rank or shape[-1 if channels_last else 0] != channels:
         return ""
@@ -369,7 +403,7 @@ def _no_batch(shape: Shape, channels: int, spatial_dims: int | None, channels_la
 
 
 def brief(text: str, most: int = 400) -> str:
-    """A text for an error, its middle left out where it is long.
+    """Return a text shortened to `most` characters for an error message, by leaving out its middle.
 
     >>> brief("abcdefghijkl", 9)
     'abc...jkl'
@@ -379,12 +413,12 @@ def brief(text: str, most: int = 400) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it, however long it is."""
+    """Return the repr of a value, shortened for an error message."""
     return brief(repr(value))
 
 
 def require(name: str, version: str, floor: str) -> None:
-    """Raise ImportError unless a framework's version is at least `floor`.
+    """Raise ImportError unless the version of a framework is at least `floor`.
 
     >>> require("torch", "2.13.0+cpu", "2.6")
     """
@@ -393,20 +427,20 @@ def require(name: str, version: str, floor: str) -> None:
 
 
 def older(version: str, floor: str) -> bool:
-    """Whether a version comes before another.
+    """Whether `version` is older than `floor`.
 
     >>> older("3.5.1", "3.6"), older("3.10.0", "3.6")
     (True, False)
     """
-    have, least = (tuple(int(part) for part in re.findall(r"\d+", text)[:3]) for text in (version, floor))
-    return have < least
+    numbers, floor_numbers = (tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (version, floor))
+    return numbers < floor_numbers
 
 
 def triton_first() -> None:
-    """Load triton, where it is installed, unless TensorFlow is loaded already.
+    """Import triton, if it is installed and TensorFlow is not loaded yet.
 
-    TensorFlow 2.20 and 2.21 abort the process when triton is loaded after them (tensorflow#124205), so whatever may
-    load TensorFlow calls this before.
+    TensorFlow 2.20 and 2.21 abort the process when triton is loaded after them (tensorflow#124205). Call this before
+    anything that may import TensorFlow.
     """
     if "tensorflow" not in sys.modules:
         with suppress(ImportError):
@@ -414,4 +448,5 @@ def triton_first() -> None:
 
 
 def __getattr__(name: str) -> Any:
+    """Return an attribute by its deprecated name."""
     return moved(__name__, name, {"accept": "attzoo.contract.check_shape", "settle": "attzoo.contract.set_fields"})

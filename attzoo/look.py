@@ -1,4 +1,4 @@
-"""What the pictures share: colours, sizes, an image made fit to be looked at, the way to PNG."""
+"""Helpers for figures: colours, sizes, conversion of arrays to displayable images, and PNG output."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    Cut = tuple[int, int] | None   # the axis that a volume is cut along, and the slice
+    Cut = tuple[int, int] | None   # axis of a slice through a volume, and its index on that axis
 
 COLORS: Final = {"torch": "#3b6fb6", "keras": "#c4532f"}   # of headings and bars
-GREY: Final = "#555555"     # of what is said beside
-MARGIN: Final = 0.15        # inches, around everything
+GREY: Final = "#555555"     # of notes and ticks
+MARGIN: Final = 0.15        # inches, around the figure
 DPI: Final = 100            # pixels per inch
-NEUTRAL: Final = 0.5        # sigmoid(0), on which bars stand
-OPAQUE: Final = 0.55        # of classes' colours over an image
+NEUTRAL: Final = 0.5        # sigmoid(0), the base of bars
+OPAQUE: Final = 0.55        # opacity of the colours of classes over an image
 
 
 def middle(space: Sequence[int]) -> Cut:
-    """The cut through the middle of a volume's shortest axis; None for what is no volume."""
+    """Return the middle slice along the shortest axis of a volume, or None for an image or signal."""
     if len(space) < 3:
         return None
     axis = int(np.argmin(space))
@@ -37,16 +37,23 @@ def middle(space: Sequence[int]) -> Cut:
 
 
 def flat(x: Array, cut: Cut, space: Sequence[int] = ()) -> Array:
-    """(C, *S) -> (C, H, W): the cut through a volume; a line becomes a row. `space` is what the cut counts in."""
+    """Return an array (C, *S) as an image (C, H, W).
+
+    Args:
+        x: array with 1 to 3 spatial axes. A signal becomes an image of one row.
+        cut: the slice of a volume, None for an image or signal.
+        space: spatial size that `cut` refers to, that of x by default.
+
+    """
     if cut is None:
         return x if x.ndim == 3 else x[:, None]
-    axis, at = cut
-    have = x.shape[1 + axis]
-    return np.asarray(x.take((2 * at + 1) * have // (2 * (space[axis] if space else have)), axis=1 + axis))
+    axis, index = cut
+    size = x.shape[1 + axis]
+    return np.asarray(x.take((2 * index + 1) * size // (2 * (space[axis] if space else size)), axis=1 + axis))
 
 
 def visible(x: Array) -> Array:
-    """(C, H, W) -> (H, W, 3) in [0, 1]: three channels as colours, others as grey, 0.5 % clipped at each end."""
+    """Return an image (C, H, W) as RGB (H, W, 3) in [0, 1], with 0.5 % clipped at each end; grey unless C is 3."""
     color = x if len(x) == 3 else np.repeat(x.mean(axis=0, keepdims=True, dtype=np.float64), 3, axis=0)
     finite = color[np.isfinite(color)]
     low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
@@ -55,23 +62,23 @@ def visible(x: Array) -> Array:
 
 
 def tinted(image: Array, mask: NDArray[Any], colors: NDArray[Any]) -> Array:
-    """The image (C, H, W) in grey, (H, W, 3), with the colours (K, 3) of classes (H, W) over it, save class 0's."""
+    """Return a grey RGB image (H, W, 3) of (C, H, W), with `colors` (K, 3) over the classes (H, W) other than 0."""
     grey = visible(image.mean(axis=0, keepdims=True))
     return np.where(mask[..., None] > 0, (1 - OPAQUE) * grey + OPAQUE * colors[mask], grey)
 
 
 def sizes(space: Sequence[int]) -> str:
-    """A size in words."""
+    """Return a size as text, such as "64 x 48"."""
     return " x ".join(map(str, space))
 
 
 def told(space: Sequence[int], cut: Cut) -> str:
-    """A cut in words; nothing for none."""
+    """Return the description of a slice, "" for None."""
     return f"slice {cut[1] + 1} of {space[cut[0]]} along axis {cut[0] + 1}" if cut else ""
 
 
 def literal(name: str) -> str:
-    r"""A name of a file as text for matplotlib: no mathematics between $ signs, and characters instead of stray bytes.
+    r"""Return a file name as text for matplotlib, with $ escaped and undecodable bytes replaced.
 
     >>> print(literal("a$b$.png"))
     a\$b\$.png
@@ -80,26 +87,26 @@ def literal(name: str) -> str:
 
 
 def numbers(*values: float) -> list[str]:
-    """Values of a scale in words, with as many decimals as tell the ends apart, two to four."""
-    reach = max(values) - min(values)
-    return [f"{value:.{min(max(2, 1 - floor(log10(reach))), 4) if reach else 2}f}" for value in values]
+    """Return tick labels for values, with two to four decimals so that the smallest and largest differ."""
+    spread = max(values) - min(values)
+    return [f"{value:.{min(max(2, 1 - floor(log10(spread))), 4) if spread else 2}f}" for value in values]
 
 
 def bare(ax: Axes, color: str | None = None) -> None:
-    """Take an image's ticks, and its frame unless that has a color."""
+    """Remove the ticks of an image, and its frame unless `color` is given for it."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(visible=color is not None, color=color)
 
 
 def small(ax: Axes) -> None:
-    """Make the ticks of a scale small and grey."""
+    """Make ticks and their labels small and grey."""
     ax.tick_params(labelsize=8.5, length=2, color=GREY, labelcolor=GREY)
 
 
 def png(figure: Figure, dpi: int = DPI) -> bytes:
-    """A figure as PNG."""
+    """Return a figure as PNG."""
     file = BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")   # of a file's name, drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from")   # characters without a glyph are drawn as boxes
         figure.savefig(file, format="png", dpi=dpi)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Where a model looks: the coefficients of every block in it while it runs, and a picture of them."""
+"""Attention maps: record the coefficients of every block of a model, and draw them."""
 
 from __future__ import annotations
 
@@ -19,150 +19,168 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 EAGERLY: Final = (
-    "expected the model to be called eagerly, model(x), by the thread that entered attention_maps: what is traced, "
-    "compiled or under torch.func gives no numbers to look at, and calls of other threads are not recorded, nor are "
-    "copies of the model and blocks that compute without their `attention`"
+    "expected the model to be called eagerly, model(x), in the thread that entered attention_maps: traced and compiled "
+    "calls and torch.func have no values to record, and calls of other threads are not recorded, nor are "
+    "copies of the model and blocks that do not call their `attention`"
 )
-PANEL: Final = 2.1      # inches, the width of a panel
-SCALE: Final = 0.74     # inches, for the scale at its right
-HEAD: Final = 0.5       # inches, for what stands over it
-TOP: Final = 0.28       # inches, for the title
-FOOT: Final = 0.72      # inches, for the caption
-LONGEST: Final = 30     # letters of a block's path
+PANEL: Final = 2.1      # inches, width of a panel
+SCALE: Final = 0.74     # inches, width of the scale to its right
+HEAD: Final = 0.5       # inches, height of the text above it
+TOP: Final = 0.28       # inches, height of the title
+FOOT: Final = 0.72      # inches, height of the caption
+LONGEST: Final = 30     # characters of a block's path
 TITLE: Final = "Where the network looks"
 CAPTION: Final = """\
-Coefficients of each block, in the order in which the network computes them; every panel has its own scale.
-Maps, over the image: bright where the signal is let through. Bars: one per channel, up where the coefficient
-is more than 0.5, down where it is less."""
+Coefficients of each block, in the order of computation; every panel has its own scale.
+Maps are drawn over the image: bright pixels have large coefficients. Bars: one per channel, upward for a coefficient
+above 0.5, downward below."""
 
 class Maps(dict[str, Array]):
-    """Coefficients, channels first, by the path of the block that gave them last."""
+    """Coefficients of the latest call of each block, channels first, by the path of the block."""
 
     def __missing__(self, path: str) -> Array:
+        """Raise KeyError with the known paths, or with the reasons for which there may be none."""
         known = f"known: {', '.join(self)}" if self else EAGERLY
         raise KeyError(f"no map of {path!r}; {known}")
 
 
 @contextmanager
 def attention_maps(model: Any) -> Iterator[Maps]:
-    """What every block in a model attends to, for the calls made inside.
+    """Record the coefficients of every block of a model during the `with` block.
 
         with attzoo.attention_maps(model) as maps:
             model(x)
         maps["layer3.1.attention"]      # (N, C, 1, 1) or (N, 1, *S), a NumPy array of float32, or of float64
 
-    model: any torch module or Keras layer that holds blocks, ours or a third party's. A block is called by its path:
-    in torch that of `named_modules`, in Keras the names of layers, joined by dots. Arrays are channels first and of
-    the latest call; a block that stands in several places has its first path, and of a call its last map. A block
-    made of blocks reports through its parts: a CBAM at "block" as "block.channel" and "block.spatial".
+    Arrays are channels first and belong to the latest call. A block that the model contains several times has its first
+    path and its last map. A block made of blocks is recorded through its parts: a CBAM at "block" as "block.channel"
+    and "block.spatial".
 
-    Only calls in the context that entered this are recorded, not those of other threads, unless they run in a copy of
-    the context (`contextvars.copy_context().run`, `asyncio.to_thread`); copies of the model that are made inside are
-    not recorded either. Nothing about the model changes: what a call gives, its gradients and how often coefficients
-    are computed stay, and afterwards nothing is left behind. A model of torch.compile runs eagerly inside.
-    Raises TypeError for what is no model, ValueError for one without blocks or on several devices, and in the end,
-    unless something else went wrong, ValueError where a traced call (`model.predict`, tf.function, jit) gave no numbers
-    to look at, or no block was called.
+    Only calls in the context that entered the `with` block are recorded. Other threads are recorded only if they run in
+    a copy of the context (`contextvars.copy_context().run`, `asyncio.to_thread`). Copies of the model made inside are
+    not recorded. Outputs, gradients and the number of computations do not change, and nothing is left on the model. A
+    model compiled with torch.compile runs eagerly inside.
+
+    Args:
+        model: a torch module or Keras layer that contains blocks, attzoo's or a third party's.
+
+    Yields:
+        A dictionary that maps the path of each block to its coefficients as a NumPy array. The path is that of
+        `named_modules` in torch, and the names of the layers joined by dots in Keras.
+
+    Raises:
+        TypeError: `model` is not a model.
+        ValueError: the model contains no blocks or is on several devices. At the end of the `with` block, if nothing
+            else was raised: a traced call (`model.predict`, tf.function, jit) had no values, or no block was called.
+
     """
     backend = framework_of(model)
     if backend is None:
         raise TypeError(f"expected a model of torch or Keras, got {type(model).__name__}")
-    framework = adapter(backend)   # imported here: torch.export of 2.6 traces no import
-    found = framework.blocks(model)
-    if not found:
+    framework = adapter(backend)   # imported before tracing: torch.export of 2.6 cannot trace imports
+    blocks = framework.blocks(model)
+    if not blocks:
         raise ValueError(f"expected a model that holds attention blocks, got a {type(model).__name__}{NO_BLOCKS}")
     maps, traced = Maps(), set()
-    paths = {id(block): path for path, block in found.items()}
+    paths = {id(block): path for path, block in blocks.items()}
 
     def record(block: Any, tensor: Any) -> None:
         path = paths[id(block)]
-        array = adapter(framework_of(block) or backend).coefficients(tensor, block)   # a torch model may hold Keras's
+        block_backend = framework_of(block) or backend   # a torch model may contain Keras blocks
+        array = adapter(block_backend).coefficients(tensor, block)
         if array is None:
             traced.add(path)
-        else:   # after a trace too, as Keras makes one of a model that is not built yet
+        else:   # possibly after a trace, with which Keras builds a model
             traced.discard(path)
             maps[path] = array
 
-    with framework.eager(), recording(found.values(), record):
+    with framework.eager(), recording(blocks.values(), record):
         yield maps
     if traced or not maps:
         raise ValueError(EAGERLY)
 
 
-# ---- the picture -----------------------------------------------------------------------------------
+# ---- drawing ---------------------------------------------------------------------------------------
 
 
 def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: Sequence[float] = ()) -> bytes:
-    """A PNG of an image (C, *S), and of what each block attends to in it: the first of every (N, C or 1, *S or 1..).
+    """Return a PNG of an image and of the coefficients of each block for it.
 
-    Coefficients that differ over space are laid over the image, their mean over channels where they differ there
-    too; others are bars. Volumes are shown by the middle slice of their shortest axis.
-    spacing: between pixels, one for each axis, which they are drawn to; none for squares and cubes.
+    Coefficients that vary over space are drawn over the image, averaged over channels. Other coefficients are bars.
+    Of a volume, the middle slice along the shortest axis is drawn.
+
+    Args:
+        image: array (C, *S).
+        maps: coefficients (N, C or 1, *S or 1s) by path of the block. The first sample is drawn.
+        title: title of the figure.
+        spacing: distance between pixels along each axis; equal distances if empty.
+
     """
     from matplotlib.figure import Figure
 
     cut = look.middle(image.shape[1:])
-    shown = look.visible(look.flat(image, cut))
+    pixels = look.visible(look.flat(image, cut))
     sides = [side for axis, side in enumerate(spacing) if cut is None or axis != cut[0]] or [1.0, 1.0]
-    tall = PANEL * min(max(shown.shape[0] * sides[0] / (shown.shape[1] * sides[1]), 0.3), 1.6)
+    panel_height = PANEL * min(max(pixels.shape[0] * sides[0] / (pixels.shape[1] * sides[1]), 0.3), 1.6)
     columns = min(1 + len(maps), max(4, ceil(len(maps) ** 0.5)))
     rows = ceil((1 + len(maps)) / columns)
     width = 2 * MARGIN + max(columns * (PANEL + SCALE), 7.2)
-    height = 2 * MARGIN + TOP + rows * (HEAD + tall) + FOOT
+    height = 2 * MARGIN + TOP + rows * (HEAD + panel_height) + FOOT
     figure = Figure(figsize=(width, height), facecolor="white")
 
-    def axes(i: int, left: float = 0.0, wide: float = PANEL) -> Axes:
+    def axes(i: int, left: float = 0.0, panel_width: float = PANEL) -> Axes:
+        """Add axes in cell i, `left` inches from its left edge."""
         x = MARGIN + i % columns * (PANEL + SCALE) + left
-        y = height - MARGIN - TOP - (i // columns + 1) * (HEAD + tall)
-        return figure.add_axes((x / width, y / height, wide / width, tall / height))
+        y = height - MARGIN - TOP - (i // columns + 1) * (HEAD + panel_height)
+        return figure.add_axes((x / width, y / height, panel_width / width, panel_height / height))
 
     ax = axes(0)
-    ax.imshow(shown, aspect="auto", interpolation="nearest")
+    ax.imshow(pixels, aspect="auto", interpolation="nearest")
     look.bare(ax)
-    _say(ax, "image", look.sizes(image.shape[1:]), look.told(image.shape[1:], cut))
+    _label(ax, "image", look.sizes(image.shape[1:]), look.told(image.shape[1:], cut))
     for i, (name, a) in enumerate(maps.items(), start=1):
         if max(a.shape[2:]) == 1:
-            _bars(axes(i), name, a[0].reshape(-1))
+            _draw_bars(axes(i), name, a[0].reshape(-1))
         else:
-            _over(axes(i), axes(i, PANEL + 0.07, 0.08), name, a[0], image, cut)
+            _draw_map(axes(i), axes(i, PANEL + 0.07, 0.08), name, a[0], image, cut)
     figure.text(MARGIN / width, 1 - MARGIN / height, look.literal(title), fontsize=15, weight="bold", va="top")
     figure.text(MARGIN / width, MARGIN / height, CAPTION, fontsize=9, color=GREY, va="bottom", linespacing=1.35)
     return look.png(figure, dpi=150)
 
 
-def _say(ax: Axes, name: str, *about: str) -> None:
-    """A block's name over its panel, and in small letters what there is to know."""
+def _label(ax: Axes, name: str, *notes: str) -> None:
+    """Write the name of a block and small notes above its panel."""
     name = name if len(name) <= LONGEST else f"...{name[3 - LONGEST :]}"
-    over: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
-    ax.annotate(look.literal(name) or "(the model)", (0, 1), (0, 13), fontsize=9.5, weight="bold", **over)
-    ax.annotate(", ".join(filter(None, about)), (0, 1), (0, 3), fontsize=8, color=GREY, **over)
+    position: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
+    ax.annotate(look.literal(name) or "(the model)", (0, 1), (0, 13), fontsize=9.5, weight="bold", **position)
+    ax.annotate(", ".join(filter(None, notes)), (0, 1), (0, 3), fontsize=8, color=GREY, **position)
 
 
-def _over(ax: Axes, scale: Axes, name: str, a: Array, image: Array, cut: tuple[int, int] | None) -> None:
-    """Coefficients (C, *S) over the image (C, *S) in grey, whatever the size of either, and their scale."""
-    under = look.visible(look.flat(image.mean(axis=0, keepdims=True), cut))
+def _draw_map(ax: Axes, scale: Axes, name: str, a: Array, image: Array, cut: tuple[int, int] | None) -> None:
+    """Draw coefficients (C, *T) over the image (C, *S) in grey, stretched to its size, and their scale."""
+    background = look.visible(look.flat(image.mean(axis=0, keepdims=True), cut))
     value = look.flat(a, cut, image.shape[1:]).mean(axis=0)
     low, high = _range(value)
-    tall, wide = under.shape[:2]
-    edges = (-0.5, wide - 0.5, tall - 0.5, -0.5)
-    ax.imshow(under, aspect="auto", interpolation="nearest")
-    drawn = ax.imshow(
+    rows, columns = background.shape[:2]
+    edges = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    ax.imshow(background, aspect="auto", interpolation="nearest")
+    overlay = ax.imshow(
         value, vmin=low, vmax=high, extent=edges, cmap="viridis", alpha=0.65, aspect="auto", interpolation="nearest"
     )
     look.bare(ax)
-    _say(ax, name, look.sizes(a.shape[1:]), f"mean of {len(a)} channels" if len(a) > 1 else "")
-    bar = scale.figure.colorbar(drawn, cax=scale)
+    _label(ax, name, look.sizes(a.shape[1:]), f"mean of {len(a)} channels" if len(a) > 1 else "")
+    bar = scale.figure.colorbar(overlay, cax=scale)
     bar.set_ticks([low, high], labels=look.numbers(low, high))
     bar.outline.set_visible(False)
     look.small(scale)
 
 
-def _bars(ax: Axes, name: str, value: Array) -> None:
-    """Coefficients (C,) as bars that stand on sigmoid(0)."""
+def _draw_bars(ax: Axes, name: str, value: Array) -> None:
+    """Draw coefficients (C,) as bars from sigmoid(0)."""
     low, high = _range(value)
     reach = max(high - NEUTRAL, NEUTRAL - low) or 1.0
-    thick = 0.8 * 72 * PANEL / len(value)   # points
-    ax.vlines(range(len(value)), NEUTRAL, value, color=COLORS["torch"], linewidth=thick)
+    linewidth = 0.8 * 72 * PANEL / len(value)   # points
+    ax.vlines(range(len(value)), NEUTRAL, value, color=COLORS["torch"], linewidth=linewidth)
     ax.axhline(NEUTRAL, color=GREY, linewidth=0.6)
     look.bare(ax, color="#cccccc")
     ax.set(xlim=(-0.5, len(value) - 0.5), ylim=(NEUTRAL - 1.1 * reach, NEUTRAL + 1.1 * reach))
@@ -170,10 +188,10 @@ def _bars(ax: Axes, name: str, value: Array) -> None:
     ticks = NEUTRAL - reach, NEUTRAL, NEUTRAL + reach
     ax.set_yticks(ticks, labels=look.numbers(*ticks))
     look.small(ax)
-    _say(ax, name, f"{len(value)} channels")
+    _label(ax, name, f"{len(value)} channels")
 
 
 def _range(value: Array) -> tuple[float, float]:
-    """The least and the largest finite value; all of [0, 1] where there is none."""
+    """Return the smallest and the largest finite value; 0 and 1 if there is none."""
     finite = value[np.isfinite(value)]
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)

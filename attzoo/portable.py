@@ -223,14 +223,14 @@ def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
 def _check_layers(block: Any) -> None:
     """Raise ValueError unless a block has the layers of its spec, because files and conversion store the spec alone."""
     backend = backend_of(block)
-    adapter(backend).check_layers(block, registry.body(block.spec, backend))
+    adapter(backend).check_layers(block, registry.class_of(block.spec, backend))
 
 
 def _make(spec: AnySpec, backend: str, dtype: str) -> Any:
     """Return a new block of `backend` with the arguments of `spec`."""
     if backend == "numpy":
         raise ValueError('backend must be "torch" or "keras"; a spec holds no weights: take attzoo.weights(block)')
-    cls = registry.body(spec, backend)   # before `adapter`: its error names the missing package
+    cls = registry.class_of(spec, backend)   # before `adapter`: its error names the missing package
     return adapter(backend).make(cls, spec.config(), dtype)
 
 

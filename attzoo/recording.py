@@ -1,4 +1,4 @@
-"""Recording what the blocks of a model return from `attention`: what attention_maps does, in its own context alone."""
+"""Record what blocks return from `attention`, for the calls in one context. `attention_maps` is built on this."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Final
 from . import scope
 from .scope import Stack
 
-LOCK: Final = Lock()   # of taps that are put in and taken out, by any thread
+LOCK: Final = Lock()   # held while any thread installs or removes taps
 
 
 class Recorder:
-    """What a `with` records by: record(block, coefficients), until it is closed."""
+    """One active `recording`: calls record(block, coefficients) for its blocks until it is closed."""
 
     def __init__(self, blocks: Iterable[Any], record: Callable[[Any, Any], None]) -> None:
         self.blocks = {id(block): block for block in blocks}
@@ -22,45 +22,49 @@ class Recorder:
         self.closed = False
 
     def records(self, block: Any) -> bool:
+        """Whether calls of this block are recorded."""
         return not self.closed and id(block) in self.blocks
 
 
 class Tap:
-    """Stands in the place of a block's `attention` while any context records it, and reports what that returns.
+    """Replacement for the `attention` of a block while any context records it: calls it and records its result.
 
-    Copies of the block, by `copy` or pickle, are made without it.
+    Copies of the block, by `copy` or pickle, do not have it.
     """
 
     def __init__(self, block: Any) -> None:
         self.block, self.attention = block, block.attention
-        own = vars(block)
-        self.replaced = {name: own[name] for name in ("attention", "__reduce_ex__") if name in own}
+        attributes = vars(block)
+        self.replaced = {name: attributes[name] for name in ("attention", "__reduce_ex__") if name in attributes}
         self.users = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the coefficients, and pass them to every recorder of this context that records the block."""
         coefficients = self.attention(*args, **kwargs)
         for recorder in scope.recorders:
             if recorder.records(self.block):
                 recorder.record(self.block, coefficients)
         return coefficients
 
-    def put_in(self) -> None:
-        own = vars(self.block)   # past __setattr__, by which a framework would note it
-        own["attention"], own["__reduce_ex__"] = self, self.reduce
+    def install(self) -> None:
+        """Replace `attention` and `__reduce_ex__` of the block."""
+        attributes = vars(self.block)   # not by __setattr__, with which frameworks track attributes
+        attributes["attention"], attributes["__reduce_ex__"] = self, self.reduce
 
-    def take_out(self, own: dict[str, Any]) -> None:
+    def remove(self, attributes: dict[str, Any]) -> None:
+        """Restore the replaced attributes in the `__dict__` of the block or of a copy of it."""
         for name in ("attention", "__reduce_ex__"):
-            own.pop(name, None)
-        own.update(self.replaced)
+            attributes.pop(name, None)
+        attributes.update(self.replaced)
 
     def reduce(self, protocol: Any) -> Any:
-        """How the block is copied: as its class has it, without the tap."""
+        """Return what the `__reduce_ex__` of the block's class returns, without the tap."""
         reduce_ex: Any = type(self.block).__reduce_ex__
         parts = list(reduce_ex(self.block, protocol))
         if len(parts) > 2 and isinstance(parts[2], dict):
             parts[2] = dict(parts[2])
             if parts[2].get("attention") is self:
-                self.take_out(parts[2])
+                self.remove(parts[2])
         return tuple(parts)
 
 
@@ -69,7 +73,7 @@ _RECORDERS: Final[Stack[Recorder]] = Stack("recorders")
 
 @contextmanager
 def recording(blocks: Iterable[Any], record: Callable[[Any, Any], None]) -> Iterator[None]:
-    """Inside, and in this context, call record(block, coefficients) with what the attention of each block returns."""
+    """Call record(block, coefficients) for every call of a block's `attention` in this context and `with` block."""
     recorder = Recorder(blocks, record)
     with LOCK:
         taps = [_tap(block) for block in recorder.blocks.values()]
@@ -77,25 +81,25 @@ def recording(blocks: Iterable[Any], record: Callable[[Any, Any], None]) -> Iter
     try:
         yield
     finally:
-        recorder.closed = True   # for contexts that were copied inside
-        _RECORDERS.set(tuple(each for each in _RECORDERS.get() if not each.closed))
+        recorder.closed = True   # also ends it in copies of the context
+        _RECORDERS.set(tuple(active for active in _RECORDERS.get() if not active.closed))
         with LOCK:
             for tap in taps:
                 tap.users -= 1
                 if not tap.users:
-                    tap.take_out(vars(tap.block))
+                    tap.remove(vars(tap.block))
 
 
 def _tap(block: Any) -> Tap:
-    """The tap of a block, put in unless it is there, with one more user."""
+    """Return the tap of a block with one more user, installed if the block has none."""
     tap = vars(block).get("attention")
     if not isinstance(tap, Tap) or tap.block is not block:
         tap = Tap(block)
-        tap.put_in()
+        tap.install()
     tap.users += 1
     return tap
 
 
 def is_idle(attention: Any) -> bool:
-    """Whether this is a tap through which nobody in this context records."""
-    return isinstance(attention, Tap) and not any(each.records(attention.block) for each in scope.recorders)
+    """Whether `attention` is a tap whose block is not recorded in this context."""
+    return isinstance(attention, Tap) and not any(recorder.records(attention.block) for recorder in scope.recorders)

@@ -1,4 +1,4 @@
-"""Name -> class. The table is data: reading it imports no framework and no block."""
+"""Registry of blocks and networks by name. It holds strings: reading it imports no framework and no block."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .contract import AnySpec, Example, Source, Spec, Variant
 
-BLOCKS: Final = {  # name -> "package:Class"; an entry point of group GROUP is written the same way
+BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP have the same form
     "se": "attzoo.blocks.se:SE",
     "channel_attention": "attzoo.blocks.channel_attention:ChannelAttention",
     "spatial_attention": "attzoo.blocks.spatial_attention:SpatialAttention",
@@ -30,7 +30,7 @@ BLOCKS: Final = {  # name -> "package:Class"; an entry point of group GROUP is w
     "eca": "attzoo.blocks.eca:ECA",
     "attention_gate": "attzoo.blocks.attention_gate:AttentionGate",
 }
-NETWORKS: Final = {   # whole networks of blocks, made and carried like a block, but in no list of blocks
+NETWORKS: Final = {   # created, saved and converted like blocks, but not listed by `names`
     "unet": "attzoo.unet:UNet",
 }
 ALIASES: Final = {
@@ -39,22 +39,22 @@ ALIASES: Final = {
     "spatial": "spatial_attention",
     "additive_gate": "attention_gate",
 }
-BACKENDS: Final = {"numpy": "spec", "torch": "torch", "keras": "keras"}  # backend -> file in a block's folder
-RUNNERS: Final = {"tensorflow": "tensorflow", "tf": "tensorflow", "jax": "jax"}   # what Keras runs on, by its name
-GROUP: Final = "attzoo.blocks"
+BACKENDS: Final = {"numpy": "spec", "torch": "torch", "keras": "keras"}  # backend -> module in the package of a block
+KERAS_BACKENDS: Final = {"tensorflow": "tensorflow", "tf": "tensorflow", "jax": "jax"}   # values of KERAS_BACKEND
+ENTRY_POINT_GROUP: Final = "attzoo.blocks"
 
 
 def table() -> dict[str, str]:
-    """Every known block as name -> "package:Class": ours, then third-party ones by name.
+    """Return all blocks as name -> "package:Class": built-in blocks, then third-party blocks sorted by name.
 
-    Third parties announce theirs as entry points, which are read as strings and not loaded. Raises ValueError
-    where one would redefine a name: a built-in one, a network's, an alias, or another third party's.
+    Third-party packages declare blocks as entry points, which are read as strings and not loaded. Raise ValueError if
+    an entry point has the name of another block, a network or an alias.
     """
     return BLOCKS | _third_party(_search_path())
 
 
 def _search_path() -> tuple[tuple[str, int], ...]:
-    """Where packages are looked for, each folder with the time of its last change: a new package changes it."""
+    """Return the folders of sys.path with their modification times, which change when a package is installed."""
     folders = []
     for folder in sys.path:
         with suppress(OSError):
@@ -62,22 +62,22 @@ def _search_path() -> tuple[tuple[str, int], ...]:
     return tuple(folders)
 
 
-@lru_cache(maxsize=1)   # reading the entry points of all installed packages takes 5 to 10 ms, and every call needs them
+@lru_cache(maxsize=1)   # reading the entry points of all packages takes 5 to 10 ms, and every call needs them
 def _third_party(search_path: tuple[tuple[str, int], ...]) -> dict[str, str]:
-    """The blocks that installed packages announce, for the packages found on `search_path` as it is now."""
-    from importlib.metadata import entry_points  # 60 ms the importer of attzoo need not pay
+    """Return the blocks that installed packages declare. `search_path` is the key of the cache."""
+    from importlib.metadata import entry_points  # takes 60 ms, so not at import of attzoo
 
-    found: dict[str, str] = {}
-    for point in entry_points(group=GROUP):
-        if point.value != (BLOCKS | NETWORKS | ALIASES | found).get(point.name, point.value):
+    blocks: dict[str, str] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.value != (BLOCKS | NETWORKS | ALIASES | blocks).get(point.name, point.value):
             package = point.dist.name if point.dist else point.value
-            raise ValueError(f"block names must be unique, got another {point.name!r}, from the package {package}")
-        found[point.name] = point.value
-    return dict(sorted(found.items()))
+            raise ValueError(f"block names must be unique, got a second {point.name!r} from package {package}")
+        blocks[point.name] = point.value
+    return dict(sorted(blocks.items()))
 
 
 def names() -> list[str]:
-    """Every known block, ours and third-party."""
+    """Return the names of all blocks: built-in, then third-party."""
     return list(table())
 
 
@@ -90,11 +90,18 @@ def get(name: str, *, backend: Literal["keras"]) -> type[keras.layers.Layer]: ..
 @overload
 def get(name: str, *, backend: str) -> type[Any]: ...
 def get(name: str, *, backend: str) -> type[Any]:
-    """Block `name`'s class for `backend` ("torch", "keras", or "numpy" for its spec), importing that framework only.
+    """Return the class of a block or network. Only the framework of `backend` is imported.
 
-    Raises ValueError for an unknown name or backend, TypeError for one that is no string, ModuleNotFoundError,
-    with the install command, where the framework is absent, and ImportError where the block's folder does not hold
-    the class; other errors of that import pass through.
+    Args:
+        name: name or alias.
+        backend: "torch", "keras", or "numpy" for the spec.
+
+    Raises:
+        ValueError: the name or backend is unknown.
+        TypeError: the name or backend is not a string.
+        ModuleNotFoundError: the framework is not installed. The message has the install command.
+        ImportError: the block's module does not define the class. Other errors of its import are not changed.
+
     """
     return _load(locate(name), known_name("backend", backend, BACKENDS))
 
@@ -112,119 +119,143 @@ def create(
 @overload
 def create(name: str, /, *args: Any, backend: str, variant: str | None = None, **kwargs: Any) -> Any: ...
 def create(name: str, /, *args: Any, backend: str, variant: str | None = None, **kwargs: Any) -> Any:
-    """A block, from its arguments (channels first) and, with `variant`, a published choice of the others.
+    """Return a block or network.
 
-    Explicit arguments override the variant's. Arguments that only `backend`'s class knows (torch's device and dtype,
-    Keras's name, dtype and data_format) may stand among them. Raises as `get` and the block's class do; ValueError for
-    an unknown variant, TypeError for a device or a torch.dtype with another backend than torch.
+    Args:
+        name: name or alias.
+        *args: arguments of the block; the first is its number of channels.
+        backend: "torch", "keras", or "numpy" for the spec.
+        variant: a published choice of arguments. Arguments that are given override it.
+        **kwargs: further arguments of the block, and arguments of the backend's class (device and dtype in torch; name,
+            dtype and data_format in Keras).
+
+    Raises:
+        ValueError: the variant is unknown.
+        TypeError: device or a torch.dtype is given with another backend than torch.
+        Exception: any error of `get` and of the block's class.
+
     """
     cls = get(name, backend=backend)
     if backend != "torch":
         _refuse_torch_arguments(backend, kwargs)
     if variant is None:
         return cls(*args, **kwargs)
-    chosen = variants(name)[known_name(f"variant of {name}", variant, variants(name))]
+    preset = variants(name)[known_name(f"variant of {name}", variant, variants(name))]
     spec = get(name, backend="numpy")
     fields = spec.__dataclass_fields__   # type: ignore[attr-defined]
     given = signature(spec).bind_partial(*args, **{k: v for k, v in kwargs.items() if k in fields}).arguments
-    follows = {k: each.metadata.get("rule_for", "") for k, each in fields.items()}   # by that argument's rule
-    arguments = {k: v for k, v in chosen.arguments.items() if given.get(follows.get(k, "")) is None} | given
-    for argument, rule in chosen.rules.items():
+    # rule -> argument that it derives; "" for other arguments
+    derives = {k: field.metadata.get("rule_for", "") for k, field in fields.items()}
+    arguments = {k: v for k, v in preset.arguments.items() if given.get(derives.get(k, "")) is None} | given
+    for argument, rule in preset.rules.items():
         if argument not in given:
             derived = {argument: rule(spec(**arguments))}
-            arguments = {k: v for k, v in arguments.items() if follows.get(k) != argument} | derived
+            arguments = {k: v for k, v in arguments.items() if derives.get(k) != argument} | derived
     return cls(**(arguments | {k: v for k, v in kwargs.items() if k not in fields}))
 
 
 def _refuse_torch_arguments(backend: str, kwargs: dict[str, Any]) -> None:
-    """Raise TypeError for what only classes of torch take: a device, and a torch.dtype."""
-    why = {
-        "keras": "Keras's own dtype takes a name or a policy, dtype='float16' say, and keras.device(...) places layers",
+    """Raise TypeError for `device` and torch dtypes, which only classes of torch accept."""
+    reasons = {
+        "keras": "Keras takes dtype as a name or policy, such as 'float16', and the device by keras.device(...)",
         "numpy": "a spec computes in the dtype of its inputs",
     }
     for argument in ("device", "dtype"):
         value = kwargs.get(argument)
         foreign = argument == "device" or backend == "numpy" or type(value).__module__ == "torch"
         if argument in kwargs and foreign:
-            raise TypeError(f"expected {argument}={value!r} with backend='torch', got {backend=}: {why[backend]}")
+            raise TypeError(f"expected {argument}={value!r} with backend='torch', got {backend=}: {reasons[backend]}")
 
 
 def variants(name: str) -> dict[str, Variant]:
-    """The published variants of block `name`, by name; empty for a block that has none."""
+    """Return the published variants of a block or network by name."""
     return dict(getattr(optional_module(name, "variants"), "VARIANTS", {}))
 
 
 def sources(name: str) -> dict[str, Source]:
-    """The blocks of other libraries that compute what block `name` does, the reference first; empty where none is."""
+    """Return the equivalent blocks of other libraries by name. The first is the reference."""
     return dict(getattr(optional_module(name, "sources"), "SOURCES", {}))
 
 
 def optional_module(name: str, file: str) -> ModuleType | None:
-    """The module `file` in the folder of block `name`; None for a block that has no such file."""
+    """Return module `file` of the package of a block, or None if there is no such module."""
     module = f"{locate(name).partition(':')[0]}.{file}"
     return import_module(module) if find_spec(module) else None
 
 
 def examples(name: str) -> dict[str, Example]:
-    """Small blocks of name `name`, as its spec's module lists them; the first is named "". None for most networks."""
+    """Return small instances of a block by name, from the module of its spec. The first has the name ""."""
     return dict(getattr(import_module(get(name, backend="numpy").__module__), "EXAMPLES", {}))
 
 
 def locate(name: str) -> str:
-    """Where block or network `name` lives, as "package:Class"; raises as `get`."""
+    """Return the location "package:Class" of a block or network. Raise the errors of `get` for an unknown name."""
     known = table() | NETWORKS
     name = known_name("block", name, [*known, *ALIASES])
     return known[ALIASES.get(name, name)]
 
 
 def name_of(spec: AnySpec) -> str:
-    """The name under which a spec's block or network is registered. Raises ValueError when it is not."""
-    place = place_of(spec)
-    for name, known in (table() | NETWORKS).items():
-        if known == place:
+    """Return the registered name of a spec's block or network. Raise ValueError if it is not registered."""
+    location = location_of(spec)
+    for name, registered in (table() | NETWORKS).items():
+        if registered == location:
             return name
-    raise ValueError(f"expected a registered block, got {place}")
+    raise ValueError(f"expected a registered block, got {location}")
 
 
-def place_of(spec: AnySpec) -> str:
-    """Where a spec's block lives, as "package:Class"."""
+def location_of(spec: AnySpec) -> str:
+    """Return the location "package:Class" of a spec's block, which need not be registered."""
     return f"{type(spec).__module__.rpartition('.')[0]}:{type(spec).__name__}"
 
 
-def body(spec: AnySpec, backend: str) -> type[Any]:
-    """The class that stands beside a spec's own, for `backend`; registered or not."""
-    return _load(place_of(spec), known_name("backend", backend, BACKENDS))
+def class_of(spec: AnySpec, backend: str) -> type[Any]:
+    """Return the class of a spec's block for `backend`. The block need not be registered."""
+    return _load(location_of(spec), known_name("backend", backend, BACKENDS))
 
 
 def known_name(what: str, word: Any, known: Iterable[str]) -> str:
-    """`word`, which must be one of `known`; else an error that names the nearest."""
+    """Return `word` if it is one of `known`.
+
+    Args:
+        what: what the name stands for, such as "block", for errors.
+        word: the name.
+        known: accepted names.
+
+    Raises:
+        TypeError: `word` is not a string.
+        ValueError: `word` is unknown. The message proposes the nearest name.
+
+    """
     if not isinstance(word, str):
         raise TypeError(f"{what} must be a name, got {word!r}")
     if word in (known := list(known)):
         return word
     hint = nearest(word, known) or "."
-    if what == "backend" and (runner := RUNNERS.get(word.lower())):
-        hint = f'; Keras runs on it: give backend="keras" and set KERAS_BACKEND={runner} in the environment first.'
-    shown = ascii(word if len(word) <= 100 else word[:100] + "...")   # so that a look-alike looks like none
+    if what == "backend" and (keras_backend := KERAS_BACKENDS.get(word.lower())):
+        environment = f"KERAS_BACKEND={keras_backend}"
+        hint = f'; Keras runs on it: give backend="keras" and set {environment} in the environment first.'
+    shown = ascii(word if len(word) <= 100 else word[:100] + "...")   # in ASCII, so that look-alike letters differ
     raise ValueError(f"unknown {what} {shown}{hint} Known: {', '.join(known)}")
 
 
 @contextmanager
 def naming_extra(what: str) -> Iterator[None]:
-    """Let the error of a framework that is missing name the extra that brings it; `what` is what needed it."""
+    """Add the install command to the ModuleNotFoundError of a missing framework, which `what` needs."""
     try:
         yield
     except ModuleNotFoundError as err:
-        if err.name not in ("torch", "keras", "tensorflow", "jax"):   # a broken install is not a missing one
+        if err.name not in ("torch", "keras", "tensorflow", "jax"):   # a broken installation
             raise
         raise ModuleNotFoundError(missing(err.name, err.name, what), name=err.name) from err
 
 
-def _load(place: str, backend: str) -> type[Any]:
-    package, _, cls = place.partition(":")
+def _load(location: str, backend: str) -> type[Any]:
+    """Import the class at a location "package:Class" for `backend`."""
+    package, _, class_name = location.partition(":")
     with naming_extra(f'backend="{backend}"'):
         module = import_module(f"{package}.{BACKENDS[backend]}")
-    found = getattr(module, cls, None)
-    if not isinstance(found, type):
-        raise ImportError(f"expected class {cls} in {module.__name__}, got {found!r}")
-    return found
+    cls = getattr(module, class_name, None)
+    if not isinstance(cls, type):
+        raise ImportError(f"expected class {class_name} in {module.__name__}, got {cls!r}")
+    return cls

@@ -1,9 +1,9 @@
-"""Values that hold inside a `with`: for the context that entered it, as contextvars have them, and for no other.
+"""Values that `with` blocks set for their own context (`contextvars`).
 
-Every thread begins with an empty context, so that one which is started inside a `with` sees nothing of it, unless it
-runs in a copy of the context: `contextvars.copy_context().run(call)`, or `asyncio.to_thread(call)`. PyTorch computes
-gradients on a GPU in threads of its own, in which checkpoints call a module again; `use_carrier` lets these threads
-have what holds for the thread that called `backward`.
+Every thread starts with an empty context. A thread that is started inside a `with` block does not see its values,
+unless it runs in a copy of the context: `contextvars.copy_context().run(call)` or `asyncio.to_thread(call)`. PyTorch
+computes gradients on a GPU in threads of its own, in which checkpoints call modules again. With `use_carrier`, these
+threads have the values of the thread that called `backward`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Stack(Generic[T]):
-    """Values that were entered in this context and not left yet, in order: the attribute `name` of this module."""
+    """Values set by the open `with` blocks of this context, in order. They are attribute `name` of this module."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -25,14 +25,15 @@ class Stack(Generic[T]):
         STACKS.append(self)
 
     def get(self) -> tuple[T, ...]:
-        """The values; and they are stored again, for this context may be a copy, or follow another in this thread."""
-        own = self.variable.get()
-        if own is None:
+        """Return the values, and store them for threads of the framework, because the context may have changed."""
+        values = self.variable.get()
+        if values is None:
             return _inherited(self.name)
-        _store(self.name, (get_ident(), own))
-        return own
+        _store(self.name, (get_ident(), values))
+        return values
 
     def set(self, values: tuple[T, ...]) -> None:
+        """Replace the values of this context."""
         self.variable.set(values)
         _store(self.name, (get_ident(), values))
 
@@ -41,10 +42,10 @@ STACKS: Final[list[Stack[Any]]] = []
 
 
 def __getattr__(name: str) -> tuple[Any, ...]:
-    """The values of a stack in this context, by its name.
+    """Return the values of a stack in this context by its name.
 
-    An attribute of the module and no function, because torch.compile, which cannot read a ContextVar, looks attributes
-    up again at every call, and compiles anew where one has changed.
+    This is an attribute and not a function because torch.compile cannot read a ContextVar, but checks attributes of
+    modules at every call and recompiles if one has changed.
     """
     for stack in STACKS:
         if stack.name == name:
@@ -53,19 +54,20 @@ def __getattr__(name: str) -> tuple[Any, ...]:
 
 
 def _store_nowhere(name: str, value: Any) -> None:
-    """Without a framework that starts threads nothing is to be kept for them."""
+    """Do nothing. This is `_store` without a framework that starts threads."""
 
 
 def _load_nothing(name: str) -> Any:
+    """Return None. This is `_load` without a framework that starts threads."""
     return None
 
 
-_store: Callable[[str, Any], None] = _store_nowhere   # (thread, values) by name, for the threads that work for it
-_load: Callable[[str], Any] = _load_nothing           # what the thread that this one works for has stored, or None
+_store: Callable[[str, Any], None] = _store_nowhere   # stores (thread id, values) by name for worker threads
+_load: Callable[[str], Any] = _load_nothing           # returns what the calling thread has stored, or None
 
 
 def _inherited(name: str) -> tuple[Any, ...]:
-    """What another thread has stored for this one. What this one has stored itself is of another context: it goes."""
+    """Return the values that the calling thread stored. Delete values of this thread, which are another context's."""
     thread, values = _load(name) or (get_ident(), ())
     if thread != get_ident():
         return tuple(values)
@@ -75,9 +77,15 @@ def _inherited(name: str) -> tuple[Any, ...]:
 
 
 def use_carrier(store: Callable[[str, Any], None], load: Callable[[str], Any]) -> None:
-    """Let a framework carry values over to the threads that it starts."""
+    """Set how values reach the threads of a framework.
+
+    Args:
+        store: store(name, value) stores a value in the current thread and for the threads that work for it.
+        load: load(name) returns the value stored by the current thread or by the thread that it works for, or None.
+
+    """
     global _store, _load
     _store, _load = store, load
     for stack in STACKS:
-        if (own := stack.variable.get()) is not None:
-            _store(stack.name, (get_ident(), own))
+        if (values := stack.variable.get()) is not None:
+            _store(stack.name, (get_ident(), values))

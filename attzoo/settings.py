@@ -1,4 +1,4 @@
-"""Which form of a block computes: a setting of each context, as contextvars have them, read at every call."""
+"""Choice between eager and fused forms of blocks. It belongs to a context (`contextvars`) and is read at every call."""
 
 from __future__ import annotations
 
@@ -14,26 +14,31 @@ VARIABLE: Final = "ATTZOO_KERNELS"
 DEFAULT: Final[str] = contract.choice(VARIABLE, os.environ.get(VARIABLE) or "auto", KERNELS)
 
 
-class kernels:   # in small letters, for it is called like a function
-    """Choose what computes PyTorch blocks: from here on or, in a `with`, inside it.
+class kernels:   # in lower case, as it is used like a function
+    """Choose how PyTorch blocks are computed, from now on or for a `with` block. Keras blocks ignore this.
 
-    mode: "auto" takes a fused kernel where a recorded measurement says that it wins, and the plain form elsewhere;
-    "eager" takes the plain form always; "triton" takes the kernels, and a call raises RuntimeError, with the reason,
-    where there is none. Keras blocks ignore it.
+    The choice applies to this context only, as torch.set_grad_enabled applies to its thread. Other threads, also those
+    started inside the `with` block, use the environment variable ATTZOO_KERNELS, or "auto". To use the choice in
+    another thread, run it in a copy of the context: `contextvars.copy_context().run(call)`.
 
-    The choice holds for this context alone, as torch.set_grad_enabled does for its thread: other threads, also those
-    started inside a `with`, have what the environment variable ATTZOO_KERNELS says, or "auto". A thread that is to
-    have this context's choice runs in a copy of it, `contextvars.copy_context().run(call)`.
-    Raises ValueError for another mode.
+    Args:
+        mode: "auto" uses fused kernels where a recorded measurement shows that they are faster, and the eager form
+            elsewhere. "eager" always uses the eager form. "triton" always uses fused kernels; a call for which there
+            is none raises RuntimeError with the reason.
 
-    >>> with kernels("eager"):
-    ...     pass
+    Raises:
+        ValueError: `mode` is none of these.
+
+    Examples:
+        >>> with kernels("eager"):
+        ...     pass
+
     """
 
     def __init__(self, mode: str) -> None:
         self.mode = contract.choice("kernels", mode, KERNELS)
         entries = _CHOICES.get()
-        if [entry.inside for entry in entries[-2:]] == [False, False]:   # no `with` will come back to the first of them
+        if [entry.inside for entry in entries[-2:]] == [False, False]:   # no `with` block restores the first of them
             entries = (*entries[:-2], entries[-1])
         _CHOICES.set((*entries, _Choice(self, inside=False)))
 
@@ -41,21 +46,23 @@ class kernels:   # in small letters, for it is called like a function
         return f"kernels({self.mode!r})"
 
     def __enter__(self) -> None:
+        """Make the choice that of a `with` block."""
         entries = _CHOICES.get()
         if entries and entries[-1] == _Choice(self, inside=False):
             entries = entries[:-1]
         _CHOICES.set((*entries, _Choice(self, inside=True)))
 
     def __exit__(self, *error: object) -> None:
+        """Remove the choice, and choices made after it in the `with` block."""
         before, after = _split(_CHOICES.get(), _Choice(self, inside=True))
-        while after and not after[0].inside:   # chosen inside
+        while after and not after[0].inside:   # choices made inside the `with` block
             after = after[1:]
         _CHOICES.set(before + after)
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """A setting, and whether a `with` holds it."""
+    """A choice, and whether it belongs to a `with` block."""
 
     setting: kernels
     inside: bool
@@ -65,15 +72,15 @@ _CHOICES: Final[Stack[_Choice]] = Stack("choices")
 
 
 def _split(entries: tuple[_Choice, ...], entry: _Choice) -> tuple[tuple[_Choice, ...], tuple[_Choice, ...]]:
-    """What stands before the last such entry, and what stands after it."""
-    if entry not in entries:   # left in another context than it was entered in
+    """Return the entries before and after the last occurrence of `entry`; all and none if it does not occur."""
+    if entry not in entries:   # the `with` block ends in another context
         return entries, ()
-    at = len(entries) - 1 - entries[::-1].index(entry)
-    return entries[:at], entries[at + 1 :]
+    index = len(entries) - 1 - entries[::-1].index(entry)
+    return entries[:index], entries[index + 1 :]
 
 
 def __getattr__(name: str) -> str:
-    """`chosen`, the mode of this context: an attribute for the reason that `scope` gives."""
+    """Return `chosen`, the mode of this context. It is an attribute for the reason given in `scope.__getattr__`."""
     if name != "chosen":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     entries = _CHOICES.get()

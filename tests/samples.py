@@ -89,15 +89,15 @@ def pooled_starts(sample, read, backend, blocks=40, **kwargs):
 def assert_starts_as(array, weight):
     """Assert that values have the mean, deviation and range of a weight's initialization."""
     offset = np.asarray(array, np.float64) - weight.center
-    if weight.start == "constant":
+    if weight.initialization == "constant":
         assert not offset.any()
         return
-    deviation = weight.scale / sqrt(3) if weight.start == "uniform" else weight.scale
+    deviation = weight.scale / sqrt(3) if weight.initialization == "uniform" else weight.scale
     assert abs(offset.mean()) < 5 * deviation / sqrt(offset.size)
     if offset.size > 1:
         assert 1 - 4 / sqrt(offset.size) < offset.std() / deviation < 1 + 4 / sqrt(offset.size)
     largest = abs(offset).max() / deviation   # uniform: at most sqrt(3); 1000 normal values exceed that almost surely
-    if weight.start == "uniform":
+    if weight.initialization == "uniform":
         assert largest <= sqrt(3) * (1 + 1e-6)
     elif offset.size >= 1000:
         assert largest > 2.5

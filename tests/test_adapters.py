@@ -1,4 +1,4 @@
-"""What is refused because no array holds it: layers that compute otherwise, and arrays that are computed."""
+"""Blocks that files cannot store are refused: changed layers, and arrays that layers compute."""
 
 import copy
 import os
@@ -25,35 +25,40 @@ RNG = np.random.default_rng(0)
 
 
 def cbam(backend="torch", **options):
+    """Return a CBAM with random arrays."""
     block = attzoo.create("cbam", 8, reduced_channels=3, kernel_size=3, norm=True, backend=backend, **options)
-    return away(block)
+    return randomized(block)
 
 
 def unet(backend="torch", **options):
+    """Return a U-Net with random arrays."""
     arguments = {"block": "eca", "skip_options": {"norm": True}, "dropout": 0.1, "up": "transpose", "decoder": "merge"}
-    return away(attzoo.create("unet", 2, 3, (4, 6), backend=backend, **arguments | options))
+    return randomized(attzoo.create("unet", 2, 3, (4, 6), backend=backend, **arguments | options))
 
 
-def away(block):
-    """The block with arrays that have left their start."""
+def randomized(block):
+    """Set all arrays of a block to random values, and return it."""
     arrays = {n: RNG.uniform(0.2, 1.5, a.shape).astype("f4") for n, a in attzoo.weights(block).items()}
     attzoo.load_weights(block, arrays)
     return block
 
 
 def same(a, b):
+    """Whether two dictionaries have equal arrays."""
     return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a)
 
 
-def refused_after_change(case, tmp_path):
+def assert_refused_after_change(case, tmp_path):
+    """Assert that a block raises after a change."""
     make, change, path, got = case
     block = make()
     change(block)
-    refused(block, path, got, tmp_path)
+    assert_refused(block, path, got, tmp_path)
 
 
-def refused(block, path, got, tmp_path):
-    message = rf"expected {path} of \w+ to be .* got {got}.*: a file holds no such change; undo it"
+def assert_refused(block, path, got, tmp_path):
+    """Assert that save and convert raise with the layer's path and what was got, and write nothing."""
+    message = rf"expected {path} of \w+ to be .* got {got}.*: files cannot store this change, so undo it"
     for write in (
         lambda: attzoo.save(block, tmp_path / "a.safetensors"),
         lambda: attzoo.convert(block, backend="torch"),
@@ -67,8 +72,8 @@ def refused(block, path, got, tmp_path):
 # ---- layers of torch -------------------------------------------------------------------------------
 
 
-def put(path, make):
-    """Put another layer where there is one, with its arrays where the names are the same."""
+def replace_layer(path, make):
+    """Return a function that replaces a layer by another with the same arrays where their names agree."""
 
     def change(block):
         parent, _, name = path.rpartition(".")
@@ -80,8 +85,8 @@ def put(path, make):
     return change
 
 
-def having(path, **values):
-    """Change attributes of a layer."""
+def set_attributes(path, **values):
+    """Return a function that changes attributes of a layer."""
 
     def change(block):
         for name, value in values.items():
@@ -91,8 +96,8 @@ def having(path, **values):
     return change
 
 
-def replacing(path, name):
-    """Put something that computes twice as much in the place of a method."""
+def replace_method(path, name):
+    """Return a function that replaces a method by one that returns twice its result."""
 
     def change(block):
         part = block.get_submodule(path)
@@ -102,11 +107,13 @@ def replacing(path, name):
     return change
 
 
-def units(part, **values):
+def change_units(part, **values):
+    """Replace fields of all units of a part."""
     part.units = tuple(replace(unit, **values) for unit in part.units)
 
 
 def conv_like(**options):
+    """Return a function that creates a convolution of the same size with other options."""
     return lambda c: nn.Conv2d(c.in_channels, c.out_channels, c.kernel_size, bias=c.bias is not None, **options)
 
 
@@ -125,58 +132,71 @@ class Sharper(CBAM):
         return super().attention(x) ** 2
 
 
-OTHERS = {   # what is changed, in which block, the layer that the error names, and what it says of it
-    "eps": (cbam, having("spatial.norm", eps=1e-3), "spatial.norm", r"BatchNorm2d\(1, eps=0.001"),
-    "momentum": (cbam, having("spatial.norm", momentum=0.01), "spatial.norm", "BatchNorm2d.*momentum=0.01"),
-    "a mean of all batches": (cbam, having("spatial.norm", momentum=None), "spatial.norm", ".*momentum=None"),
+CHANGES = {   # change -> block, function that changes it, layer in the error, and its description there
+    "eps": (cbam, set_attributes("spatial.norm", eps=1e-3), "spatial.norm", r"BatchNorm2d\(1, eps=0.001"),
+    "momentum": (cbam, set_attributes("spatial.norm", momentum=0.01), "spatial.norm", "BatchNorm2d.*momentum=0.01"),
+    "cumulative average": (cbam, set_attributes("spatial.norm", momentum=None), "spatial.norm", ".*momentum=None"),
     "no running statistics": (
-        cbam, having("spatial.norm", track_running_stats=False), "spatial.norm", ".*track_running_stats=False"
+        cbam, set_attributes("spatial.norm", track_running_stats=False), "spatial.norm", ".*track_running_stats=False"
     ),
-    "group norm": (cbam, put("spatial.norm", lambda _: nn.GroupNorm(1, 1)), "spatial.norm", "GroupNorm"),
+    "group norm": (cbam, replace_layer("spatial.norm", lambda _: nn.GroupNorm(1, 1)), "spatial.norm", "GroupNorm"),
     "instance norm": (
-        cbam, put("spatial.norm", lambda _: nn.InstanceNorm2d(1, affine=True, track_running_stats=True)),
+        cbam, replace_layer("spatial.norm", lambda _: nn.InstanceNorm2d(1, affine=True, track_running_stats=True)),
         "spatial.norm", "InstanceNorm2d",
     ),
-    "norm folded by hand": (cbam, put("spatial.norm", lambda _: nn.Identity()), "spatial.norm", r"Identity\(\)"),
-    "dilated": (cbam, put("spatial.conv", conv_like(padding=2, dilation=2)), "spatial.conv", "Conv2d.*dilation"),
-    "circular": (
-        cbam, put("spatial.conv", conv_like(padding=1, padding_mode="circular")), "spatial.conv", "Conv2d.*circular"
+    "norm folded by hand": (
+        cbam, replace_layer("spatial.norm", lambda _: nn.Identity()), "spatial.norm", r"Identity\(\)"
     ),
-    "no padding": (cbam, having("spatial.conv", padding=(0, 0)), "spatial.conv", r"Conv2d\(2, 1, kernel_size"),
-    "a subclass that computes otherwise": (
-        cbam, put("channel.excite", lambda m: Doubled(m.in_features, m.out_features)), "channel.excite", "Doubled"
+    "dilated": (
+        cbam, replace_layer("spatial.conv", conv_like(padding=2, dilation=2)), "spatial.conv", "Conv2d.*dilation"
+    ),
+    "circular": (
+        cbam, replace_layer("spatial.conv", conv_like(padding=1, padding_mode="circular")), "spatial.conv",
+        "Conv2d.*circular"
+    ),
+    "no padding": (cbam, set_attributes("spatial.conv", padding=(0, 0)), "spatial.conv", r"Conv2d\(2, 1, kernel_size"),
+    "a subclass with another forward": (
+        cbam, replace_layer("channel.excite", lambda m: Doubled(m.in_features, m.out_features)), "channel.excite",
+        "Doubled"
     ),
     "a sequence": (
         cbam, lambda b: setattr(b.channel, "excite", nn.Sequential(b.channel.excite, nn.Tanh())),
         "channel.excite", "Sequential",
     ),
-    "one part for another": (
+    "another part": (
         cbam, lambda b: setattr(b, "channel", attzoo.create("se", 8, reduced_channels=3, backend="torch")),
         "channel", "SE",
     ),
-    "one layer more": (cbam, lambda b: b.add_module("after", nn.Dropout(0.5)), "after", r"Dropout\(p=0.5"),
-    "a forward of a layer": (cbam, replacing("channel.excite", "forward"), "channel.excite", "one whose forward was"),
-    "a forward of the block": (cbam, replacing("", "forward"), "the block", "one whose forward was replaced"),
-    "an attention of a part": (cbam, replacing("spatial", "attention"), "spatial", "one whose attention was replaced"),
+    "an additional layer": (cbam, lambda b: b.add_module("after", nn.Dropout(0.5)), "after", r"Dropout\(p=0.5"),
+    "a forward of a layer": (
+        cbam, replace_method("channel.excite", "forward"), "channel.excite", "one whose forward was"
+    ),
+    "a forward of the block": (cbam, replace_method("", "forward"), "the block", "one whose forward was replaced"),
+    "an attention of a part": (
+        cbam, replace_method("spatial", "attention"), "spatial", "one whose attention was replaced"
+    ),
     "another activation inside": (
-        unet, lambda b: units(b.encoder[0], activation=None), "encoder.0", "Units.*conv1: None, dropout=0.1"
+        unet, lambda b: change_units(b.encoder[0], activation=None), "encoder.0", "Units.*conv1: None, dropout=0.1"
     ),
-    "another forward": (lambda: away(Residual(8)), lambda b: None, "the block", "Residual"),
-    "another attention": (lambda: away(Sharper(8)), lambda b: None, "the block", "Sharper"),
-    "eps of a gate": (unet, having("skip.0.psi_norm", eps=1e-3), "skip.0.psi_norm", ".*eps=0.001"),
-    "eps of a level": (unet, having("encoder.1.norm2", eps=1e-3), "encoder.1.norm2", ".*eps=0.001"),
+    "another forward": (lambda: randomized(Residual(8)), lambda b: None, "the block", "Residual"),
+    "another attention": (lambda: randomized(Sharper(8)), lambda b: None, "the block", "Sharper"),
+    "eps of a gate": (unet, set_attributes("skip.0.psi_norm", eps=1e-3), "skip.0.psi_norm", ".*eps=0.001"),
+    "eps of a level": (unet, set_attributes("encoder.1.norm2", eps=1e-3), "encoder.1.norm2", ".*eps=0.001"),
     "another slope": (
-        unet, put("decoder.0.activation1", lambda _: nn.LeakyReLU(0.2)), "decoder.0.activation1", "LeakyReLU"
+        unet, replace_layer("decoder.0.activation1", lambda _: nn.LeakyReLU(0.2)), "decoder.0.activation1", "LeakyReLU"
     ),
-    "output padding": (unet, having("up.0.transpose", output_padding=(1, 1)), "up.0.transpose", "ConvTranspose2d"),
+    "output padding": (
+        unet, set_attributes("up.0.transpose", output_padding=(1, 1)), "up.0.transpose", "ConvTranspose2d"
+    ),
     "a frozen norm of another library": (
-        unet, put("encoder.0.norm1", lambda n: FrozenBatchNorm2d(n.num_features)), "encoder.0.norm1", "FrozenBatch"
+        unet, replace_layer("encoder.0.norm1", lambda n: FrozenBatchNorm2d(n.num_features)), "encoder.0.norm1",
+        "FrozenBatch"
     ),
 }  # fmt: skip
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """As torchvision's: the statistics do not move."""
+    """Like torchvision's: the running statistics are not updated."""
 
     def __init__(self, features):
         super().__init__()
@@ -184,21 +204,21 @@ class FrozenBatchNorm2d(nn.Module):
             self.register_buffer(name, torch.ones(features))
 
 
-@pytest.mark.parametrize("what", OTHERS)
-def test_layers_that_compute_otherwise_are_not_written(what, tmp_path):
-    refused_after_change(OTHERS[what], tmp_path)
+@pytest.mark.parametrize("case", CHANGES)
+def test_block_with_a_changed_layer_is_not_written(case, tmp_path):
+    assert_refused_after_change(CHANGES[case], tmp_path)
 
 
-def test_a_gate_of_other_channels_is_named(tmp_path):
+def test_error_names_a_gate_with_other_channels(tmp_path):
     net = unet()
     net.skip["0"] = attzoo.create("attention_gate", 4, 5, norm=True, backend="torch")
-    refused(net, "skip.0", r"AttentionGate\(channels=4, gating_channels=5", tmp_path)
+    assert_refused(net, "skip.0", r"AttentionGate\(channels=4, gating_channels=5", tmp_path)
 
 
-def test_a_norm_without_statistics_is_named():
+def test_error_names_a_norm_without_running_statistics():
     block = cbam()
     block.spatial.norm = nn.GroupNorm(1, 1)
-    message = r"expected CBAM to hold spatial\.norm\.mean as it was made, got "
+    message = r"expected spatial\.norm\.mean of CBAM as its class creates it, got "
     for function in (attzoo.weights, lambda b: attzoo.load_weights(b, attzoo.weights(cbam()))):
         with pytest.raises(ValueError, match=f"{message}.*GroupNorm"):
             function(block)
@@ -220,7 +240,7 @@ class Logged(CBAM):
         self.log.append(x)
 
 
-SAME = {   # what changes nothing that a block computes
+UNCHANGED = {   # changes that do not affect what a block computes
     "frozen": lambda b: b.eval().requires_grad_(False),
     "training": lambda b: b.train(),
     "channels last": lambda b: b.to(memory_format=torch.channels_last),
@@ -236,20 +256,20 @@ SAME = {   # what changes nothing that a block computes
 
 
 @pytest.mark.parametrize("make", [cbam, unet])
-@pytest.mark.parametrize("what", SAME)
-def test_what_computes_the_same_is_written(what, make, tmp_path):
-    block = SAME[what](make())
+@pytest.mark.parametrize("case", UNCHANGED)
+def test_block_with_unchanged_computation_is_written(case, make, tmp_path):
+    block = UNCHANGED[case](make())
     attzoo.save(block, tmp_path / "a.safetensors")
     assert same(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block))
 
 
-def test_a_subclass_that_computes_the_same_is_written(tmp_path):
-    block = away(Logged(8, norm=True))
+def test_subclass_with_unchanged_computation_is_written(tmp_path):
+    block = randomized(Logged(8, norm=True))
     attzoo.save(block, tmp_path / "a.safetensors")
     assert same(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block))
 
 
-def test_writing_draws_no_random_numbers(tmp_path):
+def test_saving_does_not_change_random_states(tmp_path):
     for backend in ("torch", "keras"):
         for block in (cbam(backend), unet(backend)):
             keras.utils.set_random_seed(0)
@@ -259,11 +279,11 @@ def test_writing_draws_no_random_numbers(tmp_path):
             assert random.getstate() == before[1]
 
 
-# ---- arrays that torch computes --------------------------------------------------------------------
+# ---- arrays that layers of torch compute -----------------------------------------------------------------
 
 
-def old(function):
-    """A function of torch.nn.utils that torch has replaced and still has."""
+def deprecated(function):
+    """Return a function that calls a deprecated function of torch.nn.utils."""
 
     def change(layer):
         with pytest.warns(FutureWarning) if function is nn.utils.weight_norm else nullcontext():
@@ -278,21 +298,22 @@ class Positive(nn.Module):
 
 
 def pruned_twice(layer):
+    """Prune a weight with two methods."""
     prune.l1_unstructured(layer, "weight", 0.4)
     prune.random_structured(layer, "weight", 0.3, dim=0)
 
 
-COMPUTED = {   # what computes a layer's weight, and what makes it a stored one again
+COMPUTED = {   # function that makes a layer compute its weight, and the remedy in the error
     "weight norm": (parametrizations.weight_norm, r"remove_parametrizations\(block.channel.squeeze, 'weight'\) first"),
     "spectral norm": (parametrizations.spectral_norm, "_SpectralNorm.*torch.nn.utils.parametrize.remove_parametrizati"),
     "orthogonal": (parametrizations.orthogonal, "_Orthogonal.*torch.nn.utils.parametrize.remove_parametrizations"),
-    "our own": (lambda m: parametrize.register_parametrization(m, "weight", Positive()), "Positive.*remove_parametriz"),
-    "two of them": (
+    "custom": (lambda m: parametrize.register_parametrization(m, "weight", Positive()), "Positive.*remove_parametriz"),
+    "two parametrizations": (
         lambda m: (parametrizations.weight_norm(m), parametrize.register_parametrization(m, "weight", Positive())),
         "_WeightNorm, Positive",
     ),
-    "old weight norm": (old(nn.utils.weight_norm), r"torch.nn.utils.remove_weight_norm\(block.channel.squeeze"),
-    "old spectral norm": (old(nn.utils.spectral_norm), "torch.nn.utils.remove_spectral_norm"),
+    "old weight norm": (deprecated(nn.utils.weight_norm), r"torch.nn.utils.remove_weight_norm\(block.channel.squeeze"),
+    "old spectral norm": (deprecated(nn.utils.spectral_norm), "torch.nn.utils.remove_spectral_norm"),
     "pruned": (lambda m: prune.l1_unstructured(m, "weight", 0.5), r"torch.nn.utils.prune.remove\(block.channel.squ"),
     "pruned twice": (pruned_twice, "PruningContainer.*torch.nn.utils.prune.remove"),
     "an attribute": (lambda m: attribute(m), "make block.channel.squeeze.weight a parameter first"),
@@ -301,28 +322,30 @@ COMPUTED = {   # what computes a layer's weight, and what makes it a stored one 
 
 
 def attribute(layer):
+    """Make the weight a tensor that is no parameter."""
     weight = layer.weight.detach().clone()
     del layer.weight
     layer.weight = weight
 
 
 def expanded(layer):
+    """Make the weight a tensor whose rows share memory."""
     layer.weight = nn.Parameter(torch.rand(1, 8).expand(3, 8))
 
 
-@pytest.mark.parametrize("what", COMPUTED)
-def test_computed_weights_are_read_as_used_and_not_written(what, tmp_path):
-    change, remedy = COMPUTED[what]
+@pytest.mark.parametrize("case", COMPUTED)
+def test_computed_weights_are_read_but_not_written(case, tmp_path):
+    change, remedy = COMPUTED[case]
     arrays, block = attzoo.weights(cbam()), cbam()
     change(block.channel.squeeze)
     optimizer = torch.optim.SGD(block.parameters(), lr=0.3)
     block.train()
     x = torch.rand(2, 8, 5, 5)
-    if what not in ("an attribute", "expanded"):   # leave what the last call has computed behind
+    if case not in ("an attribute", "expanded"):   # the attribute then has the value of the latest call
         block(x).sum().backward()
         optimizer.step()
     state = {name: tensor.clone() for name, tensor in block.state_dict().items()}
-    found = attzoo.weights(block)
+    read = attzoo.weights(block)
     with pytest.raises(ValueError, match=rf"expected channel\.squeeze\.weight of CBAM to be stored, got one.*{remedy}"):
         attzoo.load_weights(block, arrays)
     attzoo.save(block, tmp_path / "a.safetensors")
@@ -333,12 +356,12 @@ def test_computed_weights_are_read_as_used_and_not_written(what, tmp_path):
         y = block(x)
         for twin in (attzoo.load(tmp_path / "a.safetensors", backend="torch"), attzoo.convert(block, backend="torch")):
             torch.testing.assert_close(twin.eval()(x), y, rtol=1e-5, atol=1e-6)
-            assert same(attzoo.weights(twin), found)
+            assert same(attzoo.weights(twin), read)
 
 
-@pytest.mark.parametrize("what", [what for what in COMPUTED if what not in ("an attribute", "expanded")])
-def test_the_remedy_works(what):
-    change, _ = COMPUTED[what]
+@pytest.mark.parametrize("case", [case for case in COMPUTED if case not in ("an attribute", "expanded")])
+def test_remedy_in_the_error_works(case):
+    change, _ = COMPUTED[case]
     arrays, block = attzoo.weights(cbam()), cbam()
     change(block.channel.squeeze)
     with pytest.raises(ValueError, match=r"first$") as error:
@@ -348,16 +371,16 @@ def test_the_remedy_works(what):
     assert same(attzoo.weights(block), arrays)
 
 
-def test_a_pruned_bias_of_a_gate_in_a_network_is_named():
+def test_error_names_a_pruned_bias_in_a_network():
     net, arrays = unet(), attzoo.weights(unet())
     before = attzoo.weights(net)
     prune.l1_unstructured(net.skip["0"].gating, "bias", 1)
     with pytest.raises(ValueError, match=r"expected skip\.0\.gating\.bias of UNet to be stored"):
         attzoo.load_weights(net, arrays)
-    found = attzoo.weights(net)
-    assert np.count_nonzero(found.pop("skip.0.gating.bias") == 0) == 1
+    read = attzoo.weights(net)
+    assert np.count_nonzero(read.pop("skip.0.gating.bias") == 0) == 1
     before.pop("skip.0.gating.bias")
-    assert same(found, before)
+    assert same(read, before)
 
 
 def test_arrays_that_share_memory_are_not_written():
@@ -373,24 +396,24 @@ def test_arrays_that_share_memory_are_not_written():
     assert same(attzoo.weights(block), tied)
 
 
-def test_a_block_without_numbers_is_neither_read_nor_written():
+def test_block_on_the_meta_device_is_neither_read_nor_written():
     with torch.device("meta"):
         block = attzoo.create("eca", 8, backend="torch")
     for function in (attzoo.weights, lambda b: attzoo.load_weights(b, {"conv.weight": np.ones(3, "f4")})):
-        with pytest.raises(ValueError, match=r"ECA to hold conv\.weight .*meta device: block\.to_empty"):
+        with pytest.raises(ValueError, match=r"conv\.weight of ECA .*meta device: call block\.to_empty"):
             function(block)
 
 
-def test_codes_of_torch_are_not_read():
+def test_integer_weights_are_not_read():
     block = cbam()
-    codes = torch.randint(-99, 99, (3, 8), dtype=torch.int8)
-    block.channel.squeeze.weight = nn.Parameter(codes, requires_grad=False)
-    with pytest.raises(ValueError, match=r"CBAM to hold channel\.squeeze\.weight as it was made, got torch\.int8"):
+    integers = torch.randint(-99, 99, (3, 8), dtype=torch.int8)
+    block.channel.squeeze.weight = nn.Parameter(integers, requires_grad=False)
+    with pytest.raises(ValueError, match=r"channel\.squeeze\.weight of CBAM as its class creates it, got torch\.int8"):
         attzoo.weights(block)
 
 
 class Transposed(nn.Module):
-    """As Conv1D of the library transformers: a linear layer whose weight is (in, out)."""
+    """Like Conv1D of transformers: a linear layer whose weight has shape (in, out)."""
 
     def __init__(self, linear):
         super().__init__()
@@ -401,7 +424,7 @@ class Transposed(nn.Module):
 
 
 class Adapted(nn.Module):
-    """As a linear layer of the library peft: its weight is that of the layer which it adds to."""
+    """Like a LoRA layer of peft: its weight is that of the layer inside, but it computes more."""
 
     def __init__(self, linear):
         super().__init__()
@@ -421,29 +444,30 @@ class Adapted(nn.Module):
 
 
 def quantized_in_training(linear):
+    """Add the attribute of layers in quantisation-aware training."""
     linear.weight_fake_quant = nn.Identity()
     return linear
 
 
 @pytest.mark.parametrize(("make", "message"), [
     (Transposed, r"shape \(8, 3\) for \(3, 8\)"),
-    (Adapted, "that of Adapted, which computes with another: merge it first"),
-    (quantized_in_training, "that of Linear, which computes with another"),
-    (lambda linear: nn.LazyLinear(3), "LazyLinear makes when it is first called"),
-    (lambda linear: torch.ao.nn.quantized.dynamic.Linear(8, 3), "codes that Linear holds: take the weights before"),
+    (Adapted, "that of Adapted, which computes with another array: merge it first"),
+    (quantized_in_training, "that of Linear, which computes with another array"),
+    (lambda linear: nn.LazyLinear(3), "LazyLinear creates at its first call"),
+    (lambda linear: torch.ao.nn.quantized.dynamic.Linear(8, 3), "quantized values of Linear: read the weights before"),
     (lambda linear: linear.to(torch.float8_e4m3fn), r"torch\.float8_e4m3fn"),
 ])   # fmt: skip
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature", "ignore:.*quantiz")
-def test_arrays_that_a_layer_does_not_compute_with_are_neither_read_nor_written(make, message):
+def test_arrays_that_a_layer_does_not_use_are_neither_read_nor_written(make, message):
     block = cbam()
     arrays = attzoo.weights(block)
     block.channel.squeeze = make(block.channel.squeeze)
     for function in (attzoo.weights, lambda b: attzoo.load_weights(b, arrays)):
-        with pytest.raises(ValueError, match=rf"CBAM to hold channel\.squeeze\.\w+ as it was made, got .*{message}"):
+        with pytest.raises(ValueError, match=rf"channel\.squeeze\.\w+ of CBAM as its class .*, got .*{message}"):
             function(block)
 
 
-def test_a_kernel_of_1_x_1_is_the_matrix():
+def test_1x1_convolution_is_read_as_a_matrix():
     block = attzoo.create("se", 8, reduced_channels=3, backend="torch")
     arrays = attzoo.weights(block)
     conv = nn.Conv2d(8, 3, 1)
@@ -452,16 +476,16 @@ def test_a_kernel_of_1_x_1_is_the_matrix():
     assert same(attzoo.weights(block), arrays)
 
 
-def test_blocks_made_in_inference_mode_are_written_there_alone():
+def test_blocks_created_in_inference_mode_are_written_only_there():
     with torch.inference_mode():
         block = cbam()
         arrays = attzoo.weights(block)
         attzoo.load_weights(block, arrays)
-    with pytest.raises(ValueError, match=r"one that torch\.inference_mode computes: make the block outside of it"):
+    with pytest.raises(ValueError, match=r"one that torch\.inference_mode computes: create the block outside of it"):
         attzoo.load_weights(block, arrays)
 
 
-def test_on_the_meta_device_no_block_is_loaded(tmp_path):
+def test_load_on_the_meta_device_raises(tmp_path):
     attzoo.save(cbam(), tmp_path / "a.safetensors")
     with torch.device("meta"), pytest.raises(ValueError, match="got the meta device: leave"):
         attzoo.load(tmp_path / "a.safetensors", backend="torch")
@@ -471,7 +495,7 @@ def test_on_the_meta_device_no_block_is_loaded(tmp_path):
 
 
 def mixed(backend):
-    """A block whose first matrix is of half precision, and whose other arrays are not."""
+    """Return a block with some arrays in float16 and others in float32."""
     block = cbam(backend)
     if backend == "torch":
         block.half().spatial.norm.float()
@@ -484,7 +508,7 @@ def mixed(backend):
 
 @pytest.mark.parametrize("backend", ["torch", "keras"])
 @pytest.mark.parametrize("value", [1e6, 1 + 2.0**-20])
-def test_numbers_must_fit_in_the_array_that_takes_them(backend, value):
+def test_values_must_fit_the_dtype_of_their_array(backend, value):
     block = mixed(backend)
     before = attzoo.weights(block)
     arrays = before | {"channel.squeeze.weight": np.full((3, 8), value, "f4")}
@@ -494,52 +518,57 @@ def test_numbers_must_fit_in_the_array_that_takes_them(backend, value):
     attzoo.load_weights(block, before)
 
 
-def test_jax_without_float64_is_not_given_float64(tmp_path):
+def test_load_of_float64_on_jax_without_float64_raises(tmp_path):
     if not find_spec("jax"):
         pytest.skip("JAX is not installed")
     path = tmp_path / "a.safetensors"
     attzoo.save(attzoo.create("eca", 8, backend="torch", dtype=torch.float64), path)
     program = f"import attzoo; attzoo.load({str(path)!r}, backend='keras')"
     env = os.environ | {"KERAS_BACKEND": "jax", "JAX_ENABLE_X64": "0"}
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "expected conv.weight to hold float64, as its block was made, got float32" in done.stderr
-    assert "JAX_ENABLE_X64=1" in done.stderr
+    process = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert "expected conv.weight in float64, as its block declares it, got float32" in process.stderr
+    assert "JAX_ENABLE_X64=1" in process.stderr
 
 
-HOLD = """
+CHECK = """
 from attzoo import testing
 for contract in (testing.outputs, testing.gradients, testing.training, testing.files):
     for case in list(testing.CONTRACTS[contract]("eca", 0))[:2]:
         contract(case, "keras")
-print("held")
+print("pass")
 """
 
 
-def test_blocks_are_checked_on_jax_without_float64():
+def test_contracts_hold_on_jax_without_float64():
     if not find_spec("jax"):
         pytest.skip("JAX is not installed")
     env = os.environ | {"KERAS_BACKEND": "jax", "JAX_ENABLE_X64": "0"}
-    done = subprocess.run([sys.executable, "-c", HOLD], env=env, capture_output=True, text=True, check=False)
-    assert done.stdout == "held\n", done.stdout + done.stderr
+    process = subprocess.run([sys.executable, "-c", CHECK], env=env, capture_output=True, text=True, check=False)
+    assert process.stdout == "pass\n", process.stdout + process.stderr
 
 
 # ---- Keras -----------------------------------------------------------------------------------------
 
 
 def unbuilt(backend="keras"):
+    """Return a CBAM that is not built."""
     return attzoo.create("cbam", 8, reduced_channels=3, kernel_size=3, norm=True, backend="keras")
 
 
 def keras_unet():
+    """Return a Keras U-Net."""
     return unet("keras", up="nearest")
 
 
 def layer_of(net, path):
+    """Return the layer with this canonical path."""
     return next(layer for layer in net.layers if getattr(layer, "canonical", None) == path)
 
 
-def replacing_in_keras(path, name):
+def replace_keras_method(path, name):
+    """Return a function that replaces a method of a layer by one that returns twice its result."""
+
     def change(block):
         part = getattr(block, path) if path else block
         method = getattr(part, name)
@@ -548,10 +577,13 @@ def replacing_in_keras(path, name):
     return change
 
 
-KERAS = {
-    "a call of an instance": (lambda: cbam("keras"), replacing_in_keras("", "call"), "the block", "one whose call was"),
+KERAS_CHANGES = {   # as CHANGES
+    "a call of an instance": (
+        lambda: cbam("keras"), replace_keras_method("", "call"), "the block", "one whose call was"
+    ),
     "an attention of an instance": (
-        lambda: cbam("keras"), replacing_in_keras("spatial", "attention"), "spatial", "one whose attention was replaced"
+        lambda: cbam("keras"), replace_keras_method("spatial", "attention"), "spatial",
+        "one whose attention was replaced"
     ),
     "Keras's batch norm": (
         unbuilt, lambda b: setattr(b.spatial, "norm", keras.layers.BatchNormalization(epsilon=1e-3)),
@@ -573,7 +605,7 @@ KERAS = {
         unbuilt, lambda b: setattr(b.channel.squeeze, "use_bias", False), "channel.squeeze", ".*use_bias=False"
     ),
     "circular": (unbuilt, lambda b: setattr(b.spatial.conv, "mode", "circular"), "spatial.conv", "Conv.*circular"),
-    "one layer more": (
+    "an additional layer": (
         unbuilt, lambda b: setattr(b, "after", keras.layers.Dropout(0.5)), "after", "Dropout.*rate=0.5"
     ),
     "dropout of a network": (
@@ -595,51 +627,51 @@ KERAS = {
 }   # fmt: skip
 
 
-@pytest.mark.parametrize("what", KERAS)
-def test_layers_of_keras_that_compute_otherwise_are_not_written(what, tmp_path):
-    refused_after_change(KERAS[what], tmp_path)
+@pytest.mark.parametrize("case", KERAS_CHANGES)
+def test_keras_block_with_a_changed_layer_is_not_written(case, tmp_path):
+    assert_refused_after_change(KERAS_CHANGES[case], tmp_path)
 
 
-def test_a_subclass_in_keras_that_computes_otherwise_is_not_written(tmp_path):
+def test_keras_subclass_with_another_call_is_not_written(tmp_path):
     class Doubled(attzoo.get("cbam", backend="keras")):
         def call(self, x, training=None):
             return 2 * super().call(x, training)
 
-    refused(Doubled(8), "the block", "Doubled", tmp_path)
+    assert_refused(Doubled(8), "the block", "Doubled", tmp_path)
 
 
-@pytest.mark.parametrize("what", ["frozen", "named", "regularised", "mixed", "saved by Keras"])
-def test_what_computes_the_same_in_keras_is_written(what, tmp_path):
-    options = {"named": {"name": "mine"}, "mixed": {"dtype": "mixed_float16"}}.get(what, {})
+@pytest.mark.parametrize("case", ["frozen", "named", "regularised", "mixed", "saved by Keras"])
+def test_keras_block_with_unchanged_computation_is_written(case, tmp_path):
+    options = {"named": {"name": "mine"}, "mixed": {"dtype": "mixed_float16"}}.get(case, {})
     for block in (cbam("keras", **options), unet("keras", **options)):
-        if what == "frozen":
+        if case == "frozen":
             block.trainable = False
-        elif what == "regularised" and hasattr(block, "channel"):
+        elif case == "regularised" and hasattr(block, "channel"):
             block.channel.squeeze.kernel_regularizer = keras.regularizers.L2(0.1)
-        elif what == "saved by Keras" and isinstance(block, keras.Model):
+        elif case == "saved by Keras" and isinstance(block, keras.Model):
             block.save(tmp_path / "a.keras")
             block = keras.models.load_model(tmp_path / "a.keras")
         attzoo.save(block, tmp_path / "a.safetensors")
         assert same(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block))
 
 
-def test_lora_in_keras_is_read_as_used_and_not_written(tmp_path):
+def test_keras_lora_is_read_merged_and_not_written(tmp_path):
     block, x = cbam("keras"), RNG.random((2, 5, 5, 8), "f4")
     plain = attzoo.weights(block)
     block.channel.squeeze.enable_lora(2)
     block.channel.squeeze.lora_kernel_b.assign(RNG.random((2, 3), "f4"))
-    found = attzoo.weights(block)
-    assert not same(found, plain)
+    read = attzoo.weights(block)
+    assert not same(read, plain)
     with pytest.raises(ValueError, match=r"channel\.squeeze\.weight of CBAM to be stored, got one that LoRA computes"):
         attzoo.load_weights(block, plain)
-    assert same(attzoo.weights(block), found)
+    assert same(attzoo.weights(block), read)
     attzoo.save(block, tmp_path / "a.safetensors")
     twin = attzoo.load(tmp_path / "a.safetensors", backend="keras")
-    assert same(attzoo.weights(twin), found)
+    assert same(attzoo.weights(twin), read)
     np.testing.assert_allclose(twin(x), block(x), rtol=1e-5, atol=1e-6)
 
 
-def test_a_layer_in_a_wrapper_is_not_written():
+def test_wrapped_keras_layer_is_not_written():
     block = attzoo.create("se", 8, reduced_channels=3, bias=False, backend="keras")
     block.squeeze = keras.layers.SpectralNormalization(block.squeeze)
     block(np.ones((1, 4, 4, 8), "f4"))
@@ -648,19 +680,19 @@ def test_a_layer_in_a_wrapper_is_not_written():
         attzoo.load_weights(block, arrays)
 
 
-def test_a_transposed_layer_of_keras_is_not_read():
+def test_transposed_keras_weight_is_not_read():
     class Rows(keras.layers.Layer):
         def build(self, shape):
             self.weight = self.add_weight(shape=(8, 3))
 
     block = attzoo.create("se", 8, reduced_channels=3, bias=False, backend="keras")
     block.squeeze = Rows()
-    with pytest.raises(ValueError, match=r"SE to hold squeeze\.weight as it was made, got shape \(8, 3\) for \(3, 8\)"):
+    with pytest.raises(ValueError, match=r"squeeze\.weight of SE as its class .* got shape \(8, 3\) for \(3, 8\)"):
         attzoo.weights(block)
 
 
 @pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
-def test_quantized_layers_of_keras_are_not_read(mode, tmp_path):
+def test_quantized_keras_layers_are_not_read(mode, tmp_path):
     block, arrays = attzoo.create("se", 8, reduced_channels=4, backend="keras"), None
     arrays = attzoo.weights(block)
     block.squeeze.quantize(mode)
@@ -670,14 +702,14 @@ def test_quantized_layers_of_keras_are_not_read(mode, tmp_path):
         lambda b: attzoo.save(b, tmp_path / "a.safetensors"),
         lambda b: attzoo.convert(b, backend="torch"),
     ):
-        with pytest.raises(ValueError, match=rf"SE to hold squeeze\.weight .*quantized \({mode}\).*before quantize"):
+        with pytest.raises(ValueError, match=rf"squeeze\.weight of SE .*by Keras \({mode}\).*before quantize"):
             function(block)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
-def test_a_quantized_network_of_keras_is_not_read():
+def test_quantized_keras_network_is_not_read():
     net = keras_unet()
     net.quantize("int8")
-    with pytest.raises(ValueError, match=r"UNet to hold .* got codes that Keras quantized \(int8\)"):
+    with pytest.raises(ValueError, match=r"of UNet as its class .* got values quantized by Keras \(int8\)"):
         attzoo.weights(net)

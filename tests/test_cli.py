@@ -20,6 +20,7 @@ COMMANDS = ("list", "info", "check", "convert", "train", "predict", "maps", "dem
 
 
 def run(*arguments, code=0):
+    """Return the result of a command that exits with this code."""
     result = CliRunner().invoke(cli.app, arguments, prog_name="attzoo")
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -27,30 +28,32 @@ def run(*arguments, code=0):
     return result
 
 
-def refused(*arguments):
-    """What `attzoo ...` says on stderr when the library refuses."""
+def error_of(*arguments):
+    """Return the error that `attzoo ...` prints on stderr."""
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
-    assert isinstance(end.value.code, str)   # Python prints it on stderr and exits with 1
+    assert isinstance(end.value.code, str)   # printed on stderr, with exit code 1
     assert "\n" not in end.value.code
     return end.value.code
 
 
 def fail_with(err):
+    """Raise an error, in a lambda."""
     raise err
 
 
 def python(*arguments):
+    """Run Python in a new process."""
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
-def test_help_reads_well(command, columns, monkeypatch):
+def test_help_fits_the_terminal(command, columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     text = run(*command, "--help").output
     assert max(map(len, text.splitlines())) <= columns
-    assert "..." not in text.replace("[ARGS]...", "")   # nothing cut short
+    assert "..." not in text.replace("[ARGS]...", "")   # nothing is truncated
     assert "completion" not in text
     assert not set("╭│╰") & set(text)
     assert run(*command, "-h").output == text
@@ -62,7 +65,7 @@ def test_help_names_every_command():
         assert f"\n  {command} " in text
 
 
-def test_version():
+def test_version_is_printed():
     assert run("--version").output == f"attzoo {attzoo.__version__}\n"
 
 
@@ -70,7 +73,7 @@ def test_version():
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_list_has_every_block_and_its_costs(columns, monkeypatch):
+def test_list_shows_every_block_with_its_cost(columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     text = run("list").output
     assert max(map(len, text.splitlines())) <= columns
@@ -83,7 +86,7 @@ def test_list_has_every_block_and_its_costs(columns, monkeypatch):
 
 
 @pytest.mark.case123
-def test_list_outlives_a_broken_third_party(monkeypatch):
+def test_list_shows_the_error_of_a_broken_third_party_block(monkeypatch):
     def card_of(name):
         if name == "broken":
             raise RuntimeError('pip install "strangers[all]"')
@@ -98,9 +101,9 @@ def test_list_outlives_a_broken_third_party(monkeypatch):
     assert "\ncbam" in text
 
 
-def test_list_does_not_hide_that_a_block_of_ours_is_broken(monkeypatch):
+def test_list_raises_for_a_broken_built_in_block(monkeypatch):
     monkeypatch.setitem(registry.BLOCKS, "eca", "no_such_package:Block")
-    assert refused("list") == "attzoo: No module named 'no_such_package'"
+    assert error_of("list") == "attzoo: No module named 'no_such_package'"
 
 
 def test_info_prints_the_card(monkeypatch):
@@ -111,18 +114,18 @@ def test_info_prints_the_card(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [("--channels", "7"), ("--channels", "64"), ("--markdown", "--channels", "7")])
-def test_info_refuses_channels_of_a_network_which_would_change_nothing(options):
-    said = refused("info", "unet", *options)
-    assert said.startswith("attzoo: --channels is for blocks, got it for the network unet")
+def test_info_refuses_channels_for_a_network(options):
+    message = error_of("info", "unet", *options)
+    assert message.startswith("attzoo: expected no --channels for network unet, ")
 
 
 @pytest.mark.case119
-def test_a_wrong_name_is_one_line():
-    assert refused("info", "cban").startswith("attzoo: unknown block 'cban'; did you mean 'cbam'? Known: se, ")
-    assert refused("check", "cban").startswith("attzoo: unknown block 'cban'")
+def test_error_for_an_unknown_block_proposes_the_nearest():
+    assert error_of("info", "cban").startswith("attzoo: unknown block 'cban'; did you mean 'cbam'? Known: se, ")
+    assert error_of("check", "cban").startswith("attzoo: unknown block 'cban'")
 
 
-def test_a_wrong_option_is_a_usage_error():
+def test_invalid_option_or_command_is_a_usage_error():
     assert "greater than or equal to 1" in run("info", "cbam", "--channels", "0", code=2).stderr
     assert "No such command 'lst'" in run("lst", code=2).stderr
 
@@ -130,18 +133,18 @@ def test_a_wrong_option_is_a_usage_error():
 # ---- check -----------------------------------------------------------------------------------------
 
 
-def test_check_runs_the_suite_on_one_block():
+def test_check_runs_every_contract_on_one_block():
     text = run("check", "eca", "--backend", "torch").output
     for contract in testing.CONTRACTS:
         row = next(line.split() for line in text.splitlines() if line.split()[:2] == ["torch", contract.__name__])
-        assert row[-1] == "holds"
+        assert row[-1] == "pass"
         assert int(row[2]) > 0
     assert f"attzoo {attzoo.__version__} with python {sys.version.split()[0]}, numpy {np.__version__}, " in text
 
 
 @pytest.fixture
 def checked(monkeypatch):
-    """The calls of check_block, which is replaced; cbam's gradients fail on Keras."""
+    """Replace check_block and return the list of its calls. The gradients of cbam fail in Keras."""
     calls = []
 
     def check_block(name, backend, *, progress):
@@ -155,18 +158,18 @@ def checked(monkeypatch):
     return calls
 
 
-def test_check_takes_every_block_and_backend_and_fails_where_one_does(checked):
+def test_check_runs_every_block_and_backend_and_fails_if_one_fails(checked):
     result = run("check", code=1)
     assert checked == [(name, backend) for name in registry.BLOCKS for backend in ("torch", "keras")]
     rows = [line.split() for line in result.stdout.splitlines() if line.partition(" ")[0] in registry.BLOCKS]
     assert [tuple(row[:2]) for row in rows] == checked
     assert [row[2:] for row in rows] == [
-        ["36", "50%", *(["1", "of", "2", "fail"] if row[:2] == ["cbam", "keras"] else ["holds"])] for row in rows
+        ["36", "50%", *(["1", "of", "2", "fail"] if row[:2] == ["cbam", "keras"] else ["pass"])] for row in rows
     ]
     assert result.stderr.endswith("\ncbam, keras, gradients: AssertionError: off by 2\n")
 
 
-def test_check_tells_versions_and_what_keras_runs_on(checked):
+def test_check_prints_versions_and_the_keras_backend(checked):
     import keras
 
     text = " ".join(run("check", "se").stdout.split())
@@ -175,7 +178,7 @@ def test_check_tells_versions_and_what_keras_runs_on(checked):
 
 
 @pytest.mark.case126
-def test_check_passes_over_an_absent_framework_unless_it_is_asked_for(checked, monkeypatch):
+def test_check_skips_an_absent_framework_unless_it_is_requested(checked, monkeypatch):
     real = registry.get
 
     def get(name, *, backend):
@@ -187,42 +190,42 @@ def test_check_passes_over_an_absent_framework_unless_it_is_asked_for(checked, m
     result = run("check")
     assert {backend for _, backend in checked} == {"torch"}
     assert "not checked: keras is not installed" in result.stderr
-    assert refused("check", "--backend", "keras") == "attzoo: keras is not installed"
+    assert error_of("check", "--backend", "keras") == "attzoo: keras is not installed"
 
 
-def test_check_passes_over_a_body_that_a_block_does_not_have(checked, monkeypatch):
+def test_check_skips_a_backend_that_a_block_does_not_have(checked, monkeypatch):
     monkeypatch.setattr(cli.blocks, "card_of", lambda name: replace(attzoo.info(name), backends=("torch",)))
     run("check", "eca")
     assert checked == [("eca", "torch")]
     run("check", "eca", "--backend", "keras", code=1)
 
 
-def test_check_of_nothing_is_no_success(checked, monkeypatch):
+def test_check_without_any_block_fails(checked, monkeypatch):
     monkeypatch.setattr(cli.blocks, "_installed", list)
-    assert "nothing was checked" in run("check", code=1).stderr
+    assert "no block was checked" in run("check", code=1).stderr
 
 
 @pytest.mark.case123
-def test_check_reports_a_third_party_that_cannot_be_loaded(checked, monkeypatch):
+def test_check_reports_a_third_party_block_that_cannot_be_loaded(checked, monkeypatch):
     monkeypatch.setattr(registry, "table", lambda: {"se": registry.BLOCKS["se"], "broken": "no_such_package:Block"})
-    said = run("check", "--backend", "torch", code=1).stderr
-    assert "broken, torch, import: No module named 'no_such_package'" in said
+    message = run("check", "--backend", "torch", code=1).stderr
+    assert "broken, torch, import: No module named 'no_such_package'" in message
 
 
 @pytest.mark.case127
-def test_hazard_is_told(monkeypatch):
+def test_warning_on_tensorflow_and_triton(monkeypatch):
     monkeypatch.setattr(cli.blocks, "find_spec", lambda name: True)
     monkeypatch.setitem(sys.modules, "tensorflow", types.ModuleType("tensorflow"))
     monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
-    assert cli.blocks.hazard().startswith("note: ")
+    assert cli.blocks.triton_warning().startswith("note: ")
     monkeypatch.delitem(sys.modules, "triton")
-    assert cli.blocks.hazard().startswith("warning: TensorFlow was loaded before triton. ")
+    assert cli.blocks.triton_warning().startswith("warning: TensorFlow was loaded before triton. ")
     monkeypatch.delitem(sys.modules, "tensorflow")
-    assert cli.blocks.hazard().startswith("note: ")
+    assert cli.blocks.triton_warning().startswith("note: ")
     monkeypatch.setattr(cli.blocks, "find_spec", lambda name: name == "tensorflow")
-    assert cli.blocks.hazard() is None
+    assert cli.blocks.triton_warning() is None
     monkeypatch.setattr(cli.blocks, "find_spec", lambda name: name == "triton")
-    assert cli.blocks.hazard() is None
+    assert cli.blocks.triton_warning() is None
 
 
 # ---- convert ---------------------------------------------------------------------------------------
@@ -230,7 +233,7 @@ def test_hazard_is_told(monkeypatch):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A gate, the file that it was saved in, and inputs for it."""
+    """Return an attention gate, the file that it was saved in, and inputs for it."""
     gate = attzoo.create(
         "attention_gate", 4, 3, stride=2, norm=True, output_transform=True, backend="torch", inter_channels=2
     ).eval()
@@ -240,6 +243,7 @@ def saved(tmp_path):
 
 
 def outputs(gate, inputs):
+    """Return the output of a torch block as an array."""
     with torch.no_grad():
         return gate(*map(torch.from_numpy, inputs)).numpy()
 
@@ -259,13 +263,13 @@ def test_convert_to_a_keras_model(saved, dtype, tolerance):
     from attzoo.ops.keras import keras
 
     gate, path, inputs = saved
-    inputs = [x.astype(dtype) / 3 for x in inputs]   # thirds: not the same number in both dtypes
+    inputs = [x.astype(dtype) / 3 for x in inputs]   # thirds, which are rounded differently in the two dtypes
     attzoo.save(gate.to(getattr(torch, dtype)), path)
     run("convert", str(path), str(out := path.with_suffix(".keras")))
     model = keras.models.load_model(out)
-    last = keras.config.image_data_format() == "channels_last"
-    y = keras.ops.convert_to_numpy(model([np.moveaxis(x, 1, -1) if last else x for x in inputs]))
-    y = np.moveaxis(y, -1, 1) if last else y
+    is_channels_last = keras.config.image_data_format() == "channels_last"
+    y = keras.ops.convert_to_numpy(model([np.moveaxis(x, 1, -1) if is_channels_last else x for x in inputs]))
+    y = np.moveaxis(y, -1, 1) if is_channels_last else y
     np.testing.assert_allclose(y, outputs(gate, inputs), rtol=tolerance, atol=tolerance)
 
 
@@ -275,22 +279,22 @@ def test_convert_to_keras_weights(saved):
     gate, path, _ = saved
     run("convert", str(path), str(out := path.with_suffix(".weights.h5")))
     layer = attzoo.create("attention_gate", backend="keras", **gate.spec.config())
-    attzoo.weights(layer)   # builds it
+    attzoo.weights(layer)   # builds the layer
     keras.saving.load_weights(layer, out)
-    wanted, got = attzoo.weights(gate), attzoo.weights(layer)
-    assert all(np.array_equal(got[name], wanted[name]) for name in wanted)
+    expected, got = attzoo.weights(gate), attzoo.weights(layer)
+    assert all(np.array_equal(got[name], expected[name]) for name in expected)
 
 
-def test_convert_to_a_portable_file_changes_nothing(saved):
+def test_convert_to_a_portable_file_writes_the_same_bytes(saved):
     _, path, _ = saved
     run("convert", str(path), str(out := path.with_name("again.safetensors")))
     assert out.read_bytes() == path.read_bytes()
-    run("convert", str(path), str(path))   # onto itself
+    run("convert", str(path), str(path))   # to the same path
     assert out.read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["gate.SAFETENSORS", "gate.SafeTensors", "gate", "gate.v2"])
-def test_convert_reads_a_portable_file_of_any_name_that_save_takes(saved, name):
+def test_convert_accepts_every_file_name_that_save_accepts(saved, name):
     block, path, _ = saved
     attzoo.save(block, source := path.with_name(name))
     assert source.read_bytes() == path.read_bytes()
@@ -301,6 +305,8 @@ def test_convert_reads_a_portable_file_of_any_name_that_save_takes(saved, name):
 
 
 class Bomb:
+    """An object whose pickle creates a file when it is loaded."""
+
     def __init__(self, marker):
         self.marker = marker
 
@@ -313,32 +319,33 @@ class Bomb:
     "net.pt", "net.PTH", "net.bin", "net.keras", "net.h5", "net.weights.h5", "net.safetensors",
     "net.SAFETENSORS", "net",
 ])   # fmt: skip
-def test_convert_opens_nothing_but_portable_files(name, tmp_path):
+def test_convert_refuses_other_files_without_loading_them(name, tmp_path):
     source, marker = tmp_path / name, tmp_path / "ran"
     source.write_bytes(pickle.dumps(Bomb(marker)))
-    said = refused("convert", str(source), str(tmp_path / "out.pt"))
+    message = error_of("convert", str(source), str(tmp_path / "out.pt"))
     if source.suffix.lower() in (".safetensors", ""):
-        assert "not a file of attzoo.save" in said
+        assert "not a file of attzoo.save" in message
     else:
-        assert said.startswith(f"attzoo: expected a .safetensors file of attzoo.save, got {source}: ")
+        assert message.startswith(f"attzoo: expected a .safetensors file of attzoo.save, got {source}: ")
     assert not marker.exists()
     assert not (tmp_path / "out.pt").exists()
-    pickle.loads(source.read_bytes())   # the bomb is live
+    pickle.loads(source.read_bytes())   # this pickle does run code
     assert marker.exists()
 
 
-def test_convert_refuses_what_it_cannot_write(saved, tmp_path):
+def test_convert_refuses_targets_that_it_cannot_write(saved, tmp_path):
     _, path, _ = saved
-    assert refused("convert", str(path), "gate.onnx").startswith("attzoo: expected an ending of .pt, .pth, ")
+    message = error_of("convert", str(path), "gate.onnx")
+    assert message.startswith("attzoo: expected a file name that ends in .pt, .pth, ")
     absent = tmp_path / "absent"
-    assert refused("convert", str(path), str(absent / "gate.pt")) == f"attzoo: {absent}: No such file or directory"
+    assert error_of("convert", str(path), str(absent / "gate.pt")) == f"attzoo: {absent}: No such file or directory"
     (tmp_path / "folder.pt").mkdir()
-    assert "expected a file or nothing" in refused("convert", str(path), str(tmp_path / "folder.pt"))
+    assert "expected a file or no file" in error_of("convert", str(path), str(tmp_path / "folder.pt"))
     absent = absent.with_suffix(".safetensors")
-    assert refused("convert", str(absent), "gate.pt") == f"attzoo: {absent}: No such file or directory"
+    assert error_of("convert", str(absent), "gate.pt") == f"attzoo: {absent}: No such file or directory"
 
 
-def test_a_failed_convert_leaves_the_old_file(saved, monkeypatch):
+def test_failed_convert_leaves_the_old_file_unchanged(saved, monkeypatch):
     def write_bytes(path, data):
         with path.open("wb") as file:
             file.write(data[: len(data) // 2])
@@ -348,12 +355,12 @@ def test_a_failed_convert_leaves_the_old_file(saved, monkeypatch):
     out = path.with_suffix(".pt")
     out.write_bytes(b"old")
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
-    assert refused("convert", str(path), str(out)) == f"attzoo: {out}: No space left on device"
+    assert error_of("convert", str(path), str(out)) == f"attzoo: {out}: No space left on device"
     assert out.read_bytes() == b"old"
     assert sorted(p.name for p in path.parent.iterdir()) == ["gate.pt", "gate.safetensors"]
 
 
-def test_convert_keeps_the_permissions_of_what_it_replaces(saved):
+def test_convert_keeps_the_permissions_of_the_replaced_file(saved):
     _, path, _ = saved
     out = path.with_suffix(".pt")
     out.touch(mode=0o640)
@@ -364,26 +371,26 @@ def test_convert_keeps_the_permissions_of_what_it_replaces(saved):
 
 
 @pytest.mark.case126
-def test_convert_to_a_portable_file_needs_some_framework(saved, monkeypatch):
+def test_convert_to_a_portable_file_needs_a_framework(saved, monkeypatch):
     _, path, _ = saved
     monkeypatch.setattr(cli.files, "find_spec", lambda name: None)
-    assert "neither torch nor keras is installed" in refused("convert", str(path), str(path))
+    assert "neither torch nor keras is installed" in error_of("convert", str(path), str(path))
 
 
-# ---- demo, and the process around it all -----------------------------------------------------------
+# ---- demo, errors and processes -------------------------------------------------------------------
 
 
-def test_demo_passes_its_options_on(monkeypatch, tmp_path):
+def test_demo_passes_its_options(monkeypatch, tmp_path):
     from attzoo.demo import run as module
 
-    monkeypatch.setattr(module, "demo", fake := create_autospec(module.demo))   # refuses what the real one would
+    monkeypatch.setattr(module, "demo", fake := create_autospec(module.demo))   # has the same signature
     run("demo")
     run("demo", "--out", str(tmp_path), "--epochs", "2")
     assert fake.mock_calls == [call(Path("attzoo-demo"), None), call(tmp_path, 2)]
 
 
 @pytest.mark.parametrize(
-    ("err", "said"),
+    ("err", "message"),
     [
         (ValueError("expected x,\n  got y"), "attzoo: expected x, got y"),
         (TypeError("expected a tensor"), "attzoo: expected a tensor"),
@@ -393,52 +400,52 @@ def test_demo_passes_its_options_on(monkeypatch, tmp_path):
         (ValueError(), "attzoo: ValueError"),
     ],
 )
-def test_what_the_library_raises_is_one_line(err, said, monkeypatch):
+def test_errors_of_the_library_are_one_line(err, message, monkeypatch):
     monkeypatch.setattr(cli.blocks, "card_of", lambda name: fail_with(err))
-    assert refused("info", "se") == said
+    assert error_of("info", "se") == message
 
 
 @pytest.mark.parametrize(
     "fill", [lambda: np.empty(2**50), lambda: torch.empty(2**50), lambda: fail_with(torch.OutOfMemoryError("CUDA"))]
 )
-def test_memory_that_runs_out_is_one_line_with_a_way_out(fill, monkeypatch):
+def test_out_of_memory_error_is_one_line_with_advice(fill, monkeypatch):
     monkeypatch.setattr(cli.blocks, "card_of", lambda name: fill())
-    said = refused("info", "se")
-    assert said.startswith("attzoo: out of memory: ")
-    assert said.endswith("; try a smaller --batch or --size, or in predict --window")
-    assert len(said) < 300
+    message = error_of("info", "se")
+    assert message.startswith("attzoo: out of memory: ")
+    assert message.endswith("; try a smaller --batch or --size, or in predict --window")
+    assert len(message) < 300
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch):
+def test_unexpected_errors_have_a_traceback(monkeypatch):
     monkeypatch.setattr(cli.blocks, "card_of", lambda name: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["info", "se"])
 
 
-def test_as_a_process():
-    done = python("-m", "attzoo", "list")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "\nattention_gate" in done.stdout
-    done = python("-m", "attzoo", "info", "nope")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("attzoo: unknown block 'nope'")
-    assert done.stderr.count("\n") == 1
+def test_commands_in_a_new_process():
+    process = python("-m", "attzoo", "list")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "\nattention_gate" in process.stdout
+    process = python("-m", "attzoo", "info", "nope")
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr.startswith("attzoo: unknown block 'nope'")
+    assert process.stderr.count("\n") == 1
 
 
 @pytest.mark.case128
 @pytest.mark.parametrize("arguments", [("convert", b"m\xe9.safetensors", "out.pt"), ("info", b"m\xe9")])
-def test_errors_print_names_as_their_bytes(arguments, tmp_path):
+def test_errors_print_file_names_as_bytes(arguments, tmp_path):
     command = [sys.executable, "-m", "attzoo", *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(attzoo.__file__).parents[1]), "PYTHONUTF8": "1"}
-    done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path, env=environment)
-    assert done.returncode == 1
+    process = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path, env=environment)
+    assert process.returncode == 1
     if arguments[0] == "convert":
-        assert done.stderr == b"attzoo: m\xe9.safetensors: No such file or directory\n"
-    else:   # shown as what it is in Python, to tell letters apart that look alike
-        assert done.stderr.startswith(b"attzoo: unknown block 'm\\udce9'")
+        assert process.stderr == b"attzoo: m\xe9.safetensors: No such file or directory\n"
+    else:   # escaped, so that look-alike letters differ
+        assert process.stderr.startswith(b"attzoo: unknown block 'm\\udce9'")
 
 
-def test_commands_that_need_no_framework_load_none():
+def test_commands_without_a_framework_import_none():
     code = (
         "import sys; from attzoo import cli\n"
         "for words in (['list'], ['info', 'se'], ['demo', '--help'], ['train', '--help']):\n"
@@ -446,14 +453,14 @@ def test_commands_that_need_no_framework_load_none():
         "    except SystemExit as end: assert not end.code, end.code\n"
         "print('loaded', sorted({'torch', 'keras', 'tensorflow', 'jax', 'sklearn', 'matplotlib'} & sys.modules.keys()))"
     )
-    done = python("-c", code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("loaded []\n")
+    process = python("-c", code)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.endswith("loaded []\n")
 
 
 @pytest.mark.parametrize("absent", ["typer", "rich"])
-def test_without_typer_or_rich_the_extra_is_named(absent):
-    done = python("-c", f"import sys; sys.modules['{absent}'] = None; from attzoo.__main__ import main; main()")
-    assert (done.returncode, done.stdout) == (1, "")
+def test_error_without_typer_or_rich_names_the_extra(absent):
+    process = python("-c", f"import sys; sys.modules['{absent}'] = None; from attzoo.__main__ import main; main()")
+    assert (process.returncode, process.stdout) == (1, "")
     command = 'pip install -e ".[cli]" in a clone of attzoo'
-    assert done.stderr == f"attzoo: {absent} is not installed, and the command line needs it: {command}\n"
+    assert process.stderr == f"attzoo: {absent} is not installed, and the command line needs it: {command}\n"

@@ -1,4 +1,4 @@
-"""An argument that would change nothing is refused; files of older versions, which held such arguments, still load."""
+"""Arguments without effect raise; files of older versions, which contain such arguments, still load."""
 
 import copy
 import inspect
@@ -12,14 +12,18 @@ import safetensors.numpy
 
 import attzoo
 from attzoo.blocks.cbam.torch import CBAM
+from attzoo.contract import Weight
+from attzoo.ops import torch as torch_ops
 from attzoo.ops.keras import keras
 
 BACKENDS = ("numpy", "torch", "keras")
-REDUCTION = "reduction says how reduced_channels follows .* got reduction={} beside reduced_channels={}: give one$"
-SIZE = "{} says how kernel_size follows .* got {}={} beside kernel_size={}: give one$"
-REFUSED = [   # block, arguments, what the error says
+REDUCTION = (
+    "^expected reduction or reduced_channels, not both, got reduction={} and reduced_channels={}: leave one out$"
+)
+SIZE = "^expected {} or kernel_size, not both, got {}={} and kernel_size={}: leave one out$"
+REFUSED = [   # block, arguments, error message
     ("se", (64,), {"reduction": 16, "reduced_channels": 8}, REDUCTION.format(16, 8)),
-    ("se", (64, 4, 16), {}, REDUCTION.format(4, 16)),   # though they agree: one of them does nothing
+    ("se", (64, 4, 16), {}, REDUCTION.format(4, 16)),   # the values agree, but one of them has no effect
     ("channel_attention", (8, 2, 4), {}, REDUCTION.format(2, 4)),
     ("cbam", (8,), {"reduced_channels": 2, "reduction": 1}, REDUCTION.format(1, 2)),
     ("eca", (64,), {"kernel_size": 5, "gamma": 2.0}, SIZE.format("gamma", "gamma", 2.0, 5)),
@@ -35,23 +39,23 @@ REFUSED = [   # block, arguments, what the error says
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("name", "args", "kwargs", "says"), REFUSED)
-def test_arguments_that_change_nothing_are_refused(name, args, kwargs, says, backend):
-    with pytest.raises(ValueError, match=says):
+@pytest.mark.parametrize(("name", "args", "kwargs", "message"), REFUSED)
+def test_arguments_without_effect_raise(name, args, kwargs, message, backend):
+    with pytest.raises(ValueError, match=message):
         attzoo.create(name, *args, backend=backend, **kwargs)
 
 
-@pytest.mark.parametrize(("name", "kwargs", "says"), [
+@pytest.mark.parametrize(("name", "kwargs", "message"), [
     ("se", {"variant": "timm", "reduction": 4, "reduced_channels": 8}, REDUCTION.format(4, 8)),
     ("eca", {"variant": "official", "gamma": 3.0}, SIZE.format("gamma", "gamma", 3.0, 3)),
     ("eca", {"variant": "timm", "b": 2.0, "kernel_size": 5}, SIZE.format("b", "b", 2.0, 5)),
 ])   # fmt: skip
-def test_beside_a_variant_too(name, kwargs, says):
-    with pytest.raises(ValueError, match=says):
+def test_arguments_without_effect_raise_with_a_variant(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
         attzoo.create(name, 64, backend="numpy", **kwargs)
 
 
-MEANT = [   # the same block said in several ways: by the rule, by its result, by a variant
+EQUIVALENT = [   # arguments of the same block: the rule, its result, or a variant
     ("se", [{"reduction": 4}, {"reduced_channels": 16}, {"reduction": 4, "reduced_channels": None}]),
     ("se", [{}, {"reduction": 16}, {"reduced_channels": 4}]),
     ("se", [{"variant": "timm"}, {"reduced_channels": 8}, {"variant": "timm", "reduced_channels": 8}]),
@@ -63,9 +67,9 @@ MEANT = [   # the same block said in several ways: by the rule, by its result, b
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("name", "ways"), MEANT)
-def test_one_block_in_several_ways(name, ways, backend):
-    specs = [attzoo.create(name, 64, backend=backend, **way) for way in ways]
+@pytest.mark.parametrize(("name", "alternatives"), EQUIVALENT)
+def test_equivalent_arguments_give_equal_specs(name, alternatives, backend):
+    specs = [attzoo.create(name, 64, backend=backend, **kwargs) for kwargs in alternatives]
     specs = specs if backend == "numpy" else [block.spec for block in specs]
     assert all(spec == specs[0] and spec.config() == specs[0].config() for spec in specs)
     assert None not in specs[0].config().values()
@@ -73,7 +77,7 @@ def test_one_block_in_several_ways(name, ways, backend):
     assert hash(specs[0]) == hash(specs[1])
 
 
-def test_what_the_rule_was_can_be_read():
+def test_rules_can_be_read_from_the_spec():
     assert attzoo.create("se", 64, backend="numpy").reduction == 16
     assert attzoo.create("se", 64, 4, backend="numpy").reduction == 4
     assert attzoo.create("se", 64, reduced_channels=4, backend="numpy").reduction is None
@@ -81,23 +85,23 @@ def test_what_the_rule_was_can_be_read():
     assert (spec.gamma, spec.b) == (2.0, 3.0)
 
 
-def test_positions_of_arguments_stay():
+def test_order_of_arguments_is_unchanged():
     names = [*inspect.signature(CBAM).parameters][:8]
     assert names == ["channels", "reduction", "reduced_channels", "bias", "gate", "kernel_size", "norm", "spatial_dims"]
     assert attzoo.create("se", 64, 4, backend="torch").squeeze.out_features == 16
     assert attzoo.create("eca", 64, None, 1.0, backend="torch").conv.kernel_size == (7,)
 
 
-def test_a_network_with_gates_only_in_the_depth():
+def test_variants_with_gates_at_the_coarsest_levels_only():
     for variant, channels in (("oktay", (4, 8, 8)), ("keras", (4, 8, 8, 8)), ("monai", (4, 8, 8))):
         for gated in (None, 1, 2):
-            given = {} if gated is None else {"gated": gated}
-            net = attzoo.create("unet", 1, 2, channels, variant=variant, backend="numpy", **given)
+            options = {} if gated is None else {"gated": gated}
+            net = attzoo.create("unet", 1, 2, channels, variant=variant, backend="numpy", **options)
             assert [level.gate is not None for level in net.levels[:-1]].count(True) == (gated or net.gates)
             assert type(net)(**json.loads(json.dumps(net.config()))) == net
 
 
-# ---- older files -----------------------------------------------------------------------------------
+# ---- files of older versions ------------------------------------------------------------------------------
 
 PERCEPTRON = {"reduction": 16, "reduced_channels": 3, "bias": True, "gate": "sigmoid"}
 UNET = {
@@ -108,7 +112,7 @@ UNET = {
     "block_options": [PERCEPTRON | {"kernel_size": 7, "norm": False}] * 2, "deep_supervision": False, "head": "linear",
     "initializer": "kaiming", "spatial_dims": 2,
 }   # fmt: skip
-OLD = {   # as version 0.1.0 wrote configurations before rules were left out, and what makes the same block today
+OLD = {   # a config that an older version wrote, and arguments that create the same block now
     "se": ({"channels": 64} | PERCEPTRON, {"channels": 64, "reduced_channels": 3}),
     "channel_attention": ({"channels": 8} | PERCEPTRON, {"channels": 8, "reduced_channels": 3}),
     "cbam": (
@@ -126,21 +130,21 @@ OLD = {   # as version 0.1.0 wrote configurations before rules were left out, an
 
 @pytest.mark.parametrize("backend", ["torch", "keras"])
 @pytest.mark.parametrize("name", OLD)
-def test_older_files_load(name, backend, tmp_path):
-    config, today = OLD[name]
-    block = attzoo.create(name, backend="torch", **today)
+def test_older_safetensors_files_load(name, backend, tmp_path):
+    config, arguments = OLD[name]
+    block = attzoo.create(name, backend="torch", **arguments)
     arrays = attzoo.weights(block)
     about = json.dumps({"format": 1, "block": name, "config": config})
     (tmp_path / "a").write_bytes(safetensors.numpy.save(arrays, metadata={"attzoo": about}))
-    again = attzoo.load(tmp_path / "a", backend=backend)
-    assert again.spec == block.spec
-    assert all(np.array_equal(array, arrays[n]) for n, array in attzoo.weights(again).items())
+    loaded = attzoo.load(tmp_path / "a", backend=backend)
+    assert loaded.spec == block.spec
+    assert all(np.array_equal(array, arrays[n]) for n, array in attzoo.weights(loaded).items())
 
 
 @pytest.mark.parametrize("name", OLD)
-def test_older_files_of_keras_load(name, tmp_path):
-    config, today = OLD[name]
-    model = attzoo.create(name, backend="keras", **today)
+def test_older_keras_files_load(name, tmp_path):
+    config, arguments = OLD[name]
+    model = attzoo.create(name, backend="keras", **arguments)
     block, x = model, np.random.default_rng(0).random((2, 8, 8, model.spec.inputs[0]), "f4")
     if name != "unet":
         inputs = keras.Input((None, None, model.spec.inputs[0]))
@@ -148,17 +152,17 @@ def test_older_files_of_keras_load(name, tmp_path):
     y = model.predict(x, verbose=0)
     model.save(tmp_path / "new.keras")
 
-    def older(node):
+    def restore_old_config(node):
         if isinstance(node, dict) and node.get("class_name") == type(block).__name__:
             node["config"] |= config
         for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-            older(inner)
+            restore_old_config(inner)
 
     with zipfile.ZipFile(tmp_path / "new.keras") as new, zipfile.ZipFile(tmp_path / "old.keras", "w") as old:
         for member in new.namelist():
             content = new.read(member)
             if member == "config.json":
-                older(tree := json.loads(content))
+                restore_old_config(tree := json.loads(content))
                 content = json.dumps(tree).encode()
                 assert any(rule in content for rule in (b'"reduction": 16', b'"gamma": 2.0'))
             old.writestr(member, content)
@@ -166,22 +170,30 @@ def test_older_files_of_keras_load(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", OLD)
-def test_todays_blocks_copy_and_come_back(name):
+def test_copies_and_pickles_have_an_equal_spec(name):
     block = attzoo.create(name, backend="torch", **OLD[name][1])
-    for again in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
-        assert again.spec == block.spec
-        assert again.spec.config() == block.spec.config()
+    for copied in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        assert copied.spec == block.spec
+        assert copied.spec.config() == block.spec.config()
     layer = attzoo.create(name, backend="keras", **OLD[name][1])
     assert type(layer).from_config(layer.get_config()).spec == layer.spec
 
 
 @pytest.mark.parametrize("value", [True, np.True_, 2.0, np.float32(2), np.array([2, 2])], ids=repr)
-def test_a_choice_takes_no_value_of_another_kind(value):
+def test_choice_refuses_values_of_another_type(value):
     with pytest.raises(ValueError, match="spatial_dims must be one of 1, 2, 3, got "):
         attzoo.create("spatial_attention", 8, backend="torch", spatial_dims=value)
 
 
 @pytest.mark.parametrize("value", [2, np.int64(2), np.uint8(2), np.array(2)], ids=repr)
-def test_a_choice_takes_integers_of_numpy(value):
+def test_choice_accepts_numpy_integers(value):
     spec = attzoo.create("spatial_attention", 8, backend="torch", spatial_dims=value).spec
     assert (spec.spatial_dims, type(spec.spatial_dims)) == (2, int)
+
+
+def test_old_names_of_initialization_warn():
+    weight = Weight((2,), "uniform", 1.0)
+    with pytest.warns(DeprecationWarning, match=r"Weight\.start is now Weight\.initialization"):
+        assert weight.start == "uniform"
+    with pytest.warns(DeprecationWarning, match=r"attzoo\.ops\.torch\.start is now attzoo\.ops\.torch\.initialize"):
+        assert torch_ops.start is torch_ops.initialize

@@ -146,12 +146,12 @@ def test_third_party_block_in_a_unet_may_lack_device_and_dtype(monkeypatch):
         def __init__(self, channels, kernel_size=None, gamma=None, b=None, padding="zeros"):
             super().__init__(channels, kernel_size, gamma, b, padding)
 
-    body, spec = unet.registry.body, attzoo.get("eca", backend="numpy")
+    class_of, spec = unet.registry.class_of, attzoo.get("eca", backend="numpy")
 
-    def replaced_body(net_spec, backend):
-        return BlockWithoutDevice if isinstance(net_spec, spec) else body(net_spec, backend)
+    def replaced_class_of(net_spec, backend):
+        return BlockWithoutDevice if isinstance(net_spec, spec) else class_of(net_spec, backend)
 
-    monkeypatch.setattr(unet.registry, "body", replaced_body)
+    monkeypatch.setattr(unet.registry, "class_of", replaced_class_of)
     net = attzoo.create("unet", 3, 2, (4, 6), backend="torch", block="eca", device="meta", dtype=torch.float16)
     assert isinstance(net.encoder[0].block, BlockWithoutDevice)
     assert {(p.device.type, p.dtype) for p in net.parameters()} == {("meta", torch.float16)}

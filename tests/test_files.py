@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: on full disks, beside other processes, after kills; and what is no file."""
+"""Atomic writes on full disks, with several processes and after kills; irregular files are refused."""
 
 import errno
 import io
@@ -26,7 +26,7 @@ def saved(tmp_path):
     return path
 
 
-# ---- what is no regular file -----------------------------------------------------------------------
+# ---- files that are not regular --------------------------------------------------------------------
 
 
 def pipe(path):
@@ -40,11 +40,11 @@ def link_to_pipe(path):
 
 
 def unix_socket(path):
-    here = Path.cwd()
-    os.chdir(path.parent)   # the names of sockets are short
+    working_directory = Path.cwd()
+    os.chdir(path.parent)   # the length of socket paths is limited
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path.name)
-    os.chdir(here)
+    os.chdir(working_directory)
 
 
 IRREGULAR = {
@@ -57,10 +57,10 @@ IRREGULAR = {
 }
 
 
-@pytest.mark.timeout(60)   # where they are opened, some of these wait for ever
-@pytest.mark.parametrize("what", IRREGULAR)
-def test_what_is_no_regular_file_is_refused_at_once(what, tmp_path):
-    make, kind = IRREGULAR[what]
+@pytest.mark.timeout(60)   # opening some of these would block
+@pytest.mark.parametrize("name_of_kind", IRREGULAR)
+def test_irregular_files_are_refused_without_blocking(name_of_kind, tmp_path):
+    make, kind = IRREGULAR[name_of_kind]
     for name, read in {
         "block.safetensors": lambda path: attzoo.load(path, backend="torch"),
         "other.safetensors": lambda path: convert(path, tmp_path / "out.pt"),
@@ -75,12 +75,12 @@ def test_what_is_no_regular_file_is_refused_at_once(what, tmp_path):
     assert not (tmp_path / "out.pt").exists()
 
 
-def test_a_link_to_a_file_is_read(saved):
+def test_link_to_a_file_is_read(saved):
     (link := saved.with_name("link.safetensors")).symlink_to(saved.name)
     assert attzoo.load(link, backend="torch").spec == attzoo.load(saved, backend="torch").spec
 
 
-def test_no_file_and_a_folder(tmp_path):
+def test_open_regular_refuses_missing_files_and_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing"):
         files.open_regular(tmp_path / "nothing")
     with pytest.raises(IsADirectoryError, match=tmp_path.name):
@@ -90,26 +90,26 @@ def test_no_file_and_a_folder(tmp_path):
 # ---- a full disk -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("there", [b"the old file", None])
+@pytest.mark.parametrize("old_content", [b"the old file", None])
 @pytest.mark.parametrize("ending", [".pt", ".pth", ".weights.h5", ".keras", ".safetensors"])
-def test_a_full_disk_is_named_and_the_old_file_stays(ending, there, saved, tmp_path, monkeypatch):
+def test_full_disk_error_names_the_file_and_keeps_the_old_file(ending, old_content, saved, tmp_path, monkeypatch):
     (out := tmp_path / "out").mkdir()
     target = out / f"block{ending}"
-    if there:
-        target.write_bytes(there)
+    if old_content:
+        target.write_bytes(old_content)
     real = Path.write_bytes
 
     def write_bytes(path, data):
-        assert path.parent == out, "written elsewhere"
-        assert sorted(p.name for p in out.iterdir()) == sorted([path.name] + [target.name] * bool(there))
+        assert path.parent == out, "written to another folder"
+        assert sorted(p.name for p in out.iterdir()) == sorted([path.name] + [target.name] * bool(old_content))
         with full(300):
             return real(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
-    with pytest.raises(OSError, match=rf"File too large: '{target}'$") as error:   # what the system says of this limit
+    with pytest.raises(OSError, match=rf"File too large: '{target}'$") as error:   # the system's message for this limit
         convert(saved, target)
     assert error.value.errno == errno.EFBIG
-    assert [(p.name, p.read_bytes()) for p in out.iterdir()] == ([(target.name, there)] if there else [])
+    assert [(p.name, p.read_bytes()) for p in out.iterdir()] == ([(target.name, old_content)] if old_content else [])
     monkeypatch.undo()
     convert(saved, target)
     assert [p.name for p in out.iterdir()] == [target.name]
@@ -117,7 +117,7 @@ def test_a_full_disk_is_named_and_the_old_file_stays(ending, there, saved, tmp_p
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_errors_of_any_step_name_the_file(number, step, saved, monkeypatch):
+def test_errors_of_every_step_name_the_file(number, step, saved, monkeypatch):
     def fail(*args):
         raise OSError(number, os.strerror(number))
 
@@ -126,11 +126,11 @@ def test_errors_of_any_step_name_the_file(number, step, saved, monkeypatch):
         attzoo.save(attzoo.create("eca", 8, backend="torch"), saved)
 
 
-def test_a_writer_that_writes_in_parts_names_the_file(tmp_path):
+def test_error_of_a_write_in_parts_names_the_file(tmp_path):
     target = tmp_path / "volume.nii.gz"
 
-    def part():
-        with files.whole(target) as temporary, temporary.open("wb") as file:
+    def write_in_parts():
+        with files.atomic_write(target) as temporary, temporary.open("wb") as file:
             file.write(bytes(200))
             file.flush()
             with full(300):
@@ -138,26 +138,26 @@ def test_a_writer_that_writes_in_parts_names_the_file(tmp_path):
                 file.flush()
 
     with pytest.raises(OSError, match=rf"File too large: '{target}'$"):
-        part()
+        write_in_parts()
     assert not list(tmp_path.iterdir())
 
 
-def test_other_errors_stay_as_they_are(tmp_path):
-    with pytest.raises(FileNotFoundError, match="elsewhere"), files.whole(tmp_path / "a"):
+def test_other_errors_are_unchanged(tmp_path):
+    with pytest.raises(FileNotFoundError, match="elsewhere"), files.atomic_write(tmp_path / "a"):
         open(tmp_path / "elsewhere")   # noqa: SIM115
-    with pytest.raises(io.UnsupportedOperation), files.whole(tmp_path / "a") as path, path.open("rb") as file:
+    with pytest.raises(io.UnsupportedOperation), files.atomic_write(tmp_path / "a") as path, path.open("rb") as file:
         file.write(b"")
     assert not list(tmp_path.iterdir())
 
 
-# ---- killed processes, and live ones ---------------------------------------------------------------
+# ---- killed and running processes ------------------------------------------------------------------
 
-HALF = """
+WRITE_AND_WAIT = """
 import os, signal, sys, time
 from pathlib import Path
 from attzoo import files
 
-with files.whole(Path(sys.argv[1])) as path:
+with files.atomic_write(Path(sys.argv[1])) as path:
     path.write_bytes(b"half")
     print(path.name, flush=True)
     sys.stdin.read(1) or os.kill(os.getpid(), signal.SIGKILL)
@@ -165,37 +165,37 @@ print("done", flush=True)
 """
 
 
-def started(program, *args):
+def start_process(program, *args):
     command = [sys.executable, "-c", program, *map(str, args)]
     environment = os.environ | {"PYTHONPATH": str(Path(attzoo.__file__).parents[1])}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def test_the_next_save_removes_what_kills_have_left(tmp_path):
-    target, keep = tmp_path / "a.safetensors", (
+def test_next_write_removes_temporary_files_of_killed_processes(tmp_path):
+    target, unrelated = tmp_path / "a.safetensors", (
         ".attzoo-notes", ".attzoo-", ".other-0123456789abcdef-a", "attzoo-0123456789abcdef-a", ".attzoo-ab-thesis.txt",
         ".attzoo-0123456789abcde-a", ".attzoo-0123456789abcdef0-a", ".attzoo-0123456789ABCDEF-a",
         ".attzoo-0123456789abcdef-", ".attzoo-0123456789abcdef-" + "a" * 21,
     )   # fmt: skip
-    for name in keep:
+    for name in unrelated:
         (tmp_path / name).write_bytes(b"somebody's")
     (tmp_path / ".attzoo-0123456789abcdef-folder").mkdir()
-    (tmp_path / ".attzoo-0123456789abcdef-link").symlink_to(keep[0])
+    (tmp_path / ".attzoo-0123456789abcdef-link").symlink_to(unrelated[0])
     others = [".attzoo-0123456789abcdef-folder", ".attzoo-0123456789abcdef-link"]
-    processes = [started(HALF, target) for _ in range(3)]
-    left = [process.stdout.readline().strip() for process in processes]
+    processes = [start_process(WRITE_AND_WAIT, target) for _ in range(3)]
+    stale = [process.stdout.readline().strip() for process in processes]
     for process in processes:
         process.stdin.close()
         assert process.wait(timeout=60) == -signal.SIGKILL
         process.stdout.close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*keep, *others, *left])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*unrelated, *others, *stale])
     files.write(tmp_path / "b.safetensors", b"another file")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*keep, *others, "b.safetensors"])
-    assert all((tmp_path / name).read_bytes() == b"somebody's" for name in keep)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*unrelated, *others, "b.safetensors"])
+    assert all((tmp_path / name).read_bytes() == b"somebody's" for name in unrelated)
 
 
-def test_the_file_of_a_live_process_stays(tmp_path):
-    process = started(HALF, tmp_path / "a")
+def test_temporary_file_of_a_running_process_is_not_removed(tmp_path):
+    process = start_process(WRITE_AND_WAIT, tmp_path / "a")
     name = process.stdout.readline().strip()
     for _ in range(5):
         files.write(tmp_path / "b", b"ours")
@@ -206,7 +206,7 @@ def test_the_file_of_a_live_process_stays(tmp_path):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"half", "b": b"ours"}
 
 
-def test_many_writers_and_removers_at_once(tmp_path):
+def test_threads_may_write_and_remove_stale_files_concurrently(tmp_path):
     failures = []
 
     def work(number):
@@ -228,13 +228,13 @@ def test_many_writers_and_removers_at_once(tmp_path):
     }
 
 
-def test_a_file_removed_between_its_making_and_its_lock_is_made_anew(tmp_path, monkeypatch):
+def test_temporary_file_removed_before_its_lock_is_created_again(tmp_path, monkeypatch):
     real, names = files._lock, []
 
     def lock(file, wait):
         if wait and len(names) < 2:
             names.append(Path(file.name).name)
-            Path(file.name).unlink()   # as another process does, which was faster
+            Path(file.name).unlink()   # as a faster process would
         return real(file, wait)
 
     monkeypatch.setattr(files, "_lock", lock)
@@ -243,16 +243,16 @@ def test_a_file_removed_between_its_making_and_its_lock_is_made_anew(tmp_path, m
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"whole")]
 
 
-def test_a_read_only_file_is_not_replaced(tmp_path):
+def test_read_only_file_is_not_replaced(tmp_path):
     path = tmp_path / "block.safetensors"
     path.write_bytes(b"final")
     path.chmod(0o444)
-    with pytest.raises(PermissionError, match=r"expected a file that may be written at .*, got a read-only one"):
+    with pytest.raises(PermissionError, match=r"expected a writable file at .*, got a read-only file"):
         files.write(path, b"other")
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"final"]
 
 
-def test_a_link_to_a_read_only_file_is_replaced_alone(tmp_path):
+def test_link_to_a_read_only_file_is_replaced_and_its_target_unchanged(tmp_path):
     (target := tmp_path / "final").write_bytes(b"final")
     target.chmod(0o444)
     (link := tmp_path / "link").symlink_to(target)

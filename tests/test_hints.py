@@ -1,4 +1,4 @@
-"""Errors about names, arguments, choices and layouts say what was meant, or how it is mended."""
+"""Errors about names, arguments, choices and layouts propose a correction."""
 
 import re
 
@@ -10,10 +10,11 @@ import attzoo
 from attzoo import cli, registry
 from attzoo.train import Settings
 
-each_backend = pytest.mark.parametrize("backend", ["numpy", "torch", "keras"])
+every_backend = pytest.mark.parametrize("backend", ["numpy", "torch", "keras"])
 
 
 def zeros(shape, backend):
+    """Return zeros as a tensor or array that the backend accepts."""
     return torch.zeros(shape) if backend == "torch" else np.zeros(shape, np.float32)
 
 
@@ -35,7 +36,7 @@ ARGUMENTS = [
 
 
 @pytest.mark.parametrize(("name", "args", "wrong", "right"), ARGUMENTS)
-@each_backend
+@every_backend
 def test_an_unknown_argument_gets_the_nearest_name(name, args, wrong, right, backend):
     cls = attzoo.get(name, backend=backend)
     error = rf"^{cls.__name__} takes no argument '{wrong}'; did you mean '{right}'\? It takes: .*\b{right}\b"
@@ -44,53 +45,56 @@ def test_an_unknown_argument_gets_the_nearest_name(name, args, wrong, right, bac
             make(*args, **{wrong: 1})
 
 
-@each_backend
-def test_with_a_variant_too(backend):
+@every_backend
+def test_unknown_argument_beside_a_variant_raises(backend):
     with pytest.raises(TypeError, match="SE takes no argument 'ratio'; did you mean 'reduction'"):
         attzoo.create("se", 8, backend=backend, variant="timm", ratio=4)
 
 
 @pytest.mark.parametrize(("name", "args"), [("se", (8,)), ("unet", (1, 2))])
-def test_arguments_of_keras_are_among_the_known(name, args):
+def test_arguments_of_keras_layers_are_accepted_and_proposed(name, args):
     for wrong, right in (("data_fromat", "data_format"), ("dtpye", "dtype"), ("nmae", "name")):
         with pytest.raises(TypeError, match=f"takes no argument '{wrong}'; did you mean '{right}'"):
             attzoo.create(name, *args, backend="keras", **{wrong: "x"})
-    made = attzoo.create(name, *args, backend="keras", name="x", trainable=False, dtype="float16")
-    assert (made.name, made.trainable, made.compute_dtype) == ("x", False, "float16")
+    block = attzoo.create(name, *args, backend="keras", name="x", trainable=False, dtype="float16")
+    assert (block.name, block.trainable, block.compute_dtype) == ("x", False, "float16")
 
 
-def test_what_is_like_nothing_gets_the_list_only():
+def test_error_for_a_dissimilar_argument_proposes_none():
     with pytest.raises(TypeError, match=r"SE takes no argument 'qqq'. It takes: channels, reduction"):
         attzoo.create("se", 8, backend="torch", qqq=1)
 
 
-def test_options_inside_a_network_and_settings_of_a_run():
+def test_unknown_options_of_networks_and_settings_raise():
     with pytest.raises(ValueError, match=r"se has no option 'ratio'; did you mean 'reduction'\? Known: reduction"):
         attzoo.create("unet", 1, 2, backend="torch", block="se", block_options={"ratio": 4})
     with pytest.raises(TypeError, match="Settings takes no argument 'epoch'; did you mean 'epochs'"):
         Settings(epoch=3)
 
 
-def test_a_subclass_may_take_arguments_of_its_own():
-    class Mine(attzoo.get("se", backend="torch")):
+def test_subclass_may_have_additional_arguments():
+    class Extended(attzoo.get("se", backend="torch")):
         def __init__(self, channels, extra):
             super().__init__(channels)
             self.extra = extra
 
-    assert Mine(8, extra=2).extra == 2
-    with pytest.raises(TypeError, match="Mine takes no argument 'extr'; did you mean 'extra'"):
-        Mine(8, extr=2)
+    assert Extended(8, extra=2).extra == 2
+    with pytest.raises(TypeError, match="Extended takes no argument 'extr'; did you mean 'extra'"):
+        Extended(8, extr=2)
 
 
 # ---- names and choices -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("word", "runner"), [("tensorflow", "tensorflow"), ("TF", "tensorflow"), ("jax", "jax")])
-def test_what_keras_runs_on_is_no_backend(word, runner):
-    error = f'unknown backend .*; Keras runs on it: give backend="keras" and set KERAS_BACKEND={runner} '
-    for ask in (attzoo.get, attzoo.create):
+KERAS_BACKEND_NAMES = [("tensorflow", "tensorflow"), ("TF", "tensorflow"), ("jax", "jax")]
+
+
+@pytest.mark.parametrize(("word", "keras_backend"), KERAS_BACKEND_NAMES)
+def test_error_for_a_keras_backend_names_the_environment_variable(word, keras_backend):
+    error = f'unknown backend .*; Keras runs on it: give backend="keras" and set KERAS_BACKEND={keras_backend} '
+    for lookup in (attzoo.get, attzoo.create):
         with pytest.raises(ValueError, match=error):
-            ask("se", backend=word)
+            lookup("se", backend=word)
 
 
 CHOICES = [
@@ -107,7 +111,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("make", "right"), CHOICES, ids=[right for _, right in CHOICES])
-def test_a_wrong_choice_gets_the_nearest(make, right):
+def test_error_for_an_unknown_choice_proposes_the_nearest(make, right):
     with pytest.raises(ValueError, match=rf"got .*; did you mean '{right}'\?|'; did you mean '{right}'\? Known: "):
         make()
 
@@ -126,14 +130,14 @@ def test_a_wrong_choice_gets_the_nearest(make, right):
     (("chekc",), "Did you mean 'check'?"),
     (("train", "--epoch", "3"), "--epochs"),
 ])   # fmt: skip
-def test_the_command_line_proposes_what_was_meant(arguments, hint, tmp_path, monkeypatch, capsys):
+def test_errors_of_the_command_line_propose_a_correction(arguments, hint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
     assert hint in str(end.value.code) + capsys.readouterr().err
 
 
-def test_known_names_are_proposed_in_the_words_of_a_user():
+def test_known_name_accepts_an_enum_of_strings():
     assert registry.known_name("backend", "torch", cli.shared.Backend) == "torch"
     with pytest.raises(ValueError, match="did you mean 'torch'"):
         registry.known_name("backend", "trch", cli.shared.Backend)
@@ -150,20 +154,20 @@ def test_known_names_are_proposed_in_the_words_of_a_user():
     ("eca", (8,), [(2, 16, 8)]),
 ])   # fmt: skip
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
-def test_channels_last_is_named(name, args, shapes, backend):
+def test_error_names_channels_last_input(name, args, shapes, backend):
     block = attzoo.create(name, *args, backend=backend)
     with pytest.raises(ValueError, match=r"which is channels last: .*x\.movedim\(-1, 1\)"):
         block(*(zeros(shape, backend) for shape in shapes), **({"weights": {}} if backend == "numpy" else {}))
 
 
 @pytest.mark.parametrize(("name", "args", "shape"), [("se", (8,), (2, 8, 16, 16)), ("cbam", (4,), (1, 4, 5, 6))])
-def test_channels_first_is_named_in_keras(name, args, shape):
+def test_error_names_channels_first_input_in_keras(name, args, shape):
     with pytest.raises(ValueError, match="which is channels first: set data_format='channels_first'"):
         attzoo.create(name, *args, backend="keras")(zeros(shape, "keras"))
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 0, 16), (2, 7, 16, 16), (2, 8, 16, 16, 8, 8), (8, 8)])
-def test_other_shapes_are_not_called_channels_last(shape):
+def test_error_for_other_shapes_does_not_name_a_layout(shape):
     with pytest.raises(ValueError, match="expected") as caught:
         attzoo.create("se", 8, backend="torch")(torch.zeros(shape))
     assert "channels last" not in str(caught.value)
@@ -181,8 +185,8 @@ ONE_VALUE = [
 
 
 @pytest.mark.parametrize(("name", "args", "options", "shapes"), ONE_VALUE)
-@each_backend
-def test_one_value_per_channel_says_what_helps(name, args, options, shapes, backend):
+@every_backend
+def test_batch_norm_on_one_value_per_channel_raises(name, args, options, shapes, backend):
     block = attzoo.create(name, *args, backend=backend, **options)
     inputs = [np.zeros((1, *shape), np.float32) for shape in shapes]
     kwargs = {"training": True}
@@ -197,7 +201,7 @@ def test_one_value_per_channel_says_what_helps(name, args, options, shapes, back
         block(*inputs, **kwargs)
 
 
-def test_frozen_norms_and_two_values_are_no_fault():
+def test_frozen_norms_and_two_values_per_channel_do_not_raise():
     net = attzoo.create("unet", 3, 2, (4, 8), backend="torch")
     net(torch.zeros(2, 3, 2, 2))
     for module in net.modules():
@@ -206,17 +210,17 @@ def test_frozen_norms_and_two_values_are_no_fault():
     net(torch.zeros(1, 3, 2, 2))
 
 
-def test_an_error_of_keras_is_one_plain_line():
+def test_error_inside_keras_is_printed_as_one_line():
     block = attzoo.create("spatial_attention", 8, norm=True, backend="keras")
     with pytest.raises(ValueError, match="more than 1 value") as caught:
         block(np.zeros((1, 1, 1, 8), np.float32), training=True)
-    assert "\x1b" in str(caught.value)   # or this would show nothing
+    assert "\x1b" in str(caught.value)   # otherwise this test would check nothing
     line = cli.shared.line(caught.value)
     assert line.startswith("expected more than 1 value per channel")
     assert line.isprintable()
     assert "Arguments received" not in line
 
 
-def test_codes_of_terminals_are_taken_out_of_any_line():
+def test_terminal_codes_are_removed_from_errors():
     assert cli.shared.line(ValueError("a \x1b[31mred\x1b[0m\n word")) == "a red word"
     assert not re.search(r"\x1b", cli.shared.line(RuntimeError("\x1b[1mbold\x1b[0m")))

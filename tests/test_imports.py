@@ -1,4 +1,4 @@
-"""What an import brings in, writes and asks for; each question is put to a fresh interpreter."""
+"""Modules that imports load, and errors of missing or old packages, each in a new interpreter."""
 
 import json
 import os
@@ -20,20 +20,20 @@ HEAVY = {"importlib.metadata", "asyncio", "http", "multiprocessing", "socket", "
          "safetensors.torch", "attzoo.cli", "attzoo.testing"}   # fmt: skip
 ROOT = Path(__file__).parents[1]
 
-# An interpreter in which some packages are not installed, as the import system itself says it.
-WITHOUT = """
+# Makes an interpreter report some packages as not installed
+HIDE_PACKAGES = """
 import sys
 from importlib.machinery import PathFinder
 
-class Without(PathFinder):
+class HidingFinder(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         return None if name.partition(".")[0] in {absent!r} else super().find_spec(name, path, target)
 
-sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+sys.meta_path[:] = [HidingFinder if finder is PathFinder else finder for finder in sys.meta_path]
 """
-# One that may reach no network and write no file but a temporary one.
-SEALED = """
+# Ends an interpreter that uses the network, or writes a file that is not temporary
+SANDBOX = """
 import os, sys
 from tempfile import gettempdir
 
@@ -44,9 +44,9 @@ def watch(event, arguments, temporary=gettempdir()):
         if not str(arguments[0]).startswith((temporary, "/dev/")):
             stop(f"wrote a file: {arguments[0]}")
 
-def stop(why):
-    os.write(2, why.encode())
-    os._exit(3)   # no handler can swallow it
+def stop(reason):
+    os.write(2, reason.encode())
+    os._exit(3)   # cannot be caught
 
 sys.addaudithook(watch)
 """
@@ -54,22 +54,24 @@ NO_HOME = {"HOME": os.devnull, "XDG_CACHE_HOME": os.devnull, "KERAS_HOME": os.de
 
 
 def python(program, **env):
-    command = [sys.executable, "-P", "-c", program]   # -P: attzoo is the installed one, wherever the tests are run
+    """Run a program in a new interpreter."""
+    command = [sys.executable, "-P", "-c", program]   # -P: import the installed attzoo
     return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=250)
 
 
-def told(program, **env):
-    """What a program tells: the last line that it prints, as JSON."""
-    done = python(f"{program}\n", **env)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def output_of(program, **env):
+    """Return the last line that a program prints, parsed as JSON."""
+    process = python(f"{program}\n", **env)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def brought_in(program, **env):
-    return set(told(f"{program}\nimport json, sys; print(json.dumps(sorted(sys.modules)))", **env))
+def modules_after(program, **env):
+    """Return the names of the modules that are loaded after a program."""
+    return set(output_of(f"{program}\nimport json, sys; print(json.dumps(sorted(sys.modules)))", **env))
 
 
-# ---- what is loaded --------------------------------------------------------------------------------------------------
+# ---- loaded modules --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("program", [
@@ -78,72 +80,72 @@ def brought_in(program, **env):
     "from attzoo.train import Settings, train",
 ])   # fmt: skip
 @pytest.mark.case128
-def test_no_framework(program):
-    modules = brought_in(program)
+def test_import_loads_no_framework(program):
+    modules = modules_after(program)
     assert "attzoo" in modules
     assert not FRAMEWORKS & modules
     assert not HEAVY - ({"importlib.metadata", "socket"} if "()" in program else set()) & modules
 
 
-def test_the_probe_can_see(tmp_path):
+def test_a_loaded_framework_is_detected(tmp_path):
     (tmp_path / "torch.py").touch()
     shutil.copytree(ROOT / "attzoo", tmp_path / "attzoo", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "attzoo" / "contract.py").open("a") as file:
         file.write("import torch\n")
-    assert "torch" in brought_in("import attzoo", PYTHONPATH=str(tmp_path))
+    assert "torch" in modules_after("import attzoo", PYTHONPATH=str(tmp_path))
 
 
 @pytest.mark.case128
-def test_the_torch_door():
-    assert FRAMEWORKS & brought_in("import attzoo.torch") == {"torch"}
+def test_attzoo_torch_loads_only_torch():
+    assert FRAMEWORKS & modules_after("import attzoo.torch") == {"torch"}
 
 
-@pytest.mark.parametrize(("backend", "opens"), [
-    ("jax", {"keras", "jax"}), ("torch", {"keras", "torch", "jax"}),   # Keras itself looks at JAX wherever it is
+@pytest.mark.parametrize(("backend", "expected"), [
+    ("jax", {"keras", "jax"}), ("torch", {"keras", "torch", "jax"}),   # Keras imports JAX if it is installed
 ])   # fmt: skip
 @pytest.mark.case128
-def test_the_keras_door(backend, opens):
-    assert FRAMEWORKS & brought_in("import attzoo.keras", KERAS_BACKEND=backend) <= opens
+def test_attzoo_keras_loads_only_keras_and_its_backend(backend, expected):
+    assert FRAMEWORKS & modules_after("import attzoo.keras", KERAS_BACKEND=backend) <= expected
 
 
 # ---- TensorFlow, triton and torch in one process ---------------------------------------------------------------------
 
 SGD = "import torch; torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)"
-SEEN = f"import json, sys; seen = sorted({FRAMEWORKS!r} & sys.modules.keys())"
-DONE = "print(json.dumps(seen))"
+RECORD_FRAMEWORKS = f"import json, sys; loaded = sorted({FRAMEWORKS!r} & sys.modules.keys())"
+PRINT_FRAMEWORKS = "print(json.dumps(loaded))"
 
 
 @pytest.mark.case127
 @pytest.mark.case128
-def test_keras_then_torch():
-    program = f"import attzoo.keras\n{SEEN}\n{SGD}\n{DONE}"
-    assert set(told(program, KERAS_BACKEND="tensorflow")) <= {"keras", "tensorflow", "jax"}
+def test_optimizer_of_torch_works_after_attzoo_keras():
+    program = f"import attzoo.keras\n{RECORD_FRAMEWORKS}\n{SGD}\n{PRINT_FRAMEWORKS}"
+    assert set(output_of(program, KERAS_BACKEND="tensorflow")) <= {"keras", "tensorflow", "jax"}
 
 
 @pytest.mark.case127
-def test_torch_then_keras():
-    program = f"import attzoo.torch\n{SEEN}\nimport attzoo.keras\n{SGD}\n{DONE}"
-    assert told(program, KERAS_BACKEND="tensorflow") == ["torch"]
+def test_optimizer_of_torch_works_after_attzoo_torch_and_keras():
+    program = f"import attzoo.torch\n{RECORD_FRAMEWORKS}\nimport attzoo.keras\n{SGD}\n{PRINT_FRAMEWORKS}"
+    assert output_of(program, KERAS_BACKEND="tensorflow") == ["torch"]
 
 
 @pytest.mark.skipif(
     find_spec("triton") is None
     or version("triton").startswith("3.6.")
     or not version("tensorflow").startswith(("2.20.", "2.21.")),
-    reason="only TensorFlow 2.20 and 2.21 abort, and only where there is a Triton later than 3.6",
+    reason="needs TensorFlow 2.20 or 2.21, and Triton later than 3.6",
 )
 @pytest.mark.case127
-def test_without_our_guard_the_process_dies():
-    done = python("import tensorflow, triton")
-    assert done.returncode < 0, "the two tests above prove nothing here"
+def test_triton_after_tensorflow_aborts_the_process():
+    process = python("import tensorflow, triton")
+    assert process.returncode < 0, "the two tests above check nothing with these versions"
 
 
-# ---- what is not installed -------------------------------------------------------------------------------------------
+# ---- packages that are missing ------------------------------------------------------------------------------------
 
-ASK = """
+ERROR_OF = """
 import attzoo, json
 
-def refusal(function, *args, **kwargs):
+def error_of(function, *args, **kwargs):
     try:
         function(*args, **kwargs)
     except ModuleNotFoundError as err:
@@ -153,15 +155,16 @@ MISSING = '{name} is not installed, and backend="{backend}" needs it: pip instal
 
 
 def without(*absent):
-    return WITHOUT.format(absent=set(absent))
+    """Return a program that hides these packages."""
+    return HIDE_PACKAGES.format(absent=set(absent))
 
 
 @pytest.mark.case126
 @pytest.mark.case131
 @pytest.mark.case132
-def test_torch_alone():
-    """A torch-only machine with no home to write to and no network."""
-    said = told(without("keras", "tensorflow", "jax", "triton") + SEALED + ASK + """
+def test_attzoo_works_with_torch_only():
+    """Without Keras, a home folder and network."""
+    errors = output_of(without("keras", "tensorflow", "jax", "triton") + SANDBOX + ERROR_OF + """
 import torch
 from attzoo.torch import CBAM
 block = CBAM(8)
@@ -170,73 +173,73 @@ x = torch.randn(2, 8, 5, 5)
 assert torch.equal(twin(x), block(x))
 twin(x).sum().backward()
 torch.optim.SGD(twin.parameters(), 0.1).step()
-told = [refusal(attzoo.get, name, backend="keras") for name in attzoo.names()]
-told += [refusal(attzoo.create, "cbam", 8, backend="keras"), refusal(attzoo.convert, block, backend="keras")]
+errors = [error_of(attzoo.get, name, backend="keras") for name in attzoo.names()]
+errors += [error_of(attzoo.create, "cbam", 8, backend="keras"), error_of(attzoo.convert, block, backend="keras")]
 try:
     import attzoo.keras
 except ModuleNotFoundError as err:
     assert err.name == "keras", err
-print(json.dumps(told))
+print(json.dumps(errors))
 """, **NO_HOME)   # fmt: skip
-    assert set(said) == {MISSING.format(name="keras", backend="keras")}
-    assert len(said) == len(attzoo.names()) + 2
+    assert set(errors) == {MISSING.format(name="keras", backend="keras")}
+    assert len(errors) == len(attzoo.names()) + 2
 
 
 @pytest.mark.case126
 @pytest.mark.case131
 @pytest.mark.case132
-def test_keras_alone():
-    """A Keras-only machine (on TensorFlow) with no home to write to and no network."""
-    said = told(without("torch", "jax", "triton") + SEALED + ASK + """
+def test_attzoo_works_with_keras_only():
+    """With Keras on TensorFlow, without torch, a home folder and network."""
+    errors = output_of(without("torch", "jax", "triton") + SANDBOX + ERROR_OF + """
 from attzoo.keras import CBAM
 from attzoo.ops.keras import keras
 block = CBAM(8)
 twin = attzoo.convert(block, backend="keras")
 x = keras.random.normal((2, 5, 5, 8))
 assert (keras.ops.convert_to_numpy(twin(x)) == keras.ops.convert_to_numpy(block(x))).all()
-told = [refusal(attzoo.get, name, backend="torch") for name in attzoo.names()]
-told += [refusal(attzoo.create, "cbam", 8, backend="torch"), refusal(attzoo.convert, block, backend="torch")]
+errors = [error_of(attzoo.get, name, backend="torch") for name in attzoo.names()]
+errors += [error_of(attzoo.create, "cbam", 8, backend="torch"), error_of(attzoo.convert, block, backend="torch")]
 try:
     import attzoo.torch
 except ModuleNotFoundError as err:
     assert err.name == "torch", err
-print(json.dumps(told))
+print(json.dumps(errors))
 """, KERAS_BACKEND="tensorflow", **NO_HOME)   # fmt: skip
-    assert set(said) == {MISSING.format(name="torch", backend="torch")}
-    assert len(said) == len(attzoo.names()) + 2
+    assert set(errors) == {MISSING.format(name="torch", backend="torch")}
+    assert len(errors) == len(attzoo.names()) + 2
 
 
 @pytest.mark.parametrize("absent", ["tensorflow", "jax", "torch"])
 @pytest.mark.case126
-def test_keras_without_its_backend(absent):
-    program = without(absent) + ASK + 'print(json.dumps(refusal(attzoo.get, "eca", backend="keras")))'
-    assert told(program, KERAS_BACKEND=absent) == MISSING.format(name=absent, backend="keras")
+def test_error_without_the_backend_of_keras_names_it(absent):
+    program = without(absent) + ERROR_OF + 'print(json.dumps(error_of(attzoo.get, "eca", backend="keras")))'
+    assert output_of(program, KERAS_BACKEND=absent) == MISSING.format(name=absent, backend="keras")
 
 
 @pytest.mark.case131
 @pytest.mark.case132
-def test_no_framework_at_all():
-    program = without(*FRAMEWORKS, "triton") + SEALED + """
+def test_specs_work_without_any_framework():
+    program = without(*FRAMEWORKS, "triton") + SANDBOX + """
 import attzoo, json
 print(json.dumps({name: attzoo.get(name, backend="numpy").__name__ for name in attzoo.names()}))
 """
-    found = told(program, **NO_HOME)
-    assert found == {name: attzoo.get(name, backend="numpy").__name__ for name in attzoo.names()}
+    classes = output_of(program, **NO_HOME)
+    assert classes == {name: attzoo.get(name, backend="numpy").__name__ for name in attzoo.names()}
 
 
-@pytest.mark.parametrize("reach", [
-    "import socket; socket.create_connection(('localhost', 9))", "open('was-here', 'w')",
-    "os.open('was-here', os.O_CREAT)",
+@pytest.mark.parametrize("statement", [
+    "import socket; socket.create_connection(('localhost', 9))", "open('written', 'w')",
+    "os.open('written', os.O_CREAT)",
 ])   # fmt: skip
-def test_the_seal_holds(reach, tmp_path, monkeypatch):
+def test_sandbox_ends_programs_that_use_network_or_files(statement, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    done = python(SEALED + reach)
-    assert done.returncode == 3
-    assert done.stderr.startswith(("reached for the network: ", "wrote a file: was-here"))
-    assert not Path("was-here").exists()
+    process = python(SANDBOX + statement)
+    assert process.returncode == 3
+    assert process.stderr.startswith(("reached for the network: ", "wrote a file: written"))
+    assert not Path("written").exists()
 
 
-# ---- what is too old, or changes its mind ----------------------------------------------------------------------------
+# ---- versions and environment ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("got", "floor"), [
@@ -244,7 +247,7 @@ def test_the_seal_holds(reach, tmp_path, monkeypatch):
     ("3.13.1", "3.13.1"), ("3.14", "3.13.1"), ("3.15.1", "3.13.1"), ("10.0", "3.13.1"),
 ])   # fmt: skip
 @pytest.mark.case129
-def test_new_enough(got, floor):
+def test_require_accepts_versions_from_the_floor(got, floor):
     require("torch", got, floor)
 
 
@@ -253,13 +256,13 @@ def test_new_enough(got, floor):
     ("3.2.99", "3.13.1"),
 ])   # fmt: skip
 @pytest.mark.case129
-def test_too_old(got, floor):
+def test_require_refuses_older_versions(got, floor):
     with pytest.raises(ImportError) as caught:
         require("torch", got, floor)
     assert str(caught.value) == f"attzoo needs torch >= {floor}, got {got}"
 
 
-STUBS = {   # as much of an old framework as is looked at before its version is
+STUBS = {   # the parts of an old framework that are imported before its version is checked
     "torch": {"torch/__init__.py": "__version__ = '2.1.0'\nTensor = object", "torch/nn/__init__.py": "",
               "torch/nn/functional.py": ""},
     "keras": {"keras/__init__.py": "__version__ = '3.9.2'\nops = None", "triton.py": ""},
@@ -270,25 +273,25 @@ STUBS = {   # as much of an old framework as is looked at before its version is
     ("torch", "attzoo needs torch >= 2.6, got 2.1.0"), ("keras", "attzoo needs keras >= 3.13.1, got 3.9.2"),
 ])   # fmt: skip
 @pytest.mark.case129
-def test_a_framework_older_than_the_floor(backend, text, tmp_path):
+def test_old_framework_raises_import_error(backend, text, tmp_path):
     for path, content in STUBS[backend].items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(content)
     for program in (f"import attzoo; attzoo.get('eca', backend='{backend}')", f"import attzoo.{backend}"):
-        done = python(program, PYTHONPATH=str(tmp_path))
-        assert done.stderr.splitlines()[-1] == f"ImportError: {text}"
+        process = python(program, PYTHONPATH=str(tmp_path))
+        assert process.stderr.splitlines()[-1] == f"ImportError: {text}"
 
 
 @pytest.mark.case130
-def test_keras_backend_changed_after_import(monkeypatch, tmp_path):
+def test_change_of_keras_backend_after_import_has_no_effect(monkeypatch, tmp_path):
     block = attzoo.create("cbam", 8, backend="keras")
     from attzoo.ops.keras import keras
 
     running = keras.backend.backend()
     monkeypatch.setenv("KERAS_BACKEND", "jax" if running != "jax" else "tensorflow")
-    again = attzoo.convert(block, backend="keras")
-    attzoo.save(again, tmp_path / "cbam.safetensors")
+    twin = attzoo.convert(block, backend="keras")
+    attzoo.save(twin, tmp_path / "cbam.safetensors")
     x = keras.random.normal((2, 5, 5, 8))
-    for other in (again, attzoo.load(tmp_path / "cbam.safetensors", backend="keras")):
-        assert (keras.ops.convert_to_numpy(other(x)) == keras.ops.convert_to_numpy(block(x))).all()
+    for copied in (twin, attzoo.load(tmp_path / "cbam.safetensors", backend="keras")):
+        assert (keras.ops.convert_to_numpy(copied(x)) == keras.ops.convert_to_numpy(block(x))).all()
     assert keras.backend.backend() == running

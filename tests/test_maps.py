@@ -17,12 +17,12 @@ from attzoo.ops.keras import keras
 
 every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 BACKEND = keras.backend.backend()
-NAME = "skip" if BACKEND == "torch" else "skip.0"   # a dot is no letter of a name there
+NAME = "skip" if BACKEND == "torch" else "skip.0"   # with the torch backend, names may not contain a dot
 EAGERLY = "called eagerly, model\\(x\\)"
 
 
 class Holder(nn.Module):
-    """A model of somebody else's, with a block deep in it."""
+    """A third-party model with a nested block."""
 
     def __init__(self, block):
         super().__init__()
@@ -32,8 +32,8 @@ class Holder(nn.Module):
         return self.layer[1]["attention"](*inputs)
 
 
-class Deaf(nn.Module):
-    """A block of somebody else's, whose attention is a module of its own, and who counts what is asked of it."""
+class ModuleAttention(nn.Module):
+    """A third-party block whose attention is a module."""
 
     def __init__(self):
         super().__init__()
@@ -45,7 +45,7 @@ class Deaf(nn.Module):
 
 
 def net(**kwargs):
-    """A plain torch net with two blocks."""
+    """Return a torch network with two blocks."""
     torch.manual_seed(0)
     se = attzoo.create("se", 4, backend="torch", reduction=2)
     cbam = attzoo.create("cbam", 4, backend="torch", reduction=2, kernel_size=3)
@@ -53,6 +53,7 @@ def net(**kwargs):
 
 
 def keras_net(layout="channels_last"):
+    """Return a Keras model with two blocks."""
     space = (3, 8, 7) if layout == "channels_first" else (8, 7, 3)
     inputs = keras.Input(space)
     h = attzoo.create("spatial_attention", 3, backend="keras", kernel_size=3, data_format=layout, name="look")(inputs)
@@ -64,14 +65,14 @@ def image(seed=0):
 
 
 def functional(block, shapes, layout):
-    """A functional Keras model around a block, for inputs of these shapes, channels first."""
-    known = [shape[1:] if layout == "channels_first" else (*shape[2:], shape[1]) for shape in shapes]
-    inputs = [keras.Input(shape) for shape in known]
+    """Return a functional Keras model of a block, for inputs of these shapes, channels first."""
+    sample_shapes = [shape[1:] if layout == "channels_first" else (*shape[2:], shape[1]) for shape in shapes]
+    inputs = [keras.Input(shape) for shape in sample_shapes]
     return keras.Model(inputs, block(*inputs))
 
 
 def state(model):
-    """What the instances of a model hold, by identity."""
+    """Return the attributes of every part of a model, by identity."""
     parts = model._flatten_layers() if isinstance(model, keras.Layer) else model.modules()
     return [
         {name: (id(value), len(value) if isinstance(value, dict) else None) for name, value in vars(part).items()}
@@ -80,61 +81,61 @@ def state(model):
 
 
 def expected(block, inputs):
-    """Maps by path within a block: the parts' and their product, or its own."""
+    """Return the expected maps by path within a block. Assert that the maps of CBAM's parts multiply to its own."""
     if not hasattr(block, "channel"):
         return {"": adapter(backend_of(block)).attention(block, inputs)}
-    to = adapter(backend_of(block))
-    channel = to.attention(block.channel, inputs)
-    spatial = to.attention(block.spatial, [inputs[0] * channel])
-    np.testing.assert_allclose(channel * spatial, to.attention(block, inputs), rtol=1e-6)
+    framework = adapter(backend_of(block))
+    channel = framework.attention(block.channel, inputs)
+    spatial = framework.attention(block.spatial, [inputs[0] * channel])
+    np.testing.assert_allclose(channel * spatial, framework.attention(block, inputs), rtol=1e-6)
     return {".channel": channel, ".spatial": spatial}
 
 
-# ---- what is heard ---------------------------------------------------------------------------------
+# ---- recorded maps ---------------------------------------------------------------------------------
 
 
 @every_sample
-def test_torch_models_tell_what_every_kind_of_block_attends_to(sample):
+def test_maps_of_torch_models_equal_the_coefficients_of_their_blocks(sample):
     torch.manual_seed(0)
     block, x = sample.create("torch").eval(), [a.astype(np.float32) for a in sample.arrays()]
     model, tensors = Holder(block), [torch.from_numpy(a) for a in x]
-    before, there = model(*tensors), state(model)
+    before, state_before = model(*tensors), state(model)
     with attzoo.attention_maps(model) as seen:
         assert torch.equal(model(*tensors), before)
-    assert state(model) == there
-    wanted = {f"layer.1.attention{path}": a for path, a in expected(block, x).items()}
-    assert list(seen) == list(wanted)
-    for path, a in wanted.items():
+    assert state(model) == state_before
+    correct = {f"layer.1.attention{path}": a for path, a in expected(block, x).items()}
+    assert list(seen) == list(correct)
+    for path, a in correct.items():
         assert seen[path].dtype == np.float32
         np.testing.assert_array_equal(seen[path], a)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
 @every_sample
-def test_functional_keras_models_too_in_either_layout(sample, layout):
+def test_maps_of_functional_keras_models_in_both_layouts(sample, layout):
     keras.utils.set_random_seed(0)
     block = sample.create("keras", data_format=layout, name=NAME)
     x = [a.astype(np.float32) for a in sample.arrays()]
     model = functional(block, [a.shape for a in x], layout)
     tensors = [a if layout == "channels_first" else np.moveaxis(a, 1, -1) for a in x]
-    before, there = keras.ops.convert_to_numpy(model(tensors)), state(model)
+    before, state_before = keras.ops.convert_to_numpy(model(tensors)), state(model)
     with attzoo.attention_maps(model) as seen:
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(tensors)), before)
-    assert state(model) == there
-    wanted = {f"{block.name}{path}": a for path, a in expected(block, x).items()}
-    assert list(seen) == list(wanted)
-    for path, a in wanted.items():
+    assert state(model) == state_before
+    correct = {f"{block.name}{path}": a for path, a in expected(block, x).items()}
+    assert list(seen) == list(correct)
+    for path, a in correct.items():
         np.testing.assert_allclose(seen[path], a, rtol=1e-6)
 
 
 @pytest.mark.parametrize("block", [None, "cbam"])
-def test_a_unet_tells_the_same_in_both_frameworks(block):
+def test_unet_has_the_same_maps_in_both_frameworks(block):
     torch.manual_seed(0)
     options = {"block": block, "block_options": {"reduction": 2, "kernel_size": 3}} if block else {}
-    first = attzoo.create("unet", 3, 2, (4, 4, 4), backend="torch", **options)
-    other = attzoo.convert(first, backend="keras")
+    torch_unet = attzoo.create("unet", 3, 2, (4, 4, 4), backend="torch", **options)
+    keras_unet = attzoo.convert(torch_unet, backend="keras")
     seen = {}
-    for model in (first, other):
+    for model in (torch_unet, keras_unet):
         backend = backend_of(model)
         with attzoo.attention_maps(model) as seen[backend]:
             adapter(backend).forward(model, [image()], training=False)
@@ -147,24 +148,25 @@ def test_a_unet_tells_the_same_in_both_frameworks(block):
         np.testing.assert_allclose(seen["keras"][path], a, atol=1e-5)
 
 
-def test_coefficients_are_computed_once_and_gradients_stay(monkeypatch):
+def test_coefficients_are_computed_once_and_gradients_are_unchanged(monkeypatch):
     model, x = net(), torch.from_numpy(image()).requires_grad_()
-    wanted = torch.autograd.grad(model(x).square().sum(), [x, *model.parameters()])
+    correct = torch.autograd.grad(model(x).square().sum(), [x, *model.parameters()])
     counts, se = [], type(model[1])
     compute = se.attention
     monkeypatch.setattr(se, "attention", lambda self, x: counts.append(1) or compute(self, x))
     with attzoo.attention_maps(model) as seen:
         y = model(x)
     assert counts == [1]
-    for got, want in zip(torch.autograd.grad(y.square().sum(), [x, *model.parameters()]), wanted, strict=True):
-        assert torch.equal(got, want)
-    seen["1"][:] = 7   # a copy: nothing of the model's is seen through it
+    gradients = torch.autograd.grad(y.square().sum(), [x, *model.parameters()])
+    for gradient, expected_gradient in zip(gradients, correct, strict=True):
+        assert torch.equal(gradient, expected_gradient)
+    seen["1"][:] = 7   # a copy, so the model does not change
     with attzoo.attention_maps(model) as again:
         assert torch.equal(model(x), y)
     assert again["1"].max() < 1
 
 
-def test_the_latest_call_wins_and_of_a_shared_block_its_last_place():
+def test_map_is_that_of_the_latest_call_and_last_use_of_a_block():
     se, x = attzoo.create("se", 4, backend="torch", reduction=2), [torch.rand(n, 4, 5, 5) for n in (1, 2)]
     model = nn.Sequential(se, nn.Conv2d(4, 4, 1), se)
     with attzoo.attention_maps(model) as seen:
@@ -172,11 +174,11 @@ def test_the_latest_call_wins_and_of_a_shared_block_its_last_place():
         assert seen["0"].shape == (1, 4, 1, 1)
         model(x[1])
     assert list(seen) == ["0"]
-    wanted = se.attention(model[:2](x[1])).detach().numpy()
-    np.testing.assert_array_equal(seen["0"], wanted)
+    correct = se.attention(model[:2](x[1])).detach().numpy()
+    np.testing.assert_array_equal(seen["0"], correct)
 
 
-def test_a_keras_block_in_two_models_has_its_first_path():
+def test_path_of_a_shared_keras_block_is_its_first():
     inner = keras_net()
     inputs = keras.Input((8, 7, 3))
     model = keras.Model(inputs, keras.Sequential([inner], name="again")(inner(inputs)))
@@ -184,35 +186,35 @@ def test_a_keras_block_in_two_models_has_its_first_path():
         model(np.moveaxis(image(), 1, -1))
     assert list(seen) == [f"{inner.name}.look", f"{inner.name}.weigh"]
     x = np.moveaxis(keras.ops.convert_to_numpy(inner(np.moveaxis(image(), 1, -1))), -1, 1)
-    wanted = adapter("keras").attention(inner.get_layer("look"), [x])
-    np.testing.assert_allclose(seen[f"{inner.name}.look"], wanted, rtol=1e-6)
+    correct = adapter("keras").attention(inner.get_layer("look"), [x])
+    np.testing.assert_allclose(seen[f"{inner.name}.look"], correct, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "wanted"),
+    ("dtype", "correct"),
     [(torch.float16, np.float32), (torch.bfloat16, np.float32), (torch.float64, np.float64)],
     ids=str,
 )
-def test_arrays_are_of_single_precision_at_least(dtype, wanted):
+def test_maps_are_float32_or_float64(dtype, correct):
     model, x = net().to(dtype), torch.from_numpy(image()).to(dtype)
     with attzoo.attention_maps(model) as seen:
         model(x)
-    assert {a.dtype for a in seen.values()} == {np.dtype(wanted)}
+    assert {a.dtype for a in seen.values()} == {np.dtype(correct)}
     np.testing.assert_array_equal(seen["1"], model[1].attention(model[0](x)).detach().to(torch.float64).numpy())
 
 
-def test_autocast_and_data_parallel():
+def test_maps_with_autocast_and_data_parallel():
     model = nn.DataParallel(net())
     with attzoo.attention_maps(model) as seen, torch.autocast("cpu", dtype=torch.bfloat16):
         model(torch.from_numpy(image()))
     assert list(seen) == ["module.1", "module.3.channel", "module.3.spatial"]
     assert {a.dtype for a in seen.values()} == {np.dtype(np.float32)}
-    model.device_ids = [0, 1]   # as where there are two GPUs
+    model.device_ids = [0, 1]   # as on a machine with two GPUs
     with pytest.raises(ValueError, match="on one device, got DataParallel on 2"), attzoo.attention_maps(model):
         raise AssertionError
 
 
-def test_keras_models_that_are_subclassed_nested_or_not_built_yet():
+def test_maps_of_subclassed_nested_and_unbuilt_keras_models():
     class Model(keras.Model):
         def __init__(self):
             super().__init__()
@@ -235,55 +237,55 @@ def test_keras_models_that_are_subclassed_nested_or_not_built_yet():
     assert seen[f"{name}.same"].shape == (2, 3, 1, 1)
 
 
-def test_a_block_alone_and_one_with_an_attention_of_its_own():
+def test_maps_of_a_single_block_and_of_blocks_with_their_own_attention():
     se = attzoo.create("se", 3, backend="torch")
     with attzoo.attention_maps(se) as seen:
         se(torch.from_numpy(image()))
     assert list(seen) == [""]
-    model = nn.Sequential(Deaf())
+    model = nn.Sequential(ModuleAttention())
     with attzoo.attention_maps(model) as seen:
         model(torch.from_numpy(image()))
     assert seen["0"].shape == (2, 1, 8, 7)
     assert isinstance(model[0].attention, nn.Sequential)
-    mine = model[0].attention
-    vars(model[0])["attention"] = mine.forward   # and one who has it on the instance, as a Keras layer's parts are
+    attention = model[0].attention
+    vars(model[0])["attention"] = attention.forward   # an attribute of the instance, as in Keras
     with attzoo.attention_maps(model) as seen:
         model(torch.from_numpy(image()))
-    assert vars(model[0])["attention"] == mine.forward
+    assert vars(model[0])["attention"] == attention.forward
 
 
-def test_an_attention_on_a_keras_instance_is_put_back():
+def test_attention_attribute_of_a_keras_instance_is_restored():
     model = keras_net()
-    mine = model.layers[1].attention
-    vars(model.layers[1])["attention"] = mine
+    attention = model.layers[1].attention
+    vars(model.layers[1])["attention"] = attention
     with attzoo.attention_maps(model) as seen:
         model(np.moveaxis(image(), 1, -1))
-    assert vars(model.layers[1])["attention"] is mine
+    assert vars(model.layers[1])["attention"] is attention
     assert "look" in seen
 
 
-# ---- nothing is left behind ------------------------------------------------------------------------
+# ---- the model is unchanged ------------------------------------------------------------------------
 
 
-def test_errors_pass_and_nothing_stays():
+def test_errors_propagate_and_the_model_is_restored():
     model = net()
     model(torch.from_numpy(image()))
-    there = state(model)
+    state_before = state(model)
     with pytest.raises(ZeroDivisionError), attzoo.attention_maps(model):
         1 / len(model(torch.from_numpy(image()))[:0])
-    assert state(model) == there
+    assert state(model) == state_before
     with pytest.raises(RuntimeError, match="channels"), attzoo.attention_maps(model):
         model(torch.rand(1, 5, 8, 8))
-    assert state(model) == there
-    with pytest.raises(ZeroDivisionError), attzoo.attention_maps(model):   # before anything was heard
+    assert state(model) == state_before
+    with pytest.raises(ZeroDivisionError), attzoo.attention_maps(model):   # before any call
         raise ZeroDivisionError
-    assert state(model) == there
+    assert state(model) == state_before
 
 
-def test_listeners_nest_and_may_leave_in_any_order():
+def test_recordings_may_be_nested_and_end_in_any_order():
     model, x = net(), torch.from_numpy(image())
     model(x)
-    there = state(model)
+    state_before = state(model)
     with attzoo.attention_maps(model) as outer:
         with attzoo.attention_maps(model[1]) as inner:
             model(x)
@@ -291,27 +293,27 @@ def test_listeners_nest_and_may_leave_in_any_order():
             model(2 * x)
     np.testing.assert_array_equal(inner[""], model[1].attention(model[0](x)).detach().numpy())
     np.testing.assert_array_equal(outer["1"], model[1].attention(model[0](2 * x)).detach().numpy())
-    assert state(model) == there
-    one, two = attzoo.attention_maps(model), attzoo.attention_maps(model)
-    first, second = one.__enter__(), two.__enter__()
+    assert state(model) == state_before
+    first_context, second_context = attzoo.attention_maps(model), attzoo.attention_maps(model)
+    first, second = first_context.__enter__(), second_context.__enter__()
     model(x)
-    one.__exit__(None, None, None)
+    first_context.__exit__(None, None, None)
     model(2 * x)
-    two.__exit__(None, None, None)
+    second_context.__exit__(None, None, None)
     np.testing.assert_array_equal(first["1"], inner[""])
     np.testing.assert_array_equal(second["1"], outer["1"])
-    assert state(model) == there
+    assert state(model) == state_before
 
 
 # ---- threads and copies ----------------------------------------------------------------------------
 
 
 def models():
-    """A net in each framework, and how it is called."""
-    torch_net, other = net(), keras_net()
+    """Return a network and a function that calls it, for each framework."""
+    torch_net, keras_model = net(), keras_net()
     return [
         (torch_net, lambda model, x: model(torch.from_numpy(x))),
-        (other, lambda model, x: model(np.moveaxis(x, 1, -1))),
+        (keras_model, lambda model, x: model(np.moveaxis(x, 1, -1))),
     ]
 
 
@@ -319,35 +321,37 @@ every_framework = pytest.mark.parametrize("framework", [0, 1], ids=["torch", "ke
 
 
 def record(model, call, x):
+    """Return the maps of one call."""
     with attzoo.attention_maps(model) as seen:
         call(model, x)
     return dict(seen)
 
 
-def assert_equal(got, wanted):
-    assert list(got) == list(wanted)
-    for path, array in wanted.items():
+def assert_equal(got, correct):
+    """Assert that maps have the same paths in the same order and equal arrays."""
+    assert list(got) == list(correct)
+    for path, array in correct.items():
         np.testing.assert_array_equal(got[path], array)
 
 
 @every_framework
-def test_calls_of_another_thread_are_not_recorded(framework):
+def test_calls_in_other_threads_are_not_recorded(framework):
     model, call = models()[framework]
-    wanted = record(model, call, image())
+    correct = record(model, call, image())
     with attzoo.attention_maps(model) as seen:
         in_thread(lambda: call(model, image(1)))
         assert not seen
         call(model, image())
         in_thread(lambda: call(model, image(1)))
-    assert_equal(seen, wanted)
+    assert_equal(seen, correct)
     with pytest.raises(ValueError, match="calls of other threads are not recorded"), attzoo.attention_maps(model):
         in_thread(lambda: call(model, image()))
 
 
 @every_framework
-def test_eight_threads_record_each_their_own_calls(framework):
+def test_each_of_eight_threads_records_its_own_calls(framework):
     model, call = models()[framework]
-    there, seen, barrier = state(model), {}, threading.Barrier(8)
+    state_before, seen, barrier = state(model), {}, threading.Barrier(8)
 
     def work(i):
         with attzoo.attention_maps(model) as seen[i]:
@@ -361,28 +365,29 @@ def test_eight_threads_record_each_their_own_calls(framework):
         thread.start()
     for thread in threads:
         thread.join()
-    assert [set(each) for each in state(model)] == [set(each) for each in there]
+    assert [set(attributes) for attributes in state(model)] == [set(attributes) for attributes in state_before]
     for i in range(8):
         assert_equal(seen[i], record(model, call, image(i)))
 
 
 @every_framework
-def test_a_copy_of_the_context_is_recorded_until_the_end(framework):
+def test_calls_in_a_copy_of_the_context_are_recorded_until_the_end(framework):
     model, call = models()[framework]
-    wanted = record(model, call, image())
+    correct = record(model, call, image())
     with attzoo.attention_maps(model) as seen:
         context = copy_context()
         in_thread(lambda: context.run(call, model, image()))
-        assert_equal(seen, wanted)
+        assert_equal(seen, correct)
     in_thread(lambda: context.run(call, model, image(1)))
     context.run(call, model, image(1))
-    with attzoo.attention_maps(model):   # whose taps the old context meets
+    with attzoo.attention_maps(model):   # the old context runs through its taps
         call(model, image(1))
         context.run(call, model, image(1))
-    assert_equal(seen, wanted)
+    assert_equal(seen, correct)
 
 
-def saved(model):
+def save_and_load(model):
+    """Return a copy of a model through torch.save."""
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
@@ -390,18 +395,19 @@ def saved(model):
 
 
 def clone(model):
+    """Return a clone of a Keras model with the same weights."""
     twin = keras.models.clone_model(model)
     twin.set_weights(model.get_weights())
     return twin
 
 
-COPIES = {   # framework, and what copies a model
+COPIES = {   # framework, and function that copies a model
     "deepcopy": (0, copy.deepcopy),
     "pickle": (0, lambda model: pickle.loads(pickle.dumps(model))),
-    "torch.save": (0, saved),
+    "torch.save": (0, save_and_load),
     "copy": (0, lambda model: nn.Sequential(model[0], copy.copy(model[1]), model[2], copy.deepcopy(model[3]))),
     "averaged": (0, lambda model: torch.optim.swa_utils.AveragedModel(model).module),
-    "deepcopy of Keras's": (1, copy.deepcopy),
+    "deepcopy in Keras": (1, copy.deepcopy),
     "clone_model": (1, clone),
 }
 
@@ -410,22 +416,22 @@ COPIES = {   # framework, and what copies a model
 def test_copies_made_inside_are_not_recorded(kind):
     framework, make = COPIES[kind]
     model, call = models()[framework]
-    wanted, y = record(model, call, image()), call(model, image())
+    correct, y = record(model, call, image()), call(model, image())
     with attzoo.attention_maps(model) as seen:
         call(model, image())
         twin = make(model)
         call(twin, image(1))
-        assert_equal(seen, wanted)
+        assert_equal(seen, correct)
     call(twin, image(1))
-    assert_equal(seen, wanted)
+    assert_equal(seen, correct)
     assert np.array_equal(*(z.detach() if framework == 0 else z for z in (call(twin, image()), y)))
     parts = twin._flatten_layers() if framework else twin.modules()
     assert not any({"attention", "__reduce_ex__"} & set(vars(part)) for part in parts)
-    assert_equal(record(twin, call, image()), wanted)
+    assert_equal(record(twin, call, image()), correct)
 
 
-def test_a_copy_keeps_what_its_owner_had_put_there():
-    class Mine:
+def test_copies_keep_a_replaced_attention():
+    class Replacement:
         def __init__(self, block):
             self.block = block
 
@@ -433,18 +439,18 @@ def test_a_copy_keeps_what_its_owner_had_put_there():
             return type(self.block).attention(self.block, x) * 0
 
     model = net()
-    vars(model[1])["attention"] = Mine(model[1])
+    vars(model[1])["attention"] = Replacement(model[1])
     with attzoo.attention_maps(model) as seen:
         twin = copy.deepcopy(model)
         model(torch.from_numpy(image()))
-    assert isinstance(vars(twin[1])["attention"], Mine)
+    assert isinstance(vars(twin[1])["attention"], Replacement)
     assert vars(twin[1])["attention"].block is twin[1]
     assert not twin(torch.from_numpy(image())).isnan().any()
     assert not seen["1"].any()
 
 
-class Copied(Deaf):
-    """A block that copies itself."""
+class Copied(ModuleAttention):
+    """A block with its own __deepcopy__."""
 
     def __deepcopy__(self, memo):
         twin = type(self)()
@@ -452,7 +458,7 @@ class Copied(Deaf):
         return twin
 
 
-def test_a_copy_by_its_own_rule_is_not_recorded():
+def test_copies_by_a_custom_deepcopy_are_not_recorded():
     model = nn.Sequential(Copied())
     x = [torch.from_numpy(image(i)) for i in (0, 1)]
     with attzoo.attention_maps(model) as seen:
@@ -469,8 +475,7 @@ def test_a_copy_by_its_own_rule_is_not_recorded():
 
 
 @pytest.mark.parametrize("name", ["cbam", "attention_gate"])
-def test_another_thread_keeps_the_quick_form(name):
-    """What passes are taken is not changed by those who record elsewhere."""
+def test_other_threads_keep_the_fast_form(name):
     from attzoo.blocks.attention_gate import cpu as gate_cpu
     from attzoo.fast import cpu
 
@@ -492,19 +497,19 @@ def test_another_thread_keeps_the_quick_form(name):
         assert calls == [1]
 
 
-# ---- what cannot be heard --------------------------------------------------------------------------
+# ---- calls without values --------------------------------------------------------------------------
 
 
-def test_refusals():
+def test_models_without_blocks_raise():
     with pytest.raises(TypeError, match="expected a model of torch or Keras, got str"), attzoo.attention_maps("net"):
         raise AssertionError
     for model in (nn.Sequential(nn.Linear(2, 2)), keras.Sequential([keras.layers.Dense(2)])):
-        wanted = "expected a model that holds attention blocks, got a Sequential without any"
-        with pytest.raises(ValueError, match=wanted), attzoo.attention_maps(model):
+        correct = "expected a model that holds attention blocks, got a Sequential without any"
+        with pytest.raises(ValueError, match=correct), attzoo.attention_maps(model):
             raise AssertionError
 
 
-def test_a_path_that_is_not_there():
+def test_unknown_path_raises_key_error():
     model = net()
     with attzoo.attention_maps(model) as seen:
         with pytest.raises(KeyError, match=EAGERLY):
@@ -514,9 +519,9 @@ def test_a_path_that_is_not_there():
         seen["3"]
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason=f"TensorFlow's own, and this is {BACKEND}")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason=f"needs Keras on TensorFlow, got {BACKEND}")
 @pytest.mark.parametrize("traced_before", [False, True])
-def test_traced_keras_calls_are_one_clear_error(traced_before):
+def test_traced_keras_calls_raise(traced_before):
     import tensorflow as tf
 
     model, x = keras_net(), np.moveaxis(image(), 1, -1)
@@ -525,32 +530,33 @@ def test_traced_keras_calls_are_one_clear_error(traced_before):
     for call in calls:
         if traced_before:
             call()
-        there = state(model)
+        state_before = state(model)
         with pytest.raises(ValueError, match=EAGERLY), attzoo.attention_maps(model):
             call()
-        assert [set(each) for each in state(model)][1:] == [set(each) for each in there][1:]
+        names, names_before = ([set(attributes) for attributes in parts] for parts in (state(model), state_before))
+        assert names[1:] == names_before[1:]
         assert np.isfinite(call()).all() if call is calls[0] else True
 
 
-def test_traced_torch_calls_are_one_clear_error():
+def test_traced_torch_calls_raise():
     model, x = net(), torch.from_numpy(image())
     with pytest.raises(ValueError, match=EAGERLY), attzoo.attention_maps(model):
-        torch.export.export(model, (x,), strict=False)   # the default but in torch 2.6, whose strict one fails itself
+        torch.export.export(model, (x,), strict=False)   # strict export fails in torch 2.6
     with pytest.raises(ValueError, match=EAGERLY), attzoo.attention_maps(model):
-        pass   # nothing was called at all
+        pass   # no call
     with attzoo.attention_maps(model) as seen:
         model(x)
     assert len(seen) == 3
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")   # torch's own use, by jvp
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")   # used by torch in jvp
 @pytest.mark.parametrize("call", [
     lambda model, x: torch.vmap(model)(x[None]),
     lambda model, x: torch.func.grad(lambda x: model(x).sum())(x),
     lambda model, x: torch.func.jvp(model, (x,), (x,)),
     lambda model, x: under_fake_tensors(model, x),
 ], ids=["vmap", "grad", "jvp", "fake tensors"])   # fmt: skip
-def test_transformed_torch_calls_are_one_clear_error(call):
+def test_transformed_torch_calls_raise(call):
     model, x = net().eval(), torch.from_numpy(image())
     with pytest.raises(ValueError, match=EAGERLY), attzoo.attention_maps(model):
         call(model, x)
@@ -563,8 +569,8 @@ def under_fake_tensors(model, x):
         model(mode.from_tensor(x))
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason=f"Keras on torch, and this is {BACKEND}")
-def test_a_torch_model_that_holds_a_block_of_keras():
+@pytest.mark.skipif(BACKEND != "torch", reason=f"needs Keras on torch, got {BACKEND}")
+def test_maps_of_a_keras_block_in_a_torch_model():
     block = attzoo.create("spatial_attention", 3, backend="keras")
     model, x = nn.ModuleDict({"b": block}), torch.rand(1, 5, 6, 3)
     with attzoo.attention_maps(model) as maps:
@@ -572,7 +578,7 @@ def test_a_torch_model_that_holds_a_block_of_keras():
     assert maps["b"].shape == (1, 1, 5, 6)
 
 
-def test_compiled_torch_models_run_eagerly_inside():
+def test_compiled_torch_models_run_eagerly_while_recorded():
     torch.compiler.reset()
     model, x = net().eval(), torch.from_numpy(image())
     ran = []
@@ -588,14 +594,14 @@ def test_compiled_torch_models_run_eagerly_inside():
     assert ran == [1]
     assert list(seen) == [f"_orig_mod.{path}" for path in ("1", "3.channel", "3.spatial")]
     assert torch.equal(compiled(x), y)
-    assert ran == [1, 1]   # and compiled again outside
-    one, two = attzoo.attention_maps(model), attzoo.attention_maps(model)
-    one.__enter__()
-    seen = two.__enter__()
+    assert ran == [1, 1]   # compiled again afterwards
+    first_context, second_context = attzoo.attention_maps(model), attzoo.attention_maps(model)
+    first_context.__enter__()
+    seen = second_context.__enter__()
     compiled(x)
-    one.__exit__(None, None, None)
+    first_context.__exit__(None, None, None)
     compiled(2 * x)
-    two.__exit__(None, None, None)
+    second_context.__exit__(None, None, None)
     assert ran == [1, 1]
     np.testing.assert_array_equal(seen["1"], model[1].attention(model[0](2 * x)).detach().numpy())
     compiled(x)

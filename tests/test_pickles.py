@@ -66,7 +66,7 @@ def test_pickle_with_reduction_and_reduced_channels_can_be_loaded_and_saved(pick
     net = unet((4, 8), block="se")
     options = tuple({**level, "reduction": 16} for level in net.spec.block_options)
     object.__setattr__(net.spec, "block_options", options)
-    with pytest.raises(ValueError, match="reduction says how reduced_channels follows"):
+    with pytest.raises(ValueError, match="expected reduction or reduced_channels, not both"):
         attzoo.save(net, tmp_path / "a.safetensors")
     twin = pickle.loads(pickle_old(net))
     assert_same(net, twin, (2, 1, 8, 8))

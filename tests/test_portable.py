@@ -1,4 +1,4 @@
-"""Weights that travel: as arrays, into a twin, as a file; and what a file may try."""
+"""Weights as arrays, converted blocks and files; malicious and damaged files."""
 
 import io
 import json
@@ -24,35 +24,37 @@ import attzoo
 from attzoo import portable
 
 BACKENDS = ("torch", "keras")
-# Name: block, arguments, canonical names with shapes
+# test id -> block, arguments, shapes by canonical name
 WEIGHTS = {f"{block}-{label}".rstrip("-"): (block, *row) for (block, label), row in table("ARRAYS").items()}
 every_block = pytest.mark.parametrize("key", WEIGHTS)
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
-from_one_to_other = pytest.mark.parametrize(("backend", "other"), [(a, b) for a in BACKENDS for b in BACKENDS])
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+every_pair_of_backends = pytest.mark.parametrize(("backend", "other"), [(a, b) for a in BACKENDS for b in BACKENDS])
 
 
 def build(key, backend, dtype="float32"):
-    """A block whose every array, norms and their statistics too, has left its start."""
+    """Return a block with random arrays, including the statistics of norms."""
     name, arguments, shapes = WEIGHTS[key]
     if backend == "torch":
         block = attzoo.create(name, backend="torch", **arguments).to(getattr(torch, dtype))
     else:
         block = attzoo.create(name, backend="keras", dtype=dtype, **arguments)
     rng = np.random.default_rng(0)
-    kind = np.float16 if dtype in ("float16", "bfloat16") else dtype
+    array_dtype = np.float16 if dtype in ("float16", "bfloat16") else dtype
     numbers = {name: rng.integers(1, 9, size=shape) / 8 for name, shape in shapes.items()}   # exact in every dtype
     if dtype in ("float32", "float64"):
         numbers = {name: rng.uniform(0.1, 2, size=shape) for name, shape in shapes.items()}
-    attzoo.load_weights(block, {name: array.astype(kind) for name, array in numbers.items()})
+    attzoo.load_weights(block, {name: array.astype(array_dtype) for name, array in numbers.items()})
     return block
 
 
 def same(a, b):
+    """Whether two dictionaries have equal arrays of equal dtypes."""
     return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) and a[n].dtype == b[n].dtype for n in a)
 
 
 @pytest.fixture
 def path(tmp_path):
+    """Path of a file that does not exist."""
     return tmp_path / "block.safetensors"
 
 
@@ -60,61 +62,61 @@ def path(tmp_path):
 
 
 @every_block
-@each_backend
-def test_names_and_shapes(key, backend):
-    found = attzoo.weights(build(key, backend))
-    assert {name: array.shape for name, array in found.items()} == WEIGHTS[key][2]
-    assert {array.dtype.name for array in found.values()} == {"float32"}
+@every_backend
+def test_weights_have_canonical_names_and_shapes(key, backend):
+    arrays = attzoo.weights(build(key, backend))
+    assert {name: array.shape for name, array in arrays.items()} == WEIGHTS[key][2]
+    assert {array.dtype.name for array in arrays.values()} == {"float32"}
 
 
 @every_block
-@each_backend
+@every_backend
 @pytest.mark.case83
-def test_what_is_loaded_is_what_is_read(key, backend):
+def test_weights_returns_the_loaded_arrays(key, backend):
     block = build(key, backend)
     rng = np.random.default_rng(1)
     arrays = {name: rng.uniform(0.1, 2, size=shape).astype("f4") for name, shape in WEIGHTS[key][2].items()}
-    attzoo.load_weights(block, dict(reversed(arrays.items())))   # by name: order is nothing
+    attzoo.load_weights(block, dict(reversed(arrays.items())))   # the order does not matter
     assert same(attzoo.weights(block), arrays)
 
 
-@each_backend
+@every_backend
 def test_weights_are_copies(backend):
     block = build("cbam", backend)
     before = attzoo.weights(block)
     for array in attzoo.weights(block).values():
         array.fill(7)
-    given = attzoo.weights(block)
-    attzoo.load_weights(block, given)
-    for array in given.values():
+    loaded = attzoo.weights(block)
+    attzoo.load_weights(block, loaded)
+    for array in loaded.values():
         array.fill(7)
     assert same(attzoo.weights(block), before)
 
 
-@each_backend
+@every_backend
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("key", ["cbam", "attention_gate-3d"])
-def test_other_dtypes(key, dtype, backend, path):
+def test_weights_convert_and_files_of_other_dtypes(key, dtype, backend, path):
     block = build(key, backend, dtype)
-    found = attzoo.weights(block)
-    held = "float32" if dtype == "bfloat16" else dtype   # NumPy has no bfloat16
-    assert {array.dtype.name for array in found.values()} == {held}
-    attzoo.load_weights(block, found)
-    assert same(attzoo.weights(block), found)
+    arrays = attzoo.weights(block)
+    array_dtype = "float32" if dtype == "bfloat16" else dtype   # NumPy has no bfloat16
+    assert {array.dtype.name for array in arrays.values()} == {array_dtype}
+    attzoo.load_weights(block, arrays)
+    assert same(attzoo.weights(block), arrays)
     for other in BACKENDS:
         twin = attzoo.convert(block, backend=other)
         assert portable.adapter(other).dtype(twin) == dtype
-        assert same(attzoo.weights(twin), found)
+        assert same(attzoo.weights(twin), arrays)
     attzoo.save(block, path)
     for other in BACKENDS:
-        again = attzoo.load(path, backend=other)
-        assert portable.adapter(other).dtype(again) == held
-        assert same(attzoo.weights(again), found)
+        loaded = attzoo.load(path, backend=other)
+        assert portable.adapter(other).dtype(loaded) == array_dtype
+        assert same(attzoo.weights(loaded), arrays)
 
 
-@each_backend
+@every_backend
 @pytest.mark.parametrize("layout", [">f4", "f2", "strided", "readonly"])
-def test_arrays_of_any_make(layout, backend):
+def test_arrays_of_every_memory_layout_are_loaded(layout, backend):
     block = build("se", backend)
     arrays = attzoo.weights(block)
     if layout == "strided":
@@ -129,10 +131,11 @@ def test_arrays_of_any_make(layout, backend):
 
 
 def changed(name, change):
+    """Return a function that changes one array."""
     return lambda arrays: arrays | {name: change(arrays[name])}
 
 
-REFUSED = {   # what is done to the right arrays of an SE of 32 channels, the error, what it says
+INVALID_ARRAYS = {   # change to the arrays of an SE of 32 channels, type of the error, its message
     "missing": (lambda a: {n: a[n] for n in list(a)[:-1]}, ValueError, "missing excite.bias$"),
     "none": (lambda a: {}, ValueError, "missing excite.bias, excite.weight, squeeze.bias, squeeze.weight$"),
     "misspelt": (
@@ -161,22 +164,22 @@ REFUSED = {   # what is done to the right arrays of an SE of 32 channels, the er
 CASE = {"missing": 84, "surplus": 85, "transposed": 86, "float64": 87, "integer": 88, "nan": 89, "traversal": 117}
 
 
-@each_backend
+@every_backend
 @pytest.mark.parametrize(
-    "what", [pytest.param(w, marks=getattr(pytest.mark, f"case{CASE[w]}") if w in CASE else ()) for w in REFUSED]
+    "key", [pytest.param(k, marks=getattr(pytest.mark, f"case{CASE[k]}") if k in CASE else ()) for k in INVALID_ARRAYS]
 )
-def test_all_or_nothing(what, backend):
-    change, error, message = REFUSED[what]
+def test_invalid_arrays_raise_and_change_nothing(key, backend):
+    change, error, message = INVALID_ARRAYS[key]
     block = build("se", backend)
     before = attzoo.weights(block)
-    others = {name: array / 2 for name, array in before.items()}   # would be seen if any of them got in
+    arrays = {name: array / 2 for name, array in before.items()}   # differ from those of the block
     with pytest.raises(error, match=message):
-        attzoo.load_weights(block, change(others))
+        attzoo.load_weights(block, change(arrays))
     assert same(attzoo.weights(block), before)
 
 
-@each_backend
-def test_bfloat16_is_not_rounded_to(backend):
+@every_backend
+def test_arrays_are_not_rounded_to_bfloat16(backend):
     block = build("eca", backend, "bfloat16")
     before = attzoo.weights(block)
     with pytest.raises(ValueError, match="fit in bfloat16, got float32: cast"):
@@ -186,20 +189,20 @@ def test_bfloat16_is_not_rounded_to(backend):
     assert attzoo.weights(block)["conv.weight"][2] == 1 + 2**-7
 
 
-@pytest.mark.parametrize("what", [None, "se", nn.Linear(2, 2), {"conv.weight": np.zeros(3)}], ids=repr)
-def test_only_blocks_have_weights(what, path):
+@pytest.mark.parametrize("value", [None, "se", nn.Linear(2, 2), {"conv.weight": np.zeros(3)}], ids=repr)
+def test_other_objects_than_blocks_raise(value, path):
     for function in (attzoo.weights, lambda b: attzoo.load_weights(b, {}), lambda b: attzoo.save(b, path)):
-        with pytest.raises(TypeError, match=f"expected an attzoo block of torch or Keras, got {type(what).__name__}"):
-            function(what)
+        with pytest.raises(TypeError, match=f"expected an attzoo block of torch or Keras, got {type(value).__name__}"):
+            function(value)
     assert not path.exists()
 
 
-# ---- twins ---------------------------------------------------------------------------------------------------------
+# ---- converted blocks------------------------------------------------------------------------------------------------
 
 
 @every_block
-@from_one_to_other
-def test_convert(key, backend, other):
+@every_pair_of_backends
+def test_convert_gives_the_same_spec_and_weights(key, backend, other):
     block = build(key, backend)
     twin = attzoo.convert(block, backend=other)
     assert twin is not block
@@ -208,7 +211,7 @@ def test_convert(key, backend, other):
     assert same(attzoo.weights(twin), attzoo.weights(block))
 
 
-def test_convert_leaves_the_original_alone():
+def test_converted_block_shares_no_memory():
     block = build("eca", "torch")
     twin = attzoo.convert(block, backend="torch")
     with torch.no_grad():
@@ -216,9 +219,9 @@ def test_convert_leaves_the_original_alone():
     assert attzoo.weights(block)["conv.weight"].all()
 
 
-@each_backend
+@every_backend
 @pytest.mark.case122
-def test_no_such_backend(backend, path):
+def test_unknown_backend_raises(backend, path):
     block = build("eca", backend)
     attzoo.save(block, path)
     for function in (lambda b: attzoo.convert(block, backend=b), lambda b: attzoo.load(path, backend=b)):
@@ -234,25 +237,25 @@ def test_no_such_backend(backend, path):
 
 
 @every_block
-@from_one_to_other
-def test_file_round_trip(key, backend, other, path):
+@every_pair_of_backends
+def test_load_returns_the_saved_spec_and_weights(key, backend, other, path):
     block = build(key, backend)
     attzoo.save(block, path)
-    again = attzoo.load(path, backend=other)
-    assert isinstance(again, attzoo.get(WEIGHTS[key][0], backend=other))
-    assert again.spec == block.spec
-    assert same(attzoo.weights(again), attzoo.weights(block))
+    loaded = attzoo.load(path, backend=other)
+    assert isinstance(loaded, attzoo.get(WEIGHTS[key][0], backend=other))
+    assert loaded.spec == block.spec
+    assert same(attzoo.weights(loaded), attzoo.weights(block))
 
 
 @every_block
-def test_one_file_for_both(key, tmp_path):
+def test_both_frameworks_write_the_same_bytes(key, tmp_path):
     block = build(key, "torch")
     attzoo.save(block, tmp_path / "torch")
     attzoo.save(attzoo.convert(block, backend="keras"), tmp_path / "keras")
     assert (tmp_path / "torch").read_bytes() == (tmp_path / "keras").read_bytes()
 
 
-def test_a_file_is_what_it_says(path):
+def test_file_has_arrays_and_metadata(path):
     block = build("spatial_attention-3d", "torch")
     attzoo.save(block, str(path))
     with safetensors.safe_open(path, "numpy") as file:
@@ -263,38 +266,39 @@ def test_a_file_is_what_it_says(path):
     assert about == {"format": 1, "block": "spatial_attention", "config": config}
 
 
-def test_halves_in_a_block_of_two_dtypes_come_back_exactly(path):
+def test_float16_arrays_beside_float32_are_saved_exactly(path):
     block = build("cbam", "torch")
-    block.channel.half()   # as where only norms are kept in float32
+    block.channel.half()   # as in mixed precision with float32 norms
     attzoo.save(block, path)
-    found = attzoo.weights(attzoo.load(path, backend="torch"))
-    assert {array.dtype.name for array in found.values()} == {"float32"}
-    assert all(np.array_equal(found[name], array) for name, array in attzoo.weights(block).items())
+    arrays = attzoo.weights(attzoo.load(path, backend="torch"))
+    assert {array.dtype.name for array in arrays.values()} == {"float32"}
+    assert all(np.array_equal(arrays[name], array) for name, array in attzoo.weights(block).items())
 
 
-@each_backend
+@every_backend
 @pytest.mark.parametrize("dtypes", [
     {"channel": "float16"}, {"spatial": "float16"}, {"channel": "float16", "spatial": "bfloat16"},
 ])   # fmt: skip
-def test_the_twin_of_a_block_of_two_dtypes_holds_the_numbers_of_both(dtypes, backend):
-    """Whichever of them its first parameter has, and where neither holds the numbers of the other."""
+def test_converted_block_of_two_dtypes_has_the_same_values(dtypes, backend):
+    """Whichever dtype the first parameter has, also if neither dtype contains the other."""
     block = build("cbam", "torch")
     for part, dtype in dtypes.items():
         block.get_submodule(part).to(getattr(torch, dtype))
-    found = attzoo.weights(attzoo.convert(block, backend=backend))
-    assert {array.dtype.name for array in found.values()} == {"float32"}
-    assert all(np.array_equal(found[name], array) for name, array in attzoo.weights(block).items())
+    arrays = attzoo.weights(attzoo.convert(block, backend=backend))
+    assert {array.dtype.name for array in arrays.values()} == {"float32"}
+    assert all(np.array_equal(arrays[name], array) for name, array in attzoo.weights(block).items())
 
 
 def tree(folder):
+    """Return the content of every file below a folder by its path."""
     return {str(p.relative_to(folder)): None if p.is_dir() else p.read_bytes() for p in folder.rglob("*")}
 
 
 @pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-@pytest.mark.parametrize("is_there", [True, False])
-def test_a_failed_save_leaves_what_was_there(is_there, step, stop, path, monkeypatch):
-    if is_there:
+@pytest.mark.parametrize("exists", [True, False])
+def test_failed_save_leaves_the_old_file_unchanged(exists, step, stop, path, monkeypatch):
+    if exists:
         attzoo.save(build("eca", "torch"), path)
     before = tree(path.parent)
 
@@ -308,36 +312,36 @@ def test_a_failed_save_leaves_what_was_there(is_there, step, stop, path, monkeyp
     assert tree(path.parent) == before
 
 
-@pytest.mark.parametrize("numbers", [np.nan, np.inf])
-def test_numbers_that_are_not_finite_are_not_saved(numbers, path):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_not_saved(value, path):
     block = build("eca", "torch")
     attzoo.save(block, path)
     before = tree(path.parent)
     with torch.no_grad():
-        block.conv.weight.view(-1)[1] = numbers
+        block.conv.weight.view(-1)[1] = value
     with pytest.raises(ValueError, match=r"conv\.weight must be finite, got 1 values that are not"):
         attzoo.save(block, path)
     assert tree(path.parent) == before
 
 
 @pytest.mark.case118
-def test_what_load_would_refuse_is_not_saved(path, monkeypatch):
+def test_block_too_large_for_load_is_not_saved(path, monkeypatch):
     monkeypatch.setattr(portable, "MAX_FILE", 300)
     with pytest.raises(ValueError, match="expected a block of at most 300 bytes, got "):
         attzoo.save(build("se", "torch"), path)
     assert not tree(path.parent)
 
 
-def test_readers_never_see_half_a_file(path):
+def test_concurrent_readers_read_complete_files(path):
     blocks = [build("se", "torch") for _ in range(3)]
     for number, block in enumerate(blocks):
         nn.init.constant_(block.squeeze.bias, number)
     attzoo.save(blocks[0], path)
-    done, seen = threading.Event(), []
+    done, values = threading.Event(), []
 
     def read():
         while not done.is_set():
-            seen.append(attzoo.weights(attzoo.load(path, backend="torch"))["squeeze.bias"][0])
+            values.append(attzoo.weights(attzoo.load(path, backend="torch"))["squeeze.bias"][0])
 
     def write(block):
         for _ in range(20):
@@ -351,30 +355,30 @@ def test_readers_never_see_half_a_file(path):
         thread.join()
     done.set()
     reader.join()
-    assert len(seen) > 3   # it outlived no error
-    assert set(seen) <= {0, 1, 2}
+    assert len(values) > 3   # the reader did not stop with an error
+    assert set(values) <= {0, 1, 2}
     assert list(tree(path.parent)) == [path.name]
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
-def test_permissions_are_those_of_open(mask, tmp_path):
-    was = os.umask(mask)
+def test_permissions_of_a_new_file_are_those_of_open(mask, tmp_path):
+    old_mask = os.umask(mask)
     try:
         attzoo.save(build("eca", "torch"), tmp_path / "ours")
         (tmp_path / "open").touch()
     finally:
-        os.umask(was)
+        os.umask(old_mask)
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "open").stat().st_mode
 
 
-def test_permissions_of_the_old_file_stay(path):
+def test_permissions_of_the_replaced_file_are_kept(path):
     path.touch(0o600)
     attzoo.save(build("eca", "torch"), path)
     assert path.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.case117
-def test_a_link_is_replaced_not_followed(tmp_path):
+def test_link_is_replaced_and_not_followed(tmp_path):
     outside, path = tmp_path / "outside", tmp_path / "in" / "block.safetensors"
     outside.write_bytes(b"precious")
     path.parent.mkdir()
@@ -390,17 +394,17 @@ def test_a_link_is_replaced_not_followed(tmp_path):
 
 
 @pytest.mark.case117
-def test_a_path_means_itself(tmp_path, monkeypatch):
+def test_path_is_not_expanded_or_extended(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     monkeypatch.chdir(tmp_path / "in")
     attzoo.save(build("eca", "torch"), "../up.safetensors")
     attzoo.save(build("eca", "torch"), "~")
-    attzoo.save(build("eca", "torch"), "a" * 255)   # as long as a file's name can be
+    attzoo.save(build("eca", "torch"), "a" * 255)   # the longest possible name
     assert sorted(tree(tmp_path)) == ["in", "in/" + "a" * 255, "in/~", "up.safetensors"]
 
 
 @pytest.mark.parametrize("ending", [".pt", ".PTH", ".bin", ".ckpt", ".weights.h5", ".keras", ".onnx", ".npz", ".pkl"])
-def test_the_ending_of_another_format_is_refused(ending, path):
+def test_extension_of_another_format_raises(ending, path):
     block, other = build("eca", "torch"), path.with_suffix(ending)
     message = rf"^expected a name that ends in \.safetensors, got {other}, of another format: .*attzoo convert"
     with pytest.raises(ValueError, match=message):
@@ -410,21 +414,21 @@ def test_the_ending_of_another_format_is_refused(ending, path):
 
 @pytest.mark.parametrize("where", ["", ".", "nowhere/block", "file/block", "a" * 300, "pipe"])
 @pytest.mark.case106
-def test_paths_that_cannot_be_written(where, tmp_path, monkeypatch):
+def test_invalid_path_raises(where, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(OSError, match=r"\[Errno|expected a file or nothing at"):
+    with pytest.raises(OSError, match=r"\[Errno|expected a file or no file at"):
         attzoo.save(build("eca", "torch"), where)
     assert sorted(tmp_path.iterdir()) == before
 
 
-# ---- files of somebody else ----------------------------------------------------------------------------------------
+# ---- malicious and damaged files -----------------------------------------------------------------------------------
 
 
 class Bomb:
-    """What a pickle can do: make a folder, here."""
+    """An object whose pickle creates a folder when it is loaded."""
 
     def __init__(self, marker):
         self.marker = str(marker)
@@ -433,26 +437,28 @@ class Bomb:
         return os.mkdir, (self.marker,)
 
 
-def saved(key="se"):
-    """Header and data of a good file."""
-    path = io.BytesIO(safetensors.numpy.save(attzoo.weights(build(key, "torch"))))
-    length = int.from_bytes(path.read(8), "little")
-    header = json.loads(path.read(length))
+def valid_file(key="se"):
+    """Return the header and the data of a valid file."""
+    file = io.BytesIO(safetensors.numpy.save(attzoo.weights(build(key, "torch"))))
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(length))
     name, arguments, _ = WEIGHTS[key]
-    return with_metadata(header, {"format": 1, "block": name, "config": arguments}), path.read()
+    return with_metadata(header, {"format": 1, "block": name, "config": arguments}), file.read()
 
 
-def with_metadata(header, what):
-    return header | {"__metadata__": {"attzoo": what if isinstance(what, str) else json.dumps(what)}}
+def with_metadata(header, content):
+    """Return a header with this metadata, a text or an object."""
+    return header | {"__metadata__": {"attzoo": content if isinstance(content, str) else json.dumps(content)}}
 
 
 def packed(header, data, length=None):
+    """Return the bytes of a file."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
 def entry(name="excite.bias", **fields):
-    """The good file, but for some fields of one entry of its header."""
+    """Return a function that changes fields of one entry of the header."""
 
     def change(header, data):
         header[name] |= fields
@@ -462,7 +468,7 @@ def entry(name="excite.bias", **fields):
 
 
 def about(**fields):
-    """The good file, but for some of its metadata."""
+    """Return a function that changes some of the metadata."""
 
     def change(header, data):
         return packed(with_metadata(header, json.loads(header["__metadata__"]["attzoo"]) | fields), data)
@@ -470,40 +476,43 @@ def about(**fields):
     return change
 
 
-def metadata(what):
-    """The good file, but for all of its metadata."""
-    return lambda header, data: packed(with_metadata(header, what), data)
+def metadata(content):
+    """Return a function that replaces the metadata."""
+    return lambda header, data: packed(with_metadata(header, content), data)
 
 
 def astronomical(header, data):
-    """Header and configuration that agree with each other on a terabyte, in a file of a kilobyte."""
-    channels, at = 2**40, 0
+    """Return a file of a kilobyte whose header and config both describe a terabyte."""
+    channels, begin = 2**40, 0
     for name, shape in (("squeeze.weight", [1, channels]), ("squeeze.bias", [1]), ("excite.weight", [channels, 1]),
                         ("excite.bias", [channels])):   # fmt: skip
-        end = at + 4 * int(np.prod(shape))
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, end]}
-        at = end
+        end = begin + 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+        begin = end
     return about(config={"channels": channels, "reduced_channels": 1})(header, data)
 
 
 def renamed(header, data):
+    """Return a file with a path as the name of an array."""
     header["../../excite.bias"] = header.pop("excite.bias")
     return packed(header, data)
 
 
 def repeated(header, data):
+    """Return a file with a repeated key in its header."""
     text = json.dumps(header)
     return packed((text[:-1] + ', "excite.bias": ' + json.dumps(header["excite.bias"]) + "}").encode(), data)
 
 
 def npy(header, data):
+    """Return a .npy file with a pickled object."""
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     return buffer.getvalue()
 
 
 def archive(members):
-    """A zip, which is what a .keras file and a modern .pt are."""
+    """Return a function that makes a zip archive, as .keras and .pt files are."""
 
     def make(header, data):
         with zipfile.ZipFile(buffer := io.BytesIO(), "w") as file:
@@ -515,13 +524,14 @@ def archive(members):
 
 
 def keras_archive(module, class_name, config, **extra):
+    """Return a function that makes a .keras file with a model of this class."""
     model = {"module": module, "class_name": class_name, "config": config, "registered_name": None} | extra
     return archive({"metadata.json": '{"keras_version": "3.13.1"}', "config.json": json.dumps(model)})
 
 
 HEADER = "expected (a header of at most|safetensors, got)"
 OFFSETS, SIZE = r"expected excite.bias as .*, got", "expected [0-9]+ bytes, got"
-HOSTILE = {   # what: number of the case or None, bytes from the good file's header and data, what the error says
+INVALID_FILES = {   # number of the case or None, function from header and data of a valid file to bytes, error message
     "truncated": (93, lambda h, d: packed(h, d[:-1]), SIZE),
     "truncated header": (93, lambda h, d: packed(h, d)[:100], HEADER),
     "truncated length": (93, lambda h, d: packed(h, d)[:7], "expected 8 to [0-9]+ bytes, got 7"),
@@ -611,18 +621,19 @@ HOSTILE = {   # what: number of the case or None, bytes from the good file's hea
 
 
 @pytest.mark.parametrize(
-    "what", [pytest.param(w, marks=getattr(pytest.mark, f"case{n}") if n else ()) for w, (n, *_) in HOSTILE.items()]
+    "key",
+    [pytest.param(k, marks=getattr(pytest.mark, f"case{n}") if n else ()) for k, (n, *_) in INVALID_FILES.items()],
 )
-def test_hostile_files(what, path, monkeypatch):
-    _, make, message = HOSTILE[what]
-    path.write_bytes(make(*saved()))
+def test_invalid_file_raises_before_its_data_is_read(key, path, monkeypatch):
+    _, make, message = INVALID_FILES[key]
+    path.write_bytes(make(*valid_file()))
     before = tree(path.parent)
 
-    def reached(*args):
-        raise AssertionError("the header was believed")
+    def refuse(*args):
+        raise AssertionError("data was read or a block created before the header was checked")
 
-    monkeypatch.setattr(portable, "parse", reached)   # the data is not even read,
-    monkeypatch.setattr(portable, "_make", reached)   # nor a block made for it
+    monkeypatch.setattr(portable, "parse", refuse)
+    monkeypatch.setattr(portable, "_make", refuse)
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=f"(?s)is not a file of attzoo.save: .*{message}"):
@@ -634,38 +645,42 @@ def test_hostile_files(what, path, monkeypatch):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_what_hostile_files_are_made_from_is_good(order, path):
-    header, data = saved()
-    path.write_bytes(packed(dict(list(header.items())[::order]), data))   # a header lists arrays in any order
+def test_valid_file_is_loaded(order, path):
+    header, data = valid_file()
+    path.write_bytes(packed(dict(list(header.items())[::order]), data))   # the order of arrays in a header is free
     assert same(attzoo.weights(attzoo.load(path, backend="torch")), attzoo.weights(build("se", "torch")))
 
 
-@each_backend
-@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@every_backend
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.case89
-def test_numbers_that_are_not_finite_are_not_loaded(number, backend, path, monkeypatch):
-    header, data = saved()
-    path.write_bytes(packed(header, struct.pack("<f", number) + data[4:]))
-    monkeypatch.setattr(portable, "_make", lambda *args: pytest.fail("a block was made for them"))
+def test_values_that_are_not_finite_are_not_loaded(value, backend, path, monkeypatch):
+    header, data = valid_file()
+    path.write_bytes(packed(header, struct.pack("<f", value) + data[4:]))
+    monkeypatch.setattr(portable, "_make", lambda *args: pytest.fail("a block was created for them"))
     with pytest.raises(ValueError, match=r"is not a file of attzoo.save: excite.bias must be finite, got 1 values"):
         attzoo.load(path, backend=backend)
 
 
 def pickled(bomb):
+    """Return a pickle."""
     return pickle.dumps(bomb)
 
 
 def zipped(bomb):
+    """Return a state dict as torch.save writes it."""
     torch.save({"squeeze.weight": bomb}, buffer := io.BytesIO())
     return buffer.getvalue()
 
 
 def legacy(bomb):
+    """Return a state dict in the old format of torch.save."""
     torch.save({"squeeze.weight": bomb}, buffer := io.BytesIO(), _use_new_zipfile_serialization=False)
     return buffer.getvalue()
 
 
-def whole_module(bomb):
+def pickled_module(bomb):
+    """Return a module as torch.save writes it."""
     module = nn.Linear(2, 2)
     module.bomb = bomb
     torch.save(module, buffer := io.BytesIO())
@@ -673,29 +688,30 @@ def whole_module(bomb):
 
 
 def unsafe_load(file):
+    """Load a file with pickle."""
     torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("make", [
     pytest.param(pickled, marks=pytest.mark.case90), pytest.param(zipped, marks=pytest.mark.case90),
-    pytest.param(legacy, marks=pytest.mark.case91), pytest.param(whole_module, marks=pytest.mark.case92),
+    pytest.param(legacy, marks=pytest.mark.case91), pytest.param(pickled_module, marks=pytest.mark.case92),
 ])   # fmt: skip
-@each_backend
-def test_pickles_do_not_run(make, backend, path):
+@every_backend
+def test_pickles_are_not_executed(make, backend, path):
     marker = path.with_name("marker")
     path.write_bytes(make(Bomb(marker)))
     with pytest.raises(ValueError, match=f"is not a file of attzoo.save: {HEADER}"):
         attzoo.load(path, backend=backend)
     assert not marker.exists()
     (pickle.load if make is pickled else unsafe_load)(io.BytesIO(path.read_bytes()))
-    assert marker.exists(), "the bomb is a dud, and proves nothing"
+    assert marker.exists(), "this file does not run code, so the test checks nothing"
 
 
 @pytest.mark.parametrize("suffix", [
     pytest.param(".keras", marks=pytest.mark.case115), pytest.param(".h5", marks=pytest.mark.case116),
 ])   # fmt: skip
-@pytest.mark.filterwarnings("ignore:.*HDF5.*")   # Keras calls its own older format legacy
-def test_lambdas_do_not_run(suffix, tmp_path):
+@pytest.mark.filterwarnings("ignore:.*HDF5.*")   # Keras warns of its legacy format
+def test_lambdas_are_not_executed(suffix, tmp_path):
     from attzoo.ops.keras import keras
 
     marker = tmp_path / "marker"
@@ -706,43 +722,43 @@ def test_lambdas_do_not_run(suffix, tmp_path):
         attzoo.load(path, backend="keras")
     assert not marker.exists()
     keras.models.load_model(path, safe_mode=False)(np.zeros((1, 2), "f4"))
-    assert marker.exists(), "the bomb is a dud, and proves nothing"
+    assert marker.exists(), "this file does not run code, so the test checks nothing"
 
 
-@each_backend
+@every_backend
 @pytest.mark.case106
-def test_a_folder(backend, tmp_path):
+def test_load_of_a_folder_raises(backend, tmp_path):
     with pytest.raises(IsADirectoryError):
         attzoo.load(tmp_path, backend=backend)
 
 
-@each_backend
+@every_backend
 @pytest.mark.case107
-def test_no_such_file(backend, path):
+def test_load_of_a_missing_file_raises(backend, path):
     with pytest.raises(FileNotFoundError, match=r"block\.safetensors"):
         attzoo.load(path, backend=backend)
     assert not path.exists()
 
 
-def test_what_safetensors_refuses_is_refused_as_the_rest(path):
-    header, data = saved()
-    header["__metadata__"]["more"] = 1   # which we would not look at
+def test_errors_of_safetensors_name_the_file(path):
+    header, data = valid_file()
+    header["__metadata__"]["more"] = 1   # attzoo does not read this key
     path.write_bytes(packed(header, data))
     with pytest.raises(ValueError, match=r"is not a file of attzoo.save: Error while deserializing"):
         attzoo.load(path, backend="torch")
 
 
 @pytest.mark.case118
-def test_a_file_over_the_cap(path):
-    path.write_bytes(packed(*saved()))
-    os.truncate(path, portable.MAX_FILE + 1)   # sparse: no block of the disk is used
+def test_file_larger_than_the_limit_raises(path):
+    path.write_bytes(packed(*valid_file()))
+    os.truncate(path, portable.MAX_FILE + 1)   # a sparse file
     with pytest.raises(ValueError, match="expected 8 to 2147483648 bytes, got 2147483649"):
         attzoo.load(path, backend="torch")
 
 
 @pytest.mark.case118
-def test_a_file_under_the_cap_is_not_read_either(path):
-    path.write_bytes(packed(*saved()))
+def test_large_file_of_a_small_block_is_not_read(path):
+    path.write_bytes(packed(*valid_file()))
     os.truncate(path, portable.MAX_FILE)
     tracemalloc.start()
     try:
@@ -753,21 +769,21 @@ def test_a_file_under_the_cap_is_not_read_either(path):
         tracemalloc.stop()
 
 
-# ---- any file ------------------------------------------------------------------------------------------------------
+# ---- random changes--------------------------------------------------------------------------------------------------
 
-GOOD = {key: saved(key) for key in ("eca", "spatial_attention-3d", "se-free")}
+VALID_FILES = {key: valid_file(key) for key in ("eca", "spatial_attention-3d", "se-free")}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
     max_leaves=5,
 )
-fuzz = settings(   # ten times the profile's examples: each takes some milliseconds
+fuzz = settings(   # ten times the examples of the profile, because each takes only milliseconds
     max_examples=10 * settings.default.max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
-def is_refused_or_read_right(content, path):
-    """`load` refuses these bytes, or reads what safetensors by itself reads in them."""
+def assert_refused_or_read_correctly(content, path):
+    """Assert that `load` raises ValueError, or returns the same arrays as safetensors."""
     path.write_bytes(content)
     try:
         block = attzoo.load(path, backend="torch")
@@ -776,14 +792,14 @@ def is_refused_or_read_right(content, path):
     assert same(attzoo.weights(block), safetensors.numpy.load(content))
 
 
-@given(key=st.sampled_from(sorted(GOOD)), data=st.data())
+@given(key=st.sampled_from(sorted(VALID_FILES)), data=st.data())
 @fuzz
-def test_any_bytes(key, data, path):
-    content = bytearray(packed(*GOOD[key]))
-    where = st.integers(0, len(content) - 1)
-    for at, byte in data.draw(st.lists(st.tuples(where, st.integers(0, 255)), max_size=4)):
-        content[at] = byte
-    begin, end = sorted(data.draw(st.tuples(where, where)))
+def test_changed_bytes_raise_or_are_read_correctly(key, data, path):
+    content = bytearray(packed(*VALID_FILES[key]))
+    positions = st.integers(0, len(content) - 1)
+    for position, byte in data.draw(st.lists(st.tuples(positions, st.integers(0, 255)), max_size=4)):
+        content[position] = byte
+    begin, end = sorted(data.draw(st.tuples(positions, positions)))
     action = data.draw(st.sampled_from(["keep", "truncate", "cut", "repeat", "insert"]))
     if action == "truncate":
         content = content[:end]
@@ -793,13 +809,13 @@ def test_any_bytes(key, data, path):
         content[begin:begin] = content[begin:end]
     elif action == "insert":
         content[begin:begin] = data.draw(st.binary(min_size=1, max_size=16))
-    is_refused_or_read_right(bytes(content), path)
+    assert_refused_or_read_correctly(bytes(content), path)
 
 
-@given(key=st.sampled_from(sorted(GOOD)), value=JSON, data=st.data())
+@given(key=st.sampled_from(sorted(VALID_FILES)), value=JSON, data=st.data())
 @fuzz
-def test_any_header(key, value, data, path):
-    header, content = GOOD[key]
+def test_changed_headers_raise_or_are_read_correctly(key, value, data, path):
+    header, content = VALID_FILES[key]
     header = json.loads(json.dumps(header))
     about = json.loads(header["__metadata__"]["attzoo"])
     nodes = [header, about, about["config"], *header.values()]
@@ -808,41 +824,45 @@ def test_any_header(key, value, data, path):
     node[field] = value
     if node is about or node is about["config"]:
         header = with_metadata(header, about)
-    is_refused_or_read_right(packed(header, content), path)
+    assert_refused_or_read_correctly(packed(header, content), path)
 
 
-# ---- what other programs write, and what wrappers hold --------------------------------------------------------------
+# ---- wrapped blocks, checkpoints and files of other programs --------------------------------------------------------
 
 
 def wrapped_in(name):
+    """Return a model of this class that contains a block."""
     block = build("se", "torch")
     if name == "AveragedModel":
         return torch.optim.swa_utils.AveragedModel(block)
     return nn.DataParallel(block) if name == "DataParallel" else nn.Sequential(nn.Identity(), block, block)
 
 
-@pytest.mark.parametrize(("name", "at"), [("AveragedModel", "module"), ("DataParallel", "module"), ("Sequential", "1")])
-def test_a_model_that_holds_a_block_says_where(name, at, path):
+CONTAINERS = [("AveragedModel", "module"), ("DataParallel", "module"), ("Sequential", "1")]
+
+
+@pytest.mark.parametrize(("name", "block_path"), CONTAINERS)
+def test_error_for_a_model_names_the_path_of_its_block(name, block_path, path):
     model = wrapped_in(name)
     for function in (attzoo.weights, lambda b: attzoo.save(b, path), lambda b: attzoo.convert(b, backend="keras")):
-        with pytest.raises(TypeError, match=f"got {name}, which holds a block at '{at}': give a block"):
+        with pytest.raises(TypeError, match=f"got {name}, which contains a block at '{block_path}': pass a block"):
             function(model)
-    assert attzoo.weights(model.get_submodule(at))
+    assert attzoo.weights(model.get_submodule(block_path))
 
 
-def test_a_model_that_holds_many_blocks_names_a_few():
-    with pytest.raises(TypeError, match=r"holds blocks at '0', '1', '2', '3', \.\.\.: give a block"):
+def test_error_for_a_model_names_the_first_blocks():
+    with pytest.raises(TypeError, match=r"contains blocks at '0', '1', '2', '3', \.\.\.: pass a block"):
         attzoo.weights(nn.Sequential(*(build("eca", "torch") for _ in range(6))))
 
 
-def test_a_traced_block_says_that_the_original_is_needed():
+def test_error_for_a_traced_block_proposes_the_original():
     traced = torch.fx.symbolic_trace(build("se", "torch"))
-    with pytest.raises(TypeError, match="without any block: a copy that was traced, exported or cloned has none"):
+    with pytest.raises(TypeError, match="without any block: traced, exported and cloned copies contain none"):
         attzoo.weights(traced)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda a: {f"module.{k}": v for k, v in a.items()}, "give those whose names begin with 'module.', without it"),
         (lambda a: {f"_orig_mod.net.{k}": v for k, v in a.items()} | {"fc.weight": 0}, "begin with '_orig_mod.net.'"),
@@ -854,15 +874,15 @@ def test_a_traced_block_says_that_the_original_is_needed():
     ],
     ids=["prefix", "compiled", "checkpoint", "path", "parameter", "list", "masked"],
 )
-def test_what_checkpoints_hold_is_refused_with_what_mends_it(change, says):
+def test_arrays_of_checkpoints_raise_with_the_remedy(change, message):
     block = build("se", "torch")
     before = attzoo.weights(block)
-    with pytest.raises((TypeError, ValueError), match=says):
+    with pytest.raises((TypeError, ValueError), match=message):
         attzoo.load_weights(block, change({name: array / 2 for name, array in before.items()}))
     assert same(attzoo.weights(block), before)
 
 
-def test_masked_arrays_without_a_mask_are_arrays():
+def test_masked_arrays_without_a_mask_are_loaded():
     block = build("se", "torch")
     halves = {name: array / 2 for name, array in attzoo.weights(block).items()}
     attzoo.load_weights(block, {name: np.ma.masked_array(array) for name, array in halves.items()})
@@ -870,12 +890,13 @@ def test_masked_arrays_without_a_mask_are_arrays():
 
 
 def npy_bytes():
+    """Return a .npy file."""
     np.save(file := io.BytesIO(), np.zeros(3))
     return file.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("write", "says"),
+    ("write", "message"),
     [
         (lambda b, p: torch.save(b.state_dict(), p), "got a zip archive, as torch.save"),
         (lambda b, p: p.write_bytes(npy_bytes()), "got a .npy file of NumPy"),
@@ -883,27 +904,27 @@ def npy_bytes():
     ],
     ids=["torch", "npy", "safetensors"],
 )
-def test_files_of_other_programs_say_what_loads_them(write, says, path):
+def test_error_for_files_of_other_programs_names_the_program(write, message, path):
     write(build("se", "torch"), path)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         attzoo.load(path, backend="torch")
 
 
-def test_a_file_of_a_newer_version_asks_for_that():
+def test_file_of_a_newer_version_raises():
     with pytest.raises(ValueError, match=r"expected format 1, got .*: a newer attzoo wrote it, update this one"):
         portable._declared({"format": portable.FORMAT + 1, "block": "se", "config": {}})
 
 
 @pytest.mark.parametrize("name", ["thesis", "mask.png", "model.safetensors"])
-def test_a_file_of_somebody_else_is_not_replaced(name, tmp_path):
+def test_files_of_other_programs_are_not_replaced(name, tmp_path):
     path = tmp_path / name
-    path.write_bytes(b"the work of years")
+    path.write_bytes(b"other content")
     with pytest.raises(FileExistsError, match=r"expected nothing or a file of attzoo\.save at .*, got another file"):
         attzoo.save(build("se", "torch"), path)
-    assert path.read_bytes() == b"the work of years"
+    assert path.read_bytes() == b"other content"
 
 
-def test_files_of_save_and_empty_ones_are_replaced(tmp_path):
+def test_files_of_save_and_empty_files_are_replaced(tmp_path):
     (path := tmp_path / "block").touch()
     for key in ("se", "eca"):
         attzoo.save(build(key, "torch"), path)

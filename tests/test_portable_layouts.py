@@ -1,4 +1,4 @@
-"""Weights keep their places, whatever lies in memory: read, saved, converted, loaded and kept to resume."""
+"""Weights in every memory layout are read, saved, converted, loaded and resumed correctly."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import attzoo
 
-BLOCKS = {   # with kernels of one, two and three axes, matrices, and vectors
+BLOCKS = {   # kernels of one, two and three axes, matrices and vectors
     "spatial": ("spatial_attention", {"channels": 8, "norm": True}),
     "spatial-3d": ("spatial_attention", {"channels": 3, "kernel_size": 3, "spatial_dims": 3}),
     "se": ("se", {"channels": 12, "reduced_channels": 5}),
@@ -20,23 +20,24 @@ BLOCKS = {   # with kernels of one, two and three axes, matrices, and vectors
 }
 
 
-def truth(block):
-    """Every number of a torch block by index, from torch."""
+def values_by_index(block):
+    """Return all values of a torch block in row-major order, read with torch only."""
     names = {"running_mean": "mean", "running_var": "var"}
-    found = {}
+    values = {}
     for name, tensor in block.state_dict().items():
         path, _, leaf = name.rpartition(".")
         if leaf != "num_batches_tracked":
-            found[f"{path}.{names.get(leaf, leaf)}"] = np.array(tensor.tolist(), "f4").ravel()
-    return found
+            values[f"{path}.{names.get(leaf, leaf)}"] = np.array(tensor.tolist(), "f4").ravel()
+    return values
 
 
 def same(arrays, numbers):
+    """Whether arrays have these values in row-major order."""
     return arrays.keys() == numbers.keys() and all(np.array_equal(a.ravel(), numbers[n]) for n, a in arrays.items())
 
 
-def laid_out(key, layout):
-    """A torch block whose every parameter and buffer has the layout."""
+def block_in_layout(key, layout):
+    """Return a torch block whose parameters and buffers have a layout."""
     name, arguments = BLOCKS[key]
     block = attzoo.create(name, backend="torch", **arguments)
     for module in block.modules():
@@ -50,29 +51,29 @@ def laid_out(key, layout):
 
 @pytest.mark.parametrize("layout", TENSORS)
 @pytest.mark.parametrize("key", BLOCKS)
-def test_torch_layouts(key, layout, tmp_path):
-    block = laid_out(key, layout)
-    numbers = truth(block)
+def test_torch_layouts_are_read_and_written(key, layout, tmp_path):
+    block = block_in_layout(key, layout)
+    numbers = values_by_index(block)
     arrays = attzoo.weights(block)
     assert same(arrays, numbers)
     assert all(array.flags.c_contiguous for array in arrays.values())
     attzoo.save(block, tmp_path / "a.safetensors")
     assert same(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), numbers)
-    assert same(truth(attzoo.convert(block, backend="torch")), numbers)
-    fresh = laid_out(key, layout)   # what is written into has a layout too
+    assert same(values_by_index(attzoo.convert(block, backend="torch")), numbers)
+    fresh = block_in_layout(key, layout)   # the target has a layout too
     attzoo.load_weights(fresh, arrays)
-    assert same(truth(fresh), numbers)
+    assert same(values_by_index(fresh), numbers)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "every second"])
 @pytest.mark.parametrize("key", ["spatial", "gate", "unet"])
-def test_torch_layouts_in_keras(key, layout, tmp_path):
-    block = laid_out(key, layout)
+def test_torch_layouts_are_converted_to_keras(key, layout, tmp_path):
+    block = block_in_layout(key, layout)
     attzoo.save(block, tmp_path / "a.safetensors")
     twins = attzoo.convert(block, backend="keras"), attzoo.load(tmp_path / "a.safetensors", backend="keras")
     for twin in twins:
         arrays = attzoo.weights(twin)
-        assert same(arrays, truth(block))
+        assert same(arrays, values_by_index(block))
         assert all(array.flags.c_contiguous for array in arrays.values())
 
 
@@ -86,17 +87,17 @@ def test_arrays_of_any_layout_are_loaded(key, layout, backend, tmp_path):
     numbers = {n: rng.uniform(0.1, 1, a.shape).astype("f4") for n, a in attzoo.weights(block).items()}
     attzoo.load_weights(block, {n: ARRAYS[layout](a) for n, a in numbers.items()})
     attzoo.save(block, tmp_path / "a.safetensors")
-    for found in (block, attzoo.load(tmp_path / "a.safetensors", backend="torch")):
-        assert all(np.array_equal(a, numbers[n]) for n, a in attzoo.weights(found).items())
+    for loaded in (block, attzoo.load(tmp_path / "a.safetensors", backend="torch")):
+        assert all(np.array_equal(a, numbers[n]) for n, a in attzoo.weights(loaded).items())
 
 
-def test_a_whole_network_in_channels_last_computes_the_same_after_its_file(tmp_path):
+def test_loaded_channels_last_network_computes_the_same(tmp_path):
     net = attzoo.create("unet", 1, 2, (4, 8, 16), block="cbam", backend="torch").to(memory_format=torch.channels_last)
     attzoo.save(net, tmp_path / "a.safetensors")
     loaded = attzoo.load(tmp_path / "a.safetensors", backend="torch")
     for name, array in attzoo.weights(net).items():
         np.testing.assert_array_equal(attzoo.weights(loaded)[name], array)
-    x = torch.rand(1, 1, 32, 32, dtype=torch.float64)   # layouts add up in other orders
+    x = torch.rand(1, 1, 32, 32, dtype=torch.float64)   # the order of summation depends on the layout
     with torch.no_grad():
         assert_close(loaded.double().eval()(x), net.double().eval()(x), rtol=1e-10, atol=1e-10)
 
@@ -112,25 +113,26 @@ def test_maps_are_c_contiguous():
         assert all(a.flags.c_contiguous for a in maps.values())
 
 
-def by_index(tensor):
+def flat_values(tensor):
+    """Return the values of a tensor in row-major order, read with torch only."""
     return np.array(tensor.tolist(), "f4").ravel()
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "transposed"])
-def test_a_state_to_resume_from(layout, tmp_path):
+def test_state_of_a_run_is_saved_in_row_major_order(layout, tmp_path):
     from attzoo.train import state
     from attzoo.train.settings import Settings
     from attzoo.train.torch import Trainer
 
     settings = Settings(optimizer="sgd", momentum=0.9)
-    trainer = Trainer(settings, lambda backend: laid_out("unet", layout), classes=3)
+    trainer = Trainer(settings, lambda backend: block_in_layout("unet", layout), classes=3)
     trainer.begin(0.1, 0)
     trainer.step(np.random.default_rng(0).random((2, 2, 8, 8), "f4"), np.ones((2, 8, 8), np.int64))
     row = dict.fromkeys([*state.COLUMNS, "dice_0", "dice_1", "dice_2", "seconds"], 1.0) | {"epoch": 1}
     state.State(settings, [row], trainer.state()).save(tmp_path)
     arrays = state.load(tmp_path).arrays
     network = {n.removeprefix("network."): a for n, a in arrays.items() if n.startswith("network.")}
-    assert same(network, truth(trainer.network))
+    assert same(network, values_by_index(trainer.network))
     for i, parameter in enumerate(trainer.network.parameters()):
         momentum = trainer.optimizer.state[parameter]["momentum_buffer"]
-        assert np.array_equal(arrays[f"optimizer.{i}.momentum_buffer"].ravel(), by_index(momentum))
+        assert np.array_equal(arrays[f"optimizer.{i}.momentum_buffer"].ravel(), flat_values(momentum))

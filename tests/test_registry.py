@@ -1,4 +1,4 @@
-"""Name -> class: ours, aliases, variants, third parties; and names that nobody should ask for."""
+"""Lookup of blocks by name: built-in blocks, aliases, variants, third-party blocks, and invalid names."""
 
 import os
 import shutil
@@ -18,25 +18,26 @@ BACKENDS = ["numpy", "torch", "keras"]
 ROOT = Path(__file__).parents[1]
 
 every_name = pytest.mark.parametrize("name", BUILT_IN)
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def spec_of(block):
+    """Return the spec of a block of any backend."""
     return getattr(block, "spec", block)
 
 
-# ---- ours ----------------------------------------------------------------------------------------------------------
+# ---- built-in blocks -----------------------------------------------------------------------------------------------
 
 
-def test_names():
+def test_names_returns_a_new_list_of_built_in_blocks():
     assert attzoo.names() == BUILT_IN
-    attzoo.names().clear()   # a list of the caller's own
+    attzoo.names().clear()
     assert attzoo.names() == BUILT_IN
 
 
-def test_a_name_is_its_folder_and_its_folder_has_every_file():
-    for name, place in registry.BLOCKS.items():
-        assert place.startswith(f"attzoo.blocks.{name}:")
+def test_every_block_has_a_folder_with_its_modules():
+    for name, location in registry.BLOCKS.items():
+        assert location.startswith(f"attzoo.blocks.{name}:")
         assert {f"{file}.py" for file in ("__init__", "spec", "torch", "keras")} <= {
             path.name for path in (ROOT / "attzoo" / "blocks" / name).iterdir()
         }
@@ -45,16 +46,16 @@ def test_a_name_is_its_folder_and_its_folder_has_every_file():
 
 
 @pytest.mark.parametrize("backend", ["torch", "keras"])
-def test_doors_open_on_the_same_classes(backend):
-    door = vars(__import__(f"attzoo.{backend}", fromlist=["*"]))
+def test_framework_modules_export_the_registered_classes(backend):
+    exports = vars(__import__(f"attzoo.{backend}", fromlist=["*"]))
     classes = {attzoo.get(name, backend=backend) for name in [*BUILT_IN, *registry.NETWORKS]}
-    assert {door[cls.__name__] for cls in classes} == classes
-    assert {name for name, value in door.items() if isinstance(value, type)} == {cls.__name__ for cls in classes}
+    assert {exports[cls.__name__] for cls in classes} == classes
+    assert {name for name, value in exports.items() if isinstance(value, type)} == {cls.__name__ for cls in classes}
 
 
-@each_backend
+@every_backend
 @every_name
-def test_get_and_create(name, backend):
+def test_get_and_create_agree(name, backend):
     cls = attzoo.get(name, backend=backend)
     assert isinstance(cls, type)
     assert cls.__name__ == registry.BLOCKS[name].partition(":")[2]
@@ -64,18 +65,18 @@ def test_get_and_create(name, backend):
     assert registry.name_of(spec_of(block)) == name
 
 
-@each_backend
+@every_backend
 @pytest.mark.parametrize(("alias", "name"), [
     ("squeeze_excitation", "se"), ("channel", "channel_attention"), ("spatial", "spatial_attention"),
     ("additive_gate", "attention_gate"),
 ])   # fmt: skip
-def test_aliases(alias, name, backend):
+def test_alias_gives_the_same_class(alias, name, backend):
     assert attzoo.get(alias, backend=backend) is attzoo.get(name, backend=backend)
     assert registry.variants(alias) == registry.variants(name)
     assert alias not in attzoo.names()
 
 
-def test_create_passes_arguments_on():
+def test_create_passes_arguments_to_the_class():
     assert attzoo.create("cbam", 32, 4, backend="torch", kernel_size=3).spec == attzoo.create(
         "cbam", channels=32, reduction=4, kernel_size=3, backend="numpy"
     )
@@ -83,12 +84,12 @@ def test_create_passes_arguments_on():
     assert (block.name, block.variable_dtype, block.data_format) == ("mine", "float16", "channels_first")
 
 
-@each_backend
+@every_backend
 @pytest.mark.parametrize(("args", "kwargs", "message"), [
     ((), {}, "channels"), ((8,), {"reductoin": 4}, "reductoin"), ((8,), {"channels": 4}, "multiple values"),
     ((8, 16, None, True, "sigmoid", "more"), {}, "positional argument"),
 ])   # fmt: skip
-def test_create_drops_nothing(args, kwargs, message, backend):
+def test_create_refuses_unknown_and_repeated_arguments(args, kwargs, message, backend):
     with pytest.raises((TypeError, ValueError), match=message):
         attzoo.create("se", *args, backend=backend, **kwargs)
 
@@ -99,47 +100,46 @@ VARIANTS = [(name, variant) for name in BUILT_IN for variant in registry.variant
 every_variant = pytest.mark.parametrize(("name", "variant"), VARIANTS)
 
 
-def test_variants_that_must_be_there():
-    wanted = {
+def test_documented_variants_exist():
+    documented = {
         "se": {"paper", "official", "timm", "moskomule"}, "eca": {"paper", "official", "timm", "circular"},
         "cbam": {"paper", "official", "timm", "luuuyi"}, "attention_gate": {"oktay", "leejunhyun", "keras"},
     }  # fmt: skip
-    for name, variants in wanted.items():
+    for name, variants in documented.items():
         assert variants <= set(registry.variants(name))
 
 
-def follows(name, argument):
-    """The argument that this one is the rule for."""
+def derived_by(name, argument):
+    """Return the argument that a rule derives, None for other arguments."""
     return attzoo.get(name, backend="numpy").__dataclass_fields__[argument].metadata.get("rule_for")
 
 
 @every_variant
-def test_a_variant_is_the_same_block_in_every_backend(name, variant):
+def test_variant_has_the_same_spec_in_every_backend(name, variant):
     specs = [spec_of(attzoo.create(name, *ARGUMENTS[name], backend=b, variant=variant)) for b in BACKENDS]
     assert specs[0] == specs[1] == specs[2]
     assert specs[0].channels == 32
     for argument, value in registry.variants(name)[variant].arguments.items():
-        if follows(name, argument) in registry.variants(name)[variant].rules:   # what it gave is there in its place
+        if derived_by(name, argument) in registry.variants(name)[variant].rules:   # replaced by its result
             continue
-        found = getattr(specs[0], argument)
-        assert found == value or found == (value,) * len(found)   # a stride, once for every axis
+        resolved = getattr(specs[0], argument)
+        assert resolved == value or resolved == (value,) * len(resolved)   # a stride is repeated for every axis
     assert registry.variants(name)[variant].source
 
 
 @every_variant
 def test_explicit_arguments_override_a_variant(name, variant):
-    chosen = registry.variants(name)[variant]
+    preset = registry.variants(name)[variant]
     plain = attzoo.create(name, *ARGUMENTS[name], backend="numpy")
-    for argument in {**chosen.arguments, **chosen.rules}:
+    for argument in {**preset.arguments, **preset.rules}:
         given = {argument: getattr(plain, argument)}
         block = attzoo.create(name, *ARGUMENTS[name], backend="torch", variant=variant, **given)
-        if follows(name, argument) not in chosen.rules:
+        if derived_by(name, argument) not in preset.rules:
             assert getattr(block.spec, argument) == given[argument]
 
 
 @every_variant
-def test_a_variant_by_position(name, variant):
-    """Arguments by position are the ones that they are by name."""
+def test_positional_and_named_arguments_agree_with_a_variant(name, variant):
     names = [field.name for field in fields(attzoo.get(name, backend="numpy"))]
     by_name = dict(zip(names, ARGUMENTS[name], strict=False))
     assert attzoo.create(name, backend="numpy", variant=variant, **by_name) == attzoo.create(
@@ -148,7 +148,7 @@ def test_a_variant_by_position(name, variant):
 
 
 @every_variant
-def test_a_variant_drops_nothing(name, variant):
+def test_variant_refuses_unknown_and_repeated_arguments(name, variant):
     spec = attzoo.get(name, backend="numpy")
     with pytest.raises(TypeError, match="too many positional"):
         attzoo.create(name, *range(1, len(fields(spec)) + 2), backend="torch", variant=variant)
@@ -162,24 +162,24 @@ def test_a_variant_drops_nothing(name, variant):
     assert block.variable_dtype == "float64"
 
 
-@each_backend
-def test_unknown_variants(backend):
+@every_backend
+def test_unknown_variant_raises(backend):
     with pytest.raises(ValueError, match=r"unknown variant of se 'papr'; did you mean 'paper'\? Known: "):
         attzoo.create("se", 32, backend=backend, variant="papr")
     with pytest.raises(TypeError, match="variant of se must be a name, got 1"):
         attzoo.create("se", 32, backend=backend, variant=1)
 
 
-# ---- names that nobody should ask for -------------------------------------------------------------------------------
+# ---- invalid names --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("typo", "name"), [
     ("cbma", "cbam"), ("ECA", "eca"), ("Channel-Attention", "channel_attention"), ("attention_gates", "attention_gate"),
     ("squeeze-excitation", "squeeze_excitation"),
 ])   # fmt: skip
-@each_backend
+@every_backend
 @pytest.mark.case119
-def test_the_nearest_name_is_offered(typo, name, backend):
+def test_error_proposes_the_nearest_name(typo, name, backend):
     with pytest.raises(ValueError, match=f"unknown block '{typo}'; did you mean '{name}'[?] Known: se, channel_att.*"):
         attzoo.get(typo, backend=backend)
 
@@ -190,50 +190,50 @@ HOSTILE = ["../eca", "/etc/passwd", "os:system", "attzoo.blocks.eca:ECA", "__cla
 
 @pytest.mark.parametrize("word", HOSTILE, ids=lambda word: ascii(word[:20]))
 @pytest.mark.case120
-def test_hostile_names(word, monkeypatch):
-    def reached(*args):
-        raise AssertionError("a name nobody registered was imported")
+def test_hostile_name_raises_and_imports_nothing(word, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("an unregistered name was imported")
 
-    monkeypatch.setattr(registry, "import_module", reached)
-    monkeypatch.setattr(registry, "find_spec", reached)
-    asked = [registry.variants, registry.locate]
-    asked += [lambda name, f=f, b=b: f(name, backend=b) for f in (attzoo.get, attzoo.create) for b in BACKENDS]
-    for ask in asked:
+    monkeypatch.setattr(registry, "import_module", refuse)
+    monkeypatch.setattr(registry, "find_spec", refuse)
+    lookups = [registry.variants, registry.locate]
+    lookups += [lambda name, f=f, b=b: f(name, backend=b) for f in (attzoo.get, attzoo.create) for b in BACKENDS]
+    for lookup in lookups:
         with pytest.raises(ValueError, match="unknown block") as caught:
-            ask(word)
+            lookup(word)
         text = str(caught.value)
-        assert text.isascii()   # a look-alike can be told from what it looks like
+        assert text.isascii()   # look-alike letters are escaped
         assert text.isprintable()
         assert len(text) < 500
 
 
 @pytest.mark.parametrize("word", [None, 1, b"eca", ["eca"], attzoo], ids=repr)
 @pytest.mark.case120
-def test_what_is_no_name(word):
-    for ask in (attzoo.get, attzoo.create):
+def test_name_that_is_no_string_raises(word):
+    for lookup in (attzoo.get, attzoo.create):
         with pytest.raises(TypeError, match="block must be a name, got "):
-            ask(word, backend="torch")
+            lookup(word, backend="torch")
         with pytest.raises(TypeError, match="backend must be a name, got "):
-            ask("eca", backend=word)
+            lookup("eca", backend=word)
 
 
 @pytest.mark.parametrize("word", ["", "pytorch", "tensorflow", "jax", "torch ", "../torch", "os", "Torch", "spec"])
 @pytest.mark.case122
-def test_unknown_backends(word):
-    for ask in (attzoo.get, attzoo.create):
+def test_unknown_backend_raises(word):
+    for lookup in (attzoo.get, attzoo.create):
         with pytest.raises(ValueError, match=f"unknown backend '{word}'.* Known: numpy, torch, keras$"):
-            ask("eca", backend=word)
+            lookup("eca", backend=word)
 
 
-# ---- third parties: one that is really installed ---------------------------------------------------------------------
+# ---- installed third-party blocks ------------------------------------------------------------------------------------
 
-GUEST = """
+USE_THIRD_PARTY_BLOCK = """
 import sys
 import attzoo
 from attzoo.testing import check_block
 
 assert attzoo.names() == [*{built_in!r}, "scale"], attzoo.names()
-assert not [m for m in sys.modules if m.startswith("attzoo_scale")], "a list of names ran a third party's code"
+assert not [m for m in sys.modules if m.startswith("attzoo_scale")], "names() imported a third-party package"
 
 for backend, base in (("torch", "torch.nn.Module"), ("keras", "keras.Layer")):
     cls = attzoo.get("scale", backend=backend)
@@ -249,45 +249,45 @@ block = attzoo.create("scale", 3, backend="torch")
 block.logit.data.copy_(block.logit.new_tensor([-1.5, 0.25, 3]))
 twin = attzoo.convert(block, backend="keras")
 assert type(twin) is attzoo.get("scale", backend="keras")
-back = attzoo.convert(twin, backend="torch")
-for path, one in (("torch.safetensors", block), ("keras.safetensors", twin)):
-    attzoo.save(one, path)
+converted_back = attzoo.convert(twin, backend="torch")
+for path, saved in (("torch.safetensors", block), ("keras.safetensors", twin)):
+    attzoo.save(saved, path)
     for backend in ("torch", "keras"):
-        again = attzoo.load(path, backend=backend)
-        for other in (twin, back, again):
-            assert other.spec == block.spec
-            assert attzoo.weights(other)["logit"].tolist() == [-1.5, 0.25, 3]
+        loaded = attzoo.load(path, backend=backend)
+        for copied in (twin, converted_back, loaded):
+            assert copied.spec == block.spec
+            assert attzoo.weights(copied)["logit"].tolist() == [-1.5, 0.25, 3]
 for backend in ("torch", "keras"):
     for finding in check_block("scale", backend):
         assert finding.failure is None, finding
-print("a guest like at home")
+print("all checks pass")
 """
 
 
 def python(program, folder, **env):
-    """A fresh interpreter in `folder`, which it may import from."""
+    """Run a program in a new interpreter that may import from `folder`."""
     env = {**os.environ, "PYTHONPATH": str(folder), **env}
     command = [sys.executable, "-c", program]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=250)
 
 
-def test_a_third_party_installs_a_block(tmp_path):
+def test_installed_third_party_block_works_like_a_built_in_one(tmp_path):
     shutil.copytree(ROOT / "tests" / "plugin", tmp_path / "project")
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "install", *options, "--target", tmp_path / "site", tmp_path / "project"]
     subprocess.run(command, check=True, timeout=100)
-    done = python(GUEST.format(built_in=BUILT_IN), tmp_path / "site")
-    assert done.stdout == "a guest like at home\n", done.stderr
+    process = python(USE_THIRD_PARTY_BLOCK.format(built_in=BUILT_IN), tmp_path / "site")
+    assert process.stdout == "all checks pass\n", process.stderr
 
 
-# ---- third parties that go wrong -------------------------------------------------------------------------------------
+# ---- faulty third-party packages -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def announce(tmp_path, monkeypatch):
-    """Lay down what installing a package would: its modules, and its entry points."""
+def install_package(tmp_path, monkeypatch):
+    """Return a function that creates the modules and entry points of an installed package."""
 
-    def lay(name, value, package="guest", **modules):
+    def install(name, value, package="guest", **modules):
         site = tmp_path / package
         info = site / f"{package}-1.0.dist-info"
         info.mkdir(parents=True)
@@ -300,89 +300,89 @@ def announce(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(site)
 
     before = set(sys.modules)
-    yield lay
+    yield install
     for module in set(sys.modules) - before:
         if module.partition(".")[0].startswith(("guest", "rival")):
             del sys.modules[module]
 
 
-def test_one_that_is_installed_while_python_runs(announce, tmp_path, monkeypatch):
+def test_block_installed_while_python_runs_is_listed(install_package, tmp_path, monkeypatch):
     (tmp_path / "guest").mkdir()
     monkeypatch.syspath_prepend(tmp_path / "guest")
     assert attzoo.names() == BUILT_IN
-    announce("guest", "guest:Guest")
+    install_package("guest", "guest:Guest")
     assert attzoo.names() == [*BUILT_IN, "guest"]
     shutil.rmtree(tmp_path / "guest" / "guest-1.0.dist-info")
     assert attzoo.names() == BUILT_IN
 
 
 @pytest.mark.case123
-def test_one_that_raises_on_import(announce):
-    announce("guest", "guest:Guest", spec="", torch="raise RuntimeError('no good today')")
+def test_import_error_of_a_block_affects_only_that_block(install_package):
+    install_package("guest", "guest:Guest", spec="", torch="raise RuntimeError('import fails')")
     assert attzoo.names() == [*BUILT_IN, "guest"]
     assert attzoo.get("eca", backend="torch")
     assert "guest" not in sys.modules
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"^no good today$"):
+        with pytest.raises(RuntimeError, match=r"^import fails$"):
             attzoo.get("guest", backend="torch")
 
 
 @pytest.mark.parametrize("value", ["guest:Guest", "guest:", "guest", "guest:__doc__", "guest:len"])
 @pytest.mark.case124
-def test_one_without_the_class(value, announce):
-    announce("guest", value, torch="'what is no class'\nlen = 5")
+def test_entry_point_without_a_class_raises(value, install_package):
+    install_package("guest", value, torch="'a docstring'\nlen = 5")
     assert attzoo.names() == [*BUILT_IN, "guest"]
     with pytest.raises(ImportError, match=r"expected class \w* in guest.torch, got "):
         attzoo.get("guest", backend="torch")
 
 
 @pytest.mark.case124
-def test_one_for_the_other_framework(announce):
-    announce("guest", "guest:Guest", torch="class Guest: pass")
+def test_block_for_one_framework_raises_for_another(install_package):
+    install_package("guest", "guest:Guest", torch="class Guest: pass")
     assert attzoo.get("guest", backend="torch").__name__ == "Guest"
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'guest\.keras'$"):
         attzoo.get("guest", backend="keras")
 
 
-def test_one_that_lacks_a_package_of_its_own(announce):
-    announce("guest", "guest:Guest", torch="import guest_of_guest")
-    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'guest_of_guest'$"):   # and no extra of ours
+def test_missing_dependency_of_a_block_keeps_its_error(install_package):
+    install_package("guest", "guest:Guest", torch="import guest_of_guest")
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'guest_of_guest'$"):   # proposes no extra
         attzoo.get("guest", backend="torch")
 
 
 @pytest.mark.parametrize("name", ["se", "attention_gate", "channel", "additive_gate"])
 @pytest.mark.case125
-def test_one_that_shadows_ours(name, announce):
-    announce(name, "guest:Guest", torch="class Guest: pass")
-    for ask in (attzoo.names, lambda: attzoo.get(name, backend="torch"), lambda: attzoo.get("eca", backend="torch")):
-        with pytest.raises(ValueError, match=f"must be unique, got another '{name}', from the package guest$"):
-            ask()
+def test_entry_point_with_a_built_in_name_raises(name, install_package):
+    install_package(name, "guest:Guest", torch="class Guest: pass")
+    for lookup in (attzoo.names, lambda: attzoo.get(name, backend="torch"), lambda: attzoo.get("eca", backend="torch")):
+        with pytest.raises(ValueError, match=f"must be unique, got a second '{name}' from package guest$"):
+            lookup()
 
 
 @pytest.mark.case121
-def test_two_of_one_name(announce):
-    announce("guest", "guest:Guest")
-    announce("guest", "rival:Guest", package="rival")
-    for ask in (attzoo.names, lambda: attzoo.create("guest", backend="numpy")):
-        with pytest.raises(ValueError, match=r"must be unique, got another 'guest', from the package (guest|rival)$"):
-            ask()
+def test_two_blocks_with_the_same_name_raise(install_package):
+    install_package("guest", "guest:Guest")
+    install_package("guest", "rival:Guest", package="rival")
+    for lookup in (attzoo.names, lambda: attzoo.create("guest", backend="numpy")):
+        with pytest.raises(ValueError, match=r"must be unique, got a second 'guest' from package (guest|rival)$"):
+            lookup()
 
 
 @pytest.mark.case121
-def test_one_announced_twice_is_one(announce):
-    announce("guest", "guest:Guest")
-    announce("guest", "guest:Guest", package="rival")
+def test_block_declared_twice_is_listed_once(install_package):
+    install_package("guest", "guest:Guest")
+    install_package("guest", "guest:Guest", package="rival")
     assert attzoo.names() == [*BUILT_IN, "guest"]
 
 
-def test_third_parties_come_by_name_after_ours(announce):
-    announce("ant", "rival:Ant", package="rival")
-    announce("zebra", "guest:Zebra")   # and so found first
+def test_third_party_blocks_are_sorted_after_built_in_ones(install_package):
+    install_package("ant", "rival:Ant", package="rival")
+    install_package("zebra", "guest:Zebra")   # declared in the folder that is searched first
     assert attzoo.names() == [*BUILT_IN, "ant", "zebra"]
     assert list(registry.table().items())[-2:] == [("ant", "rival:Ant"), ("zebra", "guest:Zebra")]
 
 
-def test_a_twin_needs_no_registration(tmp_path, monkeypatch):
+def test_convert_needs_no_registration_but_save_does(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "plugin")   # importable, but not installed
     from attzoo_scale.torch import Scale
 
@@ -396,10 +396,10 @@ def test_a_twin_needs_no_registration(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["torch", "keras"])
-def test_a_base_class_at_its_old_place_warns(backend):
+def test_old_name_of_the_base_class_warns(backend):
     ops = __import__(f"attzoo.ops.{backend}", fromlist="_")
-    says = rf"attzoo\.ops\.{backend}\.Block is now attzoo\.blocks\.{backend}\.Block"
-    with pytest.warns(DeprecationWarning, match=says):
+    message = rf"attzoo\.ops\.{backend}\.Block is now attzoo\.blocks\.{backend}\.Block"
+    with pytest.warns(DeprecationWarning, match=message):
         block = ops.Block
     assert issubclass(attzoo.get("se", backend=backend), block)
     with pytest.raises(AttributeError, match="has no attribute 'Blok'"):

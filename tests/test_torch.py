@@ -224,7 +224,7 @@ def test_reset_parameters_depends_only_on_the_seed(sample):
         assert torch.equal(first[name], tensor)
         assert not name.endswith("num_batches_tracked") or tensor == 0
     for name, weight in block.spec.weights.items():
-        if weight.start == "constant":
+        if weight.initialization == "constant":
             assert (find(block, name) == weight.center).all()
 
 

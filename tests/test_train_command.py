@@ -62,7 +62,7 @@ def test_command_resumes_a_run(monkeypatch, tmp_path):
         (("--resume", "--out", tmp_path, "--block", "se"), f"{expected} block 'eca', got 'se'{fix}"),
         (("--resume", "--out", tmp_path, "--skip", "none"), f"{expected} skip at its default, got None{fix}"),
         (("--recipe", "city"), "recipe must be one of 'camvid', got 'city'"),
-        (("--size", "big"), "size must be integers with commas between, got 'big'"),
+        (("--size", "big"), "size must be integers separated by commas, got 'big'"),
         (("--net", "up"), "expected NAME=VALUE, got 'up'"),
     ):
         assert str(command(*options).exception) == message

@@ -1,4 +1,4 @@
-"""What a type checker sees in the installed package: overloads, doors, and mistakes that it catches."""
+"""mypy infers the types of the installed package, and reports wrong arguments."""
 
 import re
 import subprocess
@@ -60,15 +60,15 @@ KerasGate(8)                                      # E: call-arg
 from attzoo.torch import Nothing                  # E: attr-defined
 '''
 
-# What a module's type does not depend on is not read: that would take most of the time
+# Modules that the types do not depend on are skipped, because reading them would take most of the time
 OPTIONS = """
 [mypy]
 strict = true
 ignore_missing_imports = true
 
-[mypy-{unread}]
+[mypy-{skipped}]
 follow_imports = skip
-""".format(unread=",".join(f"{package}.*" for package in (
+""".format(skipped=",".join(f"{package}.*" for package in (
     "torch._decomp", "torch._dynamo", "torch._export", "torch._functorch", "torch._higher_order_ops",
     "torch._inductor", "torch._library", "torch._prims", "torch._prims_common", "torch._refs", "torch._subclasses",
     "torch.ao", "torch.distributed", "torch.export", "torch.fx", "torch.jit", "torch.onnx", "torch.profiler",
@@ -76,14 +76,14 @@ follow_imports = skip
 )))   # fmt: skip
 
 
-def test_what_a_type_checker_sees(tmp_path, pytestconfig):
+def test_mypy_reports_exactly_the_marked_errors(tmp_path, pytestconfig):
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "mypy.ini").write_text(OPTIONS)
-    cache = pytestconfig.cache.mkdir("mypy")   # torch is read once, and never again
+    cache = pytestconfig.cache.mkdir("mypy")   # so that torch is read only once
     options = ["--config-file=mypy.ini", "--no-error-summary", f"--cache-dir={cache}"]
     command = [sys.executable, "-m", "mypy", *options, "program.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
-    found = set(re.findall(r"^program\.py:(\d+): error: .*\[(.+)\]$", done.stdout, re.M))
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    errors = set(re.findall(r"^program\.py:(\d+): error: .*\[(.+)\]$", process.stdout, re.M))
     lines = enumerate(PROGRAM.splitlines(), 1)
-    wanted = {(str(i), line.partition("# E: ")[2]) for i, line in lines if "# E: " in line}
-    assert found == wanted, done.stdout + done.stderr
+    expected = {(str(i), line.partition("# E: ")[2]) for i, line in lines if "# E: " in line}
+    assert errors == expected, process.stdout + process.stderr

@@ -1,4 +1,4 @@
-"""The Keras U-Net lives with the rest of Keras, on whichever backend Keras runs: models, files, policies, exporters."""
+"""The Keras U-Net with other parts of Keras: models, files, dtype policies, exporters."""
 
 import json
 import pickle
@@ -13,7 +13,7 @@ from attzoo.ops.keras import find, keras
 from attzoo.unet.layers import MaxPool
 
 BACKEND = keras.backend.backend()
-tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason=f"TensorFlow's own, and this is {BACKEND}")
+tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason=f"needs Keras on TensorFlow, got {BACKEND}")
 FEW = ("oktay", "strided")
 few_nets = pytest.mark.parametrize("name", FEW)
 
@@ -27,22 +27,25 @@ def _settings():
 
 
 def net(name="leejunhyun", **kwargs):
+    """Return a network of NETS."""
     return build(name, "keras", "float32", **kwargs)
 
 
-def picture(name="leejunhyun", first=False, dtype="float32"):
-    x = image(NETS[name][1]).astype(dtype)
-    return x if first else np.moveaxis(x, 1, -1)
+def input_of(name="leejunhyun", dtype="float32"):
+    """Return a random input of a network of NETS, channels last."""
+    return np.moveaxis(image(NETS[name][1]).astype(dtype), 1, -1)
 
 
 def array(tensor):
+    """Return a tensor as a float64 array."""
     return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float64")))
 
 
-def near(got, wanted, digits=1e-5):
-    got, wanted = array(got), array(wanted)
-    assert got.shape == wanted.shape
-    assert abs(got - wanted).max(initial=0) <= digits * abs(wanted).max(initial=0)
+def assert_near(got, expected, tolerance=1e-5):
+    """Assert that tensors agree, relative to the largest expected value."""
+    got, expected = array(got), array(expected)
+    assert got.shape == expected.shape
+    assert abs(got - expected).max(initial=0) <= tolerance * abs(expected).max(initial=0)
 
 
 # ---- pooling -------------------------------------------------------------------------------------------------
@@ -51,7 +54,7 @@ WINDOWS = pytest.mark.parametrize("window", [(2,), (3,), (2, 2), (3, 2), (4, 3),
 
 
 def pooled(x, window):
-    """The maximum over each window of (N, *S, C), the last ones cut off by the edge: one after the other."""
+    """Return the maximum over each window of (N, *S, C), of which the last may be smaller, axis by axis."""
     for axis, width in enumerate(window, start=1):
         parts = [x.take(range(i, min(i + width, x.shape[axis])), axis) for i in range(0, x.shape[axis], width)]
         x = np.stack([part.max(axis) for part in parts], axis)
@@ -59,10 +62,10 @@ def pooled(x, window):
 
 
 @WINDOWS
-def test_pooling_at_every_size(window):
-    """Known sizes and unknown ones; Keras's own padding "same" would cut off at both edges."""
-    given = keras.Input((*(None for _ in window), 2))
-    model = keras.Model(given, MaxPool(window)(given))
+def test_pooling_at_static_and_dynamic_sizes(window):
+    """Padding "same" of Keras would have smaller windows at both edges."""
+    inputs = keras.Input((*(None for _ in window), 2))
+    model = keras.Model(inputs, MaxPool(window)(inputs))
     for least in range(4, 8):
         x = image((1, *(least + i for i in range(len(window))), 2)).astype("float32")
         np.testing.assert_array_equal(array(MaxPool(window)(x)), pooled(x, window))
@@ -72,19 +75,19 @@ def test_pooling_at_every_size(window):
 
 
 @pytest.mark.parametrize("size", [(7, 8), (10, 13)])
-def test_a_unet_that_pools_by_three(size):
+def test_unet_with_strides_of_three(size):
     spec = create("plain", "numpy", strides=((3, 2), 3), kernel_size=3)
     model = create("plain", "keras", strides=((3, 2), 3), kernel_size=3)
     x = image((1, 3, *size))
-    wanted = spec(x, weights={key: a.astype("float64") for key, a in attzoo.weights(model).items()})
-    near(model(np.moveaxis(x, 1, -1).astype("float32")), np.moveaxis(wanted, 1, -1))
+    expected = spec(x, weights={key: a.astype("float64") for key, a in attzoo.weights(model).items()})
+    assert_near(model(np.moveaxis(x, 1, -1).astype("float32")), np.moveaxis(expected, 1, -1))
 
 
-# ---- a model like any other ----------------------------------------------------------------------------------
+# ---- use as a Keras model ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["leejunhyun-transpose", "oktay", "supervised", "strided"])
-def test_variables_bear_canonical_names(name):
+def test_variables_are_found_by_canonical_names(name):
     model = create(name, "keras")
     weights = model.spec.weights
     assert len(model.weights) == len(weights)
@@ -97,7 +100,7 @@ def test_variables_bear_canonical_names(name):
     assert len({id(find(model, name)) for name in weights}) == len(weights)
 
 
-def test_summary_and_layers():
+def test_summary_shows_layers_and_parameters():
     lines, model = [], net("oktay")
     model.summary(print_fn=lambda line, **_: lines.append(line), line_length=120)
     text = "\n".join(lines)
@@ -109,41 +112,41 @@ def test_summary_and_layers():
     assert (model.input_shape, model.output_shape) == ((None, None, None, 3), (None, None, None, 2))
 
 
-def test_a_part_of_it_is_a_model():
-    """The encoder's deepest map, by the layer's name."""
-    model, x = net(), picture()
+def test_layers_can_be_outputs_of_other_models():
+    """By the names of the layers."""
+    model, x = net(), input_of()
     encoder = keras.Model(model.input, model.get_layer("encoder_2_relu2").output)
     assert array(encoder(x)).shape == (2, 3, 2, 8)
     gated = keras.Model(model.input, [model.get_layer("skip_0").output, model.output])
-    near(gated(x)[1], model(x), 1e-6)
+    assert_near(gated(x)[1], model(x), 1e-6)
 
 
-def test_it_is_a_part_of_a_model(tmp_path):
-    model, x = net(), picture()
-    given = keras.Input((None, None, 3))
-    whole = keras.Model(given, keras.layers.Softmax()(model(given)))
-    whole.save(tmp_path / "whole.keras")
-    again = keras.saving.load_model(tmp_path / "whole.keras")
-    near(again(x), whole(x), 1e-6)
-    near(array(whole(x)).sum(axis=-1), np.ones((2, 11, 6)))
+def test_network_can_be_a_layer_of_a_saved_model(tmp_path):
+    model, x = net(), input_of()
+    inputs = keras.Input((None, None, 3))
+    outer = keras.Model(inputs, keras.layers.Softmax()(model(inputs)))
+    outer.save(tmp_path / "outer.keras")
+    loaded = keras.saving.load_model(tmp_path / "outer.keras")
+    assert_near(loaded(x), outer(x), 1e-6)
+    assert_near(array(outer(x)).sum(axis=-1), np.ones((2, 11, 6)))
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
-def test_it_learns(layout):
-    """TensorFlow on a CPU has no channels-first convolution of its own; nets train all the same."""
+def test_network_learns_in_both_layouts(layout):
+    """TensorFlow has no channels-first convolutions on CPUs, so the network transposes."""
     model = create("keras", "keras", out_channels=1, channels=(4, 6), initializer="kaiming", data_format=layout)
-    first = layout == "channels_first"
+    is_channels_first = layout == "channels_first"
     x = image((4, 3, 9, 6)).astype("float32")
     y = (x.sum(axis=1, keepdims=True) > 0).astype("float32")
-    x, y = (x, y) if first else (np.moveaxis(x, 1, -1), np.moveaxis(y, 1, -1))
+    x, y = (x, y) if is_channels_first else (np.moveaxis(x, 1, -1), np.moveaxis(y, 1, -1))
     model.compile(keras.optimizers.Adam(0.02), "binary_crossentropy")
     loss = model.fit(x, y, batch_size=4, epochs=12, verbose=0).history["loss"]
     assert loss[-1] < 0.9 * loss[0]
-    near(model.predict(x, batch_size=3, verbose=0), model(x))
+    assert_near(model.predict(x, batch_size=3, verbose=0), model(x))
 
 
-def test_running_statistics_move_in_training_only():
-    model, x = net(), picture()
+def test_running_statistics_are_updated_only_in_training():
+    model, x = net(), input_of()
     before = attzoo.weights(model)
     model(x)
     assert all((after == before[key]).all() for key, after in attzoo.weights(model).items())
@@ -152,32 +155,32 @@ def test_running_statistics_move_in_training_only():
         assert (after == before[key]).all() != key.endswith((".mean", ".var")), key
 
 
-def test_frozen():
-    model, x = net(), picture()
-    resting = model(x)
+def test_frozen_network_uses_running_statistics():
+    model, x = net(), input_of()
+    inference = model(x)
     model.trainable = False
     assert not model.trainable_weights
-    near(model(x, training=True), resting, 1e-6)
+    assert_near(model(x, training=True), inference, 1e-6)
     assert not create("leejunhyun", "keras", trainable=False).trainable_weights
 
 
-def test_dropout_drops_in_training_only():
+def test_dropout_is_active_only_in_training():
     model = create("plain", "keras", dropout=(0.5, 0.5), norm=None)
-    x = picture("plain")
-    near(model(x), model(x), 0)
+    x = input_of("plain")
+    assert_near(model(x), model(x), 0)
     assert abs(array(model(x, training=True)) - array(model(x))).max() > 1e-3
     rates = [layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
     assert rates == [0.5] * 10
 
 
-def test_a_seed_fixes_the_start():
-    starts = []
+def test_seed_determines_the_initialization():
+    initial_weights = []
     for seed in (7, 7, 8):
         keras.utils.set_random_seed(seed)
-        starts.append(attzoo.weights(create("oktay", "keras", channels=(4, 6))))
-    same, other = ([(starts[0][key] == each[key]).all() for key in starts[0]] for each in starts[1:])
-    assert all(same)
-    assert not all(other)
+        initial_weights.append(attzoo.weights(create("oktay", "keras", channels=(4, 6))))
+    first, same, different = initial_weights
+    assert all((first[key] == same[key]).all() for key in first)
+    assert not all((first[key] == different[key]).all() for key in first)
 
 
 # ---- files and configs ---------------------------------------------------------------------------------------
@@ -185,9 +188,9 @@ def test_a_seed_fixes_the_start():
 
 @pytest.mark.case81
 @few_nets
-def test_copies(name, tmp_path):
-    """By file, configuration, clone, pickle and weights: the same net."""
-    model, x = net(name), picture(name)
+def test_copies_give_the_same_outputs(name, tmp_path):
+    """By file, config, clone and pickle."""
+    model, x = net(name), input_of(name)
     model.save(tmp_path / "net.keras")
     config = json.loads(json.dumps(model.get_config()))
     fresh, clone = type(model).from_config(config), keras.models.clone_model(model)
@@ -195,7 +198,7 @@ def test_copies(name, tmp_path):
         twin.set_weights(model.get_weights())
     loaded, pickled = keras.saving.load_model(tmp_path / "net.keras"), pickle.loads(pickle.dumps(model))
     for twin in (fresh, clone, loaded, pickled):
-        near(twin(x), model(x), 0)
+        assert_near(twin(x), model(x), 0)
     for twin in (fresh, loaded, pickled):
         assert type(twin) is type(model)
         assert twin.spec == model.spec
@@ -204,16 +207,16 @@ def test_copies(name, tmp_path):
 
 
 @pytest.mark.case81
-def test_weights_file(tmp_path):
-    model, other, x = net(), create("leejunhyun", "keras"), picture()
+def test_weights_file_restores_the_weights(tmp_path):
+    model, restored, x = net(), create("leejunhyun", "keras"), input_of()
     model.save_weights(tmp_path / "net.weights.h5")
-    other.load_weights(tmp_path / "net.weights.h5")
-    near(other(x), model(x), 0)
+    restored.load_weights(tmp_path / "net.weights.h5")
+    assert_near(restored(x), model(x), 0)
 
 
-def test_config_keeps_what_is_keras_own():
-    own = {"data_format": "channels_first", "dtype": "mixed_bfloat16", "name": "mine"}
-    model = attzoo.get("unet", backend="keras")(3, 2, (4, 6), **own)
+def test_config_has_the_arguments_of_keras():
+    keras_arguments = {"data_format": "channels_first", "dtype": "mixed_bfloat16", "name": "mine"}
+    model = attzoo.get("unet", backend="keras")(3, 2, (4, 6), **keras_arguments)
     twin = type(model).from_config(model.get_config())
     assert (twin.name, twin.data_format, twin.dtype_policy.name) == ("mine", "channels_first", "mixed_bfloat16")
     assert twin.get_layer("skip_0").compute_dtype == "bfloat16"
@@ -223,8 +226,8 @@ def test_config_keeps_what_is_keras_own():
 
 
 @pytest.mark.parametrize("name", ["oktay-3d", "supervised", "strided"])
-def test_channels_first(name):
-    """Of an image in the other layout, the same in the other layout."""
+def test_channels_first_gives_the_same_outputs(name):
+    """After a transposition."""
     keras.config.set_image_data_format("channels_first")
     first = net(name)
     keras.config.set_image_data_format("channels_last")
@@ -233,10 +236,10 @@ def test_channels_first(name):
     rank = x.ndim - 2
     assert first.input_shape == (None, 3, *(None,) * rank)
     assert first.output_shape == (None, 2, *(None,) * rank)
-    near(first(x), np.moveaxis(array(last(np.moveaxis(x, 1, -1))), -1, 1), 1e-6)
+    assert_near(first(x), np.moveaxis(array(last(np.moveaxis(x, 1, -1))), -1, 1), 1e-6)
 
 
-POLICIES = {   # policy -> compute dtype, variable dtype, how far from the float64 meaning
+POLICIES = {   # policy -> compute dtype, variable dtype, tolerance to the spec in float64
     "mixed_float16": ("float16", "float32", 2e-2),
     "mixed_bfloat16": ("bfloat16", "float32", 1e-1),
     "float64": ("float64", "float64", 1e-11),
@@ -245,22 +248,22 @@ POLICIES = {   # policy -> compute dtype, variable dtype, how far from the float
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", ["leejunhyun", "oktay"])
-def test_policy(name, policy):
+def test_dtype_policy_of_the_network(name, policy):
     compute, variable, bound = POLICIES[policy]
     if policy == "float64" and adapter("keras").precision(policy) != policy:
         bound = 1e-4   # Keras on torch multiplies matrices in float32
     model = build(name, "keras", policy)
-    y = model(picture(name, dtype="float64"))
+    y = model(input_of(name, dtype="float64"))
     assert keras.backend.standardize_dtype(y.dtype) == compute
     assert {keras.backend.standardize_dtype(w.dtype) for w in model.weights} == {variable}
     weights = {key: a.astype("float64") for key, a in attzoo.weights(model).items()}
-    near(y, np.moveaxis(model.spec(image(NETS[name][1]), weights=weights), 1, -1), bound)
+    assert_near(y, np.moveaxis(model.spec(image(NETS[name][1]), weights=weights), 1, -1), bound)
 
 
-def test_global_policy():
+def test_global_dtype_policy():
     keras.config.set_dtype_policy("mixed_float16")
     model = create("leejunhyun", "keras", channels=(4, 6))
-    assert keras.backend.standardize_dtype(model(picture(), training=True).dtype) == "float16"
+    assert keras.backend.standardize_dtype(model(input_of(), training=True).dtype) == "float16"
     assert {keras.backend.standardize_dtype(w.dtype) for w in model.weights} == {"float32"}
 
 
@@ -269,8 +272,8 @@ def test_global_policy():
 
 @pytest.mark.case79
 @tensorflow_only
-def test_saved_model(tmp_path):
-    """Of sizes not known when it was exported: odd, even, one pixel."""
+def test_saved_model_accepts_every_size(tmp_path):
+    """Odd, even and one pixel."""
     import tensorflow as tf
 
     model = net("oktay", channels=(4, 6))
@@ -278,11 +281,11 @@ def test_saved_model(tmp_path):
     exported = tf.saved_model.load(tmp_path / "net")
     for shape in ((2, 9, 7, 3), (1, 8, 12, 3), (3, 1, 5, 3), (1, 1, 1, 3)):
         x = image(shape).astype("float32")
-        near(exported.serve(x), model(x))
+        assert_near(exported.serve(x), model(x))
 
 
 @tensorflow_only
-def test_training_in_a_graph_of_unknown_sizes():
+def test_training_in_a_graph_with_dynamic_sizes():
     import tensorflow as tf
 
     model, eager = net("oktay", channels=(4, 6)), net("oktay", channels=(4, 6))
@@ -291,17 +294,17 @@ def test_training_in_a_graph_of_unknown_sizes():
     )
     for shape in ((2, 9, 7, 3), (3, 4, 4, 3)):
         x = image(shape).astype("float32")
-        near(traced(x), eager(x, training=True), 1e-4)
-    moved = attzoo.weights(model)
-    for key, wanted in attzoo.weights(eager).items():
-        np.testing.assert_allclose(moved[key], wanted, rtol=1e-4, atol=1e-5)
+        assert_near(traced(x), eager(x, training=True), 1e-4)
+    updated = attzoo.weights(model)
+    for key, expected in attzoo.weights(eager).items():
+        np.testing.assert_allclose(updated[key], expected, rtol=1e-4, atol=1e-5)
 
 
-# ---- refusals ------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("shape", "says"),
+    ("shape", "message"),
     [
         ((2, 8, 8, 4), r"expected \(N, \*S, 3\)|expected shape=\(None, None, None, 3\), found shape=\(2, 8, 8, 4\)"),
         ((2, 3, 8, 8), r"expected \(N, \*S, 3\)|expected shape=\(None, None, None, 3\), found shape=\(2, 3, 8, 8\)"),
@@ -309,20 +312,19 @@ def test_training_in_a_graph_of_unknown_sizes():
         ((2, 0, 8, 3), r"expected \(N, \*S, 3\) with 2 spatial axes of at least 1 each, got \(2, 0, 8, 3\)"),
     ],
 )
-def test_refuses_a_shape(shape, says):
-    with pytest.raises(ValueError, match=says):
+def test_invalid_shape_raises(shape, message):
+    with pytest.raises(ValueError, match=message):
         net(channels=(4, 6))(np.zeros(shape, "float32"))
 
 
-def test_refuses_an_argument():
+def test_invalid_argument_raises():
     for name, value in (("data_format", "NCHW"), ("channels", 4), ("evil", 1)):
         error = TypeError if name == "evil" else ValueError
         with pytest.raises(error, match=name):
             attzoo.create("unet", backend="keras", **SMALL | {name: value})
 
 
-def test_takes_what_models_take():
-    """A tensor, an array of another precision."""
-    model, x = net(), picture()
-    for given in (keras.ops.convert_to_tensor(x), x.astype("float64")):
-        near(model(given), model(x), 1e-6)
+def test_tensors_and_float64_arrays_are_accepted():
+    model, x = net(), input_of()
+    for value in (keras.ops.convert_to_tensor(x), x.astype("float64")):
+        assert_near(model(value), model(x), 1e-6)

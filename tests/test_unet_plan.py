@@ -1,4 +1,4 @@
-"""The U-Net's table and spec, without any framework: what is built of which arguments, and what is refused."""
+"""Spec and level table of the U-Net, without frameworks: arguments, weights, initialization and errors."""
 
 import json
 from dataclasses import fields, replace
@@ -22,17 +22,19 @@ GATE = {f"{part}.{leaf}" for part in ("skip", "gating", "psi") for leaf in ("wei
 
 
 def net(**kwargs):
+    """Return the spec of a small U-Net."""
     return UNet(**SMALL | kwargs)
 
 
-def under(prefix, names):
+def prefixed(prefix, names):
+    """Return names with a prefix."""
     return {f"{prefix}.{name}" for name in names}
 
 
-# ---- the table -----------------------------------------------------------------------------------------
+# ---- level table --------------------------------------------------------------------------------------
 
 
-def test_rows():
+def test_levels_of_the_default_network():
     table = net(dropout=(0.1, 0.2), block="se", block_options={"reduction": 2}).levels
     assert [level.channels for level in table] == [4, 6, 8]
     assert [level.stride for level in table] == [(1, 1), (2, 2), (2, 2)]
@@ -41,11 +43,13 @@ def test_rows():
     assert [level.supervised for level in table] == [False] * 3
     assert (table[2].decoder, table[2].up, table[2].gate) == ((), (), None)
     for level, below in pairwise(table):
-        here = level.channels
-        assert [(u.inputs, u.outputs) for u in level.up] == [(below.channels, here)]
+        channels = level.channels
+        assert [(u.inputs, u.outputs) for u in level.up] == [(below.channels, channels)]
         assert level.interpolation == "nearest"
-        assert (level.gate.channels, level.gate.gating_channels) == (here, here)
-        assert [(u.inputs, u.outputs, u.dropout) for u in level.decoder] == [(2 * here, here, 0.1), (here, here, 0.2)]
+        assert (level.gate.channels, level.gate.gating_channels) == (channels, channels)
+        assert [(u.inputs, u.outputs, u.dropout) for u in level.decoder] == [
+            (2 * channels, channels, 0.1), (channels, channels, 0.2)
+        ]   # fmt: skip
     for above, level in zip((3, 4, 6), table, strict=True):
         first, second = level.encoder
         assert (first.inputs, first.outputs, second.inputs, second.outputs) == (above, *[level.channels] * 3)
@@ -54,7 +58,7 @@ def test_rows():
         assert (first.norm, first.activation, first.dropout, second.dropout) == ("batch", "relu", 0.1, 0.2)
 
 
-def test_a_strided_encoder_needs_no_pool():
+def test_strided_convolutions_replace_pooling():
     table = net(down="conv", strides=[(2, 1), 3]).levels
     assert [level.pool for level in table] == [False] * 3
     assert [[unit.stride for unit in level.encoder] for level in table] == [
@@ -63,7 +67,7 @@ def test_a_strided_encoder_needs_no_pool():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "ups", "both"),   # at the finest level: units after interpolation, channels the decoder sees
+    ("arguments", "units", "inputs"),   # at the finest level: units of the upsampling, input channels of the decoder
     [
         ({"up": "linear"}, [(False, 6, 4, (3, 3))], 8),
         ({"up": "linear", "up_conv": False}, [], 10),
@@ -73,15 +77,15 @@ def test_a_strided_encoder_needs_no_pool():
         ({"up": "transpose", "strides": ((1, 2), 2)}, [(True, 6, 6, (1, 4)), (False, 6, 4, (3, 3))], 8),
     ],
 )
-def test_ways_up(arguments, ups, both):
+def test_units_of_every_upsampling(arguments, units, inputs):
     finest = net(**arguments).levels[0]
-    assert [(u.transposed, u.inputs, u.outputs, u.kernel) for u in finest.up] == ups
-    assert finest.decoder[0].inputs == both
-    assert finest.gate.inputs == (4, both - 4)
+    assert [(u.transposed, u.inputs, u.outputs, u.kernel) for u in finest.up] == units
+    assert finest.decoder[0].inputs == inputs
+    assert finest.gate.inputs == (4, inputs - 4)
     assert finest.interpolation == (None if arguments["up"] == "transpose" else "linear")
 
 
-def test_grid_gates():
+def test_grid_gating_uses_the_next_coarser_level():
     grid = net(gating="grid", combine=True, gated=1, up="linear", up_conv=False)
     assert [level.gate and level.gate.inputs for level in grid.levels] == [None, (6, 8), None]
     assert [level.combine and (level.combine.inputs, level.combine.kernel) for level in grid.levels] == [
@@ -91,41 +95,41 @@ def test_grid_gates():
     assert net().gating_unit is None
 
 
-def test_a_small_skip_is_widened_for_its_gate():
+def test_minimum_size_of_a_skip_is_the_stride_of_its_gate():
     assert [level.least for level in net(skip_options={"stride": (2, 1)}).levels] == [(2, 1), (2, 1), (1, 1)]
     assert [level.least for level in net(skip="se").levels] == [(1, 1)] * 3
 
 
-def test_merge():
+def test_merge_decoder_has_one_unit():
     (unit,) = net(decoder="merge", kernel_size=5, dropout=0.5).levels[0].decoder
     assert unit == Unit("1", 8, 4, (3, 3), (1, 1), "instance", "prelu", 0.5)
 
 
-def test_signatures_name_every_argument():
-    named = [field.name for field in fields(UNet) if field.kw_only]
-    told, meant = get_type_hints(Arguments), get_type_hints(UNet)
-    assert told == {name: meant[name] for name in named}
-    assert list(told) == named
+def test_type_of_arguments_has_every_keyword_of_the_spec():
+    names = [field.name for field in fields(UNet) if field.kw_only]
+    hints, spec_hints = get_type_hints(Arguments), get_type_hints(UNet)
+    assert hints == {name: spec_hints[name] for name in names}
+    assert list(hints) == names
 
 
-def test_padding():
+def test_padding_of_units():
     assert Unit("", 1, 1, (3, 5), (1, 1)).padding == (1, 2)
     assert Unit("", 1, 1, (4, 2), (2, 2), transposed=True).padding == (1, 0)
 
 
 @pytest.mark.case27
 @pytest.mark.case28
-def test_sizes_round_up():
+def test_sizes_of_coarser_levels_are_rounded_up():
     assert plan.sizes(net(), (11, 4)) == [(11, 4), (6, 2), (3, 1)]
     assert plan.sizes(net(), (1, 2)) == [(1, 2), (1, 1), (1, 1)]
     assert plan.sizes(net(strides=((3, 1), 2)), (10, 5)) == [(10, 5), (4, 5), (2, 3)]
 
 
-# ---- the weights -----------------------------------------------------------------------------------------
+# ---- weights ---------------------------------------------------------------------------------------------
 
 
 def test_macs_worked_out_by_hand():
-    """Two 4 x 4 images, 2 x 2 at the deeper level; 3 x 3 convolutions; a bottleneck of C channels costs 2 C."""
+    """Two images of 4 x 4 pixels, 2 x 2 at the coarser level; 3 x 3 convolutions; SE with C channels costs 2 C."""
     net = UNet(1, 2, (3, 4), skip=None, block="se", block_options={"reduced_channels": 1})
     encoder = 16 * 9 * (1 * 3 + 3 * 3) + 2 * 3 + 4 * 9 * (3 * 4 + 4 * 4) + 2 * 4
     decoder = 16 * 9 * (4 * 3 + 6 * 3 + 3 * 3) + 2 * 3
@@ -133,16 +137,16 @@ def test_macs_worked_out_by_hand():
     assert net.macs((2, 1, 4, 4)) == 2 * (encoder + decoder + head)
 
 
-def test_names_of_the_plain_net():
-    wanted = {"head.weight", "head.bias"}
+def test_weight_names_of_the_default_network():
+    expected = {"head.weight", "head.bias"}
     for i in range(3):
-        wanted |= under(f"encoder.{i}", DOUBLE | under("norm1", NORM) | under("norm2", NORM))
+        expected |= prefixed(f"encoder.{i}", DOUBLE | prefixed("norm1", NORM) | prefixed("norm2", NORM))
     for i in range(2):
-        wanted |= under(f"decoder.{i}", DOUBLE | under("norm1", NORM) | under("norm2", NORM))
-        wanted |= under(f"up.{i}", {"conv.weight", "conv.bias"} | under("norm", NORM))
-        wanted |= under(f"skip.{i}", GATE)
+        expected |= prefixed(f"decoder.{i}", DOUBLE | prefixed("norm1", NORM) | prefixed("norm2", NORM))
+        expected |= prefixed(f"up.{i}", {"conv.weight", "conv.bias"} | prefixed("norm", NORM))
+        expected |= prefixed(f"skip.{i}", GATE)
     weights = net().weights
-    assert set(weights) == wanted
+    assert set(weights) == expected
     assert weights["encoder.1.conv1.weight"].shape == (6, 4, 3, 3)
     assert weights["decoder.0.conv1.weight"].shape == (4, 8, 3, 3)
     assert weights["up.1.conv.weight"].shape == (6, 8, 3, 3)
@@ -150,33 +154,33 @@ def test_names_of_the_plain_net():
     assert weights["head.weight"].shape == (2, 4)
 
 
-def test_names_of_every_option():
+def test_weight_names_with_further_options():
     weights = net(
         up="transpose", gating="grid", combine=True, gated=1, decoder="merge", deep_supervision=True, norm=None,
         block="eca", skip_options={"stride": 2, "skip_bias": False},
     ).weights   # fmt: skip
-    wanted = {"head.weight", "head.bias", "gating.conv.weight", "gating.conv.bias"}
+    expected = {"head.weight", "head.bias", "gating.conv.weight", "gating.conv.bias"}
     for i in range(3):
-        wanted |= under(f"encoder.{i}", DOUBLE | {"block.conv.weight"})
+        expected |= prefixed(f"encoder.{i}", DOUBLE | {"block.conv.weight"})
     for i in range(2):
-        wanted |= under(f"up.{i}", {"transpose.weight", "transpose.bias", "conv.weight", "conv.bias"})
-        wanted |= under(f"decoder.{i}", {"conv1.weight", "conv1.bias", "activation1.weight", "block.conv.weight"})
-        wanted |= under(f"supervision.{i}", {"weight", "bias"})
-    wanted |= under("skip.1", GATE - {"skip.bias"}) | under("combine.1", {"conv.weight", "conv.bias"})
-    assert set(weights) == wanted
+        expected |= prefixed(f"up.{i}", {"transpose.weight", "transpose.bias", "conv.weight", "conv.bias"})
+        expected |= prefixed(f"decoder.{i}", {"conv1.weight", "conv1.bias", "activation1.weight", "block.conv.weight"})
+        expected |= prefixed(f"supervision.{i}", {"weight", "bias"})
+    expected |= prefixed("skip.1", GATE - {"skip.bias"}) | prefixed("combine.1", {"conv.weight", "conv.bias"})
+    assert set(weights) == expected
     assert weights["up.0.transpose.weight"].shape == (6, 6, 4, 4)   # (in, out, *k)
     assert weights["skip.1.skip.weight"].shape == (3, 6, 2, 2)
     assert weights["supervision.1.weight"].shape == (2, 6)
-    assert weights["head.weight"].shape == (2, 4)   # of two classes from each of two levels
+    assert weights["head.weight"].shape == (2, 4)   # two classes from each of two levels
     assert weights["decoder.0.activation1.weight"].shape == (1,)
 
 
-def test_transposed_kernels_stay_kernels():
+def test_transposed_kernels_of_size_1_keep_their_axes():
     weights = net(up="transpose", up_conv=False, strides=(1, 2)).weights
     assert weights["up.0.transpose.weight"].shape == (6, 4, 1, 1)
 
 
-STARTS = {   # of a map (8, 6, 3, 3)
+INITIALIZATIONS = {   # of a kernel (8, 6, 3, 3)
     "kaiming": Weight((8, 6, 3, 3), "normal", (2 / 54) ** 0.5),
     "xavier": Weight((8, 6, 3, 3), "normal", (2 / (54 + 72)) ** 0.5),
     "normal": Weight((8, 6, 3, 3), "normal", 0.02),
@@ -187,10 +191,10 @@ STARTS = {   # of a map (8, 6, 3, 3)
 
 
 @pytest.mark.parametrize("initializer", INITIALIZERS)
-def test_starts(initializer):
+def test_initialization_of_every_kind_of_array(initializer):
     spec = net(initializer=initializer, block="eca", skip_options={"norm": True}, decoder="merge")
     weights, torch = spec.weights, initializer == "torch"
-    assert weights["encoder.2.conv1.weight"] == STARTS[initializer]
+    assert weights["encoder.2.conv1.weight"] == INITIALIZATIONS[initializer]
     zero = Weight((8,), "constant")
     assert weights["encoder.2.conv1.bias"] == (Weight((8,), "uniform", 54**-0.5) if torch else zero)
     assert weights["encoder.2.norm1.bias"] == zero
@@ -200,40 +204,41 @@ def test_starts(initializer):
     assert weights["encoder.2.norm1.mean"] == replace(zero, trainable=False)
     assert weights["encoder.2.norm1.var"] == Weight((8,), "constant", center=1.0, trainable=False)
     gate = weights["skip.1.gating.weight"]
-    assert (gate.shape, gate.start) == ((3, 6), "normal" if torch else STARTS[initializer].start)
+    kind = "normal" if torch else INITIALIZATIONS[initializer].initialization
+    assert (gate.shape, gate.initialization) == ((3, 6), kind)
     assert (weights["skip.1.psi.bias"] == Weight((1,), "constant")) != torch
     assert weights["decoder.0.activation1.weight"] == Weight((1,), "constant", center=0.25)
-    assert weights["encoder.0.block.conv.weight"].start == "uniform"   # ECA's kernel is no map: it starts as ECA's do
+    assert weights["encoder.0.block.conv.weight"].initialization == "uniform"   # as ECA's spec initializes it
 
 
 @pytest.mark.parametrize("initializer", INITIALIZERS)
 @pytest.mark.parametrize("backend", ["torch", "keras"])
-def test_bodies_start_so(initializer, backend):
+def test_arrays_are_initialized_as_the_spec_declares(initializer, backend):
     wide = {"channels": (24, 20), "initializer": initializer, "skip_options": {"norm": True}, "up": "transpose"}
     spec = create("plain", "numpy", skip="attention_gate", **wide)
-    made = attzoo.weights(create("plain", backend, skip="attention_gate", **wide))
+    arrays = attzoo.weights(create("plain", backend, skip="attention_gate", **wide))
     for name, weight in spec.weights.items():
-        if weight.start == "orthogonal":
-            flat = made[name].reshape(weight.shape[0], -1)
-            small = flat @ flat.T if len(flat) <= flat.shape[1] else flat.T @ flat
-            close(small, np.eye(len(small)), 1e-5)
+        if weight.initialization == "orthogonal":
+            flat = arrays[name].reshape(weight.shape[0], -1)
+            product = flat @ flat.T if len(flat) <= flat.shape[1] else flat.T @ flat
+            close(product, np.eye(len(product)), 1e-5)
         else:
-            assert_starts_as(made[name], weight)
+            assert_starts_as(arrays[name], weight)
 
 
 # ---- arguments ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_config_rebuilds_the_net(name):
+def test_config_creates_an_equal_spec(name):
     spec = create(name, "numpy")
-    again = UNet(**json.loads(json.dumps(spec.config())))
-    assert again == spec
-    assert again.weights == spec.weights
-    assert again.config() == spec.config()
+    rebuilt = UNet(**json.loads(json.dumps(spec.config())))
+    assert rebuilt == spec
+    assert rebuilt.weights == spec.weights
+    assert rebuilt.config() == spec.config()
 
 
-OTHERS = {   # every argument, a net in which it counts, and another value
+CHANGED_ARGUMENTS = {   # argument -> other arguments with which it has an effect, and another value
     "in_channels": ({}, 2),
     "out_channels": ({}, 1),
     "channels": ({}, (4, 6, 7)),
@@ -262,17 +267,17 @@ OTHERS = {   # every argument, a net in which it counts, and another value
 
 
 @pytest.mark.parametrize("argument", [field.name for field in fields(UNet)])
-def test_no_argument_lies(argument):
-    """Changing one alone changes the weights, or the output, or what training drops, or what is accepted."""
-    arguments, value = OTHERS[argument]
-    one, other = net(**arguments), net(**arguments | {argument: value})
-    if one.weights != other.weights or one.rates != other.rates:
+def test_every_argument_has_an_effect(argument):
+    """Changing one argument changes the weights, the dropout rates or the output."""
+    arguments, value = CHANGED_ARGUMENTS[argument]
+    original, changed = net(**arguments), net(**arguments | {argument: value})
+    if original.weights != changed.weights or original.rates != changed.rates:
         return
-    x, weights = image((1, 3, 9, 10)), draw(one)
-    assert abs(one(x, weights=weights) - other(x, weights=weights)).max() > 1e-3
+    x, weights = image((1, 3, 9, 10)), draw(original)
+    assert abs(original(x, weights=weights) - changed(x, weights=weights)).max() > 1e-3
 
 
-def test_dropout_is_where_the_table_says():
+def test_dropout_rates_and_error_of_the_numpy_network():
     assert net(dropout=0.3).rates == (0.3, 0.0)
     assert net(dropout=(0, 0.5)).rates == (0.0, 0.5)
     message = r"expected dropout=0 for the NumPy network in training, got dropout=\(0.3, 0.0\)"
@@ -280,7 +285,7 @@ def test_dropout_is_where_the_table_says():
         net(dropout=0.3)(image((1, 3, 4, 4)), weights=draw(net()), training=True)
 
 
-REFUSED = [   # arguments, what is said
+INVALID = [   # arguments, type of the error, its message
     ({"in_channels": 0}, ValueError, "in_channels must be >= 1, got 0"),
     ({"out_channels": 1.0}, TypeError, "out_channels must be an integer, got 1.0"),
     ({"channels": (4,)}, ValueError, "channels must be 2 to 32 integers, one a level, got 1 of them"),
@@ -337,15 +342,15 @@ REFUSED = [   # arguments, what is said
 ]
 
 
-@pytest.mark.parametrize(("arguments", "error", "says"), REFUSED, ids=[str(a)[:60] for a, _, _ in REFUSED])
-def test_refused(arguments, error, says):
+@pytest.mark.parametrize(("arguments", "error", "message"), INVALID, ids=[str(a)[:60] for a, _, _ in INVALID])
+def test_invalid_arguments_raise(arguments, error, message):
     with pytest.raises(error) as caught:
         net(**arguments)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_options_one_a_level():
+def test_options_may_differ_by_level():
     gates, blocks = [{"inter_channels": 3}, {"norm": True}], [{}, {"reduction": 3}, {}]
     spec = net(skip_options=gates, block="se", block_options=blocks)
     assert [level.gate.inter_channels for level in spec.levels[:2]] == [3, 3]

@@ -1,6 +1,6 @@
-"""Every preset is the published network: its number of parameters, its outputs, its slopes, its running statistics.
+"""Every variant equals the published network: parameters, outputs, gradients and running statistics.
 
-The published networks are stated here once more, in plain torch.nn and keras.layers, from their sources.
+The published networks are implemented here in torch.nn and keras.layers, from their sources.
 """
 
 import warnings
@@ -22,13 +22,13 @@ WIDTHS = (3, 4, 5, 6, 8)
 
 
 def parameters(variant, **kwargs):
-    """How many numbers a preset trains."""
+    """Return the number of trainable parameters of a variant."""
     spec = attzoo.create("unet", 3, 1, backend="numpy", variant=variant, **kwargs)
     return sum(weight.size for weight in spec.weights.values() if weight.trainable)
 
 
 def halved(rate):
-    """What stands for dropout in these tests: the same everywhere, so that its place shows."""
+    """Return the factor that replaces dropout in these tests: deterministic, so that outputs can be compared."""
     return 1 - rate / 2
 
 
@@ -44,18 +44,18 @@ def _dropout(monkeypatch):
     monkeypatch.setattr(F, "dropout", functional)
 
 
-def agree(theirs, parts, ours, shape):
-    """Eval, then one step of training: outputs, gradients of the image and of every weight, running statistics."""
+def assert_equal(theirs, parts, ours, shape):
+    """Assert equal outputs in inference, and outputs, gradients and running statistics in training."""
     arrays = draw(ours.spec)
     attzoo.load_weights(ours.double(), arrays)
     fill(theirs.double(), parts, arrays)
     x = image(shape)
     with torch.no_grad():
-        wanted = theirs.eval()(torch.from_numpy(x)).numpy()
-    assert wanted.std() > 0.05   # not saturated, not constant
-    close(adapter("torch").forward(ours, [x], training=False), wanted)
+        expected = theirs.eval()(torch.from_numpy(x)).numpy()
+    assert expected.std() > 0.05   # not saturated, not constant
+    close(adapter("torch").forward(ours, [x], training=False), expected)
     xs = torch.from_numpy(x).requires_grad_()
-    y, cotangent = theirs.train()(xs), image(wanted.shape, seed=2)
+    y, cotangent = theirs.train()(xs), image(expected.shape, seed=2)
     y.backward(torch.from_numpy(cotangent))
     run = adapter("torch").run(ours, [x], cotangent, training=True)
     close(run.output, y.detach().numpy(), 1e-11)
@@ -73,30 +73,35 @@ def agree(theirs, parts, ours, shape):
 
 
 def activated(conv, norm):
+    """Return a convolution with norm and relu."""
     return nn.Sequential(conv, norm, nn.ReLU())
 
 
 def double(i, o, Conv=nn.Conv2d, Norm=nn.BatchNorm2d):
+    """Return two convolutions with norm and relu."""
     convs = (activated(Conv(a, o, 3, padding=1), Norm(o)) for a in (i, o))
     return nn.Sequential(*(layer for conv in convs for layer in conv))
 
 
 def double_parts(path, module):
+    """Return the layers of `double` by canonical path."""
     names = ("conv1", "norm1", None, "conv2", "norm2", None)
     return {f"{path}.{name}": part for name, part in zip(names, module, strict=True) if name}
 
 
 class LeeJunHyun(nn.Module):
+    """The published network, with nearest upsampling or transposed convolutions."""
+
     def __init__(self, channels, classes, widths, transpose):
         super().__init__()
         steps = list(pairwise(widths))
         self.encoder = nn.ModuleList(double(i, o) for i, o in zip((channels, *widths), widths, strict=False))
         self.up = nn.ModuleList(
             nn.Sequential(
-                nn.ConvTranspose2d(below, below, 4, 2, 1) if transpose else nn.Upsample(scale_factor=2),
-                *activated(nn.Conv2d(below, here, 3, padding=1), nn.BatchNorm2d(here)),
+                nn.ConvTranspose2d(coarse, coarse, 4, 2, 1) if transpose else nn.Upsample(scale_factor=2),
+                *activated(nn.Conv2d(coarse, fine, 3, padding=1), nn.BatchNorm2d(fine)),
             )
-            for here, below in steps
+            for fine, coarse in steps
         )
         self.skip, self.gating, self.psi = (
             nn.ModuleList(
@@ -119,23 +124,24 @@ class LeeJunHyun(nn.Module):
         return self.head(x)
 
     def parts(self):
-        found = {"head": self.head}
+        """Return the layers by canonical path."""
+        layers = {"head": self.head}
         for i, level in enumerate(self.encoder):
-            found |= double_parts(f"encoder.{i}", level)
+            layers |= double_parts(f"encoder.{i}", level)
         for i, level in enumerate(self.decoder):
-            found |= double_parts(f"decoder.{i}", level)
-            first, found[f"up.{i}.conv"], found[f"up.{i}.norm"], _ = self.up[i]
+            layers |= double_parts(f"decoder.{i}", level)
+            first, layers[f"up.{i}.conv"], layers[f"up.{i}.norm"], _ = self.up[i]
             if isinstance(first, nn.ConvTranspose2d):
-                found[f"up.{i}.transpose"] = first
+                layers[f"up.{i}.transpose"] = first
             for name in ("skip", "gating", "psi"):
-                found[f"skip.{i}.{name}"], found[f"skip.{i}.{name}_norm"] = getattr(self, name)[i]
-        return found
+                layers[f"skip.{i}.{name}"], layers[f"skip.{i}.{name}_norm"] = getattr(self, name)[i]
+        return layers
 
 
 @pytest.mark.parametrize(
     ("variant", "count"), [("leejunhyun", 34_878_573), ("leejunhyun-transpose", 57_162_733)], ids=str
 )
-def test_leejunhyun(variant, count):
+def test_leejunhyun_equals_the_published_network(variant, count):
     transpose = variant != "leejunhyun"
     with torch.device("meta"):
         published = LeeJunHyun(3, 1, (64, 128, 256, 512, 1024), transpose)
@@ -144,14 +150,14 @@ def test_leejunhyun(variant, count):
     assert sum(p.numel() for p in ours.parameters()) == count
     theirs = LeeJunHyun(3, 2, WIDTHS, transpose)
     ours = attzoo.create("unet", 3, 2, backend="torch", variant=variant, channels=WIDTHS)
-    agree(theirs, theirs.parts(), ours, (2, 3, 32, 48))
+    assert_equal(theirs, theirs.parts(), ours, (2, 3, 32, 48))
 
 
 # ---- ozan-oktay/Attention-Gated-Networks@eee4881, models/networks/unet_CT_single_att_dsv_3D.py -------------
 
 
 class Oktay(nn.Module):
-    """In 3-D as published, in 2-D its plane form; interpolation does not align corners, as in today's PyTorch."""
+    """The published network in 3-D, and its 2-D form. Corners are not aligned, as in current PyTorch."""
 
     def __init__(self, dims, channels, classes, widths):
         super().__init__()
@@ -200,36 +206,37 @@ class Oktay(nn.Module):
         up3 = self.joined(self.up3, self.gated(3, conv3, up4), up4)
         up2 = self.joined(self.up2, self.gated(2, conv2, up3), up3)
         up1 = self.joined(self.up1, conv1, up2)
-        seen = [head(up) for head, up in zip(self.dsv, (up1, up2, up3, up4), strict=True)]
-        seen[1:] = (self.resized(y, scale_factor=2**i) for i, y in enumerate(seen[1:], start=1))
-        return self.final(torch.cat(seen, dim=1))
+        outputs = [head(up) for head, up in zip(self.dsv, (up1, up2, up3, up4), strict=True)]
+        outputs[1:] = (self.resized(y, scale_factor=2**i) for i, y in enumerate(outputs[1:], start=1))
+        return self.final(torch.cat(outputs, dim=1))
 
     def parts(self):
-        found = {"gating.conv": self.gating[0], "gating.norm": self.gating[1], "head": self.final}
+        """Return the layers by canonical path."""
+        layers = {"gating.conv": self.gating[0], "gating.norm": self.gating[1], "head": self.final}
         for i, encoder in enumerate((self.conv1, self.conv2, self.conv3, self.conv4, self.center)):
-            found |= double_parts(f"encoder.{i}", encoder)
+            layers |= double_parts(f"encoder.{i}", encoder)
         for i, decoder in enumerate((self.up1, self.up2, self.up3, self.up4)):
-            found |= double_parts(f"decoder.{i}", decoder) | {f"supervision.{i}": self.dsv[i]}
+            layers |= double_parts(f"decoder.{i}", decoder) | {f"supervision.{i}": self.dsv[i]}
         for i in (1, 2, 3):
             gate, names = self.gates[str(i + 1)], {"skip": "theta", "gating": "phi", "psi": "psi"}
-            found |= {f"skip.{i}.{ours}": gate[name] for ours, name in names.items()}
-            found[f"skip.{i}.output"], found[f"skip.{i}.output_norm"] = gate["W"]
-            found[f"combine.{i}.conv"], found[f"combine.{i}.norm"], _ = gate["combine"]
-        return found
+            layers |= {f"skip.{i}.{ours}": gate[name] for ours, name in names.items()}
+            layers[f"skip.{i}.output"], layers[f"skip.{i}.output_norm"] = gate["W"]
+            layers[f"combine.{i}.conv"], layers[f"combine.{i}.norm"], _ = gate["combine"]
+        return layers
 
 
-def test_oktay_counts():
+def test_oktay_has_the_published_number_of_parameters():
     with torch.device("meta"):
         published = Oktay(3, 3, 1, (16, 32, 64, 128, 256))
     assert sum(p.numel() for p in published.parameters()) == 6_214_220 == parameters("oktay")
 
 
 @pytest.mark.parametrize(("dims", "shape"), [(2, (2, 3, 32, 48)), (3, (2, 3, 16, 32, 16))], ids=["2-D", "3-D"])
-def test_oktay(dims, shape):
+def test_oktay_equals_the_published_network(dims, shape):
     theirs = Oktay(dims, 3, 2, WIDTHS)
     options = {} if dims == 3 else {"spatial_dims": dims}
     ours = attzoo.create("unet", 3, 2, backend="torch", variant="oktay", channels=WIDTHS, **options)
-    agree(theirs, theirs.parts(), ours, shape)
+    assert_equal(theirs, theirs.parts(), ours, shape)
 
 
 # ---- MONAI 1.6.1 -------------------------------------------------------------------------------------------
@@ -239,31 +246,33 @@ def test_oktay(dims, shape):
 def AttentionUnet():
     triton_first()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")   # what other libraries warn of while they load is not ours to mend
-        return pytest.importorskip("monai.networks.nets", reason="MONAI comes with the extra train").AttentionUnet
+        warnings.simplefilter("ignore")   # warnings of other libraries at import
+        return pytest.importorskip("monai.networks.nets", reason="needs MONAI, of the extra train").AttentionUnet
 
 
 def monai_parts(net):
+    """Return the layers of MONAI's network by canonical path."""
+
     def block(path, module):
-        both = {f"{path}.conv{n}": conv.conv for n, conv in enumerate(module.conv, start=1)}
-        return both | {f"{path}.norm{n}": conv.adn.N for n, conv in enumerate(module.conv, start=1)}
+        convs = {f"{path}.conv{n}": conv.conv for n, conv in enumerate(module.conv, start=1)}
+        return convs | {f"{path}.norm{n}": conv.adn.N for n, conv in enumerate(module.conv, start=1)}
 
     first, layer, last = net.model
-    found, i = block("encoder.0", first) | {"head": last.conv}, 0
+    layers, i = block("encoder.0", first) | {"head": last.conv}, 0
     while True:
-        found[f"up.{i}.transpose"], found[f"up.{i}.norm"] = layer.upconv.up.conv, layer.upconv.up.adn.N
+        layers[f"up.{i}.transpose"], layers[f"up.{i}.norm"] = layer.upconv.up.conv, layer.upconv.up.adn.N
         gate = layer.attention
         for name, pair in {"skip": gate.W_x, "gating": gate.W_g, "psi": gate.psi}.items():
-            found[f"skip.{i}.{name}"], found[f"skip.{i}.{name}_norm"] = pair[0].conv, pair[1]
-        found |= {f"decoder.{i}.conv1": layer.merge.conv, f"decoder.{i}.activation1": layer.merge.adn.A}
+            layers[f"skip.{i}.{name}"], layers[f"skip.{i}.{name}_norm"] = pair[0].conv, pair[1]
+        layers |= {f"decoder.{i}.conv1": layer.merge.conv, f"decoder.{i}.activation1": layer.merge.adn.A}
         i, below = i + 1, layer.submodule
         if not isinstance(below, nn.Sequential):
-            return found | block(f"encoder.{i}", below)
-        found |= block(f"encoder.{i}", below[0])
+            return layers | block(f"encoder.{i}", below)
+        layers |= block(f"encoder.{i}", below[0])
         layer = below[1]
 
 
-MONAI = {   # dims: arguments that are the same in both, and the image's shape
+MONAI = {   # number of axes, common arguments, shape of the input
     "2-D": (2, {"channels": (4, 6, 8, 10), "strides": (2, 2, 2)}, (2, 3, 16, 24)),
     "3-D": (3, {"channels": (4, 6, 8), "strides": (2, 2), "kernel_size": 5}, (2, 3, 8, 4, 12)),
     "1-D": (1, {"channels": (4, 6, 8), "strides": (2, 3), "up_kernel_size": 5}, (2, 3, 24)),
@@ -273,21 +282,22 @@ MONAI = {   # dims: arguments that are the same in both, and the image's shape
 
 
 @pytest.mark.parametrize("case", MONAI)
-def test_monai(case, AttentionUnet, monkeypatch):
+def test_monai_equals_the_network_of_monai(case, AttentionUnet, monkeypatch):
     dims, arguments, shape = MONAI[case]
     rate = 0.4 if case == "dropout" else 0.0
     monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: x * halved(self.p) if self.training else x)
     theirs = AttentionUnet(dims, 3, 2, dropout=rate, **arguments)
-    both = arguments | {"spatial_dims": dims, "dropout": (rate, rate)}
-    ours = attzoo.create("unet", 3, 2, backend="torch", variant="monai", **both)
+    options = arguments | {"spatial_dims": dims, "dropout": (rate, rate)}
+    ours = attzoo.create("unet", 3, 2, backend="torch", variant="monai", **options)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-    agree(theirs, monai_parts(theirs), ours, shape)
+    assert_equal(theirs, monai_parts(theirs), ours, shape)
 
 
 # ---- lixiaolei1982/Keras-Implementation-of-U-Net-...@9e5d6ac, network.py, att_unet -------------------------
 
 
 def published_keras(channels, classes, widths):
+    """Return the published network in Keras."""
     layers = keras.layers
 
     def convs(x, width, path):
@@ -310,7 +320,7 @@ def published_keras(channels, classes, widths):
     return keras.Model(inputs, layers.Conv2D(classes, 1, activation="sigmoid", name="head")(x))
 
 
-def test_keras():
+def test_keras_equals_the_published_network():
     assert published_keras(3, 1, (32, 64, 128, 256, 512)).count_params() == 7_977_941 == parameters("keras")
     keras.config.set_dtype_policy("float64")
     try:
@@ -327,10 +337,10 @@ def test_keras():
     assert len(theirs.weights) == len(arrays)
     x = image((2, 3, 24, 16))
     for training in (False, True):
-        wanted = np.moveaxis(keras.ops.convert_to_numpy(theirs(np.moveaxis(x, 1, -1), training=training)), -1, 1)
-        assert wanted.std() > 0.05
+        expected = np.moveaxis(keras.ops.convert_to_numpy(theirs(np.moveaxis(x, 1, -1), training=training)), -1, 1)
+        assert expected.std() > 0.05
         for backend in ("keras", "torch"):
             ours = adapter(backend).make(attzoo.get("unet", backend=backend), spec.config(), "float64")
             attzoo.load_weights(ours, arrays)
-            close(adapter(backend).forward(ours, [x], training), wanted)
+            close(adapter(backend).forward(ours, [x], training), expected)
 

@@ -1,4 +1,4 @@
-"""Published variants: that every block's file in tests/blocks states them, and that ours are what it states."""
+"""Published variants equal the descriptions of their sources in tests/blocks."""
 
 import re
 
@@ -13,41 +13,41 @@ from attzoo import registry
 
 VARIANTS = {(block, name): row for block in registry.BLOCKS for name, row in registry.variants(block).items()}
 PUBLISHED = table("PUBLISHED")
-STATED = [key for key in VARIANTS if key in PUBLISHED]   # a missing one fails in the first test below
+DESCRIBED = [key for key in VARIANTS if key in PUBLISHED]   # the first test below fails for missing ones
 
-stated = pytest.mark.parametrize(("block", "variant"), STATED, ids=map(":".join, STATED))
+every_variant = pytest.mark.parametrize(("block", "variant"), DESCRIBED, ids=map(":".join, DESCRIBED))
 
 
 @pytest.mark.parametrize("block", registry.BLOCKS)
-def test_every_block_has_a_file_that_states_its_variants(block):
+def test_every_block_has_a_test_file_with_its_variants(block):
     path = f"tests/blocks/test_{block}.py"
     assert block in FILES, f"expected {path} with numbers worked out by hand and PUBLISHED, got no such file"
     tests = [name for name in vars(FILES[block]) if name.startswith("test_")]
     assert tests, f"expected tests of numbers worked out by hand in {path}, got none"
     arrays = getattr(FILES[block], "ARRAYS", {})
     assert "" in arrays, f'expected ARRAYS = {{"": (arguments, names and shapes of arrays)}} in {path}, got {arrays}'
-    known, got = set(registry.variants(block)), {variant for of, variant in PUBLISHED if of == block}
+    known, got = set(registry.variants(block)), {variant for name, variant in PUBLISHED if name == block}
     assert got == known, f"{path}: PUBLISHED lacks {sorted(known - got)}, and states unknown {sorted(got - known)}"
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 
-@stated
-def test_sizes_are_those_of_the_source(block, variant):
+@every_variant
+def test_variant_has_the_sizes_of_its_source(block, variant):
     for channels, expected in PUBLISHED[block, variant].sizes.items():
         spec = create(block, variant, channels)
         assert {name: getattr(spec, name) for name in expected} == expected, channels
 
 
-@stated
-def test_arrays_are_those_of_the_source(block, variant):
+@every_variant
+def test_variant_has_the_arrays_of_its_source(block, variant):
     assert set(create(block, variant, (64, 32)).weights) == set(PUBLISHED[block, variant].arrays)
 
 
 @pytest.mark.case4
 @pytest.mark.parametrize("key", VARIANTS, ids=":".join)
-def test_few_channels_never_give_a_constant_gate(key):
+def test_coefficients_depend_on_x_with_few_channels(key):
     for channels in (1, 2, 3, 5):
         spec = create(*key, (channels, 32))
         weights = {name: np.full(weight.shape, 0.1) for name, weight in spec.weights.items()}
@@ -56,12 +56,12 @@ def test_few_channels_never_give_a_constant_gate(key):
 
 
 @pytest.mark.parametrize("key", VARIANTS, ids=":".join)
-def test_source_can_be_looked_up(key):
+def test_source_has_an_arxiv_id_a_commit_or_a_version(key):
     assert re.search(r"arXiv:\d{4}\.\d{5}v\d|\w/[\w.-]+@[0-9a-f]{7}\b|\w \d+\.\d+\.\d+, ", VARIANTS[key].source)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "others", "expected"),
+    ("arguments", "options", "expected"),
     [
         (("se", 64), {"variant": "timm", "reduced_channels": 5}, {"reduced_channels": 5}),
         (("se", 256), {"variant": "timm", "reduction": 4}, {"reduced_channels": 64}),
@@ -77,21 +77,21 @@ def test_source_can_be_looked_up(key):
     ids=str,
 )
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
-def test_explicit_arguments_override_the_variant(backend, arguments, others, expected):
-    block = attzoo.create(*arguments, **others, backend=backend)
+def test_explicit_arguments_override_the_variant(backend, arguments, options, expected):
+    block = attzoo.create(*arguments, **options, backend=backend)
     config = (block if backend == "numpy" else block.spec).config()
     assert {name: config[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("backend", ["torch", "keras"])
-def test_variants_are_the_same_in_every_backend(backend):
+def test_variants_have_the_same_spec_in_every_backend(backend):
     for block, variant in VARIANTS:
         expected = create(block, variant, (64, 32))
         assert create(block, variant, (64, 32), backend).spec == expected, (block, variant)
 
 
 @pytest.mark.case119
-def test_unknown_variant_names_the_nearest():
+def test_error_for_an_unknown_variant_proposes_the_nearest():
     with pytest.raises(ValueError, match="unknown variant of se 'tim'; did you mean 'timm'"):
         attzoo.create("se", 64, backend="numpy", variant="tim")
     with pytest.raises(TypeError, match="must be a name, got 3"):
@@ -102,18 +102,18 @@ def test_unknown_variant_names_the_nearest():
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-@stated
-def test_variant_computes_what_its_source_does(block, variant, training):
+@every_variant
+def test_variant_computes_the_same_as_its_source(block, variant, training):
     published = PUBLISHED[block, variant]
     for shapes in published.shapes:
         assert_computes(block, variant, published.function, shapes, training)
 
 
 def assert_computes(block, variant, function, shapes, training):
-    """Whether block and function agree on random inputs and arrays: outputs, and gradients for the inputs."""
+    """Assert that outputs and input gradients of block and function agree for random inputs and arrays."""
     rng = np.random.default_rng(0)
-    takes_dims = any(argument.name == "spatial_dims" for argument in attzoo.info(block).arguments)
-    dims = {"spatial_dims": len(shapes[0]) - 2} if takes_dims else {}
+    has_spatial_dims = any(argument.name == "spatial_dims" for argument in attzoo.info(block).arguments)
+    dims = {"spatial_dims": len(shapes[0]) - 2} if has_spatial_dims else {}
     ours = create(block, variant, [shape[1] for shape in shapes], "torch", **dims).double().train(training)
     arrays = {name: rng.normal(size=weight.shape) for name, weight in ours.spec.weights.items()}
     arrays |= {name: rng.uniform(0.5, 1.5, array.shape) for name, array in arrays.items() if name.endswith(".var")}
@@ -123,5 +123,6 @@ def assert_computes(block, variant, function, shapes, training):
     expected = function(*inputs, {name: torch.from_numpy(array) for name, array in arrays.items()}, training)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     cotangent = torch.from_numpy(rng.normal(size=got.shape))
-    for ours_x, theirs_x in zip(*(torch.autograd.grad(y, inputs, cotangent) for y in (got, expected)), strict=True):
-        torch.testing.assert_close(ours_x, theirs_x, rtol=0, atol=1e-11)
+    gradients, expected_gradients = (torch.autograd.grad(y, inputs, cotangent) for y in (got, expected))
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-11)

@@ -1,7 +1,6 @@
-"""How the rest of attzoo reaches into a block of either framework, in NumPy arrays, canonical names, channels first.
+"""Access to blocks of both frameworks through NumPy arrays, canonical names and channels-first layout.
 
-`torch.py` and `keras.py` here have the same functions: make, dtype, dtypes, storage, precision, read, write,
-check_layers, attention, forward, run, train, and for whole models: place, blocks, coefficients, eager.
+The modules `torch` and `keras` implement the functions of `Adapter`.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from typing import Any, Final, Protocol, cast
 from ..contract import AnySpec, Array
 from ..recording import Tap
 
-NO_BLOCKS: Final = " without any block: a copy that was traced, exported or cloned has none, give the original"
+NO_BLOCKS: Final = " without any block: traced, exported and cloned copies contain none, so pass the original"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One pass through a block: its output, and the gradients of sum(output * cotangent)."""
+    """Output of a forward pass, and the gradients of sum(output * cotangent) for inputs and trainable weights."""
 
     output: Array
     input_gradients: tuple[Array, ...]
@@ -29,142 +28,144 @@ class Run:
 
 
 class Adapter(Protocol):
-    """What an adapter module offers."""
+    """Interface of an adapter module."""
 
     def make(self, cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
-        """A built block of class `cls` whose weights have `dtype`."""
+        """Return a built block of class `cls` whose weights have `dtype`."""
 
     def dtype(self, block: Any) -> str:
-        """The widest dtype of a block's weights, as NumPy spells it ("bfloat16" too)."""
+        """Return the widest dtype of a block's weights by its name in NumPy, or "bfloat16"."""
 
     def dtypes(self, block: Any) -> dict[str, str]:
-        """The dtype of each of a block's arrays, by canonical name. Raises ValueError as `read` does."""
+        """Return the dtype of each array of a block by canonical name. Raise the errors of `read`."""
 
     def storage(self, dtype: str) -> str:
-        """The dtype in which the backend holds arrays that are to have `dtype`."""
+        """Return the dtype in which the backend stores arrays of `dtype`."""
 
     def precision(self, dtype: str) -> str:
-        """The dtype that arithmetic of `dtype` is really carried out in."""
+        """Return the dtype in which the backend computes with arrays of `dtype`."""
 
     def read(self, block: Any) -> dict[str, Array]:
-        """Copies of a block's arrays by canonical name; bfloat16 comes as float32, which holds it exactly.
+        """Return copies of a block's arrays by canonical name; bfloat16 as float32, which is exact.
 
-        Of an array that a layer computes (weight norm, LoRA) what the layer uses now. Raises ValueError where a layer
-        has none, or none in floating point.
+        For an array that a layer computes (weight norm, LoRA), return its current value. Raise ValueError if a layer
+        does not have the array, or has it in another kind of dtype than floating point.
         """
 
     def write(self, block: Any, arrays: Mapping[str, Array]) -> None:
-        """Put arrays, already checked, into a block.
+        """Write checked arrays to a block.
 
-        Raises ValueError, before it changes anything, where a layer computes one of them and would not keep it.
+        Raise ValueError, before any change, if a layer computes one of the arrays and would overwrite it.
         """
 
     def check_layers(self, block: Any, cls: type[Any]) -> None:
-        """Raise ValueError unless a block's layers are those that its class `cls` makes, with the same settings."""
+        """Raise ValueError unless a block has the layers that its class `cls` creates, with the same settings."""
 
     def attention(self, block: Any, inputs: Sequence[Array]) -> Array:
-        """The block's coefficients for these inputs, outside training."""
+        """Return the coefficients for these inputs with training=False."""
 
     def forward(self, block: Any, inputs: Sequence[Array], training: bool) -> Array:
-        """The block's output for these inputs."""
+        """Return the output for these inputs."""
 
     def run(self, block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
-        """One forward and backward pass; in training, running statistics move."""
+        """Run a forward and a backward pass. With training=True, running statistics are updated."""
 
     def train(self, block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
-        """Steps of the framework's own plain SGD on the sum of output * cotangent."""
+        """Minimise sum(output * cotangent) with `steps` steps of the framework's SGD at learning rate `rate`."""
 
     def place(self, model: Any) -> Any:
-        """The model, on a GPU where the framework finds one."""
+        """Return the model on a GPU if the framework finds one, else unchanged."""
 
     def blocks(self, model: Any) -> dict[str, Any]:
-        """Every block that a model holds, by its path; once, under its first path, where it stands in several places.
+        """Return every block of a model by its path. A block with several paths is returned once, with the first.
 
-        In torch that of `named_modules`, in Keras the names of layers, joined by dots; "" where the model is a block.
+        The path is that of `named_modules` in torch, and the names of the layers joined by dots in Keras. It is "" if
+        the model is a block itself.
         """
 
     def coefficients(self, tensor: Any, block: Any) -> Array | None:
-        """What a block's attention gave, as a copy in float32 or float64; None from a trace, which has no numbers."""
+        """Return the result of a block's attention as a float32 or float64 copy, or None for a traced tensor."""
 
     def eager(self) -> AbstractContextManager[Any]:
-        """Inside, what the framework would compile and can be asked not to runs eagerly."""
+        """Run compiled functions eagerly during the `with` block, where the framework supports this."""
 
 
-def missing(name: str, block: Any, got: Any) -> ValueError:
-    """The error for an array that a block does not hold."""
-    return ValueError(f"expected {type(block).__name__} to hold {name} as it was made, got {str(got)[:200]}")
+def missing_array(name: str, block: Any, got: Any) -> ValueError:
+    """Return the error for an array that a block does not have as its class creates it."""
+    return ValueError(f"expected {name} of {type(block).__name__} as its class creates it, got {str(got)[:200]}")
 
 
-def computed(name: str, block: Any, how: str, remedy: str) -> ValueError:
-    """The error for an array that would be written and is computed."""
+def computed_array(name: str, block: Any, how: str, remedy: str) -> ValueError:
+    """Return the error for writing an array that a layer computes."""
     return ValueError(f"expected {name} of {type(block).__name__} to be stored, got one that {how} computes: {remedy}")
 
 
-def changed(path: str, block: Any, made: str, got: str) -> ValueError:
-    """The error for a layer that is not as the block's class makes it."""
+def changed_layer(path: str, block: Any, made: str, got: str) -> ValueError:
+    """Return the error for a layer that differs from the one that the block's class creates."""
     return ValueError(
-        f"expected {path or 'the block'} of {type(block).__name__} to be {made[:200]}, as its class makes it, got "
-        f"{got[:200]}: a file holds no such change; undo it"
+        f"expected {path or 'the block'} of {type(block).__name__} to be {made[:200]}, as its class creates it, got "
+        f"{got[:200]}: files cannot store this change, so undo it"
     )
 
 
 def same_shape(shape: Sequence[int], expected: Sequence[int]) -> bool:
-    """Whether two shapes are equal but for axes of size 1: a matrix may be the kernel of a 1 x 1 convolution."""
+    """Whether two shapes are equal without axes of size 1, as a matrix and the kernel of a 1 x 1 convolution are."""
     return [n for n in shape if n != 1] == [n for n in expected if n != 1]
 
 
 def replaced_methods(part: Any, base: type[Any], call: str) -> list[str]:
-    """The methods of a layer's class in whose place the layer has something else that computes.
+    """Return the names of methods that are replaced on an instance of a layer, and that affect what it computes.
 
-    Of the methods of the framework's own `base` class only `call` decides what a layer computes. What attention_maps
-    puts in the place of `attention` changes nothing.
+    Of the methods of the framework's `base` class, only `call` affects this. The replacement of `attention` by
+    attention_maps does not.
     """
-    own = {name: value for name, value in vars(part).items() if callable(getattr(type(part), name, None))}
+    attributes = {name: value for name, value in vars(part).items() if callable(getattr(type(part), name, None))}
     return [
-        name for name, value in own.items()
+        name for name, value in attributes.items()
         if not name.startswith("__") and not isinstance(value, Tap) and (name == call or not hasattr(base, name))
     ]   # fmt: skip
 
 
 def is_kind(cls: type[Any], kind: type[Any]) -> bool:
-    """Whether a class is `kind`, or one that inherits all that decides what `kind` computes."""
+    """Whether a class is `kind`, or a subclass that overrides no method that affects what `kind` computes."""
     if kind not in cls.__mro__:
         return False
     harmless = ("extra_repr", "reset_parameters", "build", "get_config", "from_config")
-    own = {name for each in cls.__mro__[: cls.__mro__.index(kind)] for name, v in vars(each).items() if callable(v)}
-    return all(name.startswith("__") or name in harmless or not hasattr(kind, name) for name in own)
+    subclasses = cls.__mro__[: cls.__mro__.index(kind)]
+    methods = {name for subclass in subclasses for name, value in vars(subclass).items() if callable(value)}
+    return all(name.startswith("__") or name in harmless or not hasattr(kind, name) for name in methods)
 
 
 def adapter(backend: str) -> Adapter:
-    """The adapter of a backend, importing its framework."""
+    """Import and return the adapter of a backend."""
     return cast(Adapter, import_module(f"{__name__}.{backend}"))
 
 
 def backend_of(block: Any) -> str:
-    """The backend of a block, "keras" or "torch". Raises TypeError for what is no block of either."""
+    """Return the backend of a block, "keras" or "torch". Raise TypeError if it is not a block."""
     backend = framework_of(block)
     if backend is None or not isinstance(getattr(block, "spec", None), AnySpec):
-        hint = _inside(block, backend)
+        hint = _hint_of_blocks(block, backend)
         raise TypeError(f"expected an attzoo block of torch or Keras, got {type(block).__name__}{hint}")
     return backend
 
 
-def _inside(model: Any, backend: str | None) -> str:
-    """What to give in the place of a model that is no block."""
+def _hint_of_blocks(model: Any, backend: str | None) -> str:
+    """Return the hint that names the blocks of a model that is not a block."""
     if backend is None:
         return ""
     paths = list(adapter(backend).blocks(model))
     if not paths:
         return NO_BLOCKS
     shown = ", ".join(map(repr, paths[:4])) + (", ..." if len(paths) > 4 else "")
-    return f", which holds {'blocks' if len(paths) > 1 else 'a block'} at {shown}: give a block"
+    return f", which contains {'blocks' if len(paths) > 1 else 'a block'} at {shown}: pass a block"
 
 
 def framework_of(model: Any) -> str | None:
-    """The framework whose layer or module this is, "keras" or "torch"; None for what is neither's.
+    """Return the framework of a layer or module, "keras" or "torch", or None for other objects.
 
-    Asked of modules that are loaded already: a layer cannot exist without its framework. Keras goes first, for
-    its layers are torch modules too where it runs on torch.
+    This imports nothing: a layer exists only if its framework is loaded. Keras is tried first, because its layers are
+    torch modules too with the torch backend.
     """
     for backend, module, base in (("keras", "keras", "Layer"), ("torch", "torch.nn", "Module")):
         base_class = getattr(sys.modules.get(module), base, None)
@@ -174,5 +175,5 @@ def framework_of(model: Any) -> str | None:
 
 
 def can_attend(model: Any) -> bool:
-    """Whether this is a block: a layer or module with a spec, whose coefficients can be asked for."""
+    """Whether this is a block: a layer or module with a spec and a method `attention`."""
     return isinstance(getattr(model, "spec", None), AnySpec) and callable(getattr(model, "attention", None))

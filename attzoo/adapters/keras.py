@@ -1,4 +1,4 @@
-"""Reaching into a Keras block, on each of Keras's backends."""
+"""Adapter for Keras blocks on every backend of Keras. See `Adapter` for the functions."""
 
 from __future__ import annotations
 
@@ -12,95 +12,105 @@ import numpy as np
 
 from ..contract import Array, contiguous
 from ..ops.keras import described, find, keras, locate, parts_of, path_of
-from . import Run, can_attend, changed, computed, is_kind, missing, replaced_methods, same_shape
+from . import Run, can_attend, changed_layer, computed_array, is_kind, missing_array, replaced_methods, same_shape
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
+    """Return a built block of class `cls` whose weights have `dtype`."""
     block = cls(**config, dtype=dtype)
-    dtypes(block)   # raises where the backend has no such numbers
+    dtypes(block)   # raises if the backend does not support the dtype
     return block
 
 
 def dtype(block: Any) -> str:
+    """Return the widest dtype of the weights."""
     return str(_built(block).variable_dtype)
 
 
 def dtypes(block: Any) -> dict[str, str]:
+    """Return the dtype of every array by canonical name."""
     values = {name: _value(_built(block), name) for name in block.spec.weights}
     return {name: _stored_dtype(value, name) for name, value in values.items()}
 
 
 def _stored_dtype(value: Any, name: str) -> str:
-    """The dtype of a variable's numbers. Raises ValueError where it has been declared as another one."""
+    """Return the dtype of the values of a variable. Raise ValueError if the variable declares another dtype."""
     declared = str(keras.backend.standardize_dtype(value.dtype))
     stored = value.value.dtype if isinstance(value, keras.Variable) else value.dtype
-    if (held := str(keras.backend.standardize_dtype(stored))) != declared:
+    if (got := str(keras.backend.standardize_dtype(stored))) != declared:
         raise ValueError(
-            f"expected {name} to hold {declared}, as its block was made, got {held}: JAX has float64 only where"
-            " JAX_ENABLE_X64=1 is set in the environment before it is loaded"
+            f"expected {name} in {declared}, as its block declares it, got {got}: JAX has float64 only if"
+            " JAX_ENABLE_X64=1 is set in the environment before it is imported"
         )
     return declared
 
 
 def storage(dtype: str) -> str:
-    kind = keras.ops.convert_to_tensor(0.0, dtype=dtype).dtype   # JAX has no float64 unless told to
+    """Return the dtype in which the backend stores arrays of `dtype`."""
+    kind = keras.ops.convert_to_tensor(0.0, dtype=dtype).dtype   # JAX may replace float64 by float32
     return str(keras.backend.standardize_dtype(kind))
 
 
 def precision(dtype: str) -> str:
-    if dtype == "float64" and keras.backend.backend() == "torch":   # keras.ops.matmul there is one of float32
+    """Return the dtype in which the backend computes with arrays of `dtype`."""
+    if dtype == "float64" and keras.backend.backend() == "torch":   # keras.ops.matmul computes in float32 there
         return "float32"
     return storage(dtype)
 
 
 def read(block: Any) -> dict[str, Array]:
+    """Return copies of the arrays by canonical name."""
     _built(block)
     return {name: _canonical(_value(block, name), block, name) for name in block.spec.weights}
 
 
 def write(block: Any, arrays: Mapping[str, Array]) -> None:
+    """Write checked arrays to a block."""
     _built(block)
     for name in arrays:
         if not isinstance(_value(block, name), keras.Variable):
-            raise computed(name, block, "LoRA", "write to a block without; attzoo.weights gives what it adds up to")
+            remedy = "write to a block without it; attzoo.weights returns the merged array"
+            raise computed_array(name, block, "LoRA", remedy)
         if isinstance(layer := locate(block, name)[0], keras.layers.Wrapper):
-            raise computed(name, block, type(layer).__name__, "write to a block without, and wrap its layer afterwards")
+            remedy = "write to a block without it, and wrap the layer afterwards"
+            raise computed_array(name, block, type(layer).__name__, remedy)
     for name, array in arrays.items():
         variable = find(block, name)
-        variable.assign(_reversed(array, variable).reshape(variable.shape))
+        variable.assign(_to_keras_layout(array, variable).reshape(variable.shape))
 
 
 def check_layers(block: Any, cls: type[Any]) -> None:
+    """Raise ValueError unless a block has the layers that its class creates."""
     if not is_kind(type(block), cls):
-        raise changed("", block, cls.__name__, f"{type(block).__name__}, which overrides what that computes")
+        raise changed_layer("", block, cls.__name__, f"{type(block).__name__}, which overrides its computation")
     if not isinstance(block, keras.Model):
         _check_parts("", block, block, _reference(block, cls))
         return
-    for layer in block.layers:   # a model's graph is fixed when it is made, and its layers remember how they were
+    for layer in block.layers:   # its graph is fixed, and `made` describes a layer at its creation
         if can_attend(layer):
             _check_parts(path_of(layer), block, layer, _reference(layer, type(layer)))
         elif (made := getattr(layer, "made", None)) is not None and made != described(layer):
-            raise changed(path_of(layer), block, made, described(layer))
+            raise changed_layer(path_of(layer), block, made, described(layer))
 
 
 def _check_parts(path: str, block: Any, got: Any, made: Any) -> None:
-    """Raise ValueError unless a layer, and every one in it, is as another that has just been made."""
+    """Raise ValueError unless a layer and its sublayers equal those of a new layer `made`."""
     if not is_kind(type(got), type(made)) or (path and described(got) != described(made)):
-        raise changed(path, block, described(made), described(got))
+        raise changed_layer(path, block, described(made), described(got))
     if replaced := replaced_methods(got, keras.layers.Layer, "call"):
-        raise changed(path, block, described(made), f"one whose {replaced[0]} was replaced")
+        raise changed_layer(path, block, described(made), f"one whose {replaced[0]} was replaced")
     inner, expected = parts_of(got), parts_of(made)
     for name in {**expected, **inner}:
         inside = f"{path}.{name}" if path else name
         if name not in inner or name not in expected:
-            parts = (described(each[name]) if name in each else "nothing" for each in (expected, inner))
-            raise changed(inside, block, *parts)
+            texts = (described(parts[name]) if name in parts else "nothing" for parts in (expected, inner))
+            raise changed_layer(inside, block, *texts)
         _check_parts(inside, block, inner[name], expected[name])
 
 
 def _reference(block: Any, cls: type[Any]) -> Any:
-    """A block of the same arguments as it was made, built if the block is."""
-    state = random.getstate()   # of which initialisers draw their seeds
+    """Return a new block with the same arguments, built if the block is."""
+    state = random.getstate()   # initializers draw their seeds from it
     try:
         made = cls(**block.spec.config(), data_format=block.data_format, dtype=block.dtype_policy)
         return _built(made) if block.built else made
@@ -109,14 +119,17 @@ def _reference(block: Any, cls: type[Any]) -> Any:
 
 
 def attention(block: Any, inputs: Sequence[Array]) -> Array:
+    """Return the coefficients for these inputs."""
     return to_array(block.attention(*(to_tensor(x, block) for x in inputs)), block)
 
 
 def forward(block: Any, inputs: Sequence[Array], training: bool) -> Array:
+    """Return the output for these inputs."""
     return to_array(block(*(to_tensor(x, block) for x in inputs), training=training), block)
 
 
 def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
+    """Return output and gradients of a forward and a backward pass."""
     _built(block)
     tensors = [to_tensor(x, block) for x in inputs]
     y, input_gradients, weight_gradients = _gradients(block, tensors, to_tensor(cotangent, block), training)
@@ -130,6 +143,7 @@ def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -
 
 
 def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
+    """Train with SGD on sum(output * cotangent)."""
     _built(block)
     optimizer = keras.optimizers.SGD(rate)
     for _ in range(steps):
@@ -139,57 +153,62 @@ def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rat
 
 
 def place(model: Any) -> Any:
-    return model   # Keras has put it there
+    """Return the model. Keras has placed its variables already."""
+    return model
 
 
 def blocks(model: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    """Return every block of a model by its path."""
+    blocks_by_path: dict[str, Any] = {}
     seen: set[int] = set()
 
     def walk(path: str, layer: Any) -> None:
+        """Add the blocks among a layer and its sublayers."""
         if id(layer) in seen:
             return
         seen.add(id(layer))
         if can_attend(layer):
-            found[_free(path, found)] = layer
-        for part in layer._flatten_layers(include_self=False, recursive=False):   # Keras tells them in no public way
+            blocks_by_path[_unused_path(path, blocks_by_path)] = layer
+        for part in layer._flatten_layers(include_self=False, recursive=False):   # Keras has no public method for this
             walk(f"{path}.{path_of(part)}" if path else path_of(part), part)
 
     walk("", model)
-    return found
+    return blocks_by_path
 
 
-def _free(path: str, taken: Mapping[str, Any]) -> str:
-    """`path`, or with a number where another layer has that name, as Keras numbers layers."""
+def _unused_path(path: str, used: Mapping[str, Any]) -> str:
+    """Return a path that is not used, by appending a number as Keras does for names of layers."""
     numbered = (f"{path}_{i}" if i else path for i in count())
-    return next(name for name in numbered if name not in taken)
+    return next(name for name in numbered if name not in used)
 
 
 def coefficients(tensor: Any, block: Any) -> Array | None:
-    if _traced(tensor):
+    """Return coefficients as an array, or None for a traced tensor."""
+    if _is_traced(tensor):
         return None
     array = to_array(tensor, block)
     return array if array.dtype == np.float64 else array.astype(np.float32)
 
 
 def eager() -> AbstractContextManager[Any]:
-    return nullcontext()   # no switch of Keras reaches what it has compiled already
+    """Do nothing, because Keras cannot run compiled functions eagerly."""
+    return nullcontext()
 
 
 def to_array(tensor: Any, block: Any) -> Array:
-    """A C-contiguous NumPy copy, channels first; bfloat16, which NumPy lacks, as float32."""
+    """Return a C-contiguous NumPy copy, channels first; bfloat16, which NumPy does not have, as float32."""
     array = _numpy(tensor)
     return array if block.data_format == "channels_first" else contiguous(np.moveaxis(array, -1, 1))
 
 
 def to_tensor(array: Array, block: Any) -> Any:
-    """A tensor in the block's layout and compute dtype."""
+    """Return a channels-first array as a tensor in the block's layout and compute dtype."""
     array = array if block.data_format == "channels_first" else np.moveaxis(array, 1, -1)
     return keras.ops.convert_to_tensor(np.ascontiguousarray(array), dtype=block.compute_dtype)
 
 
 def _gradients(block: Any, inputs: list[Any], cotangent: Any, training: bool) -> tuple[Any, Any, Any]:
-    """Output, and the gradients of sum(output * cotangent) for the inputs and the trainable weights."""
+    """Return the output, and the gradients of sum(output * cotangent) for inputs and trainable weights."""
     weights = [variable.value for variable in block.trainable_weights]
     backend = keras.backend.backend()
     if backend == "tensorflow":
@@ -198,33 +217,42 @@ def _gradients(block: Any, inputs: list[Any], cotangent: Any, training: bool) ->
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             y = block(*inputs, training=training)
-        inner, outer = tape.gradient(y, [inputs, weights], output_gradients=cotangent)
-        return y, inner, [tf.convert_to_tensor(g) for g in outer]
+        input_gradients, weight_gradients = tape.gradient(y, [inputs, weights], output_gradients=cotangent)
+        return y, input_gradients, [tf.convert_to_tensor(g) for g in weight_gradients]
     if backend == "torch":
         import torch
 
         inputs = [x.requires_grad_() for x in inputs]
         y = block(*inputs, training=training)
-        found = torch.autograd.grad(y, [*inputs, *weights], cotangent)
-        return y, found[: len(inputs)], found[len(inputs) :]
+        gradients = torch.autograd.grad(y, [*inputs, *weights], cotangent)
+        return y, gradients[: len(inputs)], gradients[len(inputs) :]
+    return _jax_gradients(block, inputs, cotangent, training, weights)
+
+
+def _jax_gradients(block: Any, inputs: list[Any], cotangent: Any, training: bool, weights: list[Any]) -> Any:
+    """Return the result of `_gradients` on JAX."""
     import jax
 
-    def both(weights: Any, inputs: Any, others: Any, cotangent: Any) -> Any:
+    def forward_and_backward(weights: Any, inputs: Any, state: Any, cotangent: Any) -> Any:
+        """Return output, gradients and new state, for compilation."""
+
         def call(weights: Any, inputs: Any) -> Any:
-            return block.stateless_call(weights, others, *inputs, training=training)
+            """Return output and new state as a function of what is differentiated."""
+            return block.stateless_call(weights, state, *inputs, training=training)
 
-        y, pull, others = jax.vjp(call, weights, inputs, has_aux=True)
-        return y, pull(cotangent), others
+        y, backward, state = jax.vjp(call, weights, inputs, has_aux=True)
+        return y, backward(cotangent), state
 
-    others = [variable.value for variable in block.non_trainable_variables]
-    y, (outer, inner), others = jax.jit(both)(weights, inputs, others, cotangent)   # op by op costs ten times as much
-    for variable, value in zip(block.non_trainable_variables, others, strict=True):
+    state = [variable.value for variable in block.non_trainable_variables]
+    compiled = jax.jit(forward_and_backward)   # ten times as fast as operation by operation
+    y, (weight_gradients, input_gradients), state = compiled(weights, inputs, state, cotangent)
+    for variable, value in zip(block.non_trainable_variables, state, strict=True):
         variable.assign(value)
-    return y, inner, outer
+    return y, input_gradients, weight_gradients
 
 
-def _traced(tensor: Any) -> bool:
-    """Whether a tensor stands for numbers that are not there yet."""
+def _is_traced(tensor: Any) -> bool:
+    """Whether a tensor is symbolic and has no values."""
     if keras.utils.is_keras_tensor(tensor):
         return True
     backend = keras.backend.backend()
@@ -242,43 +270,45 @@ def _traced(tensor: Any) -> bool:
 
 
 def _built(block: Any) -> Any:
+    """Return the block, built."""
     if not block.built:
         block.build(*((None, *shape) for shape in shapes(block)))
     return block
 
 
 def shapes(block: Any) -> list[tuple[int | None, ...]]:
-    """The shape of a sample of each input, its spatial sizes not known."""
+    """Return the shape of one sample of each input, with None for spatial sizes."""
     space = (None,) * getattr(block.spec, "spatial_dims", 2)
-    first = block.data_format == "channels_first"
-    return [(c, *space) if first else (*space, c) for c in block.spec.inputs]
+    is_channels_first = block.data_format == "channels_first"
+    return [(c, *space) if is_channels_first else (*space, c) for c in block.spec.inputs]
 
 
 def _numpy(tensor: Any) -> Array:
+    """Return a C-contiguous NumPy copy in the tensor's layout; bfloat16 as float32."""
     if keras.backend.standardize_dtype(tensor.dtype) == "bfloat16":
         tensor = keras.ops.cast(tensor, "float32")
     return contiguous(keras.ops.convert_to_numpy(tensor))
 
 
 def _value(block: Any, name: str) -> Any:
-    """The variable of canonical `name`, or what its layer computes in its place."""
+    """Return the variable of canonical `name`, or the tensor that its layer computes instead."""
     try:
         layer, leaf = locate(block, name)
         value = getattr(layer, leaf)
     except (AttributeError, ValueError) as err:
-        raise missing(name, block, err) from err
+        raise missing_array(name, block, err) from err
     if mode := getattr(layer, "quantization_mode", None):
-        raise missing(name, block, f"codes that Keras quantized ({mode}): take the weights before quantize()")
+        raise missing_array(name, block, f"values quantized by Keras ({mode}): read the weights before quantize()")
     shape = block.spec.weights[name].shape
     if leaf == "kernel":
         shape = (*shape[2:], shape[1], shape[0])
     if value is None or not same_shape(value.shape, shape):
-        raise missing(name, block, None if value is None else f"shape {tuple(value.shape)} for {shape}")
+        raise missing_array(name, block, None if value is None else f"shape {tuple(value.shape)} for {shape}")
     return value
 
 
 def _canonical(tensor: Any, block: Any, name: str) -> Array:
-    """A variable of Keras, or its gradient, in canonical layout: a kernel is (*k, I, O) there and (O, I, *k) here."""
+    """Return a variable or its gradient as an array in canonical layout: kernels (*k, I, O) become (O, I, *k)."""
     array, shape = _numpy(tensor), block.spec.weights[name].shape
     if locate(block, name)[1] == "kernel":
         array = array.reshape(*shape[2:], shape[1], shape[0])
@@ -286,6 +316,6 @@ def _canonical(tensor: Any, block: Any, name: str) -> Array:
     return contiguous(array.reshape(shape))
 
 
-def _reversed(array: Array, variable: Any) -> Array:
-    """The way back."""
+def _to_keras_layout(array: Array, variable: Any) -> Array:
+    """Return an array in Keras's layout: kernels (O, I, *k) become (*k, I, O)."""
     return array.transpose(*range(2, array.ndim), 1, 0) if variable.name == "kernel" else array

@@ -51,8 +51,8 @@ class Block(keras.layers.Layer):
         return keras.layers.Dense(
             weight.shape[0],
             use_bias=bias is not None,
-            kernel_initializer=ops.start(weight),
-            bias_initializer=ops.start(bias),
+            kernel_initializer=ops.initialize(weight),
+            bias_initializer=ops.initialize(bias),
             name=name,
             dtype=self.dtype_policy,
         )
@@ -66,7 +66,7 @@ class Block(keras.layers.Layer):
         weight = self.spec.weights.get(f"{name}.weight")
         if weight is None:
             return ops.Identity(name=name, dtype=self.dtype_policy)
-        return ops.BatchNorm(ops.start(weight), name=name, dtype=self.dtype_policy)
+        return ops.BatchNorm(ops.initialize(weight), name=name, dtype=self.dtype_policy)
 
     def check_inputs(self, *inputs: Any) -> None:
         """Raise TypeError or ValueError unless the spec accepts the inputs; build the layer if it is not built."""

@@ -1,4 +1,4 @@
-"""Tables that the blocks' `sources.py` are built from: names of weights in PyTorch libraries, and common arguments."""
+"""Helpers for the `sources.py` of blocks: names of weights in PyTorch libraries, and common arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NORM: Final = {"weight": "weight", "bias": "bias", "mean": "running_mean", "var"
 
 
 def linear(**layers: str) -> dict[str, str]:
-    """Names of weights and biases of linear maps and convolutions, from the layers' names: ours -> theirs.
+    """Return the names of weights and biases of linear maps and convolutions, ours -> theirs, from names of layers.
 
     >>> linear(squeeze="fc1")
     {'squeeze.weight': 'fc1.weight', 'squeeze.bias': 'fc1.bias'}
@@ -20,7 +20,7 @@ def linear(**layers: str) -> dict[str, str]:
 
 
 def norm(**layers: str) -> dict[str, str]:
-    """Names of the four arrays of batch norms, from the layers' names: ours -> theirs.
+    """Return the names of the four arrays of batch norms, ours -> theirs, from names of layers.
 
     >>> norm(norm="bn")["norm.mean"]
     'bn.running_mean'
@@ -29,7 +29,7 @@ def norm(**layers: str) -> dict[str, str]:
 
 
 def prefixed(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
-    """Names of the arrays of a part that both sides call `prefix`, from those within the part.
+    """Return the names of the arrays of a part, ours -> theirs, with a prefix that both have in common.
 
     >>> prefixed("channel", {"conv.weight": "conv1.weight"})
     {'channel.conv.weight': 'channel.conv1.weight'}
@@ -38,7 +38,7 @@ def prefixed(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
 
 
 def only_channels(spec: Any) -> dict[str, Any]:
-    """Arguments of a class that takes the channels, and whose defaults are the variant's other arguments."""
+    """Return the arguments of a class that needs only the number of channels for its variant."""
     return {"channels": spec.channels}
 
 

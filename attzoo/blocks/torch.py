@@ -31,7 +31,7 @@ class SpecModule(NamedArguments, nn.Module):
     def reset_parameters(self) -> None:
         """Initialise every array again, as the spec says."""
         for name, weight in self.spec.weights.items():
-            ops.start(ops.find(self, name), weight)
+            ops.initialize(ops.find(self, name), weight)
         for name, buffer in self.named_buffers():
             if name.endswith("num_batches_tracked"):   # a buffer of torch that the spec does not have
                 buffer.zero_()

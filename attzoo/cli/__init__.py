@@ -1,4 +1,4 @@
-"""The command line. Needs typer and rich, the extra `cli`; a framework is loaded by the commands that need one."""
+"""Command line. It needs typer and rich (extra `cli`), and imports frameworks only in commands that need them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import blocks, demo, files, networks, pictures
 from .shared import line, print_names_as_bytes
 
 app = typer.Typer(
-    help="Attention blocks for PyTorch and Keras, each with one meaning in both.",
+    help="Attention blocks for PyTorch and Keras, which compute the same in both.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,9 +24,9 @@ app = typer.Typer(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; what the library refuses is one line on stderr and exit code 1."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")   # TensorFlow greets at length
-    os.environ.setdefault("JAX_ENABLE_X64", "1")         # without it JAX has no float64 to be checked in
+    """Run the command line. Errors of the library are printed as one line on stderr, with exit code 1."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")   # no log of TensorFlow at import
+    os.environ.setdefault("JAX_ENABLE_X64", "1")         # `check` computes in float64
     print_names_as_bytes(sys.stderr)
     try:
         app(args=arguments, prog_name="attzoo")
@@ -39,14 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _out_of_memory(err: Exception) -> bool:
-    """Whether memory ran out, a device's or the machine's, in the words of NumPy, torch, TensorFlow or JAX."""
+    """Whether NumPy, torch, TensorFlow or JAX has run out of memory of the machine or of a device."""
     kinds, words = ("OutOfMemoryError", "ResourceExhaustedError"), ("DefaultCPUAllocator", "RESOURCE_EXHAUSTED")
     return isinstance(err, MemoryError) or type(err).__name__ in kinds or any(word in str(err) for word in words)
 
 
 @app.callback(invoke_without_command=True)
-def options(version: Annotated[bool, typer.Option("--version", help="Say the version and exit.")] = False) -> None:
-    """What may stand before a command."""
+def options(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """Options before the command."""
     if version:
         typer.echo(f"attzoo {__version__}")
         raise typer.Exit

@@ -27,14 +27,14 @@ ABORTS: Final = (
     "TensorFlow 2.20 and 2.21 abort the process when triton is loaded after them, as PyTorch's optimizers do: "
     "import attzoo.keras, or triton, before TensorFlow."
 )
-Result = tuple[str, str, "list[Finding]"]   # block, backend, what came of each contract
+Result = tuple[str, str, "list[Finding]"]   # block, backend, findings by contract
 
 
 # ---- list, info ------------------------------------------------------------------------------------
 
 
 def list_() -> None:
-    """All blocks: what they do, what they hold, what they cost."""
+    """List all blocks with their parameters and cost."""
     rows = []
     for name, card in _cards():
         if isinstance(card, Exception):
@@ -44,28 +44,28 @@ def list_() -> None:
             rows.append(("\n  ".join((name, *card.aliases)), card.summary, *cost))
     show(("block, aliases", "what it does", "*parameters", "*MACs"), rows)
     networks = ", ".join(registry.NETWORKS)
-    typer.echo(f"Whole networks made of them, for `attzoo info` and attzoo.create: {networks}.")
-    typer.echo(f"At {CHANNELS} channels; multiply-adds (MACs) for one image of {PIXELS} x {PIXELS} pixels.")
+    typer.echo(f"Networks built of these blocks, for `attzoo info` and attzoo.create: {networks}.")
+    typer.echo(f"Parameters at {CHANNELS} channels; multiply-adds (MACs) for one input of {PIXELS} x {PIXELS} pixels.")
 
 
 def info(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A block, as `attzoo list` has it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Block or network listed by `attzoo list`.")],
     channels: Annotated[
-        int | None, typer.Option(min=1, metavar="C", help=f"Where weights and costs are stated.  [{CHANNELS}]")
+        int | None, typer.Option(min=1, metavar="C", help=f"Number of channels for weights and costs.  [{CHANNELS}]")
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As a page of Markdown.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the card as Markdown.")] = False,
 ) -> None:
-    """One block: formula, use, sources, arguments, weights, costs."""
+    """Print the formula, sources, arguments and cost of one block."""
     card = card_of(name)
     if card.network and channels is not None:
-        of = f"whose parameters are stated at {IMAGE[0]} channels in and {IMAGE[1]} out"
-        raise ValueError(f"--channels is for blocks, got it for the network {card.name}, {of}: leave it out")
+        shown = f"shown for {IMAGE[0]} input channels and {IMAGE[1]} output channel"
+        raise ValueError(f"expected no --channels for network {card.name}, which is {shown}: leave it out")
     channels = CHANNELS if channels is None else channels
     typer.echo(card.markdown(channels).rstrip() if markdown else card.plain(channels, min(100, Console().width)))
 
 
 def _cards() -> Iterator[tuple[str, Card | Exception]]:
-    """Every block's card; for a third party's that cannot be loaded, why."""
+    """Yield the name and card of every block, or the error for a third-party block that cannot be loaded."""
     for name in registry.names():
         try:
             yield name, card_of(name)
@@ -79,16 +79,16 @@ def _cards() -> Iterator[tuple[str, Card | Exception]]:
 
 
 def check(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A block; all of them unless given.")] = None,
-    backend: Annotated[Backend | None, backend_option("A framework; all installed ones unless given.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Block to check.  [all blocks]")] = None,
+    backend: Annotated[Backend | None, backend_option("Framework to check.  [all installed frameworks]")] = None,
 ) -> None:
-    """Prove on this machine that blocks compute what they mean.
+    """Check blocks on this machine against their specs in float64.
 
-    That is: outputs, gradients, training, starts, refusals and files, each against the block's spec in float64.
-    Keras is checked on the backend that it runs on; set KERAS_BACKEND to tensorflow, jax or torch to choose it.
+    The contracts include outputs, gradients, training, initial weights, errors and files.
+    Keras is checked on its current backend. To choose another, set KERAS_BACKEND to tensorflow, jax or torch.
     """
     cards = [(name, card_of(name))] if name else list(_cards())
-    if warning := hazard():
+    if warning := triton_warning():
         typer.echo(fill(warning, min(100, Console().width)), err=True)
     backends = [_loaded(backend)] if backend else _installed()
     typer.echo(fill(versions(), min(100, Console().width)) + "\n")
@@ -99,15 +99,15 @@ def check(
     else:
         rows = [(block, b, str(sum(f.cases for f in fs)), *_verdict(fs)) for block, b, fs in results]
         show(("block", "backend", "*cases", "*worst", "verdict"), rows)
-    typer.echo("worst: the largest error, as a share of what is allowed")
+    typer.echo("worst: largest error in percent of the tolerance")
     failures = [f"{block}, {b}, {f.contract}: {f.failure}" for block, b, fs in results for f in fs if f.failure]
     if failures or not results:
-        typer.echo("\n" + "\n".join(failures or ["nothing was checked"]), err=True)
+        typer.echo("\n" + "\n".join(failures or ["no block was checked"]), err=True)
         raise typer.Exit(1)
 
 
-def hazard() -> str | None:
-    """What to know about TensorFlow and triton in this installation, or None."""
+def triton_warning() -> str | None:
+    """Return a warning about TensorFlow and triton in this installation, or None."""
     tensorflow, triton = ("loaded" if p in sys.modules else bool(find_spec(p)) for p in ("tensorflow", "triton"))
     if tensorflow == "loaded" and triton is True:
         return f"warning: TensorFlow was loaded before triton. {ABORTS}"
@@ -115,45 +115,46 @@ def hazard() -> str | None:
 
 
 def versions() -> str:
-    """What is installed of the packages that attzoo works with; what Keras runs on, where it is loaded."""
-    names = metadata.packages_distributions()   # tensorflow may come as tensorflow-cpu
-    found = {p: metadata.version(names[p][0]) for p in PACKAGES if p in names}
+    """Return the versions of attzoo, Python and the packages that it uses, and the backend of Keras if it is loaded."""
+    names = metadata.packages_distributions()   # tensorflow may be installed as tensorflow-cpu
+    installed = {p: metadata.version(names[p][0]) for p in PACKAGES if p in names}
     if "keras" in sys.modules:
-        found["keras"] += f" (on {sys.modules['keras'].backend.backend()})"
-    told = ", ".join(f"{package} {version}" for package, version in found.items())
-    return f"attzoo {__version__} with python {platform.python_version()}, {told}"
+        installed["keras"] += f" (on {sys.modules['keras'].backend.backend()})"
+    packages = ", ".join(f"{package} {version}" for package, version in installed.items())
+    return f"attzoo {__version__} with python {platform.python_version()}, {packages}"
 
 
 def _installed() -> list[str]:
-    """The backends that can be loaded, now loaded; what the others lack is said."""
-    ready = []
+    """Load every backend that can be loaded, and return their names. Print the errors of the others."""
+    loaded = []
     for backend in Backend:
         try:
-            ready.append(_loaded(backend))
+            loaded.append(_loaded(backend))
         except ImportError as err:
             typer.echo(f"not checked: {line(err)}", err=True)
-    return ready
+    return loaded
 
 
 def _loaded(backend: str) -> str:
+    """Load a backend and return its name."""
     with Console(stderr=True).status(f"loading {backend}"):
         registry.get("se", backend=backend)
     return str(backend)
 
 
 def _results(jobs: Sequence[tuple[str, str]], cards: Mapping[str, Card | Exception]) -> list[Result]:
-    """Every (block, backend) held to every contract, under a progress bar."""
+    """Check every pair of block and backend against every contract, with a progress bar."""
     from ..testing import Finding, check_block
 
     console, results = Console(stderr=True), []
-    share = TextColumn("{task.percentage:3.0f} %")
-    columns = (TextColumn("{task.description}"), BarColumn(), share, TimeElapsedColumn())
+    percentage = TextColumn("{task.percentage:3.0f} %")
+    columns = (TextColumn("{task.description}"), BarColumn(), percentage, TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=len(jobs))
         for i, (block, backend) in enumerate(jobs):
 
-            def progress(contract: str, done: int, total: int, i: int = i, what: str = f"{block}, {backend}") -> None:
-                bar.update(task, description=f"{what}, {contract}", completed=i + done / total)
+            def progress(contract: str, done: int, total: int, i: int = i, job: str = f"{block}, {backend}") -> None:
+                bar.update(task, description=f"{job}, {contract}", completed=i + done / total)
 
             card = cards[block]
             if isinstance(card, Exception):
@@ -164,5 +165,6 @@ def _results(jobs: Sequence[tuple[str, str]], cards: Mapping[str, Card | Excepti
 
 
 def _verdict(findings: Sequence[Finding]) -> tuple[str, str]:
+    """Return the largest error in percent of its tolerance, and the verdict on these contracts."""
     failed = sum(f.failure is not None for f in findings)
-    return f"{max(f.worst for f in findings):.0%}", "holds" if not failed else f"{failed} of {len(findings)} fail"
+    return f"{max(f.worst for f in findings):.0%}", "pass" if not failed else f"{failed} of {len(findings)} fail"

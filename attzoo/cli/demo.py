@@ -12,9 +12,9 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")] = Path("attzoo-demo"),
     epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of epochs.")] = None,
 ) -> None:
-    """Train small networks with every block, and two U-Nets, in both frameworks.
+    """Train small networks with every block in both frameworks.
 
-    The nets learn real handwritten digits, the U-Nets synthetic phantoms. Writes pictures of what blocks and gates
+    They learn handwritten digits, and two U-Nets learn synthetic phantoms. Writes pictures of what blocks and gates
     attend to, and the trained weights as portable files.
     """
     from ..demo.run import demo as run

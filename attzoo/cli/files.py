@@ -1,4 +1,4 @@
-"""The command `convert`."""
+"""Command `convert`."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from .shared import Backend, say
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A .safetensors file of attzoo.save.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write; its extension sets the format.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="File written by attzoo.save.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write. Its extension sets the format.")],
 ) -> None:
-    """Turn a portable file into one for PyTorch or Keras.
+    """Convert a portable file for PyTorch or Keras.
 
     \b
     OUT ends in
       .pt           a state_dict:        block.load_state_dict(torch.load(OUT))
       .weights.h5   a layer's weights:   keras.saving.load_weights(layer, OUT)
       .keras        a model of the layer: keras.models.load_model(OUT)
-      .safetensors  a portable file, checked and rewritten
+      .safetensors  a portable file, after checking it
 
     OUT is written atomically. Only portable files are read, because other formats can run code when loaded.
     """   # noqa: D301, click reads the backspace
@@ -48,10 +48,11 @@ def _writer(target: Path) -> tuple[str, Callable[[Any], bytes]]:
         if target.name.lower().endswith(ending):
             return backend or _first_installed(), content
     hint = nearest(".weights.h5" if target.suffix.lower() == ".h5" else target.suffix, WRITERS)
-    raise ValueError(f"expected an ending of {', '.join(WRITERS)}, got {target.name}{hint}")
+    raise ValueError(f"expected a file name that ends in {', '.join(WRITERS)}, got {target.name}{hint}")
 
 
 def _torch(block: Any) -> bytes:
+    """Return the state dict as torch.save writes it."""
     import torch
 
     torch.save(block.state_dict(), content := BytesIO())
@@ -59,12 +60,13 @@ def _torch(block: Any) -> bytes:
 
 
 def _keras_weights(block: Any) -> bytes:
-    """What keras.saving.save_weights writes, taken out of a .keras: HDF5 by itself ends the process on a full disk."""
+    """Return the weights as HDF5, from a .keras archive: writing HDF5 to a full disk would end the process."""
     with ZipFile(BytesIO(_archive(block))) as archive:
         return archive.read("model.weights.h5")
 
 
 def _keras(block: Any) -> bytes:
+    """Return a .keras archive of a functional model of the block, or of the network itself."""
     import keras
 
     from ..adapters.keras import shapes
@@ -76,8 +78,8 @@ def _keras(block: Any) -> bytes:
 
 
 def _archive(layer: Any) -> bytes:
-    """A model, or any other layer, as Keras saves it."""
-    import keras  # a block of Keras is here, so Keras is too, and triton before it
+    """Return the .keras archive of a model or layer."""
+    import keras  # Keras is loaded already, and triton before it
 
     with in_memory(".keras") as path:
         keras.saving.save_model(layer, path)

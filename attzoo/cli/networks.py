@@ -92,7 +92,7 @@ def train(
 
     \b
     DIR holds files of equal names in
-      images, masks                 of which the fraction --validation is for validation
+      images, masks                 split into training and --validation
       train_images, train_labels,
       valid_images, valid_labels    as CamVid does
 

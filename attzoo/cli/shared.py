@@ -1,4 +1,4 @@
-"""What the commands share: the frameworks, tables, and errors as one line."""
+"""Options, tables and error texts that several commands use."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from rich.text import Text  # noqa: TID253
 from ..contract import shown
 from ..registry import known_name
 
-KERAS: Final = re.compile(r"^Exception encountered when calling .*?\x1b\[1m(.*)\x1b\[0m", re.DOTALL)
-CODES: Final = re.compile(r"\x1b\[[0-9;]*m")   # of colours and bold letters
+KERAS_ERROR: Final = re.compile(r"^Exception encountered when calling .*?\x1b\[1m(.*)\x1b\[0m", re.DOTALL)
+COLOR_CODES: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Backend(StrEnum):
-    """The frameworks."""
+    """Names of the frameworks."""
 
     torch = "torch"
     keras = "keras"
 
 
-def backend_option(about: str) -> Any:
-    """An option that takes the name of a framework."""
-    return typer.Option(parser=_backend, metavar="|".join(Backend), help=about)
+def backend_option(text: str) -> Any:
+    """Return a command-line option for the name of a framework, with this help text."""
+    return typer.Option(parser=_backend, metavar="|".join(Backend), help=text)
 
 
 def _backend(word: str) -> Backend:
+    """Return the framework of this name. Raise BadParameter for an unknown name."""
     try:
         return Backend(known_name("backend", word, Backend))
     except ValueError as err:
@@ -42,24 +43,24 @@ def _backend(word: str) -> Backend:
 
 
 def show(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table; a heading with a star is of numbers, set to the right."""
+    """Print a table. Columns whose title begins with a star are right-aligned."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in head:
         table.add_column(title.lstrip("*"), justify="right" if title.startswith("*") else "left")
     for row in rows:
-        table.add_row(*map(Text, row))   # Text, or [brackets] would be taken for markup
+        table.add_row(*map(Text, row))   # a str with [brackets] would be parsed as markup
     Console().print(table)
 
 
 def say(text: str | Path) -> None:
-    """A line on stdout, with the names of files as the bytes that they are, in whatever encoding."""
+    """Print a line on stdout. File names are printed as their bytes, whatever their encoding."""
     typer.echo(os.fsencode(text))
 
 
 def print_names_as_bytes(stream: Any) -> None:
-    """Let a stream print names of files, with surrogates for what isn't text, as the bytes that they are.
+    """Make a stream print undecodable bytes of file names unchanged.
 
-    That is for Python's own stderr, which shows them as escapes; other characters that it can't encode stay escapes.
+    This is for stderr, which prints them as escapes. Other characters that it cannot encode are still escaped.
     """
     if getattr(stream, "errors", None) == "backslashreplace" and hasattr(stream, "reconfigure"):
         register_error("attzoo.names", _bytes_or_escapes)
@@ -67,6 +68,7 @@ def print_names_as_bytes(stream: Any) -> None:
 
 
 def _bytes_or_escapes(err: UnicodeError) -> tuple[str | bytes, int]:
+    """Return surrogates as bytes and other characters as escapes, for `codecs.register_error`."""
     try:
         return lookup_error("surrogateescape")(err)
     except UnicodeError:
@@ -74,19 +76,29 @@ def _bytes_or_escapes(err: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def numbers(name: str, text: str | None, none: str | None = None) -> list[int] | None:
-    """[64, 64] from "64,64"; no numbers from the word `none`. `name`, of the option, is for errors."""
+    """Return the integers of a comma-separated text.
+
+    Args:
+        name: the option, for errors.
+        text: such as "64,64". None returns None.
+        none: a word that stands for an empty list.
+
+    Raises:
+        ValueError: `text` has anything but integers.
+
+    """
     if text is None:
         return None
     try:
         return [] if text == none else [int(number) for number in text.split(",")]
     except ValueError:
-        other = f", or {none}" if none else ""
-        raise ValueError(f"{name} must be integers with commas between{other}, got {shown(text)}") from None
+        word = f", or {none}" if none else ""
+        raise ValueError(f"{name} must be integers separated by commas{word}, got {shown(text)}") from None
 
 
 def line(err: Exception) -> str:
-    """An error as one line."""
+    """Return the text of an error on one line."""
     if isinstance(err, OSError) and err.filename and err.strerror:
         return f"{err.filename}: {err.strerror}"
-    text = found[1] if (found := KERAS.match(str(err))) else str(err)   # Keras puts the call around it
-    return " ".join(CODES.sub("", text).split()) or type(err).__name__
+    text = match[1] if (match := KERAS_ERROR.match(str(err))) else str(err)   # Keras adds the call around it
+    return " ".join(COLOR_CODES.sub("", text).split()) or type(err).__name__

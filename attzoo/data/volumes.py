@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import Array
-from ..files import whole, write
+from ..files import atomic_write, write
 from .extra import package
 from .source import Source, ending, largest_integer, naming
 
@@ -190,5 +190,5 @@ def write_mask(path: Path, mask: NDArray[Any], source: Path) -> None:
     header.set_data_dtype(mask.dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0   # the display window of the image, not of the mask
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         nibabel.save(type(image)(mask, None, header), temporary)

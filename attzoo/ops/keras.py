@@ -99,8 +99,8 @@ class Conv(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         weight, bias = self.starts
-        self.weight = self.add_weight(name="weight", shape=weight.shape, initializer=start(weight))
-        self.bias = bias and self.add_weight(name="bias", shape=bias.shape, initializer=start(bias))
+        self.weight = self.add_weight(name="weight", shape=weight.shape, initializer=initialize(weight))
+        self.bias = bias and self.add_weight(name="bias", shape=bias.shape, initializer=initialize(bias))
 
     def call(self, x: Any) -> Any:
         shape = self.starts[0].shape
@@ -230,22 +230,23 @@ def path_of(layer: Any) -> str:
     return str(getattr(layer, "canonical", layer.name))
 
 
-def start(weight: Weight | None) -> Any:
+def initialize(weight: Weight | None) -> Any:
     """Return the Keras initializer for a `Weight`; zeros for None."""
     if weight is None:
         return keras.initializers.Zeros()
-    if weight.start == "uniform":
+    if weight.initialization == "uniform":
         return keras.initializers.RandomUniform(weight.center - weight.scale, weight.center + weight.scale)
-    if weight.start == "normal":
+    if weight.initialization == "normal":
         return keras.initializers.RandomNormal(weight.center, weight.scale)
-    if weight.start == "orthogonal":
+    if weight.initialization == "orthogonal":
         return keras.initializers.Orthogonal(weight.scale)
     return keras.initializers.Constant(weight.center)
 
 
 def restart(variable: Any, weight: Weight) -> None:
     """Initialise a variable again, as another `Weight` says."""
-    drawn = start(weight)((weight.size // weight.shape[0], weight.shape[0]), dtype=variable.dtype)   # inputs x outputs
+    shape = weight.size // weight.shape[0], weight.shape[0]   # inputs x outputs
+    drawn = initialize(weight)(shape, dtype=variable.dtype)
     drawn = drawn if variable.name == "kernel" else ops.transpose(drawn)
     variable.assign(ops.reshape(drawn, variable.shape))
 
@@ -354,4 +355,4 @@ def taps(old: Any, new: Any, align_corners: bool, dtype: str) -> tuple[Any, Any,
 
 
 def __getattr__(name: str) -> Any:
-    return moved(__name__, name, {"Block": "attzoo.blocks.keras.Block"})
+    return moved(__name__, name, {"Block": "attzoo.blocks.keras.Block", "start": "attzoo.ops.keras.initialize"})

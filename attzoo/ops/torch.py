@@ -73,15 +73,15 @@ def find(module: nn.Module, name: str) -> Tensor:
 
 
 @torch.no_grad()
-def start(tensor: Tensor, weight: Weight) -> None:
+def initialize(tensor: Tensor, weight: Weight) -> None:
     """Initialise a tensor in place as its `Weight` says; do nothing on the meta device."""
     if tensor.is_meta:
         return
-    if weight.start == "uniform":
+    if weight.initialization == "uniform":
         tensor.uniform_(weight.center - weight.scale, weight.center + weight.scale)
-    elif weight.start == "normal":
+    elif weight.initialization == "normal":
         tensor.normal_(weight.center, weight.scale)
-    elif weight.start == "orthogonal":
+    elif weight.initialization == "orthogonal":
         drawn = tensor if tensor.dtype in EXACT else tensor.float()   # QR decomposition does not support half precision
         tensor.copy_(nn.init.orthogonal_(drawn, weight.scale))
     else:
@@ -311,4 +311,4 @@ for _name in _WRAPPED:
 
 
 def __getattr__(name: str) -> Any:
-    return moved(__name__, name, {"Block": "attzoo.blocks.torch.Block"})
+    return moved(__name__, name, {"Block": "attzoo.blocks.torch.Block", "start": "attzoo.ops.torch.initialize"})

@@ -113,11 +113,11 @@ def start(case: Case, backend: str) -> float:
     worst = 0.0
     for name, weight in case.spec.weights.items():
         pool = np.concatenate([arrays[name].ravel() for arrays in blocks]).astype(np.float64)
-        spread = {"uniform": weight.scale / 3**0.5, "normal": weight.scale, "constant": 0.0}[weight.start]
+        spread = {"uniform": weight.scale / 3**0.5, "normal": weight.scale, "constant": 0.0}[weight.initialization]
         allowed = 6 * spread / len(pool) ** 0.5 + 1e-6   # six standard errors
         worst = max(worst, within(f"mean of {name}", pool.mean() - weight.center, allowed))
         worst = max(worst, within(f"spread of {name}", pool.std() - spread, allowed))
-        if weight.start == "uniform":
+        if weight.initialization == "uniform":
             largest = float(np.abs(pool - weight.center).max())
             in_bounds = largest <= weight.scale * (1 + 1e-6)
             ensure(in_bounds, f"expected |{name} - {weight.center}| <= {weight.scale:.4g}, got {largest:.4g}")

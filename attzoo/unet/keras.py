@@ -167,7 +167,7 @@ def _linear(make: Make, net: spec.UNet, path: str) -> Any:
 
 def _block(make: Make, net: spec.UNet, path: str, block: Spec, *inputs: Any) -> Any:
     """Apply a block to the inputs, with the initialization that the network specifies."""
-    layer = make(registry.body(block, "keras"), **block.config(), data_format="channels_last", name=path)
+    layer = make(registry.class_of(block, "keras"), **block.config(), data_format="channels_last", name=path)
     y = layer(*inputs)
     for name, own in block.weights.items():
         weight = net.weights[f"{path}.{name}"]
@@ -177,7 +177,7 @@ def _block(make: Make, net: spec.UNet, path: str, block: Spec, *inputs: Any) -> 
 
 
 def _start(net: spec.UNet, name: str) -> Any:
-    return ops.start(net.weights[name])
+    return ops.initialize(net.weights[name])
 
 
 def _format(dims: int) -> dict[str, str]:

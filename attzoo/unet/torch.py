@@ -223,7 +223,7 @@ def _buffers_restored(units: nn.Module) -> Iterator[None]:
 def _block(block: Spec | None, made: dict[str, Any]) -> nn.Module:
     if not block:
         return nn.Identity()
-    cls = registry.body(block, "torch")
+    cls = registry.class_of(block, "torch")
     if {*made} <= {*signature(cls).parameters}:
         return cls(**block.config(), **made)
     return cls(**block.config()).to(**made)   # a third party's block without arguments device and dtype

@@ -1,4 +1,4 @@
-"""The U-Net as it is published."""
+"""Published variants of the attention U-Net. The docstrings of rules are shown on its card."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ..contract import Variant
 from .spec import UNet
 
 
-def grid_gates(net: UNet) -> list[dict[str, Any]]:
-    """The paper's gates, as wide as their skip, projected to the grid of the signal; with an output transform."""
+def paper_gates(net: UNet) -> list[dict[str, Any]]:
+    """The paper's gates: as wide as their skip, on the grid of the gating signal, with an output transform."""
     if net.skip != "attention_gate":
         return []
     paper = {"skip_bias": False, "output_transform": True}
@@ -17,25 +17,25 @@ def grid_gates(net: UNet) -> list[dict[str, Any]]:
     return gated(net, [paper | {"inter_channels": c, "stride": list(step)} for c, step in pairs])
 
 
-def quarter_width(net: UNet) -> list[dict[str, Any]]:
-    """Gates a quarter as wide as their gating signal."""
+def quarter_width_gates(net: UNet) -> list[dict[str, Any]]:
+    """Gates with a quarter of the channels of their gating signal."""
     if net.skip != "attention_gate":
         return []
     return gated(net, [{"inter_channels": max(1, c // 4)} for c in net.channels[1:]])
 
 
 def gated(net: UNet, options: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Options of every level, less those of levels whose skip has no gate."""
-    plain = len(options) - net.gates
-    return [{}] * plain + options[plain:]
+    """Return the options of every level, with {} for levels whose skip has no gate."""
+    without_gate = len(options) - net.gates
+    return [{}] * without_gate + options[without_gate:]
 
 
 def all_but_finest(net: UNet) -> int:
-    """Every skip but the finest."""
+    """All skips except the finest."""
     return 0 if net.skip is None else max(1, len(net.channels) - 2)
 
 
-def normed_gates(net: UNet) -> dict[str, Any]:
+def batch_norm_gates(net: UNet) -> dict[str, Any]:
     """Gates with batch norm."""
     return {"norm": True} if net.skip == "attention_gate" else {}
 
@@ -51,11 +51,11 @@ LEEJUNHYUN: Final = {
     "concat": "skip_first",
     "initializer": "normal",
 }
-GATES: Final = {"skip_options": normed_gates}
+GATES: Final = {"skip_options": batch_norm_gates}
 VARIANTS: Final = {
     "oktay": Variant(
-        "ozan-oktay/Attention-Gated-Networks@eee4881, models/networks/unet_CT_single_att_dsv_3D.py, the paper's own;"
-        " spatial_dims=2 gives its plane form. Its PyTorch aligned corners when it interpolated",
+        "ozan-oktay/Attention-Gated-Networks@eee4881, models/networks/unet_CT_single_att_dsv_3D.py, the paper's code;"
+        " spatial_dims=2 gives its 2-D form. Its PyTorch version interpolated with aligned corners",
         {
             "channels": (16, 32, 64, 128, 256),
             "norm": "batch",
@@ -70,11 +70,11 @@ VARIANTS: Final = {
             "initializer": "kaiming",
             "spatial_dims": 3,
         },
-        {"gated": all_but_finest, "skip_options": grid_gates},   # in this order: the second asks for the first
+        {"gated": all_but_finest, "skip_options": paper_gates},   # in this order: skip_options depends on gated
     ),
     "leejunhyun": Variant("LeeJunHyun/Image_Segmentation@7a6e5f9, network.py, AttU_Net", LEEJUNHYUN, GATES),
     "leejunhyun-transpose": Variant(
-        "the same with a transposed convolution, 4x4 and stride 2, in place of repeated pixels, as its forks have",
+        "the same with a transposed convolution, 4x4 and stride 2, instead of nearest upsampling, as in its forks",
         LEEJUNHYUN | {"up": "transpose", "up_kernel_size": 4},
         GATES,
     ),
@@ -96,7 +96,7 @@ VARIANTS: Final = {
     ),
     "keras": Variant(
         "lixiaolei1982/Keras-Implementation-of-U-Net-R2U-Net-Attention-U-Net-Attention-R2U-Net.-@9e5d6ac, network.py,"
-        " att_unet, from 32 channels as in its ports, where it has 64",
+        " att_unet; it begins with 32 channels, as in ports of this code, which begins with 64",
         {
             "channels": (32, 64, 128, 256, 512),
             "norm": None,
@@ -110,6 +110,6 @@ VARIANTS: Final = {
             "head": "sigmoid",
             "initializer": "glorot",
         },
-        {"skip_options": quarter_width},
+        {"skip_options": quarter_width_gates},
     ),
 }

@@ -10,6 +10,7 @@ from attzoo.blocks.attention_gate.spec import AttentionGate
 
 
 def gate_weights(spec, **arrays):
+    """Return these arrays by canonical name, and zeros for the others."""
     return {name: np.asarray(arrays.get(name.replace(".", "_"), np.zeros(w.shape)), float).reshape(w.shape)
             for name, w in spec.weights.items()}   # fmt: skip
 
@@ -21,8 +22,8 @@ def test_worked_out_by_hand():
     assert_close(spec(np.array([[[2.0, 1.0]]]), np.array([[[-1.0, -3.0]]]), weights=weights), [3 / 2, 1 / 2])
 
 
-def test_a_coarse_signal_is_resampled():
-    """One coarse pixel of log 3 serves all four of x; of two, the middle pixels get a mixture, 3 : 1."""
+def test_coarse_gating_signal_is_resampled():
+    """One pixel of log 3 is repeated for all four pixels of x. Two pixels are mixed 3 : 1 in the middle."""
     spec = AttentionGate(1, 1, 1, spatial_dims=1)
     weights = gate_weights(spec, gating_weight=1, psi_weight=1)
     assert_close(spec.attention(np.ones((1, 1, 4)), np.full((1, 1, 1), log(3)), weights=weights), [3 / 4] * 4)
@@ -30,7 +31,7 @@ def test_a_coarse_signal_is_resampled():
     assert_close(got, 1 / (1 + np.exp(-np.array([0.0, 1, 3, 4]))))
 
 
-def test_width():
+def test_inter_channels_are_half_the_channels():
     assert AttentionGate(1, 5).inter_channels == 1
     assert AttentionGate(64, 128).inter_channels == 32
 
@@ -62,13 +63,14 @@ ARRAYS = {
 
 
 def gate_leejunhyun(x, g, w, training):
+    """Compute LeeJunHyun's gate, which is MONAI's too."""
     t, p = (batch_norm(pointwise(a, w, n), w, f"{n}_norm", training) for n, a in (("skip", x), ("gating", g)))
     psi = batch_norm(pointwise(F.relu(p + t), w, "psi"), w, "psi_norm", training)
     return x * psi.sigmoid()
 
 
 def gate_keras(x, g, w, training):
-    """Channels last: three dense layers on every pixel."""
+    """Compute the gate of Keras repositories: channels last, with three dense layers on every pixel."""
     x_last, g_last = x.movedim(1, -1), g.movedim(1, -1)
     theta = x_last @ w["skip.weight"].T + w["skip.bias"]
     phi = g_last @ w["gating.weight"].T + w["gating.bias"]
@@ -77,6 +79,7 @@ def gate_keras(x, g, w, training):
 
 
 def gate_oktay(x, g, w, training):
+    """Compute the gate of the paper's code."""
     mode, conv = ("bilinear", F.conv2d) if x.ndim == 4 else ("trilinear", F.conv3d)
     theta = conv(x, w["skip.weight"], stride=2)
     phi = F.interpolate(pointwise(g, w, "gating"), size=theta.shape[2:], mode=mode)

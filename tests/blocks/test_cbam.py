@@ -1,4 +1,4 @@
-"""CBAM: that it is its two halves in their order, and its published variants."""
+"""CBAM: order of its two parts, and its published variants."""
 
 from functools import partial
 
@@ -28,8 +28,8 @@ def test_channel_attention_comes_before_spatial_attention():
     weights = {name: rng.normal(size=weight.shape) for name, weight in block.weights.items()}
     x = rng.normal(size=(2, 6, 4, 5))
     channel = {name.removeprefix("channel."): a for name, a in weights.items() if name.startswith("channel.")}
-    half = ChannelAttention(6, 2)(x, weights=channel)
-    expected = SpatialAttention(6, 3)(half, weights={"conv.weight": weights["spatial.conv.weight"]})
+    scaled = ChannelAttention(6, 2)(x, weights=channel)
+    expected = SpatialAttention(6, 3)(scaled, weights={"conv.weight": weights["spatial.conv.weight"]})
     assert_close(block(x, weights=weights), expected)
     assert_close(x * block.attention(x, weights=weights), expected)
 
@@ -49,6 +49,7 @@ ARRAYS = {
 
 
 def cbam(x, w, training, **options):
+    """Compute channel attention, then spatial attention."""
     return spatial_gate(channel_gate(x, w, training, "channel."), w, training, "spatial.", **options)
 
 

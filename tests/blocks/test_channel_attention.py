@@ -9,14 +9,14 @@ from attzoo.blocks.channel_attention.spec import ChannelAttention
 
 
 def test_worked_out_by_hand():
-    """Mean 1 and maximum 2 both go through the same two layers; their sum, log 3, gives 3/4."""
+    """The logit is log 3 / 3 times mean 1 plus maximum 2, so log 3, and the coefficient 3/4."""
     x = np.array([[0.0, 2.0, 1.0]])[None]
     weights = {"squeeze.weight": np.array([[1.0]]), "excite.weight": np.array([[log(3) / 3]])}
     assert_close(ChannelAttention(1, bias=False)(x, weights=weights), [0, 3 / 2, 3 / 4])
 
 
-def test_negative_numbers():
-    """The relu stands in each branch, before the sum: mean -1 gives nothing and maximum 1 gives log 3."""
+def test_relu_precedes_the_sum_of_both_branches():
+    """Mean -1 contributes 0 and maximum 1 contributes log 3."""
     x = np.array([[-3.0, 1.0]])[None]
     weights = {"squeeze.weight": np.array([[1.0]]), "excite.weight": np.array([[log(3)]])}
     assert_close(ChannelAttention(1, bias=False).attention(x, weights=weights), 3 / 4)

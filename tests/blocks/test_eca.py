@@ -12,24 +12,24 @@ from attzoo.blocks.eca.spec import ECA, adaptive_kernel_size
 
 @pytest.mark.parametrize(("channels", "k"), [(1, 1), (7, 1), (8, 3), (127, 3), (128, 5), (2047, 5), (2048, 7)])
 def test_adaptive_kernel_size(channels, k):
-    """Eq. 12 changes at exactly 8, 128 and 2048; 128 is a tie, 4, that goes up."""
+    """The kernel size of eq. 12 changes at 8, 128 and 2048 channels. At 128 it is 4, a tie, which is rounded up."""
     assert adaptive_kernel_size(channels) == k
 
 
 def test_worked_out_by_hand():
-    """A kernel (1, 0, 0) looks left: logits 0, 0, log 3."""
+    """A kernel (1, 0, 0) reads the previous channel: logits 0, 0, log 3."""
     x = np.array([0.0, log(3), -log(3)]).reshape(1, 3, 1)
     assert_close(ECA(3, 3)(x, weights={"conv.weight": np.array([1.0, 0, 0])}), [0, log(3) / 2, -log(3) * 3 / 4])
 
 
 def test_circular_padding():
-    """The first channel's left neighbour is the last."""
+    """The channel before the first is the last."""
     x = np.array([0.0, 0.0, log(3)]).reshape(1, 3, 1)
     got = ECA(3, 3, padding="circular").attention(x, weights={"conv.weight": np.array([1.0, 0, 0])})
     assert_close(got, [3 / 4, 1 / 2, 1 / 2])
 
 
-def test_an_explicit_kernel_wins():
+def test_explicit_kernel_size_overrides_the_rule():
     assert ECA(64, kernel_size=7).kernel_size == 7
 
 
@@ -42,6 +42,7 @@ ARRAYS = {"": ({"channels": 64}, {"conv.weight": (3,)})}
 
 
 def eca_official(x, w, training):
+    """Compute ECA as its authors' code does."""
     kernel = w["conv.weight"].view(1, 1, -1)
     y = F.adaptive_avg_pool2d(x, 1).squeeze(-1).transpose(-1, -2)
     y = F.conv1d(y, kernel, padding=(kernel.shape[-1] - 1) // 2).transpose(-1, -2).unsqueeze(-1)
@@ -49,6 +50,7 @@ def eca_official(x, w, training):
 
 
 def eca_circular(x, w, training):
+    """Compute timm's CecaModule."""
     kernel = w["conv.weight"].view(1, 1, -1)
     half = (kernel.shape[-1] - 1) // 2
     y = F.pad(x.mean((2, 3))[:, None], (half, half), mode="circular")
@@ -56,6 +58,7 @@ def eca_circular(x, w, training):
 
 
 def kernel_sizes(*values):
+    """Return kernel sizes for 4, 8, 64, 128 and 2048 channels, as sizes of a Published."""
     return {(channels,): {"k": k} for channels, k in zip((4, 8, 64, 128, 2048), values, strict=True)}
 
 

@@ -12,7 +12,7 @@ from attzoo.blocks.se.spec import SE
 
 
 def test_worked_out_by_hand():
-    """Means 1 and 3, one hidden unit 3 - 1 = 2, logits 0 and log 3: a half of one, three quarters of the other."""
+    """Means 1 and 3, one hidden unit 3 - 1 = 2, logits 0 and log 3, coefficients 1/2 and 3/4."""
     x = np.array([[0.0, 2.0], [3.0, 3.0]])[None]
     weights = {"squeeze.weight": np.array([[-1.0, 1.0]]), "excite.weight": np.array([[0.0], [log(3) / 2]])}
     assert_close(SE(2, bias=False)(x, weights=weights), [0, 1, 9 / 4, 9 / 4])
@@ -25,7 +25,7 @@ def test_width_is_never_zero():
 
 
 @pytest.mark.parametrize(("channels", "macs"), [(64, 2 * 64 * 4), (256, 2 * 256 * 16)])
-def test_macs(channels, macs):
+def test_macs_are_those_of_both_matrices(channels, macs):
     assert SE(channels).macs((1, channels, 56, 56)) == macs
     assert SE(channels).macs((3, channels, 7)) == 3 * macs
 
@@ -44,16 +44,19 @@ ARRAYS = {
 
 
 def se_of_convolutions(x, w, training):
+    """Compute SE with 1 x 1 convolutions."""
     return x * torch.sigmoid(perceptron(x.mean((2, 3), keepdim=True), w))
 
 
 def se_of_linear_layers(x, w, training):
+    """Compute SE with linear layers."""
     n, c = x.shape[:2]
     h = F.linear(F.adaptive_avg_pool2d(x, 1).view(n, c), w["squeeze.weight"], w.get("squeeze.bias"))
     return x * torch.sigmoid(F.linear(h.relu(), w["excite.weight"], w.get("excite.bias"))).view(n, c, 1, 1)
 
 
 def se_of_mobilenet_v3(x, w, training):
+    """Compute SE with a hard sigmoid."""
     z = perceptron(F.adaptive_avg_pool2d(x, 1), w)
     return (z + 3).clamp(0, 6) / 6 * x
 
@@ -64,7 +67,7 @@ FLOOR_2 = (2, 4, 8, 12, 20, 32, 36, 48, 50, 100, 150, 256)
 EIGHTS_4 = (8, 8, 8, 8, 16, 16, 24, 24, 24, 48, 72, 128)
 TIMM = (8, 8, 8, 8, 8, 8, 8, 8, 8, 16, 16, 32)
 MMPRETRAIN = (8, 8, 8, 8, 8, 8, 8, 8, 8, 16, 24, 32)
-OF_286 = {(286,): {"width": 16}}   # mmpretrain divides whole before it rounds: of 286 // 16 = 17; of 17.875 it is 24
+OF_286 = {(286,): {"width": 16}}   # mmpretrain rounds 286 // 16 = 17 to 16; 286 / 16 = 17.875 would give 24
 KIMM = (1, 2, 4, 6, 10, 16, 18, 24, 25, 50, 75, 128)
 PUBLISHED = {
     "paper": Published(se_of_linear_layers, UNBIASED, widths(FLOOR_16)),

@@ -11,7 +11,7 @@ from attzoo.blocks.spatial_attention.spec import SpatialAttention
 
 
 def test_worked_out_by_hand():
-    """A kernel of two centre taps, 1 on the mean and 2 on the maximum: logits 1 + 2 * 2 and 0 + 0."""
+    """A kernel with weights 1 for the mean and 2 for the maximum of the pixel itself: logits 1 + 2 * 2 and 0 + 0."""
     x = np.array([[2.0, 0.0], [0.0, 0.0]])[None]
     kernel = np.zeros((1, 2, 3))
     kernel[0, :, 1] = 1, 2
@@ -20,7 +20,7 @@ def test_worked_out_by_hand():
 
 
 def test_kernel_is_not_flipped():
-    """The first tap sees the left neighbour, and zero outside."""
+    """The first weight is for the previous pixel, which is 0 outside."""
     kernel = np.zeros((1, 2, 3))
     kernel[0, 0, 0] = log(3)
     got = SpatialAttention(1, 3, spatial_dims=1).attention(np.ones((1, 1, 2)), weights={"conv.weight": kernel})
@@ -28,7 +28,7 @@ def test_kernel_is_not_flipped():
 
 
 @pytest.mark.parametrize("channels", [64, 256])
-def test_macs(channels):
+def test_macs_are_those_of_the_convolution(channels):
     assert SpatialAttention(channels).macs((1, channels, 10, 10)) == 98 * 100
 
 

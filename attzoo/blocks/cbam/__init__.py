@@ -4,14 +4,14 @@
     y = x' * spatial attention of x'                   (N, C, *S)
     a = channel attention of x * spatial attention of x', so that y = x * a
 
-Use it in classification and detection networks where positions matter as well as channels. Of the blocks here it reads
-its input most often, and its coefficients are an image for every channel.
+Use it in classification and detection networks where positions matter as well as channels. It reads its
+input more often than the other blocks, and has one coefficient for every pixel of every channel.
 
 Source: Woo et al., "CBAM: Convolutional Block Attention Module", ECCV 2018, arXiv:1807.06521v2, eq. 1 to 3;
 code Jongchan/attention-module@459efad, MODELS/cbam.py.
 
-Where we differ: no residual inside, as in the paper and its code (some ports add x). Where paper and code disagree, the
-defaults have the bias of the code but not its batch norm (norm=True adds it). The input planes of its spatial kernel
-are maximum, mean, and ours mean, maximum: swap them to load its weights. The running statistics of its batch norm move
-ten times slower (momentum 0.01; 0.1 here, as everywhere in attzoo).
+Where we differ: no residual connection inside, as in the paper and its code (some ports add x). Paper and code differ:
+the defaults have the bias of the code but not its batch norm (norm=True adds it). The input planes of its
+spatial kernel are maximum and mean, here mean and maximum: swap them to load its weights. The momentum of its batch
+norm is 0.01 (0.1 here, as everywhere in attzoo).
 """

@@ -1,4 +1,4 @@
-"""CBAM in other libraries."""
+"""Blocks of other libraries that compute CBAM, and the names of their weights."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""CBAM as it is published: the two halves of each source. A width of 0 in the source is 1 here."""
+"""Published variants of CBAM. A width of 0 in the source is 1 here."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from ...contract import Variant
-from ..channel_attention.variants import half_up
+from ..channel_attention.variants import nearest_integer_ties_up
 
 VARIANTS: Final = {
     "paper": Variant(
@@ -20,7 +20,7 @@ VARIANTS: Final = {
     "timm": Variant(
         "timm 1.0.31, timm/layers/cbam.py, CbamModule: no bias, mean first, batch norm",
         {"reduction": 16, "bias": False, "kernel_size": 7, "norm": True},
-        {"reduced_channels": half_up},
+        {"reduced_channels": nearest_integer_ties_up},
     ),
     "luuuyi": Variant(
         "luuuyi/CBAM.PyTorch@1851f2a, model/resnet_cbam.py: no bias, mean first, no batch norm;"

@@ -4,8 +4,8 @@
     a = gate(f(mean of x over space) + f(max of x over space))    (N, C)
     y = x * a                                                     (N, C, *S)
 
-Use it where single strong responses matter as much as the average. It has the weights of SE, and reads x once more, for
-the maximum.
+Use it where single strong responses matter as much as the average. It has the same weights as SE, and also computes the
+maximum of x.
 
 Source: Woo et al., "CBAM: Convolutional Block Attention Module", ECCV 2018, arXiv:1807.06521v2, eq. 2.
 

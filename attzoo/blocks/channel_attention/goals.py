@@ -1,4 +1,4 @@
-"""How fast the fused kernels of channel attention are to be on an H200."""
+"""Speed goals of the fused kernels of channel attention on an H200."""
 
 from __future__ import annotations
 

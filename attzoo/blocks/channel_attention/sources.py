@@ -1,4 +1,4 @@
-"""Channel attention in other libraries."""
+"""Blocks of other libraries that compute channel attention, and the names of their weights."""
 
 from __future__ import annotations
 

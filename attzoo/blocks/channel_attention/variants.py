@@ -1,4 +1,4 @@
-"""Channel attention as CBAM's publications have it. A width of 0 in the source is 1 here."""
+"""Published variants of channel attention. A width of 0 in the source is 1 here."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ...contract import Variant, make_divisible
 from ..bottleneck import Bottleneck
 
 
-def half_up(spec: Bottleneck) -> int:
-    """C / reduction to the nearest integer, ties up, at least 1 (timm)."""
+def nearest_integer_ties_up(spec: Bottleneck) -> int:
+    """C / reduction rounded to the nearest integer, ties up, at least 1."""
     return make_divisible(spec.channels / spec.ratio, 1, 0.0)
 
 
@@ -25,7 +25,7 @@ VARIANTS: Final = {
     "timm": Variant(
         "timm 1.0.31, timm/layers/cbam.py, ChannelAttn: no bias",
         {"reduction": 16, "bias": False},
-        {"reduced_channels": half_up},
+        {"reduced_channels": nearest_integer_ties_up},
     ),
     "luuuyi": Variant(
         "luuuyi/CBAM.PyTorch@1851f2a, model/resnet_cbam.py: no bias; its ratio is ignored and always 16",

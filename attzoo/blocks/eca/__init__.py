@@ -4,13 +4,13 @@
     a = sigmoid(correlate(s, conv.weight))      (N, C)    conv.weight: (k,), along the channels
     y = x * a                                   (N, C, *S)
 
-Use it where SE's two C x R matrices are too many weights: it has k, usually 3 to 7. It mixes neighbouring channels
-only. Nothing in a convolution makes neighbours related, but in training with ECA the channels can become so.
+Use it where the two C x R matrices of SE have too many weights: ECA has k weights, usually 3 to 7. It combines only
+neighbouring channels. Their order has no meaning at first, but training with ECA can give it one.
 
 Source: Wang et al., "ECA-Net: Efficient Channel Attention", CVPR 2020, arXiv:1910.03151v4, eq. 9 and 12, fig. 3;
 code BangguWu/ECANet@b332f6b, models/eca_module.py.
 
 Where we differ: the paper's rule as written, without a floor of 3 on k (timm has one, so it differs below 8
 channels). Its code has no rule: k is fixed at 3, or chosen by hand per stage in the released networks. An explicit
-kernel_size always wins; in timm the channels override it.
+kernel_size overrides the rule; in timm the rule overrides it.
 """

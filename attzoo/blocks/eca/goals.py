@@ -1,4 +1,4 @@
-"""How fast the fused kernels of ECA are to be on an H200: as those of SE, which move the same bytes."""
+"""Speed goals of the fused kernels of ECA on an H200: those of SE, which read and write the same bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ECA in other libraries."""
+"""Blocks of other libraries that compute ECA, and the names of their weights."""
 
 from __future__ import annotations
 

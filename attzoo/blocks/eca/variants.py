@@ -1,4 +1,4 @@
-"""ECA as it is published: by whom, and which kernel."""
+"""Published variants of ECA."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ...contract import Variant
 from .spec import ECA
 
 
-def at_least_3(spec: ECA) -> int:
-    """The paper's kernel size, but 3 where it says 1, below 8 channels."""
+def kernel_size_of_at_least_3(spec: ECA) -> int:
+    """The paper's kernel size, but at least 3, which differs below 8 channels."""
     return max(3, spec.k)
 
 
@@ -19,22 +19,22 @@ VARIANTS: Final = {
         {"gamma": 2.0, "b": 1.0, "padding": "zeros"},
     ),
     "official": Variant(
-        "BangguWu/ECANet@b332f6b, models/eca_module.py: k = 3 (its networks choose 3, 5 or 7 by hand per stage)",
+        "BangguWu/ECANet@b332f6b, models/eca_module.py: k = 3 (its networks set 3, 5 or 7 per stage)",
         {"kernel_size": 3, "padding": "zeros"},
     ),
     "timm": Variant(
         "timm 1.0.31, timm/layers/eca.py, EcaModule",
         {"gamma": 2.0, "b": 1.0, "padding": "zeros"},
-        {"kernel_size": at_least_3},
+        {"kernel_size": kernel_size_of_at_least_3},
     ),
     "circular": Variant(
         "timm 1.0.31, timm/layers/eca.py, CecaModule: the first and last channel are neighbours",
         {"gamma": 2.0, "b": 1.0, "padding": "circular"},
-        {"kernel_size": at_least_3},
+        {"kernel_size": kernel_size_of_at_least_3},
     ),
     "kecam": Variant(
         "leondgarse/keras_cv_attention_models@6975b9e, keras_cv_attention_models/common_layers.py, eca_module",
         {"gamma": 2.0, "b": 1.0, "padding": "zeros"},
-        {"kernel_size": at_least_3},
+        {"kernel_size": kernel_size_of_at_least_3},
     ),
 }

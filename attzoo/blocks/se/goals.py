@@ -1,4 +1,4 @@
-"""How fast the fused kernels of SE are to be on an H200."""
+"""Speed goals of the fused kernels of SE on an H200."""
 
 from __future__ import annotations
 

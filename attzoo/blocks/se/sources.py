@@ -1,4 +1,4 @@
-"""SE in other libraries."""
+"""Blocks of other libraries that compute SE, and the names of their weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ READ: Final[dict[str, Any]] = {"read": read_perceptron, "choices": GATES}
 
 
 def torchvision_arguments(spec: Any) -> dict[str, Any]:
-    """Arguments as MobileNetV3 gives them: the class leaves width and gate to its caller."""
+    """Return the arguments that torchvision's MobileNetV3 passes, as the class has no defaults for width and gate."""
     from torch.nn import Hardsigmoid
     from torchvision.models._utils import _make_divisible
 
@@ -21,7 +21,7 @@ def torchvision_arguments(spec: Any) -> dict[str, Any]:
 
 
 def monai_arguments(spec: Any) -> dict[str, Any]:
-    """Arguments of MONAI's class, whose linear layers are the same for every number of axes."""
+    """Return the arguments of MONAI's class. Its linear layers do not depend on spatial_dims."""
     return {"spatial_dims": 2, "in_channels": spec.channels}
 
 

@@ -1,6 +1,6 @@
-"""SE as it is published: by whom, with which arguments, and how the hidden width is rounded there.
+"""Published variants of SE. The docstrings of rules are shown on its card.
 
-Where a source would build a hidden layer of 0 units, and so a constant gate, the width here is 1.
+Where a source would create a hidden layer of 0 units, the width is 1 here.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from ...contract import Variant, make_divisible
 from .spec import SE
 
 
-def eights(spec: SE) -> int:
-    """C / reduction to the nearest multiple of 8, at least 8 (timm)."""
+def nearest_multiple_of_8(spec: SE) -> int:
+    """C / reduction rounded to the nearest multiple of 8, at least 8."""
     return make_divisible(spec.channels / spec.ratio, 8, 0.0)
 
 
-def mobile(spec: SE) -> int:
-    """As `eights`, and one multiple more where that lost over a tenth (MobileNet's rule)."""
+def mobilenet_rounding(spec: SE) -> int:
+    """C / reduction rounded to the nearest multiple of 8, and up if this is less than 90 % of it (MobileNet)."""
     return make_divisible(spec.channels / spec.ratio)
 
 
-def mobile_floor(spec: SE) -> int:
-    """As `mobile`, of C // reduction."""
+def mobilenet_rounding_of_floor(spec: SE) -> int:
+    """C // reduction rounded to the nearest multiple of 8, and up if this is less than 90 % of it (MobileNet)."""
     return make_divisible(spec.channels // spec.ratio)
 
 
-def nearest(spec: SE) -> int:
-    """C / reduction to the nearest integer, ties to even."""
+def nearest_integer(spec: SE) -> int:
+    """C / reduction rounded to the nearest integer, ties to even."""
     return max(1, round(spec.channels / spec.ratio))
 
 
@@ -43,12 +43,12 @@ VARIANTS: Final = {
     "timm": Variant(
         "timm 1.0.31, timm/layers/squeeze_excite.py, SEModule",
         {"reduction": 16, "bias": True},
-        {"reduced_channels": eights},
+        {"reduced_channels": nearest_multiple_of_8},
     ),
     "torchvision": Variant(
         "torchvision 0.28.0, torchvision/models/mobilenetv3.py: SqueezeExcitation with a hard sigmoid",
         {"reduction": 4, "bias": True, "gate": "hard_sigmoid"},
-        {"reduced_channels": mobile_floor},
+        {"reduced_channels": mobilenet_rounding_of_floor},
     ),
     "moskomule": Variant(
         "moskomule/senet.pytorch@9d279ec, senet/se_module.py: no bias",
@@ -57,7 +57,7 @@ VARIANTS: Final = {
     "mmpretrain": Variant(
         "open-mmlab/mmpretrain@02d7d8c, mmcls/models/utils/se_layer.py",
         {"reduction": 16, "bias": True},
-        {"reduced_channels": mobile_floor},
+        {"reduced_channels": mobilenet_rounding_of_floor},
     ),
     "monai": Variant(
         "MONAI 1.6.1, monai/networks/blocks/squeeze_and_excitation.py, ChannelSELayer",
@@ -74,12 +74,12 @@ VARIANTS: Final = {
     "kecam": Variant(
         "leondgarse/keras_cv_attention_models@6975b9e, keras_cv_attention_models/common_layers.py, se_module",
         {"reduction": 4, "bias": True},
-        {"reduced_channels": mobile},
+        {"reduced_channels": mobilenet_rounding},
     ),
     "kimm": Variant(
         "james77777778/keras-image-models@8c85fb3, kimm/_src/blocks/squeeze_and_excitation.py",
         {"reduction": 4, "bias": True},
-        {"reduced_channels": nearest},
+        {"reduced_channels": nearest_integer},
     ),
     "kobiso": Variant(
         "kobiso/CBAM-keras@796ae9e, models/attention_module.py, se_block",

@@ -1,4 +1,4 @@
-"""Spatial attention in other libraries."""
+"""Blocks of other libraries that compute spatial attention, and the names of their weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAMES: Final = {"conv.weight": "conv.conv.weight"} | norm(norm="conv.bn")
 
 
 def timm_arguments(spec: Any) -> dict[str, Any]:
-    """No arguments: timm's class works for any number of channels."""
+    """Return no arguments. timm's class accepts any number of channels."""
     return {}
 
 

@@ -1,4 +1,4 @@
-"""Spatial attention as CBAM's publications have it."""
+"""Published variants of spatial attention."""
 
 from __future__ import annotations
 

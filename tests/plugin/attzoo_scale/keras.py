@@ -21,7 +21,7 @@ class Scale(Block):
 
     def build(self, input_shape: Any) -> None:
         weight = self.spec.weights["logit"]
-        self.logit = self.add_weight(name="logit", shape=weight.shape, initializer=ops.start(weight))
+        self.logit = self.add_weight(name="logit", shape=weight.shape, initializer=ops.initialize(weight))
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
         """(N, *S, C) -> (1, 1.., C)."""
