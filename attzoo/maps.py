@@ -46,7 +46,7 @@ class Maps(dict[str, Array]):
 
 @contextmanager
 def attention_maps(model: Any) -> Iterator[Maps]:
-    """Record the coefficients of every block of a model during the `with` block.
+    """Record the coefficients of every block of a model during the `with` block::
 
         with attzoo.attention_maps(model) as maps:
             model(x)

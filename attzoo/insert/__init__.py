@@ -31,7 +31,7 @@ def attach(
     example: Any = None,
     **options: Any,
 ) -> Report:
-    """Put a block after each of some modules or layers of a network.
+    """Put a block after each of some modules or layers of a network::
 
         report = attzoo.attach(model, "se", after="residual", start="identity", example=torch.zeros(1, 3, 224, 224))
         print(report)
