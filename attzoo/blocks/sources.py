@@ -43,15 +43,15 @@ def only_channels(spec: Any) -> dict[str, Any]:
 
 
 def read_perceptron(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Arguments of a block with a perceptron over channels, from the shapes of its arrays."""
+    """Return the arguments of a block with squeeze and excite layers from the shapes of its arrays."""
     channels, width = shapes["excite.weight"][:2]
     return {"channels": channels, "reduced_channels": width, "bias": "squeeze.bias" in shapes}
 
 
 def read_kernel(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Arguments of spatial attention, from the shapes of its arrays."""
+    """Return the arguments of spatial attention from the shapes of its arrays."""
     kernel = shapes["conv.weight"]
     return {"kernel_size": kernel[-1], "norm": "norm.weight" in shapes, "spatial_dims": len(kernel) - 2}
 
 
-GATES: Final = tuple({"gate": gate} for gate in contract.GATES)   # both, where a class leaves the gate to its caller
+GATES: Final = tuple({"gate": gate} for gate in contract.GATES)   # for classes with the gate as an argument

@@ -14,7 +14,7 @@ NAMES: Final = prefixed("channel", channel_attention.NAMES) | prefixed("spatial"
 
 
 def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Arguments from the shapes of both parts' arrays."""
+    """Return the arguments that the shapes of the arrays of both parts determine."""
     return read_perceptron(part("channel", shapes)) | read_kernel(part("spatial", shapes))
 
 

@@ -10,7 +10,7 @@ from ..sources import only_channels
 
 
 def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Arguments from the kernel, which is as long for many numbers of channels."""
+    """Return the kernel size. The number of channels does not follow from the shape of the kernel."""
     return {"kernel_size": shapes["conv.weight"][-1]}
 
 
