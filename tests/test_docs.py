@@ -53,6 +53,7 @@ def folder(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # inside torch.onnx
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if any(language == "python" for _, language, _, _ in fences(page))],
