@@ -10,7 +10,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 from safetensors.numpy import save as serialize
 
-from .contract import brief, contiguous
+from .contract import contiguous, shorten
 
 KEY: Final = "attzoo"   # metadata key; a single entry, because safetensors does not keep the order of several
 CHECKSUM: Final = "sha256"
@@ -31,7 +31,7 @@ def verify(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any], keys: C
     Files of older versions have no checksum and pass.
     """
     if surplus := sorted(about.keys() - {*keys, CHECKSUM}):
-        raise ValueError(f"expected {', '.join(keys)} in the metadata, got also {brief(str(surplus))}")
+        raise ValueError(f"expected {', '.join(keys)} in the metadata, got also {shorten(str(surplus))}")
     content = {key: value for key, value in about.items() if key != CHECKSUM}
     if CHECKSUM in about and about[CHECKSUM] != digest(arrays, content):
         raise ValueError(f"expected content with the {CHECKSUM} in the metadata, got another: the file is damaged")

@@ -97,7 +97,7 @@ def prefixed(prefix: str, weights: Mapping[str, Weight]) -> dict[str, Weight]:
     return {f"{prefix}.{name}": weight for name, weight in weights.items()}
 
 
-def part(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
+def without_prefix(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
     """Return the entries whose names have the prefix, without it: "prefix.conv.weight" -> "conv.weight"."""
     return {name.removeprefix(f"{prefix}."): a for name, a in entries.items() if name.startswith(f"{prefix}.")}
 
@@ -302,9 +302,9 @@ def integer(name: str, value: Any, minimum: int = 1) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer, got {shown(value)}")
+        raise TypeError(f"{name} must be an integer, got {short_repr(value)}")
     if number < minimum:
-        raise ValueError(f"{name} must be >= {minimum}, got {shown(number)}")
+        raise ValueError(f"{name} must be >= {minimum}, got {short_repr(number)}")
     return number
 
 
@@ -319,16 +319,16 @@ def odd(name: str, value: Any) -> int:
 def number(name: str, value: Any) -> float:
     """Return a finite number as float. Raise TypeError for other types, ValueError for nan and infinity."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {shown(value)}")
+        raise TypeError(f"{name} must be a number, got {short_repr(value)}")
     if not np.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {shown(value)}")
+        raise ValueError(f"{name} must be finite, got {short_repr(value)}")
     return float(value)
 
 
 def flag(name: str, value: Any) -> bool:
     """Return True or False as bool. Raise TypeError for other types."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+        raise TypeError(f"{name} must be True or False, got {short_repr(value)}")
     return bool(value)
 
 
@@ -344,7 +344,7 @@ def choice(name: str, value: Any, known: Sequence[Any]) -> Any:
     for option in known:
         if isinstance(plain, type(option)) and isinstance(plain, bool) == isinstance(option, bool) and option == plain:
             return option
-    got = shown(value) + nearest(value, known)
+    got = short_repr(value) + nearest(value, known)
     raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {got}")
 
 
@@ -402,7 +402,7 @@ def _no_batch(shape: Shape, channels: int, spatial_dims: int | None, channels_la
     return ", which looks like one sample without the batch axis: add it, as x[None] does"
 
 
-def brief(text: str, most: int = 400) -> str:
+def shorten(text: str, most: int = 400) -> str:
     """Return a text shortened to `most` characters for an error message, by leaving out its middle.
 
     >>> brief("abcdefghijkl", 9)
@@ -412,9 +412,9 @@ def brief(text: str, most: int = 400) -> str:
     return text if len(text) <= most else f"{text[:half]}...{text[len(text) - half :]}"
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """Return the repr of a value, shortened for an error message."""
-    return brief(repr(value))
+    return shorten(repr(value))
 
 
 def require(name: str, version: str, floor: str) -> None:
@@ -422,11 +422,11 @@ def require(name: str, version: str, floor: str) -> None:
 
     >>> require("torch", "2.13.0+cpu", "2.6")
     """
-    if older(version, floor):
+    if is_older(version, floor):
         raise ImportError(f"attzoo needs {name} >= {floor}, got {version}")
 
 
-def older(version: str, floor: str) -> bool:
+def is_older(version: str, floor: str) -> bool:
     """Whether `version` is older than `floor`.
 
     >>> older("3.5.1", "3.6"), older("3.10.0", "3.6")

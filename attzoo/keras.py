@@ -1,8 +1,8 @@
 """The Keras layers: `from attzoo.keras import CBAM`. Importing this module imports Keras and its backend."""
 
-from .registry import naming_extra
+from .registry import name_missing_extra
 
-with naming_extra("attzoo.keras"):
+with name_missing_extra("attzoo.keras"):
     from .blocks.attention_gate.keras import AttentionGate as AttentionGate
     from .blocks.cbam.keras import CBAM as CBAM
     from .blocks.channel_attention.keras import ChannelAttention as ChannelAttention

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from . import look
+from . import plotting
 from .adapters import NO_BLOCKS, adapter, framework_of
 from .contract import Array
-from .look import COLORS, GREY, MARGIN, NEUTRAL
+from .plotting import COLORS, GREY, MARGIN, NEUTRAL
 from .recording import recording
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: S
     """
     from matplotlib.figure import Figure
 
-    cut = look.middle(image.shape[1:])
-    pixels = look.visible(look.flat(image, cut))
+    cut = plotting.middle_slice(image.shape[1:])
+    pixels = plotting.to_rgb(plotting.take_slice(image, cut))
     sides = [side for axis, side in enumerate(spacing) if cut is None or axis != cut[0]] or [1.0, 1.0]
     panel_height = PANEL * min(max(pixels.shape[0] * sides[0] / (pixels.shape[1] * sides[1]), 0.3), 1.6)
     columns = min(1 + len(maps), max(4, ceil(len(maps) ** 0.5)))
@@ -136,30 +136,30 @@ def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: S
 
     ax = axes(0)
     ax.imshow(pixels, aspect="auto", interpolation="nearest")
-    look.bare(ax)
-    _label(ax, "image", look.sizes(image.shape[1:]), look.told(image.shape[1:], cut))
+    plotting.remove_ticks(ax)
+    _label(ax, "image", plotting.size_text(image.shape[1:]), plotting.slice_text(image.shape[1:], cut))
     for i, (name, a) in enumerate(maps.items(), start=1):
         if max(a.shape[2:]) == 1:
             _draw_bars(axes(i), name, a[0].reshape(-1))
         else:
             _draw_map(axes(i), axes(i, PANEL + 0.07, 0.08), name, a[0], image, cut)
-    figure.text(MARGIN / width, 1 - MARGIN / height, look.literal(title), fontsize=15, weight="bold", va="top")
+    figure.text(MARGIN / width, 1 - MARGIN / height, plotting.escape_text(title), fontsize=15, weight="bold", va="top")
     figure.text(MARGIN / width, MARGIN / height, CAPTION, fontsize=9, color=GREY, va="bottom", linespacing=1.35)
-    return look.png(figure, dpi=150)
+    return plotting.png(figure, dpi=150)
 
 
 def _label(ax: Axes, name: str, *notes: str) -> None:
     """Write the name of a block and small notes above its panel."""
     name = name if len(name) <= LONGEST else f"...{name[3 - LONGEST :]}"
     position: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
-    ax.annotate(look.literal(name) or "(the model)", (0, 1), (0, 13), fontsize=9.5, weight="bold", **position)
+    ax.annotate(plotting.escape_text(name) or "(the model)", (0, 1), (0, 13), fontsize=9.5, weight="bold", **position)
     ax.annotate(", ".join(filter(None, notes)), (0, 1), (0, 3), fontsize=8, color=GREY, **position)
 
 
 def _draw_map(ax: Axes, scale: Axes, name: str, a: Array, image: Array, cut: tuple[int, int] | None) -> None:
     """Draw coefficients (C, *T) over the image (C, *S) in grey, stretched to its size, and their scale."""
-    background = look.visible(look.flat(image.mean(axis=0, keepdims=True), cut))
-    value = look.flat(a, cut, image.shape[1:]).mean(axis=0)
+    background = plotting.to_rgb(plotting.take_slice(image.mean(axis=0, keepdims=True), cut))
+    value = plotting.take_slice(a, cut, image.shape[1:]).mean(axis=0)
     low, high = _range(value)
     rows, columns = background.shape[:2]
     edges = (-0.5, columns - 0.5, rows - 0.5, -0.5)
@@ -167,12 +167,12 @@ def _draw_map(ax: Axes, scale: Axes, name: str, a: Array, image: Array, cut: tup
     overlay = ax.imshow(
         value, vmin=low, vmax=high, extent=edges, cmap="viridis", alpha=0.65, aspect="auto", interpolation="nearest"
     )
-    look.bare(ax)
-    _label(ax, name, look.sizes(a.shape[1:]), f"mean of {len(a)} channels" if len(a) > 1 else "")
+    plotting.remove_ticks(ax)
+    _label(ax, name, plotting.size_text(a.shape[1:]), f"mean of {len(a)} channels" if len(a) > 1 else "")
     bar = scale.figure.colorbar(overlay, cax=scale)
-    bar.set_ticks([low, high], labels=look.numbers(low, high))
+    bar.set_ticks([low, high], labels=plotting.tick_labels(low, high))
     bar.outline.set_visible(False)
-    look.small(scale)
+    plotting.style_ticks(scale)
 
 
 def _draw_bars(ax: Axes, name: str, value: Array) -> None:
@@ -182,12 +182,12 @@ def _draw_bars(ax: Axes, name: str, value: Array) -> None:
     linewidth = 0.8 * 72 * PANEL / len(value)   # points
     ax.vlines(range(len(value)), NEUTRAL, value, color=COLORS["torch"], linewidth=linewidth)
     ax.axhline(NEUTRAL, color=GREY, linewidth=0.6)
-    look.bare(ax, color="#cccccc")
+    plotting.remove_ticks(ax, color="#cccccc")
     ax.set(xlim=(-0.5, len(value) - 0.5), ylim=(NEUTRAL - 1.1 * reach, NEUTRAL + 1.1 * reach))
     ax.yaxis.tick_right()
     ticks = NEUTRAL - reach, NEUTRAL, NEUTRAL + reach
-    ax.set_yticks(ticks, labels=look.numbers(*ticks))
-    look.small(ax)
+    ax.set_yticks(ticks, labels=plotting.tick_labels(*ticks))
+    plotting.style_ticks(ax)
     _label(ax, name, f"{len(value)} channels")
 
 

@@ -20,7 +20,7 @@ from safetensors.numpy import load as parse
 from . import registry
 from .adapters import adapter, backend_of
 from .archive import KEY, pack, verify
-from .contract import AnySpec, Array, brief, upgraded
+from .contract import AnySpec, Array, shorten, upgraded
 from .files import open_regular, write
 from .hints import nearest
 
@@ -152,7 +152,7 @@ def load(path: str | os.PathLike[str], *, backend: str) -> Any:
             arrays = checked(parse(file.read(size)), spec, dtype)
             verify(arrays, about, ("format", "block", "config"))
         except (ValueError, TypeError, ArithmeticError, RecursionError, SafetensorError) as err:
-            raise ValueError(f"{path} is not a file of attzoo.save: {brief(str(err))}") from err
+            raise ValueError(f"{path} is not a file of attzoo.save: {shorten(str(err))}") from err
     block = _make(spec, backend, dtype)
     adapter(backend).write(block, arrays)
     return block
@@ -178,10 +178,10 @@ def checked(arrays: Any, spec: AnySpec, dtypes: str | Mapping[str, str]) -> dict
     missing = sorted(expected.keys() - arrays.keys())
     surplus = [name for name in arrays if name not in expected]
     if missing or surplus:
-        got = f"; missing {brief(', '.join(missing))}" if missing else ""
+        got = f"; missing {shorten(', '.join(missing))}" if missing else ""
         if surplus:
-            got += f"; got also {brief(str(surplus))}{_renamed(arrays, expected) or nearest(surplus[0], missing)}"
-        raise ValueError(f"expected weights {brief(', '.join(expected))}{got}")
+            got += f"; got also {shorten(str(surplus))}{_renamed(arrays, expected) or nearest(surplus[0], missing)}"
+        raise ValueError(f"expected weights {shorten(', '.join(expected))}{got}")
     by_name = dict.fromkeys(expected, dtypes) if isinstance(dtypes, str) else dtypes
     return {name: _fit(name, arrays[name], weight.shape, by_name[name]) for name, weight in expected.items()}
 
@@ -190,12 +190,12 @@ def _renamed(arrays: Mapping[Any, Any], expected: Collection[str]) -> str:
     """Return a hint for a checkpoint that nests the expected arrays in an entry or prefixes their names, else ""."""
     for key, entry in arrays.items():
         if isinstance(entry, Mapping):
-            return f": give the arrays in its entry {brief(repr(key))}"
+            return f": give the arrays in its entry {shorten(repr(key))}"
     first = next(iter(expected))
     prefixes = [name.removesuffix(first) for name in arrays if isinstance(name, str) and name.endswith(first)]
     for prefix in prefixes:
         if {prefix + name for name in expected} <= arrays.keys():
-            return f": give those whose names begin with {brief(repr(prefix))}, without it"
+            return f": give those whose names begin with {shorten(repr(prefix))}, without it"
     return ""
 
 

@@ -240,7 +240,7 @@ def known_name(what: str, word: Any, known: Iterable[str]) -> str:
 
 
 @contextmanager
-def naming_extra(what: str) -> Iterator[None]:
+def name_missing_extra(what: str) -> Iterator[None]:
     """Add the install command to the ModuleNotFoundError of a missing framework, which `what` needs."""
     try:
         yield
@@ -253,7 +253,7 @@ def naming_extra(what: str) -> Iterator[None]:
 def _load(location: str, backend: str) -> type[Any]:
     """Import the class at a location "package:Class" for `backend`."""
     package, _, class_name = location.partition(":")
-    with naming_extra(f'backend="{backend}"'):
+    with name_missing_extra(f'backend="{backend}"'):
         module = import_module(f"{package}.{BACKENDS[backend]}")
     cls = getattr(module, class_name, None)
     if not isinstance(cls, type):

@@ -1,8 +1,8 @@
 """The PyTorch modules: `from attzoo.torch import CBAM`. Importing this module imports PyTorch, but not Keras."""
 
-from .registry import naming_extra
+from .registry import name_missing_extra
 
-with naming_extra("attzoo.torch"):
+with name_missing_extra("attzoo.torch"):
     from .blocks.attention_gate.torch import AttentionGate as AttentionGate
     from .blocks.cbam.torch import CBAM as CBAM
     from .blocks.channel_attention.torch import ChannelAttention as ChannelAttention

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
-from attzoo import look
+from attzoo import plotting
 
 from .figures import percent, times, unit_of
 from .runs import Provider, Row
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 INK, RULE, PAPER, PALE = "#1b1b1c", "#dcdcdd", "#ffffff", "#c9cdd4"
 COLORS: Final = {   # by library; distinguishable for colour-blind readers, and every bar is labelled
-    "attzoo": look.COLORS["torch"], "timm": look.COLORS["keras"], "torchvision": "#d99a1c", "MONAI": "#2c9c76",
+    "attzoo": plotting.COLORS["torch"], "timm": plotting.COLORS["keras"], "torchvision": "#d99a1c", "MONAI": "#2c9c76",
 }   # fmt: skip
 OTHER: Final = "#8b8b8c"   # of other libraries
 STYLES: Final = {   # colour -> variable in the page's style sheet, which has a value for a light and a dark page
-    INK: "ink", look.GREY: "grey", RULE: "rule", PAPER: "paper", PALE: "pale", OTHER: "other",
+    INK: "ink", plotting.GREY: "grey", RULE: "rule", PAPER: "paper", PALE: "pale", OTHER: "other",
     **{color: library for library, color in COLORS.items()},
 }   # fmt: skip
 LINE: Final = 0.235     # inches per bar
@@ -91,7 +91,7 @@ def bar_chart(
     above, below = 0.45 + 0.4 * bool(title), 0.55 + 0.17 * len(note.splitlines())
     width, height = 9.0, above + below + LINE * end
     figure = Figure(figsize=(width, height), facecolor=PAPER)
-    panel_width = (width - left - look.MARGIN) / len(panels)
+    panel_width = (width - left - plotting.MARGIN) / len(panels)
     for i, (panel_title, bars) in enumerate(panels.items()):
         box = (
             (left + i * panel_width) / width, below / height, (panel_width - 0.2) / width, LINE * end / height
@@ -102,8 +102,9 @@ def bar_chart(
         text: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 10}
         ax.annotate(panel_title, (0, 1), (0, 8), color=INK, **text)
     _draw_names(figure, bar_ys, block_ys)
-    figure.text(look.MARGIN / width, 1 - look.MARGIN / height, title, fontsize=15, weight="bold", va="top", color=INK)
-    figure.text(look.MARGIN / width, look.MARGIN / height, note, va="bottom", color=look.GREY, fontsize=9)
+    top = 1 - plotting.MARGIN / height
+    figure.text(plotting.MARGIN / width, top, title, fontsize=15, weight="bold", va="top", color=INK)
+    figure.text(plotting.MARGIN / width, plotting.MARGIN / height, note, va="bottom", color=plotting.GREY, fontsize=9)
     return figure
 
 
@@ -124,7 +125,7 @@ def _draw_bars(ax: Axes, bars: Bars, bar_ys: Mapping[tuple[str, str], float], li
     """Draw the bars of a panel."""
     ax.set_xlim(0, 1.22 * max(line or 0, *(bar.end for bar in bars.values()), 1e-9))
     if line is not None:
-        ax.axvline(line, color=look.GREY, lw=0.8, ls=(0, (3, 2)), zorder=0)
+        ax.axvline(line, color=plotting.GREY, lw=0.8, ls=(0, (3, 2)), zorder=0)
     for key, bar in bars.items():
         y = bar_ys[key]
         ax.barh(y, bar.value, height=0.72, color=bar.color)
@@ -144,11 +145,11 @@ def _set_scale(ax: Axes, xlabel: str, *, fractions: bool) -> None:
     ax.set_yticks([])
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.spines["bottom"].set_color(RULE)
-    ax.set_xlabel(xlabel, fontsize=8.5, color=look.GREY)
+    ax.set_xlabel(xlabel, fontsize=8.5, color=plotting.GREY)
     ax.xaxis.set_major_formatter(lambda value, _: percent(value) if fractions else f"{value:g}")
     # Prune the last label, which would touch the next panel's first.
     ax.xaxis.set_major_locator(MaxNLocator(5, prune=None if fractions else "upper"))
-    look.small(ax)
+    plotting.style_ticks(ax)
 
 
 def _draw_names(figure: Figure, bar_ys: Mapping[tuple[str, str], float], block_ys: Mapping[str, float]) -> None:
@@ -157,9 +158,9 @@ def _draw_names(figure: Figure, bar_ys: Mapping[tuple[str, str], float], block_y
     width = figure.get_figwidth()
     align: dict[str, Any] = {"transform": blended_transform_factory(figure.transFigure, ax.transData), "va": "center"}
     for block, y in block_ys.items():
-        ax.text(look.MARGIN / width, y, block, weight="bold", fontsize=9.5, color=INK, **align)
+        ax.text(plotting.MARGIN / width, y, block, weight="bold", fontsize=9.5, color=INK, **align)
     for (_, label), y in bar_ys.items():
-        ax.text((look.MARGIN + 0.1) / width, y, label, fontsize=9, color=INK, **align)
+        ax.text((plotting.MARGIN + 0.1) / width, y, label, fontsize=9, color=INK, **align)
 
 
 # ---- line charts -----------------------------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def draw_growth(ax: Axes, rows: Sequence[Row], providers: Sequence[Provider], ce
             ax.plot([], [], label=str(provider), **style)
     limits = {row.case.size / 1e6: row.moved / (1e9 * ceiling) for row in rows if ceiling and row.moved}
     if limits:
-        dashed: dict[str, Any] = {"color": look.GREY, "lw": 1, "ls": (0, (4, 2))}
+        dashed: dict[str, Any] = {"color": plotting.GREY, "lw": 1, "ls": (0, (4, 2))}
         ax.plot(*zip(*sorted(limits.items()), strict=True), label="limit", **dashed)
 
 
@@ -205,7 +206,7 @@ def set_log_scales(ax: Axes, rows: Sequence[Row]) -> None:
     ax.grid(axis="y", color=RULE, lw=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[:].set_color(RULE)
-    look.small(ax)
+    plotting.style_ticks(ax)
 
 
 def _time_text(value: float, _: object = None) -> str:

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Final
 
 from .figures import count, seconds, times
-from .report import table, together
+from .report import check_comparable, table
 from .runs import COPY, LEAST, Row, Run, read
 from .tables import Table
 from .timer import Spread
@@ -40,7 +40,7 @@ def compare(old: Path, new: Path, *, across: bool = False) -> tuple[str, bool]:
     """
     before, after = read(old), read(new)
     if not across:
-        together([before, after])
+        check_comparable([before, after])
     changed = changes(before, after)
     return to_markdown(changed, before, after), any(change.worse for change in changed)
 

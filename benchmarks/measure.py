@@ -68,7 +68,7 @@ class Bench:
     def clear(self) -> None:
         """Free memory and compiled code of earlier cases: dynamo limits the number of compiled forms per module."""
         torch._dynamo.reset()
-        self.cpu.kept.clear()
+        self.cpu.results.clear()
         gc.collect()
         if self.device == "cuda":
             torch.cuda.empty_cache()

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from .timer import Call
 
 
-def kept(module: nn.Module, inputs: Sequence[Tensor]) -> int:
+def saved_bytes(module: nn.Module, inputs: Sequence[Tensor]) -> int:
     """Return the bytes that autograd saves for the backward pass, without inputs, parameters and buffers."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     known = {tensor.untyped_storage().data_ptr() for tensor in [*inputs, *module.parameters(), *module.buffers()]}
@@ -29,7 +29,7 @@ def kept(module: nn.Module, inputs: Sequence[Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for address, tensor in alive.items() if address not in known)
 
 
-def peak(call: Call) -> int:
+def peak_bytes(call: Call) -> int:
     """Return the peak bytes of tensors created during a call, without temporary memory inside operators."""
     alive = _Alive()
     with alive:

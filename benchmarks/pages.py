@@ -13,7 +13,9 @@ OPTIONS: Final = {
     "TOP_PAD": (-2, 64 << 20),
 }
 # The same as environment variables for a new process, with one heap for all threads.
-KEPT_PAGES: Final = {"MALLOC_ARENA_MAX": "1"} | {f"MALLOC_{name}_": str(size) for name, (_, size) in OPTIONS.items()}
+MALLOC_VARIABLES: Final = {
+    "MALLOC_ARENA_MAX": "1", **{f"MALLOC_{name}_": str(size) for name, (_, size) in OPTIONS.items()}
+}   # fmt: skip
 
 
 def keep_pages() -> bool:

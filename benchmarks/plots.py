@@ -9,7 +9,7 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from attzoo import look
+from attzoo import plotting
 
 from .cases import BOTH
 from .charts import INK, PALE, PAPER, Bar, add_legend, bar_chart, color, draw_growth, set_log_scales, svg
@@ -141,7 +141,7 @@ def cost(run: Run) -> bytes:
     panels = {title: bars for title, bars in panels.items() if bars}
     if not panels:
         raise ValueError("expected a run with timed rows to draw, got one without")
-    return look.png(bar_chart(panels, "", title="What a block costs", note=_note(run, rows)), dpi=200)
+    return plotting.png(bar_chart(panels, "", title="What a block costs", note=_note(run, rows)), dpi=200)
 
 
 def _note(run: Run, rows: Sequence[Row]) -> str:

@@ -18,7 +18,7 @@ from attzoo.registry import sources
 
 from . import cuda
 from .cases import unet_gate
-from .memory import kept, peak
+from .memory import peak_bytes, saved_bytes
 from .nets import Bottleneck
 from .peers import build_peer
 from .runs import FUSED, Provider
@@ -119,7 +119,7 @@ class Contender:
         """Return the saved and peak bytes of a training step; None for compiled modules and other modes."""
         if self.subject.case.mode != "training" or self.options is not None:
             return None, None
-        return kept(self.module, self.inputs(0)), peak(self.calls()[0])
+        return saved_bytes(self.module, self.inputs(0)), peak_bytes(self.calls()[0])
 
 
 def clocked_by(clock: str, calls: Sequence[Call], cpu: Cpu) -> Turn:

@@ -40,11 +40,11 @@ def read_runs(files: Sequence[Path], *, across: bool = False) -> list[Run]:
         raise ValueError("expected at least one result file, got none")
     runs = sorted((read(path) for path in files), key=lambda run: run.date)
     if not across:
-        together(runs)
+        check_comparable(runs)
     return runs
 
 
-def together(runs: Sequence[Run]) -> None:
+def check_comparable(runs: Sequence[Run]) -> None:
     """Raise ValueError if the runs are of different machines, devices or torch versions."""
     for run in runs[1:]:
         expected, got = environment(runs[0]), environment(run)

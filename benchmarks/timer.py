@@ -16,7 +16,7 @@ from time import thread_time
 from typing import Any, Final
 
 FEWEST: Final = 7   # rounds: the fewest with meaningful quartiles
-KEPT: Final = 8     # results kept alive: 50 MB for the smallest timed block, more than a core's share of the cache
+KEPT_RESULTS: Final = 8   # results kept alive: 50 MB for the smallest timed block, more than a core's cache
 Call = Callable[[], Any]        # the call to time; its result is kept alive or waited for
 Turn = Callable[[int], float]   # number of calls -> seconds per call
 
@@ -86,7 +86,7 @@ class Cpu:
 
     def __init__(self, clock: Callable[[], float] = thread_time) -> None:
         self.clock = clock
-        self.kept: deque[object] = deque(maxlen=KEPT)
+        self.results: deque[object] = deque(maxlen=KEPT_RESULTS)
 
     def turn(self, call: Call) -> Turn:
         """Return a turn that makes this call."""
@@ -94,7 +94,7 @@ class Cpu:
         def take(repeats: int) -> float:
             start = self.clock()
             for _ in range(repeats):
-                self.kept.append(call())
+                self.results.append(call())
             return (self.clock() - start) / repeats
 
         return take

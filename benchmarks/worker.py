@@ -21,7 +21,7 @@ from attzoo.contract import Array, choice, triton_first
 
 from .cases import BOTH
 from .keras_backends import CREATE, Backend
-from .timer import KEPT, Call
+from .timer import KEPT_RESULTS, Call
 from .workers import FORMS, Job
 
 
@@ -108,7 +108,7 @@ def seconds(call: Call, repeats: int, clock: Callable[[], float], wait: Callable
         wait: waits until the results in its argument are computed.
 
     """
-    results: deque[Any] = deque(maxlen=KEPT)
+    results: deque[Any] = deque(maxlen=KEPT_RESULTS)
     gc.disable()
     try:
         start = clock()

@@ -26,7 +26,7 @@ from typing import Any, Final, cast
 from attzoo.adapters import Run
 from attzoo.contract import Array
 
-from .pages import KEPT_PAGES
+from .pages import MALLOC_VARIABLES
 
 BACKENDS: Final = ("tensorflow", "jax", "torch")
 FORMS: Final = {"tensorflow": ("eager", "traced", "jit"), "jax": ("eager", "traced"), "torch": ("eager",)}
@@ -195,4 +195,4 @@ def environment(backend: str, device: str) -> dict[str, str]:
     shared = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
     if device == "cuda":
         return shared | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
-    return shared | ONE_THREAD | KEPT_PAGES | {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
+    return shared | ONE_THREAD | MALLOC_VARIABLES | {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}

@@ -108,7 +108,8 @@ def launches(
     xs = [x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x for x in xs]
     residual = {"shortcut": torch.ones_like(xs[0]), "act": case.act} if case.act else {}
     without_gpu = mock.patch.object(choice, "kernels_refusal", return_value=None)
-    tile_limit = mock.patch.object(gate, "most", return_value=128 if capability // 10 in gate.ROOMY else 64)
+    limit = 128 if capability // 10 in gate.SHARED_MEMORY_OPERANDS else 64
+    tile_limit = mock.patch.object(gate, "max_channels", return_value=limit)
     tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=not case.exact)
     with mock.patch.object(JITFunction, "run", record), without_gpu, tile_limit, tf32, attzoo.kernels("triton"):
         module(*(x.requires_grad_() for x in xs), **residual).backward(torch.ones_like(xs[0]))

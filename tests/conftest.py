@@ -112,7 +112,7 @@ def _nothing_recorded(monkeypatch):
 
 
 @pytest.fixture
-def as_it_was():
+def default_kernels():
     """Assert after the test that the choice of kernels is the default, and free compiled code."""
     from attzoo import settings
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def full(limit):
+def file_size_limit(limit):
     """Limit the size of every file to `limit` bytes inside the context; writing more raises OSError."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))

@@ -111,7 +111,7 @@ if __name__ == "__main__":
         assert launch_args[len(args):] == expected_args[len(args):], "the constants differ from those of Triton"
 
     common.COMPILED.clear()
-    common.MOST = 2
+    common.MAX_COMPILED = 2
     launch_all(CALLS[:3])
     assert len(common.COMPILED) == 1, "the cache is not cleared when it is full"
     common.launch(kernel, 0, *CALLS[0][0], **defaults)

@@ -66,20 +66,20 @@ def image(shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def close(got, expected, tolerance=1e-12):
+def assert_arrays_close(got, expected, tolerance=1e-12):
     """Assert that arrays differ by at most `tolerance` times the largest expected value, or 1 if that is smaller."""
     scale = max(1.0, np.abs(expected).max(initial=0))
     np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * scale)
 
 
-def same(first, second):
+def have_equal_weights(first, second):
     """Whether the weights of two nets are equal, bit by bit."""
     a, b = attzoo.weights(first), attzoo.weights(second)
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
 
 
 @torch.no_grad()
-def fill(module, parts, arrays):
+def copy_weights(module, parts, arrays):
     """Copy weights into another library's module, and assert that all weights of both sides are used.
 
     Args:
@@ -99,7 +99,7 @@ def fill(module, parts, arrays):
     assert len(copied) == sum(1 for name in module.state_dict() if not name.endswith("num_batches_tracked"))
 
 
-def taken(parts):
+def read_weights(parts):
     """Return the weights of another library's module by canonical name; the opposite of `fill`."""
     return {
         f"{path}.{leaf}": getattr(layer, attribute).detach().numpy()

@@ -50,24 +50,24 @@ class Large(Observer):
         return out
 
 
-def keep(saved, tensor):
+def save_copy(saved, tensor):
     """Append a floating-point tensor and a copy of it to a list; ignore other values."""
     if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
         saved.append((tensor, tensor.detach().clone()))
 
 
-def assert_untouched(saved):
+def assert_unchanged(saved):
     """Assert that the tensors in a list of `keep` still equal their copies, and that there are some."""
     assert saved
     assert all(torch.equal(tensor, copy) for tensor, copy in saved)
 
 
-def hook_into(saved):
+def saving_hook(saved):
     """Return a forward hook that calls `keep` with the outputs of modules."""
-    return lambda module, args, output: keep(saved, output)
+    return lambda module, args, output: save_copy(saved, output)
 
 
-class KeepsCalls(TorchFunctionMode):
+class SaveCalls(TorchFunctionMode):
     """Call `keep` with the results of all torch functions, in the list `kept`."""
 
     def __init__(self):
@@ -76,11 +76,11 @@ class KeepsCalls(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        keep(self.kept, out)
+        save_copy(self.kept, out)
         return out
 
 
-class KeepsOperations(TorchDispatchMode):
+class SaveOperations(TorchDispatchMode):
     """Call `keep` with the results of all operations, in the list `kept`."""
 
     def __init__(self):
@@ -89,5 +89,5 @@ class KeepsOperations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        keep(self.kept, out)
+        save_copy(self.kept, out)
         return out

@@ -15,7 +15,7 @@ VOLUME = RANDOM.normal(size=(3, 4, 5, 2))
 AFFINE = np.array([[0, 2.0, 0, 5], [3, 0, 0, -6], [0, 0, 1.5, 7], [0, 0, 0, 1]])
 
 
-def save(path, array):
+def write_array(path, array):
     """Write an array in the format of the file's ending, create its folder if needed, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if ending(path) == ".npy":
@@ -33,12 +33,12 @@ def coordinates(*size):
     return np.stack(np.meshgrid(*axes, indexing="ij"))
 
 
-def cells(coordinates):
+def cell_mask(coordinates):
     """Return the index of the cell of each pixel, in a grid of 4 cells along each axis, as a mask of classes."""
     return sum((np.floor(coordinates[i] * 4) * 4**i).astype(np.int64) for i in range(len(coordinates)))
 
 
-def place(folder, count, size=(8, 12)):
+def write_pairs(folder, count, size=(8, 12)):
     """Write `count` pairs of an image and a mask of cells, and return their files.
 
     A 3-D image has the pixels' coordinates as channels; a 2-D image has each pixel's number.
@@ -46,6 +46,6 @@ def place(folder, count, size=(8, 12)):
     pairs = [(folder / "images" / f"{i}.npy", folder / "masks" / f"{i}.npy") for i in range(count)]
     centers = coordinates(*size)
     for image, mask in pairs:
-        save(image, np.moveaxis(centers, 0, -1) if len(size) == 3 else np.arange(prod(size)).reshape(size))
-        save(mask, cells(centers))
+        write_array(image, np.moveaxis(centers, 0, -1) if len(size) == 3 else np.arange(prod(size)).reshape(size))
+        write_array(mask, cell_mask(centers))
     return pairs

@@ -71,7 +71,7 @@ def seed_of(name):
     return crc32(name.encode())
 
 
-def pooled_starts(sample, read, backend, blocks=40, **kwargs):
+def pooled_initial_arrays(sample, read, backend, blocks=40, **kwargs):
     """Return the initial weights of several new blocks, concatenated by canonical name.
 
     Args:
@@ -86,7 +86,7 @@ def pooled_starts(sample, read, backend, blocks=40, **kwargs):
     return {name: np.concatenate([of_block[name].ravel() for of_block in arrays]) for name in arrays[0]}
 
 
-def assert_starts_as(array, weight):
+def assert_initialized_as(array, weight):
     """Assert that values have the mean, deviation and range of a weight's initialization."""
     offset = np.asarray(array, np.float64) - weight.center
     if weight.initialization == "constant":
@@ -103,7 +103,7 @@ def assert_starts_as(array, weight):
         assert largest > 2.5
 
 
-def pooling():
+def pooling_blocks():
     """Return the names of the blocks whose specs average over space."""
     names = []
     for name in attzoo.names():

@@ -65,7 +65,7 @@ def unets(draw_from):
 
 
 @st.composite
-def steps(draw_from, name):
+def kernel_cases(draw_from, name):
     """Draw a larger case of a block for its kernels, a layout, a kind of values, and whether tiles are tiny."""
 
     def pick(*values):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pairs import place
+from pairs import write_pairs
 
 from attzoo.train import Settings, run
 from attzoo.train.batches import Batches, Loader, check_guard
@@ -62,7 +62,7 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message):
 
 
 def test_loader_yields_tensors_and_does_not_change_the_default_generator(tmp_path):
-    folder = Folder(place(tmp_path, 5), flip=True)
+    folder = Folder(write_pairs(tmp_path, 5), flip=True)
     loader = Loader(folder, Batches(5, 2))
     before = torch.get_rng_state()
     batches = list(loader.epoch(2))
@@ -78,7 +78,7 @@ def test_loader_yields_tensors_and_does_not_change_the_default_generator(tmp_pat
 
 
 def test_images_of_several_sizes_need_a_batch_of_one_or_a_size(tmp_path):
-    pairs = [*place(tmp_path / "a", 2), *place(tmp_path / "b", 1, (6, 7))]
+    pairs = [*write_pairs(tmp_path / "a", 2), *write_pairs(tmp_path / "b", 1, (6, 7))]
     folder = Folder(pairs)
     with pytest.raises(ValueError, match=r"one size to make batches of, got .*0.npy of 8 x 12 and .*b.*0.npy of 6 x 7"):
         Loader(folder, Batches(3, 2))
@@ -96,7 +96,7 @@ class TensorFlowFolder(Folder):
 
 
 def test_worker_yields_the_same_batches_and_errors_and_does_not_import_tensorflow(tmp_path):
-    pairs = place(tmp_path, 4)
+    pairs = write_pairs(tmp_path, 4)
     arguments = {"preparation": Preparation((6, 6)), "flip": True}
     loader = Loader(Folder(pairs, **arguments), Batches(4, 2))
     worker_loader = Loader(TensorFlowFolder(pairs, **arguments), Batches(4, 2), 1)

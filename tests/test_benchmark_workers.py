@@ -21,7 +21,7 @@ from benchmarks import worker as child
 from benchmarks.cases import BOTH
 from benchmarks.keras_contenders import keras_contenders
 from benchmarks.subjects import subject
-from benchmarks.timer import KEPT
+from benchmarks.timer import KEPT_RESULTS
 from benchmarks.workers import FORMS, Failed, Job, Worker, available, environment
 
 HERE = Path(__file__).parent
@@ -286,5 +286,5 @@ def test_seconds_per_call_include_the_wait_for_results():
         waited_for.append(len(results))
         now[0] += 6.0
 
-    assert child.seconds(call, KEPT + 4, lambda: now[0], wait) == 1.0 + 6.0 / (KEPT + 4)
-    assert waited_for == [KEPT]   # the last results are kept is_running
+    assert child.seconds(call, KEPT_RESULTS + 4, lambda: now[0], wait) == 1.0 + 6.0 / (KEPT_RESULTS + 4)
+    assert waited_for == [KEPT_RESULTS]   # the last results are kept is_running

@@ -23,7 +23,7 @@ from benchmarks.measure import Bench, measure
 from benchmarks.runs import Provider, Row, Run
 from benchmarks.subjects import run as run_of
 from benchmarks.suites import Suite, suite
-from benchmarks.timer import FEWEST, KEPT, Cpu, Pace, Spread, interleave, paired, spread
+from benchmarks.timer import FEWEST, KEPT_RESULTS, Cpu, Pace, Spread, interleave, paired, spread
 
 # ---- timer -----------------------------------------------------------------------------------------------------------
 
@@ -85,8 +85,8 @@ def test_the_last_results_of_all_turns_are_kept_alive():
     cpu = Cpu()
     first, second = cpu.turn(call), cpu.turn(call)
     first(3)
-    second(KEPT)
-    assert alive_counts == [*range(KEPT), *(KEPT,) * 3]
+    second(KEPT_RESULTS)
+    assert alive_counts == [*range(KEPT_RESULTS), *(KEPT_RESULTS,) * 3]
 
 
 # ---- CUDA: the order of calls, with a fake device --------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_kept_counts_each_saved_tensor_once_and_no_inputs():
         def forward(self, x):
             return x * x.exp()   # autograd saves x, an input, and twice the result of exp, 10 elements of 4 bytes
 
-    assert memory.kept(Product(), [torch.ones(10)]) == 40
+    assert memory.saved_bytes(Product(), [torch.ones(10)]) == 40
 
 
 def test_peak_counts_the_tensors_in_use_at_once():
@@ -214,12 +214,12 @@ def test_peak_counts_the_tensors_in_use_at_once():
         del a
         return b * 2 + 3   # b, b * 2 and the sum
 
-    assert memory.peak(call) == 1200
+    assert memory.peak_bytes(call) == 1200
 
 
 def test_peak_does_not_count_tensors_from_before_the_call():
     x = torch.zeros(100)
-    assert memory.peak(lambda: x.detach()[10:] * 2) == 360
+    assert memory.peak_bytes(lambda: x.detach()[10:] * 2) == 360
 
 
 def test_resnet50_has_the_published_parameters():

@@ -5,7 +5,7 @@ from math import prod
 import numpy as np
 import pytest
 import tifffile
-from pairs import BYTES, VOLUME, WORDS, cells, coordinates, place, save
+from pairs import BYTES, VOLUME, WORDS, cell_mask, coordinates, write_array, write_pairs
 from PIL import Image
 
 from attzoo.train.data import Folder, Preparation
@@ -71,7 +71,7 @@ def test_resizing_keeps_image_and_mask_in_place(size):
 
 @pytest.mark.parametrize("size", [(8, 12), (4, 8, 12)])
 def test_flips_take_mask_and_image_together_and_follow_from_the_key(size, tmp_path):
-    pairs = place(tmp_path, 4, size)
+    pairs = write_pairs(tmp_path, 4, size)
     plain, flipped = (Folder(pairs, Preparation(normalise="none"), flip=flip, seed=3) for flip in (False, True))
     image, mask = plain[0, 0]
     assert (image.dtype, mask.dtype) == (np.float32, np.int64)
@@ -82,7 +82,7 @@ def test_flips_take_mask_and_image_together_and_follow_from_the_key(size, tmp_pa
         for index in range(4):
             image, mask = flipped[epoch, index]
             assert (image.dtype, mask.dtype, image.flags.c_contiguous) == (np.float32, np.int64, True)
-            np.testing.assert_array_equal(cells(places(image)), mask)
+            np.testing.assert_array_equal(cell_mask(places(image)), mask)
             corner = places(image)[(slice(None), *[0] * len(size))]
             counts[tuple(int(at > 0.5) for at in corner)] += 1
     assert min(counts.values()) > 48 / len(counts)   # of 128 in all
@@ -95,8 +95,8 @@ def test_flips_take_mask_and_image_together_and_follow_from_the_key(size, tmp_pa
 
 def test_a_folder_says_what_it_holds(tmp_path):
     for name, top in (("a", 2), ("b", 6)):
-        save(tmp_path / f"{name}.png", BYTES[..., :3])
-        save(tmp_path / f"{name}_mask.png", np.array([[0, top, 255, 1, 0]] * 6, np.uint8))
+        write_array(tmp_path / f"{name}.png", BYTES[..., :3])
+        write_array(tmp_path / f"{name}_mask.png", np.array([[0, top, 255, 1, 0]] * 6, np.uint8))
     pairs = [(tmp_path / f"{name}.png", tmp_path / f"{name}_mask.png") for name in "ab"]
     folder = Folder(pairs)
     assert (len(folder), folder.channels, folder.spatial_dims, folder.classes) == (2, 3, 2, None)
@@ -110,14 +110,14 @@ def test_a_folder_says_what_it_holds(tmp_path):
     assert few[0, 0][1].max() == 255
     with pytest.raises(ValueError, match=r"classes from 0 to 5, or 255 to ignore, in .*b_mask.png, got 6"):
         few[0, 1]
-    save(pairs[0][1], np.full((6, 5), 300, np.uint16))
+    write_array(pairs[0][1], np.full((6, 5), 300, np.uint16))
     with pytest.raises(ValueError, match=r"classes from 0 to 254, or 255 to ignore, in .*a_mask.png, got 300"):
         assert Folder(pairs).counts
     with pytest.raises(ValueError, match="at least two classes, got one; where masks hold only 0 and 255"):
         Folder(pairs, classes=1)
     with pytest.raises(ValueError, match="classes must be <= 255, which masks ignore, got 256"):
         Folder(pairs, classes=256)
-    save(pairs[1][0], BYTES[1:, :, :3])
+    write_array(pairs[1][0], BYTES[1:, :, :3])
     few.classes = None
     with pytest.raises(ValueError, match=r"b.png and its mask as they were at first, got \(3, 5, 5\) and \(6, 5\)"):
         few[0, 1]
@@ -132,8 +132,8 @@ DTYPES = np.uint8, np.uint16, np.float32, np.float64, np.int16
 ])   # fmt: skip
 def test_images_whose_numbers_come_out_on_different_scales_are_refused(normalise, alike, tmp_path):
     for i, dtype in enumerate(DTYPES):
-        save(tmp_path / f"{i}.npy", (BYTES[..., 0] // 2).astype(dtype))
-        save(tmp_path / f"{i}.png", BYTES[..., 0] // 128)
+        write_array(tmp_path / f"{i}.npy", (BYTES[..., 0] // 2).astype(dtype))
+        write_array(tmp_path / f"{i}.png", BYTES[..., 0] // 128)
     for i, j in np.ndindex(5, 5):
         pairs = [(tmp_path / f"{k}.npy", tmp_path / f"{k}.png") for k in (i, j)]
         if any(DTYPES[i] in some and DTYPES[j] in some for some in alike):
@@ -146,8 +146,8 @@ def test_images_whose_numbers_come_out_on_different_scales_are_refused(normalise
 
 @pytest.mark.parametrize("shape", [(3, 6, 5), (6, 5, 3)])
 def test_an_array_of_channels_is_no_picture(shape, tmp_path):
-    image = save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
-    mask = save(tmp_path / "a.png", np.zeros((6, 5), np.uint8))
+    image = write_array(tmp_path / "a.npy", np.zeros(shape, np.uint8))
+    mask = write_array(tmp_path / "a.png", np.zeros((6, 5), np.uint8))
     with pytest.raises(ValueError, match=r"three axes, .* a volume .*; save a picture .* as PNG or TIFF"):
         Folder([(image, mask)])
 
@@ -155,8 +155,8 @@ def test_an_array_of_channels_is_no_picture(shape, tmp_path):
 def test_images_to_validate_on_have_the_scale_of_those_to_train_on(tmp_path):
     for part, dtype in (("train", np.uint8), ("valid", np.float32)):
         for i in range(2):
-            save(tmp_path / f"{part}_images" / f"{i}.npy", BYTES[..., 0].astype(dtype))
-            save(tmp_path / f"{part}_labels" / f"{i}.png", BYTES[..., 0] // 128)
+            write_array(tmp_path / f"{part}_images" / f"{i}.npy", BYTES[..., 0].astype(dtype))
+            write_array(tmp_path / f"{part}_labels" / f"{i}.png", BYTES[..., 0] // 128)
     with pytest.raises(ValueError, match=r"train_images/0.npy of uint8 and .*valid_images/0.npy of float32: convert"):
         datasets(Settings(data=str(tmp_path), normalise="unit"))
     assert datasets(Settings(data=str(tmp_path)))[0].classes == 2
@@ -168,7 +168,7 @@ def test_unit_refuses_integers_of_which_it_would_leave_nothing(dtype, tmp_path):
     unit = Preparation(normalise="unit")
     small, large = BYTES[None, ..., 0].astype(dtype), (BYTES[None, ..., 0].astype(dtype) + 1) << 20
     for array in (small, large):
-        path = save(tmp_path / "a.npy", array[0])
+        path = write_array(tmp_path / "a.npy", array[0])
         for read in (lambda _, array=array: array, unit.read):
             if array is small:
                 message = rf"fill the range of {np.dtype(dtype)} for --normalise unit, got at most \d+: save it as ui"
@@ -189,16 +189,16 @@ def test_unit_refuses_integers_of_which_it_would_leave_nothing(dtype, tmp_path):
 )
 def test_what_does_not_fit_together_is_refused_at_once(image, mask, message, tmp_path):
     paths = [
-        save(tmp_path / f"b{part}{'.png' if array.dtype == np.uint8 and len(array) > 1 else '.npy'}", array)
+        write_array(tmp_path / f"b{part}{'.png' if array.dtype == np.uint8 and len(array) > 1 else '.npy'}", array)
         for part, array in (("", image), ("_mask", mask))
     ]
-    first = (save(tmp_path / "a.npy", BYTES[..., 0]), save(tmp_path / "a_mask.npy", BYTES[..., 0] // 2))
+    first = (write_array(tmp_path / "a.npy", BYTES[..., 0]), write_array(tmp_path / "a_mask.npy", BYTES[..., 0] // 2))
     with pytest.raises(ValueError, match=message):
         Folder([first, tuple(paths)])
 
 
 def test_a_picture_in_an_array_of_channels_is_told_to_be_read_as_a_volume(tmp_path):
-    pair = save(tmp_path / "b.npy", BYTES[..., :3]), save(tmp_path / "b_mask.png", BYTES[..., 0])
+    pair = write_array(tmp_path / "b.npy", BYTES[..., :3]), write_array(tmp_path / "b_mask.png", BYTES[..., 0])
     message = r"of its image's size, 6 x 5 x 3, got 6 x 5: .*b.npy holds .* as a volume \(D, H, W\); save .* PNG"
     with pytest.raises(ValueError, match=message):
         Folder([pair])
@@ -231,10 +231,10 @@ def test_image_and_mask_of_different_orientations_are_refused(image, mask, is_re
 
 def test_a_size_tells_which_way_a_mask_without_orientation_is_turned(tmp_path):
     photo = oriented(tmp_path / "a.png", BYTES[..., 0], 6)   # 6 x 5, upright 5 x 6
-    upright = save(tmp_path / "upright.png", np.rot90(BYTES[..., 0], -1) // 128)
+    upright = write_array(tmp_path / "upright.png", np.rot90(BYTES[..., 0], -1) // 128)
     image, mask = Folder([(photo, upright)], Preparation(normalise="none"))[0, 0]
     np.testing.assert_array_equal(image[0] // 128, mask)
-    stored = save(tmp_path / "stored.png", BYTES[..., 0] // 128)
+    stored = write_array(tmp_path / "stored.png", BYTES[..., 0] // 128)
     message = "size, 5 x 6, got 6 x 5, both upright: the image declares orientation 6, the mask 1$"
     with pytest.raises(ValueError, match=message):
         Folder([(photo, stored)])
@@ -268,7 +268,7 @@ def test_a_mask_elsewhere_on_the_map_is_refused(other, is_refused, tmp_path):
 
 
 def test_other_arguments_are_refused(tmp_path):
-    pairs = place(tmp_path, 1)
+    pairs = write_pairs(tmp_path, 1)
     with pytest.raises(ValueError, match=r"size for 2 spatial axes, those of .*0.npy, got \(4, 4, 4\)"):
         Folder(pairs, Preparation((4, 4, 4)))
     with pytest.raises(ValueError, match="at least one image, got none"):

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
-from pairs import AFFINE, BYTES, RANDOM, VOLUME, WORDS, coordinates, save
+from pairs import AFFINE, BYTES, RANDOM, VOLUME, WORDS, coordinates, write_array
 from PIL import Image
 
 from attzoo.data import Labels, read_image, read_mask, read_shape
@@ -57,7 +57,7 @@ PICTURES = {   # file name: picture or array, image (C, *S), mask (*S)
 def test_files_are_read_as_they_are(name, tmp_path):
     content, image, mask = PICTURES[name]
     path = tmp_path / name
-    content.save(path) if isinstance(content, Image.Image) else save(path, content)
+    content.save(path) if isinstance(content, Image.Image) else write_array(path, content)
     got = read_image(path)
     assert got.dtype == image.dtype
     assert got.dtype.isnative

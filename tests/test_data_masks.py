@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tifffile
-from pairs import BYTES, RANDOM, save
+from pairs import BYTES, RANDOM, write_array
 from PIL import Image
 
 from attzoo.data import Labels, parse_labels, read_mask
@@ -91,7 +91,7 @@ def test_lossless_webp_is_read_unless_it_has_opacity(tmp_path):
 def test_colours_are_refused_with_their_counts_and_the_option(name, tmp_path):
     image = COLORS[CLASSES]
     if name == "m.npy":   # (D, H, W, 3)
-        path = save(tmp_path / name, image[None])
+        path = write_array(tmp_path / name, image[None])
     else:
         path = picture(image, name, tmp_path, **({"lossless": True} if name == "m.webp" else {}))
     names = ("(0,0,0)", "(255,0,0)", "(0,255,0)")
@@ -113,7 +113,7 @@ def test_a_mask_with_a_channel_for_each_class_is_refused(channels, tmp_path):
     one_hot = np.eye(channels, dtype=np.uint8)[CLASSES % channels][None]   # (D, H, W, K)
     for name in ("m.npy", "m.nii.gz"):
         with pytest.raises(ValueError, match=rf"{name}: .*, got {channels} different .* argmax .* extra"):
-            read_mask(save(tmp_path / name, one_hot))
+            read_mask(write_array(tmp_path / name, one_hot))
 
 
 @pytest.mark.parametrize(("name", "message"), [
@@ -154,7 +154,7 @@ def test_a_bitmap_of_16_bits_in_all_is_refused(tmp_path):
 ])   # fmt: skip
 def test_what_is_no_class_is_refused(array, message, tmp_path):
     with pytest.raises(ValueError, match=f"m.npy: .*{message}"):
-        read_mask(save(tmp_path / "m.npy", np.array(array)))
+        read_mask(write_array(tmp_path / "m.npy", np.array(array)))
 
 
 @pytest.mark.parametrize(("no_data", "values", "is_refused"), [
@@ -224,7 +224,7 @@ def test_greys_of_few_bits_have_the_colour_that_they_are_shown_in(bits, tmp_path
     ([[1.0, 2.0]], (1, 2), [[0, 1]]),
 ])   # fmt: skip
 def test_the_class_of_a_value_is_its_position(stored, labels, expected, tmp_path):
-    got = read_mask(save(tmp_path / "m.npy", np.array(stored)), Labels(labels))
+    got = read_mask(write_array(tmp_path / "m.npy", np.array(stored)), Labels(labels))
     np.testing.assert_array_equal(got, expected)
     assert got.dtype == np.int64
 

@@ -6,7 +6,7 @@ import struct
 import nibabel
 import numpy as np
 import pytest
-from pairs import RANDOM, save
+from pairs import RANDOM, write_array
 
 from attzoo.data import check_same_grid, read_geometry, read_image, read_mask, write_mask
 from attzoo.data.reading import describe_image
@@ -126,7 +126,7 @@ def test_a_header_without_numbers_is_refused(tmp_path):
 
 def test_an_array_has_no_grid_to_compare(tmp_path):
     image = nifti(tmp_path / "image.nii.gz", MASK)
-    check_same_grid(image, save(tmp_path / "mask.npy", MASK))
+    check_same_grid(image, write_array(tmp_path / "mask.npy", MASK))
     assert read_geometry(tmp_path / "mask.npy") is None
     np.testing.assert_allclose(read_geometry(image).spacing, np.linalg.norm(AFFINE[:3, :3], axis=0), rtol=1e-6)
 
@@ -141,7 +141,7 @@ def test_a_header_beside_an_array_of_equal_axes_is_refused(scan, shape, is_refus
     array = np.zeros(shape, np.uint8)
     names = {"image": ("a.nii", "m.npy" if len(shape) > 2 else "m.png"), "mask": ("a.npy", "m.nii.gz")}[scan]
     for name in names:
-        nifti(tmp_path / name, array) if ".nii" in name else save(tmp_path / name, array)
+        nifti(tmp_path / name, array) if ".nii" in name else write_array(tmp_path / name, array)
     pairs = [(tmp_path / names[0], tmp_path / names[1])]
     if is_refused:
         message = rf"expected .*{names[1]} with a header as its image .*, or neither, got .*equal .*: save both"

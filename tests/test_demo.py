@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import attzoo
 from attzoo import registry
 from attzoo.adapters import adapter
-from attzoo.contract import part
+from attzoo.contract import without_prefix
 from attzoo.demo import keras as keras_module
 from attzoo.demo import organs, run
 from attzoo.demo import torch as torch_module
@@ -152,7 +152,7 @@ def test_networks_have_the_common_initial_weights():
     for net in nets.values():
         weights = attzoo.weights(net)
         assert {name: weights[name].tobytes() for name in common} == {name: a.tobytes() for name, a in common.items()}
-        assert part("stage1", weights)["block.conv.weight"].any()
+        assert without_prefix("stage1", weights)["block.conv.weight"].any()
 
 
 def test_the_split_and_the_batches_are_reproducible(data):

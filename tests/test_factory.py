@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from nets import create as create_net
-from samples import SAMPLES, assert_starts_as, pooled_starts
+from samples import SAMPLES, assert_initialized_as, pooled_initial_arrays
 from torch import nn
 
 import attzoo
@@ -72,10 +72,10 @@ def test_conversion_preserves_float64_weights():
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 def test_initial_weights_have_the_distributions_of_the_spec(sample):
     torch.manual_seed(0)
-    arrays = pooled_starts(sample, attzoo.weights, "torch", dtype=torch.float64)
+    arrays = pooled_initial_arrays(sample, attzoo.weights, "torch", dtype=torch.float64)
     for key, weight in sample.create("numpy").weights.items():
         assert arrays[key].dtype == np.float64
-        assert_starts_as(arrays[key], weight)
+        assert_initialized_as(arrays[key], weight)
     torch.manual_seed(0)
     plain = sample.create("torch")
     torch.manual_seed(0)

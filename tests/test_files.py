@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from disks import full
+from disks import file_size_limit
 
 import attzoo
 from attzoo import files
@@ -102,7 +102,7 @@ def test_full_disk_error_names_the_file_and_keeps_the_old_file(ending, old_conte
     def write_bytes(path, data):
         assert path.parent == out, "written to another folder"
         assert sorted(p.name for p in out.iterdir()) == sorted([path.name] + [target.name] * bool(old_content))
-        with full(300):
+        with file_size_limit(300):
             return real(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
@@ -133,7 +133,7 @@ def test_error_of_a_write_in_parts_names_the_file(tmp_path):
         with files.atomic_write(target) as temporary, temporary.open("wb") as file:
             file.write(bytes(200))
             file.flush()
-            with full(300):
+            with file_size_limit(300):
                 file.write(bytes(200))
                 file.flush()
 

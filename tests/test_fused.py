@@ -14,7 +14,7 @@ import attzoo
 from attzoo.fast import choice
 from attzoo.fast.wins import Win, least
 
-pytestmark = pytest.mark.usefixtures("as_it_was")
+pytestmark = pytest.mark.usefixtures("default_kernels")
 all_blocks = pytest.mark.parametrize("name", NAMES)
 KIND = {name: attzoo.get(name, backend="torch") for name in NAMES}
 USE = """

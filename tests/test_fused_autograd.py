@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import attzoo
 
-pytestmark = pytest.mark.usefixtures("as_it_was")
+pytestmark = pytest.mark.usefixtures("default_kernels")
 all_blocks = pytest.mark.parametrize("name", NAMES)
 
 

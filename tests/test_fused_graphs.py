@@ -11,7 +11,7 @@ from torch.testing import assert_close
 import attzoo
 from attzoo.fast import autograd, choice
 
-pytestmark = pytest.mark.usefixtures("as_it_was")
+pytestmark = pytest.mark.usefixtures("default_kernels")
 all_blocks = pytest.mark.parametrize("name", NAMES)
 
 

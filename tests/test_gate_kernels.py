@@ -66,7 +66,7 @@ def tiny():
         patch.setattr(tape, "RECORDED", {})   # recordings contain tiles
         for module in (gate, gate_backward, gate_norm):
             patch.setattr(module, "tile", tile)
-        patch.setattr(gate, "most", lambda x: gate.WORD)
+        patch.setattr(gate, "max_channels", lambda x: gate.WORD)
         for module in (gate_backward, gate_norm):
             patch.setattr(module, "RESIDENT", 2)
         yield
@@ -219,7 +219,7 @@ def test_results_are_reproducible():
 def test_formulas_in_float64_match_autograd(grid, norm, by_batch, monkeypatch):
     for module in (common, passes, gate, gate_backward, gate_norm, projections, resize, weights):
         monkeypatch.setattr(module, "REAL", tl.constexpr(tl.float64))
-    monkeypatch.setattr(common, "KEPT", torch.float64)
+    monkeypatch.setattr(common, "SAVED_DTYPE", torch.float64)
     monkeypatch.setattr(choice, "DTYPES", {torch.float64})
     block, xs = build(norm=norm, training=by_batch, dtype=torch.float64), inputs((2, 6, 3, 4), 5, grid)
     xs = [x.double() for x in xs]
@@ -258,7 +258,7 @@ def test_gradients_of_several_launches_are_added_before_rounding(dtype):
     expected, errors = exact(block, *xs)["gradient of x"], []
     for most in (128, 32):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gate, "most", lambda x, most=most: most)
+            patch.setattr(gate, "max_channels", lambda x, most=most: most)
             errors.append((step(block, *xs)["gradient of x"].double() - expected).norm())
     assert errors[1] < 1.2 * errors[0]
 

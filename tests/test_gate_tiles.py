@@ -78,7 +78,7 @@ WIDTHS = (1, 16, 17, 32, 33, 64, 65, 128, 129)
 @pytest.mark.parametrize("most", sorted(set(MOST.values())))
 @pytest.mark.parametrize("norm", [False, True])
 def test_exact_products_use_tested_tiles(most, norm, launched, exact_products, monkeypatch):
-    monkeypatch.setattr(gate, "most", lambda x: most)
+    monkeypatch.setattr(gate, "max_channels", lambda x: most)
     for i, (inner, channels) in enumerate(product(WIDTHS, WIDTHS)):
         train(inner, channels, WIDTHS[i % 7], norm=norm, coarse=i % 2 > 0, last=i % 3 > 0, shift=i % 5 % 2)
     tiles_by_kernel = {}
@@ -102,7 +102,7 @@ def test_channels_per_program_depend_on_compute_capability(capability, monkeypat
     class OnGPU:
         is_cuda, device = True, None
 
-    assert gate.most(OnGPU()) == MOST[capability]
+    assert gate.max_channels(OnGPU()) == MOST[capability]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from nets import create as create_net
 from nets import image
-from samples import SAMPLES, pooling
+from samples import SAMPLES, pooling_blocks
 from test_torch import build, inputs
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -20,11 +20,11 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import attzoo
-from attzoo.contract import older
+from attzoo.contract import is_older
 from attzoo.ops import torch as ops
 
-POOLING = pooling()
-pooling = pytest.mark.parametrize("name", POOLING)
+POOLING = pooling_blocks()
+pooling_blocks = pytest.mark.parametrize("name", POOLING)
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ GRAPHS = {
 
 @pytest.mark.case35
 @pytest.mark.parametrize("exporter", GRAPHS)
-@pooling
+@pooling_blocks
 def test_graph_in_half_precision_computes_averages_without_overflow(name, exporter):
     """The sum of 256 x 256 ones, 65536, exceeds the maximum of float16."""
     block, x = attzoo.create(name, 4, backend="torch").eval().requires_grad_(False), torch.ones(1, 4, 256, 256)
@@ -86,7 +86,7 @@ def test_traced_unet_works_in_half_precision():
     assert (got - expected).abs().max() < 0.02 * expected.abs().max()
 
 
-@pooling
+@pooling_blocks
 def test_compiled_graph_contains_a_mean(name):
     block = attzoo.create(name, 4, backend="torch").eval()
     nodes = captured(block, torch.ones(1, 4, 6, 5)).graph.nodes
@@ -166,7 +166,7 @@ def test_exported_pooling_has_no_ceil_mode():
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")   # inside torch
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")   # inside torch
 def test_pooling_compiled_by_aotinductor_is_right_at_every_size(tmp_path):
-    if older(torch.__version__, "2.11"):
+    if is_older(torch.__version__, "2.11"):
         pytest.skip("needs the AOTInductor API of torch 2.11")
     pools, example = Pools((2, 2)), images((32, 48))
     program = torch.export.export(pools, example, dynamic_shapes=dynamic_sizes(*example))

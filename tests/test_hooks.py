@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from operations import KeepsCalls, KeepsOperations, assert_untouched, hook_into, keep
+from operations import SaveCalls, SaveOperations, assert_unchanged, save_copy, saving_hook
 from test_unet_torch import every_net, net, picture, slopes
 from torch import nn
 from torch.testing import assert_close
@@ -25,10 +25,10 @@ def test_unet_does_not_overwrite_tensors_of_hooks(name, training):
     expected = copy.deepcopy(model)(x)
     for module in model.modules():
         if module is not model:
-            module.register_forward_hook(hook_into(saved))
+            module.register_forward_hook(saving_hook(saved))
     with torch.set_grad_enabled(training):
         y = model(x)
-    assert_untouched(saved)
+    assert_unchanged(saved)
     assert torch.equal(y, expected)
 
 
@@ -36,9 +36,9 @@ def test_unet_with_folded_norms_does_not_overwrite_tensors_of_hooks():
     """Folded norms are identities, which return the output of the convolution."""
     for layer in ("conv1", "norm1"):
         model, saved = net().fold_norms(), []
-        getattr(model.encoder[0], layer).register_forward_hook(hook_into(saved))
+        getattr(model.encoder[0], layer).register_forward_hook(saving_hook(saved))
         model(picture("leejunhyun"))
-        assert_untouched(saved)
+        assert_unchanged(saved)
 
 
 BACKWARD_HOOKS = ("full_backward_hook", "full_backward_pre_hook")
@@ -62,7 +62,7 @@ def test_backward_hooks_run_and_do_not_change_gradients(name, hook):
 @pytest.mark.parametrize("hook_type", ["forward_hook", *BACKWARD_HOOKS[:1]])
 def test_global_hooks_do_not_change_gradients(hook_type):
     model, x, saved = net().train(), picture("leejunhyun").requires_grad_(), []
-    hook = hook_into(saved) if hook_type == "forward_hook" else lambda module, inner, outer: saved.append(inner * 2)
+    hook = saving_hook(saved) if hook_type == "forward_hook" else lambda module, inner, outer: saved.append(inner * 2)
     expected = slopes(copy.deepcopy(model), x)
     handle = getattr(nn.modules.module, f"register_module_{hook_type}")(hook)
     try:
@@ -70,7 +70,7 @@ def test_global_hooks_do_not_change_gradients(hook_type):
     finally:
         handle.remove()
     if hook_type == "forward_hook":
-        assert_untouched(saved)
+        assert_unchanged(saved)
     assert len(saved) > 20
     assert all(torch.equal(gradients[key], gradient) for key, gradient in expected.items())
 
@@ -111,22 +111,22 @@ def test_output_of_a_replaced_layer_is_not_overwritten(change):
     first = net("leejunhyun", "float64").train().encoder[0]
     change(first)
     x, saved = picture("leejunhyun").double().requires_grad_(), []
-    first.conv2.register_forward_pre_hook(lambda module, args: keep(saved, args[0]))
+    first.conv2.register_forward_pre_hook(lambda module, args: save_copy(saved, args[0]))
     got = torch.autograd.grad(first(x).square().sum(), [x, first.conv1.weight])
-    assert_untouched(saved)
+    assert_unchanged(saved)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(unet_torch.ops, "may_overwrite", lambda *tensors: False)
         expected = torch.autograd.grad(first(x).square().sum(), [x, first.conv1.weight])
     assert all(map(torch.equal, got, expected))
 
 
-@pytest.mark.parametrize("mode", [KeepsCalls, KeepsOperations])
+@pytest.mark.parametrize("mode", [SaveCalls, SaveOperations])
 def test_unet_does_not_overwrite_tensors_of_modes(mode):
     model, x = net().eval(), picture("leejunhyun")
     expected = model(x)
     with mode() as recorder:
         y = model(x)
-    assert_untouched(recorder.kept)
+    assert_unchanged(recorder.kept)
     assert torch.equal(y, expected)
 
 
@@ -146,10 +146,10 @@ def test_unet_does_not_overwrite_tensors_of_saved_tensors_hooks():
     """With these hooks, autograd does not check the versions of saved tensors."""
     model, x, saved = net("leejunhyun", "float64").train(), picture("leejunhyun").double(), []
     expected = slopes(copy.deepcopy(model), x)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: keep(saved, t) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: save_copy(saved, t) or t, lambda t: t):
         gradients = slopes(model, x)
     buffers = {b.data_ptr() for b in model.buffers()}   # updated in training
-    assert_untouched([(tensor, copy) for tensor, copy in saved if tensor.data_ptr() not in buffers])
+    assert_unchanged([(tensor, copy) for tensor, copy in saved if tensor.data_ptr() not in buffers])
     assert all(torch.equal(gradients[key], gradient) for key, gradient in expected.items())
 
 
@@ -186,18 +186,20 @@ def test_block_does_not_overwrite_tensors_of_hooks(name, size):
     for grad in (True, False):
         block, xs, saved = block_of(name), arguments_of(name, size), []
         for module in block.modules():
-            module.register_forward_hook(hook_into(saved))
-            module.register_forward_pre_hook(lambda module, args, saved=saved: [keep(saved, x) for x in args] and None)
+            module.register_forward_hook(saving_hook(saved))
+            module.register_forward_pre_hook(
+                lambda module, args, saved=saved: [save_copy(saved, x) for x in args] and None
+            )
         with torch.set_grad_enabled(grad):
             y = block(*xs)
         if grad:
             y.square().sum().backward()
-        assert_untouched(saved)
+        assert_unchanged(saved)
 
 
 @sizes
 @every_block
-@pytest.mark.parametrize("mode", [KeepsCalls, KeepsOperations])
+@pytest.mark.parametrize("mode", [SaveCalls, SaveOperations])
 def test_block_does_not_overwrite_tensors_of_modes(mode, name, size):
     block, xs = block_of(name).eval(), arguments_of(name, size)
     for grad in (True, False):
@@ -205,7 +207,7 @@ def test_block_does_not_overwrite_tensors_of_modes(mode, name, size):
             with mode() as recorder:
                 y = block(*xs)
             assert_close(y, block(*xs))
-        assert_untouched(recorder.kept)
+        assert_unchanged(recorder.kept)
 
 
 SAVED_OPERATIONS = {

@@ -13,7 +13,16 @@ import warnings
 
 import numpy as np
 import pytest
-from samples import LAST_OF_EACH, NET, SAMPLES, assert_starts_as, network, pooled_starts, pooling, seed_of
+from samples import (
+    LAST_OF_EACH,
+    NET,
+    SAMPLES,
+    assert_initialized_as,
+    network,
+    pooled_initial_arrays,
+    pooling_blocks,
+    seed_of,
+)
 
 import attzoo
 from attzoo.adapters import adapter
@@ -301,9 +310,9 @@ def test_one_value_per_channel_in_a_graph_keeps_running_statistics_finite():
 @pytest.mark.parametrize("sample", [SAMPLES[name] for name in LAST_OF_EACH], ids=LAST_OF_EACH)
 def test_initial_weights_have_the_distributions_of_the_spec(sample):
     keras.utils.set_random_seed(0)
-    arrays = pooled_starts(sample, attzoo.weights, "keras")
+    arrays = pooled_initial_arrays(sample, attzoo.weights, "keras")
     for name, weight in sample.create("numpy").weights.items():
-        assert_starts_as(arrays[name], weight)
+        assert_initialized_as(arrays[name], weight)
 
 
 @every_sample
@@ -495,7 +504,7 @@ def test_float64_array_is_cast_to_the_dtype_of_the_block(sample):
 
 @tensorflow_only
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", pooling())
+@pytest.mark.parametrize("name", pooling_blocks())
 def test_graph_contains_a_mean(name, dtype):
     """A sum over space would overflow if the graph were converted to float16."""
     import tensorflow as tf

@@ -29,7 +29,7 @@ def _in_float64(monkeypatch):
     """Compute and save in float64."""
     for module in (common, passes, perceptron, maps, eca):
         monkeypatch.setattr(module, "REAL", tl.constexpr(tl.float64))
-    monkeypatch.setattr(common, "KEPT", torch.float64)
+    monkeypatch.setattr(common, "SAVED_DTYPE", torch.float64)
     monkeypatch.setattr(choice, "DTYPES", {torch.float64})
 
 

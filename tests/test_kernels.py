@@ -25,7 +25,7 @@ from kernels import (
 )
 from kernels import tiny as tiny_tiles
 from operations import Large
-from strategies import cases, steps
+from strategies import cases, kernel_cases
 from torch import nn
 
 import attzoo
@@ -72,7 +72,7 @@ def _guarded_memory(monkeypatch):
 @all_blocks
 def test_training_step_matches_float64(name):
     @settings(max_examples=max(settings.default.max_examples // 3, 2))
-    @given(steps(name))
+    @given(kernel_cases(name))
     def run(drawn):
         case, layout, kind, use_tiny = drawn
         block, (shape,), dtype = case.block("torch").to(DEVICE).train(), case.shapes, DTYPES[case.dtype]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import nibabel
 import numpy as np
 import pytest
-from pairs import save
+from pairs import write_array
 
 import attzoo
 from attzoo.train import overview, run
@@ -25,10 +25,10 @@ def make_folder(tmp_path, sizes, values=(0, 255), dtype=np.uint8, channels=1):
     for part, part_sizes in (("train", sizes), ("valid", sizes[:1])):
         for i, size in enumerate(part_sizes):
             shape = size if channels == 1 else (*size, channels)
-            save(tmp_path / f"{part}_images" / f"{i}.png", np.zeros(shape, dtype))
+            write_array(tmp_path / f"{part}_images" / f"{i}.png", np.zeros(shape, dtype))
             mask = np.full(size, values[0], np.uint8)
             mask.flat[: len(values)] = values
-            save(tmp_path / f"{part}_labels" / f"{i}.png", mask)
+            write_array(tmp_path / f"{part}_labels" / f"{i}.png", mask)
     return tmp_path
 
 
@@ -56,8 +56,8 @@ def test_ignored_pixels_resizing_and_ignored_files_are_listed(tmp_path):
 
 def test_classes_that_vanish_by_resizing_are_listed(tmp_path):
     folder = make_folder(tmp_path, [(32, 32), (8, 8)], (0, 1))   # class 1 has one pixel in each
-    save(folder / "train_images" / "2.png", np.zeros((8, 8), np.uint8))
-    save(folder / "train_labels" / "2.png", np.arange(64, dtype=np.uint8).reshape(8, 8) // 32)
+    write_array(folder / "train_images" / "2.png", np.zeros((8, 8), np.uint8))
+    write_array(folder / "train_labels" / "2.png", np.arange(64, dtype=np.uint8).reshape(8, 8) // 32)
     lines = overview_lines(Settings(data=str(folder), size=(8, 8)), tmp_path)
     expected = "resized to 8 x 8; class 1 vanishes from 2 of 4 masks that hold it: a larger --size keeps small objects"
     assert lines[2] == expected
@@ -77,7 +77,7 @@ def test_orientations_and_spacings_of_volumes_are_listed(tmp_path):
 
 def test_all_dtypes_are_listed(tmp_path):
     folder = make_folder(tmp_path, [(4, 5), (4, 5)], (0, 1))
-    save(folder / "train_images" / "1.png", np.zeros((4, 5), np.uint16))
+    write_array(folder / "train_images" / "1.png", np.zeros((4, 5), np.uint16))
     assert overview_lines(Settings(data=str(folder)), tmp_path)[0].endswith("1 channel, uint16 and uint8")
 
 

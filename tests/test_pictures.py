@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from attzoo import look, maps
+from attzoo import maps, plotting
 from attzoo.predict import picture
 
 # ---- maps ------------------------------------------------------------------------------------------
@@ -39,25 +39,25 @@ def test_the_picture_of_maps_depends_on_the_coefficients():
 
 
 def test_slices_and_labels_of_scales():
-    assert look.middle((9, 5, 7)) == (1, 2)
-    assert look.middle((4, 3)) is None
-    assert look.told((9, 5, 7), (1, 2)) == "slice 3 of 5 along axis 2"
+    assert plotting.middle_slice((9, 5, 7)) == (1, 2)
+    assert plotting.middle_slice((4, 3)) is None
+    assert plotting.slice_text((9, 5, 7), (1, 2)) == "slice 3 of 5 along axis 2"
     x = np.arange(2 * 9 * 5 * 7).reshape(2, 9, 5, 7)
-    np.testing.assert_array_equal(look.flat(x, (1, 2)), x[:, :, 2])
-    np.testing.assert_array_equal(look.flat(x, (1, 9), (18, 10, 14)), x[:, :, 4])   # index at twice the size
-    assert look.flat(x[:, 0, 0], None).shape == (2, 1, 7)
-    assert look.numbers(0.0, 0.98) == ["0.00", "0.98"]
-    assert look.numbers(0.5001, 0.5012) == ["0.5001", "0.5012"]
-    assert look.numbers(0.5, 0.5) == ["0.50", "0.50"]
+    np.testing.assert_array_equal(plotting.take_slice(x, (1, 2)), x[:, :, 2])
+    np.testing.assert_array_equal(plotting.take_slice(x, (1, 9), (18, 10, 14)), x[:, :, 4])   # index at twice the size
+    assert plotting.take_slice(x[:, 0, 0], None).shape == (2, 1, 7)
+    assert plotting.tick_labels(0.0, 0.98) == ["0.00", "0.98"]
+    assert plotting.tick_labels(0.5001, 0.5012) == ["0.5001", "0.5012"]
+    assert plotting.tick_labels(0.5, 0.5) == ["0.50", "0.50"]
 
 
 def test_visible_scales_images_to_0_and_1():
     for x in (np.zeros((1, 3, 4)), np.full((3, 3, 4), np.inf), np.array([[[np.nan, 1.0], [2.0, 1e9]]])):
-        pixels = look.visible(x)
+        pixels = plotting.to_rgb(x)
         assert pixels.shape == (*x.shape[1:], 3)
         assert pixels.min() >= 0
         assert pixels.max() <= 1
-    grey = look.visible(np.random.default_rng(0).integers(0, 60000, (2, 9, 9), np.uint16))
+    grey = plotting.to_rgb(np.random.default_rng(0).integers(0, 60000, (2, 9, 9), np.uint16))
     assert np.ptp(grey) == 1
     assert (grey[..., 0] == grey[..., 2]).all()
 
@@ -98,7 +98,7 @@ def test_overlays_with_many_classes_and_of_volumes_are_larger(classes):
 def test_overlays_of_volumes_are_drawn_with_the_spacing_of_voxels(spacing, monkeypatch):
     """Height divided by width is that in millimetres."""
     figures = []
-    monkeypatch.setattr(look, "png", lambda figure, dpi: figures.append(figure))
+    monkeypatch.setattr(plotting, "png", lambda figure, dpi: figures.append(figure))
     size, millimetres = (16, 12, 8), np.array((16, 12, 8)) * (spacing or (1.0, 1.0, 1.0))
     picture.draw(np.random.default_rng(0).random((1, *size)), np.ones(size, np.uint8), "scan", spacing)
     (figure,) = figures
@@ -112,7 +112,7 @@ def test_overlays_of_volumes_are_drawn_with_the_spacing_of_voxels(spacing, monke
 @pytest.mark.parametrize(("spacing", "ratio"), [((), 8 / 12), ((1.0, 2.0, 1.0), 16 / 12), ((5.0, 1.0, 1.5), 8 / 18)])
 def test_maps_of_volumes_are_drawn_with_the_spacing_of_voxels(spacing, ratio, monkeypatch):
     figures = []
-    monkeypatch.setattr(look, "png", lambda figure, dpi: figures.append(figure))
+    monkeypatch.setattr(plotting, "png", lambda figure, dpi: figures.append(figure))
     image = np.random.default_rng(0).random((1, 4, 8, 12))   # cut along the first axis
     maps.draw(image, {"skip": image[None]}, "scan", spacing)
     (figure,) = figures

@@ -126,7 +126,7 @@ def test_state_of_a_run_is_saved_in_row_major_order(layout, tmp_path):
 
     settings = Settings(optimizer="sgd", momentum=0.9)
     trainer = Trainer(settings, lambda backend: block_in_layout("unet", layout), classes=3)
-    trainer.begin(0.1, 0)
+    trainer.begin_epoch(0.1, 0)
     trainer.step(np.random.default_rng(0).random((2, 2, 8, 8), "f4"), np.ones((2, 8, 8), np.int64))
     row = dict.fromkeys([*state.COLUMNS, "dice_0", "dice_1", "dice_2", "seconds"], 1.0) | {"epoch": 1}
     state.State(settings, [row], trainer.state()).save(tmp_path)

@@ -7,7 +7,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import torch
-from disks import full
+from disks import file_size_limit
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -265,7 +265,7 @@ def test_a_full_disk_raises_and_leaves_the_record_unchanged(tmp_path, capacity):
     names = [tmp_path / "masks" / name for name in "abc"]
     (out := Output(tmp_path, [])).write({names[0]: b"a"} if capacity == 200 else {})
     before = (tmp_path / RECORD).read_bytes() if capacity == 200 else None
-    with full(capacity), pytest.raises(OSError, match=rf"File too large: '{tmp_path / RECORD}'$"):
+    with file_size_limit(capacity), pytest.raises(OSError, match=rf"File too large: '{tmp_path / RECORD}'$"):
         out.write({names[1]: b"b"})
     assert not names[1].exists()
     assert ((tmp_path / RECORD).read_bytes() if before else None) == before

@@ -14,7 +14,7 @@ import attzoo
 from attzoo import settings
 from attzoo.fast import choice
 
-pytestmark = pytest.mark.usefixtures("as_it_was")
+pytestmark = pytest.mark.usefixtures("default_kernels")
 
 
 def test_setting_holds_until_it_is_changed():

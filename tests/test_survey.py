@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tifffile
-from pairs import save
+from pairs import write_array
 from PIL import Image
 
 from attzoo.train import run
@@ -19,8 +19,8 @@ def make_folder(tmp_path, *masks, valid=None, name="png"):
     parts = {"train": masks, "valid": masks[:1] if valid is None else [valid]}
     for part, arrays in parts.items():
         for i, mask in enumerate(arrays):
-            save(tmp_path / f"{part}_images" / f"{i}.png", np.zeros(np.shape(mask)[:2], np.uint8))
-            save(tmp_path / f"{part}_labels" / f"{i}.{name}", np.asarray(mask))
+            write_array(tmp_path / f"{part}_images" / f"{i}.png", np.zeros(np.shape(mask)[:2], np.uint8))
+            write_array(tmp_path / f"{part}_labels" / f"{i}.{name}", np.asarray(mask))
     return tmp_path
 
 

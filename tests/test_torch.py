@@ -18,7 +18,16 @@ import numpy as np
 import pytest
 import torch
 from operations import Large, Operations
-from samples import NET, SAMPLES, assert_starts_as, is_clear_of_zero, network, pooled_starts, pooling, seed_of
+from samples import (
+    NET,
+    SAMPLES,
+    assert_initialized_as,
+    is_clear_of_zero,
+    network,
+    pooled_initial_arrays,
+    pooling_blocks,
+    seed_of,
+)
 from torch import nn
 from torch.export import Dim
 from torch.testing import assert_close
@@ -26,7 +35,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 import attzoo
 from attzoo.blocks.torch import Block
-from attzoo.contract import older
+from attzoo.contract import is_older
 from attzoo.ops.torch import crop, find, pool, repeat
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}   # rank -> memory format
@@ -206,9 +215,9 @@ def test_block_on_the_meta_device_can_be_initialized(sample):
 @every_sample
 def test_initial_weights_have_the_distributions_of_the_spec(sample):
     torch.manual_seed(0)
-    arrays = pooled_starts(sample, attzoo.weights, "torch")
+    arrays = pooled_initial_arrays(sample, attzoo.weights, "torch")
     for name, weight in sample.create("numpy").weights.items():
-        assert_starts_as(arrays[name], weight)
+        assert_initialized_as(arrays[name], weight)
 
 
 @every_sample
@@ -393,7 +402,7 @@ def large_allocations(block, x, dy):
     return len(recorder.made.keys() - {tensor.untyped_storage().data_ptr() for tensor in (x, dy)})
 
 
-PLAIN = [name for name in pooling() if attzoo.get(name, backend="torch").cpu_form is None]
+PLAIN = [name for name in pooling_blocks() if attzoo.get(name, backend="torch").cpu_form is None]
 MULTIPLY = [name for name in PLAIN if attzoo.info(name).spec.combination == "multiply"]
 
 
@@ -498,7 +507,7 @@ def operation_names(block, xs):
 @every_sample
 def test_no_operation_raises_in_deterministic_mode(sample):
     block, throwing = build(sample).train(), THROWING
-    if older(torch.__version__, "2.11"):   # decomposes bilinear interpolation on CUDA only
+    if is_older(torch.__version__, "2.11"):   # decomposes bilinear interpolation on CUDA only
         throwing = throwing - {"upsample_bilinear2d_backward"}
     for more in (0, 1):
         assert not operation_names(block, inputs(sample, more=more)) & throwing
@@ -788,7 +797,7 @@ def test_onnx_model_equals_the_block(name, tmp_path):
 
     sample = (SAMPLES | {"net": NET})[name]
     resamples = len(sample.shapes) > 1 and sample.config.get("interpolation", "linear") == "linear"
-    if older(torch.__version__, "2.7") and resamples:
+    if is_older(torch.__version__, "2.7") and resamples:
         pytest.skip("torch 2.6 cannot export bilinear F.interpolate with a dynamic size")
     block, xs = Net().eval() if name == "net" else build(sample), inputs(sample)
     file = tmp_path / "block.onnx"

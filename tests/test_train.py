@@ -122,7 +122,7 @@ def test_every_random_generator_of_keras_has_its_own_state():
     settings = Settings("keras", **TINY | {"network": {"dropout": (0.5, 0.2)}})
     trainer = make_trainer(settings)
     layers = [layer for layer in trainer.network._flatten_layers() if type(layer).__name__.endswith("Dropout")]
-    trainer.begin(0.1, 7)
+    trainer.begin_epoch(0.1, 7)
     assert len({tuple(np.array(layer.seed_generator.state)) for layer in layers}) == len(layers) == 6
 
 
@@ -130,7 +130,7 @@ def test_float16_gradient_scale_is_restored():
     settings = Settings(**TINY | {"precision": "float16", "network": {"norm": None}})
     images, masks = torch.full((2, 1, 16, 16), 1e30), torch.zeros(2, 16, 16, dtype=torch.int64)
     trainer, restored = make_trainer(settings), make_trainer(settings)
-    trainer.begin(0.1, 0)
+    trainer.begin_epoch(0.1, 0)
     for _ in range(3):   # each overflow halves the scale
         trainer.step(images, masks)
     trainer.step(images / 1e30, masks)
@@ -157,11 +157,11 @@ def test_steps_are_equal_in_both_frameworks(optimizer):
         attzoo.load_weights(trainer.network, initial)
         losses = []
         for epoch in range(2):
-            trainer.begin(0.01, epoch)
+            trainer.begin_epoch(0.01, epoch)
             losses += [trainer.step(*map(torch.from_numpy, batch)) for batch in zip(images, masks, strict=True)]
-        training_counts = trainer.counts()
+        training_counts = trainer.pop_confusion()
         trainer.evaluate(images[0], masks[0])
-        results[backend] = losses, training_counts, trainer.counts(), attzoo.weights(trainer.network)
+        results[backend] = losses, training_counts, trainer.pop_confusion(), attzoo.weights(trainer.network)
     (losses, training, validation, a), (keras_losses, *keras_counts, b) = results.values()
     assert losses == pytest.approx(keras_losses, rel=2e-4)
     assert training.sum() == 2 * (masks != 255).sum()

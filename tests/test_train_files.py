@@ -4,9 +4,9 @@ import os
 
 import numpy as np
 import pytest
-from pairs import BYTES, RANDOM, VOLUME, place, save
+from pairs import BYTES, RANDOM, VOLUME, write_array, write_pairs
 
-from attzoo.train.files import CAMVID, by_name, find, ignored_files
+from attzoo.train.files import CAMVID, find, ignored_files, paths_by_name
 
 
 def mask_like(array, classes=3):
@@ -16,18 +16,18 @@ def mask_like(array, classes=3):
 def camvid(folder, image=BYTES[..., 0], name="a.png"):
     """A folder of one pair to train on and one to validate on."""
     for part in ("train", "valid"):
-        save(folder / f"{part}_images" / name, image)
-        save(folder / f"{part}_labels" / name, mask_like(image))
+        write_array(folder / f"{part}_images" / name, image)
+        write_array(folder / f"{part}_labels" / name, mask_like(image))
     return folder
 
 
 def test_camvid_folders_give_pairs_by_name(tmp_path):
     pairs = {"train": ("b.png", "b.png"), "valid": ("x.y.nii.gz", "x.y.npy")}
     for part, (image, mask) in pairs.items():
-        save(tmp_path / f"{part}_images" / image, VOLUME[..., 0] if part == "valid" else BYTES)
-        save(tmp_path / f"{part}_labels" / mask, mask_like(VOLUME if part == "valid" else BYTES))
-    save(tmp_path / "train_images" / "a.JPG", BYTES[..., :3])
-    save(tmp_path / "train_labels" / "a.png", BYTES)
+        write_array(tmp_path / f"{part}_images" / image, VOLUME[..., 0] if part == "valid" else BYTES)
+        write_array(tmp_path / f"{part}_labels" / mask, mask_like(VOLUME if part == "valid" else BYTES))
+    write_array(tmp_path / "train_images" / "a.JPG", BYTES[..., :3])
+    write_array(tmp_path / "train_labels" / "a.png", BYTES)
     (tmp_path / "train_images" / ".DS_Store").write_bytes(b"")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "readme.txt").write_text("")
@@ -40,7 +40,7 @@ def test_camvid_folders_give_pairs_by_name(tmp_path):
 def test_images_and_masks_are_split_by_seed(tmp_path):
     for i in range(10):
         for folder in ("images", "masks"):
-            save(tmp_path / folder / f"{i}.png", BYTES)
+            write_array(tmp_path / folder / f"{i}.png", BYTES)
     train, valid = find(tmp_path, 0.3, seed=1)
     assert (len(train), len(valid)) == (7, 3)
     assert sorted(image.name for image, _ in train + valid) == [f"{i}.png" for i in range(10)]
@@ -83,9 +83,12 @@ def only_text(folder):
         (remove("train_labels/a.png"), "expected images, masks or volumes in .*train_labels, got none"),
         (empty, "expected images, masks or volumes in .*train_images, got none"),
         (only_text, r"expected images, masks or volumes in .*train_images, got only .*notes\.txt"),
-        (lambda f: save(f / "train_images" / "c.png", BYTES), "a mask in .*train_labels .* none for .*s/c.png: give"),
-        (lambda f: save(f / "valid_labels" / "c.npy", BYTES), "an image in .*valid_images .* none for .*s/c.npy: give"),
-        (lambda f: save(f / "train_images" / "a.gif", BYTES), "one file for each name, got .*a.gif and a.png: move"),
+        (lambda f: write_array(f / "train_images" / "c.png", BYTES),
+         "a mask in .*train_labels .* none for .*s/c.png: give"),
+        (lambda f: write_array(f / "valid_labels" / "c.npy", BYTES),
+         "an image in .*valid_images .* none for .*s/c.npy: give"),
+        (lambda f: write_array(f / "train_images" / "a.gif", BYTES),
+         "one file for each name, got .*a.gif and a.png: move"),
         (lambda f: (f / "train_labels" / "more").mkdir(), "files only in .*train_labels, got the folder .*more"),
         (lambda f: (f / "masks").mkdir(), "expected folders .*, got masks, train_images, train_labels and 2 more"),
     ],
@@ -99,7 +102,7 @@ def test_wrong_folder_is_refused_with_the_path(change, message, tmp_path):
 
 
 def test_split_needs_two_images_and_a_fraction_between_0_and_1(tmp_path):
-    place(tmp_path, 1)
+    write_pairs(tmp_path, 1)
     with pytest.raises(ValueError, match=r"at least two images in .*images"):
         find(tmp_path)
     with pytest.raises(ValueError, match="fraction must lie between 0 and 1, got 1"):
@@ -151,13 +154,13 @@ def test_dicom_without_an_ending_is_refused(name, tmp_path):
 def test_folder_of_dicom_only_is_refused_with_the_fix(tmp_path):
     (tmp_path / "a.dcm").write_bytes(b"")
     with pytest.raises(ValueError, match=r"in formats that are read, got .*a.dcm: DICOM: convert the series"):
-        by_name(tmp_path)
+        paths_by_name(tmp_path)
 
 
 @pytest.mark.parametrize(("part", "partner"), [("train_images", "train_labels"), ("valid_labels", "valid_images")])
 def test_ignored_file_of_the_same_name_is_listed_for_an_unpaired_image(part, partner, tmp_path):
     folder = camvid(tmp_path)
-    save(folder / partner / "b.png", BYTES[..., 0])
+    write_array(folder / partner / "b.png", BYTES[..., 0])
     (folder / part / "b.raw").write_bytes(b"anything")
     with pytest.raises(ValueError, match=rf"none for .*{partner}/b.png; .*{part}/b.raw ignored because of the ending$"):
         find(folder)
@@ -171,7 +174,7 @@ HANGUL = "\ud55c", "\u1112\u1161\u11ab"
 
 @pytest.mark.parametrize(("image", "mask"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED), HANGUL, HANGUL[::-1]])
 def test_names_in_two_unicode_forms_make_a_pair(image, mask, tmp_path):
-    pairs = place(tmp_path, 3)
+    pairs = write_pairs(tmp_path, 3)
     for path, name in zip(pairs[1], (image, mask), strict=True):
         path.rename(path.with_name(f"{name}0.npy"))
     found_pairs = sorted(pair for part in find(tmp_path) for pair in part)
@@ -182,7 +185,7 @@ def test_names_in_two_unicode_forms_make_a_pair(image, mask, tmp_path):
 def test_names_in_two_unicode_forms_stay_separate_if_both_exist(tmp_path):
     for part in ("images", "masks"):
         for name in (COMPOSED, DECOMPOSED, "a"):
-            save(tmp_path / part / f"{name}.npy", BYTES)
+            write_array(tmp_path / part / f"{name}.npy", BYTES)
     assert len({pair for part in find(tmp_path) for pair in part}) == 3
     for image, mask in (pair for part in find(tmp_path) for pair in part):
         assert image.name == mask.name
@@ -196,7 +199,7 @@ def test_split_does_not_depend_on_the_unicode_form(tmp_path):
     for spelling in (COMPOSED, DECOMPOSED):
         for name in (spelling, "mf", "a", "z", "mz"):
             for part in ("images", "masks"):
-                save(tmp_path / spelling / part / f"{name}.npy", BYTES)
+                write_array(tmp_path / spelling / part / f"{name}.npy", BYTES)
         parts = find(tmp_path / spelling, 0.4)
         splits.append([[image.stem.replace(spelling, "x") for image, _ in part] for part in parts])
     assert splits[0] == splits[1]
@@ -205,5 +208,5 @@ def test_split_does_not_depend_on_the_unicode_form(tmp_path):
 def test_names_that_are_not_utf8_make_pairs(tmp_path):
     for part in ("images", "masks"):
         for name in (b"m\xe9.npy", b"$a.npy"):
-            save(tmp_path / part / os.fsdecode(name), BYTES)
+            write_array(tmp_path / part / os.fsdecode(name), BYTES)
     assert len([pair for part in find(tmp_path) for pair in part]) == 2

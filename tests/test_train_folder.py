@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from pairs import save
+from pairs import write_array
 
 from attzoo import cli, files
 from attzoo.train import report, run, state
@@ -63,7 +63,7 @@ def test_folder_with_other_files_is_refused(name, has_settings, tmp_path):
 def test_settings_file_holds_the_dtypes_of_images_and_can_be_loaded(tmp_path):
     for i in range(4):
         for part, array in (("images", np.full((8, 8), i, np.uint16)), ("masks", np.eye(8, dtype=np.uint8))):
-            save(tmp_path / "data" / part / f"{i}.png", array)
+            write_array(tmp_path / "data" / part / f"{i}.png", array)
     options = {name: value for name, value in TINY.items() if name not in ("phantoms", "size")}
     settings = Settings(data=str(tmp_path / "data"), **options)
     run.train(settings, tmp_path / "run", quiet=True)

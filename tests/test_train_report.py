@@ -11,17 +11,17 @@ from attzoo.train.settings import Settings
 
 
 def test_metrics_of_a_confusion_matrix():
-    accuracy, iou, dice = report.figures(np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]]))
+    accuracy, iou, dice = report.metrics(np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]]))
     assert accuracy == 9 / 12
     assert iou == pytest.approx((6 / 9 + 3 / 6) / 2)
     assert dice == pytest.approx([12 / 15, 6 / 9, None])
-    assert report.figures(np.zeros((2, 2), int)) == (0.0, 0.0, [None, None])
+    assert report.metrics(np.zeros((2, 2), int)) == (0.0, 0.0, [None, None])
 
 
 @pytest.mark.parametrize("counts", [[[6, 2, 1], [1, 3, 0], [0, 0, 0]], [[6, 1, 0], [2, 3, 0], [1, 0, 0]]])
 def test_class_that_is_only_predicted_or_never_predicted_has_iou_0(counts):
     """Computed by hand: the IoUs are 6/10, 3/6 and 0/1."""
-    accuracy, iou, dice = report.figures(np.array(counts))
+    accuracy, iou, dice = report.metrics(np.array(counts))
     assert accuracy == pytest.approx(9 / 13)
     assert iou == pytest.approx((6 / 10 + 3 / 6 + 0) / 3)
     assert dice == pytest.approx([12 / 16, 6 / 9, 0])

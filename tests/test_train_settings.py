@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from attzoo.train.settings import RECIPES, Settings, rate
+from attzoo.train.settings import RECIPES, Settings, learning_rate
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -64,6 +64,6 @@ def test_rates_equal_those_of_torch(options):
         "step": lambda: schedules.StepLR(optimizer, 3, 0.5),
     }[settings.schedule]()
     for epoch in range(8):
-        assert rate(settings, epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert learning_rate(settings, epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()

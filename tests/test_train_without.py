@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from pairs import place
+from pairs import write_pairs
 
 from attzoo.data import IGNORE
 from attzoo.train.torch import Trainer
@@ -38,7 +38,7 @@ def test_training_and_prediction_work_if_torchvision_is_broken(tmp_path):
     (tmp_path / "packages" / "torchvision").mkdir(parents=True)
     broken = 'raise RuntimeError("operator torchvision::nms does not exist")\n'
     (tmp_path / "packages" / "torchvision" / "__init__.py").write_text(broken)
-    place(tmp_path / "data", 5)
+    write_pairs(tmp_path / "data", 5)
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path / "packages", ROOT)))}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "data"), str(tmp_path / "run")]
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

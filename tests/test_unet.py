@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
-from nets import NETS, SMALL, build, close, create, draw, image, same
+from nets import NETS, SMALL, assert_arrays_close, build, create, draw, have_equal_weights, image
 from strategies import unets
 
 import attzoo
@@ -43,12 +43,12 @@ def test_outputs_and_maps_equal_the_spec(name):
     assert expected.shape == (2, 2, *x.shape[2:])
     assert expected.std() > 0.05
     for backend, net in nets.items():
-        close(adapter(backend).forward(net, [x], training=False), expected, 1e-12 * LOOSE)
+        assert_arrays_close(adapter(backend).forward(net, [x], training=False), expected, 1e-12 * LOOSE)
         if maps:
             with attzoo.attention_maps(net) as seen:
                 adapter(backend).forward(net, [x], training=False)
             for path, parts in _by_block(seen, maps).items():
-                close(np.prod(np.broadcast_arrays(*parts), axis=0), maps[path], 1e-12 * LOOSE)
+                assert_arrays_close(np.prod(np.broadcast_arrays(*parts), axis=0), maps[path], 1e-12 * LOOSE)
 
 
 def _by_block(seen, maps):
@@ -67,21 +67,21 @@ def test_training_steps_equal_the_spec_and_each_other(name):
     cotangent = image(expected.shape, seed=2)
     runs = {backend: adapter(backend).run(net, [x], cotangent, training=True) for backend, net in nets.items()}
     for backend, net in nets.items():
-        close(runs[backend].output, expected, 1e-10 * LOOSE)
+        assert_arrays_close(runs[backend].output, expected, 1e-10 * LOOSE)
         for key, array in weights(net).items():
-            close(array, arrays[key], 1e-11 * LOOSE)
+            assert_arrays_close(array, arrays[key], 1e-11 * LOOSE)
     a, b = runs.values()
-    close(b.input_gradients[0], a.input_gradients[0], 1e-9 * LOOSE)
+    assert_arrays_close(b.input_gradients[0], a.input_gradients[0], 1e-9 * LOOSE)
     assert a.weight_gradients.keys() == b.weight_gradients.keys()
     for key, gradient in a.weight_gradients.items():
-        close(b.weight_gradients[key], gradient, 1e-8 * LOOSE)
+        assert_arrays_close(b.weight_gradients[key], gradient, 1e-8 * LOOSE)
     if name not in TRAINED:
         return
     for backend, net in nets.items():
         adapter(backend).train(net, [x], cotangent / 64, steps=5, rate=2.0**-6)
     before, keras_weights = draw(spec), weights(nets["keras"])
     for key, array in weights(nets["torch"]).items():
-        close(keras_weights[key], array, 1e-8 * LOOSE)
+        assert_arrays_close(keras_weights[key], array, 1e-8 * LOOSE)
         gradient = a.weight_gradients.get(key, np.zeros(1))   # rounding errors for a bias before a norm
         assert abs(gradient).max() < 1e-9 or (array != before[key]).any()
 
@@ -146,7 +146,7 @@ def test_random_networks_and_sizes_equal_the_spec(network):
     for backend in BACKENDS:
         net = adapter(backend).make(attzoo.get("unet", backend=backend), spec.config(), "float64")
         load_weights(net, arrays)
-        close(adapter(backend).forward(net, [x], training=False), expected, 1e-11 * LOOSE)
+        assert_arrays_close(adapter(backend).forward(net, [x], training=False), expected, 1e-11 * LOOSE)
 
 
 SIZES = [(1, 1), (2, 1), (3, 2), (4, 4), (5, 3), (7, 13), (8, 9), (17, 6), (33, 34)]   # the last: more than FEW
@@ -168,9 +168,9 @@ def test_variants_accept_every_size(name):
         x = image((1, 3, *size))
         expected = net.spec(x, weights=draw(net.spec))
         assert expected.shape == (1, 2, *size)
-        close(adapter("torch").forward(net, [x], training=False), expected)
+        assert_arrays_close(adapter("torch").forward(net, [x], training=False), expected)
         if size in SIZES[::4] or size == (3, 2):
-            close(adapter("keras").forward(twin, [x], training=False), expected, 1e-12 * LOOSE)
+            assert_arrays_close(adapter("keras").forward(twin, [x], training=False), expected, 1e-12 * LOOSE)
 
 
 def test_padding_by_one_pixel_changes_only_the_edge():
@@ -179,7 +179,7 @@ def test_padding_by_one_pixel_changes_only_the_edge():
     arrays, x = draw(net), image((1, 3, 48, 48))
     wider = np.pad(x, [(0, 0), (0, 0), (0, 1), (0, 1)])
     y, wider_y = net(x, weights=arrays), net(wider, weights=arrays)
-    close(wider_y[:, :, :16, :16], y[:, :, :16, :16])
+    assert_arrays_close(wider_y[:, :, :16, :16], y[:, :, :16, :16])
     assert abs(wider_y[:, :, :48, :48] - y).max() > 1e-3   # near the edge they differ
 
 
@@ -233,7 +233,7 @@ def test_every_block_on_skips_and_after_convolutions(block):
     for backend in BACKENDS:
         net = adapter(backend).make(attzoo.get("unet", backend=backend), spec.config(), "float64")
         load_weights(net, arrays)
-        close(adapter(backend).forward(net, [x], training=False), expected, 1e-12 * LOOSE)
+        assert_arrays_close(adapter(backend).forward(net, [x], training=False), expected, 1e-12 * LOOSE)
 
 
 def test_third_party_block_on_skips_and_after_convolutions(monkeypatch, tmp_path):
@@ -248,7 +248,7 @@ def test_third_party_block_on_skips_and_after_convolutions(monkeypatch, tmp_path
     for net in (torch_net, attzoo.load(tmp_path / "net.safetensors", backend="keras")):
         assert weights(net).keys() >= {"skip.0.logit", "encoder.2.block.logit", "decoder.1.block.logit"}
         backend = "torch" if net is torch_net else "keras"
-        close(adapter(backend).forward(net, [x], training=False), spec(x, weights=arrays), 1e-12 * LOOSE)
+        assert_arrays_close(adapter(backend).forward(net, [x], training=False), spec(x, weights=arrays), 1e-12 * LOOSE)
 
 
 # ---- files -------------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_network_is_converted_and_saved_exactly(name, tmp_path):
     copies = [attzoo.convert(twin, backend="torch"), *(attzoo.load(path, backend=b) for b, path in files.items())]
     for net in (twin, *copies):
         assert net.spec == torch_net.spec
-        assert same(net, torch_net)
+        assert have_equal_weights(net, torch_net)
 
 
 def header(path):

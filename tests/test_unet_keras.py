@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from nets import NETS, SMALL, build, create, image, same
+from nets import NETS, SMALL, build, create, have_equal_weights, image
 
 import attzoo
 from attzoo.adapters import adapter
@@ -203,7 +203,7 @@ def test_copies_give_the_same_outputs(name, tmp_path):
         assert type(twin) is type(model)
         assert twin.spec == model.spec
         assert twin.get_config() == config
-        assert same(twin, model)
+        assert have_equal_weights(twin, model)
 
 
 @pytest.mark.case81

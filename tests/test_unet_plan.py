@@ -7,8 +7,8 @@ from typing import get_type_hints
 
 import numpy as np
 import pytest
-from nets import NETS, SMALL, close, create, draw, image
-from samples import assert_starts_as
+from nets import NETS, SMALL, assert_arrays_close, create, draw, image
+from samples import assert_initialized_as
 
 import attzoo
 from attzoo.contract import Weight
@@ -221,9 +221,9 @@ def test_arrays_are_initialized_as_the_spec_declares(initializer, backend):
         if weight.initialization == "orthogonal":
             flat = arrays[name].reshape(weight.shape[0], -1)
             product = flat @ flat.T if len(flat) <= flat.shape[1] else flat.T @ flat
-            close(product, np.eye(len(product)), 1e-5)
+            assert_arrays_close(product, np.eye(len(product)), 1e-5)
         else:
-            assert_starts_as(arrays[name], weight)
+            assert_initialized_as(arrays[name], weight)
 
 
 # ---- arguments ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import close, draw, fill, image, taken
+from nets import assert_arrays_close, copy_weights, draw, image, read_weights
 from torch import nn
 
 import attzoo
@@ -48,24 +48,24 @@ def assert_equal(theirs, parts, ours, shape):
     """Assert equal outputs in inference, and outputs, gradients and running statistics in training."""
     arrays = draw(ours.spec)
     attzoo.load_weights(ours.double(), arrays)
-    fill(theirs.double(), parts, arrays)
+    copy_weights(theirs.double(), parts, arrays)
     x = image(shape)
     with torch.no_grad():
         expected = theirs.eval()(torch.from_numpy(x)).numpy()
     assert expected.std() > 0.05   # not saturated, not constant
-    close(adapter("torch").forward(ours, [x], training=False), expected)
+    assert_arrays_close(adapter("torch").forward(ours, [x], training=False), expected)
     xs = torch.from_numpy(x).requires_grad_()
     y, cotangent = theirs.train()(xs), image(expected.shape, seed=2)
     y.backward(torch.from_numpy(cotangent))
     run = adapter("torch").run(ours, [x], cotangent, training=True)
-    close(run.output, y.detach().numpy(), 1e-11)
-    close(run.input_gradients[0], xs.grad.numpy(), 1e-9)
+    assert_arrays_close(run.output, y.detach().numpy(), 1e-11)
+    assert_arrays_close(run.input_gradients[0], xs.grad.numpy(), 1e-9)
     for name, gradient in run.weight_gradients.items():
         path, _, leaf = name.rpartition(".")
-        close(gradient, getattr(parts[path], leaf).grad.numpy().reshape(gradient.shape), 1e-9)
+        assert_arrays_close(gradient, getattr(parts[path], leaf).grad.numpy().reshape(gradient.shape), 1e-9)
     after = attzoo.weights(ours)
-    for name, array in taken(parts).items():
-        close(after[name], array.reshape(after[name].shape))
+    for name, array in read_weights(parts).items():
+        assert_arrays_close(after[name], array.reshape(after[name].shape))
         assert not name.endswith((".mean", ".var")) or (after[name] != arrays[name]).any()
 
 
@@ -342,5 +342,5 @@ def test_keras_equals_the_published_network():
         for backend in ("keras", "torch"):
             ours = adapter(backend).make(attzoo.get("unet", backend=backend), spec.config(), "float64")
             attzoo.load_weights(ours, arrays)
-            close(adapter(backend).forward(ours, [x], training), expected)
+            assert_arrays_close(adapter(backend).forward(ours, [x], training), expected)
 

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from nets import NETS, SMALL, build, close, create, image
+from nets import NETS, SMALL, assert_arrays_close, build, create, image
 from torch import nn
 from torch.export import Dim
 from torch.testing import assert_close
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attzoo
 from attzoo.adapters import adapter
-from attzoo.contract import older
+from attzoo.contract import is_older
 from attzoo.ops import torch as ops
 from attzoo.unet import torch as unet_torch
 
@@ -363,7 +363,7 @@ def test_export_with_dynamic_sizes(name):
 @pytest.mark.case28
 def test_exported_program_refuses_sizes_with_a_level_of_one_pixel():
     """torch.export specializes on sizes of 1, so other results would be wrong."""
-    if older(torch.__version__, "2.7"):
+    if is_older(torch.__version__, "2.7"):
         pytest.skip("programs exported by torch 2.6 check only the bounds of Dim")
     model = net()
     program = torch.export.export(
@@ -411,7 +411,7 @@ def test_attention_maps_do_not_change_the_network():
         y = model(x)
     assert list(maps) == ["skip.1", "skip.0"]
     assert torch.equal(model(x), y)
-    close(adapter("torch").forward(model, [x.numpy()], training=False), y.detach().numpy())
+    assert_arrays_close(adapter("torch").forward(model, [x.numpy()], training=False), y.detach().numpy())
 
 
 def test_old_name_of_fold_norms_warns():

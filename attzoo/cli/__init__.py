@@ -11,7 +11,7 @@ import typer  # noqa: TID253
 
 from .. import __version__
 from . import blocks, demo, files, networks, pictures
-from .shared import line, print_names_as_bytes
+from .shared import one_line, print_names_as_bytes
 
 app = typer.Typer(
     help="Attention blocks for PyTorch and Keras, which compute the same in both.",
@@ -31,11 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="attzoo")
     except (ValueError, TypeError, OSError, ImportError) as err:
-        sys.exit(f"attzoo: {line(err)}")
+        sys.exit(f"attzoo: {one_line(err)}")
     except Exception as err:
         if not _out_of_memory(err):
             raise
-        sys.exit(f"attzoo: out of memory: {line(err)[:200]}; try a smaller --batch or --size, or in predict --window")
+        hint = "try a smaller --batch or --size, or in predict --window"
+        sys.exit(f"attzoo: out of memory: {one_line(err)[:200]}; {hint}")
 
 
 def _out_of_memory(err: Exception) -> bool:

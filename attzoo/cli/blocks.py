@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # 
 from .. import __version__, registry
 from ..card import CHANNELS, IMAGE, PIXELS, Card
 from ..card import info as card_of
-from .shared import Backend, backend_option, line, show
+from .shared import Backend, backend_option, one_line, print_table
 
 if TYPE_CHECKING:
     from ..testing import Finding
@@ -38,11 +38,11 @@ def list_() -> None:
     rows = []
     for name, card in _cards():
         if isinstance(card, Exception):
-            rows.append((name, f"cannot be loaded: {line(card)}", "", ""))
+            rows.append((name, f"cannot be loaded: {one_line(card)}", "", ""))
         else:
             cost = ("?", "?") if card.unknown else (f"{card.parameters():,}", f"{card.macs():,}")
             rows.append(("\n  ".join((name, *card.aliases)), card.summary, *cost))
-    show(("block, aliases", "what it does", "*parameters", "*MACs"), rows)
+    print_table(("block, aliases", "what it does", "*parameters", "*MACs"), rows)
     networks = ", ".join(registry.NETWORKS)
     typer.echo(f"Networks built of these blocks, for `attzoo info` and attzoo.create: {networks}.")
     typer.echo(f"Parameters at {CHANNELS} channels; multiply-adds (MACs) for one input of {PIXELS} x {PIXELS} pixels.")
@@ -95,10 +95,10 @@ def check(
     results = _results([(block, b) for block, card in cards for b in backends], dict(cards))
     if name:
         rows = [(b, f.contract, str(f.cases), *_verdict([f])) for _, b, findings in results for f in findings]
-        show(("backend", "contract", "*cases", "*worst", "verdict"), rows)
+        print_table(("backend", "contract", "*cases", "*worst", "verdict"), rows)
     else:
         rows = [(block, b, str(sum(f.cases for f in fs)), *_verdict(fs)) for block, b, fs in results]
-        show(("block", "backend", "*cases", "*worst", "verdict"), rows)
+        print_table(("block", "backend", "*cases", "*worst", "verdict"), rows)
     typer.echo("worst: largest error in percent of the tolerance")
     failures = [f"{block}, {b}, {f.contract}: {f.failure}" for block, b, fs in results for f in fs if f.failure]
     if failures or not results:
@@ -131,7 +131,7 @@ def _installed() -> list[str]:
         try:
             loaded.append(_loaded(backend))
         except ImportError as err:
-            typer.echo(f"not checked: {line(err)}", err=True)
+            typer.echo(f"not checked: {one_line(err)}", err=True)
     return loaded
 
 
@@ -158,7 +158,7 @@ def _results(jobs: Sequence[tuple[str, str]], cards: Mapping[str, Card | Excepti
 
             card = cards[block]
             if isinstance(card, Exception):
-                results.append((block, backend, [Finding("import", 0, 0.0, line(card))]))
+                results.append((block, backend, [Finding("import", 0, 0.0, one_line(card))]))
             elif backend in card.backends:
                 results.append((block, backend, check_block(block, backend, progress=progress)))
     return results

@@ -16,7 +16,7 @@ from ..extras import install_command
 from ..files import in_memory
 from ..files import write as write_file
 from ..hints import nearest
-from .shared import Backend, say
+from .shared import Backend, print_path
 
 
 def convert(
@@ -39,7 +39,7 @@ def convert(
         raise ValueError(f"expected a .safetensors file of attzoo.save, got {source}: load it in its own framework")
     block = portable.load(source, backend=backend)
     write_file(target, content(block))
-    say(f"{target}: {registry.name_of(block.spec)}, {backend}, {target.stat().st_size:,} bytes")
+    print_path(f"{target}: {registry.name_of(block.spec)}, {backend}, {target.stat().st_size:,} bytes")
 
 
 def _writer(target: Path) -> tuple[str, Callable[[Any], bytes]]:

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer  # noqa: TID253
 
-from ..contract import choice, shown
+from ..contract import choice, short_repr
 from ..data import parse_labels
 from ..train.data import NORMALISATIONS
 from ..train.settings import LOSSES, OPTIMIZERS, PRECISIONS, RECIPES, SCHEDULES, Settings
-from .shared import Backend, backend_option, numbers, say
+from .shared import Backend, backend_option, parse_integers, print_path
 
 
 def _one_of(words: tuple[str, ...], what: str = "") -> Any:
@@ -109,9 +109,9 @@ def train(
 
     given: dict[str, Any] = {
         "backend": backend and str(backend), "data": data and str(data.resolve()), "dims": dims,
-        "size": numbers("size", size), "classes": classes,
+        "size": parse_integers("size", size), "classes": classes,
         "labels": None if labels is None else [*parse_labels(labels)], "validation": validation, "phantoms": phantoms,
-        "normalise": normalise, "flip": flip, "variant": variant, "channels": numbers("channels", channels),
+        "normalise": normalise, "flip": flip, "variant": variant, "channels": parse_integers("channels", channels),
         "loss": loss, "optimizer": optimizer, "rate": rate, "momentum": momentum, "decay": decay,
         "schedule": schedule, "every": every, "factor": factor, "epochs": epochs, "batch": batch,
         "accumulate": accumulate, "precision": precision, "checkpoint_every": checkpoint_every, "seed": seed,
@@ -130,7 +130,7 @@ def train(
         raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") == "0":   # print once, not in every process of torchrun
         lines, is_complete = summary(out)
-        say("\n".join(lines))
+        print_path("\n".join(lines))
         if not is_complete:
             raise typer.Exit(1)
 
@@ -147,7 +147,7 @@ def _argument(text: str) -> tuple[str, Any]:
     """Parse "NAME=VALUE" to (name, value). The value is JSON, None for "none", else a string."""
     name, separator, value = text.partition("=")
     if not separator:
-        raise ValueError(f"expected NAME=VALUE, got {shown(text)}")
+        raise ValueError(f"expected NAME=VALUE, got {short_repr(text)}")
     try:
         return name, json.loads(value)
     except ValueError:

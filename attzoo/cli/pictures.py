@@ -9,11 +9,11 @@ import typer  # noqa: TID253
 from rich.console import Console  # noqa: TID253
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: TID253
 
-from .. import look
+from .. import plotting
 from ..train.data import NORMALISATIONS
 from ..train.files import ignored_files
 from ..train.overview import shorten
-from .shared import Backend, backend_option, line, numbers, say
+from .shared import Backend, backend_option, one_line, parse_integers, print_path
 
 if TYPE_CHECKING:
     from ..predict import Network
@@ -74,7 +74,7 @@ def predict(
                 network,
                 source,
                 out,
-                window=numbers("window", window),
+                window=parse_integers("window", window),
                 overlap=overlap,
                 batch=batch,
                 overlays=overlays,
@@ -85,7 +85,7 @@ def predict(
             written, failures = err.written, [err, *err.failures.values()]
     _print_paths(written)
     for failure in failures:
-        typer.echo(f"attzoo: {line(failure)}", err=True)
+        typer.echo(f"attzoo: {one_line(failure)}", err=True)
     if failures:
         raise typer.Exit(1)
 
@@ -112,9 +112,9 @@ def _opened(model: Path, backend: Backend, size: str | None, normalise: str | No
     """Load the network in a file. Print to stderr how images are prepared for it, and which settings say so."""
     from ..predict import open_network
 
-    network = open_network(model, backend=backend, size=numbers("size", size, none="own"), normalise=normalise)
+    network = open_network(model, backend=backend, size=parse_integers("size", size, none="own"), normalise=normalise)
     preparation, options = network.preparation, {"--size": size, "--normalise": normalise}
-    to = f"resized to {look.sizes(preparation.size)}" if preparation.size else "taken at their own size"
+    to = f"resized to {plotting.size_text(preparation.size)}" if preparation.size else "taken at their own size"
     how = f"images are {to}, {preparation.normalise}"
     by = [name for name, value in options.items() if value is not None]
     if network.settings is not None or len(by) == len(options):
@@ -128,4 +128,4 @@ def _opened(model: Path, backend: Backend, size: str | None, normalise: str | No
 def _print_paths(written: list[Path]) -> None:
     """Print one path per line."""
     for path in written:
-        say(path)
+        print_path(path)

@@ -15,7 +15,7 @@ from rich.console import Console  # noqa: TID253
 from rich.table import Table  # noqa: TID253
 from rich.text import Text  # noqa: TID253
 
-from ..contract import shown
+from ..contract import short_repr
 from ..registry import known_name
 
 KERAS_ERROR: Final = re.compile(r"^Exception encountered when calling .*?\x1b\[1m(.*)\x1b\[0m", re.DOTALL)
@@ -42,7 +42,7 @@ def _backend(word: str) -> Backend:
         raise typer.BadParameter(str(err)) from None
 
 
-def show(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table. Columns whose title begins with a star are right-aligned."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in head:
@@ -52,7 +52,7 @@ def show(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(table)
 
 
-def say(text: str | Path) -> None:
+def print_path(text: str | Path) -> None:
     """Print a line on stdout. File names are printed as their bytes, whatever their encoding."""
     typer.echo(os.fsencode(text))
 
@@ -75,7 +75,7 @@ def _bytes_or_escapes(err: UnicodeError) -> tuple[str | bytes, int]:
         return lookup_error("backslashreplace")(err)
 
 
-def numbers(name: str, text: str | None, none: str | None = None) -> list[int] | None:
+def parse_integers(name: str, text: str | None, none: str | None = None) -> list[int] | None:
     """Return the integers of a comma-separated text.
 
     Args:
@@ -93,10 +93,10 @@ def numbers(name: str, text: str | None, none: str | None = None) -> list[int] |
         return [] if text == none else [int(number) for number in text.split(",")]
     except ValueError:
         word = f", or {none}" if none else ""
-        raise ValueError(f"{name} must be integers separated by commas{word}, got {shown(text)}") from None
+        raise ValueError(f"{name} must be integers separated by commas{word}, got {short_repr(text)}") from None
 
 
-def line(err: Exception) -> str:
+def one_line(err: Exception) -> str:
     """Return the text of an error on one line."""
     if isinstance(err, OSError) and err.filename and err.strerror:
         return f"{err.filename}: {err.strerror}"

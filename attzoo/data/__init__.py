@@ -11,7 +11,7 @@ from .labels import IGNORE, Labels, parse_labels
 from .masks import describe_mask, read_mask
 from .orientation import transposes
 from .reading import describe_image, read_image, read_shape
-from .source import VOLUMES, Source, ending, has_known_ending, unread
+from .source import VOLUMES, Source, ending, has_known_ending, unsupported_format
 from .volumes import Geometry, read_geometry, write_mask
 
 __all__ = [
@@ -33,6 +33,6 @@ __all__ = [
     "read_mask",
     "read_shape",
     "transposes",
-    "unread",
+    "unsupported_format",
     "write_mask",
 ]

@@ -128,7 +128,7 @@ def is_dicom(head: bytes) -> bool:
     return head[128:132] == b"DICM"
 
 
-def unread(path: Path) -> str | None:
+def unsupported_format(path: Path) -> str | None:
     """Return what the user can do with a file of an unsupported image format; None for any other file."""
     if has_known_ending(path):
         return None

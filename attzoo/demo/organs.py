@@ -17,7 +17,7 @@ from ..adapters import adapter
 from ..contract import Array
 from ..maps import attention_maps
 from ..train.phantoms import CLASSES, Phantoms
-from ..train.report import figures
+from ..train.report import metrics
 from ..train.run import network
 from ..train.settings import Settings
 from .results import BACKENDS, Unet
@@ -101,19 +101,19 @@ def _trainers(options: Mapping[str, Any]) -> dict[str, Any]:
 def _train(trainer: Any, images: Array, masks: NDArray[Any], epochs: int) -> Iterator[float]:
     """Train on batches that are the same in every call. Yield the loss of every step."""
     for epoch in range(epochs):
-        trainer.begin(SETTINGS.rate, epoch)
+        trainer.begin_epoch(SETTINGS.rate, epoch)
         order = np.random.default_rng((SETTINGS.seed, epoch)).permutation(COUNT)
         for start in range(0, COUNT - SETTINGS.batch + 1, SETTINGS.batch):
             indices = order[start : start + SETTINGS.batch]
             yield trainer.step(images[indices], masks[indices])
-    trainer.counts()   # resets the confusion matrix
+    trainer.pop_confusion()   # resets the confusion matrix
 
 
 def _dice(trainer: Any, images: Array, masks: NDArray[Any]) -> list[float | None]:
     """Return the Dice coefficient of each class; None for a class that is neither true nor predicted."""
     for start in range(0, len(images), SETTINGS.batch):
         trainer.evaluate(images[start : start + SETTINGS.batch], masks[start : start + SETTINGS.batch])
-    return figures(trainer.counts())[2]
+    return metrics(trainer.pop_confusion())[2]
 
 
 def _parameter_count(net: Any) -> int:

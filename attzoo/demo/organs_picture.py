@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import look
-from ..look import COLORS as FRAMEWORKS
-from ..look import GREY, MARGIN
+from .. import plotting
+from ..plotting import COLORS as FRAMEWORKS
+from ..plotting import GREY, MARGIN
 from ..train.phantoms import CLASSES
 from ..train.phantoms import COLORS as PALETTE
 from .results import BACKENDS
@@ -63,7 +63,7 @@ def draw(examples: Examples, nets: Sequence[Unet]) -> bytes:
         for column, (heading, panel) in enumerate(zip(headings, _panels(examples, row), strict=True)):
             ax = add_axes(MARGIN + column * (PANEL + GAP), panels_top + row * (PANEL + GAP), PANEL, PANEL)
             ax.imshow(panel, cmap="viridis", interpolation="nearest", aspect="auto")
-            look.bare(ax)
+            plotting.remove_ticks(ax)
             if row == 0:
                 ax.set_title(heading, fontsize=9.5, pad=4, color=colors.get(heading, "black"))
     curves_width = (width - 2 * MARGIN - len(nets) * 0.55 - 1.3) / len(nets)
@@ -72,15 +72,15 @@ def draw(examples: Examples, nets: Sequence[Unet]) -> bytes:
     _draw_legend(figure, width - MARGIN - 1.15, height - curves_top - 0.1)
     figure.text(MARGIN / width, 1 - MARGIN / height, TITLE, fontsize=15, weight="bold", va="top")
     figure.text(MARGIN / width, MARGIN / height, CAPTION, fontsize=10, color=GREY, va="bottom", linespacing=1.35)
-    return look.png(figure)
+    return plotting.png(figure)
 
 
 def _panels(examples: Examples, row: int) -> list[NDArray[Any]]:
     """Return the panels of a phantom: the image, the classes over it, and the coefficients of each gate."""
     image, predictions = examples.images[row], examples.predictions
     masks = [examples.masks, predictions["plain"]["torch"], *(predictions["gated"][backend] for backend in BACKENDS)]
-    tinted = [look.tinted(image, mask[row], ORGANS) for mask in masks]
-    return [look.visible(image), *tinted, *(a[row, 0] for a in examples.gates.values())]
+    tinted = [plotting.overlay_classes(image, mask[row], ORGANS) for mask in masks]
+    return [plotting.to_rgb(image), *tinted, *(a[row, 0] for a in examples.gates.values())]
 
 
 def _gate_headings(examples: Examples) -> list[str]:
@@ -100,7 +100,7 @@ def _draw_losses(ax: Axes, net: Unet) -> None:
     ax.minorticks_off()
     ax.set_xlabel("step", fontsize=9, color=GREY)
     ax.spines[["top", "right"]].set_visible(False)
-    look.small(ax)
+    plotting.style_ticks(ax)
 
 
 def _draw_legend(figure: Figure, left: float, top: float) -> None:

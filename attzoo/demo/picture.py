@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from ..contract import Array
-from ..look import COLORS, GREY, MARGIN, NEUTRAL, png, small
 from ..ops import numpy as ops
+from ..plotting import COLORS, GREY, MARGIN, NEUTRAL, png, style_ticks
 from .results import BACKENDS
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _draw_maps(panels: Panels, scale: Axes, values: Mapping[str, Array], images:
     bar = scale.figure.colorbar(mapped, cax=scale)
     bar.set_ticks([low, high], labels=[f"{low:.2f}", f"{high:.2f}"])
     bar.outline.set_visible(False)
-    small(scale)
+    style_ticks(scale)
 
 
 def _draw_outline(ax: Axes, image: Array) -> None:
@@ -150,4 +150,4 @@ def _draw_bars(panels: Panels, values: Mapping[str, Array]) -> None:
     last.yaxis.tick_right()
     last.set_yticks([NEUTRAL - reach, NEUTRAL, NEUTRAL + reach])
     last.yaxis.set_major_formatter("{x:.2f}")
-    small(last)
+    style_ticks(last)

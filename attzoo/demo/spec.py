@@ -9,7 +9,7 @@ from math import prod
 from typing import Any, Final
 
 from .. import contract, registry
-from ..contract import Array, Shape, Spec, Weight, batch_norm, fan_in_uniform, kaiming_normal, part, prefixed
+from ..contract import Array, Shape, Spec, Weight, batch_norm, fan_in_uniform, kaiming_normal, prefixed, without_prefix
 from ..ops import numpy as ops
 
 KERNEL: Final = 3   # side of the kernel of every convolution, in pixels
@@ -79,14 +79,14 @@ class Stage:
         if not self.block_spec:
             raise ValueError("expected a stage with a block, got block=None")
         inputs = self.block_inputs(x, weights, training)
-        return self.block_spec.attention(*inputs, weights=part("block", weights), training=training)
+        return self.block_spec.attention(*inputs, weights=without_prefix("block", weights), training=training)
 
     def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """Compute the stage's output, (N, C, H, W), for x (N, C, H, W)."""
         inputs = self.block_inputs(x, weights, training)
         if self.block_spec is None:
             return ops.relu(x + inputs[0])
-        return ops.relu(x + self.block_spec(*inputs, weights=part("block", weights), training=training))
+        return ops.relu(x + self.block_spec(*inputs, weights=without_prefix("block", weights), training=training))
 
     def block_inputs(self, x: Array, weights: Mapping[str, Array], training: bool) -> tuple[Array, ...]:
         """Return the inputs of the block: the residual branch, and x if the block takes a gating signal."""
@@ -153,14 +153,14 @@ class ResNet:
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """Return the coefficients of the last block for x (N, 1, 8, 8). Raise ValueError if there is no block."""
-        x = self.stage(self._stem(x, weights, training), weights=part("stage1", weights), training=training)
-        return self.stage.attention(x, weights=part("stage2", weights), training=training)
+        x = self.stage(self._stem(x, weights, training), weights=without_prefix("stage1", weights), training=training)
+        return self.stage.attention(x, weights=without_prefix("stage2", weights), training=training)
 
     def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """Compute the logits, (N, K), for x (N, 1, 8, 8)."""
         x = self._stem(x, weights, training)
-        x = self.stage(x, weights=part("stage1", weights), training=training)
-        x = self.stage(x, weights=part("stage2", weights), training=training)
+        x = self.stage(x, weights=without_prefix("stage1", weights), training=training)
+        x = self.stage(x, weights=without_prefix("stage2", weights), training=training)
         pooled = x.reshape(*x.shape[:2], GRID, SIZE // GRID, GRID, SIZE // GRID).mean((3, 5))    # (N, C, 4, 4)
         return ops.linear(pooled.reshape(len(x), -1), weights, "head")
 

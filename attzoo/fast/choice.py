@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import settings
-from ..contract import older
+from ..contract import is_older
 from ..extras import missing
 from ..ops import guard
 from ..ops.torch import BATCH_NORM, CONV
@@ -36,8 +36,8 @@ OLDEST: Final = "3.6"        # oldest Triton that the kernels were compiled with
 OLDEST_TORCH: Final = "2.11"   # oldest PyTorch tested with it; torch.compile of 2.6 cannot import it
 ABSENT: Final = find_spec("triton") is None
 TRITON: Final = next((d.version for d in distributions(name="triton")), OLDEST)   # nightlies have another name
-EARLY: Final = older(TRITON, OLDEST)
-EARLY_TORCH: Final = older(torch.__version__, OLDEST_TORCH)
+EARLY: Final = is_older(TRITON, OLDEST)
+EARLY_TORCH: Final = is_older(torch.__version__, OLDEST_TORCH)
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 LEAVES: Final = (nn.Linear, nn.Identity, *NORMS)
 # Blocks that `kernels_refusal` accepted, with a snapshot of each block and the signatures of its inputs

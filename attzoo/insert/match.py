@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..contract import brief
+from ..contract import shorten
 from ..hints import nearest
 
 GLOB = "*?["
@@ -74,11 +74,11 @@ def _suggestion(pattern: Any, modules: Mapping[str, Any]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return brief(", ".join(names), 300)
+    return shorten(", ".join(names), 300)
 
 
 def _shown(pattern: Any) -> str:
     """Return a pattern as an error shows it."""
     if isinstance(pattern, type):
         return pattern.__name__
-    return brief(getattr(pattern, "__name__", None) or repr(pattern), 100)
+    return shorten(getattr(pattern, "__name__", None) or repr(pattern), 100)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import scope
-from ..contract import older, require
+from ..contract import is_older, require
 from ..recording import is_idle
 
 require("torch", torch.__version__, "2.6")   # torch.load of earlier versions can execute code from a file
@@ -27,10 +27,10 @@ from torch.utils._device import DeviceContext  # noqa: E402  (missing in version
 # exporting there: graphs made for export are valid for every size.
 is_exporting: Final[Callable[[], bool]] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 # Whether torch.compile updates running statistics once in a checkpointed module; with torch 2.6 it updates them twice
-compiles_checkpoints: Final = not older(torch.__version__, "2.11")
+compiles_checkpoints: Final = not is_older(torch.__version__, "2.11")
 # Whether an exported program with max-pooling accepts only sizes of the parity that it was traced with. torch 2.11
 # behaves so; 2.6, which does not check sizes, and 2.13 do not.
-pool_ties_exports: Final = older("2.6.99", torch.__version__) and older(torch.__version__, "2.13")
+pool_ties_exports: Final = is_older("2.6.99", torch.__version__) and is_older(torch.__version__, "2.13")
 # Whether vmap, grad or another transform of torch.func is active
 in_transform: Final[Callable[[], bool]] = torch._C._are_functorch_transforms_active
 # Whether a tensor was created by torch.autograd.grad(is_grads_batched=True)

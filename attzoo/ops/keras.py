@@ -243,7 +243,7 @@ def initialize(weight: Weight | None) -> Any:
     return keras.initializers.Constant(weight.center)
 
 
-def restart(variable: Any, weight: Weight) -> None:
+def reinitialize(variable: Any, weight: Weight) -> None:
     """Initialise a variable again, as another `Weight` says."""
     shape = weight.size // weight.shape[0], weight.shape[0]   # inputs x outputs
     drawn = initialize(weight)(shape, dtype=variable.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ..contract import brief, upgraded
+from ..contract import shorten, upgraded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,6 +67,7 @@ def _refusal(block: Any, reason: str) -> ValueError:
     """Return the error for a block that cannot be updated, with how to move its weights."""
     move = "there attzoo.save(block, file), and here attzoo.load(file, backend='torch')"
     return ValueError(
-        f"expected a {type(block).__name__} pickled by this version of attzoo, got an earlier one's: {brief(reason)}. "
+        f"expected a {type(block).__name__} pickled by this version of attzoo, got an earlier one's: "
+        f"{shorten(reason)}. "
         f"Open it with the version that pickled it, and move its weights: {move}"
     )

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import maps
-from ..contract import Array, brief
-from ..data import VOLUMES, describe_image, ending, package, read_geometry, unread, write_mask
+from ..contract import Array, shorten
+from ..data import VOLUMES, describe_image, ending, package, read_geometry, unsupported_format, write_mask
 from ..files import usable_folder
-from ..train.files import by_name, ignored_files
+from ..train.files import ignored_files, paths_by_name
 from . import picture
 from .network import Network, check_options, segment
 from .output import Output
@@ -108,7 +108,7 @@ class Unfinished(ValueError):
 
     def __init__(self, written: Sequence[Path], failures: Mapping[Path, Exception], count: int) -> None:
         self.written, self.failures = list(written), dict(failures)
-        first = brief(str(next(iter(self.failures.values()))))
+        first = shorten(str(next(iter(self.failures.values()))))
         super().__init__(f"expected to segment {count} files, got errors in {len(self.failures)} of them: {first}")
 
 
@@ -140,7 +140,7 @@ def _check_file(network: Network, path: Path) -> tuple[float, ...]:
 def _unsupported(source: Path) -> dict[Path, Exception]:
     """Return an error for each image or volume in a folder whose format is not supported."""
     strays = ignored_files(source) if source.is_dir() else []
-    return {path: ValueError(f"cannot read {path}: {fix}") for path in strays if (fix := unread(path))}
+    return {path: ValueError(f"cannot read {path}: {fix}") for path in strays if (fix := unsupported_format(path))}
 
 
 @contextmanager
@@ -227,7 +227,7 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
 def _sources(source: Path) -> dict[str, Path]:
     """Return one input file, or those of a folder, by name without ending."""
     if source.is_dir():
-        return by_name(source)
+        return paths_by_name(source)
     if not source.exists():
         raise FileNotFoundError(f"expected an image, a volume or a folder of them, got no file or folder {source}")
     return {_stem(source): source}

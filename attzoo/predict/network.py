@@ -112,7 +112,7 @@ def open_network(
 def _check_size(size: Sequence[int] | None, dims: int) -> tuple[int, ...] | None:
     """Return the size that images are resized to, or None for an empty size. Raise ValueError for other axes."""
     if size and len(size) != dims:
-        raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {contract.shown(tuple(size))}")
+        raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {contract.short_repr(tuple(size))}")
     return tuple(size) if size else None
 
 
@@ -136,7 +136,7 @@ def _read_settings(path: Path, dims: int) -> tuple[Preparation, tuple[str, ...]]
             raise ValueError(f"got more than {MAX_SETTINGS} bytes")
         return _parse_settings(json.loads(content), dims)
     except (ValueError, TypeError, RecursionError) as err:
-        got = contract.brief(str(err))
+        got = contract.shorten(str(err))
         raise ValueError(f"expected the settings of a training run in {path}, or no such file: {got}") from err
 
 
@@ -150,7 +150,7 @@ def _parse_settings(settings: Any, dims: int) -> tuple[Preparation, tuple[str, .
     normalise = settings["normalise"]
     preparation = Preparation(size, Preparation.normalise if normalise is None else normalise)
     if prod(size or ()) > MAX_SIZE:
-        raise ValueError(f"size must be at most {MAX_SIZE} pixels in all, got {contract.shown(size)}")
+        raise ValueError(f"size must be at most {MAX_SIZE} pixels in all, got {contract.short_repr(size)}")
     return preparation, tuple(np.dtype(str(name)).name for name in settings.get(DTYPES, ()))
 
 

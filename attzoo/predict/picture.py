@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import look
-from ..look import GREY, MARGIN
+from .. import plotting
+from ..plotting import GREY, MARGIN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,17 +51,17 @@ def draw(image: NDArray[Any], mask: NDArray[Any], title: str, spacing: Sequence[
     legend = GAP + LINE * ceil(len(classes) / columns)
     height = 2 * MARGIN + TOP + max(heights) + legend
     figure = Figure(figsize=(width, height), facecolor="white")
-    figure.text(MARGIN / width, 1 - MARGIN / height, look.literal(title), fontsize=12, weight="bold", va="top")
+    figure.text(MARGIN / width, 1 - MARGIN / height, plotting.escape_text(title), fontsize=12, weight="bold", va="top")
     for i, (panel, panel_height) in enumerate(zip(panels, heights, strict=True)):
         left, bottom = MARGIN + i * (PANEL + GAP), height - MARGIN - TOP - panel_height
         ax = figure.add_axes((left / width, bottom / height, PANEL / width, panel_height / height))
         ax.imshow(panel.pixels, aspect=panel.aspect, interpolation="nearest")   # shrinks an image beyond the ratios
         ax.set_title(panel.heading, loc="left", fontsize=8.5, color=GREY, pad=3)
-        look.bare(ax)
+        plotting.remove_ticks(ax)
     for i, k in enumerate(classes):
         left, bottom = MARGIN + i % columns * ENTRY, MARGIN + legend - GAP - LINE * (i // columns + 1)
         _draw_entry(figure, left, bottom, tuple(colors[k]) if k else "white", f"class {k}: {fractions[k]:.1%}")
-    return look.png(figure, dpi=150)
+    return plotting.png(figure, dpi=150)
 
 
 def palette(count: int) -> NDArray[Any]:
@@ -106,14 +106,15 @@ def _panels(
     space = mask.shape
     if len(space) == 2:
         aspect = spacing[0] / spacing[1]
-        tinted = look.tinted(image, mask, colors)
-        return [_Panel(look.sizes(space), look.visible(image), aspect), _Panel("classes", tinted, aspect)]
+        tinted = plotting.overlay_classes(image, mask, colors)
+        return [_Panel(plotting.size_text(space), plotting.to_rgb(image), aspect), _Panel("classes", tinted, aspect)]
     panels = []
     for axis, size in enumerate(space):
         cut = axis, size // 2
-        tinted = look.tinted(look.flat(image, cut), look.flat(mask[None], cut)[0], colors)
+        image_slice, mask_slice = plotting.take_slice(image, cut), plotting.take_slice(mask[None], cut)[0]
+        tinted = plotting.overlay_classes(image_slice, mask_slice, colors)
         row_spacing, column_spacing = (distance for i, distance in enumerate(spacing) if i != axis)
-        panels.append(_Panel(look.told(space, cut), tinted, row_spacing / column_spacing).to_landscape())
+        panels.append(_Panel(plotting.slice_text(space, cut), tinted, row_spacing / column_spacing).to_landscape())
     return panels
 
 

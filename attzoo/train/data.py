@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .. import contract
 from ..contract import Array
 from ..data import IGNORE, Labels, read_mask
-from ..look import sizes
+from ..plotting import size_text
 from .files import Pair
 from .pairs import check_scales, describe_pairs
 from .preparation import NORMALISATIONS as NORMALISATIONS
@@ -158,7 +158,7 @@ class Folder:
         size = self.shapes[0][1:]
         for (path, _), shape in zip(self.pairs, self.shapes, strict=True):
             if shape[1:] != size:
-                got = f"{self.pairs[0][0]} of {sizes(size)} and {path} of {sizes(shape[1:])}"
+                got = f"{self.pairs[0][0]} of {size_text(size)} and {path} of {size_text(shape[1:])}"
                 fix = f"set --size {','.join(map(str, size))}, say, to resize all, or --batch 1"
                 raise ValueError(f"expected images of one size to make batches of, got {got}: {fix}")
         return size

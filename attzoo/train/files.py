@@ -9,7 +9,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from ..data import ending, has_known_ending, unread
+from ..data import ending, has_known_ending, unsupported_format
 
 SPLIT: Final = ("images", "masks")
 CAMVID: Final = ("train_images", "train_labels", "valid_images", "valid_labels")
@@ -57,8 +57,8 @@ def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
     """Return each image of one subfolder with the mask of the same name in the other. Raises ValueError for others."""
     for subfolder in (folder / images, folder / masks):
         check_formats(subfolder)
-    image_paths = by_name(folder / images)
-    mask_paths = _match_unicode(image_paths, by_name(folder / masks))
+    image_paths = paths_by_name(folder / images)
+    mask_paths = _match_unicode(image_paths, paths_by_name(folder / masks))
     if unpaired := [path for name, path in image_paths.items() if name not in mask_paths]:
         got = _missing_text(unpaired, folder / masks)
         raise ValueError(f"expected a mask in {folder / masks} for every image, got {got}")
@@ -79,7 +79,8 @@ def _missing_text(unpaired: Sequence[Path], folder: Path) -> str:
 
 def check_formats(folder: Path) -> None:
     """Raise ValueError, with the path, if a folder has an image or volume in a format that cannot be read."""
-    problems = [(path, fix) for path in ignored_files(folder) if (fix := unread(path))] if folder.is_dir() else []
+    paths = ignored_files(folder) if folder.is_dir() else []
+    problems = [(path, fix) for path in paths if (fix := unsupported_format(path))]
     if problems:
         path, fix = problems[0]
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
@@ -100,7 +101,7 @@ def to_nfc(name: str) -> str:
     return normalize("NFC", name)
 
 
-def by_name(folder: Path) -> dict[str, Path]:
+def paths_by_name(folder: Path) -> dict[str, Path]:
     """Return the images, masks or volumes of a folder by name without ending, sorted.
 
     Hidden files and those of `ignored_files` are left out.

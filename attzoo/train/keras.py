@@ -49,7 +49,7 @@ class Trainer:
             self.network.optimizer.build(self.network.trainable_variables)
         self.confusion = np.zeros((classes, classes), np.int64)
 
-    def begin(self, rate: float, seed: int) -> None:
+    def begin_epoch(self, rate: float, seed: int) -> None:
         """Begin an epoch of training with a learning rate and a seed."""
         self.network.optimizer.learning_rate = rate
         for i, state in enumerate(_generator_states(self.network)):
@@ -63,7 +63,7 @@ class Trainer:
         """Count the predictions for a batch, without training."""
         self._run_step("test", images, masks)
 
-    def counts(self) -> NDArray[np.int64]:
+    def pop_confusion(self) -> NDArray[np.int64]:
         """Return the confusion matrix (K, K) over all devices since the last call: pixels by class and prediction."""
         confusion, self.confusion = self.confusion, np.zeros_like(self.confusion)
         return confusion

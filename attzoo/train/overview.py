@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..data import IGNORE
-from ..look import sizes
+from ..plotting import size_text
 from .data import Dataset, Folder
 from .files import ignored_files
 from .settings import Settings
@@ -23,7 +23,7 @@ def lines(settings: Settings, out: Path, training: Dataset, validation: Dataset,
     parameters = sum(weight.size for weight in trainer.network.spec.weights.values() if weight.trainable)
     network = f"{settings.variant or 'unet'} in {trainer.framework}, {parameters:,} parameters"
     if settings.size and settings.data:
-        parts.append(f"resized to {sizes(settings.size)}{_lost_classes(training, validation)}")
+        parts.append(f"resized to {size_text(settings.size)}{_lost_classes(training, validation)}")
     return [*parts, f"network: {network}", f"output: {out.resolve()}"]
 
 
@@ -32,9 +32,9 @@ def _images(training: Dataset, validation: Dataset) -> str:
     counts = f"{len(training)} images to train on, {len(validation)} to validate on"
     channels = f"{training.channels} channel{'s' * (training.channels > 1)}"
     if not isinstance(training, Folder) or not isinstance(validation, Folder):
-        return f"data: built-in phantoms, {counts}; {sizes(training.common_size())}, {channels}"
+        return f"data: built-in phantoms, {counts}; {size_text(training.common_size())}, {channels}"
     shapes = sorted({shape[1:] for shape in (*training.shapes, *validation.shapes)})
-    size = sizes(shapes[0]) + (f" to {sizes(shapes[-1])}, {len(shapes)} sizes" if len(shapes) > 1 else "")
+    size = size_text(shapes[0]) + (f" to {size_text(shapes[-1])}, {len(shapes)} sizes" if len(shapes) > 1 else "")
     return f"data: {counts}; {size}, {channels}, {' and '.join(sorted(training.dtypes | validation.dtypes))}"
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..data import Geometry, Source, check_same_grid, check_same_map, describe_image, describe_mask, transposes
-from ..look import sizes
+from ..plotting import size_text
 from .files import Pair
 from .preparation import Preparation
 
@@ -38,8 +38,8 @@ def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[Source], list[Geometry]]
             raise ValueError(f"expected images of the same number of channels, got {got}: save all as grey or as RGB")
         if mask_source.shape[1:] != shape[1:]:
             hint = _orientation_hint(source, mask_source) or _volume_hint(image, shape) or RESIZE
-            got = f"{sizes(mask_source.shape[1:])}{hint}"
-            raise ValueError(f"expected {mask} of its image's size, {sizes(shape[1:])}, got {got}")
+            got = f"{size_text(mask_source.shape[1:])}{hint}"
+            raise ValueError(f"expected {mask} of its image's size, {size_text(shape[1:])}, got {got}")
         _check_orientation(image, source, mask, mask_source)
         check_same_map(image, source, mask, mask_source)
         if geometry := check_same_grid(image, mask):

@@ -12,16 +12,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import look
+from .. import plotting
 from ..extras import missing
 from .preparation import without_tensorflow
 from .state import Row
 
-VALIDATION_COLOR, TRAINING_COLOR = look.COLORS.values()
+VALIDATION_COLOR, TRAINING_COLOR = plotting.COLORS.values()
 MAX_CURVES: Final = 8   # classes whose Dice is plotted
 
 
-def figures(confusion: NDArray[Any]) -> tuple[float, float, list[float | None]]:
+def metrics(confusion: NDArray[Any]) -> tuple[float, float, list[float | None]]:
     """Compute metrics from a confusion matrix.
 
     Args:
@@ -44,10 +44,10 @@ def row(
     epoch: int, rate: float, loss: float, training: NDArray[Any], validation: NDArray[Any], seconds: float
 ) -> Row:
     """Return the metrics of an epoch, counted from 1, from its confusion matrices (K, K)."""
-    accuracy, iou, dice = figures(validation)
-    metrics: Row = {"epoch": epoch, "rate": rate, "loss": loss, "train_accuracy": figures(training)[0]}
-    metrics |= {"validation_accuracy": accuracy, "mean_iou": iou} | {f"dice_{k}": d for k, d in enumerate(dice)}
-    return metrics | {"seconds": round(seconds, 3)}
+    accuracy, iou, dice = metrics(validation)
+    row: Row = {"epoch": epoch, "rate": rate, "loss": loss, "train_accuracy": metrics(training)[0]}
+    row |= {"validation_accuracy": accuracy, "mean_iou": iou} | {f"dice_{k}": d for k, d in enumerate(dice)}
+    return row | {"seconds": round(seconds, 3)}
 
 
 def as_csv(history: Sequence[Row]) -> bytes:
@@ -65,7 +65,7 @@ def curves(history: Sequence[Row], title: str) -> bytes:
 
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(11, 4), facecolor="white", layout="constrained")
-    figure.suptitle(look.literal(title), fontsize=11)
+    figure.suptitle(plotting.escape_text(title), fontsize=11)
     loss_axes, share_axes, dice_axes = figure.subplots(1, 3)
     style: dict[str, Any] = {"marker": "o" if len(epochs) < 30 else "", "markersize": 3, "linewidth": 1.5}
     losses = [row["loss"] for row in history]
@@ -75,14 +75,14 @@ def curves(history: Sequence[Row], title: str) -> bytes:
     for name, color, label in (
         ("train_accuracy", TRAINING_COLOR, "accuracy, training"),
         ("validation_accuracy", VALIDATION_COLOR, "accuracy, validation"),
-        ("mean_iou", look.GREY, "mean IoU, validation"),
+        ("mean_iou", plotting.GREY, "mean IoU, validation"),
     ):
         share_axes.plot(epochs, [row[name] for row in history], color=color, label=label, **style)
     share_axes.set_title("shares of pixels", fontsize=10)
     _plot_dice(dice_axes, epochs, history, style)
     for axes in (loss_axes, share_axes, dice_axes):
         _style_axes(axes, has_shares=axes is not loss_axes)
-    return look.png(figure)
+    return plotting.png(figure)
 
 
 def _plot_dice(axes: Any, epochs: Sequence[int], history: Sequence[Row], style: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from .batches import Batches, Loader, check_guard
 from .data import Dataset
 from .datasets import datasets
 from .progress import Report, progress
-from .settings import Settings, rate
+from .settings import Settings, learning_rate
 from .state import Row, State
 
 CHANNELS: Final = (16, 32, 64)   # default without `channels` and `variant`
@@ -80,7 +80,7 @@ def train(
     contract.triton_first()
     for name in ("torch", "rich", "matplotlib.figure"):   # a missing package must not stop the run after an epoch
         package(name)
-    with registry.naming_extra("training"):
+    with registry.name_missing_extra("training"):
         backend = import_module(f"{__package__}.{settings.backend}")
     with backend.process_group() as (rank, world_size), _locked_folder(out, is_first=rank == 0):
         run = _open_run(out, settings, resume, is_first=rank == 0)   # errors in settings before reading the data
@@ -142,18 +142,18 @@ def _run_epoch(
     report_progress: Report,
 ) -> Row:
     """Train for one epoch, counted from 0, then validate, and return the row of metrics."""
-    started, learning_rate, losses = perf_counter(), rate(settings, epoch), []
-    trainer.begin(learning_rate, int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0]))
+    started, rate, losses = perf_counter(), learning_rate(settings, epoch), []
+    trainer.begin_epoch(rate, int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0]))
     for images, masks in batches:
         losses.append(trainer.step(images, masks))
         if not isfinite(losses[-1]):
             raise Diverged(_divergence_message(f"a finite loss, got {losses[-1]} in step {len(losses)} of", epoch))
         report_progress(epoch, losses[-1], None)
-    training_counts = trainer.counts()
+    training_counts = trainer.pop_confusion()
     for images, masks in validation_batches:
         trainer.evaluate(images, masks)
     loss, seconds = fsum(losses) / len(losses), perf_counter() - started
-    row = report.row(epoch + 1, learning_rate, loss, training_counts, trainer.counts(), seconds)
+    row = report.row(epoch + 1, rate, loss, training_counts, trainer.pop_confusion(), seconds)
     report_progress(epoch, None, row)
     return row
 

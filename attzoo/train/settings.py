@@ -105,7 +105,7 @@ class Settings(contract.NamedArguments):
         dims = contract.choice("dims", self.dims, (2, 3))
         size = None if self.size is None else tuple(contract.integer("size", n) for n in self.size)
         if size is not None and len(size) != dims:
-            raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {contract.shown(size)}")
+            raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {contract.short_repr(size)}")
         self._check_numbers()
         labels = None if self.labels is None else Labels(self.labels).values
         if labels and self.classes not in (None, len(labels)):
@@ -136,7 +136,7 @@ class Settings(contract.NamedArguments):
         }
         for name, (default, has_effect, when, decisive) in dependent.items():
             if not has_effect and getattr(self, name) is not None:
-                got = " and ".join(f"{key}={contract.shown(getattr(self, key))}" for key in (name, decisive))
+                got = " and ".join(f"{key}={contract.short_repr(getattr(self, key))}" for key in (name, decisive))
                 raise ValueError(f"{name} has an effect only {when}, got {got}: change or leave out one of them")
             if has_effect and getattr(self, name) is None:
                 contract.set_fields(self, **{name: default})
@@ -182,10 +182,10 @@ class Settings(contract.NamedArguments):
 def _network_arguments(network: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the U-Net as JSON values. Raises TypeError or ValueError if JSON cannot hold them."""
     if not isinstance(network, Mapping):
-        raise TypeError(f"network must be arguments of the U-Net, got {contract.shown(network)}")
+        raise TypeError(f"network must be arguments of the U-Net, got {contract.short_repr(network)}")
     for name, setting in SETTING_OF.items():
         if name in network:
-            raise ValueError(f"network must leave {name} to {setting}=..., got {contract.shown(network[name])}")
+            raise ValueError(f"network must leave {name} to {setting}=..., got {contract.short_repr(network[name])}")
     try:
         arguments: dict[str, Any] = json.loads(json.dumps(dict(network), allow_nan=False))
         return arguments
@@ -229,7 +229,7 @@ RECIPES: Final = {
 }
 
 
-def rate(settings: Settings, epoch: int) -> float:
+def learning_rate(settings: Settings, epoch: int) -> float:
     """Return the learning rate of an epoch, counted from 0.
 
     The schedules are StepLR(every, factor) and CosineAnnealingLR(epochs) of torch.optim.lr_scheduler.

@@ -12,7 +12,7 @@ from typing import Any, Final
 from safetensors import SafetensorError, safe_open
 
 from ..archive import KEY, pack, verify
-from ..contract import Array, brief, shown
+from ..contract import Array, short_repr, shorten
 from ..files import PREFIX, open_regular, write
 from .best import Best
 from .settings import Settings
@@ -77,7 +77,7 @@ def load(folder: Path, arrays: bool = True) -> State:
         return State(settings, rows, saved_arrays, dict(metadata["basis"]), dict(metadata["contents"]), best)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, SafetensorError) as err:
         fix = "put back a copy of it, or train anew into another --out"
-        raise ValueError(f"{path} is not the state of a run: {brief(str(err))}; {fix}") from err
+        raise ValueError(f"{path} is not the state of a run: {shorten(str(err))}; {fix}") from err
 
 
 def _format_text(metadata: Any) -> str:
@@ -139,14 +139,14 @@ def load_settings(folder: Path) -> Settings:
         with open_regular(path) as file:
             values = json.loads(file.read())
         if not isinstance(values, dict):
-            raise TypeError(f"expected names and values, got {shown(values)}")
+            raise TypeError(f"expected names and values, got {short_repr(values)}")
         values.pop(DTYPES, None)
         if missing := [f.name for f in fields(Settings) if f.name not in values]:   # the file of another program
             raise ValueError(f"expected {', '.join(missing)} too, got {', '.join(values) or 'nothing'}")
         return Settings(**values)
     except (ValueError, TypeError, RecursionError) as err:
         fix = "choose another folder"
-        raise ValueError(f"{path} does not hold the settings of a run: {brief(str(err))}; {fix}") from err
+        raise ValueError(f"{path} does not hold the settings of a run: {shorten(str(err))}; {fix}") from err
 
 
 def settings_to_resume(folder: Path, given: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> Settings:
@@ -165,11 +165,12 @@ def settings_to_resume(folder: Path, given: Mapping[str, Any], network: Mapping[
     if settings.data is not None and given.get("data") is not None:
         settings = replace(settings, data=given["data"])
     config = settings.config()
-    lines = [f"{name} {shown(config[name])}, got {shown(v)}" for name, v in given.items() if v != config[name]]
+    changed = {name: value for name, value in given.items() if value != config[name]}
+    lines = [f"{name} {short_repr(config[name])}, got {short_repr(value)}" for name, value in changed.items()]
     for name, value in (network or {}).items():
         if name not in settings.network or settings.network[name] != value:
-            expected = shown(settings.network[name]) if name in settings.network else "at its default"
-            lines.append(f"{name} {expected}, got {shown(value)}")
+            expected = short_repr(settings.network[name]) if name in settings.network else "at its default"
+            lines.append(f"{name} {expected}, got {short_repr(value)}")
     if lines:
         fix = "leave these out, or train anew into another --out"
         raise ValueError(f"expected the settings of the run in {folder}: {'; '.join(lines)}: {fix}")

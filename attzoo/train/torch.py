@@ -74,7 +74,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
         self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)
 
-    def begin(self, rate: float, seed: int) -> None:
+    def begin_epoch(self, rate: float, seed: int) -> None:
         """Begin an epoch of training with a learning rate and a seed."""
         torch.manual_seed(seed + self.rank)
         for group in self.optimizer.param_groups:
@@ -108,7 +108,7 @@ class Trainer:
         x, y = self._tensors(images, masks)
         self._count(self._logits(self.network, x), y)
 
-    def counts(self) -> NDArray[np.int64]:
+    def pop_confusion(self) -> NDArray[np.int64]:
         """Return the confusion matrix (K, K) over all devices since the last call: pixels by class and prediction."""
         if self.world_size > 1:
             dist.all_reduce(self.confusion)

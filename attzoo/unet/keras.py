@@ -172,7 +172,7 @@ def _block(make: Make, net: spec.UNet, path: str, block: Spec, *inputs: Any) -> 
     for name, own in block.weights.items():
         weight = net.weights[f"{path}.{name}"]
         if weight != own:
-            ops.restart(ops.find(layer, name), weight)
+            ops.reinitialize(ops.find(layer, name), weight)
     return y
 
 

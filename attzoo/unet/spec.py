@@ -12,7 +12,7 @@ from typing import Any, Final, TypedDict
 import numpy as np
 
 from .. import contract, registry
-from ..contract import Array, Shape, Spec, Weight, part
+from ..contract import Array, Shape, Spec, Weight, without_prefix
 from ..ops import numpy as ops
 from . import plan
 from .plan import Level, Unit
@@ -289,13 +289,13 @@ class UNet(contract.NamedArguments):
         def inner(path: str, block: Any, *inputs: Array) -> Array:
             if block is None:
                 return inputs[0]
-            inputs, w = inputs[: len(block.inputs)], part(path, weights)
+            inputs, w = inputs[: len(block.inputs)], without_prefix(path, weights)
             seen[path] = block.attention(*inputs, weights={k: v.copy() for k, v in w.items()}, training=training)
             return np.asarray(block(*inputs, weights=w, training=training))
 
         def units(path: str, x: Array, units: Sequence[Unit]) -> Array:
             for unit in units:
-                x = _unit(unit, x, part(path, weights), training)
+                x = _unit(unit, x, without_prefix(path, weights), training)
             return x
 
         skips = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ... import contract
-from ...contract import Array, Example, Weight, part, prefixed
+from ...contract import Array, Example, Weight, prefixed, without_prefix
 from .. import bottleneck
 from ..bottleneck import Bottleneck
 from ..channel_attention.spec import ChannelAttention
@@ -61,11 +61,11 @@ class CBAM(Bottleneck):
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, C, *S)."""
         self.check_inputs(x.shape)
-        channel = self.channel.attention(x, weights=part("channel", weights))    # (N, C, 1..)
-        spatial = self.spatial.attention(x * channel, weights=part("spatial", weights), training=training)
+        channel = self.channel.attention(x, weights=without_prefix("channel", weights))    # (N, C, 1..)
+        spatial = self.spatial.attention(x * channel, weights=without_prefix("spatial", weights), training=training)
         return channel * spatial
 
     def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, C, *S)."""
-        x = self.channel(x, weights=part("channel", weights))
-        return self.spatial(x, weights=part("spatial", weights), training=training)
+        x = self.channel(x, weights=without_prefix("channel", weights))
+        return self.spatial(x, weights=without_prefix("spatial", weights), training=training)

@@ -25,13 +25,13 @@ def parts(x: Tensor, shortcut: Tensor | None, *rest: Any) -> tuple[Layers, Filte
 def outputs(x: Tensor, *rest: Any) -> Sequence[Any]:
     """Allocate y and the saved tensors."""
     layers, conv = parts(x, *rest)
-    return torch.empty_like(x), perceptron.saved(x, len(layers.w1), top=True), *spatial.kept(x, conv)
+    return torch.empty_like(x), perceptron.saved(x, len(layers.w1), top=True), *spatial.allocate_saved(x, conv)
 
 
 def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     """Compute s, then t from x * s without storing it, then x * s * t."""
     x, (layers, conv) = args[0], parts(*args)
-    y, saved, spatial_saved = to[0], to[1], spatial.Kept(*to[2:])
+    y, saved, spatial_saved = to[0], to[1], spatial.Saved(*to[2:])
     perceptron.forward(x, layers, True, saved)
     passes.pool_channels(x, saved, spatial_saved.maps)
     norm = spatial.forward(x.shape[2:], conv, spatial_saved)
@@ -43,7 +43,7 @@ def backward(
 ) -> None:
     """Compute the gradients of t, of s and of x in three passes over x and dy."""
     x, (layers, conv) = args[0], parts(*args)
-    saved, spatial_saved = kept[0], spatial.Kept(*kept[1:])
+    saved, spatial_saved = kept[0], spatial.Saved(*kept[1:])
     dx, _, *learned = gradients
     dy = passes.grad_of_product(dy, x, y, gradients)
     dmaps = spatial.backward(x, dy, saved, conv, spatial_saved, learned[4:])
@@ -70,5 +70,5 @@ def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Te
     *tensors, eps, training = conv = spatial.filter_of(block.spatial)
     options = gate, eps, training, act == "relu"
     y, *kept = KERNELS(block, as_dense(x), shortcut, *layers, *tensors, *options, act=act)
-    spatial.update_running_stats(block.spatial, conv, spatial.Kept(*kept[1:]))
+    spatial.update_running_stats(block.spatial, conv, spatial.Saved(*kept[1:]))
     return y

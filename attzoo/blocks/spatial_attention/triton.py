@@ -15,14 +15,14 @@ from ...fast.autograd import Fused, as_dense
 from ...fast.cases import KernelCase
 from ...fast.triton import passes, spatial
 from ...fast.triton.passes import Map
-from ...fast.triton.spatial import Filter, Kept
+from ...fast.triton.spatial import Filter, Saved
 
 ARGUMENTS = f"Tensor x, Tensor? shortcut, Tensor weight, {spatial.NORM}, bool relu"
 
 
 def outputs(x: Tensor, _shortcut: Tensor | None, *arguments: Any) -> Sequence[Any]:
     """Allocate y and the saved tensors."""
-    return torch.empty_like(x), *spatial.kept(x, Filter(*arguments[:-1]))
+    return torch.empty_like(x), *spatial.allocate_saved(x, Filter(*arguments[:-1]))
 
 
 def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
@@ -30,7 +30,7 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
     x, shortcut, *conv, relu = args
     y, *kept = to
     passes.pool_channels(x, None, kept[0])
-    norm = spatial.forward(x.shape[2:], Filter(*conv), Kept(*kept))
+    norm = spatial.forward(x.shape[2:], Filter(*conv), Saved(*kept))
     passes.scale(x, None, kept[1], y, shortcut, relu, norm)
 
 
@@ -40,7 +40,7 @@ def backward(
     """Compute the gradient of t, the sum of dy * x, then that of the maps, and add the latter to dy * t."""
     x, _, *conv, _ = args
     dx, _, *learned = gradients
-    dy, saved = passes.grad_of_product(dy, x, y, gradients), Kept(*kept)
+    dy, saved = passes.grad_of_product(dy, x, y, gradients), Saved(*kept)
     dmaps = spatial.backward(x, dy, None, Filter(*conv), saved, learned)
     passes.to_input(x, dy, dx, None, None, of_map=Map(saved.t, saved.maps, dmaps))
 
@@ -61,5 +61,5 @@ def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Te
     """Return the block's output for x (N, C, *S), with an optional shortcut and activation."""
     conv = spatial.filter_of(block)
     y, *kept = KERNELS(block, as_dense(x), shortcut, *conv, act == "relu", act=act)
-    spatial.update_running_stats(block, conv, Kept(*kept))
+    spatial.update_running_stats(block, conv, Saved(*kept))
     return y

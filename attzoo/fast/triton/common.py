@@ -21,12 +21,12 @@ from .. import tape
 from ..autograd import ALIGNED
 from ..choice import THREAD_STATE
 
-KEPT = torch.float32                # dtype of saved tensors
+SAVED_DTYPE = torch.float32                # dtype of saved tensors
 REAL = tl.constexpr(tl.float32)     # dtype of sums; tests of the formulas set both to float64
 INFINITY = tl.constexpr(float("inf"))
 COMPILED: dict[Any, Any] = {}       # by arguments of a launch: the compiled kernel, and constants that it takes
 ROWS = 16         # samples per matrix product, the minimum of tl.dot
-MOST = 4096       # launches that are cached
+MAX_COMPILED = 4096       # launches that are cached
 COUNTERS: dict[Any, Tensor] = {}   # by device and stream
 FEWEST_COUNTERS = 1024
 PROGRAMS = 528    # that fill a GPU: 4 for each of 132 multiprocessors; constant, so that the order of sums is
@@ -53,7 +53,7 @@ def nth(start, k: tl.constexpr, rows, columns):
 
 
 @triton.jit
-def places(i, S, BS: tl.constexpr):
+def sample_and_positions(i, S, BS: tl.constexpr):
     """Return the sample and the positions of program i, which processes BS positions of a sample."""
     blocks = tl.cdiv(S, BS)
     return i // blocks, i % blocks * BS + tl.arange(0, BS)
@@ -151,7 +151,7 @@ def parts_and_steps(count: int, programs: int) -> tuple[int, int]:
 
 def empty_float32(x: Tensor, *shape: int) -> Tensor:
     """Allocate a float32 tensor of this shape on the device of x."""
-    return tape.allocated(partial(_empty, shape, KEPT), x)
+    return tape.allocated(partial(_empty, shape, SAVED_DTYPE), x)
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, x: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ def _launch(kernel: Any, programs: int, args: Sequence[Any], options: dict[str, 
     made = start(*args)
     if made is None:   # the interpreter compiles nothing
         return start, ()
-    if len(COMPILED) >= MOST:
+    if len(COMPILED) >= MAX_COMPILED:
         COMPILED.clear()
     constants = [options[name] for name in kernel.arg_names[len(args) :]]
     COMPILED[key] = known = made[(programs, 1, 1)], constants

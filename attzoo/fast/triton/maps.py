@@ -13,7 +13,17 @@ import triton.language as tl
 from torch import Tensor
 
 from .channel_norm import Norm, add_moments
-from .common import REAL, cdiv, counters, empty_float32, is_last, launch, next_power_of_2, parts_and_steps, places
+from .common import (
+    REAL,
+    cdiv,
+    counters,
+    empty_float32,
+    is_last,
+    launch,
+    next_power_of_2,
+    parts_and_steps,
+    sample_and_positions,
+)
 
 PLACES = 128    # positions that a program processes
 TAPS = 16       # taps of the kernel that a program of `weight_kernel` processes
@@ -43,7 +53,7 @@ def conv_kernel(
 ):   # fmt: skip
     """One program: BS positions of a sample. It writes t too, unless a norm uses statistics of the batch."""
     S = D * H * W
-    n, p = places(tl.program_id(0), S, BS)
+    n, p = sample_and_positions(tl.program_id(0), S, BS)
     n = n.to(tl.int64)
     sums = tl.zeros([BS], REAL)
     for j in range(KD * KH * KW):   # not unrolled, because that would spill
@@ -105,7 +115,7 @@ def maps_kernel(
 ):   # fmt: skip
     """One program: BS positions of a sample."""
     S = D * H * W
-    n, p = places(tl.program_id(0), S, BS)
+    n, p = sample_and_positions(tl.program_id(0), S, BS)
     n = n.to(tl.int64)
     mean = tl.zeros([BS], REAL)
     maximum = tl.zeros([BS], REAL)

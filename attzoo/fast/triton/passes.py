@@ -31,8 +31,8 @@ from .common import (
     match_layout,
     nth,
     parts_and_steps,
-    places,
     relu,
+    sample_and_positions,
     sizes,
     tile_indices,
 )
@@ -106,7 +106,7 @@ def portions(name: str, x: Tensor) -> Portions:
 @triton.jit
 def map_kernel(x, s, maps, C, S, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr):
     """One program: BS positions of a sample over all channels."""
-    n, p = places(tl.program_id(0), S, BS)
+    n, p = sample_and_positions(tl.program_id(0), S, BS)
     sums = tl.zeros([BC, BS], REAL)
     maxima = tl.full([BC, BS], -INFINITY, REAL)
     for start in range(0, C, BC):
@@ -230,7 +230,7 @@ def position_gradients_kernel(
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """One program: BS positions of a sample over all channels."""
-    n, p = places(tl.program_id(0), S, BS)
+    n, p = sample_and_positions(tl.program_id(0), S, BS)
     position = n.to(tl.int64) * S + p
     top = tl.load(maps + position + (n + 1).to(tl.int64) * S, p < S, 0.0)
     sums = tl.zeros([BC, BS], REAL)

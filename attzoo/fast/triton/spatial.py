@@ -34,7 +34,7 @@ class Filter(NamedTuple):
     training: bool
 
 
-class Kept(NamedTuple):
+class Saved(NamedTuple):
     """Tensors saved for the backward pass: maps (N, 2, S) and t (N, S).
 
     With a batch norm, also the convolution's output q (N, S) and its statistics, see channel_norm.Norm; else these have
@@ -57,22 +57,22 @@ def filter_of(block: Any) -> Filter:
     return Filter(block.conv.weight, norm.weight, norm.bias, mean, var, norm.eps, training)
 
 
-def kept(x: Tensor, conv: Filter) -> Kept:
+def allocate_saved(x: Tensor, conv: Filter) -> Saved:
     """Allocate the tensors to save for x (N, C, *S)."""
     N, S = x.shape[0], prod(x.shape[2:])   # len(x) would make N a constant of a graph
     samples = 0 if conv.scale is None else N   # torch 2.11 cannot multiply a symbolic size by a bool
     statistics = empty_float32(x, 0 if conv.scale is None else 3)
-    return Kept(empty_float32(x, N, 2, S), empty_float32(x, N, S), empty_float32(x, samples, S), statistics)
+    return Saved(empty_float32(x, N, 2, S), empty_float32(x, N, S), empty_float32(x, samples, S), statistics)
 
 
-def norm_of(conv: Filter, saved: Kept) -> channel_norm.Norm | None:
+def norm_of(conv: Filter, saved: Saved) -> channel_norm.Norm | None:
     """Return the norm, if there is one."""
     if conv.scale is None or conv.shift is None:
         return None
     return channel_norm.Norm(conv.scale, conv.shift, conv.mean, conv.var, conv.eps, saved.q, saved.statistics)
 
 
-def forward(size: Sequence[int], conv: Filter, saved: Kept) -> channel_norm.Norm | None:
+def forward(size: Sequence[int], conv: Filter, saved: Saved) -> channel_norm.Norm | None:
     """Compute the saved tensors from `saved.maps`.
 
     Return the norm if it uses statistics of the batch: then t is not written, but computed when the norm is applied.
@@ -85,7 +85,7 @@ def forward(size: Sequence[int], conv: Filter, saved: Kept) -> channel_norm.Norm
 
 
 def backward(
-    x: Tensor, dy: Tensor, s: Tensor | None, conv: Filter, saved: Kept, gradients: Sequence[Any]
+    x: Tensor, dy: Tensor, s: Tensor | None, conv: Filter, saved: Saved, gradients: Sequence[Any]
 ) -> Tensor:
     """Return the gradients of averages, per channel, and of maxima, per tie: (N, 2, S).
 
@@ -99,7 +99,7 @@ def backward(
     return map_kernels.backward(dq, ties, saved.maps, conv.weight, x.shape[2:], x.shape[1], dweight)
 
 
-def update_running_stats(block: Any, conv: Filter, saved: Kept) -> None:
+def update_running_stats(block: Any, conv: Filter, saved: Saved) -> None:
     """Update the running statistics of the batch norm in training."""
     if conv.scale is not None and conv.training:
         common.update_running_stats(block.norm, saved.statistics[:1], saved.statistics[2:], saved.q.numel())

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ....fast.triton import channel_norm
 from ....fast.triton.channel_norm import add_gradient_sums
-from ....fast.triton.common import PROGRAMS, REAL, at, cdiv, empty_float32, launch, places, sizes
+from ....fast.triton.common import PROGRAMS, REAL, at, cdiv, empty_float32, launch, sample_and_positions, sizes
 from .forward import add_product, add_projection, channels_at_once, load_tile, load_weight, precision, relu_mask
 from .projections import load_vector
 from .resize import Grids, first_target, source_weight, target_counts
@@ -111,7 +111,7 @@ def product_kernel(
     LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
     """One program: dz at BS positions of a sample, over all channels."""
-    n, s = places(tl.program_id(0), S, BS)
+    n, s = sample_and_positions(tl.program_id(0), S, BS)
     sums = tl.zeros([BC, BS], REAL)
     for start in range(0, C, BC):
         c = start + tl.arange(0, BC)

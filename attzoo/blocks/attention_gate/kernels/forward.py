@@ -29,8 +29,8 @@ from ....fast.triton.common import (
     launch,
     multiply_add,
     next_power_of_2,
-    places,
     relu,
+    sample_and_positions,
     sizes,
 )
 from .projections import load_vector
@@ -39,7 +39,7 @@ from .tiles import FORWARD, Tile, exact_tile
 
 UPCAST = tl.constexpr(INTERPRETED)   # the interpreter stores bfloat16 as integers, which its dot would multiply
 WORD = 32   # sign bits per word
-ROOMY = (9, 10)   # major compute capabilities whose tensor cores read operands from shared memory
+SHARED_MEMORY_OPERANDS = (9, 10)   # major compute capabilities whose tensor cores read operands from shared memory
 
 
 class Outputs(NamedTuple):
@@ -109,7 +109,7 @@ def project_kernel(
 ):   # fmt: skip
     """One program: BF inner channels at BS positions of a sample."""
     blocks = tl.cdiv(F, BF)
-    n, s = places(tl.program_id(0) // blocks, Q, BS)
+    n, s = sample_and_positions(tl.program_id(0) // blocks, Q, BS)
     f = tl.program_id(0) % blocks * BF + tl.arange(0, BF)
     sums = tl.zeros([BF, BS], REAL)
     sums = add_projection(g, u, load_vector(folded + F, f, F), n, f, s, F, G, Q, sums, LAST, PRECISION, BC)
@@ -127,7 +127,7 @@ def gate_kernel(
 
     WHOLE: whether a tile holds all channels of x, so that x is loaded once. If u is None, g is U g on the coarse grid.
     """
-    n, s = places(tl.program_id(0), S, BS)
+    n, s = sample_and_positions(tl.program_id(0), S, BS)
     offset = n.to(tl.int64) * S + s
     if WHOLE:
         c = tl.arange(0, BC)
@@ -180,17 +180,17 @@ def store_product(v, a, y, n, c, s, C, S, LAST: tl.constexpr):
 # ---- launching -------------------------------------------------------------------------------------------------------
 
 
-def most(x: Tensor) -> int:
+def max_channels(x: Tensor) -> int:
     """Return how many channels of one kind a program processes at a time.
 
     More spill on GPUs whose tensor cores read operands from registers.
     """
-    return 64 if x.is_cuda and capability(x.device)[0] not in ROOMY else 128
+    return 64 if x.is_cuda and capability(x.device)[0] not in SHARED_MEMORY_OPERANDS else 128
 
 
 def channels_at_once(x: Tensor, channels: int) -> int:
     """Return the block size for this number of channels: a power of 2 from 16 to `most(x)`."""
-    return max(16, min(next_power_of_2(channels), most(x)))
+    return max(16, min(next_power_of_2(channels), max_channels(x)))
 
 
 def precision(x: Tensor) -> str:

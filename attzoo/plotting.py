@@ -28,7 +28,7 @@ NEUTRAL: Final = 0.5        # sigmoid(0), the base of bars
 OPAQUE: Final = 0.55        # opacity of the colours of classes over an image
 
 
-def middle(space: Sequence[int]) -> Cut:
+def middle_slice(space: Sequence[int]) -> Cut:
     """Return the middle slice along the shortest axis of a volume, or None for an image or signal."""
     if len(space) < 3:
         return None
@@ -36,7 +36,7 @@ def middle(space: Sequence[int]) -> Cut:
     return axis, space[axis] // 2
 
 
-def flat(x: Array, cut: Cut, space: Sequence[int] = ()) -> Array:
+def take_slice(x: Array, cut: Cut, space: Sequence[int] = ()) -> Array:
     """Return an array (C, *S) as an image (C, H, W).
 
     Args:
@@ -52,7 +52,7 @@ def flat(x: Array, cut: Cut, space: Sequence[int] = ()) -> Array:
     return np.asarray(x.take((2 * index + 1) * size // (2 * (space[axis] if space else size)), axis=1 + axis))
 
 
-def visible(x: Array) -> Array:
+def to_rgb(x: Array) -> Array:
     """Return an image (C, H, W) as RGB (H, W, 3) in [0, 1], with 0.5 % clipped at each end; grey unless C is 3."""
     color = x if len(x) == 3 else np.repeat(x.mean(axis=0, keepdims=True, dtype=np.float64), 3, axis=0)
     finite = color[np.isfinite(color)]
@@ -61,44 +61,44 @@ def visible(x: Array) -> Array:
     return np.moveaxis(np.clip(np.nan_to_num(scaled), 0, 1), 0, -1)
 
 
-def tinted(image: Array, mask: NDArray[Any], colors: NDArray[Any]) -> Array:
+def overlay_classes(image: Array, mask: NDArray[Any], colors: NDArray[Any]) -> Array:
     """Return a grey RGB image (H, W, 3) of (C, H, W), with `colors` (K, 3) over the classes (H, W) other than 0."""
-    grey = visible(image.mean(axis=0, keepdims=True))
+    grey = to_rgb(image.mean(axis=0, keepdims=True))
     return np.where(mask[..., None] > 0, (1 - OPAQUE) * grey + OPAQUE * colors[mask], grey)
 
 
-def sizes(space: Sequence[int]) -> str:
+def size_text(space: Sequence[int]) -> str:
     """Return a size as text, such as "64 x 48"."""
     return " x ".join(map(str, space))
 
 
-def told(space: Sequence[int], cut: Cut) -> str:
+def slice_text(space: Sequence[int], cut: Cut) -> str:
     """Return the description of a slice, "" for None."""
     return f"slice {cut[1] + 1} of {space[cut[0]]} along axis {cut[0] + 1}" if cut else ""
 
 
-def literal(name: str) -> str:
+def escape_text(name: str) -> str:
     r"""Return a file name as text for matplotlib, with $ escaped and undecodable bytes replaced.
 
-    >>> print(literal("a$b$.png"))
+    >>> print(escape_text("a$b$.png"))
     a\$b\$.png
     """
     return os.fsencode(name).decode("utf-8", "replace").replace("$", r"\$")
 
 
-def numbers(*values: float) -> list[str]:
+def tick_labels(*values: float) -> list[str]:
     """Return tick labels for values, with two to four decimals so that the smallest and largest differ."""
     spread = max(values) - min(values)
     return [f"{value:.{min(max(2, 1 - floor(log10(spread))), 4) if spread else 2}f}" for value in values]
 
 
-def bare(ax: Axes, color: str | None = None) -> None:
+def remove_ticks(ax: Axes, color: str | None = None) -> None:
     """Remove the ticks of an image, and its frame unless `color` is given for it."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(visible=color is not None, color=color)
 
 
-def small(ax: Axes) -> None:
+def style_ticks(ax: Axes) -> None:
     """Make ticks and their labels small and grey."""
     ax.tick_params(labelsize=8.5, length=2, color=GREY, labelcolor=GREY)
 
