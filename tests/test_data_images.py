@@ -14,7 +14,7 @@ import tifffile
 from pairs import AFFINE, BYTES, RANDOM, VOLUME, WORDS, coordinates, write_array
 from PIL import Image
 
-from attzoo.data import Labels, read_image, read_mask, read_shape
+from attzoo.data import Labels, describe_image, read_image, read_mask, read_shape
 from attzoo.train.data import Preparation
 
 
@@ -110,8 +110,8 @@ def test_pictures_are_turned_upright(tmp_path, kind, orientation):
 ADAM7 = (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)
 
 
-def png(array, bits=8, kind=0, before=b"", *, interlaced=False, cut=0):
-    """A PNG of colour type `kind` with so many bits a sample, and chunks that come before the data.
+def png(array, bits=8, kind=0, before=b"", after=b"", *, interlaced=False, cut=0):
+    """A PNG of colour type `kind` with so many bits a sample, and chunks that come before and after the data.
 
     cut: bytes of the data that are left out at the end, before these are compressed.
     """
@@ -123,12 +123,35 @@ def png(array, bits=8, kind=0, before=b"", *, interlaced=False, cut=0):
             rows += b"\0" + np.packbits(packed).tobytes()
     head = struct.pack(">IIBBBBB", *array.shape[1::-1], bits, kind, 0, 0, interlaced)
     data = zlib.compress(rows[: len(rows) - cut])
-    parts = chunk(b"IHDR", head) + before + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    parts = chunk(b"IHDR", head) + before + chunk(b"IDAT", data) + after + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
 def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+EXIF = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"   # orientation 6
+RAW_EXIF = f"\nexif\n{len(EXIF) + 6:8}\n{(b'Exif' + bytes(2) + EXIF).hex()}\n".encode()
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+ORIENTATIONS = {
+    "EXIF": chunk(b"eXIf", EXIF),
+    "EXIF as text": chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(RAW_EXIF)),
+    "XMP": chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+}
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_the_orientation_of_a_png_is_read_before_and_after_its_samples(name, place, tmp_path):
+    array = BYTES[..., 0]
+    (tmp_path / "a.png").write_bytes(png(array, **{place: chunk(b"tEXt", b"date\0now") + ORIENTATIONS[name]}))
+    source = describe_image(tmp_path / "a.png")
+    assert (source.orientation, source.shape) == (6, (1, 5, 6))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(array, -1)[None])
 
 
 def below(limit, *shape, dtype=np.uint16):
@@ -302,6 +325,37 @@ def test_an_image_with_pixels_that_its_file_declares_as_no_data_is_refused(array
             assert read_image(tmp_path / "a.tif").shape == (1, *array.shape)
 
 
+def test_no_data_of_a_palette_is_an_index(tmp_path):
+    """GDAL_NODATA was compared with colours: pixels without data were accepted, and measured black was refused."""
+    colors = np.full((3, 256), 40 * 257, np.uint16)
+    colors[:, 7] = 0
+    for value, is_refused in ((0, False), (7, True), (40, False)):
+        options = {"photometric": "palette", "colormap": colors, "extratags": [(42113, "s", 0, str(value), False)]}
+        tifffile.imwrite(tmp_path / "a.tif", np.full((4, 4), 7, np.uint8), **options)
+        if is_refused:
+            with pytest.raises(ValueError, match=r"a.tif: expected measured pixels, got 16 of 7, which the f"):
+                read_image(tmp_path / "a.tif")
+        else:
+            np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), np.zeros((3, 4, 4)))
+
+
+@pytest.mark.parametrize("left_out", [0, 3])
+def test_pixels_that_a_transparency_mask_leaves_out_are_refused(left_out, tmp_path):
+    """GDAL writes such masks with GDAL_TIFF_INTERNAL_MASK. The samples of masked pixels have any value, often 0."""
+    is_there = np.ones((6, 5), bool)
+    is_there.flat[:left_out] = False
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(BYTES[..., 0], photometric="minisblack", metadata=None)
+        writer.write(is_there, photometric="mask", subfiletype=4, compression="zlib", metadata=None)
+    for read in (read_image, read_mask, lambda path: read_mask(path, Labels((0, 255)))):
+        if left_out:
+            with pytest.raises(ValueError, match=r"a.tif: expected a value in every pixel, got 3 that .* transpar"):
+                read(tmp_path / "a.tif")
+    if not left_out:
+        np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[0], BYTES[..., 0])
+        np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), BYTES[..., 0])
+
+
 def unwritten(path, options, at):
     """A TIFF whose strips or tiles from a number on have no offset and no bytes, as a writer that ended leaves it."""
     tifffile.imwrite(path, below(4, 64, 64, dtype=np.uint8) + 1, metadata=None, **options)
@@ -458,6 +512,14 @@ def tiff(array, **options):
     return data.getvalue()
 
 
+def nifti_of_size(*size):
+    """A NIfTI file whose header declares a size, without as many voxels."""
+    header = nibabel.Nifti1Header()
+    header.set_data_shape(size)
+    header["vox_offset"] = 352
+    return header.binaryblock + bytes(100)
+
+
 NOISE = RANDOM.integers(0, 256, (64, 64), dtype=np.uint8)
 BROKEN = {
     "empty.png": b"",
@@ -471,7 +533,8 @@ BROKEN = {
     "cut.png": encoded(NOISE, "PNG")[:2000],
     "cut.jpg": encoded(NOISE, "JPEG")[:2000],
     "head.png": encoded(NOISE, "PNG")[:20],
-    "bomb.png": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 0, 0, 0, 0)),
+    "bomb.png": b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 0, 0, 0, 0)) + chunk(b"IDAT", b""),
     "cut.tif": encoded(NOISE, "TIFF")[:2000],
     "lab.tif": tiff(BYTES[..., :3], photometric="cielab"),
     "complex.tif": tiff(BYTES[..., 0] * 1j),
@@ -489,6 +552,7 @@ BROKEN = {
     "cut.npy": encoded(BYTES, "npy")[:-1],
     "nan.npy": encoded(np.array([[0, np.nan]]), "npy"),
     "text.nii": b"hello" * 100,
+    "huge.nii": nifti_of_size(32767, 32767, 32767, 32767),
     "cut.nii.gz": encoded(NOISE[..., None].astype(np.float32), "nii.gz")[:-200],
     "infinite.nii.gz": encoded(np.full((2, 2, 2), np.inf, np.float32), "nii.gz"),
 }
@@ -515,6 +579,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     ("stack.tif", "expected one picture, got 6; save a volume as .npy or .nii.gz"),
     ("imagej.tif", "expected one picture, got 6"),
     ("lab.tif", "expected grey, RGB, CMYK or a palette, got photometric interpretation CIELAB"),
+    ("bomb.png", "expected at most 178956970 pixels, got more: save it as TIFF, which has no limit"),
+    ("huge.nii", "too little memory for its samples; if the size in its header is wrong, copy it again"),
     ("complex.tif", "expected real samples.*; save 8, 16 or 32 bits"),
     *((name, f"{name}: the file may be damaged, or have the wrong ending: .*; copy it again")
       for name in ("head.jp2", "jpegls.jpg")),

@@ -1,5 +1,6 @@
 """Masks are the class indices that a file stores, or are refused with the values found and the option that mends it."""
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -71,6 +72,14 @@ def test_equal_channels_are_one_and_opacity_is_left_aside(mode, tmp_path):
     array = np.stack(parts, axis=-1)
     for name in ("m.png", "m.tif"):
         np.testing.assert_array_equal(read_mask(picture(array, name, tmp_path)), CLASSES)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_opacity_of_16_bits_is_left_aside(channels, tmp_path):
+    opacity = RANDOM.integers(0, 65536, (6, 5))
+    array = np.stack([CLASSES] * (channels - 1) + [opacity], -1).astype(np.uint16)
+    (tmp_path / "m.png").write_bytes(imagecodecs.png_encode(array))
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), CLASSES)
 
 
 def test_lossless_webp_is_read_unless_it_has_opacity(tmp_path):

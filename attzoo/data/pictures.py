@@ -23,6 +23,8 @@ from .source import Source, channels_first, largest_integer
 
 ORIENTATION: Final = 0x0112   # EXIF's tag
 MODES: Final = {"1": 1, "L": 1, "P": 1, "I;16": 1, "I;16B": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
+EXIF_TEXT: Final = b"Raw profile type exif\0"   # keywords of a PNG's texts from which Pillow reads the orientation
+XMP_TEXT: Final = b"XML:com.adobe.xmp\0"
 HEAD: Final = 4096   # bytes that are read as the header
 PASSES: Final = (((0, 0, 1, 1),), (   # of a PNG, not interlaced or Adam7: first row, first column, and their steps
     (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1),
@@ -216,25 +218,25 @@ def _by_pillow(
         mode = picture.mode
         if mode not in MODES:
             raise ValueError(f"expected grey, RGB, CMYK or a palette, got {mode}")
-        orientation = _orientation(picture, is_loaded=False)
+        orientation = _orientation(picture, is_whole=kind == "PNG" and _has_late_metadata(path))
         palette = _palette(picture) if mode == "P" else None
         size = upright_size((picture.height, picture.width), orientation)
-    dtype = dtype or np.dtype(bool if mode == "1" else np.uint8)
+    dtype, channels = dtype or np.dtype(bool if mode == "1" else np.uint8), channels or MODES[mode]
 
     def load() -> NDArray[Any]:
         if kind == "PNG":
             _check_png(path)
         with _open_picture(path, kind) as picture:
             array = restore(np.asarray(picture)) if decode is None else decode(path)
-            return upright(channels_first(array).astype(dtype, copy=False), _orientation(picture, is_loaded=True))
+            return upright(channels_first(array).astype(dtype, copy=False), orientation)
 
     return Source(
-        shape=(channels or MODES[mode], *size),
+        shape=(channels, *size),
         dtype=dtype,
         load=load,
         largest=largest_integer(dtype, bits),
         orientation=orientation,
-        opacity={"LA": 1, "RGBA": 3}.get(mode),
+        opacity=channels - 1 if mode in ("LA", "RGBA") else None,
         palette=palette,
         has_stable_indices=has_stable_indices,
         not_a_mask=not_a_mask,
@@ -244,7 +246,12 @@ def _by_pillow(
 def _open_picture(path: Path, kind: str) -> Any:
     """Open a file with Pillow. Raise ValueError if it has several pictures, unless they are a camera's previews."""
     package("PIL.MpoImagePlugin")   # else Pillow raises KeyError for a damaged JPEG
-    picture = package("PIL.Image").open(path, formats=["JPEG", "MPO"] if kind == "JPEG" else [kind])
+    module = package("PIL.Image")
+    try:
+        picture = module.open(path, formats=["JPEG", "MPO"] if kind == "JPEG" else [kind])
+    except module.DecompressionBombError as err:
+        limit = 2 * module.MAX_IMAGE_PIXELS
+        raise ValueError(f"expected at most {limit} pixels, got more: save it as TIFF, which has no limit") from err
     if (frames := getattr(picture, "n_frames", 1)) > 1 and picture.format != "MPO":
         picture.close()
         raise ValueError(f"expected one picture, got {frames}; save a volume as .npy or .nii.gz")
@@ -281,10 +288,25 @@ def _count_decompressed(data: bytes) -> int:
     return count
 
 
-def _orientation(picture: Any, is_loaded: bool) -> int:
-    """Return the orientation in EXIF: from the header, or from the whole file if its samples are loaded."""
+def _has_late_metadata(path: Path) -> bool:
+    """Return whether EXIF or XMP, which may hold the orientation, follows the samples of a PNG."""
+    is_late = False
+    with path.open("rb") as file:
+        file.seek(8)   # past the signature
+        while len(head := file.read(8)) == 8:
+            size, kind = int.from_bytes(head[:4], "big"), head[4:]
+            start = file.read(min(size, len(EXIF_TEXT)))
+            is_late |= kind == b"IDAT"
+            if is_late and (kind == b"eXIf" or start.startswith((EXIF_TEXT, XMP_TEXT))):
+                return True
+            file.seek(size - len(start) + 4, 1)   # past the checksum
+    return False
+
+
+def _orientation(picture: Any, is_whole: bool) -> int:
+    """Return the orientation in EXIF: from the header, or, if `is_whole`, from the whole file, which is then read."""
     # getexif of a PNG would read the whole file.
-    exif = picture.getexif() if is_loaded else package("PIL.Image").Image.getexif(picture)
+    exif = picture.getexif() if is_whole else package("PIL.Image").Image.getexif(picture)
     return valid_orientation(exif.get(ORIENTATION, 1))
 
 

@@ -32,12 +32,12 @@ def read_image(path: str | Path, *, unit: bool = False) -> NDArray[Any]:
     source = describe_image(path)
     with naming(path):
         array = source.samples()
-        if source.palette is not None:
-            array = _colors(array[0], source.palette)
         if source.no_data is not None and (count := np.count_nonzero(array == source.no_data)):
             got = f"{count} of {source.no_data:.10g}, which the file declares as no data (GDAL_NODATA)"
             fix = "fill these pixels, or if they are measured values run gdal_edit.py -unsetnodata"
             raise ValueError(f"expected measured pixels, got {got}: {fix}")
+        if source.palette is not None:
+            array = _colors(array[0], source.palette)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"expected finite numbers, got {np.count_nonzero(~np.isfinite(array))} that are not")
         return _to_unit(array, source) if unit else array

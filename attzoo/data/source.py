@@ -156,4 +156,5 @@ def naming(path: Path) -> Iterator[None]:
             cause = "the file may be damaged, or have the wrong ending"
             got, fix = f"{type(err).__name__}: {err}", "copy it again, or save it again"
             raise ValueError(f"cannot read {path}: {cause}: {got}; {fix}") from err
-        raise ValueError(f"cannot read {path}: {err}") from err
+        got = str(err) or "too little memory for its samples; if the size in its header is wrong, copy it again"
+        raise ValueError(f"cannot read {path}: {got}") from err

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .extra import package
+from .labels import IGNORE
 from .orientation import upright, upright_size, valid_orientation
 from .source import Source, largest_integer
 
@@ -130,6 +131,17 @@ def _check_parts(page: Any) -> None:
         raise ValueError(f"expected all {parts} strips or tiles, got {got}: {fix}")
 
 
+def _check_transparency(file: Any) -> None:
+    """Raise ValueError if a transparency mask, such as GDAL's internal mask, marks pixels as invalid."""
+    for page in file.pages:
+        if int(page.subfiletype) & (REDUCED | MASK_PAGE) != MASK_PAGE:
+            continue
+        if left_out := int(np.count_nonzero(page.asarray() == 0)):
+            got = f"{left_out} that the file's transparency mask leaves out"
+            fix = f"fill them, in a mask with {IGNORE} to ignore them, and save the file without its transparency mask"
+            raise ValueError(f"expected a value in every pixel, got {got}: {fix}")
+
+
 def _layout(page: Any) -> tuple[tuple[int, ...], int | None]:
     """Return the shape (C, H, W), and the index of the channel axis in tifffile's array; None for no such axis."""
     sizes = dict(zip(page.axes, page.shape, strict=True))
@@ -142,4 +154,5 @@ def _samples(path: Path, channel_axis: int | None) -> NDArray[Any]:
     """Read the samples (C, H, W) without rotation."""
     with package("tifffile").TiffFile(path) as file:
         array = np.asarray(_only_page(file).asarray())
+        _check_transparency(file)
     return array[None] if channel_axis is None else np.moveaxis(array, channel_axis, 0)
