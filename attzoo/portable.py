@@ -274,6 +274,8 @@ def _declared(about: Any) -> AnySpec:
     number = about.get("format") if isinstance(about, dict) else None
     if number != FORMAT:
         hint = ": a newer attzoo wrote it, update this one" if isinstance(number, int) and number > FORMAT else ""
+        if isinstance(about, dict) and "history" in about:
+            hint = ": it is the state of a training run, whose network is in best.safetensors beside it"
         raise ValueError(f"expected format {FORMAT}, got {str(about)[:100]}{hint}")
     config = about.get("config")
     if not isinstance(config, dict):

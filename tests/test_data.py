@@ -162,6 +162,15 @@ def test_images_to_validate_on_have_the_scale_of_those_to_train_on(tmp_path):
     assert datasets(Settings(data=str(tmp_path)))[0].classes == 2
 
 
+def test_images_to_validate_on_with_other_channels_are_named(tmp_path):
+    for part, channels in (("train", 3), ("valid", 1)):
+        write_array(tmp_path / f"{part}_images" / "0.png", BYTES[..., :channels].squeeze())
+        write_array(tmp_path / f"{part}_labels" / "0.png", BYTES[..., 0] // 128)
+    message = r"channels, got .*train_images/0.png of 3 and .*valid_images/0.png of 1 to validate on: save all as grey"
+    with pytest.raises(ValueError, match=message):
+        datasets(Settings(data=str(tmp_path)))
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64, np.uint64])
 def test_unit_refuses_integers_of_which_it_would_leave_nothing(dtype, tmp_path):
     """np.save writes NumPy's own integers in 64 bits: 255 became 2.8e-17."""
@@ -201,6 +210,19 @@ def test_a_picture_in_an_array_of_channels_is_told_to_be_read_as_a_volume(tmp_pa
     pair = write_array(tmp_path / "b.npy", BYTES[..., :3]), write_array(tmp_path / "b_mask.png", BYTES[..., 0])
     message = r"of its image's size, 6 x 5 x 3, got 6 x 5: .*b.npy holds .* as a volume \(D, H, W\); save .* PNG"
     with pytest.raises(ValueError, match=message):
+        Folder([pair])
+
+
+@pytest.mark.parametrize(("image", "mask", "fix"), [
+    ((6, 5), (6, 5, 1), r": save both arrays with the same axes, \(H, W\) or \(D, H, W\)"),
+    ((6, 5), (1, 6, 5), r": save both arrays with the same axes, \(H, W\) or \(D, H, W\)"),
+    ((2, 6, 5, 4), (6, 5, 4), r": .*a.npy holds 2 x 6 x 5 x 4; save channels as the last axis, \(D, H, W, C\)"),
+    ((6, 5), (6, 4), ": resize the mask by the nearest pixel"),
+])   # fmt: skip
+def test_arrays_with_other_axes_than_their_masks_are_refused_with_the_fix(image, mask, fix, tmp_path):
+    arrays = {"a.npy": np.zeros(image), "a_mask.npy": np.zeros(mask, np.uint8)}
+    pair = tuple(write_array(tmp_path / name, array) for name, array in arrays.items())
+    with pytest.raises(ValueError, match=rf"a_mask.npy of its image's size, .*, got .*{fix}"):
         Folder([pair])
 
 

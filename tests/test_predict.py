@@ -335,6 +335,8 @@ def test_open_network_raises_for_wrong_files_and_options(files):
         open_network(files / "colour.safetensors", normalise="maybe")
     with pytest.raises(FileNotFoundError):
         open_network(files / "none.safetensors")
+    with pytest.raises(IsADirectoryError, match=r"got the folder .*: give a file, such as .*best.safetensors"):
+        open_network(files)
 
 
 # ---- masks, overlays and maps in files -------------------------------------------------------------

@@ -23,6 +23,7 @@ from training import (  # noqa: F401, pytest uses skip_curves
     without_seconds,
 )
 
+import attzoo
 from attzoo.train import report, run, state
 from attzoo.train.phantoms import write as write_phantoms
 from attzoo.train.settings import Settings
@@ -256,6 +257,13 @@ def test_resume_with_another_framework_or_number_of_devices_is_refused(name, bef
     fix = "train anew into another --out"
     with pytest.raises(ValueError, match=f"expected what the run in .* began with: {name}: {before}, got .*{fix}$"):
         train(saved.settings, tmp_path, resume=True)
+
+
+def test_state_is_refused_as_a_network_with_the_name_of_the_best(one_epoch):
+    """The message said that a newer attzoo wrote the file."""
+    message = r"resume.safetensors is not .*: it is the state of a training run, whose network is in best.safetensors"
+    with pytest.raises(ValueError, match=message):
+        attzoo.load(one_epoch / "resume.safetensors", backend="torch")
 
 
 def test_state_of_an_earlier_format_is_refused_with_the_reason(one_epoch, tmp_path):

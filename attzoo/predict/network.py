@@ -18,6 +18,7 @@ from ..contract import Array
 from ..data import package
 from ..files import open_regular
 from ..ops import numpy as ops
+from ..train.best import NAME as BEST
 from ..train.data import Preparation
 from ..train.state import DTYPES, SETTINGS
 
@@ -93,9 +94,13 @@ def open_network(
         normalise: as in `Preparation`.
 
     Raises:
+        IsADirectoryError: if the path is a folder.
         ValueError: if the file has no network, if settings or options are invalid, or as `attzoo.load`.
     """
     path = Path(path)
+    if path.is_dir():
+        fix = f"give a file, such as {path / BEST}"
+        raise IsADirectoryError(f"expected a file with a network, got the folder {path}: {fix}")
     model = portable.load(path, backend=backend)
     if (name := registry.name_of(model.spec)) not in registry.NETWORKS:
         raise ValueError(f"expected a file with a network, got the block {name} in {path}")

@@ -39,7 +39,9 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
             raise ValueError(f"expected images of {got}")
     check_scales(preparation, [training.first_image, validation.first_image])
     if validation.channels != training.channels:
-        raise ValueError(f"expected {training.channels} channels to validate on, got {validation.channels}")
+        first, other = (f"{part.first_image[0]} of {part.channels}" for part in (training, validation))
+        got = f"{first} and {other} to validate on: save all as grey or as RGB"
+        raise ValueError(f"expected images of the same number of channels, got {got}")
     training.classes = validation.classes = _class_count(training, validation)
     return training, validation
 

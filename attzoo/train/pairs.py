@@ -37,7 +37,7 @@ def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[Source], list[Geometry]]
             got = f"{first} of {expected[0]} and {image} of {shape[0]}"
             raise ValueError(f"expected images of the same number of channels, got {got}: save all as grey or as RGB")
         if mask_source.shape[1:] != shape[1:]:
-            hint = _orientation_hint(source, mask_source) or _volume_hint(image, shape) or RESIZE
+            hint = _orientation_hint(source, mask_source) or _axes_hint(image, shape, mask_source.shape) or RESIZE
             got = f"{size_text(mask_source.shape[1:])}{hint}"
             raise ValueError(f"expected {mask} of its image's size, {size_text(shape[1:])}, got {got}")
         _check_orientation(image, source, mask, mask_source)
@@ -57,12 +57,23 @@ def check_scales(preparation: Preparation, images: Sequence[tuple[Path, np.dtype
             raise ValueError(f"expected images of one scale for --normalise {preparation.normalise}, got {got}: {fix}")
 
 
-def _volume_hint(image: Path, shape: tuple[int, ...]) -> str:
-    """Return a hint if an array that was read as a volume may be a picture, else ''."""
-    if len(shape) != 4 or shape[0] != 1 or min(shape[1], shape[-1]) > 4:
-        return ""
-    fix = "save a picture (H, W, C) as PNG or TIFF"
-    return f": {image} holds three axes, which are read as a volume (D, H, W); {fix}"
+def _axes_hint(image: Path, shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> str:
+    """Return a hint if an array was probably saved with other axes than those that it is read with, else ''.
+
+    Args:
+        image: the path of the image.
+        shape: (C, *S) of the image.
+        mask_shape: (1, *S) of the mask, of another size.
+    """
+    if len(shape) == 4 and shape[0] == 1 and min(shape[1], shape[-1]) <= 4:
+        fix = "save a picture (H, W, C) as PNG or TIFF"
+        return f": {image} holds three axes, which are read as a volume (D, H, W); {fix}"
+    stored = (*shape[1:], shape[0])
+    if len(shape) == 4 and stored[1:] == mask_shape[1:]:
+        return f": {image} holds {size_text(stored)}; save channels as the last axis, (D, H, W, C)"
+    if [side for side in shape[1:] if side > 1] == [side for side in mask_shape[1:] if side > 1]:
+        return ": save both arrays with the same axes, (H, W) or (D, H, W)"
+    return ""
 
 
 def _orientation_hint(image: Source, mask: Source) -> str:
