@@ -195,6 +195,27 @@ def test_masks_of_equal_colours_with_different_values_are_refused(case, options,
             class_count(folder, **options)
 
 
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+@pytest.mark.parametrize(("first", "second", "is_refused"), [
+    ([BLACK, RED], [BLACK, GREEN, RED], True),          # red is 1 and 2
+    ([BLACK, RED, RED], [BLACK, RED, RED], False),      # two classes of one colour in both palettes
+    ([BLACK, RED], [BLACK, RED, RED], False),           # the first palette ends before 2, which its mask does not hold
+    ([BLACK, RED, BLUE], [BLACK, GREEN, RED], True),
+])   # fmt: skip
+def test_palettes_with_one_colour_at_two_values_are_refused(first, second, is_refused, tmp_path):
+    folder = write_masks(tmp_path, indexed(mask_of(0, 1), first), indexed(mask_of(0, 2), second))
+    if not is_refused:
+        assert class_count(folder) == 3
+        return
+    message = r"in which \(255, 0, 0\) has one value, got 1 in .*0.png and 2 in .*1.png: give classes by colour"
+    with pytest.raises(ValueError, match=message):
+        class_count(folder)
+    training, _ = run.datasets(Settings(data=str(folder), labels=(BLACK, RED), flip=False))
+    np.testing.assert_array_equal(training[0, 1][1], mask_of(0, 1))
+
+
 @pytest.mark.parametrize("case", [name for name in EQUAL_COLORS if "8-bit" not in name])
 def test_masks_of_equal_colours_are_equal_by_colour(case, tmp_path):
     first, second, name = EQUAL_COLORS[case]

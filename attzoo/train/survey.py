@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import IGNORE, Labels
+from ..data import IGNORE, Labels, describe_mask
 from ..data.labels import BLENDED, SHOWN, Color, Value, check_labelled, check_values, number_of, option_of, shown
 from ..data.masks import Stored, read_stored
 
@@ -72,8 +73,9 @@ def _lost_values(stored: Stored, values: Iterable[Value], resize: Resize) -> set
 def check_consistent(parts: Sequence[MaskCounts], labels: Labels | None) -> None:
     """Raise ValueError if a value has different meanings in different masks, as far as files show it.
 
-    These are: a value with different colours in palettes, or in a palette and in grey; grey whose least value is white
-    beside other grey; and, without labels, masks with 0 and 1 beside masks with 0 and 255.
+    These are: a value with different colours in palettes, or in a palette and in grey; a colour with different values
+    in palettes; grey whose least value is white beside other grey; and, without labels, masks with 0 and 1 beside masks
+    with 0 and 255.
     """
     colors = _first_paths(part.colors for part in parts)
     by_value: dict[Value, list[tuple[Color, str, Path]]] = {}
@@ -84,12 +86,33 @@ def check_consistent(parts: Sequence[MaskCounts], labels: Labels | None) -> None
                 got = f"{earlier_color} in {earlier_path} and {color} in {path}: {fix.format(earlier_color, color)}"
                 raise ValueError(f"expected masks in which {value} has one colour, got {got}")
         by_value[value].append((color, kind, path))
+    _check_palettes({(v, c): path for (v, c, kind), path in colors.items() if kind == PALETTE and isinstance(v, int)})
     kinds = _first_paths({kind: path} for (_, _, kind), path in colors.items())
     if {GREY, WHITE_LEAST} <= kinds.keys():
         got = f"{kinds[WHITE_LEAST]} whose least value is white (MinIsWhite) and {kinds[GREY]} whose least is black"
         raise ValueError(f"expected masks of one kind of grey, got {got}: {fix.format((0, 0, 0), WHITE)}")
     if labels is None:
         _check_white({value for part in parts for value in part.counts}, parts)
+
+
+def _check_palettes(colors: Mapping[tuple[int, Color], Path]) -> None:
+    """Raise ValueError if masks with palettes have one colour at different values, and their palettes disagree on one.
+
+    Two palettes disagree on a value if it has the colour in one of them, and another colour in the other. A palette
+    with the colour at both values is accepted: these may be two classes.
+
+    Args:
+        colors: the first mask with a palette in which a value has a colour, by value and colour.
+    """
+    for ((value, color), path), ((other_value, other_color), other_path) in combinations(colors.items(), 2):
+        if color != other_color:
+            continue
+        for mask, index in ((other_path, value), (path, other_value)):
+            palette = describe_mask(mask).palette
+            if palette is not None and tuple(*palette[index : index + 1].tolist()) not in ((), color):
+                got = f"got {value} in {path} and {other_value} in {other_path}"
+                fix = f'give classes by colour, --labels "R,G,B;R,G,B;...", with {color} among them'
+                raise ValueError(f"expected masks in which {color} has one value, {got}: {fix}, or save all in one way")
 
 
 def _first_paths(mappings: Iterable[Mapping[Any, Path]]) -> dict[Any, Path]:
