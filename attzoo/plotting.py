@@ -54,7 +54,7 @@ def take_slice(x: Array, cut: Cut, space: Sequence[int] = ()) -> Array:
 
 def to_rgb(x: Array) -> Array:
     """Return an image (C, H, W) as RGB (H, W, 3) in [0, 1], with 0.5 % clipped at each end; grey unless C is 3."""
-    color = x if len(x) == 3 else np.repeat(x.mean(axis=0, keepdims=True, dtype=np.float64), 3, axis=0)
+    color = x.astype(np.float64) if len(x) == 3 else x.mean(0, np.float64, keepdims=True).repeat(3, axis=0)
     finite = color[np.isfinite(color)]
     low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
     scaled = (color - low) / (high - low if high > low else 1.0)

@@ -60,6 +60,8 @@ def test_visible_scales_images_to_0_and_1():
     grey = plotting.to_rgb(np.random.default_rng(0).integers(0, 60000, (2, 9, 9), np.uint16))
     assert np.ptp(grey) == 1
     assert (grey[..., 0] == grey[..., 2]).all()
+    booleans = np.arange(27).reshape(3, 3, 3) % 2 > 0
+    np.testing.assert_array_equal(plotting.to_rgb(booleans), np.moveaxis(booleans, 0, -1))
 
 
 # ---- classes over an image -------------------------------------------------------------------------
