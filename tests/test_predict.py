@@ -516,6 +516,17 @@ def test_other_images_are_written_if_one_has_an_unsupported_format(files, folder
     assert caught.value.written
 
 
+def test_other_images_are_written_if_some_are_broken_links(files, folder, tmp_path):
+    """Data sets have broken links where the content of a file was not fetched."""
+    (folder / "b.png").unlink()
+    (folder / "b.png").symlink_to("nowhere")
+    (folder / "d.png").symlink_to("d.png")
+    with pytest.raises(Unfinished, match=r"expected to segment 4 files, got errors in 2 of them: .*b\.png") as caught:
+        predict_files(open_network(files / "plain.safetensors"), folder, tmp_path / "out", overlays=False)
+    assert [path.name for path in caught.value.failures] == ["b.png", "d.png"]
+    assert [path.name for path in caught.value.written] == ["a.png", "c.png"]
+
+
 def test_other_images_are_written_if_some_have_wrong_channels_or_axes(files, folder, tmp_path):
     Image.fromarray(np.zeros((9, 9, 4), np.uint8)).save(folder / "b.png")
     np.save(folder / "z.npy", np.zeros((9, 8, 6), np.uint8))

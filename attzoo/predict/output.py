@@ -53,7 +53,7 @@ class Output:
 
     def __init__(self, folder: Path, inputs: Iterable[Path], overwrite: bool = False) -> None:
         self.folder = usable_folder(folder)
-        self.inputs = {_file_id(path): path for path in inputs}
+        self.inputs = {_file_id(path): path for path in inputs if path.exists()}   # a link may be broken
         self.overwrite = overwrite
         self.record = folder / RECORD
         self.digests: dict[str, set[str]] = {}   # by file: those that it may have if attzoo wrote it

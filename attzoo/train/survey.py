@@ -200,12 +200,15 @@ def check_gaps(counts: Mapping[int, int]) -> None:
 
 
 def check_classes(training: Mapping[int, int], validation: Mapping[int, int], masks: int) -> None:
-    """Raise ValueError unless `masks` masks have two classes to train on, and validation has no larger one."""
+    """Raise ValueError unless `masks` masks have two classes to train on, and validation has one and no larger one."""
     classes, validation_classes = (sorted(counts.keys() - {IGNORE}) for counts in (training, validation))
     if len(classes) < 2:
         got = f"expected masks of two classes or more to train on, got {masks} masks with {shown(training)}"
         ignored = f", of which {IGNORE} is ignored: to make it a class, give {option_of([*classes, IGNORE])}"
         raise ValueError(got + (ignored if classes and IGNORE in training else ""))
+    if not validation_classes:
+        fix = "set another --seed, or move masks with classes to those to validate on"
+        raise ValueError(f"expected masks with classes to validate on, got {shown(validation)}, ignored: {fix}")
     if larger := [k for k in validation_classes if k > classes[-1]]:
         got = f"{_class_list(larger)} too"
         fix = "set another --seed, or move some of their masks to those to train on"
