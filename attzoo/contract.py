@@ -402,6 +402,12 @@ def _no_batch(shape: Shape, channels: int, spatial_dims: int | None, channels_la
     return ", which looks like one sample without the batch axis: add it, as x[None] does"
 
 
+def is_out_of_memory(err: Exception) -> bool:
+    """Return whether NumPy, torch, TensorFlow or JAX has run out of memory of the machine or of a device."""
+    kinds, words = ("OutOfMemoryError", "ResourceExhaustedError"), ("DefaultCPUAllocator", "RESOURCE_EXHAUSTED")
+    return isinstance(err, MemoryError) or type(err).__name__ in kinds or any(word in str(err) for word in words)
+
+
 def shorten(text: str, most: int = 400) -> str:
     """Return a text shortened to `most` characters for an error message, by leaving out its middle.
 

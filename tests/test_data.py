@@ -226,6 +226,13 @@ def test_arrays_with_other_axes_than_their_masks_are_refused_with_the_fix(image,
         Folder([pair])
 
 
+def test_errors_about_the_values_of_an_image_name_its_file(tmp_path):
+    arrays = {"a.npy": np.array([[0, 1e20]]), "a_mask.npy": np.array([[0, 1]])}
+    pair = tuple(write_array(tmp_path / name, array) for name, array in arrays.items())
+    with pytest.raises(ValueError, match=r"a\.npy: expected numbers that float32 can hold the squares of, got 0 to 1e"):
+        Folder([pair])[0, 0]
+
+
 def oriented(path, array, orientation):
     exif = Image.Exif()
     if orientation:

@@ -504,7 +504,31 @@ def test_other_images_are_written_if_a_volume_is_broken_and_an_output_is_infinit
     with pytest.raises(Unfinished, match="expected to segment 5 files, got errors in 2 of them") as caught:
         predict_files(network, folder, tmp_path / "out", overlays=False)
     assert sorted(path.name for path in caught.value.failures) == ["array.npy", "bright.png"]
+    assert all(str(path) in str(err) for path, err in caught.value.failures.items())
     assert len(caught.value.written) == 3
+
+
+def test_other_images_are_written_if_memory_runs_out_for_one(files, folder, tmp_path):
+    class Large(Network):
+        def __call__(self, x):
+            if x.shape[2:] == (9, 9):
+                np.empty(2**57)
+            return super().__call__(x)
+
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / "b.png")
+    network = Large(open_network(files / "plain.safetensors").model, Preparation())
+    message = r"got errors in 1 of them: out of memory for .*b\.png: .*: set --window, or a smaller --size or --batch"
+    with pytest.raises(Unfinished, match=message) as caught:
+        predict_files(network, folder, tmp_path / "out", overlays=False)
+    assert [path.name for path in caught.value.written] == ["a.png", "c.png"]
+
+
+def test_errors_about_the_values_of_an_image_name_its_file(files, tmp_path):
+    np.save(tmp_path / "a.npy", np.eye(9)[None] * 1e20)
+    network = open_network(files / "volume.safetensors")
+    for call in (predict_files, maps_file):
+        with pytest.raises(ValueError, match=r"a\.npy: expected numbers that float32 can hold the squares of"):
+            call(network, tmp_path / "a.npy", tmp_path / "out")
 
 
 def test_other_images_are_written_if_one_has_an_unsupported_format(files, folder, tmp_path):

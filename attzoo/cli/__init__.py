@@ -10,6 +10,7 @@ from typing import Annotated
 import typer  # noqa: TID253
 
 from .. import __version__
+from ..contract import is_out_of_memory
 from . import blocks, demo, files, networks, pictures
 from .shared import one_line, print_names_as_bytes
 
@@ -33,16 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, TypeError, OSError, ImportError) as err:
         sys.exit(f"attzoo: {one_line(err)}")
     except Exception as err:
-        if not _out_of_memory(err):
+        if not is_out_of_memory(err):
             raise
         hint = "try a smaller --batch or --size, or in predict --window"
         sys.exit(f"attzoo: out of memory: {one_line(err)[:200]}; {hint}")
-
-
-def _out_of_memory(err: Exception) -> bool:
-    """Whether NumPy, torch, TensorFlow or JAX has run out of memory of the machine or of a device."""
-    kinds, words = ("OutOfMemoryError", "ResourceExhaustedError"), ("DefaultCPUAllocator", "RESOURCE_EXHAUSTED")
-    return isinstance(err, MemoryError) or type(err).__name__ in kinds or any(word in str(err) for word in words)
 
 
 @app.callback(invoke_without_command=True)

@@ -158,3 +158,14 @@ def naming(path: Path) -> Iterator[None]:
             raise ValueError(f"cannot read {path}: {cause}: {got}; {fix}") from err
         got = str(err) or "too little memory for its samples; if the size in its header is wrong, copy it again"
         raise ValueError(f"cannot read {path}: {got}") from err
+
+
+@contextmanager
+def adding_path(path: Path) -> Iterator[None]:
+    """Add the path to the message of a ValueError that is raised in the context and does not have it."""
+    try:
+        yield
+    except ValueError as err:
+        if str(path) in str(err):
+            raise
+        raise ValueError(f"{path}: {err}") from err

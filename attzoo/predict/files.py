@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import maps
-from ..contract import Array, shorten
-from ..data import VOLUMES, describe_image, ending, package, read_geometry, unsupported_format, write_mask
+from ..contract import Array, is_out_of_memory, shorten
+from ..data import VOLUMES, adding_path, describe_image, ending, package, read_geometry, unsupported_format, write_mask
 from ..files import usable_folder
 from ..train.files import ignored_files, paths_by_name
 from . import picture
@@ -63,7 +63,8 @@ def predict_files(
     Raises:
         OSError: if `source` does not exist, `out` is not a folder, or a file may not be replaced. Nothing is written.
         ValueError: if an option is invalid; nothing is written. If the only input cannot be read, has another number
-            of channels or spatial axes than the network takes, or has an invalid geometry; the message names the file.
+            of channels or spatial axes than the network takes, has an invalid geometry, or is too large for the memory;
+            the message names the file.
         Unfinished: if some inputs of a folder have such errors. The others are written.
     """
     if overlays:
@@ -147,9 +148,15 @@ def _unsupported(source: Path) -> dict[Path, Exception]:
 def _collecting(failures: dict[Path, Exception], path: Path) -> Iterator[None]:
     """Store an error that is raised in the context in `failures[path]`, and suppress it."""
     try:
-        yield
+        with adding_path(path):
+            yield
     except (ValueError, OSError) as err:
         failures[path] = err
+    except Exception as err:
+        if not is_out_of_memory(err):
+            raise
+        fix = "set --window, or a smaller --size or --batch"
+        failures[path] = ValueError(f"out of memory for {path}: {shorten(str(err))}: {fix}")
 
 
 @dataclass(frozen=True)
@@ -211,8 +218,10 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
     output = Output(out, [source], overwrite)
     spacing = _check_file(network, source)
     image = network.preparation.read(source)
+    with adding_path(source):
+        x = network.preparation(image)[None]
     with maps.attention_maps(network.model) as coefficients:
-        network(network.preparation(image)[None])
+        network(x)
     written = [out / f"{name}.png", *(folder / f"{safe}.npy" for safe in _safe_names(coefficients))]
     if extra := sorted(set(folder.glob("*.npy")) - set(written)):
         raise ValueError(f"expected only arrays of this network in {folder}, got {extra[0].name}: remove the others")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .. import contract
 from ..contract import Array
-from ..data import IGNORE, Labels, read_mask
+from ..data import IGNORE, Labels, adding_path, read_mask
 from ..plotting import size_text
 from .files import Pair
 from .pairs import check_scales, describe_pairs
@@ -117,7 +117,9 @@ class Folder:
         if not image.shape[1:] == mask.shape == self.shapes[index][1:]:   # the files changed
             got = f"{image.shape} and {mask.shape}"
             raise ValueError(f"expected {self.pairs[index][0]} and its mask as they were at first, got {got}")
-        image, mask = self.preparation(image), self.preparation.mask(mask)
+        with adding_path(self.pairs[index][0]):
+            image = self.preparation(image)
+        mask = self.preparation.mask(mask)
         return self._flip(image, mask, epoch, index) if self.flip else (image, mask)
 
     def read_mask(self, index: int) -> NDArray[np.int64]:
