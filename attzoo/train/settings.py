@@ -19,11 +19,13 @@ LOSSES: Final = ("both", "cross_entropy", "dice", "bce", "focal_tversky")
 OPTIMIZERS: Final = ("sgd", "adam", "adamw")
 SCHEDULES: Final = ("constant", "step", "cosine")
 PRECISIONS: Final = ("float32", "bfloat16", "float16")
-SETTING_OF: Final = {   # arguments of the U-Net that have a setting, and the name of that setting
+SETTING_OF: Final = {   # arguments of the U-Net that settings determine, and the name of the setting
     "backend": "backend",
     "channels": "channels",
     "dtype": "precision",
     "head": "loss",
+    "in_channels": "data",
+    "out_channels": "classes",
     "spatial_dims": "dims",
     "variant": "variant",
 }
