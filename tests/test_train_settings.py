@@ -29,6 +29,7 @@ from attzoo.train.settings import RECIPES, Settings, learning_rate
     ({"network": {"head": "sigmoid"}}, "network must leave head to loss=..., got 'sigmoid'"),
     ({"network": {"spatial_dims": 3}}, "network must leave spatial_dims to dims=..., got 3"),
     ({"network": {"in_channels": 3}}, "network must leave in_channels to data=..., got 3"),
+    ({"network": {"device": "cuda"}}, "network must leave device to backend=..., got 'cuda'"),
 ])   # fmt: skip
 def test_settings_that_are_wrong_or_have_no_effect_are_refused(options, message):
     with pytest.raises(ValueError, match="^" + re.escape(message)):

@@ -22,6 +22,7 @@ PRECISIONS: Final = ("float32", "bfloat16", "float16")
 SETTING_OF: Final = {   # arguments of the U-Net that settings determine, and the name of the setting
     "backend": "backend",
     "channels": "channels",
+    "device": "backend",
     "dtype": "precision",
     "head": "loss",
     "in_channels": "data",
