@@ -43,7 +43,7 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--thorough", action="store_true", help="600 random examples per test instead of 8 fixed ones")
+    parser.addoption("--thorough", action="store_true", help="600 random examples per test instead of 6 fixed ones")
     parser.addoption("--few", action="store_true", help="2 examples per test, for slow Keras backends")
     parser.addoption("--each", action="store_true", help="each parameter of a test once instead of all combinations")
 
@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=[item for item in items if item not in selected])
         items[:] = selected
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
-    if config.getoption("--thorough"):   # the timeouts are for 8 examples
+    if config.getoption("--thorough"):   # the timeouts are for 6 examples
         for item in items:
             item.add_marker(pytest.mark.timeout(0))
 
@@ -81,7 +81,7 @@ def pytest_sessionstart(session):
         "suppress_health_check": [HealthCheck.too_slow, HealthCheck.differing_executors],
         "phases": set(Phase) - {Phase.explain},   # takes minutes and seldom helps with numbers
     }
-    settings.register_profile("fast", max_examples=8, derandomize=True, database=None, **common)
+    settings.register_profile("fast", max_examples=6, derandomize=True, database=None, **common)
     settings.register_profile("few", max_examples=2, derandomize=True, database=None, **common)
     settings.register_profile("thorough", max_examples=600, print_blob=True, **common)
     option = session.config.getoption
