@@ -71,6 +71,7 @@ class Card:
         variants: published variants by name.
         examples: small instances for tests by name.
         fused: whether it has fused kernels.
+        sources: names of `source` in `load_weights`, and of `target` in `export_weights`.
 
     """
 
@@ -83,6 +84,7 @@ class Card:
     variants: Mapping[str, Variant]
     examples: Mapping[str, Example]
     fused: bool
+    sources: tuple[str, ...] = ()
 
     @property
     def network(self) -> bool:
@@ -216,6 +218,7 @@ def info(name: str) -> Card:
         variants=registry.variants(name),
         examples=registry.examples(name),
         fused=find_spec(f"{package}.triton") is not None,
+        sources=tuple(registry.keys(name)),
     )
 
 
@@ -273,6 +276,8 @@ def _plain(card: Card, channels: int, width: int) -> Iterator[str]:
         facts.append(("residual", 'block(x, shortcut, act="relu"), in PyTorch: relu(block(x) + shortcut)'))
     if card.fused:
         facts.append(("in Triton", _kernels().replace("`", "")))
+    if card.sources:
+        facts.append(("weights from", ", ".join(card.sources)))
     yield _columns(facts, width)
     yield "Arguments\n" + _columns([(str(a), a.about) for a in card.arguments], width, "  ")
     if card.variants:
@@ -295,6 +300,9 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
     yield f"```python\n{_example(card, channels)}\n```"
     if card.fused:
         yield f"There are {_kernels()}."
+    if card.sources:
+        names = ", ".join(f'`"{name}"`' for name in card.sources)
+        yield f"Weights are read from, and written for: {names} (`load_weights(..., source=)`, `export_weights(..., target=)`)."
     yield "## Shapes"
     calls = ("`net(...)`",) if card.network else ("`block(...)`", "`block.attention(...)`")
     shapes_of_calls = zip(calls, card.shapes, strict=False)

@@ -181,6 +181,25 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Keys:
+    """How a state dict of another library stores the arrays of a block.
+
+    A block lists those that it can read and write in KEYS of `sources.py` in its folder, by the name of the source.
+
+    Args:
+        names: canonical name of every array -> its key in the state dict.
+        axes: number of axes of size 1 after the matrices of linear maps, which convolutions of size 1 have; None if
+            it is the block's number of spatial axes.
+        max_first: names of convolutions whose first input plane is the maximum; it is the mean in attzoo.
+
+    """
+
+    names: Mapping[str, str]
+    axes: int | None = 0
+    max_first: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """Another library's block that computes what a variant of ours computes, described without importing that library.
 

@@ -20,7 +20,8 @@ from safetensors.numpy import load as parse
 from . import registry
 from .adapters import adapter, backend_of
 from .archive import KEY, pack, verify
-from .contract import AnySpec, Array, shorten, upgraded
+from .contract import AnySpec, Array, Keys, shorten, upgraded
+from .exchange import arrays_for, arrays_from
 from .files import open_regular, write
 from .hints import nearest
 
@@ -54,8 +55,15 @@ def weights(block: Any) -> dict[str, Array]:
     return adapter(backend_of(block)).read(block)
 
 
-def load_weights(block: Any, arrays: Mapping[str, Array]) -> None:
-    """Write arrays, with the names and shapes that `weights` returns, to a block. On an error no array changes.
+def load_weights(block: Any, arrays: Mapping[str, Any], *, source: str | None = None) -> None:
+    """Write arrays to a block. On an error no array changes.
+
+    Args:
+        block: the block, of torch or Keras.
+        arrays: arrays with the names and shapes that `weights` returns or, with `source`, a state dict of that library.
+        source: another library or repository, such as "timm"; `attzoo.info(block)` lists those of a block. Keys and
+            shapes do not tell every argument of a block, such as its gate: create the block with them, for example by
+            `variant`. A prefix that all keys have in common is ignored.
 
     Raises:
         TypeError: a value is not a floating-point array.
@@ -64,12 +72,36 @@ def load_weights(block: Any, arrays: Mapping[str, Array]) -> None:
 
     """
     framework = adapter(backend_of(block))
+    if source is not None:
+        arrays = arrays_from(arrays, block.spec, _layouts(block.spec, "source", source), source)
     arrays, before = checked(arrays, block.spec, framework.dtypes(block)), framework.read(block)
     framework.write(block, arrays)
     for name, array in framework.read(block).items():
         if not np.array_equal(array, arrays[name].astype(array.dtype)):
             framework.write(block, before)
             raise ValueError(f"expected {name} to hold what was written, got other numbers: it shares its memory")
+
+
+def export_weights(block: Any, *, target: str) -> dict[str, Array]:
+    """Return the arrays of a block with the keys and shapes of another library's state dict, as NumPy arrays.
+
+    Args:
+        block: the block, of torch or Keras.
+        target: the library or repository, as `source` in `load_weights`.
+
+    Raises:
+        TypeError: `block` is not a block.
+        ValueError: the target is unknown, or has no key for an array of the block.
+
+    """
+    return arrays_for(weights(block), block.spec, _layouts(block.spec, "target", target)[0])
+
+
+def _layouts(spec: AnySpec, argument: str, name: str) -> tuple[Keys, ...]:
+    """Return the layouts of a source or target. Raise ValueError if it is unknown."""
+    block = registry.name_of(spec)
+    known = registry.keys(block)
+    return known[registry.known_name(f"{argument} of {block}", name, known)]
 
 
 def convert(block: Any, *, backend: str) -> Any:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import keras
     import torch
 
-    from .contract import AnySpec, Example, Source, Spec, Variant
+    from .contract import AnySpec, Example, Keys, Source, Spec, Variant
 
 BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP have the same form
     "se": "attzoo.blocks.se:SE",
@@ -175,6 +175,11 @@ def variants(name: str) -> dict[str, Variant]:
 def sources(name: str) -> dict[str, Source]:
     """Return the equivalent blocks of other libraries by name. The first is the reference."""
     return dict(getattr(optional_module(name, "sources"), "SOURCES", {}))
+
+
+def keys(name: str) -> dict[str, tuple[Keys, ...]]:
+    """Return the layouts of other libraries' state dicts that block `name` reads, by source; the first is written."""
+    return dict(getattr(optional_module(name, "sources"), "KEYS", {}))
 
 
 def optional_module(name: str, file: str) -> ModuleType | None:

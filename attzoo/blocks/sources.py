@@ -28,15 +28,6 @@ def norm(**layers: str) -> dict[str, str]:
     return {f"{ours}.{k}": f"{theirs}.{name}" for ours, theirs in layers.items() for k, name in NORM.items()}
 
 
-def prefixed(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
-    """Return the names of the arrays of a part, ours -> theirs, with a prefix that both have in common.
-
-    >>> prefixed("channel", {"conv.weight": "conv1.weight"})
-    {'channel.conv.weight': 'channel.conv1.weight'}
-    """
-    return {f"{prefix}.{ours}": f"{prefix}.{theirs}" for ours, theirs in names.items()}
-
-
 def only_channels(spec: Any) -> dict[str, Any]:
     """Return the arguments of a class that needs only the number of channels for its variant."""
     return {"channels": spec.channels}

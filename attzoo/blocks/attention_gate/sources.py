@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ...contract import Source
+from ...contract import Keys, Source
 from ..sources import linear, norm
+
+NORMS: Final = norm(skip_norm="W_x.1", gating_norm="W_g.1", psi_norm="psi.1")
+KEYS: Final = {
+    "monai": (Keys(linear(skip="W_x.0.conv", gating="W_g.0.conv", psi="psi.0.conv") | NORMS, axes=None),),
+    "leejunhyun": (Keys(linear(skip="W_x.0", gating="W_g.0", psi="psi.0") | NORMS, axes=None),),
+    "official": (   # _GridAttentionBlockND of ozan-oktay/Attention-Gated-Networks
+        Keys(
+            linear(skip="theta", gating="phi", psi="psi", output="W.0") | norm(output_norm="W.1"),
+            axes=None,
+        ),
+    ),
+}
 
 
 def monai_arguments(spec: Any) -> dict[str, Any]:
@@ -21,8 +33,7 @@ SOURCES: Final = {
         "AttentionBlock",
         "monai",
         monai_arguments,
-        linear(skip="W_x.0.conv", gating="W_g.0.conv", psi="psi.0.conv")
-        | norm(skip_norm="W_x.1", gating_norm="W_g.1", psi_norm="psi.1"),
+        KEYS["monai"][0].names,
         inputs=("g", "x"),
         resize=True,
         ranks=(1, 2, 3),

@@ -5,12 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ...contract import Source, without_prefix
+from ...contract import Keys, Source, without_prefix
 from ..channel_attention import sources as channel_attention
-from ..sources import only_channels, prefixed, read_kernel, read_perceptron
+from ..sources import only_channels, read_kernel, read_perceptron
 from ..spatial_attention import sources as spatial_attention
 
-NAMES: Final = prefixed("channel", channel_attention.NAMES) | prefixed("spatial", spatial_attention.NAMES)
+
+def both(source: str, channel: str, spatial: str) -> Keys:
+    """Return the layout of CBAM from those of its parts, whose keys begin with `channel` and `spatial`."""
+    parts = channel_attention.KEYS[source][0], spatial_attention.KEYS[source][0]
+    names = {
+        f"{ours}.{name}": f"{theirs}.{key}"
+        for (ours, theirs), part in zip({"channel": channel, "spatial": spatial}.items(), parts, strict=True)
+        for name, key in part.names.items()
+    }
+    return Keys(names, parts[0].axes, tuple(f"spatial.{name}" for name in parts[1].max_first))
+
+
+KEYS: Final = {
+    "timm": (both("timm", "channel", "spatial"),),
+    "official": (both("official", "ChannelGate", "SpatialGate"),),
+}
 
 
 def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -19,5 +34,8 @@ def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 SOURCES: Final = {
-    "timm": Source("timm", "timm.layers.cbam", "CbamModule", "timm", only_channels, NAMES, in_resnets=True, read=read)
-}
+    "timm": Source(
+        "timm", "timm.layers.cbam", "CbamModule", "timm", only_channels, KEYS["timm"][0].names,
+        in_resnets=True, read=read,
+    )
+}   # fmt: skip

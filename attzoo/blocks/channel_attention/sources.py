@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from ...contract import Source
+from ...contract import Keys, Source
 from ..sources import linear, only_channels, read_perceptron
 
 NAMES: Final = linear(squeeze="fc1", excite="fc2")
+KEYS: Final = {
+    "timm": (Keys(NAMES, axes=2),),
+    "official": (Keys(linear(squeeze="mlp.1", excite="mlp.3")),),   # ChannelGate of Jongchan/attention-module
+}
 SOURCES: Final = {
     "timm": Source("timm", "timm.layers.cbam", "ChannelAttn", "timm", only_channels, NAMES, read=read_perceptron)
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ...contract import Source
+from ...contract import Keys, Source
 from ..sources import only_channels
 
 
@@ -15,6 +15,7 @@ def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 NAMES: Final = {"conv.weight": "conv.weight"}
+KEYS: Final = {"timm": (Keys(NAMES),), "official": (Keys(NAMES),)}
 SOURCES: Final = {
     "timm": Source("timm", "timm.layers", "EcaModule", "timm", only_channels, NAMES, in_resnets=True, read=read),
     "timm_circular": Source(

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ...contract import Source
+from ...contract import Keys, Source
 from ..sources import GATES, linear, only_channels, read_perceptron
 
 NAMES: Final = linear(squeeze="fc1", excite="fc2")
+KEYS: Final = {
+    "timm": (   # SEModule, and SqueezeExcite of MobileNets and EfficientNets
+        Keys(NAMES, axes=2),
+        Keys(linear(squeeze="conv_reduce", excite="conv_expand"), axes=2),
+    ),
+    "torchvision": (Keys(NAMES, axes=2),),
+    "monai": (Keys(linear(squeeze="fc.0", excite="fc.2")),),
+    "moskomule": (Keys(linear(squeeze="fc.0", excite="fc.2")),),
+    "ai-med": (Keys(NAMES),),
+    "mmpretrain": (Keys(linear(squeeze="conv1.conv", excite="conv2.conv"), axes=2),),
+}
 READ: Final[dict[str, Any]] = {"read": read_perceptron, "choices": GATES}
 
 
@@ -32,6 +43,6 @@ SOURCES: Final = {
     ),
     "monai": Source(
         "MONAI", "monai.networks.blocks", "ChannelSELayer", "monai", monai_arguments,
-        linear(squeeze="fc.0", excite="fc.2"), **READ,
+        KEYS["monai"][0].names, **READ,
     ),
 }   # fmt: skip

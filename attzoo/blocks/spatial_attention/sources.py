@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ...contract import Source
+from ...contract import Keys, Source
 from ..sources import norm, read_kernel
 
 NAMES: Final = {"conv.weight": "conv.conv.weight"} | norm(norm="conv.bn")
+KEYS: Final = {
+    "timm": (Keys(NAMES),),
+    "official": (   # SpatialGate of Jongchan/attention-module
+        Keys({"conv.weight": "spatial.conv.weight"} | norm(norm="spatial.bn"), max_first=("conv.weight",)),
+    ),
+}
 
 
 def timm_arguments(spec: Any) -> dict[str, Any]:

@@ -1,0 +1,227 @@
+"""Weights of other libraries: state dicts with published keys give the outputs of the published computation."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+import attzoo
+from attzoo import registry
+
+RNG = torch.Generator().manual_seed(0)
+
+
+def random_weights(module):
+    """Give a module random parameters and running statistics, outside training."""
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.randn(p.shape, generator=RNG))
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_var"):
+                buffer.copy_(torch.rand(buffer.shape, generator=RNG) + 0.5)
+            elif name.endswith("running_mean"):
+                buffer.copy_(torch.randn(buffer.shape, generator=RNG))
+    return module.double().eval()
+
+
+# ---- the published modules, by their keys and formulas ---------------------------------------------------------------
+
+
+class Perceptron(nn.Module):
+    """Two linear maps with a relu between them, under given names; convolutions of size 1 if `conv`."""
+
+    def __init__(self, names, c, r, conv=False, bias=True):
+        super().__init__()
+        make = (lambda i, o: nn.Conv2d(i, o, 1, bias=bias)) if conv else (lambda i, o: nn.Linear(i, o, bias=bias))
+        self.names = names
+        for name, layer in zip(names, (make(c, r), make(r, c)), strict=True):
+            parent = self
+            *path, leaf = name.split(".")
+            for part in path:
+                if not hasattr(parent, part):
+                    parent.add_module(part, nn.Module())
+                parent = getattr(parent, part)
+            parent.add_module(leaf, layer)
+
+    def forward(self, x):
+        first, second = (self.get_submodule(name) for name in self.names)
+        if isinstance(first, nn.Conv2d):
+            return second(F.relu(first(x[:, :, None, None])))[:, :, 0, 0]
+        return second(F.relu(first(x)))
+
+
+class SE(Perceptron):
+    def forward(self, x):
+        return x * torch.sigmoid(super().forward(x.mean((2, 3))))[:, :, None, None]
+
+
+class ChannelGate(Perceptron):
+    """arXiv:1807.06521, eq. 2."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(super().forward(x.mean((2, 3))) + super().forward(x.amax((2, 3))))[:, :, None, None]
+
+
+class SpatialGate(nn.Module):
+    """arXiv:1807.06521, eq. 3, with the maximum first and a batch norm, as in the official code."""
+
+    def __init__(self):
+        super().__init__()
+        self.spatial = nn.Module()
+        self.spatial.conv, self.spatial.bn = nn.Conv2d(2, 1, 7, padding=3, bias=False), nn.BatchNorm2d(1)
+
+    def forward(self, x):
+        planes = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
+        return x * torch.sigmoid(self.spatial.bn(self.spatial.conv(planes)))
+
+
+class OfficialCBAM(nn.Module):
+    def __init__(self, c, r):
+        super().__init__()
+        self.ChannelGate, self.SpatialGate = ChannelGate(("mlp.1", "mlp.3"), c, r), SpatialGate()
+
+    def forward(self, x):
+        return self.SpatialGate(self.ChannelGate(x))
+
+
+class OfficialECA(nn.Module):
+    """arXiv:1910.03151, eq. 9."""
+
+    def __init__(self, k):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.conv(x.mean((2, 3))[:, None]))[:, 0, :, None, None]
+
+
+class LeeJunHyunGate(nn.Module):
+    def __init__(self, c, g, f):
+        super().__init__()
+        self.W_x = nn.Sequential(nn.Conv2d(c, f, 1), nn.BatchNorm2d(f))
+        self.W_g = nn.Sequential(nn.Conv2d(g, f, 1), nn.BatchNorm2d(f))
+        self.psi = nn.Sequential(nn.Conv2d(f, 1, 1), nn.BatchNorm2d(1))
+
+    def forward(self, x, g):
+        return x * torch.sigmoid(self.psi(F.relu(self.W_x(x) + self.W_g(g))))
+
+
+class GridGate(nn.Module):
+    """arXiv:1804.03999, eq. 1 and 2, on a grid, with the output transform of the official code."""
+
+    def __init__(self, c, g, f):
+        super().__init__()
+        self.theta, self.phi = nn.Conv2d(c, f, 2, stride=2, bias=False), nn.Conv2d(g, f, 1)
+        self.psi, self.W = nn.Conv2d(f, 1, 1), nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c))
+
+    def forward(self, x, g):
+        theta = self.theta(x)
+        phi = F.interpolate(self.phi(g), theta.shape[2:], mode="bilinear", align_corners=False)
+        alpha = torch.sigmoid(self.psi(F.relu(theta + phi)))
+        return self.W(F.interpolate(alpha, x.shape[2:], mode="bilinear", align_corners=False) * x)
+
+
+GATE = {"gating_channels": 5, "inter_channels": 3}
+PUBLISHED = {   # id: source, published module, block, its arguments, channels of its inputs
+    "se timm": ("timm", lambda: SE(("fc1", "fc2"), 6, 4, conv=True), "se", {"reduced_channels": 4}, (6,)),
+    "se of timm's MobileNets": (
+        "timm", lambda: SE(("conv_reduce", "conv_expand"), 6, 4, conv=True), "se", {"reduced_channels": 4}, (6,)),
+    "se torchvision": ("torchvision", lambda: SE(("fc1", "fc2"), 6, 4, conv=True), "se", {"reduced_channels": 4}, (6,)),
+    "se monai": ("monai", lambda: SE(("fc.0", "fc.2"), 6, 3), "se", {"reduction": 2}, (6,)),
+    "se moskomule": (
+        "moskomule", lambda: SE(("fc.0", "fc.2"), 6, 3, bias=False), "se", {"reduction": 2, "bias": False}, (6,)),
+    "se ai-med": ("ai-med", lambda: SE(("fc1", "fc2"), 6, 3), "se", {"reduction": 2}, (6,)),
+    "se mmpretrain": (
+        "mmpretrain", lambda: SE(("conv1.conv", "conv2.conv"), 6, 4, conv=True), "se", {"reduced_channels": 4}, (6,)),
+    "channel attention": (
+        "official", lambda: ChannelGate(("mlp.1", "mlp.3"), 6, 2), "channel_attention", {"reduction": 3}, (6,)),
+    "spatial attention": ("official", SpatialGate, "spatial_attention", {"norm": True}, (6,)),
+    "cbam": ("official", lambda: OfficialCBAM(6, 2), "cbam", {"reduction": 3, "norm": True}, (6,)),
+    "eca": ("official", lambda: OfficialECA(5), "eca", {"kernel_size": 5}, (6,)),
+    "gate leejunhyun": ("leejunhyun", lambda: LeeJunHyunGate(6, 5, 3), "attention_gate", GATE | {"norm": True}, (6, 5)),
+    "gate official": (
+        "official", lambda: GridGate(6, 5, 3), "attention_gate",
+        GATE | {"stride": 2, "skip_bias": False, "output_transform": True}, (6, 5)),
+}   # fmt: skip
+every_layout = pytest.mark.parametrize("name", PUBLISHED)
+
+
+def published(name):
+    """Return source, published module with random weights, and a block of random initial weights for it."""
+    source, module, block, arguments, channels = PUBLISHED[name]
+    made = attzoo.create(block, channels[0], backend="torch", dtype=torch.float64, **arguments).eval()
+    return source, random_weights(module()), made, channels
+
+
+@every_layout
+def test_published_weights_give_the_published_outputs(name):
+    source, module, block, channels = published(name)
+    attzoo.load_weights(block, module.state_dict(), source=source)
+    xs = [torch.randn(2, c, 8, 6, generator=RNG).double() for c in channels]
+    assert_close(block(*xs), module(*xs), rtol=1e-6, atol=1e-9)
+
+
+@every_layout
+def test_exported_weights_are_those_that_were_loaded(name):
+    source, module, block, _ = published(name)
+    attzoo.load_weights(block, module.state_dict(), source=source)
+    exported = attzoo.export_weights(block, target=source)
+    if name == "se of timm's MobileNets":   # the first layout is written
+        exported = {key.replace("fc1", "conv_reduce").replace("fc2", "conv_expand"): a for key, a in exported.items()}
+    expected = {key: a for key, a in module.state_dict().items() if not key.endswith("num_batches_tracked")}
+    assert exported.keys() == expected.keys()
+    for key, array in exported.items():
+        assert array.flags.c_contiguous
+        np.testing.assert_array_equal(array, expected[key].numpy())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "layer1.0.se.", "module.layer1.0.se."])
+def test_a_common_prefix_is_ignored(prefix):
+    source, module, block, _ = published("se timm")
+    state = {prefix + key: value for key, value in module.state_dict().items()}
+    attzoo.load_weights(block, state | {"stem.weight": torch.ones(2)}, source=source)
+    np.testing.assert_array_equal(attzoo.weights(block)["excite.bias"], module.state_dict()["fc2.bias"])
+
+
+def test_keras_blocks_load_the_same_files():
+    source, module, block, _ = published("cbam")
+    layer = attzoo.create("cbam", 6, backend="keras", reduction=3, norm=True, dtype="float64")
+    for each in (block, layer):
+        attzoo.load_weights(each, module.state_dict(), source=source)
+    for name, array in attzoo.weights(block).items():
+        np.testing.assert_array_equal(attzoo.weights(layer)[name], array)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda s: {}, "expected the keys of timm, fc1.weight, fc1.bias, fc2.weight, fc2.bias or conv_reduce.weight"),
+    (lambda s: s | {"bn.weight": s["fc1.bias"], "fc1.running_mean": s["fc1.bias"]}, "got also fc1.running_mean"),
+    (lambda s: s | {"fc1.weight": s["fc1.weight"].reshape(2, 12, 1, 1)}, r"expected fc1.weight of shape \(4, 6\), "),
+    (lambda s: {p + k: v for k, v in s.items() for p in ("a.", "b.")}, "of one block, got 2: give those whose .* 'a.'"),
+    (lambda s: s | {"fc1.bias": s["fc1.bias"].int()}, "squeeze.bias must be a floating-point array, got int32"),
+])   # fmt: skip
+def test_unclear_states_are_refused_and_change_nothing(change, message):
+    source, module, block, _ = published("se timm")
+    before = attzoo.weights(block)
+    with pytest.raises((ValueError, TypeError), match=message):
+        attzoo.load_weights(block, change(module.state_dict()), source=source)
+    assert all(np.array_equal(array, before[name]) for name, array in attzoo.weights(block).items())
+
+
+def test_unknown_sources_and_targets_are_refused():
+    block = attzoo.create("se", 8, backend="torch")
+    with pytest.raises(ValueError, match="unknown source of se 'tim'; did you mean 'timm'"):
+        attzoo.load_weights(block, {}, source="tim")
+    with pytest.raises(ValueError, match="unknown target of se 'caffe'"):
+        attzoo.export_weights(block, target="caffe")
+    gate = attzoo.create("attention_gate", 4, backend="torch", gating_channels=3, output_transform=True)
+    with pytest.raises(ValueError, match=r"expected a block without output\.weight"):
+        attzoo.export_weights(gate, target="monai")
+
+
+def test_every_source_has_a_layout_with_its_names():
+    for name in attzoo.names():
+        for source in registry.sources(name).values():
+            layouts = registry.keys(name)[source.package]
+            assert dict(source.names) in [dict(layout.names) for layout in layouts]
