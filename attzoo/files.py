@@ -103,13 +103,13 @@ def usable_folder(path: Path) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Lock a folder for the `with` block, and yield whether this succeeded.
+def locked(folder: Path, name: str = LOCK) -> Iterator[bool]:
+    """Lock a folder for the `with` block by the file `name` in it, and yield whether this succeeded.
 
     Yield False if another process or thread holds the lock. The lock is a file, which is removed at the end. If a
     process is killed, its lock is released. Raise OSError if the path of that file is not a regular file.
     """
-    path = folder / LOCK
+    path = folder / name
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(mode := path.lstat().st_mode):   # opening a pipe would block
             raise _not_regular(path, mode)

@@ -315,3 +315,18 @@ def test_results_of_files_named_by_dots_are_in_the_output_folder(network, data, 
         assert contents(tmp_path).keys() - before.keys() == {path.resolve() for path in written} | {inside / RECORD}
         assert all(inside in path.resolve().parents for path in written)
     assert {path.resolve().parent.parent for path in written if path.suffix == ".npy"} == {inside}
+
+
+def test_processes_that_write_into_one_folder_keep_each_others_records(tmp_path):
+    """The second process replaced the record of the first, whose files were then taken for files of the user."""
+    outputs = [Output(tmp_path / "out", []) for _ in range(3)]   # all of them before there is a record
+    for i, output in enumerate(outputs):
+        output.write({tmp_path / "out" / f"{i}.png": bytes([i])})
+    outputs[2].write({tmp_path / "out" / "2.png": b"again"})   # two digests, of which finish removes one
+    (tmp_path / "out" / "0.png").unlink()
+    for output in outputs[1:]:
+        output.finish()
+    (tmp_path / "out" / "0.png").write_bytes(bytes([0]))   # as if recorded but not written when the others finish
+    outputs[0].finish()
+    Output(tmp_path / "out", []).check(tmp_path / "out" / f"{i}.png" for i in range(3))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [RECORD, "0.png", "1.png", "2.png"]

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+from time import sleep
 from typing import Final
 
-from ..files import digest_of, open_regular, usable_folder, write
+from ..files import PREFIX, digest_of, locked, open_regular, usable_folder, write
 
 RECORD: Final = ".attzoo.sha256"   # in the format of sha256sum
+LOCK: Final = f"{PREFIX}record-lock"
+WAIT: Final = 0.01   # seconds until the next attempt to lock the record
 ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})   # of names, as sha256sum writes them
 FROM: Final = "# from "   # begins the line before that of a file; its source follows as JSON
 HEADER: Final = "# files that attzoo wrote here, as sha256sum lists them"
@@ -38,7 +41,8 @@ class Output:
     """An output folder, and a record in it of the files that attzoo wrote there.
 
     The record has the digest and the source of each file. A digest is recorded before the file is written, so that
-    files left by a full disk or a killed process are recognized as attzoo's.
+    files left by a full disk or a killed process are recognized as attzoo's. Processes that write into
+    one folder lock the record to change it.
 
     Args:
         folder: the output folder.
@@ -62,6 +66,8 @@ class Output:
         self._tidied: set[Path] = set()
         if self.record.exists():
             self._read()
+        self._earlier = frozenset(self.digests)   # the files in the record before this call
+        self._added: set[str] = set()             # the files that this call added to the record
 
     def check(self, paths: Iterable[Path], source: Path | None = None) -> None:
         """Raise FileExistsError unless all paths may be written.
@@ -118,12 +124,19 @@ class Output:
 
     def finish(self) -> None:
         """Remove missing files and outdated digests from the record."""
-        existing = {name: self.folder / name for name in self.digests if (self.folder / name).is_file()}
-        ambiguous = {name for name, digests in self.digests.items() if len(digests) > 1}
-        if ambiguous or len(existing) < len(self.digests):
-            self.digests = {name: self.digests[name] for name in existing}
-            for name in ambiguous & existing.keys():
-                self.digests[name] &= {digest_of(existing[name])}
+        if self.record.exists():
+            with self._record_lock():
+                self._tidy_record()
+
+    def _tidy_record(self) -> None:
+        """Do what `finish` does, in a locked record; files that only other processes added stay in it."""
+        self._read()
+        missing = {name for name in self._earlier | self._added if not (self.folder / name).is_file()}
+        ambiguous = {name for name in self._added - missing if len(self.digests[name]) > 1}
+        if ambiguous or missing & self.digests.keys():
+            self.digests = {name: digests for name, digests in self.digests.items() if name not in missing}
+            for name in ambiguous:
+                self.digests[name] &= {digest_of(self.folder / name)}
             self._write_record()
 
     def _read(self) -> None:
@@ -144,8 +157,27 @@ class Output:
             if source is not None:
                 self.sources[name], source = source, None
 
+    @contextmanager
+    def _record_lock(self) -> Iterator[None]:
+        """Lock the record for the `with` block; wait while another process or thread holds the lock."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            with locked(self.folder, LOCK) as is_free:
+                if is_free:
+                    yield
+                    return
+            sleep(WAIT)
+
     def _add_to_record(self, digests: Mapping[str, str], source: str | None) -> None:
         """Add the digests of files that will be written, and their source, to the record."""
+        with self._record_lock():
+            if not self._can_append and self.record.exists():   # another process may have created it
+                self._read()
+            self._add_to_locked_record(digests, source)
+
+    def _add_to_locked_record(self, digests: Mapping[str, str], source: str | None) -> None:
+        """Do what `_add_to_record` does, in a locked record."""
+        self._added |= digests.keys()
         new = {
             name: digest
             for name, digest in digests.items()
