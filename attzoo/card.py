@@ -302,7 +302,8 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
         yield f"There are {_kernels()}."
     if card.sources:
         names = ", ".join(f'`"{name}"`' for name in card.sources)
-        yield f"Weights are read from, and written for: {names} (`load_weights(..., source=)`, `export_weights(..., target=)`)."
+        calls = "(`load_weights(..., source=)`, `export_weights(..., target=)`)"
+        yield f"Weights are read from, and written for: {names} {calls}."
     yield "## Shapes"
     calls = ("`net(...)`",) if card.network else ("`block(...)`", "`block.attention(...)`")
     shapes_of_calls = zip(calls, card.shapes, strict=False)

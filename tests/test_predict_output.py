@@ -323,7 +323,10 @@ def test_processes_that_write_into_one_folder_keep_each_others_records(tmp_path)
     for i, output in enumerate(outputs):
         output.write({tmp_path / "out" / f"{i}.png": bytes([i])})
     outputs[2].write({tmp_path / "out" / "2.png": b"again"})   # two digests, of which finish removes one
-    for output in outputs:
+    (tmp_path / "out" / "0.png").unlink()
+    for output in outputs[1:]:
         output.finish()
+    (tmp_path / "out" / "0.png").write_bytes(bytes([0]))   # as if recorded but not written when the others finish
+    outputs[0].finish()
     Output(tmp_path / "out", []).check(tmp_path / "out" / f"{i}.png" for i in range(3))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [RECORD, "0.png", "1.png", "2.png"]
