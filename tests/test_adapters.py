@@ -592,6 +592,11 @@ KERAS = {
         keras_unet, lambda b: setattr(layer_of(b, "skip.0").psi, "activation", keras.activations.relu),
         "skip.0.psi", "Dense.*relu",
     ),
+    "a relu of a network": (
+        keras_unet, lambda b: setattr(layer_of(b, "encoder.0.relu1"), "call", keras.ops.tanh),
+        "encoder.0.relu1", "one whose call was replaced",
+    ),
+    "a call of a network": (keras_unet, replacing_in_keras("", "call"), "the block", "one whose call was replaced"),
 }   # fmt: skip
 
 

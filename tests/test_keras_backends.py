@@ -19,6 +19,7 @@ FILES = {   # and which of their tests
     "test_ops.py": "linear or nearest_is or batch_norm",
     "test_keras.py": "not fresh_process",
     "test_keras_symbolic.py": "saved",
+    "test_keras_quantize.py": "unet",
     "test_maps.py": "refusals or holds_a_block_of_keras",
     "test_unet_keras.py": "leejunhyun-float64 or (learns and channels_last)",
 }

@@ -76,19 +76,21 @@ def check_layers(block: Any, cls: type[Any]) -> None:
     if not isinstance(block, keras.Model):
         _check_parts("", block, block, _reference(block, cls))
         return
+    _check_methods("", block, block)
     for layer in block.layers:   # a model's graph is fixed when it is made, and its layers remember how they were
         if can_attend(layer):
             _check_parts(path_of(layer), block, layer, _reference(layer, type(layer)))
-        elif (made := getattr(layer, "made", None)) is not None and made != described(layer):
-            raise changed(path_of(layer), block, made, described(layer))
+        elif (made := getattr(layer, "made", None)) is not None:
+            if made != described(layer):
+                raise changed(path_of(layer), block, made, described(layer))
+            _check_methods(path_of(layer), block, layer)
 
 
 def _check_parts(path: str, block: Any, got: Any, made: Any) -> None:
     """Raise ValueError unless a layer, and every one in it, is as another that has just been made."""
     if not is_kind(type(got), type(made)) or (path and described(got) != described(made)):
         raise changed(path, block, described(made), described(got))
-    if replaced := replaced_methods(got, keras.layers.Layer, "call"):
-        raise changed(path, block, described(made), f"one whose {replaced[0]} was replaced")
+    _check_methods(path, block, got)
     inner, expected = parts_of(got), parts_of(made)
     for name in {**expected, **inner}:
         inside = f"{path}.{name}" if path else name
@@ -96,6 +98,13 @@ def _check_parts(path: str, block: Any, got: Any, made: Any) -> None:
             parts = (described(each[name]) if name in each else "nothing" for each in (expected, inner))
             raise changed(inside, block, *parts)
         _check_parts(inside, block, inner[name], expected[name])
+
+
+def _check_methods(path: str, block: Any, layer: Any) -> None:
+    """Raise ValueError if a method that decides what a layer computes is replaced on the instance."""
+    base = keras.Model if isinstance(layer, keras.Model) else keras.layers.Layer
+    if replaced := replaced_methods(layer, base, "call"):
+        raise changed(path, block, described(layer), f"one whose {replaced[0]} was replaced")
 
 
 def _reference(block: Any, cls: type[Any]) -> Any:

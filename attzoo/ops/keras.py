@@ -29,7 +29,8 @@ register = keras.saving.register_keras_serializable(package="attzoo")
 def parts_of(layer: Any) -> dict[str, Any]:
     """Return the direct sublayers of a layer by attribute, or those of a model by name."""
     parts = layer._flatten_layers(include_self=False, recursive=False)   # there is no public API for them
-    names = {id(value): name for name, value in vars(layer).items()}
+    attributes = vars(layer) | vars(layer).get("_modules", {})   # Keras on torch stores layers as torch does
+    names = {id(value): name for name, value in attributes.items()}
     is_model = isinstance(layer, keras.Model)
     return {part.name if is_model else names.get(id(part), f"layer {i}"): part for i, part in enumerate(parts)}
 
