@@ -485,6 +485,27 @@ def test_other_parts_in_place_of_ours(part):
         assert not block(x).any()
 
 
+REPLACED = [("cbam", "cbam", "attention"), ("cbam", "cbam", "forward")] + [
+    ("cbam", part, method) for part in ("channel_attention", "spatial_attention") for method in ("attention", "forward")
+]
+
+
+@pytest.mark.parametrize(("name", "of", "method"), REPLACED)
+def test_a_method_that_is_replaced_in_a_class_counts(name, of, method, monkeypatch):
+    block, x = attzoo.create(name, 8, backend="torch"), torch.randn(2, 8, 5, 6)
+    monkeypatch.setattr(attzoo.get(of, backend="torch"), method, lambda self, x, **_: x * 0)
+    found = block(x)
+    with plainly():
+        assert torch.equal(found, block(x))
+
+
+@every
+def test_a_plain_form_of_an_instance_counts(name):
+    block, x = attzoo.create(name, 8, backend="torch"), torch.randn(2, 8, 5, 6)
+    block.plain = lambda x: x * 0
+    assert not block(x).any()
+
+
 def test_everything_about_a_network_works_as_ever():
     block, x, dy = build("cbam"), draw(4, 8, 4, 3).requires_grad_(), draw(4, 8, 4, 3, seed=1)
     wanted = step(block, x, dy)
