@@ -49,9 +49,11 @@ class Tap:
         own["attention"], own["__reduce_ex__"] = self, self.reduce
 
     def take_out(self, own: dict[str, Any]) -> None:
-        for name in ("attention", "__reduce_ex__"):
-            own.pop(name, None)
-        own.update(self.replaced)
+        """Restore what was replaced, unless the user has set or deleted the attribute meanwhile."""
+        for name, mine in (("attention", self), ("__reduce_ex__", self.reduce)):
+            if own.get(name) == mine:
+                del own[name]
+                own.update({name: self.replaced[name]} if name in self.replaced else {})
 
     def reduce(self, protocol: Any) -> Any:
         """How the block is copied: as its class has it, without the tap."""

@@ -280,6 +280,20 @@ def test_errors_pass_and_nothing_stays():
     assert state(model) == there
 
 
+@pytest.mark.parametrize("before", [None, "an attention of its own"])
+def test_an_attention_that_is_set_inside_stays(before):
+    block, x = attzoo.create("se", 3, backend="torch"), torch.from_numpy(image())
+    if before:
+        block.attention = lambda x: x[:, :, :1, :1]
+    with attzoo.attention_maps(block):
+        block(x)
+        block.attention = mine = lambda x: torch.ones(len(x), 3, 1, 1)
+        block(x)
+    assert vars(block)["attention"] is mine
+    assert "__reduce_ex__" not in vars(block)
+    torch.testing.assert_close(block(x), x)
+
+
 def test_listeners_nest_and_may_leave_in_any_order():
     model, x = net(), torch.from_numpy(image())
     model(x)
