@@ -10,6 +10,7 @@ import torch
 from nets import NETS, SMALL, build, close, create, image
 from torch import nn
 from torch.export import Dim
+from torch.nn.utils import prune
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -251,6 +252,58 @@ def test_fusing_leaves_others_alone():
     model.encoder[0].block = NormFirst().eval()
     model.encoder[0].block.norm.running_mean.normal_()
     x = picture("leejunhyun")
+    assert_close(model.fold_norms()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class NormAct(nn.BatchNorm2d):
+    """As timm's: a batch norm and an activation in one."""
+
+    def forward(self, x):
+        return super().forward(x).sigmoid()
+
+
+class Standardized(nn.Conv2d):
+    """A convolution whose weights are standardized at every call."""
+
+    def forward(self, x):
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, w / w.std((1, 2, 3), keepdim=True), self.bias)
+
+
+def without_statistics(model):
+    norm = model.encoder[0].norm1
+    norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+
+
+UNUSUAL = {
+    "a norm of a subclass": lambda m: setattr(m.encoder[0], "norm1", NormAct(4)),
+    "a convolution of a subclass": lambda m: setattr(m.encoder[0], "conv2", Standardized(4, 4, 3, padding=1)),
+    "a forward of an instance": lambda m: setattr(m.encoder[0].norm1, "forward", torch.tanh),
+    "a norm without statistics": without_statistics,
+    "weight norm": lambda m: nn.utils.parametrizations.weight_norm(m.encoder[0].conv1),
+    "weight norm after resampling": lambda m: nn.utils.parametrizations.weight_norm(m.up[0].conv),
+    "a hook that doubles": lambda m: m.encoder[0].conv1.register_forward_hook(lambda layer, x, y: 2 * y),
+}
+
+
+@pytest.mark.parametrize("what", UNUSUAL)
+def test_what_is_not_as_usual_is_not_folded(what):
+    model = body.UNet(3, 2, (4, 6))
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = torch.rand_like(tensor) * 0.2 + 0.1
+    UNUSUAL[what](model)
+    x = noise(1, 3, 20, 18)
+    assert_close(model.eval().fold_norms()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_pruned_net_says_what_to_do_before_it_is_folded():
+    model = body.UNet(3, 2, (4, 6)).eval()
+    prune.l1_unstructured(model.up[0].conv, "weight", 0.5)
+    with pytest.raises(ValueError, match=r"expected weights that are parameters, got computed ones: .*prune\.remove"):
+        model.fold_norms()
+    prune.remove(model.up[0].conv, "weight")
+    x = noise(1, 3, 20, 18)
     assert_close(model.fold_norms()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
