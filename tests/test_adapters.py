@@ -13,7 +13,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import attzoo
@@ -220,6 +222,12 @@ class Logged(CBAM):
         self.log.append(x)
 
 
+def in_a_compiled_layer(block):
+    name, layer = next(iter(block.named_children()))
+    setattr(block, name, torch.compile(layer, backend="eager"))
+    return block
+
+
 SAME = {   # what changes nothing that a block computes
     "frozen": lambda b: b.eval().requires_grad_(False),
     "training": lambda b: b.train(),
@@ -231,6 +239,7 @@ SAME = {   # what changes nothing that a block computes
     "hooks": lambda b: b.register_forward_hook(lambda *args: None) and b,
     "float64": lambda b: b.double(),
     "never in training": lambda b: [setattr(m, "train", m.eval) for m in b.modules()] and b,
+    "a layer in that of torch.compile": in_a_compiled_layer,
     "its layers compiled": lambda b: [m.compile(backend="eager") for m in b.modules()] and b,
 }
 
@@ -379,6 +388,21 @@ def test_a_block_without_numbers_is_neither_read_nor_written():
     for function in (attzoo.weights, lambda b: attzoo.load_weights(b, {"conv.weight": np.ones(3, "f4")})):
         with pytest.raises(ValueError, match=r"ECA to hold conv\.weight .*meta device: block\.to_empty"):
             function(block)
+
+
+def test_a_part_of_a_sharded_tensor_is_neither_read_nor_written():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        block = cbam()
+        arrays = attzoo.weights(block)
+        fully_shard(block, mesh=init_device_mesh("cpu", (1,)))
+        for function in (attzoo.weights, lambda b: attzoo.load_weights(b, arrays)):
+            with pytest.raises(ValueError, match=r"got a part of a sharded tensor: block\.unshard\(\) first"):
+                function(block)
+        block.unshard()
+        assert same(attzoo.weights(block), arrays)
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_codes_of_torch_are_not_read():

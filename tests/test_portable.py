@@ -9,6 +9,7 @@ import threading
 import tracemalloc
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -184,6 +185,13 @@ def test_bfloat16_is_not_rounded_to(backend):
     assert same(attzoo.weights(block), before)
     attzoo.load_weights(block, {"conv.weight": np.array([1, 2, 1 + 2**-7], "f4")})
     assert attzoo.weights(block)["conv.weight"][2] == 1 + 2**-7
+
+
+@each_backend
+def test_bfloat16_of_jax_is_taken_as_float32(backend):
+    block = build("eca", backend)
+    attzoo.load_weights(block, {"conv.weight": np.array([1, 2, 3.140625], ml_dtypes.bfloat16)})
+    np.testing.assert_array_equal(attzoo.weights(block)["conv.weight"], np.array([1, 2, 3.140625], "f4"))
 
 
 @pytest.mark.parametrize("what", [None, "se", nn.Linear(2, 2), {"conv.weight": np.zeros(3)}], ids=repr)

@@ -76,7 +76,8 @@ def check_layers(block: Any, cls: type[Any]) -> None:
     if getattr(block, "fused", False):
         find(block, next(iter(block.spec.weights)))   # which says why not
     expected = dict(_reference(block, cls).named_modules(remove_duplicate=False))
-    found = dict(block.named_modules(remove_duplicate=False))
+    modules = block.named_modules(remove_duplicate=False)
+    found = {path.replace("._orig_mod", ""): module for path, module in modules}   # without those of torch.compile
     for path in {**expected, **found}:
         if path not in expected and "parametrizations" in path.split("."):
             continue
@@ -216,6 +217,8 @@ def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module, leaf: st
         raise missing(name, block, f"an array that {type(layer).__name__} makes when it is first called: call it once")
     if tensor.is_meta:
         raise missing(name, block, "a tensor without numbers on the meta device: block.to_empty(device=...) first")
+    if hasattr(tensor, "full_tensor"):
+        raise missing(name, block, "a part of a sharded tensor: block.unshard() first, where FSDP has sharded it")
     if not same_shape(tensor.shape, shape):
         raise missing(name, block, f"shape {tuple(tensor.shape)} for {shape}")
     if tensor.dtype not in DTYPES or tensor.layout != torch.strided:

@@ -147,13 +147,16 @@ class Block(SpecModule):
     def check_residual(self, x: Any, shortcut: Any, act: str | None) -> None:
         """Raise TypeError or ValueError unless x, shortcut and act are valid arguments of `forward`."""
         self.check_inputs(x)
-        if not is_tensor_like(act) and act not in ops.ACTS:   # torch.fx passes proxies for all arguments
+        named = isinstance(act, (str, type(None))) and act in ops.ACTS
+        if not named and not is_tensor_like(act):   # torch.fx passes proxies for all arguments
             raise ValueError(f"act must be one of {', '.join(map(repr, ops.ACTS))}, got {act!r}")
         if shortcut is None:
             return
         ops.require_tensors(shortcut, role=" as shortcut")
         if not (isinstance(x, Tensor) and isinstance(shortcut, Tensor)):
             return
+        if not torch.compiler.is_compiling() and (shortcut.is_nested or shortcut.layout != torch.strided):
+            raise ops.not_dense(shortcut)
         if shortcut.shape != x.shape:
             raise ValueError(f"expected a shortcut of x's shape, {tuple(x.shape)}, got {tuple(shortcut.shape)}")
         if shortcut.device != x.device:
