@@ -626,6 +626,8 @@ def test_gate_refuses(layout):
     assert gate(layout)(x, g).shape == x.shape
     with pytest.raises(TypeError, match="'g'"):
         gate(layout)(x)
+    with pytest.raises(TypeError, match=r"expected tensors as arguments of their own, block\(x, g\), got a list"):
+        gate(layout)([x, g])
     with pytest.raises(TypeError, match="expected a tensor, got NoneType"):
         gate(layout)(x, None)
     with pytest.raises(ValueError, match=f"expected {ORDER[layout].replace('8', '6')}"):
@@ -638,6 +640,16 @@ def test_gate_refuses_another_batch_size(layout):
     x, g = (np.zeros(order(shape, layout), "float32") for shape in ((2, 8, 5, 4), (1, 6, 3, 2)))
     with pytest.raises(ValueError, match="expected x and g of one batch size, got 2 and 1"):
         gate(layout)(x, g)
+
+
+@pytest.mark.parametrize(("dtype", "says"), [
+    ("int32", "dtype must be that of floating-point numbers, got 'int32'"),
+    ("int8_from_float32", "dtype must be that of a layer not quantized yet, got 'int8_from_float32': call quantize"),
+])
+def test_refuses_a_dtype_of_its_own(dtype, says):
+    for name, args in (("se", (8,)), ("unet", (1, 2, (4, 6)))):
+        with pytest.raises(ValueError, match=says):
+            attzoo.create(name, *args, backend="keras", dtype=dtype)
 
 
 def test_refuses_a_data_format():

@@ -89,7 +89,7 @@ def test_a_policy_that_a_user_set_inside_is_in_the_config(tmp_path):
     twin = type(block).from_config(config)
     assert twin.channel.squeeze.compute_dtype == "bfloat16"
     assert twin.channel.excite.compute_dtype == "float32"
-    with pytest.raises(ValueError, match="expected a layer channel/nothing in CBAM, for a dtype policy, got none"):
+    with pytest.raises(ValueError, match="expected a layer channel/nothing in CBAM, for its settings, got none"):
         type(block).from_config(config | {POLICIES: {"channel/nothing": config[POLICIES]["channel/squeeze"]}})
 
 

@@ -219,6 +219,34 @@ def test_config_keeps_what_is_keras_own():
     assert twin.get_layer("skip_0").compute_dtype == "bfloat16"
 
 
+def test_frozen_layers_stay_frozen(tmp_path):
+    model = attzoo.get("unet", backend="keras")(3, 2, (4, 6), block="cbam")
+    inside = model.get_layer("encoder_1_block")
+    for layer in (model.get_layer("encoder_0_conv1"), model.get_layer("skip_0"), inside.channel.squeeze):
+        layer.trainable = False
+    outer = keras.Sequential([keras.Input((None, None, 3)), model])
+    outer.save(tmp_path / "a.keras")
+    loaded = keras.models.load_model(tmp_path / "a.keras").layers[0]
+    for twin in (loaded, type(model).from_config(model.get_config())):
+        assert [each.shape for each in twin.trainable_weights] == [each.shape for each in model.trainable_weights]
+        assert not twin.get_layer("encoder_1_block").channel.squeeze.trainable
+    model.get_layer("skip_0").psi.trainable = True
+    twin = type(model).from_config(model.get_config())
+    assert [part.trainable for part in (twin.get_layer("skip_0").psi, twin.get_layer("skip_0").gating)] == [True, False]
+
+
+@pytest.mark.parametrize("copy", ["save", "get_config"])
+def test_changed_settings_are_refused_where_a_copy_would_lose_them(copy, tmp_path):
+    model = create("plain", "keras", dropout=(0.5, 0.5))
+    model.get_layer("encoder_0_dropout1").rate = 0.1
+    calls = {
+        "save": lambda: model.save(tmp_path / "a.keras"),
+        "get_config": model.get_config,
+    }
+    with pytest.raises(ValueError, match=r"expected encoder\.0\.dropout1 as it was made, .*got Dropout\(rate=0\.1"):
+        calls[copy]()
+
+
 # ---- layouts and precision -----------------------------------------------------------------------------------
 
 

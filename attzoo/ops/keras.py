@@ -21,7 +21,8 @@ from .numpy import EPSILON, MOMENTUM, one_value  # noqa: E402
 
 require("keras", keras.__version__, "3.13.1")   # loading a model with earlier versions can execute code
 
-POLICIES = "layer_policies"   # key in a config: dtype policies of sublayers that differ from the layer's own
+# Keys in a config, for sublayers that differ from the layer itself: dtype policies, and whether they are trainable
+POLICIES, TRAINABLE = "layer_policies", "layer_trainable"
 
 register = keras.saving.register_keras_serializable(package="attzoo")
 
@@ -35,12 +36,14 @@ def parts_of(layer: Any) -> dict[str, Any]:
     return {part.name if is_model else names.get(id(part), f"layer {i}"): part for i, part in enumerate(parts)}
 
 
-def inner_policies(layer: Any) -> dict[str, Any]:
-    """Return a config entry with the dtype policies of sublayers, by path, that differ from the layer's own.
+def inner_settings(layer: Any) -> dict[str, Any]:
+    """Return config entries for the sublayers that differ from what holds them: dtype policies and `trainable`, by path.
 
-    Quantization sets such policies. The result is empty if there are none.
+    Quantization sets such policies, and users freeze parts. The result is empty if there are none. `trainable` is kept
+    for models alone: Keras forgets it where it is set on a part of a layer that is not built yet.
     """
     policies: dict[str, Any] = {}
+    trainable: dict[str, bool] = {}
 
     def walk(path: str, inside: Any) -> None:
         for name, part in parts_of(inside).items():
@@ -50,10 +53,13 @@ def inner_policies(layer: Any) -> dict[str, Any]:
                     "dtype": keras.dtype_policies.serialize(part.dtype_policy),
                     "quantization_config": keras.saving.serialize_keras_object(quantization),
                 }
+            if isinstance(layer, keras.Model) and part.trainable != inside.trainable:
+                trainable[f"{path}{name}"] = part.trainable
             walk(f"{path}{name}/", part)
 
     walk("", layer)
-    return {POLICIES: policies} if policies else {}
+    entries: dict[str, Any] = {POLICIES: policies, TRAINABLE: trainable}
+    return {key: entry for key, entry in entries.items() if entry}
 
 
 def _equal_policies(layer: Any, other: Any) -> bool:
@@ -61,14 +67,27 @@ def _equal_policies(layer: Any, other: Any) -> bool:
     return bool(a == b)
 
 
-def with_policies(layer: Any, config: dict[str, Any]) -> Any:
-    """Set the dtype policies that a config holds for sublayers, and return the layer."""
+def without_inner_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config without the entries of `inner_settings`."""
+    return {name: value for name, value in config.items() if name not in (POLICIES, TRAINABLE)}
+
+
+def _part(layer: Any, path: str) -> Any:
+    """Return the sublayer at a path of `inner_settings`."""
+    part = layer
+    for name in path.split("/"):
+        part = parts_of(part).get(name)
+        if part is None:
+            raise ValueError(f"expected a layer {path} in {type(layer).__name__}, for its settings, got none")
+    return part
+
+
+def with_inner_settings(layer: Any, config: dict[str, Any]) -> Any:
+    """Set what a config holds for sublayers, and return the layer."""
+    for path, trainable in (config.get(TRAINABLE) or {}).items():   # outer layers first, which set those inside too
+        _part(layer, path).trainable = trainable
     for path, entry in (config.get(POLICIES) or {}).items():
-        part = layer
-        for name in path.split("/"):
-            part = parts_of(part).get(name)
-            if part is None:
-                raise ValueError(f"expected a layer {path} in {type(layer).__name__}, for a dtype policy, got none")
+        part = _part(layer, path)
         quantization = keras.saving.deserialize_keras_object(entry["quantization_config"])
         if part.built and quantization is not None:
             part.quantize(config=quantization)
@@ -82,6 +101,15 @@ def data_format_of(given: str | None) -> str:
     """Return the data format, that of keras.config if None is given; raise ValueError for another value."""
     data_format = keras.config.image_data_format() if given is None else given
     return str(choice("data_format", data_format, ("channels_last", "channels_first")))
+
+
+def check_policy(policy: Any) -> None:
+    """Raise ValueError unless a dtype policy is of floating-point numbers, which a block starts with."""
+    kinds = policy.variable_dtype, policy.compute_dtype
+    if not all(keras.backend.is_float_dtype(kind) for kind in kinds):
+        raise ValueError(f"dtype must be that of floating-point numbers, got {policy.name!r}")
+    if getattr(policy, "quantization_mode", None):
+        raise ValueError(f"dtype must be that of a layer not quantized yet, got {policy.name!r}: call quantize() later")
 
 
 class Conv(keras.layers.Layer):
@@ -224,6 +252,15 @@ def described(layer: Any) -> str:
     skipped = ("lora_", POLICIES)
     settings = [f"{k}={v!r}" for k, v in config.items() if not k.endswith(ends) and not k.startswith(skipped)]
     return f"{type(layer).__name__}({', '.join(settings)})"
+
+
+def check_unchanged(model: Any) -> None:
+    """Raise ValueError if the settings of a layer of a model are not those it was made with; its config has none."""
+    for layer in model.layers:
+        made = getattr(layer, "made", None)
+        if made is not None and made != described(layer):
+            hint = "undo the change, or save the weights alone with save_weights()"
+            raise ValueError(f"expected {path_of(layer)} as it was made, {made}, got {described(layer)}: {hint}")
 
 
 def path_of(layer: Any) -> str:

@@ -258,7 +258,7 @@ def _fold(module: nn.Module, name: str, norm: Any) -> None:
         conv: Any = getattr(module, each, None)
         if conv is not None and _is_standard(conv, *CONVS):
             transpose = isinstance(conv, tuple(ops.TRANSPOSED.values()))
-            fused = fuse_conv_bn_eval(conv, norm, transpose=transpose)   # type: ignore[type-var]
+            fused = fuse_conv_bn_eval(conv, norm, transpose=transpose)
             setattr(module, each, fused)
             setattr(module, name, nn.Identity())
             return
