@@ -37,7 +37,7 @@ def parts_of(layer: Any) -> dict[str, Any]:
 
 
 def inner_settings(layer: Any) -> dict[str, Any]:
-    """Return config entries for the sublayers that differ from what holds them: dtype policies and `trainable`, by path.
+    """Return config entries for sublayers that differ from what holds them: dtype policies and `trainable`, by path.
 
     Quantization sets such policies, and users freeze parts. The result is empty if there are none. `trainable` is kept
     for models alone: Keras forgets it where it is set on a part of a layer that is not built yet.
