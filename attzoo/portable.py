@@ -232,7 +232,12 @@ def _renamed(arrays: Mapping[Any, Any], expected: Collection[str]) -> str:
 
 
 def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
-    """Return `array` in native byte order. Raise unless it is finite, of `shape` and held by `dtype` without loss."""
+    """Return `array` in native byte order. Raise unless it is finite, of `shape` and held by `dtype` without loss.
+
+    A bfloat16 array, to which NumPy converts bfloat16 arrays of JAX, is returned as float32.
+    """
+    if isinstance(array, np.ndarray) and array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         hint = ": take tensor.numpy(force=True)" if hasattr(array, "requires_grad") else ""

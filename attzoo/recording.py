@@ -52,10 +52,15 @@ class Tap:
         attributes["attention"], attributes["__reduce_ex__"] = self, self.reduce
 
     def remove(self, attributes: dict[str, Any]) -> None:
-        """Restore the replaced attributes in the `__dict__` of the block or of a copy of it."""
-        for name in ("attention", "__reduce_ex__"):
-            attributes.pop(name, None)
-        attributes.update(self.replaced)
+        """Restore the replaced attributes in the `__dict__` of the block or of a copy of it.
+
+        An attribute that the user has set or deleted since `install` is left as it is.
+        """
+        for name, installed in (("attention", self), ("__reduce_ex__", self.reduce)):
+            if attributes.get(name) == installed:
+                del attributes[name]
+                if name in self.replaced:
+                    attributes[name] = self.replaced[name]
 
     def reduce(self, protocol: Any) -> Any:
         """Return what the `__reduce_ex__` of the block's class returns, without the tap."""

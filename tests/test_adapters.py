@@ -13,7 +13,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import attzoo
@@ -240,6 +242,13 @@ class Logged(CBAM):
         self.log.append(x)
 
 
+def compile_one_layer(block):
+    """Replace the first layer of a block by the module that torch.compile returns for it, and return the block."""
+    name, layer = next(iter(block.named_children()))
+    setattr(block, name, torch.compile(layer, backend="eager"))
+    return block
+
+
 UNCHANGED = {   # changes that do not affect what a block computes
     "frozen": lambda b: b.eval().requires_grad_(False),
     "training": lambda b: b.train(),
@@ -251,6 +260,7 @@ UNCHANGED = {   # changes that do not affect what a block computes
     "hooks": lambda b: b.register_forward_hook(lambda *args: None) and b,
     "float64": lambda b: b.double(),
     "never in training": lambda b: [setattr(m, "train", m.eval) for m in b.modules()] and b,
+    "one layer wrapped by torch.compile": compile_one_layer,
     "its layers compiled": lambda b: [m.compile(backend="eager") for m in b.modules()] and b,
 }
 
@@ -402,6 +412,21 @@ def test_block_on_the_meta_device_is_neither_read_nor_written():
     for function in (attzoo.weights, lambda b: attzoo.load_weights(b, {"conv.weight": np.ones(3, "f4")})):
         with pytest.raises(ValueError, match=r"conv\.weight of ECA .*meta device: call block\.to_empty"):
             function(block)
+
+
+def test_sharded_tensor_is_neither_read_nor_written():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        block = cbam()
+        arrays = attzoo.weights(block)
+        fully_shard(block, mesh=init_device_mesh("cpu", (1,)))
+        for function in (attzoo.weights, lambda b: attzoo.load_weights(b, arrays)):
+            with pytest.raises(ValueError, match=r"got a part of a sharded tensor: call block\.unshard\(\) first"):
+                function(block)
+        block.unshard()
+        assert same(attzoo.weights(block), arrays)
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_integer_weights_are_not_read():
@@ -624,6 +649,11 @@ KERAS_CHANGES = {   # as CHANGES
         keras_unet, lambda b: setattr(layer_of(b, "skip.0").psi, "activation", keras.activations.relu),
         "skip.0.psi", "Dense.*relu",
     ),
+    "a relu of a network": (
+        keras_unet, lambda b: setattr(layer_of(b, "encoder.0.relu1"), "call", keras.ops.tanh),
+        "encoder.0.relu1", "one whose call was replaced",
+    ),
+    "a call of a network": (keras_unet, replace_keras_method("", "call"), "the block", "one whose call was replaced"),
 }   # fmt: skip
 
 

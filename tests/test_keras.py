@@ -639,6 +639,8 @@ def test_gate_raises_for_invalid_inputs(layout):
     assert gate(layout)(x, g).shape == x.shape
     with pytest.raises(TypeError, match="'g'"):
         gate(layout)(x)
+    with pytest.raises(TypeError, match=r"expected tensors as separate arguments, block\(x, g\), got a list"):
+        gate(layout)([x, g])
     with pytest.raises(TypeError, match="expected a tensor, got NoneType"):
         gate(layout)(x, None)
     with pytest.raises(ValueError, match=f"expected {ORDER[layout].replace('8', '6')}"):
@@ -651,6 +653,16 @@ def test_gate_raises_for_different_batch_sizes(layout):
     x, g = (np.zeros(to_layout(shape, layout), "float32") for shape in ((2, 8, 5, 4), (1, 6, 3, 2)))
     with pytest.raises(ValueError, match="expected x and g of one batch size, got 2 and 1"):
         gate(layout)(x, g)
+
+
+@pytest.mark.parametrize(("dtype", "message"), [
+    ("int32", "dtype must be a floating-point dtype, got 'int32'"),
+    ("int8_from_float32", r"dtype must not be quantized, got 'int8_from_float32': call quantize\(\) later"),
+])
+def test_integer_or_quantized_dtype_raises(dtype, message):
+    for name, args in (("se", (8,)), ("unet", (1, 2, (4, 6)))):
+        with pytest.raises(ValueError, match=message):
+            attzoo.create(name, *args, backend="keras", dtype=dtype)
 
 
 def test_invalid_data_format_raises():

@@ -20,6 +20,7 @@ FILES = {   # file -> -k expression that selects its tests
     "test_ops.py": "linear or nearest_resize or batch_norm",
     "test_keras.py": f"not ({FRAMEWORK})",
     "test_keras_symbolic.py": "saved",
+    "test_keras_quantize.py": "unet",
     "test_maps.py": "models_without_blocks or keras_block_in_a_torch_model",
     "test_unet_keras.py": "leejunhyun-float64 or (learns and channels_last)",
 }

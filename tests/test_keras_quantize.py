@@ -15,6 +15,11 @@ def random_input(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
+def to_array(tensor):
+    """Return a tensor of any backend as a NumPy array."""
+    return keras.ops.convert_to_numpy(tensor)
+
+
 def saved_and_loaded(model, folder):
     """Save a model and return the loaded one."""
     model.save(folder / "a.keras")
@@ -30,12 +35,12 @@ def model_of(block, *shapes):
 def test_quantized_unet_can_be_saved_and_loaded(tmp_path):
     net = attzoo.create("unet", 1, 2, (4, 8), backend="keras", block="se", norm=None)
     image = random_input(1, 8, 8, 1)
-    before = np.asarray(net(image))
+    before = to_array(net(image))
     net.quantize("int8")
-    after = np.asarray(net(image))
+    after = to_array(net(image))
     assert 0 < abs(after - before).max() < 0.5 * np.ptp(before)
     twin = saved_and_loaded(net, tmp_path)
-    np.testing.assert_array_equal(np.asarray(twin(image)), after)
+    np.testing.assert_array_equal(to_array(twin(image)), after)
     dtypes = [{path: entry["dtype"] for path, entry in model.get_config()[POLICIES].items()} for model in (net, twin)]
     assert dtypes[0] == dtypes[1]
     assert {"encoder_0_block/squeeze", "skip_0/psi", "head"} <= dtypes[0].keys()
@@ -63,7 +68,7 @@ def test_quantized_block_can_be_saved_and_loaded(name, args, shapes, mode, quant
     assert all(policy["dtype"]["config"]["mode"].startswith(mode) for policy in entry.values())
     with pytest.raises(ValueError, match="already quantized"):
         block.quantize(mode)
-    with pytest.raises(ValueError, match=rf"codes that Keras quantized \({mode}\): take the weights before quantize"):
+    with pytest.raises(ValueError, match=rf"values quantized by Keras \({mode}\): read the weights before quantize"):
         attzoo.save(block, tmp_path / "a.safetensors")
 
 
@@ -88,7 +93,7 @@ def test_dtype_policy_of_an_inner_layer_is_in_the_config(tmp_path):
     twin = type(block).from_config(config)
     assert twin.channel.squeeze.compute_dtype == "bfloat16"
     assert twin.channel.excite.compute_dtype == "float32"
-    with pytest.raises(ValueError, match="expected a layer channel/nothing in CBAM, for a dtype policy, got none"):
+    with pytest.raises(ValueError, match="expected a layer channel/nothing in CBAM, for its settings, got none"):
         type(block).from_config(config | {POLICIES: {"channel/nothing": config[POLICIES]["channel/squeeze"]}})
 
 

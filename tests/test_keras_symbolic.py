@@ -204,3 +204,13 @@ def test_json_of_a_model_with_attention_contains_only_the_block(tmp_path):
     model = keras.Model(x, attzoo.create("se", 8, backend="keras").attention(x))
     layers = json.loads(model.to_json())["config"]["layers"]
     assert [layer["registered_name"] for layer in layers] == [None, "attzoo>SE"]
+
+
+def test_gate_accepts_a_symbolic_input_and_a_tensor(tmp_path):
+    gate, x = attzoo.create("attention_gate", 8, 6, backend="keras"), keras.Input((5, 4, 8))
+    g = np.ones((2, 3, 2, 6), "f4")
+    model = keras.Model(x, gate(x, g))
+    model.save(tmp_path / "a.keras")
+    image = np.random.default_rng(0).random((2, 5, 4, 8), "f4")
+    for twin in (model, keras.models.load_model(tmp_path / "a.keras")):
+        np.testing.assert_allclose(array(twin(image)), array(gate(image, g)), rtol=1e-6)

@@ -282,6 +282,20 @@ def test_errors_propagate_and_the_model_is_restored():
     assert state(model) == state_before
 
 
+@pytest.mark.parametrize("replaced_before", [False, True])
+def test_attention_that_the_user_sets_inside_is_kept(replaced_before):
+    block, x = attzoo.create("se", 3, backend="torch"), torch.from_numpy(image())
+    if replaced_before:
+        block.attention = lambda x: x[:, :, :1, :1]
+    with attzoo.attention_maps(block):
+        block(x)
+        block.attention = set_inside = lambda x: torch.ones(len(x), 3, 1, 1)
+        block(x)
+    assert vars(block)["attention"] is set_inside
+    assert "__reduce_ex__" not in vars(block)
+    torch.testing.assert_close(block(x), x)
+
+
 def test_recordings_may_be_nested_and_end_in_any_order():
     model, x = net(), torch.from_numpy(image())
     model(x)

@@ -9,6 +9,7 @@ import threading
 import tracemalloc
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -187,6 +188,13 @@ def test_arrays_are_not_rounded_to_bfloat16(backend):
     assert same(attzoo.weights(block), before)
     attzoo.load_weights(block, {"conv.weight": np.array([1, 2, 1 + 2**-7], "f4")})
     assert attzoo.weights(block)["conv.weight"][2] == 1 + 2**-7
+
+
+@every_backend
+def test_bfloat16_arrays_of_jax_are_loaded_as_float32(backend):
+    block = build("eca", backend)
+    attzoo.load_weights(block, {"conv.weight": np.array([1, 2, 3.140625], ml_dtypes.bfloat16)})
+    np.testing.assert_array_equal(attzoo.weights(block)["conv.weight"], np.array([1, 2, 3.140625], "f4"))
 
 
 @pytest.mark.parametrize("value", [None, "se", nn.Linear(2, 2), {"conv.weight": np.zeros(3)}], ids=repr)

@@ -1008,3 +1008,9 @@ def test_bad_shortcut_or_activation_raises(name):
         block(x, x.to("meta"))
     with pytest.raises(ValueError, match=r"^act must be one of None, 'relu', got 'gelu'$"):
         block(x, act="gelu")
+    with pytest.raises(ValueError, match=r"^act must be one of None, 'relu', got \['relu'\]$"):
+        block(x, act=["relu"])
+    with pytest.raises(TypeError, match=r"^expected a dense tensor, got one of layout torch\.sparse_coo: "):
+        block(x, x.to_sparse())
+    with pytest.raises(TypeError, match=r"^expected a dense tensor, got a nested one: "):
+        block(x, torch.nested.nested_tensor([*x], layout=torch.jagged))

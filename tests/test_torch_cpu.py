@@ -487,6 +487,29 @@ def test_replaced_blocks_inside_cbam_are_used(part):
         assert not block(x).any()
 
 
+REPLACED_METHODS = [   # (block, block whose class is changed, method)
+    ("cbam", changed, method)
+    for changed in ("cbam", "channel_attention", "spatial_attention")
+    for method in ("attention", "forward")
+]
+
+
+@pytest.mark.parametrize(("name", "changed", "method"), REPLACED_METHODS)
+def test_method_replaced_in_a_class_is_used(name, changed, method, monkeypatch):
+    block, x = attzoo.create(name, 8, backend="torch"), torch.randn(2, 8, 5, 6)
+    monkeypatch.setattr(attzoo.get(changed, backend="torch"), method, lambda self, x, **_: x * 0)
+    got = block(x)
+    with always_plain_form():
+        assert torch.equal(got, block(x))
+
+
+@every
+def test_plain_form_replaced_on_an_instance_is_used(name):
+    block, x = attzoo.create(name, 8, backend="torch"), torch.randn(2, 8, 5, 6)
+    block.plain = lambda x: x * 0
+    assert not block(x).any()
+
+
 def test_pickle_determinism_and_checkpoint_work():
     block, x, dy = build("cbam"), draw(4, 8, 4, 3).requires_grad_(), draw(4, 8, 4, 3, seed=1)
     expected = step(block, x, dy)

@@ -222,6 +222,33 @@ def test_config_has_the_arguments_of_keras():
     assert twin.get_layer("skip_0").compute_dtype == "bfloat16"
 
 
+def test_frozen_layers_stay_frozen_in_copies(tmp_path):
+    model = attzoo.get("unet", backend="keras")(3, 2, (4, 6), block="cbam")
+    inside = model.get_layer("encoder_1_block")
+    for layer in (model.get_layer("encoder_0_conv1"), model.get_layer("skip_0"), inside.channel.squeeze):
+        layer.trainable = False
+    outer = keras.Sequential([keras.Input((None, None, 3)), model])
+    outer.save(tmp_path / "a.keras")
+    loaded = keras.models.load_model(tmp_path / "a.keras").layers[0]
+    for twin in (loaded, type(model).from_config(model.get_config())):
+        assert [v.shape for v in twin.trainable_weights] == [v.shape for v in model.trainable_weights]
+        assert not twin.get_layer("encoder_1_block").channel.squeeze.trainable
+    model.get_layer("skip_0").psi.trainable = True
+    twin = type(model).from_config(model.get_config())
+    gate = twin.get_layer("skip_0")
+    assert (gate.psi.trainable, gate.gating.trainable) == (True, False)
+
+
+@pytest.mark.parametrize("method", ["save", "get_config"])
+def test_copying_a_network_with_changed_layers_raises(method, tmp_path):
+    model = create("plain", "keras", dropout=(0.5, 0.5))
+    model.get_layer("encoder_0_dropout1").rate = 0.1
+    args = (tmp_path / "a.keras",) if method == "save" else ()
+    message = r"expected encoder\.0\.dropout1 to be Dropout\(rate=0\.5.*as the model creates it, got Dropout\(rate=0\.1"
+    with pytest.raises(ValueError, match=message):
+        getattr(model, method)(*args)
+
+
 # ---- layouts and precision -----------------------------------------------------------------------------------
 
 

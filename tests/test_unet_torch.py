@@ -10,6 +10,7 @@ import torch
 from nets import NETS, SMALL, assert_arrays_close, build, create, image
 from torch import nn
 from torch.export import Dim
+from torch.nn.utils import prune
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -254,6 +255,59 @@ def test_fold_norms_does_not_change_third_party_blocks():
     model.encoder[0].block = NormFirst().eval()
     model.encoder[0].block.norm.running_mean.normal_()
     x = input_of("leejunhyun")
+    assert_close(model.fold_norms()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class NormAct(nn.BatchNorm2d):
+    """Like timm's: a batch norm followed by an activation."""
+
+    def forward(self, x):
+        return super().forward(x).sigmoid()
+
+
+class Standardized(nn.Conv2d):
+    """A convolution whose weights are standardized at every call."""
+
+    def forward(self, x):
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, w / w.std((1, 2, 3), keepdim=True), self.bias)
+
+
+def remove_running_statistics(model):
+    """Remove the running statistics of a norm."""
+    norm = model.encoder[0].norm1
+    norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+
+
+NOT_FOLDED = {   # changes of layers that `fold_norms` must keep
+    "a norm of a subclass": lambda m: setattr(m.encoder[0], "norm1", NormAct(4)),
+    "a convolution of a subclass": lambda m: setattr(m.encoder[0], "conv2", Standardized(4, 4, 3, padding=1)),
+    "a forward of an instance": lambda m: setattr(m.encoder[0].norm1, "forward", torch.tanh),
+    "a norm without running statistics": remove_running_statistics,
+    "weight norm": lambda m: nn.utils.parametrizations.weight_norm(m.encoder[0].conv1),
+    "weight norm after resampling": lambda m: nn.utils.parametrizations.weight_norm(m.up[0].conv),
+    "a hook that doubles": lambda m: m.encoder[0].conv1.register_forward_hook(lambda layer, x, y: 2 * y),
+}
+
+
+@pytest.mark.parametrize("case", NOT_FOLDED)
+def test_fold_norms_keeps_layers_with_another_computation(case):
+    model = unet_torch.UNet(3, 2, (4, 6))
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = torch.rand_like(tensor) * 0.2 + 0.1
+    NOT_FOLDED[case](model)
+    x = noise(1, 3, 20, 18)
+    assert_close(model.eval().fold_norms()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_fold_norms_of_a_pruned_network_raises():
+    model = unet_torch.UNet(3, 2, (4, 6)).eval()
+    prune.l1_unstructured(model.up[0].conv, "weight", 0.5)
+    with pytest.raises(ValueError, match=r"expected weights that are parameters, got computed ones: .*prune\.remove"):
+        model.fold_norms()
+    prune.remove(model.up[0].conv, "weight")
+    x = noise(1, 3, 20, 18)
     assert_close(model.fold_norms()(x), model(x), rtol=1e-4, atol=1e-5)
 
 

@@ -86,19 +86,21 @@ def check_layers(block: Any, cls: type[Any]) -> None:
     if not isinstance(block, keras.Model):
         _check_parts("", block, block, _reference(block, cls))
         return
+    _check_methods("", block, block)
     for layer in block.layers:   # its graph is fixed, and `made` describes a layer at its creation
         if can_attend(layer):
             _check_parts(path_of(layer), block, layer, _reference(layer, type(layer)))
-        elif (made := getattr(layer, "made", None)) is not None and made != described(layer):
-            raise changed_layer(path_of(layer), block, made, described(layer))
+        elif (made := getattr(layer, "made", None)) is not None:
+            if made != described(layer):
+                raise changed_layer(path_of(layer), block, made, described(layer))
+            _check_methods(path_of(layer), block, layer)
 
 
 def _check_parts(path: str, block: Any, got: Any, made: Any) -> None:
     """Raise ValueError unless a layer and its sublayers equal those of a new layer `made`."""
     if not is_kind(type(got), type(made)) or (path and described(got) != described(made)):
         raise changed_layer(path, block, described(made), described(got))
-    if replaced := replaced_methods(got, keras.layers.Layer, "call"):
-        raise changed_layer(path, block, described(made), f"one whose {replaced[0]} was replaced")
+    _check_methods(path, block, got)
     inner, expected = parts_of(got), parts_of(made)
     for name in {**expected, **inner}:
         inside = f"{path}.{name}" if path else name
@@ -106,6 +108,13 @@ def _check_parts(path: str, block: Any, got: Any, made: Any) -> None:
             texts = (described(parts[name]) if name in parts else "nothing" for parts in (expected, inner))
             raise changed_layer(inside, block, *texts)
         _check_parts(inside, block, inner[name], expected[name])
+
+
+def _check_methods(path: str, block: Any, layer: Any) -> None:
+    """Raise ValueError if a method that affects what a layer computes is replaced on the instance."""
+    base = keras.Model if isinstance(layer, keras.Model) else keras.layers.Layer
+    if replaced := replaced_methods(layer, base, "call"):
+        raise changed_layer(path, block, described(layer), f"one whose {replaced[0]} was replaced")
 
 
 def _reference(block: Any, cls: type[Any]) -> Any:

@@ -84,7 +84,8 @@ def check_layers(block: Any, cls: type[Any]) -> None:
     if getattr(block, "fused", False):
         find(block, next(iter(block.spec.weights)))   # raises the error
     expected = dict(_reference(block, cls).named_modules(remove_duplicate=False))
-    present = dict(block.named_modules(remove_duplicate=False))
+    modules = block.named_modules(remove_duplicate=False)
+    present = {path.replace("._orig_mod", ""): module for path, module in modules}   # without wrappers of torch.compile
     for path in {**expected, **present}:
         if path not in expected and "parametrizations" in path.split("."):
             continue
@@ -234,6 +235,8 @@ def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module, leaf: st
     if tensor.is_meta:
         remedy = "call block.to_empty(device=...) first"
         raise missing_array(name, block, f"a tensor without values on the meta device: {remedy}")
+    if hasattr(tensor, "full_tensor"):
+        raise missing_array(name, block, "a part of a sharded tensor: call block.unshard() first if FSDP sharded it")
     if not same_shape(tensor.shape, shape):
         raise missing_array(name, block, f"shape {tuple(tensor.shape)} for {shape}")
     if tensor.dtype not in DTYPES or tensor.layout != torch.strided:

@@ -34,9 +34,15 @@ class Block(keras.layers.Layer):
             if unknown := [name for name in kwargs if name not in known]:
                 raise unknown_argument(type(self).__name__, unknown[0], known) from err
             raise
+        ops.check_policy(self.dtype_policy)
         self.spec = spec
         self.data_format = ops.data_format_of(data_format)
         self.channels_last = self.data_format == "channels_last"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], (list, tuple)) and all(hasattr(x, "shape") for x in args[0]):
+            raise TypeError(f"expected tensors as separate arguments, block(x, g), got a {type(args[0]).__name__}")
+        return super().__call__(*args, **kwargs)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -92,7 +98,7 @@ class Block(keras.layers.Layer):
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         arguments = signature(self.call).bind(*args, **kwargs).arguments.values()
-        inputs = [x for x in arguments if keras.utils.is_keras_tensor(x)]
+        inputs = [x for x in arguments if hasattr(x, "shape")]   # KerasTensors and tensors
         self.check_inputs(*inputs)
         if kwargs.get("attention_only"):
             return keras.Operation.compute_output_spec(self, *args, **kwargs)   # by a trace
@@ -108,13 +114,13 @@ class Block(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         own = super().get_config() | self.spec.config() | {"data_format": self.data_format}
-        return own | ops.inner_policies(self)
+        return own | ops.inner_settings(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
-        spec, given = _spec_class(cls), {name: value for name, value in config.items() if name != ops.POLICIES}
+        spec, given = _spec_class(cls), ops.without_inner_settings(config)
         block = cls(**(without_idle_rules(spec, given) if spec else given))
-        return ops.with_policies(block, config)
+        return ops.with_inner_settings(block, config)
 
 
 def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., Any]:

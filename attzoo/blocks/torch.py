@@ -88,7 +88,7 @@ class Block(SpecModule):
     parts: blocks inside this one, by attribute, with their classes; both the fast forms and hooks need to know them.
     cpu_form: how it computes on CPUs in fewer passes over memory, if it can.
     has_own_forms: whether this very class says which fast forms it has. What a subclass changes they do not know.
-    own_attention: the method as the class defines it.
+    own_methods: the methods that affect what it computes, as they were when the class was defined.
     """
 
     attention: Callable[..., Any]
@@ -97,14 +97,14 @@ class Block(SpecModule):
     has_parts: ClassVar[bool] = False
     has_kernels: ClassVar[bool] = False
     has_own_forms: ClassVar[bool] = False
-    own_attention: ClassVar[Any] = None
+    own_methods: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.has_parts = bool(cls.parts)   # torch.export of 2.6 reads a bool of a class, but no dict of classes
         cls.has_kernels = cls.triton_form is not Block.triton_form
         cls.has_own_forms = "triton_form" in vars(cls) or "cpu_form" in vars(cls)
-        cls.own_attention = staticmethod(cls.attention) if "attention" in vars(cls) else None
+        cls.own_methods = {name: getattr(cls, name, None) for name in ("attention", "forward", "compute", "plain")}
 
     @staticmethod
     def triton_form() -> Any:
@@ -147,13 +147,16 @@ class Block(SpecModule):
     def check_residual(self, x: Any, shortcut: Any, act: str | None) -> None:
         """Raise TypeError or ValueError unless x, shortcut and act are valid arguments of `forward`."""
         self.check_inputs(x)
-        if not is_tensor_like(act) and act not in ops.ACTS:   # torch.fx passes proxies for all arguments
+        is_choice = isinstance(act, (str, type(None))) and act in ops.ACTS
+        if not is_choice and not is_tensor_like(act):   # torch.fx passes proxies for all arguments
             raise ValueError(f"act must be one of {', '.join(map(repr, ops.ACTS))}, got {act!r}")
         if shortcut is None:
             return
         ops.require_tensors(shortcut, role=" as shortcut")
         if not (isinstance(x, Tensor) and isinstance(shortcut, Tensor)):
             return
+        if not torch.compiler.is_compiling() and (shortcut.is_nested or shortcut.layout != torch.strided):
+            raise ops.not_dense(shortcut)
         if shortcut.shape != x.shape:
             raise ValueError(f"expected a shortcut of x's shape, {tuple(x.shape)}, got {tuple(shortcut.shape)}")
         if shortcut.device != x.device:

@@ -61,7 +61,6 @@ def should_use_cpu_form(block: Any, *inputs: Tensor) -> bool:
         not torch.compiler.is_compiling()       # asked first: torch 2.6 traces no attribute that holds such an object
         and block.cpu_form is not None
         and block.has_own_forms
-        and type(block).attention is block.own_attention   # not replaced in the class
         and guard.is_eager_on_cpu(*inputs)      # checked before sizes, which a trace would record
         and guard.is_dense(inputs[0])
         and block.cpu_form.may_compute(block, *inputs)

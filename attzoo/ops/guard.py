@@ -143,12 +143,21 @@ def remove_forward_hook(module: nn.Module, hook: Callable[..., Any]) -> None:
 
 
 def is_unmodified(module: nn.Module, *kinds: type) -> bool:
-    """Whether the type of a module is exactly one of `kinds` and none of its methods is replaced on the instance.
+    """Whether the type of a module is exactly one of `kinds` and no method is replaced, on it or in its class.
 
     Names are looked up one by one, because torch.compile of 2.11 cannot trace a set.
     """
     own = module.__dict__
-    return type(module) in kinds and "forward" not in own and "mlp" not in own and not replaces_attention(module)
+    on_instance = "forward" in own or "mlp" in own or "plain" in own or replaces_attention(module)
+    return type(module) in kinds and not on_instance and not _replaced_in_class(type(module))
+
+
+def _replaced_in_class(kind: type) -> bool:
+    """Whether a method of a block's class was replaced since its definition. False while torch.compile traces."""
+    if torch.compiler.is_compiling():
+        return False
+    own = getattr(kind, "own_methods", {})
+    return any(getattr(kind, name, None) is not method for name, method in own.items())
 
 
 def is_ordinary(module: nn.Module, *kinds: type) -> bool:

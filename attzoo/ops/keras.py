@@ -21,7 +21,8 @@ from .numpy import EPSILON, MOMENTUM, one_value  # noqa: E402
 
 require("keras", keras.__version__, "3.13.1")   # loading a model with earlier versions can execute code
 
-POLICIES = "layer_policies"   # key in a config: dtype policies of sublayers that differ from the layer's own
+# Keys in a config, for sublayers: dtype policies that differ from the layer's own, and changed values of `trainable`
+POLICIES, TRAINABLE = "layer_policies", "layer_trainable"
 
 register = keras.saving.register_keras_serializable(package="attzoo")
 
@@ -29,17 +30,21 @@ register = keras.saving.register_keras_serializable(package="attzoo")
 def parts_of(layer: Any) -> dict[str, Any]:
     """Return the direct sublayers of a layer by attribute, or those of a model by name."""
     parts = layer._flatten_layers(include_self=False, recursive=False)   # there is no public API for them
-    names = {id(value): name for name, value in vars(layer).items()}
+    attributes = vars(layer) | vars(layer).get("_modules", {})   # with the torch backend: submodules of torch
+    names = {id(value): name for name, value in attributes.items()}
     is_model = isinstance(layer, keras.Model)
     return {part.name if is_model else names.get(id(part), f"layer {i}"): part for i, part in enumerate(parts)}
 
 
-def inner_policies(layer: Any) -> dict[str, Any]:
-    """Return a config entry with the dtype policies of sublayers, by path, that differ from the layer's own.
+def inner_settings(layer: Any) -> dict[str, Any]:
+    """Return config entries with the dtype policies and `trainable` of sublayers, by path, that differ from the layer.
 
-    Quantization sets such policies. The result is empty if there are none.
+    Policies are compared with the layer's own; quantization sets others. `trainable` is compared with that of the
+    layer around the sublayer, in models only: Keras loses it if it is set on a sublayer of a layer that is not built.
+    The result is empty if nothing differs.
     """
     policies: dict[str, Any] = {}
+    trainable: dict[str, bool] = {}
 
     def walk(path: str, inside: Any) -> None:
         for name, part in parts_of(inside).items():
@@ -49,10 +54,13 @@ def inner_policies(layer: Any) -> dict[str, Any]:
                     "dtype": keras.dtype_policies.serialize(part.dtype_policy),
                     "quantization_config": keras.saving.serialize_keras_object(quantization),
                 }
+            if isinstance(layer, keras.Model) and part.trainable != inside.trainable:
+                trainable[f"{path}{name}"] = part.trainable
             walk(f"{path}{name}/", part)
 
     walk("", layer)
-    return {POLICIES: policies} if policies else {}
+    entries: dict[str, Any] = {POLICIES: policies, TRAINABLE: trainable}
+    return {key: entry for key, entry in entries.items() if entry}
 
 
 def _equal_policies(layer: Any, other: Any) -> bool:
@@ -60,14 +68,27 @@ def _equal_policies(layer: Any, other: Any) -> bool:
     return bool(a == b)
 
 
-def with_policies(layer: Any, config: dict[str, Any]) -> Any:
-    """Set the dtype policies that a config holds for sublayers, and return the layer."""
+def without_inner_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config without the entries of `inner_settings`."""
+    return {name: value for name, value in config.items() if name not in (POLICIES, TRAINABLE)}
+
+
+def _sublayer(layer: Any, path: str) -> Any:
+    """Return the sublayer at a path of `inner_settings`. Raise ValueError if there is none."""
+    part = layer
+    for name in path.split("/"):
+        part = parts_of(part).get(name)
+        if part is None:
+            raise ValueError(f"expected a layer {path} in {type(layer).__name__}, for its settings, got none")
+    return part
+
+
+def with_inner_settings(layer: Any, config: dict[str, Any]) -> Any:
+    """Apply the settings of sublayers in a config of `inner_settings`, and return the layer."""
+    for path, trainable in (config.get(TRAINABLE) or {}).items():   # outer layers first: they set inner ones
+        _sublayer(layer, path).trainable = trainable
     for path, entry in (config.get(POLICIES) or {}).items():
-        part = layer
-        for name in path.split("/"):
-            part = parts_of(part).get(name)
-            if part is None:
-                raise ValueError(f"expected a layer {path} in {type(layer).__name__}, for a dtype policy, got none")
+        part = _sublayer(layer, path)
         quantization = keras.saving.deserialize_keras_object(entry["quantization_config"])
         if part.built and quantization is not None:
             part.quantize(config=quantization)
@@ -81,6 +102,15 @@ def data_format_of(given: str | None) -> str:
     """Return the data format, that of keras.config if None is given; raise ValueError for another value."""
     data_format = keras.config.image_data_format() if given is None else given
     return str(choice("data_format", data_format, ("channels_last", "channels_first")))
+
+
+def check_policy(policy: Any) -> None:
+    """Raise ValueError unless the dtypes of a policy are floating-point dtypes and it is not quantized."""
+    kinds = policy.variable_dtype, policy.compute_dtype
+    if not all(keras.backend.is_float_dtype(kind) for kind in kinds):
+        raise ValueError(f"dtype must be a floating-point dtype, got {policy.name!r}")
+    if getattr(policy, "quantization_mode", None):
+        raise ValueError(f"dtype must not be quantized, got {policy.name!r}: call quantize() later")
 
 
 class Conv(keras.layers.Layer):
@@ -223,6 +253,15 @@ def described(layer: Any) -> str:
     skipped = ("lora_", POLICIES)
     settings = [f"{k}={v!r}" for k, v in config.items() if not k.endswith(ends) and not k.startswith(skipped)]
     return f"{type(layer).__name__}({', '.join(settings)})"
+
+
+def check_unchanged(model: Any) -> None:
+    """Raise ValueError if a layer of a model has other settings than at its creation, which its config cannot store."""
+    for layer in model.layers:
+        made = getattr(layer, "made", None)
+        if made is not None and made != (now := described(layer)):
+            hint = "undo the change, or save the weights alone with save_weights()"
+            raise ValueError(f"expected {path_of(layer)} to be {made}, as the model creates it, got {now}: {hint}")
 
 
 def path_of(layer: Any) -> str:

@@ -41,6 +41,7 @@ class UNet(keras.Model):
         net = spec.UNet(in_channels, out_channels, channels, **kwargs)
         data_format = ops.data_format_of(data_format)
         policy = keras.dtype_policies.get(dtype)
+        ops.check_policy(policy)
         inputs, outputs = _build(net, data_format == "channels_last", policy)
         super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=trainable)
         self.spec, self.data_format = net, data_format
@@ -52,14 +53,16 @@ class UNet(keras.Model):
         return super().call(inputs, training=training, mask=mask)
 
     def get_config(self) -> dict[str, Any]:
+        """Return arguments and settings of sublayers. Raise ValueError for a changed layer, which is not stored."""
+        ops.check_unchanged(self)
         own = {"name": self.name, "trainable": self.trainable, "data_format": self.data_format}
         own |= {"dtype": keras.dtype_policies.serialize(self.dtype_policy)} | self.spec.config()
-        return own | ops.inner_policies(self)
+        return own | ops.inner_settings(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UNet:
-        given = {name: value for name, value in config.items() if name != ops.POLICIES}
-        return ops.with_policies(cls(**spec.UNet.upgraded(given)), config)
+        net = cls(**spec.UNet.upgraded(ops.without_inner_settings(config)))
+        return ops.with_inner_settings(net, config)
 
 
 def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:

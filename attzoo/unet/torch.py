@@ -27,6 +27,7 @@ from .spec import CHANNELS, Arguments
 
 CONVS = (*ops.CONV.values(), *ops.TRANSPOSED.values(), *ops.REPEATING.values())
 NORMS = (*ops.BATCH_NORM.values(), ops.InstanceNorm, nn.Identity)
+FOLDED = (*ops.BATCH_NORM.values(), nn.SyncBatchNorm)   # norms that `fold_norms` folds
 
 
 class UNet(SpecModule):
@@ -99,15 +100,26 @@ class UNet(SpecModule):
     def fold_norms(self) -> UNet:
         """Return a copy for inference: batch norms folded into the preceding convolutions, weights channels last.
 
-        Its output differs by rounding only, and it is faster. It cannot be trained, saved or converted.
+        Its output differs by rounding only, and it is faster. It cannot be trained, saved or converted. Layers that
+        were replaced by others, whose weights are computed (weight norm) or that have hooks stay as they are.
+
+        Raises:
+            ValueError: weights are computed before every call, as by pruning, and cannot be copied.
+
         """
-        folded = deepcopy(self).eval().requires_grad_(False)
+        try:
+            folded = deepcopy(self).eval().requires_grad_(False)
+        except RuntimeError as err:
+            if "deepcopy protocol" not in str(err):
+                raise
+            fix = "make them parameters again first, as torch.nn.utils.prune.remove and remove_weight_norm do"
+            raise ValueError(f"expected weights that are parameters, got computed ones: {fix}") from err
         for module in list(folded.modules()):
             for name, norm in list(module.named_children()):
-                if isinstance(norm, tuple(ops.BATCH_NORM.values())):
+                if _is_standard(norm, *FOLDED) and isinstance(norm.running_mean, Tensor):
                     _fold(module, name, norm)
             for name, conv in list(module.named_children()):
-                if isinstance(conv, tuple(ops.REPEATING.values())) and conv.weight.device.type == "cpu":
+                if _is_standard(conv, *ops.REPEATING.values()) and conv.weight.device.type == "cpu":
                     setattr(module, name, conv.as_transposed())   # type: ignore[operator]
         folded.fused = True
         form = {2: torch.channels_last, 3: torch.channels_last_3d}.get(self.spec.spatial_dims)
@@ -229,6 +241,11 @@ def _block(block: Spec | None, made: dict[str, Any]) -> nn.Module:
     return cls(**block.config()).to(**made)   # a third party's block without arguments device and dtype
 
 
+def _is_standard(module: nn.Module, *kinds: type) -> bool:
+    """Whether a module computes as one of `kinds` does, from a weight that it stores, and runs no hooks."""
+    return guard.is_ordinary(module, *kinds) and "weight" in guard.parameter_names(module)
+
+
 def _fold(module: nn.Module, name: str, norm: Any) -> None:
     """Fold a module's batch norm into the convolution before it: norm1 follows conv1, psi_norm follows psi.
 
@@ -237,11 +254,11 @@ def _fold(module: nn.Module, name: str, norm: Any) -> None:
     if type(module).__module__.partition(".")[0] != __name__.partition(".")[0]:
         return
     before = name.replace("norm", "conv"), name.replace("norm", "transpose"), name.removesuffix("_norm")
-    kinds = tuple(ops.CONV.values()), tuple(ops.TRANSPOSED.values())
     for each in before:
         conv: Any = getattr(module, each, None)
-        if isinstance(conv, kinds[0] + kinds[1]):
-            fused = fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, kinds[1]))   # type: ignore[type-var]
+        if conv is not None and _is_standard(conv, *CONVS):
+            transpose = isinstance(conv, tuple(ops.TRANSPOSED.values()))
+            fused = fuse_conv_bn_eval(conv, norm, transpose=transpose)
             setattr(module, each, fused)
             setattr(module, name, nn.Identity())
             return
