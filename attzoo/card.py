@@ -301,9 +301,9 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
     if card.fused:
         yield f"There are {_kernels()}."
     if card.sources:
-        names = ", ".join(f'`"{name}"`' for name in card.sources)
+        sources = ", ".join(f'`"{source}"`' for source in card.sources)
         calls = "(`load_weights(..., source=)`, `export_weights(..., target=)`)"
-        yield f"Weights are read from, and written for: {names} {calls}."
+        yield f"Weights are read from, and written for: {sources} {calls}."
     yield "## Shapes"
     calls = ("`net(...)`",) if card.network else ("`block(...)`", "`block.attention(...)`")
     shapes_of_calls = zip(calls, card.shapes, strict=False)
