@@ -302,8 +302,8 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
         yield f"There are {_kernels()}."
     if card.sources:
         sources = ", ".join(f'`"{source}"`' for source in card.sources)
-        calls = "(`load_weights(..., source=)`, `export_weights(..., target=)`)"
-        yield f"Weights are read from, and written for: {sources} {calls}."
+        functions = "(`load_weights(..., source=)`, `export_weights(..., target=)`)"
+        yield f"Weights are read from, and written for: {sources} {functions}."
     yield "## Shapes"
     calls = ("`net(...)`",) if card.network else ("`block(...)`", "`block.attention(...)`")
     shapes_of_calls = zip(calls, card.shapes, strict=False)
