@@ -277,7 +277,7 @@ def _plain(card: Card, channels: int, width: int) -> Iterator[str]:
     if card.fused:
         facts.append(("in Triton", _kernels().replace("`", "")))
     if card.sources:
-        facts.append(("weights from", ", ".join(card.sources)))
+        facts.append(("sources", ", ".join(card.sources)))
     yield _columns(facts, width)
     yield "Arguments\n" + _columns([(str(a), a.about) for a in card.arguments], width, "  ")
     if card.variants:

@@ -430,7 +430,7 @@ def is_out_of_memory(err: Exception) -> bool:
 def shorten(text: str, most: int = 400) -> str:
     """Return a text shortened to `most` characters for an error message, by leaving out its middle.
 
-    >>> brief("abcdefghijkl", 9)
+    >>> shorten("abcdefghijkl", 9)
     'abc...jkl'
     """
     half = (most - 3) // 2
@@ -454,7 +454,7 @@ def require(name: str, version: str, floor: str) -> None:
 def is_older(version: str, floor: str) -> bool:
     """Whether `version` is older than `floor`.
 
-    >>> older("3.5.1", "3.6"), older("3.10.0", "3.6")
+    >>> is_older("3.5.1", "3.6"), is_older("3.10.0", "3.6")
     (True, False)
     """
     numbers, floor_numbers = (tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (version, floor))

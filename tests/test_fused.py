@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from kernels import DEVICE, NAMES, build, draw, uses_kernels
-from test_imports import WITHOUT, python
+from test_imports import HIDE_PACKAGES, python
 from torch import nn
 from torch.autograd import forward_ad
 
@@ -238,7 +238,7 @@ def test_layers_of_other_sizes_raise():
 
 @pytest.mark.parametrize(("setup", "env", "reason"), [
     ("", {"TRITON_INTERPRET": "0"}, "its kernels run on a CUDA device, and the input is on cpu"),
-    (WITHOUT.format(absent={"triton"}), {},
+    (HIDE_PACKAGES.format(absent={"triton"}), {},
      'triton is not installed, and a kernel needs it: pip install -e ".[triton]" in a clone of attzoo'),
 ])   # fmt: skip
 def test_machine_without_kernels_raises_or_uses_the_plain_form(setup, env, reason):

@@ -215,12 +215,12 @@ def test_error_inside_keras_is_printed_as_one_line():
     with pytest.raises(ValueError, match="more than 1 value") as caught:
         block(np.zeros((1, 1, 1, 8), np.float32), training=True)
     assert "\x1b" in str(caught.value)   # otherwise this test would check nothing
-    line = cli.shared.line(caught.value)
+    line = cli.shared.one_line(caught.value)
     assert line.startswith("expected more than 1 value per channel")
     assert line.isprintable()
     assert "Arguments received" not in line
 
 
 def test_terminal_codes_are_removed_from_errors():
-    assert cli.shared.line(ValueError("a \x1b[31mred\x1b[0m\n word")) == "a red word"
-    assert not re.search(r"\x1b", cli.shared.line(RuntimeError("\x1b[1mbold\x1b[0m")))
+    assert cli.shared.one_line(ValueError("a \x1b[31mred\x1b[0m\n word")) == "a red word"
+    assert not re.search(r"\x1b", cli.shared.one_line(RuntimeError("\x1b[1mbold\x1b[0m")))

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from operations import SaveCalls, SaveOperations, assert_unchanged, save_copy, saving_hook
-from test_unet_torch import every_net, net, picture, slopes
+from test_unet_torch import every_net, gradients, input_of, net
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -21,7 +21,7 @@ from attzoo.unet import torch as unet_torch
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 @every_net
 def test_unet_does_not_overwrite_tensors_of_hooks(name, training):
-    model, x, saved = net(name).train(training), picture(name), []
+    model, x, saved = net(name).train(training), input_of(name), []
     expected = copy.deepcopy(model)(x)
     for module in model.modules():
         if module is not model:
@@ -37,7 +37,7 @@ def test_unet_with_folded_norms_does_not_overwrite_tensors_of_hooks():
     for layer in ("conv1", "norm1"):
         model, saved = net().fold_norms(), []
         getattr(model.encoder[0], layer).register_forward_hook(saving_hook(saved))
-        model(picture("leejunhyun"))
+        model(input_of("leejunhyun"))
         assert_unchanged(saved)
 
 
@@ -47,32 +47,32 @@ BACKWARD_HOOKS = ("full_backward_hook", "full_backward_pre_hook")
 @pytest.mark.parametrize("hook", BACKWARD_HOOKS)
 @every_net
 def test_backward_hooks_run_and_do_not_change_gradients(name, hook):
-    model, x, called_paths = net(name, "float64").train(), picture(name).double().requires_grad_(), set()
-    expected = slopes(copy.deepcopy(model), x)
+    model, x, called_paths = net(name, "float64").train(), input_of(name).double().requires_grad_(), set()
+    expected = gradients(copy.deepcopy(model), x)
     for path, module in model.named_modules():
         getattr(module, f"register_{hook}")(lambda module, *grads, path=path: called_paths.add(path))
-    gradients = slopes(model, x)
+    got = gradients(model, x)
     lists = (nn.ModuleList, nn.ModuleDict)
     called = {path for path, module in model.named_modules() if not isinstance(module, lists)}
     assert called - {"gating"} <= called_paths   # the output of "gating" may be unused and have no gradient
     for key, gradient in expected.items():
-        assert_close(gradients[key], gradient, rtol=1e-10, atol=1e-10)
+        assert_close(got[key], gradient, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("hook_type", ["forward_hook", *BACKWARD_HOOKS[:1]])
 def test_global_hooks_do_not_change_gradients(hook_type):
-    model, x, saved = net().train(), picture("leejunhyun").requires_grad_(), []
+    model, x, saved = net().train(), input_of("leejunhyun").requires_grad_(), []
     hook = saving_hook(saved) if hook_type == "forward_hook" else lambda module, inner, outer: saved.append(inner * 2)
-    expected = slopes(copy.deepcopy(model), x)
+    expected = gradients(copy.deepcopy(model), x)
     handle = getattr(nn.modules.module, f"register_module_{hook_type}")(hook)
     try:
-        gradients = slopes(model, x)
+        got = gradients(model, x)
     finally:
         handle.remove()
     if hook_type == "forward_hook":
         assert_unchanged(saved)
     assert len(saved) > 20
-    assert all(torch.equal(gradients[key], gradient) for key, gradient in expected.items())
+    assert all(torch.equal(got[key], gradient) for key, gradient in expected.items())
 
 
 class Tanh(nn.Module):
@@ -110,7 +110,7 @@ def with_replaced_forward(first):
 def test_output_of_a_replaced_layer_is_not_overwritten(change):
     first = net("leejunhyun", "float64").train().encoder[0]
     change(first)
-    x, saved = picture("leejunhyun").double().requires_grad_(), []
+    x, saved = input_of("leejunhyun").double().requires_grad_(), []
     first.conv2.register_forward_pre_hook(lambda module, args: save_copy(saved, args[0]))
     got = torch.autograd.grad(first(x).square().sum(), [x, first.conv1.weight])
     assert_unchanged(saved)
@@ -122,7 +122,7 @@ def test_output_of_a_replaced_layer_is_not_overwritten(change):
 
 @pytest.mark.parametrize("mode", [SaveCalls, SaveOperations])
 def test_unet_does_not_overwrite_tensors_of_modes(mode):
-    model, x = net().eval(), picture("leejunhyun")
+    model, x = net().eval(), input_of("leejunhyun")
     expected = model(x)
     with mode() as recorder:
         y = model(x)
@@ -131,7 +131,7 @@ def test_unet_does_not_overwrite_tensors_of_modes(mode):
 
 
 def test_checkpoint_may_save_every_operation_of_a_unet():
-    model, x = net("leejunhyun", "float64").eval(), picture("leejunhyun").double().requires_grad_()
+    model, x = net("leejunhyun", "float64").eval(), input_of("leejunhyun").double().requires_grad_()
     (expected,) = torch.autograd.grad(model(x).square().sum(), x)
 
     def save_all(context, operation, *args, **kwargs):
@@ -144,13 +144,13 @@ def test_checkpoint_may_save_every_operation_of_a_unet():
 
 def test_unet_does_not_overwrite_tensors_of_saved_tensors_hooks():
     """With these hooks, autograd does not check the versions of saved tensors."""
-    model, x, saved = net("leejunhyun", "float64").train(), picture("leejunhyun").double(), []
-    expected = slopes(copy.deepcopy(model), x)
+    model, x, saved = net("leejunhyun", "float64").train(), input_of("leejunhyun").double(), []
+    expected = gradients(copy.deepcopy(model), x)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: save_copy(saved, t) or t, lambda t: t):
-        gradients = slopes(model, x)
+        got = gradients(model, x)
     buffers = {b.data_ptr() for b in model.buffers()}   # updated in training
     assert_unchanged([(tensor, copy) for tensor, copy in saved if tensor.data_ptr() not in buffers])
-    assert all(torch.equal(gradients[key], gradient) for key, gradient in expected.items())
+    assert all(torch.equal(got[key], gradient) for key, gradient in expected.items())
 
 
 @pytest.mark.parametrize("context", [nullcontext, lambda: torch.device("cpu")], ids=["plain", "device"])
@@ -158,7 +158,7 @@ def test_relu_is_in_place_if_its_input_is_not_needed(context, monkeypatch):
     calls, relu_ = [], torch.relu_
     monkeypatch.setattr(torch, "relu_", lambda x: calls.append(1) or relu_(x))
     with context():
-        net().train()(picture("leejunhyun"))
+        net().train()(input_of("leejunhyun"))
     assert len(calls) == 12
 
 
