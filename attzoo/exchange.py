@@ -100,7 +100,10 @@ def _refuse_others(state: Mapping[str, Any], prefix: str, known: Collection[str]
 
 
 def _read(value: Any, name: str, layout: Keys, spec: AnySpec) -> Array:
-    """Return an array in the shape and plane order of the spec."""
+    """Return another library's array for our array `name`: in the spec's shape, the plane of the mean first.
+
+    Raises ValueError for an array of another shape.
+    """
     if hasattr(value, "detach"):   # a tensor of torch, which NumPy reads on a CPU, and not as bfloat16
         value = value.detach().cpu()
         value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
@@ -112,7 +115,7 @@ def _read(value: Any, name: str, layout: Keys, spec: AnySpec) -> Array:
 
 
 def _written(array: Array, name: str, layout: Keys, spec: AnySpec) -> Array:
-    """Return an array in the shape and plane order of another library."""
+    """Return our array `name` in the shape and the order of planes of another library."""
     if name in layout.max_first:
         array = array[:, ::-1]
     if array.ndim == 1 and name.endswith("conv.weight"):   # ECA's kernel, (1, 1, k)

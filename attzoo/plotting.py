@@ -29,7 +29,7 @@ OPAQUE: Final = 0.55        # opacity of the colours of classes over an image
 
 
 def middle_slice(space: Sequence[int]) -> Cut:
-    """Return the middle slice along the shortest axis of a volume, or None for an image or signal."""
+    """Return axis and index of the middle slice along a volume's shortest axis; None for an image or signal."""
     if len(space) < 3:
         return None
     axis = int(np.argmin(space))

@@ -184,7 +184,7 @@ def load(path: str | os.PathLike[str], *, backend: str) -> Any:
             arrays = checked(parse(file.read(size)), spec, dtype)
             verify(arrays, about, ("format", "block", "config"))
         except (ValueError, TypeError, ArithmeticError, RecursionError, SafetensorError) as err:
-            raise ValueError(f"{path} is not a file of attzoo.save: {shorten(str(err))}") from err
+            raise ValueError(f"{path} is not a file of attzoo.save, or is damaged: {shorten(str(err))}") from err
     block = _make(spec, backend, dtype)
     adapter(backend).write(block, arrays)
     return block
@@ -253,7 +253,7 @@ def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
     if fits and dtype == "bfloat16":   # bfloat16 is the upper 16 bits of float32
         fits = not np.any(array.astype(np.float32).view(np.uint32) & 0xFFFF)
     if not fits:
-        raise ValueError(f"{name} must fit in {dtype}, got {array.dtype}: cast it first if the loss is intended")
+        raise ValueError(f"{name} must be exact in {dtype}, got {array.dtype}: cast it first to accept rounding")
     return np.asarray(array, array.dtype.newbyteorder("="))
 
 
@@ -284,7 +284,7 @@ def _read_header(file: Any, size: int) -> tuple[AnySpec, str, dict[str, Any]]:
     header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
     metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or KEY not in metadata:
-        hint = "; another program's file holds a state_dict, which block.load_state_dict takes"
+        hint = "; the arrays of another program's file go to attzoo.load_weights(block, arrays, source=...)"
         raise ValueError(f"expected metadata of attzoo, got {str(metadata)[:100]}{hint}")
     about = json.loads(metadata[KEY], object_pairs_hook=_unique)
     spec = _declared(about)

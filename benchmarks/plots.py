@@ -163,7 +163,10 @@ GROWTH: Final = (
 
 
 def growth(rows: Sequence[Row], mode: str, ceilings: Mapping[str, float]) -> list[Picture]:
-    """Return a chart of time against input size, a panel per block with several sizes; empty without such blocks."""
+    """Return a list with one chart, time against input size with a panel per block.
+
+    The list is empty if no block was timed at several sizes.
+    """
     series = {block: _series(rows, block, mode) for block in blocks(rows)}
     panels = {block: of_block for block, of_block in series.items() if len({row.case.shapes for row in of_block}) > 1}
     if not panels:

@@ -16,7 +16,10 @@ every_block = pytest.mark.parametrize("name", NAMES)
 
 
 def check(contract, strategy):
-    """Check a contract with the cases of a strategy in both frameworks; the expected values are computed once."""
+    """Check a function of `attzoo.testing` in both frameworks, with cases that a hypothesis strategy draws.
+
+    Both use the same case, whose expected values are computed once.
+    """
 
     @given(strategy)
     def run(case):

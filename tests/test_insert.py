@@ -191,7 +191,7 @@ def test_patterns(after, paths):
     ({"after": ["bn1", "bn9"]}, "after='bn9' matches no module"),
     ({"after": "stem*"}, "after is ambiguous: it matches 'stem' and 'stem.0' inside it"),
     ({"after": "head"}, "expected channels at axis 1 after 'head', got Linear"),
-    ({"after": "parts"}, "expected a module that is called, got the ModuleList 'parts'"),
+    ({"after": "parts"}, "expected a module with a forward pass, got the ModuleList 'parts'"),
     ({"after": "relu"}, "expected modules that say how many channels they return, got 'relu': give an input"),
     ({"after": "relu", "example": X}, "expected 'relu' to be called once for the example, got 2 calls"),
     ({"after": "unused", "example": X}, "expected 'unused' to be called once for the example, got 0 calls"),

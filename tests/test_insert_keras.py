@@ -163,5 +163,5 @@ def test_swap_exchanges_blocks_of_attzoo():
     assert [(place.path, place.block) for place in report] == [("block", "eca")]
     assert type(report.model.get_layer("block")) is attzoo.get("eca", backend="keras")
     assert type(model.get_layer("block")) is attzoo.get("se", backend="keras")
-    with pytest.raises(ValueError, match="expected a block of attzoo at 'out', got ReLU: attach after it"):
+    with pytest.raises(ValueError, match="expected a block of attzoo at 'out', got ReLU: in Keras"):
         attzoo.swap(model, "eca", where="out")

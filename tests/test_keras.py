@@ -657,7 +657,7 @@ def test_gate_raises_for_different_batch_sizes(layout):
 
 @pytest.mark.parametrize(("dtype", "message"), [
     ("int32", "dtype must be a floating-point dtype, got 'int32'"),
-    ("int8_from_float32", r"dtype must not be quantized, got 'int8_from_float32': call quantize\(\) later"),
+    ("int8_from_float32", r"dtype must not be quantized, got 'int8_from_float32': create it in a floating"),
 ])
 def test_integer_or_quantized_dtype_raises(dtype, message):
     for name, args in (("se", (8,)), ("unet", (1, 2, (4, 6)))):

@@ -93,7 +93,7 @@ def test_dtype_policy_of_an_inner_layer_is_in_the_config(tmp_path):
     twin = type(block).from_config(config)
     assert twin.channel.squeeze.compute_dtype == "bfloat16"
     assert twin.channel.excite.compute_dtype == "float32"
-    with pytest.raises(ValueError, match="expected a layer channel/nothing in CBAM, for its settings, got none"):
+    with pytest.raises(ValueError, match="expected a layer channel/nothing in CBAM, as in the config, got none"):
         type(block).from_config(config | {POLICIES: {"channel/nothing": config[POLICIES]["channel/squeeze"]}})
 
 

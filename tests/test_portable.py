@@ -644,7 +644,7 @@ def test_invalid_file_raises_before_its_data_is_read(key, path, monkeypatch):
     monkeypatch.setattr(portable, "_make", refuse)
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match=f"(?s)is not a file of attzoo.save: .*{message}"):
+        with pytest.raises(ValueError, match=f"(?s)is not a file of attzoo.save, or is damaged: .*{message}"):
             attzoo.load(path, backend="torch")
         assert tracemalloc.get_traced_memory()[1] < 2**23
     finally:
@@ -666,7 +666,7 @@ def test_values_that_are_not_finite_are_not_loaded(value, backend, path, monkeyp
     header, data = valid_file()
     path.write_bytes(packed(header, struct.pack("<f", value) + data[4:]))
     monkeypatch.setattr(portable, "_make", lambda *args: pytest.fail("a block was created for them"))
-    with pytest.raises(ValueError, match=r"is not a file of attzoo.save: excite.bias must be finite, got 1 values"):
+    with pytest.raises(ValueError, match=r"or is damaged: excite.bias must be finite, got 1 values"):
         attzoo.load(path, backend=backend)
 
 
@@ -708,7 +708,7 @@ def unsafe_load(file):
 def test_pickles_are_not_executed(make, backend, path):
     marker = path.with_name("marker")
     path.write_bytes(make(Bomb(marker)))
-    with pytest.raises(ValueError, match=f"is not a file of attzoo.save: {HEADER}"):
+    with pytest.raises(ValueError, match=f"is not a file of attzoo.save, or is damaged: {HEADER}"):
         attzoo.load(path, backend=backend)
     assert not marker.exists()
     (pickle.load if make is pickled else unsafe_load)(io.BytesIO(path.read_bytes()))
@@ -726,7 +726,7 @@ def test_lambdas_are_not_executed(suffix, tmp_path):
     bomb = eval(f"lambda x: (__import__('os').makedirs({str(marker)!r}, exist_ok=True), x)[1]")
     model = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(bomb, output_shape=(2,))])
     model.save(path := tmp_path / f"model{suffix}")
-    with pytest.raises(ValueError, match=f"is not a file of attzoo.save: {HEADER}"):
+    with pytest.raises(ValueError, match=f"is not a file of attzoo.save, or is damaged: {HEADER}"):
         attzoo.load(path, backend="keras")
     assert not marker.exists()
     keras.models.load_model(path, safe_mode=False)(np.zeros((1, 2), "f4"))
@@ -752,7 +752,7 @@ def test_errors_of_safetensors_name_the_file(path):
     header, data = valid_file()
     header["__metadata__"]["more"] = 1   # attzoo does not read this key
     path.write_bytes(packed(header, data))
-    with pytest.raises(ValueError, match=r"is not a file of attzoo.save: Error while deserializing"):
+    with pytest.raises(ValueError, match=r"is not a file of attzoo.save, or is damaged: Error while deserializing"):
         attzoo.load(path, backend="torch")
 
 

@@ -53,9 +53,9 @@ def info(
     channels: Annotated[
         int | None, typer.Option(min=1, metavar="C", help=f"Number of channels for weights and costs.  [{CHANNELS}]")
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the card as Markdown.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page as Markdown.")] = False,
 ) -> None:
-    """Print the formula, sources, arguments and cost of one block."""
+    """Print the page of a block or network: formula, sources, arguments, variants, weights and cost."""
     card = card_of(name)
     if card.network and channels is not None:
         shown = f"shown for {IMAGE[0]} input channels and {IMAGE[1]} output channel"

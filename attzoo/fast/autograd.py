@@ -180,14 +180,14 @@ class PlainRerun:
 def _in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a function so that `THREAD_STATE.in_graph` is True while it runs."""
 
-    def run(*args: Any) -> Any:
+    def call_in_graph(*args: Any) -> Any:
         THREAD_STATE.in_graph = True
         try:
             return function(*args)
         finally:
             THREAD_STATE.in_graph = False
 
-    return run
+    return call_in_graph
 
 
 def _operator(fused: Fused, name: str, arguments: str, saved_count: int) -> Any:

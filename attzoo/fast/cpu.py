@@ -77,7 +77,7 @@ def _infer(x: Tensor, channel: Coefficients, spatial: Coefficients) -> Tensor:
     s = channel(*_pools(x))
     y, maps = torch.empty_like(x), _empty_maps(x)
     for at in _parts(x):
-        _map(_flat(torch.mul(x[at], expand(s[at], x), out=y[at])), maps[at].flatten(2))
+        _write_maps(_flatten_space(torch.mul(x[at], expand(s[at], x), out=y[at])), maps[at].flatten(2))
     return y.mul_(spatial(maps))
 
 
@@ -131,15 +131,15 @@ def _grad_of_scaled(
     context: BackwardContext, at: slice, x: Tensor, dy: Tensor, shares: Tensor | None, dx: Tensor
 ) -> Tensor:
     """Return a part of the gradient of x * s, (N, C, S), in the memory of dx unless it equals the gradient of y."""
-    part = _flat(dy[at])
+    part = _flatten_space(dy[at])
     if context.t is None:
         return part
-    t, into = context.t[at].flatten(2), _flat(dx[at])
+    t, dx_part = context.t[at].flatten(2), _flatten_space(dx[at])
     if shares is None:
-        return torch.mul(part, t, out=into)
-    mean, each = shares[at].flatten(2).split(1, dim=1)
-    mask = _maxima(context, at, x, into)
-    return torch.addcmul(mean, mask, each, out=into).addcmul_(part, t)
+        return torch.mul(part, t, out=dx_part)
+    mean, per_maximum = shares[at].flatten(2).split(1, dim=1)
+    mask = _maxima(context, at, x, dx_part)
+    return torch.addcmul(mean, mask, per_maximum, out=dx_part).addcmul_(part, t)
 
 
 def _grad_of_input(
@@ -147,12 +147,12 @@ def _grad_of_input(
 ) -> None:
     """Write a part of the gradient of x into dx, from the gradients of x * s, (N, C, S), and of the pools, (N, C)."""
     assert context.s is not None   # for the type checker
-    part, into = _flat(x[at]), _flat(dx[at])
+    part, dx_part = _flatten_space(x[at]), _flatten_space(dx[at])
     davg, dtop = (top.new_zeros(()).expand_as(top) if d is None else d for d in dpools)
     mask = torch.eq(part, top[at, :, None], out=torch.empty_like(part))
     each = dtop[at, :, None] / mask.sum(2, keepdim=True)
     base = torch.addcmul(davg[at, :, None] / part.shape[2], mask, each, out=mask)
-    torch.addcmul(base, dz, context.s[at, :, None], out=into)
+    torch.addcmul(base, dz, context.s[at, :, None], out=dx_part)
 
 
 class PoolChannels(Function):
@@ -163,10 +163,10 @@ class PoolChannels(Function):
         maps = _empty_maps(x)
         products = None if s is None else _scratch(x)
         for at in _parts(x):
-            z = _flat(x[at])
+            z = _flatten_space(x[at])
             if s is not None and products is not None:
                 z = torch.mul(z, s[at, :, None], out=products[: len(z)])
-            _map(z, maps[at].flatten(2))
+            _write_maps(z, maps[at].flatten(2))
         context.top = maps[:, 1].flatten(1).clone()   # a view would create a reference cycle
         ctx.context = context
         ctx.save_for_backward(x, s)
@@ -174,6 +174,11 @@ class PoolChannels(Function):
 
     @staticmethod
     def backward(ctx: Any, dmaps: Tensor) -> Any:
+        """Return ds and, as the carrier's gradient, the shares (N, 2, *S).
+
+        At each position they are what the mean gives every channel, and what the maximum gives each channel that
+        attains it.
+        """
         x, s = ctx.saved_tensors
         if needs_differentiable_backward(dmaps):
             dx, ds = differentiate(lambda x, s: [_plain_maps(x, s)], (x, s), [dmaps])
@@ -181,15 +186,15 @@ class PoolChannels(Function):
         shares = _empty_maps(x)
         ds = None if s is None else torch.empty_like(s)
         scratch = _scratch(x)
-        mean, each = shares.flatten(2).split(1, dim=1)
+        mean, per_maximum = shares.flatten(2).split(1, dim=1)
         dmean, dtop = dmaps.flatten(2).split(1, dim=1)
         torch.div(dmean, x.shape[1], out=mean)
         for at in _parts(x):
-            z = _flat(x[at])
+            z = _flatten_space(x[at])
             mask = _maxima(ctx.context, at, x, scratch[: len(z)])
-            torch.div(dtop[at], mask.sum(1, keepdim=True), out=each[at])
+            torch.div(dtop[at], mask.sum(1, keepdim=True), out=per_maximum[at])
             if ds is not None:
-                ds[at] = torch.addcmul(mean[at], mask, each[at], out=mask).mul_(z).sum(2)
+                ds[at] = torch.addcmul(mean[at], mask, per_maximum[at], out=mask).mul_(z).sum(2)
         return None, shares, ds, None
 
 
@@ -216,7 +221,7 @@ class Multiply(Function):
         dt = torch.empty_like(t) if ctx.needs_input_grad[3] else None
         products = _scratch(x)
         for at in _parts(x):
-            both = torch.mul(_flat(dy[at]), _flat(x[at]), out=products[: len(x[at])])
+            both = torch.mul(_flatten_space(dy[at]), _flatten_space(x[at]), out=products[: len(x[at])])
             if ds is not None:
                 ds[at] = both.sum(2) if t is None else torch.bmm(both, t[at].flatten(2).mT)[:, :, 0]
             if dt is not None:
@@ -273,7 +278,7 @@ def _pools(x: Tensor) -> list[Tensor]:
     return [torch.cat(pooled) for pooled in zip(*(_plain_pools(x[at]) for at in _parts(x)), strict=True)]
 
 
-def _map(z: Tensor, maps: Tensor) -> None:
+def _write_maps(z: Tensor, maps: Tensor) -> None:
     """Write average and maximum over channels of z (N, C, S) into maps (N, 2, S)."""
     maps[:, 0] = z.mean(1)
     group = gcd(z.shape[1], 16)   # groups of channels make long rows, over which amax is faster
@@ -285,7 +290,9 @@ def _map(z: Tensor, maps: Tensor) -> None:
 def _maxima(context: BackwardContext, at: slice, x: Tensor, into: Tensor) -> Tensor:
     """Write 1 where a part of x * s is the maximum over channels, else 0; x * s is rounded as in the forward pass."""
     assert context.top is not None   # set by PoolChannels; for the type checker
-    z = _flat(x[at]) if context.s is None else torch.mul(_flat(x[at]), context.s[at, :, None], out=into)
+    z = _flatten_space(x[at])
+    if context.s is not None:
+        z = torch.mul(z, context.s[at, :, None], out=into)
     return torch.eq(z, context.top[at, None], out=into)
 
 
@@ -295,14 +302,14 @@ def _parts(x: Tensor) -> Iterator[slice]:
     return (slice(i, i + count) for i in range(0, len(x), count))
 
 
-def _flat(x: Tensor) -> Tensor:
+def _flatten_space(x: Tensor) -> Tensor:
     """Return x (N, C, *S) as (N, C, S), without a copy if x is dense."""
     return x.flatten(2) if x.is_contiguous() else x.movedim(1, -1).flatten(1, -2).mT
 
 
 def _scratch(x: Tensor) -> Tensor:
     """Allocate a part of x, (N, C, S), in the memory layout of x."""
-    return torch.empty_like(_flat(x[next(_parts(x))]))
+    return torch.empty_like(_flatten_space(x[next(_parts(x))]))
 
 
 def _empty_maps(x: Tensor) -> Tensor:

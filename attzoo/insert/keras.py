@@ -105,7 +105,8 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
     layers = select(_layers(source), where, "where", source.name)
     for path, layer in layers.items():
         if not can_attend(layer):
-            raise ValueError(f"expected a block of attzoo at {path!r}, got {type(layer).__name__}: attach after it")
+            hint = "in Keras, swap exchanges only blocks of attzoo; attach puts one after another layer"
+            raise ValueError(f"expected a block of attzoo at {path!r}, got {type(layer).__name__}: {hint}")
     places: list[Place] = []
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -173,9 +174,9 @@ def _copy(model: Any, call: Call, prefix: str = "") -> Any:
 
 
 def _residual_ends(model: Any) -> set[str]:
-    """Return the layers whose output is the residual branch that an Add layer adds to a shortcut.
+    """Return the names of the layers that end a residual branch.
 
-    Of the two branches it is the one that more layers compute from where they part.
+    Of the two inputs of an Add, the residual branch is the one with more layers since both parted.
     """
     made_by: dict[int, tuple[str, frozenset[str]]] = {}   # tensor -> its layer, and all layers that it depends on
     alive: list[Any] = []

@@ -204,7 +204,8 @@ def _known_channels(module: nn.Module) -> tuple[int | None, int | None]:
 def _check_host(host: Host) -> None:
     """Raise ValueError where no block can follow a module."""
     if type(host.module) in (nn.ModuleList, nn.ModuleDict):
-        raise ValueError(f"expected a module that is called, got the {type(host.module).__name__} {host.path!r}")
+        got = f"the {type(host.module).__name__} {host.path!r}, which is not called: choose modules in it"
+        raise ValueError(f"expected a module with a forward pass, got {got}")
     if type(host.module) in LAST_AXIS:
         got = f"{type(host.module).__name__}, whose channels are the last axis"
         raise ValueError(f"expected channels at axis 1 after {host.path!r}, got {got}")

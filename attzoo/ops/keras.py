@@ -79,12 +79,17 @@ def _sublayer(layer: Any, path: str) -> Any:
     for name in path.split("/"):
         part = parts_of(part).get(name)
         if part is None:
-            raise ValueError(f"expected a layer {path} in {type(layer).__name__}, for its settings, got none")
+            raise ValueError(f"expected a layer {path} in {type(layer).__name__}, as in the config, got none")
     return part
 
 
 def with_inner_settings(layer: Any, config: dict[str, Any]) -> Any:
-    """Apply the settings of sublayers in a config of `inner_settings`, and return the layer."""
+    """Apply the entries of `inner_settings` in a config to the sublayers, and return the layer.
+
+    Sublayers that were quantized are quantized again.
+
+    Raises ValueError if a sublayer does not exist.
+    """
     for path, trainable in (config.get(TRAINABLE) or {}).items():   # outer layers first: they set inner ones
         _sublayer(layer, path).trainable = trainable
     for path, entry in (config.get(POLICIES) or {}).items():
@@ -110,7 +115,8 @@ def check_policy(policy: Any) -> None:
     if not all(keras.backend.is_float_dtype(kind) for kind in kinds):
         raise ValueError(f"dtype must be a floating-point dtype, got {policy.name!r}")
     if getattr(policy, "quantization_mode", None):
-        raise ValueError(f"dtype must not be quantized, got {policy.name!r}: call quantize() later")
+        hint = "create it in a floating-point dtype, then call its quantize()"
+        raise ValueError(f"dtype must not be quantized, got {policy.name!r}: {hint}")
 
 
 class Conv(keras.layers.Layer):
@@ -296,12 +302,12 @@ def space(x: Any, channels_last: bool) -> tuple[int, ...]:
 
 
 def avg_pool(x: Any, channels_last: bool) -> Any:
-    """Return the mean over the spatial axes: (N, *S, C) -> (N, C)."""
+    """Return the mean over the spatial axes: (N, *S, C) or (N, C, *S) -> (N, C)."""
     return mean(x, space(x, channels_last))
 
 
 def max_pool(x: Any, channels_last: bool) -> Any:
-    """Return the maximum over the spatial axes, gradient split evenly among ties: (N, *S, C) -> (N, C)."""
+    """Return the maximum over the spatial axes, gradient split evenly among ties, in the shapes of `avg_pool`."""
     return amax(x, space(x, channels_last))
 
 

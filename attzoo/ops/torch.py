@@ -48,7 +48,10 @@ def not_dense(x: Tensor) -> TypeError:
 
 
 def factory(device: Any, dtype: Any) -> dict[str, Any]:
-    """Return the keyword arguments device and dtype for layers of torch; None means the default of torch."""
+    """Return the keyword arguments device and dtype for layers of torch; None means the default of torch.
+
+    Raises TypeError for a dtype that blocks do not support.
+    """
     if dtype not in (None, *DTYPES):
         names = ", ".join(map(str, DTYPES))
         raise TypeError(f"dtype must be a floating-point torch.dtype, one of {names}, or None, got {dtype!r}")
@@ -63,11 +66,14 @@ def first_dtype(module: nn.Module) -> torch.dtype | None:
 
 
 def find(module: nn.Module, name: str) -> Tensor:
-    """Return the tensor with canonical `name`, where "mean" and "var" are running_mean and running_var in torch."""
+    """Return the tensor with canonical `name`, where "mean" and "var" are running_mean and running_var in torch.
+
+    Raises ValueError for a network whose norms are folded.
+    """
     path, _, leaf = name.rpartition(".")
     if getattr(module, "fused", False):
-        got = "got one whose norms are folded: keep the original"
-        raise ValueError(f"expected a network that holds {name} as it was made, {got}")
+        got = "got the copy that fold_norms() returned: use the network that it was called on"
+        raise ValueError(f"expected a network with its batch norms, for {name}, {got}")
     part = module.get_submodule(path)
     return getattr(part, {"mean": "running_mean", "var": "running_var"}.get(leaf, leaf))
 
@@ -96,7 +102,7 @@ class InstanceNorm(nn.Module):
 
 
 def normalise(norm: nn.Module, x: Tensor) -> Tensor:
-    """Return norm(x). Raise ValueError for batch norm in training on one value per channel, as the spec does."""
+    """Return norm(x). Outside graphs, raise ValueError for batch norm in training on one value per channel."""
     graph = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
     if not graph and norm.training and isinstance(norm, NORMS) and isinstance(x, Tensor) and x.numel() == x.shape[1]:
         raise one_value(x.shape)

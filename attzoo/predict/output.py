@@ -129,7 +129,7 @@ class Output:
                 self._tidy_record()
 
     def _tidy_record(self) -> None:
-        """Do what `finish` does, in a locked record; files that only other processes added stay in it."""
+        """Do what `finish` does; the caller holds the lock. Files that other processes added stay in the record."""
         self._read()
         missing = {name for name in self._earlier | self._added if not (self.folder / name).is_file()}
         ambiguous = {name for name in self._added - missing if len(self.digests[name]) > 1}

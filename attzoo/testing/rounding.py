@@ -50,11 +50,11 @@ class Rounded(np.ndarray):
         self.rounding = getattr(source, "rounding", None)   # type: ignore[assignment]
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
-        result = getattr(ufunc, method)(*map(_exact, inputs), **kwargs)
+        result = getattr(ufunc, method)(*map(_as_plain_array, inputs), **kwargs)
         result = self._round(result) if ufunc not in EXACT else self._like(result)
         if out is None:
             return result
-        out[0][...] = _exact(result)
+        out[0][...] = _as_plain_array(result)
         return out[0]
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -63,7 +63,7 @@ class Rounded(np.ndarray):
 
     def _round(self, result: Any) -> Any:
         """Return `result` with rounding errors, as a `Rounded` array if it is floating point."""
-        return self._like(self.rounding(_exact(result))) if _is_float(result) else result
+        return self._like(self.rounding(_as_plain_array(result))) if _is_float(result) else result
 
     def _like(self, result: Any) -> Any:
         """Return `result` as a `Rounded` array if it is floating point."""
@@ -84,7 +84,7 @@ def rounded_arrays(arrays: Iterable[Array], rounding: Rounding) -> list[Array]:
     return copies
 
 
-def _exact(value: Any) -> Any:
+def _as_plain_array(value: Any) -> Any:
     """Return a plain array for a `Rounded` one."""
     return value.view(np.ndarray) if isinstance(value, Rounded) else value
 

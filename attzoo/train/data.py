@@ -145,7 +145,7 @@ class Folder:
         """The number of pixels of each class in all masks, and of 255, which is ignored; reads all masks.
 
         Raises:
-            ValueError: with the counts, for values that are not classes, and as `read_mask`.
+            ValueError: if masks contain values that are not classes; the message has the counts or the path.
         """
         counts = class_counts(self.mask_counts.counts, self.labels)
         if max(counts.keys() - {IGNORE}, default=0) >= (self.classes or IGNORE):

@@ -17,11 +17,11 @@ RESIZE: Final = ": resize the mask by the nearest pixel, or take the image that 
 
 
 def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[Source], list[Geometry]]:
-    """Return what the file of each image declares, and the geometries of volumes that have one.
+    """Check that images and masks fit. Return what the file of each image declares, and the geometries of volumes.
 
     Raises:
         ValueError: with the paths, unless all images have the same number of channels and axes, and each mask has the
-            size, orientation and grid of its image.
+            size, orientation, voxel grid and map coordinates of its image.
     """
     sources: list[Source] = []
     geometries: list[Geometry] = []

@@ -38,18 +38,22 @@ def pool_excite_kernel(
     x, parts, counter, saved, w, N, C, S, PARTS, STEPS, scale,
     K: tl.constexpr, CIRCULAR: tl.constexpr, CC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: one portion of x. The last of a sample computes its coefficients, CC channels at a time."""
+    """Pool one portion of x per program.
+
+    The program that finishes a sample last computes that sample's coefficients, CC channels at a time.
+    """
     n, c, part = portion(C, PARTS, BC)
     pool_portion(x, parts, None, n, c, part, C, S, PARTS, STEPS, LAST, BC, BS)
     if is_last(counter + n, tl.cdiv(C, BC) * PARTS):
         for start in range(0, C, CC):
-            k = start + tl.arange(0, CC)
+            channels = start + tl.arange(0, CC)
             q = tl.zeros([CC], REAL)
             for j in range(0, K):
-                neighbour_c, in_bounds = neighbour(k, C, j - K // 2, CIRCULAR)
+                neighbour_c, in_bounds = neighbour(channels, C, j - K // 2, CIRCULAR)
                 q += tl.load(w + j).to(REAL) * (total_of(parts, n, neighbour_c, in_bounds, C, PARTS) * scale)
-            tl.store(nth(saved, 1, N, C) + n * C + k, total_of(parts, n, k, k < C, C, PARTS) * scale, k < C)
-            tl.store(saved + n * C + k, tl.sigmoid(q), k < C)
+            mean = total_of(parts, n, channels, channels < C, C, PARTS) * scale
+            tl.store(nth(saved, 1, N, C) + n * C + channels, mean, channels < C)
+            tl.store(saved + n * C + channels, tl.sigmoid(q), channels < C)
 
 
 @triton.jit

@@ -181,15 +181,15 @@ def store_product(v, a, y, n, c, s, C, S, LAST: tl.constexpr):
 
 
 def max_channels(x: Tensor) -> int:
-    """Return how many channels of one kind a program processes at a time.
+    """Return the most channels (of x, of g or inside the gate) that one Triton program processes at a time.
 
-    More spill on GPUs whose tensor cores read operands from registers.
+    Larger tiles spill registers on GPUs whose tensor cores read operands from registers.
     """
     return 64 if x.is_cuda and capability(x.device)[0] not in SHARED_MEMORY_OPERANDS else 128
 
 
 def channels_at_once(x: Tensor, channels: int) -> int:
-    """Return the block size for this number of channels: a power of 2 from 16 to `most(x)`."""
+    """Return the block size for this number of channels: a power of 2 from 16 to `max_channels(x)`."""
     return max(16, min(next_power_of_2(channels), max_channels(x)))
 
 
