@@ -18,7 +18,7 @@ from attzoo import settings
 from attzoo.blocks.sources import only_channels
 from attzoo.contract import Source
 from attzoo.fast import autograd, choice
-from attzoo.fast.wins import WINS, Win, least
+from attzoo.fast.wins import WINS, Win, min_elements_by_case
 from benchmarks import measure, providers, report, subjects, suites, wins
 from benchmarks.__main__ import app
 from benchmarks.cases import Case
@@ -384,7 +384,7 @@ def test_the_printed_table_is_one_that_kernels_auto_uses(tmp_path, monkeypatch):
         def __init__(self, samples):
             self.numel, self.is_contiguous = lambda: samples * 8 * 4 * 4, lambda: True
 
-    monkeypatch.setattr(choice, "LEAST", least(names["WINS"]))
+    monkeypatch.setattr(choice, "LEAST", min_elements_by_case(names["WINS"]))
     monkeypatch.setattr(choice, "capability", lambda device: (9, 0))
     with torch.no_grad():
         se = attzoo.get("se", backend="torch")

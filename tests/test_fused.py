@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 import attzoo
 from attzoo.fast import choice
-from attzoo.fast.wins import Win, least
+from attzoo.fast.wins import Win, min_elements_by_case
 
 pytestmark = pytest.mark.usefixtures("default_kernels")
 all_blocks = pytest.mark.parametrize("name", NAMES)
@@ -51,7 +51,8 @@ def test_recorded_win_applies_only_to_its_conditions(monkeypatch):
             return self.elements
 
     monkeypatch.setattr(choice, "capability", lambda device: device)
-    monkeypatch.setattr(choice, "LEAST", least([Win("SE", (9, 0), "float16", True, True, 100, "a file")]))
+    win = Win("SE", (9, 0), "float16", True, True, 100, "a file")
+    monkeypatch.setattr(choice, "LEAST", min_elements_by_case([win]))
     won = {"is_cuda": True, "device": (9, 0), "dtype": torch.float16, "last": True, "elements": 100}
     assert choice.has_recorded_win(KIND["se"], X(**won))
     assert choice.has_recorded_win(KIND["se"], X(**won | {"elements": 1000}))

@@ -11,7 +11,7 @@ from .labels import IGNORE, Labels, parse_labels
 from .masks import describe_mask, read_mask
 from .orientation import transposes
 from .reading import describe_image, read_image, read_shape
-from .source import VOLUMES, Source, adding_path, ending, has_known_ending, unsupported_format
+from .source import VOLUMES, FileInfo, adding_path, ending, has_known_ending, unsupported_format
 from .volumes import Geometry, read_geometry, write_mask
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "VOLUMES",
     "Geometry",
     "Labels",
-    "Source",
+    "FileInfo",
     "adding_path",
     "check_same_grid",
     "check_same_map",

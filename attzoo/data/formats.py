@@ -8,9 +8,9 @@ from typing import Final
 
 from ..files import open_regular
 from . import pictures, tiff, volumes
-from .source import DICOM, VOLUMES, Source, ending, is_dicom
+from .source import DICOM, VOLUMES, FileInfo, ending, is_dicom
 
-Reader = Callable[[Path], Source]
+Reader = Callable[[Path], FileInfo]
 READERS: Final[tuple[tuple[str, tuple[bytes, ...], Reader], ...]] = (
     ("PNG", (b"\x89PNG\r\n\x1a\n",), pictures.png),
     ("TIFF", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), tiff.describe),
@@ -23,7 +23,7 @@ READERS: Final[tuple[tuple[str, tuple[bytes, ...], Reader], ...]] = (
 )
 
 
-def describe(path: Path) -> Source:
+def describe(path: Path) -> FileInfo:
     """Return the metadata of a file, read by the function for its format.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .source import Source
+from .source import FileInfo
 from .volumes import Geometry, read_geometry
 
 TOLERANCE: Final = 0.1   # largest distance between corresponding corners of two equal grids, in voxels
@@ -64,7 +64,7 @@ def _check_order(image: Path, mask: Path, sides: Sequence[int]) -> None:
         raise ValueError(f"expected {mask} with a header as its image {image}, or neither, got {got}: {fix}")
 
 
-def check_same_map(image: Path, image_source: Source, mask: Path, mask_source: Source) -> None:
+def check_same_map(image: Path, image_source: FileInfo, mask: Path, mask_source: FileInfo) -> None:
     """Check that the GeoTIFF tags of an image and its mask give their pixels the same map coordinates.
 
     Args:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .formats import describe
 from .labels import IGNORE, SHIFT, Color, Labels, Value, check_labelled, check_values, color_of, number_of, text_of
-from .source import Source, naming
+from .source import FileInfo, naming
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Stored:
 
     values: NDArray[np.int64]
     are_colors: bool
-    source: Source
+    source: FileInfo
     palette: NDArray[Any] | None = None
 
     def counts(self) -> Counter[Value]:
@@ -125,7 +125,7 @@ def _is_constant(array: NDArray[Any]) -> bool:
     return bool((flat == flat[:, :1]).all())
 
 
-def describe_mask(path: Path) -> Source:
+def describe_mask(path: Path) -> FileInfo:
     """Return the metadata of a mask's file.
 
     Raises:

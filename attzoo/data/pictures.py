@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .extra import package
 from .orientation import upright, upright_size, valid_orientation
-from .source import Source, channels_first, largest_integer
+from .source import FileInfo, channels_first, largest_integer
 
 ORIENTATION: Final = 0x0112   # EXIF's tag
 MODES: Final = {"1": 1, "L": 1, "P": 1, "I;16": 1, "I;16B": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
@@ -32,7 +32,7 @@ PASSES: Final = (((0, 0, 1, 1),), (   # of a PNG, not interlaced or Adam7: first
 PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}   # by colour type
 
 
-def png(path: Path) -> Source:
+def png(path: Path) -> FileInfo:
     """Return the metadata of a PNG with grey, colours or a palette, of up to 16 bits."""
     bits, color_type = struct.unpack_from("BB", _header(path), 24)
     if color_type == 0 and bits in (2, 4):   # Pillow scales these greys to a maximum of 255
@@ -49,7 +49,7 @@ def _decode_png(path: Path) -> NDArray[Any]:
     return array[..., : PNG_CHANNELS[data[25]]]   # imagecodecs adds an opacity if a colour is transparent
 
 
-def jpeg(path: Path) -> Source:
+def jpeg(path: Path) -> FileInfo:
     """Return the metadata of a JPEG of 8 bits; of several pictures, as cameras write previews, those of the first."""
     if (bits := _jpeg_bits(path)) not in (8, None):
         raise ValueError(f"expected a JPEG of 8 bits, got one of {bits} bits: convert it to PNG or TIFF of 16 bits")
@@ -68,7 +68,7 @@ def _jpeg_bits(path: Path) -> int | None:
     return None
 
 
-def bmp(path: Path) -> Source:
+def bmp(path: Path) -> FileInfo:
     """Return the metadata of a BMP with a palette or colours."""
     header = _header(path)
     has_core_header = int.from_bytes(header[14:18], "little") == 12
@@ -95,12 +95,12 @@ def _decode_grey_bmp(path: Path) -> NDArray[Any]:
     return array
 
 
-def gif(path: Path) -> Source:
+def gif(path: Path) -> FileInfo:
     """Return the metadata of a GIF with one picture. Programs reorder its palette, so masks are read by colours."""
     return _by_pillow(path, "GIF", has_stable_indices=False)
 
 
-def webp(path: Path) -> Source:
+def webp(path: Path) -> FileInfo:
     """Return the metadata of a WebP; masks are lossless and have no opacity, since transparent pixels lose colours."""
     lossy = "expected a mask in a lossless format, got lossy WebP; save it as PNG"
     source = _by_pillow(path, "WEBP", not_a_mask=None if _is_lossless_webp(path) else lossy)
@@ -121,7 +121,7 @@ def _is_lossless_webp(path: Path) -> bool:
     return False
 
 
-def pnm(path: Path) -> Source:
+def pnm(path: Path) -> FileInfo:
     """Return the metadata of a PGM of 8 or 16 bits, a PPM of 8 bits or a PBM. Pillow rescales other maxima."""
     magic, *numbers = _tokens(_header(path))
     count = 2 if magic in (b"P1", b"P4") else 3
@@ -161,7 +161,7 @@ def _tokens(head: bytes) -> list[bytes]:
     return b" ".join(lines).split(maxsplit=4)[:4]
 
 
-def jpeg_2000(path: Path) -> Source:
+def jpeg_2000(path: Path) -> FileInfo:
     """Return the metadata of a JPEG 2000, from the marker SIZ of the code stream (ISO/IEC 15444-1, A.5.1)."""
     data = path.read_bytes()
     start = data.index(b"\xff\x4f\xff\x51") + 8   # skip SOC, SIZ, its length and capabilities
@@ -171,7 +171,7 @@ def jpeg_2000(path: Path) -> Source:
         raise ValueError("expected channels of equal depth of at most 16 bits, got other depths")
     bits, kind = (depth & 127) + 1, "i" if depth & 128 else "u"
     dtype = np.dtype(f"{kind}{1 if bits <= 8 else 2}")
-    return Source(
+    return FileInfo(
         shape=(channels, height - top, width - left),
         dtype=dtype,
         load=lambda: channels_first(np.asarray(package("imagecodecs").jpeg2k_decode(data))),
@@ -197,7 +197,7 @@ def _by_pillow(
     channels: int | None = None,
     has_stable_indices: bool = True,
     not_a_mask: str | None = None,
-) -> Source:
+) -> FileInfo:
     """Return the metadata of a picture whose header Pillow reads.
 
     Args:
@@ -230,7 +230,7 @@ def _by_pillow(
             array = restore(np.asarray(picture)) if decode is None else decode(path)
             return upright(channels_first(array).astype(dtype, copy=False), orientation)
 
-    return Source(
+    return FileInfo(
         shape=(channels, *size),
         dtype=dtype,
         load=load,

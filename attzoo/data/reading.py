@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .formats import describe
-from .source import Source, naming
+from .source import FileInfo, naming
 
 LIMIT_16_BITS: Final = 2**16   # smaller integers fit into 16 bits
 
@@ -43,7 +43,7 @@ def read_image(path: str | Path, *, unit: bool = False) -> NDArray[Any]:
         return _to_unit(array, source) if unit else array
 
 
-def describe_image(path: Path) -> Source:
+def describe_image(path: Path) -> FileInfo:
     """Return the metadata of an image's file.
 
     Raises:
@@ -68,7 +68,7 @@ def _colors(indices: NDArray[Any], palette: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(np.moveaxis(palette[indices], -1, 0))
 
 
-def _to_unit(array: NDArray[Any], source: Source) -> NDArray[Any]:
+def _to_unit(array: NDArray[Any], source: FileInfo) -> NDArray[Any]:
     """Convert samples to float32; divide integers by the largest integer of their declared bits."""
     largest = source.largest if source.palette is None else np.iinfo(source.palette.dtype).max
     if array.dtype.kind not in "iu" or largest is None:

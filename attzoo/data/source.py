@@ -31,7 +31,7 @@ UNREAD: Final = {   # endings of unsupported images and volumes, and what the us
 
 
 @dataclass(frozen=True)
-class Source:
+class FileInfo:
     """The metadata of a file, and a function that reads its samples.
 
     Attributes:

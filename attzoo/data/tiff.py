@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .extra import package
 from .labels import IGNORE
 from .orientation import upright, upright_size, valid_orientation
-from .source import Source, largest_integer
+from .source import FileInfo, largest_integer
 
 ORIENTATION: Final = 274
 NO_DATA: Final = 42113   # GDAL's tag
@@ -28,7 +28,7 @@ WHITE: Final = (
 )
 
 
-def describe(path: Path) -> Source:
+def describe(path: Path) -> FileInfo:
     """Return the metadata of a TIFF with one image.
 
     Raises:
@@ -41,7 +41,7 @@ def describe(path: Path) -> Source:
         orientation = valid_orientation(page.tags.valueof(ORIENTATION, default=1))
         palette = _palette(page.colormap.T) if photometric == "PALETTE" else None
         is_lossless = compression in LOSSLESS
-        return Source(
+        return FileInfo(
             shape=(shape[0], *upright_size(shape[1:], orientation)),
             orientation=orientation,
             on_map=_on_map(page),

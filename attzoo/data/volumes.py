@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..contract import Array
 from ..files import atomic_write, write
 from .extra import package
-from .source import Source, ending, largest_integer, naming
+from .source import FileInfo, ending, largest_integer, naming
 
 UNITS: Final = {1: "metres", 2: "millimetres", 3: "micrometres"}   # by the lowest three bits of NIfTI's xyzt_units
 CHUNK: Final = 2**20   # bytes, decompressed in one step
@@ -54,14 +54,14 @@ class Geometry:
         return f"{self.axes} axes, spacing {self.sides}"
 
 
-def describe(path: Path) -> Source:
+def describe(path: Path) -> FileInfo:
     """Return the metadata of a volume (H, W), (D, H, W) or (D, H, W, C) in a .npy or NIfTI file."""
     array = _open_array(path)
     shape, dtype = tuple(array.shape), array.dtype
     if ending(path) != ".npy":   # samples with a scale in the header become floats
         apply_scaling = package("nibabel.volumeutils").apply_read_scaling
         dtype = apply_scaling(np.zeros(1, dtype), array.slope, array.inter).dtype
-    return Source(
+    return FileInfo(
         shape=(1, *shape) if len(shape) < 4 else (shape[-1], *shape[:-1]),
         dtype=dtype,
         load=lambda: _channels_first(_read_gzip(path) if ending(path) == ".nii.gz" else np.array(_open_array(path))),

@@ -35,17 +35,17 @@ class Win:
     source: str
 
 
-def least(wins: Iterable[Win]) -> dict[tuple[object, ...], int]:
+def min_elements_by_case(wins: Iterable[Win]) -> dict[tuple[object, ...], int]:
     """Return the minimum number of elements by (block, capability, dtype, last, training), for a fast lookup."""
     return {(win.block, win.capability, win.dtype, win.last, win.training): win.least for win in wins}
 
 
 WINS: Final[tuple[Win, ...]] = (
-    Win("AttentionGate", (9, 0), "bfloat16", last=False, training=False, least=33554432,
+    Win("AttentionGate", (9, 0), "bfloat16", last=False, training=False, min_elements_by_case=33554432,
         source="2026-11-27_cuda_smoke_d55b325.json"),
-    Win("AttentionGate", (9, 0), "float32", last=False, training=False, least=33554432,
+    Win("AttentionGate", (9, 0), "float32", last=False, training=False, min_elements_by_case=33554432,
         source="2026-11-27_cuda_smoke_d55b325.json"),
-    Win("SE", (9, 0), "float32", last=False, training=False, least=67108864,
+    Win("SE", (9, 0), "float32", last=False, training=False, min_elements_by_case=67108864,
         source="2026-11-27_cuda_smoke_d55b325.json, 2026-11-27_cuda_wins_03960dd.json"),
 )   # fmt: skip
-LEAST: Final = least(WINS)
+LEAST: Final = min_elements_by_case(WINS)

@@ -151,11 +151,12 @@ class Conv(keras.layers.Layer):
         elif self.mode == "circular":
             half, length, padding = shape[-1] // 2, x.shape[1], "valid"
             x = ops.concatenate([x[:, length - half :], x, x[:, :half]], axis=1)
-        y = over_batch(partial(ops.conv, strides=strides, padding=padding, data_format="channels_last"), x, kernel)
+        convolution = partial(ops.conv, strides=strides, padding=padding, data_format="channels_last")
+        y = allow_empty_batch(convolution, x, kernel)
         return y if self.bias is None else y + self.bias
 
 
-def over_batch(layer: Callable[..., Any], x: Any, *args: Any) -> Any:
+def allow_empty_batch(layer: Callable[..., Any], x: Any, *args: Any) -> Any:
     """Return layer(x, *args) for any batch, including an empty one, which convolutions of Keras 3.13 and oneDNN refuse.
 
     For an empty batch the layer is applied to one sample of zeros, and the output for it is dropped.

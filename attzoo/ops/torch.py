@@ -47,7 +47,7 @@ def not_dense(x: Tensor) -> TypeError:
     return TypeError(f"expected a dense tensor, got one of layout {x.layout}: convert it, as x.to_dense() does")
 
 
-def factory(device: Any, dtype: Any) -> dict[str, Any]:
+def factory_options(device: Any, dtype: Any) -> dict[str, Any]:
     """Return the keyword arguments device and dtype for layers of torch; None means the default of torch.
 
     Raises TypeError for a dtype that blocks do not support.
@@ -101,7 +101,7 @@ class InstanceNorm(nn.Module):
         return torch.instance_norm(x, None, None, None, None, True, 0.0, EPSILON, torch.backends.cudnn.enabled)
 
 
-def normalise(norm: nn.Module, x: Tensor) -> Tensor:
+def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """Return norm(x). Outside graphs, raise ValueError for batch norm in training on one value per channel."""
     graph = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
     if not graph and norm.training and isinstance(norm, NORMS) and isinstance(x, Tensor) and x.numel() == x.shape[1]:

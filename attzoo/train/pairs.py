@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..data import Geometry, Source, check_same_grid, check_same_map, describe_image, describe_mask, transposes
+from ..data import FileInfo, Geometry, check_same_grid, check_same_map, describe_image, describe_mask, transposes
 from ..plotting import size_text
 from .files import Pair
 from .preparation import Preparation
@@ -16,14 +16,14 @@ from .preparation import Preparation
 RESIZE: Final = ": resize the mask by the nearest pixel, or take the image that it was drawn on"
 
 
-def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[Source], list[Geometry]]:
+def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[FileInfo], list[Geometry]]:
     """Check that images and masks fit. Return what the file of each image declares, and the geometries of volumes.
 
     Raises:
         ValueError: with the paths, unless all images have the same number of channels and axes, and each mask has the
             size, orientation, voxel grid and map coordinates of its image.
     """
-    sources: list[Source] = []
+    sources: list[FileInfo] = []
     geometries: list[Geometry] = []
     first = pairs[0][0]
     for image, mask in pairs:
@@ -76,14 +76,14 @@ def _axes_hint(image: Path, shape: tuple[int, ...], mask_shape: tuple[int, ...])
     return ""
 
 
-def _orientation_hint(image: Source, mask: Source) -> str:
+def _orientation_hint(image: FileInfo, mask: FileInfo) -> str:
     """Return the orientations that an image and its mask declare, or '' if both are upright."""
     if image.orientation == mask.orientation == 1:
         return ""
     return f", both upright: the image declares orientation {image.orientation}, the mask {mask.orientation}"
 
 
-def _check_orientation(image: Path, source: Source, mask: Path, mask_source: Source) -> None:
+def _check_orientation(image: Path, source: FileInfo, mask: Path, mask_source: FileInfo) -> None:
     """Raise ValueError if image and mask declare different orientations, unless their sizes show that both are right.
 
     If one orientation swaps the axes and the other does not, equal sizes of an upright image that is not square show

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import reduce
 from typing import Any
 
-from ..ops.keras import keras, mean, over_batch, register, resize, sizes, wide
+from ..ops.keras import allow_empty_batch, keras, mean, register, resize, sizes, wide
 from ..ops.numpy import EPSILON
 
 ops = keras.ops
@@ -16,7 +16,7 @@ class _EmptyBatches(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """Compute the layer, also for an empty batch."""
-        return over_batch(super().call, inputs)
+        return allow_empty_batch(super().call, inputs)
 
 
 @register

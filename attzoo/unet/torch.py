@@ -46,7 +46,7 @@ class UNet(SpecModule):
         **kwargs: Unpack[Arguments],
     ) -> None:
         super().__init__(net := spec.UNet(in_channels, out_channels, channels, **kwargs))
-        made = ops.factory(device, dtype)
+        made = ops.factory_options(device, dtype)
         levels = list(enumerate(net.levels))
         self.encoder = nn.ModuleList(Units(level.encoder, net, made, level.block) for _, level in levels)
         self.gating = Units([net.gating_unit], net, made) if net.gating_unit else nn.Identity()
@@ -181,7 +181,7 @@ class Units(nn.Module):
             x = conv(x)
             if unit.norm:
                 makers.append(norm := getattr(self, f"norm{unit.part}"))
-                x = ops.normalise(norm, x)
+                x = ops.apply_norm(norm, x)
             if unit.activation == "prelu":
                 x = getattr(self, f"activation{unit.part}")(x)
             elif unit.activation:

@@ -38,7 +38,7 @@ class AttentionGate(Block):
     ) -> None:
         options = (stride, skip_bias, norm, output_transform, interpolation, align_corners, spatial_dims)
         super().__init__(args := spec.AttentionGate(channels, gating_channels, inter_channels, *options))
-        made = ops.factory(device, dtype)
+        made = ops.factory_options(device, dtype)
         Conv, Norm = partial(ops.CONV[args.spatial_dims], **made), partial(ops.BATCH_NORM[args.spatial_dims], **made)
         self.skip = Conv(args.channels, args.width, args.strides, args.strides, bias=args.skip_bias)
         self.gating = Conv(args.gating_channels, args.width, 1)
@@ -53,15 +53,15 @@ class AttentionGate(Block):
         """(N, C, *S), (N, G, *G) -> (N, 1, *S)."""
         self.check_inputs(x, g)
         how = self.spec.interpolation, self.spec.align_corners
-        t = ops.normalise(self.skip_norm, project(self.skip, x))
-        p = ops.resize(ops.normalise(self.gating_norm, project(self.gating, g)), t.shape[2:], *how)
+        t = ops.apply_norm(self.skip_norm, project(self.skip, x))
+        p = ops.resize(ops.apply_norm(self.gating_norm, project(self.gating, g)), t.shape[2:], *how)
         h = t.add_(p).relu_() if cpu.overwrites(self, t, p) else ops.relu(t + p)
-        q = ops.normalise(self.psi_norm, project(self.psi, h))
+        q = ops.apply_norm(self.psi_norm, project(self.psi, h))
         return ops.resize(ops.sigmoid(q), x.shape[2:], *how)
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:   # type: ignore[override]
         self.check_inputs(x, g)
-        return ops.normalise(self.output_norm, self.output(self.compute(x, g)))
+        return ops.apply_norm(self.output_norm, self.output(self.compute(x, g)))
 
     @staticmethod
     def triton_form() -> Any:

@@ -38,7 +38,7 @@ class CBAM(Block):
         super().__init__(
             spec.CBAM(channels, reduction, reduced_channels, bias, gate, kernel_size, norm, spatial_dims)
         )
-        made = ops.factory(device, dtype)
+        made = ops.factory_options(device, dtype)
         self.channel = ChannelAttention(channels, reduction, reduced_channels, bias, gate, **made)
         self.spatial = SpatialAttention(channels, kernel_size, norm, spatial_dims, **made)
 

@@ -28,7 +28,8 @@ class ECA(Block):
         dtype: Any = None,
     ) -> None:
         super().__init__(args := spec.ECA(channels, kernel_size, gamma, b, padding))
-        options = {"padding": args.k // 2, "padding_mode": args.padding, "bias": False} | ops.factory(device, dtype)
+        options = {"padding": args.k // 2, "padding_mode": args.padding, "bias": False}
+        options |= ops.factory_options(device, dtype)
         self.conv = ops.CONV[1](1, 1, args.k, **options)
         self.reset_parameters()
 

@@ -28,7 +28,7 @@ class SE(Block):
         dtype: Any = None,
     ) -> None:
         super().__init__(args := spec.SE(channels, reduction, reduced_channels, bias, gate))
-        options = {"bias": args.bias} | ops.factory(device, dtype)
+        options = {"bias": args.bias} | ops.factory_options(device, dtype)
         self.squeeze = nn.Linear(args.channels, args.width, **options)
         self.excite = nn.Linear(args.width, args.channels, **options)
         self.reset_parameters()

@@ -30,7 +30,7 @@ class SpatialAttention(Block):
         dtype: Any = None,
     ) -> None:
         super().__init__(args := spec.SpatialAttention(channels, kernel_size, norm, spatial_dims))
-        made = ops.factory(device, dtype)
+        made = ops.factory_options(device, dtype)
         padding = args.kernel_size // 2
         self.conv = ops.CONV[args.spatial_dims](2, 1, args.kernel_size, padding=padding, bias=False, **made)
         self.norm = ops.BATCH_NORM[args.spatial_dims](1, **made) if args.norm else nn.Identity()
@@ -44,7 +44,7 @@ class SpatialAttention(Block):
     def coefficients(self, maps: Tensor) -> Tensor:
         """Average and maximum over channels, (N, 2, *S) -> (N, 1, *S)."""
         q = self.conv(maps)    # (N, 1, *S)
-        return ops.sigmoid(ops.normalise(self.norm, q))
+        return ops.sigmoid(ops.apply_norm(self.norm, q))
 
     @staticmethod
     def triton_form() -> Any:

@@ -20,7 +20,7 @@ class Scale(Block):
 
     def __init__(self, channels: int, start: float = 0.0, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__(spec.Scale(channels, start))
-        self.logit = nn.Parameter(torch.empty(channels, **ops.factory(device, dtype)))
+        self.logit = nn.Parameter(torch.empty(channels, **ops.factory_options(device, dtype)))
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:
