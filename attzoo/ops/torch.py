@@ -317,4 +317,6 @@ for _name in _WRAPPED:
 
 
 def __getattr__(name: str) -> Any:
-    return moved(__name__, name, {"Block": "attzoo.blocks.torch.Block", "start": "attzoo.ops.torch.initialize"})
+    names = {"start": "initialize", "factory": "factory_options", "normalise": "apply_norm"}
+    places = {old: f"{__name__}.{new}" for old, new in names.items()}
+    return moved(__name__, name, {"Block": "attzoo.blocks.torch.Block"} | places)
