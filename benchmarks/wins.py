@@ -21,7 +21,7 @@ from .runs import FUSED, Provider, Row, Run, read
 from .selection import time_ratio
 
 EAGER: Final = Provider("attzoo")
-Key = tuple[str, tuple[int, int], str, bool, bool]   # of a Win: block, capability, dtype, last, training
+Key = tuple[str, tuple[int, int], str, bool, bool]   # of a Win: block, capability, dtype, channels_last, training
 
 
 def table(files: Sequence[Path]) -> str:
@@ -39,8 +39,8 @@ def table(files: Sequence[Path]) -> str:
 
 def _line(win: Win) -> str:
     """Return the source of a row of the table."""
-    key = f'"{win.block}", {win.capability}, "{win.dtype}", last={win.last}, training={win.training}'
-    return f'    Win({key}, least={win.least},\n        source="{win.source}"),'
+    key = f'"{win.block}", {win.capability}, "{win.dtype}", channels_last={win.channels_last}, training={win.training}'
+    return f'    Win({key}, min_elements={win.min_elements},\n        source="{win.source}"),'
 
 
 def wins(runs: Mapping[str, Run]) -> list[Win]:

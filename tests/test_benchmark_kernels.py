@@ -328,20 +328,21 @@ ONE = prod(MAP[1:])   # elements of a sample
 )
 def test_a_win_has_the_smallest_size_from_which_all_are_won(ratios, least):
     table = wins.wins({"a.json": run_with(sized(*ratios))})
-    assert [(win.block, win.least, win.source) for win in table] == ([("SE", least * ONE, "a.json")] if least else [])
+    expected = [("SE", least * ONE, "a.json")] if least else []
+    assert [(win.block, win.min_elements, win.source) for win in table] == expected
 
 
 @pytest.mark.parametrize("status", ["unsteady", "wrong", "failed"])
 def test_rows_that_are_not_timed_steadily_do_not_win(status):
     rows = sized(0.5, 0.5)
-    assert wins.wins({"a.json": run_with([*rows, *sized(0.5, status=status)])})[0].least == 2 * ONE
+    assert wins.wins({"a.json": run_with([*rows, *sized(0.5, status=status)])})[0].min_elements == 2 * ONE
     eager_not_timed = [replace(row, status=status) if row.provider == OURS else row for row in rows]
     assert wins.wins({"a.json": run_with(eager_not_timed)}) == []
 
 
 def test_a_win_requires_both_clocks():
     rows = [*sized(0.5, 0.5, clocks=("graph",)), *sized(1.2, 0.5, clocks=("calls",))]
-    assert [win.least for win in wins.wins({"a.json": run_with(rows)})] == [2 * ONE]
+    assert [win.min_elements for win in wins.wins({"a.json": run_with(rows)})] == [2 * ONE]
     equal_calls = [replace(r, ratio=about(0.4)) if (r.provider, r.clock) == (OURS, "calls") else r for r in sized(0.5)]
     assert wins.wins({"a.json": run_with(equal_calls)}) == []   # eager calls are as fast as fused ones
 
@@ -353,7 +354,7 @@ def test_a_win_requires_all_cases_of_a_size_in_all_files():
     files = {"a.json": run_with(sized(0.5, 0.5)), "b.json": run_with(sized(1.2, 0.5))}
     assert wins.wins(files) == [Win("SE", (9, 0), "float32", False, False, 2 * ONE, "a.json, b.json")]
     files["b.json"] = run_with(sized(1.2, 0.5), capability="8.0")   # another GPU
-    assert [(win.capability, win.least) for win in wins.wins(files)] == [((8, 0), 2 * ONE), ((9, 0), ONE)]
+    assert [(win.capability, win.min_elements) for win in wins.wins(files)] == [((8, 0), 2 * ONE), ((9, 0), ONE)]
 
 
 def test_wins_are_separate_by_layout_dtype_and_training_and_ignore_networks_and_single_passes():
@@ -362,7 +363,7 @@ def test_wins_are_separate_by_layout_dtype_and_training_and_ignore_networks_and_
         replace(SE, mode="backward"), replace(SE, network="resnet50"), Case("channel_attention", (MAP,)),
     ]   # fmt: skip
     table = wins.wins({"a.json": run_with([row for case in cases for row in sized(0.5, case=case)])})
-    assert [(win.block, win.dtype, win.last, win.training) for win in table] == [
+    assert [(win.block, win.dtype, win.channels_last, win.training) for win in table] == [
         ("ChannelAttention", "float32", False, False), ("SE", "float16", True, False), ("SE", "float32", False, True),
     ]   # fmt: skip
 

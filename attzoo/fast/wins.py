@@ -19,9 +19,9 @@ class Win:
         block: class name.
         capability: compute capability of the GPU, for example (9, 0).
         dtype: name of the dtype, for example "float32".
-        last: whether the input is channels last.
+        channels_last: whether the input is channels last.
         training: whether gradients are computed.
-        least: minimum number of elements of the first input.
+        min_elements: minimum number of elements of the first input.
         source: result files.
 
     """
@@ -29,23 +29,23 @@ class Win:
     block: str
     capability: tuple[int, int]
     dtype: str
-    last: bool
+    channels_last: bool
     training: bool
-    least: int
+    min_elements: int
     source: str
 
 
 def min_elements_by_case(wins: Iterable[Win]) -> dict[tuple[object, ...], int]:
-    """Return the minimum number of elements by (block, capability, dtype, last, training), for a fast lookup."""
-    return {(win.block, win.capability, win.dtype, win.last, win.training): win.least for win in wins}
+    """Return the minimum number of elements by (block, capability, dtype, channels_last, training)."""
+    return {(win.block, win.capability, win.dtype, win.channels_last, win.training): win.min_elements for win in wins}
 
 
 WINS: Final[tuple[Win, ...]] = (
-    Win("AttentionGate", (9, 0), "bfloat16", last=False, training=False, min_elements_by_case=33554432,
+    Win("AttentionGate", (9, 0), "bfloat16", channels_last=False, training=False, min_elements=33554432,
         source="2026-11-27_cuda_smoke_d55b325.json"),
-    Win("AttentionGate", (9, 0), "float32", last=False, training=False, min_elements_by_case=33554432,
+    Win("AttentionGate", (9, 0), "float32", channels_last=False, training=False, min_elements=33554432,
         source="2026-11-27_cuda_smoke_d55b325.json"),
-    Win("SE", (9, 0), "float32", last=False, training=False, min_elements_by_case=67108864,
+    Win("SE", (9, 0), "float32", channels_last=False, training=False, min_elements=67108864,
         source="2026-11-27_cuda_smoke_d55b325.json, 2026-11-27_cuda_wins_03960dd.json"),
 )   # fmt: skip
 LEAST: Final = min_elements_by_case(WINS)
