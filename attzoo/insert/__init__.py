@@ -14,12 +14,11 @@ from typing import Any
 
 from .. import registry
 from ..adapters import framework_of
-from ..contract import choice
+from ..contract import STARTS, choice
 from .report import Place as Place
 from .report import Report as Report
 
 Where = str | Pattern[str] | type | Callable[[str, Any], bool]
-STARTS = ("default", "identity")
 
 
 def attach(
