@@ -286,6 +286,36 @@ def test_outputs_that_no_block_takes_are_refused(after, module, x, message):
         attzoo.attach(net, "se", after=after, example=x)
 
 
+class Repeated(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Listed(nn.ModuleList):
+    def forward(self, x):
+        for module in self:
+            x = module(x)
+        return x
+
+
+@pytest.mark.parametrize("kind", [lambda module: Repeated(module), lambda module: Listed([module])])
+def test_containers_with_a_forward_of_their_own_are_refused(kind):
+    """They would call the block as one of their modules, and the hook would call it again."""
+    net = nn.Sequential(kind(nn.Conv2d(3, 8, 1)))
+    with pytest.raises(ValueError, match=r"expected '0' without a forward of its own, got .*: it may call"):
+        attzoo.attach(net, "se", after="0", example=X)
+    attzoo.attach(net, "se", after="0.0", example=X)
+
+
+def test_attached_blocks_can_be_exchanged():
+    net, _ = attached("cbam")
+    attzoo.swap(net, "se", where=attzoo.get("cbam", backend="torch"))
+    assert net.bn2.attention.block.spec == attzoo.create("se", 8, backend="numpy")
+    attzoo.swap(net, "eca", where="bn2.attention", example=X)
+    (place,) = attzoo.detach(net)
+    assert place.block == "eca"
+
+
 def test_a_block_in_a_sequence_of_the_user_stays():
     net = nn.Sequential()
     net.add_module("conv", nn.Conv2d(3, 8, 1))

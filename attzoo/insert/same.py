@@ -71,10 +71,10 @@ def same_block(module: nn.Module, name: str, source: Source, options: Mapping[st
 
 def _asked(name: str, options: Mapping[str, Any]) -> set[str]:
     """Return the arguments that options decide, by a variant and by rules such as `reduction` too."""
-    variant = registry.variants(name).get(options.get("variant", ""))
+    variant = next((v for known, v in registry.variants(name).items() if known == options.get("variant")), None)
     asked = {*options, *(variant.arguments if variant else ()), *(variant.rules if variant else ())}
     spec: Any = registry.get(name, backend="numpy")
-    return asked | {field.metadata.get("rule_for") for field in fields(spec) if field.name in asked}
+    return asked | {str(field.metadata.get("rule_for")) for field in fields(spec) if field.name in asked}
 
 
 @torch.no_grad()
@@ -85,8 +85,8 @@ def _agree(module: nn.Module, source: Source, block: nn.Module) -> bool:
     """
     generator = torch.Generator().manual_seed(0)
     twin = copy.deepcopy(module).to("cpu", torch.float64).eval()
-    for tensor in twin.parameters():
-        tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu"))
+    for parameter in twin.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu"))
     for tensor in twin.buffers():
         if tensor.is_floating_point():   # running variances are positive
             tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device="cpu") + 0.5)
@@ -104,6 +104,6 @@ def _agree(module: nn.Module, source: Source, block: nn.Module) -> bool:
 def _freeze_like(module: nn.Module, source: Source, block: nn.Module) -> None:
     """Let those parameters of a block be trained that are trained in a module."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    for ours in block.spec.weights:   # type: ignore[union-attr, operator]
+    for ours in block.spec.weights:   # type: ignore[union-attr]
         if (theirs := parameters.get(source.names[ours])) is not None:
             find(block, ours).requires_grad_(theirs.requires_grad)

@@ -196,11 +196,11 @@ def _hosts(model: nn.Module, after: Any) -> list[Host]:
 
 
 def _select(model: nn.Module, pattern: Any, argument: str) -> dict[str, nn.Module]:
-    """Return the modules that a pattern chooses, each once, by path. Those inside attached blocks are not chosen."""
+    """Return the modules that a pattern chooses, each once, by path. No block is attached inside an attached one."""
     modules = dict(model.named_modules(remove_duplicate=False))
     inside = tuple(f"{_child(path)}." for path, module in modules.items() if _is_attached(module))
     chosen = select(
-        {path: module for path, module in modules.items() if not path.startswith(inside)},
+        {path: module for path, module in modules.items() if argument == "where" or not path.startswith(inside)},
         pattern, argument, type(model).__name__,
     )   # fmt: skip
     first = {id(module): path for path, module in reversed(chosen.items())}
@@ -245,6 +245,9 @@ def _check_host(host: Host) -> None:
     """Raise ValueError where no block can follow a module."""
     if type(host.module) in (nn.ModuleList, nn.ModuleDict):
         raise ValueError(f"expected a module that is called, got the {type(host.module).__name__} {host.path!r}")
+    if isinstance(host.module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not _is_sequence(host.module):
+        got = f"{type(host.module).__name__}: it may call the block as one of its modules, so choose the last of these"
+        raise ValueError(f"expected {host.path!r} without a forward of its own, got {got}")
     if type(host.module) in LAST_AXIS:
         got = f"{type(host.module).__name__}, whose channels are the last axis"
         raise ValueError(f"expected channels at axis 1 after {host.path!r}, got {got}")
