@@ -130,6 +130,15 @@ def test_residual_branches_that_end_in_attention(attention):
         assert torch.equal(net(X), before)
 
 
+def test_residual_branches_that_share_their_last_module_are_refused():
+    net = network("timm", "mobilenetv3_small_050")
+    blocks = [module for module in net.modules() if type(module).__name__ == "InvertedResidual" and module.has_skip]
+    for block in blocks:
+        block.drop_path = blocks[0].drop_path
+    with pytest.raises(ValueError, match=r"to be called once, got the same module as 'blocks\."):
+        attzoo.attach(net, "se", after="residual")
+
+
 def test_residual_branches_of_maxvit():
     maxvit = library("torchvision.models.maxvit")
     net = maxvit.MBConv(16, 16, 4, 0.25, 1, nn.GELU, nn.BatchNorm2d).eval()
@@ -186,6 +195,19 @@ def test_a_norm_that_does_nothing_yet_counts():
     assert place.weights == "initial"
 
 
+def test_extra_state_is_no_weight():
+    class Versioned(library("torchvision.ops.misc").SqueezeExcitation):
+        def get_extra_state(self):
+            return {"version": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), Versioned(8, 8)).eval()
+    (place,) = attzoo.swap(net, "se", where="1")
+    assert place.weights == "torchvision"
+
+
 def test_weights_that_are_computed_begin_anew():
     net = torchvision_attention()
     torch.nn.utils.parametrizations.weight_norm(net[1].fc2)
@@ -208,7 +230,8 @@ def test_options_override_the_module(options, spec):
 def test_frozen_attention_stays_frozen():
     net = torchvision_attention()
     net[1].fc1.requires_grad_(False)
-    attzoo.swap(net, "se", where="1")
+    (place,) = attzoo.swap(net, "se", where="1")
+    assert place.parameters == 8 * 8 + 8
     assert {name: p.requires_grad for name, p in net[1].named_parameters()} == {
         "squeeze.weight": False, "squeeze.bias": False, "excite.weight": True, "excite.bias": True}   # fmt: skip
 

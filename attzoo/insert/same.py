@@ -33,7 +33,7 @@ def source_of(module: nn.Module, name: str) -> Source | None:
 
 def read(module: nn.Module, source: Source) -> tuple[dict[str, Array], dict[str, Any]]:
     """Return a module's arrays by our names, and the arguments that they tell; nothing where some are not stored."""
-    state = module.state_dict()
+    state = {key: value for key, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     if any(tensor.is_meta for tensor in state.values()):
         raise ValueError("expected modules that hold numbers, got some on the meta device: load their weights first")
     try:

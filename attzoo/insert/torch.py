@@ -118,6 +118,9 @@ def attach(model: nn.Module, name: str, after: Any, start: str, example: Any, op
     hosts = [_inside_compiled(host) for host in _hosts(model, after)]
     for host in hosts:
         _check_host(host)
+        if shared := [other.path for other in hosts if other.module is host.module and other is not host]:
+            got = f"the same module as {shared[0]!r}, which is called several times"
+            raise ValueError(f"expected {host.path!r} to be called once, got {got}")
     shapes = _shapes(model, hosts, example)
     _check_inputs(name, hosts)
     made = [_make(model, host, name, start, shapes, options) for host in hosts]
@@ -438,7 +441,7 @@ def _place(path: str, block: nn.Module, shapes: Any, weights: str = "initial") -
     """Return what the report says of a block."""
     spec: Any = (block.block if isinstance(block, IdentityStart) else block).spec
     macs = None if shapes is None else spec.macs(*((1, *shape[1:]) for shape in shapes[: len(spec.inputs)]))
-    parameters = sum(p.numel() for p in block.parameters())
+    parameters = sum(p.numel() for p in block.parameters() if p.requires_grad)
     return Place(path, registry.name_of(spec), spec.channels, parameters, macs, weights)
 
 
