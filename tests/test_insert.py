@@ -307,6 +307,26 @@ def test_containers_with_a_forward_of_their_own_are_refused(kind):
     attzoo.attach(net, "se", after="0.0", example=X)
 
 
+def test_a_module_that_calls_all_of_its_children_is_refused():
+    class Children(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            for module in self.children():
+                x = module(x)
+            return x
+
+    net = nn.Sequential(Children())
+    expected, keys = net(X), list(net.state_dict())
+    with pytest.raises(ValueError, match="expected the block after '0' to be called once for the example, got 2 calls"):
+        attzoo.attach(net, "se", after="0", example=X)
+    assert list(net.state_dict()) == keys
+    assert torch.equal(net(X), expected)
+    assert not net[0]._forward_hooks
+
+
 def test_attached_blocks_can_be_exchanged():
     net, _ = attached("cbam")
     attzoo.swap(net, "se", where=attzoo.get("cbam", backend="torch"))

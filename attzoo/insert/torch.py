@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -126,6 +127,13 @@ def attach(model: nn.Module, name: str, after: Any, start: str, example: Any, op
     made = [_make(model, host, name, start, shapes, options) for host in hosts]
     for host, block, _ in made:
         append(host, block)
+    try:
+        if example is not None:
+            _check_blocks(model, made, example)
+    except BaseException:
+        for host, *_ in made:
+            _remove(host.module)
+        raise
     _forget_graphs()
     return Report(model, tuple(place for *_, place in made))
 
@@ -148,12 +156,17 @@ def detach(model: nn.Module) -> Report:
         raise ValueError(f"expected a network with blocks of attzoo.attach, got a {type(model).__name__} without any")
     places = [_place(_child(path), getattr(module, CHILD), None) for path, module in hosts]
     for _, module in hosts:
-        delattr(module, CHILD)
-        delattr(module, MARK)
-        for hook in HOOKS:
-            guard.remove_forward_hook(module, hook)
+        _remove(module)
     _forget_graphs()
     return Report(model, tuple(places))
+
+
+def _remove(module: nn.Module) -> None:
+    """Undo `append`."""
+    delattr(module, CHILD)
+    delattr(module, MARK)
+    for hook in HOOKS:
+        guard.remove_forward_hook(module, hook)
 
 
 def swap(model: nn.Module, name: str, where: Any, example: Any, options: Mapping[str, Any]) -> Report:
@@ -326,6 +339,25 @@ def _shapes(model: nn.Module, hosts: list[Host], example: Any) -> dict[str, tupl
     for host in hosts:
         _check_calls(host, calls[host.path])
     return {path: tuple(tuple(x.shape) for x in attended) for path, (attended,) in calls.items()}
+
+
+def _check_blocks(model: nn.Module, made: Iterable[tuple[Host, nn.Module, Place]], example: Any) -> None:
+    """Raise ValueError where a module calls the block itself, as it does where it calls all of its children."""
+    made, calls = list(made), Counter[str]()
+    handles = [
+        block.register_forward_hook(lambda module, args, output, path=host.path: calls.update([path]))
+        for host, block, _ in made
+    ]   # fmt: skip
+    try:
+        with torch.no_grad(), _evaluation(model), eager():
+            _call(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for host, *_ in made:
+        if calls[host.path] != 1:
+            got = f"{calls[host.path]} calls: choose a module inside it or after it"
+            raise ValueError(f"expected the block after {host.path!r} to be called once for the example, got {got}")
 
 
 def _attended(host: Host, args: tuple[Any, ...], output: Any) -> tuple[Any, ...]:
