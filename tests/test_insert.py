@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -390,6 +391,14 @@ def test_a_wrapper_that_lists_parameters_is_refused(tmp_path):
             attzoo.detach(net)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_the_page_shows_the_table_of_its_example():
+    page = (Path(__file__).parents[1] / "docs" / "attaching.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(example[1], names)
+    assert example[2] == f"{names['report']}\n"
 
 
 # ---- tools of torch --------------------------------------------------------------------------------------------------
