@@ -27,6 +27,7 @@ T = TypeVar("T")
 Array = NDArray[np.floating]
 Shape = Sequence[int | None]
 GATES: Final = ("sigmoid", "hard_sigmoid")
+STARTS: Final = ("default", "identity")   # of a block that is put into a network
 
 
 # ---- weights and their initialization ---------------------------------------------------------------

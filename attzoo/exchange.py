@@ -10,7 +10,7 @@ import numpy as np
 from .contract import AnySpec, Array, Keys, Source, contiguous, shorten
 
 WRAPPERS = ("module.", "_orig_mod.")   # prefixes of DataParallel and of torch.compile
-LEAVES = ("weight", "bias", "running_mean", "running_var")
+COUNTER = "num_batches_tracked"   # of a batch norm, which does not use it
 
 
 def read_arrays(state: Mapping[str, Array], source: Source) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -53,14 +53,15 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
         source: the name of the source, for errors.
 
     Raises:
-        ValueError: keys are missing, or the state dict holds several blocks, or arrays that attzoo's block lacks.
+        TypeError: `state` is no mapping.
+        ValueError: keys are missing, or the state dict holds several blocks, or arrays that attzoo's block lacks, or a
+            tensor without values.
 
     """
-    state = {_unwrapped(key): value for key, value in state.items()}
+    state = _unwrapped(state)
     for layout in layouts:
         names = {ours: theirs for ours, theirs in layout.names.items() if ours in spec.weights}
-        first = next(iter(names.values()))
-        prefixes = [key.removesuffix(first) for key in state if key.endswith(first)]
+        prefixes = [prefix for key in state if (prefix := _prefix(key, next(iter(names.values())))) is not None]
         complete = [prefix for prefix in prefixes if all(prefix + key in state for key in names.values())]
         if len(complete) > 1:
             fix = f"give those whose keys begin with {complete[0]!r}, for example"
@@ -83,35 +84,59 @@ def _names(layout: Keys, spec: AnySpec) -> list[str]:
     return [theirs for ours, theirs in layout.names.items() if ours in spec.weights]
 
 
-def _unwrapped(key: str) -> str:
-    """Return a key without the prefixes of wrappers."""
-    for prefix in WRAPPERS:
-        key = key.removeprefix(prefix).replace(f".{prefix}", ".")
-    return key
+def _unwrapped(state: Any) -> dict[str, Any]:
+    """Return a state dict whose keys have no prefixes of wrappers. Raise ValueError where two keys become the same."""
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        got = type(state).__name__ if not isinstance(state, Mapping) else "keys that are no text"
+        raise TypeError(f"expected a state dict, whose keys are names of arrays, got {got}: load the file first")
+    found: dict[str, str] = {}
+    for key in state:
+        name = key
+        for wrapper in WRAPPERS:
+            name = name.removeprefix(wrapper).replace(f".{wrapper}", ".")
+        if name in found:
+            raise ValueError(f"expected the arrays of one block, got both {found[name]} and {key}: give one of them")
+        found[name] = key
+    return {name: state[key] for name, key in found.items()}
+
+
+def _prefix(key: str, name: str) -> str | None:
+    """Return what stands before the name of an array in a key, which is "" or ends with a dot; None without it."""
+    prefix = key.removesuffix(name)
+    return prefix if key.endswith(name) and prefix[-1:] in ("", ".") else None
 
 
 def _refuse_others(state: Mapping[str, Any], prefix: str, known: Collection[str], source: str) -> None:
-    """Raise ValueError if a layer of the block has further arrays: the block would compute another function."""
-    layers = {key.rpartition(".")[0] for key in known}
+    """Raise ValueError if the block in a state dict has further arrays: it would compute another function."""
     for key in state:
-        layer, _, leaf = key.removeprefix(prefix).rpartition(".")
-        if key.startswith(prefix) and layer in layers and f"{layer}.{leaf}" not in known and leaf in LEAVES:
-            raise ValueError(f"expected only arrays of the block from {source}, got also {key}: create it with them")
+        if key.startswith(prefix) and key.removeprefix(prefix) not in known and not key.endswith(COUNTER):
+            fix = "create the block with arguments that give it this array, or give only the arrays of the block"
+            raise ValueError(f"expected only arrays of the block from {source}, got also {key}: {fix}")
 
 
 def _read(value: Any, name: str, layout: Keys, spec: AnySpec) -> Array:
     """Return another library's array for our array `name`: in the spec's shape, the plane of the mean first.
 
-    Raises ValueError for an array of another shape.
+    Raises ValueError for an array of another shape, or that NumPy cannot read.
     """
-    if hasattr(value, "detach"):   # a tensor of torch, which NumPy reads on a CPU, and not as bfloat16
-        value = value.detach().cpu()
-        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
-    array, shape = np.asarray(value), spec.weights[name].shape
+    array, shape = _array(value, layout.names[name]), spec.weights[name].shape
     if _wide(array.shape) != _wide(shape):
         raise ValueError(f"expected {layout.names[name]} of shape {shape}, up to axes of size 1, got {array.shape}")
     array = array.reshape(shape)
     return contiguous(array[:, ::-1] if name in layout.max_first else array)
+
+
+def _array(value: Any, key: str) -> Array:
+    """Return a tensor of torch, or what NumPy reads, as an array; bfloat16, which NumPy does not have, as float32."""
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    try:
+        value = value.detach().cpu().resolve_neg()
+        return np.asarray((value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy())
+    except (NotImplementedError, RuntimeError, TypeError) as err:
+        fix = "give a dense floating-point tensor with values"
+        raise ValueError(f"expected {key} as a tensor that NumPy can read, got {value.dtype} on {value.device}: {fix}"
+                         ) from err
 
 
 def _written(array: Array, name: str, layout: Keys, spec: AnySpec) -> Array:

@@ -63,12 +63,13 @@ def load_weights(block: Any, arrays: Mapping[str, Any], *, source: str | None = 
         arrays: arrays with the names and shapes that `weights` returns or, with `source`, a state dict of that library.
         source: another library or repository, such as "timm"; `attzoo.info(block)` lists those of a block. Keys and
             shapes do not tell every argument of a block, such as its gate: create the block with them, for example by
-            `variant`. A prefix that all keys have in common is ignored.
+            `variant`. A prefix of all keys of the block is ignored, and so are keys without this prefix.
 
     Raises:
         TypeError: a value is not a floating-point array.
         ValueError: an array is missing, unknown, of another shape or not finite, or the block's dtype cannot hold it
-            without loss, or a layer computes the array (weight norm, pruning, LoRA) and would overwrite it.
+            without loss, or a layer computes the array (weight norm, pruning, LoRA) and would overwrite it; with
+            `source`, the state dict holds several blocks, or arrays of the block that attzoo's block lacks.
 
     """
     framework = adapter(backend_of(block))

@@ -181,7 +181,8 @@ def test_exported_weights_are_those_that_were_loaded(name):
 def test_a_common_prefix_is_ignored(prefix):
     source, module, block, _ = published("se timm")
     state = {prefix + key: value for key, value in module.state_dict().items()}
-    attzoo.load_weights(block, state | {"stem.weight": torch.ones(2)}, source=source)
+    others = {"stem.weight": torch.ones(2)} if prefix.endswith("se.") else {}
+    attzoo.load_weights(block, state | others, source=source)
     np.testing.assert_array_equal(attzoo.weights(block)["excite.bias"], module.state_dict()["fc2.bias"])
 
 
@@ -196,7 +197,13 @@ def test_keras_blocks_load_the_same_files():
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda s: {}, "expected the keys of timm, fc1.weight, fc1.bias, fc2.weight, fc2.bias or conv_reduce.weight"),
-    (lambda s: s | {"bn.weight": s["fc1.bias"], "fc1.running_mean": s["fc1.bias"]}, "got also fc1.running_mean"),
+    (lambda s: s | {"bn.weight": s["fc1.bias"], "fc1.running_mean": s["fc1.bias"]}, "got also bn.weight"),
+    (lambda s: s | {f"module.{key}": value + 1 for key, value in s.items()}, "got both fc1.weight and module.fc1.wei"),
+    (lambda s: {f"my_{key}": value for key, value in s.items()}, "expected the keys of timm, .* got my_fc1.weight"),
+    (lambda s: s | {"fc1.bias": s["fc1.bias"].to("meta")}, "expected fc1.bias as a tensor that NumPy .* on meta"),
+    (lambda s: s | {"fc1.bias": s["fc1.bias"].to_sparse()}, "expected fc1.bias as a tensor that NumPy can read"),
+    (lambda s: "weights.pth", "expected a state dict, .* got str: load the file first"),
+    (lambda s: {0: s}, "expected a state dict, .* got keys that are no text"),
     (lambda s: s | {"fc1.weight": s["fc1.weight"].reshape(2, 12, 1, 1)}, r"expected fc1.weight of shape \(4, 6\), "),
     (lambda s: {p + k: v for k, v in s.items() for p in ("a.", "b.")}, "of one block, got 2: give those whose .* 'a.'"),
     (lambda s: s | {"fc1.bias": s["fc1.bias"].int()}, "squeeze.bias must be a floating-point array, got int32"),
@@ -207,6 +214,26 @@ def test_unclear_states_are_refused_and_change_nothing(change, message):
     with pytest.raises((ValueError, TypeError), match=message):
         attzoo.load_weights(block, change(module.state_dict()), source=source)
     assert all(np.array_equal(array, before[name]) for name, array in attzoo.weights(block).items())
+
+
+@pytest.mark.parametrize(("name", "plain", "message"), [
+    ("spatial attention", {"norm": False}, "got also spatial.bn.weight"),
+    ("cbam", {"norm": False, "reduction": 3}, "got also SpatialGate.spatial.bn.weight"),
+    ("gate official", GATE | {"stride": 2, "skip_bias": False}, "got also W.0.weight"),
+    ("gate leejunhyun", GATE, "got also W_x.1.weight"),
+])   # fmt: skip
+def test_arrays_that_the_block_lacks_are_refused(name, plain, message):
+    source, module, _, channels = published(name)
+    block = attzoo.create(PUBLISHED[name][2], channels[0], backend="torch", dtype=torch.float64, **plain)
+    with pytest.raises(ValueError, match=message):
+        attzoo.load_weights(block, module.state_dict(), source=source)
+
+
+def test_negative_views_are_read():
+    source, module, block, _ = published("se timm")
+    state = module.state_dict()
+    attzoo.load_weights(block, state | {"fc1.bias": torch._neg_view(state["fc1.bias"])}, source=source)
+    np.testing.assert_array_equal(attzoo.weights(block)["squeeze.bias"], -state["fc1.bias"].numpy())
 
 
 def test_unknown_sources_and_targets_are_refused():

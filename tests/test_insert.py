@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -245,6 +246,161 @@ def test_the_report_is_a_table():
     assert report.macs == 48
 
 
+def test_paths_may_contain_letters_of_patterns_and_be_those_of_shared_modules():
+    net = nn.ModuleDict({"a[0]": nn.Conv2d(3, 8, 1)})
+    net["b"] = net["a[0]"]
+    assert [place.path for place in attzoo.attach(net, "se", after="a[0]")] == ["a[0].attention"]
+    attzoo.detach(net)
+    assert [place.path for place in attzoo.attach(net, "se", after="b")] == ["b.attention"]
+    attzoo.detach(net)
+    assert len(attzoo.attach(net, "se", after=nn.Conv2d)) == 1
+
+
+def test_a_module_is_no_pattern():
+    net = network()
+    with pytest.raises(TypeError, match=r"after must be a path, .* got BatchNorm2d"):
+        attzoo.attach(net, "se", after=net.bn2)
+
+
+def test_a_place_does_not_hide_a_module_of_its_name():
+    net = nn.Sequential()
+    net.add_module("residual", nn.Conv2d(3, 8, 1))
+    with pytest.raises(ValueError, match=r"after=\['residual'\] is the module of this name"):
+        attzoo.attach(net, "se", after="residual")
+    assert len(attzoo.attach(net, "se", after=["residual"])) == 1
+
+
+def test_classes_do_not_choose_modules_inside_attached_blocks():
+    net, _ = attached("cbam")
+    report = attzoo.attach(net, "se", after=nn.Conv2d)
+    assert [place.path for place in report] == [f"{path}.attention" for path in ("stem.0", "conv1", "conv2", "unused")]
+
+
+@pytest.mark.parametrize(("after", "module", "x", "message"), [
+    ("0", nn.Sequential(nn.Linear(3, 4)), X.movedim(1, -1), r"\(2, 9, 8, 4\), whose channels are the last axis"),
+    ("0", nn.Conv2d(3, 4, 1, dtype=torch.complex64), None, "expected real numbers from '0'"),
+    ("0", nn.Identity(), torch.zeros(2, 3, 9, 8, dtype=torch.int64), "expected real floating-point .*int64"),
+])   # fmt: skip
+def test_outputs_that_no_block_takes_are_refused(after, module, x, message):
+    net = nn.Sequential(module)
+    with pytest.raises(ValueError, match=message):
+        attzoo.attach(net, "se", after=after, example=x)
+
+
+class Repeated(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Listed(nn.ModuleList):
+    def forward(self, x):
+        for module in self:
+            x = module(x)
+        return x
+
+
+@pytest.mark.parametrize("kind", [lambda module: Repeated(module), lambda module: Listed([module])])
+def test_containers_with_a_forward_of_their_own_are_refused(kind):
+    """They would call the block as one of their modules, and the hook would call it again."""
+    net = nn.Sequential(kind(nn.Conv2d(3, 8, 1)))
+    with pytest.raises(ValueError, match=r"expected '0' without a forward of its own, got .*: it may call"):
+        attzoo.attach(net, "se", after="0", example=X)
+    attzoo.attach(net, "se", after="0.0", example=X)
+
+
+def test_a_module_that_calls_all_of_its_children_is_refused():
+    class Children(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            for module in self.children():
+                x = module(x)
+            return x
+
+    net = nn.Sequential(Children())
+    expected, keys = net(X), list(net.state_dict())
+    with pytest.raises(ValueError, match="expected the block after '0' to be called once for the example, got 2 calls"):
+        attzoo.attach(net, "se", after="0", example=X)
+    assert list(net.state_dict()) == keys
+    assert torch.equal(net(X), expected)
+    assert not net[0]._forward_hooks
+
+
+def test_attached_blocks_can_be_exchanged():
+    net, _ = attached("cbam")
+    attzoo.swap(net, "se", where=attzoo.get("cbam", backend="torch"))
+    assert net.bn2.attention.block.spec == attzoo.create("se", 8, backend="numpy")
+    attzoo.swap(net, "eca", where="bn2.attention", example=X)
+    (place,) = attzoo.detach(net)
+    assert place.block == "eca"
+
+
+def test_a_block_in_a_sequence_of_the_user_stays():
+    net = nn.Sequential()
+    net.add_module("conv", nn.Conv2d(3, 8, 1))
+    net.add_module("attention", attzoo.create("se", 8, backend="torch"))
+    with pytest.raises(ValueError, match="got a Sequential without any"):
+        attzoo.detach(net)
+    assert len(net) == 2
+
+
+def test_given_dtypes_are_used():
+    net, _ = attached(dtype=torch.float64)
+    assert {p.dtype for p in net.bn2.attention.parameters()} == {torch.float64}
+
+
+def test_the_dtype_is_that_of_the_nearest_module():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()).double())
+    net[1].register_forward_pre_hook(lambda module, args: (args[0].double(),))
+    attzoo.attach(net, "se", after="1.1", example=X)
+    assert net(X).dtype == torch.float64
+
+
+def test_a_list_is_one_input():
+    class Lists(Residual):
+        def forward(self, xs):
+            return super().forward(xs[0])
+
+    assert len(attzoo.attach(Lists(), "se", after="bn2", example=[X])) == 1
+
+
+def test_an_example_does_not_call_train():
+    class Merging(Residual):
+        merged = False
+
+        def train(self, mode=True):
+            self.merged = not mode
+            return super().train(mode)
+
+    net = Merging().train()
+    attzoo.attach(net, "se", after="bn2", example=X)
+    assert net.training
+    assert not net.merged
+
+
+def test_a_wrapper_that_lists_parameters_is_refused(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        net = nn.parallel.DistributedDataParallel(network())
+        with pytest.raises(ValueError, match="got DistributedDataParallel: attach to its `module`"):
+            attzoo.attach(net, "se", after="module.bn2")
+        attzoo.attach(net.module, "se", after="bn2")
+        with pytest.raises(ValueError, match="got DistributedDataParallel"):
+            attzoo.detach(net)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_the_page_shows_the_table_of_its_example():
+    page = (Path(__file__).parents[1] / "docs" / "attaching.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(example[1], names)
+    assert example[2] == f"{names['report']}\n"
+
+
 # ---- tools of torch --------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +446,30 @@ def test_onnx(tmp_path):
     other = torch.randn(3, 3, 12, 7)
     got = session.run(None, {session.get_inputs()[0].name: other.numpy()})[0]
     np.testing.assert_allclose(got, net(other).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("example", [None, X])
+def test_compiled_networks_see_blocks_that_come_and_go(example):
+    net = network()
+    compiled, plain = torch.compile(net, backend="eager"), net(X)
+    assert torch.equal(compiled(X), plain)
+    attzoo.attach(compiled, "se", after="_orig_mod.bn2", example=example)
+    assert not torch.allclose(net(X), plain)
+    assert_close(compiled(X), net(X))
+    attzoo.detach(net)
+    assert torch.equal(compiled(X), plain)
+    torch.compiler.reset()
+
+
+@torch.no_grad()
+def test_compiled_modules_are_hosts():
+    net, plain = network(), network()(X)
+    net.bn2 = torch.compile(net.bn2, backend="eager")
+    (place,) = attzoo.attach(net, "se", after="bn2", example=X)
+    assert place.path == "bn2._orig_mod.attention"
+    assert type(net.get_submodule(place.path)) is attzoo.get("se", backend="torch")
+    assert not torch.allclose(net(X), plain)
+    torch.compiler.reset()
 
 
 def test_checkpoints_and_transforms():

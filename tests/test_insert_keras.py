@@ -1,5 +1,8 @@
 """Blocks put into models of Keras that somebody else wrote, exchanged and taken out again."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -21,7 +24,7 @@ def network():
         name="inner",
     )   # fmt: skip
     relu = layers.ReLU(name="relu")
-    inputs = keras.Input((8, 7, 3))
+    inputs = keras.Input((8, 7, 3), name="input")
     x = relu(layers.Conv2D(4, 3, padding="same", name="stem")(inputs))
     y = layers.Conv2D(4, 1, name="last")(relu(inner(x)))
     outputs = layers.Dense(2, name="head")(layers.GlobalAveragePooling2D(name="pool")(layers.Add(name="sum")([x, y])))
@@ -69,7 +72,7 @@ def test_weights_are_copies():
     made = attzoo.attach(model, "eca", after="inner.bn", start="identity").model
     before = output(model)
     for weight in made.weights:
-        weight.assign(keras.ops.ones_like(weight))
+        weight.assign(keras.ops.ones(weight.shape))
     np.testing.assert_array_equal(output(model), before)
 
 
@@ -133,6 +136,7 @@ def test_the_policy_follows_the_layer():
     ({"after": "stam"}, "after='stam' matches no module of net; did you mean 'stem'"),
     ({"after": "inner*"}, "after is ambiguous: it matches 'inner' and 'inner.bn' inside it"),
     ({"after": "relu"}, "expected 'relu' to be called once, got a layer that the model calls several times"),
+    ({"after": "input"}, "expected layers that the model calls, got 'input', which it does not"),
     ({"after": "pool"}, "expected a tensor with 1 to 3 spatial axes from 'pool'"),
     ({"after": "stem", "reduction": 0}, "se at 'stem': reduction must be >= 1, got 0"),
     ({"after": "stem", "start": "zero"}, "start must be one of"),
@@ -140,6 +144,106 @@ def test_the_policy_follows_the_layer():
 def test_refusals(arguments, message):
     with pytest.raises(ValueError, match=message):
         attzoo.attach(network(), "se", **arguments)
+
+
+def chain(*layers, inputs=(8, 7, 3), **options):
+    """A functional model that calls layers one after the other."""
+    x = start = keras.Input(inputs)
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(start, x, **options)
+
+
+def test_frozen_layers_of_nested_models_stay_frozen():
+    model = network()
+    model.get_layer("inner").get_layer("conv").trainable = False
+    timed = keras.layers.TimeDistributed(keras.layers.Dense(3), name="timed")
+    outer = chain(timed, model)
+    timed.layer.trainable = False
+    made = attzoo.attach(outer, "se", after="net.inner.conv").model
+    attached = made.get_layer("net").get_layer("inner").get_layer("conv_attention")
+    assert len(made.trainable_weights) == len(outer.trainable_weights) + len(attached.weights)
+    outer.trainable = False
+    made = attzoo.attach(outer, "se", after="net.inner.conv").model
+    attached = made.get_layer("net").get_layer("inner").get_layer("conv_attention")
+    assert not made.get_layer("net").get_layer("stem").trainable
+    assert len(attached.trainable_weights) == len(attached.weights)
+
+
+def test_a_layer_in_two_nested_models_stays_one():
+    shared = keras.layers.Conv2D(3, 1, name="shared")
+    a, b = chain(shared, name="a"), chain(shared, name="b")
+    inputs = keras.Input((8, 7, 3))
+    model = keras.Model(inputs, keras.layers.ReLU(name="out")(keras.layers.Add()([a(inputs), b(inputs)])))
+    made = attzoo.attach(model, "se", after="out", start="identity")
+    assert made.model.count_params() == model.count_params() + made.parameters
+    np.testing.assert_array_equal(output(made.model), output(model))
+    with pytest.raises(ValueError, match=r"expected 'a.shared' to be called once"):
+        attzoo.attach(model, "se", after="a.shared")
+
+
+def test_layers_that_compute_with_other_arrays_than_their_weights():
+    norm = keras.layers.Normalization()
+    norm.adapt(3 * X + 1)
+    model = chain(norm, keras.layers.Lambda(lambda x: 2 * x), keras.layers.Conv2D(4, 1, name="conv"))
+    made = attzoo.attach(model, "se", after="conv", start="identity").model
+    np.testing.assert_array_equal(output(made), output(model))
+
+
+@pytest.mark.parametrize("start", ["identity", "default"])
+def test_masks_pass(start):
+    model = chain(keras.layers.Embedding(10, 4, mask_zero=True, name="words"), keras.layers.LSTM(3), inputs=(5,))
+    made = attzoo.attach(model, "se", after="words", start=start).model
+    with_block = made.get_layer("words_attention").output
+    assert with_block._keras_mask is not None
+    if start == "identity":
+        words = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 0, 0]])
+        got, expected = (keras.ops.convert_to_numpy(net(words)) for net in (made, model))
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_attaching_twice_is_refused():
+    made = attzoo.attach(network(), "se", after="inner.conv").model
+    with pytest.raises(ValueError, match=r"expected no layer 'inner.conv_attention', got .*: detach it first"):
+        attzoo.attach(made, "se", after="inner.conv")
+
+
+def test_a_residual_branch_from_the_input_of_a_model_to_an_operation():
+    inputs = keras.Input((8, 7, 3))
+    model = keras.Model(inputs, inputs + 0.5 * keras.layers.Conv2D(3, 1)(inputs))
+    report = attzoo.attach(model, "se", after="residual", start="identity")
+    assert [place.path for place in report] == ["multiply_attention"]
+    np.testing.assert_array_equal(output(report.model), output(model))
+
+
+def test_the_data_format_follows_the_other_layers():
+    layers = keras.layers
+    model = chain(layers.BatchNormalization(axis=1), layers.ReLU(name="relu"), inputs=(3, 8, 7))
+    (place,) = attzoo.attach(model, "se", after="relu")
+    assert place.channels == 3
+    model = chain(layers.BatchNormalization(axis=1), layers.ReLU(name="relu"), layers.BatchNormalization(),
+                  inputs=(3, 8, 7))
+    with pytest.raises(ValueError, match="expected layers of one data format around 'relu', got both: give data_for"):
+        attzoo.attach(model, "se", after="relu")
+    (place,) = attzoo.attach(model, "se", after="relu", data_format="channels_first")
+    assert place.channels == 3
+
+
+def test_models_that_override_call_are_refused():
+    class Doubled(keras.Sequential):
+        def call(self, x, training=None, mask=None):
+            return 2 * super().call(x, training=training, mask=mask)
+
+    model = Doubled([keras.Input((8, 7, 3)), keras.layers.Conv2D(4, 1, name="conv")])
+    for each in (model, chain(model)):
+        with pytest.raises(ValueError, match="got Doubled, which has its own call: call the block there"):
+            attzoo.attach(each, "se", after=keras.layers.Conv2D)
+
+
+def test_saved_models_load_in_a_new_process(tmp_path):
+    attzoo.attach(network(), "se", after="stem").model.save(tmp_path / "net.keras")
+    code = f"import attzoo.keras, keras; keras.models.load_model({str(tmp_path / 'net.keras')!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_models_without_a_graph_are_refused():
@@ -165,3 +269,12 @@ def test_swap_exchanges_blocks_of_attzoo():
     assert type(model.get_layer("block")) is attzoo.get("se", backend="keras")
     with pytest.raises(ValueError, match="expected a block of attzoo at 'out', got ReLU: in Keras"):
         attzoo.swap(model, "eca", where="out")
+    with pytest.raises(ValueError, match="attention_gate takes x and g, and a layer returns one tensor"):
+        attzoo.swap(model, "attention_gate", where="block")
+
+
+def test_a_block_that_is_called_twice_is_exchanged_once():
+    block = attzoo.create("se", 3, backend="keras", name="block")
+    report = attzoo.swap(chain(block, block), "eca", where="block", kernel_size=3)
+    assert len(report) == 1
+    assert report.model.count_params() == 3

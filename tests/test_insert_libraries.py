@@ -4,6 +4,7 @@ timm and torchvision are not among the development extras; `pip install` line: b
 """
 
 import warnings
+from operator import attrgetter
 
 import pytest
 import torch
@@ -32,10 +33,10 @@ def network(package, name, **options):
     if package == "timm":
         net = library("timm").create_model(name, num_classes=3, **options)
     else:
-        net = getattr(library("torchvision.models"), name)(num_classes=3, **options)
+        net = attrgetter(name)(library("torchvision.models"))(num_classes=3, **options)
     with torch.no_grad():
         for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 2)
     return net.eval()
@@ -50,12 +51,17 @@ def silence(report):
             block.excite.bias.fill_(-1e4)
 
 
-def inputs_and_outputs(net, modules):
+def image(name):
+    """A batch for a network; networks for videos get short ones."""
+    return X[:, :, None, ::2, ::2].repeat(1, 1, 4, 1, 1) if name.startswith("video") else X
+
+
+def inputs_and_outputs(net, modules, images):
     """The first input and the output of each module in one call of the network."""
     seen = {}
     handles = [m.register_forward_hook(lambda m, args, y: seen.update({m: (args[0].clone(), y)})) for m in modules]
     with torch.no_grad():
-        net(X)
+        net(images)
     for handle in handles:
         handle.remove()
     return [seen[m] for m in modules]
@@ -69,6 +75,7 @@ RESIDUAL = [
     ("torchvision", "mobilenet_v3_small", "InvertedResidual", lambda m: m.use_res_connect, None),
     ("torchvision", "efficientnet_b0", "MBConv", lambda m: m.use_res_connect, None),
     ("torchvision", "convnext_tiny", "CNBlock", lambda m: True, None),
+    ("torchvision", "video.r3d_18", "BasicBlock", lambda m: m.downsample is None, torch.relu),
     ("timm", "resnet18", "BasicBlock", lambda m: m.downsample is None, torch.relu),
     ("timm", "seresnet50", "Bottleneck", lambda m: m.downsample is None, torch.relu),
     ("timm", "mobilenetv3_small_050", "InvertedResidual", lambda m: m.has_skip, None),
@@ -81,19 +88,19 @@ IDS = [f"{package}-{name}" for package, name, *_ in RESIDUAL]
 @pytest.mark.parametrize(("package", "name", "kind", "has_shortcut", "act"), RESIDUAL, ids=IDS)
 def test_residual_is_the_end_of_every_branch(package, name, kind, has_shortcut, act):
     """Blocks whose coefficients are 0 leave the shortcut alone."""
-    net = network(package, name)
+    net, images = network(package, name), image(name)
     with torch.no_grad():
-        before = net(X)
+        before = net(images)
         report = attzoo.attach(net, "se", after="residual", start="identity")
-        assert torch.equal(net(X), before)
+        assert torch.equal(net(images), before)
         attzoo.detach(net)
-        assert torch.equal(net(X), before)
+        assert torch.equal(net(images), before)
     report = attzoo.attach(net, "se", after="residual")
     silence(report)
     blocks = [m for m in net.modules() if type(m).__name__ == kind and has_shortcut(m)]
     assert blocks
     assert len(report) >= len(blocks)
-    for x, y in inputs_and_outputs(net, blocks):
+    for x, y in inputs_and_outputs(net, blocks, images):
         assert torch.equal(y, act(x) if act else x)
 
 
@@ -113,6 +120,38 @@ def test_swapped_squeeze_and_excitation_keeps_outputs(package, name, kind, optio
         assert_close(net(X), before, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["eca", "cbam"])
+def test_residual_branches_that_end_in_attention(attention):
+    net = network("timm", "resnet18", block_args={"attn_layer": attention})
+    with torch.no_grad():
+        before = net(X)
+        report = attzoo.attach(net, "se", after="residual", start="identity")
+        assert {place.channels for place in report} == {64, 128, 256, 512}
+        assert torch.equal(net(X), before)
+
+
+def test_residual_branches_that_share_their_last_module_are_refused():
+    net = network("timm", "mobilenetv3_small_050")
+    blocks = [module for module in net.modules() if type(module).__name__ == "InvertedResidual" and module.has_skip]
+    for block in blocks:
+        block.drop_path = blocks[0].drop_path
+    with pytest.raises(ValueError, match=r"to be called once, got the same module as 'blocks\."):
+        attzoo.attach(net, "se", after="residual")
+
+
+def test_residual_branches_of_maxvit():
+    maxvit = library("torchvision.models.maxvit")
+    net = maxvit.MBConv(16, 16, 4, 0.25, 1, nn.GELU, nn.BatchNorm2d).eval()
+    silence(attzoo.attach(net, "se", after="residual"))
+    x = torch.randn(1, 16, 8, 8)
+    assert torch.equal(net(x), net.proj(x))
+
+
+def test_classes_of_the_same_name_without_a_shortcut_are_no_residual_blocks():
+    with pytest.raises(ValueError, match="expects residual blocks of torchvision or timm, got ShuffleNetV2 without"):
+        attzoo.attach(network("torchvision", "shufflenet_v2_x0_5"), "se", after="residual")
+
+
 @pytest.mark.parametrize(("attention", "name"), [("cbam", "cbam"), ("eca", "eca"), ("ceca", "eca"), ("se", "se")])
 def test_swapped_attention_of_timm_keeps_outputs(attention, name):
     net = network("timm", "resnet18", block_args={"attn_layer": attention})
@@ -128,6 +167,103 @@ def test_attention_that_computes_otherwise_begins_anew():
     net = network("torchvision", "efficientnet_b0")   # whose hidden activation is SiLU
     report = attzoo.swap(net, "se", where="features.1.0.block.1", example=X)
     assert [place.weights for place in report] == ["initial"]
+
+
+def torchvision_attention(scale=1.0, **options):
+    """A module of torchvision, with weights of a scale."""
+    module = library("torchvision.ops.misc").SqueezeExcitation(8, 8, **options)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(scale)
+    return nn.Sequential(nn.Conv2d(3, 8, 1), module).eval()
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e-3), (torch.float32, 0), (torch.bfloat16, 1)])
+def test_the_function_does_not_depend_on_weights_or_dtype(dtype, scale):
+    net = torchvision_attention(scale, scale_activation=nn.Hardsigmoid).to(dtype)
+    (place,) = attzoo.swap(net, "se", where="1")
+    assert place.weights == "torchvision"
+    assert net[1].spec.gate == "hard_sigmoid"
+    net = torchvision_attention(scale, activation=nn.SiLU).to(dtype)
+    (place,) = attzoo.swap(net, "se", where="1")
+    assert place.weights == "initial"
+
+
+def test_a_norm_that_does_nothing_yet_counts():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), library("timm.layers").SEModule(8, norm_layer=nn.BatchNorm2d)).eval()
+    (place,) = attzoo.swap(net, "se", where="1")
+    assert place.weights == "initial"
+
+
+def test_extra_state_is_no_weight():
+    class Versioned(library("torchvision.ops.misc").SqueezeExcitation):
+        def get_extra_state(self):
+            return {"version": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), Versioned(8, 8)).eval()
+    (place,) = attzoo.swap(net, "se", where="1")
+    assert place.weights == "torchvision"
+
+
+def test_weights_that_are_computed_begin_anew():
+    net = torchvision_attention()
+    torch.nn.utils.parametrizations.weight_norm(net[1].fc2)
+    (place,) = attzoo.swap(net, "se", where="1", example=X)
+    assert place.weights == "initial"
+
+
+@pytest.mark.parametrize(("options", "spec"), [
+    ({"reduction": 4}, {"reduced_channels": 2, "bias": True}),
+    ({"gate": "hard_sigmoid"}, {"gate": "hard_sigmoid"}),
+    ({"variant": "moskomule"}, {"reduced_channels": 1, "bias": False}),
+])   # fmt: skip
+def test_options_override_the_module(options, spec):
+    net = torchvision_attention()
+    (place,) = attzoo.swap(net, "se", where="1", **options)
+    assert place.weights == "initial"
+    assert spec.items() <= net[1].spec.config().items()
+
+
+def test_frozen_attention_stays_frozen():
+    net = torchvision_attention()
+    net[1].fc1.requires_grad_(False)
+    (place,) = attzoo.swap(net, "se", where="1")
+    assert place.parameters == 8 * 8 + 8
+    assert {name: p.requires_grad for name, p in net[1].named_parameters()} == {
+        "squeeze.weight": False, "squeeze.bias": False, "excite.weight": True, "excite.bias": True}   # fmt: skip
+
+
+def test_modules_that_cannot_be_exchanged_are_refused():
+    net = torchvision_attention()
+    attzoo.attach(net, "eca", after="1", example=X, kernel_size=3)
+    with pytest.raises(ValueError, match="expected '1' without an attached block, got one that has it: detach it"):
+        attzoo.swap(net, "se", where="1")
+    with torch.device("meta"):
+        net = torchvision_attention()
+    with pytest.raises(ValueError, match="got some on the meta device"):
+        attzoo.swap(net, "se", where="1")
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_attention_of_monai_keeps_outputs(rank):
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
+    net = nn.Sequential(conv(1, 8, 1), library("monai.networks.blocks").ChannelSELayer(rank, 8)).eval()
+    x = torch.randn(2, 1, *(6, 5, 4)[:rank])
+    before = net(x)
+    (place,) = attzoo.swap(net, "se", where="1")
+    assert place.weights == "MONAI"
+    assert_close(net(x), before)
+
+
+def test_blocks_without_a_gating_signal_in_skips():
+    net, x = unet(), torch.randn(2, 1, 16, 20)
+    before = net(x)
+    report = attzoo.attach(net, "se", after="skips", start="identity", example=x)
+    assert len(report) == 2
+    assert torch.equal(net(x), before)
 
 
 def unet():

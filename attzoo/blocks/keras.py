@@ -12,7 +12,7 @@ from functools import wraps
 from inspect import signature
 from typing import Any
 
-from ..contract import AnySpec, without_idle_rules
+from ..contract import STARTS, AnySpec, choice, without_idle_rules
 from ..hints import arguments_of, unknown_argument
 from ..ops import keras as ops
 from ..ops.keras import keras
@@ -158,3 +158,42 @@ def _spec_class(cls: type[Any]) -> Any:
         if is_dataclass(spec_class := getattr(module, base.__name__, None)):
             return spec_class
     return None
+
+
+@ops.register
+class AttachedBlock(keras.layers.Layer):
+    """A block that `attach` has put into a model: (N, *S, C) -> (N, *S, C), with the mask of its input.
+
+    Args:
+        block: the block.
+        start: "default" computes block(x); "identity" x + gamma * (block(x) - x), where the weight gamma, of shape
+            (1,), is 0 at first.
+
+    """
+
+    def __init__(self, block: Any, start: str = "default", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.block = block
+        self.supports_masking = block.supports_masking = True   # a mask passes; the means of a block do not use it
+        self.start = choice("start", start, STARTS)
+
+    def build(self, shape: Any) -> None:
+        if not self.block.built:
+            self.block.build(shape)
+        if self.start == "identity":
+            self.gamma = self.add_weight(name="gamma", shape=(1,), initializer="zeros")
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        y = self.block(x, training=training)
+        return y if self.start == "default" else x + self.gamma * (y - x)
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+    def get_config(self) -> dict[str, Any]:
+        block = keras.saving.serialize_keras_object(self.block)
+        return super().get_config() | {"block": block, "start": self.start}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        return cls(**config | {"block": keras.saving.deserialize_keras_object(config["block"])})

@@ -14,12 +14,11 @@ from typing import Any
 
 from .. import registry
 from ..adapters import framework_of
-from ..contract import choice
+from ..contract import STARTS, choice
 from .report import Place as Place
 from .report import Report as Report
 
 Where = str | Pattern[str] | type | Callable[[str, Any], bool]
-STARTS = ("default", "identity")
 
 
 def attach(
@@ -49,9 +48,11 @@ def attach(
             MONAI, for blocks with a gating signal.
         start: "identity" lets the block begin as x + gamma * (block(x) - x) with gamma = 0, so that the outputs of a
             trained network do not change when it is put in; "default" is the block alone.
-        example: an input of the network, or a tuple or dict of its arguments. Needed where a module does not say how
-            many channels it returns; with it the report states the multiply-adds. In Keras not needed.
-        options: arguments of the block after its channels, or `variant`.
+        example: an input of the network, or a tuple or dict of its arguments; a list is one input. Needed where a
+            module does not say how many channels it returns. With it the report states the multiply-adds, and a module
+            that is called several times, or never, raises an error. In Keras not needed.
+        options: arguments of the block after its channels, or `variant`. In torch, device and dtype are those of the
+            module unless they are given here.
 
     Returns:
         What was put where: print it, or read its `places`. `report.model` is the network with the blocks.
@@ -76,7 +77,8 @@ def swap(model: Any, name: str, *, where: Where | Sequence[Where], example: Any 
     weights: the outputs of the network stay. Other blocks begin anew.
 
     Args:
-        model: a torch module, which changes in place.
+        model: a torch module, which changes in place, or a functional Keras model, which does not change, and in which
+            only blocks of attzoo are exchanged.
         name: the block, as in `attzoo.create`.
         where: which modules, as `after` in `attach`. Modules of class nn.Identity, which timm has where a network has
             no attention, are left.

@@ -15,7 +15,7 @@ class Residual:
 
     Args:
         ends: attributes that may hold the last module of the residual branch; the first that is a module is it.
-        flag: an attribute that is False where a block has no shortcut; "" where all have one.
+        flag: an attribute that is False where a block has no shortcut; blocks without the attribute have one.
 
     """
 
@@ -24,12 +24,13 @@ class Residual:
 
 
 # torchvision 0.28: models/{resnet,mobilenetv2,mobilenetv3,efficientnet,convnext}.py
+# conv2, conv3: models/video/resnet.py; layers: models/maxvit.py
 # timm 1.0.31: models/{resnet,_efficientnet_blocks,convnext}.py. Its ResNets apply `se` and `drop_path` after the norm.
 RESIDUAL: Final = {
-    ("torchvision", "BasicBlock"): Residual(("bn2",)),
-    ("torchvision", "Bottleneck"): Residual(("bn3",)),
+    ("torchvision", "BasicBlock"): Residual(("bn2", "conv2")),
+    ("torchvision", "Bottleneck"): Residual(("bn3", "conv3")),
     ("torchvision", "InvertedResidual"): Residual(("block", "conv"), "use_res_connect"),
-    ("torchvision", "MBConv"): Residual(("block",), "use_res_connect"),
+    ("torchvision", "MBConv"): Residual(("block", "layers"), "use_res_connect"),
     ("torchvision", "FusedMBConv"): Residual(("block",), "use_res_connect"),
     ("torchvision", "CNBlock"): Residual(("block",)),
     ("timm", "BasicBlock"): Residual(("drop_path", "se", "bn2")),
@@ -49,7 +50,7 @@ def residual_of(module: Any) -> Residual | None:
     for package, name in classes(module):
         known = RESIDUAL.get((package, name))
         if known is not None:
-            return known if not known.flag or getattr(module, known.flag) else None
+            return known if getattr(module, known.flag, True) else None
     return None
 
 

@@ -2,84 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields
 from math import prod
 from typing import Any
 
 from .. import registry
 from ..adapters import can_attend
+from ..blocks.keras import AttachedBlock
 from ..card import info
-from ..contract import choice
-from ..ops import keras as ops
-from ..ops.keras import keras
-from . import STARTS
+from ..ops.keras import keras, parts_of
 from .match import select
 from .report import Place, Report
 
 Call = Callable[..., Any]   # called with (path, copy of a layer, original layer, *inputs); returns the layer's output
 
 
-@ops.register
-class AttachedBlock(keras.layers.Layer):
-    """A block that `attach` has put into a model: (N, *S, C) -> (N, *S, C).
-
-    Args:
-        block: the block.
-        start: "default" computes block(x); "identity" x + gamma * (block(x) - x), where the weight gamma, of shape
-            (1,), is 0 at first.
-
-    """
-
-    def __init__(self, block: Any, start: str = "default", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.block = block
-        self.start = choice("start", start, STARTS)
-
-    def build(self, shape: Any) -> None:
-        if not self.block.built:
-            self.block.build(shape)
-        if self.start == "identity":
-            self.gamma = self.add_weight(name="gamma", shape=(1,), initializer="zeros")
-
-    def call(self, x: Any, training: bool | None = None) -> Any:
-        y = self.block(x, training=training)
-        return y if self.start == "default" else x + self.gamma * (y - x)
-
-    def compute_output_shape(self, shape: Any) -> Any:
-        return shape
-
-    def get_config(self) -> dict[str, Any]:
-        block = keras.saving.serialize_keras_object(self.block)
-        return super().get_config() | {"block": block, "start": self.start}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Any:
-        return cls(**config | {"block": keras.saving.deserialize_keras_object(config["block"])})
-
-
 def attach(model: Any, name: str, after: Any, start: str, example: Any, options: Mapping[str, Any]) -> Report:
     """Do what `attzoo.attach` documents."""
     source = _functional(model)
-    if len(info(name).inputs) > 1:
-        hint = 'use attzoo\'s UNet with skip="attention_gate", or call the block where both tensors are at hand'
-        raise ValueError(f"{name} takes {' and '.join(info(name).inputs)}, and a layer returns one tensor: {hint}")
-    paths = _residual_ends(source) if after == "residual" else set(select(_layers(source), after, "after", source.name))
-    places: list[Place] = []
+    _check_one_input(name)
+    layers = _layers(source)
+    paths = _residual_ends(source) if after == "residual" else set(select(layers, after, "after", source.name))
+    if there := next((path for path in sorted(paths) if f"{path}_attention" in layers), None):
+        raise ValueError(f"expected no layer {there + '_attention'!r}, got a model that has it: detach it first")
+    made: dict[str, tuple[Any, Place]] = {}
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         y = layer(*args, **kwargs)
         if path not in paths:
             return y
-        if any(place.path == f"{path}_attention" for place in places):
+        if path in made:
             raise ValueError(f"expected {path!r} to be called once, got a layer that the model calls several times")
-        block = _create(path, name, original, y, options)
-        attached = AttachedBlock(block, start, name=f"{layer.name}_attention", dtype=original.dtype_policy)
+        block = _create(path, name, original, y, _with_format(options, original, y, layers))
+        attached = AttachedBlock(block, start, name=f"{layer.name}_attention", dtype=_policy(original, y))
         attended = attached(y)
-        places.append(_place(f"{path}_attention", attached, y))
+        made[path] = attached, _place(f"{path}_attention", attached, y)
         return attended
 
-    return Report(_copy(source, call), tuple(places))
+    copied = _copy(source, call)
+    _check_called(paths, made)
+    for attached, _ in made.values():
+        attached.trainable = True   # in a nested model that is frozen too
+    return Report(copied, tuple(place for _, place in made.values()))
 
 
 def detach(model: Any) -> Report:
@@ -102,22 +67,39 @@ def detach(model: Any) -> Report:
 def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, Any]) -> Report:
     """Do what `attzoo.swap` documents."""
     source = _functional(model)
+    _check_one_input(name)
     layers = select(_layers(source), where, "where", source.name)
     for path, layer in layers.items():
         if not can_attend(layer):
             hint = "in Keras, swap exchanges only blocks of attzoo; attach puts one after another layer"
             raise ValueError(f"expected a block of attzoo at {path!r}, got {type(layer).__name__}: {hint}")
-    places: list[Place] = []
+    every, made = _layers(source), dict[str, tuple[Any, Place]]()
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         if path not in layers:
             return layer(*args, **kwargs)
-        block = _create(path, name, original, args[0], {"name": original.name, **options})
-        y = block(args[0])
-        places.append(_place(path, block, args[0]))
-        return y
+        if path not in made:
+            given = {"name": original.name, **_with_format(options, original, args[0], every)}
+            block = _create(path, name, original, args[0], given)
+            made[path] = block, _place(path, block, args[0])
+        return made[path][0](args[0])
 
-    return Report(_copy(source, call), tuple(places))
+    copied = _copy(source, call)
+    _check_called(layers, made)
+    return Report(copied, tuple(place for _, place in made.values()))
+
+
+def _check_one_input(name: str) -> None:
+    inputs = info(name).inputs
+    if len(inputs) > 1:
+        hint = 'use attzoo\'s UNet with skip="attention_gate", or call the block where both tensors are at hand'
+        raise ValueError(f"{name} takes {' and '.join(inputs)}, and a layer returns one tensor: {hint}")
+
+
+def _check_called(paths: Collection[str], made: Collection[str]) -> None:
+    """Raise ValueError where a chosen layer was not called, which an input is not."""
+    if missing := sorted(set(paths) - set(made)):
+        raise ValueError(f"expected layers that the model calls, got {missing[0]!r}, which it does not: choose another")
 
 
 def _functional(model: Any) -> Any:
@@ -125,6 +107,9 @@ def _functional(model: Any) -> Any:
     if isinstance(model, keras.Sequential):
         if not model.built:
             raise ValueError(f"expected a built model, got {model.name!r}: give it an input shape first")
+        if type(model).call is not keras.Sequential.call:
+            got = f"{type(model).__name__}, which has its own call"
+            raise ValueError(f"expected a model that only calls its layers, got {got}: call the block there")
         return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     if not _has_graph(model):
         hint = "a subclassed model calls its layers in Python: call the block there"
@@ -137,40 +122,76 @@ def _has_graph(layer: Any) -> bool:
     return isinstance(layer, keras.Model) and (isinstance(layer, keras.Sequential) or hasattr(layer, "operations"))
 
 
-def _layers(model: Any, prefix: str = "") -> dict[str, Any]:
-    """Return every layer of a model by its path, nested models included."""
+def _layers(model: Any) -> dict[str, Any]:
+    """Return every layer of a model once, by its first path, nested models included."""
     layers: dict[str, Any] = {}
-    for layer in model.layers:
-        path = f"{prefix}{layer.name}"
-        layers[path] = layer
-        if _has_graph(layer):
-            layers |= _layers(layer, f"{path}.")
+    seen: set[int] = set()
+
+    def walk(inside: Any, prefix: str) -> None:
+        for layer in inside.layers:
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            layers[f"{prefix}{layer.name}"] = layer
+            if _has_graph(layer):
+                walk(layer, f"{prefix}{layer.name}.")
+
+    walk(model, "")
     return layers
 
 
-def _copy(model: Any, call: Call, prefix: str = "") -> Any:
+def _copy(model: Any, call: Call) -> Any:
     """Return a copy of a functional model and its weights, in which `call` calls every layer."""
-    copies: dict[str, tuple[Any, Any]] = {}
+    copies: dict[int, tuple[Any, Any, str]] = {}   # id of a layer -> its copy, the layer, and its path
 
-    def clone(layer: Any) -> Any:
+    def copy_graph(graph: Any, prefix: str) -> Any:
+        present: dict[str, int] = {}   # name of a copy in this graph -> id of the layer
+
+        def clone(layer: Any) -> Any:
+            if id(layer) not in copies:
+                path = f"{prefix}{layer.name}"
+                copy = copy_graph(_functional(layer), f"{path}.") if _has_graph(layer) else _clone(layer)
+                copies[id(layer)] = copy, layer, path
+            copy = copies[id(layer)][0]
+            present[copy.name] = id(layer)
+            return copy
+
+        def call_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            _, original, path = copies[present[layer.name]]
+            return call(path, layer, original, *args, **kwargs)
+
+        made = keras.models.clone_model(graph, clone_function=clone, call_function=call_layer)
+        if type(made).call is not type(graph).call:
+            got = f"{type(graph).__name__}, which has its own call"
+            raise ValueError(f"expected a model that only calls its layers, got {got}: call the block there")
+        return made
+
+    made = copy_graph(model, "")
+    for copy, layer, _ in reversed(copies.values()):   # outer models first, as `trainable` of a model sets its layers'
         if _has_graph(layer):
-            copy = _copy(_functional(layer), call, f"{prefix}{layer.name}.")
-        else:
-            copy = layer.__class__.from_config(layer.get_config())
-        copies[copy.name] = copy, layer
-        return copy
-
-    def call_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        return call(f"{prefix}{layer.name}", layer, copies[layer.name][1], *args, **kwargs)
-
-    made = keras.models.clone_model(model, clone_function=clone, call_function=call_layer)
-    for copy, layer in copies.values():
-        if not isinstance(layer, keras.layers.Layer):   # an operation, such as x + 3
-            continue
-        if not _has_graph(layer) and copy.built:
-            copy.set_weights(layer.get_weights())
-        copy.trainable = layer.trainable
+            copy.trainable = layer.trainable
+        elif isinstance(layer, keras.layers.Layer):   # not an operation, such as x + 3
+            _set_state(copy, layer)
     return made
+
+
+def _clone(layer: Any) -> Any:
+    """Return a new layer of the same arguments."""
+    if isinstance(layer, keras.layers.Lambda):   # its function is in this process already, so that it may run
+        return layer.__class__.from_config(layer.get_config(), safe_mode=False)
+    return layer.__class__.from_config(layer.get_config())
+
+
+def _set_state(copy: Any, layer: Any) -> None:
+    """Give the copy of a layer its weights, and to it and its sublayers whether they are trained."""
+    copy.trainable = layer.trainable
+    if copy.built:
+        copy.set_weights(layer.get_weights())
+    if isinstance(copy, keras.layers.Normalization):   # which computes with other arrays than its weights
+        copy.finalize_state()
+    copies, layers = parts_of(copy), parts_of(layer)
+    for name in copies.keys() & layers.keys():
+        _set_state(copies[name], layers[name])
 
 
 def _residual_ends(model: Any) -> set[str]:
@@ -181,9 +202,10 @@ def _residual_ends(model: Any) -> set[str]:
     made_by: dict[int, tuple[str, frozenset[str]]] = {}   # tensor -> its layer, and all layers that it depends on
     alive: list[Any] = []
     ends: set[str] = set()
+    nothing: tuple[str, frozenset[str]] = "", frozenset()   # of an input, which no layer makes
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
-        inputs = [made_by[id(x)] for x in _tensors(args, kwargs) if id(x) in made_by]
+        inputs = [made_by.get(id(x), nothing) for x in _tensors(args, kwargs)]
         if type(layer).__name__ == "Add" and len(inputs) == 2:   # a layer, or the operation of x + y
             (a, before_a), (b, before_b) = inputs
             ends.add(a if len(before_a - before_b) > len(before_b - before_a) else b)
@@ -195,7 +217,7 @@ def _residual_ends(model: Any) -> set[str]:
         return y
 
     _copy(model, call)
-    if not ends:
+    if not (ends := ends - {""}):
         raise ValueError(f"after='residual' expects Add layers of two branches, got {model.name!r} without any")
     return ends
 
@@ -209,11 +231,10 @@ def _create(path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any]
     if not keras.utils.is_keras_tensor(x) or not 3 <= len(x.shape) <= 5:
         got = getattr(x, "shape", type(x).__name__)
         raise ValueError(f"expected a tensor with 1 to 3 spatial axes from {path!r}, got {got}")
-    data_format = options.get("data_format") or _data_format(layer, len(x.shape))
-    channels = x.shape[-1 if data_format == "channels_last" else 1]
+    channels = x.shape[-1 if options["data_format"] == "channels_last" else 1]
     if channels is None:
         raise ValueError(f"expected a known number of channels from {path!r}, got shape {x.shape}")
-    arguments = {"data_format": data_format, "dtype": layer.dtype_policy, **options}
+    arguments = {"dtype": _policy(layer, x), **options}
     if any(field.name == "spatial_dims" for field in fields(registry.get(name, backend="numpy"))):   # type: ignore[arg-type]
         arguments.setdefault("spatial_dims", len(x.shape) - 2)
     try:
@@ -222,12 +243,34 @@ def _create(path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any]
         raise type(err)(f"{name} at {path!r}: {err}") from err
 
 
-def _data_format(layer: Any, rank: int) -> str:
-    """Return where a layer has its channels: what it states itself, or that of keras.config."""
+def _policy(layer: Any, x: Any) -> Any:
+    """Return the dtype policy of a layer; for an operation, the global one where that computes in the dtype of x."""
+    if isinstance(layer, keras.layers.Layer):
+        return layer.dtype_policy
+    policy = keras.config.dtype_policy()
+    return policy if policy.compute_dtype == x.dtype else x.dtype
+
+
+def _with_format(options: Mapping[str, Any], layer: Any, x: Any, layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the data format of a layer: what it states, or else all other layers, or keras.config."""
+    if options.get("data_format") is not None:
+        return dict(options)
+    stated = _data_format(layer)
+    others = {known for each in layers.values() if (known := _data_format(each)) is not None}
+    if stated is None and len(others) > 1:
+        raise ValueError(f"expected layers of one data format around {layer.name!r}, got both: give data_format=")
+    return dict(options) | {"data_format": stated or next(iter(others), keras.config.image_data_format())}
+
+
+def _data_format(layer: Any) -> str | None:
+    """Return where a layer states that it has its channels, or None."""
+    if isinstance(layer, keras.layers.Flatten):   # whose setting does not tell its input's
+        return None
     if isinstance(layer, keras.layers.BatchNormalization):
-        axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
-        return "channels_last" if axis % rank == rank - 1 else "channels_first"
-    return str(getattr(layer, "data_format", None) or keras.config.image_data_format())
+        rank, axis = layer.input_spec.ndim, layer.axis if isinstance(layer.axis, int) else layer.axis[0]
+        known = "channels_last" if axis % rank == rank - 1 else "channels_first"
+        return known if rank > 2 else None
+    return getattr(layer, "data_format", None)
 
 
 def _place(path: str, layer: Any, x: Any) -> Place:

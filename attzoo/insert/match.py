@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from ..adapters import framework_of
 from ..contract import shorten
 from ..hints import nearest
 
@@ -43,12 +44,12 @@ def select(modules: Mapping[str, Any], pattern: Any, argument: str, owner: str) 
 def _matches(pattern: Any, path: str, module: Any, argument: str) -> bool:
     """Whether one pattern chooses a module."""
     if isinstance(pattern, str):
-        return fnmatchcase(path, pattern) if any(letter in pattern for letter in GLOB) else path == pattern
+        return path == pattern or (any(letter in pattern for letter in GLOB) and fnmatchcase(path, pattern))
     if isinstance(pattern, re.Pattern):
         return pattern.fullmatch(path) is not None
     if isinstance(pattern, type):
         return isinstance(module, pattern)
-    if callable(pattern):
+    if callable(pattern) and framework_of(pattern) is None:   # a layer or module is callable too
         return bool(pattern(path, module))
     kinds = "a path, a compiled regular expression, a class or a function of path and module"
     raise TypeError(f"{argument} must be {kinds}, or a list of these, got {type(pattern).__name__}")

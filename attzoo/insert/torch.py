@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -12,17 +14,15 @@ from torch import Tensor, nn
 
 from .. import registry
 from ..adapters import can_attend
-from ..adapters.torch import to_array
+from ..adapters.torch import eager
 from ..card import info
-from ..contract import Source
-from ..exchange import as_declared, fits, read_arrays
 from ..ops import guard
-from ..portable import load_weights
-from . import families
+from . import families, same
 from .match import select
 from .report import Place, Report
 
 CHILD: Final = "attention"   # the name of the block in the module that it follows
+MARK: Final = "has_attached_block"   # an attribute of a module whose block `attach` has put in
 # classes that say how many channels they return -> the attribute that does, and their number of spatial axes
 CHANNELS: Final[Mapping[type[nn.Module], tuple[str, int]]] = {
     **{cls: ("out_channels", n) for n, cls in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), 1)},
@@ -32,6 +32,11 @@ CHANNELS: Final[Mapping[type[nn.Module], tuple[str, int]]] = {
     **{cls: ("num_features", n) for n, cls in enumerate((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), 1)},
 }   # fmt: skip
 LAST_AXIS: Final = (nn.Linear, nn.LayerNorm)   # whose channels are the last axis: their subclasses may transpose
+WRAPPERS: Final = {   # classes that keep lists of the parameters -> how the network is got out of them
+    ("torch", "DistributedDataParallel"): "attach to its `module`, and wrap it afterwards",
+    ("torch", "FullyShardedDataParallel"): "attach to the network before it is wrapped",
+    ("torch", "FSDPModule"): "attach to the network before fully_shard",
+}
 
 
 class IdentityStart(nn.Module):
@@ -110,20 +115,33 @@ class Host:
 
 def attach(model: nn.Module, name: str, after: Any, start: str, example: Any, options: Mapping[str, Any]) -> Report:
     """Do what `attzoo.attach` documents."""
-    hosts = _hosts(model, after)
+    _check_wrappers(model)
+    hosts = [_inside_compiled(host) for host in _hosts(model, after)]
     for host in hosts:
         _check_host(host)
+        if shared := [other.path for other in hosts if other.module is host.module and other is not host]:
+            got = f"the same module as {shared[0]!r}, which is called several times"
+            raise ValueError(f"expected {host.path!r} to be called once, got {got}")
     shapes = _shapes(model, hosts, example)
     _check_inputs(name, hosts)
     made = [_make(model, host, name, start, shapes, options) for host in hosts]
     for host, block, _ in made:
         append(host, block)
+    try:
+        if example is not None:
+            _check_blocks(model, made, example)
+    except BaseException:
+        for host, *_ in made:
+            _remove(host.module)
+        raise
+    _forget_graphs()
     return Report(model, tuple(place for *_, place in made))
 
 
 def append(host: Host, block: nn.Module) -> None:
     """Let a block follow a module. A Sequential calls its children itself and needs no hook."""
     host.module.add_module(CHILD, block.train(host.module.training))
+    setattr(host.module, MARK, True)
     if host.is_skip:
         host.module.register_forward_hook(attend_to_skip)
     elif not _is_sequence(host.module):
@@ -132,24 +150,34 @@ def append(host: Host, block: nn.Module) -> None:
 
 def detach(model: nn.Module) -> Report:
     """Do what `attzoo.detach` documents."""
+    _check_wrappers(model)
     hosts = [(path, module) for path, module in model.named_modules() if _is_attached(module)]
     if not hosts:
         raise ValueError(f"expected a network with blocks of attzoo.attach, got a {type(model).__name__} without any")
-    places = []
-    for path, module in hosts:
-        block = getattr(module, CHILD)
-        places.append(_place(f"{path}.{CHILD}".lstrip("."), block, None))
-        delattr(module, CHILD)
-        for hook in HOOKS:
-            guard.remove_forward_hook(module, hook)
+    places = [_place(_child(path), getattr(module, CHILD), None) for path, module in hosts]
+    for _, module in hosts:
+        _remove(module)
+    _forget_graphs()
     return Report(model, tuple(places))
+
+
+def _remove(module: nn.Module) -> None:
+    """Undo `append`."""
+    delattr(module, CHILD)
+    delattr(module, MARK)
+    for hook in HOOKS:
+        guard.remove_forward_hook(module, hook)
 
 
 def swap(model: nn.Module, name: str, where: Any, example: Any, options: Mapping[str, Any]) -> Report:
     """Do what `attzoo.swap` documents."""
     _check_one_input(name)
-    chosen = select(dict(model.named_modules()), where, "where", type(model).__name__)
+    _check_wrappers(model)
+    chosen = _select(model, where, "where")
     present = {path: module for path, module in chosen.items() if not isinstance(module, nn.Identity)}
+    for path, module in present.items():
+        if _is_attached(module):
+            raise ValueError(f"expected {path!r} without an attached block, got one that has it: detach it first")
     if not present:
         raise ValueError(f"where={where!r} matches only nn.Identity: there is no attention to exchange, use attach")
     hosts = [Host(path, module, *_known_channels(module)) for path, module in present.items()]
@@ -170,26 +198,54 @@ def _hosts(model: nn.Module, after: Any) -> list[Host]:
     """Return the modules that `after` chooses."""
     modules, owner = dict(model.named_modules()), type(model).__name__
     if isinstance(after, str) and after == "residual":
-        found = [_residual_end(path, module) for path, module in modules.items() if families.residual_of(module)]
+        found = [host for path, module in modules.items() if (host := _residual_end(path, module)) is not None]
     elif isinstance(after, str) and after == "skips":
         found = [Host(path, module, is_skip=True) for path, module in modules.items() if families.is_skip(module)]
     else:
-        chosen = select(modules, after, "after", owner)
+        chosen = _select(model, after, "after")
         return [Host(path, module, *_known_channels(module)) for path, module in chosen.items()]
     if not found:
         known = {"residual": "residual blocks of torchvision or timm", "skips": "skip connections of MONAI"}[after]
-        raise ValueError(f"after={after!r} expects {known}, got {owner} without any: give paths, a pattern or a class")
+        raise ValueError(f"after={after!r} expects {known}, got {owner} without any: give paths, a pattern or a class"
+                         + (f"; after=[{after!r}] is the module of this name" if after in modules else ""))
     return found
 
 
-def _residual_end(path: str, block: nn.Module) -> Host:
-    """Return the last module of the residual branch of a block."""
+def _select(model: nn.Module, pattern: Any, argument: str) -> dict[str, nn.Module]:
+    """Return the modules that a pattern chooses, each once, by path. No block is attached inside an attached one."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    inside = tuple(f"{_child(path)}." for path, module in modules.items() if _is_attached(module))
+    chosen = select(
+        {path: module for path, module in modules.items() if argument == "where" or not path.startswith(inside)},
+        pattern, argument, type(model).__name__,
+    )   # fmt: skip
+    first = {id(module): path for path, module in reversed(chosen.items())}
+    return {path: module for path, module in chosen.items() if first[id(module)] == path}
+
+
+def _residual_end(path: str, block: nn.Module) -> Host | None:
+    """Return the last module of the residual branch of a block, or None where it is no known block with a shortcut."""
     known = families.residual_of(block)
-    assert known is not None
-    child = next(name for name in known.ends if isinstance(getattr(block, name, None), nn.Module))
-    counts = [_known_channels(module) for module in block.modules()]
-    channels, rank = [count for count in counts if count[0] is not None][-1]   # a branch ends with the last one's
+    if known is None:
+        return None
+    child = next((name for name in known.ends if isinstance(getattr(block, name, None), nn.Module)), None)
+    if child is None:
+        return None
+    attention = [m for name, module in block.named_modules() for m in module.modules() if _is_attention(name, module)]
+    counts = [_known_channels(module) for module in block.modules() if not any(module is each for each in attention)]
+    channels, rank = [(None, None), *(count for count in counts if count[0] is not None)][-1]   # of the last module
     return Host(f"{path}.{child}".lstrip("."), getattr(block, child), channels, rank)
+
+
+def _is_attention(name: str, module: nn.Module) -> bool:
+    """Whether a module of a residual block is attention, whose convolutions may have other channels."""
+    return name == "se" or can_attend(module) or isinstance(module, IdentityStart)
+
+
+def _inside_compiled(host: Host) -> Host:
+    """Return the module inside torch.compile instead of its wrapper, which hides the attributes of the module."""
+    inside = dict(host.module.named_children()).get("_orig_mod")
+    return host if inside is None else replace(host, path=f"{host.path}._orig_mod", module=inside)
 
 
 def _known_channels(module: nn.Module) -> tuple[int | None, int | None]:
@@ -206,9 +262,14 @@ def _check_host(host: Host) -> None:
     if type(host.module) in (nn.ModuleList, nn.ModuleDict):
         got = f"the {type(host.module).__name__} {host.path!r}, which is not called: choose modules in it"
         raise ValueError(f"expected a module with a forward pass, got {got}")
+    if isinstance(host.module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not _is_sequence(host.module):
+        got = f"{type(host.module).__name__}: it may call the block as one of its modules, so choose the last of these"
+        raise ValueError(f"expected {host.path!r} without a forward of its own, got {got}")
     if type(host.module) in LAST_AXIS:
         got = f"{type(host.module).__name__}, whose channels are the last axis"
         raise ValueError(f"expected channels at axis 1 after {host.path!r}, got {got}")
+    if any(p.is_complex() for p in host.module.parameters(recurse=False)):
+        raise ValueError(f"expected real numbers from {host.path!r}, got a module of complex ones")
     if hasattr(host.module, CHILD):
         hint = "detach it first" if _is_attached(host.module) else "choose the module before or after it"
         raise ValueError(f"expected {host.path!r} without an attribute {CHILD!r}, got one that has it: {hint}")
@@ -216,10 +277,29 @@ def _check_host(host: Host) -> None:
 
 def _is_attached(module: nn.Module) -> bool:
     """Whether `attach` has put a block after a module."""
-    child = dict(module.named_children()).get(CHILD)
-    if child is None or not (isinstance(child, IdentityStart) or can_attend(child)):
+    if MARK not in vars(module):
         return False
-    return _is_sequence(module) or any(hook in HOOKS for hook in guard.forward_hooks(module))
+    child = dict(module.named_children()).get(CHILD)
+    return isinstance(child, IdentityStart) or can_attend(child)
+
+
+def _check_wrappers(model: nn.Module) -> None:
+    """Raise ValueError where a network is wrapped in a module that would not know new parameters."""
+    for module in model.modules():
+        for kind in families.classes(module):
+            if kind in WRAPPERS:
+                raise ValueError(f"expected a network that is not wrapped, got {kind[1]}: {WRAPPERS[kind]}")
+
+
+def _forget_graphs() -> None:
+    """Let torch.compile trace again: graphs that it has made do not see that hooks were added or removed."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+def _child(path: str) -> str:
+    """Return the path of the block after a module."""
+    return f"{path}.{CHILD}".lstrip(".")
 
 
 def _is_sequence(module: nn.Module) -> bool:
@@ -252,7 +332,7 @@ def _shapes(model: nn.Module, hosts: list[Host], example: Any) -> dict[str, tupl
         for host in hosts
     ]   # fmt: skip
     try:
-        with torch.no_grad(), _evaluation(model):
+        with torch.no_grad(), _evaluation(model), eager():
             _call(model, example)
     finally:
         for handle in handles:
@@ -260,6 +340,25 @@ def _shapes(model: nn.Module, hosts: list[Host], example: Any) -> dict[str, tupl
     for host in hosts:
         _check_calls(host, calls[host.path])
     return {path: tuple(tuple(x.shape) for x in attended) for path, (attended,) in calls.items()}
+
+
+def _check_blocks(model: nn.Module, made: Iterable[tuple[Host, nn.Module, Place]], example: Any) -> None:
+    """Raise ValueError where a module calls the block itself, as it does where it calls all of its children."""
+    made, calls = list(made), Counter[str]()
+    handles = [
+        block.register_forward_hook(lambda module, args, output, path=host.path: calls.update([path]))
+        for host, block, _ in made
+    ]   # fmt: skip
+    try:
+        with torch.no_grad(), _evaluation(model), eager():
+            _call(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for host, *_ in made:
+        if calls[host.path] != 1:
+            got = f"{calls[host.path]} calls: choose a module inside it or after it"
+            raise ValueError(f"expected the block after {host.path!r} to be called once for the example, got {got}")
 
 
 def _attended(host: Host, args: tuple[Any, ...], output: Any) -> tuple[Any, ...]:
@@ -278,20 +377,40 @@ def _check_calls(host: Host, calls: list[tuple[Any, ...]]) -> None:
         raise ValueError(f"expected a tensor (N, C, *S) with 1 to 3 spatial axes from {host.path!r}, got {got}")
     if host.channels not in (None, x.shape[1]):
         raise ValueError(f"expected {host.channels} channels at axis 1 from {host.path!r}, got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"expected real floating-point numbers from {host.path!r}, got {x.dtype}")
+    if _last_axis_size(host.module) == x.shape[-1] != x.shape[1]:
+        got = f"shape {tuple(x.shape)}, whose channels are the last axis"
+        raise ValueError(f"expected channels at axis 1 from {host.path!r}, got {got}")
+
+
+def _last_axis_size(module: nn.Module) -> int | None:
+    """Return the size of the last axis where the last layer in a module is a linear map or layer norm over it."""
+    size = None
+    for each in module.modules():
+        if isinstance(each, LAST_AXIS):
+            size = int(each.out_features if isinstance(each, nn.Linear) else each.normalized_shape[-1])
+        elif _known_channels(each)[0] is not None:
+            size = None
+    return size
 
 
 def _call(model: nn.Module, example: Any) -> Any:
     if isinstance(example, Mapping):
         return model(**example)
-    return model(*example) if isinstance(example, (tuple, list)) else model(example)
+    return model(*example) if isinstance(example, tuple) else model(example)
 
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode inside, and back into its own mode afterwards."""
+    """Put every module in evaluation mode inside, and back into its own mode afterwards.
+
+    The methods `train` are not called, since those of some networks change weights.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        for module, _ in modes:
+            module.training = False
         yield
     finally:
         for module, mode in modes:
@@ -318,10 +437,11 @@ def _make(
     model: nn.Module, host: Host, name: str, start: str, shapes: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[Host, nn.Module, Place]:
     """Return a host with the block that is to follow it, and what the report says of it."""
-    like = _like(model, host.module)
-    block = _create(host, name, shapes.get(host.path), dict(options) | like)
+    arguments = _like(model, host) | dict(options)
+    block = _create(host, name, shapes.get(host.path), arguments)
+    like = {argument: arguments.get(argument) for argument in ("device", "dtype")}
     inserted = IdentityStart(block, **like) if start == "identity" else block
-    return host, inserted, _place(f"{host.path}.{CHILD}", inserted, shapes.get(host.path))
+    return host, inserted, _place(_child(host.path), inserted, shapes.get(host.path))
 
 
 def _create(host: Host, name: str, shapes: Any, options: dict[str, Any]) -> nn.Module:
@@ -339,9 +459,11 @@ def _create(host: Host, name: str, shapes: Any, options: dict[str, Any]) -> nn.M
         raise type(err)(f"{name} at {host.path!r}: {err}") from err
 
 
-def _like(model: nn.Module, module: nn.Module) -> dict[str, Any]:
-    """Return device and dtype of the floating-point arrays of a module, or of the network where it has none."""
-    for owner in (module, model):
+def _like(model: nn.Module, host: Host) -> dict[str, Any]:
+    """Return device and dtype of the floating-point arrays of a module, or of the nearest module around it with any."""
+    parts = host.path.split(".")
+    for i in range(len(parts), -1, -1):
+        owner = model.get_submodule(".".join(parts[:i]))
         for tensor in (*owner.parameters(), *owner.buffers()):
             if tensor.is_floating_point():
                 return {"device": tensor.device, "dtype": tensor.dtype}
@@ -351,8 +473,8 @@ def _like(model: nn.Module, module: nn.Module) -> dict[str, Any]:
 def _place(path: str, block: nn.Module, shapes: Any, weights: str = "initial") -> Place:
     """Return what the report says of a block."""
     spec: Any = (block.block if isinstance(block, IdentityStart) else block).spec
-    macs = None if shapes is None else spec.macs(*((1, *shape[1:]) for shape in shapes))
-    parameters = sum(p.numel() for p in block.parameters())
+    macs = None if shapes is None else spec.macs(*((1, *shape[1:]) for shape in shapes[: len(spec.inputs)]))
+    parameters = sum(p.numel() for p in block.parameters() if p.requires_grad)
     return Place(path, registry.name_of(spec), spec.channels, parameters, macs, weights)
 
 
@@ -363,43 +485,16 @@ def _replacement(
     model: nn.Module, host: Host, name: str, shapes: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[nn.Module, Place]:
     """Return the block that replaces a module, with its weights where it computes the same, and the report's line."""
-    like, shape = _like(model, host.module), shapes.get(host.path)
-    for source in registry.sources(name).values():
-        if (source.package, source.class_name) in families.classes(host.module):
-            block = _same(host, name, source, shape, dict(options) | like)
-            if block is not None:
-                return block, _place(host.path, block, shape, source.library)
+    arguments, shape = _like(model, host) | dict(options), shapes.get(host.path)
+    source = same.source_of(host.module, name)
+    if source is not None and host.channels is None:
+        host = replace(host, channels=same.read(host.module, source)[1].get("channels"))
     if host.channels is None and shape is None:
         raise ValueError(f"expected the channels of {host.path!r}, which it does not state: give example=")
-    block = _create(host, name, shape, dict(options) | like)
+    if source is not None:
+        block = same.same_block(
+            host.module, name, source, arguments, lambda given: _create(host, name, shape, dict(given)))
+        if block is not None:
+            return block, _place(host.path, block, shape, source.library)
+    block = _create(host, name, shape, arguments)
     return block, _place(host.path, block, shape)
-
-
-def _same(host: Host, name: str, source: Source, shape: Any, options: dict[str, Any]) -> nn.Module | None:
-    """Return a block with the weights of another library's module if both compute the same for a random input."""
-    state = {key: to_array(tensor) for key, tensor in host.module.state_dict().items()}
-    arrays, read = read_arrays(state, source)
-    from_weights = read.pop("channels", host.channels)   # ECA's kernel does not tell them
-    channels = shape[0][1] if shape else from_weights
-    if channels is None:
-        raise ValueError(f"expected the channels of {host.path!r}, which its weights do not tell: give example=")
-    for open_options in source.choices:   # what the weights leave open, such as the gate
-        given = {**open_options, **read, **options}
-        block = _create(replace(host, channels=channels), name, shape, given)
-        if fits(arrays, block.spec):   # type: ignore[arg-type]
-            load_weights(block, as_declared(arrays, block.spec))   # type: ignore[arg-type]
-            if _agree(host.module, block, channels, len(shape[0]) - 2 if shape else 2):
-                return block
-    return None
-
-
-@torch.no_grad()
-def _agree(module: nn.Module, block: nn.Module, channels: int, rank: int) -> bool:
-    """Whether a module and a block return the same, up to rounding, for random images outside training."""
-    like = next(block.parameters())
-    if like.is_meta:
-        raise ValueError("expected modules that hold numbers, got some on the meta device: load their weights first")
-    x = torch.randn(2, channels, *(7, 6, 5)[:rank], generator=torch.Generator().manual_seed(0)).to(like)
-    with _evaluation(module), _evaluation(block):
-        expected, got = module(x), block(x)
-    return bool(torch.allclose(got, expected, rtol=1e-3, atol=64 * torch.finfo(x.dtype).eps))
