@@ -1,0 +1,80 @@
+"""The block that follows a module of torch: how it is stored, called and recognised."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import can_attend
+
+CHILD: Final = "attention"   # the name of the block in the module that it follows
+MARK: Final = "has_attached_block"   # an attribute of a module whose block `attach` has put in
+
+
+class IdentityStart(nn.Module):
+    """x + gamma * (block(x) - x) with gamma = 0 at first, so that a network computes what it did without the block.
+
+    gamma: a parameter of shape (1,).
+    """
+
+    def __init__(self, block: nn.Module, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.block = block
+        self.gamma = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor, *gating: Tensor) -> Tensor:
+        """(N, C, *S) -> (N, C, *S), in the dtype of x."""
+        change = self.block(x, *gating).to(x.dtype) - x
+        return x + self.gamma.to(x.dtype) * change
+
+
+def attend_to_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Return what the block of a module makes of its output."""
+    attended: Tensor = _block(module)(output)
+    return attended
+
+
+def attend_to_skip(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Return the output of a skip connection, (x, y) along axis 1, with the block applied to x; y may gate it."""
+    block, x = _block(module), args[0]
+    y = output[:, x.shape[1] :]
+    gating = (y,) if _takes_gating(block) else ()
+    return torch.cat([block(x, *gating), y], dim=1)
+
+
+HOOKS: Final = (attend_to_output, attend_to_skip)
+
+
+def _block(module: nn.Module) -> nn.Module:
+    """Return the block of a module whose hook was called."""
+    block = getattr(module, CHILD, None)
+    if block is None:   # torch.ao.quantization.fuse_modules moves the hook to the module that it makes
+        hint = "fuse or quantize the network first, and attach blocks then"
+        raise RuntimeError(f"expected the attached block in {type(module).__name__}, got a module without it: {hint}")
+    assert isinstance(block, nn.Module)
+    return block
+
+
+def _takes_gating(block: nn.Module) -> bool:
+    inner = block.block if isinstance(block, IdentityStart) else block
+    return len(inner.spec.inputs) == 2   # type: ignore[union-attr, arg-type]
+
+
+def is_attached(module: nn.Module) -> bool:
+    """Whether `attach` has put a block after a module."""
+    if MARK not in vars(module):
+        return False
+    child = dict(module.named_children()).get(CHILD)
+    return isinstance(child, IdentityStart) or can_attend(child)
+
+
+def is_sequence(module: nn.Module) -> bool:
+    """Whether a module calls its children one after the other, and with them a child that is added."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def child_path(path: str) -> str:
+    """Return the path of the block after a module."""
+    return f"{path}.{CHILD}".lstrip(".")

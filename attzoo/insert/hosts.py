@@ -1,0 +1,224 @@
+"""The modules of a network of torch that blocks can follow: how they are found and checked, and what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import can_attend
+from ..adapters.torch import eager
+from . import families
+from .attached import CHILD, IdentityStart, child_path, is_attached, is_sequence
+from .match import select
+
+# classes that say how many channels they return -> the attribute that does, and their number of spatial axes
+CHANNELS: Final[Mapping[type[nn.Module], tuple[str, int]]] = {
+    **{cls: ("out_channels", n) for n, cls in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), 1)},
+    **{cls: ("out_channels", n) for n, cls in enumerate(
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), 1)},
+    **{cls: ("num_features", n) for n, cls in enumerate((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), 1)},
+    **{cls: ("num_features", n) for n, cls in enumerate((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), 1)},
+}   # fmt: skip
+LAST_AXIS: Final = (nn.Linear, nn.LayerNorm)   # whose channels are the last axis: their subclasses may transpose
+WRAPPERS: Final = {   # classes that keep lists of the parameters -> how the network is got out of them
+    ("torch", "DistributedDataParallel"): "attach to its `module`, and wrap it afterwards",
+    ("torch", "FullyShardedDataParallel"): "attach to the network before it is wrapped",
+    ("torch", "FSDPModule"): "attach to the network before fully_shard",
+}
+
+
+@dataclass(frozen=True)
+class Host:
+    """A module that a block is to follow, or that a block replaces.
+
+    Args:
+        path: of the module in the network.
+        module: the module.
+        channels: that it returns, and `rank`, its number of spatial axes; None where only a call shows them.
+        is_skip: whether it is a skip connection, of which the block attends to one half of the output.
+
+    """
+
+    path: str
+    module: nn.Module
+    channels: int | None = None
+    rank: int | None = None
+    is_skip: bool = False
+
+
+def hosts_of(model: nn.Module, after: Any) -> list[Host]:
+    """Return the modules that `after` chooses."""
+    modules, owner = dict(model.named_modules()), type(model).__name__
+    if isinstance(after, str) and after == "residual":
+        found = [host for path, module in modules.items() if (host := _residual_end(path, module)) is not None]
+    elif isinstance(after, str) and after == "skips":
+        found = [Host(path, module, is_skip=True) for path, module in modules.items() if families.is_skip(module)]
+    else:
+        chosen = select_modules(model, after, "after")
+        return [Host(path, module, *known_channels(module)) for path, module in chosen.items()]
+    if not found:
+        known = {"residual": "residual blocks of torchvision or timm", "skips": "skip connections of MONAI"}[after]
+        raise ValueError(f"after={after!r} expects {known}, got {owner} without any: give paths, a pattern or a class"
+                         + (f"; after=[{after!r}] is the module of this name" if after in modules else ""))
+    return found
+
+
+def select_modules(model: nn.Module, pattern: Any, argument: str) -> dict[str, nn.Module]:
+    """Return the modules that a pattern chooses, each once, by path. No block is attached inside an attached one."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    inside = tuple(f"{child_path(path)}." for path, module in modules.items() if is_attached(module))
+    chosen = select(
+        {path: module for path, module in modules.items() if argument == "where" or not path.startswith(inside)},
+        pattern, argument, type(model).__name__,
+    )   # fmt: skip
+    first = {id(module): path for path, module in reversed(chosen.items())}
+    return {path: module for path, module in chosen.items() if first[id(module)] == path}
+
+
+def _residual_end(path: str, block: nn.Module) -> Host | None:
+    """Return the last module of the residual branch of a block, or None where it is no known block with a shortcut."""
+    known = families.residual_of(block)
+    if known is None:
+        return None
+    child = next((name for name in known.ends if isinstance(getattr(block, name, None), nn.Module)), None)
+    if child is None:
+        return None
+    attention = [m for name, module in block.named_modules() for m in module.modules() if _is_attention(name, module)]
+    counts = [known_channels(module) for module in block.modules() if not any(module is each for each in attention)]
+    channels, rank = [(None, None), *(count for count in counts if count[0] is not None)][-1]   # of the last module
+    return Host(f"{path}.{child}".lstrip("."), getattr(block, child), channels, rank)
+
+
+def _is_attention(name: str, module: nn.Module) -> bool:
+    """Whether a module of a residual block is attention, whose convolutions may have other channels."""
+    return name == "se" or can_attend(module) or isinstance(module, IdentityStart)
+
+
+def inside_compiled(host: Host) -> Host:
+    """Return the module inside torch.compile instead of its wrapper, which hides the attributes of the module."""
+    inside = dict(host.module.named_children()).get("_orig_mod")
+    return host if inside is None else replace(host, path=f"{host.path}._orig_mod", module=inside)
+
+
+def known_channels(module: nn.Module) -> tuple[int | None, int | None]:
+    """Return channels and number of spatial axes of a module's output, as its class states them; else None."""
+    for cls, (attribute, rank) in CHANNELS.items():
+        if isinstance(module, cls):
+            return int(getattr(module, attribute)), rank
+    spec = getattr(module, "spec", None)
+    return (spec.channels, None) if can_attend(module) and spec is not None else (None, None)
+
+
+def check_host(host: Host) -> None:
+    """Raise ValueError where no block can follow a module."""
+    if type(host.module) in (nn.ModuleList, nn.ModuleDict):
+        got = f"the {type(host.module).__name__} {host.path!r}, which is not called: choose modules in it"
+        raise ValueError(f"expected a module with a forward pass, got {got}")
+    if isinstance(host.module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not is_sequence(host.module):
+        got = f"{type(host.module).__name__}: it may call the block as one of its modules, so choose the last of these"
+        raise ValueError(f"expected {host.path!r} without a forward of its own, got {got}")
+    if type(host.module) in LAST_AXIS:
+        got = f"{type(host.module).__name__}, whose channels are the last axis"
+        raise ValueError(f"expected channels at axis 1 after {host.path!r}, got {got}")
+    if any(p.is_complex() for p in host.module.parameters(recurse=False)):
+        raise ValueError(f"expected real numbers from {host.path!r}, got a module of complex ones")
+    if hasattr(host.module, CHILD):
+        hint = "detach it first" if is_attached(host.module) else "choose the module before or after it"
+        raise ValueError(f"expected {host.path!r} without an attribute {CHILD!r}, got one that has it: {hint}")
+
+
+def check_wrappers(model: nn.Module) -> None:
+    """Raise ValueError where a network is wrapped in a module that would not know new parameters."""
+    for module in model.modules():
+        for kind in families.classes(module):
+            if kind in WRAPPERS:
+                raise ValueError(f"expected a network that is not wrapped, got {kind[1]}: {WRAPPERS[kind]}")
+
+
+def shapes_at(model: nn.Module, hosts: list[Host], example: Any) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Return the shapes of what the blocks will attend to, by path, from one call of the model without gradients.
+
+    Raises ValueError where a module is not called exactly once, or does not return one feature map.
+    """
+    if example is None:
+        if missing := [host.path for host in hosts if host.channels is None]:
+            hint = "give an input of the network as example="
+            raise ValueError(f"expected modules that say how many channels they return, got {missing[0]!r}: {hint}")
+        return {}
+    calls: dict[str, list[Any]] = {host.path: [] for host in hosts}
+    handles = [
+        host.module.register_forward_hook(
+            lambda module, args, output, host=host: calls[host.path].append(attended(host, args, output)))
+        for host in hosts
+    ]   # fmt: skip
+    try:
+        with torch.no_grad(), evaluation(model), eager():
+            call(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for host in hosts:
+        check_calls(host, calls[host.path])
+    return {path: tuple(tuple(x.shape) for x in attended) for path, (attended,) in calls.items()}
+
+
+def attended(host: Host, args: tuple[Any, ...], output: Any) -> tuple[Any, ...]:
+    """Return what a block would attend to in a call of its host: the input, and a gating signal at skip connections."""
+    return (args[0], output[:, args[0].shape[1] :]) if host.is_skip else (output,)
+
+
+def check_calls(host: Host, calls: list[tuple[Any, ...]]) -> None:
+    """Raise ValueError unless a module was called once and returned (N, C, *S)."""
+    if len(calls) != 1:
+        got = f"{len(calls)} calls: choose another module"
+        raise ValueError(f"expected {host.path!r} to be called once for the example, got {got}")
+    x = calls[0][0]
+    if not isinstance(x, Tensor) or not 3 <= x.ndim <= 5:
+        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"expected a tensor (N, C, *S) with 1 to 3 spatial axes from {host.path!r}, got {got}")
+    if host.channels not in (None, x.shape[1]):
+        raise ValueError(f"expected {host.channels} channels at axis 1 from {host.path!r}, got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"expected real floating-point numbers from {host.path!r}, got {x.dtype}")
+    if _last_axis_size(host.module) == x.shape[-1] != x.shape[1]:
+        got = f"shape {tuple(x.shape)}, whose channels are the last axis"
+        raise ValueError(f"expected channels at axis 1 from {host.path!r}, got {got}")
+
+
+def _last_axis_size(module: nn.Module) -> int | None:
+    """Return the size of the last axis where the last layer in a module is a linear map or layer norm over it."""
+    size = None
+    for each in module.modules():
+        if isinstance(each, LAST_AXIS):
+            size = int(each.out_features if isinstance(each, nn.Linear) else each.normalized_shape[-1])
+        elif known_channels(each)[0] is not None:
+            size = None
+    return size
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    """Call a network with an example: an input, a tuple of inputs, or a dict of arguments."""
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple) else model(example)
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode inside, and back into its own mode afterwards.
+
+    The methods `train` are not called, since those of some networks change weights.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
