@@ -157,8 +157,8 @@ def test_a_bitmap_of_16_bits_in_all_is_refused(tmp_path):
 @pytest.mark.parametrize(("array", "message"), [
     ([[0, 1.5]], "expected integers >= 0 as classes, got 1.5: save the class of each pixel, .*and 255 for"),
     ([[0, np.nan]], "expected integers >= 0 as classes, got nan: save"),
-    ([[-1, -1]], "got -1 in 2 pixels; .* or set their classes with --labels -1,\\.\\.\\.$"),
-    ([[0, -2, 0]], "got -2 in 1 pixels, .*; save -2 as 255 if it marks .* to ignore, or set .* --labels -2,0"),
+    ([[-1, -1]], "got -1 in 2 pixels; .* else set their classes with --labels -1,\\.\\.\\.$"),
+    ([[0, -2, 0]], "got -2 in 1 pixels, .*; if -2 marks .* to ignore, save it as 255; else set .* --labels -2,0"),
     ([[-1, -2, 0]], "got -2 in 1 pixels, -1 in 1 pixels, 0 in 1 pixels; set their classes with --labels -2,-1,0"),
 ])   # fmt: skip
 def test_what_is_no_class_is_refused(array, message, tmp_path):
@@ -263,9 +263,9 @@ def test_grey_and_16_bits_have_colours_too(tmp_path):
 
 
 @pytest.mark.parametrize(("array", "labels", "message"), [
-    (CLASSES, (0, 1), f"--labels 0,1, got 2 in {(CLASSES == 2).sum()} pixels: add them to --labels"),
-    (COLORS[CLASSES], ((0, 0, 0), (255, 0, 0)), rf".*, got \(0,255,0\) in {(CLASSES == 2).sum()} pixels: add them"),
-    (np.arange(20, dtype=np.uint8)[None], (0, 1), "--labels 0,1, got .*: add them to --labels, or .*smoothing"),
+    (CLASSES, (0, 1), f"--labels 0,1, got 2 in {(CLASSES == 2).sum()} pixels: add these values to --labels"),
+    (COLORS[CLASSES], ((0, 0, 0), (255, 0, 0)), rf".*, got \(0,255,0\) in {(CLASSES == 2).sum()} pixels: add these values"),
+    (np.arange(20, dtype=np.uint8)[None], (0, 1), "--labels 0,1, got .*: add these values to --labels, or.* smoothing"),
     (COLORS[CLASSES], (0, 255), r"--labels 0,255, got \(0,0,0\) in "),
 ])   # fmt: skip
 def test_values_that_are_no_labels_are_refused(array, labels, message, tmp_path):
@@ -283,7 +283,7 @@ def test_values_that_are_no_labels_are_refused(array, labels, message, tmp_path)
     (((0, 0), (1, 2)), ValueError, r"labels must be integers or colours of 3 numbers, got \(0, 0\)"),
     ((0, 1.5), TypeError, "labels must be an integer, got 1.5"),
     (((0, 0, 0), (0, 0, -1)), ValueError, "labels must be >= 0, got -1"),
-    (((0, 0, 0), (0, 0, 65536)), ValueError, "labels must be colours below 65536"),
+    (((0, 0, 0), (0, 0, 65536)), ValueError, "labels must be colours of numbers from 0 to 65535"),
 ])   # fmt: skip
 def test_labels_that_are_none_are_refused(values, error, message):
     with pytest.raises(error, match=message):

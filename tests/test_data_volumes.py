@@ -104,7 +104,7 @@ def test_qforms_that_disagree_are_refused_where_both_are_declared(tmp_path):
 
 
 @pytest.mark.parametrize(("one", "two", "message"), [
-    (2, 1, "millimetres and metres"), (3, 2, "micrometres and millimetres"), (2, 0, None), (2 + 8, 2, None),
+    (2, 1, "millimetres in the image and metres in the mask"), (3, 2, "micrometres in the image and millimetres in the mask"), (2, 0, None), (2 + 8, 2, None),
 ])   # fmt: skip
 def test_units_that_disagree_are_refused(one, two, message, tmp_path):
     image = nifti(tmp_path / "image.nii", MASK, xyzt_units=one)
@@ -144,7 +144,7 @@ def test_a_header_beside_an_array_of_equal_axes_is_refused(scan, shape, is_refus
         nifti(tmp_path / name, array) if ".nii" in name else write_array(tmp_path / name, array)
     pairs = [(tmp_path / names[0], tmp_path / names[1])]
     if is_refused:
-        message = rf"expected .*{names[1]} with a header as its image .*, or neither, got .*equal .*: save both"
+        message = rf"expected the mask .*{names[1]} and its image .* both with a NIfTI header, got .*equal .*: save both"
         with pytest.raises(ValueError, match=message):
             Folder(pairs)
     else:
