@@ -180,7 +180,7 @@ def test_unit_refuses_integers_of_which_it_would_leave_nothing(dtype, tmp_path):
         path = write_array(tmp_path / "a.npy", array[0])
         for read in (lambda _, array=array: array, unit.read):
             if array is small:
-                message = rf"fill the range of {np.dtype(dtype)} for --normalise unit, got at most \d+: save it as ui"
+                message = rf"fill the range of {np.dtype(dtype)} for --normalise unit, got at most \d+: save the im"
                 with pytest.raises(ValueError, match=message):
                     unit(read(path))
             else:

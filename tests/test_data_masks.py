@@ -121,7 +121,7 @@ def test_of_many_colours_the_most_frequent_are_listed(tmp_path):
 def test_a_mask_with_a_channel_for_each_class_is_refused(channels, tmp_path):
     one_hot = np.eye(channels, dtype=np.uint8)[CLASSES % channels][None]   # (D, H, W, K)
     for name in ("m.npy", "m.nii.gz"):
-        with pytest.raises(ValueError, match=rf"{name}: .*, got {channels} different .* argmax .* extra"):
+        with pytest.raises(ValueError, match=rf"{name}: .*, got {channels} different .* argmax .* only"):
             read_mask(write_array(tmp_path / name, one_hot))
 
 
@@ -175,7 +175,7 @@ def test_pixels_declared_as_no_data_are_a_class_only_by_labels(no_data, values, 
     tifffile.imwrite(tmp_path / "m.tif", array, extratags=[(42113, "s", 0, no_data, False)])
     np.testing.assert_array_equal(read_mask(tmp_path / "m.tif", Labels(range(3))), array)
     if is_refused:
-        with pytest.raises(ValueError, match=r"m.tif: expected a class in every pixel, got 2 of 0, .* no data .*save"):
+        with pytest.raises(ValueError, match=r"m.tif: expected a class in every pixel, got 2 pixels of 0, .* no data"):
             read_mask(tmp_path / "m.tif")
     else:
         np.testing.assert_array_equal(read_mask(tmp_path / "m.tif"), array)
@@ -264,7 +264,7 @@ def test_grey_and_16_bits_have_colours_too(tmp_path):
 
 @pytest.mark.parametrize(("array", "labels", "message"), [
     (CLASSES, (0, 1), f"--labels 0,1, got 2 in {(CLASSES == 2).sum()} pixels: add these values to --labels"),
-    (COLORS[CLASSES], ((0, 0, 0), (255, 0, 0)), rf".*, got \(0,255,0\) in {(CLASSES == 2).sum()} pixels: add these values"),
+    (COLORS[CLASSES], ((0, 0, 0), (255, 0, 0)), rf".*, got \(0,255,0\) in {(CLASSES == 2).sum()} pixels: add these "),
     (np.arange(20, dtype=np.uint8)[None], (0, 1), "--labels 0,1, got .*: add these values to --labels, or.* smoothing"),
     (COLORS[CLASSES], (0, 255), r"--labels 0,255, got \(0,0,0\) in "),
 ])   # fmt: skip

@@ -13,7 +13,7 @@ IGNORE: Final = 255   # the class index that losses and metrics ignore
 SHIFT: Final = 16     # bits of one channel in the integer code of a colour
 SHOWN: Final = 8      # largest number of values that an error lists
 BLENDED: Final = (
-    "or, if smoothing or resizing made these values, save the mask without smoothing and resize it by nearest neighbour"
+    "or if smoothing or resizing made these values, save masks without smoothing and resize by nearest neighbour"
 )
 
 Color = tuple[int, int, int]
@@ -166,4 +166,5 @@ def check_labelled(counts: Mapping[Value, int], labels: Labels) -> None:
         few = len(labels.values) <= SHOWN
         expected = option_of(labels.values) if few else f"the {len(labels.values)} in --labels"
         blended = f", {BLENDED}" if len(unknown) > SHOWN else ""
-        raise ValueError(f"expected only values of {expected}, got {shown(unknown)}: add these values to --labels{blended}")
+        fix = f"add these values to --labels{blended}"
+        raise ValueError(f"expected only values of {expected}, got {shown(unknown)}: {fix}")
