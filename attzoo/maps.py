@@ -124,8 +124,8 @@ def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: S
 
     cut = plotting.middle_slice(image.shape[1:])
     pixels = plotting.to_rgb(plotting.take_slice(image, cut))
-    sides = [side for axis, side in enumerate(spacing) if cut is None or axis != cut[0]] or [1.0, 1.0]
-    panel_height = PANEL * min(max(pixels.shape[0] * sides[0] / (pixels.shape[1] * sides[1]), 0.3), 1.6)
+    pixel_sides = [side for axis, side in enumerate(spacing) if cut is None or axis != cut[0]] or [1.0, 1.0]
+    panel_height = PANEL * min(max(pixels.shape[0] * pixel_sides[0] / (pixels.shape[1] * pixel_sides[1]), 0.3), 1.6)
     columns = min(1 + len(maps), max(4, ceil(len(maps) ** 0.5)))
     rows = ceil((1 + len(maps)) / columns)
     width = 2 * MARGIN + max(columns * (PANEL + SCALE), 7.2)

@@ -126,10 +126,10 @@ def test_a_mask_with_a_channel_for_each_class_is_refused(channels, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("m.jpg", "got JPEG, which changes values; save it as PNG"),
-    ("m.webp", "got lossy WebP; save it as PNG"),
-    ("m.jp2", "got JPEG 2000, which may change values; save it as PNG"),
-    ("m.pbm", "got PBM, whose 1 is black; save it as PNG"),
+    ("m.jpg", "got JPEG, which changes values; save the mask as PNG"),
+    ("m.webp", "got lossy WebP; save the mask as PNG"),
+    ("m.jp2", "got JPEG 2000, which may change values; save the mask as PNG"),
+    ("m.pbm", "got PBM, whose 1 is black; save the mask as PNG"),
 ])   # fmt: skip
 def test_formats_that_change_numbers_are_refused(name, message, tmp_path):
     path = picture(BLOCKS if name != "m.pbm" else BLOCKS > 0, name, tmp_path)

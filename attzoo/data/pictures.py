@@ -61,7 +61,7 @@ def jpeg(path: Path) -> FileInfo:
     if (bits := _jpeg_bits(path)) not in (8, None):
         got = f"a JPEG of {bits} bits per sample: convert it to PNG or TIFF of 16 bits"
         raise ValueError(f"expected a JPEG of 8 bits, got {got}")
-    lossy = "expected a mask in a lossless format, got JPEG, which changes values; save it as PNG"
+    lossy = "expected a mask in a lossless format, got JPEG, which changes values; save the mask as PNG"
     return _by_pillow(path, "JPEG", not_a_mask=lossy)
 
 
@@ -81,7 +81,8 @@ def bmp(path: Path) -> FileInfo:
     header = _header(path)
     has_core_header = int.from_bytes(header[14:18], "little") == 12
     bits = int.from_bytes(header[24:26] if has_core_header else header[28:30], "little")
-    rescaled = f"expected a mask with 8 bits per channel, got {bits} bits per pixel, which are rescaled; save it as PNG"
+    got = f"{bits} bits per pixel, which programs rescale; save the mask as PNG"
+    rescaled = f"expected a mask with 8 bits per channel, got {got}"
     with _open_picture(path, "BMP") as picture:   # of a grey palette, Pillow derives the bits from its length
         has_wrong_bits = {"1": 1, "L": 8}.get(picture.mode, bits) != bits
     return _by_pillow(
@@ -117,7 +118,7 @@ def webp(path: Path) -> FileInfo:
 
     Only a lossless WebP without opacity can be a mask: WebP may change the colours of transparent pixels.
     """
-    lossy = "expected a mask in a lossless format, got lossy WebP; save it as PNG"
+    lossy = "expected a mask in a lossless format, got lossy WebP; save the mask as PNG"
     source = _by_pillow(path, "WEBP", not_a_mask=None if _is_lossless_webp(path) else lossy)
     if source.opacity is not None and not source.not_a_mask:
         return replace(source, not_a_mask=lossy.replace("lossy WebP", "WebP with opacity, which may change values"))
@@ -150,7 +151,7 @@ def pnm(path: Path) -> FileInfo:
         raise ValueError(f"expected a size in the header of a PNM, got {got}; save the file again")
     if magic in (b"P1", b"P4"):
         _check_single(path, magic)
-        inverted = "expected a mask whose largest value is white, got PBM, whose 1 is black; save it as PNG"
+        inverted = "expected a mask whose largest value is white, got PBM, whose 1 is black; save the mask as PNG"
         return _by_pillow(path, "PPM", not_a_mask=inverted)
     maximum = int(numbers[2])
     if maximum != 255 and not (maximum == 65535 and magic in (b"P2", b"P5")):
@@ -207,7 +208,7 @@ def jpeg_2000(path: Path) -> FileInfo:
         dtype=dtype,
         load=lambda: channels_first(np.asarray(package("imagecodecs").jpeg2k_decode(data))),
         largest=largest_integer(dtype, bits),
-        not_a_mask="expected a mask in a lossless format, got JPEG 2000, which may change values; save it as PNG",
+        not_a_mask="expected a mask in a lossless format, got JPEG 2000, which may change values; save the mask as PNG",
     )
 
 

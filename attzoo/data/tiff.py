@@ -131,18 +131,18 @@ def _only_page(file: Any) -> Any:
         got = f"sample format {getattr(page.sampleformat, 'name', page.sampleformat)} with {page.bitspersample} bits"
         fix = "save samples of 8, 16 or 32 bits"
         raise ValueError(f"expected real samples with equal numbers of bits in all channels, got {got}; {fix}")
-    _check_parts(page)
+    _check_strips(page)
     return page
 
 
-def _check_parts(page: Any) -> None:
+def _check_strips(page: Any) -> None:
     """Raise ValueError if strips or tiles of a page were never written: reading them would return arbitrary values."""
-    parts = prod(page.chunked)
-    written = sum(min(part) > 0 for part in zip(page.dataoffsets, page.databytecounts, strict=False))
-    if written < parts:
-        got = f"{written}, with {parts - written} never written"
+    count = prod(page.chunked)
+    written = sum(offset > 0 and size > 0 for offset, size in zip(page.dataoffsets, page.databytecounts, strict=False))
+    if written < count:
+        got = f"{written}, with {count - written} never written"
         fix = "write the file again with values for all pixels"
-        raise ValueError(f"expected all {parts} strips or tiles, got {got}: {fix}")
+        raise ValueError(f"expected all {count} strips or tiles, got {got}: {fix}")
 
 
 def _check_transparency(file: Any) -> None:

@@ -90,10 +90,10 @@ def _trainers(options: Mapping[str, Any]) -> dict[str, Any]:
         options: the keyword arguments of the U-Net that differ from the defaults.
     """
     settings, trainers = replace(SETTINGS, network=options), {}
-    make = network(settings, 1, len(CLASSES))
+    create_network = network(settings, 1, len(CLASSES))
     for backend in BACKENDS:
         module = import_module(f"{TRAINERS}.{backend}")
-        trainers[backend] = module.Trainer(replace(settings, backend=backend), make, len(CLASSES))
+        trainers[backend] = module.Trainer(replace(settings, backend=backend), create_network, len(CLASSES))
     portable.load_weights(trainers["keras"].network, portable.weights(trainers["torch"].network))
     return trainers
 

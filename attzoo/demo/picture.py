@@ -109,8 +109,8 @@ def _draw_name(ax: Axes, name: str, values: Mapping[str, Array]) -> None:
         name: the name of the block.
         values: the coefficients by backend.
     """
-    of_torch, of_keras = values.values()
-    text = f"largest difference\nbetween frameworks: {np.abs(of_torch - of_keras).max():.2g}"
+    torch_values, keras_values = values.values()
+    text = f"largest difference\nbetween frameworks: {np.abs(torch_values - keras_values).max():.2g}"
     ax.set_axis_off()
     ax.text(0, 0.56, name, fontsize=11, weight="bold", va="bottom", transform=ax.transAxes)
     ax.text(0, 0.46, text, fontsize=8.5, color=GREY, va="top", linespacing=1.3, transform=ax.transAxes)

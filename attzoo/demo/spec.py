@@ -158,7 +158,7 @@ class ResNet:
         return x[0] * (stem + head) + 2 * self.stage.macs((x[0], self.channels, SIZE, SIZE))
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """Return the coefficients of stage2's block for images x (N, 1, 8, 8). Raise ValueError if there is no block."""
+        """Return the coefficients of stage2's block for images x (N, 1, 8, 8). Raise ValueError without a block."""
         x = self.stage(self._stem(x, weights, training), weights=without_prefix("stage1", weights), training=training)
         return self.stage.attention(x, weights=without_prefix("stage2", weights), training=training)
 

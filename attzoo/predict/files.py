@@ -90,7 +90,7 @@ def predict_files(
             if overlays:
                 contents.append(picture.draw(image, mask, path.name, spacings[path]))
         if path not in failures:
-            output.write(dict(zip(files.written, contents, strict=True)), path, without=files.removed)
+            output.write(dict(zip(files.written, contents, strict=True)), path, to_remove=files.removed)
             written += files.written
     output.finish()
     on_progress(len(sources), len(sources))
@@ -155,8 +155,8 @@ def _check_file(network: Network, path: Path) -> tuple[float, ...]:
 
 def _unsupported(source: Path) -> dict[Path, Exception]:
     """Return an error for each image or volume in a folder whose format is not supported."""
-    strays = ignored_files(source) if source.is_dir() else []
-    return {path: ValueError(f"cannot read {path}: {fix}") for path in strays if (fix := unsupported_format(path))}
+    ignored = ignored_files(source) if source.is_dir() else []
+    return {path: ValueError(f"cannot read {path}: {fix}") for path in ignored if (fix := unsupported_format(path))}
 
 
 @contextmanager
@@ -257,7 +257,7 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
         x = network.preparation(image)[None]
     with maps.attention_maps(network.model) as coefficients:
         network(x)
-    written = [out / f"{name}.png", *(folder / f"{safe}.npy" for safe in _safe_names(coefficients))]
+    written = [out / f"{name}.png", *(folder / f"{file_name}.npy" for file_name in _safe_names(coefficients))]
     if extra := sorted(set(folder.glob("*.npy")) - set(written)):
         fix = "remove the arrays of other networks, or set another --out"
         raise ValueError(f"expected only arrays of this network in {folder}, got {extra[0].name}: {fix}")

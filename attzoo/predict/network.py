@@ -51,12 +51,12 @@ class Network:
         """The spec of the model: its arguments and the shapes of its weights."""
         return self.model.spec
 
-    def check_inputs(self, shape: Sequence[int], what: str) -> None:
+    def check_inputs(self, shape: Sequence[int], name: str) -> None:
         """Raise ValueError unless the network takes images of this shape.
 
         Args:
             shape: the shape of the image, (C, *S).
-            what: the name of the image in the message, such as its path.
+            name: the name of the image in the message, such as its path.
         """
         channels, dims = self.spec.in_channels, self.spec.spatial_dims
         if (shape[0], len(shape) - 1) != (channels, dims):
@@ -64,20 +64,20 @@ class Network:
             fix = f"convert the image to {channels} channel{'s' * (channels > 1)} (grey has 1, RGB 3, RGBA 4)"
             if len(shape) - 1 != dims:
                 fix = f"use a network with {len(shape) - 1} spatial axes, or save a picture (H, W, C) as PNG or TIFF"
-            raise ValueError(f"expected {channels} channels and {dims} spatial axes in {what}, got {got}: {fix}")
+            raise ValueError(f"expected {channels} channels and {dims} spatial axes in {name}, got {got}: {fix}")
 
-    def check_scale(self, dtype: np.dtype[Any], what: str) -> None:
+    def check_scale(self, dtype: np.dtype[Any], name: str) -> None:
         """Raise ValueError if images of this dtype have another range of values than the training images.
 
         Args:
             dtype: the dtype of the image.
-            what: the name of the image in the message, such as its path.
+            name: the name of the image in the message, such as its path.
         """
         scale, trained = self.preparation.scale, " and ".join(self.dtypes)
-        if self.dtypes and scale(dtype) not in {scale(np.dtype(name)) for name in self.dtypes}:
+        if self.dtypes and scale(dtype) not in {scale(np.dtype(dtype_name)) for dtype_name in self.dtypes}:
             why = f"which the network was trained on, for --normalise {self.preparation.normalise}"
             fix = f"convert the image to {self.dtypes[0]}"
-            raise ValueError(f"expected {what} on the scale of {trained}, {why}, got {dtype}: {fix}")
+            raise ValueError(f"expected {name} on the scale of {trained}, {why}, got {dtype}: {fix}")
 
     def __call__(self, x: Array) -> Array:
         """Return the model's outputs (N, K, *S) for prepared images (N, C, *S): logits, or as its head defines."""
@@ -116,8 +116,8 @@ def open_network(
     trained, dtypes = _read_settings(settings, dims) if settings else (Preparation(), ())
     size = trained.size if size is None else _check_size(size, dims)
     preparation = Preparation(size, normalise or trained.normalise)
-    is_known = preparation.normalise == trained.normalise
-    return Network(adapter(backend).place(model), preparation, settings, dtypes if is_known else ())
+    is_same_scale = preparation.normalise == trained.normalise
+    return Network(adapter(backend).place(model), preparation, settings, dtypes if is_same_scale else ())
 
 
 def _check_size(size: Sequence[int] | None, dims: int) -> tuple[int, ...] | None:

@@ -89,9 +89,9 @@ class Output:
             if not path.is_file():
                 kind = "a folder" if path.is_dir() else "something else"
                 raise FileExistsError(f"expected a file or nothing at {path}, got {kind}: set another --out")
-            if linked := self.inputs.get(_file_id(path)):
+            if input_path := self.inputs.get(_file_id(path)):
                 raise FileExistsError(
-                    f"expected to replace no input, got {path}, which is the input {linked}: set another --out"
+                    f"expected to replace no input, got {path}, which is the input {input_path}: set another --out"
                 )
             if self.overwrite:
                 continue
@@ -100,12 +100,13 @@ class Output:
                 raise FileExistsError(
                     f"expected to replace only unchanged files that attzoo wrote, got another file at {path}: {fix}"
                 )
-            if source and (recorded := self.sources.get(self._name(path), _absolute(source))) != _absolute(source):
+            recorded_source = self.sources.get(self._name(path))
+            if source and recorded_source not in (None, _absolute(source)):
                 raise FileExistsError(
-                    f"expected to replace only results of {source}, got a result of {recorded} at {path}: {fix}"
+                    f"expected to replace only results of {source}, got a result of {recorded_source} at {path}: {fix}"
                 )
 
-    def write(self, results: Mapping[Path, bytes], source: Path | None = None, without: Iterable[Path] = ()) -> None:
+    def write(self, results: Mapping[Path, bytes], source: Path | None = None, to_remove: Iterable[Path] = ()) -> None:
         """Write the results of one image.
 
         Earlier results are removed before the first new one is written, so that results of two calls never are in the
@@ -114,14 +115,14 @@ class Output:
         Args:
             results: the content of each file, by path.
             source: the image that the results are computed from.
-            without: files to remove if attzoo wrote them and they are unchanged.
+            to_remove: files to remove if attzoo wrote them and they are unchanged.
 
         Raises:
             OSError: if a file cannot be written. The message names it.
         """
         digests = {self._name(path): sha256(content).hexdigest() for path, content in results.items()}
         self._add_to_record(digests, None if source is None else _absolute(source))
-        for path in (*list(results)[1:], *without):   # the first result is replaced atomically
+        for path in (*list(results)[1:], *to_remove):   # the first result is replaced atomically
             if path.is_file() and self._is_unchanged(path) and _file_id(path) not in self.inputs:
                 path.unlink()
         for path, content in results.items():
