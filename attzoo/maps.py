@@ -25,11 +25,11 @@ EAGERLY: Final = (
     "calls of other threads or of copies of the model, and no blocks that do not call their `attention`"
 )
 PANEL: Final = 2.1      # inches, width of a panel
-SCALE: Final = 0.74     # inches, width of the scale to its right
-HEAD: Final = 0.5       # inches, height of the text above it
+SCALE: Final = 0.74     # inches, width of the colour scale to the right of a panel
+HEAD: Final = 0.5       # inches, height of the text above a panel
 TOP: Final = 0.28       # inches, height of the title
 FOOT: Final = 0.72      # inches, height of the caption
-LONGEST: Final = 30     # characters of a block's path
+LONGEST: Final = 30     # largest number of characters of a block's path in a heading
 TITLE: Final = "Where the network looks"
 CAPTION: Final = """\
 Coefficients of each block, in the order of computation; every panel has its own scale.
@@ -82,7 +82,7 @@ def attention_maps(model: Any) -> Iterator[Maps]:
     framework = adapter(backend)   # imported before tracing: torch.export of 2.6 cannot trace imports
     blocks = framework.blocks(model)
     if not blocks:
-        raise ValueError(f"expected a model that holds attention blocks, got a {type(model).__name__}{NO_BLOCKS}")
+        raise ValueError(f"expected a model that contains attention blocks, got a {type(model).__name__}{NO_BLOCKS}")
     maps, traced = Maps(), set()
     paths = {id(block): path for path, block in blocks.items()}
 
@@ -93,7 +93,7 @@ def attention_maps(model: Any) -> Iterator[Maps]:
         array = adapter(block_backend).coefficients(tensor, block)
         if array is None:
             traced.add(path)
-        else:   # possibly after a trace, with which Keras builds a model
+        else:   # an earlier call may have been traced: Keras traces a model to build it
             traced.discard(path)
             maps[path] = array
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     Cut = tuple[int, int] | None   # spatial axis of a slice through a volume, and its index; None for no volume
 
-COLORS: Final = {"torch": "#3b6fb6", "keras": "#c4532f"}   # of headings and bars
-GREY: Final = "#555555"     # of notes and ticks
+COLORS: Final = {"torch": "#3b6fb6", "keras": "#c4532f"}   # colour of headings and bars, by framework
+GREY: Final = "#555555"     # colour of notes and ticks
 MARGIN: Final = 0.15        # inches, around the figure
 DPI: Final = 100            # pixels per inch
 NEUTRAL: Final = 0.5        # sigmoid(0), the base of bars

@@ -448,7 +448,7 @@ def test_wrong_inputs_and_options_raise_before_anything_is_written(files, tmp_pa
         predict_files(network, folder / "a.png", out, overlap=2)
     with pytest.raises(ValueError, match=r"^overlap needs a window, got 0\.5 without a window"):
         predict_files(network, folder, out, overlap=0.5)
-    with pytest.raises(ValueError, match="holds attention blocks, got a UNet without any"):
+    with pytest.raises(ValueError, match="contains attention blocks, got a UNet without any"):
         maps_file(open_network(files / "plain.safetensors"), folder / "a.png", out)
     assert not out.exists()
 

@@ -69,7 +69,7 @@ def _check_order(image: Path, mask: Path, sides: Sequence[int]) -> None:
     """
     if len({*sides}) < len(sides):
         size = " x ".join(map(str, sides))
-        got = f"only one NIfTI file, of {size} voxels, whose equal axes cannot be told apart without a header"
+        got = f"only one NIfTI file, and axes of equal size, {size}, whose order cannot be compared without headers"
         fix = "save both as NIfTI, the mask with the header of the image"
         raise ValueError(f"expected the mask {mask} and its image {image} both with a NIfTI header, got {got}: {fix}")
 

@@ -25,14 +25,15 @@ from .orientation import upright, upright_size, valid_orientation
 from .source import TO_PNG, FileInfo, channels_first, largest_integer
 
 ORIENTATION: Final = 0x0112   # EXIF's tag
+# The number of channels of each of Pillow's modes.
 MODES: Final = {"1": 1, "L": 1, "P": 1, "I;16": 1, "I;16B": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
 EXIF_TEXT: Final = b"Raw profile type exif\0"   # keywords of a PNG's texts from which Pillow reads the orientation
 XMP_TEXT: Final = b"XML:com.adobe.xmp\0"
-HEAD: Final = 4096   # bytes that are read as the header
-PASSES: Final = (((0, 0, 1, 1),), (   # of a PNG, not interlaced or Adam7: first row, first column, and their steps
+HEAD: Final = 4096   # number of bytes that are read as the header
+PASSES: Final = (((0, 0, 1, 1),), (   # of a PNG, not interlaced and Adam7: first row, first column, row and column step
     (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1),
 ))   # fmt: skip
-PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}   # by colour type
+PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}   # number of channels by PNG's colour type
 
 
 def png(path: Path) -> FileInfo:
@@ -101,7 +102,9 @@ def _decode_grey_bmp(path: Path) -> NDArray[Any]:
     with package("PIL.Image").open(BytesIO(data), formats=["BMP"]) as picture:
         array, colors = np.asarray(picture), len(_palette(picture))
     if array.max() >= colors:
-        raise ValueError(f"expected indices below {colors}, the number of colours in the palette, got {array.max()}")
+        fix = "save the file again, for example as RGB"
+        expected = f"expected indices below {colors}, the number of colours in the palette"
+        raise ValueError(f"{expected}, got {array.max()}: {fix}")
     return array
 
 
@@ -285,7 +288,7 @@ def _open_picture(path: Path, kind: str) -> Any:
     Raises:
         ValueError: if the file has too many pixels, or several pictures that are not the previews of a camera.
     """
-    package("PIL.MpoImagePlugin")   # else Pillow raises KeyError for a damaged JPEG
+    package("PIL.MpoImagePlugin")   # without this import, Pillow raises KeyError for a damaged JPEG
     module = package("PIL.Image")
     try:
         picture = module.open(path, formats=["JPEG", "MPO"] if kind == "JPEG" else [kind])

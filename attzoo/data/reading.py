@@ -68,8 +68,9 @@ def read_shape(path: str | Path) -> tuple[int, ...]:
 def _colors(indices: NDArray[Any], palette: NDArray[Any]) -> NDArray[Any]:
     """Return the colours (3, H, W) of indices (H, W) into a palette (K, 3). Raise ValueError for an index >= K."""
     if indices.max() >= len(palette):
-        colors = len(palette)
-        raise ValueError(f"expected indices below {colors}, the number of colours in the palette, got {indices.max()}")
+        fix = "save the file again, for example as RGB"
+        expected = f"expected indices below {len(palette)}, the number of colours in the palette"
+        raise ValueError(f"{expected}, got {indices.max()}: {fix}")
     return np.ascontiguousarray(np.moveaxis(palette[indices], -1, 0))
 
 

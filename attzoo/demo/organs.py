@@ -25,8 +25,8 @@ from .results import BACKENDS, Unet
 NETS: Final[Mapping[str, Mapping[str, Any]]] = {"gated": {}, "plain": {"skip": None}}   # name -> the U-Net's arguments
 SETTINGS: Final = Settings(channels=(8, 16, 32, 64), optimizer="adam", rate=6e-3, loss="both", batch=8)
 TRAINERS: Final = "attzoo.train"   # package with a module for each backend
-COUNT: Final = 128       # training phantoms
-TEST: Final = 32         # test phantoms
+COUNT: Final = 128       # number of training phantoms
+TEST: Final = 32         # number of test phantoms
 SHOWN: Final = (0, 2)    # indices of the test phantoms in the picture
 
 

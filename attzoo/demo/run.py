@@ -26,15 +26,15 @@ FILES: Final = {   # output file -> its content
     "attention.png": "the attention coefficients of each trained block",
     "unet.png": "predictions of the U-Nets for phantoms, and the coefficients of the gates",
     "results.json": "the values in both tables, and the loss of every step",
-    "weights": "trained blocks and networks; attzoo.load(file, backend=...) loads them in either framework",
+    "weights": "trained blocks and networks; attzoo.load(file, backend=...) loads each file in either framework",
 }
-EPOCHS: Final = (6, 10)          # on the digits, on the phantoms
+EPOCHS: Final = (6, 10)          # number of epochs on the digits and on the phantoms
 SEED: Final = 1
 CHANNELS: Final = 16
-BATCH: Final = 64                # images
+BATCH: Final = 64                # images in a batch
 RATE: Final = 0.02               # learning rate of SGD
 MOMENTUM: Final = 0.9
-TEST: Final = 360                # test images
+TEST: Final = 360                # number of test images
 SHOWN: Final = (0, 3, 4, 7, 8)   # digits in the picture
 OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {   # the blocks' arguments, suited to 16 channels of 8x8 pixels
     "se": {"reduction": 4},

@@ -264,7 +264,7 @@ def _outputs(
     window = tuple(min(sides) for sides in zip(window or x.shape[2:], x.shape[2:], strict=True))
     y = network(x) if window == x.shape[2:] else _predict_windows(network, x, window, overlap, batch)
     if not np.isfinite(y).all():
-        fix = "the image may have extreme values, or the weights may be those of a training that diverged"
+        fix = "check the image for extreme values, or train again with a lower --rate if the training diverged"
         raise ValueError(f"expected finite outputs of the network, got NaN or infinity: {fix}")
     if y.shape[2:] == image.shape[1:]:
         return np.asarray(y[0])
