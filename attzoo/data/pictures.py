@@ -259,6 +259,7 @@ def _by_pillow(
     dtype, channels = dtype or np.dtype(bool if mode == "1" else np.uint8), channels or MODES[mode]
 
     def load() -> NDArray[Any]:
+        """Return the samples (C, H, W), rotated as declared. Raise ValueError if the file is damaged."""
         if kind == "PNG":
             _check_png(path)
         with _open_picture(path, kind) as picture:
