@@ -12,6 +12,7 @@ import numpy as np
 from . import plotting
 from .adapters import NO_BLOCKS, adapter, framework_of
 from .contract import Array
+from .hints import nearest
 from .plotting import COLORS, GREY, MARGIN, NEUTRAL
 from .recording import recording
 
@@ -19,41 +20,42 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 EAGERLY: Final = (
-    "expected the model to be called eagerly, model(x), in the thread that entered attention_maps: traced and compiled "
-    "calls and torch.func have no values to record, and calls of other threads are not recorded, nor are "
-    "copies of the model and blocks that do not call their `attention`"
+    "expected the model to be called eagerly, model(x), in the `with` block and in the thread that entered it: "
+    "attention_maps records no calls that are traced or compiled (model.predict, tf.function, jit, torch.func), no "
+    "calls of other threads or of copies of the model, and no blocks that do not call their `attention`"
 )
 PANEL: Final = 2.1      # inches, width of a panel
-SCALE: Final = 0.74     # inches, width of the scale to its right
-HEAD: Final = 0.5       # inches, height of the text above it
+SCALE: Final = 0.74     # inches, width of the colour scale to the right of a panel
+HEAD: Final = 0.5       # inches, height of the text above a panel
 TOP: Final = 0.28       # inches, height of the title
 FOOT: Final = 0.72      # inches, height of the caption
-LONGEST: Final = 30     # characters of a block's path
+LONGEST: Final = 30     # largest number of characters of a block's path in a heading
 TITLE: Final = "Where the network looks"
 CAPTION: Final = """\
 Coefficients of each block, in the order of computation; every panel has its own scale.
 Maps are drawn over the image: bright pixels have large coefficients. Bars: one per channel, upward for a coefficient
 above 0.5, downward below."""
 
+
 class Maps(dict[str, Array]):
-    """Coefficients of the latest call of each block, channels first, by the path of the block."""
+    """The coefficients of the latest call of each block, channels first, by the path of the block in the model."""
 
     def __missing__(self, path: str) -> Array:
-        """Raise KeyError with the known paths, or with the reasons for which there may be none."""
-        known = f"known: {', '.join(self)}" if self else EAGERLY
+        """Raise KeyError with the recorded paths and the one nearest to `path`, or with the causes of no recording."""
+        known = f"known: {', '.join(self)}{nearest(path, self)}" if self else EAGERLY
         raise KeyError(f"no map of {path!r}; {known}")
 
 
 @contextmanager
 def attention_maps(model: Any) -> Iterator[Maps]:
-    """Record the coefficients of every block of a model during the `with` block::
+    """Record the attention coefficients of every block of a model during the `with` block, by the block's path::
 
         with attzoo.attention_maps(model) as maps:
             model(x)
         maps["layer3.1.attention"]      # (N, C, 1, 1) or (N, 1, *S), a NumPy array of float32, or of float64
 
-    Arrays are channels first and belong to the latest call. A block that the model contains several times has its first
-    path and its last map. A block made of blocks is recorded through its parts: a CBAM at "block" as "block.channel"
+    Arrays are channels first and belong to the latest call. A block that the model contains under several paths is
+    recorded under the first path. A block made of blocks is recorded as its parts: a CBAM at "block" as "block.channel"
     and "block.spatial".
 
     Only calls in the context that entered the `with` block are recorded. Other threads are recorded only if they run in
@@ -69,9 +71,9 @@ def attention_maps(model: Any) -> Iterator[Maps]:
         `named_modules` in torch, and the names of the layers joined by dots in Keras.
 
     Raises:
-        TypeError: `model` is not a model.
-        ValueError: the model contains no blocks or is on several devices. At the end of the `with` block, if nothing
-            else was raised: a traced call (`model.predict`, tf.function, jit) had no values, or no block was called.
+        TypeError: if `model` is not a model of torch or Keras.
+        ValueError: if the model contains no blocks or is on several devices. At the end of the `with` block, if nothing
+            else was raised: if a call was traced (`model.predict`, tf.function, jit), or if no block was called.
 
     """
     backend = framework_of(model)
@@ -80,17 +82,18 @@ def attention_maps(model: Any) -> Iterator[Maps]:
     framework = adapter(backend)   # imported before tracing: torch.export of 2.6 cannot trace imports
     blocks = framework.blocks(model)
     if not blocks:
-        raise ValueError(f"expected a model that holds attention blocks, got a {type(model).__name__}{NO_BLOCKS}")
+        raise ValueError(f"expected a model that contains attention blocks, got a {type(model).__name__}{NO_BLOCKS}")
     maps, traced = Maps(), set()
     paths = {id(block): path for path, block in blocks.items()}
 
     def record(block: Any, tensor: Any) -> None:
+        """Store the coefficients `tensor` of a block in `maps`, or its path in `traced` if they have no values."""
         path = paths[id(block)]
         block_backend = framework_of(block) or backend   # a torch model may contain Keras blocks
         array = adapter(block_backend).coefficients(tensor, block)
         if array is None:
             traced.add(path)
-        else:   # possibly after a trace, with which Keras builds a model
+        else:   # an earlier call may have been traced: Keras traces a model to build it
             traced.discard(path)
             maps[path] = array
 
@@ -104,24 +107,25 @@ def attention_maps(model: Any) -> Iterator[Maps]:
 
 
 def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: Sequence[float] = ()) -> bytes:
-    """Return a PNG of an image and of the coefficients of each block for it.
+    """Return a PNG (bytes) of an image and of the coefficients of each block for this image.
 
     Coefficients that vary over space are drawn over the image, averaged over channels. Other coefficients are bars.
     Of a volume, the middle slice along the shortest axis is drawn.
 
     Args:
-        image: array (C, *S).
-        maps: coefficients (N, C or 1, *S or 1s) by path of the block. The first sample is drawn.
+        image: (C, *S), the image.
+        maps: coefficients by the path of the block, each (N, C or 1, *S, a smaller size, or 1s). The first of the N
+            samples is drawn.
         title: title of the figure.
-        spacing: distance between pixels along each axis; equal distances if empty.
+        spacing: distance between pixels along each axis, in any unit; equal distances if empty.
 
     """
     from matplotlib.figure import Figure
 
     cut = plotting.middle_slice(image.shape[1:])
     pixels = plotting.to_rgb(plotting.take_slice(image, cut))
-    sides = [side for axis, side in enumerate(spacing) if cut is None or axis != cut[0]] or [1.0, 1.0]
-    panel_height = PANEL * min(max(pixels.shape[0] * sides[0] / (pixels.shape[1] * sides[1]), 0.3), 1.6)
+    pixel_sides = [side for axis, side in enumerate(spacing) if cut is None or axis != cut[0]] or [1.0, 1.0]
+    panel_height = PANEL * min(max(pixels.shape[0] * pixel_sides[0] / (pixels.shape[1] * pixel_sides[1]), 0.3), 1.6)
     columns = min(1 + len(maps), max(4, ceil(len(maps) ** 0.5)))
     rows = ceil((1 + len(maps)) / columns)
     width = 2 * MARGIN + max(columns * (PANEL + SCALE), 7.2)
@@ -129,7 +133,7 @@ def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: S
     figure = Figure(figsize=(width, height), facecolor="white")
 
     def axes(i: int, left: float = 0.0, panel_width: float = PANEL) -> Axes:
-        """Add axes in cell i, `left` inches from its left edge."""
+        """Add axes of `panel_width` inches in cell i of the figure, `left` inches from its left edge; return them."""
         x = MARGIN + i % columns * (PANEL + SCALE) + left
         y = height - MARGIN - TOP - (i // columns + 1) * (HEAD + panel_height)
         return figure.add_axes((x / width, y / height, panel_width / width, panel_height / height))
@@ -157,7 +161,16 @@ def _label(ax: Axes, name: str, *notes: str) -> None:
 
 
 def _draw_map(ax: Axes, scale: Axes, name: str, a: Array, image: Array, cut: tuple[int, int] | None) -> None:
-    """Draw coefficients (C, *T) over the image (C, *S) in grey, stretched to its size, and their scale."""
+    """Draw coefficients over the image in grey, stretched to the size of the image, and their colour scale.
+
+    Args:
+        ax: the axes of the panel.
+        scale: the axes of the colour scale.
+        name: the path of the block.
+        a: the coefficients, (C, *T).
+        image: (C, *S), the image.
+        cut: the axis and the index of the drawn slice of a volume; None for an image.
+    """
     background = plotting.to_rgb(plotting.take_slice(image.mean(axis=0, keepdims=True), cut))
     value = plotting.take_slice(a, cut, image.shape[1:]).mean(axis=0)
     low, high = _range(value)
@@ -176,7 +189,7 @@ def _draw_map(ax: Axes, scale: Axes, name: str, a: Array, image: Array, cut: tup
 
 
 def _draw_bars(ax: Axes, name: str, value: Array) -> None:
-    """Draw coefficients (C,) as bars from sigmoid(0)."""
+    """Draw coefficients (C,) of a block as bars from 0.5, the value of sigmoid(0)."""
     low, high = _range(value)
     reach = max(high - NEUTRAL, NEUTRAL - low) or 1.0
     linewidth = 0.8 * 72 * PANEL / len(value)   # points
@@ -192,6 +205,6 @@ def _draw_bars(ax: Axes, name: str, value: Array) -> None:
 
 
 def _range(value: Array) -> tuple[float, float]:
-    """Return the smallest and the largest finite value; 0 and 1 if there is none."""
+    """Return the smallest and the largest finite value of an array; 0 and 1 if it has no finite value."""
     finite = value[np.isfinite(value)]
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    Cut = tuple[int, int] | None   # axis of a slice through a volume, and its index on that axis
+    Cut = tuple[int, int] | None   # spatial axis of a slice through a volume, and its index; None for no volume
 
-COLORS: Final = {"torch": "#3b6fb6", "keras": "#c4532f"}   # of headings and bars
-GREY: Final = "#555555"     # of notes and ticks
+COLORS: Final = {"torch": "#3b6fb6", "keras": "#c4532f"}   # colour of headings and bars, by framework
+GREY: Final = "#555555"     # colour of notes and ticks
 MARGIN: Final = 0.15        # inches, around the figure
 DPI: Final = 100            # pixels per inch
 NEUTRAL: Final = 0.5        # sigmoid(0), the base of bars
@@ -29,7 +29,11 @@ OPAQUE: Final = 0.55        # opacity of the colours of classes over an image
 
 
 def middle_slice(space: Sequence[int]) -> Cut:
-    """Return axis and index of the middle slice along a volume's shortest axis; None for an image or signal."""
+    """Return the axis and the index of the middle slice along a volume's shortest axis; None for an image or signal.
+
+    Args:
+        space: the spatial size, with one to three axes.
+    """
     if len(space) < 3:
         return None
     axis = int(np.argmin(space))
@@ -37,12 +41,12 @@ def middle_slice(space: Sequence[int]) -> Cut:
 
 
 def take_slice(x: Array, cut: Cut, space: Sequence[int] = ()) -> Array:
-    """Return an array (C, *S) as an image (C, H, W).
+    """Return an image (C, H, W) from an array (C, *S): a slice of a volume, an image itself, or a signal as one row.
 
     Args:
-        x: array with 1 to 3 spatial axes. A signal becomes an image of one row.
-        cut: the slice of a volume, None for an image or signal.
-        space: spatial size that `cut` refers to, that of x by default.
+        x: (C, *S), with 1 to 3 spatial axes.
+        cut: the axis and the index of the slice of a volume; None for an image or signal.
+        space: the spatial size for which `cut` has its index, if x has another size; by default that of x.
 
     """
     if cut is None:
@@ -53,7 +57,11 @@ def take_slice(x: Array, cut: Cut, space: Sequence[int] = ()) -> Array:
 
 
 def to_rgb(x: Array) -> Array:
-    """Return an image (C, H, W) as RGB (H, W, 3) in [0, 1], with 0.5 % clipped at each end; grey unless C is 3."""
+    """Return an image (C, H, W) as RGB (H, W, 3) in [0, 1], for display.
+
+    Values between the 0.5th and 99.5th percentile are scaled to [0, 1], others are clipped. Unless C is 3, the result
+    is grey, the mean over channels.
+    """
     color = x.astype(np.float64) if len(x) == 3 else x.mean(0, np.float64, keepdims=True).repeat(3, axis=0)
     finite = color[np.isfinite(color)]
     low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
@@ -62,23 +70,34 @@ def to_rgb(x: Array) -> Array:
 
 
 def overlay_classes(image: Array, mask: NDArray[Any], colors: NDArray[Any]) -> Array:
-    """Return a grey RGB image (H, W, 3) of (C, H, W), with `colors` (K, 3) over the classes (H, W) other than 0."""
+    """Return an image in grey, with the colour of each pixel's class over it, as RGB (H, W, 3) in [0, 1].
+
+    Args:
+        image: (C, H, W), the image.
+        mask: (H, W), the class indices; class 0 is not coloured.
+        colors: (K, 3), the colour of each class in [0, 1].
+    """
     grey = to_rgb(image.mean(axis=0, keepdims=True))
     return np.where(mask[..., None] > 0, (1 - OPAQUE) * grey + OPAQUE * colors[mask], grey)
 
 
 def size_text(space: Sequence[int]) -> str:
-    """Return a size as text, such as "64 x 48"."""
+    """Return a spatial size as text, such as "64 x 48"."""
     return " x ".join(map(str, space))
 
 
 def slice_text(space: Sequence[int], cut: Cut) -> str:
-    """Return the description of a slice, "" for None."""
+    """Return the description of a slice, such as "slice 5 of 9 along axis 1"; "" if `cut` is None.
+
+    Args:
+        space: the spatial size of the volume.
+        cut: the axis and the index of the slice.
+    """
     return f"slice {cut[1] + 1} of {space[cut[0]]} along axis {cut[0] + 1}" if cut else ""
 
 
 def escape_text(name: str) -> str:
-    r"""Return a file name as text for matplotlib, with $ escaped and undecodable bytes replaced.
+    r"""Return a name as text for matplotlib, with $ escaped and bytes that are not UTF-8 replaced.
 
     >>> print(escape_text("a$b$.png"))
     a\$b\$.png
@@ -87,24 +106,24 @@ def escape_text(name: str) -> str:
 
 
 def tick_labels(*values: float) -> list[str]:
-    """Return tick labels for values, with two to four decimals so that the smallest and largest differ."""
+    """Return a tick label for each value, with two to four decimals, so that the smallest and the largest differ."""
     spread = max(values) - min(values)
     return [f"{value:.{min(max(2, 1 - floor(log10(spread))), 4) if spread else 2}f}" for value in values]
 
 
 def remove_ticks(ax: Axes, color: str | None = None) -> None:
-    """Remove the ticks of an image, and its frame unless `color` is given for it."""
+    """Remove the ticks of axes, and their frame; with `color`, draw the frame in this colour instead."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(visible=color is not None, color=color)
 
 
 def style_ticks(ax: Axes) -> None:
-    """Make ticks and their labels small and grey."""
+    """Make the ticks of axes and their labels small and grey."""
     ax.tick_params(labelsize=8.5, length=2, color=GREY, labelcolor=GREY)
 
 
 def png(figure: Figure, dpi: int = DPI) -> bytes:
-    """Return a figure as PNG."""
+    """Return a figure as the bytes of a PNG with `dpi` pixels per inch."""
     file = BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")   # characters without a glyph are drawn as boxes

@@ -180,7 +180,7 @@ def test_unit_refuses_integers_of_which_it_would_leave_nothing(dtype, tmp_path):
         path = write_array(tmp_path / "a.npy", array[0])
         for read in (lambda _, array=array: array, unit.read):
             if array is small:
-                message = rf"fill the range of {np.dtype(dtype)} for --normalise unit, got at most \d+: save it as ui"
+                message = rf"fill the range of {np.dtype(dtype)} for --normalise unit, got at most \d+: save the im"
                 with pytest.raises(ValueError, match=message):
                     unit(read(path))
             else:
@@ -291,7 +291,7 @@ def test_a_mask_elsewhere_on_the_map_is_refused(other, is_refused, tmp_path):
     if not is_refused:
         assert len(Folder([pair])) == 1
         return
-    got = "got pixels of 2 x 2 from 494, 94 and pixels of "
+    got = "got pixels of 2 x 2 starting at x 494, y 94 in the image and pixels of "
     with pytest.raises(ValueError, match=rf"expected .*a_mask.tif at the map coordinates of its image .*a.tif, {got}"):
         Folder([pair])
 

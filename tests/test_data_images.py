@@ -190,7 +190,7 @@ def test_a_png_whose_checksum_is_wrong_is_refused(bits, kind, channels, tmp_path
     data = bytearray(png(array, bits, kind, before))
     (tmp_path / "a.png").write_bytes(data)
     assert read_image(tmp_path / "a.png").shape[1:] == (64, 48)
-    message = r"a.png: (expected a whole PNG, got a damaged one: .*IDAT|broken data)"
+    message = r"a.png: (expected a whole PNG, got a damaged file: .*IDAT|broken data)"
     for at in (-20, -14):   # in the data's last bytes, and in their checksum
         damaged = data.copy()
         damaged[at] ^= 1
@@ -233,7 +233,7 @@ def test_a_bmp_of_a_grey_palette_gives_its_indices_and_greys(bits, greys, core, 
 def test_an_index_beyond_the_palette_of_a_bmp_is_refused(tmp_path):
     (tmp_path / "a.bmp").write_bytes(bitmap(np.array([[0, 1, 2]]), 8, [(0,) * 3, (255,) * 3]))
     for read in (read_image, read_mask):
-        with pytest.raises(ValueError, match=r"a.bmp: expected indices into a palette of 2 colours, got 2"):
+        with pytest.raises(ValueError, match=r"a.bmp: expected indices below 2, the number of colours .*, got 2"):
             read(tmp_path / "a.bmp")
 
 
@@ -284,7 +284,7 @@ def test_unit_divides_by_the_largest_of_the_declared_bits(name, largest, tmp_pat
 def test_an_image_whose_least_is_white_is_refused(dtype, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", BYTES[..., 0].astype(dtype), photometric="miniswhite")
     for read in (read_image, read_shape):
-        with pytest.raises(ValueError, match=r"a.tif: expected grey or colours, got .* MinIsWhite.*; save it as M"):
+        with pytest.raises(ValueError, match=r"a.tif: expected grey or colours, got .* MinIsWhite.*; save the"):
             read(tmp_path / "a.tif")
 
 
@@ -319,7 +319,7 @@ def test_an_image_with_pixels_that_its_file_declares_as_no_data_is_refused(array
         tag = [(42113, "s", 0, text, False)] if declared else []
         tifffile.imwrite(tmp_path / "a.tif", written.astype(array.dtype), extratags=tag)
         if declared and written is array:
-            with pytest.raises(ValueError, match=rf"a.tif: expected measured pixels, got {count} of .* no data .*fill"):
+            with pytest.raises(ValueError, match=rf"a.tif: expected measured pixels, got {count} pixels of .* no data"):
                 read_image(tmp_path / "a.tif")
         else:
             assert read_image(tmp_path / "a.tif").shape == (1, *array.shape)
@@ -333,7 +333,7 @@ def test_no_data_of_a_palette_is_an_index(tmp_path):
         options = {"photometric": "palette", "colormap": colors, "extratags": [(42113, "s", 0, str(value), False)]}
         tifffile.imwrite(tmp_path / "a.tif", np.full((4, 4), 7, np.uint8), **options)
         if is_refused:
-            with pytest.raises(ValueError, match=r"a.tif: expected measured pixels, got 16 of 7, which the f"):
+            with pytest.raises(ValueError, match=r"a.tif: expected measured pixels, got 16 pixels of 7, whi"):
                 read_image(tmp_path / "a.tif")
         else:
             np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), np.zeros((3, 4, 4)))
@@ -349,7 +349,7 @@ def test_pixels_that_a_transparency_mask_leaves_out_are_refused(left_out, tmp_pa
         writer.write(is_there, photometric="mask", subfiletype=4, compression="zlib", metadata=None)
     for read in (read_image, read_mask, lambda path: read_mask(path, Labels((0, 255)))):
         if left_out:
-            with pytest.raises(ValueError, match=r"a.tif: expected a value in every pixel, got 3 that .* transpar"):
+            with pytest.raises(ValueError, match=r"a.tif: expected a value in every pixel, got 3 pixels .* transp"):
                 read(tmp_path / "a.tif")
     if not left_out:
         np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[0], BYTES[..., 0])
@@ -373,7 +373,7 @@ def unwritten(path, options, at):
 ])   # fmt: skip
 def test_a_tiff_with_parts_that_were_never_written_is_refused(options, at, tmp_path):
     missing = unwritten(tmp_path / "a.tif", options, at)
-    message = f"a.tif: expected all {at + missing} strips or tiles, got {at} and {missing} never written"
+    message = f"a.tif: expected all {at + missing} strips or tiles, got {at}, with {missing} never written"
     for read in (read_image, read_mask, read_shape):
         with pytest.raises(ValueError, match=message):
             read(tmp_path / "a.tif")
@@ -402,7 +402,7 @@ def test_a_jpeg_of_12_bits_is_refused_as_one(tmp_path):
     data = imagecodecs.jpeg8_encode(below(4096, 64, 64), bitspersample=12, level=95)
     (tmp_path / "a.jpg").write_bytes(data)
     for read in (read_image, read_mask, read_shape):
-        with pytest.raises(ValueError, match=r"a.jpg: expected a JPEG of 8 bits, got one of 12 bits: convert"):
+        with pytest.raises(ValueError, match=r"a.jpg: expected a JPEG of 8 bits, got .* 12 bits per sample: convert"):
             read(tmp_path / "a.jpg")
 
 
@@ -576,15 +576,15 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 @pytest.mark.parametrize(("name", "message"), [
     ("text.png", "expected PNG, TIFF, JPEG, BMP, GIF, WebP, PNM, JPEG 2000, or a volume as .* got another format"),
     ("scan.dcm", r"got DICOM: convert the series to \.nii\.gz"),
-    ("stack.tif", "expected one picture, got 6; save a volume as .npy or .nii.gz"),
+    ("stack.tif", "expected one picture, got 6 in one file; save each picture .*, or a volume as .npy or .nii.gz"),
     ("imagej.tif", "expected one picture, got 6"),
     ("lab.tif", "expected grey, RGB, CMYK or a palette, got photometric interpretation CIELAB"),
-    ("bomb.png", "expected at most 178956970 pixels, got more: save it as TIFF, which has no limit"),
-    ("huge.nii", "too little memory for its samples; if the size in its header is wrong, copy it again"),
-    ("complex.tif", "expected real samples.*; save 8, 16 or 32 bits"),
-    *((name, f"{name}: the file may be damaged, or have the wrong ending: .*; copy it again")
+    ("bomb.png", "expected at most 178956970 pixels, got more: save the picture as TIFF, which has no limit"),
+    ("huge.nii", "too little memory for the samples; if the size in the file's header is wrong, copy the file"),
+    ("complex.tif", "expected real samples.*; save samples of 8, 16 or 32 bits"),
+    *((name, f"{name}: the file may be damaged, or have the wrong ending: .*; copy the file again")
       for name in ("head.jp2", "jpegls.jpg")),
-    *((name, "expected a size in the header of a PNM, got .*; save it again") for name in ("head.pgm", "words.pgm")),
+    *((name, "expected a size in the header of a PNM, got .*; save the file") for name in ("head.pgm", "words.pgm")),
 ])   # fmt: skip
 def test_the_error_for_an_unsupported_file_has_the_reason(name, message, tmp_path):
     (tmp_path / name).write_bytes(BROKEN[name])

@@ -335,7 +335,7 @@ def test_open_network_raises_for_wrong_files_and_options(files):
         open_network(files / "colour.safetensors", normalise="maybe")
     with pytest.raises(FileNotFoundError):
         open_network(files / "none.safetensors")
-    with pytest.raises(IsADirectoryError, match=r"got the folder .*: give a file, such as .*best.safetensors"):
+    with pytest.raises(IsADirectoryError, match=r"got the folder .*: give a file of .*best.safetensors"):
         open_network(files)
 
 
@@ -430,7 +430,7 @@ def test_wrong_inputs_and_options_raise_before_anything_is_written(files, tmp_pa
         predict_files(network, folder, out)
     Image.fromarray(np.moveaxis(random_image(), 0, -1)).save(folder / "a.png")
     Image.fromarray(random_image()[0]).save(folder / "grey.png")
-    convert = r"convert it to 3 channels \(grey has 1, RGB 3, RGBA 4\)"
+    convert = r"convert the image to 3 channels \(grey has 1, RGB 3, RGBA 4\)"
     with pytest.raises(ValueError, match=rf"expected 3 channels and 2 spatial .*grey.png, got 1 and 2: {convert}"):
         predict_files(network, folder / "grey.png", out)
     (folder / "grey.png").write_text("no picture")
@@ -440,7 +440,7 @@ def test_wrong_inputs_and_options_raise_before_anything_is_written(files, tmp_pa
         maps_file(network, files / "scan.npy", out)
     with pytest.raises(FileNotFoundError, match=r"got no file or folder .*none\.png"):
         predict_files(network, folder / "none.png", out)
-    with pytest.raises(FileNotFoundError, match=r"expected one image .* folder .*: `attzoo predict` takes f"):
+    with pytest.raises(FileNotFoundError, match=r"expected one image .* folder .*: give one of its f"):
         maps_file(network, folder, out)
     with pytest.raises(FileNotFoundError, match=r"got no file .*none.png"):
         maps_file(network, folder / "none.png", out)
@@ -448,7 +448,7 @@ def test_wrong_inputs_and_options_raise_before_anything_is_written(files, tmp_pa
         predict_files(network, folder / "a.png", out, overlap=2)
     with pytest.raises(ValueError, match=r"^overlap needs a window, got 0\.5 without a window"):
         predict_files(network, folder, out, overlap=0.5)
-    with pytest.raises(ValueError, match="holds attention blocks, got a UNet without any"):
+    with pytest.raises(ValueError, match="contains attention blocks, got a UNet without any"):
         maps_file(open_network(files / "plain.safetensors"), folder / "a.png", out)
     assert not out.exists()
 

@@ -115,7 +115,7 @@ def test_colours_of_all_masks_are_listed_and_train_with_the_option(tmp_path):
     assert "(0,0,0) in 45 pixels, (0,0,255) in 2 pixels, (255,0,0) in 1 pixels" in str(caught.value)
     assert str(caught.value).endswith('--labels "0,0,0;0,0,255;255,0,0"')
     assert class_count(folder, labels=((0, 0, 0), (0, 0, 255), (255, 0, 0))) == 3
-    with pytest.raises(ValueError, match=r"got \(0,0,255\) in 2 pixels: add them to --labels"):
+    with pytest.raises(ValueError, match=r"got \(0,0,255\) in 2 pixels: add these values to --labels"):
         class_count(folder, labels=((0, 0, 0), (255, 0, 0)))
 
 

@@ -1,8 +1,11 @@
 """Read images, masks and volumes, and write predicted masks. All code that depends on file formats is here.
 
-`formats` lists the formats; `pictures`, `tiff` and `volumes` read them. `reading` makes images of the stored samples,
-`masks` makes class indices. Images are (C, *S) in the dtype of their file, masks are int64 (*S), with two or three
-spatial axes.
+`formats` lists the formats; `pictures`, `tiff` and `volumes` read their files. `reading` converts the stored samples to
+images, `masks` converts them to class indices. Images are (C, *S) in the dtype of their file, masks are int64 (*S),
+with two or three spatial axes S.
+
+Words of this package: a picture is a file of one 2-d image, such as PNG; a volume is a .npy or NIfTI file; an image is
+the input of a network from either; samples are the numbers that a file stores.
 """
 
 from .extra import package

@@ -1,4 +1,4 @@
-"""The file formats, the bytes that their files begin with, and the function that reads each."""
+"""The file formats: the first bytes of their files, and the function that reads the metadata of each format."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Final
 
 from ..files import open_regular
 from . import pictures, tiff, volumes
-from .source import DICOM, VOLUMES, FileInfo, ending, is_dicom
+from .source import DICOM, TO_PNG, VOLUMES, FileInfo, ending, is_dicom
 
-Reader = Callable[[Path], FileInfo]
+Reader = Callable[[Path], FileInfo]   # returns the metadata of a file
 READERS: Final[tuple[tuple[str, tuple[bytes, ...], Reader], ...]] = (
     ("PNG", (b"\x89PNG\r\n\x1a\n",), pictures.png),
     ("TIFF", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), tiff.describe),
@@ -24,11 +24,14 @@ READERS: Final[tuple[tuple[str, tuple[bytes, ...], Reader], ...]] = (
 
 
 def describe(path: Path) -> FileInfo:
-    """Return the metadata of a file, read by the function for its format.
+    """Return the metadata of an image, mask or volume file.
+
+    The format of a volume is recognized by the ending of its name, that of a picture by its first bytes.
 
     Raises:
-        OSError: if the file cannot be opened, or is no regular file.
-        ValueError: if the format is unknown, or the reader of the format refuses the file.
+        OSError: if the file cannot be opened, or is not a regular file.
+        ValueError: if the format is unknown, or if attzoo cannot read this file of the format. The message does not
+            name the file.
     """
     open_regular(path).close()   # opening a pipe would block
     if ending(path) in VOLUMES:
@@ -39,4 +42,5 @@ def describe(path: Path) -> FileInfo:
         if head.startswith(signatures):
             return reader(path)
     known = f"{', '.join(name for name, _, _ in READERS)}, or a volume as .npy, .nii or .nii.gz"
-    raise ValueError(f"expected {known}, got {DICOM if is_dicom(head) else 'another format'}")
+    got = DICOM if is_dicom(head) else f"another format: {TO_PNG}, or a volume to .nii.gz"
+    raise ValueError(f"expected {known}, got {got}")

@@ -12,7 +12,9 @@ from .. import contract
 IGNORE: Final = 255   # the class index that losses and metrics ignore
 SHIFT: Final = 16     # bits of one channel in the integer code of a colour
 SHOWN: Final = 8      # largest number of values that an error lists
-BLENDED: Final = "or if drawing or resizing blended them, save masks without smoothing and resize by nearest neighbour"
+BLENDED: Final = (
+    "or if smoothing or resizing made these values, save masks without smoothing and resize by nearest neighbour"
+)
 
 Color = tuple[int, int, int]
 Value = int | Color
@@ -36,7 +38,7 @@ class Labels:
     def __post_init__(self) -> None:
         values = tuple(_value(value) for value in self.values)
         if len({isinstance(value, tuple) for value in values}) > 1:
-            raise ValueError(f"labels must be all integers or all colours, got {values}")
+            raise ValueError(f"labels must be all integers or all colours, got {contract.short_repr(values)}")
         if not 2 <= len(values) <= IGNORE:
             raise ValueError(f"labels must be 2 to {IGNORE} values, one for each class, got {len(values)}")
         if repeated := [value for value, count in Counter(values).items() if count > 1]:
@@ -50,22 +52,30 @@ class Labels:
 
 
 def _value(value: Any) -> Value:
-    """Return a label as an integer or a colour. Raise TypeError or ValueError if it is neither."""
+    """Return a label as an integer >= -2**31, or as a colour, three integers from 0 to 65535.
+
+    Raises:
+        TypeError: if the label, or a number of a colour, is not an integer.
+        ValueError: if a number is out of range, or a colour has not three numbers.
+    """
     if not isinstance(value, Sequence) or isinstance(value, str):
         return contract.integer("labels", value, -(2**31))
     if len(value) != 3:
-        raise ValueError(f"labels must be integers or colours of 3 numbers, got {tuple(value)}")
+        got = contract.short_repr(tuple(value))
+        raise ValueError(f"labels must be integers or colours of 3 numbers, got {got}: give red, green and blue")
     red, green, blue = (contract.integer("labels", channel, 0) for channel in value)
     if max(red, green, blue) >= 1 << SHIFT:
-        raise ValueError(f"labels must be colours below {1 << SHIFT}, got {tuple(value)}")
+        raise ValueError(f"labels must be colours of numbers from 0 to {(1 << SHIFT) - 1}, got {tuple(value)}")
     return red, green, blue
 
 
 def parse_labels(text: str) -> tuple[Value, ...]:
-    """Parse integers such as "0,128,255", or colours such as "0,0,0;255,0,0".
+    """Parse the text of the option `--labels`; return the values in the order of their classes.
+
+    The text has integers such as "0,128,255", or colours such as "0,0,0;255,0,0".
 
     Raises:
-        ValueError: if the text has another form, or has a single colour.
+        ValueError: if the text has another form or a single colour, or if its values are invalid as `Labels`.
 
     >>> parse_labels("0,128,255"), parse_labels("0,0,0; 255,0,0")
     ((0, 128, 255), ((0, 0, 0), (255, 0, 0)))
@@ -82,7 +92,7 @@ def parse_labels(text: str) -> tuple[Value, ...]:
 
 
 def text_of(value: Value | str) -> str:
-    """Format a value in the syntax of `--labels`.
+    """Return a value of a mask as text in the syntax of the option `--labels`.
 
     >>> text_of(128), text_of((255, 0, 0))
     ('128', '255,0,0')
@@ -91,7 +101,7 @@ def text_of(value: Value | str) -> str:
 
 
 def option_of(values: Sequence[Value | str]) -> str:
-    """Return the text of `--labels` for these values; "..." follows a single value."""
+    """Return the option `--labels` with these values, as a user would type it; "..." follows a single value."""
     if len(values) == 1:
         values = [*values, "..."]
     if isinstance(values[0], tuple):
@@ -100,7 +110,10 @@ def option_of(values: Sequence[Value | str]) -> str:
 
 
 def shown(counts: Mapping[Any, int]) -> str:
-    """Format values with their numbers of pixels; list the most frequent ones if there are more than `SHOWN`.
+    """Return values and their numbers of pixels as text for a message; of more than `SHOWN`, the most frequent.
+
+    Args:
+        counts: number of pixels of each value.
 
     >>> shown({0: 90, 128: 10})
     '0 in 90 pixels, 128 in 10 pixels'
@@ -111,7 +124,7 @@ def shown(counts: Mapping[Any, int]) -> str:
 
 
 def number_of(color: Color) -> int:
-    """Encode a colour as one integer.
+    """Return a colour encoded as one integer, with 16 bits for each of red, green and blue.
 
     >>> color_of(number_of((255, 3, 65535)))
     (255, 3, 65535)
@@ -120,13 +133,13 @@ def number_of(color: Color) -> int:
 
 
 def color_of(number: int) -> Color:
-    """Decode a colour from the integer of `number_of`."""
+    """Return the colour (red, green, blue) that `number_of` encoded as an integer."""
     largest = (1 << SHIFT) - 1
     return number >> 2 * SHIFT, number >> SHIFT & largest, number & largest
 
 
 def check_values(counts: Mapping[Value, int]) -> None:
-    """Raise ValueError if the values of a mask are not class indices.
+    """Raise ValueError if the values of a mask are colours or negative, and so are not class indices.
 
     Args:
         counts: number of pixels of each value; the values are all integers or all colours.
@@ -137,12 +150,12 @@ def check_values(counts: Mapping[Value, int]) -> None:
         raise ValueError(f"expected one integer per pixel, got colours: {shown(counts)}; {fix}")
     if values[0] < 0:
         negative = [value for value in values if isinstance(value, int) and value < 0]
-        ignore = f"save {negative[0]} as {IGNORE} if it marks pixels to ignore, or " if len(negative) == 1 else ""
+        ignore = f"if {negative[0]} marks pixels to ignore, save it as {IGNORE}; else " if len(negative) == 1 else ""
         raise ValueError(f"expected integers >= 0 as classes, got {shown(counts)}; {ignore}{fix}")
 
 
 def check_labelled(counts: Mapping[Value, int], labels: Labels) -> None:
-    """Raise ValueError if a mask has values that are not in `labels`; the integer 255 is allowed.
+    """Raise ValueError if a mask has values that are not in `labels`; the integer 255, to ignore, is allowed.
 
     Args:
         counts: number of pixels of each value.
@@ -150,6 +163,8 @@ def check_labelled(counts: Mapping[Value, int], labels: Labels) -> None:
     """
     known = {*labels.values, *(() if labels.are_colors else (IGNORE,))}
     if unknown := {value: count for value, count in counts.items() if value not in known}:
-        expected = option_of(labels.values) if len(labels.values) <= SHOWN else f"{len(labels.values)} --labels"
+        few = len(labels.values) <= SHOWN
+        expected = option_of(labels.values) if few else f"the {len(labels.values)} in --labels"
         blended = f", {BLENDED}" if len(unknown) > SHOWN else ""
-        raise ValueError(f"expected only values of {expected}, got {shown(unknown)}: add them to --labels{blended}")
+        fix = f"add these values to --labels{blended}"
+        raise ValueError(f"expected only values of {expected}, got {shown(unknown)}: {fix}")

@@ -1,4 +1,4 @@
-"""Reading of masks as class indices: the stored values, and their classes by `labels`."""
+"""Reading of masks: the values that a file stores, and the class index of each value."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .source import FileInfo, naming
 
 @dataclass(frozen=True)
 class Stored:
-    """The values that a mask's file stores.
+    """The values that a mask's file stores, before they are converted to classes.
 
     Attributes:
-        values: (*S), integers; the codes of colours by `number_of` if `are_colors`.
-        are_colors: whether `values` are codes of colours.
+        values: (*S), integers; if `are_colors`, each is a colour encoded by `labels.number_of`.
+        are_colors: whether `values` are encoded colours.
         source: the metadata of the file.
-        palette: (K, 3), the colours of palette indices; None if the file has no palette or `are_colors`.
+        palette: (K, 3), the colour of each palette index; None if the file has no palette or `are_colors`.
     """
 
     values: NDArray[np.int64]
@@ -51,18 +51,18 @@ class Stored:
 
 
 def read_stored(path: Path, labels: Labels | None = None) -> Stored:
-    """Read the values in a mask's file.
+    """Read a mask's file and return the values that it stores.
 
-    Colours are read if `labels` are colours, or if the channels of the file differ.
+    The values are colours if `labels` are colours, or if the channels of the file differ; else they are integers.
 
     Args:
         path: the file.
         labels: the values of the classes; None if the values are class indices.
 
     Raises:
-        ValueError: if the file cannot be read or its format changes values; if the channels neither are equal nor are
-            the three of a colour; if only the opacity differs between pixels; or if a value is no integer. The message
-            names the file.
+        ValueError: if the file cannot be read or its format changes values; if its channels differ and are not three;
+            if only the opacity differs between pixels; if all colours of its palette are equal; if pixels have the
+            value that the file declares as no data; or if a value is not an integer. The message names the file.
     """
     source = describe_mask(path)
     with naming(path):
@@ -84,16 +84,21 @@ def read_stored(path: Path, labels: Labels | None = None) -> Stored:
 
 
 def _check_data(array: NDArray[Any], no_data: float | None) -> None:
-    """Raise ValueError if pixels have the value that the file declares as no data: it may be a class or not."""
+    """Raise ValueError if pixels of a mask have the value that its file declares as no data, which may be a class.
+
+    Args:
+        array: (C, *S), the samples.
+        no_data: the declared value; None if the file declares none.
+    """
     if no_data in (None, IGNORE) or not (count := np.count_nonzero(array == no_data)):
         return
-    fix = f"save them as {IGNORE} to ignore them, or make them a class by adding {no_data:.10g} to --labels"
-    got = f"{count} of {no_data:.10g}, which the file declares as no data (GDAL_NODATA)"
+    fix = f"save these pixels as {IGNORE} to ignore them, or make them a class by adding {no_data:.10g} to --labels"
+    got = f"{count} pixels of {no_data:.10g}, which the file declares as no data (GDAL_NODATA)"
     raise ValueError(f"expected a class in every pixel, got {got}: {fix}")
 
 
 def _without_opacity(array: NDArray[Any], opacity: int) -> NDArray[Any]:
-    """Return the channels (C, *S) without the opacity.
+    """Return the channels (C, *S) of a mask without the channel of index `opacity`, (C - 1, *S).
 
     Raises:
         ValueError: if the other channels are constant and the opacity is not.
@@ -101,16 +106,16 @@ def _without_opacity(array: NDArray[Any], opacity: int) -> NDArray[Any]:
     channels = np.delete(array, opacity, axis=0)
     if _is_constant(channels) and not _is_constant(array):
         got = f"one value, {text_of(tuple(channels.reshape(len(channels), -1)[:, 0].tolist()))}, in all pixels"
-        fix = "if the opacity has the classes, save it as a grey mask"
+        fix = "if the opacity (alpha channel) has the classes, save it as a grey mask"
         raise ValueError(f"expected classes in grey or colours, got {got}, and varying opacity: {fix}")
     return channels
 
 
 def _in_colors(indices: NDArray[Any], palette: NDArray[Any]) -> NDArray[Any]:
-    """Replace palette indices (1, *S) by their colours, (3, *S).
+    """Return the colours (3, *S) of palette indices (1, *S); `palette` is (K, 3).
 
     Raises:
-        ValueError: if different indices all have one colour.
+        ValueError: if there are different indices and all have the same colour.
     """
     colors: NDArray[Any] = np.moveaxis(palette[indices[0]], -1, 0)
     if _is_constant(colors) and not _is_constant(indices):
@@ -139,26 +144,27 @@ def describe_mask(path: Path) -> FileInfo:
 
 
 def _integers(array: NDArray[Any]) -> NDArray[np.int64]:
-    """Convert to int64. Raise ValueError if a value is no integer."""
+    """Return the values as int64. Raise ValueError if a value is not an integer."""
     with np.errstate(invalid="ignore"):   # NaN, which the comparison below detects
         integers: NDArray[np.int64] = array.astype(np.int64)
-    if (wrong := integers != array).any():
+    if (is_fraction := integers != array).any():
         fix = f"save the class of each pixel, for example by a threshold or argmax, and {IGNORE} for no class"
-        raise ValueError(f"expected integers >= 0 as classes, got {array[wrong].flat[0]}: {fix}")
+        raise ValueError(f"expected integers >= 0 as classes, got {array[is_fraction].flat[0]}: {fix}")
     return integers
 
 
 def _color_codes(array: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Encode colours (3, *S), or grey (1, *S), as one integer per pixel, (*S).
+    """Return colours (3, *S), or grey (1, *S), encoded as one integer per pixel, (*S).
 
     Raises:
-        ValueError: if there are other numbers of channels, or values outside 16 bits.
+        ValueError: if there are not 1 or 3 channels, or a value is not in 0 to 65535.
     """
     if len(array) not in (1, 3):
-        fix = "for one channel per class save the argmax over channels; for colours leave out extra channels"
+        fix = "if each channel is a class, save the argmax over channels; if three channels are RGB, save only these"
         raise ValueError(f"expected one channel, equal channels or RGB, got {len(array)} different channels: {fix}")
     if array.min() < 0 or array.max() >= 1 << SHIFT:
-        raise ValueError(f"expected colours from 0 to {(1 << SHIFT) - 1}, got {array.min()} to {array.max()}")
+        fix = "save masks in grey or in colours of 8 or 16 bits"
+        raise ValueError(f"expected colours from 0 to {(1 << SHIFT) - 1}, got {array.min()} to {array.max()}: {fix}")
     red, green, blue = array if len(array) == 3 else (array[0],) * 3
     return np.asarray(red << 2 * SHIFT | green << SHIFT | blue)
 
@@ -167,19 +173,19 @@ def _color_codes(array: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def read_mask(path: str | Path, labels: Labels | None = None) -> NDArray[np.int64]:
-    """Return the class indices (*S) in a file.
+    """Read a mask's file and return the class index of each pixel, (*S).
 
-    Without `labels`, stored values are class indices, and so are the indices into a palette. Several channels must be
-    equal; opacity is ignored. With `labels`, the class of a value is its index in `labels`, and 255 stays 255 unless it
-    is in `labels`.
+    Without `labels`, the stored values are the class indices, in a file with a palette the palette indices. If there
+    are several channels, they must be equal; opacity is ignored. With `labels`, the class of a value is its index in
+    `labels`, and 255 stays 255 unless it is in `labels`.
 
     Args:
         path: the file.
         labels: the values of the classes; None if the values are class indices.
 
     Raises:
-        ValueError: as `read_stored`, or if a value has no class. The message has the file, the values and the option
-            `--labels`.
+        ValueError: if a value has no class, or for the causes of `read_stored`. The message names the file, the values
+            and the option `--labels`.
     """
     path = Path(path)
     stored = read_stored(path, labels)
@@ -194,10 +200,10 @@ def read_mask(path: str | Path, labels: Labels | None = None) -> NDArray[np.int6
 
 
 def _classes_of(stored: Stored, labels: Labels) -> NDArray[np.int64]:
-    """Return the class of each pixel, (*S); 255 for a value 255 that is not in `labels`.
+    """Return the class of each pixel, (*S): the index of its value in `labels`, or 255 for 255 if not in `labels`.
 
     Raises:
-        ValueError: if another value is not in `labels`.
+        ValueError: if a value other than 255 is not in `labels`.
     """
     values = [number_of(value) if isinstance(value, tuple) else value for value in labels.values]
     order = np.argsort(values)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Rotate and mirror stored samples (C, H, W) for display, by an orientation from 1 to 8.
+    """Return stored samples (C, H, W) rotated and mirrored for display, as a declared orientation from 1 to 8 asks.
 
     Source: TIFF 6.0, tag 274. The orientation names the corner of the displayed picture in which the stored rows and
     columns begin.
@@ -25,7 +25,7 @@ def upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def valid_orientation(orientation: Any) -> int:
-    """Return a declared orientation, or 1 if it is not an integer from 1 to 8.
+    """Return a declared orientation, or 1 (no rotation) if it is not an integer from 1 to 8.
 
     >>> valid_orientation(6), valid_orientation(0), valid_orientation("up")
     (6, 1, 1)
@@ -34,10 +34,10 @@ def valid_orientation(orientation: Any) -> int:
 
 
 def upright_size(size: Sequence[int], orientation: int) -> tuple[int, ...]:
-    """Return the size (H, W) that a picture has after `upright`."""
+    """Return the size (H, W) of a picture of stored size `size` (H, W) after `upright`."""
     return tuple(size[::-1]) if transposes(orientation) else tuple(size)
 
 
 def transposes(orientation: int) -> bool:
-    """Whether `upright` exchanges rows and columns for an orientation."""
+    """Whether `upright` exchanges rows and columns for an orientation from 1 to 8."""
     return orientation in (5, 6, 7, 8)

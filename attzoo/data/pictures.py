@@ -1,7 +1,10 @@
 """Reading of PNG, JPEG, BMP, GIF, WebP and PNM with Pillow, and of JPEG 2000 with imagecodecs.
 
-Samples are returned as the file stores them. Pillow rescales, inverts or truncates some formats to 8 bits: this is
-detected from the header of the file, and undone or refused.
+Samples are returned as the file stores them. Pillow rescales, inverts or truncates some formats to 8 bits. This module
+detects such files from their header, and restores their samples or raises ValueError.
+
+Each function that is named after a format returns the metadata of a file of that format, as `FileInfo`, and raises
+ValueError for a file that is damaged or has samples that cannot be read unchanged.
 """
 
 from __future__ import annotations
@@ -19,21 +22,22 @@ from numpy.typing import NDArray
 
 from .extra import package
 from .orientation import upright, upright_size, valid_orientation
-from .source import FileInfo, channels_first, largest_integer
+from .source import TO_PNG, FileInfo, channels_first, largest_integer
 
 ORIENTATION: Final = 0x0112   # EXIF's tag
+# The number of channels of each of Pillow's modes.
 MODES: Final = {"1": 1, "L": 1, "P": 1, "I;16": 1, "I;16B": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
 EXIF_TEXT: Final = b"Raw profile type exif\0"   # keywords of a PNG's texts from which Pillow reads the orientation
 XMP_TEXT: Final = b"XML:com.adobe.xmp\0"
-HEAD: Final = 4096   # bytes that are read as the header
-PASSES: Final = (((0, 0, 1, 1),), (   # of a PNG, not interlaced or Adam7: first row, first column, and their steps
+HEAD: Final = 4096   # number of bytes that are read as the header
+PASSES: Final = (((0, 0, 1, 1),), (   # of a PNG, not interlaced and Adam7: first row, first column, row and column step
     (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1),
 ))   # fmt: skip
-PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}   # by colour type
+PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}   # number of channels by PNG's colour type
 
 
 def png(path: Path) -> FileInfo:
-    """Return the metadata of a PNG with grey, colours or a palette, of up to 16 bits."""
+    """Return the metadata of a PNG with grey, colours or a palette, of 1 to 16 bits."""
     bits, color_type = struct.unpack_from("BB", _header(path), 24)
     if color_type == 0 and bits in (2, 4):   # Pillow scales these greys to a maximum of 255
         return _by_pillow(path, "PNG", bits=bits, restore=lambda array: array // (255 // (2**bits - 1)))
@@ -43,22 +47,27 @@ def png(path: Path) -> FileInfo:
 
 
 def _decode_png(path: Path) -> NDArray[Any]:
-    """Read the samples (H, W, C) of a PNG of 16 bits."""
+    """Return the samples (H, W, C) of a PNG of 16 bits."""
     data = path.read_bytes()
     array = np.asarray(package("imagecodecs").png_decode(data))
     return array[..., : PNG_CHANNELS[data[25]]]   # imagecodecs adds an opacity if a colour is transparent
 
 
 def jpeg(path: Path) -> FileInfo:
-    """Return the metadata of a JPEG of 8 bits; of several pictures, as cameras write previews, those of the first."""
+    """Return the metadata of a JPEG of 8 bits. Of a file with previews, as cameras write them, read the first picture.
+
+    Raises:
+        ValueError: if the JPEG has other than 8 bits.
+    """
     if (bits := _jpeg_bits(path)) not in (8, None):
-        raise ValueError(f"expected a JPEG of 8 bits, got one of {bits} bits: convert it to PNG or TIFF of 16 bits")
-    lossy = "expected a mask in a lossless format, got JPEG, which changes values; save it as PNG"
+        got = f"a JPEG of {bits} bits per sample: convert it to PNG or TIFF of 16 bits"
+        raise ValueError(f"expected a JPEG of 8 bits, got {got}")
+    lossy = "expected a mask in a lossless format, got JPEG, which changes values; save the mask as PNG"
     return _by_pillow(path, "JPEG", not_a_mask=lossy)
 
 
 def _jpeg_bits(path: Path) -> int | None:
-    """Return the bits of a sample, from the frame header (ITU-T T.81, B.2.2); None if there is none."""
+    """Return the bits of a JPEG's samples, from its frame header (ITU-T T.81, B.2.2); None if it has no such header."""
     with path.open("rb") as file:
         file.seek(2)   # skip the marker SOI
         while len(segment := file.read(5)) == 5 and segment[0] == 0xFF:
@@ -73,7 +82,8 @@ def bmp(path: Path) -> FileInfo:
     header = _header(path)
     has_core_header = int.from_bytes(header[14:18], "little") == 12
     bits = int.from_bytes(header[24:26] if has_core_header else header[28:30], "little")
-    rescaled = f"expected a mask with 8 bits per channel, got {bits} bits per pixel, which are rescaled; save it as PNG"
+    got = f"{bits} bits per pixel, which programs rescale; save the mask as PNG"
+    rescaled = f"expected a mask with 8 bits per channel, got {got}"
     with _open_picture(path, "BMP") as picture:   # of a grey palette, Pillow derives the bits from its length
         has_wrong_bits = {"1": 1, "L": 8}.get(picture.mode, bits) != bits
     return _by_pillow(
@@ -82,27 +92,36 @@ def bmp(path: Path) -> FileInfo:
 
 
 def _decode_grey_bmp(path: Path) -> NDArray[Any]:
-    """Read the palette indices (H, W) of a BMP with a grey palette. Raise ValueError if one is beyond the palette.
+    """Return the palette indices (H, W) of a BMP with a grey palette. Raise ValueError if one is beyond the palette.
 
-    One colour of the palette is changed before Pillow reads the file, since Pillow reads other palettes correctly.
+    Pillow misreads only palettes of greys. Therefore one colour of the palette is changed in memory, not in the file,
+    before Pillow decodes it.
     """
     data = bytearray(path.read_bytes())
     data[14 + int.from_bytes(data[14:18], "little")] ^= 1   # the blue of the first colour
     with package("PIL.Image").open(BytesIO(data), formats=["BMP"]) as picture:
         array, colors = np.asarray(picture), len(_palette(picture))
     if array.max() >= colors:
-        raise ValueError(f"expected indices into a palette of {colors} colours, got {array.max()}")
+        fix = "save the file again, for example as RGB"
+        expected = f"expected indices below {colors}, the number of colours in the palette"
+        raise ValueError(f"{expected}, got {array.max()}: {fix}")
     return array
 
 
 def gif(path: Path) -> FileInfo:
-    """Return the metadata of a GIF with one picture. Programs reorder its palette, so masks are read by colours."""
+    """Return the metadata of a GIF with one picture.
+
+    Programs reorder the palette of a GIF, so the values of a mask are its colours, not its palette indices.
+    """
     return _by_pillow(path, "GIF", has_stable_indices=False)
 
 
 def webp(path: Path) -> FileInfo:
-    """Return the metadata of a WebP; masks are lossless and have no opacity, since transparent pixels lose colours."""
-    lossy = "expected a mask in a lossless format, got lossy WebP; save it as PNG"
+    """Return the metadata of a WebP.
+
+    Only a lossless WebP without opacity can be a mask: WebP may change the colours of transparent pixels.
+    """
+    lossy = "expected a mask in a lossless format, got lossy WebP; save the mask as PNG"
     source = _by_pillow(path, "WEBP", not_a_mask=None if _is_lossless_webp(path) else lossy)
     if source.opacity is not None and not source.not_a_mask:
         return replace(source, not_a_mask=lossy.replace("lossy WebP", "WebP with opacity, which may change values"))
@@ -110,7 +129,7 @@ def webp(path: Path) -> FileInfo:
 
 
 def _is_lossless_webp(path: Path) -> bool:
-    """Whether the picture is in a chunk VP8L, not VP8."""
+    """Whether a WebP is lossless: its samples are in a chunk VP8L, not VP8."""
     with path.open("rb") as file:
         file.seek(12)   # skip "RIFF", the size and "WEBP"
         while len(chunk := file.read(8)) == 8:
@@ -122,25 +141,36 @@ def _is_lossless_webp(path: Path) -> bool:
 
 
 def pnm(path: Path) -> FileInfo:
-    """Return the metadata of a PGM of 8 or 16 bits, a PPM of 8 bits or a PBM. Pillow rescales other maxima."""
+    """Return the metadata of a PGM with maximum 255 or 65535, a PPM with maximum 255, or a PBM.
+
+    Raises:
+        ValueError: if the header is damaged, if the maximum differs, as Pillow would rescale the samples, or if the
+            file has several pictures.
+    """
     magic, *numbers = _tokens(_header(path))
     count = 2 if magic in (b"P1", b"P4") else 3
     if len(numbers) < count or not all(map(bytes.isdigit, numbers[:count])):
         got = repr(b" ".join(numbers)[:40])
-        raise ValueError(f"expected a size in the header of a PNM, got {got}; save it again")
+        raise ValueError(f"expected a size in the header of a PNM, got {got}; save the file again")
     if magic in (b"P1", b"P4"):
         _check_single(path, magic)
-        inverted = "expected a mask whose largest value is white, got PBM, whose 1 is black; save it as PNG"
+        inverted = "expected a mask whose largest value is white, got PBM, whose 1 is black; save the mask as PNG"
         return _by_pillow(path, "PPM", not_a_mask=inverted)
     maximum = int(numbers[2])
     if maximum != 255 and not (maximum == 65535 and magic in (b"P2", b"P5")):
-        raise ValueError(f"expected PGM of maximum 255 or 65535, or PPM of 255, got {maximum}; save it as PNG or TIFF")
+        expected = "PGM of maximum 255 or 65535, or PPM of 255"
+        raise ValueError(f"expected {expected}, got {maximum} in the header; save the file as PNG or TIFF")
     _check_single(path, magic)
     return _by_pillow(path, "PPM", np.dtype(np.uint16) if maximum == 65535 else None)
 
 
 def _check_single(path: Path, magic: bytes) -> None:
-    """Raise ValueError if a PNM has more pictures after the first, which Pillow would ignore."""
+    """Raise ValueError if a PNM has more pictures after the first, which Pillow would ignore.
+
+    Args:
+        path: the file.
+        magic: the first two bytes of the file, b"P1" to b"P6".
+    """
     with _open_picture(path, "PPM") as picture:
         bits = 1 if magic == b"P4" else 16 if picture.mode.startswith("I") else 8
         row_bytes = -(-picture.width * len(picture.getbands()) * bits // 8)
@@ -156,19 +186,24 @@ def _check_single(path: Path, magic: bytes) -> None:
 
 
 def _tokens(head: bytes) -> list[bytes]:
-    """Return the first four words of a PNM file, without comments."""
+    """Return the first four words in the first bytes of a PNM file, without comments."""
     lines = [line.partition(b"#")[0] for line in head.splitlines()]
     return b" ".join(lines).split(maxsplit=4)[:4]
 
 
 def jpeg_2000(path: Path) -> FileInfo:
-    """Return the metadata of a JPEG 2000, from the marker SIZ of the code stream (ISO/IEC 15444-1, A.5.1)."""
+    """Return the metadata of a JPEG 2000, from the marker SIZ of the code stream (ISO/IEC 15444-1, A.5.1).
+
+    Raises:
+        ValueError: if the channels have different depths or more than 16 bits.
+    """
     data = path.read_bytes()
     start = data.index(b"\xff\x4f\xff\x51") + 8   # skip SOC, SIZ, its length and capabilities
     width, height, left, top, _, _, _, _, channels = struct.unpack_from(">8IH", data, start)
     depths = set(data[start + 34 : start + 34 + 3 * channels : 3])
     if len(depths) != 1 or (depth := depths.pop()) & 127 > 15:
-        raise ValueError("expected channels of equal depth of at most 16 bits, got other depths")
+        got = f"channels of different depths, or of more than 16 bits: {TO_PNG}"
+        raise ValueError(f"expected channels of equal depth, of at most 16 bits, got {got}")
     bits, kind = (depth & 127) + 1, "i" if depth & 128 else "u"
     dtype = np.dtype(f"{kind}{1 if bits <= 8 else 2}")
     return FileInfo(
@@ -176,12 +211,12 @@ def jpeg_2000(path: Path) -> FileInfo:
         dtype=dtype,
         load=lambda: channels_first(np.asarray(package("imagecodecs").jpeg2k_decode(data))),
         largest=largest_integer(dtype, bits),
-        not_a_mask="expected a mask in a lossless format, got JPEG 2000, which may change values; save it as PNG",
+        not_a_mask="expected a mask in a lossless format, got JPEG 2000, which may change values; save the mask as PNG",
     )
 
 
 def _header(path: Path) -> bytes:
-    """Read the first bytes of a file, which contain the header."""
+    """Return the first bytes of a file, which contain the header."""
     with path.open("rb") as file:
         return file.read(HEAD)
 
@@ -198,32 +233,33 @@ def _by_pillow(
     has_stable_indices: bool = True,
     not_a_mask: str | None = None,
 ) -> FileInfo:
-    """Return the metadata of a picture whose header Pillow reads.
+    """Return the metadata of a picture whose header Pillow can read.
 
     Args:
         path: the file.
         kind: the name of the format in Pillow.
         dtype: the dtype of the samples; None for that of Pillow's mode.
         bits: the stored bits of a sample; None for all bits of the dtype.
-        restore: a function that returns the stored samples for those that Pillow reads.
+        restore: a function from the array that Pillow returns to the stored samples.
         decode: a function that reads the samples (H, W, C) of a file; None for Pillow.
         channels: the number of channels; None for that of Pillow's mode.
-        has_stable_indices: as in `Source`.
-        not_a_mask: as in `Source`.
+        has_stable_indices: as in `FileInfo`.
+        not_a_mask: as in `FileInfo`.
 
     Raises:
-        ValueError: if the mode is not supported.
+        ValueError: if the mode is not supported, or for the causes of `_open_picture`.
     """
     with _open_picture(path, kind) as picture:
         mode = picture.mode
         if mode not in MODES:
-            raise ValueError(f"expected grey, RGB, CMYK or a palette, got {mode}")
+            raise ValueError(f"expected grey, RGB, CMYK or a palette, got {mode}: save the file as RGB")
         orientation = _orientation(picture, is_whole=kind == "PNG" and _has_late_metadata(path))
         palette = _palette(picture) if mode == "P" else None
         size = upright_size((picture.height, picture.width), orientation)
     dtype, channels = dtype or np.dtype(bool if mode == "1" else np.uint8), channels or MODES[mode]
 
     def load() -> NDArray[Any]:
+        """Return the samples (C, H, W), rotated as declared. Raise ValueError if the file is damaged."""
         if kind == "PNG":
             _check_png(path)
         with _open_picture(path, kind) as picture:
@@ -244,27 +280,37 @@ def _by_pillow(
 
 
 def _open_picture(path: Path, kind: str) -> Any:
-    """Open a file with Pillow. Raise ValueError if it has several pictures, unless they are a camera's previews."""
-    package("PIL.MpoImagePlugin")   # else Pillow raises KeyError for a damaged JPEG
+    """Open a file with Pillow and return Pillow's image, which the caller closes.
+
+    Args:
+        path: the file.
+        kind: the name of the format in Pillow.
+
+    Raises:
+        ValueError: if the file has too many pixels, or several pictures that are not the previews of a camera.
+    """
+    package("PIL.MpoImagePlugin")   # without this import, Pillow raises KeyError for a damaged JPEG
     module = package("PIL.Image")
     try:
         picture = module.open(path, formats=["JPEG", "MPO"] if kind == "JPEG" else [kind])
     except module.DecompressionBombError as err:
         limit = 2 * module.MAX_IMAGE_PIXELS
-        raise ValueError(f"expected at most {limit} pixels, got more: save it as TIFF, which has no limit") from err
+        fix = "save the picture as TIFF, which has no limit"
+        raise ValueError(f"expected at most {limit} pixels, got more: {fix}") from err
     if (frames := getattr(picture, "n_frames", 1)) > 1 and picture.format != "MPO":
         picture.close()
-        raise ValueError(f"expected one picture, got {frames}; save a volume as .npy or .nii.gz")
+        fix = "save each picture in its own file, or a volume as .npy or .nii.gz"
+        raise ValueError(f"expected one picture, got {frames} in one file; {fix}")
     return picture
 
 
 def _check_png(path: Path) -> None:
-    """Raise ValueError if a checksum is wrong or data are missing. Pillow does not check all of these as it decodes."""
+    """Raise ValueError if a checksum of a PNG is wrong or data are missing. Pillow accepts some of these files."""
     with _open_picture(path, "PNG") as picture:
         try:
             picture.verify()
         except SyntaxError as err:
-            raise ValueError(f"expected a whole PNG, got a damaged one: {err}; copy it again") from err
+            raise ValueError(f"expected a whole PNG, got a damaged file: {err}; copy the file again") from err
     data = path.read_bytes()
     width, height, bits, color_type, _, _, interlace = struct.unpack_from(">IIBBBBB", data, 16)
     sizes = [
@@ -274,11 +320,11 @@ def _check_png(path: Path) -> None:
     pixel_bits = bits * PNG_CHANNELS[color_type]
     expected = sum(rows * (1 + -(-columns * pixel_bits // 8)) for rows, columns in sizes if columns > 0)
     if (got := _count_decompressed(data)) < expected:   # Pillow would fill up with 0
-        raise ValueError(f"expected a whole PNG, got {got} of {expected} bytes; copy it again")
+        raise ValueError(f"expected a whole PNG, got {got} of {expected} bytes of samples; copy the file again")
 
 
 def _count_decompressed(data: bytes) -> int:
-    """Return the number of bytes in the decompressed chunks IDAT of a PNG."""
+    """Return the number of bytes that the compressed samples of a PNG file, `data`, decompress to (chunks IDAT)."""
     decompressor, offset, count = zlib.decompressobj(), 8, 0
     while offset + 8 <= len(data):
         size = int.from_bytes(data[offset : offset + 4], "big")
@@ -289,7 +335,7 @@ def _count_decompressed(data: bytes) -> int:
 
 
 def _has_late_metadata(path: Path) -> bool:
-    """Return whether EXIF or XMP, which may hold the orientation, follows the samples of a PNG."""
+    """Whether EXIF or XMP data, which may have the orientation, follow the samples of a PNG."""
     is_late = False
     with path.open("rb") as file:
         file.seek(8)   # past the signature
@@ -304,12 +350,17 @@ def _has_late_metadata(path: Path) -> bool:
 
 
 def _orientation(picture: Any, is_whole: bool) -> int:
-    """Return the orientation in EXIF: from the header, or, if `is_whole`, from the whole file, which is then read."""
+    """Return the orientation that EXIF declares, 1 to 8.
+
+    Args:
+        picture: an image of Pillow.
+        is_whole: whether to read the whole file for the EXIF data, not only the header.
+    """
     # getexif of a PNG would read the whole file.
     exif = picture.getexif() if is_whole else package("PIL.Image").Image.getexif(picture)
     return valid_orientation(exif.get(ORIENTATION, 1))
 
 
 def _palette(picture: Any) -> NDArray[Any]:
-    """Return the colours of a palette, (K, 3) in uint8."""
+    """Return the colours in the palette of an image of Pillow, (K, 3), uint8."""
     return np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)

@@ -1,4 +1,4 @@
-"""Metadata of the samples in a file of any format."""
+"""Metadata of image files of all formats, endings of file names, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PICTURES: Final = (
 TO_NIFTI: Final = "convert it to .nii.gz"
 TO_PNG: Final = "convert it to PNG or TIFF"
 DICOM: Final = "DICOM: convert the series to .nii.gz, for example with dcm2niix"
-UNREAD: Final = {   # endings of unsupported images and volumes, and what the user can do
+UNREAD: Final = {   # endings of unsupported images and volumes, and how to make them readable
     **dict.fromkeys((".dcm", ".dicom", ".ima"), DICOM),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img", ".mnc"), TO_NIFTI),
     **dict.fromkeys((".tga", ".pfm", ".pam", ".psd", ".lsm", ".stk", ".jxr", ".jls", ".fits", ".svs", ".ndpi"), TO_PNG),
@@ -32,22 +32,22 @@ UNREAD: Final = {   # endings of unsupported images and volumes, and what the us
 
 @dataclass(frozen=True)
 class FileInfo:
-    """The metadata of a file, and a function that reads its samples.
+    """The metadata of an image, mask or volume file, and a function that reads its samples (the stored numbers).
 
     Attributes:
         shape: (C, *S) of the samples after rotation by `orientation`.
         dtype: the dtype of the samples.
         load: a function that reads the samples, (C, *S).
-        largest: the largest integer of the declared bits; None for floats.
+        largest: the largest integer of the declared bits, such as 4095 for 12 bits; None for floats.
         opacity: the index of the channel with the opacity; None if there is none.
         orientation: the declared orientation, from 1 to 8 as in EXIF and TIFF.
         on_map: (4, 4), the affine from columns and rows to map coordinates; None if the file declares none.
         no_data: the value of pixels that were not measured; None if the file declares none.
         palette: (K, 3), the colours of palette indices, in 8 or 16 bits; None for no palette.
         has_stable_indices: whether programs that save the format preserve the order of the palette.
-        is_white_least: whether the least grey value is white, as in TIFF's MinIsWhite.
-        not_an_image: why the samples cannot be read as an image; None if they can.
-        not_a_mask: why the samples cannot be read as a mask; None if they can.
+        is_white_least: whether the smallest grey value is white, as in TIFF's MinIsWhite.
+        not_an_image: the error message if the samples cannot be read as an image; None if they can.
+        not_a_mask: the error message if the samples cannot be read as a mask; None if they can.
     """
 
     shape: tuple[int, ...]
@@ -75,26 +75,27 @@ class FileInfo:
         return self.dtype if self.palette is None else self.palette.dtype
 
     def greys(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the display greys of values: samples of fewer than 8 bits are scaled to a maximum of 255."""
+        """Return the grey values in which programs display `values`; those of 1, 2 or 4 bits are scaled to 0 to 255."""
         if self.largest is None:
             return values
         greys = self.largest - values if self.is_white_least else values
         return greys * (255 // self.largest) if self.largest in (1, 3, 15) else greys
 
     def samples(self) -> NDArray[Any]:
-        """Read the samples (C, *S), C-contiguous and in native byte order.
+        """Read the file and return its samples (C, *S), C-contiguous and in native byte order.
 
         Raises:
-            ValueError: if their shape is not the declared shape.
+            ValueError: if the shape of the samples is not the shape in the file's header, or as `load`.
         """
         array = self.load()
         if array.shape != self.shape:
-            raise ValueError(f"expected samples of the declared shape {self.shape}, got {array.shape}")
+            got = f"{array.shape}: the file may be damaged; save or copy the file again"
+            raise ValueError(f"expected samples of the shape in the header, {self.shape}, got {got}")
         return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def largest_integer(dtype: np.dtype[Any], bits: int | None = None) -> int | None:
-    """Return the largest integer of `bits` bits, by default all bits of the dtype; None for floats.
+    """Return the largest integer of a dtype, or of `bits` bits if the file declares fewer; None for floats.
 
     >>> largest_integer(np.dtype("uint16"), 12), largest_integer(np.dtype("int16")), largest_integer(np.dtype("bool"))
     (4095, 32767, 1)
@@ -129,7 +130,10 @@ def is_dicom(head: bytes) -> bool:
 
 
 def unsupported_format(path: Path) -> str | None:
-    """Return what the user can do with a file of an unsupported image format; None for any other file."""
+    """Return how to make a file of an unsupported image format readable, as text; None for any other file.
+
+    Some formats are recognized by the ending of the name, DICOM also by the content.
+    """
     if has_known_ending(path):
         return None
     if fix := UNREAD.get(Path(path.name.lower().removesuffix(".gz")).suffix):
@@ -141,9 +145,10 @@ def unsupported_format(path: Path) -> str | None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add the path to the message of every error that is raised in the context.
+    """Raise errors of reading a file in the `with` block as ValueError whose message names the file.
 
-    Readers raise many types of errors for damaged files, SyntaxError for example. These become ValueError.
+    Libraries that read files raise many types of errors for damaged files, such as SyntaxError. ModuleNotFoundError,
+    and OSError that already names a file, are not changed.
     """
     try:
         yield
@@ -154,15 +159,16 @@ def naming(path: Path) -> Iterator[None]:
             raise
         if not isinstance(err, (ValueError, OSError, MemoryError)):   # an unforeseen error of a reader
             cause = "the file may be damaged, or have the wrong ending"
-            got, fix = f"{type(err).__name__}: {err}", "copy it again, or save it again"
+            got, fix = f"{type(err).__name__}: {err}", "copy the file again, or save it again"
             raise ValueError(f"cannot read {path}: {cause}: {got}; {fix}") from err
-        got = str(err) or "too little memory for its samples; if the size in its header is wrong, copy it again"
+        no_memory = "too little memory for the samples; if the size in the file's header is wrong, copy the file again"
+        got = str(err) or no_memory
         raise ValueError(f"cannot read {path}: {got}") from err
 
 
 @contextmanager
 def adding_path(path: Path) -> Iterator[None]:
-    """Add the path to the message of a ValueError that is raised in the context and does not have it."""
+    """Add the path to the message of a ValueError that the `with` block raises, unless the message already has it."""
     try:
         yield
     except ValueError as err:

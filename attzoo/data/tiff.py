@@ -1,4 +1,4 @@
-"""Reading of TIFF with tifffile: declared bits, sign, planes and photometric interpretation."""
+"""Reading of TIFF with tifffile: the metadata from the tags, and the samples as the file stores them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ LOSSLESS: Final = {
 }   # fmt: skip
 READABLE: Final = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "SEPARATED"}   # tifffile decodes YCbCr of JPEG to RGB
 WHITE: Final = (
-    "photometric interpretation MinIsWhite (the least value is white), which some programs invert and some do not; "
-    "save it as MinIsBlack"
+    "photometric interpretation MinIsWhite (the smallest value is white), which some programs invert and some do not; "
+    "save the image as MinIsBlack"
 )
+
+
+LOSSY: Final = "it changes values, so save the mask again from its source with compression LZW or none"
 
 
 def describe(path: Path) -> FileInfo:
     """Return the metadata of a TIFF with one image.
 
     Raises:
-        ValueError: if there are several images, or the declared type of the samples is not supported.
+        ValueError: if there are several images, if the declared type of the samples is not supported, or if samples are
+            missing. The message does not name the file.
     """
     with package("tifffile").TiffFile(path) as file:
         page = _only_page(file)
@@ -53,14 +57,14 @@ def describe(path: Path) -> FileInfo:
             palette=palette,
             is_white_least=photometric == "MINISWHITE",
             not_an_image=f"expected grey or colours, got {WHITE}" if photometric == "MINISWHITE" else None,
-            not_a_mask=None if is_lossless else f"expected lossless compression, got {compression} in a TIFF",
+            not_a_mask=None if is_lossless else f"expected lossless compression, got {compression} in a TIFF: {LOSSY}",
         )
 
 
 def _on_map(page: Any) -> NDArray[Any] | None:
-    """Return the affine (4, 4) from columns and rows to map coordinates, from GeoTIFF's tags; None without them.
+    """Return the affine (4, 4) from columns and rows to map coordinates, from GeoTIFF's tags; None without these tags.
 
-    The tags hold the matrix, or one tie point and the size of a pixel. Source: OGC GeoTIFF 1.1, B.6.
+    The tags have the matrix, or one tie point and the size of a pixel. Source: OGC GeoTIFF 1.1, B.6.
     """
     matrix, scale, ties = (page.tags.valueof(code) for code in (34264, 33550, 33922))
     if matrix is not None:
@@ -74,14 +78,17 @@ def _on_map(page: Any) -> NDArray[Any] | None:
 
 
 def _no_data(page: Any) -> float | None:
-    """Return the value that GDAL's tag declares as no data. tifffile's own parser fails for the least float32."""
+    """Return the value that GDAL's tag declares as no data; None without this tag, or if it has no number.
+
+    The tag's text is parsed here, since tifffile's parser fails for the most negative float32.
+    """
     with suppress(TypeError, ValueError):
         return float(page.tags.valueof(NO_DATA))
     return None
 
 
 def _palette(colors: NDArray[Any]) -> NDArray[Any]:
-    """Return the colours of a palette (K, 3), in 8 bits if they have 8 bits.
+    """Return the colours (K, 3) of TIFF's 16-bit colour map: as uint8 if they have 8 bits, else as uint16.
 
     Writers store 8-bit colours in the 16-bit tag unchanged, times 256, or times 257.
     """
@@ -92,43 +99,50 @@ def _palette(colors: NDArray[Any]) -> NDArray[Any]:
 
 
 def _opacity(page: Any, channels: int) -> int | None:
-    """Return the index of the channel with the opacity, from any position among the extra samples; None without it."""
+    """Return the index of the channel with the opacity; None if the extra samples of a page contain no opacity.
+
+    Args:
+        page: a page of tifffile.
+        channels: the number of all channels; the extra samples are the last of them.
+    """
     kinds = [extra.name for extra in page.extrasamples]
     return next((channels - len(kinds) + i for i, kind in enumerate(kinds) if kind != "UNSPECIFIED"), None)
 
 
 def _only_page(file: Any) -> Any:
-    """Return the page of a file with one image; previews do not count.
+    """Return the page of a file with one image; previews and transparency masks do not count.
 
     Raises:
-        ValueError: if there are several images, or the samples are not supported.
+        ValueError: if there are several images, if the samples are not supported, or if samples are missing.
     """
     pages = [page for page in file.pages if not int(page.subfiletype) & (REDUCED | MASK_PAGE)]
     frames = len(pages)
     if frames == 1 and (total := file.series[0].size) > pages[0].size:   # ImageJ may store many images after one page
         frames = total // pages[0].size
     if frames != 1:
-        raise ValueError(f"expected one picture, got {frames}; save a volume as .npy or .nii.gz")
+        fix = "save each picture in its own file, or a volume as .npy or .nii.gz"
+        raise ValueError(f"expected one picture, got {frames} in one file; {fix}")
     page = pages[0].aspage()
     photometric = page.photometric.name if hasattr(page.photometric, "name") else str(page.photometric)
     if photometric not in READABLE and not (photometric == "YCBCR" and page.compression.name in ("JPEG", "OJPEG")):
         got = f"photometric interpretation {photometric}"
-        raise ValueError(f"expected grey, RGB, CMYK or a palette, got {got}: save it as RGB")
+        raise ValueError(f"expected grey, RGB, CMYK or a palette, got {got}: save the file as RGB")
     if page.dtype is None or page.dtype.kind not in "biuf" or not isinstance(page.bitspersample, int):
-        got = f"{getattr(page.sampleformat, 'name', page.sampleformat)} of {page.bitspersample} bits"
-        raise ValueError(f"expected real samples with equal numbers of bits, got {got}; save 8, 16 or 32 bits")
-    _check_parts(page)
+        got = f"sample format {getattr(page.sampleformat, 'name', page.sampleformat)} with {page.bitspersample} bits"
+        fix = "save samples of 8, 16 or 32 bits"
+        raise ValueError(f"expected real samples with equal numbers of bits in all channels, got {got}; {fix}")
+    _check_strips(page)
     return page
 
 
-def _check_parts(page: Any) -> None:
-    """Raise ValueError if strips or tiles were never written: readers would return zeros or unrelated bytes."""
-    parts = prod(page.chunked)
-    written = sum(min(part) > 0 for part in zip(page.dataoffsets, page.databytecounts, strict=False))
-    if written < parts:
-        got = f"{written} and {parts - written} never written"
+def _check_strips(page: Any) -> None:
+    """Raise ValueError if strips or tiles of a page were never written: reading them would return arbitrary values."""
+    count = prod(page.chunked)
+    written = sum(offset > 0 and size > 0 for offset, size in zip(page.dataoffsets, page.databytecounts, strict=False))
+    if written < count:
+        got = f"{written}, with {count - written} never written"
         fix = "write the file again with values for all pixels"
-        raise ValueError(f"expected all {parts} strips or tiles, got {got}: {fix}")
+        raise ValueError(f"expected all {count} strips or tiles, got {got}: {fix}")
 
 
 def _check_transparency(file: Any) -> None:
@@ -136,22 +150,27 @@ def _check_transparency(file: Any) -> None:
     for page in file.pages:
         if int(page.subfiletype) & (REDUCED | MASK_PAGE) != MASK_PAGE:
             continue
-        if left_out := int(np.count_nonzero(page.asarray() == 0)):
-            got = f"{left_out} that the file's transparency mask leaves out"
-            fix = f"fill them, in a mask with {IGNORE} to ignore them, and save the file without its transparency mask"
+        if invalid := int(np.count_nonzero(page.asarray() == 0)):
+            got = f"{invalid} pixels that the file's transparency mask marks as invalid"
+            fix = f"fill these pixels (in a mask of classes with {IGNORE}), and save the file without transparency mask"
             raise ValueError(f"expected a value in every pixel, got {got}: {fix}")
 
 
 def _layout(page: Any) -> tuple[tuple[int, ...], int | None]:
-    """Return the shape (C, H, W), and the index of the channel axis in tifffile's array; None for no such axis."""
+    """Return the shape (C, H, W) of a page, and the channel axis of tifffile's array; None if it has no such axis.
+
+    Raises:
+        ValueError: if the page has other axes, or a size is 0.
+    """
     sizes = dict(zip(page.axes, page.shape, strict=True))
     if set(sizes) - set("SYX") or 0 in page.shape:
-        raise ValueError(f"expected an image (H, W) or (H, W, C), got axes {page.axes} of {page.shape}")
+        fix = "save a volume as .npy or .nii.gz"
+        raise ValueError(f"expected an image (H, W) or (H, W, C), got axes {page.axes} of sizes {page.shape}: {fix}")
     return (sizes.get("S", 1), sizes["Y"], sizes["X"]), page.axes.index("S") if "S" in sizes else None
 
 
 def _samples(path: Path, channel_axis: int | None) -> NDArray[Any]:
-    """Read the samples (C, H, W) without rotation."""
+    """Return the samples (C, H, W) of a file, not rotated; `channel_axis` as `_layout` returns it."""
     with package("tifffile").TiffFile(path) as file:
         array = np.asarray(_only_page(file).asarray())
         _check_transparency(file)

@@ -15,7 +15,10 @@ from . import spec
 
 
 class ResNet(Block):
-    """(N, 8, 8, 1) -> (N, K), or channels first by data_format; arguments and errors as `spec.ResNet`."""
+    """The residual network in Keras: images (N, 8, 8, 1), or (N, 1, 8, 8) by data_format, to logits (N, K).
+
+    The other arguments and the errors are those of `spec.ResNet`.
+    """
 
     spec: spec.ResNet
 
@@ -42,7 +45,7 @@ class ResNet(Block):
         self.head.build((None, self.spec.channels * spec.GRID**2))
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
-        """Return the coefficients of the last block for x (N, 8, 8, 1)."""
+        """Return the coefficients of the block in stage2 for images x, in the layout of data_format."""
         self.check_inputs(x)
         x = self.stem(ops.to_last(x, self.channels_last))
         x = ops.relu(self.stem_norm(x, training=training))
@@ -61,7 +64,10 @@ class ResNet(Block):
 
 
 class Stage(Block):
-    """(N, H, W, C) -> (N, H, W, C), always channels last; arguments and errors as `spec.Stage`."""
+    """A residual stage in Keras, (N, H, W, C) to (N, H, W, C), always channels last.
+
+    The arguments and the errors are those of `spec.Stage`.
+    """
 
     spec: spec.Stage
 
@@ -85,14 +91,14 @@ class Stage(Block):
         self.block.build(*(features,) * self.spec.block_input_count)
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
-        """Return the coefficients of the block for x (N, H, W, C)."""
+        """Return the attention coefficients of the block for x (N, H, W, C), channels last."""
         return self.block.attention(*self.block_inputs(x, training), training=training)
 
     def call(self, x: Any, training: bool | None = None) -> Any:   # type: ignore[override]
         return ops.relu(x + self.block(*self.block_inputs(x, training), training=training))
 
     def block_inputs(self, x: Any, training: bool | None) -> tuple[Any, ...]:
-        """Return the inputs of the block: the residual branch, and x if the block takes a gating signal."""
+        """Return the block's inputs (N, H, W, C) for x: the residual branch, and x if it takes a gating signal."""
         self.check_inputs(x)
         h = ops.relu(self.norm1(self.conv1(x), training=training))
         b = self.norm2(self.conv2(h), training=training)
@@ -100,7 +106,14 @@ class Stage(Block):
 
 
 def fit(net: ResNet, batches: Iterable[tuple[Array, Any]], rate: float, momentum: float) -> Iterator[float]:
-    """Train with SGD, one step for each batch (images, labels). Yield the mean cross-entropy of each step."""
+    """Train `net` in place with SGD, one step for each batch. Yield the mean cross-entropy of each step.
+
+    Args:
+        net: the network.
+        batches: images (N, 1, 8, 8) and labels (N,).
+        rate: the learning rate.
+        momentum: the momentum of SGD.
+    """
     model = keras.Sequential([net])
     model.compile(
         keras.optimizers.SGD(rate, momentum=momentum), keras.losses.SparseCategoricalCrossentropy(from_logits=True)

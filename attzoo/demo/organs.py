@@ -25,8 +25,8 @@ from .results import BACKENDS, Unet
 NETS: Final[Mapping[str, Mapping[str, Any]]] = {"gated": {}, "plain": {"skip": None}}   # name -> the U-Net's arguments
 SETTINGS: Final = Settings(channels=(8, 16, 32, 64), optimizer="adam", rate=6e-3, loss="both", batch=8)
 TRAINERS: Final = "attzoo.train"   # package with a module for each backend
-COUNT: Final = 128       # training phantoms
-TEST: Final = 32         # test phantoms
+COUNT: Final = 128       # number of training phantoms
+TEST: Final = 32         # number of test phantoms
 SHOWN: Final = (0, 2)    # indices of the test phantoms in the picture
 
 
@@ -37,8 +37,8 @@ class Examples:
     Attributes:
         images: (N, 1, H, W), the images.
         masks: (N, H, W), the true classes.
-        predictions: (N, H, W), the predicted classes, by network and backend.
-        gates: (N, 1, h, w), the coefficients of the gates in PyTorch, by path of the gate.
+        predictions: (N, H, W), the predicted classes, by the name of the network and the backend.
+        gates: (N, 1, h, w), the coefficients of each gate in PyTorch, by the path of the gate.
     """
 
     images: Array
@@ -48,20 +48,20 @@ class Examples:
 
 
 def step_count(epochs: int) -> int:
-    """Return the number of training steps of `train_unets`."""
+    """Return the number of steps that `train_unets` takes for all its networks in `epochs` epochs."""
     return epochs * (COUNT // SETTINGS.batch) * len(NETS) * len(BACKENDS)
 
 
 def train_unets(out: Path, epochs: int, on_step: Callable[[str], None]) -> tuple[list[Unet], Examples]:
-    """Train each U-Net in both frameworks from the same initial weights, and save the trained weights.
+    """Train each U-Net in both frameworks from the same initial weights, and save the weights. Return the results.
 
     Args:
-        out: the folder for the weights.
-        epochs: the number of epochs.
-        on_step: a function that is called after every step with the names of the network and the framework.
+        out: the folder for the weights, with a subfolder for each backend.
+        epochs: the number of epochs of each training.
+        on_step: a function that is called after every step with a text, the names of the network and the framework.
 
     Returns:
-        The measurements of each network, and the phantoms for the picture.
+        The measurements of each network, and test phantoms with predictions for the picture.
     """
     results = []
     images, masks = Phantoms(COUNT, seed=SETTINGS.seed).arrays()
@@ -84,22 +84,29 @@ def train_unets(out: Path, epochs: int, on_step: Callable[[str], None]) -> tuple
 
 
 def _trainers(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a trainer for each backend; their networks have the same weights.
+    """Return a trainer for each backend, by backend; their networks have the same initial weights.
 
     Args:
-        options: the arguments of the U-Net.
+        options: the keyword arguments of the U-Net that differ from the defaults.
     """
     settings, trainers = replace(SETTINGS, network=options), {}
-    make = network(settings, 1, len(CLASSES))
+    create_network = network(settings, 1, len(CLASSES))
     for backend in BACKENDS:
         module = import_module(f"{TRAINERS}.{backend}")
-        trainers[backend] = module.Trainer(replace(settings, backend=backend), make, len(CLASSES))
+        trainers[backend] = module.Trainer(replace(settings, backend=backend), create_network, len(CLASSES))
     portable.load_weights(trainers["keras"].network, portable.weights(trainers["torch"].network))
     return trainers
 
 
 def _train(trainer: Any, images: Array, masks: NDArray[Any], epochs: int) -> Iterator[float]:
-    """Train on batches that are the same in every call. Yield the loss of every step."""
+    """Train the network of a trainer in place, on the same batches in every call. Yield the loss of each step.
+
+    Args:
+        trainer: the trainer.
+        images: (COUNT, 1, H, W), the training images.
+        masks: (COUNT, H, W), their class indices.
+        epochs: the number of epochs.
+    """
     for epoch in range(epochs):
         trainer.begin_epoch(SETTINGS.rate, epoch)
         order = np.random.default_rng((SETTINGS.seed, epoch)).permutation(COUNT)
@@ -110,7 +117,13 @@ def _train(trainer: Any, images: Array, masks: NDArray[Any], epochs: int) -> Ite
 
 
 def _dice(trainer: Any, images: Array, masks: NDArray[Any]) -> list[float | None]:
-    """Return the Dice coefficient of each class; None for a class that is neither true nor predicted."""
+    """Return the Dice coefficient of each class on test phantoms; None for a class that is in no mask or prediction.
+
+    Args:
+        trainer: the trainer of the network.
+        images: (N, 1, H, W), the test images.
+        masks: (N, H, W), their class indices.
+    """
     for start in range(0, len(images), SETTINGS.batch):
         trainer.evaluate(images[start : start + SETTINGS.batch], masks[start : start + SETTINGS.batch])
     return metrics(trainer.pop_confusion())[2]
@@ -122,7 +135,13 @@ def _parameter_count(net: Any) -> int:
 
 
 def _examples(results: list[Unet], images: Array, masks: NDArray[Any]) -> Examples:
-    """Return the phantoms SHOWN of the test phantoms, with predictions and coefficients."""
+    """Return the test phantoms with indices SHOWN, with predictions and coefficients.
+
+    Args:
+        results: the measurements of each U-Net, with its networks; the first U-Net has the gates.
+        images: (N, 1, H, W), the test images.
+        masks: (N, H, W), their class indices.
+    """
     indices = list(SHOWN)
     x = images[indices]
     predictions = {

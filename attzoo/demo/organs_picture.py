@@ -43,7 +43,12 @@ same weights and had the same batches; their losses differ by rounding in float3
 
 
 def draw(examples: Examples, nets: Sequence[Unet]) -> bytes:
-    """Draw a row of panels for each phantom, and the losses of each network, as PNG."""
+    """Return a PNG (bytes) with a row of panels for each phantom, and the losses of each U-Net.
+
+    Args:
+        examples: the phantoms, with predictions and coefficients.
+        nets: the measurements of each U-Net.
+    """
     from matplotlib.figure import Figure
 
     colors = {f"gated, {name}": FRAMEWORKS[backend] for backend, name in BACKENDS.items()}
@@ -55,7 +60,7 @@ def draw(examples: Examples, nets: Sequence[Unet]) -> bytes:
     figure = Figure(figsize=(width, height), facecolor="white")
 
     def add_axes(left: float, top: float, axes_width: float, axes_height: float) -> Axes:
-        """Add axes at a position in inches from the upper left corner."""
+        """Add axes of a size in inches, at a position in inches from the upper left corner; return the axes."""
         position = (left / width, 1 - (top + axes_height) / height, axes_width / width, axes_height / height)
         return figure.add_axes(position)
 
@@ -76,7 +81,10 @@ def draw(examples: Examples, nets: Sequence[Unet]) -> bytes:
 
 
 def _panels(examples: Examples, row: int) -> list[NDArray[Any]]:
-    """Return the panels of a phantom: the image, the classes over it, and the coefficients of each gate."""
+    """Return the panels of the phantom of index `row`: the image, classes over it, and each gate's coefficients.
+
+    Panels are RGB (H, W, 3) in [0, 1]; those of the gates are (h, w).
+    """
     image, predictions = examples.images[row], examples.predictions
     masks = [examples.masks, predictions["plain"]["torch"], *(predictions["gated"][backend] for backend in BACKENDS)]
     tinted = [plotting.overlay_classes(image, mask[row], ORGANS) for mask in masks]
@@ -84,12 +92,12 @@ def _panels(examples: Examples, row: int) -> list[NDArray[Any]]:
 
 
 def _gate_headings(examples: Examples) -> list[str]:
-    """Return the name and size of each gate's coefficients as text."""
+    """Return a heading for each gate: the last part of its path and the size of its coefficients."""
     return [f"gate {name.rpartition('.')[2]}, {a.shape[2]} x {a.shape[3]}" for name, a in examples.gates.items()]
 
 
 def _draw_losses(ax: Axes, net: Unet) -> None:
-    """Draw the losses of a network in both frameworks."""
+    """Draw the losses of every step of a U-Net in both frameworks; the title has the mean Dice of the organs."""
     for backend, losses in net.losses.items():
         ax.plot(losses, color=FRAMEWORKS[backend], linestyle=STYLES[backend], linewidth=1.2, label=BACKENDS[backend])
     means = {b: np.mean([dice for dice in net.dice[b][1:] if dice is not None]) for b in BACKENDS}
@@ -104,7 +112,13 @@ def _draw_losses(ax: Axes, net: Unet) -> None:
 
 
 def _draw_legend(figure: Figure, left: float, top: float) -> None:
-    """Draw the legend of organs and frameworks; its upper left corner is in inches from the lower left."""
+    """Draw the legend of organs and frameworks.
+
+    Args:
+        figure: the figure.
+        left: the left edge of the legend, in inches from the left edge of the figure.
+        top: the upper edge of the legend, in inches from the lower edge of the figure.
+    """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

@@ -35,13 +35,13 @@ at the right."""
 
 
 def draw(images: Array, attention: Mapping[str, Mapping[str, Array]]) -> bytes:
-    """Draw digits and the coefficients of each block, as PNG.
+    """Return a PNG (bytes) of digits and of the attention coefficients of each block for them.
 
     Coefficients that vary over pixels are drawn as maps, averaged over channels; others are drawn as bars.
 
     Args:
         images: (N, 1, H, W), the digits.
-        attention: (N, 1 or C, 1 or H, 1 or W), the coefficients by block and backend.
+        attention: the coefficients by the name of the block and the backend, (N, 1 or C, 1 or H, 1 or W).
     """
     from matplotlib.figure import Figure
 
@@ -84,7 +84,7 @@ def draw(images: Array, attention: Mapping[str, Mapping[str, Array]]) -> bytes:
 
 
 def _flatten(a: Array) -> Array:
-    """Return coefficients (N, C, 1, 1) as (N, C), and (N, 1 or C, H, W) as the mean over channels (N, H, W)."""
+    """Return coefficients (N, C, 1, 1) as (N, C), and others (N, 1 or C, H, W) averaged over channels, (N, H, W)."""
     return a[:, :, 0, 0] if a.shape[2:] == (1, 1) else a.mean(axis=1)
 
 
@@ -95,23 +95,36 @@ def _draw_digit(ax: Axes, image: Array) -> None:
 
 
 def _draw_headings(panels: Panels) -> None:
-    """Draw the name of the framework over each panel."""
+    """Draw the name of its framework over each panel."""
     for backend, axes in panels.items():
         for ax in axes:
             ax.set_title(BACKENDS[backend], fontsize=9.5, color=COLORS[backend], pad=3)
 
 
 def _draw_name(ax: Axes, name: str, values: Mapping[str, Array]) -> None:
-    """Draw the name of a block and the largest difference between the coefficients of the two frameworks."""
-    of_torch, of_keras = values.values()
-    text = f"largest difference\nbetween frameworks: {np.abs(of_torch - of_keras).max():.2g}"
+    """Draw the name of a block and the largest difference between its coefficients in the two frameworks.
+
+    Args:
+        ax: the axes of the text.
+        name: the name of the block.
+        values: the coefficients by backend.
+    """
+    torch_values, keras_values = values.values()
+    text = f"largest difference\nbetween frameworks: {np.abs(torch_values - keras_values).max():.2g}"
     ax.set_axis_off()
     ax.text(0, 0.56, name, fontsize=11, weight="bold", va="bottom", transform=ax.transAxes)
     ax.text(0, 0.46, text, fontsize=8.5, color=GREY, va="top", linespacing=1.3, transform=ax.transAxes)
 
 
 def _draw_maps(panels: Panels, scale: Axes, values: Mapping[str, Array], images: Array) -> None:
-    """Draw coefficients (N, H, W) with the outlines of digits, and their colour scale."""
+    """Draw the coefficients of a block as maps with the outlines of digits, and their colour scale.
+
+    Args:
+        panels: the axes of each digit, by backend.
+        scale: the axes of the colour scale.
+        values: the coefficients (N, H, W), by backend.
+        images: (N, 1, H, W), the digits.
+    """
     low, high = min(a.min() for a in values.values()), max(a.max() for a in values.values())
     for backend, axes in panels.items():
         for ax, value, image in zip(axes, values[backend], images, strict=True):
@@ -126,7 +139,7 @@ def _draw_maps(panels: Panels, scale: Axes, values: Mapping[str, Array], images:
 
 
 def _draw_outline(ax: Axes, image: Array) -> None:
-    """Draw a contour around a digit (1, H, W), resampled to be smooth and padded so that it is closed."""
+    """Draw a contour around a digit (1, H, W). The digit is resampled for a smooth and padded for a closed contour."""
     from matplotlib.patheffects import withStroke
 
     padded = np.pad(image, [(0, 0), (1, 1), (1, 1)])
@@ -138,7 +151,12 @@ def _draw_outline(ax: Axes, image: Array) -> None:
 
 
 def _draw_bars(panels: Panels, values: Mapping[str, Array]) -> None:
-    """Draw coefficients (N, C) as bars from 0.5."""
+    """Draw the coefficients of a block as bars from 0.5.
+
+    Args:
+        panels: the axes of each digit, by backend.
+        values: the coefficients (N, C), by backend.
+    """
     reach = max(np.abs(a - NEUTRAL).max() for a in values.values())
     for backend, axes in panels.items():
         for ax, value in zip(axes, values[backend], strict=True):
@@ -146,8 +164,8 @@ def _draw_bars(panels: Panels, values: Mapping[str, Array]) -> None:
             ax.axhline(NEUTRAL, color=GREY, linewidth=0.6)
             ax.set(xticks=[], yticks=[], ylim=(NEUTRAL - 1.1 * reach, NEUTRAL + 1.1 * reach))
             ax.spines[:].set_color("#cccccc")
-    last = axes[-1]
-    last.yaxis.tick_right()
-    last.set_yticks([NEUTRAL - reach, NEUTRAL, NEUTRAL + reach])
-    last.yaxis.set_major_formatter("{x:.2f}")
-    style_ticks(last)
+    rightmost = axes[-1]
+    rightmost.yaxis.tick_right()
+    rightmost.set_yticks([NEUTRAL - reach, NEUTRAL, NEUTRAL + reach])
+    rightmost.yaxis.set_major_formatter("{x:.2f}")
+    style_ticks(rightmost)

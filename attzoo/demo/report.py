@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """Return a table with a row for each block; the first result is that of the network without a block."""
+    """Return a table with a row for each block.
+
+    Args:
+        results: the measurements; the first are those of the network without a block.
+    """
     base = results[0]
     rows = _empty_table(
         "Handwritten digits: a residual network with each block, in both frameworks from the same weights",
@@ -31,7 +35,7 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def unet_table(nets: Sequence[Unet]) -> Table:
-    """Return a table with a row for each U-Net."""
+    """Return a table with a row for each U-Net, from its measurements."""
     from ..train.phantoms import CLASSES
 
     rows = _empty_table(
@@ -49,7 +53,7 @@ def unet_table(nets: Sequence[Unet]) -> Table:
 
 
 def _empty_table(title: str, caption: str, headings: Sequence[str]) -> Table:
-    """Return a table without rows, whose columns but the first are aligned to the right."""
+    """Return a table without rows. Its first column is aligned to the left, the others to the right."""
     from rich import box
     from rich.table import Table
 
@@ -60,12 +64,18 @@ def _empty_table(title: str, caption: str, headings: Sequence[str]) -> Table:
 
 
 def _seconds(seconds: Mapping[str, float]) -> str:
-    """Return the times of both frameworks as text."""
+    """Return the seconds of both frameworks as text, such as "1.5/2.0"; `seconds` has them by backend."""
     return "/".join(f"{seconds[backend]:.1f}" for backend in BACKENDS)
 
 
 def as_json(results: Sequence[Result], nets: Sequence[Unet], settings: Mapping[str, Any]) -> bytes:
-    """Return all results as JSON, with the settings and versions that reproduce them."""
+    """Return all results as JSON in UTF-8, with the settings and the versions that reproduce them.
+
+    Args:
+        results: the measurements for each block; the first are those of the network without a block.
+        nets: the measurements for each U-Net.
+        settings: the settings of the trainings, by name.
+    """
     rows = [
         {
             "block": r.block,

@@ -35,7 +35,7 @@ class Result:
 
     @property
     def title(self) -> str:
-        """The name of the block, or "no block"."""
+        """The name of the block as displayed, or "no block"."""
         return self.block or "no block"
 
 
@@ -60,7 +60,7 @@ class Unet:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the measurements without the networks."""
+        """Return the measurements, without the networks, as a dictionary that JSON can store."""
         return {
             "name": self.name,
             "parameters": self.parameters,
@@ -72,6 +72,10 @@ class Unet:
 
 
 def largest_difference(losses: Mapping[str, Sequence[float]]) -> float:
-    """Return the largest absolute difference between the two frameworks' losses of the same step."""
+    """Return the largest absolute difference between the losses of the two frameworks in the same step.
+
+    Args:
+        losses: the loss of every step, by backend.
+    """
     first, second = (np.array(losses[backend]) for backend in BACKENDS)
     return float(np.abs(first - second).max())

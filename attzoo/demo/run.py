@@ -26,15 +26,15 @@ FILES: Final = {   # output file -> its content
     "attention.png": "the attention coefficients of each trained block",
     "unet.png": "predictions of the U-Nets for phantoms, and the coefficients of the gates",
     "results.json": "the values in both tables, and the loss of every step",
-    "weights": "trained blocks and networks; attzoo.load(file, backend=...) loads them in either framework",
+    "weights": "trained blocks and networks; attzoo.load(file, backend=...) loads each file in either framework",
 }
-EPOCHS: Final = (6, 10)          # on the digits, on the phantoms
+EPOCHS: Final = (6, 10)          # number of epochs on the digits and on the phantoms
 SEED: Final = 1
 CHANNELS: Final = 16
-BATCH: Final = 64                # images
+BATCH: Final = 64                # images in a batch
 RATE: Final = 0.02               # learning rate of SGD
 MOMENTUM: Final = 0.9
-TEST: Final = 360                # test images
+TEST: Final = 360                # number of test images
 SHOWN: Final = (0, 3, 4, 7, 8)   # digits in the picture
 OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {   # the blocks' arguments, suited to 16 channels of 8x8 pixels
     "se": {"reduction": 4},
@@ -51,9 +51,9 @@ class Data:
 
     Attributes:
         images: (N, 1, 8, 8) in [0, 1], the training images.
-        labels: (N,), their digits.
+        labels: (N,), the digits of the training images, 0 to 9.
         test_images: (M, 1, 8, 8), the test images.
-        test_labels: (M,), their digits.
+        test_labels: (M,), the digits of the test images.
     """
 
     images: Array
@@ -62,7 +62,7 @@ class Data:
     test_labels: Any
 
     def batches(self, epochs: int) -> Iterator[tuple[Array, Any]]:
-        """Yield batches of images and labels, the same in every call. The remainder of an epoch is dropped."""
+        """Yield batches (images, labels) of BATCH images, the same in every call. An incomplete batch is dropped."""
         random = np.random.default_rng(SEED)
         for _ in range(epochs):
             order = random.permutation(len(self.labels))
@@ -76,7 +76,7 @@ class Data:
 
 
 def demo(out: Path, epochs: int | None = None, blocks: Sequence[str] | None = None) -> None:
-    """Train a small residual network with each block, then U-Nets, in both frameworks, and compare the results.
+    """Train a small residual network with each block, then U-Nets, in both frameworks; print and write the results.
 
     Args:
         out: the folder for the pictures, results and weights; it is created if needed.
@@ -85,13 +85,14 @@ def demo(out: Path, epochs: int | None = None, blocks: Sequence[str] | None = No
 
     Raises:
         NotADirectoryError: if `out` is a file.
-        ValueError: if a block is unknown.
+        TypeError: if `epochs` is not an integer.
+        ValueError: if a block is unknown, `blocks` is empty, or `epochs` < 1.
         ModuleNotFoundError: if a package of the extra "demo" is not installed. The message has the install command.
     """
     names, out = _block_names(blocks), Path(out)
     digits_epochs, unet_epochs = EPOCHS if epochs is None else (contract.integer("epochs", epochs),) * 2
     if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"out must be a folder, got a file: {out}")
+        raise NotADirectoryError(f"out must be a folder, got a file: {out}; set another --out")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")   # no log messages of TensorFlow
     _import_modules("rich", "sklearn", "matplotlib")
     from rich.console import Console
@@ -110,6 +111,7 @@ def demo(out: Path, epochs: int | None = None, blocks: Sequence[str] | None = No
         task = progress.add_task("", total=steps + organs.step_count(unet_epochs))
 
         def on_step(description: str) -> None:
+            """Advance the progress bar by one step, and show a description of the training."""
             progress.update(task, advance=1, description=description)
 
         results, attention = train_blocks(names, modules, data, digits_epochs, out, on_step)
@@ -153,12 +155,13 @@ def train_blocks(
         names: the names of the blocks.
         modules: the module with the network, by backend.
         data: the digits.
-        epochs: the number of epochs.
-        out: the output folder.
-        on_step: a function that is called after every step with the names of the block and the framework.
+        epochs: the number of epochs of each training.
+        out: the output folder; weights are saved in its subfolder `weights`.
+        on_step: a function that is called after every step with a text, the names of the block and the framework.
 
     Returns:
-        The measurements of each network, and the coefficients for the digits in SHOWN by block and backend.
+        The measurements of each network, the network without a block first, and the attention coefficients for the
+        digits in SHOWN, by the name of the block and the backend.
     """
     results: list[Result] = []
     attention: dict[str, dict[str, Array]] = {}
@@ -176,7 +179,7 @@ def train_blocks(
 
 
 def digits() -> Data:
-    """Return scikit-learn's 1,797 handwritten digits, with a stratified test set of TEST images."""
+    """Return scikit-learn's 1,797 handwritten digits, of which TEST, stratified by digit, are the test images."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -194,10 +197,10 @@ def create_nets(name: str | None, torch_module: Any, common: dict[str, Array]) -
     Args:
         name: the name of the block; None for no block.
         torch_module: the module with the network in PyTorch.
-        common: initial weights that replace the random ones, by canonical name.
+        common: initial weights that replace the random ones, by name; networks with different blocks share these.
 
     Returns:
-        The network by backend.
+        The networks by backend.
     """
     net = torch_module.create_seeded(SEED, CHANNELS, name, OPTIONS.get(name or "", {}))
     portable.load_weights(net, portable.weights(net) | common)
@@ -205,23 +208,23 @@ def create_nets(name: str | None, torch_module: Any, common: dict[str, Array]) -
 
 
 def cost(net: contract.Spec) -> tuple[int, int]:
-    """Return the number of trainable parameters, and the multiply-adds for one image."""
+    """Return the number of trainable parameters of a network, and its number of multiply-adds for one image."""
     return sum(w.size for w in net.weights.values() if w.trainable), net.macs((1, 1, 8, 8))
 
 
 def train(
     result: Result, backend: str, module: Any, net: Any, data: Data, epochs: int, on_step: Callable[[str], None]
 ) -> None:
-    """Train and test a network, and store the measurements in `result`.
+    """Train a network in place and test it; store losses, seconds and accuracy in `result`.
 
     Args:
-        result: the measurements.
+        result: the measurements, changed in place.
         backend: the backend of the network.
         module: the module with `fit` and `predict` for the backend.
         net: the network.
         data: the digits.
         epochs: the number of epochs.
-        on_step: as in `train_blocks`.
+        on_step: the function to call after every step, as in `train_blocks`.
     """
     start = perf_counter()
     losses = result.losses[backend] = []
@@ -233,7 +236,7 @@ def train(
 
 
 def save(name: str, nets: Mapping[str, Any], folder: Path) -> None:
-    """Save the blocks of both stages of each network, and check that the other framework loads the same weights.
+    """Save the blocks of both stages of each network; check that the other framework loads the same weights.
 
     Args:
         name: the name of the block.
@@ -249,25 +252,31 @@ def save(name: str, nets: Mapping[str, Any], folder: Path) -> None:
             path, block = folder / backend / f"{name}.{stage}.safetensors", getattr(net, stage).block
             portable.save(block, path)
             loaded = portable.weights(portable.load(path, backend=loading_backend))
-            if any(not np.array_equal(array, loaded[key]) for key, array in portable.weights(block).items()):
+            saved = portable.weights(block)
+            if key := next((key for key, array in saved.items() if not np.array_equal(array, loaded[key])), None):
                 raise RuntimeError(
-                    f"expected {loading_backend} to load the weights of {backend} from {path}, got different values"
+                    f"expected {loading_backend} to load the weights that {backend} saved in {path}, got different "
+                    f"values of {key}"
                 )
 
 
 def _block_names(blocks: Sequence[str] | None) -> list[str]:
-    """Return registered names for names and aliases, without duplicates; raise ValueError for unknown or no names."""
+    """Return the registered names of blocks for names and aliases, without duplicates; all names for None.
+
+    Raises:
+        ValueError: if a name is unknown, or if there are no names.
+    """
     if blocks is None:
         return list(registry.BLOCKS)
     if not blocks:
-        raise ValueError("expected at least one block, got none")
+        raise ValueError(f"expected at least one block, got none: give names of {', '.join(registry.BLOCKS)}")
     for name in blocks:
         registry.locate(name)
     return list(dict.fromkeys(registry.ALIASES.get(name, name) for name in blocks))
 
 
 def _import_modules(*names: str) -> list[Any]:
-    """Import modules and return them.
+    """Import modules by their absolute names and return them.
 
     Raises:
         ModuleNotFoundError: if a package of the extra "demo" is not installed. The message has the install command.

@@ -1,4 +1,4 @@
-"""The residual network of the demo in NumPy; torch.py and keras.py compute the same."""
+"""The residual network of the demo in NumPy, the reference for the same network in torch.py and keras.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Stage:
     Args:
         channels: C >= 1, the channels of the input and of every layer.
         block: the name of a registered block at the end of the residual branch; None for no block.
-        options: the arguments of the block after `channels`.
+        options: the keyword arguments of the block other than `channels`.
 
     Raises:
         TypeError, ValueError: if an argument is invalid, or as the block.
@@ -40,12 +40,12 @@ class Stage:
 
     @cached_property
     def block_spec(self) -> Spec | None:
-        """The spec of the block; None for no block."""
+        """The spec of the block (its arguments, weights and NumPy computation); None for no block."""
         return registry.create(self.block, self.channels, backend="numpy", **self.options) if self.block else None
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """The channels of each input."""
+        """The number of channels of each input of the stage, which has one input."""
         return (self.channels,)
 
     @property
@@ -55,7 +55,7 @@ class Stage:
 
     @property
     def weights(self) -> dict[str, Weight]:
-        """The weights by canonical name."""
+        """The shape and the initialization of each weight, by its name in files."""
         c, k = self.channels, (KERNEL, KERNEL)
         weights = kaiming_normal("conv1", (c, c, *k), bias=False) | batch_norm("norm1", c)
         weights |= kaiming_normal("conv2", (c, c, *k), bias=False) | batch_norm("norm2", c)
@@ -66,30 +66,36 @@ class Stage:
         return asdict(self)
 
     def check_inputs(self, x: Shape, *, channels_last: bool = False) -> None:
-        """Raise ValueError unless the shape of x is (N, C, H, W)."""
+        """Raise ValueError unless the shape x is (N, C, H, W), or (N, H, W, C) with channels_last."""
         contract.check_shape(x, self.channels, 2, channels_last)
 
     def macs(self, x: Sequence[int]) -> int:
-        """Return the multiply-adds of the convolutions and the block for an input of shape x."""
+        """Return the number of multiply-adds of the convolutions and the block for an input of shape x (N, C, H, W)."""
         convs = 2 * x[0] * prod(x[2:]) * (KERNEL * self.channels) ** 2
         return convs + (self.block_spec.macs(*(x,) * self.block_input_count) if self.block_spec else 0)
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """Return the coefficients of the block for x (N, C, H, W). Raise ValueError if there is no block."""
+        """Return the attention coefficients of the block for x (N, C, H, W). Raise ValueError if there is no block.
+
+        Args:
+            x: the input of the stage.
+            weights: the arrays of the stage's weights, by name.
+            training: whether batch norm uses the statistics of the batch, not the running ones.
+        """
         if not self.block_spec:
-            raise ValueError("expected a stage with a block, got block=None")
+            raise ValueError("expected a stage with a block, got block=None: give the name of a block as `block`")
         inputs = self.block_inputs(x, weights, training)
         return self.block_spec.attention(*inputs, weights=without_prefix("block", weights), training=training)
 
     def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """Compute the stage's output, (N, C, H, W), for x (N, C, H, W)."""
+        """Return the stage's output, (N, C, H, W), for x (N, C, H, W). Arguments as `attention`."""
         inputs = self.block_inputs(x, weights, training)
         if self.block_spec is None:
             return ops.relu(x + inputs[0])
         return ops.relu(x + self.block_spec(*inputs, weights=without_prefix("block", weights), training=training))
 
     def block_inputs(self, x: Array, weights: Mapping[str, Array], training: bool) -> tuple[Array, ...]:
-        """Return the inputs of the block: the residual branch, and x if the block takes a gating signal."""
+        """Return the block's inputs (N, C, H, W) for x: the residual branch, and x if it takes a gating signal."""
         self.check_inputs(x.shape)
         h = ops.relu(ops.batch_norm(ops.conv_same(x, weights["conv1.weight"]), weights, "norm1", training))
         b = ops.batch_norm(ops.conv_same(h, weights["conv2.weight"]), weights, "norm2", training)
@@ -101,10 +107,10 @@ class ResNet:
     """A residual network for 8x8 digits: a stem, two stages and a linear head.
 
     Args:
-        channels: C >= 1, the channels of every layer but the head.
-        block: as in `Stage`.
-        options: as in `Stage`.
-        classes: K >= 1, the number of outputs.
+        channels: C >= 1, the channels of every layer except the head.
+        block: the name of the block in both stages, as in `Stage`.
+        options: the keyword arguments of the block, as in `Stage`.
+        classes: K >= 1, the number of classes.
 
     Raises:
         TypeError, ValueError: if an argument is invalid, or as the block.
@@ -130,7 +136,7 @@ class ResNet:
 
     @property
     def weights(self) -> dict[str, Weight]:
-        """The weights by canonical name."""
+        """The shape and the initialization of each weight, by its name in files."""
         c, stage = self.channels, self.stage.weights
         weights = kaiming_normal("stem", (c, 1, KERNEL, KERNEL), bias=False) | batch_norm("stem_norm", c)
         weights |= prefixed("stage1", stage) | prefixed("stage2", stage)
@@ -141,23 +147,23 @@ class ResNet:
         return asdict(self)
 
     def check_inputs(self, x: Shape, *, channels_last: bool = False) -> None:
-        """Raise ValueError unless the shape of x is (N, 1, 8, 8)."""
+        """Raise ValueError unless the shape x is (N, 1, 8, 8), or (N, 8, 8, 1) with channels_last."""
         contract.check_shape(x, 1, 2, channels_last)
         if any(size not in (SIZE, None) for size in (x[1:3] if channels_last else x[2:4])):
-            raise ValueError(f"expected images of {SIZE} x {SIZE} pixels, got {tuple(x)}")
+            raise ValueError(f"expected images of {SIZE} x {SIZE} pixels, got the shape {tuple(x)}")
 
     def macs(self, x: Sequence[int]) -> int:
-        """Return the multiply-adds of the stem, the stages and the head for an input of shape x."""
+        """Return the number of multiply-adds of the stem, stages and head for an input of shape x (N, 1, 8, 8)."""
         stem, head = (SIZE * KERNEL) ** 2 * self.channels, self.channels * GRID**2 * self.classes
         return x[0] * (stem + head) + 2 * self.stage.macs((x[0], self.channels, SIZE, SIZE))
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """Return the coefficients of the last block for x (N, 1, 8, 8). Raise ValueError if there is no block."""
+        """Return the coefficients of stage2's block for images x (N, 1, 8, 8). Raise ValueError without a block."""
         x = self.stage(self._stem(x, weights, training), weights=without_prefix("stage1", weights), training=training)
         return self.stage.attention(x, weights=without_prefix("stage2", weights), training=training)
 
     def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """Compute the logits, (N, K), for x (N, 1, 8, 8)."""
+        """Return the logits, (N, K), for images x (N, 1, 8, 8). Arguments as `Stage.attention`."""
         x = self._stem(x, weights, training)
         x = self.stage(x, weights=without_prefix("stage1", weights), training=training)
         x = self.stage(x, weights=without_prefix("stage2", weights), training=training)
@@ -165,6 +171,6 @@ class ResNet:
         return ops.linear(pooled.reshape(len(x), -1), weights, "head")
 
     def _stem(self, x: Array, weights: Mapping[str, Array], training: bool) -> Array:
-        """Return the input of stage1, (N, C, 8, 8)."""
+        """Return the input of stage1, (N, C, 8, 8), for images x (N, 1, 8, 8)."""
         self.check_inputs(x.shape)
         return ops.relu(ops.batch_norm(ops.conv_same(x, weights["stem.weight"]), weights, "stem_norm", training))

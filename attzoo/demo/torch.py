@@ -19,7 +19,7 @@ from . import spec
 
 
 class ResNet(SpecModule):
-    """(N, 1, 8, 8) -> (N, K); arguments and errors as `spec.ResNet`."""
+    """The residual network in PyTorch: images (N, 1, 8, 8) to logits (N, K). Arguments and errors as `spec.ResNet`."""
 
     spec: spec.ResNet
 
@@ -34,7 +34,7 @@ class ResNet(SpecModule):
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:
-        """Return the coefficients of the last block for x (N, 1, 8, 8)."""
+        """Return the attention coefficients of the block in stage2 for images x (N, 1, 8, 8)."""
         self.check_inputs(x)
         x = ops.relu(self.stem_norm(self.stem(x)))
         return self.stage2.attention(self.stage1(x))
@@ -48,7 +48,7 @@ class ResNet(SpecModule):
 
 
 class Stage(SpecModule):
-    """(N, C, H, W) -> (N, C, H, W); arguments and errors as `spec.Stage`."""
+    """A residual stage in PyTorch, (N, C, H, W) to (N, C, H, W). Arguments and errors as `spec.Stage`."""
 
     spec: spec.Stage
 
@@ -62,14 +62,14 @@ class Stage(SpecModule):
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:
-        """Return the coefficients of the block for x (N, C, H, W)."""
+        """Return the attention coefficients of the block for x (N, C, H, W)."""
         return self.block.attention(*self.block_inputs(x))
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.relu(x + self.block(*self.block_inputs(x)))
 
     def block_inputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the inputs of the block: the residual branch, and x if the block takes a gating signal."""
+        """Return the block's inputs (N, C, H, W) for x: the residual branch, and x if it takes a gating signal."""
         self.check_inputs(x)
         h = ops.relu(self.norm1(self.conv1(x)))
         b = self.norm2(self.conv2(h))
@@ -77,7 +77,7 @@ class Stage(SpecModule):
 
 
 def create_seeded(seed: int, *args: Any) -> ResNet:
-    """Return `ResNet(*args)` with random weights of this seed, without changing PyTorch's random state."""
+    """Return `ResNet(*args)` with random weights from `seed`. PyTorch's random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ResNet(*args)
@@ -85,7 +85,7 @@ def create_seeded(seed: int, *args: Any) -> ResNet:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Set PyTorch to one thread in the context: more threads make such small networks up to ten times slower."""
+    """Set PyTorch to one thread in the `with` block, since more make such small networks up to ten times slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -95,7 +95,14 @@ def one_thread() -> Iterator[None]:
 
 
 def fit(net: ResNet, batches: Iterable[tuple[Array, Any]], rate: float, momentum: float) -> Iterator[float]:
-    """Train with SGD, one step for each batch (images, labels). Yield the mean cross-entropy of each step."""
+    """Train `net` in place with SGD, one step for each batch. Yield the mean cross-entropy of each step.
+
+    Args:
+        net: the network.
+        batches: images (N, 1, 8, 8) and labels (N,).
+        rate: the learning rate.
+        momentum: the momentum of SGD.
+    """
     optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=momentum)
     net.train()
     for images, labels in batches:
@@ -108,10 +115,10 @@ def fit(net: ResNet, batches: Iterable[tuple[Array, Any]], rate: float, momentum
 
 @torch.no_grad()
 def predict(net: ResNet, images: Array) -> Array:
-    """Return the logits, (N, K), of images (N, 1, 8, 8) in evaluation mode."""
+    """Return the logits, (N, K), of images (N, 1, 8, 8). The network is set to evaluation mode and stays in it."""
     return to_array(net.eval()(to_tensor(images, net)))
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    """Return a convolution without bias that preserves the size."""
+    """Return a convolution from `inputs` to `outputs` channels, without bias, that preserves the spatial size."""
     return nn.Conv2d(inputs, outputs, spec.KERNEL, padding="same", bias=False)

@@ -1,4 +1,4 @@
-"""Read images and volumes from files; write predicted masks, overlays and attention coefficients to files."""
+"""Predict files: read images and volumes, and write masks, overlays (masks drawn over images) and coefficients."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def predict_files(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, count: None,
 ) -> list[Path]:
-    """Predict the masks of an image, a volume or a folder of them, and write them to files.
+    """Predict the mask of an image, a volume or each file of a folder, and write it to a file. Return the new files.
 
-    out/masks has a mask for each input: class indices, with the name and the spatial size of the input. The mask of a
-    picture is a grey PNG; the mask of a volume has the format and the header of the volume. out/overlays has a PNG of
+    out/masks gets a mask for each input: class indices, with the name and the spatial size of the input. The mask of a
+    picture is a grey PNG; the mask of a volume has the format and the header of the volume. out/overlays gets a PNG of
     each input with its mask drawn over it. Results of an earlier call for the same input are replaced, or removed if
-    this call does not write them, unless they were changed since.
+    this call does not write them, unless the user has changed these files.
 
     Args:
-        network: the network.
+        network: the network, from `open_network`.
         source: a file, or a folder of files.
         out: the output folder; it is created if needed.
-        window: as in `predict`.
-        overlap: as in `predict`.
-        batch: as in `predict`.
+        window: the spatial size of a window in pixels, or None, as in `predict`.
+        overlap: the fraction of a window that the next one overlaps, as in `predict`.
+        batch: the number of windows in a batch, as in `predict`.
         overlays: whether to draw the overlays, which can take longer than the prediction.
         overwrite: whether to replace files that attzoo did not write; inputs are never replaced.
-        on_progress: a function that is called with the number of inputs done and the number of all inputs.
+        on_progress: a function that is called with the number of finished inputs and the number of all inputs.
 
     Returns:
         The paths of the written files.
@@ -65,7 +65,8 @@ def predict_files(
         ValueError: if an option is invalid; nothing is written. If the only input cannot be read, has another number
             of channels or spatial axes than the network takes, has an invalid geometry, or is too large for the memory;
             the message names the file.
-        Unfinished: if some inputs of a folder have such errors. The others are written.
+        ModuleNotFoundError: if `overlays` is set and matplotlib is not installed.
+        Unfinished: if inputs of a folder of several files have such errors. The masks of the others are written.
     """
     if overlays:
         package("matplotlib")   # raises before the prediction if it is not installed
@@ -89,7 +90,7 @@ def predict_files(
             if overlays:
                 contents.append(picture.draw(image, mask, path.name, spacings[path]))
         if path not in failures:
-            output.write(dict(zip(files.written, contents, strict=True)), path, without=files.removed)
+            output.write(dict(zip(files.written, contents, strict=True)), path, to_remove=files.removed)
             written += files.written
     output.finish()
     on_progress(len(sources), len(sources))
@@ -100,7 +101,12 @@ def predict_files(
 
 
 class Unfinished(ValueError):
-    """Some files of a folder could not be segmented; masks of the others were written.
+    """Error that some files of a folder could not be segmented; the masks of the others were written.
+
+    Args:
+        written: the paths of the written files.
+        failures: the error of each file that could not be segmented, by path.
+        count: the number of all files.
 
     Attributes:
         written: the paths of the written files.
@@ -116,7 +122,15 @@ class Unfinished(ValueError):
 def _check_files(
     network: Network, sources: Iterable[Path]
 ) -> tuple[dict[Path, tuple[float, ...]], dict[Path, Exception]]:
-    """Check the metadata of files. Return the spacing of each valid file, and the error of each other file."""
+    """Check the metadata of files; return the voxel spacing of each valid file and the error of each invalid file.
+
+    Args:
+        network: the network that takes the files.
+        sources: the files.
+
+    Returns:
+        The spacings by path, as `_check_file` returns them, and the errors by path.
+    """
     spacings: dict[Path, tuple[float, ...]] = {}
     failures: dict[Path, Exception] = {}
     for path in sources:
@@ -126,10 +140,11 @@ def _check_files(
 
 
 def _check_file(network: Network, path: Path) -> tuple[float, ...]:
-    """Check that a file is an input for the network. Return its declared spacing, or () if it declares none.
+    """Check that the network can take a file. Return its declared voxel spacing in mm, or () if it declares none.
 
     Raises:
-        ValueError: if the file cannot be read, or is no input for the network. The message names the file.
+        ValueError: if the file cannot be read, or has other channels, axes or range of values than the network takes.
+            The message names the file.
     """
     metadata = describe_image(path)
     network.check_inputs(metadata.image_shape, str(path))
@@ -140,13 +155,20 @@ def _check_file(network: Network, path: Path) -> tuple[float, ...]:
 
 def _unsupported(source: Path) -> dict[Path, Exception]:
     """Return an error for each image or volume in a folder whose format is not supported."""
-    strays = ignored_files(source) if source.is_dir() else []
-    return {path: ValueError(f"cannot read {path}: {fix}") for path in strays if (fix := unsupported_format(path))}
+    ignored = ignored_files(source) if source.is_dir() else []
+    return {path: ValueError(f"cannot read {path}: {fix}") for path in ignored if (fix := unsupported_format(path))}
 
 
 @contextmanager
 def _collecting(failures: dict[Path, Exception], path: Path) -> Iterator[None]:
-    """Store an error that is raised in the context in `failures[path]`, and suppress it."""
+    """Suppress an error that the `with` block raises for a file, and store it in `failures[path]`.
+
+    Only ValueError, OSError and errors for too little memory are suppressed.
+
+    Args:
+        failures: the errors by path; changed in place.
+        path: the file.
+    """
     try:
         with adding_path(path):
             yield
@@ -173,14 +195,26 @@ class _Targets:
 
 
 def _targets(out: Path, name: str, source: Path, overlays: bool) -> _Targets:
-    """Return the output files of the input `source`, whose name without ending is `name`."""
+    """Return the output files of an input.
+
+    Args:
+        out: the output folder.
+        name: the name of the input without its ending.
+        source: the file of the input.
+        overlays: whether overlays are drawn.
+    """
     mask = out / MASKS / f"{name}{ending(source) if ending(source) in VOLUMES else '.png'}"
     overlay = out / OVERLAYS / f"{name}.png"
     return _Targets([mask, overlay], []) if overlays else _Targets([mask], [overlay])
 
 
 def _encode_mask(mask: NDArray[Any], source: Path) -> bytes:
-    """Return the content of a mask's file: a volume in the format of `source` with its header, or a PNG."""
+    """Return the bytes of a mask's file: in the format and with the header of a volume `source`, else a PNG.
+
+    Args:
+        mask: (*S), the class indices.
+        source: the file of the input.
+    """
     if ending(source) not in VOLUMES:
         return _encode_png(mask)
     with TemporaryDirectory() as folder:
@@ -189,31 +223,32 @@ def _encode_mask(mask: NDArray[Any], source: Path) -> bytes:
 
 
 def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrite: bool = False) -> list[Path]:
-    """Write the attention coefficients of every gate and block for an image or a volume.
+    """Write the attention coefficients of every gate and block for an image or a volume. Return the written files.
 
-    out/NAME.png is a picture of the coefficients over the image; out/NAME has one .npy file for each gate and block,
-    with the array that `attzoo.attention_maps` returns.
+    out/NAME.png is a picture of the coefficients over the image, where NAME is the name of `source` without its ending.
+    out/NAME has one .npy file for each gate and block, with the array that `attzoo.attention_maps` returns.
 
     Args:
-        network: the network.
+        network: the network, from `open_network`.
         source: the file of the image or volume.
         out: the output folder; it is created if needed.
-        overwrite: as in `predict_files`.
+        overwrite: whether to replace files that attzoo did not write; inputs are never replaced.
 
     Returns:
         The paths of the written files.
 
     Raises:
-        OSError: if `source` is no file, `out` is not a folder, or a file may not be replaced.
-        ValueError: if the file cannot be read or is no input for the network, which the message names; if out/NAME has
-            arrays with other names, such as those of another network; or as `attention_maps`.
+        OSError: if `source` is not a file, `out` is not a folder, or a file may not be replaced.
+        ValueError: if the file cannot be read or the network cannot take it, with a message that names the file; if
+            out/NAME has arrays with other names, such as those of another network; or as `attention_maps`.
+        ModuleNotFoundError: if matplotlib is not installed.
     """
     package("matplotlib")   # raises before the forward pass if it is not installed
     source, out = Path(source), Path(out)
     name = _stem(source)
     folder = usable_folder(out / (name if name.strip(".") else "_" * len(name)))   # out/".." is the parent of out
     if not source.is_file():
-        got = f"the folder {source}: `attzoo predict` takes folders" if source.is_dir() else f"no file {source}"
+        got = f"the folder {source}: give one of its files" if source.is_dir() else f"no file {source}"
         raise FileNotFoundError(f"expected one image or volume, got {got}")
     output = Output(out, [source], overwrite)
     spacing = _check_file(network, source)
@@ -222,9 +257,10 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
         x = network.preparation(image)[None]
     with maps.attention_maps(network.model) as coefficients:
         network(x)
-    written = [out / f"{name}.png", *(folder / f"{safe}.npy" for safe in _safe_names(coefficients))]
+    written = [out / f"{name}.png", *(folder / f"{file_name}.npy" for file_name in _safe_names(coefficients))]
     if extra := sorted(set(folder.glob("*.npy")) - set(written)):
-        raise ValueError(f"expected only arrays of this network in {folder}, got {extra[0].name}: remove the others")
+        fix = "remove the arrays of other networks, or set another --out"
+        raise ValueError(f"expected only arrays of this network in {folder}, got {extra[0].name}: {fix}")
     output.check(written, source)
     drawn = maps.draw(image, coefficients, f"Where the network looks in {source.name}", spacing[: image.ndim - 1])
     contents = [drawn, *map(_encode_npy, coefficients.values())]
@@ -234,11 +270,16 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
 
 
 def _sources(source: Path) -> dict[str, Path]:
-    """Return one input file, or those of a folder, by name without ending."""
+    """Return the input files, by name without ending: a file `source`, or the files in a folder `source`.
+
+    Raises:
+        FileNotFoundError: if `source` does not exist.
+        ValueError: as `paths_by_name`.
+    """
     if source.is_dir():
         return paths_by_name(source)
     if not source.exists():
-        raise FileNotFoundError(f"expected an image, a volume or a folder of them, got no file or folder {source}")
+        raise FileNotFoundError(f"expected an image, a volume or a folder of these, got no file or folder {source}")
     return {_stem(source): source}
 
 
@@ -248,7 +289,10 @@ def _stem(path: Path) -> str:
 
 
 def _safe_names(coefficients: Mapping[str, Array]) -> list[str]:
-    """Return unique file names for the paths of blocks, of the characters A-Z, a-z, 0-9, ".", "_" and "-" only."""
+    """Return a unique file name, without ending, for the path of each block.
+
+    The names consist of the characters A-Z, a-z, 0-9, ".", "_" and "-".
+    """
     names: list[str] = []
     for path in coefficients:
         name = re.sub(r"[^A-Za-z0-9._-]|^\.", "_", path) or "model"
@@ -259,14 +303,17 @@ def _safe_names(coefficients: Mapping[str, Array]) -> list[str]:
 
 
 def _encode_npy(array: NDArray[Any]) -> bytes:
-    """Return the content of a .npy file."""
+    """Return the bytes of a .npy file of an array."""
     file = BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
 
 
 def _encode_png(mask: NDArray[Any]) -> bytes:
-    """Return a grey PNG of 8 or 16 bits with the class indices; a palette could be read as colours."""
+    """Return the bytes of a grey PNG with class indices (H, W), uint8 or uint16.
+
+    The PNG has no palette, since other programs could read a palette as colours.
+    """
     file = BytesIO()
     package("PIL.Image").fromarray(mask).save(file, "PNG")
     return file.getvalue()

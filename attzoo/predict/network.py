@@ -1,4 +1,7 @@
-"""Load a network from a file, and predict probabilities and classes. MONAI blends the windows; the rest is NumPy."""
+"""Load a network from a file, and predict probabilities and classes.
+
+The framework runs the network, MONAI blends the outputs of overlapping windows, and NumPy does the rest.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +25,19 @@ from ..train.best import NAME as BEST
 from ..train.data import Preparation
 from ..train.state import DTYPES, SETTINGS
 
-MAX_SETTINGS: Final = 2**20   # bytes of a settings file
-MAX_SIZE: Final = 2**28       # pixels of a resized image, if the size is from a settings file
+MAX_SETTINGS: Final = 2**20   # largest number of bytes of a settings file
+MAX_SIZE: Final = 2**28       # largest number of pixels of a resized image, if the size is from a settings file
 
 
 @dataclass(frozen=True)
 class Network:
-    """A model, and the preparation of the images that it takes.
+    """A model, and the preparation (resizing and normalisation) of the images that it takes.
 
     Attributes:
         model: a PyTorch or Keras model, as `attzoo.load` returns it.
-        preparation: the preparation of an image before the forward pass.
-        settings: the settings file that the preparation, or a part of it, is from; None if there is none.
+        preparation: the resizing and normalisation of an image before the forward pass.
+        settings: the settings file of the training run from which the size or the normalisation was read; None if
+            neither was.
         dtypes: the dtypes of the images that the model was trained on; empty if they are unknown.
     """
 
@@ -44,54 +48,55 @@ class Network:
 
     @property
     def spec(self) -> Any:
-        """The spec of the model."""
+        """The spec of the model: its arguments and the shapes of its weights."""
         return self.model.spec
 
-    def check_inputs(self, shape: Sequence[int], what: str) -> None:
-        """Raise ValueError unless the network takes images of this shape (C, *S).
+    def check_inputs(self, shape: Sequence[int], name: str) -> None:
+        """Raise ValueError unless the network takes images of this shape.
 
         Args:
-            shape: the shape of the image.
-            what: the name of the image, for the message.
+            shape: the shape of the image, (C, *S).
+            name: the name of the image in the message, such as its path.
         """
         channels, dims = self.spec.in_channels, self.spec.spatial_dims
         if (shape[0], len(shape) - 1) != (channels, dims):
             got = f"{shape[0]} and {len(shape) - 1}"
-            fix = f"convert it to {channels} channel{'s' * (channels > 1)} (grey has 1, RGB 3, RGBA 4)"
+            fix = f"convert the image to {channels} channel{'s' * (channels > 1)} (grey has 1, RGB 3, RGBA 4)"
             if len(shape) - 1 != dims:
                 fix = f"use a network with {len(shape) - 1} spatial axes, or save a picture (H, W, C) as PNG or TIFF"
-            raise ValueError(f"expected {channels} channels and {dims} spatial axes in {what}, got {got}: {fix}")
+            raise ValueError(f"expected {channels} channels and {dims} spatial axes in {name}, got {got}: {fix}")
 
-    def check_scale(self, dtype: np.dtype[Any], what: str) -> None:
+    def check_scale(self, dtype: np.dtype[Any], name: str) -> None:
         """Raise ValueError if images of this dtype have another range of values than the training images.
 
         Args:
             dtype: the dtype of the image.
-            what: the name of the image, for the message.
+            name: the name of the image in the message, such as its path.
         """
         scale, trained = self.preparation.scale, " and ".join(self.dtypes)
-        if self.dtypes and scale(dtype) not in {scale(np.dtype(name)) for name in self.dtypes}:
+        if self.dtypes and scale(dtype) not in {scale(np.dtype(dtype_name)) for dtype_name in self.dtypes}:
             why = f"which the network was trained on, for --normalise {self.preparation.normalise}"
-            raise ValueError(f"expected {what} on the scale of {trained}, {why}, got {dtype}: convert it to {trained}")
+            fix = f"convert the image to {self.dtypes[0]}"
+            raise ValueError(f"expected {name} on the scale of {trained}, {why}, got {dtype}: {fix}")
 
     def __call__(self, x: Array) -> Array:
-        """Run the model on prepared images (N, C, *S). Return the outputs of its head, (N, K, *S)."""
+        """Return the model's outputs (N, K, *S) for prepared images (N, C, *S): logits, or as its head defines."""
         return adapter(backend_of(self.model)).forward(self.model, [x], training=False)
 
 
 def open_network(
     path: str | Path, *, backend: str = "torch", size: Sequence[int] | None = None, normalise: str | None = None
 ) -> Network:
-    """Load a network from a file of `attzoo.save`, onto a GPU if the framework has one.
+    """Load a network that `attzoo.save` or `attzoo train` wrote; return it, on a GPU if the framework has one.
 
-    `size` and `normalise` are by default those of settings.json in the folder of the file. Without that file, images
-    are not resized and have the default normalisation of `Preparation`, which may differ from the training's.
+    The defaults of `size` and `normalise` are read from settings.json in the folder of the file. Without that file,
+    images are not resized and have the default normalisation of `Preparation`, which may differ from the training's.
 
     Args:
         path: the file.
         backend: "torch" or "keras".
         size: the spatial size that images are resized to; empty for no resizing.
-        normalise: as in `Preparation`.
+        normalise: "zscore", "unit" or "none", as in `Preparation`.
 
     Raises:
         IsADirectoryError: if the path is a folder.
@@ -99,23 +104,28 @@ def open_network(
     """
     path = Path(path)
     if path.is_dir():
-        fix = f"give a file, such as {path / BEST}"
+        fix = f"give a file of weights, such as {path / BEST}"
         raise IsADirectoryError(f"expected a file with a network, got the folder {path}: {fix}")
     model = portable.load(path, backend=backend)
     if (name := registry.name_of(model.spec)) not in registry.NETWORKS:
-        raise ValueError(f"expected a file with a network, got the block {name} in {path}")
+        fix = "give a file of a U-Net, as attzoo train writes it; attzoo.load reads files of blocks"
+        raise ValueError(f"expected a file with a network, got the block {name} in {path}: {fix}")
     candidate = path.parent / SETTINGS
     settings = candidate if (size is None or normalise is None) and candidate.exists() else None
     dims = model.spec.spatial_dims
     trained, dtypes = _read_settings(settings, dims) if settings else (Preparation(), ())
     size = trained.size if size is None else _check_size(size, dims)
     preparation = Preparation(size, normalise or trained.normalise)
-    is_known = preparation.normalise == trained.normalise
-    return Network(adapter(backend).place(model), preparation, settings, dtypes if is_known else ())
+    is_same_scale = preparation.normalise == trained.normalise
+    return Network(adapter(backend).place(model), preparation, settings, dtypes if is_same_scale else ())
 
 
 def _check_size(size: Sequence[int] | None, dims: int) -> tuple[int, ...] | None:
-    """Return the size that images are resized to, or None for an empty size. Raise ValueError for other axes."""
+    """Return the size that images are resized to as a tuple, or None if `size` is None or empty.
+
+    Raises:
+        ValueError: if the size has not one number for each of `dims` spatial axes.
+    """
     if size and len(size) != dims:
         raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {contract.short_repr(tuple(size))}")
     return tuple(size) if size else None
@@ -129,10 +139,11 @@ def _read_settings(path: Path, dims: int) -> tuple[Preparation, tuple[str, ...]]
         dims: the number of spatial axes of the network.
 
     Returns:
-        The preparation of the training images, and their dtypes.
+        The preparation (resizing and normalisation) of the training images, and the names of their dtypes.
 
     Raises:
         ValueError: if the content is invalid. The message names the file.
+        OSError: if the file cannot be opened.
     """
     try:
         with open_regular(path) as file:
@@ -142,11 +153,21 @@ def _read_settings(path: Path, dims: int) -> tuple[Preparation, tuple[str, ...]]
         return _parse_settings(json.loads(content), dims)
     except (ValueError, TypeError, RecursionError) as err:
         got = contract.shorten(str(err))
-        raise ValueError(f"expected the settings of a training run in {path}, or no such file: {got}") from err
+        fix = "correct or remove this file, and set --size and --normalise"
+        raise ValueError(f"expected the settings of a training run in {path}, or no such file: {got}; {fix}") from err
 
 
 def _parse_settings(settings: Any, dims: int) -> tuple[Preparation, tuple[str, ...]]:
-    """Return the preparation and the dtypes in the decoded JSON of a settings file; raise as `_read_settings`."""
+    """Return the preparation and the dtypes in a settings file, from its decoded JSON.
+
+    Args:
+        settings: the decoded JSON.
+        dims: the number of spatial axes of the network.
+
+    Raises:
+        TypeError: if the JSON, or a value in it, has another type.
+        ValueError: if a name is missing or a value is invalid. The messages do not name the file.
+    """
     if not isinstance(settings, Mapping):
         raise TypeError(f"got {str(settings)[:100]}")
     if missing := [name for name in ("backend", "size", "normalise") if name not in settings]:
@@ -170,12 +191,12 @@ def predict(
     overlap: float | None = None,
     batch: int | None = None,
 ) -> Array:
-    """Return the probability of each class in each pixel of an image.
+    """Return the probability of each class in each pixel of an image, (K, *S).
 
     Args:
-        network: the network.
-        image: (C, *S), as read from a file.
-        window: the spatial size of a window, in pixels of the resized image. Images larger than it are predicted in
+        network: the network, from `open_network`.
+        image: (C, *S), as read from a file; it is resized and normalised here.
+        window: the spatial size of a window, in pixels of the resized image. Larger images are predicted in
             overlapping windows, which are blended with Gaussian weights. None predicts the whole image at once.
         overlap: the fraction of a window that the next one overlaps, in [0, 1). Default: 0.5. Only with `window`.
         batch: the number of windows in a batch, >= 1. Default: 4. Only with `window`.
@@ -184,11 +205,12 @@ def predict(
         (K, *S), the probabilities. For K = 1 those of class 1.
 
     Raises:
+        TypeError: if an option has another type.
         ValueError: if the network does not take the image, if an option is invalid or has no effect, or if the outputs
             of the network are not finite.
     """
     logits = _outputs(network, image, window, overlap, batch)
-    if network.spec.head == "sigmoid":   # the network has applied it
+    if network.spec.head == "sigmoid":   # the network has already applied the sigmoid
         return logits
     return ops.sigmoid(logits) if len(logits) == 1 else _softmax(logits)
 
@@ -210,11 +232,11 @@ def segment(
 
 
 def label(scores: Array, threshold: float = 0.5) -> NDArray[Any]:
-    """Return the class of each pixel: the index of the greatest score, the least index among equal ones.
+    """Return the class of each pixel, (*S): the index of the largest score, the smallest index among equal scores.
 
     Args:
         scores: (K, *S), probabilities or logits of the classes.
-        threshold: for K = 1, the least score of class 1: 0.5 for probabilities, 0 for logits.
+        threshold: for K = 1, the smallest score of class 1: 0.5 for probabilities, 0 for logits.
 
     Returns:
         (*S), uint8 for at most 256 classes, else uint16.
@@ -232,14 +254,18 @@ def label(scores: Array, threshold: float = 0.5) -> NDArray[Any]:
 def _outputs(
     network: Network, image: NDArray[Any], window: Sequence[int] | None, overlap: float | None, batch: int | None
 ) -> Array:
-    """Return the outputs of the network's head for an image (C, *S), resized to (K, *S)."""
+    """Return the network's outputs for an image (C, *S), resized to the size of the image, (K, *S).
+
+    Arguments and errors are those of `predict`.
+    """
     network.check_inputs(image.shape, "the image")
     window, overlap, batch = check_options(network, window, overlap, batch)
     x = network.preparation(image)[None]
     window = tuple(min(sides) for sides in zip(window or x.shape[2:], x.shape[2:], strict=True))
     y = network(x) if window == x.shape[2:] else _predict_windows(network, x, window, overlap, batch)
     if not np.isfinite(y).all():
-        raise ValueError("expected finite outputs of the network, got others")
+        fix = "check the image for extreme values, or train again with a lower --rate if the training diverged"
+        raise ValueError(f"expected finite outputs of the network, got NaN or infinity: {fix}")
     if y.shape[2:] == image.shape[1:]:
         return np.asarray(y[0])
     resized = np.empty((y.shape[1], *image.shape[1:]), y.dtype)
@@ -251,11 +277,17 @@ def _outputs(
 def check_options(
     network: Network, window: Sequence[int] | None, overlap: float | None, batch: int | None
 ) -> tuple[tuple[int, ...] | None, float, int]:
-    """Return the options of `predict`, with defaults for None. Raise TypeError or ValueError if one is invalid."""
+    """Check the options of `predict`; return window, overlap and batch, with the defaults in place of None.
+
+    Raises:
+        TypeError: if an option has another type.
+        ValueError: if an option is invalid, or has no effect.
+    """
     dims, size = network.spec.spatial_dims, network.preparation.size
     for name, value in {"overlap": overlap, "batch": batch}.items():
         if window is None and value is not None:
-            raise ValueError(f"{name} needs a window, got {value} without a window")
+            fix = f"set window too, or leave {name} out"
+            raise ValueError(f"{name} needs a window, got {value} without a window: {fix}")
     batch = contract.integer("batch", 4 if batch is None else batch)
     overlap = contract.number("overlap", 0.5 if overlap is None else overlap)
     if not 0 <= overlap < 1:
@@ -266,12 +298,13 @@ def check_options(
         raise ValueError(f"window must be {dims} numbers, one per spatial axis, got {tuple(window)}")
     window = tuple(contract.integer("window", side) for side in window)
     if size and all(w >= s for w, s in zip(window, size, strict=True)):
-        raise ValueError(f"window must be less than {size}, which images are resized to, got {window}")
+        fix = "give a smaller window, or leave it out"
+        raise ValueError(f"window must be less than {size}, which images are resized to, got {window}: {fix}")
     return window, overlap, batch
 
 
 def _predict_windows(network: Network, x: Array, window: Sequence[int], overlap: float, batch: int) -> Array:
-    """Return the outputs of the network's head for x (N, C, *S), blended from windows."""
+    """Return the network's outputs (N, K, *S) for prepared images x (N, C, *S), blended from overlapping windows."""
     contract.triton_first()   # MONAI may import TensorFlow
     torch, inferers = package("torch"), package("monai.inferers")
     y = inferers.sliding_window_inference(
@@ -286,7 +319,7 @@ def _predict_windows(network: Network, x: Array, window: Sequence[int], overlap:
 
 
 def _softmax(logits: Array) -> Array:
-    """Return the softmax over the first axis. Only one array is allocated."""
+    """Return the softmax of logits (K, *S) over classes, (K, *S). Only one array of this size is allocated."""
     z: Array = logits - logits.max(axis=0)
     np.exp(z, out=z)
     z /= z.sum(axis=0)

@@ -1,4 +1,4 @@
-"""An output folder with a record of the written files, so that inputs and files of the user are not replaced."""
+"""Output folders with a record of the files that attzoo wrote, so that other files are not replaced."""
 
 from __future__ import annotations
 
@@ -14,23 +14,29 @@ from typing import Final
 
 from ..files import PREFIX, digest_of, locked, open_regular, usable_folder, write
 
-RECORD: Final = ".attzoo.sha256"   # in the format of sha256sum
+RECORD: Final = ".attzoo.sha256"   # name of the record, a text file in the format of sha256sum
 LOCK: Final = f"{PREFIX}record-lock"
 WAIT: Final = 0.01   # seconds until the next attempt to lock the record
 ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})   # of names, as sha256sum writes them
-FROM: Final = "# from "   # begins the line before that of a file; its source follows as JSON
+FROM: Final = "# from "   # before the line of a file: the path, as JSON, of the image that the file was computed from
 HEADER: Final = "# files that attzoo wrote here, as sha256sum lists them"
 
 
 def _record_lines(name: str, digest: str, source: str | None) -> str:
-    """Return the lines of a file in the record: that of its source, unless that is None, and that of the file."""
+    """Return the lines of a file in the record: one for its source, unless that is None, and one for the file.
+
+    Args:
+        name: the path of the file relative to the output folder.
+        digest: the SHA-256 of its content, in hexadecimal digits.
+        source: the path of the image that it was computed from.
+    """
     line, source_line = f"{digest}  {name}", "" if source is None else f"{FROM}{json.dumps(source)}\n"
     escaped = line.translate(ESCAPES)
     return f"{source_line}{line}\n" if escaped == line else f"{source_line}\\{escaped}\n"
 
 
 def _parse_line(line: str) -> tuple[str, str]:
-    """Return the name and the digest in a line of the record; an initial backslash marks escapes in the name."""
+    """Return the name and the digest in a line of the record. A backslash at its start marks escapes in the name."""
     digest, _, name = line.removeprefix("\\").partition("  ")
     if line.startswith("\\"):
         name = re.sub(r"\\([\\nr])", lambda match: {"\\": "\\", "n": "\n", "r": "\r"}[match[1]], name)
@@ -40,18 +46,18 @@ def _parse_line(line: str) -> tuple[str, str]:
 class Output:
     """An output folder, and a record in it of the files that attzoo wrote there.
 
-    The record has the digest and the source of each file. A digest is recorded before the file is written, so that
-    files left by a full disk or a killed process are recognized as attzoo's. Processes that write into
-    one folder lock the record to change it.
+    The record has the digest (SHA-256) and the source of each file: the image that the file was computed from. A digest
+    is recorded before the file is written, so that files left by a full disk or a killed process are recognized as
+    attzoo's. Processes that write into one folder lock the record to change it.
 
     Args:
         folder: the output folder.
         inputs: files that are never replaced.
-        overwrite: whether other files that attzoo did not write may be replaced.
+        overwrite: whether files that attzoo did not write may be replaced, except `inputs`.
 
     Raises:
         NotADirectoryError: if `folder` or a parent is a file.
-        ValueError: if the record is a file of another program.
+        ValueError: if the file with the record's name is not a record of attzoo.
         OSError: if the record is not a regular file.
     """
 
@@ -60,61 +66,63 @@ class Output:
         self.inputs = {_file_id(path): path for path in inputs if path.exists()}   # a link may be broken
         self.overwrite = overwrite
         self.record = folder / RECORD
-        self.digests: dict[str, set[str]] = {}   # by file: those that it may have if attzoo wrote it
+        self.digests: dict[str, set[str]] = {}   # by file: the possible digests of a file that attzoo wrote
         self.sources: dict[str, str] = {}        # by file: the path of the image that it was computed from
         self._can_append = False                 # whether the record is complete, so that lines can be added
-        self._tidied: set[Path] = set()
+        self._tidied: set[Path] = set()          # folders in which stale temporary files were removed
         if self.record.exists():
             self._read()
         self._earlier = frozenset(self.digests)   # the files in the record before this call
         self._added: set[str] = set()             # the files that this call added to the record
 
     def check(self, paths: Iterable[Path], source: Path | None = None) -> None:
-        """Raise FileExistsError unless all paths may be written.
+        """Raise FileExistsError unless all files may be written; write nothing.
 
         Args:
-            paths: the files to write.
-            source: the image that they are computed from. Results of another image with the same name are not
+            paths: the files that will be written.
+            source: the image that the files are computed from. Results of another image with the same name are not
                 replaced, unless `overwrite` is set.
         """
         for path in paths:
             if not path.exists():
                 continue
             if not path.is_file():
-                raise FileExistsError(f"expected a file or nothing at {path}, got something else: set another --out")
-            if linked := self.inputs.get(_file_id(path)):
+                kind = "a folder" if path.is_dir() else "something else"
+                raise FileExistsError(f"expected a file or nothing at {path}, got {kind}: set another --out")
+            if input_path := self.inputs.get(_file_id(path)):
                 raise FileExistsError(
-                    f"expected to replace no input, got {path}, which is the input {linked}: set another --out"
+                    f"expected to replace no input, got {path}, which is the input {input_path}: set another --out"
                 )
             if self.overwrite:
                 continue
             fix = "set another --out, or set --overwrite"
             if not self._is_unchanged(path):
                 raise FileExistsError(
-                    f"expected to replace only files that attzoo wrote, got another file at {path}: {fix}"
+                    f"expected to replace only unchanged files that attzoo wrote, got another file at {path}: {fix}"
                 )
-            if source and (recorded := self.sources.get(self._name(path), _absolute(source))) != _absolute(source):
+            recorded_source = self.sources.get(self._name(path))
+            if source and recorded_source not in (None, _absolute(source)):
                 raise FileExistsError(
-                    f"expected to replace only results of {source}, got a result of {recorded} at {path}: {fix}"
+                    f"expected to replace only results of {source}, got a result of {recorded_source} at {path}: {fix}"
                 )
 
-    def write(self, results: Mapping[Path, bytes], source: Path | None = None, without: Iterable[Path] = ()) -> None:
+    def write(self, results: Mapping[Path, bytes], source: Path | None = None, to_remove: Iterable[Path] = ()) -> None:
         """Write the results of one image.
 
         Earlier results are removed before the first new one is written, so that results of two calls never are in the
         folder together.
 
         Args:
-            results: the content of each file.
-            source: the image.
-            without: files to remove if attzoo wrote them.
+            results: the content of each file, by path.
+            source: the image that the results are computed from.
+            to_remove: files to remove if attzoo wrote them and they are unchanged.
 
         Raises:
             OSError: if a file cannot be written. The message names it.
         """
         digests = {self._name(path): sha256(content).hexdigest() for path, content in results.items()}
         self._add_to_record(digests, None if source is None else _absolute(source))
-        for path in (*list(results)[1:], *without):   # the first result is replaced atomically
+        for path in (*list(results)[1:], *to_remove):   # the first result is replaced atomically
             if path.is_file() and self._is_unchanged(path) and _file_id(path) not in self.inputs:
                 path.unlink()
         for path, content in results.items():
@@ -123,13 +131,13 @@ class Output:
             self._tidied.add(path.parent)
 
     def finish(self) -> None:
-        """Remove missing files and outdated digests from the record."""
+        """Remove files that no longer exist, and outdated digests, from the record. Call it after the last `write`."""
         if self.record.exists():
             with self._record_lock():
                 self._tidy_record()
 
     def _tidy_record(self) -> None:
-        """Do what `finish` does; the caller holds the lock. Files that other processes added stay in the record."""
+        """Do what `finish` does; the caller has locked the record. Files that other processes added stay in it."""
         self._read()
         missing = {name for name in self._earlier | self._added if not (self.folder / name).is_file()}
         ambiguous = {name for name in self._added - missing if len(self.digests[name]) > 1}
@@ -140,11 +148,20 @@ class Output:
             self._write_record()
 
     def _read(self) -> None:
-        """Read the record. One that a full disk or a killed process truncated is read up to the last whole line."""
+        """Add the files in the record to `digests` and `sources`.
+
+        A record that a full disk or a killed process truncated is read up to the last whole line.
+
+        Raises:
+            ValueError: if the file is not a record of attzoo.
+        """
         with open_regular(self.record) as file:
             header, *lines = os.fsdecode(file.read()).split("\n")
         if header != HEADER if lines else not HEADER.startswith(header):
-            raise ValueError(f"expected a record of the files that attzoo wrote in {self.record}, got another file")
+            fix = "remove this file, or set another --out"
+            raise ValueError(
+                f"expected a record of the files that attzoo wrote in {self.record}, got another file: {fix}"
+            )
         self._can_append = lines[-1:] == [""]
         source = None
         for line in filter(None, lines[:-1]):
@@ -169,14 +186,14 @@ class Output:
             sleep(WAIT)
 
     def _add_to_record(self, digests: Mapping[str, str], source: str | None) -> None:
-        """Add the digests of files that will be written, and their source, to the record."""
+        """Lock the record, and add the digests of files that will be written, and their source, to it."""
         with self._record_lock():
             if not self._can_append and self.record.exists():   # another process may have created it
                 self._read()
             self._add_to_locked_record(digests, source)
 
     def _add_to_locked_record(self, digests: Mapping[str, str], source: str | None) -> None:
-        """Do what `_add_to_record` does, in a locked record."""
+        """Do what `_add_to_record` does; the caller has locked the record."""
         self._added |= digests.keys()
         new = {
             name: digest
@@ -193,7 +210,7 @@ class Output:
             self._append(os.fsencode("".join(_record_lines(name, digest, source) for name, digest in new.items())))
 
     def _write_record(self) -> None:
-        """Write the whole record, atomically."""
+        """Write `digests` and `sources` to the record, atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         entries = ((name, digest) for name, digests in self.digests.items() for digest in sorted(digests))
         lines = (_record_lines(name, digest, self.sources.get(name)) for name, digest in entries)
@@ -201,7 +218,7 @@ class Output:
         self._can_append = True
 
     def _append(self, lines: bytes) -> None:
-        """Append lines to the record; on an error, none of them."""
+        """Append lines to the record, all or, on an error, none. Raise OSError that names the record."""
         with self.record.open("ab", buffering=0) as file:
             size = file.tell()
             try:
@@ -214,7 +231,7 @@ class Output:
                 raise OSError(err.errno, err.strerror, str(self.record)) from err
 
     def _is_unchanged(self, path: Path) -> bool:
-        """Whether attzoo wrote a file, and its content is unchanged."""
+        """Whether attzoo wrote a file and its content has not changed since."""
         return digest_of(path) in self.digests.get(self._name(path), ())
 
     def _name(self, path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Draw the classes of pixels over an image, as PNG."""
+"""Draw the class of each pixel as a colour over an image, as PNG."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ SIDE: Final = 0.13   # side of a colour patch in the legend
 
 
 def draw(image: NDArray[Any], mask: NDArray[Any], title: str, spacing: Sequence[float] = ()) -> bytes:
-    """Draw an image and its classes; for a volume, the middle slice along each axis.
+    """Return a PNG of an image and its classes; for a volume, of the middle slice along each axis.
 
     Class 0 is not coloured. The legend has every class in the mask and its fraction of the pixels.
 
     Args:
         image: (C, *S), the image.
         mask: (*S), the class indices.
-        title: the title.
-        spacing: the distance between pixels along each axis; empty for 1.
+        title: the title of the figure.
+        spacing: the distance between pixels along each axis, in any unit; empty for equal distances.
 
     Returns:
-        The content of a PNG.
+        The bytes of the PNG.
     """
     from matplotlib.figure import Figure
 
@@ -55,7 +55,7 @@ def draw(image: NDArray[Any], mask: NDArray[Any], title: str, spacing: Sequence[
     for i, (panel, panel_height) in enumerate(zip(panels, heights, strict=True)):
         left, bottom = MARGIN + i * (PANEL + GAP), height - MARGIN - TOP - panel_height
         ax = figure.add_axes((left / width, bottom / height, PANEL / width, panel_height / height))
-        ax.imshow(panel.pixels, aspect=panel.aspect, interpolation="nearest")   # shrinks an image beyond the ratios
+        ax.imshow(panel.pixels, aspect=panel.aspect, interpolation="nearest")   # shrinks images of extreme ratios
         ax.set_title(panel.heading, loc="left", fontsize=8.5, color=GREY, pad=3)
         plotting.remove_ticks(ax)
     for i, k in enumerate(classes):
@@ -65,7 +65,7 @@ def draw(image: NDArray[Any], mask: NDArray[Any], title: str, spacing: Sequence[
 
 
 def palette(count: int) -> NDArray[Any]:
-    """Return distinct colours for `count` classes, (count, 3) in [0, 1]."""
+    """Return a distinct RGB colour for each of `count` classes, (count, 3) in [0, 1]."""
     from matplotlib import colormaps
 
     name = "tab10" if count <= 11 else "tab20"   # one class more than colours, as class 0 is not coloured
@@ -90,19 +90,26 @@ class _Panel:
 
     @property
     def ratio(self) -> float:
-        """Height divided by width."""
+        """The height of the picture divided by its width, as displayed."""
         rows, columns, _ = self.pixels.shape
         return float(self.aspect * rows / columns)
 
     def to_landscape(self) -> _Panel:
-        """Return the panel, transposed if its height exceeds its width."""
+        """Return a transposed panel if the height exceeds the width, else the panel itself."""
         return _Panel(self.heading, self.pixels.swapaxes(0, 1), 1 / self.aspect) if self.ratio > 1 else self
 
 
 def _panels(
     image: NDArray[Any], mask: NDArray[Any], colors: NDArray[Any], spacing: tuple[float, ...]
 ) -> list[_Panel]:
-    """Return the image and its classes as two panels, or a panel for the middle slice of a volume along each axis."""
+    """Return two panels of an image, without and with its classes, or one panel for each axis of a volume.
+
+    Args:
+        image: (C, *S), the image.
+        mask: (*S), the class indices.
+        colors: (K, 3), the colour of each class.
+        spacing: the distance between pixels along each axis.
+    """
     space = mask.shape
     if len(space) == 2:
         aspect = spacing[0] / spacing[1]
@@ -119,7 +126,7 @@ def _panels(
 
 
 def _draw_entry(figure: Figure, left: float, bottom: float, color: Any, text: str) -> None:
-    """Draw a colour and its text in the legend; `left` and `bottom` are in inches."""
+    """Draw a colour patch and its text in the legend; `left` and `bottom` are in inches from the figure's corner."""
     from matplotlib.patches import Rectangle
 
     width, height = figure.get_size_inches()
