@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Stack(Generic[T]):
-    """Values set by the open `with` blocks of this context, in order. Also attribute `name` of this module."""
+    """Values set by the open `with` blocks of this context, in order, and attribute `name` of this module."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -25,7 +25,7 @@ class Stack(Generic[T]):
         STACKS.append(self)
 
     def get(self) -> tuple[T, ...]:
-        """Return the values of this context. Also store them for worker threads, because the context may have changed."""
+        """Return the values of this context. Also store them for worker threads, as the context may have changed."""
         values = self.variable.get()
         if values is None:
             return _inherited(self.name)

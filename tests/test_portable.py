@@ -150,7 +150,7 @@ INVALID_ARRAYS = {   # change to the arrays of an SE of 32 channels, type of the
     "too many axes": (changed("excite.bias", lambda a: a[None]), ValueError, r"have shape \(32,\), got \(1, 32\)"),
     "broadcast": (changed("excite.bias", lambda a: a[:1]), ValueError, r"have shape \(32,\), got \(1,\)"),
     "float64": (changed("excite.bias", lambda a: a.astype("f8")), ValueError, "float32, .* got float64: round"),
-    "long double": (changed("excite.bias", lambda a: a.astype("g")), ValueError, "fit in float32, got"),
+    "long double": (changed("excite.bias", lambda a: a.astype("g")), ValueError, "exact in float32, .* got"),
     "integer": (changed("excite.bias", lambda a: a.astype("i4")), TypeError, "floating-point array, got int32"),
     "bool": (changed("excite.bias", lambda a: a > 0), TypeError, "floating-point array, got bool"),
     "complex": (changed("excite.bias", lambda a: a.astype("c8")), TypeError, "floating-point array, got complex64"),
@@ -878,7 +878,7 @@ def test_error_for_a_traced_block_proposes_the_original():
         (lambda a: "block.safetensors", "got str; to read a file, call attzoo.load"),
         (lambda a: {k: torch.nn.Parameter(torch.tensor(v)) for k, v in a.items()}, r"by tensor\.numpy\(force=True\)"),
         (lambda a: {k: v.tolist() for k, v in a.items()}, r"got list: convert it by numpy\.asarray\(\.\.\.\)"),
-        (lambda a: {k: np.ma.masked_array(v, v > 0) for k, v in a.items()}, "got masked values: fill them first"),
+        (lambda a: {k: np.ma.masked_array(v, v > 0) for k, v in a.items()}, "got a masked array: fill them first"),
     ],
     ids=["prefix", "compiled", "checkpoint", "path", "parameter", "list", "masked"],
 )
@@ -908,7 +908,7 @@ def npy_bytes():
     [
         (lambda b, p: torch.save(b.state_dict(), p), "got a zip archive, as torch.save"),
         (lambda b, p: p.write_bytes(npy_bytes()), "got a .npy file of NumPy"),
-        (lambda b, p: safetensors.torch.save_file(b.state_dict(), p), "another program's file holds a state_dict"),
+        (lambda b, p: safetensors.torch.save_file(b.state_dict(), p), "for a file of another program, pass its arrays"),
     ],
     ids=["torch", "npy", "safetensors"],
 )

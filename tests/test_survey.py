@@ -87,7 +87,7 @@ def test_black_and_white_masks_are_refused_with_the_option_that_trains_them(dtyp
 def test_value_that_is_too_large_for_a_class_is_refused_without_labels(largest, tmp_path):
     folder = make_folder(tmp_path, mask_of(0, largest, dtype=np.uint16))
     for options in ({}, {"classes": 2}):
-        with pytest.raises(ValueError, match=rf"got {largest}: give each value its class by --labels$"):
+        with pytest.raises(ValueError, match=rf"got {largest}: list the value of each class by --labels$"):
             class_count(folder, **options)
     assert class_count(folder, labels=(0, largest)) == 2
 
@@ -100,7 +100,7 @@ def test_more_than_64_values_need_an_option(tmp_path):
 
 def test_grey_ramp_is_refused_with_a_short_message(tmp_path):
     folder = make_folder(tmp_path, (np.arange(200, dtype=np.uint8) + 30).reshape(10, 20))
-    with pytest.raises(ValueError, match="and 192 more values: give each value its class by --labels") as caught:
+    with pytest.raises(ValueError, match="and 192 more values: list the value of each class by --labels") as caught:
         class_count(folder)
     assert len(str(caught.value)) < 500
 

@@ -254,8 +254,8 @@ def test_resume_with_another_framework_or_number_of_devices_is_refused(name, bef
     saved = state.load(one_epoch)
     saved.basis[name] = before
     saved.save(tmp_path)
-    fix = "train anew into another --out"
-    with pytest.raises(ValueError, match=f"expected what the run in .* began with: {name}: {before}, got .*{fix}$"):
+    fix = "start a new run in another --out"
+    with pytest.raises(ValueError, match=f"expected the {name} with which the run in .* began, {before}, got .*{fix}$"):
         train(saved.settings, tmp_path, resume=True)
 
 
@@ -270,5 +270,5 @@ def test_state_of_an_earlier_format_is_refused_with_the_reason(one_epoch, tmp_pa
     data = (one_epoch / state.NAME).read_bytes()
     assert b'\\"format\\": 3' in data
     (tmp_path / state.NAME).write_bytes(data.replace(b'\\"format\\": 3', b'\\"format\\": 2'))
-    with pytest.raises(ValueError, match=r"expected format 3, got 2, of an earlier version, .* train anew into "):
+    with pytest.raises(ValueError, match=r"expected format 3, got 2, of an earlier version, .* start a new run in "):
         train(state.load(one_epoch).settings, tmp_path, resume=True)

@@ -23,7 +23,7 @@ from attzoo.train.settings import RECIPES, Settings, learning_rate
     ({"validation": 1.0}, "validation must be less than 1"), ({"decay": 0.1}, "decay has an effect only with "),
     ({"dims": 1}, "dims must be one of 2, 3, got 1"), ({"seed": -1}, "seed must be >= 0, got -1"),
     ({"seed": 2**32}, "seed must be less than 2**32, got 4294967296"),
-    ({"data": "x", "classes": 256}, "classes must be <= 255, which masks ignore, got 256"),
+    ({"data": "x", "classes": 256}, "classes must be <= 255, because masks ignore the value 255, got 256"),
     ({"network": {"channels": [4]}}, "network must leave channels to channels=..., got [4]"),
     ({"network": {"variant": "oktay"}}, "network must leave variant to variant=..., got 'oktay'"),
     ({"network": {"head": "sigmoid"}}, "network must leave head to loss=..., got 'sigmoid'"),
