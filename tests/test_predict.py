@@ -527,7 +527,7 @@ def test_errors_about_the_values_of_an_image_name_its_file(files, tmp_path):
     np.save(tmp_path / "a.npy", np.eye(9)[None] * 1e20)
     network = open_network(files / "volume.safetensors")
     for call in (predict_files, maps_file):
-        with pytest.raises(ValueError, match=r"a\.npy: expected numbers that float32 can hold the squares of"):
+        with pytest.raises(ValueError, match=r"a\.npy: expected numbers whose squares float32 can hold"):
             call(network, tmp_path / "a.npy", tmp_path / "out")
 
 

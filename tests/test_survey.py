@@ -277,12 +277,12 @@ def test_size_that_leaves_one_class_is_refused(tmp_path):
 
 def test_validation_masks_without_any_class_are_refused(tmp_path):
     """The mean IoU of every epoch would be 0, and the first epoch the best."""
-    with pytest.raises(ValueError, match="expected masks with classes to validate on, got 255 in 16 pixels"):
+    with pytest.raises(ValueError, match="expected masks with classes to validate on, got only 255 in 16 pixels"):
         class_count(make_folder(tmp_path, mask_of(0, 1, 255), valid=mask_of(255)))
 
 
 def test_classes_in_validation_only_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="expected to validate on classes of training, classes 0, 1, got class 2 too"):
+    with pytest.raises(ValueError, match="expected to validate on classes of training, classes 0, 1, got also class 2"):
         class_count(make_folder(tmp_path, mask_of(0, 1), valid=mask_of(0, 2)), classes=3)
 
 

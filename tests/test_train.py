@@ -241,7 +241,7 @@ def test_masks_without_two_classes_to_train_on_are_refused(tmp_path):
     mask = np.zeros((16, 16), np.uint8)
     mask[3:9, 3:9] = 77
     Image.fromarray(mask).save(tmp_path / "data" / "valid_labels" / "0000.png")
-    with pytest.raises(ValueError, match=r"expected to validate on classes of training, classes 0, .*got class 77 too"):
+    with pytest.raises(ValueError, match=r"expected to validate on classes of training, .*got also class 77"):
         train(settings, tmp_path / "out")
     for path in (tmp_path / "data" / "train_labels").iterdir():
         Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path)

@@ -162,7 +162,7 @@ def test_ignored_file_of_the_same_name_is_listed_for_an_unpaired_image(part, par
     folder = camvid(tmp_path)
     write_array(folder / partner / "b.png", BYTES[..., 0])
     (folder / part / "b.raw").write_bytes(b"anything")
-    with pytest.raises(ValueError, match=rf"none for .*{partner}/b.png; .*{part}/b.raw ignored because of the extension$"):
+    with pytest.raises(ValueError, match=rf"none for .*{partner}/b.png; .*{part}/b.raw ignored because of"):
         find(folder)
 
 

@@ -218,7 +218,7 @@ CHANGED_STATES = {   # a function that changes the state, and the error message
     "no slot": (
         lambda s: s.arrays.pop(first_name(s.arrays, "optimizer")), r"expected an array optimizer\.0.*, got none"
     ),
-    "an unknown array": (lambda s: s.arrays.update({"a.b": np.zeros(1)}), r"expected no array a\.b, got it"),
+    "an unknown array": (lambda s: s.arrays.update({"a.b": np.zeros(1)}), r"expected no array a\.b, got one"),
     "a shape": (
         lambda s: s.arrays.update({first_name(s.arrays, "optimizer.3"): np.zeros((2, 9), np.float32)}),
         r"expected optimizer\.3.* to be float32 .*, got float32 \(2, 9\)",
@@ -226,11 +226,11 @@ CHANGED_STATES = {   # a function that changes the state, and the error message
     "nan": (lambda s: s.arrays[first_name(s.arrays, "network")].fill(np.nan), "finite"),
     "no rows": (lambda s: s.history.clear(), "expected a history of 1 to 3 epochs"),
     "too many rows": (lambda s: s.history.extend(s.history * 3), "expected a history of 1 to 3 epochs"),
-    "empty row": (lambda s: s.history.__setitem__(0, {}), "expected epoch 1 with epoch, rate, "),
-    "text": (lambda s: s.history.append("row"), "expected rows of one length, got row"),
-    "order": (lambda s: s.history.append(s.history[0]), "expected epoch 2 with epoch, rate, "),
+    "empty row": (lambda s: s.history.__setitem__(0, {}), "expected epoch 1 with columns epoch, rate, "),
+    "text": (lambda s: s.history.append("row"), "expected rows with equal numbers of columns, got row"),
+    "order": (lambda s: s.history.append(s.history[0]), "expected epoch 2 with columns epoch, rate, "),
     "a class": (
-        lambda s: s.history.__setitem__(0, without_last_dice(s.history[0])), "expected a Dice of 4 classes, got 3"
+        lambda s: s.history.__setitem__(0, without_last_dice(s.history[0])), "expected the Dice of 4 classes in its history, got 3"
     ),
     "text in a row": (lambda s: s.history[0].update(loss="low"), "expected a number as loss of epoch 1, got low"),
     "nan in a row": (lambda s: s.history[0].update(loss=np.nan), "expected a number as loss of epoch 1, got nan"),

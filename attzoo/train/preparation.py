@@ -103,8 +103,9 @@ def _subtract_minimum(array: Array) -> Array:
     smallest, largest = (np.float64(reduce(axis=axes, keepdims=True)) for reduce in (array.min, array.max))
     if (largest - smallest).max() > MAX_RANGE:
         got = f"{smallest.min():.4g} to {largest.max():.4g}"
-        fix = "set missing pixels to a number near the others, or divide the image by its maximum"
-        raise ValueError(f"expected numbers whose squares float32 can hold, a range up to {MAX_RANGE:g}, got {got}: {fix}")
+        fix = "set pixels without a measurement to a number near the others, or divide the image by its maximum"
+        expected = f"numbers whose squares float32 can hold, a range of at most {MAX_RANGE:g}"
+        raise ValueError(f"expected {expected}, got {got}: {fix}")
     array -= smallest.astype(array.dtype)
     if array.dtype == np.float64:
         np.ldexp(array, -np.frexp(largest - smallest)[1], out=array)

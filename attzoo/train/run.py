@@ -273,7 +273,7 @@ def _repair_best(run: State, network: Any, out: Path) -> None:
     if not run.best or run.best.epoch != epoch:   # else the run was killed between saving the state and the network
         got = "missing" if digest is None else "not the file that was saved"
         lost = f"the network of epoch {run.best.epoch if run.best else '?'}, the best, is lost"
-        print(f"{out / best.NAME} is {got}: {lost}; the file now holds that of epoch {epoch}, the last", file=sys.stderr)
+        print(f"{out / best.NAME} is {got}: {lost}; the file now holds epoch {epoch}, the last", file=sys.stderr)
     since = run.best.since if run.best and run.best.epoch == epoch else epoch
     run.best = best.save_pending(network, out, epoch, since)
     run.save(out)
