@@ -217,7 +217,7 @@ def test_a_picture_in_an_array_of_channels_is_told_to_be_read_as_a_volume(tmp_pa
     ((6, 5), (6, 5, 1), r": save both arrays with the same axes, \(H, W\) or \(D, H, W\)"),
     ((6, 5), (1, 6, 5), r": save both arrays with the same axes, \(H, W\) or \(D, H, W\)"),
     ((2, 6, 5, 4), (6, 5, 4), r": .*a.npy holds 2 x 6 x 5 x 4; save channels as the last axis, \(D, H, W, C\)"),
-    ((6, 5), (6, 4), ": resize the mask by the nearest pixel"),
+    ((6, 5), (6, 4), ": resize the mask with nearest-neighbour"),
 ])   # fmt: skip
 def test_arrays_with_other_axes_than_their_masks_are_refused_with_the_fix(image, mask, fix, tmp_path):
     arrays = {"a.npy": np.zeros(image), "a_mask.npy": np.zeros(mask, np.uint8)}
@@ -304,5 +304,5 @@ def test_other_arguments_are_refused(tmp_path):
         Folder([])
     with pytest.raises(TypeError, match=r"flip must be True or False, got 0\.5"):
         Folder(pairs, flip=0.5)
-    with pytest.raises(ValueError, match="size for 3 spatial axes, got"):
+    with pytest.raises(ValueError, match="size must be 3 numbers, one for each spatial axis, got"):
         Preparation((4, 4))(VOLUME[None, ..., 0])

@@ -426,7 +426,7 @@ def test_file_names_of_blocks_are_safe_and_unique():
 def test_wrong_inputs_and_options_raise_before_anything_is_written(files, tmp_path):
     network, folder, out = open_network(files / "colour.safetensors"), tmp_path / "in", tmp_path / "out"
     folder.mkdir()
-    with pytest.raises(ValueError, match=r"expected images, masks or volumes in .*in, got none"):
+    with pytest.raises(ValueError, match=r"expected images, masks or volumes in .*in, got no file"):
         predict_files(network, folder, out)
     Image.fromarray(np.moveaxis(random_image(), 0, -1)).save(folder / "a.png")
     Image.fromarray(random_image()[0]).save(folder / "grey.png")

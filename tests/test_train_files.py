@@ -80,8 +80,8 @@ def only_text(folder):
     [
         (remove(*CAMVID), "expected folders train_images, .* or only images and masks in .*, got no folder"),
         (remove("valid_labels"), "expected a folder .*valid_labels, got no folder"),
-        (remove("train_labels/a.png"), "expected images, masks or volumes in .*train_labels, got none"),
-        (empty, "expected images, masks or volumes in .*train_images, got none"),
+        (remove("train_labels/a.png"), "expected images, masks or volumes in .*train_labels, got no file"),
+        (empty, "expected images, masks or volumes in .*train_images, got no file"),
         (only_text, r"expected images, masks or volumes in .*train_images, got only .*notes\.txt"),
         (lambda f: write_array(f / "train_images" / "c.png", BYTES),
          "a mask in .*train_labels .* none for .*s/c.png: give"),

@@ -230,7 +230,7 @@ CHANGED_STATES = {   # a function that changes the state, and the error message
     "text": (lambda s: s.history.append("row"), "expected rows with equal numbers of columns, got row"),
     "order": (lambda s: s.history.append(s.history[0]), "expected epoch 2 with columns epoch, rate, "),
     "a class": (
-        lambda s: s.history.__setitem__(0, without_last_dice(s.history[0])), "expected the Dice of 4 classes in its history, got 3"
+        lambda s: s.history.__setitem__(0, without_last_dice(s.history[0])), "Dice of 4 classes in its history, got 3"
     ),
     "text in a row": (lambda s: s.history[0].update(loss="low"), "expected a number as loss of epoch 1, got low"),
     "nan in a row": (lambda s: s.history[0].update(loss=np.nan), "expected a number as loss of epoch 1, got nan"),

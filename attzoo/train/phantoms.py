@@ -64,7 +64,7 @@ class Phantoms:
         """Return image float32 (1, *S) and mask int64 (*S) at (epoch, index). Raises IndexError past the end."""
         index = key[1]
         if not 0 <= index < self.count:
-            raise IndexError(f"expected a phantom index from 0 to {self.count - 1}, got {index}")
+            raise IndexError(f"expected an index from 0 to {self.count - 1}, got {index}")
         if index not in self._cache:
             image, mask = draw(self.size, self.seed, self.start + index)
             self._cache[index] = ((image - image.mean()) / (image.std() or 1))[None], mask
