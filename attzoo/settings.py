@@ -43,6 +43,7 @@ class kernels:   # in lower case, as it is used like a function
         _CHOICES.set((*entries, _Choice(self, inside=False)))
 
     def __repr__(self) -> str:
+        """Return the call that makes this choice, as text."""
         return f"kernels({self.mode!r})"
 
     def __enter__(self) -> None:

@@ -209,7 +209,7 @@ def test_palettes_with_one_colour_at_two_values_are_refused(first, second, is_re
     if not is_refused:
         assert class_count(folder) == 3
         return
-    message = r"in which \(255, 0, 0\) has one value, got 1 in .*0.png and 2 in .*1.png: give classes by colour"
+    message = r"in which \(255, 0, 0\) has one value, got 1 in .*0.png and 2 in .*1.png: list the colours of all classes"
     with pytest.raises(ValueError, match=message):
         class_count(folder)
     training, _ = run.datasets(Settings(data=str(folder), labels=(BLACK, RED), flip=False))
@@ -236,8 +236,8 @@ def test_masks_of_equal_values_in_different_formats_are_accepted(writers, tmp_pa
 
 @pytest.mark.parametrize("options", [{}, {"classes": 2}])
 @pytest.mark.parametrize(("write_one", "fix"), [
-    (bits(mask_of(0, 1)), 'if it is class 1 give --labels "0,0,0;255,255,255", as both are white'),
-    (grey(mask_of(0, 1)), "if it is class 1 save it as 1 in all masks"),
+    (bits(mask_of(0, 1)), 'if 255 is class 1, give --labels "0,0,0;255,255,255", as both are white'),
+    (grey(mask_of(0, 1)), "if 255 is class 1, save it as 1 in all masks"),
 ])   # fmt: skip
 def test_255_and_1_in_different_masks_are_refused(write_one, fix, options, tmp_path):
     folder = write_masks(tmp_path, write_one, write_one, grey(mask_of(0, 255)))

@@ -157,6 +157,7 @@ def _results(jobs: Sequence[tuple[str, str]], cards: Mapping[str, Card | Excepti
         for i, (block, backend) in enumerate(jobs):
 
             def progress(contract: str, done: int, total: int, i: int = i, job: str = f"{block}, {backend}") -> None:
+                """Advance the bar to `done` of `total` cases of job `i`, and show its contract."""
                 bar.update(task, description=f"{job}, {contract}", completed=i + done / total)
 
             card = cards[block]

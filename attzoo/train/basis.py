@@ -64,10 +64,10 @@ def basis_of(trainer: Any, training: Dataset, validation: Dataset) -> Basis:
     """Return the `Basis` of a run of a trainer on these datasets. Reads all of their files."""
     conditions = {"framework": trainer.framework, "devices": str(trainer.devices)}
     files: dict[str, Path] = {}
-    for part, dataset in (("training", training), ("validation", validation)):
+    for purpose, dataset in (("training", training), ("validation", validation)):
         if isinstance(dataset, Folder):
             names = json.dumps([to_nfc(image.name) for image, _ in dataset.pairs])
-            conditions[f"images for {part}"] = f"{len(dataset)} of names {sha256(names.encode()).hexdigest()[:16]}"
+            conditions[f"images for {purpose}"] = f"{len(dataset)} of names {sha256(names.encode()).hexdigest()[:16]}"
             for path in (path for pair in dataset.pairs for path in pair):
                 name = f"{path.parent.name}/{path.name}"
                 files[name if to_nfc(name) in files else to_nfc(name)] = path

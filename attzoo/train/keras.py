@@ -195,11 +195,12 @@ def _distribute(strategy: Any, x: Array, y: NDArray[Any]) -> Any:
     x, y = np.concatenate([x, x[padding]]), np.concatenate([y, np.full_like(y[padding], IGNORE)])
     size = len(x) // devices
 
-    def part(context: Any) -> Any:
+    def part_of_device(context: Any) -> Any:
+        """Return the images and masks for the device of this replica context."""
         import tensorflow as tf
 
         rank = context.replica_id_in_sync_group
         rows = slice(size * rank, size * (rank + 1))
         return tf.constant(x[rows]), tf.constant(y[rows])
 
-    return strategy.experimental_distribute_values_from_function(part)
+    return strategy.experimental_distribute_values_from_function(part_of_device)

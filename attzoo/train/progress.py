@@ -36,6 +36,7 @@ def progress(settings: Settings, epochs_done: int, steps: int, quiet: bool) -> I
         task, iou = bar.add_task("", total=settings.epochs * steps, completed=epochs_done * steps), ""
 
         def report(epoch: int, loss: float | None, row: Row | None) -> None:
+            """Print the line of an epoch, or advance the bar by one step if `row` is None."""
             nonlocal iou
             if row:
                 iou = f"  mean IoU {row['mean_iou']:.3f}"

@@ -84,10 +84,12 @@ def check_consistent(parts: Sequence[MaskCounts], labels: Labels | None) -> None
     Signs of different meanings are: a value with different colours in palettes, or in a palette and in grey; a colour
     with different values in palettes; grey whose least value is white beside other grey; and, without labels, masks
     with 0 and 1 beside masks with 0 and 255.
+
+    `parts` are the counts of the training masks and of the validation masks.
     """
     colors = _first_paths(part.colors for part in parts)
     by_value: dict[Value, list[tuple[Color, str, Path]]] = {}
-    fix = 'give classes by colour, --labels "R,G,B;R,G,B;...", with {} and {} among them, or save all masks in one way'
+    fix = 'list the colours of all classes by --labels "R,G,B;R,G,B;...", with {} and {}, or save all masks in one way'
     for (value, color, kind), path in colors.items():
         for earlier_color, earlier_kind, earlier_path in by_value.setdefault(value, []):
             if color != earlier_color and PALETTE in (kind, earlier_kind):
@@ -119,7 +121,7 @@ def _check_palettes(colors: Mapping[tuple[int, Color], Path]) -> None:
             palette = describe_mask(mask).palette
             if palette is not None and tuple(*palette[index : index + 1].tolist()) not in ((), color):
                 got = f"got {value} in {path} and {other_value} in {other_path}"
-                fix = f'give classes by colour, --labels "R,G,B;R,G,B;...", with {color} among them'
+                fix = f'list the colours of all classes by --labels "R,G,B;R,G,B;...", with {color}'
                 raise ValueError(f"expected masks in which {color} has one value, {got}: {fix}, or save all in one way")
 
 
@@ -144,7 +146,8 @@ def _check_white(values: Set[Value], parts: Sequence[MaskCounts]) -> None:
     is_white = any(value == 1 and color == WHITE for part in parts for value, color, _ in part.colors)
     same = f"give {option_of([(0, 0, 0), WHITE])}, as both are white" if is_white else "save it as 1 in all masks"
     fix = f"give {option_of([0, 1])} to ignore {IGNORE}, {option_of([0, 1, IGNORE])} to make it a class of its own"
-    raise ValueError(f"expected masks in which {IGNORE} has one meaning, got {got}: {fix}, or if it is class 1 {same}")
+    fix += f"; or if {IGNORE} is class 1, {same}"
+    raise ValueError(f"expected masks in which {IGNORE} has one meaning, got {got}: {fix}")
 
 
 def class_counts(counts: Mapping[Value, int], labels: Labels | None) -> Counter[int]:
@@ -224,7 +227,8 @@ def check_classes(training: Mapping[int, int], validation: Mapping[int, int], ma
     if len(classes) < 2:
         got = f"expected masks of two classes or more to train on, got {masks} masks with {shown(training)}"
         ignored = f", of which {IGNORE} is ignored: to make it a class, give {option_of([*classes, IGNORE])}"
-        raise ValueError(got + (ignored if classes and IGNORE in training else ""))
+        fix = ": set another --seed for another split, or check the values in the masks"
+        raise ValueError(got + (ignored if classes and IGNORE in training else fix))
     if not validation_classes:
         fix = "set another --seed for another split, or move masks with classes to the validation masks"
         got = f"only {shown(validation)}, which is ignored"

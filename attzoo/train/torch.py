@@ -143,8 +143,8 @@ class Trainer:
         check_arrays(arrays, expected | slots)
         parts: dict[str, dict[str, Array]] = {"network": {}, "optimizer": {}, "scaler": {}}
         for name, array in arrays.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = array
+            part, _, array_name = name.partition(".")
+            parts[part][array_name] = array
         portable.load_weights(self.network, parts["network"])
         tensors: dict[int, dict[str, Tensor]] = {}
         for name, array in parts["optimizer"].items():
