@@ -442,14 +442,14 @@ def is_out_of_memory(err: Exception) -> bool:
     return isinstance(err, MemoryError) or type(err).__name__ in kinds or any(word in str(err) for word in words)
 
 
-def shorten(text: str, most: int = 400) -> str:
-    """Return a text shortened to `most` characters for an error message, by leaving out its middle.
+def shorten(text: str, max_length: int = 400) -> str:
+    """Return a text shortened to `max_length` characters for an error message, by leaving out its middle.
 
     >>> shorten("abcdefghijkl", 9)
     'abc...jkl'
     """
-    half = (most - 3) // 2
-    return text if len(text) <= most else f"{text[:half]}...{text[len(text) - half :]}"
+    half = (max_length - 3) // 2
+    return text if len(text) <= max_length else f"{text[:half]}...{text[len(text) - half :]}"
 
 
 def short_repr(value: Any) -> str:

@@ -245,7 +245,7 @@ def test_the_demo_prints_tables_and_paths_of_files(finished):
 
 def test_an_output_folder_that_is_a_file_raises(tmp_path):
     (tmp_path / "out").write_text("of the user")
-    with pytest.raises(NotADirectoryError, match=f"out must be a folder, got a file: {tmp_path / 'out'};"):
+    with pytest.raises(NotADirectoryError, match=f"out must be a folder, got a file: {tmp_path / 'out'}"):
         run.demo(tmp_path / "out")
     assert (tmp_path / "out").read_text() == "of the user"
 
