@@ -180,11 +180,14 @@ class Card:
         return f'attzoo.create("{self.name}", {", ".join(arguments)}, backend="{(*self.backends, "numpy")[0]}")'
 
     def plain(self, channels: int = CHANNELS, width: int = 80) -> str:
-        """Return the card as plain text. Lines have at most `width` characters, except in wide tables."""
+        """Return the card as plain text, with weights and costs at `channels` channels.
+
+        Lines have at most `width` characters, except in wide tables.
+        """
         return "\n\n".join(_plain(self, channels, width))
 
     def markdown(self, channels: int = CHANNELS) -> str:
-        """Return the card as a page of GitHub-flavoured Markdown."""
+        """Return the card as a page of GitHub-flavoured Markdown, with weights and costs at `channels` channels."""
         return "\n\n".join(_markdown(self, channels)) + "\n"
 
     def _assumed(self, channels: int) -> dict[str, int]:
@@ -369,7 +372,7 @@ def _kernels() -> str:
 
 
 def _channels_last(shapes: str) -> str:
-    """Return a text of channels-first shapes with the channels last."""
+    """Return a text of shapes with every "(N, C, ...)" changed to channels last, "(N, ..., C)"."""
     return re.sub(r"\(N, (\w+), ([^)]+)\)", r"(N, \2, \1)", shapes)
 
 

@@ -206,7 +206,7 @@ def _not_regular(path: Path, mode: int) -> OSError:
 
 
 def _is_at(path: Path, file: BinaryIO) -> bool:
-    """Whether `path` still refers to this open file."""
+    """Whether the open file is still the one at `path`. False if there is none."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -214,10 +214,10 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
 
 
 def _open_no_follow(path: str, flags: int) -> int:
-    """Open a file without following a symbolic link and without blocking."""
+    """Open a file without following a symbolic link and without blocking, and return its descriptor. An `opener`."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
-    """Open a file without blocking."""
+    """Open a file without blocking, and return its descriptor. An `opener` of `open`."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -156,7 +156,7 @@ def _check_replaceable(path: Path) -> None:
 
 
 def has_other_ending(path: Path) -> bool:
-    """Whether a file name has the extension of another format."""
+    """Whether a file name has the extension of a format other than safetensors, such as .pt."""
     return path.suffix.lower() in OTHER_FORMATS
 
 
@@ -337,7 +337,7 @@ def _begin(entry: Any) -> int:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a dict of JSON pairs. Raise ValueError for duplicate keys."""
+    """Return a dict of the pairs (key, value) of a JSON object. Raise ValueError for duplicate keys."""
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
         raise ValueError(f"expected no key twice in a JSON object, got {keys[:20]}")

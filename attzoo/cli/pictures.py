@@ -130,6 +130,6 @@ def _opened(model: Path, backend: Backend, size: str | None, normalise: str | No
 
 
 def _print_paths(written: list[Path]) -> None:
-    """Print one path per line."""
+    """Print the paths of written files to stdout, one per line."""
     for path in written:
         print_path(path)

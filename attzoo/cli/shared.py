@@ -43,7 +43,7 @@ def _backend(word: str) -> Backend:
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table. Columns whose title begins with a star are right-aligned."""
+    """Print a table. `head` has the titles of its columns; a title with a leading star is right-aligned."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in head:
         table.add_column(title.lstrip("*"), justify="right" if title.startswith("*") else "left")

@@ -55,7 +55,7 @@ class Batches:
     epoch: int = 0
 
     def __post_init__(self) -> None:
-        """Check the fields."""
+        """Check the fields. Raises the errors of the class."""
         for name, minimum in (("count", 1), ("batch", 1), ("seed", 0), ("rank", 0), ("world_size", 1), ("epoch", 0)):
             contract.integer(name, getattr(self, name), minimum)
         if self.rank >= self.world_size:
@@ -67,7 +67,7 @@ class Batches:
             raise ValueError(f"expected at least {self.batch} samples to fill a batch, got {got}")
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """Yield the keys of each batch for this process."""
+        """Yield, for each batch, the list of keys (epoch, index) that this process loads."""
         order = np.arange(self.count)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)

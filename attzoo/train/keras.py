@@ -120,7 +120,7 @@ class Loss(keras.losses.Loss):
         self.channels_first, self.sum_devices = channels_first, sum_devices
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Return the loss, a float32 scalar."""
+        """Return the loss of masks y_true (N, *S) and logits y_pred, a float32 scalar."""
         return compute_loss(self.name, _to_channels_last(y_pred, self.channels_first), y_true, self.sum_devices)
 
 
@@ -132,7 +132,10 @@ class Confusion(keras.metrics.MeanIoU):
         self.channels_first = channels_first
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Count the predictions; one output predicts class 1 where its logit is above 0."""
+        """Add the predictions of logits y_pred for masks y_true (N, *S) to the matrix.
+
+        One output predicts class 1 where its logit is above 0.
+        """
         logits = _to_channels_last(y_pred, self.channels_first)
         predictions = ops.argmax(logits, axis=-1) if logits.shape[-1] > 1 else logits[..., 0] > 0
         return super().update_state(y_true, ops.cast(predictions, "int32"), sample_weight)
@@ -178,7 +181,7 @@ def _identity(count: Any) -> Any:
 
 
 def _sum_replicas(count: Any) -> Any:
-    """Return the sum of a count over devices."""
+    """Return the sum of a count over all devices of the strategy, within a step; elsewhere the count itself."""
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()

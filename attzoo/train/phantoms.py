@@ -76,7 +76,7 @@ class Phantoms:
         return self.size
 
     def arrays(self) -> tuple[Array, NDArray[np.int64]]:
-        """Return all images (count, 1, *S) and masks (count, *S)."""
+        """Return all images, float32 (count, 1, *S), and masks, int64 (count, *S)."""
         images, masks = zip(*(self[0, index] for index in range(self.count)), strict=True)
         return np.stack(images), np.stack(masks)
 
@@ -201,11 +201,11 @@ def _draw_anatomy(canvas: _Canvas) -> None:
     random = canvas.random
 
     def near(y: float, x: float, spread: float = 0.05) -> tuple[float, float]:
-        """Return a random position near (y, x)."""
+        """Return a random position (y, x), each at most `spread` from the given one."""
         return y + random.uniform(-spread, spread), x + random.uniform(-spread, spread)
 
     def about(*lengths: float) -> Any:
-        """Return the lengths, each scaled at random."""
+        """Return a tuple of the lengths, each multiplied by a random factor from 0.85 to 1.15."""
         return tuple(length * random.uniform(0.85, 1.15) for length in lengths)
 
     canvas.ellipse(FAT, (0, 0), (0.88, 1.0), wobble=0.03)

@@ -42,7 +42,7 @@ class Preparation:
     normalise: str = "zscore"
 
     def __post_init__(self) -> None:
-        """Check the fields."""
+        """Check the fields, and convert `size` to a tuple of int. Raises the errors of the class."""
         contract.choice("normalise", self.normalise, NORMALISATIONS)
         if self.size is not None:
             contract.set_fields(self, size=tuple(contract.integer("size", side) for side in self.size))

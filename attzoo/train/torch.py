@@ -188,7 +188,7 @@ class Trainer:
         self.confusion += torch.bincount(cells.flatten(), minlength=k * k + 1)[:-1].view(k, k)
 
     def _sum_devices(self, number: Tensor) -> Tensor:
-        """Return the sum of a number over all devices."""
+        """Return the sum of a scalar tensor over all processes, of which each has one device."""
         if self.world_size > 1:
             number = number.clone()
             dist.all_reduce(number)

@@ -37,14 +37,14 @@ def bce(logits: Any, masks: Any) -> Terms:
 
 
 def dice(logits: Any, masks: Any) -> Terms:
-    """Yield (Dice loss summed over images, number of images)."""
+    """Yield (Dice loss summed over images, number of images with pixels that are not IGNORE)."""
     true_positives, false_negatives, false_positives = _overlaps(logits, masks)
     errors = false_negatives + false_positives
     yield _mean_classes(errors / (2 * true_positives + errors + 1), masks)
 
 
 def focal_tversky(logits: Any, masks: Any) -> Terms:
-    """Yield (focal Tversky loss summed over images, number of images)."""
+    """Yield (focal Tversky loss summed over images, number of images with pixels that are not IGNORE)."""
     true_positives, false_negatives, false_positives = _overlaps(logits, masks)
     errors = ALPHA * false_negatives + BETA * false_positives
     yield _mean_classes(ops.maximum(errors / (true_positives + errors + 1), SMALLEST) ** (1 / GAMMA), masks)

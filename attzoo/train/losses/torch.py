@@ -37,14 +37,14 @@ def bce(logits: Tensor, masks: Tensor) -> Terms:
 
 
 def dice(logits: Tensor, masks: Tensor) -> Terms:
-    """Yield (Dice loss summed over images, number of images)."""
+    """Yield (Dice loss summed over images, number of images with pixels that are not IGNORE)."""
     true_positives, false_negatives, false_positives = _overlaps(logits, masks)
     errors = false_negatives + false_positives
     yield _mean_classes(errors / (2 * true_positives + errors + 1), masks)
 
 
 def focal_tversky(logits: Tensor, masks: Tensor) -> Terms:
-    """Yield (focal Tversky loss summed over images, number of images)."""
+    """Yield (focal Tversky loss summed over images, number of images with pixels that are not IGNORE)."""
     true_positives, false_negatives, false_positives = _overlaps(logits, masks)
     errors = ALPHA * false_negatives + BETA * false_positives
     yield _mean_classes((errors / (true_positives + errors + 1)).clamp(min=SMALLEST) ** (1 / GAMMA), masks)
