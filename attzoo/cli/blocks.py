@@ -55,7 +55,10 @@ def info(
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page as Markdown.")] = False,
 ) -> None:
-    """Print the page of a block or network: formula, sources, arguments, variants, weights and cost."""
+    """Print the page of a block or network.
+
+    It has the formula, sources, arguments, variants, weights and cost.
+    """
     card = card_of(name)
     if card.network and channels is not None:
         shown = f"shown for {IMAGE[0]} input channels and {IMAGE[1]} output channel"
