@@ -26,15 +26,16 @@ def pack(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> bytes:
 
 
 def verify(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any], keys: Collection[str]) -> None:
-    """Raise ValueError unless `about`, read from a file, has only `keys` and the checksum of the file's content.
+    """Raise ValueError if the metadata `about` of a file has unknown keys, or a checksum of other content. Only check.
 
+    `keys` are the known keys besides the checksum, which is of `arrays` and the other metadata.
     Files of older versions have no checksum and pass.
     """
     if surplus := sorted(about.keys() - {*keys, CHECKSUM}):
         raise ValueError(f"expected {', '.join(keys)} in the metadata, got also {shorten(str(surplus))}")
     content = {key: value for key, value in about.items() if key != CHECKSUM}
     if CHECKSUM in about and about[CHECKSUM] != digest(arrays, content):
-        raise ValueError(f"expected content with the {CHECKSUM} in the metadata, got another: the file is damaged")
+        raise ValueError(f"expected the {CHECKSUM} in the metadata, got content of another: the file is damaged")
 
 
 def digest(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> str:

@@ -133,11 +133,14 @@ class Card:
 
     @property
     def unknown(self) -> list[str]:
-        """Required arguments without an assumed value. While there are any, weights and costs cannot be stated."""
+        """Names of required arguments that `build` cannot assume. With any, the card has no weights and costs."""
         return [a.name for a in self.arguments[1:] if a.required and a.name not in self._assumed(1)]
 
     def build(self, channels: int = CHANNELS, **arguments: Any) -> Spec:
-        """Return the spec for these arguments. Further inputs have `channels` channels too unless given."""
+        """Return the spec with `channels` channels and these arguments.
+
+        Further inputs have `channels` channels too, unless `arguments` says otherwise. Raise the errors of the spec.
+        """
         return self.spec(channels, **(self._assumed(channels) | arguments))   # type: ignore[call-arg]
 
     def create(self, channels: int = CHANNELS, *, backend: str, **arguments: Any) -> Any:
@@ -145,20 +148,23 @@ class Card:
         return registry.create(self.name, channels, backend=backend, **(self._assumed(channels) | arguments))
 
     def weights(self, channels: int = CHANNELS, **arguments: Any) -> dict[str, Weight]:
-        """Return the description of every array of the block by canonical name."""
+        """Return the description of every array of the block by canonical name. Arguments are those of `build`."""
         return self.build(channels, **arguments).weights
 
     def parameters(self, channels: int = CHANNELS, **arguments: Any) -> int:
-        """Return the number of trainable parameters."""
+        """Return the number of trainable parameters. Arguments are those of `build`."""
         return sum(w.size for w in self.weights(channels, **arguments).values() if w.trainable)
 
     def macs(self, channels: int = CHANNELS, **arguments: Any) -> int:
-        """Return the multiply-adds for one sample whose spatial axes, two by default, have PIXELS pixels each."""
+        """Return the number of multiply-adds for one sample whose spatial axes have PIXELS pixels each.
+
+        Arguments are those of `build`. A block that takes any number of spatial axes gets two.
+        """
         spec = self.build(channels, **arguments)
         return spec.macs(*((1, c, *(PIXELS,) * _spatial_axes(spec)) for c in spec.inputs))
 
     def settings(self, variant: str, channels: int = CHANNELS) -> dict[str, Any]:
-        """Return the arguments that a variant sets. Derived arguments have their values at `channels`."""
+        """Return the arguments that a variant sets, as name -> value at `channels` channels."""
         preset = self.variants[variant]
         assumed = {k: v for k, v in self._assumed(channels).items() if k not in preset.arguments}
         config = registry.create(self.name, channels, backend="numpy", variant=variant, **assumed).config()
@@ -174,15 +180,21 @@ class Card:
         return f'attzoo.create("{self.name}", {", ".join(arguments)}, backend="{(*self.backends, "numpy")[0]}")'
 
     def plain(self, channels: int = CHANNELS, width: int = 80) -> str:
-        """Return the card as plain text. Lines have at most `width` characters, except in wide tables."""
+        """Return the card as plain text, with weights and costs at `channels` channels.
+
+        Lines have at most `width` characters, except in wide tables.
+        """
         return "\n\n".join(_plain(self, channels, width))
 
     def markdown(self, channels: int = CHANNELS) -> str:
-        """Return the card as a page of GitHub-flavoured Markdown."""
+        """Return the card as a page of GitHub-flavoured Markdown, with weights and costs at `channels` channels."""
         return "\n\n".join(_markdown(self, channels)) + "\n"
 
     def _assumed(self, channels: int) -> dict[str, int]:
-        """Return required arguments that are assumed to be `channels`: further inputs' channels, a network's output."""
+        """Return the required arguments that `build` sets to `channels`, as name -> channels.
+
+        These are the channels of further inputs, and for a network the output channels.
+        """
         counts = self.arguments[1:2] if self.network else [a for a in self.arguments[1:] if a.channels_of]
         return {a.name: channels for a in counts if a.required}
 
@@ -195,7 +207,10 @@ class Card:
 
 
 def info(name: str) -> Card:
-    """Return the card of a block or network by name or alias. Raise the errors of `get` for backend "numpy"."""
+    """Return the card of a block or network by name or alias. Raise ValueError for an unknown name.
+
+    Other errors are those of `get` for backend "numpy".
+    """
     spec, package = registry.get(name, backend="numpy"), registry.locate(name).partition(":")[0]
     name = registry.ALIASES.get(name, name)
     descriptions = _argument_descriptions(cleandoc(spec.__doc__ or ""))
@@ -349,7 +364,7 @@ def _example(card: Card, channels: int) -> str:
 
 
 def _kernels() -> str:
-    """Return the sentence about fused kernels, which depends on whether timings are recorded."""
+    """Return a sentence about fused kernels and when they are used."""
     choice = '`"auto"` uses them where a recorded timing shows that they are faster'
     if not WINS:
         choice = 'they have not been timed yet, so `"auto"` does not use them'
@@ -357,7 +372,7 @@ def _kernels() -> str:
 
 
 def _channels_last(shapes: str) -> str:
-    """Return a text of channels-first shapes with the channels last."""
+    """Return a text of shapes with every "(N, C, ...)" changed to channels last, "(N, ..., C)"."""
     return re.sub(r"\(N, (\w+), ([^)]+)\)", r"(N, \2, \1)", shapes)
 
 
@@ -411,38 +426,38 @@ def _wrap_formula(paragraph: str, width: int) -> str:
 
 
 def _columns(rows: Sequence[Sequence[str]], width: int, margin: str = "") -> str:
-    """Return rows as text with aligned columns. The last column is wrapped."""
+    """Return rows as text with aligned columns. The last one is wrapped at `width`; lines begin with `margin`."""
     widths = [max(map(len, column)) + 2 for column in list(zip(*rows, strict=True))[:-1]]
     lines = []
-    for *cells, last in rows:
+    for *cells, last_cell in rows:
         head = margin + "".join(cell.ljust(n) for cell, n in zip(cells, widths, strict=True))
-        rest = " " * len(head)
-        for line in last.splitlines() or [""]:
-            lines.append(_wrap(line, max(width, len(rest) + 30), head, rest) or head)
-            head = rest
+        indent = " " * len(head)
+        for line in last_cell.splitlines() or [""]:
+            lines.append(_wrap(line, max(width, len(indent) + 30), head, indent) or head)
+            head = indent
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _wrap(text: str, width: int, head: str = "", rest: str = "") -> str:
-    """Return text wrapped at `width`, the first line after `head` and the following lines after `rest`."""
+def _wrap(text: str, width: int, head: str = "", indent: str = "") -> str:
+    """Return text wrapped at `width`, the first line after `head` and the following lines after `indent`."""
     return fill(
         text,
         width,
         initial_indent=head,
-        subsequent_indent=rest,
+        subsequent_indent=indent,
         break_on_hyphens=False,   # names and paths stay on one line
         break_long_words=False,
     )
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
+    """Return a table in Markdown, with the titles `head` of its columns."""
     lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _linked(text: str) -> str:
-    """Return Markdown with links for arXiv ids and GitHub commits, and with bold headings."""
+    """Return Markdown text with links for arXiv ids and GitHub commits, and with its headings in bold."""
     for pattern, link in LINKS.items():
         text = re.sub(pattern, link, text)
     return text

@@ -56,7 +56,7 @@ class Weight:
 
     @property
     def start(self) -> str:
-        """Deprecated name of `initialization`."""
+        """Deprecated name of `initialization`. Reading it warns with DeprecationWarning."""
         warnings.warn(
             "Weight.start is now Weight.initialization; the next release has no Weight.start",
             DeprecationWarning,
@@ -71,20 +71,27 @@ class Weight:
 
 
 def fan_in_uniform(name: str, shape: tuple[int, ...], *, bias: bool) -> dict[str, Weight]:
-    """Return the weight and bias of a linear map, uniform on +-fan_in^-1/2 as in torch.nn.Linear and ConvNd."""
+    """Return the descriptions of "name.weight" and, with `bias`, "name.bias" of a linear map or convolution.
+
+    Both are uniform on +-fan_in^-1/2, as in torch.nn.Linear and ConvNd. `shape`, that of the weight, begins with the
+    number of outputs.
+    """
     bound = prod(shape[1:]) ** -0.5
     weights = {f"{name}.weight": Weight(shape, "uniform", bound)}
     return weights | ({f"{name}.bias": Weight(shape[:1], "uniform", bound)} if bias else {})
 
 
 def kaiming_normal(name: str, shape: tuple[int, ...], *, bias: bool) -> dict[str, Weight]:
-    """Return the weight, normal(0, (2 / fan_in)^1/2) (He et al. 2015, eq. 10), and bias, uniform on +-fan_in^-1/2."""
+    """Return `fan_in_uniform` with the weight from normal(0, (2 / fan_in)^1/2) instead (He et al. 2015, eq. 10)."""
     weights = fan_in_uniform(name, shape, bias=bias)
     return weights | {f"{name}.weight": Weight(shape, "normal", (2 / prod(shape[1:])) ** 0.5)}
 
 
 def batch_norm(name: str, channels: int, scale: float = 0.0) -> dict[str, Weight]:
-    """Return the four arrays of a batch norm: weight from normal(1, scale), bias, and running mean and variance."""
+    """Return the descriptions of a batch norm's arrays: "name.weight", "name.bias", "name.mean" and "name.var".
+
+    The weight is from normal(1, scale); `scale` is 0 for all ones. The last two are the running statistics.
+    """
     return {
         f"{name}.weight": Weight((channels,), "normal", scale, 1.0) if scale else Weight((channels,), "constant", 0, 1),
         f"{name}.bias": Weight((channels,), "constant"),
@@ -126,14 +133,18 @@ class AnySpec(Protocol):
         """Return the arguments that create the same block or network, with every None replaced by its value."""
 
     def check_inputs(self, *args: Any, **kwargs: Any) -> None:
-        """Raise ValueError unless the inputs may have these shapes. Called with (*shapes, channels_last=False)."""
+        """Raise ValueError if the block does not take inputs of these shapes. Only check.
+
+        Called with (*shapes, channels_last=False): (N, C, *S), or (N, *S, C) with channels_last.
+        """
 
     def macs(self, *args: Any, **kwargs: Any) -> int:
-        """Return the multiply-adds of the linear maps. Called with the shapes of the inputs, channels first."""
+        """Return the number of multiply-adds of the linear maps. Called with the input shapes, (N, C, *S) each."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
         """Compute the output in the dtype of the inputs. Called with (*inputs, weights=..., training=False).
 
+        Inputs and output are channels first, (N, C, *S), and `weights` is a dict of arrays by canonical name.
         With training=True, running statistics in `weights` are updated in place.
         """
 
@@ -147,7 +158,7 @@ class Spec(AnySpec, Protocol):
         """C, the number of channels of the first input and of the output."""
 
     def attention(self, *args: Any, **kwargs: Any) -> Array:
-        """Compute the coefficients that are combined with x. Called with (*inputs, weights=..., training=False)."""
+        """Compute the coefficients that are combined with x. Called as the spec itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +256,7 @@ class Source:
 
 
 def channels_of(name: str) -> Any:
-    """Return a required dataclass field for the number of channels of input `name`."""
+    """Return a required dataclass field of a spec that holds the number of channels of input `name`."""
     return field(metadata={"channels_of": name})
 
 
@@ -276,13 +287,14 @@ def contiguous(array: Any) -> NDArray[Any]:
 def rule_for(name: str) -> Any:
     """Return a dataclass field, None by default, for an argument that derives argument `name` while that is None.
 
-    With an explicit `name` the field has no effect, so `refuse_idle_rules` refuses it. `arguments` leaves it out.
+    Such an argument is called a rule: `reduction` is a rule for `reduced_channels`, for example. If `name` is given
+    too, the rule has no effect, and `refuse_idle_rules` raises an error. `arguments` leaves rules out.
     """
     return field(default=None, compare=False, metadata={"rule_for": name})
 
 
 def refuse_idle_rules(spec: Any) -> None:
-    """Raise ValueError if a rule and the argument that it derives are both given. Call it first in __post_init__."""
+    """Raise ValueError if a rule and the argument that it derives are both given. Call this first in __post_init__."""
     for rule in fields(spec):
         name, value = rule.metadata.get("rule_for"), getattr(spec, rule.name)
         if name and value is not None and getattr(spec, name) is not None:
@@ -291,21 +303,21 @@ def refuse_idle_rules(spec: Any) -> None:
 
 
 def arguments(spec: Any) -> dict[str, Any]:
-    """Return the fields of a spec by name, without rules. They create an equal spec."""
+    """Return the fields of a spec as name -> value, without rules. They create an equal spec."""
     return {field.name: getattr(spec, field.name) for field in fields(spec) if "rule_for" not in field.metadata}
 
 
 def upgraded(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of spec class `cls` from a config that this or an older version wrote.
 
-    A class whose arguments include options of other specs converts those in its own method `upgraded`.
+    `cls` may convert the config itself first, in a class method `upgraded(config)`, which returns a mapping.
     """
     convert = getattr(cls, "upgraded", None)
     return without_idle_rules(cls, convert(config) if convert else config)
 
 
 def without_idle_rules(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments without rules whose derived argument is given. Older versions wrote both."""
+    """Return `config` without the rules whose derived argument it gives too. Older versions wrote both."""
     derived = {field.name: field.metadata["rule_for"] for field in fields(cls) if "rule_for" in field.metadata}
     idle = [name for name, argument in derived.items() if config.get(argument) is not None]
     return {name: value for name, value in config.items() if name not in idle}
@@ -316,7 +328,10 @@ def without_idle_rules(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def integer(name: str, value: Any, minimum: int = 1) -> int:
-    """Return an integer >= minimum as int. Raise TypeError for other types, bool too, ValueError if it is smaller."""
+    """Return an integer >= minimum as int.
+
+    Raise TypeError for bool and types that are not integers, ValueError for smaller integers. `name` is the argument's.
+    """
     try:
         number = operator.index(value)
     except TypeError:
@@ -329,7 +344,7 @@ def integer(name: str, value: Any, minimum: int = 1) -> int:
 
 
 def odd(name: str, value: Any) -> int:
-    """Return an odd integer >= 1 as int. Raise the errors of `integer`, and ValueError if it is even."""
+    """Return an odd integer >= 1 as int. Raise the errors of `integer`, and ValueError if `value` is even."""
     number = integer(name, value)
     if number % 2 == 0:
         raise ValueError(f"{name} must be odd, got {number}")
@@ -337,7 +352,7 @@ def odd(name: str, value: Any) -> int:
 
 
 def number(name: str, value: Any) -> float:
-    """Return a finite number as float. Raise TypeError for other types, ValueError for nan and infinity."""
+    """Return a finite number as float. Raise TypeError for bool and other types, ValueError for nan and infinity."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number, got {short_repr(value)}")
     if not np.isfinite(value):
@@ -353,7 +368,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, known: Sequence[Any]) -> Any:
-    """Return the element of `known` that equals `value`. Raise ValueError if there is none.
+    """Return the element of `known` that equals `value`. Raise ValueError, with the nearest one, if there is none.
 
     NumPy integers equal ints. True and 1.0 do not equal 1.
     """
@@ -369,7 +384,7 @@ def choice(name: str, value: Any, known: Sequence[Any]) -> Any:
 
 
 def set_fields(spec: Any, **values: Any) -> None:
-    """Set fields of a frozen spec to their checked values. Call it in __post_init__ only."""
+    """Set fields of a frozen spec in place to `values`, which are checked. Call this in __post_init__ only."""
     for name, value in values.items():
         object.__setattr__(spec, name, value)
 
@@ -377,7 +392,7 @@ def set_fields(spec: Any, **values: Any) -> None:
 def check_shape(
     shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool, least: Sequence[int] = ()
 ) -> None:
-    """Raise ValueError unless shape is (N, C, *S), or (N, *S, C) with channels_last.
+    """Raise ValueError unless shape is (N, C, *S), or (N, *S, C) with channels_last. Only check.
 
     Args:
         shape: the shape. None stands for a size that is not known yet, and is accepted.
@@ -423,19 +438,19 @@ def _no_batch(shape: Shape, channels: int, spatial_dims: int | None, channels_la
 
 
 def is_out_of_memory(err: Exception) -> bool:
-    """Return whether NumPy, torch, TensorFlow or JAX has run out of memory of the machine or of a device."""
+    """Whether NumPy, torch, TensorFlow or JAX raised `err` because the machine or a device has no memory left."""
     kinds, words = ("OutOfMemoryError", "ResourceExhaustedError"), ("DefaultCPUAllocator", "RESOURCE_EXHAUSTED")
     return isinstance(err, MemoryError) or type(err).__name__ in kinds or any(word in str(err) for word in words)
 
 
-def shorten(text: str, most: int = 400) -> str:
-    """Return a text shortened to `most` characters for an error message, by leaving out its middle.
+def shorten(text: str, max_length: int = 400) -> str:
+    """Return a text shortened to `max_length` characters for an error message, by leaving out its middle.
 
     >>> shorten("abcdefghijkl", 9)
     'abc...jkl'
     """
-    half = (most - 3) // 2
-    return text if len(text) <= most else f"{text[:half]}...{text[len(text) - half :]}"
+    half = (max_length - 3) // 2
+    return text if len(text) <= max_length else f"{text[:half]}...{text[len(text) - half :]}"
 
 
 def short_repr(value: Any) -> str:
@@ -444,7 +459,7 @@ def short_repr(value: Any) -> str:
 
 
 def require(name: str, version: str, floor: str) -> None:
-    """Raise ImportError unless the version of a framework is at least `floor`.
+    """Raise ImportError if the installed `version` of framework `name` is older than `floor`.
 
     >>> require("torch", "2.13.0+cpu", "2.6")
     """
@@ -474,5 +489,5 @@ def triton_first() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """Return an attribute by its deprecated name."""
+    """Return an attribute of this module by its deprecated name, with a DeprecationWarning."""
     return moved(__name__, name, {"accept": "attzoo.contract.check_shape", "settle": "attzoo.contract.set_fields"})

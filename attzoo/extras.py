@@ -15,5 +15,12 @@ def install_command(*extras: str) -> str:
 
 
 def missing(package: str, extra: str, needed_by: str) -> str:
-    """Return the error message for a package that is not installed. `extra` is the extra that installs it."""
+    """Return the message of the error for a package that is not installed.
+
+    Args:
+        package: the name of the package.
+        extra: the extra of pyproject.toml that installs it.
+        needed_by: what needs the package, such as an option or a function.
+
+    """
     return f"{package} is not installed, and {needed_by} needs it: {install_command(extra)}"

@@ -30,8 +30,7 @@ def atomic_write(path: Path, tidy: bool = True) -> Iterator[Path]:
 
     Args:
         path: the file to write.
-        tidy: whether to remove stale temporary files of the folder first. To write many files, call `remove_stale` once
-            and pass False.
+        tidy: whether to call `remove_stale` for the folder first. To write many files, call it once and pass False.
 
     Raises:
         OSError: `path` cannot be written, is read-only, or is not a file. The error names `path`.
@@ -40,7 +39,7 @@ def atomic_write(path: Path, tidy: bool = True) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     if path.exists() and not path.is_file():   # a folder or a device
-        raise OSError(f"expected a file or no file at {path}, got something else")
+        raise OSError(f"expected a file or no file at {path}, got a folder or a device: choose another path")
     if path.exists() and not path.is_symlink() and not (path.stat().st_mode & 0o222 and os.access(path, os.W_OK)):
         raise PermissionError(f"expected a writable file at {path}, got a read-only file: make it writable")
     if tidy:
@@ -65,13 +64,16 @@ def atomic_write(path: Path, tidy: bool = True) -> Iterator[Path]:
 
 
 def write(path: Path, data: bytes, tidy: bool = True) -> None:
-    """Write `data` to `path` atomically. Arguments and errors are those of `atomic_write`."""
+    """Write `data` to `path` atomically. `tidy` and the errors are those of `atomic_write`."""
     with atomic_write(path, tidy) as temporary:
         temporary.write_bytes(data)
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove temporary files in a folder that no process has locked: those of processes that were killed."""
+    """Remove the temporary files of `atomic_write` whose process was killed, which no process has locked.
+
+    A folder or file that cannot be read or removed is skipped.
+    """
     names: list[str] = []
     with suppress(OSError), os.scandir(folder) as entries:
         names = [entry.name for entry in entries if TEMPORARY.fullmatch(entry.name)]
@@ -82,7 +84,10 @@ def remove_stale(folder: Path) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading in binary mode. Raise OSError for anything else, as a pipe would block."""
+    """Open a regular file for reading in binary mode, and return the open file.
+
+    Raise OSError if there is no such file, or if `path` is a folder, a pipe (which would block) or a device.
+    """
     mode = path.stat().st_mode
     if stat.S_ISREG(mode):
         file = open(path, "rb", opener=_open_nonblocking)   # noqa: SIM115, the caller closes it
@@ -95,10 +100,13 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def usable_folder(path: Path) -> Path:
-    """Return `path` if it is or can become a folder. Raise NotADirectoryError if it or a parent is a file."""
+    """Return `path` if it is or can become a folder. Raise NotADirectoryError if it or a parent is a file.
+
+    It creates no folder. The message names `path` as `out`, the option that callers take it from.
+    """
     for folder in (path, *path.parents):
         if folder.exists() and not folder.is_dir():
-            raise NotADirectoryError(f"out must be a folder, got a file: {folder}")
+            raise NotADirectoryError(f"out must be a folder, got a file: {folder}; choose another out")
     return path
 
 
@@ -135,7 +143,10 @@ def digest_of(path: Path) -> str:
 
 @contextmanager
 def in_memory(ending: str) -> Iterator[Path]:
-    """Yield a path with this extension for writers that need a path: in memory on Linux, else a temporary file."""
+    """Yield the path of an empty file for writers that need a path. The file is removed at the end.
+
+    On Linux the file is in memory, elsewhere in a temporary folder. `ending` is its extension, with the dot.
+    """
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"file{ending}"
         if not hasattr(os, "memfd_create"):
@@ -150,7 +161,10 @@ def in_memory(ending: str) -> Iterator[Path]:
 
 
 def _locked_temporary(path: Path) -> tuple[Path, BinaryIO]:
-    """Create a temporary file in the folder of `path`. Return its path and the open file, locked against removal."""
+    """Create a temporary file in the folder of `path`. Return its path and the open file.
+
+    The file is locked, so that `remove_stale` in another process does not remove it.
+    """
     while True:
         name = f"{PREFIX}{os.urandom(RANDOM).hex()}-{path.name[-SUFFIX:]}"
         temporary = path.with_name(name)
@@ -168,7 +182,7 @@ def _locked_temporary(path: Path) -> tuple[Path, BinaryIO]:
 
 
 def _lock(file: BinaryIO, wait: bool) -> bool | None:
-    """Lock an open file until it is closed.
+    """Lock an open file until it is closed. With `wait`, wait for another process that has locked it.
 
     Return True if it is locked, False if another process has locked it, None if the file system has no locks.
     """
@@ -186,13 +200,13 @@ def _lock(file: BinaryIO, wait: bool) -> bool | None:
 
 
 def _not_regular(path: Path, mode: int) -> OSError:
-    """Return the error for a path that is not a regular file."""
+    """Return the error for a path that is not a regular file. `mode` is the file's st_mode."""
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder"}
     return OSError(f"expected a regular file at {path}, got {kinds.get(stat.S_IFMT(mode), 'a device')}")
 
 
 def _is_at(path: Path, file: BinaryIO) -> bool:
-    """Whether `path` still refers to this open file."""
+    """Whether the open file is still the one at `path`. False if there is none."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -200,10 +214,10 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
 
 
 def _open_no_follow(path: str, flags: int) -> int:
-    """Open a file without following a symbolic link and without blocking."""
+    """Open a file without following a symbolic link and without blocking, and return its descriptor. An `opener`."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def _open_nonblocking(path: str, flags: int) -> int:
-    """Open a file without blocking."""
+    """Open a file without blocking, and return its descriptor. An `opener` of `open`."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -29,7 +29,7 @@ SYNONYMS: Final = {   # names of arguments in timm, torchvision, MONAI and popul
 
 
 def nearest(word: Any, known: Iterable[Any]) -> str:
-    """Return "; did you mean ...?" with the known name nearest to `word`, or "" where no known name is similar.
+    """Return the text "; did you mean 'x'?" with the known name x nearest to `word`, or "" if none is similar.
 
     >>> nearest("sigmiod", ["sigmoid", "hard_sigmoid"]), nearest("xyz", ["sigmoid"]), nearest(3, [1, 2])
     ("; did you mean 'sigmoid'?", '', '')
@@ -62,7 +62,7 @@ class NamedArguments:
     """Base class whose TypeError for an unknown keyword argument suggests the nearest known argument."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Raise TypeError as `check_arguments` does."""
+        """Create an instance. Raise TypeError for a keyword argument that `__init__` does not take."""
         check_arguments(cls, kwargs)
         return super().__new__(cls)
 

@@ -56,7 +56,7 @@ def weights(block: Any) -> dict[str, Array]:
 
 
 def load_weights(block: Any, arrays: Mapping[str, Any], *, source: str | None = None) -> None:
-    """Write arrays to a block. On an error no array changes.
+    """Write arrays to a block in place. On an error no array changes.
 
     Args:
         block: the block, of torch or Keras.
@@ -80,7 +80,8 @@ def load_weights(block: Any, arrays: Mapping[str, Any], *, source: str | None = 
     for name, array in framework.read(block).items():
         if not np.array_equal(array, arrays[name].astype(array.dtype)):
             framework.write(block, before)
-            raise ValueError(f"expected {name} to hold what was written, got other numbers: it shares its memory")
+            fix = "another array of the block shares its memory, separate them first"
+            raise ValueError(f"expected {name} to hold the array written to it, got other numbers: {fix}")
 
 
 def export_weights(block: Any, *, target: str) -> dict[str, Array]:
@@ -99,7 +100,10 @@ def export_weights(block: Any, *, target: str) -> dict[str, Array]:
 
 
 def _layouts(spec: AnySpec, argument: str, name: str) -> tuple[Keys, ...]:
-    """Return the layouts of a source or target. Raise ValueError if it is unknown."""
+    """Return how the library `name` stores the arrays of a block. Raise ValueError if the block has no such library.
+
+    `argument`, "source" or "target", is the argument that holds `name`, for the error.
+    """
     block = registry.name_of(spec)
     known = registry.keys(block)
     return known[registry.known_name(f"{argument} of {block}", name, known)]
@@ -111,7 +115,7 @@ def convert(block: Any, *, backend: str) -> Any:
     Works for any module whose folder has the files of an attzoo block, registered or not.
 
     Raises:
-        ValueError: the block's layers or their settings are not those that its class makes, e.g. another eps.
+        ValueError: a layer of the block was replaced or changed after its creation, e.g. it has another eps.
 
     """
     _check_layers(block)
@@ -135,7 +139,7 @@ def save(block: Any, path: str | os.PathLike[str]) -> None:
     """
     if has_other_ending(path := Path(path)):
         fix = "save to .safetensors, from which `attzoo convert` makes .pt and .keras"
-        raise ValueError(f"expected a name that ends in .safetensors, got {path}, of another format: {fix}")
+        raise ValueError(f"expected a name that ends in .safetensors, got {path}: {fix}")
     data = content(block)
     _check_replaceable(path)
     write(path, data)
@@ -153,12 +157,12 @@ def _check_replaceable(path: Path) -> None:
 
 
 def has_other_ending(path: Path) -> bool:
-    """Whether a file name has the extension of another format."""
+    """Whether a file name has the extension of a format other than safetensors, such as .pt."""
     return path.suffix.lower() in OTHER_FORMATS
 
 
 def content(block: Any) -> bytes:
-    """Return the bytes that `save` writes. Raise ValueError as `save` does."""
+    """Return the content of a block's file, as `save` writes it. Raise ValueError as `save` does."""
     _check_layers(block)
     arrays = checked(weights(block), block.spec, "float64")
     about = {"format": FORMAT, "block": registry.name_of(block.spec), "config": block.spec.config()}
@@ -205,8 +209,8 @@ def checked(arrays: Any, spec: AnySpec, dtypes: str | Mapping[str, str]) -> dict
 
     """
     if not isinstance(arrays, Mapping):
-        hint = "; a file is read by attzoo.load" if isinstance(arrays, (str, os.PathLike)) else ""
-        raise TypeError(f"expected names with arrays, got {type(arrays).__name__}{hint}")
+        hint = "; to read a file, call attzoo.load" if isinstance(arrays, (str, os.PathLike)) else ""
+        raise TypeError(f"expected a mapping of names to arrays, got {type(arrays).__name__}{hint}")
     expected = spec.weights
     missing = sorted(expected.keys() - arrays.keys())
     surplus = [name for name in arrays if name not in expected]
@@ -223,12 +227,12 @@ def _renamed(arrays: Mapping[Any, Any], expected: Collection[str]) -> str:
     """Return a hint for a checkpoint that nests the expected arrays in an entry or prefixes their names, else ""."""
     for key, entry in arrays.items():
         if isinstance(entry, Mapping):
-            return f": give the arrays in its entry {shorten(repr(key))}"
+            return f": pass the mapping in the entry {shorten(repr(key))} instead"
     first = next(iter(expected))
     prefixes = [name.removesuffix(first) for name in arrays if isinstance(name, str) and name.endswith(first)]
     for prefix in prefixes:
         if {prefix + name for name in expected} <= arrays.keys():
-            return f": give those whose names begin with {shorten(repr(prefix))}, without it"
+            return f": pass those whose names begin with {shorten(repr(prefix))}, without this prefix"
     return ""
 
 
@@ -241,33 +245,36 @@ def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
         array = array.astype(np.float32)
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        hint = ": take tensor.numpy(force=True)" if hasattr(array, "requires_grad") else ""
-        hint = hint or (": take numpy.asarray(...) of it" if not isinstance(array, np.ndarray) else "")
+        hint = ": convert it by tensor.numpy(force=True)" if hasattr(array, "requires_grad") else ""
+        hint = hint or (": convert it by numpy.asarray(...)" if not isinstance(array, np.ndarray) else "")
         raise TypeError(f"{name} must be a floating-point array, got {got}{hint}")
     if np.ma.is_masked(array):
-        raise ValueError(f"{name} must have a number everywhere, got masked values: fill them first, array.filled(0)")
+        raise ValueError(f"{name} must have no masked values, got a masked array: fill them first, array.filled(0)")
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
     if nonfinite := np.count_nonzero(~np.isfinite(array)):
-        raise ValueError(f"{name} must be finite, got {nonfinite} values that are not")
+        raise ValueError(f"{name} must be finite, got {nonfinite} values that are nan or infinite")
     fits = np.can_cast(array.dtype, "float32" if dtype == "bfloat16" else dtype)
     if fits and dtype == "bfloat16":   # bfloat16 is the upper 16 bits of float32
         fits = not np.any(array.astype(np.float32).view(np.uint32) & 0xFFFF)
     if not fits:
-        raise ValueError(f"{name} must be exact in {dtype}, got {array.dtype}: cast it first to accept rounding")
+        raise ValueError(f"{name} must be exact in {dtype}, the block's dtype, got {array.dtype}: round it first")
     return np.asarray(array, array.dtype.newbyteorder("="))
 
 
 def _check_layers(block: Any) -> None:
-    """Raise ValueError unless a block has the layers of its spec, because files and conversion store the spec alone."""
+    """Only check: raise ValueError if layers of a block were replaced or changed after its creation.
+
+    A file and a conversion store the arguments of the block and its arrays, but no layers.
+    """
     backend = backend_of(block)
     adapter(backend).check_layers(block, registry.class_of(block.spec, backend))
 
 
 def _make(spec: AnySpec, backend: str, dtype: str) -> Any:
-    """Return a new block of `backend` with the arguments of `spec`."""
+    """Return a new block of `backend` with the arguments of `spec`. Raise ValueError for backend "numpy"."""
     if backend == "numpy":
-        raise ValueError('backend must be "torch" or "keras"; a spec holds no weights: take attzoo.weights(block)')
+        raise ValueError('backend must be "torch" or "keras", got "numpy": for NumPy arrays call attzoo.weights(block)')
     cls = registry.class_of(spec, backend)   # before `adapter`: its error names the missing package
     return adapter(backend).make(cls, spec.config(), dtype)
 
@@ -278,37 +285,37 @@ def _read_header(file: Any, size: int) -> tuple[AnySpec, str, dict[str, Any]]:
         raise ValueError(f"expected 8 to {MAX_FILE} bytes, got {size}")
     start = file.read(8)
     if got := next((text for magic, text in OTHER_STARTS.items() if start.startswith(magic)), None):
-        raise ValueError(f"expected safetensors, got {got}: load it in its own framework, into a block to save")
+        raise ValueError(f"expected safetensors, got {got}: load it by its library, and save the block by attzoo.save")
     length = int.from_bytes(start, "little")
     if length > min(MAX_HEADER, size - 8):
         raise ValueError(f"expected a header of at most {min(MAX_HEADER, size - 8)} bytes, got {length}")
     header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
     metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or KEY not in metadata:
-        hint = "; the arrays of another program's file go to attzoo.load_weights(block, arrays, source=...)"
+        hint = "; for a file of another program, pass its arrays to attzoo.load_weights(block, arrays, source=...)"
         raise ValueError(f"expected metadata of attzoo, got {str(metadata)[:100]}{hint}")
     about = json.loads(metadata[KEY], object_pairs_hook=_unique)
     spec = _declared(about)
     if header.keys() != spec.weights.keys():
         raise ValueError(f"expected arrays {list(spec.weights)}, got {str(list(header))[:200]}")
-    at, kinds = 0, set()
+    offset, dtypes = 0, set()   # offset in bytes after the header
     for name, entry in sorted(header.items(), key=lambda item: _begin(item[1])):
-        weight, kind = spec.weights[name], entry.get("dtype") if isinstance(entry, dict) else None
-        if kind not in list(DTYPES):
+        weight, dtype = spec.weights[name], entry.get("dtype") if isinstance(entry, dict) else None
+        if dtype not in list(DTYPES):
             raise ValueError(f"expected {name} of a dtype in {list(DTYPES)}, got {str(entry)[:200]}")
-        end = at + weight.size * np.dtype(DTYPES[kind]).itemsize
-        expected = {"dtype": kind, "shape": list(weight.shape), "data_offsets": [at, end]}
+        end = offset + weight.size * np.dtype(DTYPES[dtype]).itemsize
+        expected = {"dtype": dtype, "shape": list(weight.shape), "data_offsets": [offset, end]}
         if json.dumps(entry, sort_keys=True) != json.dumps(expected, sort_keys=True):   # in Python 1 == 1.0 == True
             raise ValueError(f"expected {name} as {expected}, got {str(entry)[:200]}")
-        kinds.add(DTYPES[kind])
-        at = end
-    if size != 8 + length + at:
-        raise ValueError(f"expected {8 + length + at} bytes, got {size}")
-    return spec, np.result_type(*kinds).name, about
+        dtypes.add(DTYPES[dtype])
+        offset = end
+    if size != 8 + length + offset:
+        raise ValueError(f"expected {8 + length + offset} bytes, got {size}")
+    return spec, np.result_type(*dtypes).name, about
 
 
 def _declared(about: Any) -> AnySpec:
-    """Return the spec that a file's metadata declares."""
+    """Return the spec of the block that a file's metadata describes. Raise ValueError or TypeError if it is invalid."""
     number = about.get("format") if isinstance(about, dict) else None
     if number != FORMAT:
         hint = ": a newer attzoo wrote it, update this one" if isinstance(number, int) and number > FORMAT else ""
@@ -317,13 +324,13 @@ def _declared(about: Any) -> AnySpec:
         raise ValueError(f"expected format {FORMAT}, got {str(about)[:100]}{hint}")
     config = about.get("config")
     if not isinstance(config, dict):
-        raise ValueError(f"expected a block's arguments, got {str(config)[:100]}")
+        raise ValueError(f"expected a mapping of a block's arguments, got {str(config)[:100]}")
     cls = registry.get(about.get("block", ""), backend="numpy")
     return cls(**upgraded(cls, config))
 
 
 def _begin(entry: Any) -> int:
-    """Return the first byte of an array in a header, or -1 for an invalid entry, which sorts first."""
+    """Return the offset of an array's first byte from its entry in the header, or -1 for an invalid entry."""
     match entry:
         case {"data_offsets": [int(begin), *_]}:
             return begin
@@ -331,8 +338,8 @@ def _begin(entry: Any) -> int:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a dict of JSON pairs. Raise ValueError for duplicate keys."""
+    """Return a dict of the pairs (key, value) of a JSON object. Raise ValueError for duplicate keys."""
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
-        raise ValueError(f"expected every key once, got {keys[:20]}")
+        raise ValueError(f"expected no key twice in a JSON object, got {keys[:20]}")
     return dict(pairs)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from . import scope
 from .scope import Stack
 
-LOCK: Final = Lock()   # held while any thread installs or removes taps
+LOCK: Final = Lock()   # held while any thread installs or removes taps (class Tap)
 
 
 class Recorder:
@@ -39,7 +39,7 @@ class Tap:
         self.users = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the coefficients, and pass them to every recorder of this context that records the block."""
+        """Return what `attention` returns, and pass it to every recorder of this context that records the block."""
         coefficients = self.attention(*args, **kwargs)
         for recorder in scope.recorders:
             if recorder.records(self.block):
@@ -47,7 +47,7 @@ class Tap:
         return coefficients
 
     def install(self) -> None:
-        """Replace `attention` and `__reduce_ex__` of the block."""
+        """Replace `attention` and `__reduce_ex__` of the block, in place."""
         attributes = vars(self.block)   # not by __setattr__, with which frameworks track attributes
         attributes["attention"], attributes["__reduce_ex__"] = self, self.reduce
 
@@ -78,7 +78,10 @@ _RECORDERS: Final[Stack[Recorder]] = Stack("recorders")
 
 @contextmanager
 def recording(blocks: Iterable[Any], record: Callable[[Any, Any], None]) -> Iterator[None]:
-    """Call record(block, coefficients) for every call of a block's `attention` in this context and `with` block."""
+    """Call record(block, coefficients) for every call of a block's `attention` in this context and `with` block.
+
+    `coefficients` is what `attention` returned.
+    """
     recorder = Recorder(blocks, record)
     with LOCK:
         taps = [_tap(block) for block in recorder.blocks.values()]
@@ -96,7 +99,7 @@ def recording(blocks: Iterable[Any], record: Callable[[Any, Any], None]) -> Iter
 
 
 def _tap(block: Any) -> Tap:
-    """Return the tap of a block with one more user, installed if the block has none."""
+    """Return the tap of a block, installed first if the block has none, and add one to its number of users."""
     tap = vars(block).get("attention")
     if not isinstance(tap, Tap) or tap.block is not block:
         tap = Tap(block)

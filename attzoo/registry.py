@@ -71,7 +71,8 @@ def _third_party(search_path: tuple[tuple[str, int], ...]) -> dict[str, str]:
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.value != (BLOCKS | NETWORKS | ALIASES | blocks).get(point.name, point.value):
             package = point.dist.name if point.dist else point.value
-            raise ValueError(f"block names must be unique, got a second {point.name!r} from package {package}")
+            got = f"a second {point.name!r} from package {package}"
+            raise ValueError(f"block names must be unique, got {got}: uninstall it")
         blocks[point.name] = point.value
     return dict(sorted(blocks.items()))
 
@@ -155,10 +156,10 @@ def create(name: str, /, *args: Any, backend: str, variant: str | None = None, *
 
 
 def _refuse_torch_arguments(backend: str, kwargs: dict[str, Any]) -> None:
-    """Raise TypeError for `device` and torch dtypes, which only classes of torch accept."""
+    """Raise TypeError if `kwargs` has a device or torch dtype, or with backend "numpy" any dtype. Only check."""
     reasons = {
         "keras": "Keras takes dtype as a name or policy, such as 'float16', and the device by keras.device(...)",
-        "numpy": "a spec computes in the dtype of its inputs",
+        "numpy": "a spec computes in NumPy, on the CPU and in the dtype of its inputs",
     }
     for argument in ("device", "dtype"):
         value = kwargs.get(argument)
@@ -178,12 +179,15 @@ def sources(name: str) -> dict[str, Source]:
 
 
 def keys(name: str) -> dict[str, tuple[Keys, ...]]:
-    """Return the layouts of other libraries' state dicts that block `name` reads, by source; the first is written."""
+    """Return, by source, the layouts of other libraries' state dicts that a block reads.
+
+    `export_weights` writes the first layout of a source.
+    """
     return dict(getattr(optional_module(name, "sources"), "KEYS", {}))
 
 
 def optional_module(name: str, file: str) -> ModuleType | None:
-    """Return module `file` of the package of a block, or None if there is no such module."""
+    """Import and return module `file` of the package of block `name`, or return None if there is no such module."""
     module = f"{locate(name).partition(':')[0]}.{file}"
     return import_module(module) if find_spec(module) else None
 
@@ -206,7 +210,7 @@ def name_of(spec: AnySpec) -> str:
     for name, registered in (table() | NETWORKS).items():
         if registered == location:
             return name
-    raise ValueError(f"expected a registered block, got {location}")
+    raise ValueError(f"expected a registered block, got {location}: add an entry point to group {ENTRY_POINT_GROUP}")
 
 
 def location_of(spec: AnySpec) -> str:
@@ -215,7 +219,7 @@ def location_of(spec: AnySpec) -> str:
 
 
 def class_of(spec: AnySpec, backend: str) -> type[Any]:
-    """Return the class of a spec's block for `backend`. The block need not be registered."""
+    """Return the class of a spec's block for `backend`. The block need not be registered. Raise the errors of `get`."""
     return _load(location_of(spec), known_name("backend", backend, BACKENDS))
 
 
@@ -223,8 +227,8 @@ def known_name(what: str, word: Any, known: Iterable[str]) -> str:
     """Return `word` if it is one of `known`.
 
     Args:
-        what: what the name stands for, such as "block", for errors.
-        word: the name.
+        what: what `word` names, such as "block", for errors.
+        word: the name to check.
         known: accepted names.
 
     Raises:
@@ -239,7 +243,7 @@ def known_name(what: str, word: Any, known: Iterable[str]) -> str:
     hint = nearest(word, known) or "."
     if what == "backend" and (keras_backend := KERAS_BACKENDS.get(word.lower())):
         environment = f"KERAS_BACKEND={keras_backend}"
-        hint = f'; Keras runs on it: give backend="keras" and set {environment} in the environment first.'
+        hint = f'; it is a backend of Keras: give backend="keras" and set {environment} in the environment first.'
     shown = ascii(word if len(word) <= 100 else word[:100] + "...")   # in ASCII, so that look-alike letters differ
     raise ValueError(f"unknown {what} {shown}{hint} Known: {', '.join(known)}")
 
@@ -256,7 +260,7 @@ def name_missing_extra(what: str) -> Iterator[None]:
 
 
 def _load(location: str, backend: str) -> type[Any]:
-    """Import the class at a location "package:Class" for `backend`."""
+    """Import and return the class at a location "package:Class" for `backend`. Raise the import errors of `get`."""
     package, _, class_name = location.partition(":")
     with name_missing_extra(f'backend="{backend}"'):
         module = import_module(f"{package}.{BACKENDS[backend]}")

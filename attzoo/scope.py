@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Stack(Generic[T]):
-    """Values set by the open `with` blocks of this context, in order. They are attribute `name` of this module."""
+    """Values set by the open `with` blocks of this context, in order, and attribute `name` of this module."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -25,7 +25,7 @@ class Stack(Generic[T]):
         STACKS.append(self)
 
     def get(self) -> tuple[T, ...]:
-        """Return the values, and store them for threads of the framework, because the context may have changed."""
+        """Return the values of this context. Also store them for worker threads, as the context may have changed."""
         values = self.variable.get()
         if values is None:
             return _inherited(self.name)
@@ -33,7 +33,7 @@ class Stack(Generic[T]):
         return values
 
     def set(self, values: tuple[T, ...]) -> None:
-        """Replace the values of this context."""
+        """Replace the values of this context, and store them for worker threads."""
         self.variable.set(values)
         _store(self.name, (get_ident(), values))
 
@@ -42,7 +42,7 @@ STACKS: Final[list[Stack[Any]]] = []
 
 
 def __getattr__(name: str) -> tuple[Any, ...]:
-    """Return the values of a stack in this context by its name.
+    """Return the values of the `Stack` of this name in this context. Raise AttributeError if there is none.
 
     This is an attribute and not a function because torch.compile cannot read a ContextVar, but checks attributes of
     modules at every call and recompiles if one has changed.
@@ -67,7 +67,10 @@ _load: Callable[[str], Any] = _load_nothing           # returns what the calling
 
 
 def _inherited(name: str) -> tuple[Any, ...]:
-    """Return the values that the calling thread stored. Delete values of this thread, which are another context's."""
+    """Return the values that the thread which this thread works for stored under `name`, () if there are none.
+
+    Values that this thread stored itself belong to another context. They are replaced by ().
+    """
     thread, values = _load(name) or (get_ident(), ())
     if thread != get_ident():
         return tuple(values)

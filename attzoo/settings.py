@@ -43,17 +43,18 @@ class kernels:   # in lower case, as it is used like a function
         _CHOICES.set((*entries, _Choice(self, inside=False)))
 
     def __repr__(self) -> str:
+        """Return the call that makes this choice, as text."""
         return f"kernels({self.mode!r})"
 
     def __enter__(self) -> None:
-        """Make the choice that of a `with` block."""
+        """Make this choice end with the `with` block. Without `with`, a choice applies until the next one."""
         entries = _CHOICES.get()
         if entries and entries[-1] == _Choice(self, inside=False):
             entries = entries[:-1]
         _CHOICES.set((*entries, _Choice(self, inside=True)))
 
     def __exit__(self, *error: object) -> None:
-        """Remove the choice, and choices made after it in the `with` block."""
+        """Remove this choice, and choices without a `with` block of their own made after it inside the `with` block."""
         before, after = _split(_CHOICES.get(), _Choice(self, inside=True))
         while after and not after[0].inside:   # choices made inside the `with` block
             after = after[1:]
@@ -62,7 +63,7 @@ class kernels:   # in lower case, as it is used like a function
 
 @dataclass(frozen=True)
 class _Choice:
-    """A choice, and whether it belongs to a `with` block."""
+    """A choice, and whether a `with` block ends it."""
 
     setting: kernels
     inside: bool
@@ -72,7 +73,7 @@ _CHOICES: Final[Stack[_Choice]] = Stack("choices")
 
 
 def _split(entries: tuple[_Choice, ...], entry: _Choice) -> tuple[tuple[_Choice, ...], tuple[_Choice, ...]]:
-    """Return the entries before and after the last occurrence of `entry`; all and none if it does not occur."""
+    """Return the entries before and after the last occurrence of `entry`; (entries, ()) if `entry` does not occur."""
     if entry not in entries:   # the `with` block ends in another context
         return entries, ()
     index = len(entries) - 1 - entries[::-1].index(entry)
@@ -80,7 +81,10 @@ def _split(entries: tuple[_Choice, ...], entry: _Choice) -> tuple[tuple[_Choice,
 
 
 def __getattr__(name: str) -> str:
-    """Return `chosen`, the mode of this context. It is an attribute for the reason given in `scope.__getattr__`."""
+    """Return the value of the attribute `chosen`: the mode of this context, "auto", "eager" or "triton".
+
+    `chosen` is an attribute and no function, because torch.compile cannot read a ContextVar, but checks attributes.
+    """
     if name != "chosen":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     entries = _CHOICES.get()

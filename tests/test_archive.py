@@ -116,7 +116,7 @@ def test_changed_configuration_raises(change, tmp_path):
     header = content[8 : 8 + length].replace(old, new)
     assert header != content[8 : 8 + length]
     path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
-    with pytest.raises(ValueError, match=r"expected content with the sha256 in the metadata, got another: .*damaged"):
+    with pytest.raises(ValueError, match=r"expected the sha256 in the metadata, got content of another: .*damaged"):
         attzoo.load(path, backend="torch")
 
 

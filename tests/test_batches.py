@@ -50,8 +50,8 @@ def test_parts_of_several_processes_make_the_batches_of_one_process(count, drop_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch": 6, "world_size": 4}, "batch must be a multiple of 4, the processes, got 6"),
-        ({"batch": 4, "rank": 2, "world_size": 2}, "rank must be below world_size, got 2 of 2"),
+        ({"batch": 6, "world_size": 4}, "batch must be a multiple of the 4 processes, got 6"),
+        ({"batch": 4, "rank": 2, "world_size": 2}, "rank must be less than world_size, got rank=2, world_size=2"),
         ({"batch": 12, "drop_last": True}, "at least 12 samples to fill a batch, got 10"),
         ({"batch": 0}, "batch must be >= 1, got 0"),
     ],
@@ -80,7 +80,7 @@ def test_loader_yields_tensors_and_does_not_change_the_default_generator(tmp_pat
 def test_images_of_several_sizes_need_a_batch_of_one_or_a_size(tmp_path):
     pairs = [*write_pairs(tmp_path / "a", 2), *write_pairs(tmp_path / "b", 1, (6, 7))]
     folder = Folder(pairs)
-    with pytest.raises(ValueError, match=r"one size to make batches of, got .*0.npy of 8 x 12 and .*b.*0.npy of 6 x 7"):
+    with pytest.raises(ValueError, match=r"one size to batch them, got .*0.npy of 8 x 12 and .*b.*0.npy of 6 x 7"):
         Loader(folder, Batches(3, 2))
     shapes = [tuple(masks.shape) for _, masks in Loader(folder, Batches(3, 1, shuffle=False)).epoch(0)]
     assert shapes == [(1, 8, 12), (1, 8, 12), (1, 6, 7)]
@@ -120,7 +120,7 @@ from attzoo.train.phantoms import Phantoms
 
 list(Loader(Phantoms(2, (8, 8)), Batches(2, 2), workers=1).epoch(0))
 """
-GUARD = r'begin its work under `if __name__ == "__main__":`, or to set workers=0'
+GUARD = r'put its work under `if __name__ == "__main__":`, or set workers=0'
 
 
 def test_script_without_a_main_guard_raises_with_the_fix(tmp_path):
@@ -129,14 +129,14 @@ def test_script_without_a_main_guard_raises_with_the_fix(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
-    assert re.search(rf"^RuntimeError: expected workers to read ahead, got one that ended\. .*{GUARD}", last)
+    assert re.search(rf"^RuntimeError: expected running worker processes, got one that ended: .*{GUARD}", last)
 
 
 def test_training_in_a_worker_raises():
     """A worker imports the script under the name __mp_main__."""
     text = 'run.train(Settings(), "never", workers=2)'
     names = {"__name__": "__mp_main__", "run": run, "Settings": Settings}
-    with pytest.raises(RuntimeError, match=f"expected workers to find nothing to do .* {GUARD}"):
+    with pytest.raises(RuntimeError, match=f"expected no training in a worker process, .* {GUARD}"):
         exec(compile(text, "script.py", "exec"), names)
     exec(compile("check_guard(2)", "script.py", "exec"), {"__name__": "__main__", "check_guard": check_guard})
     exec(compile("check_guard(0)", "script.py", "exec"), {"__name__": "__mp_main__", "check_guard": check_guard})
@@ -146,7 +146,7 @@ def test_only_errors_of_ended_workers_are_replaced(monkeypatch):
     loader = Loader(Phantoms(2, (8, 8)), Batches(2, 2))
     for text, message in (
         ("DataLoader worker (pid(s) 1) exited unexpectedly", GUARD),
-        ("DataLoader worker (pid 1) exited unexpectedly with exit code 1.", "if memory ran out, set fewer workers"),
+        ("DataLoader worker (pid 1) exited unexpectedly with exit code 1.", "either memory ran out: set fewer workers"),
         ("CUDA error", "^CUDA error$"),
     ):
         def failing(text=text):

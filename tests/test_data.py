@@ -108,18 +108,18 @@ def test_a_folder_says_what_it_holds(tmp_path):
     assert mask[0, ::4].tolist() == [0, 6, 255, 1, 0]
     few = Folder(pairs, classes=6)
     assert few[0, 0][1].max() == 255
-    with pytest.raises(ValueError, match=r"classes from 0 to 5, or 255 to ignore, in .*b_mask.png, got 6"):
+    with pytest.raises(ValueError, match=r"class indices from 0 to 5, or 255 to ignore, in .*b_mask.png, got 6"):
         few[0, 1]
     write_array(pairs[0][1], np.full((6, 5), 300, np.uint16))
-    with pytest.raises(ValueError, match=r"classes from 0 to 254, or 255 to ignore, in .*a_mask.png, got 300"):
+    with pytest.raises(ValueError, match=r"class indices from 0 to 254, or 255 to ignore, in .*a_mask.png, got 300"):
         assert Folder(pairs).counts
-    with pytest.raises(ValueError, match="at least two classes, got one; where masks hold only 0 and 255"):
+    with pytest.raises(ValueError, match="at least two classes, got one: set --classes 2 or more, or for masks of"):
         Folder(pairs, classes=1)
-    with pytest.raises(ValueError, match="classes must be <= 255, which masks ignore, got 256"):
+    with pytest.raises(ValueError, match="classes must be <= 255, because masks ignore the value 255, got 256"):
         Folder(pairs, classes=256)
     write_array(pairs[1][0], BYTES[1:, :, :3])
     few.classes = None
-    with pytest.raises(ValueError, match=r"b.png and its mask as they were at first, got \(3, 5, 5\) and \(6, 5\)"):
+    with pytest.raises(ValueError, match=r"b.png and its mask to keep the size \(6, 5\), got \(5, 5\) and \(6, 5\)"):
         few[0, 1]
 
 
@@ -140,7 +140,7 @@ def test_images_whose_numbers_come_out_on_different_scales_are_refused(normalise
             assert len(Folder(pairs, Preparation(normalise=normalise))) == 2
         else:
             named = f"{i}.npy of {DTYPES[i].__name__} and .*{j}.npy of {DTYPES[j].__name__}"
-            with pytest.raises(ValueError, match=f"of one scale for --normalise {normalise}, got .*{named}: convert"):
+            with pytest.raises(ValueError, match=f"one scale for --normalise {normalise}, got .*{named}: convert"):
                 Folder(pairs, Preparation(normalise=normalise))
 
 
@@ -166,7 +166,7 @@ def test_images_to_validate_on_with_other_channels_are_named(tmp_path):
     for part, channels in (("train", 3), ("valid", 1)):
         write_array(tmp_path / f"{part}_images" / "0.png", BYTES[..., :channels].squeeze())
         write_array(tmp_path / f"{part}_labels" / "0.png", BYTES[..., 0] // 128)
-    message = r"channels, got .*train_images/0.png of 3 and .*valid_images/0.png of 1 to validate on: save all as grey"
+    message = r"channels, got .*train_images/0.png with 3 and .*valid_images/0.png with 1, the latter for validation"
     with pytest.raises(ValueError, match=message):
         datasets(Settings(data=str(tmp_path)))
 
@@ -190,10 +190,10 @@ def test_unit_refuses_integers_of_which_it_would_leave_nothing(dtype, tmp_path):
 @pytest.mark.parametrize(
     ("image", "mask", "message"),
     [
-        (BYTES, BYTES, "of channels, got .*a.npy of 1 and .*b.png of 4: save all as grey or as RGB"),
-        (VOLUME[..., 0], BYTES[..., 0], "number of axes, got .*a.npy of 2 and .*b.npy of 3: keep pictures"),
-        (BYTES[..., 0], BYTES[1:, :, 0], "expected .*b_mask.png of its image's size, 6 x 5, got 5 x 5: resize"),
-        (BYTES[..., 0], BYTES[None, ..., 0], "expected .*b_mask.npy of its image's size, 6 x 5, got 1 x 6 x 5"),
+        (BYTES, BYTES, "of channels, got .*a.npy with 1 and .*b.png with 4: save all as grey or as RGB"),
+        (VOLUME[..., 0], BYTES[..., 0], "number of spatial axes, got .*a.npy with 2 and .*b.npy with 3: put"),
+        (BYTES[..., 0], BYTES[1:, :, 0], "expected .*b_mask.png to have its image's size, 6 x 5, got 5 x 5: resize"),
+        (BYTES[..., 0], BYTES[None, ..., 0], "expected .*b_mask.npy to have its image's size, 6 x 5, got 1 x 6 x 5"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_at_once(image, mask, message, tmp_path):
@@ -208,7 +208,7 @@ def test_what_does_not_fit_together_is_refused_at_once(image, mask, message, tmp
 
 def test_a_picture_in_an_array_of_channels_is_told_to_be_read_as_a_volume(tmp_path):
     pair = write_array(tmp_path / "b.npy", BYTES[..., :3]), write_array(tmp_path / "b_mask.png", BYTES[..., 0])
-    message = r"of its image's size, 6 x 5 x 3, got 6 x 5: .*b.npy holds .* as a volume \(D, H, W\); save .* PNG"
+    message = r"to have its image's size, 6 x 5 x 3, got 6 x 5: .*b.npy holds .* as a volume \(D, H, W\); save .* PNG"
     with pytest.raises(ValueError, match=message):
         Folder([pair])
 
@@ -217,19 +217,19 @@ def test_a_picture_in_an_array_of_channels_is_told_to_be_read_as_a_volume(tmp_pa
     ((6, 5), (6, 5, 1), r": save both arrays with the same axes, \(H, W\) or \(D, H, W\)"),
     ((6, 5), (1, 6, 5), r": save both arrays with the same axes, \(H, W\) or \(D, H, W\)"),
     ((2, 6, 5, 4), (6, 5, 4), r": .*a.npy holds 2 x 6 x 5 x 4; save channels as the last axis, \(D, H, W, C\)"),
-    ((6, 5), (6, 4), ": resize the mask by the nearest pixel"),
+    ((6, 5), (6, 4), ": resize the mask with nearest-neighbour"),
 ])   # fmt: skip
 def test_arrays_with_other_axes_than_their_masks_are_refused_with_the_fix(image, mask, fix, tmp_path):
     arrays = {"a.npy": np.zeros(image), "a_mask.npy": np.zeros(mask, np.uint8)}
     pair = tuple(write_array(tmp_path / name, array) for name, array in arrays.items())
-    with pytest.raises(ValueError, match=rf"a_mask.npy of its image's size, .*, got .*{fix}"):
+    with pytest.raises(ValueError, match=rf"a_mask.npy to have its image's size, .*, got .*{fix}"):
         Folder([pair])
 
 
 def test_errors_about_the_values_of_an_image_name_its_file(tmp_path):
     arrays = {"a.npy": np.array([[0, 1e20]]), "a_mask.npy": np.array([[0, 1]])}
     pair = tuple(write_array(tmp_path / name, array) for name, array in arrays.items())
-    with pytest.raises(ValueError, match=r"a\.npy: expected numbers that float32 can hold the squares of, got 0 to 1e"):
+    with pytest.raises(ValueError, match=r"a\.npy: expected numbers whose squares float32 can hold, .*, got 0 to 1e"):
         Folder([pair])[0, 0]
 
 
@@ -253,7 +253,7 @@ def test_image_and_mask_of_different_orientations_are_refused(image, mask, is_re
     if not is_refused:
         assert len(Folder([pair])) == 1
         return
-    got = rf"orientation {image or 1} in .*a.{kind} and {mask or 1} in .*b.{kind}"
+    got = rf"EXIF orientation {image or 1} in .*a.{kind} and {mask or 1} in .*b.{kind}"
     with pytest.raises(ValueError, match=rf"expected an image and mask of one orientation, got {got}"):
         Folder([pair])
 
@@ -264,7 +264,7 @@ def test_a_size_tells_which_way_a_mask_without_orientation_is_turned(tmp_path):
     image, mask = Folder([(photo, upright)], Preparation(normalise="none"))[0, 0]
     np.testing.assert_array_equal(image[0] // 128, mask)
     stored = write_array(tmp_path / "stored.png", BYTES[..., 0] // 128)
-    message = "size, 5 x 6, got 6 x 5, both upright: the image declares orientation 6, the mask 1$"
+    message = "size, 5 x 6, got 6 x 5, both after rotation by the EXIF orientation 6 in the image and 1 in the mask"
     with pytest.raises(ValueError, match=message):
         Folder([(photo, stored)])
 
@@ -298,11 +298,11 @@ def test_a_mask_elsewhere_on_the_map_is_refused(other, is_refused, tmp_path):
 
 def test_other_arguments_are_refused(tmp_path):
     pairs = write_pairs(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"size for 2 spatial axes, those of .*0.npy, got \(4, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"2 numbers, one for each spatial axis of .*0.npy, got \(4, 4, 4\)"):
         Folder(pairs, Preparation((4, 4, 4)))
-    with pytest.raises(ValueError, match="at least one image, got none"):
+    with pytest.raises(ValueError, match="at least one image with its mask in pairs, got none"):
         Folder([])
     with pytest.raises(TypeError, match=r"flip must be True or False, got 0\.5"):
         Folder(pairs, flip=0.5)
-    with pytest.raises(ValueError, match="size for 3 spatial axes, got"):
+    with pytest.raises(ValueError, match="size must be 3 numbers, one for each spatial axis, got"):
         Preparation((4, 4))(VOLUME[None, ..., 0])

@@ -481,7 +481,7 @@ def test_values_that_fill_gaps_are_refused_by_zscore(fill):
     for dtype in (np.float32, np.float64):
         image = np.linspace(0, 1, 64, dtype=dtype).reshape(1, 8, 8)
         image[0, 0] = fill
-        with pytest.raises(ValueError, match=rf"the squares of, got .*{re.escape(f'{fill:.4g}')}.*: fill what"):
+        with pytest.raises(ValueError, match=rf"float32 can hold, .* got .*{re.escape(f'{fill:.4g}')}.*: set pixels"):
             Preparation()(image)
 
 

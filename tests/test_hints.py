@@ -91,7 +91,7 @@ KERAS_BACKEND_NAMES = [("tensorflow", "tensorflow"), ("TF", "tensorflow"), ("jax
 
 @pytest.mark.parametrize(("word", "keras_backend"), KERAS_BACKEND_NAMES)
 def test_error_for_a_keras_backend_names_the_environment_variable(word, keras_backend):
-    error = f'unknown backend .*; Keras runs on it: give backend="keras" and set KERAS_BACKEND={keras_backend} '
+    error = f'unknown backend .*; it is a backend of Keras: give backend="keras" and set KERAS_BACKEND={keras_backend} '
     for lookup in (attzoo.get, attzoo.create):
         with pytest.raises(ValueError, match=error):
             lookup("se", backend=word)

@@ -91,7 +91,7 @@ def test_written_volumes_equal_drawn_phantoms(tmp_path):
     ("arguments", "message"),
     [
         ({"count": 0}, "count must be >= 1, got 0"),
-        ({"count": 1, "size": (8,)}, "the number of axes must be one of 2, 3, got 1"),
+        ({"count": 1, "size": (8,)}, "the number of axes in size must be one of 2, 3, got 1"),
         ({"count": 1, "size": (8, 0)}, "size must be >= 1, got 0"),
         ({"count": 1, "start": -1}, "start must be >= 0, got -1"),
     ],

@@ -426,7 +426,7 @@ def test_file_names_of_blocks_are_safe_and_unique():
 def test_wrong_inputs_and_options_raise_before_anything_is_written(files, tmp_path):
     network, folder, out = open_network(files / "colour.safetensors"), tmp_path / "in", tmp_path / "out"
     folder.mkdir()
-    with pytest.raises(ValueError, match=r"expected images, masks or volumes in .*in, got none"):
+    with pytest.raises(ValueError, match=r"expected images, masks or volumes in .*in, got no file"):
         predict_files(network, folder, out)
     Image.fromarray(np.moveaxis(random_image(), 0, -1)).save(folder / "a.png")
     Image.fromarray(random_image()[0]).save(folder / "grey.png")
@@ -527,7 +527,7 @@ def test_errors_about_the_values_of_an_image_name_its_file(files, tmp_path):
     np.save(tmp_path / "a.npy", np.eye(9)[None] * 1e20)
     network = open_network(files / "volume.safetensors")
     for call in (predict_files, maps_file):
-        with pytest.raises(ValueError, match=r"a\.npy: expected numbers that float32 can hold the squares of"):
+        with pytest.raises(ValueError, match=r"a\.npy: expected numbers whose squares float32 can hold"):
             call(network, tmp_path / "a.npy", tmp_path / "out")
 
 
@@ -752,20 +752,20 @@ def test_the_commands_print_the_preparation_and_its_origin(files, tmp_path, comm
     def stderr(*options):
         return run(command, path, files / "images" / "b.png", "--out", tmp_path / "out", *options).stderr
 
-    start, end = f"no settings.json beside {path}: images are", "if it was trained otherwise\n"
-    assert stderr() == f"{start} taken at their own size, zscore; set --size and --normalise {end}"
-    assert stderr("--size", "8,9") == f"{start} resized to 8 x 9, zscore; set --normalise {end}"
+    start, end = f"no settings.json beside {path}: images are", "if the network was trained otherwise\n"
+    assert stderr() == f"{start} not resized, normalisation is zscore; set --size and --normalise {end}"
+    assert stderr("--size", "8,9") == f"{start} resized to 8 x 9, normalisation is zscore; set --normalise {end}"
     settings.write_text(json.dumps(Settings(data="images", size=(12, 10), normalise="unit").config()))
-    assert stderr() == f"images are resized to 12 x 10, unit, by {settings}\n"
-    assert stderr("--size", "own") == f"images are taken at their own size, unit, by --size and {settings}\n"
+    assert stderr() == f"images are resized to 12 x 10, normalisation is unit, by {settings}\n"
+    assert stderr("--size", "own") == f"images are not resized, normalisation is unit, by --size and {settings}\n"
     both_given = stderr("--size", "own", "--normalise", "none")
-    assert both_given == "images are taken at their own size, none, by --size and --normalise\n"
+    assert both_given == "images are not resized, normalisation is none, by --size and --normalise\n"
 
 
 def test_the_command_predict_raises_for_wrong_sizes_and_windows(files, tmp_path):
     network, source = files / "colour.safetensors", files / "images"
-    with pytest.raises(ValueError, match="size must be integers separated by commas, or own, got '8x8'"):
+    with pytest.raises(ValueError, match="--size must be integers separated by commas, or own, got '8x8'"):
         run("predict", network, source, "--out", tmp_path, "--size", "8x8")
-    with pytest.raises(ValueError, match="window must be integers separated by commas, got 'own'"):
+    with pytest.raises(ValueError, match="--window must be integers separated by commas, got 'own'"):
         run("predict", network, source, "--out", tmp_path, "--window", "own")
     assert not list(tmp_path.iterdir())

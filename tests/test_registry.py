@@ -355,7 +355,7 @@ def test_missing_dependency_of_a_block_keeps_its_error(install_package):
 def test_entry_point_with_a_built_in_name_raises(name, install_package):
     install_package(name, "guest:Guest", torch="class Guest: pass")
     for lookup in (attzoo.names, lambda: attzoo.get(name, backend="torch"), lambda: attzoo.get("eca", backend="torch")):
-        with pytest.raises(ValueError, match=f"must be unique, got a second '{name}' from package guest$"):
+        with pytest.raises(ValueError, match=f"unique, got a second '{name}' from package guest: uninstall it$"):
             lookup()
 
 
@@ -364,7 +364,7 @@ def test_two_blocks_with_the_same_name_raise(install_package):
     install_package("guest", "guest:Guest")
     install_package("guest", "rival:Guest", package="rival")
     for lookup in (attzoo.names, lambda: attzoo.create("guest", backend="numpy")):
-        with pytest.raises(ValueError, match=r"must be unique, got a second 'guest' from package (guest|rival)$"):
+        with pytest.raises(ValueError, match=r"second 'guest' from package (guest|rival): uninstall it$"):
             lookup()
 
 

@@ -87,7 +87,7 @@ def test_black_and_white_masks_are_refused_with_the_option_that_trains_them(dtyp
 def test_value_that_is_too_large_for_a_class_is_refused_without_labels(largest, tmp_path):
     folder = make_folder(tmp_path, mask_of(0, largest, dtype=np.uint16))
     for options in ({}, {"classes": 2}):
-        with pytest.raises(ValueError, match=rf"got {largest}: give each value its class by --labels$"):
+        with pytest.raises(ValueError, match=rf"got {largest}: list the value of each class by --labels$"):
             class_count(folder, **options)
     assert class_count(folder, labels=(0, largest)) == 2
 
@@ -100,7 +100,7 @@ def test_more_than_64_values_need_an_option(tmp_path):
 
 def test_grey_ramp_is_refused_with_a_short_message(tmp_path):
     folder = make_folder(tmp_path, (np.arange(200, dtype=np.uint8) + 30).reshape(10, 20))
-    with pytest.raises(ValueError, match="and 192 more values: give each value its class by --labels") as caught:
+    with pytest.raises(ValueError, match="and 192 more values: list the value of each class by --labels") as caught:
         class_count(folder)
     assert len(str(caught.value)) < 500
 
@@ -209,7 +209,7 @@ def test_palettes_with_one_colour_at_two_values_are_refused(first, second, is_re
     if not is_refused:
         assert class_count(folder) == 3
         return
-    message = r"in which \(255, 0, 0\) has one value, got 1 in .*0.png and 2 in .*1.png: give classes by colour"
+    message = r"in which \(255, 0, 0\) has one value, got 1 in .*0.png and 2 in .*1.png: list the colours of all"
     with pytest.raises(ValueError, match=message):
         class_count(folder)
     training, _ = run.datasets(Settings(data=str(folder), labels=(BLACK, RED), flip=False))
@@ -236,8 +236,8 @@ def test_masks_of_equal_values_in_different_formats_are_accepted(writers, tmp_pa
 
 @pytest.mark.parametrize("options", [{}, {"classes": 2}])
 @pytest.mark.parametrize(("write_one", "fix"), [
-    (bits(mask_of(0, 1)), 'if it is class 1 give --labels "0,0,0;255,255,255", as both are white'),
-    (grey(mask_of(0, 1)), "if it is class 1 save it as 1 in all masks"),
+    (bits(mask_of(0, 1)), 'if 255 is class 1, give --labels "0,0,0;255,255,255", as both are white'),
+    (grey(mask_of(0, 1)), "if 255 is class 1, save it as 1 in all masks"),
 ])   # fmt: skip
 def test_255_and_1_in_different_masks_are_refused(write_one, fix, options, tmp_path):
     folder = write_masks(tmp_path, write_one, write_one, grey(mask_of(0, 255)))
@@ -277,12 +277,12 @@ def test_size_that_leaves_one_class_is_refused(tmp_path):
 
 def test_validation_masks_without_any_class_are_refused(tmp_path):
     """The mean IoU of every epoch would be 0, and the first epoch the best."""
-    with pytest.raises(ValueError, match="expected masks with classes to validate on, got 255 in 16 pixels"):
+    with pytest.raises(ValueError, match="expected masks with classes to validate on, got only 255 in 16 pixels"):
         class_count(make_folder(tmp_path, mask_of(0, 1, 255), valid=mask_of(255)))
 
 
 def test_classes_in_validation_only_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="expected to validate on classes of training, classes 0, 1, got class 2 too"):
+    with pytest.raises(ValueError, match="expected to validate on classes of training, classes 0, 1, got also class 2"):
         class_count(make_folder(tmp_path, mask_of(0, 1), valid=mask_of(0, 2)), classes=3)
 
 

@@ -220,9 +220,9 @@ def test_two_classes_with_bce_have_one_output_and_events_are_written(backend, tm
 def test_settings_that_do_not_fit_the_data_are_refused(tmp_path):
     write_phantoms(tmp_path / "data", 2, 2, (16, 16))
     settings = Settings("torch", data=str(tmp_path / "data"), batch=1, channels=(4, 8))
-    with pytest.raises(ValueError, match=r"expected classes from 0 to 1, or 255 to ignore, in .*png, got [23]"):
+    with pytest.raises(ValueError, match=r"expected class indices from 0 to 1, or 255 to ignore, in .*png, got [23]"):
         train(replace(settings, classes=2), tmp_path / "a")
-    with pytest.raises(ValueError, match=r"expected images of 3 spatial axes, got .*\.png of 2: set --dims 2"):
+    with pytest.raises(ValueError, match=r"expected images with 3 spatial axes, .* got .*\.png with 2: set --dims 2"):
         train(replace(settings, dims=3), tmp_path / "b")
     with pytest.raises(ValueError, match="expected at least 3 batches to accumulate, got 2"):
         train(replace(settings, accumulate=3), tmp_path / "c")
@@ -241,7 +241,7 @@ def test_masks_without_two_classes_to_train_on_are_refused(tmp_path):
     mask = np.zeros((16, 16), np.uint8)
     mask[3:9, 3:9] = 77
     Image.fromarray(mask).save(tmp_path / "data" / "valid_labels" / "0000.png")
-    with pytest.raises(ValueError, match=r"expected to validate on classes of training, classes 0, .*got class 77 too"):
+    with pytest.raises(ValueError, match=r"expected to validate on classes of training, .*got also class 77"):
         train(settings, tmp_path / "out")
     for path in (tmp_path / "data" / "train_labels").iterdir():
         Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path)

@@ -82,7 +82,7 @@ def test_lost_best_network_is_reported_and_replaced(damage, train_with_scores, t
     capfd.readouterr()
     train_with_scores([0.1, 0.9, 0.3, 0.2], resume=True)
     err = capfd.readouterr().err
-    assert err == f"{path} is {got}: the network of epoch 2, the best, is lost; it is now that of epoch 3, the last\n"
+    assert err == f"{path} is {got}: the network of epoch 2, the best, is lost; the file now holds epoch 3, the last\n"
     lines, is_complete = run.summary(tmp_path)
     assert is_complete
     assert lines[0].startswith(f"{path}: the network of epoch 3, the best from epoch 3 on; either framework opens it")

@@ -64,7 +64,7 @@ def test_new_and_missing_images_are_listed(change, run_on_arrays):
     settings, folder = run_on_arrays
     edit, got = CHANGED_NAMES[change]
     edit(folder / "data")
-    fix = "put the files back, or train anew into another --out"
+    fix = "put the files back, or start a new run in another --out"
     message = rf"^expected the 12 images and masks that the run in {folder / 'run'} began with, got {got}: {fix}$"
     with pytest.raises(ValueError, match=message):
         train(settings, folder / "run", resume=True)

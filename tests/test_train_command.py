@@ -56,14 +56,14 @@ def test_command_resumes_a_run(monkeypatch, tmp_path):
     assert result.exit_code == 130
     assert result.stderr == f"stopped; to continue: attzoo train --resume --out {tmp_path}\n"
     expected = f"expected the settings of the run in {tmp_path}:"
-    fix = ": leave these out, or train anew into another --out"
+    fix = ": leave these out, or start a new run in another --out"
     for options, message in (
         (("--resume", "--out", tmp_path, "--batch", 5), f"{expected} batch 4, got 5{fix}"),
         (("--resume", "--out", tmp_path, "--block", "se"), f"{expected} block 'eca', got 'se'{fix}"),
         (("--resume", "--out", tmp_path, "--skip", "none"), f"{expected} skip at its default, got None{fix}"),
         (("--recipe", "city"), "recipe must be one of 'camvid', got 'city'"),
-        (("--size", "big"), "size must be integers separated by commas, got 'big'"),
-        (("--net", "up"), "expected NAME=VALUE, got 'up'"),
+        (("--size", "big"), "--size must be integers separated by commas, got 'big'"),
+        (("--net", "up"), "expected NAME=VALUE in --net, such as initializer=xavier, got 'up'"),
     ):
         assert str(command(*options).exception) == message
 

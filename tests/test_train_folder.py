@@ -42,7 +42,7 @@ def contents(folder):
 @pytest.mark.parametrize("resume", [False, True])
 def test_settings_of_another_program_are_not_replaced(data, resume, tmp_path):
     (tmp_path / "settings.json").write_bytes(data)
-    message = r"settings\.json does not hold the settings of a run: .*; choose another folder$"
+    message = r"settings\.json does not hold the settings of a run: .*; choose another --out$"
     with pytest.raises(ValueError, match=message):
         train(tmp_path, resume)
     assert contents(tmp_path) == {"settings.json": data}

@@ -218,7 +218,7 @@ CHANGED_STATES = {   # a function that changes the state, and the error message
     "no slot": (
         lambda s: s.arrays.pop(first_name(s.arrays, "optimizer")), r"expected an array optimizer\.0.*, got none"
     ),
-    "an unknown array": (lambda s: s.arrays.update({"a.b": np.zeros(1)}), r"expected no array a\.b, got it"),
+    "an unknown array": (lambda s: s.arrays.update({"a.b": np.zeros(1)}), r"expected no array a\.b, got one"),
     "a shape": (
         lambda s: s.arrays.update({first_name(s.arrays, "optimizer.3"): np.zeros((2, 9), np.float32)}),
         r"expected optimizer\.3.* to be float32 .*, got float32 \(2, 9\)",
@@ -226,11 +226,11 @@ CHANGED_STATES = {   # a function that changes the state, and the error message
     "nan": (lambda s: s.arrays[first_name(s.arrays, "network")].fill(np.nan), "finite"),
     "no rows": (lambda s: s.history.clear(), "expected a history of 1 to 3 epochs"),
     "too many rows": (lambda s: s.history.extend(s.history * 3), "expected a history of 1 to 3 epochs"),
-    "empty row": (lambda s: s.history.__setitem__(0, {}), "expected epoch 1 with epoch, rate, "),
-    "text": (lambda s: s.history.append("row"), "expected rows of one length, got row"),
-    "order": (lambda s: s.history.append(s.history[0]), "expected epoch 2 with epoch, rate, "),
+    "empty row": (lambda s: s.history.__setitem__(0, {}), "expected epoch 1 with columns epoch, rate, "),
+    "text": (lambda s: s.history.append("row"), "expected rows with equal numbers of columns, got row"),
+    "order": (lambda s: s.history.append(s.history[0]), "expected epoch 2 with columns epoch, rate, "),
     "a class": (
-        lambda s: s.history.__setitem__(0, without_last_dice(s.history[0])), "expected a Dice of 4 classes, got 3"
+        lambda s: s.history.__setitem__(0, without_last_dice(s.history[0])), "Dice of 4 classes in its history, got 3"
     ),
     "text in a row": (lambda s: s.history[0].update(loss="low"), "expected a number as loss of epoch 1, got low"),
     "nan in a row": (lambda s: s.history[0].update(loss=np.nan), "expected a number as loss of epoch 1, got nan"),
@@ -254,8 +254,8 @@ def test_resume_with_another_framework_or_number_of_devices_is_refused(name, bef
     saved = state.load(one_epoch)
     saved.basis[name] = before
     saved.save(tmp_path)
-    fix = "train anew into another --out"
-    with pytest.raises(ValueError, match=f"expected what the run in .* began with: {name}: {before}, got .*{fix}$"):
+    fix = "start a new run in another --out"
+    with pytest.raises(ValueError, match=f"expected the {name} with which the run in .* began, {before}, got .*{fix}$"):
         train(saved.settings, tmp_path, resume=True)
 
 
@@ -270,5 +270,5 @@ def test_state_of_an_earlier_format_is_refused_with_the_reason(one_epoch, tmp_pa
     data = (one_epoch / state.NAME).read_bytes()
     assert b'\\"format\\": 3' in data
     (tmp_path / state.NAME).write_bytes(data.replace(b'\\"format\\": 3', b'\\"format\\": 2'))
-    with pytest.raises(ValueError, match=r"expected format 3, got 2, of an earlier version, .* train anew into "):
+    with pytest.raises(ValueError, match=r"expected format 3, got 2, of an earlier version, .* start a new run in "):
         train(state.load(one_epoch).settings, tmp_path, resume=True)

@@ -23,13 +23,13 @@ from attzoo.train.settings import RECIPES, Settings, learning_rate
     ({"validation": 1.0}, "validation must be less than 1"), ({"decay": 0.1}, "decay has an effect only with "),
     ({"dims": 1}, "dims must be one of 2, 3, got 1"), ({"seed": -1}, "seed must be >= 0, got -1"),
     ({"seed": 2**32}, "seed must be less than 2**32, got 4294967296"),
-    ({"data": "x", "classes": 256}, "classes must be <= 255, which masks ignore, got 256"),
-    ({"network": {"channels": [4]}}, "network must leave channels to channels=..., got [4]"),
-    ({"network": {"variant": "oktay"}}, "network must leave variant to variant=..., got 'oktay'"),
-    ({"network": {"head": "sigmoid"}}, "network must leave head to loss=..., got 'sigmoid'"),
-    ({"network": {"spatial_dims": 3}}, "network must leave spatial_dims to dims=..., got 3"),
-    ({"network": {"in_channels": 3}}, "network must leave in_channels to data=..., got 3"),
-    ({"network": {"device": "cuda"}}, "network must leave device to backend=..., got 'cuda'"),
+    ({"data": "x", "classes": 256}, "classes must be <= 255, because masks ignore the value 255, got 256"),
+    ({"network": {"channels": [4]}}, "network must not have channels, got [4]: the setting channels determines it"),
+    ({"network": {"variant": "oktay"}}, "network must not have variant, got 'oktay': the setting variant"),
+    ({"network": {"head": "sigmoid"}}, "network must not have head, got 'sigmoid': the setting loss determines it"),
+    ({"network": {"spatial_dims": 3}}, "network must not have spatial_dims, got 3: the setting dims determines it"),
+    ({"network": {"in_channels": 3}}, "network must not have in_channels, got 3: the setting data determines it"),
+    ({"network": {"device": "cuda"}}, "network must not have device, got 'cuda': the setting backend determines it"),
 ])   # fmt: skip
 def test_settings_that_are_wrong_or_have_no_effect_are_refused(options, message):
     with pytest.raises(ValueError, match="^" + re.escape(message)):
@@ -38,7 +38,7 @@ def test_settings_that_are_wrong_or_have_no_effect_are_refused(options, message)
 
 @pytest.mark.parametrize("value", [{4}, np.float32(1), float("nan"), print])
 def test_network_arguments_that_json_cannot_hold_are_refused(value):
-    with pytest.raises(TypeError, match=r"^network must be arguments that JSON can hold: "):
+    with pytest.raises(TypeError, match=r"^network must have values that JSON can hold, got another: "):
         Settings(network={"dropout": value})
 
 

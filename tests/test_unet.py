@@ -297,7 +297,7 @@ INVALID_CONFIGS = {   # change to the config in a file, error message
     "a net in the net": ({"block": "unet", "block_options": {"out_channels": 4}}, "a network"),
     "an unknown gate": ({"skip": "os.system"}, "unknown block"),
     "an additional argument": ({"evil": 1}, "evil"),
-    "arguments in a list": ([], "expected a block's arguments"),
+    "arguments in a list": ([], "expected a mapping of a block's arguments"),
 }
 
 

@@ -25,7 +25,10 @@ app = typer.Typer(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. Errors of the library are printed as one line on stderr, with exit code 1."""
+    """Run the command line with `arguments`, by default those of the process, and exit.
+
+    Errors of the library are printed as one line on stderr, with exit code 1.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")   # no log of TensorFlow at import
     os.environ.setdefault("JAX_ENABLE_X64", "1")         # `check` computes in float64
     print_names_as_bytes(sys.stderr)
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @app.callback(invoke_without_command=True)
 def options(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
-    """Options before the command."""
+    """Handle the options that stand before the command: print the version and exit for --version."""
     if version:
         typer.echo(f"attzoo {__version__}")
         raise typer.Exit

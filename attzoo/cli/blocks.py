@@ -55,11 +55,14 @@ def info(
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page as Markdown.")] = False,
 ) -> None:
-    """Print the page of a block or network: formula, sources, arguments, cost."""
+    """Print the page of a block or network.
+
+    It has the formula, sources, arguments, variants, weights and cost.
+    """
     card = card_of(name)
     if card.network and channels is not None:
         shown = f"shown for {IMAGE[0]} input channels and {IMAGE[1]} output channel"
-        raise ValueError(f"expected no --channels for network {card.name}, which is {shown}: leave it out")
+        raise ValueError(f"expected no --channels for network {card.name}, which is {shown}: leave --channels out")
     channels = CHANNELS if channels is None else channels
     typer.echo(card.markdown(channels).rstrip() if markdown else card.plain(channels, min(100, Console().width)))
 
@@ -107,7 +110,7 @@ def check(
 
 
 def triton_warning() -> str | None:
-    """Return a warning about TensorFlow and triton in this installation, or None."""
+    """Return a warning, or None, about TensorFlow and triton, which abort the process if imported in a wrong order."""
     tensorflow, triton = ("loaded" if p in sys.modules else bool(find_spec(p)) for p in ("tensorflow", "triton"))
     if tensorflow == "loaded" and triton is True:
         return f"warning: TensorFlow was loaded before triton. {ABORTS}"
@@ -115,7 +118,7 @@ def triton_warning() -> str | None:
 
 
 def versions() -> str:
-    """Return the versions of attzoo, Python and the packages that it uses, and the backend of Keras if it is loaded."""
+    """Return the versions of attzoo, Python and installed packages, and the backend of Keras if loaded."""
     names = metadata.packages_distributions()   # tensorflow may be installed as tensorflow-cpu
     installed = {p: metadata.version(names[p][0]) for p in PACKAGES if p in names}
     if "keras" in sys.modules:
@@ -125,7 +128,7 @@ def versions() -> str:
 
 
 def _installed() -> list[str]:
-    """Load every backend that can be loaded, and return their names. Print the errors of the others."""
+    """Import every backend that can be imported, and return their names. Print other errors to stderr."""
     loaded = []
     for backend in Backend:
         try:
@@ -136,14 +139,17 @@ def _installed() -> list[str]:
 
 
 def _loaded(backend: str) -> str:
-    """Load a backend and return its name."""
+    """Import a backend, and return its name. Raise ModuleNotFoundError if it is not installed."""
     with Console(stderr=True).status(f"loading {backend}"):
         registry.get("se", backend=backend)
     return str(backend)
 
 
 def _results(jobs: Sequence[tuple[str, str]], cards: Mapping[str, Card | Exception]) -> list[Result]:
-    """Check every pair of block and backend against every contract, with a progress bar."""
+    """Check every pair (block, backend) of `jobs` against every contract, with a progress bar, and return the results.
+
+    A backend that a block does not have is left out. A block that cannot be imported has one failed contract, "import".
+    """
     from ..testing import Finding, check_block
 
     console, results = Console(stderr=True), []
@@ -154,6 +160,7 @@ def _results(jobs: Sequence[tuple[str, str]], cards: Mapping[str, Card | Excepti
         for i, (block, backend) in enumerate(jobs):
 
             def progress(contract: str, done: int, total: int, i: int = i, job: str = f"{block}, {backend}") -> None:
+                """Advance the bar to `done` of `total` cases of job `i`, and show its contract."""
                 bar.update(task, description=f"{job}, {contract}", completed=i + done / total)
 
             card = cards[block]
@@ -165,6 +172,6 @@ def _results(jobs: Sequence[tuple[str, str]], cards: Mapping[str, Card | Excepti
 
 
 def _verdict(findings: Sequence[Finding]) -> tuple[str, str]:
-    """Return the largest error in percent of its tolerance, and the verdict on these contracts."""
+    """Return the largest error in percent of its tolerance, and "pass" or the number of failed contracts, as texts."""
     failed = sum(f.failure is not None for f in findings)
     return f"{max(f.worst for f in findings):.0%}", "pass" if not failed else f"{failed} of {len(findings)} fail"

@@ -36,14 +36,18 @@ def convert(
     """   # noqa: D301, click reads the backspace
     backend, content = _writer(target)
     if portable.has_other_ending(source):
-        raise ValueError(f"expected a .safetensors file of attzoo.save, got {source}: load it in its own framework")
+        fix = "load it in its framework, and save the block by attzoo.save"
+        raise ValueError(f"expected a .safetensors file of attzoo.save, got {source}: {fix}")
     block = portable.load(source, backend=backend)
     write_file(target, content(block))
     print_path(f"{target}: {registry.name_of(block.spec)}, {backend}, {target.stat().st_size:,} bytes")
 
 
 def _writer(target: Path) -> tuple[str, Callable[[Any], bytes]]:
-    """Return the backend and the function that makes the content of a file with this name."""
+    """Return the backend of a file, and the function that returns the file's content for a block of this backend.
+
+    The extension of `target` decides. Raise ValueError if it is not one of WRITERS.
+    """
     for ending, (backend, content) in WRITERS.items():
         if target.name.lower().endswith(ending):
             return backend or _first_installed(), content
@@ -52,7 +56,7 @@ def _writer(target: Path) -> tuple[str, Callable[[Any], bytes]]:
 
 
 def _torch(block: Any) -> bytes:
-    """Return the state dict as torch.save writes it."""
+    """Return the bytes that torch.save writes for the state dict of a block."""
     import torch
 
     torch.save(block.state_dict(), content := BytesIO())
@@ -66,7 +70,7 @@ def _keras_weights(block: Any) -> bytes:
 
 
 def _keras(block: Any) -> bytes:
-    """Return a .keras archive of a functional model of the block, or of the network itself."""
+    """Return a .keras archive, as bytes, of a functional model of the block, or of the network itself."""
     import keras
 
     from ..adapters.keras import shapes
@@ -78,7 +82,7 @@ def _keras(block: Any) -> bytes:
 
 
 def _archive(layer: Any) -> bytes:
-    """Return the .keras archive of a model or layer."""
+    """Return the .keras archive of a model or layer as bytes."""
     import keras  # Keras is loaded already, and triton before it
 
     with in_memory(".keras") as path:
@@ -100,4 +104,5 @@ def _first_installed() -> str:
     for backend in Backend:
         if find_spec(backend):
             return backend
-    raise ModuleNotFoundError(f'neither torch nor keras is installed: {install_command("torch")}, or with [tensorflow]')
+    command = install_command("torch")
+    raise ModuleNotFoundError(f"neither torch nor keras is installed: {command}, or with [tensorflow] for Keras")

@@ -17,7 +17,7 @@ from .shared import Backend, backend_option, parse_integers, print_path
 
 
 def _one_of(words: tuple[str, ...], what: str = "") -> Any:
-    """Return an option whose help lists the `words` that `Settings` accepts."""
+    """Return a command-line option whose help text is `what`, then the list of accepted `words`."""
     return typer.Option(metavar="NAME", help=f"{what}{', '.join(words)}.")
 
 
@@ -136,7 +136,7 @@ def train(
 
 
 def _recipe(name: str | None) -> dict[str, Any]:
-    """Return the settings of recipe `name` with tuples as lists, {} for None."""
+    """Return the settings of recipe `name` with tuples as lists, {} for None. Raise ValueError for an unknown name."""
     if name is None:
         return {}
     settings = RECIPES[choice("recipe", name, tuple(RECIPES))].settings
@@ -144,10 +144,13 @@ def _recipe(name: str | None) -> dict[str, Any]:
 
 
 def _argument(text: str) -> tuple[str, Any]:
-    """Parse "NAME=VALUE" to (name, value). The value is JSON, None for "none", else a string."""
+    """Return (name, value) of the text "NAME=VALUE". Raise ValueError if it has no "=".
+
+    The value is read as JSON. If it is not JSON, "none" gives None and any other text a string.
+    """
     name, separator, value = text.partition("=")
     if not separator:
-        raise ValueError(f"expected NAME=VALUE, got {short_repr(text)}")
+        raise ValueError(f"expected NAME=VALUE in --net, such as initializer=xavier, got {short_repr(text)}")
     try:
         return name, json.loads(value)
     except ValueError:

@@ -109,23 +109,27 @@ def maps(
 
 
 def _opened(model: Path, backend: Backend, size: str | None, normalise: str | None) -> Network:
-    """Load the network in a file. Print to stderr how images are prepared for it, and which settings say so."""
+    """Load the network in a file and return it.
+
+    Print to stderr how images are resized and normalised, and which options or settings.json decide this.
+    """
     from ..predict import open_network
 
     network = open_network(model, backend=backend, size=parse_integers("size", size, none="own"), normalise=normalise)
     preparation, options = network.preparation, {"--size": size, "--normalise": normalise}
-    to = f"resized to {plotting.size_text(preparation.size)}" if preparation.size else "taken at their own size"
-    how = f"images are {to}, {preparation.normalise}"
-    by = [name for name, value in options.items() if value is not None]
-    if network.settings is not None or len(by) == len(options):
-        typer.echo(f"{how}, by {' and '.join([*by, *map(str, filter(None, [network.settings]))])}", err=True)
+    resizing = f"resized to {plotting.size_text(preparation.size)}" if preparation.size else "not resized"
+    summary = f"images are {resizing}, normalisation is {preparation.normalise}"
+    given = [name for name, value in options.items() if value is not None]
+    if network.settings is not None or len(given) == len(options):
+        typer.echo(f"{summary}, by {' and '.join([*given, *map(str, filter(None, [network.settings]))])}", err=True)
     else:
-        left = " and ".join(name for name in options if name not in by)
-        typer.echo(f"no settings.json beside {model}: {how}; set {left} if it was trained otherwise", err=True)
+        missing = " and ".join(name for name in options if name not in given)
+        hint = f"set {missing} if the network was trained otherwise"
+        typer.echo(f"no settings.json beside {model}: {summary}; {hint}", err=True)
     return network
 
 
 def _print_paths(written: list[Path]) -> None:
-    """Print one path per line."""
+    """Print the paths of written files to stdout, one per line."""
     for path in written:
         print_path(path)

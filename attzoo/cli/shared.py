@@ -43,7 +43,7 @@ def _backend(word: str) -> Backend:
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table. Columns whose title begins with a star are right-aligned."""
+    """Print a table. `head` has the titles of its columns; a title with a leading star is right-aligned."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in head:
         table.add_column(title.lstrip("*"), justify="right" if title.startswith("*") else "left")
@@ -53,14 +53,14 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_path(text: str | Path) -> None:
-    """Print a line on stdout. File names are printed as their bytes, whatever their encoding."""
+    """Print a line on stdout. File names in it are printed as the bytes of the file system, whatever their encoding."""
     typer.echo(os.fsencode(text))
 
 
 def print_names_as_bytes(stream: Any) -> None:
-    """Make a stream print undecodable bytes of file names unchanged.
+    """Make stderr print bytes of file names that are not text unchanged, instead of as escapes. Changes `stream`.
 
-    This is for stderr, which prints them as escapes. Other characters that it cannot encode are still escaped.
+    Other characters that it cannot encode are still escaped.
     """
     if getattr(stream, "errors", None) == "backslashreplace" and hasattr(stream, "reconfigure"):
         register_error("attzoo.names", _bytes_or_escapes)
@@ -68,7 +68,10 @@ def print_names_as_bytes(stream: Any) -> None:
 
 
 def _bytes_or_escapes(err: UnicodeError) -> tuple[str | bytes, int]:
-    """Return surrogates as bytes and other characters as escapes, for `codecs.register_error`."""
+    """Return surrogates, which stand for undecodable bytes, as bytes and other characters as escapes.
+
+    An error handler for `codecs.register_error`.
+    """
     try:
         return lookup_error("surrogateescape")(err)
     except UnicodeError:
@@ -79,12 +82,12 @@ def parse_integers(name: str, text: str | None, none: str | None = None) -> list
     """Return the integers of a comma-separated text.
 
     Args:
-        name: the option, for errors.
-        text: such as "64,64". None returns None.
-        none: a word that stands for an empty list.
+        name: the name of the option without "--", for the error.
+        text: the value of the option, such as "64,64". None returns None.
+        none: a word, such as "own", for which an empty list is returned.
 
     Raises:
-        ValueError: `text` has anything but integers.
+        ValueError: `text` is neither integers with commas nor the word `none`.
 
     """
     if text is None:
@@ -93,11 +96,11 @@ def parse_integers(name: str, text: str | None, none: str | None = None) -> list
         return [] if text == none else [int(number) for number in text.split(",")]
     except ValueError:
         word = f", or {none}" if none else ""
-        raise ValueError(f"{name} must be integers separated by commas{word}, got {short_repr(text)}") from None
+        raise ValueError(f"--{name} must be integers separated by commas{word}, got {short_repr(text)}") from None
 
 
 def one_line(err: Exception) -> str:
-    """Return the text of an error on one line."""
+    """Return the text of an error on one line, without colours, or its class name if it has no text."""
     if isinstance(err, OSError) and err.filename and err.strerror:
         return f"{err.filename}: {err.strerror}"
     text = match[1] if (match := KERAS_ERROR.match(str(err))) else str(err)   # Keras adds the call around it

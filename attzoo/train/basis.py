@@ -15,15 +15,16 @@ from .files import to_nfc
 from .overview import shorten
 from .state import State
 
-RESTART: Final = "train anew into another --out"
+RESTART: Final = "start a new run in another --out"
 
 
 @dataclass(frozen=True)
 class Basis:
-    """What a run depends on.
+    """What the results of a run depend on besides its settings.
 
     Attributes:
-        conditions: framework, devices, and the number and names of images, by name.
+        conditions: texts by name: the framework, the number of devices, and for each dataset the number of images with
+            a checksum of their names.
         files: the path of every image and mask, by "folder/file".
         digests: the SHA-256 of every image and mask, by "folder/file".
     """
@@ -33,21 +34,24 @@ class Basis:
     digests: Mapping[str, str]
 
     def check(self, run: State, out: Path) -> None:
-        """Raise ValueError, with the difference, unless the run in `out` began with the same basis."""
+        """Raise ValueError, with the difference, unless the run in folder `out` began with an equal basis. Only check.
+
+        `run` is the saved state of that run.
+        """
         self._check_names(run, out)
         for name in sorted(self.conditions.keys() | run.basis.keys()):
             before, now = run.basis.get(name), self.conditions.get(name)
             if before != now:
-                begin = f"expected what the run in {out} began with: {name}: {before}"
-                raise ValueError(f"{begin}, got {now}: {RESTART}")
+                expected = f"the {name} with which the run in {out} began, {before}"
+                raise ValueError(f"expected {expected}, got {now}: {RESTART}")
         if changed := sorted(name for name, digest in self.digests.items() if digest != run.contents[name]):
             path, more = self.files[changed[0]], len(changed) - 1
-            got = f"other content in {path}" + (f" and {more} more" if more else "")
+            got = f"other content in {path}" + (f" and {more} more files" if more else "")
             expected = f"the images and masks that the run in {out} began with"
             raise ValueError(f"expected {expected}, got {got}: put the files back, or {RESTART}")
 
     def _check_names(self, run: State, out: Path) -> None:
-        """Raise ValueError unless the images and masks have the names that they had when the run began."""
+        """Raise ValueError unless the images and masks have the names that they had when the run began. Only check."""
         names, names_before = self.digests.keys(), run.contents.keys()
         differences = {"missing": sorted(names_before - names), "new": sorted(names - names_before)}
         if lists := [f"{kind}: {shorten(paths)}" for kind, paths in differences.items() if paths]:
@@ -57,13 +61,13 @@ class Basis:
 
 
 def basis_of(trainer: Any, training: Dataset, validation: Dataset) -> Basis:
-    """Return the basis of a run on these datasets; reads all of their files."""
+    """Return the `Basis` of a run of a trainer on these datasets. Reads all of their files."""
     conditions = {"framework": trainer.framework, "devices": str(trainer.devices)}
     files: dict[str, Path] = {}
-    for part, dataset in (("training", training), ("validation", validation)):
+    for purpose, dataset in (("training", training), ("validation", validation)):
         if isinstance(dataset, Folder):
             names = json.dumps([to_nfc(image.name) for image, _ in dataset.pairs])
-            conditions[f"images for {part}"] = f"{len(dataset)} of names {sha256(names.encode()).hexdigest()[:16]}"
+            conditions[f"images for {purpose}"] = f"{len(dataset)} of names {sha256(names.encode()).hexdigest()[:16]}"
             for path in (path for pair in dataset.pairs for path in pair):
                 name = f"{path.parent.name}/{path.name}"
                 files[name if to_nfc(name) in files else to_nfc(name)] = path

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 GUARD: Final = (
-    "Workers import the script that starts them, so it has to begin its work under `if __name__ == \"__main__\":`, "
-    "or to set workers=0"
+    "worker processes import the script that starts the training, so put its work under "
+    "`if __name__ == \"__main__\":`, or set workers=0"
 )
 
 
@@ -25,21 +25,24 @@ GUARD: Final = (
 class Batches:
     """A batch sampler: yields one list of keys (epoch, index) for each batch of an epoch.
 
-    With several processes, yields the part of every batch for one process; these parts are disjoint and make up the
-    batch of a single process. Without `drop_last`, parts of the last batch may have different sizes or be missing.
+    With several processes, yields one process's share of every batch. The shares are disjoint, and together they are
+    the batch that a single process would have. Without `drop_last`, some shares of the last batch may be
+    smaller or empty, and empty ones are left out.
 
     Args:
         count: the number of samples in an epoch.
         batch: the number of samples in a batch, over all processes.
-        seed: of the order.
-        shuffle: False keeps the order of the dataset.
-        drop_last: leave out a last batch that is not full.
-        rank: of the process.
+        seed: seed of the order, with the epoch.
+        shuffle: whether to shuffle the samples of each epoch; False keeps the order of the dataset.
+        drop_last: whether to leave out a last batch that is not full.
+        rank: the number of this process, from 0.
         world_size: the number of processes.
-        epoch: of the keys; set it before iterating.
+        epoch: the epoch of the keys, from 0; set it before iterating.
 
     Raises:
-        TypeError, ValueError: for values that do not fit together.
+        TypeError: a number is not an integer.
+        ValueError: a number is too small, `rank` is too large, `world_size` does not divide `batch`, or with
+            `drop_last` there are fewer samples than one batch holds.
     """
 
     count: int
@@ -52,25 +55,26 @@ class Batches:
     epoch: int = 0
 
     def __post_init__(self) -> None:
-        """Check the fields."""
-        for name, least in (("count", 1), ("batch", 1), ("seed", 0), ("rank", 0), ("world_size", 1), ("epoch", 0)):
-            contract.integer(name, getattr(self, name), least)
+        """Check the fields. Raises the errors of the class."""
+        for name, minimum in (("count", 1), ("batch", 1), ("seed", 0), ("rank", 0), ("world_size", 1), ("epoch", 0)):
+            contract.integer(name, getattr(self, name), minimum)
         if self.rank >= self.world_size:
-            raise ValueError(f"rank must be below world_size, got {self.rank} of {self.world_size}")
+            raise ValueError(f"rank must be less than world_size, got rank={self.rank}, world_size={self.world_size}")
         if self.batch % self.world_size:
-            raise ValueError(f"batch must be a multiple of {self.world_size}, the processes, got {self.batch}")
+            raise ValueError(f"batch must be a multiple of the {self.world_size} processes, got {self.batch}")
         if self.drop_last and self.count < self.batch:
-            raise ValueError(f"expected at least {self.batch} samples to fill a batch, got {self.count}")
+            got = f"{self.count}: set a smaller --batch"
+            raise ValueError(f"expected at least {self.batch} samples to fill a batch, got {got}")
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """Yield the keys of each batch for this process."""
+        """Yield, for each batch, the list of keys (epoch, index) that this process loads."""
         order = np.arange(self.count)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         keys = [(self.epoch, int(index)) for index in order]
         for first in range(0, self._used(), self.batch):
-            if part := keys[first : first + self.batch][self.rank :: self.world_size]:
-                yield part
+            if share := keys[first : first + self.batch][self.rank :: self.world_size]:
+                yield share
 
     def __len__(self) -> int:
         """Return the number of batches for this process in an epoch."""
@@ -78,7 +82,7 @@ class Batches:
         return full + (rest > self.rank)
 
     def _used(self) -> int:
-        """Return the number of samples in an epoch, over all processes."""
+        """Return the number of samples of an epoch that are in batches, over all processes."""
         return self.count - self.count % self.batch if self.drop_last else self.count
 
 
@@ -90,10 +94,11 @@ class Loader:
         batches: the keys of each batch.
         workers: the number of processes that load in advance; they start at the first batch and stay for all epochs. 0
             loads in this process.
-        pin: use pinned memory if torch has a GPU.
+        pin: whether to copy batches to pinned memory, which makes copies to a GPU faster, if torch has a GPU.
 
     Raises:
-        ValueError: if samples of different sizes would be in one batch.
+        TypeError: `workers` is not an integer.
+        ValueError: `workers` is negative, or samples of different sizes would be in one batch.
     """
 
     def __init__(self, dataset: Dataset, batches: Batches, workers: int = 0, pin: bool = False) -> None:
@@ -120,7 +125,10 @@ class Loader:
         return len(self.batches)
 
     def epoch(self, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the batches of an epoch, counted from 0. Raises the errors of the dataset, also from workers."""
+        """Yield (images, masks) of each batch of an epoch, counted from 0.
+
+        Raises the errors of the dataset, also from workers, and RuntimeError if a worker process ended.
+        """
         self.batches.epoch = number
         for batch in self._load():
             if isinstance(batch, Exception):
@@ -128,33 +136,36 @@ class Loader:
             yield batch
 
     def _load(self) -> Iterator[Any]:
-        """Yield batches or exceptions. Raises RuntimeError, with possible causes, if a worker ended."""
+        """Yield each batch, or the exception of a sample in it. Raises RuntimeError, with causes, if a worker ended."""
         try:
             yield from self._loader
         except RuntimeError as err:
             if "exited unexpectedly" not in str(err):
                 raise
-            memory = "if memory ran out, set fewer workers"
-            raise RuntimeError(f"expected workers to read ahead, got one that ended. {GUARD}; {memory}") from err
+            causes = f"either memory ran out: set fewer workers; or {GUARD}"
+            raise RuntimeError(f"expected running worker processes, got one that ended: {causes}") from err
 
 
 def check_guard(workers: int) -> None:
-    """Raise RuntimeError if this process is a worker that imports the user's script, which starts a training."""
+    """Raise RuntimeError if this process is a worker that just imports the user's script, which calls `train`.
+
+    Only checks if `workers`, the number of worker processes, is above 0.
+    """
     frame = currentframe() if workers else None
     while frame is not None:
         if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__mp_main__":
-            raise RuntimeError(f"expected workers to find nothing to do in the script, got a training. {GUARD}")
+            raise RuntimeError(f"expected no training in a worker process, got a script that starts one: {GUARD}")
         frame = frame.f_back
 
 
 class _BatchDataset:
-    """A dataset for DataLoader that takes the keys of a batch."""
+    """A dataset for DataLoader, which loads all samples of a batch in one call."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
     def __getitems__(self, keys: list[Key]) -> tuple[torch.Tensor, torch.Tensor] | Exception:
-        """Return images (N, C, *S) and masks (N, *S), or the exception of a sample."""
+        """Return images (N, C, *S) and masks (N, *S) at these keys, or the ValueError or OSError of a sample."""
         import torch
 
         try:
@@ -165,5 +176,5 @@ class _BatchDataset:
 
 
 def _identity(batch: Any) -> Any:
-    """Return the batch; tensors are stacked already."""
+    """Return `batch`: `_BatchDataset` has stacked its tensors already."""
     return batch

@@ -20,7 +20,7 @@ class Best:
     Attributes:
         epoch: the epoch of the network, counted from 1.
         digest: the SHA-256 of the file.
-        since: the first epoch that the comparison includes; above 1 after the file was lost.
+        since: the first epoch that was compared, counted from 1. It is above 1 if the file was lost and saved again.
     """
 
     epoch: int
@@ -28,7 +28,7 @@ class Best:
     since: int = 1
 
     def text(self) -> str:
-        """Return a description of the file."""
+        """Return a text that says which network the file holds and how to open it."""
         since = "" if self.since == 1 else f" from epoch {self.since} on"
         usage = "either framework opens it: attzoo.load(file, backend=...)"
         return f"the network of epoch {self.epoch}, the best{since}; {usage}"
@@ -40,12 +40,15 @@ def digest_or_none(path: Path) -> str | None:
 
 
 def save_pending(network: Any, out: Path, epoch: int, since: int) -> Best:
-    """Save a network under a temporary name, from which `replace` makes it the best one."""
+    """Save a network under a temporary name in folder `out`, and return its description. `replace` renames the file.
+
+    `epoch` and `since` are those of `Best`.
+    """
     path = out / f"{PREFIX}{NAME}"
     portable.save(network, path)
     return Best(epoch, digest_of(path), since)
 
 
 def replace(out: Path) -> None:
-    """Replace the best network by the one that `save_pending` wrote."""
+    """Replace the file of the best network in folder `out` by the one that `save_pending` wrote."""
     os.replace(out / f"{PREFIX}{NAME}", out / NAME)

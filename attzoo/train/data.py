@@ -59,16 +59,19 @@ class Folder:
 
     Args:
         pairs: the paths of images and masks.
-        preparation: of every image; the default is `Preparation()`.
-        flip: flip image and mask with probability 1/2, pictures left to right, volumes along each axis.
+        preparation: how to resize and normalise every image; the default is `Preparation()`.
+        flip: whether to flip image and mask together with probability 1/2, pictures left to right, volumes along each
+            axis.
         classes: the number of classes, 2 to 255; masks must not hold larger values, except 255, which is ignored. None
             takes the number of labels, or any values.
         labels: the class of each value in the masks, if they do not hold class indices.
-        seed: of the flips, with the key.
+        seed: seed of the flips, which also depend on the key of the sample.
 
     Raises:
-        ValueError: with the paths, unless all images have the same number of channels and axes, each mask has the size
-            and grid of its image, and every file can be read.
+        TypeError: `flip`, `classes` or `seed` has another type.
+        ValueError: images differ in their number of channels or axes, or a mask has another size or grid than its
+            image, or a file cannot be read; the message has the paths. Or `pairs` is empty, or `classes`, `seed` or the
+            size of `preparation` does not fit.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class Folder:
         seed: int = 0,
     ) -> None:
         if not pairs:
-            raise ValueError("expected at least one image, got none")
+            raise ValueError("expected at least one image with its mask in pairs, got none")
         self.pairs = list(pairs)
         self.preparation = preparation or Preparation()
         self.flip = contract.flag("flip", flip)
@@ -90,10 +93,10 @@ class Folder:
         classes = len(labels.values) if labels and classes is None else classes
         self.classes = None if classes is None else contract.integer("classes", classes)
         if self.classes and self.classes > IGNORE:
-            raise ValueError(f"classes must be <= {IGNORE}, which masks ignore, got {classes}")
+            raise ValueError(f"classes must be <= {IGNORE}, because masks ignore the value {IGNORE}, got {classes}")
         if classes == 1:
-            hint = f"where masks hold only 0 and {IGNORE}, which is ignored, set --labels 0,{IGNORE}"
-            raise ValueError(f"expected at least two classes, got one; {hint}")
+            fix = f"set --classes 2 or more, or for masks of 0 and {IGNORE} --labels 0,{IGNORE}"
+            raise ValueError(f"expected at least two classes, got one: {fix}")
         self.seed = contract.integer("seed", seed, 0)
         sources, self.geometries = describe_pairs(self.pairs)
         images = [(image, source.image_dtype) for (image, _), source in zip(self.pairs, sources, strict=True)]
@@ -104,19 +107,21 @@ class Folder:
         self.channels, self.spatial_dims = self.shapes[0][0], len(self.shapes[0]) - 1
         size = self.preparation.size
         if size is not None and len(size) != self.spatial_dims:
-            raise ValueError(f"expected size for {self.spatial_dims} spatial axes, those of {pairs[0][0]}, got {size}")
+            axes = f"one for each spatial axis of {pairs[0][0]}"
+            raise ValueError(f"size must be {self.spatial_dims} numbers, {axes}, got {size}")
 
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self.pairs)
 
     def __getitem__(self, key: Key) -> Sample:
-        """Return image float32 (C, *S) and mask int64 (*S) at (epoch, index). Raises ValueError with a wrong file."""
+        """Return image float32 (C, *S) and mask int64 (*S) at (epoch, index). Raises ValueError or OSError."""
         epoch, index = key
         image, mask = self.preparation.read(self.pairs[index][0]), self.read_mask(index)
-        if not image.shape[1:] == mask.shape == self.shapes[index][1:]:   # the files changed
-            got = f"{image.shape} and {mask.shape}"
-            raise ValueError(f"expected {self.pairs[index][0]} and its mask as they were at first, got {got}")
+        size = self.shapes[index][1:]
+        if not image.shape[1:] == mask.shape == size:   # the files changed
+            got = f"{image.shape[1:]} and {mask.shape}: do not change files while they are in use"
+            raise ValueError(f"expected {self.pairs[index][0]} and its mask to keep the size {size}, got {got}")
         with adding_path(self.pairs[index][0]):
             image = self.preparation(image)
         mask = self.preparation.mask(mask)
@@ -130,19 +135,19 @@ class Folder:
         if (wrong := (mask >= limit) & (mask != IGNORE)).any():
             got = f"in {path}, got {mask[wrong][0]}"
             larger = "set a larger --classes, or " if mask[wrong].max() < IGNORE else ""
-            fix = "" if self.labels else f": {larger}give each value its class by --labels"
-            raise ValueError(f"expected classes from 0 to {limit - 1}, or {IGNORE} to ignore, {got}{fix}")
+            fix = "" if self.labels else f": {larger}list the value of each class by --labels"
+            raise ValueError(f"expected class indices from 0 to {limit - 1}, or {IGNORE} to ignore, {got}{fix}")
         return mask
 
     @cached_property
     def mask_counts(self) -> MaskCounts:
-        """The values in all masks, before and after resizing; reads all masks."""
+        """How many pixels and masks have each value, and which values resizing removes. Reads all masks."""
         resize = None if self.preparation.size is None else self.preparation.mask
         return count_values((mask for _, mask in self.pairs), self.labels, resize)
 
     @cached_property
     def counts(self) -> Counter[int]:
-        """The number of pixels of each class in all masks, and of 255, which is ignored; reads all masks.
+        """The number of pixels of each class in all masks, not resized, and of 255, which is ignored. Reads all masks.
 
         Raises:
             ValueError: if masks contain values that are not classes; the message has the counts or the path.
@@ -161,12 +166,12 @@ class Folder:
         for (path, _), shape in zip(self.pairs, self.shapes, strict=True):
             if shape[1:] != size:
                 got = f"{self.pairs[0][0]} of {size_text(size)} and {path} of {size_text(shape[1:])}"
-                fix = f"set --size {','.join(map(str, size))}, say, to resize all, or --batch 1"
-                raise ValueError(f"expected images of one size to make batches of, got {got}: {fix}")
+                fix = f"set --size, such as {','.join(map(str, size))}, to resize all, or --batch 1"
+                raise ValueError(f"expected images of one size to batch them, got {got}: {fix}")
         return size
 
     def _flip(self, image: Array, mask: NDArray[np.int64], epoch: int, index: int) -> Sample:
-        """Return image and mask, flipped at random by seed and key."""
+        """Return new arrays of image and mask, both flipped alike at random, by the seed and the key."""
         flips = random_flips(self.spatial_dims)
         flips.set_random_state(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]))
         sample = flips({"image": image, "mask": mask[None]})

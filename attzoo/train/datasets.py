@@ -16,7 +16,7 @@ from .survey import check_classes, check_consistent, check_gaps, check_size
 
 
 def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
-    """Return the datasets to train on and to validate on; `classes` is set in both.
+    """Return the datasets to train on and to validate on. Their `classes` is the number of classes in both.
 
     Raises:
         ValueError: if a file cannot be read, or the images and masks do not fit each other or the settings.
@@ -35,19 +35,22 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
     validation = Folder(validation_pairs, preparation, **options)
     for dataset in (training, validation):
         if (dims := dataset.spatial_dims) != settings.dims:
-            got = f"{settings.dims} spatial axes, got {dataset.pairs[0][0]} of {dims}: set --dims {dims}"
-            raise ValueError(f"expected images of {got}")
+            got = f"{dataset.pairs[0][0]} with {dims}: set --dims {dims}"
+            raise ValueError(f"expected images with {settings.dims} spatial axes, as --dims says, got {got}")
     check_scales(preparation, [training.first_image, validation.first_image])
     if validation.channels != training.channels:
-        first, other = (f"{part.first_image[0]} of {part.channels}" for part in (training, validation))
-        got = f"{first} and {other} to validate on: save all as grey or as RGB"
+        first, second = (f"{part.first_image[0]} with {part.channels}" for part in (training, validation))
+        got = f"{first} and {second}, the latter for validation: save all as grey or as RGB"
         raise ValueError(f"expected images of the same number of channels, got {got}")
     training.classes = validation.classes = _class_count(training, validation)
     return training, validation
 
 
 def _class_count(training: Folder, validation: Folder) -> int:
-    """Return the number of classes. Raises ValueError if the masks hold other values or ambiguous ones."""
+    """Return the number of classes in both datasets.
+
+    Raises ValueError if masks hold values that are not classes or have two meanings, or have fewer than two classes.
+    """
     check_consistent([training.mask_counts, validation.mask_counts], training.labels)
     if training.classes is None:
         check_gaps(training.counts + validation.counts)

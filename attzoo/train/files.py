@@ -20,31 +20,34 @@ Pair = tuple[Path, Path]   # an image and its mask
 def find(folder: str | Path, fraction: float = 0.2, seed: int = 0) -> tuple[list[Pair], list[Pair]]:
     """Find pairs of images and masks to train on and to validate on.
 
-    An image and its mask have the same name except for the ending. Hidden files, and files whose ending is not one of
-    an image, are ignored.
+    An image and its mask have the same name except for the extension. Hidden files, and files whose extension is not
+    that of an image or volume, are ignored.
 
     Args:
-        folder: contains folders train_images, train_labels, valid_images and valid_labels, or images and masks.
-        fraction: the share of pairs to validate on, at least one and not all, if the folder contains images and masks.
-        seed: of the random choice of these pairs.
+        folder: contains either the folders train_images, train_labels, valid_images and valid_labels, or the folders
+            images and masks.
+        fraction: the share of pairs to validate on, in (0, 1), if the folder contains images and masks. At least one
+            pair is for validation and at least one for training.
+        seed: seed of the random choice of these pairs.
 
     Returns:
         The pairs to train on and those to validate on, each sorted by name.
 
     Raises:
-        ValueError: with the path, for any other folder.
+        ValueError: the folder has none or both of these, an image has no mask or a mask no image, there are fewer than
+            two pairs to split, or a format cannot be read. The message has the path.
         OSError: if a folder cannot be read.
     """
     folder = Path(folder)
     subfolders = {path.name for path in folder.iterdir() if path.is_dir()}
     camvid, split = (subfolders & set(names) for names in (CAMVID, SPLIT))
     if bool(camvid) == bool(split):
-        expected = f"{', '.join(CAMVID[:-1])} and {CAMVID[-1]}, or {' and '.join(SPLIT)}"
-        raise ValueError(f"expected folders {expected} in {folder}, got {_join(sorted(subfolders)) or 'none'}")
+        expected = f"{', '.join(CAMVID[:-1])} and {CAMVID[-1]}, or only {' and '.join(SPLIT)}"
+        raise ValueError(f"expected folders {expected} in {folder}, got {_join(sorted(subfolders)) or 'no folder'}")
     if camvid:
         return _pairs(folder, *CAMVID[:2]), _pairs(folder, *CAMVID[2:])
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+        raise ValueError(f"fraction must be greater than 0 and less than 1, got {fraction}")
     pairs = _pairs(folder, *SPLIT)
     if len(pairs) < 2:
         raise ValueError(f"expected at least two images in {folder / SPLIT[0]}, one to validate on, got {len(pairs)}")
@@ -54,7 +57,11 @@ def find(folder: str | Path, fraction: float = 0.2, seed: int = 0) -> tuple[list
 
 
 def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
-    """Return each image of one subfolder with the mask of the same name in the other. Raises ValueError for others."""
+    """Return the pairs of an image in one subfolder and the mask of the same name in the other, sorted by name.
+
+    Raises ValueError if an image has no mask or a mask has no image, and the errors of `check_formats` and
+    `paths_by_name`.
+    """
     for subfolder in (folder / images, folder / masks):
         check_formats(subfolder)
     image_paths = paths_by_name(folder / images)
@@ -69,12 +76,15 @@ def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
 
 
 def _missing_text(unpaired: Sequence[Path], folder: Path) -> str:
-    """Return the text "none for ..." for paths without a partner in `folder`, with ignored files of these names."""
+    """Return the text "none for ..." for paths without a file of the same name in `folder`, and how to mend this.
+
+    The text lists files of these names in `folder` that are ignored because of their extension.
+    """
     stems = {path.name[: len(path.name) - len(ending(path))] for path in unpaired}
     ignored = [path for path in ignored_files(folder) if path.stem in stems] if folder.is_dir() else []
     if ignored:
-        return f"none for {_join(unpaired)}; {_join(ignored)} ignored because of the ending"
-    return f"none for {_join(unpaired)}: give an image and its mask one name"
+        return f"none for {_join(unpaired)}; {_join(ignored)} ignored because of the extension"
+    return f"none for {_join(unpaired)}: give each image and its mask the same name"
 
 
 def check_formats(folder: Path) -> None:
@@ -84,58 +94,60 @@ def check_formats(folder: Path) -> None:
     if problems:
         path, fix = problems[0]
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise ValueError(f"expected images, masks or volumes in formats that are read, got {path}{more}: {fix}")
+        raise ValueError(f"expected images, masks or volumes in supported formats, got {path}{more}: {fix}")
 
 
 def _match_unicode(images: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str, Path]:
-    """Return the masks by the names of their images, where these differ only in the Unicode form of letters such as é.
+    """Return name -> mask, with the names of the images where both differ only in the Unicode form of letters.
 
-    macOS writes é as two characters, e and an accent; other systems write one character.
+    macOS writes é as two characters, e and an accent; other systems write one character. Masks without an
+    image keep their names.
     """
     spelling = {to_nfc(name): name for name in images if name not in masks}
     return {name if name in images else spelling.get(to_nfc(name), name): path for name, path in masks.items()}
 
 
 def to_nfc(name: str) -> str:
-    """Return a name in Unicode normalization form C, to compare names."""
+    """Return a name in Unicode normalization form C, so that equal names compare equal."""
     return normalize("NFC", name)
 
 
 def paths_by_name(folder: Path) -> dict[str, Path]:
-    """Return the images, masks or volumes of a folder by name without ending, sorted.
+    """Return name without extension -> path for the images, masks or volumes of a folder, sorted by name.
 
     Hidden files and those of `ignored_files` are left out.
 
     Raises:
-        ValueError: if there are none, or two files of one name, or the folder has subfolders or does not exist.
+        ValueError: there is no such file, two files have one name, the folder has subfolders, or it does not exist.
     """
     if not folder.is_dir():
-        raise ValueError(f"expected a folder {folder}, got none")
+        raise ValueError(f"expected a folder {folder}, got no folder")
     paths: dict[str, Path] = {}
     for path in sorted(folder.iterdir(), key=lambda path: (to_nfc(path.name), path.name)):
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            raise ValueError(f"expected files only in {folder}, got the folder {path}")
+            raise ValueError(f"expected files only in {folder}, got the folder {path}: move it elsewhere")
         if not has_known_ending(path):
             continue
         name = path.name[: len(path.name) - len(ending(path))]
         if name in paths:
-            raise ValueError(f"expected one file for each name, got {paths[name]} and {path.name}: move or rename one")
+            got = f"{paths[name]} and {path.name}: move or rename one"
+            raise ValueError(f"expected one file for each name without extension, got {got}")
         paths[name] = path
     if not paths:
         check_formats(folder)
-        got = f"only {_join(ignored)}" if (ignored := ignored_files(folder)) else "none"
+        got = f"only {_join(ignored)}" if (ignored := ignored_files(folder)) else "no file"
         raise ValueError(f"expected images, masks or volumes in {folder}, got {got}")
     return paths
 
 
 def ignored_files(folder: Path) -> list[Path]:
-    """Return the files of a folder, except hidden ones, whose ending is not one of an image or volume, sorted."""
+    """Return the sorted files of a folder, except hidden ones, whose extension is not that of an image or volume."""
     return [p for p in sorted(folder.iterdir()) if not (p.name.startswith(".") or p.is_dir() or has_known_ending(p))]
 
 
 def _join(items: Sequence[Any]) -> str:
-    """Return the first three items as text, and the number of others."""
+    """Return a text of the first three items and the number of further items, "" for no items."""
     more = f" and {len(items) - 3} more" if len(items) > 3 else ""
     return ", ".join(map(str, items[:3])) + more

@@ -22,12 +22,21 @@ POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixe
 
 
 def process_group() -> AbstractContextManager[tuple[int, int]]:
-    """Yield (0, 1), the rank of this process and the number of processes: one process uses all devices."""
+    """Return a context manager that yields (0, 1), the rank of this process and the number of processes.
+
+    One process uses all devices.
+    """
     return nullcontext((0, 1))
 
 
 class Trainer:
-    """Train a network on batches of images (N, C, *S) and masks (N, *S), and count its predictions."""
+    """Train a network on batches of images (N, C, *S) and masks (N, *S), and count its predictions.
+
+    Args:
+        settings: the settings of the run.
+        make: a function that returns the network, called with backend=...
+        classes: K, the number of classes.
+    """
 
     def __init__(self, settings: Settings, make: Callable[..., Any], classes: int) -> None:
         keras.utils.set_random_seed(settings.seed)
@@ -35,7 +44,8 @@ class Trainer:
         self.framework = f"keras on {keras.backend.backend()}"
         self.devices = self.strategy.num_replicas_in_sync if self.strategy else 1
         if self.strategy and settings.accumulate > 1:
-            raise ValueError(f"accumulate must be 1 where Keras has several devices, got {settings.accumulate}")
+            got = f"{settings.accumulate} with {self.devices} devices: leave out --accumulate, or use torch"
+            raise ValueError(f"accumulate must be 1 if Keras trains on several devices, got {got}")
         with self.strategy.scope() if self.strategy else nullcontext():
             self.network = make(backend="keras", dtype=POLICIES[settings.precision])
             self.channels_first = self.network.data_format == "channels_first"
@@ -50,21 +60,24 @@ class Trainer:
         self.confusion = np.zeros((classes, classes), np.int64)
 
     def begin_epoch(self, rate: float, seed: int) -> None:
-        """Begin an epoch of training with a learning rate and a seed."""
+        """Set the learning rate and the seed of all random numbers for an epoch of training."""
         self.network.optimizer.learning_rate = rate
         for i, state in enumerate(_generator_states(self.network)):
             state.assign(np.array([seed, i], keras.backend.standardize_dtype(state.dtype)))
 
     def step(self, images: Array, masks: NDArray[Any]) -> float:
-        """Train on a batch, and return the loss over all devices."""
+        """Train on a batch, add its predictions to the confusion matrix, and return the loss over all devices."""
         return self._run_step("train", images, masks)
 
     def evaluate(self, images: Array, masks: NDArray[Any]) -> None:
-        """Count the predictions for a batch, without training."""
+        """Add the predictions for a batch to the confusion matrix, without training."""
         self._run_step("test", images, masks)
 
     def pop_confusion(self) -> NDArray[np.int64]:
-        """Return the confusion matrix (K, K) over all devices since the last call: pixels by class and prediction."""
+        """Return the confusion matrix since the last call over all devices, and set it to 0.
+
+        It is int64 (K, K): the number of pixels by true class (rows) and predicted class (columns).
+        """
         confusion, self.confusion = self.confusion, np.zeros_like(self.confusion)
         return confusion
 
@@ -75,7 +88,7 @@ class Trainer:
         return arrays | {f"optimizer.{i}": np.array(ops.convert_to_numpy(v)) for i, v in slots}
 
     def restore(self, arrays: dict[str, Array]) -> None:
-        """Load arrays of `state`. Raises ValueError, and changes nothing, if they do not fit this trainer."""
+        """Load arrays that `state` returned. Raises ValueError, and changes nothing, if they do not fit."""
         check_arrays(arrays, self.state())
         weights = {name.removeprefix("network."): a for name, a in arrays.items() if name.startswith("network.")}
         portable.load_weights(self.network, weights)
@@ -97,38 +110,44 @@ class Trainer:
 
 
 class Loss(keras.losses.Loss):
-    """The loss `name` of logits, channels first or last; `sum_devices` sums a count over all devices."""
+    """The loss `name` of `losses`, of logits (N, K, *S) if `channels_first`, else (N, *S, K).
+
+    `sum_devices` returns the sum of a count over all devices.
+    """
 
     def __init__(self, name: str, channels_first: bool, sum_devices: Callable[[Any], Any]) -> None:
         super().__init__(reduction="sum", name=name)   # each device divides by the count over all devices
         self.channels_first, self.sum_devices = channels_first, sum_devices
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Return the loss, a float32 scalar."""
+        """Return the loss of masks y_true (N, *S) and logits y_pred, a float32 scalar."""
         return compute_loss(self.name, _to_channels_last(y_pred, self.channels_first), y_true, self.sum_devices)
 
 
 class Confusion(keras.metrics.MeanIoU):
-    """Keras's confusion matrix, counted from logits."""
+    """Keras's confusion matrix of masks (N, *S) and logits (N, K, *S) if `channels_first`, else (N, *S, K)."""
 
     def __init__(self, classes: int, channels_first: bool) -> None:
         super().__init__(classes, ignore_class=IGNORE, name="mean_iou")
         self.channels_first = channels_first
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Count the predictions; one output predicts class 1 where its logit is above 0."""
+        """Add the predictions of logits y_pred for masks y_true (N, *S) to the matrix.
+
+        One output predicts class 1 where its logit is above 0.
+        """
         logits = _to_channels_last(y_pred, self.channels_first)
         predictions = ops.argmax(logits, axis=-1) if logits.shape[-1] > 1 else logits[..., 0] > 0
         return super().update_state(y_true, ops.cast(predictions, "int32"), sample_weight)
 
 
 def _to_channels_last(y: Any, channels_first: bool) -> Any:
-    """Return y (N, *S, K)."""
+    """Return y with shape (N, *S, K). Its own shape is (N, K, *S) if `channels_first`, else (N, *S, K)."""
     return ops.moveaxis(y, 1, -1) if channels_first else y
 
 
 def _optimizer(settings: Settings) -> Any:
-    """Return the optimizer, with the epsilon of PyTorch."""
+    """Return the Keras optimizer of the settings, with PyTorch's default epsilon of 1e-8 for Adam and AdamW."""
     options = {"gradient_accumulation_steps": settings.accumulate} if settings.accumulate > 1 else {}
     if settings.optimizer == "sgd":
         return keras.optimizers.SGD(settings.rate, momentum=settings.momentum, **options)
@@ -138,7 +157,7 @@ def _optimizer(settings: Settings) -> Any:
 
 
 def _generator_states(network: Any) -> list[Any]:
-    """Return the state variables of all random generators in a network."""
+    """Return the state variables of all random generators (of dropout, for example) in a network."""
     layers = [network, *network._flatten_layers(include_self=False)]
     return [generator.state for layer in layers for generator in layer._seed_generators]
 
@@ -157,12 +176,12 @@ def _strategy() -> Any:
 
 
 def _identity(count: Any) -> Any:
-    """Return the count, which is the sum over one device."""
+    """Return `count` unchanged: on one device it is the sum over all devices."""
     return count
 
 
 def _sum_replicas(count: Any) -> Any:
-    """Return the sum of a count over devices."""
+    """Return the sum of a count over all devices of the strategy, within a step; elsewhere the count itself."""
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()
@@ -170,7 +189,7 @@ def _sum_replicas(count: Any) -> Any:
 
 
 def _distribute(strategy: Any, x: Array, y: NDArray[Any]) -> Any:
-    """Split a batch into equal parts, one for each device.
+    """Split a batch into equal parts, one for each device, and return it as a distributed value of the strategy.
 
     If its size is not divisible, append the first images with masks in which every pixel is IGNORE.
     """
@@ -179,11 +198,12 @@ def _distribute(strategy: Any, x: Array, y: NDArray[Any]) -> Any:
     x, y = np.concatenate([x, x[padding]]), np.concatenate([y, np.full_like(y[padding], IGNORE)])
     size = len(x) // devices
 
-    def part(context: Any) -> Any:
+    def part_of_device(context: Any) -> Any:
+        """Return the images and masks for the device of this replica context."""
         import tensorflow as tf
 
         rank = context.replica_id_in_sync_group
         rows = slice(size * rank, size * (rank + 1))
         return tf.constant(x[rows]), tf.constant(y[rows])
 
-    return strategy.experimental_distribute_values_from_function(part)
+    return strategy.experimental_distribute_values_from_function(part_of_device)

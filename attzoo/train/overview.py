@@ -18,7 +18,7 @@ SHOWN: Final = 4   # the number of orientations, or of spacings, to list
 
 
 def lines(settings: Settings, out: Path, training: Dataset, validation: Dataset, trainer: Any) -> list[str]:
-    """Return the lines of the overview."""
+    """Return the lines of the overview of a run that writes into folder `out`."""
     parts = [_images(training, validation), *_geometries(training, validation), *_classes(training, validation)]
     parameters = sum(weight.size for weight in trainer.network.spec.weights.values() if weight.trainable)
     network = f"{settings.variant or 'unet'} in {trainer.framework}, {parameters:,} parameters"
@@ -28,7 +28,7 @@ def lines(settings: Settings, out: Path, training: Dataset, validation: Dataset,
 
 
 def _images(training: Dataset, validation: Dataset) -> str:
-    """Return the number of images, their sizes, channels and dtypes."""
+    """Return a line with the number of images, their sizes, channels and dtypes."""
     counts = f"{len(training)} images to train on, {len(validation)} to validate on"
     channels = f"{training.channels} channel{'s' * (training.channels > 1)}"
     if not isinstance(training, Folder) or not isinstance(validation, Folder):
@@ -39,7 +39,10 @@ def _images(training: Dataset, validation: Dataset) -> str:
 
 
 def _geometries(training: Dataset, validation: Dataset) -> list[str]:
-    """Return the orientations and spacings of volumes, each with the number of volumes."""
+    """Return a line with the orientations of volumes and one with their spacings, each with the number of volumes.
+
+    A volume without a geometry is left out. Without any, the list is empty.
+    """
     if not isinstance(training, Folder) or not isinstance(validation, Folder):
         return []
     geometries = training.geometries + validation.geometries
@@ -49,7 +52,7 @@ def _geometries(training: Dataset, validation: Dataset) -> list[str]:
         if counts:
             more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
             values_text = ", ".join(f"{value} in {count}" for value, count in counts[:SHOWN])
-            hint = "; a network takes voxels as they are stored: resample to have them alike" if len(counts) > 1 else ""
+            hint = "; a network ignores them: resample all volumes alike if they matter" if len(counts) > 1 else ""
             result.append(f"{name}: {values_text}{more}{hint}")
     return result
 
@@ -73,7 +76,7 @@ def _classes(training: Dataset, validation: Dataset) -> list[str]:
 
 
 def _lost_classes(training: Dataset, validation: Dataset) -> str:
-    """Return the classes that resizing removes from some masks, as text."""
+    """Return a text about the classes that resizing removes from some masks, "" if there are none."""
     if not isinstance(training, Folder) or not isinstance(validation, Folder):
         return ""
     lost = lost_classes([training.mask_counts, validation.mask_counts], training.labels)
@@ -92,5 +95,5 @@ def _share(count: int, total: int) -> str:
 
 
 def shorten(files: Sequence[Path | str]) -> str:
-    """Return the first five paths as text, and the number of others."""
+    """Return a text of the first five paths and the number of further paths."""
     return ", ".join(map(str, files[:5])) + (f" and {len(files) - 5} more" if len(files) > 5 else "")

@@ -13,15 +13,18 @@ from ..plotting import size_text
 from .files import Pair
 from .preparation import Preparation
 
-RESIZE: Final = ": resize the mask by the nearest pixel, or take the image that it was drawn on"
+RESIZE: Final = ": resize the mask with nearest-neighbour interpolation, or use the image that it was drawn on"
 
 
 def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[FileInfo], list[Geometry]]:
-    """Check that images and masks fit. Return what the file of each image declares, and the geometries of volumes.
+    """Check that images and masks fit, from the headers of their files.
+
+    Returns:
+        What the file of each image declares; and the geometries of the volumes that have one.
 
     Raises:
-        ValueError: with the paths, unless all images have the same number of channels and axes, and each mask has the
-            size, orientation, voxel grid and map coordinates of its image.
+        ValueError: images differ in their number of channels or axes, or a mask has another size, orientation, voxel
+            grid or other map coordinates than its image. The message has the paths.
     """
     sources: list[FileInfo] = []
     geometries: list[Geometry] = []
@@ -31,15 +34,16 @@ def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[FileInfo], list[Geometry
         sources.append(source)
         shape, expected = source.image_shape, sources[0].image_shape
         if len(shape) != len(expected):
-            got = f"{first} of {len(expected) - 1} and {image} of {len(shape) - 1}"
-            raise ValueError(f"expected images of the same number of axes, got {got}: keep pictures and volumes apart")
+            got = f"{first} with {len(expected) - 1} and {image} with {len(shape) - 1}"
+            fix = "put pictures and volumes into different folders"
+            raise ValueError(f"expected images with the same number of spatial axes, got {got}: {fix}")
         if shape[0] != expected[0]:
-            got = f"{first} of {expected[0]} and {image} of {shape[0]}"
-            raise ValueError(f"expected images of the same number of channels, got {got}: save all as grey or as RGB")
+            got = f"{first} with {expected[0]} and {image} with {shape[0]}: save all as grey or as RGB"
+            raise ValueError(f"expected images with the same number of channels, got {got}")
         if mask_source.shape[1:] != shape[1:]:
             hint = _orientation_hint(source, mask_source) or _axes_hint(image, shape, mask_source.shape) or RESIZE
             got = f"{size_text(mask_source.shape[1:])}{hint}"
-            raise ValueError(f"expected {mask} of its image's size, {size_text(shape[1:])}, got {got}")
+            raise ValueError(f"expected {mask} to have its image's size, {size_text(shape[1:])}, got {got}")
         _check_orientation(image, source, mask, mask_source)
         check_same_map(image, source, mask, mask_source)
         if geometry := check_same_grid(image, mask):
@@ -48,13 +52,17 @@ def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[FileInfo], list[Geometry
 
 
 def check_scales(preparation: Preparation, images: Sequence[tuple[Path, np.dtype[Any]]]) -> None:
-    """Raise ValueError, with two paths, unless the preparation maps all images to one scale of values."""
+    """Raise ValueError, with two paths, if the preparation gives images of two dtypes different scales. Only check.
+
+    `images` are paths with the dtypes of their pixels. With zscore all dtypes have one scale.
+    """
     first, first_dtype = images[0]
     for image, dtype in images:
         if preparation.scale(dtype) != preparation.scale(first_dtype):
             got = f"{first} of {first_dtype} and {image} of {dtype}"
             fix = "convert all to one dtype, or set --normalise zscore"
-            raise ValueError(f"expected images of one scale for --normalise {preparation.normalise}, got {got}: {fix}")
+            expected = f"dtypes of one scale for --normalise {preparation.normalise}"
+            raise ValueError(f"expected images with {expected}, got {got}: {fix}")
 
 
 def _axes_hint(image: Path, shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> str:
@@ -77,14 +85,15 @@ def _axes_hint(image: Path, shape: tuple[int, ...], mask_shape: tuple[int, ...])
 
 
 def _orientation_hint(image: FileInfo, mask: FileInfo) -> str:
-    """Return the orientations that an image and its mask declare, or '' if both are upright."""
+    """Return a hint with the orientations of an image and a mask of another size, '' if both are upright."""
     if image.orientation == mask.orientation == 1:
         return ""
-    return f", both upright: the image declares orientation {image.orientation}, the mask {mask.orientation}"
+    got = f"orientation {image.orientation} in the image and {mask.orientation} in the mask"
+    return f", both after rotation by the EXIF {got}: save both upright"
 
 
 def _check_orientation(image: Path, source: FileInfo, mask: Path, mask_source: FileInfo) -> None:
-    """Raise ValueError if image and mask declare different orientations, unless their sizes show that both are right.
+    """Raise ValueError if the files declare different EXIF orientations, unless the sizes show that both are right.
 
     If one orientation swaps the axes and the other does not, equal sizes of an upright image that is not square show
     that both are right.
@@ -92,6 +101,6 @@ def _check_orientation(image: Path, source: FileInfo, mask: Path, mask_source: F
     first, second = source.orientation, mask_source.orientation
     is_clear = transposes(first) != transposes(second) and len(set(source.shape[1:])) > 1
     if first != second and not is_clear:
-        got = f"orientation {first} in {image} and {second} in {mask}, so that only one of them may be rotated"
+        got = f"EXIF orientation {first} in {image} and {second} in {mask}, so one of them may be rotated"
         fix = "save both upright, without an orientation"
         raise ValueError(f"expected an image and mask of one orientation, got {got}: {fix}")

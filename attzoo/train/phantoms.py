@@ -38,11 +38,12 @@ class Phantoms:
     Args:
         count: the number of phantoms.
         size: the spatial size, in 2-D or 3-D.
-        seed: of the phantoms.
+        seed: seed of the phantoms.
         start: the index of the first phantom among those of the seed.
 
     Raises:
-        TypeError, ValueError: for a wrong count, size, seed or start.
+        TypeError: an argument is not an integer.
+        ValueError: an argument is too small, or `size` has not 2 or 3 numbers.
     """
 
     channels = 1
@@ -51,7 +52,7 @@ class Phantoms:
     def __init__(self, count: int, size: tuple[int, ...] = (64, 64), seed: int = 0, start: int = 0) -> None:
         self.count = contract.integer("count", count)
         self.size = tuple(contract.integer("size", side) for side in size)
-        self.spatial_dims = contract.choice("the number of axes", len(self.size), (2, 3))
+        self.spatial_dims = contract.choice("the number of axes in size", len(self.size), (2, 3))
         self.seed, self.start = contract.integer("seed", seed, 0), contract.integer("start", start, 0)
         self._cache: dict[int, tuple[Array, NDArray[np.int64]]] = {}
 
@@ -75,7 +76,7 @@ class Phantoms:
         return self.size
 
     def arrays(self) -> tuple[Array, NDArray[np.int64]]:
-        """Return all images (count, 1, *S) and masks (count, *S)."""
+        """Return all images, float32 (count, 1, *S), and masks, int64 (count, *S)."""
         images, masks = zip(*(self[0, index] for index in range(self.count)), strict=True)
         return np.stack(images), np.stack(masks)
 
@@ -91,11 +92,11 @@ def write(folder: str | Path, train: int = 32, valid: int = 8, size: tuple[int, 
         train: the number of phantoms to train on.
         valid: the number of phantoms to validate on.
         size: the spatial size, in 2-D or 3-D.
-        seed: of the phantoms.
+        seed: seed of the phantoms.
 
     Raises:
-        TypeError, ValueError: as `Phantoms`.
-        OSError: if the folder cannot be written.
+        TypeError, ValueError: for the reasons of `Phantoms`.
+        OSError: the folder cannot be written.
     """
     parts = Phantoms(train, size, seed), Phantoms(valid, size, seed, start=train)
     for part, names in zip(parts, (CAMVID[:2], CAMVID[2:]), strict=True):
@@ -110,7 +111,7 @@ def write(folder: str | Path, train: int = 32, valid: int = 8, size: tuple[int, 
 
 
 def _encode(array: NDArray[np.uint8], *, palette: bool) -> bytes:
-    """Return an array (H, W) as PNG, or (D, H, W) as .npy."""
+    """Return the bytes of an array (H, W) as PNG, with the palette COLORS if `palette`, or (D, H, W) as .npy."""
     data = BytesIO()
     if array.ndim == 3:
         np.save(data, array)
@@ -159,14 +160,16 @@ class _Canvas:
         depth: float = ENDLESS,
         wobble: float = 0.12,
     ) -> None:
-        """Draw a deformed ellipse, in 3-D an ellipsoid, over everything drawn so far.
+        """Draw a deformed ellipse, in 3-D an ellipsoid, in place over everything drawn so far.
+
+        Lengths and positions are in coordinates of the body.
 
         Args:
             grey: the grey value.
             center: (y, x).
             radii: (y, x), before the rotation.
             label: the class.
-            angle: of the rotation, in radians.
+            angle: the angle of the rotation in the plane of y and x, in radians.
             depth: the radius along the body, in 3-D.
             wobble: the amplitude of the deformation, as a share of the radii.
         """
@@ -183,7 +186,7 @@ class _Canvas:
         self.mask[radius < 1] = label
 
     def degraded(self) -> Array:
-        """Return the grey values with a bias field, and with noise that is correlated between pixels."""
+        """Return a copy of the grey values with a bias field, and with noise that is correlated between pixels."""
         image: Array = self.image
         for axis in self.axes:
             image = image * (1 + self.random.uniform(0, MAX_BIAS) * np.cos(2 * axis + self.random.uniform(0, 2 * pi)))
@@ -194,15 +197,15 @@ class _Canvas:
 
 
 def _draw_anatomy(canvas: _Canvas) -> None:
-    """Draw an abdomen; later organs cover earlier ones."""
+    """Draw an abdomen on the canvas, in place. Later organs cover earlier ones."""
     random = canvas.random
 
     def near(y: float, x: float, spread: float = 0.05) -> tuple[float, float]:
-        """Return a random position near (y, x)."""
+        """Return a random position (y, x), each at most `spread` from the given one."""
         return y + random.uniform(-spread, spread), x + random.uniform(-spread, spread)
 
     def about(*lengths: float) -> Any:
-        """Return the lengths, each scaled at random."""
+        """Return a tuple of the lengths, each multiplied by a random factor from 0.85 to 1.15."""
         return tuple(length * random.uniform(0.85, 1.15) for length in lengths)
 
     canvas.ellipse(FAT, (0, 0), (0.88, 1.0), wobble=0.03)

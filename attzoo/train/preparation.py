@@ -25,7 +25,7 @@ MAX_RANGE: Final = 1e15   # of the numbers in an image: float32 holds the sum of
 
 @dataclass(frozen=True)
 class Preparation:
-    """Prepare an image for a network.
+    """Resize and normalise images for a network, and resize their masks.
 
     Args:
         size: the spatial size to resize to, with linear interpolation; None keeps the size of each image.
@@ -34,20 +34,24 @@ class Preparation:
             "none".
 
     Raises:
-        TypeError, ValueError: for other values.
+        TypeError: a size is not an integer.
+        ValueError: a size is below 1, or `normalise` is none of these.
     """
 
     size: tuple[int, ...] | None = None
     normalise: str = "zscore"
 
     def __post_init__(self) -> None:
-        """Check the fields."""
+        """Check the fields, and convert `size` to a tuple of int. Raises the errors of the class."""
         contract.choice("normalise", self.normalise, NORMALISATIONS)
         if self.size is not None:
             contract.set_fields(self, size=tuple(contract.integer("size", side) for side in self.size))
 
     def scale(self, dtype: np.dtype[Any]) -> str:
-        """Return a name for the scale of prepared images of this dtype; images of one network must have one scale."""
+        """Return a name for the scale of the values of prepared images whose files have this dtype.
+
+        Images for one network must have equal names.
+        """
         if self.normalise == "zscore":
             return "any"
         return "floats" if dtype.kind == "f" else "integers" if self.normalise == "unit" else dtype.name
@@ -66,7 +70,7 @@ class Preparation:
             float32 (C, *size), a new array.
 
         Raises:
-            ValueError: for numbers that float32 cannot hold.
+            ValueError: float32 cannot hold the numbers or their squares, or `size` has another number of axes.
         """
         is_wide = image.dtype.itemsize >= 4 and image.dtype != np.float32
         array: Array = image.astype(np.float64) if is_wide else image.astype(np.float32)
@@ -83,22 +87,25 @@ class Preparation:
         return array
 
     def mask(self, mask: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Resize a mask (*S) to (*size); each pixel takes the class of the nearest one."""
+        """Return a mask (*S) resized to (*size). Each pixel takes the class of the nearest pixel."""
         return np.asarray(_resize(mask[None].astype(np.float32), self.size, "nearest-exact")[0], np.int64)
 
 
 def _subtract_minimum(array: Array) -> Array:
-    """Subtract the minimum of each channel in place; scale float64 by a power of two, which z-scores cancel.
+    """Subtract the minimum of each channel of an array (C, *S) in place, and return the array.
+
+    float64 is also divided by a power of two near the range, which z-scores cancel.
 
     Raises:
-        ValueError: if the range is too large for the squares of float32.
+        ValueError: the range is above MAX_RANGE, so that float32 cannot hold the squares.
     """
     axes = tuple(range(1, array.ndim))
     smallest, largest = (np.float64(reduce(axis=axes, keepdims=True)) for reduce in (array.min, array.max))
     if (largest - smallest).max() > MAX_RANGE:
         got = f"{smallest.min():.4g} to {largest.max():.4g}"
-        fix = "fill what was not measured with a number near the others, or divide the image by its largest"
-        raise ValueError(f"expected numbers that float32 can hold the squares of, got {got}: {fix}")
+        fix = "set pixels without a measurement to a number near the others, or divide the image by its maximum"
+        expected = f"numbers whose squares float32 can hold, a range of at most {MAX_RANGE:g}"
+        raise ValueError(f"expected {expected}, got {got}: {fix}")
     array -= smallest.astype(array.dtype)
     if array.dtype == np.float64:
         np.ldexp(array, -np.frexp(largest - smallest)[1], out=array)
@@ -106,18 +113,22 @@ def _subtract_minimum(array: Array) -> Array:
 
 
 def _to_float32(array: Array) -> Array:
-    """Convert float64 to float32. Raises ValueError if a number is too large."""
+    """Return a float32 copy of a float64 array. Raises ValueError if a number is too large for float32."""
     if (largest := np.abs(array).max()) > np.finfo(np.float32).max:
-        raise ValueError(f"expected numbers that float32 can hold, got {largest:.4g}: divide the image by its largest")
+        raise ValueError(f"expected numbers that float32 can hold, got {largest:.4g}: divide the image by its maximum")
     return array.astype(np.float32)
 
 
 def _resize(array: Array, size: tuple[int, ...] | None, mode: str) -> Array:
-    """Resize (C, *S) to (C, *size), aligning the corners of the grids, not the centers of their corner pixels."""
+    """Return (C, *S) resized to (C, *size) with MONAI's `mode`; the array itself if `size` is None or equal.
+
+    The corners of the grids are aligned, not the centers of their corner pixels (align_corners=False). Raises
+    ValueError if `size` has another number of axes.
+    """
     if size is None or size == array.shape[1:]:
         return array
     if len(size) != array.ndim - 1:
-        raise ValueError(f"expected size for {array.ndim - 1} spatial axes, got {size}")
+        raise ValueError(f"size must be {array.ndim - 1} numbers, one for each spatial axis, got {size}")
     return np.asarray(_monai().Resize(size, mode=mode)(array))
 
 
@@ -138,7 +149,7 @@ def _monai() -> Any:
 
 @contextmanager
 def without_tensorflow() -> Iterator[None]:
-    """Make TensorBoard not import TensorFlow, which takes seconds and memory and is not needed.
+    """Stop TensorBoard in the `with` block from importing TensorFlow, which takes seconds and is not needed.
 
     TensorBoard does not import TensorFlow if a module of the name below exists.
     """

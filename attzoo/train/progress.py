@@ -13,9 +13,16 @@ Report = Callable[[int, float | None, Row | None], None]   # epoch from 0; the l
 
 @contextmanager
 def progress(settings: Settings, epochs_done: int, steps: int, quiet: bool) -> Iterator[Report]:
-    """Yield a function to call after every step and every epoch; it prints to stderr, or nothing if `quiet`.
+    """Yield a function to call after every step and every epoch. It prints to stderr, or nothing if `quiet`.
 
-    On a terminal, steps advance a bar. Every epoch prints a line.
+    Call it as report(epoch, loss, None) after a step, which advances a bar on a terminal, and as
+    report(epoch, None, row) after an epoch, which prints a line. Epochs count from 0.
+
+    Args:
+        settings: the settings of the run.
+        epochs_done: the number of epochs that the run had before, if it is resumed.
+        steps: the number of steps in an epoch.
+        quiet: whether to print nothing.
     """
     if quiet:
         yield lambda epoch, loss, row: None
@@ -29,6 +36,7 @@ def progress(settings: Settings, epochs_done: int, steps: int, quiet: bool) -> I
         task, iou = bar.add_task("", total=settings.epochs * steps, completed=epochs_done * steps), ""
 
         def report(epoch: int, loss: float | None, row: Row | None) -> None:
+            """Print the line of an epoch, or advance the bar by one step if `row` is None."""
             nonlocal iou
             if row:
                 iou = f"  mean IoU {row['mean_iou']:.3f}"

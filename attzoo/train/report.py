@@ -25,7 +25,7 @@ def metrics(confusion: NDArray[Any]) -> tuple[float, float, list[float | None]]:
     """Compute metrics from a confusion matrix.
 
     Args:
-        confusion: the number of pixels (K, K), by class and prediction.
+        confusion: the number of pixels (K, K), by true class (rows) and predicted class (columns).
 
     Returns:
         The accuracy, the mean IoU and the Dice of each class. A class that has no pixel and is not predicted has the
@@ -43,7 +43,16 @@ def metrics(confusion: NDArray[Any]) -> tuple[float, float, list[float | None]]:
 def row(
     epoch: int, rate: float, loss: float, training: NDArray[Any], validation: NDArray[Any], seconds: float
 ) -> Row:
-    """Return the metrics of an epoch, counted from 1, from its confusion matrices (K, K)."""
+    """Return the row of metrics of an epoch.
+
+    Args:
+        epoch: the epoch, counted from 1.
+        rate: its learning rate.
+        loss: its mean training loss.
+        training: the confusion matrix (K, K) of training, as in `metrics`.
+        validation: the confusion matrix (K, K) of validation.
+        seconds: the time that the epoch took.
+    """
     accuracy, iou, dice = metrics(validation)
     row: Row = {"epoch": epoch, "rate": rate, "loss": loss, "train_accuracy": metrics(training)[0]}
     row |= {"validation_accuracy": accuracy, "mean_iou": iou} | {f"dice_{k}": d for k, d in enumerate(dice)}
@@ -51,7 +60,7 @@ def row(
 
 
 def as_csv(history: Sequence[Row]) -> bytes:
-    """Return a CSV with a line for every epoch; Dice None is an empty cell."""
+    """Return the bytes of a CSV with a line of titles and one for every epoch. A Dice of None is an empty cell."""
     text = StringIO()
     writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
     writer.writeheader()
@@ -60,7 +69,7 @@ def as_csv(history: Sequence[Row]) -> bytes:
 
 
 def curves(history: Sequence[Row], title: str) -> bytes:
-    """Plot loss, accuracy and mean IoU, and the Dice of the classes over epochs, and return a PNG."""
+    """Return a PNG with plots of loss, of accuracy and mean IoU, and of the Dice of the classes over epochs."""
     from matplotlib.figure import Figure
 
     epochs = [row["epoch"] for row in history]
@@ -86,7 +95,7 @@ def curves(history: Sequence[Row], title: str) -> bytes:
 
 
 def _plot_dice(axes: Any, epochs: Sequence[int], history: Sequence[Row], style: Mapping[str, Any]) -> None:
-    """Plot the Dice of the first classes, and with more classes also the mean of all."""
+    """Plot the Dice of the first MAX_CURVES classes on `axes`, and if there are more classes, the mean of all."""
     names = [name for name in history[0] if name.startswith("dice_")]
     dice = np.array([[np.nan if row[name] is None else row[name] for name in names] for row in history])
     for k in range(min(len(names), MAX_CURVES)):
@@ -98,7 +107,7 @@ def _plot_dice(axes: Any, epochs: Sequence[int], history: Sequence[Row], style: 
 
 
 def _style_axes(axes: Any, has_shares: bool) -> None:
-    """Set the labels, ticks and grid; for shares, also the range 0 to 1 and a legend."""
+    """Set the labels, ticks and grid of a plot. If it shows shares, also set its range to 0 to 1 and add a legend."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch", fontsize=9)
@@ -115,7 +124,7 @@ def tensorboard(folder: Path) -> Callable[[Row], None]:
     """Return a function that writes the numbers of a row as TensorBoard events into a folder.
 
     Raises:
-        ModuleNotFoundError: with the install command, if tensorboard is missing.
+        ModuleNotFoundError: tensorboard is missing. The message has the install command.
     """
     try:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -129,6 +138,7 @@ def tensorboard(folder: Path) -> Callable[[Row], None]:
         writer = EventFileWriter(str(folder))
 
     def add(row: Row) -> None:
+        """Write the numbers of a row as TensorBoard events."""
         numbers = {name: v for name, v in row.items() if name != "epoch" and v is not None}
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         writer.add_event(Event(wall_time=time(), step=row["epoch"], summary=Summary(value=values)))

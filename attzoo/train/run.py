@@ -40,7 +40,7 @@ FILES: Final = {
 
 
 class Diverged(ValueError):
-    """The loss or a weight is not finite."""
+    """The error of `train` if the loss or a weight is nan or infinite."""
 
 
 def train(
@@ -69,9 +69,12 @@ def train(
         One row of metrics per epoch.
 
     Raises:
-        ValueError: if `out` is not new or empty; or, to resume, if it holds no run, a damaged run, or a run with other
-            settings, images, masks, framework or number of devices; or if the data do not fit.
-        Diverged: if the loss or a weight is not finite. The files of the last good epoch stay.
+        ValueError: `out` is not new or empty; or, to resume, it holds no run, a damaged run, or a run with other
+            settings, images, masks, framework or number of devices; or another run writes to it; or the images and
+            masks do not fit each other or the settings.
+        Diverged: the loss or a weight is nan or infinite. The files of the last good epoch stay.
+        OSError: a file cannot be read or written.
+        ModuleNotFoundError: a package is missing. The message has the install command.
     """
     out, workers = Path(out), contract.integer("workers", workers, 0)
     check_guard(workers)
@@ -88,7 +91,8 @@ def train(
         loader, validation_loader = _loaders(settings, training, validation, workers, rank, world_size)
         steps = len(loader) // settings.accumulate * settings.accumulate
         if not steps:
-            raise ValueError(f"expected at least {settings.accumulate} batches to accumulate, got {len(loader)}")
+            fix = f"{len(loader)} in an epoch: set a smaller --accumulate or --batch"
+            raise ValueError(f"expected at least {settings.accumulate} batches to accumulate, got {fix}")
         classes = training.classes or 0
         trainer = backend.Trainer(settings, network(settings, training.channels, classes), classes)
         _restore(run, out, trainer, classes, basis_of(trainer, training, validation))
@@ -114,7 +118,7 @@ def train(
 def _loaders(
     settings: Settings, training: Dataset, validation: Dataset, workers: int, rank: int, world_size: int
 ) -> tuple[Loader, Loader]:
-    """Return the loaders of both datasets for one process."""
+    """Return the loaders of training and validation data for the process `rank` of `world_size` processes."""
     options: dict[str, Any] = {"seed": settings.seed, "rank": rank, "world_size": world_size}
     single = len(training) > settings.batch and len(training) % settings.batch == 1   # batch norm needs several values
     drop_last = world_size > 1 or single   # every process needs the same number of batches
@@ -125,7 +129,13 @@ def _loaders(
 
 
 def network(settings: Settings, channels: int, classes: int) -> Callable[..., Any]:
-    """Return a function that makes the network for images of `channels` channels; call it with backend=..."""
+    """Return a function that creates the network of the settings. Call it with backend=..., and dtype if needed.
+
+    Args:
+        settings: the settings of the run.
+        channels: the number of channels of the images.
+        classes: the number of classes.
+    """
     arguments = dict(settings.network)
     if settings.channels or not settings.variant:
         arguments["channels"] = settings.channels or CHANNELS
@@ -141,7 +151,10 @@ def _run_epoch(
     validation_batches: Iterable[Any],
     report_progress: Report,
 ) -> Row:
-    """Train for one epoch, counted from 0, then validate, and return the row of metrics."""
+    """Train for one epoch, counted from 0, then validate, and return the row of metrics.
+
+    Raises Diverged if a loss is nan or infinite.
+    """
     started, rate, losses = perf_counter(), learning_rate(settings, epoch), []
     trainer.begin_epoch(rate, int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0]))
     for images, masks in batches:
@@ -159,7 +172,7 @@ def _run_epoch(
 
 
 def _divergence_message(problem: str, epoch: int) -> str:
-    """Return the message of Diverged for a problem in `epoch`, counted from 0."""
+    """Return the message of Diverged: "expected {problem} epoch {epoch + 1}" and what to try."""
     saved = f"; the state after epoch {epoch} is saved" if epoch else ""
     return f"expected {problem} epoch {epoch + 1}: try a lower --rate{saved}"
 
@@ -169,7 +182,11 @@ def _divergence_message(problem: str, epoch: int) -> str:
 
 @contextmanager
 def _locked_folder(out: Path, is_first: bool) -> Iterator[None]:
-    """Make the folder, lock it against other runs, and remove new folders that stay empty. Only rank 0 does so."""
+    """Create the folder and lock it for the `with` block, if this process `is_first`, which is rank 0.
+
+    At the end, folders that it created and that are still empty are removed. Raises ValueError if another run holds the
+    lock.
+    """
     if not is_first:
         yield
         return
@@ -188,7 +205,11 @@ def _locked_folder(out: Path, is_first: bool) -> Iterator[None]:
 
 
 def _open_run(out: Path, settings: Settings, resume: bool, is_first: bool) -> State:
-    """Return the run in the folder, or a new one; the first of several processes checks that the folder is free."""
+    """Return the state of the run in the folder if `resume`, else that of a new run.
+
+    Raises ValueError if the folder holds no run to resume, or for a new run, files. Only the first of several processes
+    checks the latter. Raises FileNotFoundError if the data of the run to resume are missing.
+    """
     if resume:
         state.settings_to_resume(out, settings.config())
         run = state.load(out) if (out / state.NAME).exists() else State(settings)
@@ -208,10 +229,10 @@ def _open_run(out: Path, settings: Settings, resume: bool, is_first: bool) -> St
 
 
 def _restore(run: State, out: Path, trainer: Any, classes: int, basis: Basis) -> None:
-    """Set the trainer to the saved state of a run, if there is one.
+    """Set the trainer in place to the saved state of a run; for a new run, set the basis of the run instead.
 
     Raises:
-        ValueError: if the state is damaged, or the run began with another basis.
+        ValueError: the state is damaged, or the run began with another `Basis`: other data, framework or devices.
     """
     if not run.history:
         run.basis, run.contents = dict(basis.conditions), dict(basis.digests)
@@ -219,16 +240,20 @@ def _restore(run: State, out: Path, trainer: Any, classes: int, basis: Basis) ->
     basis.check(run, out)
     try:
         if (count := sum(name.startswith("dice_") for name in run.history[0])) != classes:
-            raise ValueError(f"expected a Dice of {classes} classes, got {count}")
+            raise ValueError(f"expected the Dice of {classes} classes in its history, got {count}")
         trainer.restore(run.arrays)
     except ValueError as err:
-        raise ValueError(f"{out / state.NAME} is not the state of this run: {err}") from err
+        fix = "put back a copy of it, or start a new run in another --out"
+        raise ValueError(f"{out / state.NAME} is not the state of this run: {err}; {fix}") from err
 
 
 def _prepare_folder(
     run: State, out: Path, trainer: Any, dtypes: Sequence[str], tensorboard: bool
 ) -> Callable[[Row], None] | None:
-    """Write the settings, repair the files of earlier epochs, and return the function that adds TensorBoard events."""
+    """Write the settings and the `dtypes` of the images, and repair the files of earlier epochs.
+
+    Returns the function that writes a row as TensorBoard events, or None without `tensorboard`.
+    """
     remove_stale(out)
     write(out / state.SETTINGS, (json.dumps(run.settings.config() | {state.DTYPES: dtypes}, indent=1) + "\n").encode())
     if run.history:
@@ -248,7 +273,7 @@ def _repair_best(run: State, network: Any, out: Path) -> None:
     if not run.best or run.best.epoch != epoch:   # else the run was killed between saving the state and the network
         got = "missing" if digest is None else "not the file that was saved"
         lost = f"the network of epoch {run.best.epoch if run.best else '?'}, the best, is lost"
-        print(f"{out / best.NAME} is {got}: {lost}; it is now that of epoch {epoch}, the last", file=sys.stderr)
+        print(f"{out / best.NAME} is {got}: {lost}; the file now holds epoch {epoch}, the last", file=sys.stderr)
     since = run.best.since if run.best and run.best.epoch == epoch else epoch
     run.best = best.save_pending(network, out, epoch, since)
     run.save(out)
@@ -258,11 +283,12 @@ def _repair_best(run: State, network: Any, out: Path) -> None:
 def _save_epoch(run: State, network: Any, out: Path) -> None:
     """Save the state, the networks and the report after an epoch.
 
-    The best network is replaced after the state is saved: `_repair_best` mends a kill between both.
+    The best network is replaced after the state is saved. If the process is killed in between, `_repair_best` replaces
+    it on resume.
     """
     row = run.history[-1]
-    every, since = run.settings.checkpoint_every, run.best.since if run.best else 1
-    if every and row["epoch"] % every == 0:
+    interval, since = run.settings.checkpoint_every, run.best.since if run.best else 1
+    if interval and row["epoch"] % interval == 0:
         portable.save(network, out / f"epoch-{row['epoch']:03}.safetensors")
     is_best = all(row["mean_iou"] > earlier["mean_iou"] for earlier in run.history[since - 1 : -1])
     if is_best:
@@ -288,12 +314,12 @@ def summary(out: Path) -> tuple[list[str], bool]:
 
 
 def _write_report(run: State, out: Path) -> None:
-    """Write the history as CSV and as plots."""
+    """Write history.csv and curves.png to folder `out`."""
     write(out / "history.csv", report.as_csv(run.history))
     write(out / "curves.png", report.curves(run.history, _title(run.settings)))
 
 
 def _title(settings: Settings) -> str:
-    """Return the title of the plots."""
+    """Return the title of the plots: network, data and framework."""
     name = settings.variant or "U-Net"
     return f"{name} on {Path(settings.data).name if settings.data else 'phantoms'}, {settings.backend}"

@@ -49,27 +49,30 @@ class Settings(contract.NamedArguments):
         normalise: "zscore", "unit" or "none", see `attzoo.train.data.Preparation`; None means "zscore".
         flip: mirror images at random, pictures left to right, volumes along every axis; None means True.
         variant: the name of a published U-Net; None uses the default arguments.
-        channels: per level, finest first; None uses those of the variant, without a variant 16, 32, 64.
+        channels: the number of channels of each level, finest first; None uses those of the variant, or without a
+            variant 16, 32, 64.
         network: further arguments of the U-Net, as JSON values, for instance {"skip": None}.
         loss: "cross_entropy", "dice", "both" (their sum), "bce" (binary cross-entropy; two classes have one output) or
             "focal_tversky".
         optimizer: "sgd", "adam" or "adamw".
         rate: the learning rate, > 0.
-        momentum: of sgd, in [0, 1); None means 0.
+        momentum: the momentum of sgd, in [0, 1); None means 0.
         decay: the weight decay of adamw, >= 0; None means 0.01.
         schedule: "constant", "step" (multiply the rate by `factor` every `every` epochs) or "cosine" (decrease to 0).
-        every: of the schedule "step", in epochs, >= 1; None means 30.
-        factor: of the schedule "step", > 0; None means 0.1.
+        every: the number of epochs between two steps of the schedule "step", >= 1; None means 30.
+        factor: the factor of the rate at each step of the schedule "step", > 0; None means 0.1.
         epochs: the number of epochs, >= 1.
         batch: the number of images in a batch over all devices, >= 1. A last batch of one image is left out, because
             batch norm may fail on it.
         accumulate: the number of batches, >= 1, whose mean gradient makes one step. Remaining batches are left out.
         precision: "float32", or mixed precision with "bfloat16" or "float16" and float32 weights.
-        checkpoint_every: also save the network every so many epochs, >= 1; None saves the best one only.
-        seed: of all random numbers, in [0, 2**32).
+        checkpoint_every: the number of epochs, >= 1, after which the network is saved each time; None saves only the
+            best one.
+        seed: the seed of all random numbers, in [0, 2**32).
 
     Raises:
-        TypeError, ValueError: if a value is outside these bounds or would have no effect.
+        TypeError: a value has another type, or an argument is unknown.
+        ValueError: a value is outside these bounds, or has no effect with the other settings.
     """
 
     backend: str = "torch"
@@ -102,7 +105,7 @@ class Settings(contract.NamedArguments):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the settings, and replace None by the default where a setting has an effect."""
+        """Check the settings, and replace None in place by the default where a setting has an effect."""
         self._set_defaults()
         self._check_values()
         dims = contract.choice("dims", self.dims, (2, 3))
@@ -124,7 +127,7 @@ class Settings(contract.NamedArguments):
         )
 
     def _set_defaults(self) -> None:
-        """Replace None by defaults. Raises ValueError for a setting without effect."""
+        """Replace None by defaults in place. Raises ValueError for a setting without effect."""
         has_data, is_step = self.data is not None, self.schedule == "step"
         dependent = {   # default, whether the setting has an effect, when it has one, and the setting that decides
             "phantoms": (160, not has_data, "without data", "data"),
@@ -145,55 +148,58 @@ class Settings(contract.NamedArguments):
                 contract.set_fields(self, **{name: default})
 
     def _check_values(self) -> None:
-        """Raise TypeError or ValueError for an unknown name or a wrong integer."""
+        """Raise TypeError or ValueError for an unknown name or a wrong integer. Only check."""
         for name, choices in CHOICES.items():
             contract.choice(name, getattr(self, name), choices)
         for name in ("epochs", "batch", "accumulate"):
             contract.integer(name, getattr(self, name))
-        for name, least in (("phantoms", 2), ("classes", 2), ("checkpoint_every", 1), ("every", 1)):
+        for name, minimum in (("phantoms", 2), ("classes", 2), ("checkpoint_every", 1), ("every", 1)):
             if getattr(self, name) is not None:
-                contract.integer(name, getattr(self, name), least)
+                contract.integer(name, getattr(self, name), minimum)
 
     def _check_numbers(self) -> None:
-        """Raise TypeError or ValueError for a wrong float, flag, number of classes or seed."""
+        """Raise TypeError or ValueError for a wrong float, flag, number of classes or seed. Only check."""
         shares = {"validation": self.validation, "momentum": self.momentum}
         for name, value in (shares | {"rate": self.rate, "factor": self.factor, "decay": self.decay}).items():
             if value is None:
                 continue
-            if contract.number(name, value) < 0 or (value == 0 and name not in ("momentum", "decay")):
-                raise ValueError(f"{name} must be positive, got {value}")
+            may_be_0 = name in ("momentum", "decay")
+            if contract.number(name, value) < 0 or (value == 0 and not may_be_0):
+                raise ValueError(f"{name} must be {'>= 0' if may_be_0 else 'positive'}, got {value}")
             if name in shares and value >= 1:
                 raise ValueError(f"{name} must be less than 1, got {value}")
         if self.flip is not None:
             contract.flag("flip", self.flip)
         if self.classes is not None and self.classes > IGNORE:
-            raise ValueError(f"classes must be <= {IGNORE}, which masks ignore, got {self.classes}")
+            reason = f"because masks ignore the value {IGNORE}"
+            raise ValueError(f"classes must be <= {IGNORE}, {reason}, got {self.classes}")
         if contract.integer("seed", self.seed, 0) >= 2**32:
             raise ValueError(f"seed must be less than 2**32, got {self.seed}")
 
     def config(self) -> dict[str, Any]:
-        """Return the settings as JSON values; `Settings(**config)` equals these settings."""
+        """Return the settings as name -> JSON value. `Settings(**config)` equals these settings."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         lists = {name: list(v) for name, v in values.items() if isinstance(v, tuple)}
         return values | lists | {"network": dict(self.network)}
 
     def outputs(self, classes: int) -> int:
-        """Return the number of output channels of a network for a number of classes."""
+        """Return the number of output channels of the network for a number of classes: 1 for "bce" and two classes."""
         return 1 if self.loss == "bce" and classes == 2 else classes
 
 
 def _network_arguments(network: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the U-Net as JSON values. Raises TypeError or ValueError if JSON cannot hold them."""
     if not isinstance(network, Mapping):
-        raise TypeError(f"network must be arguments of the U-Net, got {contract.short_repr(network)}")
+        raise TypeError(f"network must be a mapping of U-Net arguments, got {contract.short_repr(network)}")
     for name, setting in SETTING_OF.items():
         if name in network:
-            raise ValueError(f"network must leave {name} to {setting}=..., got {contract.short_repr(network[name])}")
+            got = f"{contract.short_repr(network[name])}: the setting {setting} determines it"
+            raise ValueError(f"network must not have {name}, got {got}")
     try:
         arguments: dict[str, Any] = json.loads(json.dumps(dict(network), allow_nan=False))
         return arguments
     except (TypeError, ValueError, RecursionError) as err:
-        raise TypeError(f"network must be arguments that JSON can hold: {err}") from err
+        raise TypeError(f"network must have values that JSON can hold, got another: {err}") from err
 
 
 CHOICES: Final = {
@@ -208,7 +214,7 @@ CHOICES: Final = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings by name. `about` describes them."""
+    """Published settings, by name of the setting. `about` describes their source."""
 
     about: str
     settings: Mapping[str, Any]

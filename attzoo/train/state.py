@@ -31,10 +31,10 @@ class State:
     """The state of a run.
 
     Attributes:
-        settings: of the run.
+        settings: the settings of the run.
         history: the rows of all complete epochs.
         arrays: the arrays of the trainer after the last epoch.
-        basis: what else the results depend on, as text by name.
+        basis: the framework, devices and images that the run began with, as text by name (`Basis.conditions`).
         contents: the digests of images and masks, by "folder/file".
         best: the network of the best epoch; None before the first epoch ends.
     """
@@ -47,7 +47,7 @@ class State:
     best: Best | None = None
 
     def save(self, folder: Path) -> None:
-        """Replace the state in the folder; an error leaves the earlier file."""
+        """Write the state to its file in the folder, atomically: an error leaves the earlier file."""
         metadata = {"format": FORMAT, "settings": self.settings.config(), "history": self.history}
         metadata |= {"basis": self.basis, "contents": self.contents, "best": self.best and asdict(self.best)}
         write(folder / NAME, pack(self.arrays, metadata))
@@ -57,8 +57,8 @@ def load(folder: Path, arrays: bool = True) -> State:
     """Load the state in the folder of a run, with its arrays or without.
 
     Raises:
-        ValueError: if the file is not one that `State.save` wrote.
-        OSError: if there is no file.
+        ValueError: `State.save` did not write the file, or the file is damaged.
+        OSError: there is no file.
     """
     path = folder / NAME
     open_regular(path).close()   # errors of safe_open do not name the file, and it blocks on pipes
@@ -76,36 +76,36 @@ def load(folder: Path, arrays: bool = True) -> State:
         best = _best(metadata["best"], len(rows))
         return State(settings, rows, saved_arrays, dict(metadata["basis"]), dict(metadata["contents"]), best)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, SafetensorError) as err:
-        fix = "put back a copy of it, or train anew into another --out"
+        fix = "put back a copy of it, or start a new run in another --out"
         raise ValueError(f"{path} is not the state of a run: {shorten(str(err))}; {fix}") from err
 
 
 def _format_text(metadata: Any) -> str:
     """Return the format that the metadata declare, with a hint for earlier formats."""
     if isinstance(metadata, dict) and isinstance(metadata.get("format"), int) and metadata["format"] < FORMAT:
-        reason = "of an earlier version, which did not save digests of the data: train anew into another --out"
+        reason = "of an earlier version, which did not save digests of the data: start a new run in another --out"
         return f"{metadata['format']}, {reason}"
     return str(metadata)[:100]
 
 
 def _best(metadata: Any, epochs: int) -> Best | None:
-    """Return the best network. Raises ValueError if its epoch is not one of the history."""
+    """Return the `Best` of the metadata, or None for None. Raises ValueError if its epoch is not in 1 to `epochs`."""
     best = None if metadata is None else Best(**metadata)
     if best and not (type(best.epoch) is type(best.since) is int and 1 <= best.since <= best.epoch <= epochs):
-        raise ValueError(f"expected a best epoch of {epochs}, got {str(metadata)[:100]}")
+        raise ValueError(f"expected a best epoch from 1 to {epochs}, got {str(metadata)[:100]}")
     return best
 
 
 def _check_history(history: Any, epochs: int) -> list[Row]:
-    """Return the history. Raises ValueError unless it is a list of rows of numbers with equal columns."""
+    """Return `history`. Raises ValueError if it is not a list of 1 to `epochs` rows of numbers with equal columns."""
     if not isinstance(history, list) or not 1 <= len(history) <= epochs:
         raise ValueError(f"expected a history of 1 to {epochs} epochs, got {str(history)[:100]}")
     for number, row in enumerate(history, 1):
         if not isinstance(row, dict) or len(row) != len(history[0]):
-            raise ValueError(f"expected rows of one length, got {str(row)[:100]}")
+            raise ValueError(f"expected rows with equal numbers of columns, got {str(row)[:100]}")
         dice = [f"dice_{k}" for k in range(len(row) - len(COLUMNS) - 1)]
         if list(row) != [*COLUMNS, *dice, "seconds"] or row["epoch"] != number:
-            raise ValueError(f"expected epoch {number} with {', '.join(COLUMNS)}, ..., got {str(row)[:100]}")
+            raise ValueError(f"expected epoch {number} with columns {', '.join(COLUMNS)}, ..., got {str(row)[:100]}")
         for name, value in row.items():
             is_number = type(value) in (int, float) and isfinite(value)
             if not (is_number or (value is None and name in dice)):
@@ -114,38 +114,39 @@ def _check_history(history: Any, epochs: int) -> list[Row]:
 
 
 def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
-    """Raise ValueError unless the arrays have the names, shapes and dtypes of the expected ones."""
+    """Raise ValueError unless the arrays have the names, shapes and dtypes of the expected ones. Only check."""
     if names := sorted(arrays.keys() ^ expected.keys()):
-        article, got = ("an", "none") if names[0] in expected else ("no", "it")
+        article, got = ("an", "none") if names[0] in expected else ("no", "one")
         raise ValueError(f"expected {article} array {names[0]}, got {got}")
     for name, array in expected.items():
-        kind, got = (f"{a.dtype} {a.shape}" for a in (array, arrays[name]))
-        if kind != got:
-            raise ValueError(f"expected {name} to be {kind}, got {got}")
+        dtype_and_shape, got = (f"{a.dtype} {a.shape}" for a in (array, arrays[name]))
+        if dtype_and_shape != got:
+            raise ValueError(f"expected {name} to be {dtype_and_shape}, got {got}")
 
 
 def load_settings(folder: Path) -> Settings:
-    """Return the settings of the run in a folder. Raises ValueError if there is none, or a file is damaged."""
+    """Return the settings of the run in a folder. Raises ValueError if there is no run, or a file is damaged."""
     if (folder / NAME).exists():
         return load(folder, arrays=False).settings
     path = folder / SETTINGS
     if not path.exists():
-        raise ValueError(f"expected a run to resume in {folder}, got none")
+        fix = "set --out to its folder, or leave out --resume"
+        raise ValueError(f"expected a run to resume in {folder}, got none: {fix}")
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(PREFIX))
     if later := [name for name in names if name not in FIRST_FILES]:
-        fix = f"put {NAME} back, or train anew into another folder"
+        fix = f"put {NAME} back, or start a new run in another --out"
         raise ValueError(f"expected {NAME} beside {later[0]} in {folder}, got none: the run cannot continue; {fix}")
     try:
         with open_regular(path) as file:
             values = json.loads(file.read())
         if not isinstance(values, dict):
-            raise TypeError(f"expected names and values, got {short_repr(values)}")
+            raise TypeError(f"expected settings as a JSON object, got {short_repr(values)}")
         values.pop(DTYPES, None)
         if missing := [f.name for f in fields(Settings) if f.name not in values]:   # the file of another program
             raise ValueError(f"expected {', '.join(missing)} too, got {', '.join(values) or 'nothing'}")
         return Settings(**values)
     except (ValueError, TypeError, RecursionError) as err:
-        fix = "choose another folder"
+        fix = "choose another --out"
         raise ValueError(f"{path} does not hold the settings of a run: {shorten(str(err))}; {fix}") from err
 
 
@@ -153,13 +154,13 @@ def settings_to_resume(folder: Path, given: Mapping[str, Any], network: Mapping[
     """Return the settings of the run in a folder, with the folder of data replaced by the given one.
 
     Args:
-        folder: of the run.
+        folder: the folder of the run.
         given: some or all settings, as in `Settings.config`. They must equal those of the run, except for `data`: the
             digests of the data are compared later.
         network: some arguments of the network, if `given` does not hold all of them.
 
     Raises:
-        ValueError: with the settings that differ, or as `load_settings`.
+        ValueError: settings differ, which the message lists, or there is no run or a damaged one in `folder`.
     """
     settings = load_settings(folder)
     if settings.data is not None and given.get("data") is not None:
@@ -172,6 +173,6 @@ def settings_to_resume(folder: Path, given: Mapping[str, Any], network: Mapping[
             expected = short_repr(settings.network[name]) if name in settings.network else "at its default"
             lines.append(f"{name} {expected}, got {short_repr(value)}")
     if lines:
-        fix = "leave these out, or train anew into another --out"
+        fix = "leave these out, or start a new run in another --out"
         raise ValueError(f"expected the settings of the run in {folder}: {'; '.join(lines)}: {fix}")
     return settings

@@ -1,4 +1,4 @@
-"""Count the values in masks, and derive the number of classes; ambiguous values are refused."""
+"""Count the values in masks, derive the number of classes, and raise errors for values with two meanings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Resize = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class MaskCounts:
-    """The values in masks. Values are colours if any mask has colours.
+    """Which values masks hold, and how often. All values are colours if any mask has colours.
 
     Attributes:
         counts: the number of pixels with each value.
@@ -42,7 +42,15 @@ class MaskCounts:
 
 
 def count_values(masks: Iterable[Path], labels: Labels | None, resize: Resize | None = None) -> MaskCounts:
-    """Count the values in masks, and those that `resize`, to the nearest pixel, removes. Raises as `read_stored`."""
+    """Return how many pixels and masks have each value, and from how many masks `resize` removes it.
+
+    Reads all masks. Raises the errors of `read_stored`.
+
+    Args:
+        masks: the paths of the masks.
+        labels: the values of the classes; None if values are class indices.
+        resize: resizes an array of integers (*S) by the nearest pixel; None to count no removed values.
+    """
     by_value, by_color = MaskCounts(), MaskCounts()
     for path in masks:
         stored = read_stored(path, labels)
@@ -64,22 +72,24 @@ def count_values(masks: Iterable[Path], labels: Labels | None, resize: Resize | 
 
 
 def _lost_values(stored: Stored, values: Iterable[Value], resize: Resize) -> set[Value]:
-    """Return the values of a mask that no pixel has after resizing."""
+    """Return those of the `values` of a mask that no pixel has after `resize`."""
     numbers = np.sort([number_of(value) if isinstance(value, tuple) else value for value in values])
     indices = np.unique(resize(np.searchsorted(numbers, stored.values)))   # resizing takes small numbers only
     return {stored.value(value) for value in np.delete(numbers, indices)}
 
 
 def check_consistent(parts: Sequence[MaskCounts], labels: Labels | None) -> None:
-    """Raise ValueError if a value has different meanings in different masks, as far as files show it.
+    """Raise ValueError if a value has different meanings in different masks, as far as files show it. Only check.
 
-    These are: a value with different colours in palettes, or in a palette and in grey; a colour with different values
-    in palettes; grey whose least value is white beside other grey; and, without labels, masks with 0 and 1 beside masks
-    with 0 and 255.
+    Signs of different meanings are: a value with different colours in palettes, or in a palette and in grey; a colour
+    with different values in palettes; grey whose least value is white beside other grey; and, without labels, masks
+    with 0 and 1 beside masks with 0 and 255.
+
+    `parts` are the counts of the training masks and of the validation masks.
     """
     colors = _first_paths(part.colors for part in parts)
     by_value: dict[Value, list[tuple[Color, str, Path]]] = {}
-    fix = 'give classes by colour, --labels "R,G,B;R,G,B;...", with {} and {} among them, or save all masks in one way'
+    fix = 'list the colours of all classes by --labels "R,G,B;R,G,B;...", with {} and {}, or save all masks in one way'
     for (value, color, kind), path in colors.items():
         for earlier_color, earlier_kind, earlier_path in by_value.setdefault(value, []):
             if color != earlier_color and PALETTE in (kind, earlier_kind):
@@ -111,12 +121,12 @@ def _check_palettes(colors: Mapping[tuple[int, Color], Path]) -> None:
             palette = describe_mask(mask).palette
             if palette is not None and tuple(*palette[index : index + 1].tolist()) not in ((), color):
                 got = f"got {value} in {path} and {other_value} in {other_path}"
-                fix = f'give classes by colour, --labels "R,G,B;R,G,B;...", with {color} among them'
+                fix = f'list the colours of all classes by --labels "R,G,B;R,G,B;...", with {color}'
                 raise ValueError(f"expected masks in which {color} has one value, {got}: {fix}, or save all in one way")
 
 
 def _first_paths(mappings: Iterable[Mapping[Any, Path]]) -> dict[Any, Path]:
-    """Merge mappings; the first path of each key stays."""
+    """Return one mapping with the keys of all mappings. A key in several has its first path."""
     first: dict[Any, Path] = {}
     for mapping in mappings:
         for key, path in mapping.items():
@@ -125,7 +135,10 @@ def _first_paths(mappings: Iterable[Mapping[Any, Path]]) -> dict[Any, Path]:
 
 
 def _check_white(values: Set[Value], parts: Sequence[MaskCounts]) -> None:
-    """Raise ValueError if 255 may be the class that is 1 in other masks: no mask holds both values."""
+    """Raise ValueError if 255 may be the class that is 1 in other masks. Only check.
+
+    It may be if `values`, those in all masks, are 0, 1 and 255 (or 1 and 255), and no mask holds both 1 and 255.
+    """
     holders = _first_paths(part.holders for part in parts)
     if values - {0} != {1, IGNORE} or frozenset({1, IGNORE}) in holders:
         return
@@ -133,7 +146,8 @@ def _check_white(values: Set[Value], parts: Sequence[MaskCounts]) -> None:
     is_white = any(value == 1 and color == WHITE for part in parts for value, color, _ in part.colors)
     same = f"give {option_of([(0, 0, 0), WHITE])}, as both are white" if is_white else "save it as 1 in all masks"
     fix = f"give {option_of([0, 1])} to ignore {IGNORE}, {option_of([0, 1, IGNORE])} to make it a class of its own"
-    raise ValueError(f"expected masks in which {IGNORE} has one meaning, got {got}: {fix}, or if it is class 1 {same}")
+    fix += f"; or if {IGNORE} is class 1, {same}"
+    raise ValueError(f"expected masks in which {IGNORE} has one meaning, got {got}: {fix}")
 
 
 def class_counts(counts: Mapping[Value, int], labels: Labels | None) -> Counter[int]:
@@ -155,7 +169,7 @@ def class_counts(counts: Mapping[Value, int], labels: Labels | None) -> Counter[
 
 
 def _counts_by_class(counts: Mapping[Value, int], labels: Labels | None) -> Counter[int]:
-    """Return counts by class, without values that are not classes."""
+    """Return class -> count from value -> count, without values that are not classes and without 255."""
     position = {value: k for k, value in enumerate(labels.values)} if labels else {}
     by_class = {position.get(value, IGNORE) if labels else value: count for value, count in counts.items()}
     return Counter({k: count for k, count in by_class.items() if isinstance(k, int) and k != IGNORE})
@@ -171,7 +185,7 @@ def lost_classes(parts: Sequence[MaskCounts], labels: Labels | None) -> dict[int
 
 
 def check_size(training: MaskCounts, labels: Labels | None, size: Sequence[int] | None) -> None:
-    """Raise ValueError if resizing leaves fewer than two classes to train on."""
+    """Raise ValueError if resizing to `size` leaves fewer than two classes to train on. Only check."""
     lost = [k for k, (lost_from, masks) in lost_classes([training], labels).items() if lost_from == masks]
     remaining = sorted(_counts_by_class(training.masks, labels).keys() - {*lost})
     if size and lost and len(remaining) < 2:
@@ -181,7 +195,7 @@ def check_size(training: MaskCounts, labels: Labels | None, size: Sequence[int] 
 
 
 def check_gaps(counts: Mapping[int, int]) -> None:
-    """Raise ValueError unless the values in all masks are 0, 1, 2 and so on, without a gap.
+    """Raise ValueError unless the values in all masks are 0, 1, 2 and so on, without a gap. Only check.
 
     Call it if neither classes nor labels are set: masks with 0 and 128 hardly have 129 classes.
     """
@@ -191,7 +205,7 @@ def check_gaps(counts: Mapping[int, int]) -> None:
     if values != [0] and values != list(range(len(values))):
         all_values = sorted(counts) if len(counts) <= MAX_CLASSES else []
         option = option_of(all_values) if all_values else "--labels"
-        fix = f"give each value its class by {option}, or set --classes {values[-1] + 1} to leave some empty"
+        fix = f"list the value of each class by {option}, or set --classes {values[-1] + 1} to leave some empty"
         fix += f", {BLENDED}" if len(counts) > SHOWN else ""
         raise ValueError(f"expected class indices 0, 1, 2, ... in masks, got {shown(counts)}: {fix}")
     if len(values) > MAX_CLASSES:
@@ -200,21 +214,31 @@ def check_gaps(counts: Mapping[int, int]) -> None:
 
 
 def check_classes(training: Mapping[int, int], validation: Mapping[int, int], masks: int) -> None:
-    """Raise ValueError unless `masks` masks have two classes to train on, and validation has one and no larger one."""
+    """Raise ValueError if there are fewer than two classes to train on, or validation has no class or a larger one.
+
+    Only check.
+
+    Args:
+        training: the number of pixels of each class in the masks to train on, and of 255.
+        validation: the same for the masks to validate on.
+        masks: the number of masks to train on, for the message.
+    """
     classes, validation_classes = (sorted(counts.keys() - {IGNORE}) for counts in (training, validation))
     if len(classes) < 2:
         got = f"expected masks of two classes or more to train on, got {masks} masks with {shown(training)}"
         ignored = f", of which {IGNORE} is ignored: to make it a class, give {option_of([*classes, IGNORE])}"
-        raise ValueError(got + (ignored if classes and IGNORE in training else ""))
+        fix = ": set another --seed for another split, or check the values in the masks"
+        raise ValueError(got + (ignored if classes and IGNORE in training else fix))
     if not validation_classes:
-        fix = "set another --seed, or move masks with classes to those to validate on"
-        raise ValueError(f"expected masks with classes to validate on, got {shown(validation)}, ignored: {fix}")
+        fix = "set another --seed for another split, or move masks with classes to the validation masks"
+        got = f"only {shown(validation)}, which is ignored"
+        raise ValueError(f"expected masks with classes to validate on, got {got}: {fix}")
     if larger := [k for k in validation_classes if k > classes[-1]]:
-        got = f"{_class_list(larger)} too"
-        fix = "set another --seed, or move some of their masks to those to train on"
+        got = f"also {_class_list(larger)}"
+        fix = "set another --seed for another split, or move some of their masks to the training masks"
         raise ValueError(f"expected to validate on classes of training, {_class_list(classes)}, got {got}: {fix}")
 
 
 def _class_list(classes: Sequence[int]) -> str:
-    """Return classes as text."""
+    """Return up to 20 classes as text, such as "classes 0, 1", or "no class"."""
     return f"class{'es' * (len(classes) > 1)} {', '.join(map(str, classes[:20]))}" if classes else "no class"

@@ -52,7 +52,13 @@ def _rank_and_world_size() -> tuple[int, int]:
 
 
 class Trainer:
-    """Train a network on batches of images (N, C, *S) and masks (N, *S), and count its predictions."""
+    """Train a network on batches of images (N, C, *S) and masks (N, *S), and count its predictions.
+
+    Args:
+        settings: the settings of the run.
+        make: a function that returns the network, called with backend=...
+        classes: K, the number of classes.
+    """
 
     def __init__(self, settings: Settings, make: Callable[..., nn.Module], classes: int) -> None:
         self.settings = settings
@@ -75,7 +81,7 @@ class Trainer:
         self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)
 
     def begin_epoch(self, rate: float, seed: int) -> None:
-        """Begin an epoch of training with a learning rate and a seed."""
+        """Set the learning rate and the seed of all random numbers for an epoch of training."""
         torch.manual_seed(seed + self.rank)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -83,7 +89,7 @@ class Trainer:
         self.batches = 0
 
     def step(self, images: Array, masks: NDArray[Any]) -> float:
-        """Train on a batch, and return the loss over all devices."""
+        """Train on a batch, add its predictions to the confusion matrix, and return the loss over all devices."""
         accumulate = self.settings.accumulate
         is_last = (self.batches + 1) % accumulate == 0
         if self.batches % accumulate == 0:
@@ -103,13 +109,16 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, images: Array, masks: NDArray[Any]) -> None:
-        """Count the predictions for a batch, without training."""
+        """Add the predictions for a batch to the confusion matrix, without training."""
         self.network.eval()
         x, y = self._tensors(images, masks)
         self._count(self._logits(self.network, x), y)
 
     def pop_confusion(self) -> NDArray[np.int64]:
-        """Return the confusion matrix (K, K) over all devices since the last call: pixels by class and prediction."""
+        """Return the confusion matrix since the last call over all devices, and set it to 0.
+
+        It is int64 (K, K): the number of pixels by true class (rows) and predicted class (columns).
+        """
         if self.world_size > 1:
             dist.all_reduce(self.confusion)
             for buffer in self.network.buffers():   # norms differ between processes on CPUs: keep those of rank 0
@@ -126,7 +135,7 @@ class Trainer:
         return arrays | {f"scaler.{name}": np.array(v) for name, v in self.scaler.state_dict().items()}
 
     def restore(self, arrays: dict[str, Array]) -> None:
-        """Load arrays of `state`. Raises ValueError, and changes nothing, if they do not fit this trainer."""
+        """Load arrays that `state` returned. Raises ValueError, and changes nothing, if they do not fit."""
         slots = self._empty_slots()
         if self.scaler.is_enabled() and not any(name.startswith("optimizer.") for name in arrays):
             slots = {}   # every step overflowed, so the optimizer made none
@@ -134,8 +143,8 @@ class Trainer:
         check_arrays(arrays, expected | slots)
         parts: dict[str, dict[str, Array]] = {"network": {}, "optimizer": {}, "scaler": {}}
         for name, array in arrays.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = array
+            part, _, array_name = name.partition(".")
+            parts[part][array_name] = array
         portable.load_weights(self.network, parts["network"])
         tensors: dict[int, dict[str, Tensor]] = {}
         for name, array in parts["optimizer"].items():
@@ -158,25 +167,28 @@ class Trainer:
         }
 
     def _tensors(self, images: Array, masks: NDArray[Any]) -> tuple[Tensor, Tensor]:
-        """Return images and masks as tensors on the device."""
+        """Return images and masks as tensors on the device, without a copy if they are there already."""
         x, y = torch.as_tensor(images), torch.as_tensor(masks)
         return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def _logits(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Return the output of the model in the chosen precision."""
+        """Return the output of the model, computed in the precision of the settings by autocast."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits: Tensor = model(x)
             return logits
 
     def _count(self, logits: Tensor, y: Tensor) -> None:
-        """Add predictions to the confusion matrix; one output predicts class 1 where its logit is above 0."""
+        """Add the predictions of logits (N, K, *S) for masks y (N, *S) to the confusion matrix.
+
+        One output (K = 1) predicts class 1 where its logit is above 0. Pixels of IGNORE are not counted.
+        """
         predictions = logits.detach().argmax(1) if logits.shape[1] > 1 else (logits.detach()[:, 0] > 0).long()
         k = len(self.confusion)
         cells = torch.where(y == IGNORE, k * k, y * k + predictions)   # an extra last cell counts ignored pixels
         self.confusion += torch.bincount(cells.flatten(), minlength=k * k + 1)[:-1].view(k, k)
 
     def _sum_devices(self, number: Tensor) -> Tensor:
-        """Return the sum of a number over all devices."""
+        """Return the sum of a scalar tensor over all processes, of which each has one device."""
         if self.world_size > 1:
             number = number.clone()
             dist.all_reduce(number)

@@ -13,13 +13,16 @@ Terms = Iterable[tuple[Any, Any]]   # pairs of a sum and the number to divide it
 
 
 def loss(name: str, logits: Any, masks: Any, sum_devices: Callable[[Any], Any] = lambda count: count) -> Any:
-    """Return the loss `name`, a float32 scalar; `sum_devices` sums a count over all devices."""
+    """Return the loss `name`, a key of LOSSES, as a float32 scalar.
+
+    `sum_devices` returns the sum of a count over all devices that share the batch.
+    """
     terms = LOSSES[name](ops.cast(logits, "float32"), ops.cast(masks, "int32"))
     return sum(total / ops.maximum(sum_devices(count), 1.0) for total, count in terms)
 
 
 def cross_entropy(logits: Any, masks: Any) -> Terms:
-    """Yield the cross-entropy summed over pixels, and the number of pixels."""
+    """Yield (cross-entropy summed over pixels, number of pixels). Pixels of IGNORE are left out."""
     valid = _valid(masks)
     classes = ops.where(masks == IGNORE, 0, masks)
     losses = ops.sparse_categorical_crossentropy(classes, logits, from_logits=True) * valid
@@ -27,28 +30,28 @@ def cross_entropy(logits: Any, masks: Any) -> Terms:
 
 
 def bce(logits: Any, masks: Any) -> Terms:
-    """Yield the binary cross-entropy summed over pixels and outputs, and the number of both."""
+    """Yield (binary cross-entropy summed over pixels and outputs, number of pixels times outputs)."""
     targets, valid = _targets(masks, logits.shape[-1])
     losses = ops.binary_crossentropy(targets, logits, from_logits=True) * valid
     yield ops.sum(losses), ops.sum(valid) * logits.shape[-1]
 
 
 def dice(logits: Any, masks: Any) -> Terms:
-    """Yield the Dice loss summed over images, and the number of images."""
+    """Yield (Dice loss summed over images, number of images with pixels that are not IGNORE)."""
     true_positives, false_negatives, false_positives = _overlaps(logits, masks)
     errors = false_negatives + false_positives
     yield _mean_classes(errors / (2 * true_positives + errors + 1), masks)
 
 
 def focal_tversky(logits: Any, masks: Any) -> Terms:
-    """Yield the focal Tversky loss summed over images, and the number of images."""
+    """Yield (focal Tversky loss summed over images, number of images with pixels that are not IGNORE)."""
     true_positives, false_negatives, false_positives = _overlaps(logits, masks)
     errors = ALPHA * false_negatives + BETA * false_positives
     yield _mean_classes(ops.maximum(errors / (true_positives + errors + 1), SMALLEST) ** (1 / GAMMA), masks)
 
 
 def both(logits: Any, masks: Any) -> Terms:
-    """Yield the terms of cross_entropy and of dice."""
+    """Yield the pair of `cross_entropy`, then the pair of `dice`; the loss is the sum of their quotients."""
     yield from cross_entropy(logits, masks)
     yield from dice(logits, masks)
 
@@ -68,7 +71,10 @@ def _targets(masks: Any, outputs: int) -> tuple[Any, Any]:
 
 
 def _overlaps(logits: Any, masks: Any) -> tuple[Any, Any, Any]:
-    """Return sum(p t), sum((1 - p) t) and sum(p (1 - t)), shape (N, K) each."""
+    """Return the sums over pixels p t, (1 - p) t and p (1 - t), shape (N, K) each.
+
+    p is softmax(logits), t the one-hot mask. Pixels of IGNORE are left out.
+    """
     p = ops.softmax(logits, axis=-1)
     t, valid = _targets(masks, logits.shape[-1])
     p, axes = p * valid, tuple(range(1, len(logits.shape) - 1))
@@ -77,6 +83,9 @@ def _overlaps(logits: Any, masks: Any) -> tuple[Any, Any, Any]:
 
 
 def _mean_classes(losses: Any, masks: Any) -> tuple[Any, Any]:
-    """Average losses (N, K) over classes, sum over images with pixels that are not IGNORE, and count these images."""
+    """Return the sum over images of the mean of losses (N, K) over classes, and the number of images.
+
+    Images in which every pixel is IGNORE are left out.
+    """
     has_pixels = ops.max(_valid(masks), axis=tuple(range(1, len(masks.shape))))
     return ops.sum(ops.mean(losses, axis=1) * has_pixels), ops.sum(has_pixels)

@@ -16,39 +16,42 @@ Terms = Iterable[tuple[Tensor, Tensor]]   # pairs of a sum and the number to div
 def loss(
     name: str, logits: Tensor, masks: Tensor, sum_devices: Callable[[Tensor], Tensor] = lambda count: count
 ) -> Tensor:
-    """Return the loss `name`, a float32 scalar; `sum_devices` sums a count over all devices."""
+    """Return the loss `name`, a key of LOSSES, as a float32 scalar.
+
+    `sum_devices` returns the sum of a count over all devices that share the batch.
+    """
     terms = LOSSES[name](logits.float(), masks)
     return torch.stack([total / sum_devices(count).clamp(min=1) for total, count in terms]).sum()
 
 
 def cross_entropy(logits: Tensor, masks: Tensor) -> Terms:
-    """Yield the cross-entropy summed over pixels, and the number of pixels."""
+    """Yield (cross-entropy summed over pixels, number of pixels). Pixels of IGNORE are left out."""
     yield F.cross_entropy(logits, masks, ignore_index=IGNORE, reduction="sum"), (masks != IGNORE).sum()
 
 
 def bce(logits: Tensor, masks: Tensor) -> Terms:
-    """Yield the binary cross-entropy summed over pixels and outputs, and the number of both."""
+    """Yield (binary cross-entropy summed over pixels and outputs, number of pixels times outputs)."""
     targets, valid = _targets(masks, logits.shape[1])
     losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * valid
     yield losses.sum(), valid.sum() * logits.shape[1]
 
 
 def dice(logits: Tensor, masks: Tensor) -> Terms:
-    """Yield the Dice loss summed over images, and the number of images."""
+    """Yield (Dice loss summed over images, number of images with pixels that are not IGNORE)."""
     true_positives, false_negatives, false_positives = _overlaps(logits, masks)
     errors = false_negatives + false_positives
     yield _mean_classes(errors / (2 * true_positives + errors + 1), masks)
 
 
 def focal_tversky(logits: Tensor, masks: Tensor) -> Terms:
-    """Yield the focal Tversky loss summed over images, and the number of images."""
+    """Yield (focal Tversky loss summed over images, number of images with pixels that are not IGNORE)."""
     true_positives, false_negatives, false_positives = _overlaps(logits, masks)
     errors = ALPHA * false_negatives + BETA * false_positives
     yield _mean_classes((errors / (true_positives + errors + 1)).clamp(min=SMALLEST) ** (1 / GAMMA), masks)
 
 
 def both(logits: Tensor, masks: Tensor) -> Terms:
-    """Yield the terms of cross_entropy and of dice."""
+    """Yield the pair of `cross_entropy`, then the pair of `dice`; the loss is the sum of their quotients."""
     yield from cross_entropy(logits, masks)
     yield from dice(logits, masks)
 
@@ -65,7 +68,10 @@ def _targets(masks: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
 
 
 def _overlaps(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return sum(p t), sum((1 - p) t) and sum(p (1 - t)), shape (N, K) each."""
+    """Return the sums over pixels p t, (1 - p) t and p (1 - t), shape (N, K) each.
+
+    p is softmax(logits), t the one-hot mask. Pixels of IGNORE are left out.
+    """
     p = logits.softmax(1)
     t, valid = _targets(masks, logits.shape[1])
     p, t = (p * valid).flatten(2), t.flatten(2)
@@ -74,6 +80,9 @@ def _overlaps(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _mean_classes(losses: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Average losses (N, K) over classes, sum over images with pixels that are not IGNORE, and count these images."""
+    """Return the sum over images of the mean of losses (N, K) over classes, and the number of images.
+
+    Images in which every pixel is IGNORE are left out.
+    """
     has_pixels = (masks != IGNORE).flatten(1).any(1)
     return (losses.mean(1) * has_pixels).sum(), has_pixels.sum()
