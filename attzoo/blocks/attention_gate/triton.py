@@ -243,21 +243,21 @@ CASES: Final = (
 
 
 def refusal(gate: Any, x: Tensor, g: Tensor) -> str | None:
-    """Return why the kernels cannot compute a gate with these inputs; None if they can."""
+    """Return why the kernels cannot compute a gate with these inputs, as the end of an error; None if they can."""
     spec = gate.spec
     convs: Any = gate.skip, gate.gating, gate.psi
     norms: Any = gate.skip_norm, gate.gating_norm, gate.psi_norm
     sizes = [(spec.width, spec.channels), (spec.width, spec.gating_channels), (1, spec.width)]
     convs_match = [tuple(conv.weight.shape[:2]) for conv in convs] == sizes
     if not convs_match or any(n.weight.shape != size[:1] for n, size in zip(norms, sizes, strict=True) if spec.norm):
-        return "its layers have other sizes than the gate created"
+        return "layers of the gate have other sizes than the gate created"
     if prod(spec.strides) > 1:
-        return f"its kernels need stride 1, got {spec.strides}"
+        return f"the kernels need stride 1, got {spec.strides}"
     if spec.norm and not x.shape[0]:
         return "batch norm needs a batch of at least 1 sample, got 0"
     if spec.width * max(prod(x.shape[2:]), prod(g.shape[2:])) >= LONGEST:
         shapes = f"{tuple(x.shape)} and {tuple(g.shape)}"
-        return f"its kernels need fewer than 2^31 numbers per sample in its inner channels, got shapes {shapes}"
+        return f"inter_channels * pixels must be less than 2^31 per sample, got {spec.width} and shapes {shapes}"
     return None
 
 
