@@ -101,6 +101,7 @@ class Block(keras.layers.Layer):
         return coefficients if attention_only else self.spec.combine(x, coefficients)   # type: ignore[attr-defined]
 
     def compute_output_shape(self, *shapes: Any) -> Any:
+        """Return the shape of the output, that of x. Raise ValueError for shapes that the spec refuses."""
         self.spec.check_inputs(*shapes, channels_last=self.channels_last)
         return shapes[0]
 
@@ -130,6 +131,7 @@ class Block(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
+        """Return a block from the result of `get_config` of this or an older version."""
         spec, given = _spec_class(cls), ops.without_inner_settings(config)
         block = cls(**(without_idle_rules(spec, given) if spec else given))
         return ops.with_inner_settings(block, config)

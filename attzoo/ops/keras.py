@@ -53,6 +53,7 @@ def inner_settings(layer: Any) -> dict[str, Any]:
     trainable: dict[str, bool] = {}
 
     def walk(path: str, inside: Any) -> None:
+        """Add the entries of the sublayers of layer `inside`, whose path ends in "/"."""
         for name, part in parts_of(inside).items():
             if not _equal_policies(part, layer) and not isinstance(part, keras.layers.InputLayer):
                 quantization = getattr(part, "quantization_config", None)

@@ -16,7 +16,7 @@ OURS: Final = __name__.partition(".")[0]
 
 
 def update(block: Any) -> None:
-    """Update a block that was pickled by an earlier version, in place. Changes that a user made to layers are kept.
+    """Update a block that was pickled by an earlier version, in place. Changes that a user made to layers stay.
 
     Raises:
         ValueError: the spec no longer accepts the arguments, or the class now creates a submodule of another type or

@@ -75,6 +75,7 @@ def check_gradient(case: Case, backend: str, key: int | str, gradient: Array, st
     size = float(np.abs(products).sum())
 
     def allowed(slope: tuple[float, float, float]) -> float:
+        """Return the largest allowed error for a result of `derivative`."""
         _, error, change = slope
         return TOLERANCE["gradient"] * eps_of(case, backend) * (change + size) + DIFFERENCE_ERROR * size + 4 * error
 

@@ -48,6 +48,7 @@ class UNet(keras.Model):
         self.dtype_policy = policy
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Return the output, logits or with head="sigmoid" probabilities. Raise ValueError for another shape of x."""
         (x,) = keras.tree.flatten(inputs)
         self.spec.check_inputs(x.shape, channels_last=self.data_format == "channels_last")
         return super().call(inputs, training=training, mask=mask)
@@ -61,6 +62,7 @@ class UNet(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UNet:
+        """Return a network from the result of `get_config` of this or an older version."""
         net = cls(**spec.UNet.upgraded(ops.without_inner_settings(config)))
         return ops.with_inner_settings(net, config)
 
@@ -72,6 +74,7 @@ def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
     inputs = x = keras.Input(shape, dtype=policy.compute_dtype)
 
     def make(cls: Any, *args: Any, name: str, **kwargs: Any) -> Any:
+        """Return a layer with the dtype policy of the network and this canonical path."""
         return ops.named(cls(*args, name=name.replace(".", "_"), dtype=policy, **kwargs), name)
 
     if not channels_last:

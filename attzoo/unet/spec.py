@@ -313,6 +313,7 @@ class UNet(contract.NamedArguments):
         self.check_inputs(x.shape)
 
         def inner(path: str, block: Any, *inputs: Array) -> Array:
+            """Return the output of a gate or block, and add its coefficients; the first input if it is None."""
             if block is None:
                 return inputs[0]
             inputs, w = inputs[: len(block.inputs)], without_prefix(path, weights)
@@ -321,6 +322,7 @@ class UNet(contract.NamedArguments):
             return np.asarray(block(*inputs, weights=w, training=training))
 
         def units(path: str, x: Array, units: Sequence[Unit]) -> Array:
+            """Return x after convolutions in order."""
             for unit in units:
                 x = _unit(unit, x, without_prefix(path, weights), training)
             return x

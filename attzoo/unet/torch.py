@@ -64,6 +64,7 @@ class UNet(SpecModule):
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output: (N, C, *S) -> (N, K, *S), logits or with head="sigmoid" probabilities."""
         self.check_inputs(x)
         skips: list[Tensor] = []
         for level, encode in zip(self.spec.levels, self.encoder, strict=True):

@@ -63,6 +63,7 @@ class AttentionGate(Block):
     def call(   # type: ignore[override]
         self, x: Any, g: Any, training: bool | None = None, attention_only: bool = False
     ) -> Any:
+        """Return the output for x and g or, with `attention_only`, the coefficients of `attention`."""
         coefficients = self.attention(x, g, training=training)
         if attention_only:
             return coefficients

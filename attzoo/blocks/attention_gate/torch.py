@@ -60,6 +60,7 @@ class AttentionGate(Block):
         return ops.resize(ops.sigmoid(q), x.shape[2:], *resampling)
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:   # type: ignore[override]
+        """Return the output: (N, C, *S), (N, G, *G) -> (N, C, *S). Raise TypeError or ValueError for other inputs."""
         self.check_inputs(x, g)
         return ops.apply_norm(self.output_norm, self.output(self.compute(x, g)))
 

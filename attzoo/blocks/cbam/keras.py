@@ -48,6 +48,7 @@ class CBAM(Block):
         return channel * spatial
 
     def call(self, x: Any, training: bool | None = None, attention_only: bool = False) -> Any:
+        """Return the output for x or, with `attention_only`, the coefficients of `attention`."""
         if attention_only:
             return self.attention(x, training=training)
         self.check_inputs(x)
