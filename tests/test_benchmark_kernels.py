@@ -97,7 +97,7 @@ def test_a_kernel_that_refuses_gives_a_failed_row(refusing_kernels):
     rows = by_name(measure.measure(CASE, BENCH))
     assert list(rows) == ["attzoo (triton)", "attzoo", "copy"]
     assert rows["attzoo (triton)"].status == "failed"
-    start = 'RuntimeError: kernels("triton") asks for a fused SE'
+    start = 'RuntimeError: kernels("triton") requires the fused kernels of SE'
     assert rows["attzoo (triton)"].why == f'{start}, but this is a test; kernels("auto") has the plain form'
     assert rows["attzoo"].status in ("timed", "unsteady")
 
@@ -130,7 +130,7 @@ def test_the_blocks_of_a_network_use_kernels(refusing_kernels, mode):
     subject = subjects.subject(Case("eca", ((1, 3, 32, 32),), mode, network="resnet50", variant="timm"), "cpu")
     (racer,) = [racer for racer in providers.contenders(subject) if racer.provider == FUSED]
     for calls in ([racer.outputs], racer.calls()):
-        with attzoo.kernels("eager"), pytest.raises(RuntimeError, match="asks for a fused ECA"):
+        with attzoo.kernels("eager"), pytest.raises(RuntimeError, match="requires the fused kernels of ECA"):
             calls[0]()
     assert settings.chosen != "triton"
 

@@ -29,12 +29,12 @@ def weights_used_without_layer(patch):
 
 def dtype_ignored(patch):
     """Ignore the argument dtype."""
-    patch.setattr(torch_ops, "factory", lambda device, dtype: {"device": device})
+    patch.setattr(torch_ops, "factory_options", lambda device, dtype: {"device": device})
 
 
 def device_ignored(patch):
     """Ignore the argument device."""
-    patch.setattr(torch_ops, "factory", lambda device, dtype: {"dtype": dtype})
+    patch.setattr(torch_ops, "factory_options", lambda device, dtype: {"dtype": dtype})
 
 
 def sums_in_float16(patch):

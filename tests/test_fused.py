@@ -142,23 +142,23 @@ def forward_derivative(block, x):
 
 
 UNSUPPORTED = {   # call, and message of the error; None if the block itself decides to use its plain form
-    "float64": (lambda block, x: block.double()(x.double()), "takes float32, float16 and bfloat16, got torch.float64"),
+    "float64": (lambda block, x: block.double()(x.double()), "float32, float16 and bfloat16, got torch.float64"),
     "a tensor of another class": (
-        lambda block, x: block(x.as_subclass(TensorSubclass)), "it takes plain tensors, got Parameter, TensorSubclass"
+        lambda block, x: block(x.as_subclass(TensorSubclass)), "need plain tensors, got Parameter, TensorSubclass"
     ),
     "a block of another class": (subclass, None),
-    "attention maps": (with_attention_maps, "something listens to its attention"),
+    "attention maps": (with_attention_maps, "a method of the block is replaced, as attention_maps"),
     "a method of its own": (lambda block, x: setattr(block, "forward", lambda x: x * 2) or block(x), None),
-    "a hook on a part": (hooked, "a hook listens to a part of the block"),
-    "a hook on everything": (hooked_everywhere, "a hook listens to a part of the block"),
-    "a replaced layer": (replaced, "a part of the block is not as its class makes it"),
-    "a padding mode": (reflecting, "a part of the block is not as its class makes it"),
-    "a dilation": (dilated, "a part of the block is not as its class makes it"),
-    "a weight that is no parameter": (no_parameter, "a part of the block is not as its class makes it"),
-    "vmap": (lambda block, x: torch.func.vmap(block)(x[None]), "transforms and forward derivatives"),
-    "forward derivatives": (forward_derivative, "transforms and forward derivatives"),
-    "a trace": (lambda block, x: torch.jit.trace(block, x, check_trace=False)(x), "torch.jit.trace would not see"),
-    "the meta device": (lambda block, x: block.to("meta")(x.to("meta")), "a CUDA device, and the input is on meta"),
+    "a hook on a part": (hooked, "a layer of the block has a hook"),
+    "a hook on everything": (hooked_everywhere, "a layer of the block has a hook"),
+    "a replaced layer": (replaced, "a layer of the block differs from the one"),
+    "a padding mode": (reflecting, "a layer of the block differs from the one"),
+    "a dilation": (dilated, "a layer of the block differs from the one"),
+    "a weight that is no parameter": (no_parameter, "a layer of the block differs from the one"),
+    "vmap": (lambda block, x: torch.func.vmap(block)(x[None]), "transforms and forward-mode derivatives"),
+    "forward derivatives": (forward_derivative, "transforms and forward-mode derivatives"),
+    "a trace": (lambda block, x: torch.jit.trace(block, x, check_trace=False)(x), "torch.jit.trace cannot trace"),
+    "the meta device": (lambda block, x: block.to("meta")(x.to("meta")), "a CUDA device, got an input on meta"),
 }
 
 
@@ -171,7 +171,7 @@ def test_unsupported_call_raises_or_uses_the_plain_form(case, always):
     if message:
         with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=message) as error:
             call(build("se"), draw(2, 8, 4, 3))
-        assert str(error.value).startswith('kernels("triton") asks for a fused ')
+        assert str(error.value).startswith('kernels("triton") requires the fused kernels of ')
     got = call(build("se"), draw(2, 8, 4, 3))
     with attzoo.kernels("eager"):
         expected = call(build("se"), draw(2, 8, 4, 3))
@@ -189,11 +189,11 @@ def test_hooked_or_replaced_part_of_cbam_raises(part, always):
     block, x = build("cbam"), draw(2, 8, 4, 3)
     assert uses_kernels(block, x)
     handle = getattr(block, part).register_forward_hook(lambda module, xs, y: y * 2)
-    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="a hook listens"):
+    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="has a hook"):
         block(x)
     handle.remove()
     setattr(block, part, nn.Identity())
-    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="the block or a part of it is of a subclass"):
+    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="the block or a block inside it is of a subclass"):
         block(x)
 
 
@@ -202,7 +202,7 @@ def test_old_triton_and_other_gpus_raise(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(choice, "TRITON", "3.5.1")
         patch.setattr(choice, "EARLY", True)
-        with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"take Triton 3\.6 or later, got 3\.5\.1"):
+        with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"need Triton 3\.6 or later, got 3\.5\.1"):
             block(x)
     assert uses_kernels(block, x)
     monkeypatch.setattr(torch.version, "hip", "6.4")
@@ -212,7 +212,7 @@ def test_old_triton_and_other_gpus_raise(monkeypatch):
 
 def test_sample_of_2_to_the_31_elements_raises():
     x = torch.zeros(1, device=DEVICE).expand(1, 8, 1 << 14, 1 << 14)
-    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"fewer than 2\^31 numbers in a sample"):
+    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=r"fewer than 2\^31 elements"):
         build("se")(x)
 
 
@@ -238,14 +238,14 @@ def test_layers_of_other_sizes_raise():
 
 
 @pytest.mark.parametrize(("setup", "env", "reason"), [
-    ("", {"TRITON_INTERPRET": "0"}, "its kernels run on a CUDA device, and the input is on cpu"),
+    ("", {"TRITON_INTERPRET": "0"}, "the kernels need inputs on a CUDA device, got an input on cpu"),
     (HIDE_PACKAGES.format(absent={"triton"}), {},
      'triton is not installed, and a kernel needs it: pip install -e ".[triton]" in a clone of attzoo'),
 ])   # fmt: skip
 def test_machine_without_kernels_raises_or_uses_the_plain_form(setup, env, reason):
     done = python(f"{setup}\n{USE}", ATTZOO_KERNELS="triton", **env)
-    error = 'RuntimeError: kernels("triton") asks for a fused SE'
-    assert done.stderr.splitlines()[-1] == f'{error}, but {reason}; kernels("auto") has the plain form'
+    error = 'RuntimeError: kernels("triton") requires the fused kernels of SE'
+    assert done.stderr.splitlines()[-1] == f'{error}, but {reason}; with kernels("auto") this call runs without them'
     always = "import attzoo.fast.choice as choice; choice.has_recorded_win = lambda kind, x: True"
     done = python(f"{setup}\nimport attzoo.torch; {always}\n{USE}", **env)
     assert done.returncode == 0, done.stderr

@@ -442,26 +442,26 @@ def test_operator_passes_opcheck():
 
 
 def stride_of_two():
-    return build(stride=2), "its kernels need stride 1, got \\(2, 2\\)"
+    return build(stride=2), "the kernels need stride 1, got \\(2, 2\\)"
 
 
 def layer_of_other_size():
     block = build()
     block.psi = torch.nn.Conv2d(5, 1, 1)
-    return block.to(DEVICE), "its layers have other sizes"
+    return block.to(DEVICE), "layers of the gate have other sizes"
 
 
 def norm_of_other_size():
     block = build(norm=True)
     block.skip_norm = torch.nn.BatchNorm2d(2)
-    return block.to(DEVICE), "its layers have other sizes"
+    return block.to(DEVICE), "layers of the gate have other sizes"
 
 
 @pytest.mark.parametrize("case", [stride_of_two, layer_of_other_size, norm_of_other_size])
 def test_unsupported_gate_raises_or_uses_the_plain_form(case, monkeypatch):
     block, reason = case()
     x, g, _ = inputs((2, 6, 4, 4), 5, None)
-    message = rf'^kernels\("triton"\) asks for a fused AttentionGate, but {reason}'
+    message = rf'^kernels\("triton"\) requires the fused kernels of AttentionGate, but {reason}'
     with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=message):
         block(x, g)
     monkeypatch.setattr(choice, "has_recorded_win", lambda kind, x: True)
@@ -475,7 +475,7 @@ def test_unsupported_gate_raises_or_uses_the_plain_form(case, monkeypatch):
 def test_hook_on_a_projection_raises():
     block, (x, g, _) = build(), inputs((2, 6, 4, 4), 5, None)
     block.skip.register_forward_hook(lambda *args: None)
-    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="a hook listens to a part of the block"):
+    with attzoo.kernels("triton"), pytest.raises(RuntimeError, match="a layer of the block has a hook"):
         block(x, g)
 
 

@@ -639,7 +639,7 @@ def test_gate_raises_for_invalid_inputs(layout):
     assert gate(layout)(x, g).shape == x.shape
     with pytest.raises(TypeError, match="'g'"):
         gate(layout)(x)
-    with pytest.raises(TypeError, match=r"expected tensors as separate arguments, block\(x, g\), got a list"):
+    with pytest.raises(TypeError, match=r"expected tensors as separate arguments, as block\(x, g\), got a list"):
         gate(layout)([x, g])
     with pytest.raises(TypeError, match="expected a tensor, got NoneType"):
         gate(layout)(x, None)
@@ -656,8 +656,8 @@ def test_gate_raises_for_different_batch_sizes(layout):
 
 
 @pytest.mark.parametrize(("dtype", "message"), [
-    ("int32", "dtype must be a floating-point dtype, got 'int32'"),
-    ("int8_from_float32", r"dtype must not be quantized, got 'int8_from_float32': create it in a floating"),
+    ("int32", "dtype must be a floating-point dtype, such as 'float32', got 'int32'"),
+    ("int8_from_float32", r"dtype must not be quantized, got 'int8_from_float32': create the layer in a floating"),
 ])
 def test_integer_or_quantized_dtype_raises(dtype, message):
     for name, args in (("se", (8,)), ("unet", (1, 2, (4, 6)))):

@@ -120,5 +120,5 @@ def test_config_of_an_unchanged_block_has_no_inner_policies(dtype):
 def test_quantizing_a_block_without_matrices_raises(name):
     block = attzoo.info(name).create(8, backend="keras")
     block(*(random_input(1, 4, 4, 8) for _ in block.spec.inputs))
-    with pytest.raises(NotImplementedError, match=rf"Keras quantizes dense layers, {type(block).__name__} has none"):
+    with pytest.raises(NotImplementedError, match=rf"with dense layers, .* {type(block).__name__}, which has none"):
         block.quantize("int8")

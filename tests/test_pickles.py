@@ -14,8 +14,8 @@ from attzoo.ops import torch_pickle
 from attzoo.unet.torch import Units
 
 MOVE = (
-    r"Open it with the version that pickled it, and move its weights: there attzoo\.save\(block, file\), and here "
-    r"attzoo\.load\(file, backend='torch'\)"
+    r"Unpickle the block with the version of attzoo that pickled it, call attzoo\.save\(block, file\) there, "
+    r"and attzoo\.load\(file, backend='torch'\) here"
 )
 
 
@@ -118,7 +118,7 @@ def delete_channels(net):
 def test_pickle_of_an_incompatible_network_raises(change, reason, pickle_old):
     net = unet((4, 8))
     change(net)
-    message = rf"expected a UNet pickled by this version of attzoo, got an earlier one's: .*{reason}.* {MOVE}"
+    message = rf"expected a UNet pickled by this version .*, got a pickle of an earlier version: .*{reason}.* {MOVE}"
     with pytest.raises(ValueError, match=message.replace("a UNet", "an? [A-Za-z]+")):
         pickle.loads(pickle_old(net))
 

@@ -209,12 +209,12 @@ BAD_ARGUMENTS = [
     *(bad(9, "se", 8, reduction=r, message="reduction must be") for r in (0, -1, 1.5)),
     *(bad(10, name, 8, kernel_size=k, message="kernel_size must be") for name, k in KERNELS),
     bad(0, "eca", 8, gamma=0, message="gamma must not be 0"),
-    bad(0, "eca", 1, kernel_size=5, padding="circular", message="circular padding needs kernel_size <= 2"),
+    bad(0, "eca", 1, kernel_size=5, padding="circular", message=r"kernel_size must be <= 2 \* channels"),
     bad(0, "se", 8, gate="tanh", message="gate must be one of 'sigmoid', 'hard_sigmoid', got 'tanh'"),
     bad(0, "se", 8, bias=1, message="bias must be True or False, got 1"),
     bad(0, "spatial_attention", 8, spatial_dims=4, message="spatial_dims must be one of 1, 2, 3, got 4"),
     bad(0, "attention_gate", 8, 4, stride=(2, 2, 2), message="stride must be one integer or 2"),
-    bad(0, "attention_gate", 8, 4, interpolation="nearest", align_corners=True, message="align_corners is for linear"),
+    bad(0, "attention_gate", 8, 4, interpolation="nearest", align_corners=True, message="align_corners must be False"),
 ]
 
 

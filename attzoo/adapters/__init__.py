@@ -1,5 +1,7 @@
 """Access to blocks of both frameworks through NumPy arrays, canonical names and channels-first layout.
 
+Canonical names are the keys of a spec's `weights`, such as "channel.excite.weight". Both frameworks have the same.
+
 The modules `torch` and `keras` implement the functions of `Adapter`.
 """
 
@@ -15,7 +17,7 @@ from typing import Any, Final, Protocol, cast
 from ..contract import AnySpec, Array
 from ..recording import Tap
 
-NO_BLOCKS: Final = " without any block: traced, exported and cloned copies contain none, so pass the original"
+NO_BLOCKS: Final = " without any block: traced, exported and cloned copies contain none, so pass the original model"
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,16 @@ class Adapter(Protocol):
         """Return a built block of class `cls` whose weights have `dtype`."""
 
     def dtype(self, block: Any) -> str:
-        """Return the widest dtype of a block's weights by its name in NumPy, or "bfloat16"."""
+        """Return the name of the widest dtype of a block's weights, such as "float32" or "bfloat16"."""
 
     def dtypes(self, block: Any) -> dict[str, str]:
-        """Return the dtype of each array of a block by canonical name. Raise the errors of `read`."""
+        """Return the name of the dtype of each array of a block by canonical name. Raise the errors of `read`."""
 
     def storage(self, dtype: str) -> str:
-        """Return the dtype in which the backend stores arrays of `dtype`."""
+        """Return the name of the dtype in which the backend stores arrays of `dtype`."""
 
     def precision(self, dtype: str) -> str:
-        """Return the dtype in which the backend computes with arrays of `dtype`."""
+        """Return the name of the dtype in which the backend computes with arrays of `dtype`."""
 
     def read(self, block: Any) -> dict[str, Array]:
         """Return copies of a block's arrays by canonical name; bfloat16 as float32, which is exact.
@@ -53,25 +55,28 @@ class Adapter(Protocol):
         """
 
     def write(self, block: Any, arrays: Mapping[str, Array]) -> None:
-        """Write checked arrays to a block.
+        """Write arrays to a block in place, by canonical name. Their shapes and dtypes must have been checked.
 
-        Raise ValueError, before any change, if a layer computes one of the arrays and would overwrite it.
+        Raise ValueError, before any change, if a layer computes one of the arrays and would overwrite the written one.
         """
 
     def check_layers(self, block: Any, cls: type[Any]) -> None:
         """Raise ValueError unless a block has the layers that its class `cls` creates, with the same settings."""
 
     def attention(self, block: Any, inputs: Sequence[Array]) -> Array:
-        """Return the coefficients for these inputs with training=False."""
+        """Return the coefficients for these inputs, channels first, with training=False."""
 
     def forward(self, block: Any, inputs: Sequence[Array], training: bool) -> Array:
-        """Return the output for these inputs."""
+        """Return the output (N, C, *S) for these inputs, channels first."""
 
     def run(self, block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
-        """Run a forward and a backward pass. With training=True, running statistics are updated."""
+        """Run a forward and a backward pass, and return output and gradients.
+
+        With training=True, running statistics of the block are updated in place.
+        """
 
     def train(self, block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
-        """Minimise sum(output * cotangent) with `steps` steps of the framework's SGD at learning rate `rate`."""
+        """Minimise sum(output * cotangent) by `steps` steps of SGD with learning rate `rate`, in place."""
 
     def place(self, model: Any) -> Any:
         """Return the model on a GPU if the framework finds one, else unchanged."""
@@ -84,42 +89,66 @@ class Adapter(Protocol):
         """
 
     def coefficients(self, tensor: Any, block: Any) -> Array | None:
-        """Return the result of a block's attention as a float32 or float64 copy, or None for a traced tensor."""
+        """Return the result of a block's attention, as a float32 or float64 array, or None for a traced tensor."""
 
     def eager(self) -> AbstractContextManager[Any]:
         """Run compiled functions eagerly during the `with` block, where the framework supports this."""
 
 
-def missing_array(name: str, block: Any, got: Any) -> ValueError:
-    """Return the error for an array that a block does not have as its class creates it."""
-    return ValueError(f"expected {name} of {type(block).__name__} as its class creates it, got {str(got)[:200]}")
+def missing_array(name: str, block: Any, got: Any, remedy: str = "undo the change of this layer") -> ValueError:
+    """Return the error for an array that a block does not have as its class creates it.
+
+    Args:
+        name: canonical name of the array.
+        block: the block.
+        got: what the block has instead.
+        remedy: what the user can do.
+
+    """
+    expected = f"{name} of {type(block).__name__} as its class creates it, a floating-point array"
+    return ValueError(f"expected {expected}, got {str(got)[:200]}: {remedy}")
 
 
-def computed_array(name: str, block: Any, how: str, remedy: str) -> ValueError:
-    """Return the error for writing an array that a layer computes."""
-    return ValueError(f"expected {name} of {type(block).__name__} to be stored, got one that {how} computes: {remedy}")
+def computed_array(name: str, block: Any, source: str, remedy: str) -> ValueError:
+    """Return the error for writing an array that `source`, such as a parametrization, computes."""
+    expected = f"{name} of {type(block).__name__} to be stored, because it is written"
+    return ValueError(f"expected {expected}, got an array that {source} computes: {remedy}")
 
 
 def changed_layer(path: str, block: Any, made: str, got: str) -> ValueError:
-    """Return the error for a layer that differs from the one that the block's class creates."""
+    """Return the error for a layer that differs from the one that the block's class creates.
+
+    Args:
+        path: path of the layer in the block; "" is the block itself.
+        block: the block.
+        made: description of the layer that the class creates.
+        got: description of the layer that the block has.
+
+    """
     return ValueError(
         f"expected {path or 'the block'} of {type(block).__name__} to be {made[:200]}, as its class creates it, got "
-        f"{got[:200]}: files cannot store this change, so undo it"
+        f"{got[:200]}: files cannot store this change, so undo the change"
     )
 
 
 def same_shape(shape: Sequence[int], expected: Sequence[int]) -> bool:
-    """Whether two shapes are equal without axes of size 1, as a matrix and the kernel of a 1 x 1 convolution are."""
+    """Whether two shapes are equal except for axes of size 1, as for a matrix and the kernel of a 1 x 1 convolution."""
     return [n for n in shape if n != 1] == [n for n in expected if n != 1]
 
 
-def replaced_methods(part: Any, base: type[Any], call: str) -> list[str]:
-    """Return the names of methods that are replaced on an instance of a layer, and that affect what it computes.
+def replaced_methods(layer: Any, base: type[Any], call: str) -> list[str]:
+    """Return the names of methods that are replaced on an instance of a layer, and that affect the layer's output.
 
-    Of the methods of the framework's `base` class, only `call` affects this. The replacement of `attention` by
-    attention_maps does not.
+    Args:
+        layer: the layer or module.
+        base: the framework's base class of layers. Of its methods, only `call` affects the output.
+        call: name of the method that computes the output, "call" in Keras and "forward" in torch.
+
+    Returns:
+        The names, without an `attention` that attention_maps replaces, because it returns the same.
+
     """
-    attributes = {name: value for name, value in vars(part).items() if callable(getattr(type(part), name, None))}
+    attributes = {name: value for name, value in vars(layer).items() if callable(getattr(type(layer), name, None))}
     return [
         name for name, value in attributes.items()
         if not name.startswith("__") and not isinstance(value, Tap) and (name == call or not hasattr(base, name))
@@ -137,7 +166,7 @@ def is_kind(cls: type[Any], kind: type[Any]) -> bool:
 
 
 def adapter(backend: str) -> Adapter:
-    """Import and return the adapter of a backend."""
+    """Import and return the adapter module of a backend, "torch" or "keras"."""
     return cast(Adapter, import_module(f"{__name__}.{backend}"))
 
 
@@ -151,7 +180,7 @@ def backend_of(block: Any) -> str:
 
 
 def _hint_of_blocks(model: Any, backend: str | None) -> str:
-    """Return the hint that names the blocks of a model that is not a block."""
+    """Return the end of the error message that names the blocks in a model that is not a block; "" if unknown."""
     if backend is None:
         return ""
     paths = list(adapter(backend).blocks(model))
@@ -175,5 +204,5 @@ def framework_of(model: Any) -> str | None:
 
 
 def can_attend(model: Any) -> bool:
-    """Whether this is a block: a layer or module with a spec and a method `attention`."""
+    """Whether `model` is a block: a layer or module with a spec and a method `attention`."""
     return isinstance(getattr(model, "spec", None), AnySpec) and callable(getattr(model, "attention", None))

@@ -16,7 +16,7 @@ from . import Run, can_attend, changed_layer, computed_array, is_kind, missing_a
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
-    """Return a built block of class `cls` whose weights have `dtype`."""
+    """Return a built block of class `cls` whose weights have `dtype`. Raise ValueError if JAX lacks the dtype."""
     block = cls(**config, dtype=dtype)
     dtypes(block)   # raises if the backend does not support the dtype
     return block
@@ -39,8 +39,8 @@ def _stored_dtype(value: Any, name: str) -> str:
     stored = value.value.dtype if isinstance(value, keras.Variable) else value.dtype
     if (got := str(keras.backend.standardize_dtype(stored))) != declared:
         raise ValueError(
-            f"expected {name} in {declared}, as its block declares it, got {got}: JAX has float64 only if"
-            " JAX_ENABLE_X64=1 is set in the environment before it is imported"
+            f"expected {name} in {declared}, the dtype of its block, got {got}: JAX has float64 only if"
+            " JAX_ENABLE_X64=1 is set in the environment before JAX is imported"
         )
     return declared
 
@@ -69,10 +69,10 @@ def write(block: Any, arrays: Mapping[str, Array]) -> None:
     _built(block)
     for name in arrays:
         if not isinstance(_value(block, name), keras.Variable):
-            remedy = "write to a block without it; attzoo.weights returns the merged array"
+            remedy = "write to a block without LoRA; attzoo.weights returns the merged array"
             raise computed_array(name, block, "LoRA", remedy)
         if isinstance(layer := locate(block, name)[0], keras.layers.Wrapper):
-            remedy = "write to a block without it, and wrap the layer afterwards"
+            remedy = "write to a block without this wrapper, and wrap the layer afterwards"
             raise computed_array(name, block, type(layer).__name__, remedy)
     for name, array in arrays.items():
         variable = find(block, name)
@@ -128,12 +128,12 @@ def _reference(block: Any, cls: type[Any]) -> Any:
 
 
 def attention(block: Any, inputs: Sequence[Array]) -> Array:
-    """Return the coefficients for these inputs."""
+    """Return the coefficients for these inputs, channels first."""
     return to_array(block.attention(*(to_tensor(x, block) for x in inputs)), block)
 
 
 def forward(block: Any, inputs: Sequence[Array], training: bool) -> Array:
-    """Return the output for these inputs."""
+    """Return the output (N, C, *S) for these inputs, channels first."""
     return to_array(block(*(to_tensor(x, block) for x in inputs), training=training), block)
 
 
@@ -152,7 +152,7 @@ def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -
 
 
 def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
-    """Train with SGD on sum(output * cotangent)."""
+    """Train a block in place with SGD on sum(output * cotangent)."""
     _built(block)
     optimizer = keras.optimizers.SGD(rate)
     for _ in range(steps):
@@ -192,7 +192,7 @@ def _unused_path(path: str, used: Mapping[str, Any]) -> str:
 
 
 def coefficients(tensor: Any, block: Any) -> Array | None:
-    """Return coefficients as an array, or None for a traced tensor."""
+    """Return coefficients as a float32 or float64 array, or None for a traced tensor."""
     if _is_traced(tensor):
         return None
     array = to_array(tensor, block)
@@ -279,14 +279,14 @@ def _is_traced(tensor: Any) -> bool:
 
 
 def _built(block: Any) -> Any:
-    """Return the block, built."""
+    """Build a block if it is not built, and return it."""
     if not block.built:
         block.build(*((None, *shape) for shape in shapes(block)))
     return block
 
 
 def shapes(block: Any) -> list[tuple[int | None, ...]]:
-    """Return the shape of one sample of each input, with None for spatial sizes."""
+    """Return the shape of one sample of each input in the block's data format, with None for spatial sizes."""
     space = (None,) * getattr(block.spec, "spatial_dims", 2)
     is_channels_first = block.data_format == "channels_first"
     return [(c, *space) if is_channels_first else (*space, c) for c in block.spec.inputs]
@@ -300,19 +300,22 @@ def _numpy(tensor: Any) -> Array:
 
 
 def _value(block: Any, name: str) -> Any:
-    """Return the variable of canonical `name`, or the tensor that its layer computes instead."""
+    """Return the variable of canonical `name`, or the tensor that its layer computes instead.
+
+    Raises ValueError if there is none, if it is quantized, or if it has another shape.
+    """
     try:
         layer, leaf = locate(block, name)
         value = getattr(layer, leaf)
     except (AttributeError, ValueError) as err:
         raise missing_array(name, block, err) from err
     if mode := getattr(layer, "quantization_mode", None):
-        raise missing_array(name, block, f"values quantized by Keras ({mode}): read the weights before quantize()")
+        raise missing_array(name, block, f"values quantized by Keras ({mode})", "read the weights before quantize()")
     shape = block.spec.weights[name].shape
     if leaf == "kernel":
         shape = (*shape[2:], shape[1], shape[0])
     if value is None or not same_shape(value.shape, shape):
-        raise missing_array(name, block, None if value is None else f"shape {tuple(value.shape)} for {shape}")
+        raise missing_array(name, block, None if value is None else f"shape {tuple(value.shape)}, not {shape}")
     return value
 
 

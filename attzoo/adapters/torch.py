@@ -30,7 +30,7 @@ REMOVE: Final = {   # hook that computes a tensor before every call -> function 
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
-    """Return a built block of class `cls` whose weights have `dtype`."""
+    """Return a block of class `cls` whose weights have `dtype`. Raise ValueError if they are on the meta device."""
     block = cls(**config).to(getattr(torch, dtype))
     if any(p.is_meta for p in block.parameters()):
         raise ValueError(
@@ -100,14 +100,14 @@ def check_layers(block: Any, cls: type[Any]) -> None:
 
 @torch.no_grad()
 def attention(block: Any, inputs: Sequence[Array]) -> Array:
-    """Return the coefficients for these inputs."""
+    """Return the coefficients for these inputs, in eval mode."""
     with _mode(block, training=False):
         return to_array(block.attention(*(to_tensor(x, block) for x in inputs)))
 
 
 @torch.no_grad()
 def forward(block: Any, inputs: Sequence[Array], training: bool) -> Array:
-    """Return the output for these inputs."""
+    """Return the output (N, C, *S) for these inputs."""
     with _mode(block, training):
         return to_array(block(*(to_tensor(x, block) for x in inputs)))
 
@@ -125,7 +125,7 @@ def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -
 
 
 def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
-    """Train with SGD on sum(output * cotangent)."""
+    """Train a block in place with SGD on sum(output * cotangent)."""
     optimizer = torch.optim.SGD(block.parameters(), lr=rate)
     block.train()
     for _ in range(steps):
@@ -141,15 +141,16 @@ def place(model: Any) -> Any:
 
 
 def blocks(model: Any) -> dict[str, Any]:
-    """Return every block of a model by its path."""
+    """Return every block of a model by its path. Raise ValueError for DataParallel on several devices."""
     for module in model.modules():
         if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:   # each device has a part of the batch
-            raise ValueError(f"expected a model on one device, got DataParallel on {len(module.device_ids)}")
+            fix = "pass its attribute `module`, the model on the first device"
+            raise ValueError(f"expected a model on one device, got DataParallel on {len(module.device_ids)}: {fix}")
     return {path: module for path, module in model.named_modules() if can_attend(module)}
 
 
 def coefficients(tensor: Any, block: Any) -> Array | None:
-    """Return coefficients as an array, or None for a traced tensor."""
+    """Return coefficients as a float32 or float64 array, or None for a traced tensor."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():   # type: ignore[attr-defined]
         return None
     if not isinstance(tensor, Tensor) or guard.has_no_numbers(tensor):
@@ -188,7 +189,7 @@ def to_array(tensor: Tensor) -> Array:
 
 
 def to_tensor(array: Array, block: nn.Module) -> Tensor:
-    """Return an array as a tensor of the block's device and dtype."""
+    """Return an array as a tensor on the device and in the dtype of the block's first parameter."""
     like = _first_parameter(block)
     return torch.from_numpy(np.array(array)).to(device=like.device, dtype=like.dtype)
 
@@ -206,7 +207,10 @@ def _mode(block: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _tensor(block: Any, name: str) -> Tensor:
-    """Return the tensor of canonical `name` that its layer would use now."""
+    """Return the tensor of canonical `name` that its layer would use in a call in eval mode.
+
+    Raises ValueError if the layer does not use such a tensor.
+    """
     try:
         layer, leaf = _layer(block, name)
         with _mode(layer, training=False) if parametrize.is_parametrized(layer, leaf) else nullcontext():
@@ -227,28 +231,31 @@ def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module, leaf: st
     shape = block.spec.weights[name].shape
     if not isinstance(tensor, Tensor):
         is_quantized = callable(tensor)   # layers quantized by torch have methods of these names
-        quantized = f"quantized values of {type(layer).__name__}: read the weights before the block is quantized"
-        raise missing_array(name, block, quantized if is_quantized else type(tensor).__name__)
+        if is_quantized:
+            remedy = "read the weights before the block is quantized"
+            raise missing_array(name, block, f"quantized values of {type(layer).__name__}", remedy)
+        raise missing_array(name, block, type(tensor).__name__)
     if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-        got = f"an array that {type(layer).__name__} creates at its first call: call it once"
-        raise missing_array(name, block, got)
+        got = f"an array that {type(layer).__name__} creates at its first call"
+        raise missing_array(name, block, got, "call the block once")
     if tensor.is_meta:
         remedy = "call block.to_empty(device=...) first"
-        raise missing_array(name, block, f"a tensor without values on the meta device: {remedy}")
+        raise missing_array(name, block, "a tensor without values on the meta device", remedy)
     if hasattr(tensor, "full_tensor"):
-        raise missing_array(name, block, "a part of a sharded tensor: call block.unshard() first if FSDP sharded it")
+        raise missing_array(name, block, "a part of a sharded tensor", "call block.unshard() first if FSDP sharded it")
     if not same_shape(tensor.shape, shape):
-        raise missing_array(name, block, f"shape {tuple(tensor.shape)} for {shape}")
+        raise missing_array(name, block, f"shape {tuple(tensor.shape)}, not {shape}")
     if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
         raise missing_array(name, block, f"{tensor.dtype} in layout {tensor.layout}")
     is_property = isinstance(getattr(type(layer), leaf, None), property)
     if (is_property and not parametrize.is_parametrized(layer, leaf)) or hasattr(layer, "weight_fake_quant"):
-        remedy = "merge it first, as merge_and_unload of peft does, or read the weights before it is added"
-        raise missing_array(name, block, f"that of {type(layer).__name__}, which computes with another array: {remedy}")
+        remedy = "merge the adapter first, as merge_and_unload of peft does, or read the weights before this change"
+        got = f"the array of {type(layer).__name__}, which computes with another array"
+        raise missing_array(name, block, got, remedy)
 
 
 def _check_stored(block: Any, name: str, tensor: Tensor) -> None:
-    """Raise ValueError if something would overwrite a tensor after it is written."""
+    """Raise ValueError if a tensor is not stored, so that the next call would overwrite a written value."""
     layer, leaf = _layer(block, name)
     path = name.rpartition(".")[0]
     if parametrize.is_parametrized(layer, leaf):
@@ -260,12 +267,13 @@ def _check_stored(block: Any, name: str, tensor: Tensor) -> None:
         raise computed_array(name, block, type(hook).__name__, f"{remove}(block.{path}, {leaf!r}) first")
     stored = dict(layer.named_parameters("", False, False)) | dict(layer.named_buffers("", False, False))
     if leaf not in stored:
-        raise computed_array(name, block, "something else", f"make block.{name} a parameter first")
+        raise computed_array(name, block, "other code", f"make block.{name} a parameter first")
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
-        raise computed_array(name, block, "torch.inference_mode", "create the block outside of it, or write inside it")
+        remedy = "create the block outside torch.inference_mode, or write inside it"
+        raise computed_array(name, block, "torch.inference_mode", remedy)
     if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
         remedy = f"block.{name} = torch.nn.Parameter(tensor.clone()) first"
-        raise computed_array(name, block, "an expanded tensor", remedy)
+        raise computed_array(name, block, "torch.Tensor.expand", remedy)
 
 
 def _layer(block: Any, name: str) -> tuple[nn.Module, str]:
@@ -309,5 +317,5 @@ def _described(module: nn.Module | None) -> str:
 
 
 def _first_parameter(block: nn.Module) -> Tensor:
-    """Return the first parameter."""
+    """Return the first parameter of a block, which must have one."""
     return next(block.parameters())

@@ -18,10 +18,10 @@ class Bottleneck(BlockSpec):
     """channels: C >= 1, channels of the input.
 
     reduction: >= 1, dimensionless; the hidden layer has max(1, C // reduction) units; None means 16.
-    reduced_channels: R >= 1, hidden units; None means the rule above. Give one of the two.
+    reduced_channels: R >= 1, hidden units; None means the number of the rule above. Give only one of the two.
     bias: whether both layers have a bias.
-    gate: "sigmoid" or "hard_sigmoid", what turns the perceptron's output into coefficients.
-    Raises TypeError or ValueError when a value is outside these bounds.
+    gate: "sigmoid" or "hard_sigmoid", applied to the perceptron's output; the result is the coefficients.
+    Raises TypeError for a value of another type, and ValueError for a value outside these bounds.
     """
 
     channels: int

@@ -41,7 +41,7 @@ class Block(keras.layers.Layer):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], (list, tuple)) and all(hasattr(x, "shape") for x in args[0]):
-            raise TypeError(f"expected tensors as separate arguments, block(x, g), got a {type(args[0]).__name__}")
+            raise TypeError(f"expected tensors as separate arguments, as block(x, g), got a {type(args[0]).__name__}")
         return super().__call__(*args, **kwargs)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -50,7 +50,10 @@ class Block(keras.layers.Layer):
             cls.attention = for_symbols_and_variables(cls.attention)
 
     def linear(self, name: str) -> Any:
-        """Return the layer for matrix `name` of the spec; a kernel makes it a convolution with an equal stride."""
+        """Return the layer for the linear map `name` of the spec: dense, or a convolution with stride = kernel size.
+
+        The convolution is for a weight with spatial axes, (O, I, *k).
+        """
         weight, bias = self.spec.weights[f"{name}.weight"], self.spec.weights.get(f"{name}.bias")
         if weight.shape[2:]:
             return ops.Conv(weight, bias, "strided", name=name, dtype=self.dtype_policy)
@@ -75,10 +78,15 @@ class Block(keras.layers.Layer):
         return ops.BatchNorm(ops.initialize(weight), name=name, dtype=self.dtype_policy)
 
     def check_inputs(self, *inputs: Any) -> None:
-        """Raise TypeError or ValueError unless the spec accepts the inputs; build the layer if it is not built."""
+        """Build the layer if it is not built. Raise an error unless the inputs are valid.
+
+        Raises ValueError for a shape that the spec refuses, and TypeError for inputs that are not floating-point
+        tensors.
+        """
         for x in inputs:
             if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-                raise TypeError(f"expected a tensor, got {type(x).__name__}")
+                hint = ": convert it, as keras.ops.convert_to_tensor does" if isinstance(x, (list, tuple)) else ""
+                raise TypeError(f"expected a tensor, got {type(x).__name__}{hint}")
         self.spec.check_inputs(*(x.shape for x in inputs), channels_last=self.channels_last)
         for x in inputs:
             if not keras.backend.is_float_dtype(kind := keras.backend.standardize_dtype(x.dtype)):
@@ -88,11 +96,12 @@ class Block(keras.layers.Layer):
             self.build(*(x.shape for x in inputs))
 
     def call(self, x: Any, training: bool | None = None, attention_only: bool = False) -> Any:
-        """Return the output or, with `attention_only`, the coefficients, as `attention` does for symbolic inputs."""
+        """Return the output for x, (N, *S, C) or (N, C, *S); with `attention_only`, return the coefficients instead."""
         coefficients = self.attention(x, training=training)
         return coefficients if attention_only else self.spec.combine(x, coefficients)   # type: ignore[attr-defined]
 
     def compute_output_shape(self, *shapes: Any) -> Any:
+        """Return the shape of the output, that of x. Raise ValueError for shapes that the spec refuses."""
         self.spec.check_inputs(*shapes, channels_last=self.channels_last)
         return shapes[0]
 
@@ -105,10 +114,14 @@ class Block(keras.layers.Layer):
         return keras.KerasTensor(inputs[0].shape, dtype=self.compute_dtype)
 
     def quantize(self, mode: str | None = None, type_check: bool = True, config: Any = None) -> None:
-        """Quantize the dense layers inside. Raises NotImplementedError where there are none."""
+        """Quantize the dense layers of the block in place; arguments as keras.layers.Layer.quantize.
+
+        Raises NotImplementedError for a block without dense layers.
+        """
         leaves = [part for part in self._flatten_layers(include_self=False) if type(part) is keras.layers.Dense]
         if not leaves:
-            raise NotImplementedError(f"Keras quantizes dense layers, {type(self).__name__} has none")
+            got = f"got {type(self).__name__}, which has none"
+            raise NotImplementedError(f"expected a block with dense layers, which Keras can quantize, {got}")
         for leaf in leaves:
             leaf.quantize(mode, type_check=type_check, config=config)
 
@@ -118,17 +131,18 @@ class Block(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
+        """Return a block from the result of `get_config` of this or an older version."""
         spec, given = _spec_class(cls), ops.without_inner_settings(config)
         block = cls(**(without_idle_rules(spec, given) if spec else given))
         return ops.with_inner_settings(block, config)
 
 
 def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., Any]:
-    """A block's method `attention`, for KerasTensors and variables too.
+    """Return a block's method `attention`, wrapped so that it accepts KerasTensors and variables too.
 
-    For a KerasTensor it calls the block as a layer: a model that held the operations instead, or layers within the
-    block, could not be reloaded. (A body with a `call` of its own takes `attention_only` there.) A tf.Variable, which
-    has no `ndim`, is read. Floats are cast to the block's compute dtype, as in a call.
+    For a KerasTensor the block is called as a layer, with `attention_only`: a model that contained the operations or
+    inner layers of the block instead could not be reloaded. A tf.Variable, which has no `ndim`, is read.
+    Floating-point inputs are cast to the block's compute dtype, as in a call of the block.
     """
 
     @wraps(attention)
@@ -142,7 +156,7 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
 
 
 def _as_called(block: Any, x: Any) -> Any:
-    """Cast a floating-point input as a call of the layer does; leave others to `check_inputs`."""
+    """Return a floating-point input in the block's compute dtype, as a call of the layer does, and others unchanged."""
     if not block.autocast or not hasattr(x, "dtype"):
         return x
     kind = keras.backend.standardize_dtype(x.dtype)

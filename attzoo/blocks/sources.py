@@ -11,25 +11,29 @@ NORM: Final = {"weight": "weight", "bias": "bias", "mean": "running_mean", "var"
 
 
 def linear(**layers: str) -> dict[str, str]:
-    """Return the names of weights and biases of linear maps and convolutions, ours -> theirs, from names of layers.
+    """Return the names of weights and biases of linear maps and convolutions, those in attzoo -> those in the library.
+
+    layers: names of layers in the library by their names in attzoo.
 
     >>> linear(squeeze="fc1")
     {'squeeze.weight': 'fc1.weight', 'squeeze.bias': 'fc1.bias'}
     """
-    return {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in layers.items() for kind in ("weight", "bias")}
+    return {f"{own}.{kind}": f"{layer}.{kind}" for own, layer in layers.items() for kind in ("weight", "bias")}
 
 
 def norm(**layers: str) -> dict[str, str]:
-    """Return the names of the four arrays of batch norms, ours -> theirs, from names of layers.
+    """Return the names of the four arrays of batch norms, those in attzoo -> those in the library.
+
+    layers: names of layers in the library by their names in attzoo.
 
     >>> norm(norm="bn")["norm.mean"]
     'bn.running_mean'
     """
-    return {f"{ours}.{k}": f"{theirs}.{name}" for ours, theirs in layers.items() for k, name in NORM.items()}
+    return {f"{own}.{kind}": f"{layer}.{name}" for own, layer in layers.items() for kind, name in NORM.items()}
 
 
 def only_channels(spec: Any) -> dict[str, Any]:
-    """Return the arguments of a class that needs only the number of channels for its variant."""
+    """Return the arguments of a library's class whose only required argument is the number of channels."""
     return {"channels": spec.channels}
 
 

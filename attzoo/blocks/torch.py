@@ -29,7 +29,7 @@ class SpecModule(NamedArguments, nn.Module):
         self.accepted: list[Any] | None = None   # shapes and dtypes of the inputs that were checked last
 
     def reset_parameters(self) -> None:
-        """Initialise every array again, as the spec says."""
+        """Assign new initial values to every parameter and buffer, as the spec describes them."""
         for name, weight in self.spec.weights.items():
             ops.initialize(ops.find(self, name), weight)
         for name, buffer in self.named_buffers():
@@ -37,7 +37,7 @@ class SpecModule(NamedArguments, nn.Module):
                 buffer.zero_()
 
     def check_inputs(self, *inputs: Any) -> None:
-        """Raise TypeError or ValueError unless these are inputs that the block's spec and dtype allow.
+        """Raise ValueError for a shape that the spec refuses, and TypeError for no tensor or an invalid dtype.
 
         Tensor-likes without a shape, such as proxies of torch.fx, are not checked. Inputs with the same shapes and
         dtypes as the last ones are accepted at once, because the check takes a noticeable time for small inputs.
@@ -60,7 +60,7 @@ class SpecModule(NamedArguments, nn.Module):
                 hint = ": convert it, as x.float() does, and scale it as in training"
                 raise TypeError(f"expected a floating-point input, got {x.dtype}{hint}")
             if own not in (x.dtype, None) and not torch.is_autocast_enabled(x.device.type):
-                hint = f": convert one, x.to({own}) or block.to({x.dtype})"
+                hint = f": convert the input, x.to({own}), or the block, block.to({x.dtype})"
                 raise TypeError(f"expected the block's dtype, {own}, got {x.dtype}{hint}")
         if eager and all(x.dtype == own for x in inputs):
             self.accepted = kinds
@@ -85,10 +85,14 @@ class SpecModule(NamedArguments, nn.Module):
 class Block(SpecModule):
     """The base class of a block, which computes its output from `attention`, defined by a subclass.
 
-    parts: blocks inside this one, by attribute, with their classes; both the fast forms and hooks need to know them.
-    cpu_form: how it computes on CPUs in fewer passes over memory, if it can.
-    has_own_forms: whether this very class says which fast forms it has. What a subclass changes they do not know.
-    own_methods: the methods that affect what it computes, as they were when the class was defined.
+    A form is an implementation of the block: the plain form, written with operations of torch; the form for CPUs; or
+    the fused kernels. `fast.choice` selects one of them for every call.
+
+    parts: classes of the blocks inside this one, by name of the attribute.
+    cpu_form: the form for CPUs, which makes fewer passes over memory; None for a block without.
+    has_parts, has_kernels: whether the block has parts and fused kernels.
+    has_own_forms: whether this class itself defines its fast forms. They ignore what a subclass changes.
+    own_methods: the methods that affect the output, as they were when the class was defined.
     """
 
     attention: Callable[..., Any]
@@ -108,27 +112,34 @@ class Block(SpecModule):
 
     @staticmethod
     def triton_form() -> Any:
-        """The module of the block's kernels, imported when it is first needed; only for a block that has some.
+        """Import and return the module of the block's fused kernels. A block with kernels overrides it.
 
-        It has `fused(block, *inputs, ...)`, called as `forward` is, and may have `refusal(block, *inputs)`, which says
-        why the kernels cannot compute this, or None.
+        The module has `fused(block, *inputs, ...)`, which has the arguments of `forward`, and may have
+        `refusal(block, *inputs)`, which returns why the kernels cannot compute this call, or None if they can.
         """
         raise NotImplementedError
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, act: str | None = None) -> Tensor:
-        """act(block(x) + shortcut), as a residual branch ends: (N, C, *S) -> (N, C, *S).
+        """Return act(block(x) + shortcut), the end of a residual branch: (N, C, *S) -> (N, C, *S).
 
         Args:
             x: the input, (N, C, *S).
             shortcut: of x's shape and dtype, never broadcast; None adds nothing.
             act: "relu", or None for no activation.
 
+        Raises:
+            TypeError: an input is not a floating-point tensor, or has another dtype than the block or x.
+            ValueError: an input has a shape that the block does not accept, or act is another value.
+
         """
         self.check_residual(x, shortcut, act)
         return self.compute(x, shortcut=shortcut, act=act)
 
     def compute(self, *inputs: Tensor, **residual: Any) -> Tensor:
-        """Compute the output by the fastest form that supports the inputs; residual: shortcut and act of `forward`."""
+        """Return the output, computed by the fastest form that supports the inputs.
+
+        residual: `shortcut` and `act` of `forward`.
+        """
         shortcut, act = residual.get("shortcut"), residual.get("act")
         tensors = inputs if shortcut is None else (*inputs, shortcut)
         if self.has_kernels and choice.should_use_kernels(self, *tensors):
@@ -141,7 +152,7 @@ class Block(SpecModule):
         return ops.add_and_activate_(y, shortcut, act)
 
     def plain(self, *inputs: Tensor) -> Tensor:
-        """Compute the plain form: the first input combined with the coefficients as the spec says."""
+        """Return the output of the plain form: the first input combined with the coefficients by `spec.combine`."""
         return self.spec.combine(inputs[0], self.attention(*inputs))   # type: ignore[attr-defined]
 
     def check_residual(self, x: Any, shortcut: Any, act: str | None) -> None:

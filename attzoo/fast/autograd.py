@@ -20,7 +20,7 @@ class Fused:
     """A function `y, *saved = fused(block, *tensors, *options)` with hand-written forward and backward passes.
 
     In eager mode it is an `autograd.Function`; in a graph it is the operator `attzoo::name`. The saved tensors have
-    no gradient. A backward pass that is itself differentiated runs the block's plain form backward_operator.
+    no gradient. A backward pass that is itself differentiated runs the block's plain form, differentiated by autograd.
 
     Args:
         name: name of the operator.
@@ -81,7 +81,10 @@ class Fused:
         return outputs
 
     def _run(self, write: Callable[..., None], args: Sequence[Any], before: Any, after: Any, *write_args: Any) -> None:
-        """Call write(*write_args), or repeat its recording; tensors: `before`, those of `args`, and `after`."""
+        """Call write(*write_args), or repeat its recording of an earlier call (see tape.py).
+
+        The tensors of the pass are `before`, those of `args`, and `after`, in this order.
+        """
         device = args[0].device
         distinct = len({id(arg) for arg in args[: self.inputs]}) == self.inputs   # a shortcut may be x itself
         key = write, device, distinct, *map(cache_key, before), *map(cache_key, args), self.settings(args[0])
@@ -93,30 +96,36 @@ class Fused:
                 tape.run(key, tensors, write, *write_args)
 
     def saved(self, args: Sequence[Any], outputs: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return the tensors for the backward pass: tensor arguments, y (None if not needed), and the saved outputs."""
+        """Return the tensors that `backward` needs: tensor arguments, y (None if not needed), and the saved outputs."""
         return [*args[: self.tensors], outputs[0] if self.backward_needs_y(*args) else None, *outputs[1:]]
 
     def backward(self, dy: Tensor, saved: Sequence[Any], options: Sequence[Any]) -> list[Tensor | None]:
-        """Return a gradient for each input and parameter; None for those that are None."""
+        """Return a gradient for each input and parameter; None for those that are None.
+
+        dy: gradient of y. saved: the result of the method `saved`. options: the arguments after the tensors.
+        """
         args, (y, *extra) = [*saved[: self.tensors], *options], saved[self.tensors :]
         gradients = self.gradients(args)
         self._run(self.write_back, args, (dy,), (y, *extra, *gradients), dy, args, y, extra, gradients)
         return gradients
 
     def gradients(self, args: Sequence[Any]) -> list[Tensor | None]:
-        """Allocate the gradients."""
+        """Allocate the gradient of each input and parameter in `args`; None for those that are None."""
         return [None if t is None else torch.empty_like(t) for t in args[: self.learned]]
 
 
 def cache_key(arg: Any) -> Hashable:
-    """Return what launches depend on: shape, strides, dtype and alignment of a tensor; other values as they are."""
+    """Return the part of a recording's key for an argument: shape, strides, dtype and alignment of a tensor.
+
+    Other values are returned unchanged, lists as tuples.
+    """
     if isinstance(arg, Tensor):
         return arg.shape, arg.stride(), arg.dtype, arg.data_ptr() % ALIGNED
     return tuple(arg) if isinstance(arg, list) else arg
 
 
 def _function(fused: Fused) -> type[torch.autograd.Function]:
-    """Return the `autograd.Function` for eager mode."""
+    """Return the `autograd.Function` of `fused` for eager mode."""
 
     class Call(torch.autograd.Function):
         @staticmethod
@@ -143,24 +152,28 @@ def _function(fused: Fused) -> type[torch.autograd.Function]:
 
 
 class PlainRerun:
-    """Rerun a block's plain form, in the mode that the block was called in, for differentiable gradients."""
+    """Rerun a block's plain form, in the training mode of the original call, for differentiable gradients.
 
-    def __init__(self, of: Callable[[nn.Module], nn.Module], block: nn.Module, options: dict[str, Any]) -> None:
-        self.of, self.block, self.options = of, block, options
-        known = CHECKED.get(block)
-        parts = block.modules() if known is None else (block, *known[0].parts)
+    plain: `Fused.plain`, which returns the module to run. options: keyword arguments of the call.
+    """
+
+    def __init__(self, plain: Callable[[nn.Module], nn.Module], block: nn.Module, options: dict[str, Any]) -> None:
+        self.plain, self.block, self.options = plain, block, options
+        checked = CHECKED.get(block)
+        parts = block.modules() if checked is None else (block, *checked[0].parts)
         self.modes = [part.training for part in parts]
 
     def gradients(self, tensors: Sequence[Tensor | None], dy: Tensor) -> Sequence[Tensor | None]:
-        """Return differentiable gradients of the inputs and parameters."""
+        """Return differentiable gradients of inputs and parameters, `tensors`, from the gradient dy of the output."""
         current_modes = [part.training for part in self.block.modules()]
         try:
             self._train(self.modes)
-            return differentiate(lambda *values: [self._call(self.of(self.block), values)], tuple(tensors), [dy])
+            return differentiate(lambda *values: [self._call(self.plain(self.block), values)], tuple(tensors), [dy])
         finally:
             self._train(current_modes)
 
     def _call(self, module: nn.Module, tensors: Sequence[Tensor | None]) -> Tensor:
+        """Return the output of a module for inputs and parameters, in this order; buffers are copied."""
         names = [name for name, _ in module.named_parameters()]
         present = [t for t in tensors if t is not None]
         inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
@@ -173,6 +186,7 @@ class PlainRerun:
             THREAD_STATE.plain = False
 
     def _train(self, modes: Sequence[bool]) -> None:
+        """Set the training modes of the block and its submodules."""
         for part, training in zip(self.block.modules(), modes, strict=True):
             part.training = training
 
@@ -191,20 +205,20 @@ def _in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _operator(fused: Fused, name: str, arguments: str, saved_count: int) -> Any:
-    """Return the operator for graphs, with a second operator for its backward pass."""
+    """Return the operator for graphs. Register a second operator for its backward pass."""
     library = torch.library
     results = ", ".join(["Tensor"] * (1 + saved_count))
     schema = f"({arguments}) -> ({results})"
     operator = library.custom_op(name, _in_graph(fused.forward), mutates_args=(), schema=schema)
     operator.register_fake(lambda *args: tuple(fused.outputs(*args)))
 
-    def run_backward(dy: Tensor, y: Tensor | None, kept: list[Tensor], *args: Any) -> list[Tensor]:
-        gradients = fused.backward(dy, [*args[: fused.tensors], y, *kept], args[fused.tensors :])
+    def run_backward(dy: Tensor, y: Tensor | None, saved: list[Tensor], *args: Any) -> list[Tensor]:
+        gradients = fused.backward(dy, [*args[: fused.tensors], y, *saved], args[fused.tensors :])
         return [gradient for gradient in gradients if gradient is not None]
 
-    schema = f"(Tensor dy, Tensor? y, Tensor[] kept, {arguments}) -> Tensor[]"
+    schema = f"(Tensor dy, Tensor? y, Tensor[] saved, {arguments}) -> Tensor[]"
     backward_operator = library.custom_op(f"{name}_backward", _in_graph(run_backward), mutates_args=(), schema=schema)
-    backward_operator.register_fake(lambda dy, y, kept, *args: [t for t in fused.gradients(args) if t is not None])
+    backward_operator.register_fake(lambda dy, y, saved, *args: [t for t in fused.gradients(args) if t is not None])
 
     def setup(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
         ctx.options = inputs[fused.tensors :]

@@ -1,5 +1,8 @@
 """Select the implementation that computes a call of a block: fused kernels, the form for CPUs, or the plain form.
 
+The plain form consists of operations of torch. Fused kernels are Triton kernels that each do the work of several such
+operations. The form for CPUs uses operations of torch with fewer passes over memory.
+
 A block declares its implementations: `triton_form` returns the module of its kernels, `cpu_form` is a `CpuForm`, and
 `parts` names the blocks inside it. This module does not import Triton; kernels are imported when they are selected.
 """
@@ -49,7 +52,11 @@ _is_tracing: Final[Callable[[], bool]] = torch.jit.is_tracing   # type: ignore[a
 
 @dataclass(frozen=True)
 class CpuForm:
-    """A block's form for CPUs: `compute(block, *inputs)`, valid if `may_compute(block, *inputs)` is true."""
+    """A block's form for CPUs.
+
+    compute: compute(block, *inputs) returns the output of the block.
+    may_compute: may_compute(block, *inputs) returns whether `compute` is valid and worth its overhead.
+    """
 
     may_compute: Callable[..., bool]
     compute: Callable[..., Tensor]
@@ -93,13 +100,13 @@ def should_use_kernels(block: Any, *inputs: Tensor) -> bool:
     if not reason and not torch.compiler.is_compiling():
         CHECKED[block] = guard.Snapshot(block), [_signature(x) for x in inputs]
     if reason and settings.chosen == "triton":
-        asked = f'kernels("triton") asks for a fused {type(block).__name__}'
-        raise RuntimeError(f'{asked}, but {reason}; kernels("auto") has the plain form')
+        required = f'kernels("triton") requires the fused kernels of {type(block).__name__}'
+        raise RuntimeError(f'{required}, but {reason}; with kernels("auto") this call runs without them')
     return not reason
 
 
 def is_known_to_pass(block: nn.Module, inputs: Sequence[Tensor]) -> bool:
-    """Whether `kernels_refusal` accepted this block with such inputs, and nothing has changed since."""
+    """Whether `kernels_refusal` accepted this block with inputs of these shapes, and nothing has changed since."""
     checked = CHECKED.get(block)
     return (
         checked is not None
@@ -124,18 +131,18 @@ def has_recorded_win(kind: type, x: Tensor) -> bool:
 
 
 def unavailable() -> str | None:
-    """Return why the installed software cannot run any kernels; None if it can."""
+    """Return why the installed software cannot run any kernels, as the end of an error message; None if it can."""
     if ABSENT:
         return missing("triton", "triton", "a kernel")
     if EARLY_TORCH:
-        return f"its kernels take PyTorch {OLDEST_TORCH} or later, got {torch.__version__}"
+        return f"the kernels need PyTorch {OLDEST_TORCH} or later, got {torch.__version__}"
     if EARLY:
-        return f"its kernels take Triton {OLDEST} or later, got {TRITON}"
-    return "its kernels are for NVIDIA GPUs" if torch.version.hip else None
+        return f"the kernels need Triton {OLDEST} or later, got {TRITON}"
+    return "the kernels are for NVIDIA GPUs, got PyTorch for AMD GPUs" if torch.version.hip else None
 
 
 def kernels_refusal(block: Any, inputs: Sequence[Tensor]) -> str | None:
-    """Return why the kernels of a block cannot compute with these inputs; None if they can."""
+    """Return why the kernels of a block cannot compute with these inputs, as the end of an error; None if they can."""
     return (
         unavailable()
         or _refusal_of_tensors(block, inputs)
@@ -148,24 +155,24 @@ def kernels_refusal(block: Any, inputs: Sequence[Tensor]) -> str | None:
 def _refusal_of_tensors(block: nn.Module, inputs: Sequence[Tensor]) -> str | None:
     """Return why the devices, dtypes or sizes are not supported; None if they are."""
     if not all(isinstance(x, Tensor) for x in inputs):
-        return f"torch.fx would not see what it does, and passes {type(inputs[0]).__name__}"
+        return f"torch.fx cannot trace the kernels, and passes {type(inputs[0]).__name__} as input"
     device, tensors = inputs[0].device, _tensors(block, inputs)
     if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
-        return f"its kernels run on a CUDA device, and the input is on {device}"
+        return f"the kernels need inputs on a CUDA device, got an input on {device}"
     if len(devices := {t.device for t in tensors}) > 1:
-        return f"its tensors are on several devices, {', '.join(sorted(map(str, devices)))}"
+        return f"inputs and weights must be on one device, got {', '.join(sorted(map(str, devices)))}"
     if not (dtypes := {t.dtype for t in tensors}) <= DTYPES:
-        return f"it takes float32, float16 and bfloat16, got {', '.join(sorted(map(str, dtypes)))}"
+        return f"the kernels support float32, float16 and bfloat16, got {', '.join(sorted(map(str, dtypes)))}"
     if any(x.dtype != inputs[0].dtype for x in inputs):
-        return f"it takes inputs of one dtype, got {', '.join(str(x.dtype) for x in inputs)}"
+        return f"all inputs must have one dtype, got {', '.join(str(x.dtype) for x in inputs)}"
     if any(max(prod(x.shape[1:]), prod(x.shape[:2])) >= LONGEST for x in inputs):
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        return f"it takes fewer than 2^31 numbers in a sample, and channels in a batch, got shapes {shapes}"
+        return f"a sample must have fewer than 2^31 elements, and N * C must be less than 2^31, got shapes {shapes}"
     return None
 
 
 def _tensors(block: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return the inputs, parameters and buffers."""
+    """Return the inputs, and the parameters and floating-point buffers of the block."""
     return [*inputs, *(t for part in block.modules() for t in guard.own_tensors(part))]
 
 
@@ -173,49 +180,53 @@ def _refusal_of_modules(block: Any) -> str | None:
     """Return why the modules of the block are not supported; None if they are."""
     parts = [getattr(block, name) for name in block.parts]
     if not block.has_own_forms or any(type(p) is not kind for p, kind in zip(parts, block.parts.values(), strict=True)):
-        return "the block or a part of it is of a subclass"
+        return "the block or a block inside it is of a subclass, whose changes the kernels would ignore"
     own = [block, *parts]
     if not all(guard.is_unmodified(part, type(part)) for part in own):
-        return "something listens to its attention, as attention_maps does, or stands in a method's place"
+        return "a method of the block is replaced, as attention_maps replaces attention"
     modules = list(block.modules())
     if not all(_has_standard_options(part, block) for part in modules if not any(part is p for p in own)):
-        return "a part of the block is not as its class makes it"
+        return "a layer of the block differs from the one that its class creates"
     if any(guard.has_hooks(part) for part in modules[1:]):
-        return "a hook listens to a part of the block"
+        return "a layer of the block has a hook, which the kernels would not call"
     return None
 
 
 def _has_standard_options(part: Any, block: Any) -> bool:
-    """Whether a layer computes the same as the layer that the block creates: kernels read nothing but its weights."""
+    """Whether a layer computes the same as the layer that the block creates. The kernels read only its weights."""
     if not isinstance(part, nn.Identity) and not guard.parameter_names(part) >= {"weight", "bias"}:
         return False   # computed from other parameters, as by a parametrization
     if type(part) in CONVS:
-        centred = set(part.stride) == {1} and part.padding == tuple(k // 2 for k in part.kernel_size)
-        beside = part.stride == part.kernel_size and not any(part.padding)
+        keeps_size = set(part.stride) == {1} and part.padding == tuple(k // 2 for k in part.kernel_size)
+        is_patchwise = part.stride == part.kernel_size and not any(part.padding)
         plain = part.groups == 1 and set(part.dilation) == {1}
         mode = part.padding_mode == getattr(block.spec, "padding", "zeros")
-        return plain and mode and (centred or beside)
+        return plain and mode and (keeps_size or is_patchwise)
     return type(part) in LEAVES and (type(part) not in NORMS or bool(part.affine))
 
 
 def _refusal_of_context(block: nn.Module, inputs: Sequence[Tensor]) -> str | None:
-    """Return why kernels cannot be called now; None if they can. In a graph, the compiler checks GPU and tensors."""
+    """Return why kernels cannot be called in the current context; None if they can.
+
+    While torch.compile traces, nothing is checked.
+    """
     if torch.compiler.is_compiling():
         return None
     device = inputs[0].device
     if device.type == "cuda" and capability(device) < CAPABILITY:
-        return f"the GPU's compute capability is {'.'.join(map(str, capability(device)))}, and it takes 8.0 or later"
+        got = ".".join(map(str, capability(device)))
+        return f"the kernels need a GPU of compute capability 8.0 or later, got {got}"
     if _is_tracing():
-        return "torch.jit.trace would not see what it does"
+        return "torch.jit.trace cannot trace the kernels"
     if guard.in_transform() or guard.in_forward_derivative():
-        return "torch.func transforms and forward derivatives take operators apart"
+        return "the kernels do not support torch.func transforms and forward-mode derivatives"
     if not (kinds := {type(t) for t in _tensors(block, inputs)}).issubset(guard.PLAIN):
-        return f"it takes plain tensors, got {', '.join(sorted(kind.__name__ for kind in kinds))}"
+        return f"the kernels need plain tensors, got {', '.join(sorted(kind.__name__ for kind in kinds))}"
     return None
 
 
 def _refusal_of_block(block: Any, inputs: Sequence[Tensor]) -> str | None:
-    """Return the result of the `refusal` function of the block's kernels, if it has one."""
+    """Return the result of `refusal(block, *inputs)` of the module of the block's kernels; None if it has none."""
     refusal = getattr(block.triton_form(), "refusal", None)
     return refusal(block, *inputs) if refusal else None
 

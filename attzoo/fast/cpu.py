@@ -32,7 +32,7 @@ SMALL_TO_INFER = 1 << 20
 
 
 def _is_worth_it(block: Any, x: Tensor) -> bool:
-    """Whether x is large enough, and the block's parts are unmodified and have no hooks."""
+    """Whether x is large enough for the form for CPUs, and the block's parts are unmodified and have no hooks."""
     return (
         x.numel() >= (SMALL if torch.is_grad_enabled() else SMALL_TO_INFER)
         and (torch.is_grad_enabled() or block.has_parts)   # else the plain form makes the same passes
@@ -45,7 +45,7 @@ SPATIAL = CpuForm(_is_worth_it, lambda block, x: scale(x, None, block.coefficien
 BOTH = CpuForm(_is_worth_it, lambda block, x: scale(x, block.channel.coefficients, block.spatial.coefficients))
 
 
-# ---- what they compute -----------------------------------------------------------------------------------------------
+# ---- what the forms compute ------------------------------------------------------------------------------------------
 
 
 def scale(x: Tensor, channel: Coefficients | None, spatial: Coefficients | None) -> Tensor:
@@ -76,8 +76,9 @@ def _infer(x: Tensor, channel: Coefficients, spatial: Coefficients) -> Tensor:
     """Compute `scale` with both coefficients without gradients; x * s is stored in the memory of y."""
     s = channel(*_pools(x))
     y, maps = torch.empty_like(x), _empty_maps(x)
-    for at in _parts(x):
-        _write_maps(_flatten_space(torch.mul(x[at], expand(s[at], x), out=y[at])), maps[at].flatten(2))
+    for samples in _parts(x):
+        z = torch.mul(x[samples], expand(s[samples], x), out=y[samples])
+        _write_maps(_flatten_space(z), maps[samples].flatten(2))
     return y.mul_(spatial(maps))
 
 
@@ -97,11 +98,14 @@ class BackwardContext:
 
     s: Tensor | None = None     # (N, C)
     t: Tensor | None = None     # (N, 1, *S)
-    top: Tensor | None = None   # (N, S), maxima of x * s over channels
+    maxima: Tensor | None = None   # (N, S), maxima of x * s over channels
 
 
 class PoolSpace(Function):
-    """Return placeholders, (N, C, *S) and (N, 2, *S), and, if `pooled`, average and maximum over space, (N, C) each."""
+    """Return two placeholders, (N, C, *S) and (N, 2, *S), and if `pooled` average and maximum over space, (N, C) each.
+
+    Placeholders have no meaning in the forward pass. Their gradients carry values to `backward`, see above.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, context: BackwardContext, pooled: bool) -> Any:
@@ -113,102 +117,102 @@ class PoolSpace(Function):
         return nothing.expand_as(x), nothing.expand(len(x), 2, *x.shape[2:]), *pools
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, shares: Tensor | None, *dpools: Tensor | None) -> Any:
-        x, *tops = ctx.saved_tensors
-        if needs_differentiable_backward(dy, shares, *dpools):
+    def backward(ctx: Any, dy: Tensor | None, contributions: Tensor | None, *dpools: Tensor | None) -> Any:
+        x, *maxima = ctx.saved_tensors
+        if needs_differentiable_backward(dy, contributions, *dpools):
             (dx,) = differentiate(_plain_pools, (x,), dpools) if dpools else (None,)
             return dx, None, None
         dy = x.new_zeros(()).expand_as(x) if dy is None else dy
         dx = torch.empty_like(x)
-        for at in _parts(x):
-            dz = _grad_of_scaled(ctx.context, at, x, dy, shares, dx)
-            if tops:
-                _grad_of_input(ctx.context, at, x, dz, tops[0], dpools, dx)
+        for samples in _parts(x):
+            dz = _grad_of_scaled(ctx.context, samples, x, dy, contributions, dx)
+            if maxima:
+                _grad_of_input(ctx.context, samples, x, dz, maxima[0], dpools, dx)
         return dx, None, None
 
 
 def _grad_of_scaled(
-    context: BackwardContext, at: slice, x: Tensor, dy: Tensor, shares: Tensor | None, dx: Tensor
+    context: BackwardContext, samples: slice, x: Tensor, dy: Tensor, contributions: Tensor | None, dx: Tensor
 ) -> Tensor:
-    """Return a part of the gradient of x * s, (N, C, S), in the memory of dx unless it equals the gradient of y."""
-    part = _flatten_space(dy[at])
+    """Return the gradient of x * s for some samples, (N, C, S), in the memory of dx unless it is a part of dy."""
+    part = _flatten_space(dy[samples])
     if context.t is None:
         return part
-    t, dx_part = context.t[at].flatten(2), _flatten_space(dx[at])
-    if shares is None:
+    t, dx_part = context.t[samples].flatten(2), _flatten_space(dx[samples])
+    if contributions is None:
         return torch.mul(part, t, out=dx_part)
-    mean, per_maximum = shares[at].flatten(2).split(1, dim=1)
-    mask = _maxima(context, at, x, dx_part)
+    mean, per_maximum = contributions[samples].flatten(2).split(1, dim=1)
+    mask = _maxima(context, samples, x, dx_part)
     return torch.addcmul(mean, mask, per_maximum, out=dx_part).addcmul_(part, t)
 
 
 def _grad_of_input(
-    context: BackwardContext, at: slice, x: Tensor, dz: Tensor, top: Tensor, dpools: Any, dx: Tensor
+    context: BackwardContext, samples: slice, x: Tensor, dz: Tensor, maxima: Tensor, dpools: Any, dx: Tensor
 ) -> None:
-    """Write a part of the gradient of x into dx, from the gradients of x * s, (N, C, S), and of the pools, (N, C)."""
+    """Write the gradient of x for some samples into dx, from those of x * s, (N, C, S), and of the pools, (N, C)."""
     assert context.s is not None   # for the type checker
-    part, dx_part = _flatten_space(x[at]), _flatten_space(dx[at])
-    davg, dtop = (top.new_zeros(()).expand_as(top) if d is None else d for d in dpools)
-    mask = torch.eq(part, top[at, :, None], out=torch.empty_like(part))
-    each = dtop[at, :, None] / mask.sum(2, keepdim=True)
-    base = torch.addcmul(davg[at, :, None] / part.shape[2], mask, each, out=mask)
-    torch.addcmul(base, dz, context.s[at, :, None], out=dx_part)
+    part, dx_part = _flatten_space(x[samples]), _flatten_space(dx[samples])
+    davg, dmaximum = (maxima.new_zeros(()).expand_as(maxima) if d is None else d for d in dpools)
+    mask = torch.eq(part, maxima[samples, :, None], out=torch.empty_like(part))
+    per_maximum = dmaximum[samples, :, None] / mask.sum(2, keepdim=True)
+    base = torch.addcmul(davg[samples, :, None] / part.shape[2], mask, per_maximum, out=mask)
+    torch.addcmul(base, dz, context.s[samples, :, None], out=dx_part)
 
 
 class PoolChannels(Function):
     """Return the average and the maximum over channels of x * s, (N, 2, *S); s is (N, C), or None for 1."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gradient_carrier: Tensor, s: Tensor | None, context: BackwardContext) -> Any:
+    def forward(ctx: Any, x: Tensor, placeholder: Tensor, s: Tensor | None, context: BackwardContext) -> Any:
         maps = _empty_maps(x)
         products = None if s is None else _scratch(x)
-        for at in _parts(x):
-            z = _flatten_space(x[at])
+        for samples in _parts(x):
+            z = _flatten_space(x[samples])
             if s is not None and products is not None:
-                z = torch.mul(z, s[at, :, None], out=products[: len(z)])
-            _write_maps(z, maps[at].flatten(2))
-        context.top = maps[:, 1].flatten(1).clone()   # a view would create a reference cycle
+                z = torch.mul(z, s[samples, :, None], out=products[: len(z)])
+            _write_maps(z, maps[samples].flatten(2))
+        context.maxima = maps[:, 1].flatten(1).clone()   # a view would create a reference cycle
         ctx.context = context
         ctx.save_for_backward(x, s)
         return maps
 
     @staticmethod
     def backward(ctx: Any, dmaps: Tensor) -> Any:
-        """Return ds and, as the carrier's gradient, the shares (N, 2, *S).
+        """Return ds and, as the gradient of the placeholder, the contributions (N, 2, *S) of maps to the gradient.
 
-        At each position they are what the mean gives every channel, and what the maximum gives each channel that
-        attains it.
+        At each position, the first is the part that the mean adds to the gradient of every channel, and the second the
+        part that the maximum adds to the gradient of each channel that equals the maximum.
         """
         x, s = ctx.saved_tensors
         if needs_differentiable_backward(dmaps):
             dx, ds = differentiate(lambda x, s: [_plain_maps(x, s)], (x, s), [dmaps])
             return dx, None, ds, None
-        shares = _empty_maps(x)
+        contributions = _empty_maps(x)
         ds = None if s is None else torch.empty_like(s)
         scratch = _scratch(x)
-        mean, per_maximum = shares.flatten(2).split(1, dim=1)
-        dmean, dtop = dmaps.flatten(2).split(1, dim=1)
+        mean, per_maximum = contributions.flatten(2).split(1, dim=1)
+        dmean, dmaximum = dmaps.flatten(2).split(1, dim=1)
         torch.div(dmean, x.shape[1], out=mean)
-        for at in _parts(x):
-            z = _flatten_space(x[at])
-            mask = _maxima(ctx.context, at, x, scratch[: len(z)])
-            torch.div(dtop[at], mask.sum(1, keepdim=True), out=per_maximum[at])
+        for samples in _parts(x):
+            z = _flatten_space(x[samples])
+            mask = _maxima(ctx.context, samples, x, scratch[: len(z)])
+            torch.div(dmaximum[samples], mask.sum(1, keepdim=True), out=per_maximum[samples])
             if ds is not None:
-                ds[at] = torch.addcmul(mean[at], mask, per_maximum[at], out=mask).mul_(z).sum(2)
-        return None, shares, ds, None
+                ds[samples] = torch.addcmul(mean[samples], mask, per_maximum[samples], out=mask).mul_(z).sum(2)
+        return None, contributions, ds, None
 
 
 class Multiply(Function):
     """Return x * s * t, (N, C, *S); s is (N, C), or None for 1, and t is (N, 1, *S), or None for 1."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gradient_carrier: Tensor, s: Tensor | None, t: Tensor | None) -> Any:
+    def forward(ctx: Any, x: Tensor, placeholder: Tensor, s: Tensor | None, t: Tensor | None) -> Any:
         ctx.save_for_backward(x, s, t)
         if s is None or t is None:
             return _plain(x, s, t)
         y = torch.empty_like(x)
-        for at in _parts(x):
-            torch.mul(x[at], expand(s[at], x), out=y[at]).mul_(t[at])
+        for samples in _parts(x):
+            torch.mul(x[samples], expand(s[samples], x), out=y[samples]).mul_(t[samples])
         return y
 
     @staticmethod
@@ -220,13 +224,13 @@ class Multiply(Function):
         ds = torch.empty_like(s) if ctx.needs_input_grad[2] else None
         dt = torch.empty_like(t) if ctx.needs_input_grad[3] else None
         products = _scratch(x)
-        for at in _parts(x):
-            both = torch.mul(_flatten_space(dy[at]), _flatten_space(x[at]), out=products[: len(x[at])])
+        for samples in _parts(x):
+            both = torch.mul(_flatten_space(dy[samples]), _flatten_space(x[samples]), out=products[: len(x[samples])])
             if ds is not None:
-                ds[at] = both.sum(2) if t is None else torch.bmm(both, t[at].flatten(2).mT)[:, :, 0]
+                ds[samples] = both.sum(2) if t is None else torch.bmm(both, t[samples].flatten(2).mT)[:, :, 0]
             if dt is not None:
-                total = both.sum(1, keepdim=True) if s is None else torch.bmm(s[at, None], both)
-                dt[at] = total.view_as(dt[at])
+                total = both.sum(1, keepdim=True) if s is None else torch.bmm(s[samples, None], both)
+                dt[samples] = total.view_as(dt[samples])
         return None, dy, ds, dt
 
 
@@ -242,7 +246,7 @@ def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
 def differentiate(
     call: Callable[..., list[Tensor]], inputs: tuple[Tensor | None, ...], gradients: Any
 ) -> list[Tensor | None]:
-    """Return the gradients of the inputs of `call` by autograd, given those of its outputs; None where not required."""
+    """Return the gradient of each input of `call` by autograd, from those of the outputs; None where not required."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():   # views: one input may be computed from another, and no gradient may flow between them
         views = [x if x is None else x.view_as(x) for x in inputs]
@@ -274,8 +278,8 @@ def _plain_pools(x: Tensor) -> list[Tensor]:
 
 
 def _pools(x: Tensor) -> list[Tensor]:
-    """Return average and maximum over space, part by part, so that the maximum reads x from the cache."""
-    return [torch.cat(pooled) for pooled in zip(*(_plain_pools(x[at]) for at in _parts(x)), strict=True)]
+    """Return average and maximum over space, (N, C) each, part by part, so that the maximum reads x from the cache."""
+    return [torch.cat(pooled) for pooled in zip(*(_plain_pools(x[samples]) for samples in _parts(x)), strict=True)]
 
 
 def _write_maps(z: Tensor, maps: Tensor) -> None:
@@ -287,17 +291,20 @@ def _write_maps(z: Tensor, maps: Tensor) -> None:
     maps[:, 1] = z.amax(1)
 
 
-def _maxima(context: BackwardContext, at: slice, x: Tensor, into: Tensor) -> Tensor:
-    """Write 1 where a part of x * s is the maximum over channels, else 0; x * s is rounded as in the forward pass."""
-    assert context.top is not None   # set by PoolChannels; for the type checker
-    z = _flatten_space(x[at])
+def _maxima(context: BackwardContext, samples: slice, x: Tensor, out: Tensor) -> Tensor:
+    """Write 1 into `out` where x * s is the maximum over channels, else 0, for some samples: (N, C, S). Return `out`.
+
+    x * s is rounded as in the forward pass.
+    """
+    assert context.maxima is not None   # set by PoolChannels; for the type checker
+    z = _flatten_space(x[samples])
     if context.s is not None:
-        z = torch.mul(z, context.s[at, :, None], out=into)
-    return torch.eq(z, context.top[at, None], out=into)
+        z = torch.mul(z, context.s[samples, :, None], out=out)
+    return torch.eq(z, context.maxima[samples, None], out=out)
 
 
 def _parts(x: Tensor) -> Iterator[slice]:
-    """Yield slices of the batch, one per part."""
+    """Yield slices of the batch, each of about PART bytes of x."""
     count = max(1, PART // max(1, x[0].nbytes))
     return (slice(i, i + count) for i in range(0, len(x), count))
 
@@ -308,7 +315,7 @@ def _flatten_space(x: Tensor) -> Tensor:
 
 
 def _scratch(x: Tensor) -> Tensor:
-    """Allocate a part of x, (N, C, S), in the memory layout of x."""
+    """Allocate a tensor for the first part of x, (N, C, S), in the memory layout of x."""
     return torch.empty_like(_flatten_space(x[next(_parts(x))]))
 
 

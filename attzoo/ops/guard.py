@@ -51,7 +51,7 @@ OPTIONS: Final = ("stride", "padding", "kernel_size", "dilation", "groups", "pad
 
 
 def _store(name: str, value: Any) -> None:
-    """Store a value in torch's thread-local state, which autograd copies to its worker threads."""
+    """Store a value by name in torch's thread-local state, which autograd copies to its worker threads."""
     references = sys.getrefcount(value)
     torch._C._stash_obj_in_tls(name, value)
     if sys.getrefcount(value) == references:   # torch <= 2.11 releases a reference that it never took
@@ -59,7 +59,7 @@ def _store(name: str, value: Any) -> None:
 
 
 def _load(name: str) -> Any:
-    """Return a value from torch's thread-local state, or None if there is none."""
+    """Return the value that `_store` stored by this name, or None."""
     return torch._C._get_obj_in_tls(name) if torch._C._is_key_in_tls(name) else None
 
 
@@ -143,7 +143,9 @@ def remove_forward_hook(module: nn.Module, hook: Callable[..., Any]) -> None:
 
 
 def is_unmodified(module: nn.Module, *kinds: type) -> bool:
-    """Whether the type of a module is exactly one of `kinds` and no method is replaced, on it or in its class.
+    """Whether a module is of one of the classes `kinds`, not a subclass, and none of its methods is replaced.
+
+    A method may be replaced on the instance or in its class.
 
     Names are looked up one by one, because torch.compile of 2.11 cannot trace a set.
     """
@@ -166,7 +168,10 @@ def is_ordinary(module: nn.Module, *kinds: type) -> bool:
 
 
 def replaces_attention(module: nn.Module) -> bool:
-    """Whether `attention` is replaced on the instance, by the user or by attention_maps in this context."""
+    """Whether `attention` is replaced on the instance, by the user or by `attention_maps` in this context.
+
+    While torch.compile traces, every replacement counts.
+    """
     own = module.__dict__
     return "attention" in own and (torch.compiler.is_compiling() or not is_idle(own["attention"]))
 
@@ -183,9 +188,10 @@ class Snapshot:
         self.seen = [_seen(part) for part in (module, *self.parts)]
 
     def holds(self, module: nn.Module) -> bool:
-        """Whether no submodule or tensor was replaced or converted since, and no submodule has a hook.
+        """Whether no submodule or tensor was replaced or converted since the record, and no submodule has a hook.
 
-        False also where an `attention` is replaced, because attention_maps may be recording in this context.
+        module: the module that was recorded. The result is False also where `attention` of the module or of a submodule
+        is replaced, because attention_maps may be recording.
         """
         parts = module, *self.parts
         return (
@@ -211,7 +217,7 @@ def _tensors(part: nn.Module) -> list[Tensor | None]:
 
 
 def _form(t: Tensor) -> tuple[Any, ...]:
-    """Return id, type, shape, dtype and device: assigning .data keeps the id and may change the rest."""
+    """Return id, type, shape, dtype and device of a tensor: assigning .data keeps the id and may change the rest."""
     return id(t), type(t), t.shape, t.dtype, t.device
 
 

@@ -28,7 +28,10 @@ register = keras.saving.register_keras_serializable(package="attzoo")
 
 
 def parts_of(layer: Any) -> dict[str, Any]:
-    """Return the direct sublayers of a layer by attribute, or those of a model by name."""
+    """Return the direct sublayers of a layer by name of the attribute, or those of a model by name of the layer.
+
+    A sublayer in a list has the name "layer <i>", where i is its index among the sublayers.
+    """
     parts = layer._flatten_layers(include_self=False, recursive=False)   # there is no public API for them
     attributes = vars(layer) | vars(layer).get("_modules", {})   # with the torch backend: submodules of torch
     names = {id(value): name for name, value in attributes.items()}
@@ -37,7 +40,10 @@ def parts_of(layer: Any) -> dict[str, Any]:
 
 
 def inner_settings(layer: Any) -> dict[str, Any]:
-    """Return config entries with the dtype policies and `trainable` of sublayers, by path, that differ from the layer.
+    """Return config entries for the sublayers whose dtype policy or `trainable` differs from that of the layer.
+
+    A path consists of the names of `parts_of`, joined by "/". The entry POLICIES maps paths to the serialized dtype
+    policy and quantization config, and TRAINABLE maps paths to `trainable`.
 
     Policies are compared with the layer's own; quantization sets others. `trainable` is compared with that of the
     layer around the sublayer, in models only: Keras loses it if it is set on a sublayer of a layer that is not built.
@@ -47,6 +53,7 @@ def inner_settings(layer: Any) -> dict[str, Any]:
     trainable: dict[str, bool] = {}
 
     def walk(path: str, inside: Any) -> None:
+        """Add the entries of the sublayers of layer `inside`, whose path ends in "/"."""
         for name, part in parts_of(inside).items():
             if not _equal_policies(part, layer) and not isinstance(part, keras.layers.InputLayer):
                 quantization = getattr(part, "quantization_config", None)
@@ -63,9 +70,10 @@ def inner_settings(layer: Any) -> dict[str, Any]:
     return {key: entry for key, entry in entries.items() if entry}
 
 
-def _equal_policies(layer: Any, other: Any) -> bool:
-    a, b = (keras.dtype_policies.serialize(each.dtype_policy) for each in (layer, other))   # maps have no ==
-    return bool(a == b)
+def _equal_policies(a: Any, b: Any) -> bool:
+    """Whether two layers have equal dtype policies."""
+    policy_a, policy_b = (keras.dtype_policies.serialize(layer.dtype_policy) for layer in (a, b))   # maps have no ==
+    return bool(policy_a == policy_b)
 
 
 def without_inner_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -74,12 +82,13 @@ def without_inner_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sublayer(layer: Any, path: str) -> Any:
-    """Return the sublayer at a path of `inner_settings`. Raise ValueError if there is none."""
+    """Return the sublayer at a path of `inner_settings`. Raise ValueError if no sublayer has this path."""
     part = layer
     for name in path.split("/"):
         part = parts_of(part).get(name)
         if part is None:
-            raise ValueError(f"expected a layer {path} in {type(layer).__name__}, as in the config, got none")
+            fix = "load the config with the class and the version of attzoo that wrote it"
+            raise ValueError(f"expected a layer {path} in {type(layer).__name__}, as in the config, got none: {fix}")
     return part
 
 
@@ -104,7 +113,10 @@ def with_inner_settings(layer: Any, config: dict[str, Any]) -> Any:
 
 
 def data_format_of(given: str | None) -> str:
-    """Return the data format, that of keras.config if None is given; raise ValueError for another value."""
+    """Return the data format, "channels_last" or "channels_first"; None means that of keras.config.
+
+    Raises ValueError for other values.
+    """
     data_format = keras.config.image_data_format() if given is None else given
     return str(choice("data_format", data_format, ("channels_last", "channels_first")))
 
@@ -113,14 +125,14 @@ def check_policy(policy: Any) -> None:
     """Raise ValueError unless the dtypes of a policy are floating-point dtypes and it is not quantized."""
     kinds = policy.variable_dtype, policy.compute_dtype
     if not all(keras.backend.is_float_dtype(kind) for kind in kinds):
-        raise ValueError(f"dtype must be a floating-point dtype, got {policy.name!r}")
+        raise ValueError(f"dtype must be a floating-point dtype, such as 'float32', got {policy.name!r}")
     if getattr(policy, "quantization_mode", None):
-        hint = "create it in a floating-point dtype, then call its quantize()"
+        hint = "create the layer in a floating-point dtype, then call quantize() of the layer"
         raise ValueError(f"dtype must not be quantized, got {policy.name!r}: {hint}")
 
 
 class Conv(keras.layers.Layer):
-    """(N, *S, I) -> (N, *S, O), or (N, *S // k, O) where mode is "strided".
+    """A convolution: (N, *S, I) -> (N, *S, O), or (N, *S // k, O) where mode is "strided".
 
     Mode "zeros" or "circular" is the padding of a convolution that keeps the size; "strided" has no padding and a
     stride equal to the kernel. The kernel is stored in the order of the spec, (O, I, *k), or (k,) where O = I = 1.
@@ -130,16 +142,16 @@ class Conv(keras.layers.Layer):
 
     def __init__(self, weight: Weight, bias: Weight | None, mode: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.starts = weight, bias
+        self.descriptions = weight, bias
         self.mode = mode
 
     def build(self, input_shape: Any) -> None:
-        weight, bias = self.starts
+        weight, bias = self.descriptions
         self.weight = self.add_weight(name="weight", shape=weight.shape, initializer=initialize(weight))
         self.bias = bias and self.add_weight(name="bias", shape=bias.shape, initializer=initialize(bias))
 
     def call(self, x: Any) -> Any:
-        shape = self.starts[0].shape
+        shape = self.descriptions[0].shape
         if len(shape) > 1:
             kernel = ops.transpose(self.weight, (*range(2, len(shape)), 1, 0))
         else:
@@ -157,7 +169,7 @@ class Conv(keras.layers.Layer):
 
 
 def allow_empty_batch(layer: Callable[..., Any], x: Any, *args: Any) -> Any:
-    """Return layer(x, *args) for any batch, including an empty one, which convolutions of Keras 3.13 and oneDNN refuse.
+    """Return layer(x, *args), also for an empty batch, for which convolutions of Keras 3.13 and oneDNN raise an error.
 
     For an empty batch the layer is applied to one sample of zeros, and the output for it is dropped.
     """
@@ -196,18 +208,21 @@ class BatchNorm(keras.layers.Layer):
         weight, bias, center, var = (ops.cast(v, z.dtype) for v in (self.weight, self.bias, self.mean, self.var))
         if training and self.trainable:   # a frozen norm uses running statistics, as in Keras
             axes = tuple(range(x.ndim - 1))
-            now = mean(z, axes)
-            off = z - now
-            spread = mean(ops.square(off), axes)
-            unbiased = spread * self.unbiased(x)
-            self.mean.assign(self.mean + MOMENTUM * (ops.cast(now, self.mean.dtype) - self.mean))
+            batch_mean = mean(z, axes)
+            centered = z - batch_mean
+            batch_var = mean(ops.square(centered), axes)
+            unbiased = batch_var * self.unbiased(x)
+            self.mean.assign(self.mean + MOMENTUM * (ops.cast(batch_mean, self.mean.dtype) - self.mean))
             self.var.assign(self.var + MOMENTUM * (ops.cast(unbiased, self.var.dtype) - self.var))
-            return ops.cast(off * (weight * ops.rsqrt(spread + EPSILON)) + bias, x.dtype)
+            return ops.cast(centered * (weight * ops.rsqrt(batch_var + EPSILON)) + bias, x.dtype)
         scale = weight * ops.rsqrt(var + EPSILON)
         return ops.cast(z * scale + (bias - center * scale), x.dtype)   # two passes over x, not three
 
     def unbiased(self, x: Any) -> Any:
-        """Return n / (n - 1) for the n values of each channel; raise ValueError if n is 1."""
+        """Return n / (n - 1) for the n values of each channel of x (N, *S, C).
+
+        Raises ValueError if n is 1. If a size of x is unknown, n = 1 gives 1.
+        """
         if all(size is not None for size in x.shape):
             n = x.shape[0]
             for size in x.shape[1:-1]:
@@ -223,21 +238,24 @@ class BatchNorm(keras.layers.Layer):
 
 
 def in_dtype_of(x: Any, variable: Any) -> Any:
-    """Cast a variable to the dtype of x. Keras does so only inside a layer's call."""
+    """Return a variable in the dtype of x. Keras makes this cast only inside a layer's call."""
     return ops.cast(variable, x.dtype)
 
 
 def find(layer: Any, name: str) -> Any:
-    """Return the variable with canonical `name`, where "weight" may be called kernel in Keras."""
+    """Return the variable with canonical `name`, such as "channel.excite.weight".
+
+    Canonical names are the keys of a spec's `weights`. Their "weight" is the attribute `kernel` of Keras's own layers.
+    """
     return getattr(*locate(layer, name))
 
 
 def locate(layer: Any, name: str) -> tuple[Any, str]:
-    """Return the layer with canonical `name` and the attribute that holds the variable."""
+    """Return the layer that has the variable with canonical `name`, and the name of the attribute for the variable."""
     path, _, leaf = name.rpartition(".")
     if isinstance(layer, keras.Model):   # its layers know the beginnings of paths
-        beginnings = [(path_of(each), each) for each in layer.layers if f"{path}.".startswith(f"{path_of(each)}.")]
-        beginning, layer = max(beginnings, key=lambda each: len(each[0]))
+        beginnings = [(path_of(part), part) for part in layer.layers if f"{path}.".startswith(f"{path_of(part)}.")]
+        beginning, layer = max(beginnings, key=lambda pair: len(pair[0]))
         path = path[len(beginning) + 1 :]
     for step in filter(None, path.split(".")):
         layer = getattr(layer, "output_" if step == "output" else step)   # Keras has an `output` of its own
@@ -245,7 +263,10 @@ def locate(layer: Any, name: str) -> tuple[Any, str]:
 
 
 def named(layer: Any, path: str) -> Any:
-    """Store the canonical path and the settings on a layer, and return it. Names in Keras on torch allow no dots."""
+    """Store the canonical path of a layer and its description at creation on the layer, and return the layer.
+
+    The path is stored, because names of layers allow no dots in Keras on torch.
+    """
     layer.canonical, layer.made = path, described(layer)
     return layer
 
@@ -266,9 +287,9 @@ def check_unchanged(model: Any) -> None:
     """Raise ValueError if a layer of a model has other settings than at its creation, which its config cannot store."""
     for layer in model.layers:
         made = getattr(layer, "made", None)
-        if made is not None and made != (now := described(layer)):
-            hint = "undo the change, or save the weights alone with save_weights()"
-            raise ValueError(f"expected {path_of(layer)} to be {made}, as the model creates it, got {now}: {hint}")
+        if made is not None and made != (current := described(layer)):
+            hint = "undo the change, or save only the weights, with save_weights()"
+            raise ValueError(f"expected {path_of(layer)} to be {made}, as the model creates it, got {current}: {hint}")
 
 
 def path_of(layer: Any) -> str:
@@ -290,7 +311,7 @@ def initialize(weight: Weight | None) -> Any:
 
 
 def reinitialize(variable: Any, weight: Weight) -> None:
-    """Initialise a variable again, as another `Weight` says."""
+    """Assign new initial values to a variable, as `weight` describes them."""
     shape = weight.size // weight.shape[0], weight.shape[0]   # inputs x outputs
     drawn = initialize(weight)(shape, dtype=variable.dtype)
     drawn = drawn if variable.name == "kernel" else ops.transpose(drawn)
@@ -298,7 +319,7 @@ def reinitialize(variable: Any, weight: Weight) -> None:
 
 
 def space(x: Any, channels_last: bool) -> tuple[int, ...]:
-    """Return the spatial axes of x."""
+    """Return the indices of the spatial axes of x, (N, *S, C) or (N, C, *S)."""
     return tuple(range(1, x.ndim - 1)) if channels_last else tuple(range(2, x.ndim))
 
 
@@ -308,12 +329,15 @@ def avg_pool(x: Any, channels_last: bool) -> Any:
 
 
 def max_pool(x: Any, channels_last: bool) -> Any:
-    """Return the maximum over the spatial axes, gradient split evenly among ties, in the shapes of `avg_pool`."""
+    """Return the maximum over the spatial axes: (N, *S, C) or (N, C, *S) -> (N, C).
+
+    The gradient is split evenly among equal maxima.
+    """
     return amax(x, space(x, channels_last))
 
 
 def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
-    """Compute the mean in the dtype of x. On JAX and torch, keras.ops.mean computes float64 in float32."""
+    """Return the mean over axes in the dtype of x. On JAX and torch, keras.ops.mean computes float64 in float32."""
     if keras.backend.backend() == "tensorflow" or keras.backend.standardize_dtype(x.dtype) != "float64":
         return ops.mean(x, axis=axis, keepdims=keepdims)
     size, n = ops.shape(x), 1
@@ -328,20 +352,20 @@ def wide(dtype: Any) -> str:
 
 
 def amax(x: Any, axis: Any, keepdims: bool = False) -> Any:
-    """Compute the maximum; for an empty batch, which keras.ops.max may refuse, the equally empty sum."""
+    """Return the maximum over axes. For an empty batch, for which keras.ops.max may raise, return an empty tensor."""
     largest = ops.sum if x.shape[0] == 0 else ops.max
     return largest(x, axis=axis, keepdims=keepdims)
 
 
 def expand(s: Any, x: Any, channels_last: bool) -> Any:
-    """Reshape one coefficient per channel to broadcast with x: (N, C) -> (N, 1.., C) or (N, C, 1..)."""
+    """Return one coefficient per channel reshaped to broadcast with x: (N, C) -> (N, 1.., C) or (N, C, 1..)."""
     ones = (1,) * (x.ndim - 2)
     shape = (*ones, s.shape[-1]) if channels_last else (s.shape[-1], *ones)
     return ops.reshape(s, (-1, *shape))
 
 
 def to_last(x: Any, channels_last: bool) -> Any:
-    """Transpose to channels last: (N, C, *S) -> (N, *S, C)."""
+    """Return x as channels last, (N, *S, C). If `channels_last` is true, x already is and is returned itself."""
     return x if channels_last else ops.moveaxis(x, 1, -1)
 
 
@@ -351,7 +375,7 @@ def sizes(x: Any) -> tuple[Any, ...]:
 
 
 def from_last(x: Any, channels_last: bool) -> Any:
-    """Transpose from channels last to the data format: (N, *S, C) -> (N, C, *S)."""
+    """Return x (N, *S, C) in the data format: x itself if `channels_last` is true, else (N, C, *S)."""
     return x if channels_last else ops.moveaxis(x, -1, 1)
 
 
@@ -359,7 +383,7 @@ relu, sigmoid, stack, multiply = ops.relu, ops.sigmoid, ops.stack, ops.multiply
 
 
 def hard_sigmoid(z: Any) -> Any:
-    """Compute relu6(z + 3) / 6."""
+    """Return relu6(z + 3) / 6, the piecewise linear sigmoid of MobileNetV3."""
     return ops.relu6(z + 3) / 6
 
 
@@ -368,6 +392,8 @@ GATES: dict[str, Callable[[Any], Any]] = {"sigmoid": sigmoid, "hard_sigmoid": ha
 
 def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool) -> Any:
     """Resample the spatial axes to `size`, one axis after the other: (N, *S, C) -> (N, *size, C).
+
+    interpolation: "linear" or "nearest". align_corners: as in torch.nn.functional.interpolate, for "linear".
 
     keras.ops.image.resize supports no volumes, computes in float32, and cannot be exported with unknown sizes.
     If the size is static and does not change, x itself is returned.
@@ -386,12 +412,15 @@ def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool)
 
 
 def nearest(old: Any, new: Any) -> Any:
-    """Return, for each of `new` positions, the index of the nearest old one, in exact integers."""
+    """Return, for each of `new` positions along an axis, the index of the nearest of `old` positions, in integers."""
     return (2 * ops.arange(new, dtype="int32") + 1) * old // (2 * new)
 
 
 def taps(old: Any, new: Any, align_corners: bool, dtype: str) -> tuple[Any, Any, Any]:
-    """Return, for each of `new` positions, the two old indices around it and its distance from the first."""
+    """Return the weights of linear interpolation along an axis from `old` to `new` positions, (new,) each.
+
+    They are the indices of the old position before and after each new position, and the distance from the first.
+    """
     i = ops.cast(ops.arange(new, dtype="int32"), dtype)
     old, new = ops.cast(old, dtype), ops.cast(new, dtype)
     source = i * ((old - 1) / ops.maximum(new - 1, 1)) if align_corners else (i + 0.5) * (old / new) - 0.5

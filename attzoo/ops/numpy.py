@@ -24,22 +24,22 @@ def max_pool(x: Array) -> Array:
 
 
 def expand(s: Array, x: Array) -> Array:
-    """Reshape one coefficient per channel to broadcast with x: (N, C) -> (N, C, 1..)."""
+    """Return one coefficient per channel reshaped to broadcast with x: (N, C) -> (N, C, 1..)."""
     return s.reshape(s.shape + (1,) * (x.ndim - 2))
 
 
 def relu(z: Array) -> Array:
-    """Compute max(z, 0). NaN is propagated."""
+    """Return max(z, 0), and NaN where z is NaN."""
     return np.maximum(z, 0)
 
 
 def sigmoid(z: Array) -> Array:
-    """Compute 1 / (1 + exp(-z)) without overflow and with full relative precision for small results."""
+    """Return 1 / (1 + exp(-z)), without overflow and with full relative precision for small results."""
     return np.exp(-np.logaddexp(0, -z))
 
 
 def hard_sigmoid(z: Array) -> Array:
-    """Compute relu6(z + 3) / 6, the piecewise linear sigmoid of MobileNetV3."""
+    """Return relu6(z + 3) / 6, the piecewise linear sigmoid of MobileNetV3."""
     return np.clip(z + 3, 0, 6) / 6
 
 
@@ -47,34 +47,45 @@ GATES = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
 
 
 def linear(x: Array, weights: Mapping[str, Array], name: str) -> Array:
-    """Multiply the channel axis by matrix `name` and add its bias, if any: (N, I, *S) -> (N, O, *S)."""
+    """Apply the linear map `name` to the channels: (N, I, *S) -> (N, O, *S).
+
+    weights: has the matrix "<name>.weight", (O, I), and may have "<name>.bias", (O,).
+    """
     y = np.moveaxis(np.tensordot(x, weights[f"{name}.weight"], axes=(1, 1)), -1, 1)
     return _add_bias(y, weights, name)
 
 
 def strided(x: Array, weights: Mapping[str, Array], name: str) -> Array:
-    """Convolve with a stride equal to the kernel size, without padding: (N, I, *S), (O, I, *k) -> (N, O, *S // k)."""
+    """Convolve with a stride equal to the kernel size, without padding: (N, I, *S) -> (N, O, *S // k).
+
+    weights: has the kernel "<name>.weight", (O, I, *k) or (O, I) for k = 1, and may have "<name>.bias", (O,).
+    """
     kernel = weights[f"{name}.weight"]
     if kernel.ndim == 2:
         return linear(x, weights, name)
     for axis, k in enumerate(kernel.shape[2:], start=2):   # each spatial axis splits into (position, offset)
-        at = axis + (axis - 2)
-        x = np.take(x, range(x.shape[at] // k * k), axis=at)
-        x = x.reshape(*x.shape[:at], x.shape[at] // k, k, *x.shape[at + 1 :])
+        split = axis + (axis - 2)
+        x = np.take(x, range(x.shape[split] // k * k), axis=split)
+        x = x.reshape(*x.shape[:split], x.shape[split] // k, k, *x.shape[split + 1 :])
     offsets = tuple(range(3, x.ndim, 2))
     y = np.moveaxis(np.tensordot(x, kernel, axes=((1, *offsets), tuple(range(1, kernel.ndim)))), -1, 1)
     return _add_bias(y, weights, name)
 
 
 def conv(x: Array, weights: Mapping[str, Array], name: str, stride: Sequence[int]) -> Array:
-    """Compute `conv_same` at every stride-th pixel and add the bias: (N, I, *S) -> (N, O, *ceil(S / stride))."""
+    """Convolve with zero padding of k // 2 pixels and a stride per axis: (N, I, *S) -> (N, O, *ceil(S / stride)).
+
+    weights: has the kernel "<name>.weight", (O, I, *k) or (O, I) for k = 1, and "<name>.bias", (O,).
+    """
     kernel = weights[f"{name}.weight"]
     kernel = kernel.reshape(kernel.shape + (1,) * (x.ndim - kernel.ndim))
     return _add_bias(conv_same(x, kernel)[_every(stride)], weights, name)
 
 
 def transposed(x: Array, weights: Mapping[str, Array], name: str, stride: Sequence[int]) -> Array:
-    """Compute a transposed convolution: (N, I, *S), (I, O, *k) -> (N, O, *S * stride).
+    """Compute a transposed convolution with a stride per axis: (N, I, *S) -> (N, O, *S * stride).
+
+    weights: has the kernel "<name>.weight", (I, O, *k), and "<name>.bias", (O,).
 
     Each input pixel contributes to k output pixels from its own position on; the output is then cropped by
     (k - 1) // 2 pixels at the start of each axis.
@@ -89,12 +100,12 @@ def transposed(x: Array, weights: Mapping[str, Array], name: str, stride: Sequen
 
 
 def _every(stride: Sequence[int]) -> tuple[slice, ...]:
-    """Return the index of every stride-th pixel."""
+    """Return the index that selects every stride-th pixel along each spatial axis of (N, C, *S)."""
     return (slice(None), slice(None), *(slice(None, None, step) for step in stride))
 
 
 def _add_bias(y: Array, weights: Mapping[str, Array], name: str) -> Array:
-    """Add the bias of `name`, if there is one, to the channels of y."""
+    """Return y (N, O, *S) plus the bias "<name>.bias", (O,), if `weights` has it."""
     bias = weights.get(f"{name}.bias")
     return y if bias is None else y + bias.reshape(-1, *(1,) * (y.ndim - 2))
 
@@ -117,7 +128,9 @@ def _correlate(x: Array, kernel: Array) -> Array:
 
 
 def batch_norm(x: Array, weights: Mapping[str, Array], name: str, training: bool) -> Array:
-    """Normalise each channel of x; return x itself if `weights` has no norm of this name.
+    """Normalise each channel of x: (N, C, *S) -> (N, C, *S). Return x itself if `weights` has no norm of this name.
+
+    weights: has "<name>.weight", "<name>.bias", "<name>.mean" and "<name>.var", (C,) each.
 
     In training the statistics are those of the batch, and the running statistics in `weights` are updated in place.
     The running variance is unbiased: n / (n - 1) times the variance of the batch.
@@ -144,9 +157,8 @@ def batch_norm(x: Array, weights: Mapping[str, Array], name: str, training: bool
 
 def one_value(shape: Sequence[int | None]) -> ValueError:
     """Return the error for batch norm in training on an input of this shape, with one value per channel."""
-    norm = "another norm (norm=False of a block, norm='instance' of a U-Net)"
     got = f"got input of shape {tuple(shape)}, which has no variance"
-    fix = f"give a larger batch or larger inputs, or take {norm}"
+    fix = "give a larger batch or larger inputs, or another norm: norm=False for a block, norm='instance' for a U-Net"
     return ValueError(f"expected more than 1 value per channel in training for batch norm, {got}: {fix}")
 
 
@@ -158,12 +170,15 @@ def instance_norm(x: Array) -> Array:
 
 
 def prelu(z: Array, slope: Array) -> Array:
-    """Return z where it is positive, and slope * z elsewhere."""
+    """Return z where z is positive, and slope * z elsewhere; slope: (1,)."""
     return np.where(z > 0, z, slope * z)
 
 
 def pool(x: Array, window: Sequence[int]) -> Array:
-    """Max-pool with a stride equal to the window, keeping partial windows: (N, C, *S) -> (N, C, *ceil(S / window))."""
+    """Max-pool with a stride equal to `window`, in pixels per spatial axis: (N, C, *S) -> (N, C, *ceil(S / window)).
+
+    The last window of an axis may be smaller.
+    """
     missing = [(0, -n % w) for n, w in zip(x.shape[2:], window, strict=True)]
     x = np.pad(x, [(0, 0), (0, 0), *missing], constant_values=-np.inf)
     split = [size for n, w in zip(x.shape[2:], window, strict=True) for size in (n // w, w)]
@@ -175,17 +190,17 @@ def crop(x: Array, size: Sequence[int]) -> Array:
     return x[(slice(None), slice(None), *map(slice, size))]
 
 
-def widen(x: Array, least: Sequence[int]) -> Array:
-    """Pad each spatial axis to at least `least` by repeating the last pixel: (N, C, *S) -> (N, C, *max(S, least))."""
-    missing = [(0, max(0, low - n)) for n, low in zip(x.shape[2:], least, strict=True)]
+def widen(x: Array, min_size: Sequence[int]) -> Array:
+    """Pad each spatial axis to `min_size` by repeating the last pixel: (N, C, *S) -> (N, C, *max(S, min_size))."""
+    missing = [(0, max(0, low - n)) for n, low in zip(x.shape[2:], min_size, strict=True)]
     return np.pad(x, [(0, 0), (0, 0), *missing], mode="edge") if any(map(max, missing)) else x
 
 
 def resize(x: Array, size: Sequence[int], interpolation: str, align_corners: bool) -> Array:
     """Resample the spatial axes to `size`, one axis after the other: (N, C, *S) -> (N, C, *size).
 
-    "linear" is the (bi-, tri-)linear `interpolate` of torch, and "nearest" its "nearest-exact". Return x itself if the
-    size does not change.
+    interpolation: "linear", the mode linear, bilinear or trilinear of torch.nn.functional.interpolate, or "nearest",
+    its mode "nearest-exact". align_corners: as there, for "linear". If the size does not change, x itself is returned.
     """
     if x.shape[2:] == tuple(size):
         return x
@@ -201,7 +216,7 @@ def resize(x: Array, size: Sequence[int], interpolation: str, align_corners: boo
 
 
 def nearest(old: int, new: int) -> NDArray[np.integer]:
-    """Return, for each of `new` positions, the index of the old one nearest to its centre, in exact integers.
+    """Return, for each of `new` positions along an axis, the index of the nearest of `old` positions.
 
     >>> nearest(2, 5)
     array([0, 0, 1, 1, 1])
@@ -210,7 +225,9 @@ def nearest(old: int, new: int) -> NDArray[np.integer]:
 
 
 def taps(old: int, new: int, align_corners: bool) -> tuple[NDArray[np.integer], NDArray[np.integer], Array]:
-    """Return, for each of `new` positions, the two old indices around it and its distance from the first.
+    """Return the weights of linear interpolation along an axis from `old` to `new` positions, (new,) each.
+
+    They are the indices of the old position before and after each new position, and the distance from the first.
 
     >>> taps(2, 4, align_corners=False)
     (array([0, 0, 0, 1]), array([1, 1, 1, 1]), array([0.  , 0.25, 0.75, 0.  ]))

@@ -33,7 +33,10 @@ MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def require_tensors(*inputs: Any, role: str = "") -> None:
-    """Raise TypeError unless the inputs are tensors or tensor-likes, such as proxies of torch.fx."""
+    """Raise TypeError unless the inputs are tensors or tensor-likes, such as proxies of torch.fx.
+
+    role: end of the error message's "expected a torch.Tensor", such as " as shortcut".
+    """
     for x in inputs:
         if not is_tensor_like(x):
             hint = ": convert it, as torch.as_tensor(x) does" if hasattr(x, "__array__") else ""
@@ -66,14 +69,16 @@ def first_dtype(module: nn.Module) -> torch.dtype | None:
 
 
 def find(module: nn.Module, name: str) -> Tensor:
-    """Return the tensor with canonical `name`, where "mean" and "var" are running_mean and running_var in torch.
+    """Return the tensor with canonical `name`, such as "channel.excite.weight".
 
-    Raises ValueError for a network whose norms are folded.
+    Canonical names are the keys of a spec's `weights`. Their "mean" and "var" are running_mean and running_var here.
+
+    Raises ValueError for a network whose norms are folded, and AttributeError if there is no such tensor.
     """
     path, _, leaf = name.rpartition(".")
     if getattr(module, "fused", False):
-        got = "got the copy that fold_norms() returned: use the network that it was called on"
-        raise ValueError(f"expected a network with its batch norms, for {name}, {got}")
+        got = "got the copy that fold_norms() returned: pass the network on which fold_norms() was called"
+        raise ValueError(f"expected a network with batch norms, to find {name}, {got}")
     part = module.get_submodule(path)
     return getattr(part, {"mean": "running_mean", "var": "running_var"}.get(leaf, leaf))
 
@@ -102,7 +107,10 @@ class InstanceNorm(nn.Module):
 
 
 def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """Return norm(x). Outside graphs, raise ValueError for batch norm in training on one value per channel."""
+    """Return norm(x): (N, C, *S) -> (N, C, *S).
+
+    Raises ValueError for batch norm in training on one value per channel, except while a graph is traced.
+    """
     graph = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
     if not graph and norm.training and isinstance(norm, NORMS) and isinstance(x, Tensor) and x.numel() == x.shape[1]:
         raise one_value(x.shape)
@@ -121,12 +129,12 @@ def avg_pool(x: Tensor) -> Tensor:
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """Return the maximum over the spatial axes, with the gradient split evenly among ties: (N, C, *S) -> (N, C)."""
+    """Return the maximum over the spatial axes: (N, C, *S) -> (N, C). The gradient is split among equal maxima."""
     return x.amax(tuple(range(2, x.ndim)))
 
 
 def expand(s: Tensor, x: Tensor) -> Tensor:
-    """Reshape one coefficient per channel to broadcast with x: (N, C) -> (N, C, 1..)."""
+    """Return one coefficient per channel reshaped to broadcast with x: (N, C) -> (N, C, 1..)."""
     return s[(..., *(None,) * (x.ndim - 2))]
 
 
@@ -138,7 +146,7 @@ ACTS_: dict[str | None, Callable[[Tensor], Tensor]] = {None: lambda y: y, "relu"
 
 
 def add_and_activate(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
-    """Compute act(y + shortcut), the end of a residual branch: (N, C, *S) -> (N, C, *S).
+    """Return act(y + shortcut), the end of a residual branch: (N, C, *S) -> (N, C, *S).
 
     Args:
         y: output of the branch.
@@ -150,7 +158,10 @@ def add_and_activate(y: Tensor, shortcut: Tensor | None, act: str | None) -> Ten
 
 
 def add_and_activate_(y: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
-    """Compute `add_and_activate`, in place where possible. Nothing else, such as a gradient, may need y."""
+    """Return the result of `add_and_activate`, written to y where possible.
+
+    Call it only if y is not used afterwards, by a gradient for example.
+    """
     operands = (y,) if shortcut is None else (y, shortcut)
     if may_overwrite(*operands):
         return ACTS_[act](y if shortcut is None else y.add_(shortcut))
@@ -158,12 +169,15 @@ def add_and_activate_(y: Tensor, shortcut: Tensor | None, act: str | None) -> Te
 
 
 def may_overwrite(y: Tensor, *operands: Tensor) -> bool:
-    """Whether a result computed from y and the operands may be written to y, if no other reference to y exists."""
+    """Whether a result computed from y and the operands may be written to y.
+
+    It checks tensors, modes and dtypes, but not whether y is used elsewhere.
+    """
     return is_plain(y, *operands) and all(operand.dtype == y.dtype for operand in operands)
 
 
 def hard_sigmoid(z: Tensor) -> Tensor:
-    """Compute relu6(z + 3) / 6. The float64 gradient of F.hardsigmoid is 1/6 rounded to float32."""
+    """Return relu6(z + 3) / 6. F.hardsigmoid is not used, because its float64 gradient is 1/6 rounded to float32."""
     return F.relu6(z + 3) / 6
 
 
@@ -171,11 +185,14 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": sigmoid, "hard_sigmoi
 
 
 def pool(x: Tensor, window: Sequence[int]) -> Tensor:
-    """Max-pool with a stride equal to the window, keeping partial windows: (N, C, *S) -> (N, C, *ceil(S / window))."""
+    """Max-pool with a stride equal to `window`, in pixels per spatial axis: (N, C, *S) -> (N, C, *ceil(S / window)).
+
+    The last window of an axis may be smaller.
+    """
     if guard.pool_ties_exports and guard.is_exporting():
         for axis, w in enumerate(window, start=2):
-            first, last = torch.arange(-(-x.shape[axis] // w), device=x.device) * w, x.shape[axis] - 1
-            x = torch.stack([x.index_select(axis, (first + i).clamp(max=last)) for i in range(w)]).amax(0)
+            first, end = torch.arange(-(-x.shape[axis] // w), device=x.device) * w, x.shape[axis] - 1
+            x = torch.stack([x.index_select(axis, (first + i).clamp(max=end)) for i in range(w)]).amax(0)
         return x
     if len(window) == 1:   # an export of max_pool1d is valid for one length only
         return pool(x[:, :, None], (1, *window))[:, :, 0]
@@ -192,7 +209,7 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
 
 
 class _Repeating:
-    """Nearest upsampling by `repeat` followed by a convolution: (N, I, *S) -> (N, O, *S * repeat).
+    """Mixin for a convolution after nearest upsampling by `repeat`, per axis: (N, I, *S) -> (N, O, *S * repeat).
 
     It equals a transposed convolution of x with stride r = `repeat` and the kernel convolved with r ones. That takes
     (k + r - 1)^n / r^n products per output in place of k^n (4 in place of 9 for k = 3, r = 2, in 2-D) and does not
@@ -227,7 +244,7 @@ class _Repeating:
 
 @lru_cache   # of arrays, because a tensor created under FakeTensorMode must not be cached
 def _positions(kernel: tuple[int, ...], repeat: tuple[int, ...]) -> tuple[Array, list[int]]:
-    """Return the 0-1 matrix that maps a flat kernel to the flat wider kernel, and the sizes of the wider kernel."""
+    """Return the 0-1 matrix that maps a flat kernel to the flat kernel of `widened`, and the sizes of the latter."""
     ones = np.ones((1, 1), np.float32)
     for k, r in zip(kernel, repeat, strict=True):
         shift = np.arange(k + r - 1) + np.arange(k)[:, None]
@@ -236,15 +253,15 @@ def _positions(kernel: tuple[int, ...], repeat: tuple[int, ...]) -> tuple[Array,
 
 
 class RepeatingConv1d(_Repeating, nn.Conv1d):
-    """`_Repeating` in 1-D."""
+    """Nearest upsampling by `repeat` followed by a convolution, in 1-D: (N, I, S) -> (N, O, S * repeat)."""
 
 
 class RepeatingConv2d(_Repeating, nn.Conv2d):
-    """`_Repeating` in 2-D."""
+    """Nearest upsampling by `repeat` followed by a convolution, in 2-D: (N, I, *S) -> (N, O, *S * repeat)."""
 
 
 class RepeatingConv3d(_Repeating, nn.Conv3d):
-    """`_Repeating` in 3-D."""
+    """Nearest upsampling by `repeat` followed by a convolution, in 3-D: (N, I, *S) -> (N, O, *S * repeat)."""
 
 
 REPEATING: dict[int, Any] = {1: RepeatingConv1d, 2: RepeatingConv2d, 3: RepeatingConv3d}
@@ -259,16 +276,16 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     return x
 
 
-def widen(x: Tensor, least: Sequence[int]) -> Tensor:
-    """Pad each spatial axis to at least `least` by repeating the last pixel: (N, C, *S) -> (N, C, *max(S, least))."""
-    for axis, low in enumerate(least, start=2):
+def widen(x: Tensor, min_size: Sequence[int]) -> Tensor:
+    """Pad each spatial axis to `min_size` by repeating the last pixel: (N, C, *S) -> (N, C, *max(S, min_size))."""
+    for axis, low in enumerate(min_size, start=2):
         if low > 1 and x.shape[axis] < low:
             x = x.index_select(axis, torch.arange(low, device=x.device).clamp(max=x.shape[axis] - 1))
     return x
 
 
 def interpolate(x: Tensor, **options: Any) -> Tensor:
-    """Compute F.interpolate in the dtype of x. Under autocast on CUDA, F.interpolate returns float32."""
+    """Return F.interpolate(x, **options) in the dtype of x. Under autocast on CUDA, F.interpolate returns float32."""
     return in_dtype_of(x, F.interpolate(x, **options))
 
 
@@ -293,6 +310,8 @@ def upsample(x: Tensor, times: Sequence[int]) -> Tensor:
 
 def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bool) -> Tensor:
     """Resample the spatial axes to `size`: (N, C, *S) -> (N, C, *size).
+
+    interpolation: "linear" or "nearest". align_corners: as in F.interpolate, for "linear".
 
     Resampling to the same size is skipped, except in an exported or traced graph, which may be run at other sizes.
     Gradients are deterministic on CUDA, except 3-D linear with torch 2.6. The 1-D linear form uses the 2-D one,

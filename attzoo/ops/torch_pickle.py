@@ -16,10 +16,11 @@ OURS: Final = __name__.partition(".")[0]
 
 
 def update(block: Any) -> None:
-    """Update a block that was pickled by an earlier version, in place. Changes that a user made to layers are kept.
+    """Update a block that was pickled by an earlier version, in place. Changes that a user made to layers stay.
 
     Raises:
-        ValueError: if the class now makes a submodule of another type or with other tensors.
+        ValueError: the spec no longer accepts the arguments, or the class now creates a submodule of another type or
+            with other tensors.
 
     """
     import torch
@@ -40,7 +41,10 @@ def update(block: Any) -> None:
 
 
 def _update_part(block: Any, path: str, made: nn.Module) -> None:
-    """Update the submodule at `path` to match the one that the class makes now."""
+    """Add the attributes that a new submodule `made` has to the submodule at `path`, in place.
+
+    Raises ValueError if the submodule is missing, is of another type, or lacks a tensor.
+    """
     try:
         part = block.get_submodule(path)
     except AttributeError:
@@ -64,10 +68,9 @@ def _is_plan(value: Any) -> bool:
 
 
 def _refusal(block: Any, reason: str) -> ValueError:
-    """Return the error for a block that cannot be updated, with how to move its weights."""
-    move = "there attzoo.save(block, file), and here attzoo.load(file, backend='torch')"
+    """Return the error for a block that cannot be updated; it says how to convert the block."""
     return ValueError(
-        f"expected a {type(block).__name__} pickled by this version of attzoo, got an earlier one's: "
-        f"{shorten(reason)}. "
-        f"Open it with the version that pickled it, and move its weights: {move}"
+        f"expected a {type(block).__name__} pickled by this version of attzoo, got a pickle of an earlier version: "
+        f"{shorten(reason)}. Unpickle the block with the version of attzoo that pickled it, "
+        "call attzoo.save(block, file) there, and attzoo.load(file, backend='torch') here"
     )

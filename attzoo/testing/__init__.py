@@ -1,7 +1,10 @@
-"""Checks that the PyTorch and Keras implementations of a block compute what its spec computes.
+"""Checks that the PyTorch and Keras implementations of a block compute the same as its spec.
+
+A contract is a property that every block must have, such as equal outputs in all frameworks. It is a function
+contract(case, backend), which raises AssertionError if a block does not have the property.
 
 `check_block(name, backend)` checks a built-in or third-party block against every contract below, on cases drawn from
-the CHOICES of its spec. The property-based tests of this repository call the same contracts with other cases.
+the CHOICES of its spec. The property-based tests of this repository check the same contracts on other cases.
 
 The reference is the spec in float64. Its gradients are central differences with an estimate of their error, so that
 no framework is compared with another.
@@ -92,7 +95,7 @@ def signature(case: Case, backend: str) -> float:
     spec_parameters = inspect.signature(type(case.spec).__init__).parameters
     arguments = [(name, p.default) for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     expected = [(name, p.default) for name, p in spec_parameters.items()]
-    ensure(arguments == expected, f"expected arguments {expected}, got {arguments}")
+    ensure(arguments == expected, f"expected the arguments and defaults of the spec, {expected}, got {arguments}")
     return 0.0
 
 
@@ -102,7 +105,8 @@ def options(case: Case, backend: str) -> float:
     cases = [case, *(draw(case.name, at_random(rng)) for _ in range(24))]
     for argument in fields(case.spec):   # type: ignore[arg-type]
         has_effect = any(_differs(c, spec) for c in cases for spec in _specs_with_other_values(c, argument.name))
-        ensure(has_effect, f"expected {argument.name} to change the weights or the output, got the same for all values")
+        message = f"expected {argument.name} to change weights, output or valid inputs, got no change for any value"
+        ensure(has_effect, message)
     return 0.0
 
 
@@ -125,7 +129,7 @@ def start(case: Case, backend: str) -> float:
 
 
 def refusals(case: Case, backend: str) -> float:
-    """Check that a wrong channel count, rank or size raises ValueError or TypeError."""
+    """Check that inputs with a wrong number of channels, of axes or of pixels raise ValueError or TypeError."""
     block, x = case.block(backend), case.inputs()
     invalid_inputs = {
         "twice the channels": [np.concatenate([a, a], axis=1) for a in x],
@@ -139,7 +143,7 @@ def refusals(case: Case, backend: str) -> float:
 
 
 def outputs(case: Case, backend: str) -> float:
-    """Check outputs and coefficients against the spec."""
+    """Compare outputs and coefficients with the spec; return error / tolerance."""
     block, x = case.block(backend), case.inputs()
     output = adapter(backend).forward(block, x, training=False)
     ratio = check_result(case, backend, "output", output)
@@ -147,12 +151,12 @@ def outputs(case: Case, backend: str) -> float:
 
 
 def gradients(case: Case, backend: str) -> float:
-    """Check the gradients of inputs and weights against the spec, along a random direction of each array."""
+    """Compare the gradients of inputs and weights with the spec, along a random direction of each array."""
     return check_gradients(case, backend, training=False)
 
 
 def training(case: Case, backend: str) -> float:
-    """Check gradients in training, and weights and running statistics after five steps of SGD."""
+    """Compare gradients in training, and weights and running statistics after five steps of SGD, with the spec."""
     ratio = check_gradients(case, backend, training=True)
     rate, steps, block = 2.0**-7, 5, case.block(backend)
     adapter(backend).train(block, case.inputs(), case.cotangent(), steps, rate)
@@ -175,15 +179,16 @@ def training(case: Case, backend: str) -> float:
 
 def specials(case: Case, backend: str) -> float:
     """Check that one NaN or infinity in the input reaches the same positions of the output as in the spec."""
-    block, w, at = case.block(backend), case.weights(), tuple(size // 2 for size in case.shapes[0])
+    block, w, center = case.block(backend), case.weights(), tuple(size // 2 for size in case.shapes[0])
     for value in (np.nan, np.inf, -np.inf):
         x = case.inputs()
-        x[0][at] = value
+        x[0][center] = value
         with np.errstate(all="ignore"):
             expected = case.spec(*x, weights=w)
         got = adapter(backend).forward(block, x, training=False)
         same = (np.isnan(got) == np.isnan(expected)).all() and (np.isinf(got) == np.isinf(expected)).all()
-        ensure(bool(same), f"expected NaN and infinity where the spec has them for {value} in x, got other positions")
+        expected_positions = f"NaN and infinity at the positions of the spec's output for {value} in x"
+        ensure(bool(same), f"expected {expected_positions}, got other positions")
     return 0.0
 
 
@@ -205,8 +210,8 @@ def files(case: Case, backend: str) -> float:
         loaded = portable.load(path, backend=backend)
     before, after = portable.weights(block), portable.weights(loaded)
     same = before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
-    ensure(same, "expected the same weights after saving and loading, got others")
-    ensure(loaded.spec == block.spec, f"expected {block.spec}, got {loaded.spec}")
+    ensure(same, "expected equal weights after saving and loading, got different weights")
+    ensure(loaded.spec == block.spec, f"expected {block.spec} after saving and loading, got {loaded.spec}")
     return 0.0
 
 
@@ -252,7 +257,7 @@ CONTRACTS: Final[dict[Contract, Cases]] = {
 
 
 def contracts(backend: str) -> dict[Contract, Cases]:
-    """Return the contracts of all backends and of this one, with the cases of each."""
+    """Return the contracts for a backend, "torch" or "keras", with the function that yields the cases of each."""
     backend_contracts = import_module(f"{__name__}.{backend}").contracts()
     return CONTRACTS | dict.fromkeys(backend_contracts, _plain)
 
@@ -279,7 +284,7 @@ def _specs_with_other_values(case: Case, argument: str) -> Iterator[Spec]:
 
 
 def _differs(case: Case, other_spec: Spec) -> bool:
-    """Whether another spec has other weights, another output, or does not accept the weights and inputs of the case."""
+    """Whether another spec has other weights or another output, or raises for the weights and inputs of the case."""
     if case.spec.weights != other_spec.weights:
         return True
     x, w = case.inputs(), case.weights()

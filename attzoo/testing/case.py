@@ -23,12 +23,13 @@ UNDERFLOW = {"float64": 2.0**-1022 / EPS["float64"], "float32": 2.0**-126 / EPS[
              "float16": 2.0**-14, "bfloat16": 2.0**-126 / EPS["bfloat16"]}   # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)   # a case is itself alone, so that results can be remembered by it
+@dataclass(frozen=True, eq=False)   # compared by identity, so that results can be cached by case
 class Case:
     """A test case, from which inputs, weights and blocks are made reproducibly.
 
-    shapes: of each input, channels first. dtype: of the block and its inputs. channels_last: Keras's data format.
-    scale: standard deviation of the inputs. seed: of every number drawn.
+    name: name of the block in the registry. channels, options: its arguments. shapes: shape of each input, channels
+    first. dtype: name of the dtype of the block and the inputs. channels_last: whether the data format in Keras is
+    channels last. scale: standard deviation of the inputs. seed: seed of all random numbers. spec: the block's spec.
     """
 
     name: str
@@ -46,18 +47,18 @@ class Case:
         object.__setattr__(self, "spec", spec)
 
     def rng(self, stream: int) -> np.random.Generator:
-        """Return the random generator of a stream, independent of other streams."""
+        """Return a random generator for a purpose, numbered by `stream`, independent of those of other streams."""
         return np.random.default_rng((self.seed, stream))
 
     def inputs(self) -> list[Array]:
-        """Return normal numbers, rounded to the dtype of the case, as float64 arrays."""
+        """Return the inputs: normal numbers, rounded to the dtype of the case, as float64 arrays (N, C, *S)."""
         rng = self.rng(0)
         return [rounded(self.scale * rng.normal(size=shape), self.dtype) for shape in self.shapes]
 
     def weights(self) -> dict[str, Array]:
-        """Return weights unlike any initialization, with positive variances; rounded like the inputs."""
+        """Return random weights by name, different from the initial ones, rounded to the dtype, as float64 arrays."""
         rng = self.rng(1)
-        return {name: rounded(_somewhere(weight, rng), self.dtype) for name, weight in self.spec.weights.items()}
+        return {name: rounded(_random_array(weight, rng), self.dtype) for name, weight in self.spec.weights.items()}
 
     def cotangent(self) -> Array:
         """Return the array that multiplies the output in the loss, sum(output * cotangent)."""
@@ -76,7 +77,7 @@ class Case:
 
 
 def plainest(values: Sequence[Any]) -> Any:
-    """Return the first value."""
+    """Return the first value of a sequence, which must be the simplest."""
     return values[0]
 
 
@@ -86,9 +87,14 @@ def at_random(rng: np.random.Generator) -> Pick:
 
 
 def draw(name: str, pick: Pick, *, dtype: str = "float64", small: bool = False) -> Case:
-    """A case of block `name`, each of its parts chosen by `pick` from a sequence whose first item is the plainest.
+    """Return a case of a block, with options from the CHOICES of the module of its spec.
 
-    Options come from the spec's CHOICES; `small` keeps the number of weights low and the batch at 2 or more.
+    Args:
+        name: name of the block in the registry.
+        pick: chooses an item from a sequence whose first item is the simplest.
+        dtype: name of the dtype of the case.
+        small: whether the number of weights is small and the batch has at least 2 samples, for slow checks.
+
     """
     cls = registry.get(name, backend="numpy")
     channels = pick(CHANNELS[:4] if small else CHANNELS)
@@ -103,29 +109,32 @@ def draw(name: str, pick: Pick, *, dtype: str = "float64", small: bool = False) 
 
 
 def _few(option: str, values: Sequence[Any]) -> Sequence[Any]:
-    """Values that keep a block small: kernels at the end of the list, widths at its start."""
+    """Return the values of an option for small blocks: the last ones for kernel_size, the first ones for widths."""
     return values[-2:] if option == "kernel_size" else values if option == "spatial_dims" else values[:2]
 
 
 def choices(cls: type[Spec]) -> Mapping[str, Sequence[Any]]:
-    """What a spec's module offers to try for each argument but channels, the plainest value first."""
+    """Return CHOICES of the module of a spec: values to test by argument, without channels; the simplest is first."""
     return dict(import_module(cls.__module__).CHOICES)
 
 
 def allowed(cls: type[Spec], channels: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options without those that contradict earlier ones."""
-    kept = {f.name: options.pop(f.name) for f in fields(cls) if f.name in options and f.default is MISSING}   # type: ignore[arg-type]
+    """Return the options without those for which the spec raises ValueError, given the earlier ones."""
+    valid = {f.name: options.pop(f.name) for f in fields(cls) if f.name in options and f.default is MISSING}   # type: ignore[arg-type]
     for option, value in options.items():
         try:
-            cls(channels, **kept, **{option: value})   # type: ignore[call-arg]
+            cls(channels, **valid, **{option: value})   # type: ignore[call-arg]
         except ValueError:
             continue
-        kept[option] = value
-    return kept
+        valid[option] = value
+    return valid
 
 
 def fitted(spec: Spec, shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes, enlarged along every spatial axis until the spec accepts them."""
+    """Return the shapes, enlarged along every spatial axis until the spec accepts them.
+
+    Raises ValueError if it accepts none that is up to 7 pixels larger.
+    """
     for more in range(8):
         grown = tuple((*shape[:2], *(size + more for size in shape[2:])) for shape in shapes)
         try:
@@ -133,11 +142,11 @@ def fitted(spec: Spec, shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, 
         except ValueError:
             continue
         return grown
-    raise ValueError(f"expected {spec} to accept inputs like {grown}")
+    raise ValueError(f"expected {spec} to accept inputs of some shapes, got errors for all up to {grown}")
 
 
 def rounded(array: Array, dtype: str) -> Array:
-    """Round to the nearest values of dtype, ties to even; return float64."""
+    """Return a float64 array whose values are rounded to the nearest of a dtype, ties to even."""
     if dtype != "bfloat16":
         return array.astype(dtype).astype(np.float64)
     bits = array.astype(np.float32).view(np.uint32)
@@ -145,7 +154,8 @@ def rounded(array: Array, dtype: str) -> Array:
     return (bits & 0xFFFF0000).view(np.float32).astype(np.float64)
 
 
-def _somewhere(weight: Weight, rng: np.random.Generator) -> Array:
+def _random_array(weight: Weight, rng: np.random.Generator) -> Array:
+    """Return random values for a weight: from 0.5 to 2 for scales and variances, else normal numbers."""
     if weight.center == 1:   # gains and variances
         return rng.uniform(0.5, 2.0, size=weight.shape)
     fan_in = np.prod(weight.shape[1:]) if len(weight.shape) > 1 else 1

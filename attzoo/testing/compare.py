@@ -37,7 +37,10 @@ DIFFERENCE_ERROR: Final = 1e-7
 
 
 def check_gradients(case: Case, backend: str, training: bool) -> float:
-    """Check the output and all gradients of a block; return the largest error / tolerance."""
+    """Compare the output and all gradients of a block with its spec; return the largest error / tolerance.
+
+    Raises AssertionError if it is larger than 1.
+    """
     x, cotangent = case.inputs(), case.cotangent()
     result = adapter(backend).run(case.block(backend), x, cotangent, training)
     ratio = check_result(case, backend, "output", result.output, training)
@@ -48,7 +51,23 @@ def check_gradients(case: Case, backend: str, training: bool) -> float:
 
 
 def check_gradient(case: Case, backend: str, key: int | str, gradient: Array, stream: int, training: bool) -> float:
-    """Check one gradient along a random direction; return error / tolerance."""
+    """Compare one gradient with that of the spec along a random direction; return error / tolerance.
+
+    Args:
+        case: the block, its inputs and weights.
+        backend: "torch" or "keras".
+        key: index of the input, or name of the weight, whose gradient it is.
+        gradient: the gradient of sum(output * cotangent).
+        stream: number of the random direction.
+        training: whether the block is in training mode.
+
+    Returns:
+        The ratio, or 0 if the loss is not differentiable there.
+
+    Raises:
+        AssertionError: the ratio is larger than 1.
+
+    """
     slope = derivative(case, key, stream, training)
     if slope is None:   # relu or max is not differentiable within the step
         return 0.0
@@ -56,6 +75,7 @@ def check_gradient(case: Case, backend: str, key: int | str, gradient: Array, st
     size = float(np.abs(products).sum())
 
     def allowed(slope: tuple[float, float, float]) -> float:
+        """Return the largest allowed error for a result of `derivative`."""
         _, error, change = slope
         return TOLERANCE["gradient"] * eps_of(case, backend) * (change + size) + DIFFERENCE_ERROR * size + 4 * error
 
@@ -70,9 +90,12 @@ def check_gradient(case: Case, backend: str, key: int | str, gradient: Array, st
 
 
 def check_result(case: Case, backend: str, result: str, got: Array, training: bool = False) -> float:
-    """Check an array against the "output" or "attention" of the spec; return error / tolerance."""
+    """Compare an array with the "output" or "attention" of the spec; return error / tolerance.
+
+    Raises AssertionError for another shape or a ratio larger than 1.
+    """
     expected, change = expected_and_condition(case, result, training)
-    ensure(got.shape == expected.shape, f"expected shape {expected.shape}, got {got.shape}")
+    ensure(got.shape == expected.shape, f"expected {result} of shape {expected.shape}, got {got.shape}")
     function, size = spec_function(case, result, training), float(np.abs(expected).max(initial=0))
     unit = TOLERANCE[result] * eps_of(case, backend)
     return within(
@@ -85,12 +108,12 @@ def check_result(case: Case, backend: str, result: str, got: Array, training: bo
 
 
 def eps_of(case: Case, backend: str) -> float:
-    """Return eps of the dtype in which the backend computes the case."""
+    """Return the spacing at 1 of the dtype in which the backend computes the case."""
     return EPS[adapter(backend).precision(case.dtype)]
 
 
 def within(
-    what: str,
+    name: str,
     error: Any,
     allowed: Any,
     allowed_by_rounding: Callable[[], float] = lambda: 0.0,
@@ -99,7 +122,7 @@ def within(
     """Compare an error with the tolerance.
 
     Args:
-        what: name of the result, for the error message.
+        name: name of the result, for the error message.
         error: actual minus expected values, an array or a number.
         allowed: the largest allowed |error|.
         allowed_by_rounding: computes the tolerance from rounding inside the spec. Called only if `error` is too large,
@@ -118,7 +141,7 @@ def within(
     if worst > allowed and (rounding := allowed_by_rounding()) >= ROUNDING_FACTOR * allowed:
         allowed = rounding
     ratio = worst / allowed if allowed else (0.0 if worst == 0 else np.inf)
-    ensure(ratio <= 1, f"{what} is off by {worst:.3g}, allowed {float(allowed):.3g}")
+    ensure(ratio <= 1, f"{name} is off by {worst:.3g}, allowed {float(allowed):.3g}")
     return float(ratio)
 
 

@@ -27,7 +27,8 @@ def mixed_precision(case: Case, backend: str) -> float:
     for name, call in (("output", block), ("attention", block.attention)):
         tensor = call(*inputs)
         dtype = keras.backend.standardize_dtype(tensor.dtype)
-        ensure(dtype == "float16", f"expected {name} in float16, got {dtype}; cast weights with ops.in_dtype_of")
+        fix = "cast weights with attzoo.ops.keras.in_dtype_of"
+        ensure(dtype == "float16", f"expected {name} in float16, got {dtype}: {fix}")
         expected, condition = expected_and_condition(case, name)
         allowed = HALF_TOLERANCE * EPS["float16"] * (condition + np.abs(expected).max())
         error = to_array(tensor, block).astype(np.float64) - expected
@@ -54,7 +55,7 @@ def saved_model(case: Case, backend: str) -> float:
 
 
 def exported_model(case: Case, backend: str) -> float:
-    """Check that a SavedModel of model.export has the output of the model."""
+    """Check that a SavedModel, written by model.export, has the same output as the model."""
     model, inputs = _functional(case)
     with tempfile.TemporaryDirectory() as folder:
         model.export(folder, verbose=False)
@@ -103,7 +104,10 @@ def _functional(case: Case) -> tuple[Any, list[Any]]:
 
 
 def _same(model: Any, loaded: Callable[..., Any], inputs: list[Any]) -> float:
-    """Compare the outputs of a model before and after saving; return error / tolerance."""
+    """Compare the outputs of a model before and after saving; return error / tolerance.
+
+    Raises AssertionError if it is larger than 1.
+    """
     argument = inputs if len(inputs) > 1 else inputs[0]
     expected, got = (_array(call(argument)) for call in (model, loaded))
     return within("the saved model", (got - expected) / max(float(np.abs(expected).max()), 1e-6), EXPORT_TOLERANCE)

@@ -1,4 +1,4 @@
-"""Reference results of the spec in float64, and their sensitivity to errors of inputs and to rounding.
+"""Reference results of the spec in float64, and their sensitivity to errors of inputs and to rounding errors.
 
 The sensitivity (condition) of a result is its change per relative change of data. It is computed in two ways: from
 perturbed inputs and weights, and (`rounding_*`) from perturbed results of every operation. The second is slower, and
@@ -44,7 +44,7 @@ def spec_function(case: Case, result: str, training: bool = False) -> Function:
 
 @lru_cache(CACHE_SIZE)
 def expected_and_condition(case: Case, result: str, training: bool = False) -> tuple[Array, float]:
-    """Return `condition` for the "output" or the "attention" of the spec."""
+    """Return the "output" or the "attention" of the spec and its condition, see `condition`."""
     return condition(case, spec_function(case, result, training))
 
 
@@ -72,7 +72,10 @@ def rounding_condition(case: Case, spec: Function) -> float:
 
 
 def random_direction(case: Case, key: int | str, stream: int) -> Array:
-    """Return normal numbers with the shape of the input with index `key` or of the weight with name `key`."""
+    """Return normal numbers with the shape of the input with index `key` or of the weight with name `key`.
+
+    stream: number of the random generator, see `Case.rng`.
+    """
     shape = case.shapes[key] if isinstance(key, int) else case.spec.weights[key].shape
     return case.rng(stream).normal(size=shape)
 
@@ -150,7 +153,10 @@ def cancellation(case: Case) -> float:
 
 
 def with_rounding(case: Case, function: Function, stream: tuple[int, ...], unit: float) -> Function:
-    """Return `function` with a relative error of +-unit in the result of each operation, the same at every call."""
+    """Return `function` with a relative error of +-unit in the result of each operation, the same at every call.
+
+    stream: numbers that, with the seed of the case, choose the signs of the errors.
+    """
 
     def rounded(x: Inputs, w: Weights) -> Array:
         rounding = Rounding(np.random.default_rng((case.seed, *stream)), unit, UNDERFLOW[case.dtype])
@@ -171,7 +177,7 @@ def _loss_terms(case: Case, c: Array, training: bool) -> Function:
 
 
 def _perturbed(arrays: list[Array], rng: np.random.Generator, amount: float) -> list[Array]:
-    """Return the arrays with relative errors of +-amount."""
+    """Return copies of the arrays with relative errors of +-amount, with random signs."""
     return [a * (1 + amount * rng.choice((-1, 1), size=a.shape)) for a in arrays]
 
 
@@ -199,7 +205,10 @@ def _slope(
 
 @lru_cache(CACHE_SIZE)
 def descend(case: Case, steps: int, rate: float) -> Weights:
-    """Return weights and running statistics of the spec after steps of SGD; gradients are central differences."""
+    """Return weights and running statistics of the spec after steps of SGD with learning rate `rate`.
+
+    Gradients are central differences.
+    """
     return _descend(case, _loss_terms(case, case.cotangent(), True), steps, rate)
 
 

@@ -23,22 +23,22 @@ PRODUCTS: Final = {np.dot, np.einsum}   # functions with rounding that are not u
 
 @dataclass(frozen=True)
 class Rounding:
-    """Random rounding errors: +-unit * max(|result|, least) for each element of a result.
+    """Random rounding errors: +-unit * max(|result|, underflow) for each element of a result.
 
     Attributes:
         rng: generator of the signs.
         unit: relative error.
-        least: magnitude below which errors are absolute, because results underflow.
+        underflow: magnitude below which errors are absolute, because results underflow.
     """
 
     rng: np.random.Generator
     unit: float
-    least: float
+    underflow: float
 
     def __call__(self, result: Any) -> Any:
         """Return `result` plus random errors."""
         signs = 2 * self.rng.integers(2, size=np.shape(result)) - 1
-        return result + self.unit * signs * np.maximum(np.abs(result), self.least)
+        return result + self.unit * signs * np.maximum(np.abs(result), self.underflow)
 
 
 class Rounded(np.ndarray):

@@ -19,10 +19,10 @@ Make = Callable[..., Any]   # (layer's class, *arguments, name=path, **arguments
 
 @ops.register
 class UNet(keras.Model):
-    """(N, *S, C) -> (N, *S, K), or channels first by data_format; arguments and errors as `spec.UNet`."""
+    """A U-Net: (N, *S, C) -> (N, *S, K), or channels first by data_format. Arguments and errors as `spec.UNet`."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Raise TypeError for an unknown keyword argument; keras.Model takes no further base."""
+        """Raise TypeError for an unknown keyword argument. Checked here, because keras.Model allows no further base."""
         check_arguments(cls, kwargs)
         return super().__new__(cls, *args, **kwargs)
 
@@ -48,12 +48,13 @@ class UNet(keras.Model):
         self.dtype_policy = policy
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Return the output, logits or with head="sigmoid" probabilities. Raise ValueError for another shape of x."""
         (x,) = keras.tree.flatten(inputs)
         self.spec.check_inputs(x.shape, channels_last=self.data_format == "channels_last")
         return super().call(inputs, training=training, mask=mask)
 
     def get_config(self) -> dict[str, Any]:
-        """Return arguments and settings of sublayers. Raise ValueError for a changed layer, which is not stored."""
+        """Return the arguments and settings of sublayers. Raise ValueError for a changed layer, which has no entry."""
         ops.check_unchanged(self)
         own = {"name": self.name, "trainable": self.trainable, "data_format": self.data_format}
         own |= {"dtype": keras.dtype_policies.serialize(self.dtype_policy)} | self.spec.config()
@@ -61,17 +62,19 @@ class UNet(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UNet:
+        """Return a network from the result of `get_config` of this or an older version."""
         net = cls(**spec.UNet.upgraded(ops.without_inner_settings(config)))
         return ops.with_inner_settings(net, config)
 
 
 def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
-    """Return the symbolic input and output of the functional model."""
+    """Return the symbolic input and output of the functional model. policy: dtype policy of all layers."""
     space = (None,) * net.spatial_dims
     shape = (*space, net.in_channels) if channels_last else (net.in_channels, *space)
     inputs = x = keras.Input(shape, dtype=policy.compute_dtype)
 
     def make(cls: Any, *args: Any, name: str, **kwargs: Any) -> Any:
+        """Return a layer with the dtype policy of the network and this canonical path."""
         return ops.named(cls(*args, name=name.replace(".", "_"), dtype=policy, **kwargs), name)
 
     if not channels_last:
@@ -94,8 +97,8 @@ def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
         if level.supervised:
             heads.append(_linear(make, net, f"supervision.{i}")(x))
     if heads:
-        seen = [make(layers.ResizeLike, name=f"supervision.{i}.resize")([h, x]) for i, h in enumerate(reversed(heads))]
-        x = make(keras.layers.Concatenate, name="supervision")(seen) if len(seen) > 1 else seen[0]
+        maps = [make(layers.ResizeLike, name=f"supervision.{i}.resize")([h, x]) for i, h in enumerate(reversed(heads))]
+        x = make(keras.layers.Concatenate, name="supervision")(maps) if len(maps) > 1 else maps[0]
     y = _linear(make, net, "head")(x)
     if net.head == "sigmoid":
         y = make(keras.layers.Activation, "sigmoid", name="sigmoid")(y)
@@ -106,6 +109,7 @@ def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
 
 
 def _up(make: Make, net: spec.UNet, i: int, level: Level, x: Any) -> Any:
+    """Return x, the output of level i + 1, upsampled to level i."""
     step = net.steps[i]
     if level.interpolation == "nearest":
         Repeat, dims = getattr(keras.layers, f"UpSampling{net.spatial_dims}D"), net.spatial_dims
@@ -116,17 +120,18 @@ def _up(make: Make, net: spec.UNet, i: int, level: Level, x: Any) -> Any:
 
 
 def _gate(make: Make, net: spec.UNet, i: int, level: Level, e: Any, g: Any) -> Any:
+    """Return the skip connection e of level i after its gate, with gating signal g; e itself without a gate."""
     if not level.gate:
         return e
-    coarse = max(level.least) > 1
-    wide = make(layers.Widen, level.least, name=f"skip.{i}.widen")(e) if coarse else e
+    coarse = max(level.min_size) > 1
+    wide = make(layers.Widen, level.min_size, name=f"skip.{i}.widen")(e) if coarse else e
     s = _block(make, net, f"skip.{i}", level.gate, *(wide, g)[: len(level.gate.inputs)])
     s = make(layers.Crop, 0, 1, name=f"skip.{i}.crop")([s, e]) if coarse else s
     return _units(make, net, f"combine.{i}", [level.combine], s) if level.combine else s
 
 
 def _units(make: Make, net: spec.UNet, path: str, units: Sequence[Unit], x: Any, block: Spec | None = None) -> Any:
-    """Convolutions in order, each with its norm, activation and dropout, then the block."""
+    """Return x after convolutions in order, each with its norm, activation and dropout, and after the block."""
     norms = {"batch": ops.BatchNorm, "instance": layers.InstanceNorm}
     for unit in units:
         x = _conv(make, net, path, unit, x)
@@ -143,6 +148,7 @@ def _units(make: Make, net: spec.UNet, path: str, units: Sequence[Unit], x: Any,
 
 
 def _conv(make: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
+    """Return the convolution of a unit, applied to x."""
     name, dims = f"{path}.{unit.conv}", net.spatial_dims
     starts = {"kernel_initializer": _start(net, f"{name}.weight"), "bias_initializer": _start(net, f"{name}.bias")}
     if max(unit.kernel) == max(unit.stride) == 1 and not unit.transposed:
@@ -162,6 +168,7 @@ def _conv(make: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
 
 
 def _linear(make: Make, net: spec.UNet, path: str) -> Any:
+    """Return the dense layer to the output channels with this path."""
     starts = _start(net, f"{path}.weight"), _start(net, f"{path}.bias")
     return make(
         keras.layers.Dense, net.out_channels, kernel_initializer=starts[0], bias_initializer=starts[1], name=path
@@ -180,9 +187,10 @@ def _block(make: Make, net: spec.UNet, path: str, block: Spec, *inputs: Any) -> 
 
 
 def _start(net: spec.UNet, name: str) -> Any:
+    """Return the Keras initializer of the array with canonical `name`."""
     return ops.initialize(net.weights[name])
 
 
 def _format(dims: int) -> dict[str, str]:
-    """Return the argument data_format, which 1-D layers do not take."""
+    """Return the argument data_format as a mapping; it is empty for 1-D layers, which have no such argument."""
     return {} if dims == 1 else {"data_format": "channels_last"}

@@ -19,11 +19,11 @@ OWN: Final = ("channels", "gating_channels", "spatial_dims")   # arguments of a 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A convolution and what follows it, in this order: norm, activation, dropout.
+    """A convolution with the norm, activation and dropout after it, in this order.
 
-    part: what its names end in, as 1 in conv1, norm1. kernel, stride: in pixels, per spatial axis.
-    transposed: whether it multiplies sizes by its stride, and is called `transpose`. norm: "batch", "instance" or None.
-    activation: "relu", "prelu" or None. dropout: share of values.
+    part: end of the names of its layers, as "1" in conv1 and norm1. inputs, outputs: numbers of channels.
+    kernel, stride: in pixels, per spatial axis. norm: "batch", "instance" or None. activation: "relu", "prelu" or None.
+    dropout: probability. transposed: whether the convolution is transposed; its name then begins with `transpose`.
     """
 
     part: str
@@ -38,17 +38,17 @@ class Unit:
 
     @property
     def conv(self) -> str:
-        """The convolution's name."""
+        """Return the name of the convolution within the level, such as "conv1"."""
         return f"transpose{self.part}" if self.transposed else f"conv{self.part}"
 
     @property
     def padding(self) -> tuple[int, ...]:
-        """Pixels that a plain convolution adds, and a transposed one takes away, on each side of each axis."""
+        """Return the padding (k - 1) // 2 per axis, in pixels; a transposed convolution crops as much."""
         return tuple((k - 1) // 2 for k in self.kernel)
 
     @property
     def weights(self) -> dict[str, Weight]:
-        """Every array, by name within the level."""
+        """Return the shape and initialization of every array, by name within the level."""
         channels = (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
         kernel = self.kernel if self.transposed or prod(self.kernel) > 1 else ()
         weights = fan_in_uniform(self.conv, (*channels, *kernel), bias=False)
@@ -65,13 +65,13 @@ class Unit:
 class Level:
     """One level of the encoder and, except at the deepest, of the decoder.
 
-    channels: of its output. stride: in pixels, from the level above, per spatial axis; 1 at the finest.
-    pool: whether the stride is a max-pool's, else the first convolution's.
-    encoder, decoder: convolutions, in order; the deepest level has no decoder, and none of the next three.
-    up: what brings the level below to this size: None is repetition or interpolation alone.
-    interpolation: "nearest" or "linear", before `up`; None leaves the sizing to `up`.
-    gate: on the skip, None lets it pass. combine: the convolution after it.
-    block: after encoder and decoder. supervised: whether the head sees this level too.
+    channels: channels of the output. stride: in pixels per spatial axis, from the next finer level; 1 at the finest.
+    pool: whether max pooling has the stride; if False, the first convolution has it.
+    encoder, decoder: convolutions, in order. The deepest level has no decoder, `up`, `interpolation` and `gate`.
+    up: convolutions that upsample the output of the next coarser level, or follow its upsampling; may be empty.
+    interpolation: "nearest" or "linear" upsampling before `up`; None if a transposed convolution in `up` upsamples.
+    gate: spec of the gate on the skip connection, or None. combine: the convolution after the gate, or None.
+    block: spec of the block after encoder and decoder, or None. supervised: whether the head uses this level too.
     """
 
     channels: int
@@ -87,8 +87,8 @@ class Level:
     supervised: bool = False
 
     @property
-    def least(self) -> tuple[int, ...]:
-        """The smallest skip that the gate takes, in pixels per spatial axis; a smaller one is widened to it."""
+    def min_size(self) -> tuple[int, ...]:
+        """Return the smallest size of the gate's input x, in pixels per spatial axis; a smaller x is padded to it."""
         return getattr(self.gate, "strides", (1,) * len(self.stride))
 
 
@@ -104,16 +104,19 @@ def gating(net: UNet) -> Unit | None:
 
 
 def started(weights: Mapping[str, Weight], initializer: str) -> dict[str, Weight]:
-    """Return the weights with the initialization of a whole network: zero biases, norms at 1, and matrices by its rule.
+    """Return the weights with the initialization of the network's argument `initializer`, by canonical name.
 
-    Source: "kaiming", "xavier", "normal" and "orthogonal" draw norms from normal(1, 0.02), and all else as
+    Biases are zero, scales of norms are 1, and matrices and kernels follow the rule of `_map`. "torch" changes nothing.
+
+    Source: "kaiming", "xavier", "normal" and "orthogonal", with scales of norms from normal(1, 0.02), as
     ozan-oktay/Attention-Gated-Networks@eee4881, models/networks_other.py, init_weights.
     """
     if initializer == "torch":
         return dict(weights)
     spread = 0.0 if initializer == "glorot" else 0.02
 
-    def of(name: str, weight: Weight) -> Weight:
+    def initialized(name: str, weight: Weight) -> Weight:
+        """Return the weight with its new initialization."""
         path, _, leaf = name.rpartition(".")
         if leaf == "weight" and len(weight.shape) > 1:
             return _map(weight.shape, initializer)
@@ -121,11 +124,11 @@ def started(weights: Mapping[str, Weight], initializer: str) -> dict[str, Weight
             return Weight(weight.shape, "normal", spread, 1.0) if spread else Weight(weight.shape, "constant", 0, 1)
         return Weight(weight.shape, "constant") if leaf == "bias" else weight
 
-    return {name: of(name, weight) for name, weight in weights.items()}
+    return {name: initialized(name, weight) for name, weight in weights.items()}
 
 
 def _map(shape: tuple[int, ...], initializer: str) -> Weight:
-    """Return the initialization of a matrix or convolution kernel."""
+    """Return the `Weight` of a matrix or convolution kernel, (O, I, *k), for an `initializer`."""
     fan_in, fan_out = prod(shape[1:]), shape[0] * prod(shape[2:])
     match initializer:
         case "kaiming":
@@ -149,33 +152,36 @@ def sizes(net: UNet, space: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def weights(net: UNet) -> dict[str, Weight]:
-    """Every array of a network by canonical name, as its parts start them."""
-    found: dict[str, Weight] = {}
+    """Return every array of a network by canonical name, with the initialization of single units and blocks."""
+    arrays: dict[str, Weight] = {}
     table = net.levels
     for i, level in enumerate(table):
-        found |= _units(f"encoder.{i}", level.encoder) | _inner(f"encoder.{i}.block", level.block)
+        arrays |= _units(f"encoder.{i}", level.encoder) | _inner(f"encoder.{i}.block", level.block)
     if unit := net.gating_unit:
-        found |= _units("gating", (unit,))
+        arrays |= _units("gating", (unit,))
     for i, level in reversed(list(enumerate(table[:-1]))):
-        found |= _units(f"up.{i}", level.up) | _inner(f"skip.{i}", level.gate)
-        found |= _units(f"combine.{i}", (level.combine,) if level.combine else ())
-        found |= _units(f"decoder.{i}", level.decoder) | _inner(f"decoder.{i}.block", level.block)
+        arrays |= _units(f"up.{i}", level.up) | _inner(f"skip.{i}", level.gate)
+        arrays |= _units(f"combine.{i}", (level.combine,) if level.combine else ())
+        arrays |= _units(f"decoder.{i}", level.decoder) | _inner(f"decoder.{i}.block", level.block)
     classes, supervised = net.out_channels, [i for i, level in enumerate(table) if level.supervised]
     for i in supervised:
-        found |= fan_in_uniform(f"supervision.{i}", (classes, net.channels[i]), bias=True)
+        arrays |= fan_in_uniform(f"supervision.{i}", (classes, net.channels[i]), bias=True)
     seen = classes * len(supervised) or net.channels[0]
-    return found | fan_in_uniform("head", (classes, seen), bias=True)
+    return arrays | fan_in_uniform("head", (classes, seen), bias=True)
 
 
 def _units(prefix: str, units: Sequence[Unit]) -> dict[str, Weight]:
+    """Return the arrays of units by name with a prefix."""
     return {name: w for unit in units for name, w in prefixed(prefix, unit.weights).items()}
 
 
 def _inner(prefix: str, spec: Spec | None) -> dict[str, Weight]:
+    """Return the arrays of a gate or block by name with a prefix; {} for None."""
     return prefixed(prefix, spec.weights) if spec else {}
 
 
 def _level(net: UNet, i: int) -> Level:
+    """Return level i of a network; 0 is the finest."""
     channels, step = net.channels[i], (1,) * net.spatial_dims if i == 0 else net.steps[i - 1]
     above = net.channels[i - 1] if i else net.in_channels
     pool = net.down == "max_pool" and i > 0
@@ -206,7 +212,7 @@ def _level(net: UNet, i: int) -> Level:
 
 
 def _convs(net: UNet, inputs: int, outputs: int, step: tuple[int, ...]) -> tuple[Unit, ...]:
-    """The double convolution."""
+    """Return the two convolutions of a level; `step`: stride of the first, per spatial axis."""
     first = _unit(net, "1", inputs, outputs, stride=step, norm=net.norm, dropout=net.rates[0])
     return first, _unit(net, "2", outputs, outputs, norm=net.norm, dropout=net.rates[1])
 
@@ -225,26 +231,32 @@ def _up(net: UNet, i: int) -> tuple[Unit, ...]:
 
 
 def _unit(net: UNet, part: str, inputs: int, outputs: int, stride: tuple[int, ...] = (), **rest: Any) -> Unit:
+    """Return a convolution with the kernel size of the network; stride 1 by default; rest: further fields of `Unit`."""
     dims = net.spatial_dims
     return Unit(part, inputs, outputs, (net.kernel_size,) * dims, stride or (1,) * dims, **rest)
 
 
 def _pointwise(net: UNet, inputs: int, outputs: int) -> Unit:
+    """Return a 1x1 convolution with the norm of the network."""
     return Unit("", inputs, outputs, (1,) * net.spatial_dims, (1,) * net.spatial_dims, norm=net.norm)
 
 
 def _create(
     name: str | None, arguments: dict[str, Any], channels: tuple[int, ...], dims: int
 ) -> Spec | None:
-    """Return the spec of block `name`; channels: those of its input and, for a gate, of the gating signal."""
+    """Return the spec of block `name`, or None if the name is None.
+
+    channels: number of channels of the input and, for a gate, of the gating signal. dims: number of spatial axes.
+    Raises ValueError for the name of a network, an unknown option or one that the network sets, and the block's errors.
+    """
     if name is None:
         return None
     cls = registry.get(name, backend="numpy")
     if name in registry.NETWORKS:
-        raise ValueError(f"expected the name of a block, got {name!r}, a network")
+        raise ValueError(f"skip and block must be names of blocks, got {name!r}, the name of a network")
     for own in OWN:
         if own in arguments:
-            raise ValueError(f"{own} of a block follows from the network, got options {arguments}")
+            raise ValueError(f"expected options of {name!r} without {own}, which the network sets, got {arguments}")
     known = dict.fromkeys(field.name for field in fields(cls))   # type: ignore[arg-type]
     if "spatial_dims" in known:
         arguments["spatial_dims"] = dims

@@ -63,29 +63,33 @@ class UNet(contract.NamedArguments):
 
     out_channels: K >= 1, channels of the output: classes, or 1 for one class against the rest.
     channels: 2 to 32 of them, C >= 1 each, channels of every level from the finest; their number is the depth.
-    strides: 1 to 32, in pixels, from level to level: one number or one a step, each one number or one per spatial axis.
-    kernel_size: odd k >= 1, in pixels, of every convolution but the 1x1 ones and "merge", along every axis.
+    strides: 1 to 32, in pixels: one number, or one from each level to the next; each a number or one per spatial axis.
+    kernel_size: odd k >= 1, in pixels along every axis, of all convolutions except 1x1 ones and those of "merge".
     norm: "batch", "instance" (without weights) or None, after every convolution.
-    dropout: share of values in [0, 1), after the first convolution of every level, or (after the first, the second).
-    down: "max_pool", or "conv": the level's first convolution takes the stride.
+    dropout: probability in [0, 1) after the first convolution of every level, or two, after the first and the second.
+    down: "max_pool", or "conv": the first convolution of the level has the stride.
     up: "nearest" or "linear" resampling, or "transpose": a transposed convolution.
     up_kernel_size: k >= strides, in pixels, of the transposed convolution; None means 4 before a convolution, else 2.
-    up_conv: whether a convolution follows that brings the channels down to the level's; else a transposed one does.
-    skip: name of a registered gate (or of a block of one input), on the skips; None leaves them plain.
-    skip_options: the gate's arguments after its channels, one mapping or one for each level, {} where there is no gate.
-    gated: >= 1, how many of the deepest skips have the gate; None means all.
-    gating: the gating signal, "up": the upsampled map, or "grid": the map before it, the deepest through a 1x1 layer.
+    up_conv: whether a convolution after the upsampling reduces the channels to the level's. If False, a transposed
+        convolution does so.
+    skip: name of a registered gate, or of a block with one input, on the skip connections; None for none.
+    skip_options: arguments of the gate except channels, one mapping or one per level; {} for a level without a gate.
+    gated: >= 1, number of skip connections that have the gate, from the deepest; None means all.
+    gating: the gating signal: "up", the upsampled feature map, or "grid", the feature map before upsampling, which for
+        the deepest gate passes through a 1x1 convolution.
     combine: whether a 1x1 convolution, norm and relu follow each gate.
-    concat: "skip_first" or "up_first", the order of the two halves that the decoder sees.
-    decoder: "double" convolution, or "merge": one of 3 pixels, instance norm and PReLU.
-    block: name of a registered block of one input, after every level's convolutions; None puts none.
-    block_options: the block's arguments after its channels, one mapping or one for each level.
-    deep_supervision: whether the head sees every level of the decoder, each through a 1x1 layer, linearly upsampled.
+    concat: "skip_first" or "up_first", the order in which skip and upsampled map are concatenated.
+    decoder: "double", two convolutions, or "merge", one of 3 pixels with instance norm and PReLU.
+    block: name of a registered block with one input, after the convolutions of every level; None for none.
+    block_options: arguments of the block except channels, one mapping or one per level.
+    deep_supervision: whether the head uses every level of the decoder, each through a 1x1 convolution and linear
+        upsampling.
     head: "linear" (logits) or "sigmoid".
-    initializer: how the convolutions of the whole net start, those of gates and blocks included: "kaiming", "xavier",
-        "normal" or "orthogonal" as in the published training code, "glorot" as Keras, "torch" as torch and the blocks.
+    initializer: initialization of all convolutions, those of gates and blocks included: "kaiming", "xavier", "normal"
+        or "orthogonal" as in the published training code, "glorot" as in Keras, "torch" as in torch and single blocks.
     spatial_dims: 1, 2 or 3, spatial axes of the image.
-    Raises TypeError or ValueError when a value is outside these bounds, or as the gate and the block do.
+    Raises TypeError for a value of another type, ValueError for a value outside these bounds or for contradictions, and
+    the errors of the gate and the block for their options.
     """
 
     in_channels: int
@@ -118,7 +122,7 @@ class UNet(contract.NamedArguments):
         dims = contract.choice("spatial_dims", self.spatial_dims, (1, 2, 3))
         if not isinstance(self.channels, list | tuple) or not 2 <= len(self.channels) <= MOST_LEVELS:
             got = f"{len(self.channels)} of them" if isinstance(self.channels, list | tuple) else repr(self.channels)
-            raise ValueError(f"channels must be 2 to {MOST_LEVELS} integers, one a level, got {got}")
+            raise ValueError(f"channels must be 2 to {MOST_LEVELS} integers, one per level, got {got}")
         steps = len(self.channels) - 1
         gated, size = self._gated(steps), self.up_kernel_size
         if size is None and self.up == "transpose":
@@ -150,28 +154,42 @@ class UNet(contract.NamedArguments):
         )
         self._agree()
         gates, blocks = [level.gate for level in self.levels[:-1]], [level.block for level in self.levels]
-        skip_options, block_options = (tuple(map(_arguments, each)) for each in (gates, blocks))
+        skip_options, block_options = (tuple(map(_arguments, specs)) for specs in (gates, blocks))
         contract.set_fields(self, skip_options=skip_options, block_options=block_options)
 
     def _agree(self) -> None:
         """Raise ValueError where arguments contradict each other, or an argument would have no effect."""
         largest = max(max(step) for step in self.steps)
         if self.up != "transpose" and self.up_kernel_size is not None:
-            raise ValueError(f"up_kernel_size is for up='transpose', got up={self.up!r}")
+            got = f"got {self.up_kernel_size} and up={self.up!r}"
+            raise ValueError(f"up_kernel_size must be None unless up='transpose', {got}")
         if self.up == "transpose" and self.kernel < largest:
-            raise ValueError(f"up_kernel_size must be at least the stride, {largest}, got {self.kernel}")
-        if self.skip is None and (any(self.skip_options) or self.gating == "grid" or self.combine or self.gates):
-            raise ValueError("skip_options, gated, gating and combine are for a gate, got skip=None")
+            raise ValueError(f"up_kernel_size must be at least the largest stride, {largest}, got {self.kernel}")
+        for_gates = {
+            "skip_options": any(self.skip_options),
+            "gated": self.gates > 0,
+            "gating='grid'": self.gating == "grid",
+            "combine": self.combine,
+        }
+        if self.skip is None and (given := [name for name, is_given in for_gates.items() if is_given]):
+            fix = f"set skip='attention_gate', or leave {given[0]} out"
+            raise ValueError(f"expected a gate in skip for {', '.join(given)}, got skip=None: {fix}")
         if self.block is None and any(self.block_options):
-            raise ValueError("block_options are for a block, got block=None")
+            fix = "set block, as block='se', or leave block_options out"
+            raise ValueError(f"expected a block for block_options, got block=None: {fix}")
         for level in self.levels:
             if self.gating == "grid" and level.gate and len(level.gate.inputs) == 1:
-                raise ValueError(f"gating='grid' is for a gate with a gating signal, got skip={self.skip!r}")
+                got = f"got skip={self.skip!r}, a block with one input: set skip='attention_gate' or gating='up'"
+                raise ValueError(f"expected a gate with a gating signal for gating='grid', {got}")
             if level.block and len(level.block.inputs) != 1:
-                raise ValueError(f"block must take one input, {self.block!r} takes {len(level.block.inputs)}")
+                got = f"{self.block!r} with {len(level.block.inputs)}: set skip={self.block!r} for gates"
+                raise ValueError(f"block must be the name of a block with one input, got {got}")
 
     def _gated(self, steps: int) -> int:
-        """Return the number of skips with a gate; 0 for a network without gates."""
+        """Return the checked number of skip connections with a gate; 0 for a network without gates.
+
+        steps: number of skip connections. Raises TypeError or ValueError for an invalid `gated`.
+        """
         if self.skip is None:
             return 0 if self.gated is None else contract.integer("gated", self.gated, 0)
         gated = contract.integer("gated", steps if self.gated is None else self.gated)
@@ -183,29 +201,29 @@ class UNet(contract.NamedArguments):
 
     @property
     def steps(self) -> tuple[tuple[int, ...], ...]:
-        """Return the strides from level to level, per spatial axis."""
+        """Return `strides` as a tuple: the stride from each level to the next, per spatial axis."""
         return self.strides   # type: ignore[return-value]
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Dropout after the first and the second convolution of a level."""
+        """Return `dropout` as a tuple: the probability after the first and after the second convolution of a level."""
         return self.dropout   # type: ignore[return-value]
 
     @property
     def gates(self) -> int:
-        """How many of the deepest skips have the gate."""
+        """Return `gated`, the number of skip connections that have the gate, from the deepest."""
         assert self.gated is not None
         return self.gated
 
     @property
     def kernel(self) -> int:
-        """Kernel of the transposed convolution, in pixels."""
+        """Return `up_kernel_size`, the kernel size of the transposed convolution, in pixels."""
         assert self.up_kernel_size is not None
         return self.up_kernel_size
 
-    def arguments(self, of: str, level: int) -> dict[str, Any]:
-        """Return the options of the "skip" or the "block" at a level, as passed by the caller."""
-        return dict((self.skip_options if of == "skip" else self.block_options)[level])   # type: ignore[index]
+    def arguments(self, argument: str, level: int) -> dict[str, Any]:
+        """Return a copy of the options of argument "skip" or "block" at a level."""
+        return dict((self.skip_options if argument == "skip" else self.block_options)[level])   # type: ignore[index]
 
     @cached_property
     def levels(self) -> list[Level]:
@@ -219,45 +237,48 @@ class UNet(contract.NamedArguments):
 
     @cached_property
     def weights(self) -> dict[str, Weight]:
-        """Every array, by canonical name."""
+        """Return the shape and initialization of every array, by canonical name."""
         return plan.started(plan.weights(self), self.initializer)
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """Channels of each input."""
+        """Return the number of channels of each input; a network has one."""
         return (self.in_channels,)
 
     def config(self) -> dict[str, Any]:
         """Return the arguments that rebuild this network, with defaults of None replaced by their values."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         lists = {"channels": list(self.channels), "strides": list(map(list, self.steps)), "dropout": list(self.rates)}
-        options = {name: [dict(each) for each in values[name]] for name in ("skip_options", "block_options")}
+        options = {name: [dict(mapping) for mapping in values[name]] for name in ("skip_options", "block_options")}
         return values | lists | options
 
     @classmethod
     def upgraded(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a file without those that older versions saved although they had no effect."""
+        """Return the arguments from a config that this or an older version wrote.
+
+        Older versions wrote some arguments that had no effect; these are left out.
+        """
         config = {name: value for name, value in config.items() if name != "gated" or config.get("skip") is not None}
         for inner in ("skip", "block"):
             name, options = config.get(inner), config.get(f"{inner}_options")
-            if isinstance(name, str) and isinstance(options, list) and all(isinstance(each, dict) for each in options):
+            if isinstance(name, str) and isinstance(options, list) and all(isinstance(o, dict) for o in options):
                 spec = registry.get(name, backend="numpy")
-                config[f"{inner}_options"] = [contract.without_idle_rules(spec, each) for each in options]
+                config[f"{inner}_options"] = [contract.without_idle_rules(spec, o) for o in options]
         return config
 
     def check_inputs(self, x: Shape, *, channels_last: bool = False) -> None:
-        """Raise ValueError unless x is (N, C, *S), of any size."""
+        """Raise ValueError unless the shape x is (N, C, *S), or (N, *S, C) with `channels_last`, of any size S >= 1."""
         contract.check_shape(x, self.in_channels, self.spatial_dims, channels_last)
 
     def macs(self, x: Sequence[int]) -> int:
-        """Multiply-adds of every convolution, gate and block; resampling is not counted."""
+        """Return the number of multiply-adds for x of shape (N, C, *S): convolutions, gates and blocks."""
         space = plan.sizes(self, x[2:])
         total = prod(space[0]) * self.weights["head.weight"].size
         if self.gating_unit:
             total += _cost(self.gating_unit, space[-1])
         for i, level in enumerate(self.levels):
             here, below = space[i], space[min(i + 1, len(space) - 1)]
-            wide = tuple(map(mul, below, self.steps[i])) if level.decoder else here   # what comes up is cropped last
+            wide = tuple(map(mul, below, self.steps[i])) if level.decoder else here   # the map is cropped last
             total += sum(_cost(unit, here) for unit in (*level.encoder, *level.decoder))
             total += sum(_cost(unit, below if unit.transposed else wide) for unit in level.up)
             total += _cost(level.combine, here) if level.combine else 0
@@ -266,34 +287,42 @@ class UNet(contract.NamedArguments):
                 total += level.block.macs((1, level.channels, *here)) * (2 if level.decoder else 1)
             if level.gate:
                 signal = below if self.gating == "grid" else here
-                skip = tuple(map(max, here, level.least))
+                skip = tuple(map(max, here, level.min_size))
                 shapes = [(1, c, *size) for c, size in zip(level.gate.inputs, (skip, signal), strict=False)]
                 total += level.gate.macs(*shapes)
         return x[0] * total
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> dict[str, Array]:
-        """(N, C, *S) -> the coefficients of every gate and block, by its path."""
-        seen: dict[str, Array] = {}
-        self._run(x, weights, training, seen)
-        return seen
+        """(N, C, *S) -> the coefficients of every gate and block by its path, such as "skip.0", channels first."""
+        coefficients: dict[str, Array] = {}
+        self._run(x, weights, training, coefficients)
+        return coefficients
 
     def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """(N, C, *S) -> (N, K, *S). Raises ValueError in training with dropout, which is random."""
+        """(N, C, *S) -> (N, K, *S). Return the output.
+
+        With training=True, running statistics in `weights` are updated in place. Raises ValueError in training with
+        dropout, which is random.
+        """
         if training and any(self.rates):
             raise ValueError(f"expected dropout=0 for the NumPy network in training, got dropout={self.rates}")
         return self._run(x, weights, training, {})
 
-    def _run(self, x: Array, weights: Mapping[str, Array], training: bool, seen: dict[str, Array]) -> Array:
+    def _run(self, x: Array, weights: Mapping[str, Array], training: bool, coefficients: dict[str, Array]) -> Array:
+        """Return the output for x, and add the coefficients of every gate and block to `coefficients`, by path."""
         self.check_inputs(x.shape)
 
         def inner(path: str, block: Any, *inputs: Array) -> Array:
+            """Return the output of a gate or block, and add its coefficients; the first input if it is None."""
             if block is None:
                 return inputs[0]
             inputs, w = inputs[: len(block.inputs)], without_prefix(path, weights)
-            seen[path] = block.attention(*inputs, weights={k: v.copy() for k, v in w.items()}, training=training)
+            copies = {name: array.copy() for name, array in w.items()}   # attention updates running statistics too
+            coefficients[path] = block.attention(*inputs, weights=copies, training=training)
             return np.asarray(block(*inputs, weights=w, training=training))
 
         def units(path: str, x: Array, units: Sequence[Unit]) -> Array:
+            """Return x after convolutions in order."""
             for unit in units:
                 x = _unit(unit, x, without_prefix(path, weights), training)
             return x
@@ -311,7 +340,7 @@ class UNet(contract.NamedArguments):
                 size = [n * s for n, s in zip(up.shape[2:], self.steps[i], strict=True)]
                 up = ops.resize(up, size, level.interpolation, align_corners=False)
             up = ops.crop(units(f"up.{i}", up, level.up), e.shape[2:])
-            s = inner(f"skip.{i}", level.gate, ops.widen(e, level.least), g if self.gating == "grid" else up)
+            s = inner(f"skip.{i}", level.gate, ops.widen(e, level.min_size), g if self.gating == "grid" else up)
             s = ops.crop(s, e.shape[2:])
             s = units(f"combine.{i}", s, [level.combine] if level.combine else [])
             both = np.concatenate([s, up] if self.concat == "skip_first" else [up, s], axis=1)
@@ -325,6 +354,7 @@ class UNet(contract.NamedArguments):
 
 
 def _unit(unit: Unit, x: Array, weights: Mapping[str, Array], training: bool) -> Array:
+    """Return a convolution of x, with the norm and activation after it: (N, I, *S) -> (N, O, *T)."""
     x = (ops.transposed if unit.transposed else ops.conv)(x, weights, unit.conv, unit.stride)
     if unit.norm:
         norm = f"norm{unit.part}"
@@ -335,46 +365,51 @@ def _unit(unit: Unit, x: Array, weights: Mapping[str, Array], training: bool) ->
 
 
 def _cost(unit: Unit, space: Sequence[int]) -> int:
-    """Multiply-adds of a convolution whose result, or, where it is transposed, whose input has this size."""
+    """Return the multiply-adds of a convolution. space: size of the output, or of the input if it is transposed."""
     return prod(space) * prod(unit.kernel) * unit.inputs * unit.outputs
 
 
 def _steps(strides: Any, count: int, dims: int) -> tuple[tuple[int, ...], ...]:
-    each = list(strides) if isinstance(strides, list | tuple) else [strides] * count
-    if len(each) != count:
-        raise ValueError(f"strides must be one number or {count}, one between levels, got {strides!r}")
-    found = []
-    for step in each:
+    """Return `count` strides for `dims` spatial axes each from the argument `strides`. Raise ValueError if invalid."""
+    steps = list(strides) if isinstance(strides, list | tuple) else [strides] * count
+    if len(steps) != count:
+        raise ValueError(f"strides must be one number or {count}, one from each level to the next, got {strides!r}")
+    checked = []
+    for step in steps:
         axes = list(step) if isinstance(step, list | tuple) else [step] * dims
         if len(axes) != dims:
-            raise ValueError(f"a stride must be one number or {dims}, one per spatial axis, got {step!r}")
-        found.append(tuple(contract.integer("strides", s) for s in axes))
-        if max(found[-1]) > 32:   # a file could ask for maps that fit in no memory
-            raise ValueError(f"strides must be at most 32, got {max(found[-1])}")
-    return tuple(found)
+            raise ValueError(f"each of strides must be one number or {dims}, one per spatial axis, got {step!r}")
+        checked.append(tuple(contract.integer("strides", s) for s in axes))
+        if max(checked[-1]) > 32:   # a file could ask for maps that fit in no memory
+            raise ValueError(f"strides must be at most 32, got {max(checked[-1])}")
+    return tuple(checked)
 
 
 def _rates(dropout: Any) -> tuple[float, float]:
-    each = list(dropout) if isinstance(dropout, list | tuple) else [dropout, 0.0]
-    if len(each) != 2:
-        raise ValueError(f"dropout must be one number or two, got {dropout!r}")
-    for rate in each:
+    """Return two probabilities from the argument `dropout`. Raise TypeError or ValueError if it is invalid."""
+    rates = list(dropout) if isinstance(dropout, list | tuple) else [dropout, 0.0]
+    if len(rates) != 2:
+        raise ValueError(f"dropout must be one number or two, for the two convolutions of a level, got {dropout!r}")
+    for rate in rates:
         if not 0 <= contract.number("dropout", rate) < 1:
             raise ValueError(f"dropout must be in [0, 1), got {rate}")
-    return float(each[0]), float(each[1])
+    return float(rates[0]), float(rates[1])
 
 
 def _options(name: str, options: Any, count: int, first: int = 0) -> tuple[Mapping[str, Any], ...]:
-    """Return the options of every level; the levels before `first` have no gate or block and must have none."""
+    """Return the options of each of `count` levels from argument `name`.
+
+    Levels before `first` have no gate and must have no options. Raises TypeError or ValueError if they are invalid.
+    """
     if isinstance(options, Mapping):
         return ({},) * first + (dict(options),) * (count - first)
     if not isinstance(options, list | tuple) or len(options) not in (0, count):
-        raise ValueError(f"{name} must be a mapping or {count} of them, one a level, got {options!r}")
-    if any(not isinstance(each, Mapping) for each in options):
-        raise TypeError(f"{name} must be mappings of argument to value, got {options!r}")
+        raise ValueError(f"{name} must be one mapping or {count}, one per level, got {options!r}")
+    if any(not isinstance(mapping, Mapping) for mapping in options):
+        raise TypeError(f"{name} must contain only mappings from argument to value, got {options!r}")
     if any(idle := options[:first]):
-        raise ValueError(f"{name} must be {{}} for the {first} finest levels, which have none, got {list(idle)!r}")
-    return tuple(dict(each) for each in options) or ({},) * count
+        raise ValueError(f"{name} must be {{}} for the {first} finest levels, without a gate, got {list(idle)!r}")
+    return tuple(dict(mapping) for mapping in options) or ({},) * count
 
 
 def _arguments(block: Spec | None) -> dict[str, Any]:

@@ -31,7 +31,7 @@ FOLDED = (*ops.BATCH_NORM.values(), nn.SyncBatchNorm)   # norms that `fold_norms
 
 
 class UNet(SpecModule):
-    """(N, C, *S) -> (N, K, *S); arguments and errors as `spec.UNet`."""
+    """A U-Net: (N, C, *S) -> (N, K, *S). Arguments and errors as `spec.UNet`; device and dtype as in torch.nn."""
 
     spec: spec.UNet
 
@@ -64,6 +64,7 @@ class UNet(SpecModule):
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output: (N, C, *S) -> (N, K, *S), logits or with head="sigmoid" probabilities."""
         self.check_inputs(x)
         skips: list[Tensor] = []
         for level, encode in zip(self.spec.levels, self.encoder, strict=True):
@@ -86,7 +87,7 @@ class UNet(SpecModule):
         return torch.sigmoid(y) if self.spec.head == "sigmoid" else y
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Set whether training recomputes the activations of levels in the backward pass, which saves memory.
+        """Set whether training recomputes the activations of each level in the backward pass, which saves memory.
 
         Under torch.compile before torch 2.11 nothing is recomputed: 2.6 would update running statistics twice.
         """
@@ -104,7 +105,7 @@ class UNet(SpecModule):
         were replaced by others, whose weights are computed (weight norm) or that have hooks stay as they are.
 
         Raises:
-            ValueError: weights are computed before every call, as by pruning, and cannot be copied.
+            ValueError: hooks compute weights before every call, for example for pruning, so that they cannot be copied.
 
         """
         try:
@@ -112,8 +113,8 @@ class UNet(SpecModule):
         except RuntimeError as err:
             if "deepcopy protocol" not in str(err):
                 raise
-            fix = "make them parameters again first, as torch.nn.utils.prune.remove and remove_weight_norm do"
-            raise ValueError(f"expected weights that are parameters, got computed ones: {fix}") from err
+            fix = "make them parameters first, with torch.nn.utils.prune.remove or torch.nn.utils.remove_weight_norm"
+            raise ValueError(f"expected parameters as weights, got weights computed before every call: {fix}") from err
         for module in list(folded.modules()):
             for name, norm in list(module.named_children()):
                 if _is_standard(norm, *FOLDED) and isinstance(norm.running_mean, Tensor):
@@ -126,6 +127,7 @@ class UNet(SpecModule):
         return folded.to(memory_format=form) if form else folded   # type: ignore[call-overload]
 
     def _up(self, i: int, level: Level, x: Tensor) -> Tensor:
+        """Return x, the output of level i + 1, upsampled to level i."""
         step = self.spec.steps[i]
         if level.interpolation == "nearest" and not level.up:
             x = ops.repeat(x, step)
@@ -134,14 +136,16 @@ class UNet(SpecModule):
         return self._units(self.up[i], x)
 
     def _gate(self, key: str, e: Tensor, g: Tensor) -> Tensor:
+        """Return the skip connection e of level `key` after its gate, with gating signal g; e itself without a gate."""
         if key not in self.skip:
             return e
         gate: Any = self.skip[key]
-        wide = ops.widen(e, self.spec.levels[int(key)].least)
+        wide = ops.widen(e, self.spec.levels[int(key)].min_size)
         s = ops.crop(gate(*(wide, g)[: len(gate.spec.inputs)]), e.shape[2:])
         return self.combine[key](s) if key in self.combine else s
 
     def _units(self, units: nn.Module, x: Tensor) -> Tensor:
+        """Return units(x), checkpointed in training after `set_grad_checkpointing`."""
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
             if torch.compiler.is_compiling():   # torch.compile updates running statistics once
                 return checkpoint(units, x, use_reentrant=False) if guard.compiles_checkpoints else units(x)
@@ -150,7 +154,7 @@ class UNet(SpecModule):
 
 
 class Units(nn.Module):
-    """(N, I, *S) -> (N, O, *S): convolutions in order, each with its norm, activation and dropout, then the block."""
+    """Convolutions in order, each with its norm, activation and dropout, then the block: (N, I, *S) -> (N, O, *T)."""
 
     def __init__(
         self,
@@ -191,17 +195,18 @@ class Units(nn.Module):
 
 
 def _may_overwrite(x: Tensor, conv: nn.Module, norm: nn.Module | None = None) -> bool:
-    """Whether x = norm(conv(...)) may be overwritten: no gradient, hook or mode needs it."""
+    """Whether x = norm(conv(...)) may be overwritten: no hook can have stored x, and no mode or subclass is active."""
     ordinary = guard.is_ordinary(conv, *CONVS) and (norm is None or guard.is_ordinary(norm, *NORMS))
     return ops.may_overwrite(x) and ordinary
 
 
 def _repeat(net: spec.UNet, i: int) -> tuple[int, ...] | None:
-    """Return the factor of nearest upsampling before the convolution up to level i, per axis, or None."""
+    """Return the factors of nearest upsampling from level i + 1 to level i, per axis; None for other upsampling."""
     return net.steps[i] if net.levels[i].interpolation == "nearest" else None
 
 
 def _conv(unit: Unit, dims: int, repeat: tuple[int, ...] | None, made: dict[str, Any]) -> nn.Module:
+    """Return the convolution of a unit, after nearest upsampling by `repeat` if given; made: device and dtype."""
     sizes = unit.inputs, unit.outputs, unit.kernel
     if repeat:
         conv: nn.Module = ops.REPEATING[dims](*sizes, padding=unit.padding, **made)
@@ -209,8 +214,8 @@ def _conv(unit: Unit, dims: int, repeat: tuple[int, ...] | None, made: dict[str,
         return conv
     if not unit.transposed:
         return ops.CONV[dims](*sizes, unit.stride, unit.padding, **made)
-    each = zip(unit.kernel, unit.stride, unit.padding, strict=True)
-    missing = tuple(step + 2 * p - k for k, step, p in each)   # to sizes times the stride
+    axes = zip(unit.kernel, unit.stride, unit.padding, strict=True)
+    missing = tuple(step + 2 * p - k for k, step, p in axes)   # for an output of the input's size times the stride
     return ops.TRANSPOSED[dims](*sizes, unit.stride, unit.padding, missing, **made)
 
 
@@ -233,6 +238,7 @@ def _buffers_restored(units: nn.Module) -> Iterator[None]:
 
 
 def _block(block: Spec | None, made: dict[str, Any]) -> nn.Module:
+    """Return the module of a gate or block, or the identity for None; made: device and dtype."""
     if not block:
         return nn.Identity()
     cls = registry.class_of(block, "torch")
@@ -242,23 +248,25 @@ def _block(block: Spec | None, made: dict[str, Any]) -> nn.Module:
 
 
 def _is_standard(module: nn.Module, *kinds: type) -> bool:
-    """Whether a module computes as one of `kinds` does, from a weight that it stores, and runs no hooks."""
+    """Whether a module is of a class in `kinds`, is unmodified, has no hooks, and stores its weight as a parameter."""
     return guard.is_ordinary(module, *kinds) and "weight" in guard.parameter_names(module)
 
 
 def _fold(module: nn.Module, name: str, norm: Any) -> None:
-    """Fold a module's batch norm into the convolution before it: norm1 follows conv1, psi_norm follows psi.
+    """Fold batch norm `name` of a module into the convolution before it, in place of both.
 
-    Modules of third parties are left unchanged, because their names do not say which layer precedes the norm.
+    The names say which convolution precedes: norm1 follows conv1 or transpose1, psi_norm follows psi.
+
+    Modules of third parties are left unchanged, because their names may mean something else.
     """
     if type(module).__module__.partition(".")[0] != __name__.partition(".")[0]:
         return
     before = name.replace("norm", "conv"), name.replace("norm", "transpose"), name.removesuffix("_norm")
-    for each in before:
-        conv: Any = getattr(module, each, None)
+    for attribute in before:
+        conv: Any = getattr(module, attribute, None)
         if conv is not None and _is_standard(conv, *CONVS):
             transpose = isinstance(conv, tuple(ops.TRANSPOSED.values()))
             fused = fuse_conv_bn_eval(conv, norm, transpose=transpose)
-            setattr(module, each, fused)
+            setattr(module, attribute, fused)
             setattr(module, name, nn.Identity())
             return

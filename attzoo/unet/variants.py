@@ -9,7 +9,7 @@ from .spec import UNet
 
 
 def paper_gates(net: UNet) -> list[dict[str, Any]]:
-    """The paper's gates: as wide as their skip, on the grid of the gating signal, with an output transform."""
+    """The paper's gates: as many inner channels as the skip, coefficients at the size of g, an output transform."""
     if net.skip != "attention_gate":
         return []
     paper = {"skip_bias": False, "output_transform": True}

@@ -24,7 +24,10 @@ NORMS = (*ops.BATCH_NORM.values(), nn.Identity)
 
 
 def folds(gate: Any, x: Tensor, g: Tensor) -> bool:
-    """Whether `gated` may compute x * gate.attention(x, g): no gradient is needed, and all modules are ordinary."""
+    """Whether `gated` should compute x * gate.attention(x, g).
+
+    x must be large, no gradient may be needed, and the layers must be 1x1 convolutions and foldable norms, no hooks.
+    """
     return (
         x.numel() >= FEW
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, g, *gate.parameters())))
@@ -34,7 +37,7 @@ def folds(gate: Any, x: Tensor, g: Tensor) -> bool:
 
 
 def overwrites(gate: Any, t: Tensor, p: Tensor) -> bool:
-    """Whether relu(t + p) may overwrite t, the output of gate.skip_norm, because no hook can hold it."""
+    """Whether relu(t + p) may overwrite t, the output of gate.skip_norm: t is large, and no hook can have stored it."""
     return (
         guard.is_eager_on_cpu(t, p)
         and t.numel() >= FEW
@@ -45,7 +48,7 @@ def overwrites(gate: Any, t: Tensor, p: Tensor) -> bool:
 
 
 def multiplies(conv: Any, x: Tensor) -> bool:
-    """Whether a convolution in training should be computed as a matrix product."""
+    """Whether conv(x) should be computed as a matrix product, for x (N, C, *S) in training."""
     return (
         guard.is_eager_on_cpu(x)        # checked before the properties of x, which a trace would record
         and torch.is_grad_enabled()     # without gradients, `gated` computes the whole gate

@@ -50,19 +50,20 @@ class AttentionGate(Block):
         self.output_norm.build((*unknown, c))
 
     def attention(self, x: Any, g: Any, training: bool | None = None) -> Any:
-        """(N, *S, C), (N, *G, G) -> (N, *S, 1)."""
+        """Return the coefficients: (N, *S, C), (N, *G, G) -> (N, *S, 1)."""
         self.check_inputs(x, g)
         x, g = ops.to_last(x, self.channels_last), ops.to_last(g, self.channels_last)
-        how = self.spec.interpolation, self.spec.align_corners
+        resampling = self.spec.interpolation, self.spec.align_corners
         t = self.skip_norm(self.skip(x), training=training)
         p = self.gating_norm(self.gating(g), training=training)
-        h = ops.relu(t + ops.resize(p, ops.sizes(t), *how))
+        h = ops.relu(t + ops.resize(p, ops.sizes(t), *resampling))
         q = self.psi_norm(self.psi(h), training=training)
-        return ops.from_last(ops.resize(ops.sigmoid(q), ops.sizes(x), *how), self.channels_last)
+        return ops.from_last(ops.resize(ops.sigmoid(q), ops.sizes(x), *resampling), self.channels_last)
 
     def call(   # type: ignore[override]
         self, x: Any, g: Any, training: bool | None = None, attention_only: bool = False
     ) -> Any:
+        """Return the output for x and g or, with `attention_only`, the coefficients of `attention`."""
         coefficients = self.attention(x, g, training=training)
         if attention_only:
             return coefficients

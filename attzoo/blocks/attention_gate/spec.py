@@ -1,4 +1,4 @@
-"""The reference implementation of The additive attention gate in NumPy. torch.py and keras.py must agree with it."""
+"""The reference implementation of the additive attention gate in NumPy. torch.py and keras.py must agree with it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class AttentionGate(BlockSpec):
     interpolation: "linear" or "nearest", how g and the coefficients are resampled where sizes differ.
     align_corners: whether linear resampling maps corner pixels' centres to each other; else their outer edges.
     spatial_dims: 1, 2 or 3, spatial axes of x and g.
-    Raises TypeError or ValueError when a value is outside these bounds.
+    Raises TypeError for a value of another type, and ValueError for a value outside these bounds.
     """
 
     channels: int
@@ -74,7 +74,7 @@ class AttentionGate(BlockSpec):
         inter = max(1, channels // 2) if self.inter_channels is None else self.inter_channels
         strides = tuple(self.stride) if isinstance(self.stride, list | tuple) else (self.stride,) * dims
         if len(strides) != dims:
-            raise ValueError(f"stride must be one integer or {dims}, got {self.stride!r}")
+            raise ValueError(f"stride must be one integer or {dims}, one per spatial axis, got {self.stride!r}")
         contract.set_fields(
             self,
             channels=channels,
@@ -89,23 +89,24 @@ class AttentionGate(BlockSpec):
             spatial_dims=dims,
         )
         if self.align_corners and self.interpolation != "linear":
-            raise ValueError(f"align_corners is for linear interpolation, got interpolation={self.interpolation!r}")
+            got = f"got True and interpolation={self.interpolation!r}"
+            raise ValueError(f"align_corners must be False unless interpolation='linear', {got}")
 
     @property
     def width(self) -> int:
-        """F, the channels in which x and g are added."""
+        """Return F, the number of channels in which x and g are added."""
         assert self.inter_channels is not None   # set in __post_init__; for the type checker
         return self.inter_channels
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Kernel and stride of x's projection, per spatial axis."""
+        """Return kernel size and stride of x's projection, in pixels per spatial axis."""
         assert isinstance(self.stride, tuple)   # set in __post_init__; for the type checker
         return self.stride
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """Channels of each input."""
+        """Return the number of channels of each input, x and g."""
         return (self.channels, self.gating_channels)
 
     @property
@@ -123,37 +124,40 @@ class AttentionGate(BlockSpec):
         return weights
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that rebuild this block."""
+        """Return the arguments by name that create an equal spec, with every None replaced by its value."""
         return super().config() | {"stride": list(self.strides)}
 
     def check_inputs(self, x: Shape, g: Shape, *, channels_last: bool = False) -> None:   # type: ignore[override]
-        """Raise ValueError unless x is (N, C, *S), every S at least the stride, and g (N, G, *G) of the same N."""
+        """Raise ValueError unless the shapes are (N, C, *S), S at least the stride, and (N, G, *G), with equal N.
+
+        With `channels_last`, they are (N, *S, C) and (N, *G, G).
+        """
         contract.check_shape(x, self.channels, self.spatial_dims, channels_last, least=self.strides)
         contract.check_shape(g, self.gating_channels, self.spatial_dims, channels_last)
         if None not in (x[0], g[0]) and x[0] != g[0]:
-            raise ValueError(f"expected x and g of one batch size, got {x[0]} and {g[0]}")
+            raise ValueError(f"expected x and g of one batch size, got {x[0]} and {g[0]} samples")
 
     def macs(self, x: Sequence[int], g: Sequence[int]) -> int:
-        """Return the number of multiply-adds of the projections; resampling is not counted."""
+        """Return the number of multiply-adds of the projections for inputs of these shapes, without resampling."""
         theta = prod(size // step for size, step in zip(x[2:], self.strides, strict=True))
         skip = theta * self.width * (self.channels * prod(self.strides) + 1)   # + 1: psi
         output = prod(x[2:]) * self.channels**2 if self.output_transform else 0
         return x[0] * (skip + prod(g[2:]) * self.width * self.gating_channels + output)
 
     def attention(self, x: Array, g: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """(N, C, *S), (N, G, *G) -> (N, 1, *S)."""
+        """(N, C, *S), (N, G, *G) -> (N, 1, *S). Return the coefficients."""
         self.check_inputs(x.shape, g.shape)
-        how = self.interpolation, self.align_corners
+        resampling = self.interpolation, self.align_corners
         t = ops.batch_norm(ops.strided(x, weights, "skip"), weights, "skip_norm", training)
         p = ops.batch_norm(ops.linear(g, weights, "gating"), weights, "gating_norm", training)
-        h = ops.relu(t + ops.resize(p, t.shape[2:], *how))
+        h = ops.relu(t + ops.resize(p, t.shape[2:], *resampling))
         q = ops.batch_norm(ops.linear(h, weights, "psi"), weights, "psi_norm", training)
-        return ops.resize(ops.sigmoid(q), x.shape[2:], *how)
+        return ops.resize(ops.sigmoid(q), x.shape[2:], *resampling)
 
     def __call__(   # type: ignore[override]
         self, x: Array, g: Array, *, weights: Mapping[str, Array], training: bool = False
     ) -> Array:
-        """(N, C, *S), (N, G, *G) -> (N, C, *S)."""
+        """(N, C, *S), (N, G, *G) -> (N, C, *S). Return the output."""
         y: Array = self.combine(x, self.attention(x, g, weights=weights, training=training))
         if not self.output_transform:
             return y

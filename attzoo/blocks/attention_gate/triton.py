@@ -32,11 +32,11 @@ from .kernels.weights import Gradients, ProjectionGradients, weight_gradients
 ARGUMENTS = """Tensor x, Tensor g, Tensor w, Tensor? bias, Tensor u, Tensor? gating_bias, Tensor psi, Tensor? psi_bias,
 Tensor? scale, Tensor? shift, Tensor? gating_scale, Tensor? gating_shift, Tensor? psi_scale, Tensor? psi_shift,
 Tensor? mean, Tensor? var, Tensor? gating_mean, Tensor? gating_var, Tensor? psi_mean, Tensor? psi_var,
-float[] eps, bool[] training, str interpolation, bool align_corners, bool keep"""
+float[] eps, bool[] training, str interpolation, bool align_corners, bool needs_backward"""
 
 
 class Call(NamedTuple):
-    """The operator's arguments; `needs_backward`: whether tensors are saved for a backward pass."""
+    """The arguments of the operator, grouped; `needs_backward`: whether tensors are saved for a backward pass."""
 
     x: Tensor
     g: Tensor
@@ -47,7 +47,7 @@ class Call(NamedTuple):
 
     @property
     def inner_channels(self) -> int:
-        """Number of channels F in which x and g are added."""
+        """Return F, the number of channels in which x and g are added."""
         return self.projections.skip.weight.shape[0]
 
     def grids(self, source: Tensor) -> Grids:
@@ -99,7 +99,7 @@ def call_of(
     psi_scale: Tensor | None, psi_shift: Tensor | None,
     mean: Tensor | None, var: Tensor | None, gating_mean: Tensor | None, gating_var: Tensor | None,
     psi_mean: Tensor | None, psi_var: Tensor | None,
-    eps: Sequence[float], training: Sequence[bool], interpolation: str, align_corners: bool, keep: bool,
+    eps: Sequence[float], training: Sequence[bool], interpolation: str, align_corners: bool, needs_backward: bool,
 ) -> Call:   # fmt: skip
     """Group the operator's arguments, see ARGUMENTS; eps, training: of the skip, gating and psi norm."""
     projections = Projections(
@@ -107,7 +107,7 @@ def call_of(
         Projection(u, gating_bias, gating_scale, gating_shift, gating_mean, gating_var, eps[1], training[1]),
         Projection(psi, psi_bias, psi_scale, psi_shift, psi_mean, psi_var, eps[2], training[2]),
     )
-    return Call(x, g, projections, interpolation, align_corners, keep)
+    return Call(x, g, projections, interpolation, align_corners, needs_backward)
 
 
 def grouped_gradients(
@@ -140,7 +140,7 @@ def flat_arguments(call: Call) -> list[Any]:
 
 
 def outputs(*args: Any) -> Sequence[Any]:
-    """Allocate y and the saved tensors."""
+    """Allocate y (N, C, *S) and the tensors saved for the backward pass."""
     call = call_of(*args)
     x, needs_backward = call.x, call.needs_backward
     N, S, F = x.shape[0], prod(x.shape[2:]), call.inner_channels
@@ -160,9 +160,12 @@ def outputs(*args: Any) -> Sequence[Any]:
     return torch.empty_like(x), *saved
 
 
-def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
-    """Compute statistics of the batch, fold the norms, project g if it is coarser, then compute alpha and y."""
-    call, y, saved = call_of(*args), to[0], Saved(*to[1:])
+def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
+    """Write y and the saved tensors, `results`. args: see ARGUMENTS.
+
+    Compute statistics of the batch, fold the norms, project g if it is coarser than x, then compute alpha and y.
+    """
+    call, y, saved = call_of(*args), results[0], Saved(*results[1:])
     x, g, projections = call.x, call.g, call.projections
     channels_last = is_channels_last(x)
     if projections.skip.by_batch:
@@ -185,10 +188,10 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
 
 
 def backward(
-    dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
+    dy: Tensor, args: Sequence[Any], y: Tensor | None, saved_tensors: Sequence[Tensor], gradients: list[Any]
 ) -> None:
-    """Compute the gradient of the sigmoid's input, then those of x and g, then those of the parameters."""
-    call, saved = call_of(*args), Saved(*kept)
+    """Write the gradients of x, g and the parameters into `gradients`, from the gradient dy of y."""
+    call, saved = call_of(*args), Saved(*saved_tensors)
     x, g, folded = call.x, call.g, saved.folded
     dx, dg, *parameter_gradients = gradients
     parameter_grads = grouped_gradients(*parameter_gradients)
@@ -243,21 +246,21 @@ CASES: Final = (
 
 
 def refusal(gate: Any, x: Tensor, g: Tensor) -> str | None:
-    """Return why the kernels cannot compute a gate with these inputs; None if they can."""
+    """Return why the kernels cannot compute a gate with these inputs, as the end of an error; None if they can."""
     spec = gate.spec
     convs: Any = gate.skip, gate.gating, gate.psi
     norms: Any = gate.skip_norm, gate.gating_norm, gate.psi_norm
     sizes = [(spec.width, spec.channels), (spec.width, spec.gating_channels), (1, spec.width)]
     convs_match = [tuple(conv.weight.shape[:2]) for conv in convs] == sizes
     if not convs_match or any(n.weight.shape != size[:1] for n, size in zip(norms, sizes, strict=True) if spec.norm):
-        return "its layers have other sizes than the gate created"
+        return "layers of the gate have other sizes than the gate created"
     if prod(spec.strides) > 1:
-        return f"its kernels need stride 1, got {spec.strides}"
+        return f"the kernels need stride 1, got {spec.strides}"
     if spec.norm and not x.shape[0]:
         return "batch norm needs a batch of at least 1 sample, got 0"
     if spec.width * max(prod(x.shape[2:]), prod(g.shape[2:])) >= LONGEST:
         shapes = f"{tuple(x.shape)} and {tuple(g.shape)}"
-        return f"its kernels need fewer than 2^31 numbers per sample in its inner channels, got shapes {shapes}"
+        return f"inter_channels * pixels must be less than 2^31 per sample, got {spec.width} and shapes {shapes}"
     return None
 
 

@@ -41,13 +41,14 @@ class CBAM(Block):
         self.spatial.build(input_shape)
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
-        """(N, *S, C) -> (N, *S, C)."""
+        """Return the coefficients, the product of both parts: (N, *S, C) -> (N, *S, C)."""
         self.check_inputs(x)
         channel = self.channel.attention(x)    # (N, 1.., C)
         spatial = self.spatial.attention(ops.multiply(x, channel), training=training)
         return channel * spatial
 
     def call(self, x: Any, training: bool | None = None, attention_only: bool = False) -> Any:
+        """Return the output for x or, with `attention_only`, the coefficients of `attention`."""
         if attention_only:
             return self.attention(x, training=training)
         self.check_inputs(x)

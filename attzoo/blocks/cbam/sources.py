@@ -12,11 +12,11 @@ from ..spatial_attention import sources as spatial_attention
 
 
 def both(source: str, channel: str, spatial: str) -> Keys:
-    """Return the layout of CBAM from those of its parts, whose keys begin with `channel` and `spatial`."""
+    """Return the keys of CBAM in a library from those of its parts, the attributes `channel` and `spatial` there."""
     parts = channel_attention.KEYS[source][0], spatial_attention.KEYS[source][0]
     names = {
-        f"{ours}.{name}": f"{theirs}.{key}"
-        for (ours, theirs), part in zip({"channel": channel, "spatial": spatial}.items(), parts, strict=True)
+        f"{own}.{name}": f"{attribute}.{key}"
+        for (own, attribute), part in zip({"channel": channel, "spatial": spatial}.items(), parts, strict=True)
         for name, key in part.names.items()
     }
     return Keys(names, parts[0].axes, tuple(f"spatial.{name}" for name in parts[1].max_first))

@@ -27,7 +27,7 @@ class CBAM(Bottleneck):
     kernel_size: odd k >= 1, in pixels, the same along every spatial axis.
     norm: whether batch norm follows the spatial convolution.
     spatial_dims: 1, 2 or 3, spatial axes of the input.
-    Raises TypeError or ValueError when a value is outside these bounds.
+    Raises TypeError for a value of another type, and ValueError for a value outside these bounds.
     """
 
     kernel_size: int = 7
@@ -55,17 +55,17 @@ class CBAM(Bottleneck):
         return prefixed("channel", self.channel.weights) | prefixed("spatial", self.spatial.weights)
 
     def macs(self, x: Sequence[int]) -> int:
-        """Return the number of multiply-adds of both halves."""
+        """Return the number of multiply-adds of both parts, for x of shape (N, C, *S)."""
         return self.channel.macs(x) + self.spatial.macs(x)
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """(N, C, *S) -> (N, C, *S)."""
+        """(N, C, *S) -> (N, C, *S). Return the coefficients, the product of those of both parts."""
         self.check_inputs(x.shape)
         channel = self.channel.attention(x, weights=without_prefix("channel", weights))    # (N, C, 1..)
         spatial = self.spatial.attention(x * channel, weights=without_prefix("spatial", weights), training=training)
         return channel * spatial
 
     def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """(N, C, *S) -> (N, C, *S)."""
+        """(N, C, *S) -> (N, C, *S). Return the output."""
         x = self.channel(x, weights=without_prefix("channel", weights))
         return self.spatial(x, weights=without_prefix("spatial", weights), training=training)

@@ -43,14 +43,14 @@ class CBAM(Block):
         self.spatial = SpatialAttention(channels, kernel_size, norm, spatial_dims, **made)
 
     def attention(self, x: Tensor) -> Tensor:
-        """(N, C, *S) -> (N, C, *S)."""
+        """Return the coefficients, the product of both parts: (N, C, *S) -> (N, C, *S)."""
         self.check_inputs(x)
         channel = self.channel.attention(x)    # (N, C, 1..)
         spatial = self.spatial.attention(x * channel)
         return channel * spatial
 
     def plain(self, x: Tensor) -> Tensor:   # type: ignore[override]
-        """x' = x * channel attention of x, then x' * spatial attention of x': (N, C, *S) -> (N, C, *S)."""
+        """Return x' * (spatial attention of x'), where x' = x * (channel attention of x): (N, C, *S) -> (N, C, *S)."""
         return self.spatial(self.channel(x))
 
     @staticmethod

@@ -23,15 +23,15 @@ def parts(x: Tensor, shortcut: Tensor | None, *rest: Any) -> tuple[Layers, Filte
 
 
 def outputs(x: Tensor, *rest: Any) -> Sequence[Any]:
-    """Allocate y and the saved tensors."""
+    """Allocate y (N, C, *S) and the tensors saved for the backward pass."""
     layers, conv = parts(x, *rest)
     return torch.empty_like(x), perceptron.saved(x, len(layers.w1), top=True), *spatial.allocate_saved(x, conv)
 
 
-def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
-    """Compute s, then t from x * s without storing it, then x * s * t."""
+def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
+    """Write y and the saved tensors, `results`: s, then t from x * s, which is not stored, then x * s * t."""
     x, (layers, conv) = args[0], parts(*args)
-    y, saved, spatial_saved = to[0], to[1], spatial.Saved(*to[2:])
+    y, saved, spatial_saved = results[0], results[1], spatial.Saved(*results[2:])
     perceptron.forward(x, layers, True, saved)
     passes.pool_channels(x, saved, spatial_saved.maps)
     norm = spatial.forward(x.shape[2:], conv, spatial_saved)
@@ -39,18 +39,18 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
 
 
 def backward(
-    dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
+    dy: Tensor, args: Sequence[Any], y: Tensor | None, saved_tensors: Sequence[Tensor], gradients: list[Any]
 ) -> None:
-    """Compute the gradients of t, of s and of x in three passes over x and dy."""
+    """Write the gradients of x and of the parameters into `gradients`, in three passes over x and dy."""
     x, (layers, conv) = args[0], parts(*args)
-    saved, spatial_saved = kept[0], spatial.Saved(*kept[1:])
+    saved, spatial_saved = saved_tensors[0], spatial.Saved(*saved_tensors[1:])
     dx, _, *learned = gradients
     dy = passes.grad_of_product(dy, x, y, gradients)
     dmaps = spatial.backward(x, dy, saved, conv, spatial_saved, learned[4:])
-    of_map = Map(spatial_saved.t, spatial_saved.maps, dmaps)
-    to = Layers._make([*learned[:4], layers.gate])
-    found = perceptron.backward(x, dy, layers, True, saved, of_map, to)
-    passes.to_input(x, dy, dx, saved, found, True, of_map)
+    map_gradients = Map(spatial_saved.t, spatial_saved.maps, dmaps)
+    layer_gradients = Layers._make([*learned[:4], layers.gate])
+    pool_gradients = perceptron.backward(x, dy, layers, True, saved, map_gradients, layer_gradients)
+    passes.to_input(x, dy, dx, saved, pool_gradients, True, map_gradients)
 
 
 ARGUMENTS = """Tensor x, Tensor? shortcut, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,
@@ -65,10 +65,10 @@ CASES: Final = (
 
 
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
-    """Return the block's output for x (N, C, *S), with an optional shortcut and activation."""
+    """Return act(block(x) + shortcut) for x (N, C, *S), computed by the kernels."""
     *layers, gate = perceptron.layers_of(block.channel)
     *tensors, eps, training = conv = spatial.filter_of(block.spatial)
     options = gate, eps, training, act == "relu"
-    y, *kept = KERNELS(block, as_dense(x), shortcut, *layers, *tensors, *options, act=act)
-    spatial.update_running_stats(block.spatial, conv, spatial.Saved(*kept[1:]))
+    y, *saved_tensors = KERNELS(block, as_dense(x), shortcut, *layers, *tensors, *options, act=act)
+    spatial.update_running_stats(block.spatial, conv, spatial.Saved(*saved_tensors[1:]))
     return y

@@ -33,17 +33,17 @@ class ChannelAttention(Block):
         self.excite.build((None, self.spec.width))
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
-        """(N, *S, C) -> (N, 1.., C)."""
+        """Return the coefficients: (N, *S, C) -> (N, 1.., C)."""
         self.check_inputs(x)
         s = self.coefficients(ops.avg_pool(x, self.channels_last), ops.max_pool(x, self.channels_last))    # (N, C)
         return ops.expand(s, x, self.channels_last)
 
     def coefficients(self, avg: Any, maximum: Any) -> Any:
-        """Average and maximum over space, each (N, C) -> (N, C)."""
+        """Return the coefficients (N, C) from average and maximum over space, (N, C) each."""
         z = self.mlp(avg) + self.mlp(maximum)    # (N, C)
         return ops.GATES[self.spec.gate](z)
 
     def mlp(self, s: Any) -> Any:
-        """(N, C) -> (N, C)."""
+        """Apply the two-layer perceptron: (N, C) -> (N, C)."""
         h = ops.relu(self.squeeze(s))    # (N, R)
         return self.excite(h)

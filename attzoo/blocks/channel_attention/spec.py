@@ -1,4 +1,4 @@
-"""The reference implementation of Channel attention in NumPy. torch.py and keras.py must agree with it."""
+"""The reference implementation of channel attention in NumPy. torch.py and keras.py must agree with it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class ChannelAttention(Bottleneck):
     __doc__ = Bottleneck.__doc__
 
     def macs(self, x: Sequence[int]) -> int:
-        """Return the number of multiply-adds of the perceptron on both pools."""
+        """Return the number of multiply-adds of the perceptron on both pools, for x of shape (N, C, *S)."""
         return x[0] * 4 * self.channels * self.width
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """(N, C, *S) -> (N, C, 1..)."""
+        """(N, C, *S) -> (N, C, 1..). Return the coefficients."""
         self.check_inputs(x.shape)
         return ops.expand(self.coefficients(ops.avg_pool(x), ops.max_pool(x), weights), x)
 
     def coefficients(self, avg: Array, maximum: Array, weights: Mapping[str, Array]) -> Array:
-        """Average and maximum over space, each (N, C) -> (N, C)."""
+        """Return the coefficients (N, C) from average and maximum over space, (N, C) each."""
         z = self.mlp(avg, weights) + self.mlp(maximum, weights)    # (N, C)
         return ops.GATES[self.gate](z)
 
     def mlp(self, s: Array, weights: Mapping[str, Array]) -> Array:
-        """(N, C) -> (N, C)."""
+        """Apply the two-layer perceptron: (N, C) -> (N, C)."""
         h = ops.relu(ops.linear(s, weights, "squeeze"))    # (N, R)
         return ops.linear(h, weights, "excite")

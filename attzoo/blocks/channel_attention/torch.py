@@ -36,17 +36,17 @@ class ChannelAttention(Block):
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:
-        """(N, C, *S) -> (N, C, 1..)."""
+        """Return the coefficients: (N, C, *S) -> (N, C, 1..)."""
         self.check_inputs(x)
         return ops.expand(self.coefficients(ops.avg_pool(x), ops.max_pool(x)), x)
 
     def coefficients(self, avg: Tensor, maximum: Tensor) -> Tensor:
-        """Average and maximum over space, each (N, C) -> (N, C)."""
+        """Return the coefficients (N, C) from average and maximum over space, (N, C) each."""
         z = self.mlp(avg) + self.mlp(maximum)    # (N, C)
         return ops.GATES[self.spec.gate](z)
 
     def mlp(self, s: Tensor) -> Tensor:
-        """(N, C) -> (N, C)."""
+        """Apply the two-layer perceptron: (N, C) -> (N, C)."""
         h = ops.relu(self.squeeze(s))    # (N, R)
         return self.excite(h)
 

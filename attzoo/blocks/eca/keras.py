@@ -31,7 +31,7 @@ class ECA(Block):
         self.conv.build(None)
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
-        """(N, *S, C) -> (N, 1.., C)."""
+        """Return the coefficients: (N, *S, C) -> (N, 1.., C)."""
         self.check_inputs(x)
         s = ops.avg_pool(x, self.channels_last)    # (N, C)
         q = self.conv(s[..., None])[..., 0]        # (N, C)

@@ -18,14 +18,16 @@ EXAMPLES: Final = {"": Example({"channels": 8, "kernel_size": 5, "padding": "cir
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> int:
-    """The odd integer nearest to |(log2(channels) + b) / gamma|, ties upwards (eq. 12).
+    """Return the odd integer nearest to |(log2(channels) + b) / gamma|, the larger one of two (eq. 12).
+
+    Raises ValueError for a result above 2^31.
 
     >>> [adaptive_kernel_size(c) for c in (4, 64, 128, 512, 2048)]
     [1, 3, 5, 5, 7]
     """
     size = abs((log2(channels) + b) / gamma)
     if size > 2**31:
-        raise ValueError(f"expected gamma and b that give a kernel, got gamma={gamma}, b={b}")
+        raise ValueError(f"kernel_size must be at most 2^31, got {size:.4g} from gamma={gamma} and b={b}")
     return 2 * floor(size / 2) + 1
 
 
@@ -33,11 +35,12 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
 class ECA(BlockSpec):
     """channels: C >= 1, channels of the input.
 
-    kernel_size: odd k >= 1, in channels; None means the odd integer nearest to |(log2(C) + b) / gamma|, ties upwards.
-    gamma: slope of that rule, dimensionless, not 0; None means 2. Not beside kernel_size.
-    b: offset of that rule, dimensionless; None means 1. Not beside kernel_size.
-    padding: what the kernel sees past the first and last channel, "zeros" or, "circular", the other end.
-    Raises TypeError or ValueError when a value is outside these bounds.
+    kernel_size: odd k >= 1, in channels; None means the odd integer nearest to |(log2(C) + b) / gamma|, the larger one
+        of two.
+    gamma: divisor in the rule for kernel_size, dimensionless, not 0; None means 2. Only without kernel_size.
+    b: summand in the rule for kernel_size, dimensionless; None means 1. Only without kernel_size.
+    padding: values beyond the first and last channel: "zeros", or "circular", the channels at the other end.
+    Raises TypeError for a value of another type, and ValueError for a value outside these bounds.
     """
 
     channels: int
@@ -53,7 +56,7 @@ class ECA(BlockSpec):
             gamma = contract.number("gamma", 2.0 if self.gamma is None else self.gamma)
             b = contract.number("b", 1.0 if self.b is None else self.b)
             if gamma == 0:
-                raise ValueError("gamma must not be 0")
+                raise ValueError("gamma must not be 0, got 0")
             contract.set_fields(self, gamma=gamma, b=b)
             k = adaptive_kernel_size(channels, gamma, b)
         contract.set_fields(
@@ -63,11 +66,12 @@ class ECA(BlockSpec):
             padding=contract.choice("padding", self.padding, tuple(PADDINGS)),
         )
         if self.padding == "circular" and self.k // 2 > channels:
-            raise ValueError(f"circular padding needs kernel_size <= 2 * channels + 1 = {2 * channels + 1}, got {k}")
+            limit = f"2 * channels + 1 = {2 * channels + 1}"
+            raise ValueError(f"kernel_size must be <= {limit} with padding='circular', got {k}")
 
     @property
     def k(self) -> int:
-        """Kernel size in use, in channels."""
+        """Return the kernel size, in channels."""
         assert self.kernel_size is not None   # set in __post_init__; for the type checker
         return self.kernel_size
 
@@ -77,11 +81,11 @@ class ECA(BlockSpec):
         return {"conv.weight": Weight((self.k,), "uniform", self.k**-0.5)}
 
     def macs(self, x: Sequence[int]) -> int:
-        """Return the number of multiply-adds of the convolution."""
+        """Return the number of multiply-adds of the convolution, for x of shape (N, C, *S)."""
         return x[0] * self.channels * self.k
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """(N, C, *S) -> (N, C, 1..)."""
+        """(N, C, *S) -> (N, C, 1..). Return the coefficients."""
         self.check_inputs(x.shape)
         s = ops.avg_pool(x)                                                                        # (N, C)
         q = ops.conv_same(s[:, None], weights["conv.weight"][None, None], PADDINGS[self.padding])[:, 0]

@@ -34,7 +34,7 @@ class ECA(Block):
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:
-        """(N, C, *S) -> (N, C, 1..)."""
+        """Return the coefficients: (N, C, *S) -> (N, C, 1..)."""
         self.check_inputs(x)
         s = ops.avg_pool(x)                # (N, C)
         q = self.conv(s[:, None])[:, 0]    # (N, C)

@@ -106,10 +106,10 @@ def outputs(x: Tensor, *_: Any) -> Sequence[Any]:
     return torch.empty_like(x), empty_float32(x, 2, *x.shape[:2])
 
 
-def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
-    """Pool, compute the coefficients, and scale."""
+def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
+    """Write y and the saved tensor, `results`: pool x, compute the coefficients s, and scale. args: see ARGUMENTS."""
     x, shortcut, w, circular, relu = args
-    y, saved = to
+    y, saved = results
     (N, C, S), tiling = sizes(x), portions("pool", x)
     args = x, empty_float32(x, N, tiling.parts, C), counters(x, N), saved, w, N, C, S, tiling.parts, tiling.steps, 1 / S
     launch(pool_excite_kernel, tiling.programs, *args, **_options(w, circular, C), **tiling.options)
@@ -117,12 +117,15 @@ def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
 
 
 def backward(
-    dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
+    dy: Tensor, args: Sequence[Any], y: Tensor | None, saved_tensors: Sequence[Tensor], gradients: list[Any]
 ) -> None:
-    """Compute the gradient of s, the sum of dy * x, then that of the averages, and add the latter to dy * s."""
+    """Write the gradients of x and of the weight into `gradients`.
+
+    The gradient of s is the sum of dy * x. That of x is dy * s plus the gradients of the averages.
+    """
     x, _, w, circular, _ = args
     dx, _, dw = gradients
-    dy, (saved,) = passes.grad_of_product(dy, x, y, gradients), kept
+    dy, (saved,) = passes.grad_of_product(dy, x, y, gradients), saved_tensors
     (N, C, S), tiling = sizes(x), portions("channels", x)
     if not N:
         dw.zero_()
@@ -144,6 +147,6 @@ CASES: Final = (KernelCase(starts=(2, 2, 2)), KernelCase({"padding": "circular"}
 
 
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
-    """Return the block's output for x (N, C, *S), with an optional shortcut and activation."""
+    """Return act(block(x) + shortcut) for x (N, C, *S), computed by the kernels."""
     options = block.spec.padding == "circular", act == "relu"
     return KERNELS(block, as_dense(x), shortcut, block.conv.weight, *options, act=act)[0]

@@ -33,7 +33,7 @@ class SE(Block):
         self.excite.build((None, self.spec.width))
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
-        """(N, *S, C) -> (N, 1.., C)."""
+        """Return the coefficients: (N, *S, C) -> (N, 1.., C)."""
         self.check_inputs(x)
         s = ops.avg_pool(x, self.channels_last)    # (N, C)
         h = ops.relu(self.squeeze(s))              # (N, R)

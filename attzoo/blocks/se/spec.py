@@ -19,11 +19,11 @@ class SE(Bottleneck):
     __doc__ = Bottleneck.__doc__
 
     def macs(self, x: Sequence[int]) -> int:
-        """Return the number of multiply-adds of the two matrices."""
+        """Return the number of multiply-adds of the two matrices, for x of shape (N, C, *S)."""
         return x[0] * 2 * self.channels * self.width
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """(N, C, *S) -> (N, C, 1..)."""
+        """(N, C, *S) -> (N, C, 1..). Return the coefficients."""
         self.check_inputs(x.shape)
         s = ops.avg_pool(x)                                # (N, C)
         h = ops.relu(ops.linear(s, weights, "squeeze"))    # (N, R)

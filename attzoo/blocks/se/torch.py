@@ -34,7 +34,7 @@ class SE(Block):
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:
-        """(N, C, *S) -> (N, C, 1..)."""
+        """Return the coefficients: (N, C, *S) -> (N, C, 1..)."""
         self.check_inputs(x)
         s = ops.avg_pool(x)          # (N, C)
         h = ops.relu(self.squeeze(s))    # (N, R)

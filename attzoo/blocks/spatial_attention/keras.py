@@ -27,13 +27,13 @@ class SpatialAttention(Block):
         self.norm.build((None, 1))
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
-        """(N, *S, C) -> (N, *S, 1)."""
+        """Return the coefficients: (N, *S, C) -> (N, *S, 1)."""
         self.check_inputs(x)
         c = -1 if self.channels_last else 1
         m = ops.stack([ops.mean(x, c), ops.amax(x, c)], -1)    # (N, *S, 2)
         return ops.from_last(self.coefficients(m, training), self.channels_last)
 
     def coefficients(self, maps: Any, training: bool | None = None) -> Any:
-        """Average and maximum over channels, (N, *S, 2) -> (N, *S, 1)."""
+        """Return the coefficients (N, *S, 1) from average and maximum over channels, (N, *S, 2)."""
         q = self.conv(maps)    # (N, *S, 1)
         return ops.sigmoid(self.norm(q, training=training))

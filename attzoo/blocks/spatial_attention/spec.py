@@ -1,4 +1,4 @@
-"""The reference implementation of Spatial attention in NumPy. torch.py and keras.py must agree with it."""
+"""The reference implementation of spatial attention in NumPy. torch.py and keras.py must agree with it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SpatialAttention(BlockSpec):
     kernel_size: odd k >= 1, in pixels, the same along every spatial axis.
     norm: whether batch norm follows the convolution.
     spatial_dims: 1, 2 or 3, spatial axes of the input.
-    Raises TypeError or ValueError when a value is outside these bounds.
+    Raises TypeError for a value of another type, and ValueError for a value outside these bounds.
     """
 
     channels: int
@@ -52,16 +52,16 @@ class SpatialAttention(BlockSpec):
         return kernel | (batch_norm("norm", 1) if self.norm else {})
 
     def macs(self, x: Sequence[int]) -> int:
-        """Return the number of multiply-adds of the convolution."""
+        """Return the number of multiply-adds of the convolution, for x of shape (N, C, *S)."""
         return x[0] * prod(x[2:]) * self.weights["conv.weight"].size
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """(N, C, *S) -> (N, 1, *S)."""
+        """(N, C, *S) -> (N, 1, *S). Return the coefficients."""
         self.check_inputs(x.shape)
         m = np.concatenate([x.mean(1, keepdims=True), x.max(1, keepdims=True)], axis=1)    # (N, 2, *S)
         return self.coefficients(m, weights, training)
 
     def coefficients(self, maps: Array, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """Average and maximum over channels, (N, 2, *S) -> (N, 1, *S)."""
+        """Return the coefficients (N, 1, *S) from average and maximum over channels, (N, 2, *S)."""
         q = ops.conv_same(maps, weights["conv.weight"])    # (N, 1, *S)
         return ops.sigmoid(ops.batch_norm(q, weights, "norm", training))

@@ -37,12 +37,12 @@ class SpatialAttention(Block):
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:
-        """(N, C, *S) -> (N, 1, *S)."""
+        """Return the coefficients: (N, C, *S) -> (N, 1, *S)."""
         self.check_inputs(x)
         return self.coefficients(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1))
 
     def coefficients(self, maps: Tensor) -> Tensor:
-        """Average and maximum over channels, (N, 2, *S) -> (N, 1, *S)."""
+        """Return the coefficients (N, 1, *S) from average and maximum over channels, (N, 2, *S)."""
         q = self.conv(maps)    # (N, 1, *S)
         return ops.sigmoid(ops.apply_norm(self.norm, q))
 

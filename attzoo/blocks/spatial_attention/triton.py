@@ -21,28 +21,31 @@ ARGUMENTS = f"Tensor x, Tensor? shortcut, Tensor weight, {spatial.NORM}, bool re
 
 
 def outputs(x: Tensor, _shortcut: Tensor | None, *arguments: Any) -> Sequence[Any]:
-    """Allocate y and the saved tensors."""
+    """Allocate y (N, C, *S) and the tensors saved for the backward pass."""
     return torch.empty_like(x), *spatial.allocate_saved(x, Filter(*arguments[:-1]))
 
 
-def forward(args: Sequence[Any], to: Sequence[Tensor]) -> None:
-    """Pool over channels, compute t by the convolution, and scale."""
+def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
+    """Write y and the saved tensors, `results`: pool over channels, compute t, and scale. args: see ARGUMENTS."""
     x, shortcut, *conv, relu = args
-    y, *kept = to
-    passes.pool_channels(x, None, kept[0])
-    norm = spatial.forward(x.shape[2:], Filter(*conv), Saved(*kept))
-    passes.scale(x, None, kept[1], y, shortcut, relu, norm)
+    y, *saved_tensors = results
+    passes.pool_channels(x, None, saved_tensors[0])
+    norm = spatial.forward(x.shape[2:], Filter(*conv), Saved(*saved_tensors))
+    passes.scale(x, None, saved_tensors[1], y, shortcut, relu, norm)
 
 
 def backward(
-    dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
+    dy: Tensor, args: Sequence[Any], y: Tensor | None, saved_tensors: Sequence[Tensor], gradients: list[Any]
 ) -> None:
-    """Compute the gradient of t, the sum of dy * x, then that of the maps, and add the latter to dy * t."""
+    """Write the gradients of x and of the parameters into `gradients`.
+
+    The gradient of t is the sum of dy * x. That of x is dy * t plus the gradients of the maps.
+    """
     x, _, *conv, _ = args
     dx, _, *learned = gradients
-    dy, saved = passes.grad_of_product(dy, x, y, gradients), Saved(*kept)
+    dy, saved = passes.grad_of_product(dy, x, y, gradients), Saved(*saved_tensors)
     dmaps = spatial.backward(x, dy, None, Filter(*conv), saved, learned)
-    passes.to_input(x, dy, dx, None, None, of_map=Map(saved.t, saved.maps, dmaps))
+    passes.to_input(x, dy, dx, None, None, map_gradients=Map(saved.t, saved.maps, dmaps))
 
 
 KERNELS = Fused(
@@ -58,8 +61,8 @@ CASES: Final = (
 
 
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
-    """Return the block's output for x (N, C, *S), with an optional shortcut and activation."""
+    """Return act(block(x) + shortcut) for x (N, C, *S), computed by the kernels."""
     conv = spatial.filter_of(block)
-    y, *kept = KERNELS(block, as_dense(x), shortcut, *conv, act == "relu", act=act)
-    spatial.update_running_stats(block, conv, Saved(*kept))
+    y, *saved_tensors = KERNELS(block, as_dense(x), shortcut, *conv, act == "relu", act=act)
+    spatial.update_running_stats(block, conv, Saved(*saved_tensors))
     return y

@@ -21,25 +21,28 @@ Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str gate, bool relu"""
 
 
 def outputs(top: bool, x: Tensor, _shortcut: Tensor | None, w1: Tensor, *_: Any) -> Sequence[Any]:
-    """Allocate y and the saved tensor; `top`: whether maxima are used."""
+    """Allocate y (N, C, *S) and the saved tensor of perceptron.py; `top`: whether maxima are used."""
     return torch.empty_like(x), perceptron.saved(x, len(w1), top)
 
 
-def forward(top: bool, args: Sequence[Any], to: Sequence[Tensor]) -> None:
-    """Pool, compute the coefficients, and scale."""
+def forward(top: bool, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+    """Pool x, compute the coefficients, and write y and the saved tensor, `outputs`. args: see ARGUMENTS."""
     x, shortcut, *layers, relu = args
-    y, saved = to
+    y, saved = outputs
     perceptron.forward(x, Layers(*layers), top, saved)
     passes.scale(x, saved, None, y, shortcut, relu)
 
 
 def backward(
-    top: bool, dy: Tensor, args: Sequence[Any], y: Tensor | None, kept: Sequence[Tensor], gradients: list[Any]
+    top: bool, dy: Tensor, args: Sequence[Any], y: Tensor | None, saved_tensors: Sequence[Tensor], gradients: list[Any]
 ) -> None:
-    """Compute the gradient of s, the sum of dy * x, then those of the pools, and add the latter to dy * s."""
+    """Write the gradients of x and of the weights into `gradients`.
+
+    The gradient of s is the sum of dy * x. That of x is dy * s plus the gradients of the pools.
+    """
     x, _, *layers, gate, _ = args
     dx, _, *dlayers = gradients
-    dy, (saved,) = passes.grad_of_product(dy, x, y, gradients), kept
+    dy, (saved,) = passes.grad_of_product(dy, x, y, gradients), saved_tensors
     weights, weight_grads = Layers._make([*layers, gate]), Layers._make([*dlayers, gate])
     pool_grads = perceptron.backward(x, dy, weights, top, saved, None, weight_grads)
     passes.to_input(x, dy, dx, saved, pool_grads, top)
@@ -52,5 +55,5 @@ def kernels(name: str, top: bool) -> Fused:
 
 
 def call(fused: Fused, block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
-    """Return the block's output for x (N, C, *S), with an optional shortcut and activation."""
+    """Return act(block(x) + shortcut) for x (N, C, *S), computed by the kernels `fused`."""
     return fused(block, as_dense(x), shortcut, *perceptron.layers_of(block), act == "relu", act=act)[0]

@@ -1,7 +1,8 @@
 """Functions that all kernels share: offsets, tiles, maxima with NaN, counters, and launching.
 
-A kernel treats a tensor as (N, C, S), with all spatial axes as one; `LAST` is true for channels last. A program
-processes a tile of BC channels by BS positions. Sums are of float32 in a fixed order, so results are reproducible.
+A kernel treats a tensor as (N, C, S), with all spatial axes flattened into S positions; `LAST` is true for channels
+last. A launch starts many programs (thread blocks of CUDA). Each processes a tile of BC channels by BS positions. Sums
+are computed in float32 in a fixed order, so results are reproducible.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def at(n, c, s, C, S, LAST: tl.constexpr):
 
 @triton.jit
 def nth(start, k: tl.constexpr, rows, columns):
-    """Return the address of array k of consecutive arrays (rows, columns)."""
+    """Return the address of array k of consecutive arrays of shape (rows, columns) from address `start`."""
     return start + tl.full([], rows, tl.int64) * columns * k
 
 
@@ -87,7 +88,9 @@ def relu(x):
 
 @triton.jit
 def is_last(counter, programs):
-    """Count this program, and return whether it is the last of `programs`; it may then read what the others stored.
+    """Count this program as finished, and return whether it is the last of `programs`.
+
+    The last program may read what the others stored.
 
     The last program adds up partial sums in a fixed order, so results do not depend on which program is last. The
     counter is zero before the first program and after the last. Loads of what others stored must bypass the L1 cache,
@@ -136,7 +139,7 @@ def next_power_of_2(n: int) -> int:
 
 
 def cdiv(a: int, b: int) -> int:
-    """Return a / b, rounded up; several times as fast as Triton's own function."""
+    """Return a / b, rounded up. It is several times as fast as triton.cdiv."""
     return -(-a // b)
 
 
@@ -155,6 +158,7 @@ def empty_float32(x: Tensor, *shape: int) -> Tensor:
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, x: Tensor) -> Tensor:
+    """Allocate a tensor on the device of x."""
     return torch.empty(shape, dtype=dtype, device=x.device)
 
 
@@ -169,22 +173,25 @@ def counters(x: Tensor, count: int) -> Tensor:
 
 
 def _counters(count: int, x: Tensor) -> Tensor:
+    """Return the counters of `counters`, from COUNTERS or new."""
     stream = None
     if x.is_cuda:
         if getattr(THREAD_STATE, "in_graph", False) or torch.cuda.is_current_stream_capturing():
             return torch.zeros(count, dtype=torch.int32, device=x.device)
         stream = torch.cuda.current_stream(x.device).cuda_stream
     key = x.device, stream
-    known = COUNTERS.get(key)
-    if known is None or len(known) < count:
-        known = torch.zeros(next_power_of_2(max(count, FEWEST_COUNTERS)), dtype=torch.int32, device=x.device)
+    zeros = COUNTERS.get(key)
+    if zeros is None or len(zeros) < count:
+        zeros = torch.zeros(next_power_of_2(max(count, FEWEST_COUNTERS)), dtype=torch.int32, device=x.device)
         if tape.current() or not guard.in_mode():   # a user's mode may return a subclass of Tensor
-            COUNTERS[key] = known
-    return known
+            COUNTERS[key] = zeros
+    return zeros
 
 
 def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
-    """Launch a kernel on the current device and stream, unless `programs` is 0.
+    """Launch `programs` programs of a kernel on the current device and stream; do nothing if `programs` is 0.
+
+    args, options: positional and keyword arguments of the kernel, with the options of Triton, such as num_warps.
 
     Compiled kernels are cached by everything that Triton specialises on, because Triton's own lookup takes longer than
     the rest of a launch. A cached kernel ignores later changes of Triton's settings.
@@ -197,27 +204,30 @@ def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
 
 def _launch(kernel: Any, programs: int, args: Sequence[Any], options: dict[str, Any]) -> tuple[Any, Sequence[Any]]:
     """Launch a kernel; return a function that launches it again, and the constants that it takes after `args`."""
-    seen = [(arg.dtype, arg.data_ptr() % ALIGNED) if isinstance(arg, Tensor) else arg for arg in args]
-    key = kernel.fn, programs, args[0].device, *seen, *options.values()
-    known: tuple[Any, Sequence[Any]] | None = COMPILED.get(key)
-    if known is not None:
-        runner, constants = known
+    arg_keys = [(arg.dtype, arg.data_ptr() % ALIGNED) if isinstance(arg, Tensor) else arg for arg in args]
+    key = kernel.fn, programs, args[0].device, *arg_keys, *options.values()
+    cached: tuple[Any, Sequence[Any]] | None = COMPILED.get(key)
+    if cached is not None:
+        runner, constants = cached
         runner(*args, *constants)
-        return known
+        return cached
     start = partial(kernel[(programs,)], enable_fp_fusion=True, **options)   # explicit, because the default will change
-    made = start(*args)
-    if made is None:   # the interpreter compiles nothing
+    compiled = start(*args)
+    if compiled is None:   # the interpreter compiles nothing
         return start, ()
     if len(COMPILED) >= MAX_COMPILED:
         COMPILED.clear()
     constants = [options[name] for name in kernel.arg_names[len(args) :]]
-    COMPILED[key] = known = made[(programs, 1, 1)], constants
-    return known
+    COMPILED[key] = cached = compiled[(programs, 1, 1)], constants
+    return cached
 
 
 @torch.no_grad()
 def update_running_stats(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
-    """Update the running statistics of a batch norm from the mean and unbiased variance of `count` values."""
+    """Update the running statistics of a batch norm module in place.
+
+    mean, var: mean and unbiased variance of `count` values of every channel.
+    """
     if norm.running_mean is None or not norm.track_running_stats:
         return
     norm.num_batches_tracked += 1

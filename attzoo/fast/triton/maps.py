@@ -79,20 +79,21 @@ def conv_kernel(
 def conv(maps: Tensor, weight: Tensor, size: Sequence[int], t: Tensor, norm: Norm | None) -> None:
     """Write t, the sigmoid of the convolution of the maps, or of the norm of that convolution.
 
-    A norm that uses statistics of the batch is applied later: then t is not written.
+    If the norm uses statistics of the batch, t is not written, because `passes.scale` applies the norm.
 
     Args:
         maps: (N, 2, S).
         weight: (1, 2, *k).
-        size: the spatial sizes.
+        size: the spatial sizes, 1 to 3.
         t: tensor to write, (N, S).
         norm: norm after the convolution, or None; its `q` and `statistics` are written.
 
     Raises:
-        ValueError: if the weight is not for 2 maps to 1.
+        ValueError: the shape of the weight is not (1, 2, *k).
     """
     if weight.shape[:2] != (1, 2):   # the kernel would read beyond the end of the weight
-        raise ValueError(f"expected a convolution weight from 2 maps to 1, (1, 2, *k), got {list(weight.shape)}")
+        expected = "expected a convolution weight from 2 maps to 1, of shape [1, 2, *k]"
+        raise ValueError(f"{expected}, got shape {list(weight.shape)}")
     size_3d, kernel = _as_3d(size), _kernel_sizes(weight)
     N, S = t.shape
     BS = min(next_power_of_2(S), PLACES)
@@ -113,7 +114,7 @@ def maps_kernel(
     dq, weight, ties, dmaps, D, H, W, channels,
     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BS: tl.constexpr,
 ):   # fmt: skip
-    """One program: BS positions of a sample."""
+    """Write dmaps (N, 2, S); see `backward`. One program: BS positions of a sample."""
     S = D * H * W
     n, p = sample_and_positions(tl.program_id(0), S, BS)
     n = n.to(tl.int64)

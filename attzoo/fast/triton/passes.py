@@ -43,7 +43,7 @@ from .tiles import tile
 
 @triton.jit
 def portion(C, PARTS, BC: tl.constexpr):
-    """Return the sample, the channels and the part of space of this program: BC channels and one of PARTS parts."""
+    """Return the portion of x of this program: a sample, BC channels, and the index of one of PARTS parts of space."""
     i = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
     return i // PARTS // blocks, i // PARTS % blocks * BC + tl.arange(0, BC), i % PARTS
@@ -85,7 +85,11 @@ def pool_kernel(
 
 
 class Portions(NamedTuple):
-    """How a pass divides x: number of programs, parts of space, steps of each part; constants: the tile and layout."""
+    """How a pass divides x into portions.
+
+    programs: number of programs. parts: number of parts of space. steps: number of tiles of each part. options:
+    constants of the kernel, the tile and the layout.
+    """
 
     programs: int
     parts: int
@@ -199,14 +203,15 @@ def scale(
 
 
 def backward_needs_y(*args: Any) -> bool:
-    """Whether `grad_of_product` needs y: the last argument is whether a relu follows."""
+    """Return the last argument, `relu`: `grad_of_product` needs y if a relu follows."""
     return bool(args[-1])
 
 
 def grad_of_product(dy: Tensor, x: Tensor, y: Tensor | None, gradients: list[Any]) -> Tensor:
-    """Return the gradient of x * s * t, in the memory layout of x, and write it as the shortcut's: `gradients[1]`.
+    """Return the gradient of x * s * t, in the memory layout of x.
 
-    dy: gradient of the output, y: the output if a relu follows, else None.
+    The shortcut has the same gradient, which is written into `gradients[1]` unless that is None. dy: gradient of the
+    output. y: the output if a relu follows the sum, else None.
     """
     dy, dshortcut = match_layout(dy, x), gradients[1]
     if y is not None:
@@ -261,7 +266,8 @@ def position_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of q, where t = sigmoid(norm(q)), and the number of channels with the maximum: (N, S) each.
 
-    The gradients of the norm's scale and shift are written into `norm_gradients`.
+    dy: gradient of x * s * t. maps: average and maximum over channels, (N, 2, S). The gradients of the norm's scale and
+    shift are written into `norm_gradients`.
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("positions", x)
@@ -369,7 +375,7 @@ def to_input(
     saved: Tensor | None,
     pool_grads: Tensor | None,
     top: bool = False,
-    of_map: Map | None = None,
+    map_gradients: Map | None = None,
 ) -> None:
     """Write the gradient of x into dx.
 
@@ -380,11 +386,11 @@ def to_input(
         saved: s (N, C), and as its third such array the maxima over space if `top`; None without s. See perceptron.py.
         pool_grads: gradient of the average over space, per position, and of the maximum, per tie, (N, C) each.
         top: whether s depends on maxima.
-        of_map: t, its maps and their gradient; None without t.
+        map_gradients: t, its maps and their gradient; None without t.
     """
     N, C, S = sizes(x)
-    BC, BS, num_warps = tile("input" if of_map is None else "input of a map", x)
+    BC, BS, num_warps = tile("input" if map_gradients is None else "input of a map", x)
     options = {"TOP": top, "LAST": is_channels_last(x), "BC": BC, "BS": BS, "num_warps": num_warps}
-    t, maps, dmaps = of_map or (None, None, None)
+    t, maps, dmaps = map_gradients or (None, None, None)
     args = x, dy, saved, t, maps, dmaps, pool_grads, dx, N, C, S
     launch(input_kernel, N * cdiv(C, BC) * cdiv(S, BS), *args, **options)

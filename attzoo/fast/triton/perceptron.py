@@ -58,13 +58,13 @@ class Layers(NamedTuple):
 
 
 def layers_of(block: Any) -> Layers:
-    """Return the layers of an SE or a channel attention."""
+    """Return the layers of an SE or a channel attention block."""
     squeeze, excite = block.squeeze, block.excite
     return Layers(squeeze.weight, squeeze.bias, excite.weight, excite.bias, block.spec.gate)
 
 
 def saved(x: Tensor, R: int, top: bool) -> Tensor:
-    """Allocate the tensor that is saved for x (N, C, *S), with R hidden units."""
+    """Allocate the tensor that is saved for x (N, C, *S), with R hidden units; top: whether maxima are used."""
     N, C = x.shape[:2]
     return empty_float32(x, N * (3 * C + 2 * R) if top else N * (2 * C + R))
 
@@ -218,8 +218,10 @@ def hidden_of(saved, n, r, N, C, R, TOP: tl.constexpr):
 def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
     """Pool x (N, C, *S) over space and write `saved`: s, the pools and the hidden units.
 
+    top: whether maxima are used.
+
     Raises:
-        ValueError: if the layers do not have C channels, or not R hidden units in both.
+        ValueError: the layers do not have C channels, or have different numbers of hidden units.
     """
     (N, C, S), R = sizes(x), len(layers.w1)
     biases = [len(b) for b in (layers.b1, layers.b2) if b is not None]
@@ -395,7 +397,7 @@ def weights_kernel(
 
 
 def backward(
-    x: Tensor, dy: Tensor, layers: Layers, top: bool, saved: Tensor, of_map: Map | None, gradients: Layers
+    x: Tensor, dy: Tensor, layers: Layers, top: bool, saved: Tensor, map_gradients: Map | None, gradients: Layers
 ) -> Tensor:
     """Return `grads`, which begins with the gradients of averages, per position, and of maxima, per tie: (N, C) each.
 
@@ -403,14 +405,14 @@ def backward(
         x: (N, C, *S).
         dy: gradient of the product, in the memory layout of x.
         layers: the layers.
-        top: whether there are maxima, which else are left out of `saved` and of the result.
+        top: whether maxima are used; if False, `saved` and the result do not contain them.
         saved: written by `forward`.
-        of_map: t, its maps and their gradient if y = x * s * t; None if y = x * s.
+        map_gradients: t, its maps and their gradient if y = x * s * t; None if y = x * s.
         gradients: tensors for the gradients of the layers.
     """
     (N, C, S), R = sizes(x), len(layers.w1)
-    tiling = passes.portions("channels" if of_map is None else "channels of a map", x)
-    t, maps, dmaps = of_map or (None, None, None)
+    tiling = passes.portions("channels" if map_gradients is None else "channels of a map", x)
+    t, maps, dmaps = map_gradients or (None, None, None)
     parts, grads = empty_float32(x, 1 + top, N, tiling.parts, C), empty_float32(x, len(saved))
     hard = layers.gate == "hard_sigmoid"
     BR = _units(R)
@@ -437,11 +439,11 @@ def is_small(C: int, R: int) -> bool:
 
 
 def _small_tile(R: int) -> dict[str, int]:
-    """Return the hidden units and channels that this program processes at a time: at least one number per thread."""
+    """Return the numbers of hidden units and channels that a program of small layers processes at a time."""
     BR = next_power_of_2(R)
     return {"BR": BR, "CC": max(16, 4096 // BR)}
 
 
 def _units(R: int) -> int:
-    """Return how many hidden units a program of large layers processes at a time."""
+    """Return the number of hidden units that a program of large layers processes at a time."""
     return max(16, min(next_power_of_2(R), 64))

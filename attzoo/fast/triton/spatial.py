@@ -48,7 +48,7 @@ class Saved(NamedTuple):
 
 
 def filter_of(block: Any) -> Filter:
-    """Return the tensors of a spatial attention."""
+    """Return the weight and the norm of a spatial attention block."""
     norm = block.norm
     if isinstance(norm, nn.Identity):
         return Filter(block.conv.weight, None, None, None, None, 0.0, False)
@@ -66,16 +66,17 @@ def allocate_saved(x: Tensor, conv: Filter) -> Saved:
 
 
 def norm_of(conv: Filter, saved: Saved) -> channel_norm.Norm | None:
-    """Return the norm, if there is one."""
+    """Return the norm after the convolution, or None if there is none."""
     if conv.scale is None or conv.shift is None:
         return None
     return channel_norm.Norm(conv.scale, conv.shift, conv.mean, conv.var, conv.eps, saved.q, saved.statistics)
 
 
 def forward(size: Sequence[int], conv: Filter, saved: Saved) -> channel_norm.Norm | None:
-    """Compute the saved tensors from `saved.maps`.
+    """Write the other saved tensors, from `saved.maps`; size: the spatial sizes of x.
 
-    Return the norm if it uses statistics of the batch: then t is not written, but computed when the norm is applied.
+    Return the norm if it uses statistics of the batch, else None. With such a norm t is not written, because
+    `passes.scale` applies the norm. Raises ValueError for statistics of a single value.
     """
     if conv.scale is not None and conv.training and saved.q.numel() == 1:
         raise one_value(saved.q.shape)
@@ -100,6 +101,6 @@ def backward(
 
 
 def update_running_stats(block: Any, conv: Filter, saved: Saved) -> None:
-    """Update the running statistics of the batch norm in training."""
+    """Update the running statistics of the block's batch norm in place, if it uses statistics of the batch."""
     if conv.scale is not None and conv.training:
         common.update_running_stats(block.norm, saved.statistics[:1], saved.statistics[2:], saved.q.numel())

@@ -31,7 +31,7 @@ RESIDENT = PROGRAMS // 2   # programs with many registers that fill a GPU
 
 
 class ReluGradient(NamedTuple):
-    """The tensors that e is computed from on the grid of an input: dz (N, S), the relu's bits, and both grids."""
+    """The tensors from which e is computed on the grid of an input: dz (N, S), the relu's bits, and both grids."""
 
     dz: Tensor
     bits: Tensor
@@ -45,7 +45,7 @@ class ReluGradient(NamedTuple):
 
 
 class OutputGradient(NamedTuple):
-    """The gradient of y, (N, C, *S), alpha (N, S), and whether dz has yet to be computed from them."""
+    """The gradient of y, (N, C, *S), alpha (N, S), and whether `input_gradient` computes dz from both."""
 
     dy: Tensor
     alpha: Tensor
@@ -57,7 +57,7 @@ class OutputGradient(NamedTuple):
 
 @triton.jit
 def masked_gradient(dz, bits, n, f, s, inside, S, WORDS: tl.constexpr):
-    """Return e at positions s of the grid of x, where `inside`: (BF, BS)."""
+    """Return e, which is dz where the relu's input was positive, else 0, at positions s of x: (BF, BS)."""
     d = tl.load(dz + n.to(tl.int64) * S + s, inside, 0.0)
     return tl.where(relu_mask(bits, n, f, s, inside, S, WORDS), d[None, :], 0.0)
 
@@ -198,7 +198,7 @@ def sigmoid_gradient(
     x: Tensor,
     dy: Tensor,
     alpha: Tensor,
-    last: bool,
+    channels_last: bool,
     psi_norm: channel_norm.Norm | None,
     psi_gradients: ProjectionGradients,
 ) -> Tensor:
@@ -208,17 +208,17 @@ def sigmoid_gradient(
     `psi_gradients`.
     """
     N, C, S = sizes(x)
-    BC, BS = (64, 64) if last else (16, 256)
+    BC, BS = (64, 64) if channels_last else (16, 256)
     dz = empty_float32(x, N, S)
     programs = N * cdiv(S, BS)
     sums = channel_norm.GradientSums.allocate(psi_norm, programs, psi_gradients.scale, psi_gradients.shift)
-    launch(product_kernel, programs, x, dy, alpha, dz, *sums, C, S, LAST=last, BC=BC, BS=BS, num_warps=8)
+    launch(product_kernel, programs, x, dy, alpha, dz, *sums, C, S, LAST=channels_last, BC=BC, BS=BS, num_warps=8)
     channel_norm.backward(dz, psi_norm, sums)
     return dz
 
 
 def tile(x: Tensor, F: int, C: int, centred: bool) -> Tile:
-    """Return the tile of the backward pass, which also holds sums (BF, BC): as large as does not spill.
+    """Return the tile of the backward pass, which also holds sums (BF, BC): the largest that does not spill registers.
 
     `centred`: whether W x is computed again, which takes about as many registers more.
     """
@@ -244,7 +244,7 @@ def input_gradient(
     gradient: ReluGradient,
     output: OutputGradient | None,
     batch: Tensor | None,
-    last: bool,
+    channels_last: bool,
 ) -> Sums:
     """Write the gradient of x or g into dx, and return the sums for the gradients of its projection.
 
@@ -260,7 +260,7 @@ def input_gradient(
         gradient: e.
         output: the gradient of y if the input is x; None if it is g.
         batch: see `norms.batch_terms`; None unless the norm uses statistics of the batch.
-        last: whether x is channels last.
+        channels_last: whether x is channels last.
     """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C, batch is not None)
@@ -274,7 +274,7 @@ def input_gradient(
     dy, alpha, compute_dz = output or (None, None, False)
     grid_sizes, constants = gradient.arguments()
     num_stages = 3 if BS == 64 and not coarse else 2   # by the same sweep
-    options = {"SCALE_ROW": scale_row, "LAST": last, "PRECISION": precision(x), **constants}
+    options = {"SCALE_ROW": scale_row, "LAST": channels_last, "PRECISION": precision(x), **constants}
     options |= {"BF": BF, "BC": BC, "BS": BS, "num_warps": num_warps, "num_stages": num_stages}
     result = dx if F <= BF or dx.element_size() > 2 else torch.empty_like(dx, dtype=torch.float32)
     tensors = x, dy, w, folded, alpha, gradient.dz, gradient.bits, batch, result, sums.ex, sums.e

@@ -181,7 +181,7 @@ def store_product(v, a, y, n, c, s, C, S, LAST: tl.constexpr):
 
 
 def max_channels(x: Tensor) -> int:
-    """Return the most channels (of x, of g or inside the gate) that one Triton program processes at a time.
+    """Return the largest number of channels (of x, g or inside the gate) that a Triton program processes at a time.
 
     Larger tiles spill registers on GPUs whose tensor cores read operands from registers.
     """
@@ -201,11 +201,14 @@ def precision(x: Tensor) -> str:
     return "tf32x3" if x.dtype == torch.float32 and not allowed else "tf32"
 
 
-def project(g: Tensor, u: Tensor, folded: Tensor, p: Tensor, last: bool) -> None:
-    """Write U g, scaled, on the grid of g, into p (N, Q, F)."""
+def project(g: Tensor, u: Tensor, folded: Tensor, p: Tensor, channels_last: bool) -> None:
+    """Write U g times the scale of the norm into p (N, Q, F), on the grid of g, which has Q positions.
+
+    g: (N, G, *G). u: (F, G, 1, ...). folded: see projections.py.
+    """
     (N, G, Q), F = sizes(g), len(u)
     BF, BC, BS, num_warps = tile(g, F, G)
-    options: dict[str, Any] = {"LAST": last, "PRECISION": precision(g), "BF": BF, "BC": BC, "BS": BS}
+    options: dict[str, Any] = {"LAST": channels_last, "PRECISION": precision(g), "BF": BF, "BC": BC, "BS": BS}
     args = g, u, folded, p, F, G, Q
     programs = N * cdiv(Q, BS) * cdiv(F, BF)
     launch(project_kernel, programs, *args, **options, num_warps=num_warps, num_stages=2)

@@ -78,16 +78,16 @@ def load_parts(parts, k: tl.constexpr, f, start, F, PARTS, BP: tl.constexpr):
     return tl.load(parts + (part[None, :] * 3 + k) * F + f[:, None], inside, 0.0, cache_modifier=".cg").to(tl.float64)
 
 
-def moments(x: Tensor, w: Tensor, last: bool, batch: Tensor) -> None:
+def moments(x: Tensor, w: Tensor, channels_last: bool, batch: Tensor) -> None:
     """Write mean, variance and unbiased variance of W x over samples and positions into `batch`, (3, F).
 
-    x: (N, C, *S), w: (F, C, 1, ...), last: whether x is channels last.
+    x: (N, C, *S), w: (F, C, 1, ...), channels_last: whether x is channels last.
     """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C)
     count = max(1, min(N * cdiv(S, BS), RESIDENT))
     parts = empty_float32(x, count, 3, F)
-    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS, "BP": PARTS_AT_ONCE}
+    options = {"LAST": channels_last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS, "BP": PARTS_AT_ONCE}
     blocks = cdiv(F, BF)
     args = x, w, parts, counters(x, blocks), batch, N, F, C, S, count
     launch(moments_kernel, count * blocks, *args, **options, num_warps=num_warps, num_stages=2)
@@ -139,14 +139,14 @@ def sums_kernel(
         tl.store(batch + 4 * F + f, e_total.to(REAL), f < F)
 
 
-def batch_terms(x: Tensor, projection: Projection, gradient: ReluGradient, last: bool) -> Tensor | None:
+def batch_terms(x: Tensor, projection: Projection, gradient: ReluGradient, channels_last: bool) -> Tensor | None:
     """Return the terms of the backward pass of batch norm in training; None if the norm is not `by_batch`.
 
     Args:
         x: (N, C, *S), the input of the projection.
         projection: the projection, `with_batch_statistics`.
         gradient: e, on the grid of x.
-        last: whether x is channels last.
+        channels_last: whether x is channels last.
 
     Returns:
         (5, F): mean(W x), mean(e), slope, and the sums of e W x and of e over samples and positions. The norm's
@@ -160,7 +160,7 @@ def batch_terms(x: Tensor, projection: Projection, gradient: ReluGradient, last:
     count = max(1, min(N * cdiv(S, BS), RESIDENT))
     parts, batch, blocks = empty_float32(x, count, 3, F), empty_float32(x, 5, F), cdiv(F, BF)
     grid_sizes, constants = gradient.arguments()
-    options = {"LAST": last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS, "BP": PARTS_AT_ONCE}
+    options = {"LAST": channels_last, "PRECISION": precision(x), "BF": BF, "BC": BC, "BS": BS, "BP": PARTS_AT_ONCE}
     tensors = x, w, statistics, gradient.dz, gradient.bits, parts, counters(x, blocks), batch
     args = *tensors, projection.eps, N, F, C, S, count, *grid_sizes
     launch(sums_kernel, count * blocks, *args, **constants, **options, num_warps=num_warps, num_stages=2)

@@ -100,7 +100,9 @@ def fold_kernel(
 
 
 def fold(projections: Projections, folded: Tensor) -> None:
-    """Write `folded`, (4 F + 2,), from psi, the biases and the norms; skip and gating `with_batch_statistics`.
+    """Write `folded`, (4 F + 2,), from psi, the biases and the norms.
+
+    The projections skip and gating must have the statistics of `with_batch_statistics`.
 
     A psi norm that is `by_batch` is not folded.
     """
