@@ -540,6 +540,6 @@ def test_input_changed_in_place_before_backward_raises(name):
 def test_comparison_detects_a_bug_in_one_form(name, monkeypatch):
     """A bug in a function that only the form for CPUs uses makes the comparison fail."""
     block, x, dy = build(name), draw(2, 8, 4, 3), draw(2, 8, 4, 3, seed=1)
-    monkeypatch.setattr(cpu, "_flat", lambda x, flat=cpu._flat: flat(x) * 1.5)
+    monkeypatch.setattr(cpu, "_flatten_space", lambda x, flatten=cpu._flatten_space: flatten(x) * 1.5)
     with pytest.raises(AssertionError):
         assert_same(*with_both_forms(lambda: step(block, x, dy)))

@@ -373,7 +373,7 @@ def test_error_for_a_torch_input_names_the_conversion(name):
     for change, message in (
         (lambda x: x.numpy(), r"got ndarray: convert it, as torch\.as_tensor\(x\)"),
         (lambda x: x.to(torch.uint8), r"got torch\.uint8: convert it, as x\.float\(\)"),
-        (lambda x: x.double(), r"x\.to\(torch\.float32\) or block\.to\(torch\.float64\)"),
+        (lambda x: x.double(), r"the input, x\.to\(torch\.float32\), or the block, block\.to\(torch\.float64\)"),
         (lambda x: x.to_sparse(), r"one of layout torch\.sparse_coo: convert it, as x\.to_dense\(\)"),
     ):
         block(*xs)   # first a valid input of the same shape
