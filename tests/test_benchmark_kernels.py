@@ -97,7 +97,8 @@ def test_a_kernel_that_refuses_gives_a_failed_row(refusing_kernels):
     rows = by_name(measure.measure(CASE, BENCH))
     assert list(rows) == ["attzoo (triton)", "attzoo", "copy"]
     assert rows["attzoo (triton)"].status == "failed"
-    start, end = 'kernels("triton") requires the fused kernels of SE', 'with kernels("auto") this call runs without them'
+    start = 'kernels("triton") requires the fused kernels of SE'
+    end = 'with kernels("auto") this call runs without them'
     assert rows["attzoo (triton)"].why == f"RuntimeError: {start}, but this is a test; {end}"
     assert rows["attzoo"].status in ("timed", "unsteady")
 
