@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..contract import Array, contiguous
-from ..ops.keras import described, find, keras, locate, parts_of, path_of
+from ..ops.keras import changed_settings, described, find, keras, locate, parts_of, path_of
 from . import Run, can_attend, changed_layer, computed_array, is_kind, missing_array, replaced_methods, same_shape
 
 
@@ -90,9 +90,9 @@ def check_layers(block: Any, cls: type[Any]) -> None:
     for layer in block.layers:   # its graph is fixed, and `made` describes a layer at its creation
         if can_attend(layer):
             _check_parts(path_of(layer), block, layer, _reference(layer, type(layer)))
-        elif (made := getattr(layer, "made", None)) is not None:
-            if made != described(layer):
-                raise changed_layer(path_of(layer), block, made, described(layer))
+        elif getattr(layer, "made", None) is not None:
+            if change := changed_settings(layer):
+                raise changed_layer(path_of(layer), block, *change)
             _check_methods(path_of(layer), block, layer)
 
 

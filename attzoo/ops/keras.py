@@ -286,10 +286,18 @@ def described(layer: Any) -> str:
 def check_unchanged(model: Any) -> None:
     """Raise ValueError if a layer of a model has other settings than at its creation, which its config cannot store."""
     for layer in model.layers:
-        made = getattr(layer, "made", None)
-        if made is not None and made != (current := described(layer)):
+        if change := changed_settings(layer):
             hint = "undo the change, or save only the weights, with save_weights()"
+            made, current = change
             raise ValueError(f"expected {path_of(layer)} to be {made}, as the model creates it, got {current}: {hint}")
+
+
+def changed_settings(layer: Any) -> tuple[str, str] | None:
+    """Return a layer's settings at its creation and now if `named` stored them and they differ, else None."""
+    made = getattr(layer, "made", None)
+    if made is None or made == (current := described(layer)):
+        return None
+    return made, current
 
 
 def path_of(layer: Any) -> str:
