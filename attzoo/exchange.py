@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .adapters import adapter, same_shape
 from .contract import AnySpec, Array, Keys, Source, contiguous, shorten
 
 WRAPPERS = ("module.", "_orig_mod.")   # prefixes of DataParallel and of torch.compile
@@ -29,18 +30,13 @@ def fits(arrays: Mapping[str, Array], spec: AnySpec) -> bool:
     """Whether arrays have the names of a spec's weights and their shapes, up to axes of size 1."""
     weights = spec.weights
     return arrays.keys() == weights.keys() and all(
-        _wide(arrays[name].shape) == _wide(weight.shape) for name, weight in weights.items()
+        same_shape(arrays[name].shape, weight.shape) for name, weight in weights.items()
     )
 
 
 def as_declared(arrays: Mapping[str, Array], spec: AnySpec) -> dict[str, Array]:
     """Return arrays in the shapes that a spec declares, which may have fewer axes of size 1."""
     return {name: np.reshape(arrays[name], weight.shape) for name, weight in spec.weights.items()}
-
-
-def _wide(shape: tuple[int, ...]) -> list[int]:
-    """Return the sizes of a shape that are not 1."""
-    return [size for size in shape if size != 1]
 
 
 def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys], source: str) -> dict[str, Array]:
@@ -60,7 +56,7 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
     """
     state = _unwrapped(state)
     for layout in layouts:
-        names = {ours: theirs for ours, theirs in layout.names.items() if ours in spec.weights}
+        names = _names(layout, spec)
         prefixes = [prefix for key in state if (prefix := _prefix(key, next(iter(names.values())))) is not None]
         complete = [prefix for prefix in prefixes if all(prefix + key in state for key in names.values())]
         if len(complete) > 1:
@@ -69,7 +65,7 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
         if complete:
             _refuse_others(state, complete[0], names.values(), source)
             return {ours: _read(state[complete[0] + key], ours, layout, spec) for ours, key in names.items()}
-    expected = " or ".join(shorten(", ".join(_names(layout, spec)), 200) for layout in layouts)
+    expected = " or ".join(shorten(", ".join(_names(layout, spec).values()), 200) for layout in layouts)
     raise ValueError(f"expected the keys of {source}, {expected}, got {shorten(', '.join(state), 300)}")
 
 
@@ -80,8 +76,9 @@ def arrays_for(arrays: Mapping[str, Array], spec: AnySpec, layout: Keys) -> dict
     return {layout.names[name]: _written(array, name, layout, spec) for name, array in arrays.items()}
 
 
-def _names(layout: Keys, spec: AnySpec) -> list[str]:
-    return [theirs for ours, theirs in layout.names.items() if ours in spec.weights]
+def _names(layout: Keys, spec: AnySpec) -> dict[str, str]:
+    """Return the keys of a layout by canonical name, for the arrays that a block has."""
+    return {ours: theirs for ours, theirs in layout.names.items() if ours in spec.weights}
 
 
 def _unwrapped(state: Any) -> dict[str, Any]:
@@ -120,7 +117,7 @@ def _read(value: Any, name: str, layout: Keys, spec: AnySpec) -> Array:
     Raises ValueError for an array of another shape, or that NumPy cannot read.
     """
     array, shape = _array(value, layout.names[name]), spec.weights[name].shape
-    if _wide(array.shape) != _wide(shape):
+    if not same_shape(array.shape, shape):
         raise ValueError(f"expected {layout.names[name]} of shape {shape}, up to axes of size 1, got {array.shape}")
     array = array.reshape(shape)
     return contiguous(array[:, ::-1] if name in layout.max_first else array)
@@ -130,9 +127,9 @@ def _array(value: Any, key: str) -> Array:
     """Return a tensor of torch, or what NumPy reads, as an array; bfloat16, which NumPy does not have, as float32."""
     if not hasattr(value, "detach"):
         return np.asarray(value)
+    torch: Any = adapter("torch")   # loaded already, since the value is its tensor
     try:
-        value = value.detach().cpu().resolve_neg()
-        return np.asarray((value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy())
+        return np.asarray(torch.to_array(value))
     except (NotImplementedError, RuntimeError, TypeError) as err:
         fix = "give a dense floating-point tensor with values"
         raise ValueError(f"expected {key} as a tensor that NumPy can read, got {value.dtype} on {value.device}: {fix}"

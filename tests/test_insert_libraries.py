@@ -258,26 +258,24 @@ def test_attention_of_monai_keeps_outputs(rank):
     assert_close(net(x), before)
 
 
-def test_blocks_without_a_gating_signal_in_skips():
-    net, x = unet(), torch.randn(2, 1, 16, 20)
-    before = net(x)
-    report = attzoo.attach(net, "se", after="skips", start="identity", example=x)
-    assert len(report) == 2
-    assert torch.equal(net(x), before)
-
-
 def unet():
     torch.manual_seed(0)
     nets = library("monai.networks.nets")
     return nets.UNet(spatial_dims=2, in_channels=1, out_channels=2, channels=(4, 8, 16), strides=(2, 2)).eval()
 
 
-def test_gates_in_the_skips_of_a_monai_unet():
+@pytest.mark.parametrize("name", ["se", "attention_gate"])   # without a gating signal, and with one
+def test_identity_in_the_skips_of_a_monai_unet_keeps_outputs(name):
     net, x = unet(), torch.randn(2, 1, 16, 20)
     before = net(x)
-    report = attzoo.attach(net, "attention_gate", after="skips", start="identity", example=x)
+    report = attzoo.attach(net, name, after="skips", start="identity", example=x)
     assert len(report) == 2
     assert torch.equal(net(x), before)
+
+
+def test_gates_in_the_skips_of_a_monai_unet_gate_the_skip_alone():
+    net, x = unet(), torch.randn(2, 1, 16, 20)
+    attzoo.attach(net, "attention_gate", after="skips", start="identity", example=x)
     attzoo.detach(net)
     report = attzoo.attach(net, "attention_gate", after="skips", example=x)
     skips = [net.get_submodule(place.path.removesuffix(".attention")) for place in report]

@@ -195,15 +195,22 @@ def to_tensor(array: Array, block: nn.Module) -> Tensor:
 
 
 @contextmanager
-def _mode(block: nn.Module, training: bool) -> Iterator[None]:
-    """Set the training mode of every module during the `with` block, and restore it afterwards."""
-    modes = [(module, module.training) for module in block.modules()]
-    block.train(training)
+def restored_modes(model: nn.Module) -> Iterator[None]:
+    """Restore the training mode of every module at the end of the `with` block."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _mode(block: nn.Module, training: bool) -> Iterator[None]:
+    """Set the training mode of every module during the `with` block, and restore it afterwards."""
+    with restored_modes(block):
+        block.train(training)
+        yield
 
 
 def _tensor(block: Any, name: str) -> Tensor:

@@ -58,8 +58,14 @@ def _block(module: nn.Module) -> nn.Module:
 
 
 def _takes_gating(block: nn.Module) -> bool:
-    inner = block.block if isinstance(block, IdentityStart) else block
-    return len(inner.spec.inputs) == 2   # type: ignore[union-attr, arg-type]
+    """Whether an attached block takes a gating signal."""
+    spec: Any = without_start(block).spec
+    return len(spec.inputs) == 2
+
+
+def without_start(block: nn.Module) -> nn.Module:
+    """Return the block itself where it is inside an IdentityStart."""
+    return block.block if isinstance(block, IdentityStart) else block
 
 
 def is_attached(module: nn.Module) -> bool:

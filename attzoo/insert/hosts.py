@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import can_attend
-from ..adapters.torch import eager
+from ..adapters.torch import eager, restored_modes
 from . import families
 from .attached import CHILD, IdentityStart, child_path, is_attached, is_sequence
 from .match import select
@@ -150,29 +150,42 @@ def shapes_at(model: nn.Module, hosts: list[Host], example: Any) -> dict[str, tu
             hint = "give an input of the network as example="
             raise ValueError(f"expected modules that say how many channels they return, got {missing[0]!r}: {hint}")
         return {}
-    calls: dict[str, list[Any]] = {host.path: [] for host in hosts}
+    calls = calls_of(model, {host.path: host.module for host in hosts}, example)
+    attended = {host.path: [_attended(host, *each) for each in calls[host.path]] for host in hosts}
+    for host in hosts:
+        _check_calls(host, attended[host.path])
+    return {path: tuple(tuple(x.shape) for x in tensors) for path, (tensors,) in attended.items()}
+
+
+def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], example: Any) -> dict[str, list[tuple[Any, Any]]]:
+    """Return the arguments and the output of every call of some modules, in one call of the model without gradients.
+
+    Args:
+        model: the network, which is called in evaluation mode.
+        modules: the modules, by path.
+        example: an input of the network, a tuple of inputs, or a dict of arguments.
+
+    """
+    calls: dict[str, list[tuple[Any, Any]]] = {path: [] for path in modules}
     handles = [
-        host.module.register_forward_hook(
-            lambda module, args, output, host=host: calls[host.path].append(attended(host, args, output)))
-        for host in hosts
+        module.register_forward_hook(lambda module, args, output, path=path: calls[path].append((args, output)))
+        for path, module in modules.items()
     ]   # fmt: skip
     try:
-        with torch.no_grad(), evaluation(model), eager():
-            call(model, example)
+        with torch.no_grad(), _evaluation(model), eager():
+            _call(model, example)
     finally:
         for handle in handles:
             handle.remove()
-    for host in hosts:
-        check_calls(host, calls[host.path])
-    return {path: tuple(tuple(x.shape) for x in attended) for path, (attended,) in calls.items()}
+    return calls
 
 
-def attended(host: Host, args: tuple[Any, ...], output: Any) -> tuple[Any, ...]:
+def _attended(host: Host, args: tuple[Any, ...], output: Any) -> tuple[Any, ...]:
     """Return what a block would attend to in a call of its host: the input, and a gating signal at skip connections."""
     return (args[0], output[:, args[0].shape[1] :]) if host.is_skip else (output,)
 
 
-def check_calls(host: Host, calls: list[tuple[Any, ...]]) -> None:
+def _check_calls(host: Host, calls: list[tuple[Any, ...]]) -> None:
     """Raise ValueError unless a module was called once and returned (N, C, *S)."""
     if len(calls) != 1:
         got = f"{len(calls)} calls: choose another module"
@@ -201,7 +214,7 @@ def _last_axis_size(module: nn.Module) -> int | None:
     return size
 
 
-def call(model: nn.Module, example: Any) -> Any:
+def _call(model: nn.Module, example: Any) -> Any:
     """Call a network with an example: an input, a tuple of inputs, or a dict of arguments."""
     if isinstance(example, Mapping):
         return model(**example)
@@ -209,16 +222,12 @@ def call(model: nn.Module, example: Any) -> Any:
 
 
 @contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
+def _evaluation(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode inside, and back into its own mode afterwards.
 
     The methods `train` are not called, since those of some networks change weights.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
+    with restored_modes(model):
+        for module in model.modules():
             module.training = False
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import fields
 from math import prod
 from typing import Any
 
 from .. import registry
 from ..adapters import can_attend
 from ..blocks.keras import AttachedBlock
-from ..card import info
 from ..ops.keras import keras, parts_of
+from .create import check_one_input, create
 from .match import select
 from .report import Place, Report
 
@@ -90,10 +89,9 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
 
 
 def _check_one_input(name: str) -> None:
-    inputs = info(name).inputs
-    if len(inputs) > 1:
-        hint = 'use attzoo\'s UNet with skip="attention_gate", or call the block where both tensors are at hand'
-        raise ValueError(f"{name} takes {' and '.join(inputs)}, and a layer returns one tensor: {hint}")
+    """Raise ValueError for a block with a gating signal."""
+    hint = 'use attzoo\'s UNet with skip="attention_gate", or call the block where both tensors are at hand'
+    check_one_input(name, "layer", hint)
 
 
 def _check_called(paths: Collection[str], made: Collection[str]) -> None:
@@ -234,13 +232,7 @@ def _create(path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any]
     channels = x.shape[-1 if options["data_format"] == "channels_last" else 1]
     if channels is None:
         raise ValueError(f"expected a known number of channels from {path!r}, got shape {x.shape}")
-    arguments = {"dtype": _policy(layer, x), **options}
-    if any(field.name == "spatial_dims" for field in fields(registry.get(name, backend="numpy"))):   # type: ignore[arg-type]
-        arguments.setdefault("spatial_dims", len(x.shape) - 2)
-    try:
-        return registry.create(name, channels, backend="keras", **arguments)
-    except (TypeError, ValueError) as err:
-        raise type(err)(f"{name} at {path!r}: {err}") from err
+    return create(path, name, "keras", channels, len(x.shape) - 2, {"dtype": _policy(layer, x), **options})
 
 
 def _policy(layer: Any, x: Any) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+NUMBERS: Final = ("channels", "parameters", "MACs")   # columns of the table that are set to the right
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,13 @@ class Report:
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> str:
-    """Format rows in columns: numbers to the right with thousands separated, unknown ones as "-"."""
+    """Format rows in columns; the first row has the heads.
+
+    Numbers are set to the right, with thousands separated; unknown ones are "-".
+    """
     texts = [["-" if cell is None else f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    is_number = [not isinstance(cell, str) or cell == "" for cell in rows[-1]]
-    is_number[2] = True   # channels, which have no sum
-    is_number[1] = is_number[5] = False
+    is_number = [head in NUMBERS for head in rows[0]]
     lines = []
     for row in texts:
         cells = zip(row, widths, is_number, strict=True)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from .. import registry
-from ..adapters.torch import eager
-from ..card import info
 from ..ops import guard
 from . import same
 from .attached import (
@@ -26,13 +23,14 @@ from .attached import (
     child_path,
     is_attached,
     is_sequence,
+    without_start,
 )
+from .create import check_one_input, create, gating_arguments
 from .hosts import (
     Host,
-    call,
+    calls_of,
     check_host,
     check_wrappers,
-    evaluation,
     hosts_of,
     inside_compiled,
     known_channels,
@@ -133,21 +131,11 @@ def _paths_of(model: nn.Module, module: nn.Module) -> list[str]:
 
 def _check_blocks(model: nn.Module, made: Iterable[tuple[Host, nn.Module, Place]], example: Any) -> None:
     """Raise ValueError where a module calls the block itself, as it does where it calls all of its children."""
-    made, calls = list(made), Counter[str]()
-    handles = [
-        block.register_forward_hook(lambda module, args, output, path=host.path: calls.update([path]))
-        for host, block, _ in made
-    ]   # fmt: skip
-    try:
-        with torch.no_grad(), evaluation(model), eager():
-            call(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for host, *_ in made:
-        if calls[host.path] != 1:
-            got = f"{calls[host.path]} calls: choose a module inside it or after it"
-            raise ValueError(f"expected the block after {host.path!r} to be called once for the example, got {got}")
+    calls = calls_of(model, {host.path: block for host, block, _ in made}, example)
+    for path, of_path in calls.items():
+        if len(of_path) != 1:
+            got = f"{len(of_path)} calls: choose a module inside it or after it"
+            raise ValueError(f"expected the block after {path!r} to be called once for the example, got {got}")
 
 
 def _check_inputs(name: str, hosts: Iterable[Host]) -> None:
@@ -157,10 +145,9 @@ def _check_inputs(name: str, hosts: Iterable[Host]) -> None:
 
 
 def _check_one_input(name: str) -> None:
-    inputs = info(name).inputs
-    if len(inputs) > 1:
-        hint = 'attach it with after="skips", to a UNet of MONAI, or use attzoo\'s UNet with skip="attention_gate"'
-        raise ValueError(f"{name} takes {' and '.join(inputs)}, and a module returns one tensor: {hint}")
+    """Raise ValueError for a block with a gating signal."""
+    hint = 'attach it with after="skips", to a UNet of MONAI, or use attzoo\'s UNet with skip="attention_gate"'
+    check_one_input(name, "module", hint)
 
 
 def _make(
@@ -177,16 +164,9 @@ def _make(
 def _create(host: Host, name: str, shapes: Any, options: dict[str, Any]) -> nn.Module:
     """Return a new block for the channels and the number of axes at a host."""
     channels, rank = (shapes[0][1], len(shapes[0]) - 2) if shapes else (host.channels, host.rank)
-    known = {field.name: field.metadata for field in fields(registry.get(name, backend="numpy"))}   # type: ignore[arg-type]
-    if "spatial_dims" in known and rank is not None:
-        options.setdefault("spatial_dims", rank)
-    for argument, metadata in known.items():
-        if metadata.get("channels_of", "x") != "x" and shapes and len(shapes) > 1:
-            options.setdefault(argument, shapes[1][1])
-    try:
-        return registry.create(name, channels, backend="torch", **options)
-    except (TypeError, ValueError) as err:
-        raise type(err)(f"{name} at {host.path!r}: {err}") from err
+    if shapes and len(shapes) > 1:
+        options = dict.fromkeys(gating_arguments(name), shapes[1][1]) | options
+    return create(host.path, name, "torch", channels, rank, options)
 
 
 def _like(model: nn.Module, host: Host) -> dict[str, Any]:
@@ -202,7 +182,7 @@ def _like(model: nn.Module, host: Host) -> dict[str, Any]:
 
 def _place(path: str, block: nn.Module, shapes: Any, weights: str = "initial") -> Place:
     """Return what the report says of a block."""
-    spec: Any = (block.block if isinstance(block, IdentityStart) else block).spec
+    spec: Any = without_start(block).spec
     macs = None if shapes is None else spec.macs(*((1, *shape[1:]) for shape in shapes[: len(spec.inputs)]))
     parameters = sum(p.numel() for p in block.parameters() if p.requires_grad)
     return Place(path, registry.name_of(spec), spec.channels, parameters, macs, weights)

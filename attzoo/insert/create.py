@@ -1,0 +1,43 @@
+"""New blocks for the places in a network, in both frameworks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from .. import registry
+from ..card import info
+
+
+def check_one_input(name: str, host: str, hint: str) -> None:
+    """Raise ValueError for a block with a gating signal; `host` is what the framework calls a module or layer."""
+    inputs = info(name).inputs
+    if len(inputs) > 1:
+        raise ValueError(f"{name} takes {' and '.join(inputs)}, and a {host} returns one tensor: {hint}")
+
+
+def gating_arguments(name: str) -> list[str]:
+    """Return the arguments of a block that are the number of channels of another input than x."""
+    return [argument.name for argument in info(name).arguments if argument.channels_of not in ("", "x")]
+
+
+def create(path: str, name: str, backend: str, channels: Any, rank: int | None, options: Mapping[str, Any]) -> Any:
+    """Return a new block. An error names the place.
+
+    Args:
+        path: of the module or layer in the network.
+        name: the block.
+        backend: "torch" or "keras".
+        channels: of its input.
+        rank: number of spatial axes of its input, which `spatial_dims` is unless an option gives it; None if unknown.
+        options: its other arguments.
+
+    """
+    spec: Any = registry.get(name, backend="numpy")
+    if rank is not None and any(field.name == "spatial_dims" for field in fields(spec)):
+        options = {"spatial_dims": rank} | dict(options)
+    try:
+        return registry.create(name, channels, backend=backend, **options)
+    except (TypeError, ValueError) as err:
+        raise type(err)(f"{name} at {path!r}: {err}") from err
