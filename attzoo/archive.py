@@ -16,31 +16,36 @@ KEY: Final = "attzoo"   # metadata key; a single entry, because safetensors does
 CHECKSUM: Final = "sha256"
 
 
-def pack(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a safetensors file with `arrays` and, in its metadata, `about` and a checksum of both.
+def pack(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a safetensors file with `arrays` and, in its metadata, `metadata` and a checksum of both.
 
     Equal arguments give equal bytes. Each array is copied to C order first, because safetensors writes memory as it is.
     """
     arrays = {name: contiguous(array) for name, array in arrays.items()}
-    return serialize(arrays, metadata={KEY: json.dumps({**about, CHECKSUM: digest(arrays, about)})})
+    return serialize(arrays, metadata={KEY: json.dumps({**metadata, CHECKSUM: digest(arrays, metadata)})})
 
 
-def verify(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any], keys: Collection[str]) -> None:
-    """Raise ValueError if the metadata `about` of a file has unknown keys, or a checksum of other content. Only check.
+def verify(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any], keys: Collection[str]) -> None:
+    """Raise ValueError if the metadata of a file has unknown keys, or a checksum that does not match its content.
 
-    `keys` are the known keys besides the checksum, which is of `arrays` and the other metadata.
     Files of older versions have no checksum and pass.
+
+    Args:
+        arrays: the arrays in the file.
+        metadata: the metadata of the file, with the checksum of the arrays and of the other metadata.
+        keys: the known keys of the metadata, without the checksum.
     """
-    if surplus := sorted(about.keys() - {*keys, CHECKSUM}):
+    if surplus := sorted(metadata.keys() - {*keys, CHECKSUM}):
         raise ValueError(f"expected {', '.join(keys)} in the metadata, got also {shorten(str(surplus))}")
-    content = {key: value for key, value in about.items() if key != CHECKSUM}
-    if CHECKSUM in about and about[CHECKSUM] != digest(arrays, content):
-        raise ValueError(f"expected the {CHECKSUM} in the metadata, got content of another: the file is damaged")
+    content = {key: value for key, value in metadata.items() if key != CHECKSUM}
+    if CHECKSUM in metadata and metadata[CHECKSUM] != digest(arrays, content):
+        fix = "the file is damaged, copy it again"
+        raise ValueError(f"expected content with the {CHECKSUM} in the metadata, got other content: {fix}")
 
 
-def digest(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> str:
-    """Return the SHA-256, in hexadecimal, of `about` and of C-contiguous arrays with their names, dtypes and shapes."""
-    checksum = sha256(json.dumps(about, sort_keys=True).encode())
+def digest(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> str:
+    """Return the SHA-256, in hexadecimal, of the metadata and of C-contiguous arrays with names, dtypes and shapes."""
+    checksum = sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, array in sorted(arrays.items()):
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         checksum.update(f"{name} {array.dtype.str} {array.shape} ".encode() + array.tobytes())

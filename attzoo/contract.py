@@ -294,7 +294,10 @@ def rule_for(name: str) -> Any:
 
 
 def refuse_idle_rules(spec: Any) -> None:
-    """Raise ValueError if a rule and the argument that it derives are both given. Call this first in __post_init__."""
+    """Raise ValueError if a field of `rule_for` and its derived argument are both given, as the former has no effect.
+
+    Call this first in __post_init__.
+    """
     for rule in fields(spec):
         name, value = rule.metadata.get("rule_for"), getattr(spec, rule.name)
         if name and value is not None and getattr(spec, name) is not None:
@@ -303,7 +306,7 @@ def refuse_idle_rules(spec: Any) -> None:
 
 
 def arguments(spec: Any) -> dict[str, Any]:
-    """Return the fields of a spec as name -> value, without rules. They create an equal spec."""
+    """Return the fields of a spec as name -> value. They create an equal spec. Fields of `rule_for` are left out."""
     return {field.name: getattr(spec, field.name) for field in fields(spec) if "rule_for" not in field.metadata}
 
 
@@ -317,10 +320,13 @@ def upgraded(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_idle_rules(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `config` without the rules whose derived argument it gives too. Older versions wrote both."""
+    """Return `config` without those fields of `rule_for` whose derived argument is also in `config`.
+
+    Older versions wrote both, for example `reduction` and `reduced_channels`.
+    """
     derived = {field.name: field.metadata["rule_for"] for field in fields(cls) if "rule_for" in field.metadata}
-    idle = [name for name, argument in derived.items() if config.get(argument) is not None]
-    return {name: value for name, value in config.items() if name not in idle}
+    without_effect = [name for name, argument in derived.items() if config.get(argument) is not None]
+    return {name: value for name, value in config.items() if name not in without_effect}
 
 
 # ---- checks ----------------------------------------------------------------------------------------
@@ -449,8 +455,8 @@ def shorten(text: str, max_length: int = 400) -> str:
     >>> shorten("abcdefghijkl", 9)
     'abc...jkl'
     """
-    half = (max_length - 3) // 2
-    return text if len(text) <= max_length else f"{text[:half]}...{text[len(text) - half :]}"
+    half_length = (max_length - 3) // 2
+    return text if len(text) <= max_length else f"{text[:half_length]}...{text[len(text) - half_length :]}"
 
 
 def short_repr(value: Any) -> str:

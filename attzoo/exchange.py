@@ -22,8 +22,8 @@ def read_arrays(state: Mapping[str, Array], source: Source) -> tuple[dict[str, A
         source: the other library's block.
 
     """
-    arrays = {ours: state[theirs] for ours, theirs in source.names.items() if theirs in state}
-    return arrays, dict(source.read({ours: array.shape for ours, array in arrays.items()}))
+    arrays = {name: state[key] for name, key in source.names.items() if key in state}
+    return arrays, dict(source.read({name: array.shape for name, array in arrays.items()}))
 
 
 def fits(arrays: Mapping[str, Array], spec: AnySpec) -> bool:
@@ -64,7 +64,7 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
             raise ValueError(f"expected the arrays of one block, got {len(complete)}: {fix}")
         if complete:
             _refuse_others(state, complete[0], names.values(), source)
-            return {ours: _read(state[complete[0] + key], ours, layout, spec) for ours, key in names.items()}
+            return {name: _read(state[complete[0] + key], name, layout, spec) for name, key in names.items()}
     expected = " or ".join(shorten(", ".join(_names(layout, spec).values()), 200) for layout in layouts)
     raise ValueError(f"expected the keys of {source}, {expected}, got {shorten(', '.join(state), 300)}")
 
@@ -78,7 +78,7 @@ def arrays_for(arrays: Mapping[str, Array], spec: AnySpec, layout: Keys) -> dict
 
 def _names(layout: Keys, spec: AnySpec) -> dict[str, str]:
     """Return the keys of a layout by canonical name, for the arrays that a block has."""
-    return {ours: theirs for ours, theirs in layout.names.items() if ours in spec.weights}
+    return {name: key for name, key in layout.names.items() if name in spec.weights}
 
 
 def _unwrapped(state: Any) -> dict[str, Any]:
@@ -86,15 +86,15 @@ def _unwrapped(state: Any) -> dict[str, Any]:
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         got = type(state).__name__ if not isinstance(state, Mapping) else "keys that are no text"
         raise TypeError(f"expected a state dict, whose keys are names of arrays, got {got}: load the file first")
-    found: dict[str, str] = {}
+    originals: dict[str, str] = {}
     for key in state:
         name = key
         for wrapper in WRAPPERS:
             name = name.removeprefix(wrapper).replace(f".{wrapper}", ".")
-        if name in found:
-            raise ValueError(f"expected the arrays of one block, got both {found[name]} and {key}: give one of them")
-        found[name] = key
-    return {name: state[key] for name, key in found.items()}
+        if name in originals:
+            raise ValueError(f"expected the arrays of one block, got both {originals[name]} and {key}: give one")
+        originals[name] = key
+    return {name: state[key] for name, key in originals.items()}
 
 
 def _prefix(key: str, name: str) -> str | None:

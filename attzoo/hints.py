@@ -47,13 +47,13 @@ def unknown_argument(owner: str, name: str, known: Iterable[str]) -> TypeError:
     return TypeError(f"{owner} takes no argument {name!r}{nearest(name, known) or '.'} It takes: {', '.join(known)}")
 
 
-def check_arguments(cls: type, given: Mapping[str, Any]) -> None:
-    """Raise TypeError unless the `__init__` of `cls` takes every keyword argument in `given`.
+def check_arguments(cls: type, arguments: Mapping[str, Any]) -> None:
+    """Raise TypeError unless the `__init__` of `cls` takes every keyword argument in `arguments`.
 
     An `__init__` with **kwargs takes any name.
     """
-    known, takes_kwargs = arguments_of(cls) if given else ((), False)
-    for name in given:
+    known, takes_kwargs = arguments_of(cls) if arguments else ((), False)
+    for name in arguments:
         if name not in known and not takes_kwargs:
             raise unknown_argument(cls.__name__, name, known)
 

@@ -165,8 +165,8 @@ def content(block: Any) -> bytes:
     """Return the content of a block's file, as `save` writes it. Raise ValueError as `save` does."""
     _check_layers(block)
     arrays = checked(weights(block), block.spec, "float64")
-    about = {"format": FORMAT, "block": registry.name_of(block.spec), "config": block.spec.config()}
-    data = pack(arrays, about)
+    metadata = {"format": FORMAT, "block": registry.name_of(block.spec), "config": block.spec.config()}
+    data = pack(arrays, metadata)
     if len(data) > MAX_FILE:
         raise ValueError(f"expected a block of at most {MAX_FILE} bytes, got {len(data)}")
     return data
@@ -184,10 +184,10 @@ def load(path: str | os.PathLike[str], *, backend: str) -> Any:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         try:
-            spec, dtype, about = _read_header(file, size)
+            spec, dtype, block_metadata = _read_header(file, size)
             file.seek(0)
             arrays = checked(parse(file.read(size)), spec, dtype)
-            verify(arrays, about, ("format", "block", "config"))
+            verify(arrays, block_metadata, ("format", "block", "config"))
         except (ValueError, TypeError, ArithmeticError, RecursionError, SafetensorError) as err:
             raise ValueError(f"{path} is not a file of attzoo.save, or is damaged: {shorten(str(err))}") from err
     block = _make(spec, backend, dtype)
@@ -294,8 +294,8 @@ def _read_header(file: Any, size: int) -> tuple[AnySpec, str, dict[str, Any]]:
     if not isinstance(metadata, dict) or KEY not in metadata:
         hint = "; for a file of another program, pass its arrays to attzoo.load_weights(block, arrays, source=...)"
         raise ValueError(f"expected metadata of attzoo, got {str(metadata)[:100]}{hint}")
-    about = json.loads(metadata[KEY], object_pairs_hook=_unique)
-    spec = _declared(about)
+    block_metadata = json.loads(metadata[KEY], object_pairs_hook=_unique)
+    spec = _declared(block_metadata)
     if header.keys() != spec.weights.keys():
         raise ValueError(f"expected arrays {list(spec.weights)}, got {str(list(header))[:200]}")
     offset, dtypes = 0, set()   # offset in bytes after the header
@@ -311,21 +311,21 @@ def _read_header(file: Any, size: int) -> tuple[AnySpec, str, dict[str, Any]]:
         offset = end
     if size != 8 + length + offset:
         raise ValueError(f"expected {8 + length + offset} bytes, got {size}")
-    return spec, np.result_type(*dtypes).name, about
+    return spec, np.result_type(*dtypes).name, block_metadata
 
 
-def _declared(about: Any) -> AnySpec:
+def _declared(block_metadata: Any) -> AnySpec:
     """Return the spec of the block that a file's metadata describes. Raise ValueError or TypeError if it is invalid."""
-    number = about.get("format") if isinstance(about, dict) else None
+    number = block_metadata.get("format") if isinstance(block_metadata, dict) else None
     if number != FORMAT:
         hint = ": a newer attzoo wrote it, update this one" if isinstance(number, int) and number > FORMAT else ""
-        if isinstance(about, dict) and "history" in about:
+        if isinstance(block_metadata, dict) and "history" in block_metadata:
             hint = ": it is the state of a training run, whose network is in best.safetensors beside it"
-        raise ValueError(f"expected format {FORMAT}, got {str(about)[:100]}{hint}")
-    config = about.get("config")
+        raise ValueError(f"expected format {FORMAT}, got {str(block_metadata)[:100]}{hint}")
+    config = block_metadata.get("config")
     if not isinstance(config, dict):
         raise ValueError(f"expected a mapping of a block's arguments, got {str(config)[:100]}")
-    cls = registry.get(about.get("block", ""), backend="numpy")
+    cls = registry.get(block_metadata.get("block", ""), backend="numpy")
     return cls(**upgraded(cls, config))
 
 

@@ -27,7 +27,7 @@ class Recorder:
 
 
 class Tap:
-    """Replacement for the `attention` of a block while any context records it: calls it and records its result.
+    """Replacement for the method `attention` of a block while any context records it: call it and record its result.
 
     Copies of the block, by `copy` or pickle, do not have it.
     """
@@ -47,7 +47,7 @@ class Tap:
         return coefficients
 
     def install(self) -> None:
-        """Replace `attention` and `__reduce_ex__` of the block, in place."""
+        """Replace `attention` of the block by this object, and `__reduce_ex__` by `reduce`, in place."""
         attributes = vars(self.block)   # not by __setattr__, with which frameworks track attributes
         attributes["attention"], attributes["__reduce_ex__"] = self, self.reduce
 

@@ -88,13 +88,13 @@ def bar_chart(
     """
     bar_ys, block_ys, end = _positions(panels)
     left = 0.35 + max(0.085 * max(map(len, block_ys)) - 0.1, 0.074 * max(len(label) for _, label in bar_ys))
-    above, below = 0.45 + 0.4 * bool(title), 0.55 + 0.17 * len(note.splitlines())
-    width, height = 9.0, above + below + LINE * end
+    top_margin, bottom_margin = 0.45 + 0.4 * bool(title), 0.55 + 0.17 * len(note.splitlines())
+    width, height = 9.0, top_margin + bottom_margin + LINE * end
     figure = Figure(figsize=(width, height), facecolor=PAPER)
     panel_width = (width - left - plotting.MARGIN) / len(panels)
     for i, (panel_title, bars) in enumerate(panels.items()):
         box = (
-            (left + i * panel_width) / width, below / height, (panel_width - 0.2) / width, LINE * end / height
+            (left + i * panel_width) / width, bottom_margin / height, (panel_width - 0.2) / width, LINE * end / height
         )   # fmt: skip
         ax = figure.add_axes(box, facecolor="none", ylim=(end, 0))
         _draw_bars(ax, bars, bar_ys, line)

@@ -32,10 +32,10 @@ def comparison_table(entries: Sequence[Entry], *, eager: bool) -> Table:
                     lines.setdefault(key, []).append(pair)
     head = ["run", "block", "variant", "attzoo", "beside"]
     head += [f"{mode}: {column}" for mode in BOTH for column in ("ratio", "verdict")]
-    clocked = [(group[0].clock, [str(label), *_cells(group)]) for (label, *_), group in lines.items()]
-    clocks = dict.fromkeys(clock for clock, _ in clocked)
+    lines_by_clock = [(group[0].clock, [str(label), *_cells(group)]) for (label, *_), group in lines.items()]
+    clocks = dict.fromkeys(clock for clock, _ in lines_by_clock)
     titles = {clock: clock_name(clock) if len(clocks) > 1 else None for clock in clocks}
-    return Table(head, [(titles[clock], [cells for key, cells in clocked if key == clock]) for clock in clocks])
+    return Table(head, [(titles[clock], [cells for key, cells in lines_by_clock if key == clock]) for clock in clocks])
 
 
 def _cells(group: Sequence[Pair]) -> list[str]:
@@ -49,9 +49,9 @@ def _cells(group: Sequence[Pair]) -> list[str]:
 
 def _mode_cells(group: Sequence[Pair], mode: str) -> list[str]:
     """Return the range of the steady ratios and the counts of the verdicts in one mode."""
-    of_mode = [pair for pair in group if pair.case.mode == mode]
-    steady = [pair.ratio.median for pair in of_mode if pair.verdict != "unsteady"]
-    return [value_range(steady), verdict_counts(of_mode)]
+    pairs_of_mode = [pair for pair in group if pair.case.mode == mode]
+    steady_ratios = [pair.ratio.median for pair in pairs_of_mode if pair.verdict != "unsteady"]
+    return [value_range(steady_ratios), verdict_counts(pairs_of_mode)]
 
 
 def verdict_counts(group: Sequence[Pair]) -> str:

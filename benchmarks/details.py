@@ -16,9 +16,9 @@ HEAD: Final = ("provider", "verdict", "time", "copies", "ratio", "control", "err
 
 def all_rows(entries: Sequence[Entry], block: str) -> Section:
     """Return the section with every row of a block, a group per setting and mode."""
-    of_block = [entry for entry in entries if entry.row.case.block == block]
-    keys = [(chosen, mode) for chosen in dict.fromkeys(setting(entry.row) for entry in of_block) for mode in MODES]
-    by_key = {key: [e for e in of_block if (setting(e.row), e.row.case.mode) == key] for key in keys}
+    block_entries = [entry for entry in entries if entry.row.case.block == block]
+    keys = [(chosen, mode) for chosen in dict.fromkeys(setting(entry.row) for entry in block_entries) for mode in MODES]
+    by_key = {key: [e for e in block_entries if (setting(e.row), e.row.case.mode) == key] for key in keys}
     groups = [(_title([e.row for e in group]), [_cells(e) for e in group]) for group in by_key.values() if group]
     name = "the networks without a block" if block == "none" else block
     return Section(f"Every row: {name}", [Table(["run", *HEAD], groups)])
@@ -89,10 +89,10 @@ def conditions(runs: Sequence[Run]) -> Section:
 
 def _conditions(run: Run) -> list[list[str]]:
     """Return the table lines of a run's conditions."""
-    about = {"command": run.command, "date": run.date, "commit": run.commit or "unknown", "suite": run.suite}
+    run_facts = {"command": run.command, "date": run.date, "commit": run.commit or "unknown", "suite": run.suite}
     versions = {name: number for name, number in run.versions.items() if number}
     ceilings = {name: times(number) for name, number in run.ceilings.items()}
-    parts = [about, {"device": run.device}, run.machine, versions, run.flags, ceilings]
+    parts = [run_facts, {"device": run.device}, run.machine, versions, run.flags, ceilings]
     return [[name, _value_text(value)] for part in parts for name, value in part.items()]
 
 

@@ -30,17 +30,17 @@ RESNET_HEAD: Final = ("run", "block", "mode", "fused: of plain", "eager: of plai
 def kernels(entries: Sequence[Entry]) -> Section:
     """Return the section on the rows of fused kernels, of blocks alone and in a ResNet-50."""
     fused = [entry for entry in entries if entry.row.provider == FUSED]
-    alone = [
+    block_entries = [
         _line(entry, _same_setting(entry, entries))
         for block in blocks(entry.row for entry in fused)
         for entry in fused
         if entry.row.case.block == block and entry.row.case.network is None and entry.row.clock != "calls"
     ]
-    in_resnet = [
+    resnet_entries = [
         _resnet_line(entry, _same_setting(entry, entries)) for entry in fused if entry.row.case.network == "resnet50"
     ]
-    parts: list[str | Table] = [WORDS, Table(HEAD, [(None, alone)])] if alone else []
-    parts += [IN_RESNET, Table(RESNET_HEAD, [(None, in_resnet)])] if in_resnet else []
+    parts: list[str | Table] = [WORDS, Table(HEAD, [(None, block_entries)])] if block_entries else []
+    parts += [IN_RESNET, Table(RESNET_HEAD, [(None, resnet_entries)])] if resnet_entries else []
     return Section("Fused kernels", parts)
 
 
@@ -66,10 +66,10 @@ def _line(entry: Entry, rows: Sequence[Row]) -> list[str]:
 
 def speedups(row: Row, rows: Sequence[Row]) -> tuple[float | None, float | None]:
     """Return the speedups of a row over its eager peer and over the peer's fastest compiled form; None if not timed."""
-    of_peer = [peer for peer in rows if peer.provider.library == row.reference != "attzoo"]
+    peer_rows = [peer for peer in rows if peer.provider.library == row.reference != "attzoo"]
     ratios = {
         peer.provider.form: 1 / ratio.median
-        for peer in of_peer if peer.case == row.case and (ratio := time_ratio(row, peer))
+        for peer in peer_rows if peer.case == row.case and (ratio := time_ratio(row, peer))
     }   # fmt: skip
     compiled = [speedup for form, speedup in ratios.items() if form.startswith("compiled")]
     return ratios.get("eager"), min(compiled, default=None)

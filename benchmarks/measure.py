@@ -16,21 +16,21 @@ import attzoo
 
 from . import cuda
 from .cases import Case, spec_of
-from .providers import clocked_by, contenders
+from .providers import clocked_by, torch_candidates
 from .runs import COPY, Provider, Row
-from .subjects import Subject, expected_results, relative_error, slack, subject
+from .subjects import Subject, create_subject, expected_results, relative_error, slack
 from .timer import Cpu, Pace, Turn, interleave, paired, spread
 
 TRIES: Final = 3
-CONTROL: Final = 0.1               # largest deviation of reference / reference from 1
+CONTROL: Final = 0.1               # largest difference of control / reference from 1
 TICK: Final = 1e-6                 # approximate resolution of CUDA events in seconds
 DRIFT: Final = {"graph": 0.03, "calls": 0.1}    # largest change of the copy's time over a run
 WIDTH: Final = {"graph": 0.05, "calls": 0.15}   # largest interquartile range / median on CUDA
 PASSES: Final = {"inference": (1, 0), "forward": (1, 0), "backward": (0, 1), "training": (1, 1)}   # forward, backward
 
 
-class Racer(Protocol):
-    """A provider that computes a case: `Contender` in torch, `KerasContender` in another process."""
+class Candidate(Protocol):
+    """A provider to measure in a case: `TorchCandidate` in torch, `KerasCandidate` in another process."""
 
     @property
     def provider(self) -> Provider:
@@ -40,17 +40,17 @@ class Racer(Protocol):
     def family(self) -> str:
         """Return the name of the group that shares a reference."""
 
-    def twin(self) -> Racer:
+    def twin(self) -> Candidate:
         """Return a copy with another module, for the control."""
 
     def outputs(self) -> Sequence[Tensor]:
         """Return the output and, in training, the input gradients. Raises ModuleNotFoundError if not installed."""
 
     def clocks(self) -> Sequence[str]:
-        """Return the clocks on which it can be timed."""
+        """Return the names of the clocks that can time the provider."""
 
     def turn(self, clock: str, cpu: Cpu) -> Turn:
-        """Return a turn on one of the clocks."""
+        """Return a turn: a function that calls the provider repeatedly and returns the seconds per call."""
 
     def memory(self) -> tuple[int | None, int | None]:
         """Return the bytes saved for the backward pass and the peak bytes of a training step; None if unknown."""
@@ -78,147 +78,163 @@ class Bench:
         return cuda.sets(size, cuda.cache()) if self.device == "cuda" else 1
 
 
-def measure(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Racer]] = lambda it: ()) -> list[Row]:
+def measure(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Candidate]] = lambda _: ()) -> list[Row]:
     """Measure a case and return a row for each installed provider and clock.
 
-    `others` returns the providers besides torch.
+    others: returns the candidates in other frameworks than torch.
     """
     bench.clear()
-    # Recorded wins and ATTZOO_KERNELS must not choose kernels; only a contender does. On a GPU everything runs on the
+    # Recorded wins and ATTZOO_KERNELS must not choose kernels; only a candidate does. On a GPU everything runs on the
     # capture stream: accumulating a gradient on another stream would end the capture.
     with attzoo.kernels("eager"), cuda.on_stream() if bench.device == "cuda" else nullcontext():
         return rows_of(case, bench, others)
 
 
-def rows_of(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Racer]]) -> list[Row]:
-    """Return the rows of a case, without setting kernels and stream."""
-    blank = Row(case, COPY, "timed", moved=moved(case), flops=flops(case))
+def rows_of(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Candidate]]) -> list[Row]:
+    """Do what `measure` does; the caller has set the kernels and the stream."""
+    template = Row(case, COPY, "timed", moved=moved(case), flops=flops(case))
     try:
-        it = subject(case, bench.device, bench.sets)
-        expected = expected_results(it)
+        subject = create_subject(case, bench.device, bench.sets)
+        expected = expected_results(subject)
     except (RuntimeError, ValueError) as err:   # for example out of memory
-        return [replace(blank, provider=Provider("attzoo"), status="failed", why=line(err))]
-    racers, rows = [], []
-    for racer in (*contenders(it), *others(it)):
-        named = replace(blank, provider=racer.provider, clock=racer.clocks()[0])
-        row = verified(racer, named, it, expected, bench.absent)
+        return [replace(template, provider=Provider("attzoo"), status="failed", why=error_line(err))]
+    candidates, rows = [], []
+    for candidate in (*torch_candidates(subject), *others(subject)):
+        candidate_row = replace(template, provider=candidate.provider, clock=candidate.clocks()[0])
+        row = verified(candidate, candidate_row, subject, expected, bench.absent)
         if row and row.status == "timed":
-            kept, peak = racer.memory()   # independent of the clock
-            racers.append((racer, replace(row, kept=kept, peak=peak)))
+            kept, peak = candidate.memory()   # independent of the clock
+            candidates.append((candidate, replace(row, kept=kept, peak=peak)))
         elif row:
             rows.append(row)
-    for clock in dict.fromkeys(clock for racer, _ in racers for clock in racer.clocks()):
-        rows += race(it, [(r, replace(row, clock=clock)) for r, row in racers if clock in r.clocks()], bench)
+    for clock in dict.fromkeys(clock for candidate, _ in candidates for clock in candidate.clocks()):
+        on_clock = [(c, replace(row, clock=clock)) for c, row in candidates if clock in c.clocks()]
+        rows += time_candidates(subject, on_clock, bench)
     return rows
 
 
-def verified(racer: Racer, row: Row, it: Subject, expected: Sequence[Tensor], absent: set[str]) -> Row | None:
+def verified(
+    candidate: Candidate, row: Row, subject: Subject, expected: Sequence[Tensor], absent: set[str]
+) -> Row | None:
     """Compute the provider's outputs and return the row with its error and status; None if not installed.
 
     The status is "wrong" if the error exceeds the tolerance, "failed" if an exception was raised.
     """
     try:
-        error = relative_error(racer.outputs(), expected)
+        error = relative_error(candidate.outputs(), expected)
     except ModuleNotFoundError as err:
         absent.add((err.name or str(err)).partition(".")[0])
         return None
     except Exception as err:   # other libraries may raise anything
-        return replace(row, status="failed", why=line(err))
-    allowed = it.tolerance
-    if error <= allowed or error <= (allowed := allowed + slack(it, expected)):   # NaN is not
+        return replace(row, status="failed", why=error_line(err))
+    allowed = subject.tolerance
+    if error <= allowed or error <= (allowed := allowed + slack(subject, expected)):   # NaN is not
         return replace(row, error=error)
-    why = f"output or gradient is {error:.1e} off, as a part of its norm; rounding is up to {allowed:.0e}"
+    why = f"the relative error of output or gradients is {error:.1e}; rounding explains up to {allowed:.0e}"
     return replace(row, status="wrong", error=error, why=why)
 
 
-def race(it: Subject, racers: Sequence[tuple[Racer, Row]], bench: Bench) -> list[Row]:
-    """Time the racers of one clock and the copy, and return their rows."""
-    clock, leaders = racers[0][1].clock, references([racer for racer, _ in racers])
-    beside = {str(racer.provider): str(leaders[racer.family].provider) for racer, _ in racers}
-    turns, rows = started(it, racers, leaders.values(), bench.cpu)
-    times, shaky = steadied(turns, beside, clock, bench.pace[clock])
-    for racer, row in racers:
-        who = str(racer.provider)
-        if who in times:
-            rows[who] = clocked(row, times, who, beside[who])
+def time_candidates(subject: Subject, candidates: Sequence[tuple[Candidate, Row]], bench: Bench) -> list[Row]:
+    """Time candidates, which have rows with the same clock, and copying the first input; return all rows."""
+    clock, by_family = candidates[0][1].clock, references([candidate for candidate, _ in candidates])
+    reference_names = {str(c.provider): str(by_family[c.family].provider) for c, _ in candidates}
+    turns, rows = prepare_turns(subject, candidates, by_family.values(), bench.cpu)
+    times, unsteady_reasons = time_until_steady(turns, reference_names, clock, bench.pace[clock])
+    for candidate, row in candidates:
+        name = str(candidate.provider)
+        if name in times:
+            rows[name] = with_times(row, times, name, reference_names[name])
     if str(COPY) in times:
-        rows[str(COPY)] = clocked(Row(it.case, COPY, "timed", clock=clock, moved=2 * it.case.size), times, str(COPY))
-    doubtful = {who: replace(rows[who], status="unsteady", why=why) for who, why in shaky.items() if who in rows}
-    return list((rows | doubtful).values())
+        copy_row = Row(subject.case, COPY, "timed", clock=clock, moved=2 * subject.case.size)
+        rows[str(COPY)] = with_times(copy_row, times, str(COPY))
+    for name in unsteady_reasons.keys() & rows.keys():
+        rows[name] = replace(rows[name], status="unsteady", why=unsteady_reasons[name])
+    return list(rows.values())
 
 
-def started(
-    it: Subject, racers: Sequence[tuple[Racer, Row]], leaders: Iterable[Racer], cpu: Cpu
+def prepare_turns(
+    subject: Subject, candidates: Sequence[tuple[Candidate, Row]], family_references: Iterable[Candidate], cpu: Cpu
 ) -> tuple[dict[str, Turn], dict[str, Row]]:
-    """Return the turns of the racers, controls and copy by name, and the rows of racers without a turn."""
-    clock = racers[0][1].clock
-    turns = {} if it.case.network else {str(COPY): copy_turn(it, clock)}
+    """Return the turns of the candidates, of their references' controls and of the copy, and the failed rows, by name.
+
+    A candidate for which no turn can be prepared has a failed row instead.
+    """
+    clock = candidates[0][1].clock
+    turns = {} if subject.case.network else {str(COPY): copy_turn(subject, clock)}
     failed = {}
-    for racer, row in racers:
+    for candidate, row in candidates:
         try:
-            turns[str(racer.provider)] = racer.turn(clock, cpu)
+            turns[str(candidate.provider)] = candidate.turn(clock, cpu)
         except Exception as err:   # not every call can be captured in a graph
-            failed[str(racer.provider)] = replace(row, status="failed", why=line(err))
-    for name, leader in ((str(leader.provider), leader) for leader in leaders):
-        if name in turns:
-            turns[again(name)] = leader.twin().turn(clock, cpu)
+            failed[str(candidate.provider)] = replace(row, status="failed", why=error_line(err))
+    for reference in family_references:
+        if (name := str(reference.provider)) in turns:
+            turns[control_name(name)] = reference.twin().turn(clock, cpu)
     return turns, failed
 
 
-def steadied(
-    turns: Mapping[str, Turn], beside: Mapping[str, str], clock: str, pace: Pace
+def time_until_steady(
+    turns: Mapping[str, Turn], reference_names: Mapping[str, str], clock: str, pace: Pace
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Time all turns up to TRIES times until none is unsteady; return the times and the unsteady names with reasons."""
+    """Time all turns up to TRIES times until none is unsteady; return the last times and the reasons of `unsteady`."""
     for _ in range(TRIES):
         times = interleave(turns, pace)
-        shaky = unsteady(times, beside, clock)
-        if not shaky:
+        reasons = unsteady(times, reference_names, clock)
+        if not reasons:
             break
-    return times, shaky
+    return times, reasons
 
 
-def references(racers: Sequence[Racer]) -> dict[str, Racer]:
-    """Return the reference of each family: its first racer that is not attzoo's, else its first racer."""
-    first: dict[str, Racer] = {}
-    for racer in sorted(racers, key=lambda racer: racer.provider.library == "attzoo"):   # the sort is stable
-        first.setdefault(racer.family, racer)
+def references(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
+    """Return the reference of each family: its first candidate that is not attzoo's, else its first candidate."""
+    first: dict[str, Candidate] = {}
+    for candidate in sorted(candidates, key=lambda c: c.provider.library == "attzoo"):   # the sort is stable
+        first.setdefault(candidate.family, candidate)
     return first
 
 
-def copy_turn(it: Subject, clock: str) -> Turn:
+def copy_turn(subject: Subject, clock: str) -> Turn:
     """Return a turn that copies the first input. It does not evict the results that `Cpu` keeps alive."""
-    targets = [torch.empty_like(x) for x, *_ in it.sets]
-    calls = [lambda x=x, y=y: y.copy_(x) for (x, *_), y in zip(it.sets, targets, strict=True)]
+    targets = [torch.empty_like(x) for x, *_ in subject.sets]
+    calls = [lambda x=x, y=y: y.copy_(x) for (x, *_), y in zip(subject.sets, targets, strict=True)]
     return clocked_by(clock, calls, Cpu())
 
 
-def clocked(row: Row, times: Mapping[str, Sequence[float]], who: str, reference: str | None = None) -> Row:
-    """Return the row with the statistics of its provider's times."""
-    mine = times[who]
-    row = replace(row, seconds=spread(mine), least=min(mine), samples=len(mine))
+def with_times(row: Row, times: Mapping[str, Sequence[float]], name: str, reference: str | None = None) -> Row:
+    """Return the row of provider `name` with the statistics of its times, also relative to those of its reference."""
+    seconds = times[name]
+    row = replace(row, seconds=spread(seconds), least=min(seconds), samples=len(seconds))
     if str(COPY) in times:
-        row = replace(row, copies=paired(times, who, str(COPY)))
-    if reference and again(reference) in times:
-        row = replace(row, reference=reference, control=paired(times, again(reference), reference))
-        row = row if who == reference else replace(row, ratio=paired(times, who, reference))
+        row = replace(row, copies=paired(times, name, str(COPY)))
+    if reference and control_name(reference) in times:
+        row = replace(row, reference=reference, control=paired(times, control_name(reference), reference))
+        row = row if name == reference else replace(row, ratio=paired(times, name, reference))
     return row
 
 
-def unsteady(times: Mapping[str, Sequence[float]], beside: Mapping[str, str], clock: str) -> dict[str, str]:
-    """Return the reason by name of unsteady provider. `beside` has the reference by name."""
-    why: dict[str, str] = {}
-    for who, reference in beside.items():
-        control = paired(times, again(reference), reference).median if again(reference) in times else 1.0
-        if abs(control - 1) > CONTROL:
-            why[who] = f"{reference} beside itself took {control:.2f} of its time"
+def unsteady(times: Mapping[str, Sequence[float]], reference_names: Mapping[str, str], clock: str) -> dict[str, str]:
+    """Return, for each provider whose times vary too much, the reason. All arguments and results are by provider name.
+
+    Args:
+        times: seconds per call in each round.
+        reference_names: the name of each provider's reference.
+        clock: the clock of the times.
+
+    """
+    reasons: dict[str, str] = {}
+    for name, reference in reference_names.items():
+        control = control_name(reference)
+        ratio = paired(times, control, reference).median if control in times else 1.0
+        if abs(ratio - 1) > CONTROL:
+            reasons[name] = f"the control of {reference} took {ratio:.2f} of its time"
     if clock in WIDTH:
-        for who, mine in times.items():
-            quartiles = spread(mine)
+        for name, seconds in times.items():
+            quartiles = spread(seconds)
             if quartiles.high - quartiles.low > max(WIDTH[clock] * quartiles.median, TICK):
-                why[who] = f"its quartiles are more than {WIDTH[clock]:.0%} apart"
-        if str(COPY) in times and (moved := drift(times[str(COPY)])) > DRIFT[clock]:
-            why |= dict.fromkeys(times, f"copying changed by {moved:.0%} meanwhile")
-    return why
+                reasons[name] = f"its quartiles are more than {WIDTH[clock]:.0%} apart"
+        if str(COPY) in times and (change := drift(times[str(COPY)])) > DRIFT[clock]:
+            reasons |= dict.fromkeys(times, f"the time of copying changed by {change:.0%} during the run")
+    return reasons
 
 
 def drift(times: Sequence[float]) -> float:
@@ -227,14 +243,14 @@ def drift(times: Sequence[float]) -> float:
     return abs(spread(times[-third:]).median / spread(times[:third]).median - 1)
 
 
-def again(reference: str) -> str:
-    """Return the name of the reference's control. Its ratio to the reference shows the noise."""
+def control_name(reference: str) -> str:
+    """Return the name of a reference's control: a copy of it, whose ratio to the reference shows the noise."""
     return f"{reference} again"
 
 
-def line(err: Exception) -> str:
+def error_line(err: Exception) -> str:
     """Return an error's type and first line, at most 200 characters."""
-    return f"{type(err).__name__}: {str(err).strip().splitlines()[0] if str(err).strip() else 'without a word'}"[:200]
+    return f"{type(err).__name__}: {str(err).strip().splitlines()[0] if str(err).strip() else 'no message'}"[:200]
 
 
 # ---- least bytes and operations --------------------------------------------------------------------------------------
@@ -247,10 +263,10 @@ def moved(case: Case) -> int:
     """
     if case.network:
         return 0
-    ins, out = sum(map(prod, case.shapes)), prod(case.shapes[0])
+    inputs, output = sum(map(prod, case.shapes)), prod(case.shapes[0])
     weights = sum(int(weight.size) for weight in spec_of(case).weights.values())
     forward, backward = PASSES[case.mode]
-    return case.width * (forward * (ins + weights + out) + backward * (2 * ins + 2 * weights + out))
+    return case.width * (forward * (inputs + weights + output) + backward * (2 * inputs + 2 * weights + output))
 
 
 def flops(case: Case) -> int:

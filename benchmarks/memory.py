@@ -57,11 +57,13 @@ class _Alive(TorchDispatchMode):   # type: ignore[no-untyped-call]
         return out
 
     def _new(self, tree: Any) -> Iterator[torch.UntypedStorage]:
+        """Yield the storages of tensors in nested values that were not seen before."""
         for tensor in tree_leaves(tree):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.known:
                 self.known.add(tensor.untyped_storage()._cdata)
                 yield tensor.untyped_storage()
 
     def _freed(self, key: int, size: int) -> None:
+        """Forget the storage `key` of `size` bytes, which was freed."""
         self.known.discard(key)
         self.current -= size

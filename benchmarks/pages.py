@@ -22,6 +22,6 @@ def keep_pages() -> bool:
     """Apply the options to this process. Return False without glibc or if an option is refused."""
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        done = [mallopt(number, size) for number, size in OPTIONS.values()]   # all, also after a refusal
-        return all(done)
+        results = [mallopt(number, size) for number, size in OPTIONS.values()]   # all, also after a refusal
+        return all(results)
     return False

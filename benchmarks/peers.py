@@ -50,6 +50,7 @@ class ReorderedInputs(nn.Module):
         self.order = [names.index(name) for name in source.inputs or names]
 
     def forward(self, x: Tensor, *others: Tensor) -> Any:
+        """Return the output of the source's block for inputs in the order of attzoo's block."""
         if self.resize:
             others = tuple(resize_to(tensor, x) for tensor in others)
         inputs = (x, *others)
@@ -78,15 +79,15 @@ def load(module: str) -> Any:
 def suppress_stderr() -> Iterator[None]:
     """Discard the process's standard error inside the context: TensorFlow's messages cannot be turned off."""
     sys.stderr.flush()
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    saved_stderr, null_device = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null_device, 2)
     try:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
+        os.dup2(saved_stderr, 2)
+        os.close(saved_stderr)
+        os.close(null_device)
 
 
 def load_torchvision() -> None:

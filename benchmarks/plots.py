@@ -35,8 +35,8 @@ def pictures(runs: Sequence[Run]) -> dict[str, list[Picture]]:
     by_section: dict[str, list[Picture]] = {}
     for run in latest.values():
         machine = f" {machine_name(run)}." if len(latest) > 1 else ""
-        for section, of_run in _pictures(run).items():
-            by_section.setdefault(section, []).extend(Picture(p.svg, p.alt, p.caption + machine) for p in of_run)
+        for section, run_pictures in _pictures(run).items():
+            by_section.setdefault(section, []).extend(Picture(p.svg, p.alt, p.caption + machine) for p in run_pictures)
     return by_section
 
 
@@ -49,7 +49,7 @@ def _pictures(run: Run) -> dict[str, list[Picture]]:
         "forms": [p for test in FORMS.values() for p in copies([row for row in rows if test(row.provider)])],
         **{network: throughput(rows, network) for network in NETWORKS},
     }
-    return {section: of_section for section, of_section in by_section.items() if of_section}
+    return {section: section_pictures for section, section_pictures in by_section.items() if section_pictures}
 
 
 def copies(rows: Sequence[Row]) -> list[Picture]:
@@ -114,11 +114,11 @@ def throughput(rows: Sequence[Row], network: str) -> list[Picture]:
 
 def _throughput_bars(rows: Sequence[Row], network: str, mode: str) -> dict[tuple[str, str], Bar]:
     """Return the bars of a mode: relative throughput by block and provider, in the network's first setting."""
-    of_network = [row for row in rows if row.case.network == network]
+    network_rows = [row for row in rows if row.case.network == network]
     return {
         (row.case.block, str(row.provider)): Bar(fraction, color(row.provider), percent)
-        for row in of_network
-        if setting(row) == setting(of_network[0]) and row.case.mode == mode and row.case.block != "none"
+        for row in network_rows
+        if setting(row) == setting(network_rows[0]) and row.case.mode == mode and row.case.block != "none"
         and (fraction := throughput_fraction(row, rows))
     }   # fmt: skip
 

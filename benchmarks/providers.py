@@ -35,7 +35,7 @@ COMPILED: Final[dict[str, tuple[dict[str, Any], str | None]]] = {
 
 
 @dataclass
-class Contender:
+class TorchCandidate:
     """A provider of a subject in torch.
 
     Attributes:
@@ -59,15 +59,15 @@ class Contender:
         """Return "torch": all torch providers share one reference."""
         return "torch"
 
-    def twin(self) -> Contender:
+    def twin(self) -> TorchCandidate:
         """Return a copy with another module, for the control."""
         return replace(self, provider=replace(self.provider, library=f"{self.provider.library} again"))
 
     @cached_property
     def module(self) -> Any:
         """Return the module on the device, in the dtype and mode of the case, compiled if `options` is set."""
-        it = self.subject
-        module = self.build().to(it.device, it.dtype).train(it.case.mode != "inference")
+        subject = self.subject
+        module = self.build().to(subject.device, subject.dtype).train(subject.case.mode != "inference")
         return module if self.options is None else torch.compile(module, dynamic=False, options=self.options)
 
     def inputs(self, number: int) -> list[Tensor]:
@@ -76,8 +76,8 @@ class Contender:
 
     def cotangent(self, number: int) -> Tensor | None:
         """Return the output's gradient for a set of inputs; None for a network."""
-        given = self.subject.cotangents
-        return to_layout(given[number], self.layout or self.subject.case.layout) if given else None
+        cotangents = self.subject.cotangents
+        return to_layout(cotangents[number], self.layout or self.subject.case.layout) if cotangents else None
 
     def outputs(self) -> list[Tensor]:
         """Return the output and gradients to verify. Networks use running statistics."""
@@ -95,6 +95,7 @@ class Contender:
         return [self._call(self.inputs(i), self.cotangent(i)) for i in numbers]
 
     def _call(self, inputs: list[Tensor], cotangent: Tensor | None) -> Call:
+        """Return the call to time for a set of inputs."""
         mode = self.subject.case.mode
         if mode == "training" and self.subject.case.network:
             return Step(self.module, inputs)
@@ -140,8 +141,8 @@ class Backward:
     def __call__(self) -> object:
         if self.y is None:
             self.y = self.module(*self.leaves)
-        over = [*self.leaves, *self.module.parameters()]
-        return torch.autograd.grad(self.y, over, self.cotangent, retain_graph=True)
+        leaves_and_parameters = [*self.leaves, *self.module.parameters()]
+        return torch.autograd.grad(self.y, leaves_and_parameters, self.cotangent, retain_graph=True)
 
 
 class Step:
@@ -175,54 +176,56 @@ class WithKernels(nn.Module):
             return self.inner(*inputs)
 
 
-def contenders(it: Subject) -> Iterator[Contender]:
-    """Yield the torch contenders of the subject. The first peer is the reference."""
-    without = it.case.network == "resnet50" and it.case.block == "none"   # the network has no attzoo module
-    yield Contender(Provider("plain" if without else "attzoo"), it, lambda: deepcopy(it.ours))
-    if has_kernels(it):
-        yield Contender(FUSED, it, lambda: WithKernels(deepcopy(it.ours)))
-    yield from of_networks(it) if it.case.network else of_blocks(it)
+def torch_candidates(subject: Subject) -> Iterator[TorchCandidate]:
+    """Yield the torch candidates of the subject. The first peer is the reference."""
+    has_no_block = subject.case.network == "resnet50" and subject.case.block == "none"
+    yield TorchCandidate(Provider("plain" if has_no_block else "attzoo"), subject, lambda: deepcopy(subject.ours))
+    if has_kernels(subject):
+        yield TorchCandidate(FUSED, subject, lambda: WithKernels(deepcopy(subject.ours)))
+    yield from of_networks(subject) if subject.case.network else of_blocks(subject)
 
 
-def has_kernels(it: Subject) -> bool:
+def has_kernels(subject: Subject) -> bool:
     """Whether the subject is on CUDA and its block has fused kernels."""
-    block = it.case.block
-    return it.device.type == "cuda" and block != "none" and attzoo.info(block).fused
+    block = subject.case.block
+    return subject.device.type == "cuda" and block != "none" and attzoo.info(block).fused
 
 
-def of_blocks(it: Subject) -> Iterator[Contender]:
+def of_blocks(subject: Subject) -> Iterator[TorchCandidate]:
     """Yield the peers of a block, then attzoo and the first peer compiled if the case asks for them."""
     builds: dict[str, Callable[[], nn.Module]] = {
-        library: partial(build_peer, source, it.ours.spec, it.arrays) for library, source in peers(it).items()
+        library: partial(build_peer, source, subject.ours.spec, subject.arrays)
+        for library, source in peers(subject).items()
     }
     for library, build in builds.items():
-        yield Contender(Provider(library), it, build)
+        yield TorchCandidate(Provider(library), subject, build)
     compiled: dict[str, Callable[[], nn.Module]] = {}
-    if "compiled" in it.case.forms:
-        compiled["attzoo"] = lambda: deepcopy(it.ours)
-    if it.case.forms & {"compiled", "peer compiled"}:
+    if "compiled" in subject.case.forms:
+        compiled["attzoo"] = lambda: deepcopy(subject.ours)
+    if subject.case.forms & {"compiled", "peer compiled"}:
         compiled |= dict(list(builds.items())[:1])
     for library, build in compiled.items():
         for form, (options, layout) in COMPILED.items():
-            if layout != it.case.layout:
-                yield Contender(Provider(library, form=form), it, build, options, layout)
+            if layout != subject.case.layout:
+                yield TorchCandidate(Provider(library, form=form), subject, build, options, layout)
 
 
-def of_networks(it: Subject) -> Iterator[Contender]:
+def of_networks(subject: Subject) -> Iterator[TorchCandidate]:
     """Yield ResNet-50 with the peers' blocks; for the U-Net, plain torch and, in inference, folded norms."""
-    if it.case.network == "unet" and it.case.block == unet_gate():
-        yield Contender(Provider("plain"), it, lambda: plain_unet(it.ours, it.case.shapes[0][1]))
-        if it.case.mode == "inference":
-            ours: Any = it.ours
-            yield Contender(Provider("attzoo", form="fused"), it, lambda: ours.fold_norms(), layout="channels last")
-    if it.case.network == "resnet50":
-        for library, source in peers(it).items():
-            yield Contender(Provider(library), it, partial(with_peer, it.ours, source))
+    if subject.case.network == "unet" and subject.case.block == unet_gate():
+        yield TorchCandidate(Provider("plain"), subject, lambda: plain_unet(subject.ours, subject.case.shapes[0][1]))
+        if subject.case.mode == "inference":
+            ours: Any = subject.ours
+            folded = Provider("attzoo", form="fused")
+            yield TorchCandidate(folded, subject, lambda: ours.fold_norms(), layout="channels last")
+    if subject.case.network == "resnet50":
+        for library, source in peers(subject).items():
+            yield TorchCandidate(Provider(library), subject, partial(with_peer, subject.ours, source))
 
 
-def peers(it: Subject) -> dict[str, Source]:
+def peers(subject: Subject) -> dict[str, Source]:
     """Return, by library, the sources that compute the subject's variant for inputs of that rank."""
-    case, rank = it.case, len(it.case.shapes[0]) - 2
+    case, rank = subject.case, len(subject.case.shapes[0]) - 2
     known = sources(case.block).values() if case.block != "none" else ()
     return {source.library: source for source in known if source.variant == case.variant and rank in source.ranks}
 

@@ -20,8 +20,8 @@ from attzoo.extras import install_command
 
 from . import cuda, facts, runs, warm
 from .cases import Case
-from .keras_contenders import keras_contenders
-from .measure import Bench, Racer, line, measure
+from .keras_candidates import open_keras_candidates
+from .measure import Bench, Candidate, error_line, measure
 from .peers import INSTALL
 from .runs import Provider, Row, Run
 from .subjects import Subject
@@ -29,7 +29,7 @@ from .suites import MINUTES, SUITES, Suite, suite
 from .timer import Pace
 from .workers import BACKENDS
 
-KerasRacers = Callable[[Subject], Iterable[Racer]]
+KerasCandidates = Callable[[Subject], Iterable[Candidate]]
 
 RESULTS: Final = Path(__file__).parent / "results"
 # By clock. For "graph", each replay is a sample.
@@ -72,15 +72,15 @@ def run(name: str, device: str, blocks: Sequence[str] = (), out: Path | None = N
     result = new_run(name, device, flags, load)
     path = out or RESULTS / f"{result.date[:10]}_{device}_{name}_{(result.commit or 'unknown')[:7]}.json"
     runs.check_new(path)
-    with keras_contenders(device, bench.absent) as keras_racers:
-        rows, left = measure_cases(chosen, bench, keras_racers)
-    after = {"load after": facts.load()} | state(device, "after")
+    with open_keras_candidates(device, bench.absent) as keras_candidates:
+        rows, left = measure_cases(chosen, bench, keras_candidates)
+    conditions_after = {"load after": facts.load()} | state(device, "after")
     result = replace(
         result,
         rows=rows,
         left=[str(case) for case in left],
         absent={package: install(package) for package in sorted(bench.absent)},
-        machine={**result.machine, **after},
+        machine={**result.machine, **conditions_after},
     )
     runs.write(path, result)
     return result, path
@@ -140,7 +140,7 @@ def select(name: str, device: str, blocks: Sequence[str]) -> Suite:
     return suite(name, device, blocks)
 
 
-def measure_cases(chosen: Suite, bench: Bench, keras_racers: KerasRacers) -> tuple[list[Row], Sequence[Case]]:
+def measure_cases(chosen: Suite, bench: Bench, keras_candidates: KerasCandidates) -> tuple[list[Row], Sequence[Case]]:
     """Measure cases until the suite's time is over or Ctrl-C; return the rows and the remaining cases."""
     rows: list[Row] = []
     start = monotonic()
@@ -153,11 +153,11 @@ def measure_cases(chosen: Suite, bench: Bench, keras_racers: KerasRacers) -> tup
             left = f"about {minutes_left(chosen, number, elapsed):.0f} min left"
             display.update(task, completed=number, description=str(case), left=left)
             try:
-                rows += measure(case, bench, keras_racers)
+                rows += measure(case, bench, keras_candidates)
             except KeyboardInterrupt:
                 return rows, chosen.cases[number:]
             except Exception as err:   # for example out of memory; the other cases are still measured
-                rows.append(Row(case, Provider("attzoo"), "failed", why=line(err)))
+                rows.append(Row(case, Provider("attzoo"), "failed", why=error_line(err)))
         display.update(task, completed=len(chosen.cases), description="done", left="")
     return rows, ()
 
@@ -165,8 +165,8 @@ def measure_cases(chosen: Suite, bench: Bench, keras_racers: KerasRacers) -> tup
 def minutes_left(chosen: Suite, number: int, elapsed: float) -> float:
     """Estimate the minutes for the cases from `number` on, by WEIGHT, after `elapsed` seconds; at most what is left."""
     weights = [sum(WEIGHT[form] for form in case.forms) for case in chosen.cases]
-    done, rest = sum(weights[:number]), sum(weights[number:])
-    estimate = elapsed / done * rest / 60 if done else chosen.minutes
+    done_weight, remaining_weight = sum(weights[:number]), sum(weights[number:])
+    estimate = elapsed / done_weight * remaining_weight / 60 if done_weight else chosen.minutes
     return min(estimate, chosen.minutes - elapsed / 60)
 
 

@@ -35,8 +35,8 @@ def sections(runs: Sequence[Run]) -> list[Section]:
         absent(runs),
         conditions(runs),
     ]
-    filled = [section for section in candidates if section.parts]
-    return filled if len(runs) > 1 else [_without_run_column(section) for section in filled]
+    nonempty = [section for section in candidates if section.parts]
+    return nonempty if len(runs) > 1 else [_without_run_column(section) for section in nonempty]
 
 
 def _without_run_column(section: Section) -> Section:

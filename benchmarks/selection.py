@@ -82,8 +82,8 @@ def blocks(rows: Iterable[Row]) -> list[str]:
 
 def base_rows(rows: Iterable[Row], block: str) -> list[Row]:
     """Return the timed rows of a block alone with the setting of the first, which is the block's base case."""
-    alone = [row for row in rows if row.case.block == block and row.case.network is None and row.seconds]
-    return [row for row in alone if setting(row) == setting(alone[0])]
+    block_rows = [row for row in rows if row.case.block == block and row.case.network is None and row.seconds]
+    return [row for row in block_rows if setting(row) == setting(block_rows[0])]
 
 
 def setting(row: Row) -> tuple[object, ...]:

@@ -74,7 +74,7 @@ class Subject:
         return min(LOOSEST, TOLERANCE[self.case.dtype if exact else "TF32"] * (DEPTH if self.case.network else 1))
 
 
-def subject(case: Case, device: str, count: Callable[[int], int] = lambda size: 1) -> Subject:
+def create_subject(case: Case, device: str, count: Callable[[int], int] = lambda size: 1) -> Subject:
     """Create the subject of a case on this device, with `count(bytes of a set)` sets of inputs."""
     torch.manual_seed(SEED)
     ours = network(case) if case.network else create(case, "torch")
@@ -144,43 +144,45 @@ def run(module: nn.Module, mode: str, inputs: Sequence[Tensor], cotangent: Tenso
     return [y.detach(), *gradients]
 
 
-def expected_results(it: Subject) -> list[Tensor]:
+def expected_results(subject: Subject) -> list[Tensor]:
     """Compute the expected output and input gradients on the first set of inputs, in float64 on the device.
 
     The float64 module of a block is first compared with the NumPy reference on a few samples. A network runs with
     running statistics, because batch statistics amplify rounding errors in every norm.
     """
-    inputs = [x.double() for x in it.sets[0]]
-    module64 = _float64_module(it)
-    checked_case = replace(it.case, dtype="float64", layout="", mode="training" if module64.training else "inference")
-    if not it.case.network and checked_case not in CHECKED:
+    inputs = [x.double() for x in subject.sets[0]]
+    module64 = _float64_module(subject)
+    mode = "training" if module64.training else "inference"
+    checked_case = replace(subject.case, dtype="float64", layout="", mode=mode)
+    if not subject.case.network and checked_case not in CHECKED:
         _check_against_numpy(deepcopy(module64), [crop(x) for x in inputs])
         CHECKED.add(checked_case)
-    return _run(it, module64, inputs)
+    return _run(subject, module64, inputs)
 
 
-def slack(it: Subject, expected: Sequence[Tensor]) -> float:
+def slack(subject: Subject, expected: Sequence[Tensor]) -> float:
     """Return how much the expected results change if the inputs change by a rounding error, at most MAX_SLACK.
 
     A relu input can be so close to 0 that rounding changes its sign.
     """
-    module64, changes = _float64_module(it), []
+    module64, changes = _float64_module(subject), []
     for _ in range(DRAWS):
-        inputs = [x * (1 + PERTURBATION * it.tolerance * torch.randn_like(x)) for x in map(Tensor.double, it.sets[0])]
-        changes.append(relative_error(_run(it, module64, inputs), expected))
+        scale = PERTURBATION * subject.tolerance
+        inputs = [x * (1 + scale * torch.randn_like(x)) for x in map(Tensor.double, subject.sets[0])]
+        changes.append(relative_error(_run(subject, module64, inputs), expected))
     return min(MAX_SLACK, 2 * max(changes))   # a factor of 2 because the draws are a sample
 
 
-def _float64_module(it: Subject) -> nn.Module:
+def _float64_module(subject: Subject) -> nn.Module:
     """Return a float64 copy of the module on the device, in training or evaluation mode."""
-    module64 = deepcopy(it.ours).to(it.device, torch.float64)
-    return module64.train(it.case.mode != "inference" and not it.case.network)
+    module64 = deepcopy(subject.ours).to(subject.device, torch.float64)
+    return module64.train(subject.case.mode != "inference" and not subject.case.network)
 
 
-def _run(it: Subject, module64: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _run(subject: Subject, module64: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Run the float64 module; return the output and, unless in inference, the gradients of the inputs."""
-    mode = "inference" if it.case.mode == "inference" else "training"
-    cotangent = it.cotangents[0].double() if it.cotangents else None
+    mode = "inference" if subject.case.mode == "inference" else "training"
+    cotangent = subject.cotangents[0].double() if subject.cotangents else None
     return run(module64, mode, inputs, cotangent)[: 1 + len(inputs)]
 
 

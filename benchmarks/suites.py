@@ -131,7 +131,7 @@ def peer_compiled(cases: Iterable[Case]) -> Iterator[Case]:
 
 
 def every_form(cases: Iterable[Case]) -> Iterator[Case]:
-    """Yield the cases in all forms: eager, compiled and Keras."""
+    """Yield each case with all forms enabled: eager, compiled and Keras."""
     yield from (replace(case, forms=EVERY) for case in cases)
 
 

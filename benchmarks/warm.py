@@ -31,14 +31,14 @@ def _call(case: Case) -> None:
     """Call the fused form of a case once."""
     import torch
 
-    from .providers import contenders
+    from .providers import torch_candidates
     from .runs import FUSED
-    from .subjects import subject
+    from .subjects import create_subject
 
     torch.set_num_threads(1)
     if case.network:   # fewer images need the same kernels; the processes share the device's memory
         case = replace(case, shapes=tuple((min(16, shape[0]), *shape[1:]) for shape in case.shapes))
-    for contender in contenders(subject(case, "cuda")):
-        if contender.provider == FUSED:
-            contender.outputs()
+    for candidate in torch_candidates(create_subject(case, "cuda")):
+        if candidate.provider == FUSED:
+            candidate.outputs()
     torch.cuda.empty_cache()

@@ -92,9 +92,9 @@ def run(root, *command, may_fail=False, **env):
     paths = f"{root}{os.pathsep}{root / 'tests'}"
     env = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"} | env
     env = {name: value for name, value in env.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run([sys.executable, *command], cwd=root, env=env, capture_output=True, text=True, check=False)
-    assert may_fail or done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return done.stdout + done.stderr
+    process = subprocess.run([sys.executable, *command], cwd=root, env=env, capture_output=True, text=True, check=False)
+    assert may_fail or process.returncode == 0, process.stdout[-4000:] + process.stderr[-4000:]
+    return process.stdout + process.stderr
 
 
 @pytest.fixture(scope="module")

@@ -17,23 +17,23 @@ interpreted = []   # names of the Triton modules that are patched now, one set p
 numpy_dtypes, blocks, shapes = {}, {}, {}   # name of a Triton type -> NumPy dtype, block attributes, shape
 
 
-def patch_builtin(package, *args, real=interpreter._patch_builtin):
+def patch_builtin(package, *args, original=interpreter._patch_builtin):
     """Patch the builtins of a package once per kernel; Triton patches them again for every function call."""
     if package not in sample_builtins:
         builtins = (name for name, member in inspect.getmembers(package) if is_builtin(member))
         sample_builtins[package] = next(builtins, None)
     name = sample_builtins[package]
     if name is None or is_builtin(getattr(package, name)):
-        real(package, *args)
+        original(package, *args)
 
 
-def patch_tensor(tensor, scope, real=interpreter._patch_lang_tensor):
+def patch_tensor(tensor, scope, original=interpreter._patch_lang_tensor):
     """Patch tensors, and convert a scalar to an index; Triton 3.6 does that by a call that NumPy 2.4 rejects."""
-    real(tensor, scope)
+    original(tensor, scope)
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
 
 
-def patch_language(function, real=interpreter._patch_lang):
+def patch_language(function, original=interpreter._patch_lang):
     """Patch the Triton modules that a function uses, unless its calling kernel has patched them."""
     name = function.__module__
     if name not in languages:
@@ -41,7 +41,7 @@ def patch_language(function, real=interpreter._patch_lang):
         languages[name] = {module.__name__ for module in modules if module in (tl, tl.core)}
     if any(languages[name] <= modules for modules in interpreted):
         return SimpleNamespace(restore=lambda: None)
-    scope, outer_count = real(function), len(interpreted)
+    scope, outer_count = original(function), len(interpreted)
     interpreted.append(languages[name])
 
     def restore(restore=scope.restore):
@@ -53,37 +53,37 @@ def patch_language(function, real=interpreter._patch_lang):
     return scope
 
 
-def numpy_dtype(dtype, real=interpreter._get_np_dtype):
+def numpy_dtype(dtype, original=interpreter._get_np_dtype):
     """Return the NumPy dtype of a Triton dtype. Triton builds the table of all dtypes at every call."""
     name = dtype.scalar.name
     if name not in numpy_dtypes:
-        numpy_dtypes[name] = real(dtype)
+        numpy_dtypes[name] = original(dtype)
     return numpy_dtypes[name]
 
 
-def make_block(self, element_ty, shape, real=tl.block_type.__init__):
+def make_block(self, element_ty, shape, original=tl.block_type.__init__):
     """Initialise a block type; types of equal element type and shape share their attributes, which are constant."""
     key = element_ty.name, *shape
     if key not in blocks:
-        real(self, element_ty, shape)
+        original(self, element_ty, shape)
         blocks[key] = vars(self).copy()
     vars(self).update(blocks[key], element_ty=element_ty)
 
 
-def make_tensor(self, handle, type, real=tl.tensor.__init__):
+def make_tensor(self, handle, type, original=tl.tensor.__init__):
     """Initialise a tensor; tensors of equal type share their shape, which is constant."""
     name = type.name
     if name not in shapes:
-        real(self, handle, type)
+        original(self, handle, type)
         shapes[name] = {"shape": self.shape, "numel": self.numel}
     vars(self).update(shapes[name], handle=handle, type=type, dtype=type.scalar)
 
 
-def sanitize(self, a, b, operation, real=TritonSemantic.binary_op_sanitize_overflow_impl):
+def sanitize(self, a, b, operation, original=TritonSemantic.binary_op_sanitize_overflow_impl):
     """Assert that the result of an integer operation fits its dtype, with fewer operations than Triton's own check."""
     kind = a.type.scalar
     if not isinstance(self.builder, interpreter.InterpreterBuilder) or operation.__name__ not in EXACT:
-        real(self, a, b, operation)
+        original(self, a, b, operation)
     elif kind.int_bitwidth < 64:
         assert kind == b.type.scalar, f"expected matching operands, got {kind} and {b.type.scalar}"
         result = EXACT[operation.__name__](a.handle.data.astype(np.int64), b.handle.data.astype(np.int64))
@@ -91,11 +91,11 @@ def sanitize(self, a, b, operation, real=TritonSemantic.binary_op_sanitize_overf
         assert fits, f"int{kind.int_bitwidth} overflow detected for operation {operation.__name__}"
 
 
-def reduce_halves(self, inputs, real=interpreter.ReduceOps.generic_reduce):
+def reduce_halves(self, inputs, original=interpreter.ReduceOps.generic_reduce):
     """Reduce a tensor along an axis of a power of 2 by combining its halves with the kernel's own function."""
     axis = getattr(self.axis, "value", self.axis)
     if axis is None or len(inputs) > 1:
-        return real(self, inputs)
+        return original(self, inputs)
     (tensor,) = inputs
     data = tensor.handle.data
     while data.shape[axis] > 1:

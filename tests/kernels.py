@@ -55,8 +55,8 @@ def build(name, channels=8, dtype=torch.float32, dims=2, device=DEVICE, **option
 
 def step_inputs(name, *shape, dtype=torch.float32, layout=LAYOUTS[0], seed=0, device=DEVICE):
     """Return the arguments of `step`: x, further inputs of half its spatial sizes, and the gradient of y."""
-    half = (*shape[:2], *(-(-size // 2) for size in shape[2:]))
-    shapes = shape, *[half] * (len(CARDS[name].inputs) - 1), shape
+    half_shape = (*shape[:2], *(-(-size // 2) for size in shape[2:]))
+    shapes = shape, *[half_shape] * (len(CARDS[name].inputs) - 1), shape
     seeds = seed, *range(seed + 2, seed + len(shapes)), seed + 1
     return [draw(*s, dtype=dtype, layout=layout, seed=i, device=device) for s, i in zip(shapes, seeds, strict=True)]
 
@@ -134,9 +134,11 @@ def condition(block, x, dy, expected):
 
 def uses_kernels(block, *xs, mode="triton"):
     """Whether a call of the block uses the kernels."""
-    calls, real = [], autograd.Fused.__call__
+    calls, original = [], autograd.Fused.__call__
     with pytest.MonkeyPatch.context() as patch, attzoo.kernels(mode):
-        patch.setattr(autograd.Fused, "__call__", lambda *args, **kwargs: calls.append(args) or real(*args, **kwargs))
+        patch.setattr(
+            autograd.Fused, "__call__", lambda *args, **kwargs: calls.append(args) or original(*args, **kwargs)
+        )
         block(*xs)
     return bool(calls)
 
@@ -176,8 +178,8 @@ def near(got, expected, dtype="float32", changes=None, stray=0.0, eager=None):
 class Yardstick:
     """Tolerance for a step by kernels: twice the error of the eager form of the same dtype, relative to float64.
 
-    If the input of a relu is within rounding of zero, both signs are correct. The difference between a step where all
-    such inputs pass and a step where none does is allowed in addition (`flips`).
+    If the input of a relu is within rounding of zero, rounding may change its sign. The tolerance therefore includes
+    `flips`: the difference between a step whose relus pass all such inputs and a step whose relus set them to zero.
     """
 
     def __init__(self, block, *inputs_and_dy):
@@ -210,13 +212,13 @@ def distance(a, b):
 @contextmanager
 def uncertain_relus(passes):
     """Make relus pass all inputs, or none, that are within rounding of zero but not zero; yield their counts."""
-    counts, real = [], ops.relu
+    counts, original = [], ops.relu
 
     def relu(h):
         size = h.detach().abs()
         uncertain = (size > 0) & (size <= RELU_UNCERTAINTY * size.max()) if h.numel() else size > 0
         counts.append(int(uncertain.sum()))
-        return torch.where(uncertain, h * passes, real(h))
+        return torch.where(uncertain, h * passes, original(h))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "relu", relu)

@@ -116,7 +116,8 @@ def test_changed_configuration_raises(change, tmp_path):
     header = content[8 : 8 + length].replace(old, new)
     assert header != content[8 : 8 + length]
     path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
-    with pytest.raises(ValueError, match=r"expected the sha256 in the metadata, got content of another: .*damaged"):
+    message = r"expected content with the sha256 in the metadata, got other content: .*damaged"
+    with pytest.raises(ValueError, match=message):
         attzoo.load(path, backend="torch")
 
 

@@ -73,8 +73,8 @@ print(json.dumps(results))
 def test_kernels_are_verified_and_timed_in_every_mode_and_eager_rows_use_none():
     variables = {"TRITON_INTERPRET": "1", "ATTZOO_KERNELS": "triton", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", INTERPRETED]
-    done = subprocess.run(command, env=os.environ | variables, cwd=ROOT, capture_output=True, text=True, check=True)
-    results = json.loads(done.stdout)
+    process = subprocess.run(command, env=os.environ | variables, cwd=ROOT, capture_output=True, text=True, check=True)
+    results = json.loads(process.stdout)
     for mode in ("inference", "forward", "backward", "training"):
         assert list(results[mode]) == ["attzoo", "attzoo (triton)", "copy"]
         for status, error, saved in (results[mode][name] for name in ("attzoo", "attzoo (triton)")):
@@ -115,22 +115,22 @@ def test_without_triton_there_is_no_row_of_kernels(refusing_kernels, monkeypatch
 
 
 def test_kernels_are_not_timed_on_a_cpu():
-    subject = subjects.subject(CASE, "cpu")
-    assert FUSED not in [racer.provider for racer in providers.contenders(subject)]
+    subject = subjects.create_subject(CASE, "cpu")
+    assert FUSED not in [candidate.provider for candidate in providers.torch_candidates(subject)]
 
 
 @pytest.mark.parametrize(("block", "has_kernels"), [("se", True), ("cbam", True), ("none", False)])
 def test_has_kernels_on_a_gpu_is_true_for_blocks_with_kernels(monkeypatch, block, has_kernels):
-    subject = subjects.subject(Case(block, ((1, 3, 32, 32),), network="resnet50"), "cpu")
+    subject = subjects.create_subject(Case(block, ((1, 3, 32, 32),), network="resnet50"), "cpu")
     monkeypatch.setattr(subjects.Subject, "device", torch.device("cuda"))
     assert providers.has_kernels(subject) is has_kernels
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_the_blocks_of_a_network_use_kernels(refusing_kernels, mode):
-    subject = subjects.subject(Case("eca", ((1, 3, 32, 32),), mode, network="resnet50", variant="timm"), "cpu")
-    (racer,) = [racer for racer in providers.contenders(subject) if racer.provider == FUSED]
-    for calls in ([racer.outputs], racer.calls()):
+    subject = subjects.create_subject(Case("eca", ((1, 3, 32, 32),), mode, network="resnet50", variant="timm"), "cpu")
+    (candidate,) = [candidate for candidate in providers.torch_candidates(subject) if candidate.provider == FUSED]
+    for calls in ([candidate.outputs], candidate.calls()):
         with attzoo.kernels("eager"), pytest.raises(RuntimeError, match="requires the fused kernels of ECA"):
             calls[0]()
     assert settings.chosen != "triton"
@@ -159,8 +159,8 @@ def test_in_a_residual_branch_the_kernels_add_the_shortcut(monkeypatch, name):
 
 
 def test_a_network_without_a_block_has_no_row_of_kernels(refusing_kernels):
-    subject = subjects.subject(Case("none", ((1, 3, 32, 32),), network="resnet50"), "cpu")
-    assert [str(racer.provider) for racer in providers.contenders(subject)] == ["plain"]
+    subject = subjects.create_subject(Case("none", ((1, 3, 32, 32),), network="resnet50"), "cpu")
+    assert [str(candidate.provider) for candidate in providers.torch_candidates(subject)] == ["plain"]
 
 
 # ---- the report on them; the numbers are invented --------------------------------------------------------------------
@@ -269,11 +269,11 @@ def test_the_form_peer_compiled_compiles_only_the_first_peer(monkeypatch):
     known = {name: Source(name, name, "SE", "timm", only_channels, names) for name in ("timm", "other")}
     monkeypatch.setattr(providers, "sources", lambda name: known)
     case = replace(SE, shapes=((1, 8, 2, 2),), forms=frozenset({"eager", "peer compiled"}))
-    subject = subjects.subject(case, "cpu")
-    names = [str(racer.provider) for racer in providers.contenders(subject)]
+    subject = subjects.create_subject(case, "cpu")
+    names = [str(candidate.provider) for candidate in providers.torch_candidates(subject)]
     assert names == ["attzoo", "timm", "other", *map(str, COMPILED)]
     subject = replace(subject, case=replace(case, forms=frozenset({"compiled"})))
-    assert len([*providers.contenders(subject)]) == 3 + 2 * len(COMPILED)
+    assert len([*providers.torch_candidates(subject)]) == 3 + 2 * len(COMPILED)
 
 
 def test_the_aims_of_goals_are_stricter_than_the_accepted_values():

@@ -19,8 +19,8 @@ from attzoo.testing.case import Case
 from benchmarks import cases, keras_blocks, workers
 from benchmarks import worker as child
 from benchmarks.cases import BOTH
-from benchmarks.keras_contenders import keras_contenders
-from benchmarks.subjects import subject
+from benchmarks.keras_candidates import open_keras_candidates
+from benchmarks.subjects import create_subject
 from benchmarks.timer import KEPT_RESULTS
 from benchmarks.workers import FORMS, Failed, Job, Worker, available, environment
 
@@ -139,8 +139,8 @@ def test_a_missing_device_raises_failed():
 def test_a_block_without_a_plain_keras_version_is_timed_without_it(monkeypatch, has, libraries):
     monkeypatch.setattr(keras_blocks, "has", lambda block: has)
     case = cases.Case("se", ((2, 8, 5, 3),), forms=cases.EVERY)
-    with keras_contenders("cpu", set()) as contenders:
-        assert {contender.provider.library for contender in contenders(subject(case, "cpu"))} == libraries
+    with open_keras_candidates("cpu", set()) as keras_candidates:
+        assert {candidate.provider.library for candidate in keras_candidates(create_subject(case, "cpu"))} == libraries
 
 
 def test_plain_keras_files_are_named_like_the_blocks():

@@ -457,7 +457,7 @@ def test_an_existing_file_is_refused_before_anything_is_measured(tiny, tmp_path,
 
 
 def test_no_case_is_started_after_the_time_is_over(monkeypatch):
-    monkeypatch.setattr(run, "measure", lambda case, bench, keras_racers: [replace(timed((1, 1, 1)), case=case)])
+    monkeypatch.setattr(run, "measure", lambda case, bench, keras_candidates: [replace(timed((1, 1, 1)), case=case)])
     clock = itertools.count(step=50)
     monkeypatch.setattr(run, "monotonic", lambda: next(clock))
     rows, left = run.measure_cases(Suite(TINY * 3, 1.0), Bench("cpu", PACE), lambda subject: ())
@@ -466,7 +466,7 @@ def test_no_case_is_started_after_the_time_is_over(monkeypatch):
 
 
 def test_rows_from_before_an_interruption_are_returned(monkeypatch):
-    def measure(case, bench, keras_racers):
+    def measure(case, bench, keras_candidates):
         if case == TINY[1]:
             raise KeyboardInterrupt
         return [replace(timed((1, 1, 1)), case=case)]
@@ -477,7 +477,7 @@ def test_rows_from_before_an_interruption_are_returned(monkeypatch):
 
 
 def test_the_other_cases_are_measured_if_one_raises(monkeypatch):
-    def measure(case, bench, keras_racers):
+    def measure(case, bench, keras_candidates):
         if case == TINY[0]:
             raise RuntimeError("the device failed")
         return [replace(timed((1, 1, 1)), case=case)]

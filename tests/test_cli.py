@@ -179,12 +179,12 @@ def test_check_prints_versions_and_the_keras_backend(checked):
 
 @pytest.mark.case126
 def test_check_skips_an_absent_framework_unless_it_is_requested(checked, monkeypatch):
-    real = registry.get
+    original = registry.get
 
     def get(name, *, backend):
         if backend == "keras":
             raise ModuleNotFoundError("keras is not installed")
-        return real(name, backend=backend)
+        return original(name, backend=backend)
 
     monkeypatch.setattr(registry, "get", get)
     result = run("check")

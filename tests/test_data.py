@@ -86,11 +86,11 @@ def test_flips_take_mask_and_image_together_and_follow_from_the_key(size, tmp_pa
             corner = places(image)[(slice(None), *[0] * len(size))]
             counts[tuple(int(at > 0.5) for at in corner)] += 1
     assert min(counts.values()) > 48 / len(counts)   # of 128 in all
-    again = Folder(pairs, Preparation(normalise="none"), flip=True, seed=3)
-    other = Folder(pairs, Preparation(normalise="none"), flip=True, seed=4)
+    same_seed = Folder(pairs, Preparation(normalise="none"), flip=True, seed=3)
+    other_seed = Folder(pairs, Preparation(normalise="none"), flip=True, seed=4)
     keys = [(epoch, index) for epoch in range(5, 0, -1) for index in range(4)]   # another order
-    assert all(np.array_equal(again[key][0], flipped[key][0]) for key in keys)
-    assert not all(np.array_equal(other[key][0], flipped[key][0]) for key in keys)
+    assert all(np.array_equal(same_seed[key][0], flipped[key][0]) for key in keys)
+    assert not all(np.array_equal(other_seed[key][0], flipped[key][0]) for key in keys)
 
 
 def test_a_folder_says_what_it_holds(tmp_path):
@@ -130,17 +130,17 @@ DTYPES = np.uint8, np.uint16, np.float32, np.float64, np.int16
     ("zscore", [DTYPES]), ("unit", [(np.uint8, np.uint16, np.int16), (np.float32, np.float64)]),
     ("none", [(np.uint8,), (np.uint16,), (np.float32, np.float64), (np.int16,)]),
 ])   # fmt: skip
-def test_images_whose_numbers_come_out_on_different_scales_are_refused(normalise, alike, tmp_path):
+def test_images_whose_numbers_come_out_on_different_scales_are_refused(normalise, same_scale_dtypes, tmp_path):
     for i, dtype in enumerate(DTYPES):
         write_array(tmp_path / f"{i}.npy", (BYTES[..., 0] // 2).astype(dtype))
         write_array(tmp_path / f"{i}.png", BYTES[..., 0] // 128)
     for i, j in np.ndindex(5, 5):
         pairs = [(tmp_path / f"{k}.npy", tmp_path / f"{k}.png") for k in (i, j)]
-        if any(DTYPES[i] in some and DTYPES[j] in some for some in alike):
+        if any(DTYPES[i] in dtypes and DTYPES[j] in dtypes for dtypes in same_scale_dtypes):
             assert len(Folder(pairs, Preparation(normalise=normalise))) == 2
         else:
-            named = f"{i}.npy of {DTYPES[i].__name__} and .*{j}.npy of {DTYPES[j].__name__}"
-            with pytest.raises(ValueError, match=f"one scale for --normalise {normalise}, got .*{named}: convert"):
+            message = f"{i}.npy of {DTYPES[i].__name__} and .*{j}.npy of {DTYPES[j].__name__}"
+            with pytest.raises(ValueError, match=f"one scale for --normalise {normalise}, got .*{message}: convert"):
                 Folder(pairs, Preparation(normalise=normalise))
 
 

@@ -257,8 +257,8 @@ def test_the_class_of_a_colour_is_its_position(name, tmp_path):
 def test_grey_and_16_bits_have_colours_too(tmp_path):
     labels = Labels(((0, 0, 0), (255, 255, 255)))
     np.testing.assert_array_equal(read_mask(picture(BINARY, "m.png", tmp_path), labels), BINARY > 0)
-    deep = np.array([[[60000, 1, 2]], [[3, 4, 5]]], np.uint16)
-    tifffile.imwrite(tmp_path / "m.tif", deep, photometric="rgb")
+    colors_of_16_bits = np.array([[[60000, 1, 2]], [[3, 4, 5]]], np.uint16)
+    tifffile.imwrite(tmp_path / "m.tif", colors_of_16_bits, photometric="rgb")
     np.testing.assert_array_equal(read_mask(tmp_path / "m.tif", Labels(((3, 4, 5), (60000, 1, 2)))), [[1], [0]])
 
 

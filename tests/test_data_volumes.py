@@ -160,9 +160,9 @@ def test_voxels_that_begin_within_the_header_are_refused(kind, ending, tmp_path)
     """As some programs write them: offset 0. The header's bytes were read as the first voxels."""
     path = tmp_path / f"a{ending}"
     data = bytearray(kind(np.tile(MASK, (4, 4, 4)), AFFINE).to_bytes())
-    at, form, first = (108, "<f", 352) if kind is nibabel.Nifti1Image else (168, "<q", 544)
+    at, format_code, first = (108, "<f", 352) if kind is nibabel.Nifti1Image else (168, "<q", 544)
     for offset, is_refused in ((first, False), (0, True)):
-        data[at : at + struct.calcsize(form)] = struct.pack(form, offset)
+        data[at : at + struct.calcsize(format_code)] = struct.pack(format_code, offset)
         path.write_bytes(gzip.compress(data) if ending == ".nii.gz" else data)
         for read in (read_image, read_mask):
             if is_refused:
@@ -218,14 +218,14 @@ HEADERS = {
 }
 
 
-@pytest.mark.parametrize("codes", HEADERS)
+@pytest.mark.parametrize("form_codes", HEADERS)
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
-def test_a_mask_takes_over_the_header_of_its_image(codes, kind, tmp_path):
+def test_a_mask_takes_over_the_header_of_its_image(form_codes, kind, tmp_path):
     image = kind(RANDOM.normal(size=SHAPE).astype(np.float32), AFFINE)
     image.set_qform(flipped(0), 2)
     image.header.set_xyzt_units("micron", "sec")
     image.header["descrip"], image.header["cal_max"] = b"a scan", 400
-    for name, value in HEADERS[codes].items():
+    for name, value in HEADERS[form_codes].items():
         image.header[name] = value
     image.header.set_slope_inter(0.5, -1000)
     image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"from the ward"))

@@ -32,6 +32,7 @@ def data():
 
 
 def to_float64(arrays):
+    """Return arrays by name as float64 arrays by name."""
     return {name: array.astype(np.float64) for name, array in arrays.items()}
 
 
@@ -42,6 +43,7 @@ def float64_nets(block):
 
 
 def assert_close(got, expected, tolerance=TOLERANCE, name=""):
+    """Raise AssertionError if arrays differ by more than `tolerance` times the largest expected |value|."""
     np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * np.abs(expected).max(), err_msg=name)
 
 

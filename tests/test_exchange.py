@@ -189,8 +189,8 @@ def test_a_common_prefix_is_ignored(prefix):
 def test_keras_blocks_load_the_same_files():
     source, module, block, _ = published("cbam")
     layer = attzoo.create("cbam", 6, backend="keras", reduction=3, norm=True, dtype="float64")
-    for each in (block, layer):
-        attzoo.load_weights(each, module.state_dict(), source=source)
+    for target in (block, layer):
+        attzoo.load_weights(target, module.state_dict(), source=source)
     for name, array in attzoo.weights(block).items():
         np.testing.assert_array_equal(attzoo.weights(layer)[name], array)
 

@@ -97,13 +97,13 @@ def test_full_disk_error_names_the_file_and_keeps_the_old_file(ending, old_conte
     target = out / f"block{ending}"
     if old_content:
         target.write_bytes(old_content)
-    real = Path.write_bytes
+    original = Path.write_bytes
 
     def write_bytes(path, data):
         assert path.parent == out, "written to another folder"
         assert sorted(p.name for p in out.iterdir()) == sorted([path.name] + [target.name] * bool(old_content))
         with file_size_limit(300):
-            return real(path, data)
+            return original(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
     with pytest.raises(OSError, match=rf"File too large: '{target}'$") as error:   # the system's message for this limit
@@ -229,13 +229,13 @@ def test_threads_may_write_and_remove_stale_files_concurrently(tmp_path):
 
 
 def test_temporary_file_removed_before_its_lock_is_created_again(tmp_path, monkeypatch):
-    real, names = files._lock, []
+    original, names = files._lock, []
 
     def lock(file, wait):
         if wait and len(names) < 2:
             names.append(Path(file.name).name)
             Path(file.name).unlink()   # as a faster process would
-        return real(file, wait)
+        return original(file, wait)
 
     monkeypatch.setattr(files, "_lock", lock)
     files.write(tmp_path / "a", b"whole")

@@ -35,9 +35,9 @@ def always(monkeypatch):
 
 def test_kernels_are_not_imported_without_a_recorded_win():
     list_modules = "import json, sys; print(json.dumps([name for name in sys.modules if 'attzoo' in name]))"
-    done = python(f"{USE}\n{list_modules}", ATTZOO_KERNELS="auto")
-    assert done.returncode == 0, done.stderr
-    loaded = json.loads(done.stdout)
+    process = python(f"{USE}\n{list_modules}", ATTZOO_KERNELS="auto")
+    assert process.returncode == 0, process.stderr
+    loaded = json.loads(process.stdout)
     assert "attzoo.blocks.se.torch" in loaded
     assert not any("triton" in name for name in loaded)
 
@@ -243,9 +243,9 @@ def test_layers_of_other_sizes_raise():
      'triton is not installed, and a kernel needs it: pip install -e ".[triton]" in a clone of attzoo'),
 ])   # fmt: skip
 def test_machine_without_kernels_raises_or_uses_the_plain_form(setup, env, reason):
-    done = python(f"{setup}\n{USE}", ATTZOO_KERNELS="triton", **env)
+    process = python(f"{setup}\n{USE}", ATTZOO_KERNELS="triton", **env)
     error = 'RuntimeError: kernels("triton") requires the fused kernels of SE'
-    assert done.stderr.splitlines()[-1] == f'{error}, but {reason}; with kernels("auto") this call runs without them'
+    assert process.stderr.splitlines()[-1] == f'{error}, but {reason}; with kernels("auto") this call runs without them'
     always = "import attzoo.fast.choice as choice; choice.has_recorded_win = lambda kind, x: True"
-    done = python(f"{setup}\nimport attzoo.torch; {always}\n{USE}", **env)
-    assert done.returncode == 0, done.stderr
+    process = python(f"{setup}\nimport attzoo.torch; {always}\n{USE}", **env)
+    assert process.returncode == 0, process.stderr

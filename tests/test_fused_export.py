@@ -35,13 +35,13 @@ def files(tmp_path_factory):
 
 
 def test_loading_without_the_operator_names_it(files):
-    done = python(LOAD.format(imports="; import attzoo.torch", **files))   # which imports no kernels
-    assert done.returncode != 0
-    assert "loaded" not in done.stdout
-    assert "torch.ops.attzoo.se" in done.stderr   # in torch's warning, to which its error refers
+    process = python(LOAD.format(imports="; import attzoo.torch", **files))   # which imports no kernels
+    assert process.returncode != 0
+    assert "loaded" not in process.stdout
+    assert "torch.ops.attzoo.se" in process.stderr   # in torch's warning, to which its error refers
 
 
 def test_loaded_program_gives_the_same_output(files):
     imports = ", attzoo.blocks.se.triton" + (", interpreter" if choice.INTERPRETED else "")
-    done = python(LOAD.format(imports=imports, **files), PYTHONPATH=os.pathsep.join(sys.path))
-    assert done.returncode == 0, done.stderr
+    process = python(LOAD.format(imports=imports, **files), PYTHONPATH=os.pathsep.join(sys.path))
+    assert process.returncode == 0, process.stderr

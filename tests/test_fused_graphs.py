@@ -19,9 +19,11 @@ all_blocks = pytest.mark.parametrize("name", NAMES)
 @all_blocks
 def test_operators_pass_opcheck(name):
     block, x = build(name), draw(2, 8, 4, 3)
-    calls, real = [], autograd.Fused.forward
+    calls, original = [], autograd.Fused.forward
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(autograd.Fused, "forward", lambda self, *args: calls.append((self, args)) or real(self, *args))
+        patch.setattr(
+            autograd.Fused, "forward", lambda self, *args: calls.append((self, args)) or original(self, *args)
+        )
         assert uses_kernels(block, x)
     (fused, args), = calls
     inputs = tuple(t.detach().requires_grad_() if isinstance(t, torch.Tensor) else t for t in args)

@@ -256,9 +256,9 @@ def test_gradients_of_several_launches_are_added_before_rounding(dtype):
     """The error of the gradient of x is the same with one launch and with four."""
     block, xs = build(6, 5, inter_channels=128, dtype=dtype), inputs((2, 6, 4, 5), 5, None, dtype=dtype)
     expected, errors = exact(block, *xs)["gradient of x"], []
-    for most in (128, 32):
+    for max_channels in (128, 32):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gate, "max_channels", lambda x, most=most: most)
+            patch.setattr(gate, "max_channels", lambda x, max_channels=max_channels: max_channels)
             errors.append((step(block, *xs)["gradient of x"].double() - expected).norm())
     assert errors[1] < 1.2 * errors[0]
 

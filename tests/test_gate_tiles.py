@@ -75,10 +75,10 @@ def train(inner, channels, gating, dtype=torch.float32, norm=False, coarse=False
 WIDTHS = (1, 16, 17, 32, 33, 64, 65, 128, 129)
 
 
-@pytest.mark.parametrize("most", sorted(set(MOST.values())))
+@pytest.mark.parametrize("max_channels", sorted(set(MOST.values())))
 @pytest.mark.parametrize("norm", [False, True])
-def test_exact_products_use_tested_tiles(most, norm, launched, exact_products, monkeypatch):
-    monkeypatch.setattr(gate, "max_channels", lambda x: most)
+def test_exact_products_use_tested_tiles(max_channels, norm, launched, exact_products, monkeypatch):
+    monkeypatch.setattr(gate, "max_channels", lambda x: max_channels)
     for i, (inner, channels) in enumerate(product(WIDTHS, WIDTHS)):
         train(inner, channels, WIDTHS[i % 7], norm=norm, coarse=i % 2 > 0, last=i % 3 > 0, shift=i % 5 % 2)
     tiles_by_kernel = {}

@@ -111,8 +111,8 @@ def test_state_dicts_of_the_plain_network_load():
 @pytest.mark.parametrize("after", ["bn2", "stem"])
 def test_detach_gives_the_plain_network_back(after, start):
     plain, (net, report) = network(), attached(after=after, start=start, example=X)
-    taken = attzoo.detach(net)
-    assert [place.path for place in taken] == [place.path for place in report] == [f"{after}.attention"]
+    removed = attzoo.detach(net)
+    assert [place.path for place in removed] == [place.path for place in report] == [f"{after}.attention"]
     assert list(net.state_dict()) == list(plain.state_dict())
     assert torch.equal(net(X), plain(X))
     with pytest.raises(ValueError, match="without any"):
@@ -193,7 +193,7 @@ def test_patterns(after, paths):
     ({"after": "stem*"}, "after is ambiguous: it matches 'stem' and 'stem.0' inside it"),
     ({"after": "head"}, "expected channels at axis 1 after 'head', got Linear"),
     ({"after": "parts"}, "expected a module with a forward pass, got the ModuleList 'parts'"),
-    ({"after": "relu"}, "expected modules that say how many channels they return, got 'relu': give an input"),
+    ({"after": "relu"}, "expected modules that declare their number of channels, got 'relu': give an input"),
     ({"after": "relu", "example": X}, "expected 'relu' to be called once for the example, got 2 calls"),
     ({"after": "unused", "example": X}, "expected 'unused' to be called once for the example, got 0 calls"),
     ({"after": "residual"}, "after='residual' expects residual blocks of torchvision or timm, got Residual"),
@@ -214,7 +214,7 @@ def test_refusals_change_nothing(arguments, message):
 
 
 def test_a_block_with_two_inputs_is_refused_after_a_module():
-    with pytest.raises(ValueError, match=r'attention_gate takes x and g, .*after="skips"'):
+    with pytest.raises(ValueError, match=r'got attention_gate, which takes x and g: .*after="skips"'):
         attzoo.attach(network(), "attention_gate", after="bn2")
 
 
@@ -535,7 +535,7 @@ def test_swap_exchanges_blocks_of_attzoo():
 
 def test_swap_takes_the_channels_from_an_example():
     net = WithAttention(nn.Sequential(nn.ReLU()))
-    with pytest.raises(ValueError, match="expected the channels of 'se', which it does not state: give example="):
+    with pytest.raises(ValueError, match="expected a module that declares its channels, got 'se': give example="):
         attzoo.swap(net, "se", where="se")
     attzoo.swap(net, "se", where="se", example=X)
     assert net.se.spec.channels == 8
@@ -545,5 +545,5 @@ def test_swap_refuses_what_is_no_attention():
     net = WithAttention(nn.Identity())
     with pytest.raises(ValueError, match=r"where='se' matches only nn.Identity"):
         attzoo.swap(net, "se", where="se")
-    with pytest.raises(ValueError, match="attention_gate takes x and g"):
+    with pytest.raises(ValueError, match="got attention_gate, which takes x and g"):
         attzoo.swap(net, "attention_gate", where="se")

@@ -54,12 +54,12 @@ def test_identity_keeps_outputs(name):
 @pytest.mark.parametrize("name", SINGLE)
 def test_default_computes_the_block_of_the_output(name):
     model = network()
-    made = attzoo.attach(model, name, after="last").model
-    block = made.get_layer("last_attention").block
+    attached_model = attzoo.attach(model, name, after="last").model
+    block = attached_model.get_layer("last_attention").block
     before = keras.Model(model.inputs[0], [model.get_layer("last").output, model.get_layer("sum").input[0]])
     last, x = before(X)
     expected = model.get_layer("head")(model.get_layer("pool")(x + block(last)))
-    np.testing.assert_allclose(output(made), keras.ops.convert_to_numpy(expected), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(output(attached_model), keras.ops.convert_to_numpy(expected), rtol=1e-5, atol=1e-6)
 
 
 def test_the_residual_branch_is_found():
@@ -69,9 +69,9 @@ def test_the_residual_branch_is_found():
 
 def test_weights_are_copies():
     model = network()
-    made = attzoo.attach(model, "eca", after="inner.bn", start="identity").model
+    attached_model = attzoo.attach(model, "eca", after="inner.bn", start="identity").model
     before = output(model)
-    for weight in made.weights:
+    for weight in attached_model.weights:
         weight.assign(keras.ops.ones(weight.shape))
     np.testing.assert_array_equal(output(model), before)
 
@@ -84,35 +84,35 @@ def test_saved_reloaded_and_detached(after, tmp_path):
     report.model.save(tmp_path / "net.keras")
     loaded = keras.models.load_model(tmp_path / "net.keras")
     np.testing.assert_array_equal(output(loaded), output(model))
-    taken = attzoo.detach(loaded)
-    assert [place.path for place in taken] == [place.path for place in report] == [f"{after}_attention"]
-    np.testing.assert_array_equal(output(taken.model), output(model))
-    assert not taken.model.get_layer("stem").trainable
+    removed = attzoo.detach(loaded)
+    assert [place.path for place in removed] == [place.path for place in report] == [f"{after}_attention"]
+    np.testing.assert_array_equal(output(removed.model), output(model))
+    assert not removed.model.get_layer("stem").trainable
     with pytest.raises(ValueError, match=r"expected a model with blocks of attzoo.attach, got 'net' without any"):
         attzoo.detach(model)
 
 
 def test_gamma_and_block_learn():
-    made = attzoo.attach(network(), "spatial_attention", after="residual", start="identity").model
-    made.compile(keras.optimizers.SGD(0.1), "mse")
-    before = [keras.ops.convert_to_numpy(w) for w in made.get_layer("last_attention").trainable_weights]
-    made.fit(X, np.ones((2, 2)), epochs=2, verbose=0)
-    after = [keras.ops.convert_to_numpy(w) for w in made.get_layer("last_attention").trainable_weights]
+    attached_model = attzoo.attach(network(), "spatial_attention", after="residual", start="identity").model
+    attached_model.compile(keras.optimizers.SGD(0.1), "mse")
+    before = [keras.ops.convert_to_numpy(w) for w in attached_model.get_layer("last_attention").trainable_weights]
+    attached_model.fit(X, np.ones((2, 2)), epochs=2, verbose=0)
+    after = [keras.ops.convert_to_numpy(w) for w in attached_model.get_layer("last_attention").trainable_weights]
     assert all((a != b).any() for a, b in zip(before, after, strict=True))
 
 
 def test_attention_maps_see_attached_blocks():
-    made = attzoo.attach(network(), "cbam", after="inner.conv", start="identity").model
-    with attzoo.attention_maps(made) as maps:
-        made(X)
+    attached_model = attzoo.attach(network(), "cbam", after="inner.conv", start="identity").model
+    with attzoo.attention_maps(attached_model) as maps:
+        attached_model(X)
     assert {path.rpartition(".")[2]: a.shape for path, a in maps.items()} == {
         "channel": (2, 4, 1, 1), "spatial": (2, 1, 8, 7)}   # fmt: skip
 
 
 def test_a_sequential_model_becomes_a_functional_one():
     model = keras.Sequential([keras.Input((8, 7, 3)), keras.layers.Conv2D(4, 1, name="conv")])
-    made = attzoo.attach(model, "se", after=keras.layers.Conv2D, start="identity").model
-    np.testing.assert_array_equal(output(made), output(model))
+    attached_model = attzoo.attach(model, "se", after=keras.layers.Conv2D, start="identity").model
+    np.testing.assert_array_equal(output(attached_model), output(model))
 
 
 def test_channels_first_follows_the_layer():
@@ -126,10 +126,10 @@ def test_channels_first_follows_the_layer():
 def test_the_policy_follows_the_layer():
     inputs = keras.Input((8, 7, 3))
     model = keras.Model(inputs, keras.layers.Conv2D(4, 1, name="conv", dtype="mixed_bfloat16")(inputs))
-    made = attzoo.attach(model, "se", after="conv", start="identity").model
-    block = made.get_layer("conv_attention").block
+    attached_model = attzoo.attach(model, "se", after="conv", start="identity").model
+    block = attached_model.get_layer("conv_attention").block
     assert (block.compute_dtype, block.variable_dtype) == ("bfloat16", "float32")
-    assert made.output.dtype == model.output.dtype
+    assert attached_model.output.dtype == model.output.dtype
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -160,13 +160,13 @@ def test_frozen_layers_of_nested_models_stay_frozen():
     timed = keras.layers.TimeDistributed(keras.layers.Dense(3), name="timed")
     outer = chain(timed, model)
     timed.layer.trainable = False
-    made = attzoo.attach(outer, "se", after="net.inner.conv").model
-    attached = made.get_layer("net").get_layer("inner").get_layer("conv_attention")
-    assert len(made.trainable_weights) == len(outer.trainable_weights) + len(attached.weights)
+    attached_model = attzoo.attach(outer, "se", after="net.inner.conv").model
+    attached = attached_model.get_layer("net").get_layer("inner").get_layer("conv_attention")
+    assert len(attached_model.trainable_weights) == len(outer.trainable_weights) + len(attached.weights)
     outer.trainable = False
-    made = attzoo.attach(outer, "se", after="net.inner.conv").model
-    attached = made.get_layer("net").get_layer("inner").get_layer("conv_attention")
-    assert not made.get_layer("net").get_layer("stem").trainable
+    attached_model = attzoo.attach(outer, "se", after="net.inner.conv").model
+    attached = attached_model.get_layer("net").get_layer("inner").get_layer("conv_attention")
+    assert not attached_model.get_layer("net").get_layer("stem").trainable
     assert len(attached.trainable_weights) == len(attached.weights)
 
 
@@ -175,9 +175,9 @@ def test_a_layer_in_two_nested_models_stays_one():
     a, b = chain(shared, name="a"), chain(shared, name="b")
     inputs = keras.Input((8, 7, 3))
     model = keras.Model(inputs, keras.layers.ReLU(name="out")(keras.layers.Add()([a(inputs), b(inputs)])))
-    made = attzoo.attach(model, "se", after="out", start="identity")
-    assert made.model.count_params() == model.count_params() + made.parameters
-    np.testing.assert_array_equal(output(made.model), output(model))
+    report = attzoo.attach(model, "se", after="out", start="identity")
+    assert report.model.count_params() == model.count_params() + report.parameters
+    np.testing.assert_array_equal(output(report.model), output(model))
     with pytest.raises(ValueError, match=r"expected 'a.shared' to be called once"):
         attzoo.attach(model, "se", after="a.shared")
 
@@ -186,26 +186,26 @@ def test_layers_that_compute_with_other_arrays_than_their_weights():
     norm = keras.layers.Normalization()
     norm.adapt(3 * X + 1)
     model = chain(norm, keras.layers.Lambda(lambda x: 2 * x), keras.layers.Conv2D(4, 1, name="conv"))
-    made = attzoo.attach(model, "se", after="conv", start="identity").model
-    np.testing.assert_array_equal(output(made), output(model))
+    attached_model = attzoo.attach(model, "se", after="conv", start="identity").model
+    np.testing.assert_array_equal(output(attached_model), output(model))
 
 
 @pytest.mark.parametrize("start", ["identity", "default"])
 def test_masks_pass(start):
     model = chain(keras.layers.Embedding(10, 4, mask_zero=True, name="words"), keras.layers.LSTM(3), inputs=(5,))
-    made = attzoo.attach(model, "se", after="words", start=start).model
-    with_block = made.get_layer("words_attention").output
+    attached_model = attzoo.attach(model, "se", after="words", start=start).model
+    with_block = attached_model.get_layer("words_attention").output
     assert with_block._keras_mask is not None
     if start == "identity":
         words = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 0, 0]])
-        got, expected = (keras.ops.convert_to_numpy(net(words)) for net in (made, model))
+        got, expected = (keras.ops.convert_to_numpy(net(words)) for net in (attached_model, model))
         np.testing.assert_array_equal(got, expected)
 
 
 def test_attaching_twice_is_refused():
-    made = attzoo.attach(network(), "se", after="inner.conv").model
+    attached_model = attzoo.attach(network(), "se", after="inner.conv").model
     with pytest.raises(ValueError, match=r"expected no layer 'inner.conv_attention', got .*: detach it first"):
-        attzoo.attach(made, "se", after="inner.conv")
+        attzoo.attach(attached_model, "se", after="inner.conv")
 
 
 def test_a_residual_branch_from_the_input_of_a_model_to_an_operation():
@@ -235,9 +235,9 @@ def test_models_that_override_call_are_refused():
             return 2 * super().call(x, training=training, mask=mask)
 
     model = Doubled([keras.Input((8, 7, 3)), keras.layers.Conv2D(4, 1, name="conv")])
-    for each in (model, chain(model)):
+    for invalid_model in (model, chain(model)):
         with pytest.raises(ValueError, match="got Doubled, which has its own call: call the block there"):
-            attzoo.attach(each, "se", after=keras.layers.Conv2D)
+            attzoo.attach(invalid_model, "se", after=keras.layers.Conv2D)
 
 
 def test_saved_models_load_in_a_new_process(tmp_path):
@@ -255,7 +255,7 @@ def test_models_without_a_graph_are_refused():
         attzoo.attach(Subclassed(), "se", after="x")
     with pytest.raises(ValueError, match="expected a built model"):
         attzoo.attach(keras.Sequential([keras.layers.Conv2D(4, 1)]), "se", after="x")
-    with pytest.raises(ValueError, match="attention_gate takes x and g, and a layer returns one tensor"):
+    with pytest.raises(ValueError, match="expected a block with one input after a layer, got attention_gate"):
         attzoo.attach(network(), "attention_gate", after="stem")
 
 
@@ -269,7 +269,7 @@ def test_swap_exchanges_blocks_of_attzoo():
     assert type(model.get_layer("block")) is attzoo.get("se", backend="keras")
     with pytest.raises(ValueError, match="expected a block of attzoo at 'out', got ReLU: in Keras"):
         attzoo.swap(model, "eca", where="out")
-    with pytest.raises(ValueError, match="attention_gate takes x and g, and a layer returns one tensor"):
+    with pytest.raises(ValueError, match="expected a block with one input after a layer, got attention_gate"):
         attzoo.swap(model, "attention_gate", where="block")
 
 

@@ -111,11 +111,11 @@ def test_residual_is_the_end_of_every_branch(package, name, kind, has_shortcut, 
 ])   # fmt: skip
 def test_swapped_squeeze_and_excitation_keeps_outputs(package, name, kind, options):
     net = network(package, name, **options)
-    found = [path for path, m in net.named_modules() if type(m).__name__ == kind]
+    attention_paths = [path for path, m in net.named_modules() if type(m).__name__ == kind]
     with torch.no_grad():
         before = net(X)
         report = attzoo.swap(net, "se", where=lambda path, module: type(module).__name__ == kind)
-        assert [place.path for place in report] == found
+        assert [place.path for place in report] == attention_paths
         assert {place.weights for place in report} == {package}
         assert_close(net(X), before, rtol=1e-4, atol=1e-5)
 

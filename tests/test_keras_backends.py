@@ -50,7 +50,7 @@ def test_keras_tests_pass_on(backend, tmp_path):
     command = [sys.executable, "-m", "pytest", *(HERE / file for file in FILES), "-k", chosen]
     command += ["-n0", "-v", "--few", "--each", "-p", "no:cacheprovider"]
     env = os.environ | {"KERAS_BACKEND": backend} | (jax(tmp_path) if backend == "jax" else {})
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-2000:]
     for file in FILES:   # every expression must select at least one test
-        assert re.search(f"{file}::.* PASSED", done.stdout), file
+        assert re.search(f"{file}::.* PASSED", process.stdout), file

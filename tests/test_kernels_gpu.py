@@ -235,8 +235,8 @@ def test_compute_sanitizer_reports_no_errors(tool):
     shapes = "(2, 3, 3, 5), (2, 16, 4, 4)"   # partial and whole tiles
     setup = "import torch; torch.backends.cudnn.allow_tf32 = False; from test_kernels_gpu import run_short_list"
     program = [sys.executable, "-c", f"{setup}; run_short_list({shapes})"]
-    sanitized = [SANITIZER, "--tool", tool, "--error-exitcode", "3", "--report-api-errors", "no", *program]
+    sanitizer_command = [SANITIZER, "--tool", tool, "--error-exitcode", "3", "--report-api-errors", "no", *program]
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run(program, env=environment, check=True)   # compiles, which takes longer under the sanitizer
-    done = subprocess.run(sanitized, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    process = subprocess.run(sanitizer_command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout[-4000:] + process.stderr[-4000:]

@@ -8,6 +8,6 @@ from test_imports import python
 
 def test_launching_reuses_compiled_kernels_as_triton_does():
     path = str(Path(__file__).with_name("launching.py"))
-    done = python(f"import runpy; runpy.run_path({path!r}, run_name='__main__')", TRITON_INTERPRET="0")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "as Triton does\n"
+    process = python(f"import runpy; runpy.run_path({path!r}, run_name='__main__')", TRITON_INTERPRET="0")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "as Triton does\n"

@@ -41,6 +41,7 @@ def formula(name, logits, masks):
 
 
 def torch_loss(name, logits, masks):
+    """Return the loss and its gradient for the logits in PyTorch, float32: logits (N, K, *S), masks (N, *S)."""
     x = torch.tensor(logits, dtype=torch.float32, requires_grad=True)
     value = torch_losses.loss(name, x, torch.from_numpy(masks))
     value.backward()
@@ -48,6 +49,7 @@ def torch_loss(name, logits, masks):
 
 
 def keras_loss(name, logits, masks):
+    """Return the loss and its gradient for the logits in Keras, with the arguments and shapes of `torch_loss`."""
     import tensorflow as tf
 
     x = tf.constant(np.moveaxis(logits, 1, -1), tf.float32)
@@ -58,6 +60,7 @@ def keras_loss(name, logits, masks):
 
 
 def random_batch(shape, seed=0):
+    """Return random logits of a shape (N, K, *S), and masks (N, *S)."""
     rng = np.random.default_rng(seed)
     masks = rng.integers(0, max(shape[1], 2), (shape[0], *shape[2:]))
     masks[0][rng.random(masks[0].shape) < 0.3] = IGNORE

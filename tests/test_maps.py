@@ -497,9 +497,9 @@ def test_other_threads_keep_the_fast_form(name):
     block = attzoo.create(name, 4, backend="torch", **options).eval()
     xs = [torch.rand(1, 4, 600, 600)] * len(block.spec.inputs)
     module, function = (gate_cpu, "gated") if name == "attention_gate" else (cpu, "scale")
-    calls, real = [], getattr(module, function)
+    calls, original = [], getattr(module, function)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad(), attzoo.attention_maps(block):
-        patch.setattr(module, function, lambda *args: calls.append(1) or real(*args))
+        patch.setattr(module, function, lambda *args: calls.append(1) or original(*args))
         block(*xs)
         assert not calls
 

@@ -41,10 +41,10 @@ def build(key, backend, dtype="float32"):
         block = attzoo.create(name, backend="keras", dtype=dtype, **arguments)
     rng = np.random.default_rng(0)
     array_dtype = np.float16 if dtype in ("float16", "bfloat16") else dtype
-    numbers = {name: rng.integers(1, 9, size=shape) / 8 for name, shape in shapes.items()}   # exact in every dtype
+    arrays = {name: rng.integers(1, 9, size=shape) / 8 for name, shape in shapes.items()}   # exact in every dtype
     if dtype in ("float32", "float64"):
-        numbers = {name: rng.uniform(0.1, 2, size=shape) for name, shape in shapes.items()}
-    attzoo.load_weights(block, {name: array.astype(array_dtype) for name, array in numbers.items()})
+        arrays = {name: rng.uniform(0.1, 2, size=shape) for name, shape in shapes.items()}
+    attzoo.load_weights(block, {name: array.astype(array_dtype) for name, array in arrays.items()})
     return block
 
 

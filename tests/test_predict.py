@@ -681,10 +681,10 @@ def test_overlays_are_optional(files, folder, tmp_path, monkeypatch):
 
 
 def test_temporary_files_of_killed_processes_are_searched_once(files, folder, tmp_path, monkeypatch):
-    out, searched, real = tmp_path / "out", [], os.scandir
+    out, searched, original = tmp_path / "out", [], os.scandir
     (out / "masks").mkdir(parents=True)
     (out / "masks" / ".attzoo-0123456789abcdef-a.png").write_bytes(b"half")
-    monkeypatch.setattr(os, "scandir", lambda path: searched.append(Path(path)) or real(path))
+    monkeypatch.setattr(os, "scandir", lambda path: searched.append(Path(path)) or original(path))
     predict_files(open_network(files / "plain.safetensors"), folder, out)
     assert sorted(path.name for path in searched if path.parent == out) == ["masks", "overlays"]
     assert [path.name for path in (out / "masks").iterdir() if path.name.startswith(".")] == []

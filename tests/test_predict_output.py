@@ -176,10 +176,10 @@ def test_results_of_two_networks_are_never_in_one_folder(network, second, data, 
     """This holds even if the process is interrupted after the first file."""
     written = command(network, image := data / "images" / "a.png", tmp_path / "out")
     whole = {path: path.read_bytes() for path in command(second, image, tmp_path / "second")}
-    real = os.replace
+    original = os.replace
 
     def replace(source, target):
-        real(source, target)
+        original(source, target)
         if target == written[0]:
             raise KeyboardInterrupt
 
@@ -199,7 +199,7 @@ def test_results_of_two_networks_are_never_in_one_folder(network, second, data, 
 @pytest.mark.parametrize("after", [False, True])
 def test_a_call_after_an_interruption_at_any_step_succeeds(network, second, data, tmp_path, command, step, after):
     """A step is an fsync or a replace, of a result or of the record; the interruption is before or after it."""
-    image, real, expected = data / "images" / "a.png", getattr(os, step), {}
+    image, original, expected = data / "images" / "a.png", getattr(os, step), {}
     count, last = 0, 10**6
 
     def interrupt(*arguments):
@@ -207,7 +207,7 @@ def test_a_call_after_an_interruption_at_any_step_succeeds(network, second, data
         count += 1
         if not after and count == last:
             raise KeyboardInterrupt
-        real(*arguments)
+        original(*arguments)
         if count == last:
             raise KeyboardInterrupt
 

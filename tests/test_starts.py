@@ -40,12 +40,12 @@ class Operators(TorchDispatchMode):
 @pytest.fixture
 def count_starts(monkeypatch):
     """Return count_starts(call), which returns how many kernels and operators a call starts."""
-    launched, real = [], interpreter.GridExecutor.__call__
+    launched, original = [], interpreter.GridExecutor.__call__
 
     def launch(self, *args, **kwargs):
         launched.append(self)
         with torch.utils._python_dispatch._disable_current_modes():
-            return real(self, *args, **kwargs)
+            return original(self, *args, **kwargs)
 
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
 

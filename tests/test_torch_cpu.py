@@ -424,14 +424,14 @@ def test_hooks_of_the_blocks_inside_cbam_run(register):
 @every
 def test_hooks_of_layers_run_with_the_form_for_cpus(name):
     block, x, calls = build(name), draw(2, 8, 4, 3).requires_grad_(), []
-    inside = [module for path, module in block.named_modules() if path not in block.parts]
-    for module in inside:
+    layers = [module for path, module in block.named_modules() if path not in block.parts]
+    for module in layers:
         module.register_forward_hook(lambda module, *_: calls.append(module))
         module.register_full_backward_hook(lambda module, *_: calls.append(module))
     assert uses_cpu_form(block, x)
     block(x).sum().backward()
-    assert {calls.count(module) for module in inside} <= {3, 4, 6}   # 2 forward, 1 backward; twice if shared
-    assert set(calls) == set(inside)
+    assert {calls.count(module) for module in layers} <= {3, 4, 6}   # 2 forward, 1 backward; twice if shared
+    assert set(calls) == set(layers)
 
 
 @every

@@ -107,8 +107,8 @@ def test_files_of_the_same_name_with_other_content_are_refused(change, run_on_ar
 def test_run_resumes_with_data_in_another_folder(run_on_arrays):
     settings, folder = run_on_arrays
     (folder / "data").rename(folder / "elsewhere")
-    moved = replace(settings, data=str(folder / "elsewhere"))
-    assert len(train(moved, folder / "run", resume=True)) == 1
+    moved_settings = replace(settings, data=str(folder / "elsewhere"))
+    assert len(train(moved_settings, folder / "run", resume=True)) == 1
     assert state.load(folder / "run").settings.data == settings.data   # all epochs were complete
     assert json.loads((folder / "run" / "settings.json").read_text())["data"] == str(folder / "elsewhere")
 

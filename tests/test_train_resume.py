@@ -190,7 +190,7 @@ def test_content_of_a_folder_is_not_replaced(tmp_path):
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def one_epoch(request, tmp_path_factory):
+def run_of_one_epoch(request, tmp_path_factory):
     """The folder of a run that has completed the first of three epochs."""
     out = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
@@ -239,9 +239,9 @@ CHANGED_STATES = {   # a function that changes the state, and the error message
 
 
 @pytest.mark.parametrize("change", CHANGED_STATES)
-def test_damaged_state_is_refused_with_its_path(change, one_epoch, tmp_path):
+def test_damaged_state_is_refused_with_its_path(change, run_of_one_epoch, tmp_path):
     edit, message = CHANGED_STATES[change]
-    saved = state.load(one_epoch)
+    saved = state.load(run_of_one_epoch)
     edit(saved)
     saved.save(tmp_path)
     with pytest.raises(ValueError, match=rf"{state.NAME} is not the state of (a|this) run: .*{message}"):
@@ -250,8 +250,8 @@ def test_damaged_state_is_refused_with_its_path(change, one_epoch, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "before"), [("framework", "keras on abacus"), ("devices", "7")])
-def test_resume_with_another_framework_or_number_of_devices_is_refused(name, before, one_epoch, tmp_path):
-    saved = state.load(one_epoch)
+def test_resume_with_another_framework_or_number_of_devices_is_refused(name, before, run_of_one_epoch, tmp_path):
+    saved = state.load(run_of_one_epoch)
     saved.basis[name] = before
     saved.save(tmp_path)
     fix = "start a new run in another --out"
@@ -259,16 +259,16 @@ def test_resume_with_another_framework_or_number_of_devices_is_refused(name, bef
         train(saved.settings, tmp_path, resume=True)
 
 
-def test_state_is_refused_as_a_network_with_the_name_of_the_best(one_epoch):
+def test_state_is_refused_as_a_network_with_the_name_of_the_best(run_of_one_epoch):
     """The message said that a newer attzoo wrote the file."""
     message = r"resume.safetensors is not .*: it is the state of a training run, whose network is in best.safetensors"
     with pytest.raises(ValueError, match=message):
-        attzoo.load(one_epoch / "resume.safetensors", backend="torch")
+        attzoo.load(run_of_one_epoch / "resume.safetensors", backend="torch")
 
 
-def test_state_of_an_earlier_format_is_refused_with_the_reason(one_epoch, tmp_path):
-    data = (one_epoch / state.NAME).read_bytes()
+def test_state_of_an_earlier_format_is_refused_with_the_reason(run_of_one_epoch, tmp_path):
+    data = (run_of_one_epoch / state.NAME).read_bytes()
     assert b'\\"format\\": 3' in data
     (tmp_path / state.NAME).write_bytes(data.replace(b'\\"format\\": 3', b'\\"format\\": 2'))
     with pytest.raises(ValueError, match=r"expected format 3, got 2, of an earlier version, .* start a new run in "):
-        train(state.load(one_epoch).settings, tmp_path, resume=True)
+        train(state.load(run_of_one_epoch).settings, tmp_path, resume=True)

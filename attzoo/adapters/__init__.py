@@ -115,18 +115,18 @@ def computed_array(name: str, block: Any, source: str, remedy: str) -> ValueErro
     return ValueError(f"expected {expected}, got an array that {source} computes: {remedy}")
 
 
-def changed_layer(path: str, block: Any, made: str, got: str) -> ValueError:
+def changed_layer(path: str, block: Any, created: str, got: str) -> ValueError:
     """Return the error for a layer that differs from the one that the block's class creates.
 
     Args:
         path: path of the layer in the block; "" is the block itself.
         block: the block.
-        made: description of the layer that the class creates.
+        created: description of the layer that the class creates.
         got: description of the layer that the block has.
 
     """
     return ValueError(
-        f"expected {path or 'the block'} of {type(block).__name__} to be {made[:200]}, as its class creates it, got "
+        f"expected {path or 'the block'} of {type(block).__name__} to be {created[:200]}, as its class creates it, got "
         f"{got[:200]}: files cannot store this change, so undo the change"
     )
 

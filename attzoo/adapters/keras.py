@@ -96,18 +96,18 @@ def check_layers(block: Any, cls: type[Any]) -> None:
             _check_methods(path_of(layer), block, layer)
 
 
-def _check_parts(path: str, block: Any, got: Any, made: Any) -> None:
-    """Raise ValueError unless a layer and its sublayers equal those of a new layer `made`."""
-    if not is_kind(type(got), type(made)) or (path and described(got) != described(made)):
-        raise changed_layer(path, block, described(made), described(got))
+def _check_parts(path: str, block: Any, got: Any, created: Any) -> None:
+    """Raise ValueError unless a layer and its sublayers equal those of a new layer `created`."""
+    if not is_kind(type(got), type(created)) or (path and described(got) != described(created)):
+        raise changed_layer(path, block, described(created), described(got))
     _check_methods(path, block, got)
-    inner, expected = parts_of(got), parts_of(made)
+    inner, expected = parts_of(got), parts_of(created)
     for name in {**expected, **inner}:
-        inside = f"{path}.{name}" if path else name
+        inner_path = f"{path}.{name}" if path else name
         if name not in inner or name not in expected:
             texts = (described(parts[name]) if name in parts else "nothing" for parts in (expected, inner))
-            raise changed_layer(inside, block, *texts)
-        _check_parts(inside, block, inner[name], expected[name])
+            raise changed_layer(inner_path, block, *texts)
+        _check_parts(inner_path, block, inner[name], expected[name])
 
 
 def _check_methods(path: str, block: Any, layer: Any) -> None:
@@ -121,8 +121,8 @@ def _reference(block: Any, cls: type[Any]) -> Any:
     """Return a new block with the same arguments, built if the block is."""
     state = random.getstate()   # initializers draw their seeds from it
     try:
-        made = cls(**block.spec.config(), data_format=block.data_format, dtype=block.dtype_policy)
-        return _built(made) if block.built else made
+        reference = cls(**block.spec.config(), data_format=block.data_format, dtype=block.dtype_policy)
+        return _built(reference) if block.built else reference
     finally:
         random.setstate(state)
 

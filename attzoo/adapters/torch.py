@@ -89,13 +89,13 @@ def check_layers(block: Any, cls: type[Any]) -> None:
     for path in {**expected, **present}:
         if path not in expected and "parametrizations" in path.split("."):
             continue
-        made, got = expected.get(path), present.get(path)
-        if made is None or got is None or not _is_kind(got, kind := type(made)):
-            raise changed_layer(path, block, _described(made), _described(got))
-        if kind.extra_repr(got) != made.extra_repr():
-            raise changed_layer(path, block, _described(made), _described(got))
+        created, got = expected.get(path), present.get(path)
+        if created is None or got is None or not _is_kind(got, kind := type(created)):
+            raise changed_layer(path, block, _described(created), _described(got))
+        if kind.extra_repr(got) != created.extra_repr():
+            raise changed_layer(path, block, _described(created), _described(got))
         if replaced := replaced_methods(got, nn.Module, "forward"):
-            raise changed_layer(path, block, _described(made), f"one whose {replaced[0]} was replaced")
+            raise changed_layer(path, block, _described(created), f"one whose {replaced[0]} was replaced")
 
 
 @torch.no_grad()
@@ -190,8 +190,8 @@ def to_array(tensor: Tensor) -> Array:
 
 def to_tensor(array: Array, block: nn.Module) -> Tensor:
     """Return an array as a tensor on the device and in the dtype of the block's first parameter."""
-    like = _first_parameter(block)
-    return torch.from_numpy(np.array(array)).to(device=like.device, dtype=like.dtype)
+    parameter = _first_parameter(block)
+    return torch.from_numpy(np.array(array)).to(device=parameter.device, dtype=parameter.dtype)
 
 
 @contextmanager

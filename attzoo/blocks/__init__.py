@@ -1,3 +1,5 @@
-"""One folder per block, furnished alike: __init__ is its card, spec its meaning, variants its published presets,
-torch and keras its bodies.
+"""The blocks, one folder each.
+
+The docstring of `__init__` describes the block, `spec` is its reference implementation in NumPy, `variants` lists
+published choices of its arguments, and `torch` and `keras` implement it.
 """

@@ -132,8 +132,8 @@ class Block(keras.layers.Layer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
         """Return a block from the result of `get_config` of this or an older version."""
-        spec, given = _spec_class(cls), ops.without_inner_settings(config)
-        block = cls(**(without_idle_rules(spec, given) if spec else given))
+        spec, arguments = _spec_class(cls), ops.without_inner_settings(config)
+        block = cls(**(without_idle_rules(spec, arguments) if spec else arguments))
         return ops.with_inner_settings(block, config)
 
 

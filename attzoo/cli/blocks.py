@@ -51,7 +51,7 @@ def list_() -> None:
 def info(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Block or network listed by `attzoo list`.")],
     channels: Annotated[
-        int | None, typer.Option(min=1, metavar="C", help=f"Number of channels for weights and costs.  [{CHANNELS}]")
+        int | None, typer.Option(min=1, metavar="C", help=f"Show weights and costs for C channels.  [{CHANNELS}]")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page as Markdown.")] = False,
 ) -> None:

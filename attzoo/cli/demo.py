@@ -10,7 +10,10 @@ import typer  # noqa: TID253
 
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")] = Path("attzoo-demo"),
-    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of epochs.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Epochs of every training. Default: 6 for digits, 10 for U-Nets."),
+    ] = None,
 ) -> None:
     """Train small networks with every block in both frameworks.
 

@@ -36,15 +36,19 @@ def train(
     size: Annotated[
         str | None, typer.Option(metavar="H,W", help="Resize images to this size. Default: no resize; phantoms 64,64.")
     ] = None,
-    classes: Annotated[int | None, typer.Option(metavar="K", help="Default: as many as the masks have.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(metavar="K", help="Number of classes. Default: as many as in the masks.")
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(metavar="V,V,..", help="Mask value of each class, e.g. 0,255, or its colour, e.g. 0,0,0;255,0,0."),
     ] = None,
     validation: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Fraction for validation unless DIR has it.  [0.2]")
+        float | None, typer.Option(metavar="SHARE", help="Fraction to validate on, unless DIR has valid_images.  [0.2]")
     ] = None,
-    phantoms: Annotated[int | None, typer.Option(metavar="N", help="Phantoms, without --data.  [160]")] = None,
+    phantoms: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of phantoms, without --data.  [160]")
+    ] = None,
     normalise: Annotated[str | None, _one_of(NORMALISATIONS, "Normalisation per image and channel, [zscore]: ")] = None,
     flip: Annotated[
         bool | None,
@@ -62,24 +66,30 @@ def train(
         str | None, typer.Option(metavar="NAME", help="Gate on the skip connections, or `none`.  [attention_gate]")
     ] = None,
     block: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Block after the convolutions, or `none`.  [none]")
+        str | None, typer.Option(metavar="NAME", help="Block after the convolutions of each level, or `none`.  [none]")
     ] = None,
     net: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Any other U-Net argument, e.g. initializer=xavier; repeatable."),
     ] = None,
-    loss: Annotated[str | None, _one_of(LOSSES, "Loss, [both] adds cross-entropy and Dice: ")] = None,
+    loss: Annotated[str | None, _one_of(LOSSES, "Loss, [both] is the sum of cross-entropy and Dice: ")] = None,
     optimizer: Annotated[str | None, _one_of(OPTIMIZERS, "Optimizer, [adam]: ")] = None,
     rate: Annotated[float | None, typer.Option(metavar="R", help="Learning rate.  [0.001]")] = None,
-    momentum: Annotated[float | None, typer.Option(metavar="M", help="Momentum of sgd.  [0]")] = None,
-    decay: Annotated[float | None, typer.Option(metavar="D", help="Weight decay of adamw.  [0.01]")] = None,
+    momentum: Annotated[float | None, typer.Option(metavar="M", help="--optimizer sgd: momentum.  [0]")] = None,
+    decay: Annotated[float | None, typer.Option(metavar="D", help="--optimizer adamw: weight decay.  [0.01]")] = None,
     schedule: Annotated[str | None, _one_of(SCHEDULES, "Learning rate schedule, [constant]: ")] = None,
-    every: Annotated[int | None, typer.Option(metavar="N", help="Epochs between steps of schedule step.  [30]")] = None,
-    factor: Annotated[float | None, typer.Option(metavar="F", help="Rate factor of schedule step.  [0.1]")] = None,
+    every: Annotated[
+        int | None, typer.Option(metavar="N", help="--schedule step: epochs between changes of the rate.  [30]")
+    ] = None,
+    factor: Annotated[
+        float | None, typer.Option(metavar="F", help="--schedule step: factor of each change of the rate.  [0.1]")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Number of epochs.  [20]")] = None,
     batch: Annotated[int | None, typer.Option(metavar="N", help="Batch size, over all devices.  [8]")] = None,
-    accumulate: Annotated[int | None, typer.Option(metavar="N", help="Batches per optimizer step.  [1]")] = None,
-    precision: Annotated[str | None, _one_of(PRECISIONS, "Arithmetic, [float32]: ")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of batches per optimizer step.  [1]")
+    ] = None,
+    precision: Annotated[str | None, _one_of(PRECISIONS, "Precision of the arithmetic, [float32]: ")] = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(metavar="N", help="Also save the network every N epochs.")
     ] = None,
@@ -107,7 +117,7 @@ def train(
     from ..train.run import train as run
     from ..train.state import settings_to_resume
 
-    given: dict[str, Any] = {
+    given_settings: dict[str, Any] = {
         "backend": backend and str(backend), "data": data and str(data.resolve()), "dims": dims,
         "size": parse_integers("size", size), "classes": classes,
         "labels": None if labels is None else [*parse_labels(labels)], "validation": validation, "phantoms": phantoms,
@@ -118,8 +128,11 @@ def train(
     }   # fmt: skip
     network = dict(map(_argument, net or ()))
     network |= {name: None if word == "none" else word for name, word in {"skip": skip, "block": block}.items() if word}
-    given = _recipe(recipe) | {name: value for name, value in given.items() if value is not None}
-    settings = settings_to_resume(out, given, network) if resume else Settings(**given, network=network)
+    given_settings = _recipe(recipe) | {name: value for name, value in given_settings.items() if value is not None}
+    if resume:
+        settings = settings_to_resume(out, given_settings, network)
+    else:
+        settings = Settings(**given_settings, network=network)
     if threads:   # frameworks read these variables on import
         names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
         os.environ.update(dict.fromkeys(names, str(threads)))

@@ -22,10 +22,11 @@ Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Trained network, a
 On = Annotated[Backend, backend_option("Framework to run the network in.")]
 Size = Annotated[
     str | None,
-    typer.Option(metavar="H,W", help="Resize images, or `own` for no resize. Default: settings.json."),
+    typer.Option(metavar="H,W", help="Size to resize images to, or `own` for no resize. Default: as in training."),
 ]
 Normalise = Annotated[
-    str | None, typer.Option(metavar="HOW", help=f"{', '.join(NORMALISATIONS)}. Default: settings.json.")
+    str | None,
+    typer.Option(metavar="HOW", help=f"Normalisation: {', '.join(NORMALISATIONS)}. Default: as in training."),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Also replace files that attzoo did not write, but never inputs.")
@@ -40,10 +41,10 @@ def predict(
     size: Size = None,
     normalise: Normalise = None,
     window: Annotated[
-        str | None, typer.Option(metavar="H,W", help="Predict larger images in windows of this size. Default: whole.")
+        str | None, typer.Option(metavar="H,W", help="Predict larger images in windows of this size. Default: at once.")
     ] = None,
     overlap: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Overlap of adjacent windows, a fraction.  [0.5]")
+        float | None, typer.Option(metavar="SHARE", help="Overlap of windows, as a fraction of their size.  [0.5]")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, metavar="N", help="Windows per batch.  [4]")] = None,
     overlays: Annotated[
@@ -119,11 +120,12 @@ def _opened(model: Path, backend: Backend, size: str | None, normalise: str | No
     preparation, options = network.preparation, {"--size": size, "--normalise": normalise}
     resizing = f"resized to {plotting.size_text(preparation.size)}" if preparation.size else "not resized"
     summary = f"images are {resizing}, normalisation is {preparation.normalise}"
-    given = [name for name, value in options.items() if value is not None]
-    if network.settings is not None or len(given) == len(options):
-        typer.echo(f"{summary}, by {' and '.join([*given, *map(str, filter(None, [network.settings]))])}", err=True)
+    given_options = [name for name, value in options.items() if value is not None]
+    if network.settings is not None or len(given_options) == len(options):
+        origins = [*given_options, *map(str, filter(None, [network.settings]))]
+        typer.echo(f"{summary}, by {' and '.join(origins)}", err=True)
     else:
-        missing = " and ".join(name for name in options if name not in given)
+        missing = " and ".join(name for name in options if name not in given_options)
         hint = f"set {missing} if the network was trained otherwise"
         typer.echo(f"no settings.json beside {model}: {summary}; {hint}", err=True)
     return network

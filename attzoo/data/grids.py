@@ -56,7 +56,7 @@ def check_same_grid(image: Path, mask: Path) -> Geometry | None:
     return image_grid
 
 
-def _check_order(image: Path, mask: Path, sides: Sequence[int]) -> None:
+def _check_order(image: Path, mask: Path, sizes: Sequence[int]) -> None:
     """Raise ValueError if two axes of an image and mask have equal sizes, where only one of the files is NIfTI.
 
     NIfTI has x as the first axis; pictures and arrays of SimpleITK have x as the last. Only different sizes show which
@@ -65,33 +65,33 @@ def _check_order(image: Path, mask: Path, sides: Sequence[int]) -> None:
     Args:
         image: the file of the image.
         mask: the file of the mask.
-        sides: the numbers of voxels along the axes of the NIfTI file that are longer than 1.
+        sizes: the numbers of voxels along the axes of the NIfTI file that are longer than 1.
     """
-    if len({*sides}) < len(sides):
-        size = " x ".join(map(str, sides))
+    if len({*sizes}) < len(sizes):
+        size = " x ".join(map(str, sizes))
         got = f"only one NIfTI file, and axes of equal size, {size}, whose order cannot be compared without headers"
         fix = "save both as NIfTI, the mask with the header of the image"
         raise ValueError(f"expected the mask {mask} and its image {image} both with a NIfTI header, got {got}: {fix}")
 
 
-def check_same_map(image: Path, image_source: FileInfo, mask: Path, mask_source: FileInfo) -> None:
+def check_same_map(image: Path, image_info: FileInfo, mask: Path, mask_info: FileInfo) -> None:
     """Check that the GeoTIFF tags of an image and its mask give their pixels the same map coordinates; return nothing.
 
     Files without these tags are not compared.
 
     Args:
         image: the file of the image.
-        image_source: the metadata of the image's file.
+        image_info: the metadata of the image's file.
         mask: the file of the mask.
-        mask_source: the metadata of the mask's file.
+        mask_info: the metadata of the mask's file.
 
     Raises:
         ValueError: if the coordinates differ. The message names both files.
     """
-    image_affine, mask_affine = image_source.on_map, mask_source.on_map
+    image_affine, mask_affine = image_info.on_map, mask_info.on_map
     if image_affine is None or mask_affine is None:
         return
-    distance = corner_distance(image_affine, mask_affine, (*image_source.shape[:0:-1], 1))
+    distance = corner_distance(image_affine, mask_affine, (*image_info.shape[:0:-1], 1))
     if distance > TOLERANCE * _pixel_sides(image_affine).min():
         got = f"{_pixels_on_map(image_affine)} in the image and {_pixels_on_map(mask_affine)} in the mask"
         fix = "resample the mask to the image, or crop both to the same region"

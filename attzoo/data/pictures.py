@@ -178,9 +178,12 @@ def _check_single(path: Path, magic: bytes) -> None:
         end = start if is_text else start + row_bytes * picture.height
     with path.open("rb") as file:
         file.seek(end)
-        rest = file.read()
+        remaining_bytes = file.read()
     # As text, `rest` has the samples too. A "P" outside comments begins the next picture.
-    has_more = any(b"P" in line.partition(b"#")[0] for line in rest.splitlines()) if is_text else rest.strip()
+    if is_text:
+        has_more = any(b"P" in line.partition(b"#")[0] for line in remaining_bytes.splitlines())
+    else:
+        has_more = bool(remaining_bytes.strip())
     if has_more:
         raise ValueError("expected one picture, got more data after it; save each picture in its own file")
 

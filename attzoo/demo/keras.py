@@ -37,11 +37,11 @@ class ResNet(Block):
         self.head = self.linear("head")
 
     def build(self, input_shape: Any) -> None:
-        features = (None, None, None, self.spec.channels)
+        feature_shape = (None, None, None, self.spec.channels)
         self.stem.build(None)
-        self.stem_norm.build(features)
-        self.stage1.build(features)
-        self.stage2.build(features)
+        self.stem_norm.build(feature_shape)
+        self.stage1.build(feature_shape)
+        self.stage2.build(feature_shape)
         self.head.build((None, self.spec.channels * spec.GRID**2))
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
@@ -83,12 +83,12 @@ class Stage(Block):
             self.block = registry.create(args.block, args.channels, backend="keras", **args.options, **settings)
 
     def build(self, input_shape: Any) -> None:
-        features = (None, None, None, self.spec.channels)
+        feature_shape = (None, None, None, self.spec.channels)
         self.conv1.build(None)
-        self.norm1.build(features)
+        self.norm1.build(feature_shape)
         self.conv2.build(None)
-        self.norm2.build(features)
-        self.block.build(*(features,) * self.spec.block_input_count)
+        self.norm2.build(feature_shape)
+        self.block.build(*(feature_shape,) * self.spec.block_input_count)
 
     def attention(self, x: Any, training: bool | None = None) -> Any:
         """Return the attention coefficients of the block for x (N, H, W, C), channels last."""

@@ -191,18 +191,18 @@ def digits() -> Data:
     return Data(images, labels, test_images, test_labels)
 
 
-def create_nets(name: str | None, torch_module: Any, common: dict[str, Array]) -> dict[str, Any]:
+def create_nets(name: str | None, network_module: Any, common: dict[str, Array]) -> dict[str, Any]:
     """Create the network with a block in both frameworks, with the same initial weights.
 
     Args:
         name: the name of the block; None for no block.
-        torch_module: the module with the network in PyTorch.
+        network_module: the module with the network in PyTorch.
         common: initial weights that replace the random ones, by name; networks with different blocks share these.
 
     Returns:
         The networks by backend.
     """
-    net = torch_module.create_seeded(SEED, CHANNELS, name, OPTIONS.get(name or "", {}))
+    net = network_module.create_seeded(SEED, CHANNELS, name, OPTIONS.get(name or "", {}))
     portable.load_weights(net, portable.weights(net) | common)
     return {"torch": net, "keras": portable.convert(net, backend="keras")}
 

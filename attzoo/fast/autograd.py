@@ -80,15 +80,17 @@ class Fused:
         self._run(self.write, args, (), outputs, args, outputs)
         return outputs
 
-    def _run(self, write: Callable[..., None], args: Sequence[Any], before: Any, after: Any, *write_args: Any) -> None:
+    def _run(
+        self, write: Callable[..., None], args: Sequence[Any], first_tensors: Any, last_tensors: Any, *write_args: Any
+    ) -> None:
         """Call write(*write_args), or repeat its recording of an earlier call (see tape.py).
 
-        The tensors of the pass are `before`, those of `args`, and `after`, in this order.
+        The tensors of the pass are `first_tensors`, those of `args`, and `last_tensors`, in this order.
         """
         device = args[0].device
         distinct = len({id(arg) for arg in args[: self.inputs]}) == self.inputs   # a shortcut may be x itself
-        key = write, device, distinct, *map(cache_key, before), *map(cache_key, args), self.settings(args[0])
-        tensors = [*before, *args[: self.tensors], *after]
+        key = write, device, distinct, *map(cache_key, first_tensors), *map(cache_key, args), self.settings(args[0])
+        tensors = [*first_tensors, *args[: self.tensors], *last_tensors]
         if device.type != "cuda" or device.index == torch.cuda.current_device():
             tape.run(key, tensors, write, *write_args)
         else:
@@ -104,9 +106,9 @@ class Fused:
 
         dy: gradient of y. saved: the result of the method `saved`. options: the arguments after the tensors.
         """
-        args, (y, *extra) = [*saved[: self.tensors], *options], saved[self.tensors :]
+        args, (y, *saved_outputs) = [*saved[: self.tensors], *options], saved[self.tensors :]
         gradients = self.gradients(args)
-        self._run(self.write_back, args, (dy,), (y, *extra, *gradients), dy, args, y, extra, gradients)
+        self._run(self.write_back, args, (dy,), (y, *saved_outputs, *gradients), dy, args, y, saved_outputs, gradients)
         return gradients
 
     def gradients(self, args: Sequence[Any]) -> list[Tensor | None]:
@@ -226,8 +228,8 @@ def _operator(fused: Fused, name: str, arguments: str, saved_count: int) -> Any:
 
     def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
         saved = ctx.saved_tensors
-        tensors, (y, *extra) = saved[: fused.tensors], saved[fused.tensors :]
-        computed = iter(backward_operator(dy, y, extra, *tensors, *ctx.options))
+        tensors, (y, *saved_outputs) = saved[: fused.tensors], saved[fused.tensors :]
+        computed = iter(backward_operator(dy, y, saved_outputs, *tensors, *ctx.options))
         gradients = [None if t is None else next(computed) for t in tensors[: fused.learned]]
         return *gradients, *[None] * (fused.tensors - fused.learned + len(ctx.options))
 

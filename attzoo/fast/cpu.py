@@ -113,8 +113,8 @@ class PoolSpace(Function):
         ctx.context = context
         ctx.save_for_backward(x, *pools[1:])
         ctx.set_materialize_grads(False)
-        nothing = x.new_zeros(())
-        return nothing.expand_as(x), nothing.expand(len(x), 2, *x.shape[2:]), *pools
+        zero = x.new_zeros(())
+        return zero.expand_as(x), zero.expand(len(x), 2, *x.shape[2:]), *pools
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, contributions: Tensor | None, *dpools: Tensor | None) -> Any:
@@ -225,11 +225,13 @@ class Multiply(Function):
         dt = torch.empty_like(t) if ctx.needs_input_grad[3] else None
         products = _scratch(x)
         for samples in _parts(x):
-            both = torch.mul(_flatten_space(dy[samples]), _flatten_space(x[samples]), out=products[: len(x[samples])])
+            flat_dy, flat_x = _flatten_space(dy[samples]), _flatten_space(x[samples])
+            dy_times_x = torch.mul(flat_dy, flat_x, out=products[: len(flat_x)])
             if ds is not None:
-                ds[samples] = both.sum(2) if t is None else torch.bmm(both, t[samples].flatten(2).mT)[:, :, 0]
+                flat_t = None if t is None else t[samples].flatten(2).mT
+                ds[samples] = dy_times_x.sum(2) if flat_t is None else torch.bmm(dy_times_x, flat_t)[:, :, 0]
             if dt is not None:
-                total = both.sum(1, keepdim=True) if s is None else torch.bmm(s[samples, None], both)
+                total = dy_times_x.sum(1, keepdim=True) if s is None else torch.bmm(s[samples, None], dy_times_x)
                 dt[samples] = total.view_as(dt[samples])
         return None, dy, ds, dt
 

@@ -1,8 +1,8 @@
-"""Blocks in networks that somebody else wrote: `attach` puts them in, `swap` exchanges attention, `detach` takes out.
+"""Blocks in existing networks: `attach` adds blocks, `swap` replaces attention modules, `detach` removes blocks.
 
-In PyTorch the network changes in place and keeps every name of its state dict. A block becomes the child `attention` of
-the module after which it stands, and a forward hook calls it. In Keras a network cannot change, so that a new
-functional model is made, which holds copies of the layers and their weights.
+In PyTorch the network changes in place, and all keys of its state dict remain. A block becomes the child `attention` of
+the module that it follows, and a forward hook of that module calls it. A Keras model cannot change: a new functional
+model is created, with copies of the layers and their weights.
 """
 
 from __future__ import annotations
@@ -30,37 +30,38 @@ def attach(
     example: Any = None,
     **options: Any,
 ) -> Report:
-    """Put a block after each of some modules or layers of a network::
+    """Add a block after each of some modules or layers of a network::
 
         report = attzoo.attach(model, "se", after="residual", start="identity", example=torch.zeros(1, 3, 224, 224))
         print(report)
 
-    Nothing changes where an error is raised.
+    If an error is raised, the network is unchanged.
 
     Args:
         model: a torch module, which changes in place, or a functional Keras model, which does not change.
-        name: the block, as in `attzoo.create`.
-        after: where. A path as in `named_modules` (in Keras the names of layers, joined by dots), in which "*" stands
-            for any text, "?" for any letter and "[...]" for one of some letters; a compiled regular expression for the
-            whole path; a class; a function of path and module that returns a bool; a list of these; or the name of a
-            place: "residual", the end of every residual branch, in ResNets, ResNeXts, ConvNeXts, MobileNets and
-            EfficientNets of torchvision, timm and keras.applications; "skips", every skip connection of a UNet of
-            MONAI, for blocks with a gating signal.
-        start: "identity" lets the block begin as x + gamma * (block(x) - x) with gamma = 0, so that the outputs of a
-            trained network do not change when it is put in; "default" is the block alone.
-        example: an input of the network, or a tuple or dict of its arguments; a list is one input. Needed where a
-            module does not say how many channels it returns. With it the report states the multiply-adds, and a module
-            that is called several times, or never, raises an error. In Keras not needed.
+        name: the name of the block, as in `attzoo.create`.
+        after: the modules or layers that get a block. A path as in `named_modules` (in Keras the names of layers,
+            joined by dots), in which "*" matches any text, "?" one character and "[...]" one of some characters; a
+            compiled regular expression for the whole path; a class; a function of path and module that returns a bool;
+            a list of these; or "residual", the end of every residual branch in ResNets, ResNeXts, ConvNeXts,
+            MobileNets and EfficientNets of torchvision, timm and keras.applications; or "skips", every skip connection
+            of MONAI's UNet, for blocks with a gating signal.
+        start: "identity" computes x + gamma * (block(x) - x) with a trainable gamma, 0 at first, so that the outputs
+            of a trained network do not change at first; "default" computes block(x).
+        example: an input of the network, or a tuple or dict of its arguments; a list is one input. Required if the
+            class of a module does not declare its number of output channels. With it the report has the multiply-adds,
+            and a module that is called several times, or never, raises an error. Not needed in Keras.
         options: arguments of the block after its channels, or `variant`. In torch, device and dtype are those of the
             module unless they are given here.
 
     Returns:
-        What was put where: print it, or read its `places`. `report.model` is the network with the blocks.
+        A report: `print(report)` shows a table of the blocks, `report.places` lists them, and `report.model` is the
+        network with the blocks.
 
     Raises:
-        TypeError: `model` is no network of torch or Keras.
-        ValueError: `after` matches nothing, or modules inside one another; the channels at a place are not known, or
-            the block does not take them; a module is called several times, or never; there is a block already.
+        TypeError: `model` is not a network of torch or Keras.
+        ValueError: `after` matches nothing, or a module and another one inside it; the number of channels is unknown,
+            or the block does not accept it; a module is called several times, or never, or has a block already.
 
     """
     registry.locate(name)
@@ -70,23 +71,23 @@ def attach(
 
 
 def swap(model: Any, name: str, *, where: Where | Sequence[Where], example: Any = None, **options: Any) -> Report:
-    """Exchange attention modules of a network, of attzoo or of another library, for blocks `name`.
+    """Replace attention modules of a network, of attzoo or of another library, by blocks.
 
-    Where the module in place computes the same as the block, and `name` has its library among its sources (squeeze and
-    excitation of timm and torchvision, ECA and CBAM of timm, and others), the block has the module's arguments and its
-    weights: the outputs of the network stay. Other blocks begin anew.
+    If a module computes the same as the block, and its library is among the block's sources (squeeze and excitation of
+    timm and torchvision, ECA and CBAM of timm, and others), the block gets the module's arguments and weights, and the
+    outputs of the network do not change. Other blocks get new initial weights.
 
     Args:
         model: a torch module, which changes in place, or a functional Keras model, which does not change, and in which
-            only blocks of attzoo are exchanged.
-        name: the block, as in `attzoo.create`.
-        where: which modules, as `after` in `attach`. Modules of class nn.Identity, which timm has where a network has
-            no attention, are left.
+            only blocks of attzoo can be replaced.
+        name: the name of the block, as in `attzoo.create`.
+        where: the modules to replace, as `after` in `attach` but without "residual" and "skips". Modules of class
+            nn.Identity, which timm has where a network has no attention, are not replaced.
         example: as in `attach`.
         options: arguments of the block after its channels, or `variant`. They override what is read from the module.
 
     Returns:
-        What was put where.
+        A report of the new blocks, as in `attach`.
 
     Raises:
         TypeError, ValueError: as `attach`.
@@ -98,11 +99,13 @@ def swap(model: Any, name: str, *, where: Where | Sequence[Where], example: Any 
 
 
 def detach(model: Any) -> Report:
-    """Take every block out again that `attach` has put into a network; it is as it was before.
+    """Remove every block that `attach` added to a network; return a report of the removed blocks.
+
+    A torch network changes in place. In Keras, `report.model` is a new model.
 
     Raises:
-        TypeError: `model` is no network of torch or Keras.
-        ValueError: it holds no attached block.
+        TypeError: `model` is not a network of torch or Keras.
+        ValueError: the network has no attached block.
 
     """
     report: Report = _framework(model).detach(model)

@@ -1,4 +1,4 @@
-"""The block that follows a module of torch: how it is stored, called and recognised."""
+"""How a block that is attached to a torch module is stored, called and recognised."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from ..adapters import can_attend
 
-CHILD: Final = "attention"   # the name of the block in the module that it follows
-MARK: Final = "has_attached_block"   # an attribute of a module whose block `attach` has put in
+CHILD: Final = "attention"   # the name of an attached block as a child of its module
+MARK: Final = "has_attached_block"   # an attribute of every module with an attached block
 
 
 class IdentityStart(nn.Module):
-    """x + gamma * (block(x) - x) with gamma = 0 at first, so that a network computes what it did without the block.
+    """x + gamma * (block(x) - x) with gamma = 0 at first, so that the outputs of a network do not change at first.
 
     gamma: a parameter of shape (1,).
     """
@@ -31,13 +31,16 @@ class IdentityStart(nn.Module):
 
 
 def attend_to_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """Return what the block of a module makes of its output."""
+    """Forward hook: return the output of the attached block for the output of its module."""
     attended: Tensor = _block(module)(output)
     return attended
 
 
 def attend_to_skip(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """Return the output of a skip connection, (x, y) along axis 1, with the block applied to x; y may gate it."""
+    """Forward hook of a skip connection, whose output is x and y, concatenated along axis 1: apply the block to x.
+
+    A block with a gating signal gets y.
+    """
     block, x = _block(module), args[0]
     y = output[:, x.shape[1] :]
     gating = (y,) if _takes_gating(block) else ()
@@ -48,7 +51,7 @@ HOOKS: Final = (attend_to_output, attend_to_skip)
 
 
 def _block(module: nn.Module) -> nn.Module:
-    """Return the block of a module whose hook was called."""
+    """Return the block attached to a module."""
     block = getattr(module, CHILD, None)
     if block is None:   # torch.ao.quantization.fuse_modules moves the hook to the module that it makes
         hint = "fuse or quantize the network first, and attach blocks then"
@@ -64,12 +67,12 @@ def _takes_gating(block: nn.Module) -> bool:
 
 
 def without_start(block: nn.Module) -> nn.Module:
-    """Return the block itself where it is inside an IdentityStart."""
+    """Return the block inside an IdentityStart; any other block itself."""
     return block.block if isinstance(block, IdentityStart) else block
 
 
 def is_attached(module: nn.Module) -> bool:
-    """Whether `attach` has put a block after a module."""
+    """Whether a module has a block that `attach` added."""
     if MARK not in vars(module):
         return False
     child = dict(module.named_children()).get(CHILD)
@@ -77,10 +80,10 @@ def is_attached(module: nn.Module) -> bool:
 
 
 def is_sequence(module: nn.Module) -> bool:
-    """Whether a module calls its children one after the other, and with them a child that is added."""
+    """Whether a module calls all of its children one after the other, also one that is added later."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def child_path(path: str) -> str:
-    """Return the path of the block after a module."""
+    """Return the path of the block attached to the module at a path."""
     return f"{path}.{CHILD}".lstrip(".")

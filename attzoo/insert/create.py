@@ -1,4 +1,4 @@
-"""New blocks for the places in a network, in both frameworks."""
+"""Creation of the blocks that are added to a network, in both frameworks."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from ..card import info
 
 
 def check_one_input(name: str, host: str, hint: str) -> None:
-    """Raise ValueError for a block with a gating signal; `host` is what the framework calls a module or layer."""
+    """Raise ValueError for a block with a gating signal. host: "module" or "layer", for the message."""
     inputs = info(name).inputs
     if len(inputs) > 1:
-        raise ValueError(f"{name} takes {' and '.join(inputs)}, and a {host} returns one tensor: {hint}")
+        got = f"{name}, which takes {' and '.join(inputs)}"
+        raise ValueError(f"expected a block with one input after a {host}, got {got}: {hint}")
 
 
 def gating_arguments(name: str) -> list[str]:
-    """Return the arguments of a block that are the number of channels of another input than x."""
+    """Return the names of the arguments that set the number of channels of an input other than x."""
     return [argument.name for argument in info(name).arguments if argument.channels_of not in ("", "x")]
 
 
 def create(path: str, name: str, backend: str, channels: Any, rank: int | None, options: Mapping[str, Any]) -> Any:
-    """Return a new block. An error names the place.
+    """Return a new block. Errors of its class get the name of the block and the path in the message.
 
     Args:
-        path: of the module or layer in the network.
-        name: the block.
+        path: path of the module or layer in the network.
+        name: name of the block.
         backend: "torch" or "keras".
-        channels: of its input.
-        rank: number of spatial axes of its input, which `spatial_dims` is unless an option gives it; None if unknown.
-        options: its other arguments.
+        channels: number of channels of its input.
+        rank: number of spatial axes of its input, the default of `spatial_dims` here; None if unknown.
+        options: the other arguments of the block.
 
     """
     spec: Any = registry.get(name, backend="numpy")

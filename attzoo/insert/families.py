@@ -1,6 +1,6 @@
-"""Where known networks of torch have residual branches and skip connections, by the classes of their parts.
+"""Classes of residual blocks and skip connections in known torch networks.
 
-A part is recognised by the package and the name of its class or of a base class, so that no library is imported.
+A class is recognised by its package and name, or those of a base class, so that no library is imported.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ class Residual:
     """A class of residual blocks.
 
     Args:
-        ends: attributes that may hold the last module of the residual branch; the first that is a module is it.
-        flag: an attribute that is False where a block has no shortcut; blocks without the attribute have one.
+        ends: attributes that may hold the last module of the residual branch; the first one that is a module is used.
+        flag: an attribute that is False if a block has no shortcut; blocks without the attribute have a shortcut.
 
     """
 
@@ -46,7 +46,7 @@ SKIP: Final = ("monai", "SkipConnection")   # MONAI 1.6.1, monai/networks/layers
 
 
 def residual_of(module: Any) -> Residual | None:
-    """Return what is known of a residual block with a shortcut; None for any other module."""
+    """Return the entry of RESIDUAL for a residual block with a shortcut; None for any other module."""
     for package, name in classes(module):
         known = RESIDUAL.get((package, name))
         if known is not None:
@@ -55,10 +55,10 @@ def residual_of(module: Any) -> Residual | None:
 
 
 def is_skip(module: Any) -> bool:
-    """Whether a module is a skip connection that concatenates its input and what is computed from it."""
+    """Whether a module is a skip connection that concatenates its input and the output of its submodule."""
     return SKIP in classes(module) and str(getattr(module.mode, "value", module.mode)) == "cat" and module.dim == 1
 
 
 def classes(module: Any) -> list[tuple[str, str]]:
-    """Return package and name of a module's class and of its base classes."""
+    """Return (package, name) of a module's class and of its base classes."""
     return [(cls.__module__.partition(".")[0], cls.__name__) for cls in type(module).__mro__]

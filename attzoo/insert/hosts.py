@@ -1,4 +1,4 @@
-"""The modules of a network of torch that blocks can follow: how they are found and checked, and what they return."""
+"""Select the modules of a torch network that get a block, check them, and find the shapes of their outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from . import families
 from .attached import CHILD, IdentityStart, child_path, is_attached, is_sequence
 from .match import select
 
-# classes that say how many channels they return -> the attribute that does, and their number of spatial axes
+# classes that declare their number of output channels -> the attribute with it, and the number of spatial axes
 CHANNELS: Final[Mapping[type[nn.Module], tuple[str, int]]] = {
     **{cls: ("out_channels", n) for n, cls in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), 1)},
     **{cls: ("out_channels", n) for n, cls in enumerate(
@@ -24,8 +24,8 @@ CHANNELS: Final[Mapping[type[nn.Module], tuple[str, int]]] = {
     **{cls: ("num_features", n) for n, cls in enumerate((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), 1)},
     **{cls: ("num_features", n) for n, cls in enumerate((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), 1)},
 }   # fmt: skip
-LAST_AXIS: Final = (nn.Linear, nn.LayerNorm)   # whose channels are the last axis: their subclasses may transpose
-WRAPPERS: Final = {   # classes that keep lists of the parameters -> how the network is got out of them
+LAST_AXIS: Final = (nn.Linear, nn.LayerNorm)   # their channels are the last axis; subclasses may transpose
+WRAPPERS: Final = {   # classes that keep lists of the parameters -> what to do instead
     ("torch", "DistributedDataParallel"): "attach to its `module`, and wrap it afterwards",
     ("torch", "FullyShardedDataParallel"): "attach to the network before it is wrapped",
     ("torch", "FSDPModule"): "attach to the network before fully_shard",
@@ -34,13 +34,15 @@ WRAPPERS: Final = {   # classes that keep lists of the parameters -> how the net
 
 @dataclass(frozen=True)
 class Host:
-    """A module that a block is to follow, or that a block replaces.
+    """A module that gets a block after it, or that a block replaces.
 
     Args:
-        path: of the module in the network.
+        path: path of the module in the network.
         module: the module.
-        channels: that it returns, and `rank`, its number of spatial axes; None where only a call shows them.
-        is_skip: whether it is a skip connection, of which the block attends to one half of the output.
+        channels: number of channels of its output; None if only a call shows it.
+        rank: number of spatial axes of its output; None if only a call shows it.
+        is_skip: whether it is a skip connection, whose output has its input as first part, to which the block is
+            applied.
 
     """
 
@@ -52,24 +54,27 @@ class Host:
 
 
 def hosts_of(model: nn.Module, after: Any) -> list[Host]:
-    """Return the modules that `after` chooses."""
+    """Return the modules that the argument `after` of `attach` selects. Raise ValueError if there is none."""
     modules, owner = dict(model.named_modules()), type(model).__name__
     if isinstance(after, str) and after == "residual":
-        found = [host for path, module in modules.items() if (host := _residual_end(path, module)) is not None]
+        hosts = [host for path, module in modules.items() if (host := _residual_end(path, module)) is not None]
     elif isinstance(after, str) and after == "skips":
-        found = [Host(path, module, is_skip=True) for path, module in modules.items() if families.is_skip(module)]
+        hosts = [Host(path, module, is_skip=True) for path, module in modules.items() if families.is_skip(module)]
     else:
         chosen = select_modules(model, after, "after")
         return [Host(path, module, *known_channels(module)) for path, module in chosen.items()]
-    if not found:
+    if not hosts:
         known = {"residual": "residual blocks of torchvision or timm", "skips": "skip connections of MONAI"}[after]
         raise ValueError(f"after={after!r} expects {known}, got {owner} without any: give paths, a pattern or a class"
                          + (f"; after=[{after!r}] is the module of this name" if after in modules else ""))
-    return found
+    return hosts
 
 
 def select_modules(model: nn.Module, pattern: Any, argument: str) -> dict[str, nn.Module]:
-    """Return the modules that a pattern chooses, each once, by path. No block is attached inside an attached one."""
+    """Return the modules that match a pattern, each once, by path.
+
+    Modules inside attached blocks are left out, unless `argument` is "where".
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     inside = tuple(f"{child_path(path)}." for path, module in modules.items() if is_attached(module))
     chosen = select(
@@ -81,7 +86,7 @@ def select_modules(model: nn.Module, pattern: Any, argument: str) -> dict[str, n
 
 
 def _residual_end(path: str, block: nn.Module) -> Host | None:
-    """Return the last module of the residual branch of a block, or None where it is no known block with a shortcut."""
+    """Return the last module of the residual branch of a block; None unless it is a known block with a shortcut."""
     known = families.residual_of(block)
     if known is None:
         return None
@@ -89,7 +94,7 @@ def _residual_end(path: str, block: nn.Module) -> Host | None:
     if child is None:
         return None
     attention = [m for name, module in block.named_modules() for m in module.modules() if _is_attention(name, module)]
-    counts = [known_channels(module) for module in block.modules() if not any(module is each for each in attention)]
+    counts = [known_channels(module) for module in block.modules() if not any(module is part for part in attention)]
     channels, rank = [(None, None), *(count for count in counts if count[0] is not None)][-1]   # of the last module
     return Host(f"{path}.{child}".lstrip("."), getattr(block, child), channels, rank)
 
@@ -100,13 +105,13 @@ def _is_attention(name: str, module: nn.Module) -> bool:
 
 
 def inside_compiled(host: Host) -> Host:
-    """Return the module inside torch.compile instead of its wrapper, which hides the attributes of the module."""
+    """Return the host with the module inside torch.compile's wrapper, which hides the attributes of the module."""
     inside = dict(host.module.named_children()).get("_orig_mod")
     return host if inside is None else replace(host, path=f"{host.path}._orig_mod", module=inside)
 
 
 def known_channels(module: nn.Module) -> tuple[int | None, int | None]:
-    """Return channels and number of spatial axes of a module's output, as its class states them; else None."""
+    """Return the numbers of channels and of spatial axes of a module's output if its class declares them, else None."""
     for cls, (attribute, rank) in CHANNELS.items():
         if isinstance(module, cls):
             return int(getattr(module, attribute)), rank
@@ -115,7 +120,7 @@ def known_channels(module: nn.Module) -> tuple[int | None, int | None]:
 
 
 def check_host(host: Host) -> None:
-    """Raise ValueError where no block can follow a module."""
+    """Raise ValueError if no block can be attached to a module."""
     if type(host.module) in (nn.ModuleList, nn.ModuleDict):
         got = f"the {type(host.module).__name__} {host.path!r}, which is not called: choose modules in it"
         raise ValueError(f"expected a module with a forward pass, got {got}")
@@ -126,14 +131,14 @@ def check_host(host: Host) -> None:
         got = f"{type(host.module).__name__}, whose channels are the last axis"
         raise ValueError(f"expected channels at axis 1 after {host.path!r}, got {got}")
     if any(p.is_complex() for p in host.module.parameters(recurse=False)):
-        raise ValueError(f"expected real numbers from {host.path!r}, got a module of complex ones")
+        raise ValueError(f"expected real numbers from {host.path!r}, got a complex module: choose another")
     if hasattr(host.module, CHILD):
         hint = "detach it first" if is_attached(host.module) else "choose the module before or after it"
         raise ValueError(f"expected {host.path!r} without an attribute {CHILD!r}, got one that has it: {hint}")
 
 
 def check_wrappers(model: nn.Module) -> None:
-    """Raise ValueError where a network is wrapped in a module that would not know new parameters."""
+    """Raise ValueError if a network has a wrapper, such as DistributedDataParallel, that ignores new parameters."""
     for module in model.modules():
         for kind in families.classes(module):
             if kind in WRAPPERS:
@@ -141,17 +146,18 @@ def check_wrappers(model: nn.Module) -> None:
 
 
 def shapes_at(model: nn.Module, hosts: list[Host], example: Any) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Return the shapes of what the blocks will attend to, by path, from one call of the model without gradients.
+    """Return the shapes of each block's inputs, by path, from one call of the model without gradients.
 
-    Raises ValueError where a module is not called exactly once, or does not return one feature map.
+    The result is empty without an example. Raises ValueError if a module is not called exactly once, or does not
+    return one feature map, or without an example if it does not declare its number of channels.
     """
     if example is None:
         if missing := [host.path for host in hosts if host.channels is None]:
             hint = "give an input of the network as example="
-            raise ValueError(f"expected modules that say how many channels they return, got {missing[0]!r}: {hint}")
+            raise ValueError(f"expected modules that declare their number of channels, got {missing[0]!r}: {hint}")
         return {}
     calls = calls_of(model, {host.path: host.module for host in hosts}, example)
-    attended = {host.path: [_attended(host, *each) for each in calls[host.path]] for host in hosts}
+    attended = {host.path: [_attended(host, *recorded_call) for recorded_call in calls[host.path]] for host in hosts}
     for host in hosts:
         _check_calls(host, attended[host.path])
     return {path: tuple(tuple(x.shape) for x in tensors) for path, (tensors,) in attended.items()}
@@ -181,7 +187,7 @@ def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], example: Any) -
 
 
 def _attended(host: Host, args: tuple[Any, ...], output: Any) -> tuple[Any, ...]:
-    """Return what a block would attend to in a call of its host: the input, and a gating signal at skip connections."""
+    """Return the inputs of a block in a call of its host: the output, or at a skip connection x and a gating signal."""
     return (args[0], output[:, args[0].shape[1] :]) if host.is_skip else (output,)
 
 
@@ -190,26 +196,27 @@ def _check_calls(host: Host, calls: list[tuple[Any, ...]]) -> None:
     if len(calls) != 1:
         got = f"{len(calls)} calls: choose another module"
         raise ValueError(f"expected {host.path!r} to be called once for the example, got {got}")
-    x = calls[0][0]
+    x, fix = calls[0][0], "choose another module"
     if not isinstance(x, Tensor) or not 3 <= x.ndim <= 5:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"expected a tensor (N, C, *S) with 1 to 3 spatial axes from {host.path!r}, got {got}")
+        raise ValueError(f"expected a tensor (N, C, *S) with 1 to 3 spatial axes from {host.path!r}, got {got}: {fix}")
     if host.channels not in (None, x.shape[1]):
-        raise ValueError(f"expected {host.channels} channels at axis 1 from {host.path!r}, got shape {tuple(x.shape)}")
+        got = f"shape {tuple(x.shape)}"
+        raise ValueError(f"expected {host.channels} channels at axis 1 from {host.path!r}, got {got}: {fix}")
     if not x.is_floating_point():
-        raise ValueError(f"expected real floating-point numbers from {host.path!r}, got {x.dtype}")
+        raise ValueError(f"expected real floating-point numbers from {host.path!r}, got {x.dtype}: {fix}")
     if _last_axis_size(host.module) == x.shape[-1] != x.shape[1]:
         got = f"shape {tuple(x.shape)}, whose channels are the last axis"
-        raise ValueError(f"expected channels at axis 1 from {host.path!r}, got {got}")
+        raise ValueError(f"expected channels at axis 1 from {host.path!r}, got {got}: {fix}")
 
 
 def _last_axis_size(module: nn.Module) -> int | None:
-    """Return the size of the last axis where the last layer in a module is a linear map or layer norm over it."""
+    """Return the size of the last axis if the last layer of a module is a linear map or layer norm over it, or None."""
     size = None
-    for each in module.modules():
-        if isinstance(each, LAST_AXIS):
-            size = int(each.out_features if isinstance(each, nn.Linear) else each.normalized_shape[-1])
-        elif known_channels(each)[0] is not None:
+    for part in module.modules():
+        if isinstance(part, LAST_AXIS):
+            size = int(part.out_features if isinstance(part, nn.Linear) else part.normalized_shape[-1])
+        elif known_channels(part)[0] is not None:
             size = None
     return size
 
@@ -223,7 +230,7 @@ def _call(model: nn.Module, example: Any) -> Any:
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode inside, and back into its own mode afterwards.
+    """Set every module to evaluation mode in the `with` block, and restore its mode afterwards.
 
     The methods `train` are not called, since those of some networks change weights.
     """

@@ -1,4 +1,4 @@
-"""Blocks in functional models of Keras: a new model is made, with copies of the layers and of their weights."""
+"""Blocks in functional Keras models: a new model is created, with copies of the layers and of their weights."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ Call = Callable[..., Any]   # called with (path, copy of a layer, original layer
 
 
 def attach(model: Any, name: str, after: Any, start: str, example: Any, options: Mapping[str, Any]) -> Report:
-    """Do what `attzoo.attach` documents."""
+    """Implement `attzoo.attach` for Keras models."""
     source = _functional(model)
     _check_one_input(name)
     layers = _layers(source)
     paths = _residual_ends(source) if after == "residual" else set(select(layers, after, "after", source.name))
-    if there := next((path for path in sorted(paths) if f"{path}_attention" in layers), None):
-        raise ValueError(f"expected no layer {there + '_attention'!r}, got a model that has it: detach it first")
-    made: dict[str, tuple[Any, Place]] = {}
+    if with_block := [path for path in sorted(paths) if f"{path}_attention" in layers]:
+        raise ValueError(f"expected no layer '{with_block[0]}_attention', got a model that has it: detach it first")
+    inserted: dict[str, tuple[Any, Place]] = {}
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         y = layer(*args, **kwargs)
         if path not in paths:
             return y
-        if path in made:
+        if path in inserted:
             raise ValueError(f"expected {path!r} to be called once, got a layer that the model calls several times")
         block = _create(path, name, original, y, _with_format(options, original, y, layers))
         attached = AttachedBlock(block, start, name=f"{layer.name}_attention", dtype=_policy(original, y))
         attended = attached(y)
-        made[path] = attached, _place(f"{path}_attention", attached, y)
+        inserted[path] = attached, _place(f"{path}_attention", attached, y)
         return attended
 
     copied = _copy(source, call)
-    _check_called(paths, made)
-    for attached, _ in made.values():
+    _check_called(paths, inserted)
+    for attached, _ in inserted.values():
         attached.trainable = True   # in a nested model that is frozen too
-    return Report(copied, tuple(place for _, place in made.values()))
+    return Report(copied, tuple(place for _, place in inserted.values()))
 
 
 def detach(model: Any) -> Report:
-    """Do what `attzoo.detach` documents."""
+    """Implement `attzoo.detach` for Keras models."""
     source = _functional(model)
     places: list[Place] = []
 
@@ -57,35 +57,35 @@ def detach(model: Any) -> Report:
         places.append(_place(path, original, args[0]))
         return args[0]
 
-    made = _copy(source, call)
+    copied = _copy(source, call)
     if not places:
         raise ValueError(f"expected a model with blocks of attzoo.attach, got {model.name!r} without any")
-    return Report(made, tuple(places))
+    return Report(copied, tuple(places))
 
 
 def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, Any]) -> Report:
-    """Do what `attzoo.swap` documents."""
+    """Implement `attzoo.swap` for Keras models."""
     source = _functional(model)
     _check_one_input(name)
     layers = select(_layers(source), where, "where", source.name)
     for path, layer in layers.items():
         if not can_attend(layer):
-            hint = "in Keras, swap exchanges only blocks of attzoo; attach puts one after another layer"
+            hint = "in Keras, swap replaces only blocks of attzoo; use attach for other layers"
             raise ValueError(f"expected a block of attzoo at {path!r}, got {type(layer).__name__}: {hint}")
-    every, made = _layers(source), dict[str, tuple[Any, Place]]()
+    all_layers, inserted = _layers(source), dict[str, tuple[Any, Place]]()
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         if path not in layers:
             return layer(*args, **kwargs)
-        if path not in made:
-            given = {"name": original.name, **_with_format(options, original, args[0], every)}
-            block = _create(path, name, original, args[0], given)
-            made[path] = block, _place(path, block, args[0])
-        return made[path][0](args[0])
+        if path not in inserted:
+            block_options = {"name": original.name, **_with_format(options, original, args[0], all_layers)}
+            block = _create(path, name, original, args[0], block_options)
+            inserted[path] = block, _place(path, block, args[0])
+        return inserted[path][0](args[0])
 
     copied = _copy(source, call)
-    _check_called(layers, made)
-    return Report(copied, tuple(place for _, place in made.values()))
+    _check_called(layers, inserted)
+    return Report(copied, tuple(place for _, place in inserted.values()))
 
 
 def _check_one_input(name: str) -> None:
@@ -94,14 +94,14 @@ def _check_one_input(name: str) -> None:
     check_one_input(name, "layer", hint)
 
 
-def _check_called(paths: Collection[str], made: Collection[str]) -> None:
-    """Raise ValueError where a chosen layer was not called, which an input is not."""
-    if missing := sorted(set(paths) - set(made)):
-        raise ValueError(f"expected layers that the model calls, got {missing[0]!r}, which it does not: choose another")
+def _check_called(paths: Collection[str], inserted: Collection[str]) -> None:
+    """Raise ValueError if a selected layer was not called, such as an input layer."""
+    if missing := sorted(set(paths) - set(inserted)):
+        raise ValueError(f"expected layers that the model calls, got {missing[0]!r}, which it does not call")
 
 
 def _functional(model: Any) -> Any:
-    """Return a functional model with the layers of a functional or sequential one. Raise ValueError for others."""
+    """Return a functional model with the layers of a functional or sequential model. Raise ValueError for others."""
     if isinstance(model, keras.Sequential):
         if not model.built:
             raise ValueError(f"expected a built model, got {model.name!r}: give it an input shape first")
@@ -125,8 +125,8 @@ def _layers(model: Any) -> dict[str, Any]:
     layers: dict[str, Any] = {}
     seen: set[int] = set()
 
-    def walk(inside: Any, prefix: str) -> None:
-        for layer in inside.layers:
+    def walk(parent: Any, prefix: str) -> None:
+        for layer in parent.layers:
             if id(layer) in seen:
                 continue
             seen.add(id(layer))
@@ -158,30 +158,30 @@ def _copy(model: Any, call: Call) -> Any:
             _, original, path = copies[present[layer.name]]
             return call(path, layer, original, *args, **kwargs)
 
-        made = keras.models.clone_model(graph, clone_function=clone, call_function=call_layer)
-        if type(made).call is not type(graph).call:
+        copied = keras.models.clone_model(graph, clone_function=clone, call_function=call_layer)
+        if type(copied).call is not type(graph).call:
             got = f"{type(graph).__name__}, which has its own call"
             raise ValueError(f"expected a model that only calls its layers, got {got}: call the block there")
-        return made
+        return copied
 
-    made = copy_graph(model, "")
+    copied = copy_graph(model, "")
     for copy, layer, _ in reversed(copies.values()):   # outer models first, as `trainable` of a model sets its layers'
         if _has_graph(layer):
             copy.trainable = layer.trainable
         elif isinstance(layer, keras.layers.Layer):   # not an operation, such as x + 3
             _set_state(copy, layer)
-    return made
+    return copied
 
 
 def _clone(layer: Any) -> Any:
-    """Return a new layer of the same arguments."""
-    if isinstance(layer, keras.layers.Lambda):   # its function is in this process already, so that it may run
+    """Return a new layer with the config of a layer."""
+    if isinstance(layer, keras.layers.Lambda):   # safe, because its function is not read from a file
         return layer.__class__.from_config(layer.get_config(), safe_mode=False)
     return layer.__class__.from_config(layer.get_config())
 
 
 def _set_state(copy: Any, layer: Any) -> None:
-    """Give the copy of a layer its weights, and to it and its sublayers whether they are trained."""
+    """Copy the weights of a layer, and `trainable` of the layer and its sublayers, to the copy of the layer."""
     copy.trainable = layer.trainable
     if copy.built:
         copy.set_weights(layer.get_weights())
@@ -195,23 +195,24 @@ def _set_state(copy: Any, layer: Any) -> None:
 def _residual_ends(model: Any) -> set[str]:
     """Return the names of the layers that end a residual branch.
 
-    Of the two inputs of an Add, the residual branch is the one with more layers since both parted.
+    Of the two inputs of an Add, the residual branch is the one that depends on more layers that the other does not
+    depend on.
     """
-    made_by: dict[int, tuple[str, frozenset[str]]] = {}   # tensor -> its layer, and all layers that it depends on
+    made_by: dict[int, tuple[str, frozenset[str]]] = {}   # id of a tensor -> its layer, and all layers that it needs
     alive: list[Any] = []
     ends: set[str] = set()
-    nothing: tuple[str, frozenset[str]] = "", frozenset()   # of an input, which no layer makes
+    no_layer: tuple[str, frozenset[str]] = "", frozenset()   # for an input of the model
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
-        inputs = [made_by.get(id(x), nothing) for x in _tensors(args, kwargs)]
+        inputs = [made_by.get(id(x), no_layer) for x in _tensors(args, kwargs)]
         if type(layer).__name__ == "Add" and len(inputs) == 2:   # a layer, or the operation of x + y
-            (a, before_a), (b, before_b) = inputs
-            ends.add(a if len(before_a - before_b) > len(before_b - before_a) else b)
+            (first, before_first), (second, before_second) = inputs
+            ends.add(first if len(before_first - before_second) > len(before_second - before_first) else second)
         y = layer(*args, **kwargs)
         before = frozenset({path}).union(*(layers for _, layers in inputs))
         for tensor in _tensors(y):
             made_by[id(tensor)] = path, before
-            alive.append(tensor)   # so that no id is used again
+            alive.append(tensor)   # so that no id is reused
         return y
 
     _copy(model, call)
@@ -221,6 +222,7 @@ def _residual_ends(model: Any) -> set[str]:
 
 
 def _tensors(*values: Any) -> Iterator[Any]:
+    """Return the symbolic tensors in nested values."""
     return (x for x in keras.tree.flatten(values) if keras.utils.is_keras_tensor(x))
 
 
@@ -228,15 +230,15 @@ def _create(path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any]
     """Return a new block for the output of a layer."""
     if not keras.utils.is_keras_tensor(x) or not 3 <= len(x.shape) <= 5:
         got = getattr(x, "shape", type(x).__name__)
-        raise ValueError(f"expected a tensor with 1 to 3 spatial axes from {path!r}, got {got}")
+        raise ValueError(f"expected a tensor with 1 to 3 spatial axes from {path!r}, got {got}: choose another layer")
     channels = x.shape[-1 if options["data_format"] == "channels_last" else 1]
     if channels is None:
-        raise ValueError(f"expected a known number of channels from {path!r}, got shape {x.shape}")
+        raise ValueError(f"expected a known number of channels from {path!r}, got shape {x.shape}: set it in the Input")
     return create(path, name, "keras", channels, len(x.shape) - 2, {"dtype": _policy(layer, x), **options})
 
 
 def _policy(layer: Any, x: Any) -> Any:
-    """Return the dtype policy of a layer; for an operation, the global one where that computes in the dtype of x."""
+    """Return the dtype policy of a layer; for an operation, the global policy if it computes in the dtype of x."""
     if isinstance(layer, keras.layers.Layer):
         return layer.dtype_policy
     policy = keras.config.dtype_policy()
@@ -244,29 +246,32 @@ def _policy(layer: Any, x: Any) -> Any:
 
 
 def _with_format(options: Mapping[str, Any], layer: Any, x: Any, layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with the data format of a layer: what it states, or else all other layers, or keras.config."""
+    """Return options with "data_format": the given one, else that of the layer, of all other layers or of keras.config.
+
+    Raises ValueError if the layer has none and the other layers have both.
+    """
     if options.get("data_format") is not None:
         return dict(options)
-    stated = _data_format(layer)
-    others = {known for each in layers.values() if (known := _data_format(each)) is not None}
-    if stated is None and len(others) > 1:
+    own_format = _data_format(layer)
+    other_formats = {data_format for data_format in map(_data_format, layers.values()) if data_format is not None}
+    if own_format is None and len(other_formats) > 1:
         raise ValueError(f"expected layers of one data format around {layer.name!r}, got both: give data_format=")
-    return dict(options) | {"data_format": stated or next(iter(others), keras.config.image_data_format())}
+    return dict(options) | {"data_format": own_format or next(iter(other_formats), keras.config.image_data_format())}
 
 
 def _data_format(layer: Any) -> str | None:
-    """Return where a layer states that it has its channels, or None."""
-    if isinstance(layer, keras.layers.Flatten):   # whose setting does not tell its input's
+    """Return the data format of a layer; None if it declares none."""
+    if isinstance(layer, keras.layers.Flatten):   # its setting may differ from the format of its input
         return None
     if isinstance(layer, keras.layers.BatchNormalization):
         rank, axis = layer.input_spec.ndim, layer.axis if isinstance(layer.axis, int) else layer.axis[0]
-        known = "channels_last" if axis % rank == rank - 1 else "channels_first"
-        return known if rank > 2 else None
+        data_format = "channels_last" if axis % rank == rank - 1 else "channels_first"
+        return data_format if rank > 2 else None
     return getattr(layer, "data_format", None)
 
 
 def _place(path: str, layer: Any, x: Any) -> Place:
-    """Return what the report says of a block that attends to x."""
+    """Return the report's entry for a block that is applied to x."""
     block = layer.block if isinstance(layer, AttachedBlock) else layer
     shape = [1 if i == 0 else size for i, size in enumerate(x.shape)]
     if block.channels_last:

@@ -1,4 +1,4 @@
-"""Which modules or layers of a network a pattern chooses."""
+"""Select the modules or layers of a network that match a pattern."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ GLOB = "*?["
 
 
 def select(modules: Mapping[str, Any], pattern: Any, argument: str, owner: str) -> dict[str, Any]:
-    """Return the modules that a pattern chooses, by path, in their order in the network.
+    """Return the modules that match a pattern, by path, in their order in the network.
 
     Args:
-        modules: every module of the network by path; the network itself, "", is never chosen.
-        pattern: as `attach` takes it, but for names of places.
-        argument: the name of the argument that gave the pattern, for errors.
+        modules: every module of the network by path; the network itself, "", never matches.
+        pattern: as `after` of `attach`, without "residual" and "skips".
+        argument: the name of the argument with the pattern, for errors.
         owner: the class of the network, for errors.
 
     Raises:
-        TypeError: the pattern, or one in a list, is of none of the kinds.
-        ValueError: a pattern chooses nothing, or a module and another one inside it.
+        TypeError: the pattern, or one in a list, has another type.
+        ValueError: no module matches a pattern, or a module and another one inside it match.
 
     """
     patterns = list(pattern) if isinstance(pattern, (list, tuple, set, frozenset)) else [pattern]
     chosen: set[str] = set()
-    for each in patterns:
-        paths = [path for path, module in modules.items() if path and _matches(each, path, module, argument)]
+    for single_pattern in patterns:
+        paths = [path for path, module in modules.items() if path and _matches(single_pattern, path, module, argument)]
         if not paths:
-            raise ValueError(f"{argument}={_shown(each)} matches no module of {owner}{_suggestion(each, modules)}")
+            suggestion = _suggestion(single_pattern, modules)
+            raise ValueError(f"{argument}={_shown(single_pattern)} matches no module of {owner}{suggestion}")
         chosen.update(paths)
     if not chosen:
         raise ValueError(f"{argument} must have a pattern, got an empty list")
@@ -42,7 +43,7 @@ def select(modules: Mapping[str, Any], pattern: Any, argument: str, owner: str) 
 
 
 def _matches(pattern: Any, path: str, module: Any, argument: str) -> bool:
-    """Whether one pattern chooses a module."""
+    """Whether a module matches one pattern. Raise TypeError if the pattern has another type."""
     if isinstance(pattern, str):
         return path == pattern or (any(letter in pattern for letter in GLOB) and fnmatchcase(path, pattern))
     if isinstance(pattern, re.Pattern):
@@ -56,7 +57,7 @@ def _matches(pattern: Any, path: str, module: Any, argument: str) -> bool:
 
 
 def _refuse_nested(paths: set[str], argument: str) -> None:
-    """Raise ValueError where a chosen module lies inside another."""
+    """Raise ValueError if one of the paths is inside another."""
     for path in sorted(paths):
         parts = path.split(".")
         for i in range(1, len(parts)):
@@ -66,7 +67,7 @@ def _refuse_nested(paths: set[str], argument: str) -> None:
 
 
 def _suggestion(pattern: Any, modules: Mapping[str, Any]) -> str:
-    """Return the nearest paths, or the classes that there are."""
+    """Return the end of the error for a pattern without a match: the nearest path, or all paths or classes."""
     if isinstance(pattern, str):
         return nearest(pattern, modules) or f". It has: {_listed([path for path in modules if path])}"
     if isinstance(pattern, type):
@@ -75,11 +76,12 @@ def _suggestion(pattern: Any, modules: Mapping[str, Any]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
+    """Return names separated by commas, shortened for an error."""
     return shorten(", ".join(names), 300)
 
 
 def _shown(pattern: Any) -> str:
-    """Return a pattern as an error shows it."""
+    """Return the text of a pattern for an error."""
     if isinstance(pattern, type):
         return pattern.__name__
     return shorten(getattr(pattern, "__name__", None) or repr(pattern), 100)

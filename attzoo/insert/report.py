@@ -1,4 +1,4 @@
-"""What `attach`, `swap` and `detach` did, as a value and as a table."""
+"""The report that `attach`, `swap` and `detach` return; printed, it is a table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-NUMBERS: Final = ("channels", "parameters", "MACs")   # columns of the table that are set to the right
+NUMBERS: Final = ("channels", "parameters", "MACs")   # right-aligned columns of the table
 
 
 @dataclass(frozen=True)
@@ -14,12 +14,12 @@ class Place:
     """A block in a network.
 
     Args:
-        path: of the block in the network.
+        path: path of the block in the network.
         block: its name in the registry.
-        channels: of its first input.
-        parameters: how many numbers training moves.
-        macs: multiply-adds for one sample; None where its spatial size is not known.
-        weights: where its weights come from: "initial", or the library of the module that it replaced.
+        channels: number of channels of its first input.
+        parameters: number of trainable parameters.
+        macs: multiply-adds for one sample; None if its spatial size is unknown.
+        weights: the origin of its weights: "initial", or the library of the module that it replaced.
 
     """
 
@@ -33,19 +33,19 @@ class Place:
 
 @dataclass(frozen=True)
 class Report:
-    """The blocks that were put into a network or taken out of it. `print` shows them as a table."""
+    """The blocks that were added to a network or removed from it. `print` shows them as a table."""
 
     model: Any = field(repr=False)
     places: tuple[Place, ...]
 
     @property
     def parameters(self) -> int:
-        """How many numbers of all blocks training moves."""
+        """Number of trainable parameters of all blocks."""
         return sum(place.parameters for place in self.places)
 
     @property
     def macs(self) -> int | None:
-        """Multiply-adds of all blocks for one sample; None where the size of one is not known."""
+        """Multiply-adds of all blocks for one sample; None if those of a block are unknown."""
         known = [place.macs for place in self.places if place.macs is not None]
         return sum(known) if len(known) == len(self.places) else None
 
@@ -63,9 +63,9 @@ class Report:
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> str:
-    """Format rows in columns; the first row has the heads.
+    """Format rows as aligned columns; the first row has the headings.
 
-    Numbers are set to the right, with thousands separated; unknown ones are "-".
+    Numbers are right-aligned, with a comma after the thousands; None becomes "-".
     """
     texts = [["-" if cell is None else f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]

@@ -1,4 +1,4 @@
-"""Blocks that compute what a module of another library computes, with its weights."""
+"""Create blocks that compute the same as a module of another library, with its weights."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ from ..portable import load_weights
 from . import families
 
 Create = Callable[[Mapping[str, Any]], Any]   # called with the arguments of a block; returns the block
-RANKS = (2, 1, 3)   # numbers of spatial axes that are tried
-# what a module raises for an input of another number of axes
+RANKS = (2, 1, 3)   # numbers of spatial axes to try
+# errors of modules for an input with another number of axes
 OTHER_RANK = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
 
 
 def source_of(module: nn.Module, name: str) -> Source | None:
-    """Return the source of block `name` that a module is an instance of, or None."""
+    """Return the source of block `name` whose class a module has, or None."""
     kinds = families.classes(module)
-    return next((s for s in registry.sources(name).values() if (s.package, s.class_name) in kinds), None)
+    sources = registry.sources(name).values()
+    return next((source for source in sources if (source.package, source.class_name) in kinds), None)
 
 
 def read(module: nn.Module, source: Source) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Return a module's arrays by our names, and the arguments that they tell; nothing where some are not stored."""
+    """Return a module's arrays by attzoo's names, and the block's arguments that their shapes determine.
+
+    Both are empty if an array is not stored. Raises ValueError if an array is on the meta device.
+    """
     state = {key: value for key, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     if any(tensor.is_meta for tensor in state.values()):
-        raise ValueError("expected modules that hold numbers, got some on the meta device: load their weights first")
+        raise ValueError("expected modules with weights, got one on the meta device: load its weights first")
     try:
         return read_arrays({key: to_array(tensor) for key, tensor in state.items()}, source)
     except KeyError:   # computed by weight norm, for example
@@ -43,24 +47,24 @@ def read(module: nn.Module, source: Source) -> tuple[dict[str, Array], dict[str,
 
 
 def same_block(module: nn.Module, name: str, source: Source, options: Mapping[str, Any], create: Create) -> Any:
-    """Return a block with the weights of a module if there is one that computes the same, else None.
+    """Return a block with the weights of a module that computes the same as the module; None if there is none.
 
     Args:
-        module: of the class of `source`.
-        name: the block.
-        source: a source of it.
-        options: arguments of the block that were asked for, which override those of the module.
-        create: makes the block from its arguments but for the channels.
+        module: the module.
+        name: name of the block.
+        source: the source of the block whose class the module has.
+        options: arguments of the block from the user, which override those of the module.
+        create: creates the block from its arguments without the channels.
 
     """
-    arrays, told = read(module, source)
-    told.pop("channels", None)
-    asked = _asked(name, options)
-    for choice in source.choices:   # what the weights leave open, such as the gate
-        arguments = {k: v for k, v in {**choice, **told}.items() if k not in asked} | dict(options)
+    arrays, from_shapes = read(module, source)
+    from_shapes.pop("channels", None)
+    overridden = _overridden(name, options)
+    for choice in source.choices:   # arguments that no weight determines, such as the gate
+        arguments = {k: v for k, v in {**choice, **from_shapes}.items() if k not in overridden} | dict(options)
         with torch.random.fork_rng(devices=[]):
-            twin = create(arguments | {"device": "cpu", "dtype": torch.float64})
-            is_same = fits(arrays, twin.spec) and _agree(module, source, twin)
+            float64_block = create(arguments | {"device": "cpu", "dtype": torch.float64})
+            is_same = fits(arrays, float64_block.spec) and _compute_same(module, source, float64_block)
         if is_same:
             block = create(arguments)
             load_weights(block, as_declared(arrays, block.spec))
@@ -69,41 +73,41 @@ def same_block(module: nn.Module, name: str, source: Source, options: Mapping[st
     return None
 
 
-def _asked(name: str, options: Mapping[str, Any]) -> set[str]:
-    """Return the arguments that options decide, by a variant and by rules such as `reduction` too."""
-    variant = next((v for known, v in registry.variants(name).items() if known == options.get("variant")), None)
-    asked = {*options, *(variant.arguments if variant else ()), *(variant.rules if variant else ())}
+def _overridden(name: str, options: Mapping[str, Any]) -> set[str]:
+    """Return the names of the arguments that options set, also by a variant or by a rule such as `reduction`."""
+    variant = next((v for key, v in registry.variants(name).items() if key == options.get("variant")), None)
+    overridden = {*options, *(variant.arguments if variant else ()), *(variant.rules if variant else ())}
     spec: Any = registry.get(name, backend="numpy")
-    return asked | {str(field.metadata.get("rule_for")) for field in fields(spec) if field.name in asked}
+    return overridden | {str(field.metadata.get("rule_for")) for field in fields(spec) if field.name in overridden}
 
 
 @torch.no_grad()
-def _agree(module: nn.Module, source: Source, block: nn.Module) -> bool:
-    """Whether a module and a block of float64 return the same outside training, for random weights and images.
+def _compute_same(module: nn.Module, source: Source, block: nn.Module) -> bool:
+    """Whether a module and a float64 block have equal outputs in evaluation mode, for random weights and images.
 
-    The weights are random ones, because with some weights, such as zeros, different functions agree.
+    With special weights, such as zeros, different functions could have equal outputs.
     """
     generator = torch.Generator().manual_seed(0)
-    twin = copy.deepcopy(module).to("cpu", torch.float64).eval()
-    for parameter in twin.parameters():
+    float64_module = copy.deepcopy(module).to("cpu", torch.float64).eval()
+    for parameter in float64_module.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu"))
-    for tensor in twin.buffers():
+    for tensor in float64_module.buffers():
         if tensor.is_floating_point():   # running variances are positive
             tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device="cpu") + 0.5)
     spec: Any = block.eval().spec
-    load_weights(block, as_declared(read(twin, source)[0], spec))
+    load_weights(block, as_declared(read(float64_module, source)[0], spec))
     for rank in (spec.spatial_dims,) if hasattr(spec, "spatial_dims") else RANKS:
         shape = (2, spec.channels, *(7, 6, 5)[:rank])
         x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
         with suppress(*OTHER_RANK):
-            if torch.allclose(twin(x), block(x), rtol=1e-6, atol=1e-9):
+            if torch.allclose(float64_module(x), block(x), rtol=1e-6, atol=1e-9):
                 return True
     return False
 
 
 def _freeze_like(module: nn.Module, source: Source, block: nn.Module) -> None:
-    """Let those parameters of a block be trained that are trained in a module."""
+    """Set `requires_grad` of the parameters of a block to that of the module's parameters."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    for ours in block.spec.weights:   # type: ignore[union-attr]
-        if (theirs := parameters.get(source.names[ours])) is not None:
-            find(block, ours).requires_grad_(theirs.requires_grad)
+    for name in block.spec.weights:   # type: ignore[union-attr]
+        if (parameter := parameters.get(source.names[name])) is not None:
+            find(block, name).requires_grad_(parameter.requires_grad)

@@ -1,4 +1,4 @@
-"""Blocks in networks of torch, which change in place."""
+"""Blocks in torch networks, which change in place."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from .report import Place, Report
 
 
 def attach(model: nn.Module, name: str, after: Any, start: str, example: Any, options: Mapping[str, Any]) -> Report:
-    """Do what `attzoo.attach` documents."""
+    """Implement `attzoo.attach` for torch networks."""
     check_wrappers(model)
     hosts = [inside_compiled(host) for host in hosts_of(model, after)]
     for host in hosts:
@@ -51,22 +51,22 @@ def attach(model: nn.Module, name: str, after: Any, start: str, example: Any, op
             raise ValueError(f"expected {host.path!r} to be called once, got {got}")
     shapes = shapes_at(model, hosts, example)
     _check_inputs(name, hosts)
-    made = [_make(model, host, name, start, shapes, options) for host in hosts]
-    for host, block, _ in made:
+    inserted = [_make(model, host, name, start, shapes, options) for host in hosts]
+    for host, block, _ in inserted:
         append(host, block)
     try:
         if example is not None:
-            _check_blocks(model, made, example)
+            _check_blocks(model, inserted, example)
     except BaseException:
-        for host, *_ in made:
+        for host, *_ in inserted:
             _remove(host.module)
         raise
     _forget_graphs()
-    return Report(model, tuple(place for *_, place in made))
+    return Report(model, tuple(place for *_, place in inserted))
 
 
 def append(host: Host, block: nn.Module) -> None:
-    """Let a block follow a module. A Sequential calls its children itself and needs no hook."""
+    """Attach a block to a module: as a child and, unless the module is a Sequential, by a forward hook."""
     host.module.add_module(CHILD, block.train(host.module.training))
     setattr(host.module, MARK, True)
     if host.is_skip:
@@ -76,7 +76,7 @@ def append(host: Host, block: nn.Module) -> None:
 
 
 def detach(model: nn.Module) -> Report:
-    """Do what `attzoo.detach` documents."""
+    """Implement `attzoo.detach` for torch networks."""
     check_wrappers(model)
     hosts = [(path, module) for path, module in model.named_modules() if is_attached(module)]
     if not hosts:
@@ -97,7 +97,7 @@ def _remove(module: nn.Module) -> None:
 
 
 def swap(model: nn.Module, name: str, where: Any, example: Any, options: Mapping[str, Any]) -> Report:
-    """Do what `attzoo.swap` documents."""
+    """Implement `attzoo.swap` for torch networks."""
     _check_one_input(name)
     check_wrappers(model)
     chosen = select_modules(model, where, "where")
@@ -106,40 +106,40 @@ def swap(model: nn.Module, name: str, where: Any, example: Any, options: Mapping
         if is_attached(module):
             raise ValueError(f"expected {path!r} without an attached block, got one that has it: detach it first")
     if not present:
-        raise ValueError(f"where={where!r} matches only nn.Identity: there is no attention to exchange, use attach")
+        raise ValueError(f"where={where!r} matches only nn.Identity: there is no attention to replace, use attach")
     hosts = [Host(path, module, *known_channels(module)) for path, module in present.items()]
     shapes = {} if example is None else shapes_at(model, hosts, example)
-    made = [(host, *_replacement(model, host, name, shapes, options)) for host in hosts]
-    for host, block, _ in made:
+    replacements = [(host, *_replacement(model, host, name, shapes, options)) for host in hosts]
+    for host, block, _ in replacements:
         block.train(host.module.training)
         for path in _paths_of(model, host.module):
             parent, _, child = path.rpartition(".")
             setattr(model.get_submodule(parent), child, block)
-    return Report(model, tuple(place for *_, place in made))
+    return Report(model, tuple(place for *_, place in replacements))
 
 
 def _forget_graphs() -> None:
-    """Let torch.compile trace again: graphs that it has made do not see that hooks were added or removed."""
+    """Reset torch.compile, because its graphs ignore that hooks were added or removed."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
 
 
 def _paths_of(model: nn.Module, module: nn.Module) -> list[str]:
-    """Return every path of a module, which may stand in several places."""
-    return [path for path, each in model.named_modules(remove_duplicate=False) if each is module]
+    """Return every path of a module in a network, which may contain it several times."""
+    return [path for path, part in model.named_modules(remove_duplicate=False) if part is module]
 
 
-def _check_blocks(model: nn.Module, made: Iterable[tuple[Host, nn.Module, Place]], example: Any) -> None:
-    """Raise ValueError where a module calls the block itself, as it does where it calls all of its children."""
-    calls = calls_of(model, {host.path: block for host, block, _ in made}, example)
-    for path, of_path in calls.items():
-        if len(of_path) != 1:
-            got = f"{len(of_path)} calls: choose a module inside it or after it"
+def _check_blocks(model: nn.Module, inserted: Iterable[tuple[Host, nn.Module, Place]], example: Any) -> None:
+    """Raise ValueError if a module calls the block itself, as a module that calls all of its children does."""
+    calls = calls_of(model, {host.path: block for host, block, _ in inserted}, example)
+    for path, block_calls in calls.items():
+        if len(block_calls) != 1:
+            got = f"{len(block_calls)} calls: choose a module inside it or after it"
             raise ValueError(f"expected the block after {path!r} to be called once for the example, got {got}")
 
 
 def _check_inputs(name: str, hosts: Iterable[Host]) -> None:
-    """Raise ValueError where a block with a gating signal would get none."""
+    """Raise ValueError for a block with a gating signal, unless all hosts are skip connections."""
     if not all(host.is_skip for host in hosts):
         _check_one_input(name)
 
@@ -153,23 +153,23 @@ def _check_one_input(name: str) -> None:
 def _make(
     model: nn.Module, host: Host, name: str, start: str, shapes: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[Host, nn.Module, Place]:
-    """Return a host with the block that is to follow it, and what the report says of it."""
-    arguments = _like(model, host) | dict(options)
+    """Return a host, the block to attach to it, and the block's entry in the report."""
+    arguments = _device_and_dtype(model, host) | dict(options)
     block = _create(host, name, shapes.get(host.path), arguments)
-    like = {argument: arguments.get(argument) for argument in ("device", "dtype")}
-    inserted = IdentityStart(block, **like) if start == "identity" else block
+    factory_options = {argument: arguments.get(argument) for argument in ("device", "dtype")}
+    inserted = IdentityStart(block, **factory_options) if start == "identity" else block
     return host, inserted, _place(child_path(host.path), inserted, shapes.get(host.path))
 
 
 def _create(host: Host, name: str, shapes: Any, options: dict[str, Any]) -> nn.Module:
-    """Return a new block for the channels and the number of axes at a host."""
+    """Return a new block for the number of channels and of axes of the output of a host."""
     channels, rank = (shapes[0][1], len(shapes[0]) - 2) if shapes else (host.channels, host.rank)
     if shapes and len(shapes) > 1:
         options = dict.fromkeys(gating_arguments(name), shapes[1][1]) | options
     return create(host.path, name, "torch", channels, rank, options)
 
 
-def _like(model: nn.Module, host: Host) -> dict[str, Any]:
+def _device_and_dtype(model: nn.Module, host: Host) -> dict[str, Any]:
     """Return device and dtype of the floating-point arrays of a module, or of the nearest module around it with any."""
     parts = host.path.split(".")
     for i in range(len(parts), -1, -1):
@@ -181,7 +181,7 @@ def _like(model: nn.Module, host: Host) -> dict[str, Any]:
 
 
 def _place(path: str, block: nn.Module, shapes: Any, weights: str = "initial") -> Place:
-    """Return what the report says of a block."""
+    """Return the report's entry for a block; `shapes` are those of its inputs, None if unknown."""
     spec: Any = without_start(block).spec
     macs = None if shapes is None else spec.macs(*((1, *shape[1:]) for shape in shapes[: len(spec.inputs)]))
     parameters = sum(p.numel() for p in block.parameters() if p.requires_grad)
@@ -191,16 +191,17 @@ def _place(path: str, block: nn.Module, shapes: Any, weights: str = "initial") -
 def _replacement(
     model: nn.Module, host: Host, name: str, shapes: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[nn.Module, Place]:
-    """Return the block that replaces a module, with its weights where it computes the same, and the report's line."""
-    arguments, shape = _like(model, host) | dict(options), shapes.get(host.path)
+    """Return the block that replaces a module, with its weights if both compute the same, and the report's entry."""
+    arguments, shape = _device_and_dtype(model, host) | dict(options), shapes.get(host.path)
     source = same.source_of(host.module, name)
     if source is not None and host.channels is None:
         host = replace(host, channels=same.read(host.module, source)[1].get("channels"))
     if host.channels is None and shape is None:
-        raise ValueError(f"expected the channels of {host.path!r}, which it does not state: give example=")
+        raise ValueError(f"expected a module that declares its channels, got {host.path!r}: give example=")
     if source is not None:
         block = same.same_block(
-            host.module, name, source, arguments, lambda given: _create(host, name, shape, dict(given)))
+            host.module, name, source, arguments, lambda block_args: _create(host, name, shape, dict(block_args))
+        )
         if block is not None:
             return block, _place(host.path, block, shape, source.library)
     block = _create(host, name, shape, arguments)

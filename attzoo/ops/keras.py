@@ -52,16 +52,16 @@ def inner_settings(layer: Any) -> dict[str, Any]:
     policies: dict[str, Any] = {}
     trainable: dict[str, bool] = {}
 
-    def walk(path: str, inside: Any) -> None:
-        """Add the entries of the sublayers of layer `inside`, whose path ends in "/"."""
-        for name, part in parts_of(inside).items():
+    def walk(path: str, parent: Any) -> None:
+        """Add the entries of the sublayers of layer `parent`, whose path ends in "/"."""
+        for name, part in parts_of(parent).items():
             if not _equal_policies(part, layer) and not isinstance(part, keras.layers.InputLayer):
                 quantization = getattr(part, "quantization_config", None)
                 policies[f"{path}{name}"] = {
                     "dtype": keras.dtype_policies.serialize(part.dtype_policy),
                     "quantization_config": keras.saving.serialize_keras_object(quantization),
                 }
-            if isinstance(layer, keras.Model) and part.trainable != inside.trainable:
+            if isinstance(layer, keras.Model) and part.trainable != parent.trainable:
                 trainable[f"{path}{name}"] = part.trainable
             walk(f"{path}{name}/", part)
 
@@ -112,12 +112,12 @@ def with_inner_settings(layer: Any, config: dict[str, Any]) -> Any:
     return layer
 
 
-def data_format_of(given: str | None) -> str:
+def data_format_of(requested: str | None) -> str:
     """Return the data format, "channels_last" or "channels_first"; None means that of keras.config.
 
     Raises ValueError for other values.
     """
-    data_format = keras.config.image_data_format() if given is None else given
+    data_format = keras.config.image_data_format() if requested is None else requested
     return str(choice("data_format", data_format, ("channels_last", "channels_first")))
 
 
@@ -288,16 +288,17 @@ def check_unchanged(model: Any) -> None:
     for layer in model.layers:
         if change := changed_settings(layer):
             hint = "undo the change, or save only the weights, with save_weights()"
-            made, current = change
-            raise ValueError(f"expected {path_of(layer)} to be {made}, as the model creates it, got {current}: {hint}")
+            created, current = change
+            expected = f"{path_of(layer)} to be {created}, as the model creates it"
+            raise ValueError(f"expected {expected}, got {current}: {hint}")
 
 
 def changed_settings(layer: Any) -> tuple[str, str] | None:
     """Return a layer's settings at its creation and now if `named` stored them and they differ, else None."""
-    made = getattr(layer, "made", None)
-    if made is None or made == (current := described(layer)):
+    created = getattr(layer, "made", None)
+    if created is None or created == (current := described(layer)):
         return None
-    return made, current
+    return created, current
 
 
 def path_of(layer: Any) -> str:
@@ -321,9 +322,9 @@ def initialize(weight: Weight | None) -> Any:
 def reinitialize(variable: Any, weight: Weight) -> None:
     """Assign new initial values to a variable, as `weight` describes them."""
     shape = weight.size // weight.shape[0], weight.shape[0]   # inputs x outputs
-    drawn = initialize(weight)(shape, dtype=variable.dtype)
-    drawn = drawn if variable.name == "kernel" else ops.transpose(drawn)
-    variable.assign(ops.reshape(drawn, variable.shape))
+    new_values = initialize(weight)(shape, dtype=variable.dtype)
+    new_values = new_values if variable.name == "kernel" else ops.transpose(new_values)
+    variable.assign(ops.reshape(new_values, variable.shape))
 
 
 def space(x: Any, channels_last: bool) -> tuple[int, ...]:

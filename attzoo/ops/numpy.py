@@ -91,12 +91,12 @@ def transposed(x: Array, weights: Mapping[str, Array], name: str, stride: Sequen
     (k - 1) // 2 pixels at the start of each axis.
     """
     kernel = weights[f"{name}.weight"]
-    spaced = np.zeros((*x.shape[:2], *(n * step for n, step in zip(x.shape[2:], stride, strict=True))), x.dtype)
-    spaced[_every(stride)] = x
-    front = [(k - 1) // 2 for k in kernel.shape[2:]]
-    sides = [(k - 1 - cut, cut) for k, cut in zip(kernel.shape[2:], front, strict=True)]
+    with_zeros = np.zeros((*x.shape[:2], *(n * step for n, step in zip(x.shape[2:], stride, strict=True))), x.dtype)
+    with_zeros[_every(stride)] = x
+    cropped_at_start = [(k - 1) // 2 for k in kernel.shape[2:]]
+    padding = [(k - 1 - cut, cut) for k, cut in zip(kernel.shape[2:], cropped_at_start, strict=True)]
     flipped = np.flip(kernel, axis=tuple(range(2, kernel.ndim))).swapaxes(0, 1)
-    return _add_bias(_correlate(np.pad(spaced, [(0, 0), (0, 0), *sides]), flipped), weights, name)
+    return _add_bias(_correlate(np.pad(with_zeros, [(0, 0), (0, 0), *padding]), flipped), weights, name)
 
 
 def _every(stride: Sequence[int]) -> tuple[slice, ...]:
@@ -115,8 +115,8 @@ def conv_same(x: Array, kernel: Array, mode: str = "constant") -> Array:
 
     mode: padding mode of `numpy.pad`, "constant" for zeros or "wrap" for circular.
     """
-    half = [(k // 2, k // 2) for k in kernel.shape[2:]]
-    return _correlate(np.pad(x, [(0, 0), (0, 0), *half], mode=mode), kernel)   # type: ignore[call-overload]
+    padding = [(k // 2, k // 2) for k in kernel.shape[2:]]
+    return _correlate(np.pad(x, [(0, 0), (0, 0), *padding], mode=mode), kernel)   # type: ignore[call-overload]
 
 
 def _correlate(x: Array, kernel: Array) -> Array:

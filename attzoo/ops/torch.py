@@ -93,8 +93,8 @@ def initialize(tensor: Tensor, weight: Weight) -> None:
     elif weight.initialization == "normal":
         tensor.normal_(weight.center, weight.scale)
     elif weight.initialization == "orthogonal":
-        drawn = tensor if tensor.dtype in EXACT else tensor.float()   # QR decomposition does not support half precision
-        tensor.copy_(nn.init.orthogonal_(drawn, weight.scale))
+        values = tensor if tensor.dtype in EXACT else tensor.float()   # QR decomposition lacks half precision
+        tensor.copy_(nn.init.orthogonal_(values, weight.scale))
     else:
         tensor.fill_(weight.center)
 
@@ -196,12 +196,12 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
         return x
     if len(window) == 1:   # an export of max_pool1d is valid for one length only
         return pool(x[:, :, None], (1, *window))[:, :, 0]
-    by_hand = len(window) == 3 and torch.are_deterministic_algorithms_enabled()   # max_pool3d: none on CUDA
-    whole = by_hand or not is_plain(x)   # AOTInductor compiles ceil_mode wrongly for some sizes
+    pads_explicitly = len(window) == 3 and torch.are_deterministic_algorithms_enabled()   # max_pool3d: none on CUDA
+    whole = pads_explicitly or not is_plain(x)   # AOTInductor compiles ceil_mode wrongly for some sizes
     if whole:
-        missing = [extra for n, w in zip(x.shape[:1:-1], window[::-1], strict=True) for extra in (0, (w - n % w) % w)]
-        x = F.pad(x, missing, value=-torch.inf)
-    if by_hand:
+        padding = [extra for n, w in zip(x.shape[:1:-1], window[::-1], strict=True) for extra in (0, (w - n % w) % w)]
+        x = F.pad(x, padding, value=-torch.inf)
+    if pads_explicitly:
         for axis in (4, 3, 2):
             x = x.unflatten(axis, (-1, window[axis - 2]))
         return x.amax((3, 5, 7))
@@ -236,9 +236,9 @@ class _Repeating:
     def as_transposed(self: Any) -> nn.Module:
         """Return an equivalent nn.ConvTranspose layer, for inference."""
         dims = len(self.repeat)
-        wide = self.widened()
-        conv: Any = TRANSPOSED[dims](self.in_channels, self.out_channels, wide.shape[2:], self.repeat, self.padding)
-        conv.weight, conv.bias = nn.Parameter(wide, False), nn.Parameter(self.bias, False)
+        kernel = self.widened()
+        conv: Any = TRANSPOSED[dims](self.in_channels, self.out_channels, kernel.shape[2:], self.repeat, self.padding)
+        conv.weight, conv.bias = nn.Parameter(kernel, False), nn.Parameter(self.bias, False)
         return conv.eval()
 
 
@@ -317,8 +317,8 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
     Gradients are deterministic on CUDA, except 3-D linear with torch 2.6. The 1-D linear form uses the 2-D one,
     because that of torch has no deterministic gradient.
     """
-    general = guard.is_exporting() or torch.jit.is_tracing()   # type: ignore[attr-defined]
-    if not general and x.shape[2:] == size:   # last: it would restrict a graph to these sizes
+    is_traced = guard.is_exporting() or torch.jit.is_tracing()   # type: ignore[attr-defined]
+    if not is_traced and x.shape[2:] == size:   # last: it would restrict a graph to these sizes
         return x
     if interpolation == "nearest":
         for axis, new in enumerate(size, start=2):
@@ -337,5 +337,5 @@ for _name in _WRAPPED:
 
 def __getattr__(name: str) -> Any:
     names = {"start": "initialize", "factory": "factory_options", "normalise": "apply_norm"}
-    places = {old: f"{__name__}.{new}" for old, new in names.items()}
-    return moved(__name__, name, {"Block": "attzoo.blocks.torch.Block"} | places)
+    locations = {old: f"{__name__}.{new}" for old, new in names.items()}
+    return moved(__name__, name, {"Block": "attzoo.blocks.torch.Block"} | locations)

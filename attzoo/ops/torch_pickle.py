@@ -31,33 +31,33 @@ def update(block: Any) -> None:
         raise _refusal(block, str(err)) from err
     try:
         with torch.device("meta"):
-            fresh = type(block)(**block.spec.config())
+            new_block = type(block)(**block.spec.config())
     except (TypeError, NotImplementedError, RuntimeError):   # a subclass that cannot be made like this
         return
     if getattr(block, "fused", False):   # folding norms has replaced layers
         return
-    for path, made in fresh.named_modules():
-        _update_part(block, path, made)
+    for path, new_part in new_block.named_modules():
+        _update_part(block, path, new_part)
 
 
-def _update_part(block: Any, path: str, made: nn.Module) -> None:
-    """Add the attributes that a new submodule `made` has to the submodule at `path`, in place.
+def _update_part(block: Any, path: str, new_part: nn.Module) -> None:
+    """Add the attributes that a new submodule `new_part` has to the submodule at `path`, in place.
 
     Raises ValueError if the submodule is missing, is of another type, or lacks a tensor.
     """
     try:
         part = block.get_submodule(path)
     except AttributeError:
-        raise _refusal(block, f"the class now has a submodule {path}, {type(made).__name__}") from None
-    is_ours = any(type(module).__module__.partition(".")[0] == OURS for module in (part, made))
-    if is_ours and type(part) is not type(made):
-        raise _refusal(block, f"{path} is now of type {type(made).__name__}, not {type(part).__name__}")
+        raise _refusal(block, f"the class now has a submodule {path}, {type(new_part).__name__}") from None
+    is_ours = any(type(module).__module__.partition(".")[0] == OURS for module in (part, new_part))
+    if is_ours and type(part) is not type(new_part):
+        raise _refusal(block, f"{path} is now of type {type(new_part).__name__}, not {type(part).__name__}")
     if not is_ours:
         return
-    tensors = dict(made.named_parameters(recurse=False)) | dict(made.named_buffers(recurse=False))
+    tensors = dict(new_part.named_parameters(recurse=False)) | dict(new_part.named_buffers(recurse=False))
     if missing := [name for name in tensors if not hasattr(part, name)]:
         raise _refusal(block, f"{path} now has a tensor {missing[0]}")
-    for name, value in vars(made).items():
+    for name, value in vars(new_part).items():
         if not name.startswith("_") and (name not in vars(part) or _is_plan(value)):
             setattr(part, name, value)
 

@@ -258,12 +258,13 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
     with maps.attention_maps(network.model) as coefficients:
         network(x)
     written = [out / f"{name}.png", *(folder / f"{file_name}.npy" for file_name in _safe_names(coefficients))]
-    if extra := sorted(set(folder.glob("*.npy")) - set(written)):
+    if other_arrays := sorted(set(folder.glob("*.npy")) - set(written)):
         fix = "remove the arrays of other networks, or set another --out"
-        raise ValueError(f"expected only arrays of this network in {folder}, got {extra[0].name}: {fix}")
+        raise ValueError(f"expected only arrays of this network in {folder}, got {other_arrays[0].name}: {fix}")
     output.check(written, source)
-    drawn = maps.draw(image, coefficients, f"Where the network looks in {source.name}", spacing[: image.ndim - 1])
-    contents = [drawn, *map(_encode_npy, coefficients.values())]
+    title = f"Where the network looks in {source.name}"
+    picture_data = maps.draw(image, coefficients, title, spacing[: image.ndim - 1])
+    contents = [picture_data, *map(_encode_npy, coefficients.values())]
     output.write(dict(zip(written, contents, strict=True)), source)
     output.finish()
     return written

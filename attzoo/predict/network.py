@@ -73,11 +73,11 @@ class Network:
             dtype: the dtype of the image.
             name: the name of the image in the message, such as its path.
         """
-        scale, trained = self.preparation.scale, " and ".join(self.dtypes)
+        scale, trained_dtypes = self.preparation.scale, " and ".join(self.dtypes)
         if self.dtypes and scale(dtype) not in {scale(np.dtype(dtype_name)) for dtype_name in self.dtypes}:
             why = f"which the network was trained on, for --normalise {self.preparation.normalise}"
             fix = f"convert the image to {self.dtypes[0]}"
-            raise ValueError(f"expected {name} on the scale of {trained}, {why}, got {dtype}: {fix}")
+            raise ValueError(f"expected {name} on the scale of {trained_dtypes}, {why}, got {dtype}: {fix}")
 
     def __call__(self, x: Array) -> Array:
         """Return the model's outputs (N, K, *S) for prepared images (N, C, *S): logits, or as its head defines."""
@@ -110,13 +110,13 @@ def open_network(
     if (name := registry.name_of(model.spec)) not in registry.NETWORKS:
         fix = "give a file of a U-Net, as attzoo train writes it; attzoo.load reads files of blocks"
         raise ValueError(f"expected a file with a network, got the block {name} in {path}: {fix}")
-    candidate = path.parent / SETTINGS
-    settings = candidate if (size is None or normalise is None) and candidate.exists() else None
+    settings_path = path.parent / SETTINGS
+    settings = settings_path if (size is None or normalise is None) and settings_path.exists() else None
     dims = model.spec.spatial_dims
-    trained, dtypes = _read_settings(settings, dims) if settings else (Preparation(), ())
-    size = trained.size if size is None else _check_size(size, dims)
-    preparation = Preparation(size, normalise or trained.normalise)
-    is_same_scale = preparation.normalise == trained.normalise
+    trained_preparation, dtypes = _read_settings(settings, dims) if settings else (Preparation(), ())
+    size = trained_preparation.size if size is None else _check_size(size, dims)
+    preparation = Preparation(size, normalise or trained_preparation.normalise)
+    is_same_scale = preparation.normalise == trained_preparation.normalise
     return Network(adapter(backend).place(model), preparation, settings, dtypes if is_same_scale else ())
 
 

@@ -90,7 +90,7 @@ def check_block(
 
 
 def signature(case: Case, backend: str) -> float:
-    """Check that the class has the arguments of the spec, in the same order and with the same defaults."""
+    """Check that the class has the arguments of the spec, in the same order and with the same defaults; return 0."""
     parameters = inspect.signature(registry.get(case.name, backend=backend).__init__).parameters
     spec_parameters = inspect.signature(type(case.spec).__init__).parameters
     arguments = [(name, p.default) for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -100,7 +100,7 @@ def signature(case: Case, backend: str) -> float:
 
 
 def options(case: Case, backend: str) -> float:
-    """Check that changing any one argument changes the weights, the output or the accepted inputs in some case."""
+    """Check that each argument affects the weights, the output or the accepted inputs in some case; return 0."""
     rng = np.random.default_rng(case.seed)
     cases = [case, *(draw(case.name, at_random(rng)) for _ in range(24))]
     for argument in fields(case.spec):   # type: ignore[arg-type]
@@ -111,7 +111,10 @@ def options(case: Case, backend: str) -> float:
 
 
 def start(case: Case, backend: str) -> float:
-    """Check bounds, mean and standard deviation of the initial weights, pooled over several blocks."""
+    """Compare bounds, mean and standard deviation of the initial weights of 12 blocks with the spec's `Weight`.
+
+    Return the largest error / tolerance.
+    """
     cls, config = registry.get(case.name, backend=backend), case.spec.config()
     blocks = [adapter(backend).read(adapter(backend).make(cls, config, "float32")) for _ in range(12)]
     worst = 0.0
@@ -129,7 +132,7 @@ def start(case: Case, backend: str) -> float:
 
 
 def refusals(case: Case, backend: str) -> float:
-    """Check that inputs with a wrong number of channels, of axes or of pixels raise ValueError or TypeError."""
+    """Check that a wrong number of channels, axes or pixels raises ValueError or TypeError; return 0."""
     block, x = case.block(backend), case.inputs()
     invalid_inputs = {
         "twice the channels": [np.concatenate([a, a], axis=1) for a in x],
@@ -151,12 +154,18 @@ def outputs(case: Case, backend: str) -> float:
 
 
 def gradients(case: Case, backend: str) -> float:
-    """Compare the gradients of inputs and weights with the spec, along a random direction of each array."""
+    """Compare the gradients of inputs and weights with the spec, along a random direction of each array.
+
+    Return the largest error / tolerance.
+    """
     return check_gradients(case, backend, training=False)
 
 
 def training(case: Case, backend: str) -> float:
-    """Compare gradients in training, and weights and running statistics after five steps of SGD, with the spec."""
+    """Compare gradients in training, and weights and running statistics after five steps of SGD, with the spec.
+
+    Return the largest error / tolerance.
+    """
     ratio = check_gradients(case, backend, training=True)
     rate, steps, block = 2.0**-7, 5, case.block(backend)
     adapter(backend).train(block, case.inputs(), case.cotangent(), steps, rate)
@@ -178,7 +187,7 @@ def training(case: Case, backend: str) -> float:
 
 
 def specials(case: Case, backend: str) -> float:
-    """Check that one NaN or infinity in the input reaches the same positions of the output as in the spec."""
+    """Check that one NaN or infinity in x has the same positions in the output as with the spec; return 0."""
     block, w, center = case.block(backend), case.weights(), tuple(size // 2 for size in case.shapes[0])
     for value in (np.nan, np.inf, -np.inf):
         x = case.inputs()
@@ -193,7 +202,7 @@ def specials(case: Case, backend: str) -> float:
 
 
 def long_float16(case: Case, backend: str) -> float:
-    """Check that averages of 256 x 256 pixels of 100 do not overflow in float16, whose maximum is 65504."""
+    """Check that averages of 256 x 256 pixels of 100 do not overflow in float16; return error / tolerance."""
     pixels = {1: (65536,), 2: (256, 256), 3: (16, 64, 64)}[len(case.shapes[0]) - 2]
     case = replace(case, dtype="float16", shapes=tuple((1, shape[1], *pixels) for shape in case.shapes))
     x = [np.full(shape, 100.0) for shape in case.shapes]
@@ -203,7 +212,7 @@ def long_float16(case: Case, backend: str) -> float:
 
 
 def files(case: Case, backend: str) -> float:
-    """Check that saving and loading a block preserves its weights exactly."""
+    """Check that saving and loading a block preserves its weights exactly; return 0."""
     block = case.block(backend)
     with tempfile.TemporaryDirectory() as folder:
         portable.save(block, path := Path(folder) / "block.safetensors")
@@ -219,12 +228,12 @@ def files(case: Case, backend: str) -> float:
 
 
 def _plain(name: str, seed: int) -> Iterator[Case]:
-    """Yield the plainest case of a block."""
+    """Yield the case of a block with the simplest options, see `plainest`."""
     yield draw(name, plainest)
 
 
 def _wide(name: str, seed: int) -> Iterator[Case]:
-    """Yield the plainest case of a block with 64 channels."""
+    """Yield the case of `_plain` with 64 channels."""
     yield replace(draw(name, plainest), channels=64)
 
 

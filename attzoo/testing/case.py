@@ -135,14 +135,15 @@ def fitted(spec: Spec, shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, 
 
     Raises ValueError if it accepts none that is up to 7 pixels larger.
     """
-    for more in range(8):
-        grown = tuple((*shape[:2], *(size + more for size in shape[2:])) for shape in shapes)
+    for added_pixels in range(8):
+        larger_shapes = tuple((*shape[:2], *(size + added_pixels for size in shape[2:])) for shape in shapes)
         try:
-            spec.check_inputs(*grown)
+            spec.check_inputs(*larger_shapes)
         except ValueError:
             continue
-        return grown
-    raise ValueError(f"expected {spec} to accept inputs of some shapes, got errors for all up to {grown}")
+        return larger_shapes
+    fix = "accept one of these shapes in check_inputs"
+    raise ValueError(f"expected {spec} to accept inputs of a shape up to {larger_shapes}, got errors for all: {fix}")
 
 
 def rounded(array: Array, dtype: str) -> Array:

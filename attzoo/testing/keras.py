@@ -21,7 +21,7 @@ from .oracle import expected_and_condition
 
 
 def mixed_precision(case: Case, backend: str) -> float:
-    """Check that outputs and coefficients under mixed_float16 are float16, with values close to those of the spec."""
+    """Check that outputs and coefficients under mixed_float16 are float16; return their error / tolerance."""
     block, inputs = _block_and_inputs(case, "mixed_float16")
     worst = 0.0
     for name, call in (("output", block), ("attention", block.attention)):
@@ -37,7 +37,7 @@ def mixed_precision(case: Case, backend: str) -> float:
 
 
 def dtype(case: Case, backend: str) -> float:
-    """Check that all variables have the dtype of the argument `dtype`."""
+    """Check that all variables have the dtype of the argument `dtype`; return 0."""
     block = _new(case, "float64")
     for variable in block.weights:
         actual = keras.backend.standardize_dtype(variable.dtype)
@@ -46,7 +46,10 @@ def dtype(case: Case, backend: str) -> float:
 
 
 def saved_model(case: Case, backend: str) -> float:
-    """Check that a model with the block, saved as .keras, loads without custom_objects and has the same output."""
+    """Check that a model saved as .keras loads without custom_objects and has the same output.
+
+    Return error / tolerance.
+    """
     model, inputs = _functional(case)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.keras"
@@ -55,7 +58,7 @@ def saved_model(case: Case, backend: str) -> float:
 
 
 def exported_model(case: Case, backend: str) -> float:
-    """Check that a SavedModel, written by model.export, has the same output as the model."""
+    """Compare the output of a SavedModel, written by model.export, with the model; return error / tolerance."""
     model, inputs = _functional(case)
     with tempfile.TemporaryDirectory() as folder:
         model.export(folder, verbose=False)
@@ -95,9 +98,9 @@ def _shapes(case: Case) -> list[tuple[int, ...]]:
 def _functional(case: Case) -> tuple[Any, list[Any]]:
     """Return a float32 model that consists of the block, and inputs for it."""
     block = replace(case, dtype="float32").block("keras")
-    any_size = [(None,) * (len(shape) - 2) for shape in case.shapes]
+    unknown_sizes = [(None,) * (len(shape) - 2) for shape in case.shapes]
     shapes = [(*space, c) if block.channels_last else (c, *space)
-              for space, c in zip(any_size, block.spec.inputs, strict=True)]   # fmt: skip
+              for space, c in zip(unknown_sizes, block.spec.inputs, strict=True)]   # fmt: skip
     inputs = [keras.Input(shape, dtype="float32") for shape in shapes]
     model = keras.Model(inputs if len(inputs) > 1 else inputs[0], block(*inputs))
     return model, [to_tensor(x, block) for x in case.inputs()]

@@ -196,11 +196,12 @@ def _slope(
 
     h, center = 2.0**-16, terms(0.0)
     plus, minus, plus_half, minus_half = (float((terms(step) - center).sum()) for step in (h, -h, h / 2, -h / 2))
-    coarse, fine, size = (plus - minus) / (2 * h), (plus_half - minus_half) / h, float(np.abs(center).sum())
-    bend, bend_half = (plus + minus) / h, 2 * (plus_half + minus_half) / h   # second differences / h
-    if abs(bend - 2 * bend_half) > 1e-3 * max(abs(bend), abs(fine) * 1e-3, size * 1e-6):   # proportional to h if smooth
+    coarse_slope, fine_slope, size = (plus - minus) / (2 * h), (plus_half - minus_half) / h, float(np.abs(center).sum())
+    curvature, curvature_half = (plus + minus) / h, 2 * (plus_half + minus_half) / h   # second differences / h
+    limit = 1e-3 * max(abs(curvature), abs(fine_slope) * 1e-3, size * 1e-6)
+    if abs(curvature - 2 * curvature_half) > limit:   # curvatures are proportional to h if the loss is smooth
         return None
-    return fine + (fine - coarse) / 3, abs(fine - coarse) / 3 + 2.0**-52 * size / h, size
+    return fine_slope + (fine_slope - coarse_slope) / 3, abs(fine_slope - coarse_slope) / 3 + 2.0**-52 * size / h, size
 
 
 @lru_cache(CACHE_SIZE)

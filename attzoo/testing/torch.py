@@ -25,7 +25,7 @@ ONNX: Final = ("onnx", "onnxscript", "onnxruntime")
 
 
 def hooks(case: Case, backend: str) -> float:
-    """Check that every layer with weights is called, so that its hooks run."""
+    """Check that every layer with weights is called, so that its hooks run; return 0."""
     block, x = _float32_block(case)
     for name, layer in block.named_modules():
         if layer is block or not list(layer.parameters(recurse=False)):
@@ -40,7 +40,7 @@ def hooks(case: Case, backend: str) -> float:
 
 
 def device_and_dtype(case: Case, backend: str) -> float:
-    """Check that all parameters and buffers have the device and dtype of the arguments `device` and `dtype`."""
+    """Check that parameters and buffers have the device and dtype of the arguments `device` and `dtype`; return 0."""
     block = registry.get(case.name, backend="torch")(**case.spec.config(), device="meta", dtype=torch.float64)
     for name, tensor in block.state_dict().items():
         ensure(tensor.is_meta, f"expected {name} on the device 'meta' of the argument device, got {tensor.device}")
@@ -50,7 +50,7 @@ def device_and_dtype(case: Case, backend: str) -> float:
 
 
 def autocast(case: Case, backend: str) -> float:
-    """Compare outputs and coefficients under autocast with the spec, with the tolerance of bfloat16."""
+    """Compare outputs and coefficients under bfloat16 autocast with the spec; return error / tolerance of bfloat16."""
     block, x = _float32_block(case)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         results = {"output": block(*x), "attention": block.attention(*x)}
@@ -63,14 +63,20 @@ def autocast(case: Case, backend: str) -> float:
 
 
 def export(case: Case, backend: str) -> float:
-    """Check that one program of torch.export computes the output of the block at all batch and spatial sizes."""
+    """Compare one program of torch.export with the block at several batch and spatial sizes.
+
+    Return error / tolerance.
+    """
     block, x = _float32_block(case)
     program = torch.export.export(block, tuple(x), dynamic_shapes=_dynamic(x)).module()
     return _same_at_other_sizes(block, x, program)
 
 
 def onnx(case: Case, backend: str) -> float:
-    """Check that one model of torch.onnx.export computes the output of the block at all batch and spatial sizes."""
+    """Compare one model of torch.onnx.export with the block at several batch and spatial sizes.
+
+    Return error / tolerance.
+    """
     import onnxruntime
 
     block, x = _float32_block(case)

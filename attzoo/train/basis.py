@@ -40,9 +40,9 @@ class Basis:
         """
         self._check_names(run, out)
         for name in sorted(self.conditions.keys() | run.basis.keys()):
-            before, now = run.basis.get(name), self.conditions.get(name)
-            if before != now:
-                expected = f"the {name} with which the run in {out} began, {before}"
+            value_before, now = run.basis.get(name), self.conditions.get(name)
+            if value_before != now:
+                expected = f"the {name} with which the run in {out} began, {value_before}"
                 raise ValueError(f"expected {expected}, got {now}: {RESTART}")
         if changed := sorted(name for name, digest in self.digests.items() if digest != run.contents[name]):
             path, more = self.files[changed[0]], len(changed) - 1

@@ -78,8 +78,8 @@ class Batches:
 
     def __len__(self) -> int:
         """Return the number of batches for this process in an epoch."""
-        full, rest = divmod(self._used(), self.batch)
-        return full + (rest > self.rank)
+        full_batches, remaining_samples = divmod(self._used(), self.batch)
+        return full_batches + (remaining_samples > self.rank)
 
     def _used(self) -> int:
         """Return the number of samples of an epoch that are in batches, over all processes."""

@@ -30,9 +30,9 @@ def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[FileInfo], list[Geometry
     geometries: list[Geometry] = []
     first = pairs[0][0]
     for image, mask in pairs:
-        source, mask_source = describe_image(image), describe_mask(mask)
-        sources.append(source)
-        shape, expected = source.image_shape, sources[0].image_shape
+        image_info, mask_info = describe_image(image), describe_mask(mask)
+        sources.append(image_info)
+        shape, expected = image_info.image_shape, sources[0].image_shape
         if len(shape) != len(expected):
             got = f"{first} with {len(expected) - 1} and {image} with {len(shape) - 1}"
             fix = "put pictures and volumes into different folders"
@@ -40,12 +40,12 @@ def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[FileInfo], list[Geometry
         if shape[0] != expected[0]:
             got = f"{first} with {expected[0]} and {image} with {shape[0]}: save all as grey or as RGB"
             raise ValueError(f"expected images with the same number of channels, got {got}")
-        if mask_source.shape[1:] != shape[1:]:
-            hint = _orientation_hint(source, mask_source) or _axes_hint(image, shape, mask_source.shape) or RESIZE
-            got = f"{size_text(mask_source.shape[1:])}{hint}"
+        if mask_info.shape[1:] != shape[1:]:
+            hint = _orientation_hint(image_info, mask_info) or _axes_hint(image, shape, mask_info.shape) or RESIZE
+            got = f"{size_text(mask_info.shape[1:])}{hint}"
             raise ValueError(f"expected {mask} to have its image's size, {size_text(shape[1:])}, got {got}")
-        _check_orientation(image, source, mask, mask_source)
-        check_same_map(image, source, mask, mask_source)
+        _check_orientation(image, image_info, mask, mask_info)
+        check_same_map(image, image_info, mask, mask_info)
         if geometry := check_same_grid(image, mask):
             geometries.append(geometry)
     return sources, geometries
@@ -92,14 +92,14 @@ def _orientation_hint(image: FileInfo, mask: FileInfo) -> str:
     return f", both after rotation by the EXIF {got}: save both upright"
 
 
-def _check_orientation(image: Path, source: FileInfo, mask: Path, mask_source: FileInfo) -> None:
+def _check_orientation(image: Path, image_info: FileInfo, mask: Path, mask_info: FileInfo) -> None:
     """Raise ValueError if the files declare different EXIF orientations, unless the sizes show that both are right.
 
     If one orientation swaps the axes and the other does not, equal sizes of an upright image that is not square show
     that both are right.
     """
-    first, second = source.orientation, mask_source.orientation
-    is_clear = transposes(first) != transposes(second) and len(set(source.shape[1:])) > 1
+    first, second = image_info.orientation, mask_info.orientation
+    is_clear = transposes(first) != transposes(second) and len(set(image_info.shape[1:])) > 1
     if first != second and not is_clear:
         got = f"EXIF orientation {first} in {image} and {second} in {mask}, so one of them may be rotated"
         fix = "save both upright, without an orientation"

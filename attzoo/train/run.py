@@ -120,8 +120,9 @@ def _loaders(
 ) -> tuple[Loader, Loader]:
     """Return the loaders of training and validation data for the process `rank` of `world_size` processes."""
     options: dict[str, Any] = {"seed": settings.seed, "rank": rank, "world_size": world_size}
-    single = len(training) > settings.batch and len(training) % settings.batch == 1   # batch norm needs several values
-    drop_last = world_size > 1 or single   # every process needs the same number of batches
+    # batch norm needs several values
+    leaves_single_sample = len(training) > settings.batch and len(training) % settings.batch == 1
+    drop_last = world_size > 1 or leaves_single_sample   # every process needs the same number of batches
     batches = Batches(len(training), settings.batch, drop_last=drop_last, **options)
     pin = settings.backend == "torch"
     loader = Loader(training, batches, workers, pin)

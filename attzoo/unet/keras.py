@@ -92,8 +92,9 @@ def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
         e, level = skips[i], net.levels[i]
         up = make(layers.Crop, 0, 1, name=f"up.{i}.crop")([_up(make, net, i, level, x), e])
         s = _gate(make, net, i, level, e, g if net.gating == "grid" else up)
-        both = make(keras.layers.Concatenate, name=f"concat.{i}")([s, up] if net.concat == "skip_first" else [up, s])
-        g = x = _units(make, net, f"decoder.{i}", level.decoder, both, level.block)
+        ordered = [s, up] if net.concat == "skip_first" else [up, s]
+        concatenated = make(keras.layers.Concatenate, name=f"concat.{i}")(ordered)
+        g = x = _units(make, net, f"decoder.{i}", level.decoder, concatenated, level.block)
         if level.supervised:
             heads.append(_linear(make, net, f"supervision.{i}")(x))
     if heads:
@@ -124,8 +125,8 @@ def _gate(make: Make, net: spec.UNet, i: int, level: Level, e: Any, g: Any) -> A
     if not level.gate:
         return e
     coarse = max(level.min_size) > 1
-    wide = make(layers.Widen, level.min_size, name=f"skip.{i}.widen")(e) if coarse else e
-    s = _block(make, net, f"skip.{i}", level.gate, *(wide, g)[: len(level.gate.inputs)])
+    widened = make(layers.Widen, level.min_size, name=f"skip.{i}.widen")(e) if coarse else e
+    s = _block(make, net, f"skip.{i}", level.gate, *(widened, g)[: len(level.gate.inputs)])
     s = make(layers.Crop, 0, 1, name=f"skip.{i}.crop")([s, e]) if coarse else s
     return _units(make, net, f"combine.{i}", [level.combine], s) if level.combine else s
 
@@ -150,28 +151,33 @@ def _units(make: Make, net: spec.UNet, path: str, units: Sequence[Unit], x: Any,
 def _conv(make: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
     """Return the convolution of a unit, applied to x."""
     name, dims = f"{path}.{unit.conv}", net.spatial_dims
-    starts = {"kernel_initializer": _start(net, f"{name}.weight"), "bias_initializer": _start(net, f"{name}.bias")}
+    kernel_initializer, bias_initializer = _start(net, f"{name}.weight"), _start(net, f"{name}.bias")
+    initializers = {"kernel_initializer": kernel_initializer, "bias_initializer": bias_initializer}
     if max(unit.kernel) == max(unit.stride) == 1 and not unit.transposed:
-        return make(keras.layers.Dense, unit.outputs, name=name, **starts)(x)
-    like = {"padding": "valid", "data_format": "channels_last", "name": name} | starts
+        return make(keras.layers.Dense, unit.outputs, name=name, **initializers)(x)
+    layer_options = {"padding": "valid", "data_format": "channels_last", "name": name} | initializers
     if unit.transposed:
         Layer = getattr(keras.layers, f"Conv{dims}DTranspose")
-        spread = make(Layer, unit.outputs, unit.kernel, unit.stride, **like)(x)
+        spread = make(Layer, unit.outputs, unit.kernel, unit.stride, **layer_options)(x)
         return make(layers.Crop, unit.padding, unit.stride, name=f"{name}.crop")([spread, x])
     Layer = getattr(layers, f"Conv{dims}D")
     if max(unit.stride) == 1:
-        return make(Layer, unit.outputs, unit.kernel, **like | {"padding": "same"})(x)
+        return make(Layer, unit.outputs, unit.kernel, **layer_options | {"padding": "same"})(x)
     padding = [(p, p) for p in unit.padding]   # "same" would pad a strided convolution at the end only
     Pad = getattr(keras.layers, f"ZeroPadding{dims}D")
     x = make(Pad, padding if dims > 1 else padding[0], name=f"{name}.pad", **_format(dims))(x)
-    return make(Layer, unit.outputs, unit.kernel, unit.stride, **like)(x)
+    return make(Layer, unit.outputs, unit.kernel, unit.stride, **layer_options)(x)
 
 
 def _linear(make: Make, net: spec.UNet, path: str) -> Any:
     """Return the dense layer to the output channels with this path."""
-    starts = _start(net, f"{path}.weight"), _start(net, f"{path}.bias")
+    initializers = _start(net, f"{path}.weight"), _start(net, f"{path}.bias")
     return make(
-        keras.layers.Dense, net.out_channels, kernel_initializer=starts[0], bias_initializer=starts[1], name=path
+        keras.layers.Dense,
+        net.out_channels,
+        kernel_initializer=initializers[0],
+        bias_initializer=initializers[1],
+        name=path,
     )
 
 

@@ -183,25 +183,25 @@ def _inner(prefix: str, spec: Spec | None) -> dict[str, Weight]:
 def _level(net: UNet, i: int) -> Level:
     """Return level i of a network; 0 is the finest."""
     channels, step = net.channels[i], (1,) * net.spatial_dims if i == 0 else net.steps[i - 1]
-    above = net.channels[i - 1] if i else net.in_channels
+    channels_above = net.channels[i - 1] if i else net.in_channels
     pool = net.down == "max_pool" and i > 0
-    encoder = _convs(net, above, channels, (1,) * net.spatial_dims if pool else step)
+    encoder = _convs(net, channels_above, channels, (1,) * net.spatial_dims if pool else step)
     block = _create(net.block, net.arguments("block", i), (channels,), net.spatial_dims)
     if i == len(net.channels) - 1:
         return Level(channels, step, pool, encoder, block=block)
     up = _up(net, i)
-    arriving = up[-1].outputs if up else net.channels[i + 1]
+    upsampled_channels = up[-1].outputs if up else net.channels[i + 1]
     gated = net.skip is not None and i >= len(net.channels) - 1 - net.gates
-    signal = net.channels[i + 1] if net.gating == "grid" else arriving
-    both = channels + arriving
-    kernel, still = (3,) * net.spatial_dims, (1,) * net.spatial_dims   # MONAI's, whatever its kernel_size
-    merge = Unit("1", both, channels, kernel, still, norm="instance", activation="prelu", dropout=net.rates[0])
+    signal = net.channels[i + 1] if net.gating == "grid" else upsampled_channels
+    inputs = channels + upsampled_channels
+    kernel, no_stride = (3,) * net.spatial_dims, (1,) * net.spatial_dims   # MONAI's, whatever its kernel_size
+    merge = Unit("1", inputs, channels, kernel, no_stride, norm="instance", activation="prelu", dropout=net.rates[0])
     return Level(
         channels,
         step,
         pool,
         encoder,
-        decoder=(merge,) if net.decoder == "merge" else _convs(net, both, channels, (1,) * net.spatial_dims),
+        decoder=(merge,) if net.decoder == "merge" else _convs(net, inputs, channels, (1,) * net.spatial_dims),
         up=up,
         interpolation=None if net.up == "transpose" else net.up,
         gate=_create(net.skip, net.arguments("skip", i), (channels, signal), net.spatial_dims) if gated else None,

@@ -152,12 +152,12 @@ class UNet(contract.NamedArguments):
             skip_options=_options("skip_options", self.skip_options, steps, steps - gated if self.skip else 0),
             block_options=_options("block_options", self.block_options, steps + 1),
         )
-        self._agree()
+        self._check_combinations()
         gates, blocks = [level.gate for level in self.levels[:-1]], [level.block for level in self.levels]
         skip_options, block_options = (tuple(map(_arguments, specs)) for specs in (gates, blocks))
         contract.set_fields(self, skip_options=skip_options, block_options=block_options)
 
-    def _agree(self) -> None:
+    def _check_combinations(self) -> None:
         """Raise ValueError where arguments contradict each other, or an argument would have no effect."""
         largest = max(max(step) for step in self.steps)
         if self.up != "transpose" and self.up_kernel_size is not None:
@@ -277,17 +277,18 @@ class UNet(contract.NamedArguments):
         if self.gating_unit:
             total += _cost(self.gating_unit, space[-1])
         for i, level in enumerate(self.levels):
-            here, below = space[i], space[min(i + 1, len(space) - 1)]
-            wide = tuple(map(mul, below, self.steps[i])) if level.decoder else here   # the map is cropped last
-            total += sum(_cost(unit, here) for unit in (*level.encoder, *level.decoder))
-            total += sum(_cost(unit, below if unit.transposed else wide) for unit in level.up)
-            total += _cost(level.combine, here) if level.combine else 0
-            total += level.supervised * prod(here) * level.channels * self.out_channels
+            level_size, size_below = space[i], space[min(i + 1, len(space) - 1)]
+            # cropped to the size of the level after the units
+            upsampled_size = tuple(map(mul, size_below, self.steps[i])) if level.decoder else level_size
+            total += sum(_cost(unit, level_size) for unit in (*level.encoder, *level.decoder))
+            total += sum(_cost(unit, size_below if unit.transposed else upsampled_size) for unit in level.up)
+            total += _cost(level.combine, level_size) if level.combine else 0
+            total += level.supervised * prod(level_size) * level.channels * self.out_channels
             if level.block:
-                total += level.block.macs((1, level.channels, *here)) * (2 if level.decoder else 1)
+                total += level.block.macs((1, level.channels, *level_size)) * (2 if level.decoder else 1)
             if level.gate:
-                signal = below if self.gating == "grid" else here
-                skip = tuple(map(max, here, level.min_size))
+                signal = size_below if self.gating == "grid" else level_size
+                skip = tuple(map(max, level_size, level.min_size))
                 shapes = [(1, c, *size) for c, size in zip(level.gate.inputs, (skip, signal), strict=False)]
                 total += level.gate.macs(*shapes)
         return x[0] * total
@@ -343,8 +344,8 @@ class UNet(contract.NamedArguments):
             s = inner(f"skip.{i}", level.gate, ops.widen(e, level.min_size), g if self.gating == "grid" else up)
             s = ops.crop(s, e.shape[2:])
             s = units(f"combine.{i}", s, [level.combine] if level.combine else [])
-            both = np.concatenate([s, up] if self.concat == "skip_first" else [up, s], axis=1)
-            g = x = inner(f"decoder.{i}.block", level.block, units(f"decoder.{i}", both, level.decoder))
+            concatenated = np.concatenate([s, up] if self.concat == "skip_first" else [up, s], axis=1)
+            g = x = inner(f"decoder.{i}.block", level.block, units(f"decoder.{i}", concatenated, level.decoder))
             if level.supervised:
                 heads.append(ops.linear(x, weights, f"supervision.{i}"))
         if heads:
@@ -407,8 +408,8 @@ def _options(name: str, options: Any, count: int, first: int = 0) -> tuple[Mappi
         raise ValueError(f"{name} must be one mapping or {count}, one per level, got {options!r}")
     if any(not isinstance(mapping, Mapping) for mapping in options):
         raise TypeError(f"{name} must contain only mappings from argument to value, got {options!r}")
-    if any(idle := options[:first]):
-        raise ValueError(f"{name} must be {{}} for the {first} finest levels, without a gate, got {list(idle)!r}")
+    if any(ignored := options[:first]):
+        raise ValueError(f"{name} must be {{}} for the {first} finest levels, without a gate, got {list(ignored)!r}")
     return tuple(dict(mapping) for mapping in options) or ({},) * count
 
 

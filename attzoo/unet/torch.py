@@ -46,16 +46,20 @@ class UNet(SpecModule):
         **kwargs: Unpack[Arguments],
     ) -> None:
         super().__init__(net := spec.UNet(in_channels, out_channels, channels, **kwargs))
-        made = ops.factory_options(device, dtype)
+        factory_options = ops.factory_options(device, dtype)
         levels = list(enumerate(net.levels))
-        self.encoder = nn.ModuleList(Units(level.encoder, net, made, level.block) for _, level in levels)
-        self.gating = Units([net.gating_unit], net, made) if net.gating_unit else nn.Identity()
-        self.up = nn.ModuleList(Units(net.levels[i].up, net, made, repeat=_repeat(net, i)) for i, _ in levels[:-1])
-        self.skip = nn.ModuleDict({str(i): _block(level.gate, made) for i, level in levels if level.gate})
-        combined = {str(i): Units([level.combine], net, made) for i, level in levels if level.combine}
+        self.encoder = nn.ModuleList(Units(level.encoder, net, factory_options, level.block) for _, level in levels)
+        self.gating = Units([net.gating_unit], net, factory_options) if net.gating_unit else nn.Identity()
+        self.up = nn.ModuleList(
+            Units(net.levels[i].up, net, factory_options, repeat=_repeat(net, i)) for i, _ in levels[:-1]
+        )
+        self.skip = nn.ModuleDict({str(i): _block(level.gate, factory_options) for i, level in levels if level.gate})
+        combined = {str(i): Units([level.combine], net, factory_options) for i, level in levels if level.combine}
         self.combine = nn.ModuleDict(combined)
-        self.decoder = nn.ModuleList(Units(level.decoder, net, made, level.block) for _, level in levels[:-1])
-        Conv, k = partial(ops.CONV[net.spatial_dims], **made), net.out_channels
+        self.decoder = nn.ModuleList(
+            Units(level.decoder, net, factory_options, level.block) for _, level in levels[:-1]
+        )
+        Conv, k = partial(ops.CONV[net.spatial_dims], **factory_options), net.out_channels
         heads = {str(i): Conv(level.channels, k, 1) for i, level in levels if level.supervised}
         self.supervision = nn.ModuleDict(heads)
         self.head = Conv(k * len(heads) or net.channels[0], k, 1)
@@ -77,8 +81,8 @@ class UNet(SpecModule):
             e, level = skips[i], self.spec.levels[i]
             up = ops.crop(self._up(i, level, x), e.shape[2:])
             s = self._gate(str(i), e, g if self.spec.gating == "grid" else up)
-            both = torch.cat([s, up] if self.spec.concat == "skip_first" else [up, s], dim=1)
-            g = x = self._units(self.decoder[i], both)
+            concatenated = torch.cat([s, up] if self.spec.concat == "skip_first" else [up, s], dim=1)
+            g = x = self._units(self.decoder[i], concatenated)
             if level.supervised:
                 heads.append(self.supervision[str(i)](x))
         if heads:
@@ -123,8 +127,8 @@ class UNet(SpecModule):
                 if _is_standard(conv, *ops.REPEATING.values()) and conv.weight.device.type == "cpu":
                     setattr(module, name, conv.as_transposed())   # type: ignore[operator]
         folded.fused = True
-        form = {2: torch.channels_last, 3: torch.channels_last_3d}.get(self.spec.spatial_dims)
-        return folded.to(memory_format=form) if form else folded   # type: ignore[call-overload]
+        memory_format = {2: torch.channels_last, 3: torch.channels_last_3d}.get(self.spec.spatial_dims)
+        return folded.to(memory_format=memory_format) if memory_format else folded   # type: ignore[call-overload]
 
     def _up(self, i: int, level: Level, x: Tensor) -> Tensor:
         """Return x, the output of level i + 1, upsampled to level i."""
@@ -140,8 +144,8 @@ class UNet(SpecModule):
         if key not in self.skip:
             return e
         gate: Any = self.skip[key]
-        wide = ops.widen(e, self.spec.levels[int(key)].min_size)
-        s = ops.crop(gate(*(wide, g)[: len(gate.spec.inputs)]), e.shape[2:])
+        widened = ops.widen(e, self.spec.levels[int(key)].min_size)
+        s = ops.crop(gate(*(widened, g)[: len(gate.spec.inputs)]), e.shape[2:])
         return self.combine[key](s) if key in self.combine else s
 
     def _units(self, units: nn.Module, x: Tensor) -> Tensor:
@@ -160,21 +164,22 @@ class Units(nn.Module):
         self,
         units: Sequence[Unit],
         net: spec.UNet,
-        made: dict[str, Any],
+        factory_options: dict[str, Any],
         block: Spec | None = None,
         repeat: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.units = tuple(units)
-        self.block = _block(block, made)
+        self.block = _block(block, factory_options)
         dims = net.spatial_dims
         for unit in self.units:
-            self.add_module(unit.conv, _conv(unit, dims, repeat, made))
+            self.add_module(unit.conv, _conv(unit, dims, repeat, factory_options))
             if unit.norm:
-                norm = ops.BATCH_NORM[dims](unit.outputs, **made) if unit.norm == "batch" else ops.InstanceNorm()
+                has_batch_norm = unit.norm == "batch"
+                norm = ops.BATCH_NORM[dims](unit.outputs, **factory_options) if has_batch_norm else ops.InstanceNorm()
                 self.add_module(f"norm{unit.part}", norm)
             if unit.activation == "prelu":
-                self.add_module(f"activation{unit.part}", nn.PReLU(**made))
+                self.add_module(f"activation{unit.part}", nn.PReLU(**factory_options))
 
     def extra_repr(self) -> str:
         return "; ".join(f"{unit.conv}: {unit.activation}, dropout={unit.dropout}" for unit in self.units)
@@ -196,8 +201,8 @@ class Units(nn.Module):
 
 def _may_overwrite(x: Tensor, conv: nn.Module, norm: nn.Module | None = None) -> bool:
     """Whether x = norm(conv(...)) may be overwritten: no hook can have stored x, and no mode or subclass is active."""
-    ordinary = guard.is_ordinary(conv, *CONVS) and (norm is None or guard.is_ordinary(norm, *NORMS))
-    return ops.may_overwrite(x) and ordinary
+    is_ordinary = guard.is_ordinary(conv, *CONVS) and (norm is None or guard.is_ordinary(norm, *NORMS))
+    return ops.may_overwrite(x) and is_ordinary
 
 
 def _repeat(net: spec.UNet, i: int) -> tuple[int, ...] | None:
@@ -205,18 +210,18 @@ def _repeat(net: spec.UNet, i: int) -> tuple[int, ...] | None:
     return net.steps[i] if net.levels[i].interpolation == "nearest" else None
 
 
-def _conv(unit: Unit, dims: int, repeat: tuple[int, ...] | None, made: dict[str, Any]) -> nn.Module:
+def _conv(unit: Unit, dims: int, repeat: tuple[int, ...] | None, factory_options: dict[str, Any]) -> nn.Module:
     """Return the convolution of a unit, after nearest upsampling by `repeat` if given; made: device and dtype."""
     sizes = unit.inputs, unit.outputs, unit.kernel
     if repeat:
-        conv: nn.Module = ops.REPEATING[dims](*sizes, padding=unit.padding, **made)
+        conv: nn.Module = ops.REPEATING[dims](*sizes, padding=unit.padding, **factory_options)
         conv.repeat = repeat   # type: ignore[assignment]
         return conv
     if not unit.transposed:
-        return ops.CONV[dims](*sizes, unit.stride, unit.padding, **made)
+        return ops.CONV[dims](*sizes, unit.stride, unit.padding, **factory_options)
     axes = zip(unit.kernel, unit.stride, unit.padding, strict=True)
     missing = tuple(step + 2 * p - k for k, step, p in axes)   # for an output of the input's size times the stride
-    return ops.TRANSPOSED[dims](*sizes, unit.stride, unit.padding, missing, **made)
+    return ops.TRANSPOSED[dims](*sizes, unit.stride, unit.padding, missing, **factory_options)
 
 
 def _checkpoint_contexts(units: nn.Module) -> tuple[Any, Any]:
@@ -237,14 +242,14 @@ def _buffers_restored(units: nn.Module) -> Iterator[None]:
             setattr(module, name, buffer)
 
 
-def _block(block: Spec | None, made: dict[str, Any]) -> nn.Module:
+def _block(block: Spec | None, factory_options: dict[str, Any]) -> nn.Module:
     """Return the module of a gate or block, or the identity for None; made: device and dtype."""
     if not block:
         return nn.Identity()
     cls = registry.class_of(block, "torch")
-    if {*made} <= {*signature(cls).parameters}:
-        return cls(**block.config(), **made)
-    return cls(**block.config()).to(**made)   # a third party's block without arguments device and dtype
+    if {*factory_options} <= {*signature(cls).parameters}:
+        return cls(**block.config(), **factory_options)
+    return cls(**block.config()).to(**factory_options)   # a third party's block without arguments device and dtype
 
 
 def _is_standard(module: nn.Module, *kinds: type) -> bool:
@@ -261,8 +266,8 @@ def _fold(module: nn.Module, name: str, norm: Any) -> None:
     """
     if type(module).__module__.partition(".")[0] != __name__.partition(".")[0]:
         return
-    before = name.replace("norm", "conv"), name.replace("norm", "transpose"), name.removesuffix("_norm")
-    for attribute in before:
+    conv_names = name.replace("norm", "conv"), name.replace("norm", "transpose"), name.removesuffix("_norm")
+    for attribute in conv_names:
         conv: Any = getattr(module, attribute, None)
         if conv is not None and _is_standard(conv, *CONVS):
             transpose = isinstance(conv, tuple(ops.TRANSPOSED.values()))

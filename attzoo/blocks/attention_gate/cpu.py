@@ -63,8 +63,8 @@ def multiplies(conv: Any, x: Tensor) -> bool:
 
 def _is_pointwise(conv: Any) -> bool:
     """Whether the module is an ordinary 1x1 convolution with stride 1."""
-    ordinary = guard.is_ordinary(conv, *CONVS)
-    return ordinary and {*conv.kernel_size, *conv.stride, conv.groups} == {1} and not any(conv.padding)
+    is_ordinary = guard.is_ordinary(conv, *CONVS)
+    return is_ordinary and {*conv.kernel_size, *conv.stride, conv.groups} == {1} and not any(conv.padding)
 
 
 def _is_foldable(norm: Any) -> bool:

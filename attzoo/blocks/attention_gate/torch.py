@@ -38,8 +38,9 @@ class AttentionGate(Block):
     ) -> None:
         options = (stride, skip_bias, norm, output_transform, interpolation, align_corners, spatial_dims)
         super().__init__(args := spec.AttentionGate(channels, gating_channels, inter_channels, *options))
-        made = ops.factory_options(device, dtype)
-        Conv, Norm = partial(ops.CONV[args.spatial_dims], **made), partial(ops.BATCH_NORM[args.spatial_dims], **made)
+        factory_options = ops.factory_options(device, dtype)
+        Conv = partial(ops.CONV[args.spatial_dims], **factory_options)
+        Norm = partial(ops.BATCH_NORM[args.spatial_dims], **factory_options)
         self.skip = Conv(args.channels, args.width, args.strides, args.strides, bias=args.skip_bias)
         self.gating = Conv(args.gating_channels, args.width, 1)
         self.psi = Conv(args.width, 1, 1)

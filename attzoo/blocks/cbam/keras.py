@@ -32,9 +32,9 @@ class CBAM(Block):
         super().__init__(
             spec.CBAM(channels, reduction, reduced_channels, bias, gate, kernel_size, norm, spatial_dims), **kwargs
         )
-        like = {"data_format": self.data_format, "dtype": self.dtype_policy}
-        self.channel = ChannelAttention(channels, reduction, reduced_channels, bias, gate, name="channel", **like)
-        self.spatial = SpatialAttention(channels, kernel_size, norm, spatial_dims, name="spatial", **like)
+        options = {"data_format": self.data_format, "dtype": self.dtype_policy}
+        self.channel = ChannelAttention(channels, reduction, reduced_channels, bias, gate, name="channel", **options)
+        self.spatial = SpatialAttention(channels, kernel_size, norm, spatial_dims, name="spatial", **options)
 
     def build(self, input_shape: Any) -> None:
         self.channel.build(input_shape)

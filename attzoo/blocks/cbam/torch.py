@@ -38,9 +38,9 @@ class CBAM(Block):
         super().__init__(
             spec.CBAM(channels, reduction, reduced_channels, bias, gate, kernel_size, norm, spatial_dims)
         )
-        made = ops.factory_options(device, dtype)
-        self.channel = ChannelAttention(channels, reduction, reduced_channels, bias, gate, **made)
-        self.spatial = SpatialAttention(channels, kernel_size, norm, spatial_dims, **made)
+        factory_options = ops.factory_options(device, dtype)
+        self.channel = ChannelAttention(channels, reduction, reduced_channels, bias, gate, **factory_options)
+        self.spatial = SpatialAttention(channels, kernel_size, norm, spatial_dims, **factory_options)
 
     def attention(self, x: Tensor) -> Tensor:
         """Return the coefficients, the product of both parts: (N, C, *S) -> (N, C, *S)."""

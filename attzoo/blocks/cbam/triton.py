@@ -16,15 +16,15 @@ from ...fast.triton.perceptron import Layers
 from ...fast.triton.spatial import Filter
 
 
-def parts(x: Tensor, shortcut: Tensor | None, *rest: Any) -> tuple[Layers, Filter]:
+def parts(x: Tensor, shortcut: Tensor | None, *other_arguments: Any) -> tuple[Layers, Filter]:
     """Group the operator's arguments by channel and spatial attention."""
-    *tensors, gate, eps, training, _ = rest
+    *tensors, gate, eps, training, _ = other_arguments
     return Layers._make([*tensors[:4], gate]), Filter._make([*tensors[4:], eps, training])
 
 
-def outputs(x: Tensor, *rest: Any) -> Sequence[Any]:
+def outputs(x: Tensor, *other_arguments: Any) -> Sequence[Any]:
     """Allocate y (N, C, *S) and the tensors saved for the backward pass."""
-    layers, conv = parts(x, *rest)
+    layers, conv = parts(x, *other_arguments)
     return torch.empty_like(x), perceptron.saved(x, len(layers.w1), top=True), *spatial.allocate_saved(x, conv)
 
 

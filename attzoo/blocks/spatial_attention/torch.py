@@ -30,10 +30,10 @@ class SpatialAttention(Block):
         dtype: Any = None,
     ) -> None:
         super().__init__(args := spec.SpatialAttention(channels, kernel_size, norm, spatial_dims))
-        made = ops.factory_options(device, dtype)
+        factory_options = ops.factory_options(device, dtype)
         padding = args.kernel_size // 2
-        self.conv = ops.CONV[args.spatial_dims](2, 1, args.kernel_size, padding=padding, bias=False, **made)
-        self.norm = ops.BATCH_NORM[args.spatial_dims](1, **made) if args.norm else nn.Identity()
+        self.conv = ops.CONV[args.spatial_dims](2, 1, args.kernel_size, padding=padding, bias=False, **factory_options)
+        self.norm = ops.BATCH_NORM[args.spatial_dims](1, **factory_options) if args.norm else nn.Identity()
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:

@@ -50,8 +50,8 @@ def backward(
 
 def kernels(name: str, top: bool) -> Fused:
     """Return the kernels of SE (top=False) or channel attention (top=True)."""
-    both = partial(forward, top), partial(backward, top)
-    return Fused(name, ARGUMENTS, 1, partial(outputs, top), *both, backward_needs_y=passes.backward_needs_y)
+    passes_of_block = partial(forward, top), partial(backward, top)
+    return Fused(name, ARGUMENTS, 1, partial(outputs, top), *passes_of_block, backward_needs_y=passes.backward_needs_y)
 
 
 def call(fused: Fused, block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:

@@ -384,7 +384,8 @@ def to_input(
         dy: gradient of x * s * t, in the memory layout of x.
         dx: tensor to write.
         saved: s (N, C), and as its third such array the maxima over space if `top`; None without s. See perceptron.py.
-        pool_grads: gradient of the average over space, per position, and of the maximum, per tie, (N, C) each.
+        pool_grads: (N, C) each, gradients of the average over space, divided by S, and of the maximum, divided by the
+            number of ties.
         top: whether s depends on maxima.
         map_gradients: t, its maps and their gradient; None without t.
     """

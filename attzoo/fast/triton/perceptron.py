@@ -237,12 +237,12 @@ def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
         args = *tensors, N, C, S, R, tiling.parts, tiling.steps, 1 / S
         launch(pool_excite_kernel, tiling.programs, *args, HARD=hard, TOP=top, **tiling.options, **_small_tile(R))
         return
-    pooled = x, parts, N, C, S, tiling.parts, tiling.steps
-    launch(passes.pool_kernel, tiling.programs, *pooled, TOP=top, **tiling.options)
+    pool_args = x, parts, N, C, S, tiling.parts, tiling.steps
+    launch(passes.pool_kernel, tiling.programs, *pool_args, TOP=top, **tiling.options)
     rows, BR = cdiv(N, ROWS), _units(R)
     options = {"TOP": top, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
-    squeezed = parts, saved, layers.w1, layers.b1, N, C, R, tiling.parts, 1 / S
-    launch(squeeze_kernel, rows * cdiv(R, BR), *squeezed, **options)
+    squeeze_args = parts, saved, layers.w1, layers.b1, N, C, R, tiling.parts, 1 / S
+    launch(squeeze_kernel, rows * cdiv(R, BR), *squeeze_args, **options)
     launch(excite_kernel, rows * cdiv(C, WIDE), saved, layers.w2, layers.b2, N, C, R, HARD=hard, **options)
 
 
@@ -399,7 +399,7 @@ def weights_kernel(
 def backward(
     x: Tensor, dy: Tensor, layers: Layers, top: bool, saved: Tensor, map_gradients: Map | None, gradients: Layers
 ) -> Tensor:
-    """Return `grads`, which begins with the gradients of averages, per position, and of maxima, per tie: (N, C) each.
+    """Return `grads`, which begins with the gradients of averages, divided by S, and of maxima, divided by their ties.
 
     Args:
         x: (N, C, *S).
@@ -422,11 +422,11 @@ def backward(
         args = *tensors, N, C, S, R, tiling.parts, tiling.steps, 1 / S
         launch(channels_unexcite_kernel, tiling.programs, *args, HARD=hard, TOP=top, **tiling.options, **_small_tile(R))
     else:
-        scaled = x, dy, saved, t, maps, dmaps, parts, N, C, S, tiling.parts, tiling.steps
-        launch(passes.channels_kernel, tiling.programs, *scaled, TOP=top, **tiling.options)
+        portion_args = x, dy, saved, t, maps, dmaps, parts, N, C, S, tiling.parts, tiling.steps
+        launch(passes.channels_kernel, tiling.programs, *portion_args, TOP=top, **tiling.options)
         rows = cdiv(N, ROWS)
-        matrices = parts, saved, grads, layers.w2, N, C, R, tiling.parts
-        launch(unexcite_kernel, rows * cdiv(R, BR), *matrices, HARD=hard, **options)
+        layer_args = parts, saved, grads, layers.w2, N, C, R, tiling.parts
+        launch(unexcite_kernel, rows * cdiv(R, BR), *layer_args, HARD=hard, **options)
         launch(unsqueeze_kernel, rows * cdiv(C, WIDE), parts, grads, layers.w1, N, C, R, tiling.parts, 1 / S, **options)
     weight_grads = gradients.w1, gradients.b1, gradients.w2, gradients.b2
     launch(weights_kernel, cdiv(C, WIDE) * cdiv(R, BR), saved, grads, *weight_grads, N, C, R, **options)

@@ -88,9 +88,15 @@ def forward(size: Sequence[int], conv: Filter, saved: Saved) -> channel_norm.Nor
 def backward(
     x: Tensor, dy: Tensor, s: Tensor | None, conv: Filter, saved: Saved, gradients: Sequence[Any]
 ) -> Tensor:
-    """Return the gradients of averages, per channel, and of maxima, per tie: (N, 2, S).
+    """Return the gradients of averages, divided by C, and of maxima, divided by the number of ties: (N, 2, S).
 
-    The gradients of weight, scale and shift are written into `gradients`.
+    Args:
+        x: (N, C, *S).
+        dy: gradient of x * s * t.
+        s: coefficients per channel, (N, C), or None for 1.
+        conv: the convolution and its norm.
+        saved: the tensors that `forward` wrote.
+        gradients: tensors to write: the gradients of weight, scale and shift.
     """
     dweight, *norm_gradients = gradients
     dq, ties = passes.position_gradients(x, dy, s, saved.t, saved.maps, norm_of(conv, saved), norm_gradients)

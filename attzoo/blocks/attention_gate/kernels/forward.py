@@ -246,11 +246,11 @@ def gate(
     options |= {"WORDS": cdiv(F, WORD), "BLOCKS": cdiv(F, BF)}
     tile_options = {"BF": BF, "BC": BC, "BG": BG, "BS": BS, "num_warps": num_warps, "num_stages": 2}
     programs = N * cdiv(S, BS)
-    moments: tuple[Any, ...] = (None,) * 5
+    norm_args: tuple[Any, ...] = (None,) * 5
     if psi_norm is not None:
         parts = empty_float32(x, 3, programs)
-        moments = psi_norm.q, psi_norm.statistics, parts, counters(x, 1), psi_norm.eps
-    args = x, g, w, u, folded, *outputs, *moments, N, F, C, G, S, *grids.sizes
+        norm_args = psi_norm.q, psi_norm.statistics, parts, counters(x, 1), psi_norm.eps
+    args = x, g, w, u, folded, *outputs, *norm_args, N, F, C, G, S, *grids.sizes
     launch(gate_kernel, programs, *args, **grids.options, **options, **tile_options)
 
 
@@ -265,5 +265,5 @@ def tile(x: Tensor, F: int, C: int) -> Tile:
     BC = min(channels_at_once(x, C), 64 if BF > 64 else 128)
     if BF > 32 or BC > 64:
         return Tile(BF, BC, 32, 8)
-    wide = x.element_size() < 4 and not is_channels_last(x)   # fastest in the sweep of fast/triton/tiles.py
-    return Tile(BF, BC, 128 if wide else 64, 4)
+    use_wide_tile = x.element_size() < 4 and not is_channels_last(x)   # fastest in the sweep of fast/triton/tiles.py
+    return Tile(BF, BC, 128 if use_wide_tile else 64, 4)

@@ -124,8 +124,8 @@ def grids(source: Sequence[int], target: Sequence[int], interpolation: str, corn
         return Grids((None,) * 6, {"TD": 1, "TH": 1, "TW": 1, "CORNERS": False, "WIDE": False})
     source, target = ((1,) * (3 - len(size)) + tuple(size) for size in (source, target))
     taps = [1 if a == b or interpolation == "nearest" else 2 for a, b in zip(source, target, strict=True)]
-    wide = any(2 * (a + 1) * (b + 1) >= 1 << 31 for a, b in zip(source, target, strict=True))
-    options = dict(zip(("TD", "TH", "TW"), taps, strict=True)) | {"CORNERS": corners, "WIDE": wide}
+    needs_int64 = any(2 * (a + 1) * (b + 1) >= 1 << 31 for a, b in zip(source, target, strict=True))
+    options = dict(zip(("TD", "TH", "TW"), taps, strict=True)) | {"CORNERS": corners, "WIDE": needs_int64}
     return Grids((*target, *source), options)
 
 

@@ -130,8 +130,8 @@ def weights_kernel(
             dz_sum = dz_sum * 0
         tl.store(dpsi_bias, (psi_scale * dz_sum).to(dpsi_bias.dtype.element_ty))
     if dpsi_scale is not None and not PSI_BY_BATCH:
-        done = is_last(counter, F)
-        if done:
+        is_last_program = is_last(counter, F)
+        if is_last_program:
             k = tl.arange(0, BF)
             products = load_vector(psi, k, F) * tl.load(totals + k, k < F, 0.0, cache_modifier=".cg")
             dz_sum = tl.load(totals + F, cache_modifier=".cg")

@@ -25,7 +25,7 @@ LIBRARIES: Final = ("attzoo", "plain")   # plain: the same block written in Kera
 
 
 @dataclass(frozen=True)
-class KerasContender:
+class KerasCandidate:
     """A library's layer on one Keras backend in one form."""
 
     provider: Provider
@@ -38,7 +38,7 @@ class KerasContender:
         """Return backend and form: within these, the plain layer is the reference of attzoo's."""
         return f"{self.provider.backend} {self.provider.form}"
 
-    def twin(self) -> KerasContender:
+    def twin(self) -> KerasCandidate:
         """Return a copy with another layer, for the control."""
         twin = replace(self, provider=replace(self.provider, library=f"{self.provider.library} again"))
         twin.outputs()
@@ -63,10 +63,10 @@ class KerasContender:
 
 
 @contextmanager
-def keras_contenders(device: str, absent: set[str]) -> Iterator[Callable[[Subject], Iterator[KerasContender]]]:
-    """Provide a function that yields the Keras contenders of a subject, if its case has the form "keras".
+def open_keras_candidates(device: str, absent: set[str]) -> Iterator[Callable[[Subject], Iterator[KerasCandidate]]]:
+    """Provide a function that yields the Keras candidates of a subject, if its case has the form "keras".
 
-    A process starts when its first contender is prepared, and ends with the context.
+    A process starts when its first candidate is prepared, and ends with the context.
 
     Args:
         device: "cpu" or "cuda".
@@ -80,7 +80,7 @@ def keras_contenders(device: str, absent: set[str]) -> Iterator[Callable[[Subjec
         for worker in workers:
             stack.callback(worker.close)
 
-        def contenders(subject: Subject) -> Iterator[KerasContender]:
+        def keras_candidates(subject: Subject) -> Iterator[KerasCandidate]:
             if "keras" not in subject.case.forms:
                 return
             template = keras_job(subject, LIBRARIES[0], "eager")
@@ -90,9 +90,9 @@ def keras_contenders(device: str, absent: set[str]) -> Iterator[Callable[[Subjec
                 for form, library in product(FORMS[worker.backend], libraries):
                     backend = "keras-torch" if worker.backend == "torch" else worker.backend
                     job = replace(template, library=library, form=form)
-                    yield KerasContender(Provider(library, backend, form), subject, worker, job)
+                    yield KerasCandidate(Provider(library, backend, form), subject, worker, job)
 
-        yield contenders
+        yield keras_candidates
 
 
 def keras_job(subject: Subject, library: str, form: str) -> Job:
