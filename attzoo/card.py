@@ -110,8 +110,8 @@ class Card:
         spec = self.spec(**example.arguments)
         weights = {name: np.full(weight.shape, weight.center) for name, weight in spec.weights.items()}
         shape = spec.attention(*map(np.zeros, example.shapes), weights=weights).shape
-        varies = {"channels": shape[1] > 1, "positions": prod(shape[2:]) > 1}
-        return tuple(axis for axis in varies if varies[axis])
+        varying_axes = {"channels": shape[1] > 1, "positions": prod(shape[2:]) > 1}
+        return tuple(axis for axis in varying_axes if varying_axes[axis])
 
     @property
     def title(self) -> str:
@@ -365,10 +365,10 @@ def _example(card: Card, channels: int) -> str:
 
 def _kernels() -> str:
     """Return a sentence about fused kernels and when they are used."""
-    choice = '`"auto"` uses them where a recorded timing shows that they are faster'
+    choice_text = '`"auto"` uses them where a recorded timing shows that they are faster'
     if not WINS:
-        choice = 'they have not been timed yet, so `"auto"` does not use them'
-    return f'fused kernels for NVIDIA GPUs, used with `attzoo.kernels("triton")`; {choice}'
+        choice_text = 'they have not been timed yet, so `"auto"` does not use them'
+    return f'fused kernels for NVIDIA GPUs, used with `attzoo.kernels("triton")`; {choice_text}'
 
 
 def _channels_last(shapes: str) -> str:
@@ -382,8 +382,8 @@ def _variants(card: Card, channels: int) -> Iterator[tuple[str, str, str]]:
         settings = dict(variant.arguments)
         settings |= {} if card.unknown or card.network else card.settings(name, channels)
         arguments = ", ".join(f"{k}={v!r}" + " by its rule" * (k in variant.rules) for k, v in settings.items())
-        documented = {k: _first_sentence(cleandoc(rule.__doc__)) for k, rule in variant.rules.items() if rule.__doc__}
-        rules = [f"; {k}: {sentence.rstrip('.')}" for k, sentence in documented.items()]
+        rule_texts = {k: _first_sentence(cleandoc(rule.__doc__)) for k, rule in variant.rules.items() if rule.__doc__}
+        rules = [f"; {k}: {sentence.rstrip('.')}" for k, sentence in rule_texts.items()]
         size = ""
         if card.network:
             size = f"; {_network_parameters(card.name, name):,} parameters, {IMAGE[0]} channels in, {IMAGE[1]} out"

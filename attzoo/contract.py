@@ -315,8 +315,8 @@ def upgraded(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
 
     `cls` may convert the config itself first, in a class method `upgraded(config)`, which returns a mapping.
     """
-    convert = getattr(cls, "upgraded", None)
-    return without_idle_rules(cls, convert(config) if convert else config)
+    upgrade_config = getattr(cls, "upgraded", None)
+    return without_idle_rules(cls, upgrade_config(config) if upgrade_config else config)
 
 
 def without_idle_rules(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -378,12 +378,14 @@ def choice(name: str, value: Any, known: Sequence[Any]) -> Any:
 
     NumPy integers equal ints. True and 1.0 do not equal 1.
     """
-    plain = value
+    python_value = value
     if not isinstance(value, (bool, np.bool_)):
         with suppress(TypeError):
-            plain = operator.index(value)
+            python_value = operator.index(value)
     for option in known:
-        if isinstance(plain, type(option)) and isinstance(plain, bool) == isinstance(option, bool) and option == plain:
+        both_or_no_bool = isinstance(python_value, bool) == isinstance(option, bool)
+        same_type = isinstance(python_value, type(option)) and both_or_no_bool
+        if same_type and option == python_value:
             return option
     got = short_repr(value) + nearest(value, known)
     raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {got}")

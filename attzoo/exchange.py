@@ -98,7 +98,7 @@ def _unwrapped(state: Any) -> dict[str, Any]:
 
 
 def _prefix(key: str, name: str) -> str | None:
-    """Return what stands before the name of an array in a key, which is "" or ends with a dot; None without it."""
+    """Return the part of a key before `name`, "" or a text that ends with a dot; None if the key has another form."""
     prefix = key.removesuffix(name)
     return prefix if key.endswith(name) and prefix[-1:] in ("", ".") else None
 

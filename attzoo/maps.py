@@ -191,14 +191,14 @@ def _draw_map(ax: Axes, scale: Axes, name: str, a: Array, image: Array, cut: tup
 def _draw_bars(ax: Axes, name: str, value: Array) -> None:
     """Draw coefficients (C,) of a block as bars from 0.5, the value of sigmoid(0)."""
     low, high = _range(value)
-    reach = max(high - NEUTRAL, NEUTRAL - low) or 1.0
+    half_range = max(high - NEUTRAL, NEUTRAL - low) or 1.0
     linewidth = 0.8 * 72 * PANEL / len(value)   # points
     ax.vlines(range(len(value)), NEUTRAL, value, color=COLORS["torch"], linewidth=linewidth)
     ax.axhline(NEUTRAL, color=GREY, linewidth=0.6)
     plotting.remove_ticks(ax, color="#cccccc")
-    ax.set(xlim=(-0.5, len(value) - 0.5), ylim=(NEUTRAL - 1.1 * reach, NEUTRAL + 1.1 * reach))
+    ax.set(xlim=(-0.5, len(value) - 0.5), ylim=(NEUTRAL - 1.1 * half_range, NEUTRAL + 1.1 * half_range))
     ax.yaxis.tick_right()
-    ticks = NEUTRAL - reach, NEUTRAL, NEUTRAL + reach
+    ticks = NEUTRAL - half_range, NEUTRAL, NEUTRAL + half_range
     ax.set_yticks(ticks, labels=plotting.tick_labels(*ticks))
     plotting.style_ticks(ax)
     _label(ax, name, f"{len(value)} channels")

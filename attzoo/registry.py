@@ -68,12 +68,12 @@ def _third_party(search_path: tuple[tuple[str, int], ...]) -> dict[str, str]:
     from importlib.metadata import entry_points  # takes 60 ms, so not at import of attzoo
 
     blocks: dict[str, str] = {}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.value != (BLOCKS | NETWORKS | ALIASES | blocks).get(point.name, point.value):
-            package = point.dist.name if point.dist else point.value
-            got = f"a second {point.name!r} from package {package}"
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        if entry_point.value != (BLOCKS | NETWORKS | ALIASES | blocks).get(entry_point.name, entry_point.value):
+            package = entry_point.dist.name if entry_point.dist else entry_point.value
+            got = f"a second {entry_point.name!r} from package {package}"
             raise ValueError(f"block names must be unique, got {got}: uninstall it")
-        blocks[point.name] = point.value
+        blocks[entry_point.name] = entry_point.value
     return dict(sorted(blocks.items()))
 
 

@@ -60,8 +60,8 @@ def changes(old: Run, new: Run) -> list[Change]:
 
 def drifted(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> float:
     """Return the median of new / old time over the copies in both runs: the slowdown of the machine."""
-    pairs = [(before[key].seconds, after[key].seconds) for key in before if key in after and key[1] == str(COPY)]
-    return median([new.median / old.median for old, new in pairs if old and new] or [1.0])
+    row_pairs = [(before[key].seconds, after[key].seconds) for key in before if key in after and key[1] == str(COPY)]
+    return median([new.median / old.median for old, new in row_pairs if old and new] or [1.0])
 
 
 def _keyed(rows: Iterable[Row]) -> dict[Key, Row]:

@@ -124,8 +124,8 @@ def ceilings() -> dict[str, float]:
         "L2 read GB/s": (replay_turn([lambda: small.sum()]), SMALL / 1e9),
     }
     rates = {name: size / median(turn(1) for _ in range(SAMPLES)) for name, (turn, size) in turns.items()}
-    fill = [lambda: element.fill_(1)]
-    starts = {"launch us": replay_turn(fill), "launch from Python us": call_turn(fill)}
+    fill_calls = [lambda: element.fill_(1)]
+    starts = {"launch us": replay_turn(fill_calls), "launch from Python us": call_turn(fill_calls)}
     return rates | {name: 1e6 * median(turn(20) for _ in range(SAMPLES)) for name, turn in starts.items()}
 
 

@@ -42,12 +42,12 @@ def configure(device: str) -> dict[str, Any]:
 
 def machine(device: str) -> dict[str, Any]:
     """Return the processor, core count and system, and on CUDA the GPU's properties."""
-    described = {
+    machine_facts = {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-    return described | (cuda.facts() if device == "cuda" else {})
+    return machine_facts | (cuda.facts() if device == "cuda" else {})
 
 
 def load() -> list[float]:

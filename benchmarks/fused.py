@@ -60,8 +60,9 @@ def _line(entry: Entry, rows: Sequence[Row]) -> list[str]:
     if not row.seconds:
         return [*cells, row.status, "", "", *_goal_cells(limits)]
     values = row.copies.median if row.copies else None, *speedups(row, rows)
-    copies, *speeds = [_value_cell(value, i, limits) for i, value in enumerate(values)]
-    return [*cells, copies if row.status == "timed" else f"{row.status}: {copies}", *speeds, *_goal_cells(limits)]
+    copies_cell, *speedup_cells = [_value_cell(value, i, limits) for i, value in enumerate(values)]
+    time_cell = copies_cell if row.status == "timed" else f"{row.status}: {copies_cell}"
+    return [*cells, time_cell, *speedup_cells, *_goal_cells(limits)]
 
 
 def speedups(row: Row, rows: Sequence[Row]) -> tuple[float | None, float | None]:
@@ -71,8 +72,8 @@ def speedups(row: Row, rows: Sequence[Row]) -> tuple[float | None, float | None]
         peer.provider.form: 1 / ratio.median
         for peer in peer_rows if peer.case == row.case and (ratio := time_ratio(row, peer))
     }   # fmt: skip
-    compiled = [speedup for form, speedup in ratios.items() if form.startswith("compiled")]
-    return ratios.get("eager"), min(compiled, default=None)
+    compiled_speedups = [speedup for form, speedup in ratios.items() if form.startswith("compiled")]
+    return ratios.get("eager"), min(compiled_speedups, default=None)
 
 
 def _value_cell(value: float | None, index: int, limits: Goal | None) -> str:
@@ -103,10 +104,10 @@ def _marks_text(marks: Marks) -> str:
 def _resnet_line(entry: Entry, rows: Sequence[Row]) -> list[str]:
     """Return the table cells of a ResNet-50: throughput with fused, eager and the peer's blocks, and the aim."""
     case = entry.row.case
-    eager = [row for row in rows if row.case == case and row.provider.form == "eager"]
-    ours = next((row for row in eager if row.provider.library == "attzoo"), None)
-    peer = next((row for row in eager if row.provider.library != "attzoo"), None)
-    cells = [_fraction_cell(row, rows) for row in (entry.row, ours, peer)]
+    eager_rows = [row for row in rows if row.case == case and row.provider.form == "eager"]
+    our_row = next((row for row in eager_rows if row.provider.library == "attzoo"), None)
+    peer_row = next((row for row in eager_rows if row.provider.library != "attzoo"), None)
+    cells = [_fraction_cell(row, rows) for row in (entry.row, our_row, peer_row)]
     aim = goals(case.block).resnet50 if case.mode == "training" else None
     return [entry.label, case.block, case.mode, *cells, percent(aim) if aim else ""]
 

@@ -24,12 +24,12 @@ def goal(case: Case) -> Goal | None:
 
 def covers(goal: Goal, case: Case) -> bool:
     """Whether a goal of the case's block applies to the case."""
-    x, *further = case.shapes
+    x, *further_shapes = case.shapes
     return (
         case.network is None
         and case.mode in goal.modes
         and x in (*MAPS["cuda"], *SKIPS["cuda"])
-        and goal.coarse == any(shape[2:] != x[2:] for shape in further)
+        and goal.coarse == any(shape[2:] != x[2:] for shape in further_shapes)
         and (not goal.sides or x[-1] in goal.sides)
         and has_arguments(case.block, case.variant, goal)
     )

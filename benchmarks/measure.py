@@ -187,10 +187,10 @@ def time_until_steady(
 
 def references(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
     """Return the reference of each family: its first candidate that is not attzoo's, else its first candidate."""
-    first: dict[str, Candidate] = {}
+    by_family: dict[str, Candidate] = {}
     for candidate in sorted(candidates, key=lambda c: c.provider.library == "attzoo"):   # the sort is stable
-        first.setdefault(candidate.family, candidate)
-    return first
+        by_family.setdefault(candidate.family, candidate)
+    return by_family
 
 
 def copy_turn(subject: Subject, clock: str) -> Turn:
@@ -239,8 +239,8 @@ def unsteady(times: Mapping[str, Sequence[float]], reference_names: Mapping[str,
 
 def drift(times: Sequence[float]) -> float:
     """Return the relative change of the median from the first third of the times to the last."""
-    third = max(2, len(times) // 3)
-    return abs(spread(times[-third:]).median / spread(times[:third]).median - 1)
+    third_count = max(2, len(times) // 3)
+    return abs(spread(times[-third_count:]).median / spread(times[:third_count]).median - 1)
 
 
 def control_name(reference: str) -> str:

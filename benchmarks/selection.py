@@ -63,8 +63,8 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
 
     A row without times gets the clock of the timed rows of its case.
     """
-    same_machine = all(environment(run) == environment(runs[0]) for run in runs)
-    labels = [str(i) if same_machine else f"{i}: {machine_name(run)}" for i, run in enumerate(runs, 1)]
+    is_same_machine = all(environment(run) == environment(runs[0]) for run in runs)
+    labels = [str(i) if is_same_machine else f"{i}: {machine_name(run)}" for i, run in enumerate(runs, 1)]
     return [Entry(label, run, row) for label, run in zip(labels, runs, strict=True) for row in _set_clocks(run.rows)]
 
 

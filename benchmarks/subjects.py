@@ -70,8 +70,8 @@ class Subject:
     @property
     def tolerance(self) -> float:
         """Return the largest relative error that rounding explains."""
-        exact = self.case.dtype != "float32" or self.device.type != "cuda" or not torch.backends.cudnn.allow_tf32
-        return min(LOOSEST, TOLERANCE[self.case.dtype if exact else "TF32"] * (DEPTH if self.case.network else 1))
+        is_exact = self.case.dtype != "float32" or self.device.type != "cuda" or not torch.backends.cudnn.allow_tf32
+        return min(LOOSEST, TOLERANCE[self.case.dtype if is_exact else "TF32"] * (DEPTH if self.case.network else 1))
 
 
 def create_subject(case: Case, device: str, count: Callable[[int], int] = lambda size: 1) -> Subject:

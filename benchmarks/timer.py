@@ -63,12 +63,12 @@ def interleave(turns: Mapping[str, Turn], pace: Pace) -> dict[str, list[float]]:
         repeats[name] = max(1, int(pace.turn / seconds))
         round_seconds += repeats[name] * seconds
     times: dict[str, list[float]] = {name: [] for name in turns}
-    order, random = list(turns), Random(0)
+    order, generator = list(turns), Random(0)
     gc.collect()
     gc.disable()
     try:
         for _ in range(max(min(FEWEST, pace.rounds), int(min(pace.rounds, pace.limit / round_seconds)))):
-            random.shuffle(order)
+            generator.shuffle(order)
             for name in order:
                 times[name].append(turns[name](repeats[name]))
     finally:

@@ -52,10 +52,10 @@ def wins(runs: Mapping[str, Run]) -> list[Win]:
         for row in run.rows:
             if row.provider == FUSED and row.case.network is None and row.case.mode in BOTH:
                 key, size = _key(row, capability), prod(row.case.shapes[0])
-                won_at = sizes.setdefault(key, {})
-                won_at[size] = won_at.get(size, True) and won(row, run.rows)
+                is_won_by_size = sizes.setdefault(key, {})
+                is_won_by_size[size] = is_won_by_size.get(size, True) and won(row, run.rows)
                 sources[key] = list(dict.fromkeys([*sources.get(key, []), name]))
-    smallest = {key: least(won_at) for key, won_at in sizes.items()}
+    smallest = {key: least(is_won_by_size) for key, is_won_by_size in sizes.items()}
     return [Win(*key, size, ", ".join(sources[key])) for key, size in sorted(smallest.items()) if size is not None]
 
 
@@ -82,11 +82,11 @@ def won(row: Row, rows: Sequence[Row]) -> bool:
     return replace(row, ratio=time_ratio(row, eager[0])).verdict == "faster"
 
 
-def least(won_at: Mapping[int, bool]) -> int | None:
+def least(is_won_by_size: Mapping[int, bool]) -> int | None:
     """Return the smallest size from which on all sizes are won; None if the largest is not."""
     smallest = None
-    for size in sorted(won_at, reverse=True):
-        if not won_at[size]:
+    for size in sorted(is_won_by_size, reverse=True):
+        if not is_won_by_size[size]:
             break
         smallest = size
     return smallest

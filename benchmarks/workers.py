@@ -164,7 +164,7 @@ class Worker:
             self.link.send((ceil(self.limit), method, arguments))
             succeeded, answer = self.link.recv()
         except (EOFError, OSError):
-            raise Failed(f"Keras on {self.backend} {self._end(5)}") from None
+            raise Failed(f"expected an answer of Keras on {self.backend}, got none: it {self._end(5)}") from None
         except BaseException:   # an unread answer would be taken for that of the next request
             self._end(0)
             raise

@@ -106,15 +106,15 @@ def launches(
     coarse = (*shape[:2], *(max(1, size // case.coarse) for size in space))
     xs = [torch.ones(shape if i == 0 else coarse, dtype=dtype) for i in range(len(module.spec.inputs))]
     xs = [x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x for x in xs]
-    residual = {"shortcut": torch.ones_like(xs[0]), "act": case.act} if case.act else {}
+    residual_arguments = {"shortcut": torch.ones_like(xs[0]), "act": case.act} if case.act else {}
     without_gpu = mock.patch.object(choice, "kernels_refusal", return_value=None)
     limit = 128 if capability // 10 in gate.SHARED_MEMORY_OPERANDS else 64
     tile_limit = mock.patch.object(gate, "max_channels", return_value=limit)
     tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=not case.exact)
     with mock.patch.object(JITFunction, "run", record), without_gpu, tile_limit, tf32, attzoo.kernels("triton"):
-        module(*(x.requires_grad_() for x in xs), **residual).backward(torch.ones_like(xs[0]))
+        module(*(x.requires_grad_() for x in xs), **residual_arguments).backward(torch.ones_like(xs[0]))
         with torch.no_grad():
-            module(*xs, **residual)
+            module(*xs, **residual_arguments)
     yield from recorded
 
 

@@ -41,16 +41,16 @@ def patch_language(function, original=interpreter._patch_lang):
         languages[name] = {module.__name__ for module in modules if module in (tl, tl.core)}
     if any(languages[name] <= modules for modules in interpreted):
         return SimpleNamespace(restore=lambda: None)
-    scope, outer_count = original(function), len(interpreted)
+    patches, outer_count = original(function), len(interpreted)
     interpreted.append(languages[name])
 
-    def restore(restore=scope.restore):
+    def restore(restore=patches.restore):
         """Undo the patches of a kernel, with those of the functions that it calls, which Triton does not undo."""
         del interpreted[outer_count:]
         restore()
 
-    scope.restore = restore
-    return scope
+    patches.restore = restore
+    return patches
 
 
 def numpy_dtype(dtype, original=interpreter._get_np_dtype):

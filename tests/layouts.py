@@ -6,8 +6,8 @@ import torch
 
 def spread(array):
     """Return an equal array that is a view of every second element along every axis of a larger one."""
-    larger = np.full([2 * n for n in array.shape], 99, array.dtype)
-    view = larger[(slice(None, None, 2),) * array.ndim]
+    larger_array = np.full([2 * n for n in array.shape], 99, array.dtype)
+    view = larger_array[(slice(None, None, 2),) * array.ndim]
     view[...] = array
     return view
 

@@ -100,7 +100,7 @@ def copy_weights(module, parts, arrays):
 
 
 def read_weights(parts):
-    """Return the weights of another library's module by canonical name; the opposite of `fill`."""
+    """Return the weights of another library's module by canonical name; the inverse of `copy_weights`."""
     return {
         f"{path}.{leaf}": getattr(layer, attribute).detach().numpy()
         for path, layer in parts.items()

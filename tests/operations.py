@@ -11,7 +11,7 @@ from attzoo.ops import guard
 
 
 class Observer(TorchDispatchMode):
-    """A dispatch mode that blocks do not notice. In other modes they compute the plain form."""
+    """A dispatch mode that blocks do not detect. In other modes they compute the plain form."""
 
     def __enter__(self):
         self.patch = patch.object(guard, "in_mode", lambda: False)
@@ -36,7 +36,7 @@ class Operations(Observer):
 
 
 class Large(Observer):
-    """Record in `made` every tensor that an operation returns and that has at least as many bytes as x."""
+    """Record in `made` the tensors of at least the size of x that operations return, by address."""
 
     def __init__(self, x):
         super().__init__()
@@ -57,37 +57,37 @@ def save_copy(saved, tensor):
 
 
 def assert_unchanged(saved):
-    """Assert that the tensors in a list of `keep` still equal their copies, and that there are some."""
+    """Assert that the tensors in a list of `save_copy` still equal their copies, and that there are some."""
     assert saved
     assert all(torch.equal(tensor, copy) for tensor, copy in saved)
 
 
 def saving_hook(saved):
-    """Return a forward hook that calls `keep` with the outputs of modules."""
+    """Return a forward hook that calls `save_copy` with the outputs of modules."""
     return lambda module, args, output: save_copy(saved, output)
 
 
 class SaveCalls(TorchFunctionMode):
-    """Call `keep` with the results of all torch functions, in the list `kept`."""
+    """Call `save_copy` with the results of all torch functions; the list is `saved`."""
 
     def __init__(self):
         super().__init__()
-        self.kept = []
+        self.saved = []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        save_copy(self.kept, out)
+        save_copy(self.saved, out)
         return out
 
 
 class SaveOperations(TorchDispatchMode):
-    """Call `keep` with the results of all operations, in the list `kept`."""
+    """Call `save_copy` with the results of all operations; the list is `saved`."""
 
     def __init__(self):
         super().__init__()
-        self.kept = []
+        self.saved = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        save_copy(self.kept, out)
+        save_copy(self.saved, out)
         return out

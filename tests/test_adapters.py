@@ -52,8 +52,8 @@ def same(a, b):
 
 def assert_refused_after_change(case, tmp_path):
     """Assert that a block raises after a change."""
-    make, change, path, got = case
-    block = make()
+    create_block, change, path, got = case
+    block = create_block()
     change(block)
     assert_refused(block, path, got, tmp_path)
 
@@ -74,13 +74,13 @@ def assert_refused(block, path, got, tmp_path):
 # ---- layers of torch -------------------------------------------------------------------------------
 
 
-def replace_layer(path, make):
+def replace_layer(path, create_layer):
     """Return a function that replaces a layer by another with the same arrays where their names agree."""
 
     def change(block):
         parent, _, name = path.rpartition(".")
         old = block.get_submodule(path)
-        new = make(old)
+        new = create_layer(old)
         new.load_state_dict(old.state_dict(), strict=False)
         setattr(block.get_submodule(parent), name, new)
 
@@ -265,10 +265,10 @@ UNCHANGED = {   # changes that do not affect what a block computes
 }
 
 
-@pytest.mark.parametrize("make", [cbam, unet])
+@pytest.mark.parametrize("create_block", [cbam, unet])
 @pytest.mark.parametrize("case", UNCHANGED)
-def test_block_with_unchanged_computation_is_written(case, make, tmp_path):
-    block = UNCHANGED[case](make())
+def test_block_with_unchanged_computation_is_written(case, create_block, tmp_path):
+    block = UNCHANGED[case](create_block())
     attzoo.save(block, tmp_path / "a.safetensors")
     assert same(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block))
 
@@ -484,10 +484,10 @@ def quantized_in_training(linear):
     (lambda linear: linear.to(torch.float8_e4m3fn), r"torch\.float8_e4m3fn"),
 ])   # fmt: skip
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature", "ignore:.*quantiz")
-def test_arrays_that_a_layer_does_not_use_are_neither_read_nor_written(make, message):
+def test_arrays_that_a_layer_does_not_use_are_neither_read_nor_written(create_layer, message):
     block = cbam()
     arrays = attzoo.weights(block)
-    block.channel.squeeze = make(block.channel.squeeze)
+    block.channel.squeeze = create_layer(block.channel.squeeze)
     for function in (attzoo.weights, lambda b: attzoo.load_weights(b, arrays)):
         with pytest.raises(ValueError, match=rf"channel\.squeeze\.\w+ of CBAM as its class .*, got .*{message}"):
             function(block)

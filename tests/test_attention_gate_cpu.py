@@ -42,8 +42,8 @@ def test_inference_matches_plain_form(layout, case, g_layout, tile):
     assert relevant_strides(got) == relevant_strides(expected)
     assert torch.equal(x, before[0])
     assert torch.equal(g, before[1])
-    dense = x.is_contiguous() or x.movedim(1, -1).is_contiguous()
-    assert calls["gated"] == (dense and set(case.spec.strides) == {1})
+    is_dense = x.is_contiguous() or x.movedim(1, -1).is_contiguous()
+    assert calls["gated"] == (is_dense and set(case.spec.strides) == {1})
 
 
 @pytest.mark.case23

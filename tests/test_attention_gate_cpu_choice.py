@@ -129,16 +129,19 @@ def with_replaced(part, make):
 
 
 def replace_forward(block):
+    """Replace the method `forward` of a gate's instance."""
     forward = block.gating.forward
     block.gating.forward = lambda g: 2 * forward(g)
 
 
 def replace_attention(block):
+    """Replace the method `attention` of a gate's instance."""
     attention = block.attention
     vars(block)["attention"] = lambda *xs: attention(*xs) / 2
 
 
 def without_statistics(norm):
+    """Return a norm without running statistics."""
     norm.running_mean = norm.running_var = None
     return norm
 
@@ -149,6 +152,7 @@ def other_convolution(kernel_size=1, **options):
 
 
 def with_parameter_subclass(conv):
+    """Make the weight of a convolution a parameter of a subclass."""
     conv.weight = nn.Parameter(conv.weight.detach().as_subclass(TensorSubclass))
     return conv
 
@@ -286,49 +290,60 @@ def test_subclass_with_its_own_attention_uses_it():
 
 
 def in_vmap(block, x, g):
+    """Call a gate under vmap over both inputs."""
     return torch.func.vmap(lambda x, g: block(x[None], g[None])[0])(x, g)
 
 
 def in_vmap_of_x(block, x, g):
+    """Call a gate under vmap over x only."""
     return torch.func.vmap(lambda x: block(x[None], g[:1])[0])(x)
 
 
 def in_jvp(block, x, g):
+    """Return the derivative of a gate by torch.func.jvp."""
     return torch.func.jvp(block, (x, g), (g.new_ones(x.shape), torch.ones_like(g)))[1]
 
 
 def in_dual(block, x, g):
+    """Return the derivative of a gate in forward-mode differentiation."""
     with forward_ad.dual_level():
         return forward_ad.unpack_dual(block(forward_ad.make_dual(x, torch.ones_like(x)), g)).tangent
 
 
 def in_grad(block, x, g):
+    """Return the gradient for x by torch.func.grad."""
     return torch.func.grad(lambda x: block(x, g).square().sum())(x)
 
 
 def in_autocast(block, x, g):
+    """Call a gate under bfloat16 autocast."""
     with torch.autocast("cpu", torch.bfloat16):
         return block.float()(x.float(), g.float())
 
 
 def in_trace(block, x, g):
+    """Call a traced gate."""
     return torch.jit.trace(block, (x, g), check_trace=False)(x, g)
 
 
 def in_compile(block, x, g):
+    """Call a compiled gate."""
     torch.compiler.reset()
     return torch.compile(block, backend="eager", fullgraph=True)(x, g)
 
 
 def of_a_subclass(block, x, g):
+    """Call a gate on a tensor of a subclass."""
     return block(x.as_subclass(TensorSubclass), g)
 
 
 def in_half(block, x, g):
+    """Call a gate in bfloat16."""
     return block.bfloat16()(x.bfloat16(), g.bfloat16())
 
 
 def on_meta(block, x, g):
+    """Call a gate on the meta device."""
     return torch.empty_like(block.to("meta")(x.to("meta"), g.to("meta")), device="cpu").zero_()
 
 

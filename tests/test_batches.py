@@ -23,14 +23,14 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(("count", "drop_last"), [(24, False), (23, False), (17, False), (23, True)])
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_parts_of_several_processes_make_the_batches_of_one_process(count, drop_last, world):
-    single = Batches(count, 8, seed=5, drop_last=drop_last)
+    single_process = Batches(count, 8, seed=5, drop_last=drop_last)
     orders = []
     for epoch in (0, 1, 7):
-        single.epoch = epoch
+        single_process.epoch = epoch
         samplers = [Batches(count, 8, 5, True, drop_last, rank, world, epoch) for rank in range(world)]
         assert [len(list(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]
-        batches = list(single)
-        assert len(batches) == len(single) == (count // 8 if drop_last else -(-count // 8))
+        batches = list(single_process)
+        assert len(batches) == len(single_process) == (count // 8 if drop_last else -(-count // 8))
         for number, batch in enumerate(batches):
             parts = [keys for sampler in samplers for keys in list(sampler)[number : number + 1]]
             assert sorted(chain(*parts)) == sorted(batch)
@@ -39,11 +39,11 @@ def test_parts_of_several_processes_make_the_batches_of_one_process(count, drop_
         keys = list(chain(*batches))
         assert len(set(keys)) == len(keys) == (16 if drop_last else count)
         assert all(key[0] == epoch and 0 <= key[1] < count for key in keys)
-        assert list(single) == batches
+        assert list(single_process) == batches
         orders.append([index for _, index in keys])
     assert len({str(order) for order in orders}) == 3
     assert orders[0] != sorted(orders[0])
-    assert list(Batches(count, 8, seed=6, drop_last=drop_last, epoch=7)) != list(single)
+    assert list(Batches(count, 8, seed=6, drop_last=drop_last, epoch=7)) != list(single_process)
     assert [index for _, index in chain(*Batches(count, 8, shuffle=False))] == list(range(count))
 
 

@@ -63,6 +63,7 @@ def networks(rng):
 
 @pytest.fixture(scope="session")
 def run():
+    """Return an invented run with all kinds of rows."""
     rng = random.Random(5)
     cases = [
         Case(block, inputs(block, shape), mode)
@@ -71,11 +72,11 @@ def run():
         for mode in ("inference", "training")
     ]
     rows = [row for case in cases for row in rows_of(case, rng)] + [*networks(rng)]
-    half = Case("se", ((8, 256, 56, 56),), dtype="bfloat16")
+    bfloat16_case = Case("se", ((8, 256, 56, 56),), dtype="bfloat16")
     rows += [
-        replace(rows_of(half, rng)[1], status="unsteady", why="the control moved by 9 %"),
-        Row(half, TIMM, "wrong", why="output: 0.02 | <script>alert(1)</script> & more", error=0.02),
-        Row(half, COMPILED, "failed", why="RuntimeError: no compiler"),
+        replace(rows_of(bfloat16_case, rng)[1], status="unsteady", why="the control moved by 9 %"),
+        Row(bfloat16_case, TIMM, "wrong", why="output: 0.02 | <script>alert(1)</script> & more", error=0.02),
+        Row(bfloat16_case, COMPILED, "failed", why="RuntimeError: no compiler"),
     ]
     return Run(
         suite="full", device="cpu", command="python -m benchmarks run --full", date="2026-11-21T15:00:00",
@@ -206,8 +207,8 @@ def test_a_network_is_compared_with_the_same_network_without_a_block(run):
              for block, variant in variants.items() for mode in ("inference", "training")]   # fmt: skip
     times = {"none": 0.5, "se": 0.8, "cbam": 1.0}
     rows = [timed(case, OURS, times[case.block], 1e-3) for case in cases]
-    larger = timed(replace(cases[0], shapes=((8, 3, 32, 32),)), OURS, 9.0, 1e-3)   # in another group
-    rows.insert(0, larger)
+    larger_row = timed(replace(cases[0], shapes=((8, 3, 32, 32),)), OURS, 9.0, 1e-3)   # in another group
+    rows.insert(0, larger_row)
     lines = tables(report.markdown([with_rows(run, rows)]))["What a block costs a ResNet-50"][2:]
     assert lines[3] == ["none", "attzoo", *["8.00", "100 %"] * 2, "1855", "100 %", "1024", "100 %"]
     assert lines[4] == ["se", "attzoo", *["5.00", "62 %"] * 2, "1620", "87 %", "759", "74 %"]
@@ -215,10 +216,10 @@ def test_a_network_is_compared_with_the_same_network_without_a_block(run):
 
 
 def test_a_picture_of_a_network_shows_fractions_of_the_same_network(run):
-    plain = Case("none", ((4, 3, 32, 32),), network="resnet50")
-    larger = replace(plain, shapes=((8, 3, 32, 32),))
-    rows = [timed(plain, PLAIN, 0.5, 1e-3), timed(replace(plain, block="se"), OURS, 0.8, 1e-3)]
-    (picture,) = plots.pictures([with_rows(run, [*rows, timed(larger, OURS, 9.0, 1e-3)])])["resnet50"]
+    plain_row = Case("none", ((4, 3, 32, 32),), network="resnet50")
+    larger_row = replace(plain_row, shapes=((8, 3, 32, 32),))
+    rows = [timed(plain_row, PLAIN, 0.5, 1e-3), timed(replace(plain_row, block="se"), OURS, 0.8, 1e-3)]
+    (picture,) = plots.pictures([with_rows(run, [*rows, timed(larger_row, OURS, 9.0, 1e-3)])])["resnet50"]
     numbers = {*re.findall(r">([0-9]+ %)<", picture.svg)}
     assert numbers == {"62 %", "87 %"} | {"0 %", "25 %", "50 %", "75 %", "100 %"}   # measured, published, scale
 
@@ -269,11 +270,11 @@ def parts(run):
 
 @pytest.mark.parametrize("part", ["empty", "failed", "no networks", "only networks", "no peers", "one case"])
 def test_an_incomplete_run_has_a_report(run, part):
-    bare = replace(with_rows(run, parts(run)[part]), ceilings={}, absent={}, left=[], machine={}, commit=None)
-    headings = re.findall("^## (.*)", report.markdown([bare]), flags=re.MULTILINE)
+    incomplete_run = replace(with_rows(run, parts(run)[part]), ceilings={}, absent={}, left=[], machine={}, commit=None)
+    headings = re.findall("^## (.*)", report.markdown([incomplete_run]), flags=re.MULTILINE)
     assert headings[0] == "Summary"
     assert headings[-1] == "Conditions"
-    assert headings == re.findall("<h2 id=.*>(.*)</h2>", report.page([bare]))
+    assert headings == re.findall("<h2 id=.*>(.*)</h2>", report.page([incomplete_run]))
     assert ("What a block costs a ResNet-50" in headings) == (part == "only networks")
     assert ("attzoo beside its peers" in headings) == (part in ("no networks", "one case"))
     assert ("What a block costs" in headings) == (part in ("no networks", "one case", "no peers"))
@@ -367,11 +368,11 @@ def test_the_summary_plot_is_a_png_of_the_expected_width(run, tmp_path):
 @pytest.fixture
 def save(tmp_path, run):
     """Return a function that writes a short run with some fields changed, and returns the file."""
-    short = with_rows(run, run.rows[:8])
+    short_run = with_rows(run, run.rows[:8])
 
     def save_run(**changes):
         path = tmp_path / f"{len([*tmp_path.iterdir()])}.json"
-        write(path, replace(short, **changes))
+        write(path, replace(short_run, **changes))
         return path
 
     return save_run
@@ -455,11 +456,11 @@ def test_a_corrected_row_is_not_worse(save):
 
 
 def test_a_row_whose_reference_is_slower_too_is_unchanged(save):
-    slow = {"seconds": about(1.3e-3), "copies": about(2.6)}
+    slower_fields = {"seconds": about(1.3e-3), "copies": about(2.6)}
     before = replace(BEFORE, ratio=about(1), reference="timm")
-    assert compare_rows(save, before, replace(before, **slow)) == ([], False)
-    assert compare_rows(save, before, replace(before, ratio=about(1.3), **slow)) == (["slower"], True)
-    assert compare_rows(save, before, replace(before, reference="plain", **slow)) == (["slower"], True)
+    assert compare_rows(save, before, replace(before, **slower_fields)) == ([], False)
+    assert compare_rows(save, before, replace(before, ratio=about(1.3), **slower_fields)) == (["slower"], True)
+    assert compare_rows(save, before, replace(before, reference="plain", **slower_fields)) == (["slower"], True)
 
 
 def test_a_slower_peer_is_listed_but_not_worse(save):
@@ -476,10 +477,11 @@ def test_unsteady_times_are_not_compared(save):
 
 def test_rows_without_copies_are_compared_with_the_change_of_all_copies(save):
     copy = timed(BEFORE.case, COPY, 5e-4, 5e-4)
-    bare = replace(BEFORE, copies=None)
-    slow = [replace(copy, seconds=about(6.5e-4)), replace(bare, seconds=about(1.3e-3))]
-    assert compare(save(rows=[copy, bare]), save(rows=slow))[1] is False
-    table, worse = compare(save(rows=[copy, bare]), save(rows=[slow[0], replace(bare, seconds=about(2e-3))]))
+    row_without_copies = replace(BEFORE, copies=None)
+    slow = [replace(copy, seconds=about(6.5e-4)), replace(row_without_copies, seconds=about(1.3e-3))]
+    assert compare(save(rows=[copy, row_without_copies]), save(rows=slow))[1] is False
+    slow_row = replace(row_without_copies, seconds=about(2e-3))
+    table, worse = compare(save(rows=[copy, row_without_copies]), save(rows=[slow[0], slow_row]))
     assert worse
     assert "a copy takes 1.30 times as long" in table
     assert "| 1.00 ms (0.98–1.02) | 2.00 ms (1.96–2.04) | 2.00 |" in table   # noqa: RUF001

@@ -62,7 +62,7 @@ def is_close(got, expected):
 
 
 @pytest.fixture(scope="module")
-def keras():
+def keras_workers():
     """Provide workers by backend. A process starts at its first job."""
     workers = {backend: Worker(backend) for backend in FORMS}
     yield workers
@@ -80,8 +80,8 @@ PASSES = [   # few, because each compiles code
 
 
 @pytest.mark.parametrize(("backend", "name", "library", "mode", "form"), PASSES)
-def test_results_equal_the_specs(keras, backend, name, library, mode, form):
-    worker, case = keras[backend], CASES[name]
+def test_results_equal_the_specs(keras_workers, backend, name, library, mode, form):
+    worker, case = keras_workers[backend], CASES[name]
     layout = "channels first" if library == "attzoo" and mode == "training" else "channels last"
     run = worker.prepare("block", job(case, library=library, mode=mode, form=form, layout=layout))
     expected = expected_run(case, mode)
@@ -96,15 +96,15 @@ def test_results_equal_the_specs(keras, backend, name, library, mode, form):
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-def test_forget_removes_jobs(keras, backend):
-    keras[backend].prepare("block", job(CASES["se"], form="eager"))
-    keras[backend].forget()
+def test_forget_removes_jobs(keras_workers, backend):
+    keras_workers[backend].prepare("block", job(CASES["se"], form="eager"))
+    keras_workers[backend].forget()
     with pytest.raises(Failed, match="KeyError: 'block'"):
-        keras[backend].time("block", 1)
+        keras_workers[backend].time("block", 1)
 
 
-def test_results_of_other_arguments_differ(keras):
-    worker = keras["tensorflow"]
+def test_results_of_other_arguments_differ(keras_workers):
+    worker = keras_workers["tensorflow"]
     sigmoid, hard = CASES["se"], Case("se", 8, {"reduction": 2, "gate": "hard_sigmoid"}, ((2, 8, 5, 3),), "float32")
     run = worker.prepare("wrong", job(sigmoid, config=hard.spec.config(), form="eager"))
     assert not is_close(run.output, expected_run(sigmoid, "inference").output)
@@ -120,8 +120,8 @@ def test_results_of_other_arguments_differ(keras):
         ({"inputs": [np.zeros((2, 3, 5, 4), "float32")]}, r"(?s)ValueError: .*expected \(N, \*S, 8\)"),
     ],
 )
-def test_an_exception_in_the_process_raises_failed_and_the_process_continues(keras, fields, why):
-    worker = keras["tensorflow"]
+def test_an_exception_in_the_process_raises_failed_and_the_process_continues(keras_workers, fields, why):
+    worker = keras_workers["tensorflow"]
     worker.start()
     pid = worker.process.pid
     with pytest.raises(Failed, match=why):

@@ -258,19 +258,20 @@ def test_a_block_that_takes_a_shortcut_ends_the_branch_in_one_call():
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("name", [name for name in attzoo.names() if attzoo.info(name).residual])
 def test_the_end_of_a_branch_in_one_call_equals_addition_and_relu(name, training):
-    one_call = nets.Bottleneck(8, 16, 2, lambda channels: attzoo.create(name, channels, backend="torch"))
-    assert one_call.ends
-    one_call.double().train(training)
+    with_one_call = nets.Bottleneck(8, 16, 2, lambda channels: attzoo.create(name, channels, backend="torch"))
+    assert with_one_call.ends
+    with_one_call.double().train(training)
     with torch.no_grad():
-        for norm in (part[1] for part in (one_call.conv3, one_call.shortcut)):   # so that some relu inputs are negative
+        # so that some relu inputs are negative
+        for norm in (part[1] for part in (with_one_call.conv3, with_one_call.shortcut)):
             norm.weight.normal_()
             norm.bias.normal_()
-    separate = deepcopy(one_call)
-    separate.put(WithoutShortcut(separate.attention))
-    assert not separate.ends
+    with_separate_calls = deepcopy(with_one_call)
+    with_separate_calls.put(WithoutShortcut(with_separate_calls.attention))
+    assert not with_separate_calls.ends
     x, cotangent = torch.randn(3, 8, 6, 5).double(), torch.randn(3, 16, 3, 3).double()
     mode = "training" if training else "inference"
-    got, expected = (run_of(net, mode, [x], cotangent) for net in (one_call, separate))
+    got, expected = (run_of(net, mode, [x], cotangent) for net in (with_one_call, with_separate_calls))
     assert 0 < (got[0] == 0).double().mean() < 1
     for tensor, expected_tensor in zip(got, expected, strict=True):
         torch.testing.assert_close(tensor, expected_tensor, rtol=0, atol=1e-12)
@@ -385,8 +386,8 @@ def test_the_verdict_depends_on_ratio_and_control(ratio, control, verdict):
 
 
 def test_a_written_run_is_read_unchanged(tmp_path):
-    wrong = replace(timed((1, 1, 1)), status="wrong", why="0.1 off", ratio=None, provider=Provider("plain", "jax"))
-    written = run_with(timed((0.7, 0.75, 0.8)), wrong)
+    wrong_row = replace(timed((1, 1, 1)), status="wrong", why="0.1 off", ratio=None, provider=Provider("plain", "jax"))
+    written = run_with(timed((0.7, 0.75, 0.8)), wrong_row)
     runs.write(tmp_path / "new" / "r.json", written)
     read = runs.read(tmp_path / "new" / "r.json")
     assert replace(read, rows=tuple(read.rows), left=()) == written

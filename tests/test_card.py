@@ -210,6 +210,7 @@ class Wide:
 
 @pytest.fixture
 def third_party(tmp_path, monkeypatch):
+    """Install a third-party block, and return its name."""
     package = tmp_path / "strangers" / "wide"
     package.mkdir(parents=True)
     (package.parent / "__init__.py").touch()

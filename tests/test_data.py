@@ -1,4 +1,4 @@
-"""How images and masks are prepared, and what a folder of them gives."""
+"""Resizing and normalisation of images and masks, and datasets of folders."""
 
 from math import prod
 
@@ -14,7 +14,7 @@ from attzoo.train.settings import Settings
 
 
 def places(image):
-    """The coordinates that an image of such a pair shows."""
+    """Return the coordinates (2, H, W) or (3, D, H, W) that an image of `write_pairs` shows."""
     if len(image) == 3:
         return image
     height, width = image.shape[1:]
@@ -93,7 +93,7 @@ def test_flips_take_mask_and_image_together_and_follow_from_the_key(size, tmp_pa
     assert not all(np.array_equal(other_seed[key][0], flipped[key][0]) for key in keys)
 
 
-def test_a_folder_says_what_it_holds(tmp_path):
+def test_a_folder_has_the_channels_axes_and_samples_of_its_files(tmp_path):
     for name, top in (("a", 2), ("b", 6)):
         write_array(tmp_path / f"{name}.png", BYTES[..., :3])
         write_array(tmp_path / f"{name}_mask.png", np.array([[0, top, 255, 1, 0]] * 6, np.uint8))
@@ -130,7 +130,7 @@ DTYPES = np.uint8, np.uint16, np.float32, np.float64, np.int16
     ("zscore", [DTYPES]), ("unit", [(np.uint8, np.uint16, np.int16), (np.float32, np.float64)]),
     ("none", [(np.uint8,), (np.uint16,), (np.float32, np.float64), (np.int16,)]),
 ])   # fmt: skip
-def test_images_whose_numbers_come_out_on_different_scales_are_refused(normalise, same_scale_dtypes, tmp_path):
+def test_images_of_different_scales_are_refused(normalise, same_scale_dtypes, tmp_path):
     for i, dtype in enumerate(DTYPES):
         write_array(tmp_path / f"{i}.npy", (BYTES[..., 0] // 2).astype(dtype))
         write_array(tmp_path / f"{i}.png", BYTES[..., 0] // 128)
@@ -145,7 +145,7 @@ def test_images_whose_numbers_come_out_on_different_scales_are_refused(normalise
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 5), (6, 5, 3)])
-def test_an_array_of_channels_is_no_picture(shape, tmp_path):
+def test_an_array_with_channels_is_not_a_picture(shape, tmp_path):
     image = write_array(tmp_path / "a.npy", np.zeros(shape, np.uint8))
     mask = write_array(tmp_path / "a.png", np.zeros((6, 5), np.uint8))
     with pytest.raises(ValueError, match=r"three axes, .* a volume .*; save a picture .* as PNG or TIFF"):
@@ -172,7 +172,7 @@ def test_images_to_validate_on_with_other_channels_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64, np.uint64])
-def test_unit_refuses_integers_of_which_it_would_leave_nothing(dtype, tmp_path):
+def test_unit_refuses_integers_that_would_become_almost_zero(dtype, tmp_path):
     """np.save writes NumPy's own integers in 64 bits: 255 became 2.8e-17."""
     unit = Preparation(normalise="unit")
     small, large = BYTES[None, ..., 0].astype(dtype), (BYTES[None, ..., 0].astype(dtype) + 1) << 20
@@ -196,7 +196,7 @@ def test_unit_refuses_integers_of_which_it_would_leave_nothing(dtype, tmp_path):
         (BYTES[..., 0], BYTES[None, ..., 0], "expected .*b_mask.npy to have its image's size, 6 x 5, got 1 x 6 x 5"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_at_once(image, mask, message, tmp_path):
+def test_images_and_masks_that_do_not_fit_are_refused(image, mask, message, tmp_path):
     paths = [
         write_array(tmp_path / f"b{part}{'.png' if array.dtype == np.uint8 and len(array) > 1 else '.npy'}", array)
         for part, array in (("", image), ("_mask", mask))
@@ -206,7 +206,7 @@ def test_what_does_not_fit_together_is_refused_at_once(image, mask, message, tmp
         Folder([first, tuple(paths)])
 
 
-def test_a_picture_in_an_array_of_channels_is_told_to_be_read_as_a_volume(tmp_path):
+def test_error_for_a_picture_saved_as_array_says_that_it_is_read_as_a_volume(tmp_path):
     pair = write_array(tmp_path / "b.npy", BYTES[..., :3]), write_array(tmp_path / "b_mask.png", BYTES[..., 0])
     message = r"to have its image's size, 6 x 5 x 3, got 6 x 5: .*b.npy holds .* as a volume \(D, H, W\); save .* PNG"
     with pytest.raises(ValueError, match=message):
@@ -234,6 +234,7 @@ def test_errors_about_the_values_of_an_image_name_its_file(tmp_path):
 
 
 def oriented(path, array, orientation):
+    """Save an array as a picture with this EXIF orientation, or None without one; return the path."""
     exif = Image.Exif()
     if orientation:
         exif[0x0112] = orientation
@@ -258,19 +259,22 @@ def test_image_and_mask_of_different_orientations_are_refused(image, mask, is_re
         Folder([pair])
 
 
-def test_a_size_tells_which_way_a_mask_without_orientation_is_turned(tmp_path):
-    photo = oriented(tmp_path / "a.png", BYTES[..., 0], 6)   # 6 x 5, upright 5 x 6
+def test_a_mask_without_orientation_is_oriented_by_its_size(tmp_path):
+    image_file = oriented(tmp_path / "a.png", BYTES[..., 0], 6)   # 6 x 5, upright 5 x 6
     upright = write_array(tmp_path / "upright.png", np.rot90(BYTES[..., 0], -1) // 128)
-    image, mask = Folder([(photo, upright)], Preparation(normalise="none"))[0, 0]
+    image, mask = Folder([(image_file, upright)], Preparation(normalise="none"))[0, 0]
     np.testing.assert_array_equal(image[0] // 128, mask)
     stored = write_array(tmp_path / "stored.png", BYTES[..., 0] // 128)
     message = "size, 5 x 6, got 6 x 5, both after rotation by the EXIF orientation 6 in the image and 1 in the mask"
     with pytest.raises(ValueError, match=message):
-        Folder([(photo, stored)])
+        Folder([(image_file, stored)])
 
 
 def on_map(path, x=500.0, y=90.0, side=2.0, matrix=None):
-    """A GeoTIFF whose upper left corner, or one that is three columns and two rows away, is tied to a place."""
+    """Write a GeoTIFF with a pixel of size `side`, and map coordinates x, y at column 3 and row 2; return its path.
+
+    With `matrix`, the affine has this matrix instead.
+    """
     tags = [(33550, "d", 3, (side, side, 0.0), True), (33922, "d", 6, (3.0, 2.0, 0.0, x, y, 0.0), True)]
     if matrix is not None:
         tags = [(34264, "d", 16, tuple(np.ravel(matrix)), True)]
@@ -279,15 +283,15 @@ def on_map(path, x=500.0, y=90.0, side=2.0, matrix=None):
     return path
 
 
-MATRIX = [[2.0, 0, 0, 494], [0, -2, 0, 94], [0, 0, 1, 0], [0, 0, 0, 1]]   # the same place
+MATRIX = [[2.0, 0, 0, 494], [0, -2, 0, 94], [0, 0, 1, 0], [0, 0, 0, 1]]   # of the same coordinates
 
 
 @pytest.mark.parametrize(("other", "is_refused"), [
     ({}, False), ({"x": 500.1}, False), ({"matrix": MATRIX}, False), ({"x": 508.0}, True), ({"y": 80.0}, True),
     ({"side": 2.2}, True), ({"matrix": np.array(MATRIX) * [[1, 1, 1, 1.1]]}, True),
 ])   # fmt: skip
-def test_a_mask_elsewhere_on_the_map_is_refused(other, is_refused, tmp_path):
-    pair = on_map(tmp_path / "a.tif"), on_map(tmp_path / "a_mask.tif", **other)
+def test_a_mask_with_other_map_coordinates_is_refused(mask_map, is_refused, tmp_path):
+    pair = on_map(tmp_path / "a.tif"), on_map(tmp_path / "a_mask.tif", **mask_map)
     if not is_refused:
         assert len(Folder([pair])) == 1
         return

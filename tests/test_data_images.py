@@ -1,4 +1,4 @@
-"""Images are read as their file stores and declares them: bits, sign, planes, photometric interpretation."""
+"""Images are read with the values that their files store: bits, sign, channels, photometric interpretation."""
 
 import gzip
 import io
@@ -19,12 +19,14 @@ from attzoo.train.data import Preparation
 
 
 def palette(array, colors):
+    """Return a picture of palette indices with this palette."""
     picture = Image.fromarray(array)
     picture.putpalette(colors)
     return picture
 
 
 def bands(array, count):
+    """Return the first `count` channels of an array as grey pictures."""
     return [Image.fromarray(array[..., i].copy()) for i in range(count)]
 
 
@@ -54,7 +56,7 @@ PICTURES = {   # file name: picture or array, image (C, *S), mask (*S)
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_files_are_read_as_they_are(name, tmp_path):
+def test_files_are_read_unchanged(name, tmp_path):
     content, image, mask = PICTURES[name]
     path = tmp_path / name
     content.save(path) if isinstance(content, Image.Image) else write_array(path, content)
@@ -78,9 +80,9 @@ def test_a_scaled_volume_and_a_photograph(tmp_path):
     header.set_slope_inter(0.5, -1000)
     nibabel.save(nibabel.Nifti1Image(BYTES * 0.5 - 1000, AFFINE, header), tmp_path / "ct.nii.gz")
     np.testing.assert_allclose(read_image(tmp_path / "ct.nii.gz")[0], BYTES * 0.5 - 1000, atol=0.01)
-    smooth = (coordinates(32, 48)[:1] * 255).astype(np.uint8)
-    Image.fromarray(smooth[0]).save(tmp_path / "photo.jpg", quality=95)
-    assert np.abs(read_image(tmp_path / "photo.jpg").astype(int) - smooth).max() <= 4
+    photograph = (coordinates(32, 48)[:1] * 255).astype(np.uint8)
+    Image.fromarray(photograph[0]).save(tmp_path / "photo.jpg", quality=95)
+    assert np.abs(read_image(tmp_path / "photo.jpg").astype(int) - photograph).max() <= 4
 
 
 TURNS = {   # EXIF's orientations: what makes a picture upright
@@ -111,9 +113,17 @@ ADAM7 = (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0
 
 
 def png(array, bits=8, kind=0, before=b"", after=b"", *, interlaced=False, cut=0):
-    """A PNG of colour type `kind` with so many bits a sample, and chunks that come before and after the data.
+    """Return the bytes of a PNG.
 
-    cut: bytes of the data that are left out at the end, before these are compressed.
+    Args:
+        array: the samples, (H, W) or (H, W, C).
+        bits: bits of a sample.
+        kind: PNG's colour type.
+        before: chunks before the samples.
+        after: chunks after the samples.
+        interlaced: whether the samples are interlaced.
+        cut: number of bytes left out at the end of the samples, before compression.
+
     """
     rows = b""
     for top, left, down, right in ADAM7 if interlaced else ((0, 0, 1, 1),):
@@ -128,6 +138,7 @@ def png(array, bits=8, kind=0, before=b"", after=b"", *, interlaced=False, cut=0
 
 
 def chunk(kind, data):
+    """Return a PNG chunk of this type, with its length and checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
@@ -155,6 +166,7 @@ def test_the_orientation_of_a_png_is_read_before_and_after_its_samples(name, pla
 
 
 def below(limit, *shape, dtype=np.uint16):
+    """Return random integers in [0, limit), of shape (6, 5) by default."""
     return RANDOM.integers(0, limit, shape or (6, 5), dtype=dtype)
 
 
@@ -200,21 +212,21 @@ def test_a_png_whose_checksum_is_wrong_is_refused(bits, kind, channels, tmp_path
                 read(tmp_path / "a.png")
 
 
-def bitmap(array, bits, palette, core=False):
-    """A BMP of 1, 4 or 8 bits, of indices into a palette of so many colours."""
+def bitmap(array, bits, palette, has_core_header=False):
+    """Return a BMP of palette indices, with 1, 4 or 8 bits per pixel and an old (core) header if `has_core_header`."""
     rows = b""
     for row in array[::-1]:
         packed = np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, -bits:]).tobytes()
         rows += packed + b"\0" * (-len(packed) % 4)
     height, width = array.shape
-    if core:
-        about = struct.pack("<IHHHH", 12, width, height, 1, bits)
+    if has_core_header:
+        info_header = struct.pack("<IHHHH", 12, width, height, 1, bits)
         colors = b"".join(bytes(color[::-1]) for color in palette)
     else:
-        about = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 0, len(rows), 0, 0, len(palette), 0)
+        info_header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 0, len(rows), 0, 0, len(palette), 0)
         colors = b"".join(bytes((*color[::-1], 0)) for color in palette)
-    start = 14 + len(about) + len(colors)
-    return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + about + colors + rows
+    start = 14 + len(info_header) + len(colors)
+    return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + info_header + colors + rows
 
 
 @pytest.mark.parametrize(("bits", "greys", "core"), [
@@ -281,7 +293,7 @@ def test_unit_divides_by_the_largest_of_the_declared_bits(name, largest, tmp_pat
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, bool])
-def test_an_image_whose_least_is_white_is_refused(dtype, tmp_path):
+def test_an_image_whose_smallest_value_is_white_is_refused(dtype, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", BYTES[..., 0].astype(dtype), photometric="miniswhite")
     for read in (read_image, read_shape):
         with pytest.raises(ValueError, match=r"a.tif: expected grey or colours, got .* MinIsWhite.*; save the"):
@@ -295,12 +307,12 @@ def test_a_palette_of_a_tiff_gives_colours_of_16_bits(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), BYTES[..., 0])
 
 
-@pytest.mark.parametrize("form", [
+@pytest.mark.parametrize("factor_name", [
     lambda colors: colors, lambda colors: colors * 256, lambda colors: colors * 257,
 ], ids=["as they are", "in the upper half", "over the whole range"])   # fmt: skip
-def test_colours_of_8_bits_in_the_palette_of_a_tiff_are_those_of_a_png(form, tmp_path):
+def test_colours_of_8_bits_in_the_palette_of_a_tiff_are_those_of_a_png(factor_name, tmp_path):
     colors = np.concatenate([below(256, 3, 15), np.zeros((3, 241), np.uint16)], 1).astype(np.uint16)
-    tifffile.imwrite(tmp_path / "a.tif", INDICES, photometric="palette", colormap=form(colors))
+    tifffile.imwrite(tmp_path / "a.tif", INDICES, photometric="palette", colormap=factor_name(colors))
     got = read_image(tmp_path / "a.tif")
     assert got.dtype == np.uint8
     np.testing.assert_array_equal(got, colors[:, INDICES])
@@ -398,7 +410,7 @@ def test_a_png_without_all_rows_is_refused(bits, kind, channels, interlaced, tmp
                 read(path)
 
 
-def test_a_jpeg_of_12_bits_is_refused_as_one(tmp_path):
+def test_a_jpeg_of_12_bits_is_refused(tmp_path):
     data = imagecodecs.jpeg8_encode(below(4096, 64, 64), bitspersample=12, level=95)
     (tmp_path / "a.jpg").write_bytes(data)
     for read in (read_image, read_mask, read_shape):
@@ -442,7 +454,7 @@ PNMS = {
 
 
 @pytest.mark.parametrize("name", PNMS)
-def test_another_picture_behind_a_pnm_is_refused(name, tmp_path):
+def test_a_pnm_with_a_second_picture_is_refused(name, tmp_path):
     for end in (b"", b"\n"):
         (tmp_path / "a.pnm").write_bytes(PNMS[name] + end)
         assert read_image(tmp_path / "a.pnm").shape[1:] == (6, 5)
@@ -452,7 +464,7 @@ def test_another_picture_behind_a_pnm_is_refused(name, tmp_path):
             read(tmp_path / "a.pnm")
 
 
-def test_another_array_behind_one_is_refused(tmp_path):
+def test_a_npy_file_with_a_second_array_is_refused(tmp_path):
     (tmp_path / "a.npy").write_bytes(encoded(WORDS, "npy") * 2)
     size = len(encoded(WORDS, "npy"))
     for read in (read_image, read_mask, read_shape):
@@ -491,6 +503,7 @@ def test_numbers_beyond_float32_are_refused():
 
 
 def encoded(array, kind):
+    """Return the bytes of a file of this kind with an array."""
     data = io.BytesIO()
     if kind == "frames":
         first, *more = bands(array, 3)
@@ -507,13 +520,14 @@ def encoded(array, kind):
 
 
 def tiff(array, **options):
+    """Return the bytes of a TIFF with an array."""
     data = io.BytesIO()
     tifffile.imwrite(data, array, **options)
     return data.getvalue()
 
 
 def nifti_of_size(*size):
-    """A NIfTI file whose header declares a size, without as many voxels."""
+    """Return a NIfTI file whose header declares this size, with fewer voxels."""
     header = nibabel.Nifti1Header()
     header.set_data_shape(size)
     header["vox_offset"] = 352
@@ -567,7 +581,7 @@ def test_files_that_cannot_be_read_are_named(name, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_error_for_a_missing_file_names_it(tmp_path):
     for read in (read_image, read_mask, read_shape):
         with pytest.raises(FileNotFoundError, match=r"nothing\.png"):
             read(tmp_path / "nothing.png")

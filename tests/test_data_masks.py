@@ -1,4 +1,4 @@
-"""Masks are the class indices that a file stores, or are refused with the values found and the option that mends it."""
+"""Masks are read as class indices; errors name the values and the option to set."""
 
 import imagecodecs
 import numpy as np
@@ -18,11 +18,13 @@ NAMED = '--labels "0,0,0;0,255,0;255,0,0"'
 
 
 def picture(array, name, folder, **options):
+    """Save an array as a picture with Pillow, and return the path."""
     Image.fromarray(array).save(folder / name, **options)
     return folder / name
 
 
 def with_palette(array, colors, name, folder):
+    """Save palette indices with a palette, and return the path."""
     image = Image.fromarray(array)
     image.putpalette(np.asarray(colors, np.uint8).tobytes())
     image.save(folder / name)
@@ -34,7 +36,7 @@ def with_palette(array, colors, name, folder):
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.int16, np.uint32, np.float32, np.float64])
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
-def test_a_tiff_gives_what_it_stores(dtype, photometric, tmp_path):
+def test_a_tiff_mask_has_the_stored_values(dtype, photometric, tmp_path):
     mask = CLASSES.astype(dtype)
     tifffile.imwrite(tmp_path / "m.tif", mask, photometric=photometric)
     np.testing.assert_array_equal(read_mask(tmp_path / "m.tif"), mask.astype(int))
@@ -52,12 +54,12 @@ def test_lossless_compression_is_read(compression, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["m.png", "m.tif", "m.bmp"])
-def test_a_palette_gives_its_indices(name, tmp_path):
+def test_a_mask_with_a_palette_has_the_palette_indices(name, tmp_path):
     np.testing.assert_array_equal(read_mask(with_palette(CLASSES, COLORS, name, tmp_path)), CLASSES)
 
 
 @pytest.mark.parametrize("values", [(0, 1, 2), (7, 0, 9), (0, 100, 200)])
-def test_a_grey_gif_gives_its_grey_whatever_order_its_palette_has(values, tmp_path):
+def test_a_grey_gif_has_its_grey_values_for_every_palette_order(values, tmp_path):
     mask = np.array(values, np.uint8)[CLASSES]
     path = picture(mask, "m.gif", tmp_path)
     with Image.open(path) as opened:
@@ -66,7 +68,7 @@ def test_a_grey_gif_gives_its_grey_whatever_order_its_palette_has(values, tmp_pa
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
-def test_equal_channels_are_one_and_opacity_is_left_aside(mode, tmp_path):
+def test_equal_channels_are_merged_and_opacity_is_ignored(mode, tmp_path):
     opacity = BYTES[..., 0]
     parts = [CLASSES] * (3 if "RGB" in mode else 1) + [opacity] * ("A" in mode)
     array = np.stack(parts, axis=-1)
@@ -75,7 +77,7 @@ def test_equal_channels_are_one_and_opacity_is_left_aside(mode, tmp_path):
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_opacity_of_16_bits_is_left_aside(channels, tmp_path):
+def test_opacity_of_16_bits_is_ignored(channels, tmp_path):
     opacity = RANDOM.integers(0, 65536, (6, 5))
     array = np.stack([CLASSES] * (channels - 1) + [opacity], -1).astype(np.uint16)
     (tmp_path / "m.png").write_bytes(imagecodecs.png_encode(array))
@@ -161,7 +163,7 @@ def test_a_bitmap_of_16_bits_in_all_is_refused(tmp_path):
     ([[0, -2, 0]], "got -2 in 1 pixels, .*; if -2 marks .* to ignore, save it as 255; else set .* --labels -2,0"),
     ([[-1, -2, 0]], "got -2 in 1 pixels, -1 in 1 pixels, 0 in 1 pixels; set their classes with --labels -2,-1,0"),
 ])   # fmt: skip
-def test_what_is_no_class_is_refused(array, message, tmp_path):
+def test_values_that_are_not_classes_are_refused(array, message, tmp_path):
     with pytest.raises(ValueError, match=f"m.npy: .*{message}"):
         read_mask(write_array(tmp_path / "m.npy", np.array(array)))
 
@@ -184,7 +186,7 @@ def test_pixels_declared_as_no_data_are_a_class_only_by_labels(no_data, values, 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 @pytest.mark.parametrize("name", ["m.png", "m.tif"])
 @pytest.mark.parametrize("labels", [None, Labels(((0, 0, 0), (255, 0, 0))), Labels((0, 255))])
-def test_classes_that_only_opacity_tells_apart_are_refused(mode, name, labels, tmp_path):
+def test_classes_that_differ_only_in_opacity_are_refused(mode, name, labels, tmp_path):
     array = np.stack([0 * BINARY] * (len(mode) - 1) + [BINARY], axis=-1)
     path = picture(array, name, tmp_path)
     message = rf"{name}: expected classes in grey or colours, got one value, 0.*, in all pixels, and varying opacity"
@@ -204,16 +206,16 @@ def test_a_palette_of_one_colour_is_refused_by_colour(name, tmp_path):
 EXTRA = "unspecified", "unassalpha"
 
 
-@pytest.mark.parametrize("extra", [EXTRA, EXTRA[::-1], EXTRA[1:]])
-def test_opacity_is_left_aside_wherever_the_extra_samples_hold_it(extra, tmp_path):
+@pytest.mark.parametrize("extra_samples", [EXTRA, EXTRA[::-1], EXTRA[1:]])
+def test_opacity_in_any_extra_sample_is_ignored(extra_samples, tmp_path):
     parts = {"unspecified": CLASSES, "unassalpha": BYTES[..., 0]}
-    array = np.stack([CLASSES] * 3 + [parts[kind] for kind in extra], axis=-1)
-    tifffile.imwrite(tmp_path / "m.tif", array, photometric="rgb", extrasamples=extra)
+    array = np.stack([CLASSES] * 3 + [parts[kind] for kind in extra_samples], axis=-1)
+    tifffile.imwrite(tmp_path / "m.tif", array, photometric="rgb", extrasamples=extra_samples)
     np.testing.assert_array_equal(read_mask(tmp_path / "m.tif"), CLASSES)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_greys_of_few_bits_have_the_colour_that_they_are_shown_in(bits, tmp_path):
+def test_greys_of_few_bits_have_their_displayed_colour(bits, tmp_path):
     """The largest value of a grey TIFF is white, or in MinIsWhite black (TIFF 6.0, tag 262)."""
     values, white = np.array([0, 2**bits - 1], np.uint8)[(CLASSES > 0).astype(int)], Labels(((0, 0, 0), (255,) * 3))
     for photometric, expected in (("minisblack", CLASSES > 0), ("miniswhite", CLASSES == 0)):
@@ -268,7 +270,7 @@ def test_grey_and_16_bits_have_colours_too(tmp_path):
     (np.arange(20, dtype=np.uint8)[None], (0, 1), "--labels 0,1, got .*: add these values to --labels, or.* smoothing"),
     (COLORS[CLASSES], (0, 255), r"--labels 0,255, got \(0,0,0\) in "),
 ])   # fmt: skip
-def test_values_that_are_no_labels_are_refused(array, labels, message, tmp_path):
+def test_values_without_a_label_are_refused(array, labels, message, tmp_path):
     path = picture(array, "m.png", tmp_path)
     with pytest.raises(ValueError, match=f"m.png: expected only values of {message}"):
         read_mask(path, Labels(labels))
@@ -285,18 +287,18 @@ def test_values_that_are_no_labels_are_refused(array, labels, message, tmp_path)
     (((0, 0, 0), (0, 0, -1)), ValueError, "labels must be >= 0, got -1"),
     (((0, 0, 0), (0, 0, 65536)), ValueError, "labels must be colours of numbers from 0 to 65535"),
 ])   # fmt: skip
-def test_labels_that_are_none_are_refused(values, error, message):
+def test_invalid_labels_are_refused(values, error, message):
     with pytest.raises(error, match=message):
         Labels(values)
 
 
 @pytest.mark.parametrize("text", ["255,0,0", "0,0,0", "0,128,255;", "1,2,3 ; "])
-def test_one_colour_is_refused_as_one(text):
+def test_a_single_colour_is_refused(text):
     with pytest.raises(ValueError, match=r'^labels must be two or more colours, .*"0,0,0;\d+,\d+,\d+", got one colo'):
         parse_labels(text)
 
 
 @pytest.mark.parametrize("text", ["", "a,b", "0;1", "0,0,0;1", "0,0,0"])
-def test_text_that_is_no_labels_is_refused(text):
+def test_invalid_text_of_labels_is_refused(text):
     with pytest.raises(ValueError, match=r"^labels must "):
         parse_labels(text)

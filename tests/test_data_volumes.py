@@ -1,4 +1,4 @@
-"""Volumes: image and mask on one grid, and masks that are written with the whole header of their image."""
+"""Volumes: comparison of the grids of image and mask, and masks written with the header of their image."""
 
 import gzip
 import struct
@@ -20,19 +20,21 @@ MASK = RANDOM.integers(0, 2, SHAPE, dtype=np.uint8)
 
 
 def flipped(axis):
-    """The affine of an array that was flipped along an axis, with its header."""
+    """Return the affine of an array that was flipped along an axis together with its affine."""
     flip = np.eye(4)
     flip[axis, axis], flip[axis, 3] = -1, SHAPE[axis] - 1
     return AFFINE @ flip
 
 
 def moved(*by):
-    other = AFFINE.copy()
-    other[:3, 3] += by
-    return other
+    """Return AFFINE moved by these millimetres along each axis."""
+    affine = AFFINE.copy()
+    affine[:3, 3] += by
+    return affine
 
 
 def nifti(path, array, affine=AFFINE, kind=nibabel.Nifti1Image, **header):
+    """Save a NIfTI file with these header fields, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = kind(array, affine)
     for name, value in header.items():
@@ -52,12 +54,12 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("other", OTHERS)
-def test_a_mask_on_another_grid_is_refused_with_both_files(other, tmp_path):
+@pytest.mark.parametrize("change", OTHERS)
+def test_a_mask_on_another_grid_is_refused_with_both_files(change, tmp_path):
     image = nifti(tmp_path / "image.nii.gz", np.zeros(SHAPE, np.int16))
     mask = nifti(tmp_path / "mask.nii.gz", MASK)
     check_same_grid(image, mask)
-    nifti(mask, MASK, OTHERS[other])
+    nifti(mask, MASK, OTHERS[change])
     with pytest.raises(ValueError, match=r"expected .*mask.nii.gz on the grid of its image .*image.nii.gz, ") as caught:
         check_same_grid(image, mask)
     assert "resample the mask to the image; or" in str(caught.value)
@@ -68,7 +70,7 @@ def test_a_mask_on_another_grid_is_refused_with_both_files(other, tmp_path):
     (AFFINE, moved(1e-3, 0, -1e-3)),                           # as text rounds
     (AFFINE, AFFINE @ np.diag([1.0001, 1, 1, 1])),
 ])   # fmt: skip
-def test_grids_that_rounding_tells_apart_are_one(image, mask, tmp_path):
+def test_grids_that_differ_by_rounding_are_equal(image, mask, tmp_path):
     check_same_grid(nifti(tmp_path / "a.nii", MASK, image), nifti(tmp_path / "b.nii.gz", MASK, mask))
 
 
@@ -82,6 +84,7 @@ def test_a_grid_by_quaternion_is_that_by_matrix(tmp_path):
 
 
 def by_both(path, sform, qform, code=1):
+    """Save MASK as NIfTI with a sform and a qform, and return the path."""
     image = nibabel.Nifti1Image(MASK, None)
     image.set_sform(sform, code)
     image.set_qform(qform, code)
@@ -139,7 +142,7 @@ def test_an_array_has_no_grid_to_compare(tmp_path):
     ((5, 4), False),
 ])   # fmt: skip
 @pytest.mark.parametrize("scan", ["image", "mask"])
-def test_a_header_beside_an_array_of_equal_axes_is_refused(scan, shape, is_refused, tmp_path):
+def test_a_nifti_file_with_an_array_of_equal_axes_is_refused(scan, shape, is_refused, tmp_path):
     """NIfTI counts x first; SimpleITK's arrays, and pictures, count it last: equal sizes don't tell them apart."""
     array = np.zeros(shape, np.uint8)
     names = {"image": ("a.nii", "m.npy" if len(shape) > 2 else "m.png"), "mask": ("a.npy", "m.nii.gz")}[scan]
@@ -176,14 +179,14 @@ def test_voxels_that_begin_within_the_header_are_refused(kind, ending, tmp_path)
 @pytest.mark.parametrize(("name", "message"), [
     ("a.nii", "rename the file to a.nii.gz"), ("a.nii.gz", "rename the file to a.nii"),
 ])   # fmt: skip
-def test_compression_that_the_name_does_not_tell_is_refused_with_the_right_name(name, message, tmp_path):
+def test_compression_that_differs_from_the_ending_is_refused_with_the_right_name(name, message, tmp_path):
     data = nibabel.Nifti1Image(MASK, AFFINE).to_bytes()
     (tmp_path / name).write_bytes(gzip.compress(data) if name == "a.nii" else data)
     with pytest.raises(ValueError, match=rf"{name}: expected .*, got .*: {message}$"):
         read_image(tmp_path / name)
 
 
-def test_colours_in_a_volume_are_refused_with_what_to_save(tmp_path):
+def test_colours_in_a_volume_are_refused_with_the_fix(tmp_path):
     colors = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nibabel.save(nibabel.Nifti1Image(colors, AFFINE), tmp_path / "a.nii")
     with pytest.raises(ValueError, match=r"a.nii: expected real numbers, got .*; save .* channels as the last axis"):
@@ -198,11 +201,11 @@ def test_a_volume_whose_header_scales_it_is_of_floats(tmp_path):
         assert read_image(tmp_path / "a.nii").dtype.kind == describe_image(tmp_path / "a.nii").dtype.kind == kind
 
 
-@pytest.mark.parametrize("other", [flipped(1), AFFINE @ np.diag([1, 1, 2, 1])])
-def test_training_refuses_a_folder_with_a_mask_on_another_grid(other, tmp_path):
+@pytest.mark.parametrize("change", [flipped(1), AFFINE @ np.diag([1, 1, 2, 1])])
+def test_training_refuses_a_folder_with_a_mask_on_another_grid(change, tmp_path):
     for i in range(3):
         nifti(tmp_path / "images" / f"{i}.nii.gz", RANDOM.normal(size=SHAPE).astype(np.float32))
-        nifti(tmp_path / "masks" / f"{i}.nii.gz", MASK, other if i == 1 else AFFINE)
+        nifti(tmp_path / "masks" / f"{i}.nii.gz", MASK, change if i == 1 else AFFINE)
     settings = Settings(data=str(tmp_path), dims=3)
     with pytest.raises(ValueError, match=r"expected .*masks/1.nii.gz on the grid of its image .*images/1.nii.gz"):
         run.datasets(settings)

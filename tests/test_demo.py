@@ -28,6 +28,7 @@ TOLERANCE = 1e-5   # of a network in float32, relative to the largest value
 
 @pytest.fixture(scope="module")
 def data():
+    """Return the digits of the demo."""
     return run.digits()
 
 
@@ -125,14 +126,14 @@ def test_trainings_in_both_frameworks_agree_and_are_reproducible(block, data):
 
 
 def test_one_thread_restores_the_number_of_threads():
-    before = torch.get_num_threads()
+    count_before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         with torch_module.one_thread():
-            inside = torch.get_num_threads()
-        assert (inside, torch.get_num_threads()) == (1, 2)
+            count_inside = torch.get_num_threads()
+        assert (count_inside, torch.get_num_threads()) == (1, 2)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(count_before)
 
 
 def test_initial_weights_depend_only_on_the_seed():

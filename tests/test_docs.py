@@ -23,22 +23,23 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.re
 def fences(page):
     """Yield the first line's number, language, file=PATH (None without it) and text of each fenced code block."""
     text = page.read_text(encoding="utf-8")
-    for fence in FENCE.finditer(text):
-        file = re.search(r"file=(\S+)", fence[2])
-        yield text.count("\n", 0, fence.start()) + 2, fence[1], file and file[1], fence[3]
+    for code_block in FENCE.finditer(text):
+        file = re.search(r"file=(\S+)", code_block[2])
+        yield text.count("\n", 0, code_block.start()) + 2, code_block[1], file and file[1], code_block[3]
 
 
 def install(folder):
     """Install the metadata and entry points of the project in a folder, as pip does."""
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
-    info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    dist_info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    dist_info.mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (dist_info / "METADATA").write_text(metadata)
     groups = [
         "\n".join([f"[{group}]", *(f"{name} = {value}" for name, value in points.items())])
         for group, points in project["entry-points"].items()
     ]
-    (info / "entry_points.txt").write_text("\n\n".join(groups) + "\n")
+    (dist_info / "entry_points.txt").write_text("\n\n".join(groups) + "\n")
 
 
 @pytest.fixture

@@ -151,8 +151,8 @@ every_layout = pytest.mark.parametrize("name", PUBLISHED)
 def published(name):
     """Return source, published module with random weights, and a block of random initial weights for it."""
     source, module, block, arguments, channels = PUBLISHED[name]
-    made = attzoo.create(block, channels[0], backend="torch", dtype=torch.float64, **arguments).eval()
-    return source, random_weights(module()), made, channels
+    our_block = attzoo.create(block, channels[0], backend="torch", dtype=torch.float64, **arguments).eval()
+    return source, random_weights(module()), our_block, channels
 
 
 @every_layout

@@ -21,6 +21,7 @@ from attzoo.train import state
 
 @pytest.fixture
 def saved(tmp_path):
+    """Return the path of a saved block, in a folder of its own."""
     (tmp_path / "in").mkdir()
     attzoo.save(attzoo.create("cbam", 64, norm=True, backend="torch"), path := tmp_path / "in" / "block.safetensors")
     return path
@@ -30,16 +31,19 @@ def saved(tmp_path):
 
 
 def pipe(path):
+    """Create a named pipe."""
     os.mkfifo(path)
 
 
 def link_to_pipe(path):
-    elsewhere = path.parent.with_name(f"pipe of {path.name}")
-    os.mkfifo(elsewhere)
-    path.symlink_to(elsewhere)
+    """Create a symbolic link to a named pipe."""
+    pipe_path = path.parent.with_name(f"pipe of {path.name}")
+    os.mkfifo(pipe_path)
+    path.symlink_to(pipe_path)
 
 
 def unix_socket(path):
+    """Create a Unix socket."""
     working_directory = Path.cwd()
     os.chdir(path.parent)   # the length of socket paths is limited
     with socket.socket(socket.AF_UNIX) as server:
@@ -166,6 +170,7 @@ print("done", flush=True)
 
 
 def start_process(program, *args):
+    """Start a Python program in a new process, and return the process."""
     command = [sys.executable, "-c", program, *map(str, args)]
     environment = os.environ | {"PYTHONPATH": str(Path(attzoo.__file__).parents[1])}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)

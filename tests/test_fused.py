@@ -88,16 +88,19 @@ class HalvedSE(KIND["se"]):
 
 
 def with_attention_maps(block, x):
+    """Call a block while its coefficients are recorded."""
     with attzoo.attention_maps(block):
         return block(x)
 
 
 def hooked(block, x):
+    """Call a block with a forward hook on a layer."""
     block.excite.register_forward_hook(lambda module, xs, y: y * 0)
     return block(x)
 
 
 def hooked_everywhere(block, x):
+    """Call a block with a forward hook for all modules."""
     handle = nn.modules.module.register_module_forward_hook(lambda module, xs, y: y * 2)
     try:
         return block(x)
@@ -106,17 +109,20 @@ def hooked_everywhere(block, x):
 
 
 def subclass(block, x):
-    halved = HalvedSE(8, reduced_channels=3).to(DEVICE)
-    halved.load_state_dict(block.state_dict())
-    return halved(x)
+    """Call a block of a subclass with its own attention."""
+    halved_block = HalvedSE(8, reduced_channels=3).to(DEVICE)
+    halved_block.load_state_dict(block.state_dict())
+    return halved_block(x)
 
 
 def replaced(block, x):
+    """Call a block with a layer replaced by a Sequential of it."""
     block.squeeze = nn.Sequential(block.squeeze)
     return block(x)
 
 
 def reflecting(_, x):
+    """Call spatial attention with reflecting padding."""
     block = build("spatial_attention", norm=False)
     block.conv.padding_mode = "reflect"
     block.conv._reversed_padding_repeated_twice = [1, 1, 1, 1]
@@ -124,12 +130,14 @@ def reflecting(_, x):
 
 
 def dilated(_, x):
+    """Call spatial attention with a dilated convolution."""
     block = build("spatial_attention", norm=False)
     block.conv.dilation, block.conv.padding = (2, 2), (2, 2)
     return block(x)
 
 
 def no_parameter(block, x):
+    """Call a block with a weight that is a tensor, not a parameter."""
     weight = block.squeeze.weight.detach() * 2
     del block.squeeze.weight
     block.squeeze.weight = weight
@@ -137,6 +145,7 @@ def no_parameter(block, x):
 
 
 def forward_derivative(block, x):
+    """Call a block on a dual tensor of forward-mode differentiation."""
     with forward_ad.dual_level():
         return block(forward_ad.make_dual(x, torch.ones_like(x))).clone()
 

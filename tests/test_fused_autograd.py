@@ -200,10 +200,10 @@ def test_copies_deterministic_algorithms_and_checkpoints_give_the_same_results(n
         assert all(torch.equal(got[key], expected[key]) for key in expected)
         with attzoo.kernels("triton"):
             y = checkpoint(block, x, use_reentrant=False)
-            recomputed = torch.autograd.grad(y, [x, *block.parameters()], dy)   # runs the forward pass again
+            checkpoint_gradients = torch.autograd.grad(y, [x, *block.parameters()], dy)   # runs the forward pass again
     finally:
         torch.use_deterministic_algorithms(False)
-    for got, (key, tensor) in zip(recomputed, list(expected.items())[1:], strict=False):
+    for got, (key, tensor) in zip(checkpoint_gradients, list(expected.items())[1:], strict=False):
         assert torch.equal(got, tensor), key
 
 

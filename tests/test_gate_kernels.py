@@ -269,9 +269,9 @@ def test_gradients_of_several_launches_are_added_before_rounding(dtype):
 def test_inputs_and_gradients_may_have_any_strides():
     block, (x, g, dy) = build(norm=True), inputs((2, 6, 4, 3), 5, (2, 3))
     yardstick = Yardstick(block, x, g, dy)
-    gaps = torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0]
+    with_gaps = torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0]
     transposed = x.mT.contiguous().mT
-    for strided_x in (to_channels_last(x), gaps, transposed):
+    for strided_x in (to_channels_last(x), with_gaps, transposed):
         for strided_g in (to_channels_last(g), g.transpose(0, 1).contiguous().transpose(0, 1)):
             yardstick.holds(step(block, strided_x, strided_g, to_channels_last(dy)))
     assert step(block, to_channels_last(x), g, dy)["y"].stride() == to_channels_last(x).stride()
@@ -442,16 +442,19 @@ def test_operator_passes_opcheck():
 
 
 def stride_of_two():
+    """Return a gate with stride 2 and the expected reason."""
     return build(stride=2), "the kernels need stride 1, got \\(2, 2\\)"
 
 
 def layer_of_other_size():
+    """Return a gate with a layer of another size and the expected reason."""
     block = build()
     block.psi = torch.nn.Conv2d(5, 1, 1)
     return block.to(DEVICE), "layers of the gate have other sizes"
 
 
 def norm_of_other_size():
+    """Return a gate with a norm of another size and the expected reason."""
     block = build(norm=True)
     block.skip_norm = torch.nn.BatchNorm2d(2)
     return block.to(DEVICE), "layers of the gate have other sizes"

@@ -90,18 +90,22 @@ class IdentityConv(nn.Conv2d):
 
 
 def with_tanh(first):
+    """Replace the first norm by an activation."""
     first.norm1 = Tanh()
 
 
 def with_identity(first):
+    """Replace the second convolution and norm by identities."""
     first.conv2, first.norm2 = nn.Identity(), nn.Identity()
 
 
 def with_subclass(first):
+    """Replace the second convolution by one of a subclass, and its norm by the identity."""
     first.conv2, first.norm2 = IdentityConv(4, 4, 1), nn.Identity()
 
 
 def with_replaced_forward(first):
+    """Replace the forward method of the second convolution."""
     first.conv2, first.norm2 = nn.Conv2d(4, 4, 1), nn.Identity()
     first.conv2.forward = lambda x: x
 
@@ -126,7 +130,7 @@ def test_unet_does_not_overwrite_tensors_of_modes(mode):
     expected = model(x)
     with mode() as recorder:
         y = model(x)
-    assert_unchanged(recorder.kept)
+    assert_unchanged(recorder.saved)
     assert torch.equal(y, expected)
 
 
@@ -207,7 +211,7 @@ def test_block_does_not_overwrite_tensors_of_modes(mode, name, size):
             with mode() as recorder:
                 y = block(*xs)
             assert_close(y, block(*xs))
-        assert_unchanged(recorder.kept)
+        assert_unchanged(recorder.saved)
 
 
 SAVED_OPERATIONS = {

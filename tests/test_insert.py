@@ -1,4 +1,4 @@
-"""Blocks put into networks of torch that somebody else wrote, exchanged and taken out again."""
+"""Blocks added to torch networks, replaced and removed."""
 
 import copy
 import pickle
@@ -38,11 +38,13 @@ class Residual(nn.Module):
 
 
 def network():
+    """Return a `Residual` in evaluation mode, with the same weights at every call."""
     torch.manual_seed(0)
     return Residual().eval()
 
 
 def attached(name="se", **options):
+    """Return a network with an attached block, after bn2 by default, and the report."""
     net = network()
     return net, attzoo.attach(net, name, **{"after": "bn2", "start": "identity"} | options)
 
@@ -87,9 +89,9 @@ def test_gradients_flow_from_the_first_step():
     for step in range(2):
         optimizer.zero_grad()
         net(X).square().sum().backward()
-        inside = net.bn2.attention
-        assert inside.gamma.grad.abs().sum() > 0
-        assert (inside.block.spatial.conv.weight.grad.abs().sum() > 0) == (step > 0)
+        attached_block = net.bn2.attention
+        assert attached_block.gamma.grad.abs().sum() > 0
+        assert (attached_block.block.spatial.conv.weight.grad.abs().sum() > 0) == (step > 0)
         optimizer.step()
 
 
@@ -109,7 +111,7 @@ def test_state_dicts_of_the_plain_network_load():
 
 @pytest.mark.parametrize("start", ["identity", "default"])
 @pytest.mark.parametrize("after", ["bn2", "stem"])
-def test_detach_gives_the_plain_network_back(after, start):
+def test_detach_restores_the_network(after, start):
     plain, (net, report) = network(), attached(after=after, start=start, example=X)
     removed = attzoo.detach(net)
     assert [place.path for place in removed] == [place.path for place in report] == [f"{after}.attention"]
@@ -146,7 +148,7 @@ def test_autocast_keeps_the_dtype_of_the_plain_network():
         assert torch.equal(net(X), plain(X))
 
 
-def test_an_example_leaves_statistics_and_modes():
+def test_an_example_changes_neither_statistics_nor_modes():
     net = network().train()
     before = copy.deepcopy(net.state_dict())
     attzoo.attach(net, "eca", after="bn2", example={"x": X}, start="identity", kernel_size=3)
@@ -256,7 +258,7 @@ def test_paths_may_contain_letters_of_patterns_and_be_those_of_shared_modules():
     assert len(attzoo.attach(net, "se", after=nn.Conv2d)) == 1
 
 
-def test_a_module_is_no_pattern():
+def test_a_module_as_pattern_raises():
     net = network()
     with pytest.raises(TypeError, match=r"after must be a path, .* got BatchNorm2d"):
         attzoo.attach(net, "se", after=net.bn2)
@@ -270,7 +272,7 @@ def test_a_place_does_not_hide_a_module_of_its_name():
     assert len(attzoo.attach(net, "se", after=["residual"])) == 1
 
 
-def test_classes_do_not_choose_modules_inside_attached_blocks():
+def test_classes_do_not_match_modules_inside_attached_blocks():
     net, _ = attached("cbam")
     report = attzoo.attach(net, "se", after=nn.Conv2d)
     assert [place.path for place in report] == [f"{path}.attention" for path in ("stem.0", "conv1", "conv2", "unused")]
@@ -337,7 +339,7 @@ def test_attached_blocks_can_be_exchanged():
     assert place.block == "eca"
 
 
-def test_a_block_in_a_sequence_of_the_user_stays():
+def test_detach_keeps_blocks_that_attach_did_not_add():
     net = nn.Sequential()
     net.add_module("conv", nn.Conv2d(3, 8, 1))
     net.add_module("attention", attzoo.create("se", 8, backend="torch"))
@@ -405,7 +407,7 @@ def test_the_page_shows_the_table_of_its_example():
 
 
 def trained(name="cbam"):
-    """A network with an attached block whose gamma is not 0."""
+    """Return a network with an attached block whose gamma is not 0."""
     net, _ = attached(name)
     with torch.no_grad():
         net.bn2.attention.gamma.fill_(0.5)
@@ -431,8 +433,8 @@ def test_graphs():
     assert_close(torch.jit.trace(net, X)(X), expected)
     assert_close(torch.fx.symbolic_trace(net)(X), expected)
     program = torch.export.export(net, (X,), dynamic_shapes=(SIZES,))
-    other = torch.randn(3, 3, 12, 7)
-    assert_close(program.module()(other), net(other))
+    other_input = torch.randn(3, 3, 12, 7)
+    assert_close(program.module()(other_input), net(other_input))
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     assert_close(compiled(X), expected)
     torch.compiler.reset()
@@ -443,13 +445,13 @@ def test_onnx(tmp_path):
     net, file = trained(), tmp_path / "net.onnx"
     torch.onnx.export(net, (X,), file, dynamo=True, dynamic_shapes=(SIZES,), verbose=False)
     session = onnxruntime.InferenceSession(file)
-    other = torch.randn(3, 3, 12, 7)
-    got = session.run(None, {session.get_inputs()[0].name: other.numpy()})[0]
-    np.testing.assert_allclose(got, net(other).detach(), rtol=1e-4, atol=1e-5)
+    other_input = torch.randn(3, 3, 12, 7)
+    got = session.run(None, {session.get_inputs()[0].name: other_input.numpy()})[0]
+    np.testing.assert_allclose(got, net(other_input).detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("example", [None, X])
-def test_compiled_networks_see_blocks_that_come_and_go(example):
+def test_compiled_networks_use_added_and_removed_blocks(example):
     net = network()
     compiled, plain = torch.compile(net, backend="eager"), net(X)
     assert torch.equal(compiled(X), plain)
@@ -505,7 +507,7 @@ def test_weight_norm_and_hooks_of_users_stay():
     assert len(seen) == 2
 
 
-def test_fused_modules_say_that_the_block_is_missing():
+def test_error_of_fused_modules_names_the_missing_block():
     net = network()
     attzoo.attach(net, "se", after="bn2")
     fused = torch.ao.quantization.fuse_modules(net, [["conv2", "bn2"]])
@@ -541,7 +543,7 @@ def test_swap_takes_the_channels_from_an_example():
     assert net.se.spec.channels == 8
 
 
-def test_swap_refuses_what_is_no_attention():
+def test_swap_refuses_identities_and_gates():
     net = WithAttention(nn.Identity())
     with pytest.raises(ValueError, match=r"where='se' matches only nn.Identity"):
         attzoo.swap(net, "se", where="se")

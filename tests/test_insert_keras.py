@@ -1,4 +1,4 @@
-"""Blocks put into models of Keras that somebody else wrote, exchanged and taken out again."""
+"""Blocks added to Keras models, replaced and removed."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ SINGLE = [name for name in attzoo.names() if len(attzoo.info(name).inputs) == 1]
 
 
 def network():
-    """A functional model with a nested sequential one, a residual branch and a relu that is called twice."""
+    """Return a functional model with a nested sequential model, a residual branch and a relu that is called twice."""
     keras.utils.set_random_seed(0)
     layers = keras.layers
     inner = keras.Sequential(
@@ -34,6 +34,7 @@ def network():
 
 
 def output(model):
+    """Return the output of a model for X as an array."""
     return keras.ops.convert_to_numpy(model(X))
 
 
@@ -147,7 +148,7 @@ def test_refusals(arguments, message):
 
 
 def chain(*layers, inputs=(8, 7, 3), **options):
-    """A functional model that calls layers one after the other."""
+    """Return a functional model that calls layers one after the other."""
     x = start = keras.Input(inputs)
     for layer in layers:
         x = layer(x)
@@ -170,7 +171,7 @@ def test_frozen_layers_of_nested_models_stay_frozen():
     assert len(attached.trainable_weights) == len(attached.weights)
 
 
-def test_a_layer_in_two_nested_models_stays_one():
+def test_a_layer_in_two_nested_models_is_copied_once():
     shared = keras.layers.Conv2D(3, 1, name="shared")
     a, b = chain(shared, name="a"), chain(shared, name="b")
     inputs = keras.Input((8, 7, 3))
@@ -191,7 +192,7 @@ def test_layers_that_compute_with_other_arrays_than_their_weights():
 
 
 @pytest.mark.parametrize("start", ["identity", "default"])
-def test_masks_pass(start):
+def test_keras_masks_are_passed_on(start):
     model = chain(keras.layers.Embedding(10, 4, mask_zero=True, name="words"), keras.layers.LSTM(3), inputs=(5,))
     attached_model = attzoo.attach(model, "se", after="words", start=start).model
     with_block = attached_model.get_layer("words_attention").output

@@ -1,6 +1,6 @@
-"""Blocks in networks of timm, torchvision and MONAI: where they stand, and what they take over.
+"""Blocks in networks of timm, torchvision and MONAI: their positions, and the weights of replaced modules.
 
-timm and torchvision are not among the development extras; `pip install` line: benchmarks.peers.INSTALL.
+timm and torchvision are not in the extra `dev`; benchmarks.peers.INSTALL has the command that installs them.
 """
 
 import warnings
@@ -28,7 +28,7 @@ def library(name):
 
 
 def network(package, name, **options):
-    """A network of random weights, outside training, whose running statistics are not the initial ones."""
+    """Return a network in evaluation mode with random weights and random running statistics."""
     torch.manual_seed(0)
     if package == "timm":
         net = library("timm").create_model(name, num_classes=3, **options)
@@ -52,12 +52,12 @@ def silence(report):
 
 
 def image(name):
-    """A batch for a network; networks for videos get short ones."""
+    """Return a batch for a network; videos of 4 frames for video networks."""
     return X[:, :, None, ::2, ::2].repeat(1, 1, 4, 1, 1) if name.startswith("video") else X
 
 
 def inputs_and_outputs(net, modules, images):
-    """The first input and the output of each module in one call of the network."""
+    """Return the first input and the output of each module in one call of the network."""
     seen = {}
     handles = [m.register_forward_hook(lambda m, args, y: seen.update({m: (args[0].clone(), y)})) for m in modules]
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_swapped_attention_of_timm_keeps_outputs(attention, name):
         assert_close(net(X), before, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_that_computes_otherwise_begins_anew():
+def test_attention_with_another_function_gets_initial_weights():
     net = network("torchvision", "efficientnet_b0")   # whose hidden activation is SiLU
     report = attzoo.swap(net, "se", where="features.1.0.block.1", example=X)
     assert [place.weights for place in report] == ["initial"]
@@ -189,13 +189,13 @@ def test_the_function_does_not_depend_on_weights_or_dtype(dtype, scale):
     assert place.weights == "initial"
 
 
-def test_a_norm_that_does_nothing_yet_counts():
+def test_a_norm_with_initial_values_is_compared_too():
     net = nn.Sequential(nn.Conv2d(3, 8, 1), library("timm.layers").SEModule(8, norm_layer=nn.BatchNorm2d)).eval()
     (place,) = attzoo.swap(net, "se", where="1")
     assert place.weights == "initial"
 
 
-def test_extra_state_is_no_weight():
+def test_extra_state_is_ignored():
     class Versioned(library("torchvision.ops.misc").SqueezeExcitation):
         def get_extra_state(self):
             return {"version": 1}
@@ -208,7 +208,7 @@ def test_extra_state_is_no_weight():
     assert place.weights == "torchvision"
 
 
-def test_weights_that_are_computed_begin_anew():
+def test_blocks_for_computed_weights_get_initial_weights():
     net = torchvision_attention()
     torch.nn.utils.parametrizations.weight_norm(net[1].fc2)
     (place,) = attzoo.swap(net, "se", where="1", example=X)
@@ -259,6 +259,7 @@ def test_attention_of_monai_keeps_outputs(rank):
 
 
 def unet():
+    """Return a U-Net of MONAI in evaluation mode."""
     torch.manual_seed(0)
     nets = library("monai.networks.nets")
     return nets.UNet(spatial_dims=2, in_channels=1, out_channels=2, channels=(4, 8, 16), strides=(2, 2)).eval()
@@ -273,7 +274,7 @@ def test_identity_in_the_skips_of_a_monai_unet_keeps_outputs(name):
     assert torch.equal(net(x), before)
 
 
-def test_gates_in_the_skips_of_a_monai_unet_gate_the_skip_alone():
+def test_gates_in_a_monai_unet_change_only_the_skip():
     net, x = unet(), torch.randn(2, 1, 16, 20)
     attzoo.attach(net, "attention_gate", after="skips", start="identity", example=x)
     attzoo.detach(net)

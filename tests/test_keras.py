@@ -573,10 +573,12 @@ ORDER = {FIRST: r"\(N, 8, \*S\)", LAST: r"\(N, \*S, 8\)"}   # the layouts in mes
 
 
 def cbam(layout):
+    """Return a CBAM in this layout."""
     return attzoo.create("cbam", 8, backend="keras", data_format=layout)
 
 
 def gate(layout):
+    """Return an attention gate in this layout."""
     return attzoo.create("attention_gate", 8, 6, backend="keras", data_format=layout)
 
 

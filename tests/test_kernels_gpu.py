@@ -148,12 +148,12 @@ def test_training_reaches_the_losses_of_the_plain_form(steps):
 @all_blocks
 def test_cuda_graph_of_a_training_step(name):
     block, (*xs, dy) = build(name, 64).eval(), step_inputs(name, 8, 64, 32, 32)
-    static, learned = [x.clone().requires_grad_() for x in xs], list(block.parameters())
+    static_inputs, parameters = [x.clone().requires_grad_() for x in xs], list(block.parameters())
 
     def run():
         with attzoo.kernels("triton"):
-            y = block(*static)
-        return [y, *torch.autograd.grad(y, [*static, *learned], dy)]
+            y = block(*static_inputs)
+        return [y, *torch.autograd.grad(y, [*static_inputs, *parameters], dy)]
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -165,12 +165,12 @@ def test_cuda_graph_of_a_training_step(name):
     with torch.cuda.graph(graph):
         got = run()
     for seed in (10, 20):
-        *fresh, _ = step_inputs(name, 8, 64, 32, 32, seed=seed)
+        *new_inputs, _ = step_inputs(name, 8, 64, 32, 32, seed=seed)
         with torch.no_grad():
-            for static_x, x in zip(static, fresh, strict=True):
+            for static_x, x in zip(static_inputs, new_inputs, strict=True):
                 static_x.copy_(x)
         graph.replay()
-        expected = step(block, *fresh, dy)
+        expected = step(block, *new_inputs, dy)
         assert all(torch.equal(g, w) for g, w in zip(got, expected.values(), strict=False))
 
 
@@ -179,12 +179,12 @@ def test_cuda_graph_of_a_training_step(name):
 def test_kernels_run_on_the_current_stream(name):
     """Kernels wait for earlier work of the stream that they are called in."""
     block, (x, *rest) = build(name, 64), step_inputs(name, 8, 64, 32, 32)
-    expected, late, stream = step(block, x, *rest), torch.zeros_like(x), torch.cuda.Stream()
+    expected, late_x, stream = step(block, x, *rest), torch.zeros_like(x), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(200_000_000)
-        late.copy_(x)
-        got = step(block, late, *rest)
+        late_x.copy_(x)
+        got = step(block, late_x, *rest)
     stream.synchronize()
     assert all(torch.equal(got[key], expected[key]) for key in expected)
 

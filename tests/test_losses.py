@@ -68,6 +68,7 @@ def random_batch(shape, seed=0):
 
 
 def is_defined(name, shape):
+    """Whether a loss is defined for logits of this shape: only bce accepts a single output."""
     return name == "bce" or shape[1] > 1
 
 

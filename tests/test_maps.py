@@ -61,6 +61,7 @@ def keras_net(layout="channels_last"):
 
 
 def image(seed=0):
+    """Return a batch of two random images."""
     return np.random.default_rng(seed).normal(size=(2, 3, 8, 7)).astype(np.float32)
 
 
@@ -81,7 +82,7 @@ def state(model):
 
 
 def expected(block, inputs):
-    """Return the expected maps by path within a block. Assert that the maps of CBAM's parts multiply to its own."""
+    """Return the expected maps by path within a block; assert that a CBAM's map is the product of its parts' maps."""
     if not hasattr(block, "channel"):
         return {"": adapter(backend_of(block)).attention(block, inputs)}
     framework = adapter(backend_of(block))
@@ -100,14 +101,14 @@ def test_maps_of_torch_models_equal_the_coefficients_of_their_blocks(sample):
     block, x = sample.create("torch").eval(), [a.astype(np.float32) for a in sample.arrays()]
     model, tensors = Holder(block), [torch.from_numpy(a) for a in x]
     before, state_before = model(*tensors), state(model)
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         assert torch.equal(model(*tensors), before)
     assert state(model) == state_before
     correct = {f"layer.1.attention{path}": a for path, a in expected(block, x).items()}
-    assert list(seen) == list(correct)
+    assert list(recorded) == list(correct)
     for path, a in correct.items():
-        assert seen[path].dtype == np.float32
-        np.testing.assert_array_equal(seen[path], a)
+        assert recorded[path].dtype == np.float32
+        np.testing.assert_array_equal(recorded[path], a)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
@@ -119,13 +120,13 @@ def test_maps_of_functional_keras_models_in_both_layouts(sample, layout):
     model = functional(block, [a.shape for a in x], layout)
     tensors = [a if layout == "channels_first" else np.moveaxis(a, 1, -1) for a in x]
     before, state_before = keras.ops.convert_to_numpy(model(tensors)), state(model)
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(tensors)), before)
     assert state(model) == state_before
     correct = {f"{block.name}{path}": a for path, a in expected(block, x).items()}
-    assert list(seen) == list(correct)
+    assert list(recorded) == list(correct)
     for path, a in correct.items():
-        np.testing.assert_allclose(seen[path], a, rtol=1e-6)
+        np.testing.assert_allclose(recorded[path], a, rtol=1e-6)
 
 
 @pytest.mark.parametrize("block", [None, "cbam"])
@@ -134,18 +135,18 @@ def test_unet_has_the_same_maps_in_both_frameworks(block):
     options = {"block": block, "block_options": {"reduction": 2, "kernel_size": 3}} if block else {}
     torch_unet = attzoo.create("unet", 3, 2, (4, 4, 4), backend="torch", **options)
     keras_unet = attzoo.convert(torch_unet, backend="keras")
-    seen = {}
+    recorded = {}
     for model in (torch_unet, keras_unet):
         backend = backend_of(model)
-        with attzoo.attention_maps(model) as seen[backend]:
+        with attzoo.attention_maps(model) as recorded[backend]:
             adapter(backend).forward(model, [image()], training=False)
     gates = {"skip.0": (2, 1, 8, 7), "skip.1": (2, 1, 4, 4)}
-    assert {path: a.shape for path, a in seen["torch"].items() if path.startswith("skip")} == gates
-    assert len(seen["torch"]) == (2 if block is None else 2 + 5 * 2)
-    assert "encoder.1.block.channel" in seen["torch"] or block is None
-    assert list(seen["torch"]) == list(seen["keras"])
-    for path, a in seen["torch"].items():
-        np.testing.assert_allclose(seen["keras"][path], a, atol=1e-5)
+    assert {path: a.shape for path, a in recorded["torch"].items() if path.startswith("skip")} == gates
+    assert len(recorded["torch"]) == (2 if block is None else 2 + 5 * 2)
+    assert "encoder.1.block.channel" in recorded["torch"] or block is None
+    assert list(recorded["torch"]) == list(recorded["keras"])
+    for path, a in recorded["torch"].items():
+        np.testing.assert_allclose(recorded["keras"][path], a, atol=1e-5)
 
 
 def test_coefficients_are_computed_once_and_gradients_are_unchanged(monkeypatch):
@@ -154,13 +155,13 @@ def test_coefficients_are_computed_once_and_gradients_are_unchanged(monkeypatch)
     counts, se = [], type(model[1])
     compute = se.attention
     monkeypatch.setattr(se, "attention", lambda self, x: counts.append(1) or compute(self, x))
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         y = model(x)
     assert counts == [1]
     gradients = torch.autograd.grad(y.square().sum(), [x, *model.parameters()])
     for gradient, expected_gradient in zip(gradients, correct, strict=True):
         assert torch.equal(gradient, expected_gradient)
-    seen["1"][:] = 7   # a copy, so the model does not change
+    recorded["1"][:] = 7   # a copy, so the model does not change
     with attzoo.attention_maps(model) as again:
         assert torch.equal(model(x), y)
     assert again["1"].max() < 1
@@ -169,25 +170,25 @@ def test_coefficients_are_computed_once_and_gradients_are_unchanged(monkeypatch)
 def test_map_is_that_of_the_latest_call_and_last_use_of_a_block():
     se, x = attzoo.create("se", 4, backend="torch", reduction=2), [torch.rand(n, 4, 5, 5) for n in (1, 2)]
     model = nn.Sequential(se, nn.Conv2d(4, 4, 1), se)
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         model(x[0])
-        assert seen["0"].shape == (1, 4, 1, 1)
+        assert recorded["0"].shape == (1, 4, 1, 1)
         model(x[1])
-    assert list(seen) == ["0"]
+    assert list(recorded) == ["0"]
     correct = se.attention(model[:2](x[1])).detach().numpy()
-    np.testing.assert_array_equal(seen["0"], correct)
+    np.testing.assert_array_equal(recorded["0"], correct)
 
 
 def test_path_of_a_shared_keras_block_is_its_first():
     inner = keras_net()
     inputs = keras.Input((8, 7, 3))
     model = keras.Model(inputs, keras.Sequential([inner], name="again")(inner(inputs)))
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         model(np.moveaxis(image(), 1, -1))
-    assert list(seen) == [f"{inner.name}.look", f"{inner.name}.weigh"]
+    assert list(recorded) == [f"{inner.name}.look", f"{inner.name}.weigh"]
     x = np.moveaxis(keras.ops.convert_to_numpy(inner(np.moveaxis(image(), 1, -1))), -1, 1)
     correct = adapter("keras").attention(inner.get_layer("look"), [x])
-    np.testing.assert_allclose(seen[f"{inner.name}.look"], correct, rtol=1e-6)
+    np.testing.assert_allclose(recorded[f"{inner.name}.look"], correct, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -197,18 +198,18 @@ def test_path_of_a_shared_keras_block_is_its_first():
 )
 def test_maps_are_float32_or_float64(dtype, correct):
     model, x = net().to(dtype), torch.from_numpy(image()).to(dtype)
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         model(x)
-    assert {a.dtype for a in seen.values()} == {np.dtype(correct)}
-    np.testing.assert_array_equal(seen["1"], model[1].attention(model[0](x)).detach().to(torch.float64).numpy())
+    assert {a.dtype for a in recorded.values()} == {np.dtype(correct)}
+    np.testing.assert_array_equal(recorded["1"], model[1].attention(model[0](x)).detach().to(torch.float64).numpy())
 
 
 def test_maps_with_autocast_and_data_parallel():
     model = nn.DataParallel(net())
-    with attzoo.attention_maps(model) as seen, torch.autocast("cpu", dtype=torch.bfloat16):
+    with attzoo.attention_maps(model) as recorded, torch.autocast("cpu", dtype=torch.bfloat16):
         model(torch.from_numpy(image()))
-    assert list(seen) == ["module.1", "module.3.channel", "module.3.spatial"]
-    assert {a.dtype for a in seen.values()} == {np.dtype(np.float32)}
+    assert list(recorded) == ["module.1", "module.3.channel", "module.3.spatial"]
+    assert {a.dtype for a in recorded.values()} == {np.dtype(np.float32)}
     model.device_ids = [0, 1]   # as on a machine with two GPUs
     with pytest.raises(ValueError, match="on one device, got DataParallel on 2"), attzoo.attention_maps(model):
         raise AssertionError
@@ -229,27 +230,27 @@ def test_maps_of_subclassed_nested_and_unbuilt_keras_models():
 
     x = np.moveaxis(image(), 1, -1)
     model = keras.Sequential([Model()])
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         model(x)
     name = model.layers[0].name
-    assert sorted(seen) == [f"{name}.{path}" for path in ("inner.look", "inner.weigh", "same", "same_1")]
-    assert seen[f"{name}.inner.look"].shape == (2, 1, 8, 7)
-    assert seen[f"{name}.same"].shape == (2, 3, 1, 1)
+    assert sorted(recorded) == [f"{name}.{path}" for path in ("inner.look", "inner.weigh", "same", "same_1")]
+    assert recorded[f"{name}.inner.look"].shape == (2, 1, 8, 7)
+    assert recorded[f"{name}.same"].shape == (2, 3, 1, 1)
 
 
 def test_maps_of_a_single_block_and_of_blocks_with_their_own_attention():
     se = attzoo.create("se", 3, backend="torch")
-    with attzoo.attention_maps(se) as seen:
+    with attzoo.attention_maps(se) as recorded:
         se(torch.from_numpy(image()))
-    assert list(seen) == [""]
+    assert list(recorded) == [""]
     model = nn.Sequential(ModuleAttention())
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         model(torch.from_numpy(image()))
-    assert seen["0"].shape == (2, 1, 8, 7)
+    assert recorded["0"].shape == (2, 1, 8, 7)
     assert isinstance(model[0].attention, nn.Sequential)
     attention = model[0].attention
     vars(model[0])["attention"] = attention.forward   # an attribute of the instance, as in Keras
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         model(torch.from_numpy(image()))
     assert vars(model[0])["attention"] == attention.forward
 
@@ -258,10 +259,10 @@ def test_attention_attribute_of_a_keras_instance_is_restored():
     model = keras_net()
     attention = model.layers[1].attention
     vars(model.layers[1])["attention"] = attention
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         model(np.moveaxis(image(), 1, -1))
     assert vars(model.layers[1])["attention"] is attention
-    assert "look" in seen
+    assert "look" in recorded
 
 
 # ---- the model is unchanged ------------------------------------------------------------------------
@@ -309,13 +310,13 @@ def test_recordings_may_be_nested_and_end_in_any_order():
     np.testing.assert_array_equal(outer["1"], model[1].attention(model[0](2 * x)).detach().numpy())
     assert state(model) == state_before
     first_context, second_context = attzoo.attention_maps(model), attzoo.attention_maps(model)
-    first, second = first_context.__enter__(), second_context.__enter__()
+    first_maps, second_maps = first_context.__enter__(), second_context.__enter__()
     model(x)
     first_context.__exit__(None, None, None)
     model(2 * x)
     second_context.__exit__(None, None, None)
-    np.testing.assert_array_equal(first["1"], inner[""])
-    np.testing.assert_array_equal(second["1"], outer["1"])
+    np.testing.assert_array_equal(first_maps["1"], inner[""])
+    np.testing.assert_array_equal(second_maps["1"], outer["1"])
     assert state(model) == state_before
 
 
@@ -336,9 +337,9 @@ every_framework = pytest.mark.parametrize("framework", [0, 1], ids=["torch", "ke
 
 def record(model, call, x):
     """Return the maps of one call."""
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         call(model, x)
-    return dict(seen)
+    return dict(recorded)
 
 
 def assert_equal(got, correct):
@@ -352,12 +353,12 @@ def assert_equal(got, correct):
 def test_calls_in_other_threads_are_not_recorded(framework):
     model, call = models()[framework]
     correct = record(model, call, image())
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         in_thread(lambda: call(model, image(1)))
-        assert not seen
+        assert not recorded
         call(model, image())
         in_thread(lambda: call(model, image(1)))
-    assert_equal(seen, correct)
+    assert_equal(recorded, correct)
     with pytest.raises(ValueError, match=r"records .*, no calls of other threads"), attzoo.attention_maps(model):
         in_thread(lambda: call(model, image()))
 
@@ -365,10 +366,10 @@ def test_calls_in_other_threads_are_not_recorded(framework):
 @every_framework
 def test_each_of_eight_threads_records_its_own_calls(framework):
     model, call = models()[framework]
-    state_before, seen, barrier = state(model), {}, threading.Barrier(8)
+    state_before, recorded, barrier = state(model), {}, threading.Barrier(8)
 
     def work(i):
-        with attzoo.attention_maps(model) as seen[i]:
+        with attzoo.attention_maps(model) as recorded[i]:
             barrier.wait(20)
             for _ in range(3):
                 call(model, image(i))
@@ -381,23 +382,23 @@ def test_each_of_eight_threads_records_its_own_calls(framework):
         thread.join()
     assert [set(attributes) for attributes in state(model)] == [set(attributes) for attributes in state_before]
     for i in range(8):
-        assert_equal(seen[i], record(model, call, image(i)))
+        assert_equal(recorded[i], record(model, call, image(i)))
 
 
 @every_framework
 def test_calls_in_a_copy_of_the_context_are_recorded_until_the_end(framework):
     model, call = models()[framework]
     correct = record(model, call, image())
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         context = copy_context()
         in_thread(lambda: context.run(call, model, image()))
-        assert_equal(seen, correct)
+        assert_equal(recorded, correct)
     in_thread(lambda: context.run(call, model, image(1)))
     context.run(call, model, image(1))
     with attzoo.attention_maps(model):   # the old context runs through its taps
         call(model, image(1))
         context.run(call, model, image(1))
-    assert_equal(seen, correct)
+    assert_equal(recorded, correct)
 
 
 def save_and_load(model):
@@ -431,13 +432,13 @@ def test_copies_made_inside_are_not_recorded(kind):
     framework, make = COPIES[kind]
     model, call = models()[framework]
     correct, y = record(model, call, image()), call(model, image())
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         call(model, image())
         twin = make(model)
         call(twin, image(1))
-        assert_equal(seen, correct)
+        assert_equal(recorded, correct)
     call(twin, image(1))
-    assert_equal(seen, correct)
+    assert_equal(recorded, correct)
     assert np.array_equal(*(z.detach() if framework == 0 else z for z in (call(twin, image()), y)))
     parts = twin._flatten_layers() if framework else twin.modules()
     assert not any({"attention", "__reduce_ex__"} & set(vars(part)) for part in parts)
@@ -454,13 +455,13 @@ def test_copies_keep_a_replaced_attention():
 
     model = net()
     vars(model[1])["attention"] = Replacement(model[1])
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         twin = copy.deepcopy(model)
         model(torch.from_numpy(image()))
     assert isinstance(vars(twin[1])["attention"], Replacement)
     assert vars(twin[1])["attention"].block is twin[1]
     assert not twin(torch.from_numpy(image())).isnan().any()
-    assert not seen["1"].any()
+    assert not recorded["1"].any()
 
 
 class Copied(ModuleAttention):
@@ -475,17 +476,17 @@ class Copied(ModuleAttention):
 def test_copies_by_a_custom_deepcopy_are_not_recorded():
     model = nn.Sequential(Copied())
     x = [torch.from_numpy(image(i)) for i in (0, 1)]
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         model(x[0])
         twin = copy.deepcopy(model)
         with torch.no_grad():
             twin[0].attention.attention[0].bias += 1
         twin(x[1])
-    np.testing.assert_array_equal(seen["0"], model[0].attention(x[0]).detach())
+    np.testing.assert_array_equal(recorded["0"], model[0].attention(x[0]).detach())
     assert not torch.equal(twin(x[0]), model(x[0]))
     with attzoo.attention_maps(twin) as again:
         twin(x[0])
-    assert not np.array_equal(again["0"], seen["0"])
+    assert not np.array_equal(again["0"], recorded["0"])
 
 
 @pytest.mark.parametrize("name", ["cbam", "attention_gate"])
@@ -525,12 +526,12 @@ def test_models_without_blocks_raise():
 
 def test_unknown_path_raises_key_error():
     model = net()
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         with pytest.raises(KeyError, match=EAGERLY):
-            seen["1"]
+            recorded["1"]
         model(torch.from_numpy(image()))
     with pytest.raises(KeyError, match=r"no map of '3'; known: 1, 3\.channel, 3\.spatial"):
-        seen["3"]
+        recorded["3"]
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason=f"needs Keras on TensorFlow, got {BACKEND}")
@@ -558,9 +559,9 @@ def test_traced_torch_calls_raise():
         torch.export.export(model, (x,), strict=False)   # strict export fails in torch 2.6
     with pytest.raises(ValueError, match=EAGERLY), attzoo.attention_maps(model):
         pass   # no call
-    with attzoo.attention_maps(model) as seen:
+    with attzoo.attention_maps(model) as recorded:
         model(x)
-    assert len(seen) == 3
+    assert len(recorded) == 3
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")   # used by torch in jvp
@@ -577,6 +578,7 @@ def test_transformed_torch_calls_raise(call):
 
 
 def under_fake_tensors(model, x):
+    """Call a model on a fake tensor."""
     from torch._subclasses import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -603,21 +605,21 @@ def test_compiled_torch_models_run_eagerly_while_recorded():
     compiled = torch.compile(model, backend=backend)
     y = compiled(x)
     assert ran == [1]
-    with attzoo.attention_maps(compiled) as seen:
+    with attzoo.attention_maps(compiled) as recorded:
         assert torch.equal(compiled(x), y)
     assert ran == [1]
-    assert list(seen) == [f"_orig_mod.{path}" for path in ("1", "3.channel", "3.spatial")]
+    assert list(recorded) == [f"_orig_mod.{path}" for path in ("1", "3.channel", "3.spatial")]
     assert torch.equal(compiled(x), y)
     assert ran == [1, 1]   # compiled again afterwards
     first_context, second_context = attzoo.attention_maps(model), attzoo.attention_maps(model)
     first_context.__enter__()
-    seen = second_context.__enter__()
+    recorded = second_context.__enter__()
     compiled(x)
     first_context.__exit__(None, None, None)
     compiled(2 * x)
     second_context.__exit__(None, None, None)
     assert ran == [1, 1]
-    np.testing.assert_array_equal(seen["1"], model[1].attention(model[0](2 * x)).detach().numpy())
+    np.testing.assert_array_equal(recorded["1"], model[1].attention(model[0](2 * x)).detach().numpy())
     compiled(x)
     assert ran == [1, 1, 1]
     torch.compiler.reset()

@@ -54,13 +54,13 @@ def test_classes_cannot_be_separated_by_grey_values_alone(monkeypatch):
     monkeypatch.setattr(phantoms, "NOISE", 0)
     monkeypatch.setattr(phantoms, "MAX_BIAS", 0)
     for name, grey, least in (("pancreas", phantoms.BOWEL, 1.2), ("liver", phantoms.LIVER, 0.15)):
-        inside = outside = 0
+        count_inside = count_outside = 0
         for i in range(16):
             image, mask = draw((64, 64), 0, i)
             is_grey = np.abs(image - grey) < 0.01
-            inside += (is_grey & (mask == CLASSES.index(name))).sum()
-            outside += (is_grey & (mask == 0)).sum()
-        assert outside > least * inside, name
+            count_inside += (is_grey & (mask == CLASSES.index(name))).sum()
+            count_outside += (is_grey & (mask == 0)).sum()
+        assert count_outside > least * count_inside, name
 
 
 def test_written_pictures_equal_drawn_phantoms(tmp_path):

@@ -93,18 +93,22 @@ def test_pickle_without_newer_attributes_can_be_loaded(pickle_old):
 
 
 def replace_layer(net):
+    """Replace a layer of a U-Net by one of another shape."""
     net.up[0].conv = nn.Conv2d(8, 4, 3, padding=1)
 
 
 def delete_layer(net):
+    """Delete a layer of a gate of a U-Net."""
     del net.skip["0"].psi
 
 
 def set_unknown_gate(net):
+    """Change the spec of a U-Net to a gate that does not exist."""
     object.__setattr__(net.spec, "skip", "no_such_gate")
 
 
 def delete_channels(net):
+    """Delete the channels from the spec of a U-Net."""
     del net.spec.__dict__["channels"]
     object.__setattr__(net.spec, "channels", None)
 

@@ -18,14 +18,14 @@ def drawn_maps(*args):
 def test_maps_are_drawn_over_lines_pictures_and_volumes():
     rng = np.random.default_rng(0)
     bars, invalid = rng.random((1, 5, 1, 1)), np.full((1, 1, 4, 6), np.nan)
-    colour = drawn_maps(rng.random((3, 8, 12)), {"": rng.random((2, 1, 8, 12)), "a.b": bars, "c" * 99: invalid})
-    assert colour.shape[2] == 4
-    many = drawn_maps(rng.random((1, 8, 12)), {str(i): bars for i in range(9)})
-    assert many.shape[0] > 1.5 * colour.shape[0]   # more rows of panels
+    colour_picture = drawn_maps(rng.random((3, 8, 12)), {"": rng.random((2, 1, 8, 12)), "a.b": bars, "c" * 99: invalid})
+    assert colour_picture.shape[2] == 4
+    many_blocks_picture = drawn_maps(rng.random((1, 8, 12)), {str(i): bars for i in range(9)})
+    assert many_blocks_picture.shape[0] > 1.5 * colour_picture.shape[0]   # more rows of panels
     coefficients = {"skip": rng.random((1, 3, 5, 4, 2)), "se": bars[..., None]}
-    volume = drawn_maps(rng.random((2, 9, 8, 4)), coefficients)
-    line = drawn_maps(rng.random((1, 9)), {"skip": np.full((1, 1, 9), 0.5), "se": np.full((1, 5, 1), 0.5)})
-    assert np.ptp(volume) == np.ptp(line) == 1
+    volume_picture = drawn_maps(rng.random((2, 9, 8, 4)), coefficients)
+    line_picture = drawn_maps(rng.random((1, 9)), {"skip": np.full((1, 1, 9), 0.5), "se": np.full((1, 5, 1), 0.5)})
+    assert np.ptp(volume_picture) == np.ptp(line_picture) == 1
 
 
 def test_the_picture_of_maps_depends_on_the_coefficients():
@@ -75,10 +75,10 @@ def drawn_overlay(image, mask):
 def test_the_overlay_colours_all_classes_but_0():
     image = np.full((1, 40, 40), 0.5)
     image[:, :2], image[:, -2:] = 0, 1
-    background, half = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.uint8)
-    half[:, 20:] = 1
-    plain, tinted = drawn_overlay(image, background)[..., :3], drawn_overlay(image, half)[..., :3]
-    grey = np.ptp(plain, axis=2) == 0
+    background, half_mask = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.uint8)
+    half_mask[:, 20:] = 1
+    plain_picture, tinted = drawn_overlay(image, background)[..., :3], drawn_overlay(image, half_mask)[..., :3]
+    grey = np.ptp(plain_picture, axis=2) == 0
     assert grey[:, : grey.shape[1] // 2].all()
     rows, columns = np.nonzero(np.ptp(tinted[100:-80], axis=2) > 0.1)
     assert columns.min() > 0.7 * tinted.shape[1]   # the right half of the right panel
@@ -91,9 +91,10 @@ def test_overlays_with_many_classes_and_of_volumes_are_larger(classes):
     assert len({tuple(c) for c in colors[1:]}) == classes - 1
     rng = np.random.default_rng(0)
     few = drawn_overlay(rng.random((3, 8, 9)), rng.integers(0, 2, (8, 9)))
-    many = drawn_overlay(rng.random((3, 8, 9)), np.arange(72).reshape(8, 9) % classes)
-    assert many.shape[0] >= few.shape[0]   # the legend grows
-    assert drawn_overlay(rng.random((1, 8, 9, 4)), rng.integers(0, classes, (8, 9, 4))).shape[1] > many.shape[1]
+    many_classes_picture = drawn_overlay(rng.random((3, 8, 9)), np.arange(72).reshape(8, 9) % classes)
+    assert many_classes_picture.shape[0] >= few.shape[0]   # the legend grows
+    volume_picture = drawn_overlay(rng.random((1, 8, 9, 4)), rng.integers(0, classes, (8, 9, 4)))
+    assert volume_picture.shape[1] > many_classes_picture.shape[1]
 
 
 @pytest.mark.parametrize("spacing", [(), (1.0, 1.0, 1.0), (1.0, 1.0, 4.0), (0.5, 3.0, 1.0)])

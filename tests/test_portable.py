@@ -104,14 +104,14 @@ def test_weights_convert_and_files_of_other_dtypes(key, dtype, backend, path):
     assert {array.dtype.name for array in arrays.values()} == {array_dtype}
     attzoo.load_weights(block, arrays)
     assert same(attzoo.weights(block), arrays)
-    for other in BACKENDS:
-        twin = attzoo.convert(block, backend=other)
-        assert portable.adapter(other).dtype(twin) == dtype
+    for other_backend in BACKENDS:
+        twin = attzoo.convert(block, backend=other_backend)
+        assert portable.adapter(other_backend).dtype(twin) == dtype
         assert same(attzoo.weights(twin), arrays)
     attzoo.save(block, path)
-    for other in BACKENDS:
-        loaded = attzoo.load(path, backend=other)
-        assert portable.adapter(other).dtype(loaded) == array_dtype
+    for other_backend in BACKENDS:
+        loaded = attzoo.load(path, backend=other_backend)
+        assert portable.adapter(other_backend).dtype(loaded) == array_dtype
         assert same(attzoo.weights(loaded), arrays)
 
 
@@ -210,11 +210,11 @@ def test_other_objects_than_blocks_raise(value, path):
 
 @every_block
 @every_pair_of_backends
-def test_convert_gives_the_same_spec_and_weights(key, backend, other):
+def test_convert_gives_the_same_spec_and_weights(key, backend, other_backend):
     block = build(key, backend)
-    twin = attzoo.convert(block, backend=other)
+    twin = attzoo.convert(block, backend=other_backend)
     assert twin is not block
-    assert isinstance(twin, attzoo.get(WEIGHTS[key][0], backend=other))
+    assert isinstance(twin, attzoo.get(WEIGHTS[key][0], backend=other_backend))
     assert twin.spec == block.spec
     assert same(attzoo.weights(twin), attzoo.weights(block))
 
@@ -246,11 +246,11 @@ def test_unknown_backend_raises(backend, path):
 
 @every_block
 @every_pair_of_backends
-def test_load_returns_the_saved_spec_and_weights(key, backend, other, path):
+def test_load_returns_the_saved_spec_and_weights(key, backend, other_backend, path):
     block = build(key, backend)
     attzoo.save(block, path)
-    loaded = attzoo.load(path, backend=other)
-    assert isinstance(loaded, attzoo.get(WEIGHTS[key][0], backend=other))
+    loaded = attzoo.load(path, backend=other_backend)
+    assert isinstance(loaded, attzoo.get(WEIGHTS[key][0], backend=other_backend))
     assert loaded.spec == block.spec
     assert same(attzoo.weights(loaded), attzoo.weights(block))
 
@@ -345,10 +345,10 @@ def test_concurrent_readers_read_complete_files(path):
     for number, block in enumerate(blocks):
         nn.init.constant_(block.squeeze.bias, number)
     attzoo.save(blocks[0], path)
-    done, values = threading.Event(), []
+    is_done, values = threading.Event(), []
 
     def read():
-        while not done.is_set():
+        while not is_done.is_set():
             values.append(attzoo.weights(attzoo.load(path, backend="torch"))["squeeze.bias"][0])
 
     def write(block):
@@ -361,7 +361,7 @@ def test_concurrent_readers_read_complete_files(path):
         thread.start()
     for thread in writers:
         thread.join()
-    done.set()
+    is_done.set()
     reader.join()
     assert len(values) > 3   # the reader did not stop with an error
     assert set(values) <= {0, 1, 2}
@@ -413,10 +413,10 @@ def test_path_is_not_expanded_or_extended(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("ending", [".pt", ".PTH", ".bin", ".ckpt", ".weights.h5", ".keras", ".onnx", ".npz", ".pkl"])
 def test_extension_of_another_format_raises(ending, path):
-    block, other = build("eca", "torch"), path.with_suffix(ending)
-    message = rf"^expected a name that ends in \.safetensors, got {other}: .*attzoo convert"
+    block, other_path = build("eca", "torch"), path.with_suffix(ending)
+    message = rf"^expected a name that ends in \.safetensors, got {other_path}: .*attzoo convert"
     with pytest.raises(ValueError, match=message):
-        attzoo.save(block, other)
+        attzoo.save(block, other_path)
     assert not list(path.parent.iterdir())
 
 

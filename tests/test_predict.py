@@ -40,6 +40,7 @@ def unet(*args, backend="torch", **kwargs):
 
 
 def random_image(shape=(3, 20, 26), dtype=np.uint8, seed=0):
+    """Return a random image with values from 0 to 199."""
     return np.random.default_rng(seed).integers(0, 200, shape).astype(dtype)
 
 
@@ -457,6 +458,7 @@ def test_wrong_inputs_and_options_raise_before_anything_is_written(files, tmp_pa
 
 
 def first_half(data):
+    """Return the first half of some bytes."""
     return data[: len(data) // 2]
 
 
@@ -693,7 +695,7 @@ def test_temporary_files_of_killed_processes_are_searched_once(files, folder, tm
 @pytest.mark.parametrize("where", ["out", "masks", "above"])
 def test_an_output_folder_that_is_a_file_raises(files, tmp_path, where):
     network, image = open_network(files / "colour.safetensors"), files / "images" / "b.png"
-    blocker = tmp_path / where if where != "above" else tmp_path
+    file = tmp_path / where if where != "above" else tmp_path
     out = tmp_path / "out" if where == "out" else tmp_path / "above" / "out" if where == "above" else tmp_path
     (tmp_path / where).write_text("of the user")
     with pytest.raises(NotADirectoryError, match="out must be a folder, got a file"):
@@ -701,7 +703,7 @@ def test_an_output_folder_that_is_a_file_raises(files, tmp_path, where):
     if where != "masks":
         with pytest.raises(NotADirectoryError, match="out must be a folder, got a file"):
             maps_file(network, image, out)
-    assert blocker.exists()
+    assert file.exists()
     assert [path.name for path in tmp_path.iterdir()] == [where]
 
 
@@ -709,6 +711,7 @@ def test_an_output_folder_that_is_a_file_raises(files, tmp_path, where):
 
 
 def run(*arguments):
+    """Run `attzoo` with these arguments, and return the result of the command."""
     result = CliRunner().invoke(cli.app, list(map(str, arguments)), prog_name="attzoo")
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception

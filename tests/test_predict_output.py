@@ -20,6 +20,7 @@ from attzoo.train.data import Preparation
 
 @pytest.fixture(scope="module")
 def network():
+    """Return an opened network with fixed random weights."""
     torch.manual_seed(0)
     return Network(attzoo.create("unet", 1, 2, backend="torch", channels=(4, 4)), Preparation())
 

@@ -288,16 +288,16 @@ def install_package(tmp_path, monkeypatch):
     """Return a function that creates the modules and entry points of an installed package."""
 
     def install(name, value, package="guest", **modules):
-        site = tmp_path / package
-        info = site / f"{package}-1.0.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[attzoo.blocks]\n{name} = {value}\n")
+        package_folder = tmp_path / package
+        dist_info = package_folder / f"{package}-1.0.dist-info"
+        dist_info.mkdir(parents=True)
+        (dist_info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (dist_info / "entry_points.txt").write_text(f"[attzoo.blocks]\n{name} = {value}\n")
         if modules:
-            (site / package).mkdir()
+            (package_folder / package).mkdir()
             for file, text in {"__init__": "", **modules}.items():
-                (site / package / f"{file}.py").write_text(text)
-        monkeypatch.syspath_prepend(site)
+                (package_folder / package / f"{file}.py").write_text(text)
+        monkeypatch.syspath_prepend(package_folder)
 
     before = set(sys.modules)
     yield install

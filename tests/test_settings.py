@@ -97,20 +97,20 @@ def test_eight_threads_have_their_own_settings():
 
 
 def test_overlapping_settings_of_two_threads_are_restored():
-    inside, outside = threading.Event(), threading.Event()
+    entered, exited = threading.Event(), threading.Event()
 
     def work():
         with attzoo.kernels("eager"):
-            inside.set()
-            outside.wait(20)
+            entered.set()
+            exited.wait(20)
         return settings.chosen
 
     thread = threading.Thread(target=work)
     with attzoo.kernels("triton"):
         thread.start()
-        inside.wait(20)
+        entered.wait(20)
         assert settings.chosen == "triton"
-    outside.set()
+    exited.set()
     thread.join()
     assert settings.chosen == "auto"
 

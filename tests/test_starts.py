@@ -59,9 +59,9 @@ def count_starts(monkeypatch):
 
 
 def test_every_block_with_kernels_states_its_starts():
-    stated = {case.values[0] for case in CASES}
+    blocks_with_starts = {case.values[0] for case in CASES}
     for name in kernels.ALL:
-        assert name in stated, f"expected a KernelCase with starts=(...) in attzoo/blocks/{name}/triton.py"
+        assert name in blocks_with_starts, f"expected a KernelCase with starts=(...) in attzoo/blocks/{name}/triton.py"
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)

@@ -60,16 +60,16 @@ def test_recording_with_one_tensor_passed_twice_is_not_used_for_two_tensors():
     def write(x, z, y):
         tape.call(lambda a, b, c: torch.add(a, b, out=c), x, z, y)
 
-    x, fives = torch.ones(3), torch.full((3,), 5.0)
-    for z in (x, fives, x):
+    x, scale = torch.ones(3), torch.full((3,), 5.0)
+    for z in (x, scale, x):
         y = torch.empty(3)
         tape.run("sum", [x, z, y], write, x, z, y)
         assert torch.equal(y, x + z)
 
 
 def test_allocations_that_return_one_tensor_may_return_two_later():
-    shared, separate = torch.zeros(2), [torch.zeros(2), torch.zeros(2)]
-    allocations = [shared, shared]
+    shared_tensor, other_tensor = torch.zeros(2), [torch.zeros(2), torch.zeros(2)]
+    allocations = [shared_tensor, shared_tensor]
 
     def first(x):
         return allocations[0]
@@ -85,9 +85,9 @@ def test_allocations_that_return_one_tensor_may_return_two_later():
 
     x, y = torch.ones(2), torch.empty(2)
     tape.run("key", [x, y], write, x, y)
-    allocations[:] = separate
+    allocations[:] = other_tensor
     tape.run("key", [x, y], write, x, y)
-    assert [t.tolist() for t in (shared, *separate)] == [[2, 2], [1, 1], [1, 1]]
+    assert [t.tolist() for t in (shared_tensor, *other_tensor)] == [[2, 2], [1, 1], [1, 1]]
 
 
 def test_call_with_a_single_argument_is_repeated():
@@ -121,10 +121,12 @@ def test_nothing_is_recorded_under_a_dispatch_mode_of_the_user():
 
 
 def double_weight(block):
+    """Convert a weight to double precision."""
     block.squeeze.weight.data = block.squeeze.weight.data.double()
 
 
 def subclassed_layer(block):
+    """Change the class of a layer to a subclass."""
     class Subclass(torch.nn.Linear):
         pass
 
@@ -132,38 +134,47 @@ def subclassed_layer(block):
 
 
 def replaced_attention(block):
+    """Replace the method `attention` of a block's instance."""
     block.attention = lambda x: x[:, :, :1, :1]
 
 
 def hooked(block):
+    """Register a forward hook on a layer."""
     block.squeeze.register_forward_hook(lambda module, xs, y: None)
 
 
 def hooked_backward(block):
+    """Register a backward hook on a layer."""
     block.excite.register_full_backward_hook(lambda module, dx, dy: None)
 
 
 def parametrized(block):
+    """Register a parametrization of a weight."""
     parametrize.register_parametrization(block.squeeze, "weight", torch.nn.Identity())
 
 
 def pruned(block):
+    """Prune a weight."""
     prune.identity(block.excite, "weight")
 
 
 def converted(block):
+    """Convert a block to double precision."""
     block.double()
 
 
 def replaced_layer(block):
+    """Replace a layer by a Sequential."""
     block.squeeze = torch.nn.Sequential(torch.nn.Linear(8, 2))
 
 
 def shortened_bias(block):
+    """Shorten a bias to one element."""
     block.excite.bias.data = block.excite.bias.data[:1]
 
 
 def changed_class(block):
+    """Change the class of a layer."""
     block.squeeze.__class__ = type("Other", (torch.nn.Linear,), {})
 
 

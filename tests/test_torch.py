@@ -933,18 +933,22 @@ def test_shortcut_and_activation_are_computed_in_place(name, monkeypatch):
 
 
 def save_output_in_hook(cbam, saved):
+    """Register a hook that saves the output of the spatial attention."""
     cbam.spatial.register_forward_hook(lambda module, xs, y: saved.append((y, y.clone())))
 
 
 def add_backward_hook(cbam, saved):
+    """Register a backward hook on the spatial attention."""
     cbam.spatial.register_full_backward_hook(lambda *args: None)
 
 
 def replace_spatial_attention(cbam, saved):
+    """Replace the spatial attention by a sigmoid."""
     cbam.spatial = nn.Sigmoid()
 
 
 def replace_both_parts(cbam, saved):
+    """Replace both parts of CBAM by identities."""
     cbam.channel = cbam.spatial = nn.Identity()
 
 

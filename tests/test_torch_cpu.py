@@ -396,10 +396,10 @@ def test_graphs_use_the_plain_form(name):
 def test_batched_gradients_equal_single_ones(name):
     block, x, dys = build(name), draw(2, 8, 4, 3).requires_grad_(), draw(3, 2, 8, 4, 3, seed=1)
     y, leaves = block(x), [x, *block.parameters()]
-    batched = torch.autograd.grad(y, leaves, dys, is_grads_batched=True, retain_graph=True)
-    assert not any(gradient.requires_grad for gradient in batched)
-    single = [torch.autograd.grad(y, leaves, dy, retain_graph=True) for dy in dys]
-    assert_same(batched, [torch.stack(gradients) for gradients in zip(*single, strict=True)])
+    batched_gradients = torch.autograd.grad(y, leaves, dys, is_grads_batched=True, retain_graph=True)
+    assert not any(gradient.requires_grad for gradient in batched_gradients)
+    single_gradients = [torch.autograd.grad(y, leaves, dy, retain_graph=True) for dy in dys]
+    assert_same(batched_gradients, [torch.stack(gradients) for gradients in zip(*single_gradients, strict=True)])
 
 
 @pytest.mark.parametrize("register", [
@@ -455,9 +455,9 @@ def test_subclass_with_its_own_forward_is_used(name):
         def forward(self, x):
             return x * self.attention(x)
 
-    block, half, x = cls(8).double(), Half(8).double(), draw(2, 8, 4, 3)
-    half.load_state_dict(block.state_dict())
-    assert_same([half(x) * 2], [block(x)])
+    block, halved_block, x = cls(8).double(), Half(8).double(), draw(2, 8, 4, 3)
+    halved_block.load_state_dict(block.state_dict())
+    assert_same([halved_block(x) * 2], [block(x)])
 
 
 @pytest.mark.parametrize("name", NAMES[:2])
@@ -468,9 +468,9 @@ def test_subclass_with_its_own_attention_is_used(name):
         def attention(self, x):
             return super().attention(x) * 0.5
 
-    block, half, x = cls(8).double(), Half(8).double(), draw(2, 8, 4, 3)
-    half.load_state_dict(block.state_dict())
-    assert_same([half(x) * 2], [block(x)])
+    block, halved_block, x = cls(8).double(), Half(8).double(), draw(2, 8, 4, 3)
+    halved_block.load_state_dict(block.state_dict())
+    assert_same([halved_block(x) * 2], [block(x)])
 
 
 @pytest.mark.parametrize("part", ["channel", "spatial"])

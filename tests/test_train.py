@@ -62,11 +62,11 @@ def assert_equal_runs(out, expected_out):
         np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6)
 
 
-def test_two_processes_of_torch_learn_what_one_does(tmp_path):
+def test_two_torch_processes_train_like_one(tmp_path):
     settings = Settings("torch", **TINY | PLAIN | {"phantoms": 11, "validation": 0.27, "accumulate": 2})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    with socket.socket() as server_socket:
+        server_socket.bind(("127.0.0.1", 0))
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server_socket.getsockname()[1]), "WORLD_SIZE": "2"}
     arguments = TORCH_PROGRAM, json.dumps(settings.config()), str(tmp_path / "two")
     processes = [start_process(*arguments, RANK=rank, LOCAL_RANK=rank, **env) for rank in "01"]   # as torchrun does
     train(settings, tmp_path / "one")
@@ -88,7 +88,7 @@ def test_existing_process_group_is_not_destroyed(tmp_path):
         dist.destroy_process_group()
 
 
-def test_two_devices_of_tensorflow_learn_what_one_does(tmp_path):
+def test_two_tensorflow_devices_train_like_one(tmp_path):
     settings = Settings("keras", **TINY | PLAIN | {"batch": 3, "loss": "cross_entropy"})   # parts of 2 and 1 images
     process = start_process(TENSORFLOW_PROGRAM, json.dumps(settings.config()), str(tmp_path / "two"))
     train(settings, tmp_path / "one")

@@ -33,16 +33,19 @@ def test_run_resumes_with_the_same_images(run_on_arrays):
 
 
 def rename(folder, name, new_name):
+    """Rename an image and its mask."""
     for kind in ("images", "masks"):
         (folder / kind / name).rename(folder / kind / new_name)
 
 
 def remove(folder, name):
+    """Delete an image and its mask."""
     for kind in ("images", "masks"):
         (folder / kind / name).unlink()
 
 
 def add(folder, *names):
+    """Add images with masks of these names."""
     for kind in ("images", "masks"):
         for name in names:
             np.save(folder / kind / name, np.load(folder / kind / "0.npy"))

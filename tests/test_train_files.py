@@ -10,6 +10,7 @@ from attzoo.train.files import CAMVID, find, ignored_files, paths_by_name
 
 
 def mask_like(array, classes=3):
+    """Return a random mask of the size of an image."""
     return RANDOM.integers(0, classes, array.shape[:2] if array.dtype == np.uint8 else array.shape[:3], dtype=np.uint8)
 
 
@@ -65,12 +66,14 @@ def remove(*names):
 
 
 def empty(folder):
+    """Delete the files in the folders of training images and masks."""
     for name in ("train_images", "train_labels"):
         for file in (folder / name).iterdir():
             file.unlink()
 
 
 def only_text(folder):
+    """Leave only a text file in the folder of training images."""
     empty(folder)
     (folder / "train_images" / "notes.txt").write_text("scanned in March")
 
@@ -158,11 +161,11 @@ def test_folder_of_dicom_only_is_refused_with_the_fix(tmp_path):
 
 
 @pytest.mark.parametrize(("part", "partner"), [("train_images", "train_labels"), ("valid_labels", "valid_images")])
-def test_ignored_file_of_the_same_name_is_listed_for_an_unpaired_image(part, partner, tmp_path):
+def test_ignored_file_of_the_same_name_is_listed_for_an_unpaired_image(part, ignored_name, tmp_path):
     folder = camvid(tmp_path)
-    write_array(folder / partner / "b.png", BYTES[..., 0])
+    write_array(folder / ignored_name / "b.png", BYTES[..., 0])
     (folder / part / "b.raw").write_bytes(b"anything")
-    with pytest.raises(ValueError, match=rf"none for .*{partner}/b.png; .*{part}/b.raw ignored because of"):
+    with pytest.raises(ValueError, match=rf"none for .*{ignored_name}/b.png; .*{part}/b.raw ignored because of"):
         find(folder)
 
 

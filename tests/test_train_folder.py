@@ -22,14 +22,17 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")   # MONAI 
 
 @pytest.fixture(autouse=True)
 def skip_curves(monkeypatch):
+    """Do not draw the curves, which takes most of the time."""
     monkeypatch.setattr(report, "curves", lambda *_: b"")
 
 
 def train(out, resume=False, **options):
+    """Train a tiny network in folder `out`, and return the history."""
     return run.train(Settings(**TINY | options), out, resume=resume, quiet=True)
 
 
 def contents(folder):
+    """Return the content of every file in a folder, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

@@ -203,10 +203,12 @@ def run_of_one_epoch(request, tmp_path_factory):
 
 
 def first_name(names, prefix):
+    """Return the first of the sorted names with this prefix."""
     return next(name for name in sorted(names) if name.startswith(prefix))
 
 
 def without_last_dice(row):
+    """Return a row without the Dice of the last class."""
     return {name: value for name, value in row.items() if name != "dice_3"}
 
 

@@ -36,8 +36,8 @@ assert "torchvision" not in sys.modules
 def test_training_and_prediction_work_if_torchvision_is_broken(tmp_path):
     """A torchvision that was built for another torch raises RuntimeError on import."""
     (tmp_path / "packages" / "torchvision").mkdir(parents=True)
-    broken = 'raise RuntimeError("operator torchvision::nms does not exist")\n'
-    (tmp_path / "packages" / "torchvision" / "__init__.py").write_text(broken)
+    broken_module = 'raise RuntimeError("operator torchvision::nms does not exist")\n'
+    (tmp_path / "packages" / "torchvision" / "__init__.py").write_text(broken_module)
     write_pairs(tmp_path / "data", 5)
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path / "packages", ROOT)))}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "data"), str(tmp_path / "run")]

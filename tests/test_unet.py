@@ -224,8 +224,8 @@ def test_every_block_on_skips_and_after_convolutions(block):
     """With options."""
     choices = {"gate": "hard_sigmoid", "padding": "circular"}
     options = {a.name: choices[a.name] for a in attzoo.info(block).arguments if a.name in choices}
-    both = {"skip": block, "skip_options": options, "block": block, "block_options": options}
-    spec = UNet(**SMALL, **both)
+    arguments = {"skip": block, "skip_options": options, "block": block, "block_options": options}
+    spec = UNet(**SMALL, **arguments)
     x, arrays = image((2, 3, 9, 6)), draw(spec)
     expected, maps = spec(x, weights=arrays), spec.attention(x, weights=arrays)
     assert set(maps) == {*(f"encoder.{i}.block" for i in range(3)), "skip.0", "skip.1",

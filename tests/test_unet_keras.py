@@ -224,8 +224,8 @@ def test_config_has_the_arguments_of_keras():
 
 def test_frozen_layers_stay_frozen_in_copies(tmp_path):
     model = attzoo.get("unet", backend="keras")(3, 2, (4, 6), block="cbam")
-    inside = model.get_layer("encoder_1_block")
-    for layer in (model.get_layer("encoder_0_conv1"), model.get_layer("skip_0"), inside.channel.squeeze):
+    inner_layer = model.get_layer("encoder_1_block")
+    for layer in (model.get_layer("encoder_0_conv1"), model.get_layer("skip_0"), inner_layer.channel.squeeze):
         layer.trainable = False
     outer = keras.Sequential([keras.Input((None, None, 3)), model])
     outer.save(tmp_path / "a.keras")

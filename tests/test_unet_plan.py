@@ -42,17 +42,17 @@ def test_levels_of_the_default_network():
     assert [level.block.channels for level in table] == [4, 6, 8]
     assert [level.supervised for level in table] == [False] * 3
     assert (table[2].decoder, table[2].up, table[2].gate) == ((), (), None)
-    for level, below in pairwise(table):
+    for level, next_level in pairwise(table):
         channels = level.channels
-        assert [(u.inputs, u.outputs) for u in level.up] == [(below.channels, channels)]
+        assert [(u.inputs, u.outputs) for u in level.up] == [(next_level.channels, channels)]
         assert level.interpolation == "nearest"
         assert (level.gate.channels, level.gate.gating_channels) == (channels, channels)
         assert [(u.inputs, u.outputs, u.dropout) for u in level.decoder] == [
             (2 * channels, channels, 0.1), (channels, channels, 0.2)
         ]   # fmt: skip
-    for above, level in zip((3, 4, 6), table, strict=True):
+    for channels_above, level in zip((3, 4, 6), table, strict=True):
         first, second = level.encoder
-        assert (first.inputs, first.outputs, second.inputs, second.outputs) == (above, *[level.channels] * 3)
+        assert (first.inputs, first.outputs, second.inputs, second.outputs) == (channels_above, *[level.channels] * 3)
         assert first.kernel == second.kernel == (3, 3)
         assert first.stride == second.stride == (1, 1)
         assert (first.norm, first.activation, first.dropout, second.dropout) == ("batch", "relu", 0.1, 0.2)
@@ -214,9 +214,9 @@ def test_initialization_of_every_kind_of_array(initializer):
 @pytest.mark.parametrize("initializer", INITIALIZERS)
 @pytest.mark.parametrize("backend", ["torch", "keras"])
 def test_arrays_are_initialized_as_the_spec_declares(initializer, backend):
-    wide = {"channels": (24, 20), "initializer": initializer, "skip_options": {"norm": True}, "up": "transpose"}
-    spec = create("plain", "numpy", skip="attention_gate", **wide)
-    arrays = attzoo.weights(create("plain", backend, skip="attention_gate", **wide))
+    arguments = {"channels": (24, 20), "initializer": initializer, "skip_options": {"norm": True}, "up": "transpose"}
+    spec = create("plain", "numpy", skip="attention_gate", **arguments)
+    arrays = attzoo.weights(create("plain", backend, skip="attention_gate", **arguments))
     for name, weight in spec.weights.items():
         if weight.initialization == "orthogonal":
             flat = arrays[name].reshape(weight.shape[0], -1)

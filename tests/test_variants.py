@@ -51,8 +51,8 @@ def test_coefficients_depend_on_x_with_few_channels(key):
     for channels in (1, 2, 3, 5):
         spec = create(*key, (channels, 32))
         weights = {name: np.full(weight.shape, 0.1) for name, weight in spec.weights.items()}
-        bright, dark = ([np.full((1, c, 4, 4), level) for c in spec.inputs] for level in (0.5, 0.1))
-        assert (spec.attention(*bright, weights=weights) > spec.attention(*dark, weights=weights)).all()
+        bright_inputs, dark_inputs = ([np.full((1, c, 4, 4), level) for c in spec.inputs] for level in (0.5, 0.1))
+        assert (spec.attention(*bright_inputs, weights=weights) > spec.attention(*dark_inputs, weights=weights)).all()
 
 
 @pytest.mark.parametrize("key", VARIANTS, ids=":".join)

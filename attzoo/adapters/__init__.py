@@ -159,10 +159,10 @@ def is_kind(cls: type[Any], kind: type[Any]) -> bool:
     """Whether a class is `kind`, or a subclass that overrides no method that affects what `kind` computes."""
     if kind not in cls.__mro__:
         return False
-    harmless = ("extra_repr", "reset_parameters", "build", "get_config", "from_config")
+    ignored_methods = ("extra_repr", "reset_parameters", "build", "get_config", "from_config")
     subclasses = cls.__mro__[: cls.__mro__.index(kind)]
     methods = {name for subclass in subclasses for name, value in vars(subclass).items() if callable(value)}
-    return all(name.startswith("__") or name in harmless or not hasattr(kind, name) for name in methods)
+    return all(name.startswith("__") or name in ignored_methods or not hasattr(kind, name) for name in methods)
 
 
 def adapter(backend: str) -> Adapter:
@@ -186,8 +186,8 @@ def _hint_of_blocks(model: Any, backend: str | None) -> str:
     paths = list(adapter(backend).blocks(model))
     if not paths:
         return NO_BLOCKS
-    shown = ", ".join(map(repr, paths[:4])) + (", ..." if len(paths) > 4 else "")
-    return f", which contains {'blocks' if len(paths) > 1 else 'a block'} at {shown}: pass a block"
+    paths_text = ", ".join(map(repr, paths[:4])) + (", ..." if len(paths) > 4 else "")
+    return f", which contains {'blocks' if len(paths) > 1 else 'a block'} at {paths_text}: pass a block"
 
 
 def framework_of(model: Any) -> str | None:

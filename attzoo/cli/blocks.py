@@ -123,8 +123,8 @@ def versions() -> str:
     installed = {p: metadata.version(names[p][0]) for p in PACKAGES if p in names}
     if "keras" in sys.modules:
         installed["keras"] += f" (on {sys.modules['keras'].backend.backend()})"
-    packages = ", ".join(f"{package} {version}" for package, version in installed.items())
-    return f"attzoo {__version__} with python {platform.python_version()}, {packages}"
+    packages_text = ", ".join(f"{package} {version}" for package, version in installed.items())
+    return f"attzoo {__version__} with python {platform.python_version()}, {packages_text}"
 
 
 def _installed() -> list[str]:

@@ -63,8 +63,8 @@ def predict(
     from ..predict import Unfinished, predict_files
 
     network = _opened(model, backend, size, normalise)
-    if source.is_dir() and (strays := ignored_files(source)):
-        typer.echo(f"ignored, not images: {shorten(strays)}", err=True)
+    if source.is_dir() and (ignored := ignored_files(source)):
+        typer.echo(f"ignored, not images: {shorten(ignored)}", err=True)
     columns = TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

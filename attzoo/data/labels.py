@@ -118,9 +118,10 @@ def shown(counts: Mapping[Any, int]) -> str:
     >>> shown({0: 90, 128: 10})
     '0 in 90 pixels, 128 in 10 pixels'
     """
-    frequent = sorted(sorted(counts, key=lambda value: -counts[value])[:SHOWN])
-    listed = ", ".join(f"{f'({text_of(v)})' if isinstance(v, tuple) else v} in {counts[v]} pixels" for v in frequent)
-    return listed + (f" and {len(counts) - len(frequent)} more values" if len(counts) > len(frequent) else "")
+    most_frequent = sorted(sorted(counts, key=lambda value: -counts[value])[:SHOWN])
+    texts = [f"{f'({text_of(v)})' if isinstance(v, tuple) else v} in {counts[v]} pixels" for v in most_frequent]
+    more = len(counts) - len(most_frequent)
+    return ", ".join(texts) + (f" and {more} more values" if more else "")
 
 
 def number_of(color: Color) -> int:

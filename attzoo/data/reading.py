@@ -94,8 +94,8 @@ def check_range(array: NDArray[Any], largest: int) -> None:
         array: the integers.
         largest: the largest integer of their declared bits.
     """
-    magnitude = max(int(array.max()), -int(array.min()))
-    if largest > LIMIT_16_BITS and magnitude < LIMIT_16_BITS:
+    largest_magnitude = max(int(array.max()), -int(array.min()))
+    if largest > LIMIT_16_BITS and largest_magnitude < LIMIT_16_BITS:
         expected = f"expected numbers that fill the range of {array.dtype} for --normalise unit"
         fix = "save the image as uint8 or uint16, or set --normalise zscore"
-        raise ValueError(f"{expected}, got at most {magnitude}: {fix}")
+        raise ValueError(f"{expected}, got at most {largest_magnitude}: {fix}")

@@ -150,8 +150,8 @@ def _check_transparency(file: Any) -> None:
     for page in file.pages:
         if int(page.subfiletype) & (REDUCED | MASK_PAGE) != MASK_PAGE:
             continue
-        if invalid := int(np.count_nonzero(page.asarray() == 0)):
-            got = f"{invalid} pixels that the file's transparency mask marks as invalid"
+        if invalid_count := int(np.count_nonzero(page.asarray() == 0)):
+            got = f"{invalid_count} pixels that the file's transparency mask marks as invalid"
             fix = f"fill these pixels (in a mask of classes with {IGNORE}), and save the file without transparency mask"
             raise ValueError(f"expected a value in every pixel, got {got}: {fix}")
 

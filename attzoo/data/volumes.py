@@ -81,9 +81,9 @@ def _open_array(path: Path) -> Any:
     """
     if ending(path) == ".npy":
         array = np.lib.format.open_memmap(path, mode="r")   # raises for archives and Python objects
-        if (trailing := path.stat().st_size - array.offset - array.nbytes) > 0:
+        if (trailing_bytes := path.stat().st_size - array.offset - array.nbytes) > 0:
             fix = "save each array in its own file"
-            raise ValueError(f"expected one array, got {trailing} more bytes after it; {fix}")
+            raise ValueError(f"expected one array, got {trailing_bytes} more bytes after it; {fix}")
     else:
         array = _open_nifti(path)
     if array.dtype.kind not in "biuf":
@@ -113,9 +113,9 @@ def _open_nifti(path: Path) -> Any:
     if not isinstance(image, nibabel.Nifti1Pair):   # for example CIFTI
         got = f"nibabel's {type(image).__name__}; save the data as a NIfTI volume"
         raise ValueError(f"expected a NIfTI volume, got {got}")
-    smallest, offset = image.header.single_vox_offset, int(image.dataobj.offset)
-    if offset < smallest:
-        raise ValueError(f"expected vox_offset >= {smallest} in the header, got {offset}: save the file again")
+    smallest_offset, offset = image.header.single_vox_offset, int(image.dataobj.offset)
+    if offset < smallest_offset:
+        raise ValueError(f"expected vox_offset >= {smallest_offset} in the header, got {offset}: save the file again")
     return image.dataobj
 
 

@@ -87,8 +87,8 @@ def _panels(examples: Examples, row: int) -> list[NDArray[Any]]:
     """
     image, predictions = examples.images[row], examples.predictions
     masks = [examples.masks, predictions["plain"]["torch"], *(predictions["gated"][backend] for backend in BACKENDS)]
-    tinted = [plotting.overlay_classes(image, mask[row], ORGANS) for mask in masks]
-    return [plotting.to_rgb(image), *tinted, *(a[row, 0] for a in examples.gates.values())]
+    overlays = [plotting.overlay_classes(image, mask[row], ORGANS) for mask in masks]
+    return [plotting.to_rgb(image), *overlays, *(a[row, 0] for a in examples.gates.values())]
 
 
 def _gate_headings(examples: Examples) -> list[str]:

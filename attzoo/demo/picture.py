@@ -143,9 +143,9 @@ def _draw_outline(ax: Axes, image: Array) -> None:
     from matplotlib.patheffects import withStroke
 
     padded = np.pad(image, [(0, 0), (1, 1), (1, 1)])
-    fine = ops.resize(padded[None], [8 * size for size in padded.shape[1:]], "linear", False)[0, 0]
-    rows, columns = [(np.arange(size) + 0.5) / 8 - 1.5 for size in fine.shape]
-    line = ax.contour(columns, rows, fine, levels=[OUTLINE], colors="white", linewidths=1.1)
+    resampled = ops.resize(padded[None], [8 * size for size in padded.shape[1:]], "linear", False)[0, 0]
+    rows, columns = [(np.arange(size) + 0.5) / 8 - 1.5 for size in resampled.shape]
+    line = ax.contour(columns, rows, resampled, levels=[OUTLINE], colors="white", linewidths=1.1)
     line.set_path_effects([withStroke(linewidth=2.2, foreground="black", alpha=0.55)])
     ax.set(xlim=(-0.5, image.shape[2] - 0.5), ylim=(image.shape[1] - 0.5, -0.5))
 
@@ -157,15 +157,15 @@ def _draw_bars(panels: Panels, values: Mapping[str, Array]) -> None:
         panels: the axes of each digit, by backend.
         values: the coefficients (N, C), by backend.
     """
-    reach = max(np.abs(a - NEUTRAL).max() for a in values.values())
+    half_range = max(np.abs(a - NEUTRAL).max() for a in values.values())
     for backend, axes in panels.items():
         for ax, value in zip(axes, values[backend], strict=True):
             ax.bar(range(len(value)), value - NEUTRAL, bottom=NEUTRAL, width=0.75, color=COLORS[backend])
             ax.axhline(NEUTRAL, color=GREY, linewidth=0.6)
-            ax.set(xticks=[], yticks=[], ylim=(NEUTRAL - 1.1 * reach, NEUTRAL + 1.1 * reach))
+            ax.set(xticks=[], yticks=[], ylim=(NEUTRAL - 1.1 * half_range, NEUTRAL + 1.1 * half_range))
             ax.spines[:].set_color("#cccccc")
     rightmost = axes[-1]
     rightmost.yaxis.tick_right()
-    rightmost.set_yticks([NEUTRAL - reach, NEUTRAL, NEUTRAL + reach])
+    rightmost.set_yticks([NEUTRAL - half_range, NEUTRAL, NEUTRAL + half_range])
     rightmost.yaxis.set_major_formatter("{x:.2f}")
     style_ticks(rightmost)

@@ -48,38 +48,38 @@ BOTH = CpuForm(_is_worth_it, lambda block, x: scale(x, block.channel.coefficient
 # ---- what the forms compute ------------------------------------------------------------------------------------------
 
 
-def scale(x: Tensor, channel: Coefficients | None, spatial: Coefficients | None) -> Tensor:
+def scale(x: Tensor, compute_s: Coefficients | None, compute_t: Coefficients | None) -> Tensor:
     """Return x * s * t, (N, C, *S).
 
     Args:
         x: (N, C, *S).
-        channel: computes s, (N, C), from the average and the maximum over space, (N, C) each; None for s = 1.
-        spatial: computes t, (N, 1, *S), from the average and the maximum over channels of x * s, (N, 2, *S); None for
+        compute_s: computes s, (N, C), from the average and the maximum over space, (N, C) each; None for s = 1.
+        compute_t: computes t, (N, 1, *S), from the average and the maximum over channels of x * s, (N, 2, *S); None for
             t = 1.
 
     """
-    if channel and spatial and not torch.is_grad_enabled():
-        return _infer(x, channel, spatial)
+    if compute_s and compute_t and not torch.is_grad_enabled():
+        return _infer(x, compute_s, compute_t)
     context = BackwardContext()
     s = t = None
-    outputs, maps, *pools = PoolSpace.apply(x, context, channel is not None)
-    if channel:
-        s = channel(*pools)
+    outputs, maps, *pools = PoolSpace.apply(x, context, compute_s is not None)
+    if compute_s:
+        s = compute_s(*pools)
         context.s = s.detach()
-    if spatial:
-        t = spatial(PoolChannels.apply(x, maps, s, context))
+    if compute_t:
+        t = compute_t(PoolChannels.apply(x, maps, s, context))
         context.t = t.detach()
     return Multiply.apply(x, outputs, s, t)
 
 
-def _infer(x: Tensor, channel: Coefficients, spatial: Coefficients) -> Tensor:
+def _infer(x: Tensor, compute_s: Coefficients, compute_t: Coefficients) -> Tensor:
     """Compute `scale` with both coefficients without gradients; x * s is stored in the memory of y."""
-    s = channel(*_pools(x))
+    s = compute_s(*_pools(x))
     y, maps = torch.empty_like(x), _empty_maps(x)
     for samples in _parts(x):
         z = torch.mul(x[samples], expand(s[samples], x), out=y[samples])
         _write_maps(_flatten_space(z), maps[samples].flatten(2))
-    return y.mul_(spatial(maps))
+    return y.mul_(compute_t(maps))
 
 
 # ---- with gradients --------------------------------------------------------------------------------------------------
@@ -241,8 +241,8 @@ class Multiply(Function):
 
 def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
     """Whether a backward pass is differentiated, or runs under vmap, which does not support `out=`."""
-    active = torch.is_grad_enabled() or guard.in_transform()
-    return active or any(d is not None and guard.is_batched_gradient(d) for d in gradients)
+    is_differentiable = torch.is_grad_enabled() or guard.in_transform()
+    return is_differentiable or any(d is not None and guard.is_batched_gradient(d) for d in gradients)
 
 
 def differentiate(

@@ -38,9 +38,9 @@ class Recording(NamedTuple):
     def repeat(self, tensors: Sequence[Any]) -> None:
         """Repeat the recorded allocations and calls with these tensors."""
         x = tensors[0]
-        values = [*tensors, *[make(x) for make in self.makers], *self.constants]
-        for function, pick in self.calls:
-            function(*pick(values))
+        values = [*tensors, *[allocate(x) for allocate in self.makers], *self.constants]
+        for function, get_arguments in self.calls:
+            function(*get_arguments(values))
 
 
 class Tape:
@@ -55,9 +55,9 @@ class Tape:
         self.constants: list[Any] = []
         self.calls: list[tuple[Callable[..., Any], Callable[[Sequence[Any]], Sequence[Any]]]] = []
 
-    def allocated(self, tensor: Tensor, maker: Maker) -> Tensor:
+    def allocated(self, tensor: Tensor, allocate: Maker) -> Tensor:
         """Record an allocation, and return the tensor."""
-        self.makers.append(maker)
+        self.makers.append(allocate)
         self.slots[id(tensor)] = len(self.tensors)
         self.tensors.append(tensor)
         return tensor

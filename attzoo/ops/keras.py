@@ -254,9 +254,9 @@ def locate(layer: Any, name: str) -> tuple[Any, str]:
     """Return the layer that has the variable with canonical `name`, and the name of the attribute for the variable."""
     path, _, leaf = name.rpartition(".")
     if isinstance(layer, keras.Model):   # its layers know the beginnings of paths
-        beginnings = [(path_of(part), part) for part in layer.layers if f"{path}.".startswith(f"{path_of(part)}.")]
-        beginning, layer = max(beginnings, key=lambda pair: len(pair[0]))
-        path = path[len(beginning) + 1 :]
+        candidates = [(path_of(part), part) for part in layer.layers if f"{path}.".startswith(f"{path_of(part)}.")]
+        layer_path, layer = max(candidates, key=lambda pair: len(pair[0]))
+        path = path[len(layer_path) + 1 :]
     for step in filter(None, path.split(".")):
         layer = getattr(layer, "output_" if step == "output" else step)   # Keras has an `output` of its own
     return layer, "kernel" if leaf == "weight" and hasattr(layer, "kernel") else leaf
@@ -278,8 +278,8 @@ def described(layer: Any) -> str:
     except NotImplementedError:   # a third party's
         config = {}
     ends = ("name", "trainable", "dtype", "initializer", "regularizer", "constraint", "quantization_config")
-    skipped = ("lora_", POLICIES)
-    settings = [f"{k}={v!r}" for k, v in config.items() if not k.endswith(ends) and not k.startswith(skipped)]
+    ignored_settings = ("lora_", POLICIES)
+    settings = [f"{k}={v!r}" for k, v in config.items() if not k.endswith(ends) and not k.startswith(ignored_settings)]
     return f"{type(layer).__name__}({', '.join(settings)})"
 
 

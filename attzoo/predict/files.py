@@ -37,7 +37,7 @@ def predict_files(
     batch: int | None = None,
     overlays: bool = True,
     overwrite: bool = False,
-    on_progress: Callable[[int, int], None] = lambda done, count: None,
+    on_progress: Callable[[int, int], None] = lambda finished_count, count: None,
 ) -> list[Path]:
     """Predict the mask of an image, a volume or each file of a folder, and write it to a file. Return the new files.
 
@@ -81,8 +81,8 @@ def predict_files(
     for path, files in targets.items():
         output.check(files.written, path)
     written: list[Path] = []
-    for done, (path, files) in enumerate(targets.items()):
-        on_progress(done, len(sources))
+    for finished_count, (path, files) in enumerate(targets.items()):
+        on_progress(finished_count, len(sources))
         with _collecting(failures, path):
             image = network.preparation.read(path)
             mask = segment(network, image, window=window, overlap=overlap, batch=batch)

@@ -113,15 +113,15 @@ def _panels(
     space = mask.shape
     if len(space) == 2:
         aspect = spacing[0] / spacing[1]
-        tinted = plotting.overlay_classes(image, mask, colors)
-        return [_Panel(plotting.size_text(space), plotting.to_rgb(image), aspect), _Panel("classes", tinted, aspect)]
+        overlay = plotting.overlay_classes(image, mask, colors)
+        return [_Panel(plotting.size_text(space), plotting.to_rgb(image), aspect), _Panel("classes", overlay, aspect)]
     panels = []
     for axis, size in enumerate(space):
         cut = axis, size // 2
         image_slice, mask_slice = plotting.take_slice(image, cut), plotting.take_slice(mask[None], cut)[0]
-        tinted = plotting.overlay_classes(image_slice, mask_slice, colors)
+        overlay = plotting.overlay_classes(image_slice, mask_slice, colors)
         row_spacing, column_spacing = (distance for i, distance in enumerate(spacing) if i != axis)
-        panels.append(_Panel(plotting.slice_text(space, cut), tinted, row_spacing / column_spacing).to_landscape())
+        panels.append(_Panel(plotting.slice_text(space, cut), overlay, row_spacing / column_spacing).to_landscape())
     return panels
 
 

@@ -70,9 +70,9 @@ def check_block(
     """
     registry.get(name, backend=backend)
     findings = []
-    plan = {contract: list(cases(name, seed)) for contract, cases in contracts(backend).items()}
-    done, total = 0, sum(map(len, plan.values()))
-    for contract, cases in plan.items():
+    cases_by_contract = {contract: list(cases(name, seed)) for contract, cases in contracts(backend).items()}
+    done, total = 0, sum(map(len, cases_by_contract.values()))
+    for contract, cases in cases_by_contract.items():
         worst, failure = 0.0, None
         for case in cases:
             try:
@@ -119,13 +119,13 @@ def start(case: Case, backend: str) -> float:
     blocks = [adapter(backend).read(adapter(backend).make(cls, config, "float32")) for _ in range(12)]
     worst = 0.0
     for name, weight in case.spec.weights.items():
-        pool = np.concatenate([arrays[name].ravel() for arrays in blocks]).astype(np.float64)
+        values = np.concatenate([arrays[name].ravel() for arrays in blocks]).astype(np.float64)
         spread = {"uniform": weight.scale / 3**0.5, "normal": weight.scale, "constant": 0.0}[weight.initialization]
-        allowed = 6 * spread / len(pool) ** 0.5 + 1e-6   # six standard errors
-        worst = max(worst, within(f"mean of {name}", pool.mean() - weight.center, allowed))
-        worst = max(worst, within(f"spread of {name}", pool.std() - spread, allowed))
+        allowed = 6 * spread / len(values) ** 0.5 + 1e-6   # six standard errors
+        worst = max(worst, within(f"mean of {name}", values.mean() - weight.center, allowed))
+        worst = max(worst, within(f"spread of {name}", values.std() - spread, allowed))
         if weight.initialization == "uniform":
-            largest = float(np.abs(pool - weight.center).max())
+            largest = float(np.abs(values - weight.center).max())
             in_bounds = largest <= weight.scale * (1 + 1e-6)
             ensure(in_bounds, f"expected |{name} - {weight.center}| <= {weight.scale:.4g}, got {largest:.4g}")
     return worst
@@ -195,9 +195,9 @@ def specials(case: Case, backend: str) -> float:
         with np.errstate(all="ignore"):
             expected = case.spec(*x, weights=w)
         got = adapter(backend).forward(block, x, training=False)
-        same = (np.isnan(got) == np.isnan(expected)).all() and (np.isinf(got) == np.isinf(expected)).all()
+        has_same_positions = (np.isnan(got) == np.isnan(expected)).all() and (np.isinf(got) == np.isinf(expected)).all()
         expected_positions = f"NaN and infinity at the positions of the spec's output for {value} in x"
-        ensure(bool(same), f"expected {expected_positions}, got other positions")
+        ensure(bool(has_same_positions), f"expected {expected_positions}, got other positions")
     return 0.0
 
 
@@ -218,8 +218,9 @@ def files(case: Case, backend: str) -> float:
         portable.save(block, path := Path(folder) / "block.safetensors")
         loaded = portable.load(path, backend=backend)
     before, after = portable.weights(block), portable.weights(loaded)
-    same = before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
-    ensure(same, "expected equal weights after saving and loading, got different weights")
+    same_names = before.keys() == after.keys()
+    has_equal_weights = same_names and all(np.array_equal(before[name], after[name]) for name in before)
+    ensure(has_equal_weights, "expected equal weights after saving and loading, got different weights")
     ensure(loaded.spec == block.spec, f"expected {block.spec} after saving and loading, got {loaded.spec}")
     return 0.0
 

@@ -98,8 +98,8 @@ def draw(name: str, pick: Pick, *, dtype: str = "float64", small: bool = False) 
     """
     cls = registry.get(name, backend="numpy")
     channels = pick(CHANNELS[:4] if small else CHANNELS)
-    offered = {option: _few(option, values) if small else values for option, values in choices(cls).items()}
-    options = {option: pick(values) for option, values in offered.items()}
+    values_by_option = {option: _few(option, values) if small else values for option, values in choices(cls).items()}
+    options = {option: pick(values) for option, values in values_by_option.items()}
     options = allowed(cls, channels, options)
     spec = cls(channels, **options)   # type: ignore[call-arg]
     rank = getattr(spec, "spatial_dims", None) or pick((2, 1, 3))

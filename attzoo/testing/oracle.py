@@ -139,13 +139,13 @@ def cancellation(case: Case) -> float:
     A batch norm over a few nearly equal values subtracts their mean, which magnifies relative rounding errors by this
     factor. It applies once more in backward passes, but `rounding_derivative` only rounds in forward passes.
     """
-    factors, original = [1.0], ops.batch_norm
+    factors, original_batch_norm = [1.0], ops.batch_norm
 
     def batch_norm(x: Array, weights: Weights, name: str, training: bool) -> Array:
         if training and f"{name}.weight" in weights:
             axes = (0, *range(2, x.ndim))
             factors.append(float((np.abs(x).max(axes) / np.sqrt(x.var(axes) + ops.EPSILON)).max()))
-        return original(x, weights, name, training)
+        return original_batch_norm(x, weights, name, training)
 
     with patch.object(ops, "batch_norm", batch_norm):
         case.spec(*case.inputs(), weights=case.weights(), training=True)
@@ -218,8 +218,8 @@ def descent_error(case: Case, steps: int, rate: float, expected: Weights) -> dic
 
     The error of central differences is proportional to the square of the step, so half the step shows most of it.
     """
-    finer = _descend(case, _loss_terms(case, case.cotangent(), True), steps, rate, step=STEP / 2)
-    return {name: 2 * float(np.abs(finer[name] - array).max()) for name, array in expected.items()}
+    result_with_half_step = _descend(case, _loss_terms(case, case.cotangent(), True), steps, rate, step=STEP / 2)
+    return {name: 2 * float(np.abs(result_with_half_step[name] - array).max()) for name, array in expected.items()}
 
 
 def rounding_descent(case: Case, steps: int, rate: float, expected: Weights) -> dict[str, float]:

@@ -40,11 +40,11 @@ def find(folder: str | Path, fraction: float = 0.2, seed: int = 0) -> tuple[list
     """
     folder = Path(folder)
     subfolders = {path.name for path in folder.iterdir() if path.is_dir()}
-    camvid, split = (subfolders & set(names) for names in (CAMVID, SPLIT))
-    if bool(camvid) == bool(split):
+    camvid_folders, split_folders = (subfolders & set(names) for names in (CAMVID, SPLIT))
+    if bool(camvid_folders) == bool(split_folders):
         expected = f"{', '.join(CAMVID[:-1])} and {CAMVID[-1]}, or only {' and '.join(SPLIT)}"
         raise ValueError(f"expected folders {expected} in {folder}, got {_join(sorted(subfolders)) or 'no folder'}")
-    if camvid:
+    if camvid_folders:
         return _pairs(folder, *CAMVID[:2]), _pairs(folder, *CAMVID[2:])
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be greater than 0 and less than 1, got {fraction}")
@@ -93,8 +93,8 @@ def check_formats(folder: Path) -> None:
     problems = [(path, fix) for path in paths if (fix := unsupported_format(path))]
     if problems:
         path, fix = problems[0]
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise ValueError(f"expected images, masks or volumes in supported formats, got {path}{more}: {fix}")
+        more_text = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise ValueError(f"expected images, masks or volumes in supported formats, got {path}{more_text}: {fix}")
 
 
 def _match_unicode(images: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str, Path]:
@@ -149,5 +149,5 @@ def ignored_files(folder: Path) -> list[Path]:
 
 def _join(items: Sequence[Any]) -> str:
     """Return a text of the first three items and the number of further items, "" for no items."""
-    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-    return ", ".join(map(str, items[:3])) + more
+    more_text = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return ", ".join(map(str, items[:3])) + more_text

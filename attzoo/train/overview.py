@@ -64,12 +64,12 @@ def _classes(training: Dataset, validation: Dataset) -> list[str]:
     counts = training.counts + validation.counts
     total = sum(counts.values())
     labels = training.labels.values if training.labels else None
-    shares = []
+    class_texts = []
     for k in range(training.classes or 0):
         value = f" (value {labels[k]})" if labels else ""
-        shares.append(f"{k}{value} in {_share(counts[k], total)}")
+        class_texts.append(f"{k}{value} in {_share(counts[k], total)}")
     ignored = f"; {IGNORE}, ignored, in {_share(counts[IGNORE], total)}" if counts[IGNORE] else ""
-    line = f"classes: {training.classes}, of all pixels {', '.join(shares)}{ignored}"
+    line = f"classes: {training.classes}, of all pixels {', '.join(class_texts)}{ignored}"
     folders = sorted({path.parent for dataset in (training, validation) for pair in dataset.pairs for path in pair})
     files = [path for folder in folders for path in ignored_files(folder)]
     return [line, *([f"ignored, not images: {shorten(files)}"] if files else [])]
@@ -90,8 +90,8 @@ def _share(count: int, total: int) -> str:
     >>> _share(0, 100), _share(1, 100000), _share(1, 8)
     ('0 %', '< 0.01 %', '12.50 %')
     """
-    share = 100 * count / total
-    return "0 %" if not count else "< 0.01 %" if share < 0.01 else f"{share:.2f} %"
+    percentage = 100 * count / total
+    return "0 %" if not count else "< 0.01 %" if percentage < 0.01 else f"{percentage:.2f} %"
 
 
 def shorten(files: Sequence[Path | str]) -> str:

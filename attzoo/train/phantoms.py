@@ -181,8 +181,8 @@ class _Canvas:
             u + wobble * (np.sin(2 * (v + z) + phases[2]) + np.sin(4 * v + phases[3]) / 2),
         )
         radius = np.sqrt(v * v + u * u + z * z)
-        cover = np.clip((1 - radius) * (0.4 * self.pixels * min(radii)) + 0.5, 0, 1)   # edges are some pixels wide
-        self.image += cover * (grey - self.image)
+        coverage = np.clip((1 - radius) * (0.4 * self.pixels * min(radii)) + 0.5, 0, 1)   # edges are some pixels wide
+        self.image += coverage * (grey - self.image)
         self.mask[radius < 1] = label
 
     def degraded(self) -> Array:

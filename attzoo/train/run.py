@@ -156,7 +156,7 @@ def _run_epoch(
 
     Raises Diverged if a loss is nan or infinite.
     """
-    started, rate, losses = perf_counter(), learning_rate(settings, epoch), []
+    start_time, rate, losses = perf_counter(), learning_rate(settings, epoch), []
     trainer.begin_epoch(rate, int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0]))
     for images, masks in batches:
         losses.append(trainer.step(images, masks))
@@ -166,7 +166,7 @@ def _run_epoch(
     training_counts = trainer.pop_confusion()
     for images, masks in validation_batches:
         trainer.evaluate(images, masks)
-    loss, seconds = fsum(losses) / len(losses), perf_counter() - started
+    loss, seconds = fsum(losses) / len(losses), perf_counter() - start_time
     row = report.row(epoch + 1, rate, loss, training_counts, trainer.pop_confusion(), seconds)
     report_progress(epoch, None, row)
     return row
@@ -273,8 +273,8 @@ def _repair_best(run: State, network: Any, out: Path) -> None:
         return
     if not run.best or run.best.epoch != epoch:   # else the run was killed between saving the state and the network
         got = "missing" if digest is None else "not the file that was saved"
-        lost = f"the network of epoch {run.best.epoch if run.best else '?'}, the best, is lost"
-        print(f"{out / best.NAME} is {got}: {lost}; the file now holds epoch {epoch}, the last", file=sys.stderr)
+        message = f"the network of epoch {run.best.epoch if run.best else '?'}, the best, is lost"
+        print(f"{out / best.NAME} is {got}: {message}; the file now holds epoch {epoch}, the last", file=sys.stderr)
     since = run.best.since if run.best and run.best.epoch == epoch else epoch
     run.best = best.save_pending(network, out, epoch, since)
     run.save(out)

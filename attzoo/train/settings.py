@@ -129,7 +129,7 @@ class Settings(contract.NamedArguments):
     def _set_defaults(self) -> None:
         """Replace None by defaults in place. Raises ValueError for a setting without effect."""
         has_data, is_step = self.data is not None, self.schedule == "step"
-        dependent = {   # default, whether the setting has an effect, when it has one, and the setting that decides
+        dependent_settings = {   # default, whether it has an effect, the condition for it, and the setting that decides
             "phantoms": (160, not has_data, "without data", "data"),
             "classes": (None, has_data, "with data", "data"),
             "labels": (None, has_data, "with data", "data"),
@@ -140,10 +140,11 @@ class Settings(contract.NamedArguments):
             "every": (30, is_step, "with schedule='step'", "schedule"),
             "factor": (0.1, is_step, "with schedule='step'", "schedule"),
         }
-        for name, (default, has_effect, when, decisive) in dependent.items():
+        for name, (default, has_effect, condition, deciding_setting) in dependent_settings.items():
             if not has_effect and getattr(self, name) is not None:
-                got = " and ".join(f"{key}={contract.short_repr(getattr(self, key))}" for key in (name, decisive))
-                raise ValueError(f"{name} has an effect only {when}, got {got}: change or leave out one of them")
+                keys = name, deciding_setting
+                got = " and ".join(f"{key}={contract.short_repr(getattr(self, key))}" for key in keys)
+                raise ValueError(f"{name} has an effect only {condition}, got {got}: change or leave out one of them")
             if has_effect and getattr(self, name) is None:
                 contract.set_fields(self, **{name: default})
 
@@ -159,14 +160,14 @@ class Settings(contract.NamedArguments):
 
     def _check_numbers(self) -> None:
         """Raise TypeError or ValueError for a wrong float, flag, number of classes or seed. Only check."""
-        shares = {"validation": self.validation, "momentum": self.momentum}
-        for name, value in (shares | {"rate": self.rate, "factor": self.factor, "decay": self.decay}).items():
+        fractions = {"validation": self.validation, "momentum": self.momentum}
+        for name, value in (fractions | {"rate": self.rate, "factor": self.factor, "decay": self.decay}).items():
             if value is None:
                 continue
             may_be_0 = name in ("momentum", "decay")
             if contract.number(name, value) < 0 or (value == 0 and not may_be_0):
                 raise ValueError(f"{name} must be {'>= 0' if may_be_0 else 'positive'}, got {value}")
-            if name in shares and value >= 1:
+            if name in fractions and value >= 1:
                 raise ValueError(f"{name} must be less than 1, got {value}")
         if self.flip is not None:
             contract.flag("flip", self.flip)

@@ -133,9 +133,10 @@ def load_settings(folder: Path) -> Settings:
         fix = "set --out to its folder, or leave out --resume"
         raise ValueError(f"expected a run to resume in {folder}, got none: {fix}")
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(PREFIX))
-    if later := [name for name in names if name not in FIRST_FILES]:
+    if later_files := [name for name in names if name not in FIRST_FILES]:
         fix = f"put {NAME} back, or start a new run in another --out"
-        raise ValueError(f"expected {NAME} beside {later[0]} in {folder}, got none: the run cannot continue; {fix}")
+        expected = f"{NAME} beside {later_files[0]} in {folder}"
+        raise ValueError(f"expected {expected}, got none: the run cannot continue; {fix}")
     try:
         with open_regular(path) as file:
             values = json.loads(file.read())

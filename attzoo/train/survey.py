@@ -56,11 +56,11 @@ def count_values(masks: Iterable[Path], labels: Labels | None, resize: Resize | 
         stored = read_stored(path, labels)
         counts = stored.counts()
         lost = _lost_values(stored, counts, resize) if resize else set()
-        for totals, to_key in ((by_value, lambda value: value), (by_color, stored.color)):
+        for totals, value_of in ((by_value, lambda value: value), (by_color, stored.color)):
             for value, count in counts.items():
-                totals.counts[to_key(value)] += count
-            totals.masks.update({to_key(value) for value in counts})
-            totals.lost.update({to_key(value) for value in lost})
+                totals.counts[value_of(value)] += count
+            totals.masks.update({value_of(value) for value in counts})
+            totals.lost.update({value_of(value) for value in lost})
         if not stored.are_colors:
             kind = PALETTE if stored.palette is not None else WHITE_LEAST if stored.source.is_white_least else GREY
             for value in counts:
@@ -186,7 +186,7 @@ def lost_classes(parts: Sequence[MaskCounts], labels: Labels | None) -> dict[int
 
 def check_size(training: MaskCounts, labels: Labels | None, size: Sequence[int] | None) -> None:
     """Raise ValueError if resizing to `size` leaves fewer than two classes to train on. Only check."""
-    lost = [k for k, (lost_from, masks) in lost_classes([training], labels).items() if lost_from == masks]
+    lost = [k for k, (lost_masks, masks) in lost_classes([training], labels).items() if lost_masks == masks]
     remaining = sorted(_counts_by_class(training.masks, labels).keys() - {*lost})
     if size and lost and len(remaining) < 2:
         got = f"{_class_list(remaining)} left, and no pixel of {_class_list(lost)}, whose objects are too small"

@@ -158,8 +158,8 @@ def _conv(make: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
     layer_options = {"padding": "valid", "data_format": "channels_last", "name": name} | initializers
     if unit.transposed:
         Layer = getattr(keras.layers, f"Conv{dims}DTranspose")
-        spread = make(Layer, unit.outputs, unit.kernel, unit.stride, **layer_options)(x)
-        return make(layers.Crop, unit.padding, unit.stride, name=f"{name}.crop")([spread, x])
+        uncropped = make(Layer, unit.outputs, unit.kernel, unit.stride, **layer_options)(x)
+        return make(layers.Crop, unit.padding, unit.stride, name=f"{name}.crop")([uncropped, x])
     Layer = getattr(layers, f"Conv{dims}D")
     if max(unit.stride) == 1:
         return make(Layer, unit.outputs, unit.kernel, **layer_options | {"padding": "same"})(x)

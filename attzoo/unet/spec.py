@@ -165,15 +165,15 @@ class UNet(contract.NamedArguments):
             raise ValueError(f"up_kernel_size must be None unless up='transpose', {got}")
         if self.up == "transpose" and self.kernel < largest:
             raise ValueError(f"up_kernel_size must be at least the largest stride, {largest}, got {self.kernel}")
-        for_gates = {
+        gate_arguments = {
             "skip_options": any(self.skip_options),
             "gated": self.gates > 0,
             "gating='grid'": self.gating == "grid",
             "combine": self.combine,
         }
-        if self.skip is None and (given := [name for name, is_given in for_gates.items() if is_given]):
-            fix = f"set skip='attention_gate', or leave {given[0]} out"
-            raise ValueError(f"expected a gate in skip for {', '.join(given)}, got skip=None: {fix}")
+        if self.skip is None and (given_arguments := [name for name, is_given in gate_arguments.items() if is_given]):
+            fix = f"set skip='attention_gate', or leave {given_arguments[0]} out"
+            raise ValueError(f"expected a gate in skip for {', '.join(given_arguments)}, got skip=None: {fix}")
         if self.block is None and any(self.block_options):
             fix = "set block, as block='se', or leave block_options out"
             raise ValueError(f"expected a block for block_options, got block=None: {fix}")

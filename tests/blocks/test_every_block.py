@@ -15,7 +15,7 @@ UNET = {"in_channels": 3, "out_channels": 2, "kernel_size": 5, "strides": 3, "sp
 
 
 def required(name):
-    """Return the required arguments of a block or network, which are all numbers of channels."""
+    """Return the required arguments of a block or network, all numbers of channels, with the value 8 each."""
     return {argument.name: 8 for argument in attzoo.info(name).arguments if argument.required}
 
 

@@ -12,8 +12,8 @@ Its coefficients are an image of where the network expects the organ.
 Source: Oktay et al., "Attention U-Net: Learning Where to Look for the Pancreas", MIDL 2018, arXiv:1804.03999v3,
 eq. 1 to 3; code ozan-oktay/Attention-Gated-Networks@eee4881, models/layers/grid_attention_layer.py.
 
-Where we differ: g is projected before it is resampled, which gives the same result and costs less. The paper's
-trilinear resampling was that of a PyTorch which aligned corners: align_corners=True; False is today's default. The
-stride follows spatial_dims; the official 2-D block has a 3-D default and cannot be built. A g of another batch size is
-refused, where a plain sum would broadcast it.
+Where we differ: g is projected before it is resampled, which gives the same result and costs less. The
+paper's code ran in a PyTorch whose trilinear resampling aligned corners: set align_corners=True for the same numbers.
+A stride of one number is used for every spatial axis; the official 2-D block cannot be built with its default, which
+is for 3-D. A g of another batch size raises an error; a plain sum would broadcast it.
 """

@@ -63,9 +63,9 @@ def sample_and_positions(i, S, BS: tl.constexpr):
 @triton.jit
 def tile_indices(i, C, S, BC: tl.constexpr, BS: tl.constexpr):
     """Return the sample, the channels and the positions of program i, which processes one tile."""
-    across, down = tl.cdiv(S, BS), tl.cdiv(C, BC)
-    c = i // across % down * BC + tl.arange(0, BC)
-    return i // across // down, c, i % across * BS + tl.arange(0, BS)
+    tiles_of_positions, tiles_of_channels = tl.cdiv(S, BS), tl.cdiv(C, BC)
+    c = i // tiles_of_positions % tiles_of_channels * BC + tl.arange(0, BC)
+    return i // tiles_of_positions // tiles_of_channels, c, i % tiles_of_positions * BS + tl.arange(0, BS)
 
 
 @triton.jit
@@ -206,11 +206,11 @@ def _launch(kernel: Any, programs: int, args: Sequence[Any], options: dict[str, 
     """Launch a kernel; return a function that launches it again, and the constants that it takes after `args`."""
     arg_keys = [(arg.dtype, arg.data_ptr() % ALIGNED) if isinstance(arg, Tensor) else arg for arg in args]
     key = kernel.fn, programs, args[0].device, *arg_keys, *options.values()
-    cached: tuple[Any, Sequence[Any]] | None = COMPILED.get(key)
-    if cached is not None:
-        runner, constants = cached
+    compiled_launch: tuple[Any, Sequence[Any]] | None = COMPILED.get(key)
+    if compiled_launch is not None:
+        runner, constants = compiled_launch
         runner(*args, *constants)
-        return cached
+        return compiled_launch
     start = partial(kernel[(programs,)], enable_fp_fusion=True, **options)   # explicit, because the default will change
     compiled = start(*args)
     if compiled is None:   # the interpreter compiles nothing
@@ -218,8 +218,8 @@ def _launch(kernel: Any, programs: int, args: Sequence[Any], options: dict[str, 
     if len(COMPILED) >= MAX_COMPILED:
         COMPILED.clear()
     constants = [options[name] for name in kernel.arg_names[len(args) :]]
-    COMPILED[key] = cached = compiled[(programs, 1, 1)], constants
-    return cached
+    COMPILED[key] = compiled_launch = compiled[(programs, 1, 1)], constants
+    return compiled_launch
 
 
 @torch.no_grad()

@@ -215,8 +215,8 @@ def grad_of_product(dy: Tensor, x: Tensor, y: Tensor | None, gradients: list[Any
     """
     dy, dshortcut = match_layout(dy, x), gradients[1]
     if y is not None:
-        reusable = dshortcut is not None and dshortcut.stride() == dy.stride()
-        result = dshortcut if reusable else tape.allocated(torch.empty_like, dy)
+        can_share_memory = dshortcut is not None and dshortcut.stride() == dy.stride()
+        result = dshortcut if can_share_memory else tape.allocated(torch.empty_like, dy)
         tape.call(_relu_backward, dy, y, result)   # 0 where y is 0, as in PyTorch
         dy = result
     if dshortcut is not None and dshortcut is not dy:

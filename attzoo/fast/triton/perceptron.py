@@ -91,9 +91,9 @@ def largest_of(parts, n, c, inside, C, PARTS):
 
 
 @triton.jit
-def gate_of(z, HARD: tl.constexpr):
-    """Return sigmoid(z) or, if HARD, hard_sigmoid(z)."""
-    if HARD:
+def gate_of(z, HARD_SIGMOID: tl.constexpr):
+    """Return sigmoid(z) or, if HARD_SIGMOID, hard_sigmoid(z)."""
+    if HARD_SIGMOID:
         y = tl.clamp(z + 3, 0.0, 6.0, propagate_nan=tl.PropagateNan.ALL) / 6
     else:
         y = tl.sigmoid(z)
@@ -103,7 +103,7 @@ def gate_of(z, HARD: tl.constexpr):
 @triton.jit
 def pool_excite_kernel(
     x, parts, counter, saved, w1, b1, w2, b2, N, C, S, R, PARTS, STEPS, scale,
-    HARD: tl.constexpr, TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    HARD_SIGMOID: tl.constexpr, TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
     BR: tl.constexpr, CC: tl.constexpr,
 ):   # fmt: skip
     """One program: one portion of x. The last program of a sample computes its coefficients, CC channels at a time."""
@@ -144,7 +144,7 @@ def pool_excite_kernel(
             z = tl.sum(w * h[None, :], 1)
             if b2 is not None:
                 z += (1 + TOP) * tl.load(b2 + k, k < C, 0.0).to(REAL)
-            tl.store(saved + n * C + k, gate_of(z, HARD), k < C)
+            tl.store(saved + n * C + k, gate_of(z, HARD_SIGMOID), k < C)
 
 
 @triton.jit
@@ -186,7 +186,7 @@ def squeeze_kernel(
 @triton.jit
 def excite_kernel(
     saved, w2, b2, N, C, R,
-    HARD: tl.constexpr, TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
+    HARD_SIGMOID: tl.constexpr, TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
     """One program: BC channels of BN samples. Hidden units of the branches are added first, as the layer is linear."""
     i = tl.program_id(0)
@@ -201,7 +201,7 @@ def excite_kernel(
         z = multiply_add(h, w, z, PRECISION)
     if b2 is not None:
         z += (1 + TOP) * tl.load(b2 + c, c < C, 0.0).to(REAL)[None, :]
-    tl.store(saved + n * C + c[None, :], gate_of(z, HARD), (n < N) & (c < C)[None, :])
+    tl.store(saved + n * C + c[None, :], gate_of(z, HARD_SIGMOID), (n < N) & (c < C)[None, :])
 
 
 @triton.jit
@@ -235,7 +235,8 @@ def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
     if is_small(C, R):
         tensors = x, parts, counters(x, N), saved, layers.w1, layers.b1, layers.w2, layers.b2
         args = *tensors, N, C, S, R, tiling.parts, tiling.steps, 1 / S
-        launch(pool_excite_kernel, tiling.programs, *args, HARD=hard, TOP=top, **tiling.options, **_small_tile(R))
+        options = {"HARD_SIGMOID": hard, "TOP": top, **tiling.options, **_small_tile(R)}
+        launch(pool_excite_kernel, tiling.programs, *args, **options)
         return
     pool_args = x, parts, N, C, S, tiling.parts, tiling.steps
     launch(passes.pool_kernel, tiling.programs, *pool_args, TOP=top, **tiling.options)
@@ -243,16 +244,16 @@ def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
     options = {"TOP": top, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
     squeeze_args = parts, saved, layers.w1, layers.b1, N, C, R, tiling.parts, 1 / S
     launch(squeeze_kernel, rows * cdiv(R, BR), *squeeze_args, **options)
-    launch(excite_kernel, rows * cdiv(C, WIDE), saved, layers.w2, layers.b2, N, C, R, HARD=hard, **options)
+    launch(excite_kernel, rows * cdiv(C, WIDE), saved, layers.w2, layers.b2, N, C, R, HARD_SIGMOID=hard, **options)
 
 
 # ---- backward --------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def gate_gradient(d, y, HARD: tl.constexpr):
+def gate_gradient(d, y, HARD_SIGMOID: tl.constexpr):
     """Return the gradient of the gate's input, from the gradient d of its output y."""
-    if HARD:
+    if HARD_SIGMOID:
         d = tl.where((y <= 0) | (y >= 1), 0.0, d / 6)   # in this order, so that NaN propagates
     else:
         d = d * y * (1 - y)
@@ -262,7 +263,7 @@ def gate_gradient(d, y, HARD: tl.constexpr):
 @triton.jit
 def channels_unexcite_kernel(
     x, dy, t, maps, dmaps, parts, counter, saved, grads, w1, w2, N, C, S, R, PARTS, STEPS, scale,
-    HARD: tl.constexpr, TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    HARD_SIGMOID: tl.constexpr, TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
     BR: tl.constexpr, CC: tl.constexpr,
 ):   # fmt: skip
     """One program: one portion of x and dy. The last program of a sample computes the backward pass of its layers."""
@@ -283,7 +284,7 @@ def channels_unexcite_kernel(
         for start in range(0, C, CC):
             k = start + tl.arange(0, CC)
             d = total_of(parts, n, k, k < C, C, PARTS)
-            d = gate_gradient(d, tl.load(saved + n * C + k, k < C, 0.0), HARD)
+            d = gate_gradient(d, tl.load(saved + n * C + k, k < C, 0.0), HARD_SIGMOID)
             tl.store(nth(grads, 1 + TOP, N, C) + n * C + k, d, k < C)
             w = tl.load(w2 + k[:, None] * R + r[None, :], (k < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
             dh += tl.sum(w * d[:, None], 0)
@@ -306,7 +307,7 @@ def channels_unexcite_kernel(
 @triton.jit
 def unexcite_kernel(
     parts, saved, grads, w2, N, C, R, PARTS,
-    HARD: tl.constexpr, TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
+    HARD_SIGMOID: tl.constexpr, TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
     """One program: BR hidden units of BN samples. The programs of the first units also write the gate's gradient."""
     i = tl.program_id(0)
@@ -319,7 +320,7 @@ def unexcite_kernel(
         k = start + tl.arange(0, BC)
         inside = (n < N) & (c < C)
         d = total_of(parts, n, c, inside, C, PARTS)
-        d = gate_gradient(d, tl.load(saved + n * C + c, inside, 0.0), HARD)
+        d = gate_gradient(d, tl.load(saved + n * C + c, inside, 0.0), HARD_SIGMOID)
         w = tl.load(w2 + k[:, None] * R + r[None, :], (k < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
         dh = multiply_add(d, w, dh, PRECISION)
         if i % blocks == 0:
@@ -420,13 +421,14 @@ def backward(
     if is_small(C, R):
         tensors = x, dy, t, maps, dmaps, parts, counters(x, N), saved, grads, layers.w1, layers.w2
         args = *tensors, N, C, S, R, tiling.parts, tiling.steps, 1 / S
-        launch(channels_unexcite_kernel, tiling.programs, *args, HARD=hard, TOP=top, **tiling.options, **_small_tile(R))
+        options = {"HARD_SIGMOID": hard, "TOP": top, **tiling.options, **_small_tile(R)}
+        launch(channels_unexcite_kernel, tiling.programs, *args, **options)
     else:
         portion_args = x, dy, saved, t, maps, dmaps, parts, N, C, S, tiling.parts, tiling.steps
         launch(passes.channels_kernel, tiling.programs, *portion_args, TOP=top, **tiling.options)
         rows = cdiv(N, ROWS)
         layer_args = parts, saved, grads, layers.w2, N, C, R, tiling.parts
-        launch(unexcite_kernel, rows * cdiv(R, BR), *layer_args, HARD=hard, **options)
+        launch(unexcite_kernel, rows * cdiv(R, BR), *layer_args, HARD_SIGMOID=hard, **options)
         launch(unsqueeze_kernel, rows * cdiv(C, WIDE), parts, grads, layers.w1, N, C, R, tiling.parts, 1 / S, **options)
     weight_grads = gradients.w1, gradients.b1, gradients.w2, gradients.b2
     launch(weights_kernel, cdiv(C, WIDE) * cdiv(R, BR), saved, grads, *weight_grads, N, C, R, **options)
