@@ -35,8 +35,8 @@ def verify(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any], keys
         metadata: the metadata of the file, with the checksum of the arrays and of the other metadata.
         keys: the known keys of the metadata, without the checksum.
     """
-    if surplus := sorted(metadata.keys() - {*keys, CHECKSUM}):
-        raise ValueError(f"expected {', '.join(keys)} in the metadata, got also {shorten(str(surplus))}")
+    if surplus_keys := sorted(metadata.keys() - {*keys, CHECKSUM}):
+        raise ValueError(f"expected {', '.join(keys)} in the metadata, got also {shorten(str(surplus_keys))}")
     content = {key: value for key, value in metadata.items() if key != CHECKSUM}
     if CHECKSUM in metadata and metadata[CHECKSUM] != digest(arrays, content):
         fix = "the file is damaged, copy it again"

@@ -58,13 +58,13 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
     for layout in layouts:
         names = _names(layout, spec)
         prefixes = [prefix for key in state if (prefix := _prefix(key, next(iter(names.values())))) is not None]
-        complete = [prefix for prefix in prefixes if all(prefix + key in state for key in names.values())]
-        if len(complete) > 1:
-            fix = f"give those whose keys begin with {complete[0]!r}, for example"
-            raise ValueError(f"expected the arrays of one block, got {len(complete)}: {fix}")
-        if complete:
-            _refuse_others(state, complete[0], names.values(), source)
-            return {name: _read(state[complete[0] + key], name, layout, spec) for name, key in names.items()}
+        complete_prefixes = [prefix for prefix in prefixes if all(prefix + key in state for key in names.values())]
+        if len(complete_prefixes) > 1:
+            fix = f"give those whose keys begin with {complete_prefixes[0]!r}, for example"
+            raise ValueError(f"expected the arrays of one block, got {len(complete_prefixes)}: {fix}")
+        if complete_prefixes:
+            _refuse_others(state, complete_prefixes[0], names.values(), source)
+            return {name: _read(state[complete_prefixes[0] + key], name, layout, spec) for name, key in names.items()}
     expected = " or ".join(shorten(", ".join(_names(layout, spec).values()), 200) for layout in layouts)
     raise ValueError(f"expected the keys of {source}, {expected}, got {shorten(', '.join(state), 300)}")
 

@@ -189,7 +189,8 @@ def load(path: str | os.PathLike[str], *, backend: str) -> Any:
             arrays = checked(parse(file.read(size)), spec, dtype)
             verify(arrays, block_metadata, ("format", "block", "config"))
         except (ValueError, TypeError, ArithmeticError, RecursionError, SafetensorError) as err:
-            raise ValueError(f"{path} is not a file of attzoo.save, or is damaged: {shorten(str(err))}") from err
+            reason, fix = shorten(str(err)), "copy it again, or save the block again by attzoo.save"
+            raise ValueError(f"{path} is not a file of attzoo.save, or is damaged: {reason}; {fix}") from err
     block = _make(spec, backend, dtype)
     adapter(backend).write(block, arrays)
     return block
@@ -252,12 +253,12 @@ def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
         raise ValueError(f"{name} must have no masked values, got a masked array: fill them first, array.filled(0)")
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-    if nonfinite := np.count_nonzero(~np.isfinite(array)):
-        raise ValueError(f"{name} must be finite, got {nonfinite} values that are nan or infinite")
-    fits = np.can_cast(array.dtype, "float32" if dtype == "bfloat16" else dtype)
-    if fits and dtype == "bfloat16":   # bfloat16 is the upper 16 bits of float32
-        fits = not np.any(array.astype(np.float32).view(np.uint32) & 0xFFFF)
-    if not fits:
+    if nonfinite_count := np.count_nonzero(~np.isfinite(array)):
+        raise ValueError(f"{name} must be finite, got {nonfinite_count} values that are nan or infinite")
+    is_exact = np.can_cast(array.dtype, "float32" if dtype == "bfloat16" else dtype)
+    if is_exact and dtype == "bfloat16":   # bfloat16 is the upper 16 bits of float32
+        is_exact = not np.any(array.astype(np.float32).view(np.uint32) & 0xFFFF)
+    if not is_exact:
         raise ValueError(f"{name} must be exact in {dtype}, the block's dtype, got {array.dtype}: round it first")
     return np.asarray(array, array.dtype.newbyteorder("="))
 

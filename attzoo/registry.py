@@ -266,5 +266,5 @@ def _load(location: str, backend: str) -> type[Any]:
         module = import_module(f"{package}.{BACKENDS[backend]}")
     cls = getattr(module, class_name, None)
     if not isinstance(cls, type):
-        raise ImportError(f"expected class {class_name} in {module.__name__}, got {cls!r}")
+        raise ImportError(f"expected class {class_name} in {module.__name__}, got {cls!r}: define it there")
     return cls

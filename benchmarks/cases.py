@@ -84,9 +84,9 @@ def inputs(block: str, shape: tuple[int, ...], *, coarse: bool = False) -> tuple
     card = attzoo.info(block)
     if not coarse:
         return (shape,) * len(card.inputs)
-    channel_arguments = {argument.channels_of for argument in card.arguments}
+    inputs_with_channels = {argument.channels_of for argument in card.arguments}
     space = tuple(n // 2 for n in shape[2:])
-    return shape, *((shape[0], (1 + (name in channel_arguments)) * shape[1], *space) for name in card.inputs[1:])
+    return shape, *((shape[0], (1 + (name in inputs_with_channels)) * shape[1], *space) for name in card.inputs[1:])
 
 
 def create(case: Case, backend: str) -> Any:

@@ -34,8 +34,9 @@ def comparison_table(entries: Sequence[Entry], *, eager: bool) -> Table:
     head += [f"{mode}: {column}" for mode in BOTH for column in ("ratio", "verdict")]
     lines_by_clock = [(group[0].clock, [str(label), *_cells(group)]) for (label, *_), group in lines.items()]
     clocks = dict.fromkeys(clock for clock, _ in lines_by_clock)
-    titles = {clock: clock_name(clock) if len(clocks) > 1 else None for clock in clocks}
-    return Table(head, [(titles[clock], [cells for key, cells in lines_by_clock if key == clock]) for clock in clocks])
+    title_by_clock = {clock: clock_name(clock) if len(clocks) > 1 else None for clock in clocks}
+    groups = [(title_by_clock[clock], [cells for c, cells in lines_by_clock if c == clock]) for clock in clocks]
+    return Table(head, groups)
 
 
 def _cells(group: Sequence[Pair]) -> list[str]:

@@ -29,26 +29,25 @@ RESNET_HEAD: Final = ("run", "block", "mode", "fused: of plain", "eager: of plai
 
 def kernels(entries: Sequence[Entry]) -> Section:
     """Return the section on the rows of fused kernels, of blocks alone and in a ResNet-50."""
-    fused = [entry for entry in entries if entry.row.provider == FUSED]
-    block_entries = [
+    fused_rows = [entry for entry in entries if entry.row.provider == FUSED]
+    block_lines = [
         _line(entry, _same_setting(entry, entries))
-        for block in blocks(entry.row for entry in fused)
-        for entry in fused
+        for block in blocks(entry.row for entry in fused_rows)
+        for entry in fused_rows
         if entry.row.case.block == block and entry.row.case.network is None and entry.row.clock != "calls"
     ]
-    resnet_entries = [
-        _resnet_line(entry, _same_setting(entry, entries)) for entry in fused if entry.row.case.network == "resnet50"
-    ]
-    parts: list[str | Table] = [WORDS, Table(HEAD, [(None, block_entries)])] if block_entries else []
-    parts += [IN_RESNET, Table(RESNET_HEAD, [(None, resnet_entries)])] if resnet_entries else []
+    resnet_rows = [entry for entry in fused_rows if entry.row.case.network == "resnet50"]
+    resnet_lines = [_resnet_line(entry, _same_setting(entry, entries)) for entry in resnet_rows]
+    parts: list[str | Table] = [WORDS, Table(HEAD, [(None, block_lines)])] if block_lines else []
+    parts += [IN_RESNET, Table(RESNET_HEAD, [(None, resnet_lines)])] if resnet_lines else []
     return Section("Fused kernels", parts)
 
 
 def _same_setting(entry: Entry, entries: Sequence[Entry]) -> list[Row]:
     """Return the rows of the entry's run with its setting and mode, including networks without a block."""
-    mode, chosen = entry.row.case.mode, setting(entry.row)
+    mode, chosen_setting = entry.row.case.mode, setting(entry.row)
     rows = [candidate.row for candidate in entries if candidate.run is entry.run and candidate.row.case.mode == mode]
-    return [row for row in rows if setting(row) == chosen]
+    return [row for row in rows if setting(row) == chosen_setting]
 
 
 def _line(entry: Entry, rows: Sequence[Row]) -> list[str]:

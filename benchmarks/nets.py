@@ -44,6 +44,7 @@ class Bottleneck(nn.Module):
         self.ends = "shortcut" in signature(attention.forward).parameters   # not in forward, which is timed
 
     def forward(self, x: Tensor) -> Any:
+        """Return the output for x (N, C, H, W)."""
         y = F.relu(self.conv1(x), inplace=True)
         y = F.relu(self.conv2(y), inplace=True)
         y = self.conv3(y)
@@ -67,4 +68,5 @@ class ResNet50(nn.Module):
         self.head = nn.Linear(WIDTHS[-1], 1000)
 
     def forward(self, x: Tensor) -> Any:
+        """Return the logits (N, 1000) for images x (N, 3, H, W)."""
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))

@@ -50,6 +50,7 @@ class Gate(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, g: Tensor, x: Tensor) -> Any:
+        """Return x times the coefficients."""
         return x * self.psi(self.relu(self.g(g) + self.x(x)))
 
 
@@ -67,6 +68,7 @@ class AttUNet(nn.Module):
         self.head = nn.Conv2d(channels[0], classes, 1)
 
     def forward(self, x: Tensor) -> Any:
+        """Return the output (N, K, H, W) for x (N, C, H, W)."""
         skips = []
         for i, conv in enumerate(self.down):
             x = conv(self.pool(x) if i else x)

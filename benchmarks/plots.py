@@ -103,8 +103,8 @@ def throughput(rows: Sequence[Row], network: str) -> list[Picture]:
     if not panels:
         return []
     if network == "resnet50":
-        measured = dict.fromkeys(block for bars in panels.values() for block, _ in bars)
-        panels = {mode: bars | _published_bars(mode, measured) for mode, bars in panels.items()}
+        measured_blocks = dict.fromkeys(block for bars in panels.values() for block, _ in bars)
+        panels = {mode: bars | _published_bars(mode, measured_blocks) for mode, bars in panels.items()}
     figure = bar_chart(panels, "of the plain network's images per second", line=1)
     caption = f"Images per second of a {NETWORKS[network]} with each block, relative to the network without a block."
     if network == "resnet50":
@@ -125,8 +125,8 @@ def _throughput_bars(rows: Sequence[Row], network: str, mode: str) -> dict[tuple
 
 def _published_bars(mode: str, measured: Iterable[str]) -> dict[tuple[str, str], Bar]:
     """Return the bars of the published relative throughput of the measured blocks."""
-    plain = PUBLISHED["none"][mode]
-    fractions = {block: PUBLISHED[block][mode] / plain for block in measured if block in PUBLISHED}
+    plain_throughput = PUBLISHED["none"][mode]
+    fractions = {block: PUBLISHED[block][mode] / plain_throughput for block in measured if block in PUBLISHED}
     return {(block, "published, RTX 2080 Ti"): Bar(fraction, PALE, percent) for block, fraction in fractions.items()}
 
 
@@ -187,11 +187,11 @@ def growth(rows: Sequence[Row], mode: str, ceilings: Mapping[str, float]) -> lis
 
 def _series(rows: Sequence[Row], block: str, mode: str) -> list[Row]:
     """Return the rows that differ from the block's base case only in size."""
-    first = next(iter(base_rows(rows, block)), None)
-    if first is None:
+    base_row = next(iter(base_rows(rows, block)), None)
+    if base_row is None:
         return []
-    alone = [row for row in rows if (row.case.block, row.case.network, row.case.mode) == (block, None, mode)]
-    return [row for row in alone if row.provider != COPY and _all_but_size(row) == _all_but_size(first)]
+    block_rows = [row for row in rows if (row.case.block, row.case.network, row.case.mode) == (block, None, mode)]
+    return [row for row in block_rows if row.provider != COPY and _all_but_size(row) == _all_but_size(base_row)]
 
 
 def _all_but_size(row: Row) -> tuple[object, ...]:

@@ -172,6 +172,7 @@ class WithKernels(nn.Module):
         self.inner = inner
 
     def forward(self, *inputs: Tensor) -> Any:
+        """Return the output of the module, computed by the fused kernels."""
         with attzoo.kernels("triton"):
             return self.inner(*inputs)
 

@@ -133,7 +133,7 @@ def select(name: str, device: str, blocks: Sequence[str]) -> Suite:
         if value not in known:
             raise ValueError(f"{argument} must be one of {', '.join(known)}, got {value!r}")
     if (name, device) not in MINUTES:
-        raise ValueError(f"suite {name} needs a CUDA device, got {device}")
+        raise ValueError(f"device must be cuda for suite {name}, got {device}: set --device cuda or another --suite")
     unknown = [block for block in blocks if block not in attzoo.names()]
     if unknown:
         raise ValueError(f"blocks must be among {', '.join(attzoo.names())}, got {', '.join(unknown)}")

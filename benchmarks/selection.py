@@ -76,8 +76,8 @@ def _set_clocks(rows: Sequence[Row]) -> list[Row]:
 
 def blocks(rows: Iterable[Row]) -> list[str]:
     """Return the blocks of the rows in order of their first row alone, then those that occur only in networks."""
-    alone_first = sorted(rows, key=lambda row: row.case.network is not None)
-    return list(dict.fromkeys(row.case.block for row in alone_first))
+    sorted_rows = sorted(rows, key=lambda row: row.case.network is not None)
+    return list(dict.fromkeys(row.case.block for row in sorted_rows))
 
 
 def base_rows(rows: Iterable[Row], block: str) -> list[Row]:
@@ -155,10 +155,10 @@ def plain_network(row: Row, rows: Iterable[Row]) -> Row | None:
 
 def throughput_fraction(row: Row, rows: Iterable[Row]) -> float | None:
     """Return the throughput of a network / that of the network without the block; None if that was not timed."""
-    plain = plain_network(row, rows)
-    if plain is None or plain.seconds is None or row.seconds is None:
+    plain_row = plain_network(row, rows)
+    if plain_row is None or plain_row.seconds is None or row.seconds is None:
         return None
-    return plain.seconds.median / row.seconds.median
+    return plain_row.seconds.median / row.seconds.median
 
 
 def shapes_text(case: Case) -> str:

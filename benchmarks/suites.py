@@ -192,12 +192,12 @@ def variant_for(block: str, goal: Goal) -> str:
     Raises ValueError if there is none.
     """
     variants = attzoo.info(block).variants
-    base = variants[reference_variant(block) or ""]
-    arguments = {**base.arguments, **goal.arguments}
-    matching = [name for name, v in variants.items() if (v.arguments, v.rules) == (arguments, base.rules)]
-    if not matching:
+    base_variant = variants[reference_variant(block) or ""]
+    arguments = {**base_variant.arguments, **goal.arguments}
+    matching_names = [name for name, v in variants.items() if (v.arguments, v.rules) == (arguments, base_variant.rules)]
+    if not matching_names:
         raise ValueError(f"expected a variant of {block} with {arguments} for a goal in its goals.py, got none")
-    return matching[0]
+    return matching_names[0]
 
 
 def coarse(device: str) -> Iterator[Case]:

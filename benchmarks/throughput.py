@@ -41,18 +41,18 @@ def network(entries: Sequence[Entry], name: str) -> Section:
     return Section(f"What a block costs a {NETWORKS[name]}", parts, name)
 
 
-def _title(entries: Sequence[Entry], chosen: tuple[object, ...]) -> str:
+def _title(entries: Sequence[Entry], chosen_setting: tuple[object, ...]) -> str:
     """Return the title of the group of a setting."""
-    row = next(entry.row for entry in entries if setting(entry.row) == chosen)
+    row = next(entry.row for entry in entries if setting(entry.row) == chosen_setting)
     return f"{shapes_text(row.case)}, {row.case.dtype}, {row.case.layout}, {clock_name(row.clock)}"
 
 
 def _lines(
-    entries: Sequence[Entry], chosen: tuple[object, ...], published: Mapping[str, Mapping[str, int]]
+    entries: Sequence[Entry], chosen_setting: tuple[object, ...], published: Mapping[str, Mapping[str, int]]
 ) -> list[list[str]]:
     """Return the table lines of a setting, by run and block, the network without a block first."""
     lines = []
-    group = [entry for entry in entries if setting(entry.row) == chosen]
+    group = [entry for entry in entries if setting(entry.row) == chosen_setting]
     order = ["none", *(block for block in blocks(entry.row for entry in group) if block != "none")]
     keys = dict.fromkeys((entry.label, entry.row.case.block, entry.row.provider) for entry in group)
     for label, block, provider in sorted(keys, key=lambda key: (key[0], order.index(key[1]))):

@@ -62,7 +62,7 @@ def wins(runs: Mapping[str, Run]) -> list[Win]:
 def _capability(name: str, run: Run) -> tuple[int, int]:
     """Return the compute capability of the run's GPU. Raises ValueError if the run was not on CUDA."""
     if run.device != "cuda" or "capability" not in run.machine:
-        raise ValueError(f"expected a run on CUDA, got one on {run.device} in {name}")
+        raise ValueError(f"expected a run on CUDA, got one on {run.device} in {name}: leave this file out")
     major, minor = map(int, str(run.machine["capability"]).split("."))
     return major, minor
 
@@ -76,10 +76,10 @@ def _key(row: Row, capability: tuple[int, int]) -> Key:
 
 def won(row: Row, rows: Sequence[Row]) -> bool:
     """Whether a row of the fused form is faster than the eager row of the same case and clock."""
-    eager = [plain for plain in rows if (plain.provider, plain.case, plain.clock) == (EAGER, row.case, row.clock)]
-    if not eager or eager[0].status != "timed":
+    eager_rows = [r for r in rows if (r.provider, r.case, r.clock) == (EAGER, row.case, row.clock)]
+    if not eager_rows or eager_rows[0].status != "timed":
         return False
-    return replace(row, ratio=time_ratio(row, eager[0])).verdict == "faster"
+    return replace(row, ratio=time_ratio(row, eager_rows[0])).verdict == "faster"
 
 
 def least(is_won_by_size: Mapping[int, bool]) -> int | None:

@@ -40,11 +40,11 @@ def serve(link: Connection[Any, Any], bench: Callable[[], Any]) -> None:
             signal.alarm(limit)   # without a handler it ends the process, even if it hangs outside Python
             try:
                 server = server or bench()
-                answer = True, getattr(server, method)(*arguments)
+                response = True, getattr(server, method)(*arguments)
             except Exception as err:
-                answer = False, f"{type(err).__name__}: {err}"
+                response = False, f"{type(err).__name__}: {err}"
             signal.alarm(0)
-            link.send(answer)
+            link.send(response)
 
 
 class Bench:

@@ -30,7 +30,7 @@ class Launcher:
     def __init__(self, source, metadata):
         self.source = source
 
-    def __call__(self, x, y, z, stream, function, metadata, about, enter, leave, *args):
+    def __call__(self, x, y, z, stream, function, metadata, launch_metadata, enter_hook, exit_hook, *args):
         launches.append((x, y, z, self.source, args))
 
 

@@ -475,7 +475,7 @@ def quantized_in_training(linear):
     return linear
 
 
-@pytest.mark.parametrize(("make", "message"), [
+@pytest.mark.parametrize(("create_layer", "message"), [
     (Transposed, r"shape \(8, 3\), not \(3, 8\)"),
     (Adapted, "the array of Adapted, which computes with another array: merge the adapter first"),
     (quantized_in_training, "the array of Linear, which computes with another array"),

@@ -198,9 +198,9 @@ def kernel_lines(*rows):
 
 
 def test_a_line_has_the_speedups_over_the_eager_and_the_fastest_compiled_peer_and_the_goals():
-    peers = [timed(SE, TIMM, 1.0), *map(timed, [SE] * 3, COMPILED, (0.9, 0.84, 1.2))]
-    ours = timed(SE, Provider("attzoo", form="compiled"), 0.1)   # not a peer's
-    (line,) = kernel_lines(timed(SE, OURS, 0.95), timed(SE, FUSED, 0.8), ours, *peers)
+    peer_rows = [timed(SE, TIMM, 1.0), *map(timed, [SE] * 3, COMPILED, (0.9, 0.84, 1.2))]
+    our_row = timed(SE, Provider("attzoo", form="compiled"), 0.1)   # not a peer's
+    (line,) = kernel_lines(timed(SE, OURS, 0.95), timed(SE, FUSED, 0.8), our_row, *peer_rows)
     assert line == [
         "se", "timm, 32x256x56x56, float32, channels first", "inference",
         "1.60 (accept)", "1.25 (accept)", "1.05 (accept)", "1.7, 1.1, 1.05", "1.45, 1.3, 1.2",
@@ -215,20 +215,20 @@ def test_a_number_is_followed_by_the_limit_that_it_meets(ratio, marks):
 
 
 def test_a_case_without_a_goal_has_numbers_only():
-    sample = replace(SE, shapes=((1, *MAP[1:]),))
-    (line,) = kernel_lines(timed(sample, TIMM, 1.0), timed(sample, FUSED, 0.5))
+    case_without_goal = replace(SE, shapes=((1, *MAP[1:]),))
+    (line,) = kernel_lines(timed(case_without_goal, TIMM, 1.0), timed(case_without_goal, FUSED, 0.5))
     assert line[3:] == ["1.00", "2.00", "", "", ""]
 
 
 def test_without_a_peer_there_are_no_speedups():
-    reference = {"reference": "attzoo"}
-    (line,) = kernel_lines(timed(SE, OURS, 1.0, **reference), timed(SE, FUSED, 0.5, **reference))
+    reference_row = {"reference": "attzoo"}
+    (line,) = kernel_lines(timed(SE, OURS, 1.0, **reference_row), timed(SE, FUSED, 0.5, **reference_row))
     assert line[3:6] == ["1.00 (aim)", "", ""]
 
 
 def test_failed_and_unsteady_kernels_are_marked():
-    failed = Row(SE, FUSED, "failed", why="expected float32, got float64", clock="graph")
-    (line,) = kernel_lines(failed, timed(SE, TIMM, 1.0))
+    failed_row = Row(SE, FUSED, "failed", why="expected float32, got float64", clock="graph")
+    (line,) = kernel_lines(failed_row, timed(SE, TIMM, 1.0))
     assert line[3:6] == ["failed", "", ""]
     (line,) = kernel_lines(timed(SE, FUSED, 0.5, status="unsteady"), timed(SE, TIMM, 1.0))
     assert line[3] == "unsteady: 1.00 (aim)"
@@ -344,14 +344,14 @@ def test_rows_that_are_not_timed_steadily_do_not_win(status):
 def test_a_win_requires_both_clocks():
     rows = [*sized(0.5, 0.5, clocks=("graph",)), *sized(1.2, 0.5, clocks=("calls",))]
     assert [win.min_elements for win in wins.wins({"a.json": run_with(rows)})] == [2 * ONE]
-    equal_calls = [replace(r, ratio=about(0.4)) if (r.provider, r.clock) == (OURS, "calls") else r for r in sized(0.5)]
-    assert wins.wins({"a.json": run_with(equal_calls)}) == []   # eager calls are as fast as fused ones
+    rows = [replace(r, ratio=about(0.4)) if (r.provider, r.clock) == (OURS, "calls") else r for r in sized(0.5)]
+    assert wins.wins({"a.json": run_with(rows)}) == []   # eager calls are as fast as fused ones
 
 
 def test_a_win_requires_all_cases_of_a_size_in_all_files():
-    monai = replace(SE, variant="monai")
-    assert wins.wins({"a.json": run_with([*sized(0.5), *sized(1.2, case=monai)])}) == []
-    assert wins.wins({"a.json": run_with([*sized(1.2), *sized(0.5, case=monai)])}) == []
+    monai_case = replace(SE, variant="monai")
+    assert wins.wins({"a.json": run_with([*sized(0.5), *sized(1.2, case=monai_case)])}) == []
+    assert wins.wins({"a.json": run_with([*sized(1.2), *sized(0.5, case=monai_case)])}) == []
     files = {"a.json": run_with(sized(0.5, 0.5)), "b.json": run_with(sized(1.2, 0.5))}
     assert wins.wins(files) == [Win("SE", (9, 0), "float32", False, False, 2 * ONE, "a.json, b.json")]
     files["b.json"] = run_with(sized(1.2, 0.5), capability="8.0")   # another GPU

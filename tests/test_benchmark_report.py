@@ -450,9 +450,9 @@ def test_compare_lists_the_change_of_a_row(save, changes, kinds):
 
 
 def test_a_corrected_row_is_not_worse(save):
-    wrong = replace(BEFORE, status="wrong", seconds=None, copies=None)
-    assert compare_rows(save, wrong, BEFORE) == (["now timed"], False)
-    assert compare_rows(save, wrong, wrong) == ([], False)
+    wrong_row = replace(BEFORE, status="wrong", seconds=None, copies=None)
+    assert compare_rows(save, wrong_row, BEFORE) == (["now timed"], False)
+    assert compare_rows(save, wrong_row, wrong_row) == ([], False)
 
 
 def test_a_row_whose_reference_is_slower_too_is_unchanged(save):
@@ -470,9 +470,9 @@ def test_a_slower_peer_is_listed_but_not_worse(save):
 
 
 def test_unsteady_times_are_not_compared(save):
-    unsteady = replace(BEFORE, status="unsteady")
-    after = replace(unsteady, seconds=about(9e-3), copies=about(18))
-    assert compare_rows(save, unsteady, after) == ([], False)
+    unsteady_row = replace(BEFORE, status="unsteady")
+    changed_row = replace(unsteady_row, seconds=about(9e-3), copies=about(18))
+    assert compare_rows(save, unsteady_row, changed_row) == ([], False)
 
 
 def test_rows_without_copies_are_compared_with_the_change_of_all_copies(save):

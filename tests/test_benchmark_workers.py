@@ -105,10 +105,11 @@ def test_forget_removes_jobs(keras_workers, backend):
 
 def test_results_of_other_arguments_differ(keras_workers):
     worker = keras_workers["tensorflow"]
-    sigmoid, hard = CASES["se"], Case("se", 8, {"reduction": 2, "gate": "hard_sigmoid"}, ((2, 8, 5, 3),), "float32")
-    run = worker.prepare("wrong", job(sigmoid, config=hard.spec.config(), form="eager"))
-    assert not is_close(run.output, expected_run(sigmoid, "inference").output)
-    assert is_close(run.output, expected_run(hard, "inference").output)
+    sigmoid_case = CASES["se"]
+    hard_case = Case("se", 8, {"reduction": 2, "gate": "hard_sigmoid"}, ((2, 8, 5, 3),), "float32")
+    run = worker.prepare("wrong", job(sigmoid_case, config=hard_case.spec.config(), form="eager"))
+    assert not is_close(run.output, expected_run(sigmoid_case, "inference").output)
+    assert is_close(run.output, expected_run(hard_case, "inference").output)
 
 
 @pytest.mark.parametrize(
@@ -265,11 +266,11 @@ def test_available_lists_missing_packages(monkeypatch):
 
 
 def test_threads_are_limited_to_one_on_a_cpu_only():
-    cpu, cuda = environment("jax", "cpu"), environment("jax", "cuda")
+    cpu, cuda_environment = environment("jax", "cpu"), environment("jax", "cuda")
     assert cpu["NPROC"] == cpu["OMP_NUM_THREADS"] == "1"
     assert cpu["JAX_PLATFORMS"] == "cpu"
-    assert "NPROC" not in cuda
-    assert cpu["KERAS_BACKEND"] == cuda["KERAS_BACKEND"] == "jax"
+    assert "NPROC" not in cuda_environment
+    assert cpu["KERAS_BACKEND"] == cuda_environment["KERAS_BACKEND"] == "jax"
 
 
 # ---- times -----------------------------------------------------------------------------------------------------------

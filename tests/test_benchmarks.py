@@ -502,7 +502,7 @@ def test_the_remaining_time_is_estimated_by_weight():
     ("arguments", "message"),
     [
         (("slow", "cpu"), "suite must be one of quick, full, kernels, wins, networks, got 'slow'"),
-        (("kernels", "cpu"), "suite kernels needs a CUDA device, got cpu"),
+        (("kernels", "cpu"), "device must be cuda for suite kernels, got cpu: set --device cuda"),
         (("quick", "tpu"), "device must be one of cpu, cuda, got 'tpu'"),
         (("quick", "cpu", ("se", "transformer")), "blocks must be among .*, got transformer"),
     ],

@@ -126,7 +126,7 @@ def test_a_folder_has_the_channels_axes_and_samples_of_its_files(tmp_path):
 DTYPES = np.uint8, np.uint16, np.float32, np.float64, np.int16
 
 
-@pytest.mark.parametrize(("normalise", "alike"), [
+@pytest.mark.parametrize(("normalise", "same_scale_dtypes"), [
     ("zscore", [DTYPES]), ("unit", [(np.uint8, np.uint16, np.int16), (np.float32, np.float64)]),
     ("none", [(np.uint8,), (np.uint16,), (np.float32, np.float64), (np.int16,)]),
 ])   # fmt: skip
@@ -286,7 +286,7 @@ def on_map(path, x=500.0, y=90.0, side=2.0, matrix=None):
 MATRIX = [[2.0, 0, 0, 494], [0, -2, 0, 94], [0, 0, 1, 0], [0, 0, 0, 1]]   # of the same coordinates
 
 
-@pytest.mark.parametrize(("other", "is_refused"), [
+@pytest.mark.parametrize(("mask_map", "is_refused"), [
     ({}, False), ({"x": 500.1}, False), ({"matrix": MATRIX}, False), ({"x": 508.0}, True), ({"y": 80.0}, True),
     ({"side": 2.2}, True), ({"matrix": np.array(MATRIX) * [[1, 1, 1, 1.1]]}, True),
 ])   # fmt: skip

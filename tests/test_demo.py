@@ -216,13 +216,14 @@ def test_results_have_losses_of_two_unets_that_agree(finished):
 def test_trained_blocks_load_in_the_other_framework(finished):
     out, _ = finished
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    blocks = [f"{name}.{stage}.safetensors" for name in ("attention_gate", "eca") for stage in ("stage1", "stage2")]
-    weights = [f"weights/{backend}/{file}" for backend in ("keras", "torch") for file in blocks]
-    nets = [f"weights/{backend}/{name}-unet.safetensors" for backend in MODULES for name in organs.NETS]
-    assert files == ["attention.png", "results.json", "unet.png", *sorted(weights + nets)]
-    of_keras = attzoo.weights(attzoo.load(out / "weights/keras/eca.stage2.safetensors", backend="torch"))
-    of_torch = attzoo.weights(attzoo.load(out / "weights/torch/eca.stage2.safetensors", backend="keras"))
-    assert_close(of_keras["conv.weight"], of_torch["conv.weight"], 1e-2)
+    stages = ("stage1", "stage2")
+    block_files = [f"{name}.{stage}.safetensors" for name in ("attention_gate", "eca") for stage in stages]
+    weights = [f"weights/{backend}/{file}" for backend in ("keras", "torch") for file in block_files]
+    net_files = [f"weights/{backend}/{name}-unet.safetensors" for backend in MODULES for name in organs.NETS]
+    assert files == ["attention.png", "results.json", "unet.png", *sorted(weights + net_files)]
+    keras_arrays = attzoo.weights(attzoo.load(out / "weights/keras/eca.stage2.safetensors", backend="torch"))
+    torch_arrays = attzoo.weights(attzoo.load(out / "weights/torch/eca.stage2.safetensors", backend="keras"))
+    assert_close(keras_arrays["conv.weight"], torch_arrays["conv.weight"], 1e-2)
 
 
 @pytest.mark.parametrize("name", ["attention.png", "unet.png"])

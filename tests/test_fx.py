@@ -107,11 +107,11 @@ def extract(model, output_paths, **leaves):
     tracer = PathTracer(**leaves)
     graph = tracer.trace(model)
     output = next(node for node in graph.nodes if node.op == "output")
-    last_nodes = [
+    output_nodes = [
         [node for node, node_path in tracer.paths.items() if f"{node_path}.".startswith(f"{path}.")][-1]
         for path in output_paths
     ]
-    output.args = (tuple(last_nodes),)
+    output.args = (tuple(output_nodes),)
     extractor = fx.GraphModule(model, graph)
     graph.eliminate_dead_code()
     extractor.recompile()

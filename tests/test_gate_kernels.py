@@ -351,13 +351,13 @@ def test_relu_inputs_that_are_all_zero_or_all_negative_match_float64():
 
 @triton.jit
 def weights_kernel(
-    weights, source, target, COUNT: tl.constexpr, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
+    weights, source, target, TARGET_COUNT: tl.constexpr, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr,
     BQ: tl.constexpr,
 ):   # fmt: skip
     """Write the weights of source positions at target positions, (source, target)."""
     q = tl.arange(0, BQ)
     start = resize.first_target(q, source, target, TAPS, CORNERS, WIDE)
-    for j in range(COUNT):
+    for j in range(TARGET_COUNT):
         weight = resize.source_weight(start + j, q, source, target, TAPS, CORNERS, WIDE)
         tl.store(weights + q * target + start + j, weight, (q < source) & (start + j < target))
 

@@ -29,6 +29,7 @@ pooling_blocks = pytest.mark.parametrize("name", POOLING)
 
 @pytest.fixture(autouse=True)
 def _clean():
+    """Free compiled code after the test."""
     yield
     torch.compiler.reset()
 

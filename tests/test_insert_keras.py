@@ -57,8 +57,8 @@ def test_default_computes_the_block_of_the_output(name):
     model = network()
     attached_model = attzoo.attach(model, name, after="last").model
     block = attached_model.get_layer("last_attention").block
-    before = keras.Model(model.inputs[0], [model.get_layer("last").output, model.get_layer("sum").input[0]])
-    last, x = before(X)
+    model_before = keras.Model(model.inputs[0], [model.get_layer("last").output, model.get_layer("sum").input[0]])
+    last, x = model_before(X)
     expected = model.get_layer("head")(model.get_layer("pool")(x + block(last)))
     np.testing.assert_allclose(output(attached_model), keras.ops.convert_to_numpy(expected), rtol=1e-5, atol=1e-6)
 

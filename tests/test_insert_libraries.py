@@ -90,11 +90,11 @@ def test_residual_is_the_end_of_every_branch(package, name, kind, has_shortcut, 
     """Blocks whose coefficients are 0 leave the shortcut alone."""
     net, images = network(package, name), image(name)
     with torch.no_grad():
-        before = net(images)
+        output_before = net(images)
         report = attzoo.attach(net, "se", after="residual", start="identity")
-        assert torch.equal(net(images), before)
+        assert torch.equal(net(images), output_before)
         attzoo.detach(net)
-        assert torch.equal(net(images), before)
+        assert torch.equal(net(images), output_before)
     report = attzoo.attach(net, "se", after="residual")
     silence(report)
     blocks = [m for m in net.modules() if type(m).__name__ == kind and has_shortcut(m)]
@@ -252,10 +252,10 @@ def test_attention_of_monai_keeps_outputs(rank):
     conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
     net = nn.Sequential(conv(1, 8, 1), library("monai.networks.blocks").ChannelSELayer(rank, 8)).eval()
     x = torch.randn(2, 1, *(6, 5, 4)[:rank])
-    before = net(x)
+    output_before = net(x)
     (place,) = attzoo.swap(net, "se", where="1")
     assert place.weights == "MONAI"
-    assert_close(net(x), before)
+    assert_close(net(x), output_before)
 
 
 def unet():

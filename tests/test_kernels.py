@@ -145,18 +145,18 @@ def test_sizes_of_one_match_float64(name, dims):
 @all_blocks
 @layouts
 def test_input_and_gradient_may_have_any_strides(name, layout):
-    block, plain = build(name), draw(2, 8, 4, 3)
-    expected = exact(block, plain, dy := draw(2, 8, 4, 3, seed=1))
-    wide = draw(2, 8, 4, 6)
-    wide[..., ::2] = plain
-    transposed = plain.mT.contiguous().mT
-    for x in (draw(2, 8, 4, 3, layout=layout), wide[..., ::2], transposed):
-        got = step(block, x, dy if x is transposed else to_channels_last(dy))
+    block, plain_x = build(name), draw(2, 8, 4, 3)
+    expected = exact(block, plain_x, dy := draw(2, 8, 4, 3, seed=1))
+    wider_x = draw(2, 8, 4, 6)
+    wider_x[..., ::2] = plain_x
+    transposed_x = plain_x.mT.contiguous().mT
+    for x in (draw(2, 8, 4, 3, layout=layout), wider_x[..., ::2], transposed_x):
+        got = step(block, x, dy if x is transposed_x else to_channels_last(dy))
         near(got, expected)
     assert step(block, draw(2, 8, 4, 3, layout=layout), dy)["y"].stride() == draw(2, 8, 4, 3, layout=layout).stride()
     per_channel = draw(1, 8, 1, 1, seed=2)
-    for expanded in (per_channel.expand(2, 8, 4, 3), draw(1, seed=2).expand(2, 8, 4, 3)):
-        check(block, draw(2, 8, 4, 3, layout=layout), expanded)
+    for expanded_dy in (per_channel.expand(2, 8, 4, 3), draw(1, seed=2).expand(2, 8, 4, 3)):
+        check(block, draw(2, 8, 4, 3, layout=layout), expanded_dy)
 
 
 @all_blocks

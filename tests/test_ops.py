@@ -122,6 +122,6 @@ def test_hard_sigmoid_equals_that_of_mobilenetv3():
     """relu6(z + 3) / 6 (Howard et al., "Searching for MobileNetV3", ICCV 2019, arXiv:1905.02244, section 5.2)."""
     z = np.array([-4, -3, -1, 0, 2, 3, 4], np.float64)
     in_torch = torch_ops.hard_sigmoid(torch.from_numpy(z)).numpy()
-    resize_in_keras = keras_ops.ops.convert_to_numpy(keras_ops.hard_sigmoid(keras_ops.ops.convert_to_tensor(z)))
-    for got in (ops.hard_sigmoid(z), in_torch, resize_in_keras):
+    in_keras = keras_ops.ops.convert_to_numpy(keras_ops.hard_sigmoid(keras_ops.ops.convert_to_tensor(z)))
+    for got in (ops.hard_sigmoid(z), in_torch, in_keras):
         np.testing.assert_allclose(got, [0, 0, 1 / 3, 1 / 2, 5 / 6, 1, 1], rtol=0, atol=1e-15)

@@ -29,7 +29,8 @@ BACKENDS = ("torch", "keras")
 WEIGHTS = {f"{block}-{label}".rstrip("-"): (block, *row) for (block, label), row in table("ARRAYS").items()}
 every_block = pytest.mark.parametrize("key", WEIGHTS)
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
-every_pair_of_backends = pytest.mark.parametrize(("backend", "other"), [(a, b) for a in BACKENDS for b in BACKENDS])
+pairs = [(a, b) for a in BACKENDS for b in BACKENDS]
+every_pair_of_backends = pytest.mark.parametrize(("backend", "other_backend"), pairs)
 
 
 def build(key, backend, dtype="float32"):

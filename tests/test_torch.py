@@ -158,8 +158,8 @@ def test_pickled_block_equals_the_block(sample):
 @every_sample
 def test_state_dicts_can_be_exchanged(sample):
     block, other_block, xs = build(sample), build(sample, seed=1), inputs(sample)
-    y, other_y = block(*xs), other_block(*xs)
-    assert not torch.equal(y, other_y)
+    y, other_output = block(*xs), other_block(*xs)
+    assert not torch.equal(y, other_output)
     file = io.BytesIO()
     torch.save(block.state_dict(), file)
     state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
@@ -167,7 +167,7 @@ def test_state_dicts_can_be_exchanged(sample):
     other_block.load_state_dict(state, strict=True)
     block.load_state_dict(other_state, strict=True)
     assert torch.equal(other_block(*xs), y)
-    assert torch.equal(block(*xs), other_y)
+    assert torch.equal(block(*xs), other_output)
 
 
 @every_sample

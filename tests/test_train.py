@@ -129,15 +129,15 @@ def test_every_random_generator_of_keras_has_its_own_state():
 def test_float16_gradient_scale_is_restored():
     settings = Settings(**TINY | {"precision": "float16", "network": {"norm": None}})
     images, masks = torch.full((2, 1, 16, 16), 1e30), torch.zeros(2, 16, 16, dtype=torch.int64)
-    trainer, restored = make_trainer(settings), make_trainer(settings)
+    trainer, restored_trainer = make_trainer(settings), make_trainer(settings)
     trainer.begin_epoch(0.1, 0)
     for _ in range(3):   # each overflow halves the scale
         trainer.step(images, masks)
     trainer.step(images / 1e30, masks)
     assert trainer.scaler.get_scale() == 2**16 / 2**3
-    restored.restore(trainer.state())
-    assert restored.scaler.get_scale() == 2**16 / 2**3
-    assert restored.scaler.state_dict() == trainer.scaler.state_dict()   # includes the number of good steps
+    restored_trainer.restore(trainer.state())
+    assert restored_trainer.scaler.get_scale() == 2**16 / 2**3
+    assert restored_trainer.scaler.state_dict() == trainer.scaler.state_dict()   # includes the number of good steps
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -160,7 +160,7 @@ def test_folder_of_dicom_only_is_refused_with_the_fix(tmp_path):
         paths_by_name(tmp_path)
 
 
-@pytest.mark.parametrize(("part", "partner"), [("train_images", "train_labels"), ("valid_labels", "valid_images")])
+@pytest.mark.parametrize(("part", "ignored_name"), [("train_images", "train_labels"), ("valid_labels", "valid_images")])
 def test_ignored_file_of_the_same_name_is_listed_for_an_unpaired_image(part, ignored_name, tmp_path):
     folder = camvid(tmp_path)
     write_array(folder / ignored_name / "b.png", BYTES[..., 0])

@@ -177,8 +177,8 @@ def test_padding_by_one_pixel_changes_only_the_edge():
     """Outputs for an even image and for the same image with one more pixel agree far from the edge."""
     net = create("plain", "numpy", kernel_size=3)
     arrays, x = draw(net), image((1, 3, 48, 48))
-    wider = np.pad(x, [(0, 0), (0, 0), (0, 1), (0, 1)])
-    y, wider_y = net(x, weights=arrays), net(wider, weights=arrays)
+    wider_x = np.pad(x, [(0, 0), (0, 0), (0, 1), (0, 1)])
+    y, wider_y = net(x, weights=arrays), net(wider_x, weights=arrays)
     assert_arrays_close(wider_y[:, :, :16, :16], y[:, :, :16, :16])
     assert abs(wider_y[:, :, :48, :48] - y).max() > 1e-3   # near the edge they differ
 

@@ -178,9 +178,9 @@ def test_seed_determines_the_initialization():
     for seed in (7, 7, 8):
         keras.utils.set_random_seed(seed)
         initial_weights.append(attzoo.weights(create("oktay", "keras", channels=(4, 6))))
-    first, same, different = initial_weights
-    assert all((first[key] == same[key]).all() for key in first)
-    assert not all((first[key] == different[key]).all() for key in first)
+    first_weights, same_seed, other_seed = initial_weights
+    assert all((first_weights[key] == same_seed[key]).all() for key in first_weights)
+    assert not all((first_weights[key] == other_seed[key]).all() for key in first_weights)
 
 
 # ---- files and configs ---------------------------------------------------------------------------------------
@@ -193,13 +193,13 @@ def test_copies_give_the_same_outputs(name, tmp_path):
     model, x = net(name), input_of(name)
     model.save(tmp_path / "net.keras")
     config = json.loads(json.dumps(model.get_config()))
-    fresh, clone = type(model).from_config(config), keras.models.clone_model(model)
-    for twin in (fresh, clone):
+    from_config, cloned = type(model).from_config(config), keras.models.clone_model(model)
+    for twin in (from_config, cloned):
         twin.set_weights(model.get_weights())
-    loaded, pickled = keras.saving.load_model(tmp_path / "net.keras"), pickle.loads(pickle.dumps(model))
-    for twin in (fresh, clone, loaded, pickled):
+    loaded_model, unpickled_model = keras.saving.load_model(tmp_path / "net.keras"), pickle.loads(pickle.dumps(model))
+    for twin in (from_config, cloned, loaded_model, unpickled_model):
         assert_near(twin(x), model(x), 0)
-    for twin in (fresh, loaded, pickled):
+    for twin in (from_config, loaded_model, unpickled_model):
         assert type(twin) is type(model)
         assert twin.spec == model.spec
         assert twin.get_config() == config

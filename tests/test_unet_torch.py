@@ -78,10 +78,10 @@ def test_copies_and_loaded_state_give_the_same_outputs(name):
     expected = model(x)
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
-    fresh = create(name, "torch").eval()
-    assert not torch.equal(fresh(x), expected)
-    fresh.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True), strict=True)
-    for twin in (fresh, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+    new_model = create(name, "torch").eval()
+    assert not torch.equal(new_model(x), expected)
+    new_model.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True), strict=True)
+    for twin in (new_model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert twin.spec == model.spec
         assert not twin.training
         assert torch.equal(twin(x), expected)
@@ -92,9 +92,9 @@ def test_seed_determines_the_initialization():
         torch.manual_seed(seed)
         return create("oktay", "torch", initializer="orthogonal").state_dict()
 
-    first, same, different = initial_state(0), initial_state(0), initial_state(1)
-    assert all(torch.equal(first[key], same[key]) for key in first)
-    assert not torch.equal(first["head.weight"], different["head.weight"])
+    first_state, same_seed, other_seed = initial_state(0), initial_state(0), initial_state(1)
+    assert all(torch.equal(first_state[key], same_seed[key]) for key in first_state)
+    assert not torch.equal(first_state["head.weight"], other_seed["head.weight"])
 
 
 @pytest.mark.case71
@@ -166,12 +166,12 @@ def test_deterministic_algorithms_give_equal_gradients(name):
 def test_pooling_of_volumes_with_deterministic_algorithms():
     """torch's 3-D max pooling raises on CUDA with deterministic algorithms."""
     x = noise(2, 3, 5, 7, 4).double().requires_grad_()
-    default = ops.pool(x, (2, 3, 2))
-    gradient = torch.autograd.grad(default.square().sum(), x)[0]
+    default_output = ops.pool(x, (2, 3, 2))
+    gradient = torch.autograd.grad(default_output.square().sum(), x)[0]
     torch.use_deterministic_algorithms(True)
-    deterministic = ops.pool(x, (2, 3, 2))
-    assert torch.equal(deterministic, default)
-    assert_close(torch.autograd.grad(deterministic.square().sum(), x)[0], gradient)
+    deterministic_output = ops.pool(x, (2, 3, 2))
+    assert torch.equal(deterministic_output, default_output)
+    assert_close(torch.autograd.grad(deterministic_output.square().sum(), x)[0], gradient)
 
 
 @pytest.mark.case54
@@ -365,6 +365,7 @@ def test_refuses_invalid_inputs(value, message):
 
 @pytest.fixture
 def _clean():
+    """Free compiled code after the test."""
     yield
     torch.compiler.reset()
 

@@ -106,6 +106,7 @@ class Block(keras.layers.Layer):
         return shapes[0]
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the output of a symbolic call: the shape of the first input, in the compute dtype."""
         arguments = signature(self.call).bind(*args, **kwargs).arguments.values()
         inputs = [x for x in arguments if hasattr(x, "shape")]   # KerasTensors and tensors
         self.check_inputs(*inputs)
@@ -126,6 +127,7 @@ class Block(keras.layers.Layer):
             leaf.quantize(mode, type_check=type_check, config=config)
 
     def get_config(self) -> dict[str, Any]:
+        """Return the arguments, and the settings of sublayers that differ from those of the block."""
         own = super().get_config() | self.spec.config() | {"data_format": self.data_format}
         return own | ops.inner_settings(self)
 
@@ -192,22 +194,27 @@ class AttachedBlock(keras.layers.Layer):
         self.start = choice("start", start, STARTS)
 
     def build(self, shape: Any) -> None:
+        """Create the variables of the block and, with start="identity", gamma."""
         if not self.block.built:
             self.block.build(shape)
         if self.start == "identity":
             self.gamma = self.add_weight(name="gamma", shape=(1,), initializer="zeros")
 
     def call(self, x: Any, training: bool | None = None) -> Any:
+        """Return the output for x: that of the block or, with start="identity", x + gamma * (block(x) - x)."""
         y = self.block(x, training=training)
         return y if self.start == "default" else x + self.gamma * (y - x)
 
     def compute_output_shape(self, shape: Any) -> Any:
+        """Return the shape of the output, that of the input."""
         return shape
 
     def get_config(self) -> dict[str, Any]:
+        """Return the config, with that of the block."""
         block = keras.saving.serialize_keras_object(self.block)
         return super().get_config() | {"block": block, "start": self.start}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
+        """Return a layer from the result of `get_config`."""
         return cls(**config | {"block": keras.saving.deserialize_keras_object(config["block"])})

@@ -66,6 +66,7 @@ class SpecModule(NamedArguments, nn.Module):
             self.accepted = kinds
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Do what nn.Module does, after forgetting which inputs were accepted."""
         self.accepted = None   # .half() and similar methods change the accepted dtype
         return super()._apply(*args, **kwargs)
 
@@ -79,6 +80,7 @@ class SpecModule(NamedArguments, nn.Module):
             torch_pickle.update(self)
 
     def extra_repr(self) -> str:
+        """Return the arguments as text."""
         return ", ".join(f"{name}={value!r}" for name, value in self.spec.config().items())
 
 

@@ -173,5 +173,6 @@ def _results(jobs: Sequence[tuple[str, str]], cards: Mapping[str, Card | Excepti
 
 def _verdict(findings: Sequence[Finding]) -> tuple[str, str]:
     """Return the largest error in percent of its tolerance, and "pass" or the number of failed contracts, as texts."""
-    failed = sum(f.failure is not None for f in findings)
-    return f"{max(f.worst for f in findings):.0%}", "pass" if not failed else f"{failed} of {len(findings)} fail"
+    failed_count = sum(f.failure is not None for f in findings)
+    result = f"{failed_count} of {len(findings)} fail" if failed_count else "pass"
+    return f"{max(f.worst for f in findings):.0%}", result

@@ -62,8 +62,8 @@ def jpeg(path: Path) -> FileInfo:
     if (bits := _jpeg_bits(path)) not in (8, None):
         got = f"a JPEG of {bits} bits per sample: convert it to PNG or TIFF of 16 bits"
         raise ValueError(f"expected a JPEG of 8 bits, got {got}")
-    lossy = "expected a mask in a lossless format, got JPEG, which changes values; save the mask as PNG"
-    return _by_pillow(path, "JPEG", not_a_mask=lossy)
+    lossy_message = "expected a mask in a lossless format, got JPEG, which changes values; save the mask as PNG"
+    return _by_pillow(path, "JPEG", not_a_mask=lossy_message)
 
 
 def _jpeg_bits(path: Path) -> int | None:
@@ -83,12 +83,11 @@ def bmp(path: Path) -> FileInfo:
     has_core_header = int.from_bytes(header[14:18], "little") == 12
     bits = int.from_bytes(header[24:26] if has_core_header else header[28:30], "little")
     got = f"{bits} bits per pixel, which programs rescale; save the mask as PNG"
-    rescaled = f"expected a mask with 8 bits per channel, got {got}"
+    rescaled_message = f"expected a mask with 8 bits per channel, got {got}"
     with _open_picture(path, "BMP") as picture:   # of a grey palette, Pillow derives the bits from its length
         has_wrong_bits = {"1": 1, "L": 8}.get(picture.mode, bits) != bits
-    return _by_pillow(
-        path, "BMP", not_a_mask=rescaled if bits == 16 else None, decode=_decode_grey_bmp if has_wrong_bits else None
-    )
+    not_a_mask = rescaled_message if bits == 16 else None
+    return _by_pillow(path, "BMP", not_a_mask=not_a_mask, decode=_decode_grey_bmp if has_wrong_bits else None)
 
 
 def _decode_grey_bmp(path: Path) -> NDArray[Any]:
@@ -154,8 +153,8 @@ def pnm(path: Path) -> FileInfo:
         raise ValueError(f"expected a size in the header of a PNM, got {got}; save the file again")
     if magic in (b"P1", b"P4"):
         _check_single(path, magic)
-        inverted = "expected a mask whose largest value is white, got PBM, whose 1 is black; save the mask as PNG"
-        return _by_pillow(path, "PPM", not_a_mask=inverted)
+        message = "expected a mask whose largest value is white, got PBM, whose 1 is black; save the mask as PNG"
+        return _by_pillow(path, "PPM", not_a_mask=message)
     maximum = int(numbers[2])
     if maximum != 255 and not (maximum == 65535 and magic in (b"P2", b"P5")):
         expected = "PGM of maximum 255 or 65535, or PPM of 255"

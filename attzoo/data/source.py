@@ -158,12 +158,11 @@ def naming(path: Path) -> Iterator[None]:
         if isinstance(err, OSError) and err.filename is not None:   # the message already has a path
             raise
         if not isinstance(err, (ValueError, OSError, MemoryError)):   # an unforeseen error of a reader
-            cause = "the file may be damaged, or have the wrong ending"
+            cause_text = "the file may be damaged, or have the wrong ending"
             got, fix = f"{type(err).__name__}: {err}", "copy the file again, or save it again"
-            raise ValueError(f"cannot read {path}: {cause}: {got}; {fix}") from err
+            raise ValueError(f"cannot read {path}: {cause_text}: {got}; {fix}") from err
         no_memory = "too little memory for the samples; if the size in the file's header is wrong, copy the file again"
-        got = str(err) or no_memory
-        raise ValueError(f"cannot read {path}: {got}") from err
+        raise ValueError(f"cannot read {path}: {str(err) or no_memory}") from err
 
 
 @contextmanager

@@ -37,6 +37,7 @@ class ResNet(Block):
         self.head = self.linear("head")
 
     def build(self, input_shape: Any) -> None:
+        """Create the variables of the layers."""
         feature_shape = (None, None, None, self.spec.channels)
         self.stem.build(None)
         self.stem_norm.build(feature_shape)
@@ -53,6 +54,7 @@ class ResNet(Block):
         return ops.from_last(a, self.channels_last)
 
     def call(self, x: Any, training: bool | None = None) -> Any:   # type: ignore[override]
+        """Return the logits (N, K) for images x."""
         self.check_inputs(x)
         x = self.stem(ops.to_last(x, self.channels_last))
         x = ops.relu(self.stem_norm(x, training=training))
@@ -83,6 +85,7 @@ class Stage(Block):
             self.block = registry.create(args.block, args.channels, backend="keras", **args.options, **settings)
 
     def build(self, input_shape: Any) -> None:
+        """Create the variables of the layers."""
         feature_shape = (None, None, None, self.spec.channels)
         self.conv1.build(None)
         self.norm1.build(feature_shape)
@@ -95,6 +98,7 @@ class Stage(Block):
         return self.block.attention(*self.block_inputs(x, training), training=training)
 
     def call(self, x: Any, training: bool | None = None) -> Any:   # type: ignore[override]
+        """Return relu(x + block(...)) for x (N, H, W, C)."""
         return ops.relu(x + self.block(*self.block_inputs(x, training), training=training))
 
     def block_inputs(self, x: Any, training: bool | None) -> tuple[Any, ...]:

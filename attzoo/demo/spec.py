@@ -27,7 +27,7 @@ class Stage:
         options: the keyword arguments of the block other than `channels`.
 
     Raises:
-        TypeError, ValueError: if an argument is invalid, or as the block.
+        TypeError, ValueError: if an argument or an option of the block is invalid.
     """
 
     channels: int
@@ -113,7 +113,7 @@ class ResNet:
         classes: K >= 1, the number of classes.
 
     Raises:
-        TypeError, ValueError: if an argument is invalid, or as the block.
+        TypeError, ValueError: if an argument or an option of the block is invalid.
     """
 
     channels: int

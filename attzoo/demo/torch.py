@@ -40,6 +40,7 @@ class ResNet(SpecModule):
         return self.stage2.attention(self.stage1(x))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, K) for images x (N, 1, 8, 8)."""
         self.check_inputs(x)
         x = ops.relu(self.stem_norm(self.stem(x)))
         x = self.stage2(self.stage1(x))
@@ -66,6 +67,7 @@ class Stage(SpecModule):
         return self.block.attention(*self.block_inputs(x))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return relu(x + block(...)) for x (N, C, H, W)."""
         return ops.relu(x + self.block(*self.block_inputs(x)))
 
     def block_inputs(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -109,6 +109,7 @@ class PoolSpace(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, context: BackwardContext, pooled: bool) -> Any:
+        """Return the placeholders and, if `pooled`, the average and the maximum over space."""
         pools = _pools(x) if pooled else []
         ctx.context = context
         ctx.save_for_backward(x, *pools[1:])
@@ -118,6 +119,7 @@ class PoolSpace(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, contributions: Tensor | None, *dpools: Tensor | None) -> Any:
+        """Return the gradient of x, from the gradients of the placeholders (dy, contributions) and of the pools."""
         x, *maxima = ctx.saved_tensors
         if needs_differentiable_backward(dy, contributions, *dpools):
             (dx,) = differentiate(_plain_pools, (x,), dpools) if dpools else (None,)
@@ -164,6 +166,7 @@ class PoolChannels(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, placeholder: Tensor, s: Tensor | None, context: BackwardContext) -> Any:
+        """Return the average and the maximum over channels of x * s, and save the maxima in `context`."""
         maps = _empty_maps(x)
         products = None if s is None else _scratch(x)
         for samples in _parts(x):
@@ -207,6 +210,7 @@ class Multiply(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, placeholder: Tensor, s: Tensor | None, t: Tensor | None) -> Any:
+        """Return x * s * t. The gradient of `placeholder` carries dy to `PoolSpace.backward`."""
         ctx.save_for_backward(x, s, t)
         if s is None or t is None:
             return _plain(x, s, t)
@@ -217,6 +221,7 @@ class Multiply(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
+        """Return dy as the gradient of the placeholder, and the gradients of s and t."""
         x, s, t = ctx.saved_tensors
         if needs_differentiable_backward(dy):
             dx, ds, dt = differentiate(lambda x, s, t: [_plain(x, s, t)], (x, s, t), [dy])

@@ -146,11 +146,13 @@ class Conv(keras.layers.Layer):
         self.mode = mode
 
     def build(self, input_shape: Any) -> None:
+        """Create the kernel and the bias."""
         weight, bias = self.descriptions
         self.weight = self.add_weight(name="weight", shape=weight.shape, initializer=initialize(weight))
         self.bias = bias and self.add_weight(name="bias", shape=bias.shape, initializer=initialize(bias))
 
     def call(self, x: Any) -> Any:
+        """Return the convolution of x (N, *S, I)."""
         shape = self.descriptions[0].shape
         if len(shape) > 1:
             kernel = ops.transpose(self.weight, (*range(2, len(shape)), 1, 0))
@@ -182,6 +184,7 @@ class Identity(keras.layers.Identity):
     """keras.layers.Identity with the arguments of `BatchNorm`, for blocks without norm."""
 
     def call(self, x: Any, training: bool | None = None) -> Any:
+        """Return x."""
         return x
 
 
@@ -197,6 +200,7 @@ class BatchNorm(keras.layers.Layer):
         self.gamma_initializer = keras.initializers.get(gamma_initializer)
 
     def build(self, input_shape: Any) -> None:
+        """Create the weights and the running statistics."""
         shape = (input_shape[-1],)
         self.weight = self.add_weight(name="weight", shape=shape, initializer=self.gamma_initializer, autocast=False)
         self.bias = self.add_weight(name="bias", shape=shape, initializer="zeros", autocast=False)
@@ -204,6 +208,7 @@ class BatchNorm(keras.layers.Layer):
         self.var = self.add_weight(name="var", shape=shape, initializer="ones", trainable=False, autocast=False)
 
     def call(self, x: Any, training: bool | None = None) -> Any:
+        """Return the norm of x (N, *S, C); in training, update the running statistics."""
         z = ops.cast(x, wide(x.dtype))
         weight, bias, center, var = (ops.cast(v, z.dtype) for v in (self.weight, self.bias, self.mean, self.var))
         if training and self.trainable:   # a frozen norm uses running statistics, as in Keras
@@ -234,6 +239,7 @@ class BatchNorm(keras.layers.Layer):
         return n / ops.maximum(n - 1, 1)   # n = 1 has no variance to scale
 
     def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
         return super().get_config() | {"gamma_initializer": keras.initializers.serialize(self.gamma_initializer)}
 
 

@@ -103,6 +103,7 @@ class InstanceNorm(nn.Module):
     """Instance norm without weights, which accepts a single pixel: (N, C, *S) -> (N, C, *S)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of x."""
         return torch.instance_norm(x, None, None, None, None, True, 0.0, EPSILON, torch.backends.cudnn.enabled)
 
 
@@ -222,6 +223,7 @@ class _Repeating:
     repeat: tuple[int, ...]
 
     def forward(self: Any, x: Tensor) -> Tensor:
+        """Return the convolution of x after upsampling."""
         if not is_plain(x) or x.device.type != "cpu" or x.dtype not in EXACT or x.numel() // x.shape[1] < FEW:
             return super().forward(repeat(x, self.repeat))   # type: ignore[misc]
         transpose = CONV_TRANSPOSE[len(self.repeat)]

@@ -244,10 +244,10 @@ def label(scores: Array, threshold: float = 0.5) -> NDArray[Any]:
     dtype = np.uint8 if len(scores) <= 256 else np.uint16
     if len(scores) == 1:
         return np.asarray(scores[0] >= threshold, dtype)
-    highest, classes = scores[0].copy(), np.zeros(scores.shape[1:], dtype)
+    highest_scores, classes = scores[0].copy(), np.zeros(scores.shape[1:], dtype)
     for k in range(1, len(scores)):   # argmax(0) would copy all scores and return int64
-        classes[scores[k] > highest] = k
-        np.maximum(highest, scores[k], out=highest)
+        classes[scores[k] > highest_scores] = k
+        np.maximum(highest_scores, scores[k], out=highest_scores)
     return classes
 
 

@@ -139,11 +139,11 @@ class Output:
     def _tidy_record(self) -> None:
         """Do what `finish` does; the caller has locked the record. Files that other processes added stay in it."""
         self._read()
-        missing = {name for name in self._earlier | self._added if not (self.folder / name).is_file()}
-        ambiguous = {name for name in self._added - missing if len(self.digests[name]) > 1}
-        if ambiguous or missing & self.digests.keys():
-            self.digests = {name: digests for name, digests in self.digests.items() if name not in missing}
-            for name in ambiguous:
+        missing_names = {name for name in self._earlier | self._added if not (self.folder / name).is_file()}
+        names_with_several_digests = {name for name in self._added - missing_names if len(self.digests[name]) > 1}
+        if names_with_several_digests or missing_names & self.digests.keys():
+            self.digests = {name: digests for name, digests in self.digests.items() if name not in missing_names}
+            for name in names_with_several_digests:
                 self.digests[name] &= {digest_of(self.folder / name)}
             self._write_record()
 

@@ -135,13 +135,13 @@ def within(
     Raises:
         AssertionError: the ratio is larger than 1.
     """
-    worst = float(np.abs(error).max(initial=0.0))
-    if worst > allowed:
+    largest_error = float(np.abs(error).max(initial=0.0))
+    if largest_error > allowed:
         allowed = max(allowed, allowed_by_more_draws())
-    if worst > allowed and (rounding := allowed_by_rounding()) >= ROUNDING_FACTOR * allowed:
+    if largest_error > allowed and (rounding := allowed_by_rounding()) >= ROUNDING_FACTOR * allowed:
         allowed = rounding
-    ratio = worst / allowed if allowed else (0.0 if worst == 0 else np.inf)
-    ensure(ratio <= 1, f"{name} is off by {worst:.3g}, allowed {float(allowed):.3g}")
+    ratio = largest_error / allowed if allowed else (0.0 if largest_error == 0 else np.inf)
+    ensure(ratio <= 1, f"{name} is off by {largest_error:.3g}, allowed {float(allowed):.3g}")
     return float(ratio)
 
 

@@ -100,17 +100,17 @@ def derivative(
     """
     x, w, c = case.inputs(), case.weights(), case.cotangent()
     direction = random_direction(case, key, stream)
-    exact = _slope(_loss_terms(case, c, training), x, w, key, direction)
-    if exact is None:
+    exact_slope = _slope(_loss_terms(case, c, training), x, w, key, direction)
+    if exact_slope is None:
         return None
-    slope, error, size = exact
+    slope, error, size = exact_slope
     rng, change = case.rng(4), 0.0
     for _ in range(draws):
         x2, (c2,) = _perturbed(x, rng, SLOPE_PERTURBATION), _perturbed([c], rng, SLOPE_PERTURBATION)
         w2 = dict(zip(w, _perturbed(list(w.values()), rng, SLOPE_PERTURBATION), strict=True))
-        perturbed = _slope(_loss_terms(case, c2, training), x2, w2, key, direction)
-        if perturbed is not None:
-            change = max(change, abs(perturbed[0] - slope) / SLOPE_PERTURBATION)
+        perturbed_slope = _slope(_loss_terms(case, c2, training), x2, w2, key, direction)
+        if perturbed_slope is not None:
+            change = max(change, abs(perturbed_slope[0] - slope) / SLOPE_PERTURBATION)
     return slope, error, change + size
 
 
@@ -196,8 +196,9 @@ def _slope(
 
     h, center = 2.0**-16, terms(0.0)
     plus, minus, plus_half, minus_half = (float((terms(step) - center).sum()) for step in (h, -h, h / 2, -h / 2))
-    coarse_slope, fine_slope, size = (plus - minus) / (2 * h), (plus_half - minus_half) / h, float(np.abs(center).sum())
+    coarse_slope, fine_slope = (plus - minus) / (2 * h), (plus_half - minus_half) / h
     curvature, curvature_half = (plus + minus) / h, 2 * (plus_half + minus_half) / h   # second differences / h
+    size = float(np.abs(center).sum())
     limit = 1e-3 * max(abs(curvature), abs(fine_slope) * 1e-3, size * 1e-6)
     if abs(curvature - 2 * curvature_half) > limit:   # curvatures are proportional to h if the loss is smooth
         return None

@@ -29,9 +29,9 @@ class Best:
 
     def text(self) -> str:
         """Return a text that says which network the file holds and how to open it."""
-        since = "" if self.since == 1 else f" from epoch {self.since} on"
+        since_text = "" if self.since == 1 else f" from epoch {self.since} on"
         usage = "either framework opens it: attzoo.load(file, backend=...)"
-        return f"the network of epoch {self.epoch}, the best{since}; {usage}"
+        return f"the network of epoch {self.epoch}, the best{since_text}; {usage}"
 
 
 def digest_or_none(path: Path) -> str | None:

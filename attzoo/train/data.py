@@ -132,10 +132,10 @@ class Folder:
         path = self.pairs[index][1]
         mask = read_mask(path, self.labels)
         limit = IGNORE if self.classes is None else self.classes
-        if (wrong := (mask >= limit) & (mask != IGNORE)).any():
-            got = f"in {path}, got {mask[wrong][0]}"
-            larger = "set a larger --classes, or " if mask[wrong].max() < IGNORE else ""
-            fix = "" if self.labels else f": {larger}list the value of each class by --labels"
+        if (is_wrong := (mask >= limit) & (mask != IGNORE)).any():
+            got = f"in {path}, got {mask[is_wrong][0]}"
+            larger_fix = "set a larger --classes, or " if mask[is_wrong].max() < IGNORE else ""
+            fix = "" if self.labels else f": {larger_fix}list the value of each class by --labels"
             raise ValueError(f"expected class indices from 0 to {limit - 1}, or {IGNORE} to ignore, {got}{fix}")
         return mask
 

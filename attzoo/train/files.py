@@ -103,8 +103,8 @@ def _match_unicode(images: Mapping[str, Path], masks: Mapping[str, Path]) -> dic
     macOS writes é as two characters, e and an accent; other systems write one character. Masks without an
     image keep their names.
     """
-    spelling = {to_nfc(name): name for name in images if name not in masks}
-    return {name if name in images else spelling.get(to_nfc(name), name): path for name, path in masks.items()}
+    image_names = {to_nfc(name): name for name in images if name not in masks}
+    return {name if name in images else image_names.get(to_nfc(name), name): path for name, path in masks.items()}
 
 
 def to_nfc(name: str) -> str:
@@ -121,7 +121,7 @@ def paths_by_name(folder: Path) -> dict[str, Path]:
         ValueError: there is no such file, two files have one name, the folder has subfolders, or it does not exist.
     """
     if not folder.is_dir():
-        raise ValueError(f"expected a folder {folder}, got no folder")
+        raise ValueError(f"expected a folder {folder}, got no folder: create it, or set another --data")
     paths: dict[str, Path] = {}
     for path in sorted(folder.iterdir(), key=lambda path: (to_nfc(path.name), path.name)):
         if path.name.startswith("."):

@@ -99,8 +99,8 @@ def levels(net: UNet) -> list[Level]:
 
 def gating(net: UNet) -> Unit | None:
     """Return the convolution that makes the gating signal of grid gates from the deepest level, or None."""
-    deepest = net.channels[-1]
-    return _pointwise(net, deepest, deepest) if net.gating == "grid" else None
+    deepest_channels = net.channels[-1]
+    return _pointwise(net, deepest_channels, deepest_channels) if net.gating == "grid" else None
 
 
 def started(weights: Mapping[str, Weight], initializer: str) -> dict[str, Weight]:
@@ -154,16 +154,16 @@ def sizes(net: UNet, space: Sequence[int]) -> list[tuple[int, ...]]:
 def weights(net: UNet) -> dict[str, Weight]:
     """Return every array of a network by canonical name, with the initialization of single units and blocks."""
     arrays: dict[str, Weight] = {}
-    table = net.levels
-    for i, level in enumerate(table):
+    levels = net.levels
+    for i, level in enumerate(levels):
         arrays |= _units(f"encoder.{i}", level.encoder) | _inner(f"encoder.{i}.block", level.block)
     if unit := net.gating_unit:
         arrays |= _units("gating", (unit,))
-    for i, level in reversed(list(enumerate(table[:-1]))):
+    for i, level in reversed(list(enumerate(levels[:-1]))):
         arrays |= _units(f"up.{i}", level.up) | _inner(f"skip.{i}", level.gate)
         arrays |= _units(f"combine.{i}", (level.combine,) if level.combine else ())
         arrays |= _units(f"decoder.{i}", level.decoder) | _inner(f"decoder.{i}.block", level.block)
-    classes, supervised = net.out_channels, [i for i, level in enumerate(table) if level.supervised]
+    classes, supervised = net.out_channels, [i for i, level in enumerate(levels) if level.supervised]
     for i in supervised:
         arrays |= fan_in_uniform(f"supervision.{i}", (classes, net.channels[i]), bias=True)
     seen = classes * len(supervised) or net.channels[0]

@@ -182,9 +182,11 @@ class Units(nn.Module):
                 self.add_module(f"activation{unit.part}", nn.PReLU(**factory_options))
 
     def extra_repr(self) -> str:
+        """Return the name, activation and dropout of each unit as text."""
         return "; ".join(f"{unit.conv}: {unit.activation}, dropout={unit.dropout}" for unit in self.units)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output for x (N, I, *S): (N, O, *T)."""
         for unit in self.units:
             makers = [conv := getattr(self, unit.conv)]
             x = conv(x)

@@ -12,9 +12,9 @@ def paper_gates(net: UNet) -> list[dict[str, Any]]:
     """The paper's gates: as many inner channels as the skip, coefficients at the size of g, an output transform."""
     if net.skip != "attention_gate":
         return []
-    paper = {"skip_bias": False, "output_transform": True}
+    paper_options = {"skip_bias": False, "output_transform": True}
     pairs = zip(net.channels, net.steps, strict=False)
-    return gated(net, [paper | {"inter_channels": c, "stride": list(step)} for c, step in pairs])
+    return gated(net, [paper_options | {"inter_channels": c, "stride": list(step)} for c, step in pairs])
 
 
 def quarter_width_gates(net: UNet) -> list[dict[str, Any]]:
@@ -26,8 +26,8 @@ def quarter_width_gates(net: UNet) -> list[dict[str, Any]]:
 
 def gated(net: UNet, options: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the options of every level, with {} for levels whose skip has no gate."""
-    without_gate = len(options) - net.gates
-    return [{}] * without_gate + options[without_gate:]
+    levels_without_gate = len(options) - net.gates
+    return [{}] * levels_without_gate + options[levels_without_gate:]
 
 
 def all_but_finest(net: UNet) -> int:

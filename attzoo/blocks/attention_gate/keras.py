@@ -39,6 +39,7 @@ class AttentionGate(Block):
         self.output_norm = self.batch_norm("output_norm")
 
     def build(self, x_shape: Any, g_shape: Any = None) -> None:
+        """Create the variables of the layers."""
         c, f, unknown = self.spec.channels, self.spec.width, (None,) * (self.spec.spatial_dims + 1)
         self.skip.build((*unknown, c))
         self.gating.build((*unknown, self.spec.gating_channels))

@@ -67,5 +67,6 @@ class AttentionGate(Block):
 
     @staticmethod
     def triton_form() -> Any:
+        """Return the module of the fused kernels."""
         from . import triton
         return triton

@@ -37,6 +37,7 @@ class CBAM(Block):
         self.spatial = SpatialAttention(channels, kernel_size, norm, spatial_dims, name="spatial", **options)
 
     def build(self, input_shape: Any) -> None:
+        """Create the variables of the layers."""
         self.channel.build(input_shape)
         self.spatial.build(input_shape)
 

@@ -55,5 +55,6 @@ class CBAM(Block):
 
     @staticmethod
     def triton_form() -> Any:
+        """Return the module of the fused kernels."""
         from . import triton
         return triton

@@ -52,5 +52,6 @@ class ChannelAttention(Block):
 
     @staticmethod
     def triton_form() -> Any:
+        """Return the module of the fused kernels."""
         from . import triton
         return triton

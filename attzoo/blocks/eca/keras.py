@@ -28,6 +28,7 @@ class ECA(Block):
         self.conv = self.conv_same("conv", padding)
 
     def build(self, input_shape: Any) -> None:
+        """Create the variables of the layers."""
         self.conv.build(None)
 
     def attention(self, x: Any, training: bool | None = None) -> Any:

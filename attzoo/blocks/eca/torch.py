@@ -42,5 +42,6 @@ class ECA(Block):
 
     @staticmethod
     def triton_form() -> Any:
+        """Return the module of the fused kernels."""
         from . import triton
         return triton

@@ -29,6 +29,7 @@ class SE(Block):
         self.excite = self.linear("excite")
 
     def build(self, input_shape: Any) -> None:
+        """Create the variables of the layers."""
         self.squeeze.build((None, self.spec.channels))
         self.excite.build((None, self.spec.width))
 

@@ -23,6 +23,7 @@ class SpatialAttention(Block):
         self.norm = self.batch_norm("norm")
 
     def build(self, input_shape: Any) -> None:
+        """Create the variables of the layers."""
         self.conv.build(None)
         self.norm.build((None, 1))
 

@@ -48,5 +48,6 @@ class SpatialAttention(Block):
 
     @staticmethod
     def triton_form() -> Any:
+        """Return the module of the fused kernels."""
         from . import triton
         return triton

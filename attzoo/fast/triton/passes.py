@@ -383,7 +383,8 @@ def to_input(
         x: (N, C, *S).
         dy: gradient of x * s * t, in the memory layout of x.
         dx: tensor to write.
-        saved: s (N, C), and as its third such array the maxima over space if `top`; None without s. See perceptron.py.
+        saved: the saved tensor of perceptron.py: s, the averages and, if `top`, the maxima over space, (N, C) each;
+            None without s.
         pool_grads: (N, C) each, gradients of the average over space, divided by S, and of the maximum, divided by the
             number of ties.
         top: whether s depends on maxima.
