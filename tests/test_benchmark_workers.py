@@ -201,7 +201,7 @@ def test_closing_ends_the_process(fake_worker):
 
 
 @pytest.mark.parametrize(
-    ("key", "why"), [("dies", "torch ended with 3: out of memory"), ("hangs", "torch took more than 2 s")]
+    ("key", "why"), [("dies", "got none: it ended with 3: out of memory"), ("hangs", "got none: it took more than 2 s")]
 )
 def test_a_process_that_dies_or_hangs_raises_failed_and_is_replaced(fake_worker, key, why):
     pid = fake_worker.process.pid
@@ -217,7 +217,7 @@ def test_a_process_that_dies_or_hangs_raises_failed_and_is_replaced(fake_worker,
 
 def test_a_killed_process_raises_failed(fake_worker):
     os.kill(fake_worker.process.pid, signal.SIGKILL)
-    with pytest.raises(Failed, match="torch was ended by SIGKILL"):
+    with pytest.raises(Failed, match="torch, got none: it was ended by SIGKILL"):
         fake_worker.time("fine", 1)
 
 

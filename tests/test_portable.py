@@ -567,7 +567,7 @@ INVALID_FILES = {   # number of the case or None, function from header and data 
     "dtype of a list": (100, entry(dtype=["F32"]), r"of a dtype in \['F16', 'F32', 'F64'\], got"),
     "other dtype": (100, entry(dtype="F64"), OFFSETS),
     "shape of 2^62": (101, entry(shape=[2**62]), OFFSETS),
-    "a terabyte": (101, astronomical, "expected [0-9]{13,} bytes, got [0-9]{3,4}$"),
+    "a terabyte": (101, astronomical, "expected [0-9]{13,} bytes, got [0-9]{3,4};"),
     "negative shape": (102, entry(shape=[-32]), OFFSETS),
     "not UTF-8": (103, lambda h, d: packed(b'{"\xff\xfe": 1}', d), "can't decode byte 0xff"),
     "UTF-16": (103, lambda h, d: packed(json.dumps(h).encode("utf-16"), d), "can't decode byte 0xff"),

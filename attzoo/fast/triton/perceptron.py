@@ -235,8 +235,8 @@ def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
     if is_small(C, R):
         tensors = x, parts, counters(x, N), saved, layers.w1, layers.b1, layers.w2, layers.b2
         args = *tensors, N, C, S, R, tiling.parts, tiling.steps, 1 / S
-        options = {"HARD_SIGMOID": hard, "TOP": top, **tiling.options, **_small_tile(R)}
-        launch(pool_excite_kernel, tiling.programs, *args, **options)
+        tile = {**tiling.options, **_small_tile(R)}
+        launch(pool_excite_kernel, tiling.programs, *args, HARD_SIGMOID=hard, TOP=top, **tile)
         return
     pool_args = x, parts, N, C, S, tiling.parts, tiling.steps
     launch(passes.pool_kernel, tiling.programs, *pool_args, TOP=top, **tiling.options)
@@ -421,8 +421,8 @@ def backward(
     if is_small(C, R):
         tensors = x, dy, t, maps, dmaps, parts, counters(x, N), saved, grads, layers.w1, layers.w2
         args = *tensors, N, C, S, R, tiling.parts, tiling.steps, 1 / S
-        options = {"HARD_SIGMOID": hard, "TOP": top, **tiling.options, **_small_tile(R)}
-        launch(channels_unexcite_kernel, tiling.programs, *args, **options)
+        tile = {**tiling.options, **_small_tile(R)}
+        launch(channels_unexcite_kernel, tiling.programs, *args, HARD_SIGMOID=hard, TOP=top, **tile)
     else:
         portion_args = x, dy, saved, t, maps, dmaps, parts, N, C, S, tiling.parts, tiling.steps
         launch(passes.channels_kernel, tiling.programs, *portion_args, TOP=top, **tiling.options)
