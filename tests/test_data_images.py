@@ -268,6 +268,24 @@ def test_tiff_gives_its_samples(name, tmp_path):
     assert read_shape(tmp_path / "a.tif") == expected.shape
 
 
+OME = (   # of a stack of two images, each in a file of its own
+    '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{0}"><Image ID="Image:0"><Pixels '
+    'ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="5" SizeY="6" SizeZ="2" SizeC="1" SizeT="1">'
+    '<TiffData FirstZ="0" PlaneCount="1"><UUID FileName="z0.ome.tif">urn:uuid:0</UUID></TiffData>'
+    '<TiffData FirstZ="1" PlaneCount="1"><UUID FileName="z1.ome.tif">urn:uuid:1</UUID></TiffData>'
+    "</Pixels></Image></OME>"
+)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_ome_tiff_with_one_image_of_a_stack_in_several_files_gives_its_samples(count, tmp_path):
+    arrays = [below(2**16) for _ in range(count)]
+    for i, array in enumerate(arrays):
+        tifffile.imwrite(tmp_path / f"z{i}.ome.tif", array, description=OME.format(i), metadata=None)
+    for i, array in enumerate(arrays):
+        np.testing.assert_array_equal(read_image(tmp_path / f"z{i}.ome.tif"), array[None])
+
+
 @pytest.mark.parametrize(("name", "largest"), [
     ("int16", 32767), ("int8", 127), ("12 bits", 4095), ("4 bits", 15), ("uint32", 2**32 - 1),
     ("16-bit planar RGB", 65535), ("float16", 1),
