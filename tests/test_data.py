@@ -144,6 +144,25 @@ def test_images_whose_numbers_come_out_on_different_scales_are_refused(normalise
                 Folder(pairs, Preparation(normalise=normalise))
 
 
+@pytest.mark.parametrize(("normalise", "bits", "is_refused"), [
+    ("none", 2, True), ("none", 4, True), ("none", 6, False), ("none", 8, False), ("unit", 4, False),
+    ("zscore", 4, False),
+])   # fmt: skip
+def test_images_of_few_bits_are_refused_if_they_are_not_normalised(normalise, bits, is_refused, tmp_path):
+    """The same picture, with greys that are multiples of 85, has other integers with 2, 4 and 8 bits."""
+    greys, mask = BYTES[..., 0] // 64, write_array(tmp_path / "a.png", BYTES[..., 0] // 128)
+    tifffile.imwrite(image := tmp_path / "a.tif", greys * ((2**bits - 1) // 3), bitspersample=bits)
+    if is_refused:
+        fix = "save the image with 8 bits, or set --normalise unit"
+        with pytest.raises(ValueError, match=rf"a.tif: expected .* got integers up to {2**bits - 1}, .*: {fix}"):
+            Folder([(image, mask)], Preparation(normalise=normalise))
+    else:
+        got, _ = Folder([(image, mask)], Preparation(normalise=normalise))[0, 0]
+        expected = {"unit": greys / 3, "none": greys * ((2**bits - 1) // 3)}
+        if normalise in expected:
+            np.testing.assert_allclose(got[0], expected[normalise], rtol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(3, 6, 5), (6, 5, 3)])
 def test_an_array_of_channels_is_no_picture(shape, tmp_path):
     image = write_array(tmp_path / "a.npy", np.zeros(shape, np.uint8))

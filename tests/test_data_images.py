@@ -541,7 +541,7 @@ def nifti_of_size(*size):
 NOISE = RANDOM.integers(0, 256, (64, 64), dtype=np.uint8)
 BROKEN = {
     **dict.fromkeys(("empty.png", "empty.npy", "empty.nii", "empty.nii.gz"), b""),
-    **dict.fromkeys(("lfs.png", "lfs.npy", "lfs.nii.gz"), b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"),
+    **dict.fromkeys(("lfs.png", "lfs.npy", "lfs.nii.gz"), b"version https://git-lfs.github.com/spec/v1\noid sha256:1"),
     "annex.nii.gz": b"/annex/objects/MD5E-s10--0.nii.gz\n",
     "head.pgm": b"P5",
     "words.pgm": b"P5 a b c\n",
@@ -596,7 +596,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 @pytest.mark.parametrize(("name", "message"), [
     ("text.png", "expected PNG, TIFF, JPEG, BMP, GIF, WebP, PNM, JPEG 2000, or a volume as .* got another format"),
     ("scan.dcm", r"got DICOM: convert the series to \.nii\.gz"),
-    *((f"empty.{ending}", "got an empty file: copy or download it again") for ending in ("png", "npy", "nii", "nii.gz")),
+    *((f"empty.{ending}", "got an empty file: copy or download it again")
+      for ending in ("png", "npy", "nii", "nii.gz")),
     *((f"lfs.{ending}", "got a pointer of Git LFS: run git lfs pull") for ending in ("png", "npy", "nii.gz")),
     ("annex.nii.gz", "got a pointer of git-annex: run git annex get"),
     *((f"{name}.npy", "expected a whole .npy file of real numbers, got .*; save the array again by numpy.save")

@@ -316,6 +316,15 @@ def test_an_image_on_another_scale_than_in_training_raises(
         assert command(network, tmp_path / "a.tif", tmp_path / "out")
 
 
+@pytest.mark.parametrize("command", [predict_files, maps_file])
+def test_an_image_of_few_bits_raises_if_it_is_not_normalised(files, tmp_path, command):
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((8, 8, 3), np.uint8), bitspersample=4, photometric="rgb")
+    message = r"a.tif: expected an image of 8 bits or more for --normalise none, got integers up to 15"
+    with pytest.raises(ValueError, match=message):
+        command(open_network(files / "colour.safetensors", normalise="none"), tmp_path / "a.tif", tmp_path / "out")
+    assert command(open_network(files / "colour.safetensors", normalise="unit"), tmp_path / "a.tif", tmp_path / "out")
+
+
 @pytest.mark.timeout(60)   # opening a pipe blocks
 def test_settings_that_are_a_pipe_raise(files, tmp_path):
     path = tmp_path / "best.safetensors"

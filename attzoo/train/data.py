@@ -100,6 +100,9 @@ class Folder:
         self.seed = contract.integer("seed", seed, 0)
         sources, self.geometries = describe_pairs(self.pairs)
         images = [(image, source.image_dtype) for (image, _), source in zip(self.pairs, sources, strict=True)]
+        for (image, _), source in zip(self.pairs, sources, strict=True):
+            with adding_path(image):
+                self.preparation.check_bits(source)
         check_scales(self.preparation, images)
         self.shapes = [source.image_shape for source in sources]
         self.first_image = images[0]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .. import contract
 from ..contract import Array
-from ..data import package, read_image
+from ..data import FileInfo, package, read_image
 from ..data.reading import check_range
 
 NORMALISATIONS: Final = ("zscore", "unit", "none")
@@ -55,6 +55,16 @@ class Preparation:
         if self.normalise == "zscore":
             return "any"
         return "floats" if dtype.kind == "f" else "integers" if self.normalise == "unit" else dtype.name
+
+    def check_bits(self, image: FileInfo) -> None:
+        """Raise ValueError for an image of 2 or 4 bits, if `normalise` is "none". Only check.
+
+        Programs may save a picture with fewer bits, which multiplies its integers by another factor.
+        """
+        if self.normalise == "none" and image.has_few_bits:
+            got = f"integers up to {image.largest}, which stand for greys up to 255"
+            fix = "save the image with 8 bits, or set --normalise unit"
+            raise ValueError(f"expected an image of 8 bits or more for --normalise none, got {got}: {fix}")
 
     def read(self, path: Path) -> NDArray[Any]:
         """Return the image (C, *S) in a file: the stored numbers, or for "unit" those divided by their maximum."""
