@@ -325,3 +325,12 @@ def test_other_arguments_are_refused(tmp_path):
         Folder(pairs, flip=0.5)
     with pytest.raises(ValueError, match="size must be 3 numbers, one for each spatial axis, got"):
         Preparation((4, 4))(VOLUME[None, ..., 0])
+
+
+def test_a_folder_takes_paths_as_text_and_refuses_other_arguments_by_name(tmp_path):
+    image, mask = (str(write_array(tmp_path / name, BYTES[..., 0] // 128)) for name in ("a.png", "b.png"))
+    assert Folder([(image, mask)])[0, 0][0].shape == (1, 6, 5)
+    with pytest.raises(TypeError, match=r"pairs of the paths .*, got a path, .*: attzoo.train.files.find returns"):
+        Folder(str(tmp_path))
+    with pytest.raises(TypeError, match=r"labels must be attzoo.data.Labels, such as .*, got \(0, 1\)"):
+        Folder([(image, mask)], labels=(0, 1))
