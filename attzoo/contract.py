@@ -9,7 +9,7 @@ import operator
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from importlib import import_module
@@ -347,6 +347,13 @@ def integer(name: str, value: Any, minimum: int = 1) -> int:
     if number < minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {short_repr(number)}")
     return number
+
+
+def integers(name: str, values: Any) -> tuple[int, ...]:
+    """Return integers >= 1 as a tuple of int. Raise TypeError for a value that is no sequence; errors of `integer`."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of integers, got {short_repr(values)}")
+    return tuple(integer(name, value) for value in values)
 
 
 def odd(name: str, value: Any) -> int:

@@ -58,7 +58,7 @@ def atomic_write(path: Path, tidy: bool = True) -> Iterator[Path]:
         if temporary:
             with suppress(OSError):
                 temporary.unlink()
-        if isinstance(err, OSError) and err.errno and err.filename in (None, str(temporary)):   # such as a full disk
+        if isinstance(err, OSError) and err.errno and _is_temporary(err.filename):   # such as a full disk
             raise OSError(err.errno, err.strerror, str(path)) from err
         raise
 
@@ -115,14 +115,15 @@ def locked(folder: Path, name: str = LOCK) -> Iterator[bool]:
     """Lock a folder for the `with` block by the file `name` in it, and yield whether this succeeded.
 
     Yield False if another process or thread holds the lock. The lock is a file, which is removed at the end. If a
-    process is killed, its lock is released. Raise OSError if the path of that file is not a regular file.
+    process is killed, its lock is released. Raise OSError if the path of that file is not a regular file, or, naming
+    the folder, if the file cannot be created.
     """
     path = folder / name
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(mode := path.lstat().st_mode):   # opening a pipe would block
             raise _not_regular(path, mode)
     while True:
-        with open(path, "ab", opener=_open_no_follow) as file:
+        with _open_lock(path) as file:
             is_free = _lock(file, wait=False) is not False
             if is_free and not _is_at(path, file):   # another process has removed it in between
                 continue
@@ -158,6 +159,19 @@ def in_memory(ending: str) -> Iterator[Path]:
             yield path
         finally:
             os.close(memory)
+
+
+def _open_lock(path: Path) -> BinaryIO:
+    """Open a lock file, created if needed. Raise OSError that names its folder, such as a read-only one."""
+    try:
+        return open(path, "ab", opener=_open_no_follow)
+    except OSError as err:
+        raise OSError(err.errno, err.strerror, str(path.parent)) from err
+
+
+def _is_temporary(name: str | None) -> bool:
+    """Whether an error with this file name, or with none, is about a temporary file of `atomic_write`."""
+    return name is None or TEMPORARY.fullmatch(Path(name).name) is not None
 
 
 def _locked_temporary(path: Path) -> tuple[Path, BinaryIO]:

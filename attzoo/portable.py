@@ -141,11 +141,11 @@ def save(block: Any, path: str | os.PathLike[str]) -> None:
         fix = "save to .safetensors, from which `attzoo convert` makes .pt and .keras"
         raise ValueError(f"expected a name that ends in .safetensors, got {path}: {fix}")
     data = content(block)
-    _check_replaceable(path)
+    check_replaceable(path)
     write(path, data)
 
 
-def _check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path) -> None:
     """Raise FileExistsError if `path` is a file that is not empty and that `save` did not write."""
     if path.is_symlink() or not path.is_file():   # a link is replaced, its target is not changed
         return

@@ -119,3 +119,9 @@ def test_every_block_passes_the_contracts_of_its_framework(name, backend):
     for contract in testing.contracts(backend):
         if contract not in testing.CONTRACTS and contract.__name__ not in ("export", "onnx", "exported_model"):
             assert 0 <= contract(draw(name, plainest), backend) <= 1
+
+
+def test_a_third_party_block_without_values_to_check_is_refused(monkeypatch):
+    monkeypatch.delattr("attzoo.blocks.se.spec.CHOICES")
+    with pytest.raises(ValueError, match=r"expected CHOICES in attzoo\.blocks\.se\.spec, .* docs/adding-a-block\.md"):
+        testing.check_block("se", "torch")

@@ -10,6 +10,7 @@ from unittest.mock import call, create_autospec
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from typer.testing import CliRunner
 
@@ -200,6 +201,11 @@ def test_check_skips_a_backend_that_a_block_does_not_have(checked, monkeypatch):
     run("check", "eca", "--backend", "keras", code=1)
 
 
+def test_check_refuses_a_network():
+    message = error_of("check", "unet", "--backend", "torch")
+    assert message == "attzoo: expected a block, got the network unet: check its blocks, such as attention_gate"
+
+
 def test_check_without_any_block_fails(checked, monkeypatch):
     monkeypatch.setattr(cli.blocks, "_installed", list)
     assert "no block was checked" in run("check", code=1).stderr
@@ -343,6 +349,16 @@ def test_convert_refuses_targets_that_it_cannot_write(saved, tmp_path):
     assert "expected a file or no file" in error_of("convert", str(path), str(tmp_path / "folder.pt"))
     absent = absent.with_suffix(".safetensors")
     assert error_of("convert", str(absent), "gate.pt") == f"attzoo: {absent}: No such file or directory"
+
+
+def test_convert_does_not_replace_a_safetensors_file_of_another_program(saved, tmp_path):
+    _, path, _ = saved
+    safetensors.numpy.save_file({"weight": np.ones(3)}, other := tmp_path / "model.safetensors")
+    content = other.read_bytes()
+    assert f"expected nothing or a file of attzoo.save at {other}, got another file" in error_of(
+        "convert", str(path), str(other)
+    )
+    assert other.read_bytes() == content
 
 
 def test_failed_convert_leaves_the_old_file_unchanged(saved, monkeypatch):

@@ -144,6 +144,25 @@ def test_images_of_different_scales_are_refused(normalise, same_scale_dtypes, tm
                 Folder(pairs, Preparation(normalise=normalise))
 
 
+@pytest.mark.parametrize(("normalise", "bits", "is_refused"), [
+    ("none", 2, True), ("none", 4, True), ("none", 6, False), ("none", 8, False), ("unit", 4, False),
+    ("zscore", 4, False),
+])   # fmt: skip
+def test_images_of_few_bits_are_refused_if_they_are_not_normalised(normalise, bits, is_refused, tmp_path):
+    """The same picture, with greys that are multiples of 85, has other integers with 2, 4 and 8 bits."""
+    greys, mask = BYTES[..., 0] // 64, write_array(tmp_path / "a.png", BYTES[..., 0] // 128)
+    tifffile.imwrite(image := tmp_path / "a.tif", greys * ((2**bits - 1) // 3), bitspersample=bits)
+    if is_refused:
+        fix = "save the image with 8 bits, or set --normalise unit"
+        with pytest.raises(ValueError, match=rf"a.tif: expected .* got integers up to {2**bits - 1}, .*: {fix}"):
+            Folder([(image, mask)], Preparation(normalise=normalise))
+    else:
+        got, _ = Folder([(image, mask)], Preparation(normalise=normalise))[0, 0]
+        expected = {"unit": greys / 3, "none": greys * ((2**bits - 1) // 3)}
+        if normalise in expected:
+            np.testing.assert_allclose(got[0], expected[normalise], rtol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(3, 6, 5), (6, 5, 3)])
 def test_an_array_with_channels_is_not_a_picture(shape, tmp_path):
     image = write_array(tmp_path / "a.npy", np.zeros(shape, np.uint8))
@@ -310,3 +329,12 @@ def test_other_arguments_are_refused(tmp_path):
         Folder(pairs, flip=0.5)
     with pytest.raises(ValueError, match="size must be 3 numbers, one for each spatial axis, got"):
         Preparation((4, 4))(VOLUME[None, ..., 0])
+
+
+def test_a_folder_takes_paths_as_text_and_refuses_other_arguments_by_name(tmp_path):
+    image, mask = (str(write_array(tmp_path / name, BYTES[..., 0] // 128)) for name in ("a.png", "b.png"))
+    assert Folder([(image, mask)])[0, 0][0].shape == (1, 6, 5)
+    with pytest.raises(TypeError, match=r"pairs of the paths .*, got a path, .*: attzoo.train.files.find returns"):
+        Folder(str(tmp_path))
+    with pytest.raises(TypeError, match=r"labels must be attzoo.data.Labels, such as .*, got \(0, 1\)"):
+        Folder([(image, mask)], labels=(0, 1))

@@ -280,6 +280,24 @@ def test_tiff_gives_its_samples(name, tmp_path):
     assert read_shape(tmp_path / "a.tif") == expected.shape
 
 
+OME = (   # of a stack of two images, each in a file of its own
+    '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{0}"><Image ID="Image:0"><Pixels '
+    'ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="5" SizeY="6" SizeZ="2" SizeC="1" SizeT="1">'
+    '<TiffData FirstZ="0" PlaneCount="1"><UUID FileName="z0.ome.tif">urn:uuid:0</UUID></TiffData>'
+    '<TiffData FirstZ="1" PlaneCount="1"><UUID FileName="z1.ome.tif">urn:uuid:1</UUID></TiffData>'
+    "</Pixels></Image></OME>"
+)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_ome_tiff_with_one_image_of_a_stack_in_several_files_gives_its_samples(count, tmp_path):
+    arrays = [below(2**16) for _ in range(count)]
+    for i, array in enumerate(arrays):
+        tifffile.imwrite(tmp_path / f"z{i}.ome.tif", array, description=OME.format(i), metadata=None)
+    for i, array in enumerate(arrays):
+        np.testing.assert_array_equal(read_image(tmp_path / f"z{i}.ome.tif"), array[None])
+
+
 @pytest.mark.parametrize(("name", "largest"), [
     ("int16", 32767), ("int8", 127), ("12 bits", 4095), ("4 bits", 15), ("uint32", 2**32 - 1),
     ("16-bit planar RGB", 65535), ("float16", 1),
@@ -536,7 +554,9 @@ def nifti_of_size(*size):
 
 NOISE = RANDOM.integers(0, 256, (64, 64), dtype=np.uint8)
 BROKEN = {
-    "empty.png": b"",
+    **dict.fromkeys(("empty.png", "empty.npy", "empty.nii", "empty.nii.gz"), b""),
+    **dict.fromkeys(("lfs.png", "lfs.npy", "lfs.nii.gz"), b"version https://git-lfs.github.com/spec/v1\noid sha256:1"),
+    "annex.nii.gz": b"/annex/objects/MD5E-s10--0.nii.gz\n",
     "head.pgm": b"P5",
     "words.pgm": b"P5 a b c\n",
     "head.bmp": b"BM",
@@ -590,6 +610,12 @@ def test_error_for_a_missing_file_names_it(tmp_path):
 @pytest.mark.parametrize(("name", "message"), [
     ("text.png", "expected PNG, TIFF, JPEG, BMP, GIF, WebP, PNM, JPEG 2000, or a volume as .* got another format"),
     ("scan.dcm", r"got DICOM: convert the series to \.nii\.gz"),
+    *((f"empty.{ending}", "got an empty file: copy or download it again")
+      for ending in ("png", "npy", "nii", "nii.gz")),
+    *((f"lfs.{ending}", "got a pointer of Git LFS: run git lfs pull") for ending in ("png", "npy", "nii.gz")),
+    ("annex.nii.gz", "got a pointer of git-annex: run git annex get"),
+    *((f"{name}.npy", "expected a whole .npy file of real numbers, got .*; save the array again by numpy.save")
+      for name in ("archive", "cut", "object")),
     ("stack.tif", "expected one picture, got 6 in one file; save each picture .*, or a volume as .npy or .nii.gz"),
     ("imagej.tif", "expected one picture, got 6"),
     ("lab.tif", "expected grey, RGB, CMYK or a palette, got photometric interpretation CIELAB"),

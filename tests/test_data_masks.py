@@ -284,12 +284,20 @@ def test_values_without_a_label_are_refused(array, labels, message, tmp_path):
     ((0, (1, 2, 3)), ValueError, "labels must be all integers or all colours"),
     (((0, 0), (1, 2)), ValueError, r"labels must be integers or colours of 3 numbers, got \(0, 0\)"),
     ((0, 1.5), TypeError, "labels must be an integer, got 1.5"),
+    *((given, TypeError, f"labels must be a sequence of integers or colours, got {given!r}") for given in (5, "0,255")),
     (((0, 0, 0), (0, 0, -1)), ValueError, "labels must be >= 0, got -1"),
     (((0, 0, 0), (0, 0, 65536)), ValueError, "labels must be colours of numbers from 0 to 65535"),
 ])   # fmt: skip
 def test_invalid_labels_are_refused(values, error, message):
     with pytest.raises(error, match=message):
         Labels(values)
+
+
+@pytest.mark.parametrize("labels", [(0, 255), "0,255"])
+def test_labels_of_another_type_are_refused_by_name(labels, tmp_path):
+    write_array(path := tmp_path / "a.png", BYTES[..., 0])
+    with pytest.raises(TypeError, match=r"^labels must be attzoo.data.Labels, such as Labels\(\(0, 255\)\), got"):
+        read_mask(path, labels)
 
 
 @pytest.mark.parametrize("text", ["255,0,0", "0,0,0", "0,128,255;", "1,2,3 ; "])

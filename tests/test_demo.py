@@ -220,7 +220,7 @@ def test_trained_blocks_load_in_the_other_framework(finished):
     block_files = [f"{name}.{stage}.safetensors" for name in ("attention_gate", "eca") for stage in stages]
     weights = [f"weights/{backend}/{file}" for backend in ("keras", "torch") for file in block_files]
     net_files = [f"weights/{backend}/{name}-unet.safetensors" for backend in MODULES for name in organs.NETS]
-    assert files == ["attention.png", "results.json", "unet.png", *sorted(weights + net_files)]
+    assert files == [".attzoo.sha256", "attention.png", "results.json", "unet.png", *sorted(weights + net_files)]
     keras_arrays = attzoo.weights(attzoo.load(out / "weights/keras/eca.stage2.safetensors", backend="torch"))
     torch_arrays = attzoo.weights(attzoo.load(out / "weights/torch/eca.stage2.safetensors", backend="keras"))
     assert_close(keras_arrays["conv.weight"], torch_arrays["conv.weight"], 1e-2)
@@ -252,6 +252,17 @@ def test_an_output_folder_that_is_a_file_raises(tmp_path):
     with pytest.raises(NotADirectoryError, match=f"out must be a folder, got a file: {tmp_path / 'out'}"):
         run.demo(tmp_path / "out")
     assert (tmp_path / "out").read_text() == "of the user"
+
+
+def test_files_that_the_demo_did_not_write_are_not_replaced(finished, tmp_path):
+    out, _ = finished
+    run.Output(out, (), overwrite=None).check(out / name for name in run.FILES if name != "weights")
+    for name in ("results.json", "attention.png", "unet.png"):
+        (tmp_path / name).write_text("of the user")
+        with pytest.raises(FileExistsError, match=f"got another file at {tmp_path / name}: set another --out$"):
+            run.demo(tmp_path, epochs=1)
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "of the user")]
+        (tmp_path / name).unlink()
 
 
 @pytest.mark.parametrize(

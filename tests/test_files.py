@@ -94,7 +94,10 @@ def test_open_regular_refuses_missing_files_and_folders(tmp_path):
 # ---- a full disk -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("old_content", [b"the old file", None])
+OLD = b"\x2d" + bytes(7) + b'{"__metadata__":{"attzoo":the old file of attzoo'   # convert replaces no other safetensors
+
+
+@pytest.mark.parametrize("old_content", [OLD, None])
 @pytest.mark.parametrize("ending", [".pt", ".pth", ".weights.h5", ".keras", ".safetensors"])
 def test_full_disk_error_names_the_file_and_keeps_the_old_file(ending, old_content, saved, tmp_path, monkeypatch):
     (out := tmp_path / "out").mkdir()
@@ -128,6 +131,18 @@ def test_errors_of_every_step_name_the_file(number, step, saved, monkeypatch):
     monkeypatch.setattr(os, step, fail)
     with pytest.raises(OSError, match=rf"\[Errno {number}\] {os.strerror(number)}: '{saved}'"):
         attzoo.save(attzoo.create("eca", 8, backend="torch"), saved)
+
+
+def test_read_only_folder_is_named_with_the_file_or_alone(tmp_path, monkeypatch):
+    def refuse(path, *args, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OSError, match=rf"Read-only file system: '{tmp_path / 'a.pt'}'$"):
+        files.write(tmp_path / "a.pt", b"content")
+    monkeypatch.setattr(files, "_open_no_follow", refuse)
+    with pytest.raises(OSError, match=rf"Read-only file system: '{tmp_path}'$"), files.locked(tmp_path):
+        pass
 
 
 def test_error_of_a_write_in_parts_names_the_file(tmp_path):

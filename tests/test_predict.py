@@ -220,11 +220,34 @@ def test_wrong_options_raise(options, message):
         predict(Network(unet(3, 2, channels=(4, 4)), Preparation()), random_image(), **options)
 
 
+@pytest.mark.parametrize("window", [8, "8,8"])
+def test_a_window_that_is_no_sequence_raises(window):
+    network = Network(unet(3, 2, channels=(4, 4)), Preparation())
+    with pytest.raises(TypeError, match=f"window must be a sequence of integers, got {window!r}"):
+        predict(network, random_image(), window=window)
+
+
 def test_a_window_that_covers_the_resized_image_raises():
     network = Network(unet(3, 2, channels=(4, 4)), Preparation((8, 10)))
     with pytest.raises(ValueError, match=r"window must be less than \(8, 10\), which images are resized to"):
         predict(network, random_image(), window=(8, 16))
     assert predict(network, random_image(), window=(8, 9)).shape == (2, 20, 26)
+
+
+@pytest.mark.parametrize(("image", "error", "got"), [
+    (np.ma.masked_less(random_image(), 0.5), ValueError, "got a masked array: fill the masked values first"),
+    (random_image() * 1j, TypeError, "NumPy array of real numbers, got an array of complex"),
+    (random_image().astype(object), TypeError, "NumPy array of real numbers, got an array of object"),
+    (torch.zeros(3, 8, 8), TypeError, "NumPy array of real numbers, got Tensor: read a file by"),
+    ("image.png", TypeError, "NumPy array of real numbers, got str: read a file by attzoo.data.read_image"),
+    (random_image((3, 0, 8)), ValueError, r"at least one pixel, got the shape \(3, 0, 8\)"),
+])   # fmt: skip
+def test_what_is_no_array_of_numbers_raises(image, error, got):
+    with pytest.raises(error, match=got):
+        predict(Network(unet(3, 2, channels=(4, 4)), Preparation()), image)
+    if isinstance(image, np.ndarray):
+        with pytest.raises(error, match=got):
+            Preparation()(image)
 
 
 def test_wrong_images_and_infinite_outputs_raise():
@@ -315,6 +338,15 @@ def test_an_image_on_another_scale_than_in_training_raises(
         assert command(open_network(path, normalise=changed), tmp_path / "a.tif", tmp_path / "out")
     else:
         assert command(network, tmp_path / "a.tif", tmp_path / "out")
+
+
+@pytest.mark.parametrize("command", [predict_files, maps_file])
+def test_an_image_of_few_bits_raises_if_it_is_not_normalised(files, tmp_path, command):
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((8, 8, 3), np.uint8), bitspersample=4, photometric="rgb")
+    message = r"a.tif: expected an image of 8 bits or more for --normalise none, got integers up to 15"
+    with pytest.raises(ValueError, match=message):
+        command(open_network(files / "colour.safetensors", normalise="none"), tmp_path / "a.tif", tmp_path / "out")
+    assert command(open_network(files / "colour.safetensors", normalise="unit"), tmp_path / "a.tif", tmp_path / "out")
 
 
 @pytest.mark.timeout(60)   # opening a pipe blocks

@@ -49,6 +49,32 @@ def test_settings_from_json_are_equal():
         assert Settings(**json.loads(json.dumps(settings.config()))) == settings
 
 
+NUMBERS = {   # NumPy scalars and arrays, and the JSON of the setting
+    "epochs": (np.int64(3), 3), "seed": (np.uint32(5), 5), "classes": (np.int16(2), 2), "flip": (np.bool_(True), True),
+    "checkpoint_every": (np.int64(2), 2), "validation": (np.float32(0.25), 0.25), "decay": (np.float32(0.5), 0.5),
+    "size": (np.array([8, 9]), [8, 9]), "channels": (np.array([4, 8]), [4, 8]), "dims": (np.int64(2), 2),
+}   # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_numpy_become_json(name):
+    given, expected = NUMBERS[name]
+    settings = Settings(data="x", optimizer="adamw", **{name: given})
+    assert json.dumps(settings.config()[name]) == json.dumps(expected)
+
+
+@pytest.mark.parametrize("value", [64, "64,64"])
+@pytest.mark.parametrize("name", ["size", "channels"])
+def test_a_number_or_text_in_place_of_several_numbers_is_refused_by_name(name, value):
+    with pytest.raises(TypeError, match=f"^{name} must be a sequence of integers, got {value!r}"):
+        Settings(**{name: value})
+
+
+def test_a_missing_rate_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"^rate must be a number, got None"):
+        Settings(rate=None)
+
+
 def test_published_recipe():
     settings = Settings(data="camvid", **RECIPES["camvid"].settings)
     assert (settings.classes, settings.size, settings.epochs, settings.loss) == (33, (224, 224), 50, "cross_entropy")

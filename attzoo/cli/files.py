@@ -32,12 +32,15 @@ def convert(
       .keras        a model of the layer: keras.models.load_model(OUT)
       .safetensors  a portable file, after checking it
 
-    OUT is written atomically. Only portable files are read, because other formats can run code when loaded.
+    OUT is written atomically. A .safetensors file of another program is not replaced. Only portable files are read,
+    because other formats can run code when loaded.
     """   # noqa: D301, click reads the backspace
     backend, content = _writer(target)
     if portable.has_other_ending(source):
         fix = "load it in its framework, and save the block by attzoo.save"
         raise ValueError(f"expected a .safetensors file of attzoo.save, got {source}: {fix}")
+    if content is portable.content:
+        portable.check_replaceable(target)
     block = portable.load(source, backend=backend)
     write_file(target, content(block))
     print_path(f"{target}: {registry.name_of(block.spec)}, {backend}, {target.stat().st_size:,} bytes")

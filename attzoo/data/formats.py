@@ -21,6 +21,10 @@ READERS: Final[tuple[tuple[str, tuple[bytes, ...], Reader], ...]] = (
     ("PNM", (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), pictures.pnm),
     ("JPEG 2000", (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), pictures.jpeg_2000),
 )
+POINTERS: Final = {   # the first bytes of files that stand for others, and how to get the others
+    b"version https://git-lfs.github.com/": "a pointer of Git LFS: run git lfs pull to download the file",
+    b"/annex/objects/": "a pointer of git-annex: run git annex get to download the file",
+}
 
 
 def describe(path: Path) -> FileInfo:
@@ -33,11 +37,14 @@ def describe(path: Path) -> FileInfo:
         ValueError: if the format is unknown, or if attzoo cannot read this file of the format. The message does not
             name the file.
     """
-    open_regular(path).close()   # opening a pipe would block
+    with open_regular(path) as file:   # opening a pipe would block
+        head = file.read(132)
+    if not head:
+        raise ValueError("expected an image or a volume, got an empty file: copy or download it again")
+    if got := next((text for start, text in POINTERS.items() if head.startswith(start)), None):
+        raise ValueError(f"expected an image or a volume, got {got}")
     if ending(path) in VOLUMES:
         return volumes.describe(path)
-    with path.open("rb") as file:
-        head = file.read(132)
     for _, signatures, reader in READERS:
         if head.startswith(signatures):
             return reader(path)

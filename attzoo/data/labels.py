@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,13 +29,16 @@ class Labels:
             index.
 
     Raises:
-        TypeError: if a value is no integer or colour.
+        TypeError: if `values` is no sequence, or a value is no integer or colour.
         ValueError: if the values are too few, too many, repeated, mixed or out of range.
     """
 
     values: tuple[Value, ...]
 
     def __post_init__(self) -> None:
+        given: Any = self.values
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise TypeError(f"labels must be a sequence of integers or colours, got {contract.short_repr(given)}")
         values = tuple(_value(value) for value in self.values)
         if len({isinstance(value, tuple) for value in values}) > 1:
             raise ValueError(f"labels must be all integers or all colours, got {contract.short_repr(values)}")
@@ -49,6 +52,13 @@ class Labels:
     def are_colors(self) -> bool:
         """Whether the values are colours."""
         return isinstance(self.values[0], tuple)
+
+
+def check_type(labels: Any) -> None:
+    """Raise TypeError unless `labels` is None or of type `Labels`. Only check."""
+    if labels is not None and not isinstance(labels, Labels):
+        got = contract.short_repr(labels)
+        raise TypeError(f"labels must be attzoo.data.Labels, such as Labels((0, 255)), got {got}")
 
 
 def _value(value: Any) -> Value:

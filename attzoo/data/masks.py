@@ -11,7 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .formats import describe
-from .labels import IGNORE, SHIFT, Color, Labels, Value, check_labelled, check_values, color_of, number_of, text_of
+from .labels import (
+    IGNORE,
+    SHIFT,
+    Color,
+    Labels,
+    Value,
+    check_labelled,
+    check_type,
+    check_values,
+    color_of,
+    number_of,
+    text_of,
+)  # fmt: skip
 from .source import FileInfo, naming
 
 
@@ -184,9 +196,11 @@ def read_mask(path: str | Path, labels: Labels | None = None) -> NDArray[np.int6
         labels: the values of the classes; None if the values are class indices.
 
     Raises:
+        TypeError: if `labels` has another type.
         ValueError: if a value has no class, or for the causes of `read_stored`. The message names the file, the values
             and the option `--labels`.
     """
+    check_type(labels)
     path = Path(path)
     stored = read_stored(path, labels)
     with naming(path):

@@ -20,6 +20,7 @@ PICTURES: Final = (
 )   # fmt: skip
 TO_NIFTI: Final = "convert it to .nii.gz"
 TO_PNG: Final = "convert it to PNG or TIFF"
+SCALED: Final = (1, 3, 15)   # largest integers of greys of 1, 2 and 4 bits, which programs scale to 0 to 255
 DICOM: Final = "DICOM: convert the series to .nii.gz, for example with dcm2niix"
 UNREAD: Final = {   # endings of unsupported images and volumes, and how to make them readable
     **dict.fromkeys((".dcm", ".dicom", ".ima"), DICOM),
@@ -74,12 +75,17 @@ class FileInfo:
         """The dtype of the image: that of the palette if there is one."""
         return self.dtype if self.palette is None else self.palette.dtype
 
+    @property
+    def has_few_bits(self) -> bool:
+        """Whether the image has greys of 2 or 4 bits. With 8 bits, the same picture stores other integers."""
+        return self.palette is None and self.dtype.kind != "b" and self.largest in SCALED
+
     def greys(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the grey values in which programs display `values`; those of 1, 2 or 4 bits are scaled to 0 to 255."""
         if self.largest is None:
             return values
         greys = self.largest - values if self.is_white_least else values
-        return greys * (255 // self.largest) if self.largest in (1, 3, 15) else greys
+        return greys * (255 // self.largest) if self.largest in SCALED else greys
 
     def samples(self) -> NDArray[Any]:
         """Read the file and return its samples (C, *S), C-contiguous and in native byte order.

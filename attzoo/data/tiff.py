@@ -117,7 +117,8 @@ def _only_page(file: Any) -> Any:
     """
     pages = [page for page in file.pages if not int(page.subfiletype) & (REDUCED | MASK_PAGE)]
     frames = len(pages)
-    if frames == 1 and (total := file.series[0].size) > pages[0].size:   # ImageJ may store many images after one page
+    # ImageJ may store many images after one page. The series of an OME-TIFF also counts the images in other files.
+    if frames == 1 and not file.is_ome and (total := file.series[0].size) > pages[0].size:
         frames = total // pages[0].size
     if frames != 1:
         fix = "save each picture in its own file, or a volume as .npy or .nii.gz"

@@ -77,10 +77,15 @@ def _open_array(path: Path) -> Any:
     """Open a volume's file and return its array, whose samples are not read yet.
 
     Raises:
-        ValueError: if the dtype or shape is not that of a volume, if more data follow the array, or as `_open_nifti`.
+        ValueError: if the file is no .npy file, is damaged, or holds Python objects; if the dtype or shape is not that
+            of a volume, if more data follow the array, or as `_open_nifti`.
     """
     if ending(path) == ".npy":
-        array = np.lib.format.open_memmap(path, mode="r")   # raises for archives and Python objects
+        try:
+            array = np.lib.format.open_memmap(path, mode="r")   # raises for archives and Python objects
+        except ValueError as err:
+            got = f"another or a damaged file: {err}; save the array again by numpy.save"
+            raise ValueError(f"expected a whole .npy file of real numbers, got {got}") from err
         if (trailing_bytes := path.stat().st_size - array.offset - array.nbytes) > 0:
             fix = "save each array in its own file"
             raise ValueError(f"expected one array, got {trailing_bytes} more bytes after it; {fix}")

@@ -16,7 +16,8 @@ from .. import contract, portable, registry
 from ..adapters import adapter
 from ..contract import Array
 from ..extras import missing
-from ..files import write
+from ..files import usable_folder
+from ..predict.output import Output
 from . import organs, organs_picture, picture
 from .report import as_json, table, unet_table
 from .results import BACKENDS, Result
@@ -85,14 +86,15 @@ def demo(out: Path, epochs: int | None = None, blocks: Sequence[str] | None = No
 
     Raises:
         NotADirectoryError: if `out` is a file.
+        FileExistsError: if a picture or results.json in `out` is not an unchanged file of an earlier demo.
         TypeError: if `epochs` is not an integer.
         ValueError: if a block is unknown, `blocks` is empty, or `epochs` < 1.
         ModuleNotFoundError: if a package of the extra "demo" is not installed. The message has the install command.
     """
     names, out = _block_names(blocks), Path(out)
     digits_epochs, unet_epochs = EPOCHS if epochs is None else (contract.integer("epochs", epochs),) * 2
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"out must be a folder, got a file: {out}; set another --out")
+    output = Output(usable_folder(out), (), overwrite=None)
+    output.check(out / name for name in FILES if name != "weights")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")   # no log messages of TensorFlow
     _import_modules("rich", "sklearn", "matplotlib")
     from rich.console import Console
@@ -117,9 +119,13 @@ def demo(out: Path, epochs: int | None = None, blocks: Sequence[str] | None = No
         results, attention = train_blocks(names, modules, data, digits_epochs, out, on_step)
         unets, examples = organs.train_unets(out / "weights", unet_epochs, on_step)
     settings = _settings(digits_epochs, unet_epochs, modules["keras"].keras.backend.backend())
-    write(out / "results.json", as_json(results, unets, settings))
-    write(out / "attention.png", picture.draw(data.examples(), attention))
-    write(out / "unet.png", organs_picture.draw(examples, unets))
+    contents = {
+        "results.json": as_json(results, unets, settings),
+        "attention.png": picture.draw(data.examples(), attention),
+        "unet.png": organs_picture.draw(examples, unets),
+    }
+    output.write({out / name: content for name, content in contents.items()})
+    output.finish()
     console.print(table(results))
     console.print(unet_table(unets))
     for name, content in FILES.items():

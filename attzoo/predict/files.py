@@ -149,6 +149,8 @@ def _check_file(network: Network, path: Path) -> tuple[float, ...]:
     metadata = describe_image(path)
     network.check_inputs(metadata.image_shape, str(path))
     network.check_scale(metadata.image_dtype, str(path))
+    with adding_path(path):
+        network.preparation.check_bits(metadata)
     geometry = read_geometry(path)
     return geometry.spacing if geometry else ()
 

@@ -22,7 +22,7 @@ from ..data import package
 from ..files import open_regular
 from ..ops import numpy as ops
 from ..train.best import NAME as BEST
-from ..train.data import Preparation
+from ..train.preparation import Preparation, check_image
 from ..train.state import DTYPES, SETTINGS
 
 MAX_SETTINGS: Final = 2**20   # largest number of bytes of a settings file
@@ -126,9 +126,10 @@ def _check_size(size: Sequence[int] | None, dims: int) -> tuple[int, ...] | None
     Raises:
         ValueError: if the size has not one number for each of `dims` spatial axes.
     """
+    size = None if size is None else contract.integers("size", size)
     if size and len(size) != dims:
-        raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {contract.short_repr(tuple(size))}")
-    return tuple(size) if size else None
+        raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {contract.short_repr(size)}")
+    return size or None
 
 
 def _read_settings(path: Path, dims: int) -> tuple[Preparation, tuple[str, ...]]:
@@ -205,9 +206,9 @@ def predict(
         (K, *S), the probabilities. For K = 1 those of class 1.
 
     Raises:
-        TypeError: if an option has another type.
-        ValueError: if the network does not take the image, if an option is invalid or has no effect, or if the outputs
-            of the network are not finite.
+        TypeError: if an option has another type, or the image is not an array of real numbers.
+        ValueError: if the network does not take the image, if values of the image are masked, if an option is invalid
+            or has no effect, or if the outputs of the network are not finite.
     """
     logits = _outputs(network, image, window, overlap, batch)
     if network.spec.head == "sigmoid":   # the network has already applied the sigmoid
@@ -258,6 +259,7 @@ def _outputs(
 
     Arguments and errors are those of `predict`.
     """
+    check_image(image)
     network.check_inputs(image.shape, "the image")
     window, overlap, batch = check_options(network, window, overlap, batch)
     x = network.preparation(image)[None]
@@ -294,9 +296,9 @@ def check_options(
         raise ValueError(f"overlap must be in [0, 1), got {overlap}")
     if window is None:
         return None, overlap, batch
+    window = contract.integers("window", window)
     if len(window) != dims:
-        raise ValueError(f"window must be {dims} numbers, one per spatial axis, got {tuple(window)}")
-    window = tuple(contract.integer("window", side) for side in window)
+        raise ValueError(f"window must be {dims} numbers, one per spatial axis, got {window}")
     if size and all(w >= s for w, s in zip(window, size, strict=True)):
         fix = "give a smaller window, or leave it out"
         raise ValueError(f"window must be less than {size}, which images are resized to, got {window}: {fix}")

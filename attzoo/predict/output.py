@@ -53,7 +53,8 @@ class Output:
     Args:
         folder: the output folder.
         inputs: files that are never replaced.
-        overwrite: whether files that attzoo did not write may be replaced, except `inputs`.
+        overwrite: whether files that attzoo did not write may be replaced, except `inputs`. None means False, for a
+            command that has no such option.
 
     Raises:
         NotADirectoryError: if `folder` or a parent is a file.
@@ -61,7 +62,7 @@ class Output:
         OSError: if the record is not a regular file.
     """
 
-    def __init__(self, folder: Path, inputs: Iterable[Path], overwrite: bool = False) -> None:
+    def __init__(self, folder: Path, inputs: Iterable[Path], overwrite: bool | None = False) -> None:
         self.folder = usable_folder(folder)
         self.inputs = {_file_id(path): path for path in inputs if path.exists()}   # a link may be broken
         self.overwrite = overwrite
@@ -95,7 +96,7 @@ class Output:
                 )
             if self.overwrite:
                 continue
-            fix = "set another --out, or set --overwrite"
+            fix = "set another --out" + (", or set --overwrite" if self.overwrite is not None else "")
             if not self._is_unchanged(path):
                 raise FileExistsError(
                     f"expected to replace only unchanged files that attzoo wrote, got another file at {path}: {fix}"

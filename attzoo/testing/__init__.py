@@ -66,9 +66,12 @@ def check_block(
         One finding per contract.
 
     Raises:
-        ValueError: as `registry.get`, if there is no such block or backend.
+        ValueError: as `registry.get`, if there is no such block or backend; if `name` is a network; or if the spec of a
+            third-party block has no CHOICES.
     """
     registry.get(name, backend=backend)
+    if name in registry.NETWORKS:
+        raise ValueError(f"expected a block, got the network {name}: check its blocks, such as attention_gate")
     findings = []
     cases_by_contract = {contract: list(cases(name, seed)) for contract, cases in contracts(backend).items()}
     done, total = 0, sum(map(len, cases_by_contract.values()))

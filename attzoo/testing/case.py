@@ -114,8 +114,16 @@ def _few(option: str, values: Sequence[Any]) -> Sequence[Any]:
 
 
 def choices(cls: type[Spec]) -> Mapping[str, Sequence[Any]]:
-    """Return CHOICES of the module of a spec: values to test by argument, without channels; the simplest is first."""
-    return dict(import_module(cls.__module__).CHOICES)
+    """Return CHOICES of the module of a spec: values to test by argument, without channels; the simplest is first.
+
+    Raises:
+        ValueError: if the module has no CHOICES.
+    """
+    module = import_module(cls.__module__)
+    if not hasattr(module, "CHOICES"):
+        expected = f"expected CHOICES in {module.__name__}, the values of every argument with which to check the block"
+        raise ValueError(f"{expected}, got none: docs/adding-a-block.md has an example")
+    return dict(module.CHOICES)
 
 
 def allowed(cls: type[Spec], channels: int, options: dict[str, Any]) -> dict[str, Any]:

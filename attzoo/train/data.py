@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from .. import contract
 from ..contract import Array
 from ..data import IGNORE, Labels, adding_path, read_mask
+from ..data.labels import check_type
 from ..plotting import size_text
 from .files import Pair
 from .pairs import check_scales, describe_pairs
@@ -68,7 +70,7 @@ class Folder:
         seed: seed of the flips, which also depend on the key of the sample.
 
     Raises:
-        TypeError: `flip`, `classes` or `seed` has another type.
+        TypeError: `pairs`, `flip`, `classes`, `labels` or `seed` has another type.
         ValueError: images differ in their number of channels or axes, or a mask has another size or grid than its
             image, or a file cannot be read; the message has the paths. Or `pairs` is empty, or `classes`, `seed` or the
             size of `preparation` does not fit.
@@ -84,9 +86,13 @@ class Folder:
         labels: Labels | None = None,
         seed: int = 0,
     ) -> None:
+        if isinstance(pairs, (str, Path)):
+            got = f"a path, {pairs}: attzoo.train.files.find returns those of a folder"
+            raise TypeError(f"expected pairs of the paths of an image and its mask, got {got}")
         if not pairs:
             raise ValueError("expected at least one image with its mask in pairs, got none")
-        self.pairs = list(pairs)
+        check_type(labels)
+        self.pairs = [(Path(image), Path(mask)) for image, mask in pairs]
         self.preparation = preparation or Preparation()
         self.flip = contract.flag("flip", flip)
         self.labels = labels
@@ -100,6 +106,9 @@ class Folder:
         self.seed = contract.integer("seed", seed, 0)
         sources, self.geometries = describe_pairs(self.pairs)
         images = [(image, source.image_dtype) for (image, _), source in zip(self.pairs, sources, strict=True)]
+        for (image, _), source in zip(self.pairs, sources, strict=True):
+            with adding_path(image):
+                self.preparation.check_bits(source)
         check_scales(self.preparation, images)
         self.shapes = [source.image_shape for source in sources]
         self.first_image = images[0]

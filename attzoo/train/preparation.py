@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .. import contract
 from ..contract import Array
-from ..data import package, read_image
+from ..data import FileInfo, package, read_image
 from ..data.reading import check_range
 
 NORMALISATIONS: Final = ("zscore", "unit", "none")
@@ -45,7 +45,7 @@ class Preparation:
         """Check the fields, and convert `size` to a tuple of int. Raises the errors of the class."""
         contract.choice("normalise", self.normalise, NORMALISATIONS)
         if self.size is not None:
-            contract.set_fields(self, size=tuple(contract.integer("size", side) for side in self.size))
+            contract.set_fields(self, size=contract.integers("size", self.size))
 
     def scale(self, dtype: np.dtype[Any]) -> str:
         """Return a name for the scale of the values of prepared images whose files have this dtype.
@@ -55,6 +55,16 @@ class Preparation:
         if self.normalise == "zscore":
             return "any"
         return "floats" if dtype.kind == "f" else "integers" if self.normalise == "unit" else dtype.name
+
+    def check_bits(self, image: FileInfo) -> None:
+        """Raise ValueError for an image of 2 or 4 bits, if `normalise` is "none". Only check.
+
+        Programs may save a picture with fewer bits, which multiplies its integers by another factor.
+        """
+        if self.normalise == "none" and image.has_few_bits:
+            got = f"integers up to {image.largest}, which stand for greys up to 255"
+            fix = "save the image with 8 bits, or set --normalise unit"
+            raise ValueError(f"expected an image of 8 bits or more for --normalise none, got {got}: {fix}")
 
     def read(self, path: Path) -> NDArray[Any]:
         """Return the image (C, *S) in a file: the stored numbers, or for "unit" those divided by their maximum."""
@@ -70,8 +80,11 @@ class Preparation:
             float32 (C, *size), a new array.
 
         Raises:
-            ValueError: float32 cannot hold the numbers or their squares, or `size` has another number of axes.
+            TypeError: the image is not an array of real numbers.
+            ValueError: float32 cannot hold the numbers or their squares, values are masked or there are none, or `size`
+                has another number of axes.
         """
+        check_image(image)
         is_wide = image.dtype.itemsize >= 4 and image.dtype != np.float32
         array: Array = image.astype(np.float64) if is_wide else image.astype(np.float32)
         if self.normalise == "zscore":   # before float32 rounds; a constant channel becomes exactly 0
@@ -89,6 +102,19 @@ class Preparation:
     def mask(self, mask: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return a mask (*S) resized to (*size). Each pixel takes the class of the nearest pixel."""
         return np.asarray(_resize(mask[None].astype(np.float32), self.size, "nearest-exact")[0], np.int64)
+
+
+def check_image(image: Any) -> None:
+    """Raise TypeError or ValueError unless an image is an array of real numbers, without masked values. Only check."""
+    if not isinstance(image, np.ndarray) or image.dtype.kind not in "biuf":
+        got = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+        fix = "read a file by attzoo.data.read_image, or convert other arrays by numpy.asarray"
+        raise TypeError(f"expected an image as a NumPy array of real numbers, got {got}: {fix}")
+    if np.ma.is_masked(image):
+        fix = "fill the masked values first, for example by image.filled(0)"
+        raise ValueError(f"expected an image without masked values, got a masked array: {fix}")
+    if not image.size:
+        raise ValueError(f"expected an image of at least one pixel, got the shape {image.shape}")
 
 
 def _subtract_minimum(array: Array) -> Array:

@@ -108,10 +108,9 @@ class Settings(contract.NamedArguments):
         """Check the settings, and replace None in place by the default where a setting has an effect."""
         self._set_defaults()
         self._check_values()
-        dims = contract.choice("dims", self.dims, (2, 3))
-        size = None if self.size is None else tuple(contract.integer("size", n) for n in self.size)
-        if size is not None and len(size) != dims:
-            raise ValueError(f"size must be {dims} numbers, one per spatial axis, got {contract.short_repr(size)}")
+        size = None if self.size is None else contract.integers("size", self.size)
+        if size is not None and len(size) != self.dims:
+            raise ValueError(f"size must be {self.dims} numbers, one per spatial axis, got {contract.short_repr(size)}")
         self._check_numbers()
         labels = None if self.labels is None else Labels(self.labels).values
         if labels and self.classes not in (None, len(labels)):
@@ -120,10 +119,8 @@ class Settings(contract.NamedArguments):
             self,
             size=size,
             labels=labels,
-            channels=None if self.channels is None else tuple(self.channels),
+            channels=None if self.channels is None else contract.integers("channels", self.channels),
             network=MappingProxyType(_network_arguments(self.network)),
-            rate=float(self.rate),
-            seed=int(self.seed),
         )
 
     def _set_defaults(self) -> None:
@@ -149,32 +146,36 @@ class Settings(contract.NamedArguments):
                 contract.set_fields(self, **{name: default})
 
     def _check_values(self) -> None:
-        """Raise TypeError or ValueError for an unknown name or a wrong integer. Only check."""
+        """Check names and integers, and replace them in place by plain str and int, which JSON can hold.
+
+        Raises TypeError or ValueError for an unknown name or a wrong integer.
+        """
         for name, choices in CHOICES.items():
-            contract.choice(name, getattr(self, name), choices)
-        for name in ("epochs", "batch", "accumulate"):
-            contract.integer(name, getattr(self, name))
-        for name, minimum in (("phantoms", 2), ("classes", 2), ("checkpoint_every", 1), ("every", 1)):
-            if getattr(self, name) is not None:
-                contract.integer(name, getattr(self, name), minimum)
+            contract.set_fields(self, **{name: contract.choice(name, getattr(self, name), choices)})
+        for name, minimum in INTEGERS.items():
+            if getattr(self, name) is not None or getattr(Settings, name) is not None:   # or the default is not None
+                contract.set_fields(self, **{name: contract.integer(name, getattr(self, name), minimum)})
 
     def _check_numbers(self) -> None:
-        """Raise TypeError or ValueError for a wrong float, flag, number of classes or seed. Only check."""
-        fractions = {"validation": self.validation, "momentum": self.momentum}
-        for name, value in (fractions | {"rate": self.rate, "factor": self.factor, "decay": self.decay}).items():
-            if value is None:
+        """Check floats, the flag, the number of classes and the seed, and replace floats and the flag by plain ones.
+
+        Raises TypeError or ValueError.
+        """
+        for name in ("validation", "momentum", "rate", "factor", "decay"):
+            if getattr(self, name) is None and getattr(Settings, name) is None:
                 continue
-            may_be_0 = name in ("momentum", "decay")
-            if contract.number(name, value) < 0 or (value == 0 and not may_be_0):
+            value, may_be_0 = contract.number(name, getattr(self, name)), name in ("momentum", "decay")
+            if value < 0 or (value == 0 and not may_be_0):
                 raise ValueError(f"{name} must be {'>= 0' if may_be_0 else 'positive'}, got {value}")
-            if name in fractions and value >= 1:
+            if name in ("validation", "momentum") and value >= 1:
                 raise ValueError(f"{name} must be less than 1, got {value}")
+            contract.set_fields(self, **{name: value})
         if self.flip is not None:
-            contract.flag("flip", self.flip)
+            contract.set_fields(self, flip=contract.flag("flip", self.flip))
         if self.classes is not None and self.classes > IGNORE:
             reason = f"because masks ignore the value {IGNORE}"
             raise ValueError(f"classes must be <= {IGNORE}, {reason}, got {self.classes}")
-        if contract.integer("seed", self.seed, 0) >= 2**32:
+        if self.seed >= 2**32:
             raise ValueError(f"seed must be less than 2**32, got {self.seed}")
 
     def config(self) -> dict[str, Any]:
@@ -205,12 +206,16 @@ def _network_arguments(network: Mapping[str, Any]) -> dict[str, Any]:
 
 CHOICES: Final = {
     "backend": BACKENDS,
+    "dims": (2, 3),
     "normalise": (*NORMALISATIONS, None),
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "precision": PRECISIONS,
 }
+INTEGERS: Final = {   # the smallest value of each integer setting
+    "epochs": 1, "batch": 1, "accumulate": 1, "phantoms": 2, "classes": 2, "checkpoint_every": 1, "every": 1, "seed": 0,
+}   # fmt: skip
 
 
 @dataclass(frozen=True)
