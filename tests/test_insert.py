@@ -281,6 +281,11 @@ def test_paths_may_contain_letters_of_patterns_and_be_those_of_shared_modules():
     assert len(attzoo.attach(net, "se", after=nn.Conv2d)) == 1
 
 
+def test_a_network_without_modules_inside_says_so():
+    with pytest.raises(ValueError, match="after=Conv2d matches no module of Conv2d, which has no modules inside it"):
+        attzoo.attach(nn.Conv2d(3, 8, 1), "se", after=nn.Conv2d)
+
+
 def test_a_module_is_no_pattern():
     net = network()
     with pytest.raises(TypeError, match=r"after must be a path, .* got BatchNorm2d"):
