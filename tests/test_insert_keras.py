@@ -326,6 +326,11 @@ def test_layers_that_keras_cannot_copy_are_named():
     model = keras.Model(inputs, keras.layers.Conv2D(4, 1, name="conv")(Scale(2)(inputs)))
     with pytest.raises(ValueError, match=r"expected layers that Keras can copy, got 'scale.*': its get_config must"):
         attzoo.attach(model, "se", after="conv")
+    block = attzoo.create("se", 4, backend="keras", name="block")
+    model = keras.Model(inputs, block(keras.layers.Conv2D(4, 1, name="conv")(inputs)))
+    block.squeeze.enable_lora(2)
+    with pytest.raises(ValueError, match="expected layers that get_config describes, got 'block', which has 6 weights"):
+        attzoo.attach(model, "eca", after="conv")
     model = network()
     model.compile(loss=lambda y, z: y)
     message = "expected a loss and metrics that Keras can copy, got others in 'net'"

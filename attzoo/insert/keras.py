@@ -227,6 +227,10 @@ def _clone(layer: Any) -> Any:
 def _set_state(copy: Any, layer: Any) -> None:
     """Give the copy of a layer its weights, and to it and its sublayers whether they are trained."""
     copy.trainable = layer.trainable
+    if copy.built and len(copy.weights) != len(layer.weights):   # such as LoRA in a sublayer
+        fix = "undo what was added to it, or call the block in the code that makes the model"
+        got = f"{layer.name!r}, which has {len(layer.weights)} weights and its copy {len(copy.weights)}: {fix}"
+        raise ValueError(f"expected layers that get_config describes, got {got}")
     if copy.built:
         copy.set_weights(layer.get_weights())
     if isinstance(copy, keras.layers.Normalization):   # which computes with other arrays than its weights
