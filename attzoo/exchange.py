@@ -55,18 +55,24 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
 
     """
     state = _unwrapped(state)
+    matches: list[tuple[str, Keys]] = []
     for layout in layouts:
         names = _names(layout, spec)
         prefixes = [prefix for key in state if (prefix := _prefix(key, next(iter(names.values())))) is not None]
         complete_prefixes = [prefix for prefix in prefixes if all(prefix + key in state for key in names.values())]
-        if len(complete_prefixes) > 1:
-            fix = f"give those whose keys begin with {complete_prefixes[0]!r}, for example"
-            raise ValueError(f"expected the arrays of one block, got {len(complete_prefixes)}: {fix}")
-        if complete_prefixes:
-            _refuse_others(state, complete_prefixes[0], names.values(), source)
-            return {name: _read(state[complete_prefixes[0] + key], name, layout, spec) for name, key in names.items()}
-    expected = " or ".join(shorten(", ".join(_names(layout, spec).values()), 200) for layout in layouts)
-    raise ValueError(f"expected the keys of {source}, {expected}, got {shorten(', '.join(state), 300)}")
+        matches += [(prefix, layout) for prefix in complete_prefixes]
+    if len(matches) > 1:
+        fix = f"give those whose keys begin with {matches[0][0]!r}, for example"
+        raise ValueError(f"expected the arrays of one block, got {len(matches)}: {fix}")
+    if not matches:
+        expected = " or ".join(shorten(", ".join(_names(layout, spec).values()), 200) for layout in layouts)
+        nested = next((key for key, value in state.items() if isinstance(value, Mapping)), None)
+        hint = "" if nested is None else f": pass the mapping in the entry {shorten(repr(nested))} instead"
+        raise ValueError(f"expected the keys of {source}, {expected}, got {shorten(', '.join(state), 300)}{hint}")
+    (prefix, layout), = matches
+    names = _names(layout, spec)
+    _refuse_others(state, prefix, names.values(), source)
+    return {name: _read(state[prefix + key], name, layout, spec) for name, key in names.items()}
 
 
 def arrays_for(arrays: Mapping[str, Array], spec: AnySpec, layout: Keys) -> dict[str, Array]:

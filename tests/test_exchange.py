@@ -195,6 +195,12 @@ def test_keras_blocks_load_the_same_files():
         np.testing.assert_array_equal(attzoo.weights(layer)[name], array)
 
 
+def two_layouts(state):
+    """A network that has a block in one layout of timm, and another block in the other one."""
+    other = {key.replace("fc1", "conv_reduce").replace("fc2", "conv_expand"): value for key, value in state.items()}
+    return {f"a.{key}": value for key, value in state.items()} | {f"b.{key}": value for key, value in other.items()}
+
+
 @pytest.mark.parametrize(("change", "message"), [
     (lambda s: {}, "expected the keys of timm, fc1.weight, fc1.bias, fc2.weight, fc2.bias or conv_reduce.weight"),
     (lambda s: s | {"bn.weight": s["fc1.bias"], "fc1.running_mean": s["fc1.bias"]}, "got also bn.weight"),
@@ -206,6 +212,8 @@ def test_keras_blocks_load_the_same_files():
     (lambda s: {0: s}, "expected a state dict, .* got keys that are no text"),
     (lambda s: s | {"fc1.weight": s["fc1.weight"].reshape(2, 12, 1, 1)}, r"expected fc1.weight of shape \(4, 6\), "),
     (lambda s: {p + k: v for k, v in s.items() for p in ("a.", "b.")}, "of one block, got 2: give those whose .* 'a.'"),
+    (lambda s: two_layouts(s), "of one block, got 2"),
+    (lambda s: {"state_dict": s, "epoch": 3}, "got state_dict, epoch: pass the mapping in the entry 'state_dict'"),
     (lambda s: s | {"fc1.bias": s["fc1.bias"].int()}, "squeeze.bias must be a floating-point array, got int32"),
 ])   # fmt: skip
 def test_unclear_states_are_refused_and_change_nothing(change, message):

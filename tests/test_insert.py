@@ -142,6 +142,18 @@ def test_training_mode_device_and_dtype_follow_the_network():
     assert all(p.is_meta for p in meta.parameters())
 
 
+def test_gamma_begins_at_0_after_the_meta_device():
+    with torch.device("meta"):
+        net = Residual()
+    attzoo.attach(net, "se", after="bn2", start="identity")
+    net.to_empty(device="cpu")
+    nn.init.ones_(net.bn2.attention.gamma)   # any number, as in memory that was not initialised
+    for module in net.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert net.bn2.attention.gamma.item() == 0
+
+
 def test_autocast_keeps_the_dtype_of_the_plain_network():
     plain, (net, _) = network(), attached()
     with torch.autocast("cpu", torch.bfloat16):
@@ -237,6 +249,19 @@ def test_attaching_twice_is_refused():
         attzoo.attach(net, "se", after="bn2")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_modules_of_torchscript_are_refused():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), torch.jit.trace(nn.Conv2d(8, 8, 1), torch.zeros(1, 8, 4, 4)))
+    for change in (
+        lambda: attzoo.attach(net, "se", after=["0", "1"]),
+        lambda: attzoo.attach(net, "se", after=["0", "1"], example=X),
+        lambda: attzoo.swap(net, "se", where="1", example=X),
+    ):
+        with pytest.raises(ValueError, match=r"expected '1' to be no module of TorchScript, .* before torch.jit"):
+            change()
+    assert not net[0]._forward_hooks
+
+
 def test_the_report_is_a_table():
     _, report = attached(after=nn.BatchNorm2d, example=X)
     lines = str(report).splitlines()
@@ -256,6 +281,11 @@ def test_paths_may_contain_letters_of_patterns_and_be_those_of_shared_modules():
     assert [place.path for place in attzoo.attach(net, "se", after="b")] == ["b.attention"]
     attzoo.detach(net)
     assert len(attzoo.attach(net, "se", after=nn.Conv2d)) == 1
+
+
+def test_error_for_a_network_without_modules_inside_names_the_fix():
+    with pytest.raises(ValueError, match="after=Conv2d matches no module of Conv2d, which has no modules inside it"):
+        attzoo.attach(nn.Conv2d(3, 8, 1), "se", after=nn.Conv2d)
 
 
 def test_a_module_as_pattern_raises():
@@ -287,6 +317,42 @@ def test_outputs_that_no_block_takes_are_refused(after, module, x, message):
     net = nn.Sequential(module)
     with pytest.raises(ValueError, match=message):
         attzoo.attach(net, "se", after=after, example=x)
+
+
+class Merging(nn.Module):
+    """The layer between stages of a Swin transformer, (N, H, W, C) -> (N, H / 2, W / 2, 2 C)."""
+
+    def __init__(self):
+        super().__init__()
+        self.reduction, self.norm = nn.Linear(12, 6), nn.LayerNorm(12)
+
+    def forward(self, x):
+        x = torch.cat([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], dim=-1)
+        return self.reduction(self.norm(x))
+
+
+@pytest.mark.parametrize("after", ["0", "1"])
+def test_the_last_layer_is_the_one_called_last(after):
+    """Not the one that was created last, and not only one inside the module: the identity may be a drop path."""
+    net = nn.Sequential(Merging(), nn.Identity())
+    with pytest.raises(ValueError, match=r"got shape \(2, 4, 4, 6\), whose channels are the last axis"):
+        attzoo.attach(net, "se", after=after, example=torch.zeros(2, 8, 8, 3))
+
+
+class Conditioned(nn.Module):
+    """A convolution whose output is scaled by a number that linear layers compute from its mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, 6)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return x * self.linear(x.mean((2, 3))).mean(1)[:, None, None, None]
+
+
+def test_vectors_do_not_tell_where_channels_are():
+    assert len(attzoo.attach(nn.Sequential(Conditioned()), "se", after="0", example=X)) == 1   # with 6 columns
 
 
 class Repeated(nn.Sequential):

@@ -279,3 +279,103 @@ def test_a_block_that_is_called_twice_is_exchanged_once():
     report = attzoo.swap(chain(block, block), "eca", where="block", kernel_size=3)
     assert len(report) == 1
     assert report.model.count_params() == 3
+
+
+# ---- what a copy would lose, and options ---------------------------------------------------------------------------
+
+
+class Trained(keras.Model):
+    def __init__(self, inputs, outputs, temperature=2.0, **kwargs):
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+        self.temperature = temperature
+
+    def train_step(self, *args):
+        raise NotImplementedError
+
+
+class TrainedSequence(keras.Sequential):
+    def train_step(self, *args):
+        raise NotImplementedError
+
+
+def test_models_whose_copy_would_lose_methods_are_refused():
+    model = network()
+    for own in (Trained(model.inputs, model.outputs), TrainedSequence([keras.Input((8, 7, 3)), *model.layers[1:2]])):
+        with pytest.raises(ValueError, match=r"without methods of its own, got Trained.*: attach to keras\.Model\("):
+            attzoo.attach(own, "se", after="stem")
+
+
+def test_layers_whose_copy_would_compute_something_else_are_refused():
+    model = network()
+    layer = model.get_layer("last")
+    call = layer.call
+    layer.call = lambda x: 2 * call(x)
+    with pytest.raises(ValueError, match=r"expected 'last' with the methods of its class, .* whose call was replaced"):
+        attzoo.attach(model, "se", after="stem")
+
+
+def test_layers_that_keras_cannot_copy_are_named():
+    class Scale(keras.layers.Layer):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def call(self, x):
+            return x * self.factor
+
+    inputs = keras.Input((8, 7, 3))
+    model = keras.Model(inputs, keras.layers.Conv2D(4, 1, name="conv")(Scale(2)(inputs)))
+    with pytest.raises(ValueError, match=r"expected layers that Keras can copy, got 'scale.*': its get_config must"):
+        attzoo.attach(model, "se", after="conv")
+    block = attzoo.create("se", 4, backend="keras", name="block")
+    model = keras.Model(inputs, block(keras.layers.Conv2D(4, 1, name="conv")(inputs)))
+    block.squeeze.enable_lora(2)
+    with pytest.raises(ValueError, match="expected layers that get_config describes, got 'block', which has 6 weights"):
+        attzoo.attach(model, "eca", after="conv")
+    model = network()
+    model.compile(loss=lambda y, z: y)
+    message = "expected a loss and metrics that Keras can copy, got others in 'net'"
+    with pytest.warns(UserWarning, match="includes a `lambda`"), pytest.raises(ValueError, match=message):
+        attzoo.attach(model, "se", after="stem")
+
+
+@pytest.mark.parametrize("kind", ["GroupNormalization", "LayerNormalization", "RMSNormalization"])
+def test_norms_state_the_data_format(kind):
+    options = {"groups": 2} if kind == "GroupNormalization" else {}
+    inputs = keras.Input((4, 8, 7))
+    model = keras.Model(inputs, getattr(keras.layers, kind)(axis=1, name="norm", **options)(inputs))
+    assert attzoo.attach(model, "se", after="norm").places[0].channels == 4
+
+
+@pytest.mark.parametrize("start", ["default", "identity"])
+def test_the_dtype_of_a_block_is_that_of_the_whole_attached_layer(start):
+    made = attzoo.attach(network(), "se", after="stem", start=start, dtype="float16").model
+    assert made.get_layer("stem_attention").compute_dtype == "float16"
+    assert np.all(np.isfinite(output(made)))
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_blocks_are_trained_unless_options_say_no(trainable):
+    model = network()
+    model.get_layer("inner").trainable = False
+    report = attzoo.attach(model, "eca", after="inner.conv", trainable=trainable)
+    added = len(report.model.trainable_weights) - len(model.trainable_weights)
+    assert (added, report.parameters) == ((1, 1) if trainable else (0, 0))
+
+
+def test_exchanged_blocks_are_trained_unless_options_say_no():
+    inputs = keras.Input((8, 7, 3))
+    block = attzoo.create("se", 3, backend="keras", name="block")
+    model = keras.Model(inputs, block(inputs))
+    for trainable in (True, False):
+        report = attzoo.swap(model, "eca", where="block", kernel_size=3, trainable=trainable)
+        assert (len(report.model.trainable_weights), report.parameters) == ((1, 3) if trainable else (0, 0))
+
+
+def test_what_the_network_gives_is_no_option():
+    with pytest.raises(TypeError, match="se at 'stem' takes channels from the network: leave channels= out"):
+        attzoo.attach(network(), "se", after="stem", channels=4)
+    with pytest.raises(ValueError, match="expected a block at 'stem', got the network 'unet': give one of se"):
+        attzoo.attach(network(), "unet", after="stem")
+    with pytest.raises(TypeError, match=r"after must be a function of path and module, got <lambda>\(layer\)"):
+        attzoo.attach(network(), "se", after=lambda layer: True)

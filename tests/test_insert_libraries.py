@@ -78,6 +78,8 @@ RESIDUAL = [
     ("torchvision", "video.r3d_18", "BasicBlock", lambda m: m.downsample is None, torch.relu),
     ("timm", "resnet18", "BasicBlock", lambda m: m.downsample is None, torch.relu),
     ("timm", "seresnet50", "Bottleneck", lambda m: m.downsample is None, torch.relu),
+    ("timm", "legacy_seresnet18", "SEResNetBlock", lambda m: m.downsample is None, torch.relu),
+    ("timm", "legacy_seresnext26_32x4d", "SEResNeXtBottleneck", lambda m: m.downsample is None, torch.relu),
     ("timm", "mobilenetv3_small_050", "InvertedResidual", lambda m: m.has_skip, None),
     ("timm", "efficientnet_lite0", "InvertedResidual", lambda m: m.has_skip, None),
     ("timm", "convnext_atto", "ConvNeXtBlock", lambda m: True, None),
@@ -106,6 +108,7 @@ def test_residual_is_the_end_of_every_branch(package, name, kind, has_shortcut, 
 
 @pytest.mark.parametrize(("package", "name", "kind", "options"), [
     ("timm", "seresnet18", "SEModule", {}),
+    ("timm", "mobilenetv3_small_050", "SqueezeExcite", {}),
     ("torchvision", "mobilenet_v3_small", "SqueezeExcitation", {}),
     ("torchvision", "regnet_y_400mf", "SqueezeExcitation", {}),
 ])   # fmt: skip
@@ -128,6 +131,11 @@ def test_residual_branches_that_end_in_attention(attention):
         report = attzoo.attach(net, "se", after="residual", start="identity")
         assert {place.channels for place in report} == {64, 128, 256, 512}
         assert torch.equal(net(X), before)
+
+
+def test_legacy_residual_branches_end_in_their_attention():
+    report = attzoo.attach(network("timm", "legacy_seresnext26_32x4d"), "se", after="residual")
+    assert {place.path.split(".", 2)[2] for place in report} == {"se_module.attention"}
 
 
 def test_residual_branches_that_share_their_last_module_are_refused():

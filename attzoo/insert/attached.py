@@ -24,6 +24,10 @@ class IdentityStart(nn.Module):
         self.block = block
         self.gamma = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
 
+    def reset_parameters(self) -> None:
+        """Set gamma to 0, as a network that was created on the meta device needs; the block resets itself."""
+        nn.init.zeros_(self.gamma)
+
     def forward(self, x: Tensor, *gating: Tensor) -> Tensor:
         """(N, C, *S) -> (N, C, *S), in the dtype of x."""
         change = self.block(x, *gating).to(x.dtype) - x

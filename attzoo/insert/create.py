@@ -35,6 +35,11 @@ def create(path: str, name: str, backend: str, channels: Any, rank: int | None, 
         options: the other arguments of the block.
 
     """
+    if name in registry.NETWORKS:
+        hint = f"give one of {', '.join(registry.names())}"
+        raise ValueError(f"expected a block at {path!r}, got the network {name!r}: {hint}")
+    if fixed := sorted(options.keys() & {"channels", "backend"}):
+        raise TypeError(f"{name} at {path!r} takes {fixed[0]} from the network: leave {fixed[0]}= out")
     spec: Any = registry.get(name, backend="numpy")
     if rank is not None and any(field.name == "spatial_dims" for field in fields(spec)):
         options = {"spatial_dims": rank} | dict(options)

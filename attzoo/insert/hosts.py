@@ -121,6 +121,7 @@ def known_channels(module: nn.Module) -> tuple[int | None, int | None]:
 
 def check_host(host: Host) -> None:
     """Raise ValueError if no block can be attached to a module."""
+    check_not_scripted(host.path, host.module)
     if type(host.module) in (nn.ModuleList, nn.ModuleDict):
         got = f"the {type(host.module).__name__} {host.path!r}, which is not called: choose modules in it"
         raise ValueError(f"expected a module with a forward pass, got {got}")
@@ -135,6 +136,13 @@ def check_host(host: Host) -> None:
     if hasattr(host.module, CHILD):
         hint = "detach it first" if is_attached(host.module) else "choose the module before or after it"
         raise ValueError(f"expected {host.path!r} without an attribute {CHILD!r}, got one that has it: {hint}")
+
+
+def check_not_scripted(path: str, module: nn.Module) -> None:
+    """Raise ValueError where a module is one of TorchScript, which takes neither blocks nor hooks."""
+    if isinstance(module, torch.jit.ScriptModule):
+        got = f"{type(module).__name__}: change the network before torch.jit.script or torch.jit.trace"
+        raise ValueError(f"expected {path!r} to be no module of TorchScript, got {got}")
 
 
 def check_wrappers(model: nn.Module) -> None:
@@ -157,14 +165,31 @@ def shapes_at(model: nn.Module, hosts: list[Host], example: Any) -> dict[str, tu
             raise ValueError(f"expected modules that declare their number of channels, got {missing[0]!r}: {hint}")
         return {}
     calls = calls_of(model, {host.path: host.module for host in hosts}, example)
-    attended = {host.path: [_attended(host, *recorded_call) for recorded_call in calls[host.path]] for host in hosts}
+    attended = {host.path: [_attended(host, call) for call in calls[host.path]] for host in hosts}
     for host in hosts:
-        _check_calls(host, attended[host.path])
+        _check_calls(host, attended[host.path], calls[host.path])
     return {path: tuple(tuple(x.shape) for x in tensors) for path, (tensors,) in attended.items()}
 
 
-def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], example: Any) -> dict[str, list[tuple[Any, Any]]]:
-    """Return the arguments and the output of every call of some modules, in one call of the model without gradients.
+@dataclass(frozen=True)
+class Call:
+    """A call of a module.
+
+    Args:
+        args: its positional arguments.
+        output: what it returned.
+        last_axis: the number of channels that a linear map or layer norm over the last axis returned, where it was the
+            last layer with known channels that was called before the module returned; else None.
+
+    """
+
+    args: tuple[Any, ...]
+    output: Any
+    last_axis: int | None
+
+
+def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], example: Any) -> dict[str, list[Call]]:
+    """Return every call of some modules, in one call of the model without gradients.
 
     Args:
         model: the network, which is called in evaluation mode.
@@ -172,9 +197,18 @@ def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], example: Any) -
         example: an input of the network, a tuple of inputs, or a dict of arguments.
 
     """
-    calls: dict[str, list[tuple[Any, Any]]] = {path: [] for path in modules}
-    handles = [
-        module.register_forward_hook(lambda module, args, output, path=path: calls[path].append((args, output)))
+    calls: dict[str, list[Call]] = {path: [] for path in modules}
+    last_axis: list[int | None] = [None]
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim > 2:   # not of the vectors of squeeze and excitation
+            last_axis[0] = output.shape[-1] if isinstance(module, LAST_AXIS) else None
+
+    layers = [m for m in model.modules() if isinstance(m, LAST_AXIS) or known_channels(m)[0] is not None]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    handles += [
+        module.register_forward_hook(
+            lambda module, args, output, path=path: calls[path].append(Call(args, output, last_axis[0])))
         for path, module in modules.items()
     ]   # fmt: skip
     try:
@@ -186,17 +220,18 @@ def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], example: Any) -
     return calls
 
 
-def _attended(host: Host, args: tuple[Any, ...], output: Any) -> tuple[Any, ...]:
+def _attended(host: Host, call: Call) -> tuple[Any, ...]:
     """Return the inputs of a block in a call of its host: the output, or at a skip connection x and a gating signal."""
-    return (args[0], output[:, args[0].shape[1] :]) if host.is_skip else (output,)
+    x = call.args[0] if host.is_skip else None
+    return (call.output,) if x is None else (x, call.output[:, x.shape[1] :])
 
 
-def _check_calls(host: Host, calls: list[tuple[Any, ...]]) -> None:
+def _check_calls(host: Host, attended: list[tuple[Any, ...]], calls: list[Call]) -> None:
     """Raise ValueError unless a module was called once and returned (N, C, *S)."""
     if len(calls) != 1:
         got = f"{len(calls)} calls: choose another module"
         raise ValueError(f"expected {host.path!r} to be called once for the example, got {got}")
-    x, fix = calls[0][0], "choose another module"
+    x, fix = attended[0][0], "choose another module"
     if not isinstance(x, Tensor) or not 3 <= x.ndim <= 5:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"expected a tensor (N, C, *S) with 1 to 3 spatial axes from {host.path!r}, got {got}: {fix}")
@@ -205,20 +240,9 @@ def _check_calls(host: Host, calls: list[tuple[Any, ...]]) -> None:
         raise ValueError(f"expected {host.channels} channels at axis 1 from {host.path!r}, got {got}: {fix}")
     if not x.is_floating_point():
         raise ValueError(f"expected real floating-point numbers from {host.path!r}, got {x.dtype}: {fix}")
-    if _last_axis_size(host.module) == x.shape[-1] != x.shape[1]:
+    if calls[0].last_axis == x.shape[-1] != x.shape[1]:
         got = f"shape {tuple(x.shape)}, whose channels are the last axis"
         raise ValueError(f"expected channels at axis 1 from {host.path!r}, got {got}: {fix}")
-
-
-def _last_axis_size(module: nn.Module) -> int | None:
-    """Return the size of the last axis if the last layer of a module is a linear map or layer norm over it, or None."""
-    size = None
-    for part in module.modules():
-        if isinstance(part, LAST_AXIS):
-            size = int(part.out_features if isinstance(part, nn.Linear) else part.normalized_shape[-1])
-        elif known_channels(part)[0] is not None:
-            size = None
-    return size
 
 
 def _call(model: nn.Module, example: Any) -> Any:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from math import prod
-from typing import Any
+from typing import Any, Final
 
 from .. import registry
-from ..adapters import can_attend
+from ..adapters import can_attend, is_kind, replaced_methods
 from ..blocks.keras import AttachedBlock
 from ..ops.keras import keras, parts_of
 from .create import check_one_input, create
 from .match import select
 from .report import Place, Report
 
+NORMS: Final = (   # layers whose argument `axis` is that of the channels
+    keras.layers.BatchNormalization, keras.layers.GroupNormalization, keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+)   # fmt: skip
 Call = Callable[..., Any]   # called with (path, copy of a layer, original layer, *inputs); returns the layer's output
 
 
@@ -34,16 +38,15 @@ def attach(model: Any, name: str, after: Any, start: str, example: Any, options:
         if path in inserted:
             raise ValueError(f"expected {path!r} to be called once, got a layer that the model calls several times")
         block = _create(path, name, original, y, _with_format(options, original, y, layers))
-        attached = AttachedBlock(block, start, name=f"{layer.name}_attention", dtype=_policy(original, y))
+        attached = AttachedBlock(block, start, name=f"{layer.name}_attention", dtype=block.dtype_policy)
         attended = attached(y)
+        attached.trainable = options.get("trainable", True)
         inserted[path] = attached, _place(f"{path}_attention", attached, y)
         return attended
 
     copied = _copy(source, call)
     _check_called(paths, inserted)
-    for attached, _ in inserted.values():
-        attached.trainable = True   # in a nested model that is frozen too
-    return Report(copied, tuple(place for _, place in inserted.values()))
+    return _report(copied, inserted, options)
 
 
 def detach(model: Any) -> Report:
@@ -71,6 +74,7 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
     for path, layer in layers.items():
         if not can_attend(layer):
             hint = "in Keras, swap replaces only blocks of attzoo; use attach for other layers"
+            hint = "detach it, and attach the other block" if isinstance(layer, AttachedBlock) else hint
             raise ValueError(f"expected a block of attzoo at {path!r}, got {type(layer).__name__}: {hint}")
     all_layers, inserted = _layers(source), dict[str, tuple[Any, Place]]()
 
@@ -80,12 +84,26 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
         if path not in inserted:
             block_options = {"name": original.name, **_with_format(options, original, args[0], all_layers)}
             block = _create(path, name, original, args[0], block_options)
+            block(args[0])   # creates its weights
+            block.trainable = options.get("trainable", True)
             inserted[path] = block, _place(path, block, args[0])
         return inserted[path][0](args[0])
 
     copied = _copy(source, call)
     _check_called(layers, inserted)
-    return Report(copied, tuple(place for _, place in inserted.values()))
+    return _report(copied, inserted, options)
+
+
+def _report(model: Any, inserted: Mapping[str, tuple[Any, Place]], options: Mapping[str, Any]) -> Report:
+    """Return the report of new layers, after setting their `trainable`.
+
+    It is True unless the options say otherwise, in a nested model that is frozen too. Set after the layers are built,
+    because Keras loses it otherwise.
+    """
+    for layer, _ in inserted.values():
+        layer.trainable = True
+        layer.trainable = options.get("trainable", True)
+    return Report(model, tuple(place for _, place in inserted.values()))
 
 
 def _check_one_input(name: str) -> None:
@@ -105,14 +123,22 @@ def _functional(model: Any) -> Any:
     if isinstance(model, keras.Sequential):
         if not model.built:
             raise ValueError(f"expected a built model, got {model.name!r}: give it an input shape first")
-        if type(model).call is not keras.Sequential.call:
-            got = f"{type(model).__name__}, which has its own call"
-            raise ValueError(f"expected a model that only calls its layers, got {got}: call the block there")
+        if not is_kind(type(model), keras.Sequential):
+            raise _own_methods(model, keras.Sequential)
         return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     if not _has_graph(model):
         hint = "a subclassed model calls its layers in Python: call the block there"
         raise ValueError(f"expected a functional Keras model, got {type(model).__name__}; {hint}")
     return model
+
+
+def _own_methods(model: Any, base: type[Any]) -> ValueError:
+    """Return the error for a model of a subclass of `base` that overrides methods, which a copy would not have."""
+    if type(model).call is not base.call:
+        got = f"{type(model).__name__}, which has its own call"
+        return ValueError(f"expected a model that only calls its layers, got {got}: call the block there")
+    fix = f"attach to keras.Model(model.inputs, model.outputs), and make a {type(model).__name__} of the result"
+    return ValueError(f"expected a model without methods of its own, got {type(model).__name__}: {fix}")
 
 
 def _has_graph(layer: Any) -> bool:
@@ -145,6 +171,8 @@ def _copy(model: Any, call: Call) -> Any:
     def copy_graph(graph: Any, prefix: str) -> Any:
         present: dict[str, int] = {}   # name of a copy in this graph -> id of the layer
 
+        _check_compilation(graph)
+
         def clone(layer: Any) -> Any:
             if id(layer) not in copies:
                 path = f"{prefix}{layer.name}"
@@ -159,9 +187,8 @@ def _copy(model: Any, call: Call) -> Any:
             return call(path, layer, original, *args, **kwargs)
 
         copied = keras.models.clone_model(graph, clone_function=clone, call_function=call_layer)
-        if type(copied).call is not type(graph).call:
-            got = f"{type(graph).__name__}, which has its own call"
-            raise ValueError(f"expected a model that only calls its layers, got {got}: call the block there")
+        if type(copied) is not type(graph) and not is_kind(type(graph), type(copied)):
+            raise _own_methods(graph, type(copied))
         return copied
 
     copied = copy_graph(model, "")
@@ -173,16 +200,38 @@ def _copy(model: Any, call: Call) -> Any:
     return copied
 
 
+def _check_compilation(model: Any) -> None:
+    """Raise ValueError where Keras, which compiles a copy as the model was compiled, cannot copy loss or metrics."""
+    try:
+        keras.saving.deserialize_keras_object(model.get_compile_config() if model.compiled else None)
+    except (TypeError, ValueError) as err:
+        fix = "attach to keras.Model(model.inputs, model.outputs), and compile the result"
+        got = f"others in {model.name!r}: {fix}"
+        raise ValueError(f"expected a loss and metrics that Keras can copy, got {got}") from err
+
+
 def _clone(layer: Any) -> Any:
-    """Return a new layer with the config of a layer."""
-    if isinstance(layer, keras.layers.Lambda):   # safe, because its function is not read from a file
-        return layer.__class__.from_config(layer.get_config(), safe_mode=False)
-    return layer.__class__.from_config(layer.get_config())
+    """Return a new layer with the config of a layer. Raise ValueError if it would compute something else."""
+    parts = layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else []
+    if replaced := [name for part in parts for name in replaced_methods(part, keras.layers.Layer, "call")]:
+        got = f"one whose {replaced[0]} was replaced: make a layer of a class with this method"
+        raise ValueError(f"expected {layer.name!r} with the methods of its class, which copies have, got {got}")
+    try:
+        if isinstance(layer, keras.layers.Lambda):   # safe, because its function is not read from a file
+            return layer.__class__.from_config(layer.get_config(), safe_mode=False)
+        return layer.__class__.from_config(layer.get_config())
+    except (NotImplementedError, TypeError) as err:
+        fix = "its get_config must return all arguments, and its __init__ pass name, dtype and trainable on"
+        raise ValueError(f"expected layers that Keras can copy, got {layer.name!r}: {fix}") from err
 
 
 def _set_state(copy: Any, layer: Any) -> None:
     """Copy the weights of a layer, and `trainable` of the layer and its sublayers, to the copy of the layer."""
     copy.trainable = layer.trainable
+    if copy.built and len(copy.weights) != len(layer.weights):   # such as LoRA in a sublayer
+        fix = "undo what was added to it, or call the block in the code that makes the model"
+        got = f"{layer.name!r}, which has {len(layer.weights)} weights and its copy {len(copy.weights)}: {fix}"
+        raise ValueError(f"expected layers that get_config describes, got {got}")
     if copy.built:
         copy.set_weights(layer.get_weights())
     if isinstance(copy, keras.layers.Normalization):   # which computes with other arrays than its weights
@@ -234,7 +283,9 @@ def _create(path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any]
     channels = x.shape[-1 if options["data_format"] == "channels_last" else 1]
     if channels is None:
         raise ValueError(f"expected a known number of channels from {path!r}, got shape {x.shape}: set it in the Input")
-    return create(path, name, "keras", channels, len(x.shape) - 2, {"dtype": _policy(layer, x), **options})
+    block_options = {"dtype": _policy(layer, x), **options}
+    block_options.pop("trainable", None)   # set when the layer is built, as TensorFlow ignores an equal assignment
+    return create(path, name, "keras", channels, len(x.shape) - 2, block_options)
 
 
 def _policy(layer: Any, x: Any) -> Any:
@@ -263,10 +314,11 @@ def _data_format(layer: Any) -> str | None:
     """Return the data format of a layer; None if it declares none."""
     if isinstance(layer, keras.layers.Flatten):   # its setting may differ from the format of its input
         return None
-    if isinstance(layer, keras.layers.BatchNormalization):
-        rank, axis = layer.input_spec.ndim, layer.axis if isinstance(layer.axis, int) else layer.axis[0]
-        data_format = "channels_last" if axis % rank == rank - 1 else "channels_first"
-        return data_format if rank > 2 else None
+    if isinstance(layer, NORMS):
+        axes = [layer.axis] if isinstance(layer.axis, int) else [*layer.axis]
+        rank = len(layer.get_build_config()["input_shape"])
+        formats = {1: "channels_first", rank - 1: "channels_last"}
+        return formats.get(axes[0] % rank) if len(axes) == 1 and rank > 2 else None
     return getattr(layer, "data_format", None)
 
 

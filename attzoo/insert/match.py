@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from inspect import signature
 from typing import Any
 
 from ..adapters import framework_of
@@ -51,9 +52,21 @@ def _matches(pattern: Any, path: str, module: Any, argument: str) -> bool:
     if isinstance(pattern, type):
         return isinstance(module, pattern)
     if callable(pattern) and framework_of(pattern) is None:   # a layer or module is callable too
+        _check_takes_two(pattern, argument)
         return bool(pattern(path, module))
     kinds = "a path, a compiled regular expression, a class or a function of path and module"
     raise TypeError(f"{argument} must be {kinds}, or a list of these, got {type(pattern).__name__}")
+
+
+def _check_takes_two(function: Any, argument: str) -> None:
+    """Raise TypeError for a function that does not take a path and a module."""
+    try:
+        signature(function).bind("", None)
+    except ValueError:   # some functions of C have no signature
+        return
+    except TypeError as err:
+        got = f"{getattr(function, '__name__', function)}{signature(function)}"
+        raise TypeError(f"{argument} must be a function of path and module, got {shorten(got, 100)}") from err
 
 
 def _refuse_nested(paths: set[str], argument: str) -> None:
@@ -68,11 +81,14 @@ def _refuse_nested(paths: set[str], argument: str) -> None:
 
 def _suggestion(pattern: Any, modules: Mapping[str, Any]) -> str:
     """Return the end of the error for a pattern without a match: the nearest path, or all paths or classes."""
+    modules = {path: module for path, module in modules.items() if path}
+    if not modules:
+        return ", which has no modules inside it: the module itself cannot be chosen, put it into a Sequential"
     if isinstance(pattern, str):
-        return nearest(pattern, modules) or f". It has: {_listed([path for path in modules if path])}"
+        return nearest(pattern, modules) or f". It has: {_listed([*modules])}"
     if isinstance(pattern, type):
         return f". Its modules are of: {_listed(sorted({type(module).__name__ for module in modules.values()}))}"
-    return f". Its paths are: {_listed([path for path in modules if path])}"
+    return f". Its paths are: {_listed([*modules])}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ from .hosts import (
     Host,
     calls_of,
     check_host,
+    check_not_scripted,
     check_wrappers,
     hosts_of,
     inside_compiled,
@@ -103,6 +104,7 @@ def swap(model: nn.Module, name: str, where: Any, example: Any, options: Mapping
     chosen = select_modules(model, where, "where")
     present = {path: module for path, module in chosen.items() if not isinstance(module, nn.Identity)}
     for path, module in present.items():
+        check_not_scripted(path, module)
         if is_attached(module):
             raise ValueError(f"expected {path!r} without an attached block, got one that has it: detach it first")
     if not present:

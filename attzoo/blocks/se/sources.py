@@ -8,10 +8,11 @@ from ...contract import Keys, Source
 from ..sources import GATES, linear, only_channels, read_perceptron
 
 NAMES: Final = linear(squeeze="fc1", excite="fc2")
+CONV_NAMES: Final = linear(squeeze="conv_reduce", excite="conv_expand")
 KEYS: Final = {
     "timm": (   # SEModule, and SqueezeExcite of MobileNets and EfficientNets
         Keys(NAMES, axes=2),
-        Keys(linear(squeeze="conv_reduce", excite="conv_expand"), axes=2),
+        Keys(CONV_NAMES, axes=2),
     ),
     "torchvision": (Keys(NAMES, axes=2),),
     "monai": (Keys(linear(squeeze="fc.0", excite="fc.2")),),
@@ -31,6 +32,11 @@ def torchvision_arguments(spec: Any) -> dict[str, Any]:
     return {"input_channels": spec.channels, "squeeze_channels": width, "scale_activation": Hardsigmoid}
 
 
+def timm_conv_arguments(spec: Any) -> dict[str, Any]:
+    """Return the arguments of timm's SqueezeExcite, which rounds C / 4 to the nearest integer."""
+    return {"in_chs": spec.channels}
+
+
 def monai_arguments(spec: Any) -> dict[str, Any]:
     """Return the arguments of MONAI's class. Its linear layers do not depend on spatial_dims."""
     return {"spatial_dims": 2, "in_channels": spec.channels}
@@ -44,5 +50,8 @@ SOURCES: Final = {
     "monai": Source(
         "MONAI", "monai.networks.blocks", "ChannelSELayer", "monai", monai_arguments,
         KEYS["monai"][0].names, **READ,
+    ),
+    "timm_conv": Source(
+        "timm", "timm.models._efficientnet_blocks", "SqueezeExcite", "kimm", timm_conv_arguments, CONV_NAMES, **READ
     ),
 }   # fmt: skip
