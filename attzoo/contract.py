@@ -25,6 +25,7 @@ from .moved import moved
 
 T = TypeVar("T")
 Array = NDArray[np.floating]
+Coefficients = Array | dict[str, Array]   # of a block: one array, or several by name
 Shape = Sequence[int | None]
 GATES: Final = ("sigmoid", "hard_sigmoid")
 STARTS: Final = ("default", "identity")   # of a block that is put into a network
@@ -100,6 +101,14 @@ def batch_norm(name: str, channels: int, scale: float = 0.0) -> dict[str, Weight
     }
 
 
+def layer_norm(name: str, channels: int) -> dict[str, Weight]:
+    """Return the descriptions of a layer norm's arrays: "name.weight", ones at first, and "name.bias", zeros."""
+    return {
+        f"{name}.weight": Weight((channels,), "constant", center=1.0),
+        f"{name}.bias": Weight((channels,), "constant"),
+    }
+
+
 def prefixed(prefix: str, weights: Mapping[str, Weight]) -> dict[str, Weight]:
     """Return weights with a prefix before each name: "conv.weight" -> "prefix.conv.weight"."""
     return {f"{prefix}.{name}": weight for name, weight in weights.items()}
@@ -157,7 +166,7 @@ class Spec(AnySpec, Protocol):
     def channels(self) -> int:
         """C, the number of channels of the first input and of the output."""
 
-    def attention(self, *args: Any, **kwargs: Any) -> Array:
+    def attention(self, *args: Any, **kwargs: Any) -> Coefficients:
         """Compute the coefficients that are combined with x. Called as the spec itself."""
 
 
@@ -253,6 +262,35 @@ class Source:
     def package(self) -> str:
         """The import name of the library."""
         return self.module.partition(".")[0]
+
+
+def by_name(coefficients: Any) -> dict[str, Any]:
+    """Return the coefficients of a block, arrays or tensors, by name. A single array has the name "".
+
+    >>> by_name(0.5), by_name({"channel": 0.5, "position": 0.25})
+    ({'': 0.5}, {'channel': 0.5, 'position': 0.25})
+    """
+    return coefficients if isinstance(coefficients, dict) else {"": coefficients}
+
+
+def map_coefficients(function: Callable[[Any], Any], coefficients: Any) -> Any:
+    """Return the coefficients of a block with a function applied to each array.
+
+    >>> map_coefficients(str, 0.5), map_coefficients(str, {"channel": 0.5})
+    ('0.5', {'channel': '0.5'})
+    """
+    if isinstance(coefficients, dict):
+        return {name: function(array) for name, array in coefficients.items()}
+    return function(coefficients)
+
+
+def join_path(path: str, name: str) -> str:
+    """Return a path with a name appended; both may be "".
+
+    >>> join_path("layer3.attention", "channel"), join_path("layer3.attention", ""), join_path("", "channel")
+    ('layer3.attention.channel', 'layer3.attention', 'channel')
+    """
+    return ".".join(filter(None, (path, name)))
 
 
 def channels_of(name: str) -> Any:

@@ -311,7 +311,7 @@ def _read_header(file: Any, size: int) -> tuple[AnySpec, str, dict[str, Any]]:
         offset = end
     if size != 8 + length + offset:
         raise ValueError(f"expected {8 + length + offset} bytes, got {size}")
-    return spec, np.result_type(*dtypes).name, about
+    return spec, np.result_type(*dtypes).name if dtypes else "float32", about   # a block may have no arrays
 
 
 def _declared(about: Any) -> AnySpec:

@@ -77,6 +77,10 @@ class Block(keras.layers.Layer):
             return ops.Identity(name=name, dtype=self.dtype_policy)
         return ops.BatchNorm(ops.initialize(weight), name=name, dtype=self.dtype_policy)
 
+    def layer_norm(self, name: str) -> ops.LayerNorm:
+        """Return the layer for layer norm `name` of the spec."""
+        return ops.LayerNorm(name=name, dtype=self.dtype_policy)
+
     def check_inputs(self, *inputs: Any) -> None:
         """Build the layer if it is not built. Raise an error unless the inputs are valid.
 
@@ -98,7 +102,7 @@ class Block(keras.layers.Layer):
     def call(self, x: Any, training: bool | None = None, attention_only: bool = False) -> Any:
         """Return the output for x, (N, *S, C) or (N, C, *S); with `attention_only`, return the coefficients instead."""
         coefficients = self.attention(x, training=training)
-        return coefficients if attention_only else self.spec.combine(x, coefficients)   # type: ignore[attr-defined]
+        return coefficients if attention_only else self.spec.combine(x, coefficients, ops)   # type: ignore[attr-defined]
 
     def compute_output_shape(self, *shapes: Any) -> Any:
         """Return the shape of the output, that of x. Raise ValueError for shapes that the spec refuses."""

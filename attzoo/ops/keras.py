@@ -237,6 +237,25 @@ class BatchNorm(keras.layers.Layer):
         return super().get_config() | {"gamma_initializer": keras.initializers.serialize(self.gamma_initializer)}
 
 
+@register
+class LayerNorm(keras.layers.Layer):
+    """Layer norm of the channels at each position: (N, *S, C) -> (N, *S, C), also (N, C) -> (N, C).
+
+    Statistics are computed in float32 or float64.
+    """
+
+    def build(self, input_shape: Any) -> None:
+        shape = (input_shape[-1],)
+        self.weight = self.add_weight(name="weight", shape=shape, initializer="ones", autocast=False)
+        self.bias = self.add_weight(name="bias", shape=shape, initializer="zeros", autocast=False)
+
+    def call(self, x: Any) -> Any:
+        z = ops.cast(x, wide(x.dtype))
+        centered = z - mean(z, -1, keepdims=True)
+        scale = ops.rsqrt(mean(ops.square(centered), -1, keepdims=True) + EPSILON)
+        return ops.cast(centered * scale * ops.cast(self.weight, z.dtype) + ops.cast(self.bias, z.dtype), x.dtype)
+
+
 def in_dtype_of(x: Any, variable: Any) -> Any:
     """Return a variable in the dtype of x. Keras makes this cast only inside a layer's call."""
     return ops.cast(variable, x.dtype)
@@ -344,6 +363,27 @@ def max_pool(x: Any, channels_last: bool) -> Any:
     return amax(x, space(x, channels_last))
 
 
+def position_softmax(z: Any, channels_last: bool) -> Any:
+    """Return the softmax over the spatial axes: (N, *S, K) or (N, K, *S) -> the same shape. Each channel sums to 1.
+
+    The result for half precision is float32: the smallest normal float16, 6e-5, is more than 1 / S for large maps.
+    """
+    axes, z = space(z, channels_last), ops.cast(z, wide(z.dtype))
+    e = ops.exp(z - ops.stop_gradient(amax(z, axes, keepdims=True)))
+    return e / ops.sum(e, axis=axes, keepdims=True)
+
+
+def weighted_pool(x: Any, p: Any, channels_last: bool) -> Any:
+    """Return the sum over the spatial axes of x * p, in x's dtype: (N, *S, C), (N, *S, 1) or (N, *S, C) -> (N, C).
+
+    It is the mean of x weighted by p if p sums to 1 over the spatial axes, as `position_softmax` does. Without
+    `channels_last`, x and p are channels first.
+    """
+    kind = wide(x.dtype)
+    products = ops.cast(x, kind) * ops.cast(p, kind)
+    return ops.cast(ops.sum(products, axis=space(x, channels_last)), x.dtype)
+
+
 def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
     """Return the mean over axes in the dtype of x. On JAX and torch, keras.ops.mean computes float64 in float32."""
     if keras.backend.backend() == "tensorflow" or keras.backend.standardize_dtype(x.dtype) != "float64":
@@ -388,6 +428,15 @@ def from_last(x: Any, channels_last: bool) -> Any:
 
 
 relu, sigmoid, stack, multiply = ops.relu, ops.sigmoid, ops.stack, ops.multiply
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """Return the larger of a and b at each position. The gradient is split evenly where they are equal.
+
+    That of tf.maximum goes to its first argument there, so both orders are averaged. Halves are exact and do not
+    overflow.
+    """
+    return 0.5 * ops.maximum(a, b) + 0.5 * ops.maximum(b, a)
 
 
 def hard_sigmoid(z: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Final, TypedDict
 import numpy as np
 
 from .. import contract, registry
-from ..contract import Array, Shape, Spec, Weight, without_prefix
+from ..contract import Array, Shape, Spec, Weight, by_name, join_path, without_prefix
 from ..ops import numpy as ops
 from . import plan
 from .plan import Level, Unit
@@ -318,7 +318,8 @@ class UNet(contract.NamedArguments):
                 return inputs[0]
             inputs, w = inputs[: len(block.inputs)], without_prefix(path, weights)
             copies = {name: array.copy() for name, array in w.items()}   # attention updates running statistics too
-            coefficients[path] = block.attention(*inputs, weights=copies, training=training)
+            arrays = by_name(block.attention(*inputs, weights=copies, training=training))
+            coefficients.update({join_path(path, name): array for name, array in arrays.items()})
             return np.asarray(block(*inputs, weights=w, training=training))
 
         def units(path: str, x: Array, units: Sequence[Unit]) -> Array:
