@@ -302,7 +302,7 @@ def _plain(card: Card, channels: int, width: int) -> Iterator[str]:
     if card.unknown:
         yield _wrap(_unknown(card), width)
     elif not card.network:
-        weights = list(_weights(card, channels)) or [("none",)]
+        weights = list(_weights(card, channels)) or [("none", "", "")]
         yield f"Weights at {channels} channels\n" + _columns(weights, width, "  ")
         yield _wrap(_cost(card, channels), width)
 
