@@ -12,7 +12,7 @@ from ..ops import keras as ops
 from ..ops.keras import keras
 from . import layers, spec
 from .plan import Level, Unit
-from .spec import CHANNELS, Arguments
+from .settings import CHANNELS, Arguments
 
 Make = Callable[..., Any]   # (layer's class, *arguments, name=path, **arguments) -> layer, in the network's dtype
 
