@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..contract import Array, Coefficients, contiguous, map_coefficients
-from ..ops.keras import changed_settings, described, find, keras, locate, parts_of, path_of
+from ..ops.keras import find, keras, locate, path_of
+from ..ops.keras_layers import changed_settings, described, parts_of
 from . import Run, can_attend, changed_layer, computed_array, is_kind, missing_array, replaced_methods, same_shape
 
 

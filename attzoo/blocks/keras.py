@@ -15,6 +15,7 @@ from typing import Any
 from ..contract import STARTS, AnySpec, choice, without_idle_rules
 from ..hints import arguments_of, unknown_argument
 from ..ops import keras as ops
+from ..ops import keras_layers
 from ..ops.keras import keras
 
 
@@ -131,14 +132,14 @@ class Block(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         own = super().get_config() | self.spec.config() | {"data_format": self.data_format}
-        return own | ops.inner_settings(self)
+        return own | keras_layers.inner_settings(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
         """Return a block from the result of `get_config` of this or an older version."""
-        spec, given = _spec_class(cls), ops.without_inner_settings(config)
+        spec, given = _spec_class(cls), keras_layers.without_inner_settings(config)
         block = cls(**(without_idle_rules(spec, given) if spec else given))
-        return ops.with_inner_settings(block, config)
+        return keras_layers.with_inner_settings(block, config)
 
 
 def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., Any]:
