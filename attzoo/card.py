@@ -21,7 +21,7 @@ import numpy as np
 
 from . import registry
 from .blocks.spec import BlockSpec
-from .contract import Example, Spec, Variant, Weight, without_idle_rules
+from .contract import Example, Spec, Variant, Weight, by_name, without_idle_rules
 from .fast.wins import WINS
 
 CHANNELS: Final = 64   # default number of channels for weights and costs
@@ -109,9 +109,13 @@ class Card:
         example = self.examples[""]
         spec = self.spec(**example.arguments)
         weights = {name: np.full(weight.shape, weight.center) for name, weight in spec.weights.items()}
-        shape = spec.attention(*map(np.zeros, example.shapes), weights=weights).shape
-        varying_axes = {"channels": shape[1] > 1, "positions": prod(shape[2:]) > 1}
-        return tuple(axis for axis in varying_axes if varying_axes[axis])
+        coefficients = by_name(spec.attention(*map(np.zeros, example.shapes), weights=weights))
+        shapes = [array.shape for array in coefficients.values()]
+        varying_axes = {
+            "channels": any(shape[1] > 1 for shape in shapes),
+            "positions": any(prod(shape[2:]) > 1 for shape in shapes),
+        }
+        return tuple(axis for axis, varies in varying_axes.items() if varies)
 
     @property
     def title(self) -> str:
@@ -301,7 +305,8 @@ def _plain(card: Card, channels: int, width: int) -> Iterator[str]:
     if card.unknown:
         yield _wrap(_unknown(card), width)
     elif not card.network:
-        yield f"Weights at {channels} channels\n" + _columns(list(_weights(card, channels)), width, "  ")
+        weights = list(_weights(card, channels)) or [("none", "", "")]
+        yield f"Weights at {channels} channels\n" + _columns(weights, width, "  ")
         yield _wrap(_cost(card, channels), width)
 
 
@@ -340,7 +345,7 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
         yield _unknown(card)
     else:
         rows = [(f"`{name}`", shape, initialization) for name, shape, initialization in _weights(card, channels)]
-        yield _table(("name", "shape", "initialization"), rows)
+        yield _table(("name", "shape", "initialization"), rows) if rows else "None."
         yield _cost(card, channels)
 
 

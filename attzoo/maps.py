@@ -11,7 +11,7 @@ import numpy as np
 
 from . import plotting
 from .adapters import NO_BLOCKS, adapter, framework_of
-from .contract import Array
+from .contract import Array, by_name, join_path
 from .hints import nearest
 from .plotting import COLORS, GREY, MARGIN, NEUTRAL
 from .recording import recording
@@ -56,7 +56,7 @@ def attention_maps(model: Any) -> Iterator[Maps]:
 
     Arrays are channels first and belong to the latest call. A block that the model contains under several paths is
     recorded under the first path. A block made of blocks is recorded as its parts: a CBAM at "block" as "block.channel"
-    and "block.spatial".
+    and "block.spatial". Each of several arrays of a block is recorded as the block's path, a dot and the array's name.
 
     Only calls in the context that entered the `with` block are recorded. Other threads are recorded only if they run in
     a copy of the context (`contextvars.copy_context().run`, `asyncio.to_thread`). Copies of the model made inside are
@@ -86,16 +86,16 @@ def attention_maps(model: Any) -> Iterator[Maps]:
     maps, traced = Maps(), set()
     paths = {id(block): path for path, block in blocks.items()}
 
-    def record(block: Any, tensor: Any) -> None:
-        """Store the coefficients `tensor` of a block in `maps`, or its path in `traced` if they have no values."""
-        path = paths[id(block)]
+    def record(block: Any, coefficients: Any) -> None:
+        """Store the coefficients of a block in `maps`, or their paths in `traced` if they have no values."""
         block_backend = framework_of(block) or backend   # a torch model may contain Keras blocks
-        array = adapter(block_backend).coefficients(tensor, block)
-        if array is None:
-            traced.add(path)
-        else:   # an earlier call may have been traced: Keras traces a model to build it
-            traced.discard(path)
-            maps[path] = array
+        for name, tensor in by_name(coefficients).items():
+            path, array = join_path(paths[id(block)], name), adapter(block_backend).coefficients(tensor, block)
+            if array is None:
+                traced.add(path)
+            else:   # an earlier call may have been traced: Keras traces a model to build it
+                traced.discard(path)
+                maps[path] = array
 
     with framework.eager(), recording(blocks.values(), record):
         yield maps

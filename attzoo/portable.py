@@ -312,7 +312,7 @@ def _read_header(file: Any, size: int) -> tuple[AnySpec, str, dict[str, Any]]:
         offset = end
     if size != 8 + length + offset:
         raise ValueError(f"expected {8 + length + offset} bytes, got {size}")
-    return spec, np.result_type(*dtypes).name, block_metadata
+    return spec, np.result_type(*dtypes).name if dtypes else "float32", block_metadata   # a block may have no arrays
 
 
 def _declared(block_metadata: Any) -> AnySpec:

@@ -90,7 +90,7 @@ def test_import_loads_no_framework(program):
 def test_a_loaded_framework_is_detected(tmp_path):
     (tmp_path / "torch.py").touch()
     shutil.copytree(ROOT / "attzoo", tmp_path / "attzoo", ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "attzoo" / "contract.py").open("a") as file:
+    with (tmp_path / "attzoo" / "contract" / "__init__.py").open("a") as file:
         file.write("import torch\n")
     assert "torch" in modules_after("import attzoo", PYTHONPATH=str(tmp_path))
 

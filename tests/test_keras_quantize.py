@@ -5,7 +5,8 @@ import pytest
 
 import attzoo
 import attzoo.keras  # triton before TensorFlow
-from attzoo.ops.keras import POLICIES, keras
+from attzoo.ops.keras import keras
+from attzoo.ops.keras_layers import POLICIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")   # of other layers
 

@@ -118,6 +118,128 @@ def test_transposed_convolution_equals_torch_after_cropping(kernel, stride, shap
     np.testing.assert_allclose(ops.transposed(x, weights, "up", stride), whole[(..., *crop)], atol=1e-13)
 
 
+shapes = st.lists(st.integers(1, 5), max_size=3).map(tuple)   # of the spatial axes; () is (N, C)
+spaces = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
+layouts = st.booleans()   # whether Keras gets channels last
+
+
+def random_array(*shape, seed=0):
+    """Return random numbers of a shape."""
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def in_torch(function, *arrays):
+    """Return the result of a function of tensors as an array."""
+    return function(*map(torch.from_numpy, arrays)).detach().numpy()
+
+
+def in_keras(function, *arrays, channels_last=True):
+    """Return the result of a Keras function, channels first, for channels-first arrays in one of the layouts."""
+    arrays = [np.moveaxis(a, 1, -1) if channels_last else a for a in arrays]
+    y = keras_ops.ops.convert_to_numpy(function(*map(keras_ops.ops.convert_to_tensor, arrays)))
+    return np.moveaxis(y, -1, 1) if channels_last else y
+
+
+@given(spaces, layouts)
+def test_position_softmax_is_exp_divided_by_its_sum_over_positions(space, channels_last):
+    z = 3 * random_array(2, 3, *space)
+    expected = np.empty_like(z)
+    for n, k in np.ndindex(2, 3):
+        total = sum(np.exp(z[n, k][i]) for i in np.ndindex(space))
+        expected[n, k] = np.exp(z[n, k]) / total
+    got = in_keras(lambda z: keras_ops.position_softmax(z, channels_last), z, channels_last=channels_last)
+    for result in (ops.position_softmax(z), in_torch(torch_ops.position_softmax, z), got):
+        np.testing.assert_allclose(result, expected, rtol=1e-13)
+
+
+@given(spaces, layouts, st.sampled_from([1, 3]))
+def test_weighted_pool_is_the_sum_of_products_over_positions(space, channels_last, channels):
+    x, p = random_array(2, 3, *space), random_array(2, channels, *space, seed=1)
+    expected = np.zeros((2, 3))
+    for i in np.ndindex(space):
+        expected += x[(..., *i)] * p[(..., *i)]
+    got = keras_ops.weighted_pool(*(np.moveaxis(a, 1, -1) if channels_last else a for a in (x, p)), channels_last)
+    results = ops.weighted_pool(x, p), in_torch(torch_ops.weighted_pool, x, p), keras_ops.ops.convert_to_numpy(got)
+    for result in results:
+        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
+
+
+@given(shapes)
+def test_layer_norm_has_mean_0_and_variance_1_over_channels_before_weight_and_bias(space):
+    x, weight, bias = random_array(2, 5, *space), random_array(5, seed=1), random_array(5, seed=2)
+    expected = np.empty_like(x)
+    for n, *i in np.ndindex(2, *space):
+        values = x[(n, slice(None), *i)]
+        deviation = (sum((v - values.mean()) ** 2 for v in values) / 5 + 1e-5) ** 0.5   # epsilon of torch
+        expected[(n, slice(None), *i)] = (values - values.mean()) / deviation * weight + bias
+    norm = torch_ops.LayerNorm(5, dtype=torch.float64)
+    layer = keras_ops.LayerNorm(dtype="float64")
+    layer.build((None, 5))
+    layer.weight.assign(weight)
+    layer.bias.assign(bias)
+    with torch.no_grad():
+        norm.weight.copy_(torch.from_numpy(weight))
+        norm.bias.copy_(torch.from_numpy(bias))
+    numbers = ops.layer_norm(x, {"norm.weight": weight, "norm.bias": bias}, "norm")
+    for result in (numbers, in_torch(norm, x), in_keras(layer, x)):
+        np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-12)
+
+
+@given(shapes)
+def test_linear_is_a_matrix_product_at_every_position(space):
+    x, weight, bias = random_array(2, 3, *space), random_array(4, 3, seed=1), random_array(4, seed=2)
+    expected = np.empty((2, 4, *space))
+    for n, *i in np.ndindex(2, *space):
+        expected[(n, slice(None), *i)] = weight @ x[(n, slice(None), *i)] + bias
+    layer = torch_ops.Linear(3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(bias))
+    numbers = ops.linear(x, {"map.weight": weight, "map.bias": bias}, "map")
+    for result in (numbers, in_torch(layer, x)):
+        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
+
+
+@given(spaces)
+def test_maximum_is_the_larger_number_and_nan_where_one_is(space):
+    a, b = np.round(random_array(2, 3, *space)), np.round(random_array(2, 1, *space, seed=1))   # with ties
+    a.flat[0] = np.nan
+    expected = np.where(np.isnan(a) | np.isnan(b), np.nan, np.where(a > b, a, b))
+    results = ops.maximum(a, b), in_torch(torch_ops.maximum, a, b), in_keras(keras_ops.maximum, a, b)
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_maximum_of_large_float16_does_not_overflow():
+    a = np.full((1, 1, 2), 65504, np.float16)
+    for result in (in_torch(torch_ops.maximum, a, a), in_keras(keras_ops.maximum, a, a)):
+        np.testing.assert_array_equal(result, a)
+
+
+@pytest.mark.case35
+def test_weighted_mean_over_many_positions_is_accurate_in_float16():
+    """Each of 65,536 positions has the weight 1.5e-5, which float16 rounds by 0.2 %; products of 1 are below 6e-5."""
+    x, z = np.ones((1, 2, 256, 256), np.float16), np.zeros((1, 1, 256, 256), np.float16)
+    x[:, 1] = 1000
+    got = in_torch(lambda x, z: torch_ops.weighted_pool(x, torch_ops.position_softmax(z)), x, z)
+    x, z = (keras_ops.ops.convert_to_tensor(a) for a in (x, z))
+    p = keras_ops.position_softmax(z, channels_last=False)
+    by_keras = keras_ops.ops.convert_to_numpy(keras_ops.weighted_pool(x, p, channels_last=False))
+    for result in (got, by_keras):
+        assert result.dtype == np.float16
+        np.testing.assert_allclose(result, [[1, 1000]], rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_layer_norm_returns_the_dtype_of_its_input(dtype):
+    x = torch.randn(2, 4, 3, dtype=dtype)
+    norm = torch_ops.LayerNorm(4)
+    with torch.autocast("cpu", dtype):
+        assert norm(x).dtype == dtype
+    expected = F.layer_norm(x.float().movedim(1, -1), (4,)).movedim(-1, 1)
+    torch.testing.assert_close(norm.to(dtype)(x).float(), expected, rtol=0.02, atol=0.02)
+
+
 def test_hard_sigmoid_equals_that_of_mobilenetv3():
     """relu6(z + 3) / 6 (Howard et al., "Searching for MobileNetV3", ICCV 2019, arXiv:1905.02244, section 5.2)."""
     z = np.array([-4, -3, -1, 0, 2, 3, 4], np.float64)

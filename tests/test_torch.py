@@ -403,7 +403,7 @@ def large_allocations(block, x, dy):
 
 
 PLAIN = [name for name in pooling_blocks() if attzoo.get(name, backend="torch").cpu_form is None]
-MULTIPLY = [name for name in PLAIN if attzoo.info(name).spec.combination == "multiply"]
+MULTIPLY = [name for name in PLAIN if attzoo.info(name).build().combination == "multiply"]
 
 
 @pytest.mark.parametrize("name", MULTIPLY)

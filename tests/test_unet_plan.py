@@ -14,7 +14,8 @@ import attzoo
 from attzoo.contract import Weight
 from attzoo.unet import plan
 from attzoo.unet.plan import Unit
-from attzoo.unet.spec import INITIALIZERS, MOST_LEVELS, Arguments, UNet
+from attzoo.unet.settings import INITIALIZERS, MOST_LEVELS, Arguments
+from attzoo.unet.spec import UNet
 
 DOUBLE = {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"}
 NORM = ("weight", "bias", "mean", "var")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, Protocol, cast
 
-from ..contract import AnySpec, Array
+from ..contract import AnySpec, Array, Coefficients
 from ..recording import Tap
 
 NO_BLOCKS: Final = " without any block: traced, exported and cloned copies contain none, so pass the original model"
@@ -63,7 +63,7 @@ class Adapter(Protocol):
     def check_layers(self, block: Any, cls: type[Any]) -> None:
         """Raise ValueError unless a block has the layers that its class `cls` creates, with the same settings."""
 
-    def attention(self, block: Any, inputs: Sequence[Array]) -> Array:
+    def attention(self, block: Any, inputs: Sequence[Array]) -> Coefficients:
         """Return the coefficients for these inputs, channels first, with training=False."""
 
     def forward(self, block: Any, inputs: Sequence[Array], training: bool) -> Array:
@@ -89,7 +89,7 @@ class Adapter(Protocol):
         """
 
     def coefficients(self, tensor: Any, block: Any) -> Array | None:
-        """Return the result of a block's attention, as a float32 or float64 array, or None for a traced tensor."""
+        """Return a tensor of a block's coefficients as a float32 or float64 array, or None for a traced tensor."""
 
     def eager(self) -> AbstractContextManager[Any]:
         """Run compiled functions eagerly during the `with` block, where the framework supports this."""

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..contract import Array, contiguous
-from ..ops.keras import changed_settings, described, find, keras, locate, parts_of, path_of
+from ..contract import Array, Coefficients, contiguous, map_coefficients
+from ..ops.keras import find, keras, locate, path_of
+from ..ops.keras_layers import changed_settings, described, parts_of
 from . import Run, can_attend, changed_layer, computed_array, is_kind, missing_array, replaced_methods, same_shape
 
 
@@ -127,9 +128,10 @@ def _reference(block: Any, cls: type[Any]) -> Any:
         random.setstate(state)
 
 
-def attention(block: Any, inputs: Sequence[Array]) -> Array:
+def attention(block: Any, inputs: Sequence[Array]) -> Coefficients:
     """Return the coefficients for these inputs, channels first."""
-    return to_array(block.attention(*(to_tensor(x, block) for x in inputs)), block)
+    coefficients = block.attention(*(to_tensor(x, block) for x in inputs))
+    return map_coefficients(lambda tensor: to_array(tensor, block), coefficients)
 
 
 def forward(block: Any, inputs: Sequence[Array], training: bool) -> Array:

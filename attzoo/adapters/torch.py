@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from functools import reduce
 from threading import Lock
 from typing import Any, Final, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ..contract import Array, contiguous
+from ..contract import Array, Coefficients, contiguous, map_coefficients
 from ..ops import guard
 from ..ops.torch import BATCH_NORM, DTYPES, find
 from . import Run, can_attend, changed_layer, computed_array, is_kind, missing_array, replaced_methods, same_shape
@@ -29,9 +30,14 @@ REMOVE: Final = {   # hook that computes a tensor before every call -> function 
 }
 
 
+CREATED_IN: Final[WeakKeyDictionary[nn.Module, torch.dtype]] = WeakKeyDictionary()   # dtypes of blocks without arrays
+
+
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
     """Return a block of class `cls` whose weights have `dtype`. Raise ValueError if they are on the meta device."""
     block = cls(**config).to(getattr(torch, dtype))
+    if not block.spec.weights:
+        CREATED_IN[block] = getattr(torch, dtype)
     if any(p.is_meta for p in block.parameters()):
         raise ValueError(
             f"expected a device with storage for {cls.__name__}, got the meta device: leave"
@@ -41,9 +47,9 @@ def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
 
 
 def dtype(block: Any) -> str:
-    """Return the widest dtype of the weights."""
-    stored = (getattr(torch, name) for name in dtypes(block).values())   # norms may be wider than other layers
-    return _numpy_name(reduce(torch.promote_types, stored))
+    """Return the widest dtype of the weights, or the dtype in which a block without weights computes here."""
+    stored = [getattr(torch, name) for name in dtypes(block).values()]   # norms may be wider than other layers
+    return _numpy_name(reduce(torch.promote_types, stored) if stored else _input_options(block)["dtype"])
 
 
 @torch.no_grad()
@@ -99,10 +105,10 @@ def check_layers(block: Any, cls: type[Any]) -> None:
 
 
 @torch.no_grad()
-def attention(block: Any, inputs: Sequence[Array]) -> Array:
+def attention(block: Any, inputs: Sequence[Array]) -> Coefficients:
     """Return the coefficients for these inputs, in eval mode."""
     with _mode(block, training=False):
-        return to_array(block.attention(*(to_tensor(x, block) for x in inputs)))
+        return map_coefficients(to_array, block.attention(*(to_tensor(x, block) for x in inputs)))
 
 
 @torch.no_grad()
@@ -126,12 +132,14 @@ def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -
 
 def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
     """Train a block in place with SGD on sum(output * cotangent)."""
-    optimizer = torch.optim.SGD(block.parameters(), lr=rate)
+    parameters = list(block.parameters())
+    optimizer = torch.optim.SGD(parameters or [torch.zeros(1)], lr=rate)   # SGD refuses an empty list
     block.train()
     for _ in range(steps):
         optimizer.zero_grad()
         y = block(*(to_tensor(x, block) for x in inputs))
-        (y * to_tensor(cotangent, block)).sum().backward()
+        if y.requires_grad:   # False for a block without parameters
+            (y * to_tensor(cotangent, block)).sum().backward()
         optimizer.step()
 
 
@@ -189,9 +197,11 @@ def to_array(tensor: Tensor) -> Array:
 
 
 def to_tensor(array: Array, block: nn.Module) -> Tensor:
-    """Return an array as a tensor on the device and in the dtype of the block's first parameter."""
-    parameter = _first_parameter(block)
-    return torch.from_numpy(np.array(array)).to(device=parameter.device, dtype=parameter.dtype)
+    """Return an array as a tensor on the device and in the dtype of the block's first parameter or buffer.
+
+    For a block without any, the dtype is that of its creation by `make`, or else torch's default.
+    """
+    return torch.from_numpy(np.array(array)).to(**_input_options(block))
 
 
 @contextmanager
@@ -323,6 +333,9 @@ def _described(module: nn.Module | None) -> str:
     return f"{type(module).__name__}({module.extra_repr()})" if module is not None else "nothing"
 
 
-def _first_parameter(block: nn.Module) -> Tensor:
-    """Return the first parameter of a block, which must have one."""
-    return next(block.parameters())
+def _input_options(block: nn.Module) -> dict[str, Any]:
+    """Return the keyword arguments device and dtype of tensors for a block, see `to_tensor`."""
+    for tensor in (*block.parameters(), *block.buffers()):
+        if tensor.is_floating_point():
+            return {"device": tensor.device, "dtype": tensor.dtype}
+    return {"device": torch.get_default_device(), "dtype": CREATED_IN.get(block, torch.get_default_dtype())}

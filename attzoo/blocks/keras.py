@@ -15,6 +15,7 @@ from typing import Any
 from ..contract import STARTS, AnySpec, choice, without_idle_rules
 from ..hints import arguments_of, unknown_argument
 from ..ops import keras as ops
+from ..ops import keras_layers
 from ..ops.keras import keras
 
 
@@ -77,6 +78,10 @@ class Block(keras.layers.Layer):
             return ops.Identity(name=name, dtype=self.dtype_policy)
         return ops.BatchNorm(ops.initialize(weight), name=name, dtype=self.dtype_policy)
 
+    def layer_norm(self, name: str) -> ops.LayerNorm:
+        """Return the layer for layer norm `name` of the spec."""
+        return ops.LayerNorm(name=name, dtype=self.dtype_policy)
+
     def check_inputs(self, *inputs: Any) -> None:
         """Build the layer if it is not built. Raise an error unless the inputs are valid.
 
@@ -98,7 +103,7 @@ class Block(keras.layers.Layer):
     def call(self, x: Any, training: bool | None = None, attention_only: bool = False) -> Any:
         """Return the output for x, (N, *S, C) or (N, C, *S); with `attention_only`, return the coefficients instead."""
         coefficients = self.attention(x, training=training)
-        return coefficients if attention_only else self.spec.combine(x, coefficients)   # type: ignore[attr-defined]
+        return coefficients if attention_only else self.spec.combine(x, coefficients, ops)   # type: ignore[attr-defined]
 
     def compute_output_shape(self, *shapes: Any) -> Any:
         """Return the shape of the output, that of x. Raise ValueError for shapes that the spec refuses."""
@@ -129,14 +134,14 @@ class Block(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Return the arguments, and the settings of sublayers that differ from those of the block."""
         own = super().get_config() | self.spec.config() | {"data_format": self.data_format}
-        return own | ops.inner_settings(self)
+        return own | keras_layers.inner_settings(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
         """Return a block from the result of `get_config` of this or an older version."""
-        spec, arguments = _spec_class(cls), ops.without_inner_settings(config)
+        spec, arguments = _spec_class(cls), keras_layers.without_inner_settings(config)
         block = cls(**(without_idle_rules(spec, arguments) if spec else arguments))
-        return ops.with_inner_settings(block, config)
+        return keras_layers.with_inner_settings(block, config)
 
 
 def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., Any]:

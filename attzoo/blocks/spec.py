@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from operator import add, mul
 from typing import Any, ClassVar, Final, Literal
 
 from .. import contract
-from ..contract import Array, Shape
+from ..contract import Array, Coefficients, Shape
+from ..ops import numpy as ops
 
-Combination = Literal["multiply", "add", "one_plus"]
-# Functions of the input x and the coefficients a. They use operators only, so that they work in every framework.
-COMBINATIONS: Final[Mapping[Combination, Callable[[Any, Any], Any]]] = {
-    "multiply": lambda x, a: x * a,
-    "add": lambda x, a: x + a,
-    "one_plus": lambda x, a: x * (1 + a),
+Combination = Literal["multiply", "add", "one_plus", "sum_of_products", "max_of_products", "one_plus_sigmoid_of_sum"]
+
+
+def _fold(operation: Callable[[Any, Any], Any], arrays: Sequence[Any]) -> Any:
+    """Return operation(operation(a, b), c) and so on for arrays a, b, c, ..."""
+    result = arrays[0]
+    for array in arrays[1:]:
+        result = operation(result, array)
+    return result
+
+
+# Functions of the input x, of the arrays of coefficients a, b, ..., and of the framework's module in attzoo.ops. Apart
+# from functions of that module they use only operators, so that they work in every framework.
+COMBINATIONS: Final[Mapping[Combination, Callable[[Any, Sequence[Any], Any], Any]]] = {
+    "multiply": lambda x, arrays, ops: _fold(mul, (x, *arrays)),
+    "add": lambda x, arrays, ops: _fold(add, (x, *arrays)),
+    "one_plus": lambda x, arrays, ops: x * (1 + _fold(mul, arrays)),
+    "sum_of_products": lambda x, arrays, ops: _fold(add, [x * a for a in arrays]),
+    "max_of_products": lambda x, arrays, ops: _fold(ops.maximum, [x * a for a in arrays]),
+    "one_plus_sigmoid_of_sum": lambda x, arrays, ops: x * (1 + ops.sigmoid(_fold(add, arrays))),
 }
 
 
@@ -23,14 +39,18 @@ class BlockSpec(contract.NamedArguments):
     A subclass has a field `channels`, a field `spatial_dims` if an argument fixes the number of spatial axes, and
     `weights`, `macs` and `attention`. A block with more inputs than x overrides `inputs` and `check_inputs` too.
 
-    combination: how the coefficients a = attention(x) are applied to the input: "multiply" is x * a, "add" is x + a,
-    and "one_plus" is x * (1 + a). A block with another rule overrides `combine`, using only operators such as * and +,
-    because the implementations in all frameworks call it.
+    `attention` returns one array of coefficients a, or several by name, {"channel": a, "position": b}. Each broadcasts
+    to x.
+
+    combination: how the coefficients are applied to x; a property if an argument selects it. "multiply" is x * a * b,
+    "add" is x + a + b, "one_plus" is x * (1 + a * b), "sum_of_products" is x * a + x * b, "max_of_products" is
+    max(x * a, x * b), and "one_plus_sigmoid_of_sum" is x * (1 + sigmoid(a + b)). A block with another rule overrides
+    `combine`.
     """
 
     combination: ClassVar[Combination] = "multiply"
     channels: int
-    attention: Callable[..., Array]
+    attention: Callable[..., Coefficients]
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -45,13 +65,22 @@ class BlockSpec(contract.NamedArguments):
         """Raise ValueError unless the shape x is (N, C, *S), or (N, *S, C) with `channels_last`."""
         contract.check_shape(x, self.channels, getattr(self, "spatial_dims", None), channels_last)
 
-    def combine(self, x: Any, coefficients: Any) -> Any:
-        """Return x with the coefficients applied, which broadcast to x; for any framework and layout."""
-        return COMBINATIONS[self.combination](x, coefficients)
+    def combine(self, x: Any, coefficients: Any, ops: Any) -> Any:
+        """Return x with the coefficients applied, for any framework and layout.
+
+        Args:
+            x: the input.
+            coefficients: what `attention` returned, one array or several by name.
+            ops: the module of the framework in attzoo.ops.
+
+        """
+        arrays = tuple(coefficients.values()) if isinstance(coefficients, dict) else (coefficients,)
+        return COMBINATIONS[self.combination](x, arrays, ops)
 
     def __call__(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, C, *S). Return the output. `weights`: arrays by the names of `self.weights`.
 
         With training=True, running statistics in `weights` are updated in place.
         """
-        return self.combine(x, self.attention(x, weights=weights, training=training))   # type: ignore[no-any-return]
+        y: Array = self.combine(x, self.attention(x, weights=weights, training=training), ops)
+        return y

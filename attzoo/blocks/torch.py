@@ -155,7 +155,7 @@ class Block(SpecModule):
 
     def plain(self, *inputs: Tensor) -> Tensor:
         """Return the output of the plain form: the first input combined with the coefficients by `spec.combine`."""
-        return self.spec.combine(inputs[0], self.attention(*inputs))   # type: ignore[attr-defined]
+        return self.spec.combine(inputs[0], self.attention(*inputs), ops)   # type: ignore[attr-defined]
 
     def check_residual(self, x: Any, shortcut: Any, act: str | None) -> None:
         """Raise TypeError or ValueError unless x, shortcut and act are valid arguments of `forward`."""

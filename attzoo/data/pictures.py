@@ -10,8 +10,6 @@ ValueError for a file that is damaged or has samples that cannot be read unchang
 from __future__ import annotations
 
 import struct
-import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -21,29 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .extra import package
-from .orientation import upright, upright_size, valid_orientation
+from .pillow import PNG_CHANNELS, by_pillow, open_picture, palette_of
 from .source import TO_PNG, FileInfo, channels_first, largest_integer
 
-ORIENTATION: Final = 0x0112   # EXIF's tag
-# The number of channels of each of Pillow's modes.
-MODES: Final = {"1": 1, "L": 1, "P": 1, "I;16": 1, "I;16B": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
-EXIF_TEXT: Final = b"Raw profile type exif\0"   # keywords of a PNG's texts from which Pillow reads the orientation
-XMP_TEXT: Final = b"XML:com.adobe.xmp\0"
 HEAD: Final = 4096   # number of bytes that are read as the header
-PASSES: Final = (((0, 0, 1, 1),), (   # of a PNG, not interlaced and Adam7: first row, first column, row and column step
-    (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1),
-))   # fmt: skip
-PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}   # number of channels by PNG's colour type
 
 
 def png(path: Path) -> FileInfo:
     """Return the metadata of a PNG with grey, colours or a palette, of 1 to 16 bits."""
     bits, color_type = struct.unpack_from("BB", _header(path), 24)
     if color_type == 0 and bits in (2, 4):   # Pillow scales these greys to a maximum of 255
-        return _by_pillow(path, "PNG", bits=bits, restore=lambda array: array // (255 // (2**bits - 1)))
+        return by_pillow(path, "PNG", bits=bits, restore=lambda array: array // (255 // (2**bits - 1)))
     if bits == 16 and color_type:   # Pillow drops the low 8 bits of colours
-        return _by_pillow(path, "PNG", np.dtype(np.uint16), decode=_decode_png, channels=PNG_CHANNELS[color_type])
-    return _by_pillow(path, "PNG", np.dtype(np.uint16) if bits == 16 else None)
+        return by_pillow(path, "PNG", np.dtype(np.uint16), decode=_decode_png, channels=PNG_CHANNELS[color_type])
+    return by_pillow(path, "PNG", np.dtype(np.uint16) if bits == 16 else None)
 
 
 def _decode_png(path: Path) -> NDArray[Any]:
@@ -63,7 +52,7 @@ def jpeg(path: Path) -> FileInfo:
         got = f"a JPEG of {bits} bits per sample: convert it to PNG or TIFF of 16 bits"
         raise ValueError(f"expected a JPEG of 8 bits, got {got}")
     lossy_message = "expected a mask in a lossless format, got JPEG, which changes values; save the mask as PNG"
-    return _by_pillow(path, "JPEG", not_a_mask=lossy_message)
+    return by_pillow(path, "JPEG", not_a_mask=lossy_message)
 
 
 def _jpeg_bits(path: Path) -> int | None:
@@ -84,10 +73,10 @@ def bmp(path: Path) -> FileInfo:
     bits = int.from_bytes(header[24:26] if has_core_header else header[28:30], "little")
     got = f"{bits} bits per pixel, which programs rescale; save the mask as PNG"
     rescaled_message = f"expected a mask with 8 bits per channel, got {got}"
-    with _open_picture(path, "BMP") as picture:   # of a grey palette, Pillow derives the bits from its length
+    with open_picture(path, "BMP") as picture:   # of a grey palette, Pillow derives the bits from its length
         has_wrong_bits = {"1": 1, "L": 8}.get(picture.mode, bits) != bits
     not_a_mask = rescaled_message if bits == 16 else None
-    return _by_pillow(path, "BMP", not_a_mask=not_a_mask, decode=_decode_grey_bmp if has_wrong_bits else None)
+    return by_pillow(path, "BMP", not_a_mask=not_a_mask, decode=_decode_grey_bmp if has_wrong_bits else None)
 
 
 def _decode_grey_bmp(path: Path) -> NDArray[Any]:
@@ -99,7 +88,7 @@ def _decode_grey_bmp(path: Path) -> NDArray[Any]:
     data = bytearray(path.read_bytes())
     data[14 + int.from_bytes(data[14:18], "little")] ^= 1   # the blue of the first colour
     with package("PIL.Image").open(BytesIO(data), formats=["BMP"]) as picture:
-        array, colors = np.asarray(picture), len(_palette(picture))
+        array, colors = np.asarray(picture), len(palette_of(picture))
     if array.max() >= colors:
         fix = "save the file again, for example as RGB"
         expected = f"expected indices below {colors}, the number of colours in the palette"
@@ -112,7 +101,7 @@ def gif(path: Path) -> FileInfo:
 
     Programs reorder the palette of a GIF, so the values of a mask are its colours, not its palette indices.
     """
-    return _by_pillow(path, "GIF", has_stable_indices=False)
+    return by_pillow(path, "GIF", has_stable_indices=False)
 
 
 def webp(path: Path) -> FileInfo:
@@ -121,7 +110,7 @@ def webp(path: Path) -> FileInfo:
     Only a lossless WebP without opacity can be a mask: WebP may change the colours of transparent pixels.
     """
     lossy = "expected a mask in a lossless format, got lossy WebP; save the mask as PNG"
-    source = _by_pillow(path, "WEBP", not_a_mask=None if _is_lossless_webp(path) else lossy)
+    source = by_pillow(path, "WEBP", not_a_mask=None if _is_lossless_webp(path) else lossy)
     if source.opacity is not None and not source.not_a_mask:
         return replace(source, not_a_mask=lossy.replace("lossy WebP", "WebP with opacity, which may change values"))
     return source
@@ -154,13 +143,13 @@ def pnm(path: Path) -> FileInfo:
     if magic in (b"P1", b"P4"):
         _check_single(path, magic)
         message = "expected a mask whose largest value is white, got PBM, whose 1 is black; save the mask as PNG"
-        return _by_pillow(path, "PPM", not_a_mask=message)
+        return by_pillow(path, "PPM", not_a_mask=message)
     maximum = int(numbers[2])
     if maximum != 255 and not (maximum == 65535 and magic in (b"P2", b"P5")):
         expected = "PGM of maximum 255 or 65535, or PPM of 255"
         raise ValueError(f"expected {expected}, got {maximum} in the header; save the file as PNG or TIFF")
     _check_single(path, magic)
-    return _by_pillow(path, "PPM", np.dtype(np.uint16) if maximum == 65535 else None)
+    return by_pillow(path, "PPM", np.dtype(np.uint16) if maximum == 65535 else None)
 
 
 def _check_single(path: Path, magic: bytes) -> None:
@@ -170,7 +159,7 @@ def _check_single(path: Path, magic: bytes) -> None:
         path: the file.
         magic: the first two bytes of the file, b"P1" to b"P6".
     """
-    with _open_picture(path, "PPM") as picture:
+    with open_picture(path, "PPM") as picture:
         bits = 1 if magic == b"P4" else 16 if picture.mode.startswith("I") else 8
         row_bytes = -(-picture.width * len(picture.getbands()) * bits // 8)
         start, is_text = picture.tile[0].offset, magic in (b"P1", b"P2", b"P3")
@@ -221,148 +210,3 @@ def _header(path: Path) -> bytes:
     """Return the first bytes of a file, which contain the header."""
     with path.open("rb") as file:
         return file.read(HEAD)
-
-
-def _by_pillow(
-    path: Path,
-    kind: str,
-    dtype: np.dtype[Any] | None = None,
-    *,
-    bits: int | None = None,
-    restore: Callable[[NDArray[Any]], NDArray[Any]] = lambda array: array,
-    decode: Callable[[Path], NDArray[Any]] | None = None,
-    channels: int | None = None,
-    has_stable_indices: bool = True,
-    not_a_mask: str | None = None,
-) -> FileInfo:
-    """Return the metadata of a picture whose header Pillow can read.
-
-    Args:
-        path: the file.
-        kind: the name of the format in Pillow.
-        dtype: the dtype of the samples; None for that of Pillow's mode.
-        bits: the stored bits of a sample; None for all bits of the dtype.
-        restore: a function from the array that Pillow returns to the stored samples.
-        decode: a function that reads the samples (H, W, C) of a file; None for Pillow.
-        channels: the number of channels; None for that of Pillow's mode.
-        has_stable_indices: as in `FileInfo`.
-        not_a_mask: as in `FileInfo`.
-
-    Raises:
-        ValueError: if the mode is not supported, or for the causes of `_open_picture`.
-    """
-    with _open_picture(path, kind) as picture:
-        mode = picture.mode
-        if mode not in MODES:
-            raise ValueError(f"expected grey, RGB, CMYK or a palette, got {mode}: save the file as RGB")
-        orientation = _orientation(picture, is_whole=kind == "PNG" and _has_late_metadata(path))
-        palette = _palette(picture) if mode == "P" else None
-        size = upright_size((picture.height, picture.width), orientation)
-    dtype, channels = dtype or np.dtype(bool if mode == "1" else np.uint8), channels or MODES[mode]
-
-    def load() -> NDArray[Any]:
-        """Return the samples (C, H, W), rotated as declared. Raise ValueError if the file is damaged."""
-        if kind == "PNG":
-            _check_png(path)
-        with _open_picture(path, kind) as picture:
-            array = restore(np.asarray(picture)) if decode is None else decode(path)
-            return upright(channels_first(array).astype(dtype, copy=False), orientation)
-
-    return FileInfo(
-        shape=(channels, *size),
-        dtype=dtype,
-        load=load,
-        largest=largest_integer(dtype, bits),
-        orientation=orientation,
-        opacity=channels - 1 if mode in ("LA", "RGBA") else None,
-        palette=palette,
-        has_stable_indices=has_stable_indices,
-        not_a_mask=not_a_mask,
-    )
-
-
-def _open_picture(path: Path, kind: str) -> Any:
-    """Open a file with Pillow and return Pillow's image, which the caller closes.
-
-    Args:
-        path: the file.
-        kind: the name of the format in Pillow.
-
-    Raises:
-        ValueError: if the file has too many pixels, or several pictures that are not the previews of a camera.
-    """
-    package("PIL.MpoImagePlugin")   # without this import, Pillow raises KeyError for a damaged JPEG
-    module = package("PIL.Image")
-    try:
-        picture = module.open(path, formats=["JPEG", "MPO"] if kind == "JPEG" else [kind])
-    except module.DecompressionBombError as err:
-        limit = 2 * module.MAX_IMAGE_PIXELS
-        fix = "save the picture as TIFF, which has no limit"
-        raise ValueError(f"expected at most {limit} pixels, got more: {fix}") from err
-    if (frames := getattr(picture, "n_frames", 1)) > 1 and picture.format != "MPO":
-        picture.close()
-        fix = "save each picture in its own file, or a volume as .npy or .nii.gz"
-        raise ValueError(f"expected one picture, got {frames} in one file; {fix}")
-    return picture
-
-
-def _check_png(path: Path) -> None:
-    """Raise ValueError if a checksum of a PNG is wrong or data are missing. Pillow accepts some of these files."""
-    with _open_picture(path, "PNG") as picture:
-        try:
-            picture.verify()
-        except SyntaxError as err:
-            raise ValueError(f"expected a whole PNG, got a damaged file: {err}; copy the file again") from err
-    data = path.read_bytes()
-    width, height, bits, color_type, _, _, interlace = struct.unpack_from(">IIBBBBB", data, 16)
-    sizes = [
-        (-(-(height - top) // row_step), -(-(width - left) // column_step))
-        for top, left, row_step, column_step in PASSES[interlace]
-    ]
-    pixel_bits = bits * PNG_CHANNELS[color_type]
-    expected = sum(rows * (1 + -(-columns * pixel_bits // 8)) for rows, columns in sizes if columns > 0)
-    if (got := _count_decompressed(data)) < expected:   # Pillow would fill up with 0
-        raise ValueError(f"expected a whole PNG, got {got} of {expected} bytes of samples; copy the file again")
-
-
-def _count_decompressed(data: bytes) -> int:
-    """Return the number of bytes that the compressed samples of a PNG file, `data`, decompress to (chunks IDAT)."""
-    decompressor, offset, count = zlib.decompressobj(), 8, 0
-    while offset + 8 <= len(data):
-        size = int.from_bytes(data[offset : offset + 4], "big")
-        if data[offset + 4 : offset + 8] == b"IDAT":
-            count += len(decompressor.decompress(data[offset + 8 : offset + 8 + size]))
-        offset += size + 12
-    return count
-
-
-def _has_late_metadata(path: Path) -> bool:
-    """Whether EXIF or XMP data, which may have the orientation, follow the samples of a PNG."""
-    is_late = False
-    with path.open("rb") as file:
-        file.seek(8)   # past the signature
-        while len(head := file.read(8)) == 8:
-            size, kind = int.from_bytes(head[:4], "big"), head[4:]
-            start = file.read(min(size, len(EXIF_TEXT)))
-            is_late |= kind == b"IDAT"
-            if is_late and (kind == b"eXIf" or start.startswith((EXIF_TEXT, XMP_TEXT))):
-                return True
-            file.seek(size - len(start) + 4, 1)   # past the checksum
-    return False
-
-
-def _orientation(picture: Any, is_whole: bool) -> int:
-    """Return the orientation that EXIF declares, 1 to 8.
-
-    Args:
-        picture: an image of Pillow.
-        is_whole: whether to read the whole file for the EXIF data, not only the header.
-    """
-    # getexif of a PNG would read the whole file.
-    exif = picture.getexif() if is_whole else package("PIL.Image").Image.getexif(picture)
-    return valid_orientation(exif.get(ORIENTATION, 1))
-
-
-def _palette(picture: Any) -> NDArray[Any]:
-    """Return the colours in the palette of an image of Pillow, (K, 3), uint8."""
-    return np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import contract, portable, registry
 from ..adapters import adapter
-from ..contract import Array
+from ..contract import Array, by_name, join_path
 from ..extras import missing
 from ..files import usable_folder
 from ..predict.output import Output
@@ -180,7 +180,9 @@ def train_blocks(
             train(results[-1], backend, modules[backend], net, data, epochs, on_step)
         if name:
             save(name, nets, out / "weights")
-            attention[name] = {b: adapter(b).attention(net, [data.examples()]) for b, net in nets.items()}
+            for backend, net in nets.items():
+                for part, array in by_name(adapter(backend).attention(net, [data.examples()])).items():
+                    attention.setdefault(join_path(name, part), {})[backend] = array
     return results, attention
 
 

@@ -9,7 +9,18 @@ from math import prod
 from typing import Any, Final
 
 from .. import contract, registry
-from ..contract import Array, Shape, Spec, Weight, batch_norm, fan_in_uniform, kaiming_normal, prefixed, without_prefix
+from ..contract import (
+    Array,
+    Coefficients,
+    Shape,
+    Spec,
+    Weight,
+    batch_norm,
+    fan_in_uniform,
+    kaiming_normal,
+    prefixed,
+    without_prefix,
+)
 from ..ops import numpy as ops
 
 KERNEL: Final = 3   # side of the kernel of every convolution, in pixels
@@ -74,7 +85,7 @@ class Stage:
         convs = 2 * x[0] * prod(x[2:]) * (KERNEL * self.channels) ** 2
         return convs + (self.block_spec.macs(*(x,) * self.block_input_count) if self.block_spec else 0)
 
-    def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+    def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Coefficients:
         """Return the attention coefficients of the block for x (N, C, H, W). Raise ValueError if there is no block.
 
         Args:
@@ -157,7 +168,7 @@ class ResNet:
         stem, head = (SIZE * KERNEL) ** 2 * self.channels, self.channels * GRID**2 * self.classes
         return x[0] * (stem + head) + 2 * self.stage.macs((x[0], self.channels, SIZE, SIZE))
 
-    def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
+    def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Coefficients:
         """Return the coefficients of stage2's block for images x (N, 1, 8, 8). Raise ValueError without a block."""
         x = self.stage(self._stem(x, weights, training), weights=without_prefix("stage1", weights), training=training)
         return self.stage.attention(x, weights=without_prefix("stage2", weights), training=training)

@@ -9,7 +9,8 @@ from typing import Any, Final
 from .. import registry
 from ..adapters import can_attend, is_kind, replaced_methods
 from ..blocks.keras import AttachedBlock
-from ..ops.keras import keras, parts_of
+from ..ops.keras import keras
+from ..ops.keras_layers import parts_of
 from .create import check_one_input, create
 from .match import select
 from .report import Place, Report

@@ -21,95 +21,7 @@ from .numpy import EPSILON, MOMENTUM, one_value  # noqa: E402
 
 require("keras", keras.__version__, "3.13.1")   # loading a model with earlier versions can execute code
 
-# Keys in a config, for sublayers: dtype policies that differ from the layer's own, and changed values of `trainable`
-POLICIES, TRAINABLE = "layer_policies", "layer_trainable"
-
 register = keras.saving.register_keras_serializable(package="attzoo")
-
-
-def parts_of(layer: Any) -> dict[str, Any]:
-    """Return the direct sublayers of a layer by name of the attribute, or those of a model by name of the layer.
-
-    A sublayer in a list has the name "layer <i>", where i is its index among the sublayers.
-    """
-    parts = layer._flatten_layers(include_self=False, recursive=False)   # there is no public API for them
-    attributes = vars(layer) | vars(layer).get("_modules", {})   # with the torch backend: submodules of torch
-    names = {id(value): name for name, value in attributes.items()}
-    is_model = isinstance(layer, keras.Model)
-    return {part.name if is_model else names.get(id(part), f"layer {i}"): part for i, part in enumerate(parts)}
-
-
-def inner_settings(layer: Any) -> dict[str, Any]:
-    """Return config entries for the sublayers whose dtype policy or `trainable` differs from that of the layer.
-
-    A path consists of the names of `parts_of`, joined by "/". The entry POLICIES maps paths to the serialized dtype
-    policy and quantization config, and TRAINABLE maps paths to `trainable`.
-
-    Policies are compared with the layer's own; quantization sets others. `trainable` is compared with that of the
-    layer around the sublayer, in models only: Keras loses it if it is set on a sublayer of a layer that is not built.
-    The result is empty if nothing differs.
-    """
-    policies: dict[str, Any] = {}
-    trainable: dict[str, bool] = {}
-
-    def walk(path: str, parent: Any) -> None:
-        """Add the entries of the sublayers of layer `parent`, whose path ends in "/"."""
-        for name, part in parts_of(parent).items():
-            if not _equal_policies(part, layer) and not isinstance(part, keras.layers.InputLayer):
-                quantization = getattr(part, "quantization_config", None)
-                policies[f"{path}{name}"] = {
-                    "dtype": keras.dtype_policies.serialize(part.dtype_policy),
-                    "quantization_config": keras.saving.serialize_keras_object(quantization),
-                }
-            if isinstance(layer, keras.Model) and part.trainable != parent.trainable:
-                trainable[f"{path}{name}"] = part.trainable
-            walk(f"{path}{name}/", part)
-
-    walk("", layer)
-    entries: dict[str, Any] = {POLICIES: policies, TRAINABLE: trainable}
-    return {key: entry for key, entry in entries.items() if entry}
-
-
-def _equal_policies(a: Any, b: Any) -> bool:
-    """Whether two layers have equal dtype policies."""
-    policy_a, policy_b = (keras.dtype_policies.serialize(layer.dtype_policy) for layer in (a, b))   # maps have no ==
-    return bool(policy_a == policy_b)
-
-
-def without_inner_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config without the entries of `inner_settings`."""
-    return {name: value for name, value in config.items() if name not in (POLICIES, TRAINABLE)}
-
-
-def _sublayer(layer: Any, path: str) -> Any:
-    """Return the sublayer at a path of `inner_settings`. Raise ValueError if no sublayer has this path."""
-    part = layer
-    for name in path.split("/"):
-        part = parts_of(part).get(name)
-        if part is None:
-            fix = "load the config with the class and the version of attzoo that wrote it"
-            raise ValueError(f"expected a layer {path} in {type(layer).__name__}, as in the config, got none: {fix}")
-    return part
-
-
-def with_inner_settings(layer: Any, config: dict[str, Any]) -> Any:
-    """Apply the entries of `inner_settings` in a config to the sublayers, and return the layer.
-
-    Sublayers that were quantized are quantized again.
-
-    Raises ValueError if a sublayer does not exist.
-    """
-    for path, trainable in (config.get(TRAINABLE) or {}).items():   # outer layers first: they set inner ones
-        _sublayer(layer, path).trainable = trainable
-    for path, entry in (config.get(POLICIES) or {}).items():
-        part = _sublayer(layer, path)
-        quantization = keras.saving.deserialize_keras_object(entry["quantization_config"])
-        if part.built and quantization is not None:
-            part.quantize(config=quantization)
-        elif quantization is not None:
-            part.quantization_config = quantization
-        part.dtype_policy = keras.dtype_policies.get(entry["dtype"])
-    return layer
 
 
 def data_format_of(requested: str | None) -> str:
@@ -147,11 +59,13 @@ class Conv(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Create the kernel and the bias."""
+        """Create the kernel and the bias."""
         weight, bias = self.descriptions
         self.weight = self.add_weight(name="weight", shape=weight.shape, initializer=initialize(weight))
         self.bias = bias and self.add_weight(name="bias", shape=bias.shape, initializer=initialize(bias))
 
     def call(self, x: Any) -> Any:
+        """Return the convolution of x (N, *S, I)."""
         """Return the convolution of x (N, *S, I)."""
         shape = self.descriptions[0].shape
         if len(shape) > 1:
@@ -240,7 +154,28 @@ class BatchNorm(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
+        """Return the arguments."""
         return super().get_config() | {"gamma_initializer": keras.initializers.serialize(self.gamma_initializer)}
+
+
+@register
+class LayerNorm(keras.layers.Layer):
+    """Layer norm of the channels at each position: (N, *S, C) -> (N, *S, C), also (N, C) -> (N, C).
+
+    Statistics are computed in float32 or float64.
+    """
+
+    def build(self, input_shape: Any) -> None:
+        """Create the weights and the running statistics."""
+        shape = (input_shape[-1],)
+        self.weight = self.add_weight(name="weight", shape=shape, initializer="ones", autocast=False)
+        self.bias = self.add_weight(name="bias", shape=shape, initializer="zeros", autocast=False)
+
+    def call(self, x: Any) -> Any:
+        z = ops.cast(x, wide(x.dtype))
+        centered = z - mean(z, -1, keepdims=True)
+        scale = ops.rsqrt(mean(ops.square(centered), -1, keepdims=True) + EPSILON)
+        return ops.cast(centered * scale * ops.cast(self.weight, z.dtype) + ops.cast(self.bias, z.dtype), x.dtype)
 
 
 def in_dtype_of(x: Any, variable: Any) -> Any:
@@ -266,45 +201,6 @@ def locate(layer: Any, name: str) -> tuple[Any, str]:
     for step in filter(None, path.split(".")):
         layer = getattr(layer, "output_" if step == "output" else step)   # Keras has an `output` of its own
     return layer, "kernel" if leaf == "weight" and hasattr(layer, "kernel") else leaf
-
-
-def named(layer: Any, path: str) -> Any:
-    """Store the canonical path of a layer and its description at creation on the layer, and return the layer.
-
-    The path is stored, because names of layers allow no dots in Keras on torch.
-    """
-    layer.canonical, layer.made = path, described(layer)
-    return layer
-
-
-def described(layer: Any) -> str:
-    """Return the class of a layer and the settings that affect its output, as text."""
-    try:
-        config = {"mode": layer.mode} if isinstance(layer, Conv) else layer.get_config()
-    except NotImplementedError:   # a third party's
-        config = {}
-    ends = ("name", "trainable", "dtype", "initializer", "regularizer", "constraint", "quantization_config")
-    ignored_settings = ("lora_", POLICIES)
-    settings = [f"{k}={v!r}" for k, v in config.items() if not k.endswith(ends) and not k.startswith(ignored_settings)]
-    return f"{type(layer).__name__}({', '.join(settings)})"
-
-
-def check_unchanged(model: Any) -> None:
-    """Raise ValueError if a layer of a model has other settings than at its creation, which its config cannot store."""
-    for layer in model.layers:
-        if change := changed_settings(layer):
-            hint = "undo the change, or save only the weights, with save_weights()"
-            created, current = change
-            expected = f"{path_of(layer)} to be {created}, as the model creates it"
-            raise ValueError(f"expected {expected}, got {current}: {hint}")
-
-
-def changed_settings(layer: Any) -> tuple[str, str] | None:
-    """Return a layer's settings at its creation and now if `named` stored them and they differ, else None."""
-    created = getattr(layer, "made", None)
-    if created is None or created == (current := described(layer)):
-        return None
-    return created, current
 
 
 def path_of(layer: Any) -> str:
@@ -351,6 +247,27 @@ def max_pool(x: Any, channels_last: bool) -> Any:
     return amax(x, space(x, channels_last))
 
 
+def position_softmax(z: Any, channels_last: bool) -> Any:
+    """Return the softmax over the spatial axes: (N, *S, K) or (N, K, *S) -> the same shape. Each channel sums to 1.
+
+    The result for half precision is float32: the smallest normal float16, 6e-5, is more than 1 / S for large maps.
+    """
+    axes, z = space(z, channels_last), ops.cast(z, wide(z.dtype))
+    e = ops.exp(z - ops.stop_gradient(amax(z, axes, keepdims=True)))
+    return e / ops.sum(e, axis=axes, keepdims=True)
+
+
+def weighted_pool(x: Any, p: Any, channels_last: bool) -> Any:
+    """Return the sum over the spatial axes of x * p, in x's dtype: (N, *S, C), (N, *S, 1) or (N, *S, C) -> (N, C).
+
+    It is the mean of x weighted by p if p sums to 1 over the spatial axes, as `position_softmax` does. Without
+    `channels_last`, x and p are channels first.
+    """
+    kind = wide(x.dtype)
+    products = ops.cast(x, kind) * ops.cast(p, kind)
+    return ops.cast(ops.sum(products, axis=space(x, channels_last)), x.dtype)
+
+
 def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
     """Return the mean over axes in the dtype of x. On JAX and torch, keras.ops.mean computes float64 in float32."""
     if keras.backend.backend() == "tensorflow" or keras.backend.standardize_dtype(x.dtype) != "float64":
@@ -395,6 +312,15 @@ def from_last(x: Any, channels_last: bool) -> Any:
 
 
 relu, sigmoid, stack, multiply = ops.relu, ops.sigmoid, ops.stack, ops.multiply
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """Return the larger of a and b at each position. The gradient is split evenly where they are equal.
+
+    That of tf.maximum goes to its first argument there, so both orders are averaged. Halves are exact and do not
+    overflow.
+    """
+    return 0.5 * ops.maximum(a, b) + 0.5 * ops.maximum(b, a)
 
 
 def hard_sigmoid(z: Any) -> Any:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..contract import Array
 
-EPSILON = 1e-5   # added to the variance in batch norm and instance norm
+EPSILON = 1e-5   # added to the variance in batch, layer and instance norm
 MOMENTUM = 0.1   # weight of the current batch in the running statistics
 
 
@@ -23,6 +23,21 @@ def max_pool(x: Array) -> Array:
     return np.asanyarray(x.max(axis=tuple(range(2, x.ndim))))
 
 
+def position_softmax(z: Array) -> Array:
+    """Return the softmax over the spatial axes: (N, K, *S) -> (N, K, *S). Each of the K channels sums to 1."""
+    axes = tuple(range(2, z.ndim))
+    e = np.exp(z - z.max(axis=axes, keepdims=True))
+    return np.asanyarray(e / e.sum(axis=axes, keepdims=True))
+
+
+def weighted_pool(x: Array, p: Array) -> Array:
+    """Return the sum over the spatial axes of x * p: (N, C, *S), (N, 1, *S) or (N, C, *S) -> (N, C).
+
+    It is the mean of x weighted by p if p sums to 1 over the spatial axes, as `position_softmax` does.
+    """
+    return np.asanyarray((x * p).sum(axis=tuple(range(2, x.ndim))))
+
+
 def expand(s: Array, x: Array) -> Array:
     """Return one coefficient per channel reshaped to broadcast with x: (N, C) -> (N, C, 1..)."""
     return s.reshape(s.shape + (1,) * (x.ndim - 2))
@@ -31,6 +46,11 @@ def expand(s: Array, x: Array) -> Array:
 def relu(z: Array) -> Array:
     """Return max(z, 0), and NaN where z is NaN."""
     return np.maximum(z, 0)
+
+
+def maximum(a: Array, b: Array) -> Array:
+    """Return the larger of a and b at each position, and NaN where one is NaN; a and b broadcast."""
+    return np.maximum(a, b)
 
 
 def sigmoid(z: Array) -> Array:
@@ -47,7 +67,7 @@ GATES = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
 
 
 def linear(x: Array, weights: Mapping[str, Array], name: str) -> Array:
-    """Apply the linear map `name` to the channels: (N, I, *S) -> (N, O, *S).
+    """Apply the linear map `name` to the channels: (N, I, *S) -> (N, O, *S), also (N, I) -> (N, O).
 
     weights: has the matrix "<name>.weight", (O, I), and may have "<name>.bias", (O,).
     """
@@ -160,6 +180,17 @@ def one_value(shape: Sequence[int | None]) -> ValueError:
     got = f"got input of shape {tuple(shape)}, which has no variance"
     fix = "give a larger batch or larger inputs, or another norm: norm=False for a block, norm='instance' for a U-Net"
     return ValueError(f"expected more than 1 value per channel in training for batch norm, {got}: {fix}")
+
+
+def layer_norm(x: Array, weights: Mapping[str, Array], name: str) -> Array:
+    """Normalise the channels of x at each position: (N, C, *S) -> (N, C, *S), also (N, C) -> (N, C).
+
+    weights: has "<name>.weight" and "<name>.bias", (C,) each.
+    """
+    shape = (-1, *(1,) * (x.ndim - 2))
+    weight, bias = (weights[f"{name}.{part}"].reshape(shape) for part in ("weight", "bias"))
+    center, var = x.mean(axis=1, keepdims=True), x.var(axis=1, keepdims=True)
+    return np.asanyarray((x - center) / np.sqrt(var + EPSILON) * weight + bias)
 
 
 def instance_norm(x: Array) -> Array:

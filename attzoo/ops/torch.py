@@ -99,6 +99,24 @@ def initialize(tensor: Tensor, weight: Weight) -> None:
         tensor.fill_(weight.center)
 
 
+class Linear(nn.Linear):
+    """A linear map of the channels, for any number of spatial axes: (N, I, *S) -> (N, O, *S), also (N, I) -> (N, O)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm of the channels at each position: (N, C, *S) -> (N, C, *S), also (N, C) -> (N, C)."""
+
+    def __init__(self, channels: int, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(channels, EPSILON, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        return in_dtype_of(x, y)   # under autocast on CUDA, F.layer_norm returns float32
+
+
 class InstanceNorm(nn.Module):
     """Instance norm without weights, which accepts a single pixel: (N, C, *S) -> (N, C, *S)."""
 
@@ -134,12 +152,29 @@ def max_pool(x: Tensor) -> Tensor:
     return x.amax(tuple(range(2, x.ndim)))
 
 
+def position_softmax(z: Tensor) -> Tensor:
+    """Return the softmax over the spatial axes: (N, K, *S) -> (N, K, *S). Each of the K channels sums to 1.
+
+    The result for half precision is float32: the smallest normal float16, 6e-5, is more than 1 / S for large maps.
+    """
+    dtype = None if z.dtype in EXACT else torch.float32   # None casts nothing in graphs converted to half precision
+    return z.flatten(2).softmax(-1, dtype).reshape(z.shape)
+
+
+def weighted_pool(x: Tensor, p: Tensor) -> Tensor:
+    """Return the sum over the spatial axes of x * p: (N, C, *S), (N, 1, *S) or (N, C, *S) -> (N, C), in x's dtype.
+
+    It is the mean of x weighted by p if p sums to 1 over the spatial axes, as `position_softmax` does.
+    """
+    return in_dtype_of(x, (x * p).sum(tuple(range(2, x.ndim))))
+
+
 def expand(s: Tensor, x: Tensor) -> Tensor:
     """Return one coefficient per channel reshaped to broadcast with x: (N, C) -> (N, C, 1..)."""
     return s[(..., *(None,) * (x.ndim - 2))]
 
 
-relu, sigmoid = torch.relu, torch.sigmoid
+relu, maximum, sigmoid = torch.relu, torch.maximum, torch.sigmoid   # maximum splits the gradient at ties evenly
 
 
 ACTS: dict[str | None, Callable[[Tensor], Tensor]] = {None: lambda y: y, "relu": relu}
@@ -333,7 +368,10 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
     return interpolate(x, size=size, mode="bilinear" if x.ndim == 4 else "trilinear", align_corners=align_corners)
 
 
-_WRAPPED = "avg_pool", "max_pool", "expand", "add_and_activate", "pool", "crop", "widen", "repeat", "upsample", "resize"
+_WRAPPED = (
+    "avg_pool", "max_pool", "position_softmax", "weighted_pool", "expand", "add_and_activate", "pool", "crop", "widen",
+    "repeat", "upsample", "resize",
+)   # fmt: skip
 for _name in _WRAPPED:
     fx.wrap(_name)   # torch.fx records each as one operation, because they depend on shapes
 

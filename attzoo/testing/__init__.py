@@ -27,7 +27,17 @@ from .. import portable, registry
 from ..adapters import adapter
 from ..contract import Spec
 from .case import EPS, Case, at_random, choices, draw, plainest
-from .compare import DIFFERENCE_ERROR, HALF_TOLERANCE, TOLERANCE, check_gradients, check_result, ensure, eps_of, within
+from .compare import (
+    DIFFERENCE_ERROR,
+    HALF_TOLERANCE,
+    TOLERANCE,
+    check_attention,
+    check_gradients,
+    check_result,
+    ensure,
+    eps_of,
+    within,
+)
 from .oracle import descend, descent_error, rounding_descent
 
 
@@ -103,7 +113,7 @@ def signature(case: Case, backend: str) -> float:
 
 
 def options(case: Case, backend: str) -> float:
-    """Check that each argument affects the weights, the output or the accepted inputs in some case; return 0."""
+    """Check that each argument changes the weights, output, running statistics or accepted inputs; return 0."""
     rng = np.random.default_rng(case.seed)
     cases = [case, *(draw(case.name, at_random(rng)) for _ in range(24))]
     for argument in fields(case.spec):   # type: ignore[arg-type]
@@ -153,7 +163,7 @@ def outputs(case: Case, backend: str) -> float:
     block, x = case.block(backend), case.inputs()
     output = adapter(backend).forward(block, x, training=False)
     ratio = check_result(case, backend, "output", output)
-    return max(ratio, check_result(case, backend, "attention", adapter(backend).attention(block, x)))
+    return max(ratio, check_attention(case, backend, adapter(backend).attention(block, x)))
 
 
 def gradients(case: Case, backend: str) -> float:
@@ -297,11 +307,26 @@ def _specs_with_other_values(case: Case, argument: str) -> Iterator[Spec]:
 
 
 def _differs(case: Case, other_spec: Spec) -> bool:
-    """Whether another spec has other weights or another output, or raises for the weights and inputs of the case."""
+    """Whether another spec has other weights, outputs or running statistics, or raises for the case's arrays."""
     if case.spec.weights != other_spec.weights:
         return True
     x, w = case.inputs(), case.weights()
     try:
-        return not np.array_equal(case.spec(*x, weights=w), other_spec(*x, weights=w))
+        same = np.array_equal(case.spec(*x, weights=w), other_spec(*x, weights=w))
     except ValueError:
         return True
+    return not same or _updates_differ(case, other_spec)
+
+
+def _updates_differ(case: Case, other_spec: Spec) -> bool:
+    """Whether a forward pass in training updates running statistics to other values than that of the case."""
+    statistics = [name for name, weight in case.spec.weights.items() if not weight.trainable]
+    if not statistics:
+        return False
+    own, other = case.weights(), case.weights()
+    try:
+        case.spec(*case.inputs(), weights=own, training=True)
+        other_spec(*case.inputs(), weights=other, training=True)
+    except ValueError:   # batch norm of one value per channel
+        return False
+    return any(not np.array_equal(own[name], other[name]) for name in statistics)

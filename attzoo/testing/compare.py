@@ -8,10 +8,11 @@ from typing import Any, Final
 import numpy as np
 
 from ..adapters import adapter
-from ..contract import Array
+from ..contract import Array, Coefficients
 from .case import EPS, Case
 from .oracle import (
     MORE_DRAWS,
+    attention_results,
     condition,
     derivative,
     expected_and_condition,
@@ -90,14 +91,14 @@ def check_gradient(case: Case, backend: str, key: int | str, gradient: Array, st
 
 
 def check_result(case: Case, backend: str, result: str, got: Array, training: bool = False) -> float:
-    """Compare an array with the "output" or "attention" of the spec; return error / tolerance.
+    """Compare an array with the "output" of the spec or a result of `attention_results`; return error / tolerance.
 
     Raises AssertionError for another shape or a ratio larger than 1.
     """
     expected, change = expected_and_condition(case, result, training)
     ensure(got.shape == expected.shape, f"expected {result} of shape {expected.shape}, got {got.shape}")
     function, size = spec_function(case, result, training), float(np.abs(expected).max(initial=0))
-    unit = TOLERANCE[result] * eps_of(case, backend)
+    unit = TOLERANCE[result.partition(".")[0]] * eps_of(case, backend)
     return within(
         result,
         got - expected,
@@ -105,6 +106,17 @@ def check_result(case: Case, backend: str, result: str, got: Array, training: bo
         lambda: unit * rounding_condition(case, function),
         lambda: unit * (condition(case, function, MORE_DRAWS)[1] + size),
     )
+
+
+def check_attention(case: Case, backend: str, got: Coefficients) -> float:
+    """Compare all coefficients with those of the spec; return the largest error / tolerance.
+
+    Raises AssertionError for other names or shapes, or a ratio larger than 1.
+    """
+    expected = list(attention_results(case.spec.attention(*case.inputs(), weights=case.weights())))
+    results = attention_results(got)
+    ensure(sorted(results) == sorted(expected), f"expected the coefficients {expected}, got {list(results)}")
+    return max(check_result(case, backend, name, array) for name, array in results.items())
 
 
 def eps_of(case: Case, backend: str) -> float:

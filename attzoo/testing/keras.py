@@ -17,15 +17,15 @@ from ..ops.keras import keras
 from ..portable import load_weights, weights
 from .case import EPS, Case
 from .compare import EXPORT_TOLERANCE, HALF_TOLERANCE, ensure, within
-from .oracle import expected_and_condition
+from .oracle import attention_results, expected_and_condition
 
 
 def mixed_precision(case: Case, backend: str) -> float:
     """Check that outputs and coefficients under mixed_float16 are float16; return their error / tolerance."""
     block, inputs = _block_and_inputs(case, "mixed_float16")
     worst = 0.0
-    for name, call in (("output", block), ("attention", block.attention)):
-        tensor = call(*inputs)
+    results = {"output": block(*inputs)} | attention_results(block.attention(*inputs))
+    for name, tensor in results.items():
         dtype = keras.backend.standardize_dtype(tensor.dtype)
         fix = "cast weights with attzoo.ops.keras.in_dtype_of"
         ensure(dtype == "float16", f"expected {name} in float16, got {dtype}: {fix}")

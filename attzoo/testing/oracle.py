@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import product
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 
-from ..contract import Array
+from ..contract import Array, by_name, join_path
 from ..ops import numpy as ops
 from .case import UNDERFLOW, Case
 from .rounding import Rounding, rounded_arrays
@@ -36,15 +37,25 @@ CACHE_SIZE = 64   # size of each cache, enough for the arrays of a few cases
 
 
 def spec_function(case: Case, result: str, training: bool = False) -> Function:
-    """Return a function of inputs and weights that computes the "output" or the "attention" of the spec."""
-    if result == "attention":
-        return lambda x, w: case.spec.attention(*x, weights=w)
+    """Return a function of inputs and weights that computes the "output" or a result of `attention_results`."""
+    kind, _, name = result.partition(".")
+    if kind == "attention":
+        return lambda x, w: by_name(case.spec.attention(*x, weights=w))[name]
     return lambda x, w: case.spec(*x, weights=w, training=training)
+
+
+def attention_results(coefficients: Any) -> dict[str, Any]:
+    """Return the arrays or tensors of a block's coefficients as "attention", or as "attention.NAME" if they have names.
+
+    >>> attention_results({"channel": 0.5, "position": 0.25})
+    {'attention.channel': 0.5, 'attention.position': 0.25}
+    """
+    return {join_path("attention", name): array for name, array in by_name(coefficients).items()}
 
 
 @lru_cache(CACHE_SIZE)
 def expected_and_condition(case: Case, result: str, training: bool = False) -> tuple[Array, float]:
-    """Return the "output" or the "attention" of the spec and its condition, see `condition`."""
+    """Return the "output" or a result of `attention_results` of the spec, and its condition, see `condition`."""
     return condition(case, spec_function(case, result, training))
 
 
@@ -157,15 +168,15 @@ def with_rounding(case: Case, function: Function, stream: tuple[int, ...], unit:
 
     stream: numbers that, with the seed of the case, choose the signs of the errors.
     """
+    statistics = [name for name, weight in case.spec.weights.items() if not weight.trainable]
 
     def rounded(x: Inputs, w: Weights) -> Array:
         rounding = Rounding(np.random.default_rng((case.seed, *stream)), unit, UNDERFLOW[case.dtype])
         x = rounded_arrays(x, rounding)
         rounded_w = dict(zip(w, rounded_arrays(w.values(), rounding), strict=True))
         result = function(x, rounded_w)
-        for name in w:
-            if name.endswith((".mean", ".var")):   # running statistics, which training updates in place
-                w[name][...] = rounded_w[name]
+        for name in statistics:   # training updates them in place
+            w[name][...] = rounded_w[name]
         return np.asarray(result)
 
     return rounded

@@ -19,7 +19,7 @@ from torch.export import Dim
 from .. import registry, settings
 from .case import EPS, Case
 from .compare import EXPORT_TOLERANCE, HALF_TOLERANCE, ensure, within
-from .oracle import expected_and_condition
+from .oracle import attention_results, expected_and_condition
 
 ONNX: Final = ("onnx", "onnxscript", "onnxruntime")
 
@@ -53,7 +53,7 @@ def autocast(case: Case, backend: str) -> float:
     """Compare outputs and coefficients under bfloat16 autocast with the spec; return error / tolerance of bfloat16."""
     block, x = _float32_block(case)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        results = {"output": block(*x), "attention": block.attention(*x)}
+        results = {"output": block(*x)} | attention_results(block.attention(*x))
     worst = 0.0
     for name, tensor in results.items():
         expected, condition = expected_and_condition(case, name)

@@ -9,10 +9,11 @@ from .. import registry
 from ..contract import Spec
 from ..hints import check_arguments
 from ..ops import keras as ops
+from ..ops import keras_layers
 from ..ops.keras import keras
 from . import layers, spec
 from .plan import Level, Unit
-from .spec import CHANNELS, Arguments
+from .settings import CHANNELS, Arguments
 
 Make = Callable[..., Any]   # (layer's class, *arguments, name=path, **arguments) -> layer, in the network's dtype
 
@@ -55,16 +56,16 @@ class UNet(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments and settings of sublayers. Raise ValueError for a changed layer, which has no entry."""
-        ops.check_unchanged(self)
+        keras_layers.check_unchanged(self)
         own = {"name": self.name, "trainable": self.trainable, "data_format": self.data_format}
         own |= {"dtype": keras.dtype_policies.serialize(self.dtype_policy)} | self.spec.config()
-        return own | ops.inner_settings(self)
+        return own | keras_layers.inner_settings(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UNet:
         """Return a network from the result of `get_config` of this or an older version."""
-        net = cls(**spec.UNet.upgraded(ops.without_inner_settings(config)))
-        return ops.with_inner_settings(net, config)
+        net = cls(**spec.UNet.upgraded(keras_layers.without_inner_settings(config)))
+        return keras_layers.with_inner_settings(net, config)
 
 
 def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
@@ -75,7 +76,7 @@ def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
 
     def make(cls: Any, *args: Any, name: str, **kwargs: Any) -> Any:
         """Return a layer with the dtype policy of the network and this canonical path."""
-        return ops.named(cls(*args, name=name.replace(".", "_"), dtype=policy, **kwargs), name)
+        return keras_layers.named(cls(*args, name=name.replace(".", "_"), dtype=policy, **kwargs), name)
 
     if not channels_last:
         axes = range(2, 2 + net.spatial_dims)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from .. import registry
 from ..contract import Spec, Weight, batch_norm, fan_in_uniform, prefixed
 from ..hints import nearest
-
-if TYPE_CHECKING:
-    from .spec import UNet
+from .settings import Settings
 
 OWN: Final = ("channels", "gating_channels", "spatial_dims")   # arguments of a block that the network sets
 
@@ -92,12 +90,12 @@ class Level:
         return getattr(self.gate, "strides", (1,) * len(self.stride))
 
 
-def levels(net: UNet) -> list[Level]:
+def levels(net: Settings) -> list[Level]:
     """Return the levels of a network, from the finest."""
     return [_level(net, i) for i in range(len(net.channels))]
 
 
-def gating(net: UNet) -> Unit | None:
+def gating(net: Settings) -> Unit | None:
     """Return the convolution that makes the gating signal of grid gates from the deepest level, or None."""
     deepest_channels = net.channels[-1]
     return _pointwise(net, deepest_channels, deepest_channels) if net.gating == "grid" else None
@@ -142,7 +140,7 @@ def _map(shape: tuple[int, ...], initializer: str) -> Weight:
     return Weight(shape, "normal", 0.02)
 
 
-def sizes(net: UNet, space: Sequence[int]) -> list[tuple[int, ...]]:
+def sizes(net: Settings, space: Sequence[int]) -> list[tuple[int, ...]]:
     """Return the spatial size of every level for an input of size `space`; strides round up."""
     level_sizes, size = [], tuple(space)
     for step in ((1,) * len(size), *net.steps):
@@ -151,13 +149,15 @@ def sizes(net: UNet, space: Sequence[int]) -> list[tuple[int, ...]]:
     return level_sizes
 
 
-def weights(net: UNet) -> dict[str, Weight]:
-    """Return every array of a network by canonical name, with the initialization of single units and blocks."""
+def weights(net: Settings, levels: Sequence[Level]) -> dict[str, Weight]:
+    """Return every array of a network by canonical name, with the initialization of single units and blocks.
+
+    levels: the result of `levels`.
+    """
     arrays: dict[str, Weight] = {}
-    levels = net.levels
     for i, level in enumerate(levels):
         arrays |= _units(f"encoder.{i}", level.encoder) | _inner(f"encoder.{i}.block", level.block)
-    if unit := net.gating_unit:
+    if unit := gating(net):
         arrays |= _units("gating", (unit,))
     for i, level in reversed(list(enumerate(levels[:-1]))):
         arrays |= _units(f"up.{i}", level.up) | _inner(f"skip.{i}", level.gate)
@@ -180,7 +180,7 @@ def _inner(prefix: str, spec: Spec | None) -> dict[str, Weight]:
     return prefixed(prefix, spec.weights) if spec else {}
 
 
-def _level(net: UNet, i: int) -> Level:
+def _level(net: Settings, i: int) -> Level:
     """Return level i of a network; 0 is the finest."""
     channels, step = net.channels[i], (1,) * net.spatial_dims if i == 0 else net.steps[i - 1]
     channels_above = net.channels[i - 1] if i else net.in_channels
@@ -211,13 +211,13 @@ def _level(net: UNet, i: int) -> Level:
     )
 
 
-def _convs(net: UNet, inputs: int, outputs: int, step: tuple[int, ...]) -> tuple[Unit, ...]:
+def _convs(net: Settings, inputs: int, outputs: int, step: tuple[int, ...]) -> tuple[Unit, ...]:
     """Return the two convolutions of a level; `step`: stride of the first, per spatial axis."""
     first = _unit(net, "1", inputs, outputs, stride=step, norm=net.norm, dropout=net.rates[0])
     return first, _unit(net, "2", outputs, outputs, norm=net.norm, dropout=net.rates[1])
 
 
-def _up(net: UNet, i: int) -> tuple[Unit, ...]:
+def _up(net: Settings, i: int) -> tuple[Unit, ...]:
     """Return the convolutions that follow, or perform, the upsampling to level i."""
     inputs, outputs, step = net.channels[i + 1], net.channels[i], net.steps[i]
     conv = _unit(net, "", inputs, outputs, norm=net.norm)
@@ -230,13 +230,13 @@ def _up(net: UNet, i: int) -> tuple[Unit, ...]:
     return (Unit("", inputs, outputs, kernel, step, norm=net.norm, transposed=True),)
 
 
-def _unit(net: UNet, part: str, inputs: int, outputs: int, stride: tuple[int, ...] = (), **rest: Any) -> Unit:
+def _unit(net: Settings, part: str, inputs: int, outputs: int, stride: tuple[int, ...] = (), **rest: Any) -> Unit:
     """Return a convolution with the kernel size of the network; stride 1 by default; rest: further fields of `Unit`."""
     dims = net.spatial_dims
     return Unit(part, inputs, outputs, (net.kernel_size,) * dims, stride or (1,) * dims, **rest)
 
 
-def _pointwise(net: UNet, inputs: int, outputs: int) -> Unit:
+def _pointwise(net: Settings, inputs: int, outputs: int) -> Unit:
     """Return a 1x1 convolution with the norm of the network."""
     return Unit("", inputs, outputs, (1,) * net.spatial_dims, (1,) * net.spatial_dims, norm=net.norm)
 

@@ -23,7 +23,7 @@ from ..ops import guard
 from ..ops import torch as ops
 from . import spec
 from .plan import Level, Unit
-from .spec import CHANNELS, Arguments
+from .settings import CHANNELS, Arguments
 
 CONVS = (*ops.CONV.values(), *ops.TRANSPOSED.values(), *ops.REPEATING.values())
 NORMS = (*ops.BATCH_NORM.values(), ops.InstanceNorm, nn.Identity)

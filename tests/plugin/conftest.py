@@ -1,3 +1,3 @@
-"""Exclude this project from the collection of tests."""
+"""Exclude these packages from the collection of tests."""
 
-collect_ignore = ["attzoo_scale"]
+collect_ignore = ["attzoo_scale", "attzoo_scse", "attzoo_gc", "attzoo_simam", "attzoo_centered"]

@@ -68,7 +68,7 @@ class AttentionGate(Block):
         coefficients = self.attention(x, g, training=training)
         if attention_only:
             return coefficients
-        y = self.spec.combine(x, coefficients)
+        y = self.spec.combine(x, coefficients, ops)
         if not self.spec.output_transform:
             return y   # without two transposes of a channels-first y
         y = self.output_norm(self.output_(ops.to_last(y, self.channels_last)), training=training)

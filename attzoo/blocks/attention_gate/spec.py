@@ -158,7 +158,7 @@ class AttentionGate(BlockSpec):
         self, x: Array, g: Array, *, weights: Mapping[str, Array], training: bool = False
     ) -> Array:
         """(N, C, *S), (N, G, *G) -> (N, C, *S). Return the output."""
-        y: Array = self.combine(x, self.attention(x, g, weights=weights, training=training))
+        y: Array = self.combine(x, self.attention(x, g, weights=weights, training=training), ops)
         if not self.output_transform:
             return y
         return ops.batch_norm(ops.linear(y, weights, "output"), weights, "output_norm", training)

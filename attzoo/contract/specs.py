@@ -1,0 +1,152 @@
+"""Interfaces of specs, and descriptions of variants, examples and blocks of other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from .arrays import Array, Coefficients
+from .weights import Weight
+
+
+@runtime_checkable
+class AnySpec(Protocol):
+    """Interface of the spec of a block or network.
+
+    A spec is a frozen dataclass whose fields are the arguments. The number of inputs depends on the block, so the
+    methods accept any positional arguments here.
+    """
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Number of channels of each input."""
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """Description of every array by canonical name."""
+
+    def config(self) -> dict[str, Any]:
+        """Return the arguments that create the same block or network, with every None replaced by its value."""
+
+    def check_inputs(self, *args: Any, **kwargs: Any) -> None:
+        """Raise ValueError if the block does not take inputs of these shapes. Only check.
+
+        Called with (*shapes, channels_last=False): (N, C, *S), or (N, *S, C) with channels_last.
+        """
+
+    def macs(self, *args: Any, **kwargs: Any) -> int:
+        """Return the number of multiply-adds of the linear maps. Called with the input shapes, (N, C, *S) each."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        """Compute the output in the dtype of the inputs. Called with (*inputs, weights=..., training=False).
+
+        Inputs and output are channels first, (N, C, *S), and `weights` is a dict of arrays by canonical name.
+        With training=True, running statistics in `weights` are updated in place.
+        """
+
+
+@runtime_checkable
+class Spec(AnySpec, Protocol):
+    """Interface of the spec of a block, whose output has the shape of its first input."""
+
+    @property
+    def channels(self) -> int:
+        """C, the number of channels of the first input and of the output."""
+
+    def attention(self, *args: Any, **kwargs: Any) -> Coefficients:
+        """Compute the coefficients that are combined with x. Called as the spec itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A published choice of arguments.
+
+    Attributes:
+        source: where it is published.
+        arguments: values by argument.
+        rules: for each argument that depends on the others, such as a rounded width, the function that returns its
+            value from the spec of the other arguments.
+
+    """
+
+    source: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    rules: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A small block for tests, tables and documentation.
+
+    Attributes:
+        arguments: arguments of the spec, including `channels`.
+        shapes: the shape (N, C, *S) of each input, channels first.
+
+    """
+
+    arguments: Mapping[str, Any]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """How a state dict of another library stores the arrays of a block.
+
+    A block lists those that it can read and write in KEYS of `sources.py` in its folder, by the name of the source.
+
+    Args:
+        names: canonical name of every array -> its key in the state dict.
+        axes: number of axes of size 1 after the matrices of linear maps, which convolutions of size 1 have; None if
+            it is the block's number of spatial axes.
+        max_first: names of convolutions whose first input plane is the maximum; it is the mean in attzoo.
+
+    """
+
+    names: Mapping[str, str]
+    axes: int | None = 0
+    max_first: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Another library's block that computes what a variant of ours computes, described without importing that library.
+
+    A block lists its sources in SOURCES of `sources.py` in its folder. The first is the reference that timings compare
+    with.
+
+    Args:
+        library: display name of the library.
+        module: the module that defines its class.
+        class_name: the name of the class.
+        variant: the variant of our block that computes the same from the same arrays.
+        arguments: function that returns the arguments of the class by name from our spec. It may import the library.
+        names: canonical name of every array -> its name in the state dict of the class.
+        inputs: our names of the inputs in the order of the class; empty if the order is the same.
+        resize: whether every input of the class must have x's spatial size, so that other sizes are resized before.
+        ranks: the numbers of spatial axes that the class accepts.
+        in_resnets: whether the library's ResNets have the block at the end of their residual branches.
+        read: function that returns those arguments of our block that the shapes of the class's arrays determine, from
+            these shapes by our names. The channels may be missing.
+        choices: arguments of our block that no array determines, one mapping for each way to create the class. The
+            first is its default.
+
+    """
+
+    library: str
+    module: str
+    class_name: str
+    variant: str
+    arguments: Callable[[Any], Mapping[str, Any]]
+    names: Mapping[str, str]
+    inputs: tuple[str, ...] = ()
+    resize: bool = False
+    ranks: tuple[int, ...] = (2,)
+    in_resnets: bool = False
+    read: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]] = dict
+    choices: tuple[Mapping[str, Any], ...] = ({},)
+
+    @property
+    def package(self) -> str:
+        """The import name of the library."""
+        return self.module.partition(".")[0]

@@ -1,0 +1,43 @@
+"""scSE in PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from attzoo.blocks.torch import Block
+from attzoo.ops import torch as ops
+
+from . import spec
+
+
+class ScSE(Block):
+    """(N, C, *S) -> (N, C, *S); arguments and errors as `spec.ScSE`."""
+
+    spec: spec.ScSE
+
+    def __init__(
+        self,
+        channels: int,
+        width: int = 2,
+        combination: str = "sum_of_products",
+        *,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(args := spec.ScSE(channels, width, combination))
+        made = ops.factory_options(device, dtype)
+        self.squeeze = nn.Linear(args.channels, args.width, **made)
+        self.excite = nn.Linear(args.width, args.channels, **made)
+        self.score = ops.Linear(args.channels, 1, **made)
+        self.reset_parameters()
+
+    def attention(self, x: Tensor) -> dict[str, Tensor]:
+        """(N, C, *S) -> channel (N, C, 1..), position (N, 1, *S)."""
+        self.check_inputs(x)
+        s = ops.avg_pool(x)                           # (N, C)
+        h = ops.relu(self.squeeze(s))
+        z = self.excite(h)                            # (N, C)
+        q = self.score(x)                             # (N, 1, *S)
+        return {"channel": ops.expand(ops.sigmoid(z), x), "position": ops.sigmoid(q)}
