@@ -393,12 +393,15 @@ def test_a_wrapper_that_lists_parameters_is_refused(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_the_page_shows_the_table_of_its_example():
+def test_the_page_shows_what_its_examples_print(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "attaching.md").read_text(encoding="utf-8")
-    example = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL)
+    examples = re.findall(r"```python\n((?:(?!```).)*?)```\n\n```text\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 2
     names = {}
-    exec(example[1], names)
-    assert example[2] == f"{names['report']}\n"
+    for code, printed in examples:
+        exec(code, names)
+        assert capsys.readouterr().out == printed
 
 
 # ---- tools of torch --------------------------------------------------------------------------------------------------

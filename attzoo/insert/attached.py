@@ -8,26 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import can_attend
+from ..blocks.torch import IdentityStart as IdentityStart
 
 CHILD: Final = "attention"   # the name of the block in the module that it follows
 MARK: Final = "has_attached_block"   # an attribute of a module whose block `attach` has put in
-
-
-class IdentityStart(nn.Module):
-    """x + gamma * (block(x) - x) with gamma = 0 at first, so that a network computes what it did without the block.
-
-    gamma: a parameter of shape (1,).
-    """
-
-    def __init__(self, block: nn.Module, device: Any = None, dtype: Any = None) -> None:
-        super().__init__()
-        self.block = block
-        self.gamma = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
-
-    def forward(self, x: Tensor, *gating: Tensor) -> Tensor:
-        """(N, C, *S) -> (N, C, *S), in the dtype of x."""
-        change = self.block(x, *gating).to(x.dtype) - x
-        return x + self.gamma.to(x.dtype) * change
 
 
 def attend_to_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
