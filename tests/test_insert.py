@@ -9,42 +9,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from residual import Residual, X, attached, network, trained
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.testing import assert_close
 
 import attzoo
 
-X = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(0))
 SIZES = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=4), 3: torch.export.Dim("w", min=4)}
 SINGLE = [name for name in attzoo.names() if len(attzoo.info(name).inputs) == 1]
-
-
-class Residual(nn.Module):
-    """A residual network with one block, a norm, and a relu that is called twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
-        self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.relu, self.unused, self.parts = nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ModuleList([nn.Identity()])
-        self.head = nn.Linear(8, 2)
-
-    def forward(self, x):
-        x = self.relu(self.stem(x))
-        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.head(torch.relu(x + y).mean((2, 3)))
-
-
-def network():
-    torch.manual_seed(0)
-    return Residual().eval()
-
-
-def attached(name="se", **options):
-    net = network()
-    return net, attzoo.attach(net, name, **{"after": "bn2", "start": "identity"} | options)
 
 
 # ---- what changes and what does not ----------------------------------------------------------------------------------
@@ -405,14 +378,6 @@ def test_the_page_shows_what_its_examples_print(tmp_path, monkeypatch, capsys):
 
 
 # ---- tools of torch --------------------------------------------------------------------------------------------------
-
-
-def trained(name="cbam"):
-    """A network with an attached block whose gamma is not 0."""
-    net, _ = attached(name)
-    with torch.no_grad():
-        net.bn2.attention.gamma.fill_(0.5)
-    return net
 
 
 def test_copies():
