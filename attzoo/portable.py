@@ -1,13 +1,12 @@
 """Transfer of weights between frameworks: as arrays by canonical name, by conversion of a block, and by files.
 
-A file is in safetensors format. Its metadata holds, as JSON under the key "attzoo", the version of the format, the
-name of the block, its resolved arguments and a checksum. Equal blocks give equal files on every backend. A file holds
-no code. Every name, shape, dtype and size in its header is checked before memory is allocated.
+A file is in safetensors format, with the metadata that `header` describes. It holds one block or network, or all blocks
+of a model. Equal blocks give equal files on every backend. A file holds no code. Every name, shape, dtype and size in
+its header is checked before memory is allocated.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -18,70 +17,90 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse
 
 from . import registry
-from .adapters import adapter, backend_of
-from .archive import KEY, pack, verify
-from .contract import AnySpec, Array, Keys, shorten, upgraded
+from .adapters import adapter, backend_of, framework_of
+from .archive import pack, verify
+from .contract import AnySpec, Array, Keys, Weight, shorten
 from .exchange import arrays_for, arrays_from
 from .files import open_regular, write
+from .header import KEYS, MAX_FILE, MAX_HEADER, OWN_START, metadata_of, read_header, weights_of
 from .hints import nearest
+from .parts import Loaded, Part, is_single, loaded, matched, parts_of, read_all, renamed, write_all
 
-FORMAT: Final = 1
-DTYPES: Final = {"F16": "float16", "F32": "float32", "F64": "float64"}   # safetensors' name -> NumPy's
 OTHER_FORMATS: Final = (   # file extensions
     ".bin", ".ckpt", ".h5", ".hdf5", ".joblib", ".json", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".pb",
     ".pickle", ".pkl", ".pt", ".pt2", ".pth", ".tar", ".tflite", ".zip",
 )   # fmt: skip
-OTHER_STARTS: Final = {   # first bytes of a file -> its format
-    b"PK\x03\x04": "a zip archive, as torch.save, numpy.savez and Keras write",
-    b"\x89HDF\r\n\x1a\n": "HDF5, as Keras writes",
-    b"\x93NUMPY": "a .npy file of NumPy",
-}
-OWN_START: Final = f'{{"__metadata__":{{"{KEY}":'.encode()   # start of the header, after its length
-MAX_HEADER: Final = 2**20   # bytes
-MAX_FILE: Final = 2**31     # bytes
 
 
-def weights(block: Any) -> dict[str, Array]:
-    """Return copies of a block's arrays, running statistics included, by canonical name.
+def weights(model: Any) -> dict[str, Array]:
+    """Return copies of the arrays of a block, or of all blocks of a model, running statistics included, by name.
 
-    bfloat16 is returned as float32. An array that a layer computes (weight norm, pruning, LoRA) is returned as the
-    layer uses it now.
+    The names are the canonical ones; in a model, after the path of the block and a dot. Arrays of other layers are not
+    returned. bfloat16 is returned as float32. An array that a layer computes (weight norm, pruning, LoRA) is returned
+    as the layer uses it now.
+
+    Args:
+        model: a block or network of attzoo, or a torch module or Keras layer that holds some. A network, such as a
+            U-Net, inside a model counts as one block. A block that `attach` put in with start="identity" has the
+            further array "gamma".
 
     Raises:
-        TypeError: `block` is not a block.
+        TypeError: `model` holds no block.
         ValueError: a layer does not hold its arrays as floating-point numbers.
 
     """
-    return adapter(backend_of(block)).read(block)
+    return read_all(parts_of(model))
 
 
-def load_weights(block: Any, arrays: Mapping[str, Any], *, source: str | None = None) -> None:
-    """Write arrays to a block in place. On an error no array changes.
+def load_weights(model: Any, arrays: Any, *, source: str | None = None) -> Loaded:
+    """Write weights to a block, or to all blocks of a model, in place. On an error no array changes.
+
+    Blocks of a file or of another model are matched by their paths, if these are the same, as in two models of one
+    framework. Otherwise blocks of the same arguments are matched in their order: that of `named_modules` in torch, and
+    that of `model.layers` in Keras. Print the result to see what was matched.
 
     Args:
-        block: the block, of torch or Keras.
-        arrays: arrays with the names and shapes that `weights` returns or, with `source`, a state dict of that library.
+        model: a block or network of attzoo, or a torch module or Keras layer that holds some, which are all written.
+        arrays: arrays with the names and shapes that `weights` returns; or the path of a file that `save` wrote; or
+            another model or block, of either framework; or, with `source`, a state dict of that library.
         source: another library or repository, such as "timm"; `attzoo.info(block)` lists those of a block. Keys and
             shapes do not tell every argument of a block, such as its gate: create the block with them, for example by
             `variant`. A prefix of all keys of the block is ignored, and so are keys without this prefix.
 
+    Returns:
+        Which weights were written to which block.
+
     Raises:
-        TypeError: a value is not a floating-point array.
+        TypeError: `model` holds no block, or a value is not a floating-point array.
         ValueError: an array is missing, unknown, of another shape or not finite, or the block's dtype cannot hold it
-            without loss, or a layer computes the array (weight norm, pruning, LoRA) and would overwrite it; with
+            without loss, or a layer computes the array (weight norm, pruning, LoRA) and would overwrite it; the blocks
+            of the file or of the other model are not those of this one, or it is not clear which belongs to which; with
             `source`, the state dict holds several blocks, or arrays of the block that attzoo's block lacks.
+        OSError: the file cannot be read.
 
     """
-    framework = adapter(backend_of(block))
+    parts = parts_of(model)
+    pairs = [(part, part, "path") for part in parts]
     if source is not None:
-        arrays = arrays_from(arrays, block.spec, _layouts(block.spec, "source", source), source)
-    arrays, before = checked(arrays, block.spec, framework.dtypes(block)), framework.read(block)
-    framework.write(block, arrays)
-    for name, array in framework.read(block).items():
-        if not np.array_equal(array, arrays[name].astype(array.dtype)):
-            framework.write(block, before)
-            fix = "another array of the block shares its memory, separate them first"
-            raise ValueError(f"expected {name} to hold the array written to it, got other numbers: {fix}")
+        if not is_single(parts):
+            got = f"a {type(model).__name__} that holds {len(parts)}"
+            raise ValueError(f"expected a block, because source={source!r} is that of one block, got {got}: pass each")
+        arrays = arrays_from(arrays, model.spec, _layouts(model.spec, "source", source), source)
+    elif isinstance(arrays, (str, os.PathLike)) or framework_of(arrays) is not None:
+        sources, arrays = _read(Path(arrays)) if framework_of(arrays) is None else _read_model(arrays)
+        pairs = matched(parts, sources)
+        arrays = renamed(pairs, arrays)
+    dtypes = {name: dtype for part in parts for name, dtype in part.dtypes().items()}
+    write_all(parts, checked(arrays, weights_of(parts), dtypes))
+    return loaded(pairs)
+
+
+def _read_model(model: Any) -> tuple[list[Part], dict[str, Array]]:
+    """Return the blocks of a model, and their arrays."""
+    parts = parts_of(model)
+    for part in parts:
+        part.check_layers()
+    return parts, read_all(parts)
 
 
 def export_weights(block: Any, *, target: str) -> dict[str, Array]:
@@ -96,7 +115,8 @@ def export_weights(block: Any, *, target: str) -> dict[str, Array]:
         ValueError: the target is unknown, or has no key for an array of the block.
 
     """
-    return arrays_for(weights(block), block.spec, _layouts(block.spec, "target", target)[0])
+    arrays = adapter(backend_of(block)).read(block)
+    return arrays_for(arrays, block.spec, _layouts(block.spec, "target", target)[0])
 
 
 def _layouts(spec: AnySpec, argument: str, name: str) -> tuple[Keys, ...]:
@@ -112,26 +132,39 @@ def _layouts(spec: AnySpec, argument: str, name: str) -> tuple[Keys, ...]:
 def convert(block: Any, *, backend: str) -> Any:
     """Return a new block of `backend`, "torch" or "keras", with the arguments, dtype and weights of `block`.
 
-    Works for any module whose folder has the files of an attzoo block, registered or not.
+    Works for any module whose folder has the files of an attzoo block, registered or not. Of a model that holds other
+    layers too, only the blocks can be converted: make the model in the other framework, with the same blocks, and call
+    `load_weights(other, model)`.
 
     Raises:
+        TypeError: `block` is not a block.
         ValueError: a layer of the block was replaced or changed after its creation, e.g. it has another eps.
 
     """
-    _check_layers(block)
-    arrays = weights(block)
-    converted = _make(block.spec, backend, adapter(backend_of(block)).dtype(block))
-    load_weights(converted, arrays)
+    parts = parts_of(block)
+    if not is_single(parts):
+        fix = "make the model in the other framework, put the same blocks into it, call load_weights(other, model)"
+        got = f"a {type(block).__name__}, which has other layers besides blocks at {_paths(parts)}"
+        raise TypeError(f"expected a block, got {got}: {fix}")
+    (part,) = parts
+    part.check_layers()
+    converted = _make(part.spec, backend, adapter(backend_of(part.block)).dtype(part.block))
+    load_weights(converted, part.read())
     return converted
 
 
-def save(block: Any, path: str | os.PathLike[str]) -> None:
-    """Write a block to a file that `load` reads in any backend.
+def save(model: Any, path: str | os.PathLike[str]) -> None:
+    """Write a block, or all blocks of a model, to a file.
+
+    `load` reads the file of one block, in any backend. `load_weights(model, path)` writes the weights of a file to a
+    block or to a model with the same blocks, of either framework. Only blocks are saved: save the other layers of a
+    model by its framework.
 
     The file is written atomically: a failed save leaves an existing file unchanged. A symbolic link is replaced, not
     followed. Hooks are not saved.
 
     Raises:
+        TypeError: `model` holds no block.
         ValueError: the path has the extension of another format, or the block is not registered, has other layers,
             methods or settings than its class makes, holds numbers that are not finite or is larger than MAX_FILE.
         OSError: the path cannot be written, or holds a file that `save` did not write.
@@ -140,7 +173,7 @@ def save(block: Any, path: str | os.PathLike[str]) -> None:
     if has_other_ending(path := Path(path)):
         fix = "save to .safetensors, from which `attzoo convert` makes .pt and .keras"
         raise ValueError(f"expected a name that ends in .safetensors, got {path}: {fix}")
-    data = content(block)
+    data = content(model)
     check_replaceable(path)
     write(path, data)
 
@@ -161,14 +194,17 @@ def has_other_ending(path: Path) -> bool:
     return path.suffix.lower() in OTHER_FORMATS
 
 
-def content(block: Any) -> bytes:
-    """Return the content of a block's file, as `save` writes it. Raise ValueError as `save` does."""
-    _check_layers(block)
-    arrays = checked(weights(block), block.spec, "float64")
-    metadata = {"format": FORMAT, "block": registry.name_of(block.spec), "config": block.spec.config()}
-    data = pack(arrays, metadata)
+def content(model: Any) -> bytes:
+    """Return the content of a file of a block or model, as `save` writes it. Raise the errors of `save`."""
+    parts = parts_of(model)
+    for part in parts:
+        part.check_layers()
+    arrays = checked(read_all(parts), weights_of(parts), "float64")
+    data = pack(arrays, metadata_of(parts))
     if len(data) > MAX_FILE:
         raise ValueError(f"expected a block of at most {MAX_FILE} bytes, got {len(data)}")
+    if (header := int.from_bytes(data[:8], "little")) > MAX_HEADER:
+        raise ValueError(f"expected blocks described by at most {MAX_HEADER} bytes, got {header}: save fewer at once")
     return data
 
 
@@ -176,32 +212,47 @@ def load(path: str | os.PathLike[str], *, backend: str) -> Any:
     """Read a file that `save` wrote and return its block as a block of `backend`.
 
     Raises:
-        ValueError: `save` did not write the file, or the file is damaged.
+        ValueError: `save` did not write the file, or the file is damaged, or holds the blocks of a model, which
+            `load_weights` reads.
         OSError: the file cannot be read or is not a regular file.
 
     """
-    path = Path(path)
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        try:
-            spec, dtype, block_metadata = _read_header(file, size)
-            file.seek(0)
-            arrays = checked(parse(file.read(size)), spec, dtype)
-            verify(arrays, block_metadata, ("format", "block", "config"))
-        except (ValueError, TypeError, ArithmeticError, RecursionError, SafetensorError) as err:
-            reason, fix = shorten(str(err)), "copy it again, or save the block again by attzoo.save"
-            raise ValueError(f"{path} is not a file of attzoo.save, or is damaged: {reason}; {fix}") from err
-    block = _make(spec, backend, dtype)
+    parts, arrays = _read(Path(path))
+    if not is_single(parts):
+        fix = f"attzoo.load_weights(model, {str(path)!r}) writes them to a model"
+        raise ValueError(f"expected a file of one block, got {path}, of blocks at {_paths(parts)}: {fix}")
+    dtype = np.result_type(*arrays.values()).name if arrays else "float32"   # a block may have no arrays
+    block = _make(parts[0].spec, backend, dtype)
     adapter(backend).write(block, arrays)
     return block
 
 
-def checked(arrays: Any, spec: AnySpec, dtypes: str | Mapping[str, str]) -> dict[str, Array]:
+def _read(path: Path) -> tuple[list[Part], dict[str, Array]]:
+    """Return the blocks in a file that `save` wrote, and their arrays."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            header = read_header(file, size)
+            file.seek(0)
+            arrays = checked(parse(file.read(size)), weights_of(header.parts), header.dtype)
+            verify(arrays, header.about, KEYS[header.about["format"]])
+        except (ValueError, TypeError, ArithmeticError, RecursionError, SafetensorError) as err:
+            reason, fix = shorten(str(err)), "copy it again, or save the block again by attzoo.save"
+            raise ValueError(f"{path} is not a file of attzoo.save, or is damaged: {reason}; {fix}") from err
+    return header.parts, arrays
+
+
+def _paths(parts: list[Part]) -> str:
+    """Return the first paths of parts, for an error."""
+    return ", ".join(repr(part.path) for part in parts[:4]) + (", ..." if len(parts) > 4 else "")
+
+
+def checked(arrays: Any, expected: Mapping[str, Weight], dtypes: str | Mapping[str, str]) -> dict[str, Array]:
     """Return the arrays in native byte order after checks of names, shapes, finite values and dtypes.
 
     Args:
-        arrays: array by canonical name.
-        spec: the spec that declares the names and shapes.
+        arrays: array by name.
+        expected: the declared names and shapes.
         dtypes: the dtype that must hold every array without loss, or such a dtype by name.
 
     Raises:
@@ -210,9 +261,7 @@ def checked(arrays: Any, spec: AnySpec, dtypes: str | Mapping[str, str]) -> dict
 
     """
     if not isinstance(arrays, Mapping):
-        hint = "; to read a file, call attzoo.load" if isinstance(arrays, (str, os.PathLike)) else ""
-        raise TypeError(f"expected a mapping of names to arrays, got {type(arrays).__name__}{hint}")
-    expected = spec.weights
+        raise TypeError(f"expected a mapping of names to arrays, got {type(arrays).__name__}")
     missing = sorted(expected.keys() - arrays.keys())
     surplus = [name for name in arrays if name not in expected]
     if missing or surplus:
@@ -229,7 +278,9 @@ def _renamed(arrays: Mapping[Any, Any], expected: Collection[str]) -> str:
     for key, entry in arrays.items():
         if isinstance(entry, Mapping):
             return f": pass the mapping in the entry {shorten(repr(key))} instead"
-    first = next(iter(expected))
+    first = next(iter(expected), None)
+    if first is None:
+        return ""
     prefixes = [name.removesuffix(first) for name in arrays if isinstance(name, str) and name.endswith(first)]
     for prefix in prefixes:
         if {prefix + name for name in expected} <= arrays.keys():
@@ -263,84 +314,9 @@ def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
     return np.asarray(array, array.dtype.newbyteorder("="))
 
 
-def _check_layers(block: Any) -> None:
-    """Only check: raise ValueError if layers of a block were replaced or changed after its creation.
-
-    A file and a conversion store the arguments of the block and its arrays, but no layers.
-    """
-    backend = backend_of(block)
-    adapter(backend).check_layers(block, registry.class_of(block.spec, backend))
-
-
 def _make(spec: AnySpec, backend: str, dtype: str) -> Any:
     """Return a new block of `backend` with the arguments of `spec`. Raise ValueError for backend "numpy"."""
     if backend == "numpy":
         raise ValueError('backend must be "torch" or "keras", got "numpy": for NumPy arrays call attzoo.weights(block)')
     cls = registry.class_of(spec, backend)   # before `adapter`: its error names the missing package
     return adapter(backend).make(cls, spec.config(), dtype)
-
-
-def _read_header(file: Any, size: int) -> tuple[AnySpec, str, dict[str, Any]]:
-    """Read and check the header of a file of `size` bytes. Return its spec, widest dtype and metadata."""
-    if not 8 <= size <= MAX_FILE:
-        raise ValueError(f"expected 8 to {MAX_FILE} bytes, got {size}")
-    start = file.read(8)
-    if got := next((text for magic, text in OTHER_STARTS.items() if start.startswith(magic)), None):
-        raise ValueError(f"expected safetensors, got {got}: load it by its library, and save the block by attzoo.save")
-    length = int.from_bytes(start, "little")
-    if length > min(MAX_HEADER, size - 8):
-        raise ValueError(f"expected a header of at most {min(MAX_HEADER, size - 8)} bytes, got {length}")
-    header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
-    metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or KEY not in metadata:
-        hint = "; for a file of another program, pass its arrays to attzoo.load_weights(block, arrays, source=...)"
-        raise ValueError(f"expected metadata of attzoo, got {str(metadata)[:100]}{hint}")
-    block_metadata = json.loads(metadata[KEY], object_pairs_hook=_unique)
-    spec = _declared(block_metadata)
-    if header.keys() != spec.weights.keys():
-        raise ValueError(f"expected arrays {list(spec.weights)}, got {str(list(header))[:200]}")
-    offset, dtypes = 0, set()   # offset in bytes after the header
-    for name, entry in sorted(header.items(), key=lambda item: _begin(item[1])):
-        weight, dtype = spec.weights[name], entry.get("dtype") if isinstance(entry, dict) else None
-        if dtype not in list(DTYPES):
-            raise ValueError(f"expected {name} of a dtype in {list(DTYPES)}, got {str(entry)[:200]}")
-        end = offset + weight.size * np.dtype(DTYPES[dtype]).itemsize
-        expected = {"dtype": dtype, "shape": list(weight.shape), "data_offsets": [offset, end]}
-        if json.dumps(entry, sort_keys=True) != json.dumps(expected, sort_keys=True):   # in Python 1 == 1.0 == True
-            raise ValueError(f"expected {name} as {expected}, got {str(entry)[:200]}")
-        dtypes.add(DTYPES[dtype])
-        offset = end
-    if size != 8 + length + offset:
-        raise ValueError(f"expected {8 + length + offset} bytes, got {size}")
-    return spec, np.result_type(*dtypes).name if dtypes else "float32", block_metadata   # a block may have no arrays
-
-
-def _declared(block_metadata: Any) -> AnySpec:
-    """Return the spec of the block that a file's metadata describes. Raise ValueError or TypeError if it is invalid."""
-    number = block_metadata.get("format") if isinstance(block_metadata, dict) else None
-    if number != FORMAT:
-        hint = ": a newer attzoo wrote it, update this one" if isinstance(number, int) and number > FORMAT else ""
-        if isinstance(block_metadata, dict) and "history" in block_metadata:
-            hint = ": it is the state of a training run, whose network is in best.safetensors beside it"
-        raise ValueError(f"expected format {FORMAT}, got {str(block_metadata)[:100]}{hint}")
-    config = block_metadata.get("config")
-    if not isinstance(config, dict):
-        raise ValueError(f"expected a mapping of a block's arguments, got {str(config)[:100]}")
-    cls = registry.get(block_metadata.get("block", ""), backend="numpy")
-    return cls(**upgraded(cls, config))
-
-
-def _begin(entry: Any) -> int:
-    """Return the offset of an array's first byte from its entry in the header, or -1 for an invalid entry."""
-    match entry:
-        case {"data_offsets": [int(begin), *_]}:
-            return begin
-    return -1
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a dict of the pairs (key, value) of a JSON object. Raise ValueError for duplicate keys."""
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        raise ValueError(f"expected no key twice in a JSON object, got {keys[:20]}")
-    return dict(pairs)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -106,6 +107,22 @@ def wins(files: Annotated[list[Path], typer.Argument(help="result files of runs 
     from .wins import table
 
     print(table(files), end="")
+
+
+@app.command()
+def finetune(
+    out: Annotated[Path | None, typer.Option(help="result file  [default: benchmarks/finetune.json]")] = None,
+) -> None:
+    """Fine-tune the demo's network with attached blocks, from both starts, and write the table of docs/attaching.md.
+
+    It takes about five minutes of one core. `python docs/generate.py` puts the table into the page.
+    """
+    from . import finetune as tuning
+
+    results = tuning.run(lambda row: print(f"{row.block or 'no block'} {row.start}"))
+    path = out or tuning.RESULTS
+    write(path, (json.dumps(results, indent=1) + "\n").encode())
+    print(f"{tuning.markdown(results)}\n{path}")
 
 
 def main() -> None:

@@ -9,44 +9,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from residual import Residual, X, attached, network, trained
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.testing import assert_close
 
 import attzoo
 
-X = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(0))
 SIZES = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=4), 3: torch.export.Dim("w", min=4)}
 SINGLE = [name for name in attzoo.names() if len(attzoo.info(name).inputs) == 1]
-
-
-class Residual(nn.Module):
-    """A residual network with one block, a norm, and a relu that is called twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
-        self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.relu, self.unused, self.parts = nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ModuleList([nn.Identity()])
-        self.head = nn.Linear(8, 2)
-
-    def forward(self, x):
-        x = self.relu(self.stem(x))
-        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.head(torch.relu(x + y).mean((2, 3)))
-
-
-def network():
-    """Return a `Residual` in evaluation mode, with the same weights at every call."""
-    torch.manual_seed(0)
-    return Residual().eval()
-
-
-def attached(name="se", **options):
-    """Return a network with an attached block, after bn2 by default, and the report."""
-    net = network()
-    return net, attzoo.attach(net, name, **{"after": "bn2", "start": "identity"} | options)
 
 
 # ---- what changes and what does not ----------------------------------------------------------------------------------
@@ -461,23 +432,18 @@ def test_a_wrapper_that_lists_parameters_is_refused(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_the_page_shows_the_table_of_its_example():
+def test_the_page_shows_what_its_examples_print(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "attaching.md").read_text(encoding="utf-8")
-    example = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL)
+    examples = re.findall(r"```python\n((?:(?!```).)*?)```\n\n```text\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 2
     names = {}
-    exec(example[1], names)
-    assert example[2] == f"{names['report']}\n"
+    for code, printed in examples:
+        exec(code, names)
+        assert capsys.readouterr().out == printed
 
 
 # ---- tools of torch --------------------------------------------------------------------------------------------------
-
-
-def trained(name="cbam"):
-    """Return a network with an attached block whose gamma is not 0."""
-    net, _ = attached(name)
-    with torch.no_grad():
-        net.bn2.attention.gamma.fill_(0.5)
-    return net
 
 
 def test_copies():

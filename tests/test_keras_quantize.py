@@ -52,6 +52,7 @@ def test_quantized_unet_can_be_saved_and_loaded(tmp_path):
     ("se", (8, 2), [(6, 5, 8)], "int4", "the block"),
     ("cbam", (8, 2), [(6, 5, 8)], "int8", "the block"),
     ("channel_attention", (8, 2), [(7, 8)], "float8", "its model"),
+    ("channel_attention", (8, 2), [(7, 8)], "int8", "its model"),
     ("attention_gate", (4, 3), [(6, 5, 4), (2, 3, 3)], "int8", "its model"),
 ])
 def test_quantized_block_can_be_saved_and_loaded(name, args, shapes, mode, quantized, tmp_path):

@@ -16,6 +16,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")   # cuBLAS is determ
 
 import numpy as np
 import pytest
+import residual
 import torch
 from operations import Large, Operations
 from samples import (
@@ -575,36 +576,69 @@ def net_batch():
     return Net().double().eval(), *batch   # in training, norms depend on the batch size
 
 
-def train(net, x, g, y):
+def attached_batch():
+    """Return a network with an attached block, all of whose parameters are used, and a batch of x and y."""
+    net = residual.trained("eca").double()
+    net.unused = nn.Identity()
+    return net, *(torch.randn(4, *shape, dtype=torch.float64) for shape in ((3, 9, 8), (2,)))
+
+
+def train(net, *batch):
     """Train for three steps of SGD."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        nn.functional.mse_loss(net(x, g), y).backward()
+        nn.functional.mse_loss(net(*batch[:-1]), batch[-1]).backward()
         optimizer.step()
 
 
-def train_distributed(rank, store, result):
+def shard(net):
+    """Shard a network between two processes by FSDP2, the host of its attached block by itself."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    fully_shard(net.bn2, mesh=mesh)
+    wrapped = fully_shard(net, mesh=mesh)
+    with pytest.raises(ValueError, match="expected a network that is not wrapped, got FSDPModule"):
+        attzoo.attach(wrapped, "se", after="bn1")
+    return wrapped
+
+
+DISTRIBUTED = {   # name: network and batch, and how the network is wrapped
+    "blocks": (net_batch, nn.parallel.DistributedDataParallel),
+    "attached": (attached_batch, nn.parallel.DistributedDataParallel),
+}
+if not is_older(torch.__version__, "2.13"):   # older versions were not tried
+    DISTRIBUTED["sharded"] = attached_batch, shard
+
+
+def train_distributed(rank, folder):
     """Train in one of two processes, on half of the batch, with averaged gradients."""
     limit = timedelta(seconds=100)
-    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2, timeout=limit)
-    net, *batch = net_batch()
-    train(nn.parallel.DistributedDataParallel(net), *(t[rank::2] for t in batch))
-    torch.save(net.state_dict(), f"{result}{rank}")
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=limit)
+    for name, (make, wrap) in DISTRIBUTED.items():
+        torch.manual_seed(0)
+        net, *batch = make()
+        train(wrap(net), *(t[rank::2] for t in batch))
+        state = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in net.state_dict().items()}
+        torch.save(state, folder / f"{name}{rank}")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.case66
 def test_training_in_two_processes_equals_training_in_one(tmp_path):
-    net, *batch = net_batch()
-    initial = copy.deepcopy(net.state_dict())
-    train(net, *batch)
-    torch.multiprocessing.spawn(train_distributed, (tmp_path / "store", tmp_path / "rank"), nprocs=2)
-    for rank in range(2):
-        trained = torch.load(tmp_path / f"rank{rank}", weights_only=True)
-        for name, expected in net.state_dict().items():
-            assert_close(trained[name], expected, rtol=1e-10, atol=1e-12)
-            assert name not in dict(net.named_parameters()) or not torch.equal(expected, initial[name]), name
+    torch.multiprocessing.spawn(train_distributed, (tmp_path,), nprocs=2)
+    for case, (make, _) in DISTRIBUTED.items():
+        torch.manual_seed(0)
+        net, *batch = make()
+        initial = copy.deepcopy(net.state_dict())
+        train(net, *batch)
+        for rank in range(2):
+            trained = torch.load(tmp_path / f"{case}{rank}", weights_only=True)
+            for name, expected in net.state_dict().items():
+                assert_close(trained[name], expected, rtol=1e-10, atol=1e-12)
+                assert name not in dict(net.named_parameters()) or not torch.equal(expected, initial[name]), name
 
 
 @pytest.mark.case67

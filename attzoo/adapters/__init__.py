@@ -88,6 +88,19 @@ class Adapter(Protocol):
         the model is a block itself.
         """
 
+    def parts(self, model: Any) -> dict[str, Any]:
+        """Return the outermost blocks and networks of attzoo in a model by path, each once.
+
+        A block that `attach` put in is represented by the layer around it, whose attribute `block` it is. Paths are
+        those of `blocks`, without what wrappers of the whole model and of torch.compile add.
+        """
+
+    def gamma(self, holder: Any) -> tuple[Array, str]:
+        """Return the weight `gamma` of the layer around an attached block, and the name of its dtype."""
+
+    def set_gamma(self, holder: Any, array: Array) -> None:
+        """Write the weight `gamma` of the layer around an attached block. Raise ValueError as `write`."""
+
     def coefficients(self, tensor: Any, block: Any) -> Array | None:
         """Return a tensor of a block's coefficients as a float32 or float64 array, or None for a traced tensor."""
 
@@ -173,7 +186,7 @@ def adapter(backend: str) -> Adapter:
 def backend_of(block: Any) -> str:
     """Return the backend of a block, "keras" or "torch". Raise TypeError if it is not a block."""
     backend = framework_of(block)
-    if backend is None or not isinstance(getattr(block, "spec", None), AnySpec):
+    if backend is None or not has_spec(block):
         hint = _hint_of_blocks(block, backend)
         raise TypeError(f"expected an attzoo block of torch or Keras, got {type(block).__name__}{hint}")
     return backend
@@ -203,6 +216,11 @@ def framework_of(model: Any) -> str | None:
     return None
 
 
+def has_spec(model: Any) -> bool:
+    """Whether `model` is a block or network of attzoo, or a third party's."""
+    return isinstance(getattr(model, "spec", None), AnySpec)
+
+
 def can_attend(model: Any) -> bool:
     """Whether `model` is a block: a layer or module with a spec and a method `attention`."""
-    return isinstance(getattr(model, "spec", None), AnySpec) and callable(getattr(model, "attention", None))
+    return has_spec(model) and callable(getattr(model, "attention", None))

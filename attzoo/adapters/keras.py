@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import Any
 
 import numpy as np
 
+from ..blocks.keras import AttachedBlock
 from ..contract import Array, Coefficients, contiguous, map_coefficients
 from ..ops.keras import find, keras, locate, path_of
 from ..ops.keras_layers import changed_settings, described, parts_of
-from . import Run, can_attend, changed_layer, computed_array, is_kind, missing_array, replaced_methods, same_shape
+from . import (
+    Run,
+    can_attend,
+    changed_layer,
+    computed_array,
+    has_spec,
+    is_kind,
+    missing_array,
+    replaced_methods,
+    same_shape,
+)
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
@@ -170,21 +181,43 @@ def place(model: Any) -> Any:
 
 def blocks(model: Any) -> dict[str, Any]:
     """Return every block of a model by its path."""
-    blocks_by_path: dict[str, Any] = {}
+    return _layers_by_path(model, can_attend)
+
+
+def parts(model: Any) -> dict[str, Any]:
+    """Return the outermost blocks and networks of a model by path."""
+    return _layers_by_path(model, lambda layer: isinstance(layer, AttachedBlock) or has_spec(layer), outermost=True)
+
+
+def gamma(holder: Any) -> tuple[Array, str]:
+    """Return the weight `gamma` of an AttachedBlock, and its dtype."""
+    return _numpy(holder.gamma), _stored_dtype(holder.gamma, "gamma")
+
+
+def set_gamma(holder: Any, array: Array) -> None:
+    """Write the weight `gamma` of an AttachedBlock."""
+    holder.gamma.assign(array)
+
+
+def _layers_by_path(model: Any, is_chosen: Callable[[Any], bool], outermost: bool = False) -> dict[str, Any]:
+    """Return the chosen layers of a model, each once, by path; with `outermost`, none inside another chosen layer."""
+    layers: dict[str, Any] = {}
     seen: set[int] = set()
 
     def walk(path: str, layer: Any) -> None:
-        """Add the blocks among a layer and its sublayers."""
+        """Add the chosen layers among a layer and its sublayers."""
         if id(layer) in seen:
             return
         seen.add(id(layer))
-        if can_attend(layer):
-            blocks_by_path[_unused_path(path, blocks_by_path)] = layer
+        if is_chosen(layer):
+            layers[_unused_path(path, layers)] = layer
+            if outermost:
+                return
         for part in layer._flatten_layers(include_self=False, recursive=False):   # Keras has no public method for this
             walk(f"{path}.{path_of(part)}" if path else path_of(part), part)
 
     walk("", model)
-    return blocks_by_path
+    return layers
 
 
 def _unused_path(path: str, used: Mapping[str, Any]) -> str:

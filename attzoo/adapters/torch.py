@@ -17,11 +17,23 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.optim.swa_utils import AveragedModel
 
+from ..blocks.torch import IdentityStart
 from ..contract import Array, Coefficients, contiguous, map_coefficients
 from ..ops import guard
 from ..ops.torch import BATCH_NORM, DTYPES, find
-from . import Run, can_attend, changed_layer, computed_array, is_kind, missing_array, replaced_methods, same_shape
+from . import (
+    Run,
+    can_attend,
+    changed_layer,
+    computed_array,
+    has_spec,
+    is_kind,
+    missing_array,
+    replaced_methods,
+    same_shape,
+)
 
 REMOVE: Final = {   # hook that computes a tensor before every call -> function that removes it
     WeightNorm: "torch.nn.utils.remove_weight_norm",
@@ -155,6 +167,33 @@ def blocks(model: Any) -> dict[str, Any]:
             fix = "pass its attribute `module`, the model on the first device"
             raise ValueError(f"expected a model on one device, got DataParallel on {len(module.device_ids)}: {fix}")
     return {path: module for path, module in model.named_modules() if can_attend(module)}
+
+
+WRAPPERS: Final = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)   # of a whole model
+
+
+def parts(model: Any) -> dict[str, Any]:
+    """Return the outermost blocks and networks of a model by path."""
+    while isinstance(model, WRAPPERS):
+        model = model.module
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        inside = tuple(f"{outer}." if outer else "" for outer in found)
+        is_holder = isinstance(module, IdentityStart) and has_spec(module.block)
+        if (is_holder or has_spec(module)) and not path.startswith(inside):
+            found[path] = module
+    return {".".join(name for name in path.split(".") if name != "_orig_mod"): m for path, m in found.items()}
+
+
+def gamma(holder: Any) -> tuple[Array, str]:
+    """Return the weight `gamma` of an IdentityStart, and its dtype."""
+    return to_array(holder.gamma), _numpy_name(holder.gamma.dtype)
+
+
+@torch.no_grad()
+def set_gamma(holder: Any, array: Array) -> None:
+    """Write the weight `gamma` of an IdentityStart."""
+    holder.gamma.copy_(torch.from_numpy(contiguous(array)))
 
 
 def coefficients(tensor: Any, block: Any) -> Array | None:

@@ -176,3 +176,24 @@ class Block(SpecModule):
             raise ValueError(f"expected a shortcut on x's device, {x.device}, got one on {shortcut.device}")
         if shortcut.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"expected a shortcut of x's dtype, {x.dtype}, got {shortcut.dtype}")
+
+
+class IdentityStart(nn.Module):
+    """x + gamma * (block(x) - x) with gamma = 0 at first, so that the outputs of a network do not change at first.
+
+    gamma: a parameter of shape (1,).
+    """
+
+    def __init__(self, block: nn.Module, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.block = block
+        self.gamma = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Set gamma to 0, as a network that was created on the meta device needs; the block resets itself."""
+        nn.init.zeros_(self.gamma)
+
+    def forward(self, x: Tensor, *gating: Tensor) -> Tensor:
+        """(N, C, *S) -> (N, C, *S), in the dtype of x."""
+        change = self.block(x, *gating).to(x.dtype) - x
+        return x + self.gamma.to(x.dtype) * change

@@ -8,30 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import can_attend
+from ..blocks.torch import IdentityStart as IdentityStart
 
 CHILD: Final = "attention"   # the name of an attached block as a child of its module
 MARK: Final = "has_attached_block"   # an attribute of every module with an attached block
-
-
-class IdentityStart(nn.Module):
-    """x + gamma * (block(x) - x) with gamma = 0 at first, so that the outputs of a network do not change at first.
-
-    gamma: a parameter of shape (1,).
-    """
-
-    def __init__(self, block: nn.Module, device: Any = None, dtype: Any = None) -> None:
-        super().__init__()
-        self.block = block
-        self.gamma = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
-
-    def reset_parameters(self) -> None:
-        """Set gamma to 0, as a network that was created on the meta device needs; the block resets itself."""
-        nn.init.zeros_(self.gamma)
-
-    def forward(self, x: Tensor, *gating: Tensor) -> Tensor:
-        """(N, C, *S) -> (N, C, *S), in the dtype of x."""
-        change = self.block(x, *gating).to(x.dtype) - x
-        return x + self.gamma.to(x.dtype) * change
 
 
 def attend_to_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

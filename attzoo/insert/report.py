@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from ..tables import text_table
 
 NUMBERS: Final = ("channels", "parameters", "MACs")   # right-aligned columns of the table
 
@@ -59,19 +61,4 @@ class Report:
         head = ("path", "block", "channels", "parameters", "MACs", "weights")
         rows = [(p.path, p.block, p.channels, p.parameters, p.macs, p.weights) for p in self.places]
         total = (f"{len(self.places)} in all", "", "", self.parameters, self.macs, "")
-        return _table([head, *rows, total])
-
-
-def _table(rows: Sequence[Sequence[Any]]) -> str:
-    """Format rows as aligned columns; the first row has the headings.
-
-    Numbers are right-aligned, with a comma after the thousands; None becomes "-".
-    """
-    texts = [["-" if cell is None else f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    is_number = [head in NUMBERS for head in rows[0]]
-    lines = []
-    for row in texts:
-        cells = zip(row, widths, is_number, strict=True)
-        lines.append("  ".join(cell.rjust(n) if right else cell.ljust(n) for cell, n, right in cells).rstrip())
-    return "\n".join(lines)
+        return text_table([head, *rows, total], NUMBERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -129,6 +130,45 @@ class UNet(SpecModule):
         folded.fused = True
         memory_format = {2: torch.channels_last, 3: torch.channels_last_3d}.get(self.spec.spatial_dims)
         return folded.to(memory_format=memory_format) if memory_format else folded   # type: ignore[call-overload]
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> Any:
+        """Write the network to a folder: model.safetensors, config.json and a model card, README.md.
+
+        This calls the mixin of huggingface_hub, which must be installed. A README.md that is there stays.
+
+        Args:
+            folder: is created. It must not hold the model of another program.
+            options: of the mixin, such as push_to_hub=True, repo_id and token.
+
+        Raises:
+            ModuleNotFoundError: huggingface_hub is not installed.
+            ValueError: layers of the network were replaced or changed after its creation.
+            FileExistsError: the folder holds another model.
+
+        """
+        from .hub import save_pretrained  # which imports this module
+
+        return save_pretrained(self, folder, **options)
+
+    @staticmethod
+    def from_pretrained(source: str | os.PathLike[str], **options: Any) -> UNet:
+        """Return the network that `save_pretrained` wrote, in evaluation mode.
+
+        This calls the mixin of huggingface_hub, which must be installed. Nothing is downloaded from a local folder.
+
+        Args:
+            source: the folder, or the name of a repository on the Hugging Face Hub.
+            options: of the mixin, such as revision, token and map_location (the device).
+
+        Raises:
+            ModuleNotFoundError: huggingface_hub is not installed.
+            ValueError: config.json does not describe a U-Net.
+            OSError: a file is missing.
+
+        """
+        from .hub import from_pretrained  # which imports this module
+
+        return from_pretrained(source, **options)
 
     def _up(self, i: int, level: Level, x: Tensor) -> Tensor:
         """Return x, the output of level i + 1, upsampled to level i."""

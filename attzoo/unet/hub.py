@@ -1,0 +1,117 @@
+"""Folders of huggingface_hub with a U-Net of torch: config.json, model.safetensors and a model card, README.md."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from ..adapters import adapter
+from ..contract import choice, shorten, upgraded
+from ..extras import missing
+from . import spec
+from .torch import UNet
+
+CONFIG: Final = "config.json"
+WEIGHTS: Final = "model.safetensors"
+DTYPES: Final = ("float32", "float64", "float16", "bfloat16")
+CARD: Final = """\
+---
+{{ card_data }}
+---
+
+# A U-Net of attzoo
+
+It takes {{ in_channels }} channels and returns {{ out_channels }}, in {{ spatial_dims }} spatial dimensions.
+
+```python
+from attzoo.torch import UNet
+
+net = UNet.from_pretrained(FOLDER)   # this folder, or the name of this repository on the Hugging Face Hub
+```
+
+Its arguments, as in config.json:
+
+```json
+{{ config }}
+```
+"""
+CARD_OPTIONS: Final = {
+    "model_card_template": CARD, "library_name": "attzoo", "pipeline_tag": "image-segmentation",
+}   # fmt: skip
+
+
+def save_pretrained(net: UNet, folder: str | os.PathLike[str], **options: Any) -> Any:
+    """Do what `UNet.save_pretrained` documents."""
+    cls, torch_adapter = _class("UNet.save_pretrained"), adapter("torch")
+    torch_adapter.check_layers(net, UNet)
+    arrays, dtype = torch_adapter.read(net), torch_adapter.dtype(net)
+    config = json.loads(json.dumps({"dtype": dtype, **net.spec.config()}))
+    _check_replaceable(Path(folder))
+    twin = cls(**config)
+    torch_adapter.write(twin, arrays)
+    card = {name: config[name] for name in ("in_channels", "out_channels", "spatial_dims")}
+    card |= {"config": json.dumps(config, indent=2), **options.pop("model_card_kwargs", {})}
+    return twin.save_pretrained(folder, config=config, model_card_kwargs=card, **options)
+
+
+def from_pretrained(source: str | os.PathLike[str], **options: Any) -> UNet:
+    """Do what `UNet.from_pretrained` documents."""
+    cls = _class("UNet.from_pretrained")
+    if Path(source).is_dir():
+        _check_folder(Path(source))
+    loaded = cls.from_pretrained(source, **{"strict": True} | options)
+    net = UNet(**loaded.spec.config(), device="meta")
+    net.load_state_dict(loaded.state_dict(), assign=True)
+    return net.eval()
+
+
+@lru_cache
+def _class(needed_by: str) -> type[Any]:
+    """Return a subclass of UNet with the mixin of huggingface_hub, whose arguments are those of config.json."""
+    try:
+        from huggingface_hub import PyTorchModelHubMixin
+    except ModuleNotFoundError as err:
+        if err.name != "huggingface_hub":   # a broken installation
+            raise
+        raise ModuleNotFoundError(missing("huggingface_hub", "hub", needed_by), name=err.name) from err
+
+    class HubUNet(PyTorchModelHubMixin, UNet, **CARD_OPTIONS):   # type: ignore[call-arg, misc, unused-ignore]
+        def __init__(self, dtype: str = "float32", **arguments: Any) -> None:
+            import torch
+
+            super().__init__(**_config(arguments | {"dtype": dtype}))
+            self.to(getattr(torch, dtype))
+
+    return HubUNet
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise FileExistsError if a folder holds the model of another program."""
+    present = [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
+    if not present:
+        return
+    try:
+        _check_folder(folder)
+    except (OSError, ValueError, TypeError) as err:
+        fix = "remove it first, or save to another folder"
+        expected = f"expected no other model than a U-Net of attzoo in {folder}"
+        raise FileExistsError(f"{expected}, got {present}: {fix}") from err
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ValueError unless config.json in a folder describes a U-Net, and OSError if it cannot be read."""
+    text = (folder / CONFIG).read_text(encoding="utf-8")
+    try:
+        spec.UNet(**_config(json.loads(text)))
+    except (ValueError, TypeError, AttributeError, RecursionError) as err:
+        raise ValueError(f"expected a U-Net of attzoo in {folder / CONFIG}, got {shorten(text, 200)}: {err}") from err
+
+
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a U-Net in the content of config.json, without the dtype, which is checked."""
+    choice("dtype", config.get("dtype", "float32"), DTYPES)
+    return upgraded(spec.UNet, {name: value for name, value in config.items() if name != "dtype"})

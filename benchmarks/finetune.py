@@ -1,0 +1,139 @@
+"""Fine-tune a small network without and with attached blocks: what the start of a block changes.
+
+The network of `attzoo demo` is trained on scikit-learn's handwritten digits, and fine-tuned on the same digits with
+noise. All weights are trained. Of one seed, all runs begin with the same trained network and see the same batches.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+import attzoo
+from attzoo.contract import STARTS, Array
+from attzoo.demo.run import BATCH, CHANNELS, EPOCHS, MOMENTUM, OPTIONS, RATE, Data, digits
+from attzoo.demo.torch import create_seeded, fit, one_thread, predict
+
+RESULTS: Final = Path(__file__).with_name("finetune.json")
+AFTER: Final = "stage?.norm2"   # the end of both residual branches
+NOISE: Final = 0.4   # standard deviation of the noise; the pixels are in [0, 1]
+SEEDS: Final = 3
+TESTED: Final = (1, 2, 6)   # epochs of fine-tuning after which a network is tested
+
+
+@dataclass(frozen=True)
+class Row:
+    """The results of one block and start, with one number per seed.
+
+    Args:
+        block: the block; "" for the network without one.
+        start: as in `attach`; "" without a block.
+        parameters: of the blocks.
+        before: the share of the test images without noise that are recognised before fine-tuning.
+        after: the share of the test images with noise that are recognised, by the number of epochs of fine-tuning.
+
+    """
+
+    block: str
+    start: str
+    parameters: int
+    before: list[float]
+    after: dict[str, list[float]]
+
+
+def run(on_row: Callable[[Row], None] = lambda row: None, seeds: int = SEEDS) -> dict[str, Any]:
+    """Return the results of every block with one input, with the settings. `on_row` is called after each row."""
+    names = [name for name in attzoo.names() if len(attzoo.info(name).inputs) == 1]
+    rows = []
+    with one_thread():
+        trained = [_trained(seed) for seed in range(seeds)]
+        for block, start in [("", ""), *((name, start) for name in names for start in reversed(STARTS))]:
+            rows.append(_row(block, start, trained))
+            on_row(rows[-1])
+    settings = {"torch": torch.__version__, "seeds": seeds, "epochs": EPOCHS[0], "noise": NOISE}
+    return {"settings": settings, "rows": [asdict(row) for row in rows]}
+
+
+def _trained(seed: int) -> torch.nn.Module:
+    """Return a network without blocks that was trained on the images without noise."""
+    net = create_seeded(seed, CHANNELS)
+    for _ in fit(net, (batch for epoch in _epochs(0.0, EPOCHS[0], seed) for batch in epoch), RATE, MOMENTUM):
+        pass
+    return net
+
+
+def _row(block: str, start: str, trained: list[torch.nn.Module]) -> Row:
+    """Return the results of a block and start for the trained networks, one of each seed."""
+    before, after, parameters = [], {str(count): list[float]() for count in TESTED}, 0
+    for seed, original in enumerate(trained):
+        net: Any = copy.deepcopy(original).train()
+        if block:
+            torch.manual_seed(seed)
+            report = attzoo.attach(net, block, after=AFTER, start=start, **OPTIONS.get(block, {}))
+            parameters = report.parameters
+        before.append(_accuracy(net, 0.0))
+        for count, share in _fine_tuned(net, seed):
+            after[str(count)].append(share)
+    return Row(block, start, parameters, before, after)
+
+
+def _fine_tuned(net: Any, seed: int) -> Iterator[tuple[int, float]]:
+    """Fine-tune a network in place. Yield each number of epochs in TESTED, with the accuracy after it."""
+    epochs = list(_epochs(NOISE, max(TESTED), seed))
+    steps = fit(net, (batch for epoch in epochs for batch in epoch), RATE, MOMENTUM)
+    for count, epoch in enumerate(epochs, 1):
+        net.train()
+        for _ in epoch:
+            next(steps)
+        if count in TESTED:
+            yield count, _accuracy(net, NOISE)
+
+
+@lru_cache
+def _data(noise: float) -> Data:
+    """Return the digits, with noise of this standard deviation, the same in every call."""
+    data, random = digits(), np.random.default_rng(0)
+    images, test = (x + random.normal(0, noise, x.shape).astype(x.dtype) for x in (data.images, data.test_images))
+    return replace(data, images=images, test_images=test)
+
+
+def _epochs(noise: float, count: int, seed: int) -> Iterator[list[tuple[Array, Any]]]:
+    """Yield the batches of each epoch. An incomplete batch is dropped."""
+    data, random = _data(noise), np.random.default_rng(seed)
+    for _ in range(count):
+        order = random.permutation(len(data.labels))
+        batches = [order[i : i + BATCH] for i in range(0, len(order) - BATCH + 1, BATCH)]
+        yield [(data.images[indices], data.labels[indices]) for indices in batches]
+
+
+def _accuracy(net: Any, noise: float) -> float:
+    """Return the share of the test images that a network recognises, in evaluation mode."""
+    data = _data(noise)
+    return float((predict(net, data.test_images).argmax(1) == data.test_labels).mean())
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """Return the results as a table of Markdown: mean and standard deviation over the seeds, in percent."""
+    tested = list(results["rows"][0]["after"])
+    head = ["block", "start", "parameters", "before", *(f"{n} epoch{'s' * (n != '1')}" for n in tested)]
+    lines = [head, ["---", "---", *["--:"] * (len(head) - 2)]]
+    for row in results["rows"]:
+        numbers = [row["before"], *(row["after"][n] for n in tested)]
+        cells = [f"{100 * mean(shares):.1f} ± {100 * stdev(shares):.1f}" for shares in numbers]
+        lines.append([row["block"] or "none", row["start"] or "-", f"{row['parameters']:,}", *cells])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def read() -> dict[str, Any]:
+    """Return the committed results."""
+    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return results

@@ -1,0 +1,75 @@
+"""What is exported to what, and which test proves it: the data of the table in docs/deployment.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import attzoo
+
+UNET, ATTACHED = "unet", "attached"   # the rows of the table besides the blocks
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format or tool.
+
+    Args:
+        name: the heading of its column.
+        blocks, unet, attached: the tests, as "module.function" joined by spaces; "" without any.
+        failures: subject -> why it cannot be exported. A test shows that the error is raised.
+
+    """
+
+    name: str
+    blocks: str
+    unet: str = ""
+    attached: str = ""
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    def tests_of(self, subject: str) -> list[tuple[str, str]]:
+        """Return module and name of each test for a block, the U-Net or an attached block."""
+        names = {UNET: self.unet, ATTACHED: self.attached}.get(subject, self.blocks)
+        return [(name.rpartition(".")[0], name.rpartition(".")[2]) for name in names.split()]
+
+
+NO_MATRIX = "no matrices to quantize"
+TARGETS = (
+    Target("torch.export", "test_torch.test_exported_block_equals_the_block",
+           "test_unet_torch.test_export_with_dynamic_sizes", "test_insert.test_graphs"),
+    Target("jit.trace", "test_torch.test_traced_block_equals_the_block", "test_exports.test_trace_of_a_unet",
+           "test_insert.test_graphs"),
+    Target("ONNX", "test_torch.test_onnx_model_equals_the_block", "test_exports.test_onnx_of_a_unet",
+           "test_insert.test_onnx"),
+    Target("ONNX, older exporter", *["test_exports.test_onnx_by_the_older_exporter"] * 3),
+    Target("int8, PyTorch", *["test_exports.test_dynamic_quantization"] * 3,
+           failures=dict.fromkeys(("spatial_attention", "eca", "attention_gate"), NO_MATRIX)),
+    Target("SavedModel", "test_keras.test_saved_model_with_dynamic_sizes_equals_the_model",
+           "test_unet_keras.test_saved_model_accepts_every_size"),
+    Target("LiteRT", "test_keras.test_litert_model_with_fixed_sizes_equals_the_model"),
+    Target("int8, Keras", "test_keras_quantize.test_quantized_block_can_be_saved_and_loaded",
+           "test_keras_quantize.test_quantized_unet_can_be_saved_and_loaded",
+           failures=dict.fromkeys(("spatial_attention", "eca"), NO_MATRIX)),
+)   # fmt: skip
+
+
+def subjects() -> list[str]:
+    """Return the rows of the table."""
+    return [*attzoo.registry.BLOCKS, UNET, ATTACHED]
+
+
+def cells(target: Target) -> dict[str, str]:
+    """Return the column of a target: "yes", why it fails, or "not tested", by subject."""
+    return {
+        subject: target.failures.get(subject) or ("yes" if target.tests_of(subject) else "not tested")
+        for subject in subjects()
+    }
+
+
+def table() -> str:
+    """Return the table in Markdown."""
+    columns = [cells(target) for target in TARGETS]
+    lines = [["", *(target.name for target in TARGETS)], ["---"] * (1 + len(TARGETS))]
+    names = {UNET: "the U-Net", ATTACHED: "an attached block"}
+    lines += [[names.get(s, f"`{s}`"), *(column[s] for column in columns)] for s in subjects()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,121 @@
+"""Exports that no test of a single block or network covers, and the table of all of them in docs/deployment.md."""
+
+from importlib import import_module
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from residual import trained
+from samples import NET, SAMPLES, Sample
+from samples import network as network_of_samples
+from targets import TARGETS, cells
+from test_torch import Net
+from torch import nn
+from torch.export import Dim
+
+import attzoo
+
+pytestmark = [   # inside torch.onnx and torch.jit, which announce that others replace them
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+    pytest.mark.filterwarnings("ignore:.*(torch.jit|torch.onnx|torch.ao|TorchScript|treespec).*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*treespec.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:(The feature will be removed|You are using the legacy):DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, .* are deprecated:UserWarning"),
+]
+
+
+def unet(block="se"):
+    torch.manual_seed(0)
+    return attzoo.create("unet", 3, 2, (4, 8), backend="torch", skip="attention_gate", block=block).eval()
+
+
+def inputs(sample, more=0):
+    return tuple(torch.from_numpy(x).float() for x in sample.arrays(more))
+
+
+SUBJECTS = {   # name -> function that makes a network, and one that returns inputs of a size
+    "blocks": (lambda: Net().eval(), lambda more=0: inputs(NET, more)),
+    "unet": (unet, lambda more=0: (torch.randn(2 + more, 3, 16 + 2 * more, 12 + 4 * more),)),
+    "attached": (trained, lambda more=0: (torch.randn(2 + more, 3, 9 + more, 8 + 2 * more),)),
+}
+every_subject = pytest.mark.parametrize("subject", SUBJECTS)
+
+
+def assert_same_at_other_sizes(run, net, make_inputs):
+    for more in (0, 1, 2):
+        xs = make_inputs(more)
+        with torch.no_grad():
+            np.testing.assert_allclose(run(*xs), net(*xs).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def onnx_runner(file):
+    """Return a function that runs a model of ONNX for tensors."""
+    session = onnxruntime.InferenceSession(file)
+    names = [node.name for node in session.get_inputs()]
+    return lambda *xs: session.run(None, dict(zip(names, (x.numpy() for x in xs), strict=True)))[0]
+
+
+@every_subject
+def test_onnx_by_the_older_exporter(subject, tmp_path):
+    make, make_inputs = SUBJECTS[subject]
+    net, xs, file = make(), make_inputs(), tmp_path / "net.onnx"
+    names = ["x", "g"][: len(xs)]
+    axes = {name: {0: "n", 2: f"{name}h", 3: f"{name}w"} for name in names}
+    torch.onnx.export(net, xs, file, dynamo=False, input_names=names, dynamic_axes=axes, opset_version=18)
+    assert_same_at_other_sizes(onnx_runner(file), net, make_inputs)
+
+
+def test_onnx_of_a_unet(tmp_path):
+    make_inputs = SUBJECTS["unet"][1]
+    net, xs, file = unet(block=None), make_inputs(), tmp_path / "net.onnx"   # the block takes half of the time
+    sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    torch.onnx.export(net, xs, file, dynamo=True, dynamic_shapes=(sizes,), verbose=False)
+    assert_same_at_other_sizes(onnx_runner(file), net, make_inputs)
+
+
+def test_trace_of_a_unet():
+    make, make_inputs = SUBJECTS["unet"]
+    net = make()
+    traced = torch.jit.trace(net, make_inputs())
+    assert_same_at_other_sizes(lambda *xs: traced(*xs).numpy(), net, make_inputs)
+
+
+@every_subject
+def test_dynamic_quantization(subject):
+    """Linear layers alone are quantized: those of SE, of channel attention and of CBAM."""
+    make, make_inputs = SUBJECTS[subject]
+    net, xs = make(), make_inputs()
+    quantized = torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
+    changed = [m for m in quantized.modules() if isinstance(m, torch.ao.nn.quantized.dynamic.Linear)]
+    assert len(changed) == sum(isinstance(m, nn.Linear) for m in net.modules()) > 0
+    with torch.no_grad():
+        got, expected = quantized(*xs), net(*xs)
+    assert 0 < (got - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+# ---- the table in docs/deployment.md ---------------------------------------------------------------------------------
+
+
+def subjects_of(function):
+    """Return the blocks that a test is parametrized with."""
+    marks = [mark for mark in getattr(function, "pytestmark", []) if mark.name == "parametrize"]
+    found = set()
+    for value in (value for mark in marks for value in mark.args[1]):
+        for part in value if isinstance(value, tuple) else (value,):
+            part = SAMPLES.get(part, part) if isinstance(part, str) else part
+            found |= {part.block} if isinstance(part, Sample) else {part} if isinstance(part, str) else set()
+    if found & {"net", "blocks", "all"}:   # the network of all blocks
+        found |= set(network_of_samples())
+    return found
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_the_table_names_tests_of_every_block(target):
+    for subject, cell in cells(target).items():
+        if cell != "yes":
+            continue
+        functions = [getattr(import_module(module), name) for module, name in target.tests_of(subject)]
+        assert functions, subject
+        if subject in attzoo.registry.BLOCKS:   # the tests of the others are named for them alone
+            assert any(subject in subjects_of(function) for function in functions), subject
