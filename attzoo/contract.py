@@ -27,6 +27,7 @@ T = TypeVar("T")
 Array = NDArray[np.floating]
 Shape = Sequence[int | None]
 GATES: Final = ("sigmoid", "hard_sigmoid")
+ACTIVATIONS: Final = ("relu", "silu", "hard_swish")   # of hidden units
 STARTS: Final = ("default", "identity")   # of a block that is put into a network
 
 

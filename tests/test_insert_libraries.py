@@ -108,6 +108,11 @@ def test_residual_is_the_end_of_every_branch(package, name, kind, has_shortcut, 
     ("timm", "seresnet18", "SEModule", {}),
     ("torchvision", "mobilenet_v3_small", "SqueezeExcitation", {}),
     ("torchvision", "regnet_y_400mf", "SqueezeExcitation", {}),
+    ("torchvision", "efficientnet_b0", "SqueezeExcitation", {}),
+    ("timm", "efficientnet_b0", "SqueezeExcite", {}),
+    ("timm", "mobilenetv3_small_050", "SqueezeExcite", {}),
+    ("timm", "regnety_002", "SEModule", {}),
+    ("timm", "legacy_seresnet18", "SEModule", {}),
 ])   # fmt: skip
 def test_swapped_squeeze_and_excitation_keeps_outputs(package, name, kind, options):
     net = network(package, name, **options)
@@ -164,8 +169,8 @@ def test_swapped_attention_of_timm_keeps_outputs(attention, name):
 
 
 def test_attention_that_computes_otherwise_begins_anew():
-    net = network("torchvision", "efficientnet_b0")   # whose hidden activation is SiLU
-    report = attzoo.swap(net, "se", where="features.1.0.block.1", example=X)
+    net = torchvision_attention(activation=nn.GELU)
+    report = attzoo.swap(net, "se", where="1", example=X)
     assert [place.weights for place in report] == ["initial"]
 
 
@@ -184,7 +189,11 @@ def test_the_function_does_not_depend_on_weights_or_dtype(dtype, scale):
     (place,) = attzoo.swap(net, "se", where="1")
     assert place.weights == "torchvision"
     assert net[1].spec.gate == "hard_sigmoid"
-    net = torchvision_attention(scale, activation=nn.SiLU).to(dtype)
+    net = torchvision_attention(scale, activation=nn.Hardswish).to(dtype)
+    (place,) = attzoo.swap(net, "se", where="1")
+    assert place.weights == "torchvision"
+    assert net[1].spec.act == "hard_swish"
+    net = torchvision_attention(scale, activation=nn.GELU).to(dtype)
     (place,) = attzoo.swap(net, "se", where="1")
     assert place.weights == "initial"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .. import contract
-
 NORM: Final = {"weight": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
@@ -47,6 +45,3 @@ def read_kernel(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Return the arguments of spatial attention from the shapes of its arrays."""
     kernel = shapes["conv.weight"]
     return {"kernel_size": kernel[-1], "norm": "norm.weight" in shapes, "spatial_dims": len(kernel) - 2}
-
-
-GATES: Final = tuple({"gate": gate} for gate in contract.GATES)   # for classes with the gate as an argument

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ...contract import Keys, Source
-from ..sources import GATES, linear, only_channels, read_perceptron
+from ...contract import ACTIVATIONS, GATES, Keys, Source
+from ..sources import linear, only_channels, read_perceptron
 
 NAMES: Final = linear(squeeze="fc1", excite="fc2")
+CONV_NAMES: Final = linear(squeeze="conv_reduce", excite="conv_expand")
 KEYS: Final = {
     "timm": (   # SEModule, and SqueezeExcite of MobileNets and EfficientNets
         Keys(NAMES, axes=2),
-        Keys(linear(squeeze="conv_reduce", excite="conv_expand"), axes=2),
+        Keys(CONV_NAMES, axes=2),
     ),
     "torchvision": (Keys(NAMES, axes=2),),
     "monai": (Keys(linear(squeeze="fc.0", excite="fc.2")),),
@@ -19,7 +20,10 @@ KEYS: Final = {
     "ai-med": (Keys(NAMES),),
     "mmpretrain": (Keys(linear(squeeze="conv1.conv", excite="conv2.conv"), axes=2),),
 }
-READ: Final[dict[str, Any]] = {"read": read_perceptron, "choices": GATES}
+READ: Final[dict[str, Any]] = {   # of classes with the gate and the activation as arguments
+    "read": read_perceptron,
+    "choices": tuple({"gate": gate, "act": act} for gate in GATES for act in ACTIVATIONS),
+}
 
 
 def torchvision_arguments(spec: Any) -> dict[str, Any]:
@@ -31,6 +35,13 @@ def torchvision_arguments(spec: Any) -> dict[str, Any]:
     return {"input_channels": spec.channels, "squeeze_channels": width, "scale_activation": Hardsigmoid}
 
 
+def efficientnet_arguments(spec: Any) -> dict[str, Any]:
+    """Return the arguments that timm's EfficientNets pass."""
+    from torch.nn import SiLU
+
+    return {"in_chs": spec.channels, "rd_channels": spec.width, "act_layer": SiLU}
+
+
 def monai_arguments(spec: Any) -> dict[str, Any]:
     """Return the arguments of MONAI's class. Its linear layers do not depend on spatial_dims."""
     return {"spatial_dims": 2, "in_channels": spec.channels}
@@ -38,6 +49,10 @@ def monai_arguments(spec: Any) -> dict[str, Any]:
 
 SOURCES: Final = {
     "timm": Source("timm", "timm.layers", "SEModule", "timm", only_channels, NAMES, in_resnets=True, **READ),
+    "timm_efficientnet": Source(
+        "timm", "timm.models._efficientnet_blocks", "SqueezeExcite", "timm-efficientnet", efficientnet_arguments,
+        CONV_NAMES, **READ,
+    ),
     "torchvision": Source(
         "torchvision", "torchvision.ops.misc", "SqueezeExcitation", "torchvision", torchvision_arguments, NAMES, **READ
     ),
