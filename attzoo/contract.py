@@ -101,9 +101,9 @@ def batch_norm(name: str, channels: int, scale: float = 0.0) -> dict[str, Weight
     }
 
 
-def prefixed(prefix: str, weights: Mapping[str, Weight]) -> dict[str, Weight]:
-    """Return weights with a prefix before each name: "conv.weight" -> "prefix.conv.weight"."""
-    return {f"{prefix}.{name}": weight for name, weight in weights.items()}
+def prefixed(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
+    """Return entries with a prefix before each name: "conv.weight" -> "prefix.conv.weight"."""
+    return {f"{prefix}.{name}": entry for name, entry in entries.items()}
 
 
 def without_prefix(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
@@ -204,12 +204,15 @@ class Keys:
         axes: number of axes of size 1 after the matrices of linear maps, which convolutions of size 1 have; None if
             it is the block's number of spatial axes.
         max_first: names of convolutions whose first input plane is the maximum; it is the mean in attzoo.
+        channels_last: whether kernels are those of Keras, (*k, I, O), and keys are paths of variables, which begin with
+            the name of a layer. The names of the layers of a block may have a common prefix.
 
     """
 
     names: Mapping[str, str]
     axes: int | None = 0
     max_first: tuple[str, ...] = ()
+    channels_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse
 
 from . import registry
-from .adapters import adapter, backend_of
+from .adapters import adapter, backend_of, framework_of
 from .archive import KEY, pack, verify
-from .contract import AnySpec, Array, Keys, shorten, upgraded
-from .exchange import arrays_for, arrays_from
+from .contract import AnySpec, Array, Keys, prefixed, shorten, upgraded
+from .exchange import arrays_for, arrays_from, unwrapped, without_wrappers
 from .files import open_regular, write
 from .hints import nearest
 
@@ -59,8 +59,10 @@ def load_weights(block: Any, arrays: Mapping[str, Any], *, source: str | None = 
     """Write arrays to a block in place. On an error no array changes.
 
     Args:
-        block: the block, of torch or Keras.
-        arrays: arrays with the names and shapes that `weights` returns or, with `source`, a state dict of that library.
+        block: the block or U-Net, of torch or Keras; with `source` also any model that holds blocks, which finds the
+            arrays of each block under the path of the block in the model.
+        arrays: arrays with the names and shapes that `weights` returns or, with `source`, a state dict of that library,
+            for Keras a dict of the variables by their attribute `path`.
         source: another library or repository, such as "timm"; `attzoo.info(block)` lists those of a block. Keys and
             shapes do not tell every argument of a block, such as its gate: create the block with them, for example by
             `variant`. A prefix of all keys of the block is ignored, and so are keys without this prefix.
@@ -72,10 +74,60 @@ def load_weights(block: Any, arrays: Mapping[str, Any], *, source: str | None = 
             `source`, the state dict holds several blocks, or arrays of the block that attzoo's block lacks.
 
     """
-    framework = adapter(backend_of(block))
     if source is not None:
-        arrays = arrays_from(arrays, block.spec, _layouts(block.spec, "source", source), source)
-    arrays, before = checked(arrays, block.spec, framework.dtypes(block)), framework.read(block)
+        _load_from(block, arrays, source)
+    else:
+        _write(block, checked(arrays, block.spec, adapter(backend_of(block)).dtypes(block)))
+
+
+def _load_from(model: Any, state: Any, source: str) -> None:
+    """Write the arrays of another library's state dict to a block, or to every block of a model, or to none."""
+    parts, state = _outermost(model), unwrapped(state)
+    arrays = {path: _arrays_of(part, path, state, source) for path, part in parts.items()}
+    before: list[tuple[Any, dict[str, Array]]] = []   # of the blocks that are written
+    try:
+        for path, part in parts.items():
+            old = weights(part)
+            _write(part, arrays[path])
+            before.append((part, old))
+    except BaseException:
+        for part, old in before:
+            adapter(backend_of(part)).write(part, old)
+        raise
+
+
+def _arrays_of(block: Any, path: str, state: Mapping[str, Any], source: str) -> dict[str, Array]:
+    """Return the arrays of a block by canonical name from another library's state dict. An error names the path."""
+    inside = {key: value for key, value in state.items() if key.startswith(f"{path}.")} if path else state
+    try:
+        arrays = arrays_from(inside, block.spec, _layouts(block.spec, "source", source), source)
+        return checked(arrays, block.spec, adapter(backend_of(block)).dtypes(block))
+    except (TypeError, ValueError) as err:
+        if not path:
+            raise
+        raise type(err)(f"{path}: {err}") from err
+
+
+def _outermost(model: Any) -> dict[str, Any]:
+    """Return a block or network by the path "", or the blocks of a model that lie in no other block, by their paths.
+
+    Raise TypeError for anything else.
+    """
+    backend = framework_of(model)
+    if backend is None or isinstance(getattr(model, "spec", None), AnySpec):
+        backend_of(model)   # raises the error
+        return {"": model}
+    found = adapter(backend).blocks(model)
+    parts = {path: part for path, part in found.items() if not any(path.startswith(f"{other}.") for other in found)}
+    if not parts:
+        backend_of(model)   # raises the error
+    return {without_wrappers(path): part for path, part in parts.items()}
+
+
+def _write(block: Any, arrays: Mapping[str, Array]) -> None:
+    """Write checked arrays to a block. On an error no array changes."""
+    framework = adapter(backend_of(block))
+    before = framework.read(block)
     framework.write(block, arrays)
     for name, array in framework.read(block).items():
         if not np.array_equal(array, arrays[name].astype(array.dtype)):
@@ -88,7 +140,7 @@ def export_weights(block: Any, *, target: str) -> dict[str, Array]:
     """Return the arrays of a block with the keys and shapes of another library's state dict, as NumPy arrays.
 
     Args:
-        block: the block, of torch or Keras.
+        block: the block or U-Net, of torch or Keras, or any model that holds blocks, whose paths begin the keys then.
         target: the library or repository, as `source` in `load_weights`.
 
     Raises:
@@ -96,7 +148,11 @@ def export_weights(block: Any, *, target: str) -> dict[str, Array]:
         ValueError: the target is unknown, or has no key for an array of the block.
 
     """
-    return arrays_for(weights(block), block.spec, _layouts(block.spec, "target", target)[0])
+    exported: dict[str, Array] = {}
+    for path, part in _outermost(block).items():
+        arrays = arrays_for(weights(part), part.spec, _layouts(part.spec, "target", target)[0])
+        exported |= prefixed(path, arrays) if path else arrays
+    return exported
 
 
 def _layouts(spec: AnySpec, argument: str, name: str) -> tuple[Keys, ...]:
@@ -106,7 +162,9 @@ def _layouts(spec: AnySpec, argument: str, name: str) -> tuple[Keys, ...]:
     """
     block = registry.name_of(spec)
     known = registry.keys(block)
-    return known[registry.known_name(f"{argument} of {block}", name, known)]
+    layouts = known[registry.known_name(f"{argument} of {block}", name, known)]
+    found: tuple[Keys, ...] = layouts(spec) if callable(layouts) else layouts
+    return found
 
 
 def convert(block: Any, *, backend: str) -> Any:

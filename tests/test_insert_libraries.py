@@ -3,43 +3,13 @@
 timm and torchvision are not among the development extras; `pip install` line: benchmarks.peers.INSTALL.
 """
 
-import warnings
-from operator import attrgetter
-
 import pytest
 import torch
+from libraries import X, library, network
 from torch import nn
 from torch.testing import assert_close
 
 import attzoo
-from benchmarks.peers import INSTALL, load
-
-X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-
-def library(name):
-    """Import a library, or skip the test."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")   # other libraries warn while they load
-        try:
-            return load(name)
-        except ModuleNotFoundError as err:
-            pytest.skip(f"{err.name} is not installed; to run this: {INSTALL}")
-
-
-def network(package, name, **options):
-    """A network of random weights, outside training, whose running statistics are not the initial ones."""
-    torch.manual_seed(0)
-    if package == "timm":
-        net = library("timm").create_model(name, num_classes=3, **options)
-    else:
-        net = attrgetter(name)(library("torchvision.models"))(num_classes=3, **options)
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 2)
-    return net.eval()
 
 
 def silence(report):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ...contract import ACTIVATIONS, GATES, Keys, Source
-from ..sources import linear, only_channels, read_perceptron
+from ..sources import keras_layers, linear, only_channels, read_perceptron
 
 NAMES: Final = linear(squeeze="fc1", excite="fc2")
 CONV_NAMES: Final = linear(squeeze="conv_reduce", excite="conv_expand")
@@ -15,6 +15,12 @@ KEYS: Final = {
         Keys(CONV_NAMES, axes=2),
     ),
     "torchvision": (Keys(NAMES, axes=2),),
+    "keras": (   # keras.applications: MobileNetV3, and EfficientNet and EfficientNetV2
+        Keys(
+            keras_layers(squeeze="squeeze_excite_conv", excite="squeeze_excite_conv_1"), axes=2, channels_last=True,
+        ),
+        Keys(keras_layers(squeeze="se_reduce", excite="se_expand"), axes=2, channels_last=True),
+    ),
     "monai": (Keys(linear(squeeze="fc.0", excite="fc.2")),),
     "moskomule": (Keys(linear(squeeze="fc.0", excite="fc.2")),),
     "ai-med": (Keys(NAMES),),

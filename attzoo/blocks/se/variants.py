@@ -61,8 +61,8 @@ VARIANTS: Final = {
         {"reduced_channels": nearest_integer},
     ),
     "timm-efficientnet": Variant(
-        "timm 1.0.31, timm/models/_efficientnet_blocks.py, SqueezeExcite: a quarter of the block's input channels, which"
-        " it expands by 6, with SiLU",
+        "timm 1.0.31, timm/models/_efficientnet_blocks.py, SqueezeExcite: a quarter of the block's input channels,"
+        " which it expands by 6, with SiLU",
         {"reduction": 24, "bias": True, "act": "silu"},
         {"reduced_channels": nearest_integer},
     ),
