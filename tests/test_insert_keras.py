@@ -182,6 +182,32 @@ def test_a_layer_in_two_nested_models_stays_one():
         attzoo.attach(model, "se", after="a.shared")
 
 
+def adapted(layer):
+    """A lookup layer that has learnt its vocabulary from data, which its config does not hold."""
+    layer.adapt(np.array(["b a", "a c", "a"]))
+    return layer
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="models with text inputs need TensorFlow")
+@pytest.mark.parametrize("make", [
+    lambda: adapted(keras.layers.TextVectorization(output_mode="multi_hot")),
+    lambda: adapted(keras.layers.TextVectorization(output_mode="tf_idf")),
+    lambda: adapted(keras.layers.StringLookup(output_mode="one_hot")),
+    lambda: keras.layers.StringLookup(vocabulary=["a", "b a"], output_mode="one_hot"),
+    lambda: keras.Sequential([adapted(keras.layers.TextVectorization(output_mode="multi_hot"))]),
+])   # fmt: skip
+def test_lookup_layers_keep_their_vocabulary(make):
+    inputs = keras.Input((1,), dtype="string")
+    x = keras.ops.cast(keras.layers.Reshape((-1, 1))(make()(inputs)), "float32")
+    model = keras.Model(inputs, keras.layers.Conv1D(2, 1, name="conv")(x))
+    report = attzoo.attach(model, "se", after="conv", start="identity")
+    words = keras.ops.convert_to_tensor(np.array([["a"], ["b a"], ["d"]]))
+    y = np.asarray(model(words))
+    assert y.shape[1] > 1
+    assert y.std() > 0
+    np.testing.assert_array_equal(np.asarray(report.model(words)), y)
+
+
 def test_layers_that_compute_with_other_arrays_than_their_weights():
     norm = keras.layers.Normalization()
     norm.adapt(3 * X + 1)

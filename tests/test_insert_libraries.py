@@ -48,6 +48,8 @@ RESIDUAL = [
     ("torchvision", "video.r3d_18", "BasicBlock", lambda m: m.downsample is None, torch.relu),
     ("timm", "resnet18", "BasicBlock", lambda m: m.downsample is None, torch.relu),
     ("timm", "seresnet50", "Bottleneck", lambda m: m.downsample is None, torch.relu),
+    ("timm", "resnetv2_18", "PreActBasic", lambda m: m.downsample is None, None),
+    ("timm", "resnetv2_50", "PreActBottleneck", lambda m: m.downsample is None, None),
     ("timm", "mobilenetv3_small_050", "InvertedResidual", lambda m: m.has_skip, None),
     ("timm", "efficientnet_lite0", "InvertedResidual", lambda m: m.has_skip, None),
     ("timm", "convnext_atto", "ConvNeXtBlock", lambda m: True, None),

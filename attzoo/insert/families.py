@@ -25,7 +25,7 @@ class Residual:
 
 # torchvision 0.28: models/{resnet,mobilenetv2,mobilenetv3,efficientnet,convnext}.py
 # conv2, conv3: models/video/resnet.py; layers: models/maxvit.py
-# timm 1.0.31: models/{resnet,_efficientnet_blocks,convnext}.py. Its ResNets apply `se` and `drop_path` after the norm.
+# timm 1.0.31: models/{resnet,resnetv2,_efficientnet_blocks,convnext}.py. Its ResNets apply `se` and `drop_path` after the norm.
 RESIDUAL: Final = {
     ("torchvision", "BasicBlock"): Residual(("bn2", "conv2")),
     ("torchvision", "Bottleneck"): Residual(("bn3", "conv3")),
@@ -35,6 +35,8 @@ RESIDUAL: Final = {
     ("torchvision", "CNBlock"): Residual(("block",)),
     ("timm", "BasicBlock"): Residual(("drop_path", "se", "bn2")),
     ("timm", "Bottleneck"): Residual(("drop_path", "se", "bn3")),
+    ("timm", "PreActBasic"): Residual(("drop_path",)),
+    ("timm", "PreActBottleneck"): Residual(("drop_path",)),
     ("timm", "ConvBnAct"): Residual(("drop_path",), "has_skip"),
     ("timm", "DepthwiseSeparableConv"): Residual(("drop_path",), "has_skip"),
     ("timm", "InvertedResidual"): Residual(("drop_path",), "has_skip"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from math import prod
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from .. import registry
@@ -174,10 +176,30 @@ def _copy(model: Any, call: Call) -> Any:
 
 
 def _clone(layer: Any) -> Any:
-    """Return a new layer of the same arguments."""
-    if isinstance(layer, keras.layers.Lambda):   # its function is in this process already, so that it may run
-        return layer.__class__.from_config(layer.get_config(), safe_mode=False)
-    return layer.__class__.from_config(layer.get_config())
+    """Return a new layer of the same arguments, and with the same vocabulary, on which the shape of an output depends."""
+    options = {"safe_mode": False} if isinstance(layer, keras.layers.Lambda) else {}   # its function may run here
+    copy = layer.__class__.from_config(layer.get_config(), **options)
+    if isinstance(layer, keras.layers.Layer):   # not an operation, such as x + 3
+        _copy_assets(copy, layer)
+    return copy
+
+
+def _copy_assets(copy: Any, layer: Any) -> None:
+    """Copy what a layer and its sublayers store in files beside their weights, such as a vocabulary, as Keras saves."""
+    if hasattr(layer, "get_vocabulary") and not layer.get_vocabulary(include_special_tokens=False):
+        return   # not adapted yet
+    if hasattr(layer, "save_assets") and hasattr(copy, "load_assets"):
+        variables: dict[str, Any] = {}
+        layer.save_own_variables(variables)
+        copy.load_own_variables(variables)
+        with TemporaryDirectory() as folder:
+            layer.save_assets(folder)
+            if os.listdir(folder):   # else its config has the vocabulary
+                copy.load_assets(folder)
+        return
+    copies, layers = parts_of(copy), parts_of(layer)
+    for name in copies.keys() & layers.keys():
+        _copy_assets(copies[name], layers[name])
 
 
 def _set_state(copy: Any, layer: Any) -> None:
