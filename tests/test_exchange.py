@@ -220,9 +220,7 @@ def test_published_weights_give_the_published_outputs(name):
 def test_exported_weights_are_those_that_were_loaded(name):
     source, module, block, _ = published(name)
     attzoo.load_weights(block, module.state_dict(), source=source)
-    exported = attzoo.export_weights(block, target=source)
-    if name in ("se of timm's MobileNets", "se of timm's EfficientNets"):   # the first layout is written
-        exported = {key.replace("fc1", "conv_reduce").replace("fc2", "conv_expand"): a for key, a in exported.items()}
+    exported = attzoo.export_weights(block, target="timm-efficientnet" if "Nets" in name else source)
     expected = {key: a for key, a in module.state_dict().items() if not key.endswith("num_batches_tracked")}
     assert exported.keys() == expected.keys()
     for key, array in exported.items():
@@ -318,10 +316,7 @@ def test_variables_of_keras_give_the_published_outputs_and_are_exported(name):
     attzoo.load_weights(ours.eval(), state | others, source=source)
     xs = [torch.randn(2, c, 8, 6, generator=RNG).double() for c in channels]
     assert_close(ours(*xs), call(*xs), rtol=1e-6, atol=1e-6)
-    exported = attzoo.export_weights(ours, target=source)
-    if name == "EfficientNet":   # the first layout is written
-        exported = {key.replace("squeeze_excite_conv_1", "se_expand").replace("squeeze_excite_conv", "se_reduce"): a
-                    for key, a in exported.items()}   # fmt: skip
+    exported = attzoo.export_weights(ours, target="keras-efficientnet" if name == "EfficientNet" else source)
     prefix = next(iter(state)).removesuffix(next(iter(exported)))
     assert {prefix + key for key in exported} == state.keys()
     for key, array in exported.items():

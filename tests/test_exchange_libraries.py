@@ -66,9 +66,8 @@ def test_blocks_of_the_library_and_back(name):
     attzoo.load_weights(ours, theirs.state_dict(), source=source)
     assert_same(ours, theirs, (2, ours.spec.channels, 9, 7))
     other = random_weights(make()).float()
-    exported = {key: torch.from_numpy(a) for key, a in attzoo.export_weights(ours, target=source).items()}
-    if name.startswith("SqueezeExcite,"):   # SEModule's keys are written
-        exported = {key.replace("fc1", "conv_reduce").replace("fc2", "conv_expand"): a for key, a in exported.items()}
+    target = "timm-efficientnet" if name.startswith("SqueezeExcite,") else source
+    exported = {key: torch.from_numpy(a) for key, a in attzoo.export_weights(ours, target=target).items()}
     missing = other.load_state_dict(exported, strict=False)
     assert not missing.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in missing.missing_keys)
@@ -90,12 +89,9 @@ def test_all_blocks_of_a_network_and_back(source, name, kind):
     attzoo.load_weights(net, trained, source=source)
     with torch.no_grad():
         assert_close(net(X.double()), plain(X.double()), **CLOSE)
-    exported = attzoo.export_weights(net, target=source)
-    of_blocks = {key: value for key, value in trained.items() if ".se." in key or key.rpartition(".fc")[1]}
-    exported = {key.replace(".fc1.", ".conv_reduce.").replace(".fc2.", ".conv_expand.") if source == "timm" else key: a
-                for key, a in exported.items()}   # fmt: skip
-    assert exported.keys() == of_blocks.keys()
-    assert all(np.array_equal(array, of_blocks[key]) for key, array in exported.items())
+    exported = attzoo.export_weights(net, target="timm-efficientnet" if source == "timm" else source)
+    assert exported.keys() == {key for key in trained if ".se." in key or ".fc1." in key or ".fc2." in key}
+    assert all(np.array_equal(array, trained[key]) for key, array in exported.items())
 
 
 UNETS = {   # arguments of MONAI, arguments of ours, shape of the image
@@ -155,6 +151,6 @@ def test_squeeze_and_excitation_of_keras_applications_and_back(name, first, last
         attzoo.load_weights(ours, {w.path: w for w in model.weights}, source="keras")
         y = adapter(backend).forward(ours, [np.moveaxis(image, -1, 1)], training=False)
         np.testing.assert_allclose(y, np.moveaxis(np.asarray(theirs(image)), -1, 1), **CLOSE)
-    exported = attzoo.export_weights(ours, target="keras")
+    exported = attzoo.export_weights(ours, target="keras-efficientnet" if name == "efficientnet" else "keras")
     for array, variable in zip(exported.values(), theirs.weights, strict=True):
         np.testing.assert_array_equal(array, np.asarray(variable))

@@ -176,9 +176,9 @@ def _copy(model: Any, call: Call) -> Any:
 
 
 def _clone(layer: Any) -> Any:
-    """Return a new layer of the same arguments, and with the same vocabulary, on which the shape of an output depends."""
-    options = {"safe_mode": False} if isinstance(layer, keras.layers.Lambda) else {}   # its function may run here
-    copy = layer.__class__.from_config(layer.get_config(), **options)
+    """Return a new layer of the same arguments and vocabulary, on which the shape of an output depends."""
+    is_lambda = isinstance(layer, keras.layers.Lambda)   # its function is in this process already, so that it may run
+    copy = layer.__class__.from_config(layer.get_config(), **({"safe_mode": False} if is_lambda else {}))
     if isinstance(layer, keras.layers.Layer):   # not an operation, such as x + 3
         _copy_assets(copy, layer)
     return copy

@@ -9,18 +9,20 @@ from ..sources import keras_layers, linear, only_channels, read_perceptron
 
 NAMES: Final = linear(squeeze="fc1", excite="fc2")
 CONV_NAMES: Final = linear(squeeze="conv_reduce", excite="conv_expand")
-KEYS: Final = {
-    "timm": (   # SEModule, and SqueezeExcite of MobileNets and EfficientNets
-        Keys(NAMES, axes=2),
-        Keys(CONV_NAMES, axes=2),
-    ),
-    "torchvision": (Keys(NAMES, axes=2),),
-    "keras": (   # keras.applications: MobileNetV3, and EfficientNet and EfficientNetV2
-        Keys(
-            keras_layers(squeeze="squeeze_excite_conv", excite="squeeze_excite_conv_1"), axes=2, channels_last=True,
-        ),
-        Keys(keras_layers(squeeze="se_reduce", excite="se_expand"), axes=2, channels_last=True),
-    ),
+MODULE: Final = Keys(NAMES, axes=2)               # timm's SEModule, torchvision's SqueezeExcitation
+EFFICIENTNET: Final = Keys(CONV_NAMES, axes=2)    # SqueezeExcite of timm's MobileNets and EfficientNets
+KERAS_MOBILENET: Final = Keys(   # of keras.applications.MobileNetV3
+    keras_layers(squeeze="squeeze_excite_conv", excite="squeeze_excite_conv_1"), axes=2, channels_last=True
+)
+KERAS_EFFICIENTNET: Final = Keys(   # of keras.applications.EfficientNet and EfficientNetV2
+    keras_layers(squeeze="se_reduce", excite="se_expand"), axes=2, channels_last=True
+)
+KEYS: Final = {   # the first layout of a library is written: a second name writes the other one
+    "timm": (MODULE, EFFICIENTNET),
+    "timm-efficientnet": (EFFICIENTNET,),
+    "torchvision": (MODULE,),
+    "keras": (KERAS_MOBILENET, KERAS_EFFICIENTNET),
+    "keras-efficientnet": (KERAS_EFFICIENTNET,),
     "monai": (Keys(linear(squeeze="fc.0", excite="fc.2")),),
     "moskomule": (Keys(linear(squeeze="fc.0", excite="fc.2")),),
     "ai-med": (Keys(NAMES),),
