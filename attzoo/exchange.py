@@ -69,6 +69,25 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
     raise ValueError(f"expected the keys of {source}, {expected}, got {shorten(', '.join(state), 300)}")
 
 
+def shapes_from(state: Mapping[str, Any], layouts: Sequence[Keys]) -> dict[str, tuple[int, ...]] | None:
+    """Return the shapes of the arrays of a block by our names, with output and input channels first.
+
+    Without a block in the state dict, or with other arrays in it, return None.
+    """
+    for layout in layouts:
+        for prefix in {_prefix(key, name, layout) for key in state for name in layout.names.values()} - {None}:
+            names = {ours: f"{prefix}{key}" for ours, key in layout.names.items() if f"{prefix}{key}" in state}
+            if set(names.values()) == set(state):
+                shapes = {ours: tuple(state[key].shape) for ours, key in names.items()}
+                return {ours: _axes_first(shape, layout) for ours, shape in shapes.items()}
+    return None
+
+
+def _axes_first(shape: tuple[int, ...], layout: Keys) -> tuple[int, ...]:
+    """Return the shape of an array of a layout with output and input channels first."""
+    return (*shape[:-3:-1], *shape[:-2]) if layout.channels_last and len(shape) > 1 else shape
+
+
 def arrays_for(arrays: Mapping[str, Array], spec: AnySpec, layout: Keys) -> dict[str, Array]:
     """Return the arrays of a block as another library stores them. Raise ValueError if it has no key for one."""
     if unknown := [name for name in arrays if name not in layout.names]:

@@ -73,12 +73,12 @@ def swap(model: Any, name: str, *, where: Where | Sequence[Where], example: Any 
     """Exchange attention modules of a network, of attzoo or of another library, for blocks `name`.
 
     Where the module in place computes the same as the block, and `name` has its library among its sources (squeeze and
-    excitation of timm and torchvision, ECA and CBAM of timm, and others), the block has the module's arguments and its
+    excitation of timm, torchvision and keras.applications, ECA and CBAM of timm, and others), the block has the module's arguments and its
     weights: the outputs of the network stay. Other blocks begin anew.
 
     Args:
-        model: a torch module, which changes in place, or a functional Keras model, which does not change, and in which
-            only blocks of attzoo are exchanged.
+        model: a torch module, which changes in place, or a functional Keras model, which does not change. In Keras
+            blocks of attzoo are exchanged, and attention that ends in a Multiply, which is the layer to choose.
         name: the block, as in `attzoo.create`.
         where: which modules, as `after` in `attach`. Modules of class nn.Identity, which timm has where a network has
             no attention, are left.

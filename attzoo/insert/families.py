@@ -25,7 +25,8 @@ class Residual:
 
 # torchvision 0.28: models/{resnet,mobilenetv2,mobilenetv3,efficientnet,convnext}.py
 # conv2, conv3: models/video/resnet.py; layers: models/maxvit.py
-# timm 1.0.31: models/{resnet,resnetv2,_efficientnet_blocks,convnext}.py. ResNets apply `se` and `drop_path` after the norm.
+# timm 1.0.31: models/{resnet,resnetv2,_efficientnet_blocks,convnext}.py. ResNets apply `se` and `drop_path` after the
+# norm.
 RESIDUAL: Final = {
     ("torchvision", "BasicBlock"): Residual(("bn2", "conv2")),
     ("torchvision", "Bottleneck"): Residual(("bn3", "conv3")),

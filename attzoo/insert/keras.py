@@ -13,6 +13,7 @@ from ..adapters import can_attend
 from ..blocks.keras import AttachedBlock
 from ..ops.keras import keras, parts_of
 from .create import check_one_input, create
+from .keras_same import is_product, same_block
 from .match import select
 from .report import Place, Report
 
@@ -71,23 +72,36 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
     _check_one_input(name)
     layers = select(_layers(source), where, "where", source.name)
     for path, layer in layers.items():
-        if not can_attend(layer):
-            hint = "in Keras, swap exchanges only blocks of attzoo; attach puts one after another layer"
+        if not can_attend(layer) and not is_product(layer):
+            hint = "in Keras, swap exchanges blocks of attzoo, and the Multiply at the end of other attention"
             raise ValueError(f"expected a block of attzoo at {path!r}, got {type(layer).__name__}: {hint}")
     every, made = _layers(source), dict[str, tuple[Any, Place]]()
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         if path not in layers:
             return layer(*args, **kwargs)
+        x = args[0] if can_attend(original) else args[0][0]
         if path not in made:
-            given = {"name": original.name, **_with_format(options, original, args[0], every)}
-            block = _create(path, name, original, args[0], given)
-            made[path] = block, _place(path, block, args[0])
-        return made[path][0](args[0])
+            given = {"name": original.name, **_with_format(options, original, x, every)}
+            made[path] = _replacement(path, name, original, x, given)
+        return made[path][0](x)
 
     copied = _copy(source, call)
     _check_called(layers, made)
     return Report(copied, tuple(place for _, place in made.values()))
+
+
+def _replacement(path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any]) -> tuple[Any, Place]:
+    """Return the block that replaces a layer, with its weights where it computes the same, and the report's line."""
+
+    def make(arguments: Mapping[str, Any]) -> Any:
+        return _create(path, name, layer, x, arguments)
+
+    block = None if can_attend(layer) else same_block(layer, name, options, make)
+    if block is not None:
+        return block, _place(path, block, x, "Keras")
+    block = make(options)
+    return block, _place(path, block, x)
 
 
 def _check_one_input(name: str) -> None:
@@ -287,7 +301,7 @@ def _data_format(layer: Any) -> str | None:
     return getattr(layer, "data_format", None)
 
 
-def _place(path: str, layer: Any, x: Any) -> Place:
+def _place(path: str, layer: Any, x: Any, weights: str = "initial") -> Place:
     """Return what the report says of a block that attends to x."""
     block = layer.block if isinstance(layer, AttachedBlock) else layer
     shape = [1 if i == 0 else size for i, size in enumerate(x.shape)]
@@ -295,4 +309,4 @@ def _place(path: str, layer: Any, x: Any) -> Place:
         shape = [shape[0], shape[-1], *shape[1:-1]]
     macs = None if None in shape else block.spec.macs(tuple(shape))
     parameters = sum(prod(weight.shape) for weight in layer.trainable_weights)
-    return Place(path, registry.name_of(block.spec), block.spec.channels, parameters, macs)
+    return Place(path, registry.name_of(block.spec), block.spec.channels, parameters, macs, weights)
