@@ -77,7 +77,8 @@ def load_weights(block: Any, arrays: Mapping[str, Any], *, source: str | None = 
     if source is not None:
         _load_from(block, arrays, source)
     else:
-        _write(block, checked(arrays, block.spec, adapter(backend_of(block)).dtypes(block)))
+        framework = adapter(backend_of(block))
+        _write(block, checked(arrays, block.spec, framework.dtypes(block)))
 
 
 def _load_from(model: Any, state: Any, source: str) -> None:

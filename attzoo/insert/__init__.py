@@ -73,8 +73,8 @@ def swap(model: Any, name: str, *, where: Where | Sequence[Where], example: Any 
     """Exchange attention modules of a network, of attzoo or of another library, for blocks `name`.
 
     Where the module in place computes the same as the block, and `name` has its library among its sources (squeeze and
-    excitation of timm, torchvision and keras.applications, ECA and CBAM of timm, and others), the block has the module's arguments and its
-    weights: the outputs of the network stay. Other blocks begin anew.
+    excitation of timm, torchvision and keras.applications, ECA and CBAM of timm, and others), the block has the
+    module's arguments and its weights: the outputs of the network stay. Other blocks begin anew.
 
     Args:
         model: a torch module, which changes in place, or a functional Keras model, which does not change. In Keras
