@@ -43,22 +43,21 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
     """Return the arrays of a block by canonical names from a state dict of another library.
 
     Args:
-        state: tensors or arrays by key. The keys of all arrays may have a common prefix.
+        state: tensors or arrays by key, as `unwrapped` returns them. The keys of all arrays may have a common prefix.
         spec: the spec of the block.
         layouts: the layouts in which the source stores the block.
         source: the name of the source, for errors.
 
     Raises:
-        TypeError: `state` is no mapping.
         ValueError: keys are missing, or the state dict holds several blocks, or arrays that attzoo's block lacks, or a
             tensor without values.
 
     """
-    state = _unwrapped(state)
     matches: list[tuple[str, Keys]] = []
     for layout in layouts:
         names = _names(layout, spec)
-        prefixes = [prefix for key in state if (prefix := _prefix(key, next(iter(names.values())))) is not None]
+        first = next(iter(names.values()))
+        prefixes = [prefix for key in state if (prefix := _prefix(key, first, layout)) is not None]
         complete_prefixes = [prefix for prefix in prefixes if all(prefix + key in state for key in names.values())]
         matches += [(prefix, layout) for prefix in complete_prefixes]
     if len(matches) > 1:
@@ -71,8 +70,28 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
         raise ValueError(f"expected the keys of {source}, {expected}, got {shorten(', '.join(state), 300)}{hint}")
     (prefix, layout), = matches
     names = _names(layout, spec)
-    _refuse_others(state, prefix, names.values(), source)
+    if not layout.channels_last:   # the layers of a block in Keras have no layer around them
+        _refuse_others(state, prefix, names.values(), source)
     return {name: _read(state[prefix + key], name, layout, spec) for name, key in names.items()}
+
+
+def shapes_from(state: Mapping[str, Any], layouts: Sequence[Keys]) -> dict[str, tuple[int, ...]] | None:
+    """Return the shapes of a block's arrays by canonical name, with output and input channels first.
+
+    Returns None if the state dict does not hold a block, or also holds other arrays.
+    """
+    for layout in layouts:
+        for prefix in {_prefix(key, name, layout) for key in state for name in layout.names.values()} - {None}:
+            keys = {name: f"{prefix}{key}" for name, key in layout.names.items() if f"{prefix}{key}" in state}
+            if set(keys.values()) == set(state):
+                shapes = {name: tuple(state[key].shape) for name, key in keys.items()}
+                return {name: _axes_first(shape, layout) for name, shape in shapes.items()}
+    return None
+
+
+def _axes_first(shape: tuple[int, ...], layout: Keys) -> tuple[int, ...]:
+    """Return the shape of an array of a layout with output and input channels first."""
+    return (*shape[:-3:-1], *shape[:-2]) if layout.channels_last and len(shape) > 1 else shape
 
 
 def arrays_for(arrays: Mapping[str, Array], spec: AnySpec, layout: Keys) -> dict[str, Array]:
@@ -87,26 +106,45 @@ def _names(layout: Keys, spec: AnySpec) -> dict[str, str]:
     return {name: key for name, key in layout.names.items() if name in spec.weights}
 
 
-def _unwrapped(state: Any) -> dict[str, Any]:
-    """Return a state dict whose keys have no prefixes of wrappers. Raise ValueError where two keys become the same."""
+def unwrapped(state: Any) -> dict[str, Any]:
+    """Return a state dict whose keys have no prefixes of wrappers.
+
+    Raises:
+        TypeError: `state` is no mapping of names.
+        ValueError: two keys become the same.
+
+    """
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         got = type(state).__name__ if not isinstance(state, Mapping) else "keys that are no text"
         raise TypeError(f"expected a state dict, whose keys are names of arrays, got {got}: load the file first")
     originals: dict[str, str] = {}
     for key in state:
-        name = key
-        for wrapper in WRAPPERS:
-            name = name.removeprefix(wrapper).replace(f".{wrapper}", ".")
+        name = without_wrappers(key)
         if name in originals:
             raise ValueError(f"expected the arrays of one block, got both {originals[name]} and {key}: give one")
         originals[name] = key
     return {name: state[key] for name, key in originals.items()}
 
 
-def _prefix(key: str, name: str) -> str | None:
-    """Return the part of a key before `name`, "" or a text that ends with a dot; None if the key has another form."""
+def without_wrappers(path: str) -> str:
+    """Return a key or path without the prefixes of wrappers.
+
+    >>> without_wrappers("module.layer1._orig_mod.weight")
+    'layer1.weight'
+    """
+    for wrapper in WRAPPERS:
+        path = path.removeprefix(wrapper).replace(f".{wrapper}", ".")
+    return path
+
+
+def _prefix(key: str, name: str, layout: Keys) -> str | None:
+    """Return the part of a key before the name of an array; None if the key has another form.
+
+    It is "" or ends with a dot, or in names of Keras layers with a slash or an underscore.
+    """
     prefix = key.removesuffix(name)
-    return prefix if key.endswith(name) and prefix[-1:] in ("", ".") else None
+    ends = ("", "/", "_") if layout.channels_last else ("", ".")
+    return prefix if key.endswith(name) and prefix[-1:] in ends else None
 
 
 def _refuse_others(state: Mapping[str, Any], prefix: str, known: Collection[str], source: str) -> None:
@@ -123,6 +161,8 @@ def _read(value: Any, name: str, layout: Keys, spec: AnySpec) -> Array:
     Raises ValueError for an array of another shape, or that NumPy cannot read.
     """
     array, shape = _array(value, layout.names[name]), spec.weights[name].shape
+    if layout.channels_last and array.ndim > 1:   # (*k, I, O)
+        array = np.moveaxis(array, (-1, -2), (0, 1))
     if not same_shape(array.shape, shape):
         raise ValueError(f"expected {layout.names[name]} of shape {shape}, up to axes of size 1, got {array.shape}")
     array = array.reshape(shape)
@@ -149,5 +189,8 @@ def _written(array: Array, name: str, layout: Keys, spec: AnySpec) -> Array:
     if array.ndim == 1 and name.endswith("conv.weight"):   # ECA's kernel, (1, 1, k)
         return contiguous(array[None, None])
     axes = getattr(spec, "spatial_dims", 2) if layout.axes is None else layout.axes
-    is_matrix = name.endswith(".weight") and array.ndim == 2
-    return contiguous(array.reshape(*array.shape, *(1,) * axes) if is_matrix else array)
+    if name.endswith(".weight") and array.ndim == 2:
+        array = array.reshape(*array.shape, *(1,) * axes)
+    if layout.channels_last and array.ndim > 1:
+        array = np.moveaxis(array, (0, 1), (-1, -2))
+    return contiguous(array)

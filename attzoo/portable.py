@@ -19,8 +19,8 @@ from safetensors.numpy import load as parse
 from . import registry
 from .adapters import adapter, backend_of, framework_of
 from .archive import pack, verify
-from .contract import AnySpec, Array, Keys, Weight, shorten
-from .exchange import arrays_for, arrays_from
+from .contract import AnySpec, Array, Keys, Weight, prefixed, shorten
+from .exchange import arrays_for, arrays_from, unwrapped, without_wrappers
 from .files import open_regular, write
 from .header import KEYS, MAX_FILE, MAX_HEADER, OWN_START, metadata_of, read_header, weights_of
 from .hints import nearest
@@ -62,7 +62,9 @@ def load_weights(model: Any, arrays: Any, *, source: str | None = None) -> Loade
     Args:
         model: a block or network of attzoo, or a torch module or Keras layer that holds some, which are all written.
         arrays: arrays with the names and shapes that `weights` returns; or the path of a file that `save` wrote; or
-            another model or block, of either framework; or, with `source`, a state dict of that library.
+            another model or block, of either framework; or, with `source`, a state dict of that library, for Keras a
+            dict of the variables by their attribute `path`. In a state dict of a model, the keys of a block begin with
+            the path of the block in `model`.
         source: another library or repository, such as "timm"; `attzoo.info(block)` lists those of a block. Keys and
             shapes do not tell every argument of a block, such as its gate: create the block with them, for example by
             `variant`. A prefix of all keys of the block is ignored, and so are keys without this prefix.
@@ -82,10 +84,7 @@ def load_weights(model: Any, arrays: Any, *, source: str | None = None) -> Loade
     parts = parts_of(model)
     pairs = [(part, part, "path") for part in parts]
     if source is not None:
-        if not is_single(parts):
-            got = f"a {type(model).__name__} that holds {len(parts)}"
-            raise ValueError(f"expected a block, because source={source!r} is that of one block, got {got}: pass each")
-        arrays = arrays_from(arrays, model.spec, _layouts(model.spec, "source", source), source)
+        arrays = _arrays_of(parts, arrays, source)
     elif isinstance(arrays, (str, os.PathLike)) or framework_of(arrays) is not None:
         sources, arrays = _read(Path(arrays)) if framework_of(arrays) is None else _read_model(arrays)
         pairs = matched(parts, sources)
@@ -103,20 +102,44 @@ def _read_model(model: Any) -> tuple[list[Part], dict[str, Array]]:
     return parts, read_all(parts)
 
 
-def export_weights(block: Any, *, target: str) -> dict[str, Array]:
+def _arrays_of(parts: list[Part], state: Any, source: str) -> dict[str, Array]:
+    """Return the arrays of parts by canonical name from another library's state dict, and their own `gamma`.
+
+    Errors begin with the path of the block.
+    """
+    state, arrays = unwrapped(state), read_all(parts)
+    for part in parts:
+        path = without_wrappers(part.path)
+        inside = {key: value for key, value in state.items() if key.startswith(f"{path}.")} if path else state
+        try:
+            read = arrays_from(inside, part.spec, _layouts(part.spec, "source", source), source)
+        except (TypeError, ValueError) as err:
+            if not path:
+                raise
+            raise type(err)(f"{path}: {err}") from err
+        arrays |= {part.key(name): array for name, array in read.items()}
+    return arrays
+
+
+def export_weights(model: Any, *, target: str) -> dict[str, Array]:
     """Return the arrays of a block with the keys and shapes of another library's state dict, as NumPy arrays.
 
     Args:
-        block: the block, of torch or Keras.
+        model: the block or U-Net, of torch or Keras, or a model that holds blocks. The keys of a block in a model begin
+            with its path.
         target: the library or repository, as `source` in `load_weights`.
 
     Raises:
-        TypeError: `block` is not a block.
+        TypeError: `model` holds no block.
         ValueError: the target is unknown, or has no key for an array of the block.
 
     """
-    arrays = adapter(backend_of(block)).read(block)
-    return arrays_for(arrays, block.spec, _layouts(block.spec, "target", target)[0])
+    exported: dict[str, Array] = {}
+    for part in parts_of(model):
+        arrays = adapter(backend_of(part.block)).read(part.block)
+        arrays = arrays_for(arrays, part.spec, _layouts(part.spec, "target", target)[0])
+        exported |= prefixed(without_wrappers(part.path), arrays) if part.path else arrays
+    return exported
 
 
 def _layouts(spec: AnySpec, argument: str, name: str) -> tuple[Keys, ...]:
@@ -126,7 +149,9 @@ def _layouts(spec: AnySpec, argument: str, name: str) -> tuple[Keys, ...]:
     """
     block = registry.name_of(spec)
     known = registry.keys(block)
-    return known[registry.known_name(f"{argument} of {block}", name, known)]
+    layouts = known[registry.known_name(f"{argument} of {block}", name, known)]
+    layouts_of_spec: tuple[Keys, ...] = layouts(spec) if callable(layouts) else layouts
+    return layouts_of_spec
 
 
 def convert(block: Any, *, backend: str) -> Any:

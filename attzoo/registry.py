@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import keras
     import torch
 
-    from .contract import AnySpec, Example, Keys, Source, Spec, Variant
+    from .contract import AnySpec, Example, Source, Spec, Variant
 
 BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP have the same form
     "se": "attzoo.blocks.se:SE",
@@ -178,10 +178,11 @@ def sources(name: str) -> dict[str, Source]:
     return dict(getattr(optional_module(name, "sources"), "SOURCES", {}))
 
 
-def keys(name: str) -> dict[str, tuple[Keys, ...]]:
-    """Return, by source, the layouts of other libraries' state dicts that a block reads.
+def keys(name: str) -> dict[str, Any]:
+    """Return, by source, the layouts of other libraries' state dicts that a block or network reads: a tuple of Keys.
 
-    `export_weights` writes the first layout of a source.
+    `export_weights` writes the first layout of a source. For a network, whose keys depend on its arguments, a function
+    of its spec returns the tuple.
     """
     return dict(getattr(optional_module(name, "sources"), "KEYS", {}))
 

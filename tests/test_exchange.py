@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from libraries import RNG, random_weights
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -10,32 +11,16 @@ from torch.testing import assert_close
 import attzoo
 from attzoo import registry
 
-RNG = torch.Generator().manual_seed(0)
-
-
-def random_weights(module):
-    """Give a module random parameters and running statistics, outside training."""
-    with torch.no_grad():
-        for p in module.parameters():
-            p.copy_(torch.randn(p.shape, generator=RNG))
-        for name, buffer in module.named_buffers():
-            if name.endswith("running_var"):
-                buffer.copy_(torch.rand(buffer.shape, generator=RNG) + 0.5)
-            elif name.endswith("running_mean"):
-                buffer.copy_(torch.randn(buffer.shape, generator=RNG))
-    return module.double().eval()
-
-
 # ---- the published modules, by their keys and formulas ---------------------------------------------------------------
 
 
 class Perceptron(nn.Module):
-    """Two linear maps with a relu between them, under given names; convolutions of size 1 if `conv`."""
+    """Two linear maps with an activation between them, under given names; convolutions of size 1 if `conv`."""
 
-    def __init__(self, names, c, r, conv=False, bias=True):
+    def __init__(self, names, c, r, conv=False, bias=True, act=F.relu):
         super().__init__()
         make = (lambda i, o: nn.Conv2d(i, o, 1, bias=bias)) if conv else (lambda i, o: nn.Linear(i, o, bias=bias))
-        self.names = names
+        self.names, self.act = names, act
         for name, layer in zip(names, (make(c, r), make(r, c)), strict=True):
             parent = self
             *path, leaf = name.split(".")
@@ -48,8 +33,8 @@ class Perceptron(nn.Module):
     def forward(self, x):
         first, second = (self.get_submodule(name) for name in self.names)
         if isinstance(first, nn.Conv2d):
-            return second(F.relu(first(x[:, :, None, None])))[:, :, 0, 0]
-        return second(F.relu(first(x)))
+            return second(self.act(first(x[:, :, None, None])))[:, :, 0, 0]
+        return second(self.act(first(x)))
 
 
 class SE(Perceptron):
@@ -123,11 +108,79 @@ class GridGate(nn.Module):
         return self.W(F.interpolate(alpha, x.shape[2:], mode="bilinear", align_corners=False) * x)
 
 
+class AttUNet(nn.Module):
+    """AttU_Net of LeeJunHyun/Image_Segmentation@7a6e5f9, network.py, by its keys, for any numbers of channels."""
+
+    def __init__(self, channels, classes, widths):
+        super().__init__()
+        relu = nn.ReLU
+        self.depth = len(widths)
+
+        def double(i, o):
+            convs = nn.Conv2d(i, o, 3, padding=1), nn.Conv2d(o, o, 3, padding=1)
+            module = nn.Module()
+            module.conv = nn.Sequential(convs[0], nn.BatchNorm2d(o), relu(), convs[1], nn.BatchNorm2d(o), relu())
+            return module
+
+        for n, (above, width) in enumerate(zip((channels, *widths), widths, strict=False), start=1):
+            self.add_module(f"Conv{n}", double(above, width))
+            if n > 1:
+                up = nn.Module()
+                conv = nn.Conv2d(width, above, 3, padding=1)
+                up.up = nn.Sequential(nn.Upsample(scale_factor=2), conv, nn.BatchNorm2d(above), relu())
+                self.add_module(f"Up{n}", up)
+                self.add_module(f"Att{n}", LeeJunHyunGate(above, above, above // 2))
+                self.add_module(f"Up_conv{n}", double(2 * above, above))
+        self.Conv_1x1 = nn.Conv2d(widths[0], classes, 1)
+
+    def forward(self, x):
+        skips = []
+        for n in range(1, self.depth + 1):
+            x = getattr(self, f"Conv{n}").conv(F.max_pool2d(x, 2) if n > 1 else x)
+            skips.append(x)
+        for n in range(self.depth, 1, -1):
+            d, skip = getattr(self, f"Up{n}").up(x), skips[n - 2]
+            x = getattr(self, f"Up_conv{n}").conv(torch.cat([getattr(self, f"Att{n}")(skip, d), d], 1))
+        return self.Conv_1x1(x)
+
+
+def keras_se(layers, act, gate):
+    """Return a published module of Keras, as (variables by path, function of a tensor), from random arrays."""
+    kernels = [torch.randn(shape, generator=RNG).double() for shape in ((1, 1, 6, 4), (4,), (1, 1, 4, 6), (6,))]
+    names = [f"{layer}/{end}" for layer in layers for end in ("kernel", "bias")]
+    w1, b1, w2, b2 = kernels
+
+    def call(x):
+        h = act(x.mean((2, 3)) @ w1[0, 0] + b1)
+        return x * gate(h @ w2[0, 0] + b2)[:, :, None, None]
+
+    return dict(zip(names, kernels, strict=True)), call
+
+
+def keras_gate(name):
+    """Return attention_gate of keras-unet-collection as `keras_se` does: theta_x, phi_g, relu, psi_f, sigmoid."""
+    shapes = {"theta_x": (6, 3), "phi_g": (5, 3), "psi_f": (3, 1)}
+    kernels = {layer: torch.randn(1, 1, *shape, generator=RNG).double() for layer, shape in shapes.items()}
+    biases = {layer: torch.randn(shape[1], generator=RNG).double() for layer, shape in shapes.items()}
+
+    def conv(x, layer):
+        return torch.einsum("nihw,io->nohw", x, kernels[layer][0, 0]) + biases[layer][:, None, None]
+
+    def call(x, g):
+        return x * torch.sigmoid(conv(F.relu(conv(x, "theta_x") + conv(g, "phi_g")), "psi_f"))
+
+    state = {f"{name}_{layer}/kernel": kernel for layer, kernel in kernels.items()}
+    return state | {f"{name}_{layer}/bias": bias for layer, bias in biases.items()}, call
+
+
 GATE = {"gating_channels": 5, "inter_channels": 3}
 PUBLISHED = {   # id: source, published module, block, its arguments, channels of its inputs
     "se timm": ("timm", lambda: SE(("fc1", "fc2"), 6, 4, conv=True), "se", {"reduced_channels": 4}, (6,)),
     "se of timm's MobileNets": (
         "timm", lambda: SE(("conv_reduce", "conv_expand"), 6, 4, conv=True), "se", {"reduced_channels": 4}, (6,)),
+    "se of timm's EfficientNets": (
+        "timm", lambda: SE(("conv_reduce", "conv_expand"), 6, 4, conv=True, act=F.silu), "se",
+        {"reduced_channels": 4, "act": "silu"}, (6,)),
     "se torchvision": ("torchvision", lambda: SE(("fc1", "fc2"), 6, 4, conv=True), "se", {"reduced_channels": 4}, (6,)),
     "se monai": ("monai", lambda: SE(("fc.0", "fc.2"), 6, 3), "se", {"reduction": 2}, (6,)),
     "se moskomule": (
@@ -167,9 +220,7 @@ def test_published_weights_give_the_published_outputs(name):
 def test_exported_weights_are_those_that_were_loaded(name):
     source, module, block, _ = published(name)
     attzoo.load_weights(block, module.state_dict(), source=source)
-    exported = attzoo.export_weights(block, target=source)
-    if name == "se of timm's MobileNets":   # the first layout is written
-        exported = {key.replace("fc1", "conv_reduce").replace("fc2", "conv_expand"): a for key, a in exported.items()}
+    exported = attzoo.export_weights(block, target="timm-efficientnet" if "Nets" in name else source)
     expected = {key: a for key, a in module.state_dict().items() if not key.endswith("num_batches_tracked")}
     assert exported.keys() == expected.keys()
     for key, array in exported.items():
@@ -253,6 +304,95 @@ def test_unknown_sources_and_targets_are_refused():
     gate = attzoo.create("attention_gate", 4, backend="torch", gating_channels=3, output_transform=True)
     with pytest.raises(ValueError, match=r"expected a block without output\.weight"):
         attzoo.export_weights(gate, target="monai")
+
+
+KERAS = {   # source, state and function, block, its arguments, channels of its inputs
+    "MobileNetV3": ("keras", lambda: keras_se(
+        ("expanded_conv_3_squeeze_excite_conv", "expanded_conv_3_squeeze_excite_conv_1"), F.relu, F.hardsigmoid),
+        "se", {"reduced_channels": 4, "gate": "hard_sigmoid"}, (6,)),
+    "EfficientNet": ("keras", lambda: keras_se(("block1a_se_reduce", "block1a_se_expand"), F.silu, torch.sigmoid),
+        "se", {"reduced_channels": 4, "act": "silu"}, (6,)),
+    "gate": ("keras-unet-collection", lambda: keras_gate("att_up_0"), "attention_gate", GATE, (6, 5)),
+}   # fmt: skip
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_variables_of_keras_give_the_published_outputs_and_are_exported(name):
+    source, make, block, arguments, channels = KERAS[name]
+    (state, call), ours = make(), attzoo.create(block, channels[0], backend="torch", dtype=torch.float64, **arguments)
+    others = {"block1a_project_conv/kernel": torch.ones(1, 1, 6, 2), "expanded_conv_3_project/kernel": torch.ones(2)}
+    attzoo.load_weights(ours.eval(), state | others, source=source)
+    xs = [torch.randn(2, c, 8, 6, generator=RNG).double() for c in channels]
+    assert_close(ours(*xs), call(*xs), rtol=1e-6, atol=1e-6)
+    exported = attzoo.export_weights(ours, target="keras-efficientnet" if name == "EfficientNet" else source)
+    prefix = next(iter(state)).removesuffix(next(iter(exported)))
+    assert {prefix + key for key in exported} == state.keys()
+    for key, array in exported.items():
+        np.testing.assert_array_equal(array, state[prefix + key].numpy())
+
+
+def test_a_unet_loads_and_exports_the_published_network():
+    theirs = random_weights(AttUNet(2, 3, (4, 6, 8)))
+    options = {"channels": (4, 6, 8), "variant": "leejunhyun", "dtype": torch.float64}
+    ours = attzoo.create("unet", 2, 3, backend="torch", **options).eval()
+    state = {f"module.{key}": value for key, value in theirs.state_dict().items()}
+    attzoo.load_weights(ours, state, source="leejunhyun")
+    x = torch.randn(2, 2, 16, 8, generator=RNG).double()
+    assert_close(ours(x), theirs(x), rtol=1e-6, atol=1e-9)
+    exported = attzoo.export_weights(ours, target="leejunhyun")
+    expected = {key: a for key, a in theirs.state_dict().items() if not key.endswith("num_batches_tracked")}
+    assert exported.keys() == expected.keys()
+    assert all(np.array_equal(array, expected[key]) for key, array in exported.items())
+
+
+def test_a_unet_of_other_arguments_is_refused():
+    theirs = AttUNet(2, 3, (4, 6, 8))
+    for options, message in (({"variant": "monai"}, r"got also Up2\.up\.1\.weight"),
+                             ({"variant": "leejunhyun", "channels": (4, 6)}, r"got also Conv3\.conv\.0\.weight")):
+        ours = attzoo.create("unet", 2, 3, backend="torch", **{"channels": (4, 6, 8)} | options)
+        with pytest.raises(ValueError, match=message):
+            attzoo.load_weights(ours, theirs.state_dict(), source="leejunhyun")
+
+
+def network_of_blocks():
+    """A network that holds an SE and, inside a layer, CBAM, and a state dict of timm's keys for both."""
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), attzoo.create("se", 6, backend="torch", reduced_channels=4))
+    net.append(nn.Sequential(attzoo.create("cbam", 6, backend="torch", variant="timm", reduction=3)))
+    se = random_weights(SE(("fc1", "fc2"), 6, 4, conv=True)).float().state_dict()
+    cbam = {key: torch.from_numpy(a) for key, a in attzoo.export_weights(net[2][0], target="timm").items()}
+    state = {f"1.{key}": value for key, value in se.items()}
+    return net, state | {f"2.0.{key}": value + 1 for key, value in cbam.items()}
+
+
+def test_all_blocks_of_a_model_are_loaded_and_exported_by_their_paths():
+    net, state = network_of_blocks()
+    others = {"0.weight": torch.ones(6, 3, 1, 1), "10.fc1.weight": torch.ones(1)}
+    attzoo.load_weights(net, others | {f"module.{key}": value for key, value in state.items()}, source="timm")
+    np.testing.assert_array_equal(attzoo.weights(net[1])["excite.bias"], state["1.fc2.bias"])
+    exported = attzoo.export_weights(net, target="timm")
+    assert exported.keys() == state.keys()
+    assert all(np.array_equal(array, state[key]) for key, array in exported.items())
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda net, s: s.pop("2.0.channel.fc1.weight"), "2.0: expected the keys of timm, channel.fc1.weight"),
+    (lambda net, s: s.update({"1.bn.weight": s["1.fc1.bias"]}), "1: .*got also 1.bn.weight"),
+    (lambda net, s: nn.utils.parametrizations.weight_norm(net[2][0].channel.squeeze), "to be stored, because it is wr"),
+])   # fmt: skip
+def test_a_model_is_loaded_as_a_whole_or_not_at_all(change, message):
+    net, state = network_of_blocks()
+    change(net, state)
+    before = attzoo.weights(net[1])
+    with pytest.raises(ValueError, match=message):
+        attzoo.load_weights(net, state, source="timm")
+    assert all(np.array_equal(array, before[name]) for name, array in attzoo.weights(net[1]).items())
+
+
+def test_a_model_without_blocks_is_refused():
+    for call in (lambda net: attzoo.load_weights(net, {}, source="timm"),
+                 lambda net: attzoo.export_weights(net, target="timm")):   # fmt: skip
+        with pytest.raises(TypeError, match=r"expected an attzoo block .* got Sequential without any block"):
+            call(nn.Sequential(nn.Conv2d(3, 6, 1)))
 
 
 def test_every_source_has_a_layout_with_its_names():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import import_module
 
 import keras
 import numpy as np
@@ -183,6 +184,32 @@ def test_a_layer_in_two_nested_models_is_copied_once():
         attzoo.attach(model, "se", after="a.shared")
 
 
+def adapted(layer):
+    """A lookup layer that has learnt its vocabulary from data, which its config does not hold."""
+    layer.adapt(np.array(["b a", "a c", "a"]))
+    return layer
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="models with text inputs need TensorFlow")
+@pytest.mark.parametrize("make", [
+    lambda: adapted(keras.layers.TextVectorization(output_mode="multi_hot")),
+    lambda: adapted(keras.layers.TextVectorization(output_mode="tf_idf")),
+    lambda: adapted(keras.layers.StringLookup(output_mode="one_hot")),
+    lambda: keras.layers.StringLookup(vocabulary=["a", "b a"], output_mode="one_hot"),
+    lambda: keras.Sequential([adapted(keras.layers.TextVectorization(output_mode="multi_hot"))]),
+])   # fmt: skip
+def test_lookup_layers_keep_their_vocabulary(make):
+    inputs = keras.Input((1,), dtype="string")
+    x = keras.ops.cast(keras.layers.Reshape((-1, 1))(make()(inputs)), "float32")
+    model = keras.Model(inputs, keras.layers.Conv1D(2, 1, name="conv")(x))
+    report = attzoo.attach(model, "se", after="conv", start="identity")
+    words = keras.ops.convert_to_tensor(np.array([["a"], ["b a"], ["d"]]))
+    y = np.asarray(model(words))
+    assert y.shape[1] > 1
+    assert y.std() > 0
+    np.testing.assert_array_equal(np.asarray(report.model(words)), y)
+
+
 def test_layers_that_compute_with_other_arrays_than_their_weights():
     norm = keras.layers.Normalization()
     norm.adapt(3 * X + 1)
@@ -272,6 +299,45 @@ def test_swap_exchanges_blocks_of_attzoo():
         attzoo.swap(model, "eca", where="out")
     with pytest.raises(ValueError, match="expected a block with one input after a layer, got attention_gate"):
         attzoo.swap(model, "attention_gate", where="block")
+
+
+def part_of_keras(name):
+    """Return a part of MobileNetV3 or EfficientNet of keras.applications, with random weights."""
+    module, x = import_module(f"keras.src.applications.{name}"), keras.Input((8, 7, 24))
+    if name == "mobilenet_v3":
+        y = module._se_block(x, 24, 0.25, "expanded_conv_3_")
+    else:
+        y = module.block(x, "swish", filters_in=24, filters_out=24, se_ratio=0.25, name="block1a_")
+    model = keras.Model(x, y)
+    model.set_weights([RNG.uniform(0.2, 1, w.shape) - 0.5 * (w.ndim > 1) for w in model.get_weights()])
+    return model
+
+
+@pytest.mark.parametrize(("name", "where", "spec"), [
+    ("mobilenet_v3", "*_squeeze_excite_mul", {"gate": "hard_sigmoid", "act": "relu", "reduced_channels": 8}),
+    ("efficientnet", "*_se_excite", {"gate": "sigmoid", "act": "silu", "reduced_channels": 6}),
+])   # fmt: skip
+def test_swap_takes_over_the_attention_of_keras_applications(name, where, spec):
+    model, images = part_of_keras(name), RNG.normal(size=(2, 8, 7, 24)).astype("float32")
+    report = attzoo.swap(model, "se", where=where)
+    (place,) = report
+    assert place.weights == "Keras"
+    assert spec.items() <= report.model.get_layer(place.path).spec.config().items()
+    assert report.model.count_params() == model.count_params()
+    np.testing.assert_allclose(np.asarray(report.model(images)), np.asarray(model(images)), rtol=1e-5, atol=1e-5)
+    report = attzoo.swap(model, "eca", where=where)
+    assert [place.weights for place in report] == ["initial"]
+
+
+def test_attention_of_another_function_begins_anew():
+    inputs = keras.Input((8, 7, 4))
+    h = keras.layers.Conv2D(2, 1, activation="gelu", name="se_reduce")(keras.ops.mean(inputs, (1, 2), keepdims=True))
+    a = keras.layers.Conv2D(4, 1, activation="sigmoid", name="se_expand")(h)
+    model = keras.Model(inputs, keras.layers.Multiply(name="product")([inputs, a]))
+    assert [place.weights for place in attzoo.swap(model, "se", where="product")] == ["initial"]
+    both = keras.Model(inputs, keras.layers.Multiply(name="product")([inputs, inputs]))
+    with pytest.raises(ValueError, match="expected a block of attzoo at 'product', got Multiply"):
+        attzoo.swap(both, "se", where="product")
 
 
 def test_a_block_that_is_called_twice_is_exchanged_once():

@@ -3,43 +3,13 @@
 timm and torchvision are not in the extra `dev`; benchmarks.peers.INSTALL has the command that installs them.
 """
 
-import warnings
-from operator import attrgetter
-
 import pytest
 import torch
+from libraries import X, library, network
 from torch import nn
 from torch.testing import assert_close
 
 import attzoo
-from benchmarks.peers import INSTALL, load
-
-X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-
-def library(name):
-    """Import a library, or skip the test."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")   # other libraries warn while they load
-        try:
-            return load(name)
-        except ModuleNotFoundError as err:
-            pytest.skip(f"{err.name} is not installed; to run this: {INSTALL}")
-
-
-def network(package, name, **options):
-    """Return a network in evaluation mode with random weights and random running statistics."""
-    torch.manual_seed(0)
-    if package == "timm":
-        net = library("timm").create_model(name, num_classes=3, **options)
-    else:
-        net = attrgetter(name)(library("torchvision.models"))(num_classes=3, **options)
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 2)
-    return net.eval()
 
 
 def silence(report):
@@ -80,6 +50,8 @@ RESIDUAL = [
     ("timm", "seresnet50", "Bottleneck", lambda m: m.downsample is None, torch.relu),
     ("timm", "legacy_seresnet18", "SEResNetBlock", lambda m: m.downsample is None, torch.relu),
     ("timm", "legacy_seresnext26_32x4d", "SEResNeXtBottleneck", lambda m: m.downsample is None, torch.relu),
+    ("timm", "resnetv2_18", "PreActBasic", lambda m: m.downsample is None, None),
+    ("timm", "resnetv2_50", "PreActBottleneck", lambda m: m.downsample is None, None),
     ("timm", "mobilenetv3_small_050", "InvertedResidual", lambda m: m.has_skip, None),
     ("timm", "efficientnet_lite0", "InvertedResidual", lambda m: m.has_skip, None),
     ("timm", "convnext_atto", "ConvNeXtBlock", lambda m: True, None),
@@ -111,6 +83,10 @@ def test_residual_is_the_end_of_every_branch(package, name, kind, has_shortcut, 
     ("timm", "mobilenetv3_small_050", "SqueezeExcite", {}),
     ("torchvision", "mobilenet_v3_small", "SqueezeExcitation", {}),
     ("torchvision", "regnet_y_400mf", "SqueezeExcitation", {}),
+    ("torchvision", "efficientnet_b0", "SqueezeExcitation", {}),
+    ("timm", "efficientnet_b0", "SqueezeExcite", {}),
+    ("timm", "regnety_002", "SEModule", {}),
+    ("timm", "legacy_seresnet18", "SEModule", {}),
 ])   # fmt: skip
 def test_swapped_squeeze_and_excitation_keeps_outputs(package, name, kind, options):
     net = network(package, name, **options)
@@ -172,8 +148,8 @@ def test_swapped_attention_of_timm_keeps_outputs(attention, name):
 
 
 def test_attention_with_another_function_gets_initial_weights():
-    net = network("torchvision", "efficientnet_b0")   # whose hidden activation is SiLU
-    report = attzoo.swap(net, "se", where="features.1.0.block.1", example=X)
+    net = torchvision_attention(activation=nn.GELU)
+    report = attzoo.swap(net, "se", where="1", example=X)
     assert [place.weights for place in report] == ["initial"]
 
 
@@ -192,7 +168,11 @@ def test_the_function_does_not_depend_on_weights_or_dtype(dtype, scale):
     (place,) = attzoo.swap(net, "se", where="1")
     assert place.weights == "torchvision"
     assert net[1].spec.gate == "hard_sigmoid"
-    net = torchvision_attention(scale, activation=nn.SiLU).to(dtype)
+    net = torchvision_attention(scale, activation=nn.Hardswish).to(dtype)
+    (place,) = attzoo.swap(net, "se", where="1")
+    assert place.weights == "torchvision"
+    assert net[1].spec.act == "hard_swish"
+    net = torchvision_attention(scale, activation=nn.GELU).to(dtype)
     (place,) = attzoo.swap(net, "se", where="1")
     assert place.weights == "initial"
 

@@ -44,8 +44,19 @@ def _in_float64(monkeypatch):
     seed=st.integers(0, 1000),
 )
 def test_formulas_match_autograd(block, arguments, training, sizes, tied, last, seed):
-    torch.manual_seed(seed)
     sizes = {1: sizes[:3], 2: sizes, 3: (*sizes, 2)}[arguments.get("spatial_dims", 2)]
+    match_autograd(block, arguments, training, sizes, tied, last, seed)
+
+
+@pytest.mark.parametrize("act", ["relu", "silu", "hard_swish"])
+def test_formulas_of_activations_in_separate_kernels_match_autograd(act, monkeypatch):
+    monkeypatch.setattr(perceptron, "MAX_UNITS", 0)
+    match_autograd("se", {"reduced_channels": 5, "act": act}, True, (3, 7, 5, 2), False, False, 0)
+
+
+def match_autograd(block, arguments, training, sizes, tied, last, seed):
+    """Assert that output and gradients of the kernels equal those of the plain form."""
+    torch.manual_seed(seed)
     module = attzoo.create(block, sizes[1], backend="torch", **arguments).double().train(training)
     x = torch.randn(sizes, dtype=torch.float64)
     x = (x * 1.5).round() if tied else x

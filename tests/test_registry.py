@@ -87,7 +87,7 @@ def test_create_passes_arguments_to_the_class():
 @every_backend
 @pytest.mark.parametrize(("args", "kwargs", "message"), [
     ((), {}, "channels"), ((8,), {"reductoin": 4}, "reductoin"), ((8,), {"channels": 4}, "multiple values"),
-    ((8, 16, None, True, "sigmoid", "more"), {}, "positional argument"),
+    ((8, 16, None, True, "sigmoid", "relu", "more"), {}, "positional argument"),
 ])   # fmt: skip
 def test_create_refuses_unknown_and_repeated_arguments(args, kwargs, message, backend):
     with pytest.raises((TypeError, ValueError), match=message):

@@ -52,7 +52,7 @@ ECA()                                             # E: call-arg
 ECA(8, kernelsize=3)                              # E: call-arg
 ECA(8, kernel_size="3")                           # E: arg-type
 CBAM("8")                                         # E: arg-type
-SE(8, 16, None, True, "sigmoid", 1)               # E: call-arg
+SE(8, 16, None, True, "sigmoid", "relu", 1)       # E: call-arg
 AttentionGate(8)                                  # E: call-arg
 KerasCBAM()                                       # E: call-arg
 KerasCBAM(8, kernel_size="7")                     # E: arg-type

@@ -1,11 +1,9 @@
-"""Helpers for the `sources.py` of blocks: names of weights in PyTorch libraries, and common arguments."""
+"""Helpers for the `sources.py` of blocks: names of weights in other libraries, and common arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
-
-from .. import contract
 
 NORM: Final = {"weight": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
@@ -19,6 +17,18 @@ def linear(**layers: str) -> dict[str, str]:
     {'squeeze.weight': 'fc1.weight', 'squeeze.bias': 'fc1.bias'}
     """
     return {f"{own}.{kind}": f"{layer}.{kind}" for own, layer in layers.items() for kind in ("weight", "bias")}
+
+
+def keras_layers(**layers: str) -> dict[str, str]:
+    """Return the names of kernels and biases of Keras layers, those in attzoo -> those in the library.
+
+    layers: names of layers in the library by their names in attzoo.
+
+    >>> keras_layers(squeeze="se_reduce")
+    {'squeeze.weight': 'se_reduce/kernel', 'squeeze.bias': 'se_reduce/bias'}
+    """
+    ends = {"weight": "kernel", "bias": "bias"}
+    return {f"{own}.{kind}": f"{layer}/{name}" for own, layer in layers.items() for kind, name in ends.items()}
 
 
 def norm(**layers: str) -> dict[str, str]:
@@ -47,6 +57,3 @@ def read_kernel(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Return the arguments of spatial attention from the shapes of its arrays."""
     kernel = shapes["conv.weight"]
     return {"kernel_size": kernel[-1], "norm": "norm.weight" in shapes, "spatial_dims": len(kernel) - 2}
-
-
-GATES: Final = tuple({"gate": gate} for gate in contract.GATES)   # for classes with the gate as an argument

@@ -52,6 +52,7 @@ from .weights import prefixed as prefixed
 from .weights import without_prefix as without_prefix
 
 GATES: Final = ("sigmoid", "hard_sigmoid")
+ACTIVATIONS: Final = ("relu", "silu", "hard_swish")   # of hidden units
 STARTS: Final = ("default", "identity")   # of a block that is put into a network
 
 

@@ -100,12 +100,15 @@ class Keys:
         axes: number of axes of size 1 after the matrices of linear maps, which convolutions of size 1 have; None if
             it is the block's number of spatial axes.
         max_first: names of convolutions whose first input plane is the maximum; it is the mean in attzoo.
+        channels_last: whether kernels are those of Keras, (*k, I, O), and keys are paths of variables, which begin with
+            the name of a layer. The names of the layers of a block may have a common prefix.
 
     """
 
     names: Mapping[str, str]
     axes: int | None = 0
     max_first: tuple[str, ...] = ()
+    channels_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,9 +86,9 @@ def layer_norm(name: str, channels: int) -> dict[str, Weight]:
     }
 
 
-def prefixed(prefix: str, weights: Mapping[str, Weight]) -> dict[str, Weight]:
-    """Return weights with a prefix before each name: "conv.weight" -> "prefix.conv.weight"."""
-    return {f"{prefix}.{name}": weight for name, weight in weights.items()}
+def prefixed(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
+    """Return entries with a prefix before each name: "conv.weight" -> "prefix.conv.weight"."""
+    return {f"{prefix}.{name}": entry for name, entry in entries.items()}
 
 
 def without_prefix(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:

@@ -74,12 +74,12 @@ def swap(model: Any, name: str, *, where: Where | Sequence[Where], example: Any 
     """Replace attention modules of a network, of attzoo or of another library, by blocks.
 
     If a module computes the same as the block, and its library is among the block's sources (squeeze and excitation of
-    timm and torchvision, ECA and CBAM of timm, and others), the block gets the module's arguments and weights, and the
-    outputs of the network do not change. Other blocks get new initial weights.
+    timm, torchvision and keras.applications, ECA and CBAM of timm, and others), the block gets the module's arguments
+    and weights, and the outputs of the network do not change. Other blocks get new initial weights.
 
     Args:
-        model: a torch module, which changes in place, or a functional Keras model, which does not change, and in which
-            only blocks of attzoo can be replaced.
+        model: a torch module, which changes in place, or a functional Keras model, which does not change. In Keras,
+            blocks of attzoo are replaced, and attention that ends in a Multiply layer, which is the layer to choose.
         name: the name of the block, as in `attzoo.create`.
         where: the modules to replace, as `after` in `attach` but without "residual" and "skips". Modules of class
             nn.Identity, which timm has where a network has no attention, are not replaced.

@@ -25,8 +25,8 @@ class Residual:
 
 # torchvision 0.28: models/{resnet,mobilenetv2,mobilenetv3,efficientnet,convnext}.py
 # conv2, conv3: models/video/resnet.py; layers: models/maxvit.py
-# timm 1.0.31: models/{resnet,_efficientnet_blocks,convnext}.py. Its ResNets apply `se` and `drop_path` after the norm.
-# se_module: models/senet.py
+# timm 1.0.31: models/{resnet,resnetv2,_efficientnet_blocks,convnext}.py. ResNets apply `se` and `drop_path` after the
+# norm. se_module: models/senet.py
 RESIDUAL: Final = {
     ("torchvision", "BasicBlock"): Residual(("bn2", "conv2")),
     ("torchvision", "Bottleneck"): Residual(("bn3", "conv3")),
@@ -37,6 +37,8 @@ RESIDUAL: Final = {
     ("timm", "BasicBlock"): Residual(("drop_path", "se", "bn2")),
     ("timm", "Bottleneck"): Residual(("drop_path", "se_module", "se", "bn3")),
     ("timm", "SEResNetBlock"): Residual(("se_module",)),
+    ("timm", "PreActBasic"): Residual(("drop_path",)),
+    ("timm", "PreActBottleneck"): Residual(("drop_path",)),
     ("timm", "ConvBnAct"): Residual(("drop_path",), "has_skip"),
     ("timm", "DepthwiseSeparableConv"): Residual(("drop_path",), "has_skip"),
     ("timm", "InvertedResidual"): Residual(("drop_path",), "has_skip"),

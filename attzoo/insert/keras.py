@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from math import prod
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from .. import registry
@@ -12,6 +14,7 @@ from ..blocks.keras import AttachedBlock
 from ..ops.keras import keras
 from ..ops.keras_layers import parts_of
 from .create import check_one_input, create
+from .keras_same import is_product, same_block
 from .match import select
 from .report import Place, Report
 
@@ -73,8 +76,8 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
     _check_one_input(name)
     layers = select(_layers(source), where, "where", source.name)
     for path, layer in layers.items():
-        if not can_attend(layer):
-            hint = "in Keras, swap replaces only blocks of attzoo; use attach for other layers"
+        if not can_attend(layer) and not is_product(layer):
+            hint = "in Keras, swap replaces blocks of attzoo, and the Multiply layer at the end of other attention"
             hint = "detach it, and attach the other block" if isinstance(layer, AttachedBlock) else hint
             raise ValueError(f"expected a block of attzoo at {path!r}, got {type(layer).__name__}: {hint}")
     all_layers, inserted = _layers(source), dict[str, tuple[Any, Place]]()
@@ -82,13 +85,11 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         if path not in layers:
             return layer(*args, **kwargs)
+        x = args[0] if can_attend(original) else args[0][0]
         if path not in inserted:
-            block_options = {"name": original.name, **_with_format(options, original, args[0], all_layers)}
-            block = _create(path, name, original, args[0], block_options)
-            block(args[0])   # creates its weights
-            block.trainable = options.get("trainable", True)
-            inserted[path] = block, _place(path, block, args[0])
-        return inserted[path][0](args[0])
+            block_options = {"name": original.name, **_with_format(options, original, x, all_layers)}
+            inserted[path] = _replacement(path, name, original, x, block_options)
+        return inserted[path][0](x)
 
     copied = _copy(source, call)
     _check_called(layers, inserted)
@@ -98,13 +99,29 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
 def _report(model: Any, inserted: Mapping[str, tuple[Any, Place]], options: Mapping[str, Any]) -> Report:
     """Return the report of new layers, after setting their `trainable`.
 
-    It is True unless the options say otherwise, in a nested model that is frozen too. Set after the layers are built,
-    because Keras loses it otherwise.
+    It is True unless the options say otherwise, in a nested model that is frozen too. A block with the weights of other
+    layers keeps theirs. Set after the layers are built, because Keras loses it otherwise.
     """
-    for layer, _ in inserted.values():
+    for layer, place in inserted.values():
+        default = layer.trainable or place.weights == "initial"
         layer.trainable = True
-        layer.trainable = options.get("trainable", True)
+        layer.trainable = options.get("trainable", default)
     return Report(model, tuple(place for _, place in inserted.values()))
+
+
+def _replacement(path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any]) -> tuple[Any, Place]:
+    """Return the block that replaces a layer, with its weights if it computes the same, and its entry in the report."""
+
+    def make(arguments: Mapping[str, Any]) -> Any:
+        return _create(path, name, layer, x, arguments)
+
+    block = None if can_attend(layer) else same_block(layer, name, options, make)
+    if block is not None:
+        return block, _place(path, block, x, "Keras")
+    block = make(options)
+    block(x)   # creates its weights
+    block.trainable = options.get("trainable", True)
+    return block, _place(path, block, x)
 
 
 def _check_one_input(name: str) -> None:
@@ -212,18 +229,41 @@ def _check_compilation(model: Any) -> None:
 
 
 def _clone(layer: Any) -> Any:
-    """Return a new layer with the config of a layer. Raise ValueError if it would compute something else."""
+    """Return a new layer with the config and vocabulary of a layer, on which the shape of its output depends.
+
+    Raises ValueError if the new layer would compute something else.
+    """
     parts = layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else []
     if replaced := [name for part in parts for name in replaced_methods(part, keras.layers.Layer, "call")]:
         got = f"one whose {replaced[0]} was replaced: make a layer of a class with this method"
         raise ValueError(f"expected {layer.name!r} with the methods of its class, which copies have, got {got}")
+    is_lambda = isinstance(layer, keras.layers.Lambda)   # safe, because its function is not read from a file
     try:
-        if isinstance(layer, keras.layers.Lambda):   # safe, because its function is not read from a file
-            return layer.__class__.from_config(layer.get_config(), safe_mode=False)
-        return layer.__class__.from_config(layer.get_config())
+        copy = layer.__class__.from_config(layer.get_config(), **({"safe_mode": False} if is_lambda else {}))
     except (NotImplementedError, TypeError) as err:
         fix = "its get_config must return all arguments, and its __init__ pass name, dtype and trainable on"
         raise ValueError(f"expected layers that Keras can copy, got {layer.name!r}: {fix}") from err
+    if isinstance(layer, keras.layers.Layer):   # not an operation, such as x + 3
+        _copy_assets(copy, layer)
+    return copy
+
+
+def _copy_assets(copy: Any, layer: Any) -> None:
+    """Copy the data that a layer and its sublayers save to files besides weights, such as a vocabulary."""
+    if hasattr(layer, "get_vocabulary") and not layer.get_vocabulary(include_special_tokens=False):
+        return   # not adapted yet
+    if hasattr(layer, "save_assets") and hasattr(copy, "load_assets"):
+        variables: dict[str, Any] = {}
+        layer.save_own_variables(variables)
+        copy.load_own_variables(variables)
+        with TemporaryDirectory() as folder:
+            layer.save_assets(folder)
+            if os.listdir(folder):   # else its config has the vocabulary
+                copy.load_assets(folder)
+        return
+    copies, layers = parts_of(copy), parts_of(layer)
+    for name in copies.keys() & layers.keys():
+        _copy_assets(copies[name], layers[name])
 
 
 def _set_state(copy: Any, layer: Any) -> None:
@@ -323,7 +363,7 @@ def _data_format(layer: Any) -> str | None:
     return getattr(layer, "data_format", None)
 
 
-def _place(path: str, layer: Any, x: Any) -> Place:
+def _place(path: str, layer: Any, x: Any, weights: str = "initial") -> Place:
     """Return the report's entry for a block that is applied to x."""
     block = layer.block if isinstance(layer, AttachedBlock) else layer
     shape = [1 if i == 0 else size for i, size in enumerate(x.shape)]
@@ -331,4 +371,4 @@ def _place(path: str, layer: Any, x: Any) -> Place:
         shape = [shape[0], shape[-1], *shape[1:-1]]
     macs = None if None in shape else block.spec.macs(tuple(shape))
     parameters = sum(prod(weight.shape) for weight in layer.trainable_weights)
-    return Place(path, registry.name_of(block.spec), block.spec.channels, parameters, macs)
+    return Place(path, registry.name_of(block.spec), block.spec.channels, parameters, macs, weights)

@@ -328,7 +328,17 @@ def hard_sigmoid(z: Any) -> Any:
     return ops.relu6(z + 3) / 6
 
 
+def hard_swish(z: Any) -> Any:
+    """Return z * relu6(z + 3) / 6."""
+    return z * hard_sigmoid(z)
+
+
 GATES: dict[str, Callable[[Any], Any]] = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
+
+
+def activate(z: Any, act: str) -> Any:
+    """Return the activation of hidden units z that is one of contract.ACTIVATIONS."""
+    return {"relu": relu, "silu": ops.silu, "hard_swish": hard_swish}[act](z)
 
 
 def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool) -> Any:

@@ -63,7 +63,22 @@ def hard_sigmoid(z: Array) -> Array:
     return np.clip(z + 3, 0, 6) / 6
 
 
+def silu(z: Array) -> Array:
+    """Return z * sigmoid(z)."""
+    return z * sigmoid(z)
+
+
+def hard_swish(z: Array) -> Array:
+    """Return z * relu6(z + 3) / 6, the piecewise quadratic form of silu of MobileNetV3."""
+    return z * hard_sigmoid(z)
+
+
 GATES = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
+
+
+def activate(z: Array, act: str) -> Array:
+    """Return the activation of hidden units z that is one of contract.ACTIVATIONS."""
+    return {"relu": relu, "silu": silu, "hard_swish": hard_swish}[act](z)
 
 
 def linear(x: Array, weights: Mapping[str, Array], name: str) -> Array:

@@ -217,7 +217,17 @@ def hard_sigmoid(z: Tensor) -> Tensor:
     return F.relu6(z + 3) / 6
 
 
+def hard_swish(z: Tensor) -> Tensor:
+    """Return z * relu6(z + 3) / 6."""
+    return z * hard_sigmoid(z)
+
+
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
+
+
+def activate(z: Tensor, act: str) -> Tensor:
+    """Return the activation of hidden units z that is one of contract.ACTIVATIONS."""
+    return {"relu": relu, "silu": F.silu, "hard_swish": hard_swish}[act](z)
 
 
 def pool(x: Tensor, window: Sequence[int]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ...contract import Keys, Source
-from ..sources import linear, norm
+from ..sources import keras_layers, linear, norm
 
 NORMS: Final = norm(skip_norm="W_x.1", gating_norm="W_g.1", psi_norm="psi.1")
 KEYS: Final = {
@@ -16,6 +16,9 @@ KEYS: Final = {
             linear(skip="theta", gating="phi", psi="psi", output="W.0") | norm(output_norm="W.1"),
             axes=None,
         ),
+    ),
+    "keras-unet-collection": (   # its attention_gate with attention="add"
+        Keys(keras_layers(skip="theta_x", gating="phi_g", psi="psi_f"), axes=None, channels_last=True),
     ),
 }
 

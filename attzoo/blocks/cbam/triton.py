@@ -19,7 +19,7 @@ from ...fast.triton.spatial import Filter
 def parts(x: Tensor, shortcut: Tensor | None, *other_arguments: Any) -> tuple[Layers, Filter]:
     """Group the operator's arguments by channel and spatial attention."""
     *tensors, gate, eps, training, _ = other_arguments
-    return Layers._make([*tensors[:4], gate]), Filter._make([*tensors[4:], eps, training])
+    return Layers._make([*tensors[:4], gate, "relu"]), Filter._make([*tensors[4:], eps, training])
 
 
 def outputs(x: Tensor, *other_arguments: Any) -> Sequence[Any]:
@@ -48,7 +48,7 @@ def backward(
     dy = passes.grad_of_product(dy, x, y, gradients)
     dmaps = spatial.backward(x, dy, saved, conv, spatial_saved, learned[4:])
     map_gradients = Map(spatial_saved.t, spatial_saved.maps, dmaps)
-    layer_gradients = Layers._make([*learned[:4], layers.gate])
+    layer_gradients = Layers._make([*learned[:4], layers.gate, "relu"])
     pool_gradients = perceptron.backward(x, dy, layers, True, saved, map_gradients, layer_gradients)
     passes.to_input(x, dy, dx, saved, pool_gradients, True, map_gradients)
 
@@ -66,7 +66,7 @@ CASES: Final = (
 
 def fused(block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
     """Return act(block(x) + shortcut) for x (N, C, *S), computed by the kernels."""
-    *layers, gate = perceptron.layers_of(block.channel)
+    *layers, gate, _ = perceptron.layers_of(block.channel)
     *tensors, eps, training = conv = spatial.filter_of(block.spatial)
     options = gate, eps, training, act == "relu"
     y, *saved_tensors = KERNELS(block, as_dense(x), shortcut, *layers, *tensors, *options, act=act)

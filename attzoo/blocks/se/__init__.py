@@ -1,7 +1,7 @@
 """Squeeze-and-excitation (SE): a small network computes a factor for every channel from the means of all channels.
 
     s = mean of x over space                       (N, C)
-    h = relu(squeeze.weight s + squeeze.bias)      (N, R)
+    h = act(squeeze.weight s + squeeze.bias)       (N, R), act is relu by default
     a = gate(excite.weight h + excite.bias)        (N, C)
     y = x * a                                      (N, C, *S)
 

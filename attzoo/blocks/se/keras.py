@@ -22,9 +22,10 @@ class SE(Block):
         reduced_channels: int | None = None,
         bias: bool = True,
         gate: str = "sigmoid",
+        act: str = "relu",
         **kwargs: Any,
     ) -> None:
-        super().__init__(spec.SE(channels, reduction, reduced_channels, bias, gate), **kwargs)
+        super().__init__(spec.SE(channels, reduction, reduced_channels, bias, gate, act), **kwargs)
         self.squeeze = self.linear("squeeze")
         self.excite = self.linear("excite")
 
@@ -37,6 +38,6 @@ class SE(Block):
         """Return the coefficients: (N, *S, C) -> (N, 1.., C)."""
         self.check_inputs(x)
         s = ops.avg_pool(x, self.channels_last)    # (N, C)
-        h = ops.relu(self.squeeze(s))              # (N, R)
+        h = ops.activate(self.squeeze(s), self.spec.act)    # (N, R)
         z = self.excite(h)                         # (N, C)
         return ops.expand(ops.GATES[self.spec.gate](z), x, self.channels_last)

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ...contract import Keys, Source
-from ..sources import GATES, linear, only_channels, read_perceptron
+from ...contract import ACTIVATIONS, GATES, Keys, Source
+from ..sources import keras_layers, linear, only_channels, read_perceptron
 
 NAMES: Final = linear(squeeze="fc1", excite="fc2")
 CONV_NAMES: Final = linear(squeeze="conv_reduce", excite="conv_expand")
-KEYS: Final = {
-    "timm": (   # SEModule, and SqueezeExcite of MobileNets and EfficientNets
-        Keys(NAMES, axes=2),
-        Keys(CONV_NAMES, axes=2),
-    ),
-    "torchvision": (Keys(NAMES, axes=2),),
+MODULE: Final = Keys(NAMES, axes=2)               # timm's SEModule, torchvision's SqueezeExcitation
+EFFICIENTNET: Final = Keys(CONV_NAMES, axes=2)    # SqueezeExcite of timm's MobileNets and EfficientNets
+KERAS_MOBILENET: Final = Keys(   # of keras.applications.MobileNetV3
+    keras_layers(squeeze="squeeze_excite_conv", excite="squeeze_excite_conv_1"), axes=2, channels_last=True
+)
+KERAS_EFFICIENTNET: Final = Keys(   # of keras.applications.EfficientNet and EfficientNetV2
+    keras_layers(squeeze="se_reduce", excite="se_expand"), axes=2, channels_last=True
+)
+KEYS: Final = {   # the first layout of a library is written: a second name writes the other one
+    "timm": (MODULE, EFFICIENTNET),
+    "timm-efficientnet": (EFFICIENTNET,),
+    "torchvision": (MODULE,),
+    "keras": (KERAS_MOBILENET, KERAS_EFFICIENTNET),
+    "keras-efficientnet": (KERAS_EFFICIENTNET,),
     "monai": (Keys(linear(squeeze="fc.0", excite="fc.2")),),
     "moskomule": (Keys(linear(squeeze="fc.0", excite="fc.2")),),
     "ai-med": (Keys(NAMES),),
     "mmpretrain": (Keys(linear(squeeze="conv1.conv", excite="conv2.conv"), axes=2),),
 }
-READ: Final[dict[str, Any]] = {"read": read_perceptron, "choices": GATES}
+READ: Final[dict[str, Any]] = {   # of classes with the gate and the activation as arguments
+    "read": read_perceptron,
+    "choices": tuple({"gate": gate, "act": act} for gate in GATES for act in ACTIVATIONS),
+}
 
 
 def torchvision_arguments(spec: Any) -> dict[str, Any]:
@@ -32,9 +43,11 @@ def torchvision_arguments(spec: Any) -> dict[str, Any]:
     return {"input_channels": spec.channels, "squeeze_channels": width, "scale_activation": Hardsigmoid}
 
 
-def timm_conv_arguments(spec: Any) -> dict[str, Any]:
-    """Return the arguments of timm's SqueezeExcite, which rounds C / 4 to the nearest integer."""
-    return {"in_chs": spec.channels}
+def efficientnet_arguments(spec: Any) -> dict[str, Any]:
+    """Return the arguments that timm's EfficientNets pass."""
+    from torch.nn import SiLU
+
+    return {"in_chs": spec.channels, "rd_channels": spec.width, "act_layer": SiLU}
 
 
 def monai_arguments(spec: Any) -> dict[str, Any]:
@@ -44,14 +57,15 @@ def monai_arguments(spec: Any) -> dict[str, Any]:
 
 SOURCES: Final = {
     "timm": Source("timm", "timm.layers", "SEModule", "timm", only_channels, NAMES, in_resnets=True, **READ),
+    "timm_efficientnet": Source(
+        "timm", "timm.models._efficientnet_blocks", "SqueezeExcite", "timm-efficientnet", efficientnet_arguments,
+        CONV_NAMES, **READ,
+    ),
     "torchvision": Source(
         "torchvision", "torchvision.ops.misc", "SqueezeExcitation", "torchvision", torchvision_arguments, NAMES, **READ
     ),
     "monai": Source(
         "MONAI", "monai.networks.blocks", "ChannelSELayer", "monai", monai_arguments,
         KEYS["monai"][0].names, **READ,
-    ),
-    "timm_conv": Source(
-        "timm", "timm.models._efficientnet_blocks", "SqueezeExcite", "kimm", timm_conv_arguments, CONV_NAMES, **READ
     ),
 }   # fmt: skip

@@ -6,17 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ...contract import Array, Example
+from ... import contract
+from ...contract import ACTIVATIONS, Array, Example
 from ...ops import numpy as ops
-from ..bottleneck import CHOICES as CHOICES
+from .. import bottleneck
 from ..bottleneck import Bottleneck
 
-EXAMPLES: Final = {"": Example({"channels": 8, "reduced_channels": 3}, ((2, 8, 6, 5),))}
+CHOICES: Final = bottleneck.CHOICES | {"act": ACTIVATIONS}
+EXAMPLES: Final = {
+    "": Example({"channels": 8, "reduced_channels": 3}, ((2, 8, 6, 5),)),
+    "silu": Example({"channels": 8, "reduced_channels": 3, "act": "silu"}, ((2, 8, 6, 5),)),
+}
 
 
 @dataclass(frozen=True)
 class SE(Bottleneck):
-    __doc__ = Bottleneck.__doc__
+    __doc__ = f"""{(Bottleneck.__doc__ or "").rpartition("    Raises")[0].rstrip()}
+    act: "relu", "silu" or "hard_swish", applied to the hidden units.
+    Raises TypeError for a value of another type, and ValueError for a value outside these bounds.
+    """
+
+    act: str = "relu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        contract.set_fields(self, act=contract.choice("act", self.act, ACTIVATIONS))
 
     def macs(self, x: Sequence[int]) -> int:
         """Return the number of multiply-adds of the two matrices, for x of shape (N, C, *S)."""
@@ -26,6 +40,7 @@ class SE(Bottleneck):
         """(N, C, *S) -> (N, C, 1..). Return the coefficients."""
         self.check_inputs(x.shape)
         s = ops.avg_pool(x)                                # (N, C)
-        h = ops.relu(ops.linear(s, weights, "squeeze"))    # (N, R)
+        u = ops.linear(s, weights, "squeeze")              # (N, R)
+        h = ops.activate(u, self.act)                      # (N, R)
         z = ops.linear(h, weights, "excite")               # (N, C)
         return ops.expand(ops.GATES[self.gate](z), x)

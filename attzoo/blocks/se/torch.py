@@ -23,11 +23,12 @@ class SE(Block):
         reduced_channels: int | None = None,
         bias: bool = True,
         gate: str = "sigmoid",
+        act: str = "relu",
         *,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__(args := spec.SE(channels, reduction, reduced_channels, bias, gate))
+        super().__init__(args := spec.SE(channels, reduction, reduced_channels, bias, gate, act))
         options = {"bias": args.bias} | ops.factory_options(device, dtype)
         self.squeeze = nn.Linear(args.channels, args.width, **options)
         self.excite = nn.Linear(args.width, args.channels, **options)
@@ -37,7 +38,7 @@ class SE(Block):
         """Return the coefficients: (N, C, *S) -> (N, C, 1..)."""
         self.check_inputs(x)
         s = ops.avg_pool(x)          # (N, C)
-        h = ops.relu(self.squeeze(s))    # (N, R)
+        h = ops.activate(self.squeeze(s), self.spec.act)    # (N, R)
         z = self.excite(h)           # (N, C)
         return ops.expand(ops.GATES[self.spec.gate](z), x)
 

@@ -17,4 +17,6 @@ CASES: Final = (
     KernelCase(starts=(2, 2, 3)),
     KernelCase(act="relu"),
     KernelCase({"gate": "hard_sigmoid", "bias": False}, rare=True),
+    KernelCase({"act": "silu"}, rare=True),
+    KernelCase({"act": "hard_swish"}, rare=True),
 )

@@ -50,6 +50,27 @@ VARIANTS: Final = {
         {"reduction": 4, "bias": True, "gate": "hard_sigmoid"},
         {"reduced_channels": mobilenet_rounding_of_floor},
     ),
+    "torchvision-efficientnet": Variant(
+        "torchvision 0.28.0, torchvision/models/efficientnet.py, MBConv: a quarter of its input's channels, which it"
+        " expands by 6, with SiLU; keras.applications alike",
+        {"reduction": 24, "bias": True, "act": "silu"},
+    ),
+    "torchvision-regnet": Variant(
+        "torchvision 0.28.0, torchvision/models/regnet.py, BottleneckTransform, where input and output are as wide",
+        {"reduction": 4, "bias": True},
+        {"reduced_channels": nearest_integer},
+    ),
+    "timm-efficientnet": Variant(
+        "timm 1.0.31, timm/models/_efficientnet_blocks.py, SqueezeExcite: a quarter of the block's input channels,"
+        " which it expands by 6, with SiLU",
+        {"reduction": 24, "bias": True, "act": "silu"},
+        {"reduced_channels": nearest_integer},
+    ),
+    "timm-mobilenet": Variant(
+        "timm 1.0.31, timm/models/mobilenetv3.py: SqueezeExcite with a hard sigmoid; keras.applications alike",
+        {"reduction": 4, "bias": True, "gate": "hard_sigmoid"},
+        {"reduced_channels": mobilenet_rounding},
+    ),
     "moskomule": Variant(
         "moskomule/senet.pytorch@9d279ec, senet/se_module.py: no bias",
         {"reduction": 16, "bias": False},

@@ -17,7 +17,7 @@ from . import passes, perceptron
 from .perceptron import Layers
 
 ARGUMENTS = """Tensor x, Tensor? shortcut,
-Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str gate, bool relu"""
+Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str gate, str act, bool relu"""
 
 
 def outputs(top: bool, x: Tensor, _shortcut: Tensor | None, w1: Tensor, *_: Any) -> Sequence[Any]:
@@ -40,10 +40,10 @@ def backward(
 
     The gradient of s is the sum of dy * x. That of x is dy * s plus the gradients of the pools.
     """
-    x, _, *layers, gate, _ = args
+    x, _, *layers, gate, act, _ = args
     dx, _, *dlayers = gradients
     dy, (saved,) = passes.grad_of_product(dy, x, y, gradients), saved_tensors
-    weights, weight_grads = Layers._make([*layers, gate]), Layers._make([*dlayers, gate])
+    weights, weight_grads = Layers._make([*layers, gate, act]), Layers._make([*dlayers, gate, act])
     pool_grads = perceptron.backward(x, dy, weights, top, saved, None, weight_grads)
     passes.to_input(x, dy, dx, saved, pool_grads, top)
 

@@ -7,7 +7,7 @@ If the layers are small, the last program that pools a sample computes its coeff
 launched. One program would take too long to read large layers: separate kernels compute these, 16 samples at a time.
 
 One tensor is saved for the backward pass: s, averages and, with two branches, maxima, (N, C) each, then the hidden
-units after the relu, (N, branches, R). The gradients of the backward pass, `grads`, have the same layout: of the
+units before the activation, (N, branches, R). The gradients of the backward pass, `grads`, have the same layout: of the
 average per position, of the maximum per tie, and of the gate's input, then of the hidden units.
 """
 
@@ -47,7 +47,7 @@ MAX_UNITS = 128       # hidden units that it may hold
 class Layers(NamedTuple):
     """Weight and bias of squeeze, (R, C) and (R,) or None, and of excite, (C, R) and (C,) or None.
 
-    gate: "sigmoid" or "hard_sigmoid".
+    gate: "sigmoid" or "hard_sigmoid". act: activation of the hidden units, "relu", "silu" or "hard_swish".
     """
 
     w1: Tensor
@@ -55,12 +55,14 @@ class Layers(NamedTuple):
     w2: Tensor
     b2: Tensor | None
     gate: str
+    act: str = "relu"
 
 
 def layers_of(block: Any) -> Layers:
     """Return the layers of an SE or a channel attention block."""
     squeeze, excite = block.squeeze, block.excite
-    return Layers(squeeze.weight, squeeze.bias, excite.weight, excite.bias, block.spec.gate)
+    act = getattr(block.spec, "act", "relu")   # channel attention has no choice
+    return Layers(squeeze.weight, squeeze.bias, excite.weight, excite.bias, block.spec.gate, act)
 
 
 def saved(x: Tensor, R: int, top: bool) -> Tensor:
@@ -101,9 +103,22 @@ def gate_of(z, HARD_SIGMOID: tl.constexpr):
 
 
 @triton.jit
+def act_of(u, ACT: tl.constexpr):
+    """Return the activation of hidden units u; NaN where u is NaN."""
+    if ACT == "silu":
+        h = u * tl.sigmoid(u)
+    elif ACT == "hard_swish":
+        h = u * gate_of(u, True)
+    else:
+        h = relu(u)
+    return h
+
+
+@triton.jit
 def pool_excite_kernel(
     x, parts, counter, saved, w1, b1, w2, b2, N, C, S, R, PARTS, STEPS, scale,
-    HARD_SIGMOID: tl.constexpr, TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    HARD_SIGMOID: tl.constexpr, ACT: tl.constexpr, TOP: tl.constexpr, LAST: tl.constexpr,
+    BC: tl.constexpr, BS: tl.constexpr,
     BR: tl.constexpr, CC: tl.constexpr,
 ):   # fmt: skip
     """One program: one portion of x. The last program of a sample computes its coefficients, CC channels at a time."""
@@ -132,12 +147,11 @@ def pool_excite_kernel(
             avg_units += bias
             max_units += bias
         hidden = nth(saved, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r
-        h = tl.where(r < R, relu(avg_units), 0.0)   # beyond R there may be 0 * infinity
-        tl.store(hidden, h, r < R)
+        tl.store(hidden, avg_units, r < R)
+        h = tl.where(r < R, act_of(avg_units, ACT), 0.0)   # beyond R there may be 0 * infinity
         if TOP:
-            max_hidden = tl.where(r < R, relu(max_units), 0.0)
-            tl.store(hidden + R, max_hidden, r < R)
-            h += max_hidden
+            tl.store(hidden + R, max_units, r < R)
+            h += tl.where(r < R, act_of(max_units, ACT), 0.0)
         for start in range(0, C, CC):
             k = start + tl.arange(0, CC)
             w = tl.load(w2 + k[:, None] * R + r[None, :], (k < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
@@ -178,15 +192,16 @@ def squeeze_kernel(
     if b1 is not None:
         bias = tl.load(b1 + r, r < R, 0.0).to(REAL)
     hidden = nth(saved, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r[None, :]
-    tl.store(hidden, relu(avg_units + bias[None, :]), inside)
+    tl.store(hidden, avg_units + bias[None, :], inside)
     if TOP:
-        tl.store(hidden + R, relu(max_units + bias[None, :]), inside)
+        tl.store(hidden + R, max_units + bias[None, :], inside)
 
 
 @triton.jit
 def excite_kernel(
     saved, w2, b2, N, C, R,
-    HARD_SIGMOID: tl.constexpr, TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
+    HARD_SIGMOID: tl.constexpr, ACT: tl.constexpr, TOP: tl.constexpr,
+    BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
     """One program: BC channels of BN samples. Hidden units of the branches are added first, as the layer is linear."""
     i = tl.program_id(0)
@@ -196,7 +211,7 @@ def excite_kernel(
     z = tl.zeros([BN, BC], REAL)
     for start in range(0, R, BR):
         r = start + tl.arange(0, BR)
-        h = hidden_of(saved, n, r, N, C, R, TOP)
+        h = hidden_of(saved, n, r, N, C, R, ACT, TOP)
         w = tl.load(w2 + c[None, :] * R + r[:, None], (c < C)[None, :] & (r < R)[:, None], 0.0).to(REAL)
         z = multiply_add(h, w, z, PRECISION)
     if b2 is not None:
@@ -205,13 +220,13 @@ def excite_kernel(
 
 
 @triton.jit
-def hidden_of(saved, n, r, N, C, R, TOP: tl.constexpr):
-    """Return the sum of the hidden units of the branches."""
+def hidden_of(saved, n, r, N, C, R, ACT: tl.constexpr, TOP: tl.constexpr):
+    """Return the sum of the hidden units of the branches, after the activation."""
     inside = (n < N) & (r < R)[None, :]
     address = nth(saved, 2 + TOP, N, C) + n.to(tl.int64) * (1 + TOP) * R + r[None, :]
-    h = tl.load(address, inside, 0.0)
+    h = act_of(tl.load(address, inside, 0.0), ACT)
     if TOP:
-        h += tl.load(address + R, inside, 0.0)
+        h += act_of(tl.load(address + R, inside, 0.0), ACT)
     return h
 
 
@@ -235,8 +250,8 @@ def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
     if is_small(C, R):
         tensors = x, parts, counters(x, N), saved, layers.w1, layers.b1, layers.w2, layers.b2
         args = *tensors, N, C, S, R, tiling.parts, tiling.steps, 1 / S
-        tile = {**tiling.options, **_small_tile(R)}
-        launch(pool_excite_kernel, tiling.programs, *args, HARD_SIGMOID=hard, TOP=top, **tile)
+        options = {"HARD_SIGMOID": hard, "ACT": layers.act, "TOP": top, **tiling.options, **_small_tile(R)}
+        launch(pool_excite_kernel, tiling.programs, *args, **options)
         return
     pool_args = x, parts, N, C, S, tiling.parts, tiling.steps
     launch(passes.pool_kernel, tiling.programs, *pool_args, TOP=top, **tiling.options)
@@ -244,7 +259,8 @@ def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
     options = {"TOP": top, "BN": ROWS, "BC": WIDE, "BR": BR, "num_warps": 4}
     squeeze_args = parts, saved, layers.w1, layers.b1, N, C, R, tiling.parts, 1 / S
     launch(squeeze_kernel, rows * cdiv(R, BR), *squeeze_args, **options)
-    launch(excite_kernel, rows * cdiv(C, WIDE), saved, layers.w2, layers.b2, N, C, R, HARD_SIGMOID=hard, **options)
+    excite_args = saved, layers.w2, layers.b2, N, C, R
+    launch(excite_kernel, rows * cdiv(C, WIDE), *excite_args, HARD_SIGMOID=hard, ACT=layers.act, **options)
 
 
 # ---- backward --------------------------------------------------------------------------------------------------------
@@ -261,9 +277,23 @@ def gate_gradient(d, y, HARD_SIGMOID: tl.constexpr):
 
 
 @triton.jit
+def act_gradient(d, u, ACT: tl.constexpr):
+    """Return the gradient of hidden units u before the activation, from the gradient d of those after it."""
+    if ACT == "silu":
+        s = tl.sigmoid(u)
+        d = d * (s * (1 + u * (1 - s)))
+    elif ACT == "hard_swish":
+        d = tl.where(u <= -3, 0.0, tl.where(u >= 3, d, d * (u / 3 + 0.5)))   # comparisons are false for NaN
+    else:
+        d = tl.where(u <= 0, 0.0, d)
+    return d
+
+
+@triton.jit
 def channels_unexcite_kernel(
     x, dy, t, maps, dmaps, parts, counter, saved, grads, w1, w2, N, C, S, R, PARTS, STEPS, scale,
-    HARD_SIGMOID: tl.constexpr, TOP: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    HARD_SIGMOID: tl.constexpr, ACT: tl.constexpr, TOP: tl.constexpr, LAST: tl.constexpr,
+    BC: tl.constexpr, BS: tl.constexpr,
     BR: tl.constexpr, CC: tl.constexpr,
 ):   # fmt: skip
     """One program: one portion of x and dy. The last program of a sample computes the backward pass of its layers."""
@@ -289,11 +319,11 @@ def channels_unexcite_kernel(
             w = tl.load(w2 + k[:, None] * R + r[None, :], (k < C)[:, None] & (r < R)[None, :], 0.0).to(REAL)
             dh += tl.sum(w * d[:, None], 0)
         hidden = (2 + TOP) * (tl.full([], N, tl.int64) * C) + n.to(tl.int64) * (1 + TOP) * R + r
-        davg = tl.where(tl.load(saved + hidden, r < R, 0.0) <= 0, 0.0, dh)   # false for NaN
+        davg = act_gradient(dh, tl.load(saved + hidden, r < R, 0.0), ACT)
         tl.store(grads + hidden, davg, r < R)
         dmax = davg
         if TOP:
-            dmax = tl.where(tl.load(saved + hidden + R, r < R, 0.0) <= 0, 0.0, dh)
+            dmax = act_gradient(dh, tl.load(saved + hidden + R, r < R, 0.0), ACT)
             tl.store(grads + hidden + R, dmax, r < R)
         for start in range(0, C, CC):
             k = start + tl.arange(0, CC)
@@ -307,7 +337,8 @@ def channels_unexcite_kernel(
 @triton.jit
 def unexcite_kernel(
     parts, saved, grads, w2, N, C, R, PARTS,
-    HARD_SIGMOID: tl.constexpr, TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
+    HARD_SIGMOID: tl.constexpr, ACT: tl.constexpr, TOP: tl.constexpr,
+    BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
     """One program: BR hidden units of BN samples. The programs of the first units also write the gate's gradient."""
     i = tl.program_id(0)
@@ -328,8 +359,7 @@ def unexcite_kernel(
     inside = (n < N) & (r < R)[None, :]
     for branch in tl.static_range(1 + TOP):
         hidden = (2 + TOP) * (tl.full([], N, tl.int64) * C) + (n.to(tl.int64) * (1 + TOP) + branch) * R + r[None, :]
-        off = tl.load(saved + hidden, inside, 0.0) <= 0   # false for NaN
-        tl.store(grads + hidden, tl.where(off, 0.0, dh), inside)
+        tl.store(grads + hidden, act_gradient(dh, tl.load(saved + hidden, inside, 0.0), ACT), inside)
 
 
 @triton.jit
@@ -363,7 +393,7 @@ def unsqueeze_kernel(
 @triton.jit
 def weights_kernel(
     saved, grads, dw1, db1, dw2, db2, N, C, R,
-    TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
+    ACT: tl.constexpr, TOP: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
 ):   # fmt: skip
     """One program: BC channels by BR hidden units, over all samples."""
     i = tl.program_id(0)
@@ -379,7 +409,7 @@ def weights_kernel(
         in_channels = (n < N) & (c < C)[None, :]
         in_units = (n < N) & (r < R)[None, :]
         d = tl.load(nth(grads, 1 + TOP, N, C) + n * C + c[None, :], in_channels, 0.0)
-        h = hidden_of(saved, n, r, N, C, R, TOP)
+        h = hidden_of(saved, n, r, N, C, R, ACT, TOP)
         dw2_sum = multiply_add(tl.trans(d), h, dw2_sum, PRECISION)
         db2_sum += tl.sum(d, 0)
         for branch in tl.static_range(1 + TOP):
@@ -421,17 +451,18 @@ def backward(
     if is_small(C, R):
         tensors = x, dy, t, maps, dmaps, parts, counters(x, N), saved, grads, layers.w1, layers.w2
         args = *tensors, N, C, S, R, tiling.parts, tiling.steps, 1 / S
-        tile = {**tiling.options, **_small_tile(R)}
-        launch(channels_unexcite_kernel, tiling.programs, *args, HARD_SIGMOID=hard, TOP=top, **tile)
+        small_options = {"HARD_SIGMOID": hard, "ACT": layers.act, "TOP": top, **tiling.options, **_small_tile(R)}
+        launch(channels_unexcite_kernel, tiling.programs, *args, **small_options)
     else:
         portion_args = x, dy, saved, t, maps, dmaps, parts, N, C, S, tiling.parts, tiling.steps
         launch(passes.channels_kernel, tiling.programs, *portion_args, TOP=top, **tiling.options)
         rows = cdiv(N, ROWS)
         layer_args = parts, saved, grads, layers.w2, N, C, R, tiling.parts
-        launch(unexcite_kernel, rows * cdiv(R, BR), *layer_args, HARD_SIGMOID=hard, **options)
+        launch(unexcite_kernel, rows * cdiv(R, BR), *layer_args, HARD_SIGMOID=hard, ACT=layers.act, **options)
         launch(unsqueeze_kernel, rows * cdiv(C, WIDE), parts, grads, layers.w1, N, C, R, tiling.parts, 1 / S, **options)
     weight_grads = gradients.w1, gradients.b1, gradients.w2, gradients.b2
-    launch(weights_kernel, cdiv(C, WIDE) * cdiv(R, BR), saved, grads, *weight_grads, N, C, R, **options)
+    programs = cdiv(C, WIDE) * cdiv(R, BR)
+    launch(weights_kernel, programs, saved, grads, *weight_grads, N, C, R, ACT=layers.act, **options)
     return grads
 
 

@@ -1,0 +1,60 @@
+"""U-Nets of other libraries whose weights can be converted. Their keys depend on the number of levels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from .. import registry
+from ..blocks.sources import linear, norm
+from ..contract import Keys, prefixed
+from .spec import UNet
+
+
+def monai(net: UNet) -> tuple[Keys, ...]:
+    """Return the keys of MONAI's AttentionUnet, whose levels lie inside one another."""
+    names = _monai_pair("encoder.0", "model.0") | linear(head="model.2.conv")
+    layer, deepest = "model.1", len(net.channels) - 1
+    for i in range(deepest):
+        inner = f"{layer}.submodule"
+        names |= _monai_pair(f"encoder.{i + 1}", inner if i + 1 == deepest else f"{inner}.0")
+        names |= linear(**{f"up.{i}.transpose": f"{layer}.upconv.up.conv", f"decoder.{i}.conv1": f"{layer}.merge.conv"})
+        names |= norm(**{f"up.{i}.norm": f"{layer}.upconv.up.adn.N"})
+        names |= {f"decoder.{i}.activation1.weight": f"{layer}.merge.adn.A.weight"}
+        names |= _gate("monai", f"skip.{i}", f"{layer}.attention")
+        layer = f"{inner}.1"
+    return (Keys(names, axes=None),)
+
+
+def leejunhyun(net: UNet) -> tuple[Keys, ...]:
+    """Return the keys of AttU_Net of LeeJunHyun/Image_Segmentation, whose levels are numbered from 1."""
+    names = linear(head="Conv_1x1")
+    for i in range(len(net.channels)):
+        names |= _leejunhyun_pair(f"encoder.{i}", f"Conv{i + 1}")
+    for i in range(len(net.channels) - 1):
+        names |= _leejunhyun_pair(f"decoder.{i}", f"Up_conv{i + 2}")
+        names |= linear(**{f"up.{i}.conv": f"Up{i + 2}.up.1"}) | norm(**{f"up.{i}.norm": f"Up{i + 2}.up.2"})
+        names |= _gate("leejunhyun", f"skip.{i}", f"Att{i + 2}")
+    return (Keys(names, axes=None),)
+
+
+KEYS: Final[Mapping[str, Callable[[UNet], tuple[Keys, ...]]]] = {"monai": monai, "leejunhyun": leejunhyun}
+
+
+def _monai_pair(ours: str, theirs: str) -> dict[str, str]:
+    """Return the names of the two convolutions of a level of MONAI, with their norms."""
+    both = {f"{ours}.{{}}{n}": f"{theirs}.conv.{n - 1}" for n in (1, 2)}
+    convs = {name.format("conv"): f"{module}.conv" for name, module in both.items()}
+    return linear(**convs) | norm(**{name.format("norm"): f"{module}.adn.N" for name, module in both.items()})
+
+
+def _leejunhyun_pair(ours: str, theirs: str) -> dict[str, str]:
+    """Return the names of the two convolutions of a level of LeeJunHyun's network, with their norms."""
+    convs = linear(**{f"{ours}.conv1": f"{theirs}.conv.0", f"{ours}.conv2": f"{theirs}.conv.3"})
+    return convs | norm(**{f"{ours}.norm1": f"{theirs}.conv.1", f"{ours}.norm2": f"{theirs}.conv.4"})
+
+
+def _gate(source: str, ours: str, theirs: str) -> dict[str, str]:
+    """Return the names of the gate of a level."""
+    (layout,) = registry.keys("attention_gate")[source]
+    return prefixed(ours, {name: f"{theirs}.{key}" for name, key in layout.names.items()})

@@ -1,0 +1,51 @@
+"""Networks and modules of other libraries, with random weights. benchmarks.peers.INSTALL installs the libraries."""
+
+import warnings
+from operator import attrgetter
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.peers import INSTALL, load
+
+RNG = torch.Generator().manual_seed(0)
+X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def library(name):
+    """Import a library, or skip the test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")   # other libraries warn while they load
+        try:
+            return load(name)
+        except ModuleNotFoundError as err:
+            pytest.skip(f"{err.name} is not installed; to run this: {INSTALL}")
+
+
+def network(package, name, **options):
+    """A network of random weights, outside training, whose running statistics are not the initial ones."""
+    torch.manual_seed(0)
+    if package == "timm":
+        net = library("timm").create_model(name, num_classes=3, **options)
+    else:
+        net = attrgetter(name)(library("torchvision.models"))(num_classes=3, **options)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+    return net.eval()
+
+
+def random_weights(module):
+    """Give a module random parameters and running statistics, outside training."""
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.randn(p.shape, generator=RNG))
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_var"):
+                buffer.copy_(torch.rand(buffer.shape, generator=RNG) + 0.5)
+            elif name.endswith("running_mean"):
+                buffer.copy_(torch.randn(buffer.shape, generator=RNG))
+    return module.double().eval()
