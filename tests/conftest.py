@@ -38,6 +38,7 @@ from each import one_of_each
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "one_of_each: run each parameter once; --all or --thorough: all combinations")
     for number, description in CASES.items():
         config.addinivalue_line("markers", f"case{number}: {description}")
 
@@ -46,18 +47,28 @@ def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="600 random examples per test instead of 6 fixed ones")
     parser.addoption("--few", action="store_true", help="2 examples per test, for slow Keras backends")
     parser.addoption("--each", action="store_true", help="each parameter of a test once instead of all combinations")
+    parser.addoption("--all", action="store_true", help="all combinations also of tests with the marker one_of_each")
 
 
+@pytest.hookimpl(trylast=True)   # after -k and -m, so that what they select has every parameter
 def pytest_collection_modifyitems(config, items):
-    """Apply --each and --thorough, and start slow tests first, so that the worker processes finish together."""
-    if config.getoption("--each"):
-        selected = one_of_each(items)
-        config.hook.pytest_deselected(items=[item for item in items if item not in selected])
-        items[:] = selected
+    """Select combinations of parameters, and start slow tests first, so that the worker processes finish together."""
+    reduced = [] if config.getoption("--all") else [item for item in items if is_reduced(item, config)]
+    deselected = set(reduced) - set(one_of_each(reduced))
+    config.hook.pytest_deselected(items=[item for item in items if item in deselected])
+    items[:] = [item for item in items if item not in deselected]
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
     if config.getoption("--thorough"):   # the timeouts are for 6 examples
         for item in items:
             item.add_marker(pytest.mark.timeout(0))
+
+
+def is_reduced(item, config):
+    """Whether only some combinations of the parameters of an item's test are run. Tests on a GPU run all."""
+    if config.getoption("--each"):
+        return True
+    is_marked = item.get_closest_marker("one_of_each") and not item.get_closest_marker("gpu")
+    return is_marked and not config.getoption("--thorough")
 
 
 def pytest_collection_finish():

@@ -454,6 +454,7 @@ POLICIES = {   # policy -> compute dtype, variable dtype, tolerance
 }
 
 
+@pytest.mark.one_of_each
 @pytest.mark.parametrize("policy", ["mixed_float16", "bfloat16"] if BACKEND == "jax" else POLICIES)
 @every_sample
 def test_output_under_a_dtype_policy_agrees_with_the_spec(sample, policy):
