@@ -50,25 +50,31 @@ def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="all combinations also of tests with the marker one_of_each")
 
 
-@pytest.hookimpl(trylast=True)   # after -k and -m, so that what they select has every parameter
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config, items):
-    """Select combinations of parameters, and start slow tests first, so that the worker processes finish together."""
-    reduced = [] if config.getoption("--all") else [item for item in items if is_reduced(item, config)]
-    deselected = set(reduced) - set(one_of_each(reduced))
-    config.hook.pytest_deselected(items=[item for item in items if item in deselected])
-    items[:] = [item for item in items if item not in deselected]
+    """Select combinations of parameters, and start slow tests first, so that the worker processes finish together.
+
+    --each selects before -k and -m, the marker one_of_each after them, so that any test that they name is run. Tests
+    on a GPU run all combinations.
+    """
+    option = config.getoption
+    if option("--each"):
+        reduce_combinations(config, items, items)
+    yield
+    if not (option("--each") or option("--all") or option("--thorough")):
+        marked = [item for item in items if item.get_closest_marker("one_of_each")]
+        reduce_combinations(config, items, [item for item in marked if not item.get_closest_marker("gpu")])
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
-    if config.getoption("--thorough"):   # the timeouts are for 6 examples
+    if option("--thorough"):   # the timeouts are for 6 examples
         for item in items:
             item.add_marker(pytest.mark.timeout(0))
 
 
-def is_reduced(item, config):
-    """Whether only some combinations of the parameters of an item's test are run. Tests on a GPU run all."""
-    if config.getoption("--each"):
-        return True
-    is_marked = item.get_closest_marker("one_of_each") and not item.get_closest_marker("gpu")
-    return is_marked and not config.getoption("--thorough")
+def reduce_combinations(config, items, candidates):
+    """Deselect candidates, in place, whose parameters other candidates of the same test have."""
+    deselected = set(candidates) - set(one_of_each(candidates))
+    config.hook.pytest_deselected(items=[item for item in items if item in deselected])
+    items[:] = [item for item in items if item not in deselected]
 
 
 def pytest_collection_finish():
