@@ -1,7 +1,5 @@
 """Blocks put into models of Keras that somebody else wrote, exchanged and taken out again."""
 
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -238,12 +236,6 @@ def test_models_that_override_call_are_refused():
     for each in (model, chain(model)):
         with pytest.raises(ValueError, match="got Doubled, which has its own call: call the block there"):
             attzoo.attach(each, "se", after=keras.layers.Conv2D)
-
-
-def test_saved_models_load_in_a_new_process(tmp_path):
-    attzoo.attach(network(), "se", after="stem").model.save(tmp_path / "net.keras")
-    code = f"import attzoo.keras, keras; keras.models.load_model({str(tmp_path / 'net.keras')!r})"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_models_without_a_graph_are_refused():
