@@ -38,6 +38,7 @@ from each import one_of_each
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "one_of_each: run each parameter once; --all or --thorough: all combinations")
     for number, description in CASES.items():
         config.addinivalue_line("markers", f"case{number}: {description}")
 
@@ -46,18 +47,34 @@ def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="600 random examples per test instead of 6 fixed ones")
     parser.addoption("--few", action="store_true", help="2 examples per test, for slow Keras backends")
     parser.addoption("--each", action="store_true", help="each parameter of a test once instead of all combinations")
+    parser.addoption("--all", action="store_true", help="all combinations also of tests with the marker one_of_each")
 
 
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config, items):
-    """Apply --each and --thorough, and start slow tests first, so that the worker processes finish together."""
-    if config.getoption("--each"):
-        selected = one_of_each(items)
-        config.hook.pytest_deselected(items=[item for item in items if item not in selected])
-        items[:] = selected
+    """Select combinations of parameters, and start slow tests first, so that the worker processes finish together.
+
+    --each selects before -k and -m, the marker one_of_each after them, so that any test that they name is run. Tests
+    on a GPU run all combinations.
+    """
+    option = config.getoption
+    if option("--each"):
+        reduce_combinations(config, items, items)
+    yield
+    if not (option("--each") or option("--all") or option("--thorough")):
+        marked = [item for item in items if item.get_closest_marker("one_of_each")]
+        reduce_combinations(config, items, [item for item in marked if not item.get_closest_marker("gpu")])
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
-    if config.getoption("--thorough"):   # the timeouts are for 6 examples
+    if option("--thorough"):   # the timeouts are for 6 examples
         for item in items:
             item.add_marker(pytest.mark.timeout(0))
+
+
+def reduce_combinations(config, items, candidates):
+    """Deselect candidates, in place, whose parameters other candidates of the same test have."""
+    deselected = set(candidates) - set(one_of_each(candidates))
+    config.hook.pytest_deselected(items=[item for item in items if item in deselected])
+    items[:] = [item for item in items if item not in deselected]
 
 
 def pytest_collection_finish():

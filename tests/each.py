@@ -1,23 +1,31 @@
 """Select fewer combinations of the parameters of a test, with every row of every `parametrize` mark at least once."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 
 def one_of_each(items):
-    """Return the selected test items in their order. Of each test, the items with the most new rows are selected."""
+    """Return the selected test items in their order.
+
+    Of each test, the items with the most new rows are selected, and of these the ones whose rows were used least.
+    """
     tests, selected = defaultdict(list), set()
     for item in items:
         tests[item.nodeid.partition("[")[0]].append(item)
     for group in tests.values():
-        covered, remaining = set(), {item.nodeid: rows(item) for item in group}
+        uses, remaining = Counter(), {item.nodeid: rows(item) for item in group}
         while remaining:
-            best = max(remaining, key=lambda name: len(remaining[name] - covered))
-            new = remaining.pop(best) - covered
-            if not new and covered:
+            best = max(remaining, key=lambda name: preference(remaining[name], uses))
+            new = remaining.pop(best)
+            if uses and not new - uses.keys():
                 break
             selected.add(best)
-            covered |= new
+            uses.update(new)
     return [item for item in items if item.nodeid in selected]
+
+
+def preference(item_rows, uses):
+    """Return a key that is larger for the item to select first: its number of new rows, then how rarely it repeats."""
+    return len(item_rows - uses.keys()), -sum(uses[row] for row in item_rows)
 
 
 def rows(item):

@@ -32,6 +32,11 @@ def test_each_row_of_each_mark_is_selected_without_surplus_items(values):
         assert selected_rows == {row if len(names) > 1 else (row,) for row in rows}
 
 
+def test_rows_that_are_repeated_are_used_equally_often():
+    selected = one_of_each([*items("test", a=[1, 2, 3, 4, 5, 6], b=["x", "y"])])
+    assert [item.params["b"] for item in selected].count("x") == 3
+
+
 def test_parameters_of_a_fixture_are_all_selected():
     of_fixture = [*items("test", a=[1, 2])]
     for item in of_fixture:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from itertools import product
 
 import pytest
 import torch
@@ -130,17 +131,14 @@ def tail_results(mode, name, act, layout, *, compiled=False):
     return [y.detach(), *(t.detach() for t in (*gradients, *second) if t is not None)]
 
 
-@all_blocks
+@pytest.mark.one_of_each
+@pytest.mark.parametrize(("compiled", "name"), [*product([False, True], NAMES)])
 @pytest.mark.parametrize("act", [None, "relu"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_shortcut_and_activation_match_plain_form(name, act, layout):
-    tolerance = {"rtol": 1e-4, "atol": 1e-5}
+def test_shortcut_and_activation_match_plain_form(name, act, layout, compiled):
     expected = tail_results("eager", name, act, layout)
-    got = tail_results("triton", name, act, layout)
-    assert_close(got, expected, **tolerance)
-    if (NAMES.index(name) + (act is None) + (layout == LAYOUTS[0])) % 2:   # half of the cases: all pairs
-        graph = tail_results("triton", name, act, layout, compiled=True)
-        assert_close(graph, expected[: len(graph)], **tolerance)
+    got = tail_results("triton", name, act, layout, compiled=compiled)
+    assert_close(got, expected[: len(got)] if compiled else expected, rtol=1e-4, atol=1e-5)
 
 
 @all_blocks

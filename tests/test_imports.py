@@ -95,11 +95,6 @@ def test_a_loaded_framework_is_detected(tmp_path):
     assert "torch" in modules_after("import attzoo", PYTHONPATH=str(tmp_path))
 
 
-@pytest.mark.case128
-def test_attzoo_torch_loads_only_torch():
-    assert FRAMEWORKS & modules_after("import attzoo.torch") == {"torch"}
-
-
 @pytest.mark.parametrize(("backend", "expected"), [
     ("jax", {"keras", "jax"}), ("torch", {"keras", "torch", "jax"}),   # Keras imports JAX if it is installed
 ])   # fmt: skip
@@ -123,7 +118,8 @@ def test_optimizer_of_torch_works_after_attzoo_keras():
 
 
 @pytest.mark.case127
-def test_optimizer_of_torch_works_after_attzoo_torch_and_keras():
+@pytest.mark.case128
+def test_attzoo_torch_loads_only_torch_and_its_optimizer_works_after_attzoo_keras():
     program = f"import attzoo.torch\n{RECORD_FRAMEWORKS}\nimport attzoo.keras\n{SGD}\n{PRINT_FRAMEWORKS}"
     assert output_of(program, KERAS_BACKEND="tensorflow") == ["torch"]
 

@@ -1,7 +1,5 @@
 """Blocks added to Keras models, replaced and removed."""
 
-import subprocess
-import sys
 from importlib import import_module
 
 import keras
@@ -266,12 +264,6 @@ def test_models_that_override_call_are_refused():
     for invalid_model in (model, chain(model)):
         with pytest.raises(ValueError, match="got Doubled, which has its own call: call the block there"):
             attzoo.attach(invalid_model, "se", after=keras.layers.Conv2D)
-
-
-def test_saved_models_load_in_a_new_process(tmp_path):
-    attzoo.attach(network(), "se", after="stem").model.save(tmp_path / "net.keras")
-    code = f"import attzoo.keras, keras; keras.models.load_model({str(tmp_path / 'net.keras')!r})"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_models_without_a_graph_are_refused():

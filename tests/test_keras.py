@@ -410,7 +410,7 @@ with suppress(ImportError):
     import triton   # before TensorFlow, as in attzoo
 import keras
 import numpy as np
-model, inputs, out = sys.argv[1:]
+model, inputs, out, attached = sys.argv[1:]
 try:
     keras.saving.load_model(model)
 except TypeError as err:
@@ -419,7 +419,14 @@ assert "attzoo" not in sys.modules
 import attzoo.keras
 with np.load(inputs) as xs:
     np.save(out, keras.ops.convert_to_numpy(keras.saving.load_model(model)([xs["x"], xs["g"]])))
+assert keras.saving.load_model(attached).count_params() == 26
 """
+
+
+def attached_model():
+    """Return a model of one convolution with an SE that was attached; they have 10 and 16 parameters."""
+    inputs = keras.Input((None, None, 1))
+    return attzoo.attach(keras.Model(inputs, keras.layers.Conv2D(5, 1, name="stem")(inputs)), "se", after="stem").model
 
 
 @pytest.mark.case81
@@ -429,7 +436,8 @@ def test_model_can_be_loaded_in_a_fresh_process(tmp_path):
     model, (x, g) = all_blocks_model(), inputs(NET)
     model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "inputs.npz", x=x, g=g)
-    files = [tmp_path / name for name in ("model.keras", "inputs.npz", "y.npy")]
+    attached_model().save(tmp_path / "attached.keras")
+    files = [tmp_path / name for name in ("model.keras", "inputs.npz", "y.npy", "attached.keras")]
     env = os.environ | {"KERAS_BACKEND": BACKEND}
     run = subprocess.run([sys.executable, "-c", RELOAD, *files], capture_output=True, text=True, timeout=200, env=env)
     assert run.returncode == 0, run.stderr
@@ -454,6 +462,7 @@ POLICIES = {   # policy -> compute dtype, variable dtype, tolerance
 }
 
 
+@pytest.mark.one_of_each
 @pytest.mark.parametrize("policy", ["mixed_float16", "bfloat16"] if BACKEND == "jax" else POLICIES)
 @every_sample
 def test_output_under_a_dtype_policy_agrees_with_the_spec(sample, policy):

@@ -26,17 +26,20 @@ FILES = {   # file -> -k expression that selects its tests
 }
 # JAX compiles every operation for every shape, so the tests need fast compilation, not fast code
 NO_OPTIMIZATION = "--xla_backend_optimization_level=0"
-NO_EMITTERS = f"{NO_OPTIMIZATION} --xla_cpu_use_fusion_emitters=false"   # half the time; some XLA versions lack it
+FASTEST = (   # half the time; some XLA versions lack these options
+    f"{NO_OPTIMIZATION} --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
 
 
 def jax(folder):
     """Return environment variables for fast compilation, with a cache of compiled programs in `folder`."""
-    has_option = subprocess.run(   # XLA aborts the process for an unknown option
-        [sys.executable, "-c", "import jax; jax.devices()"], env=os.environ | {"XLA_FLAGS": NO_EMITTERS},
+    has_options = subprocess.run(   # XLA aborts the process for an unknown option
+        [sys.executable, "-c", "import jax; jax.devices()"], env=os.environ | {"XLA_FLAGS": FASTEST},
         capture_output=True, check=False,
     ).returncode == 0   # fmt: skip
     return {
-        "XLA_FLAGS": NO_EMITTERS if has_option else NO_OPTIMIZATION,
+        "XLA_FLAGS": FASTEST if has_options else NO_OPTIMIZATION,
         "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

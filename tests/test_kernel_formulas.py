@@ -34,6 +34,7 @@ def _in_float64(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.one_of_each
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("block", "arguments"), CASES)
 @settings(max_examples=2, deadline=None)

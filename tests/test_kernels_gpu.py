@@ -62,6 +62,7 @@ def sizes(tiny, *real):
 # ---- results ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_of_each
 @one_input_blocks
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)

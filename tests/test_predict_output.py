@@ -1,6 +1,7 @@
 """Tests of which files `predict` and `maps` replace: their own, others only with `overwrite`, inputs never."""
 
 import os
+import pickle
 from contextlib import suppress
 from hashlib import sha256
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 import attzoo
 from attzoo import cli
-from attzoo.predict import Network, maps_file, predict_files
+from attzoo.predict import Network, files, maps_file, predict_files
 from attzoo.predict.output import RECORD, Output
 from attzoo.train.data import Preparation
 
@@ -195,6 +196,26 @@ def test_results_of_two_networks_are_never_in_one_folder(network, second, data, 
 # ---- interruptions, and the record -----------------------------------------------------------------
 
 
+@pytest.fixture
+def draw_once(monkeypatch):
+    """Draw equal pictures once, because drawing takes most of the time of a call."""
+
+    def remembering(draw):
+        pictures = {}
+
+        def replacement(*arguments):
+            key = pickle.dumps(arguments)
+            if key not in pictures:
+                pictures[key] = draw(*arguments)
+            return pictures[key]
+
+        return replacement
+
+    for module in (files.maps, files.picture):
+        monkeypatch.setattr(module, "draw", remembering(module.draw))
+
+
+@pytest.mark.usefixtures("draw_once")
 @pytest.mark.parametrize("command", [predict_files, maps_file])
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 @pytest.mark.parametrize("after", [False, True])

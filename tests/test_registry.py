@@ -1,6 +1,5 @@
 """Lookup of blocks by name: built-in blocks, aliases, variants, third-party blocks, and invalid names."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 
 import attzoo
 from attzoo import registry
+from attzoo.testing import check_block
 
 BUILT_IN = list(registry.BLOCKS)
 ARGUMENTS = {name: (32, *(16 for a in attzoo.info(name).arguments if a.channels_of)) for name in BUILT_IN}   # required
@@ -227,57 +227,57 @@ def test_unknown_backend_raises(word):
 
 # ---- installed third-party blocks ------------------------------------------------------------------------------------
 
-USE_THIRD_PARTY_BLOCK = """
-import sys
-import attzoo
-from attzoo.testing import check_block
+@pytest.fixture
+def plugin_modules():
+    """Remove the modules of the tests' plugin from sys.modules, before and after a test."""
 
-assert attzoo.names() == [*{built_in!r}, "scale"], attzoo.names()
-assert not [m for m in sys.modules if m.startswith("attzoo_scale")], "names() imported a third-party package"
+    def remove():
+        for name in [name for name in sys.modules if name.partition(".")[0] == "attzoo_scale"]:
+            del sys.modules[name]
 
-for backend, base in (("torch", "torch.nn.Module"), ("keras", "keras.Layer")):
-    cls = attzoo.get("scale", backend=backend)
-    assert cls.__module__ == "attzoo_scale." + backend, cls
-    assert attzoo.create("scale", 3, backend=backend, variant="open").spec.start == 4.0
-assert attzoo.create("scale", 3, backend="numpy").start == 0.0
-try:
-    attzoo.get("scael", backend="torch")
-except ValueError as err:
-    assert "did you mean 'scale'" in str(err), err
-
-block = attzoo.create("scale", 3, backend="torch")
-block.logit.data.copy_(block.logit.new_tensor([-1.5, 0.25, 3]))
-twin = attzoo.convert(block, backend="keras")
-assert type(twin) is attzoo.get("scale", backend="keras")
-converted_back = attzoo.convert(twin, backend="torch")
-for path, saved in (("torch.safetensors", block), ("keras.safetensors", twin)):
-    attzoo.save(saved, path)
-    for backend in ("torch", "keras"):
-        loaded = attzoo.load(path, backend=backend)
-        for copied in (twin, converted_back, loaded):
-            assert copied.spec == block.spec
-            assert attzoo.weights(copied)["logit"].tolist() == [-1.5, 0.25, 3]
-for backend in ("torch", "keras"):
-    for finding in check_block("scale", backend):
-        assert finding.failure is None, finding
-print("all checks pass")
-"""
+    remove()
+    yield
+    remove()
 
 
-def python(program, folder, **env):
-    """Run a program in a new interpreter that may import from `folder`."""
-    env = {**os.environ, "PYTHONPATH": str(folder), **env}
-    command = [sys.executable, "-c", program]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=250)
-
-
-def test_installed_third_party_block_works_like_a_built_in_one(tmp_path):
-    shutil.copytree(ROOT / "tests" / "plugin", tmp_path / "project")
+def install_plugin(folder):
+    """Install the tests' plugin with pip, and return the folder of its modules and entry points."""
+    shutil.copytree(ROOT / "tests" / "plugin", folder / "project")
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "install", *options, "--target", tmp_path / "site", tmp_path / "project"]
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", folder / "site", folder / "project"]
     subprocess.run(command, check=True, timeout=100)
-    process = python(USE_THIRD_PARTY_BLOCK.format(built_in=BUILT_IN), tmp_path / "site")
-    assert process.stdout == "all checks pass\n", process.stderr
+    return folder / "site"
+
+
+@pytest.mark.usefixtures("plugin_modules")
+def test_installed_third_party_block_works_like_a_built_in_one(tmp_path, monkeypatch):
+    site = install_plugin(tmp_path)
+    monkeypatch.syspath_prepend(site)
+    assert attzoo.names() == [*BUILT_IN, "scale"]
+    assert not [m for m in sys.modules if m.startswith("attzoo_scale")], "names() imported a third-party package"
+    for backend in ("torch", "keras"):
+        cls = attzoo.get("scale", backend=backend)
+        assert cls.__module__ == f"attzoo_scale.{backend}"
+        assert sys.modules[cls.__module__].__file__.startswith(str(site))
+        assert attzoo.create("scale", 3, backend=backend, variant="open").spec.start == 4.0
+    assert attzoo.create("scale", 3, backend="numpy").start == 0.0
+    with pytest.raises(ValueError, match="did you mean 'scale'"):
+        attzoo.get("scael", backend="torch")
+
+    block = attzoo.create("scale", 3, backend="torch")
+    block.logit.data.copy_(block.logit.new_tensor([-1.5, 0.25, 3]))
+    twin = attzoo.convert(block, backend="keras")
+    assert type(twin) is attzoo.get("scale", backend="keras")
+    copies = [twin, attzoo.convert(twin, backend="torch")]
+    for saved in (block, twin):
+        attzoo.save(saved, path := tmp_path / f"{type(saved).__module__}.safetensors")
+        copies += [attzoo.load(path, backend=backend) for backend in ("torch", "keras")]
+    for copied in copies:
+        assert copied.spec == block.spec
+        assert attzoo.weights(copied)["logit"].tolist() == [-1.5, 0.25, 3]
+    for backend in ("torch", "keras"):
+        for finding in check_block("scale", backend):
+            assert finding.failure is None, finding
 
 
 # ---- faulty third-party packages -------------------------------------------------------------------------------------
@@ -382,6 +382,7 @@ def test_third_party_blocks_are_sorted_after_built_in_ones(install_package):
     assert list(registry.table().items())[-2:] == [("ant", "rival:Ant"), ("zebra", "guest:Zebra")]
 
 
+@pytest.mark.usefixtures("plugin_modules")
 def test_convert_needs_no_registration_but_save_does(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "plugin")   # importable, but not installed
     from attzoo_scale.torch import Scale

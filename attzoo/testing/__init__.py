@@ -16,7 +16,7 @@ import inspect
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -183,8 +183,6 @@ def training(case: Case, backend: str) -> float:
     rate, steps, block = 2.0**-7, 5, case.block(backend)
     adapter(backend).train(block, case.inputs(), case.cotangent(), steps, rate)
     expected = descend(case, steps, rate)
-    rounding = cache(partial(rounding_descent, case, steps, rate, expected))
-    difference_error = cache(partial(descent_error, case, steps, rate, expected))
     unit = TOLERANCE["training"] * eps_of(case, backend)
     for name, array in adapter(backend).read(block).items():
         scale = np.abs(expected[name]).max() + np.abs(expected[name] - case.weights()[name]).max()
@@ -193,8 +191,8 @@ def training(case: Case, backend: str) -> float:
             name,
             array - expected[name],
             allowed,
-            lambda name=name: unit * rounding()[name],   # type: ignore[misc]
-            lambda name=name, allowed=allowed: allowed + difference_error()[name],   # type: ignore[misc]
+            lambda name=name: unit * rounding_descent(case, steps, rate)[name],   # type: ignore[misc]
+            lambda name=name, allowed=allowed: allowed + descent_error(case, steps, rate)[name],   # type: ignore[misc]
         ))   # fmt: skip
     return ratio
 

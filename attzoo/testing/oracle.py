@@ -125,6 +125,7 @@ def derivative(
     return slope, error, change + size
 
 
+@lru_cache(CACHE_SIZE)
 def rounding_derivative(case: Case, key: int | str, stream: int, training: bool, slope: float) -> float:
     """Return the largest change of `derivative` per relative error of the results of operations, over all draws.
 
@@ -225,17 +226,21 @@ def descend(case: Case, steps: int, rate: float) -> Weights:
     return _descend(case, _loss_terms(case, case.cotangent(), True), steps, rate)
 
 
-def descent_error(case: Case, steps: int, rate: float, expected: Weights) -> dict[str, float]:
+@lru_cache(CACHE_SIZE)
+def descent_error(case: Case, steps: int, rate: float) -> dict[str, float]:
     """Return an estimate of the largest error of `descend` in each array.
 
     The error of central differences is proportional to the square of the step, so half the step shows most of it.
     """
     result_with_half_step = _descend(case, _loss_terms(case, case.cotangent(), True), steps, rate, step=STEP / 2)
+    expected = descend(case, steps, rate)
     return {name: 2 * float(np.abs(result_with_half_step[name] - array).max()) for name, array in expected.items()}
 
 
-def rounding_descent(case: Case, steps: int, rate: float, expected: Weights) -> dict[str, float]:
+@lru_cache(CACHE_SIZE)
+def rounding_descent(case: Case, steps: int, rate: float) -> dict[str, float]:
     """Return the largest change of each array of `descend` per relative error of operations, over all draws."""
+    expected = descend(case, steps, rate)
     terms, change = _loss_terms(case, case.cotangent(), True), dict.fromkeys(expected, 0.0)
     for draw in range(DRAWS):
         rounded = _descend(case, with_rounding(case, terms, (7, draw), PERTURBATION), steps, rate)
