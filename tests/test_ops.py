@@ -125,3 +125,49 @@ def test_hard_sigmoid_equals_that_of_mobilenetv3():
     resize_in_keras = keras_ops.ops.convert_to_numpy(keras_ops.hard_sigmoid(keras_ops.ops.convert_to_tensor(z)))
     for got in (ops.hard_sigmoid(z), in_torch, resize_in_keras):
         np.testing.assert_allclose(got, [0, 0, 1 / 3, 1 / 2, 5 / 6, 1, 1], rtol=0, atol=1e-15)
+
+
+WINDOWS = pytest.mark.parametrize(("shape", "window"), [((7,), (2,)), ((5, 6), (3, 2)), ((4, 3, 5), (1, 2, 3))])
+
+
+@WINDOWS
+def test_pool_equals_max_pool_of_torch(shape, window):
+    x = np.random.default_rng(0).normal(size=(2, 3, *shape)) - 9   # negative: a window with padded zeros would give 0
+    max_pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(shape)]
+    expected = max_pool(torch.from_numpy(x), window, ceil_mode=True).numpy()
+    for got in (ops.pool(x, window), torch_ops.pool(torch.from_numpy(x), window).numpy()):
+        np.testing.assert_array_equal(got, expected)
+
+
+@WINDOWS
+def test_widen_equals_pad_of_torch(shape, window):
+    x = np.random.default_rng(0).normal(size=(2, 3, *shape))
+    size = [n + w - 1 for n, w in zip(shape, window, strict=True)]
+    ends = [end for w in reversed(window) for end in (0, w - 1)]
+    expected = F.pad(torch.from_numpy(x), ends, mode="replicate").numpy()
+    for got in (ops.widen(x, size), torch_ops.widen(torch.from_numpy(x), size).numpy()):
+        np.testing.assert_array_equal(got, expected)
+    assert ops.widen(x, (1,) * len(shape)) is x
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 6), (2, 3, 4)])
+def test_instance_norm_and_prelu_equal_those_of_torch(shape):
+    x = np.random.default_rng(0).normal(size=(2, 3, *shape)) * 3 + 1
+    np.testing.assert_allclose(ops.instance_norm(x), F.instance_norm(torch.from_numpy(x)).numpy(), atol=1e-13)
+    slope = np.array([0.3])
+    np.testing.assert_allclose(ops.prelu(x, slope), F.prelu(*map(torch.from_numpy, (x, slope))).numpy(), atol=1e-13)
+
+
+def test_batch_norm_in_training_on_one_value_per_channel_raises():
+    message = (
+        r"^expected more than 1 value per channel in training for batch norm, got input of shape \(1, 4, 1\), which has "
+        "no variance: give a larger batch or larger inputs, or another norm: norm=False for a block, norm='instance' "
+        "for a U-Net$"
+    )
+    weights = {f"norm.{name}": np.ones(4) for name in ("weight", "bias", "mean", "var")}
+    with pytest.raises(ValueError, match=message):
+        ops.batch_norm(np.zeros((1, 4, 1)), weights, "norm", training=True)
+    with pytest.raises(ValueError, match=message):
+        torch_ops.apply_norm(torch.nn.BatchNorm1d(4), torch.zeros(1, 4, 1))
+    with pytest.raises(ValueError, match=message.replace("4, 1", "1, 4")):
+        keras_ops.BatchNorm().unbiased(np.zeros((1, 1, 4)))
