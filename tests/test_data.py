@@ -1,5 +1,7 @@
 """How images and masks are prepared, and what a folder of them gives."""
 
+import re
+import sys
 from math import prod
 
 import numpy as np
@@ -8,6 +10,7 @@ import tifffile
 from pairs import BYTES, VOLUME, WORDS, cell_mask, coordinates, write_array, write_pairs
 from PIL import Image
 
+from attzoo.data import package
 from attzoo.train.data import Folder, Preparation
 from attzoo.train.run import datasets
 from attzoo.train.settings import Settings
@@ -306,3 +309,16 @@ def test_other_arguments_are_refused(tmp_path):
         Folder(pairs, flip=0.5)
     with pytest.raises(ValueError, match="size must be 3 numbers, one for each spatial axis, got"):
         Preparation((4, 4))(VOLUME[None, ..., 0])
+
+
+def test_error_for_a_missing_package_has_the_install_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nibabel", None)   # importing it then raises ModuleNotFoundError
+    needed = 'is not installed, and attzoo train needs it: pip install -e ".[train]" in a clone of attzoo'
+    for name in ("nibabel", "nibabel.volumeutils"):
+        with pytest.raises(ModuleNotFoundError, match=f"^{re.escape(f'{name} {needed}')}$") as caught:
+            package(name)
+        assert caught.value.name == "nibabel"
+    (tmp_path / "incomplete.py").write_text("import no_such_dependency")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="^No module named 'no_such_dependency'$"):
+        package("incomplete")

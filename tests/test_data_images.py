@@ -237,6 +237,13 @@ def test_an_index_beyond_the_palette_of_a_bmp_is_refused(tmp_path):
             read(tmp_path / "a.bmp")
 
 
+def test_an_index_beyond_the_palette_of_a_png_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(np.array([[0, 1, 2]], np.uint8), kind=3, before=chunk(b"PLTE", bytes(6))))
+    message = "indices below 2, the number of colours in the palette, got 2: save the file again, for example as RGB$"
+    with pytest.raises(ValueError, match=f"a.png: expected {message}"):
+        read_image(tmp_path / "a.png")
+
+
 TIFFS = {   # arrays as tifffile writes them, and how
     "16-bit planar RGB": (below(2**16, 3, 6, 5), {"photometric": "rgb", "planarconfig": "separate"}),
     "8-bit planar RGB": (below(256, 3, 6, 5, dtype=np.uint8), {"photometric": "rgb", "planarconfig": "separate"}),

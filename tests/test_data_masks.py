@@ -290,13 +290,24 @@ def test_labels_that_are_none_are_refused(values, error, message):
         Labels(values)
 
 
+def test_labels_may_be_255_values():
+    assert Labels(tuple(range(1, 256))).values == tuple(range(1, 256))
+
+
 @pytest.mark.parametrize("text", ["255,0,0", "0,0,0", "0,128,255;", "1,2,3 ; "])
 def test_one_colour_is_refused_as_one(text):
     with pytest.raises(ValueError, match=r'^labels must be two or more colours, .*"0,0,0;\d+,\d+,\d+", got one colo'):
         parse_labels(text)
 
 
-@pytest.mark.parametrize("text", ["", "a,b", "0;1", "0,0,0;1", "0,0,0"])
+@pytest.mark.parametrize("text", ["0;1", "0,0,0;1", "0,0,0"])
 def test_text_that_is_no_labels_is_refused(text):
     with pytest.raises(ValueError, match=r"^labels must "):
+        parse_labels(text)
+
+
+@pytest.mark.parametrize("text", ["", "a,b"])
+def test_text_without_integers_is_refused_with_the_syntax(text):
+    expected = 'integers separated by commas, or colours separated by semicolons, such as "0,0,0;255,0,0"'
+    with pytest.raises(ValueError, match=f"^labels must be {expected}, got '{text}'$"):
         parse_labels(text)

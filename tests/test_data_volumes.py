@@ -134,20 +134,22 @@ def test_an_array_has_no_grid_to_compare(tmp_path):
     np.testing.assert_allclose(read_geometry(image).spacing, np.linalg.norm(AFFINE[:3, :3], axis=0), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("shape", "is_refused"), [
-    ((4, 4, 4), True), ((4, 4, 3), True), ((5, 4, 5), True), ((5, 4, 3), False), ((1, 4, 1), False), ((4, 4), True),
-    ((5, 4), False),
+@pytest.mark.parametrize(("shape", "refused"), [   # refused: the size in the error
+    ((4, 4, 4), "4 x 4 x 4"), ((4, 4, 3), "4 x 4 x 3"), ((5, 4, 5), "5 x 4 x 5"), ((5, 4, 3), ""), ((1, 4, 1), ""),
+    ((4, 4), "4 x 4"), ((5, 4), ""),
 ])   # fmt: skip
 @pytest.mark.parametrize("scan", ["image", "mask"])
-def test_a_header_beside_an_array_of_equal_axes_is_refused(scan, shape, is_refused, tmp_path):
+def test_a_header_beside_an_array_of_equal_axes_is_refused(scan, shape, refused, tmp_path):
     """NIfTI counts x first; SimpleITK's arrays, and pictures, count it last: equal sizes don't tell them apart."""
     array = np.zeros(shape, np.uint8)
     names = {"image": ("a.nii", "m.npy" if len(shape) > 2 else "m.png"), "mask": ("a.npy", "m.nii.gz")}[scan]
     for name in names:
         nifti(tmp_path / name, array) if ".nii" in name else write_array(tmp_path / name, array)
     pairs = [(tmp_path / names[0], tmp_path / names[1])]
-    if is_refused:
-        message = rf"expected the mask .*{names[1]} and its image .* both with a NIfTI header, got .*equal .*: save "
+    if refused:
+        got = f"got only one NIfTI file, and axes of equal size, {refused}, whose order cannot be compared without headers"
+        fix = "save both as NIfTI, the mask with the header of the image$"
+        message = rf"expected the mask .*{names[1]} and its image .* both with a NIfTI header, {got}: {fix}"
         with pytest.raises(ValueError, match=message):
             Folder(pairs)
     else:
