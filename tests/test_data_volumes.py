@@ -147,9 +147,9 @@ def test_a_header_beside_an_array_of_equal_axes_is_refused(scan, shape, refused,
         nifti(tmp_path / name, array) if ".nii" in name else write_array(tmp_path / name, array)
     pairs = [(tmp_path / names[0], tmp_path / names[1])]
     if refused:
-        got = f"got only one NIfTI file, and axes of equal size, {refused}, whose order cannot be compared without headers"
+        got = f"only one NIfTI file, and axes of equal size, {refused}, whose order cannot be compared without headers"
         fix = "save both as NIfTI, the mask with the header of the image$"
-        message = rf"expected the mask .*{names[1]} and its image .* both with a NIfTI header, {got}: {fix}"
+        message = rf"expected the mask .*{names[1]} and its image .* both with a NIfTI header, got {got}: {fix}"
         with pytest.raises(ValueError, match=message):
             Folder(pairs)
     else:
