@@ -314,10 +314,9 @@ def test_other_arguments_are_refused(tmp_path):
 def test_error_for_a_missing_package_has_the_install_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nibabel", None)   # importing it then raises ModuleNotFoundError
     needed = 'is not installed, and attzoo train needs it: pip install -e ".[train]" in a clone of attzoo'
-    for name in ("nibabel", "nibabel.part"):
-        with pytest.raises(ModuleNotFoundError, match=f"^{re.escape(f'{name} {needed}')}$") as caught:
-            package(name)
-        assert caught.value.name == "nibabel"
+    with pytest.raises(ModuleNotFoundError, match=f"^nibabel {re.escape(needed)}$") as caught:
+        package("nibabel")
+    assert caught.value.name == "nibabel"
     (tmp_path / "incomplete.py").write_text("import no_such_dependency")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'no_such_dependency'$"):
