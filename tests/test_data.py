@@ -311,6 +311,18 @@ def test_other_arguments_are_refused(tmp_path):
         Preparation((4, 4))(VOLUME[None, ..., 0])
 
 
+def test_error_for_images_of_different_sizes_names_the_options(tmp_path):
+    pairs = []
+    for name, size in (("a", (8, 6)), ("b", (8, 7))):
+        array = np.zeros(size, np.uint8)
+        pairs.append(tuple(write_array(tmp_path / folder / f"{name}.png", array) for folder in ("images", "masks")))
+    got = r"got .*a\.png of 8 x 6 and .*b\.png of 8 x 7"
+    fix = "set --size, such as 8,6, to resize all, or --batch 1"
+    with pytest.raises(ValueError, match=f"^expected images of one size to batch them, {got}: {fix}$"):
+        Folder(pairs).common_size()
+    assert Folder(pairs, Preparation((4, 5))).common_size() == (4, 5)
+
+
 def test_error_for_a_missing_package_has_the_install_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nibabel", None)   # importing it then raises ModuleNotFoundError
     needed = 'is not installed, and attzoo train needs it: pip install -e ".[train]" in a clone of attzoo'

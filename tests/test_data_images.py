@@ -405,6 +405,18 @@ def test_a_png_without_all_rows_is_refused(bits, kind, channels, interlaced, tmp
                 read(path)
 
 
+def test_a_jpeg_with_huffman_tables_before_the_frame_header_is_read(tmp_path):
+    data, segments, offset = encoded(NOISE, "JPEG"), [], 2
+    while data[offset + 1] != 0xDA:   # start of scan
+        end = offset + 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
+        segments.append(data[offset:end])
+        offset = end
+    segments.sort(key=lambda segment: segment[1] == 0xC0)   # frame header
+    (tmp_path / "a.jpg").write_bytes(data)
+    (tmp_path / "b.jpg").write_bytes(data[:2] + b"".join(segments) + data[offset:])
+    np.testing.assert_array_equal(read_image(tmp_path / "b.jpg"), read_image(tmp_path / "a.jpg"))
+
+
 def test_a_jpeg_of_12_bits_is_refused_as_one(tmp_path):
     data = imagecodecs.jpeg8_encode(below(4096, 64, 64), bitspersample=12, level=95)
     (tmp_path / "a.jpg").write_bytes(data)

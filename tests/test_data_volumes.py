@@ -176,12 +176,13 @@ def test_voxels_that_begin_within_the_header_are_refused(kind, ending, tmp_path)
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("a.nii", "rename the file to a.nii.gz"), ("a.nii.gz", "rename the file to a.nii"),
+    ("a.nii", "no compression by the ending .nii, got a gzip file: rename the file to a.nii.gz"),
+    ("a.nii.gz", "a gzip file by the ending .nii.gz, got another format: rename the file to a.nii"),
 ])   # fmt: skip
 def test_compression_that_the_name_does_not_tell_is_refused_with_the_right_name(name, message, tmp_path):
     data = nibabel.Nifti1Image(MASK, AFFINE).to_bytes()
     (tmp_path / name).write_bytes(gzip.compress(data) if name == "a.nii" else data)
-    with pytest.raises(ValueError, match=rf"{name}: expected .*, got .*: {message}$"):
+    with pytest.raises(ValueError, match=rf"{name}: expected {message}$"):
         read_image(tmp_path / name)
 
 

@@ -574,8 +574,14 @@ def test_other_images_are_written_if_some_have_wrong_channels_or_axes(files, fol
 
 
 HEADERS = {   # wrong header -> its fields and the error
-    "NaN": ({"srow_x": np.nan}, "expected finite numbers in the header's affine"),
-    "zeros": (dict.fromkeys(("srow_x", "srow_y", "srow_z"), 0), "expected a positive spacing of voxels in the header"),
+    "NaN": (
+        {"srow_x": np.nan},
+        "expected finite numbers in the header's affine, got NaN or infinity: correct the sform or qform, or set their",
+    ),
+    "zeros": (
+        dict.fromkeys(("srow_x", "srow_y", "srow_z"), 0),
+        "expected a positive spacing of voxels in the header, got 0 x 0 x 0 mm: correct the sform or qform, or",
+    ),
 }
 
 
