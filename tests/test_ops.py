@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attzoo.ops import guard
 from attzoo.ops import keras as keras_ops
 from attzoo.ops import numpy as ops
 from attzoo.ops import torch as torch_ops
@@ -131,12 +132,38 @@ WINDOWS = pytest.mark.parametrize(("shape", "window"), [((7,), (2,)), ((5, 6), (
 
 
 @WINDOWS
-def test_pool_equals_max_pool_of_torch(shape, window):
+def test_pool_equals_max_pool_of_torch(shape, window, monkeypatch):
     x = np.random.default_rng(0).normal(size=(2, 3, *shape)) - 9   # negative: a window with padded zeros would give 0
     max_pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(shape)]
-    expected = max_pool(torch.from_numpy(x), window, ceil_mode=True).numpy()
-    for got in (ops.pool(x, window), torch_ops.pool(torch.from_numpy(x), window).numpy()):
-        np.testing.assert_array_equal(got, expected)
+    tensor = torch.from_numpy(x)
+    expected = max_pool(tensor, window, ceil_mode=True)
+    np.testing.assert_array_equal(ops.pool(x, window), expected)
+    assert torch.equal(torch_ops.pool(tensor, window), expected)
+    assert torch.equal(torch.func.vmap(lambda one: torch_ops.pool(one, window))(tensor[None])[0], expected)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(torch_ops.pool(tensor, window), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(guard, "is_exporting", lambda: True)
+    monkeypatch.setattr(guard, "pool_ties_exports", True)   # of torch 2.7 to 2.12
+    assert torch.equal(torch_ops.pool(tensor, window), expected)
+
+
+@WINDOWS
+def test_forms_for_exports_compute_the_same(shape, window, monkeypatch):
+    x, size = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, *shape))), [n + 2 for n in shape]
+    calls = [
+        lambda: torch_ops.crop(x, window),
+        *(lambda a=aligned: torch_ops.resize(x, size, "linear", a) for aligned in (False, True)),
+        lambda: torch_ops.resize(x, size, "nearest", False),
+        lambda: torch_ops.resize(x, shape, "linear", False),
+    ]
+    expected = [call() for call in calls]
+    assert torch.equal(expected[0], x[(..., *map(slice, window))])
+    monkeypatch.setattr(guard, "is_exporting", lambda: True)
+    for call, y in zip(calls, expected, strict=True):
+        torch.testing.assert_close(call(), y, rtol=0, atol=1e-13)
 
 
 @WINDOWS
