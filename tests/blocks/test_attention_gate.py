@@ -41,6 +41,13 @@ def test_input_of_another_rank_raises(x, g, message):
         AttentionGate(2, 3).check_inputs(x, g)
 
 
+def test_macs_of_a_strided_gate():
+    """x of 7 x 6 pixels has 3 x 3 after the stride, with 2 x 2 products per channel, and psi; g has 2 x 3 pixels."""
+    shapes, gates = ((2, 4, 7, 6), (2, 3, 2, 3)), 2 * (3 * 3 * 2 * (4 * 2 * 2 + 1) + 2 * 3 * 2 * 3)
+    assert AttentionGate(4, 3, 2, stride=2).macs(*shapes) == gates
+    assert AttentionGate(4, 3, 2, stride=2, output_transform=True).macs(*shapes) == gates + 2 * 7 * 6 * 4 * 4
+
+
 def test_inter_channels_are_half_the_channels():
     assert AttentionGate(1, 5).inter_channels == 1
     assert AttentionGate(64, 128).inter_channels == 32

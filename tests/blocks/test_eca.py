@@ -49,6 +49,10 @@ def test_circular_padding():
     assert_close(got, [3 / 4, 1 / 2, 1 / 2])
 
 
+def test_macs_are_those_of_the_convolution_over_channels():
+    assert ECA(64).macs((2, 64, 5)) == 2 * 64 * 3
+
+
 def test_explicit_kernel_size_overrides_the_rule():
     assert ECA(64, kernel_size=7).kernel_size == 7
 
