@@ -405,6 +405,33 @@ def test_a_png_without_all_rows_is_refused(bits, kind, channels, interlaced, tmp
                 read(path)
 
 
+def test_unit_gives_float32(tmp_path):
+    for name, dtype in (("a", np.float64), ("b", np.uint8)):
+        np.save(tmp_path / f"{name}.npy", np.ones((3, 4), dtype))
+        assert read_image(tmp_path / f"{name}.npy", unit=True).dtype == np.float32
+
+
+def test_unit_refuses_integers_below_2_to_16(tmp_path):
+    for largest in (2**16 - 1, 2**16):
+        np.save(tmp_path / "a.npy", np.array([[0, largest]], np.int32))
+        if largest < 2**16:
+            with pytest.raises(ValueError, match="got at most 65535: save the image as uint8 or uint16, or set"):
+                read_image(tmp_path / "a.npy", unit=True)
+        else:
+            np.testing.assert_allclose(read_image(tmp_path / "a.npy", unit=True), [[[0, 2**16 / (2**31 - 1)]]])
+
+
+def test_a_pgm_of_text_has_16_bits(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P2\n2 1\n65535\n1 60000\n")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.pgm"), np.array([[[1, 60000]]], np.uint16))
+
+
+def test_a_byte_after_a_pgm_is_refused(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5\n2 8\n255\n" + bytes(16) + b"x")
+    with pytest.raises(ValueError, match="expected one picture, got more data after it; save each picture in its own"):
+        read_image(tmp_path / "a.pgm")
+
+
 def test_a_jpeg_with_huffman_tables_before_the_frame_header_is_read(tmp_path):
     data, segments, offset = encoded(NOISE, "JPEG"), [], 2
     while data[offset + 1] != 0xDA:   # start of scan

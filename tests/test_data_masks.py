@@ -290,6 +290,27 @@ def test_labels_that_are_none_are_refused(values, error, message):
         Labels(values)
 
 
+@pytest.mark.parametrize(("text", "values"), [
+    ("0,128,255", (0, 128, 255)), ("1,2,3,4", (1, 2, 3, 4)), ("0, 1", (0, 1)),
+    ("0,0,0; 255,0,0", ((0, 0, 0), (255, 0, 0))), ("0,0,0;1,2,3;", ((0, 0, 0), (1, 2, 3))),
+])   # fmt: skip
+def test_labels_in_text(text, values):
+    assert parse_labels(text) == values
+
+
+def test_a_lossless_webp_with_metadata_before_its_samples_is_a_mask(tmp_path):
+    Image.fromarray(COLORS[CLASSES]).save(tmp_path / "m.webp", lossless=True, icc_profile=b"profile")
+    labels = Labels(tuple(map(tuple, COLORS.tolist())))
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.webp", labels), CLASSES)
+
+
+def test_colours_of_more_than_16_bits_are_refused(tmp_path):
+    np.save(tmp_path / "m.npy", np.array([[[[0, 1, 2**16]]]], np.int32))
+    message = "colours from 0 to 65535, got 0 to 65536: save masks in grey or in colours of 8 or 16 bits$"
+    with pytest.raises(ValueError, match=f"m.npy: expected {message}"):
+        read_mask(tmp_path / "m.npy")
+
+
 def test_labels_may_be_255_values():
     assert Labels(tuple(range(1, 256))).values == tuple(range(1, 256))
 

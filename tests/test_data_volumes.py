@@ -135,8 +135,8 @@ def test_an_array_has_no_grid_to_compare(tmp_path):
 
 
 @pytest.mark.parametrize(("shape", "refused"), [   # refused: the size in the error
-    ((4, 4, 4), "4 x 4 x 4"), ((4, 4, 3), "4 x 4 x 3"), ((5, 4, 5), "5 x 4 x 5"), ((5, 4, 3), ""), ((1, 4, 1), ""),
-    ((4, 4), "4 x 4"), ((5, 4), ""),
+    ((4, 4, 4), "4 x 4 x 4"), ((4, 4, 3), "4 x 4 x 3"), ((5, 4, 5), "5 x 4 x 5"), ((2, 3, 2), "2 x 3 x 2"),
+    ((5, 4, 3), ""), ((1, 4, 1), ""), ((4, 4), "4 x 4"), ((5, 4), ""),
 ])   # fmt: skip
 @pytest.mark.parametrize("scan", ["image", "mask"])
 def test_a_header_beside_an_array_of_equal_axes_is_refused(scan, shape, refused, tmp_path):

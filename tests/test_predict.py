@@ -168,6 +168,18 @@ def test_probabilities_and_classes_follow_from_the_head():
             np.testing.assert_array_equal(classes, label(predict(Network(model, preparation), image)))
 
 
+class Large(Network):
+    """A network of two classes whose logits are 1000 and 999."""
+
+    def __call__(self, x):
+        return np.broadcast_to(np.array([1000, 999], np.float32)[:, None, None], (len(x), 2, *x.shape[2:]))
+
+
+def test_large_logits_do_not_overflow():
+    p = predict(Large(unet(3, 2, channels=(4, 4)), Preparation()), random_image())
+    np.testing.assert_allclose(p[0], 1 / (1 + np.exp(-1)), rtol=1e-6)
+
+
 def test_predict_leaves_the_training_mode_and_the_weights():
     net = unet(3, 2, channels=(4, 4)).train()
     net.head.eval()
@@ -219,6 +231,11 @@ def test_label_returns_the_first_of_the_likeliest_classes():
 def test_wrong_options_raise(options, message):
     with pytest.raises(ValueError, match=message):
         predict(Network(unet(3, 2, channels=(4, 4)), Preparation()), random_image(), **options)
+
+
+def test_overlap_of_another_type_raises():
+    with pytest.raises(TypeError, match=r"^overlap must be a number, got 'half'$"):
+        predict(Network(unet(3, 2, channels=(4, 4)), Preparation()), random_image(), window=(8, 8), overlap="half")
 
 
 def test_a_window_that_covers_the_resized_image_raises():

@@ -332,6 +332,7 @@ INVALID = [   # arguments, type of the error, its message
     ({"skip_options": {"gating_channels": 1}}, ValueError, "without gating_channels, which the network sets"),
     ({"gated": 3}, ValueError, "gated must be at most 2, the number of skips, got 3"),
     ({"gated": 0}, ValueError, "gated must be >= 1, got 0"),
+    ({"skip": None, "gated": -1}, ValueError, "gated must be >= 0, got -1"),
     ({"skip": None, "gated": 1}, ValueError, "a gate in skip for gated, got skip=None: set skip"),
     ({"skip": None, "skip_options": {"norm": True}}, ValueError, "for skip_options, got skip=None"),
     ({"skip": None, "gating": "grid"}, ValueError, "for gating='grid', got skip=None"),
