@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attzoo.contract import Weight
 from attzoo.ops import guard
 from attzoo.ops import keras as keras_ops
 from attzoo.ops import numpy as ops
@@ -198,3 +199,68 @@ def test_batch_norm_in_training_on_one_value_per_channel_raises():
         torch_ops.apply_norm(torch.nn.BatchNorm1d(4), torch.zeros(1, 4, 1))
     with pytest.raises(ValueError, match=message.replace("4, 1", "1, 4")):
         keras_ops.BatchNorm().unbiased(np.zeros((1, 1, 4)))
+
+
+def in_keras(function, *arrays, **options):
+    """Return the result of a function of tensors of Keras for arrays, as an array."""
+    return keras_ops.ops.convert_to_numpy(function(*map(keras_ops.ops.convert_to_tensor, arrays), **options))
+
+
+def test_keras_layouts_and_pools_equal_those_of_numpy():
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
+    for channels_last, axes in ((True, (1, 2)), (False, (2, 3))):
+        for function, expected in ((keras_ops.avg_pool, x.mean(axes)), (keras_ops.max_pool, x.max(axes))):
+            np.testing.assert_allclose(in_keras(function, x, channels_last=channels_last), expected, rtol=1e-13)
+    np.testing.assert_array_equal(in_keras(keras_ops.to_last, x, channels_last=False), np.moveaxis(x, 1, -1))
+    np.testing.assert_array_equal(in_keras(keras_ops.from_last, x, channels_last=False), np.moveaxis(x, -1, 1))
+    for function, expected in ((keras_ops.mean, x.mean(1, keepdims=True)), (keras_ops.amax, x.max(1, keepdims=True))):
+        np.testing.assert_allclose(in_keras(function, x, axis=1, keepdims=True), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("old", "new"), [(1, 4), (2, 4), (5, 2), (7, 3), (3, 1)])
+def test_keras_taps_equal_those_of_numpy(old, new, align_corners):
+    for got, expected in zip(keras_ops.taps(old, new, align_corners, "float64"), ops.taps(old, new, align_corners),
+                             strict=True):   # fmt: skip
+        np.testing.assert_allclose(keras_ops.ops.convert_to_numpy(got), expected, atol=1e-13)
+
+
+def test_keras_layer_of_an_empty_batch_gives_its_shape():
+    shapes = []
+
+    def layer(x):
+        shapes.append(tuple(x.shape))
+        return x[..., :2]
+
+    assert in_keras(lambda x: keras_ops.allow_empty_batch(layer, x), np.zeros((0, 4, 3))).shape == (0, 4, 2)
+    assert shapes == [(1, 4, 3)]
+
+
+def test_keras_conv_and_batch_norm_equal_those_of_torch():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 1, 7)), rng.normal(size=5)
+    conv = keras_ops.Conv(Weight((5,), "uniform", 1.0), None, "circular", dtype="float64")
+    conv.build((2, 7, 1))
+    conv.weight.assign(kernel)
+    padded = F.pad(torch.from_numpy(x), (2, 2), mode="circular")
+    expected = F.conv1d(padded, torch.from_numpy(kernel)[None, None]).numpy()
+    np.testing.assert_allclose(np.moveaxis(in_keras(conv, np.moveaxis(x, 1, -1)), -1, 1), expected, rtol=1e-12)
+
+    strided = keras_ops.Conv(Weight((4, 3, 2, 3), "normal", 1.0), Weight((4,), "constant", center=0.5), "strided")
+    y = strided(np.zeros((1, 5, 7, 3), np.float32))
+    np.testing.assert_array_equal(keras_ops.ops.convert_to_numpy(y), np.full((1, 2, 2, 4), 0.5, np.float32))
+    assert [(w.name, tuple(w.shape)) for w in strided.weights] == [("weight", (4, 3, 2, 3)), ("bias", (4,))]
+    assert keras_ops.ops.convert_to_numpy(strided.weight.value).std() > 0.5
+
+    x, norm = rng.normal(size=(3, 4, 5)), torch.nn.BatchNorm1d(4).double()
+    layer = keras_ops.BatchNorm(dtype="float64")
+    layer.build((3, 5, 4))
+    assert [w.name for w in layer.trainable_weights] == ["weight", "bias"]
+    assert [w.name for w in layer.non_trainable_weights] == ["mean", "var"]
+    tensors = {"weight": norm.weight, "bias": norm.bias, "mean": norm.running_mean, "var": norm.running_var}
+    for name, tensor in tensors.items():
+        array = rng.uniform(0.5, 2, 4)
+        tensor.data.copy_(torch.from_numpy(array))
+        getattr(layer, name).assign(array)
+    expected = norm.eval()(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(np.moveaxis(in_keras(layer, np.moveaxis(x, 1, -1)), -1, 1), expected, atol=1e-6)
