@@ -1,5 +1,7 @@
 """Resizing and normalisation of images and masks, and datasets of folders."""
 
+import re
+import sys
 from math import prod
 
 import numpy as np
@@ -8,6 +10,7 @@ import tifffile
 from pairs import BYTES, VOLUME, WORDS, cell_mask, coordinates, write_array, write_pairs
 from PIL import Image
 
+from attzoo.data import package
 from attzoo.train.data import Folder, Preparation
 from attzoo.train.run import datasets
 from attzoo.train.settings import Settings
@@ -338,3 +341,25 @@ def test_a_folder_takes_paths_as_text_and_refuses_other_arguments_by_name(tmp_pa
         Folder(str(tmp_path))
     with pytest.raises(TypeError, match=r"labels must be attzoo.data.Labels, such as .*, got \(0, 1\)"):
         Folder([(image, mask)], labels=(0, 1))
+def test_error_for_images_of_different_sizes_names_the_options(tmp_path):
+    pairs = []
+    for name, size in (("a", (8, 6)), ("b", (8, 7))):
+        array = np.zeros(size, np.uint8)
+        pairs.append(tuple(write_array(tmp_path / folder / f"{name}.png", array) for folder in ("images", "masks")))
+    got = r"got .*a\.png of 8 x 6 and .*b\.png of 8 x 7"
+    fix = "set --size, such as 8,6, to resize all, or --batch 1"
+    with pytest.raises(ValueError, match=f"^expected images of one size to batch them, {got}: {fix}$"):
+        Folder(pairs).common_size()
+    assert Folder(pairs, Preparation((4, 5))).common_size() == (4, 5)
+
+
+def test_error_for_a_missing_package_has_the_install_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nibabel", None)   # importing it then raises ModuleNotFoundError
+    needed = 'is not installed, and attzoo train needs it: pip install -e ".[train]" in a clone of attzoo'
+    with pytest.raises(ModuleNotFoundError, match=f"^nibabel {re.escape(needed)}$") as caught:
+        package("nibabel")
+    assert caught.value.name == "nibabel"
+    (tmp_path / "incomplete.py").write_text("import no_such_dependency")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'no_such_dependency'$"):
+        package("incomplete")

@@ -249,6 +249,13 @@ def test_an_index_beyond_the_palette_of_a_bmp_is_refused(tmp_path):
             read(tmp_path / "a.bmp")
 
 
+def test_an_index_beyond_the_palette_of_a_png_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(np.array([[0, 1, 2]], np.uint8), kind=3, before=chunk(b"PLTE", bytes(6))))
+    message = "indices below 2, the number of colours in the palette, got 2: save the file again, for example as RGB$"
+    with pytest.raises(ValueError, match=f"a.png: expected {message}"):
+        read_image(tmp_path / "a.png")
+
+
 TIFFS = {   # arrays as tifffile writes them, and how
     "16-bit planar RGB": (below(2**16, 3, 6, 5), {"photometric": "rgb", "planarconfig": "separate"}),
     "8-bit planar RGB": (below(256, 3, 6, 5, dtype=np.uint8), {"photometric": "rgb", "planarconfig": "separate"}),
@@ -426,6 +433,45 @@ def test_a_png_without_all_rows_is_refused(bits, kind, channels, interlaced, tmp
         for read in (read_image, read_mask):
             with pytest.raises(ValueError, match=r"a.png: (expected a whole PNG, got \d+ of \d+ by|.* truncated)"):
                 read(path)
+
+
+def test_unit_gives_float32(tmp_path):
+    for name, dtype in (("a", np.float64), ("b", np.uint8)):
+        np.save(tmp_path / f"{name}.npy", np.ones((3, 4), dtype))
+        assert read_image(tmp_path / f"{name}.npy", unit=True).dtype == np.float32
+
+
+def test_unit_refuses_integers_below_2_to_16(tmp_path):
+    for largest in (2**16 - 1, 2**16):
+        np.save(tmp_path / "a.npy", np.array([[0, largest]], np.int32))
+        if largest < 2**16:
+            with pytest.raises(ValueError, match="got at most 65535: save the image as uint8 or uint16, or set"):
+                read_image(tmp_path / "a.npy", unit=True)
+        else:
+            np.testing.assert_allclose(read_image(tmp_path / "a.npy", unit=True), [[[0, 2**16 / (2**31 - 1)]]])
+
+
+def test_a_pgm_of_text_has_16_bits(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P2\n2 1\n65535\n1 60000\n")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.pgm"), np.array([[[1, 60000]]], np.uint16))
+
+
+def test_a_byte_after_a_pgm_is_refused(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5\n2 8\n255\n" + bytes(16) + b"x")
+    with pytest.raises(ValueError, match="expected one picture, got more data after it; save each picture in its own"):
+        read_image(tmp_path / "a.pgm")
+
+
+def test_a_jpeg_with_huffman_tables_before_the_frame_header_is_read(tmp_path):
+    data, segments, offset = encoded(NOISE, "JPEG"), [], 2
+    while data[offset + 1] != 0xDA:   # start of scan
+        end = offset + 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
+        segments.append(data[offset:end])
+        offset = end
+    segments.sort(key=lambda segment: segment[1] == 0xC0)   # frame header
+    (tmp_path / "a.jpg").write_bytes(data)
+    (tmp_path / "b.jpg").write_bytes(data[:2] + b"".join(segments) + data[offset:])
+    np.testing.assert_array_equal(read_image(tmp_path / "b.jpg"), read_image(tmp_path / "a.jpg"))
 
 
 def test_a_jpeg_of_12_bits_is_refused(tmp_path):

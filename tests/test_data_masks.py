@@ -298,6 +298,29 @@ def test_labels_of_another_type_are_refused_by_name(labels, tmp_path):
     write_array(path := tmp_path / "a.png", BYTES[..., 0])
     with pytest.raises(TypeError, match=r"^labels must be attzoo.data.Labels, such as Labels\(\(0, 255\)\), got"):
         read_mask(path, labels)
+@pytest.mark.parametrize(("text", "values"), [
+    ("0,128,255", (0, 128, 255)), ("1,2,3,4", (1, 2, 3, 4)), ("0, 1", (0, 1)),
+    ("0,0,0; 255,0,0", ((0, 0, 0), (255, 0, 0))), ("0,0,0;1,2,3;", ((0, 0, 0), (1, 2, 3))),
+])   # fmt: skip
+def test_labels_in_text(text, values):
+    assert parse_labels(text) == values
+
+
+def test_a_lossless_webp_with_metadata_before_its_samples_is_a_mask(tmp_path):
+    Image.fromarray(COLORS[CLASSES]).save(tmp_path / "m.webp", lossless=True, icc_profile=b"profile")
+    labels = Labels(tuple(map(tuple, COLORS.tolist())))
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.webp", labels), CLASSES)
+
+
+def test_colours_of_more_than_16_bits_are_refused(tmp_path):
+    np.save(tmp_path / "m.npy", np.array([[[[0, 1, 2**16]]]], np.int32))
+    message = "colours from 0 to 65535, got 0 to 65536: save masks in grey or in colours of 8 or 16 bits$"
+    with pytest.raises(ValueError, match=f"m.npy: expected {message}"):
+        read_mask(tmp_path / "m.npy")
+
+
+def test_labels_may_be_255_values():
+    assert Labels(tuple(range(1, 256))).values == tuple(range(1, 256))
 
 
 @pytest.mark.parametrize("text", ["255,0,0", "0,0,0", "0,128,255;", "1,2,3 ; "])
@@ -306,7 +329,14 @@ def test_a_single_colour_is_refused(text):
         parse_labels(text)
 
 
-@pytest.mark.parametrize("text", ["", "a,b", "0;1", "0,0,0;1", "0,0,0"])
+@pytest.mark.parametrize("text", ["0;1", "0,0,0;1", "0,0,0"])
 def test_invalid_text_of_labels_is_refused(text):
     with pytest.raises(ValueError, match=r"^labels must "):
+        parse_labels(text)
+
+
+@pytest.mark.parametrize("text", ["", "a,b"])
+def test_text_without_integers_is_refused_with_the_syntax(text):
+    expected = 'integers separated by commas, or colours separated by semicolons, such as "0,0,0;255,0,0"'
+    with pytest.raises(ValueError, match=f"^labels must be {expected}, got '{text}'$"):
         parse_labels(text)

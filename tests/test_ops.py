@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attzoo.contract import Weight
+from attzoo.ops import guard
 from attzoo.ops import keras as keras_ops
 from attzoo.ops import numpy as ops
 from attzoo.ops import torch as torch_ops
@@ -247,3 +249,140 @@ def test_hard_sigmoid_equals_that_of_mobilenetv3():
     in_keras = keras_ops.ops.convert_to_numpy(keras_ops.hard_sigmoid(keras_ops.ops.convert_to_tensor(z)))
     for got in (ops.hard_sigmoid(z), in_torch, in_keras):
         np.testing.assert_allclose(got, [0, 0, 1 / 3, 1 / 2, 5 / 6, 1, 1], rtol=0, atol=1e-15)
+
+
+WINDOWS = pytest.mark.parametrize(("shape", "window"), [((7,), (2,)), ((5, 6), (3, 2)), ((4, 3, 5), (2, 3, 2))])
+
+
+@WINDOWS
+def test_pool_equals_max_pool_of_torch(shape, window, monkeypatch):
+    x = np.random.default_rng(0).normal(size=(2, 3, *shape)) - 9   # negative: a window with padded zeros would give 0
+    max_pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(shape)]
+    tensor = torch.from_numpy(x)
+    expected = max_pool(tensor, window, ceil_mode=True)
+    np.testing.assert_array_equal(ops.pool(x, window), expected)
+    assert torch.equal(torch_ops.pool(tensor, window), expected)
+    assert torch.equal(torch.func.vmap(lambda one: torch_ops.pool(one, window))(tensor[None])[0], expected)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(torch_ops.pool(tensor, window), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(guard, "is_exporting", lambda: True)
+    monkeypatch.setattr(guard, "pool_ties_exports", True)   # of torch 2.7 to 2.12
+    assert torch.equal(torch_ops.pool(tensor, window), expected)
+
+
+@WINDOWS
+def test_forms_for_exports_compute_the_same(shape, window, monkeypatch):
+    x, size = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, *shape))), [n + 2 for n in shape]
+    calls = [
+        lambda: torch_ops.crop(x, window),
+        *(lambda a=aligned: torch_ops.resize(x, size, "linear", a) for aligned in (False, True)),
+        lambda: torch_ops.resize(x, size, "nearest", False),
+        lambda: torch_ops.resize(x, shape, "linear", False),
+    ]
+    expected = [call() for call in calls]
+    assert torch.equal(expected[0], x[(..., *map(slice, window))])
+    monkeypatch.setattr(guard, "is_exporting", lambda: True)
+    for call, y in zip(calls, expected, strict=True):
+        torch.testing.assert_close(call(), y, rtol=0, atol=1e-13)
+
+
+@WINDOWS
+def test_widen_equals_pad_of_torch(shape, window):
+    x = np.random.default_rng(0).normal(size=(2, 3, *shape))
+    size = [n + w - 1 for n, w in zip(shape, window, strict=True)]
+    ends = [end for w in reversed(window) for end in (0, w - 1)]
+    expected = F.pad(torch.from_numpy(x), ends, mode="replicate").numpy()
+    for got in (ops.widen(x, size), torch_ops.widen(torch.from_numpy(x), size).numpy()):
+        np.testing.assert_array_equal(got, expected)
+    assert ops.widen(x, (1,) * len(shape)) is x
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 6), (2, 3, 4)])
+def test_instance_norm_and_prelu_equal_those_of_torch(shape):
+    x = np.random.default_rng(0).normal(size=(2, 3, *shape)) * 3 + 1
+    np.testing.assert_allclose(ops.instance_norm(x), F.instance_norm(torch.from_numpy(x)).numpy(), atol=1e-13)
+    slope = np.array([0.3])
+    np.testing.assert_allclose(ops.prelu(x, slope), F.prelu(*map(torch.from_numpy, (x, slope))).numpy(), atol=1e-13)
+
+
+def test_batch_norm_in_training_on_one_value_per_channel_raises():
+    message = (
+        r"^expected more than 1 value per channel in training for batch norm, got input of shape \(1, 4, 1\), which "
+        "has no variance: give a larger batch or larger inputs, or another norm: norm=False for a block, "
+        "norm='instance' for a U-Net$"
+    )
+    weights = {f"norm.{name}": np.ones(4) for name in ("weight", "bias", "mean", "var")}
+    with pytest.raises(ValueError, match=message):
+        ops.batch_norm(np.zeros((1, 4, 1)), weights, "norm", training=True)
+    with pytest.raises(ValueError, match=message):
+        torch_ops.apply_norm(torch.nn.BatchNorm1d(4), torch.zeros(1, 4, 1))
+    with pytest.raises(ValueError, match=message.replace("4, 1", "1, 4")):
+        keras_ops.BatchNorm().unbiased(np.zeros((1, 1, 4)))
+
+
+def on_keras_tensors(function, *arrays, **options):
+    """Return the result of a function of tensors of Keras for arrays, as an array."""
+    return keras_ops.ops.convert_to_numpy(function(*map(keras_ops.ops.convert_to_tensor, arrays), **options))
+
+
+def test_keras_layouts_and_pools_equal_those_of_numpy():
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
+    for channels_last, axes in ((True, (1, 2)), (False, (2, 3))):
+        for function, expected in ((keras_ops.avg_pool, x.mean(axes)), (keras_ops.max_pool, x.max(axes))):
+            np.testing.assert_allclose(on_keras_tensors(function, x, channels_last=channels_last), expected, rtol=1e-13)
+    np.testing.assert_array_equal(on_keras_tensors(keras_ops.to_last, x, channels_last=False), np.moveaxis(x, 1, -1))
+    np.testing.assert_array_equal(on_keras_tensors(keras_ops.from_last, x, channels_last=False), np.moveaxis(x, -1, 1))
+    for function, expected in ((keras_ops.mean, x.mean(1, keepdims=True)), (keras_ops.amax, x.max(1, keepdims=True))):
+        np.testing.assert_allclose(on_keras_tensors(function, x, axis=1, keepdims=True), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("old", "new"), [(1, 4), (2, 4), (5, 2), (7, 3), (3, 1)])
+def test_keras_taps_equal_those_of_numpy(old, new, align_corners):
+    for got, expected in zip(keras_ops.taps(old, new, align_corners, "float64"), ops.taps(old, new, align_corners),
+                             strict=True):   # fmt: skip
+        np.testing.assert_allclose(keras_ops.ops.convert_to_numpy(got), expected, atol=1e-13)
+
+
+def test_keras_layer_of_an_empty_batch_gives_its_shape():
+    shapes = []
+
+    def layer(x):
+        shapes.append(tuple(x.shape))
+        return x[..., :2]
+
+    assert on_keras_tensors(lambda x: keras_ops.allow_empty_batch(layer, x), np.zeros((0, 4, 3))).shape == (0, 4, 2)
+    assert shapes == [(1, 4, 3)]
+
+
+def test_keras_conv_and_batch_norm_equal_those_of_torch():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 1, 7)), rng.normal(size=5)
+    conv = keras_ops.Conv(Weight((5,), "uniform", 1.0), None, "circular", dtype="float64")
+    conv.build((2, 7, 1))
+    conv.weight.assign(kernel)
+    padded = F.pad(torch.from_numpy(x), (2, 2), mode="circular")
+    expected = F.conv1d(padded, torch.from_numpy(kernel)[None, None]).numpy()
+    np.testing.assert_allclose(np.moveaxis(on_keras_tensors(conv, np.moveaxis(x, 1, -1)), -1, 1), expected, rtol=1e-12)
+
+    strided = keras_ops.Conv(Weight((4, 3, 2, 3), "normal", 1.0), Weight((4,), "constant", center=0.5), "strided")
+    y = strided(np.zeros((1, 5, 7, 3), np.float32))
+    np.testing.assert_array_equal(keras_ops.ops.convert_to_numpy(y), np.full((1, 2, 2, 4), 0.5, np.float32))
+    assert [(w.name, tuple(w.shape)) for w in strided.weights] == [("weight", (4, 3, 2, 3)), ("bias", (4,))]
+    assert keras_ops.ops.convert_to_numpy(strided.weight.value).std() > 0.5
+
+    x, norm = rng.normal(size=(3, 4, 5)), torch.nn.BatchNorm1d(4).double()
+    layer = keras_ops.BatchNorm(dtype="float64")
+    layer.build((3, 5, 4))
+    assert [w.name for w in layer.trainable_weights] == ["weight", "bias"]
+    assert [w.name for w in layer.non_trainable_weights] == ["mean", "var"]
+    tensors = {"weight": norm.weight, "bias": norm.bias, "mean": norm.running_mean, "var": norm.running_var}
+    for name, tensor in tensors.items():
+        array = rng.uniform(0.5, 2, 4)
+        tensor.data.copy_(torch.from_numpy(array))
+        getattr(layer, name).assign(array)
+    expected = norm.eval()(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(np.moveaxis(on_keras_tensors(layer, np.moveaxis(x, 1, -1)), -1, 1), expected, atol=1e-6)

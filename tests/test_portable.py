@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import threading
 import tracemalloc
@@ -337,10 +338,15 @@ def test_values_that_are_not_finite_are_not_saved(value, path):
 
 @pytest.mark.case118
 def test_block_too_large_for_load_is_not_saved(path, monkeypatch):
-    monkeypatch.setattr(portable, "MAX_FILE", 300)
-    with pytest.raises(ValueError, match="expected a block of at most 300 bytes, got "):
-        attzoo.save(build("se", "torch"), path)
+    block = build("se", "torch")
+    size = len(portable.content(block))
+    monkeypatch.setattr(portable, "MAX_FILE", size - 1)
+    with pytest.raises(ValueError, match=f"expected a block of at most {size - 1} bytes, got {size}$"):
+        attzoo.save(block, path)
     assert not tree(path.parent)
+    monkeypatch.setattr(portable, "MAX_FILE", size)
+    attzoo.save(block, path)
+    attzoo.load(path, backend="torch")
 
 
 def test_concurrent_readers_read_complete_files(path):
@@ -417,7 +423,8 @@ def test_path_is_not_expanded_or_extended(tmp_path, monkeypatch):
 @pytest.mark.parametrize("ending", [".pt", ".PTH", ".bin", ".ckpt", ".weights.h5", ".keras", ".onnx", ".npz", ".pkl"])
 def test_extension_of_another_format_raises(ending, path):
     block, other_path = build("eca", "torch"), path.with_suffix(ending)
-    message = rf"^expected a name that ends in \.safetensors, got {other_path}: .*attzoo convert"
+    fix = "save to .safetensors, from which `attzoo convert` makes .pt and .keras"
+    message = rf"^expected a name that ends in \.safetensors, got {other_path}: {re.escape(fix)}$"
     with pytest.raises(ValueError, match=message):
         attzoo.save(block, other_path)
     assert not list(path.parent.iterdir())
@@ -564,7 +571,7 @@ INVALID_FILES = {   # number of the case or None, function from header and data 
     "offsets of text": (99, entry(data_offsets="ab"), OFFSETS),
     "offsets of floats": (99, entry(data_offsets=[0.0, 128.0]), OFFSETS),
     "no offsets": (99, entry(data_offsets=None), OFFSETS),
-    "bad dtype": (100, entry(dtype="F4"), r"of a dtype in \['F16', 'F32', 'F64'\], got"),
+    "bad dtype": (100, entry(dtype="F4"), r"of a dtype in \['F16', 'F32', 'F64'\], got {'dtype': 'F4'"),
     "integers": (100, entry(dtype="I32"), r"of a dtype in \['F16', 'F32', 'F64'\], got"),
     "dtype of a list": (100, entry(dtype=["F32"]), r"of a dtype in \['F16', 'F32', 'F64'\], got"),
     "other dtype": (100, entry(dtype="F64"), OFFSETS),
@@ -885,7 +892,10 @@ def npy_bytes():
     [
         (lambda b, p: torch.save(b.state_dict(), p), "got a zip archive, as torch.save"),
         (lambda b, p: p.write_bytes(npy_bytes()), "got a .npy file of NumPy"),
-        (lambda b, p: safetensors.torch.save_file(b.state_dict(), p), "for a file of another program, pass its arrays"),
+        (
+            lambda b, p: safetensors.torch.save_file(b.state_dict(), p),
+            r"; for a file of another program, pass its arrays to attzoo.load_weights\(block, arrays, source=...\)$",
+        ),
     ],
     ids=["torch", "npy", "safetensors"],
 )
@@ -895,16 +905,40 @@ def test_error_for_files_of_other_programs_names_the_program(write, message, pat
         attzoo.load(path, backend="torch")
 
 
-def test_file_of_a_newer_version_raises():
-    with pytest.raises(ValueError, match=r"expected format 1 or 2, got .*: a newer attzoo wrote it, update this one"):
-        headers.declared({"format": 3, "block": "se", "config": {}})
+@pytest.mark.parametrize(
+    ("metadata", "hint"),
+    [
+        ({"format": 3, "block": "se", "config": {}}, ": a newer attzoo wrote it, update this one"),
+        ({"history": []}, ": it is the state of a training run, whose network is in best.safetensors beside it"),
+        ({"format": 0}, ""),
+    ],
+    ids=["newer", "training", "other"],
+)
+def test_file_of_another_format_raises(metadata, hint):
+    with pytest.raises(ValueError, match=f"^{re.escape(f'expected format 1 or 2, got {metadata}{hint}')}$"):
+        headers.declared(metadata)
+
+
+def test_errors_for_sizes_have_both_sizes(path):
+    header, data = valid_file()
+    whole, text = packed(header, data), json.dumps(header)
+    for content, message in [
+        (whole[:-1], f"expected {len(whole)} bytes, got {len(whole) - 1};"),
+        (packed(header, data, length=2**40), f"expected a header of at most {len(whole) - 8} bytes, got {2**40};"),
+        (struct.pack("<Q", len(text)) + text.encode(), f"expected {len(whole)} bytes, got {8 + len(text)};"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            attzoo.load(path, backend="torch")
 
 
 @pytest.mark.parametrize("name", ["thesis", "mask.png", "model.safetensors"])
 def test_files_of_other_programs_are_not_replaced(name, tmp_path):
     path = tmp_path / name
     path.write_bytes(b"other content")
-    with pytest.raises(FileExistsError, match=r"expected nothing or a file of attzoo\.save at .*, got another file"):
+    fix = "remove it first, or save to another name"
+    message = f"expected nothing or a file of attzoo.save at {path}, got another file: {fix}"
+    with pytest.raises(FileExistsError, match=f"^{re.escape(message)}$"):
         attzoo.save(build("se", "torch"), path)
     assert path.read_bytes() == b"other content"
 

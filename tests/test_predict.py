@@ -133,6 +133,8 @@ def test_windows_agree_with_the_whole_image_beyond_the_receptive_field_of_other_
     for rows in (slice(0, 24), slice(40, 64)):   # in one window, and its end is beyond the receptive field
         np.testing.assert_allclose(parts[:, rows, rows], whole[:, rows, rows], atol=1e-5)
     assert abs(parts - whole).max() > 1e-3   # where two windows are blended
+    np.testing.assert_array_equal(segment(network, image, window=(40, 40), overlap=0.4), parts.argmax(0))
+    assert (parts.argmax(0) != whole.argmax(0)).any()
 
 
 @both
@@ -165,6 +167,18 @@ def test_probabilities_and_classes_follow_from_the_head():
             classes = segment(Network(model, preparation), image)
             assert len(np.unique(classes)) > 1
             np.testing.assert_array_equal(classes, label(predict(Network(model, preparation), image)))
+
+
+class Large(Network):
+    """A network of two classes whose logits are 1000 and 999."""
+
+    def __call__(self, x):
+        return np.broadcast_to(np.array([1000, 999], np.float32)[:, None, None], (len(x), 2, *x.shape[2:]))
+
+
+def test_large_logits_do_not_overflow():
+    p = predict(Large(unet(3, 2, channels=(4, 4)), Preparation()), random_image())
+    np.testing.assert_allclose(p[0], 1 / (1 + np.exp(-1)), rtol=1e-6)
 
 
 def test_predict_leaves_the_training_mode_and_the_weights():
@@ -206,7 +220,7 @@ def test_label_returns_the_first_of_the_likeliest_classes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"overlap": 0.9}, "overlap needs a window, got 0.9 without a window"),
+        ({"overlap": 0.9}, "^overlap needs a window, got 0.9 without a window: set window too, or leave overlap out$"),
         ({"batch": 9}, "batch needs a window, got 9 without a window"),
         ({"window": (8, 8), "overlap": 1.0}, r"overlap must be in \[0, 1\), got 1.0"),
         ({"window": (8, 8), "overlap": -0.1}, "overlap must be in"),
@@ -225,11 +239,15 @@ def test_a_window_that_is_no_sequence_raises(window):
     network = Network(unet(3, 2, channels=(4, 4)), Preparation())
     with pytest.raises(TypeError, match=f"window must be a sequence of integers, got {window!r}"):
         predict(network, random_image(), window=window)
+def test_overlap_of_another_type_raises():
+    with pytest.raises(TypeError, match=r"^overlap must be a number, got 'half'$"):
+        predict(Network(unet(3, 2, channels=(4, 4)), Preparation()), random_image(), window=(8, 8), overlap="half")
 
 
 def test_a_window_that_covers_the_resized_image_raises():
     network = Network(unet(3, 2, channels=(4, 4)), Preparation((8, 10)))
-    with pytest.raises(ValueError, match=r"window must be less than \(8, 10\), which images are resized to"):
+    message = "window must be less than (8, 10), which images are resized to, got (8, 16): give a smaller window, or"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)} leave it out$"):
         predict(network, random_image(), window=(8, 16))
     assert predict(network, random_image(), window=(8, 9)).shape == (2, 20, 26)
 
@@ -252,12 +270,17 @@ def test_what_is_no_array_of_numbers_raises(image, error, got):
 
 def test_wrong_images_and_infinite_outputs_raise():
     network = Network(unet(3, 2, channels=(4, 4)), Preparation())
-    with pytest.raises(ValueError, match="expected 3 channels and 2 spatial axes in the image, got 1 and 2"):
+    message = "^expected {} and 2 spatial axes in the image, got {}: {}$"
+    kinds = r"\(grey has 1, RGB 3, RGBA 4\)"
+    other = r"use a network with 3 spatial axes, or save a picture \(H, W, C\) as PNG or TIFF"
+    with pytest.raises(ValueError, match=message.format("3 channels", "1 and 2", f"convert .* to 3 channels {kinds}")):
         predict(network, random_image((1, 8, 8)))
-    with pytest.raises(ValueError, match="got 3 and 3"):
+    with pytest.raises(ValueError, match=message.format("3 channels", "3 and 3", other)):
         predict(network, random_image((3, 8, 8, 8)))
+    with pytest.raises(ValueError, match=message.format("1 channels", "3 and 2", f"convert .* to 1 channel {kinds}")):
+        predict(Network(unet(1, 2, channels=(4, 4)), Preparation()), random_image())
     torch.nn.init.constant_(network.model.head.bias, torch.inf)
-    with pytest.raises(ValueError, match="expected finite outputs of the network"):
+    with pytest.raises(ValueError, match=r"of the network, got NaN or infinity: check .*, or train again with a"):
         predict(network, random_image())
 
 
@@ -295,6 +318,8 @@ def test_open_network_reads_settings_in_the_folder_of_the_file(files, tmp_path, 
         ('{"backend": "torch", "normalise": "none", "size": null, "dtypes": 8}', "iterable"),
         ("[" * 10**5, "recursion"),
         (" " * 2**21, "got more than 1048576 bytes"),
+        ("[1]" + " " * (2**20 - 2), "got more than 1048576 bytes"),
+        ("[1]" + " " * (2**20 - 3), r": got \[1\]"),
         (json.dumps({"backend": 1, "size": None, "normalise": "x" * 500_000}), "normalise must be one of"),
         (json.dumps({"backend": 1, "size": [1] * 100_000, "normalise": None}), "size must be 2 numbers"),
         (json.dumps({"backend": 1, "size": [10**4000, 1], "normalise": None}), "at most 268435456 pixels in all"),
@@ -310,7 +335,8 @@ def test_wrong_settings_raise_a_short_error_that_names_the_file(files, tmp_path,
     path.write_bytes((files / "colour.safetensors").read_bytes())
     (tmp_path / "settings.json").write_text(text)
     start = re.escape(f"expected the settings of a training run in {path.parent}")
-    with pytest.raises(ValueError, match=f"{start}.*{got}") as error:
+    end = "; correct or remove this file, and set --size and --normalise$"
+    with pytest.raises(ValueError, match=f"(?s){start}.*{got}.*{end}") as error:
         open_network(path, size=() if "size must be 2" not in got else None)
     assert len(str(error.value)) < 700 + len(str(path))
     assert open_network(path, size=(), normalise="unit").preparation == Preparation(None, "unit")   # not read
@@ -360,7 +386,7 @@ def test_settings_that_are_a_pipe_raise(files, tmp_path):
 
 
 def test_open_network_raises_for_wrong_files_and_options(files):
-    with pytest.raises(ValueError, match=r"expected a file with a network, got the block se in .*se.safetensors"):
+    with pytest.raises(ValueError, match=r"got the block se in .*se.safetensors: give a file of a U-Net, as .*blocks$"):
         open_network(files / "se.safetensors")
     with pytest.raises(ValueError, match="size must be 2 numbers, one per spatial axis"):
         open_network(files / "colour.safetensors", size=(3, 4, 5))
@@ -597,8 +623,14 @@ def test_other_images_are_written_if_some_have_wrong_channels_or_axes(files, fol
 
 
 HEADERS = {   # wrong header -> its fields and the error
-    "NaN": ({"srow_x": np.nan}, "expected finite numbers in the header's affine"),
-    "zeros": (dict.fromkeys(("srow_x", "srow_y", "srow_z"), 0), "expected a positive spacing of voxels in the header"),
+    "NaN": (
+        {"srow_x": np.nan},
+        "expected finite numbers in the header's affine, got NaN or infinity: correct the sform or qform, or set their",
+    ),
+    "zeros": (
+        dict.fromkeys(("srow_x", "srow_y", "srow_z"), 0),
+        "expected a positive spacing of voxels in the header, got 0 x 0 x 0 mm: correct the sform or qform, or",
+    ),
 }
 
 

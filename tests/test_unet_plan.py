@@ -7,8 +7,10 @@ from typing import get_type_hints
 
 import numpy as np
 import pytest
-from nets import NETS, SMALL, assert_arrays_close, create, draw, image
+import torch
+from nets import NETS, SMALL, assert_arrays_close, build, create, draw, image
 from samples import assert_initialized_as
+from torch.utils.flop_counter import FlopCounterMode
 
 import attzoo
 from attzoo.contract import Weight
@@ -136,6 +138,14 @@ def test_macs_worked_out_by_hand():
     decoder = 16 * 9 * (4 * 3 + 6 * 3 + 3 * 3) + 2 * 3
     head = 16 * 3 * 2
     assert net.macs((2, 1, 4, 4)) == 2 * (encoder + decoder + head)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_macs_are_half_of_the_flops_that_torch_counts(name):
+    network, shape = build(name, "torch"), NETS[name][1]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.eval()(torch.zeros(shape, dtype=torch.float64))
+    assert 2 * network.spec.macs(shape) == counter.get_total_flops()
 
 
 def test_weight_names_of_the_default_network():
@@ -323,6 +333,7 @@ INVALID = [   # arguments, type of the error, its message
     ({"skip_options": {"gating_channels": 1}}, ValueError, "without gating_channels, which the network sets"),
     ({"gated": 3}, ValueError, "gated must be at most 2, the number of skips, got 3"),
     ({"gated": 0}, ValueError, "gated must be >= 1, got 0"),
+    ({"skip": None, "gated": -1}, ValueError, "gated must be >= 0, got -1"),
     ({"skip": None, "gated": 1}, ValueError, "a gate in skip for gated, got skip=None: set skip"),
     ({"skip": None, "skip_options": {"norm": True}}, ValueError, "for skip_options, got skip=None"),
     ({"skip": None, "gating": "grid"}, ValueError, "for gating='grid', got skip=None"),

@@ -216,7 +216,8 @@ BAD_ARGUMENTS = [
     bad(0, "se", 8, bias=1, message="bias must be True or False, got 1"),
     bad(0, "spatial_attention", 8, spatial_dims=4, message="spatial_dims must be one of 1, 2, 3, got 4"),
     bad(0, "attention_gate", 8, 4, stride=(2, 2, 2), message="stride must be one integer or 2"),
-    bad(0, "attention_gate", 8, 4, interpolation="nearest", align_corners=True, message="align_corners must be False"),
+    bad(0, "attention_gate", 8, 4, interpolation="nearest", align_corners=True,
+        message="align_corners must be False unless interpolation='linear', got True and interpolation='nearest'"),
 ]
 
 

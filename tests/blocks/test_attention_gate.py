@@ -3,6 +3,7 @@
 from math import log
 
 import numpy as np
+import pytest
 import torch.nn.functional as F
 from published import MAP, Published, arrays_of, assert_close, batch_norm, norm_shapes, norms_of, pointwise
 
@@ -29,6 +30,22 @@ def test_coarse_gating_signal_is_resampled():
     assert_close(spec.attention(np.ones((1, 1, 4)), np.full((1, 1, 1), log(3)), weights=weights), [3 / 4] * 4)
     got = spec.attention(np.ones((1, 1, 4)), np.array([[[0.0, 4.0]]]), weights=weights)
     assert_close(got, 1 / (1 + np.exp(-np.array([0.0, 1, 3, 4]))))
+
+
+@pytest.mark.parametrize(("x", "g", "message"), [
+    ((1, 2, 4), (1, 3, 4, 4), r"expected \(N, 2, \*S\) with 2 spatial axes of at least 1 each, got \(1, 2, 4\)"),
+    ((1, 2, 4, 4), (1, 3, 4), r"expected \(N, 3, \*S\) with 2 spatial axes of at least 1 each, got \(1, 3, 4\)"),
+])   # fmt: skip
+def test_input_of_another_rank_raises(x, g, message):
+    with pytest.raises(ValueError, match=message):
+        AttentionGate(2, 3).check_inputs(x, g)
+
+
+def test_macs_of_a_strided_gate():
+    """x of 7 x 6 pixels has 3 x 3 after the stride, with 2 x 2 products per channel, and psi; g has 2 x 3 pixels."""
+    shapes, gates = ((2, 4, 7, 6), (2, 3, 2, 3)), 2 * (3 * 3 * 2 * (4 * 2 * 2 + 1) + 2 * 3 * 2 * 3)
+    assert AttentionGate(4, 3, 2, stride=2).macs(*shapes) == gates
+    assert AttentionGate(4, 3, 2, stride=2, output_transform=True).macs(*shapes) == gates + 2 * 7 * 6 * 4 * 4
 
 
 def test_inter_channels_are_half_the_channels():

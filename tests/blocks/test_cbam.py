@@ -23,6 +23,10 @@ from attzoo.blocks.channel_attention.spec import ChannelAttention
 from attzoo.blocks.spatial_attention.spec import SpatialAttention
 
 
+def test_macs_are_those_of_both_parts():
+    assert CBAM(8, 2, kernel_size=3).macs((2, 8, 5, 4)) == 2 * (2 * 2 * 8 * 4 + 5 * 4 * 2 * 3 * 3)
+
+
 def test_channel_attention_comes_before_spatial_attention():
     rng, block = np.random.default_rng(0), CBAM(6, reduction=2, kernel_size=3)
     weights = {name: rng.normal(size=weight.shape) for name, weight in block.weights.items()}

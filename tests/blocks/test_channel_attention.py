@@ -15,6 +15,10 @@ def test_worked_out_by_hand():
     assert_close(ChannelAttention(1, bias=False)(x, weights=weights), [0, 3 / 2, 3 / 4])
 
 
+def test_macs_are_those_of_two_matrices_on_two_pools():
+    assert ChannelAttention(8, 2).macs((2, 8, 5, 4)) == 2 * 2 * 2 * 8 * 4
+
+
 def test_relu_precedes_the_sum_of_both_branches():
     """Mean -1 contributes 0 and maximum 1 contributes log 3."""
     x = np.array([[-3.0, 1.0]])[None]

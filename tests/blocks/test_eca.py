@@ -16,6 +16,26 @@ def test_adaptive_kernel_size(channels, k):
     assert adaptive_kernel_size(channels) == k
 
 
+def test_rule_for_the_kernel_size():
+    """|(log2 2048 + 1) / 2| = 6, |(11 + 5) / 2| = 8 and |(11 + 1) / 3| = 4, ties which are rounded up."""
+    assert [ECA(2048, gamma=gamma, b=b).kernel_size for gamma, b in ((None, None), (None, 5), (3, None))] == [7, 9, 5]
+    assert (ECA(2048).gamma, ECA(2048).b) == (2.0, 1.0)
+
+
+def test_kernel_sizes_out_of_range_raise():
+    """|(log2 8 + 1) / gamma| is 2^31 for gamma = 2^-29."""
+    assert adaptive_kernel_size(8, 2.0**-29) == 2**31 + 1
+    message = r"^kernel_size must be at most 2\^31, got 4e\+09 from gamma=1e-09 and b=1\.0$"
+    with pytest.raises(ValueError, match=message):
+        adaptive_kernel_size(8, 1e-9)
+    with pytest.raises(ValueError, match=r"^gamma must not be 0, got 0$"):
+        ECA(8, gamma=0)
+    message = r"^kernel_size must be <= 2 \* channels \+ 1 = 7 with padding='circular', got 9$"
+    with pytest.raises(ValueError, match=message):
+        ECA(3, 9, padding="circular")
+    assert ECA(3, 7, padding="circular").kernel_size == 7
+
+
 def test_worked_out_by_hand():
     """A kernel (1, 0, 0) reads the previous channel: logits 0, 0, log 3."""
     x = np.array([0.0, log(3), -log(3)]).reshape(1, 3, 1)
@@ -27,6 +47,10 @@ def test_circular_padding():
     x = np.array([0.0, 0.0, log(3)]).reshape(1, 3, 1)
     got = ECA(3, 3, padding="circular").attention(x, weights={"conv.weight": np.array([1.0, 0, 0])})
     assert_close(got, [3 / 4, 1 / 2, 1 / 2])
+
+
+def test_macs_are_those_of_the_convolution_over_channels():
+    assert ECA(64).macs((2, 64, 5)) == 2 * 64 * 3
 
 
 def test_explicit_kernel_size_overrides_the_rule():

@@ -30,11 +30,34 @@ def integers(name):
 @pytest.mark.parametrize(("name", "arguments"), [
     *((name, arguments) for name in registry.BLOCKS for arguments in integers(name)), ("unet", UNET),
 ])   # fmt: skip
-def test_numpy_integers_become_python_integers(name, arguments):
+def test_numpy_scalars_become_python_scalars(name, arguments):
     """Otherwise a block whose sizes are computed with NumPy could not be saved."""
     block = attzoo.get(name, backend="numpy")
-    spec = block(**{name: np.int64(value) if type(value) is int else value for name, value in arguments.items()})
+    scalars = {int: np.int64, bool: np.bool_}
+    spec = block(**{name: scalars.get(type(value), lambda v: v)(value) for name, value in arguments.items()})
     assert json.dumps(spec.config()) == json.dumps(block(**arguments).config())
+
+
+@pytest.mark.parametrize("name", registry.BLOCKS)
+def test_coefficients_agree_with_outputs_in_training_and_inference(name):
+    """Inference is the default and does not change running statistics."""
+    rng = np.random.default_rng(0)
+    for example in registry.examples(name).values():
+        spec = attzoo.get(name, backend="numpy")(**example.arguments)
+        inputs = [rng.normal(size=shape) for shape in example.shapes]
+        weights = {key: rng.uniform(0.5, 2, weight.shape) for key, weight in spec.weights.items()}
+
+        def compute(function, inputs=inputs, weights=weights, **options):
+            arrays = {key: array.copy() for key, array in weights.items()}
+            result = function(*inputs, weights=arrays, **options)
+            if statistics := [key for key in weights if key.endswith(".mean")]:
+                assert options.get("training", False) == any((arrays[key] != weights[key]).any() for key in statistics)
+            return result
+
+        for options in ({}, {"training": False}, {"training": True}):
+            output, coefficients = compute(spec, **options), compute(spec.attention, **options)
+            if not getattr(spec, "output_transform", False):
+                np.testing.assert_allclose(output, spec.combine(inputs[0], coefficients), rtol=1e-12)
 
 
 @names
