@@ -346,7 +346,7 @@ def test_error_for_images_of_different_sizes_names_the_options(tmp_path):
     for name, size in (("a", (8, 6)), ("b", (8, 7))):
         array = np.zeros(size, np.uint8)
         pairs.append(tuple(write_array(tmp_path / folder / f"{name}.png", array) for folder in ("images", "masks")))
-    got = r"got .*a\.png of 8 x 6 and .*b\.png of 8 x 7"
+    got = r"got .*images.a\.png of 8 x 6 and .*images.b\.png of 8 x 7"
     fix = "set --size, such as 8,6, to resize all, or --batch 1"
     with pytest.raises(ValueError, match=f"^expected images of one size to batch them, {got}: {fix}$"):
         Folder(pairs).common_size()

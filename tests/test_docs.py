@@ -155,3 +155,10 @@ def test_the_index_links_to_every_page():
 def test_the_changelog_starts_with_the_current_version():
     log = (ROOT / "docs" / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"^## \[?([\d.]+)", log, re.MULTILINE)[0] == attzoo.__version__
+
+
+def test_settings_of_mutmut_name_files_that_exist():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mutmut"]
+    for name in ("source_paths", "only_mutate", "also_copy", "pytest_add_cli_args_test_selection"):
+        patterns = [entry.partition("::")[0] for entry in settings[name]]
+        assert [pattern for pattern in patterns if not any(ROOT.glob(pattern))] == [], name

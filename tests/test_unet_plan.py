@@ -181,6 +181,7 @@ def test_weight_names_with_further_options():
     assert set(weights) == expected
     assert weights["up.0.transpose.weight"].shape == (6, 6, 4, 4)   # (in, out, *k)
     assert weights["skip.1.skip.weight"].shape == (3, 6, 2, 2)
+    assert weights["skip.1.gating.weight"].shape == (3, 8)   # the gating signal is that of the next coarser level
     assert weights["supervision.1.weight"].shape == (2, 6)
     assert weights["head.weight"].shape == (2, 4)   # two classes from each of two levels
     assert weights["decoder.0.activation1.weight"].shape == (1,)
