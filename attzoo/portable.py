@@ -45,7 +45,7 @@ def weights(model: Any) -> dict[str, Array]:
             "gamma".
 
     Raises:
-        TypeError: `model` holds no block.
+        TypeError: `model` contains no block.
         ValueError: a layer does not store its arrays as floating-point numbers.
 
     """
@@ -73,11 +73,11 @@ def load_weights(model: Any, arrays: Any, *, source: str | None = None) -> Loade
         The blocks whose weights were written, and the source of each.
 
     Raises:
-        TypeError: `model` holds no block, or a value is not a floating-point array.
-        ValueError: an array is missing, unknown, of another shape or not finite, or not exact in
-            the block's dtype, or a layer computes the array (weight norm, pruning, LoRA) and would overwrite it; the blocks
-            of the file or of the other model are not those of `model`, or can be matched in several ways; with
-            `source`, the state dict contains several blocks, or arrays that attzoo's block does not have.
+        TypeError: `model` contains no block, or a value is not a floating-point array.
+        ValueError: an array is missing, unknown, of another shape, not finite or not exact in the block's dtype, or
+            a layer computes the array (weight norm, pruning, LoRA) and would overwrite it; the blocks of the file or of
+            the other model are not those of `model`, or can be matched in several ways; with `source`, the
+            state dict contains several blocks, or arrays that attzoo's block does not have.
         OSError: the file cannot be read.
 
     """
@@ -130,7 +130,7 @@ def export_weights(model: Any, *, target: str) -> dict[str, Array]:
         target: the library or repository, as `source` in `load_weights`.
 
     Raises:
-        TypeError: `model` holds no block.
+        TypeError: `model` contains no block.
         ValueError: the target is unknown, or has no key for an array of the block.
 
     """
@@ -189,7 +189,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     followed. Hooks are not saved.
 
     Raises:
-        TypeError: `model` holds no block.
+        TypeError: `model` contains no block.
         ValueError: the path has the extension of another format, or the block is not registered, has other layers,
             methods or settings than its class creates, contains numbers that are not finite, or is larger than
             MAX_FILE.

@@ -228,7 +228,7 @@ def test_modules_of_torchscript_are_refused():
         lambda: attzoo.attach(net, "se", after=["0", "1"], example=X),
         lambda: attzoo.swap(net, "se", where="1", example=X),
     ):
-        with pytest.raises(ValueError, match=r"expected '1' to be no module of TorchScript, .* before torch.jit"):
+        with pytest.raises(ValueError, match=r"expected '1' to be a module without TorchScript, .* before torch.jit"):
             change()
     assert not net[0]._forward_hooks
 
@@ -342,7 +342,7 @@ class Listed(nn.ModuleList):
 def test_containers_with_a_forward_of_their_own_are_refused(kind):
     """They would call the block as one of their modules, and the hook would call it again."""
     net = nn.Sequential(kind(nn.Conv2d(3, 8, 1)))
-    with pytest.raises(ValueError, match=r"expected '0' without a forward of its own, got .*: it may call"):
+    with pytest.raises(ValueError, match=r"expected '0' with the forward of its torch class, got .*: it may call"):
         attzoo.attach(net, "se", after="0", example=X)
     attzoo.attach(net, "se", after="0.0", example=X)
 

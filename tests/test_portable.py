@@ -582,7 +582,7 @@ INVALID_FILES = {   # number of the case or None, function from header and data 
     "UTF-16": (103, lambda h, d: packed(json.dumps(h).encode("utf-16"), d), "can't decode byte 0xff"),
     "duplicate key": (104, repeated, "expected a JSON object without duplicate keys, got"),
     "duplicate argument": (
-        104, metadata('{"format": 1, "block": "se", "config": {"channels": 8, "channels": 32}}'), "no key twice in a"
+        104, metadata('{"format": 1, "block": "se", "config": {"channels": 8, "channels": 32}}'), "duplicate keys"
     ),
     "header of 2^63": (105, lambda h, d: packed(h, d, length=2**63), HEADER),
     "header of 2^64 - 1": (105, lambda h, d: packed(h, d, length=2**64 - 1), HEADER),
