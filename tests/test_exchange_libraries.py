@@ -59,7 +59,7 @@ def assert_same(ours, theirs, *shapes):
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_blocks_of_the_library_and_back(name):
+def test_weights_of_library_blocks_give_their_outputs_in_both_directions(name):
     source, make, block, arguments = BLOCKS[name]
     theirs = random_weights(make()).float()
     ours = attzoo.create(block, backend="torch", **{"channels": 8} | arguments).eval()
@@ -78,7 +78,7 @@ def test_blocks_of_the_library_and_back(name):
     ("timm", "efficientnet_b0", "SqueezeExcite"),
     ("torchvision", "mobilenet_v3_small", "SqueezeExcitation"),
 ])   # fmt: skip
-def test_all_blocks_of_a_network_and_back(source, name, kind):
+def test_weights_of_all_blocks_of_a_network_are_read_and_exported(source, name, kind):
     """A network whose SEs are exchanged reads the checkpoint of another one, and writes its SEs for it."""
     plain = network(source, name).double()
     net = network(source, name).double()
@@ -102,7 +102,7 @@ UNETS = {   # arguments of MONAI, arguments of ours, shape of the image
 
 
 @pytest.mark.parametrize("case", UNETS)
-def test_attention_unet_of_monai_and_back(case):
+def test_weights_of_monai_unet_give_its_output_in_both_directions(case):
     theirs, options, shape = UNETS[case]
     published = random_weights(module_of("monai.networks.nets.AttentionUnet", *theirs)).float()
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_attention_unet_of_monai_and_back(case):
     assert_same(ours, other, shape)
 
 
-def test_gate_of_monai_and_back():
+def test_weights_of_monai_gate_give_its_output():
     theirs = random_weights(module_of("monai.networks.nets.attentionunet.AttentionBlock", 2, 3, 5, 6)).float()
     ours = attzoo.create("attention_gate", 6, 5, backend="torch", inter_channels=3, norm=True).eval()
     attzoo.load_weights(ours, theirs.state_dict(), source="monai")
@@ -141,7 +141,7 @@ def part_of_keras(name):
      {"reduced_channels": 8, "gate": "hard_sigmoid"}),
     ("efficientnet", "block1a_se_squeeze", "block1a_se_excite", {"reduced_channels": 6, "act": "silu"}),
 ])   # fmt: skip
-def test_squeeze_and_excitation_of_keras_applications_and_back(name, first, last, arguments):
+def test_weights_of_keras_applications_se_give_its_output_and_are_exported(name, first, last, arguments):
     model = part_of_keras(name)
     theirs = keras.Model(model.get_layer(first).input, model.get_layer(last).output)
     theirs.set_weights([np.random.default_rng(i).normal(size=w.shape) for i, w in enumerate(theirs.weights)])

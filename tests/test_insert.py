@@ -113,7 +113,7 @@ def test_training_mode_device_and_dtype_follow_the_network():
     assert all(p.is_meta for p in meta.parameters())
 
 
-def test_gamma_begins_at_0_after_the_meta_device():
+def test_gamma_is_0_after_reset_from_the_meta_device():
     with torch.device("meta"):
         net = Residual()
     attzoo.attach(net, "se", after="bn2", start="identity")
@@ -303,7 +303,7 @@ class Merging(nn.Module):
 
 
 @pytest.mark.parametrize("after", ["0", "1"])
-def test_the_last_layer_is_the_one_called_last(after):
+def test_channel_axis_follows_the_layer_that_is_called_last(after):
     """Not the one that was created last, and not only one inside the module: the identity may be a drop path."""
     net = nn.Sequential(Merging(), nn.Identity())
     with pytest.raises(ValueError, match=r"got shape \(2, 4, 4, 6\), whose channels are the last axis"):
@@ -322,7 +322,7 @@ class Conditioned(nn.Module):
         return x * self.linear(x.mean((2, 3))).mean(1)[:, None, None, None]
 
 
-def test_vectors_do_not_tell_where_channels_are():
+def test_vectors_do_not_determine_the_channel_axis():
     assert len(attzoo.attach(nn.Sequential(Conditioned()), "se", after="0", example=X)) == 1   # with 6 columns
 
 

@@ -309,7 +309,7 @@ def part_of_keras(name):
     ("mobilenet_v3", "*_squeeze_excite_mul", {"gate": "hard_sigmoid", "act": "relu", "reduced_channels": 8}),
     ("efficientnet", "*_se_excite", {"gate": "sigmoid", "act": "silu", "reduced_channels": 6}),
 ])   # fmt: skip
-def test_swap_takes_over_the_attention_of_keras_applications(name, where, spec):
+def test_swap_copies_the_weights_of_keras_applications_attention(name, where, spec):
     model, images = part_of_keras(name), RNG.normal(size=(2, 8, 7, 24)).astype("float32")
     report = attzoo.swap(model, "se", where=where)
     (place,) = report
@@ -321,7 +321,7 @@ def test_swap_takes_over_the_attention_of_keras_applications(name, where, spec):
     assert [place.weights for place in report] == ["initial"]
 
 
-def test_attention_of_another_function_begins_anew():
+def test_attention_of_another_function_gets_initial_weights():
     inputs = keras.Input((8, 7, 4))
     h = keras.layers.Conv2D(2, 1, activation="gelu", name="se_reduce")(keras.ops.mean(inputs, (1, 2), keepdims=True))
     a = keras.layers.Conv2D(4, 1, activation="sigmoid", name="se_expand")(h)
@@ -406,14 +406,14 @@ def test_norms_state_the_data_format(kind):
 
 
 @pytest.mark.parametrize("start", ["default", "identity"])
-def test_the_dtype_of_a_block_is_that_of_the_whole_attached_layer(start):
+def test_dtype_policy_of_an_attached_block_applies_to_its_layer(start):
     made = attzoo.attach(network(), "se", after="stem", start=start, dtype="float16").model
     assert made.get_layer("stem_attention").compute_dtype == "float16"
     assert np.all(np.isfinite(output(made)))
 
 
 @pytest.mark.parametrize("trainable", [True, False])
-def test_blocks_are_trained_unless_options_say_no(trainable):
+def test_attached_blocks_are_trainable_by_default(trainable):
     model = network()
     model.get_layer("inner").trainable = False
     report = attzoo.attach(model, "eca", after="inner.conv", trainable=trainable)
@@ -421,7 +421,7 @@ def test_blocks_are_trained_unless_options_say_no(trainable):
     assert (added, report.parameters) == ((1, 1) if trainable else (0, 0))
 
 
-def test_exchanged_blocks_are_trained_unless_options_say_no():
+def test_swapped_blocks_are_trainable_by_default():
     inputs = keras.Input((8, 7, 3))
     block = attzoo.create("se", 3, backend="keras", name="block")
     model = keras.Model(inputs, block(inputs))

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import attzoo
 
 
-def test_averages_of_weights_contain_the_blocks():
+def test_averaged_model_contains_the_blocks():
     net = trained()
     averaged = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.75))
     averaged.update_parameters(net)
@@ -36,7 +36,7 @@ def fuse(net):
     return optimization.fuse(net)
 
 
-def test_fused_networks_take_blocks():
+def test_block_attached_after_fusion_gives_the_same_output():
     """Fusion first, `attach` afterwards: the order that docs/attaching.md recommends."""
     net, _ = attached(start="default")
     fused = fuse(network())
@@ -45,7 +45,7 @@ def test_fused_networks_take_blocks():
     assert_close(fused(X), net(X), rtol=1e-4, atol=1e-5)
 
 
-def test_fusion_by_fx_drops_a_block_after_the_norm():
+def test_fusion_by_fx_removes_a_block_after_the_norm():
     """So docs/attaching.md says that networks are fused first. The fused network has no trace of the block."""
     net, _ = attached(start="default")
     fused = fuse(net)

@@ -156,7 +156,7 @@ def test_graphs_of_torch_equal_the_block(name, request):
 
 
 @every_kind
-def test_card_of_the_block(name):
+def test_card_has_title_parameters_and_axes(name):
     card = attzoo.info(name)
     for text in (card.plain(), card.markdown()):
         assert card.title in text
@@ -167,7 +167,7 @@ def test_card_of_the_block(name):
 
 
 @every_kind
-def test_block_is_converted_and_saved(name, tmp_path):
+def test_converted_and_saved_block_gives_the_same_output(name, tmp_path):
     block = attzoo.create(name, 6, backend="torch").double()
     twin = attzoo.convert(block, backend="keras")
     attzoo.save(twin, tmp_path / "block.safetensors")

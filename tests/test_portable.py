@@ -894,7 +894,7 @@ def npy_bytes():
         (lambda b, p: p.write_bytes(npy_bytes()), "got a .npy file of NumPy"),
         (
             lambda b, p: safetensors.torch.save_file(b.state_dict(), p),
-            r"; for a file of another program, pass its arrays to attzoo.load_weights\(block, arrays, source=...\)$",
+            r"; for a file of another program, pass its arrays to attzoo.load_weights\(block, arrays, source=...\)",
         ),
     ],
     ids=["torch", "npy", "safetensors"],

@@ -86,7 +86,7 @@ def test_names_are_paths_and_canonical_names(backend):
         np.testing.assert_array_equal(model.block0.squeeze.bias.detach(), expected["block0.squeeze.bias"])
 
 
-def test_a_unet_in_a_model_is_one_part():
+def test_unet_in_a_model_counts_as_one_block():
     net = attzoo.create("unet", 1, 2, (4, 8), backend="torch", skip="attention_gate")
     model = nn.ModuleDict({"unet": net, "se": attzoo.create("se", 8, backend="torch")})
     names = attzoo.weights(model).keys()
@@ -94,7 +94,7 @@ def test_a_unet_in_a_model_is_one_part():
     assert attzoo.weights(nn.ModuleList([net])).keys() == {f"0.{name}" for name in net.spec.weights}
 
 
-def test_a_block_with_two_paths_is_written_once():
+def test_block_with_two_paths_is_written_once():
     block = attzoo.create("eca", 8, backend="torch")
     assert list(attzoo.weights(nn.Sequential(nn.Identity(), block, block))) == ["1.conv.weight"]
 
@@ -114,7 +114,7 @@ def test_invalid_arrays_change_nothing(backend, change, message):
     assert same(attzoo.weights(model), before)
 
 
-def test_a_block_that_cannot_be_written_leaves_all_others():
+def test_error_for_a_block_leaves_all_blocks_unchanged():
     model = Network()
     nn.utils.parametrizations.weight_norm(model.block1.channel.squeeze)
     before = attzoo.weights(model)
@@ -123,7 +123,7 @@ def test_a_block_that_cannot_be_written_leaves_all_others():
     assert same(attzoo.weights(model), before)
 
 
-def test_blocks_that_share_memory_are_refused():
+def test_blocks_that_share_memory_raise():
     model = Network(("se", "se"))
     model.block1.squeeze.weight = model.block0.squeeze.weight
     before = attzoo.weights(model)
@@ -136,7 +136,7 @@ def test_blocks_that_share_memory_are_refused():
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_has_the_blocks_with_their_paths(path):
+def test_file_contains_the_blocks_with_their_paths(path):
     model = Network()
     expected = randomized(model)
     attzoo.save(model, path)
@@ -179,13 +179,13 @@ def test_wrappers_of_a_model_do_not_change_the_names(wrap, path):
     assert same(attzoo.weights(twin), expected)
 
 
-def test_a_wrapped_block_is_saved_as_a_block(path):
+def test_wrapped_block_is_saved_as_a_single_block(path):
     block = attzoo.create("se", 8, backend="torch")
     attzoo.save(torch.optim.swa_utils.AveragedModel(block), path)
     assert same(attzoo.weights(attzoo.load(path, backend="keras")), attzoo.weights(block))
 
 
-def test_a_file_of_one_block_is_loaded_into_a_block_and_a_model(path):
+def test_file_of_one_block_loads_into_a_block_and_a_model(path):
     block = attzoo.create("se", 8, backend="keras", reduction=4)
     expected = randomized(block)
     attzoo.save(block, path)
@@ -198,7 +198,7 @@ def test_a_file_of_one_block_is_loaded_into_a_block_and_a_model(path):
         attzoo.load_weights(attzoo.create("se", 8, backend="torch", reduction=2), path)
 
 
-def test_a_file_of_a_model_is_no_block(path):
+def test_load_raises_for_a_file_of_a_model(path):
     attzoo.save(Network(), path)
     with pytest.raises(ValueError, match=r"file of one block, got .* of blocks at 'block0', 'block1': attzoo.load_wei"):
         attzoo.load(path, backend="torch")
@@ -304,7 +304,7 @@ def test_dtypes_are_those_of_the_model():
         attzoo.load_weights(model, twin)
 
 
-def test_models_are_converted_by_load_weights_only():
+def test_convert_of_a_model_raises_and_names_load_weights():
     with pytest.raises(TypeError, match=r"got a Network, which has other layers besides blocks at 'block0', 'bl"):
         attzoo.convert(Network(), backend="keras")
 
@@ -334,13 +334,13 @@ def test_attached_blocks_keep_their_gamma(backend, other, start, path):
 
 
 @every_backend
-def test_attached_blocks_are_of_another_kind_than_their_blocks(backend):
+def test_attached_block_with_identity_start_does_not_match_its_block(backend):
     model, other = attached_to(backend, "identity"), attached_to(backend, "default")
     with pytest.raises(ValueError, match=r"expected weights of ECA\(.*\) with start='identity' at .* those of ECA\("):
         attzoo.load_weights(model, other)
 
 
-def test_outputs_agree_after_the_move():
+def test_outputs_agree_after_weights_are_copied_between_frameworks():
     """In a network whose convolutions have the same weights in both frameworks."""
     net, twin = attached_to("torch", "identity"), attached_to("keras", "identity")
     randomized(net)
