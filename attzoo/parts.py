@@ -37,8 +37,8 @@ class Part:
     @property
     def weights(self) -> dict[str, Weight]:
         """Return the description of every array by its name in the whole model or file."""
-        own = self.spec.weights | ({"gamma": GAMMA} if self.start == "identity" else {})
-        return {self.key(name): weight for name, weight in own.items()}
+        weights = self.spec.weights | ({"gamma": GAMMA} if self.start == "identity" else {})
+        return {self.key(name): weight for name, weight in weights.items()}
 
     def key(self, name: str) -> str:
         """Return the name in the whole model or file of the array that the block calls `name`."""
@@ -73,8 +73,8 @@ class Part:
 
     def write(self, arrays: Mapping[str, Array]) -> None:
         """Write arrays, which `portable.checked_arrays` returned by their names in the whole model."""
-        own = {name: arrays[self.key(name)] for name in self.spec.weights}
-        self._framework.write(self.block, own)
+        block_arrays = {name: arrays[self.key(name)] for name in self.spec.weights}
+        self._framework.write(self.block, block_arrays)
         if self.start == "identity":
             self._framework.set_gamma(self.holder, arrays[self.key("gamma")])
 

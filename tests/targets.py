@@ -39,8 +39,8 @@ NO_MATRIX = "no matrices to quantize"
 TARGETS = (
     Target("torch.export", "test_torch.test_exported_block_equals_the_block",
            "test_unet_torch.test_export_with_dynamic_sizes", "test_insert.test_graphs"),
-    Target("jit.trace", "test_torch.test_traced_block_equals_the_block", "test_exports.test_trace_of_a_unet",
-           "test_insert.test_graphs"),
+    Target("jit.trace", "test_torch.test_traced_block_equals_the_block",
+           "test_exports.test_traced_unet_equals_the_unet_at_other_sizes", "test_insert.test_graphs"),
     Target("ONNX", "test_torch.test_onnx_model_equals_the_block",
            "test_exports.test_onnx_model_of_a_unet_equals_the_unet", "test_insert.test_onnx"),
     Target("ONNX, older exporter", *["test_exports.test_onnx_model_of_the_older_exporter_equals_the_network"] * 3),

@@ -317,7 +317,7 @@ KERAS = {   # source, state and function, block, its arguments, channels of its 
 
 
 @pytest.mark.parametrize("name", KERAS)
-def test_variables_of_keras_give_the_published_outputs_and_are_exported(name):
+def test_keras_variables_give_the_published_outputs_and_are_exported(name):
     source, make, block, arguments, channels = KERAS[name]
     (state, call), ours = make(), attzoo.create(block, channels[0], backend="torch", dtype=torch.float64, **arguments)
     others = {"block1a_project_conv/kernel": torch.ones(1, 1, 6, 2), "expanded_conv_3_project/kernel": torch.ones(2)}
@@ -345,7 +345,7 @@ def test_a_unet_loads_and_exports_the_published_network():
     assert all(np.array_equal(array, expected[key]) for key, array in exported.items())
 
 
-def test_a_unet_of_other_arguments_is_refused():
+def test_unet_weights_for_other_arguments_raise():
     theirs = AttUNet(2, 3, (4, 6, 8))
     for options, message in (({"variant": "monai"}, r"got also Up2\.up\.1\.weight"),
                              ({"variant": "leejunhyun", "channels": (4, 6)}, r"got also Conv3\.conv\.0\.weight")):
@@ -388,7 +388,7 @@ def test_a_model_is_loaded_as_a_whole_or_not_at_all(change, message):
     assert all(np.array_equal(array, before[name]) for name, array in attzoo.weights(net[1]).items())
 
 
-def test_a_model_without_blocks_is_refused():
+def test_model_without_blocks_raises():
     for call in (lambda net: attzoo.load_weights(net, {}, source="timm"),
                  lambda net: attzoo.export_weights(net, target="timm")):   # fmt: skip
         with pytest.raises(TypeError, match=r"expected an attzoo block .* got Sequential without any block"):

@@ -74,7 +74,7 @@ def test_onnx_model_of_a_unet_equals_the_unet(tmp_path):
     assert_same_at_other_sizes(onnx_runner(file), net, make_inputs)
 
 
-def test_trace_of_a_unet():
+def test_traced_unet_equals_the_unet_at_other_sizes():
     make, make_inputs = SUBJECTS["unet"]
     net = make()
     traced = torch.jit.trace(net, make_inputs())

@@ -221,7 +221,7 @@ def test_attaching_twice_is_refused():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_modules_of_torchscript_are_refused():
+def test_torchscript_modules_raise():
     net = nn.Sequential(nn.Conv2d(3, 8, 1), torch.jit.trace(nn.Conv2d(8, 8, 1), torch.zeros(1, 8, 4, 4)))
     for change in (
         lambda: attzoo.attach(net, "se", after=["0", "1"]),
@@ -432,7 +432,7 @@ def test_a_wrapper_that_lists_parameters_is_refused(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_the_page_shows_what_its_examples_print(tmp_path, monkeypatch, capsys):
+def test_page_shows_the_output_of_its_examples(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "attaching.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n((?:(?!```).)*?)```\n\n```text\n(.*?)```", page, re.DOTALL)

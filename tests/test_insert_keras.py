@@ -356,14 +356,14 @@ class TrainedSequence(keras.Sequential):
         raise NotImplementedError
 
 
-def test_models_whose_copy_would_lose_methods_are_refused():
+def test_models_whose_copy_would_lose_methods_raise():
     model = network()
     for own in (Trained(model.inputs, model.outputs), TrainedSequence([keras.Input((8, 7, 3)), *model.layers[1:2]])):
         with pytest.raises(ValueError, match=r"overrides no methods .*, got Trained.*: attach to keras\.Model\("):
             attzoo.attach(own, "se", after="stem")
 
 
-def test_layers_whose_copy_would_compute_something_else_are_refused():
+def test_layers_whose_copy_would_compute_another_function_raise():
     model = network()
     layer = model.get_layer("last")
     call = layer.call
@@ -430,7 +430,7 @@ def test_swapped_blocks_are_trainable_by_default():
         assert (len(report.model.trainable_weights), report.parameters) == ((1, 3) if trainable else (0, 0))
 
 
-def test_what_the_network_gives_is_no_option():
+def test_invalid_arguments_of_attach_raise():
     with pytest.raises(TypeError, match="se at 'stem' takes channels from the network: leave channels= out"):
         attzoo.attach(network(), "se", after="stem", channels=4)
     with pytest.raises(ValueError, match="expected a block at 'stem', got the network 'unet': give one of se"):

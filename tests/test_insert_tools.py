@@ -1,4 +1,4 @@
-"""Networks of torch with attached blocks in the tools of torch that average, fuse and quantize networks."""
+"""Torch networks with attached blocks in torch's tools that average, fuse and quantize networks."""
 
 import copy
 import warnings
@@ -25,7 +25,7 @@ def test_averaged_model_contains_the_blocks():
     assert weights["bn2.attention.gamma"] == averaged.module.bn2.attention.gamma.item()
 
 
-# ---- convolutions and norms that become one module -------------------------------------------------------------------
+# ---- fusion of convolutions and norms --------------------------------------------------------------------------------
 
 
 def fuse(net):
@@ -37,7 +37,7 @@ def fuse(net):
 
 
 def test_block_attached_after_fusion_gives_the_same_output():
-    """Fusion first, `attach` afterwards: the order that docs/attaching.md recommends."""
+    """docs/attaching.md recommends this order: fusion first, `attach` afterwards."""
     net, _ = attached(start="default")
     fused = fuse(network())
     attzoo.attach(fused, "se", after="conv2")
@@ -46,7 +46,7 @@ def test_block_attached_after_fusion_gives_the_same_output():
 
 
 def test_fusion_by_fx_removes_a_block_after_the_norm():
-    """So docs/attaching.md says that networks are fused first. The fused network has no trace of the block."""
+    """docs/attaching.md therefore recommends fusion first. The fused network contains nothing of the block."""
     net, _ = attached(start="default")
     fused = fuse(net)
     assert not [key for key in fused.state_dict() if "attention" in key]
@@ -55,7 +55,7 @@ def test_fusion_by_fx_removes_a_block_after_the_norm():
 
 
 def test_fusion_moves_a_block_between_convolution_and_norm_behind_the_norm():
-    """So docs/attaching.md says that networks are fused first."""
+    """docs/attaching.md therefore recommends fusion first."""
     net, _ = attached(after="conv2", start="default")
     net.bn2.running_mean.fill_(0.5)
     net.bn2.running_var.fill_(4)

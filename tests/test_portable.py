@@ -916,7 +916,7 @@ def test_error_for_files_of_other_programs_names_the_program(write, message, pat
 )
 def test_file_of_another_format_raises(metadata, hint):
     with pytest.raises(ValueError, match=f"^{re.escape(f'expected format 1 or 2, got {metadata}{hint}')}$"):
-        headers.declared(metadata)
+        headers.parse_parts(metadata)
 
 
 def test_errors_for_sizes_have_both_sizes(path):

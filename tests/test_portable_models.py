@@ -20,7 +20,7 @@ BLOCKS = {"se": {"reduction": 4}, "cbam": {"reduction": 4, "kernel_size": 3}}
 
 
 class Network(nn.Module):
-    """A network of torch with convolutions, and one block after each."""
+    """A torch network with convolutions and a block after each."""
 
     def __init__(self, blocks=tuple(BLOCKS)):
         super().__init__()
@@ -35,7 +35,7 @@ class Network(nn.Module):
 
 
 def keras_network(blocks=tuple(BLOCKS), names="block{}"):
-    """The same in Keras."""
+    """Return the same network in Keras."""
     x = inputs = keras.Input((8, 8, 3))
     for i, name in enumerate(blocks):
         x = keras.layers.Conv2D(8, 3, padding="same", data_format="channels_last", name=f"conv{i}")(x)
@@ -49,7 +49,7 @@ def network(backend, *args, **kwargs):
 
 
 def randomized(model, seed=0):
-    """Give every block of a model random weights, and return them."""
+    """Set random weights in every block of a model, and return them."""
     rng = np.random.default_rng(seed)
     arrays = {name: rng.uniform(0.1, 2, a.shape).astype("f4") for name, a in attzoo.weights(model).items()}
     attzoo.load_weights(model, arrays)
@@ -128,7 +128,7 @@ def test_blocks_that_share_memory_raise():
     model.block1.squeeze.weight = model.block0.squeeze.weight
     before = attzoo.weights(model)
     arrays = {name: array + i for i, (name, array) in enumerate(before.items())}
-    with pytest.raises(ValueError, match=r"block0\.squeeze\.weight to hold the array written .* shares its memory"):
+    with pytest.raises(ValueError, match=r"block0\.squeeze\.weight to hold the array written .* it shares memory"):
         attzoo.load_weights(model, arrays)
     assert same(attzoo.weights(model), before)
 
@@ -200,7 +200,7 @@ def test_file_of_one_block_loads_into_a_block_and_a_model(path):
 
 def test_load_raises_for_a_file_of_a_model(path):
     attzoo.save(Network(), path)
-    with pytest.raises(ValueError, match=r"file of one block, got .* of blocks at 'block0', 'block1': attzoo.load_wei"):
+    with pytest.raises(ValueError, match=r"file of one block, got .* with blocks at 'block0', 'block1': attzoo.load_w"):
         attzoo.load(path, backend="torch")
 
 
@@ -242,7 +242,7 @@ def test_invalid_files_are_refused(change, message, path):
     assert same(attzoo.weights(model), before)
 
 
-def test_missing_files_and_changed_layers_are_refused(path):
+def test_missing_files_and_changed_layers_raise(path):
     model = Network()
     with pytest.raises(FileNotFoundError):
         attzoo.load_weights(model, path)
@@ -257,7 +257,7 @@ def test_missing_files_and_changed_layers_are_refused(path):
 
 
 @pytest.mark.parametrize(("blocks", "by"), [(("se", "cbam"), ["kind"] * 2), (("se", "cbam", "se"), ["order", "kind"])])
-def test_blocks_of_other_paths_are_matched_by_kind_and_order(blocks, by, path):
+def test_blocks_with_other_paths_are_matched_by_kind_and_order(blocks, by, path):
     expected = randomized(model := Network(blocks))
     report = attzoo.load_weights(twin := keras_network(blocks, names="attend_{}"), model)
     arrays = attzoo.weights(twin)
@@ -270,7 +270,7 @@ def test_blocks_of_other_paths_are_matched_by_kind_and_order(blocks, by, path):
 
 
 class Renamed(nn.Module):
-    """Blocks under given names."""
+    """A module with blocks as its attributes."""
 
     def __init__(self, **blocks):
         super().__init__()
@@ -287,7 +287,7 @@ class Renamed(nn.Module):
     ({"a": "se", "b": "cbam", "c": "se"}, {"d": "se", "e": "se", "f": "cbam"},
      "expected the blocks in the order of the model, SE, SE, CBAM, got SE, CBAM, SE"),
 ])   # fmt: skip
-def test_unclear_matches_are_refused(there, here, message):
+def test_ambiguous_matches_raise(there, here, message):
     model, source = Renamed(**here), Renamed(**there)
     before = attzoo.weights(model)
     with pytest.raises(ValueError, match=message):
@@ -310,7 +310,7 @@ def test_convert_of_a_model_raises_and_names_load_weights():
 
 
 def attached_to(backend, start):
-    """A network of one convolution with a block that `attach` put in."""
+    """Return a network of one convolution with an attached block."""
     if backend == "torch":
         net = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 8, 1)).eval()
         return attzoo.attach(net, "eca", after="1", start=start).model
@@ -341,7 +341,7 @@ def test_attached_block_with_identity_start_does_not_match_its_block(backend):
 
 
 def test_outputs_agree_after_weights_are_copied_between_frameworks():
-    """In a network whose convolutions have the same weights in both frameworks."""
+    """The convolutions of the network have the same weights in both frameworks."""
     net, twin = attached_to("torch", "identity"), attached_to("keras", "identity")
     randomized(net)
     attzoo.load_weights(twin, net)

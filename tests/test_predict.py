@@ -235,7 +235,7 @@ def test_wrong_options_raise(options, message):
 
 
 @pytest.mark.parametrize("window", [8, "8,8"])
-def test_a_window_that_is_no_sequence_raises(window):
+def test_window_that_is_not_a_sequence_raises(window):
     network = Network(unet(3, 2, channels=(4, 4)), Preparation())
     with pytest.raises(TypeError, match=f"window must be a sequence of integers, got {window!r}"):
         predict(network, random_image(), window=window)

@@ -75,7 +75,7 @@ def test_invalid_configs_raise(text, message, hub, tmp_path):
         UNet.from_pretrained(tmp_path)
 
 
-def test_missing_files_and_arrays_are_refused(hub, tmp_path):
+def test_missing_files_and_arrays_raise(hub, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         UNet.from_pretrained(tmp_path)
     (net := network()).save_pretrained(tmp_path)
