@@ -118,7 +118,7 @@ def test_gamma_is_0_after_reset_from_the_meta_device():
         net = Residual()
     attzoo.attach(net, "se", after="bn2", start="identity")
     net.to_empty(device="cpu")
-    nn.init.ones_(net.bn2.attention.gamma)   # any number, as in memory that was not initialised
+    nn.init.ones_(net.bn2.attention.gamma)   # any number but 0, as in uninitialized memory
     for module in net.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
@@ -304,7 +304,7 @@ class Merging(nn.Module):
 
 @pytest.mark.parametrize("after", ["0", "1"])
 def test_channel_axis_follows_the_layer_that_is_called_last(after):
-    """Not the one that was created last, and not only one inside the module: the identity may be a drop path."""
+    """The layer that was created last does not matter, nor that it is inside the module: it may be a drop path."""
     net = nn.Sequential(Merging(), nn.Identity())
     with pytest.raises(ValueError, match=r"got shape \(2, 4, 4, 6\), whose channels are the last axis"):
         attzoo.attach(net, "se", after=after, example=torch.zeros(2, 8, 8, 3))

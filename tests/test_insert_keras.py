@@ -183,7 +183,7 @@ def test_a_layer_in_two_nested_models_is_copied_once():
 
 
 def adapted(layer):
-    """A lookup layer that has learnt its vocabulary from data, which its config does not hold."""
+    """Return a lookup layer adapted to data, whose vocabulary is not in its config."""
     layer.adapt(np.array(["b a", "a c", "a"]))
     return layer
 
