@@ -388,7 +388,7 @@ def test_layers_that_keras_cannot_copy_are_named():
     block = attzoo.create("se", 4, backend="keras", name="block")
     model = keras.Model(inputs, block(keras.layers.Conv2D(4, 1, name="conv")(inputs)))
     block.squeeze.enable_lora(2)
-    with pytest.raises(ValueError, match="expected layers that get_config describes, got 'block', with 6 weights"):
+    with pytest.raises(ValueError, match="expected layers that get_config describes, got 'block' with 6 weights"):
         attzoo.attach(model, "eca", after="conv")
     model = network()
     model.compile(loss=lambda y, z: y)
