@@ -1,4 +1,4 @@
-"""Weights of other libraries, by the tables of `sources.py` in each block's folder."""
+"""Read and write weights in the layouts of other libraries, which `sources.py` in each block's folder describes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .adapters import adapter, same_shape
 from .contract import AnySpec, Array, Keys, Source, contiguous, shorten
 
 WRAPPERS = ("module.", "_orig_mod.")   # prefixes of DataParallel and of torch.compile
-COUNTER = "num_batches_tracked"   # of a batch norm, which does not use it
+COUNTER = "num_batches_tracked"   # a buffer of batch norm, which the output does not depend on
 
 
 def read_arrays(state: Mapping[str, Array], source: Source) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Return the arrays of a source's block by our names, and the arguments of our block that their shapes tell.
+    """Return the arrays of a source's block by attzoo's names, and the arguments that their shapes determine.
 
     Args:
         state: the state dict of the source's block, as arrays. Entries that `source` does not name are ignored.
@@ -49,8 +49,8 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
         source: the name of the source, for errors.
 
     Raises:
-        ValueError: keys are missing, or the state dict holds several blocks, or arrays that attzoo's block lacks, or a
-            tensor without values.
+        ValueError: keys are missing, or the state dict contains several blocks, arrays that attzoo's block does not
+            have, or a tensor without values.
 
     """
     matches: list[tuple[str, Keys]] = []
@@ -71,14 +71,14 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
     (prefix, layout), = matches
     names = _names(layout, spec)
     if not layout.channels_last:   # the layers of a block in Keras have no layer around them
-        _refuse_others(state, prefix, names.values(), source)
+        _check_no_other_arrays(state, prefix, names.values(), source)
     return {name: _read(state[prefix + key], name, layout, spec) for name, key in names.items()}
 
 
 def shapes_from(state: Mapping[str, Any], layouts: Sequence[Keys]) -> dict[str, tuple[int, ...]] | None:
     """Return the shapes of a block's arrays by canonical name, with output and input channels first.
 
-    Returns None if the state dict does not hold a block, or also holds other arrays.
+    Returns None if the state dict does not contain a block, or also contains other arrays.
     """
     for layout in layouts:
         for prefix in {_prefix(key, name, layout) for key in state for name in layout.names.values()} - {None}:
@@ -95,10 +95,13 @@ def _axes_first(shape: tuple[int, ...], layout: Keys) -> tuple[int, ...]:
 
 
 def arrays_for(arrays: Mapping[str, Array], spec: AnySpec, layout: Keys) -> dict[str, Array]:
-    """Return the arrays of a block as another library stores them. Raise ValueError if it has no key for one."""
+    """Return the arrays of a block as another library stores them.
+
+    Raises ValueError if the layout has no key for an array.
+    """
     if unknown := [name for name in arrays if name not in layout.names]:
-        raise ValueError(f"expected a block without {shorten(', '.join(unknown))}, which the target has no keys for")
-    return {layout.names[name]: _written(array, name, layout, spec) for name, array in arrays.items()}
+        raise ValueError(f"expected arrays that the target has keys for, got {shorten(', '.join(unknown))}")
+    return {layout.names[name]: _to_layout(array, name, layout, spec) for name, array in arrays.items()}
 
 
 def _names(layout: Keys, spec: AnySpec) -> dict[str, str]:
@@ -110,18 +113,18 @@ def unwrapped(state: Any) -> dict[str, Any]:
     """Return a state dict whose keys have no prefixes of wrappers.
 
     Raises:
-        TypeError: `state` is no mapping of names.
+        TypeError: `state` is not a mapping whose keys are strings.
         ValueError: two keys become the same.
 
     """
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
-        got = type(state).__name__ if not isinstance(state, Mapping) else "keys that are no text"
+        got = type(state).__name__ if not isinstance(state, Mapping) else "keys that are not strings"
         raise TypeError(f"expected a state dict, whose keys are names of arrays, got {got}: load the file first")
     originals: dict[str, str] = {}
     for key in state:
         name = without_wrappers(key)
         if name in originals:
-            raise ValueError(f"expected the arrays of one block, got both {originals[name]} and {key}: give one")
+            raise ValueError(f"expected the arrays of one block, got both {originals[name]} and {key}: remove one")
         originals[name] = key
     return {name: state[key] for name, key in originals.items()}
 
@@ -140,15 +143,15 @@ def without_wrappers(path: str) -> str:
 def _prefix(key: str, name: str, layout: Keys) -> str | None:
     """Return the part of a key before the name of an array; None if the key has another form.
 
-    It is "" or ends with a dot, or in names of Keras layers with a slash or an underscore.
+    The prefix is "" or ends with a dot, or in Keras with a slash or an underscore.
     """
     prefix = key.removesuffix(name)
     ends = ("", "/", "_") if layout.channels_last else ("", ".")
     return prefix if key.endswith(name) and prefix[-1:] in ends else None
 
 
-def _refuse_others(state: Mapping[str, Any], prefix: str, known: Collection[str], source: str) -> None:
-    """Raise ValueError if the block in a state dict has further arrays: it would compute another function."""
+def _check_no_other_arrays(state: Mapping[str, Any], prefix: str, known: Collection[str], source: str) -> None:
+    """Raise ValueError if the block in a state dict has further arrays, and so computes another function."""
     for key in state:
         if key.startswith(prefix) and key.removeprefix(prefix) not in known and not key.endswith(COUNTER):
             fix = "create the block with arguments that give it this array, or give only the arrays of the block"
@@ -156,9 +159,9 @@ def _refuse_others(state: Mapping[str, Any], prefix: str, known: Collection[str]
 
 
 def _read(value: Any, name: str, layout: Keys, spec: AnySpec) -> Array:
-    """Return another library's array for our array `name`: in the spec's shape, the plane of the mean first.
+    """Return another library's array as attzoo's array `name`: in the spec's shape, the plane of the mean first.
 
-    Raises ValueError for an array of another shape, or that NumPy cannot read.
+    Raises ValueError if the array has another shape, or NumPy cannot read it.
     """
     array, shape = _array(value, layout.names[name]), spec.weights[name].shape
     if layout.channels_last and array.ndim > 1:   # (*k, I, O)
@@ -170,20 +173,20 @@ def _read(value: Any, name: str, layout: Keys, spec: AnySpec) -> Array:
 
 
 def _array(value: Any, key: str) -> Array:
-    """Return a tensor of torch, or what NumPy reads, as an array; bfloat16, which NumPy does not have, as float32."""
+    """Return a torch tensor, or a value that NumPy can read, as an array; bfloat16 as float32."""
     if not hasattr(value, "detach"):
         return np.asarray(value)
-    torch: Any = adapter("torch")   # loaded already, since the value is its tensor
+    torch: Any = adapter("torch")   # torch is loaded already, because the value is its tensor
     try:
         return np.asarray(torch.to_array(value))
     except (NotImplementedError, RuntimeError, TypeError) as err:
         fix = "give a dense floating-point tensor with values"
-        raise ValueError(f"expected {key} as a tensor that NumPy can read, got {value.dtype} on {value.device}: {fix}"
-                         ) from err
+        expected = f"expected {key} to be a tensor that NumPy can read"
+        raise ValueError(f"{expected}, got {value.dtype} on {value.device}: {fix}") from err
 
 
-def _written(array: Array, name: str, layout: Keys, spec: AnySpec) -> Array:
-    """Return our array `name` in the shape and the order of planes of another library."""
+def _to_layout(array: Array, name: str, layout: Keys, spec: AnySpec) -> Array:
+    """Return attzoo's array `name` in the shape and the order of planes of another library."""
     if name in layout.max_first:
         array = array[:, ::-1]
     if array.ndim == 1 and name.endswith("conv.weight"):   # ECA's kernel, (1, 1, k)

@@ -1,4 +1,4 @@
-"""The header of attzoo's weight files, which is checked before an array is read.
+"""Write and check the header of attzoo's weight files. It is checked before any array is read.
 
 A file is in safetensors format. Its metadata holds, as JSON under the key "attzoo":
 
@@ -27,7 +27,7 @@ MODEL: Final = 2
 KEYS: Final = {ONE_BLOCK: ("format", "block", "config"), MODEL: ("format", "blocks")}   # of the metadata
 PART_KEYS: Final = ("path", "block", "config", "start")
 DTYPES: Final = {"F16": "float16", "F32": "float32", "F64": "float64"}   # safetensors' name -> NumPy's
-OTHER_STARTS: Final = {   # first bytes of a file -> its format
+OTHER_SIGNATURES: Final = {   # first bytes of a file -> its format
     b"PK\x03\x04": "a zip archive, as torch.save, numpy.savez and Keras write",
     b"\x89HDF\r\n\x1a\n": "HDF5, as Keras writes",
     b"\x93NUMPY": "a .npy file of NumPy",
@@ -39,12 +39,12 @@ MAX_FILE: Final = 2**31     # bytes
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a file says.
+    """The checked content of a file's header.
 
     Args:
         parts: the blocks or networks in the file.
         dtype: the widest dtype of the arrays.
-        about: the metadata.
+        about: the metadata, decoded from JSON.
 
     """
 
@@ -62,16 +62,22 @@ def metadata_of(parts: Sequence[Part]) -> dict[str, Any]:
 
 
 def _described(part: Part) -> dict[str, Any]:
-    """Return name and arguments of a block or network."""
+    """Return the name and the arguments of a block or network."""
     return {"block": registry.name_of(part.spec), "config": part.spec.config()}
 
 
 def read_header(file: BinaryIO, size: int) -> Header:
-    """Read and check the header of a file of `size` bytes."""
+    """Read and check the header of a file of `size` bytes.
+
+    Raises:
+        ValueError: the file is not in the format of attzoo, or its header contradicts itself or the size.
+        TypeError: an argument of a block has another type than its spec expects.
+
+    """
     if not 8 <= size <= MAX_FILE:
         raise ValueError(f"expected 8 to {MAX_FILE} bytes, got {size}")
     start = file.read(8)
-    if got := next((text for magic, text in OTHER_STARTS.items() if start.startswith(magic)), None):
+    if got := next((text for magic, text in OTHER_SIGNATURES.items() if start.startswith(magic)), None):
         raise ValueError(f"expected safetensors, got {got}: load it by its library, and save the block by attzoo.save")
     length = int.from_bytes(start, "little")
     if length > min(MAX_HEADER, size - 8):
@@ -82,7 +88,7 @@ def read_header(file: BinaryIO, size: int) -> Header:
         hint = "; for a file of another program, pass its arrays to attzoo.load_weights(block, arrays, source=...)"
         raise ValueError(f"expected metadata of attzoo, got {str(metadata)[:100]}{hint}")
     about = json.loads(metadata[KEY], object_pairs_hook=_unique)
-    parts = declared(about)
+    parts = parse_parts(about)
     dtype, data = _check_entries(header, weights_of(parts))
     if size != 8 + length + data:
         raise ValueError(f"expected {8 + length + data} bytes, got {size}")
@@ -90,7 +96,7 @@ def read_header(file: BinaryIO, size: int) -> Header:
 
 
 def _check_entries(header: Mapping[str, Any], weights: Mapping[str, Weight]) -> tuple[str, int]:
-    """Check the entries of a header. Return the widest dtype, and the number of bytes of all arrays."""
+    """Check the entries of a header. Return the name of the widest dtype and the size of all arrays in bytes."""
     if header.keys() != weights.keys():
         raise ValueError(f"expected arrays {shorten(str(list(weights)))}, got {str(list(header))[:200]}")
     offset, dtypes = 0, set()   # offset in bytes after the header
@@ -108,17 +114,17 @@ def _check_entries(header: Mapping[str, Any], weights: Mapping[str, Weight]) -> 
 
 
 def weights_of(parts: Sequence[Part]) -> dict[str, Weight]:
-    """Return the description of every array of parts by its name. Raise ValueError if two have the same name."""
+    """Return the description of every array of parts by name. Raise ValueError if two arrays have the same name."""
     weights: dict[str, Weight] = {}
     for part in parts:
-        if twice := weights.keys() & part.weights.keys():
-            got = f"two named {min(twice)}"
-            raise ValueError(f"expected different names of all arrays, got {got}: rename a layer of the model")
+        if duplicates := weights.keys() & part.weights.keys():
+            got = f"two named {min(duplicates)}"
+            raise ValueError(f"expected a different name for every array, got {got}: rename a layer of the model")
         weights |= part.weights
     return weights
 
 
-def declared(about: Any) -> list[Part]:
+def parse_parts(about: Any) -> list[Part]:
     """Return the parts that a file's metadata describes. Raise ValueError or TypeError if it is invalid."""
     number = about.get("format") if isinstance(about, dict) else None
     if number not in list(KEYS) or isinstance(number, bool):
@@ -166,5 +172,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a dict of the pairs (key, value) of a JSON object. Raise ValueError for duplicate keys."""
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
-        raise ValueError(f"expected no key twice in a JSON object, got {keys[:20]}")
+        raise ValueError(f"expected a JSON object without duplicate keys, got {keys[:20]}")
     return dict(pairs)

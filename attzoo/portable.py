@@ -1,8 +1,8 @@
-"""Transfer of weights between frameworks: as arrays by canonical name, by conversion of a block, and by files.
+"""Transfer weights between frameworks: as arrays by canonical name, by conversion of a block, and by files.
 
-A file is in safetensors format, with the metadata that `header` describes. It holds one block or network, or all blocks
-of a model. Equal blocks give equal files on every backend. A file holds no code. Every name, shape, dtype and size in
-its header is checked before memory is allocated.
+A file is in safetensors format, with the metadata that `header` describes. It contains one block or network, or all
+blocks of a model. Equal blocks give equal files on every backend. A file contains no code. Every name, shape, dtype and
+size in its header is checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .exchange import arrays_for, arrays_from, unwrapped, without_wrappers
 from .files import open_regular, write
 from .header import KEYS, MAX_FILE, MAX_HEADER, OWN_START, metadata_of, read_header, weights_of
 from .hints import nearest
-from .parts import Loaded, Part, is_single, loaded, matched, parts_of, read_all, renamed, write_all
+from .parts import Loaded, Part, is_single, loaded_report, match_parts, parts_of, read_all, rename_arrays, write_all
 
 OTHER_FORMATS: Final = (   # file extensions
     ".bin", ".ckpt", ".h5", ".hdf5", ".joblib", ".json", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".pb",
@@ -35,32 +35,32 @@ OTHER_FORMATS: Final = (   # file extensions
 def weights(model: Any) -> dict[str, Array]:
     """Return copies of the arrays of a block, or of all blocks of a model, running statistics included, by name.
 
-    The names are the canonical ones; in a model, after the path of the block and a dot. Arrays of other layers are not
-    returned. bfloat16 is returned as float32. An array that a layer computes (weight norm, pruning, LoRA) is returned
-    as the layer uses it now.
+    The names are canonical; in a model, each begins with the path of the block and a dot. Arrays of other layers are
+    not returned. bfloat16 is returned as float32. An array that a layer computes (weight norm, pruning, LoRA) is
+    returned as the layer uses it now.
 
     Args:
-        model: a block or network of attzoo, or a torch module or Keras layer that holds some. A network, such as a
-            U-Net, inside a model counts as one block. A block that `attach` put in with start="identity" has the
-            further array "gamma".
+        model: a block or network of attzoo, or a torch module or Keras layer that contains some. A network, such as a
+            U-Net, inside a model counts as one block. A block attached with start="identity" has the further array
+            "gamma".
 
     Raises:
-        TypeError: `model` holds no block.
-        ValueError: a layer does not hold its arrays as floating-point numbers.
+        TypeError: `model` contains no block.
+        ValueError: a layer does not store its arrays as floating-point numbers.
 
     """
     return read_all(parts_of(model))
 
 
 def load_weights(model: Any, arrays: Any, *, source: str | None = None) -> Loaded:
-    """Write weights to a block, or to all blocks of a model, in place. On an error no array changes.
+    """Write weights to a block, or to all blocks of a model, in place. After an error no array has changed.
 
     Blocks of a file or of another model are matched by their paths, if these are the same, as in two models of one
     framework. Otherwise blocks of the same arguments are matched in their order: that of `named_modules` in torch, and
-    that of `model.layers` in Keras. Print the result to see what was matched.
+    that of `model.layers` in Keras. Print the result to see the matches.
 
     Args:
-        model: a block or network of attzoo, or a torch module or Keras layer that holds some, which are all written.
+        model: a block or network of attzoo, or a torch module or Keras layer that contains some; all are written.
         arrays: arrays with the names and shapes that `weights` returns; or the path of a file that `save` wrote; or
             another model or block, of either framework; or, with `source`, a state dict of that library, for Keras a
             dict of the variables by their attribute `path`. In a state dict of a model, the keys of a block begin with
@@ -70,14 +70,14 @@ def load_weights(model: Any, arrays: Any, *, source: str | None = None) -> Loade
             `variant`. A prefix of all keys of the block is ignored, and so are keys without this prefix.
 
     Returns:
-        Which weights were written to which block.
+        The blocks whose weights were written, and the source of each.
 
     Raises:
-        TypeError: `model` holds no block, or a value is not a floating-point array.
-        ValueError: an array is missing, unknown, of another shape or not finite, or the block's dtype cannot hold it
-            without loss, or a layer computes the array (weight norm, pruning, LoRA) and would overwrite it; the blocks
-            of the file or of the other model are not those of this one, or it is not clear which belongs to which; with
-            `source`, the state dict holds several blocks, or arrays of the block that attzoo's block lacks.
+        TypeError: `model` contains no block, or a value is not a floating-point array.
+        ValueError: an array is missing, unknown, of another shape, not finite or not exact in the block's dtype, or
+            a layer computes the array (weight norm, pruning, LoRA) and would overwrite it; the blocks of the file or of
+            the other model are not those of `model`, or can be matched in several ways; with `source`, the
+            state dict contains several blocks, or arrays that attzoo's block does not have.
         OSError: the file cannot be read.
 
     """
@@ -87,11 +87,11 @@ def load_weights(model: Any, arrays: Any, *, source: str | None = None) -> Loade
         arrays = _arrays_of(parts, arrays, source)
     elif isinstance(arrays, (str, os.PathLike)) or framework_of(arrays) is not None:
         sources, arrays = _read(Path(arrays)) if framework_of(arrays) is None else _read_model(arrays)
-        pairs = matched(parts, sources)
-        arrays = renamed(pairs, arrays)
+        pairs = match_parts(parts, sources)
+        arrays = rename_arrays(pairs, arrays)
     dtypes = {name: dtype for part in parts for name, dtype in part.dtypes().items()}
-    write_all(parts, checked(arrays, weights_of(parts), dtypes))
-    return loaded(pairs)
+    write_all(parts, checked_arrays(arrays, weights_of(parts), dtypes))
+    return loaded_report(pairs)
 
 
 def _read_model(model: Any) -> tuple[list[Part], dict[str, Array]]:
@@ -103,16 +103,16 @@ def _read_model(model: Any) -> tuple[list[Part], dict[str, Array]]:
 
 
 def _arrays_of(parts: list[Part], state: Any, source: str) -> dict[str, Array]:
-    """Return the arrays of parts by canonical name from another library's state dict, and their own `gamma`.
+    """Return the arrays of parts by name from another library's state dict, with the current values of "gamma".
 
-    Errors begin with the path of the block.
+    Errors about a block in a model begin with its path.
     """
     state, arrays = unwrapped(state), read_all(parts)
     for part in parts:
         path = without_wrappers(part.path)
-        inside = {key: value for key, value in state.items() if key.startswith(f"{path}.")} if path else state
+        block_state = {key: value for key, value in state.items() if key.startswith(f"{path}.")} if path else state
         try:
-            read = arrays_from(inside, part.spec, _layouts(part.spec, "source", source), source)
+            read = arrays_from(block_state, part.spec, _layouts(part.spec, "source", source), source)
         except (TypeError, ValueError) as err:
             if not path:
                 raise
@@ -125,12 +125,12 @@ def export_weights(model: Any, *, target: str) -> dict[str, Array]:
     """Return the arrays of a block with the keys and shapes of another library's state dict, as NumPy arrays.
 
     Args:
-        model: the block or U-Net, of torch or Keras, or a model that holds blocks. The keys of a block in a model begin
-            with its path.
+        model: the block or U-Net, of torch or Keras, or a model that contains blocks. The keys of a block in a model
+            begin with its path.
         target: the library or repository, as `source` in `load_weights`.
 
     Raises:
-        TypeError: `model` holds no block.
+        TypeError: `model` contains no block.
         ValueError: the target is unknown, or has no key for an array of the block.
 
     """
@@ -143,9 +143,9 @@ def export_weights(model: Any, *, target: str) -> dict[str, Array]:
 
 
 def _layouts(spec: AnySpec, argument: str, name: str) -> tuple[Keys, ...]:
-    """Return how the library `name` stores the arrays of a block. Raise ValueError if the block has no such library.
+    """Return the layouts in which the library `name` stores a block. Raise ValueError if the library is unknown.
 
-    `argument`, "source" or "target", is the argument that holds `name`, for the error.
+    `argument` is the name of the argument with `name`, "source" or "target", for the error.
     """
     block = registry.name_of(spec)
     known = registry.keys(block)
@@ -157,18 +157,18 @@ def _layouts(spec: AnySpec, argument: str, name: str) -> tuple[Keys, ...]:
 def convert(block: Any, *, backend: str) -> Any:
     """Return a new block of `backend`, "torch" or "keras", with the arguments, dtype and weights of `block`.
 
-    Works for any module whose folder has the files of an attzoo block, registered or not. Of a model that holds other
-    layers too, only the blocks can be converted: make the model in the other framework, with the same blocks, and call
-    `load_weights(other, model)`.
+    Works for any module whose folder has the files of an attzoo block, registered or not. A model
+    with other layers cannot be converted: create the model in the other framework, with the same blocks, and call
+    `load_weights(new_model, model)`.
 
     Raises:
         TypeError: `block` is not a block.
-        ValueError: a layer of the block was replaced or changed after its creation, e.g. it has another eps.
+        ValueError: a layer of the block was replaced or changed after its creation, for example its eps.
 
     """
     parts = parts_of(block)
     if not is_single(parts):
-        fix = "make the model in the other framework, put the same blocks into it, call load_weights(other, model)"
+        fix = "create the model in the other framework with the same blocks, and call load_weights(new_model, model)"
         got = f"a {type(block).__name__}, which has other layers besides blocks at {_paths(parts)}"
         raise TypeError(f"expected a block, got {got}: {fix}")
     (part,) = parts
@@ -189,10 +189,11 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     followed. Hooks are not saved.
 
     Raises:
-        TypeError: `model` holds no block.
+        TypeError: `model` contains no block.
         ValueError: the path has the extension of another format, or the block is not registered, has other layers,
-            methods or settings than its class makes, holds numbers that are not finite or is larger than MAX_FILE.
-        OSError: the path cannot be written, or holds a file that `save` did not write.
+            methods or settings than its class creates, contains numbers that are not finite, or is larger than
+            MAX_FILE.
+        OSError: the path cannot be written, or is a file that `save` did not write.
 
     """
     if has_other_ending(path := Path(path)):
@@ -224,7 +225,7 @@ def content(model: Any) -> bytes:
     parts = parts_of(model)
     for part in parts:
         part.check_layers()
-    arrays = checked(read_all(parts), weights_of(parts), "float64")
+    arrays = checked_arrays(read_all(parts), weights_of(parts), "float64")
     data = pack(arrays, metadata_of(parts))
     if len(data) > MAX_FILE:
         raise ValueError(f"expected a block of at most {MAX_FILE} bytes, got {len(data)}")
@@ -237,7 +238,7 @@ def load(path: str | os.PathLike[str], *, backend: str) -> Any:
     """Read a file that `save` wrote and return its block as a block of `backend`.
 
     Raises:
-        ValueError: `save` did not write the file, or the file is damaged, or holds the blocks of a model, which
+        ValueError: `save` did not write the file, or the file is damaged, or contains the blocks of a model, which
             `load_weights` reads.
         OSError: the file cannot be read or is not a regular file.
 
@@ -245,7 +246,7 @@ def load(path: str | os.PathLike[str], *, backend: str) -> Any:
     parts, arrays = _read(Path(path))
     if not is_single(parts):
         fix = f"attzoo.load_weights(model, {str(path)!r}) writes them to a model"
-        raise ValueError(f"expected a file of one block, got {path}, of blocks at {_paths(parts)}: {fix}")
+        raise ValueError(f"expected a file of one block, got {path} with blocks at {_paths(parts)}: {fix}")
     dtype = np.result_type(*arrays.values()).name if arrays else "float32"   # a block may have no arrays
     block = _make(parts[0].spec, backend, dtype)
     adapter(backend).write(block, arrays)
@@ -259,7 +260,7 @@ def _read(path: Path) -> tuple[list[Part], dict[str, Array]]:
         try:
             header = read_header(file, size)
             file.seek(0)
-            arrays = checked(parse(file.read(size)), weights_of(header.parts), header.dtype)
+            arrays = checked_arrays(parse(file.read(size)), weights_of(header.parts), header.dtype)
             verify(arrays, header.about, KEYS[header.about["format"]])
         except (ValueError, TypeError, ArithmeticError, RecursionError, SafetensorError) as err:
             reason, fix = shorten(str(err)), "copy it again, or save the block again by attzoo.save"
@@ -272,13 +273,13 @@ def _paths(parts: list[Part]) -> str:
     return ", ".join(repr(part.path) for part in parts[:4]) + (", ..." if len(parts) > 4 else "")
 
 
-def checked(arrays: Any, expected: Mapping[str, Weight], dtypes: str | Mapping[str, str]) -> dict[str, Array]:
-    """Return the arrays in native byte order after checks of names, shapes, finite values and dtypes.
+def checked_arrays(arrays: Any, expected: Mapping[str, Weight], dtypes: str | Mapping[str, str]) -> dict[str, Array]:
+    """Return the arrays in native byte order after checking names, shapes, finite values and dtypes.
 
     Args:
         arrays: array by name.
         expected: the declared names and shapes.
-        dtypes: the dtype that must hold every array without loss, or such a dtype by name.
+        dtypes: the dtype that must represent every array exactly, or such a dtype by name of the array.
 
     Raises:
         TypeError: `arrays` is not a mapping, or a value is not a floating-point array.
@@ -292,13 +293,14 @@ def checked(arrays: Any, expected: Mapping[str, Weight], dtypes: str | Mapping[s
     if missing or surplus:
         got = f"; missing {shorten(', '.join(missing))}" if missing else ""
         if surplus:
-            got += f"; got also {shorten(str(surplus))}{_renamed(arrays, expected) or nearest(surplus[0], missing)}"
+            hint = _nesting_hint(arrays, expected) or nearest(surplus[0], missing)
+            got += f"; got also {shorten(str(surplus))}{hint}"
         raise ValueError(f"expected weights {shorten(', '.join(expected))}{got}")
-    by_name = dict.fromkeys(expected, dtypes) if isinstance(dtypes, str) else dtypes
-    return {name: _fit(name, arrays[name], weight.shape, by_name[name]) for name, weight in expected.items()}
+    dtype_by_name = dict.fromkeys(expected, dtypes) if isinstance(dtypes, str) else dtypes
+    return {name: _fit(name, arrays[name], w.shape, dtype_by_name[name]) for name, w in expected.items()}
 
 
-def _renamed(arrays: Mapping[Any, Any], expected: Collection[str]) -> str:
+def _nesting_hint(arrays: Mapping[Any, Any], expected: Collection[str]) -> str:
     """Return a hint for a checkpoint that nests the expected arrays in an entry or prefixes their names, else ""."""
     for key, entry in arrays.items():
         if isinstance(entry, Mapping):
@@ -314,7 +316,7 @@ def _renamed(arrays: Mapping[Any, Any], expected: Collection[str]) -> str:
 
 
 def _fit(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> Array:
-    """Return `array` in native byte order. Raise unless it is finite, of `shape` and held by `dtype` without loss.
+    """Return `array` in native byte order. Raise unless it is finite, of `shape` and exact in `dtype`.
 
     A bfloat16 array, to which NumPy converts bfloat16 arrays of JAX, is returned as float32.
     """

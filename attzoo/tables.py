@@ -1,4 +1,4 @@
-"""Tables as text."""
+"""Format tables as text."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 
 def text_table(rows: Sequence[Sequence[Any]], numbers: Collection[str] = ()) -> str:
-    """Return rows as text in columns; the first row has the headings.
+    """Return a table as text with aligned columns. Integers get thousands separators, and None becomes "-".
 
-    Columns whose heading is in `numbers` are aligned on the right. Integers get separators of thousands, and None is
-    "-".
+    Args:
+        rows: the cells; the first row has the headings.
+        numbers: headings of the columns that are aligned on the right.
+
     """
     texts = [["-" if cell is None else f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]

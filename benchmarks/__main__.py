@@ -113,9 +113,9 @@ def wins(files: Annotated[list[Path], typer.Argument(help="result files of runs 
 def finetune(
     out: Annotated[Path | None, typer.Option(help="result file  [default: benchmarks/finetune.json]")] = None,
 ) -> None:
-    """Fine-tune the demo's network with attached blocks, from both starts, and write the table of docs/attaching.md.
+    """Fine-tune the demo's network with attached blocks, for both values of `start`, and write the results.
 
-    It takes about five minutes of one core. `python docs/generate.py` puts the table into the page.
+    This takes about five minutes on one core. `python docs/generate.py` writes the table to docs/attaching.md.
     """
     from . import finetune as tuning
 

@@ -1,7 +1,7 @@
-"""Fine-tune a small network without and with attached blocks: what the start of a block changes.
+"""Fine-tune a small network without and with attached blocks, and compare the two values of `start`.
 
 The network of `attzoo demo` is trained on scikit-learn's handwritten digits, and fine-tuned on the same digits with
-noise. All weights are trained. Of one seed, all runs begin with the same trained network and see the same batches.
+noise. All weights are trained. Runs of the same seed begin with the same trained network and use the same batches.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Row:
     """The results of one block and start, with one number per seed.
 
     Args:
-        block: the block; "" for the network without one.
+        block: name of the block; "" for the network without blocks.
         start: as in `attach`; "" without a block.
-        parameters: of the blocks.
-        before: the share of the test images without noise that are recognised before fine-tuning.
-        after: the share of the test images with noise that are recognised, by the number of epochs of fine-tuning.
+        parameters: number of parameters of the attached blocks.
+        before: accuracy in [0, 1] on the test images without noise, before fine-tuning.
+        after: accuracy in [0, 1] on the test images with noise, by the number of epochs of fine-tuning.
 
     """
 
@@ -51,7 +51,7 @@ class Row:
 
 
 def run(on_row: Callable[[Row], None] = lambda row: None, seeds: int = SEEDS) -> dict[str, Any]:
-    """Return the results of every block with one input, with the settings. `on_row` is called after each row."""
+    """Return the settings, and the rows of every block with one input. `on_row` is called with each new row."""
     names = [name for name in attzoo.names() if len(attzoo.info(name).inputs) == 1]
     rows = []
     with one_thread():
@@ -64,7 +64,7 @@ def run(on_row: Callable[[Row], None] = lambda row: None, seeds: int = SEEDS) ->
 
 
 def _trained(seed: int) -> torch.nn.Module:
-    """Return a network without blocks that was trained on the images without noise."""
+    """Return a network without blocks, trained on the images without noise."""
     net = create_seeded(seed, CHANNELS)
     for _ in fit(net, (batch for epoch in _epochs(0.0, EPOCHS[0], seed) for batch in epoch), RATE, MOMENTUM):
         pass
@@ -72,7 +72,7 @@ def _trained(seed: int) -> torch.nn.Module:
 
 
 def _row(block: str, start: str, trained: list[torch.nn.Module]) -> Row:
-    """Return the results of a block and start for the trained networks, one of each seed."""
+    """Return the row of a block and start for the trained networks, one network per seed."""
     before, after, parameters = [], {str(count): list[float]() for count in TESTED}, 0
     for seed, original in enumerate(trained):
         net: Any = copy.deepcopy(original).train()
@@ -81,8 +81,8 @@ def _row(block: str, start: str, trained: list[torch.nn.Module]) -> Row:
             report = attzoo.attach(net, block, after=AFTER, start=start, **OPTIONS.get(block, {}))
             parameters = report.parameters
         before.append(_accuracy(net, 0.0))
-        for count, share in _fine_tuned(net, seed):
-            after[str(count)].append(share)
+        for count, accuracy in _fine_tuned(net, seed):
+            after[str(count)].append(accuracy)
     return Row(block, start, parameters, before, after)
 
 
@@ -100,7 +100,7 @@ def _fine_tuned(net: Any, seed: int) -> Iterator[tuple[int, float]]:
 
 @lru_cache
 def _data(noise: float) -> Data:
-    """Return the digits, with noise of this standard deviation, the same in every call."""
+    """Return the digits with noise of this standard deviation, which is the same in every call."""
     data, random = digits(), np.random.default_rng(0)
     images, test = (x + random.normal(0, noise, x.shape).astype(x.dtype) for x in (data.images, data.test_images))
     return replace(data, images=images, test_images=test)
@@ -116,19 +116,19 @@ def _epochs(noise: float, count: int, seed: int) -> Iterator[list[tuple[Array, A
 
 
 def _accuracy(net: Any, noise: float) -> float:
-    """Return the share of the test images that a network recognises, in evaluation mode."""
+    """Return the accuracy, in [0, 1], of a network in evaluation mode on the test images."""
     data = _data(noise)
     return float((predict(net, data.test_images).argmax(1) == data.test_labels).mean())
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Return the results as a table of Markdown: mean and standard deviation over the seeds, in percent."""
+    """Return the results as a Markdown table: mean and standard deviation over the seeds, in percent."""
     tested = list(results["rows"][0]["after"])
     head = ["block", "start", "parameters", "before", *(f"{n} epoch{'s' * (n != '1')}" for n in tested)]
     lines = [head, ["---", "---", *["--:"] * (len(head) - 2)]]
     for row in results["rows"]:
-        numbers = [row["before"], *(row["after"][n] for n in tested)]
-        cells = [f"{100 * mean(shares):.1f} ± {100 * stdev(shares):.1f}" for shares in numbers]
+        accuracies = [row["before"], *(row["after"][n] for n in tested)]
+        cells = [f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}" for values in accuracies]
         lines.append([row["block"] or "none", row["start"] or "-", f"{row['parameters']:,}", *cells])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

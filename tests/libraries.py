@@ -1,4 +1,4 @@
-"""Networks and modules of other libraries, with random weights. benchmarks.peers.INSTALL installs the libraries."""
+"""Networks and modules of other libraries with random weights. benchmarks.peers.INSTALL is the pip command."""
 
 import warnings
 from operator import attrgetter
@@ -14,7 +14,7 @@ X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def library(name):
-    """Import a library, or skip the test."""
+    """Return the imported library, or skip the test if it is not installed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")   # other libraries warn while they load
         try:
@@ -24,7 +24,7 @@ def library(name):
 
 
 def network(package, name, **options):
-    """A network of random weights, outside training, whose running statistics are not the initial ones."""
+    """Return a network with random weights and running statistics, in evaluation mode."""
     torch.manual_seed(0)
     if package == "timm":
         net = library("timm").create_model(name, num_classes=3, **options)
@@ -39,7 +39,7 @@ def network(package, name, **options):
 
 
 def random_weights(module):
-    """Give a module random parameters and running statistics, outside training."""
+    """Return a module in float64 and evaluation mode, after setting random parameters and running statistics."""
     with torch.no_grad():
         for p in module.parameters():
             p.copy_(torch.randn(p.shape, generator=RNG))

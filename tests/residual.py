@@ -1,4 +1,4 @@
-"""A residual network of torch for the tests of `attach`."""
+"""A residual torch network for the tests of `attach`."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ X = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Residual(nn.Module):
-    """A residual network with one block, a norm, and a relu that is called twice."""
+    """A network with one residual block, a relu that is called twice, and modules that are not called."""
 
     def __init__(self):
         super().__init__()
@@ -26,17 +26,19 @@ class Residual(nn.Module):
 
 
 def network():
+    """Return the network in evaluation mode, with the same weights in every call."""
     torch.manual_seed(0)
     return Residual().eval()
 
 
 def attached(name="se", **options):
+    """Return the network with a block attached after `bn2`, and the report."""
     net = network()
     return net, attzoo.attach(net, name, **{"after": "bn2", "start": "identity"} | options)
 
 
 def trained(name="cbam"):
-    """A network with an attached block whose gamma is not 0."""
+    """Return the network with an attached block whose gamma is 0.5."""
     net, _ = attached(name)
     with torch.no_grad():
         net.bn2.attention.gamma.fill_(0.5)

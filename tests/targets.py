@@ -1,4 +1,4 @@
-"""What is exported to what, and which test proves it: the data of the table in docs/deployment.md."""
+"""The table in docs/deployment.md: which blocks and networks can be exported to which format, with the tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import attzoo
 
-UNET, ATTACHED = "unet", "attached"   # the rows of the table besides the blocks
+UNET, ATTACHED = "unet", "attached"   # rows of the table besides those of the blocks
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,11 @@ class Target:
     """A format or tool.
 
     Args:
-        name: the heading of its column.
-        blocks, unet, attached: the tests, as "module.function" joined by spaces; "" without any.
-        failures: subject -> why it cannot be exported. A test shows that the error is raised.
+        name: heading of the column in the table.
+        blocks: tests of the blocks, as "module.function" joined by spaces; "" if there are none.
+        unet: tests of the U-Net, as `blocks`.
+        attached: tests of an attached block, as `blocks`.
+        failures: block -> reason why it cannot be exported. A test checks that an error is raised.
 
     """
 
@@ -28,7 +30,7 @@ class Target:
     failures: Mapping[str, str] = field(default_factory=dict)
 
     def tests_of(self, subject: str) -> list[tuple[str, str]]:
-        """Return module and name of each test for a block, the U-Net or an attached block."""
+        """Return the module and the name of each test for a block, the U-Net or an attached block."""
         names = {UNET: self.unet, ATTACHED: self.attached}.get(subject, self.blocks)
         return [(name.rpartition(".")[0], name.rpartition(".")[2]) for name in names.split()]
 
@@ -37,12 +39,12 @@ NO_MATRIX = "no matrices to quantize"
 TARGETS = (
     Target("torch.export", "test_torch.test_exported_block_equals_the_block",
            "test_unet_torch.test_export_with_dynamic_sizes", "test_insert.test_graphs"),
-    Target("jit.trace", "test_torch.test_traced_block_equals_the_block", "test_exports.test_trace_of_a_unet",
-           "test_insert.test_graphs"),
-    Target("ONNX", "test_torch.test_onnx_model_equals_the_block", "test_exports.test_onnx_of_a_unet",
-           "test_insert.test_onnx"),
-    Target("ONNX, older exporter", *["test_exports.test_onnx_by_the_older_exporter"] * 3),
-    Target("int8, PyTorch", *["test_exports.test_dynamic_quantization"] * 3,
+    Target("jit.trace", "test_torch.test_traced_block_equals_the_block",
+           "test_exports.test_traced_unet_equals_the_unet_at_other_sizes", "test_insert.test_graphs"),
+    Target("ONNX", "test_torch.test_onnx_model_equals_the_block",
+           "test_exports.test_onnx_model_of_a_unet_equals_the_unet", "test_insert.test_onnx"),
+    Target("ONNX, older exporter", *["test_exports.test_onnx_model_of_the_older_exporter_equals_the_network"] * 3),
+    Target("int8, PyTorch", *["test_exports.test_dynamic_quantization_changes_only_linear_layers"] * 3,
            failures=dict.fromkeys(("spatial_attention", "eca", "attention_gate"), NO_MATRIX)),
     Target("SavedModel", "test_keras.test_saved_model_with_dynamic_sizes_equals_the_model",
            "test_unet_keras.test_saved_model_accepts_every_size"),
@@ -54,12 +56,12 @@ TARGETS = (
 
 
 def subjects() -> list[str]:
-    """Return the rows of the table."""
+    """Return the names of the table's rows."""
     return [*attzoo.registry.BLOCKS, UNET, ATTACHED]
 
 
 def cells(target: Target) -> dict[str, str]:
-    """Return the column of a target: "yes", why it fails, or "not tested", by subject."""
+    """Return the column of a target by row: "yes", the reason why it fails, or "not tested"."""
     return {
         subject: target.failures.get(subject) or ("yes" if target.tests_of(subject) else "not tested")
         for subject in subjects()
@@ -71,5 +73,5 @@ def table() -> str:
     columns = [cells(target) for target in TARGETS]
     lines = [["", *(target.name for target in TARGETS)], ["---"] * (1 + len(TARGETS))]
     names = {UNET: "the U-Net", ATTACHED: "an attached block"}
-    lines += [[names.get(s, f"`{s}`"), *(column[s] for column in columns)] for s in subjects()]
+    lines += [[names.get(row, f"`{row}`"), *(column[row] for column in columns)] for row in subjects()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -121,7 +121,7 @@ def test_every_block_passes_the_contracts_of_its_framework(name, backend):
             assert 0 <= contract(draw(name, plainest), backend) <= 1
 
 
-def test_a_third_party_block_without_values_to_check_is_refused(monkeypatch):
+def test_third_party_block_without_choices_raises(monkeypatch):
     monkeypatch.delattr("attzoo.blocks.se.spec.CHOICES")
     with pytest.raises(ValueError, match=r"expected CHOICES in attzoo\.blocks\.se\.spec, .* docs/adding-a-block\.md"):
         testing.check_block("se", "torch")

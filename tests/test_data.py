@@ -218,7 +218,7 @@ def test_unit_refuses_integers_that_would_become_almost_zero(dtype, tmp_path):
         (BYTES[..., 0], BYTES[None, ..., 0], "expected .*b_mask.npy to have its image's size, 6 x 5, got 1 x 6 x 5"),
     ],
 )
-def test_images_and_masks_that_do_not_fit_are_refused(image, mask, message, tmp_path):
+def test_images_and_masks_that_do_not_match_raise(image, mask, message, tmp_path):
     paths = [
         write_array(tmp_path / f"b{part}{'.png' if array.dtype == np.uint8 and len(array) > 1 else '.npy'}", array)
         for part, array in (("", image), ("_mask", mask))
@@ -334,7 +334,7 @@ def test_other_arguments_are_refused(tmp_path):
         Preparation((4, 4))(VOLUME[None, ..., 0])
 
 
-def test_a_folder_takes_paths_as_text_and_refuses_other_arguments_by_name(tmp_path):
+def test_folder_accepts_paths_as_str_and_names_invalid_arguments(tmp_path):
     image, mask = (str(write_array(tmp_path / name, BYTES[..., 0] // 128)) for name in ("a.png", "b.png"))
     assert Folder([(image, mask)])[0, 0][0].shape == (1, 6, 5)
     with pytest.raises(TypeError, match=r"pairs of the paths .*, got a path, .*: attzoo.train.files.find returns"):

@@ -294,7 +294,7 @@ def test_invalid_labels_are_refused(values, error, message):
 
 
 @pytest.mark.parametrize("labels", [(0, 255), "0,255"])
-def test_labels_of_another_type_are_refused_by_name(labels, tmp_path):
+def test_error_for_labels_of_another_type_names_them(labels, tmp_path):
     write_array(path := tmp_path / "a.png", BYTES[..., 0])
     with pytest.raises(TypeError, match=r"^labels must be attzoo.data.Labels, such as Labels\(\(0, 255\)\), got"):
         read_mask(path, labels)

@@ -226,7 +226,7 @@ HEADERS = {
 
 @pytest.mark.parametrize("form_codes", HEADERS)
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
-def test_a_mask_takes_over_the_header_of_its_image(form_codes, kind, tmp_path):
+def test_predicted_mask_has_the_header_of_its_image(form_codes, kind, tmp_path):
     image = kind(RANDOM.normal(size=SHAPE).astype(np.float32), AFFINE)
     image.set_qform(flipped(0), 2)
     image.header.set_xyzt_units("micron", "sec")

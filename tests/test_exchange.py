@@ -15,7 +15,7 @@ from attzoo import registry
 
 
 class Perceptron(nn.Module):
-    """Two linear maps with an activation between them, under given names; convolutions of size 1 if `conv`."""
+    """Two linear maps, or convolutions of size 1 if `conv`, with given names and an activation between them."""
 
     def __init__(self, names, c, r, conv=False, bias=True, act=F.relu):
         super().__init__()
@@ -145,7 +145,7 @@ class AttUNet(nn.Module):
 
 
 def keras_se(layers, act, gate):
-    """Return a published module of Keras, as (variables by path, function of a tensor), from random arrays."""
+    """Return (variables by path, function of a tensor) for a published Keras module with random weights."""
     kernels = [torch.randn(shape, generator=RNG).double() for shape in ((1, 1, 6, 4), (4,), (1, 1, 4, 6), (6,))]
     names = [f"{layer}/{end}" for layer in layers for end in ("kernel", "bias")]
     w1, b1, w2, b2 = kernels
@@ -158,7 +158,7 @@ def keras_se(layers, act, gate):
 
 
 def keras_gate(name):
-    """Return attention_gate of keras-unet-collection as `keras_se` does: theta_x, phi_g, relu, psi_f, sigmoid."""
+    """Return keras-unet-collection's attention_gate (theta_x, phi_g, relu, psi_f, sigmoid), as `keras_se` does."""
     shapes = {"theta_x": (6, 3), "phi_g": (5, 3), "psi_f": (3, 1)}
     kernels = {layer: torch.randn(1, 1, *shape, generator=RNG).double() for layer, shape in shapes.items()}
     biases = {layer: torch.randn(shape[1], generator=RNG).double() for layer, shape in shapes.items()}
@@ -247,7 +247,7 @@ def test_keras_blocks_load_the_same_files():
 
 
 def two_layouts(state):
-    """A network that has a block in one layout of timm, and another block in the other one."""
+    """A network with two blocks in the two layouts of timm."""
     other = {key.replace("fc1", "conv_reduce").replace("fc2", "conv_expand"): value for key, value in state.items()}
     return {f"a.{key}": value for key, value in state.items()} | {f"b.{key}": value for key, value in other.items()}
 
@@ -257,10 +257,10 @@ def two_layouts(state):
     (lambda s: s | {"bn.weight": s["fc1.bias"], "fc1.running_mean": s["fc1.bias"]}, "got also bn.weight"),
     (lambda s: s | {f"module.{key}": value + 1 for key, value in s.items()}, "got both fc1.weight and module.fc1.wei"),
     (lambda s: {f"my_{key}": value for key, value in s.items()}, "expected the keys of timm, .* got my_fc1.weight"),
-    (lambda s: s | {"fc1.bias": s["fc1.bias"].to("meta")}, "expected fc1.bias as a tensor that NumPy .* on meta"),
-    (lambda s: s | {"fc1.bias": s["fc1.bias"].to_sparse()}, "expected fc1.bias as a tensor that NumPy can read"),
+    (lambda s: s | {"fc1.bias": s["fc1.bias"].to("meta")}, "expected fc1.bias to be a tensor that NumPy .* on meta"),
+    (lambda s: s | {"fc1.bias": s["fc1.bias"].to_sparse()}, "expected fc1.bias to be a tensor that NumPy can read"),
     (lambda s: "weights.pth", "expected a state dict, .* got str: load the file first"),
-    (lambda s: {0: s}, "expected a state dict, .* got keys that are no text"),
+    (lambda s: {0: s}, "expected a state dict, .* got keys that are not strings"),
     (lambda s: s | {"fc1.weight": s["fc1.weight"].reshape(2, 12, 1, 1)}, r"expected fc1.weight of shape \(4, 6\), "),
     (lambda s: {p + k: v for k, v in s.items() for p in ("a.", "b.")}, "of one block, got 2: give those whose .* 'a.'"),
     (lambda s: two_layouts(s), "of one block, got 2"),
@@ -302,7 +302,7 @@ def test_unknown_sources_and_targets_are_refused():
     with pytest.raises(ValueError, match="unknown target of se 'caffe'"):
         attzoo.export_weights(block, target="caffe")
     gate = attzoo.create("attention_gate", 4, backend="torch", gating_channels=3, output_transform=True)
-    with pytest.raises(ValueError, match=r"expected a block without output\.weight"):
+    with pytest.raises(ValueError, match=r"expected arrays that .* keys for, got output\.weight"):
         attzoo.export_weights(gate, target="monai")
 
 
@@ -317,14 +317,15 @@ KERAS = {   # source, state and function, block, its arguments, channels of its 
 
 
 @pytest.mark.parametrize("name", KERAS)
-def test_variables_of_keras_give_the_published_outputs_and_are_exported(name):
+def test_keras_variables_give_the_published_outputs_and_are_exported(name):
     source, make, block, arguments, channels = KERAS[name]
-    (state, call), ours = make(), attzoo.create(block, channels[0], backend="torch", dtype=torch.float64, **arguments)
+    state, call = make()
+    converted = attzoo.create(block, channels[0], backend="torch", dtype=torch.float64, **arguments)
     others = {"block1a_project_conv/kernel": torch.ones(1, 1, 6, 2), "expanded_conv_3_project/kernel": torch.ones(2)}
-    attzoo.load_weights(ours.eval(), state | others, source=source)
+    attzoo.load_weights(converted.eval(), state | others, source=source)
     xs = [torch.randn(2, c, 8, 6, generator=RNG).double() for c in channels]
-    assert_close(ours(*xs), call(*xs), rtol=1e-6, atol=1e-6)
-    exported = attzoo.export_weights(ours, target="keras-efficientnet" if name == "EfficientNet" else source)
+    assert_close(converted(*xs), call(*xs), rtol=1e-6, atol=1e-6)
+    exported = attzoo.export_weights(converted, target="keras-efficientnet" if name == "EfficientNet" else source)
     prefix = next(iter(state)).removesuffix(next(iter(exported)))
     assert {prefix + key for key in exported} == state.keys()
     for key, array in exported.items():
@@ -332,30 +333,30 @@ def test_variables_of_keras_give_the_published_outputs_and_are_exported(name):
 
 
 def test_a_unet_loads_and_exports_the_published_network():
-    theirs = random_weights(AttUNet(2, 3, (4, 6, 8)))
+    published = random_weights(AttUNet(2, 3, (4, 6, 8)))
     options = {"channels": (4, 6, 8), "variant": "leejunhyun", "dtype": torch.float64}
-    ours = attzoo.create("unet", 2, 3, backend="torch", **options).eval()
-    state = {f"module.{key}": value for key, value in theirs.state_dict().items()}
-    attzoo.load_weights(ours, state, source="leejunhyun")
+    converted = attzoo.create("unet", 2, 3, backend="torch", **options).eval()
+    state = {f"module.{key}": value for key, value in published.state_dict().items()}
+    attzoo.load_weights(converted, state, source="leejunhyun")
     x = torch.randn(2, 2, 16, 8, generator=RNG).double()
-    assert_close(ours(x), theirs(x), rtol=1e-6, atol=1e-9)
-    exported = attzoo.export_weights(ours, target="leejunhyun")
-    expected = {key: a for key, a in theirs.state_dict().items() if not key.endswith("num_batches_tracked")}
+    assert_close(converted(x), published(x), rtol=1e-6, atol=1e-9)
+    exported = attzoo.export_weights(converted, target="leejunhyun")
+    expected = {key: a for key, a in published.state_dict().items() if not key.endswith("num_batches_tracked")}
     assert exported.keys() == expected.keys()
     assert all(np.array_equal(array, expected[key]) for key, array in exported.items())
 
 
-def test_a_unet_of_other_arguments_is_refused():
-    theirs = AttUNet(2, 3, (4, 6, 8))
+def test_unet_weights_for_other_arguments_raise():
+    published = AttUNet(2, 3, (4, 6, 8))
     for options, message in (({"variant": "monai"}, r"got also Up2\.up\.1\.weight"),
                              ({"variant": "leejunhyun", "channels": (4, 6)}, r"got also Conv3\.conv\.0\.weight")):
-        ours = attzoo.create("unet", 2, 3, backend="torch", **{"channels": (4, 6, 8)} | options)
+        converted = attzoo.create("unet", 2, 3, backend="torch", **{"channels": (4, 6, 8)} | options)
         with pytest.raises(ValueError, match=message):
-            attzoo.load_weights(ours, theirs.state_dict(), source="leejunhyun")
+            attzoo.load_weights(converted, published.state_dict(), source="leejunhyun")
 
 
 def network_of_blocks():
-    """A network that holds an SE and, inside a layer, CBAM, and a state dict of timm's keys for both."""
+    """Return a network with an SE and, inside a layer, CBAM, and a state dict with timm's keys for both."""
     net = nn.Sequential(nn.Conv2d(3, 6, 1), attzoo.create("se", 6, backend="torch", reduced_channels=4))
     net.append(nn.Sequential(attzoo.create("cbam", 6, backend="torch", variant="timm", reduction=3)))
     se = random_weights(SE(("fc1", "fc2"), 6, 4, conv=True)).float().state_dict()
@@ -388,7 +389,7 @@ def test_a_model_is_loaded_as_a_whole_or_not_at_all(change, message):
     assert all(np.array_equal(array, before[name]) for name, array in attzoo.weights(net[1]).items())
 
 
-def test_a_model_without_blocks_is_refused():
+def test_model_without_blocks_raises():
     for call in (lambda net: attzoo.load_weights(net, {}, source="timm"),
                  lambda net: attzoo.export_weights(net, target="timm")):   # fmt: skip
         with pytest.raises(TypeError, match=r"expected an attzoo block .* got Sequential without any block"):

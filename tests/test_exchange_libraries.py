@@ -1,6 +1,6 @@
-"""Weights of timm, torchvision, MONAI and keras.applications as installed give their outputs in attzoo, and back.
+"""Weights of installed timm, torchvision, MONAI and keras.applications give the same outputs in attzoo, and reversed.
 
-timm and torchvision are not among the development extras; `pip install` line: benchmarks.peers.INSTALL.
+The development extras do not install timm and torchvision; benchmarks.peers.INSTALL is the pip command.
 """
 
 from importlib import import_module
@@ -20,13 +20,13 @@ CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
 
 def module_of(path, *args, **kwargs):
-    """Create a module of a library from the path of its class."""
+    """Return a new module of a library, given the path of its class."""
     module, _, name = path.rpartition(".")
     return getattr(library(module), name)(*args, **kwargs)
 
 
 TV, TIMM, MONAI = "torchvision.ops.misc.SqueezeExcitation", "timm.models._efficientnet_blocks.SqueezeExcite", "monai."
-BLOCKS = {   # id: source, function that makes the library's module, block, arguments of ours
+BLOCKS = {   # id: source, function that creates the library's module, name and arguments of attzoo's block
     "SEModule": ("timm", lambda: module_of("timm.layers.SEModule", 8), "se", {"reduced_channels": 8}),
     "SqueezeExcite, SiLU": (
         "timm", lambda: module_of(TIMM, 8, 0.5, act_layer=nn.SiLU), "se", {"reduced_channels": 4, "act": "silu"}),
@@ -49,37 +49,37 @@ BLOCKS = {   # id: source, function that makes the library's module, block, argu
 }   # fmt: skip
 
 
-def assert_same(ours, theirs, *shapes):
-    """Assert equal outputs outside training, for random inputs of float32."""
+def assert_same(converted, reference, *shapes):
+    """Assert that two modules have equal outputs for random float32 inputs."""
     xs = [torch.randn(shape, generator=RNG) for shape in shapes]
     with torch.no_grad():
-        expected = theirs(*xs)
+        expected = reference(*xs)
         assert expected.std() > 1e-3
-        assert_close(ours(*xs), expected, **CLOSE)
+        assert_close(converted(*xs), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_blocks_of_the_library_and_back(name):
+def test_weights_of_library_blocks_give_their_outputs_in_both_directions(name):
     source, make, block, arguments = BLOCKS[name]
-    theirs = random_weights(make()).float()
-    ours = attzoo.create(block, backend="torch", **{"channels": 8} | arguments).eval()
-    attzoo.load_weights(ours, theirs.state_dict(), source=source)
-    assert_same(ours, theirs, (2, ours.spec.channels, 9, 7))
-    other = random_weights(make()).float()
+    reference = random_weights(make()).float()
+    converted = attzoo.create(block, backend="torch", **{"channels": 8} | arguments).eval()
+    attzoo.load_weights(converted, reference.state_dict(), source=source)
+    assert_same(converted, reference, (2, converted.spec.channels, 9, 7))
+    exported_to = random_weights(make()).float()
     target = "timm-efficientnet" if name.startswith("SqueezeExcite,") else source
-    exported = {key: torch.from_numpy(a) for key, a in attzoo.export_weights(ours, target=target).items()}
-    missing = other.load_state_dict(exported, strict=False)
+    exported = {key: torch.from_numpy(a) for key, a in attzoo.export_weights(converted, target=target).items()}
+    missing = exported_to.load_state_dict(exported, strict=False)
     assert not missing.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in missing.missing_keys)
-    assert_same(ours, other, (2, ours.spec.channels, 9, 7))
+    assert_same(converted, exported_to, (2, converted.spec.channels, 9, 7))
 
 
 @pytest.mark.parametrize(("source", "name", "kind"), [
     ("timm", "efficientnet_b0", "SqueezeExcite"),
     ("torchvision", "mobilenet_v3_small", "SqueezeExcitation"),
 ])   # fmt: skip
-def test_all_blocks_of_a_network_and_back(source, name, kind):
-    """A network whose SEs are exchanged reads the checkpoint of another one, and writes its SEs for it."""
+def test_weights_of_all_blocks_of_a_network_are_read_and_exported(source, name, kind):
+    """A network with swapped SEs loads a checkpoint of the original network, and exports its SEs for it."""
     plain = network(source, name).double()
     net = network(source, name).double()
     attzoo.swap(net, "se", where=lambda path, module: type(module).__name__ == kind)
@@ -94,7 +94,7 @@ def test_all_blocks_of_a_network_and_back(source, name, kind):
     assert all(np.array_equal(array, trained[key]) for key, array in exported.items())
 
 
-UNETS = {   # arguments of MONAI, arguments of ours, shape of the image
+UNETS = {   # arguments of MONAI's network, arguments of attzoo's, shape of the image
     "2-D": ((2, 3, 2, (4, 6, 8, 10), (2, 2, 2)), {}, (2, 3, 16, 24)),
     "3-D": ((3, 1, 2, (4, 6, 8), (2, 2), 5), {"kernel_size": 5, "spatial_dims": 3}, (1, 1, 8, 4, 12)),
     "1-D": ((1, 1, 2, (4, 6), (3,), 3, 5), {"strides": 3, "up_kernel_size": 5, "spatial_dims": 1}, (2, 1, 24)),
@@ -102,32 +102,32 @@ UNETS = {   # arguments of MONAI, arguments of ours, shape of the image
 
 
 @pytest.mark.parametrize("case", UNETS)
-def test_attention_unet_of_monai_and_back(case):
-    theirs, options, shape = UNETS[case]
-    published = random_weights(module_of("monai.networks.nets.AttentionUnet", *theirs)).float()
+def test_weights_of_monai_unet_give_its_output_in_both_directions(case):
+    monai_args, options, shape = UNETS[case]
+    published = random_weights(module_of("monai.networks.nets.AttentionUnet", *monai_args)).float()
     with torch.no_grad():
         for name, p in published.named_parameters():
-            p.mul_(0.3 if "conv" in name else 1)   # so that outputs keep their size from level to level
-    ours = attzoo.create("unet", *theirs[1:4], backend="torch", variant="monai", **options).eval()
-    attzoo.load_weights(ours, published.state_dict(), source="monai")
-    assert_same(ours, published, shape)
-    other = module_of("monai.networks.nets.AttentionUnet", *theirs).eval()
-    exported = {key: torch.from_numpy(a) for key, a in attzoo.export_weights(ours, target="monai").items()}
-    missing = other.load_state_dict(exported, strict=False)
+            p.mul_(0.3 if "conv" in name else 1)   # so that outputs of all levels have similar magnitudes
+    converted = attzoo.create("unet", *monai_args[1:4], backend="torch", variant="monai", **options).eval()
+    attzoo.load_weights(converted, published.state_dict(), source="monai")
+    assert_same(converted, published, shape)
+    exported_to = module_of("monai.networks.nets.AttentionUnet", *monai_args).eval()
+    exported = {key: torch.from_numpy(a) for key, a in attzoo.export_weights(converted, target="monai").items()}
+    missing = exported_to.load_state_dict(exported, strict=False)
     assert not missing.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in missing.missing_keys)
-    assert_same(ours, other, shape)
+    assert_same(converted, exported_to, shape)
 
 
-def test_gate_of_monai_and_back():
-    theirs = random_weights(module_of("monai.networks.nets.attentionunet.AttentionBlock", 2, 3, 5, 6)).float()
-    ours = attzoo.create("attention_gate", 6, 5, backend="torch", inter_channels=3, norm=True).eval()
-    attzoo.load_weights(ours, theirs.state_dict(), source="monai")
-    assert_same(ours, lambda x, g: theirs(g, x), (2, 6, 8, 6), (2, 5, 8, 6))
+def test_weights_of_monai_gate_give_its_output():
+    reference = random_weights(module_of("monai.networks.nets.attentionunet.AttentionBlock", 2, 3, 5, 6)).float()
+    converted = attzoo.create("attention_gate", 6, 5, backend="torch", inter_channels=3, norm=True).eval()
+    attzoo.load_weights(converted, reference.state_dict(), source="monai")
+    assert_same(converted, lambda x, g: reference(g, x), (2, 6, 8, 6), (2, 5, 8, 6))
 
 
 def part_of_keras(name):
-    """Return a part of MobileNetV3 or EfficientNet of keras.applications, from the functions that make the networks."""
+    """Return a model with one block of MobileNetV3 or EfficientNet, by the functions of keras.applications."""
     module = import_module(f"keras.src.applications.{name}")
     x = keras.Input((None, None, 24))
     if name == "mobilenet_v3":
@@ -141,16 +141,16 @@ def part_of_keras(name):
      {"reduced_channels": 8, "gate": "hard_sigmoid"}),
     ("efficientnet", "block1a_se_squeeze", "block1a_se_excite", {"reduced_channels": 6, "act": "silu"}),
 ])   # fmt: skip
-def test_squeeze_and_excitation_of_keras_applications_and_back(name, first, last, arguments):
+def test_weights_of_keras_applications_se_give_its_output_and_are_exported(name, first, last, arguments):
     model = part_of_keras(name)
-    theirs = keras.Model(model.get_layer(first).input, model.get_layer(last).output)
-    theirs.set_weights([np.random.default_rng(i).normal(size=w.shape) for i, w in enumerate(theirs.weights)])
+    reference = keras.Model(model.get_layer(first).input, model.get_layer(last).output)
+    reference.set_weights([np.random.default_rng(i).normal(size=w.shape) for i, w in enumerate(reference.weights)])
     image = np.random.default_rng(9).normal(size=(2, 5, 6, 24)).astype(np.float32)
     for backend in ("keras", "torch"):
-        ours = attzoo.create("se", 24, backend=backend, **arguments)
-        attzoo.load_weights(ours, {w.path: w for w in model.weights}, source="keras")
-        y = adapter(backend).forward(ours, [np.moveaxis(image, -1, 1)], training=False)
-        np.testing.assert_allclose(y, np.moveaxis(np.asarray(theirs(image)), -1, 1), **CLOSE)
-    exported = attzoo.export_weights(ours, target="keras-efficientnet" if name == "efficientnet" else "keras")
-    for array, variable in zip(exported.values(), theirs.weights, strict=True):
+        converted = attzoo.create("se", 24, backend=backend, **arguments)
+        attzoo.load_weights(converted, {w.path: w for w in model.weights}, source="keras")
+        y = adapter(backend).forward(converted, [np.moveaxis(image, -1, 1)], training=False)
+        np.testing.assert_allclose(y, np.moveaxis(np.asarray(reference(image)), -1, 1), **CLOSE)
+    exported = attzoo.export_weights(converted, target="keras-efficientnet" if name == "efficientnet" else "keras")
+    for array, variable in zip(exported.values(), reference.weights, strict=True):
         np.testing.assert_array_equal(array, np.asarray(variable))

@@ -1,4 +1,4 @@
-"""Exports that no test of a single block or network covers, and the table of all of them in docs/deployment.md."""
+"""Exports that the tests of blocks and networks do not cover, and the table of all exports in docs/deployment.md."""
 
 from importlib import import_module
 
@@ -16,7 +16,7 @@ from torch.export import Dim
 
 import attzoo
 
-pytestmark = [   # inside torch.onnx and torch.jit, which announce that others replace them
+pytestmark = [   # deprecation warnings inside torch.onnx and torch.jit
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:.*(torch.jit|torch.onnx|torch.ao|TorchScript|treespec).*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*treespec.*:FutureWarning"),
@@ -34,7 +34,7 @@ def inputs(sample, more=0):
     return tuple(torch.from_numpy(x).float() for x in sample.arrays(more))
 
 
-SUBJECTS = {   # name -> function that makes a network, and one that returns inputs of a size
+SUBJECTS = {   # name -> function that creates a network, function that returns its inputs, larger by `more`
     "blocks": (lambda: Net().eval(), lambda more=0: inputs(NET, more)),
     "unet": (unet, lambda more=0: (torch.randn(2 + more, 3, 16 + 2 * more, 12 + 4 * more),)),
     "attached": (trained, lambda more=0: (torch.randn(2 + more, 3, 9 + more, 8 + 2 * more),)),
@@ -50,14 +50,14 @@ def assert_same_at_other_sizes(run, net, make_inputs):
 
 
 def onnx_runner(file):
-    """Return a function that runs a model of ONNX for tensors."""
+    """Return a function of tensors that runs the ONNX model in a file."""
     session = onnxruntime.InferenceSession(file)
     names = [node.name for node in session.get_inputs()]
     return lambda *xs: session.run(None, dict(zip(names, (x.numpy() for x in xs), strict=True)))[0]
 
 
 @every_subject
-def test_onnx_by_the_older_exporter(subject, tmp_path):
+def test_onnx_model_of_the_older_exporter_equals_the_network(subject, tmp_path):
     make, make_inputs = SUBJECTS[subject]
     net, xs, file = make(), make_inputs(), tmp_path / "net.onnx"
     names = ["x", "g"][: len(xs)]
@@ -66,7 +66,7 @@ def test_onnx_by_the_older_exporter(subject, tmp_path):
     assert_same_at_other_sizes(onnx_runner(file), net, make_inputs)
 
 
-def test_onnx_of_a_unet(tmp_path):
+def test_onnx_model_of_a_unet_equals_the_unet(tmp_path):
     make_inputs = SUBJECTS["unet"][1]
     net, xs, file = unet(block=None), make_inputs(), tmp_path / "net.onnx"   # the block takes half of the time
     sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
@@ -74,7 +74,7 @@ def test_onnx_of_a_unet(tmp_path):
     assert_same_at_other_sizes(onnx_runner(file), net, make_inputs)
 
 
-def test_trace_of_a_unet():
+def test_traced_unet_equals_the_unet_at_other_sizes():
     make, make_inputs = SUBJECTS["unet"]
     net = make()
     traced = torch.jit.trace(net, make_inputs())
@@ -82,8 +82,8 @@ def test_trace_of_a_unet():
 
 
 @every_subject
-def test_dynamic_quantization(subject):
-    """Linear layers alone are quantized: those of SE, of channel attention and of CBAM."""
+def test_dynamic_quantization_changes_only_linear_layers(subject):
+    """Only linear layers are quantized: those of SE, channel attention and CBAM."""
     make, make_inputs = SUBJECTS[subject]
     net, xs = make(), make_inputs()
     quantized = torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
@@ -100,22 +100,22 @@ def test_dynamic_quantization(subject):
 def subjects_of(function):
     """Return the blocks that a test is parametrized with."""
     marks = [mark for mark in getattr(function, "pytestmark", []) if mark.name == "parametrize"]
-    found = set()
+    blocks = set()
     for value in (value for mark in marks for value in mark.args[1]):
         for part in value if isinstance(value, tuple) else (value,):
             part = SAMPLES.get(part, part) if isinstance(part, str) else part
-            found |= {part.block} if isinstance(part, Sample) else {part} if isinstance(part, str) else set()
-    if found & {"net", "blocks", "all"}:   # the network of all blocks
-        found |= set(network_of_samples())
-    return found
+            blocks |= {part.block} if isinstance(part, Sample) else {part} if isinstance(part, str) else set()
+    if blocks & {"net", "blocks", "all"}:   # a network with all blocks
+        blocks |= set(network_of_samples())
+    return blocks
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_the_table_names_tests_of_every_block(target):
+def test_table_of_exports_has_a_test_for_every_block(target):
     for subject, cell in cells(target).items():
         if cell != "yes":
             continue
         functions = [getattr(import_module(module), name) for module, name in target.tests_of(subject)]
         assert functions, subject
-        if subject in attzoo.registry.BLOCKS:   # the tests of the others are named for them alone
+        if subject in attzoo.registry.BLOCKS:   # tests of a network or an attached block have no parameter for it
             assert any(subject in subjects_of(function) for function in functions), subject

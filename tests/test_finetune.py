@@ -5,7 +5,7 @@ from attzoo.demo.torch import create_seeded
 from benchmarks import finetune
 
 
-def test_rows_begin_with_the_same_network(monkeypatch):
+def test_all_rows_begin_with_the_same_network(monkeypatch):
     monkeypatch.setattr(finetune, "TESTED", (1,))
     trained = [create_seeded(0, CHANNELS)]
     plain, identity = finetune._row("", "", trained), finetune._row("eca", "identity", trained)
@@ -15,7 +15,7 @@ def test_rows_begin_with_the_same_network(monkeypatch):
     assert plain.after["1"][0] > 2 * plain.before[0]
 
 
-def test_the_recorded_rows_show_what_the_page_says():
+def test_recorded_rows_change_accuracy_only_with_default_start():
     rows = finetune.read()["rows"]
     plain = rows[0]["before"]
     assert {row["start"] for row in rows} == {"", "identity", "default"}

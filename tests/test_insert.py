@@ -113,12 +113,12 @@ def test_training_mode_device_and_dtype_follow_the_network():
     assert all(p.is_meta for p in meta.parameters())
 
 
-def test_gamma_begins_at_0_after_the_meta_device():
+def test_gamma_is_0_after_reset_from_the_meta_device():
     with torch.device("meta"):
         net = Residual()
     attzoo.attach(net, "se", after="bn2", start="identity")
     net.to_empty(device="cpu")
-    nn.init.ones_(net.bn2.attention.gamma)   # any number, as in memory that was not initialised
+    nn.init.ones_(net.bn2.attention.gamma)   # any number but 0, as in uninitialized memory
     for module in net.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
@@ -221,14 +221,14 @@ def test_attaching_twice_is_refused():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_modules_of_torchscript_are_refused():
+def test_torchscript_modules_raise():
     net = nn.Sequential(nn.Conv2d(3, 8, 1), torch.jit.trace(nn.Conv2d(8, 8, 1), torch.zeros(1, 8, 4, 4)))
     for change in (
         lambda: attzoo.attach(net, "se", after=["0", "1"]),
         lambda: attzoo.attach(net, "se", after=["0", "1"], example=X),
         lambda: attzoo.swap(net, "se", where="1", example=X),
     ):
-        with pytest.raises(ValueError, match=r"expected '1' to be no module of TorchScript, .* before torch.jit"):
+        with pytest.raises(ValueError, match=r"expected '1' to be a module without TorchScript, .* before torch.jit"):
             change()
     assert not net[0]._forward_hooks
 
@@ -303,8 +303,8 @@ class Merging(nn.Module):
 
 
 @pytest.mark.parametrize("after", ["0", "1"])
-def test_the_last_layer_is_the_one_called_last(after):
-    """Not the one that was created last, and not only one inside the module: the identity may be a drop path."""
+def test_channel_axis_follows_the_layer_that_is_called_last(after):
+    """The layer that was created last does not matter, nor that it is inside the module: it may be a drop path."""
     net = nn.Sequential(Merging(), nn.Identity())
     with pytest.raises(ValueError, match=r"got shape \(2, 4, 4, 6\), whose channels are the last axis"):
         attzoo.attach(net, "se", after=after, example=torch.zeros(2, 8, 8, 3))
@@ -322,7 +322,7 @@ class Conditioned(nn.Module):
         return x * self.linear(x.mean((2, 3))).mean(1)[:, None, None, None]
 
 
-def test_vectors_do_not_tell_where_channels_are():
+def test_vectors_do_not_determine_the_channel_axis():
     assert len(attzoo.attach(nn.Sequential(Conditioned()), "se", after="0", example=X)) == 1   # with 6 columns
 
 
@@ -342,7 +342,7 @@ class Listed(nn.ModuleList):
 def test_containers_with_a_forward_of_their_own_are_refused(kind):
     """They would call the block as one of their modules, and the hook would call it again."""
     net = nn.Sequential(kind(nn.Conv2d(3, 8, 1)))
-    with pytest.raises(ValueError, match=r"expected '0' without a forward of its own, got .*: it may call"):
+    with pytest.raises(ValueError, match=r"expected '0' with the forward of its torch class, got .*: it may call"):
         attzoo.attach(net, "se", after="0", example=X)
     attzoo.attach(net, "se", after="0.0", example=X)
 
@@ -432,7 +432,7 @@ def test_a_wrapper_that_lists_parameters_is_refused(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_the_page_shows_what_its_examples_print(tmp_path, monkeypatch, capsys):
+def test_page_shows_the_output_of_its_examples(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "attaching.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n((?:(?!```).)*?)```\n\n```text\n(.*?)```", page, re.DOTALL)

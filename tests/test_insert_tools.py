@@ -1,4 +1,4 @@
-"""Networks of torch with attached blocks in the tools of torch that average, fuse and quantize networks."""
+"""Torch networks with attached blocks in torch's tools that average, fuse and quantize networks."""
 
 import copy
 import warnings
@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import attzoo
 
 
-def test_averages_of_weights_contain_the_blocks():
+def test_averaged_model_contains_the_blocks():
     net = trained()
     averaged = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.75))
     averaged.update_parameters(net)
@@ -25,7 +25,7 @@ def test_averages_of_weights_contain_the_blocks():
     assert weights["bn2.attention.gamma"] == averaged.module.bn2.attention.gamma.item()
 
 
-# ---- convolutions and norms that become one module -------------------------------------------------------------------
+# ---- fusion of convolutions and norms --------------------------------------------------------------------------------
 
 
 def fuse(net):
@@ -36,8 +36,8 @@ def fuse(net):
     return optimization.fuse(net)
 
 
-def test_fused_networks_take_blocks():
-    """Fusion first, `attach` afterwards: the order that docs/attaching.md recommends."""
+def test_block_attached_after_fusion_gives_the_same_output():
+    """docs/attaching.md recommends this order: fusion first, `attach` afterwards."""
     net, _ = attached(start="default")
     fused = fuse(network())
     attzoo.attach(fused, "se", after="conv2")
@@ -45,8 +45,8 @@ def test_fused_networks_take_blocks():
     assert_close(fused(X), net(X), rtol=1e-4, atol=1e-5)
 
 
-def test_fusion_by_fx_drops_a_block_after_the_norm():
-    """So docs/attaching.md says that networks are fused first. The fused network has no trace of the block."""
+def test_fusion_by_fx_removes_a_block_after_the_norm():
+    """docs/attaching.md therefore recommends fusion first. The fused network contains nothing of the block."""
     net, _ = attached(start="default")
     fused = fuse(net)
     assert not [key for key in fused.state_dict() if "attention" in key]
@@ -55,7 +55,7 @@ def test_fusion_by_fx_drops_a_block_after_the_norm():
 
 
 def test_fusion_moves_a_block_between_convolution_and_norm_behind_the_norm():
-    """So docs/attaching.md says that networks are fused first."""
+    """docs/attaching.md therefore recommends fusion first."""
     net, _ = attached(after="conv2", start="default")
     net.bn2.running_mean.fill_(0.5)
     net.bn2.running_var.fill_(4)

@@ -1,7 +1,7 @@
-"""Third-party blocks of kinds that attzoo's own blocks are not, in tests/plugin.
+"""Third-party blocks in tests/plugin, whose kinds differ from those of attzoo's blocks.
 
 scse has two arrays of coefficients, gc adds coefficients from a softmax over positions, simam has no parameters, and
-centered has a running statistic of its own and a constant buffer.
+centered has a running statistic and a constant buffer.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ def _registered(monkeypatch):
 @both_backends
 @every_kind
 def test_block_passes_check_block(name, backend, request):
-    """All contracts with --thorough; otherwise the first case of each fast contract."""
+    """Check all contracts with --thorough, else the first case of each fast contract."""
     if request.config.getoption("--thorough"):
         assert [finding for finding in testing.check_block(name, backend) if finding.failure] == []
         return
@@ -55,7 +55,7 @@ def test_training_of_blocks_without_parameters_and_with_buffers(name, backend):
 
 
 def scse(backend, **options):
-    """Return an scSE with random weights, and an input as an array, channels first."""
+    """Return an scSE block with random weights, its weights, and an input (N, C, H, W) as an array."""
     block = attzoo.create("scse", 4, backend=backend, **options)
     rng = np.random.default_rng(0)
     arrays = {n: rng.normal(size=w.shape).astype(np.float32) for n, w in block.spec.weights.items()}
@@ -63,7 +63,7 @@ def scse(backend, **options):
     return block, arrays, rng.normal(size=(2, 4, 5, 6)).astype(np.float32)
 
 
-def by_hand(x, w):
+def scse_coefficients(x, w):
     """Return the coefficients of channels (N, C, 1, 1) and positions (N, 1, H, W) of an scSE, by NumPy."""
     hidden = np.maximum(x.mean((2, 3)) @ w["squeeze.weight"].T + w["squeeze.bias"], 0)
     channel = 1 / (1 + np.exp(-(hidden @ w["excite.weight"].T + w["excite.bias"])))
@@ -85,7 +85,7 @@ FORMULAS = {
 @pytest.mark.parametrize("combination", FORMULAS)
 def test_combination_of_two_arrays_equals_its_formula(combination, backend):
     block, weights, x = scse(backend, combination=combination)
-    expected = FORMULAS[combination](x, *by_hand(x, weights))
+    expected = FORMULAS[combination](x, *scse_coefficients(x, weights))
     np.testing.assert_allclose(adapter(backend).forward(block, [x], False), expected, rtol=2e-5, atol=2e-6)
     assert combination in choices(type(block.spec))["combination"]
 
@@ -100,15 +100,15 @@ def test_gradient_at_equal_products_is_split_evenly(backend):
     block, arrays, x = scse(backend, combination="max_of_products")
     attzoo.load_weights(block, {name: np.zeros_like(array) for name, array in arrays.items()})
     run = adapter(backend).run(block, [x], np.ones_like(x), training=False)
-    slope = 0.25 * 0.5   # of sigmoid at 0, and of each of two equal products
+    slope = 0.25 * 0.5   # derivative of sigmoid at 0, and the share of each of two equal products
     np.testing.assert_allclose(run.weight_gradients["excite.bias"], slope * x.sum((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(run.weight_gradients["score.bias"], [slope * x.sum()], rtol=1e-5)
 
 
 @both_backends
-def test_maps_show_every_array_by_its_name(backend):
+def test_attention_maps_record_every_array_by_name(backend):
     block, weights, x = scse(backend)
-    expected = dict(zip(("channel", "position"), by_hand(x, weights), strict=True))
+    expected = dict(zip(("channel", "position"), scse_coefficients(x, weights), strict=True))
     with attzoo.attention_maps(block) as seen:
         adapter(backend).forward(block, [x], False)
     assert list(seen) == list(expected)
@@ -131,7 +131,7 @@ def test_maps_of_a_network_with_several_arrays_equal_those_of_its_spec():
 def test_functional_keras_model_of_two_arrays_is_saved_and_reloaded(tmp_path):
     block, _, x = scse("keras", name="block")
     inputs = keras.Input((None, None, 4))
-    coefficients = block.attention(inputs)   # first: Keras 3.15 refuses any layer whose later call has more outputs
+    coefficients = block.attention(inputs)   # first, as Keras 3.15 raises if a later call has more outputs
     model = keras.Model(inputs, {"y": block(inputs)} | coefficients)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -144,7 +144,7 @@ def test_functional_keras_model_of_two_arrays_is_saved_and_reloaded(tmp_path):
 
 @every_kind
 def test_graphs_of_torch_equal_the_block(name, request):
-    """Compiled graphs of all blocks with --thorough, else of scse."""
+    """Test torch.compile with all blocks with --thorough, else only with scse."""
     block = attzoo.create(name, 6, backend="torch").eval()
     x = torch.randn(2, 6, 5, 7)
     expected = block(x)
@@ -156,23 +156,23 @@ def test_graphs_of_torch_equal_the_block(name, request):
 
 
 @every_kind
-def test_card_of_the_block(name):
+def test_card_has_title_parameters_and_axes(name):
     card = attzoo.info(name)
     for text in (card.plain(), card.markdown()):
         assert card.title in text
         assert f"{card.parameters():,} trainable parameters" in text
-    varies = {"scse": ("channels", "positions"), "simam": ("channels", "positions")}
-    assert card.attends_to == varies.get(name, ("channels",))
+    axes = {"scse": ("channels", "positions"), "simam": ("channels", "positions")}
+    assert card.attends_to == axes.get(name, ("channels",))
     assert "none" in attzoo.info("simam").plain().partition("Weights at")[2]
 
 
 @every_kind
-def test_block_is_converted_and_saved(name, tmp_path):
+def test_converted_and_saved_block_gives_the_same_output(name, tmp_path):
     block = attzoo.create(name, 6, backend="torch").double()
-    twin = attzoo.convert(block, backend="keras")
-    attzoo.save(twin, tmp_path / "block.safetensors")
+    keras_block = attzoo.convert(block, backend="keras")
+    attzoo.save(keras_block, tmp_path / "block.safetensors")
     loaded = attzoo.load(tmp_path / "block.safetensors", backend="torch")
     x = np.random.default_rng(0).normal(size=(2, 6, 4, 5))
     expected = adapter("torch").forward(block, [x], False)
     np.testing.assert_allclose(adapter("torch").forward(loaded, [x], False), expected, rtol=1e-6)
-    np.testing.assert_allclose(adapter("keras").forward(twin, [x], False), expected, rtol=1e-5)
+    np.testing.assert_allclose(adapter("keras").forward(keras_block, [x], False), expected, rtol=1e-5)

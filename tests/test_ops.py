@@ -122,11 +122,11 @@ def test_transposed_convolution_equals_torch_after_cropping(kernel, stride, shap
 
 shapes = st.lists(st.integers(1, 5), max_size=3).map(tuple)   # of the spatial axes; () is (N, C)
 spaces = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
-layouts = st.booleans()   # whether Keras gets channels last
+layouts = st.booleans()   # whether inputs in Keras are channels last
 
 
 def random_array(*shape, seed=0):
-    """Return random numbers of a shape."""
+    """Return an array of a shape with random numbers."""
     return np.random.default_rng(seed).normal(size=shape)
 
 
@@ -172,7 +172,7 @@ def test_layer_norm_has_mean_0_and_variance_1_over_channels_before_weight_and_bi
     expected = np.empty_like(x)
     for n, *i in np.ndindex(2, *space):
         values = x[(n, slice(None), *i)]
-        deviation = (sum((v - values.mean()) ** 2 for v in values) / 5 + 1e-5) ** 0.5   # epsilon of torch
+        deviation = (sum((v - values.mean()) ** 2 for v in values) / 5 + 1e-5) ** 0.5   # epsilon as in torch
         expected[(n, slice(None), *i)] = (values - values.mean()) / deviation * weight + bias
     norm = torch_ops.LayerNorm(5, dtype=torch.float64)
     layer = keras_ops.LayerNorm(dtype="float64")
@@ -324,7 +324,7 @@ def test_batch_norm_in_training_on_one_value_per_channel_raises():
 
 
 def on_keras_tensors(function, *arrays, **options):
-    """Return the result of a function of tensors of Keras for arrays, as an array."""
+    """Return the result, as an array, of a function of Keras tensors for arrays."""
     return keras_ops.ops.convert_to_numpy(function(*map(keras_ops.ops.convert_to_tensor, arrays), **options))
 
 

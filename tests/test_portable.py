@@ -203,7 +203,7 @@ def test_bfloat16_arrays_of_jax_are_loaded_as_float32(backend):
 @pytest.mark.parametrize("value", [None, "se", nn.Linear(2, 2), {"conv.weight": np.zeros(3)}], ids=repr)
 def test_other_objects_than_blocks_raise(value, path):
     for function in (attzoo.weights, lambda b: attzoo.load_weights(b, {}), lambda b: attzoo.save(b, path)):
-        message = f"expected an attzoo block of torch or Keras, or a model that holds some, got {type(value).__name__}"
+        message = f"expected an attzoo block .*, or a model that contains some, got {type(value).__name__}"
         with pytest.raises(TypeError, match=message):
             function(value)
     assert not path.exists()
@@ -580,9 +580,9 @@ INVALID_FILES = {   # number of the case or None, function from header and data 
     "negative shape": (102, entry(shape=[-32]), OFFSETS),
     "not UTF-8": (103, lambda h, d: packed(b'{"\xff\xfe": 1}', d), "can't decode byte 0xff"),
     "UTF-16": (103, lambda h, d: packed(json.dumps(h).encode("utf-16"), d), "can't decode byte 0xff"),
-    "duplicate key": (104, repeated, "expected no key twice in a JSON object, got"),
+    "duplicate key": (104, repeated, "expected a JSON object without duplicate keys, got"),
     "duplicate argument": (
-        104, metadata('{"format": 1, "block": "se", "config": {"channels": 8, "channels": 32}}'), "no key twice in a"
+        104, metadata('{"format": 1, "block": "se", "config": {"channels": 8, "channels": 32}}'), "duplicate keys"
     ),
     "header of 2^63": (105, lambda h, d: packed(h, d, length=2**63), HEADER),
     "header of 2^64 - 1": (105, lambda h, d: packed(h, d, length=2**64 - 1), HEADER),
@@ -894,7 +894,7 @@ def npy_bytes():
         (lambda b, p: p.write_bytes(npy_bytes()), "got a .npy file of NumPy"),
         (
             lambda b, p: safetensors.torch.save_file(b.state_dict(), p),
-            r"; for a file of another program, pass its arrays to attzoo.load_weights\(block, arrays, source=...\)$",
+            r"; for a file of another program, pass its arrays to attzoo.load_weights\(block, arrays, source=...\)",
         ),
     ],
     ids=["torch", "npy", "safetensors"],
@@ -916,7 +916,7 @@ def test_error_for_files_of_other_programs_names_the_program(write, message, pat
 )
 def test_file_of_another_format_raises(metadata, hint):
     with pytest.raises(ValueError, match=f"^{re.escape(f'expected format 1 or 2, got {metadata}{hint}')}$"):
-        headers.declared(metadata)
+        headers.parse_parts(metadata)
 
 
 def test_errors_for_sizes_have_both_sizes(path):

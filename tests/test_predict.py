@@ -235,7 +235,7 @@ def test_wrong_options_raise(options, message):
 
 
 @pytest.mark.parametrize("window", [8, "8,8"])
-def test_a_window_that_is_no_sequence_raises(window):
+def test_window_that_is_not_a_sequence_raises(window):
     network = Network(unet(3, 2, channels=(4, 4)), Preparation())
     with pytest.raises(TypeError, match=f"window must be a sequence of integers, got {window!r}"):
         predict(network, random_image(), window=window)
@@ -260,7 +260,7 @@ def test_a_window_that_covers_the_resized_image_raises():
     ("image.png", TypeError, "NumPy array of real numbers, got str: read a file by attzoo.data.read_image"),
     (random_image((3, 0, 8)), ValueError, r"at least one pixel, got the shape \(3, 0, 8\)"),
 ])   # fmt: skip
-def test_what_is_no_array_of_numbers_raises(image, error, got):
+def test_values_that_are_not_arrays_of_numbers_raise(image, error, got):
     with pytest.raises(error, match=got):
         predict(Network(unet(3, 2, channels=(4, 4)), Preparation()), image)
     if isinstance(image, np.ndarray):

@@ -600,7 +600,7 @@ def shard(net):
     mesh = init_device_mesh("cpu", (2,))
     fully_shard(net.bn2, mesh=mesh)
     wrapped = fully_shard(net, mesh=mesh)
-    with pytest.raises(ValueError, match="expected a network that is not wrapped, got FSDPModule"):
+    with pytest.raises(ValueError, match="expected a network without wrapper, got FSDPModule"):
         attzoo.attach(wrapped, "se", after="bn1")
     return wrapped
 

@@ -65,12 +65,12 @@ def test_numbers_of_numpy_become_json(name):
 
 @pytest.mark.parametrize("value", [64, "64,64"])
 @pytest.mark.parametrize("name", ["size", "channels"])
-def test_a_number_or_text_in_place_of_several_numbers_is_refused_by_name(name, value):
+def test_error_for_a_number_or_text_instead_of_a_sequence_names_it(name, value):
     with pytest.raises(TypeError, match=f"^{name} must be a sequence of integers, got {value!r}"):
         Settings(**{name: value})
 
 
-def test_a_missing_rate_is_refused_by_name():
+def test_error_for_a_missing_rate_names_it():
     with pytest.raises(TypeError, match=r"^rate must be a number, got None"):
         Settings(rate=None)
 

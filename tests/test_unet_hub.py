@@ -18,13 +18,13 @@ def network(**options):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """huggingface_hub, which may not use the network."""
+    """Return the package huggingface_hub, set to use no network."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return pytest.importorskip("huggingface_hub")
 
 
 @pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}, {"block": "se", "block_options": {"reduction": 2}}])
-def test_a_folder_gives_the_network_back(options, hub, tmp_path):
+def test_network_loaded_from_a_folder_equals_the_saved_network(options, hub, tmp_path):
     net = network(**options)
     net.save_pretrained(tmp_path / "net")
     assert sorted(p.name for p in (tmp_path / "net").iterdir()) == ["README.md", "config.json", "model.safetensors"]
@@ -33,32 +33,32 @@ def test_a_folder_gives_the_network_back(options, hub, tmp_path):
     assert attzoo.create("unet", backend="numpy", **config) == net.spec
     state = safetensors.torch.load_file(tmp_path / "net" / "model.safetensors")
     assert {k: v.dtype for k, v in state.items()} == {k: v.dtype for k, v in net.state_dict().items()}
-    again = UNet.from_pretrained(tmp_path / "net")
-    assert type(again) is UNet
-    assert not again.training
-    assert all(p.requires_grad and not p.is_meta for p in again.parameters())
+    loaded = UNet.from_pretrained(tmp_path / "net")
+    assert type(loaded) is UNet
+    assert not loaded.training
+    assert all(p.requires_grad and not p.is_meta for p in loaded.parameters())
     for key, value in net.state_dict().items():
-        assert torch.equal(again.state_dict()[key], value)
+        assert torch.equal(loaded.state_dict()[key], value)
     x = torch.randn(1, 2, 9, 8).to(next(net.parameters()).dtype)
-    assert torch.equal(again(x), net(x))
+    assert torch.equal(loaded(x), net(x))
 
 
-def test_the_card_has_the_config(hub, tmp_path):
+def test_model_card_has_the_config(hub, tmp_path):
     network().save_pretrained(tmp_path)
     card = hub.ModelCard.load(tmp_path / "README.md")
     assert card.data.library_name == "attzoo"
-    assert "It takes 2 channels and returns 3, in 2 spatial dimensions." in card.text
+    assert "The input has 2 channels, the output 3, and both 2 spatial axes." in card.text
     block = card.text.partition("```json\n")[2].partition("```")[0]
     assert json.loads(block) == json.loads((tmp_path / "config.json").read_text())
 
 
-def test_a_network_is_replaced_and_other_models_are_not(hub, tmp_path):
+def test_saved_unet_is_replaced_and_other_models_raise(hub, tmp_path):
     network().save_pretrained(tmp_path)
     (net := network(head="sigmoid")).save_pretrained(tmp_path)
     assert UNet.from_pretrained(tmp_path).spec == net.spec
     (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 8}')
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(FileExistsError, match=r"expected no other model than a U-Net of attzoo in .* remove it first"):
+    with pytest.raises(FileExistsError, match=r"expected only a U-Net of attzoo, or no model, in .* remove it first"):
         net.save_pretrained(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -69,13 +69,13 @@ def test_a_network_is_replaced_and_other_models_are_not(hub, tmp_path):
     ("{", "Expecting property name"),
     ('{"in_channels": 1, "out_channels": 2, "dtype": "int8"}', "dtype must be one of 'float32'"),
 ])   # fmt: skip
-def test_other_configs_are_refused(text, message, hub, tmp_path):
+def test_invalid_configs_raise(text, message, hub, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=f"(?s){message}"):
         UNet.from_pretrained(tmp_path)
 
 
-def test_missing_files_and_arrays_are_refused(hub, tmp_path):
+def test_missing_files_and_arrays_raise(hub, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         UNet.from_pretrained(tmp_path)
     (net := network()).save_pretrained(tmp_path)
@@ -93,11 +93,11 @@ def test_changed_layers_are_refused(hub, tmp_path):
     assert not (tmp_path / "net").exists()
 
 
-def test_the_error_without_the_package_names_the_extra(monkeypatch, tmp_path):
+def test_error_without_huggingface_hub_names_the_extra(monkeypatch, tmp_path):
     from attzoo.unet import hub as module
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    module._class.cache_clear()
+    module._hub_class.cache_clear()
     for call in (lambda: network().save_pretrained(tmp_path / "net"), lambda: UNet.from_pretrained(tmp_path)):
         with pytest.raises(ModuleNotFoundError, match=r"huggingface_hub is not installed, .* needs it: .*\[hub\]"):
             call()

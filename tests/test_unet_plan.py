@@ -16,7 +16,7 @@ import attzoo
 from attzoo.contract import Weight
 from attzoo.unet import plan
 from attzoo.unet.plan import Unit
-from attzoo.unet.settings import INITIALIZERS, MOST_LEVELS, Arguments
+from attzoo.unet.settings import INITIALIZERS, MAX_LEVELS, Arguments
 from attzoo.unet.spec import UNet
 
 DOUBLE = {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"}
@@ -305,7 +305,7 @@ INVALID = [   # arguments, type of the error, its message
     ({"channels": "46"}, ValueError, "channels must be 2 to 32 integers, one per level, got '46'"),
     ({"channels": (4, 0)}, ValueError, "channels must be >= 1, got 0"),
     ({"channels": (4, True)}, TypeError, "channels must be an integer, got True"),
-    ({"channels": (4,) * (MOST_LEVELS + 1)}, ValueError, "got 33 of them"),
+    ({"channels": (4,) * (MAX_LEVELS + 1)}, ValueError, "got 33 of them"),
     ({"strides": 33}, ValueError, "strides must be at most 32, got 33"),
     ({"strides": 0}, ValueError, "strides must be >= 1, got 0"),
     ({"strides": (2, 2, 2)}, ValueError, "one number or 2, one from each level to the next, got (2, 2, 2)"),

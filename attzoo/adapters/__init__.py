@@ -91,8 +91,8 @@ class Adapter(Protocol):
     def parts(self, model: Any) -> dict[str, Any]:
         """Return the outermost blocks and networks of attzoo in a model by path, each once.
 
-        A block that `attach` put in is represented by the layer around it, whose attribute `block` it is. Paths are
-        those of `blocks`, without what wrappers of the whole model and of torch.compile add.
+        For an attached block with start="identity", the layer around it is returned, whose attribute `block` is the
+        block. Paths are those of `blocks`, without the names that wrappers of the whole model and torch.compile add.
         """
 
     def gamma(self, holder: Any) -> tuple[Array, str]:
@@ -158,7 +158,7 @@ def replaced_methods(layer: Any, base: type[Any], call: str) -> list[str]:
         call: name of the method that computes the output, "call" in Keras and "forward" in torch.
 
     Returns:
-        The names, without an `attention` that attention_maps replaces, because it returns the same.
+        The names, except `attention` if attention_maps replaced it, because the output does not change then.
 
     """
     attributes = {name: value for name, value in vars(layer).items() if callable(getattr(type(layer), name, None))}
@@ -193,7 +193,7 @@ def backend_of(block: Any) -> str:
 
 
 def _hint_of_blocks(model: Any, backend: str | None) -> str:
-    """Return the end of the error message that names the blocks in a model that is not a block; "" if unknown."""
+    """Return the end of an error about a model that is not a block: the paths of its blocks; "" if unknown."""
     if backend is None:
         return ""
     paths = list(adapter(backend).blocks(model))
@@ -206,8 +206,8 @@ def _hint_of_blocks(model: Any, backend: str | None) -> str:
 def framework_of(model: Any) -> str | None:
     """Return the framework of a layer or module, "keras" or "torch", or None for other objects.
 
-    This imports nothing: a layer exists only if its framework is loaded. Keras is tried first, because its layers are
-    torch modules too with the torch backend.
+    Nothing is imported, because a layer exists only if its framework is loaded. Keras is tried first, because with the
+    torch backend its layers are also torch modules.
     """
     for backend, module, base in (("keras", "keras", "Layer"), ("torch", "torch.nn", "Module")):
         base_class = getattr(sys.modules.get(module), base, None)
@@ -217,7 +217,7 @@ def framework_of(model: Any) -> str | None:
 
 
 def has_spec(model: Any) -> bool:
-    """Whether `model` is a block or network of attzoo, or a third party's."""
+    """Whether `model` is a block or network: it has a spec of attzoo or of a third party."""
     return isinstance(getattr(model, "spec", None), AnySpec)
 
 

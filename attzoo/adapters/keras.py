@@ -185,7 +185,7 @@ def blocks(model: Any) -> dict[str, Any]:
 
 
 def parts(model: Any) -> dict[str, Any]:
-    """Return the outermost blocks and networks of a model by path."""
+    """Return the outermost blocks, attached blocks and networks of a model by path."""
     return _layers_by_path(model, lambda layer: isinstance(layer, AttachedBlock) or has_spec(layer), outermost=True)
 
 
@@ -199,17 +199,17 @@ def set_gamma(holder: Any, array: Array) -> None:
     holder.gamma.assign(array)
 
 
-def _layers_by_path(model: Any, is_chosen: Callable[[Any], bool], outermost: bool = False) -> dict[str, Any]:
-    """Return the chosen layers of a model, each once, by path; with `outermost`, none inside another chosen layer."""
+def _layers_by_path(model: Any, is_selected: Callable[[Any], bool], outermost: bool = False) -> dict[str, Any]:
+    """Return the selected layers of a model, each once, by path; with `outermost`, no layer inside a selected layer."""
     layers: dict[str, Any] = {}
     seen: set[int] = set()
 
     def walk(path: str, layer: Any) -> None:
-        """Add the chosen layers among a layer and its sublayers."""
+        """Add the selected layers among a layer and its sublayers."""
         if id(layer) in seen:
             return
         seen.add(id(layer))
-        if is_chosen(layer):
+        if is_selected(layer):
             layers[_unused_path(path, layers)] = layer
             if outermost:
                 return

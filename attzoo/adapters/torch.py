@@ -42,14 +42,14 @@ REMOVE: Final = {   # hook that computes a tensor before every call -> function 
 }
 
 
-CREATED_IN: Final[WeakKeyDictionary[nn.Module, torch.dtype]] = WeakKeyDictionary()   # dtypes of blocks without arrays
+CREATION_DTYPES: Final[WeakKeyDictionary[nn.Module, torch.dtype]] = WeakKeyDictionary()   # of blocks without arrays
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
     """Return a block of class `cls` whose weights have `dtype`. Raise ValueError if they are on the meta device."""
     block = cls(**config).to(getattr(torch, dtype))
     if not block.spec.weights:
-        CREATED_IN[block] = getattr(torch, dtype)
+        CREATION_DTYPES[block] = getattr(torch, dtype)
     if any(p.is_meta for p in block.parameters()):
         raise ValueError(
             f"expected a device with storage for {cls.__name__}, got the meta device: leave"
@@ -59,9 +59,9 @@ def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
 
 
 def dtype(block: Any) -> str:
-    """Return the widest dtype of the weights, or the dtype in which a block without weights computes here."""
-    stored = [getattr(torch, name) for name in dtypes(block).values()]   # norms may be wider than other layers
-    return _numpy_name(reduce(torch.promote_types, stored) if stored else _input_options(block)["dtype"])
+    """Return the name of the widest dtype of the weights; for a block without weights, that of its inputs."""
+    stored_dtypes = [getattr(torch, name) for name in dtypes(block).values()]   # norms may be wider than other layers
+    return _numpy_name(reduce(torch.promote_types, stored_dtypes) if stored_dtypes else _input_options(block)["dtype"])
 
 
 @torch.no_grad()
@@ -173,16 +173,16 @@ WRAPPERS: Final = (nn.DataParallel, nn.parallel.DistributedDataParallel, Average
 
 
 def parts(model: Any) -> dict[str, Any]:
-    """Return the outermost blocks and networks of a model by path."""
+    """Return the outermost blocks, attached blocks and networks of a model by path."""
     while isinstance(model, WRAPPERS):
         model = model.module
-    found: dict[str, Any] = {}
+    outermost: dict[str, Any] = {}
     for path, module in model.named_modules():
-        inside = tuple(f"{outer}." if outer else "" for outer in found)
-        is_holder = isinstance(module, IdentityStart) and has_spec(module.block)
-        if (is_holder or has_spec(module)) and not path.startswith(inside):
-            found[path] = module
-    return {".".join(name for name in path.split(".") if name != "_orig_mod"): m for path, m in found.items()}
+        prefixes = tuple(f"{outer_path}." if outer_path else "" for outer_path in outermost)
+        is_attached = isinstance(module, IdentityStart) and has_spec(module.block)
+        if (is_attached or has_spec(module)) and not path.startswith(prefixes):
+            outermost[path] = module
+    return {".".join(name for name in path.split(".") if name != "_orig_mod"): m for path, m in outermost.items()}
 
 
 def gamma(holder: Any) -> tuple[Array, str]:
@@ -238,7 +238,7 @@ def to_array(tensor: Tensor) -> Array:
 def to_tensor(array: Array, block: nn.Module) -> Tensor:
     """Return an array as a tensor on the device and in the dtype of the block's first parameter or buffer.
 
-    For a block without any, the dtype is that of its creation by `make`, or else torch's default.
+    For a block without parameters and buffers, the dtype is the one passed to `make`, else torch's default.
     """
     return torch.from_numpy(np.array(array)).to(**_input_options(block))
 
@@ -373,8 +373,8 @@ def _described(module: nn.Module | None) -> str:
 
 
 def _input_options(block: nn.Module) -> dict[str, Any]:
-    """Return the keyword arguments device and dtype of tensors for a block, see `to_tensor`."""
+    """Return the keyword arguments device and dtype for the input tensors of a block, as in `to_tensor`."""
     for tensor in (*block.parameters(), *block.buffers()):
         if tensor.is_floating_point():
             return {"device": tensor.device, "dtype": tensor.dtype}
-    return {"device": torch.get_default_device(), "dtype": CREATED_IN.get(block, torch.get_default_dtype())}
+    return {"device": torch.get_default_device(), "dtype": CREATION_DTYPES.get(block, torch.get_default_dtype())}

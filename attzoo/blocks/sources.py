@@ -1,4 +1,4 @@
-"""Helpers for the `sources.py` of blocks: names of weights in other libraries, and common arguments."""
+"""Functions for the `sources.py` of blocks: keys of other libraries' weights, and arguments from shapes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NORM: Final = {"weight": "weight", "bias": "bias", "mean": "running_mean", "var"
 
 
 def linear(**layers: str) -> dict[str, str]:
-    """Return the names of weights and biases of linear maps and convolutions, those in attzoo -> those in the library.
+    """Return the keys in a library of the weights and biases of linear maps and convolutions, by name in attzoo.
 
     layers: names of layers in the library by their names in attzoo.
 
@@ -20,7 +20,7 @@ def linear(**layers: str) -> dict[str, str]:
 
 
 def keras_layers(**layers: str) -> dict[str, str]:
-    """Return the names of kernels and biases of Keras layers, those in attzoo -> those in the library.
+    """Return the keys in a library of the kernels and biases of Keras layers, by name in attzoo.
 
     layers: names of layers in the library by their names in attzoo.
 
@@ -32,7 +32,7 @@ def keras_layers(**layers: str) -> dict[str, str]:
 
 
 def norm(**layers: str) -> dict[str, str]:
-    """Return the names of the four arrays of batch norms, those in attzoo -> those in the library.
+    """Return the keys in a library of the four arrays of batch norms, by name in attzoo.
 
     layers: names of layers in the library by their names in attzoo.
 
@@ -43,7 +43,7 @@ def norm(**layers: str) -> dict[str, str]:
 
 
 def only_channels(spec: Any) -> dict[str, Any]:
-    """Return the arguments of a library's class whose only required argument is the number of channels."""
+    """Return the arguments of a library's class that requires only the number of channels."""
     return {"channels": spec.channels}
 
 

@@ -21,8 +21,8 @@ def _fold(operation: Callable[[Any, Any], Any], arrays: Sequence[Any]) -> Any:
     return result
 
 
-# Functions of the input x, of the arrays of coefficients a, b, ..., and of the framework's module in attzoo.ops. Apart
-# from functions of that module they use only operators, so that they work in every framework.
+# Functions of the input x, the arrays of coefficients a, b, ..., and the framework's module in attzoo.ops. They use
+# only operators and functions of that module, so that they work in every framework.
 COMBINATIONS: Final[Mapping[Combination, Callable[[Any, Sequence[Any], Any], Any]]] = {
     "multiply": lambda x, arrays, ops: _fold(mul, (x, *arrays)),
     "add": lambda x, arrays, ops: _fold(add, (x, *arrays)),
@@ -70,7 +70,7 @@ class BlockSpec(contract.NamedArguments):
 
         Args:
             x: the input.
-            coefficients: what `attention` returned, one array or several by name.
+            coefficients: the result of `attention`, one array or several by name.
             ops: the module of the framework in attzoo.ops.
 
         """

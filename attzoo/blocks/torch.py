@@ -66,7 +66,7 @@ class SpecModule(NamedArguments, nn.Module):
             self.accepted = kinds
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        """Do what nn.Module does, after forgetting which inputs were accepted."""
+        """Apply a function to all tensors, as nn.Module does. The next inputs are checked again."""
         self.accepted = None   # .half() and similar methods change the accepted dtype
         return super()._apply(*args, **kwargs)
 
@@ -179,7 +179,7 @@ class Block(SpecModule):
 
 
 class IdentityStart(nn.Module):
-    """x + gamma * (block(x) - x) with gamma = 0 at first, so that the outputs of a network do not change at first.
+    """Compute x + gamma * (block(x) - x). gamma is initially 0, so that the outputs of a network do not change.
 
     gamma: a parameter of shape (1,).
     """
@@ -190,7 +190,7 @@ class IdentityStart(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
-        """Set gamma to 0, as a network that was created on the meta device needs; the block resets itself."""
+        """Set gamma to 0, for networks that were created on the meta device. The block has its own method."""
         nn.init.zeros_(self.gamma)
 
     def forward(self, x: Tensor, *gating: Tensor) -> Tensor:

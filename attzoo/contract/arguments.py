@@ -1,4 +1,4 @@
-"""Arguments of specs: fields with a meaning, and rules that derive an argument from another one."""
+"""Arguments of specs: fields for channels, and rules that derive an argument from another argument."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def set_fields(spec: Any, **values: Any) -> None:
 
 
 def channels_of(name: str) -> Any:
-    """Return a required dataclass field of a spec that holds the number of channels of input `name`."""
+    """Return a required dataclass field of a spec for the number of channels of input `name`."""
     return field(metadata={"channels_of": name})
 
 
@@ -28,7 +28,7 @@ def rule_for(name: str) -> Any:
 
 
 def refuse_idle_rules(spec: Any) -> None:
-    """Raise ValueError if a field of `rule_for` and its derived argument are both given, as the former has no effect.
+    """Raise ValueError if a rule and its derived argument are both given, because the rule then has no effect.
 
     Call this first in __post_init__.
     """

@@ -1,4 +1,4 @@
-"""Types of arrays and shapes, and functions on the arrays that blocks return."""
+"""Types of arrays and shapes, and functions for coefficients, paths and memory order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of arguments and shapes, with errors that say what was expected and what came."""
+"""Check arguments and shapes. Errors have the expected value, the value that was passed, and a remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .arrays import Shape
 def integer(name: str, value: Any, minimum: int = 1) -> int:
     """Return an integer >= minimum as int.
 
-    Raise TypeError for bool and types that are not integers, ValueError for smaller integers. `name` is the argument's.
+    Raises TypeError for bool and other types, and ValueError for smaller integers. `name` is the name of the argument.
     """
     try:
         number = operator.index(value)
@@ -32,7 +32,7 @@ def integer(name: str, value: Any, minimum: int = 1) -> int:
 
 
 def integers(name: str, values: Any) -> tuple[int, ...]:
-    """Return integers >= 1 as a tuple of int. Raise TypeError for a value that is no sequence; errors of `integer`."""
+    """Return integers >= 1 as a tuple of int. Raise TypeError for other types, and the errors of `integer`."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a sequence of integers, got {short_repr(values)}")
     return tuple(integer(name, value) for value in values)
@@ -63,7 +63,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, known: Sequence[Any]) -> Any:
-    """Return the element of `known` that equals `value`. Raise ValueError, with the nearest one, if there is none.
+    """Return the element of `known` that equals `value`. Raise ValueError, with the nearest element, for other values.
 
     NumPy integers equal ints. True and 1.0 do not equal 1.
     """
@@ -72,8 +72,8 @@ def choice(name: str, value: Any, known: Sequence[Any]) -> Any:
         with suppress(TypeError):
             python_value = operator.index(value)
     for option in known:
-        both_or_no_bool = isinstance(python_value, bool) == isinstance(option, bool)
-        same_type = isinstance(python_value, type(option)) and both_or_no_bool
+        same_boolness = isinstance(python_value, bool) == isinstance(option, bool)   # in Python True == 1
+        same_type = isinstance(python_value, type(option)) and same_boolness
         if same_type and option == python_value:
             return option
     got = short_repr(value) + nearest(value, known)
@@ -83,7 +83,7 @@ def choice(name: str, value: Any, known: Sequence[Any]) -> Any:
 def check_shape(
     shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool, least: Sequence[int] = ()
 ) -> None:
-    """Raise ValueError unless shape is (N, C, *S), or (N, *S, C) with channels_last. Only check.
+    """Raise ValueError unless shape is (N, C, *S), or (N, *S, C) with channels_last.
 
     Args:
         shape: the shape. None stands for a size that is not known yet, and is accepted.
@@ -110,10 +110,10 @@ def check_shape(
 
 
 def _other_layout(shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool) -> str:
-    """Return the hint for a shape that is right in the other layout, "" for any other shape."""
-    is_rank = len(shape) - 2 in ((spatial_dims,) if spatial_dims else (1, 2, 3))
+    """Return the hint for a shape that is valid in the other layout; "" for any other shape."""
+    has_rank = len(shape) - 2 in ((spatial_dims,) if spatial_dims else (1, 2, 3))
     axis, other_axis = (-1, 1) if channels_last else (1, -1)
-    if not is_rank or shape[other_axis] != channels or shape[axis] in (channels, None):
+    if not has_rank or shape[other_axis] != channels or shape[axis] in (channels, None):
         return ""
     if channels_last:
         return ", which is channels first: set data_format='channels_first', or move axis 1 to the end"
@@ -121,9 +121,9 @@ def _other_layout(shape: Shape, channels: int, spatial_dims: int | None, channel
 
 
 def _no_batch(shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool) -> str:
-    """Return the hint for the shape of one sample without a batch axis, "" for any other shape."""
-    is_rank = len(shape) - 1 in ((spatial_dims,) if spatial_dims else (1, 2, 3))
-    if not is_rank or shape[-1 if channels_last else 0] != channels:
+    """Return the hint for the shape of one sample without a batch axis; "" for any other shape."""
+    has_rank = len(shape) - 1 in ((spatial_dims,) if spatial_dims else (1, 2, 3))
+    if not has_rank or shape[-1 if channels_last else 0] != channels:
         return ""
     return ", which looks like one sample without the batch axis: add it, as x[None] does"
 

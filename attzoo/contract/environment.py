@@ -1,4 +1,4 @@
-"""Checks of what is installed, and of errors that say that memory is exhausted."""
+"""Check versions of frameworks, import triton first, and recognise out-of-memory errors."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class AnySpec(Protocol):
         """Return the arguments that create the same block or network, with every None replaced by its value."""
 
     def check_inputs(self, *args: Any, **kwargs: Any) -> None:
-        """Raise ValueError if the block does not take inputs of these shapes. Only check.
+        """Raise ValueError if the block does not accept inputs of these shapes.
 
         Called with (*shapes, channels_last=False): (N, C, *S), or (N, *S, C) with channels_last.
         """
@@ -63,7 +63,7 @@ class Variant:
     """A published choice of arguments.
 
     Attributes:
-        source: where it is published.
+        source: the publication or code that defines it.
         arguments: values by argument.
         rules: for each argument that depends on the others, such as a rounded width, the function that returns its
             value from the spec of the other arguments.
@@ -91,15 +91,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """How a state dict of another library stores the arrays of a block.
+    """The layout in which a state dict of another library stores the arrays of a block.
 
-    A block lists those that it can read and write in KEYS of `sources.py` in its folder, by the name of the source.
+    KEYS of `sources.py` in a block's folder lists the layouts that can be read and written, by name of the library.
 
     Args:
         names: canonical name of every array -> its key in the state dict.
-        axes: number of axes of size 1 after the matrices of linear maps, which convolutions of size 1 have; None if
-            it is the block's number of spatial axes.
-        max_first: names of convolutions whose first input plane is the maximum; it is the mean in attzoo.
+        axes: number of axes of size 1 after the matrices of linear maps, as in convolutions of size 1; None for
+            the block's number of spatial axes.
+        max_first: canonical names of convolutions whose first input plane is the maximum. In attzoo it is the mean.
         channels_last: whether kernels are those of Keras, (*k, I, O), and keys are paths of variables, which begin with
             the name of a layer. The names of the layers of a block may have a common prefix.
 
@@ -113,26 +113,25 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Another library's block that computes what a variant of ours computes, described without importing that library.
+    """A block of another library that computes the same as a variant of attzoo's, described without importing it.
 
-    A block lists its sources in SOURCES of `sources.py` in its folder. The first is the reference that timings compare
-    with.
+    SOURCES of `sources.py` in a block's folder lists them. Timings are compared with the first.
 
     Args:
         library: display name of the library.
         module: the module that defines its class.
         class_name: the name of the class.
-        variant: the variant of our block that computes the same from the same arrays.
-        arguments: function that returns the arguments of the class by name from our spec. It may import the library.
+        variant: the variant of attzoo's block that computes the same from the same arrays.
+        arguments: function from attzoo's spec to the arguments of the class by name. It may import the library.
         names: canonical name of every array -> its name in the state dict of the class.
-        inputs: our names of the inputs in the order of the class; empty if the order is the same.
-        resize: whether every input of the class must have x's spatial size, so that other sizes are resized before.
+        inputs: attzoo's names of the inputs in the order of the class; empty if the order is the same.
+        resize: whether every input of the class must have the spatial size of x; inputs of other sizes are resized.
         ranks: the numbers of spatial axes that the class accepts.
         in_resnets: whether the library's ResNets have the block at the end of their residual branches.
-        read: function that returns those arguments of our block that the shapes of the class's arrays determine, from
-            these shapes by our names. The channels may be missing.
-        choices: arguments of our block that no array determines, one mapping for each way to create the class. The
-            first is its default.
+        read: function from the shapes of the class's arrays, by canonical name, to the arguments of attzoo's block that
+            they determine. The channels may be missing.
+        choices: arguments of attzoo's block that no array determines, as mappings to try. The first has the defaults of
+            the class.
 
     """
 

@@ -79,7 +79,7 @@ def batch_norm(name: str, channels: int, scale: float = 0.0) -> dict[str, Weight
 
 
 def layer_norm(name: str, channels: int) -> dict[str, Weight]:
-    """Return the descriptions of a layer norm's arrays: "name.weight", ones at first, and "name.bias", zeros."""
+    """Return the descriptions of a layer norm's arrays: "name.weight", initially 1, and "name.bias", initially 0."""
     return {
         f"{name}.weight": Weight((channels,), "constant", center=1.0),
         f"{name}.bias": Weight((channels,), "constant"),
@@ -87,7 +87,7 @@ def layer_norm(name: str, channels: int) -> dict[str, Weight]:
 
 
 def prefixed(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
-    """Return entries with a prefix before each name: "conv.weight" -> "prefix.conv.weight"."""
+    """Return entries with a prefix and a dot before each name: "conv.weight" -> "prefix.conv.weight"."""
     return {f"{prefix}.{name}": entry for name, entry in entries.items()}
 
 

@@ -30,7 +30,7 @@ def attach(
     example: Any = None,
     **options: Any,
 ) -> Report:
-    """Add a block after each of some modules or layers of a network::
+    """Add a block after every selected module or layer of a network::
 
         report = attzoo.attach(model, "se", after="residual", start="identity", example=torch.zeros(1, 3, 224, 224))
         print(report)
@@ -41,16 +41,16 @@ def attach(
         model: a torch module, which changes in place, or a functional Keras model, which does not change.
         name: the name of the block, as in `attzoo.create`.
         after: the modules or layers that get a block. A path as in `named_modules` (in Keras the names of layers,
-            joined by dots), in which "*" matches any text, "?" one character and "[...]" one of some characters; a
+            joined by dots), in which "*" matches any text, "?" one character and "[...]" one of these characters; a
             compiled regular expression for the whole path; a class; a function of path and module that returns a bool;
             a list of these; or "residual", the end of every residual branch in ResNets, ResNeXts, ConvNeXts,
             MobileNets and EfficientNets of torchvision, timm and keras.applications; or "skips", every skip connection
             of MONAI's UNet, for blocks with a gating signal.
-        start: "identity" computes x + gamma * (block(x) - x) with a trainable gamma, 0 at first, so that the outputs
-            of a trained network do not change at first; "default" computes block(x).
+        start: "identity" computes x + gamma * (block(x) - x) with a trainable gamma that is initially 0, so that the
+            outputs of a trained network do not change; "default" computes block(x).
         example: an input of the network, or a tuple or dict of its arguments; a list is one input. Required if the
-            class of a module does not declare its number of output channels. With it the report has the multiply-adds,
-            and a module that is called several times, or never, raises an error. Not needed in Keras.
+            class of a module does not declare its number of output channels. With an example, the report has the
+            multiply-adds, and a module that is called several times, or never, raises an error. Not needed in Keras.
         options: arguments of the block after its channels, or `variant`. In torch, device and dtype are those of the
             module unless they are given here.
 
@@ -60,7 +60,7 @@ def attach(
 
     Raises:
         TypeError: `model` is not a network of torch or Keras.
-        ValueError: `after` matches nothing, or a module and another one inside it; the number of channels is unknown,
+        ValueError: `after` matches no module, or a module and a module inside it; the number of channels is unknown,
             or the block does not accept it; a module is called several times, or never, or has a block already.
 
     """

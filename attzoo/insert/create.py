@@ -1,4 +1,4 @@
-"""Creation of the blocks that are added to a network, in both frameworks."""
+"""Create the blocks that are added to a network, in both frameworks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from ..card import info
 
 
 def check_one_input(name: str, host: str, hint: str) -> None:
-    """Raise ValueError for a block with a gating signal. host: "module" or "layer", for the message."""
+    """Raise ValueError for a block with a gating signal.
+
+    host: "module" or "layer", for the error. hint: the remedy, for the error.
+    """
     inputs = info(name).inputs
     if len(inputs) > 1:
         got = f"{name}, which takes {' and '.join(inputs)}"
@@ -24,14 +27,14 @@ def gating_arguments(name: str) -> list[str]:
 
 
 def create(path: str, name: str, backend: str, channels: Any, rank: int | None, options: Mapping[str, Any]) -> Any:
-    """Return a new block. Errors of its class get the name of the block and the path in the message.
+    """Return a new block. The errors of its class begin with the name of the block and the path.
 
     Args:
         path: path of the module or layer in the network.
         name: name of the block.
         backend: "torch" or "keras".
         channels: number of channels of its input.
-        rank: number of spatial axes of its input, the default of `spatial_dims` here; None if unknown.
+        rank: number of spatial axes of its input, which is the default of `spatial_dims`; None if unknown.
         options: the other arguments of the block.
 
     """

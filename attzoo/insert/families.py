@@ -1,6 +1,6 @@
 """Classes of residual blocks and skip connections in known torch networks.
 
-A class is recognised by its package and name, or those of a base class, so that no library is imported.
+A class is recognised by the package and name of the class or a base class, so that no library is imported.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Residual:
     """A class of residual blocks.
 
     Args:
-        ends: attributes that may hold the last module of the residual branch; the first one that is a module is used.
+        ends: attributes that may be the last module of the residual branch; the first that is a module is used.
         flag: an attribute that is False if a block has no shortcut; blocks without the attribute have a shortcut.
 
     """
@@ -52,9 +52,9 @@ SKIP: Final = ("monai", "SkipConnection")   # MONAI 1.6.1, monai/networks/layers
 def residual_of(module: Any) -> Residual | None:
     """Return the entry of RESIDUAL for a residual block with a shortcut; None for any other module."""
     for package, name in classes(module):
-        known = RESIDUAL.get((package, name))
-        if known is not None:
-            return known if getattr(module, known.flag, True) else None
+        family = RESIDUAL.get((package, name))
+        if family is not None:
+            return family if getattr(module, family.flag, True) else None
     return None
 
 

@@ -1,4 +1,4 @@
-"""Select the modules of a torch network that get a block, check them, and find the shapes of their outputs."""
+"""Select and check the modules of a torch network that get a block, and determine the shapes of their outputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHANNELS: Final[Mapping[type[nn.Module], tuple[str, int]]] = {
     **{cls: ("num_features", n) for n, cls in enumerate((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), 1)},
 }   # fmt: skip
 LAST_AXIS: Final = (nn.Linear, nn.LayerNorm)   # their channels are the last axis; subclasses may transpose
-WRAPPERS: Final = {   # classes that keep lists of the parameters -> what to do instead
+WRAPPERS: Final = {   # classes that store lists of the parameters when they wrap a network -> remedy
     ("torch", "DistributedDataParallel"): "attach to its `module`, and wrap it afterwards",
     ("torch", "FullyShardedDataParallel"): "attach to the network before it is wrapped",
     ("torch", "FSDPModule"): "attach to the network before fully_shard",
@@ -39,10 +39,10 @@ class Host:
     Args:
         path: path of the module in the network.
         module: the module.
-        channels: number of channels of its output; None if only a call shows it.
-        rank: number of spatial axes of its output; None if only a call shows it.
-        is_skip: whether it is a skip connection, whose output has its input as first part, to which the block is
-            applied.
+        channels: number of channels of its output; None if the module does not declare it.
+        rank: number of spatial axes of its output; None if the module does not declare it.
+        is_skip: whether it is a skip connection, whose output begins with its input in the channels. The block is
+            applied to this part.
 
     """
 
@@ -54,7 +54,7 @@ class Host:
 
 
 def hosts_of(model: nn.Module, after: Any) -> list[Host]:
-    """Return the modules that the argument `after` of `attach` selects. Raise ValueError if there is none."""
+    """Return the modules that the argument `after` of `attach` selects. Raise ValueError if it selects none."""
     modules, owner = dict(model.named_modules()), type(model).__name__
     if isinstance(after, str) and after == "residual":
         hosts = [host for path, module in modules.items() if (host := _residual_end(path, module)) is not None]
@@ -73,24 +73,24 @@ def hosts_of(model: nn.Module, after: Any) -> list[Host]:
 def select_modules(model: nn.Module, pattern: Any, argument: str) -> dict[str, nn.Module]:
     """Return the modules that match a pattern, each once, by path.
 
-    Modules inside attached blocks are left out, unless `argument` is "where".
+    Modules inside attached blocks are selected only if `argument` is "where".
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    inside = tuple(f"{child_path(path)}." for path, module in modules.items() if is_attached(module))
+    prefixes = tuple(f"{child_path(path)}." for path, m in modules.items() if is_attached(m))
     chosen = select(
-        {path: module for path, module in modules.items() if argument == "where" or not path.startswith(inside)},
+        {path: module for path, module in modules.items() if argument == "where" or not path.startswith(prefixes)},
         pattern, argument, type(model).__name__,
     )   # fmt: skip
-    first = {id(module): path for path, module in reversed(chosen.items())}
-    return {path: module for path, module in chosen.items() if first[id(module)] == path}
+    first_paths = {id(module): path for path, module in reversed(chosen.items())}
+    return {path: module for path, module in chosen.items() if first_paths[id(module)] == path}
 
 
 def _residual_end(path: str, block: nn.Module) -> Host | None:
     """Return the last module of the residual branch of a block; None unless it is a known block with a shortcut."""
-    known = families.residual_of(block)
-    if known is None:
+    family = families.residual_of(block)
+    if family is None:
         return None
-    child = next((name for name in known.ends if isinstance(getattr(block, name, None), nn.Module)), None)
+    child = next((name for name in family.ends if isinstance(getattr(block, name, None), nn.Module)), None)
     if child is None:
         return None
     attention = [m for name, module in block.named_modules() for m in module.modules() if _is_attention(name, module)]
@@ -106,12 +106,12 @@ def _is_attention(name: str, module: nn.Module) -> bool:
 
 def inside_compiled(host: Host) -> Host:
     """Return the host with the module inside torch.compile's wrapper, which hides the attributes of the module."""
-    inside = dict(host.module.named_children()).get("_orig_mod")
-    return host if inside is None else replace(host, path=f"{host.path}._orig_mod", module=inside)
+    compiled = dict(host.module.named_children()).get("_orig_mod")
+    return host if compiled is None else replace(host, path=f"{host.path}._orig_mod", module=compiled)
 
 
 def known_channels(module: nn.Module) -> tuple[int | None, int | None]:
-    """Return the numbers of channels and of spatial axes of a module's output if its class declares them, else None."""
+    """Return the number of channels and of spatial axes of a module's output; None for a number it does not declare."""
     for cls, (attribute, rank) in CHANNELS.items():
         if isinstance(module, cls):
             return int(getattr(module, attribute)), rank
@@ -123,11 +123,11 @@ def check_host(host: Host) -> None:
     """Raise ValueError if no block can be attached to a module."""
     check_not_scripted(host.path, host.module)
     if type(host.module) in (nn.ModuleList, nn.ModuleDict):
-        got = f"the {type(host.module).__name__} {host.path!r}, which is not called: choose modules in it"
+        got = f"the {type(host.module).__name__} {host.path!r}, which has none: choose modules in it"
         raise ValueError(f"expected a module with a forward pass, got {got}")
     if isinstance(host.module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not is_sequence(host.module):
-        got = f"{type(host.module).__name__}: it may call the block as one of its modules, so choose the last of these"
-        raise ValueError(f"expected {host.path!r} without a forward of its own, got {got}")
+        got = f"{type(host.module).__name__}: it may call the block like its own modules, so choose the last of them"
+        raise ValueError(f"expected {host.path!r} with the forward of its torch class, got {got}")
     if type(host.module) in LAST_AXIS:
         got = f"{type(host.module).__name__}, whose channels are the last axis"
         raise ValueError(f"expected channels at axis 1 after {host.path!r}, got {got}")
@@ -139,10 +139,10 @@ def check_host(host: Host) -> None:
 
 
 def check_not_scripted(path: str, module: nn.Module) -> None:
-    """Raise ValueError where a module is one of TorchScript, which takes neither blocks nor hooks."""
+    """Raise ValueError for a module of TorchScript, which accepts neither blocks nor hooks."""
     if isinstance(module, torch.jit.ScriptModule):
         got = f"{type(module).__name__}: change the network before torch.jit.script or torch.jit.trace"
-        raise ValueError(f"expected {path!r} to be no module of TorchScript, got {got}")
+        raise ValueError(f"expected {path!r} to be a module without TorchScript, got {got}")
 
 
 def check_wrappers(model: nn.Module) -> None:
@@ -150,14 +150,14 @@ def check_wrappers(model: nn.Module) -> None:
     for module in model.modules():
         for kind in families.classes(module):
             if kind in WRAPPERS:
-                raise ValueError(f"expected a network that is not wrapped, got {kind[1]}: {WRAPPERS[kind]}")
+                raise ValueError(f"expected a network without wrapper, got {kind[1]}: {WRAPPERS[kind]}")
 
 
 def shapes_at(model: nn.Module, hosts: list[Host], example: Any) -> dict[str, tuple[tuple[int, ...], ...]]:
     """Return the shapes of each block's inputs, by path, from one call of the model without gradients.
 
-    The result is empty without an example. Raises ValueError if a module is not called exactly once, or does not
-    return one feature map, or without an example if it does not declare its number of channels.
+    The result is empty without an example. Raises ValueError if a module is not called exactly once or does not return
+    one feature map, or, without an example, if it does not declare its number of channels.
     """
     if example is None:
         if missing := [host.path for host in hosts if host.channels is None]:
@@ -165,10 +165,10 @@ def shapes_at(model: nn.Module, hosts: list[Host], example: Any) -> dict[str, tu
             raise ValueError(f"expected modules that declare their number of channels, got {missing[0]!r}: {hint}")
         return {}
     calls = calls_of(model, {host.path: host.module for host in hosts}, example)
-    attended = {host.path: [_attended(host, call) for call in calls[host.path]] for host in hosts}
+    inputs = {host.path: [_block_inputs(host, call) for call in calls[host.path]] for host in hosts}
     for host in hosts:
-        _check_calls(host, attended[host.path], calls[host.path])
-    return {path: tuple(tuple(x.shape) for x in tensors) for path, (tensors,) in attended.items()}
+        _check_calls(host, inputs[host.path], calls[host.path])
+    return {path: tuple(tuple(x.shape) for x in tensors) for path, (tensors,) in inputs.items()}
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,8 @@ class Call:
     Args:
         args: its positional arguments.
         output: what it returned.
-        last_axis: the number of channels that a linear map or layer norm over the last axis returned, where it was the
-            last layer with known channels that was called before the module returned; else None.
+        last_axis: size of the last axis of the output of the last layer with known channels that was called before
+            the module returned, if this is a linear map or layer norm over the last axis; else None.
 
     """
 
@@ -189,7 +189,7 @@ class Call:
 
 
 def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], example: Any) -> dict[str, list[Call]]:
-    """Return every call of some modules, in one call of the model without gradients.
+    """Return every call of the given modules, by path, in one call of the model without gradients.
 
     Args:
         model: the network, which is called in evaluation mode.
@@ -200,12 +200,13 @@ def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], example: Any) -
     calls: dict[str, list[Call]] = {path: [] for path in modules}
     last_axis: list[int | None] = [None]
 
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim > 2:   # not of the vectors of squeeze and excitation
+    def record_last_axis(module: nn.Module, args: Any, output: Any) -> None:
+        """Set `last_axis` after a call of a layer with known channels."""
+        if isinstance(output, Tensor) and output.ndim > 2:   # not the vectors of squeeze and excitation
             last_axis[0] = output.shape[-1] if isinstance(module, LAST_AXIS) else None
 
     layers = [m for m in model.modules() if isinstance(m, LAST_AXIS) or known_channels(m)[0] is not None]
-    handles = [layer.register_forward_hook(note) for layer in layers]
+    handles = [layer.register_forward_hook(record_last_axis) for layer in layers]
     handles += [
         module.register_forward_hook(
             lambda module, args, output, path=path: calls[path].append(Call(args, output, last_axis[0])))
@@ -220,18 +221,18 @@ def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], example: Any) -
     return calls
 
 
-def _attended(host: Host, call: Call) -> tuple[Any, ...]:
+def _block_inputs(host: Host, call: Call) -> tuple[Any, ...]:
     """Return the inputs of a block in a call of its host: the output, or at a skip connection x and a gating signal."""
     x = call.args[0] if host.is_skip else None
     return (call.output,) if x is None else (x, call.output[:, x.shape[1] :])
 
 
-def _check_calls(host: Host, attended: list[tuple[Any, ...]], calls: list[Call]) -> None:
+def _check_calls(host: Host, inputs: list[tuple[Any, ...]], calls: list[Call]) -> None:
     """Raise ValueError unless a module was called once and returned (N, C, *S)."""
     if len(calls) != 1:
         got = f"{len(calls)} calls: choose another module"
         raise ValueError(f"expected {host.path!r} to be called once for the example, got {got}")
-    x, fix = attended[0][0], "choose another module"
+    x, fix = inputs[0][0], "choose another module"
     if not isinstance(x, Tensor) or not 3 <= x.ndim <= 5:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"expected a tensor (N, C, *S) with 1 to 3 spatial axes from {host.path!r}, got {got}: {fix}")
@@ -256,7 +257,7 @@ def _call(model: nn.Module, example: Any) -> Any:
 def _evaluation(model: nn.Module) -> Iterator[None]:
     """Set every module to evaluation mode in the `with` block, and restore its mode afterwards.
 
-    The methods `train` are not called, since those of some networks change weights.
+    The methods `train` are not called, because in some networks they change weights.
     """
     with restored_modes(model):
         for module in model.modules():

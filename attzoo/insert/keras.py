@@ -1,4 +1,4 @@
-"""Blocks in functional Keras models: a new model is created, with copies of the layers and of their weights."""
+"""Put blocks into functional Keras models: create a new model with copies of the layers and their weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .keras_same import is_product, same_block
 from .match import select
 from .report import Place, Report
 
-NORMS: Final = (   # layers whose argument `axis` is that of the channels
+NORMS: Final = (   # layers whose argument `axis` is the channel axis
     keras.layers.BatchNormalization, keras.layers.GroupNormalization, keras.layers.LayerNormalization,
     keras.layers.RMSNormalization,
 )   # fmt: skip
@@ -99,8 +99,8 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
 def _report(model: Any, inserted: Mapping[str, tuple[Any, Place]], options: Mapping[str, Any]) -> Report:
     """Return the report of new layers, after setting their `trainable`.
 
-    It is True unless the options say otherwise, in a nested model that is frozen too. A block with the weights of other
-    layers keeps theirs. Set after the layers are built, because Keras loses it otherwise.
+    `trainable` is that of the options, else True, in frozen nested models too; a block that got the weights of other
+    layers has the value of these. It is set after the layers are built, because Keras loses it otherwise.
     """
     for layer, place in inserted.values():
         default = layer.trainable or place.weights == "initial"
@@ -110,7 +110,10 @@ def _report(model: Any, inserted: Mapping[str, tuple[Any, Place]], options: Mapp
 
 
 def _replacement(path: str, name: str, layer: Any, x: Any, options: Mapping[str, Any]) -> tuple[Any, Place]:
-    """Return the block that replaces a layer, with its weights if it computes the same, and its entry in the report."""
+    """Return the block that replaces a layer, and its entry in the report.
+
+    The block has the weights of the layer, or of the layers before it, if it computes the same as they do.
+    """
 
     def make(arguments: Mapping[str, Any]) -> Any:
         return _create(path, name, layer, x, arguments)
@@ -126,7 +129,7 @@ def _replacement(path: str, name: str, layer: Any, x: Any, options: Mapping[str,
 
 def _check_one_input(name: str) -> None:
     """Raise ValueError for a block with a gating signal."""
-    hint = 'use attzoo\'s UNet with skip="attention_gate", or call the block where both tensors are at hand'
+    hint = 'use attzoo\'s UNet with skip="attention_gate", or call the block where the model has both tensors'
     check_one_input(name, "layer", hint)
 
 
@@ -151,12 +154,13 @@ def _functional(model: Any) -> Any:
 
 
 def _own_methods(model: Any, base: type[Any]) -> ValueError:
-    """Return the error for a model of a subclass of `base` that overrides methods, which a copy would not have."""
+    """Return the error for a model of a subclass of `base` that overrides methods, which its copy would not have."""
     if type(model).call is not base.call:
         got = f"{type(model).__name__}, which has its own call"
         return ValueError(f"expected a model that only calls its layers, got {got}: call the block there")
-    fix = f"attach to keras.Model(model.inputs, model.outputs), and make a {type(model).__name__} of the result"
-    return ValueError(f"expected a model without methods of its own, got {type(model).__name__}: {fix}")
+    fix = f"attach to keras.Model(model.inputs, model.outputs), and create a {type(model).__name__} from the result"
+    expected = "expected a model of a class that overrides no methods of Keras"
+    return ValueError(f"{expected}, got {type(model).__name__}: {fix}")
 
 
 def _has_graph(layer: Any) -> bool:
@@ -187,21 +191,22 @@ def _copy(model: Any, call: Call) -> Any:
     copies: dict[int, tuple[Any, Any, str]] = {}   # id of a layer -> its copy, the layer, and its path
 
     def copy_graph(graph: Any, prefix: str) -> Any:
-        present: dict[str, int] = {}   # name of a copy in this graph -> id of the layer
-
+        """Return a copy of a model whose layers have paths that begin with `prefix`."""
+        layer_ids: dict[str, int] = {}   # name of a copy in this graph -> id of the layer
         _check_compilation(graph)
 
         def clone(layer: Any) -> Any:
+            """Return the copy of a layer, the same one for every call."""
             if id(layer) not in copies:
                 path = f"{prefix}{layer.name}"
                 copy = copy_graph(_functional(layer), f"{path}.") if _has_graph(layer) else _clone(layer)
                 copies[id(layer)] = copy, layer, path
             copy = copies[id(layer)][0]
-            present[copy.name] = id(layer)
+            layer_ids[copy.name] = id(layer)
             return copy
 
         def call_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            _, original, path = copies[present[layer.name]]
+            _, original, path = copies[layer_ids[layer.name]]
             return call(path, layer, original, *args, **kwargs)
 
         copied = keras.models.clone_model(graph, clone_function=clone, call_function=call_layer)
@@ -219,29 +224,30 @@ def _copy(model: Any, call: Call) -> Any:
 
 
 def _check_compilation(model: Any) -> None:
-    """Raise ValueError where Keras, which compiles a copy as the model was compiled, cannot copy loss or metrics."""
+    """Raise ValueError if Keras cannot copy the loss or metrics of a model, as it compiles a copy like the model."""
     try:
         keras.saving.deserialize_keras_object(model.get_compile_config() if model.compiled else None)
     except (TypeError, ValueError) as err:
         fix = "attach to keras.Model(model.inputs, model.outputs), and compile the result"
-        got = f"others in {model.name!r}: {fix}"
+        got = f"others that it cannot copy in {model.name!r}: {fix}"
         raise ValueError(f"expected a loss and metrics that Keras can copy, got {got}") from err
 
 
 def _clone(layer: Any) -> Any:
-    """Return a new layer with the config and vocabulary of a layer, on which the shape of its output depends.
+    """Return a new layer with the config and the vocabulary of a layer.
 
-    Raises ValueError if the new layer would compute something else.
+    The vocabulary may determine the shape of the output. Raises ValueError if the new layer would compute another
+    function.
     """
     parts = layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else []
-    if replaced := [name for part in parts for name in replaced_methods(part, keras.layers.Layer, "call")]:
-        got = f"one whose {replaced[0]} was replaced: make a layer of a class with this method"
+    if method_names := [name for part in parts for name in replaced_methods(part, keras.layers.Layer, "call")]:
+        got = f"one whose {method_names[0]} was replaced: create a layer of a class with this method"
         raise ValueError(f"expected {layer.name!r} with the methods of its class, which copies have, got {got}")
     is_lambda = isinstance(layer, keras.layers.Lambda)   # safe, because its function is not read from a file
     try:
         copy = layer.__class__.from_config(layer.get_config(), **({"safe_mode": False} if is_lambda else {}))
     except (NotImplementedError, TypeError) as err:
-        fix = "its get_config must return all arguments, and its __init__ pass name, dtype and trainable on"
+        fix = "its get_config must return all arguments, and its __init__ must accept name, dtype and trainable"
         raise ValueError(f"expected layers that Keras can copy, got {layer.name!r}: {fix}") from err
     if isinstance(layer, keras.layers.Layer):   # not an operation, such as x + 3
         _copy_assets(copy, layer)
@@ -270,12 +276,12 @@ def _set_state(copy: Any, layer: Any) -> None:
     """Copy the weights of a layer, and `trainable` of the layer and its sublayers, to the copy of the layer."""
     copy.trainable = layer.trainable
     if copy.built and len(copy.weights) != len(layer.weights):   # such as LoRA in a sublayer
-        fix = "undo what was added to it, or call the block in the code that makes the model"
-        got = f"{layer.name!r}, which has {len(layer.weights)} weights and its copy {len(copy.weights)}: {fix}"
+        fix = "remove the added weights, or call the block in the code that creates the model"
+        got = f"{layer.name!r} with {len(layer.weights)} weights, whose copy has {len(copy.weights)}: {fix}"
         raise ValueError(f"expected layers that get_config describes, got {got}")
     if copy.built:
         copy.set_weights(layer.get_weights())
-    if isinstance(copy, keras.layers.Normalization):   # which computes with other arrays than its weights
+    if isinstance(copy, keras.layers.Normalization):   # it computes with arrays derived from its weights
         copy.finalize_state()
     copies, layers = parts_of(copy), parts_of(layer)
     for name in copies.keys() & layers.keys():
@@ -285,16 +291,16 @@ def _set_state(copy: Any, layer: Any) -> None:
 def _residual_ends(model: Any) -> set[str]:
     """Return the names of the layers that end a residual branch.
 
-    Of the two inputs of an Add, the residual branch is the one that depends on more layers that the other does not
-    depend on.
+    Of the two inputs of an Add, the residual branch is the one with more layers that the other input does not depend
+    on.
     """
-    made_by: dict[int, tuple[str, frozenset[str]]] = {}   # id of a tensor -> its layer, and all layers that it needs
+    made_by: dict[int, tuple[str, frozenset[str]]] = {}   # id of a tensor -> its layer, and all layers before it
     alive: list[Any] = []
     ends: set[str] = set()
-    no_layer: tuple[str, frozenset[str]] = "", frozenset()   # for an input of the model
+    model_input: tuple[str, frozenset[str]] = "", frozenset()   # no layers
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
-        inputs = [made_by.get(id(x), no_layer) for x in _tensors(args, kwargs)]
+        inputs = [made_by.get(id(x), model_input) for x in _tensors(args, kwargs)]
         if type(layer).__name__ == "Add" and len(inputs) == 2:   # a layer, or the operation of x + y
             (first, before_first), (second, before_second) = inputs
             ends.add(first if len(before_first - before_second) > len(before_second - before_first) else second)
@@ -338,16 +344,17 @@ def _policy(layer: Any, x: Any) -> Any:
 
 
 def _with_format(options: Mapping[str, Any], layer: Any, x: Any, layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with "data_format": the given one, else that of the layer, of all other layers or of keras.config.
+    """Return options with "data_format": the given one, else that of the layer, the other layers or keras.config.
 
-    Raises ValueError if the layer has none and the other layers have both.
+    Raises ValueError if the layer declares none and the other layers have different ones.
     """
     if options.get("data_format") is not None:
         return dict(options)
     own_format = _data_format(layer)
     other_formats = {data_format for data_format in map(_data_format, layers.values()) if data_format is not None}
     if own_format is None and len(other_formats) > 1:
-        raise ValueError(f"expected layers of one data format around {layer.name!r}, got both: give data_format=")
+        got = "channels_first and channels_last: give data_format="
+        raise ValueError(f"expected layers of one data format around {layer.name!r}, got {got}")
     return dict(options) | {"data_format": own_format or next(iter(other_formats), keras.config.image_data_format())}
 
 

@@ -1,6 +1,6 @@
-"""Blocks that compute what several layers of a Keras model compute, such as the SE of an EfficientNet.
+"""Create blocks that compute the same as several layers of a Keras model, such as the SE of an EfficientNet.
 
-Such layers end in a Multiply of x and of coefficients, which a block replaces; the other layers are no longer called.
+The last of these layers is a Multiply of x and coefficients. A block replaces it, and the other layers are not called.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def is_product(layer: Any) -> bool:
 
 
 def same_block(layer: Any, name: str, options: Mapping[str, Any], create: Callable[[Mapping[str, Any]], Any]) -> Any:
-    """Return a block with the weights of the layers before a product if there is one that computes the same, else None.
+    """Return a block with the weights of the layers before a product that computes the same as these; else None.
 
     Args:
-        layer: the product.
-        name: the block.
-        options: arguments of the block that were asked for, which override those of the layers.
-        create: makes the block from its arguments but for the channels.
+        layer: the product, a Multiply layer.
+        name: name of the block.
+        options: arguments of the block from the user, which override those of the layers.
+        create: creates the block from its arguments without the channels.
 
     """
     layouts, sources = registry.keys(name).get(LIBRARY, ()), registry.sources(name)
@@ -45,14 +45,14 @@ def same_block(layer: Any, name: str, options: Mapping[str, Any], create: Callab
     shapes = shapes_from(_state(part), layouts)
     if shapes is None:
         return None
-    source, compare = next(iter(sources.values())), _comparison(part)
-    told = {key: value for key, value in source.read(shapes).items() if key != "channels"}
+    source, is_same = next(iter(sources.values())), _comparison(part)
+    from_shapes = {key: value for key, value in source.read(shapes).items() if key != "channels"}
     for choice in source.choices:
-        arguments = {**choice, **told, **options}
-        if compare(create(arguments)):
+        arguments = {**choice, **from_shapes, **options}
+        if is_same(create(arguments)):
             block = create(arguments)
             load_weights(block, _state(part), source=LIBRARY)
-            block.trainable = any(each.trainable for each in part.layers if each.weights)
+            block.trainable = any(part_layer.trainable for part_layer in part.layers if part_layer.weights)
             return block
     return None
 
@@ -63,19 +63,20 @@ def _state(model: Any) -> dict[str, Any]:
 
 
 def _comparison(part: Any) -> Callable[[Any], bool]:
-    """Return a function that says whether a block returns what layers do, for random weights and images."""
+    """Return a function of a block: whether its outputs equal those of `part`, for random weights and inputs."""
     rng = np.random.default_rng(0)
-    twin = keras.models.clone_model(part)
-    twin.set_weights([rng.normal(size=variable.shape) for variable in twin.weights])
+    random_part = keras.models.clone_model(part)
+    random_part.set_weights([rng.normal(size=variable.shape) for variable in random_part.weights])
     x = rng.normal(size=[2, *(size or 6 for size in part.input.shape[1:])]).astype(np.float32)
-    expected = np.asarray(keras.ops.convert_to_numpy(twin(x)), np.float64)
+    expected = np.asarray(keras.ops.convert_to_numpy(random_part(x)), np.float64)
 
-    def compare(block: Any) -> bool:
+    def is_same(block: Any) -> bool:
+        """Return whether `block`, with the weights of the copy, has the expected output."""
         try:
-            load_weights(block, _state(twin), source=LIBRARY)
+            load_weights(block, _state(random_part), source=LIBRARY)
         except ValueError:   # the block has other arrays
             return False
         y = np.asarray(keras.ops.convert_to_numpy(block(x)), np.float64)
         return bool(np.allclose(y, expected, rtol=1e-3, atol=1e-4))
 
-    return compare
+    return is_same

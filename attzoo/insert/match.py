@@ -25,8 +25,8 @@ def select(modules: Mapping[str, Any], pattern: Any, argument: str, owner: str) 
         owner: the class of the network, for errors.
 
     Raises:
-        TypeError: the pattern, or one in a list, has another type.
-        ValueError: no module matches a pattern, or a module and another one inside it match.
+        TypeError: the pattern, or an item of a list of patterns, has another type.
+        ValueError: no module matches a pattern, or both a module and a module inside it match.
 
     """
     patterns = list(pattern) if isinstance(pattern, (list, tuple, set, frozenset)) else [pattern]
@@ -35,18 +35,18 @@ def select(modules: Mapping[str, Any], pattern: Any, argument: str, owner: str) 
         paths = [path for path, module in modules.items() if path and _matches(single_pattern, path, module, argument)]
         if not paths:
             suggestion = _suggestion(single_pattern, modules)
-            raise ValueError(f"{argument}={_shown(single_pattern)} matches no module of {owner}{suggestion}")
+            raise ValueError(f"{argument}={_text_of(single_pattern)} matches no module of {owner}{suggestion}")
         chosen.update(paths)
     if not chosen:
         raise ValueError(f"{argument} must have a pattern, got an empty list")
-    _refuse_nested(chosen, argument)
+    _check_not_nested(chosen, argument)
     return {path: module for path, module in modules.items() if path in chosen}
 
 
 def _matches(pattern: Any, path: str, module: Any, argument: str) -> bool:
     """Whether a module matches one pattern. Raise TypeError if the pattern has another type."""
     if isinstance(pattern, str):
-        return path == pattern or (any(letter in pattern for letter in GLOB) and fnmatchcase(path, pattern))
+        return path == pattern or (any(character in pattern for character in GLOB) and fnmatchcase(path, pattern))
     if isinstance(pattern, re.Pattern):
         return pattern.fullmatch(path) is not None
     if isinstance(pattern, type):
@@ -62,15 +62,15 @@ def _check_takes_two(function: Any, argument: str) -> None:
     """Raise TypeError for a function that does not take a path and a module."""
     try:
         signature(function).bind("", None)
-    except ValueError:   # some functions of C have no signature
+    except ValueError:   # some functions written in C have no signature
         return
     except TypeError as err:
         got = f"{getattr(function, '__name__', function)}{signature(function)}"
         raise TypeError(f"{argument} must be a function of path and module, got {shorten(got, 100)}") from err
 
 
-def _refuse_nested(paths: set[str], argument: str) -> None:
-    """Raise ValueError if one of the paths is inside another."""
+def _check_not_nested(paths: set[str], argument: str) -> None:
+    """Raise ValueError if a path is inside another path."""
     for path in sorted(paths):
         parts = path.split(".")
         for i in range(1, len(parts)):
@@ -83,20 +83,20 @@ def _suggestion(pattern: Any, modules: Mapping[str, Any]) -> str:
     """Return the end of the error for a pattern without a match: the nearest path, or all paths or classes."""
     modules = {path: module for path, module in modules.items() if path}
     if not modules:
-        return ", which has no modules inside it: the module itself cannot be chosen, put it into a Sequential"
+        return ", which has no modules inside it: put it into a Sequential, and choose it there"
     if isinstance(pattern, str):
-        return nearest(pattern, modules) or f". It has: {_listed([*modules])}"
+        return nearest(pattern, modules) or f". It has: {_join_names([*modules])}"
     if isinstance(pattern, type):
-        return f". Its modules are of: {_listed(sorted({type(module).__name__ for module in modules.values()}))}"
-    return f". Its paths are: {_listed([*modules])}"
+        return f". Its modules are of: {_join_names(sorted({type(module).__name__ for module in modules.values()}))}"
+    return f". Its paths are: {_join_names([*modules])}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     """Return names separated by commas, shortened for an error."""
     return shorten(", ".join(names), 300)
 
 
-def _shown(pattern: Any) -> str:
+def _text_of(pattern: Any) -> str:
     """Return the text of a pattern for an error."""
     if isinstance(pattern, type):
         return pattern.__name__

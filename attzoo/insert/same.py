@@ -21,12 +21,12 @@ from . import families
 
 Create = Callable[[Mapping[str, Any]], Any]   # called with the arguments of a block; returns the block
 RANKS = (2, 1, 3)   # numbers of spatial axes to try
-# errors of modules for an input with another number of axes
-OTHER_RANK = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
+# errors that modules raise for an input with another number of axes
+RANK_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
 
 
 def source_of(module: nn.Module, name: str) -> Source | None:
-    """Return the source of block `name` whose class a module has, or None."""
+    """Return the source of block `name` that describes the class of a module, or None."""
     kinds = families.classes(module)
     sources = registry.sources(name).values()
     return next((source for source in sources if (source.package, source.class_name) in kinds), None)
@@ -35,7 +35,7 @@ def source_of(module: nn.Module, name: str) -> Source | None:
 def read(module: nn.Module, source: Source) -> tuple[dict[str, Array], dict[str, Any]]:
     """Return a module's arrays by attzoo's names, and the block's arguments that their shapes determine.
 
-    Both are empty if an array is not stored. Raises ValueError if an array is on the meta device.
+    Both are empty if an array is not in the state dict. Raises ValueError if an array is on the meta device.
     """
     state = {key: value for key, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     if any(tensor.is_meta for tensor in state.values()):
@@ -47,7 +47,7 @@ def read(module: nn.Module, source: Source) -> tuple[dict[str, Array], dict[str,
 
 
 def same_block(module: nn.Module, name: str, source: Source, options: Mapping[str, Any], create: Create) -> Any:
-    """Return a block with the weights of a module that computes the same as the module; None if there is none.
+    """Return a block with the weights of a module that computes the same as the module; None if no block does.
 
     Args:
         module: the module.
@@ -99,7 +99,7 @@ def _compute_same(module: nn.Module, source: Source, block: nn.Module) -> bool:
     for rank in (spec.spatial_dims,) if hasattr(spec, "spatial_dims") else RANKS:
         shape = (2, spec.channels, *(7, 6, 5)[:rank])
         x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-        with suppress(*OTHER_RANK):
+        with suppress(*RANK_ERRORS):
             if torch.allclose(float64_module(x), block(x), rtol=1e-6, atol=1e-9):
                 return True
     return False

@@ -47,7 +47,7 @@ def attach(model: nn.Module, name: str, after: Any, start: str, example: Any, op
     hosts = [inside_compiled(host) for host in hosts_of(model, after)]
     for host in hosts:
         check_host(host)
-        if shared := [other.path for other in hosts if other.module is host.module and other is not host]:
+        if shared := [item.path for item in hosts if item.module is host.module and item is not host]:
             got = f"the same module as {shared[0]!r}, which is called several times"
             raise ValueError(f"expected {host.path!r} to be called once, got {got}")
     shapes = shapes_at(model, hosts, example)

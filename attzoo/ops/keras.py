@@ -59,13 +59,11 @@ class Conv(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Create the kernel and the bias."""
-        """Create the kernel and the bias."""
         weight, bias = self.descriptions
         self.weight = self.add_weight(name="weight", shape=weight.shape, initializer=initialize(weight))
         self.bias = bias and self.add_weight(name="bias", shape=bias.shape, initializer=initialize(bias))
 
     def call(self, x: Any) -> Any:
-        """Return the convolution of x (N, *S, I)."""
         """Return the convolution of x (N, *S, I)."""
         shape = self.descriptions[0].shape
         if len(shape) > 1:
@@ -154,7 +152,6 @@ class BatchNorm(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
-        """Return the arguments."""
         return super().get_config() | {"gamma_initializer": keras.initializers.serialize(self.gamma_initializer)}
 
 
@@ -166,12 +163,13 @@ class LayerNorm(keras.layers.Layer):
     """
 
     def build(self, input_shape: Any) -> None:
-        """Create the weights and the running statistics."""
+        """Create the weight and the bias."""
         shape = (input_shape[-1],)
         self.weight = self.add_weight(name="weight", shape=shape, initializer="ones", autocast=False)
         self.bias = self.add_weight(name="bias", shape=shape, initializer="zeros", autocast=False)
 
     def call(self, x: Any) -> Any:
+        """Return the norm of x (N, *S, C) in the dtype of x."""
         z = ops.cast(x, wide(x.dtype))
         centered = z - mean(z, -1, keepdims=True)
         scale = ops.rsqrt(mean(ops.square(centered), -1, keepdims=True) + EPSILON)
@@ -260,7 +258,7 @@ def position_softmax(z: Any, channels_last: bool) -> Any:
 def weighted_pool(x: Any, p: Any, channels_last: bool) -> Any:
     """Return the sum over the spatial axes of x * p, in x's dtype: (N, *S, C), (N, *S, 1) or (N, *S, C) -> (N, C).
 
-    It is the mean of x weighted by p if p sums to 1 over the spatial axes, as `position_softmax` does. Without
+    The result is the mean of x weighted by p if p sums to 1 over the spatial axes, as `position_softmax` does. Without
     `channels_last`, x and p are channels first.
     """
     kind = wide(x.dtype)
@@ -315,10 +313,10 @@ relu, sigmoid, stack, multiply = ops.relu, ops.sigmoid, ops.stack, ops.multiply
 
 
 def maximum(a: Any, b: Any) -> Any:
-    """Return the larger of a and b at each position. The gradient is split evenly where they are equal.
+    """Return the larger of a and b at each position. Where they are equal, each gets half of the gradient.
 
-    That of tf.maximum goes to its first argument there, so both orders are averaged. Halves are exact and do not
-    overflow.
+    tf.maximum passes the gradient of equal numbers to its first argument, so both orders are averaged. Halves are exact
+    and do not overflow.
     """
     return 0.5 * ops.maximum(a, b) + 0.5 * ops.maximum(b, a)
 
@@ -337,7 +335,7 @@ GATES: dict[str, Callable[[Any], Any]] = {"sigmoid": sigmoid, "hard_sigmoid": ha
 
 
 def activate(z: Any, act: str) -> Any:
-    """Return the activation of hidden units z that is one of contract.ACTIVATIONS."""
+    """Return the activation `act`, one of contract.ACTIVATIONS, of the hidden units z."""
     return {"relu": relu, "silu": ops.silu, "hard_swish": hard_swish}[act](z)
 
 

@@ -33,7 +33,7 @@ def position_softmax(z: Array) -> Array:
 def weighted_pool(x: Array, p: Array) -> Array:
     """Return the sum over the spatial axes of x * p: (N, C, *S), (N, 1, *S) or (N, C, *S) -> (N, C).
 
-    It is the mean of x weighted by p if p sums to 1 over the spatial axes, as `position_softmax` does.
+    The result is the mean of x weighted by p if p sums to 1 over the spatial axes, as `position_softmax` does.
     """
     return np.asanyarray((x * p).sum(axis=tuple(range(2, x.ndim))))
 
@@ -49,7 +49,7 @@ def relu(z: Array) -> Array:
 
 
 def maximum(a: Array, b: Array) -> Array:
-    """Return the larger of a and b at each position, and NaN where one is NaN; a and b broadcast."""
+    """Return the larger of a and b at each position, or NaN if either is NaN. a and b broadcast."""
     return np.maximum(a, b)
 
 
@@ -69,7 +69,7 @@ def silu(z: Array) -> Array:
 
 
 def hard_swish(z: Array) -> Array:
-    """Return z * relu6(z + 3) / 6, the piecewise quadratic form of silu of MobileNetV3."""
+    """Return z * relu6(z + 3) / 6, the piecewise quadratic approximation of silu in MobileNetV3."""
     return z * hard_sigmoid(z)
 
 
@@ -77,7 +77,7 @@ GATES = {"sigmoid": sigmoid, "hard_sigmoid": hard_sigmoid}
 
 
 def activate(z: Array, act: str) -> Array:
-    """Return the activation of hidden units z that is one of contract.ACTIVATIONS."""
+    """Return the activation `act`, one of contract.ACTIVATIONS, of the hidden units z."""
     return {"relu": relu, "silu": silu, "hard_swish": hard_swish}[act](z)
 
 

@@ -103,6 +103,7 @@ class Linear(nn.Linear):
     """A linear map of the channels, for any number of spatial axes: (N, I, *S) -> (N, O, *S), also (N, I) -> (N, O)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the linear map of x (N, I, *S)."""
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -113,6 +114,7 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(channels, EPSILON, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of x (N, C, *S) in the dtype of x."""
         y = super().forward(x.movedim(1, -1)).movedim(-1, 1)
         return in_dtype_of(x, y)   # under autocast on CUDA, F.layer_norm returns float32
 
@@ -164,7 +166,7 @@ def position_softmax(z: Tensor) -> Tensor:
 def weighted_pool(x: Tensor, p: Tensor) -> Tensor:
     """Return the sum over the spatial axes of x * p: (N, C, *S), (N, 1, *S) or (N, C, *S) -> (N, C), in x's dtype.
 
-    It is the mean of x weighted by p if p sums to 1 over the spatial axes, as `position_softmax` does.
+    The result is the mean of x weighted by p if p sums to 1 over the spatial axes, as `position_softmax` does.
     """
     return in_dtype_of(x, (x * p).sum(tuple(range(2, x.ndim))))
 
@@ -226,7 +228,7 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": sigmoid, "hard_sigmoi
 
 
 def activate(z: Tensor, act: str) -> Tensor:
-    """Return the activation of hidden units z that is one of contract.ACTIVATIONS."""
+    """Return the activation `act`, one of contract.ACTIVATIONS, of the hidden units z."""
     return {"relu": relu, "silu": F.silu, "hard_swish": hard_swish}[act](z)
 
 

@@ -1,4 +1,4 @@
-"""Folders of huggingface_hub with a U-Net of torch: config.json, model.safetensors and a model card, README.md."""
+"""Write and read folders of huggingface_hub with a U-Net: config.json, model.safetensors and README.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CARD: Final = """\
 
 # A U-Net of attzoo
 
-It takes {{ in_channels }} channels and returns {{ out_channels }}, in {{ spatial_dims }} spatial dimensions.
+The input has {{ in_channels }} channels, the output {{ out_channels }}, and both {{ spatial_dims }} spatial axes.
 
 ```python
 from attzoo.torch import UNet
@@ -45,33 +45,33 @@ CARD_OPTIONS: Final = {
 
 
 def save_pretrained(net: UNet, folder: str | os.PathLike[str], **options: Any) -> Any:
-    """Do what `UNet.save_pretrained` documents."""
-    cls, torch_adapter = _class("UNet.save_pretrained"), adapter("torch")
+    """Write a U-Net to a folder, as `UNet.save_pretrained` documents."""
+    hub_class, torch_adapter = _hub_class("UNet.save_pretrained"), adapter("torch")
     torch_adapter.check_layers(net, UNet)
     arrays, dtype = torch_adapter.read(net), torch_adapter.dtype(net)
     config = json.loads(json.dumps({"dtype": dtype, **net.spec.config()}))
     _check_replaceable(Path(folder))
-    twin = cls(**config)
-    torch_adapter.write(twin, arrays)
+    hub_net = hub_class(**config)
+    torch_adapter.write(hub_net, arrays)
     card = {name: config[name] for name in ("in_channels", "out_channels", "spatial_dims")}
     card |= {"config": json.dumps(config, indent=2), **options.pop("model_card_kwargs", {})}
-    return twin.save_pretrained(folder, config=config, model_card_kwargs=card, **options)
+    return hub_net.save_pretrained(folder, config=config, model_card_kwargs=card, **options)
 
 
 def from_pretrained(source: str | os.PathLike[str], **options: Any) -> UNet:
-    """Do what `UNet.from_pretrained` documents."""
-    cls = _class("UNet.from_pretrained")
+    """Return the U-Net of a folder or repository, as `UNet.from_pretrained` documents."""
+    hub_class = _hub_class("UNet.from_pretrained")
     if Path(source).is_dir():
         _check_folder(Path(source))
-    loaded = cls.from_pretrained(source, **{"strict": True} | options)
+    loaded = hub_class.from_pretrained(source, **{"strict": True} | options)
     net = UNet(**loaded.spec.config(), device="meta")
     net.load_state_dict(loaded.state_dict(), assign=True)
     return net.eval()
 
 
 @lru_cache
-def _class(needed_by: str) -> type[Any]:
-    """Return a subclass of UNet with the mixin of huggingface_hub, whose arguments are those of config.json."""
+def _hub_class(needed_by: str) -> type[Any]:
+    """Return a subclass of UNet with huggingface_hub's mixin, created from the entries of config.json."""
     try:
         from huggingface_hub import PyTorchModelHubMixin
     except ModuleNotFoundError as err:
@@ -81,6 +81,7 @@ def _class(needed_by: str) -> type[Any]:
 
     class HubUNet(PyTorchModelHubMixin, UNet, **CARD_OPTIONS):   # type: ignore[call-arg, misc, unused-ignore]
         def __init__(self, dtype: str = "float32", **arguments: Any) -> None:
+            """Create the U-Net with these arguments and parameters of `dtype`."""
             import torch
 
             super().__init__(**_config(arguments | {"dtype": dtype}))
@@ -90,7 +91,7 @@ def _class(needed_by: str) -> type[Any]:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raise FileExistsError if a folder holds the model of another program."""
+    """Raise FileExistsError if a folder contains the model of another program."""
     present = [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
     if not present:
         return
@@ -98,8 +99,8 @@ def _check_replaceable(folder: Path) -> None:
         _check_folder(folder)
     except (OSError, ValueError, TypeError) as err:
         fix = "remove it first, or save to another folder"
-        expected = f"expected no other model than a U-Net of attzoo in {folder}"
-        raise FileExistsError(f"{expected}, got {present}: {fix}") from err
+        expected = f"expected only a U-Net of attzoo, or no model, in {folder}"
+        raise FileExistsError(f"{expected}, got another model in {', '.join(present)}: {fix}") from err
 
 
 def _check_folder(folder: Path) -> None:
@@ -112,6 +113,6 @@ def _check_folder(folder: Path) -> None:
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a U-Net in the content of config.json, without the dtype, which is checked."""
+    """Return the arguments of a U-Net from the content of config.json. Check the dtype, and leave it out."""
     choice("dtype", config.get("dtype", "float32"), DTYPES)
     return upgraded(spec.UNet, {name: value for name, value in config.items() if name != "dtype"})

@@ -1,4 +1,4 @@
-"""The arguments of the U-Net, their checks, and the values that are derived from them alone."""
+"""The arguments of the U-Net, their checks, and the values derived from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONCAT: Final = ("skip_first", "up_first")
 DECODERS: Final = ("double", "merge")
 HEADS: Final = ("linear", "sigmoid")
 INITIALIZERS: Final = ("kaiming", "xavier", "normal", "orthogonal", "glorot", "torch")
-MOST_LEVELS: Final = 32   # no image is larger than 2^31; a file that claims a million levels is refused at once
+MAX_LEVELS: Final = 32   # images have at most 2^31 pixels per axis; files with more levels are refused early
 
 Options = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -111,9 +111,9 @@ class Settings(contract.NamedArguments):
 
     def __post_init__(self) -> None:
         dims = contract.choice("spatial_dims", self.spatial_dims, (1, 2, 3))
-        if not isinstance(self.channels, list | tuple) or not 2 <= len(self.channels) <= MOST_LEVELS:
+        if not isinstance(self.channels, list | tuple) or not 2 <= len(self.channels) <= MAX_LEVELS:
             got = f"{len(self.channels)} of them" if isinstance(self.channels, list | tuple) else repr(self.channels)
-            raise ValueError(f"channels must be 2 to {MOST_LEVELS} integers, one per level, got {got}")
+            raise ValueError(f"channels must be 2 to {MAX_LEVELS} integers, one per level, got {got}")
         steps = len(self.channels) - 1
         gated, size = self._gated(steps), self.up_kernel_size
         if size is None and self.up == "transpose":
@@ -159,9 +159,9 @@ class Settings(contract.NamedArguments):
             "gating='grid'": self.gating == "grid",
             "combine": self.combine,
         }
-        if self.skip is None and (given_arguments := [name for name, is_given in gate_arguments.items() if is_given]):
-            fix = f"set skip='attention_gate', or leave {given_arguments[0]} out"
-            raise ValueError(f"expected a gate in skip for {', '.join(given_arguments)}, got skip=None: {fix}")
+        if self.skip is None and (names := [name for name, is_set in gate_arguments.items() if is_set]):
+            fix = f"set skip='attention_gate', or leave {names[0]} out"
+            raise ValueError(f"expected a gate in skip for {', '.join(names)}, got skip=None: {fix}")
         if self.block is None and any(self.block_options):
             fix = "set block, as block='se', or leave block_options out"
             raise ValueError(f"expected a block for block_options, got block=None: {fix}")
@@ -218,7 +218,7 @@ def _steps(strides: Any, count: int, dims: int) -> tuple[tuple[int, ...], ...]:
         if len(axes) != dims:
             raise ValueError(f"each of strides must be one number or {dims}, one per spatial axis, got {step!r}")
         checked.append(tuple(contract.integer("strides", s) for s in axes))
-        if max(checked[-1]) > 32:   # a file could ask for maps that fit in no memory
+        if max(checked[-1]) > 32:   # larger strides in a file could need more memory than any machine has
             raise ValueError(f"strides must be at most 32, got {max(checked[-1])}")
     return tuple(checked)
 

@@ -1,4 +1,4 @@
-"""U-Nets of other libraries whose weights can be converted. Their keys depend on the number of levels."""
+"""Keys of U-Nets of other libraries whose weights can be converted. They depend on the number of levels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .spec import UNet
 
 
 def monai(net: UNet) -> tuple[Keys, ...]:
-    """Return the keys of MONAI's AttentionUnet, whose levels lie inside one another."""
+    """Return the keys of MONAI's AttentionUnet, whose levels are nested modules."""
     names = _monai_pair("encoder.0", "model.0") | linear(head="model.2.conv")
     layer, deepest = "model.1", len(net.channels) - 1
     for i in range(deepest):
@@ -41,20 +41,26 @@ def leejunhyun(net: UNet) -> tuple[Keys, ...]:
 KEYS: Final[Mapping[str, Callable[[UNet], tuple[Keys, ...]]]] = {"monai": monai, "leejunhyun": leejunhyun}
 
 
-def _monai_pair(ours: str, theirs: str) -> dict[str, str]:
-    """Return the names of the two convolutions of a level of MONAI, with their norms."""
-    both = {f"{ours}.{{}}{n}": f"{theirs}.conv.{n - 1}" for n in (1, 2)}
-    convs = {name.format("conv"): f"{module}.conv" for name, module in both.items()}
-    return linear(**convs) | norm(**{name.format("norm"): f"{module}.adn.N" for name, module in both.items()})
+def _monai_pair(path: str, source_path: str) -> dict[str, str]:
+    """Return the keys of a level's two convolutions and norms by name, for MONAI.
+
+    path: path of the level in attzoo's U-Net. source_path: path of the level in MONAI's.
+    """
+    modules = {f"{path}.{{}}{n}": f"{source_path}.conv.{n - 1}" for n in (1, 2)}
+    convs = {name.format("conv"): f"{module}.conv" for name, module in modules.items()}
+    return linear(**convs) | norm(**{name.format("norm"): f"{module}.adn.N" for name, module in modules.items()})
 
 
-def _leejunhyun_pair(ours: str, theirs: str) -> dict[str, str]:
-    """Return the names of the two convolutions of a level of LeeJunHyun's network, with their norms."""
-    convs = linear(**{f"{ours}.conv1": f"{theirs}.conv.0", f"{ours}.conv2": f"{theirs}.conv.3"})
-    return convs | norm(**{f"{ours}.norm1": f"{theirs}.conv.1", f"{ours}.norm2": f"{theirs}.conv.4"})
+def _leejunhyun_pair(path: str, source_path: str) -> dict[str, str]:
+    """Return the keys of a level's two convolutions and norms by name, for LeeJunHyun's network.
+
+    path and source_path: as in `_monai_pair`.
+    """
+    convs = linear(**{f"{path}.conv1": f"{source_path}.conv.0", f"{path}.conv2": f"{source_path}.conv.3"})
+    return convs | norm(**{f"{path}.norm1": f"{source_path}.conv.1", f"{path}.norm2": f"{source_path}.conv.4"})
 
 
-def _gate(source: str, ours: str, theirs: str) -> dict[str, str]:
-    """Return the names of the gate of a level."""
+def _gate(source: str, path: str, source_path: str) -> dict[str, str]:
+    """Return the keys of a gate by name, for a source of `attention_gate`."""
     (layout,) = registry.keys("attention_gate")[source]
-    return prefixed(ours, {name: f"{theirs}.{key}" for name, key in layout.names.items()})
+    return prefixed(path, {name: f"{source_path}.{key}" for name, key in layout.names.items()})

@@ -11,20 +11,23 @@ from ..sources import only_channels, read_kernel, read_perceptron
 from ..spatial_attention import sources as spatial_attention
 
 
-def both(source: str, channel: str, spatial: str) -> Keys:
-    """Return the keys of CBAM in a library from those of its parts, the attributes `channel` and `spatial` there."""
+def keys_of_parts(source: str, channel: str, spatial: str) -> Keys:
+    """Return the keys of CBAM in a library from the keys of its parts.
+
+    channel and spatial: names of the library's attributes with the two parts.
+    """
     parts = channel_attention.KEYS[source][0], spatial_attention.KEYS[source][0]
     names = {
-        f"{own}.{name}": f"{attribute}.{key}"
-        for (own, attribute), part in zip({"channel": channel, "spatial": spatial}.items(), parts, strict=True)
+        f"{path}.{name}": f"{attribute}.{key}"
+        for (path, attribute), part in zip({"channel": channel, "spatial": spatial}.items(), parts, strict=True)
         for name, key in part.names.items()
     }
     return Keys(names, parts[0].axes, tuple(f"spatial.{name}" for name in parts[1].max_first))
 
 
 KEYS: Final = {
-    "timm": (both("timm", "channel", "spatial"),),
-    "official": (both("official", "ChannelGate", "SpatialGate"),),
+    "timm": (keys_of_parts("timm", "channel", "spatial"),),
+    "official": (keys_of_parts("official", "ChannelGate", "SpatialGate"),),
 }
 
 

@@ -17,7 +17,7 @@ KERAS_MOBILENET: Final = Keys(   # of keras.applications.MobileNetV3
 KERAS_EFFICIENTNET: Final = Keys(   # of keras.applications.EfficientNet and EfficientNetV2
     keras_layers(squeeze="se_reduce", excite="se_expand"), axes=2, channels_last=True
 )
-KEYS: Final = {   # the first layout of a library is written: a second name writes the other one
+KEYS: Final = {   # `load_weights` reads every layout of a name, and `export_weights` writes the first
     "timm": (MODULE, EFFICIENTNET),
     "timm-efficientnet": (EFFICIENTNET,),
     "torchvision": (MODULE,),

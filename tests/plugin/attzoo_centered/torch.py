@@ -20,10 +20,10 @@ class Centered(Block):
 
     def __init__(self, channels: int, momentum: float = 0.25, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__(args := spec.Centered(channels, momentum))
-        made = ops.factory_options(device, dtype)
-        self.weight = nn.Parameter(torch.empty(args.channels, **made))
-        self.register_buffer("center", torch.empty(args.channels, **made))
-        self.register_buffer("table", torch.tensor(args.table, **{"dtype": torch.get_default_dtype()} | made), False)
+        options = ops.factory_options(device, dtype)
+        self.weight = nn.Parameter(torch.empty(args.channels, **options))
+        self.register_buffer("center", torch.empty(args.channels, **options))
+        self.register_buffer("table", torch.tensor(args.table, **{"dtype": torch.get_default_dtype()} | options), False)
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:

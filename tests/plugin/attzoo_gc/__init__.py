@@ -10,5 +10,5 @@ Use it where distant positions matter.
 Source: Cao et al., "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond", ICCV workshops 2019,
 arXiv:1904.11492.
 
-Where we differ: all biases are initialized as in torch, so that the block is no identity at first.
+Where we differ: all biases are initialized as in torch, so that the block is initially not the identity.
 """

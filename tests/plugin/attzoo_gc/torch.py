@@ -19,11 +19,11 @@ class GC(Block):
 
     def __init__(self, channels: int, width: int = 3, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__(args := spec.GC(channels, width))
-        made = ops.factory_options(device, dtype)
-        self.score = ops.Linear(args.channels, 1, **made)
-        self.squeeze = nn.Linear(args.channels, args.width, **made)
-        self.norm = ops.LayerNorm(args.width, **made)
-        self.excite = nn.Linear(args.width, args.channels, **made)
+        options = ops.factory_options(device, dtype)
+        self.score = ops.Linear(args.channels, 1, **options)
+        self.squeeze = nn.Linear(args.channels, args.width, **options)
+        self.norm = ops.LayerNorm(args.width, **options)
+        self.excite = nn.Linear(args.width, args.channels, **options)
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> Tensor:

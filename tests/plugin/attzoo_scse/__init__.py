@@ -9,5 +9,5 @@ Use it in the decoder of a segmentation network.
 
 Source: Roy, Navab, Wachinger, "Concurrent spatial and channel squeeze & excitation", MICCAI 2018, arXiv:1803.02579.
 
-Where we differ: `combination` selects how both are combined with x.
+Where we differ: `combination` selects how x and both arrays of coefficients are combined.
 """

@@ -27,10 +27,10 @@ class ScSE(Block):
         dtype: Any = None,
     ) -> None:
         super().__init__(args := spec.ScSE(channels, width, combination))
-        made = ops.factory_options(device, dtype)
-        self.squeeze = nn.Linear(args.channels, args.width, **made)
-        self.excite = nn.Linear(args.width, args.channels, **made)
-        self.score = ops.Linear(args.channels, 1, **made)
+        options = ops.factory_options(device, dtype)
+        self.squeeze = nn.Linear(args.channels, args.width, **options)
+        self.excite = nn.Linear(args.width, args.channels, **options)
+        self.score = ops.Linear(args.channels, 1, **options)
         self.reset_parameters()
 
     def attention(self, x: Tensor) -> dict[str, Tensor]:

@@ -8,5 +8,5 @@ Use it where no weights may be added.
 
 Source: Yang et al., "SimAM: A Simple, Parameter-Free Attention Module", ICML 2021.
 
-Where we differ: the mean of d is over all positions, not over one fewer.
+Where we differ: the mean of d is the sum divided by the number of positions, not by one less.
 """
