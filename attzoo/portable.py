@@ -19,7 +19,7 @@ from safetensors.numpy import load as parse
 from . import registry
 from .adapters import adapter, backend_of, framework_of
 from .archive import pack, verify
-from .contract import AnySpec, Array, Keys, Weight, prefixed, shorten
+from .contract import AnySpec, Array, Keys, Weight, prefixed, shorten, without_prefix
 from .exchange import arrays_for, arrays_from, unwrapped, without_wrappers
 from .files import open_regular, write
 from .header import KEYS, MAX_FILE, MAX_HEADER, OWN_START, metadata_of, read_header, weights_of
@@ -109,14 +109,14 @@ def _arrays_of(parts: list[Part], state: Any, source: str) -> dict[str, Array]:
     """
     state, arrays = unwrapped(state), read_all(parts)
     for part in parts:
-        path = without_wrappers(part.path)
+        path = without_wrappers(f"{part.path}.")[:-1]   # as in the keys of `unwrapped`
         inside = {key: value for key, value in state.items() if key.startswith(f"{path}.")} if path else state
         try:
             read = arrays_from(inside, part.spec, _layouts(part.spec, "source", source), source)
         except (TypeError, ValueError) as err:
-            if not path:
+            if not part.path:
                 raise
-            raise type(err)(f"{path}: {err}") from err
+            raise type(err)(f"{part.path}: {err}") from err
         arrays |= {part.key(name): array for name, array in read.items()}
     return arrays
 
@@ -131,14 +131,15 @@ def export_weights(model: Any, *, target: str) -> dict[str, Array]:
 
     Raises:
         TypeError: `model` holds no block.
-        ValueError: the target is unknown, or has no key for an array of the block.
+        ValueError: the target is unknown, or has no key for an array of the block, such as the `gamma` of a block that
+            `attach` put in: export the block inside, where this factor is not needed.
 
     """
     exported: dict[str, Array] = {}
     for part in parts_of(model):
-        arrays = adapter(backend_of(part.block)).read(part.block)
+        arrays = without_prefix(part.path, part.read()) if part.path else part.read()
         arrays = arrays_for(arrays, part.spec, _layouts(part.spec, "target", target)[0])
-        exported |= prefixed(without_wrappers(part.path), arrays) if part.path else arrays
+        exported |= prefixed(part.path, arrays) if part.path else arrays
     return exported
 
 

@@ -92,7 +92,7 @@ class Adapter(Protocol):
         """Return the outermost blocks and networks of attzoo in a model by path, each once.
 
         A block that `attach` put in is represented by the layer around it, whose attribute `block` it is. Paths are
-        those of `blocks`, without what wrappers of the whole model and of torch.compile add.
+        those of `blocks`, without what wrappers such as DataParallel, and torch.compile, add.
         """
 
     def gamma(self, holder: Any) -> tuple[Array, str]:
