@@ -321,9 +321,15 @@ def test_swap_takes_over_the_attention_of_keras_applications(name, where, spec):
     assert [place.weights for place in report] == ["initial"]
 
 
-def test_attention_of_another_function_begins_anew():
+@pytest.mark.parametrize(("act", "before"), [
+    ("gelu", []), ("relu6", []), ("relu", [keras.layers.Dropout(0.5)]), ("relu", [keras.layers.GaussianNoise(0.5)]),
+])   # fmt: skip
+def test_attention_of_another_function_begins_anew(act, before):
     inputs = keras.Input((8, 7, 4))
-    h = keras.layers.Conv2D(2, 1, activation="gelu", name="se_reduce")(keras.ops.mean(inputs, (1, 2), keepdims=True))
+    h = keras.ops.mean(inputs, (1, 2), keepdims=True)
+    for layer in before:   # which changes its input only in training
+        h = layer(h)
+    h = keras.layers.Conv2D(2, 1, activation=act, name="se_reduce")(h)
     a = keras.layers.Conv2D(4, 1, activation="sigmoid", name="se_expand")(h)
     model = keras.Model(inputs, keras.layers.Multiply(name="product")([inputs, a]))
     assert [place.weights for place in attzoo.swap(model, "se", where="product")] == ["initial"]
