@@ -12,7 +12,6 @@ from .. import registry
 from ..card import info
 from ..contract import Array
 
-
 MEANS: Final = (0, 1, -1, 5, -5, 25, -25)   # factors of the means of channels, one per image of `images`
 
 
