@@ -53,9 +53,27 @@ def save_pretrained(net: UNet, folder: str | os.PathLike[str], **options: Any) -
     _check_replaceable(Path(folder))
     twin = cls(**config)
     torch_adapter.write(twin, arrays)
-    card = {name: config[name] for name in ("in_channels", "out_channels", "spatial_dims")}
-    card |= {"config": json.dumps(config, indent=2), **options.pop("model_card_kwargs", {})}
+    _remove_unchanged_card(cls, Path(folder))
+    card = _card(config) | options.pop("model_card_kwargs", {})
     return twin.save_pretrained(folder, config=config, model_card_kwargs=card, **options)
+
+
+def _card(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the template CARD for the content of config.json."""
+    card = {name: config[name] for name in ("in_channels", "out_channels", "spatial_dims")}
+    return card | {"config": json.dumps(config, indent=2)}
+
+
+def _remove_unchanged_card(cls: type[Any], folder: Path) -> None:
+    """Remove the card of the network that is replaced, which huggingface_hub keeps, unless a user changed it."""
+    card, config = folder / "README.md", folder / CONFIG
+    if not (card.exists() and config.exists()):
+        return
+    arguments = json.loads(config.read_text(encoding="utf-8"))
+    net = cls(**arguments)
+    arguments = json.loads(json.dumps({"dtype": arguments.get("dtype", "float32"), **net.spec.config()}))
+    if net.generate_model_card(**_card(arguments)).content.strip() == card.read_text(encoding="utf-8").strip():
+        card.unlink()
 
 
 def from_pretrained(source: str | os.PathLike[str], **options: Any) -> UNet:
