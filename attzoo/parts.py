@@ -34,6 +34,11 @@ class Part:
     start: str = "default"
     holder: Any = field(default=None, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        if self.start == "identity" and "gamma" in self.spec.weights:
+            got, fix = f"one of {type(self.spec).__name__} at {self.path!r}", "rename it, or use start='default'"
+            raise ValueError(f"expected no array gamma in a block with start='identity', got {got}: {fix}")
+
     @property
     def weights(self) -> dict[str, Weight]:
         """Return the description of every array by its name in the whole model or file."""

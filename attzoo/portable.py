@@ -19,7 +19,7 @@ from safetensors.numpy import load as parse
 from . import registry
 from .adapters import adapter, backend_of, framework_of
 from .archive import pack, verify
-from .contract import AnySpec, Array, Keys, Weight, prefixed, shorten
+from .contract import AnySpec, Array, Keys, Weight, prefixed, shorten, without_prefix
 from .exchange import arrays_for, arrays_from, unwrapped, without_wrappers
 from .files import open_regular, write
 from .header import KEYS, MAX_FILE, MAX_HEADER, OWN_START, metadata_of, read_header, weights_of
@@ -109,14 +109,14 @@ def _arrays_of(parts: list[Part], state: Any, source: str) -> dict[str, Array]:
     """
     state, arrays = unwrapped(state), read_all(parts)
     for part in parts:
-        path = without_wrappers(part.path)
+        path = without_wrappers(f"{part.path}.")[:-1]   # as in the keys of `unwrapped`
         block_state = {key: value for key, value in state.items() if key.startswith(f"{path}.")} if path else state
         try:
             read = arrays_from(block_state, part.spec, _layouts(part.spec, "source", source), source)
         except (TypeError, ValueError) as err:
-            if not path:
+            if not part.path:
                 raise
-            raise type(err)(f"{path}: {err}") from err
+            raise type(err)(f"{part.path}: {err}") from err
         arrays |= {part.key(name): array for name, array in read.items()}
     return arrays
 
@@ -131,14 +131,15 @@ def export_weights(model: Any, *, target: str) -> dict[str, Array]:
 
     Raises:
         TypeError: `model` contains no block.
-        ValueError: the target is unknown, or has no key for an array of the block.
+        ValueError: the target is unknown, or has no key for an array of the block, such as `gamma` of a block that was
+            attached with start="identity": export the block inside if this factor is not needed.
 
     """
     exported: dict[str, Array] = {}
     for part in parts_of(model):
-        arrays = adapter(backend_of(part.block)).read(part.block)
+        arrays = without_prefix(part.path, part.read()) if part.path else part.read()
         arrays = arrays_for(arrays, part.spec, _layouts(part.spec, "target", target)[0])
-        exported |= prefixed(without_wrappers(part.path), arrays) if part.path else arrays
+        exported |= prefixed(part.path, arrays) if part.path else arrays
     return exported
 
 
@@ -263,7 +264,7 @@ def _read(path: Path) -> tuple[list[Part], dict[str, Array]]:
             arrays = checked_arrays(parse(file.read(size)), weights_of(header.parts), header.dtype)
             verify(arrays, header.about, KEYS[header.about["format"]])
         except (ValueError, TypeError, ArithmeticError, RecursionError, SafetensorError) as err:
-            reason, fix = shorten(str(err)), "copy it again, or save the block again by attzoo.save"
+            reason, fix = shorten(str(err), 300), "copy it again, or save the block again by attzoo.save"
             raise ValueError(f"{path} is not a file of attzoo.save, or is damaged: {reason}; {fix}") from err
     return header.parts, arrays
 

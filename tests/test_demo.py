@@ -1,5 +1,4 @@
 import json
-import os
 import sys
 from contextlib import redirect_stdout
 from io import StringIO
@@ -295,18 +294,6 @@ def test_a_missing_dependency_of_a_package_raises_its_own_error(tmp_path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'a_missing_module'$"):
         run._import_modules("broken_package")
-
-
-def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
-    (tmp_path / "results.json").write_text("old")
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        run.write(tmp_path / "results.json", b"new")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 7, 8), (1, 2, 8, 8), (1, 1, 8), (1, 1, 16, 16)])

@@ -401,3 +401,31 @@ def test_every_source_has_a_layout_with_its_names():
         for source in registry.sources(name).values():
             layouts = registry.keys(name)[source.package]
             assert dict(source.names) in [dict(layout.names) for layout in layouts]
+
+
+def test_an_attribute_named_module_is_no_wrapper():
+    """Of a user's model, beside another block of the same path without it."""
+    outer, inner = (attzoo.create("se", 8, reduction=4, backend="torch") for _ in range(2))
+    model = nn.ModuleDict({"module": nn.ModuleDict({"a": inner}), "a": outer})
+    exported = attzoo.export_weights(model, target="timm")
+    expected = {f"{path}.{layer}.{kind}" for path in ("module.a", "a") for layer in ("fc1", "fc2")
+                for kind in ("weight", "bias")}   # fmt: skip
+    assert exported.keys() == expected
+    model = nn.ModuleDict({"module": inner})
+    state = {f"module.{name}": array * 2 for name, array in attzoo.export_weights(inner, target="timm").items()}
+    attzoo.load_weights(model, state, source="timm")
+    assert_close(attzoo.weights(model)["module.squeeze.bias"], state["module.fc1.bias"])
+
+
+@pytest.mark.parametrize("wrapper", [nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+def test_paths_are_without_a_wrapper_inside_the_model(wrapper):
+    model = nn.Sequential(wrapper(nn.Sequential(nn.ReLU(), attzoo.create("se", 8, reduction=4, backend="torch"))))
+    assert next(iter(attzoo.export_weights(model, target="timm"))) == "0.1.fc1.weight"
+    assert next(iter(attzoo.weights(model))) == "0.1.squeeze.weight"
+
+
+def test_a_factor_that_the_target_lacks_is_not_left_out():
+    model = attzoo.attach(nn.Sequential(nn.Conv2d(3, 8, 1)), "se", after="0", start="identity").model
+    with pytest.raises(ValueError, match="expected a block without gamma, which the target has no keys for"):
+        attzoo.export_weights(model, target="timm")
+    assert "fc1.weight" in attzoo.export_weights(model[0].attention.block, target="timm")

@@ -238,7 +238,8 @@ def test_a_residual_branch_from_the_input_of_a_model_to_an_operation():
     inputs = keras.Input((8, 7, 3))
     model = keras.Model(inputs, inputs + 0.5 * keras.layers.Conv2D(3, 1)(inputs))
     report = attzoo.attach(model, "se", after="residual", start="identity")
-    assert [place.path for place in report] == ["multiply_attention"]
+    (product,) = [layer.name for layer in model.layers if "multiply" in layer.name]
+    assert [place.path for place in report] == [f"{product}_attention"]
     np.testing.assert_array_equal(output(report.model), output(model))
 
 
@@ -321,9 +322,15 @@ def test_swap_copies_the_weights_of_keras_applications_attention(name, where, sp
     assert [place.weights for place in report] == ["initial"]
 
 
-def test_attention_of_another_function_gets_initial_weights():
+@pytest.mark.parametrize(("act", "before"), [
+    ("gelu", []), ("relu6", []), ("relu", [keras.layers.Dropout(0.5)]), ("relu", [keras.layers.GaussianNoise(0.5)]),
+])   # fmt: skip
+def test_attention_of_another_function_gets_initial_weights(act, before):
     inputs = keras.Input((8, 7, 4))
-    h = keras.layers.Conv2D(2, 1, activation="gelu", name="se_reduce")(keras.ops.mean(inputs, (1, 2), keepdims=True))
+    h = keras.ops.mean(inputs, (1, 2), keepdims=True)
+    for layer in before:   # which changes its input only in training
+        h = layer(h)
+    h = keras.layers.Conv2D(2, 1, activation=act, name="se_reduce")(h)
     a = keras.layers.Conv2D(4, 1, activation="sigmoid", name="se_expand")(h)
     model = keras.Model(inputs, keras.layers.Multiply(name="product")([inputs, a]))
     assert [place.weights for place in attzoo.swap(model, "se", where="product")] == ["initial"]

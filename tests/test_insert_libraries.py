@@ -147,8 +147,9 @@ def test_swapped_attention_of_timm_keeps_outputs(attention, name):
         assert_close(net(X), before, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_with_another_function_gets_initial_weights():
-    net = torchvision_attention(activation=nn.GELU)
+@pytest.mark.parametrize("activation", [nn.GELU, nn.ReLU6])
+def test_attention_with_another_function_gets_initial_weights(activation):
+    net = torchvision_attention(activation=activation)
     report = attzoo.swap(net, "se", where="1", example=X)
     assert [place.weights for place in report] == ["initial"]
 
@@ -231,7 +232,7 @@ def test_modules_that_cannot_be_exchanged_are_refused():
         attzoo.swap(net, "se", where="1")
     with torch.device("meta"):
         net = torchvision_attention()
-    with pytest.raises(ValueError, match="got some on the meta device"):
+    with pytest.raises(ValueError, match="got one on the meta device"):
         attzoo.swap(net, "se", where="1")
 
 

@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 import attzoo
+from attzoo.blocks.se import spec as spec_of_se
+from attzoo.blocks.torch import IdentityStart
+from attzoo.contract import Weight
 from attzoo.ops.keras import keras
 
 BACKENDS = ("torch", "keras")
@@ -351,3 +354,19 @@ def test_outputs_agree_after_weights_are_copied_between_frameworks():
     got = np.moveaxis(keras.ops.convert_to_numpy(twin(np.moveaxis(X.numpy(), 1, -1))), -1, 1)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
     assert not np.allclose(got, torch.conv2d(X, net[1].weight, net[1].bias).detach().numpy())
+
+
+class GammaSpec(spec_of_se.SE):
+    """A spec with an array named as the factor of start="identity"."""
+
+    @property
+    def weights(self):
+        return super().weights | {"gamma": Weight((self.channels,), "constant")}
+
+
+def test_an_array_named_gamma_is_not_mixed_up_with_the_factor():
+    block = attzoo.create("se", 1, backend="torch")
+    block.spec, block.gamma = GammaSpec(1), nn.Parameter(torch.ones(1))
+    assert attzoo.weights(nn.Sequential(block))["0.gamma"].item() == 1
+    with pytest.raises(ValueError, match="expected no array gamma in a block with start='identity', got one of Gamma"):
+        attzoo.weights(nn.Sequential(IdentityStart(block)))

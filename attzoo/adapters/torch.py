@@ -169,20 +169,26 @@ def blocks(model: Any) -> dict[str, Any]:
     return {path: module for path, module in model.named_modules() if can_attend(module)}
 
 
-WRAPPERS: Final = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)   # of a whole model
+WRAPPERS: Final = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)   # of a model, their `module`
 
 
 def parts(model: Any) -> dict[str, Any]:
     """Return the outermost blocks, attached blocks and networks of a model by path."""
-    while isinstance(model, WRAPPERS):
-        model = model.module
     outermost: dict[str, Any] = {}
     for path, module in model.named_modules():
         prefixes = tuple(f"{outer_path}." if outer_path else "" for outer_path in outermost)
         is_attached = isinstance(module, IdentityStart) and has_spec(module.block)
         if (is_attached or has_spec(module)) and not path.startswith(prefixes):
             outermost[path] = module
-    return {".".join(name for name in path.split(".") if name != "_orig_mod"): m for path, m in outermost.items()}
+    wrapped = {f"{path}.module".lstrip(".") for path, module in model.named_modules() if isinstance(module, WRAPPERS)}
+    return {_without_wrappers(path, wrapped): module for path, module in outermost.items()}
+
+
+def _without_wrappers(path: str, wrapped: set[str]) -> str:
+    """Return a path without the names of modules inside wrappers: those whose path is in `wrapped`, and _orig_mod."""
+    names = path.split(".")
+    paths = [".".join(names[: i + 1]) for i in range(len(names))]
+    return ".".join(name for name, p in zip(names, paths, strict=True) if name != "_orig_mod" and p not in wrapped)
 
 
 def gamma(holder: Any) -> tuple[Array, str]:

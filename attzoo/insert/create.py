@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from .. import registry
 from ..card import info
+from ..contract import Array
+
+MEANS: Final = (0, 1, -1, 5, -5, 25, -25)   # factors of the means of channels, one per image of `images`
+
+
+def images(shape: tuple[int, ...]) -> Array:
+    """Return random images (N, C, *S) for a shape (C, *S), to compare what two blocks compute.
+
+    The means of their channels differ in size and sign, so that activations with bounds, such as relu6, reach these.
+    """
+    rng = np.random.default_rng(0)
+    channel_means = np.multiply.outer(MEANS, rng.normal(size=shape[0])).reshape(-1, shape[0], *(1,) * len(shape[1:]))
+    return np.asarray(rng.normal(size=(len(MEANS), *shape)) + channel_means)
 
 
 def check_one_input(name: str, host: str, hint: str) -> None:

@@ -11,9 +11,11 @@ from typing import Any, Final
 import numpy as np
 
 from .. import registry
+from ..contract import Array
 from ..exchange import shapes_from
 from ..ops.keras import keras
 from ..portable import load_weights
+from .create import images
 
 LIBRARY: Final = "keras"   # the name of the source
 
@@ -63,12 +65,21 @@ def _state(model: Any) -> dict[str, Any]:
 
 
 def _comparison(part: Any) -> Callable[[Any], bool]:
-    """Return a function of a block: whether its outputs equal those of `part`, for random weights and inputs."""
+    """Return a function of a block: whether its outputs equal those of `part`, for random weights and inputs.
+
+    They are also compared in training, where layers such as Dropout change their outputs.
+    """
     rng = np.random.default_rng(0)
     random_part = keras.models.clone_model(part)
     random_part.set_weights([rng.normal(size=variable.shape) for variable in random_part.weights])
-    x = rng.normal(size=[2, *(size or 6 for size in part.input.shape[1:])]).astype(np.float32)
-    expected = np.asarray(keras.ops.convert_to_numpy(random_part(x)), np.float64)
+    sizes = [size or 6 for size in part.input.shape[1:]]
+
+    def outputs(layer: Any, channels_last: bool) -> Array:
+        """Return the outputs of a block or of the layers in evaluation and in training."""
+        x = images((sizes[-1], *sizes[:-1]) if channels_last else tuple(sizes))
+        x = np.moveaxis(x, 1, -1) if channels_last else x
+        ys = [layer(x.astype(np.float32), training=training) for training in (False, True)]
+        return np.stack([np.asarray(keras.ops.convert_to_numpy(y), np.float64) for y in ys])
 
     def is_same(block: Any) -> bool:
         """Return whether `block`, with the weights of the copy, has the expected output."""
@@ -76,7 +87,7 @@ def _comparison(part: Any) -> Callable[[Any], bool]:
             load_weights(block, _state(random_part), source=LIBRARY)
         except ValueError:   # the block has other arrays
             return False
-        y = np.asarray(keras.ops.convert_to_numpy(block(x)), np.float64)
-        return bool(np.allclose(y, expected, rtol=1e-3, atol=1e-4))
+        expected = outputs(random_part, block.channels_last)
+        return bool(np.allclose(outputs(block, block.channels_last), expected, rtol=1e-3, atol=1e-4))
 
     return is_same

@@ -13,7 +13,6 @@ from ..adapters import adapter
 from ..contract import choice, shorten, upgraded
 from ..extras import missing
 from . import spec
-from .torch import UNet
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
@@ -44,34 +43,52 @@ CARD_OPTIONS: Final = {
 }   # fmt: skip
 
 
-def save_pretrained(net: UNet, folder: str | os.PathLike[str], **options: Any) -> Any:
-    """Write a U-Net to a folder, as `UNet.save_pretrained` documents."""
-    hub_class, torch_adapter = _hub_class("UNet.save_pretrained"), adapter("torch")
-    torch_adapter.check_layers(net, UNet)
+def save_pretrained(cls: Any, net: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
+    """Write a U-Net `net` of class `cls` to a folder, as `UNet.save_pretrained` documents."""
+    hub_class, torch_adapter = _hub_class(cls, "UNet.save_pretrained"), adapter("torch")
+    torch_adapter.check_layers(net, cls)
     arrays, dtype = torch_adapter.read(net), torch_adapter.dtype(net)
     config = json.loads(json.dumps({"dtype": dtype, **net.spec.config()}))
     _check_replaceable(Path(folder))
     hub_net = hub_class(**config)
     torch_adapter.write(hub_net, arrays)
-    card = {name: config[name] for name in ("in_channels", "out_channels", "spatial_dims")}
-    card |= {"config": json.dumps(config, indent=2), **options.pop("model_card_kwargs", {})}
+    _remove_unchanged_card(hub_class, Path(folder))
+    card = _card(config) | options.pop("model_card_kwargs", {})
     return hub_net.save_pretrained(folder, config=config, model_card_kwargs=card, **options)
 
 
-def from_pretrained(source: str | os.PathLike[str], **options: Any) -> UNet:
-    """Return the U-Net of a folder or repository, as `UNet.from_pretrained` documents."""
-    hub_class = _hub_class("UNet.from_pretrained")
+def _card(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the template CARD for the content of config.json."""
+    card = {name: config[name] for name in ("in_channels", "out_channels", "spatial_dims")}
+    return card | {"config": json.dumps(config, indent=2)}
+
+
+def _remove_unchanged_card(cls: type[Any], folder: Path) -> None:
+    """Remove the card of the network that is replaced, which huggingface_hub keeps, unless a user changed it."""
+    card, config = folder / "README.md", folder / CONFIG
+    if not (card.exists() and config.exists()):
+        return
+    arguments = json.loads(config.read_text(encoding="utf-8"))
+    net = cls(**arguments)
+    arguments = json.loads(json.dumps({"dtype": arguments.get("dtype", "float32"), **net.spec.config()}))
+    if net.generate_model_card(**_card(arguments)).content.strip() == card.read_text(encoding="utf-8").strip():
+        card.unlink()
+
+
+def from_pretrained(cls: Any, source: str | os.PathLike[str], **options: Any) -> Any:
+    """Return the U-Net of class `cls` from a folder or repository, as `UNet.from_pretrained` documents."""
+    hub_class = _hub_class(cls, "UNet.from_pretrained")
     if Path(source).is_dir():
         _check_folder(Path(source))
     loaded = hub_class.from_pretrained(source, **{"strict": True} | options)
-    net = UNet(**loaded.spec.config(), device="meta")
+    net = cls(**loaded.spec.config(), device="meta")
     net.load_state_dict(loaded.state_dict(), assign=True)
     return net.eval()
 
 
 @lru_cache
-def _hub_class(needed_by: str) -> type[Any]:
-    """Return a subclass of UNet with huggingface_hub's mixin, created from the entries of config.json."""
+def _hub_class(cls: Any, needed_by: str) -> type[Any]:
+    """Return a subclass of `cls`, the torch U-Net, with huggingface_hub's mixin, created from the entries of config.json."""
     try:
         from huggingface_hub import PyTorchModelHubMixin
     except ModuleNotFoundError as err:
@@ -79,7 +96,7 @@ def _hub_class(needed_by: str) -> type[Any]:
             raise
         raise ModuleNotFoundError(missing("huggingface_hub", "hub", needed_by), name=err.name) from err
 
-    class HubUNet(PyTorchModelHubMixin, UNet, **CARD_OPTIONS):   # type: ignore[call-arg, misc, unused-ignore]
+    class HubUNet(PyTorchModelHubMixin, cls, **CARD_OPTIONS):   # type: ignore[call-arg, misc, unused-ignore]
         def __init__(self, dtype: str = "float32", **arguments: Any) -> None:
             """Create the U-Net with these arguments and parameters of `dtype`."""
             import torch

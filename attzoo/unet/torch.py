@@ -22,7 +22,7 @@ from ..blocks.torch import SpecModule
 from ..contract import Spec
 from ..ops import guard
 from ..ops import torch as ops
-from . import spec
+from . import hub, spec
 from .plan import Level, Unit
 from .settings import CHANNELS, Arguments
 
@@ -146,9 +146,7 @@ class UNet(SpecModule):
             FileExistsError: the folder holds another model.
 
         """
-        from .hub import save_pretrained  # which imports this module
-
-        return save_pretrained(self, folder, **options)
+        return hub.save_pretrained(UNet, self, folder, **options)
 
     @staticmethod
     def from_pretrained(source: str | os.PathLike[str], **options: Any) -> UNet:
@@ -166,9 +164,8 @@ class UNet(SpecModule):
             OSError: a file is missing.
 
         """
-        from .hub import from_pretrained  # which imports this module
-
-        return from_pretrained(source, **options)
+        net: UNet = hub.from_pretrained(UNet, source, **options)
+        return net
 
     def _up(self, i: int, level: Level, x: Tensor) -> Tensor:
         """Return x, the output of level i + 1, upsampled to level i."""

@@ -8,6 +8,7 @@ import pytest
 
 import attzoo
 from attzoo import registry
+from attzoo.ops import numpy as ops
 from attzoo.testing.case import choices
 
 names = pytest.mark.parametrize("name", [*registry.BLOCKS, *registry.NETWORKS])
@@ -57,7 +58,7 @@ def test_coefficients_agree_with_outputs_in_training_and_inference(name):
         for options in ({}, {"training": False}, {"training": True}):
             output, coefficients = compute(spec, **options), compute(spec.attention, **options)
             if not getattr(spec, "output_transform", False):
-                np.testing.assert_allclose(output, spec.combine(inputs[0], coefficients), rtol=1e-12)
+                np.testing.assert_allclose(output, spec.combine(inputs[0], coefficients, ops), rtol=1e-12)
 
 
 @names
