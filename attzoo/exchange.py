@@ -100,7 +100,8 @@ def arrays_for(arrays: Mapping[str, Array], spec: AnySpec, layout: Keys) -> dict
     Raises ValueError if the layout has no key for an array.
     """
     if unknown := [name for name in arrays if name not in layout.names]:
-        raise ValueError(f"expected arrays that the target has keys for, got {shorten(', '.join(unknown))}")
+        got = f"{shorten(', '.join(unknown))}: export a block without them"
+        raise ValueError(f"expected arrays that the target has keys for, got {got}")
     return {layout.names[name]: _to_layout(array, name, layout, spec) for name, array in arrays.items()}
 
 

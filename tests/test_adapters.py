@@ -399,7 +399,7 @@ def test_arrays_that_share_memory_are_not_written():
     block.excite.weight = block.squeeze.weight
     before = attzoo.weights(block)
     arrays = {name: RNG.random(array.shape, "f4") for name, array in before.items()}
-    fix = "another array shares its memory, separate them first"
+    fix = "it shares memory with another array, so give each its own"
     message = rf"^expected squeeze\.weight to hold the array written to it, got other numbers: {fix}$"
     with pytest.raises(ValueError, match=message):
         attzoo.load_weights(block, arrays)

@@ -238,7 +238,7 @@ def test_a_residual_branch_from_the_input_of_a_model_to_an_operation():
     inputs = keras.Input((8, 7, 3))
     model = keras.Model(inputs, inputs + 0.5 * keras.layers.Conv2D(3, 1)(inputs))
     report = attzoo.attach(model, "se", after="residual", start="identity")
-    (product,) = [layer.name for layer in model.layers if "multiply" in layer.name]
+    (product,) = [operation.name for operation in model.operations if "multiply" in operation.name]
     assert [place.path for place in report] == [f"{product}_attention"]
     np.testing.assert_array_equal(output(report.model), output(model))
 

@@ -108,7 +108,7 @@ def test_a_card_follows_the_network_unless_a_user_changed_it(hub, tmp_path):
     UNet(1, 2, (4, 8)).save_pretrained(tmp_path)
     UNet(3, 2, (4, 8)).save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
-    assert "It takes 3 channels" in card
+    assert "The input has 3 channels" in card
     (tmp_path / "README.md").write_text(card + "Trained on my images.")
     UNet(5, 2, (4, 8)).save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == card + "Trained on my images."
