@@ -88,7 +88,7 @@ def from_pretrained(cls: Any, source: str | os.PathLike[str], **options: Any) ->
 
 @lru_cache
 def _hub_class(cls: Any, needed_by: str) -> type[Any]:
-    """Return a subclass of `cls`, the torch U-Net, with huggingface_hub's mixin, which takes entries of config.json."""
+    """Return a subclass of `cls`, the torch U-Net, with huggingface_hub's mixin. It takes config.json's entries."""
     try:
         from huggingface_hub import PyTorchModelHubMixin
     except ModuleNotFoundError as err:
