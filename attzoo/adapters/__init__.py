@@ -92,7 +92,7 @@ class Adapter(Protocol):
         """Return the outermost blocks and networks of attzoo in a model by path, each once.
 
         For an attached block with start="identity", the layer around it is returned, whose attribute `block` is the
-        block. Paths are those of `blocks`, without the names that wrappers of the whole model and torch.compile add.
+        block. Paths are those of `blocks`, without the names that torch.compile and wrappers such as DataParallel add.
         """
 
     def gamma(self, holder: Any) -> tuple[Array, str]:

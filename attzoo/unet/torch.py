@@ -134,16 +134,17 @@ class UNet(SpecModule):
     def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> Any:
         """Write the network to a folder: model.safetensors, config.json and a model card, README.md.
 
-        This calls the mixin of huggingface_hub, which must be installed. A README.md that is there stays.
+        This calls the mixin of huggingface_hub, which must be installed. A README.md that a user has written or changed
+        is not replaced.
 
         Args:
-            folder: is created. It must not hold the model of another program.
+            folder: is created if needed. It must not contain the model of another program.
             options: of the mixin, such as push_to_hub=True, repo_id and token.
 
         Raises:
             ModuleNotFoundError: huggingface_hub is not installed.
             ValueError: layers of the network were replaced or changed after its creation.
-            FileExistsError: the folder holds another model.
+            FileExistsError: the folder contains another model.
 
         """
         return hub.save_pretrained(UNet, self, folder, **options)
