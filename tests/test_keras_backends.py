@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-VALUES = "ties or one_value or float16_near or gating or empty or specials"
+VALUES = "ties or one_value or float16_inputs or gating or empty or very_large"
 KERAS = "model_learns or running_statistics or frozen or dynamic_sizes_agrees or float64 or policy"
 FILES = {   # file -> -k expression that selects its tests
     "test_equivalence.py": "test_outputs or test_gradients or test_training or test_specials or keras",
@@ -48,6 +48,13 @@ def jax(folder):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
+
+
+@pytest.mark.parametrize("file", MORE_FILES)
+def test_words_of_every_expression_are_in_its_file(file):
+    words = set(re.findall(r"\w+", f"{FILES.get(file, '')} {MORE_FILES[file]}")) - {"and", "or", "not"}
+    text = (HERE / file).read_text(encoding="utf-8")
+    assert not [word for word in sorted(words) if word not in text]
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
