@@ -131,11 +131,6 @@ def forward_pre_hooks(module: nn.Module) -> list[Callable[..., Any]]:
     return list(module._forward_pre_hooks.values())
 
 
-def forward_hooks(module: nn.Module) -> list[Callable[..., Any]]:
-    """Return the forward hooks registered on the module itself."""
-    return list(module._forward_hooks.values())
-
-
 def remove_forward_hook(module: nn.Module, hook: Callable[..., Any]) -> None:
     """Remove a function from the forward hooks registered on the module itself."""
     for number in [n for n, function in module._forward_hooks.items() if function is hook]:
