@@ -339,6 +339,15 @@ def test_attention_of_another_function_gets_initial_weights(act, before):
         attzoo.swap(both, "se", where="product")
 
 
+def test_swap_of_a_product_that_is_called_twice_raises():
+    x = inputs = keras.Input((8, 7, 4))
+    product = keras.layers.Multiply(name="product")
+    for _ in range(2):   # with different coefficients
+        x = product([x, keras.layers.Conv2D(4, 1, activation="sigmoid")(keras.ops.mean(x, (1, 2), keepdims=True))])
+    with pytest.raises(ValueError, match="expected 'product' to be called once, got a layer that the model calls sev"):
+        attzoo.swap(keras.Model(inputs, x), "se", where="product")
+
+
 def test_a_block_that_is_called_twice_is_exchanged_once():
     block = attzoo.create("se", 3, backend="keras", name="block")
     report = attzoo.swap(chain(block, block), "eca", where="block", kernel_size=3)

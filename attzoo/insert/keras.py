@@ -39,8 +39,7 @@ def attach(model: Any, name: str, after: Any, start: str, example: Any, options:
         y = layer(*args, **kwargs)
         if path not in paths:
             return y
-        if path in inserted:
-            raise ValueError(f"expected {path!r} to be called once, got a layer that the model calls several times")
+        _check_first_call(path, inserted)
         block = _create(path, name, original, y, _with_format(options, original, y, layers))
         attached = AttachedBlock(block, start, name=f"{layer.name}_attention", dtype=block.dtype_policy)
         attended = attached(y)
@@ -85,6 +84,8 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
         if path not in layers:
             return layer(*args, **kwargs)
+        if not can_attend(original):   # a product, whose calls have different coefficients
+            _check_first_call(path, inserted)
         x = args[0] if can_attend(original) else args[0][0]
         if path not in inserted:
             block_options = {"name": original.name, **_with_format(options, original, x, all_layers)}
@@ -131,6 +132,12 @@ def _check_one_input(name: str) -> None:
     """Raise ValueError for a block with a gating signal."""
     hint = 'use attzoo\'s UNet with skip="attention_gate", or call the block where the model has both tensors'
     check_one_input(name, "layer", hint)
+
+
+def _check_first_call(path: str, inserted: Collection[str]) -> None:
+    """Raise ValueError at the second call of a layer."""
+    if path in inserted:
+        raise ValueError(f"expected {path!r} to be called once, got a layer that the model calls several times")
 
 
 def _check_called(paths: Collection[str], inserted: Collection[str]) -> None:
