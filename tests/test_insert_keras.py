@@ -322,6 +322,26 @@ def test_swap_copies_the_weights_of_keras_applications_attention(name, where, sp
     assert [place.weights for place in report] == ["initial"]
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_swap_copies_whether_attention_of_keras_applications_is_frozen(frozen):
+    inner = part_of_keras("efficientnet")
+    for layer in inner.layers:
+        layer.trainable = not (frozen and "_se_" in layer.name)
+    inputs = keras.Input((8, 7, 24))
+    model = keras.Model(inputs, inner(inputs))
+
+    def trainable(**options):
+        report = attzoo.swap(model, "se", where="*_se_excite", **options)
+        assert [place.weights for place in report] == ["Keras"]
+        block = report.model.get_layer(inner.name).get_layer("block1a_se_excite")
+        return report.parameters, sum(int(np.prod(w.shape)) for w in block.trainable_weights)
+
+    count = 2 * 24 * 6 + 6 + 24
+    assert trainable() == ((0, 0) if frozen else (count, count))
+    assert trainable(trainable=True) == (count, count)
+    assert trainable(trainable=False) == (0, 0)
+
+
 @pytest.mark.parametrize(("act", "before"), [
     ("gelu", []), ("relu6", []), ("relu", [keras.layers.Dropout(0.5)]), ("relu", [keras.layers.GaussianNoise(0.5)]),
 ])   # fmt: skip

@@ -101,10 +101,11 @@ def _report(model: Any, inserted: Mapping[str, tuple[Any, Place]], options: Mapp
     """Return the report of new layers, after setting their `trainable`.
 
     `trainable` is that of the options, else True, in frozen nested models too; a block that got the weights of other
-    layers has the value of these. It is set after the layers are built, because Keras loses it otherwise.
+    layers has the value of these. It is set after the layers are built and after `_copy`, because Keras loses it
+    otherwise.
     """
     for layer, place in inserted.values():
-        default = layer.trainable or place.weights == "initial"
+        default = place.parameters > 0 or place.weights == "initial"   # no parameters are trainable in a frozen block
         layer.trainable = True
         layer.trainable = options.get("trainable", default)
     return Report(model, tuple(place for _, place in inserted.values()))

@@ -54,7 +54,8 @@ def same_block(layer: Any, name: str, options: Mapping[str, Any], create: Callab
         if is_same(create(arguments)):
             block = create(arguments)
             load_weights(block, _state(part), source=LIBRARY)
-            block.trainable = any(part_layer.trainable for part_layer in part.layers if part_layer.weights)
+            default = any(part_layer.trainable for part_layer in part.layers if part_layer.weights)
+            block.trainable = options.get("trainable", default)
             return block
     return None
 
