@@ -359,6 +359,14 @@ def test_attention_of_another_function_gets_initial_weights(act, before):
         attzoo.swap(both, "se", where="product")
 
 
+def test_attention_of_one_layer_gets_initial_weights():
+    inputs = keras.Input((8, 7, 4))
+    means = keras.ops.mean(inputs, (1, 2), keepdims=True)
+    a = keras.layers.Conv2D(4, 1, activation="sigmoid", name="se_reduce")(means)   # named as a layer of an SE
+    model = keras.Model(inputs, keras.layers.Multiply(name="product")([inputs, a]))
+    assert [place.weights for place in attzoo.swap(model, "se", where="product")] == ["initial"]
+
+
 def test_swap_of_a_product_that_is_called_twice_raises():
     x = inputs = keras.Input((8, 7, 4))
     product = keras.layers.Multiply(name="product")
