@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from .adapters import adapter, same_shape
+from .adapters import adapter, framework_of, same_shape
 from .contract import AnySpec, Array, Keys, Source, contiguous, shorten
 
 WRAPPERS = ("module.", "_orig_mod.")   # prefixes of DataParallel and of torch.compile
+STATES: Final[Mapping[str | None, str]] = {   # framework of what was passed instead of a state dict -> remedy
+    "torch": "pass its state_dict()",
+    "keras": "pass {v.path: v for v in model.weights}",
+    None: "load the file first",
+}
 COUNTER = "num_batches_tracked"   # a buffer of batch norm, which the output does not depend on
 
 
@@ -120,7 +125,8 @@ def unwrapped(state: Any) -> dict[str, Any]:
     """
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         got = type(state).__name__ if not isinstance(state, Mapping) else "keys that are not strings"
-        raise TypeError(f"expected a state dict, whose keys are names of arrays, got {got}: load the file first")
+        fix = STATES[framework_of(state)]
+        raise TypeError(f"expected a state dict, whose keys are names of arrays, got {got}: {fix}")
     originals: dict[str, str] = {}
     for key in state:
         name = without_wrappers(key)

@@ -95,8 +95,12 @@ def load_weights(model: Any, arrays: Any, *, source: str | None = None) -> Loade
 
 
 def _read_model(model: Any) -> tuple[list[Part], dict[str, Array]]:
-    """Return the blocks of a model, and their arrays."""
-    parts = parts_of(model)
+    """Return the blocks of a model, and their arrays. Raise TypeError if it contains none."""
+    try:
+        parts = parts_of(model)
+    except TypeError as err:
+        fix = "for weights of another library, pass its state dict and source="
+        raise TypeError(f"arrays: {err}; {fix}") from err
     for part in parts:
         part.check_layers()
     return parts, read_all(parts)

@@ -261,6 +261,8 @@ def two_layouts(state):
     (lambda s: s | {"fc1.bias": s["fc1.bias"].to_sparse()}, "expected fc1.bias to be a tensor that NumPy can read"),
     (lambda s: "weights.pth", "expected a state dict, .* got str: load the file first"),
     (lambda s: {0: s}, "expected a state dict, .* got keys that are not strings"),
+    (lambda s: nn.Linear(2, 2), r"expected a state dict, .* got Linear: pass its state_dict\(\)"),
+    (lambda s: attzoo.create("se", 8, backend="keras"), r"expected a state dict, .* got SE: pass {v\.path: v for v in"),
     (lambda s: s | {"fc1.weight": s["fc1.weight"].reshape(2, 12, 1, 1)}, r"expected fc1.weight of shape \(4, 6\), "),
     (lambda s: {p + k: v for k, v in s.items() for p in ("a.", "b.")}, "of one block, got 2: give those whose .* 'a.'"),
     (lambda s: two_layouts(s), "of one block, got 2"),

@@ -298,6 +298,12 @@ def test_ambiguous_matches_raise(there, here, message):
     assert same(attzoo.weights(model), before)
 
 
+def test_error_for_a_source_without_blocks_names_the_argument():
+    message = "^arrays: expected an attzoo block .* got Linear without any .*; for weights of another library, pass its"
+    with pytest.raises(TypeError, match=message):
+        attzoo.load_weights(Network(), nn.Linear(2, 2))
+
+
 def test_dtypes_are_those_of_the_model():
     expected = randomized(model := Network())
     attzoo.load_weights(twin := Network().double(), model)
