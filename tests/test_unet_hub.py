@@ -104,6 +104,20 @@ def test_error_without_huggingface_hub_names_the_extra(monkeypatch, tmp_path):
     assert not (tmp_path / "net").exists()
 
 
+def test_saving_changes_no_random_numbers(hub, tmp_path):
+    net, state = network(), torch.get_rng_state()
+    for _ in range(2):   # the second call replaces the card of the first
+        net.save_pretrained(tmp_path)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_card_in_another_encoding_is_not_replaced(hub, tmp_path):
+    network().save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_bytes("Größe".encode("latin-1"))
+    network().save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == "Größe".encode("latin-1")
+
+
 def test_a_card_follows_the_network_unless_a_user_changed_it(hub, tmp_path):
     UNet(1, 2, (4, 8)).save_pretrained(tmp_path)
     UNet(3, 2, (4, 8)).save_pretrained(tmp_path)

@@ -50,7 +50,7 @@ def save_pretrained(cls: Any, net: Any, folder: str | os.PathLike[str], **option
     arrays, dtype = torch_adapter.read(net), torch_adapter.dtype(net)
     config = json.loads(json.dumps({"dtype": dtype, **net.spec.config()}))
     _check_replaceable(Path(folder))
-    hub_net = hub_class(**config)
+    hub_net = _create(hub_class, config)
     torch_adapter.write(hub_net, arrays)
     _remove_unchanged_card(hub_class, Path(folder))
     card = _card(config) | options.pop("model_card_kwargs", {})
@@ -69,10 +69,19 @@ def _remove_unchanged_card(cls: type[Any], folder: Path) -> None:
     if not (card.exists() and config.exists()):
         return
     arguments = json.loads(config.read_text(encoding="utf-8"))
-    net = cls(**arguments)
+    net = _create(cls, arguments)
     arguments = json.loads(json.dumps({"dtype": arguments.get("dtype", "float32"), **net.spec.config()}))
-    if net.generate_model_card(**_card(arguments)).content.strip() == card.read_text(encoding="utf-8").strip():
+    text = card.read_text(encoding="utf-8", errors="replace")   # a user may have written it in another encoding
+    if net.generate_model_card(**_card(arguments)).content.strip() == text.strip():
         card.unlink()
+
+
+def _create(cls: type[Any], config: Mapping[str, Any]) -> Any:
+    """Return the network for the content of config.json, without changing the state of torch's random numbers."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        return cls(**config)
 
 
 def from_pretrained(cls: Any, source: str | os.PathLike[str], **options: Any) -> Any:
