@@ -322,6 +322,15 @@ def test_swap_copies_the_weights_of_keras_applications_attention(name, where, sp
     assert [place.weights for place in report] == ["initial"]
 
 
+@pytest.mark.parametrize(("options", "weights"), [
+    ({"reduction": 4}, "Keras"), ({"reduction": 8}, "initial"), ({"variant": "paper"}, "initial"),
+    ({"variant": "torchvision-efficientnet", "reduction": 4}, "Keras"),
+])   # fmt: skip
+def test_options_of_swap_override_the_arguments_of_keras_applications(options, weights):
+    (place,) = attzoo.swap(part_of_keras("efficientnet"), "se", where="*_se_excite", **options)
+    assert place.weights == weights
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_swap_copies_whether_attention_of_keras_applications_is_frozen(frozen):
     inner = part_of_keras("efficientnet")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import registry
 from ..card import info
-from ..contract import Array
+from ..contract import Array, Source
 
 MEANS: Final = (0, 1, -1, 5, -5, 25, -25)   # factors of the means of channels, one per image of `images`
 
@@ -23,6 +23,31 @@ def images(shape: tuple[int, ...]) -> Array:
     rng = np.random.default_rng(0)
     channel_means = np.multiply.outer(MEANS, rng.normal(size=shape[0])).reshape(-1, shape[0], *(1,) * len(shape[1:]))
     return np.asarray(rng.normal(size=(len(MEANS), *shape)) + channel_means)
+
+
+def candidate_arguments(
+    name: str, source: Source, from_shapes: Mapping[str, Any], options: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield arguments, without the channels, with which a block may compute the same as attention of a source.
+
+    Args:
+        name: name of the block.
+        source: the source, whose choices are the arguments that no array determines, such as the gate.
+        from_shapes: the arguments that the shapes of the arrays determine.
+        options: arguments from the user, which override the others, also by a variant or by a rule such as `reduction`.
+
+    """
+    overridden = {"channels"} | _overridden(name, options)
+    for choice in source.choices:
+        yield {k: v for k, v in {**choice, **from_shapes}.items() if k not in overridden} | dict(options)
+
+
+def _overridden(name: str, options: Mapping[str, Any]) -> set[str]:
+    """Return the names of the arguments that options set, also by a variant or by a rule such as `reduction`."""
+    variant = next((v for key, v in registry.variants(name).items() if key == options.get("variant")), None)
+    overridden = {*options, *(variant.arguments if variant else ()), *(variant.rules if variant else ())}
+    spec: Any = registry.get(name, backend="numpy")
+    return overridden | {str(field.metadata.get("rule_for")) for field in fields(spec) if field.name in overridden}
 
 
 def check_one_input(name: str, host: str, hint: str) -> None:

@@ -15,7 +15,7 @@ from ..contract import Array
 from ..exchange import shapes_from
 from ..ops.keras import keras
 from ..portable import load_weights
-from .create import images
+from .create import candidate_arguments, images
 
 LIBRARY: Final = "keras"   # the name of the source
 
@@ -49,12 +49,11 @@ def same_block(layer: Any, name: str, options: Mapping[str, Any], create: Callab
         return None
     source = next(iter(sources.values()))
     try:
-        from_shapes = {key: value for key, value in source.read(shapes).items() if key != "channels"}
+        from_shapes = source.read(shapes)
     except KeyError:   # a layer is missing
         return None
     is_same = _comparison(part, options["data_format"] == "channels_last")
-    for choice in source.choices:
-        arguments = {**choice, **from_shapes, **options}
+    for arguments in candidate_arguments(name, source, from_shapes, options):
         if is_same(create(arguments)):
             block = create(arguments)
             load_weights(block, _state(part), source=LIBRARY)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from ..exchange import as_declared, fits, read_arrays
 from ..ops.torch import find
 from ..portable import load_weights
 from . import families
-from .create import images
+from .create import candidate_arguments, images
 
 Create = Callable[[Mapping[str, Any]], Any]   # called with the arguments of a block; returns the block
 RANKS = (2, 1, 3)   # numbers of spatial axes to try
@@ -59,10 +58,7 @@ def same_block(module: nn.Module, name: str, source: Source, options: Mapping[st
 
     """
     arrays, from_shapes = read(module, source)
-    from_shapes.pop("channels", None)
-    overridden = _overridden(name, options)
-    for choice in source.choices:   # arguments that no weight determines, such as the gate
-        arguments = {k: v for k, v in {**choice, **from_shapes}.items() if k not in overridden} | dict(options)
+    for arguments in candidate_arguments(name, source, from_shapes, options):
         with torch.random.fork_rng(devices=[]):
             float64_block = create(arguments | {"device": "cpu", "dtype": torch.float64})
             is_same = fits(arrays, float64_block.spec) and _compute_same(module, source, float64_block)
@@ -72,14 +68,6 @@ def same_block(module: nn.Module, name: str, source: Source, options: Mapping[st
             _freeze_like(module, source, block)
             return block
     return None
-
-
-def _overridden(name: str, options: Mapping[str, Any]) -> set[str]:
-    """Return the names of the arguments that options set, also by a variant or by a rule such as `reduction`."""
-    variant = next((v for key, v in registry.variants(name).items() if key == options.get("variant")), None)
-    overridden = {*options, *(variant.arguments if variant else ()), *(variant.rules if variant else ())}
-    spec: Any = registry.get(name, backend="numpy")
-    return overridden | {str(field.metadata.get("rule_for")) for field in fields(spec) if field.name in overridden}
 
 
 @torch.no_grad()
