@@ -331,6 +331,23 @@ def test_options_of_swap_override_the_arguments_of_keras_applications(options, w
     assert place.weights == weights
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_swap_copies_weights_in_mixed_precision(policy):
+    policy_before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = part_of_keras("efficientnet")
+    finally:
+        keras.config.set_dtype_policy(policy_before)
+    report = attzoo.swap(model, "se", where="*_se_excite")
+    assert [place.weights for place in report] == ["Keras"]
+    block = report.model.get_layer("block1a_se_excite")
+    assert block.dtype_policy.name == policy
+    for name, layer in (("squeeze", "block1a_se_reduce"), ("excite", "block1a_se_expand")):
+        kernel = np.asarray(model.get_layer(layer).kernel)[0, 0]
+        np.testing.assert_array_equal(attzoo.weights(block)[f"{name}.weight"], kernel.T)
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_swap_copies_whether_attention_of_keras_applications_is_frozen(frozen):
     inner = part_of_keras("efficientnet")

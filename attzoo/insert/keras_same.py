@@ -54,7 +54,7 @@ def same_block(layer: Any, name: str, options: Mapping[str, Any], create: Callab
         return None
     is_same = _comparison(part, options["data_format"] == "channels_last")
     for arguments in candidate_arguments(name, source, from_shapes, options):
-        if is_same(create(arguments)):
+        if is_same(create(arguments | {"dtype": "float32"})):
             block = create(arguments)
             load_weights(block, _state(part), source=LIBRARY)
             default = any(part_layer.trainable for part_layer in part.layers if part_layer.weights)
@@ -68,14 +68,27 @@ def _state(model: Any) -> dict[str, Any]:
     return {variable.path: variable for variable in model.weights}
 
 
+def _float32_copy(part: Any) -> Any:
+    """Return a copy of a functional model with new weights that computes in float32, also if its layers have others."""
+
+    def clone(layer: Any) -> Any:
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.Layer) and "dtype" in config:   # not an operation, such as x + 3
+            config = config | {"dtype": "float32"}
+        return layer.__class__.from_config(config)
+
+    inputs = keras.Input(part.input.shape[1:], dtype="float32")
+    return keras.models.clone_model(part, input_tensors=inputs, clone_function=clone)
+
+
 def _comparison(part: Any, channels_last: bool) -> Callable[[Any], bool]:
-    """Return a function of a block: whether its outputs equal those of `part`, for random weights and inputs.
+    """Return a function of a float32 block: whether its outputs equal those of `part`, for random weights and inputs.
 
     They are also compared in training, where layers such as Dropout change their outputs. channels_last: the layout of
     the inputs of both.
     """
     rng = np.random.default_rng(0)
-    random_part = keras.models.clone_model(part)
+    random_part = _float32_copy(part)
     random_part.set_weights([rng.normal(size=variable.shape) for variable in random_part.weights])
     sizes = [size or 6 for size in part.input.shape[1:]]
     x = images((sizes[-1], *sizes[:-1]) if channels_last else tuple(sizes))
