@@ -140,7 +140,7 @@ def cost(run: Run) -> bytes:
     panels |= {"relative images/s of a ResNet-50": _throughput_bars(rows, "resnet50", "training")}
     panels = {title: bars for title, bars in panels.items() if bars}
     if not panels:
-        raise ValueError("expected a run with timed rows to draw, got one without")
+        raise ValueError("expected a run with timed rows to draw, got one without: pass another result file")
     return plotting.png(bar_chart(panels, "", title="What a block costs", note=_note(run, rows)), dpi=200)
 
 

@@ -40,7 +40,8 @@ def attach(model: Any, name: str, after: Any, start: str, example: Any, options:
         if path not in paths:
             return y
         if path in inserted:
-            raise ValueError(f"expected {path!r} to be called once, got a layer that the model calls several times")
+            got = "a layer that the model calls several times: choose another layer"
+            raise ValueError(f"expected {path!r} to be called once, got {got}")
         block = _create(path, name, original, y, _with_format(options, original, y, layers))
         attached = AttachedBlock(block, start, name=f"{layer.name}_attention", dtype=block.dtype_policy)
         attended = attached(y)
@@ -136,7 +137,8 @@ def _check_one_input(name: str) -> None:
 def _check_called(paths: Collection[str], inserted: Collection[str]) -> None:
     """Raise ValueError if a selected layer was not called, such as an input layer."""
     if missing := sorted(set(paths) - set(inserted)):
-        raise ValueError(f"expected layers that the model calls, got {missing[0]!r}, which it does not call")
+        got = f"{missing[0]!r}, which it does not call: choose another layer"
+        raise ValueError(f"expected layers that the model calls, got {got}")
 
 
 def _functional(model: Any) -> Any:

@@ -48,7 +48,7 @@ def attach(model: nn.Module, name: str, after: Any, start: str, example: Any, op
     for host in hosts:
         check_host(host)
         if shared := [item.path for item in hosts if item.module is host.module and item is not host]:
-            got = f"the same module as {shared[0]!r}, which is called several times"
+            got = f"the same module as {shared[0]!r}, which is called several times: choose another module"
             raise ValueError(f"expected {host.path!r} to be called once, got {got}")
     shapes = shapes_at(model, hosts, example)
     _check_inputs(name, hosts)
