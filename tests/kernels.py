@@ -210,7 +210,7 @@ def distance(a, b):
 
 
 @contextmanager
-def uncertain_relus(passes):
+def uncertain_relus(pass_uncertain):
     """Make relus pass all inputs, or none, that are within rounding of zero but not zero; yield their counts."""
     counts, original = [], ops.relu
 
@@ -218,7 +218,7 @@ def uncertain_relus(passes):
         size = h.detach().abs()
         uncertain = (size > 0) & (size <= RELU_UNCERTAINTY * size.max()) if h.numel() else size > 0
         counts.append(int(uncertain.sum()))
-        return torch.where(uncertain, h * passes, original(h))
+        return torch.where(uncertain, h * pass_uncertain, original(h))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "relu", relu)

@@ -32,11 +32,11 @@ def test_large_inputs_use_the_fast_form_and_small_inputs_the_plain_form():
     side = ceil((fast.FEW / 16) ** 0.5)
     for size, large in ((side, True), (side - 1, False)):
         block, xs = gate_of_size(size)
-        with Operations() as seen:
+        with Operations() as operations:
             block(*xs)
-        assert (seen.names.count("baddbmm_") > 0) is large
-        assert ("convolution" in seen.names) is not large
-        assert any("batch_norm" in name for name in seen.names) is not large
+        assert (operations.names.count("baddbmm_") > 0) is large
+        assert ("convolution" in operations.names) is not large
+        assert any("batch_norm" in name for name in operations.names) is not large
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_large_inputs_use_the_fast_form_and_small_inputs_the_plain_form():
 )
 def test_training_computes_contiguous_projections_as_matrix_products(layout, grad, multiplied):
     block, xs = gate_of_size(ceil((fast.FEW / 4) ** 0.5))
-    with Operations() as seen, torch.set_grad_enabled(grad):
+    with Operations() as operations, torch.set_grad_enabled(grad):
         block.train()(*map(LAYOUTS[layout], xs))
-    assert (seen.names.count("baddbmm"), seen.names.count("convolution")) == (multiplied, 3 - multiplied)
+    assert (operations.names.count("baddbmm"), operations.names.count("convolution")) == (multiplied, 3 - multiplied)
 
 
 def test_matrix_products_need_at_least_as_many_pixels_as_channels():

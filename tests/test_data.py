@@ -79,8 +79,8 @@ def test_flips_take_mask_and_image_together_and_follow_from_the_key(size, tmp_pa
     image, mask = plain[0, 0]
     assert (image.dtype, mask.dtype) == (np.float32, np.int64)
     assert (image.shape[1:], mask.shape) == (size, size)
-    ways = (1, 2) if len(size) == 2 else (2,) * 3   # a picture stays upright
-    counts = dict.fromkeys(np.ndindex(ways), 0)
+    outcomes = (1, 2) if len(size) == 2 else (2,) * 3   # a picture stays upright
+    counts = dict.fromkeys(np.ndindex(outcomes), 0)
     for epoch in range(32):
         for index in range(4):
             image, mask = flipped[epoch, index]
@@ -271,8 +271,8 @@ def oriented(path, array, orientation):
     (9, None, False),
 ])   # fmt: skip
 def test_image_and_mask_of_different_orientations_are_refused(image, mask, is_refused, kind, tmp_path):
-    picture = oriented(tmp_path / f"a.{kind}", BYTES[:5, :5, 0], image)
-    pair = picture, oriented(tmp_path / f"b.{kind}", BYTES[:5, :5, 0] // 2, mask)
+    image_file = oriented(tmp_path / f"a.{kind}", BYTES[:5, :5, 0], image)
+    pair = image_file, oriented(tmp_path / f"b.{kind}", BYTES[:5, :5, 0] // 2, mask)
     if not is_refused:
         assert len(Folder([pair])) == 1
         return

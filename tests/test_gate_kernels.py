@@ -163,18 +163,19 @@ def test_training_step_matches_float64():
 
 
 @pytest.mark.parametrize(
-    ("channels", "gating", "inter", "norm", "layout"), [(70, 130, 5, False, LAYOUTS[0]), (35, 20, 70, True, LAYOUTS[1])]
+    ("channels", "gating", "inter_channels", "norm", "layout"),
+    [(70, 130, 5, False, LAYOUTS[0]), (35, 20, 70, True, LAYOUTS[1])],
 )
-def test_several_tiles_and_sign_words_match_float64(channels, gating, inter, norm, layout):
-    block = build(channels, gating, inter_channels=inter, norm=norm)
+def test_several_tiles_and_sign_words_match_float64(channels, gating, inter_channels, norm, layout):
+    block = build(channels, gating, inter_channels=inter_channels, norm=norm)
     check(block, *inputs((2, channels, 7, 11), gating, (4, 3), layout))
     with tiny():
         check(block, *inputs((2, channels, 5, 4), gating, None, layout))
 
 
-@pytest.mark.parametrize(("inter", "norm"), [(128, False), (129, True)])
-def test_inner_channels_at_and_above_the_maximum_of_a_tile_match_float64(inter, norm):
-    check(build(3, 4, inter_channels=inter, skip_bias=False, norm=norm), *inputs((1, 3, 3, 3), 4, (2, 2)))
+@pytest.mark.parametrize(("inter_channels", "norm"), [(128, False), (129, True)])
+def test_inner_channels_at_and_above_the_maximum_of_a_tile_match_float64(inter_channels, norm):
+    check(build(3, 4, inter_channels=inter_channels, skip_bias=False, norm=norm), *inputs((1, 3, 3, 3), 4, (2, 2)))
 
 
 @pytest.mark.parametrize("names", [names for n in range(3) for names in combinations(NORMS, n)])

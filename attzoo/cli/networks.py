@@ -16,9 +16,9 @@ from ..train.settings import LOSSES, OPTIMIZERS, PRECISIONS, RECIPES, SCHEDULES,
 from .shared import Backend, backend_option, parse_integers, print_path
 
 
-def _one_of(words: tuple[str, ...], what: str = "") -> Any:
-    """Return a command-line option whose help text is `what`, then the list of accepted `words`."""
-    return typer.Option(metavar="NAME", help=f"{what}{', '.join(words)}.")
+def _one_of(words: tuple[str, ...], introduction: str = "") -> Any:
+    """Return a command-line option whose help text is `introduction`, then the list of accepted `words`."""
+    return typer.Option(metavar="NAME", help=f"{introduction}{', '.join(words)}.")
 
 
 def train(

@@ -130,8 +130,8 @@ def shown(counts: Mapping[Any, int]) -> str:
     """
     most_frequent = sorted(sorted(counts, key=lambda value: -counts[value])[:SHOWN])
     texts = [f"{f'({text_of(v)})' if isinstance(v, tuple) else v} in {counts[v]} pixels" for v in most_frequent]
-    more = len(counts) - len(most_frequent)
-    return ", ".join(texts) + (f" and {more} more values" if more else "")
+    remaining = len(counts) - len(most_frequent)
+    return ", ".join(texts) + (f" and {remaining} more values" if remaining else "")
 
 
 def number_of(color: Color) -> int:

@@ -45,8 +45,8 @@ class Basis:
                 expected = f"the {name} with which the run in {out} began, {value_before}"
                 raise ValueError(f"expected {expected}, got {now}: {RESTART}")
         if changed := sorted(name for name, digest in self.digests.items() if digest != run.contents[name]):
-            path, more = self.files[changed[0]], len(changed) - 1
-            got = f"other content in {path}" + (f" and {more} more files" if more else "")
+            path, remaining = self.files[changed[0]], len(changed) - 1
+            got = f"other content in {path}" + (f" and {remaining} more files" if remaining else "")
             expected = f"the images and masks that the run in {out} began with"
             raise ValueError(f"expected {expected}, got {got}: put the files back, or {RESTART}")
 

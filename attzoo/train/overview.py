@@ -50,10 +50,10 @@ def _geometries(training: Dataset, validation: Dataset) -> list[str]:
     for name, values in (("axes", [g.axes for g in geometries]), ("spacing", [g.sides for g in geometries])):
         counts = Counter(values).most_common()
         if counts:
-            more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
+            more_text = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
             values_text = ", ".join(f"{value} in {count}" for value, count in counts[:SHOWN])
             hint = "; a network ignores them: resample all volumes alike if they matter" if len(counts) > 1 else ""
-            result.append(f"{name}: {values_text}{more}{hint}")
+            result.append(f"{name}: {values_text}{more_text}{hint}")
     return result
 
 

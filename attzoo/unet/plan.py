@@ -166,8 +166,8 @@ def weights(net: Settings, levels: Sequence[Level]) -> dict[str, Weight]:
     classes, supervised = net.out_channels, [i for i, level in enumerate(levels) if level.supervised]
     for i in supervised:
         arrays |= fan_in_uniform(f"supervision.{i}", (classes, net.channels[i]), bias=True)
-    seen = classes * len(supervised) or net.channels[0]
-    return arrays | fan_in_uniform("head", (classes, seen), bias=True)
+    head_inputs = classes * len(supervised) or net.channels[0]
+    return arrays | fan_in_uniform("head", (classes, head_inputs), bias=True)
 
 
 def _units(prefix: str, units: Sequence[Unit]) -> dict[str, Weight]:
