@@ -280,7 +280,7 @@ def checked_arrays(arrays: Any, expected: Mapping[str, Weight], dtypes: str | Ma
     Args:
         arrays: array by name.
         expected: the declared names and shapes.
-        dtypes: the dtype that must represent every array exactly, or such a dtype by name of the array.
+        dtypes: the dtype that must represent every array exactly, as one name or as a name for each array.
 
     Raises:
         TypeError: `arrays` is not a mapping, or a value is not a floating-point array.

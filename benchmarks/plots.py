@@ -145,7 +145,7 @@ def cost(run: Run) -> bytes:
 
 
 def _note(run: Run, rows: Sequence[Row]) -> str:
-    """Return the note below the summary plot."""
+    """Return the note below the summary plot: what it shows, the machine, the version of torch and the date."""
     thread = ", one thread; not comparable with a GPU's" if run.device == "cpu" else ""
     paragraphs = (
         f"Left: time as a multiple of copying the input x once, for x of {base_settings(rows)}; thick mark: the time "

@@ -165,7 +165,7 @@ class Worker:
             succeeded, answer = self.link.recv()
         except (EOFError, OSError):
             raise Failed(f"expected an answer of Keras on {self.backend}, got none: it {self._end(5)}") from None
-        except BaseException:   # an unread answer would be taken for that of the next request
+        except BaseException:   # else the next request would read the answer to this one
             self._end(0)
             raise
         if not succeeded:

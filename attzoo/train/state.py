@@ -81,7 +81,10 @@ def load(folder: Path, arrays: bool = True) -> State:
 
 
 def _format_text(metadata: Any) -> str:
-    """Return the format that the metadata declare, with a hint for earlier formats."""
+    """Return what an error says of metadata of another format.
+
+    This is the number of an earlier format and what to do, else the metadata themselves, shortened.
+    """
     if isinstance(metadata, dict) and isinstance(metadata.get("format"), int) and metadata["format"] < FORMAT:
         reason = "of an earlier version, which did not save digests of the data: start a new run in another --out"
         return f"{metadata['format']}, {reason}"
@@ -158,7 +161,7 @@ def settings_to_resume(folder: Path, given: Mapping[str, Any], network: Mapping[
         folder: the folder of the run.
         given: some or all settings, as in `Settings.config`. They must equal those of the run, except for `data`: the
             digests of the data are compared later.
-        network: some arguments of the network, if `given` does not hold all of them.
+        network: arguments of the network to compare one by one, if not all of them are given.
 
     Raises:
         ValueError: settings differ, which the message lists, or there is no run or a damaged one in `folder`.

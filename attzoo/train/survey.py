@@ -30,8 +30,8 @@ class MaskCounts:
         counts: the number of pixels with each value.
         masks: the number of masks with each value.
         lost: the number of masks from which resizing removes each value.
-        colors: the first mask in which a value has a colour, by (value, colour, kind of mask).
-        holders: the first mask for each subset of {1, 255} that masks hold.
+        colors: for each (value, colour, kind of mask) that occurs, the path of the first mask with it.
+        holders: for each subset of {1, 255}, the path of the first mask that has these of the two values.
     """
 
     counts: Counter[Value] = field(default_factory=Counter)
@@ -112,7 +112,7 @@ def _check_palettes(colors: Mapping[tuple[int, Color], Path]) -> None:
     with the colour at both values is accepted: these may be two classes.
 
     Args:
-        colors: the first mask with a palette in which a value has a colour, by value and colour.
+        colors: for each (value, colour) that occurs in a palette, the path of the first mask with it.
     """
     for ((value, color), path), ((other_value, other_color), other_path) in combinations(colors.items(), 2):
         if color != other_color:
