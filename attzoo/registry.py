@@ -156,7 +156,7 @@ def create(name: str, /, *args: Any, backend: str, variant: str | None = None, *
 
 
 def _refuse_torch_arguments(backend: str, kwargs: dict[str, Any]) -> None:
-    """Raise TypeError if `kwargs` has a device or torch dtype, or with backend "numpy" any dtype. Only check."""
+    """Raise TypeError if `kwargs` has a device or torch dtype, or with backend "numpy" any dtype."""
     reasons = {
         "keras": "Keras takes dtype as a name or policy, such as 'float16', and the device by keras.device(...)",
         "numpy": "a spec computes in NumPy, on the CPU and in the dtype of its inputs",

@@ -55,7 +55,7 @@ class Labels:
 
 
 def check_type(labels: Any) -> None:
-    """Raise TypeError unless `labels` is None or of type `Labels`. Only check."""
+    """Raise TypeError unless `labels` is None or of type `Labels`."""
     if labels is not None and not isinstance(labels, Labels):
         got = contract.short_repr(labels)
         raise TypeError(f"labels must be attzoo.data.Labels, such as Labels((0, 255)), got {got}")

@@ -47,7 +47,7 @@ class Case:
         object.__setattr__(self, "spec", spec)
 
     def rng(self, stream: int) -> np.random.Generator:
-        """Return a random generator for a purpose, numbered by `stream`, independent of those of other streams."""
+        """Return a random generator for a purpose, numbered by `stream`, independent of other streams."""
         return np.random.default_rng((self.seed, stream))
 
     def inputs(self) -> list[Array]:

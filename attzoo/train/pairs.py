@@ -52,7 +52,7 @@ def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[FileInfo], list[Geometry
 
 
 def check_scales(preparation: Preparation, images: Sequence[tuple[Path, np.dtype[Any]]]) -> None:
-    """Raise ValueError, with two paths, if the preparation gives images of two dtypes different scales. Only check.
+    """Raise ValueError, with two paths, if the preparation gives images of two dtypes different scales.
 
     `images` are paths with the dtypes of their pixels. With zscore all dtypes have one scale.
     """

@@ -117,7 +117,7 @@ def _check_history(history: Any, epochs: int) -> list[Row]:
 
 
 def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
-    """Raise ValueError unless the arrays have the names, shapes and dtypes of the expected ones. Only check."""
+    """Raise ValueError unless the arrays have the names, shapes and dtypes of the expected ones."""
     if names := sorted(arrays.keys() ^ expected.keys()):
         article, got = ("an", "none") if names[0] in expected else ("no", "one")
         raise ValueError(f"expected {article} array {names[0]}, got {got}")

@@ -72,14 +72,14 @@ def count_values(masks: Iterable[Path], labels: Labels | None, resize: Resize | 
 
 
 def _lost_values(stored: Stored, values: Iterable[Value], resize: Resize) -> set[Value]:
-    """Return those of the `values` of a mask that no pixel has after `resize`."""
+    """Return the elements of `values`, values of a mask, that no pixel has after `resize`."""
     numbers = np.sort([number_of(value) if isinstance(value, tuple) else value for value in values])
     indices = np.unique(resize(np.searchsorted(numbers, stored.values)))   # resizing takes small numbers only
     return {stored.value(value) for value in np.delete(numbers, indices)}
 
 
 def check_consistent(parts: Sequence[MaskCounts], labels: Labels | None) -> None:
-    """Raise ValueError if a value has different meanings in different masks, as far as files show it. Only check.
+    """Raise ValueError if a value has different meanings in different masks, as far as files show it.
 
     Signs of different meanings are: a value with different colours in palettes, or in a palette and in grey; a colour
     with different values in palettes; grey whose least value is white beside other grey; and, without labels, masks
@@ -135,7 +135,7 @@ def _first_paths(mappings: Iterable[Mapping[Any, Path]]) -> dict[Any, Path]:
 
 
 def _check_white(values: Set[Value], parts: Sequence[MaskCounts]) -> None:
-    """Raise ValueError if 255 may be the class that is 1 in other masks. Only check.
+    """Raise ValueError if 255 may be the class that is 1 in other masks.
 
     It may be if `values`, those in all masks, are 0, 1 and 255 (or 1 and 255), and no mask holds both 1 and 255.
     """
@@ -185,7 +185,7 @@ def lost_classes(parts: Sequence[MaskCounts], labels: Labels | None) -> dict[int
 
 
 def check_size(training: MaskCounts, labels: Labels | None, size: Sequence[int] | None) -> None:
-    """Raise ValueError if resizing to `size` leaves fewer than two classes to train on. Only check."""
+    """Raise ValueError if resizing to `size` leaves fewer than two classes to train on."""
     lost = [k for k, (lost_masks, masks) in lost_classes([training], labels).items() if lost_masks == masks]
     remaining = sorted(_counts_by_class(training.masks, labels).keys() - {*lost})
     if size and lost and len(remaining) < 2:
@@ -195,7 +195,7 @@ def check_size(training: MaskCounts, labels: Labels | None, size: Sequence[int] 
 
 
 def check_gaps(counts: Mapping[int, int]) -> None:
-    """Raise ValueError unless the values in all masks are 0, 1, 2 and so on, without a gap. Only check.
+    """Raise ValueError unless the values in all masks are 0, 1, 2 and so on, without a gap.
 
     Call it if neither classes nor labels are set: masks with 0 and 128 hardly have 129 classes.
     """
@@ -215,8 +215,6 @@ def check_gaps(counts: Mapping[int, int]) -> None:
 
 def check_classes(training: Mapping[int, int], validation: Mapping[int, int], masks: int) -> None:
     """Raise ValueError if there are fewer than two classes to train on, or validation has no class or a larger one.
-
-    Only check.
 
     Args:
         training: the number of pixels of each class in the masks to train on, and of 255.
