@@ -99,7 +99,7 @@ class Bench:
 
 
 def seconds(call: Call, repeats: int, clock: Callable[[], float], wait: Callable[[Any], object]) -> float:
-    """Return the seconds per call until all results are computed; the last results are kept alive, as by `timer.Cpu`.
+    """Return the seconds per call until all results are computed; the last results stay in memory, as in `timer.Cpu`.
 
     Args:
         call: the call to time.

@@ -101,7 +101,7 @@ def gating(net: Settings) -> Unit | None:
     return _pointwise(net, deepest_channels, deepest_channels) if net.gating == "grid" else None
 
 
-def started(weights: Mapping[str, Weight], initializer: str) -> dict[str, Weight]:
+def initialized_by(weights: Mapping[str, Weight], initializer: str) -> dict[str, Weight]:
     """Return the weights with the initialization of the network's argument `initializer`, by canonical name.
 
     Biases are zero, scales of norms are 1, and matrices and kernels follow the rule of `_map`. "torch" changes nothing.

@@ -1,4 +1,4 @@
-"""The additive attention gate of the Attention U-Net: a gating signal g decides which pixels of a skip x are kept.
+"""The additive attention gate of the Attention U-Net: a gating signal g weights each pixel of a skip connection x.
 
     t = skip_norm(skip.weight x + skip.bias)               (N, F, *S / stride)
     p = gating_norm(gating.weight g + gating.bias)         (N, F, *G), then resampled to t's size
