@@ -163,8 +163,8 @@ def _refuse_torch_arguments(backend: str, kwargs: dict[str, Any]) -> None:
     }
     for argument in ("device", "dtype"):
         value = kwargs.get(argument)
-        foreign = argument == "device" or backend == "numpy" or type(value).__module__ == "torch"
-        if argument in kwargs and foreign:
+        is_refused = argument == "device" or backend == "numpy" or type(value).__module__ == "torch"
+        if argument in kwargs and is_refused:
             raise TypeError(f"expected {argument}={value!r} with backend='torch', got {backend=}: {reasons[backend]}")
 
 
@@ -245,8 +245,8 @@ def known_name(kind: str, word: Any, known: Iterable[str]) -> str:
     if kind == "backend" and (keras_backend := KERAS_BACKENDS.get(word.lower())):
         environment = f"KERAS_BACKEND={keras_backend}"
         hint = f'; it is a backend of Keras: give backend="keras" and set {environment} in the environment first.'
-    shown = ascii(word if len(word) <= 100 else word[:100] + "...")   # in ASCII, so that look-alike letters differ
-    raise ValueError(f"unknown {kind} {shown}{hint} Known: {', '.join(known)}")
+    word_text = ascii(word if len(word) <= 100 else word[:100] + "...")   # in ASCII, so that look-alike letters differ
+    raise ValueError(f"unknown {kind} {word_text}{hint} Known: {', '.join(known)}")
 
 
 @contextmanager

@@ -24,17 +24,17 @@ class Sample:
     def create(self, backend, **kwargs):
         return attzoo.create(self.block, **self.config, backend=backend, **kwargs)
 
-    def arrays(self, more=0, seed=0):
+    def arrays(self, increase=0, seed=0):
         """Draw normal float64 inputs, channels first.
 
         Args:
-            more: added to the batch size, and in different multiples to the spatial sizes.
+            increase: added to the batch size, and in different multiples to the spatial sizes.
             seed: seed of the random numbers.
 
         """
         rng = np.random.default_rng(seed)
         return [
-            rng.normal(size=(n + more, c, *(s + more * (i + axis) for axis, s in enumerate(space, start=1))))
+            rng.normal(size=(n + increase, c, *(s + increase * (i + axis) for axis, s in enumerate(space, start=1))))
             for i, (n, c, *space) in enumerate(self.shapes)
         ]
 

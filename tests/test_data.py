@@ -59,14 +59,15 @@ def test_other_normalisations():
 
 @pytest.mark.parametrize("size", [(8, 12), (4, 7), (2, 24), (12, 20), (12, 3, 17), (4, 12, 5)])
 def test_resizing_keeps_image_and_mask_in_place(size):
-    """Pixels are areas: a resized picture of coordinates holds the new pixels', its mask the class of the nearest."""
+    """Pixels are areas: a resized image of coordinates has the new pixels' coordinates, a mask the nearest classes."""
     start = (8, 12) if len(size) == 2 else (4, 8, 12)
     prepare = Preparation(size, "none")
     image, mask = prepare(coordinates(*start)), prepare.mask(np.arange(prod(start)).reshape(start))
     assert (image.shape, mask.shape, mask.dtype) == ((len(size), *size), size, np.int64)
-    for at, found, index, old in zip(coordinates(*size), image, np.unravel_index(mask, start), start, strict=True):
-        np.testing.assert_allclose(found, np.clip(at, 0.5 / old, 1 - 0.5 / old), atol=1e-6)
-        assert np.abs((index + 0.5) / old - at).max() <= 0.5 / old + 1e-6
+    indices = np.unravel_index(mask, start)
+    for position, coordinate, index, old_size in zip(coordinates(*size), image, indices, start, strict=True):
+        np.testing.assert_allclose(coordinate, np.clip(position, 0.5 / old_size, 1 - 0.5 / old_size), atol=1e-6)
+        assert np.abs((index + 0.5) / old_size - position).max() <= 0.5 / old_size + 1e-6
 
 
 # ---- folders ---------------------------------------------------------------------------------------

@@ -369,8 +369,8 @@ def network_of_blocks():
 
 def test_all_blocks_of_a_model_are_loaded_and_exported_by_their_paths():
     net, state = network_of_blocks()
-    others = {"0.weight": torch.ones(6, 3, 1, 1), "10.fc1.weight": torch.ones(1)}
-    attzoo.load_weights(net, others | {f"module.{key}": value for key, value in state.items()}, source="timm")
+    other_arrays = {"0.weight": torch.ones(6, 3, 1, 1), "10.fc1.weight": torch.ones(1)}
+    attzoo.load_weights(net, other_arrays | {f"module.{key}": value for key, value in state.items()}, source="timm")
     np.testing.assert_array_equal(attzoo.weights(net[1])["excite.bias"], state["1.fc2.bias"])
     exported = attzoo.export_weights(net, target="timm")
     assert exported.keys() == state.keys()

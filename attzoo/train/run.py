@@ -306,11 +306,11 @@ def summary(out: Path) -> tuple[list[str], bool]:
     lines, is_complete = [], True
     for name, content in FILES.items():
         digest = best.digest_or_none(out / name)
-        is_good = digest is not None and (name != best.NAME or (saved is not None and digest == saved.digest))
-        is_complete &= is_good
+        is_unchanged = digest is not None and (name != best.NAME or (saved is not None and digest == saved.digest))
+        is_complete &= is_unchanged
         content = saved.text() if name == best.NAME and saved else content
         problem = f"{'missing' if digest is None else 'not the file that was saved'}, should be {content}"
-        lines.append(f"{out / name}: {content if is_good else problem}")
+        lines.append(f"{out / name}: {content if is_unchanged else problem}")
     return lines, is_complete
 
 
