@@ -61,6 +61,7 @@ class Part:
 
     @property
     def _framework(self) -> Any:
+        """Return the adapter module of the framework of the block."""
         return adapter(backend_of(self.block))
 
     def read(self) -> dict[str, Array]:

@@ -22,6 +22,7 @@ class Sample:
     shapes: tuple[tuple[int, ...], ...]
 
     def create(self, backend, **kwargs):
+        """Return a new block with the arguments of the sample."""
         return attzoo.create(self.block, **self.config, backend=backend, **kwargs)
 
     def arrays(self, increase=0, seed=0):

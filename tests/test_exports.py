@@ -26,11 +26,13 @@ pytestmark = [   # deprecation warnings inside torch.onnx and torch.jit
 
 
 def unet(block="se"):
+    """Return a small U-Net with gates and a block, in evaluation mode."""
     torch.manual_seed(0)
     return attzoo.create("unet", 3, 2, (4, 8), backend="torch", skip="attention_gate", block=block).eval()
 
 
 def inputs(sample, increase=0):
+    """Return the inputs of a sample as float32 tensors."""
     return tuple(torch.from_numpy(x).float() for x in sample.arrays(increase))
 
 
@@ -43,6 +45,7 @@ every_subject = pytest.mark.parametrize("subject", SUBJECTS)
 
 
 def assert_same_at_other_sizes(run, net, make_inputs):
+    """Assert that an exported program, `run`, equals the network at three sizes of `make_inputs(increase)`."""
     for increase in (0, 1, 2):
         xs = make_inputs(increase)
         with torch.no_grad():

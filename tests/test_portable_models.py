@@ -50,6 +50,7 @@ def keras_network(blocks=tuple(BLOCKS), names="block{}"):
 
 
 def network(backend, *args, **kwargs):
+    """Return the same network in torch or Keras."""
     return (Network if backend == "torch" else keras_network)(*args, **kwargs)
 
 
@@ -62,15 +63,18 @@ def randomized(model, seed=0):
 
 
 def same(a, b):
+    """Whether two dictionaries have the same names and equal arrays."""
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def table(report):
+    """Return the rows of the report that `load_weights` returns."""
     return [(match.path, match.block, match.source, match.by) for match in report]
 
 
 @pytest.fixture
 def path(tmp_path):
+    """Path of a file that does not exist."""
     return tmp_path / "blocks.safetensors"
 
 
@@ -210,10 +214,12 @@ def test_load_raises_for_a_file_of_a_model(path):
 
 
 def about(**fields):
+    """Return a function that replaces fields of the metadata of a file."""
     return lambda metadata: metadata | fields
 
 
 def block(**fields):
+    """Return a function that replaces fields of the first block in the metadata of a file."""
     return lambda metadata: metadata | {"blocks": [metadata["blocks"][0] | fields, *metadata["blocks"][1:]]}
 
 

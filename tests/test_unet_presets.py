@@ -34,6 +34,7 @@ def halved(rate):
 
 @pytest.fixture(autouse=True)
 def _dropout(monkeypatch):
+    """Replace dropout in both frameworks by a multiplication with `halved(rate)`."""
     def call(self, inputs, training=False):
         return inputs * halved(self.rate) if training else inputs
 
@@ -163,12 +164,12 @@ class Oktay(nn.Module):
         super().__init__()
         self.mode = {2: "bilinear", 3: "trilinear"}[dims]
         Conv, Norm = getattr(nn, f"Conv{dims}d"), getattr(nn, f"BatchNorm{dims}d")
-        one, two, three, four, center = widths
+        width1, width2, width3, width4, center_width = widths
         self.pool = getattr(nn, f"MaxPool{dims}d")(2)
-        self.conv1, self.conv2 = double(channels, one, Conv, Norm), double(one, two, Conv, Norm)
-        self.conv3, self.conv4 = double(two, three, Conv, Norm), double(three, four, Conv, Norm)
-        self.center = double(four, center, Conv, Norm)
-        self.gating = activated(Conv(center, center, 1), Norm(center))
+        self.conv1, self.conv2 = double(channels, width1, Conv, Norm), double(width1, width2, Conv, Norm)
+        self.conv3, self.conv4 = double(width2, width3, Conv, Norm), double(width3, width4, Conv, Norm)
+        self.center = double(width4, center_width, Conv, Norm)
+        self.gating = activated(Conv(center_width, center_width, 1), Norm(center_width))
         self.gates = nn.ModuleDict({
             str(i): nn.ModuleDict({
                 "theta": Conv(x, x, 2, 2, bias=False),
@@ -177,23 +178,27 @@ class Oktay(nn.Module):
                 "W": nn.Sequential(Conv(x, x, 1), Norm(x)),
                 "combine": activated(Conv(x, x, 1), Norm(x)),
             })
-            for i, x, g in ((2, two, three), (3, three, four), (4, four, center))
+            for i, x, g in ((2, width2, width3), (3, width3, width4), (4, width4, center_width))
         })   # fmt: skip
-        self.up4, self.up3 = double(center + four, four, Conv, Norm), double(four + three, three, Conv, Norm)
-        self.up2, self.up1 = double(three + two, two, Conv, Norm), double(two + one, one, Conv, Norm)
+        self.up4 = double(center_width + width4, width4, Conv, Norm)
+        self.up3 = double(width4 + width3, width3, Conv, Norm)
+        self.up2, self.up1 = double(width3 + width2, width2, Conv, Norm), double(width2 + width1, width1, Conv, Norm)
         self.dsv = nn.ModuleList(Conv(width, classes, 1) for width in widths[:4])
         self.final = Conv(4 * classes, classes, 1)
 
     def resized(self, x, **to):
+        """Return x resized linearly to a `size` or by a `scale_factor`."""
         return F.interpolate(x, mode=self.mode, align_corners=False, **to)
 
     def gated(self, i, x, g):
+        """Return the output of gate i for the skip connection x and the gating signal g."""
         gate = self.gates[str(i)]
         theta = gate["theta"](x)
         q = gate["psi"](torch.relu(theta + self.resized(gate["phi"](g), size=theta.shape[2:])))
         return gate["combine"](gate["W"](x * self.resized(torch.sigmoid(q), size=x.shape[2:])))
 
     def joined(self, convs, skip, below):
+        """Return the output of a decoder level: x2 upsampling of `below`, concatenation with `skip`, convolutions."""
         return convs(torch.cat([skip, self.resized(below, scale_factor=2)], dim=1))
 
     def forward(self, x):
@@ -244,6 +249,7 @@ def test_oktay_equals_the_published_network(dims, shape):
 
 @pytest.fixture(scope="module")
 def AttentionUnet():
+    """Return MONAI's class; skip the test if MONAI is not installed."""
     triton_first()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")   # warnings of other libraries at import
