@@ -100,8 +100,8 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
 def _report(model: Any, inserted: Mapping[str, tuple[Any, Place]], options: Mapping[str, Any]) -> Report:
     """Return the report of new layers, after setting their `trainable`.
 
-    `trainable` is that of the options, else True, in frozen nested models too; a block that got the weights of other
-    layers has the value of these. It is set after the layers are built, because Keras loses it otherwise.
+    `trainable` is the option of this name, else True, in frozen nested models too; for a block that got the weights of
+    other layers, it is the value of these layers. It is set after the layers are built; Keras loses it otherwise.
     """
     for layer, place in inserted.values():
         default = layer.trainable or place.weights == "initial"

@@ -209,7 +209,7 @@ def _open_run(out: Path, settings: Settings, resume: bool, is_first: bool) -> St
     """Return the state of the run in the folder if `resume`, else that of a new run.
 
     Raises ValueError if the folder holds no run to resume, or for a new run, files. Only the first of several processes
-    checks the latter. Raises FileNotFoundError if the data of the run to resume are missing.
+    checks for such files. Raises FileNotFoundError if the data of the run to resume are missing.
     """
     if resume:
         state.settings_to_resume(out, settings.config())
