@@ -42,8 +42,8 @@ class Maps(dict[str, Array]):
 
     def __missing__(self, path: str) -> Array:
         """Raise KeyError with the recorded paths and the one nearest to `path`, or with the causes of no recording."""
-        known = f"known: {', '.join(self)}{nearest(path, self)}" if self else EAGERLY
-        raise KeyError(f"no map of {path!r}; {known}")
+        known_text = f"known: {', '.join(self)}{nearest(path, self)}" if self else EAGERLY
+        raise KeyError(f"no map of {path!r}; {known_text}")
 
 
 @contextmanager

@@ -92,8 +92,8 @@ class Part:
 
     def __str__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.spec.config().items())
-        start = f" with start={self.start!r}" if self.start != "default" else ""
-        return f"{type(self.spec).__name__}({shorten(arguments, 160)}){start}"
+        start_text = f" with start={self.start!r}" if self.start != "default" else ""
+        return f"{type(self.spec).__name__}({shorten(arguments, 160)}){start_text}"
 
 
 def parts_of(model: Any) -> list[Part]:

@@ -34,7 +34,7 @@ class Candidate(Protocol):
 
     @property
     def provider(self) -> Provider:
-        """Return the provider."""
+        """Return the library, backend and form."""
 
     @property
     def family(self) -> str:

@@ -186,8 +186,8 @@ class Worker:
         self.errors.close()
         if code == -signal.SIGALRM:
             return f"took more than {self.limit:g} s"
-        ending = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        return ": ".join([ending, *([" / ".join(last_lines)] if last_lines else [])])
+        ending_text = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        return ": ".join([ending_text, *([" / ".join(last_lines)] if last_lines else [])])
 
 
 def environment(backend: str, device: str) -> dict[str, str]:

@@ -59,10 +59,10 @@ def test_matrix_products_need_at_least_as_many_pixels_as_channels():
 def test_training_overwrites_the_normed_skip_projection():
     side = ceil((fast.FEW / 8) ** 0.5)
     block, xs = gate_of_size(side)
-    with Operations() as seen:
+    with Operations() as operations:
         block.train()(*xs)
-    assert "add_" in seen.names and "relu_" in seen.names   # noqa: PT018
-    assert "baddbmm_" not in seen.names
+    assert "add_" in operations.names and "relu_" in operations.names   # noqa: PT018
+    assert "baddbmm_" not in operations.names
 
 
 @pytest.mark.case50
@@ -268,9 +268,9 @@ def test_projection_of_another_dtype_is_not_overwritten():
 def test_attention_maps_record_coefficients_that_are_computed_once(monkeypatch):
     block, xs = gate_with_norm()
     expected, counts = block.attention(*xs), []
-    with torch.no_grad(), forced() as calls, attzoo.attention_maps(block) as seen:
+    with torch.no_grad(), forced() as calls, attzoo.attention_maps(block) as recorded:
         y = block(*xs)
-    assert_same(torch.from_numpy(seen[""]), expected.detach())
+    assert_same(torch.from_numpy(recorded[""]), expected.detach())
     assert_same(y, xs[0] * expected.detach())
     assert calls["gated"] == 0
     attention = gate_torch.AttentionGate.attention

@@ -352,10 +352,10 @@ def test_colours_of_8_bits_in_the_palette_of_a_tiff_are_those_of_a_png(to_16_bit
 def test_an_image_with_pixels_that_its_file_declares_as_no_data_is_refused(array, text, tmp_path):
     value = array.dtype.type(float(text))
     count = (array == value).sum()
-    for written, declared in ((array, False), (array, True), (np.where(array == value, 1, array), True)):
-        tag = [(42113, "s", 0, text, False)] if declared else []
+    for written, has_tag in ((array, False), (array, True), (np.where(array == value, 1, array), True)):
+        tag = [(42113, "s", 0, text, False)] if has_tag else []
         tifffile.imwrite(tmp_path / "a.tif", written.astype(array.dtype), extratags=tag)
-        if declared and written is array:
+        if has_tag and written is array:
             with pytest.raises(ValueError, match=rf"a.tif: expected measured pixels, got {count} pixels of .* no data"):
                 read_image(tmp_path / "a.tif")
         else:
@@ -570,8 +570,8 @@ def encoded(array, kind):
     """Return the bytes of a file of this kind with an array."""
     data = io.BytesIO()
     if kind == "frames":
-        first, *more = bands(array, 3)
-        first.save(data, format="TIFF", save_all=True, append_images=more)
+        first, *further_bands = bands(array, 3)
+        first.save(data, format="TIFF", save_all=True, append_images=further_bands)
     elif kind == "npz":
         np.savez(data, array)
     elif kind == "npy":

@@ -527,16 +527,16 @@ def test_attention_maps_see_attached_blocks():
 
 def test_weight_norm_and_hooks_of_users_stay():
     net = network()
-    seen = []
-    net.conv2.register_forward_hook(lambda module, args, output: seen.append(output))
+    layer_outputs = []
+    net.conv2.register_forward_hook(lambda module, args, output: layer_outputs.append(output))
     torch.nn.utils.parametrizations.weight_norm(net.conv2)
     attzoo.attach(net, "eca", after="conv2", start="default", kernel_size=3)
     net(X)
     assert parametrize.is_parametrized(net.conv2)
-    assert len(seen) == 1
+    assert len(layer_outputs) == 1
     attzoo.detach(net)
     net(X)
-    assert len(seen) == 2
+    assert len(layer_outputs) == 2
 
 
 def test_error_of_fused_modules_names_the_missing_block():

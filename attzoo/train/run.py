@@ -174,8 +174,8 @@ def _run_epoch(
 
 def _divergence_message(problem: str, epoch: int) -> str:
     """Return the message of Diverged: "expected {problem} epoch {epoch + 1}" and what to try."""
-    saved = f"; the state after epoch {epoch} is saved" if epoch else ""
-    return f"expected {problem} epoch {epoch + 1}: try a lower --rate{saved}"
+    saved_text = f"; the state after epoch {epoch} is saved" if epoch else ""
+    return f"expected {problem} epoch {epoch + 1}: try a lower --rate{saved_text}"
 
 
 # ---- files -----------------------------------------------------------------------------------------

@@ -137,16 +137,16 @@ def _first_paths(mappings: Iterable[Mapping[Any, Path]]) -> dict[Any, Path]:
 def _check_white(values: Set[Value], parts: Sequence[MaskCounts]) -> None:
     """Raise ValueError if 255 may be the class that is 1 in other masks.
 
-    It may be if `values`, those in all masks, are 0, 1 and 255 (or 1 and 255), and no mask holds both 1 and 255.
+    It may be if `values`, the values in all masks, are 0, 1 and 255 (or 1 and 255), and no mask holds both 1 and 255.
     """
     holders = _first_paths(part.holders for part in parts)
     if values - {0} != {1, IGNORE} or frozenset({1, IGNORE}) in holders:
         return
     got = f"1 in {holders[frozenset({1})]}, {IGNORE} in {holders[frozenset({IGNORE})]}, and both in none"
     is_white = any(value == 1 and color == WHITE for part in parts for value, color, _ in part.colors)
-    same = f"give {option_of([(0, 0, 0), WHITE])}, as both are white" if is_white else "save it as 1 in all masks"
+    same_fix = f"give {option_of([(0, 0, 0), WHITE])}, as both are white" if is_white else "save it as 1 in all masks"
     fix = f"give {option_of([0, 1])} to ignore {IGNORE}, {option_of([0, 1, IGNORE])} to make it a class of its own"
-    fix += f"; or if {IGNORE} is class 1, {same}"
+    fix += f"; or if {IGNORE} is class 1, {same_fix}"
     raise ValueError(f"expected masks in which {IGNORE} has one meaning, got {got}: {fix}")
 
 
