@@ -1042,7 +1042,7 @@ def test_bad_shortcut_or_activation_raises(name):
         block(x, "relu")
     with pytest.raises(TypeError, match=r"expected a shortcut of x's dtype, torch\.float32, got torch\.float64"):
         block(x, x.double())
-    with pytest.raises(ValueError, match=r"^expected a shortcut on x's device, cpu, got one on meta$"):
+    with pytest.raises(ValueError, match=r"^expected a shortcut on x's device, cpu, got one on meta: move it first$"):
         block(x, x.to("meta"))
     with pytest.raises(ValueError, match=r"^act must be one of None, 'relu', got 'gelu'$"):
         block(x, act="gelu")
