@@ -250,7 +250,8 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
     name = _stem(source)
     folder = usable_folder(out / (name if name.strip(".") else "_" * len(name)))   # out/".." is the parent of out
     if not source.is_file():
-        got = f"the folder {source}: give one of its files" if source.is_dir() else f"no file {source}: give an existing path"
+        absent = f"no file {source}: give an existing path"
+        got = f"the folder {source}: give one of its files" if source.is_dir() else absent
         raise FileNotFoundError(f"expected one image or volume, got {got}")
     output = Output(out, [source], overwrite)
     spacing = _check_file(network, source)
