@@ -22,7 +22,7 @@ TEMPORARY: Final = re.compile(rf"{re.escape(PREFIX)}[0-9a-f]{{{2 * RANDOM}}}-.{{
 
 
 @contextmanager
-def atomic_write(path: Path, tidy: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, remove_old: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the same folder with the same extension, and move it to `path` at the end.
 
     If the `with` block raises, the temporary file is removed and an old file at `path` is unchanged. The file at `path`
@@ -30,7 +30,7 @@ def atomic_write(path: Path, tidy: bool = True) -> Iterator[Path]:
 
     Args:
         path: the file to write.
-        tidy: whether to call `remove_stale` for the folder first. To write many files, call it once and pass False.
+        remove_old: whether to call `remove_stale` for the folder first. For many files, call it once and pass False.
 
     Raises:
         OSError: `path` cannot be written, is read-only, or is not a file. The error names `path`.
@@ -42,7 +42,7 @@ def atomic_write(path: Path, tidy: bool = True) -> Iterator[Path]:
         raise OSError(f"expected a file or no file at {path}, got a folder or a device: choose another path")
     if path.exists() and not path.is_symlink() and not (path.stat().st_mode & 0o222 and os.access(path, os.W_OK)):
         raise PermissionError(f"expected a writable file at {path}, got a read-only file: make it writable")
-    if tidy:
+    if remove_old:
         remove_stale(path.parent)
     temporary = None
     try:
@@ -63,9 +63,9 @@ def atomic_write(path: Path, tidy: bool = True) -> Iterator[Path]:
         raise
 
 
-def write(path: Path, data: bytes, tidy: bool = True) -> None:
-    """Write `data` to `path` atomically. `tidy` and the errors are those of `atomic_write`."""
-    with atomic_write(path, tidy) as temporary:
+def write(path: Path, data: bytes, remove_old: bool = True) -> None:
+    """Write `data` to `path` atomically. `remove_old` and the errors are as in `atomic_write`."""
+    with atomic_write(path, remove_old) as temporary:
         temporary.write_bytes(data)
 
 

@@ -87,12 +87,12 @@ def read_header(file: BinaryIO, size: int) -> Header:
     if not isinstance(metadata, dict) or KEY not in metadata:
         hint = "; for a file of another program, pass its arrays to attzoo.load_weights(block, arrays, source=...)"
         raise ValueError(f"expected metadata of attzoo, got {str(metadata)[:100]}{hint}")
-    about = json.loads(metadata[KEY], object_pairs_hook=_unique)
-    parts = parse_parts(about)
+    description = json.loads(metadata[KEY], object_pairs_hook=_unique)
+    parts = parse_parts(description)
     dtype, data = _check_entries(header, weights_of(parts))
     if size != 8 + length + data:
         raise ValueError(f"expected {8 + length + data} bytes, got {size}")
-    return Header(parts, dtype, about)
+    return Header(parts, dtype, description)
 
 
 def _check_entries(header: Mapping[str, Any], weights: Mapping[str, Weight]) -> tuple[str, int]:
@@ -124,20 +124,20 @@ def weights_of(parts: Sequence[Part]) -> dict[str, Weight]:
     return weights
 
 
-def parse_parts(about: Any) -> list[Part]:
+def parse_parts(description: Any) -> list[Part]:
     """Return the parts that a file's metadata describes. Raise ValueError or TypeError if it is invalid."""
-    number = about.get("format") if isinstance(about, dict) else None
+    number = description.get("format") if isinstance(description, dict) else None
     if number not in list(KEYS) or isinstance(number, bool):
         hint = ": a newer attzoo wrote it, update this one" if isinstance(number, int) and number > max(KEYS) else ""
-        if isinstance(about, dict) and "history" in about:
+        if isinstance(description, dict) and "history" in description:
             hint = ": it is the state of a training run, whose network is in best.safetensors beside it"
-        raise ValueError(f"expected format {' or '.join(map(str, KEYS))}, got {str(about)[:100]}{hint}")
+        raise ValueError(f"expected format {' or '.join(map(str, KEYS))}, got {str(description)[:100]}{hint}")
     if number == ONE_BLOCK:
-        return [Part("", _spec(about))]
-    blocks = about.get("blocks")
+        return [Part("", _spec(description))]
+    blocks = description.get("blocks")
     if not isinstance(blocks, list) or not blocks or not all(isinstance(block, dict) for block in blocks):
         raise ValueError(f"expected a list of blocks, got {str(blocks)[:100]}")
-    if CHECKSUM not in about:
+    if CHECKSUM not in description:
         raise ValueError(f"expected a {CHECKSUM} in the metadata, got none")
     return [_part(block) for block in blocks]
 
@@ -151,12 +151,12 @@ def _part(block: Mapping[str, Any]) -> Part:
     return Part(block["path"], _spec(block), choice("start", block["start"], STARTS))
 
 
-def _spec(about: Mapping[str, Any]) -> AnySpec:
+def _spec(description: Mapping[str, Any]) -> AnySpec:
     """Return the spec that the keys "block" and "config" describe."""
-    config = about.get("config")
+    config = description.get("config")
     if not isinstance(config, dict):
         raise ValueError(f"expected a mapping of a block's arguments, got {str(config)[:100]}")
-    cls = registry.get(about.get("block", ""), backend="numpy")
+    cls = registry.get(description.get("block", ""), backend="numpy")
     return cls(**upgraded(cls, config))
 
 

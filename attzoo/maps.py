@@ -42,8 +42,8 @@ class Maps(dict[str, Array]):
 
     def __missing__(self, path: str) -> Array:
         """Raise KeyError with the recorded paths and the one nearest to `path`, or with the causes of no recording."""
-        known = f"known: {', '.join(self)}{nearest(path, self)}" if self else EAGERLY
-        raise KeyError(f"no map of {path!r}; {known}")
+        known_text = f"known: {', '.join(self)}{nearest(path, self)}" if self else EAGERLY
+        raise KeyError(f"no map of {path!r}; {known_text}")
 
 
 @contextmanager
@@ -67,8 +67,8 @@ def attention_maps(model: Any) -> Iterator[Maps]:
         model: a torch module or Keras layer that contains blocks, attzoo's or a third party's.
 
     Yields:
-        A dictionary that maps the path of each block to its coefficients as a NumPy array. The path is that of
-        `named_modules` in torch, and the names of the layers joined by dots in Keras.
+        A dictionary that maps the path of each block to its coefficients as a NumPy array. The path is as
+        in `named_modules` in torch, and consists of the names of the layers joined by dots in Keras.
 
     Raises:
         TypeError: if `model` is not a model of torch or Keras.

@@ -1,4 +1,4 @@
-"""Find the blocks and networks in a model, read and write their arrays, and match them with those of a file."""
+"""Find the blocks and networks in a model, read and write their arrays, and match them with the blocks in a file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .contract import AnySpec, Array, Weight, contiguous, shorten
 from .tables import text_table
 
 GAMMA = Weight((1,), "constant")   # the further weight of a block attached with start="identity"
+BLOCKS_FIX = "create the same blocks with the same arguments first"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Part:
     Args:
         path: path in the model; "" if the part is the model itself.
         spec: spec of the block or network.
-        start: as in `attach`; "identity" means that the part has the weight "gamma" besides those of its block.
+        start: as in `attach`; "identity" means that the part has the weight "gamma" besides the weights of its block.
         holder: the block, or the layer that `attach` created around it; None for a part of a file.
 
     """
@@ -60,6 +61,7 @@ class Part:
 
     @property
     def _framework(self) -> Any:
+        """Return the adapter module of the framework of the block."""
         return adapter(backend_of(self.block))
 
     def read(self) -> dict[str, Array]:
@@ -90,8 +92,8 @@ class Part:
 
     def __str__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.spec.config().items())
-        start = f" with start={self.start!r}" if self.start != "default" else ""
-        return f"{type(self.spec).__name__}({shorten(arguments, 160)}){start}"
+        start_text = f" with start={self.start!r}" if self.start != "default" else ""
+        return f"{type(self.spec).__name__}({shorten(arguments, 160)}){start_text}"
 
 
 def parts_of(model: Any) -> list[Part]:
@@ -201,7 +203,8 @@ def match_parts(parts: Sequence[Part], sources: Sequence[Part]) -> list[tuple[Pa
         for part in parts:
             if not part.is_like(by_path[part.path]):
                 at_path = f" at {part.path!r}" if part.path else ""
-                raise ValueError(f"expected weights of {part}{at_path}, got those of {by_path[part.path]}")
+                got = f"weights of {by_path[part.path]}: {BLOCKS_FIX}"
+                raise ValueError(f"expected weights of {part}{at_path}, got {got}")
         return [(part, by_path[part.path], "path") for part in parts]
     pairs = []
     for part in parts:
@@ -222,7 +225,7 @@ def _count_error(part: Part, parts: Sequence[Part], sources: Sequence[Part], exp
     paths = [shorten(", ".join(repr(item.path) for item in group), 200) for group in (parts, sources)]
     return ValueError(
         f"expected weights of the model's blocks, {expected} of {part}, got {got} of them: the model has blocks at "
-        f"{paths[0]}, and the weights are those of blocks at {paths[1]}"
+        f"{paths[0]}, and the weights belong to blocks at {paths[1]}; {BLOCKS_FIX}"
     )
 
 

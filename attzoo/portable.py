@@ -56,8 +56,8 @@ def load_weights(model: Any, arrays: Any, *, source: str | None = None) -> Loade
     """Write weights to a block, or to all blocks of a model, in place. After an error no array has changed.
 
     Blocks of a file or of another model are matched by their paths, if these are the same, as in two models of one
-    framework. Otherwise blocks of the same arguments are matched in their order: that of `named_modules` in torch, and
-    that of `model.layers` in Keras. Print the result to see the matches.
+    framework. Otherwise blocks of the same arguments are matched in their order, which is the order of `named_modules`
+    in torch and of `model.layers` in Keras. Print the result to see the matches.
 
     Args:
         model: a block or network of attzoo, or a torch module or Keras layer that contains some; all are written.
@@ -284,7 +284,7 @@ def checked_arrays(arrays: Any, expected: Mapping[str, Weight], dtypes: str | Ma
     Args:
         arrays: array by name.
         expected: the declared names and shapes.
-        dtypes: the dtype that must represent every array exactly, or such a dtype by name of the array.
+        dtypes: the dtype that must represent every array exactly, as one name or as a name for each array.
 
     Raises:
         TypeError: `arrays` is not a mapping, or a value is not a floating-point array.

@@ -156,15 +156,15 @@ def create(name: str, /, *args: Any, backend: str, variant: str | None = None, *
 
 
 def _refuse_torch_arguments(backend: str, kwargs: dict[str, Any]) -> None:
-    """Raise TypeError if `kwargs` has a device or torch dtype, or with backend "numpy" any dtype. Only check."""
+    """Raise TypeError if `kwargs` has a device or torch dtype, or with backend "numpy" any dtype."""
     reasons = {
         "keras": "Keras takes dtype as a name or policy, such as 'float16', and the device by keras.device(...)",
         "numpy": "a spec computes in NumPy, on the CPU and in the dtype of its inputs",
     }
     for argument in ("device", "dtype"):
         value = kwargs.get(argument)
-        foreign = argument == "device" or backend == "numpy" or type(value).__module__ == "torch"
-        if argument in kwargs and foreign:
+        is_refused = argument == "device" or backend == "numpy" or type(value).__module__ == "torch"
+        if argument in kwargs and is_refused:
             raise TypeError(f"expected {argument}={value!r} with backend='torch', got {backend=}: {reasons[backend]}")
 
 
@@ -224,11 +224,11 @@ def class_of(spec: AnySpec, backend: str) -> type[Any]:
     return _load(location_of(spec), known_name("backend", backend, BACKENDS))
 
 
-def known_name(what: str, word: Any, known: Iterable[str]) -> str:
+def known_name(kind: str, word: Any, known: Iterable[str]) -> str:
     """Return `word` if it is one of `known`.
 
     Args:
-        what: what `word` names, such as "block", for errors.
+        kind: what `word` names, such as "block", for errors.
         word: the name to check.
         known: accepted names.
 
@@ -238,26 +238,26 @@ def known_name(what: str, word: Any, known: Iterable[str]) -> str:
 
     """
     if not isinstance(word, str):
-        raise TypeError(f"{what} must be a name, got {word!r}")
+        raise TypeError(f"{kind} must be a name, got {word!r}")
     if word in (known := list(known)):
         return word
     hint = nearest(word, known) or "."
-    if what == "backend" and (keras_backend := KERAS_BACKENDS.get(word.lower())):
+    if kind == "backend" and (keras_backend := KERAS_BACKENDS.get(word.lower())):
         environment = f"KERAS_BACKEND={keras_backend}"
         hint = f'; it is a backend of Keras: give backend="keras" and set {environment} in the environment first.'
-    shown = ascii(word if len(word) <= 100 else word[:100] + "...")   # in ASCII, so that look-alike letters differ
-    raise ValueError(f"unknown {what} {shown}{hint} Known: {', '.join(known)}")
+    word_text = ascii(word if len(word) <= 100 else word[:100] + "...")   # in ASCII, so that look-alike letters differ
+    raise ValueError(f"unknown {kind} {word_text}{hint} Known: {', '.join(known)}")
 
 
 @contextmanager
-def name_missing_extra(what: str) -> Iterator[None]:
-    """Add the install command to the ModuleNotFoundError of a missing framework, which `what` needs."""
+def name_missing_extra(needed_by: str) -> Iterator[None]:
+    """Add the install command to the ModuleNotFoundError of a framework that `needed_by`, such as a function, needs."""
     try:
         yield
     except ModuleNotFoundError as err:
         if err.name not in ("torch", "keras", "tensorflow", "jax"):   # a broken installation
             raise
-        raise ModuleNotFoundError(missing(err.name, err.name, what), name=err.name) from err
+        raise ModuleNotFoundError(missing(err.name, err.name, needed_by), name=err.name) from err
 
 
 def _load(location: str, backend: str) -> type[Any]:

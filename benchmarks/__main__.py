@@ -67,7 +67,9 @@ def report(
     files: Annotated[list[Path], typer.Argument(help="result files, all of one machine unless --across")],
     html: Annotated[bool, typer.Option("--html", help="write an HTML page with plots next to the last file")] = False,
     picture: Annotated[Path | None, typer.Option(help="also write a summary plot to this PNG file")] = None,
-    across: Annotated[bool, typer.Option("--across", help="allow files of different machines")] = False,
+    across: Annotated[
+        bool, typer.Option("--across", help="allow files of different machines, devices or torch versions")
+    ] = False,
 ) -> None:
     """Print result files as Markdown tables, or write them as an HTML page."""
     from .report import picture as write_picture
@@ -87,7 +89,9 @@ def report(
 def compare(
     old: Annotated[Path, typer.Argument(help="the earlier result file")],
     new: Annotated[Path, typer.Argument(help="the later result file, of the same machine unless --across")],
-    across: Annotated[bool, typer.Option("--across", help="allow files of different machines")] = False,
+    across: Annotated[
+        bool, typer.Option("--across", help="allow files of different machines, devices or torch versions")
+    ] = False,
 ) -> None:
     """List rows that changed by more than the noise. Exits with 1 if attzoo got slower or any row became wrong."""
     from .compare import compare

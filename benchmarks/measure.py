@@ -34,7 +34,7 @@ class Candidate(Protocol):
 
     @property
     def provider(self) -> Provider:
-        """Return the provider."""
+        """Return the library, backend and form."""
 
     @property
     def family(self) -> str:
@@ -78,19 +78,21 @@ class Bench:
         return cuda.sets(size, cuda.cache()) if self.device == "cuda" else 1
 
 
-def measure(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Candidate]] = lambda _: ()) -> list[Row]:
+def measure(
+    case: Case, bench: Bench, other_candidates: Callable[[Subject], Iterable[Candidate]] = lambda _: ()
+) -> list[Row]:
     """Measure a case and return a row for each installed provider and clock.
 
-    others: returns the candidates in other frameworks than torch.
+    other_candidates: returns the candidates in other frameworks than torch.
     """
     bench.clear()
     # Recorded wins and ATTZOO_KERNELS must not choose kernels; only a candidate does. On a GPU everything runs on the
     # capture stream: accumulating a gradient on another stream would end the capture.
     with attzoo.kernels("eager"), cuda.on_stream() if bench.device == "cuda" else nullcontext():
-        return rows_of(case, bench, others)
+        return rows_of(case, bench, other_candidates)
 
 
-def rows_of(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Candidate]]) -> list[Row]:
+def rows_of(case: Case, bench: Bench, other_candidates: Callable[[Subject], Iterable[Candidate]]) -> list[Row]:
     """Do what `measure` does; the caller has set the kernels and the stream."""
     template = Row(case, COPY, "timed", moved=moved(case), flops=flops(case))
     try:
@@ -99,12 +101,12 @@ def rows_of(case: Case, bench: Bench, others: Callable[[Subject], Iterable[Candi
     except (RuntimeError, ValueError) as err:   # for example out of memory
         return [replace(template, provider=Provider("attzoo"), status="failed", why=error_line(err))]
     candidates, rows = [], []
-    for candidate in (*torch_candidates(subject), *others(subject)):
+    for candidate in (*torch_candidates(subject), *other_candidates(subject)):
         candidate_row = replace(template, provider=candidate.provider, clock=candidate.clocks()[0])
         row = verified(candidate, candidate_row, subject, expected, bench.absent)
         if row and row.status == "timed":
-            kept, peak = candidate.memory()   # independent of the clock
-            candidates.append((candidate, replace(row, kept=kept, peak=peak)))
+            saved_bytes, peak_bytes = candidate.memory()   # independent of the clock
+            candidates.append((candidate, replace(row, kept=saved_bytes, peak=peak_bytes)))
         elif row:
             rows.append(row)
     for clock in dict.fromkeys(clock for candidate, _ in candidates for clock in candidate.clocks()):

@@ -18,23 +18,23 @@ def saved_bytes(module: nn.Module, inputs: Sequence[Tensor]) -> int:
     """Return the bytes that autograd saves for the backward pass, without inputs, parameters and buffers."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     known = {tensor.untyped_storage().data_ptr() for tensor in [*inputs, *module.parameters(), *module.buffers()]}
-    alive: dict[int, Tensor] = {}
+    saved_tensors: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        alive.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
+        saved_tensors.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         module(*inputs)
-    return sum(tensor.untyped_storage().nbytes() for address, tensor in alive.items() if address not in known)
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in saved_tensors.items() if address not in known)
 
 
 def peak_bytes(call: Call) -> int:
     """Return the peak bytes of tensors created during a call, without temporary memory inside operators."""
-    alive = _Alive()
-    with alive:
+    tracker = _Alive()
+    with tracker:
         call()
-    return alive.most
+    return tracker.most
 
 
 class _Alive(TorchDispatchMode):   # type: ignore[no-untyped-call]

@@ -49,11 +49,11 @@ class ReorderedInputs(nn.Module):
         self.inner, self.resize = inner, source.resize
         self.order = [names.index(name) for name in source.inputs or names]
 
-    def forward(self, x: Tensor, *others: Tensor) -> Any:
+    def forward(self, x: Tensor, *further_inputs: Tensor) -> Any:
         """Return the output of the source's block for inputs in the order of attzoo's block."""
         if self.resize:
-            others = tuple(resize_to(tensor, x) for tensor in others)
-        inputs = (x, *others)
+            further_inputs = tuple(resize_to(tensor, x) for tensor in further_inputs)
+        inputs = (x, *further_inputs)
         return self.inner(*(inputs[i] for i in self.order))
 
 

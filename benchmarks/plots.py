@@ -140,12 +140,12 @@ def cost(run: Run) -> bytes:
     panels |= {"relative images/s of a ResNet-50": _throughput_bars(rows, "resnet50", "training")}
     panels = {title: bars for title, bars in panels.items() if bars}
     if not panels:
-        raise ValueError("expected a run with timed rows to draw, got one without")
+        raise ValueError("expected a run with timed rows to draw, got one without: pass another result file")
     return plotting.png(bar_chart(panels, "", title="What a block costs", note=_note(run, rows)), dpi=200)
 
 
 def _note(run: Run, rows: Sequence[Row]) -> str:
-    """Return the note below the summary plot."""
+    """Return the note below the summary plot: what it shows, the machine, the version of torch and the date."""
     thread = ", one thread; not comparable with a GPU's" if run.device == "cpu" else ""
     paragraphs = (
         f"Left: time as a multiple of copying the input x once, for x of {base_settings(rows)}; thick mark: the time "
@@ -168,17 +168,18 @@ def growth(rows: Sequence[Row], mode: str, ceilings: Mapping[str, float]) -> lis
     The list is empty if no block was timed at several sizes.
     """
     series = {block: _series(rows, block, mode) for block in blocks(rows)}
-    panels = {block: of_block for block, of_block in series.items() if len({row.case.shapes for row in of_block}) > 1}
+    sizes = {block: {row.case.shapes for row in block_rows} for block, block_rows in series.items()}
+    panels = {block: block_rows for block, block_rows in series.items() if len(sizes[block]) > 1}
     if not panels:
         return []
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(9, 0.5 + 2.6 * lines), facecolor=PAPER, layout="constrained")
-    providers = list(dict.fromkeys(row.provider for of_block in panels.values() for row in of_block))
-    for i, (block, of_block) in enumerate(panels.items()):
+    providers = list(dict.fromkeys(row.provider for block_rows in panels.values() for row in block_rows))
+    for i, (block, block_rows) in enumerate(panels.items()):
         ax = figure.add_subplot(lines, columns, i + 1, facecolor="none", xscale="log", yscale="log")
-        draw_growth(ax, of_block, providers, ceilings.get("copy GB/s"))
-        set_log_scales(ax, of_block)
+        draw_growth(ax, block_rows, providers, ceilings.get("copy GB/s"))
+        set_log_scales(ax, block_rows)
         ax.set_title(block, fontsize=9.5, weight="bold", loc="left", color=INK)
     add_legend(figure)
     alt = f"Lines: time of {mode} against the size of the input, per block."

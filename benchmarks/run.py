@@ -122,9 +122,9 @@ def install(package: str) -> str:
     return install_command(package) if package in (*BACKENDS, "keras", "triton") else INSTALL
 
 
-def state(device: str, when: str) -> dict[str, str]:
-    """Return the GPU's clocks and temperature, with `when`, "before" or "after", in the names; empty on a CPU."""
-    return {f"{name} {when}": value for name, value in cuda.state().items()} if device == "cuda" else {}
+def state(device: str, suffix: str) -> dict[str, str]:
+    """Return the GPU's clocks and temperature, with `suffix`, "before" or "after", in the names; empty on a CPU."""
+    return {f"{name} {suffix}": value for name, value in cuda.state().items()} if device == "cuda" else {}
 
 
 def select(name: str, device: str, blocks: Sequence[str]) -> Suite:

@@ -156,14 +156,15 @@ def read(path: Path) -> Run:
     try:
         contents = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as err:
-        raise ValueError(f"expected a result file in JSON, got {path}: {err}") from None
+        raise ValueError(f"expected a result file in JSON, got {path}: {err}; run it again") from None
     schema = contents.pop("schema", None) if isinstance(contents, dict) else None
     if schema != SCHEMA:
         raise ValueError(f"expected a result file of schema {SCHEMA}, got schema {schema} in {path}; run it again")
     try:
         return Run(**contents | {"rows": [_from_json(row) for row in contents["rows"]]})
     except (KeyError, TypeError, AttributeError) as err:
-        raise ValueError(f"expected a result file of schema {SCHEMA}, got an invalid one in {path}: {err}") from err
+        got = f"an invalid one in {path}: {err}; run it again"
+        raise ValueError(f"expected a result file of schema {SCHEMA}, got {got}") from err
 
 
 def _to_json(row: Row) -> dict[str, Any]:

@@ -125,8 +125,8 @@ def _inverted(row: Row, ratio: Spread, reference: str) -> Pair:
 def time_ratio(row: Row, base: Row) -> Spread | None:
     """Return the time of a row / the time of another row of the same case and clock; None without a common reference.
 
-    Both times are known as ratios to the reference. The quartiles are the widest that those of the two ratios allow,
-    because the rounds of the two rows are not paired.
+    Both times are known as ratios to the reference. The quartiles are the widest that the quartiles of the two ratios
+    allow, because the rounds of the two rows are not paired.
     """
     if row.ratio is None or row.reference != base.reference:
         return None

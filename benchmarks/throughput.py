@@ -50,7 +50,13 @@ def _title(entries: Sequence[Entry], chosen_setting: tuple[object, ...]) -> str:
 def _lines(
     entries: Sequence[Entry], chosen_setting: tuple[object, ...], published: Mapping[str, Mapping[str, int]]
 ) -> list[list[str]]:
-    """Return the table lines of a setting, by run and block, the network without a block first."""
+    """Return the lines of the table for one setting, sorted by run and block, the network without a block first.
+
+    Args:
+        entries: the rows of all settings.
+        chosen_setting: the setting of the lines.
+        published: published images per second by block, "none" for no block, and by mode; empty without such columns.
+    """
     lines = []
     group = [entry for entry in entries if setting(entry.row) == chosen_setting]
     order = ["none", *(block for block in blocks(entry.row for entry in group) if block != "none")]

@@ -79,9 +79,9 @@ def interleave(turns: Mapping[str, Turn], pace: Pace) -> dict[str, list[float]]:
 class Cpu:
     """Turns timed by the CPU time of this thread, which other programs do not add to.
 
-    The last KEPT results of all providers are kept alive, so that every call writes to memory that is not in the cache,
-    as in a network. Otherwise the allocator would determine over how many addresses the results rotate; three instead
-    of two made a small block 10 % slower.
+    The last KEPT_RESULTS results of all providers stay in memory, so that every call writes to memory that is not in
+    the cache, as in a network. Otherwise the allocator would determine over how many addresses the results rotate;
+    three instead of two made a small block 10 % slower.
     """
 
     def __init__(self, clock: Callable[[], float] = thread_time) -> None:

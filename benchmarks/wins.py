@@ -52,10 +52,10 @@ def wins(runs: Mapping[str, Run]) -> list[Win]:
         for row in run.rows:
             if row.provider == FUSED and row.case.network is None and row.case.mode in BOTH:
                 key, size = _key(row, capability), prod(row.case.shapes[0])
-                is_won_by_size = sizes.setdefault(key, {})
-                is_won_by_size[size] = is_won_by_size.get(size, True) and won(row, run.rows)
+                wins_by_size = sizes.setdefault(key, {})
+                wins_by_size[size] = wins_by_size.get(size, True) and won(row, run.rows)
                 sources[key] = list(dict.fromkeys([*sources.get(key, []), name]))
-    smallest = {key: least(is_won_by_size) for key, is_won_by_size in sizes.items()}
+    smallest = {key: least(wins_by_size) for key, wins_by_size in sizes.items()}
     return [Win(*key, size, ", ".join(sources[key])) for key, size in sorted(smallest.items()) if size is not None]
 
 
@@ -82,11 +82,11 @@ def won(row: Row, rows: Sequence[Row]) -> bool:
     return replace(row, ratio=time_ratio(row, eager_rows[0])).verdict == "faster"
 
 
-def least(is_won_by_size: Mapping[int, bool]) -> int | None:
+def least(wins_by_size: Mapping[int, bool]) -> int | None:
     """Return the smallest size from which on all sizes are won; None if the largest is not."""
     smallest = None
-    for size in sorted(is_won_by_size, reverse=True):
-        if not is_won_by_size[size]:
+    for size in sorted(wins_by_size, reverse=True):
+        if not wins_by_size[size]:
             break
         smallest = size
     return smallest

@@ -25,18 +25,18 @@ from .timer import KEPT_RESULTS, Call
 from .workers import FORMS, Job
 
 
-def serve(link: Connection[Any, Any], bench: Callable[[], Any]) -> None:
+def serve(connection: Connection[Any, Any], bench: Callable[[], Any]) -> None:
     """Answer requests (limit in seconds, method, arguments) with (True, result) or (False, text of the exception).
 
     Args:
-        link: connection to the client.
+        connection: connection to the client.
         bench: creates the object with the methods, at the first request.
 
     """
     server = None
     with suppress(EOFError):   # the client has ended
         while True:
-            limit, method, arguments = link.recv()
+            limit, method, arguments = connection.recv()
             signal.alarm(limit)   # without a handler it ends the process, even if it hangs outside Python
             try:
                 server = server or bench()
@@ -44,7 +44,7 @@ def serve(link: Connection[Any, Any], bench: Callable[[], Any]) -> None:
             except Exception as err:
                 response = False, f"{type(err).__name__}: {err}"
             signal.alarm(0)
-            link.send(response)
+            connection.send(response)
 
 
 class Bench:
@@ -99,7 +99,7 @@ class Bench:
 
 
 def seconds(call: Call, repeats: int, clock: Callable[[], float], wait: Callable[[Any], object]) -> float:
-    """Return the seconds per call until all results are computed; the last results are kept alive, as by `timer.Cpu`.
+    """Return the seconds per call until all results are computed; the last results stay in memory, as in `timer.Cpu`.
 
     Args:
         call: the call to time.

@@ -165,7 +165,7 @@ class Worker:
             succeeded, answer = self.link.recv()
         except (EOFError, OSError):
             raise Failed(f"expected an answer of Keras on {self.backend}, got none: it {self._end(5)}") from None
-        except BaseException:   # an unread answer would be taken for that of the next request
+        except BaseException:   # else the next request would read the answer to this one
             self._end(0)
             raise
         if not succeeded:
@@ -186,8 +186,8 @@ class Worker:
         self.errors.close()
         if code == -signal.SIGALRM:
             return f"took more than {self.limit:g} s"
-        ending = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        return ": ".join([ending, *([" / ".join(last_lines)] if last_lines else [])])
+        ending_text = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        return ": ".join([ending_text, *([" / ".join(last_lines)] if last_lines else [])])
 
 
 def environment(backend: str, device: str) -> dict[str, str]:

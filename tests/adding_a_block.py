@@ -117,9 +117,9 @@ def test_tests_parametrized_by_all_blocks_include_the_new_one(copy):
         function, _, parameters = test.partition("[")
         words[function].update(re.findall(r"[a-z_]+", parameters))
     known = set(registry.BLOCKS)
-    of_all_blocks = {function for function, names in words.items() if len(known & names) >= len(known) - 1}
-    assert len({function.partition("::")[0] for function in of_all_blocks}) > 15
-    missing = [name for name in sorted(of_all_blocks) if "diagonal" not in words[name] and name not in SINGLE]
+    parametrized = {function for function, names in words.items() if len(known & names) >= len(known) - 1}
+    assert len({function.partition("::")[0] for function in parametrized}) > 15
+    missing = [name for name in sorted(parametrized) if "diagonal" not in words[name] and name not in SINGLE]
     assert not missing, "\n".join(missing)
 
 
@@ -146,10 +146,10 @@ def test_the_kernels_of_the_new_block_compile_for_a_gpu(copy):
 
 
 def test_benchmark_pages_and_command_line_include_the_new_block(copy):
-    suites = "from benchmarks.suites import suite; print({case.block for case in suite('quick', 'cpu').cases})"
-    assert "diagonal" in run(copy, "-c", suites)
-    sources = "from benchmarks.suites import reference; print(reference('diagonal').module)"
-    assert "acme_layers" in run(copy, "-c", sources)
+    print_blocks = "from benchmarks.suites import suite; print({case.block for case in suite('quick', 'cpu').cases})"
+    assert "diagonal" in run(copy, "-c", print_blocks)
+    print_module = "from benchmarks.suites import reference; print(reference('diagonal').module)"
+    assert "acme_layers" in run(copy, "-c", print_module)
     assert "[diagonal](docs/blocks/diagonal.md)" in (copy / "README.md").read_text()
     assert "[fused kernels](../kernels.md)" in (copy / "docs" / "blocks" / "diagonal.md").read_text()
     assert "diagonal" in run(copy, "-m", "attzoo", "list")

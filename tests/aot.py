@@ -160,9 +160,9 @@ def compiled(capability: int, recorded: Launch) -> tuple[str, bool]:
     stack, registers = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("STACK", "REG"))   # type: ignore[index]
     widest = max(map(int, re.findall(r"LDG(?:STS)?\.E\S*?\.(64|128)\b", code)), default=32)
     memory = f"{stack} bytes of stack, {binary.metadata.shared} of shared memory"
-    resources = f"{registers} registers, {memory}, loads of {widest} bits"
+    resources_text = f"{registers} registers, {memory}, loads of {widest} bits"
     has_narrow_loads = recorded.wide and "x" in signature and widest < 128
-    return resources, stack > STACK or binary.metadata.shared > SHARED[capability] or has_narrow_loads
+    return resources_text, stack > STACK or binary.metadata.shared > SHARED[capability] or has_narrow_loads
 
 
 def main() -> int:

@@ -146,7 +146,7 @@ def uses_kernels(block, *xs, mode="triton"):
 # ---- comparisons -----------------------------------------------------------------------------------------------------
 
 
-def near(got, expected, dtype="float32", changes=None, stray=0.0, eager=None):
+def near(got, expected, dtype="float32", changes=None, differing_fraction=0.0, eager=None):
     """Assert that results of `step` are accurate to a few units in the last place, with non-finite values as expected.
 
     Args:
@@ -154,7 +154,8 @@ def near(got, expected, dtype="float32", changes=None, stray=0.0, eager=None):
         expected: results in float64.
         dtype: dtype of the block.
         changes: results of `condition`, by which tolerances grow.
-        stray: fraction of numbers that may differ: of many positions, a few have two maxima closer than rounding.
+        differing_fraction: fraction of numbers that may differ: of many positions, a few have two maxima closer than
+            rounding.
         eager: results of the plain form in the same dtype; twice their error is allowed too.
     """
     assert got.keys() == expected.keys()
@@ -172,10 +173,11 @@ def near(got, expected, dtype="float32", changes=None, stray=0.0, eager=None):
             allowed = max(allowed, 2 * eager_error.max().item())
         error = (result - reference)[finite].abs()
         assert not error.isnan().any(), f"{name} is not finite where it should be"
-        assert (error > allowed).sum() <= stray * error.numel(), f"{name} is off by {error.max()}, allowed {allowed}"
+        largest_count = differing_fraction * error.numel()
+        assert (error > allowed).sum() <= largest_count, f"{name} is off by {error.max()}, allowed {allowed}"
 
 
-class Yardstick:
+class StepTolerance:
     """Tolerance for a step by kernels: twice the error of the eager form of the same dtype, relative to float64.
 
     If the input of a relu is within rounding of zero, rounding may change its sign. The tolerance therefore includes
@@ -191,7 +193,7 @@ class Yardstick:
             none_passes = exact(block, *inputs_and_dy)
         self.flips = {name: distance(all_pass[name], none_passes[name]) for name in self.expected}
 
-    def holds(self, got):
+    def check(self, got):
         """Assert that results of `step` are within the tolerance, with NaN in the same positions."""
         assert got.keys() <= self.expected.keys()
         for name, result in got.items():
@@ -210,7 +212,7 @@ def distance(a, b):
 
 
 @contextmanager
-def uncertain_relus(passes):
+def uncertain_relus(pass_uncertain):
     """Make relus pass all inputs, or none, that are within rounding of zero but not zero; yield their counts."""
     counts, original = [], ops.relu
 
@@ -218,7 +220,7 @@ def uncertain_relus(passes):
         size = h.detach().abs()
         uncertain = (size > 0) & (size <= RELU_UNCERTAINTY * size.max()) if h.numel() else size > 0
         counts.append(int(uncertain.sum()))
-        return torch.where(uncertain, h * passes, original(h))
+        return torch.where(uncertain, h * pass_uncertain, original(h))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "relu", relu)
@@ -237,10 +239,10 @@ def close(got, expected, tolerance):
         assert error <= tolerance * size, f"{name} is off by {error / size:.1e} of its size"
 
 
-def check(block, x, dy, dtype="float32", stray=0.0):
+def check(block, x, dy, dtype="float32", differing_fraction=0.0):
     """Compare a step by the kernels with the plain form in float64, and return its results."""
     got, expected = step(block, x, dy), exact(block, x, dy)
-    near(got, expected, dtype, condition(block, x, dy, expected), stray, step(block, x, dy, mode="eager"))
+    near(got, expected, dtype, condition(block, x, dy, expected), differing_fraction, step(block, x, dy, mode="eager"))
     return got
 
 

@@ -22,19 +22,20 @@ class Sample:
     shapes: tuple[tuple[int, ...], ...]
 
     def create(self, backend, **kwargs):
+        """Return a new block with the arguments of the sample."""
         return attzoo.create(self.block, **self.config, backend=backend, **kwargs)
 
-    def arrays(self, more=0, seed=0):
+    def arrays(self, increase=0, seed=0):
         """Draw normal float64 inputs, channels first.
 
         Args:
-            more: added to the batch size, and in different multiples to the spatial sizes.
+            increase: added to the batch size, and in different multiples to the spatial sizes.
             seed: seed of the random numbers.
 
         """
         rng = np.random.default_rng(seed)
         return [
-            rng.normal(size=(n + more, c, *(s + more * (i + axis) for axis, s in enumerate(space, start=1))))
+            rng.normal(size=(n + increase, c, *(s + increase * (i + axis) for axis, s in enumerate(space, start=1))))
             for i, (n, c, *space) in enumerate(self.shapes)
         ]
 
@@ -83,20 +84,20 @@ def pooled_initial_arrays(sample, read, backend, blocks=40, **kwargs):
 
     """
     arrays = [read(sample.create(backend, **kwargs)) for _ in range(blocks)]
-    return {name: np.concatenate([of_block[name].ravel() for of_block in arrays]) for name in arrays[0]}
+    return {name: np.concatenate([block_arrays[name].ravel() for block_arrays in arrays]) for name in arrays[0]}
 
 
 def assert_initialized_as(array, weight):
-    """Assert that values have the mean, deviation and range of a weight's initialization."""
+    """Assert that values have the mean, standard deviation and range of a weight's initialization."""
     offset = np.asarray(array, np.float64) - weight.center
     if weight.initialization == "constant":
         assert not offset.any()
         return
-    deviation = weight.scale / sqrt(3) if weight.initialization == "uniform" else weight.scale
-    assert abs(offset.mean()) < 5 * deviation / sqrt(offset.size)
+    std = weight.scale / sqrt(3) if weight.initialization == "uniform" else weight.scale
+    assert abs(offset.mean()) < 5 * std / sqrt(offset.size)
     if offset.size > 1:
-        assert 1 - 4 / sqrt(offset.size) < offset.std() / deviation < 1 + 4 / sqrt(offset.size)
-    largest = abs(offset).max() / deviation   # uniform: at most sqrt(3); 1000 normal values exceed that almost surely
+        assert 1 - 4 / sqrt(offset.size) < offset.std() / std < 1 + 4 / sqrt(offset.size)
+    largest = abs(offset).max() / std   # uniform: at most sqrt(3); 1000 normal values exceed that almost surely
     if weight.initialization == "uniform":
         assert largest <= sqrt(3) * (1 + 1e-6)
     elif offset.size >= 1000:

@@ -82,5 +82,5 @@ def kernel_cases(draw_from, name):
     largest = {1: 60, 2: 8, 3: 4} if tiny else {1: 300, 2: 17, 3: 6}   # each tile is slow in the interpreter
     space = tuple(draw_from(st.integers(1, largest[len(space)])) for _ in space)
     case = replace(with_fewer_taps(case), shapes=((pick(2, 1, 3), channels, *space),))
-    equal = ["equal"] if channels > 2 else []   # with fewer channels no value would vary
-    return case, pick("channels first", "channels last"), pick("normal", "ties", *equal), tiny
+    equal_kind = ["equal"] if channels > 2 else []   # with fewer channels no value would vary
+    return case, pick("channels first", "channels last"), pick("normal", "ties", *equal_kind), tiny

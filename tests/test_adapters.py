@@ -239,6 +239,7 @@ class Logged(CBAM):
         return "logged, " + super().extra_repr()
 
     def note(self, x):
+        """Append x to the log."""
         self.log.append(x)
 
 

@@ -32,11 +32,11 @@ def test_large_inputs_use_the_fast_form_and_small_inputs_the_plain_form():
     side = ceil((fast.FEW / 16) ** 0.5)
     for size, large in ((side, True), (side - 1, False)):
         block, xs = gate_of_size(size)
-        with Operations() as seen:
+        with Operations() as operations:
             block(*xs)
-        assert (seen.names.count("baddbmm_") > 0) is large
-        assert ("convolution" in seen.names) is not large
-        assert any("batch_norm" in name for name in seen.names) is not large
+        assert (operations.names.count("baddbmm_") > 0) is large
+        assert ("convolution" in operations.names) is not large
+        assert any("batch_norm" in name for name in operations.names) is not large
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_large_inputs_use_the_fast_form_and_small_inputs_the_plain_form():
 )
 def test_training_computes_contiguous_projections_as_matrix_products(layout, grad, multiplied):
     block, xs = gate_of_size(ceil((fast.FEW / 4) ** 0.5))
-    with Operations() as seen, torch.set_grad_enabled(grad):
+    with Operations() as operations, torch.set_grad_enabled(grad):
         block.train()(*map(LAYOUTS[layout], xs))
-    assert (seen.names.count("baddbmm"), seen.names.count("convolution")) == (multiplied, 3 - multiplied)
+    assert (operations.names.count("baddbmm"), operations.names.count("convolution")) == (multiplied, 3 - multiplied)
 
 
 def test_matrix_products_need_at_least_as_many_pixels_as_channels():
@@ -59,10 +59,10 @@ def test_matrix_products_need_at_least_as_many_pixels_as_channels():
 def test_training_overwrites_the_normed_skip_projection():
     side = ceil((fast.FEW / 8) ** 0.5)
     block, xs = gate_of_size(side)
-    with Operations() as seen:
+    with Operations() as operations:
         block.train()(*xs)
-    assert "add_" in seen.names and "relu_" in seen.names   # noqa: PT018
-    assert "baddbmm_" not in seen.names
+    assert "add_" in operations.names and "relu_" in operations.names   # noqa: PT018
+    assert "baddbmm_" not in operations.names
 
 
 @pytest.mark.case50
@@ -268,9 +268,9 @@ def test_projection_of_another_dtype_is_not_overwritten():
 def test_attention_maps_record_coefficients_that_are_computed_once(monkeypatch):
     block, xs = gate_with_norm()
     expected, counts = block.attention(*xs), []
-    with torch.no_grad(), forced() as calls, attzoo.attention_maps(block) as seen:
+    with torch.no_grad(), forced() as calls, attzoo.attention_maps(block) as recorded:
         y = block(*xs)
-    assert_same(torch.from_numpy(seen[""]), expected.detach())
+    assert_same(torch.from_numpy(recorded[""]), expected.detach())
     assert_same(y, xs[0] * expected.detach())
     assert calls["gated"] == 0
     attention = gate_torch.AttentionGate.attention

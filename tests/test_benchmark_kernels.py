@@ -297,8 +297,8 @@ def test_time_ratio_is_the_quotient_of_the_ratios_to_one_reference():
     assert (ratio.low, ratio.median, ratio.high) == pytest.approx((0.396 / 0.808, 0.5, 0.404 / 0.792))
     assert time_ratio(fused, replace(ours, reference="MONAI")) is None
     assert time_ratio(peer, ours) is None
-    alone = replace(ours, reference="attzoo", ratio=None)
-    assert time_ratio(replace(fused, reference="attzoo"), alone) == about(0.4)
+    reference_row = replace(ours, reference="attzoo", ratio=None)
+    assert time_ratio(replace(fused, reference="attzoo"), reference_row) == about(0.4)
 
 
 def sized(*ratios, case=SE, clocks=("graph", "calls"), **fields):

@@ -136,10 +136,10 @@ def test_a_float64_block_that_differs_from_the_numpy_reference_raises(monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("shape", "cropped"), [((3, 1, 30, 30), (2, 1, 30, 30)), ((1, 1, 30, 4, 30), (1, 1, 24, 4, 24))]
+    ("shape", "cropped_shape"), [((3, 1, 30, 30), (2, 1, 30, 30)), ((1, 1, 30, 4, 30), (1, 1, 24, 4, 24))]
 )
-def test_crop_returns_two_samples_and_a_corner_of_a_volume(shape, cropped):
-    assert subjects.crop(torch.zeros(shape)).shape == cropped
+def test_crop_returns_two_samples_and_a_corner_of_a_volume(shape, cropped_shape):
+    assert subjects.crop(torch.zeros(shape)).shape == cropped_shape
 
 
 @pytest.mark.parametrize(("got", "error"), [([3.0, 4.0], 0.0), ([3.0, 5.0], 0.2), ([3.0, float("nan")], float("nan"))])

@@ -56,7 +56,7 @@ def expected_run(case, mode):
 
 
 def is_close(got, expected):
-    """Whether a float64 array is within 1e-5 of the largest expected value."""
+    """Whether a float64 array differs from the expected one by at most 1e-5 times its largest magnitude."""
     assert got.dtype == np.float64
     return got.shape == expected.shape and np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
 
@@ -288,4 +288,4 @@ def test_seconds_per_call_include_the_wait_for_results():
         now[0] += 6.0
 
     assert child.seconds(call, KEPT_RESULTS + 4, lambda: now[0], wait) == 1.0 + 6.0 / (KEPT_RESULTS + 4)
-    assert waited_for == [KEPT_RESULTS]   # the last results are kept is_running
+    assert waited_for == [KEPT_RESULTS]   # only the results of the last calls are stored

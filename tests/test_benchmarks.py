@@ -60,7 +60,7 @@ def test_every_provider_has_a_turn_in_every_round_in_all_orders():
 @pytest.mark.parametrize(("limit", "rounds"), [(999.0, 20), (46.0, 9), (4.0, FEWEST)])
 def test_the_limit_reduces_the_rounds_to_the_fewest_at_least(limit, rounds):
     times = interleave({"a": lambda repeats: 2.0, "b": lambda repeats: 0.5}, Pace(20, 3.0, limit))   # 5 s per round
-    assert [len(of_provider) for of_provider in times.values()] == [rounds] * 2
+    assert [len(provider_times) for provider_times in times.values()] == [rounds] * 2
 
 
 def test_a_turn_returns_the_time_per_call():
@@ -310,15 +310,15 @@ def test_suites_contain_every_block_and_no_case_twice(name, device):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_full_suite_varies_every_property_of_every_block(device):
     all_cases = suite("full", device).cases
-    alone = [case for case in all_cases if not case.network]
+    single_block_cases = [case for case in all_cases if not case.network]
     for name in attzoo.names():
-        of_block = [case for case in alone if case.block == name]
-        assert {case.mode for case in of_block} == set(cases.MODES)
-        assert {case.dtype for case in of_block} == set(cases.DTYPES)
-        assert {case.layout for case in of_block} == set(cases.LAYOUTS)
-        assert {len(case.shapes[0]) - 2 for case in of_block} == {1, 2, 3}
-        assert min(case.shapes[0][0] for case in of_block) == 1
-    assert {form for case in alone for form in case.forms} == {"eager", "compiled", "keras"}
+        block_cases = [case for case in single_block_cases if case.block == name]
+        assert {case.mode for case in block_cases} == set(cases.MODES)
+        assert {case.dtype for case in block_cases} == set(cases.DTYPES)
+        assert {case.layout for case in block_cases} == set(cases.LAYOUTS)
+        assert {len(case.shapes[0]) - 2 for case in block_cases} == {1, 2, 3}
+        assert min(case.shapes[0][0] for case in block_cases) == 1
+    assert {form for case in single_block_cases for form in case.forms} == {"eager", "compiled", "keras"}
     assert {(case.network, case.mode) for case in all_cases if case.network} == {
         (net, mode) for net in ("resnet50", "unet") for mode in cases.BOTH
     }
@@ -328,8 +328,9 @@ def test_a_new_block_is_timed_in_every_suite_without_a_peer(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent / "plugin")
     monkeypatch.setitem(registry.BLOCKS, "scale", "attzoo_scale:Scale")   # has no sources, goals or kernels
     for name, device in suites.MINUTES:
-        of_block = [case for case in suite(name, device).cases if case.block == "scale"]
-        assert {(case.network, case.variant) for case in of_block} == (set() if name == "networks" else {(None, None)})
+        block_cases = [case for case in suite(name, device).cases if case.block == "scale"]
+        expected = set() if name == "networks" else {(None, None)}
+        assert {(case.network, case.variant) for case in block_cases} == expected
     ranks = {len(case.shapes[0]) - 2 for case in suite("full", "cpu", ("scale",)).cases if not case.network}
     assert ranks == {1, 2, 3}
     rows = measure(Case("scale", ((2, 8, 6, 6),), "training"), Bench("cpu", PACE))

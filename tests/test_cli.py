@@ -353,12 +353,12 @@ def test_convert_refuses_targets_that_it_cannot_write(saved, tmp_path):
 
 def test_convert_does_not_replace_a_safetensors_file_of_another_program(saved, tmp_path):
     _, path, _ = saved
-    safetensors.numpy.save_file({"weight": np.ones(3)}, other := tmp_path / "model.safetensors")
-    content = other.read_bytes()
-    assert f"expected nothing or a file of attzoo.save at {other}, got another file" in error_of(
-        "convert", str(path), str(other)
+    safetensors.numpy.save_file({"weight": np.ones(3)}, foreign_path := tmp_path / "model.safetensors")
+    content = foreign_path.read_bytes()
+    assert f"expected nothing or a file of attzoo.save at {foreign_path}, got another file" in error_of(
+        "convert", str(path), str(foreign_path)
     )
-    assert other.read_bytes() == content
+    assert foreign_path.read_bytes() == content
 
 
 def test_failed_convert_leaves_the_old_file_unchanged(saved, monkeypatch):

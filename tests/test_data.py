@@ -59,14 +59,15 @@ def test_other_normalisations():
 
 @pytest.mark.parametrize("size", [(8, 12), (4, 7), (2, 24), (12, 20), (12, 3, 17), (4, 12, 5)])
 def test_resizing_keeps_image_and_mask_in_place(size):
-    """Pixels are areas: a resized picture of coordinates holds the new pixels', its mask the class of the nearest."""
+    """Pixels are areas: a resized image of coordinates has the new pixels' coordinates, a mask the nearest classes."""
     start = (8, 12) if len(size) == 2 else (4, 8, 12)
     prepare = Preparation(size, "none")
     image, mask = prepare(coordinates(*start)), prepare.mask(np.arange(prod(start)).reshape(start))
     assert (image.shape, mask.shape, mask.dtype) == ((len(size), *size), size, np.int64)
-    for at, found, index, old in zip(coordinates(*size), image, np.unravel_index(mask, start), start, strict=True):
-        np.testing.assert_allclose(found, np.clip(at, 0.5 / old, 1 - 0.5 / old), atol=1e-6)
-        assert np.abs((index + 0.5) / old - at).max() <= 0.5 / old + 1e-6
+    indices = np.unravel_index(mask, start)
+    for position, coordinate, index, old_size in zip(coordinates(*size), image, indices, start, strict=True):
+        np.testing.assert_allclose(coordinate, np.clip(position, 0.5 / old_size, 1 - 0.5 / old_size), atol=1e-6)
+        assert np.abs((index + 0.5) / old_size - position).max() <= 0.5 / old_size + 1e-6
 
 
 # ---- folders ---------------------------------------------------------------------------------------
@@ -79,8 +80,8 @@ def test_flips_take_mask_and_image_together_and_follow_from_the_key(size, tmp_pa
     image, mask = plain[0, 0]
     assert (image.dtype, mask.dtype) == (np.float32, np.int64)
     assert (image.shape[1:], mask.shape) == (size, size)
-    ways = (1, 2) if len(size) == 2 else (2,) * 3   # a picture stays upright
-    counts = dict.fromkeys(np.ndindex(ways), 0)
+    outcomes = (1, 2) if len(size) == 2 else (2,) * 3   # a picture stays upright
+    counts = dict.fromkeys(np.ndindex(outcomes), 0)
     for epoch in range(32):
         for index in range(4):
             image, mask = flipped[epoch, index]
@@ -271,8 +272,8 @@ def oriented(path, array, orientation):
     (9, None, False),
 ])   # fmt: skip
 def test_image_and_mask_of_different_orientations_are_refused(image, mask, is_refused, kind, tmp_path):
-    picture = oriented(tmp_path / f"a.{kind}", BYTES[:5, :5, 0], image)
-    pair = picture, oriented(tmp_path / f"b.{kind}", BYTES[:5, :5, 0] // 2, mask)
+    image_file = oriented(tmp_path / f"a.{kind}", BYTES[:5, :5, 0], image)
+    pair = image_file, oriented(tmp_path / f"b.{kind}", BYTES[:5, :5, 0] // 2, mask)
     if not is_refused:
         assert len(Folder([pair])) == 1
         return

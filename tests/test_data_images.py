@@ -332,12 +332,12 @@ def test_a_palette_of_a_tiff_gives_colours_of_16_bits(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), BYTES[..., 0])
 
 
-@pytest.mark.parametrize("factor_name", [
+@pytest.mark.parametrize("to_16_bits", [
     lambda colors: colors, lambda colors: colors * 256, lambda colors: colors * 257,
 ], ids=["as they are", "in the upper half", "over the whole range"])   # fmt: skip
-def test_colours_of_8_bits_in_the_palette_of_a_tiff_are_those_of_a_png(factor_name, tmp_path):
+def test_colours_of_8_bits_in_the_palette_of_a_tiff_are_those_of_a_png(to_16_bits, tmp_path):
     colors = np.concatenate([below(256, 3, 15), np.zeros((3, 241), np.uint16)], 1).astype(np.uint16)
-    tifffile.imwrite(tmp_path / "a.tif", INDICES, photometric="palette", colormap=factor_name(colors))
+    tifffile.imwrite(tmp_path / "a.tif", INDICES, photometric="palette", colormap=to_16_bits(colors))
     got = read_image(tmp_path / "a.tif")
     assert got.dtype == np.uint8
     np.testing.assert_array_equal(got, colors[:, INDICES])
@@ -352,10 +352,10 @@ def test_colours_of_8_bits_in_the_palette_of_a_tiff_are_those_of_a_png(factor_na
 def test_an_image_with_pixels_that_its_file_declares_as_no_data_is_refused(array, text, tmp_path):
     value = array.dtype.type(float(text))
     count = (array == value).sum()
-    for written, declared in ((array, False), (array, True), (np.where(array == value, 1, array), True)):
-        tag = [(42113, "s", 0, text, False)] if declared else []
+    for written, has_tag in ((array, False), (array, True), (np.where(array == value, 1, array), True)):
+        tag = [(42113, "s", 0, text, False)] if has_tag else []
         tifffile.imwrite(tmp_path / "a.tif", written.astype(array.dtype), extratags=tag)
-        if declared and written is array:
+        if has_tag and written is array:
             with pytest.raises(ValueError, match=rf"a.tif: expected measured pixels, got {count} pixels of .* no data"):
                 read_image(tmp_path / "a.tif")
         else:
@@ -379,11 +379,11 @@ def test_no_data_of_a_palette_is_an_index(tmp_path):
 @pytest.mark.parametrize("left_out", [0, 3])
 def test_pixels_that_a_transparency_mask_leaves_out_are_refused(left_out, tmp_path):
     """GDAL writes such masks with GDAL_TIFF_INTERNAL_MASK. The samples of masked pixels have any value, often 0."""
-    is_there = np.ones((6, 5), bool)
-    is_there.flat[:left_out] = False
+    is_valid = np.ones((6, 5), bool)
+    is_valid.flat[:left_out] = False
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         writer.write(BYTES[..., 0], photometric="minisblack", metadata=None)
-        writer.write(is_there, photometric="mask", subfiletype=4, compression="zlib", metadata=None)
+        writer.write(is_valid, photometric="mask", subfiletype=4, compression="zlib", metadata=None)
     for read in (read_image, read_mask, lambda path: read_mask(path, Labels((0, 255)))):
         if left_out:
             with pytest.raises(ValueError, match=r"a.tif: expected a value in every pixel, got 3 pixels .* transp"):
@@ -570,8 +570,8 @@ def encoded(array, kind):
     """Return the bytes of a file of this kind with an array."""
     data = io.BytesIO()
     if kind == "frames":
-        first, *more = bands(array, 3)
-        first.save(data, format="TIFF", save_all=True, append_images=more)
+        first, *further_bands = bands(array, 3)
+        first.save(data, format="TIFF", save_all=True, append_images=further_bands)
     elif kind == "npz":
         np.savez(data, array)
     elif kind == "npy":

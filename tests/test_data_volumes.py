@@ -198,8 +198,8 @@ def test_colours_in_a_volume_are_refused_with_the_fix(tmp_path):
 
 def test_a_volume_whose_header_scales_it_is_of_floats(tmp_path):
     data = bytearray(nibabel.Nifti1Image(MASK.astype(np.int16), AFFINE).to_bytes())
-    for slope, inter, kind in ((1, 0, "i"), (0, 5, "i"), (2, 0, "f"), (1, -1024, "f")):
-        data[112:120] = struct.pack("<ff", slope, inter)
+    for slope, intercept, kind in ((1, 0, "i"), (0, 5, "i"), (2, 0, "f"), (1, -1024, "f")):
+        data[112:120] = struct.pack("<ff", slope, intercept)
         (tmp_path / "a.nii").write_bytes(data)
         assert read_image(tmp_path / "a.nii").dtype.kind == describe_image(tmp_path / "a.nii").dtype.kind == kind
 

@@ -38,7 +38,7 @@ def test_rows_that_are_repeated_are_used_equally_often():
 
 
 def test_parameters_of_a_fixture_are_all_selected():
-    of_fixture = [*items("test", a=[1, 2])]
-    for item in of_fixture:
+    fixture_items = [*items("test", a=[1, 2])]
+    for item in fixture_items:
         item.iter_markers = lambda name: []
-    assert one_of_each(of_fixture) == of_fixture
+    assert one_of_each(fixture_items) == fixture_items

@@ -122,15 +122,15 @@ class AttUNet(nn.Module):
             module.conv = nn.Sequential(convs[0], nn.BatchNorm2d(o), relu(), convs[1], nn.BatchNorm2d(o), relu())
             return module
 
-        for n, (above, width) in enumerate(zip((channels, *widths), widths, strict=False), start=1):
-            self.add_module(f"Conv{n}", double(above, width))
+        for n, (upper_width, width) in enumerate(zip((channels, *widths), widths, strict=False), start=1):
+            self.add_module(f"Conv{n}", double(upper_width, width))
             if n > 1:
                 up = nn.Module()
-                conv = nn.Conv2d(width, above, 3, padding=1)
-                up.up = nn.Sequential(nn.Upsample(scale_factor=2), conv, nn.BatchNorm2d(above), relu())
+                conv = nn.Conv2d(width, upper_width, 3, padding=1)
+                up.up = nn.Sequential(nn.Upsample(scale_factor=2), conv, nn.BatchNorm2d(upper_width), relu())
                 self.add_module(f"Up{n}", up)
-                self.add_module(f"Att{n}", LeeJunHyunGate(above, above, above // 2))
-                self.add_module(f"Up_conv{n}", double(2 * above, above))
+                self.add_module(f"Att{n}", LeeJunHyunGate(upper_width, upper_width, upper_width // 2))
+                self.add_module(f"Up_conv{n}", double(2 * upper_width, upper_width))
         self.Conv_1x1 = nn.Conv2d(widths[0], classes, 1)
 
     def forward(self, x):
@@ -232,8 +232,8 @@ def test_exported_weights_are_those_that_were_loaded(name):
 def test_a_common_prefix_is_ignored(prefix):
     source, module, block, _ = published("se timm")
     state = {prefix + key: value for key, value in module.state_dict().items()}
-    others = {"stem.weight": torch.ones(2)} if prefix.endswith("se.") else {}
-    attzoo.load_weights(block, state | others, source=source)
+    other_arrays = {"stem.weight": torch.ones(2)} if prefix.endswith("se.") else {}
+    attzoo.load_weights(block, state | other_arrays, source=source)
     np.testing.assert_array_equal(attzoo.weights(block)["excite.bias"], module.state_dict()["fc2.bias"])
 
 
@@ -248,8 +248,8 @@ def test_keras_blocks_load_the_same_files():
 
 def two_layouts(state):
     """A network with two blocks in the two layouts of timm."""
-    other = {key.replace("fc1", "conv_reduce").replace("fc2", "conv_expand"): value for key, value in state.items()}
-    return {f"a.{key}": value for key, value in state.items()} | {f"b.{key}": value for key, value in other.items()}
+    renamed = {key.replace("fc1", "conv_reduce").replace("fc2", "conv_expand"): value for key, value in state.items()}
+    return {f"a.{key}": value for key, value in state.items()} | {f"b.{key}": value for key, value in renamed.items()}
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -323,8 +323,10 @@ def test_keras_variables_give_the_published_outputs_and_are_exported(name):
     source, make, block, arguments, channels = KERAS[name]
     state, call = make()
     converted = attzoo.create(block, channels[0], backend="torch", dtype=torch.float64, **arguments)
-    others = {"block1a_project_conv/kernel": torch.ones(1, 1, 6, 2), "expanded_conv_3_project/kernel": torch.ones(2)}
-    attzoo.load_weights(converted.eval(), state | others, source=source)
+    other_arrays = {
+        "block1a_project_conv/kernel": torch.ones(1, 1, 6, 2), "expanded_conv_3_project/kernel": torch.ones(2)
+    }   # fmt: skip
+    attzoo.load_weights(converted.eval(), state | other_arrays, source=source)
     xs = [torch.randn(2, c, 8, 6, generator=RNG).double() for c in channels]
     assert_close(converted(*xs), call(*xs), rtol=1e-6, atol=1e-6)
     exported = attzoo.export_weights(converted, target="keras-efficientnet" if name == "EfficientNet" else source)
@@ -369,8 +371,8 @@ def network_of_blocks():
 
 def test_all_blocks_of_a_model_are_loaded_and_exported_by_their_paths():
     net, state = network_of_blocks()
-    others = {"0.weight": torch.ones(6, 3, 1, 1), "10.fc1.weight": torch.ones(1)}
-    attzoo.load_weights(net, others | {f"module.{key}": value for key, value in state.items()}, source="timm")
+    other_arrays = {"0.weight": torch.ones(6, 3, 1, 1), "10.fc1.weight": torch.ones(1)}
+    attzoo.load_weights(net, other_arrays | {f"module.{key}": value for key, value in state.items()}, source="timm")
     np.testing.assert_array_equal(attzoo.weights(net[1])["excite.bias"], state["1.fc2.bias"])
     exported = attzoo.export_weights(net, target="timm")
     assert exported.keys() == state.keys()

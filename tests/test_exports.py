@@ -26,25 +26,28 @@ pytestmark = [   # deprecation warnings inside torch.onnx and torch.jit
 
 
 def unet(block="se"):
+    """Return a small U-Net with gates and a block, in evaluation mode."""
     torch.manual_seed(0)
     return attzoo.create("unet", 3, 2, (4, 8), backend="torch", skip="attention_gate", block=block).eval()
 
 
-def inputs(sample, more=0):
-    return tuple(torch.from_numpy(x).float() for x in sample.arrays(more))
+def inputs(sample, increase=0):
+    """Return the inputs of a sample as float32 tensors."""
+    return tuple(torch.from_numpy(x).float() for x in sample.arrays(increase))
 
 
-SUBJECTS = {   # name -> function that creates a network, function that returns its inputs, larger by `more`
-    "blocks": (lambda: Net().eval(), lambda more=0: inputs(NET, more)),
-    "unet": (unet, lambda more=0: (torch.randn(2 + more, 3, 16 + 2 * more, 12 + 4 * more),)),
-    "attached": (trained, lambda more=0: (torch.randn(2 + more, 3, 9 + more, 8 + 2 * more),)),
+SUBJECTS = {   # name -> function that creates a network, function that returns its inputs, larger by `increase`
+    "blocks": (lambda: Net().eval(), lambda increase=0: inputs(NET, increase)),
+    "unet": (unet, lambda increase=0: (torch.randn(2 + increase, 3, 16 + 2 * increase, 12 + 4 * increase),)),
+    "attached": (trained, lambda increase=0: (torch.randn(2 + increase, 3, 9 + increase, 8 + 2 * increase),)),
 }
 every_subject = pytest.mark.parametrize("subject", SUBJECTS)
 
 
 def assert_same_at_other_sizes(run, net, make_inputs):
-    for more in (0, 1, 2):
-        xs = make_inputs(more)
+    """Assert that an exported program, `run`, equals the network at three sizes of `make_inputs(increase)`."""
+    for increase in (0, 1, 2):
+        xs = make_inputs(increase)
         with torch.no_grad():
             np.testing.assert_allclose(run(*xs), net(*xs).numpy(), rtol=1e-3, atol=1e-4)
 

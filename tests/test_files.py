@@ -201,16 +201,16 @@ def test_next_write_removes_temporary_files_of_killed_processes(tmp_path):
         (tmp_path / name).write_bytes(b"somebody's")
     (tmp_path / ".attzoo-0123456789abcdef-folder").mkdir()
     (tmp_path / ".attzoo-0123456789abcdef-link").symlink_to(unrelated[0])
-    others = [".attzoo-0123456789abcdef-folder", ".attzoo-0123456789abcdef-link"]
+    not_files = [".attzoo-0123456789abcdef-folder", ".attzoo-0123456789abcdef-link"]
     processes = [start_process(WRITE_AND_WAIT, target) for _ in range(3)]
     stale = [process.stdout.readline().strip() for process in processes]
     for process in processes:
         process.stdin.close()
         assert process.wait(timeout=60) == -signal.SIGKILL
         process.stdout.close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*unrelated, *others, *stale])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*unrelated, *not_files, *stale])
     files.write(tmp_path / "b.safetensors", b"another file")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*unrelated, *others, "b.safetensors"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*unrelated, *not_files, "b.safetensors"])
     assert all((tmp_path / name).read_bytes() == b"somebody's" for name in unrelated)
 
 

@@ -37,7 +37,7 @@ print("the plain form has run")
 
 
 @pytest.fixture
-def always(monkeypatch):
+def recorded_wins(monkeypatch):
     """Record a win for every block and input."""
     monkeypatch.setattr(choice, "has_recorded_win", lambda kind, x: True)
 
@@ -187,7 +187,7 @@ UNSUPPORTED = {   # call, and message of the error; None if the block itself dec
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")   # used by torch's jvp
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_unsupported_call_raises_or_uses_the_plain_form(case, always):
+def test_unsupported_call_raises_or_uses_the_plain_form(case, recorded_wins):
     call, message = UNSUPPORTED[case]
     if message:
         with attzoo.kernels("triton"), pytest.raises(RuntimeError, match=message) as error:
@@ -206,7 +206,7 @@ def test_subclass_that_inherits_forward_raises():
 
 
 @pytest.mark.parametrize("part", ["channel", "spatial"])
-def test_hooked_or_replaced_part_of_cbam_raises(part, always):
+def test_hooked_or_replaced_part_of_cbam_raises(part, recorded_wins):
     block, x = build("cbam"), draw(2, 8, 4, 3)
     assert uses_kernels(block, x)
     handle = getattr(block, part).register_forward_hook(lambda module, xs, y: y * 2)

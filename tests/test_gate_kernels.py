@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import DEVICE, LAYOUTS, Yardstick, close, distance, draw, exact, step, to_channels_last
+from kernels import DEVICE, LAYOUTS, StepTolerance, close, distance, draw, exact, step, to_channels_last
 
 import attzoo
 from attzoo.fast import choice, tape
@@ -111,7 +111,7 @@ def certain_inputs(block, *args, **kwargs):
 def check(block, x, g, dy):
     """Compare a step by the kernels with the plain form in float64, and return its results."""
     got = step(block, x, g, dy)
-    Yardstick(block, x, g, dy).holds(got)
+    StepTolerance(block, x, g, dy).check(got)
     return got
 
 
@@ -163,18 +163,19 @@ def test_training_step_matches_float64():
 
 
 @pytest.mark.parametrize(
-    ("channels", "gating", "inter", "norm", "layout"), [(70, 130, 5, False, LAYOUTS[0]), (35, 20, 70, True, LAYOUTS[1])]
+    ("channels", "gating", "inter_channels", "norm", "layout"),
+    [(70, 130, 5, False, LAYOUTS[0]), (35, 20, 70, True, LAYOUTS[1])],
 )
-def test_several_tiles_and_sign_words_match_float64(channels, gating, inter, norm, layout):
-    block = build(channels, gating, inter_channels=inter, norm=norm)
+def test_several_tiles_and_sign_words_match_float64(channels, gating, inter_channels, norm, layout):
+    block = build(channels, gating, inter_channels=inter_channels, norm=norm)
     check(block, *inputs((2, channels, 7, 11), gating, (4, 3), layout))
     with tiny():
         check(block, *inputs((2, channels, 5, 4), gating, None, layout))
 
 
-@pytest.mark.parametrize(("inter", "norm"), [(128, False), (129, True)])
-def test_inner_channels_at_and_above_the_maximum_of_a_tile_match_float64(inter, norm):
-    check(build(3, 4, inter_channels=inter, skip_bias=False, norm=norm), *inputs((1, 3, 3, 3), 4, (2, 2)))
+@pytest.mark.parametrize(("inter_channels", "norm"), [(128, False), (129, True)])
+def test_inner_channels_at_and_above_the_maximum_of_a_tile_match_float64(inter_channels, norm):
+    check(build(3, 4, inter_channels=inter_channels, skip_bias=False, norm=norm), *inputs((1, 3, 3, 3), 4, (2, 2)))
 
 
 @pytest.mark.parametrize("names", [names for n in range(3) for names in combinations(NORMS, n)])
@@ -268,22 +269,22 @@ def test_gradients_of_several_launches_are_added_before_rounding(dtype):
 
 def test_inputs_and_gradients_may_have_any_strides():
     block, (x, g, dy) = build(norm=True), inputs((2, 6, 4, 3), 5, (2, 3))
-    yardstick = Yardstick(block, x, g, dy)
+    tolerance = StepTolerance(block, x, g, dy)
     with_gaps = torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0]
     transposed = x.mT.contiguous().mT
     for strided_x in (to_channels_last(x), with_gaps, transposed):
         for strided_g in (to_channels_last(g), g.transpose(0, 1).contiguous().transpose(0, 1)):
-            yardstick.holds(step(block, strided_x, strided_g, to_channels_last(dy)))
+            tolerance.check(step(block, strided_x, strided_g, to_channels_last(dy)))
     assert step(block, to_channels_last(x), g, dy)["y"].stride() == to_channels_last(x).stride()
     check(block, x, g, draw(2, 6, 1, 1).expand(2, 6, 4, 3))
 
 
 def test_weights_may_have_any_strides():
     block, xs = build(6, 5), inputs((2, 6, 4, 3), 5, None)
-    yardstick = Yardstick(block, *xs)
+    tolerance = StepTolerance(block, *xs)
     for conv in (block.skip, block.gating):
         conv.weight.data = conv.weight.data.transpose(0, 1).contiguous().transpose(0, 1)
-    yardstick.holds(step(block, *xs))
+    tolerance.check(step(block, *xs))
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -309,7 +310,7 @@ def test_inference_saves_no_tensors(monkeypatch):
     block, (x, g, dy) = build(norm=True, training=False), inputs((2, 6, 4, 3), 5, None)
     with attzoo.kernels("triton"), torch.no_grad():
         y = block(x, g)
-    Yardstick(block, x, g, dy).holds({"y": y})
+    StepTolerance(block, x, g, dy).check({"y": y})
     assert sum(t.numel() for t in allocated[1:]) == 4 * 3 + 2
 
 
@@ -406,12 +407,12 @@ def test_second_derivatives_match_plain_form(transform, monkeypatch):
         return {i: d for i, d in second if d is not None} | dict(twin.named_buffers())
 
     monkeypatch.setattr(kernels, "step", double_backward)
-    yardstick = Yardstick(block, *inputs_and_dy)
+    tolerance = StepTolerance(block, *inputs_and_dy)
     # the last norm has few values, so that rounding the inputs changes the results: allow for that change
     perturbed = [t * (1 + torch.finfo().eps * torch.randn_like(t).sign()) for t in inputs_and_dy]
     for name, t in double_backward(block, *perturbed, mode="eager").items():
-        yardstick.flips[name] += distance(t, yardstick.expected[name])
-    yardstick.holds(double_backward(block, *inputs_and_dy))
+        tolerance.flips[name] += distance(t, tolerance.expected[name])
+    tolerance.check(double_backward(block, *inputs_and_dy))
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
@@ -500,12 +501,12 @@ def test_autocast_preserves_the_dtype_of_inputs():
 def test_yardstick_rejects_wrong_results():
     block = build()
     inputs_and_dy = certain_inputs(block, (2, 6, 3, 4), 5, (2, 2))
-    yardstick, got = Yardstick(block, *inputs_and_dy), step(block, *inputs_and_dy)
-    yardstick.holds(got)
-    assert not any(yardstick.flips.values())
+    tolerance, got = StepTolerance(block, *inputs_and_dy), step(block, *inputs_and_dy)
+    tolerance.check(got)
+    assert not any(tolerance.flips.values())
     for name, t in got.items():
         with pytest.raises(AssertionError, match=f"^{name} is off by"):
-            yardstick.holds(got | {name: t * (1 + 1e-4)})
+            tolerance.check(got | {name: t * (1 + 1e-4)})
 
 
 def test_yardstick_allows_sign_changes_within_rounding_only():
@@ -515,8 +516,8 @@ def test_yardstick_allows_sign_changes_within_rounding_only():
     block.psi.weight.data[0, 0] = 3
     for bias, allowed in ((1e-8, True), (1e-3, False)):
         block.skip.bias.data[0] = bias
-        yardstick = Yardstick(block, x, g, dy)
-        assert any(yardstick.flips.values()) == allowed
+        tolerance = StepTolerance(block, x, g, dy)
+        assert any(tolerance.flips.values()) == allowed
         block.skip.bias.data[0] = -bias   # the relu input changes its sign
         with nullcontext() if allowed else pytest.raises(AssertionError, match="is off by"):
-            yardstick.holds(step(block, x, g, dy))
+            tolerance.check(step(block, x, g, dy))

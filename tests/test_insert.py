@@ -510,11 +510,11 @@ def test_checkpoints_and_transforms():
     net = trained().train()
     inputs = X.clone().requires_grad_()
     torch.utils.checkpoint.checkpoint(net, inputs, use_reentrant=False).sum().backward()
-    again = trained().train()
-    again(X).sum().backward()
-    assert_close(net.bn2.attention.gamma.grad, again.bn2.attention.gamma.grad)
-    states = dict(again.named_parameters()) | dict(again.named_buffers())
-    assert_close(torch.func.functional_call(again.eval(), states, (X,)), again(X))
+    plain_net = trained().train()
+    plain_net(X).sum().backward()
+    assert_close(net.bn2.attention.gamma.grad, plain_net.bn2.attention.gamma.grad)
+    states = dict(plain_net.named_parameters()) | dict(plain_net.named_buffers())
+    assert_close(torch.func.functional_call(plain_net.eval(), states, (X,)), plain_net(X))
 
 
 def test_attention_maps_see_attached_blocks():
@@ -527,16 +527,16 @@ def test_attention_maps_see_attached_blocks():
 
 def test_weight_norm_and_hooks_of_users_stay():
     net = network()
-    seen = []
-    net.conv2.register_forward_hook(lambda module, args, output: seen.append(output))
+    layer_outputs = []
+    net.conv2.register_forward_hook(lambda module, args, output: layer_outputs.append(output))
     torch.nn.utils.parametrizations.weight_norm(net.conv2)
     attzoo.attach(net, "eca", after="conv2", start="default", kernel_size=3)
     net(X)
     assert parametrize.is_parametrized(net.conv2)
-    assert len(seen) == 1
+    assert len(layer_outputs) == 1
     attzoo.detach(net)
     net(X)
-    assert len(seen) == 2
+    assert len(layer_outputs) == 2
 
 
 def test_error_of_fused_modules_names_the_missing_block():

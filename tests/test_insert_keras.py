@@ -380,9 +380,9 @@ def test_attention_of_another_function_gets_initial_weights(act, before):
     a = keras.layers.Conv2D(4, 1, activation="sigmoid", name="se_expand")(h)
     model = keras.Model(inputs, keras.layers.Multiply(name="product")([inputs, a]))
     assert [place.weights for place in attzoo.swap(model, "se", where="product")] == ["initial"]
-    both = keras.Model(inputs, keras.layers.Multiply(name="product")([inputs, inputs]))
+    squared = keras.Model(inputs, keras.layers.Multiply(name="product")([inputs, inputs]))
     with pytest.raises(ValueError, match="expected a block of attzoo at 'product', got Multiply"):
-        attzoo.swap(both, "se", where="product")
+        attzoo.swap(squared, "se", where="product")
 
 
 def test_attention_of_one_layer_gets_initial_weights():
@@ -477,9 +477,9 @@ def test_norms_state_the_data_format(kind):
 
 @pytest.mark.parametrize("start", ["default", "identity"])
 def test_dtype_policy_of_an_attached_block_applies_to_its_layer(start):
-    made = attzoo.attach(network(), "se", after="stem", start=start, dtype="float16").model
-    assert made.get_layer("stem_attention").compute_dtype == "float16"
-    assert np.all(np.isfinite(output(made)))
+    attached_model = attzoo.attach(network(), "se", after="stem", start=start, dtype="float16").model
+    assert attached_model.get_layer("stem_attention").compute_dtype == "float16"
+    assert np.all(np.isfinite(output(attached_model)))
 
 
 @pytest.mark.parametrize("trainable", [True, False])

@@ -28,13 +28,13 @@ def image(name):
 
 def inputs_and_outputs(net, modules, images):
     """Return the first input and the output of each module in one call of the network."""
-    seen = {}
-    handles = [m.register_forward_hook(lambda m, args, y: seen.update({m: (args[0].clone(), y)})) for m in modules]
+    calls = {}
+    handles = [m.register_forward_hook(lambda m, args, y: calls.update({m: (args[0].clone(), y)})) for m in modules]
     with torch.no_grad():
         net(images)
     for handle in handles:
         handle.remove()
-    return [seen[m] for m in modules]
+    return [calls[m] for m in modules]
 
 
 # package, network, class of its residual blocks, whether a block has a shortcut that is its input, what follows the sum
@@ -273,12 +273,12 @@ def test_gates_in_a_monai_unet_change_only_the_skip():
         with torch.no_grad():
             skip.attention.psi.weight.zero_()
             skip.attention.psi.bias.fill_(-1e4)
-    seen = []
+    channels_and_outputs = []
     for skip in skips:
-        skip.register_forward_hook(lambda m, args, y: seen.append((args[0].shape[1], y)))
+        skip.register_forward_hook(lambda m, args, y: channels_and_outputs.append((args[0].shape[1], y)))
     net(x)
-    assert len(seen) == 2
-    for channels, y in seen:
+    assert len(channels_and_outputs) == 2
+    for channels, y in channels_and_outputs:
         assert (y[:, :channels] == 0).all()
         assert (y[:, channels:] != 0).any()
 

@@ -139,9 +139,9 @@ def test_functional_model_with_dynamic_sizes_agrees_with_the_spec(sample, layout
     model, block = functional_model(sample, layout)
     _, c, *space = sample.shapes[0]
     assert model.output.shape == to_layout((None, c, *(None for _ in space)), layout)
-    for more in (0, 1, 2):
-        y = model(inputs(sample, layout, more=more))
-        assert relative_error(y, expected_output(block, sample, more=more)) < 1e-5
+    for increase in (0, 1, 2):
+        y = model(inputs(sample, layout, increase=increase))
+        assert relative_error(y, expected_output(block, sample, increase=increase)) < 1e-5
 
 
 @layouts
@@ -212,7 +212,7 @@ def test_subclassed_model_learns_and_predicts():
 def test_sequential_model_learns(input_shapes):
     row = [sample.create("keras") for sample in network().values() if len(sample.shapes) == 1]
     model = keras.Sequential([*map(keras.Input, input_shapes), *row, keras.layers.GlobalAveragePooling2D()])
-    x, y = inputs(NET, more=2)[0], np.ones((4, 8), "float32")
+    x, y = inputs(NET, increase=2)[0], np.ones((4, 8), "float32")
     assert_learns(model, x, y)
     assert [len(block.weights) for block in row] == [len(block.spec.weights) for block in row]
 
@@ -222,7 +222,7 @@ def test_channels_first_model_learns(sample):
     """Also on TensorFlow on a CPU, which has no channels-first convolution."""
     keras.utils.set_random_seed(3)   # with some other seeds, all hidden units are 0 and get no gradient
     model, block = functional_model(sample, FIRST)
-    xs = inputs(sample, FIRST, more=2)
+    xs = inputs(sample, FIRST, increase=2)
     before = attzoo.weights(block)
     assert_learns(model, xs, np.random.default_rng(1).normal(size=xs[0].shape).astype("float32"))
     for name, after in attzoo.weights(block).items():
@@ -535,8 +535,8 @@ def test_tf_function_with_dynamic_sizes_equals_eager(sample):
     attzoo.load_weights(eager, attzoo.weights(block))
     signature = [tf.TensorSpec((None,) * (len(shape) - 1) + shape[1:2]) for shape in sample.shapes]
     traced = tf.function(lambda *xs: block(*xs, training=True), input_signature=signature)
-    for more in (0, 1, 2):
-        xs = inputs(sample, more=more)
+    for increase in (0, 1, 2):
+        xs = inputs(sample, increase=increase)
         assert relative_error(traced(*xs), eager(*xs, training=True)) < 1e-5
     for name, expected in attzoo.weights(eager).items():
         np.testing.assert_allclose(attzoo.weights(block)[name], expected, rtol=1e-5)
@@ -551,8 +551,8 @@ def test_saved_model_with_dynamic_sizes_equals_the_model(sample, make, tmp_path)
     model = make()
     model.export(tmp_path / "exported", verbose=False)
     exported = tf.saved_model.load(tmp_path / "exported")
-    for more in (0, 1, 2):
-        xs = inputs(sample, more=more)
+    for increase in (0, 1, 2):
+        xs = inputs(sample, increase=increase)
         assert relative_error(exported.serve(xs), model(xs)) < 1e-5
 
 

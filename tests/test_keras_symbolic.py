@@ -44,8 +44,8 @@ def assert_equals_block(model, block, xs):
 def test_functional_model_with_attention_equals_the_block(sample):
     layout = LAYOUTS[len(sample.shapes[0]) % 2]
     model, block = model_with_attention(sample, layout)
-    for more in (0, 1):
-        assert_equals_block(model, block, inputs(sample, layout, more=more))
+    for increase in (0, 1):
+        assert_equals_block(model, block, inputs(sample, layout, increase=increase))
     assert len(model.weights) == len(block.weights)
     shape = model_with_attention(sample, layout, known=True)[0].outputs[1].shape
     assert shape[1:] == block.attention(*inputs(sample, layout)).shape[1:]

@@ -16,7 +16,7 @@ from kernels import (
     LAYOUTS,
     NAMES,
     SPATIAL,
-    Yardstick,
+    StepTolerance,
     build,
     check,
     draw,
@@ -32,7 +32,7 @@ import attzoo
 
 GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
 TWO = (pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices"))
-STRAY = 1e-5   # fraction of positions where two maxima differ by less than rounding
+DIFFERING_FRACTION = 1e-5   # fraction of positions where two maxima differ by less than rounding
 SANITIZER = shutil.which("compute-sanitizer")
 
 one_input_blocks = pytest.mark.parametrize("name", NAMES)
@@ -69,7 +69,7 @@ def sizes(tiny, *real):
 @pytest.mark.parametrize("shape", sizes((2, 4, 3, 3), (32, 256, 56, 56), (64, 2048, 7, 7), (3, 67, 129, 127)))
 def test_training_step_at_real_sizes(name, layout, dtype, shape):
     block = build(name, shape[1], DTYPES[dtype], **{"kernel_size": 7} if name in SPATIAL else {})
-    check(block, *step_inputs(name, *shape, layout=layout, dtype=DTYPES[dtype]), dtype, STRAY)
+    check(block, *step_inputs(name, *shape, layout=layout, dtype=DTYPES[dtype]), dtype, DIFFERING_FRACTION)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -81,7 +81,7 @@ def test_training_step_at_real_sizes(name, layout, dtype, shape):
 def test_training_step_of_a_gate_at_real_sizes(shape, norm, dtype, layout):
     block = build("attention_gate", shape[1], DTYPES[dtype], len(shape) - 2, norm=norm)
     xs = step_inputs("attention_gate", *shape, layout=layout, dtype=DTYPES[dtype])
-    Yardstick(block, *xs).holds(step(block, *xs))
+    StepTolerance(block, *xs).check(step(block, *xs))
 
 
 @all_blocks
@@ -98,10 +98,10 @@ def test_tensors_of_more_than_2_to_the_31_elements(name, last, shape):
     last_samples = [t[-1:] for t in xs]
     ours = {key: got[key][-1:].clone() for key in ("y", "gradient of x", "gradient of g")[: len(xs)]}
     if len(xs) > 2:
-        Yardstick(block, *last_samples).holds(ours)
+        StepTolerance(block, *last_samples).check(ours)
     else:
         expected = exact(block, *last_samples)
-        near(ours, {key: expected[key] for key in ours}, "bfloat16", stray=STRAY)
+        near(ours, {key: expected[key] for key in ours}, "bfloat16", differing_fraction=DIFFERING_FRACTION)
 
 
 class Net(nn.Module):

@@ -25,7 +25,7 @@ both_backends = pytest.mark.parametrize("backend", ["torch", "keras"])
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
-    """Register the blocks."""
+    """Register the blocks of tests/plugin."""
     monkeypatch.syspath_prepend(Path(__file__).parent / "plugin")
     for name, cls in KINDS.items():
         monkeypatch.setitem(registry.BLOCKS, name, f"attzoo_{name}:{cls}")
@@ -109,23 +109,23 @@ def test_gradient_at_equal_products_is_split_evenly(backend):
 def test_attention_maps_record_every_array_by_name(backend):
     block, weights, x = scse(backend)
     expected = dict(zip(("channel", "position"), scse_coefficients(x, weights), strict=True))
-    with attzoo.attention_maps(block) as seen:
+    with attzoo.attention_maps(block) as recorded:
         adapter(backend).forward(block, [x], False)
-    assert list(seen) == list(expected)
+    assert list(recorded) == list(expected)
     for name, array in expected.items():
-        np.testing.assert_allclose(seen[name], array, rtol=1e-5)
-    assert maps.draw(x[0], seen).startswith(b"\x89PNG")
+        np.testing.assert_allclose(recorded[name], array, rtol=1e-5)
+    assert maps.draw(x[0], recorded).startswith(b"\x89PNG")
 
 
 def test_maps_of_a_network_with_several_arrays_equal_those_of_its_spec():
     x = np.random.default_rng(0).normal(size=(1, 4, 5, 6)).astype(np.float32)
     net = attzoo.create("unet", 4, 2, (4, 4), backend="torch", skip="scse")
-    with attzoo.attention_maps(net) as seen:
+    with attzoo.attention_maps(net) as recorded:
         adapter("torch").forward(net, [x], False)
-    assert list(seen) == ["skip.0.channel", "skip.0.position"]
+    assert list(recorded) == ["skip.0.channel", "skip.0.position"]
     arrays = net.spec.attention(x, weights=attzoo.weights(net))
     for name, array in arrays.items():
-        np.testing.assert_allclose(seen[name], array, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(recorded[name], array, rtol=1e-4, atol=1e-5)
 
 
 def test_functional_keras_model_of_two_arrays_is_saved_and_reloaded(tmp_path):

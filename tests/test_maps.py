@@ -162,9 +162,9 @@ def test_coefficients_are_computed_once_and_gradients_are_unchanged(monkeypatch)
     for gradient, expected_gradient in zip(gradients, correct, strict=True):
         assert torch.equal(gradient, expected_gradient)
     recorded["1"][:] = 7   # a copy, so the model does not change
-    with attzoo.attention_maps(model) as again:
+    with attzoo.attention_maps(model) as second_maps:
         assert torch.equal(model(x), y)
-    assert again["1"].max() < 1
+    assert second_maps["1"].max() < 1
 
 
 def test_map_is_that_of_the_latest_call_and_last_use_of_a_block():
@@ -484,9 +484,9 @@ def test_copies_by_a_custom_deepcopy_are_not_recorded():
         twin(x[1])
     np.testing.assert_array_equal(recorded["0"], model[0].attention(x[0]).detach())
     assert not torch.equal(twin(x[0]), model(x[0]))
-    with attzoo.attention_maps(twin) as again:
+    with attzoo.attention_maps(twin) as twin_maps:
         twin(x[0])
-    assert not np.array_equal(again["0"], recorded["0"])
+    assert not np.array_equal(twin_maps["0"], recorded["0"])
 
 
 @pytest.mark.parametrize("name", ["cbam", "attention_gate"])

@@ -172,8 +172,8 @@ def test_layer_norm_has_mean_0_and_variance_1_over_channels_before_weight_and_bi
     expected = np.empty_like(x)
     for n, *i in np.ndindex(2, *space):
         values = x[(n, slice(None), *i)]
-        deviation = (sum((v - values.mean()) ** 2 for v in values) / 5 + 1e-5) ** 0.5   # epsilon as in torch
-        expected[(n, slice(None), *i)] = (values - values.mean()) / deviation * weight + bias
+        std = (sum((v - values.mean()) ** 2 for v in values) / 5 + 1e-5) ** 0.5   # epsilon as in torch
+        expected[(n, slice(None), *i)] = (values - values.mean()) / std * weight + bias
     norm = torch_ops.LayerNorm(5, dtype=torch.float64)
     layer = keras_ops.LayerNorm(dtype="float64")
     layer.build((None, 5))
@@ -226,8 +226,8 @@ def test_weighted_mean_over_many_positions_is_accurate_in_float16():
     got = in_torch(lambda x, z: torch_ops.weighted_pool(x, torch_ops.position_softmax(z)), x, z)
     x, z = (keras_ops.ops.convert_to_tensor(a) for a in (x, z))
     p = keras_ops.position_softmax(z, channels_last=False)
-    by_keras = keras_ops.ops.convert_to_numpy(keras_ops.weighted_pool(x, p, channels_last=False))
-    for result in (got, by_keras):
+    keras_result = keras_ops.ops.convert_to_numpy(keras_ops.weighted_pool(x, p, channels_last=False))
+    for result in (got, keras_result):
         assert result.dtype == np.float16
         np.testing.assert_allclose(result, [[1, 1000]], rtol=1e-3)
 

@@ -60,9 +60,9 @@ def test_torch_layouts_are_read_and_written(key, layout, tmp_path):
     attzoo.save(block, tmp_path / "a.safetensors")
     assert same(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), numbers)
     assert same(values_by_index(attzoo.convert(block, backend="torch")), numbers)
-    fresh = block_in_layout(key, layout)   # the target has a layout too
-    attzoo.load_weights(fresh, arrays)
-    assert same(values_by_index(fresh), numbers)
+    new_block = block_in_layout(key, layout)   # the target has a layout too
+    attzoo.load_weights(new_block, arrays)
+    assert same(values_by_index(new_block), numbers)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "every second"])

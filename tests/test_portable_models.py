@@ -16,7 +16,9 @@ from attzoo.ops.keras import keras
 
 BACKENDS = ("torch", "keras")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
-every_pair_of_backends = pytest.mark.parametrize(("backend", "other"), [(a, b) for a in BACKENDS for b in BACKENDS])
+every_pair_of_backends = pytest.mark.parametrize(
+    ("backend", "other_backend"), [(a, b) for a in BACKENDS for b in BACKENDS]
+)
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 # block of `network` -> its arguments after the channels, which are 8
 BLOCKS = {"se": {"reduction": 4}, "cbam": {"reduction": 4, "kernel_size": 3}}
@@ -48,6 +50,7 @@ def keras_network(blocks=tuple(BLOCKS), names="block{}"):
 
 
 def network(backend, *args, **kwargs):
+    """Return the same network in torch or Keras."""
     return (Network if backend == "torch" else keras_network)(*args, **kwargs)
 
 
@@ -60,15 +63,18 @@ def randomized(model, seed=0):
 
 
 def same(a, b):
+    """Whether two dictionaries have the same names and equal arrays."""
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def table(report):
+    """Return the rows of the report that `load_weights` returns."""
     return [(match.path, match.block, match.source, match.by) for match in report]
 
 
 @pytest.fixture
 def path(tmp_path):
+    """Path of a file that does not exist."""
     return tmp_path / "blocks.safetensors"
 
 
@@ -157,16 +163,16 @@ def test_both_frameworks_write_the_same_bytes(tmp_path):
     model, twin = Network(), keras_network()
     randomized(model)
     attzoo.load_weights(twin, model)
-    for name, each in (("torch", model), ("keras", twin)):
-        attzoo.save(each, tmp_path / name)
+    for name, saved_model in (("torch", model), ("keras", twin)):
+        attzoo.save(saved_model, tmp_path / name)
     assert (tmp_path / "torch").read_bytes() == (tmp_path / "keras").read_bytes()
 
 
 @every_pair_of_backends
-def test_files_are_loaded_by_path(backend, other, path):
+def test_files_are_loaded_by_path(backend, other_backend, path):
     expected = randomized(model := network(backend))
     attzoo.save(model, path)
-    report = attzoo.load_weights(twin := network(other), path)
+    report = attzoo.load_weights(twin := network(other_backend), path)
     assert same(attzoo.weights(twin), expected)
     assert table(report) == [("block0", "se", "block0", "path"), ("block1", "cbam", "block1", "path")]
     assert str(report).splitlines()[1].split() == ["block0", "se", "block0", "path"]
@@ -208,10 +214,12 @@ def test_load_raises_for_a_file_of_a_model(path):
 
 
 def about(**fields):
+    """Return a function that replaces fields of the metadata of a file."""
     return lambda metadata: metadata | fields
 
 
 def block(**fields):
+    """Return a function that replaces fields of the first block in the metadata of a file."""
     return lambda metadata: metadata | {"blocks": [metadata["blocks"][0] | fields, *metadata["blocks"][1:]]}
 
 
@@ -268,8 +276,8 @@ def test_blocks_with_other_paths_are_matched_by_kind_and_order(blocks, by, path)
     by = [*by, "order"][: len(blocks)]
     assert table(report) == [(f"attend_{i}", name, f"block{i}", by[i]) for i, name in enumerate(blocks)]
     attzoo.save(twin, path)
-    attzoo.load_weights(again := Network(blocks), path)
-    assert same(attzoo.weights(again), expected)
+    attzoo.load_weights(loaded := Network(blocks), path)
+    assert same(attzoo.weights(loaded), expected)
 
 
 class Renamed(nn.Module):
@@ -281,17 +289,17 @@ class Renamed(nn.Module):
             self.add_module(path, attzoo.create(name, 8, backend="torch", **BLOCKS[name]))
 
 
-@pytest.mark.parametrize(("there", "here", "message"), [
+@pytest.mark.parametrize(("source_blocks", "model_blocks", "message"), [
     ({"a": "se"}, {"b": "se", "c": "se"}, r"expected weights of the model's blocks, 2 of SE\(.*\), got 1 of them"),
     ({"a": "se", "b": "cbam"}, {"c": "se"}, r"0 of CBAM\(.*\), got 1 of them: .* at 'c', .* at 'a', 'b'"),
     ({"a": "se"}, {"b": "cbam"}, r"1 of CBAM\(.*\), got 0 of them"),
-    ({"a": "se", "b": "cbam"}, {"a": "cbam", "b": "se"}, r"expected weights of CBAM\(.*\) at 'a', got those of SE\("),
+    ({"a": "se", "b": "cbam"}, {"a": "cbam", "b": "se"}, r"expected weights of CBAM\(.*\) at 'a', got weights of SE\("),
     ({"a": "se", "b": "se"}, {"b": "se", "c": "se"}, r"got 'b' in both, which the order .* matches with 'a'"),
     ({"a": "se", "b": "cbam", "c": "se"}, {"d": "se", "e": "se", "f": "cbam"},
      "expected the blocks in the order of the model, SE, SE, CBAM, got SE, CBAM, SE"),
 ])   # fmt: skip
-def test_ambiguous_matches_raise(there, here, message):
-    model, source = Renamed(**here), Renamed(**there)
+def test_ambiguous_matches_raise(source_blocks, model_blocks, message):
+    model, source = Renamed(**model_blocks), Renamed(**source_blocks)
     before = attzoo.weights(model)
     with pytest.raises(ValueError, match=message):
         attzoo.load_weights(model, source)
@@ -330,16 +338,17 @@ def attached_to(backend, start):
 
 @every_pair_of_backends
 @pytest.mark.parametrize("start", ["identity", "default"])
-def test_attached_blocks_keep_their_gamma(backend, other, start, path):
+def test_attached_blocks_keep_their_gamma(backend, other_backend, start, path):
     model = attached_to(backend, start)
     host = {"torch": "1.attention", "keras": "conv_attention"}
     expected = randomized(model)
     names = ("conv.weight", "gamma") if start == "identity" else ("conv.weight",)
     assert list(expected) == [f"{host[backend]}.{name}" for name in names]
     attzoo.save(model, path)
-    report = attzoo.load_weights(twin := attached_to(other, start), path)
-    assert same(attzoo.weights(twin), {f"{host[other]}.{name}": expected[f"{host[backend]}.{name}"] for name in names})
-    assert table(report) == [(host[other], "eca", host[backend], "path" if backend == other else "kind")]
+    report = attzoo.load_weights(twin := attached_to(other_backend, start), path)
+    path_before, path_after = host[backend], host[other_backend]
+    assert same(attzoo.weights(twin), {f"{path_after}.{name}": expected[f"{path_before}.{name}"] for name in names})
+    assert table(report) == [(path_after, "eca", path_before, "path" if backend == other_backend else "kind")]
 
 
 @every_backend

@@ -149,8 +149,9 @@ def test_images_are_resized_for_the_network_and_outputs_to_the_image(backend):
 
 
 def test_probabilities_of_the_frameworks_agree():
-    of_torch, of_keras = (Network(unet(3, 4, channels=(4, 4), backend=b), Preparation()) for b in BACKENDS)
-    np.testing.assert_allclose(predict(of_torch, random_image()), predict(of_keras, random_image()), atol=1e-5)
+    torch_network, keras_network = (Network(unet(3, 4, channels=(4, 4), backend=b), Preparation()) for b in BACKENDS)
+    torch_result, keras_result = (predict(network, random_image()) for network in (torch_network, keras_network))
+    np.testing.assert_allclose(torch_result, keras_result, atol=1e-5)
 
 
 def test_probabilities_and_classes_follow_from_the_head():
@@ -538,11 +539,11 @@ def folder(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("damage", BROKEN)
 @pytest.mark.parametrize("name", "abc")
-def test_other_images_of_a_folder_are_written_if_one_is_broken(files, folder, tmp_path, name, what):
+def test_other_images_of_a_folder_are_written_if_one_is_broken(files, folder, tmp_path, name, damage):
     network, out = open_network(files / "plain.safetensors"), tmp_path / "out"
-    (path := folder / f"{name}.png").write_bytes(BROKEN[what](path.read_bytes()))
+    (path := folder / f"{name}.png").write_bytes(BROKEN[damage](path.read_bytes()))
     with pytest.raises(Unfinished, match=rf"expected to segment 3 files, got errors in 1 of them: .*{path}") as caught:
         predict_files(network, folder, out, overlays=False)
     assert list(caught.value.failures) == [path]

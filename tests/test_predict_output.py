@@ -121,18 +121,18 @@ def test_the_command_has_the_option_overwrite(network, data, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.npy", "x.nii", "x.jpg"])
-@pytest.mark.parametrize("alone", [True, False])
-def test_pipes_and_devices_as_inputs_raise(network, data, tmp_path, name, alone):
+@pytest.mark.parametrize("is_single_file", [True, False])
+def test_pipes_and_devices_as_inputs_raise(network, data, tmp_path, name, is_single_file):
     path = data / "images" / name
     os.mkfifo(path)
     out = tmp_path / "out"
     with pytest.raises(ValueError, match=rf"cannot read .*: expected a regular file at {path}, got a pipe"):
-        predict_files(network, path if alone else path.parent, out)
+        predict_files(network, path if is_single_file else path.parent, out)
     path.unlink()
     path.symlink_to("/dev/zero")
     with pytest.raises(ValueError, match=rf"cannot read .*: expected a regular file at {path}, got a device"):
-        predict_files(network, path if alone else path.parent, out)
-    assert [path.name for path in out.rglob("*.*")] == ([] if alone else [RECORD, "a.png", "a.png"])
+        predict_files(network, path if is_single_file else path.parent, out)
+    assert [path.name for path in out.rglob("*.*")] == ([] if is_single_file else [RECORD, "a.png", "a.png"])
 
 
 def test_a_pipe_at_the_path_of_a_result_raises_before_the_prediction(network, data, tmp_path):
@@ -291,9 +291,9 @@ def test_a_full_disk_raises_and_leaves_the_record_unchanged(tmp_path, capacity):
         out.write({names[1]: b"b"})
     assert not names[1].exists()
     assert ((tmp_path / RECORD).read_bytes() if before else None) == before
-    again = Output(tmp_path, [])
-    again.check(names)
-    again.write({name: name.name.encode() for name in names})
+    reopened = Output(tmp_path, [])
+    reopened.check(names)
+    reopened.write({name: name.name.encode() for name in names})
     check_record(tmp_path, names)
 
 

@@ -25,7 +25,7 @@ def make_folder(tmp_path, *masks, valid=None, name="png"):
 
 
 def class_count(tmp_path, **options):
-    """Return the number of classes in a folder."""
+    """Return the number of classes that the masks in a folder have. `options` are settings of the training."""
     return run.datasets(Settings(data=str(tmp_path), **options))[0].classes
 
 

@@ -479,7 +479,7 @@ def test_results_do_not_depend_on_the_number_of_threads(sample):
 @pytest.mark.case64
 @every_sample
 def test_results_do_not_depend_on_the_batch_size(sample):
-    block, xs = build(sample), inputs(sample, more=3)
+    block, xs = build(sample), inputs(sample, increase=3)
     y = block(*xs)
     for i in range(len(y)):
         assert relative_error(block(*(x[i : i + 1] for x in xs)), y[i : i + 1]) < 1e-5
@@ -510,8 +510,8 @@ def test_no_operation_raises_in_deterministic_mode(sample):
     block, throwing = build(sample).train(), THROWING
     if is_older(torch.__version__, "2.11"):   # decomposes bilinear interpolation on CUDA only
         throwing = throwing - {"upsample_bilinear2d_backward"}
-    for more in (0, 1):
-        assert not operation_names(block, inputs(sample, more=more)) & throwing
+    for increase in (0, 1):
+        assert not operation_names(block, inputs(sample, increase=increase)) & throwing
 
 
 @pytest.mark.case65
@@ -693,8 +693,8 @@ def dynamic(xs):
 
 def assert_same_at_other_sizes(program, block, sample):
     """Compare a program with its block at the sizes of the example and at three others, odd and even on each axis."""
-    for more in (0, 1, 2, 3):
-        xs = inputs(sample, more=more)
+    for increase in (0, 1, 2, 3):
+        xs = inputs(sample, increase=increase)
         assert relative_error(program(*xs), block(*xs)) < 1e-5
 
 
@@ -730,8 +730,8 @@ def test_compile_without_graph_breaks(sample, compile_block):
     counter = CompileCounter()   # runs the graph without changes
     block = build(sample, torch.float64)
     compiled = compile_block(block, backend=counter)
-    for more in (0, 1, 2, 3):
-        xs = inputs(sample, torch.float64, more=more)
+    for increase in (0, 1, 2, 3):
+        xs = inputs(sample, torch.float64, increase=increase)
         assert max(map(relative_error, passes(compiled, xs), passes(block, xs))) < 1e-12
     assert counter.frame_count <= 2 + len(sample.shapes) // 2   # first size, dynamic size; equal sizes of x and g
 
@@ -740,8 +740,8 @@ def test_compile_without_graph_breaks(sample, compile_block):
 def test_compiled_backward_pass_equals_eager(compile_block):
     net = Net().double()
     compiled = compile_block(copy.deepcopy(net), backend="aot_eager")
-    for more in (0, 1):
-        xs = inputs(NET, torch.float64, more=more)
+    for increase in (0, 1):
+        xs = inputs(NET, torch.float64, increase=increase)
         for got, expected in zip(passes(compiled, xs), passes(net, xs), strict=True):
             assert_close(got, expected, rtol=1e-10, atol=1e-10)
     for got, expected in zip(compiled.buffers(), net.buffers(), strict=True):
@@ -868,7 +868,7 @@ def test_hooks_of_all_modules_run(sample):
 def test_flop_counter_counts_two_per_mac(sample):
     from torch.utils.flop_counter import FlopCounterMode
 
-    block, xs = build(sample), inputs(sample, more=1)
+    block, xs = build(sample), inputs(sample, increase=1)
     with FlopCounterMode(display=False) as counter:
         block(*xs)
     assert counter.get_total_flops() == 2 * block.spec.macs(*(x.shape for x in xs))
@@ -1042,7 +1042,7 @@ def test_bad_shortcut_or_activation_raises(name):
         block(x, "relu")
     with pytest.raises(TypeError, match=r"expected a shortcut of x's dtype, torch\.float32, got torch\.float64"):
         block(x, x.double())
-    with pytest.raises(ValueError, match=r"^expected a shortcut on x's device, cpu, got one on meta$"):
+    with pytest.raises(ValueError, match=r"^expected a shortcut on x's device, cpu, got one on meta: move it first$"):
         block(x, x.to("meta"))
     with pytest.raises(ValueError, match=r"^act must be one of None, 'relu', got 'gelu'$"):
         block(x, act="gelu")

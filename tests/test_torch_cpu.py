@@ -56,6 +56,7 @@ def always_plain_form():
 
 @pytest.fixture(autouse=True)
 def _small():
+    """Use the form for CPUs for the small inputs of these tests."""
     with always_cpu_form():
         yield
 

@@ -47,12 +47,12 @@ def test_command_passes_its_options_to_train(monkeypatch, tmp_path):
 
 
 def test_command_resumes_a_run(monkeypatch, tmp_path):
-    fake = create_autospec(run.train, side_effect=KeyboardInterrupt)
+    fake_train = create_autospec(run.train, side_effect=KeyboardInterrupt)
     settings = replace(SETTINGS, epochs=1, network={"block": "eca", "dropout": 0.1})
     train(settings, tmp_path)
-    monkeypatch.setattr(run, "train", fake)
+    monkeypatch.setattr(run, "train", fake_train)
     result = command("--resume", "--out", tmp_path, "--batch", "4", "--rate", "0.01", "--block", "eca")
-    assert fake.mock_calls == [call(settings, tmp_path, resume=True, workers=0, tensorboard=False)]
+    assert fake_train.mock_calls == [call(settings, tmp_path, resume=True, workers=0, tensorboard=False)]
     assert result.exit_code == 130
     assert result.stderr == f"stopped; to continue: attzoo train --resume --out {tmp_path}\n"
     expected = f"expected the settings of the run in {tmp_path}:"

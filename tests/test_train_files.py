@@ -181,8 +181,8 @@ def test_names_in_two_unicode_forms_make_a_pair(image, mask, tmp_path):
     for path, name in zip(pairs[1], (image, mask), strict=True):
         path.rename(path.with_name(f"{name}0.npy"))
     found_pairs = sorted(pair for part in find(tmp_path) for pair in part)
-    renamed = (tmp_path / "images" / f"{image}0.npy", tmp_path / "masks" / f"{mask}0.npy")
-    assert found_pairs == sorted([pairs[0], pairs[2], renamed])
+    renamed_pair = (tmp_path / "images" / f"{image}0.npy", tmp_path / "masks" / f"{mask}0.npy")
+    assert found_pairs == sorted([pairs[0], pairs[2], renamed_pair])
 
 
 def test_names_in_two_unicode_forms_stay_separate_if_both_exist(tmp_path):

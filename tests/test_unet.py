@@ -45,16 +45,16 @@ def test_outputs_and_maps_equal_the_spec(name):
     for backend, net in nets.items():
         assert_arrays_close(adapter(backend).forward(net, [x], training=False), expected, 1e-12 * LOOSE)
         if maps:
-            with attzoo.attention_maps(net) as seen:
+            with attzoo.attention_maps(net) as recorded:
                 adapter(backend).forward(net, [x], training=False)
-            for path, parts in _by_block(seen, maps).items():
+            for path, parts in _by_block(recorded, maps).items():
                 assert_arrays_close(np.prod(np.broadcast_arrays(*parts), axis=0), maps[path], 1e-12 * LOOSE)
 
 
-def _by_block(seen, maps):
+def _by_block(recorded, maps):
     """Return the coefficients of the parts of each block by its path. CBAM has two parts."""
-    grouped = {path: [a for part, a in seen.items() if f"{part}.".startswith(f"{path}.")] for path in maps}
-    assert sum(map(len, grouped.values())) == len(seen)
+    grouped = {path: [a for part, a in recorded.items() if f"{part}.".startswith(f"{path}.")] for path in maps}
+    assert sum(map(len, grouped.values())) == len(recorded)
     return grouped
 
 

@@ -12,6 +12,7 @@ from attzoo.torch import UNet
 
 
 def network(**options):
+    """Return a small U-Net in evaluation mode; its weights are the same in every call."""
     torch.manual_seed(0)
     return UNet(2, 3, (4, 8), skip="attention_gate", **options).eval()
 

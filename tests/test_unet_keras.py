@@ -20,6 +20,7 @@ few_nets = pytest.mark.parametrize("name", FEW)
 
 @pytest.fixture(autouse=True)
 def _settings():
+    """Set the seed of Keras before a test, and restore its dtype policy and data format after it."""
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")

@@ -34,6 +34,7 @@ def halved(rate):
 
 @pytest.fixture(autouse=True)
 def _dropout(monkeypatch):
+    """Replace dropout in both frameworks by a multiplication with `halved(rate)`."""
     def call(self, inputs, training=False):
         return inputs * halved(self.rate) if training else inputs
 
@@ -44,18 +45,18 @@ def _dropout(monkeypatch):
     monkeypatch.setattr(F, "dropout", functional)
 
 
-def assert_equal(theirs, parts, ours, shape):
+def assert_equal(published, parts, ours, shape):
     """Assert equal outputs in inference, and outputs, gradients and running statistics in training."""
     arrays = draw(ours.spec)
     attzoo.load_weights(ours.double(), arrays)
-    copy_weights(theirs.double(), parts, arrays)
+    copy_weights(published.double(), parts, arrays)
     x = image(shape)
     with torch.no_grad():
-        expected = theirs.eval()(torch.from_numpy(x)).numpy()
+        expected = published.eval()(torch.from_numpy(x)).numpy()
     assert expected.std() > 0.05   # not saturated, not constant
     assert_arrays_close(adapter("torch").forward(ours, [x], training=False), expected)
     xs = torch.from_numpy(x).requires_grad_()
-    y, cotangent = theirs.train()(xs), image(expected.shape, seed=2)
+    y, cotangent = published.train()(xs), image(expected.shape, seed=2)
     y.backward(torch.from_numpy(cotangent))
     run = adapter("torch").run(ours, [x], cotangent, training=True)
     assert_arrays_close(run.output, y.detach().numpy(), 1e-11)
@@ -148,9 +149,9 @@ def test_leejunhyun_equals_the_published_network(variant, count):
         ours = attzoo.create("unet", 3, 1, backend="torch", variant=variant)
     assert sum(p.numel() for p in published.parameters()) == count == parameters(variant)
     assert sum(p.numel() for p in ours.parameters()) == count
-    theirs = LeeJunHyun(3, 2, WIDTHS, transpose)
+    published = LeeJunHyun(3, 2, WIDTHS, transpose)
     ours = attzoo.create("unet", 3, 2, backend="torch", variant=variant, channels=WIDTHS)
-    assert_equal(theirs, theirs.parts(), ours, (2, 3, 32, 48))
+    assert_equal(published, published.parts(), ours, (2, 3, 32, 48))
 
 
 # ---- ozan-oktay/Attention-Gated-Networks@eee4881, models/networks/unet_CT_single_att_dsv_3D.py -------------
@@ -163,12 +164,12 @@ class Oktay(nn.Module):
         super().__init__()
         self.mode = {2: "bilinear", 3: "trilinear"}[dims]
         Conv, Norm = getattr(nn, f"Conv{dims}d"), getattr(nn, f"BatchNorm{dims}d")
-        one, two, three, four, center = widths
+        width1, width2, width3, width4, center_width = widths
         self.pool = getattr(nn, f"MaxPool{dims}d")(2)
-        self.conv1, self.conv2 = double(channels, one, Conv, Norm), double(one, two, Conv, Norm)
-        self.conv3, self.conv4 = double(two, three, Conv, Norm), double(three, four, Conv, Norm)
-        self.center = double(four, center, Conv, Norm)
-        self.gating = activated(Conv(center, center, 1), Norm(center))
+        self.conv1, self.conv2 = double(channels, width1, Conv, Norm), double(width1, width2, Conv, Norm)
+        self.conv3, self.conv4 = double(width2, width3, Conv, Norm), double(width3, width4, Conv, Norm)
+        self.center = double(width4, center_width, Conv, Norm)
+        self.gating = activated(Conv(center_width, center_width, 1), Norm(center_width))
         self.gates = nn.ModuleDict({
             str(i): nn.ModuleDict({
                 "theta": Conv(x, x, 2, 2, bias=False),
@@ -177,23 +178,27 @@ class Oktay(nn.Module):
                 "W": nn.Sequential(Conv(x, x, 1), Norm(x)),
                 "combine": activated(Conv(x, x, 1), Norm(x)),
             })
-            for i, x, g in ((2, two, three), (3, three, four), (4, four, center))
+            for i, x, g in ((2, width2, width3), (3, width3, width4), (4, width4, center_width))
         })   # fmt: skip
-        self.up4, self.up3 = double(center + four, four, Conv, Norm), double(four + three, three, Conv, Norm)
-        self.up2, self.up1 = double(three + two, two, Conv, Norm), double(two + one, one, Conv, Norm)
+        self.up4 = double(center_width + width4, width4, Conv, Norm)
+        self.up3 = double(width4 + width3, width3, Conv, Norm)
+        self.up2, self.up1 = double(width3 + width2, width2, Conv, Norm), double(width2 + width1, width1, Conv, Norm)
         self.dsv = nn.ModuleList(Conv(width, classes, 1) for width in widths[:4])
         self.final = Conv(4 * classes, classes, 1)
 
     def resized(self, x, **to):
+        """Return x resized linearly to a `size` or by a `scale_factor`."""
         return F.interpolate(x, mode=self.mode, align_corners=False, **to)
 
     def gated(self, i, x, g):
+        """Return the output of gate i for the skip connection x and the gating signal g."""
         gate = self.gates[str(i)]
         theta = gate["theta"](x)
         q = gate["psi"](torch.relu(theta + self.resized(gate["phi"](g), size=theta.shape[2:])))
         return gate["combine"](gate["W"](x * self.resized(torch.sigmoid(q), size=x.shape[2:])))
 
     def joined(self, convs, skip, below):
+        """Return the output of a decoder level: x2 upsampling of `below`, concatenation with `skip`, convolutions."""
         return convs(torch.cat([skip, self.resized(below, scale_factor=2)], dim=1))
 
     def forward(self, x):
@@ -233,10 +238,10 @@ def test_oktay_has_the_published_number_of_parameters():
 
 @pytest.mark.parametrize(("dims", "shape"), [(2, (2, 3, 32, 48)), (3, (2, 3, 16, 32, 16))], ids=["2-D", "3-D"])
 def test_oktay_equals_the_published_network(dims, shape):
-    theirs = Oktay(dims, 3, 2, WIDTHS)
+    published = Oktay(dims, 3, 2, WIDTHS)
     options = {} if dims == 3 else {"spatial_dims": dims}
     ours = attzoo.create("unet", 3, 2, backend="torch", variant="oktay", channels=WIDTHS, **options)
-    assert_equal(theirs, theirs.parts(), ours, shape)
+    assert_equal(published, published.parts(), ours, shape)
 
 
 # ---- MONAI 1.6.1 -------------------------------------------------------------------------------------------
@@ -244,6 +249,7 @@ def test_oktay_equals_the_published_network(dims, shape):
 
 @pytest.fixture(scope="module")
 def AttentionUnet():
+    """Return MONAI's class; skip the test if MONAI is not installed."""
     triton_first()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")   # warnings of other libraries at import
@@ -265,11 +271,11 @@ def monai_parts(net):
         for name, pair in {"skip": gate.W_x, "gating": gate.W_g, "psi": gate.psi}.items():
             layers[f"skip.{i}.{name}"], layers[f"skip.{i}.{name}_norm"] = pair[0].conv, pair[1]
         layers |= {f"decoder.{i}.conv1": layer.merge.conv, f"decoder.{i}.activation1": layer.merge.adn.A}
-        i, below = i + 1, layer.submodule
-        if not isinstance(below, nn.Sequential):
-            return layers | block(f"encoder.{i}", below)
-        layers |= block(f"encoder.{i}", below[0])
-        layer = below[1]
+        i, submodule = i + 1, layer.submodule
+        if not isinstance(submodule, nn.Sequential):
+            return layers | block(f"encoder.{i}", submodule)
+        layers |= block(f"encoder.{i}", submodule[0])
+        layer = submodule[1]
 
 
 MONAI = {   # number of axes, common arguments, shape of the input
@@ -286,11 +292,11 @@ def test_monai_equals_the_network_of_monai(case, AttentionUnet, monkeypatch):
     dims, arguments, shape = MONAI[case]
     rate = 0.4 if case == "dropout" else 0.0
     monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: x * halved(self.p) if self.training else x)
-    theirs = AttentionUnet(dims, 3, 2, dropout=rate, **arguments)
+    published = AttentionUnet(dims, 3, 2, dropout=rate, **arguments)
     options = arguments | {"spatial_dims": dims, "dropout": (rate, rate)}
     ours = attzoo.create("unet", 3, 2, backend="torch", variant="monai", **options)
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-    assert_equal(theirs, monai_parts(theirs), ours, shape)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in published.parameters())
+    assert_equal(published, monai_parts(published), ours, shape)
 
 
 # ---- lixiaolei1982/Keras-Implementation-of-U-Net-...@9e5d6ac, network.py, att_unet -------------------------
@@ -311,9 +317,9 @@ def published_keras(channels, classes, widths):
         x = convs(layers.MaxPooling2D(2)(x) if i else x, width, f"encoder.{i}")
         skips.append(x)
     for i in reversed(range(len(widths) - 1)):
-        up, inter = layers.UpSampling2D(2)(x), x.shape[-1] // 4
-        theta = layers.Conv2D(inter, 1, name=f"skip.{i}.skip")(skips[i])
-        phi = layers.Conv2D(inter, 1, name=f"skip.{i}.gating")(up)
+        up, inter_channels = layers.UpSampling2D(2)(x), x.shape[-1] // 4
+        theta = layers.Conv2D(inter_channels, 1, name=f"skip.{i}.skip")(skips[i])
+        phi = layers.Conv2D(inter_channels, 1, name=f"skip.{i}.gating")(up)
         psi = layers.Conv2D(1, 1, name=f"skip.{i}.psi")(layers.ReLU()(layers.Add()([theta, phi])))
         gated = layers.Multiply()([skips[i], layers.Activation("sigmoid")(psi)])
         x = convs(layers.Concatenate()([up, gated]), widths[i], f"decoder.{i}")
@@ -324,20 +330,20 @@ def test_keras_equals_the_published_network():
     assert published_keras(3, 1, (32, 64, 128, 256, 512)).count_params() == 7_977_941 == parameters("keras")
     keras.config.set_dtype_policy("float64")
     try:
-        theirs = published_keras(3, 2, (3, 4, 5, 8))
+        published = published_keras(3, 2, (3, 4, 5, 8))
     finally:
         keras.config.set_dtype_policy("float32")
     spec = attzoo.create("unet", 3, 2, backend="numpy", variant="keras", channels=(3, 4, 5, 8))
     arrays = draw(spec)
-    for layer in theirs.layers:
+    for layer in published.layers:
         if layer.weights:
             kernel = arrays[f"{layer.name}.weight"]
             kernel = kernel.reshape(kernel.shape + (1,) * (4 - kernel.ndim)).transpose(2, 3, 1, 0)
             layer.set_weights([kernel, arrays[f"{layer.name}.bias"]])
-    assert len(theirs.weights) == len(arrays)
+    assert len(published.weights) == len(arrays)
     x = image((2, 3, 24, 16))
     for training in (False, True):
-        expected = np.moveaxis(keras.ops.convert_to_numpy(theirs(np.moveaxis(x, 1, -1), training=training)), -1, 1)
+        expected = np.moveaxis(keras.ops.convert_to_numpy(published(np.moveaxis(x, 1, -1), training=training)), -1, 1)
         assert expected.std() > 0.05
         for backend in ("keras", "torch"):
             ours = adapter(backend).make(attzoo.get("unet", backend=backend), spec.config(), "float64")

@@ -27,6 +27,7 @@ every_preset = pytest.mark.parametrize("name", PRESETS)
 
 @pytest.fixture(autouse=True)
 def _settings():
+    """Turn off deterministic algorithms after a test."""
     yield
     torch.use_deterministic_algorithms(False)
 

@@ -84,7 +84,7 @@ class Adapter(Protocol):
     def blocks(self, model: Any) -> dict[str, Any]:
         """Return every block of a model by its path. A block with several paths is returned once, with the first.
 
-        The path is that of `named_modules` in torch, and the names of the layers joined by dots in Keras. It is "" if
+        The path is as in `named_modules` in torch, and the names of the layers joined by dots in Keras. It is "" if
         the model is a block itself.
         """
 
@@ -92,7 +92,7 @@ class Adapter(Protocol):
         """Return the outermost blocks and networks of attzoo in a model by path, each once.
 
         For an attached block with start="identity", the layer around it is returned, whose attribute `block` is the
-        block. Paths are those of `blocks`, without the names that torch.compile and wrappers such as DataParallel add.
+        block. Paths are as in `blocks`, without the names that torch.compile and wrappers such as DataParallel add.
         """
 
     def gamma(self, holder: Any) -> tuple[Array, str]:

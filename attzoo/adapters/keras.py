@@ -202,13 +202,13 @@ def set_gamma(holder: Any, array: Array) -> None:
 def _layers_by_path(model: Any, is_selected: Callable[[Any], bool], outermost: bool = False) -> dict[str, Any]:
     """Return the selected layers of a model, each once, by path; with `outermost`, no layer inside a selected layer."""
     layers: dict[str, Any] = {}
-    seen: set[int] = set()
+    visited: set[int] = set()
 
     def walk(path: str, layer: Any) -> None:
         """Add the selected layers among a layer and its sublayers."""
-        if id(layer) in seen:
+        if id(layer) in visited:
             return
-        seen.add(id(layer))
+        visited.add(id(layer))
         if is_selected(layer):
             layers[_unused_path(path, layers)] = layer
             if outermost:

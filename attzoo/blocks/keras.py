@@ -215,7 +215,7 @@ class AttachedBlock(keras.layers.Layer):
         return shape
 
     def get_config(self) -> dict[str, Any]:
-        """Return the config, with that of the block."""
+        """Return the config, including the config of the block."""
         block = keras.saving.serialize_keras_object(self.block)
         return super().get_config() | {"block": block, "start": self.start}
 

@@ -171,11 +171,13 @@ class Block(SpecModule):
         if not torch.compiler.is_compiling() and (shortcut.is_nested or shortcut.layout != torch.strided):
             raise ops.not_dense(shortcut)
         if shortcut.shape != x.shape:
-            raise ValueError(f"expected a shortcut of x's shape, {tuple(x.shape)}, got {tuple(shortcut.shape)}")
+            got = f"{tuple(shortcut.shape)}: project or resize it first"
+            raise ValueError(f"expected a shortcut of x's shape, {tuple(x.shape)}, got {got}")
         if shortcut.device != x.device:
-            raise ValueError(f"expected a shortcut on x's device, {x.device}, got one on {shortcut.device}")
+            got = f"one on {shortcut.device}: move it first"
+            raise ValueError(f"expected a shortcut on x's device, {x.device}, got {got}")
         if shortcut.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"expected a shortcut of x's dtype, {x.dtype}, got {shortcut.dtype}")
+            raise TypeError(f"expected a shortcut of x's dtype, {x.dtype}, got {shortcut.dtype}: convert it first")
 
 
 class IdentityStart(nn.Module):

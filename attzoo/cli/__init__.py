@@ -25,7 +25,7 @@ app = typer.Typer(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line with `arguments`, by default those of the process, and exit.
+    """Run the command line with `arguments`, by default the arguments of the process, and exit.
 
     Errors of the library are printed as one line on stderr, with exit code 1.
     """

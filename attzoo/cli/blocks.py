@@ -61,8 +61,9 @@ def info(
     """
     card = card_of(name)
     if card.network and channels is not None:
-        shown = f"shown for {IMAGE[0]} input channels and {IMAGE[1]} output channel"
-        raise ValueError(f"expected no --channels for network {card.name}, which is {shown}: leave --channels out")
+        channels_text = f"shown for {IMAGE[0]} input channels and {IMAGE[1]} output channel"
+        got = f"{channels_text}: leave --channels out"
+        raise ValueError(f"expected no --channels for network {card.name}, which is {got}")
     channels = CHANNELS if channels is None else channels
     typer.echo(card.markdown(channels).rstrip() if markdown else card.plain(channels, min(100, Console().width)))
 

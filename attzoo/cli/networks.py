@@ -16,9 +16,9 @@ from ..train.settings import LOSSES, OPTIMIZERS, PRECISIONS, RECIPES, SCHEDULES,
 from .shared import Backend, backend_option, parse_integers, print_path
 
 
-def _one_of(words: tuple[str, ...], what: str = "") -> Any:
-    """Return a command-line option whose help text is `what`, then the list of accepted `words`."""
-    return typer.Option(metavar="NAME", help=f"{what}{', '.join(words)}.")
+def _one_of(words: tuple[str, ...], introduction: str = "") -> Any:
+    """Return a command-line option whose help text is `introduction`, then the list of accepted `words`."""
+    return typer.Option(metavar="NAME", help=f"{introduction}{', '.join(words)}.")
 
 
 def train(
@@ -44,10 +44,11 @@ def train(
         typer.Option(metavar="V,V,..", help="Mask value of each class, e.g. 0,255, or its colour, e.g. 0,0,0;255,0,0."),
     ] = None,
     validation: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Fraction to validate on, unless DIR has valid_images.  [0.2]")
+        float | None,
+        typer.Option(metavar="SHARE", help="Fraction of --data to validate on, unless it has valid_images.  [0.2]"),
     ] = None,
     phantoms: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of phantoms, without --data.  [160]")
+        int | None, typer.Option(metavar="N", help="Number of synthetic phantoms if --data is not set.  [160]")
     ] = None,
     normalise: Annotated[str | None, _one_of(NORMALISATIONS, "Normalisation per image and channel, [zscore]: ")] = None,
     flip: Annotated[
@@ -79,10 +80,12 @@ def train(
     decay: Annotated[float | None, typer.Option(metavar="D", help="--optimizer adamw: weight decay.  [0.01]")] = None,
     schedule: Annotated[str | None, _one_of(SCHEDULES, "Learning rate schedule, [constant]: ")] = None,
     every: Annotated[
-        int | None, typer.Option(metavar="N", help="--schedule step: epochs between changes of the rate.  [30]")
+        int | None,
+        typer.Option(metavar="N", help="--schedule step: epochs between changes of the learning rate.  [30]"),
     ] = None,
     factor: Annotated[
-        float | None, typer.Option(metavar="F", help="--schedule step: factor of each change of the rate.  [0.1]")
+        float | None,
+        typer.Option(metavar="F", help="--schedule step: factor of each change of the learning rate.  [0.1]"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Number of epochs.  [20]")] = None,
     batch: Annotated[int | None, typer.Option(metavar="N", help="Batch size, over all devices.  [8]")] = None,

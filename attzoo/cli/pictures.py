@@ -122,8 +122,8 @@ def _opened(model: Path, backend: Backend, size: str | None, normalise: str | No
     summary = f"images are {resizing}, normalisation is {preparation.normalise}"
     given_options = [name for name, value in options.items() if value is not None]
     if network.settings is not None or len(given_options) == len(options):
-        origins = [*given_options, *map(str, filter(None, [network.settings]))]
-        typer.echo(f"{summary}, by {' and '.join(origins)}", err=True)
+        reasons = [*given_options, *map(str, filter(None, [network.settings]))]
+        typer.echo(f"{summary}, by {' and '.join(reasons)}", err=True)
     else:
         missing = " and ".join(name for name in options if name not in given_options)
         hint = f"set {missing} if the network was trained otherwise"

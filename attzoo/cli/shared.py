@@ -95,8 +95,8 @@ def parse_integers(name: str, text: str | None, none: str | None = None) -> list
     try:
         return [] if text == none else [int(number) for number in text.split(",")]
     except ValueError:
-        word = f", or {none}" if none else ""
-        raise ValueError(f"--{name} must be integers separated by commas{word}, got {short_repr(text)}") from None
+        none_text = f", or {none}" if none else ""
+        raise ValueError(f"--{name} must be integers separated by commas{none_text}, got {short_repr(text)}") from None
 
 
 def one_line(err: Exception) -> str:

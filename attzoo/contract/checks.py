@@ -101,12 +101,12 @@ def check_shape(
         and all(size is None or size >= low for size, low in zip(space, least or (1,) * count, strict=True))
     ):
         return
-    axes = f"{spatial_dims} spatial axes" if spatial_dims else "1 to 3 spatial axes"
-    order = f"(N, *S, {channels})" if channels_last else f"(N, {channels}, *S)"
-    sizes = f"at least {tuple(least)}" if any(low > 1 for low in least) else "at least 1 each"
+    axes_text = f"{spatial_dims} spatial axes" if spatial_dims else "1 to 3 spatial axes"
+    layout_text = f"(N, *S, {channels})" if channels_last else f"(N, {channels}, *S)"
+    sizes_text = f"at least {tuple(least)}" if any(low > 1 for low in least) else "at least 1 each"
     hint = _other_layout(shape, channels, spatial_dims, channels_last)
     hint = hint or _no_batch(shape, channels, spatial_dims, channels_last)
-    raise ValueError(f"expected {order} with {axes} of {sizes}, got {tuple(shape)}{hint}")
+    raise ValueError(f"expected {layout_text} with {axes_text} of {sizes_text}, got {tuple(shape)}{hint}")
 
 
 def _other_layout(shape: Shape, channels: int, spatial_dims: int | None, channels_last: bool) -> str:

@@ -51,8 +51,8 @@ class Weight:
 def fan_in_uniform(name: str, shape: tuple[int, ...], *, bias: bool) -> dict[str, Weight]:
     """Return the descriptions of "name.weight" and, with `bias`, "name.bias" of a linear map or convolution.
 
-    Both are uniform on +-fan_in^-1/2, as in torch.nn.Linear and ConvNd. `shape`, that of the weight, begins with the
-    number of outputs.
+    Both are uniform on +-fan_in^-1/2, as in torch.nn.Linear and ConvNd. `shape` is the shape of the weight, which
+    begins with the number of outputs.
     """
     bound = prod(shape[1:]) ** -0.5
     weights = {f"{name}.weight": Weight(shape, "uniform", bound)}

@@ -55,7 +55,7 @@ class Labels:
 
 
 def check_type(labels: Any) -> None:
-    """Raise TypeError unless `labels` is None or of type `Labels`. Only check."""
+    """Raise TypeError unless `labels` is None or of type `Labels`."""
     if labels is not None and not isinstance(labels, Labels):
         got = contract.short_repr(labels)
         raise TypeError(f"labels must be attzoo.data.Labels, such as Labels((0, 255)), got {got}")
@@ -130,8 +130,8 @@ def shown(counts: Mapping[Any, int]) -> str:
     """
     most_frequent = sorted(sorted(counts, key=lambda value: -counts[value])[:SHOWN])
     texts = [f"{f'({text_of(v)})' if isinstance(v, tuple) else v} in {counts[v]} pixels" for v in most_frequent]
-    more = len(counts) - len(most_frequent)
-    return ", ".join(texts) + (f" and {more} more values" if more else "")
+    remaining = len(counts) - len(most_frequent)
+    return ", ".join(texts) + (f" and {remaining} more values" if remaining else "")
 
 
 def number_of(color: Color) -> int:
@@ -176,6 +176,6 @@ def check_labelled(counts: Mapping[Value, int], labels: Labels) -> None:
     if unknown := {value: count for value, count in counts.items() if value not in known}:
         few = len(labels.values) <= SHOWN
         expected = option_of(labels.values) if few else f"the {len(labels.values)} in --labels"
-        blended = f", {BLENDED}" if len(unknown) > SHOWN else ""
-        fix = f"add these values to --labels{blended}"
+        blended_text = f", {BLENDED}" if len(unknown) > SHOWN else ""
+        fix = f"add these values to --labels{blended_text}"
         raise ValueError(f"expected only values of {expected}, got {shown(unknown)}: {fix}")

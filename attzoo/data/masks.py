@@ -187,7 +187,7 @@ def _color_codes(array: NDArray[np.int64]) -> NDArray[np.int64]:
 def read_mask(path: str | Path, labels: Labels | None = None) -> NDArray[np.int64]:
     """Read a mask's file and return the class index of each pixel, (*S).
 
-    Without `labels`, the stored values are the class indices, in a file with a palette the palette indices. If there
+    Without `labels`, the class of a pixel is the stored value or, in a file with a palette, the palette index. If there
     are several channels, they must be equal; opacity is ignored. With `labels`, the class of a value is its index in
     `labels`, and 255 stays 255 unless it is in `labels`.
 

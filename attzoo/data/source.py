@@ -167,8 +167,9 @@ def naming(path: Path) -> Iterator[None]:
             cause_text = "the file may be damaged, or have the wrong ending"
             got, fix = f"{type(err).__name__}: {err}", "copy the file again, or save it again"
             raise ValueError(f"cannot read {path}: {cause_text}: {got}; {fix}") from err
-        no_memory = "too little memory for the samples; if the size in the file's header is wrong, copy the file again"
-        raise ValueError(f"cannot read {path}: {str(err) or no_memory}") from err
+        size_fix = "if the size in the file's header is wrong, copy the file again"
+        memory_text = f"too little memory for the samples; {size_fix}"
+        raise ValueError(f"cannot read {path}: {str(err) or memory_text}") from err
 
 
 @contextmanager

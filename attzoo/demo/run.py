@@ -191,8 +191,8 @@ def digits() -> Data:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    bunch = load_digits()
-    images, labels = (bunch.images / 16).astype(np.float32)[:, None], bunch.target.astype(np.int64)
+    dataset = load_digits()
+    images, labels = (dataset.images / 16).astype(np.float32)[:, None], dataset.target.astype(np.int64)
     images, test_images, labels, test_labels = train_test_split(
         images, labels, test_size=TEST, stratify=labels, random_state=SEED
     )

@@ -229,8 +229,8 @@ def _operator(fused: Fused, name: str, arguments: str, saved_count: int) -> Any:
     def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
         saved = ctx.saved_tensors
         tensors, (y, *saved_outputs) = saved[: fused.tensors], saved[fused.tensors :]
-        computed = iter(backward_operator(dy, y, saved_outputs, *tensors, *ctx.options))
-        gradients = [None if t is None else next(computed) for t in tensors[: fused.learned]]
+        computed_gradients = iter(backward_operator(dy, y, saved_outputs, *tensors, *ctx.options))
+        gradients = [None if t is None else next(computed_gradients) for t in tensors[: fused.learned]]
         return *gradients, *[None] * (fused.tensors - fused.learned + len(ctx.options))
 
     operator.register_autograd(backward, setup_context=setup)

@@ -2,8 +2,8 @@
 
 s is one coefficient per channel, computed from averages and maxima over space. t is one coefficient per position,
 computed from averages and maxima over channels of x * s. The blocks compute both in `coefficients`, which autograd
-differentiates. This module has only the operations that read all of x. They work on a part of the batch at a time, that
-stays in the cache between reads. x * s is not saved, and the gradient of x is written once.
+differentiates. This module has only the operations that read all of x. They work on one part of the batch at a time,
+which stays in the cache between reads. x * s is not saved, and the gradient of x is written once.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _grad_of_scaled(
 def _grad_of_input(
     context: BackwardContext, samples: slice, x: Tensor, dz: Tensor, maxima: Tensor, dpools: Any, dx: Tensor
 ) -> None:
-    """Write the gradient of x for some samples into dx, from those of x * s, (N, C, S), and of the pools, (N, C)."""
+    """Write the gradient of x for some samples into dx, from the gradients dz of x * s, (N, C, S), and `dpools`."""
     assert context.s is not None   # for the type checker
     part, dx_part = _flatten_space(x[samples]), _flatten_space(dx[samples])
     davg, dmaximum = (maxima.new_zeros(()).expand_as(maxima) if d is None else d for d in dpools)
@@ -166,7 +166,10 @@ class PoolChannels(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, placeholder: Tensor, s: Tensor | None, context: BackwardContext) -> Any:
-        """Return the average and the maximum over channels of x * s, and save the maxima in `context`."""
+        """Return the average and the maximum over channels of x * s, and save the maxima in `context`.
+
+        The value of `placeholder` is not used; its gradient carries the contributions of `backward` to `PoolSpace`.
+        """
         maps = _empty_maps(x)
         products = None if s is None else _scratch(x)
         for samples in _parts(x):
@@ -253,7 +256,7 @@ def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
 def differentiate(
     call: Callable[..., list[Tensor]], inputs: tuple[Tensor | None, ...], gradients: Any
 ) -> list[Tensor | None]:
-    """Return the gradient of each input of `call` by autograd, from those of the outputs; None where not required."""
+    """Return the gradient of each input of `call` by autograd, None where not required, from those of its outputs."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():   # views: one input may be computed from another, and no gradient may flow between them
         views = [x if x is None else x.view_as(x) for x in inputs]

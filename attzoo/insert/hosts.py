@@ -129,7 +129,7 @@ def check_host(host: Host) -> None:
         got = f"{type(host.module).__name__}: it may call the block like its own modules, so choose the last of them"
         raise ValueError(f"expected {host.path!r} with the forward of its torch class, got {got}")
     if type(host.module) in LAST_AXIS:
-        got = f"{type(host.module).__name__}, whose channels are the last axis"
+        got = f"{type(host.module).__name__}, whose channels are the last axis: choose another module"
         raise ValueError(f"expected channels at axis 1 after {host.path!r}, got {got}")
     if any(p.is_complex() for p in host.module.parameters(recurse=False)):
         raise ValueError(f"expected real numbers from {host.path!r}, got a complex module: choose another")

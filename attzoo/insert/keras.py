@@ -100,9 +100,9 @@ def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, 
 def _report(model: Any, inserted: Mapping[str, tuple[Any, Place]], options: Mapping[str, Any]) -> Report:
     """Return the report of new layers, after setting their `trainable`.
 
-    `trainable` is that of the options, else True, in frozen nested models too; a block that got the weights of other
-    layers has the value of these. It is set after the layers are built and after `_copy`, because Keras loses it
-    otherwise.
+    `trainable` is the option of this name, else True, in frozen nested models too; for a block that got the weights of
+    other layers, it is the value of these layers. It is set after the layers are built and after `_copy`, because Keras
+    loses it otherwise.
     """
     for layer, place in inserted.values():
         default = place.parameters > 0 or place.weights == "initial"   # no parameters are trainable in a frozen block
@@ -138,13 +138,15 @@ def _check_one_input(name: str) -> None:
 def _check_first_call(path: str, inserted: Collection[str]) -> None:
     """Raise ValueError at the second call of a layer."""
     if path in inserted:
-        raise ValueError(f"expected {path!r} to be called once, got a layer that the model calls several times")
+        got = "a layer that the model calls several times: choose another layer"
+        raise ValueError(f"expected {path!r} to be called once, got {got}")
 
 
 def _check_called(paths: Collection[str], inserted: Collection[str]) -> None:
     """Raise ValueError if a selected layer was not called, such as an input layer."""
     if missing := sorted(set(paths) - set(inserted)):
-        raise ValueError(f"expected layers that the model calls, got {missing[0]!r}, which it does not call")
+        got = f"{missing[0]!r}, which it does not call: choose another layer"
+        raise ValueError(f"expected layers that the model calls, got {got}")
 
 
 def _functional(model: Any) -> Any:
@@ -179,13 +181,13 @@ def _has_graph(layer: Any) -> bool:
 def _layers(model: Any) -> dict[str, Any]:
     """Return every layer of a model once, by its first path, nested models included."""
     layers: dict[str, Any] = {}
-    seen: set[int] = set()
+    visited: set[int] = set()
 
     def walk(parent: Any, prefix: str) -> None:
         for layer in parent.layers:
-            if id(layer) in seen:
+            if id(layer) in visited:
                 continue
-            seen.add(id(layer))
+            visited.add(id(layer))
             layers[f"{prefix}{layer.name}"] = layer
             if _has_graph(layer):
                 walk(layer, f"{prefix}{layer.name}.")
@@ -302,21 +304,22 @@ def _residual_ends(model: Any) -> set[str]:
     Of the two inputs of an Add, the residual branch is the one with more layers that the other input does not depend
     on.
     """
-    made_by: dict[int, tuple[str, frozenset[str]]] = {}   # id of a tensor -> its layer, and all layers before it
-    alive: list[Any] = []
+    # id of a tensor -> the path of the layer that computes it, the paths of this layer and all layers before it
+    layers_by_tensor: dict[int, tuple[str, frozenset[str]]] = {}
+    held_tensors: list[Any] = []
     ends: set[str] = set()
     model_input: tuple[str, frozenset[str]] = "", frozenset()   # no layers
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
-        inputs = [made_by.get(id(x), model_input) for x in _tensors(args, kwargs)]
+        inputs = [layers_by_tensor.get(id(x), model_input) for x in _tensors(args, kwargs)]
         if type(layer).__name__ == "Add" and len(inputs) == 2:   # a layer, or the operation of x + y
             (first, before_first), (second, before_second) = inputs
             ends.add(first if len(before_first - before_second) > len(before_second - before_first) else second)
         y = layer(*args, **kwargs)
         before = frozenset({path}).union(*(layers for _, layers in inputs))
         for tensor in _tensors(y):
-            made_by[id(tensor)] = path, before
-            alive.append(tensor)   # so that no id is reused
+            layers_by_tensor[id(tensor)] = path, before
+            held_tensors.append(tensor)   # so that no id is reused
         return y
 
     _copy(model, call)

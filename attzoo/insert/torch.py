@@ -48,7 +48,7 @@ def attach(model: nn.Module, name: str, after: Any, start: str, example: Any, op
     for host in hosts:
         check_host(host)
         if shared := [item.path for item in hosts if item.module is host.module and item is not host]:
-            got = f"the same module as {shared[0]!r}, which is called several times"
+            got = f"the same module as {shared[0]!r}, which is called several times: choose another module"
             raise ValueError(f"expected {host.path!r} to be called once, got {got}")
     shapes = shapes_at(model, hosts, example)
     _check_inputs(name, hosts)
@@ -183,7 +183,7 @@ def _device_and_dtype(model: nn.Module, host: Host) -> dict[str, Any]:
 
 
 def _place(path: str, block: nn.Module, shapes: Any, weights: str = "initial") -> Place:
-    """Return the report's entry for a block; `shapes` are those of its inputs, None if unknown."""
+    """Return the report's entry for a block; `shapes` are the shapes of its inputs, None if unknown."""
     spec: Any = without_start(block).spec
     macs = None if shapes is None else spec.macs(*((1, *shape[1:]) for shape in shapes[: len(spec.inputs)]))
     parameters = sum(p.numel() for p in block.parameters() if p.requires_grad)

@@ -180,7 +180,7 @@ class Snapshot:
     def __init__(self, module: nn.Module) -> None:
         self.parts = list(module.modules())[1:]
         self.tensors = [t for part in (module, *self.parts) for t in _tensors(part)]   # so that no id is reused
-        self.seen = [_seen(part) for part in (module, *self.parts)]
+        self.states = [_state(part) for part in (module, *self.parts)]
 
     def holds(self, module: nn.Module) -> bool:
         """Whether no submodule or tensor was replaced or converted since the record, and no submodule has a hook.
@@ -193,11 +193,11 @@ class Snapshot:
             not any(ALL_MODULES_HOOKS)
             and not any(map(_has_own_hooks, self.parts))
             and not any("attention" in part.__dict__ for part in parts)
-            and all(_seen(part) == seen for part, seen in zip(parts, self.seen, strict=True))
+            and all(_state(part) == state for part, state in zip(parts, self.states, strict=True))
         )
 
 
-def _seen(part: nn.Module) -> tuple[Any, ...]:
+def _state(part: nn.Module) -> tuple[Any, ...]:
     """Return the type, attribute names, children, tensor descriptions and convolution options of a module."""
     own = part.__dict__
     tensors = [t if t is None else _form(t) for t in _tensors(part)]
@@ -206,7 +206,7 @@ def _seen(part: nn.Module) -> tuple[Any, ...]:
 
 
 def _tensors(part: nn.Module) -> list[Tensor | None]:
-    """Return the module's own parameters and buffers."""
+    """Return the parameters and buffers of a module, without its submodules; None for one that is not set."""
     own = part.__dict__
     return [*own["_parameters"].values(), *own["_buffers"].values()]
 
@@ -222,6 +222,6 @@ def parameter_names(module: nn.Module) -> Set[str]:
 
 
 def own_tensors(module: Any) -> list[Tensor]:
-    """Return a module's own parameters and floating-point buffers, without those of its submodules."""
+    """Return a module's own parameters and floating-point buffers, without the tensors of its submodules."""
     parameters = [t for t in module._parameters.values() if t is not None]
     return parameters + [t for t in module._buffers.values() if t is not None and t.is_floating_point()]

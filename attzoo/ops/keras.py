@@ -24,13 +24,13 @@ require("keras", keras.__version__, "3.13.1")   # loading a model with earlier v
 register = keras.saving.register_keras_serializable(package="attzoo")
 
 
-def data_format_of(requested: str | None) -> str:
-    """Return the data format, "channels_last" or "channels_first"; None means that of keras.config.
+def data_format_of(data_format: str | None) -> str:
+    """Return the data format, "channels_last" or "channels_first"; None means the one of keras.config.
 
     Raises ValueError for other values.
     """
-    data_format = keras.config.image_data_format() if requested is None else requested
-    return str(choice("data_format", data_format, ("channels_last", "channels_first")))
+    value = keras.config.image_data_format() if data_format is None else data_format
+    return str(choice("data_format", value, ("channels_last", "channels_first")))
 
 
 def check_policy(policy: Any) -> None:

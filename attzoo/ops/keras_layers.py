@@ -11,7 +11,7 @@ POLICIES, TRAINABLE = "layer_policies", "layer_trainable"
 
 
 def parts_of(layer: Any) -> dict[str, Any]:
-    """Return the direct sublayers of a layer by name of the attribute, or those of a model by name of the layer.
+    """Return the direct sublayers of a layer by name of the attribute; for a model, its layers by their own names.
 
     A sublayer in a list has the name "layer <i>", where i is its index among the sublayers.
     """

@@ -365,7 +365,7 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
 
     Resampling to the same size is skipped, except in an exported or traced graph, which may be run at other sizes.
     Gradients are deterministic on CUDA, except 3-D linear with torch 2.6. The 1-D linear form uses the 2-D one,
-    because that of torch has no deterministic gradient.
+    because torch's 1-D form has no deterministic gradient.
     """
     is_traced = guard.is_exporting() or torch.jit.is_tracing()   # type: ignore[attr-defined]
     if not is_traced and x.shape[2:] == size:   # last: it would restrict a graph to these sizes

@@ -250,7 +250,8 @@ def maps_file(network: Network, source: str | Path, out: str | Path, *, overwrit
     name = _stem(source)
     folder = usable_folder(out / (name if name.strip(".") else "_" * len(name)))   # out/".." is the parent of out
     if not source.is_file():
-        got = f"the folder {source}: give one of its files" if source.is_dir() else f"no file {source}"
+        absent = f"no file {source}: give an existing path"
+        got = f"the folder {source}: give one of its files" if source.is_dir() else absent
         raise FileNotFoundError(f"expected one image or volume, got {got}")
     output = Output(out, [source], overwrite)
     spacing = _check_file(network, source)
@@ -282,7 +283,8 @@ def _sources(source: Path) -> dict[str, Path]:
     if source.is_dir():
         return paths_by_name(source)
     if not source.exists():
-        raise FileNotFoundError(f"expected an image, a volume or a folder of these, got no file or folder {source}")
+        got = f"no file or folder {source}: give an existing path"
+        raise FileNotFoundError(f"expected an image, a volume or a folder of these, got {got}")
     return {_stem(source): source}
 
 

@@ -70,7 +70,7 @@ class Output:
         self.digests: dict[str, set[str]] = {}   # by file: the possible digests of a file that attzoo wrote
         self.sources: dict[str, str] = {}        # by file: the path of the image that it was computed from
         self._can_append = False                 # whether the record is complete, so that lines can be added
-        self._tidied: set[Path] = set()          # folders in which stale temporary files were removed
+        self._cleaned: set[Path] = set()         # folders in which stale temporary files were removed
         if self.record.exists():
             self._read()
         self._earlier = frozenset(self.digests)   # the files in the record before this call
@@ -128,16 +128,16 @@ class Output:
                 path.unlink()
         for path, content in results.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write(path, content, tidy=path.parent not in self._tidied)
-            self._tidied.add(path.parent)
+            write(path, content, remove_old=path.parent not in self._cleaned)
+            self._cleaned.add(path.parent)
 
     def finish(self) -> None:
         """Remove files that no longer exist, and outdated digests, from the record. Call it after the last `write`."""
         if self.record.exists():
             with self._record_lock():
-                self._tidy_record()
+                self._clean_record()
 
-    def _tidy_record(self) -> None:
+    def _clean_record(self) -> None:
         """Do what `finish` does; the caller has locked the record. Files that other processes added stay in it."""
         self._read()
         missing_names = {name for name in self._earlier | self._added if not (self.folder / name).is_file()}

@@ -69,7 +69,7 @@ def check_block(
     Args:
         name: name of the block in the registry.
         backend: "torch" or "keras".
-        progress: called as progress(contract, done, total) after every case.
+        progress: called as progress(contract, finished, total) after every case.
         seed: seed of the random cases.
 
     Returns:
@@ -84,7 +84,7 @@ def check_block(
         raise ValueError(f"expected a block, got the network {name}: check its blocks, such as attention_gate")
     findings = []
     cases_by_contract = {contract: list(cases(name, seed)) for contract, cases in contracts(backend).items()}
-    done, total = 0, sum(map(len, cases_by_contract.values()))
+    finished, total = 0, sum(map(len, cases_by_contract.values()))
     for contract, cases in cases_by_contract.items():
         worst, failure = 0.0, None
         for case in cases:
@@ -92,9 +92,9 @@ def check_block(
                 worst = max(worst, contract(case, backend))
             except Exception as err:
                 failure = failure or f"{type(err).__name__}: {err} [{case}]"
-            done += 1
+            finished += 1
             if progress:
-                progress(contract.__name__, done, total)
+                progress(contract.__name__, finished, total)
         findings.append(Finding(contract.__name__, len(cases), worst, failure))
     return findings
 
@@ -207,8 +207,8 @@ def specials(case: Case, backend: str) -> float:
             expected = case.spec(*x, weights=w)
         got = adapter(backend).forward(block, x, training=False)
         has_same_positions = (np.isnan(got) == np.isnan(expected)).all() and (np.isinf(got) == np.isinf(expected)).all()
-        expected_positions = f"NaN and infinity at the positions of the spec's output for {value} in x"
-        ensure(bool(has_same_positions), f"expected {expected_positions}, got other positions")
+        expected_text = f"NaN and infinity at the positions of the spec's output for {value} in x"
+        ensure(bool(has_same_positions), f"expected {expected_text}, got other positions")
     return 0.0
 
 
@@ -317,14 +317,14 @@ def _differs(case: Case, other_spec: Spec) -> bool:
 
 
 def _updates_differ(case: Case, other_spec: Spec) -> bool:
-    """Whether a forward pass in training updates running statistics to other values than that of the case."""
+    """Whether `other_spec` updates running statistics to other values in training than the spec of the case."""
     statistics = [name for name, weight in case.spec.weights.items() if not weight.trainable]
     if not statistics:
         return False
-    own, other = case.weights(), case.weights()
+    updated, updated_by_other = case.weights(), case.weights()
     try:
-        case.spec(*case.inputs(), weights=own, training=True)
-        other_spec(*case.inputs(), weights=other, training=True)
+        case.spec(*case.inputs(), weights=updated, training=True)
+        other_spec(*case.inputs(), weights=updated_by_other, training=True)
     except ValueError:   # batch norm of one value per channel
         return False
-    return any(not np.array_equal(own[name], other[name]) for name in statistics)
+    return any(not np.array_equal(updated[name], updated_by_other[name]) for name in statistics)

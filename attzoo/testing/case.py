@@ -17,8 +17,8 @@ Pick = Callable[[Sequence[Any]], Any]
 CHANNELS = (4, 1, 2, 3, 8, 17, 33)   # below and above the reduction, prime, odd and even
 SIZES = (4, 1, 2, 3, 5, 7)
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-# Below it a result's error is no longer relative: it is eps times this. TensorFlow and JAX flush subnormal numbers to
-# zero, in all but float16: the error is then the smallest normal number.
+# Magnitude below which the error of a result is not relative, but eps times this magnitude. TensorFlow and JAX flush
+# subnormal numbers to zero, except in float16: the error is then the smallest normal number.
 UNDERFLOW = {"float64": 2.0**-1022 / EPS["float64"], "float32": 2.0**-126 / EPS["float32"],
              "float16": 2.0**-14, "bfloat16": 2.0**-126 / EPS["bfloat16"]}   # fmt: skip
 
@@ -47,7 +47,7 @@ class Case:
         object.__setattr__(self, "spec", spec)
 
     def rng(self, stream: int) -> np.random.Generator:
-        """Return a random generator for a purpose, numbered by `stream`, independent of those of other streams."""
+        """Return a random generator for a purpose, numbered by `stream`, independent of other streams."""
         return np.random.default_rng((self.seed, stream))
 
     def inputs(self) -> list[Array]:

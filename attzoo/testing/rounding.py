@@ -1,10 +1,10 @@
 """NumPy arrays whose operations have random rounding errors, as in a format with fewer digits.
 
-A function of such arrays shows the effect of all rounding errors on its result. Perturbing only the inputs does not: it
-misses a batch norm that subtracts nearly equal values, each of them rounded.
+A function of such arrays shows the effect of all rounding errors on its result. Perturbing only the inputs does
+not show, for example, the errors of a batch norm that subtracts nearly equal values, each of which is rounded.
 
 Source: D. S. Parker, "Monte Carlo Arithmetic: exploiting randomness in floating-point arithmetic", UCLA 1997,
-CSD-970002, with an error of +-unit in place of a uniform one.
+CSD-970002, with an error of +-unit instead of a uniformly distributed error.
 """
 
 from __future__ import annotations

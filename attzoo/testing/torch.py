@@ -44,8 +44,8 @@ def device_and_dtype(case: Case, backend: str) -> float:
     block = registry.get(case.name, backend="torch")(**case.spec.config(), device="meta", dtype=torch.float64)
     for name, tensor in block.state_dict().items():
         ensure(tensor.is_meta, f"expected {name} on the device 'meta' of the argument device, got {tensor.device}")
-        is_as_given = not tensor.is_floating_point() or tensor.dtype == torch.float64
-        ensure(is_as_given, f"expected {name} in torch.float64, the argument dtype, got {tensor.dtype}")
+        has_dtype = not tensor.is_floating_point() or tensor.dtype == torch.float64
+        ensure(has_dtype, f"expected {name} in torch.float64, the argument dtype, got {tensor.dtype}")
     return 0.0
 
 

@@ -34,7 +34,7 @@ class Basis:
     digests: Mapping[str, str]
 
     def check(self, run: State, out: Path) -> None:
-        """Raise ValueError, with the difference, unless the run in folder `out` began with an equal basis. Only check.
+        """Raise ValueError, with the difference, unless the run in folder `out` began with an equal basis.
 
         `run` is the saved state of that run.
         """
@@ -45,13 +45,13 @@ class Basis:
                 expected = f"the {name} with which the run in {out} began, {value_before}"
                 raise ValueError(f"expected {expected}, got {now}: {RESTART}")
         if changed := sorted(name for name, digest in self.digests.items() if digest != run.contents[name]):
-            path, more = self.files[changed[0]], len(changed) - 1
-            got = f"other content in {path}" + (f" and {more} more files" if more else "")
+            path, remaining = self.files[changed[0]], len(changed) - 1
+            got = f"other content in {path}" + (f" and {remaining} more files" if remaining else "")
             expected = f"the images and masks that the run in {out} began with"
             raise ValueError(f"expected {expected}, got {got}: put the files back, or {RESTART}")
 
     def _check_names(self, run: State, out: Path) -> None:
-        """Raise ValueError unless the images and masks have the names that they had when the run began. Only check."""
+        """Raise ValueError unless the images and masks have the names that they had when the run began."""
         names, names_before = self.digests.keys(), run.contents.keys()
         differences = {"missing": sorted(names_before - names), "new": sorted(names - names_before)}
         if lists := [f"{kind}: {shorten(paths)}" for kind, paths in differences.items() if paths]:

@@ -43,14 +43,16 @@ def find(folder: str | Path, fraction: float = 0.2, seed: int = 0) -> tuple[list
     camvid_folders, split_folders = (subfolders & set(names) for names in (CAMVID, SPLIT))
     if bool(camvid_folders) == bool(split_folders):
         expected = f"{', '.join(CAMVID[:-1])} and {CAMVID[-1]}, or only {' and '.join(SPLIT)}"
-        raise ValueError(f"expected folders {expected} in {folder}, got {_join(sorted(subfolders)) or 'no folder'}")
+        got = f"{_join(sorted(subfolders)) or 'no folder'}: rename or move the folders"
+        raise ValueError(f"expected folders {expected} in {folder}, got {got}")
     if camvid_folders:
         return _pairs(folder, *CAMVID[:2]), _pairs(folder, *CAMVID[2:])
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be greater than 0 and less than 1, got {fraction}")
     pairs = _pairs(folder, *SPLIT)
     if len(pairs) < 2:
-        raise ValueError(f"expected at least two images in {folder / SPLIT[0]}, one to validate on, got {len(pairs)}")
+        got = f"{len(pairs)}: add images and masks"
+        raise ValueError(f"expected at least two images in {folder / SPLIT[0]}, one to validate on, got {got}")
     count = max(1, min(round(fraction * len(pairs)), len(pairs) - 1))
     order = np.random.default_rng(seed).permutation(len(pairs))
     return [pairs[i] for i in sorted(order[count:])], [pairs[i] for i in sorted(order[:count])]
@@ -76,14 +78,15 @@ def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
 
 
 def _missing_text(unpaired: Sequence[Path], folder: Path) -> str:
-    """Return the text "none for ..." for paths without a file of the same name in `folder`, and how to mend this.
+    """Return the text "none for ..." for paths without a file of the same name in `folder`, and how to mend it.
 
     The text lists files of these names in `folder` that are ignored because of their extension.
     """
     stems = {path.name[: len(path.name) - len(ending(path))] for path in unpaired}
     ignored = [path for path in ignored_files(folder) if path.stem in stems] if folder.is_dir() else []
     if ignored:
-        return f"none for {_join(unpaired)}; {_join(ignored)} ignored because of the extension"
+        fix = "save it in a supported format"
+        return f"none for {_join(unpaired)}; {_join(ignored)} ignored because of the extension: {fix}"
     return f"none for {_join(unpaired)}: give each image and its mask the same name"
 
 
@@ -138,7 +141,7 @@ def paths_by_name(folder: Path) -> dict[str, Path]:
     if not paths:
         check_formats(folder)
         got = f"only {_join(ignored)}" if (ignored := ignored_files(folder)) else "no file"
-        raise ValueError(f"expected images, masks or volumes in {folder}, got {got}")
+        raise ValueError(f"expected images, masks or volumes in {folder}, got {got}: add files in a supported format")
     return paths
 
 

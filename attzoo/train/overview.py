@@ -21,21 +21,21 @@ def lines(settings: Settings, out: Path, training: Dataset, validation: Dataset,
     """Return the lines of the overview of a run that writes into folder `out`."""
     parts = [_images(training, validation), *_geometries(training, validation), *_classes(training, validation)]
     parameters = sum(weight.size for weight in trainer.network.spec.weights.values() if weight.trainable)
-    network = f"{settings.variant or 'unet'} in {trainer.framework}, {parameters:,} parameters"
+    network_text = f"{settings.variant or 'unet'} in {trainer.framework}, {parameters:,} parameters"
     if settings.size and settings.data:
         parts.append(f"resized to {size_text(settings.size)}{_lost_classes(training, validation)}")
-    return [*parts, f"network: {network}", f"output: {out.resolve()}"]
+    return [*parts, f"network: {network_text}", f"output: {out.resolve()}"]
 
 
 def _images(training: Dataset, validation: Dataset) -> str:
     """Return a line with the number of images, their sizes, channels and dtypes."""
-    counts = f"{len(training)} images to train on, {len(validation)} to validate on"
-    channels = f"{training.channels} channel{'s' * (training.channels > 1)}"
+    counts_text = f"{len(training)} images to train on, {len(validation)} to validate on"
+    channels_text = f"{training.channels} channel{'s' * (training.channels > 1)}"
     if not isinstance(training, Folder) or not isinstance(validation, Folder):
-        return f"data: built-in phantoms, {counts}; {size_text(training.common_size())}, {channels}"
+        return f"data: built-in phantoms, {counts_text}; {size_text(training.common_size())}, {channels_text}"
     shapes = sorted({shape[1:] for shape in (*training.shapes, *validation.shapes)})
     size = size_text(shapes[0]) + (f" to {size_text(shapes[-1])}, {len(shapes)} sizes" if len(shapes) > 1 else "")
-    return f"data: {counts}; {size}, {channels}, {' and '.join(sorted(training.dtypes | validation.dtypes))}"
+    return f"data: {counts_text}; {size}, {channels_text}, {' and '.join(sorted(training.dtypes | validation.dtypes))}"
 
 
 def _geometries(training: Dataset, validation: Dataset) -> list[str]:
@@ -50,10 +50,10 @@ def _geometries(training: Dataset, validation: Dataset) -> list[str]:
     for name, values in (("axes", [g.axes for g in geometries]), ("spacing", [g.sides for g in geometries])):
         counts = Counter(values).most_common()
         if counts:
-            more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
+            more_text = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
             values_text = ", ".join(f"{value} in {count}" for value, count in counts[:SHOWN])
             hint = "; a network ignores them: resample all volumes alike if they matter" if len(counts) > 1 else ""
-            result.append(f"{name}: {values_text}{more}{hint}")
+            result.append(f"{name}: {values_text}{more_text}{hint}")
     return result
 
 
@@ -68,8 +68,8 @@ def _classes(training: Dataset, validation: Dataset) -> list[str]:
     for k in range(training.classes or 0):
         value = f" (value {labels[k]})" if labels else ""
         class_texts.append(f"{k}{value} in {_share(counts[k], total)}")
-    ignored = f"; {IGNORE}, ignored, in {_share(counts[IGNORE], total)}" if counts[IGNORE] else ""
-    line = f"classes: {training.classes}, of all pixels {', '.join(class_texts)}{ignored}"
+    ignored_text = f"; {IGNORE}, ignored, in {_share(counts[IGNORE], total)}" if counts[IGNORE] else ""
+    line = f"classes: {training.classes}, of all pixels {', '.join(class_texts)}{ignored_text}"
     folders = sorted({path.parent for dataset in (training, validation) for pair in dataset.pairs for path in pair})
     files = [path for folder in folders for path in ignored_files(folder)]
     return [line, *([f"ignored, not images: {shorten(files)}"] if files else [])]

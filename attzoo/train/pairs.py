@@ -52,7 +52,7 @@ def describe_pairs(pairs: Sequence[Pair]) -> tuple[list[FileInfo], list[Geometry
 
 
 def check_scales(preparation: Preparation, images: Sequence[tuple[Path, np.dtype[Any]]]) -> None:
-    """Raise ValueError, with two paths, if the preparation gives images of two dtypes different scales. Only check.
+    """Raise ValueError, with two paths, if the preparation gives images of two dtypes different scales.
 
     `images` are paths with the dtypes of their pixels. With zscore all dtypes have one scale.
     """
@@ -99,8 +99,8 @@ def _check_orientation(image: Path, image_info: FileInfo, mask: Path, mask_info:
     that both are right.
     """
     first, second = image_info.orientation, mask_info.orientation
-    is_clear = transposes(first) != transposes(second) and len(set(image_info.shape[1:])) > 1
-    if first != second and not is_clear:
+    both_are_right = transposes(first) != transposes(second) and len(set(image_info.shape[1:])) > 1
+    if first != second and not both_are_right:
         got = f"EXIF orientation {first} in {image} and {second} in {mask}, so one of them may be rotated"
         fix = "save both upright, without an orientation"
         raise ValueError(f"expected an image and mask of one orientation, got {got}: {fix}")

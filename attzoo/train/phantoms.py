@@ -158,7 +158,7 @@ class _Canvas:
         *,
         angle: float = 0.0,
         depth: float = ENDLESS,
-        wobble: float = 0.12,
+        deformation: float = 0.12,
     ) -> None:
         """Draw a deformed ellipse, in 3-D an ellipsoid, in place over everything drawn so far.
 
@@ -171,14 +171,14 @@ class _Canvas:
             label: the class.
             angle: the angle of the rotation in the plane of y and x, in radians.
             depth: the radius along the body, in 3-D.
-            wobble: the amplitude of the deformation, as a share of the radii.
+            deformation: the amplitude of the deformation, as a share of the radii.
         """
         phases = self.random.uniform(0, 2 * pi, 4).tolist()
         y, x, z = self.y - center[0], self.x - center[1], (self.z - self.random.uniform(-0.15, 0.15)) / depth
         v, u = (cos(angle) * y - sin(angle) * x) / radii[0], (sin(angle) * y + cos(angle) * x) / radii[1]
         v, u = (
-            v + wobble * (np.sin(2 * (u + z) + phases[0]) + np.sin(4 * u + phases[1]) / 2),
-            u + wobble * (np.sin(2 * (v + z) + phases[2]) + np.sin(4 * v + phases[3]) / 2),
+            v + deformation * (np.sin(2 * (u + z) + phases[0]) + np.sin(4 * u + phases[1]) / 2),
+            u + deformation * (np.sin(2 * (v + z) + phases[2]) + np.sin(4 * v + phases[3]) / 2),
         )
         radius = np.sqrt(v * v + u * u + z * z)
         coverage = np.clip((1 - radius) * (0.4 * self.pixels * min(radii)) + 0.5, 0, 1)   # edges are some pixels wide
@@ -208,8 +208,8 @@ def _draw_anatomy(canvas: _Canvas) -> None:
         """Return a tuple of the lengths, each multiplied by a random factor from 0.85 to 1.15."""
         return tuple(length * random.uniform(0.85, 1.15) for length in lengths)
 
-    canvas.ellipse(FAT, (0, 0), (0.88, 1.0), wobble=0.03)
-    canvas.ellipse(FLESH, (0, 0), (0.78, 0.9), wobble=0.03)
+    canvas.ellipse(FAT, (0, 0), (0.88, 1.0), deformation=0.03)
+    canvas.ellipse(FLESH, (0, 0), (0.78, 0.9), deformation=0.03)
     canvas.ellipse(LIVER, near(-0.12, 0.62), about(0.26, 0.16), angle=random.uniform(-0.5, 0.5), depth=0.8)   # spleen
     loops = (-0.5, -0.05), (-0.45, 0.33), (-0.2, 0.34), (0.2, -0.56), (0.14, 0.56), (-0.62, 0.15)   # of the bowel
     for i in random.permutation(6)[: random.integers(3, 6)]:
@@ -221,7 +221,7 @@ def _draw_anatomy(canvas: _Canvas) -> None:
     for side in (-1, 1):
         angle = side * random.uniform(0.2, 0.7)
         canvas.ellipse(KIDNEY, near(0.36, 0.42 * side), about(0.2, 0.13), 2, angle=angle, depth=0.6)
-    canvas.ellipse(BONE, near(0.55, 0, 0.03), about(0.17, 0.17), wobble=0.08)
-    canvas.ellipse(VESSEL, near(0.28, 0.06, 0.03), about(0.07, 0.07), wobble=0.03)
+    canvas.ellipse(BONE, near(0.55, 0, 0.03), about(0.17, 0.17), deformation=0.08)
+    canvas.ellipse(VESSEL, near(0.28, 0.06, 0.03), about(0.07, 0.07), deformation=0.03)
     angle = random.uniform(-0.5, 0.5)
     canvas.ellipse(BOWEL, near(0.06, 0.06), about(0.11, 0.22), 3, angle=angle, depth=0.45)   # pancreas

@@ -57,7 +57,7 @@ class Preparation:
         return "floats" if dtype.kind == "f" else "integers" if self.normalise == "unit" else dtype.name
 
     def check_bits(self, image: FileInfo) -> None:
-        """Raise ValueError for an image of 2 or 4 bits, if `normalise` is "none". Only check.
+        """Raise ValueError for an image of 2 or 4 bits, if `normalise` is "none".
 
         Programs may save a picture with fewer bits, which multiplies its integers by another factor.
         """
@@ -67,7 +67,7 @@ class Preparation:
             raise ValueError(f"expected an image of 8 bits or more for --normalise none, got {got}: {fix}")
 
     def read(self, path: Path) -> NDArray[Any]:
-        """Return the image (C, *S) in a file: the stored numbers, or for "unit" those divided by their maximum."""
+        """Return the image (C, *S) in a file: the stored numbers, for "unit" divided by their maximum."""
         return read_image(path, unit=self.normalise == "unit")
 
     def __call__(self, image: NDArray[Any]) -> Array:
@@ -105,7 +105,7 @@ class Preparation:
 
 
 def check_image(image: Any) -> None:
-    """Raise TypeError or ValueError unless an image is an array of real numbers, without masked values. Only check."""
+    """Raise TypeError or ValueError unless an image is an array of real numbers, without masked values."""
     if not isinstance(image, np.ndarray) or image.dtype.kind not in "biuf":
         got = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
         fix = "read a file by attzoo.data.read_image, or convert other arrays by numpy.asarray"

@@ -40,8 +40,8 @@ def progress(settings: Settings, epochs_done: int, steps: int, quiet: bool) -> I
             nonlocal iou
             if row:
                 iou = f"  mean IoU {row['mean_iou']:.3f}"
-                metrics = f"loss {row['loss']:.4f}  accuracy {row['validation_accuracy']:.3f}{iou}"
-                line = f"epoch {row['epoch']:>3}/{settings.epochs}  {metrics}  {row['seconds']:.1f} s"
+                metrics_text = f"loss {row['loss']:.4f}  accuracy {row['validation_accuracy']:.3f}{iou}"
+                line = f"epoch {row['epoch']:>3}/{settings.epochs}  {metrics_text}  {row['seconds']:.1f} s"
                 bar.console.print(line, highlight=False, soft_wrap=True)
             else:
                 bar.update(task, advance=1, description=f"epoch {epoch + 1}/{settings.epochs}  loss {loss:.4f}{iou}")

@@ -174,8 +174,8 @@ def _run_epoch(
 
 def _divergence_message(problem: str, epoch: int) -> str:
     """Return the message of Diverged: "expected {problem} epoch {epoch + 1}" and what to try."""
-    saved = f"; the state after epoch {epoch} is saved" if epoch else ""
-    return f"expected {problem} epoch {epoch + 1}: try a lower --rate{saved}"
+    saved_text = f"; the state after epoch {epoch} is saved" if epoch else ""
+    return f"expected {problem} epoch {epoch + 1}: try a lower --rate{saved_text}"
 
 
 # ---- files -----------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def _open_run(out: Path, settings: Settings, resume: bool, is_first: bool) -> St
     """Return the state of the run in the folder if `resume`, else that of a new run.
 
     Raises ValueError if the folder holds no run to resume, or for a new run, files. Only the first of several processes
-    checks the latter. Raises FileNotFoundError if the data of the run to resume are missing.
+    checks for such files. Raises FileNotFoundError if the data of the run to resume are missing.
     """
     if resume:
         state.settings_to_resume(out, settings.config())
@@ -306,11 +306,11 @@ def summary(out: Path) -> tuple[list[str], bool]:
     lines, is_complete = [], True
     for name, content in FILES.items():
         digest = best.digest_or_none(out / name)
-        is_good = digest is not None and (name != best.NAME or (saved is not None and digest == saved.digest))
-        is_complete &= is_good
+        is_unchanged = digest is not None and (name != best.NAME or (saved is not None and digest == saved.digest))
+        is_complete &= is_unchanged
         content = saved.text() if name == best.NAME and saved else content
         problem = f"{'missing' if digest is None else 'not the file that was saved'}, should be {content}"
-        lines.append(f"{out / name}: {content if is_good else problem}")
+        lines.append(f"{out / name}: {content if is_unchanged else problem}")
     return lines, is_complete
 
 

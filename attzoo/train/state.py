@@ -81,7 +81,10 @@ def load(folder: Path, arrays: bool = True) -> State:
 
 
 def _format_text(metadata: Any) -> str:
-    """Return the format that the metadata declare, with a hint for earlier formats."""
+    """Return what an error says of metadata of another format.
+
+    This is the number of an earlier format and what to do, else the metadata themselves, shortened.
+    """
     if isinstance(metadata, dict) and isinstance(metadata.get("format"), int) and metadata["format"] < FORMAT:
         reason = "of an earlier version, which did not save digests of the data: start a new run in another --out"
         return f"{metadata['format']}, {reason}"
@@ -114,7 +117,7 @@ def _check_history(history: Any, epochs: int) -> list[Row]:
 
 
 def check_arrays(arrays: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
-    """Raise ValueError unless the arrays have the names, shapes and dtypes of the expected ones. Only check."""
+    """Raise ValueError unless the arrays have the names, shapes and dtypes of the expected ones."""
     if names := sorted(arrays.keys() ^ expected.keys()):
         article, got = ("an", "none") if names[0] in expected else ("no", "one")
         raise ValueError(f"expected {article} array {names[0]}, got {got}")
@@ -158,7 +161,7 @@ def settings_to_resume(folder: Path, given: Mapping[str, Any], network: Mapping[
         folder: the folder of the run.
         given: some or all settings, as in `Settings.config`. They must equal those of the run, except for `data`: the
             digests of the data are compared later.
-        network: some arguments of the network, if `given` does not hold all of them.
+        network: arguments of the network to compare one by one, if not all of them are given.
 
     Raises:
         ValueError: settings differ, which the message lists, or there is no run or a damaged one in `folder`.

@@ -30,8 +30,8 @@ class MaskCounts:
         counts: the number of pixels with each value.
         masks: the number of masks with each value.
         lost: the number of masks from which resizing removes each value.
-        colors: the first mask in which a value has a colour, by (value, colour, kind of mask).
-        holders: the first mask for each subset of {1, 255} that masks hold.
+        colors: for each (value, colour, kind of mask) that occurs, the path of the first mask with it.
+        holders: for each subset of {1, 255}, the path of the first mask that has these of the two values.
     """
 
     counts: Counter[Value] = field(default_factory=Counter)
@@ -72,14 +72,14 @@ def count_values(masks: Iterable[Path], labels: Labels | None, resize: Resize | 
 
 
 def _lost_values(stored: Stored, values: Iterable[Value], resize: Resize) -> set[Value]:
-    """Return those of the `values` of a mask that no pixel has after `resize`."""
+    """Return the elements of `values`, values of a mask, that no pixel has after `resize`."""
     numbers = np.sort([number_of(value) if isinstance(value, tuple) else value for value in values])
     indices = np.unique(resize(np.searchsorted(numbers, stored.values)))   # resizing takes small numbers only
     return {stored.value(value) for value in np.delete(numbers, indices)}
 
 
 def check_consistent(parts: Sequence[MaskCounts], labels: Labels | None) -> None:
-    """Raise ValueError if a value has different meanings in different masks, as far as files show it. Only check.
+    """Raise ValueError if a value has different meanings in different masks, as far as files show it.
 
     Signs of different meanings are: a value with different colours in palettes, or in a palette and in grey; a colour
     with different values in palettes; grey whose least value is white beside other grey; and, without labels, masks
@@ -112,7 +112,7 @@ def _check_palettes(colors: Mapping[tuple[int, Color], Path]) -> None:
     with the colour at both values is accepted: these may be two classes.
 
     Args:
-        colors: the first mask with a palette in which a value has a colour, by value and colour.
+        colors: for each (value, colour) that occurs in a palette, the path of the first mask with it.
     """
     for ((value, color), path), ((other_value, other_color), other_path) in combinations(colors.items(), 2):
         if color != other_color:
@@ -135,18 +135,18 @@ def _first_paths(mappings: Iterable[Mapping[Any, Path]]) -> dict[Any, Path]:
 
 
 def _check_white(values: Set[Value], parts: Sequence[MaskCounts]) -> None:
-    """Raise ValueError if 255 may be the class that is 1 in other masks. Only check.
+    """Raise ValueError if 255 may be the class that is 1 in other masks.
 
-    It may be if `values`, those in all masks, are 0, 1 and 255 (or 1 and 255), and no mask holds both 1 and 255.
+    It may be if `values`, the values in all masks, are 0, 1 and 255 (or 1 and 255), and no mask holds both 1 and 255.
     """
     holders = _first_paths(part.holders for part in parts)
     if values - {0} != {1, IGNORE} or frozenset({1, IGNORE}) in holders:
         return
     got = f"1 in {holders[frozenset({1})]}, {IGNORE} in {holders[frozenset({IGNORE})]}, and both in none"
     is_white = any(value == 1 and color == WHITE for part in parts for value, color, _ in part.colors)
-    same = f"give {option_of([(0, 0, 0), WHITE])}, as both are white" if is_white else "save it as 1 in all masks"
+    same_fix = f"give {option_of([(0, 0, 0), WHITE])}, as both are white" if is_white else "save it as 1 in all masks"
     fix = f"give {option_of([0, 1])} to ignore {IGNORE}, {option_of([0, 1, IGNORE])} to make it a class of its own"
-    fix += f"; or if {IGNORE} is class 1, {same}"
+    fix += f"; or if {IGNORE} is class 1, {same_fix}"
     raise ValueError(f"expected masks in which {IGNORE} has one meaning, got {got}: {fix}")
 
 
@@ -185,7 +185,7 @@ def lost_classes(parts: Sequence[MaskCounts], labels: Labels | None) -> dict[int
 
 
 def check_size(training: MaskCounts, labels: Labels | None, size: Sequence[int] | None) -> None:
-    """Raise ValueError if resizing to `size` leaves fewer than two classes to train on. Only check."""
+    """Raise ValueError if resizing to `size` leaves fewer than two classes to train on."""
     lost = [k for k, (lost_masks, masks) in lost_classes([training], labels).items() if lost_masks == masks]
     remaining = sorted(_counts_by_class(training.masks, labels).keys() - {*lost})
     if size and lost and len(remaining) < 2:
@@ -195,7 +195,7 @@ def check_size(training: MaskCounts, labels: Labels | None, size: Sequence[int] 
 
 
 def check_gaps(counts: Mapping[int, int]) -> None:
-    """Raise ValueError unless the values in all masks are 0, 1, 2 and so on, without a gap. Only check.
+    """Raise ValueError unless the values in all masks are 0, 1, 2 and so on, without a gap.
 
     Call it if neither classes nor labels are set: masks with 0 and 128 hardly have 129 classes.
     """
@@ -215,8 +215,6 @@ def check_gaps(counts: Mapping[int, int]) -> None:
 
 def check_classes(training: Mapping[int, int], validation: Mapping[int, int], masks: int) -> None:
     """Raise ValueError if there are fewer than two classes to train on, or validation has no class or a larger one.
-
-    Only check.
 
     Args:
         training: the number of pixels of each class in the masks to train on, and of 255.

@@ -117,6 +117,8 @@ class Trainer:
     def pop_confusion(self) -> NDArray[np.int64]:
         """Return the confusion matrix since the last call over all devices, and set it to 0.
 
+        With several processes, set the network's buffers to the values in process 0 too.
+
         It is int64 (K, K): the number of pixels by true class (rows) and predicted class (columns).
         """
         if self.world_size > 1:

@@ -101,7 +101,7 @@ def gating(net: Settings) -> Unit | None:
     return _pointwise(net, deepest_channels, deepest_channels) if net.gating == "grid" else None
 
 
-def started(weights: Mapping[str, Weight], initializer: str) -> dict[str, Weight]:
+def initialized_by(weights: Mapping[str, Weight], initializer: str) -> dict[str, Weight]:
     """Return the weights with the initialization of the network's argument `initializer`, by canonical name.
 
     Biases are zero, scales of norms are 1, and matrices and kernels follow the rule of `_map`. "torch" changes nothing.
@@ -166,8 +166,8 @@ def weights(net: Settings, levels: Sequence[Level]) -> dict[str, Weight]:
     classes, supervised = net.out_channels, [i for i, level in enumerate(levels) if level.supervised]
     for i in supervised:
         arrays |= fan_in_uniform(f"supervision.{i}", (classes, net.channels[i]), bias=True)
-    seen = classes * len(supervised) or net.channels[0]
-    return arrays | fan_in_uniform("head", (classes, seen), bias=True)
+    head_inputs = classes * len(supervised) or net.channels[0]
+    return arrays | fan_in_uniform("head", (classes, head_inputs), bias=True)
 
 
 def _units(prefix: str, units: Sequence[Unit]) -> dict[str, Weight]:

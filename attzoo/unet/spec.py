@@ -53,7 +53,7 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
     @cached_property
     def weights(self) -> dict[str, Weight]:
         """Return the shape and initialization of every array, by canonical name."""
-        return plan.started(plan.weights(self, self.levels), self.initializer)
+        return plan.initialized_by(plan.weights(self, self.levels), self.initializer)
 
     @property
     def inputs(self) -> tuple[int, ...]:

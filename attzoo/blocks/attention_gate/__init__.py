@@ -1,4 +1,4 @@
-"""The additive attention gate of the Attention U-Net: a gating signal g decides which pixels of a skip x are kept.
+"""The additive attention gate of the Attention U-Net: a gating signal g weights each pixel of a skip connection x.
 
     t = skip_norm(skip.weight x + skip.bias)               (N, F, *S / stride)
     p = gating_norm(gating.weight g + gating.bias)         (N, F, *G), then resampled to t's size
@@ -6,7 +6,7 @@
     a = sigmoid(q), resampled to x's size                  (N, 1, *S)
     y = output_norm(output.weight (x * a) + output.bias)   (N, C, *S)    x * a without output_transform
 
-Use it on the skip connections of a U-Net: x is the encoder's map, g the decoder's, coarser or equal, of any size.
+Use it on the skip connections of a U-Net: x is a feature map of the encoder, and g of the decoder, of any size.
 Its coefficients are an image of where the network expects the organ.
 
 Source: Oktay et al., "Attention U-Net: Learning Where to Look for the Pancreas", MIDL 2018, arXiv:1804.03999v3,

@@ -71,7 +71,7 @@ class AttentionGate(BlockSpec):
     def __post_init__(self) -> None:
         channels = contract.integer("channels", self.channels)
         dims = contract.choice("spatial_dims", self.spatial_dims, (1, 2, 3))
-        inter = max(1, channels // 2) if self.inter_channels is None else self.inter_channels
+        inter_channels = max(1, channels // 2) if self.inter_channels is None else self.inter_channels
         strides = tuple(self.stride) if isinstance(self.stride, list | tuple) else (self.stride,) * dims
         if len(strides) != dims:
             raise ValueError(f"stride must be one integer or {dims}, one per spatial axis, got {self.stride!r}")
@@ -79,7 +79,7 @@ class AttentionGate(BlockSpec):
             self,
             channels=channels,
             gating_channels=contract.integer("gating_channels", self.gating_channels),
-            inter_channels=contract.integer("inter_channels", inter),
+            inter_channels=contract.integer("inter_channels", inter_channels),
             stride=tuple(contract.integer("stride", step) for step in strides),
             skip_bias=contract.flag("skip_bias", self.skip_bias),
             norm=contract.flag("norm", self.norm),

@@ -55,7 +55,7 @@ class Call(NamedTuple):
         return grids(source.shape[2:], self.x.shape[2:], self.interpolation, self.align_corners)
 
     def with_batch_statistics(self, saved: Saved) -> Projections:
-        """Return the projections with the saved statistics where a norm uses those of the batch."""
+        """Return the projections with the saved statistics where a norm uses batch statistics."""
         skip, gating, psi = self.projections
         skip, gating = skip.with_batch_statistics(saved.skip_batch), gating.with_batch_statistics(saved.gating_batch)
         return Projections(skip, gating, psi)
@@ -76,7 +76,7 @@ class Saved(NamedTuple):
     folded: see projections.py.
     skip_batch, gating_batch: mean, variance and unbiased variance, without the bias, of a projection whose norm uses
         statistics of the batch, (3, F).
-    logits, psi_statistics: input, (N, S), and statistics, (3,), of psi's norm if it uses those of the batch, see
+    logits, psi_statistics: input, (N, S), and statistics, (3,), of psi's norm if it uses batch statistics, see
         `channel_norm.Norm`.
     """
 
@@ -300,7 +300,10 @@ def projection_of(conv: Any, norm: Any) -> Projection:
 
 
 def _update_running_stats(block: Any, projections: Projections, counts: Sequence[int], saved: Saved) -> None:
-    """Update the running statistics of the norms that use those of the batch, of `counts` values each."""
+    """Update the running statistics of the norms that use batch statistics.
+
+    counts: the number of values per channel from which the norms of skip, gating and psi computed their statistics.
+    """
     skip, gating, psi = projections
     if skip.by_batch:
         update_running_stats(block.skip_norm, *_mean_and_variance(saved.skip_batch, skip.bias), counts[0])

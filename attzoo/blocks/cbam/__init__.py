@@ -11,7 +11,7 @@ Source: Woo et al., "CBAM: Convolutional Block Attention Module", ECCV 2018, arX
 code Jongchan/attention-module@459efad, MODELS/cbam.py.
 
 Where we differ: no residual connection inside, as in the paper and its code (some ports add x). Paper and code differ:
-the defaults have the bias of the code but not its batch norm (norm=True adds it). The input planes of its
-spatial kernel are maximum and mean, here mean and maximum: `load_weights(..., source="official")` swaps
-them. The momentum of its batch norm is 0.01 (0.1 here, as everywhere in attzoo).
+the defaults have the bias of the code but not its batch norm (norm=True adds it). The input planes of the
+code's spatial kernel are maximum and mean, here mean and maximum: `load_weights(..., source="official")` swaps
+them. The momentum of the code's batch norm is 0.01 (0.1 here, as everywhere in attzoo).
 """

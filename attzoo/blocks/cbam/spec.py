@@ -59,7 +59,7 @@ class CBAM(Bottleneck):
         return self.channel.macs(x) + self.spatial.macs(x)
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
-        """(N, C, *S) -> (N, C, *S). Return the coefficients, the product of those of both parts."""
+        """(N, C, *S) -> (N, C, *S). Return the product of the coefficients of both parts."""
         self.check_inputs(x.shape)
         channel = self.channel.attention(x, weights=without_prefix("channel", weights))    # (N, C, 1..)
         spatial = self.spatial.attention(x * channel, weights=without_prefix("spatial", weights), training=training)

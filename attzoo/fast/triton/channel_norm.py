@@ -151,7 +151,7 @@ class GradientSums(NamedTuple):
 
 
 def backward(d: Tensor, norm: Norm | None, sums: GradientSums) -> None:
-    """Replace d (N, S), the gradient of the norm's output, by the gradient of q; `sums` are those of d."""
+    """Replace d (N, S), the gradient of the norm's output, by the gradient of q; `sums` are sums over d."""
     if norm is None:
         return
     count = d.numel()

@@ -93,8 +93,8 @@ def is_last(counter, programs):
     The last program may read what the others stored.
 
     The last program adds up partial sums in a fixed order, so results do not depend on which program is last. The
-    counter is zero before the first program and after the last. Loads of what others stored must bypass the L1 cache,
-    which is not coherent (cache_modifier=".cg").
+    counter is zero before the first program and after the last. Loads of values that others stored must bypass the L1
+    cache, which is not coherent (cache_modifier=".cg").
     """
     tl.debug_barrier()   # wait for the stores of all threads of this program
     done = tl.atomic_add(counter, 1, sem="acq_rel") == programs - 1

@@ -1,7 +1,7 @@
 """The convolution of spatial attention, from 2 maps to 1 with zero padding: (N, 2, S) -> (N, S), and its backward pass.
 
 Positions and kernel sizes of 1 to 3 dimensions are (D, H, W), with leading sizes of 1. The maps have 2 / C and 1 / C of
-the size of x, so the cache holds what several taps read.
+the size of x, so the values that several taps read stay in the cache.
 """
 
 from __future__ import annotations

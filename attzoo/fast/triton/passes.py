@@ -282,7 +282,7 @@ def position_gradients(
 
 @triton.jit
 def product_gradient(n, d, z, t, maps, dmaps, p, S):
-    """Return a tile of the gradient of z = x * s, from the tile d of that of y."""
+    """Return a tile of the gradient of z = x * s, from a tile d of the gradient of y."""
     position = n.to(tl.int64) * S + p
     map_position = position + n.to(tl.int64) * S
     d = d * tl.load(t + position, p < S, 0.0)[None, :] + tl.load(dmaps + map_position, p < S, 0.0)[None, :]

@@ -66,7 +66,10 @@ def layers_of(block: Any) -> Layers:
 
 
 def saved(x: Tensor, R: int, top: bool) -> Tensor:
-    """Allocate the tensor that is saved for x (N, C, *S), with R hidden units; top: whether maxima are used."""
+    """Allocate the float32 vector that is saved for the backward pass, with the layout in the module's docstring.
+
+    x is (N, C, *S), R the number of hidden units. top: whether maxima are used.
+    """
     N, C = x.shape[:2]
     return empty_float32(x, N * (3 * C + 2 * R) if top else N * (2 * C + R))
 
@@ -278,7 +281,7 @@ def gate_gradient(d, y, HARD_SIGMOID: tl.constexpr):
 
 @triton.jit
 def act_gradient(d, u, ACT: tl.constexpr):
-    """Return the gradient of hidden units u before the activation, from the gradient d of those after it."""
+    """Return the gradient of hidden units u before the activation, from the gradient d of their activations."""
     if ACT == "silu":
         s = tl.sigmoid(u)
         d = d * (s * (1 + u * (1 - s)))
