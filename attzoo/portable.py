@@ -111,7 +111,8 @@ def _arrays_of(parts: list[Part], state: Any, source: str) -> dict[str, Array]:
 
     Errors about a block in a model begin with its path.
     """
-    state, arrays = unwrapped(state), read_all(parts)
+    state = unwrapped(state)
+    arrays: dict[str, Array] = {}
     for part in parts:
         path = without_wrappers(f"{part.path}.")[:-1]   # as in the keys of `unwrapped`
         block_state = {key: value for key, value in state.items() if key.startswith(f"{path}.")} if path else state
@@ -122,6 +123,8 @@ def _arrays_of(parts: list[Part], state: Any, source: str) -> dict[str, Array]:
                 raise
             raise type(err)(f"{part.path}: {err}") from err
         arrays |= {part.key(name): array for name, array in read.items()}
+        if part.start == "identity":   # no library has this factor
+            arrays[part.key("gamma")] = part.read()[part.key("gamma")]
     return arrays
 
 

@@ -428,6 +428,16 @@ def test_paths_are_without_a_wrapper_inside_the_model(wrapper):
     assert next(iter(attzoo.weights(model))) == "0.1.squeeze.weight"
 
 
+def test_an_array_that_the_source_lacks_is_missing():
+    plain = attzoo.create("attention_gate", 4, 3, inter_channels=2, norm=True, backend="torch")
+    block = attzoo.create("attention_gate", 4, 3, inter_channels=2, norm=True, output_transform=True, backend="torch")
+    state, before = attzoo.export_weights(plain, target="leejunhyun"), attzoo.weights(block)
+    with pytest.raises(ValueError, match=r"missing output\."):
+        attzoo.load_weights(block, state, source="leejunhyun")
+    for name, array in attzoo.weights(block).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
 def test_a_factor_that_the_target_lacks_is_not_left_out():
     model = attzoo.attach(nn.Sequential(nn.Conv2d(3, 8, 1)), "se", after="0", start="identity").model
     with pytest.raises(ValueError, match="expected arrays that the target has keys for, got gamma: export"):
