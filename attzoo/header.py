@@ -117,10 +117,11 @@ def weights_of(parts: Sequence[Part]) -> dict[str, Weight]:
     """Return the description of every array of parts by name. Raise ValueError if two arrays have the same name."""
     weights: dict[str, Weight] = {}
     for part in parts:
-        if duplicates := weights.keys() & part.weights.keys():
+        part_weights = part.weights   # computed at every access
+        if duplicates := weights.keys() & part_weights.keys():
             got = f"two named {min(duplicates)}"
             raise ValueError(f"expected a different name for every array, got {got}: rename a layer of the model")
-        weights |= part.weights
+        weights |= part_weights
     return weights
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import registry
-from .adapters import NO_BLOCKS, adapter, backend_of, framework_of
+from .adapters import NO_BLOCKS, adapter, backend_of, framework_of, has_spec
 from .contract import AnySpec, Array, Weight, contiguous, shorten
 from .tables import text_table
 
@@ -57,7 +57,7 @@ class Part:
     @property
     def block(self) -> Any:
         """Return the block or network, without the layer around it."""
-        return self.holder if hasattr(self.holder, "spec") else self.holder.block
+        return self.holder if has_spec(self.holder) else self.holder.block
 
     @property
     def _framework(self) -> Any:
@@ -113,7 +113,7 @@ def parts_of(model: Any) -> list[Part]:
 
 def _part(path: str, holder: Any) -> Part:
     """Return the part for a block, or for the layer that `attach` created around a block."""
-    if hasattr(holder, "spec"):
+    if has_spec(holder):
         return Part(path, holder.spec, "default", holder)
     return Part(path, holder.block.spec, "identity" if hasattr(holder, "gamma") else "default", holder)
 
@@ -246,13 +246,11 @@ def _check_order(pairs: Sequence[tuple[Part, Part, str]], sources: Sequence[Part
 
 def rename_arrays(pairs: Sequence[tuple[Part, Part, str]], arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Return the arrays of the sources by the names of the matched parts' arrays."""
-    names = {
-        part.key(name): source.key(name)
-        for part, source, _ in pairs
-        for name in ("gamma", *part.spec.weights)
-        if part.key(name) in part.weights
+    return {
+        name: contiguous(arrays[source_name])
+        for part, source, _ in pairs   # matched parts have equal specs, and so the same arrays in the same order
+        for name, source_name in zip(part.weights, source.weights, strict=True)
     }
-    return {name: contiguous(arrays[source_name]) for name, source_name in names.items()}
 
 
 def loaded_report(pairs: Sequence[tuple[Part, Part, str]]) -> Loaded:

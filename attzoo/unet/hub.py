@@ -48,13 +48,19 @@ def save_pretrained(cls: Any, net: Any, folder: str | os.PathLike[str], **option
     hub_class, torch_adapter = _hub_class(cls, "UNet.save_pretrained"), adapter("torch")
     torch_adapter.check_layers(net, cls)
     arrays, dtype = torch_adapter.read(net), torch_adapter.dtype(net)
-    config = json.loads(json.dumps({"dtype": dtype, **net.spec.config()}))
+    config = _content(net, dtype)
     _check_replaceable(Path(folder))
     hub_net = _create(hub_class, config)
     torch_adapter.write(hub_net, arrays)
     _remove_unchanged_card(hub_class, Path(folder))
     card = _card(config) | options.pop("model_card_kwargs", {})
     return hub_net.save_pretrained(folder, config=config, model_card_kwargs=card, **options)
+
+
+def _content(net: Any, dtype: str) -> dict[str, Any]:
+    """Return the content of config.json for a U-Net, with lists for tuples, as JSON has them."""
+    content: dict[str, Any] = json.loads(json.dumps({"dtype": dtype, **net.spec.config()}))
+    return content
 
 
 def _card(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,9 +76,9 @@ def _remove_unchanged_card(cls: type[Any], folder: Path) -> None:
         return
     arguments = json.loads(config.read_text(encoding="utf-8"))
     net = _create(cls, arguments)
-    arguments = json.loads(json.dumps({"dtype": arguments.get("dtype", "float32"), **net.spec.config()}))
+    expected_card = net.generate_model_card(**_card(_content(net, arguments.get("dtype", "float32")))).content
     text = card.read_text(encoding="utf-8", errors="replace")   # a user may have written it in another encoding
-    if net.generate_model_card(**_card(arguments)).content.strip() == text.strip():
+    if expected_card.strip() == text.strip():
         card.unlink()
 
 
