@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import cheap
 
 from attzoo.contract import Weight
 from attzoo.ops import guard
@@ -28,6 +29,7 @@ def resize_in_keras(x, size, *options):
     return np.moveaxis(keras_ops.ops.convert_to_numpy(y), -1, 1)
 
 
+@cheap
 @given(sizes, st.booleans())
 def test_linear_resize_equals_interpolate_of_torch(pairs, align_corners):
     x, size = image(pairs), tuple(new for _, new in pairs)
@@ -37,6 +39,7 @@ def test_linear_resize_equals_interpolate_of_torch(pairs, align_corners):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
+@cheap
 @given(sizes)
 def test_nearest_resize_equals_nearest_exact_of_torch(pairs):
     x, size = image(pairs), tuple(new for _, new in pairs)
@@ -46,6 +49,7 @@ def test_nearest_resize_equals_nearest_exact_of_torch(pairs):
         np.testing.assert_array_equal(got, expected)
 
 
+@cheap
 @given(st.integers(1, 200), st.integers(1, 200))
 def test_nearest_uses_exact_integer_arithmetic(old, new):
     from fractions import Fraction
@@ -142,6 +146,7 @@ def in_keras(function, *arrays, channels_last=True):
     return np.moveaxis(y, -1, 1) if channels_last else y
 
 
+@cheap
 @given(spaces, layouts)
 def test_position_softmax_is_exp_divided_by_its_sum_over_positions(space, channels_last):
     z = 3 * random_array(2, 3, *space)
@@ -154,6 +159,7 @@ def test_position_softmax_is_exp_divided_by_its_sum_over_positions(space, channe
         np.testing.assert_allclose(result, expected, rtol=1e-13)
 
 
+@cheap
 @given(spaces, layouts, st.sampled_from([1, 3]))
 def test_weighted_pool_is_the_sum_of_products_over_positions(space, channels_last, channels):
     x, p = random_array(2, 3, *space), random_array(2, channels, *space, seed=1)
@@ -166,6 +172,7 @@ def test_weighted_pool_is_the_sum_of_products_over_positions(space, channels_las
         np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
 
 
+@cheap
 @given(shapes)
 def test_layer_norm_has_mean_0_and_variance_1_over_channels_before_weight_and_bias(space):
     x, weight, bias = random_array(2, 5, *space), random_array(5, seed=1), random_array(5, seed=2)
@@ -187,6 +194,7 @@ def test_layer_norm_has_mean_0_and_variance_1_over_channels_before_weight_and_bi
         np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-12)
 
 
+@cheap
 @given(shapes)
 def test_linear_is_a_matrix_product_at_every_position(space):
     x, weight, bias = random_array(2, 3, *space), random_array(4, 3, seed=1), random_array(4, seed=2)
@@ -202,6 +210,7 @@ def test_linear_is_a_matrix_product_at_every_position(space):
         np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
 
 
+@cheap
 @given(spaces)
 def test_maximum_is_the_larger_number_and_nan_where_one_is(space):
     a, b = np.round(random_array(2, 3, *space)), np.round(random_array(2, 1, *space, seed=1))   # with ties
