@@ -47,7 +47,7 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--thorough", action="store_true", help="300 random examples per test, 7500 if cheap, instead of 6")
+    parser.addoption("--thorough", action="store_true", help="300 random examples per test, or 7500, instead of 6")
     parser.addoption("--few", action="store_true", help="2 examples per test, for slow Keras backends")
     parser.addoption("--each", action="store_true", help="each parameter of a test once instead of all combinations")
     parser.addoption("--all", action="store_true", help="all combinations also of tests with the marker one_of_each")
