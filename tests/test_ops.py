@@ -195,6 +195,71 @@ def test_layer_norm_has_mean_0_and_variance_1_over_channels_before_weight_and_bi
 
 
 @cheap
+@given(spaces, layouts, st.integers(0, 2))
+def test_axis_mean_is_the_mean_over_the_other_axes_and_broadcasts_with_x(space, channels_last, axis):
+    x, axis = random_array(2, 3, *space), axis % len(space)
+    expected = np.zeros((2, 3, space[axis]))
+    for i in np.ndindex(space):
+        expected[:, :, i[axis]] += x[(..., *i)] * space[axis] / np.prod(space)
+    got = in_keras(lambda x: keras_ops.axis_mean(x, axis, channels_last), x, channels_last=channels_last)
+    results = ops.axis_mean(x, axis), in_torch(lambda x: torch_ops.axis_mean(x, axis), x), got
+    for result in results:
+        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-14)
+    products = np.empty_like(x)
+    for i in np.ndindex(space):
+        products[(..., *i)] = x[(..., *i)] * expected[:, :, i[axis]]
+    s = np.moveaxis(expected, 1, -1) if channels_last else expected
+    got = in_keras(lambda x: x * keras_ops.expand_axis(keras_ops.ops.convert_to_tensor(s), x, axis, channels_last), x,
+                   channels_last=channels_last)   # fmt: skip
+    results = x * ops.expand_axis(expected, x, axis), in_torch(
+        lambda x, s: x * torch_ops.expand_axis(s, x, axis), x, expected), got   # fmt: skip
+    for result in results:
+        np.testing.assert_allclose(result, products, rtol=1e-12)
+
+
+@cheap
+@given(spaces, st.sampled_from([(1, 1), (1, 4), (2, 2), (3, 1)]))
+def test_group_norm_has_mean_0_and_variance_1_over_each_group_before_weight_and_bias(space, sizes):
+    """sizes: number of groups, and channels of each."""
+    groups, size = sizes
+    c = groups * size
+    x, weight, bias = random_array(2, c, *space), random_array(c, seed=1), random_array(c, seed=2)
+    expected = np.empty_like(x)
+    for n, g in np.ndindex(2, groups):
+        channels = slice(g * size, (g + 1) * size)
+        values = x[n, channels].ravel()
+        std = (sum((v - values.mean()) ** 2 for v in values) / len(values) + 1e-5) ** 0.5   # epsilon as in torch
+        for k in range(g * size, (g + 1) * size):
+            expected[n, k] = (x[n, k] - values.mean()) / std * weight[k] + bias[k]
+    norm = torch_ops.GroupNorm(groups, c, dtype=torch.float64)
+    layer = keras_ops.GroupNorm(groups, dtype="float64")
+    layer.build((None, c))
+    layer.weight.assign(weight)
+    layer.bias.assign(bias)
+    with torch.no_grad():
+        norm.weight.copy_(torch.from_numpy(weight))
+        norm.bias.copy_(torch.from_numpy(bias))
+    numbers = ops.group_norm(x, {"norm.weight": weight, "norm.bias": bias}, "norm", groups)
+    for result in (numbers, in_torch(norm, x), in_keras(layer, x)):
+        np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-12)
+
+
+@cheap
+@given(spaces, layouts, st.sampled_from([(1, 3), (2, 3), (3, 2), (4, 1)]))
+def test_channel_shuffle_interleaves_the_groups(space, channels_last, sizes):
+    """sizes: number of groups, and channels of each."""
+    groups, size = sizes
+    x = random_array(2, groups * size, *space)
+    expected = np.stack([x[:, g * size + k] for k in range(size) for g in range(groups)], axis=1)
+    got = in_keras(lambda x: keras_ops.channel_shuffle(x, groups, channels_last), x, channels_last=channels_last)
+    last = np.moveaxis(np.moveaxis(x, 1, -1).copy(), -1, 1)
+    results = (ops.channel_shuffle(x, groups), in_torch(lambda x: torch_ops.channel_shuffle(x, groups), x),
+               in_torch(lambda x: torch_ops.channel_shuffle(x, groups), last), got)   # fmt: skip
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
+
+
+@cheap
 @given(shapes)
 def test_linear_is_a_matrix_product_at_every_position(space):
     x, weight, bias = random_array(2, 3, *space), random_array(4, 3, seed=1), random_array(4, seed=2)
@@ -242,13 +307,36 @@ def test_weighted_mean_over_many_positions_is_accurate_in_float16():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_layer_norm_returns_the_dtype_of_its_input(dtype):
+def test_layer_norm_and_group_norm_return_the_dtype_of_their_input(dtype):
     x = torch.randn(2, 4, 3, dtype=dtype)
-    norm = torch_ops.LayerNorm(4)
-    with torch.autocast("cpu", dtype):
-        assert norm(x).dtype == dtype
-    expected = F.layer_norm(x.float().movedim(1, -1), (4,)).movedim(-1, 1)
-    torch.testing.assert_close(norm.to(dtype)(x).float(), expected, rtol=0.02, atol=0.02)
+    expected = {
+        torch_ops.LayerNorm(4): F.layer_norm(x.float().movedim(1, -1), (4,)).movedim(-1, 1),
+        torch_ops.GroupNorm(2, 4): F.group_norm(x.float(), 2),
+    }
+    for norm, y in expected.items():
+        with torch.autocast("cpu", dtype):
+            assert norm(x).dtype == dtype
+        torch.testing.assert_close(norm.to(dtype)(x).float(), y, rtol=0.02, atol=0.02)
+
+
+def test_channel_shuffle_of_torch_keeps_the_memory_format():
+    layouts, x = (torch.contiguous_format, torch.channels_last), torch.randn(2, 6, 3, 4)
+    for layout, other in (layouts, layouts[::-1]):
+        y = torch_ops.channel_shuffle(x.to(memory_format=layout), 3)
+        assert y.is_contiguous(memory_format=layout)
+        assert not y.is_contiguous(memory_format=other)
+
+
+@pytest.mark.case11
+def test_group_norm_and_channel_shuffle_accept_an_empty_batch():
+    x, weights = np.zeros((0, 4, 3)), {"norm.weight": np.ones(4), "norm.bias": np.zeros(4)}
+    norm, layer = torch_ops.GroupNorm(2, 4, dtype=torch.float64), keras_ops.GroupNorm(2, dtype="float64")
+    results = (
+        ops.group_norm(x, weights, "norm", 2), in_torch(norm, x), in_keras(layer, x), ops.channel_shuffle(x, 2),
+        in_torch(lambda x: torch_ops.channel_shuffle(x, 2), x),
+        in_keras(lambda x: keras_ops.channel_shuffle(x, 2, True), x),
+    )   # fmt: skip
+    assert [result.shape for result in results] == [(0, 4, 3)] * 6
 
 
 def test_hard_sigmoid_equals_that_of_mobilenetv3():

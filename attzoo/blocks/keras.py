@@ -82,6 +82,10 @@ class Block(keras.layers.Layer):
         """Return the layer for layer norm `name` of the spec."""
         return ops.LayerNorm(name=name, dtype=self.dtype_policy)
 
+    def group_norm(self, name: str, groups: int) -> ops.GroupNorm:
+        """Return the layer for group norm `name` of the spec."""
+        return ops.GroupNorm(groups, name=name, dtype=self.dtype_policy)
+
     def check_inputs(self, *inputs: Any) -> None:
         """Build the layer if it is not built. Raise an error unless the inputs are valid.
 

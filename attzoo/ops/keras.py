@@ -176,6 +176,37 @@ class LayerNorm(keras.layers.Layer):
         return ops.cast(centered * scale * ops.cast(self.weight, z.dtype) + ops.cast(self.bias, z.dtype), x.dtype)
 
 
+@register
+class GroupNorm(keras.layers.Layer):
+    """Group norm of consecutive channels: (N, *S, C) -> (N, *S, C). Statistics are computed in float32 or float64.
+
+    groups: number of groups, a divisor of C.
+    """
+
+    def __init__(self, groups: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.groups = groups
+
+    def build(self, input_shape: Any) -> None:
+        """Create the weight and the bias."""
+        shape = (input_shape[-1],)
+        self.weight = self.add_weight(name="weight", shape=shape, initializer="ones", autocast=False)
+        self.bias = self.add_weight(name="bias", shape=shape, initializer="zeros", autocast=False)
+
+    def call(self, x: Any) -> Any:
+        """Return the norm of x (N, *S, C) in the dtype of x."""
+        shape, kind = ops.shape(x), wide(x.dtype)
+        z = ops.reshape(ops.cast(x, kind), (*shape[:-1], self.groups, shape[-1] // self.groups))
+        axes = (*range(1, x.ndim - 1), x.ndim)   # positions, and the channels of a group
+        centered = z - mean(z, axes, keepdims=True)
+        y = ops.reshape(centered * ops.rsqrt(mean(ops.square(centered), axes, keepdims=True) + EPSILON), shape)
+        return ops.cast(y * ops.cast(self.weight, kind) + ops.cast(self.bias, kind), x.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return super().get_config() | {"groups": self.groups}
+
+
 def in_dtype_of(x: Any, variable: Any) -> Any:
     """Return a variable in the dtype of x. Keras makes this cast only inside a layer's call."""
     return ops.cast(variable, x.dtype)
@@ -235,6 +266,30 @@ def space(x: Any, channels_last: bool) -> tuple[int, ...]:
 def avg_pool(x: Any, channels_last: bool) -> Any:
     """Return the mean over the spatial axes: (N, *S, C) or (N, C, *S) -> (N, C)."""
     return mean(x, space(x, channels_last))
+
+
+def axis_mean(x: Any, axis: int, channels_last: bool) -> Any:
+    """Return the mean over all spatial axes except one. In 1-D, x itself is returned.
+
+    (N, *S, C) -> (N, S[axis], C), or (N, C, *S) -> (N, C, S[axis]).
+    axis: index of the spatial axis that remains, 0 for the first.
+    """
+    remaining = space(x, channels_last)[axis]
+    axes = tuple(a for a in space(x, channels_last) if a != remaining)
+    return mean(x, axes) if axes else x
+
+
+def expand_axis(s: Any, x: Any, axis: int, channels_last: bool) -> Any:
+    """Return the result of `axis_mean`, or a tensor of its shape, reshaped to broadcast with x.
+
+    (N, S[axis], C) -> (N, 1.., S[axis], 1.., C), or (N, C, S[axis]) -> (N, C, 1.., S[axis], 1..).
+    axis: as in `axis_mean`.
+    """
+    shape = ops.shape(s)
+    length = shape[1] if channels_last else shape[2]
+    ones = (1,) * axis, (1,) * (x.ndim - 3 - axis)
+    sizes = (*ones[0], length, *ones[1])
+    return ops.reshape(s, (shape[0], *sizes, shape[2]) if channels_last else (shape[0], shape[1], *sizes))
 
 
 def max_pool(x: Any, channels_last: bool) -> Any:
@@ -337,6 +392,16 @@ GATES: dict[str, Callable[[Any], Any]] = {"sigmoid": sigmoid, "hard_sigmoid": ha
 def activate(z: Any, act: str) -> Any:
     """Return the activation `act`, one of contract.ACTIVATIONS, of the hidden units z."""
     return {"relu": relu, "silu": ops.silu, "hard_swish": hard_swish}[act](z)
+
+
+def channel_shuffle(x: Any, groups: int, channels_last: bool) -> Any:
+    """Take the first channel of each group of consecutive channels, then the second of each; the shape is that of x.
+
+    x: (N, *S, C) or (N, C, *S). groups: number of groups, a divisor of C.
+    """
+    shape, axis = tuple(ops.shape(x)), x.ndim - 1 if channels_last else 1
+    grouped = ops.reshape(x, (*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :]))
+    return ops.reshape(ops.swapaxes(grouped, axis, axis + 1), shape)
 
 
 def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool) -> Any:

@@ -9,13 +9,30 @@ from numpy.typing import NDArray
 
 from ..contract import Array
 
-EPSILON = 1e-5   # added to the variance in batch, layer and instance norm
+EPSILON = 1e-5   # added to the variance in batch, layer, group and instance norm
 MOMENTUM = 0.1   # weight of the current batch in the running statistics
 
 
 def avg_pool(x: Array) -> Array:
     """Return the mean over the spatial axes: (N, C, *S) -> (N, C)."""
     return np.asanyarray(x.mean(axis=tuple(range(2, x.ndim))))
+
+
+def axis_mean(x: Array, axis: int) -> Array:
+    """Return the mean over all spatial axes except one: (N, C, *S) -> (N, C, S[axis]). In 1-D, it is x itself.
+
+    axis: index of the spatial axis that remains, 0 for the first.
+    """
+    axes = tuple(a for a in range(2, x.ndim) if a != 2 + axis)
+    return np.asanyarray(x.mean(axis=axes)) if axes else x
+
+
+def expand_axis(s: Array, x: Array, axis: int) -> Array:
+    """Return the result of `axis_mean`, or an array of its shape, reshaped to broadcast with x.
+
+    (N, C, S[axis]) -> (N, C, 1.., S[axis], 1..). axis: as in `axis_mean`.
+    """
+    return s.reshape(*s.shape[:2], *(1,) * axis, s.shape[2], *(1,) * (x.ndim - 3 - axis))
 
 
 def max_pool(x: Array) -> Array:
@@ -206,6 +223,31 @@ def layer_norm(x: Array, weights: Mapping[str, Array], name: str) -> Array:
     weight, bias = (weights[f"{name}.{part}"].reshape(shape) for part in ("weight", "bias"))
     center, var = x.mean(axis=1, keepdims=True), x.var(axis=1, keepdims=True)
     return np.asanyarray((x - center) / np.sqrt(var + EPSILON) * weight + bias)
+
+
+def group_norm(x: Array, weights: Mapping[str, Array], name: str, groups: int) -> Array:
+    """Normalise each group of consecutive channels of each sample: (N, C, *S) -> (N, C, *S).
+
+    weights: has "<name>.weight" and "<name>.bias", (C,) each. groups: number of groups, a divisor of C.
+    """
+    shape = (-1, *(1,) * (x.ndim - 2))
+    weight, bias = (weights[f"{name}.{part}"].reshape(shape) for part in ("weight", "bias"))
+    grouped = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    axes = tuple(range(2, grouped.ndim))
+    center, var = grouped.mean(axis=axes, keepdims=True), grouped.var(axis=axes, keepdims=True)
+    return np.asanyarray(((grouped - center) / np.sqrt(var + EPSILON)).reshape(x.shape) * weight + bias)
+
+
+def channel_shuffle(x: Array, groups: int) -> Array:
+    """Take the first channel of each group of consecutive channels, then the second of each: (N, C, *S) -> (N, C, *S).
+
+    groups: number of groups, a divisor of C.
+
+    >>> channel_shuffle(np.arange(6).reshape(1, 6, 1), 2).ravel()
+    array([0, 3, 1, 4, 2, 5])
+    """
+    grouped = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    return grouped.swapaxes(1, 2).reshape(x.shape)
 
 
 def instance_norm(x: Array) -> Array:
