@@ -163,6 +163,19 @@ def test_training_step_matches_float64():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "shape", "grid"),
+    [
+        ({"channels": 17, "gating": 5, "inter_channels": 33, "output_transform": True, "align_corners": True,
+          "dtype": torch.float16}, (2, 17, 5, 5), (2, 2)),
+        ({"channels": 1, "gating": 16, "norm": True, "dims": 3, "dtype": torch.bfloat16}, (2, 1, 5, 5, 4), (6, 6, 6)),
+    ],
+)   # fmt: skip
+def test_gradient_of_one_bias_is_as_accurate_as_in_several_eager_steps(arguments, shape, grid):
+    """Cases of `pytest --thorough` in which the rounding errors of one eager step cancel by chance."""
+    check(build(**arguments), *inputs(shape, arguments["gating"], grid, dtype=arguments["dtype"]))
+
+
+@pytest.mark.parametrize(
     ("channels", "gating", "inter_channels", "norm", "layout"),
     [(70, 130, 5, False, LAYOUTS[0]), (35, 20, 70, True, LAYOUTS[1])],
 )
