@@ -73,7 +73,7 @@ def norm_of(conv: Filter, saved: Saved) -> channel_norm.Norm | None:
 
 
 def forward(size: Sequence[int], conv: Filter, saved: Saved) -> channel_norm.Norm | None:
-    """Write the other saved tensors, from `saved.maps`; size: the spatial sizes of x.
+    """Write t and the other saved tensors from `saved.maps`. `size` is the spatial size of x.
 
     Return the norm if it uses statistics of the batch, else None. With such a norm t is not written, because
     `passes.scale` applies the norm. Raises ValueError for statistics of a single value.
