@@ -53,6 +53,7 @@ def backward(
         y: the output, None if `backward_needs_y` is false.
         saved_tensors: those that `forward` wrote after y.
         gradients: one tensor to write for each input and parameter, or None.
+
     """
     x, _, *layers, gate, act, _ = args
     dx, _, *dlayers = gradients

@@ -62,6 +62,7 @@ def add_moments(q, inside, i, programs, count, parts, counter, statistics, eps):
         counter: see `is_last`.
         statistics: tensor to write, see `Norm`.
         eps: added to the variance.
+
     """
     part_count = tl.sum(inside.to(REAL))
     mean = tl.sum(tl.where(inside, q, 0.0)) / part_count

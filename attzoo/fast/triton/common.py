@@ -63,16 +63,14 @@ def nth(start, k: tl.constexpr, rows, columns):
 
 @triton.jit
 def sample_and_positions(i, S, BS: tl.constexpr):
-    """Return the sample and the positions (BS,) of program i. Each program processes BS of the S positions of a sample.
-    """
+    """Return the sample and the positions (BS,) of program i. Each processes BS of the S positions of a sample."""
     blocks = tl.cdiv(S, BS)
     return i // blocks, i % blocks * BS + tl.arange(0, BS)
 
 
 @triton.jit
 def tile_indices(i, C, S, BC: tl.constexpr, BS: tl.constexpr):
-    """Return the sample, the channels (BC,) and the positions (BS,) of program i, if each processes one tile of (C, S).
-    """
+    """Return the sample, channels (BC,) and positions (BS,) of program i. Each processes one tile of a sample."""
     tiles_of_positions, tiles_of_channels = tl.cdiv(S, BS), tl.cdiv(C, BC)
     c = i // tiles_of_positions % tiles_of_channels * BC + tl.arange(0, BC)
     return i // tiles_of_positions // tiles_of_channels, c, i % tiles_of_positions * BS + tl.arange(0, BS)

@@ -94,6 +94,7 @@ def conv(maps: Tensor, weight: Tensor, size: Sequence[int], t: Tensor, norm: Nor
 
     Raises:
         ValueError: the shape of the weight is not (1, 2, *k).
+
     """
     if weight.shape[:2] != (1, 2):   # the kernel would read beyond the end of the weight
         expected = "expected a convolution weight from 2 maps to 1, of shape [1, 2, *k]"
@@ -185,6 +186,7 @@ def backward(
         size: the spatial sizes, 1 to 3.
         channels: number of channels of x.
         dweight: tensor to write, the gradient of the weight.
+
     """
     size_3d, kernel = _as_3d(size), _kernel_sizes(weight)
     N, S = dq.shape

@@ -98,6 +98,7 @@ class Portions(NamedTuple):
         parts: number of parts of the positions.
         steps: number of tiles in a part.
         options: keyword arguments of the kernel: its tile, the number of warps, and whether x is channels last.
+
     """
 
     programs: int
@@ -199,6 +200,7 @@ def scale(
         shortcut: tensor to add, (N, C, *S), or None.
         relu: whether a relu follows the sum.
         norm: norm by statistics of the batch, whose output's sigmoid is t; then t is written too.
+
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("scale", x)
@@ -228,6 +230,7 @@ def grad_of_product(dy: Tensor, x: Tensor, y: Tensor | None, gradients: list[Any
         x: the input, (N, C, *S).
         y: the output if a relu follows the sum, else None.
         gradients: the gradient of the shortcut, which is the same, is written into item 1 unless that is None.
+
     """
     dy, dshortcut = match_layout(dy, x), gradients[1]
     if y is not None:
@@ -293,6 +296,7 @@ def position_gradients(
         maps: average and maximum of x * s over channels, (N, 2, S).
         norm: the batch norm between q and t, or None.
         norm_gradients: tensors to write, the gradients of the norm's scale and shift; None each without a norm.
+
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("positions", x)
@@ -376,6 +380,7 @@ class Map(NamedTuple):
         t: the coefficients, (N, S).
         maps: average and maximum over channels, (N, 2, S).
         dmaps: gradients of the averages, divided by C, and of the maxima, divided by their number of ties, (N, 2, S).
+
     """
 
     t: Tensor
@@ -434,6 +439,7 @@ def to_input(
             number of ties.
         top: whether s depends on maxima.
         map_gradients: t, its maps and their gradient; None without t.
+
     """
     N, C, S = sizes(x)
     BC, BS, num_warps = tile("input" if map_gradients is None else "input of a map", x)

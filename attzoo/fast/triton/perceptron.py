@@ -79,7 +79,7 @@ def saved(x: Tensor, R: int, top: bool) -> Tensor:
 
 @triton.jit
 def total_of(parts, n, c, inside, C, PARTS):
-    """Return the sum over the second axis of `parts`, (N, PARTS, C), at samples n and channels c; 0 unless `inside`."""
+    """Return the sum over axis 1 of `parts`, (N, PARTS, C), at samples n and channels c; 0 unless `inside`."""
     total = tl.zeros_like(c).to(REAL)
     for part in range(PARTS):
         total += tl.load(parts + (n * PARTS + part) * C + c, inside, 0.0, cache_modifier=".cg")
@@ -88,8 +88,7 @@ def total_of(parts, n, c, inside, C, PARTS):
 
 @triton.jit
 def largest_of(parts, n, c, inside, C, PARTS):
-    """Return the maximum over the second axis of `parts` (N, PARTS, C), at samples n and channels c; 0 unless `inside`.
-    """
+    """Return the maximum over axis 1 of `parts`, (N, PARTS, C), at samples n and channels c; 0 unless `inside`."""
     maximum = tl.full(c.shape, -INFINITY, REAL)
     for part in range(PARTS):
         maximum = larger(maximum, tl.load(parts + (n * PARTS + part) * C + c, inside, 0.0, cache_modifier=".cg"))
@@ -251,6 +250,7 @@ def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
 
     Raises:
         ValueError: the layers do not have C channels, or have different numbers of hidden units.
+
     """
     (N, C, S), R = sizes(x), len(layers.w1)
     biases = [len(b) for b in (layers.b1, layers.b2) if b is not None]
@@ -470,6 +470,7 @@ def backward(
 
     Returns:
         A float32 vector with the layout in the module's docstring.
+
     """
     (N, C, S), R = sizes(x), len(layers.w1)
     tiling = passes.portions("channels" if map_gradients is None else "channels of a map", x)
@@ -502,8 +503,7 @@ def is_small(C: int, R: int) -> bool:
 
 
 def _small_tile(R: int) -> dict[str, int]:
-    """Return BR and CC, the numbers of hidden units and of channels that a program of small layers processes at a time.
-    """
+    """Return BR and CC, the numbers of hidden units and channels that a program of small layers processes at a time."""
     BR = next_power_of_2(R)
     return {"BR": BR, "CC": max(16, 4096 // BR)}
 

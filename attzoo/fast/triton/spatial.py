@@ -97,6 +97,7 @@ def backward(
         conv: the convolution and its norm.
         saved: the tensors that `forward` wrote.
         gradients: tensors to write: the gradients of weight, scale and shift.
+
     """
     dweight, *norm_gradients = gradients
     dq, ties = passes.position_gradients(x, dy, s, saved.t, saved.maps, norm_of(conv, saved), norm_gradients)

@@ -59,8 +59,7 @@ MEASURED: Final = {
 
 
 def tile(name: str, x: Tensor) -> Tile:
-    """Return the tile of pass `name` over x (N, C, *S): the measured one, or one of the same area where x is smaller.
-    """
+    """Return the tile of pass `name` over x (N, C, *S): the measured one, or one of equal area where x is smaller."""
     _, C, S = sizes(x)
     channels_last = is_channels_last(x)
     BC, BS, num_warps = MEASURED[Kind(name, channels_last, x.element_size() < 4)]
