@@ -46,7 +46,10 @@ def dtypes(block: Any) -> dict[str, str]:
 
 
 def _stored_dtype(value: Any, name: str) -> str:
-    """Return the dtype of the values of a variable. Raise ValueError if the variable declares another dtype."""
+    """Return the dtype of a variable's values. Raise ValueError if the variable declares another dtype.
+
+    name: canonical name of the variable, for the error.
+    """
     declared = str(keras.backend.standardize_dtype(value.dtype))
     stored = value.value.dtype if isinstance(value, keras.Variable) else value.dtype
     if (got := str(keras.backend.standardize_dtype(stored))) != declared:
@@ -109,7 +112,10 @@ def check_layers(block: Any, cls: type[Any]) -> None:
 
 
 def _check_parts(path: str, block: Any, got: Any, created: Any) -> None:
-    """Raise ValueError unless a layer and its sublayers equal those of a new layer `created`."""
+    """Raise ValueError unless a layer `got` and its sublayers have the classes and settings of a new layer `created`.
+
+    path: path of the layer in the block; "" is the block itself.
+    """
     if not is_kind(type(got), type(created)) or (path and described(got) != described(created)):
         raise changed_layer(path, block, described(created), described(got))
     _check_methods(path, block, got)
@@ -123,7 +129,10 @@ def _check_parts(path: str, block: Any, got: Any, created: Any) -> None:
 
 
 def _check_methods(path: str, block: Any, layer: Any) -> None:
-    """Raise ValueError if a method that affects what a layer computes is replaced on the instance."""
+    """Raise ValueError if a method that affects what a layer computes is replaced on the instance.
+
+    path: path of the layer in the block.
+    """
     base = keras.Model if isinstance(layer, keras.Model) else keras.layers.Layer
     if replaced := replaced_methods(layer, base, "call"):
         raise changed_layer(path, block, described(layer), f"one whose {replaced[0]} was replaced")
@@ -200,7 +209,7 @@ def set_gamma(holder: Any, array: Array) -> None:
 
 
 def _layers_by_path(model: Any, is_selected: Callable[[Any], bool], outermost: bool = False) -> dict[str, Any]:
-    """Return the selected layers of a model, each once, by path; with `outermost`, no layer inside a selected layer."""
+    """Return the selected layers of a model by path, each once; with `outermost`, no layer inside a selected layer."""
     layers: dict[str, Any] = {}
     visited: set[int] = set()
 
@@ -221,13 +230,13 @@ def _layers_by_path(model: Any, is_selected: Callable[[Any], bool], outermost: b
 
 
 def _unused_path(path: str, used: Mapping[str, Any]) -> str:
-    """Return a path that is not used, by appending a number as Keras does for names of layers."""
+    """Return `path`, with a number appended as Keras does for names of layers if `used` has it already."""
     numbered = (f"{path}_{i}" if i else path for i in count())
     return next(name for name in numbered if name not in used)
 
 
 def coefficients(tensor: Any, block: Any) -> Array | None:
-    """Return coefficients as a float32 or float64 array, or None for a traced tensor."""
+    """Return coefficients as a float32 or float64 array, channels first; None for a traced tensor."""
     if _is_traced(tensor):
         return None
     array = to_array(tensor, block)
@@ -274,11 +283,14 @@ def _gradients(block: Any, inputs: list[Any], cotangent: Any, training: bool) ->
 
 
 def _jax_gradients(block: Any, inputs: list[Any], cotangent: Any, training: bool, weights: list[Any]) -> Any:
-    """Return the result of `_gradients` on JAX."""
+    """Return the result of `_gradients` on JAX: output, input gradients and weight gradients.
+
+    weights: values of the block's trainable weights. The values of other variables are updated.
+    """
     import jax
 
     def forward_and_backward(weights: Any, inputs: Any, state: Any, cotangent: Any) -> Any:
-        """Return output, gradients and new state, for compilation."""
+        """Return the output, the gradients for weights and inputs, and the new `state`. Compiled by jax.jit."""
 
         def call(weights: Any, inputs: Any) -> Any:
             """Return output and new state as a function of what is differentiated."""

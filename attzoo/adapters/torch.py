@@ -185,7 +185,10 @@ def parts(model: Any) -> dict[str, Any]:
 
 
 def _without_wrappers(path: str, wrapped: set[str]) -> str:
-    """Return a path without the names of modules inside wrappers: those whose path is in `wrapped`, and _orig_mod."""
+    """Return a path without the names that wrappers add to it: "_orig_mod" of torch.compile, and "module".
+
+    wrapped: paths of the modules inside wrappers such as DataParallel, which end in "module".
+    """
     names = path.split(".")
     paths = [".".join(names[: i + 1]) for i in range(len(names))]
     return ".".join(name for name, p in zip(names, paths, strict=True) if name != "_orig_mod" and p not in wrapped)
@@ -203,7 +206,7 @@ def set_gamma(holder: Any, array: Array) -> None:
 
 
 def coefficients(tensor: Any, block: Any) -> Array | None:
-    """Return coefficients as a float32 or float64 array, or None for a traced tensor."""
+    """Return coefficients as a float32 or float64 array; None for a traced tensor or one without values."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():   # type: ignore[attr-defined]
         return None
     if not isinstance(tensor, Tensor) or guard.has_no_numbers(tensor):
@@ -289,7 +292,10 @@ def _tensor(block: Any, name: str) -> Tensor:
 
 
 def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module, leaf: str) -> None:
-    """Raise ValueError unless attribute `leaf` is a tensor of the spec's shape that the layer computes with."""
+    """Raise ValueError unless `tensor`, attribute `leaf` of `layer`, has the spec's shape and is used by the layer.
+
+    name: canonical name of the tensor.
+    """
     shape = block.spec.weights[name].shape
     if not isinstance(tensor, Tensor):
         is_quantized = callable(tensor)   # layers quantized by torch have methods of these names
@@ -317,7 +323,7 @@ def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module, leaf: st
 
 
 def _check_stored(block: Any, name: str, tensor: Tensor) -> None:
-    """Raise ValueError if a tensor is not stored, so that the next call would overwrite a written value."""
+    """Raise ValueError if the tensor of canonical `name` is not stored, so that a call would discard a new value."""
     layer, leaf = _layer(block, name)
     path = name.rpartition(".")[0]
     if parametrize.is_parametrized(layer, leaf):
@@ -345,7 +351,7 @@ def _layer(block: Any, name: str) -> tuple[nn.Module, str]:
 
 
 def _hook(layer: nn.Module, leaf: str) -> Any:
-    """Return the hook of torch.nn.utils that computes a layer's tensor before every call, or None."""
+    """Return the hook of torch.nn.utils that computes tensor `leaf` of a layer before every call, or None."""
     for hook in guard.forward_pre_hooks(layer):
         tensors = getattr(hook, "name", None), getattr(hook, "_tensor_name", None)   # attribute of norms, of pruning
         if isinstance(hook, tuple(REMOVE)) and leaf in tensors:

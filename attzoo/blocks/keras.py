@@ -22,8 +22,8 @@ from ..ops.keras import keras
 class Block(keras.layers.Layer):
     """The base class of a block: its spec, layers with the spec's initial weights, checks of inputs, and the call.
 
-    A subclass makes its layers, whose paths are the canonical names of the spec's weights, and defines `attention`.
-    A network, which has no coefficients, overrides `call`.
+    A subclass creates its layers by the methods below, under the canonical names of the spec's weights, and defines
+    `attention`. A network, which has no coefficients, overrides `call`.
     """
 
     def __init__(self, spec: AnySpec, data_format: str | None = None, **kwargs: Any) -> None:
@@ -53,7 +53,7 @@ class Block(keras.layers.Layer):
     def linear(self, name: str) -> Any:
         """Return the layer for the linear map `name` of the spec: dense, or a convolution with stride = kernel size.
 
-        The convolution is for a weight with spatial axes, (O, I, *k).
+        It is a convolution if the spec's weight has spatial axes, (O, I, *k).
         """
         weight, bias = self.spec.weights[f"{name}.weight"], self.spec.weights.get(f"{name}.bias")
         if weight.shape[2:]:
@@ -68,7 +68,7 @@ class Block(keras.layers.Layer):
         )
 
     def conv_same(self, name: str, padding_mode: str = "zeros") -> ops.Conv:
-        """Return the convolution with kernel `name` of the spec, padded to keep the size."""
+        """Return the convolution with kernel `name` of the spec, padded with "zeros" or "circular" to keep the size."""
         return ops.Conv(self.spec.weights[f"{name}.weight"], None, padding_mode, name=name, dtype=self.dtype_policy)
 
     def batch_norm(self, name: str) -> Any:
@@ -148,7 +148,7 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
     """Return a block's method `attention`, wrapped so that it accepts KerasTensors and variables too.
 
     For a KerasTensor the block is called as a layer, with `attention_only`: a model that contained the operations or
-    inner layers of the block instead could not be reloaded. A tf.Variable, which has no `ndim`, is read.
+    inner layers of the block instead could not be reloaded. The value of a tf.Variable, which has no `ndim`, is used.
     Floating-point inputs are cast to the block's compute dtype, as in a call of the block.
     """
 
@@ -163,7 +163,7 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
 
 
 def _as_called(block: Any, x: Any) -> Any:
-    """Return a floating-point input in the block's compute dtype, as a call of the layer does, and others unchanged."""
+    """Return x cast to the block's compute dtype if x is floating point, as in a call of the layer; else x itself."""
     if not block.autocast or not hasattr(x, "dtype"):
         return x
     kind = keras.backend.standardize_dtype(x.dtype)

@@ -100,18 +100,21 @@ def _residual_end(path: str, block: nn.Module) -> Host | None:
 
 
 def _is_attention(name: str, module: nn.Module) -> bool:
-    """Whether a module of a residual block is attention, whose convolutions may have other channels."""
+    """Whether a submodule of a residual block, with attribute `name`, is attention.
+
+    The convolutions of attention may have other channels than the block.
+    """
     return name == "se" or can_attend(module) or isinstance(module, IdentityStart)
 
 
 def inside_compiled(host: Host) -> Host:
-    """Return the host with the module inside torch.compile's wrapper, which hides the attributes of the module."""
+    """Return the host of the module inside torch.compile's wrapper, which hides the module's attributes, or `host`."""
     compiled = dict(host.module.named_children()).get("_orig_mod")
     return host if compiled is None else replace(host, path=f"{host.path}._orig_mod", module=compiled)
 
 
 def known_channels(module: nn.Module) -> tuple[int | None, int | None]:
-    """Return the number of channels and of spatial axes of a module's output; None for a number it does not declare."""
+    """Return the number of channels and of spatial axes that a module declares for its output, None if unknown."""
     for cls, (attribute, rank) in CHANNELS.items():
         if isinstance(module, cls):
             return int(getattr(module, attribute)), rank
@@ -154,10 +157,11 @@ def check_wrappers(model: nn.Module) -> None:
 
 
 def shapes_at(model: nn.Module, hosts: list[Host], example: Any) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Return the shapes of each block's inputs, by path, from one call of the model without gradients.
+    """Return the shapes of each block's inputs, by the path of its host, from one call of the model without gradients.
 
-    The result is empty without an example. Raises ValueError if a module is not called exactly once or does not return
-    one feature map, or, without an example, if it does not declare its number of channels.
+    `example` is an input of the network, as in `attach`; without one the result is empty. Raises ValueError if a module
+    is not called exactly once or does not return one feature map, or, without an example, if it does not declare its
+    number of channels.
     """
     if example is None:
         if missing := [host.path for host in hosts if host.channels is None]:
@@ -201,7 +205,7 @@ def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], example: Any) -
     last_axis: list[int | None] = [None]
 
     def record_last_axis(module: nn.Module, args: Any, output: Any) -> None:
-        """Set `last_axis` after a call of a layer with known channels."""
+        """Store the size of the last axis of a layer's output, for `Call.last_axis`. A forward hook of the layer."""
         if isinstance(output, Tensor) and output.ndim > 2:   # not the vectors of squeeze and excitation
             last_axis[0] = output.shape[-1] if isinstance(module, LAST_AXIS) else None
 
@@ -222,13 +226,19 @@ def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], example: Any) -
 
 
 def _block_inputs(host: Host, call: Call) -> tuple[Any, ...]:
-    """Return the inputs of a block in a call of its host: the output, or at a skip connection x and a gating signal."""
+    """Return the inputs of a host's block in one call of the host.
+
+    They are the output of the host or, at a skip connection, x and the gating signal.
+    """
     x = call.args[0] if host.is_skip else None
     return (call.output,) if x is None else (x, call.output[:, x.shape[1] :])
 
 
 def _check_calls(host: Host, inputs: list[tuple[Any, ...]], calls: list[Call]) -> None:
-    """Raise ValueError unless a module was called once and returned (N, C, *S)."""
+    """Raise ValueError unless a host was called once and returned (N, C, *S).
+
+    inputs: the inputs of its block in each call. calls: the calls.
+    """
     if len(calls) != 1:
         got = f"{len(calls)} calls: choose another module"
         raise ValueError(f"expected {host.path!r} to be called once for the example, got {got}")

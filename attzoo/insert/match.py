@@ -44,7 +44,7 @@ def select(modules: Mapping[str, Any], pattern: Any, argument: str, owner: str) 
 
 
 def _matches(pattern: Any, path: str, module: Any, argument: str) -> bool:
-    """Whether a module matches one pattern. Raise TypeError if the pattern has another type."""
+    """Whether a module at `path` matches one pattern. Raise TypeError if the pattern has another type."""
     if isinstance(pattern, str):
         return path == pattern or (any(character in pattern for character in GLOB) and fnmatchcase(path, pattern))
     if isinstance(pattern, re.Pattern):
@@ -80,7 +80,7 @@ def _check_not_nested(paths: set[str], argument: str) -> None:
 
 
 def _suggestion(pattern: Any, modules: Mapping[str, Any]) -> str:
-    """Return the end of the error for a pattern without a match: the nearest path, or all paths or classes."""
+    """Return the end of the error that a pattern has no match: the nearest path, or all paths or classes."""
     modules = {path: module for path, module in modules.items() if path}
     if not modules:
         return ", which has no modules inside it: put it into a Sequential, and choose it there"

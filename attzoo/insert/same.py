@@ -74,7 +74,7 @@ def same_block(module: nn.Module, name: str, source: Source, options: Mapping[st
 def _compute_same(module: nn.Module, source: Source, block: nn.Module) -> bool:
     """Whether a module and a float64 block have equal outputs in evaluation mode, for random weights and images.
 
-    With special weights, such as zeros, different functions could have equal outputs.
+    Random weights are needed, because with zeros, for example, different functions could have equal outputs.
     """
     generator = torch.Generator().manual_seed(0)
     float64_module = copy.deepcopy(module).to("cpu", torch.float64).eval()

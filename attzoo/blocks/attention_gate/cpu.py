@@ -135,8 +135,7 @@ def _projected(g: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 def _tiles(x: Tensor) -> Iterator[Tensor]:
-    """Split x (N, C, *S) into views (n, C, p) that fit into the cache: several samples, or some pixels of one sample.
-    """
+    """Split x (N, C, *S) into views (n, C, p) that fit into the cache: several samples, or part of one sample."""
     flat, tile = x.flatten(2), TILE * torch.get_num_threads()
     for samples in flat.split(max(1, tile // flat.shape[2])):
         yield from samples.split(tile, 2)

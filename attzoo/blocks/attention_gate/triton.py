@@ -45,6 +45,7 @@ class Call(NamedTuple):
         interpolation: "linear" or "nearest".
         align_corners: whether linear interpolation aligns corners.
         needs_backward: whether tensors are saved for a backward pass.
+
     """
 
     x: Tensor
@@ -210,6 +211,7 @@ def backward(
         y: None, since y is not needed.
         saved_tensors: those of `Saved`.
         gradients: one tensor to write for each input and parameter, or None.
+
     """
     call, saved = call_of(*args), Saved(*saved_tensors)
     x, g, folded = call.x, call.g, saved.folded

@@ -52,6 +52,7 @@ def backward(
         y: the output, None if no relu follows.
         saved_tensors: those that `forward` wrote after y.
         gradients: one tensor to write for each input and parameter, or None.
+
     """
     x, (layers, conv) = args[0], parts(*args)
     saved, spatial_saved = saved_tensors[0], spatial.Saved(*saved_tensors[1:])

@@ -26,8 +26,7 @@ SAMPLES = 64    # samples that the last program of all processes at a time
 
 @triton.jit
 def neighbour(c, C, step, CIRCULAR: tl.constexpr):
-    """Return the channels c + step of C channels, and whether they exist; if CIRCULAR, the last is next to the first.
-    """
+    """Return channels c + step of C channels, and whether they exist. If CIRCULAR, channel 0 follows the last one."""
     neighbour_c = c + step
     if CIRCULAR:
         neighbour_c = (neighbour_c + C) % C
@@ -139,6 +138,7 @@ def backward(
         y: the output, None if no relu follows.
         saved_tensors: the tensor that `forward` wrote after y.
         gradients: one tensor to write for each input and parameter, or None.
+
     """
     x, _, w, circular, _ = args
     dx, _, dw = gradients

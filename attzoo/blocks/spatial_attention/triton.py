@@ -50,6 +50,7 @@ def backward(
         y: the output, None if no relu follows.
         saved_tensors: those that `forward` wrote after y.
         gradients: one tensor to write for each input and parameter, or None.
+
     """
     x, _, *conv, _ = args
     dx, _, *learned = gradients

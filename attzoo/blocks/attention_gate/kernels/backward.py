@@ -37,6 +37,7 @@ class ReluGradient(NamedTuple):
         dz: gradient of the sigmoid's input, (N, S).
         bits: signs of the relu's input, as `forward.gate` writes them.
         grids: the grids of the input and of x.
+
     """
 
     dz: Tensor
@@ -57,6 +58,7 @@ class OutputGradient(NamedTuple):
         dy: the gradient, (N, C, *S).
         alpha: the coefficients, (N, S).
         compute_dz: whether `input_gradient` computes dz from x, dy and alpha; else dz has been computed before.
+
     """
 
     dy: Tensor
@@ -69,7 +71,7 @@ class OutputGradient(NamedTuple):
 
 @triton.jit
 def masked_gradient(dz, bits, n, f, s, inside, S, WORDS: tl.constexpr):
-    """Return e at inner channels f and positions s of x: (BF, BS). It is dz where the relu's input was positive, else 0.
+    """Return e at inner channels f and positions s of x: dz where the relu's input was positive, else 0, (BF, BS).
 
     `bits` holds the signs of the relu's input, see `forward.relu_mask`. n: sample. inside: whether each position
     exists.
@@ -238,6 +240,7 @@ def sigmoid_gradient(
         channels_last: whether x and dy are channels last.
         psi_norm: psi's norm if it uses statistics of the batch, else None.
         psi_gradients: tensors to write, the gradients of the scale and the shift of `psi_norm`.
+
     """
     N, C, S = sizes(x)
     BC, BS = (64, 64) if channels_last else (16, 256)
@@ -294,6 +297,7 @@ def input_gradient(
         output: the gradient of y if the input is x; None if it is g.
         batch: see `norms.batch_terms`; None unless the norm uses statistics of the batch.
         channels_last: whether the input is channels last.
+
     """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C, batch is not None)

@@ -93,7 +93,7 @@ def add_projection(
 
 @triton.jit
 def relu_mask(bits, n, f, s, inside, S, WORDS: tl.constexpr):
-    """Return whether the relu's input was positive at inner channels f and positions s: (BF, BS); False unless `inside`.
+    """Return whether the relu's input was positive at inner channels f and positions s, (BF, BS); False unless inside.
 
     bits: (N, WORDS, S), one bit for each inner channel. n: sample. inside: (BS,), whether each position exists.
     """
@@ -182,8 +182,7 @@ def gate_kernel(
 
 @triton.jit
 def store_product(v, a, y, n, c, s, C, S, LAST: tl.constexpr):
-    """Write v * a into y (N, C, S) at n, c and s, where v (BC, BS) are the elements of x and a (BS,) the coefficients.
-    """
+    """Write v * a into y (N, C, S) at n, c and s: v (BC, BS) are elements of x, a (BS,) their coefficients."""
     inside = (c < C)[:, None] & (s < S)[None, :]
     address = y + at(n, c[:, None], s[None, :], C, S, LAST)
     tl.store(address, (v.to(REAL) * a[None, :]).to(y.dtype.element_ty), inside, eviction_policy="evict_first")
@@ -248,6 +247,7 @@ def gate(
         outputs: tensors to write.
         psi_norm: psi's norm if it uses statistics of the batch, else None. With it, the norm's input and statistics are
             written instead of y and alpha.
+
     """
     (N, C, S), F = sizes(x), len(w)
     BF, BC, BS, num_warps = tile(x, F, C)

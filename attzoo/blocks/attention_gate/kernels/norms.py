@@ -158,6 +158,7 @@ def batch_terms(x: Tensor, projection: Projection, gradient: ReluGradient, chann
     Returns:
         (5, F): mean(W x), mean(e), slope, and the sums of e W x and of e over samples and positions. The norm's
         backward pass replaces e by e - mean(e) - slope * (W x - mean(W x)).
+
     """
     statistics, w = projection.mean, projection.weight
     if not projection.by_batch or statistics is None:

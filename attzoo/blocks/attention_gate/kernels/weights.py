@@ -179,6 +179,7 @@ def weight_gradients(
         gating: sums over g, from `input_gradient`.
         folded: see projections.py.
         gradients: tensors to write.
+
     """
     w, u, psi = projections.skip.weight, projections.gating.weight, projections.psi
     F, C = w.shape[:2]
