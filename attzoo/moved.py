@@ -9,7 +9,9 @@ from typing import Any
 
 
 def moved(module: str, name: str, replacements: Mapping[str, str]) -> Any:
-    """Return the attribute that replaces `module.name`, with a DeprecationWarning. Call it in a module's `__getattr__`.
+    """Return the attribute that has replaced `module.name`, and warn. Call it in `__getattr__` of the old module.
+
+    The warning is a DeprecationWarning.
 
     Args:
         module: name of the old module.

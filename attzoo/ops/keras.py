@@ -47,9 +47,11 @@ class Conv(keras.layers.Layer):
     """A convolution: (N, *S, I) -> (N, *S, O), or (N, *S // k, O) where mode is "strided".
 
     Mode "zeros" or "circular" is the padding of a convolution that keeps the size; "strided" has no padding and a
-    stride equal to the kernel. The kernel is stored in the order of the spec, (O, I, *k), or (k,) where O = I = 1.
+    stride equal to the kernel size. The kernel is stored in the order of the spec, (O, I, *k), or (k,) where O = I = 1.
     keras.layers.Conv2D stores (*k, I, O), and with one output channel cannot be trained in float64 or half precision
     on Keras's torch backend on a CPU.
+
+    weight, bias: descriptions of kernel and bias in the spec; None for no bias.
     """
 
     def __init__(self, weight: Weight, bias: Weight | None, mode: str, **kwargs: Any) -> None:
@@ -190,7 +192,7 @@ def find(layer: Any, name: str) -> Any:
 
 
 def locate(layer: Any, name: str) -> tuple[Any, str]:
-    """Return the layer that has the variable with canonical `name`, and the name of the attribute for the variable."""
+    """Return the layer inside `layer` that has the variable with canonical `name`, and the name of its attribute."""
     path, _, leaf = name.rpartition(".")
     if isinstance(layer, keras.Model):   # its layers know the beginnings of paths
         candidates = [(path_of(part), part) for part in layer.layers if f"{path}.".startswith(f"{path_of(part)}.")]
@@ -277,7 +279,7 @@ def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
 
 
 def wide(dtype: Any) -> str:
-    """Return the dtype for statistics and coordinates: "float64" for float64, else "float32"."""
+    """Return the dtype for statistics and coordinates of values of `dtype`: "float64" for float64, else "float32"."""
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
