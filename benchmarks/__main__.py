@@ -30,7 +30,7 @@ class Device(StrEnum):
 
 
 class SuiteName(StrEnum):
-    """The suites of cases; see SUITES."""
+    """The suites of cases. `SUITES` describes them."""
 
     quick = "quick"
     full = "full"

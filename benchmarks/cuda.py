@@ -83,6 +83,7 @@ def replay_turn(calls: Sequence[Call]) -> Turn:
     graphs = cycle([(capture_graph(call), call) for call in calls])   # the call keeps the graph's tensors alive
 
     def take(repeats: int) -> float:
+        """Return the median seconds per call over `repeats` replays."""
         return median(_between_events(next(graphs)[0].replay) for _ in range(repeats))
 
     return take
@@ -93,6 +94,7 @@ def call_turn(calls: Sequence[Call]) -> Turn:
     rotation = cycle(calls)
 
     def take(repeats: int) -> float:
+        """Return the mean seconds per call over `repeats` calls."""
         torch.cuda.synchronize()
         start = perf_counter()
         for _ in range(repeats):

@@ -58,7 +58,15 @@ class Candidate(Protocol):
 
 @dataclass
 class Bench:
-    """The settings of a run: the device and the pace by clock."""
+    """The settings of a run.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        pace: number and length of turns, by clock.
+        absent: names of packages that were found not to be installed.
+        cpu: the clock for turns on the CPU.
+
+    """
 
     device: str
     pace: Mapping[str, Pace]
@@ -83,7 +91,11 @@ def measure(
 ) -> list[Row]:
     """Measure a case and return a row for each installed provider and clock.
 
-    other_candidates: returns the candidates in other frameworks than torch.
+    Args:
+        case: the case.
+        bench: the settings of the run.
+        other_candidates: returns the candidates of a subject in frameworks other than torch.
+
     """
     bench.clear()
     # Recorded wins and ATTZOO_KERNELS must not choose kernels; only a candidate does. On a GPU everything runs on the
@@ -93,7 +105,7 @@ def measure(
 
 
 def rows_of(case: Case, bench: Bench, other_candidates: Callable[[Subject], Iterable[Candidate]]) -> list[Row]:
-    """Do what `measure` does; the caller has set the kernels and the stream."""
+    """Return the rows of a case, as `measure` does, for callers that have set the kernels and the stream."""
     template = Row(case, COPY, "timed", moved=moved(case), flops=flops(case))
     try:
         subject = create_subject(case, bench.device, bench.sets)
@@ -118,9 +130,10 @@ def rows_of(case: Case, bench: Bench, other_candidates: Callable[[Subject], Iter
 def verified(
     candidate: Candidate, row: Row, subject: Subject, expected: Sequence[Tensor], absent: set[str]
 ) -> Row | None:
-    """Compute the provider's outputs and return the row with its error and status; None if not installed.
+    """Compute a provider's outputs, and return `row` with their error and the status; None if it is not installed.
 
-    The status is "wrong" if the error exceeds the tolerance, "failed" if an exception was raised.
+    The status is "wrong" if the error exceeds the tolerance, "failed" if an exception was raised. The name of a package
+    that is not installed is added to `absent`.
     """
     try:
         error = relative_error(candidate.outputs(), expected)
@@ -203,7 +216,10 @@ def copy_turn(subject: Subject, clock: str) -> Turn:
 
 
 def with_times(row: Row, times: Mapping[str, Sequence[float]], name: str, reference: str | None = None) -> Row:
-    """Return the row of provider `name` with the statistics of its times, also relative to those of its reference."""
+    """Return `row`, of provider `name`, with the statistics of its times, also relative to those of its reference.
+
+    times: seconds per call in each round, by provider.
+    """
     seconds = times[name]
     row = replace(row, seconds=spread(seconds), least=min(seconds), samples=len(seconds))
     if str(COPY) in times:
@@ -215,10 +231,10 @@ def with_times(row: Row, times: Mapping[str, Sequence[float]], name: str, refere
 
 
 def unsteady(times: Mapping[str, Sequence[float]], reference_names: Mapping[str, str], clock: str) -> dict[str, str]:
-    """Return, for each provider whose times vary too much, the reason. All arguments and results are by provider name.
+    """Return the reason for each provider whose times vary too much, by provider.
 
     Args:
-        times: seconds per call in each round.
+        times: seconds per call in each round, by provider.
         reference_names: the name of each provider's reference.
         clock: the clock of the times.
 

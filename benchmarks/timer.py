@@ -23,7 +23,14 @@ Turn = Callable[[int], float]   # number of calls -> seconds per call
 
 @dataclass(frozen=True)
 class Pace:
-    """The number of rounds, the seconds that a turn fills with calls, and the limit in seconds for all rounds."""
+    """How often and how long providers are timed.
+
+    Attributes:
+        rounds: the number of rounds.
+        turn: the seconds that a turn fills with calls.
+        limit: the limit in seconds for all rounds.
+
+    """
 
     rounds: int
     turn: float
@@ -92,6 +99,7 @@ class Cpu:
         """Return a turn that makes this call."""
 
         def take(repeats: int) -> float:
+            """Return the mean seconds of CPU time per call over `repeats` calls."""
             start = self.clock()
             for _ in range(repeats):
                 self.results.append(call())

@@ -8,7 +8,7 @@ from ..plain_keras import layers, per_channel
 
 
 def eca(spec: Any, x: Any) -> Any:
-    """Return the output of ECA."""
+    """Return the output of ECA with the arguments of `spec` for images x."""
     if spec.padding != "zeros":
         raise ValueError(f"expected padding='zeros', got {spec.padding!r}")
     s = layers.GlobalAveragePooling2D()(x)
