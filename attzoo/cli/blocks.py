@@ -129,7 +129,7 @@ def versions() -> str:
 
 
 def _installed() -> list[str]:
-    """Import every backend that can be imported, and return their names. Print other errors to stderr."""
+    """Import every backend that is installed, and return their names. Print the errors of the others to stderr."""
     loaded = []
     for backend in Backend:
         try:
@@ -147,9 +147,13 @@ def _loaded(backend: str) -> str:
 
 
 def _results(jobs: Sequence[tuple[str, str]], cards: Mapping[str, Card | Exception]) -> list[Result]:
-    """Check every pair (block, backend) of `jobs` against every contract, with a progress bar, and return the results.
+    """Check pairs (block, backend) against every contract, with a progress bar, and return the results.
 
     A backend that a block does not have is left out. A block that cannot be imported has one failed contract, "import".
+
+    Args:
+        jobs: the pairs.
+        cards: the card of each block, or the error of its import.
     """
     from ..testing import Finding, check_block
 

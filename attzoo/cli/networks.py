@@ -160,7 +160,7 @@ def _recipe(name: str | None) -> dict[str, Any]:
 
 
 def _argument(text: str) -> tuple[str, Any]:
-    """Return (name, value) of the text "NAME=VALUE". Raise ValueError if it has no "=".
+    """Return (name, value) of the text "NAME=VALUE" of the option --net. Raise ValueError if it has no "=".
 
     The value is read as JSON. If it is not JSON, "none" gives None and any other text a string.
     """

@@ -36,7 +36,7 @@ def png(path: Path) -> FileInfo:
 
 
 def _decode_png(path: Path) -> NDArray[Any]:
-    """Return the samples (H, W, C) of a PNG of 16 bits."""
+    """Return the samples (H, W, C) of a 16-bit PNG, decoded by imagecodecs."""
     data = path.read_bytes()
     array = np.asarray(package("imagecodecs").png_decode(data))
     return array[..., : PNG_CHANNELS[data[25]]]   # imagecodecs adds an opacity if a colour is transparent
@@ -177,7 +177,7 @@ def _check_single(path: Path, magic: bytes) -> None:
 
 
 def _tokens(head: bytes) -> list[bytes]:
-    """Return the first four words in the first bytes of a PNM file, without comments."""
+    """Return the first four words in `head`, the first bytes of a PNM file, without comments."""
     lines = [line.partition(b"#")[0] for line in head.splitlines()]
     return b" ".join(lines).split(maxsplit=4)[:4]
 
@@ -207,6 +207,6 @@ def jpeg_2000(path: Path) -> FileInfo:
 
 
 def _header(path: Path) -> bytes:
-    """Return the first bytes of a file, which contain the header."""
+    """Return the first bytes of a file, as many as a header may have."""
     with path.open("rb") as file:
         return file.read(HEAD)
