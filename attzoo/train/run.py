@@ -130,7 +130,7 @@ def _loaders(
 
 
 def network(settings: Settings, channels: int, classes: int) -> Callable[..., Any]:
-    """Return a function that creates the network of the settings. Call it with backend=..., and dtype if needed.
+    """Return a function that creates the network of the settings. It takes `backend`, and may take `dtype`.
 
     Args:
         settings: the settings of the run.
@@ -206,10 +206,10 @@ def _locked_folder(out: Path, is_first: bool) -> Iterator[None]:
 
 
 def _open_run(out: Path, settings: Settings, resume: bool, is_first: bool) -> State:
-    """Return the state of the run in the folder if `resume`, else that of a new run.
+    """Return the state of the run in folder `out` if `resume`, else that of a new run.
 
-    Raises ValueError if the folder holds no run to resume, or for a new run, files. Only the first of several processes
-    checks for such files. Raises FileNotFoundError if the data of the run to resume are missing.
+    Raises ValueError if there is no run to resume, or if a new run would be in a folder with files. Only the first of
+    several processes checks for such files. Raises FileNotFoundError if the data of the run to resume are missing.
     """
     if resume:
         state.settings_to_resume(out, settings.config())

@@ -96,7 +96,7 @@ def levels(net: Settings) -> list[Level]:
 
 
 def gating(net: Settings) -> Unit | None:
-    """Return the convolution that makes the gating signal of grid gates from the deepest level, or None."""
+    """Return the unit that computes the gating signal of grid gates from the deepest level; None without grid gates."""
     deepest_channels = net.channels[-1]
     return _pointwise(net, deepest_channels, deepest_channels) if net.gating == "grid" else None
 
@@ -176,7 +176,7 @@ def _units(prefix: str, units: Sequence[Unit]) -> dict[str, Weight]:
 
 
 def _inner(prefix: str, spec: Spec | None) -> dict[str, Weight]:
-    """Return the arrays of a gate or block by name with a prefix; {} for None."""
+    """Return the arrays of the gate or block with this spec, by name with a prefix; {} for None."""
     return prefixed(prefix, spec.weights) if spec else {}
 
 
@@ -218,7 +218,7 @@ def _convs(net: Settings, inputs: int, outputs: int, step: tuple[int, ...]) -> t
 
 
 def _up(net: Settings, i: int) -> tuple[Unit, ...]:
-    """Return the convolutions that follow, or perform, the upsampling to level i."""
+    """Return the convolutions that follow or perform the upsampling from level i + 1 to level i."""
     inputs, outputs, step = net.channels[i + 1], net.channels[i], net.steps[i]
     conv = _unit(net, "", inputs, outputs, norm=net.norm)
     if net.up != "transpose":
@@ -231,13 +231,22 @@ def _up(net: Settings, i: int) -> tuple[Unit, ...]:
 
 
 def _unit(net: Settings, part: str, inputs: int, outputs: int, stride: tuple[int, ...] = (), **rest: Any) -> Unit:
-    """Return a convolution with the kernel size of the network; stride 1 by default; rest: further fields of `Unit`."""
+    """Return a unit with the kernel size of the network.
+
+    Args:
+        net: the arguments of the network.
+        part: as in `Unit`.
+        inputs: number of input channels.
+        outputs: number of output channels.
+        stride: per spatial axis; () for 1.
+        rest: further fields of `Unit`.
+    """
     dims = net.spatial_dims
     return Unit(part, inputs, outputs, (net.kernel_size,) * dims, stride or (1,) * dims, **rest)
 
 
 def _pointwise(net: Settings, inputs: int, outputs: int) -> Unit:
-    """Return a 1x1 convolution with the norm of the network."""
+    """Return the unit of a 1x1 convolution with the norm of the network, from `inputs` to `outputs` channels."""
     return Unit("", inputs, outputs, (1,) * net.spatial_dims, (1,) * net.spatial_dims, norm=net.norm)
 
 
@@ -246,8 +255,13 @@ def _create(
 ) -> Spec | None:
     """Return the spec of block `name`, or None if the name is None.
 
-    channels: number of channels of the input and, for a gate, of the gating signal. dims: number of spatial axes.
     Raises ValueError for the name of a network, an unknown option or one that the network sets, and the block's errors.
+
+    Args:
+        name: name of the block, or None.
+        arguments: the user's options of the block.
+        channels: number of channels of the input and, for a gate, of the gating signal.
+        dims: number of spatial axes.
     """
     if name is None:
         return None

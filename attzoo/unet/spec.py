@@ -31,7 +31,7 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
         contract.set_fields(self, skip_options=skip_options, block_options=block_options)
 
     def _check_blocks(self) -> None:
-        """Raise ValueError for a gate or block with another number of inputs than the network gives it."""
+        """Raise ValueError if a gate or block does not take as many inputs as the network gives to it."""
         for level in self.levels:
             if self.gating == "grid" and level.gate and len(level.gate.inputs) == 1:
                 got = f"got skip={self.skip!r}, a block with one input: set skip='attention_gate' or gating='up'"
@@ -187,5 +187,5 @@ def _cost(unit: Unit, space: Sequence[int]) -> int:
 
 
 def _arguments(block: Spec | None) -> dict[str, Any]:
-    """Return a block's options, with defaults of None replaced by their values."""
+    """Return the options of a gate or block, with defaults of None replaced by their values; {} for None."""
     return {k: v for k, v in block.config().items() if k not in plan.OWN} if block else {}
