@@ -199,8 +199,7 @@ def _read(value: Any, name: str, layout: Keys, spec: AnySpec) -> Array:
 
 
 def _array(value: Any, key: str) -> Array:
-    """Return a torch tensor, or a value that NumPy can read, as an array; bfloat16 as float32. `key` is for the error.
-    """
+    """Return a torch tensor, or a value that NumPy can read, as an array; bfloat16 as float32. key: for the error."""
     if not hasattr(value, "detach"):
         return np.asarray(value)
     torch: Any = adapter("torch")   # torch is loaded already, because the value is its tensor
