@@ -117,7 +117,7 @@ def arrays_for(arrays: Mapping[str, Array], spec: AnySpec, layout: Keys) -> dict
     """
     if unknown := [name for name in arrays if name not in layout.names]:
         got = f"{shorten(', '.join(unknown))}: export a block without them"
-        raise ValueError(f"expected arrays that the target has keys for, got {got}")
+        raise ValueError(f"expected only arrays that the target also has, got {got}")
     return {layout.names[name]: _to_layout(array, name, layout, spec) for name, array in arrays.items()}
 
 

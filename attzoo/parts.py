@@ -240,7 +240,7 @@ def _check_order(pairs: Sequence[tuple[Part, Part, str]], sources: Sequence[Part
     fix = "give the layers the same names, or pass the weights of each block to load_weights(block, ...)"
     for part, source, _ in pairs:
         if part.path in paths and part.path != source.path:
-            got = f"{part.path!r} in both, which the order of the blocks matches with {source.path!r}"
+            got = f"{part.path!r} in both, where the order of the blocks would match it with {source.path!r}"
             raise ValueError(f"expected all or none of the blocks to have the same paths, got {got}: {fix}")
     same_order = all(part.is_like(source) for (part, *_), source in zip(pairs, sources, strict=True))
     if not same_order and any(by == "order" for *_, by in pairs):

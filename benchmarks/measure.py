@@ -244,7 +244,7 @@ def unsteady(times: Mapping[str, Sequence[float]], reference_names: Mapping[str,
         control = control_name(reference)
         ratio = paired(times, control, reference).median if control in times else 1.0
         if abs(ratio - 1) > CONTROL:
-            reasons[name] = f"the control of {reference} took {ratio:.2f} of its time"
+            reasons[name] = f"a second copy of {reference} took {ratio:.2f} times as long"
     if clock in WIDTH:
         for name, seconds in times.items():
             quartiles = spread(seconds)

@@ -67,7 +67,7 @@ def resample(g: Any, x: Any, interpolation: str) -> Any:
     if old == new:
         return g
     if any(b % a for a, b in zip(old, new, strict=True)):
-        raise ValueError(f"expected the size of x to be a multiple of {old}, got {new}")
+        raise ValueError(f"expected the size of x to be a multiple of that of g, {old}, got {new}")
     factors = tuple(b // a for a, b in zip(old, new, strict=True))
     return layers.UpSampling2D(factors, interpolation={"linear": "bilinear"}.get(interpolation, interpolation))(g)
 

@@ -34,7 +34,7 @@ REFUSED = [   # block, arguments, error message
     ("unet", (1, 2, (4, 8)), {"skip": "eca", "skip_options": [{"kernel_size": 3, "gamma": 1.5}]},
      SIZE.format("gamma", "gamma", 1.5, 3)),
     ("unet", (1, 2, (4, 8, 8)), {"gated": 1, "skip_options": [{"inter_channels": 3}, {}]},
-     r"skip_options must be \{\} for the 1 finest levels, without a gate, got \[\{'inter_channels': 3\}\]$"),
+     r"skip_options must be \{\} for the 1 finest levels, which have no gate, got \[\{'inter_channels': 3\}\]$"),
 ]   # fmt: skip
 
 

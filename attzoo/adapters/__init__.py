@@ -132,7 +132,7 @@ def computed_array(name: str, block: Any, source: str, remedy: str) -> ValueErro
         remedy: what the user can do.
 
     """
-    expected = f"{name} of {type(block).__name__} to be stored, because it is written"
+    expected = f"{name} of {type(block).__name__} to be stored, so that it can be written"
     return ValueError(f"expected {expected}, got an array that {source} computes: {remedy}")
 
 

@@ -129,16 +129,16 @@ def check_host(host: Host) -> None:
         got = f"the {type(host.module).__name__} {host.path!r}, which has none: choose modules in it"
         raise ValueError(f"expected a module with a forward pass, got {got}")
     if isinstance(host.module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not is_sequence(host.module):
-        got = f"{type(host.module).__name__}: it may call the block like its own modules, so choose the last of them"
-        raise ValueError(f"expected {host.path!r} with the forward of its torch class, got {got}")
+        got = f"{type(host.module).__name__}, which overrides it and may call the block too: choose its last module"
+        raise ValueError(f"expected {host.path!r} to have the forward of its torch class, got {got}")
     if type(host.module) in LAST_AXIS:
         got = f"{type(host.module).__name__}, whose channels are the last axis: choose another module"
         raise ValueError(f"expected channels at axis 1 after {host.path!r}, got {got}")
     if any(p.is_complex() for p in host.module.parameters(recurse=False)):
-        raise ValueError(f"expected real numbers from {host.path!r}, got a complex module: choose another")
+        raise ValueError(f"expected real numbers from {host.path!r}, got complex ones: choose another module")
     if hasattr(host.module, CHILD):
         hint = "detach it first" if is_attached(host.module) else "choose the module before or after it"
-        raise ValueError(f"expected {host.path!r} without an attribute {CHILD!r}, got one that has it: {hint}")
+        raise ValueError(f"expected {host.path!r} to have no attribute {CHILD!r}, got a module that has one: {hint}")
 
 
 def check_not_scripted(path: str, module: nn.Module) -> None:

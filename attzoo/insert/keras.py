@@ -32,7 +32,7 @@ def attach(model: Any, name: str, after: Any, start: str, example: Any, options:
     layers = _layers(source)
     paths = _residual_ends(source) if after == "residual" else set(select(layers, after, "after", source.name))
     if with_block := [path for path in sorted(paths) if f"{path}_attention" in layers]:
-        raise ValueError(f"expected no layer '{with_block[0]}_attention', got a model that has it: detach it first")
+        raise ValueError(f"expected no layer '{with_block[0]}_attention', got a model that has one: detach it first")
     inserted: dict[str, tuple[Any, Place]] = {}
 
     def call(path: str, layer: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -273,8 +273,8 @@ def _clone(layer: Any) -> Any:
     """
     parts = layer._flatten_layers() if isinstance(layer, keras.layers.Layer) else []
     if method_names := [name for part in parts for name in replaced_methods(part, keras.layers.Layer, "call")]:
-        got = f"one whose {method_names[0]} was replaced: create a layer of a class with this method"
-        raise ValueError(f"expected {layer.name!r} with the methods of its class, which copies have, got {got}")
+        got = f"a layer whose {method_names[0]} was replaced: define a class with this method"
+        raise ValueError(f"expected {layer.name!r} to have the methods of its class, as its copy does, got {got}")
     is_lambda = isinstance(layer, keras.layers.Lambda)   # safe, because its function is not read from a file
     try:
         copy = layer.__class__.from_config(layer.get_config(), **({"safe_mode": False} if is_lambda else {}))

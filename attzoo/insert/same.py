@@ -39,7 +39,7 @@ def read(module: nn.Module, source: Source) -> tuple[dict[str, Array], dict[str,
     """
     state = {key: value for key, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     if any(tensor.is_meta for tensor in state.values()):
-        raise ValueError("expected modules with weights, got one on the meta device: load its weights first")
+        raise ValueError("expected modules with values of weights, got one on the meta device: load its weights")
     try:
         return read_arrays({key: to_array(tensor) for key, tensor in state.items()}, source)
     except KeyError:   # computed by weight norm, for example

@@ -106,7 +106,7 @@ def swap(model: nn.Module, name: str, where: Any, example: Any, options: Mapping
     for path, module in present.items():
         check_not_scripted(path, module)
         if is_attached(module):
-            raise ValueError(f"expected {path!r} without an attached block, got one that has it: detach it first")
+            raise ValueError(f"expected {path!r} without an attached block, got a module that has one: detach it first")
     if not present:
         raise ValueError(f"where={where!r} matches only nn.Identity: there is no attention to replace, use attach")
     hosts = [Host(path, module, *known_channels(module)) for path, module in present.items()]

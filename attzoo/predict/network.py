@@ -75,9 +75,9 @@ class Network:
         """
         scale, trained_dtypes = self.preparation.scale, " and ".join(self.dtypes)
         if self.dtypes and scale(dtype) not in {scale(np.dtype(dtype_name)) for dtype_name in self.dtypes}:
-            reason = f"which the network was trained on, for --normalise {self.preparation.normalise}"
+            reason = f"as the training images, because --normalise is {self.preparation.normalise}"
             fix = f"convert the image to {self.dtypes[0]}"
-            raise ValueError(f"expected {name} on the scale of {trained_dtypes}, {reason}, got {dtype}: {fix}")
+            raise ValueError(f"expected {name} to have values as {trained_dtypes}, {reason}, got {dtype}: {fix}")
 
     def __call__(self, x: Array) -> Array:
         """Return the model's outputs (N, K, *S) for prepared images (N, C, *S): logits, or as its head defines."""

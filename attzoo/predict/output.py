@@ -92,7 +92,7 @@ class Output:
                 raise FileExistsError(f"expected a file or nothing at {path}, got {kind}: set another --out")
             if input_path := self.inputs.get(_file_id(path)):
                 raise FileExistsError(
-                    f"expected to replace no input, got {path}, which is the input {input_path}: set another --out"
+                    f"expected an output that is not an input, got {path}, the input {input_path}: set another --out"
                 )
             if self.overwrite:
                 continue
