@@ -75,7 +75,7 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
         raise ValueError(f"expected the keys of {source}, {expected}, got {shorten(', '.join(state), 300)}{hint}")
     (prefix, layout), = matches
     names = _names(layout, spec)
-    if not layout.channels_last:   # the layers of a block in Keras have no layer around them
+    if not layout.channels_last:   # in Keras, other layers of the model may have the same prefix
         _check_no_other_arrays(state, prefix, names.values(), source)
     return {name: _read(state[prefix + key], name, layout, spec) for name, key in names.items()}
 

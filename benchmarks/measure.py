@@ -143,7 +143,7 @@ def verified(
     except Exception as err:   # other libraries may raise anything
         return replace(row, status="failed", why=error_line(err))
     allowed = subject.tolerance
-    if error <= allowed or error <= (allowed := allowed + slack(subject, expected)):   # NaN is not
+    if error <= allowed or error <= (allowed := allowed + slack(subject, expected)):   # false for NaN
         return replace(row, error=error)
     why = f"the relative error of output or gradients is {error:.1e}; rounding explains up to {allowed:.0e}"
     return replace(row, status="wrong", error=error, why=why)
@@ -203,7 +203,7 @@ def time_until_steady(
 def references(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
     """Return the reference of each family: its first candidate that is not attzoo's, else its first candidate."""
     by_family: dict[str, Candidate] = {}
-    for candidate in sorted(candidates, key=lambda c: c.provider.library == "attzoo"):   # the sort is stable
+    for candidate in sorted(candidates, key=lambda c: c.provider.library == "attzoo"):   # stable sort
         by_family.setdefault(candidate.family, candidate)
     return by_family
 

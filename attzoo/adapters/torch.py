@@ -42,7 +42,8 @@ REMOVE: Final = {   # hook that computes a tensor before every call -> function 
 }
 
 
-CREATION_DTYPES: Final[WeakKeyDictionary[nn.Module, torch.dtype]] = WeakKeyDictionary()   # of blocks without arrays
+# Dtypes passed to `make`, for blocks without arrays
+CREATION_DTYPES: Final[WeakKeyDictionary[nn.Module, torch.dtype]] = WeakKeyDictionary()
 
 
 def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
@@ -169,7 +170,7 @@ def blocks(model: Any) -> dict[str, Any]:
     return {path: module for path, module in model.named_modules() if can_attend(module)}
 
 
-WRAPPERS: Final = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)   # of a model, their `module`
+WRAPPERS: Final = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)   # hold a model as `module`
 
 
 def parts(model: Any) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class Block(keras.layers.Layer):
         inputs = [x for x in arguments if hasattr(x, "shape")]   # KerasTensors and tensors
         self.check_inputs(*inputs)
         if kwargs.get("attention_only"):
-            return keras.Operation.compute_output_spec(self, *args, **kwargs)   # by a trace
+            return keras.Operation.compute_output_spec(self, *args, **kwargs)   # traces the call
         return keras.KerasTensor(inputs[0].shape, dtype=self.compute_dtype)
 
     def quantize(self, mode: str | None = None, type_check: bool = True, config: Any = None) -> None:
@@ -195,7 +195,7 @@ class AttachedBlock(keras.layers.Layer):
     def __init__(self, block: Any, start: str = "default", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.block = block
-        self.supports_masking = block.supports_masking = True   # a mask passes; the means of a block do not use it
+        self.supports_masking = block.supports_masking = True   # masks are passed on; a block's averages ignore them
         self.start = choice("start", start, STARTS)
 
     def build(self, shape: Any) -> None:

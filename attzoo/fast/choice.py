@@ -38,7 +38,8 @@ NORMS: Final = tuple(BATCH_NORM.values())
 OLDEST: Final = "3.6"        # oldest Triton that the kernels were compiled with
 OLDEST_TORCH: Final = "2.11"   # oldest PyTorch tested with it; torch.compile of 2.6 cannot import it
 ABSENT: Final = find_spec("triton") is None
-TRITON: Final = next((d.version for d in distributions(name="triton")), OLDEST)   # nightlies have another name
+# Nightly builds are distributed under another name.
+TRITON: Final = next((d.version for d in distributions(name="triton")), OLDEST)
 EARLY: Final = is_older(TRITON, OLDEST)
 EARLY_TORCH: Final = is_older(torch.__version__, OLDEST_TORCH)
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
@@ -88,7 +89,7 @@ def should_use_kernels(block: Any, *inputs: Tensor) -> bool:
     if settings.chosen == "eager":
         return False
     if settings.chosen == "auto":
-        is_program = guard.is_exporting() or not isinstance(inputs[0], Tensor)   # used for inputs of any size
+        is_program = guard.is_exporting() or not isinstance(inputs[0], Tensor)   # may be run with inputs of any size
         if is_program or not has_recorded_win(type(block), inputs[0]):
             return False
     if not torch.compiler.is_compiling():

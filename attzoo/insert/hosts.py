@@ -95,7 +95,8 @@ def _residual_end(path: str, block: nn.Module) -> Host | None:
         return None
     attention = [m for name, module in block.named_modules() for m in module.modules() if _is_attention(name, module)]
     counts = [known_channels(module) for module in block.modules() if not any(module is part for part in attention)]
-    channels, rank = [(None, None), *(count for count in counts if count[0] is not None)][-1]   # of the last module
+    # Those of the last module.
+    channels, rank = [(None, None), *(count for count in counts if count[0] is not None)][-1]
     return Host(f"{path}.{child}".lstrip("."), getattr(block, child), channels, rank)
 
 

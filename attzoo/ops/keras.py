@@ -194,7 +194,7 @@ def find(layer: Any, name: str) -> Any:
 def locate(layer: Any, name: str) -> tuple[Any, str]:
     """Return the layer inside `layer` that has the variable with canonical `name`, and the name of its attribute."""
     path, _, leaf = name.rpartition(".")
-    if isinstance(layer, keras.Model):   # its layers know the beginnings of paths
+    if isinstance(layer, keras.Model):   # the path of a layer in it is the beginning of `path`
         candidates = [(path_of(part), part) for part in layer.layers if f"{path}.".startswith(f"{path_of(part)}.")]
         layer_path, layer = max(candidates, key=lambda pair: len(pair[0]))
         path = path[len(layer_path) + 1 :]

@@ -55,7 +55,8 @@ def inner_settings(layer: Any) -> dict[str, Any]:
 
 def _equal_policies(a: Any, b: Any) -> bool:
     """Whether two layers have equal dtype policies."""
-    policy_a, policy_b = (keras.dtype_policies.serialize(layer.dtype_policy) for layer in (a, b))   # maps have no ==
+    # DTypePolicyMap does not define ==.
+    policy_a, policy_b = (keras.dtype_policies.serialize(layer.dtype_policy) for layer in (a, b))
     return bool(policy_a == policy_b)
 
 

@@ -244,7 +244,8 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
         return x
     if len(window) == 1:   # an export of max_pool1d is valid for one length only
         return pool(x[:, :, None], (1, *window))[:, :, 0]
-    pads_explicitly = len(window) == 3 and torch.are_deterministic_algorithms_enabled()   # max_pool3d: none on CUDA
+    # On CUDA, max_pool3d has no deterministic gradient.
+    pads_explicitly = len(window) == 3 and torch.are_deterministic_algorithms_enabled()
     uses_whole_windows = pads_explicitly or not is_plain(x)   # AOTInductor compiles ceil_mode wrongly for some sizes
     if uses_whole_windows:
         padding = [extra for n, w in zip(x.shape[:1:-1], window[::-1], strict=True) for extra in (0, (w - n % w) % w)]
@@ -254,7 +255,7 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
             x = x.unflatten(axis, (-1, window[axis - 2]))
         return x.amax((3, 5, 7))
     y = MAX_POOL[len(window)](x, tuple(window), ceil_mode=not uses_whole_windows)
-    return in_dtype_of(x, y)   # 3-D in autocast: float32
+    return in_dtype_of(x, y)   # under autocast, 3-D pooling returns float32
 
 
 class _Repeating:

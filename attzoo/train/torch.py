@@ -66,7 +66,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.rank, self.world_size = _rank_and_world_size()
         self.devices = self.world_size
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")   # as process_group set it
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")   # set by `process_group`
         self.network = make(backend="torch").to(self.device)
         self.model: nn.Module = self.network
         if self.world_size > 1:

@@ -194,7 +194,8 @@ def _level(net: Settings, i: int) -> Level:
     gated = net.skip is not None and i >= len(net.channels) - 1 - net.gates
     signal = net.channels[i + 1] if net.gating == "grid" else upsampled_channels
     inputs = channels + upsampled_channels
-    kernel, no_stride = (3,) * net.spatial_dims, (1,) * net.spatial_dims   # MONAI's, whatever its kernel_size
+    # MONAI's size, whatever its argument kernel_size.
+    kernel, no_stride = (3,) * net.spatial_dims, (1,) * net.spatial_dims
     merge = Unit("1", inputs, channels, kernel, no_stride, norm="instance", activation="prelu", dropout=net.rates[0])
     return Level(
         channels,

@@ -93,7 +93,7 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
             total += _cost(self.gating_unit, space[-1])
         for i, level in enumerate(self.levels):
             level_size, size_below = space[i], space[min(i + 1, len(space) - 1)]
-            # cropped to the size of the level after the units
+            # The upsampled map is cropped to the size of the level only after these convolutions.
             upsampled_size = tuple(map(mul, size_below, self.steps[i])) if level.decoder else level_size
             total += sum(_cost(unit, level_size) for unit in (*level.encoder, *level.decoder))
             total += sum(_cost(unit, size_below if unit.transposed else upsampled_size) for unit in level.up)

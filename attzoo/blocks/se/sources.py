@@ -28,7 +28,7 @@ KEYS: Final = {   # `load_weights` reads every layout of a name, and `export_wei
     "ai-med": (Keys(NAMES),),
     "mmpretrain": (Keys(linear(squeeze="conv1.conv", excite="conv2.conv"), axes=2),),
 }
-READ: Final[dict[str, Any]] = {   # of classes with the gate and the activation as arguments
+READ: Final[dict[str, Any]] = {   # fields of `Source` for classes with gate and activation as arguments
     "read": read_perceptron,
     "choices": tuple({"gate": gate, "act": act} for gate in GATES for act in ACTIVATIONS),
 }

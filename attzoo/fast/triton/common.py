@@ -35,7 +35,7 @@ ROWS = 16         # samples per matrix product, the minimum of tl.dot
 MAX_COMPILED = 4096       # launches that are cached
 COUNTERS: dict[Any, Tensor] = {}   # by device and stream
 FEWEST_COUNTERS = 1024
-PROGRAMS = 528    # that fill a GPU: 4 for each of 132 multiprocessors; constant, so that the order of sums is
+PROGRAMS = 528    # programs that fill a GPU, 4 per multiprocessor of an H200; a constant, for a constant order of sums
 
 
 # ---- in kernels ------------------------------------------------------------------------------------------------------
