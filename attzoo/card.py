@@ -350,7 +350,7 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
 
 
 def _example(card: Card, channels: int) -> str:
-    """Return Python code that creates the block and, if it is implemented in PyTorch, calls it."""
+    """Return Python code that creates a card's block and, if it is implemented in PyTorch, calls it."""
     lines = ["import attzoo", "", f"{'net' if card.network else 'block'} = {card.usage(channels)}"]
     if "keras" in card.backends[1:]:
         lines[-1] += '   # or backend="keras"'
@@ -402,7 +402,7 @@ def _network_parameters(network: str, variant: str) -> int:
 
 
 def _weights(card: Card, channels: int) -> Iterator[tuple[str, str, str]]:
-    """Yield the name, shape and initialization of each array, as text."""
+    """Yield three texts for each array of a card's block: name, shape and initialization, at `channels` channels."""
     for name, weight in card.weights(channels).items():
         yield name, str(weight.shape), _initialization(weight)
 

@@ -187,7 +187,8 @@ def _check_no_other_arrays(state: Mapping[str, Any], prefix: str, known: Collect
 def _read(value: Any, name: str, layout: Keys, spec: AnySpec) -> Array:
     """Return another library's array as attzoo's array `name`: in the spec's shape, the plane of the mean first.
 
-    Raises ValueError if the array has another shape, or NumPy cannot read it.
+    value: the array or tensor. layout: how the library stores it. Raises ValueError if the array has another shape, or
+    NumPy cannot read it.
     """
     array, shape = _array(value, layout.names[name]), spec.weights[name].shape
     if layout.channels_last and array.ndim > 1:   # (*k, I, O)
@@ -212,7 +213,7 @@ def _array(value: Any, key: str) -> Array:
 
 
 def _to_layout(array: Array, name: str, layout: Keys, spec: AnySpec) -> Array:
-    """Return attzoo's array `name` in the shape and with the order of input planes of another library."""
+    """Return attzoo's array `name` in the shape and with the order of input planes of another library's `layout`."""
     if name in layout.max_first:
         array = array[:, ::-1]
     if array.ndim == 1 and name.endswith("conv.weight"):   # ECA's kernel, (1, 1, k)

@@ -153,7 +153,7 @@ def _set_scale(ax: Axes, xlabel: str, *, fractions: bool) -> None:
 
 
 def _draw_names(figure: Figure, bar_ys: Mapping[tuple[str, str], float], block_ys: Mapping[str, float]) -> None:
-    """Draw the names of blocks and providers left of all panels."""
+    """Draw the names of blocks and providers left of all panels, at the vertical positions `block_ys` and `bar_ys`."""
     ax = figure.axes[0]
     width = figure.get_figwidth()
     align: dict[str, Any] = {"transform": blended_transform_factory(figure.transFigure, ax.transData), "va": "center"}

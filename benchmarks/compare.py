@@ -42,7 +42,7 @@ class Change:
 
 
 def compare(old: Path, new: Path, *, across: bool = False) -> tuple[str, bool]:
-    """Return a Markdown table of the changes between two result files, and whether any is for the worse.
+    """Return a Markdown table of the changes from result file `old` to `new`, and whether any is for the worse.
 
     Raises ValueError if the files are of different machines, devices or torch versions, unless `across`.
     """
@@ -67,7 +67,10 @@ def changes(old: Run, new: Run) -> list[Change]:
 
 
 def drifted(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> float:
-    """Return the slowdown of the machine: the median of new / old time over the copies that both runs have timed."""
+    """Return the slowdown of the machine between two runs, given as rows by (case, provider, clock).
+
+    It is the median ratio of the new to the old time of the copies that both runs have timed.
+    """
     row_pairs = [(before[key].seconds, after[key].seconds) for key in before if key in after and key[1] == str(COPY)]
     return median([new.median / old.median for old, new in row_pairs if old and new] or [1.0])
 
@@ -121,7 +124,7 @@ def _direction(old: Spread, new: Spread, drift: float = 1.0) -> str | None:
 
 
 def to_markdown(changed: Iterable[Change], old: Run, new: Run) -> str:
-    """Format the changes as Markdown."""
+    """Return the changes from run `old` to run `new` as a Markdown table."""
     changed = list(changed)
     compared = len(_keyed(old.rows).keys() & _keyed(new.rows).keys())
     drift = drifted(_keyed(old.rows), _keyed(new.rows))

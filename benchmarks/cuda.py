@@ -79,7 +79,7 @@ def on_stream() -> Iterator[None]:
 
 
 def replay_turn(calls: Sequence[Call]) -> Turn:
-    """Return a turn that replays graphs of the calls in rotation and returns the median seconds per call."""
+    """Return a turn: a function that replays CUDA graphs of the calls in rotation and returns the median seconds."""
     graphs = cycle([(capture_graph(call), call) for call in calls])   # the call keeps the graph's tensors alive
 
     def take(repeats: int) -> float:
@@ -90,7 +90,7 @@ def replay_turn(calls: Sequence[Call]) -> Turn:
 
 
 def call_turn(calls: Sequence[Call]) -> Turn:
-    """Return a turn that makes the calls from Python in rotation and returns the mean seconds per call."""
+    """Return a turn: a function that makes the calls from Python in rotation and returns the mean seconds per call."""
     rotation = cycle(calls)
 
     def take(repeats: int) -> float:

@@ -106,6 +106,7 @@ class Jax:
         def training(weights: Any, state: Any, inputs: Any, cotangent: Any) -> Any:
             """Return the output with the gradients of inputs and weights, and the new values of the other variables."""
             def forward(inputs: Any, weights: Any) -> Any:
+                """Return the output and the new values of the other variables."""
                 return block.stateless_call(weights, state, *call_arguments(block, inputs), training=True)
 
             y, vjp, new_state = jax.vjp(forward, inputs, weights, has_aux=True)

@@ -62,7 +62,7 @@ class KerasCandidate:
         return ("cpu",) if self.subject.device.type == "cpu" else ("calls",)
 
     def turn(self, clock: str, cpu: Cpu) -> Turn:
-        """Return a turn that makes the calls in the process. Both arguments are ignored."""
+        """Return a turn that makes the calls in the process. The arguments `clock` and `cpu` are ignored."""
         return lambda repeats: self.worker.time(str(self.provider), repeats)
 
     def memory(self) -> tuple[None, None]:

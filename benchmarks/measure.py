@@ -50,7 +50,10 @@ class Candidate(Protocol):
         """Return the names of the clocks that can time the provider."""
 
     def turn(self, clock: str, cpu: Cpu) -> Turn:
-        """Return a turn: a function that calls the provider repeatedly and returns the seconds per call."""
+        """Return a turn: a function that calls the provider repeatedly and returns the seconds per call by a clock.
+
+        cpu: the clock for turns on the CPU.
+        """
 
     def memory(self) -> tuple[int | None, int | None]:
         """Return the bytes saved for the backward pass and the peak bytes of a training step; None if unknown."""
@@ -105,7 +108,10 @@ def measure(
 
 
 def rows_of(case: Case, bench: Bench, other_candidates: Callable[[Subject], Iterable[Candidate]]) -> list[Row]:
-    """Return the rows of a case, as `measure` does, for callers that have set the kernels and the stream."""
+    """Return the rows of a case, as `measure` does, for callers that have set the kernels and the stream.
+
+    Arguments are those of `measure`.
+    """
     template = Row(case, COPY, "timed", moved=moved(case), flops=flops(case))
     try:
         subject = create_subject(case, bench.device, bench.sets)
@@ -132,8 +138,14 @@ def verified(
 ) -> Row | None:
     """Compute a provider's outputs, and return `row` with their error and the status; None if it is not installed.
 
-    The status is "wrong" if the error exceeds the tolerance, "failed" if an exception was raised. The name of a package
-    that is not installed is added to `absent`.
+    The status is "wrong" if the error exceeds the tolerance, "failed" if an exception was raised.
+
+    Args:
+        candidate: the provider.
+        row: its row without results.
+        subject: the case with its tensors.
+        expected: the expected output and gradients.
+        absent: receives the name of a package that is not installed.
     """
     try:
         error = relative_error(candidate.outputs(), expected)
@@ -150,7 +162,10 @@ def verified(
 
 
 def time_candidates(subject: Subject, candidates: Sequence[tuple[Candidate, Row]], bench: Bench) -> list[Row]:
-    """Time candidates, which have rows with the same clock, and copying the first input; return all rows."""
+    """Time candidates on one clock, and the copying of the first input; return all rows.
+
+    subject: the case with its tensors. candidates: each with its row without times. bench: the settings of the run.
+    """
     clock, by_family = candidates[0][1].clock, references([candidate for candidate, _ in candidates])
     reference_names = {str(c.provider): str(by_family[c.family].provider) for c, _ in candidates}
     turns, rows = prepare_turns(subject, candidates, by_family.values(), bench.cpu)
@@ -170,9 +185,16 @@ def time_candidates(subject: Subject, candidates: Sequence[tuple[Candidate, Row]
 def prepare_turns(
     subject: Subject, candidates: Sequence[tuple[Candidate, Row]], family_references: Iterable[Candidate], cpu: Cpu
 ) -> tuple[dict[str, Turn], dict[str, Row]]:
-    """Return the turns of the candidates, of their references' controls and of the copy, and the failed rows, by name.
+    """Prepare the turns of the candidates, of their references' controls and of the copy.
 
-    A candidate for which no turn can be prepared has a failed row instead.
+    Args:
+        subject: the case with its tensors.
+        candidates: each with its row without times.
+        family_references: the reference of each family of candidates.
+        cpu: the clock for turns on the CPU.
+
+    Returns:
+        The turns, and a failed row for each candidate that has none, both by name.
     """
     clock = candidates[0][1].clock
     turns = {} if subject.case.network else {str(COPY): copy_turn(subject, clock)}
@@ -191,7 +213,14 @@ def prepare_turns(
 def time_until_steady(
     turns: Mapping[str, Turn], reference_names: Mapping[str, str], clock: str, pace: Pace
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Time all turns up to TRIES times until none is unsteady; return the last times and the reasons of `unsteady`."""
+    """Time all turns until none is unsteady, up to TRIES times; return the last times and the reasons of `unsteady`.
+
+    Args:
+        turns: the turns by name.
+        reference_names: the name of each provider's reference.
+        clock: the clock of the turns.
+        pace: number and length of the turns.
+    """
     for _ in range(TRIES):
         times = interleave(turns, pace)
         reasons = unsteady(times, reference_names, clock)
@@ -209,7 +238,10 @@ def references(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
 
 
 def copy_turn(subject: Subject, clock: str) -> Turn:
-    """Return a turn that copies the first input. It does not evict the results that `Cpu` keeps alive."""
+    """Return a turn that copies the subject's first input, timed by a clock.
+
+    It does not evict the results that `Cpu` keeps alive.
+    """
     targets = [torch.empty_like(x) for x, *_ in subject.sets]
     calls = [lambda x=x, y=y: y.copy_(x) for (x, *_), y in zip(subject.sets, targets, strict=True)]
     return clocked_by(clock, calls, Cpu())

@@ -21,7 +21,10 @@ MakeBlock = Callable[[int], nn.Module]       # channels -> a block
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Return a convolution from `inputs` to `outputs` channels with "same" padding, and a batch norm."""
+    """Return a convolution from `inputs` to `outputs` channels, with "same" padding, and a batch norm.
+
+    kernel: size of the kernel. stride: stride of the convolution.
+    """
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs)
     )

@@ -236,7 +236,10 @@ def peers(subject: Subject) -> dict[str, Source]:
 
 
 def with_peer(ours: nn.Module, source: Source) -> nn.Module:
-    """Return a copy of ResNet-50 with a peer's blocks instead of attzoo's, with the same weights."""
+    """Return a copy of `ours`, a ResNet-50, with a peer's blocks instead of attzoo's, with the same weights.
+
+    source: the description of the peer's block.
+    """
     net = deepcopy(ours)
     for part in net.modules():
         if isinstance(part, Bottleneck):

@@ -141,7 +141,13 @@ def select(name: str, device: str, blocks: Sequence[str]) -> Suite:
 
 
 def measure_cases(chosen: Suite, bench: Bench, keras_candidates: KerasCandidates) -> tuple[list[Row], Sequence[Case]]:
-    """Measure cases until the suite's time is over or Ctrl-C; return the rows and the remaining cases."""
+    """Measure cases until the suite's time is over or Ctrl-C; return the rows and the remaining cases.
+
+    Args:
+        chosen: the suite.
+        bench: the settings of the run.
+        keras_candidates: returns the Keras candidates of a subject.
+    """
     rows: list[Row] = []
     start = monotonic()
     with progress() as display:
@@ -178,7 +184,7 @@ def progress() -> Progress:
 
 
 def summary(result: Run) -> str:
-    """Return the counts of rows and verdicts, the number of omitted cases, and the packages that are not installed."""
+    """Return a text with counts of rows and verdicts, the number of omitted cases, and missing packages."""
     counts = Counter(row.verdict for row in result.rows if row.provider.library == "attzoo")
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     lines = [f"{len(result.rows)} rows; of attzoo's, {verdicts or 'none'}"]

@@ -184,7 +184,7 @@ def _float64_module(subject: Subject) -> nn.Module:
 
 
 def _run(subject: Subject, module64: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Run the float64 module; return the output and, unless in inference, the gradients of the inputs."""
+    """Return the output of the subject's float64 module and, unless in inference, the gradients of the inputs."""
     mode = "inference" if subject.case.mode == "inference" else "training"
     cotangent = subject.cotangents[0].double() if subject.cotangents else None
     return run(module64, mode, inputs, cotangent)[: 1 + len(inputs)]

@@ -217,7 +217,7 @@ def in_resnet50() -> list[str]:
 
 
 def networks(images: tuple[int, ...], scans: tuple[int, ...]) -> Iterator[Case]:
-    """Yield ResNet-50 and the U-Net with inputs of these shapes, without and with blocks."""
+    """Yield ResNet-50 with inputs of shape `images` and the U-Net with shape `scans`, without and with blocks."""
     for mode in BOTH:
         for block in in_resnet50():
             yield Case(block, (images,), mode, network="resnet50", variant=reference_variant(block))

@@ -96,7 +96,7 @@ class Cpu:
         self.results: deque[object] = deque(maxlen=KEPT_RESULTS)
 
     def turn(self, call: Call) -> Turn:
-        """Return a turn that makes this call."""
+        """Return a turn: a function that makes a call repeatedly and returns the mean seconds of CPU time per call."""
 
         def take(repeats: int) -> float:
             """Return the mean seconds of CPU time per call over `repeats` calls."""

@@ -44,7 +44,10 @@ def _line(win: Win) -> str:
 
 
 def wins(runs: Mapping[str, Run]) -> list[Win]:
-    """Return the wins in runs, given by file name. Raises ValueError if a run was not on CUDA."""
+    """Return the cases in which fused kernels win, from runs by the name of their file.
+
+    Raises ValueError if a run was not on CUDA.
+    """
     sizes: dict[Key, dict[int, bool]] = {}   # size of x -> whether the fused form wins
     sources: dict[Key, list[str]] = {}
     for name, run in runs.items():

@@ -160,7 +160,7 @@ def forward(block: Any, inputs: Sequence[Array], training: bool) -> Array:
 
 
 def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
-    """Return output and gradients of a forward and a backward pass."""
+    """Return the output of a forward pass, and the gradients of sum(output * cotangent)."""
     _built(block)
     tensors = [to_tensor(x, block) for x in inputs]
     y, input_gradients, weight_gradients = _gradients(block, tensors, to_tensor(cotangent, block), training)
@@ -174,7 +174,7 @@ def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -
 
 
 def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
-    """Train a block in place with SGD on sum(output * cotangent)."""
+    """Train a block in place by `steps` steps of SGD with learning rate `rate` on sum(output * cotangent)."""
     _built(block)
     optimizer = keras.optimizers.SGD(rate)
     for _ in range(steps):
@@ -199,12 +199,12 @@ def parts(model: Any) -> dict[str, Any]:
 
 
 def gamma(holder: Any) -> tuple[Array, str]:
-    """Return the weight `gamma` of an AttachedBlock, and its dtype."""
+    """Return the weight `gamma` of `holder`, an AttachedBlock, and the name of its dtype."""
     return _numpy(holder.gamma), _stored_dtype(holder.gamma, "gamma")
 
 
 def set_gamma(holder: Any, array: Array) -> None:
-    """Write the weight `gamma` of an AttachedBlock."""
+    """Write an array of shape (1,) to the weight `gamma` of `holder`, an AttachedBlock."""
     holder.gamma.assign(array)
 
 

@@ -132,7 +132,7 @@ def forward(block: Any, inputs: Sequence[Array], training: bool) -> Array:
 
 
 def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -> Run:
-    """Return output and gradients of a forward and a backward pass."""
+    """Return the output of a forward pass, and the gradients of sum(output * cotangent)."""
     tensors = [to_tensor(x, block).requires_grad_() for x in inputs]
     names = [name for name, w in block.spec.weights.items() if w.trainable]
     y = block.train(training)(*tensors)
@@ -144,7 +144,7 @@ def run(block: Any, inputs: Sequence[Array], cotangent: Array, training: bool) -
 
 
 def train(block: Any, inputs: Sequence[Array], cotangent: Array, steps: int, rate: float) -> None:
-    """Train a block in place with SGD on sum(output * cotangent)."""
+    """Train a block in place by `steps` steps of SGD with learning rate `rate` on sum(output * cotangent)."""
     parameters = list(block.parameters())
     optimizer = torch.optim.SGD(parameters or [torch.zeros(1)], lr=rate)   # SGD refuses an empty list
     block.train()
@@ -196,13 +196,13 @@ def _without_wrappers(path: str, wrapped: set[str]) -> str:
 
 
 def gamma(holder: Any) -> tuple[Array, str]:
-    """Return the weight `gamma` of an IdentityStart, and its dtype."""
+    """Return the weight `gamma` of `holder`, an IdentityStart, and the name of its dtype."""
     return to_array(holder.gamma), _numpy_name(holder.gamma.dtype)
 
 
 @torch.no_grad()
 def set_gamma(holder: Any, array: Array) -> None:
-    """Write the weight `gamma` of an IdentityStart."""
+    """Write an array of shape (1,) to the weight `gamma` of `holder`, an IdentityStart."""
     holder.gamma.copy_(torch.from_numpy(contiguous(array)))
 
 

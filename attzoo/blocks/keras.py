@@ -154,6 +154,7 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
 
     @wraps(attention)
     def call(block: Any, *inputs: Any, **kwargs: Any) -> Any:
+        """Return the coefficients for these inputs."""
         if any(keras.utils.is_keras_tensor(x) for x in (*inputs, *kwargs.values())):
             return block(*inputs, **kwargs, attention_only=True)
         tensors = [x[...] if hasattr(x, "shape") and not hasattr(x, "ndim") else x for x in inputs]

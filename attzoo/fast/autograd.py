@@ -133,8 +133,11 @@ def _function(fused: Fused) -> type[torch.autograd.Function]:
     """Return the class `autograd.Function` that runs `fused` in eager mode."""
 
     class Call(torch.autograd.Function):
+        """The `autograd.Function` of `fused`."""
+
         @staticmethod
         def forward(ctx: Any, plain: PlainRerun, *args: Any) -> tuple[Tensor, ...]:
+            """Return y and the saved tensors; `plain` reruns the plain form for differentiable gradients."""
             outputs = fused.forward(*args)
             ctx.plain, ctx.options = plain, args[fused.tensors :]
             ctx.save_for_backward(*fused.saved(args, outputs))
@@ -144,6 +147,7 @@ def _function(fused: Fused) -> type[torch.autograd.Function]:
 
         @staticmethod
         def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
+            """Return the gradients of all arguments, None for those without."""
             saved = ctx.saved_tensors   # read once: a checkpoint recomputes them, and only once
             if dy is None:
                 gradients: Sequence[Tensor | None] = [None] * fused.learned
@@ -200,6 +204,7 @@ def _in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a function so that `THREAD_STATE.in_graph` is True while it runs."""
 
     def call_in_graph(*args: Any) -> Any:
+        """Return function(*args)."""
         THREAD_STATE.in_graph = True
         try:
             return function(*args)
@@ -221,7 +226,10 @@ def _operator(fused: Fused, name: str, arguments: str, saved_count: int) -> Any:
     operator.register_fake(lambda *args: tuple(fused.outputs(*args)))
 
     def run_backward(dy: Tensor, y: Tensor | None, saved: list[Tensor], *args: Any) -> list[Tensor]:
-        """Return the gradients of those inputs and parameters that are not None."""
+        """Return the gradients of those inputs and parameters that are not None.
+
+        Arguments: the gradient of y, y, the other saved tensors, and the operator's arguments.
+        """
         gradients = fused.backward(dy, [*args[: fused.tensors], y, *saved], args[fused.tensors :])
         return [gradient for gradient in gradients if gradient is not None]
 
@@ -230,10 +238,12 @@ def _operator(fused: Fused, name: str, arguments: str, saved_count: int) -> Any:
     backward_operator.register_fake(lambda dy, y, saved, *args: [t for t in fused.gradients(args) if t is not None])
 
     def setup(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+        """Save the tensors for the backward pass."""
         ctx.options = inputs[fused.tensors :]
         ctx.save_for_backward(*fused.saved(inputs, output))
 
     def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
+        """Return the gradients of all arguments, None for those without."""
         saved = ctx.saved_tensors
         tensors, (y, *saved_outputs) = saved[: fused.tensors], saved[fused.tensors :]
         computed_gradients = iter(backward_operator(dy, y, saved_outputs, *tensors, *ctx.options))

@@ -113,7 +113,10 @@ class PoolSpace(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, context: BackwardContext, pooled: bool) -> Any:
-        """Return the placeholders and, if `pooled`, the average and the maximum over space."""
+        """Return the placeholders and, if `pooled`, the average and the maximum over space.
+
+        context: receives the values that the other functions of this forward pass save.
+        """
         pools = _pools(x) if pooled else []
         ctx.context = context
         ctx.save_for_backward(x, *pools[1:])
@@ -142,7 +145,13 @@ def _grad_of_scaled(
 ) -> Tensor:
     """Return the gradient of x * s for a slice of the batch, (N, C, S), in the memory of dx unless it is a part of dy.
 
-    dy: gradient of y = x * s * t. contributions: those of `PoolChannels.backward`, None without t.
+    Args:
+        context: the values that the forward pass saved.
+        samples: the slice.
+        x: the whole input, (N, C, *S).
+        dy: gradient of y = x * s * t.
+        contributions: those of `PoolChannels.backward`; None without t.
+        dx: tensor for the gradient of x, whose memory is used.
     """
     part = _flatten_space(dy[samples])
     if context.t is None:
@@ -160,8 +169,14 @@ def _grad_of_input(
 ) -> None:
     """Write the gradient of x for a slice of the batch into dx.
 
-    dz: gradient of x * s, (N, C, S). maxima: maxima of x over space, (N, C). dpools: gradients of average and maximum
-    over space, (N, C) or None each.
+    Args:
+        context: the values that the forward pass saved.
+        samples: the slice.
+        x: the whole input, (N, C, *S).
+        dz: gradient of x * s for the slice, (N, C, S).
+        maxima: maxima of x over space, (N, C).
+        dpools: gradients of average and maximum over space, (N, C) or None each.
+        dx: tensor to write, (N, C, *S).
     """
     assert context.s is not None   # for the type checker
     part, dx_part = _flatten_space(x[samples]), _flatten_space(dx[samples])
@@ -322,7 +337,8 @@ def _write_maps(z: Tensor, maps: Tensor) -> None:
 def _maxima(context: BackwardContext, samples: slice, x: Tensor, out: Tensor) -> Tensor:
     """Write 1 into `out` where x * s is the maximum over channels, else 0, for a slice of the batch. Return `out`.
 
-    out: (N, C, S) of the slice. x * s is rounded as in the forward pass.
+    context: the values that the forward pass saved. samples: the slice. out: (N, C, S) of the slice. x * s is rounded
+    as in the forward pass.
     """
     assert context.maxima is not None   # set by PoolChannels; for the type checker
     z = _flatten_space(x[samples])

@@ -26,7 +26,7 @@ Call = Callable[..., Any]   # called with (path, copy of a layer, original layer
 
 
 def attach(model: Any, name: str, after: Any, start: str, example: Any, options: Mapping[str, Any]) -> Report:
-    """Implement `attzoo.attach` for Keras models."""
+    """Implement `attzoo.attach` for Keras models. `example` is not used."""
     source = _functional(model)
     _check_one_input(name)
     layers = _layers(source)
@@ -72,7 +72,7 @@ def detach(model: Any) -> Report:
 
 
 def swap(model: Any, name: str, where: Any, example: Any, options: Mapping[str, Any]) -> Report:
-    """Implement `attzoo.swap` for Keras models."""
+    """Implement `attzoo.swap` for Keras models. `example` is not used."""
     source = _functional(model)
     _check_one_input(name)
     layers = select(_layers(source), where, "where", source.name)
@@ -202,7 +202,7 @@ def _layers(model: Any) -> dict[str, Any]:
     visited: set[int] = set()
 
     def walk(parent: Any, prefix: str) -> None:
-        """Add the layers of a model; their paths begin with `prefix`."""
+        """Add the layers of `parent`; their paths begin with `prefix`."""
         for layer in parent.layers:
             if id(layer) in visited:
                 continue
@@ -238,6 +238,7 @@ def _copy(model: Any, call: Call) -> Any:
             return copy
 
         def call_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            """Return the result of `call` for a copied layer."""
             _, original, path = copies[layer_ids[layer.name]]
             return call(path, layer, original, *args, **kwargs)
 

@@ -44,7 +44,10 @@ def select(modules: Mapping[str, Any], pattern: Any, argument: str, owner: str) 
 
 
 def _matches(pattern: Any, path: str, module: Any, argument: str) -> bool:
-    """Whether a module at `path` matches one pattern. Raise TypeError if the pattern has another type."""
+    """Whether a module at `path` matches one pattern. Raise TypeError if the pattern has another type.
+
+    argument: the name of the argument with the pattern, for the error.
+    """
     if isinstance(pattern, str):
         return path == pattern or (any(character in pattern for character in GLOB) and fnmatchcase(path, pattern))
     if isinstance(pattern, re.Pattern):

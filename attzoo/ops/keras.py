@@ -248,9 +248,10 @@ def max_pool(x: Any, channels_last: bool) -> Any:
 
 
 def position_softmax(z: Any, channels_last: bool) -> Any:
-    """Return the softmax over the spatial axes: (N, *S, K) or (N, K, *S) -> the same shape. Each channel sums to 1.
+    """Return the softmax of z over the spatial axes, (N, *S, K), or (N, K, *S) without `channels_last`.
 
-    The result for half precision is float32: the smallest normal float16, 6e-5, is more than 1 / S for large maps.
+    Each channel sums to 1. The result for half precision is float32: the smallest normal float16, 6e-5, is more than 1
+    / S for large maps.
     """
     axes, z = space(z, channels_last), ops.cast(z, wide(z.dtype))
     e = ops.exp(z - ops.stop_gradient(amax(z, axes, keepdims=True)))
@@ -269,7 +270,10 @@ def weighted_pool(x: Any, p: Any, channels_last: bool) -> Any:
 
 
 def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
-    """Return the mean over axes in the dtype of x. On JAX and torch, keras.ops.mean computes float64 in float32."""
+    """Return the mean over the axes `axis` in the dtype of x; keepdims as in keras.ops.mean.
+
+    On JAX and torch, keras.ops.mean computes float64 in float32.
+    """
     if keras.backend.backend() == "tensorflow" or keras.backend.standardize_dtype(x.dtype) != "float64":
         return ops.mean(x, axis=axis, keepdims=keepdims)
     size, n = ops.shape(x), 1
@@ -370,7 +374,8 @@ def nearest(old: Any, new: Any) -> Any:
 def taps(old: Any, new: Any, align_corners: bool, dtype: str) -> tuple[Any, Any, Any]:
     """Return the weights of linear interpolation along an axis from `old` to `new` positions, (new,) each.
 
-    They are the indices of the old position before and after each new position, and the distance from the first.
+    They are the indices of the old position before and after each new position, and the distance from the first, in
+    `dtype`. align_corners: as in `resize`.
     """
     i = ops.cast(ops.arange(new, dtype="int32"), dtype)
     old, new = ops.cast(old, dtype), ops.cast(new, dtype)

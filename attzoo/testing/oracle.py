@@ -37,7 +37,10 @@ CACHE_SIZE = 64   # size of each cache, enough for the arrays of a few cases
 
 
 def spec_function(case: Case, result: str, training: bool = False) -> Function:
-    """Return a function of inputs and weights that computes the "output" or a result of `attention_results`."""
+    """Return a function of inputs and weights that computes a result of the spec.
+
+    result: "output", or a key of `attention_results`.
+    """
     kind, _, name = result.partition(".")
     if kind == "attention":
         return lambda x, w: by_name(case.spec.attention(*x, weights=w))[name]
@@ -55,15 +58,18 @@ def attention_results(coefficients: Any) -> dict[str, Any]:
 
 @lru_cache(CACHE_SIZE)
 def expected_and_condition(case: Case, result: str, training: bool = False) -> tuple[Array, float]:
-    """Return the "output" or a result of `attention_results` of the spec, and its condition, see `condition`."""
+    """Return a result of the spec for a case, and its condition, see `condition`.
+
+    result: "output", or a key of `attention_results`.
+    """
     return condition(case, spec_function(case, result, training))
 
 
 def condition(case: Case, spec: Function, draws: int = 4) -> tuple[Array, float]:
-    """Return the result of `spec` and its largest change per relative change of inputs and weights, over some draws.
+    """Return the result of `spec` and its condition: its largest change per relative change of inputs and weights.
 
-    The error of a backward stable algorithm, which computes the exact result of slightly different data, is about this
-    change times eps.
+    The condition is the maximum over `draws` random changes. The error of a backward stable algorithm, which computes
+    the exact result of slightly different data, is about the condition times eps.
     """
     x, w, rng, change = case.inputs(), case.weights(), case.rng(3), 0.0
     expected = spec(x, w)
@@ -75,7 +81,10 @@ def condition(case: Case, spec: Function, draws: int = 4) -> tuple[Array, float]
 
 
 def rounding_condition(case: Case, spec: Function) -> float:
-    """Return the largest change of `spec` per relative error of the results of its operations, over all draws."""
+    """Return the largest change of the result of `spec` per relative error in the results of its operations.
+
+    It is the maximum over random draws of these errors.
+    """
     x, w = case.inputs(), case.weights()
     expected = spec(x, w)
     results = (with_rounding(case, spec, (5, draw), PERTURBATION)(x, w) for draw in range(DRAWS))
@@ -127,10 +136,11 @@ def derivative(
 
 @lru_cache(CACHE_SIZE)
 def rounding_derivative(case: Case, key: int | str, stream: int, training: bool, slope: float) -> float:
-    """Return the largest change of `derivative` per relative error of the results of operations, over all draws.
+    """Return the largest change of `derivative` per relative error in the results of the spec's operations.
 
-    It is at least `cancellation` times the sum of the absolute terms of the loss. The draws use errors of two sizes,
-    because the change of a batch norm over two nearly equal values is not proportional to the errors.
+    It is the maximum over random draws of errors of two sizes, because the change of a batch norm over two nearly equal
+    values is not proportional to the errors. It is at least `cancellation` times the sum of the absolute terms of the
+    loss. key, stream and training are those of `derivative`; slope is its result without errors.
     """
     direction = random_direction(case, key, stream)
     terms = _loss_terms(case, case.cotangent(), training)
@@ -249,7 +259,10 @@ def descent_error(case: Case, steps: int, rate: float) -> dict[str, float]:
 
 @lru_cache(CACHE_SIZE)
 def rounding_descent(case: Case, steps: int, rate: float) -> dict[str, float]:
-    """Return the largest change of each array of `descend` per relative error of operations, over all draws."""
+    """Return the largest change of each array of `descend` per relative error in the results of the spec's operations.
+
+    It is the maximum over random draws of these errors. steps, rate: as in `descend`.
+    """
     expected = descend(case, steps, rate)
     terms, change = _loss_terms(case, case.cotangent(), True), dict.fromkeys(expected, 0.0)
     for draw in range(DRAWS):

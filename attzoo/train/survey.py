@@ -177,7 +177,11 @@ def _counts_by_class(counts: Mapping[Value, int], labels: Labels | None) -> Coun
 
 
 def lost_classes(parts: Sequence[MaskCounts], labels: Labels | None) -> dict[int, tuple[int, int]]:
-    """Return, by class, the number of masks from which resizing removes the class, and of masks with the class."""
+    """Return, by class, the number of masks from which resizing removes the class, and of masks with the class.
+
+    parts: the counts of training masks and of validation masks. labels: the values of the classes; None if values are
+    class indices.
+    """
     lost, masks = Counter[int](), Counter[int]()
     for part in parts:
         lost += _counts_by_class(part.lost, labels)

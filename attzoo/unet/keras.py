@@ -69,7 +69,10 @@ class UNet(keras.Model):
 
 
 def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
-    """Return the symbolic input and output of the functional model. policy: dtype policy of all layers."""
+    """Return the symbolic input and output of the functional model of a network.
+
+    channels_last: the layout of both. policy: the dtype policy of all layers.
+    """
     space = (None,) * net.spatial_dims
     shape = (*space, net.in_channels) if channels_last else (net.in_channels, *space)
     inputs = x = keras.Input(shape, dtype=policy.compute_dtype)
@@ -156,7 +159,7 @@ def _units(make: Make, net: spec.UNet, path: str, units: Sequence[Unit], x: Any,
 
 
 def _conv(make: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
-    """Return the convolution of a unit applied to x. path: path of the level."""
+    """Return the convolution of a unit applied to x. path: path of the level. make: creates a layer, see `_build`."""
     name, dims = f"{path}.{unit.conv}", net.spatial_dims
     kernel_initializer, bias_initializer = _start(net, f"{name}.weight"), _start(net, f"{name}.bias")
     initializers = {"kernel_initializer": kernel_initializer, "bias_initializer": bias_initializer}
@@ -177,7 +180,10 @@ def _conv(make: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
 
 
 def _linear(make: Make, net: spec.UNet, path: str) -> Any:
-    """Return the dense layer with this path, from the channels of a level to the output channels."""
+    """Return the dense layer with this path, to the output channels of a network.
+
+    make: creates a layer, see `_build`.
+    """
     initializers = _start(net, f"{path}.weight"), _start(net, f"{path}.bias")
     return make(
         keras.layers.Dense,

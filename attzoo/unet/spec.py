@@ -171,7 +171,7 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
 
 
 def _unit(unit: Unit, x: Array, weights: Mapping[str, Array], training: bool) -> Array:
-    """Return a convolution of x, with the norm and activation after it: (N, I, *S) -> (N, O, *T)."""
+    """Return the convolution of a unit applied to x, with its norm and activation: (N, I, *S) -> (N, O, *T)."""
     x = (ops.transposed if unit.transposed else ops.conv)(x, weights, unit.conv, unit.stride)
     if unit.norm:
         norm = f"norm{unit.part}"

@@ -324,7 +324,11 @@ def projection_of(conv: Any, norm: Any) -> Projection:
 def _update_running_stats(block: Any, projections: Projections, counts: Sequence[int], saved: Saved) -> None:
     """Update the running statistics of the norms that use batch statistics.
 
-    counts: the number of values per channel from which the norms of skip, gating and psi computed their statistics.
+    Args:
+        block: the gate.
+        projections: the tensors of its projections.
+        counts: the number of values per channel from which the norms of skip, gating and psi computed their statistics.
+        saved: the tensors that the forward pass saved, with these statistics.
     """
     skip, gating, psi = projections
     if skip.by_batch:

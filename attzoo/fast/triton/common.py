@@ -212,7 +212,11 @@ def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
 
 
 def _launch(kernel: Any, programs: int, args: Sequence[Any], options: dict[str, Any]) -> tuple[Any, Sequence[Any]]:
-    """Launch a kernel; return a function that launches it again, and the constants that it takes after `args`."""
+    """Launch `programs` programs of a kernel, and cache how. Arguments are those of `launch`.
+
+    Returns:
+        A function that launches the same again, called with the arguments and the constants; and the constants.
+    """
     arg_keys = [(arg.dtype, arg.data_ptr() % ALIGNED) if isinstance(arg, Tensor) else arg for arg in args]
     key = kernel.fn, programs, args[0].device, *arg_keys, *options.values()
     compiled_launch: tuple[Any, Sequence[Any]] | None = COMPILED.get(key)

@@ -108,6 +108,9 @@ def backward(
 
 
 def update_running_stats(block: Any, conv: Filter, saved: Saved) -> None:
-    """Update the running statistics of the block's batch norm in place, if it uses statistics of the batch."""
+    """Update the running statistics of the block's batch norm in place, if it uses statistics of the batch.
+
+    conv: the convolution and its norm. saved: tensors that the forward pass saved, with these statistics.
+    """
     if conv.scale is not None and conv.training:
         common.update_running_stats(block.norm, saved.statistics[:1], saved.statistics[2:], saved.q.numel())

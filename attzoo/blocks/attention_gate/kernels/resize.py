@@ -155,7 +155,7 @@ def target_counts(grids: Grids) -> tuple[int, ...]:
 
 @lru_cache
 def _target_count(source: int, target: int, taps: int, corners: bool) -> int:
-    """Return the count of `target_counts` for one axis, from its sizes and taps.
+    """Return the count of `target_counts` for one axis, from its sizes and taps. corners: whether corners are aligned.
 
     It computes `source_position` and `first_target` in NumPy for the whole axis.
     """
