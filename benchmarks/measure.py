@@ -77,7 +77,7 @@ class Bench:
     cpu: Cpu = field(default_factory=Cpu)
 
     def clear(self) -> None:
-        """Free memory and compiled code of earlier cases: dynamo limits the number of compiled forms per module."""
+        """Free memory and compiled code of earlier cases, because dynamo limits the compiled forms of a module."""
         torch._dynamo.reset()
         self.cpu.results.clear()
         gc.collect()

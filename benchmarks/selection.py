@@ -86,7 +86,7 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
 
 
 def _set_clocks(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows, those without times with the clock of the timed rows of their case."""
+    """Return the rows. A row without times gets the clock of the timed rows of its case."""
     clocks = {row.case: row.clock for row in reversed(rows) if row.seconds}
     return [row if row.seconds else replace(row, clock=clocks.get(row.case, UNTIMED)) for row in rows]
 

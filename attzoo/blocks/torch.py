@@ -90,11 +90,14 @@ class Block(SpecModule):
     A form is an implementation of the block: the plain form, written with operations of torch; the form for CPUs; or
     the fused kernels. `fast.choice` selects one of them for every call.
 
-    parts: classes of the blocks inside this one, by name of the attribute. cpu_form: the form for CPUs, which makes
-    fewer passes over memory; None for a block without. has_parts, has_kernels: whether the block has parts and fused
-    kernels. has_own_forms: whether this class itself defines the form for CPUs or the kernels; if not, they are not
-    used, because     they would ignore what a subclass changes. own_methods: the methods that affect the output, as
-    they were when the class was defined.
+    Attributes:
+        parts: classes of the blocks inside this one, by name of the attribute.
+        cpu_form: the form for CPUs, which makes fewer passes over memory; None for a block without.
+        has_parts: whether the block has parts.
+        has_kernels: whether the block has fused kernels.
+        has_own_forms: whether this class itself defines the form for CPUs or the kernels. Otherwise they are not used,
+            because they would ignore what a subclass changes.
+        own_methods: the methods that affect the output, as they were when the class was defined.
     """
 
     attention: Callable[..., Any]
