@@ -101,7 +101,7 @@ def create(case: Case, backend: str) -> Any:
 
 @cache
 def spec_of(case: Case) -> Any:
-    """Return the spec of a case's block."""
+    """Return the spec of the block of a case, with the arguments of its variant."""
     return create(case, "numpy")
 
 

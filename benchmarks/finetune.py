@@ -137,6 +137,6 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def read() -> dict[str, Any]:
-    """Return the committed results."""
+    """Return the results in benchmarks/finetune.json."""
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
     return results

@@ -47,7 +47,7 @@ class KerasCandidate:
         return f"{self.provider.backend} {self.provider.form}"
 
     def twin(self) -> KerasCandidate:
-        """Return a copy with another layer, for the control."""
+        """Return a copy with another layer, by which the provider is also timed against itself."""
         twin = replace(self, provider=replace(self.provider, library=f"{self.provider.library} again"))
         twin.outputs()
         return twin

@@ -60,7 +60,7 @@ class TorchCandidate:
         return "torch"
 
     def twin(self) -> TorchCandidate:
-        """Return a copy with another module, for the control."""
+        """Return a copy with another module, by which the provider is also timed against itself."""
         return replace(self, provider=replace(self.provider, library=f"{self.provider.library} again"))
 
     @cached_property

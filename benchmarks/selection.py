@@ -184,5 +184,5 @@ def shapes_text(case: Case) -> str:
 
 
 def clock_name(clock: str) -> str:
-    """Return a short name of a clock."""
+    """Return a short name of a clock for a report, the beginning of its description in CLOCKS."""
     return CLOCKS.get(clock, clock).partition(":")[0]

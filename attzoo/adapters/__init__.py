@@ -30,7 +30,7 @@ class Run:
 
 
 class Adapter(Protocol):
-    """Interface of an adapter module."""
+    """Interface of the modules `torch` and `keras` of this package, one for each framework."""
 
     def make(self, cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
         """Return a built block of class `cls` whose weights have `dtype`."""

@@ -80,7 +80,7 @@ def read(block: Any) -> dict[str, Array]:
 
 
 def write(block: Any, arrays: Mapping[str, Array]) -> None:
-    """Write checked arrays to a block."""
+    """Write checked arrays, by canonical name, to a block."""
     _built(block)
     for name in arrays:
         if not isinstance(_value(block, name), keras.Variable):
@@ -139,7 +139,7 @@ def _check_methods(path: str, block: Any, layer: Any) -> None:
 
 
 def _reference(block: Any, cls: type[Any]) -> Any:
-    """Return a new block with the same arguments, built if the block is."""
+    """Return a new block of class `cls` with the arguments of `block`, built if `block` is built."""
     state = random.getstate()   # initializers draw their seeds from it
     try:
         reference = cls(**block.spec.config(), data_format=block.data_format, dtype=block.dtype_policy)

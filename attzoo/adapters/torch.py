@@ -89,7 +89,7 @@ def read(block: Any) -> dict[str, Array]:
 
 @torch.no_grad()
 def write(block: Any, arrays: Mapping[str, Array]) -> None:
-    """Write checked arrays to a block."""
+    """Write checked arrays, by canonical name, to a block."""
     for name in arrays:
         _check_stored(block, name, _tensor(block, name))
     for name, array in arrays.items():

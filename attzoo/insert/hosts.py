@@ -124,7 +124,7 @@ def known_channels(module: nn.Module) -> tuple[int | None, int | None]:
 
 
 def check_host(host: Host) -> None:
-    """Raise ValueError if no block can be attached to a module."""
+    """Raise ValueError if no block can be attached to the module of a host."""
     check_not_scripted(host.path, host.module)
     if type(host.module) in (nn.ModuleList, nn.ModuleDict):
         got = f"the {type(host.module).__name__} {host.path!r}, which has none: choose modules in it"

@@ -148,7 +148,7 @@ def _replacement(path: str, name: str, layer: Any, x: Any, options: Mapping[str,
 
 
 def _check_one_input(name: str) -> None:
-    """Raise ValueError for a block with a gating signal."""
+    """Raise ValueError if block `name` takes a gating signal."""
     hint = 'use attzoo\'s UNet with skip="attention_gate", or call the block where the model has both tensors'
     check_one_input(name, "layer", hint)
 

@@ -62,7 +62,7 @@ def _matches(pattern: Any, path: str, module: Any, argument: str) -> bool:
 
 
 def _check_takes_two(function: Any, argument: str) -> None:
-    """Raise TypeError for a function that does not take a path and a module."""
+    """Raise TypeError if a function does not take a path and a module. argument: as in `select`."""
     try:
         signature(function).bind("", None)
     except ValueError:   # some functions written in C have no signature
@@ -73,7 +73,7 @@ def _check_takes_two(function: Any, argument: str) -> None:
 
 
 def _check_not_nested(paths: set[str], argument: str) -> None:
-    """Raise ValueError if a path is inside another path."""
+    """Raise ValueError if a selected path is inside another one. argument: as in `select`."""
     for path in sorted(paths):
         parts = path.split(".")
         for i in range(1, len(parts)):

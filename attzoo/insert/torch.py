@@ -144,13 +144,13 @@ def _check_blocks(model: nn.Module, inserted: Iterable[tuple[Host, nn.Module, Pl
 
 
 def _check_inputs(name: str, hosts: Iterable[Host]) -> None:
-    """Raise ValueError for a block with a gating signal, unless all hosts are skip connections."""
+    """Raise ValueError if block `name` takes a gating signal, unless all hosts are skip connections."""
     if not all(host.is_skip for host in hosts):
         _check_one_input(name)
 
 
 def _check_one_input(name: str) -> None:
-    """Raise ValueError for a block with a gating signal."""
+    """Raise ValueError if block `name` takes a gating signal."""
     hint = 'attach it with after="skips", to a UNet of MONAI, or use attzoo\'s UNet with skip="attention_gate"'
     check_one_input(name, "module", hint)
 

@@ -167,7 +167,7 @@ def empty_float32(x: Tensor, *shape: int) -> Tensor:
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, x: Tensor) -> Tensor:
-    """Allocate a tensor on the device of x."""
+    """Allocate a tensor of this shape and dtype on the device of x."""
     return torch.empty(shape, dtype=dtype, device=x.device)
 
 
@@ -182,7 +182,7 @@ def counters(x: Tensor, count: int) -> Tensor:
 
 
 def _counters(count: int, x: Tensor) -> Tensor:
-    """Return the counters of `counters`, from COUNTERS or new."""
+    """Return the result of `counters`: the zeros of the current stream in COUNTERS or, in graphs, new ones."""
     stream = None
     if x.is_cuda:
         if getattr(THREAD_STATE, "in_graph", False) or torch.cuda.is_current_stream_capturing():

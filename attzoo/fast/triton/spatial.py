@@ -66,7 +66,7 @@ def allocate_saved(x: Tensor, conv: Filter) -> Saved:
 
 
 def norm_of(conv: Filter, saved: Saved) -> channel_norm.Norm | None:
-    """Return the norm after the convolution, or None if there is none."""
+    """Return the batch norm after the convolution, with its saved tensors; None if there is no norm."""
     if conv.scale is None or conv.shift is None:
         return None
     return channel_norm.Norm(conv.scale, conv.shift, conv.mean, conv.var, conv.eps, saved.q, saved.statistics)
