@@ -65,7 +65,7 @@ def suite(name: str, device: str, blocks: Sequence[str] = ()) -> Suite:
 
 
 def quick(device: str) -> Iterator[Case]:
-    """Yield the cases of every block at its first shape, and of the networks."""
+    """Yield the cases of every block at its second shape in `sizes`, and of the networks."""
     yield from (case for mode in BOTH for case in of_blocks(device, 1, mode))
     yield from networks(QUICK_IMAGES[device], QUICK_IMAGES[device])
 

@@ -193,7 +193,7 @@ def test_choice_accepts_numpy_integers(value):
 
 def test_old_names_of_initialization_warn():
     weight = Weight((2,), "uniform", 1.0)
-    with pytest.warns(DeprecationWarning, match=r"Weight\.start is now Weight\.initialization"):
+    with pytest.warns(DeprecationWarning, match=r"Weight\.start is deprecated .*: use Weight\.initialization"):
         assert weight.start == "uniform"
-    with pytest.warns(DeprecationWarning, match=r"attzoo\.ops\.torch\.start is now attzoo\.ops\.torch\.initialize"):
+    with pytest.warns(DeprecationWarning, match=r"attzoo\.ops\.torch\.start is deprecated .*torch\.initialize"):
         assert torch_ops.start is torch_ops.initialize

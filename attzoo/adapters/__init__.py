@@ -146,9 +146,10 @@ def changed_layer(path: str, block: Any, created: str, got: str) -> ValueError:
         got: description of the layer that the block has.
 
     """
+    subject = f"{path} of {type(block).__name__}" if path else "the block"
     return ValueError(
-        f"expected {path or 'the block'} of {type(block).__name__} to be {created[:200]}, as its class creates it, got "
-        f"{got[:200]}: files cannot store this change, so undo the change"
+        f"expected {subject} to be {created[:200]}, as its class creates it, got {got[:200]}: files cannot store this "
+        "change, so undo the change"
     )
 
 

@@ -140,7 +140,7 @@ def start(case: Case, backend: str) -> float:
         if weight.initialization == "uniform":
             largest = float(np.abs(values - weight.center).max())
             in_bounds = largest <= weight.scale * (1 + 1e-6)
-            ensure(in_bounds, f"expected |{name} - {weight.center}| <= {weight.scale:.4g}, got {largest:.4g}")
+            ensure(in_bounds, f"expected |initial {name} - {weight.center}| <= {weight.scale:.4g}, got {largest:.4g}")
     return worst
 
 

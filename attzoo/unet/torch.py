@@ -100,7 +100,8 @@ class UNet(SpecModule):
 
     def fuse(self) -> UNet:
         """Deprecated name of `fold_norms`, kept for one release."""
-        warnings.warn("UNet.fuse is now UNet.fold_norms", DeprecationWarning, stacklevel=2)
+        message = "UNet.fuse is deprecated and will be removed in the next release: use UNet.fold_norms"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
         return self.fold_norms()
 
     def fold_norms(self) -> UNet:
