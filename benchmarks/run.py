@@ -169,7 +169,10 @@ def measure_cases(chosen: Suite, bench: Bench, keras_candidates: KerasCandidates
 
 
 def minutes_left(chosen: Suite, number: int, elapsed: float) -> float:
-    """Estimate the minutes for the cases from `number` on, by WEIGHT, after `elapsed` seconds; at most what is left."""
+    """Estimate the minutes for the cases from index `number` on; at most what is left of the suite's time.
+
+    elapsed: seconds since the start. The estimate uses the relative times of forms in WEIGHT.
+    """
     weights = [sum(WEIGHT[form] for form in case.forms) for case in chosen.cases]
     done_weight, remaining_weight = sum(weights[:number]), sum(weights[number:])
     estimate = elapsed / done_weight * remaining_weight / 60 if done_weight else chosen.minutes

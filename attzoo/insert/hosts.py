@@ -183,9 +183,9 @@ class Call:
     Args:
         args: its positional arguments.
         output: what it returned.
-        last_axis: size of the last axis of the output of the last layer with known channels that was called before
-            the module returned, if this is a linear map or layer norm over the last axis; else None.
-
+        last_axis: the number of channels if they are the last axis of the output, as after a linear map or layer norm
+            over the last axis; else None. The last layer with known channels that was called before the module returned
+            decides this.
     """
 
     args: tuple[Any, ...]
