@@ -101,8 +101,8 @@ def measure(
 
     """
     bench.clear()
-    # Recorded wins and ATTZOO_KERNELS must not choose kernels; only a candidate does. On a GPU everything runs on the
-    # capture stream: accumulating a gradient on another stream would end the capture.
+    # Only the candidate that measures the kernels uses them, not those with recorded wins or under ATTZOO_KERNELS. On a
+    # GPU everything runs on the capture stream: accumulating a gradient on another stream would end the capture.
     with attzoo.kernels("eager"), cuda.on_stream() if bench.device == "cuda" else nullcontext():
         return rows_of(case, bench, other_candidates)
 

@@ -253,7 +253,7 @@ def tiny():
         patch.setattr(tape, "RECORDED", {})   # recordings contain tiles
         patch.setattr(passes, "tile", lambda name, x: Tile(4, 8, 4))
         patch.setattr(common, "PROGRAMS", 12)
-        patch.setattr(maps, "PLACES", 16)
+        patch.setattr(maps, "POSITIONS", 16)
         patch.setattr(perceptron, "WIDE", 16)
         patch.setattr(eca, "WIDE", 16)
         yield

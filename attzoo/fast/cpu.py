@@ -84,12 +84,12 @@ def _infer(x: Tensor, compute_s: Coefficients, compute_t: Coefficients) -> Tenso
 
 # ---- with gradients --------------------------------------------------------------------------------------------------
 #
-# PoolSpace returns the pools over space, PoolChannels the averages and maxima over channels, Multiply the product.
-# PoolSpace.backward runs last and computes the whole gradient of x at once, so that no other tensor of that size is
-# written. The other two pass their contributions to it as gradients of two placeholder tensors, which PoolSpace returns
-# and which they take as inputs: Multiply returns the gradient of y for the first, and PoolChannels returns the
-# contribution of each position to its channels for the second. If the backward pass is itself differentiated, or runs
-# under vmap, autograd differentiates the plain form of each.
+# Three autograd functions compute y: PoolSpace the averages and maxima over space, PoolChannels those over channels,
+# and Multiply the product. PoolSpace.backward runs last and computes the whole gradient of x, so that no other tensor
+# of that size is written. It receives what it needs from the other two as the gradients of two placeholder tensors,
+# which PoolSpace returns and the others take as inputs: Multiply returns the gradient of y for the first placeholder,
+# and PoolChannels the contribution of each position to its channels for the second. If the backward pass is itself
+# differentiated, or runs under vmap, autograd differentiates the plain form of each function.
 
 
 @dataclass

@@ -213,8 +213,8 @@ def scale(
 
 # ---- backward --------------------------------------------------------------------------------------------------------
 #
-# First, the gradient is passed through the relu. The gradient of a maximum is divided by its number of ties, which an
-# earlier pass counts; the quotient is the per-tie share, (N, S) for maxima over channels, (N, C) for maxima over space.
+# The gradient of y first passes through the relu. The gradient of a maximum is divided by its number of ties, which an
+# earlier pass counts. The quotient is (N, S) for maxima over channels, and (N, C) for maxima over space.
 
 
 def backward_needs_y(*args: Any) -> bool:
