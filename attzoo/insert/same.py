@@ -39,7 +39,8 @@ def read(module: nn.Module, source: Source) -> tuple[dict[str, Array], dict[str,
     """
     state = {key: value for key, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     if any(tensor.is_meta for tensor in state.values()):
-        raise ValueError("expected modules with values of weights, got one on the meta device: load its weights")
+        fix = "load the weights of the network first"
+        raise ValueError(f"expected modules whose weights have values, got one on the meta device: {fix}")
     try:
         return read_arrays({key: to_array(tensor) for key, tensor in state.items()}, source)
     except KeyError:   # computed by weight norm, for example
