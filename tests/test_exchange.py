@@ -304,7 +304,7 @@ def test_unknown_sources_and_targets_are_refused():
     with pytest.raises(ValueError, match="unknown target of se 'caffe'"):
         attzoo.export_weights(block, target="caffe")
     gate = attzoo.create("attention_gate", 4, backend="torch", gating_channels=3, output_transform=True)
-    with pytest.raises(ValueError, match=r"expected arrays that .* keys for, got output\.weight"):
+    with pytest.raises(ValueError, match=r"expected only arrays that .* also has, got output\.weight"):
         attzoo.export_weights(gate, target="monai")
 
 

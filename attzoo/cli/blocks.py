@@ -34,7 +34,7 @@ Result = tuple[str, str, "list[Finding]"]   # block, backend, findings by contra
 
 
 def list_() -> None:
-    """List all blocks with their numbers of trainable parameters and multiply-adds."""
+    """List all blocks with their parameters and multiply-adds."""
     rows = []
     for name, card in _cards():
         if isinstance(card, Exception):
@@ -86,7 +86,7 @@ def check(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Name of a block.  [all blocks]")] = None,
     backend: Annotated[Backend | None, backend_option("Framework to check.  [all installed frameworks]")] = None,
 ) -> None:
-    """Compare blocks with their NumPy reference implementations on this machine.
+    """Compare blocks with their NumPy reference on this machine.
 
     Compares outputs, gradients, training, initial weights, errors and saved files, in float64. Exits with 1 if a
     difference exceeds its tolerance. Keras runs on its current backend. To choose another, set the environment

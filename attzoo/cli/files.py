@@ -23,7 +23,7 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A .safetensors file written by attzoo.save.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write; its extension sets the format.")],
 ) -> None:
-    """Convert the block in a file of attzoo.save to a file format of PyTorch or Keras.
+    """Convert a file of attzoo.save to a format of PyTorch or Keras.
 
     \b
     The extension of OUT is one of
