@@ -100,7 +100,7 @@ def maps(
     normalise: Normalise = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw the attention coefficients of a trained network for an image.
+    """Draw the attention coefficients of a network for an image.
 
     Writes a picture of the coefficients of each gate and block over the image, and the coefficients as .npy files.
     """
