@@ -19,7 +19,7 @@ T = TypeVar("T")
 class Stack(Generic[T]):
     """Values that the open `with` blocks of this context have set, in order of entry.
 
-    They can be read as attribute `name` of this module too.
+    name: a unique name. The values can also be read as `scope.<name>`, an attribute of this module.
     """
 
     def __init__(self, name: str) -> None:

@@ -59,7 +59,7 @@ class Goal:
         aim: desired limits.
         sides: sizes of x along its last axis that the goal applies to; empty for any.
         arguments: values of the block's arguments that the goal applies to; other arguments may have any value.
-        coarse: whether the goal applies to further inputs that are spatially smaller than x.
+        coarse: whether the goal applies to calls with a further input spatially smaller than x, or to all other calls.
 
     """
 

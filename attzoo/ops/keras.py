@@ -88,10 +88,11 @@ FEW = 8   # inputs per group up to which TensorFlow computes a grouped convoluti
 
 
 def conv(x: Any, kernel: Any, strides: int | Sequence[int], padding: str, dilation: int) -> Any:
-    """Return keras.ops.conv: (N, *S, I), (*k, I / groups, O) -> (N, *S, O).
+    """Return keras.ops.conv of x and a kernel: (N, *S, I), (*k, I / groups, O) -> (N, *S, O).
 
     On TensorFlow, keras.ops.conv compiles a grouped convolution with XLA at every call, which takes a second for new
     shapes, and in 3-D cannot be converted to LiteRT. With few inputs per group it is a sum of depthwise convolutions.
+    strides, padding: as in keras.ops.conv; must be 1 and "same" if there are several groups.
     """
     inputs, outputs = kernel.shape[-2:]
     groups = x.shape[-1] // inputs
@@ -107,7 +108,8 @@ def conv(x: Any, kernel: Any, strides: int | Sequence[int], padding: str, dilati
 def depthwise(x: Any, kernel: Any, dilation: int) -> Any:
     """Convolve every channel on its own, padded to keep the size: (N, *S, C), (*k, C, M) -> (N, *S, C * M).
 
-    TensorFlow has no 3-D form: the first spatial axis is part of the batch, in one 2-D convolution per tap along it.
+    dilation: as in `Conv`. TensorFlow has no 3-D form: the first spatial axis is part of the batch, in one 2-D
+    convolution per tap along it.
     """
     if x.ndim < 5:
         return ops.depthwise_conv(x, kernel, 1, "same", "channels_last", dilation)
