@@ -137,7 +137,7 @@ class Card:
 
     @property
     def unknown(self) -> list[str]:
-        """Names of required arguments that `build` cannot assume. With any, the card has no weights and costs."""
+        """Names of required arguments for which `build` has no value. With any, the card has no weights and costs."""
         return [a.name for a in self.arguments[1:] if a.required and a.name not in self._assumed(1)]
 
     def build(self, channels: int = CHANNELS, **arguments: Any) -> Spec:
@@ -168,7 +168,7 @@ class Card:
         return spec.macs(*((1, c, *(PIXELS,) * _spatial_axes(spec)) for c in spec.inputs))
 
     def settings(self, variant: str, channels: int = CHANNELS) -> dict[str, Any]:
-        """Return the arguments that a variant sets, as name -> value at `channels` channels."""
+        """Return the arguments that a variant sets, by name, for a block with `channels` channels."""
         preset = self.variants[variant]
         assumed = {k: v for k, v in self._assumed(channels).items() if k not in preset.arguments}
         config = registry.create(self.name, channels, backend="numpy", variant=variant, **assumed).config()
@@ -195,7 +195,7 @@ class Card:
         return "\n\n".join(_markdown(self, channels)) + "\n"
 
     def _assumed(self, channels: int) -> dict[str, int]:
-        """Return the required arguments that `build` sets to `channels`, as name -> channels.
+        """Return the required arguments that `build` sets to `channels` itself, as name -> channels.
 
         These are the channels of further inputs, and for a network the output channels.
         """
@@ -265,7 +265,7 @@ def _argument_descriptions(text: str) -> dict[str, str]:
 
 
 def _spatial_axes(spec: Spec) -> int:
-    """Return the number of spatial axes of a spec's inputs, 2 for a spec that takes any number."""
+    """Return the number of spatial axes of a spec's inputs; 2 for a spec that accepts several numbers."""
     return getattr(spec, "spatial_dims", 2)
 
 
@@ -350,7 +350,7 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
 
 
 def _example(card: Card, channels: int) -> str:
-    """Return Python code that creates the block and, if it is implemented in PyTorch, calls it."""
+    """Return Python code that creates a card's block and, if it is implemented in PyTorch, calls it."""
     lines = ["import attzoo", "", f"{'net' if card.network else 'block'} = {card.usage(channels)}"]
     if "keras" in card.backends[1:]:
         lines[-1] += '   # or backend="keras"'
@@ -369,7 +369,7 @@ def _example(card: Card, channels: int) -> str:
 
 
 def _kernels() -> str:
-    """Return a sentence about fused kernels and when they are used."""
+    """Return the part of a sentence that names fused kernels and says when they are used."""
     choice_text = '`"auto"` uses them where a recorded timing shows that they are faster'
     if not WINS:
         choice_text = 'they have not been timed yet, so `"auto"` does not use them'
@@ -382,7 +382,7 @@ def _channels_last(shapes: str) -> str:
 
 
 def _variants(card: Card, channels: int) -> Iterator[tuple[str, str, str]]:
-    """Yield the name, the arguments, and the source with its rules of each variant, as text."""
+    """Yield three texts for each variant: its name, its arguments, and its source with descriptions of its rules."""
     for name, variant in card.variants.items():
         settings = dict(variant.arguments)
         settings |= {} if card.unknown or card.network else card.settings(name, channels)
@@ -402,13 +402,13 @@ def _network_parameters(network: str, variant: str) -> int:
 
 
 def _weights(card: Card, channels: int) -> Iterator[tuple[str, str, str]]:
-    """Yield the name, shape and initialization of each array, as text."""
+    """Yield three texts for each array of a card's block: name, shape and initialization, at `channels` channels."""
     for name, weight in card.weights(channels).items():
         yield name, str(weight.shape), _initialization(weight)
 
 
 def _cost(card: Card, channels: int) -> str:
-    """Return the sentence about trainable parameters and multiply-adds."""
+    """Return the sentence with the numbers of trainable parameters and multiply-adds at `channels` channels."""
     spec = card.build(channels)
     size = " x ".join(map(str, (channels, *(PIXELS,) * _spatial_axes(spec))))
     inputs = "an input" if len(spec.inputs) == 1 else f"{len(spec.inputs)} inputs, each"
@@ -417,13 +417,13 @@ def _cost(card: Card, channels: int) -> str:
 
 
 def _unknown(card: Card) -> str:
-    """Return the sentence that replaces weights and costs where required arguments are unknown."""
+    """Return the sentence that replaces weights and costs if `build` has no value for an argument."""
     unknown = ", ".join(card.unknown)
     return f"Weights and costs depend on {unknown}: call the card's weights(channels, ...) and macs(channels, ...)."
 
 
 def _wrap_formula(paragraph: str, width: int) -> str:
-    """Return indented lines, with the remark of each line longer than `width` moved to a line of its own."""
+    """Return indented lines; of a line longer than `width`, the remark after four spaces gets a line of its own."""
     return "\n".join(
         line if len(line) <= width else re.sub(r"(\S) {4,}(?=\S)", r"\1\n        ", line, count=1)
         for line in paragraph.splitlines()

@@ -87,7 +87,7 @@ def attention_maps(model: Any) -> Iterator[Maps]:
     paths = {id(block): path for path, block in blocks.items()}
 
     def record(block: Any, coefficients: Any) -> None:
-        """Store the coefficients of a block in `maps`, or their paths in `traced` if they have no values."""
+        """Store the coefficients of a block in `maps`; if they have no values, store their paths in `traced`."""
         block_backend = framework_of(block) or backend   # a torch model may contain Keras blocks
         for name, tensor in by_name(coefficients).items():
             path, array = join_path(paths[id(block)], name), adapter(block_backend).coefficients(tensor, block)
@@ -133,7 +133,7 @@ def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: S
     figure = Figure(figsize=(width, height), facecolor="white")
 
     def axes(i: int, left: float = 0.0, panel_width: float = PANEL) -> Axes:
-        """Add axes of `panel_width` inches in cell i of the figure, `left` inches from its left edge; return them."""
+        """Add axes `panel_width` inches wide to cell i of the figure, `left` inches from its edge; return the axes."""
         x = MARGIN + i % columns * (PANEL + SCALE) + left
         y = height - MARGIN - TOP - (i // columns + 1) * (HEAD + panel_height)
         return figure.add_axes((x / width, y / height, panel_width / width, panel_height / height))
@@ -153,7 +153,7 @@ def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: S
 
 
 def _label(ax: Axes, name: str, *notes: str) -> None:
-    """Write the name of a block and small notes above its panel."""
+    """Write the name of a block, and `notes` in small letters, above its panel."""
     name = name if len(name) <= LONGEST else f"...{name[3 - LONGEST :]}"
     position: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
     ax.annotate(plotting.escape_text(name) or "(the model)", (0, 1), (0, 13), fontsize=9.5, weight="bold", **position)
@@ -170,6 +170,7 @@ def _draw_map(ax: Axes, scale: Axes, name: str, a: Array, image: Array, cut: tup
         a: the coefficients, (C, *T).
         image: (C, *S), the image.
         cut: the axis and the index of the drawn slice of a volume; None for an image.
+
     """
     background = plotting.to_rgb(plotting.take_slice(image.mean(axis=0, keepdims=True), cut))
     value = plotting.take_slice(a, cut, image.shape[1:]).mean(axis=0)

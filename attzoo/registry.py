@@ -66,7 +66,10 @@ def _search_path() -> tuple[tuple[str, int], ...]:
 
 @lru_cache(maxsize=1)   # reading the entry points of all packages takes 5 to 10 ms, and every call needs them
 def _third_party(search_path: tuple[tuple[str, int], ...]) -> dict[str, str]:
-    """Return the blocks that installed packages declare. `search_path` is the key of the cache."""
+    """Return name -> "package:Class" of the blocks that installed packages declare as entry points, sorted by name.
+
+    search_path: the result of `_search_path`, a key of the cache.
+    """
     from importlib.metadata import entry_points  # takes 60 ms, so not at import of attzoo
 
     blocks: dict[str, str] = {}
@@ -190,7 +193,7 @@ def keys(name: str) -> dict[str, Any]:
 
 
 def optional_module(name: str, file: str) -> ModuleType | None:
-    """Import and return module `file` of the package of block `name`, or return None if there is no such module."""
+    """Import and return module `file` in the package of block `name`; return None if there is no such module."""
     module = f"{locate(name).partition(':')[0]}.{file}"
     return import_module(module) if find_spec(module) else None
 

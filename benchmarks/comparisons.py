@@ -22,7 +22,10 @@ def comparison(entries: Sequence[Entry]) -> Section:
 
 
 def comparison_table(entries: Sequence[Entry], *, eager: bool) -> Table:
-    """Return a table of the pairs that are eager, or of the others, with a group per clock if there are several."""
+    """Return a table that compares attzoo with peers, with a line for each block, pair of providers and run.
+
+    It has the pairs of eager providers if `eager`, else the other pairs, and a group per clock if there are several.
+    """
     lines: dict[tuple[object, ...], list[Pair]] = {}
     for block in blocks(entry.row for entry in entries):
         for entry in entries:
@@ -40,7 +43,7 @@ def comparison_table(entries: Sequence[Entry], *, eager: bool) -> Table:
 
 
 def _cells(group: Sequence[Pair]) -> list[str]:
-    """Return the table cells of pairs of the same two providers and block."""
+    """Return the table cells for pairs of one block and the same two providers: names, then the cells of each mode."""
     first = group[0]
     case = first.case
     subject = f"{NETWORKS.get(case.network, case.network)} with {case.block}" if case.network else case.block
@@ -49,7 +52,7 @@ def _cells(group: Sequence[Pair]) -> list[str]:
 
 
 def _mode_cells(group: Sequence[Pair], mode: str) -> list[str]:
-    """Return the range of the steady ratios and the counts of the verdicts in one mode."""
+    """Return two cells for pairs in one mode: the range of steady time ratios, and counts of the verdicts."""
     pairs_of_mode = [pair for pair in group if pair.case.mode == mode]
     steady_ratios = [pair.ratio.median for pair in pairs_of_mode if pair.verdict != "unsteady"]
     return [value_range(steady_ratios), verdict_counts(pairs_of_mode)]

@@ -79,20 +79,22 @@ def on_stream() -> Iterator[None]:
 
 
 def replay_turn(calls: Sequence[Call]) -> Turn:
-    """Return a turn that replays graphs of the calls in rotation and returns the median seconds per call."""
+    """Return a turn: a function that replays CUDA graphs of the calls in rotation and returns the median seconds."""
     graphs = cycle([(capture_graph(call), call) for call in calls])   # the call keeps the graph's tensors alive
 
     def take(repeats: int) -> float:
+        """Return the median seconds per call over `repeats` replays."""
         return median(_between_events(next(graphs)[0].replay) for _ in range(repeats))
 
     return take
 
 
 def call_turn(calls: Sequence[Call]) -> Turn:
-    """Return a turn that makes the calls from Python in rotation and returns the mean seconds per call."""
+    """Return a turn: a function that makes the calls from Python in rotation and returns the mean seconds per call."""
     rotation = cycle(calls)
 
     def take(repeats: int) -> float:
+        """Return the mean seconds per call over `repeats` calls."""
         torch.cuda.synchronize()
         start = perf_counter()
         for _ in range(repeats):

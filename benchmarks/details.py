@@ -15,7 +15,7 @@ HEAD: Final = ("provider", "verdict", "time", "copies", "ratio", "control", "err
 
 
 def all_rows(entries: Sequence[Entry], block: str) -> Section:
-    """Return the section with every row of a block, a group per setting and mode."""
+    """Return the section with every row of a block, grouped by setting and mode."""
     block_entries = [entry for entry in entries if entry.row.case.block == block]
     keys = [(chosen, mode) for chosen in dict.fromkeys(setting(entry.row) for entry in block_entries) for mode in MODES]
     by_key = {key: [e for e in block_entries if (setting(e.row), e.row.case.mode) == key] for key in keys}
@@ -25,7 +25,7 @@ def all_rows(entries: Sequence[Entry], block: str) -> Section:
 
 
 def _title(rows: Sequence[Row]) -> str:
-    """Return the title of a group: its case, clock and references."""
+    """Return the title of a group of rows: its case, clock and references."""
     case = rows[0].case
     network = f"{NETWORKS.get(case.network, case.network)}, " if case.network else ""
     references = " and ".join(dict.fromkeys(row.reference for row in rows if row.ratio and row.reference))
@@ -36,7 +36,7 @@ def _title(rows: Sequence[Row]) -> str:
 
 
 def _cells(entry: Entry) -> list[str]:
-    """Return the table cells of a row."""
+    """Return the table cells of a row: run, provider, verdict, times, ratios, error, memory and rate."""
     row = entry.row
     cells = [str(row.provider), _verdict(row), seconds(row.seconds), quartiles(row.copies), quartiles(row.ratio)]
     cells += [quartiles(row.control), f"{row.error:.0e}" if row.error is not None else ""]
@@ -88,7 +88,7 @@ def conditions(runs: Sequence[Run]) -> Section:
 
 
 def _conditions(run: Run) -> list[list[str]]:
-    """Return the table lines of a run's conditions."""
+    """Return a table line for each condition of a run, such as its command, machine and versions."""
     run_facts = {"command": run.command, "date": run.date, "commit": run.commit or "unknown", "suite": run.suite}
     versions = {name: number for name, number in run.versions.items() if number}
     ceilings = {name: times(number) for name, number in run.ceilings.items()}

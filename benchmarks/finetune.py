@@ -107,7 +107,10 @@ def _data(noise: float) -> Data:
 
 
 def _epochs(noise: float, count: int, seed: int) -> Iterator[list[tuple[Array, Any]]]:
-    """Yield the batches of each epoch. An incomplete batch is dropped."""
+    """Yield the list of batches of each of `count` epochs, in an order by `seed`. An incomplete batch is dropped.
+
+    noise: standard deviation of the noise of the images.
+    """
     data, random = _data(noise), np.random.default_rng(seed)
     for _ in range(count):
         order = random.permutation(len(data.labels))
@@ -134,6 +137,6 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def read() -> dict[str, Any]:
-    """Return the committed results."""
+    """Return the results in benchmarks/finetune.json."""
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
     return results

@@ -41,7 +41,7 @@ def projection(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Gate(nn.Module):
-    """The additive attention gate."""
+    """The additive attention gate, for a skip connection x and a gating signal g with as many channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Gate(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, g: Tensor, x: Tensor) -> Any:
-        """Return x times the coefficients."""
+        """Return x (N, C, H, W) times the coefficients (N, 1, H, W), computed from g and x of equal sizes."""
         return x * self.psi(self.relu(self.g(g) + self.x(x)))
 
 

@@ -43,7 +43,7 @@ def build(block: str, spec: Any, shapes: Sequence[tuple[int, ...]]) -> Any:
 
 
 def axis() -> int:
-    """Return the axis of the channels."""
+    """Return the axis of the channels in Keras's current data format."""
     return -1 if keras.config.image_data_format() == "channels_last" else 1
 
 
@@ -58,13 +58,16 @@ def norm(name: str) -> Any:
 
 
 def resample(g: Any, x: Any, interpolation: str) -> Any:
-    """Upsample g to the spatial size of x. Raises ValueError if that is not a multiple of g's size."""
+    """Upsample g to the spatial size of x by "linear" or "nearest" interpolation.
+
+    Raises ValueError if that is not a multiple of g's size.
+    """
     space = slice(1, 3) if axis() == -1 else slice(2, 4)
     old, new = g.shape[space], x.shape[space]
     if old == new:
         return g
     if any(b % a for a, b in zip(old, new, strict=True)):
-        raise ValueError(f"expected the size of x to be a multiple of {old}, got {new}")
+        raise ValueError(f"expected the size of x to be a multiple of that of g, {old}, got {new}")
     factors = tuple(b // a for a, b in zip(old, new, strict=True))
     return layers.UpSampling2D(factors, interpolation={"linear": "bilinear"}.get(interpolation, interpolation))(g)
 

@@ -141,7 +141,13 @@ def select(name: str, device: str, blocks: Sequence[str]) -> Suite:
 
 
 def measure_cases(chosen: Suite, bench: Bench, keras_candidates: KerasCandidates) -> tuple[list[Row], Sequence[Case]]:
-    """Measure cases until the suite's time is over or Ctrl-C; return the rows and the remaining cases."""
+    """Measure cases until the suite's time is over or Ctrl-C; return the rows and the remaining cases.
+
+    Args:
+        chosen: the suite.
+        bench: the settings of the run.
+        keras_candidates: returns the Keras candidates of a subject.
+    """
     rows: list[Row] = []
     start = monotonic()
     with progress() as display:
@@ -163,7 +169,10 @@ def measure_cases(chosen: Suite, bench: Bench, keras_candidates: KerasCandidates
 
 
 def minutes_left(chosen: Suite, number: int, elapsed: float) -> float:
-    """Estimate the minutes for the cases from `number` on, by WEIGHT, after `elapsed` seconds; at most what is left."""
+    """Estimate the minutes for the cases from index `number` on; at most what is left of the suite's time.
+
+    elapsed: seconds since the start. The estimate uses the relative times of forms in WEIGHT.
+    """
     weights = [sum(WEIGHT[form] for form in case.forms) for case in chosen.cases]
     done_weight, remaining_weight = sum(weights[:number]), sum(weights[number:])
     estimate = elapsed / done_weight * remaining_weight / 60 if done_weight else chosen.minutes
@@ -178,7 +187,7 @@ def progress() -> Progress:
 
 
 def summary(result: Run) -> str:
-    """Return the counts of rows and verdicts, the number of omitted cases, and the packages that are not installed."""
+    """Return a text with counts of rows and verdicts, the number of omitted cases, and missing packages."""
     counts = Counter(row.verdict for row in result.rows if row.provider.library == "attzoo")
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     lines = [f"{len(result.rows)} rows; of attzoo's, {verdicts or 'none'}"]

@@ -113,14 +113,13 @@ class Run:
         command: the command line.
         date: start of the run, ISO 8601.
         commit: the measured commit; None if unknown.
-        machine: printable facts by name.
+        machine: properties of the machine, such as its processor, by name.
         versions: versions of packages by name; None if not installed.
         flags: settings that affect speed, by name.
         ceilings: limits of the machine by name, such as "copy GB/s".
         absent: install command by package that is not installed.
         rows: the results.
         left: cases for which there was no time, as str(Case).
-
     """
 
     suite: str

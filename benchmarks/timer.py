@@ -23,7 +23,14 @@ Turn = Callable[[int], float]   # number of calls -> seconds per call
 
 @dataclass(frozen=True)
 class Pace:
-    """The number of rounds, the seconds that a turn fills with calls, and the limit in seconds for all rounds."""
+    """How often and how long providers are timed.
+
+    Attributes:
+        rounds: the number of rounds.
+        turn: the seconds that a turn fills with calls.
+        limit: the limit in seconds for all rounds.
+
+    """
 
     rounds: int
     turn: float
@@ -89,9 +96,10 @@ class Cpu:
         self.results: deque[object] = deque(maxlen=KEPT_RESULTS)
 
     def turn(self, call: Call) -> Turn:
-        """Return a turn that makes this call."""
+        """Return a turn: a function that makes a call repeatedly and returns the mean seconds of CPU time per call."""
 
         def take(repeats: int) -> float:
+            """Return the mean seconds of CPU time per call over `repeats` calls."""
             start = self.clock()
             for _ in range(repeats):
                 self.results.append(call())

@@ -54,7 +54,7 @@ class Bench:
         triton_first()
         self.backend: Backend = CREATE[backend](device)
         self.forms = FORMS[backend]
-        # CPU time of the process, not of this thread: TensorFlow runs a traced function in a pool's thread, and JAX
+        # CPU time of the process, not of this thread: in other threads, TensorFlow runs traced functions, and JAX
         # everything, while this thread waits. With one thread per pool, CPU time never exceeded wall time. An idle
         # process takes 0.1 ms of CPU time per second, which is not subtracted.
         self.clock = process_time if device == "cpu" else perf_counter

@@ -276,7 +276,7 @@ def tiny():
         patch.setattr(tape, "RECORDED", {})   # recordings contain tiles
         patch.setattr(passes, "tile", lambda name, x: Tile(4, 8, 4))
         patch.setattr(common, "PROGRAMS", 12)
-        patch.setattr(maps, "PLACES", 16)
+        patch.setattr(maps, "POSITIONS", 16)
         for module in kernel_modules("WIDE"):
             patch.setattr(module, "WIDE", 16)
         yield

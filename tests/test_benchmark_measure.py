@@ -241,7 +241,7 @@ def test_a_case_that_stays_unsteady_has_the_reason(monkeypatch):
     monkeypatch.setattr(measure, "interleave", interleave_unsteadily)
     rows = by_name(measure.measure(CASE, BENCH))
     assert rows["attzoo"].status == rows["own"].status == "unsteady"
-    assert rows["attzoo"].why == "the control of own took 2.00 of its time"
+    assert rows["attzoo"].why == "a second copy of own took 2.00 times as long"
 
 
 @pytest.mark.parametrize(

@@ -304,7 +304,7 @@ def test_unknown_sources_and_targets_are_refused():
     with pytest.raises(ValueError, match="unknown target of se 'caffe'"):
         attzoo.export_weights(block, target="caffe")
     gate = attzoo.create("attention_gate", 4, backend="torch", gating_channels=3, output_transform=True)
-    with pytest.raises(ValueError, match=r"expected arrays that .* keys for, got output\.weight"):
+    with pytest.raises(ValueError, match=r"expected only arrays that .* also has, got output\.weight"):
         attzoo.export_weights(gate, target="monai")
 
 
@@ -382,7 +382,7 @@ def test_all_blocks_of_a_model_are_loaded_and_exported_by_their_paths():
 @pytest.mark.parametrize(("change", "message"), [
     (lambda net, s: s.pop("2.0.channel.fc1.weight"), "2.0: expected the keys of timm, channel.fc1.weight"),
     (lambda net, s: s.update({"1.bn.weight": s["1.fc1.bias"]}), "1: .*got also 1.bn.weight"),
-    (lambda net, s: nn.utils.parametrizations.weight_norm(net[2][0].channel.squeeze), "to be stored, because it is wr"),
+    (lambda net, s: nn.utils.parametrizations.weight_norm(net[2][0].channel.squeeze), "to be stored, so that it can"),
 ])   # fmt: skip
 def test_a_model_is_loaded_as_a_whole_or_not_at_all(change, message):
     net, state = network_of_blocks()
@@ -440,6 +440,6 @@ def test_an_array_that_the_source_lacks_is_missing():
 
 def test_a_factor_that_the_target_lacks_is_not_left_out():
     model = attzoo.attach(nn.Sequential(nn.Conv2d(3, 8, 1)), "se", after="0", start="identity").model
-    with pytest.raises(ValueError, match="expected arrays that the target has keys for, got gamma: export"):
+    with pytest.raises(ValueError, match="expected only arrays that the target also has, got gamma: export"):
         attzoo.export_weights(model, target="timm")
     assert "fc1.weight" in attzoo.export_weights(model[0].attention.block, target="timm")

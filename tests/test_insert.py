@@ -216,7 +216,7 @@ def test_wrong_kinds_are_refused():
 
 def test_attaching_twice_is_refused():
     net, _ = attached()
-    with pytest.raises(ValueError, match=r"expected 'bn2' without an attribute .*, got one .* detach it first"):
+    with pytest.raises(ValueError, match=r"expected 'bn2' to have no attribute .*, got a module .* detach it first"):
         attzoo.attach(net, "se", after="bn2")
 
 
@@ -342,7 +342,7 @@ class Listed(nn.ModuleList):
 def test_containers_with_a_forward_of_their_own_are_refused(kind):
     """They would call the block as one of their modules, and the hook would call it again."""
     net = nn.Sequential(kind(nn.Conv2d(3, 8, 1)))
-    with pytest.raises(ValueError, match=r"expected '0' with the forward of its torch class, got .*: it may call"):
+    with pytest.raises(ValueError, match=r"expected '0' to have the forward of its torch class, got .* may call"):
         attzoo.attach(net, "se", after="0", example=X)
     attzoo.attach(net, "se", after="0.0", example=X)
 

@@ -294,7 +294,7 @@ class Renamed(nn.Module):
     ({"a": "se", "b": "cbam"}, {"c": "se"}, r"0 of CBAM\(.*\), got 1 of them: .* at 'c', .* at 'a', 'b'"),
     ({"a": "se"}, {"b": "cbam"}, r"1 of CBAM\(.*\), got 0 of them"),
     ({"a": "se", "b": "cbam"}, {"a": "cbam", "b": "se"}, r"expected weights of CBAM\(.*\) at 'a', got weights of SE\("),
-    ({"a": "se", "b": "se"}, {"b": "se", "c": "se"}, r"got 'b' in both, which the order .* matches with 'a'"),
+    ({"a": "se", "b": "se"}, {"b": "se", "c": "se"}, r"got 'b' in both, where the order .* match it with 'a'"),
     ({"a": "se", "b": "cbam", "c": "se"}, {"d": "se", "e": "se", "f": "cbam"},
      "expected the blocks in the order of the model, SE, SE, CBAM, got SE, CBAM, SE"),
 ])   # fmt: skip

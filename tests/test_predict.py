@@ -358,7 +358,7 @@ def test_an_image_on_another_scale_than_in_training_raises(
     tifffile.imwrite(tmp_path / "a.tif", np.ones((8, 8, 3), dtype), photometric="rgb")
     network = open_network(path)
     if is_refused:
-        message = f"a.tif on the scale of uint8, .* trained on, .* --normalise {normalise}, got {np.dtype(dtype)}: conv"
+        message = f"a.tif to have values as uint8, .* --normalise is {normalise}, got {np.dtype(dtype)}: conv"
         with pytest.raises(ValueError, match=message):
             command(network, tmp_path / "a.tif", tmp_path / "out")
         changed = "zscore" if normalise == "none" else "none"   # the scale in training is then unknown

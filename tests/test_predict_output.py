@@ -56,9 +56,9 @@ def test_masks_of_the_user_are_replaced_only_with_overwrite(network, data):
 def test_inputs_are_not_replaced(network, data, overwrite):
     before = contents(data)
     for source in (data / "masks", data / "masks" / "a.png"):
-        with pytest.raises(FileExistsError, match=r"replace no input, got .*masks/a.png, which is the input "):
+        with pytest.raises(FileExistsError, match=r"that is not an input, got .*masks/a.png, the input "):
             predict_files(network, source, data, overwrite=overwrite)
-    with pytest.raises(FileExistsError, match=r"expected to replace no input, got .*images/a.png"):
+    with pytest.raises(FileExistsError, match=r"expected an output that is not an input, got .*images/a.png"):
         maps_file(network, data / "images" / "a.png", data / "images", overwrite=overwrite)
     assert contents(data) == before
 
@@ -74,7 +74,7 @@ def test_an_input_is_not_replaced_through_a_link(network, data, tmp_path, kind):
         link = (out / "masks" / "a.png").symlink_to if kind == "symlink" else (out / "masks" / "a.png").hardlink_to
         link(source)
     before = source.read_bytes()
-    with pytest.raises(FileExistsError, match="expected to replace no input"):
+    with pytest.raises(FileExistsError, match="expected an output that is not an input"):
         predict_files(network, data / "images", out, overwrite=True)
     assert source.read_bytes() == before
 

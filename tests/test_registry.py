@@ -399,7 +399,7 @@ def test_convert_needs_no_registration_but_save_does(tmp_path, monkeypatch):
 @pytest.mark.parametrize("backend", ["torch", "keras"])
 def test_old_name_of_the_base_class_warns(backend):
     ops = __import__(f"attzoo.ops.{backend}", fromlist="_")
-    message = rf"attzoo\.ops\.{backend}\.Block is now attzoo\.blocks\.{backend}\.Block"
+    message = rf"attzoo\.ops\.{backend}\.Block is deprecated .*: use attzoo\.blocks\.{backend}\.Block"
     with pytest.warns(DeprecationWarning, match=message):
         block = ops.Block
     assert issubclass(attzoo.get("se", backend=backend), block)

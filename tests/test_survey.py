@@ -125,7 +125,7 @@ def test_palettes_of_different_order_are_refused_without_colours(tmp_path):
         image = Image.fromarray(mask_of(0, 1))
         image.putpalette(COLORS[order].tobytes())
         image.save(folder / TRAINING / f"{i}.png")
-    message = r"in which 1 has one colour, got \(255, 0, 0\) in .*0.png and \(0, 0, 255\) in .*1.png"
+    message = r"in which the value 1 has one colour, got \(255, 0, 0\) in .*0.png and \(0, 0, 255\) in .*1.png"
     with pytest.raises(ValueError, match=message):
         class_count(folder)
     (folder / VALIDATION / "0.png").write_bytes((folder / TRAINING / "1.png").read_bytes())
@@ -191,7 +191,7 @@ def test_masks_of_equal_colours_with_different_values_are_refused(case, options,
         if part == "both":
             assert class_count(folder, **options) == 2
             second(folder / VALIDATION / f"0.{name}")
-        with pytest.raises(ValueError, match=r"expected masks (in which 0 has one colour|of one kind of grey), got .*"):
+        with pytest.raises(ValueError, match=r"expected masks (in which the value 0 .*|of one kind of grey), got .*"):
             class_count(folder, **options)
 
 
@@ -209,7 +209,7 @@ def test_palettes_with_one_colour_at_two_values_are_refused(first, second, is_re
     if not is_refused:
         assert class_count(folder) == 3
         return
-    message = r"in which \(255, 0, 0\) has one value, got 1 in .*0.png and 2 in .*1.png: list the colours of all"
+    message = r"in which the colour \(255, 0, 0\) has one value, got 1 in .*0.png and 2 in .*1.png: list the colours"
     with pytest.raises(ValueError, match=message):
         class_count(folder)
     training, _ = run.datasets(Settings(data=str(folder), labels=(BLACK, RED), flip=False))

@@ -473,5 +473,5 @@ def test_attention_maps_do_not_change_the_network():
 
 def test_old_name_of_fold_norms_warns():
     net = attzoo.create("unet", 1, 2, (2, 4), backend="torch").eval()
-    with pytest.warns(DeprecationWarning, match=r"UNet\.fuse is now UNet\.fold_norms"):
+    with pytest.warns(DeprecationWarning, match=r"UNet\.fuse is deprecated .*: use UNet\.fold_norms"):
         assert torch.equal(net.fuse()(x := torch.randn(1, 1, 8, 8)), net.fold_norms()(x))

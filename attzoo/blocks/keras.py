@@ -22,8 +22,8 @@ from ..ops.keras import keras
 class Block(keras.layers.Layer):
     """The base class of a block: its spec, layers with the spec's initial weights, checks of inputs, and the call.
 
-    A subclass makes its layers, whose paths are the canonical names of the spec's weights, and defines `attention`.
-    A network, which has no coefficients, overrides `call`.
+    A subclass creates its layers by the methods below, under the canonical names of the spec's weights, and defines
+    `attention`. A network, which has no coefficients, overrides `call`.
     """
 
     def __init__(self, spec: AnySpec, data_format: str | None = None, **kwargs: Any) -> None:
@@ -53,7 +53,7 @@ class Block(keras.layers.Layer):
     def linear(self, name: str) -> Any:
         """Return the layer for the linear map `name` of the spec: dense, or a convolution with stride = kernel size.
 
-        The convolution is for a weight with spatial axes, (O, I, *k).
+        It is a convolution if the spec's weight has spatial axes, (O, I, *k).
         """
         weight, bias = self.spec.weights[f"{name}.weight"], self.spec.weights.get(f"{name}.bias")
         if weight.shape[2:]:
@@ -124,7 +124,7 @@ class Block(keras.layers.Layer):
         inputs = [x for x in arguments if hasattr(x, "shape")]   # KerasTensors and tensors
         self.check_inputs(*inputs)
         if kwargs.get("attention_only"):
-            return keras.Operation.compute_output_spec(self, *args, **kwargs)   # by a trace
+            return keras.Operation.compute_output_spec(self, *args, **kwargs)   # traces the call
         return keras.KerasTensor(inputs[0].shape, dtype=self.compute_dtype)
 
     def quantize(self, mode: str | None = None, type_check: bool = True, config: Any = None) -> None:
@@ -156,12 +156,13 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
     """Return a block's method `attention`, wrapped so that it accepts KerasTensors and variables too.
 
     For a KerasTensor the block is called as a layer, with `attention_only`: a model that contained the operations or
-    inner layers of the block instead could not be reloaded. A tf.Variable, which has no `ndim`, is read.
+    inner layers of the block instead could not be reloaded. The value of a tf.Variable, which has no `ndim`, is used.
     Floating-point inputs are cast to the block's compute dtype, as in a call of the block.
     """
 
     @wraps(attention)
     def call(block: Any, *inputs: Any, **kwargs: Any) -> Any:
+        """Return the coefficients for these inputs."""
         if any(keras.utils.is_keras_tensor(x) for x in (*inputs, *kwargs.values())):
             return block(*inputs, **kwargs, attention_only=True)
         tensors = [x[...] if hasattr(x, "shape") and not hasattr(x, "ndim") else x for x in inputs]
@@ -171,7 +172,7 @@ def for_symbols_and_variables(attention: Callable[..., Any]) -> Callable[..., An
 
 
 def _as_called(block: Any, x: Any) -> Any:
-    """Return a floating-point input in the block's compute dtype, as a call of the layer does, and others unchanged."""
+    """Return x cast to the block's compute dtype if x is floating point, as in a call of the layer; else x itself."""
     if not block.autocast or not hasattr(x, "dtype"):
         return x
     kind = keras.backend.standardize_dtype(x.dtype)
@@ -203,7 +204,7 @@ class AttachedBlock(keras.layers.Layer):
     def __init__(self, block: Any, start: str = "default", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.block = block
-        self.supports_masking = block.supports_masking = True   # a mask passes; the means of a block do not use it
+        self.supports_masking = block.supports_masking = True   # masks are passed on; a block's averages ignore them
         self.start = choice("start", start, STARTS)
 
     def build(self, shape: Any) -> None:

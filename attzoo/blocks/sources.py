@@ -43,17 +43,17 @@ def norm(**layers: str) -> dict[str, str]:
 
 
 def only_channels(spec: Any) -> dict[str, Any]:
-    """Return the arguments of a library's class that requires only the number of channels."""
+    """Return the arguments of a library's class that requires only the number of channels of a block's spec."""
     return {"channels": spec.channels}
 
 
 def read_perceptron(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return the arguments of a block with squeeze and excite layers from the shapes of its arrays."""
+    """Return the arguments of a block with squeeze and excite layers, from the shapes of its arrays by name."""
     channels, width = shapes["excite.weight"][:2]
     return {"channels": channels, "reduced_channels": width, "bias": "squeeze.bias" in shapes}
 
 
 def read_kernel(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return the arguments of spatial attention from the shapes of its arrays."""
+    """Return the arguments of spatial attention without `channels`, from the shapes of its arrays by canonical name."""
     kernel = shapes["conv.weight"]
     return {"kernel_size": kernel[-1], "norm": "norm.weight" in shapes, "spatial_dims": len(kernel) - 2}

@@ -54,7 +54,7 @@ class SpecModule(NamedArguments, nn.Module):
         return ops.CONV[len(kernel)](groups * inputs, outputs, tuple(kernel), **options)
 
     def check_inputs(self, *inputs: Any) -> None:
-        """Raise ValueError for a shape that the spec refuses, and TypeError for no tensor or an invalid dtype.
+        """Raise ValueError for a shape that the spec refuses, and TypeError for a non-tensor or a wrong dtype.
 
         Tensor-likes without a shape, such as proxies of torch.fx, are not checked. Inputs with the same shapes and
         dtypes as the last ones are accepted at once, because the check takes a noticeable time for small inputs.
@@ -83,7 +83,7 @@ class SpecModule(NamedArguments, nn.Module):
             self.accepted = kinds
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        """Apply a function to all tensors, as nn.Module does. The next inputs are checked again."""
+        """Apply a function to all tensors, as nn.Module does, and forget which inputs `check_inputs` has accepted."""
         self.accepted = None   # .half() and similar methods change the accepted dtype
         return super()._apply(*args, **kwargs)
 
@@ -107,11 +107,14 @@ class Block(SpecModule):
     A form is an implementation of the block: the plain form, written with operations of torch; the form for CPUs; or
     the fused kernels. `fast.choice` selects one of them for every call.
 
-    parts: classes of the blocks inside this one, by name of the attribute.
-    cpu_form: the form for CPUs, which makes fewer passes over memory; None for a block without.
-    has_parts, has_kernels: whether the block has parts and fused kernels.
-    has_own_forms: whether this class itself defines its fast forms. They ignore what a subclass changes.
-    own_methods: the methods that affect the output, as they were when the class was defined.
+    Attributes:
+        parts: classes of the blocks inside this one, by name of the attribute.
+        cpu_form: the form for CPUs, which makes fewer passes over memory; None for a block without.
+        has_parts: whether the block has parts.
+        has_kernels: whether the block has fused kernels.
+        has_own_forms: whether this class itself defines the form for CPUs or the kernels. Otherwise they are not used,
+            because they would ignore what a subclass changes.
+        own_methods: the methods that affect the output, as they were when the class was defined.
     """
 
     attention: Callable[..., Any]
@@ -155,9 +158,9 @@ class Block(SpecModule):
         return self.compute(x, shortcut=shortcut, act=act)
 
     def compute(self, *inputs: Tensor, **residual: Any) -> Tensor:
-        """Return the output, computed by the fastest form that supports the inputs.
+        """Return the output of the block, computed by the fastest form that supports the inputs.
 
-        residual: `shortcut` and `act` of `forward`.
+        residual: arguments `shortcut` and `act` of `forward`, if the block takes them.
         """
         shortcut, act = residual.get("shortcut"), residual.get("act")
         tensors = inputs if shortcut is None else (*inputs, shortcut)

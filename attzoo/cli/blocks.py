@@ -34,7 +34,7 @@ Result = tuple[str, str, "list[Finding]"]   # block, backend, findings by contra
 
 
 def list_() -> None:
-    """List all blocks with their parameters and cost."""
+    """List all blocks with their parameters and multiply-adds."""
     rows = []
     for name, card in _cards():
         if isinstance(card, Exception):
@@ -49,15 +49,15 @@ def list_() -> None:
 
 
 def info(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Block or network listed by `attzoo list`.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a block or network in `attzoo list`.")],
     channels: Annotated[
-        int | None, typer.Option(min=1, metavar="C", help=f"Show weights and costs for C channels.  [{CHANNELS}]")
+        int | None, typer.Option(min=1, metavar="C", help=f"Number of channels, for weights and costs.  [{CHANNELS}]")
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page as Markdown.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of plain text.")] = False,
 ) -> None:
-    """Print the page of a block or network.
+    """Describe a block or network.
 
-    It has the formula, sources, arguments, variants, weights and cost.
+    Prints its formula, sources, arguments, published variants, weights and cost.
     """
     card = card_of(name)
     if card.network and channels is not None:
@@ -83,13 +83,14 @@ def _cards() -> Iterator[tuple[str, Card | Exception]]:
 
 
 def check(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Block to check.  [all blocks]")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Name of a block.  [all blocks]")] = None,
     backend: Annotated[Backend | None, backend_option("Framework to check.  [all installed frameworks]")] = None,
 ) -> None:
-    """Check blocks on this machine against their specs in float64.
+    """Compare blocks with their NumPy reference on this machine.
 
-    The contracts include outputs, gradients, training, initial weights, errors and files.
-    Keras is checked on its current backend. To choose another, set KERAS_BACKEND to tensorflow, jax or torch.
+    Compares outputs, gradients, training, initial weights, errors and saved files, in float64. Exits with 1 if a
+    difference exceeds its tolerance. Keras runs on its current backend. To choose another, set the environment
+    variable KERAS_BACKEND to tensorflow, jax or torch.
     """
     cards = [(name, card_of(name))] if name else list(_cards())
     if warning := triton_warning():
@@ -129,7 +130,7 @@ def versions() -> str:
 
 
 def _installed() -> list[str]:
-    """Import every backend that can be imported, and return their names. Print other errors to stderr."""
+    """Import every backend that is installed, and return their names. Print the errors of the others to stderr."""
     loaded = []
     for backend in Backend:
         try:
@@ -147,9 +148,13 @@ def _loaded(backend: str) -> str:
 
 
 def _results(jobs: Sequence[tuple[str, str]], cards: Mapping[str, Card | Exception]) -> list[Result]:
-    """Check every pair (block, backend) of `jobs` against every contract, with a progress bar, and return the results.
+    """Check pairs (block, backend) against every contract, with a progress bar, and return the results.
 
     A backend that a block does not have is left out. A block that cannot be imported has one failed contract, "import".
+
+    Args:
+        jobs: the pairs.
+        cards: the card of each block, or the error of its import.
     """
     from ..testing import Finding, check_block
 

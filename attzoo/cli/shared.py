@@ -68,9 +68,9 @@ def print_names_as_bytes(stream: Any) -> None:
 
 
 def _bytes_or_escapes(err: UnicodeError) -> tuple[str | bytes, int]:
-    """Return surrogates, which stand for undecodable bytes, as bytes and other characters as escapes.
+    """Return characters that cannot be encoded as bytes, if they stand for undecodable bytes, or as escapes.
 
-    An error handler for `codecs.register_error`.
+    An error handler for `codecs.register_error`: it returns the replacement and the position after it.
     """
     try:
         return lookup_error("surrogateescape")(err)

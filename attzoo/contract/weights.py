@@ -36,7 +36,7 @@ class Weight:
     def start(self) -> str:
         """Deprecated name of `initialization`. Reading it warns with DeprecationWarning."""
         warnings.warn(
-            "Weight.start is now Weight.initialization; the next release has no Weight.start",
+            "Weight.start is deprecated and will be removed in the next release: use Weight.initialization",
             DeprecationWarning,
             stacklevel=2,
         )

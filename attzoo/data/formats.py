@@ -21,7 +21,7 @@ READERS: Final[tuple[tuple[str, tuple[bytes, ...], Reader], ...]] = (
     ("PNM", (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), pictures.pnm),
     ("JPEG 2000", (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), pictures.jpeg_2000),
 )
-POINTERS: Final = {   # the first bytes of files that stand for others, and how to get the others
+POINTERS: Final = {   # first bytes of pointer files, and how to get the files that they stand for
     b"version https://git-lfs.github.com/": "a pointer of Git LFS: run git lfs pull to download the file",
     b"/annex/objects/": "a pointer of git-annex: run git annex get to download the file",
 }

@@ -77,7 +77,7 @@ class FileInfo:
 
     @property
     def has_few_bits(self) -> bool:
-        """Whether the image has greys of 2 or 4 bits. With 8 bits, the same picture stores other integers."""
+        """Whether the image has greys of 2 or 4 bits, whose integers change if a program saves it with 8 bits."""
         return self.palette is None and self.dtype.kind != "b" and self.largest in SCALED
 
     def greys(self, values: NDArray[np.int64]) -> NDArray[np.int64]:

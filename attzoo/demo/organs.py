@@ -84,7 +84,7 @@ def train_unets(out: Path, epochs: int, on_step: Callable[[str], None]) -> tuple
 
 
 def _trainers(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a trainer for each backend, by backend; their networks have the same initial weights.
+    """Return a trainer by backend; their networks have the same initial weights.
 
     Args:
         options: the keyword arguments of the U-Net that differ from the defaults.

@@ -60,7 +60,10 @@ def draw(examples: Examples, nets: Sequence[Unet]) -> bytes:
     figure = Figure(figsize=(width, height), facecolor="white")
 
     def add_axes(left: float, top: float, axes_width: float, axes_height: float) -> Axes:
-        """Add axes of a size in inches, at a position in inches from the upper left corner; return the axes."""
+        """Add axes of a width and height, and return them. All lengths are in inches.
+
+        left, top: distances of the axes from the left and the upper edge of the figure.
+        """
         position = (left / width, 1 - (top + axes_height) / height, axes_width / width, axes_height / height)
         return figure.add_axes(position)
 

@@ -53,7 +53,10 @@ def unet_table(nets: Sequence[Unet]) -> Table:
 
 
 def _empty_table(title: str, caption: str, headings: Sequence[str]) -> Table:
-    """Return a table without rows. Its first column is aligned to the left, the others to the right."""
+    """Return a table with a title, caption and column headings, and without rows.
+
+    Its first column is aligned to the left, the others to the right.
+    """
     from rich import box
     from rich.table import Table
 

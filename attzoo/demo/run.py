@@ -133,7 +133,7 @@ def demo(out: Path, epochs: int | None = None, blocks: Sequence[str] | None = No
 
 
 def _settings(digits_epochs: int, unet_epochs: int, keras_backend: str) -> dict[str, Any]:
-    """Return the settings of the trainings, for results.json."""
+    """Return the settings of the trainings, for results.json: the arguments, and constants."""
     return {
         "seed": SEED,
         "channels": CHANNELS,

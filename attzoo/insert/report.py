@@ -35,7 +35,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Report:
-    """The blocks that were added to a network or removed from it. `print` shows them as a table."""
+    """The blocks that were added to a network or removed from it. `print` shows them as a table.
+
+    Attributes:
+        model: the network after the change.
+        places: the blocks, in their order in the network.
+
+    """
 
     model: Any = field(repr=False)
     places: tuple[Place, ...]

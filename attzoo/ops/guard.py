@@ -140,9 +140,8 @@ def remove_forward_hook(module: nn.Module, hook: Callable[..., Any]) -> None:
 def is_unmodified(module: nn.Module, *kinds: type) -> bool:
     """Whether a module is of one of the classes `kinds`, not a subclass, and none of its methods is replaced.
 
-    A method may be replaced on the instance or in its class.
-
-    Names are looked up one by one, because torch.compile of 2.11 cannot trace a set.
+    Methods are those that affect the output. They may be replaced on the instance or in its class. Names are looked up
+    one by one, because torch.compile of 2.11 cannot trace a set.
     """
     own = module.__dict__
     on_instance = "forward" in own or "mlp" in own or "plain" in own or replaces_attention(module)
@@ -186,7 +185,7 @@ class Snapshot:
         """Whether no submodule or tensor was replaced or converted since the record, and no submodule has a hook.
 
         module: the module that was recorded. The result is False also where `attention` of the module or of a submodule
-        is replaced, because attention_maps may be recording.
+        is replaced, because `attention_maps` may be recording.
         """
         parts = module, *self.parts
         return (
@@ -198,7 +197,7 @@ class Snapshot:
 
 
 def _state(part: nn.Module) -> tuple[Any, ...]:
-    """Return the type, attribute names, children, tensor descriptions and convolution options of a module."""
+    """Return type, attribute names, children, tensor descriptions and convolution options of a module, to compare."""
     own = part.__dict__
     tensors = [t if t is None else _form(t) for t in _tensors(part)]
     options = [own[name] for name in OPTIONS] if "stride" in own else None
@@ -212,7 +211,7 @@ def _tensors(part: nn.Module) -> list[Tensor | None]:
 
 
 def _form(t: Tensor) -> tuple[Any, ...]:
-    """Return id, type, shape, dtype and device of a tensor: assigning .data keeps the id and may change the rest."""
+    """Return id, type, shape, dtype and device of a tensor: assigning `.data` may change all but the id."""
     return id(t), type(t), t.shape, t.dtype, t.device
 
 

@@ -51,6 +51,8 @@ class Conv(keras.layers.Layer):
     kernel is stored in the order of the spec, (O, I / groups, *k), or (k,) where O = I = 1. keras.layers.Conv2D stores
     (*k, I, O), and with one output channel cannot be trained in float64 or half precision on Keras's torch backend on a
     CPU.
+
+    weight, bias: descriptions of the kernel and the bias in the spec; bias None: no bias.
     """
 
     def __init__(self, weight: Weight, bias: Weight | None, mode: str, dilation: int = 1, **kwargs: Any) -> None:
@@ -86,10 +88,11 @@ FEW = 8   # inputs per group up to which TensorFlow computes a grouped convoluti
 
 
 def conv(x: Any, kernel: Any, strides: int | Sequence[int], padding: str, dilation: int) -> Any:
-    """Return keras.ops.conv: (N, *S, I), (*k, I / groups, O) -> (N, *S, O).
+    """Return keras.ops.conv of x and a kernel: (N, *S, I), (*k, I / groups, O) -> (N, *S, O).
 
     On TensorFlow, keras.ops.conv compiles a grouped convolution with XLA at every call, which takes a second for new
     shapes, and in 3-D cannot be converted to LiteRT. With few inputs per group it is a sum of depthwise convolutions.
+    strides, padding: as in keras.ops.conv; must be 1 and "same" if there are several groups.
     """
     inputs, outputs = kernel.shape[-2:]
     groups = x.shape[-1] // inputs
@@ -105,7 +108,8 @@ def conv(x: Any, kernel: Any, strides: int | Sequence[int], padding: str, dilati
 def depthwise(x: Any, kernel: Any, dilation: int) -> Any:
     """Convolve every channel on its own, padded to keep the size: (N, *S, C), (*k, C, M) -> (N, *S, C * M).
 
-    TensorFlow has no 3-D form: the first spatial axis is part of the batch, in one 2-D convolution per tap along it.
+    dilation: as in `Conv`. TensorFlow has no 3-D form: the first spatial axis is part of the batch, in one 2-D
+    convolution per tap along it.
     """
     if x.ndim < 5:
         return ops.depthwise_conv(x, kernel, 1, "same", "channels_last", dilation)
@@ -256,9 +260,9 @@ def find(layer: Any, name: str) -> Any:
 
 
 def locate(layer: Any, name: str) -> tuple[Any, str]:
-    """Return the layer that has the variable with canonical `name`, and the name of the attribute for the variable."""
+    """Return the layer inside `layer` that has the variable with canonical `name`, and the name of its attribute."""
     path, _, leaf = name.rpartition(".")
-    if isinstance(layer, keras.Model):   # its layers know the beginnings of paths
+    if isinstance(layer, keras.Model):   # the path of a layer in it is the beginning of `path`
         candidates = [(path_of(part), part) for part in layer.layers if f"{path}.".startswith(f"{path_of(part)}.")]
         layer_path, layer = max(candidates, key=lambda pair: len(pair[0]))
         path = path[len(layer_path) + 1 :]
@@ -336,9 +340,10 @@ def max_pool(x: Any, channels_last: bool) -> Any:
 
 
 def position_softmax(z: Any, channels_last: bool) -> Any:
-    """Return the softmax over the spatial axes: (N, *S, K) or (N, K, *S) -> the same shape. Each channel sums to 1.
+    """Return the softmax of z over the spatial axes, (N, *S, K), or (N, K, *S) without `channels_last`.
 
-    The result for half precision is float32: the smallest normal float16, 6e-5, is more than 1 / S for large maps.
+    Each channel sums to 1. The result for half precision is float32: the smallest normal float16, 6e-5, is more than 1
+    / S for large maps.
     """
     axes, z = space(z, channels_last), ops.cast(z, wide(z.dtype))
     e = ops.exp(z - ops.stop_gradient(amax(z, axes, keepdims=True)))
@@ -357,7 +362,10 @@ def weighted_pool(x: Any, p: Any, channels_last: bool) -> Any:
 
 
 def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
-    """Return the mean over axes in the dtype of x. On JAX and torch, keras.ops.mean computes float64 in float32."""
+    """Return the mean over the axes `axis` in the dtype of x; keepdims as in keras.ops.mean.
+
+    On JAX and torch, keras.ops.mean computes float64 in float32.
+    """
     if keras.backend.backend() == "tensorflow" or keras.backend.standardize_dtype(x.dtype) != "float64":
         return ops.mean(x, axis=axis, keepdims=keepdims)
     size, n = ops.shape(x), 1
@@ -367,7 +375,7 @@ def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
 
 
 def wide(dtype: Any) -> str:
-    """Return the dtype for statistics and coordinates: "float64" for float64, else "float32"."""
+    """Return the dtype for statistics and coordinates of values of `dtype`: "float64" for float64, else "float32"."""
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
@@ -468,7 +476,8 @@ def nearest(old: Any, new: Any) -> Any:
 def taps(old: Any, new: Any, align_corners: bool, dtype: str) -> tuple[Any, Any, Any]:
     """Return the weights of linear interpolation along an axis from `old` to `new` positions, (new,) each.
 
-    They are the indices of the old position before and after each new position, and the distance from the first.
+    They are the indices of the old position before and after each new position, and the distance from the first, in
+    `dtype`. align_corners: as in `resize`.
     """
     i = ops.cast(ops.arange(new, dtype="int32"), dtype)
     old, new = ops.cast(old, dtype), ops.cast(new, dtype)

@@ -55,7 +55,8 @@ def inner_settings(layer: Any) -> dict[str, Any]:
 
 def _equal_policies(a: Any, b: Any) -> bool:
     """Whether two layers have equal dtype policies."""
-    policy_a, policy_b = (keras.dtype_policies.serialize(layer.dtype_policy) for layer in (a, b))   # maps have no ==
+    # DTypePolicyMap does not define ==.
+    policy_a, policy_b = (keras.dtype_policies.serialize(layer.dtype_policy) for layer in (a, b))
     return bool(policy_a == policy_b)
 
 
@@ -96,7 +97,7 @@ def with_inner_settings(layer: Any, config: dict[str, Any]) -> Any:
 
 
 def named(layer: Any, path: str) -> Any:
-    """Store the canonical path of a layer and its description at creation on the layer, and return the layer.
+    """Store on a layer its canonical path and its description at this time, and return the layer.
 
     The path is stored, because names of layers allow no dots in Keras on torch.
     """
@@ -105,7 +106,7 @@ def named(layer: Any, path: str) -> Any:
 
 
 def described(layer: Any) -> str:
-    """Return the class of a layer and the settings that affect its output, as text."""
+    """Return the class of a layer, and those of its settings that affect its output, as text."""
     try:
         is_conv = isinstance(layer, Conv)
         config = {"mode": layer.mode, "dilation": layer.dilation} if is_conv else layer.get_config()
@@ -118,7 +119,7 @@ def described(layer: Any) -> str:
 
 
 def check_unchanged(model: Any) -> None:
-    """Raise ValueError if a layer of a model has other settings than at its creation, which its config cannot store."""
+    """Raise ValueError if settings of a layer have changed since its creation, which a config cannot store."""
     for layer in model.layers:
         if change := changed_settings(layer):
             hint = "undo the change, or save only the weights, with save_weights()"
@@ -128,7 +129,7 @@ def check_unchanged(model: Any) -> None:
 
 
 def changed_settings(layer: Any) -> tuple[str, str] | None:
-    """Return a layer's settings at its creation and now if `named` stored them and they differ, else None."""
+    """Return a layer's settings at its creation, as `named` stored them, and now, as texts; None if equal."""
     created = getattr(layer, "made", None)
     if created is None or created == (current := described(layer)):
         return None

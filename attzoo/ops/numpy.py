@@ -329,6 +329,7 @@ def taps(old: int, new: int, align_corners: bool) -> tuple[NDArray[np.integer], 
     """Return the weights of linear interpolation along an axis from `old` to `new` positions, (new,) each.
 
     They are the indices of the old position before and after each new position, and the distance from the first.
+    align_corners: as in `resize`.
 
     >>> taps(2, 4, align_corners=False)
     (array([0, 0, 0, 1]), array([1, 1, 1, 1]), array([0.  , 0.25, 0.75, 0.  ]))

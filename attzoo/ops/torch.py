@@ -277,7 +277,8 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
         return x
     if len(window) == 1:   # an export of max_pool1d is valid for one length only
         return pool(x[:, :, None], (1, *window))[:, :, 0]
-    pads_explicitly = len(window) == 3 and torch.are_deterministic_algorithms_enabled()   # max_pool3d: none on CUDA
+    # On CUDA, max_pool3d has no deterministic gradient.
+    pads_explicitly = len(window) == 3 and torch.are_deterministic_algorithms_enabled()
     uses_whole_windows = pads_explicitly or not is_plain(x)   # AOTInductor compiles ceil_mode wrongly for some sizes
     if uses_whole_windows:
         padding = [extra for n, w in zip(x.shape[:1:-1], window[::-1], strict=True) for extra in (0, (w - n % w) % w)]
@@ -287,15 +288,15 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
             x = x.unflatten(axis, (-1, window[axis - 2]))
         return x.amax((3, 5, 7))
     y = MAX_POOL[len(window)](x, tuple(window), ceil_mode=not uses_whole_windows)
-    return in_dtype_of(x, y)   # 3-D in autocast: float32
+    return in_dtype_of(x, y)   # under autocast, 3-D pooling returns float32
 
 
 class _Repeating:
     """Mixin for a convolution after nearest upsampling by `repeat`, per axis: (N, I, *S) -> (N, O, *S * repeat).
 
-    It equals a transposed convolution of x with stride r = `repeat` and the kernel convolved with r ones. That takes
-    (k + r - 1)^n / r^n products per output in place of k^n (4 in place of 9 for k = 3, r = 2, in 2-D) and does not
-    write the upsampled tensor: half the time on a CPU. The wider kernel is computed at each call. The plain form is
+    It equals a transposed convolution with stride r = `repeat`, whose kernel is the kernel convolved with r ones. That
+    takes (k + r - 1)^n / r^n products per output in place of k^n (4 in place of 9 for k = 3, r = 2, in 2-D) and does
+    not write the upsampled tensor: half the time on a CPU. The wider kernel is computed at each call. The plain form is
     used for few pixels, in graphs, which may be run at other sizes, in half precision, where the sums of kernel
     elements would be rounded, and on other devices, where the gain has not been measured.
     """
@@ -327,7 +328,10 @@ class _Repeating:
 
 @lru_cache   # of arrays, because a tensor created under FakeTensorMode must not be cached
 def _positions(kernel: tuple[int, ...], repeat: tuple[int, ...]) -> tuple[Array, list[int]]:
-    """Return the 0-1 matrix that maps a flat kernel to the flat kernel of `widened`, and the sizes of the latter."""
+    """Return the matrix of 0 and 1 that maps a flat kernel to the flat kernel of `widened`, and the latter's sizes.
+
+    kernel: sizes of the kernel, per axis. repeat: factors of the upsampling.
+    """
     ones = np.ones((1, 1), np.float32)
     for k, r in zip(kernel, repeat, strict=True):
         shift = np.arange(k + r - 1) + np.arange(k)[:, None]

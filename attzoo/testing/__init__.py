@@ -140,7 +140,7 @@ def start(case: Case, backend: str) -> float:
         if weight.initialization == "uniform":
             largest = float(np.abs(values - weight.center).max())
             in_bounds = largest <= weight.scale * (1 + 1e-6)
-            ensure(in_bounds, f"expected |{name} - {weight.center}| <= {weight.scale:.4g}, got {largest:.4g}")
+            ensure(in_bounds, f"expected |initial {name} - {weight.center}| <= {weight.scale:.4g}, got {largest:.4g}")
     return worst
 
 
@@ -240,12 +240,12 @@ def files(case: Case, backend: str) -> float:
 
 
 def _plain(name: str, seed: int) -> Iterator[Case]:
-    """Yield the case of a block with the simplest options, see `plainest`."""
+    """Yield one case of block `name`: that with the simplest options, see `plainest`."""
     yield draw(name, plainest)
 
 
 def _wide(name: str, seed: int) -> Iterator[Case]:
-    """Yield the case of `_plain` with 64 channels."""
+    """Yield one case of block `name`: that of `_plain` with 64 channels."""
     yield replace(draw(name, plainest), channels=64)
 
 
@@ -253,9 +253,13 @@ Cases = Callable[[str, int], Iterator[Case]]
 
 
 def _random(count: int, small: bool = False, dtypes: tuple[str, ...] = ("float64",)) -> Cases:
-    """Return a function that yields `count` random cases, with each dtype in turn."""
+    """Return a function (name, seed) that yields `count` random cases of a block, with each of `dtypes` in turn.
+
+    small: as in `case.draw`.
+    """
 
     def cases(name: str, seed: int) -> Iterator[Case]:
+        """Yield the random cases of block `name`."""
         rng = np.random.default_rng(seed)
         for i in range(count):
             yield draw(name, at_random(rng), dtype=dtypes[i % len(dtypes)], small=small)
@@ -305,7 +309,7 @@ def _specs_with_other_values(case: Case, argument: str) -> Iterator[Spec]:
 
 
 def _differs(case: Case, other_spec: Spec) -> bool:
-    """Whether another spec has other weights, outputs or running statistics, or raises for the case's arrays."""
+    """Whether another spec has other weights, outputs or running statistics, or does not accept the case's arrays."""
     if case.spec.weights != other_spec.weights:
         return True
     x, w = case.inputs(), case.weights()
@@ -317,7 +321,7 @@ def _differs(case: Case, other_spec: Spec) -> bool:
 
 
 def _updates_differ(case: Case, other_spec: Spec) -> bool:
-    """Whether `other_spec` updates running statistics to other values in training than the spec of the case."""
+    """Whether two specs, that of the case and `other_spec`, update running statistics differently in training."""
     statistics = [name for name, weight in case.spec.weights.items() if not weight.trainable]
     if not statistics:
         return False

@@ -91,9 +91,9 @@ def check_gradient(case: Case, backend: str, key: int | str, gradient: Array, st
 
 
 def check_result(case: Case, backend: str, result: str, got: Array, training: bool = False) -> float:
-    """Compare an array with the "output" of the spec or a result of `attention_results`; return error / tolerance.
+    """Compare an array `got` with an expected result of the spec; return error / tolerance.
 
-    Raises AssertionError for another shape or a ratio larger than 1.
+    result: "output", or a key of `attention_results`. Raises AssertionError for another shape or a ratio larger than 1.
     """
     expected, change = expected_and_condition(case, result, training)
     ensure(got.shape == expected.shape, f"expected {result} of shape {expected.shape}, got {got.shape}")

@@ -17,7 +17,8 @@ import numpy as np
 
 from ..contract import Array
 
-EXACT: Final = {np.maximum, np.minimum, np.negative, np.positive, np.absolute, np.floor, np.sign}   # they do not round
+# Ufuncs that do not round.
+EXACT: Final = {np.maximum, np.minimum, np.negative, np.positive, np.absolute, np.floor, np.sign}
 PRODUCTS: Final = {np.dot, np.einsum}   # functions with rounding that are not ufuncs; others only move data
 
 

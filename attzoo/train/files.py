@@ -78,7 +78,7 @@ def _pairs(folder: Path, images: str, masks: str) -> list[Pair]:
 
 
 def _missing_text(unpaired: Sequence[Path], folder: Path) -> str:
-    """Return the text "none for ..." for paths without a file of the same name in `folder`, and how to mend it.
+    """Return the text "none for ..." for paths without a file of the same name in `folder`, and the remedy.
 
     The text lists files of these names in `folder` that are ignored because of their extension.
     """

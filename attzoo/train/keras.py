@@ -66,11 +66,14 @@ class Trainer:
             state.assign(np.array([seed, i], keras.backend.standardize_dtype(state.dtype)))
 
     def step(self, images: Array, masks: NDArray[Any]) -> float:
-        """Train on a batch, add its predictions to the confusion matrix, and return the loss over all devices."""
+        """Train on a batch, add its predictions to the confusion matrix, and return the loss over all devices.
+
+        images: (N, C, *S). masks: class indices, (N, *S).
+        """
         return self._run_step("train", images, masks)
 
     def evaluate(self, images: Array, masks: NDArray[Any]) -> None:
-        """Add the predictions for a batch to the confusion matrix, without training."""
+        """Add the predictions for a batch to the confusion matrix, without training. Arguments as `step`."""
         self._run_step("test", images, masks)
 
     def pop_confusion(self) -> NDArray[np.int64]:
@@ -96,7 +99,10 @@ class Trainer:
             variable.assign(arrays[f"optimizer.{i}"])
 
     def _run_step(self, kind: str, images: Array, masks: NDArray[Any]) -> float:
-        """Run a "train" or "test" step of Keras, add its counts to the confusion matrix, and return the loss."""
+        """Run a step of Keras, add its predictions to the confusion matrix, and return the loss.
+
+        kind: "train", or "test" for no training. Other arguments as `step`.
+        """
         x, y = np.asarray(images), np.asarray(masks, np.int32)
         x = x if self.channels_first else np.moveaxis(x, 1, -1)
         self.network.reset_metrics()

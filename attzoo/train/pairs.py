@@ -93,10 +93,16 @@ def _orientation_hint(image: FileInfo, mask: FileInfo) -> str:
 
 
 def _check_orientation(image: Path, image_info: FileInfo, mask: Path, mask_info: FileInfo) -> None:
-    """Raise ValueError if the files declare different EXIF orientations, unless the sizes show that both are right.
+    """Raise ValueError if an image and its mask declare different EXIF orientations, one of which may be wrong.
 
     If one orientation swaps the axes and the other does not, equal sizes of an upright image that is not square show
     that both are right.
+
+    Args:
+        image: the path of the image.
+        image_info: the metadata of its file.
+        mask: the path of the mask.
+        mask_info: the metadata of its file.
     """
     first, second = image_info.orientation, mask_info.orientation
     both_are_right = transposes(first) != transposes(second) and len(set(image_info.shape[1:])) > 1

@@ -69,7 +69,10 @@ def as_csv(history: Sequence[Row]) -> bytes:
 
 
 def curves(history: Sequence[Row], title: str) -> bytes:
-    """Return a PNG with plots of loss, of accuracy and mean IoU, and of the Dice of the classes over epochs."""
+    """Return a PNG with plots of loss, of accuracy and mean IoU, and of the Dice of the classes over epochs.
+
+    history: the row of metrics of each epoch. title: the title of the figure.
+    """
     from matplotlib.figure import Figure
 
     epochs = [row["epoch"] for row in history]
@@ -95,7 +98,10 @@ def curves(history: Sequence[Row], title: str) -> bytes:
 
 
 def _plot_dice(axes: Any, epochs: Sequence[int], history: Sequence[Row], style: Mapping[str, Any]) -> None:
-    """Plot the Dice of the first MAX_CURVES classes on `axes`, and if there are more classes, the mean of all."""
+    """Plot the Dice of the first MAX_CURVES classes on `axes`, and if there are more classes, the mean of all.
+
+    epochs: numbers of the epochs. history: their rows of metrics. style: keyword arguments of the plots.
+    """
     names = [name for name in history[0] if name.startswith("dice_")]
     dice = np.array([[np.nan if row[name] is None else row[name] for name in names] for row in history])
     for k in range(min(len(names), MAX_CURVES)):
@@ -107,7 +113,7 @@ def _plot_dice(axes: Any, epochs: Sequence[int], history: Sequence[Row], style: 
 
 
 def _style_axes(axes: Any, has_shares: bool) -> None:
-    """Set the labels, ticks and grid of a plot. If it shows shares, also set its range to 0 to 1 and add a legend."""
+    """Set the labels, ticks and grid of a plot. With `has_shares`, set its range to 0 to 1, and add a legend."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch", fontsize=9)

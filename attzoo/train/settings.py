@@ -126,7 +126,8 @@ class Settings(contract.NamedArguments):
     def _set_defaults(self) -> None:
         """Replace None by defaults in place. Raises ValueError for a setting without effect."""
         has_data, is_step = self.data is not None, self.schedule == "step"
-        dependent_settings = {   # default, whether it has an effect, the condition for it, and the setting that decides
+        # Default, whether it has an effect, and for the error the condition and the other setting.
+        dependent_settings = {
             "phantoms": (160, not has_data, "without data", "data"),
             "classes": (None, has_data, "with data", "data"),
             "labels": (None, has_data, "with data", "data"),
@@ -153,7 +154,8 @@ class Settings(contract.NamedArguments):
         for name, choices in CHOICES.items():
             contract.set_fields(self, **{name: contract.choice(name, getattr(self, name), choices)})
         for name, minimum in INTEGERS.items():
-            if getattr(self, name) is not None or getattr(Settings, name) is not None:   # or the default is not None
+            # None is valid if it is the default.
+            if getattr(self, name) is not None or getattr(Settings, name) is not None:
                 contract.set_fields(self, **{name: contract.integer(name, getattr(self, name), minimum)})
 
     def _check_numbers(self) -> None:

@@ -81,9 +81,9 @@ def load(folder: Path, arrays: bool = True) -> State:
 
 
 def _format_text(metadata: Any) -> str:
-    """Return what an error says of metadata of another format.
+    """Return the end of an error that metadata have another format than FORMAT.
 
-    This is the number of an earlier format and what to do, else the metadata themselves, shortened.
+    For an earlier format, it is the number and what to do; for others, the beginning of the metadata.
     """
     if isinstance(metadata, dict) and isinstance(metadata.get("format"), int) and metadata["format"] < FORMAT:
         reason = "of an earlier version, which did not save digests of the data: start a new run in another --out"

@@ -66,7 +66,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.rank, self.world_size = _rank_and_world_size()
         self.devices = self.world_size
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")   # as process_group set it
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")   # set by `process_group`
         self.network = make(backend="torch").to(self.device)
         self.model: nn.Module = self.network
         if self.world_size > 1:
@@ -89,7 +89,10 @@ class Trainer:
         self.batches = 0
 
     def step(self, images: Array, masks: NDArray[Any]) -> float:
-        """Train on a batch, add its predictions to the confusion matrix, and return the loss over all devices."""
+        """Train on a batch, add its predictions to the confusion matrix, and return the loss over all devices.
+
+        images: (N, C, *S). masks: class indices, (N, *S).
+        """
         accumulate = self.settings.accumulate
         is_last = (self.batches + 1) % accumulate == 0
         if self.batches % accumulate == 0:
@@ -109,7 +112,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, images: Array, masks: NDArray[Any]) -> None:
-        """Add the predictions for a batch to the confusion matrix, without training."""
+        """Add the predictions for a batch to the confusion matrix, without training. Arguments as `step`."""
         self.network.eval()
         x, y = self._tensors(images, masks)
         self._count(self._logits(self.network, x), y)

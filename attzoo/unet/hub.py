@@ -64,7 +64,7 @@ def _content(net: Any, dtype: str) -> dict[str, Any]:
 
 
 def _card(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the template CARD for the content of config.json."""
+    """Return the values for the placeholders of the template CARD, from the content of config.json."""
     card = {name: config[name] for name in ("in_channels", "out_channels", "spatial_dims")}
     return card | {"config": json.dumps(config, indent=2)}
 
@@ -103,7 +103,11 @@ def from_pretrained(cls: Any, source: str | os.PathLike[str], **options: Any) ->
 
 @lru_cache
 def _hub_class(cls: Any, needed_by: str) -> type[Any]:
-    """Return a subclass of `cls`, the torch U-Net, with huggingface_hub's mixin. It takes config.json's entries."""
+    """Return a subclass of `cls`, the torch U-Net, that is also huggingface_hub's mixin.
+
+    Its arguments are the entries of config.json. needed_by: name of the calling method, for the error if the package is
+    missing.
+    """
     try:
         from huggingface_hub import PyTorchModelHubMixin
     except ModuleNotFoundError as err:

@@ -69,7 +69,10 @@ class UNet(keras.Model):
 
 
 def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
-    """Return the symbolic input and output of the functional model. policy: dtype policy of all layers."""
+    """Return the symbolic input and output of the functional model of a network.
+
+    channels_last: the layout of both. policy: the dtype policy of all layers.
+    """
     space = (None,) * net.spatial_dims
     shape = (*space, net.in_channels) if channels_last else (net.in_channels, *space)
     inputs = x = keras.Input(shape, dtype=policy.compute_dtype)
@@ -111,7 +114,7 @@ def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
 
 
 def _up(make: Make, net: spec.UNet, i: int, level: Level, x: Any) -> Any:
-    """Return x, the output of level i + 1, upsampled to level i."""
+    """Return x, the output of level i + 1, upsampled to level i. make: creates a layer, see `_build`."""
     step = net.steps[i]
     if level.interpolation == "nearest":
         Repeat, dims = getattr(keras.layers, f"UpSampling{net.spatial_dims}D"), net.spatial_dims
@@ -122,7 +125,10 @@ def _up(make: Make, net: spec.UNet, i: int, level: Level, x: Any) -> Any:
 
 
 def _gate(make: Make, net: spec.UNet, i: int, level: Level, e: Any, g: Any) -> Any:
-    """Return the skip connection e of level i after its gate, with gating signal g; e itself without a gate."""
+    """Return the skip connection e of level i after its gate, with gating signal g; e itself without a gate.
+
+    make: creates a layer, see `_build`.
+    """
     if not level.gate:
         return e
     coarse = max(level.min_size) > 1
@@ -133,7 +139,10 @@ def _gate(make: Make, net: spec.UNet, i: int, level: Level, e: Any, g: Any) -> A
 
 
 def _units(make: Make, net: spec.UNet, path: str, units: Sequence[Unit], x: Any, block: Spec | None = None) -> Any:
-    """Return x after convolutions in order, each with its norm, activation and dropout, and after the block."""
+    """Return x after convolutions in order, each with its norm, activation and dropout, and after the block.
+
+    make: creates a layer, see `_build`. path: path of the level.
+    """
     norms = {"batch": ops.BatchNorm, "instance": layers.InstanceNorm}
     for unit in units:
         x = _conv(make, net, path, unit, x)
@@ -150,7 +159,7 @@ def _units(make: Make, net: spec.UNet, path: str, units: Sequence[Unit], x: Any,
 
 
 def _conv(make: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
-    """Return the convolution of a unit, applied to x."""
+    """Return the convolution of a unit applied to x. path: path of the level. make: creates a layer, see `_build`."""
     name, dims = f"{path}.{unit.conv}", net.spatial_dims
     kernel_initializer, bias_initializer = _start(net, f"{name}.weight"), _start(net, f"{name}.bias")
     initializers = {"kernel_initializer": kernel_initializer, "bias_initializer": bias_initializer}
@@ -171,7 +180,10 @@ def _conv(make: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
 
 
 def _linear(make: Make, net: spec.UNet, path: str) -> Any:
-    """Return the dense layer to the output channels with this path."""
+    """Return the dense layer with this path, to the output channels of a network.
+
+    make: creates a layer, see `_build`.
+    """
     initializers = _start(net, f"{path}.weight"), _start(net, f"{path}.bias")
     return make(
         keras.layers.Dense,
@@ -183,7 +195,10 @@ def _linear(make: Make, net: spec.UNet, path: str) -> Any:
 
 
 def _block(make: Make, net: spec.UNet, path: str, block: Spec, *inputs: Any) -> Any:
-    """Apply a block to the inputs, with the initialization that the network specifies."""
+    """Return the output of a block for these inputs. Its weights begin with the initialization of the network.
+
+    make: creates a layer, see `_build`. path: path of the block.
+    """
     layer = make(registry.class_of(block, "keras"), **block.config(), data_format="channels_last", name=path)
     y = layer(*inputs)
     for name, own in block.weights.items():
@@ -199,5 +214,5 @@ def _start(net: spec.UNet, name: str) -> Any:
 
 
 def _format(dims: int) -> dict[str, str]:
-    """Return the argument data_format as a mapping; it is empty for 1-D layers, which have no such argument."""
+    """Return the keyword arguments of a Keras layer with `dims` spatial axes: data_format, or none for 1-D layers."""
     return {} if dims == 1 else {"data_format": "channels_last"}

@@ -31,7 +31,7 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
         contract.set_fields(self, skip_options=skip_options, block_options=block_options)
 
     def _check_blocks(self) -> None:
-        """Raise ValueError for a gate or block with another number of inputs than the network gives it."""
+        """Raise ValueError if a gate or block does not take as many inputs as the network gives to it."""
         for level in self.levels:
             if self.gating == "grid" and level.gate and len(level.gate.inputs) == 1:
                 got = f"got skip={self.skip!r}, a block with one input: set skip='attention_gate' or gating='up'"
@@ -93,7 +93,7 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
             total += _cost(self.gating_unit, space[-1])
         for i, level in enumerate(self.levels):
             level_size, size_below = space[i], space[min(i + 1, len(space) - 1)]
-            # cropped to the size of the level after the units
+            # The upsampled map is cropped to the size of the level only after these convolutions.
             upsampled_size = tuple(map(mul, size_below, self.steps[i])) if level.decoder else level_size
             total += sum(_cost(unit, level_size) for unit in (*level.encoder, *level.decoder))
             total += sum(_cost(unit, size_below if unit.transposed else upsampled_size) for unit in level.up)
@@ -171,7 +171,7 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
 
 
 def _unit(unit: Unit, x: Array, weights: Mapping[str, Array], training: bool) -> Array:
-    """Return a convolution of x, with the norm and activation after it: (N, I, *S) -> (N, O, *T)."""
+    """Return the convolution of a unit applied to x, with its norm and activation: (N, I, *S) -> (N, O, *T)."""
     x = (ops.transposed if unit.transposed else ops.conv)(x, weights, unit.conv, unit.stride)
     if unit.norm:
         norm = f"norm{unit.part}"
@@ -187,5 +187,5 @@ def _cost(unit: Unit, space: Sequence[int]) -> int:
 
 
 def _arguments(block: Spec | None) -> dict[str, Any]:
-    """Return a block's options, with defaults of None replaced by their values."""
+    """Return the options of a gate or block, with defaults of None replaced by their values; {} for None."""
     return {k: v for k, v in block.config().items() if k not in plan.OWN} if block else {}

@@ -100,7 +100,8 @@ class UNet(SpecModule):
 
     def fuse(self) -> UNet:
         """Deprecated name of `fold_norms`, kept for one release."""
-        warnings.warn("UNet.fuse is now UNet.fold_norms", DeprecationWarning, stacklevel=2)
+        message = "UNet.fuse is deprecated and will be removed in the next release: use UNet.fold_norms"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
         return self.fold_norms()
 
     def fold_norms(self) -> UNet:
@@ -196,7 +197,15 @@ class UNet(SpecModule):
 
 
 class Units(nn.Module):
-    """Convolutions in order, each with its norm, activation and dropout, then the block: (N, I, *S) -> (N, O, *T)."""
+    """Convolutions in order, each with its norm, activation and dropout, then the block: (N, I, *S) -> (N, O, *T).
+
+    Args:
+        units: descriptions of the convolutions.
+        net: the spec of the network.
+        factory_options: device and dtype.
+        block: spec of the block after them, or None.
+        repeat: factors of nearest upsampling before the convolution, per axis; None for none.
+    """
 
     def __init__(
         self,
@@ -240,7 +249,10 @@ class Units(nn.Module):
 
 
 def _may_overwrite(x: Tensor, conv: nn.Module, norm: nn.Module | None = None) -> bool:
-    """Whether x = norm(conv(...)) may be overwritten: no hook can have stored x, and no mode or subclass is active."""
+    """Whether x, the output of `conv` or of `norm` after it, may be overwritten.
+
+    It may if no hook can have stored x, and no mode or subclass of tensors is active.
+    """
     is_ordinary = guard.is_ordinary(conv, *CONVS) and (norm is None or guard.is_ordinary(norm, *NORMS))
     return ops.may_overwrite(x) and is_ordinary
 
@@ -251,7 +263,10 @@ def _repeat(net: spec.UNet, i: int) -> tuple[int, ...] | None:
 
 
 def _conv(unit: Unit, dims: int, repeat: tuple[int, ...] | None, factory_options: dict[str, Any]) -> nn.Module:
-    """Return the convolution of a unit, after nearest upsampling by `repeat` if given; made: device and dtype."""
+    """Return the convolution of a unit with `dims` spatial axes, after nearest upsampling by `repeat` if given.
+
+    factory_options: device and dtype.
+    """
     sizes = unit.inputs, unit.outputs, unit.kernel
     if repeat:
         conv: nn.Module = ops.REPEATING[dims](*sizes, padding=unit.padding, **factory_options)
@@ -283,7 +298,7 @@ def _buffers_restored(units: nn.Module) -> Iterator[None]:
 
 
 def _block(block: Spec | None, factory_options: dict[str, Any]) -> nn.Module:
-    """Return the module of a gate or block, or the identity for None; made: device and dtype."""
+    """Return the module of a gate or block, or the identity for None. factory_options: device and dtype."""
     if not block:
         return nn.Identity()
     cls = registry.class_of(block, "torch")

@@ -24,9 +24,10 @@ NORMS = (*ops.BATCH_NORM.values(), nn.Identity)
 
 
 def folds(gate: Any, x: Tensor, g: Tensor) -> bool:
-    """Whether `gated` should compute x * gate.attention(x, g).
+    """Whether `gated` should compute x * gate.attention(x, g), instead of the gate's layers.
 
-    x must be large, no gradient may be needed, and the layers must be 1x1 convolutions and foldable norms, no hooks.
+    x must be large, no gradient may be needed, and the layers must be 1x1 convolutions and foldable norms without
+    hooks.
     """
     return (
         x.numel() >= FEW
@@ -37,7 +38,10 @@ def folds(gate: Any, x: Tensor, g: Tensor) -> bool:
 
 
 def overwrites(gate: Any, t: Tensor, p: Tensor) -> bool:
-    """Whether relu(t + p) may overwrite t, the output of gate.skip_norm: t is large, and no hook can have stored it."""
+    """Whether relu(t + p) may overwrite t, the output of gate.skip_norm; p is the resampled output of gate.gating_norm.
+
+    It may if t is large, and no hook can have stored it.
+    """
     return (
         guard.is_eager_on_cpu(t, p)
         and t.numel() >= FEW
@@ -123,19 +127,22 @@ def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _projected(g: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """Return w g + b for g (N, G, *S): (N, F, *S), with the strides that a convolution would give, also for N = 1."""
+    """Return w g + b for g (N, G, *S), w (F, G) and b (F,): (N, F, *S).
+
+    The strides are those that a convolution would give, also for N = 1.
+    """
     return _linear(g.flatten(2), w, b).mT.unflatten(1, g.shape[2:]).movedim(-1, 1)
 
 
 def _tiles(x: Tensor) -> Iterator[Tensor]:
-    """Split x (N, C, *S) into views (n, C, p): of several samples, or of some pixels of one sample."""
+    """Split x (N, C, *S) into views (n, C, p) that fit into the cache: several samples, or part of one sample."""
     flat, tile = x.flatten(2), TILE * torch.get_num_threads()
     for samples in flat.split(max(1, tile // flat.shape[2])):
         yield from samples.split(tile, 2)
 
 
 def _linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """Return w x + b for x (n, C, p): (n, F, p), in the memory layout of x."""
+    """Return w x + b for x (n, C, p), w (F, C) and b (F,): (n, F, p), in the memory layout of x."""
     if x.is_contiguous() or x.stride(1) != 1:
         return torch.baddbmm(b[:, None], w.expand(len(x), -1, -1), x)
     return torch.baddbmm(b, x.mT, w.mT.expand(len(x), -1, -1)).mT

@@ -13,7 +13,7 @@ Terms = Iterable[tuple[Any, Any]]   # pairs of a sum and the number to divide it
 
 
 def loss(name: str, logits: Any, masks: Any, sum_devices: Callable[[Any], Any] = lambda count: count) -> Any:
-    """Return the loss `name`, a key of LOSSES, as a float32 scalar.
+    """Return the loss `name`, a key of LOSSES, of logits (N, *S, K) and masks (N, *S), as a float32 scalar.
 
     `sum_devices` returns the sum of a count over all devices that share the batch.
     """
@@ -51,7 +51,7 @@ def focal_tversky(logits: Any, masks: Any) -> Terms:
 
 
 def both(logits: Any, masks: Any) -> Terms:
-    """Yield the pair of `cross_entropy`, then the pair of `dice`; the loss is the sum of their quotients."""
+    """Yield the pair of `cross_entropy`, then that of `dice`; the loss is the sum of both quotients."""
     yield from cross_entropy(logits, masks)
     yield from dice(logits, masks)
 

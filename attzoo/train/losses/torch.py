@@ -16,7 +16,7 @@ Terms = Iterable[tuple[Tensor, Tensor]]   # pairs of a sum and the number to div
 def loss(
     name: str, logits: Tensor, masks: Tensor, sum_devices: Callable[[Tensor], Tensor] = lambda count: count
 ) -> Tensor:
-    """Return the loss `name`, a key of LOSSES, as a float32 scalar.
+    """Return the loss `name`, a key of LOSSES, of logits (N, K, *S) and masks (N, *S), as a float32 scalar.
 
     `sum_devices` returns the sum of a count over all devices that share the batch.
     """
@@ -51,7 +51,7 @@ def focal_tversky(logits: Tensor, masks: Tensor) -> Terms:
 
 
 def both(logits: Tensor, masks: Tensor) -> Terms:
-    """Yield the pair of `cross_entropy`, then the pair of `dice`; the loss is the sum of their quotients."""
+    """Yield the pair of `cross_entropy`, then that of `dice`; the loss is the sum of both quotients."""
     yield from cross_entropy(logits, masks)
     yield from dice(logits, masks)
 
