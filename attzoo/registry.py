@@ -29,6 +29,7 @@ BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP 
     "cbam": "attzoo.blocks.cbam:CBAM",
     "eca": "attzoo.blocks.eca:ECA",
     "ese": "attzoo.blocks.ese:ESE",
+    "gc": "attzoo.blocks.gc:GC",
     "attention_gate": "attzoo.blocks.attention_gate:AttentionGate",
 }
 NETWORKS: Final = {   # created, saved and converted like blocks, but not listed by `names`
@@ -37,6 +38,7 @@ NETWORKS: Final = {   # created, saved and converted like blocks, but not listed
 ALIASES: Final = {
     "squeeze_excitation": "se",
     "effective_se": "ese",
+    "global_context": "gc",
     "channel": "channel_attention",
     "spatial": "spatial_attention",
     "additive_gate": "attention_gate",

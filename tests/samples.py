@@ -67,6 +67,15 @@ def network():
     return dict(sorted(samples.items(), key=lambda item: len(item[1].shapes)))
 
 
+def zeros_of(spec):
+    """Return the names of the weights, except biases, that are initially 0.
+
+    Until they change, the output of a block that is initially the identity does not depend on its other weights.
+    """
+    arrays = {name: weight for name, weight in spec.weights.items() if weight.trainable and not name.endswith("bias")}
+    return [name for name, weight in arrays.items() if weight.initialization == "constant" and weight.center == 0]
+
+
 def seed_of(name):
     """Return a seed that depends only on the block's name, so that a new block does not change others' numbers."""
     return crc32(name.encode())

@@ -22,11 +22,13 @@ from samples import (
     pooled_initial_arrays,
     pooling_blocks,
     seed_of,
+    zeros_of,
 )
 
 import attzoo
 from attzoo.adapters import adapter
 from attzoo.blocks.keras import Block
+from attzoo.contract import by_name
 from attzoo.ops.keras import find, keras
 
 BACKEND = keras.backend.backend()
@@ -59,10 +61,15 @@ def inputs(sample, layout=LAST, dtype="float32", **kwargs):
     return [to_layout(x, layout).astype(dtype) for x in sample.arrays(**kwargs)]
 
 
-def randomize_statistics(block):
-    """Set random running statistics, so that norms are not identities; return the block."""
+def randomize(block):
+    """Set random running statistics, and random weights in place of zeros, so that nothing is an identity.
+
+    Return the block.
+    """
     rng = np.random.default_rng(1)
     arrays = attzoo.weights(block)
+    for name in zeros_of(block.spec):
+        arrays[name][:] = keras.ops.convert_to_numpy(keras.random.normal(arrays[name].shape))
     for name, array in arrays.items():
         if name.endswith((".mean", ".var")):
             array[:] = rng.uniform(0.5, 2, array.shape)
@@ -71,8 +78,8 @@ def randomize_statistics(block):
 
 
 def build(sample, layout=LAST, **kwargs):
-    """Return a block with random running statistics."""
-    return randomize_statistics(sample.create("keras", data_format=layout, **kwargs))
+    """Return a block with random running statistics and no weights of zeros."""
+    return randomize(sample.create("keras", data_format=layout, **kwargs))
 
 
 def functional_model(sample, layout=LAST, known=False, **kwargs):
@@ -94,7 +101,7 @@ def all_blocks_model(layout=LAST, known=False):
         x = row[-1](x, *[g] * (len(sample.shapes) - 1))
     keras.utils.set_random_seed(0)
     for block in row:
-        randomize_statistics(block)
+        randomize(block)
     return keras.Model(tensors, x)
 
 
@@ -485,11 +492,13 @@ def test_output_under_a_dtype_policy_agrees_with_the_spec(sample, policy):
 def test_attention_accepts_arrays_and_tensors(sample, policy):
     block = build(sample, dtype=policy)
     weights = {name: w.astype(np.float64) for name, w in attzoo.weights(block).items()}
-    expected = to_layout(block.spec.attention(*sample.arrays(), weights=weights), LAST)
+    expected = by_name(block.spec.attention(*sample.arrays(), weights=weights))
     for xs in (inputs(sample, dtype="float64"), list(map(keras.ops.convert_to_tensor, inputs(sample)))):
-        a = block.attention(*xs)
-        assert keras.backend.standardize_dtype(a.dtype) == block.compute_dtype
-        assert relative_error(a, expected) < (1e-5 if policy == "float32" else 4e-3)
+        got = by_name(block.attention(*xs))
+        assert got.keys() == expected.keys()
+        for name, a in got.items():
+            assert keras.backend.standardize_dtype(a.dtype) == block.compute_dtype
+            assert relative_error(a, to_layout(expected[name], LAST)) < (1e-5 if policy == "float32" else 4e-3)
 
 
 def test_global_policy_applies_to_blocks():

@@ -102,6 +102,8 @@ class Keys:
         max_first: canonical names of convolutions whose first input plane is the maximum. In attzoo it is the mean.
         channels_last: whether kernels are those of Keras, (*k, I, O), and keys are paths of variables, which begin with
             the name of a layer. The names of the layers of a block may have a common prefix.
+        vectors: canonical names of arrays with one axis that have further axes of size 1 in the library -> the numbers
+            of such axes before and after it.
 
     """
 
@@ -109,6 +111,7 @@ class Keys:
     axes: int | None = 0
     max_first: tuple[str, ...] = ()
     channels_last: bool = False
+    vectors: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

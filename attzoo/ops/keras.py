@@ -198,8 +198,12 @@ class BatchNorm(keras.layers.Layer):
 class LayerNorm(keras.layers.Layer):
     """Layer norm of the channels at each position: (N, *S, C) -> (N, *S, C), also (N, C) -> (N, C).
 
-    Statistics are computed in float32 or float64.
+    Statistics are computed in float32 or float64. epsilon: added to the variance.
     """
+
+    def __init__(self, epsilon: float = EPSILON, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
 
     def build(self, input_shape: Any) -> None:
         """Create the weight and the bias."""
@@ -211,8 +215,12 @@ class LayerNorm(keras.layers.Layer):
         """Return the norm of x (N, *S, C) in the dtype of x."""
         z = ops.cast(x, wide(x.dtype))
         centered = z - mean(z, -1, keepdims=True)
-        scale = ops.rsqrt(mean(ops.square(centered), -1, keepdims=True) + EPSILON)
+        scale = ops.rsqrt(mean(ops.square(centered), -1, keepdims=True) + self.epsilon)
         return ops.cast(centered * scale * ops.cast(self.weight, z.dtype) + ops.cast(self.bias, z.dtype), x.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return super().get_config() | {"epsilon": self.epsilon}
 
 
 @register
