@@ -472,6 +472,17 @@ class Adapted(nn.Module):
         return self.base_layer(x) + x @ self.lora_a.T @ self.lora_b.T
 
 
+class AdaptedLinear(nn.Linear):
+    """Like a LoRA layer of loralib: a linear layer whose output has a further term."""
+
+    def __init__(self, linear):
+        super().__init__(8, 3)
+        self.lora_a, self.lora_b = nn.Parameter(torch.rand(1, 8)), nn.Parameter(torch.rand(3, 1))
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.lora_a.T @ self.lora_b.T
+
+
 def quantized_in_training(linear):
     """Add the attribute of layers in quantisation-aware training."""
     linear.weight_fake_quant = nn.Identity()
@@ -481,6 +492,7 @@ def quantized_in_training(linear):
 @pytest.mark.parametrize(("create_layer", "message"), [
     (Transposed, r"shape \(8, 3\), not \(3, 8\)"),
     (Adapted, "the array of Adapted, which computes with another array: merge the adapter first"),
+    (AdaptedLinear, "the array of AdaptedLinear, which computes with another array: merge the adapter first"),
     (quantized_in_training, "the array of Linear, which computes with another array"),
     (lambda linear: nn.LazyLinear(3), "LazyLinear creates at its first call"),
     (lambda linear: torch.ao.nn.quantized.dynamic.Linear(8, 3), "quantized values of Linear: read the weights before"),

@@ -240,6 +240,8 @@ def test_error_for_a_picture_saved_as_array_says_that_it_is_read_as_a_volume(tmp
     ((6, 5), (6, 5, 1), r": save both arrays with the same axes, \(H, W\) or \(D, H, W\)"),
     ((6, 5), (1, 6, 5), r": save both arrays with the same axes, \(H, W\) or \(D, H, W\)"),
     ((2, 6, 5, 4), (6, 5, 4), r": .*a.npy holds 2 x 6 x 5 x 4; save channels as the last axis, \(D, H, W, C\)"),
+    ((6, 5), (6, 5, 3), r": if each channel of the mask is a class, save the argmax over channels, an array \(H, W\)"),
+    ((6, 5), (3, 6, 5), r": if each channel of the mask is a class, save the argmax over channels, an array \(H, W\)"),
     ((6, 5), (6, 4), ": resize the mask with nearest-neighbour"),
 ])   # fmt: skip
 def test_arrays_with_other_axes_than_their_masks_are_refused_with_the_fix(image, mask, fix, tmp_path):

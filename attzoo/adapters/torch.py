@@ -317,10 +317,23 @@ def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module, leaf: st
     if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
         raise missing_array(name, block, f"{tensor.dtype} in layout {tensor.layout}")
     is_property = isinstance(getattr(type(layer), leaf, None), property)
-    if (is_property and not parametrize.is_parametrized(layer, leaf)) or hasattr(layer, "weight_fake_quant"):
+    is_computed = is_property and not parametrize.is_parametrized(layer, leaf)
+    if is_computed or hasattr(layer, "weight_fake_quant") or _has_further_parameters(block, name, layer):
         remedy = "merge the adapter first, as merge_and_unload of peft does, or read the weights before this change"
         got = f"the array of {type(layer).__name__}, which computes with another array"
         raise missing_array(name, block, got, remedy)
+
+
+def _has_further_parameters(block: Any, name: str, layer: nn.Module) -> bool:
+    """Whether the layer of canonical `name` has parameters of its own that the spec lacks, such as those of LoRA.
+
+    Parameters from which a hook of torch.nn.utils computes an array of the layer do not count.
+    """
+    path = name.rpartition(".")[0]
+    if not path or any(isinstance(hook, tuple(REMOVE)) for hook in guard.forward_pre_hooks(layer)):
+        return False
+    own_names = (f"{path}.{own_name}" for own_name, _ in layer.named_parameters(recurse=False))
+    return any(own_name not in block.spec.weights for own_name in own_names)
 
 
 def _check_stored(block: Any, name: str, tensor: Tensor) -> None:

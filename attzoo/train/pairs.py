@@ -73,6 +73,8 @@ def _axes_hint(image: Path, shape: tuple[int, ...], mask_shape: tuple[int, ...])
         shape: (C, *S) of the image.
         mask_shape: (1, *S) of the mask, of another size.
     """
+    if len(mask_shape) == 4 and tuple(shape[1:]) in (mask_shape[1:3], mask_shape[2:]) and mask_shape.count(1) == 1:
+        return ": if each channel of the mask is a class, save the argmax over channels, an array (H, W)"
     if len(shape) == 4 and shape[0] == 1 and min(shape[1], shape[-1]) <= 4:
         fix = "save a picture (H, W, C) as PNG or TIFF"
         return f": {image} holds three axes, which are read as a volume (D, H, W); {fix}"
