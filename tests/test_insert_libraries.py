@@ -228,7 +228,7 @@ def test_frozen_attention_stays_frozen():
 def test_modules_that_cannot_be_exchanged_are_refused():
     net = torchvision_attention()
     attzoo.attach(net, "eca", after="1", example=X, kernel_size=3)
-    with pytest.raises(ValueError, match="expected '1' without an attached block, got one that has it: detach it"):
+    with pytest.raises(ValueError, match="expected '1' without an attached block, got a module that has one: detach"):
         attzoo.swap(net, "se", where="1")
     with torch.device("meta"):
         net = torchvision_attention()
