@@ -170,7 +170,7 @@ class Card:
     def settings(self, variant: str, channels: int = CHANNELS) -> dict[str, Any]:
         """Return the arguments that a variant sets, as name -> value at `channels` channels."""
         preset = self.variants[variant]
-        assumed = {k: v for k, v in self._assumed(channels).items() if k not in preset.arguments}
+        assumed = {key: value for key, value in self._assumed(channels).items() if key not in preset.arguments}
         config = registry.create(self.name, channels, backend="numpy", variant=variant, **assumed).config()
         settings = dict(preset.arguments) | {name: config[name] for name in preset.rules}
         return without_idle_rules(self.spec, settings)
@@ -226,13 +226,13 @@ def info(name: str) -> Card:
         spec=spec,
         arguments=tuple(
             Argument(
-                f.name,
-                descriptions.get(f.name, ""),
-                f.default is MISSING,
-                None if f.default is MISSING else f.default,
-                f.metadata.get("channels_of", ""),
+                field.name,
+                descriptions.get(field.name, ""),
+                field.default is MISSING,
+                None if field.default is MISSING else field.default,
+                field.metadata.get("channels_of", ""),
             )
-            for f in fields(spec)   # type: ignore[arg-type]
+            for field in fields(spec)   # type: ignore[arg-type]
         ),
         variants=registry.variants(name),
         examples=registry.examples(name),
@@ -298,7 +298,7 @@ def _plain(card: Card, channels: int, width: int) -> Iterator[str]:
     if card.sources:
         facts.append(("sources", ", ".join(card.sources)))
     yield _columns(facts, width)
-    yield "Arguments\n" + _columns([(str(a), a.about) for a in card.arguments], width, "  ")
+    yield "Arguments\n" + _columns([(str(argument), argument.about) for argument in card.arguments], width, "  ")
     if card.variants:
         variants = [(name, f"{settings}\n{source}") for name, settings, source in _variants(card, channels)]
         yield "Variants\n" + _columns(variants, width, "  ")
@@ -386,7 +386,7 @@ def _variants(card: Card, channels: int) -> Iterator[tuple[str, str, str]]:
     for name, variant in card.variants.items():
         settings = dict(variant.arguments)
         settings |= {} if card.unknown or card.network else card.settings(name, channels)
-        arguments = ", ".join(f"{k}={v!r}" + " by its rule" * (k in variant.rules) for k, v in settings.items())
+        arguments = ", ".join(f"{key}={v!r}" + " by its rule" * (key in variant.rules) for key, v in settings.items())
         rule_texts = {k: _first_sentence(cleandoc(rule.__doc__)) for k, rule in variant.rules.items() if rule.__doc__}
         rules = [f"; {k}: {sentence.rstrip('.')}" for k, sentence in rule_texts.items()]
         size = ""

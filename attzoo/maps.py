@@ -142,11 +142,11 @@ def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: S
     ax.imshow(pixels, aspect="auto", interpolation="nearest")
     plotting.remove_ticks(ax)
     _label(ax, "image", plotting.size_text(image.shape[1:]), plotting.slice_text(image.shape[1:], cut))
-    for i, (name, a) in enumerate(maps.items(), start=1):
-        if max(a.shape[2:]) == 1:
-            _draw_bars(axes(i), name, a[0].reshape(-1))
+    for i, (name, array) in enumerate(maps.items(), start=1):
+        if max(array.shape[2:]) == 1:
+            _draw_bars(axes(i), name, array[0].reshape(-1))
         else:
-            _draw_map(axes(i), axes(i, PANEL + 0.07, 0.08), name, a[0], image, cut)
+            _draw_map(axes(i), axes(i, PANEL + 0.07, 0.08), name, array[0], image, cut)
     figure.text(MARGIN / width, 1 - MARGIN / height, plotting.escape_text(title), fontsize=15, weight="bold", va="top")
     figure.text(MARGIN / width, MARGIN / height, CAPTION, fontsize=9, color=GREY, va="bottom", linespacing=1.35)
     return plotting.png(figure, dpi=150)

@@ -144,7 +144,7 @@ def create(name: str, /, *args: Any, backend: str, variant: str | None = None, *
     preset = variants(name)[known_name(f"variant of {name}", variant, variants(name))]
     spec = get(name, backend="numpy")
     fields = spec.__dataclass_fields__   # type: ignore[attr-defined]
-    given = signature(spec).bind_partial(*args, **{k: v for k, v in kwargs.items() if k in fields}).arguments
+    given = signature(spec).bind_partial(*args, **{key: v for key, v in kwargs.items() if key in fields}).arguments
     # rule -> argument that it derives; "" for other arguments
     derives = {k: field.metadata.get("rule_for", "") for k, field in fields.items()}
     arguments = {k: v for k, v in preset.arguments.items() if given.get(derives.get(k, "")) is None} | given

@@ -109,7 +109,7 @@ def step(block, *inputs_and_dy, mode="triton"):
 
 def exact(block, *inputs_and_dy):
     """Return the results of a step of the plain form in float64."""
-    return step(copy.deepcopy(block).double(), *(t.double() for t in inputs_and_dy), mode="eager")
+    return step(copy.deepcopy(block).double(), *(tensor.double() for tensor in inputs_and_dy), mode="eager")
 
 
 def condition(block, x, dy, expected):
@@ -126,8 +126,8 @@ def condition(block, x, dy, expected):
         twin = copy.deepcopy(block).double()
         for parameter in twin.parameters():
             parameter.data = perturbed(parameter.data, turn)
-        for name, t in exact(twin, perturbed(x, turn), perturbed(dy, turn)).items():
-            change = (t - expected[name]).abs().nan_to_num(0, posinf=0)
+        for name, tensor in exact(twin, perturbed(x, turn), perturbed(dy, turn)).items():
+            change = (tensor - expected[name]).abs().nan_to_num(0, posinf=0)
             changes[name] = max(changes[name], change.max().item() / NUDGE if change.numel() else 0.0)
     return changes
 

@@ -30,7 +30,7 @@ ARRAYS = {
 
 def in_memory_format(memory_format, rank):
     """Return a function that converts tensors of this rank to a memory format and returns others unchanged."""
-    return lambda t: t.contiguous(memory_format=memory_format) if t.ndim == rank else t
+    return lambda tensor: tensor.contiguous(memory_format=memory_format) if tensor.ndim == rank else tensor
 
 
 TENSORS = {

@@ -54,7 +54,7 @@ def draw(spec, seed=1):
 
 def build(name, backend, dtype="float64", **kwargs):
     """Create a net of NETS with the random weights of `draw`."""
-    spec = create(name, "numpy", **{k: v for k, v in kwargs.items() if k != "data_format"})
+    spec = create(name, "numpy", **{key: value for key, value in kwargs.items() if key != "data_format"})
     config = spec.config() | {k: v for k, v in kwargs.items() if k == "data_format"}
     net = adapter(backend).make(attzoo.get("unet", backend=backend), config, dtype)
     adapter(backend).write(net, draw(spec))

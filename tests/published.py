@@ -57,7 +57,7 @@ def norm_shapes(layer, channels):
 
 def create(block, variant, channels, backend="numpy", **arguments):
     """Create a block in a published variant. `channels` has the channels of each input; surplus ones are ignored."""
-    named = ["channels", *(a.name for a in attzoo.info(block).arguments if a.channels_of)]
+    named = ["channels", *(argument.name for argument in attzoo.info(block).arguments if argument.channels_of)]
     arguments |= zip(named, channels, strict=False)
     return attzoo.create(block, **arguments, backend=backend, variant=variant)
 

@@ -60,7 +60,7 @@ def network():
     samples = {}
     for name in attzoo.names():
         examples = [example for example in registry.examples(name).values() if len(example.shapes[0]) == 4]
-        further = [a.name for a in attzoo.info(name).arguments if a.channels_of]
+        further = [argument.name for argument in attzoo.info(name).arguments if argument.channels_of]
         channels = dict(zip(["channels", *further], (8, *(6,) * len(further)), strict=True))
         for example in examples[-1:]:
             samples[name] = Sample(name, {**example.arguments, **channels}, NET.shapes[: 1 + len(further)])

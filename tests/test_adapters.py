@@ -40,7 +40,7 @@ def unet(backend="torch", **options):
 
 def randomized(block):
     """Set all arrays of a block to random values, and return it."""
-    arrays = {n: RNG.uniform(0.2, 1.5, a.shape).astype("f4") for n, a in attzoo.weights(block).items()}
+    arrays = {name: RNG.uniform(0.2, 1.5, array.shape).astype("f4") for name, array in attzoo.weights(block).items()}
     attzoo.load_weights(block, arrays)
     return block
 
@@ -162,7 +162,7 @@ CHANGES = {   # change -> block, function that changes it, layer in the error, a
         "Doubled"
     ),
     "a sequence": (
-        cbam, lambda b: setattr(b.channel, "excite", nn.Sequential(b.channel.excite, nn.Tanh())),
+        cbam, lambda block: setattr(block.channel, "excite", nn.Sequential(block.channel.excite, nn.Tanh())),
         "channel.excite", "Sequential",
     ),
     "another part": (
@@ -221,7 +221,7 @@ def test_error_names_a_norm_without_running_statistics():
     block = cbam()
     block.spatial.norm = nn.GroupNorm(1, 1)
     message = r"expected spatial\.norm\.mean of CBAM as its class creates it, a floating-point array, got "
-    for function in (attzoo.weights, lambda b: attzoo.load_weights(b, attzoo.weights(cbam()))):
+    for function in (attzoo.weights, lambda block: attzoo.load_weights(block, attzoo.weights(cbam()))):
         with pytest.raises(ValueError, match=f"{message}.*GroupNorm"):
             function(block)
     block = cbam()
@@ -413,7 +413,7 @@ def test_arrays_that_share_memory_are_not_written():
 def test_block_on_the_meta_device_is_neither_read_nor_written():
     with torch.device("meta"):
         block = attzoo.create("eca", 8, backend="torch")
-    for function in (attzoo.weights, lambda b: attzoo.load_weights(b, {"conv.weight": np.ones(3, "f4")})):
+    for function in (attzoo.weights, lambda block: attzoo.load_weights(block, {"conv.weight": np.ones(3, "f4")})):
         with pytest.raises(ValueError, match=r"conv\.weight of ECA .*meta device: call block\.to_empty"):
             function(block)
 
@@ -424,7 +424,7 @@ def test_sharded_tensor_is_neither_read_nor_written():
         block = cbam()
         arrays = attzoo.weights(block)
         fully_shard(block, mesh=init_device_mesh("cpu", (1,)))
-        for function in (attzoo.weights, lambda b: attzoo.load_weights(b, arrays)):
+        for function in (attzoo.weights, lambda block: attzoo.load_weights(block, arrays)):
             with pytest.raises(ValueError, match=r"got a part of a sharded tensor: call block\.unshard\(\) first"):
                 function(block)
         block.unshard()
@@ -491,7 +491,7 @@ def test_arrays_that_a_layer_does_not_use_are_neither_read_nor_written(create_la
     block = cbam()
     arrays = attzoo.weights(block)
     block.channel.squeeze = create_layer(block.channel.squeeze)
-    for function in (attzoo.weights, lambda b: attzoo.load_weights(b, arrays)):
+    for function in (attzoo.weights, lambda block: attzoo.load_weights(block, arrays)):
         with pytest.raises(ValueError, match=rf"channel\.squeeze\.\w+ of CBAM as its class .*, got .*{message}"):
             function(block)
 
@@ -732,7 +732,7 @@ def test_quantized_keras_layers_are_not_read(mode, tmp_path):
     block.squeeze.quantize(mode)
     for function in (
         attzoo.weights,
-        lambda b: attzoo.load_weights(b, arrays),
+        lambda block: attzoo.load_weights(block, arrays),
         lambda b: attzoo.save(b, tmp_path / "a.safetensors"),
         lambda b: attzoo.convert(b, backend="torch"),
     ):

@@ -94,7 +94,7 @@ def step(block, xs, cotangent):
     """Return the output, the gradients and the buffers of a copy of the block after a training step."""
     block, xs = copy.deepcopy(block), [x.clone().requires_grad_() for x in xs]
     y = block(*xs)
-    leaves = [*xs, *(p for p in block.parameters() if p.requires_grad)]
+    leaves = [*xs, *(parameter for parameter in block.parameters() if parameter.requires_grad)]
     return [y.detach(), *torch.autograd.grad(y, leaves, cotangent), *block.buffers()]
 
 

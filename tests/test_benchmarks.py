@@ -34,7 +34,7 @@ def test_spread_returns_the_quartiles():
 
 def test_ratios_are_paired_within_a_round():
     peer = [1.0, 10.0, 100.0, 1000.0, 2.0]   # the machine slows down and recovers
-    times = {"peer": peer, "ours": [0.5 * t for t in peer], "again": [1.1, 9.0, 100.0, 1010.0, 2.0]}
+    times = {"peer": peer, "ours": [0.5 * tensor for tensor in peer], "again": [1.1, 9.0, 100.0, 1010.0, 2.0]}
     assert paired(times, "ours", "peer") == Spread(0.5, 0.5, 0.5)
     assert paired(times, "again", "peer") == Spread(1.0, 1.0, 1.01)
     with pytest.raises(ValueError, match="longer"):
@@ -224,7 +224,7 @@ def test_peak_does_not_count_tensors_from_before_the_call():
 
 def test_resnet50_has_the_published_parameters():
     net = nets.ResNet50()
-    assert sum(p.numel() for p in net.parameters()) == 25_557_032   # torchvision's
+    assert sum(parameter.numel() for parameter in net.parameters()) == 25_557_032   # torchvision's
     assert net.eval()(torch.zeros(1, 3, 33, 40)).shape == (1, 1000)
 
 

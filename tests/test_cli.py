@@ -373,7 +373,7 @@ def test_failed_convert_leaves_the_old_file_unchanged(saved, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
     assert error_of("convert", str(path), str(out)) == f"attzoo: {out}: No space left on device"
     assert out.read_bytes() == b"old"
-    assert sorted(p.name for p in path.parent.iterdir()) == ["gate.pt", "gate.safetensors"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["gate.pt", "gate.safetensors"]
 
 
 def test_convert_keeps_the_permissions_of_the_replaced_file(saved):

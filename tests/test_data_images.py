@@ -401,7 +401,7 @@ def unwritten(path, options, at):
         for name in ("Offsets", "ByteCounts"):
             tag = page.tags[("Tile" if "tile" in options else "Strip") + name]
             values = list(np.atleast_1d(tag.value))
-            tag.overwrite([int(v) if i < at else 0 for i, v in enumerate(values)])
+            tag.overwrite([int(value) if i < at else 0 for i, value in enumerate(values)])
     return len(values) - at
 
 

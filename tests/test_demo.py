@@ -101,7 +101,7 @@ def test_a_block_adds_twice_its_parameters(block):
     block_parameters = sum(w.size for w in block_spec.weights.values() if w.trainable)
     parameters, macs = run.cost(nets["torch"].spec)
     assert parameters - run.cost(base.spec)[0] == 2 * block_parameters
-    assert parameters == sum(p.numel() for p in nets["torch"].parameters())
+    assert parameters == sum(parameter.numel() for parameter in nets["torch"].parameters())
     assert parameters == sum(prod(w.shape) for w in nets["keras"].trainable_weights)
     with FlopCounterMode(display=False) as counter:
         nets["torch"](torch.zeros(1, 1, 8, 8))

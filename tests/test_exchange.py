@@ -221,7 +221,7 @@ def test_exported_weights_are_those_that_were_loaded(name):
     source, module, block, _ = published(name)
     attzoo.load_weights(block, module.state_dict(), source=source)
     exported = attzoo.export_weights(block, target="timm-efficientnet" if "Nets" in name else source)
-    expected = {key: a for key, a in module.state_dict().items() if not key.endswith("num_batches_tracked")}
+    expected = {key: array for key, array in module.state_dict().items() if not key.endswith("num_batches_tracked")}
     assert exported.keys() == expected.keys()
     for key, array in exported.items():
         assert array.flags.c_contiguous
@@ -345,7 +345,7 @@ def test_a_unet_loads_and_exports_the_published_network():
     x = torch.randn(2, 2, 16, 8, generator=RNG).double()
     assert_close(converted(x), published(x), rtol=1e-6, atol=1e-9)
     exported = attzoo.export_weights(converted, target="leejunhyun")
-    expected = {key: a for key, a in published.state_dict().items() if not key.endswith("num_batches_tracked")}
+    expected = {key: array for key, array in published.state_dict().items() if not key.endswith("num_batches_tracked")}
     assert exported.keys() == expected.keys()
     assert all(np.array_equal(array, expected[key]) for key, array in exported.items())
 
@@ -364,7 +364,7 @@ def network_of_blocks():
     net = nn.Sequential(nn.Conv2d(3, 6, 1), attzoo.create("se", 6, backend="torch", reduced_channels=4))
     net.append(nn.Sequential(attzoo.create("cbam", 6, backend="torch", variant="timm", reduction=3)))
     se = random_weights(SE(("fc1", "fc2"), 6, 4, conv=True)).float().state_dict()
-    cbam = {key: torch.from_numpy(a) for key, a in attzoo.export_weights(net[2][0], target="timm").items()}
+    cbam = {key: torch.from_numpy(array) for key, array in attzoo.export_weights(net[2][0], target="timm").items()}
     state = {f"1.{key}": value for key, value in se.items()}
     return net, state | {f"2.0.{key}": value + 1 for key, value in cbam.items()}
 

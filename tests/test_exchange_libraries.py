@@ -67,7 +67,7 @@ def test_weights_of_library_blocks_give_their_outputs_in_both_directions(name):
     assert_same(converted, reference, (2, converted.spec.channels, 9, 7))
     exported_to = random_weights(make()).float()
     target = "timm-efficientnet" if name.startswith("SqueezeExcite,") else source
-    exported = {key: torch.from_numpy(a) for key, a in attzoo.export_weights(converted, target=target).items()}
+    exported = {key: torch.from_numpy(array) for key, array in attzoo.export_weights(converted, target=target).items()}
     missing = exported_to.load_state_dict(exported, strict=False)
     assert not missing.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in missing.missing_keys)
@@ -106,13 +106,13 @@ def test_weights_of_monai_unet_give_its_output_in_both_directions(case):
     monai_args, options, shape = UNETS[case]
     published = random_weights(module_of("monai.networks.nets.AttentionUnet", *monai_args)).float()
     with torch.no_grad():
-        for name, p in published.named_parameters():
-            p.mul_(0.3 if "conv" in name else 1)   # so that outputs of all levels have similar magnitudes
+        for name, parameter in published.named_parameters():
+            parameter.mul_(0.3 if "conv" in name else 1)   # so that outputs of all levels have similar magnitudes
     converted = attzoo.create("unet", *monai_args[1:4], backend="torch", variant="monai", **options).eval()
     attzoo.load_weights(converted, published.state_dict(), source="monai")
     assert_same(converted, published, shape)
     exported_to = module_of("monai.networks.nets.AttentionUnet", *monai_args).eval()
-    exported = {key: torch.from_numpy(a) for key, a in attzoo.export_weights(converted, target="monai").items()}
+    exported = {key: torch.from_numpy(array) for key, array in attzoo.export_weights(converted, target="monai").items()}
     missing = exported_to.load_state_dict(exported, strict=False)
     assert not missing.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in missing.missing_keys)

@@ -90,7 +90,7 @@ def test_dynamic_quantization_changes_only_linear_layers(subject):
     make, make_inputs = SUBJECTS[subject]
     net, xs = make(), make_inputs()
     quantized = torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
-    changed = [m for m in quantized.modules() if isinstance(m, torch.ao.nn.quantized.dynamic.Linear)]
+    changed = [module for module in quantized.modules() if isinstance(module, torch.ao.nn.quantized.dynamic.Linear)]
     assert len(changed) == sum(isinstance(m, nn.Linear) for m in net.modules()) > 0
     with torch.no_grad():
         got, expected = quantized(*xs), net(*xs)

@@ -35,7 +35,7 @@ def test_all_tensors_have_the_device_and_dtype_of_the_arguments(name):
     for device in ("cpu", "meta", torch.device("cpu")):
         for dtype in DTYPES:
             block = make(name, device=device, dtype=dtype)
-            assert {t.device.type for t in tensors(block)} == {torch.device(device).type}
+            assert {tensor.device.type for tensor in tensors(block)} == {torch.device(device).type}
             assert {t.dtype for t in tensors(block) if t.is_floating_point()} == {dtype}
     plain = make(name)
     for device, dtype in ((None, None), ("meta", None), (None, torch.float64)):
@@ -105,7 +105,7 @@ def test_device_and_dtype_work_with_variants_and_default_settings():
             required = {argument.name: 3 for argument in attzoo.info(name).arguments if argument.required}
             options = {"device": "meta", "dtype": torch.float16}
             block = attzoo.create(name, **required, backend="torch", variant=variant, **options)
-            assert {(p.device.type, p.dtype) for p in block.parameters()} == {("meta", torch.float16)}
+            assert {(weight.device.type, weight.dtype) for weight in block.parameters()} == {("meta", torch.float16)}
     with torch.device("meta"):
         assert not next(attzoo.torch.SE(8, device="cpu").parameters()).is_meta
         assert next(attzoo.torch.SE(8).parameters()).is_meta
@@ -154,7 +154,7 @@ def test_third_party_block_in_a_unet_may_lack_device_and_dtype(monkeypatch):
     monkeypatch.setattr(unet.registry, "class_of", replaced_class_of)
     net = attzoo.create("unet", 3, 2, (4, 6), backend="torch", block="eca", device="meta", dtype=torch.float16)
     assert isinstance(net.encoder[0].block, BlockWithoutDevice)
-    assert {(p.device.type, p.dtype) for p in net.parameters()} == {("meta", torch.float16)}
+    assert {(parameter.device.type, parameter.dtype) for parameter in net.parameters()} == {("meta", torch.float16)}
 
 
 KERAS = "got backend='keras': Keras takes dtype as a name or policy, such as 'float16'"

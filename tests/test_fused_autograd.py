@@ -95,7 +95,7 @@ def test_input_changed_before_backward_raises(name):
 @all_blocks
 def test_functional_call_matches_plain_form(name):
     block, x = build(name).eval(), draw(2, 8, 4, 3)
-    weights = {key: (p.detach() * 2).requires_grad_() for key, p in block.named_parameters()}
+    weights = {key: (parameter.detach() * 2).requires_grad_() for key, parameter in block.named_parameters()}
     gradients = []
     for mode in ("triton", "eager"):
         with attzoo.kernels(mode):
@@ -128,7 +128,7 @@ def tail_results(mode, name, act, layout, *, compiled=False):
         y = call(*xs)
     gradients = torch.autograd.grad(y, learned, dy, create_graph=not compiled)
     second = () if compiled else torch.autograd.grad(gradients[0].square().sum(), learned, allow_unused=True)
-    return [y.detach(), *(t.detach() for t in (*gradients, *second) if t is not None)]
+    return [y.detach(), *(tensor.detach() for tensor in (*gradients, *second) if tensor is not None)]
 
 
 @pytest.mark.one_of_each
@@ -146,7 +146,7 @@ def test_gradients_of_a_residual_block_match_float64(name):
     block, x, shortcut, dy = build(name), *(draw(2, 8, 4, 3, seed=seed) for seed in range(3))
     results = []
     for mode, module in (("triton", block), ("eager", copy.deepcopy(block).double())):
-        inputs = [t.to(next(module.parameters()).dtype).requires_grad_() for t in (x, shortcut)]
+        inputs = [tensor.to(next(module.parameters()).dtype).requires_grad_() for tensor in (x, shortcut)]
         with attzoo.kernels(mode):
             y = module(*inputs, act="relu")
         results.append([y, *torch.autograd.grad(y, [*inputs, *module.parameters()], dy.to(y.dtype))])
@@ -163,7 +163,7 @@ def test_backward_allocates_only_two_gradients_of_the_size_of_x(name, act):
         y = block(*inputs, act=act)
     with Large(x) as observer:
         torch.autograd.grad(y, inputs, dy)
-    existing = {t.untyped_storage().data_ptr() for t in (x, y, dy)}   # the interpreter makes views of these
+    existing = {tensor.untyped_storage().data_ptr() for tensor in (x, y, dy)}   # the interpreter makes views of these
     assert len(observer.made.keys() - existing) == 2
 
 

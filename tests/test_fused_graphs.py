@@ -26,7 +26,7 @@ def test_operators_pass_opcheck(name):
         )
         assert uses_kernels(block, x)
     (fused, args), = calls
-    inputs = tuple(t.detach().requires_grad_() if isinstance(t, torch.Tensor) else t for t in args)
+    inputs = tuple(tensor.detach().requires_grad_() if isinstance(tensor, torch.Tensor) else tensor for tensor in args)
     torch.library.opcheck(fused.operator, inputs)
     with torch.no_grad():
         y, *saved = fused.forward(*args)

@@ -291,7 +291,7 @@ def test_weights_may_have_any_strides():
 def test_no_tensor_of_inner_channels_is_saved(norm):
     block, (x, g, _) = build(32, 32, inter_channels=64, norm=norm, training=False), inputs((2, 32, 4, 5), 32, (2, 2))
     saved = []
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda tensor: tensor)
     with hooks, attzoo.kernels("triton"):
         block(x.requires_grad_(), g.requires_grad_())
     inputs_and_weights = {t.data_ptr() for t in (x, g, *block.state_dict().values())}
@@ -311,7 +311,7 @@ def test_inference_saves_no_tensors(monkeypatch):
     with attzoo.kernels("triton"), torch.no_grad():
         y = block(x, g)
     StepTolerance(block, x, g, dy).check({"y": y})
-    assert sum(t.numel() for t in allocated[1:]) == 4 * 3 + 2
+    assert sum(tensor.numel() for tensor in allocated[1:]) == 4 * 3 + 2
 
 
 def test_empty_batch_is_computed_without_norm_and_raises_with_norm():
@@ -409,7 +409,7 @@ def test_second_derivatives_match_plain_form(transform, monkeypatch):
     monkeypatch.setattr(kernels, "step", double_backward)
     tolerance = StepTolerance(block, *inputs_and_dy)
     # the last norm has few values, so that rounding the inputs changes the results: allow for that change
-    perturbed = [t * (1 + torch.finfo().eps * torch.randn_like(t).sign()) for t in inputs_and_dy]
+    perturbed = [tensor * (1 + torch.finfo().eps * torch.randn_like(tensor).sign()) for tensor in inputs_and_dy]
     for name, t in double_backward(block, *perturbed, mode="eager").items():
         tolerance.flips[name] += distance(t, tolerance.expected[name])
     tolerance.check(double_backward(block, *inputs_and_dy))
@@ -504,9 +504,9 @@ def test_yardstick_rejects_wrong_results():
     tolerance, got = StepTolerance(block, *inputs_and_dy), step(block, *inputs_and_dy)
     tolerance.check(got)
     assert not any(tolerance.flips.values())
-    for name, t in got.items():
+    for name, tensor in got.items():
         with pytest.raises(AssertionError, match=f"^{name} is off by"):
-            tolerance.check(got | {name: t * (1 + 1e-4)})
+            tolerance.check(got | {name: tensor * (1 + 1e-4)})
 
 
 def test_yardstick_allows_sign_changes_within_rounding_only():

@@ -209,7 +209,7 @@ def test_convolution_works_after_another_in_a_mode(name):
         conv()(random_pixels())
     twin = conv()
     twin(random_pixels()).sum().backward()
-    assert all(type(p.grad) is torch.Tensor and p.grad.device.type == "cpu" for p in twin.parameters())
+    assert all(type(weight.grad) is torch.Tensor and weight.grad.device.type == "cpu" for weight in twin.parameters())
 
 
 def test_kernel_from_a_fake_mode_is_not_cached():

@@ -69,8 +69,8 @@ def test_gradients_flow_from_the_first_step():
 def test_state_dicts_of_the_plain_network_load():
     plain, (net, _) = network(), attached()
     with torch.no_grad():
-        for p in plain.parameters():
-            p.add_(1)
+        for parameter in plain.parameters():
+            parameter.add_(1)
     missing, unexpected = net.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected
     assert all("attention" in key for key in missing)
@@ -110,7 +110,7 @@ def test_training_mode_device_and_dtype_follow_the_network():
     with torch.device("meta"):
         meta = Residual()
     attzoo.attach(meta, "se", after="bn2")
-    assert all(p.is_meta for p in meta.parameters())
+    assert all(parameter.is_meta for parameter in meta.parameters())
 
 
 def test_gamma_is_0_after_reset_from_the_meta_device():
@@ -387,7 +387,7 @@ def test_detach_keeps_blocks_that_attach_did_not_add():
 
 def test_given_dtypes_are_used():
     net, _ = attached(dtype=torch.float64)
-    assert {p.dtype for p in net.bn2.attention.parameters()} == {torch.float64}
+    assert {parameter.dtype for parameter in net.bn2.attention.parameters()} == {torch.float64}
 
 
 def test_the_dtype_is_that_of_the_nearest_module():
@@ -521,7 +521,7 @@ def test_attention_maps_see_attached_blocks():
     net = trained()
     with attzoo.attention_maps(net) as maps:
         net(X)
-    assert {path: a.shape for path, a in maps.items()} == {
+    assert {path: array.shape for path, array in maps.items()} == {
         "bn2.attention.block.channel": (2, 8, 1, 1), "bn2.attention.block.spatial": (2, 1, 9, 8)}   # fmt: skip
 
 

@@ -105,7 +105,7 @@ def test_attention_maps_see_attached_blocks():
     attached_model = attzoo.attach(network(), "cbam", after="inner.conv", start="identity").model
     with attzoo.attention_maps(attached_model) as maps:
         attached_model(X)
-    assert {path.rpartition(".")[2]: a.shape for path, a in maps.items()} == {
+    assert {path.rpartition(".")[2]: array.shape for path, array in maps.items()} == {
         "channel": (2, 4, 1, 1), "spatial": (2, 1, 8, 7)}   # fmt: skip
 
 

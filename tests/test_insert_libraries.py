@@ -71,7 +71,7 @@ def test_residual_is_the_end_of_every_branch(package, name, kind, has_shortcut, 
         assert torch.equal(net(images), output_before)
     report = attzoo.attach(net, "se", after="residual")
     silence(report)
-    blocks = [m for m in net.modules() if type(m).__name__ == kind and has_shortcut(m)]
+    blocks = [module for module in net.modules() if type(module).__name__ == kind and has_shortcut(module)]
     assert blocks
     assert len(report) >= len(blocks)
     for x, y in inputs_and_outputs(net, blocks, images):
@@ -90,7 +90,7 @@ def test_residual_is_the_end_of_every_branch(package, name, kind, has_shortcut, 
 ])   # fmt: skip
 def test_swapped_squeeze_and_excitation_keeps_outputs(package, name, kind, options):
     net = network(package, name, **options)
-    attention_paths = [path for path, m in net.named_modules() if type(m).__name__ == kind]
+    attention_paths = [path for path, module in net.named_modules() if type(module).__name__ == kind]
     with torch.no_grad():
         before = net(X)
         report = attzoo.swap(net, "se", where=lambda path, module: type(module).__name__ == kind)
@@ -158,8 +158,8 @@ def torchvision_attention(scale=1.0, **options):
     """A module of torchvision, with weights of a scale."""
     module = library("torchvision.ops.misc").SqueezeExcitation(8, 8, **options)
     with torch.no_grad():
-        for p in module.parameters():
-            p.mul_(scale)
+        for parameter in module.parameters():
+            parameter.mul_(scale)
     return nn.Sequential(nn.Conv2d(3, 8, 1), module).eval()
 
 
@@ -221,7 +221,7 @@ def test_frozen_attention_stays_frozen():
     net[1].fc1.requires_grad_(False)
     (place,) = attzoo.swap(net, "se", where="1")
     assert place.parameters == 8 * 8 + 8
-    assert {name: p.requires_grad for name, p in net[1].named_parameters()} == {
+    assert {name: parameter.requires_grad for name, parameter in net[1].named_parameters()} == {
         "squeeze.weight": False, "squeeze.bias": False, "excite.weight": True, "excite.bias": True}   # fmt: skip
 
 
@@ -275,7 +275,7 @@ def test_gates_in_a_monai_unet_change_only_the_skip():
             skip.attention.psi.bias.fill_(-1e4)
     channels_and_outputs = []
     for skip in skips:
-        skip.register_forward_hook(lambda m, args, y: channels_and_outputs.append((args[0].shape[1], y)))
+        skip.register_forward_hook(lambda module, args, y: channels_and_outputs.append((args[0].shape[1], y)))
     net(x)
     assert len(channels_and_outputs) == 2
     for channels, y in channels_and_outputs:

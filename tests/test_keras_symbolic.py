@@ -76,7 +76,7 @@ def test_attention_accepts_keyword_arguments(tmp_path):
     model.save(tmp_path / "model.keras")
     twin = keras.models.load_model(tmp_path / "model.keras")
     rng = np.random.default_rng(0)
-    a, b, c = (rng.normal(size=(2, *t.shape[1:])).astype("float32") for t in (x1, x2, g))
+    a, b, c = (rng.normal(size=(2, *tensor.shape[1:])).astype("float32") for tensor in (x1, x2, g))
     expected = [gate.attention(a, c), gate.attention(b, c), se.attention(a), se.attention(b)]
     for actual, reference in zip(twin([a, b, c]), expected, strict=True):
         assert relative_error(actual, reference) < 1e-6

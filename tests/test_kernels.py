@@ -177,7 +177,7 @@ def test_training_step_allocates_only_output_and_gradient_of_the_size_of_x(name,
     block, x = build(name, 32, norm=False) if name in SPATIAL else build(name, 32), draw(2, 32, 6, 5, layout=layout)
     x, dy = x.requires_grad_(), draw(2, 32, 6, 5, layout=layout, seed=1)
     saved = []
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda t: t)
     with Large(x) as large_tensors, hooks:
         with attzoo.kernels("triton"):
             y = block(x)
@@ -247,7 +247,7 @@ def test_sums_beyond_the_range_of_float16_are_finite(name):
     dy = draw(2, 8, 12, 11, dtype=torch.float16, seed=1).abs()
     assert (x * dy).sum((2, 3)).isinf().any()
     got = check(build(name, dtype=torch.float16), x, dy / 16, "float16")
-    assert all(t.isfinite().all() for t in got.values())
+    assert all(tensor.isfinite().all() for tensor in got.values())
 
 
 # ---- parameters and statistics ---------------------------------------------------------------------------------------

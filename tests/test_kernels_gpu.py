@@ -95,7 +95,7 @@ def test_tensors_of_more_than_2_to_the_31_elements(name, last, shape):
     xs = [torch.randn(shape, dtype=torch.bfloat16, device=DEVICE).to(memory_format=layout)
           for _ in step_inputs(name, *shape[:2], 1, 1)]   # fmt: skip
     got = step(block, *xs)
-    last_samples = [t[-1:] for t in xs]
+    last_samples = [tensor[-1:] for tensor in xs]
     ours = {key: got[key][-1:].clone() for key in ("y", "gradient of x", "gradient of g")[: len(xs)]}
     if len(xs) > 2:
         StepTolerance(block, *last_samples).check(ours)
@@ -198,7 +198,7 @@ def test_kernels_run_on_the_device_of_their_inputs(name):
     device = torch.device("cuda", 1)
     got = step(block.to(device), *(x.to(device) for x in xs))
     assert torch.cuda.current_device() == 0
-    assert all(t.device == device for t in got.values())
+    assert all(tensor.device == device for tensor in got.values())
     assert all(torch.equal(got[key].cpu(), expected[key].cpu()) for key in expected)
 
 

@@ -98,7 +98,7 @@ def expected(block, inputs):
 @every_sample
 def test_maps_of_torch_models_equal_the_coefficients_of_their_blocks(sample):
     torch.manual_seed(0)
-    block, x = sample.create("torch").eval(), [a.astype(np.float32) for a in sample.arrays()]
+    block, x = sample.create("torch").eval(), [array.astype(np.float32) for array in sample.arrays()]
     model, tensors = Holder(block), [torch.from_numpy(a) for a in x]
     before, state_before = model(*tensors), state(model)
     with attzoo.attention_maps(model) as recorded:
@@ -116,7 +116,7 @@ def test_maps_of_torch_models_equal_the_coefficients_of_their_blocks(sample):
 def test_maps_of_functional_keras_models_in_both_layouts(sample, layout):
     keras.utils.set_random_seed(0)
     block = sample.create("keras", data_format=layout, name=NAME)
-    x = [a.astype(np.float32) for a in sample.arrays()]
+    x = [array.astype(np.float32) for array in sample.arrays()]
     model = functional(block, [a.shape for a in x], layout)
     tensors = [a if layout == "channels_first" else np.moveaxis(a, 1, -1) for a in x]
     before, state_before = keras.ops.convert_to_numpy(model(tensors)), state(model)
@@ -141,7 +141,7 @@ def test_unet_has_the_same_maps_in_both_frameworks(block):
         with attzoo.attention_maps(model) as recorded[backend]:
             adapter(backend).forward(model, [image()], training=False)
     gates = {"skip.0": (2, 1, 8, 7), "skip.1": (2, 1, 4, 4)}
-    assert {path: a.shape for path, a in recorded["torch"].items() if path.startswith("skip")} == gates
+    assert {path: array.shape for path, array in recorded["torch"].items() if path.startswith("skip")} == gates
     assert len(recorded["torch"]) == (2 if block is None else 2 + 5 * 2)
     assert "encoder.1.block.channel" in recorded["torch"] or block is None
     assert list(recorded["torch"]) == list(recorded["keras"])

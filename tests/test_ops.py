@@ -137,7 +137,7 @@ def in_torch(function, *arrays):
 
 def in_keras(function, *arrays, channels_last=True):
     """Return the result of a Keras function, channels first, for channels-first arrays in one of the layouts."""
-    arrays = [np.moveaxis(a, 1, -1) if channels_last else a for a in arrays]
+    arrays = [np.moveaxis(array, 1, -1) if channels_last else array for array in arrays]
     y = keras_ops.ops.convert_to_numpy(function(*map(keras_ops.ops.convert_to_tensor, arrays)))
     return np.moveaxis(y, -1, 1) if channels_last else y
 

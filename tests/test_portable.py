@@ -31,7 +31,7 @@ BACKENDS = ("torch", "keras")
 WEIGHTS = {f"{block}-{label}".rstrip("-"): (block, *row) for (block, label), row in table("ARRAYS").items()}
 every_block = pytest.mark.parametrize("key", WEIGHTS)
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
-pairs = [(a, b) for a in BACKENDS for b in BACKENDS]
+pairs = [(a, backend) for a in BACKENDS for backend in BACKENDS]
 every_pair_of_backends = pytest.mark.parametrize(("backend", "other_backend"), pairs)
 
 
@@ -124,7 +124,7 @@ def test_arrays_of_every_memory_layout_are_loaded(layout, backend):
     block = build("se", backend)
     arrays = attzoo.weights(block)
     if layout == "strided":
-        arrays = {name: np.repeat(a, 2, axis=-1)[..., ::-2] for name, a in arrays.items()}
+        arrays = {name: np.repeat(array, 2, axis=-1)[..., ::-2] for name, array in arrays.items()}
     elif layout == "readonly":
         for array in arrays.values():
             array.flags.writeable = False
@@ -202,7 +202,7 @@ def test_bfloat16_arrays_of_jax_are_loaded_as_float32(backend):
 
 @pytest.mark.parametrize("value", [None, "se", nn.Linear(2, 2), {"conv.weight": np.zeros(3)}], ids=repr)
 def test_other_objects_than_blocks_raise(value, path):
-    for function in (attzoo.weights, lambda b: attzoo.load_weights(b, {}), lambda b: attzoo.save(b, path)):
+    for function in (attzoo.weights, lambda block: attzoo.load_weights(block, {}), lambda b: attzoo.save(b, path)):
         message = f"expected an attzoo block .*, or a model that contains some, got {type(value).__name__}"
         with pytest.raises(TypeError, match=message):
             function(value)
@@ -236,7 +236,7 @@ def test_converted_block_shares_no_memory():
 def test_unknown_backend_raises(backend, path):
     block = build("eca", backend)
     attzoo.save(block, path)
-    for function in (lambda b: attzoo.convert(block, backend=b), lambda b: attzoo.load(path, backend=b)):
+    for function in (lambda b: attzoo.convert(block, backend=b), lambda block: attzoo.load(path, backend=block)):
         with pytest.raises(ValueError, match="unknown backend 'keres'; did you mean 'keras'"):
             function("keres")
         with pytest.raises(ValueError, match='must be "torch" or "keras", got "numpy": for NumPy arrays'):
@@ -303,7 +303,7 @@ def test_converted_block_of_two_dtypes_has_the_same_values(dtypes, backend):
 
 def tree(folder):
     """Return the content of every file below a folder by its path."""
-    return {str(p.relative_to(folder)): None if p.is_dir() else p.read_bytes() for p in folder.rglob("*")}
+    return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
 
 
 @pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])

@@ -84,7 +84,7 @@ def test_arrays_of_any_layout_are_loaded(key, layout, backend, tmp_path):
     name, arguments = BLOCKS[key]
     block = attzoo.create(name, backend=backend, **arguments)
     rng = np.random.default_rng(0)
-    numbers = {n: rng.uniform(0.1, 1, a.shape).astype("f4") for n, a in attzoo.weights(block).items()}
+    numbers = {name: rng.uniform(0.1, 1, array.shape).astype("f4") for name, array in attzoo.weights(block).items()}
     attzoo.load_weights(block, {n: ARRAYS[layout](a) for n, a in numbers.items()})
     attzoo.save(block, tmp_path / "a.safetensors")
     for loaded in (block, attzoo.load(tmp_path / "a.safetensors", backend="torch")):
@@ -131,7 +131,7 @@ def test_state_of_a_run_is_saved_in_row_major_order(layout, tmp_path):
     row = dict.fromkeys([*state.COLUMNS, "dice_0", "dice_1", "dice_2", "seconds"], 1.0) | {"epoch": 1}
     state.State(settings, [row], trainer.state()).save(tmp_path)
     arrays = state.load(tmp_path).arrays
-    network = {n.removeprefix("network."): a for n, a in arrays.items() if n.startswith("network.")}
+    network = {name.removeprefix("network."): array for name, array in arrays.items() if name.startswith("network.")}
     assert same(network, values_by_index(trainer.network))
     for i, parameter in enumerate(trainer.network.parameters()):
         momentum = trainer.optimizer.state[parameter]["momentum_buffer"]

@@ -17,7 +17,7 @@ from attzoo.ops.keras import keras
 BACKENDS = ("torch", "keras")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_pair_of_backends = pytest.mark.parametrize(
-    ("backend", "other_backend"), [(a, b) for a in BACKENDS for b in BACKENDS]
+    ("backend", "other_backend"), [(a, backend) for a in BACKENDS for backend in BACKENDS]
 )
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 # block of `network` -> its arguments after the channels, which are 8
@@ -57,7 +57,7 @@ def network(backend, *args, **kwargs):
 def randomized(model, seed=0):
     """Set random weights in every block of a model, and return them."""
     rng = np.random.default_rng(seed)
-    arrays = {name: rng.uniform(0.1, 2, a.shape).astype("f4") for name, a in attzoo.weights(model).items()}
+    arrays = {name: rng.uniform(0.1, 2, array.shape).astype("f4") for name, array in attzoo.weights(model).items()}
     attzoo.load_weights(model, arrays)
     return arrays
 
@@ -87,7 +87,7 @@ def test_names_are_paths_and_canonical_names(backend):
     arrays = attzoo.weights(model)
     of_blocks = {"block0": attzoo.create("se", 8, backend="numpy", **BLOCKS["se"]),
                  "block1": attzoo.create("cbam", 8, backend="numpy", **BLOCKS["cbam"])}   # fmt: skip
-    assert {name: a.shape for name, a in arrays.items()} == {
+    assert {name: array.shape for name, array in arrays.items()} == {
         f"{path}.{name}": weight.shape for path, spec in of_blocks.items() for name, weight in spec.weights.items()}
     expected = randomized(model)
     assert same(attzoo.weights(model), expected)
@@ -272,7 +272,7 @@ def test_blocks_with_other_paths_are_matched_by_kind_and_order(blocks, by, path)
     expected = randomized(model := Network(blocks))
     report = attzoo.load_weights(twin := keras_network(blocks, names="attend_{}"), model)
     arrays = attzoo.weights(twin)
-    assert same({name.replace("attend_", "block"): a for name, a in arrays.items()}, expected)
+    assert same({name.replace("attend_", "block"): array for name, array in arrays.items()}, expected)
     by = [*by, "order"][: len(blocks)]
     assert table(report) == [(f"attend_{i}", name, f"block{i}", by[i]) for i, name in enumerate(blocks)]
     attzoo.save(twin, path)

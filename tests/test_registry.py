@@ -116,7 +116,7 @@ def derived_by(name, argument):
 
 @every_variant
 def test_variant_has_the_same_spec_in_every_backend(name, variant):
-    specs = [spec_of(attzoo.create(name, *ARGUMENTS[name], backend=b, variant=variant)) for b in BACKENDS]
+    specs = [spec_of(attzoo.create(name, *ARGUMENTS[name], backend=backend, variant=variant)) for backend in BACKENDS]
     assert specs[0] == specs[1] == specs[2]
     assert specs[0].channels == 32
     for argument, value in registry.variants(name)[variant].arguments.items():

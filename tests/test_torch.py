@@ -184,7 +184,7 @@ def test_state_dict_is_strict(sample):
     state = block.state_dict()
     name, tensor = next(iter(state.items()))
     for invalid_state, message in (
-        ({k: v for k, v in state.items() if k != name}, "Missing key"),
+        ({key: value for key, value in state.items() if key != name}, "Missing key"),
         (state | {"surplus": tensor}, "Unexpected key"),
         (state | {name: torch.zeros(7, 7, 7)}, "size mismatch"),
     ):
@@ -258,20 +258,20 @@ def test_frozen_block_passes_gradients_to_its_input(sample):
     xs[0].requires_grad_()
     block(*xs).sum().backward()
     assert xs[0].grad.abs().max() > 0
-    assert all(p.grad is None for p in block.parameters())
+    assert all(parameter.grad is None for parameter in block.parameters())
 
 
 def function_and_tensors(sample):
     """Return a block, a function of its inputs and parameters, and float64 tensors for that function."""
     block = build(sample, torch.float64)
     names = [name for name, _ in block.named_parameters()]
-    tensors = [*inputs(sample, torch.float64), *(p.detach() for p in block.parameters())]
+    tensors = [*inputs(sample, torch.float64), *(parameter.detach() for parameter in block.parameters())]
 
     def call(*tensors):
         n = len(sample.shapes)
         return torch.func.functional_call(block, dict(zip(names, tensors[n:], strict=True)), tensors[:n])
 
-    return block, call, [t.requires_grad_() for t in tensors]
+    return block, call, [tensor.requires_grad_() for tensor in tensors]
 
 
 @pytest.mark.case55
@@ -432,7 +432,7 @@ def test_running_statistics_are_updated_only_in_training(name):
     block, xs = build(SAMPLES[name]), inputs(SAMPLES[name])
     before = copy.deepcopy(block.state_dict())
     block(*xs)
-    assert all(torch.equal(v, before[k]) for k, v in block.state_dict().items())
+    assert all(torch.equal(value, before[key]) for key, value in block.state_dict().items())
     block.train()(*xs)
     for k, v in block.state_dict().items():
         assert torch.equal(v, before[k]) is not k.endswith(("running_mean", "running_var", "num_batches_tracked")), k
@@ -552,7 +552,7 @@ def test_autocast_results_agree_with_float64(sample, device, dtype, bound):
     assert 0 < relative_error(y, expected) < bound
     assert 0 < relative_error(low, expected) < bound
     y.float().square().sum().backward()
-    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in block.parameters())
+    assert all(weight.grad.dtype == torch.float32 and weight.grad.isfinite().all() for weight in block.parameters())
 
 
 @LOW
@@ -620,8 +620,8 @@ def train_distributed(rank, folder):
     for name, (make, wrap) in DISTRIBUTED.items():
         torch.manual_seed(0)
         net, *batch = make()
-        train(wrap(net), *(t[rank::2] for t in batch))
-        state = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in net.state_dict().items()}
+        train(wrap(net), *(tensor[rank::2] for tensor in batch))
+        state = {key: v.full_tensor() if hasattr(v, "full_tensor") else v for key, v in net.state_dict().items()}
         torch.save(state, folder / f"{name}{rank}")
     torch.distributed.destroy_process_group()
 

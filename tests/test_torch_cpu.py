@@ -99,7 +99,7 @@ def step(block, x, dy, **kwargs):
     """Return the output of a copy of the block, the gradients of x and the trained parameters, and the buffers."""
     block, x = copy.deepcopy(block), x.detach().requires_grad_()
     y = block(x)
-    leaves = [x, *(p for p in block.parameters() if p.requires_grad)]
+    leaves = [x, *(parameter for parameter in block.parameters() if parameter.requires_grad)]
     return [y.detach(), *torch.autograd.grad(y, leaves, dy, **kwargs), *block.buffers()]
 
 

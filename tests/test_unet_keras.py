@@ -80,7 +80,7 @@ def test_unet_with_strides_of_three(size):
     spec = create("plain", "numpy", strides=((3, 2), 3), kernel_size=3)
     model = create("plain", "keras", strides=((3, 2), 3), kernel_size=3)
     x = image((1, 3, *size))
-    expected = spec(x, weights={key: a.astype("float64") for key, a in attzoo.weights(model).items()})
+    expected = spec(x, weights={key: array.astype("float64") for key, array in attzoo.weights(model).items()})
     assert_near(model(np.moveaxis(x, 1, -1).astype("float32")), np.moveaxis(expected, 1, -1))
 
 
@@ -284,7 +284,7 @@ def test_dtype_policy_of_the_network(name, policy):
     y = model(input_of(name, dtype="float64"))
     assert keras.backend.standardize_dtype(y.dtype) == compute
     assert {keras.backend.standardize_dtype(w.dtype) for w in model.weights} == {variable}
-    weights = {key: a.astype("float64") for key, a in attzoo.weights(model).items()}
+    weights = {key: array.astype("float64") for key, array in attzoo.weights(model).items()}
     assert_near(y, np.moveaxis(model.spec(image(NETS[name][1]), weights=weights), 1, -1), bound)
 
 

@@ -47,7 +47,7 @@ def test_levels_of_the_default_network():
     assert (table[2].decoder, table[2].up, table[2].gate) == ((), (), None)
     for level, next_level in pairwise(table):
         channels = level.channels
-        assert [(u.inputs, u.outputs) for u in level.up] == [(next_level.channels, channels)]
+        assert [(unit.inputs, unit.outputs) for unit in level.up] == [(next_level.channels, channels)]
         assert level.interpolation == "nearest"
         assert (level.gate.channels, level.gate.gating_channels) == (channels, channels)
         assert [(u.inputs, u.outputs, u.dropout) for u in level.decoder] == [
@@ -82,7 +82,7 @@ def test_strided_convolutions_replace_pooling():
 )
 def test_units_of_every_upsampling(arguments, units, inputs):
     finest = net(**arguments).levels[0]
-    assert [(u.transposed, u.inputs, u.outputs, u.kernel) for u in finest.up] == units
+    assert [(unit.transposed, unit.inputs, unit.outputs, unit.kernel) for unit in finest.up] == units
     assert finest.decoder[0].inputs == inputs
     assert finest.gate.inputs == (4, inputs - 4)
     assert finest.interpolation == (None if arguments["up"] == "transpose" else "linear")

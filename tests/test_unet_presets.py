@@ -147,7 +147,7 @@ def test_leejunhyun_equals_the_published_network(variant, count):
     with torch.device("meta"):
         published = LeeJunHyun(3, 1, (64, 128, 256, 512, 1024), transpose)
         ours = attzoo.create("unet", 3, 1, backend="torch", variant=variant)
-    assert sum(p.numel() for p in published.parameters()) == count == parameters(variant)
+    assert sum(parameter.numel() for parameter in published.parameters()) == count == parameters(variant)
     assert sum(p.numel() for p in ours.parameters()) == count
     published = LeeJunHyun(3, 2, WIDTHS, transpose)
     ours = attzoo.create("unet", 3, 2, backend="torch", variant=variant, channels=WIDTHS)
@@ -233,7 +233,7 @@ class Oktay(nn.Module):
 def test_oktay_has_the_published_number_of_parameters():
     with torch.device("meta"):
         published = Oktay(3, 3, 1, (16, 32, 64, 128, 256))
-    assert sum(p.numel() for p in published.parameters()) == 6_214_220 == parameters("oktay")
+    assert sum(parameter.numel() for parameter in published.parameters()) == 6_214_220 == parameters("oktay")
 
 
 @pytest.mark.parametrize(("dims", "shape"), [(2, (2, 3, 32, 48)), (3, (2, 3, 16, 32, 16))], ids=["2-D", "3-D"])
@@ -295,7 +295,7 @@ def test_monai_equals_the_network_of_monai(case, AttentionUnet, monkeypatch):
     published = AttentionUnet(dims, 3, 2, dropout=rate, **arguments)
     options = arguments | {"spatial_dims": dims, "dropout": (rate, rate)}
     ours = attzoo.create("unet", 3, 2, backend="torch", variant="monai", **options)
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in published.parameters())
+    assert sum(parameter.numel() for parameter in ours.parameters()) == sum(p.numel() for p in published.parameters())
     assert_equal(published, monai_parts(published), ours, shape)
 
 

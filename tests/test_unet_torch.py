@@ -52,7 +52,7 @@ def gradients(model, x):
     model.zero_grad()
     y = model(x)
     (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters()}
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
 def buffers(model):
@@ -140,7 +140,7 @@ def test_checkpointing_gives_the_same_gradients_with_less_memory(name, dropout):
     results, saved = [], []
     for model in (plain, checkpointed):
         torch.manual_seed(0)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda tensor: tensor):
             results.append(gradients(model.train(), x))
         saved.append(None)
     assert results[0].keys() == results[1].keys()
@@ -216,7 +216,7 @@ def test_fold_norms_gives_the_same_outputs(name):
     expected = model(x)
     folded = model.fold_norms()
     assert not folded.training
-    assert not any(p.requires_grad for p in folded.parameters())
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
     norms = nn.modules.batchnorm._BatchNorm
     assert not any(isinstance(module, norms) for module in folded.modules())
     assert_close(folded(x), expected, rtol=0, atol=1e-11)

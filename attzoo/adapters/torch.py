@@ -50,7 +50,7 @@ def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
     block = cls(**config).to(getattr(torch, dtype))
     if not block.spec.weights:
         CREATION_DTYPES[block] = getattr(torch, dtype)
-    if any(p.is_meta for p in block.parameters()):
+    if any(parameter.is_meta for parameter in block.parameters()):
         raise ValueError(
             f"expected a device with storage for {cls.__name__}, got the meta device: leave"
             " `with torch.device('meta')`, or call torch.set_default_device('cpu')"

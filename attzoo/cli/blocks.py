@@ -96,7 +96,7 @@ def check(
         typer.echo(fill(warning, min(100, Console().width)), err=True)
     backends = [_loaded(backend)] if backend else _installed()
     typer.echo(fill(versions(), min(100, Console().width)) + "\n")
-    results = _results([(block, b) for block, card in cards for b in backends], dict(cards))
+    results = _results([(block, backend) for block, card in cards for backend in backends], dict(cards))
     if name:
         rows = [(b, f.contract, str(f.cases), *_verdict([f])) for _, b, findings in results for f in findings]
         print_table(("backend", "contract", "*cases", "*worst", "verdict"), rows)

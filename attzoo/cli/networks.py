@@ -156,7 +156,7 @@ def _recipe(name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
     settings = RECIPES[choice("recipe", name, tuple(RECIPES))].settings
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
 
 def _argument(text: str) -> tuple[str, Any]:

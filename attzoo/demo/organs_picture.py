@@ -100,7 +100,7 @@ def _draw_losses(ax: Axes, net: Unet) -> None:
     """Draw the losses of every step of a U-Net in both frameworks; the title has the mean Dice of the organs."""
     for backend, losses in net.losses.items():
         ax.plot(losses, color=FRAMEWORKS[backend], linestyle=STYLES[backend], linewidth=1.2, label=BACKENDS[backend])
-    means = {b: np.mean([dice for dice in net.dice[b][1:] if dice is not None]) for b in BACKENDS}
+    means = {backend: np.mean([dice for dice in net.dice[backend][1:] if dice is not None]) for backend in BACKENDS}
     dice = ", ".join(f"{mean:.2f} {BACKENDS[b]}" for b, mean in means.items())
     ax.set_title(f"{net.name} U-Net, loss; mean Dice of the organs {dice}", fontsize=9.5, loc="left")
     ax.set_yscale("log")

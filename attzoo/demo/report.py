@@ -78,15 +78,15 @@ def as_json(results: Sequence[Result], nets: Sequence[Unet], settings: Mapping[s
     """
     rows = [
         {
-            "block": r.block,
-            "parameters_added": r.parameters - results[0].parameters,
-            "macs_added": r.macs - results[0].macs,
-            "accuracy": r.accuracy,
-            "largest_loss_difference": largest_difference(r.losses),
-            "seconds": r.seconds,
-            "losses": r.losses,
+            "block": result.block,
+            "parameters_added": result.parameters - results[0].parameters,
+            "macs_added": result.macs - results[0].macs,
+            "accuracy": result.accuracy,
+            "largest_loss_difference": largest_difference(result.losses),
+            "seconds": result.seconds,
+            "losses": result.losses,
         }
-        for r in results
+        for result in results
     ]
     versions = {package: version(package) for package in ("torch", "keras")}
     unets = [net.as_json() for net in nets]

@@ -66,7 +66,7 @@ class Fused:
         Weights are made contiguous, because the kernels assume row-major order. `options` are keyword arguments for
         the block's plain form.
         """
-        weights = [t.contiguous() if isinstance(t, Tensor) else t for t in args[self.inputs :]]
+        weights = [tensor.contiguous() if isinstance(tensor, Tensor) else tensor for tensor in args[self.inputs :]]
         args = *args[: self.inputs], *weights
         if torch.compiler.is_compiling():
             return self.operator(*args)
@@ -113,7 +113,7 @@ class Fused:
 
     def gradients(self, args: Sequence[Any]) -> list[Tensor | None]:
         """Allocate the gradient of each input and parameter in `args`; None for those that are None."""
-        return [None if t is None else torch.empty_like(t) for t in args[: self.learned]]
+        return [None if tensor is None else torch.empty_like(tensor) for tensor in args[: self.learned]]
 
 
 def cache_key(arg: Any) -> Hashable:
@@ -177,7 +177,7 @@ class PlainRerun:
     def _call(self, module: nn.Module, tensors: Sequence[Tensor | None]) -> Tensor:
         """Return the output of a module for inputs and parameters, in this order; buffers are copied."""
         names = [name for name, _ in module.named_parameters()]
-        present = [t for t in tensors if t is not None]
+        present = [tensor for tensor in tensors if tensor is not None]
         inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}   # already updated
         arrays = dict(zip(names, learned, strict=True)) | buffers
@@ -230,7 +230,7 @@ def _operator(fused: Fused, name: str, arguments: str, saved_count: int) -> Any:
         saved = ctx.saved_tensors
         tensors, (y, *saved_outputs) = saved[: fused.tensors], saved[fused.tensors :]
         computed_gradients = iter(backward_operator(dy, y, saved_outputs, *tensors, *ctx.options))
-        gradients = [None if t is None else next(computed_gradients) for t in tensors[: fused.learned]]
+        gradients = [None if tensor is None else next(computed_gradients) for tensor in tensors[: fused.learned]]
         return *gradients, *[None] * (fused.tensors - fused.learned + len(ctx.options))
 
     operator.register_autograd(backward, setup_context=setup)

@@ -159,7 +159,7 @@ def _refusal_of_tensors(block: nn.Module, inputs: Sequence[Tensor]) -> str | Non
     device, tensors = inputs[0].device, _tensors(block, inputs)
     if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
         return f"the kernels need inputs on a CUDA device, got an input on {device}"
-    if len(devices := {t.device for t in tensors}) > 1:
+    if len(devices := {tensor.device for tensor in tensors}) > 1:
         return f"inputs and weights must be on one device, got {', '.join(sorted(map(str, devices)))}"
     if not (dtypes := {t.dtype for t in tensors}) <= DTYPES:
         return f"the kernels support float32, float16 and bfloat16, got {', '.join(sorted(map(str, dtypes)))}"
@@ -173,7 +173,7 @@ def _refusal_of_tensors(block: nn.Module, inputs: Sequence[Tensor]) -> str | Non
 
 def _tensors(block: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Return the inputs, and the parameters and floating-point buffers of the block."""
-    return [*inputs, *(t for part in block.modules() for t in guard.own_tensors(part))]
+    return [*inputs, *(tensor for part in block.modules() for tensor in guard.own_tensors(part))]
 
 
 def _refusal_of_modules(block: Any) -> str | None:
@@ -220,7 +220,7 @@ def _refusal_of_context(block: nn.Module, inputs: Sequence[Tensor]) -> str | Non
         return "torch.jit.trace cannot trace the kernels"
     if guard.in_transform() or guard.in_forward_derivative():
         return "the kernels do not support torch.func transforms and forward-mode derivatives"
-    if not (kinds := {type(t) for t in _tensors(block, inputs)}).issubset(guard.PLAIN):
+    if not (kinds := {type(tensor) for tensor in _tensors(block, inputs)}).issubset(guard.PLAIN):
         return f"the kernels need plain tensors, got {', '.join(sorted(kind.__name__ for kind in kinds))}"
     return None
 

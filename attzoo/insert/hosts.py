@@ -131,7 +131,7 @@ def check_host(host: Host) -> None:
     if type(host.module) in LAST_AXIS:
         got = f"{type(host.module).__name__}, whose channels are the last axis: choose another module"
         raise ValueError(f"expected channels at axis 1 after {host.path!r}, got {got}")
-    if any(p.is_complex() for p in host.module.parameters(recurse=False)):
+    if any(parameter.is_complex() for parameter in host.module.parameters(recurse=False)):
         raise ValueError(f"expected real numbers from {host.path!r}, got a complex module: choose another")
     if hasattr(host.module, CHILD):
         hint = "detach it first" if is_attached(host.module) else "choose the module before or after it"

@@ -186,7 +186,7 @@ def _place(path: str, block: nn.Module, shapes: Any, weights: str = "initial") -
     """Return the report's entry for a block; `shapes` are the shapes of its inputs, None if unknown."""
     spec: Any = without_start(block).spec
     macs = None if shapes is None else spec.macs(*((1, *shape[1:]) for shape in shapes[: len(spec.inputs)]))
-    parameters = sum(p.numel() for p in block.parameters() if p.requires_grad)
+    parameters = sum(parameter.numel() for parameter in block.parameters() if parameter.requires_grad)
     return Place(path, registry.name_of(spec), spec.channels, parameters, macs, weights)
 
 

@@ -200,7 +200,7 @@ class Snapshot:
 def _state(part: nn.Module) -> tuple[Any, ...]:
     """Return the type, attribute names, children, tensor descriptions and convolution options of a module."""
     own = part.__dict__
-    tensors = [t if t is None else _form(t) for t in _tensors(part)]
+    tensors = [tensor if tensor is None else _form(tensor) for tensor in _tensors(part)]
     options = [own[name] for name in OPTIONS] if "stride" in own else None
     return type(part), list(own), list(own["_modules"].values()), tensors, options
 
@@ -223,5 +223,5 @@ def parameter_names(module: nn.Module) -> Set[str]:
 
 def own_tensors(module: Any) -> list[Tensor]:
     """Return a module's own parameters and floating-point buffers, without the tensors of its submodules."""
-    parameters = [t for t in module._parameters.values() if t is not None]
+    parameters = [tensor for tensor in module._parameters.values() if tensor is not None]
     return parameters + [t for t in module._buffers.values() if t is not None and t.is_floating_point()]

@@ -148,7 +148,7 @@ def refusals(case: Case, backend: str) -> float:
     """Check that a wrong number of channels, axes or pixels raises ValueError or TypeError; return 0."""
     block, x = case.block(backend), case.inputs()
     invalid_inputs = {
-        "twice the channels": [np.concatenate([a, a], axis=1) for a in x],
+        "twice the channels": [np.concatenate([array, array], axis=1) for array in x],
         "no spatial axes": [a.reshape(*a.shape[:2], -1)[:, :, 0] for a in x],
         "an empty spatial axis": [a[:, :, :0] for a in x],
     }

@@ -190,7 +190,7 @@ def _loss_terms(case: Case, c: Array, training: bool) -> Function:
 
 def _perturbed(arrays: list[Array], rng: np.random.Generator, amount: float) -> list[Array]:
     """Return copies of the arrays with relative errors of +-amount, with random signs."""
-    return [a * (1 + amount * rng.choice((-1, 1), size=a.shape)) for a in arrays]
+    return [array * (1 + amount * rng.choice((-1, 1), size=array.shape)) for array in arrays]
 
 
 def _slope(

@@ -139,7 +139,7 @@ def tensorboard(folder: Path) -> Callable[[Row], None]:
 
     def add(row: Row) -> None:
         """Write the numbers of a row as TensorBoard events."""
-        numbers = {name: v for name, v in row.items() if name != "epoch" and v is not None}
+        numbers = {name: value for name, value in row.items() if name != "epoch" and value is not None}
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         writer.add_event(Event(wall_time=time(), step=row["epoch"], summary=Summary(value=values)))
         writer.flush()

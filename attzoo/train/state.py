@@ -135,7 +135,7 @@ def load_settings(folder: Path) -> Settings:
     if not path.exists():
         fix = "set --out to its folder, or leave out --resume"
         raise ValueError(f"expected a run to resume in {folder}, got none: {fix}")
-    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(PREFIX))
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(PREFIX))
     if later_files := [name for name in names if name not in FIRST_FILES]:
         fix = f"put {NAME} back, or start a new run in another --out"
         expected = f"{NAME} beside {later_files[0]} in {folder}"

@@ -188,4 +188,4 @@ def _cost(unit: Unit, space: Sequence[int]) -> int:
 
 def _arguments(block: Spec | None) -> dict[str, Any]:
     """Return a block's options, with defaults of None replaced by their values."""
-    return {k: v for k, v in block.config().items() if k not in plan.OWN} if block else {}
+    return {key: value for key, value in block.config().items() if key not in plan.OWN} if block else {}

@@ -30,8 +30,8 @@ def folds(gate: Any, x: Tensor, g: Tensor) -> bool:
     """
     return (
         x.numel() >= FEW
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, g, *gate.parameters())))
-        and all(type(p) in guard.PLAIN for p in gate.parameters())
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, g, *gate.parameters())))
+        and all(type(parameter) in guard.PLAIN for parameter in gate.parameters())
         and all(_is_pointwise(conv) and _is_foldable(norm) for conv, norm in _layers(gate))
     )   # fmt: skip
 

@@ -273,7 +273,7 @@ def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
         projection_of(block.gating, block.gating_norm),
         projection_of(block.psi, block.psi_norm),
     )
-    counts = [t.shape[0] * prod(t.shape[2:]) for t in (x, g, x)]
+    counts = [tensor.shape[0] * prod(tensor.shape[2:]) for tensor in (x, g, x)]
     for t, count, projection in zip((x, g, x), counts, projections, strict=True):
         if projection.by_batch and count == 1:
             raise one_value(t.shape)
