@@ -61,8 +61,8 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
     matches: list[tuple[str, Keys]] = []
     for layout in layouts:
         names = _names(layout, spec)
-        first = next(iter(names.values()))
-        prefixes = [prefix for key in state if (prefix := _prefix(key, first, layout)) is not None]
+        first_key = next(iter(names.values()))
+        prefixes = [prefix for key in state if (prefix := _prefix(key, first_key, layout)) is not None]
         complete_prefixes = [prefix for prefix in prefixes if all(prefix + key in state for key in names.values())]
         matches += [(prefix, layout) for prefix in complete_prefixes]
     if len(matches) > 1:

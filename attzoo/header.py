@@ -76,10 +76,10 @@ def read_header(file: BinaryIO, size: int) -> Header:
     """
     if not 8 <= size <= MAX_FILE:
         raise ValueError(f"expected 8 to {MAX_FILE} bytes, got {size}")
-    start = file.read(8)
-    if got := next((text for magic, text in OTHER_SIGNATURES.items() if start.startswith(magic)), None):
+    first_bytes = file.read(8)
+    if got := next((text for magic, text in OTHER_SIGNATURES.items() if first_bytes.startswith(magic)), None):
         raise ValueError(f"expected safetensors, got {got}: load it by its library, and save the block by attzoo.save")
-    length = int.from_bytes(start, "little")
+    length = int.from_bytes(first_bytes, "little")
     if length > min(MAX_HEADER, size - 8):
         raise ValueError(f"expected a header of at most {min(MAX_HEADER, size - 8)} bytes, got {length}")
     header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)

@@ -135,7 +135,7 @@ def write_all(parts: Sequence[Part], arrays: Mapping[str, Array]) -> None:
         ValueError: a part refuses an array, or an array does not hold the numbers written to it.
 
     """
-    before = read_all(parts)
+    arrays_before = read_all(parts)
     written: list[Part] = []
     try:
         for part in parts:
@@ -148,7 +148,7 @@ def write_all(parts: Sequence[Part], arrays: Mapping[str, Array]) -> None:
     except BaseException:
         for part in written:
             with suppress(ValueError):   # the part that refused the arrays refuses these too, and has not changed
-                part.write(before)
+                part.write(arrays_before)
         raise
 
 

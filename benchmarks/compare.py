@@ -38,20 +38,20 @@ def compare(old: Path, new: Path, *, across: bool = False) -> tuple[str, bool]:
 
     Raises ValueError if the files are of different machines, devices or torch versions, unless `across`.
     """
-    before, after = read(old), read(new)
+    old_run, new_run = read(old), read(new)
     if not across:
-        check_comparable([before, after])
-    changed = changes(before, after)
-    return to_markdown(changed, before, after), any(change.worse for change in changed)
+        check_comparable([old_run, new_run])
+    changed = changes(old_run, new_run)
+    return to_markdown(changed, old_run, new_run), any(change.worse for change in changed)
 
 
 def changes(old: Run, new: Run) -> list[Change]:
     """Return the changed rows, changes for the worse first."""
-    before, after = _keyed(old.rows), _keyed(new.rows)
-    drift = drifted(before, after)
+    old_rows, new_rows = _keyed(old.rows), _keyed(new.rows)
+    drift = drifted(old_rows, new_rows)
     changed = []
-    for key, row in (before | after).items():
-        old_row, new_row = before.get(key), after.get(key)
+    for key, row in (old_rows | new_rows).items():
+        old_row, new_row = old_rows.get(key), new_rows.get(key)
         if kind := _change(old_row, new_row, drift):
             old_time, new_time = (r.seconds if r else None for r in (old_row, new_row))
             changed.append(Change(kind, row, old_time, new_time))

@@ -41,11 +41,11 @@ def comparison_table(entries: Sequence[Entry], *, eager: bool) -> Table:
 
 def _cells(group: Sequence[Pair]) -> list[str]:
     """Return the table cells of pairs of the same two providers and block."""
-    first = group[0]
-    case = first.case
+    first_line = group[0]
+    case = first_line.case
     subject = f"{NETWORKS.get(case.network, case.network)} with {case.block}" if case.network else case.block
     cells = [cell for mode in BOTH for cell in _mode_cells(group, mode)]
-    return [subject, case.variant or "", str(first.ours), first.peer, *cells]
+    return [subject, case.variant or "", str(first_line.ours), first_line.peer, *cells]
 
 
 def _mode_cells(group: Sequence[Pair], mode: str) -> list[str]:

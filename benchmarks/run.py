@@ -143,11 +143,11 @@ def select(name: str, device: str, blocks: Sequence[str]) -> Suite:
 def measure_cases(chosen: Suite, bench: Bench, keras_candidates: KerasCandidates) -> tuple[list[Row], Sequence[Case]]:
     """Measure cases until the suite's time is over or Ctrl-C; return the rows and the remaining cases."""
     rows: list[Row] = []
-    start = monotonic()
+    start_time = monotonic()
     with progress() as display:
         task = display.add_task("", total=len(chosen.cases), left="")
         for number, case in enumerate(chosen.cases):
-            elapsed = monotonic() - start
+            elapsed = monotonic() - start_time
             if elapsed > 60 * chosen.minutes:
                 return rows, chosen.cases[number:]
             left = f"about {minutes_left(chosen, number, elapsed):.0f} min left"

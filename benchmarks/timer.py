@@ -92,9 +92,9 @@ class Cpu:
         """Return a turn that makes this call."""
 
         def take(repeats: int) -> float:
-            start = self.clock()
+            start_time = self.clock()
             for _ in range(repeats):
                 self.results.append(call())
-            return (self.clock() - start) / repeats
+            return (self.clock() - start_time) / repeats
 
         return take

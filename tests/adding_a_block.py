@@ -80,10 +80,10 @@ def add(root):
                 (root / file).write_text(text)
     (root / BLOCK / "sources.py").write_text(SOURCES)
     (root / "acme_layers.py").write_text(PEER)
-    for file, (before, line) in LINES.items():
+    for file, (next_line, line) in LINES.items():
         text = (root / file).read_text()
-        assert text.count(before) == 1, f"expected one {before!r} in {file}"
-        (root / file).write_text(text.replace(before, line + before))
+        assert text.count(next_line) == 1, f"expected one {next_line!r} in {file}"
+        (root / file).write_text(text.replace(next_line, line + next_line))
     run(root, "docs/generate.py")
 
 

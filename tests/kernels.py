@@ -123,12 +123,12 @@ def condition(block, x, dy, expected):
         return t.double() * (1 + NUDGE * torch.sin((turn + 1) * 1e5 * t.double()).sign())
 
     for turn in range(3):
-        twin = copy.deepcopy(block).double()
-        for parameter in twin.parameters():
+        block64 = copy.deepcopy(block).double()
+        for parameter in block64.parameters():
             parameter.data = perturbed(parameter.data, turn)
-        for name, tensor in exact(twin, perturbed(x, turn), perturbed(dy, turn)).items():
-            change = (tensor - expected[name]).abs().nan_to_num(0, posinf=0)
-            changes[name] = max(changes[name], change.max().item() / NUDGE if change.numel() else 0.0)
+        for name, tensor in exact(block64, perturbed(x, turn), perturbed(dy, turn)).items():
+            difference = (tensor - expected[name]).abs().nan_to_num(0, posinf=0)
+            changes[name] = max(changes[name], difference.max().item() / NUDGE if difference.numel() else 0.0)
     return changes
 
 
@@ -146,11 +146,11 @@ def uses_kernels(block, *xs, mode="triton"):
 # ---- comparisons -----------------------------------------------------------------------------------------------------
 
 
-def near(got, expected, dtype="float32", changes=None, differing_fraction=0.0, eager=None):
+def near(actual, expected, dtype="float32", changes=None, differing_fraction=0.0, eager=None):
     """Assert that results of `step` are accurate to a few units in the last place, with non-finite values as expected.
 
     Args:
-        got: results of `step`.
+        actual: results of `step`.
         expected: results in float64.
         dtype: dtype of the block.
         changes: results of `condition`, by which tolerances grow.
@@ -158,9 +158,9 @@ def near(got, expected, dtype="float32", changes=None, differing_fraction=0.0, e
             rounding.
         eager: results of the plain form in the same dtype; twice their error is allowed too.
     """
-    assert got.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, reference in expected.items():
-        result = got[name].double()
+        result = actual[name].double()
         assert result.shape == reference.shape, name
         finite = reference.isfinite()
         assert torch.equal(
@@ -193,10 +193,10 @@ class StepTolerance:
             none_passes = exact(block, *inputs_and_dy)
         self.flips = {name: distance(all_pass[name], none_passes[name]) for name in self.expected}
 
-    def check(self, got):
+    def check(self, actual):
         """Assert that results of `step` are within the tolerance, with NaN in the same positions."""
-        assert got.keys() <= self.expected.keys()
-        for name, result in got.items():
+        assert actual.keys() <= self.expected.keys()
+        for name, result in actual.items():
             reference = self.expected[name]
             assert result.shape == reference.shape, name
             assert torch.equal(result.isnan(), reference.isnan()), f"{name}: NaN in other positions than expected"
@@ -227,11 +227,11 @@ def uncertain_relus(pass_uncertain):
         yield counts
 
 
-def close(got, expected, tolerance):
+def close(actual, expected, tolerance):
     """Assert that results of `step` are off by at most `tolerance` times their norm, with NaN in the same positions."""
-    assert got.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, reference in expected.items():
-        result, reference = got[name].double(), reference.double()
+        result, reference = actual[name].double(), reference.double()
         assert result.shape == reference.shape, name
         assert torch.equal(result.isnan(), reference.isnan()), f"{name}: NaN in other positions than expected"
         error = (result - reference).nan_to_num().norm().item()

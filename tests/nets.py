@@ -66,15 +66,15 @@ def image(shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def assert_arrays_close(got, expected, tolerance=1e-12):
+def assert_arrays_close(actual, expected, tolerance=1e-12):
     """Assert that arrays differ by at most `tolerance` times the largest expected value, or 1 if that is smaller."""
     scale = max(1.0, np.abs(expected).max(initial=0))
-    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * scale)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
 
 
-def have_equal_weights(first, second):
+def have_equal_weights(first_model, second_model):
     """Whether the weights of two nets are equal, bit by bit."""
-    a, b = attzoo.weights(first), attzoo.weights(second)
+    a, b = attzoo.weights(first_model), attzoo.weights(second_model)
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
 
 

@@ -62,9 +62,9 @@ def create(block, variant, channels, backend="numpy", **arguments):
     return attzoo.create(block, **arguments, backend=backend, variant=variant)
 
 
-def assert_close(got, expected):
+def assert_close(actual, expected):
     """Assert that numbers equal those computed by hand, up to float64 rounding."""
-    np.testing.assert_allclose(np.asarray(got).ravel(), np.asarray(expected, float).ravel(), rtol=1e-14, atol=1e-15)
+    np.testing.assert_allclose(np.asarray(actual).ravel(), np.asarray(expected, float).ravel(), rtol=1e-14, atol=1e-15)
 
 
 # ---- layers of several sources; w has the weights by canonical name --------------------------------------------------

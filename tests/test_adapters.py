@@ -284,10 +284,10 @@ def test_saving_does_not_change_random_states(tmp_path):
     for backend in ("torch", "keras"):
         for block in (cbam(backend), unet(backend)):
             keras.utils.set_random_seed(0)
-            before = torch.get_rng_state(), random.getstate()
+            rng_state_before = torch.get_rng_state(), random.getstate()
             attzoo.save(block, tmp_path / "a.safetensors")
-            assert torch.equal(torch.get_rng_state(), before[0])
-            assert random.getstate() == before[1]
+            assert torch.equal(torch.get_rng_state(), rng_state_before[0])
+            assert random.getstate() == rng_state_before[1]
 
 
 # ---- arrays that layers of torch compute -----------------------------------------------------------------
@@ -356,7 +356,7 @@ def test_computed_weights_are_read_but_not_written(case, tmp_path):
         block(x).sum().backward()
         optimizer.step()
     state = {name: tensor.clone() for name, tensor in block.state_dict().items()}
-    read = attzoo.weights(block)
+    read_arrays = attzoo.weights(block)
     message = rf"expected channel\.squeeze\.weight of CBAM to be stored, .*, got an array that .*{remedy}"
     with pytest.raises(ValueError, match=message):
         attzoo.load_weights(block, arrays)
@@ -368,7 +368,7 @@ def test_computed_weights_are_read_but_not_written(case, tmp_path):
         y = block(x)
         for twin in (attzoo.load(tmp_path / "a.safetensors", backend="torch"), attzoo.convert(block, backend="torch")):
             torch.testing.assert_close(twin.eval()(x), y, rtol=1e-5, atol=1e-6)
-            assert same(attzoo.weights(twin), read)
+            assert same(attzoo.weights(twin), read_arrays)
 
 
 @pytest.mark.parametrize("case", [case for case in COMPUTED if case not in ("an attribute", "expanded")])
@@ -385,26 +385,26 @@ def test_remedy_in_the_error_works(case):
 
 def test_error_names_a_pruned_bias_in_a_network():
     net, arrays = unet(), attzoo.weights(unet())
-    before = attzoo.weights(net)
+    weights_before = attzoo.weights(net)
     prune.l1_unstructured(net.skip["0"].gating, "bias", 1)
     with pytest.raises(ValueError, match=r"expected skip\.0\.gating\.bias of UNet to be stored"):
         attzoo.load_weights(net, arrays)
-    read = attzoo.weights(net)
-    assert np.count_nonzero(read.pop("skip.0.gating.bias") == 0) == 1
-    before.pop("skip.0.gating.bias")
-    assert same(read, before)
+    read_arrays = attzoo.weights(net)
+    assert np.count_nonzero(read_arrays.pop("skip.0.gating.bias") == 0) == 1
+    weights_before.pop("skip.0.gating.bias")
+    assert same(read_arrays, weights_before)
 
 
 def test_arrays_that_share_memory_are_not_written():
     block = attzoo.create("se", 4, reduced_channels=4, backend="torch")
     block.excite.weight = block.squeeze.weight
-    before = attzoo.weights(block)
-    arrays = {name: RNG.random(array.shape, "f4") for name, array in before.items()}
+    weights_before = attzoo.weights(block)
+    arrays = {name: RNG.random(array.shape, "f4") for name, array in weights_before.items()}
     fix = "it shares memory with another array, so give each its own"
     message = rf"^expected squeeze\.weight to hold the array written to it, got other numbers: {fix}$"
     with pytest.raises(ValueError, match=message):
         attzoo.load_weights(block, arrays)
-    assert same(attzoo.weights(block), before)
+    assert same(attzoo.weights(block), weights_before)
     tied = arrays | {"excite.weight": arrays["squeeze.weight"]}
     attzoo.load_weights(block, tied)
     assert same(attzoo.weights(block), tied)
@@ -539,12 +539,12 @@ def mixed(backend):
 @pytest.mark.parametrize("value", [1e6, 1 + 2.0**-20])
 def test_values_must_fit_the_dtype_of_their_array(backend, value):
     block = mixed(backend)
-    before = attzoo.weights(block)
-    arrays = before | {"channel.squeeze.weight": np.full((3, 8), value, "f4")}
+    weights_before = attzoo.weights(block)
+    arrays = weights_before | {"channel.squeeze.weight": np.full((3, 8), value, "f4")}
     with pytest.raises(ValueError, match=r"must be exact in float16, the block's dtype, got float32: round"):
         attzoo.load_weights(block, arrays)
-    assert same(attzoo.weights(block), before)
-    attzoo.load_weights(block, before)
+    assert same(attzoo.weights(block), weights_before)
+    attzoo.load_weights(block, weights_before)
 
 
 CHECK = """
@@ -694,15 +694,15 @@ def test_keras_lora_is_read_merged_and_not_written(tmp_path):
     plain = attzoo.weights(block)
     block.channel.squeeze.enable_lora(2)
     block.channel.squeeze.lora_kernel_b.assign(RNG.random((2, 3), "f4"))
-    read = attzoo.weights(block)
-    assert not same(read, plain)
+    read_arrays = attzoo.weights(block)
+    assert not same(read_arrays, plain)
     with pytest.raises(ValueError, match=r"channel\.squeeze\.weight of CBAM to be stored, .* array that LoRA computes"):
         attzoo.load_weights(block, plain)
-    assert same(attzoo.weights(block), read)
+    assert same(attzoo.weights(block), read_arrays)
     attzoo.save(block, tmp_path / "a.safetensors")
-    twin = attzoo.load(tmp_path / "a.safetensors", backend="keras")
-    assert same(attzoo.weights(twin), read)
-    np.testing.assert_allclose(twin(x), block(x), rtol=1e-5, atol=1e-6)
+    loaded = attzoo.load(tmp_path / "a.safetensors", backend="keras")
+    assert same(attzoo.weights(loaded), read_arrays)
+    np.testing.assert_allclose(loaded(x), block(x), rtol=1e-5, atol=1e-6)
 
 
 def test_wrapped_keras_layer_is_not_written():

@@ -35,14 +35,14 @@ def test_every_layout_is_written_in_row_major_order(dtype, shape, layout):
     numbers = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
     array = ARRAYS[layout](numbers)
     assert np.array_equal(array, numbers), "the layout changes the values"
-    got = unpacked(pack({"a": array, "b": numbers}, {}))
-    assert got["a"].shape == shape
-    assert got["a"].tobytes() == got["b"].tobytes() == numbers.astype(numbers.dtype.newbyteorder("<")).tobytes()
+    actual = unpacked(pack({"a": array, "b": numbers}, {}))
+    assert actual["a"].shape == shape
+    assert actual["a"].tobytes() == actual["b"].tobytes() == numbers.astype(numbers.dtype.newbyteorder("<")).tobytes()
 
 
 def test_scalar_has_shape_of_no_axes():
-    got = unpacked(pack({"a": np.array(7, "i8"), "b": np.array(0.5, ">f4")}, {}))
-    assert (got["a"].shape, got["a"].item(), got["b"].shape, got["b"].item()) == ((), 7, (), 0.5)
+    actual = unpacked(pack({"a": np.array(7, "i8"), "b": np.array(0.5, ">f4")}, {}))
+    assert (actual["a"].shape, actual["a"].item(), actual["b"].shape, actual["b"].item()) == ((), 7, (), 0.5)
 
 
 @pytest.mark.parametrize("view", [np.broadcast_to, lambda a, shape: np.lib.stride_tricks.as_strided(a, shape, (0, 4))])
@@ -53,8 +53,8 @@ def test_expanded_arrays_are_written_in_full(view):
 
 def test_overlapping_windows_are_written_in_full():
     row = np.arange(6, dtype="f4")
-    got = unpacked(pack({"a": np.lib.stride_tricks.sliding_window_view(row, 3)}, {}))["a"]
-    assert got.tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5]]
+    actual = unpacked(pack({"a": np.lib.stride_tricks.sliding_window_view(row, 3)}, {}))["a"]
+    assert actual.tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5]]
 
 
 # ---- damage ----------------------------------------------------------------------------------------

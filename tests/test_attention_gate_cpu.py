@@ -34,14 +34,14 @@ def test_inference_matches_plain_form(layout, case, g_layout, tile):
     block = case.block("torch").eval()
     x, g = map(torch.from_numpy, case.inputs())
     x, g = LAYOUTS[layout](x), LAYOUTS[g_layout](g)
-    before = x.clone(), g.clone()
+    original = x.clone(), g.clone()
     expected = plain_output(block, x, g)
     with forced(tile=tile) as calls:
-        got = block(x, g)
-    assert_same(got, expected)
-    assert relevant_strides(got) == relevant_strides(expected)
-    assert torch.equal(x, before[0])
-    assert torch.equal(g, before[1])
+        actual = block(x, g)
+    assert_same(actual, expected)
+    assert relevant_strides(actual) == relevant_strides(expected)
+    assert torch.equal(x, original[0])
+    assert torch.equal(g, original[1])
     is_dense = x.is_contiguous() or x.movedim(1, -1).is_contiguous()
     assert calls["gated"] == (is_dense and set(case.spec.strides) == {1})
 
@@ -113,8 +113,8 @@ def test_training_step_matches_plain_form(case, layout, training, frozen):
         assert "more than 1 value per channel" in str(err)   # noqa: PT017
         return
     with forced() as calls:
-        got = step(block, xs, cotangent)
-    for a, b in zip(got, expected, strict=True):
+        actual = step(block, xs, cotangent)
+    for a, b in zip(actual, expected, strict=True):
         assert_same(a, b, 1e-11)
     assert (calls["overwritten"], plain_calls["overwritten"], calls["gated"], plain_calls["multiplied"]) == (1, 0, 0, 0)
 
@@ -189,9 +189,9 @@ def test_linear_preserves_the_memory_layout():
     expected = w @ x + b[:, None]
     for layout in ("contiguous", "channels last"):
         x = LAYOUTS[layout](x)
-        got = fast._linear(x, w, b)
-        assert_same(got, expected)
-        assert got.stride() == LAYOUTS[layout](expected).stride()
+        actual = fast._linear(x, w, b)
+        assert_same(actual, expected)
+        assert actual.stride() == LAYOUTS[layout](expected).stride()
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -202,7 +202,7 @@ def test_projection_has_the_strides_of_a_convolution(batch):
     for memory_format in (torch.contiguous_format, torch.channels_last):
         g = g.to(memory_format=memory_format)
         expected = nn.functional.conv2d(g, w[:, :, None, None], b)
-        got = fast._projected(g, w, b)
-        assert_same(got, expected)
-        expected, got = (nn.functional.interpolate(p, (10, 12), mode="bilinear") for p in (expected, got))
-        assert got.stride() == expected.stride()
+        actual = fast._projected(g, w, b)
+        assert_same(actual, expected)
+        expected, actual = (nn.functional.interpolate(p, (10, 12), mode="bilinear") for p in (expected, actual))
+        assert actual.stride() == expected.stride()

@@ -64,9 +64,9 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message):
 def test_loader_yields_tensors_and_does_not_change_the_default_generator(tmp_path):
     folder = Folder(write_pairs(tmp_path, 5), flip=True)
     loader = Loader(folder, Batches(5, 2))
-    before = torch.get_rng_state()
+    rng_state_before = torch.get_rng_state()
     batches = list(loader.epoch(2))
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), rng_state_before)
     assert [tuple(images.shape) for images, _ in batches] == [(2, 1, 8, 12)] * 2 + [(1, 1, 8, 12)]
     assert len(loader) == 3
     for keys, (images, masks) in zip(Batches(5, 2, epoch=2), batches, strict=True):

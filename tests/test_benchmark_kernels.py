@@ -99,9 +99,9 @@ def test_a_kernel_that_refuses_gives_a_failed_row(refusing_kernels):
     rows = by_name(measure.measure(CASE, BENCH))
     assert list(rows) == ["attzoo (triton)", "attzoo", "copy"]
     assert rows["attzoo (triton)"].status == "failed"
-    start = 'kernels("triton") requires the fused kernels of SE'
+    message_start = 'kernels("triton") requires the fused kernels of SE'
     end = 'with kernels("auto") this call runs without them'
-    assert rows["attzoo (triton)"].why == f"RuntimeError: {start}, but this is a test; {end}"
+    assert rows["attzoo (triton)"].why == f"RuntimeError: {message_start}, but this is a test; {end}"
     assert rows["attzoo"].status in ("timed", "unsteady")
 
 

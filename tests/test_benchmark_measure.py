@@ -211,11 +211,11 @@ def test_in_resnet50_attzoos_block_gets_the_shortcut_and_a_peers_does_not(monkey
 
 def test_a_training_step_does_not_change_the_weights():
     net = torch.nn.Linear(3, 2)
-    before = net.weight.clone()
+    weights_before = net.weight.clone()
     step = providers.Step(net, [torch.ones(4, 3)])
     for _ in range(3):
         assert step() > 0
-    assert torch.equal(net.weight, before)
+    assert torch.equal(net.weight, weights_before)
     assert net.weight.grad.abs().max() > 0
 
 

@@ -111,8 +111,8 @@ def test_all_lines_of_a_table_have_the_same_number_of_cells(run):
         assert {"attzoo beside its peers", "What a block costs a ResNet-50", "Every row: cbam"} <= {*sections}
         for lines in filter(None, sections.values()):
             starts = [i - 1 for i, line in enumerate(lines) if line[0] == "---"]   # a section may have several tables
-            for i, start in enumerate(starts):
-                assert {len(line) for line in lines[start : [*starts, None][i + 1]]} == {len(lines[start])}
+            for i, start_index in enumerate(starts):
+                assert {len(line) for line in lines[start_index : [*starts, None][i + 1]]} == {len(lines[start_index])}
 
 
 def test_every_row_is_listed_under_its_block_with_its_numbers(run):
@@ -346,10 +346,10 @@ def test_a_page_has_the_same_tables_as_the_markdown(run):
 def test_pictures_show_the_numbers_of_the_rows(run):
     case = Case("se", ((8, 256, 56, 56),), "training")
     row = timed(case, OURS, 0.5, 0.04, kept=3 * 8 * 256 * 56 * 56, peak=14 * 8 * 256 * 56 * 56)
-    first, second = plots.pictures([with_rows(run, [row])])["alone"]
-    assert ">12.5<" in first.svg
-    assert ">3.50<" in second.svg
-    assert not re.search("#[0-9a-f]{6}", first.svg)   # all colours are variables of the page's style sheet
+    eager_picture, second_picture = plots.pictures([with_rows(run, [row])])["alone"]
+    assert ">12.5<" in eager_picture.svg
+    assert ">3.50<" in second_picture.svg
+    assert not re.search("#[0-9a-f]{6}", eager_picture.svg)   # all colours are variables of the page's style sheet
 
 
 def test_the_summary_plot_is_a_png_of_the_expected_width(run, tmp_path):
@@ -400,8 +400,8 @@ def test_runs_in_different_environments_are_refused_without_across(save, changes
         compare(*files)
     lines = tables(report.report(files, across=True))["Every row: se"][2:]
     names = {line[0] for line in lines if line[1]}
-    second = "another" if "machine" in changes else "AMD EPYC &lt;made up&gt;"
-    assert names == {"1: AMD EPYC &lt;made up&gt;", f"2: {second}"}
+    second_machine = "another" if "machine" in changes else "AMD EPYC &lt;made up&gt;"
+    assert names == {"1: AMD EPYC &lt;made up&gt;", f"2: {second_machine}"}
     assert "says nothing about" in report.report(files, across=True, html=True)
 
 
@@ -413,9 +413,9 @@ def test_a_report_without_files_is_refused():
 # ---- comparisons of two runs -----------------------------------------------------------------------------------------
 
 
-def compare_rows(save, before, after):
+def compare_rows(save, old_row, new_row):
     """Return the kinds of the changes between runs of one row each, and whether any is for the worse."""
-    table, worse = compare(save(rows=[before]), save(rows=[after]))
+    table, worse = compare(save(rows=[old_row]), save(rows=[new_row]))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
     return [line[0] for line in lines[2:]], worse
 
@@ -443,8 +443,8 @@ BEFORE = timed(Case("se", ((8, 64, 56, 56),)), OURS, 1e-3, 5e-4)
     ],
 )
 def test_compare_lists_the_change_of_a_row(save, changes, kinds):
-    before = replace(BEFORE, seconds=about(1e-3, 0.001), copies=about(2, 0.001)) if len(kinds) == 0 else BEFORE
-    listed, worse = compare_rows(save, before, replace(before, **changes))
+    earlier_row = replace(BEFORE, seconds=about(1e-3, 0.001), copies=about(2, 0.001)) if len(kinds) == 0 else BEFORE
+    listed, worse = compare_rows(save, earlier_row, replace(earlier_row, **changes))
     assert listed == kinds
     assert worse == any(kind in ("slower", "now wrong", "now failed", "new and wrong") for kind in kinds)
 
@@ -457,10 +457,10 @@ def test_a_corrected_row_is_not_worse(save):
 
 def test_a_row_whose_reference_is_slower_too_is_unchanged(save):
     slower_fields = {"seconds": about(1.3e-3), "copies": about(2.6)}
-    before = replace(BEFORE, ratio=about(1), reference="timm")
-    assert compare_rows(save, before, replace(before, **slower_fields)) == ([], False)
-    assert compare_rows(save, before, replace(before, ratio=about(1.3), **slower_fields)) == (["slower"], True)
-    assert compare_rows(save, before, replace(before, reference="plain", **slower_fields)) == (["slower"], True)
+    old_row = replace(BEFORE, ratio=about(1), reference="timm")
+    assert compare_rows(save, old_row, replace(old_row, **slower_fields)) == ([], False)
+    assert compare_rows(save, old_row, replace(old_row, ratio=about(1.3), **slower_fields)) == (["slower"], True)
+    assert compare_rows(save, old_row, replace(old_row, reference="plain", **slower_fields)) == (["slower"], True)
 
 
 def test_a_slower_peer_is_listed_but_not_worse(save):

@@ -83,9 +83,9 @@ def test_the_last_results_of_all_turns_are_kept_alive():
         return result
 
     cpu = Cpu()
-    first, second = cpu.turn(call), cpu.turn(call)
-    first(3)
-    second(KEPT_RESULTS)
+    first_time, second_time = cpu.turn(call), cpu.turn(call)
+    first_time(3)
+    second_time(KEPT_RESULTS)
     assert alive_counts == [*range(KEPT_RESULTS), *(KEPT_RESULTS,) * 3]
 
 
@@ -271,9 +271,9 @@ def test_the_end_of_a_branch_in_one_call_equals_addition_and_relu(name, training
     assert not with_separate_calls.ends
     x, cotangent = torch.randn(3, 8, 6, 5).double(), torch.randn(3, 16, 3, 3).double()
     mode = "training" if training else "inference"
-    got, expected = (run_of(net, mode, [x], cotangent) for net in (with_one_call, with_separate_calls))
-    assert 0 < (got[0] == 0).double().mean() < 1
-    for tensor, expected_tensor in zip(got, expected, strict=True):
+    actual, expected = (run_of(net, mode, [x], cotangent) for net in (with_one_call, with_separate_calls))
+    assert 0 < (actual[0] == 0).double().mean() < 1
+    for tensor, expected_tensor in zip(actual, expected, strict=True):
         torch.testing.assert_close(tensor, expected_tensor, rtol=0, atol=1e-12)
 
 
@@ -390,8 +390,8 @@ def test_a_written_run_is_read_unchanged(tmp_path):
     wrong_row = replace(timed((1, 1, 1)), status="wrong", why="0.1 off", ratio=None, provider=Provider("plain", "jax"))
     written = run_with(timed((0.7, 0.75, 0.8)), wrong_row)
     runs.write(tmp_path / "new" / "r.json", written)
-    read = runs.read(tmp_path / "new" / "r.json")
-    assert replace(read, rows=tuple(read.rows), left=()) == written
+    read_arrays = runs.read(tmp_path / "new" / "r.json")
+    assert replace(read_arrays, rows=tuple(read_arrays.rows), left=()) == written
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["r.json"]
 
 
@@ -441,14 +441,14 @@ def test_a_quick_run_writes_its_file_and_prints_the_path(tiny, tmp_path):
     result = CliRunner().invoke(app, ["run", "--device", "cpu", "--out", str(path)])
     assert result.exit_code == 0, result.output
     assert f"report {path}" in result.output.replace("\n", "")
-    read = runs.read(path)
-    assert [(row.case, str(row.provider)) for row in read.rows] == [
+    read_arrays = runs.read(path)
+    assert [(row.case, str(row.provider)) for row in read_arrays.rows] == [
         (case, provider) for case in TINY for provider in ("attzoo", "copy")
     ]
-    assert {row.status for row in read.rows} <= {"timed", "unsteady"}
-    assert all(row.seconds.median > 0 for row in read.rows)
-    assert read.flags["threads"] == 1
-    assert not read.left
+    assert {row.status for row in read_arrays.rows} <= {"timed", "unsteady"}
+    assert all(row.seconds.median > 0 for row in read_arrays.rows)
+    assert read_arrays.flags["threads"] == 1
+    assert not read_arrays.left
 
 
 def test_an_existing_file_is_refused_before_anything_is_measured(tiny, tmp_path, monkeypatch):

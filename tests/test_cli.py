@@ -259,9 +259,9 @@ def test_convert_to_a_state_dict(saved, ending):
     gate, path, inputs = saved
     out = path.with_suffix(ending)
     assert run("convert", str(path), str(out)).output.startswith(f"{out}: attention_gate, torch, ")
-    twin = type(gate)(**gate.spec.config()).eval()
-    twin.load_state_dict(torch.load(out, weights_only=True))
-    assert np.array_equal(outputs(twin, inputs), outputs(gate, inputs))
+    rebuilt = type(gate)(**gate.spec.config()).eval()
+    rebuilt.load_state_dict(torch.load(out, weights_only=True))
+    assert np.array_equal(outputs(rebuilt, inputs), outputs(gate, inputs))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
@@ -287,8 +287,8 @@ def test_convert_to_keras_weights(saved):
     layer = attzoo.create("attention_gate", backend="keras", **gate.spec.config())
     attzoo.weights(layer)   # builds the layer
     keras.saving.load_weights(layer, out)
-    expected, got = attzoo.weights(gate), attzoo.weights(layer)
-    assert all(np.array_equal(got[name], expected[name]) for name in expected)
+    expected, actual = attzoo.weights(gate), attzoo.weights(layer)
+    assert all(np.array_equal(actual[name], expected[name]) for name in expected)
 
 
 def test_convert_to_a_portable_file_writes_the_same_bytes(saved):

@@ -169,13 +169,13 @@ def test_voxels_that_begin_within_the_header_are_refused(kind, ending, tmp_path)
     for offset, is_refused in ((first, False), (0, True)):
         data[at : at + struct.calcsize(format_code)] = struct.pack(format_code, offset)
         path.write_bytes(gzip.compress(data) if ending == ".nii.gz" else data)
-        for read in (read_image, read_mask):
+        for read_file in (read_image, read_mask):
             if is_refused:
                 message = rf"a{ending}: expected vox_offset >= {first} .*, got 0: save the file"
                 with pytest.raises(ValueError, match=message):
-                    read(path)
+                    read_file(path)
             else:
-                read(path)
+                read_file(path)
 
 
 @pytest.mark.parametrize(("name", "message"), [
@@ -275,6 +275,6 @@ def test_a_damaged_gzip_is_refused(kind, part, tmp_path):
     np.testing.assert_array_equal(read_image(path)[0], mask)
     data[-20 if part == "voxels" else -5] ^= 1
     path.write_bytes(data)
-    for read in (read_mask, read_image):
+    for read_file in (read_mask, read_image):
         with pytest.raises(ValueError, match=r"mask.nii.gz: expected a complete gzip file, got a damaged file"):
-            read(path)
+            read_file(path)

@@ -42,9 +42,9 @@ def float64_nets(block):
     return {"torch": net, "keras": attzoo.convert(net, backend="keras")}
 
 
-def assert_close(got, expected, tolerance=TOLERANCE, name=""):
+def assert_close(actual, expected, tolerance=TOLERANCE, name=""):
     """Raise AssertionError if arrays differ by more than `tolerance` times the largest expected |value|."""
-    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * np.abs(expected).max(), err_msg=name)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("block", [None, *BLOCKS])
@@ -139,10 +139,10 @@ def test_initial_weights_depend_only_on_the_seed():
     def head_weight(seed):
         return torch_module.create_seeded(seed, 4).head.weight.detach().numpy()
 
-    first, state = head_weight(0), torch.get_rng_state()
+    first_weight, state = head_weight(0), torch.get_rng_state()
     torch.rand(1)
-    np.testing.assert_array_equal(head_weight(0), first)
-    assert not np.array_equal(head_weight(1), first)
+    np.testing.assert_array_equal(head_weight(0), first_weight)
+    assert not np.array_equal(head_weight(1), first_weight)
     torch.set_rng_state(state)
     head_weight(2)
     assert torch.equal(torch.get_rng_state(), state)

@@ -31,10 +31,10 @@ class Perceptron(nn.Module):
             parent.add_module(leaf, layer)
 
     def forward(self, x):
-        first, second = (self.get_submodule(name) for name in self.names)
-        if isinstance(first, nn.Conv2d):
-            return second(self.act(first(x[:, :, None, None])))[:, :, 0, 0]
-        return second(self.act(first(x)))
+        first_layer, second_layer = (self.get_submodule(name) for name in self.names)
+        if isinstance(first_layer, nn.Conv2d):
+            return second_layer(self.act(first_layer(x[:, :, None, None])))[:, :, 0, 0]
+        return second_layer(self.act(first_layer(x)))
 
 
 class SE(Perceptron):
@@ -271,10 +271,10 @@ def two_layouts(state):
 ])   # fmt: skip
 def test_unclear_states_are_refused_and_change_nothing(change, message):
     source, module, block, _ = published("se timm")
-    before = attzoo.weights(block)
+    weights_before = attzoo.weights(block)
     with pytest.raises((ValueError, TypeError), match=message):
         attzoo.load_weights(block, change(module.state_dict()), source=source)
-    assert all(np.array_equal(array, before[name]) for name, array in attzoo.weights(block).items())
+    assert all(np.array_equal(array, weights_before[name]) for name, array in attzoo.weights(block).items())
 
 
 @pytest.mark.parametrize(("name", "plain", "message"), [
@@ -320,8 +320,8 @@ KERAS = {   # source, state and function, block, its arguments, channels of its 
 
 @pytest.mark.parametrize("name", KERAS)
 def test_keras_variables_give_the_published_outputs_and_are_exported(name):
-    source, make, block, arguments, channels = KERAS[name]
-    state, call = make()
+    source, create_layer, block, arguments, channels = KERAS[name]
+    state, call = create_layer()
     converted = attzoo.create(block, channels[0], backend="torch", dtype=torch.float64, **arguments)
     other_arrays = {
         "block1a_project_conv/kernel": torch.ones(1, 1, 6, 2), "expanded_conv_3_project/kernel": torch.ones(2)
@@ -387,10 +387,10 @@ def test_all_blocks_of_a_model_are_loaded_and_exported_by_their_paths():
 def test_a_model_is_loaded_as_a_whole_or_not_at_all(change, message):
     net, state = network_of_blocks()
     change(net, state)
-    before = attzoo.weights(net[1])
+    weights_before = attzoo.weights(net[1])
     with pytest.raises(ValueError, match=message):
         attzoo.load_weights(net, state, source="timm")
-    assert all(np.array_equal(array, before[name]) for name, array in attzoo.weights(net[1]).items())
+    assert all(np.array_equal(array, weights_before[name]) for name, array in attzoo.weights(net[1]).items())
 
 
 def test_model_without_blocks_raises():
@@ -431,11 +431,11 @@ def test_paths_are_without_a_wrapper_inside_the_model(wrapper):
 def test_an_array_that_the_source_lacks_is_missing():
     plain = attzoo.create("attention_gate", 4, 3, inter_channels=2, norm=True, backend="torch")
     block = attzoo.create("attention_gate", 4, 3, inter_channels=2, norm=True, output_transform=True, backend="torch")
-    state, before = attzoo.export_weights(plain, target="leejunhyun"), attzoo.weights(block)
+    state, weights_before = attzoo.export_weights(plain, target="leejunhyun"), attzoo.weights(block)
     with pytest.raises(ValueError, match=r"missing output\."):
         attzoo.load_weights(block, state, source="leejunhyun")
     for name, array in attzoo.weights(block).items():
-        np.testing.assert_array_equal(array, before[name])
+        np.testing.assert_array_equal(array, weights_before[name])
 
 
 def test_a_factor_that_the_target_lacks_is_not_left_out():

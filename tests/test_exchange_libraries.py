@@ -60,12 +60,12 @@ def assert_same(converted, reference, *shapes):
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_weights_of_library_blocks_give_their_outputs_in_both_directions(name):
-    source, make, block, arguments = BLOCKS[name]
-    reference = random_weights(make()).float()
+    source, create_module, block, arguments = BLOCKS[name]
+    reference = random_weights(create_module()).float()
     converted = attzoo.create(block, backend="torch", **{"channels": 8} | arguments).eval()
     attzoo.load_weights(converted, reference.state_dict(), source=source)
     assert_same(converted, reference, (2, converted.spec.channels, 9, 7))
-    exported_to = random_weights(make()).float()
+    exported_to = random_weights(create_module()).float()
     target = "timm-efficientnet" if name.startswith("SqueezeExcite,") else source
     exported = {key: torch.from_numpy(array) for key, array in attzoo.export_weights(converted, target=target).items()}
     missing = exported_to.load_state_dict(exported, strict=False)

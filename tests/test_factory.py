@@ -53,8 +53,8 @@ def test_block_with_a_dtype_can_be_saved_copied_and_loaded(name, tmp_path):
     assert block.spec == make(name).spec
     assert not {"device", "dtype"} & set(block.spec.config())
     attzoo.save(block, tmp_path / "block.safetensors")
-    for twin in (copy.deepcopy(block), attzoo.load(tmp_path / "block.safetensors", backend="torch")):
-        for key, array in attzoo.weights(twin).items():
+    for copied in (copy.deepcopy(block), attzoo.load(tmp_path / "block.safetensors", backend="torch")):
+        for key, array in attzoo.weights(copied).items():
             np.testing.assert_array_equal(array, attzoo.weights(block)[key])
     adapter("torch").check_layers(block, type(block))
     empty = make(name, device="meta", dtype=torch.float64).to_empty(device="cpu")
@@ -64,8 +64,8 @@ def test_block_with_a_dtype_can_be_saved_copied_and_loaded(name, tmp_path):
 
 def test_conversion_preserves_float64_weights():
     block = attzoo.create("cbam", 8, backend="torch", dtype=torch.float64)
-    twin = attzoo.convert(block, backend="keras")
-    for key, array in attzoo.weights(twin).items():
+    converted = attzoo.convert(block, backend="keras")
+    for key, array in attzoo.weights(converted).items():
         np.testing.assert_array_equal(array, attzoo.weights(block)[key])
 
 

@@ -64,7 +64,7 @@ IRREGULAR = {
 @pytest.mark.timeout(60)   # opening some of these would block
 @pytest.mark.parametrize("name_of_kind", IRREGULAR)
 def test_irregular_files_are_refused_without_blocking(name_of_kind, tmp_path):
-    make, kind = IRREGULAR[name_of_kind]
+    create_file, kind = IRREGULAR[name_of_kind]
     for name, read in {
         "block.safetensors": lambda path: attzoo.load(path, backend="torch"),
         "other.safetensors": lambda path: convert(path, tmp_path / "out.pt"),
@@ -73,7 +73,7 @@ def test_irregular_files_are_refused_without_blocking(name_of_kind, tmp_path):
     }.items():
         folder = tmp_path / name
         folder.mkdir()
-        make(folder / name)
+        create_file(folder / name)
         with pytest.raises(OSError, match=rf"expected a regular file at {folder / name}, got {kind}$"):
             read(folder / name)
     assert not (tmp_path / "out.pt").exists()

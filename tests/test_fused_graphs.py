@@ -54,8 +54,8 @@ def test_torch_compile_matches_eager_kernels(name):
     x, dy = draw(2, 8, 4, 3), draw(2, 8, 4, 3, seed=1)
     expected, compiled = step(block, x, dy), copy.deepcopy(block)
     compiled.compile(fullgraph=True, backend="aot_eager")
-    got = step(compiled, x, dy)
-    assert all(torch.equal(got[key], expected[key]) for key in expected)
+    actual = step(compiled, x, dy)
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
     compiled = torch.compile(block.eval(), fullgraph=True, backend=backend)
     for mode in ("eager", "triton"):
         with attzoo.kernels(mode):

@@ -39,8 +39,8 @@ def test_traced_unet_equals_the_unet(name):
 def test_traced_network_can_be_copied_and_pickled():
     net = Net().eval()
     traced = fx.symbolic_trace(net)
-    for twin in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
-        assert_same_at_other_sizes(twin, net, NET)
+    for copied in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
+        assert_same_at_other_sizes(copied, net, NET)
 
 
 def test_traced_network_has_the_gradients_of_the_network():

@@ -44,9 +44,9 @@ pytestmark = [
 def _poisoned(monkeypatch):
     """Fill new tensors with NaN; those of integers with ones in all bits."""
 
-    def filled(make):
+    def filled(allocate):
         def make_and_fill(*args, **kwargs):
-            tensor = make(*args, **kwargs)
+            tensor = allocate(*args, **kwargs)
             return tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
 
         return make_and_fill
@@ -110,9 +110,9 @@ def certain_inputs(block, *args, **kwargs):
 
 def check(block, x, g, dy):
     """Compare a step by the kernels with the plain form in float64, and return its results."""
-    got = step(block, x, g, dy)
-    StepTolerance(block, x, g, dy).check(got)
-    return got
+    actual = step(block, x, g, dy)
+    StepTolerance(block, x, g, dy).check(actual)
+    return actual
 
 
 # ---- same results ----------------------------------------------------------------------------------------------------
@@ -209,8 +209,8 @@ def test_norm_in_training_raises_for_one_value_per_channel():
 def test_results_are_reproducible():
     block, xs = build(20, 17, norm=True), inputs((2, 20, 5, 7), 17, (3, 3))
     with tiny():
-        first, second = step(block, *xs), step(block, *xs)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+        first_results, second_results = step(block, *xs), step(block, *xs)
+    assert all(torch.equal(first_results[name], second_results[name]) for name in first_results)
 
 
 @pytest.mark.skipif(not choice.INTERPRETED, reason="only the interpreter multiplies in float64")
@@ -335,8 +335,8 @@ def test_untracked_running_statistics_do_not_change():
 def test_nan_affects_only_its_positions(changed, grid):
     block, (x, g, dy) = build(), inputs((3, 6, 5, 4), 5, grid)
     (x if changed == "x" else g)[1, 2, 1, 1] = float("nan")
-    got = check(block, x, g, dy)
-    assert 0 < got["y"].isnan().sum() < got["y"].numel() / 2
+    actual = check(block, x, g, dy)
+    assert 0 < actual["y"].isnan().sum() < actual["y"].numel() / 2
 
 
 def test_relu_inputs_that_are_all_zero_or_all_negative_match_float64():
@@ -396,15 +396,15 @@ def test_second_derivatives_match_plain_form(transform, monkeypatch):
     inputs_and_dy = certain_inputs(block, (2, 6, 3, 2), 5, (2, 1))
 
     def double_backward(block, x, g, dy, mode="triton"):
-        twin = copy.deepcopy(block)
+        copied = copy.deepcopy(block)
         x, g = x.detach().requires_grad_(), g.detach().requires_grad_()
         with attzoo.kernels(mode):
-            y = twin(x, g)
-        leaves = [x, g, *twin.parameters()]
-        first = torch.autograd.grad(y, leaves, dy, create_graph=True)
-        loss = sum(d.square().sum() for d in first)
-        second = enumerate(torch.autograd.grad(loss, leaves, allow_unused=True))
-        return {i: d for i, d in second if d is not None} | dict(twin.named_buffers())
+            y = copied(x, g)
+        leaves = [x, g, *copied.parameters()]
+        first_gradients = torch.autograd.grad(y, leaves, dy, create_graph=True)
+        loss = sum(d.square().sum() for d in first_gradients)
+        second_gradients = enumerate(torch.autograd.grad(loss, leaves, allow_unused=True))
+        return {i: d for i, d in second_gradients if d is not None} | dict(copied.named_buffers())
 
     monkeypatch.setattr(kernels, "step", double_backward)
     tolerance = StepTolerance(block, *inputs_and_dy)
@@ -420,14 +420,14 @@ def test_second_derivatives_match_plain_form(transform, monkeypatch):
 def test_torch_compile_matches_eager_kernels(norm):
     block, (x, g, dy) = build(norm=norm), inputs((2, 6, 3, 4), 5, (2, 2))
     expected = step(block, x, g, dy)
-    twin = copy.deepcopy(block)
-    graph = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    copied = copy.deepcopy(block)
+    graph = torch.compile(copied, fullgraph=True, backend="aot_eager")
     x, g = x.requires_grad_(), g.requires_grad_()
     with attzoo.kernels("triton"):
         y = graph(x, g)
-    gradients = torch.autograd.grad(y, [x, g, *twin.parameters()], dy)
-    names = [f"gradient of {name}" for name in ("x", "g", *dict(twin.named_parameters()))]
-    close({"y": y, **dict(zip(names, gradients, strict=True)), **dict(twin.named_buffers())}, expected, 1e-6)
+    gradients = torch.autograd.grad(y, [x, g, *copied.parameters()], dy)
+    names = [f"gradient of {name}" for name in ("x", "g", *dict(copied.named_parameters()))]
+    close({"y": y, **dict(zip(names, gradients, strict=True)), **dict(copied.named_buffers())}, expected, 1e-6)
 
 
 def test_operator_passes_opcheck():
@@ -487,11 +487,11 @@ def test_autocast_preserves_the_dtype_of_inputs():
     block, (x, g, dy) = build(), inputs((2, 6, 4, 4), 5, (2, 2))
     expected = exact(block, x, g, dy)
     with torch.autocast(DEVICE, torch.bfloat16):
-        got = step(block, x.bfloat16(), g.bfloat16(), dy.bfloat16())
+        actual = step(block, x.bfloat16(), g.bfloat16(), dy.bfloat16())
         float32_results = step(block, x, g, dy)
-    assert got["y"].dtype == got["gradient of x"].dtype == torch.bfloat16
-    assert got["gradient of skip.weight"].dtype == torch.float32
-    close(got, expected, 6e-2)
+    assert actual["y"].dtype == actual["gradient of x"].dtype == torch.bfloat16
+    assert actual["gradient of skip.weight"].dtype == torch.float32
+    close(actual, expected, 6e-2)
     close(float32_results, expected, 2e-5)
 
 
@@ -501,12 +501,12 @@ def test_autocast_preserves_the_dtype_of_inputs():
 def test_yardstick_rejects_wrong_results():
     block = build()
     inputs_and_dy = certain_inputs(block, (2, 6, 3, 4), 5, (2, 2))
-    tolerance, got = StepTolerance(block, *inputs_and_dy), step(block, *inputs_and_dy)
-    tolerance.check(got)
+    tolerance, actual = StepTolerance(block, *inputs_and_dy), step(block, *inputs_and_dy)
+    tolerance.check(actual)
     assert not any(tolerance.flips.values())
-    for name, tensor in got.items():
+    for name, tensor in actual.items():
         with pytest.raises(AssertionError, match=f"^{name} is off by"):
-            tolerance.check(got | {name: tensor * (1 + 1e-4)})
+            tolerance.check(actual | {name: tensor * (1 + 1e-4)})
 
 
 def test_yardstick_allows_sign_changes_within_rounding_only():

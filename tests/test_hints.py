@@ -40,9 +40,9 @@ ARGUMENTS = [
 def test_an_unknown_argument_gets_the_nearest_name(name, args, wrong, right, backend):
     cls = attzoo.get(name, backend=backend)
     error = rf"^{cls.__name__} takes no argument '{wrong}'; did you mean '{right}'\? It takes: .*\b{right}\b"
-    for make in (cls, lambda *a, **k: attzoo.create(name, *a, backend=backend, **k)):
+    for create_block in (cls, lambda *a, **k: attzoo.create(name, *a, backend=backend, **k)):
         with pytest.raises(TypeError, match=error):
-            make(*args, **{wrong: 1})
+            create_block(*args, **{wrong: 1})
 
 
 @every_backend
@@ -110,10 +110,10 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize(("make", "right"), CHOICES, ids=[right for _, right in CHOICES])
-def test_error_for_an_unknown_choice_proposes_the_nearest(make, right):
+@pytest.mark.parametrize(("call", "right"), CHOICES, ids=[right for _, right in CHOICES])
+def test_error_for_an_unknown_choice_proposes_the_nearest(call, right):
     with pytest.raises(ValueError, match=rf"got .*; did you mean '{right}'\?|'; did you mean '{right}'\? Known: "):
-        make()
+        call()
 
 
 @pytest.mark.parametrize(("arguments", "hint"), [

@@ -133,11 +133,11 @@ def test_autocast_keeps_the_dtype_of_the_plain_network():
 
 def test_an_example_changes_neither_statistics_nor_modes():
     net = network().train()
-    before = copy.deepcopy(net.state_dict())
+    state_before = copy.deepcopy(net.state_dict())
     attzoo.attach(net, "eca", after="bn2", example={"x": X}, start="identity", kernel_size=3)
     assert net.training
     assert net.bn1.training
-    for key, value in before.items():
+    for key, value in state_before.items():
         assert torch.equal(net.state_dict()[key], value)
 
 
@@ -449,13 +449,13 @@ def test_page_shows_the_output_of_its_examples(tmp_path, monkeypatch, capsys):
 def test_copies():
     net = trained()
     averaged = torch.optim.swa_utils.AveragedModel(net)
-    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), averaged):
-        assert torch.equal(twin(X), net(X))
-    twin = copy.deepcopy(net)
+    for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), averaged):
+        assert torch.equal(copied(X), net(X))
+    copied = copy.deepcopy(net)
     with torch.no_grad():
-        twin.bn2.attention.gamma.zero_()
-    assert torch.equal(twin(X), network()(X))
-    assert not torch.equal(net(X), twin(X))
+        copied.bn2.attention.gamma.zero_()
+    assert torch.equal(copied(X), network()(X))
+    assert not torch.equal(net(X), copied(X))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
@@ -478,8 +478,8 @@ def test_onnx(tmp_path):
     torch.onnx.export(net, (X,), file, dynamo=True, dynamic_shapes=(SIZES,), verbose=False)
     session = onnxruntime.InferenceSession(file)
     other_input = torch.randn(3, 3, 12, 7)
-    got = session.run(None, {session.get_inputs()[0].name: other_input.numpy()})[0]
-    np.testing.assert_allclose(got, net(other_input).detach(), rtol=1e-4, atol=1e-5)
+    actual = session.run(None, {session.get_inputs()[0].name: other_input.numpy()})[0]
+    np.testing.assert_allclose(actual, net(other_input).detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("example", [None, X])

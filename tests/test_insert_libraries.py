@@ -92,21 +92,21 @@ def test_swapped_squeeze_and_excitation_keeps_outputs(package, name, kind, optio
     net = network(package, name, **options)
     attention_paths = [path for path, module in net.named_modules() if type(module).__name__ == kind]
     with torch.no_grad():
-        before = net(X)
+        output_before = net(X)
         report = attzoo.swap(net, "se", where=lambda path, module: type(module).__name__ == kind)
         assert [place.path for place in report] == attention_paths
         assert {place.weights for place in report} == {package}
-        assert_close(net(X), before, rtol=1e-4, atol=1e-5)
+        assert_close(net(X), output_before, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["eca", "cbam"])
 def test_residual_branches_that_end_in_attention(attention):
     net = network("timm", "resnet18", block_args={"attn_layer": attention})
     with torch.no_grad():
-        before = net(X)
+        output_before = net(X)
         report = attzoo.attach(net, "se", after="residual", start="identity")
         assert {place.channels for place in report} == {64, 128, 256, 512}
-        assert torch.equal(net(X), before)
+        assert torch.equal(net(X), output_before)
 
 
 def test_legacy_residual_branches_end_in_their_attention():
@@ -140,11 +140,11 @@ def test_classes_of_the_same_name_without_a_shortcut_are_no_residual_blocks():
 def test_swapped_attention_of_timm_keeps_outputs(attention, name):
     net = network("timm", "resnet18", block_args={"attn_layer": attention})
     with torch.no_grad():
-        before = net(X)
+        output_before = net(X)
         report = attzoo.swap(net, name, where="*.se", example=X)
         assert len(report) == 8
         assert {place.weights for place in report} == {"timm"}
-        assert_close(net(X), before, rtol=1e-4, atol=1e-5)
+        assert_close(net(X), output_before, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", [nn.GELU, nn.ReLU6])
@@ -257,10 +257,10 @@ def unet():
 @pytest.mark.parametrize("name", ["se", "attention_gate"])   # without a gating signal, and with one
 def test_identity_in_the_skips_of_a_monai_unet_keeps_outputs(name):
     net, x = unet(), torch.randn(2, 1, 16, 20)
-    before = net(x)
+    output_before = net(x)
     report = attzoo.attach(net, name, after="skips", start="identity", example=x)
     assert len(report) == 2
-    assert torch.equal(net(x), before)
+    assert torch.equal(net(x), output_before)
 
 
 def test_gates_in_a_monai_unet_change_only_the_skip():

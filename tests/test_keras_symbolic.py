@@ -55,15 +55,15 @@ def test_functional_model_with_attention_equals_the_block(sample):
 def test_saved_model_with_attention_can_be_loaded(sample, tmp_path):
     model, block = model_with_attention(sample)
     model.save(tmp_path / "model.keras")
-    twin = keras.models.load_model(tmp_path / "model.keras")
-    for got, expected in zip(twin(inputs(sample)), model(inputs(sample)), strict=True):
-        np.testing.assert_array_equal(array(got), array(expected))
-    assert len(twin.weights) == len(block.weights)
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for actual, expected in zip(loaded(inputs(sample)), model(inputs(sample)), strict=True):
+        np.testing.assert_array_equal(array(actual), array(expected))
+    assert len(loaded.weights) == len(block.weights)
     model.save_weights(tmp_path / "model.weights.h5")
     copies = [keras.models.clone_model(model), keras.models.model_from_json(model.to_json())]
-    for twin in copies:
-        twin.load_weights(tmp_path / "model.weights.h5")
-        assert_equals_block(twin, block, inputs(sample))
+    for loaded in copies:
+        loaded.load_weights(tmp_path / "model.weights.h5")
+        assert_equals_block(loaded, block, inputs(sample))
 
 
 def test_attention_accepts_keyword_arguments(tmp_path):
@@ -74,11 +74,11 @@ def test_attention_accepts_keyword_arguments(tmp_path):
     model = keras.Model([x1, x2, g], [*coefficients, se.attention(x1), se.attention(x2)])
     randomize_statistics(gate)
     model.save(tmp_path / "model.keras")
-    twin = keras.models.load_model(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
     rng = np.random.default_rng(0)
     a, b, c = (rng.normal(size=(2, *tensor.shape[1:])).astype("float32") for tensor in (x1, x2, g))
     expected = [gate.attention(a, c), gate.attention(b, c), se.attention(a), se.attention(b)]
-    for actual, reference in zip(twin([a, b, c]), expected, strict=True):
+    for actual, reference in zip(loaded([a, b, c]), expected, strict=True):
         assert relative_error(actual, reference) < 1e-6
 
 
@@ -114,8 +114,8 @@ def test_custom_layer_that_uses_attention_can_be_reloaded(tmp_path):
     model = keras.Model(x, WeightedMean()(x))
     images = np.ones((2, 3, 4, 8), "float32")
     model.save(tmp_path / "model.keras")
-    twin = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(array(twin(images)), array(model(images)))
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(array(loaded(images)), array(model(images)))
 
 
 def test_dtype_policy_applies_to_attention():
@@ -174,8 +174,8 @@ def test_gradients_of_variables_equal_those_of_tensors(sample):
             tape.watch(arguments)
             y = block(*arguments) * 2
         gradients.append(tape.gradient(y, arguments))
-    for got, expected in zip(*gradients, strict=True):
-        np.testing.assert_allclose(array(got), array(expected), rtol=1e-5, atol=1e-6)
+    for actual, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(array(actual), array(expected), rtol=1e-5, atol=1e-6)
 
 
 @tensorflow_only
@@ -195,8 +195,8 @@ def test_exported_saved_model_with_attention_equals_the_model(tmp_path):
     model, _ = model_with_attention(sample)
     model.export(tmp_path / "model", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "model")
-    for got, expected in zip(loaded.serve(inputs(sample)), model(inputs(sample)), strict=True):
-        assert relative_error(got, expected) < 1e-6
+    for actual, expected in zip(loaded.serve(inputs(sample)), model(inputs(sample)), strict=True):
+        assert relative_error(actual, expected) < 1e-6
 
 
 def test_json_of_a_model_with_attention_contains_only_the_block(tmp_path):
@@ -212,5 +212,5 @@ def test_gate_accepts_a_symbolic_input_and_a_tensor(tmp_path):
     model = keras.Model(x, gate(x, g))
     model.save(tmp_path / "a.keras")
     image = np.random.default_rng(0).random((2, 5, 4, 8), "f4")
-    for twin in (model, keras.models.load_model(tmp_path / "a.keras")):
-        np.testing.assert_allclose(array(twin(image)), array(gate(image, g)), rtol=1e-6)
+    for loaded in (model, keras.models.load_model(tmp_path / "a.keras")):
+        np.testing.assert_allclose(array(loaded(image)), array(gate(image, g)), rtol=1e-6)

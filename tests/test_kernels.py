@@ -129,8 +129,8 @@ def test_steps_beyond_the_end_of_the_last_part_have_no_effect(name, layout):
 def test_results_are_reproducible(name):
     block, x, dy = build(name), draw(2, 8, 5, 4), draw(2, 8, 5, 4, seed=1)
     with tiny_tiles():
-        first, second = step(block, x, dy), step(block, x, dy)
-    assert all(torch.equal(first[key], second[key]) for key in first)
+        first_results, second_results = step(block, x, dy), step(block, x, dy)
+    assert all(torch.equal(first_results[key], second_results[key]) for key in first_results)
 
 
 @all_blocks
@@ -152,8 +152,8 @@ def test_input_and_gradient_may_have_any_strides(name, layout):
     wider_x[..., ::2] = plain_x
     transposed_x = plain_x.mT.contiguous().mT
     for x in (draw(2, 8, 4, 3, layout=layout), wider_x[..., ::2], transposed_x):
-        got = step(block, x, dy if x is transposed_x else to_channels_last(dy))
-        near(got, expected)
+        actual = step(block, x, dy if x is transposed_x else to_channels_last(dy))
+        near(actual, expected)
     assert step(block, draw(2, 8, 4, 3, layout=layout), dy)["y"].stride() == draw(2, 8, 4, 3, layout=layout).stride()
     per_channel = draw(1, 8, 1, 1, seed=2)
     for expanded_dy in (per_channel.expand(2, 8, 4, 3), draw(1, seed=2).expand(2, 8, 4, 3)):
@@ -208,15 +208,15 @@ def test_non_finite_input_affects_only_its_sample(name, value, hard):
     block = build(name, gate="hard_sigmoid") if hard else build(name)
     x, dy = draw(3, 8, 3, 4, layout=LAYOUTS[value < 0]), torch.ones(3, 8, 3, 4, device=DEVICE)
     x[1, 2, 0, 1] = value
-    got, expected = step(block.eval(), x, dy), exact(block, x, dy)
-    assert not got["y"][1].isfinite().all()
-    assert got["y"][::2].isfinite().all()
-    assert got["gradient of x"][::2].isfinite().all()
+    actual, expected = step(block.eval(), x, dy), exact(block, x, dy)
+    assert not actual["y"][1].isfinite().all()
+    assert actual["y"][::2].isfinite().all()
+    assert actual["gradient of x"][::2].isfinite().all()
     if hard:   # relu6 has the gradient 1 for NaN on a GPU, as in the kernels, and 0 on a CPU
-        near({"y": got["y"]}, {"y": expected["y"]})
-        assert not any((got[key].isfinite() & ~expected[key].isfinite()).any() for key in got)
+        near({"y": actual["y"]}, {"y": expected["y"]})
+        assert not any((actual[key].isfinite() & ~expected[key].isfinite()).any() for key in actual)
     else:
-        near(got, expected)
+        near(actual, expected)
 
 
 @all_blocks
@@ -234,11 +234,11 @@ def test_non_finite_gradient_affects_only_its_sample(name):
     for value in (float("nan"), float("inf")):
         dy = draw(3, 8, 3, 4, seed=1)
         dy[1, 2, 0, 1] = value
-        got, expected = step(block, x, dy), exact(block, x, dy)
+        actual, expected = step(block, x, dy), exact(block, x, dy)
         if value != value:
-            near(got, expected)
+            near(actual, expected)
         # the plain form multiplies infinite gradients of maxima by 0, which gives more NaN
-        assert all(torch.equal(got[key].isfinite(), expected[key].isfinite()) for key in got)
+        assert all(torch.equal(actual[key].isfinite(), expected[key].isfinite()) for key in actual)
 
 
 @all_blocks
@@ -246,8 +246,8 @@ def test_sums_beyond_the_range_of_float16_are_finite(name):
     x = draw(2, 8, 12, 11, kind="equal", dtype=torch.float16).abs() + 600
     dy = draw(2, 8, 12, 11, dtype=torch.float16, seed=1).abs()
     assert (x * dy).sum((2, 3)).isinf().any()
-    got = check(build(name, dtype=torch.float16), x, dy / 16, "float16")
-    assert all(tensor.isfinite().all() for tensor in got.values())
+    actual = check(build(name, dtype=torch.float16), x, dy / 16, "float16")
+    assert all(tensor.isfinite().all() for tensor in actual.values())
 
 
 # ---- parameters and statistics ---------------------------------------------------------------------------------------
@@ -293,17 +293,17 @@ def test_running_statistics_match_plain_form(name, change):
     norm = (block.spatial if name == "cbam" else block).norm
     for key, value in change.items():
         setattr(norm, key, value)
-    twin = copy.deepcopy(block).double()
+    block64 = copy.deepcopy(block).double()
     for turn in range(3):
         block.train(turn < 2)
-        twin.train(turn < 2)
+        block64.train(turn < 2)
         x, dy = draw(2, 8, 4, 3, seed=turn), draw(2, 8, 4, 3, seed=turn + 5)
-        near(step(block, x, dy), step(twin, x.double(), dy.double(), mode="eager"))
+        near(step(block, x, dy), step(block64, x.double(), dy.double(), mode="eager"))
         with torch.no_grad():
             with attzoo.kernels("triton"):
                 block(x)
             with attzoo.kernels("eager"):
-                twin(x.double())
+                block64(x.double())
     assert norm.num_batches_tracked == (0 if "track_running_stats" in change else 2)
 
 
@@ -327,9 +327,9 @@ def test_norm_in_training_raises_for_one_value(name):
 def test_empty_batch_matches_plain_form(name, training):
     block, x = build(name).train(training), draw(0, 8, 4, 3)
     expected = step(block, x, x, mode="eager")
-    got = step(block, x, x)
-    assert got.keys() == expected.keys()
-    assert all(torch.equal(got[key].nan_to_num(7), expected[key].nan_to_num(7)) for key in got)
+    actual = step(block, x, x)
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[key].nan_to_num(7), expected[key].nan_to_num(7)) for key in actual)
 
 
 # ---- tests of the checks ---------------------------------------------------------------------------------------------

@@ -100,12 +100,12 @@ def test_values_equal_those_computed_by_hand(name):
 def test_keras_counts_in_float32_if_its_default_is_float16():
     """float16 cannot count 5005 pixels one by one."""
     logits, masks, values = example()
-    before = keras.config.floatx()
+    floatx_before = keras.config.floatx()
     keras.config.set_floatx("float16")
     try:
         value = keras_loss("cross_entropy", np.tile(logits, 1001), np.tile(masks, 1001))[0]
     finally:
-        keras.config.set_floatx(before)
+        keras.config.set_floatx(floatx_before)
     assert value == pytest.approx(values["cross_entropy"], rel=1e-5)
 
 

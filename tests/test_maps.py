@@ -100,9 +100,9 @@ def test_maps_of_torch_models_equal_the_coefficients_of_their_blocks(sample):
     torch.manual_seed(0)
     block, x = sample.create("torch").eval(), [array.astype(np.float32) for array in sample.arrays()]
     model, tensors = Holder(block), [torch.from_numpy(a) for a in x]
-    before, state_before = model(*tensors), state(model)
+    output_before, state_before = model(*tensors), state(model)
     with attzoo.attention_maps(model) as recorded:
-        assert torch.equal(model(*tensors), before)
+        assert torch.equal(model(*tensors), output_before)
     assert state(model) == state_before
     correct = {f"layer.1.attention{path}": a for path, a in expected(block, x).items()}
     assert list(recorded) == list(correct)
@@ -119,9 +119,9 @@ def test_maps_of_functional_keras_models_in_both_layouts(sample, layout):
     x = [array.astype(np.float32) for array in sample.arrays()]
     model = functional(block, [a.shape for a in x], layout)
     tensors = [a if layout == "channels_first" else np.moveaxis(a, 1, -1) for a in x]
-    before, state_before = keras.ops.convert_to_numpy(model(tensors)), state(model)
+    output_before, state_before = keras.ops.convert_to_numpy(model(tensors)), state(model)
     with attzoo.attention_maps(model) as recorded:
-        np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(tensors)), before)
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(tensors)), output_before)
     assert state(model) == state_before
     correct = {f"{block.name}{path}": a for path, a in expected(block, x).items()}
     assert list(recorded) == list(correct)
@@ -342,11 +342,11 @@ def record(model, call, x):
     return dict(recorded)
 
 
-def assert_equal(got, correct):
+def assert_equal(actual, correct):
     """Assert that maps have the same paths in the same order and equal arrays."""
-    assert list(got) == list(correct)
+    assert list(actual) == list(correct)
     for path, array in correct.items():
-        np.testing.assert_array_equal(got[path], array)
+        np.testing.assert_array_equal(actual[path], array)
 
 
 @every_framework
@@ -411,9 +411,9 @@ def save_and_load(model):
 
 def clone(model):
     """Return a clone of a Keras model with the same weights."""
-    twin = keras.models.clone_model(model)
-    twin.set_weights(model.get_weights())
-    return twin
+    cloned = keras.models.clone_model(model)
+    cloned.set_weights(model.get_weights())
+    return cloned
 
 
 COPIES = {   # framework, and function that copies a model
@@ -429,20 +429,20 @@ COPIES = {   # framework, and function that copies a model
 
 @pytest.mark.parametrize("kind", COPIES)
 def test_copies_made_inside_are_not_recorded(kind):
-    framework, make = COPIES[kind]
+    framework, copy_model = COPIES[kind]
     model, call = models()[framework]
     correct, y = record(model, call, image()), call(model, image())
     with attzoo.attention_maps(model) as recorded:
         call(model, image())
-        twin = make(model)
-        call(twin, image(1))
+        copied = copy_model(model)
+        call(copied, image(1))
         assert_equal(recorded, correct)
-    call(twin, image(1))
+    call(copied, image(1))
     assert_equal(recorded, correct)
-    assert np.array_equal(*(z.detach() if framework == 0 else z for z in (call(twin, image()), y)))
-    parts = twin._flatten_layers() if framework else twin.modules()
+    assert np.array_equal(*(z.detach() if framework == 0 else z for z in (call(copied, image()), y)))
+    parts = copied._flatten_layers() if framework else copied.modules()
     assert not any({"attention", "__reduce_ex__"} & set(vars(part)) for part in parts)
-    assert_equal(record(twin, call, image()), correct)
+    assert_equal(record(copied, call, image()), correct)
 
 
 def test_copies_keep_a_replaced_attention():
@@ -456,11 +456,11 @@ def test_copies_keep_a_replaced_attention():
     model = net()
     vars(model[1])["attention"] = Replacement(model[1])
     with attzoo.attention_maps(model) as recorded:
-        twin = copy.deepcopy(model)
+        copied = copy.deepcopy(model)
         model(torch.from_numpy(image()))
-    assert isinstance(vars(twin[1])["attention"], Replacement)
-    assert vars(twin[1])["attention"].block is twin[1]
-    assert not twin(torch.from_numpy(image())).isnan().any()
+    assert isinstance(vars(copied[1])["attention"], Replacement)
+    assert vars(copied[1])["attention"].block is copied[1]
+    assert not copied(torch.from_numpy(image())).isnan().any()
     assert not recorded["1"].any()
 
 
@@ -468,9 +468,9 @@ class Copied(ModuleAttention):
     """A block with its own __deepcopy__."""
 
     def __deepcopy__(self, memo):
-        twin = type(self)()
-        twin.__dict__.update(copy.deepcopy(vars(self), memo | {id(self): twin}))
-        return twin
+        copied = type(self)()
+        copied.__dict__.update(copy.deepcopy(vars(self), memo | {id(self): copied}))
+        return copied
 
 
 def test_copies_by_a_custom_deepcopy_are_not_recorded():
@@ -478,14 +478,14 @@ def test_copies_by_a_custom_deepcopy_are_not_recorded():
     x = [torch.from_numpy(image(i)) for i in (0, 1)]
     with attzoo.attention_maps(model) as recorded:
         model(x[0])
-        twin = copy.deepcopy(model)
+        copied = copy.deepcopy(model)
         with torch.no_grad():
-            twin[0].attention.attention[0].bias += 1
-        twin(x[1])
+            copied[0].attention.attention[0].bias += 1
+        copied(x[1])
     np.testing.assert_array_equal(recorded["0"], model[0].attention(x[0]).detach())
-    assert not torch.equal(twin(x[0]), model(x[0]))
-    with attzoo.attention_maps(twin) as twin_maps:
-        twin(x[0])
+    assert not torch.equal(copied(x[0]), model(x[0]))
+    with attzoo.attention_maps(copied) as twin_maps:
+        copied(x[0])
     assert not np.array_equal(twin_maps["0"], recorded["0"])
 
 

@@ -90,9 +90,9 @@ def test_overlays_with_many_classes_and_of_volumes_are_larger(classes):
     colors = picture.palette(classes)
     assert len({tuple(c) for c in colors[1:]}) == classes - 1
     rng = np.random.default_rng(0)
-    few = drawn_overlay(rng.random((3, 8, 9)), rng.integers(0, 2, (8, 9)))
+    few_classes = drawn_overlay(rng.random((3, 8, 9)), rng.integers(0, 2, (8, 9)))
     many_classes_picture = drawn_overlay(rng.random((3, 8, 9)), np.arange(72).reshape(8, 9) % classes)
-    assert many_classes_picture.shape[0] >= few.shape[0]   # the legend grows
+    assert many_classes_picture.shape[0] >= few_classes.shape[0]   # the legend grows
     volume_picture = drawn_overlay(rng.random((1, 8, 9, 4)), rng.integers(0, classes, (8, 9, 4)))
     assert volume_picture.shape[1] > many_classes_picture.shape[1]
 

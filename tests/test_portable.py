@@ -87,14 +87,14 @@ def test_weights_returns_the_loaded_arrays(key, backend):
 @every_backend
 def test_weights_are_copies(backend):
     block = build("cbam", backend)
-    before = attzoo.weights(block)
+    weights_before = attzoo.weights(block)
     for array in attzoo.weights(block).values():
         array.fill(7)
     loaded = attzoo.weights(block)
     attzoo.load_weights(block, loaded)
     for array in loaded.values():
         array.fill(7)
-    assert same(attzoo.weights(block), before)
+    assert same(attzoo.weights(block), weights_before)
 
 
 @every_backend
@@ -108,9 +108,9 @@ def test_weights_convert_and_files_of_other_dtypes(key, dtype, backend, path):
     attzoo.load_weights(block, arrays)
     assert same(attzoo.weights(block), arrays)
     for other_backend in BACKENDS:
-        twin = attzoo.convert(block, backend=other_backend)
-        assert portable.adapter(other_backend).dtype(twin) == dtype
-        assert same(attzoo.weights(twin), arrays)
+        converted = attzoo.convert(block, backend=other_backend)
+        assert portable.adapter(other_backend).dtype(converted) == dtype
+        assert same(attzoo.weights(converted), arrays)
     attzoo.save(block, path)
     for other_backend in BACKENDS:
         loaded = attzoo.load(path, backend=other_backend)
@@ -175,20 +175,20 @@ CASE = {"missing": 84, "surplus": 85, "transposed": 86, "float64": 87, "integer"
 def test_invalid_arrays_raise_and_change_nothing(key, backend):
     change, error, message = INVALID_ARRAYS[key]
     block = build("se", backend)
-    before = attzoo.weights(block)
-    arrays = {name: array / 2 for name, array in before.items()}   # differ from those of the block
+    weights_before = attzoo.weights(block)
+    arrays = {name: array / 2 for name, array in weights_before.items()}   # differ from those of the block
     with pytest.raises(error, match=message):
         attzoo.load_weights(block, change(arrays))
-    assert same(attzoo.weights(block), before)
+    assert same(attzoo.weights(block), weights_before)
 
 
 @every_backend
 def test_arrays_are_not_rounded_to_bfloat16(backend):
     block = build("eca", backend, "bfloat16")
-    before = attzoo.weights(block)
+    weights_before = attzoo.weights(block)
     with pytest.raises(ValueError, match="bfloat16, the block's dtype, got float32: round"):
         attzoo.load_weights(block, {"conv.weight": np.array([1, 2, 1 + 2**-8], "f4")})
-    assert same(attzoo.weights(block), before)
+    assert same(attzoo.weights(block), weights_before)
     attzoo.load_weights(block, {"conv.weight": np.array([1, 2, 1 + 2**-7], "f4")})
     assert attzoo.weights(block)["conv.weight"][2] == 1 + 2**-7
 
@@ -216,18 +216,18 @@ def test_other_objects_than_blocks_raise(value, path):
 @every_pair_of_backends
 def test_convert_gives_the_same_spec_and_weights(key, backend, other_backend):
     block = build(key, backend)
-    twin = attzoo.convert(block, backend=other_backend)
-    assert twin is not block
-    assert isinstance(twin, attzoo.get(WEIGHTS[key][0], backend=other_backend))
-    assert twin.spec == block.spec
-    assert same(attzoo.weights(twin), attzoo.weights(block))
+    converted = attzoo.convert(block, backend=other_backend)
+    assert converted is not block
+    assert isinstance(converted, attzoo.get(WEIGHTS[key][0], backend=other_backend))
+    assert converted.spec == block.spec
+    assert same(attzoo.weights(converted), attzoo.weights(block))
 
 
 def test_converted_block_shares_no_memory():
     block = build("eca", "torch")
-    twin = attzoo.convert(block, backend="torch")
+    converted = attzoo.convert(block, backend="torch")
     with torch.no_grad():
-        twin.conv.weight.zero_()
+        converted.conv.weight.zero_()
     assert attzoo.weights(block)["conv.weight"].all()
 
 
@@ -312,28 +312,28 @@ def tree(folder):
 def test_failed_save_leaves_the_old_file_unchanged(exists, step, stop, path, monkeypatch):
     if exists:
         attzoo.save(build("eca", "torch"), path)
-    before = tree(path.parent)
+    files_before = tree(path.parent)
 
     def fail(*args):
-        assert len(tree(path.parent)) == len(before) + 1, "nothing was written before the failure"
+        assert len(tree(path.parent)) == len(files_before) + 1, "nothing was written before the failure"
         raise stop
 
     monkeypatch.setattr(os, step, fail)
     with pytest.raises(type(stop)):
         attzoo.save(build("se", "torch"), path)
-    assert tree(path.parent) == before
+    assert tree(path.parent) == files_before
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite_are_not_saved(value, path):
     block = build("eca", "torch")
     attzoo.save(block, path)
-    before = tree(path.parent)
+    files_before = tree(path.parent)
     with torch.no_grad():
         block.conv.weight.view(-1)[1] = value
     with pytest.raises(ValueError, match=r"conv\.weight must be finite, got 1 values that are nan or infinite"):
         attzoo.save(block, path)
-    assert tree(path.parent) == before
+    assert tree(path.parent) == files_before
 
 
 @pytest.mark.case118
@@ -436,10 +436,10 @@ def test_invalid_path_raises(where, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
-    before = sorted(tmp_path.iterdir())
+    files_before = sorted(tmp_path.iterdir())
     with pytest.raises(OSError, match=r"\[Errno|expected a file or no file at"):
         attzoo.save(build("eca", "torch"), where)
-    assert sorted(tmp_path.iterdir()) == before
+    assert sorted(tmp_path.iterdir()) == files_before
 
 
 # ---- malicious and damaged files -----------------------------------------------------------------------------------
@@ -532,13 +532,13 @@ def npy(header, data):
 def archive(members):
     """Return a function that makes a zip archive, as .keras and .pt files are."""
 
-    def make(header, data):
+    def make_archive(header, data):
         with zipfile.ZipFile(buffer := io.BytesIO(), "w") as file:
             for name, text in members.items():
                 file.writestr(name, text)
         return buffer.getvalue()
 
-    return make
+    return make_archive
 
 
 def keras_archive(module, class_name, config, **extra):
@@ -643,9 +643,9 @@ INVALID_FILES = {   # number of the case or None, function from header and data 
     [pytest.param(k, marks=getattr(pytest.mark, f"case{n}") if n else ()) for k, (n, *_) in INVALID_FILES.items()],
 )
 def test_invalid_file_raises_before_its_data_is_read(key, path, monkeypatch):
-    _, make, message = INVALID_FILES[key]
-    path.write_bytes(make(*valid_file()))
-    before = tree(path.parent)
+    _, make_content, message = INVALID_FILES[key]
+    path.write_bytes(make_content(*valid_file()))
+    files_before = tree(path.parent)
 
     def refuse(*args):
         raise AssertionError("data was read or a block created before the header was checked")
@@ -659,7 +659,7 @@ def test_invalid_file_raises_before_its_data_is_read(key, path, monkeypatch):
         assert tracemalloc.get_traced_memory()[1] < 2**23
     finally:
         tracemalloc.stop()
-    assert tree(path.parent) == before
+    assert tree(path.parent) == files_before
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -710,18 +710,18 @@ def unsafe_load(file):
     torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("make", [
+@pytest.mark.parametrize("make_pickle", [
     pytest.param(pickled, marks=pytest.mark.case90), pytest.param(zipped, marks=pytest.mark.case90),
     pytest.param(legacy, marks=pytest.mark.case91), pytest.param(pickled_module, marks=pytest.mark.case92),
 ])   # fmt: skip
 @every_backend
-def test_pickles_are_not_executed(make, backend, path):
+def test_pickles_are_not_executed(make_pickle, backend, path):
     marker = path.with_name("marker")
-    path.write_bytes(make(Bomb(marker)))
+    path.write_bytes(make_pickle(Bomb(marker)))
     with pytest.raises(ValueError, match=f"is not a file of attzoo.save, or is damaged: {HEADER}"):
         attzoo.load(path, backend=backend)
     assert not marker.exists()
-    (pickle.load if make is pickled else unsafe_load)(io.BytesIO(path.read_bytes()))
+    (pickle.load if make_pickle is pickled else unsafe_load)(io.BytesIO(path.read_bytes()))
     assert marker.exists(), "this file does not run code, so the test checks nothing"
 
 
@@ -868,10 +868,10 @@ def test_error_for_a_traced_block_proposes_the_original():
 )
 def test_arrays_of_checkpoints_raise_with_the_remedy(change, message):
     block = build("se", "torch")
-    before = attzoo.weights(block)
+    weights_before = attzoo.weights(block)
     with pytest.raises((TypeError, ValueError), match=message):
-        attzoo.load_weights(block, change({name: array / 2 for name, array in before.items()}))
-    assert same(attzoo.weights(block), before)
+        attzoo.load_weights(block, change({name: array / 2 for name, array in weights_before.items()}))
+    assert same(attzoo.weights(block), weights_before)
 
 
 def test_masked_arrays_without_a_mask_are_loaded():

@@ -71,8 +71,8 @@ def test_torch_layouts_are_converted_to_keras(key, layout, tmp_path):
     block = block_in_layout(key, layout)
     attzoo.save(block, tmp_path / "a.safetensors")
     twins = attzoo.convert(block, backend="keras"), attzoo.load(tmp_path / "a.safetensors", backend="keras")
-    for twin in twins:
-        arrays = attzoo.weights(twin)
+    for copied in twins:
+        arrays = attzoo.weights(copied)
         assert same(arrays, values_by_index(block))
         assert all(array.flags.c_contiguous for array in arrays.values())
 

@@ -117,29 +117,29 @@ def test_block_with_two_paths_is_written_once():
 ])   # fmt: skip
 def test_invalid_arrays_change_nothing(backend, change, message):
     model = network(backend)
-    before = attzoo.weights(model)
+    weights_before = attzoo.weights(model)
     with pytest.raises(ValueError, match=message):
-        attzoo.load_weights(model, change({name: array + 1 for name, array in before.items()}))
-    assert same(attzoo.weights(model), before)
+        attzoo.load_weights(model, change({name: array + 1 for name, array in weights_before.items()}))
+    assert same(attzoo.weights(model), weights_before)
 
 
 def test_error_for_a_block_leaves_all_blocks_unchanged():
     model = Network()
     nn.utils.parametrizations.weight_norm(model.block1.channel.squeeze)
-    before = attzoo.weights(model)
+    weights_before = attzoo.weights(model)
     with pytest.raises(ValueError, match="an array that a parametrization"):
-        attzoo.load_weights(model, {name: array + 1 for name, array in before.items()})
-    assert same(attzoo.weights(model), before)
+        attzoo.load_weights(model, {name: array + 1 for name, array in weights_before.items()})
+    assert same(attzoo.weights(model), weights_before)
 
 
 def test_blocks_that_share_memory_raise():
     model = Network(("se", "se"))
     model.block1.squeeze.weight = model.block0.squeeze.weight
-    before = attzoo.weights(model)
-    arrays = {name: array + i for i, (name, array) in enumerate(before.items())}
+    weights_before = attzoo.weights(model)
+    arrays = {name: array + i for i, (name, array) in enumerate(weights_before.items())}
     with pytest.raises(ValueError, match=r"block0\.squeeze\.weight to hold the array written .* it shares memory"):
         attzoo.load_weights(model, arrays)
-    assert same(attzoo.weights(model), before)
+    assert same(attzoo.weights(model), weights_before)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -160,10 +160,10 @@ def test_file_contains_the_blocks_with_their_paths(path):
 
 
 def test_both_frameworks_write_the_same_bytes(tmp_path):
-    model, twin = Network(), keras_network()
+    model, copied = Network(), keras_network()
     randomized(model)
-    attzoo.load_weights(twin, model)
-    for name, saved_model in (("torch", model), ("keras", twin)):
+    attzoo.load_weights(copied, model)
+    for name, saved_model in (("torch", model), ("keras", copied)):
         attzoo.save(saved_model, tmp_path / name)
     assert (tmp_path / "torch").read_bytes() == (tmp_path / "keras").read_bytes()
 
@@ -172,8 +172,8 @@ def test_both_frameworks_write_the_same_bytes(tmp_path):
 def test_files_are_loaded_by_path(backend, other_backend, path):
     expected = randomized(model := network(backend))
     attzoo.save(model, path)
-    report = attzoo.load_weights(twin := network(other_backend), path)
-    assert same(attzoo.weights(twin), expected)
+    report = attzoo.load_weights(loaded := network(other_backend), path)
+    assert same(attzoo.weights(loaded), expected)
     assert table(report) == [("block0", "se", "block0", "path"), ("block1", "cbam", "block1", "path")]
     assert str(report).splitlines()[1].split() == ["block0", "se", "block0", "path"]
 
@@ -184,8 +184,8 @@ def test_wrappers_of_a_model_do_not_change_the_names(wrap, path):
     expected = randomized(model := Network())
     assert same(attzoo.weights(wrap(model)), expected)
     attzoo.save(wrap(model), path)
-    attzoo.load_weights(twin := Network(), path)
-    assert same(attzoo.weights(twin), expected)
+    attzoo.load_weights(loaded := Network(), path)
+    assert same(attzoo.weights(loaded), expected)
 
 
 def test_wrapped_block_is_saved_as_a_single_block(path):
@@ -198,8 +198,8 @@ def test_file_of_one_block_loads_into_a_block_and_a_model(path):
     block = attzoo.create("se", 8, backend="keras", reduction=4)
     expected = randomized(block)
     attzoo.save(block, path)
-    attzoo.load_weights(twin := attzoo.create("se", 8, backend="torch", reduction=4), path)
-    assert same(attzoo.weights(twin), expected)
+    attzoo.load_weights(loaded := attzoo.create("se", 8, backend="torch", reduction=4), path)
+    assert same(attzoo.weights(loaded), expected)
     report = attzoo.load_weights(model := Network(("se",)), path)
     assert same(attzoo.weights(model.block0), expected)
     assert table(report) == [("block0", "se", "", "kind")]
@@ -247,10 +247,10 @@ def test_invalid_files_are_refused(change, message, path):
     with safetensors.safe_open(path, "numpy") as file:
         metadata = json.loads(file.metadata()["attzoo"])
     path.write_bytes(safetensors.numpy.save(attzoo.weights(model), {"attzoo": json.dumps(change(metadata))}))
-    before = attzoo.weights(model)
+    weights_before = attzoo.weights(model)
     with pytest.raises(ValueError, match=f"(?s)is not a file of attzoo.save, or is damaged: .*{message}"):
         attzoo.load_weights(model, path)
-    assert same(attzoo.weights(model), before)
+    assert same(attzoo.weights(model), weights_before)
 
 
 def test_missing_files_and_changed_layers_raise(path):
@@ -270,12 +270,12 @@ def test_missing_files_and_changed_layers_raise(path):
 @pytest.mark.parametrize(("blocks", "by"), [(("se", "cbam"), ["kind"] * 2), (("se", "cbam", "se"), ["order", "kind"])])
 def test_blocks_with_other_paths_are_matched_by_kind_and_order(blocks, by, path):
     expected = randomized(model := Network(blocks))
-    report = attzoo.load_weights(twin := keras_network(blocks, names="attend_{}"), model)
-    arrays = attzoo.weights(twin)
+    report = attzoo.load_weights(loaded_model := keras_network(blocks, names="attend_{}"), model)
+    arrays = attzoo.weights(loaded_model)
     assert same({name.replace("attend_", "block"): array for name, array in arrays.items()}, expected)
     by = [*by, "order"][: len(blocks)]
     assert table(report) == [(f"attend_{i}", name, f"block{i}", by[i]) for i, name in enumerate(blocks)]
-    attzoo.save(twin, path)
+    attzoo.save(loaded_model, path)
     attzoo.load_weights(loaded := Network(blocks), path)
     assert same(attzoo.weights(loaded), expected)
 
@@ -300,10 +300,10 @@ class Renamed(nn.Module):
 ])   # fmt: skip
 def test_ambiguous_matches_raise(source_blocks, model_blocks, message):
     model, source = Renamed(**model_blocks), Renamed(**source_blocks)
-    before = attzoo.weights(model)
+    weights_before = attzoo.weights(model)
     with pytest.raises(ValueError, match=message):
         attzoo.load_weights(model, source)
-    assert same(attzoo.weights(model), before)
+    assert same(attzoo.weights(model), weights_before)
 
 
 def test_error_for_a_source_without_blocks_names_the_argument():
@@ -314,11 +314,11 @@ def test_error_for_a_source_without_blocks_names_the_argument():
 
 def test_dtypes_are_those_of_the_model():
     expected = randomized(model := Network())
-    attzoo.load_weights(twin := Network().double(), model)
-    assert {a.dtype.name for a in attzoo.weights(twin).values()} == {"float64"}
-    assert same(attzoo.weights(twin), expected)
+    attzoo.load_weights(loaded := Network().double(), model)
+    assert {a.dtype.name for a in attzoo.weights(loaded).values()} == {"float64"}
+    assert same(attzoo.weights(loaded), expected)
     with pytest.raises(ValueError, match="must be exact in float32, the block's dtype, got float64"):
-        attzoo.load_weights(model, twin)
+        attzoo.load_weights(model, loaded)
 
 
 def test_convert_of_a_model_raises_and_names_load_weights():
@@ -345,9 +345,9 @@ def test_attached_blocks_keep_their_gamma(backend, other_backend, start, path):
     names = ("conv.weight", "gamma") if start == "identity" else ("conv.weight",)
     assert list(expected) == [f"{host[backend]}.{name}" for name in names]
     attzoo.save(model, path)
-    report = attzoo.load_weights(twin := attached_to(other_backend, start), path)
+    report = attzoo.load_weights(loaded := attached_to(other_backend, start), path)
     path_before, path_after = host[backend], host[other_backend]
-    assert same(attzoo.weights(twin), {f"{path_after}.{name}": expected[f"{path_before}.{name}"] for name in names})
+    assert same(attzoo.weights(loaded), {f"{path_after}.{name}": expected[f"{path_before}.{name}"] for name in names})
     assert table(report) == [(path_after, "eca", path_before, "path" if backend == other_backend else "kind")]
 
 
@@ -360,15 +360,15 @@ def test_attached_block_with_identity_start_does_not_match_its_block(backend):
 
 def test_outputs_agree_after_weights_are_copied_between_frameworks():
     """The convolutions of the network have the same weights in both frameworks."""
-    net, twin = attached_to("torch", "identity"), attached_to("keras", "identity")
+    net, copied = attached_to("torch", "identity"), attached_to("keras", "identity")
     randomized(net)
-    attzoo.load_weights(twin, net)
+    attzoo.load_weights(copied, net)
     kernel = net[1].weight.detach().numpy()
-    twin.get_layer("conv").set_weights([kernel.transpose(2, 3, 1, 0), net[1].bias.detach().numpy()])
+    copied.get_layer("conv").set_weights([kernel.transpose(2, 3, 1, 0), net[1].bias.detach().numpy()])
     expected = net[1](X).detach().numpy()
-    got = np.moveaxis(keras.ops.convert_to_numpy(twin(np.moveaxis(X.numpy(), 1, -1))), -1, 1)
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-    assert not np.allclose(got, torch.conv2d(X, net[1].weight, net[1].bias).detach().numpy())
+    actual = np.moveaxis(keras.ops.convert_to_numpy(copied(np.moveaxis(X.numpy(), 1, -1))), -1, 1)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(actual, torch.conv2d(X, net[1].weight, net[1].bias).detach().numpy())
 
 
 class GammaSpec(spec_of_se.SE):

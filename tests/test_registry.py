@@ -266,10 +266,10 @@ def test_installed_third_party_block_works_like_a_built_in_one(tmp_path, monkeyp
 
     block = attzoo.create("scale", 3, backend="torch")
     block.logit.data.copy_(block.logit.new_tensor([-1.5, 0.25, 3]))
-    twin = attzoo.convert(block, backend="keras")
-    assert type(twin) is attzoo.get("scale", backend="keras")
-    copies = [twin, attzoo.convert(twin, backend="torch")]
-    for saved in (block, twin):
+    converted = attzoo.convert(block, backend="keras")
+    assert type(converted) is attzoo.get("scale", backend="keras")
+    copies = [converted, attzoo.convert(converted, backend="torch")]
+    for saved in (block, converted):
         attzoo.save(saved, path := tmp_path / f"{type(saved).__module__}.safetensors")
         copies += [attzoo.load(path, backend=backend) for backend in ("torch", "keras")]
     for copied in copies:
@@ -299,9 +299,9 @@ def install_package(tmp_path, monkeypatch):
                 (package_folder / package / f"{file}.py").write_text(text)
         monkeypatch.syspath_prepend(package_folder)
 
-    before = set(sys.modules)
+    loaded_modules = set(sys.modules)
     yield install
-    for module in set(sys.modules) - before:
+    for module in set(sys.modules) - loaded_modules:
         if module.partition(".")[0].startswith(("guest", "rival")):
             del sys.modules[module]
 
@@ -388,9 +388,9 @@ def test_convert_needs_no_registration_but_save_does(tmp_path, monkeypatch):
     from attzoo_scale.torch import Scale
 
     block = Scale(3, start=1.5)
-    twin = attzoo.convert(block, backend="keras")
-    assert type(twin).__module__ == "attzoo_scale.keras"
-    assert attzoo.weights(twin)["logit"].tolist() == [1.5] * 3
+    converted = attzoo.convert(block, backend="keras")
+    assert type(converted).__module__ == "attzoo_scale.keras"
+    assert attzoo.weights(converted)["logit"].tolist() == [1.5] * 3
     with pytest.raises(ValueError, match="expected a registered block, got attzoo_scale:Scale"):
         attzoo.save(block, tmp_path / "scale.safetensors")
     assert not list(tmp_path.iterdir())

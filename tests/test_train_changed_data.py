@@ -95,9 +95,9 @@ def test_files_of_the_same_name_with_other_content_are_refused(change, run_on_ar
     settings, folder = run_on_arrays
     pattern, edit = CHANGED_FILES[change]
     for path in (folder / "data").rglob(pattern):
-        before = path.stat()
+        stat_before = path.stat()
         np.save(path, edit(np.load(path)))
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))   # some copies have the same time
+        os.utime(path, ns=(stat_before.st_atime_ns, stat_before.st_mtime_ns))   # some copies have the same time
     if change == "another size":   # only a run that resizes reads images of several sizes
         settings = replace(settings, size=(16, 16))
         saved = state.load(folder / "run")

@@ -163,14 +163,14 @@ def test_variants_accept_every_size(name):
     kwargs = {"channels": channels, "backend": "torch", **NETS[name][0]}
     net = attzoo.create("unet", 3, 2, **kwargs).double()
     load_weights(net, draw(net.spec))
-    twin = attzoo.convert(net, backend="keras")
+    converted = attzoo.convert(net, backend="keras")
     for size in SIZES:
         x = image((1, 3, *size))
         expected = net.spec(x, weights=draw(net.spec))
         assert expected.shape == (1, 2, *size)
         assert_arrays_close(adapter("torch").forward(net, [x], training=False), expected)
         if size in SIZES[::4] or size == (3, 2):
-            assert_arrays_close(adapter("keras").forward(twin, [x], training=False), expected, 1e-12 * LOOSE)
+            assert_arrays_close(adapter("keras").forward(converted, [x], training=False), expected, 1e-12 * LOOSE)
 
 
 def test_padding_by_one_pixel_changes_only_the_edge():
@@ -259,13 +259,13 @@ def test_network_is_converted_and_saved_exactly(name, tmp_path):
     """Including running statistics, in both directions."""
     torch_net = build(name, "torch", "float32")
     adapter("torch").forward(torch_net, [image(NETS[name][1])], training=True)   # updates running statistics
-    twin = attzoo.convert(torch_net, backend="keras")
+    converted = attzoo.convert(torch_net, backend="keras")
     files = {"torch": tmp_path / "torch.safetensors", "keras": tmp_path / "keras.safetensors"}
     attzoo.save(torch_net, files["torch"])
-    attzoo.save(twin, files["keras"])
+    attzoo.save(converted, files["keras"])
     assert files["torch"].read_bytes() == files["keras"].read_bytes()
-    copies = [attzoo.convert(twin, backend="torch"), *(attzoo.load(path, backend=b) for b, path in files.items())]
-    for net in (twin, *copies):
+    copies = [attzoo.convert(converted, backend="torch"), *(attzoo.load(path, backend=b) for b, path in files.items())]
+    for net in (converted, *copies):
         assert net.spec == torch_net.spec
         assert have_equal_weights(net, torch_net)
 

@@ -58,10 +58,10 @@ def test_saved_unet_is_replaced_and_other_models_raise(hub, tmp_path):
     (net := network(head="sigmoid")).save_pretrained(tmp_path)
     assert UNet.from_pretrained(tmp_path).spec == net.spec
     (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 8}')
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    contents_before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(FileExistsError, match=r"expected only a U-Net of attzoo, or no model, in .* remove it first"):
         net.save_pretrained(tmp_path)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == contents_before
 
 
 @pytest.mark.parametrize(("text", "message"), [

@@ -131,9 +131,9 @@ class LeeJunHyun(nn.Module):
             layers |= double_parts(f"encoder.{i}", level)
         for i, level in enumerate(self.decoder):
             layers |= double_parts(f"decoder.{i}", level)
-            first, layers[f"up.{i}.conv"], layers[f"up.{i}.norm"], _ = self.up[i]
-            if isinstance(first, nn.ConvTranspose2d):
-                layers[f"up.{i}.transpose"] = first
+            upsample, layers[f"up.{i}.conv"], layers[f"up.{i}.norm"], _ = self.up[i]
+            if isinstance(upsample, nn.ConvTranspose2d):
+                layers[f"up.{i}.transpose"] = upsample
             for name in ("skip", "gating", "psi"):
                 layers[f"skip.{i}.{name}"], layers[f"skip.{i}.{name}_norm"] = getattr(self, name)[i]
         return layers

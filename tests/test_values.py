@@ -70,8 +70,8 @@ def test_float16_pools_do_not_overflow(name, backend):
     """The sum of 256 x 256 pixels of 100 is a hundred times the maximum of float16."""
     case = case_of_shape(name, 1, 8, 256, 256, dtype="float16")
     xs = [np.full(shape, 100.0) for shape in case.shapes]
-    got = adapter(backend).forward(case.block(backend), xs, training=False)
-    np.testing.assert_allclose(got, case.spec(*xs, weights=case.weights()), rtol=1e-2, atol=0.1)
+    actual = adapter(backend).forward(case.block(backend), xs, training=False)
+    np.testing.assert_allclose(actual, case.spec(*xs, weights=case.weights()), rtol=1e-2, atol=0.1)
 
 
 @every_backend
@@ -81,8 +81,8 @@ def test_float16_inputs_near_the_maximum_give_finite_outputs(name, backend):
     """Coefficients are at most 1, so outputs are not larger than inputs."""
     case = case_of_shape(name, 1, 4, 8, 8, dtype="float16")
     xs = [np.full(case.shapes[0], 6e4), *map(np.ones, case.shapes[1:])]
-    got = adapter(backend).forward(case.block(backend), xs, training=False)
-    assert np.isfinite(got).all()
+    actual = adapter(backend).forward(case.block(backend), xs, training=False)
+    assert np.isfinite(actual).all()
 
 
 @every_backend
@@ -118,9 +118,9 @@ def test_outputs_for_very_large_and_very_small_inputs(name, backend, scale):
 def test_constant_input_gives_finite_gradients(name, backend, value):
     case = case_of_shape(name, 2, 8, 4, 4, dtype="float64")
     x = [np.full(shape, value) for shape in case.shapes]
-    got = adapter(backend).run(case.block(backend), x, np.ones(case.shapes[0]), training=False)
-    np.testing.assert_allclose(got.output, case.spec(*x, weights=case.weights()), rtol=1e-6, atol=1e-12)
-    assert all(np.isfinite(g).all() for g in (*got.input_gradients, *got.weight_gradients.values()))
+    actual = adapter(backend).run(case.block(backend), x, np.ones(case.shapes[0]), training=False)
+    np.testing.assert_allclose(actual.output, case.spec(*x, weights=case.weights()), rtol=1e-6, atol=1e-12)
+    assert all(np.isfinite(g).all() for g in (*actual.input_gradients, *actual.weight_gradients.values()))
 
 
 @every_backend
@@ -128,8 +128,8 @@ def test_constant_input_gives_finite_gradients(name, backend, value):
 def test_ties_over_space_share_the_gradient(backend):
     """Each of nine equal pixels has a ninth of the maximum's gradient, so all gradients of a channel are equal."""
     case = case_of_shape("channel_attention", 1, 4, 3, 3, dtype="float64")
-    got = adapter(backend).run(case.block(backend), [np.zeros((1, 4, 3, 3))], np.ones((1, 4, 3, 3)), training=False)
-    gradient = got.input_gradients[0]
+    actual = adapter(backend).run(case.block(backend), [np.zeros((1, 4, 3, 3))], np.ones((1, 4, 3, 3)), training=False)
+    gradient = actual.input_gradients[0]
     np.testing.assert_allclose(gradient, gradient[:, :, :1, :1] + np.zeros((3, 3)), rtol=1e-6)
 
 
@@ -139,10 +139,10 @@ def test_ties_over_channels_share_the_gradient(backend):
     """Two of four channels share the maximum and have equal gradients, different from those of the other two."""
     case = case_of_shape("spatial_attention", 1, 4, 3, 3, dtype="float64", kernel_size=3)
     x = np.array([2.0, 2.0, 1.0, 1.0]).reshape(1, 4, 1, 1) + np.zeros((3, 3))
-    got = adapter(backend).run(case.block(backend), [x], np.ones(x.shape), training=False).input_gradients[0]
-    np.testing.assert_allclose(got[:, 0], got[:, 1], rtol=1e-6)
-    np.testing.assert_allclose(got[:, 2], got[:, 3], rtol=1e-6)
-    assert np.abs(got[:, 0] - got[:, 2]).min() > 1e-3
+    actual = adapter(backend).run(case.block(backend), [x], np.ones(x.shape), training=False).input_gradients[0]
+    np.testing.assert_allclose(actual[:, 0], actual[:, 1], rtol=1e-6)
+    np.testing.assert_allclose(actual[:, 2], actual[:, 3], rtol=1e-6)
+    assert np.abs(actual[:, 0] - actual[:, 2]).min() > 1e-3
 
 
 NORMS = [
@@ -341,11 +341,11 @@ def test_input_with_negative_strides_is_not_modified(backend, name):
     case = case_of_shape(name, 2, 8, 4, 5)
     block, flipped = case.block(backend), [x[..., ::-1] for x in case.inputs()]
     copies = [x.copy() for x in flipped]
-    got = adapter(backend).forward(block, flipped, training=False)
-    for x, before in zip(flipped, copies, strict=True):
-        np.testing.assert_array_equal(x, before)
+    actual = adapter(backend).forward(block, flipped, training=False)
+    for x, original in zip(flipped, copies, strict=True):
+        np.testing.assert_array_equal(x, original)
     expected = adapter(backend).forward(block, copies, training=False)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 NO_BATCH = r"got .*, which looks like one sample without the batch axis: add it, as x\[None\]"

@@ -103,8 +103,8 @@ def check_layers(block: Any, cls: type[Any]) -> None:
         if can_attend(layer):
             _check_parts(path_of(layer), block, layer, _reference(layer, type(layer)))
         elif getattr(layer, "made", None) is not None:
-            if change := changed_settings(layer):
-                raise changed_layer(path_of(layer), block, *change)
+            if changed_setting := changed_settings(layer):
+                raise changed_layer(path_of(layer), block, *changed_setting)
             _check_methods(path_of(layer), block, layer)
 
 

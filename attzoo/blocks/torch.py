@@ -197,5 +197,5 @@ class IdentityStart(nn.Module):
 
     def forward(self, x: Tensor, *gating: Tensor) -> Tensor:
         """(N, C, *S) -> (N, C, *S), in the dtype of x."""
-        change = self.block(x, *gating).to(x.dtype) - x
-        return x + self.gamma.to(x.dtype) * change
+        residual = self.block(x, *gating).to(x.dtype) - x
+        return x + self.gamma.to(x.dtype) * residual

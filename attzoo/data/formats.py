@@ -41,7 +41,7 @@ def describe(path: Path) -> FileInfo:
         head = file.read(132)
     if not head:
         raise ValueError("expected an image or a volume, got an empty file: copy or download it again")
-    if got := next((text for start, text in POINTERS.items() if head.startswith(start)), None):
+    if got := next((text for signature, text in POINTERS.items() if head.startswith(signature)), None):
         raise ValueError(f"expected an image or a volume, got {got}")
     if ending(path) in VOLUMES:
         return volumes.describe(path)

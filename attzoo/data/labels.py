@@ -174,8 +174,8 @@ def check_labelled(counts: Mapping[Value, int], labels: Labels) -> None:
     """
     known = {*labels.values, *(() if labels.are_colors else (IGNORE,))}
     if unknown := {value: count for value, count in counts.items() if value not in known}:
-        few = len(labels.values) <= SHOWN
-        expected = option_of(labels.values) if few else f"the {len(labels.values)} in --labels"
+        is_short = len(labels.values) <= SHOWN
+        expected = option_of(labels.values) if is_short else f"the {len(labels.values)} in --labels"
         blended_text = f", {BLENDED}" if len(unknown) > SHOWN else ""
         fix = f"add these values to --labels{blended_text}"
         raise ValueError(f"expected only values of {expected}, got {shown(unknown)}: {fix}")

@@ -162,8 +162,8 @@ def _check_single(path: Path, magic: bytes) -> None:
     with open_picture(path, "PPM") as picture:
         bits = 1 if magic == b"P4" else 16 if picture.mode.startswith("I") else 8
         row_bytes = -(-picture.width * len(picture.getbands()) * bits // 8)
-        start, is_text = picture.tile[0].offset, magic in (b"P1", b"P2", b"P3")
-        end = start if is_text else start + row_bytes * picture.height
+        data_start, is_text = picture.tile[0].offset, magic in (b"P1", b"P2", b"P3")
+        end = data_start if is_text else data_start + row_bytes * picture.height
     with path.open("rb") as file:
         file.seek(end)
         remaining_bytes = file.read()

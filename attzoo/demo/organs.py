@@ -71,12 +71,12 @@ def train_unets(out: Path, epochs: int, on_step: Callable[[str], None]) -> tuple
         networks = {backend: trainer.network for backend, trainer in trainers.items()}
         result = Unet(name, _parameter_count(networks["torch"]), networks)
         for backend, trainer in trainers.items():
-            start = perf_counter()
+            start_time = perf_counter()
             result.losses[backend] = []
             for loss in _train(trainer, images, masks, epochs):
                 result.losses[backend].append(loss)
                 on_step(f"{name} U-Net, {BACKENDS[backend]}")
-            result.seconds[backend] = perf_counter() - start
+            result.seconds[backend] = perf_counter() - start_time
             result.dice[backend] = _dice(trainer, *test)
             portable.save(trainer.network, out / backend / f"{name}-unet.safetensors")
         results.append(result)
@@ -110,8 +110,8 @@ def _train(trainer: Any, images: Array, masks: NDArray[Any], epochs: int) -> Ite
     for epoch in range(epochs):
         trainer.begin_epoch(SETTINGS.rate, epoch)
         order = np.random.default_rng((SETTINGS.seed, epoch)).permutation(COUNT)
-        for start in range(0, COUNT - SETTINGS.batch + 1, SETTINGS.batch):
-            indices = order[start : start + SETTINGS.batch]
+        for first_index in range(0, COUNT - SETTINGS.batch + 1, SETTINGS.batch):
+            indices = order[first_index : first_index + SETTINGS.batch]
             yield trainer.step(images[indices], masks[indices])
     trainer.pop_confusion()   # resets the confusion matrix
 

@@ -119,9 +119,9 @@ def described(layer: Any) -> str:
 def check_unchanged(model: Any) -> None:
     """Raise ValueError if a layer of a model has other settings than at its creation, which its config cannot store."""
     for layer in model.layers:
-        if change := changed_settings(layer):
+        if changed_setting := changed_settings(layer):
             hint = "undo the change, or save only the weights, with save_weights()"
-            created, current = change
+            created, current = changed_setting
             expected = f"{path_of(layer)} to be {created}, as the model creates it"
             raise ValueError(f"expected {expected}, got {current}: {hint}")
 

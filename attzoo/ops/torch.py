@@ -239,8 +239,8 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
     """
     if guard.pool_ties_exports and guard.is_exporting():
         for axis, w in enumerate(window, start=2):
-            first, end = torch.arange(-(-x.shape[axis] // w), device=x.device) * w, x.shape[axis] - 1
-            x = torch.stack([x.index_select(axis, (first + i).clamp(max=end)) for i in range(w)]).amax(0)
+            window_starts, end = torch.arange(-(-x.shape[axis] // w), device=x.device) * w, x.shape[axis] - 1
+            x = torch.stack([x.index_select(axis, (window_starts + i).clamp(max=end)) for i in range(w)]).amax(0)
         return x
     if len(window) == 1:   # an export of max_pool1d is valid for one length only
         return pool(x[:, :, None], (1, *window))[:, :, 0]

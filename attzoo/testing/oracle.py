@@ -115,14 +115,14 @@ def derivative(
     if exact_slope is None:
         return None
     slope, error, size = exact_slope
-    rng, change = case.rng(4), 0.0
+    rng, largest_change = case.rng(4), 0.0
     for _ in range(draws):
         x2, (c2,) = _perturbed(x, rng, SLOPE_PERTURBATION), _perturbed([c], rng, SLOPE_PERTURBATION)
         w2 = dict(zip(w, _perturbed(list(w.values()), rng, SLOPE_PERTURBATION), strict=True))
         perturbed_slope = _slope(_loss_terms(case, c2, training), x2, w2, key, direction)
         if perturbed_slope is not None:
-            change = max(change, abs(perturbed_slope[0] - slope) / SLOPE_PERTURBATION)
-    return slope, error, change + size
+            largest_change = max(largest_change, abs(perturbed_slope[0] - slope) / SLOPE_PERTURBATION)
+    return slope, error, largest_change + size
 
 
 @lru_cache(CACHE_SIZE)
@@ -135,13 +135,13 @@ def rounding_derivative(case: Case, key: int | str, stream: int, training: bool,
     direction = random_direction(case, key, stream)
     terms = _loss_terms(case, case.cotangent(), training)
     size = float(np.abs(terms(case.inputs(), case.weights())).sum())
-    change = cancellation(case) * size if training else 0.0
+    largest_change = cancellation(case) * size if training else 0.0
     for draw, unit in product(range(DRAWS), (SLOPE_PERTURBATION, PERTURBATION)):
         rounded_terms = with_rounding(case, terms, (6, draw), unit)
         rounded = _slope(rounded_terms, case.inputs(), case.weights(), key, direction)
         if rounded is not None:
-            change = max(change, abs(rounded[0] - slope) / unit)
-    return change
+            largest_change = max(largest_change, abs(rounded[0] - slope) / unit)
+    return largest_change
 
 
 @lru_cache(CACHE_SIZE)
@@ -241,12 +241,12 @@ def descent_error(case: Case, steps: int, rate: float) -> dict[str, float]:
 def rounding_descent(case: Case, steps: int, rate: float) -> dict[str, float]:
     """Return the largest change of each array of `descend` per relative error of operations, over all draws."""
     expected = descend(case, steps, rate)
-    terms, change = _loss_terms(case, case.cotangent(), True), dict.fromkeys(expected, 0.0)
+    terms, changes = _loss_terms(case, case.cotangent(), True), dict.fromkeys(expected, 0.0)
     for draw in range(DRAWS):
         rounded = _descend(case, with_rounding(case, terms, (7, draw), PERTURBATION), steps, rate)
         for name, array in expected.items():
-            change[name] = max(change[name], float(np.abs(rounded[name] - array).max()) / PERTURBATION)
-    return change
+            changes[name] = max(changes[name], float(np.abs(rounded[name] - array).max()) / PERTURBATION)
+    return changes
 
 
 def _descend(case: Case, loss_terms: Function, steps: int, rate: float, step: float = STEP) -> Weights:

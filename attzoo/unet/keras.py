@@ -110,26 +110,26 @@ def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
     return inputs, y
 
 
-def _up(make: Make, net: spec.UNet, i: int, level: Level, x: Any) -> Any:
+def _up(create_layer: Make, net: spec.UNet, i: int, level: Level, x: Any) -> Any:
     """Return x, the output of level i + 1, upsampled to level i."""
     step = net.steps[i]
     if level.interpolation == "nearest":
         Repeat, dims = getattr(keras.layers, f"UpSampling{net.spatial_dims}D"), net.spatial_dims
-        x = make(Repeat, step if dims > 1 else step[0], name=f"up.{i}.nearest", **_format(dims))(x)
+        x = create_layer(Repeat, step if dims > 1 else step[0], name=f"up.{i}.nearest", **_format(dims))(x)
     elif level.interpolation:
-        x = make(layers.Upsample, step, name=f"up.{i}.linear")(x)
-    return _units(make, net, f"up.{i}", level.up, x)
+        x = create_layer(layers.Upsample, step, name=f"up.{i}.linear")(x)
+    return _units(create_layer, net, f"up.{i}", level.up, x)
 
 
-def _gate(make: Make, net: spec.UNet, i: int, level: Level, e: Any, g: Any) -> Any:
+def _gate(create_layer: Make, net: spec.UNet, i: int, level: Level, e: Any, g: Any) -> Any:
     """Return the skip connection e of level i after its gate, with gating signal g; e itself without a gate."""
     if not level.gate:
         return e
     coarse = max(level.min_size) > 1
-    widened = make(layers.Widen, level.min_size, name=f"skip.{i}.widen")(e) if coarse else e
-    s = _block(make, net, f"skip.{i}", level.gate, *(widened, g)[: len(level.gate.inputs)])
-    s = make(layers.Crop, 0, 1, name=f"skip.{i}.crop")([s, e]) if coarse else s
-    return _units(make, net, f"combine.{i}", [level.combine], s) if level.combine else s
+    widened = create_layer(layers.Widen, level.min_size, name=f"skip.{i}.widen")(e) if coarse else e
+    s = _block(create_layer, net, f"skip.{i}", level.gate, *(widened, g)[: len(level.gate.inputs)])
+    s = create_layer(layers.Crop, 0, 1, name=f"skip.{i}.crop")([s, e]) if coarse else s
+    return _units(create_layer, net, f"combine.{i}", [level.combine], s) if level.combine else s
 
 
 def _units(make: Make, net: spec.UNet, path: str, units: Sequence[Unit], x: Any, block: Spec | None = None) -> Any:
@@ -149,31 +149,31 @@ def _units(make: Make, net: spec.UNet, path: str, units: Sequence[Unit], x: Any,
     return _block(make, net, f"{path}.block", block, x) if block else x
 
 
-def _conv(make: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
+def _conv(create_layer: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
     """Return the convolution of a unit, applied to x."""
     name, dims = f"{path}.{unit.conv}", net.spatial_dims
     kernel_initializer, bias_initializer = _start(net, f"{name}.weight"), _start(net, f"{name}.bias")
     initializers = {"kernel_initializer": kernel_initializer, "bias_initializer": bias_initializer}
     if max(unit.kernel) == max(unit.stride) == 1 and not unit.transposed:
-        return make(keras.layers.Dense, unit.outputs, name=name, **initializers)(x)
+        return create_layer(keras.layers.Dense, unit.outputs, name=name, **initializers)(x)
     layer_options = {"padding": "valid", "data_format": "channels_last", "name": name} | initializers
     if unit.transposed:
         Layer = getattr(keras.layers, f"Conv{dims}DTranspose")
-        uncropped = make(Layer, unit.outputs, unit.kernel, unit.stride, **layer_options)(x)
-        return make(layers.Crop, unit.padding, unit.stride, name=f"{name}.crop")([uncropped, x])
+        uncropped = create_layer(Layer, unit.outputs, unit.kernel, unit.stride, **layer_options)(x)
+        return create_layer(layers.Crop, unit.padding, unit.stride, name=f"{name}.crop")([uncropped, x])
     Layer = getattr(layers, f"Conv{dims}D")
     if max(unit.stride) == 1:
-        return make(Layer, unit.outputs, unit.kernel, **layer_options | {"padding": "same"})(x)
+        return create_layer(Layer, unit.outputs, unit.kernel, **layer_options | {"padding": "same"})(x)
     padding = [(p, p) for p in unit.padding]   # "same" would pad a strided convolution at the end only
     Pad = getattr(keras.layers, f"ZeroPadding{dims}D")
-    x = make(Pad, padding if dims > 1 else padding[0], name=f"{name}.pad", **_format(dims))(x)
-    return make(Layer, unit.outputs, unit.kernel, unit.stride, **layer_options)(x)
+    x = create_layer(Pad, padding if dims > 1 else padding[0], name=f"{name}.pad", **_format(dims))(x)
+    return create_layer(Layer, unit.outputs, unit.kernel, unit.stride, **layer_options)(x)
 
 
-def _linear(make: Make, net: spec.UNet, path: str) -> Any:
+def _linear(create_layer: Make, net: spec.UNet, path: str) -> Any:
     """Return the dense layer to the output channels with this path."""
     initializers = _start(net, f"{path}.weight"), _start(net, f"{path}.bias")
-    return make(
+    return create_layer(
         keras.layers.Dense,
         net.out_channels,
         kernel_initializer=initializers[0],
@@ -182,9 +182,9 @@ def _linear(make: Make, net: spec.UNet, path: str) -> Any:
     )
 
 
-def _block(make: Make, net: spec.UNet, path: str, block: Spec, *inputs: Any) -> Any:
+def _block(create_layer: Make, net: spec.UNet, path: str, block: Spec, *inputs: Any) -> Any:
     """Apply a block to the inputs, with the initialization that the network specifies."""
-    layer = make(registry.class_of(block, "keras"), **block.config(), data_format="channels_last", name=path)
+    layer = create_layer(registry.class_of(block, "keras"), **block.config(), data_format="channels_last", name=path)
     y = layer(*inputs)
     for name, own in block.weights.items():
         weight = net.weights[f"{path}.{name}"]

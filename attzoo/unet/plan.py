@@ -213,8 +213,8 @@ def _level(net: Settings, i: int) -> Level:
 
 def _convs(net: Settings, inputs: int, outputs: int, step: tuple[int, ...]) -> tuple[Unit, ...]:
     """Return the two convolutions of a level; `step`: stride of the first, per spatial axis."""
-    first = _unit(net, "1", inputs, outputs, stride=step, norm=net.norm, dropout=net.rates[0])
-    return first, _unit(net, "2", outputs, outputs, norm=net.norm, dropout=net.rates[1])
+    first_unit = _unit(net, "1", inputs, outputs, stride=step, norm=net.norm, dropout=net.rates[0])
+    return first_unit, _unit(net, "2", outputs, outputs, norm=net.norm, dropout=net.rates[1])
 
 
 def _up(net: Settings, i: int) -> tuple[Unit, ...]:

@@ -28,8 +28,8 @@ def test_coarse_gating_signal_is_resampled():
     spec = AttentionGate(1, 1, 1, spatial_dims=1)
     weights = gate_weights(spec, gating_weight=1, psi_weight=1)
     assert_close(spec.attention(np.ones((1, 1, 4)), np.full((1, 1, 1), log(3)), weights=weights), [3 / 4] * 4)
-    got = spec.attention(np.ones((1, 1, 4)), np.array([[[0.0, 4.0]]]), weights=weights)
-    assert_close(got, 1 / (1 + np.exp(-np.array([0.0, 1, 3, 4]))))
+    actual = spec.attention(np.ones((1, 1, 4)), np.array([[[0.0, 4.0]]]), weights=weights)
+    assert_close(actual, 1 / (1 + np.exp(-np.array([0.0, 1, 3, 4]))))
 
 
 @pytest.mark.parametrize(("x", "g", "message"), [

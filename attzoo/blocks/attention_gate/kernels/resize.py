@@ -148,9 +148,9 @@ def _target_count(source: int, target: int, taps: int, corners: bool) -> int:
     else:
         low = np.maximum((2 * i + 1) * source - target, 0) // (2 * target)
 
-    def first(q: NDArray[np.integer]) -> NDArray[np.integer]:
+    def first_target_index(q: NDArray[np.integer]) -> NDArray[np.integer]:
         if corners:
             return np.maximum(q - 1, 0) * (target - 1) // max(source - 1, 1)
         return np.maximum((np.maximum(2 * q - 1, 0) * target // source - 1) // 2, 0)
 
-    return int(max((i - first(q)).max() for q in (low, np.minimum(low + 1, source - 1)))) + 1
+    return int(max((i - first_target_index(q)).max() for q in (low, np.minimum(low + 1, source - 1)))) + 1
