@@ -95,7 +95,9 @@ class Card:
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs. The first is x."""
         _, *parameters = signature(self.spec.attention).parameters.values()
-        names: list[str] = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        names: list[str] = [
+            parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ]
         return tuple(names)
 
     @property
@@ -138,7 +140,11 @@ class Card:
     @property
     def unknown(self) -> list[str]:
         """Names of required arguments that `build` cannot assume. With any, the card has no weights and costs."""
-        return [a.name for a in self.arguments[1:] if a.required and a.name not in self._assumed(1)]
+        return [
+            argument.name
+            for argument in self.arguments[1:]
+            if argument.required and argument.name not in self._assumed(1)
+        ]
 
     def build(self, channels: int = CHANNELS, **arguments: Any) -> Spec:
         """Return the spec with `channels` channels and these arguments.
@@ -199,8 +205,12 @@ class Card:
 
         These are the channels of further inputs, and for a network the output channels.
         """
-        counts = self.arguments[1:2] if self.network else [a for a in self.arguments[1:] if a.channels_of]
-        return {a.name: channels for a in counts if a.required}
+        counts = (
+            self.arguments[1:2]
+            if self.network
+            else [argument for argument in self.arguments[1:] if argument.channels_of]
+        )
+        return {argument.name: channels for argument in counts if argument.required}
 
     def _repr_markdown_(self) -> str:
         """Return the card as Markdown, for notebooks."""
@@ -222,7 +232,11 @@ def info(name: str) -> Card:
         name=name,
         text=cleandoc(import_module(package).__doc__ or ""),
         aliases=tuple(alias for alias, target in registry.ALIASES.items() if target == name),
-        backends=tuple(b for b, file in registry.BACKENDS.items() if b != "numpy" and find_spec(f"{package}.{file}")),
+        backends=tuple(
+            backend
+            for backend, file in registry.BACKENDS.items()
+            if backend != "numpy" and find_spec(f"{package}.{file}")
+        ),
         spec=spec,
         arguments=tuple(
             Argument(
@@ -332,7 +346,10 @@ def _markdown(card: Card, channels: int) -> Iterator[str]:
     if card.residual:
         yield 'A call in PyTorch also takes `shortcut`, of x\'s shape and dtype, never broadcast, and `act`, `"relu"`.'
     yield "## Arguments"
-    rows = [(f"`{a.name}`", "required" if a.required else f"`{a.default!r}`", a.about) for a in card.arguments]
+    rows = [
+        (f"`{argument.name}`", "required" if argument.required else f"`{argument.default!r}`", argument.about)
+        for argument in card.arguments
+    ]
     yield _table(("argument", "default", "meaning"), rows)
     if card.variants:
         yield "## Variants"
@@ -386,7 +403,9 @@ def _variants(card: Card, channels: int) -> Iterator[tuple[str, str, str]]:
     for name, variant in card.variants.items():
         settings = dict(variant.arguments)
         settings |= {} if card.unknown or card.network else card.settings(name, channels)
-        arguments = ", ".join(f"{key}={v!r}" + " by its rule" * (key in variant.rules) for key, v in settings.items())
+        arguments = ", ".join(
+            f"{key}={value!r}" + " by its rule" * (key in variant.rules) for key, value in settings.items()
+        )
         rule_texts = {k: _first_sentence(cleandoc(rule.__doc__)) for k, rule in variant.rules.items() if rule.__doc__}
         rules = [f"; {k}: {sentence.rstrip('.')}" for k, sentence in rule_texts.items()]
         size = ""

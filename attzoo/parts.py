@@ -187,7 +187,7 @@ class Loaded:
         return len(self.matches)
 
     def __str__(self) -> str:
-        rows = [(m.path or None, m.block, m.source or None, m.by) for m in self.matches]
+        rows = [(match.path or None, match.block, match.source or None, match.by) for match in self.matches]
         return text_table([("path", "block", "from", "matched by"), *rows])
 
 

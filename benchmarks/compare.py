@@ -53,14 +53,16 @@ def changes(old: Run, new: Run) -> list[Change]:
     for key, row in (old_rows | new_rows).items():
         old_row, new_row = old_rows.get(key), new_rows.get(key)
         if kind := _change(old_row, new_row, drift):
-            old_time, new_time = (r.seconds if r else None for r in (old_row, new_row))
+            old_time, new_time = (row.seconds if row else None for row in (old_row, new_row))
             changed.append(Change(kind, row, old_time, new_time))
     return sorted(changed, key=lambda change: (not change.worse, change.kind))
 
 
-def drifted(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> float:
+def drifted(old_rows: Mapping[Key, Row], new_rows: Mapping[Key, Row]) -> float:
     """Return the median of new / old time over the copies in both runs: the slowdown of the machine."""
-    row_pairs = [(before[key].seconds, after[key].seconds) for key in before if key in after and key[1] == str(COPY)]
+    row_pairs = [
+        (old_rows[key].seconds, new_rows[key].seconds) for key in old_rows if key in new_rows and key[1] == str(COPY)
+    ]
     return median([new.median / old.median for old, new in row_pairs if old and new] or [1.0])
 
 

@@ -18,8 +18,14 @@ def all_rows(entries: Sequence[Entry], block: str) -> Section:
     """Return the section with every row of a block, a group per setting and mode."""
     block_entries = [entry for entry in entries if entry.row.case.block == block]
     keys = [(chosen, mode) for chosen in dict.fromkeys(setting(entry.row) for entry in block_entries) for mode in MODES]
-    by_key = {key: [e for e in block_entries if (setting(e.row), e.row.case.mode) == key] for key in keys}
-    groups = [(_title([e.row for e in group]), [_cells(e) for e in group]) for group in by_key.values() if group]
+    by_key = {
+        key: [entry for entry in block_entries if (setting(entry.row), entry.row.case.mode) == key] for key in keys
+    }
+    groups = [
+        (_title([entry.row for entry in group]), [_cells(entry) for entry in group])
+        for group in by_key.values()
+        if group
+    ]
     name = "the networks without a block" if block == "none" else block
     return Section(f"Every row: {name}", [Table(["run", *HEAD], groups)])
 

@@ -61,8 +61,13 @@ class AttUNet(nn.Module):
         super().__init__()
         pairs = list(pairwise(channels))
         self.pool = nn.MaxPool2d(2, 2)
-        self.down = nn.ModuleList([double_conv(inputs, channels[0]), *(double_conv(a, b) for a, b in pairs)])
-        self.up = nn.ModuleList(up_conv(b, a) for a, b in pairs)
+        self.down = nn.ModuleList(
+            [
+                double_conv(inputs, channels[0]),
+                *(double_conv(above, channels_of_level) for above, channels_of_level in pairs),
+            ]
+        )
+        self.up = nn.ModuleList(up_conv(channels_of_level, a) for a, channels_of_level in pairs)
         self.gate = nn.ModuleList(Gate(a) for a, _ in pairs)
         self.merge = nn.ModuleList(double_conv(2 * a, a) for a, _ in pairs)
         self.head = nn.Conv2d(channels[0], classes, 1)

@@ -63,7 +63,7 @@ def resample(g: Any, x: Any, interpolation: str) -> Any:
     old, new = g.shape[space], x.shape[space]
     if old == new:
         return g
-    if any(b % a for a, b in zip(old, new, strict=True)):
+    if any(new_size % old_size for old_size, new_size in zip(old, new, strict=True)):
         raise ValueError(f"expected the size of x to be a multiple of {old}, got {new}")
     factors = tuple(b // a for a, b in zip(old, new, strict=True))
     return layers.UpSampling2D(factors, interpolation={"linear": "bilinear"}.get(interpolation, interpolation))(g)

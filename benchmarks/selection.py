@@ -134,8 +134,10 @@ def time_ratio(row: Row, base: Row) -> Spread | None:
         return row.ratio
     if base.ratio is None:
         return None
-    a, b = row.ratio, base.ratio
-    return Spread(a.low / b.high, a.median / b.median, a.high / b.low)
+    row_ratio, base_ratio = row.ratio, base.ratio
+    return Spread(
+        row_ratio.low / base_ratio.high, row_ratio.median / base_ratio.median, row_ratio.high / base_ratio.low
+    )
 
 
 def plain_network(row: Row, rows: Iterable[Row]) -> Row | None:

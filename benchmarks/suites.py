@@ -194,7 +194,9 @@ def variant_for(block: str, goal: Goal) -> str:
     variants = attzoo.info(block).variants
     base_variant = variants[reference_variant(block) or ""]
     arguments = {**base_variant.arguments, **goal.arguments}
-    matching_names = [name for name, v in variants.items() if (v.arguments, v.rules) == (arguments, base_variant.rules)]
+    matching_names = [
+        name for name, value in variants.items() if (value.arguments, value.rules) == (arguments, base_variant.rules)
+    ]
     if not matching_names:
         raise ValueError(f"expected a variant of {block} with {arguments} for a goal in its goals.py, got none")
     return matching_names[0]

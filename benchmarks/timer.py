@@ -46,7 +46,9 @@ def spread(values: Sequence[float]) -> Spread:
 
 def paired(times: Mapping[str, Sequence[float]], name: str, reference: str) -> Spread:
     """Return the quartiles over rounds of a provider's time / the reference's time in the same round."""
-    return spread([a / b for a, b in zip(times[name], times[reference], strict=True)])
+    return spread(
+        [seconds / reference_seconds for seconds, reference_seconds in zip(times[name], times[reference], strict=True)]
+    )
 
 
 def interleave(turns: Mapping[str, Turn], pace: Pace) -> dict[str, list[float]]:

@@ -76,7 +76,11 @@ def _key(row: Row, capability: tuple[int, int]) -> Key:
 
 def won(row: Row, rows: Sequence[Row]) -> bool:
     """Whether a row of the fused form is faster than the eager row of the same case and clock."""
-    eager_rows = [r for r in rows if (r.provider, r.case, r.clock) == (EAGER, row.case, row.clock)]
+    eager_rows = [
+        other_row
+        for other_row in rows
+        if (other_row.provider, other_row.case, other_row.clock) == (EAGER, row.case, row.clock)
+    ]
     if not eager_rows or eager_rows[0].status != "timed":
         return False
     return replace(row, ratio=time_ratio(row, eager_rows[0])).verdict == "faster"

@@ -101,7 +101,9 @@ def step(block, *inputs_and_dy, mode="triton"):
     block, xs = copy.deepcopy(block), [x.detach().requires_grad_() for x in xs]
     with attzoo.kernels(mode):
         y = block(*xs)
-    leaves = dict(zip("xg", xs, strict=False)) | {name: p for name, p in block.named_parameters() if p.requires_grad}
+    leaves = dict(zip("xg", xs, strict=False)) | {
+        name: weight for name, weight in block.named_parameters() if weight.requires_grad
+    }
     gradients = torch.autograd.grad(y, list(leaves.values()), dy)
     named_gradients = dict(zip((f"gradient of {name}" for name in leaves), gradients, strict=True))
     return {"y": y.detach(), **named_gradients, **dict(block.named_buffers())}
@@ -119,8 +121,8 @@ def condition(block, x, dy, expected):
     """
     changes = dict.fromkeys(expected, 0.0)
 
-    def perturbed(t, turn):
-        return t.double() * (1 + NUDGE * torch.sin((turn + 1) * 1e5 * t.double()).sign())
+    def perturbed(tensor, turn):
+        return tensor.double() * (1 + NUDGE * torch.sin((turn + 1) * 1e5 * tensor.double()).sign())
 
     for turn in range(3):
         block64 = copy.deepcopy(block).double()
@@ -206,9 +208,9 @@ class StepTolerance:
             assert error <= allowed, f"{name} is off by {error / size:.1e} of its size, allowed {allowed / size:.1e}"
 
 
-def distance(a, b):
+def distance(tensor, other_tensor):
     """Return the norm of a - b, without NaN."""
-    return (a.double() - b.double()).nan_to_num().norm().item()
+    return (tensor.double() - other_tensor.double()).nan_to_num().norm().item()
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def draw(spec, seed=1):
 def build(name, backend, dtype="float64", **kwargs):
     """Create a net of NETS with the random weights of `draw`."""
     spec = create(name, "numpy", **{key: value for key, value in kwargs.items() if key != "data_format"})
-    config = spec.config() | {k: v for k, v in kwargs.items() if k == "data_format"}
+    config = spec.config() | {key: value for key, value in kwargs.items() if key == "data_format"}
     net = adapter(backend).make(attzoo.get("unet", backend=backend), config, dtype)
     adapter(backend).write(net, draw(spec))
     return net
@@ -74,8 +74,10 @@ def assert_arrays_close(actual, expected, tolerance=1e-12):
 
 def have_equal_weights(first_model, second_model):
     """Whether the weights of two nets are equal, bit by bit."""
-    a, b = attzoo.weights(first_model), attzoo.weights(second_model)
-    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+    first_weights, second_weights = attzoo.weights(first_model), attzoo.weights(second_model)
+    return first_weights.keys() == second_weights.keys() and all(
+        np.array_equal(first_weights[key], second_weights[key]) for key in first_weights
+    )
 
 
 @torch.no_grad()

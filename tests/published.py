@@ -98,5 +98,5 @@ def spatial_gate(x, w, training, prefix="", max_first=False, norm=True):
     planes, kernel = [x.mean(1, keepdim=True), x.max(1, keepdim=True).values], w[f"{prefix}conv.weight"]
     if max_first:
         planes, kernel = planes[::-1], kernel.flip(1)
-    q = F.conv2d(torch.cat(planes, 1), kernel, padding=3)
-    return x * torch.sigmoid(batch_norm(q, w, f"{prefix}norm", training) if norm else q)
+    logits = F.conv2d(torch.cat(planes, 1), kernel, padding=3)
+    return x * torch.sigmoid(batch_norm(logits, w, f"{prefix}norm", training) if norm else logits)

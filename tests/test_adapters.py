@@ -45,9 +45,9 @@ def randomized(block):
     return block
 
 
-def same(a, b):
+def same(arrays, other_arrays):
     """Whether two dictionaries have equal arrays."""
-    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a)
+    return arrays.keys() == other_arrays.keys() and all(np.array_equal(arrays[n], other_arrays[n]) for n in arrays)
 
 
 def assert_refused_after_change(case, tmp_path):
@@ -158,7 +158,8 @@ CHANGES = {   # change -> block, function that changes it, layer in the error, a
     ),
     "no padding": (cbam, set_attributes("spatial.conv", padding=(0, 0)), "spatial.conv", r"Conv2d\(2, 1, kernel_size"),
     "a subclass with another forward": (
-        cbam, replace_layer("channel.excite", lambda m: Doubled(m.in_features, m.out_features)), "channel.excite",
+        cbam, replace_layer("channel.excite", lambda linear: Doubled(linear.in_features, linear.out_features)),
+        "channel.excite",
         "Doubled"
     ),
     "a sequence": (
@@ -166,10 +167,10 @@ CHANGES = {   # change -> block, function that changes it, layer in the error, a
         "channel.excite", "Sequential",
     ),
     "another part": (
-        cbam, lambda b: setattr(b, "channel", attzoo.create("se", 8, reduced_channels=3, backend="torch")),
+        cbam, lambda block: setattr(block, "channel", attzoo.create("se", 8, reduced_channels=3, backend="torch")),
         "channel", "SE",
     ),
-    "an additional layer": (cbam, lambda b: b.add_module("after", nn.Dropout(0.5)), "after", r"Dropout\(p=0.5"),
+    "an additional layer": (cbam, lambda block: block.add_module("after", nn.Dropout(0.5)), "after", r"Dropout\(p=0.5"),
     "a forward of a layer": (
         cbam, replace_method("channel.excite", "forward"), "channel.excite", "one whose forward was"
     ),
@@ -178,10 +179,10 @@ CHANGES = {   # change -> block, function that changes it, layer in the error, a
         cbam, replace_method("spatial", "attention"), "spatial", "one whose attention was replaced"
     ),
     "another activation inside": (
-        unet, lambda b: change_units(b.encoder[0], activation=None), "encoder.0", "Units.*conv1: None, dropout=0.1"
+        unet, lambda net: change_units(net.encoder[0], activation=None), "encoder.0", "Units.*conv1: None, dropout=0.1"
     ),
-    "another forward": (lambda: randomized(Residual(8)), lambda b: None, "the block", "Residual"),
-    "another attention": (lambda: randomized(Sharper(8)), lambda b: None, "the block", "Sharper"),
+    "another forward": (lambda: randomized(Residual(8)), lambda block: None, "the block", "Residual"),
+    "another attention": (lambda: randomized(Sharper(8)), lambda block: None, "the block", "Sharper"),
     "eps of a gate": (unet, set_attributes("skip.0.psi_norm", eps=1e-3), "skip.0.psi_norm", ".*eps=0.001"),
     "eps of a level": (unet, set_attributes("encoder.1.norm2", eps=1e-3), "encoder.1.norm2", ".*eps=0.001"),
     "another slope": (
@@ -251,18 +252,18 @@ def compile_one_layer(block):
 
 
 UNCHANGED = {   # changes that do not affect what a block computes
-    "frozen": lambda b: b.eval().requires_grad_(False),
-    "training": lambda b: b.train(),
-    "channels last": lambda b: b.to(memory_format=torch.channels_last),
+    "frozen": lambda block: block.eval().requires_grad_(False),
+    "training": lambda block: block.train(),
+    "channels last": lambda block: block.to(memory_format=torch.channels_last),
     "copied": copy.deepcopy,
-    "pickled": lambda b: pickle.loads(pickle.dumps(b)),
-    "compiled": lambda b: torch.compile(b, backend="eager"),
+    "pickled": lambda block: pickle.loads(pickle.dumps(block)),
+    "compiled": lambda block: torch.compile(block, backend="eager"),
     "synchronised": nn.SyncBatchNorm.convert_sync_batchnorm,
-    "hooks": lambda b: b.register_forward_hook(lambda *args: None) and b,
-    "float64": lambda b: b.double(),
-    "never in training": lambda b: [setattr(m, "train", m.eval) for m in b.modules()] and b,
+    "hooks": lambda block: block.register_forward_hook(lambda *args: None) and block,
+    "float64": lambda block: block.double(),
+    "never in training": lambda block: [setattr(module, "train", module.eval) for module in block.modules()] and block,
     "one layer wrapped by torch.compile": compile_one_layer,
-    "its layers compiled": lambda b: [m.compile(backend="eager") for m in b.modules()] and b,
+    "its layers compiled": lambda block: [module.compile(backend="eager") for module in block.modules()] and block,
 }
 
 
@@ -318,17 +319,23 @@ COMPUTED = {   # function that makes a layer compute its weight, and the remedy 
     "weight norm": (parametrizations.weight_norm, r"remove_parametrizations\(block.channel.squeeze, 'weight'\) first"),
     "spectral norm": (parametrizations.spectral_norm, "_SpectralNorm.*torch.nn.utils.parametrize.remove_parametrizati"),
     "orthogonal": (parametrizations.orthogonal, "_Orthogonal.*torch.nn.utils.parametrize.remove_parametrizations"),
-    "custom": (lambda m: parametrize.register_parametrization(m, "weight", Positive()), "Positive.*remove_parametriz"),
+    "custom": (
+        lambda layer: parametrize.register_parametrization(layer, "weight", Positive()), "Positive.*remove_parametriz",
+    ),
     "two parametrizations": (
-        lambda m: (parametrizations.weight_norm(m), parametrize.register_parametrization(m, "weight", Positive())),
+        lambda layer: (
+            parametrizations.weight_norm(layer), parametrize.register_parametrization(layer, "weight", Positive()),
+        ),
         "_WeightNorm, Positive",
     ),
     "old weight norm": (deprecated(nn.utils.weight_norm), r"torch.nn.utils.remove_weight_norm\(block.channel.squeeze"),
     "old spectral norm": (deprecated(nn.utils.spectral_norm), "torch.nn.utils.remove_spectral_norm"),
-    "pruned": (lambda m: prune.l1_unstructured(m, "weight", 0.5), r"torch.nn.utils.prune.remove\(block.channel.squ"),
+    "pruned": (
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5), r"torch.nn.utils.prune.remove\(block.channel.squ",
+    ),
     "pruned twice": (pruned_twice, "PruningContainer.*torch.nn.utils.prune.remove"),
-    "an attribute": (lambda m: attribute(m), "make block.channel.squeeze.weight a parameter first"),
-    "expanded": (lambda m: expanded(m), r"= torch.nn.Parameter\(tensor.clone\(\)\) first"),
+    "an attribute": (lambda linear: attribute(linear), "make block.channel.squeeze.weight a parameter first"),
+    "expanded": (lambda linear: expanded(linear), r"= torch.nn.Parameter\(tensor.clone\(\)\) first"),
 }   # fmt: skip
 
 
@@ -615,46 +622,48 @@ KERAS_CHANGES = {   # as CHANGES
         "one whose attention was replaced"
     ),
     "Keras's batch norm": (
-        unbuilt, lambda b: setattr(b.spatial, "norm", keras.layers.BatchNormalization(epsilon=1e-3)),
+        unbuilt, lambda block: setattr(block.spatial, "norm", keras.layers.BatchNormalization(epsilon=1e-3)),
         "spatial.norm", r"BatchNormalization\(.*epsilon=0.001",
     ),
     "group norm": (
-        unbuilt, lambda b: setattr(b.spatial, "norm", keras.layers.GroupNormalization(1)),
+        unbuilt, lambda block: setattr(block.spatial, "norm", keras.layers.GroupNormalization(1)),
         "spatial.norm", "GroupNormalization",
     ),
     "an activation": (
-        unbuilt, lambda b: setattr(b.channel.squeeze, "activation", keras.activations.tanh),
+        unbuilt, lambda block: setattr(block.channel.squeeze, "activation", keras.activations.tanh),
         "channel.squeeze", r"Dense\(units=3, activation='tanh'",
     ),
     "an activation, later": (
-        lambda: cbam("keras"), lambda b: setattr(b.channel.excite, "activation", keras.activations.relu),
+        lambda: cbam("keras"), lambda block: setattr(block.channel.excite, "activation", keras.activations.relu),
         "channel.excite", "Dense.*'relu'",
     ),
     "no bias": (
-        unbuilt, lambda b: setattr(b.channel.squeeze, "use_bias", False), "channel.squeeze", ".*use_bias=False"
+        unbuilt, lambda block: setattr(block.channel.squeeze, "use_bias", False), "channel.squeeze", ".*use_bias=False"
     ),
-    "circular": (unbuilt, lambda b: setattr(b.spatial.conv, "mode", "circular"), "spatial.conv", "Conv.*circular"),
+    "circular": (
+        unbuilt, lambda block: setattr(block.spatial.conv, "mode", "circular"), "spatial.conv", "Conv.*circular",
+    ),
     "an additional layer": (
-        unbuilt, lambda b: setattr(b, "after", keras.layers.Dropout(0.5)), "after", "Dropout.*rate=0.5"
+        unbuilt, lambda block: setattr(block, "after", keras.layers.Dropout(0.5)), "after", "Dropout.*rate=0.5"
     ),
     "dropout of a network": (
-        keras_unet, lambda b: setattr(layer_of(b, "encoder.0.dropout1"), "rate", 0.5),
+        keras_unet, lambda block: setattr(layer_of(block, "encoder.0.dropout1"), "rate", 0.5),
         "encoder.0.dropout1", "Dropout.*rate=0.5",
     ),
     "dilation of a network": (
-        keras_unet, lambda b: setattr(layer_of(b, "encoder.1.conv2"), "dilation_rate", (2, 2)),
+        keras_unet, lambda block: setattr(layer_of(block, "encoder.1.conv2"), "dilation_rate", (2, 2)),
         "encoder.1.conv2", "Conv2D.*dilation_rate=.2, 2",
     ),
     "resampling of a network": (
-        keras_unet, lambda b: setattr(layer_of(b, "up.0.nearest"), "interpolation", "bilinear"),
+        keras_unet, lambda block: setattr(layer_of(block, "up.0.nearest"), "interpolation", "bilinear"),
         "up.0.nearest", "UpSampling2D.*bilinear",
     ),
     "a gate of a network": (
-        keras_unet, lambda b: setattr(layer_of(b, "skip.0").psi, "activation", keras.activations.relu),
+        keras_unet, lambda block: setattr(layer_of(block, "skip.0").psi, "activation", keras.activations.relu),
         "skip.0.psi", "Dense.*relu",
     ),
     "a relu of a network": (
-        keras_unet, lambda b: setattr(layer_of(b, "encoder.0.relu1"), "call", keras.ops.tanh),
+        keras_unet, lambda block: setattr(layer_of(block, "encoder.0.relu1"), "call", keras.ops.tanh),
         "encoder.0.relu1", "one whose call was replaced",
     ),
     "a call of a network": (keras_unet, replace_keras_method("", "call"), "the block", "one whose call was replaced"),
@@ -733,8 +742,8 @@ def test_quantized_keras_layers_are_not_read(mode, tmp_path):
     for function in (
         attzoo.weights,
         lambda block: attzoo.load_weights(block, arrays),
-        lambda b: attzoo.save(b, tmp_path / "a.safetensors"),
-        lambda b: attzoo.convert(b, backend="torch"),
+        lambda block: attzoo.save(block, tmp_path / "a.safetensors"),
+        lambda block: attzoo.convert(block, backend="torch"),
     ):
         with pytest.raises(ValueError, match=rf"squeeze\.weight of SE .*by Keras \({mode}\).*before quantize"):
             function(block)

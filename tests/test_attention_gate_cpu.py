@@ -114,8 +114,8 @@ def test_training_step_matches_plain_form(case, layout, training, frozen):
         return
     with forced() as calls:
         actual = step(block, xs, cotangent)
-    for a, b in zip(actual, expected, strict=True):
-        assert_same(a, b, 1e-11)
+    for actual_tensor, expected_tensor in zip(actual, expected, strict=True):
+        assert_same(actual_tensor, expected_tensor, 1e-11)
     assert (calls["overwritten"], plain_calls["overwritten"], calls["gated"], plain_calls["multiplied"]) == (1, 0, 0, 0)
 
 
@@ -185,11 +185,11 @@ def test_tiles_have_the_expected_sizes():
 
 
 def test_linear_preserves_the_memory_layout():
-    x, w, b = (torch.randn(shape, dtype=torch.float64) for shape in ((2, 3, 5), (4, 3), (4,)))
-    expected = w @ x + b[:, None]
+    x, weight, bias = (torch.randn(shape, dtype=torch.float64) for shape in ((2, 3, 5), (4, 3), (4,)))
+    expected = weight @ x + bias[:, None]
     for layout in ("contiguous", "channels last"):
         x = LAYOUTS[layout](x)
-        actual = fast._linear(x, w, b)
+        actual = fast._linear(x, weight, bias)
         assert_same(actual, expected)
         assert actual.stride() == LAYOUTS[layout](expected).stride()
 
@@ -197,12 +197,14 @@ def test_linear_preserves_the_memory_layout():
 @pytest.mark.parametrize("batch", [1, 2])
 def test_projection_has_the_strides_of_a_convolution(batch):
     """Resampling in torch selects the layout of its output by strides, also for a batch of one."""
-    w, b = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    weight, bias = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
     g = torch.randn(batch, 3, 5, 6, dtype=torch.float64)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         g = g.to(memory_format=memory_format)
-        expected = nn.functional.conv2d(g, w[:, :, None, None], b)
-        actual = fast._projected(g, w, b)
+        expected = nn.functional.conv2d(g, weight[:, :, None, None], bias)
+        actual = fast._projected(g, weight, bias)
         assert_same(actual, expected)
-        expected, actual = (nn.functional.interpolate(p, (10, 12), mode="bilinear") for p in (expected, actual))
+        expected, actual = (
+            nn.functional.interpolate(projected, (10, 12), mode="bilinear") for projected in (expected, actual)
+        )
         assert actual.stride() == expected.stride()

@@ -103,7 +103,9 @@ def test_worker_yields_the_same_batches_and_errors_and_does_not_import_tensorflo
     next(worker_loader.epoch(0))   # an epoch that does not end
     for epoch in (0, 1):
         for batch, worker_batch in zip(loader.epoch(epoch), worker_loader.epoch(epoch), strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(batch, worker_batch, strict=True))
+            assert all(
+                torch.equal(array, worker_array) for array, worker_array in zip(batch, worker_batch, strict=True)
+            )
     pairs[2][0].write_bytes(b"")
     for failing in (loader, worker_loader):
         with pytest.raises(ValueError, match=r"^cannot read .*2.npy: ") as caught:

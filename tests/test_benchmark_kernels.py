@@ -346,7 +346,9 @@ def test_rows_that_are_not_timed_steadily_do_not_win(status):
 def test_a_win_requires_both_clocks():
     rows = [*sized(0.5, 0.5, clocks=("graph",)), *sized(1.2, 0.5, clocks=("calls",))]
     assert [win.min_elements for win in wins.wins({"a.json": run_with(rows)})] == [2 * ONE]
-    rows = [replace(r, ratio=about(0.4)) if (r.provider, r.clock) == (OURS, "calls") else r for r in sized(0.5)]
+    rows = [
+        replace(row, ratio=about(0.4)) if (row.provider, row.clock) == (OURS, "calls") else row for row in sized(0.5)
+    ]
     assert wins.wins({"a.json": run_with(rows)}) == []   # eager calls are as fast as fused ones
 
 

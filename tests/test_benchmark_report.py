@@ -140,7 +140,10 @@ def test_the_comparison_table_has_ranges_of_ratios_and_counts_of_verdicts(run):
     case = Case("eca", ((8, 256, 56, 56),))
     reference = {"reference": "timm", "control": about(1)}
     ratios = {"float32": 0.5, "float16": 1.01, "bfloat16": 1.5}
-    rows = [timed(replace(case, dtype=d), OURS, 1e-3, 5e-4, ratio=about(r), **reference) for d, r in ratios.items()]
+    rows = [
+        timed(replace(case, dtype=dtype), OURS, 1e-3, 5e-4, ratio=about(ratio), **reference)
+        for dtype, ratio in ratios.items()
+    ]
     unsteady = timed(
         replace(case, layout="channels last"), OURS, 1e-3, 5e-4, ratio=about(7), status="unsteady", **reference
     )
@@ -169,7 +172,9 @@ def test_the_ratio_of_a_peer_to_attzoo_is_inverted(run):
 def test_two_clocks_have_separate_groups(run):
     case, reference = Case("eca", ((8, 256, 56, 56),)), {"reference": "timm", "control": about(1)}
     ratios = {"graph": 0.5, "calls": 1}
-    rows = [timed(case, OURS, 1e-3, 5e-4, ratio=about(r), clock=clock, **reference) for clock, r in ratios.items()]
+    rows = [
+        timed(case, OURS, 1e-3, 5e-4, ratio=about(ratio), clock=clock, **reference) for clock, ratio in ratios.items()
+    ]
     lines = tables(report.markdown([replace(with_rows(run, rows), device="cuda")]))["attzoo beside its peers"]
     assert [line[0] for line in lines[2::2]] == ["**CUDA graphs replayed**", "**calls from Python**"]
     assert [line[4] for line in lines[3::2]] == ["0.50", "1.00"]
@@ -263,7 +268,9 @@ def parts(run):
         "failed": [Row(row.case, row.provider, "failed", why="no memory") for row in rows[:3]],
         "no networks": [row for row in rows if row.case.network is None],
         "only networks": [row for row in rows if row.case.network],
-        "no peers": [replace(r, ratio=None, control=None, reference=None) for r in rows[1::4] if not r.case.network],
+        "no peers": [
+            replace(row, ratio=None, control=None, reference=None) for row in rows[1::4] if not row.case.network
+        ],
         "one case": rows[:4],
     }
 
@@ -464,9 +471,12 @@ def test_a_row_whose_reference_is_slower_too_is_unchanged(save):
 
 
 def test_a_slower_peer_is_listed_but_not_worse(save):
-    before = replace(BEFORE, provider=TIMM)
-    assert compare_rows(save, before, replace(before, seconds=about(1.3e-3), copies=about(2.6))) == (["slower"], False)
-    assert compare_rows(save, before, Row(BEFORE.case, TIMM, "wrong")) == (["now wrong"], True)
+    earlier_row = replace(BEFORE, provider=TIMM)
+    assert compare_rows(save, earlier_row, replace(earlier_row, seconds=about(1.3e-3), copies=about(2.6))) == (
+        ["slower"],
+        False,
+    )
+    assert compare_rows(save, earlier_row, Row(BEFORE.case, TIMM, "wrong")) == (["now wrong"], True)
 
 
 def test_unsteady_times_are_not_compared(save):

@@ -209,10 +209,10 @@ def test_kept_counts_each_saved_tensor_once_and_no_inputs():
 
 def test_peak_counts_the_tensors_in_use_at_once():
     def call():
-        a = torch.zeros(100)
-        b = a + 1
-        del a
-        return b * 2 + 3   # b, b * 2 and the sum
+        first_tensor = torch.zeros(100)
+        second_tensor = first_tensor + 1
+        del first_tensor
+        return second_tensor * 2 + 3   # b, b * 2 and the sum
 
     assert memory.peak_bytes(call) == 1200
 

@@ -224,9 +224,12 @@ def test_images_and_masks_that_do_not_match_raise(image, mask, message, tmp_path
         write_array(tmp_path / f"b{part}{'.png' if array.dtype == np.uint8 and len(array) > 1 else '.npy'}", array)
         for part, array in (("", image), ("_mask", mask))
     ]
-    first = (write_array(tmp_path / "a.npy", BYTES[..., 0]), write_array(tmp_path / "a_mask.npy", BYTES[..., 0] // 2))
+    first_pair = (
+        write_array(tmp_path / "a.npy", BYTES[..., 0]),
+        write_array(tmp_path / "a_mask.npy", BYTES[..., 0] // 2),
+    )
     with pytest.raises(ValueError, match=message):
-        Folder([first, tuple(paths)])
+        Folder([first_pair, tuple(paths)])
 
 
 def test_error_for_a_picture_saved_as_array_says_that_it_is_read_as_a_volume(tmp_path):

@@ -243,7 +243,9 @@ def test_predicted_mask_has_the_header_of_its_image(form_codes, kind, tmp_path):
         np.testing.assert_array_equal(after.header[name], before.header[name])
     np.testing.assert_array_equal(after.affine, before.affine)
     assert after.header.get_xyzt_units() == ("micron", "sec")
-    assert [e.get_content() for e in after.header.extensions] == [e.get_content() for e in before.header.extensions]
+    assert [extension.get_content() for extension in after.header.extensions] == [
+        extension.get_content() for extension in before.header.extensions
+    ]
     assert after.get_data_dtype() == np.uint8
     assert after.header["cal_max"] == 0
     np.testing.assert_array_equal(np.asarray(after.dataobj), MASK)

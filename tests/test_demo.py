@@ -153,7 +153,9 @@ def test_networks_have_the_common_initial_weights():
     nets = run.create_nets("eca", torch_module, common)
     for net in nets.values():
         weights = attzoo.weights(net)
-        assert {name: weights[name].tobytes() for name in common} == {name: a.tobytes() for name, a in common.items()}
+        assert {name: weights[name].tobytes() for name in common} == {
+            name: array.tobytes() for name, array in common.items()
+        }
         assert without_prefix("stage1", weights)["block.conv.weight"].any()
 
 
@@ -163,7 +165,10 @@ def test_the_split_and_the_batches_are_reproducible(data):
     assert sum(image.tobytes() in images for image in data.test_images) == 0
     assert data.images.max() == 1
     first, second = (list(data.batches(2)) for _ in range(2))
-    assert all(np.array_equal(a, b) and np.array_equal(c, d) for (a, c), (b, d) in zip(first, second, strict=True))
+    assert all(
+        np.array_equal(first_images, second_images) and np.array_equal(first_labels, second_labels)
+        for (first_images, first_labels), (second_images, second_labels) in zip(first, second, strict=True)
+    )
     assert not np.array_equal(first[0][1], first[len(first) // 2][1])   # the order of the second epoch differs
 
 

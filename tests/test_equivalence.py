@@ -74,13 +74,13 @@ def test_torch_and_keras_agree_in_float64(name):
         x, c, block = case.inputs(), case.cotangent(), case.block("torch")
         converted = convert(block, backend="keras")
         assert_near(adapter("torch").attention(block, x), adapter("keras").attention(converted, x), 1e-12)
-        a = adapter("torch").run(block, x, c, training=True)
-        b = adapter("keras").run(converted, x, c, training=True)
-        assert_near(a.output, b.output, 1e-10)
-        for actual, expected in zip(a.input_gradients, b.input_gradients, strict=True):
+        torch_result = adapter("torch").run(block, x, c, training=True)
+        keras_result = adapter("keras").run(converted, x, c, training=True)
+        assert_near(torch_result.output, keras_result.output, 1e-10)
+        for actual, expected in zip(torch_result.input_gradients, keras_result.input_gradients, strict=True):
             assert_near(actual, expected, 1e-9)
-        for key, expected in a.weight_gradients.items():
-            assert_near(b.weight_gradients[key], expected, 1e-9)
+        for key, expected in torch_result.weight_gradients.items():
+            assert_near(keras_result.weight_gradients[key], expected, 1e-9)
         adapter("torch").train(block, x, c, steps=2, rate=2.0**-9)
         adapter("keras").train(converted, x, c, steps=2, rate=2.0**-9)
         for key, expected in weights(block).items():

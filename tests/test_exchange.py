@@ -19,9 +19,13 @@ class Perceptron(nn.Module):
 
     def __init__(self, names, c, r, conv=False, bias=True, act=F.relu):
         super().__init__()
-        make = (lambda i, o: nn.Conv2d(i, o, 1, bias=bias)) if conv else (lambda i, o: nn.Linear(i, o, bias=bias))
+        create_layer = (
+            (lambda inputs, outputs: nn.Conv2d(inputs, outputs, 1, bias=bias))
+            if conv
+            else (lambda inputs, outputs: nn.Linear(inputs, outputs, bias=bias))
+        )
         self.names, self.act = names, act
-        for name, layer in zip(names, (make(c, r), make(r, c)), strict=True):
+        for name, layer in zip(names, (create_layer(c, r), create_layer(r, c)), strict=True):
             parent = self
             *path, leaf = name.split(".")
             for part in path:
@@ -116,10 +120,12 @@ class AttUNet(nn.Module):
         relu = nn.ReLU
         self.depth = len(widths)
 
-        def double(i, o):
-            convs = nn.Conv2d(i, o, 3, padding=1), nn.Conv2d(o, o, 3, padding=1)
+        def double(inputs, outputs):
+            convs = nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, padding=1)
             module = nn.Module()
-            module.conv = nn.Sequential(convs[0], nn.BatchNorm2d(o), relu(), convs[1], nn.BatchNorm2d(o), relu())
+            module.conv = nn.Sequential(
+                convs[0], nn.BatchNorm2d(outputs), relu(), convs[1], nn.BatchNorm2d(outputs), relu()
+            )
             return module
 
         for n, (upper_width, width) in enumerate(zip((channels, *widths), widths, strict=False), start=1):
@@ -139,8 +145,8 @@ class AttUNet(nn.Module):
             x = getattr(self, f"Conv{n}").conv(F.max_pool2d(x, 2) if n > 1 else x)
             skips.append(x)
         for n in range(self.depth, 1, -1):
-            d, skip = getattr(self, f"Up{n}").up(x), skips[n - 2]
-            x = getattr(self, f"Up_conv{n}").conv(torch.cat([getattr(self, f"Att{n}")(skip, d), d], 1))
+            upsampled, skip = getattr(self, f"Up{n}").up(x), skips[n - 2]
+            x = getattr(self, f"Up_conv{n}").conv(torch.cat([getattr(self, f"Att{n}")(skip, upsampled), upsampled], 1))
         return self.Conv_1x1(x)
 
 
@@ -264,7 +270,8 @@ def two_layouts(state):
     (lambda s: nn.Linear(2, 2), r"expected a state dict, .* got Linear: pass its state_dict\(\)"),
     (lambda s: attzoo.create("se", 8, backend="keras"), r"expected a state dict, .* got SE: pass {v\.path: v for v in"),
     (lambda s: s | {"fc1.weight": s["fc1.weight"].reshape(2, 12, 1, 1)}, r"expected fc1.weight of shape \(4, 6\), "),
-    (lambda s: {p + k: v for k, v in s.items() for p in ("a.", "b.")}, "of one block, got 2: give those whose .* 'a.'"),
+    (lambda s: {prefix + key: array for key, array in s.items() for prefix in ("a.", "b.")},
+     "of one block, got 2: give those whose .* 'a.'"),
     (lambda s: two_layouts(s), "of one block, got 2"),
     (lambda s: {"state_dict": s, "epoch": 3}, "got state_dict, epoch: pass the mapping in the entry 'state_dict'"),
     (lambda s: s | {"fc1.bias": s["fc1.bias"].int()}, "squeeze.bias must be a floating-point array, got int32"),

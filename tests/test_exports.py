@@ -91,7 +91,7 @@ def test_dynamic_quantization_changes_only_linear_layers(subject):
     net, xs = create_network(), make_inputs()
     quantized = torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
     changed = [module for module in quantized.modules() if isinstance(module, torch.ao.nn.quantized.dynamic.Linear)]
-    assert len(changed) == sum(isinstance(m, nn.Linear) for m in net.modules()) > 0
+    assert len(changed) == sum(isinstance(module, nn.Linear) for module in net.modules()) > 0
     with torch.no_grad():
         actual, expected = quantized(*xs), net(*xs)
     assert 0 < (actual - expected).abs().max() < 0.05 * expected.abs().max()

@@ -36,7 +36,7 @@ def test_all_tensors_have_the_device_and_dtype_of_the_arguments(name):
         for dtype in DTYPES:
             block = make(name, device=device, dtype=dtype)
             assert {tensor.device.type for tensor in tensors(block)} == {torch.device(device).type}
-            assert {t.dtype for t in tensors(block) if t.is_floating_point()} == {dtype}
+            assert {tensor.dtype for tensor in tensors(block) if tensor.is_floating_point()} == {dtype}
     plain = make(name)
     for device, dtype in ((None, None), ("meta", None), (None, torch.float64)):
         state, expected_state = make(name, device=device, dtype=dtype).state_dict(), plain.state_dict()
@@ -59,7 +59,10 @@ def test_block_with_a_dtype_can_be_saved_copied_and_loaded(name, tmp_path):
     adapter("torch").check_layers(block, type(block))
     empty = make(name, device="meta", dtype=torch.float64).to_empty(device="cpu")
     empty.load_state_dict(block.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(empty.parameters(), block.parameters(), strict=True))
+    assert all(
+        torch.equal(parameter, other_parameter)
+        for parameter, other_parameter in zip(empty.parameters(), block.parameters(), strict=True)
+    )
 
 
 def test_conversion_preserves_float64_weights():
@@ -80,7 +83,10 @@ def test_initial_weights_have_the_distributions_of_the_spec(sample):
     plain = sample.create("torch")
     torch.manual_seed(0)
     with_arguments = sample.create("torch", device="cpu", dtype=torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), with_arguments.parameters(), strict=True))
+    assert all(
+        torch.equal(parameter, other)
+        for parameter, other in zip(plain.parameters(), with_arguments.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])

@@ -116,10 +116,12 @@ def test_full_disk_error_names_the_file_and_keeps_the_old_file(ending, old_conte
     with pytest.raises(OSError, match=rf"File too large: '{target}'$") as error:   # the system's message for this limit
         convert(saved, target)
     assert error.value.errno == errno.EFBIG
-    assert [(p.name, p.read_bytes()) for p in out.iterdir()] == ([(target.name, old_content)] if old_content else [])
+    assert [(path.name, path.read_bytes()) for path in out.iterdir()] == (
+        [(target.name, old_content)] if old_content else []
+    )
     monkeypatch.undo()
     convert(saved, target)
-    assert [p.name for p in out.iterdir()] == [target.name]
+    assert [path.name for path in out.iterdir()] == [target.name]
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -210,7 +212,7 @@ def test_next_write_removes_temporary_files_of_killed_processes(tmp_path):
         process.stdout.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*unrelated, *not_files, *stale])
     files.write(tmp_path / "b.safetensors", b"another file")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*unrelated, *not_files, "b.safetensors"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*unrelated, *not_files, "b.safetensors"])
     assert all((tmp_path / name).read_bytes() == b"somebody's" for name in unrelated)
 
 

@@ -30,7 +30,7 @@ def test_operators_pass_opcheck(name):
     torch.library.opcheck(fused.operator, inputs)
     with torch.no_grad():
         y, *saved = fused.forward(*args)
-    detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in args]
+    detached = [tensor.detach() if isinstance(tensor, torch.Tensor) else tensor for tensor in args]
     backward = getattr(torch.ops.attzoo, f"{name}_backward").default
     torch.library.opcheck(backward, (draw(2, 8, 4, 3, seed=1), None, saved, *detached))
     # with a relu, whose backward pass needs y

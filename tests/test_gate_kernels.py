@@ -291,11 +291,13 @@ def test_weights_may_have_any_strides():
 def test_no_tensor_of_inner_channels_is_saved(norm):
     block, (x, g, _) = build(32, 32, inter_channels=64, norm=norm, training=False), inputs((2, 32, 4, 5), 32, (2, 2))
     saved = []
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda tensor: tensor)
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    )
     with hooks, attzoo.kernels("triton"):
         block(x.requires_grad_(), g.requires_grad_())
-    inputs_and_weights = {t.data_ptr() for t in (x, g, *block.state_dict().values())}
-    elements = sum(t.numel() for t in saved if t.data_ptr() not in inputs_and_weights)
+    inputs_and_weights = {tensor.data_ptr() for tensor in (x, g, *block.state_dict().values())}
+    elements = sum(tensor.numel() for tensor in saved if tensor.data_ptr() not in inputs_and_weights)
     assert elements == 2 * 4 * 5 * (1 + 64 // 32) + 4 * 64 + 2   # alpha and bits, and the folded norms
 
 
@@ -402,7 +404,7 @@ def test_second_derivatives_match_plain_form(transform, monkeypatch):
             y = copied(x, g)
         leaves = [x, g, *copied.parameters()]
         first_gradients = torch.autograd.grad(y, leaves, dy, create_graph=True)
-        loss = sum(d.square().sum() for d in first_gradients)
+        loss = sum(gradient.square().sum() for gradient in first_gradients)
         second_gradients = enumerate(torch.autograd.grad(loss, leaves, allow_unused=True))
         return {i: d for i, d in second_gradients if d is not None} | dict(copied.named_buffers())
 

@@ -150,7 +150,9 @@ def test_unet_does_not_overwrite_tensors_of_saved_tensors_hooks():
     """With these hooks, autograd does not check the versions of saved tensors."""
     model, x, saved = net("leejunhyun", "float64").train(), input_of("leejunhyun").double(), []
     expected = gradients(copy.deepcopy(model), x)
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: save_copy(saved, tensor) or tensor, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: save_copy(saved, tensor) or tensor, lambda tensor: tensor
+    ):
         actual = gradients(model, x)
     buffers = {b.data_ptr() for b in model.buffers()}   # updated in training
     assert_unchanged([(tensor, copy) for tensor, copy in saved if tensor.data_ptr() not in buffers])

@@ -98,7 +98,7 @@ def test_gamma_and_block_learn():
     before = [keras.ops.convert_to_numpy(w) for w in attached_model.get_layer("last_attention").trainable_weights]
     attached_model.fit(X, np.ones((2, 2)), epochs=2, verbose=0)
     after = [keras.ops.convert_to_numpy(w) for w in attached_model.get_layer("last_attention").trainable_weights]
-    assert all((a != b).any() for a, b in zip(before, after, strict=True))
+    assert all((array_before != array_after).any() for array_before, array_after in zip(before, after, strict=True))
 
 
 def test_attention_maps_see_attached_blocks():
@@ -172,9 +172,11 @@ def test_frozen_layers_of_nested_models_stay_frozen():
 
 def test_a_layer_in_two_nested_models_is_copied_once():
     shared = keras.layers.Conv2D(3, 1, name="shared")
-    a, b = chain(shared, name="a"), chain(shared, name="b")
+    first_model, second_model = chain(shared, name="a"), chain(shared, name="b")
     inputs = keras.Input((8, 7, 3))
-    model = keras.Model(inputs, keras.layers.ReLU(name="out")(keras.layers.Add()([a(inputs), b(inputs)])))
+    model = keras.Model(
+        inputs, keras.layers.ReLU(name="out")(keras.layers.Add()([first_model(inputs), second_model(inputs)]))
+    )
     report = attzoo.attach(model, "se", after="out", start="identity")
     assert report.model.count_params() == model.count_params() + report.parameters
     np.testing.assert_array_equal(output(report.model), output(model))

@@ -29,17 +29,20 @@ def image(name):
 def inputs_and_outputs(net, modules, images):
     """Return the first input and the output of each module in one call of the network."""
     calls = {}
-    handles = [m.register_forward_hook(lambda m, args, y: calls.update({m: (args[0].clone(), y)})) for m in modules]
+    handles = [
+        module.register_forward_hook(lambda module, args, y: calls.update({module: (args[0].clone(), y)}))
+        for module in modules
+    ]
     with torch.no_grad():
         net(images)
     for handle in handles:
         handle.remove()
-    return [calls[m] for m in modules]
+    return [calls[module] for module in modules]
 
 
 # package, network, class of its residual blocks, whether a block has a shortcut that is its input, what follows the sum
 RESIDUAL = [
-    ("torchvision", "resnet18", "BasicBlock", lambda m: m.downsample is None, torch.relu),
+    ("torchvision", "resnet18", "BasicBlock", lambda module: module.downsample is None, torch.relu),
     ("torchvision", "resnext50_32x4d", "Bottleneck", lambda m: m.downsample is None, torch.relu),
     ("torchvision", "mobilenet_v2", "InvertedResidual", lambda m: m.use_res_connect, None),
     ("torchvision", "mobilenet_v3_small", "InvertedResidual", lambda m: m.use_res_connect, None),

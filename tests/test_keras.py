@@ -570,7 +570,9 @@ def test_litert_model_with_fixed_sizes_equals_the_model(sample, make, tmp_path):
     interpreter.allocate_tensors()
     xs = [x[:1] for x in inputs(sample)]
     for x in xs:
-        (index,) = (d["index"] for d in interpreter.get_input_details() if tuple(d["shape"]) == x.shape)
+        (index,) = (
+            details["index"] for details in interpreter.get_input_details() if tuple(details["shape"]) == x.shape
+        )
         interpreter.set_tensor(index, x)
     interpreter.invoke()
     assert relative_error(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]), model(xs)) < 1e-5

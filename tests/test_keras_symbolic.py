@@ -76,9 +76,14 @@ def test_attention_accepts_keyword_arguments(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     rng = np.random.default_rng(0)
-    a, b, c = (rng.normal(size=(2, *tensor.shape[1:])).astype("float32") for tensor in (x1, x2, g))
-    expected = [gate.attention(a, c), gate.attention(b, c), se.attention(a), se.attention(b)]
-    for actual, reference in zip(loaded([a, b, c]), expected, strict=True):
+    new_x1, new_x2, new_g = (rng.normal(size=(2, *tensor.shape[1:])).astype("float32") for tensor in (x1, x2, g))
+    expected = [
+        gate.attention(new_x1, new_g),
+        gate.attention(new_x2, new_g),
+        se.attention(new_x1),
+        se.attention(new_x2),
+    ]
+    for actual, reference in zip(loaded([new_x1, new_x2, new_g]), expected, strict=True):
         assert relative_error(actual, reference) < 1e-6
 
 

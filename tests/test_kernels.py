@@ -177,13 +177,18 @@ def test_training_step_allocates_only_output_and_gradient_of_the_size_of_x(name,
     block, x = build(name, 32, norm=False) if name in SPATIAL else build(name, 32), draw(2, 32, 6, 5, layout=layout)
     x, dy = x.requires_grad_(), draw(2, 32, 6, 5, layout=layout, seed=1)
     saved = []
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda t: t)
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    )
     with Large(x) as large_tensors, hooks:
         with attzoo.kernels("triton"):
             y = block(x)
         torch.autograd.grad(y, [x, *block.parameters()], dy)
-    inputs_and_weights = {t.untyped_storage().data_ptr() for t in (x, dy, *block.parameters())}
-    assert sum(t.numel() for t in saved if t.untyped_storage().data_ptr() not in inputs_and_weights) <= x.numel() // 4
+    inputs_and_weights = {tensor.untyped_storage().data_ptr() for tensor in (x, dy, *block.parameters())}
+    assert (
+        sum(tensor.numel() for tensor in saved if tensor.untyped_storage().data_ptr() not in inputs_and_weights)
+        <= x.numel() // 4
+    )
     assert len(large_tensors.made.keys() - inputs_and_weights - {0}) == 2   # 0 is the address of empty tensors
 
 

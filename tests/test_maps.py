@@ -99,12 +99,12 @@ def expected(block, inputs):
 def test_maps_of_torch_models_equal_the_coefficients_of_their_blocks(sample):
     torch.manual_seed(0)
     block, x = sample.create("torch").eval(), [array.astype(np.float32) for array in sample.arrays()]
-    model, tensors = Holder(block), [torch.from_numpy(a) for a in x]
+    model, tensors = Holder(block), [torch.from_numpy(array) for array in x]
     output_before, state_before = model(*tensors), state(model)
     with attzoo.attention_maps(model) as recorded:
         assert torch.equal(model(*tensors), output_before)
     assert state(model) == state_before
-    correct = {f"layer.1.attention{path}": a for path, a in expected(block, x).items()}
+    correct = {f"layer.1.attention{path}": array for path, array in expected(block, x).items()}
     assert list(recorded) == list(correct)
     for path, a in correct.items():
         assert recorded[path].dtype == np.float32
@@ -117,13 +117,13 @@ def test_maps_of_functional_keras_models_in_both_layouts(sample, layout):
     keras.utils.set_random_seed(0)
     block = sample.create("keras", data_format=layout, name=NAME)
     x = [array.astype(np.float32) for array in sample.arrays()]
-    model = functional(block, [a.shape for a in x], layout)
-    tensors = [a if layout == "channels_first" else np.moveaxis(a, 1, -1) for a in x]
+    model = functional(block, [array.shape for array in x], layout)
+    tensors = [array if layout == "channels_first" else np.moveaxis(array, 1, -1) for array in x]
     output_before, state_before = keras.ops.convert_to_numpy(model(tensors)), state(model)
     with attzoo.attention_maps(model) as recorded:
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(tensors)), output_before)
     assert state(model) == state_before
-    correct = {f"{block.name}{path}": a for path, a in expected(block, x).items()}
+    correct = {f"{block.name}{path}": array for path, array in expected(block, x).items()}
     assert list(recorded) == list(correct)
     for path, a in correct.items():
         np.testing.assert_allclose(recorded[path], a, rtol=1e-6)

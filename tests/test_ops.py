@@ -156,12 +156,18 @@ def test_position_softmax_is_exp_divided_by_its_sum_over_positions(space, channe
 
 @given(spaces, layouts, st.sampled_from([1, 3]))
 def test_weighted_pool_is_the_sum_of_products_over_positions(space, channels_last, channels):
-    x, p = random_array(2, 3, *space), random_array(2, channels, *space, seed=1)
+    x, position_weights = random_array(2, 3, *space), random_array(2, channels, *space, seed=1)
     expected = np.zeros((2, 3))
     for i in np.ndindex(space):
-        expected += x[(..., *i)] * p[(..., *i)]
-    actual = keras_ops.weighted_pool(*(np.moveaxis(a, 1, -1) if channels_last else a for a in (x, p)), channels_last)
-    results = ops.weighted_pool(x, p), in_torch(torch_ops.weighted_pool, x, p), keras_ops.ops.convert_to_numpy(actual)
+        expected += x[(..., *i)] * position_weights[(..., *i)]
+    actual = keras_ops.weighted_pool(
+        *(np.moveaxis(a, 1, -1) if channels_last else a for a in (x, position_weights)), channels_last
+    )
+    results = (
+        ops.weighted_pool(x, position_weights),
+        in_torch(torch_ops.weighted_pool, x, position_weights),
+        keras_ops.ops.convert_to_numpy(actual),
+    )
     for result in results:
         np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
 
@@ -172,7 +178,7 @@ def test_layer_norm_has_mean_0_and_variance_1_over_channels_before_weight_and_bi
     expected = np.empty_like(x)
     for n, *i in np.ndindex(2, *space):
         values = x[(n, slice(None), *i)]
-        std = (sum((v - values.mean()) ** 2 for v in values) / 5 + 1e-5) ** 0.5   # epsilon as in torch
+        std = (sum((value - values.mean()) ** 2 for value in values) / 5 + 1e-5) ** 0.5   # epsilon as in torch
         expected[(n, slice(None), *i)] = (values - values.mean()) / std * weight + bias
     norm = torch_ops.LayerNorm(5, dtype=torch.float64)
     layer = keras_ops.LayerNorm(dtype="float64")
@@ -204,18 +210,22 @@ def test_linear_is_a_matrix_product_at_every_position(space):
 
 @given(spaces)
 def test_maximum_is_the_larger_number_and_nan_where_one_is(space):
-    a, b = np.round(random_array(2, 3, *space)), np.round(random_array(2, 1, *space, seed=1))   # with ties
-    a.flat[0] = np.nan
-    expected = np.where(np.isnan(a) | np.isnan(b), np.nan, np.where(a > b, a, b))
-    results = ops.maximum(a, b), in_torch(torch_ops.maximum, a, b), in_keras(keras_ops.maximum, a, b)
+    first, second = np.round(random_array(2, 3, *space)), np.round(random_array(2, 1, *space, seed=1))   # with ties
+    first.flat[0] = np.nan
+    expected = np.where(np.isnan(first) | np.isnan(second), np.nan, np.where(first > second, first, second))
+    results = (
+        ops.maximum(first, second),
+        in_torch(torch_ops.maximum, first, second),
+        in_keras(keras_ops.maximum, first, second),
+    )
     for result in results:
         np.testing.assert_array_equal(result, expected)
 
 
 def test_maximum_of_large_float16_does_not_overflow():
-    a = np.full((1, 1, 2), 65504, np.float16)
-    for result in (in_torch(torch_ops.maximum, a, a), in_keras(keras_ops.maximum, a, a)):
-        np.testing.assert_array_equal(result, a)
+    largest = np.full((1, 1, 2), 65504, np.float16)
+    for result in (in_torch(torch_ops.maximum, largest, largest), in_keras(keras_ops.maximum, largest, largest)):
+        np.testing.assert_array_equal(result, largest)
 
 
 @pytest.mark.case35
@@ -225,8 +235,8 @@ def test_weighted_mean_over_many_positions_is_accurate_in_float16():
     x[:, 1] = 1000
     actual = in_torch(lambda x, z: torch_ops.weighted_pool(x, torch_ops.position_softmax(z)), x, z)
     x, z = (keras_ops.ops.convert_to_tensor(a) for a in (x, z))
-    p = keras_ops.position_softmax(z, channels_last=False)
-    keras_result = keras_ops.ops.convert_to_numpy(keras_ops.weighted_pool(x, p, channels_last=False))
+    position_weights = keras_ops.position_softmax(z, channels_last=False)
+    keras_result = keras_ops.ops.convert_to_numpy(keras_ops.weighted_pool(x, position_weights, channels_last=False))
     for result in (actual, keras_result):
         assert result.dtype == np.float16
         np.testing.assert_allclose(result, [[1, 1000]], rtol=1e-3)

@@ -30,12 +30,15 @@ def test_maps_are_drawn_over_lines_pictures_and_volumes():
 
 def test_the_picture_of_maps_depends_on_the_coefficients():
     rng = np.random.default_rng(0)
-    x, a, b = rng.random((1, 8, 8)), rng.random((1, 1, 4, 4)), rng.random((1, 3, 1, 1))
-    original = drawn_maps(x, {"a": a, "b": b})
-    changed_pictures = drawn_maps(x, {"a": a[..., ::-1], "b": b}), drawn_maps(x, {"a": a, "b": -b})
+    x, position_map, channel_map = rng.random((1, 8, 8)), rng.random((1, 1, 4, 4)), rng.random((1, 3, 1, 1))
+    original = drawn_maps(x, {"a": position_map, "b": channel_map})
+    changed_pictures = (
+        drawn_maps(x, {"a": position_map[..., ::-1], "b": channel_map}),
+        drawn_maps(x, {"a": position_map, "b": -channel_map}),
+    )
     corners = [np.argwhere((changed != original).any(-1)).min(0) for changed in changed_pictures]
     assert corners[0][1] < corners[1][1]   # the map is left of the bars
-    assert np.array_equal(drawn_maps(x, {"a": a, "b": b}), original)
+    assert np.array_equal(drawn_maps(x, {"a": position_map, "b": channel_map}), original)
 
 
 def test_slices_and_labels_of_scales():

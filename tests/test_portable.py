@@ -51,9 +51,11 @@ def build(key, backend, dtype="float32"):
     return block
 
 
-def same(a, b):
+def same(arrays, other_arrays):
     """Whether two dictionaries have equal arrays of equal dtypes."""
-    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) and a[n].dtype == b[n].dtype for n in a)
+    return arrays.keys() == other_arrays.keys() and all(
+        np.array_equal(arrays[n], other_arrays[n]) and arrays[n].dtype == other_arrays[n].dtype for n in arrays
+    )
 
 
 @pytest.fixture
@@ -129,9 +131,9 @@ def test_arrays_of_every_memory_layout_are_loaded(layout, backend):
         for array in arrays.values():
             array.flags.writeable = False
     else:
-        arrays = {name: a.astype(layout) for name, a in arrays.items()}
+        arrays = {name: array.astype(layout) for name, array in arrays.items()}
     attzoo.load_weights(block, arrays)
-    assert all(np.array_equal(a, arrays[name]) for name, a in attzoo.weights(block).items())
+    assert all(np.array_equal(array, arrays[name]) for name, array in attzoo.weights(block).items())
 
 
 def changed(name, change):
@@ -202,7 +204,11 @@ def test_bfloat16_arrays_of_jax_are_loaded_as_float32(backend):
 
 @pytest.mark.parametrize("value", [None, "se", nn.Linear(2, 2), {"conv.weight": np.zeros(3)}], ids=repr)
 def test_other_objects_than_blocks_raise(value, path):
-    for function in (attzoo.weights, lambda block: attzoo.load_weights(block, {}), lambda b: attzoo.save(b, path)):
+    for function in (
+        attzoo.weights,
+        lambda block: attzoo.load_weights(block, {}),
+        lambda block: attzoo.save(block, path),
+    ):
         message = f"expected an attzoo block .*, or a model that contains some, got {type(value).__name__}"
         with pytest.raises(TypeError, match=message):
             function(value)
@@ -857,12 +863,27 @@ def test_error_for_a_traced_block_proposes_the_original():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: {f"module.{k}": v for k, v in a.items()}, "whose names begin with 'module.', without this"),
-        (lambda a: {f"_orig_mod.net.{k}": v for k, v in a.items()} | {"fc.weight": 0}, "begin with '_orig_mod.net.'"),
-        (lambda a: {"state_dict": a, "epoch": 3}, "pass the mapping in the entry 'state_dict'"),
-        (lambda a: {k: torch.nn.Parameter(torch.tensor(v)) for k, v in a.items()}, r"by tensor\.numpy\(force=True\)"),
-        (lambda a: {k: v.tolist() for k, v in a.items()}, r"got list: convert it by numpy\.asarray\(\.\.\.\)"),
-        (lambda a: {k: np.ma.masked_array(v, v > 0) for k, v in a.items()}, "got a masked array: fill them first"),
+        (
+            lambda arrays: {f"module.{key}": value for key, value in arrays.items()},
+            "whose names begin with 'module.', without this",
+        ),
+        (
+            lambda arrays: {f"_orig_mod.net.{k}": value for k, value in arrays.items()} | {"fc.weight": 0},
+            "begin with '_orig_mod.net.'",
+        ),
+        (lambda arrays: {"state_dict": arrays, "epoch": 3}, "pass the mapping in the entry 'state_dict'"),
+        (
+            lambda arrays: {k: torch.nn.Parameter(torch.tensor(value)) for k, value in arrays.items()},
+            r"by tensor\.numpy\(force=True\)",
+        ),
+        (
+            lambda arrays: {k: value.tolist() for k, value in arrays.items()},
+            r"got list: convert it by numpy\.asarray\(\.\.\.\)",
+        ),
+        (
+            lambda arrays: {k: np.ma.masked_array(value, value > 0) for k, value in arrays.items()},
+            "got a masked array: fill them first",
+        ),
     ],
     ids=["prefix", "compiled", "checkpoint", "parameter", "list", "masked"],
 )
@@ -890,7 +911,7 @@ def npy_bytes():
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda b, p: torch.save(b.state_dict(), p), "got a zip archive, as torch.save"),
+        (lambda block, path: torch.save(block.state_dict(), path), "got a zip archive, as torch.save"),
         (lambda b, p: p.write_bytes(npy_bytes()), "got a .npy file of NumPy"),
         (
             lambda b, p: safetensors.torch.save_file(b.state_dict(), p),

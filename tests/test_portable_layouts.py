@@ -33,7 +33,9 @@ def values_by_index(block):
 
 def same(arrays, numbers):
     """Whether arrays have these values in row-major order."""
-    return arrays.keys() == numbers.keys() and all(np.array_equal(a.ravel(), numbers[n]) for n, a in arrays.items())
+    return arrays.keys() == numbers.keys() and all(
+        np.array_equal(array.ravel(), numbers[name]) for name, array in arrays.items()
+    )
 
 
 def block_in_layout(key, layout):
@@ -85,10 +87,10 @@ def test_arrays_of_any_layout_are_loaded(key, layout, backend, tmp_path):
     block = attzoo.create(name, backend=backend, **arguments)
     rng = np.random.default_rng(0)
     numbers = {name: rng.uniform(0.1, 1, array.shape).astype("f4") for name, array in attzoo.weights(block).items()}
-    attzoo.load_weights(block, {n: ARRAYS[layout](a) for n, a in numbers.items()})
+    attzoo.load_weights(block, {name: ARRAYS[layout](array) for name, array in numbers.items()})
     attzoo.save(block, tmp_path / "a.safetensors")
     for loaded in (block, attzoo.load(tmp_path / "a.safetensors", backend="torch")):
-        assert all(np.array_equal(a, numbers[n]) for n, a in attzoo.weights(loaded).items())
+        assert all(np.array_equal(array, numbers[name]) for name, array in attzoo.weights(loaded).items())
 
 
 def test_loaded_channels_last_network_computes_the_same(tmp_path):

@@ -62,9 +62,9 @@ def randomized(model, seed=0):
     return arrays
 
 
-def same(a, b):
+def same(arrays, expected):
     """Whether two dictionaries have the same names and equal arrays."""
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+    return arrays.keys() == expected.keys() and all(np.array_equal(arrays[name], expected[name]) for name in arrays)
 
 
 def table(report):
@@ -229,7 +229,8 @@ def block(**fields):
     (about(blocks=[1]), r"expected a list of blocks, got \[1\]"),
     (about(more=1), "expected format, blocks in the metadata, got also"),
     (about(format=True), "expected format 1 or 2"),
-    (lambda m: {k: v for k, v in m.items() if k != "sha256"}, "expected a sha256 in the metadata, got none"),
+    (lambda metadata: {key: text for key, text in metadata.items() if key != "sha256"},
+     "expected a sha256 in the metadata, got none"),
     (about(sha256="0"), "expected content with the sha256 in"),
     (block(path=1), "expected the path of each block as text, got 1"),
     (block(path="elsewhere"), "expected arrays .*elsewhere"),
@@ -240,7 +241,8 @@ def block(**fields):
     (block(config=[]), "expected a mapping of a block's arguments"),
     (block(config={"channels": 2**40}), "expected block0.* as .*, got"),
     (block(block="os:system"), "unknown block 'os:system'"),
-    (lambda m: m | {"blocks": [m["blocks"][0]] * 2}, r"expected a different name .*, got two named block0\."),
+    (lambda metadata: metadata | {"blocks": [metadata["blocks"][0]] * 2},
+     r"expected a different name .*, got two named block0\."),
 ])   # fmt: skip
 def test_invalid_files_are_refused(change, message, path):
     attzoo.save(model := Network(), path)

@@ -140,16 +140,18 @@ def test_windows_agree_with_the_whole_image_beyond_the_receptive_field_of_other_
 @both
 def test_images_are_resized_for_the_network_and_outputs_to_the_image(backend):
     network = Spy(unet(3, 4, channels=(4, 4), backend=backend), Preparation((12, 10)))
-    p = predict(network, random_image())
+    prediction = predict(network, random_image())
     assert network.input_shapes == [(1, 3, 12, 10)]
-    assert p.shape == (4, 20, 26)
+    assert prediction.shape == (4, 20, 26)
     y = network(network.preparation(random_image())[None])
     z = torch.nn.functional.interpolate(torch.from_numpy(y), (20, 26), mode="bilinear")
-    np.testing.assert_allclose(p, torch.softmax(z, 1)[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(prediction, torch.softmax(z, 1)[0].numpy(), atol=1e-5)
 
 
 def test_probabilities_of_the_frameworks_agree():
-    torch_network, keras_network = (Network(unet(3, 4, channels=(4, 4), backend=b), Preparation()) for b in BACKENDS)
+    torch_network, keras_network = (
+        Network(unet(3, 4, channels=(4, 4), backend=backend), Preparation()) for backend in BACKENDS
+    )
     torch_result, keras_result = (predict(network, random_image()) for network in (torch_network, keras_network))
     np.testing.assert_allclose(torch_result, keras_result, atol=1e-5)
 
@@ -161,8 +163,8 @@ def test_probabilities_and_classes_follow_from_the_head():
         with_sigmoid = attzoo.create("unet", **net.spec.config() | {"head": "sigmoid"}, backend="torch")
         attzoo.load_weights(with_sigmoid, attzoo.weights(net))
         y = net.eval()(torch.from_numpy(preparation(image)[None])).detach()
-        p = predict(Network(net, preparation), image)
-        np.testing.assert_allclose(p, (y.sigmoid() if outputs == 1 else y.softmax(1))[0], atol=1e-6)
+        prediction = predict(Network(net, preparation), image)
+        np.testing.assert_allclose(prediction, (y.sigmoid() if outputs == 1 else y.softmax(1))[0], atol=1e-6)
         np.testing.assert_allclose(predict(Network(with_sigmoid, preparation), image), y.sigmoid()[0], atol=1e-6)
         for model in (net, with_sigmoid):
             classes = segment(Network(model, preparation), image)
@@ -178,8 +180,8 @@ class Large(Network):
 
 
 def test_large_logits_do_not_overflow():
-    p = predict(Large(unet(3, 2, channels=(4, 4)), Preparation()), random_image())
-    np.testing.assert_allclose(p[0], 1 / (1 + np.exp(-1)), rtol=1e-6)
+    prediction = predict(Large(unet(3, 2, channels=(4, 4)), Preparation()), random_image())
+    np.testing.assert_allclose(prediction[0], 1 / (1 + np.exp(-1)), rtol=1e-6)
 
 
 def test_predict_leaves_the_training_mode_and_the_weights():

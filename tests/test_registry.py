@@ -13,7 +13,9 @@ from attzoo import registry
 from attzoo.testing import check_block
 
 BUILT_IN = list(registry.BLOCKS)
-ARGUMENTS = {name: (32, *(16 for a in attzoo.info(name).arguments if a.channels_of)) for name in BUILT_IN}   # required
+ARGUMENTS = {
+    name: (32, *(16 for argument in attzoo.info(name).arguments if argument.channels_of)) for name in BUILT_IN
+}   # required
 BACKENDS = ["numpy", "torch", "keras"]
 ROOT = Path(__file__).parents[1]
 
@@ -197,7 +199,11 @@ def test_hostile_name_raises_and_imports_nothing(word, monkeypatch):
     monkeypatch.setattr(registry, "import_module", refuse)
     monkeypatch.setattr(registry, "find_spec", refuse)
     lookups = [registry.variants, registry.locate]
-    lookups += [lambda name, f=f, b=b: f(name, backend=b) for f in (attzoo.get, attzoo.create) for b in BACKENDS]
+    lookups += [
+        lambda name, function=function, backend=backend: function(name, backend=backend)
+        for function in (attzoo.get, attzoo.create)
+        for backend in BACKENDS
+    ]
     for lookup in lookups:
         with pytest.raises(ValueError, match="unknown block") as caught:
             lookup(word)
@@ -254,7 +260,9 @@ def test_installed_third_party_block_works_like_a_built_in_one(tmp_path, monkeyp
     site = install_plugin(tmp_path)
     monkeypatch.syspath_prepend(site)
     assert attzoo.names() == [*BUILT_IN, "scale"]
-    assert not [m for m in sys.modules if m.startswith("attzoo_scale")], "names() imported a third-party package"
+    assert not [name for name in sys.modules if name.startswith("attzoo_scale")], (
+        "names() imported a third-party package"
+    )
     for backend in ("torch", "keras"):
         cls = attzoo.get("scale", backend=backend)
         assert cls.__module__ == f"attzoo_scale.{backend}"

@@ -430,12 +430,14 @@ def test_training_equals_inference_without_norm(sample):
 @normed
 def test_running_statistics_are_updated_only_in_training(name):
     block, xs = build(SAMPLES[name]), inputs(SAMPLES[name])
-    before = copy.deepcopy(block.state_dict())
+    state_before = copy.deepcopy(block.state_dict())
     block(*xs)
-    assert all(torch.equal(value, before[key]) for key, value in block.state_dict().items())
+    assert all(torch.equal(value, state_before[key]) for key, value in block.state_dict().items())
     block.train()(*xs)
     for k, v in block.state_dict().items():
-        assert torch.equal(v, before[k]) is not k.endswith(("running_mean", "running_var", "num_batches_tracked")), k
+        assert torch.equal(v, state_before[k]) is not k.endswith(
+            ("running_mean", "running_var", "num_batches_tracked")
+        ), k
 
 
 @pytest.mark.case61
@@ -621,7 +623,10 @@ def train_distributed(rank, folder):
         torch.manual_seed(0)
         net, *batch = create_net()
         train(wrap(net), *(tensor[rank::2] for tensor in batch))
-        state = {key: v.full_tensor() if hasattr(v, "full_tensor") else v for key, v in net.state_dict().items()}
+        state = {
+            key: value.full_tensor() if hasattr(value, "full_tensor") else value
+            for key, value in net.state_dict().items()
+        }
         torch.save(state, folder / f"{name}{rank}")
     torch.distributed.destroy_process_group()
 

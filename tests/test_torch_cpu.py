@@ -65,7 +65,9 @@ def build(name, channels=8, dtype=torch.float64, dims=2, **options):
     """Return a block in training mode, with a batch norm if it has that option."""
     torch.manual_seed(0)
     small = {"reduction": 2, "kernel_size": 3, "norm": True, "spatial_dims": dims}
-    options |= {a.name: small[a.name] for a in attzoo.info(name).arguments if a.name in small}
+    options |= {
+        argument.name: small[argument.name] for argument in attzoo.info(name).arguments if argument.name in small
+    }
     return attzoo.create(name, channels, backend="torch", **options).to(dtype)
 
 
@@ -105,9 +107,13 @@ def step(block, x, dy, **kwargs):
 
 def assert_same(actual, expected, tolerance=1e-12, **kwargs):
     """Compare lists of tensors, relative to the largest expected value."""
-    for a, e in zip(actual, expected, strict=True):
-        scale = e.detach().double().abs().nan_to_num(0, posinf=0).max().clamp(min=1).item() if e.numel() else 1
-        assert_close(a, e, rtol=tolerance, atol=tolerance * scale, **kwargs)
+    for actual_value, expected_value in zip(actual, expected, strict=True):
+        scale = (
+            expected_value.detach().double().abs().nan_to_num(0, posinf=0).max().clamp(min=1).item()
+            if expected_value.numel()
+            else 1
+        )
+        assert_close(actual_value, expected_value, rtol=tolerance, atol=tolerance * scale, **kwargs)
 
 
 def with_both_forms(call):
@@ -182,8 +188,14 @@ def test_second_derivatives_equal_the_plain_form(name, layout):
         copied = copy.deepcopy(block)
         leaves = [x, dy, *copied.parameters()]
         first_gradients = torch.autograd.grad(copied(x), [x, *copied.parameters()], dy, create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in first_gradients), leaves, allow_unused=True)
-        return [*(g.detach() for g in first_gradients), *(g for g in second if g is not None), *copied.buffers()]
+        second_gradients = torch.autograd.grad(
+            sum(g.square().sum() for g in first_gradients), leaves, allow_unused=True
+        )
+        return [
+            *(g.detach() for g in first_gradients),
+            *(g for g in second_gradients if g is not None),
+            *copied.buffers(),
+        ]
 
     assert_same(*with_both_forms(twice), tolerance=1e-10)
     assert torch.autograd.gradgradcheck(block.eval(), x, fast_mode=True)
@@ -272,8 +284,10 @@ def test_float32_error_is_like_that_of_the_plain_form(name):
     with always_plain_form():
         expected = step(block, x, dy)
     actual, plain = with_both_forms(lambda: step(copy.deepcopy(block).float(), x.float(), dy.float()))
-    for a, p, e in zip(actual, plain, expected, strict=True):
-        assert (a - e).abs().max() <= 4 * (p - e).abs().max() + 1e-6 * e.abs().max()
+    for actual_value, plain_value, expected_value in zip(actual, plain, expected, strict=True):
+        assert (actual_value - expected_value).abs().max() <= 4 * (
+            plain_value - expected_value
+        ).abs().max() + 1e-6 * expected_value.abs().max()
 
 
 def test_gradient_of_the_coefficients_may_have_any_strides():

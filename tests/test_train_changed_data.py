@@ -52,7 +52,7 @@ def add(folder, *names):
 
 
 CHANGED_NAMES = {   # a function that changes the folder, and what the error message lists
-    "one less": (lambda f: remove(f, "0.npy"), "10 files, missing: images/0.npy, masks/0.npy"),
+    "one less": (lambda folder: remove(folder, "0.npy"), "10 files, missing: images/0.npy, masks/0.npy"),
     "one more": (lambda f: add(f, "6.npy"), "14 files, new: images/6.npy, masks/6.npy"),
     "another name": (lambda f: rename(f, "0.npy", "7.npy"),
                      "12 files, missing: images/0.npy, masks/0.npy; new: images/7.npy, masks/7.npy"),

@@ -70,11 +70,11 @@ def test_training_steps_equal_the_spec_and_each_other(name):
         assert_arrays_close(runs[backend].output, expected, 1e-10 * LOOSE)
         for key, array in weights(net).items():
             assert_arrays_close(array, arrays[key], 1e-11 * LOOSE)
-    a, b = runs.values()
-    assert_arrays_close(b.input_gradients[0], a.input_gradients[0], 1e-9 * LOOSE)
-    assert a.weight_gradients.keys() == b.weight_gradients.keys()
-    for key, gradient in a.weight_gradients.items():
-        assert_arrays_close(b.weight_gradients[key], gradient, 1e-8 * LOOSE)
+    torch_run, keras_run = runs.values()
+    assert_arrays_close(keras_run.input_gradients[0], torch_run.input_gradients[0], 1e-9 * LOOSE)
+    assert torch_run.weight_gradients.keys() == keras_run.weight_gradients.keys()
+    for key, gradient in torch_run.weight_gradients.items():
+        assert_arrays_close(keras_run.weight_gradients[key], gradient, 1e-8 * LOOSE)
     if name not in TRAINED:
         return
     for backend, net in nets.items():
@@ -82,7 +82,7 @@ def test_training_steps_equal_the_spec_and_each_other(name):
     before, keras_weights = draw(spec), weights(nets["keras"])
     for key, array in weights(nets["torch"]).items():
         assert_arrays_close(keras_weights[key], array, 1e-8 * LOOSE)
-        gradient = a.weight_gradients.get(key, np.zeros(1))   # rounding errors for a bias before a norm
+        gradient = torch_run.weight_gradients.get(key, np.zeros(1))   # rounding errors for a bias before a norm
         assert abs(gradient).max() < 1e-9 or (array != before[key]).any()
 
 
@@ -223,7 +223,9 @@ def test_image_of_invalid_shape_raises(backend, case, plain_pair):
 def test_every_block_on_skips_and_after_convolutions(block):
     """With options."""
     choices = {"gate": "hard_sigmoid", "padding": "circular"}
-    options = {a.name: choices[a.name] for a in attzoo.info(block).arguments if a.name in choices}
+    options = {
+        argument.name: choices[argument.name] for argument in attzoo.info(block).arguments if argument.name in choices
+    }
     arguments = {"skip": block, "skip_options": options, "block": block, "block_options": options}
     spec = UNet(**SMALL, **arguments)
     x, arrays = image((2, 3, 9, 6)), draw(spec)

@@ -140,7 +140,9 @@ def test_checkpointing_gives_the_same_gradients_with_less_memory(name, dropout):
     results, saved = [], []
     for model in (plain, checkpointed):
         torch.manual_seed(0)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
             results.append(gradients(model.train(), x))
         saved.append(None)
     assert results[0].keys() == results[1].keys()
@@ -282,7 +284,7 @@ def remove_running_statistics(model):
 
 
 NOT_FOLDED = {   # changes of layers that `fold_norms` must keep
-    "a norm of a subclass": lambda m: setattr(m.encoder[0], "norm1", NormAct(4)),
+    "a norm of a subclass": lambda model: setattr(model.encoder[0], "norm1", NormAct(4)),
     "a convolution of a subclass": lambda m: setattr(m.encoder[0], "conv2", Standardized(4, 4, 3, padding=1)),
     "a forward of an instance": lambda m: setattr(m.encoder[0].norm1, "forward", torch.tanh),
     "a norm without running statistics": remove_running_statistics,

@@ -184,11 +184,11 @@ def test_gating_signals_of_other_sizes(backend, size, interpolation):
 
 @every_backend
 @pytest.mark.case25
-@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 1)])
-def test_gating_signal_of_another_batch_size_raises(backend, n, m):
+@pytest.mark.parametrize(("batch", "gating_batch"), [(1, 2), (2, 1)])
+def test_gating_signal_of_another_batch_size_raises(backend, batch, gating_batch):
     case = Case("attention_gate", 4, GATE, ((2, 4, 6, 7), (2, 3, 6, 7)))
-    with pytest.raises(ValueError, match=f"one batch size, got {n} and {m}"):
-        adapter(backend).attention(case.block(backend), [np.zeros((n, 4, 6, 7)), np.zeros((m, 3, 6, 7))])
+    with pytest.raises(ValueError, match=f"one batch size, got {batch} and {gating_batch}"):
+        adapter(backend).attention(case.block(backend), [np.zeros((batch, 4, 6, 7)), np.zeros((gating_batch, 3, 6, 7))])
 
 
 def bad(number, name, *args, message, error=(TypeError, ValueError), **options):

@@ -188,7 +188,9 @@ def _without_wrappers(path: str, wrapped: set[str]) -> str:
     """Return a path without the names of modules inside wrappers: those whose path is in `wrapped`, and _orig_mod."""
     names = path.split(".")
     paths = [".".join(names[: i + 1]) for i in range(len(names))]
-    return ".".join(name for name, p in zip(names, paths, strict=True) if name != "_orig_mod" and p not in wrapped)
+    return ".".join(
+        name for name, path in zip(names, paths, strict=True) if name != "_orig_mod" and path not in wrapped
+    )
 
 
 def gamma(holder: Any) -> tuple[Array, str]:

@@ -145,7 +145,10 @@ def _examples(results: list[Unet], images: Array, masks: NDArray[Any]) -> Exampl
     indices = list(SHOWN)
     x = images[indices]
     predictions = {
-        result.name: {b: adapter(b).forward(net, [x], training=False).argmax(1) for b, net in result.networks.items()}
+        result.name: {
+            backend: adapter(backend).forward(net, [x], training=False).argmax(1)
+            for backend, net in result.networks.items()
+        }
         for result in results
     }
     gated = results[0].networks["torch"]

@@ -27,10 +27,14 @@ def table(results: Sequence[Result]) -> Table:
         f" {len(base.losses['torch'])} steps.",
         ("block", "weights\nadded", "MACs\nadded", "accuracy", "loss\ndifference", "seconds"),
     )
-    for r in results:
-        added = [f"{r.parameters - base.parameters:,}", f"{r.macs - base.macs:,}"] if r.block else ["", ""]
-        accuracy = "/".join(f"{r.accuracy[backend]:.1%}" for backend in BACKENDS)
-        rows.add_row(r.title, *added, accuracy, f"{largest_difference(r.losses):.1e}", _seconds(r.seconds))
+    for result in results:
+        added = (
+            [f"{result.parameters - base.parameters:,}", f"{result.macs - base.macs:,}"] if result.block else ["", ""]
+        )
+        accuracy = "/".join(f"{result.accuracy[backend]:.1%}" for backend in BACKENDS)
+        rows.add_row(
+            result.title, *added, accuracy, f"{largest_difference(result.losses):.1e}", _seconds(result.seconds)
+        )
     return rows
 
 

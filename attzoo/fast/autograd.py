@@ -220,7 +220,9 @@ def _operator(fused: Fused, name: str, arguments: str, saved_count: int) -> Any:
 
     schema = f"(Tensor dy, Tensor? y, Tensor[] saved, {arguments}) -> Tensor[]"
     backward_operator = library.custom_op(f"{name}_backward", _in_graph(run_backward), mutates_args=(), schema=schema)
-    backward_operator.register_fake(lambda dy, y, saved, *args: [t for t in fused.gradients(args) if t is not None])
+    backward_operator.register_fake(
+        lambda dy, y, saved, *args: [tensor for tensor in fused.gradients(args) if tensor is not None]
+    )
 
     def setup(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
         ctx.options = inputs[fused.tensors :]

@@ -38,7 +38,9 @@ NORMS: Final = tuple(BATCH_NORM.values())
 OLDEST: Final = "3.6"        # oldest Triton that the kernels were compiled with
 OLDEST_TORCH: Final = "2.11"   # oldest PyTorch tested with it; torch.compile of 2.6 cannot import it
 ABSENT: Final = find_spec("triton") is None
-TRITON: Final = next((d.version for d in distributions(name="triton")), OLDEST)   # nightlies have another name
+TRITON: Final = next(
+    (distribution.version for distribution in distributions(name="triton")), OLDEST
+)   # nightlies have another name
 EARLY: Final = is_older(TRITON, OLDEST)
 EARLY_TORCH: Final = is_older(torch.__version__, OLDEST_TORCH)
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
@@ -161,7 +163,7 @@ def _refusal_of_tensors(block: nn.Module, inputs: Sequence[Tensor]) -> str | Non
         return f"the kernels need inputs on a CUDA device, got an input on {device}"
     if len(devices := {tensor.device for tensor in tensors}) > 1:
         return f"inputs and weights must be on one device, got {', '.join(sorted(map(str, devices)))}"
-    if not (dtypes := {t.dtype for t in tensors}) <= DTYPES:
+    if not (dtypes := {tensor.dtype for tensor in tensors}) <= DTYPES:
         return f"the kernels support float32, float16 and bfloat16, got {', '.join(sorted(map(str, dtypes)))}"
     if any(x.dtype != inputs[0].dtype for x in inputs):
         return f"all inputs must have one dtype, got {', '.join(str(x.dtype) for x in inputs)}"
@@ -179,7 +181,9 @@ def _tensors(block: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
 def _refusal_of_modules(block: Any) -> str | None:
     """Return why the modules of the block are not supported; None if they are."""
     parts = [getattr(block, name) for name in block.parts]
-    if not block.has_own_forms or any(type(p) is not kind for p, kind in zip(parts, block.parts.values(), strict=True)):
+    if not block.has_own_forms or any(
+        type(part) is not kind for part, kind in zip(parts, block.parts.values(), strict=True)
+    ):
         return "the block or a block inside it is of a subclass, whose changes the kernels would ignore"
     own = [block, *parts]
     if not all(guard.is_unmodified(part, type(part)) for part in own):

@@ -154,7 +154,7 @@ def _grad_of_input(
     """Write the gradient of x for some samples into dx, from the gradients dz of x * s, (N, C, S), and `dpools`."""
     assert context.s is not None   # for the type checker
     part, dx_part = _flatten_space(x[samples]), _flatten_space(dx[samples])
-    davg, dmaximum = (maxima.new_zeros(()).expand_as(maxima) if d is None else d for d in dpools)
+    davg, dmaximum = (maxima.new_zeros(()).expand_as(maxima) if gradient is None else gradient for gradient in dpools)
     mask = torch.eq(part, maxima[samples, :, None], out=torch.empty_like(part))
     per_maximum = dmaximum[samples, :, None] / mask.sum(2, keepdim=True)
     base = torch.addcmul(davg[samples, :, None] / part.shape[2], mask, per_maximum, out=mask)
@@ -250,7 +250,9 @@ class Multiply(Function):
 def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
     """Whether a backward pass is differentiated, or runs under vmap, which does not support `out=`."""
     is_differentiable = torch.is_grad_enabled() or guard.in_transform()
-    return is_differentiable or any(d is not None and guard.is_batched_gradient(d) for d in gradients)
+    return is_differentiable or any(
+        gradient is not None and guard.is_batched_gradient(gradient) for gradient in gradients
+    )
 
 
 def differentiate(

@@ -59,6 +59,9 @@ class Report:
 
     def __str__(self) -> str:
         head = ("path", "block", "channels", "parameters", "MACs", "weights")
-        rows = [(p.path, p.block, p.channels, p.parameters, p.macs, p.weights) for p in self.places]
+        rows = [
+            (place.path, place.block, place.channels, place.parameters, place.macs, place.weights)
+            for place in self.places
+        ]
         total = (f"{len(self.places)} in all", "", "", self.parameters, self.macs, "")
         return text_table([head, *rows, total], NUMBERS)

@@ -179,7 +179,9 @@ class Snapshot:
 
     def __init__(self, module: nn.Module) -> None:
         self.parts = list(module.modules())[1:]
-        self.tensors = [t for part in (module, *self.parts) for t in _tensors(part)]   # so that no id is reused
+        self.tensors = [
+            tensor for part in (module, *self.parts) for tensor in _tensors(part)
+        ]   # so that no id is reused
         self.states = [_state(part) for part in (module, *self.parts)]
 
     def holds(self, module: nn.Module) -> bool:
@@ -224,4 +226,6 @@ def parameter_names(module: nn.Module) -> Set[str]:
 def own_tensors(module: Any) -> list[Tensor]:
     """Return a module's own parameters and floating-point buffers, without the tensors of its submodules."""
     parameters = [tensor for tensor in module._parameters.values() if tensor is not None]
-    return parameters + [t for t in module._buffers.values() if t is not None and t.is_floating_point()]
+    return parameters + [
+        tensor for tensor in module._buffers.values() if tensor is not None and tensor.is_floating_point()
+    ]

@@ -251,8 +251,8 @@ def position_softmax(z: Any, channels_last: bool) -> Any:
     The result for half precision is float32: the smallest normal float16, 6e-5, is more than 1 / S for large maps.
     """
     axes, z = space(z, channels_last), ops.cast(z, wide(z.dtype))
-    e = ops.exp(z - ops.stop_gradient(amax(z, axes, keepdims=True)))
-    return e / ops.sum(e, axis=axes, keepdims=True)
+    exponentials = ops.exp(z - ops.stop_gradient(amax(z, axes, keepdims=True)))
+    return exponentials / ops.sum(exponentials, axis=axes, keepdims=True)
 
 
 def weighted_pool(x: Any, p: Any, channels_last: bool) -> Any:

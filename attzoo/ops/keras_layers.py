@@ -53,9 +53,11 @@ def inner_settings(layer: Any) -> dict[str, Any]:
     return {key: entry for key, entry in entries.items() if entry}
 
 
-def _equal_policies(a: Any, b: Any) -> bool:
+def _equal_policies(first: Any, second: Any) -> bool:
     """Whether two layers have equal dtype policies."""
-    policy_a, policy_b = (keras.dtype_policies.serialize(layer.dtype_policy) for layer in (a, b))   # maps have no ==
+    policy_a, policy_b = (
+        keras.dtype_policies.serialize(layer.dtype_policy) for layer in (first, second)
+    )   # maps have no ==
     return bool(policy_a == policy_b)
 
 
@@ -112,7 +114,11 @@ def described(layer: Any) -> str:
         config = {}
     ends = ("name", "trainable", "dtype", "initializer", "regularizer", "constraint", "quantization_config")
     ignored_settings = ("lora_", POLICIES)
-    settings = [f"{k}={v!r}" for k, v in config.items() if not k.endswith(ends) and not k.startswith(ignored_settings)]
+    settings = [
+        f"{key}={value!r}"
+        for key, value in config.items()
+        if not key.endswith(ends) and not key.startswith(ignored_settings)
+    ]
     return f"{type(layer).__name__}({', '.join(settings)})"
 
 

@@ -296,9 +296,9 @@ class _Repeating:
 def _positions(kernel: tuple[int, ...], repeat: tuple[int, ...]) -> tuple[Array, list[int]]:
     """Return the 0-1 matrix that maps a flat kernel to the flat kernel of `widened`, and the sizes of the latter."""
     ones = np.ones((1, 1), np.float32)
-    for k, r in zip(kernel, repeat, strict=True):
-        shift = np.arange(k + r - 1) + np.arange(k)[:, None]
-        ones = np.kron(ones, ((shift >= k - 1) & (shift < k - 1 + r)).astype(np.float32))
+    for size, repeats in zip(kernel, repeat, strict=True):
+        shift = np.arange(size + repeats - 1) + np.arange(size)[:, None]
+        ones = np.kron(ones, ((shift >= size - 1) & (shift < size - 1 + repeats)).astype(np.float32))
     return ones, [k + r - 1 for k, r in zip(kernel, repeat, strict=True)]
 
 

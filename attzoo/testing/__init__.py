@@ -106,8 +106,12 @@ def signature(case: Case, backend: str) -> float:
     """Check that the class has the arguments of the spec, in the same order and with the same defaults; return 0."""
     parameters = inspect.signature(registry.get(case.name, backend=backend).__init__).parameters
     spec_parameters = inspect.signature(type(case.spec).__init__).parameters
-    arguments = [(name, p.default) for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    expected = [(name, p.default) for name, p in spec_parameters.items()]
+    arguments = [
+        (name, parameter.default)
+        for name, parameter in parameters.items()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    expected = [(name, parameter.default) for name, parameter in spec_parameters.items()]
     ensure(arguments == expected, f"expected the arguments and defaults of the spec, {expected}, got {arguments}")
     return 0.0
 
@@ -149,8 +153,8 @@ def refusals(case: Case, backend: str) -> float:
     block, x = case.block(backend), case.inputs()
     invalid_inputs = {
         "twice the channels": [np.concatenate([array, array], axis=1) for array in x],
-        "no spatial axes": [a.reshape(*a.shape[:2], -1)[:, :, 0] for a in x],
-        "an empty spatial axis": [a[:, :, :0] for a in x],
+        "no spatial axes": [array.reshape(*array.shape[:2], -1)[:, :, 0] for array in x],
+        "an empty spatial axis": [array[:, :, :0] for array in x],
     }
     for difference, inputs in invalid_inputs.items():
         raises = _raises(partial(adapter(backend).attention, block, inputs))

@@ -65,13 +65,15 @@ def condition(case: Case, spec: Function, draws: int = 4) -> tuple[Array, float]
     The error of a backward stable algorithm, which computes the exact result of slightly different data, is about this
     change times eps.
     """
-    x, w, rng, change = case.inputs(), case.weights(), case.rng(3), 0.0
+    x, w, rng, largest_change = case.inputs(), case.weights(), case.rng(3), 0.0
     expected = spec(x, w)
     for _ in range(draws):
         perturbed_x = _perturbed(x, rng, PERTURBATION)
         perturbed_w = dict(zip(w, _perturbed(list(w.values()), rng, PERTURBATION), strict=True))
-        change = max(change, float(np.abs(spec(perturbed_x, perturbed_w) - expected).max(initial=0.0)) / PERTURBATION)
-    return expected, change
+        largest_change = max(
+            largest_change, float(np.abs(spec(perturbed_x, perturbed_w) - expected).max(initial=0.0)) / PERTURBATION
+        )
+    return expected, largest_change
 
 
 def rounding_condition(case: Case, spec: Function) -> float:
@@ -203,7 +205,7 @@ def _slope(
 
     def terms(step: float) -> Array:
         inputs = [a + step * direction if i == key else a for i, a in enumerate(x)]
-        copies = {name: a + step * direction if name == key else a.copy() for name, a in w.items()}
+        copies = {name: array + step * direction if name == key else array.copy() for name, array in w.items()}
         return loss_terms(inputs, copies)
 
     h, center = 2.0**-16, terms(0.0)

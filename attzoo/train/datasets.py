@@ -39,8 +39,10 @@ def datasets(settings: Settings) -> tuple[Dataset, Dataset]:
             raise ValueError(f"expected images with {settings.dims} spatial axes, as --dims says, got {got}")
     check_scales(preparation, [training.first_image, validation.first_image])
     if validation.channels != training.channels:
-        training_text, second = (f"{part.first_image[0]} with {part.channels}" for part in (training, validation))
-        got = f"{training_text} and {second}, the latter for validation: save all as grey or as RGB"
+        training_text, validation_text = (
+            f"{part.first_image[0]} with {part.channels}" for part in (training, validation)
+        )
+        got = f"{training_text} and {validation_text}, the latter for validation: save all as grey or as RGB"
         raise ValueError(f"expected images of the same number of channels, got {got}")
     training.classes = validation.classes = _class_count(training, validation)
     return training, validation

@@ -90,7 +90,9 @@ class Trainer:
     def restore(self, arrays: dict[str, Array]) -> None:
         """Load arrays that `state` returned. Raises ValueError, and changes nothing, if they do not fit."""
         check_arrays(arrays, self.state())
-        weights = {name.removeprefix("network."): a for name, a in arrays.items() if name.startswith("network.")}
+        weights = {
+            name.removeprefix("network."): array for name, array in arrays.items() if name.startswith("network.")
+        }
         portable.load_weights(self.network, weights)
         for i, variable in enumerate(self.network.optimizer.variables):
             variable.assign(arrays[f"optimizer.{i}"])

@@ -98,9 +98,12 @@ def _check_orientation(image: Path, image_info: FileInfo, mask: Path, mask_info:
     If one orientation swaps the axes and the other does not, equal sizes of an upright image that is not square show
     that both are right.
     """
-    image_orientation, second = image_info.orientation, mask_info.orientation
-    both_are_right = transposes(image_orientation) != transposes(second) and len(set(image_info.shape[1:])) > 1
-    if image_orientation != second and not both_are_right:
-        got = f"EXIF orientation {image_orientation} in {image} and {second} in {mask}, so one of them may be rotated"
+    image_orientation, mask_orientation = image_info.orientation, mask_info.orientation
+    both_are_right = (
+        transposes(image_orientation) != transposes(mask_orientation) and len(set(image_info.shape[1:])) > 1
+    )
+    if image_orientation != mask_orientation and not both_are_right:
+        got = f"EXIF orientation {image_orientation} in {image} and {mask_orientation} in {mask}"
+        got += ", so one of them may be rotated"
         fix = "save both upright, without an orientation"
         raise ValueError(f"expected an image and mask of one orientation, got {got}: {fix}")

@@ -175,12 +175,12 @@ class _Canvas:
         """
         phases = self.random.uniform(0, 2 * pi, 4).tolist()
         y, x, z = self.y - center[0], self.x - center[1], (self.z - self.random.uniform(-0.15, 0.15)) / depth
-        v, u = (cos(angle) * y - sin(angle) * x) / radii[0], (sin(angle) * y + cos(angle) * x) / radii[1]
-        v, u = (
-            v + deformation * (np.sin(2 * (u + z) + phases[0]) + np.sin(4 * u + phases[1]) / 2),
-            u + deformation * (np.sin(2 * (v + z) + phases[2]) + np.sin(4 * v + phases[3]) / 2),
+        v, long_axis = (cos(angle) * y - sin(angle) * x) / radii[0], (sin(angle) * y + cos(angle) * x) / radii[1]
+        v, long_axis = (
+            v + deformation * (np.sin(2 * (long_axis + z) + phases[0]) + np.sin(4 * long_axis + phases[1]) / 2),
+            long_axis + deformation * (np.sin(2 * (v + z) + phases[2]) + np.sin(4 * v + phases[3]) / 2),
         )
-        radius = np.sqrt(v * v + u * u + z * z)
+        radius = np.sqrt(v * v + long_axis * long_axis + z * z)
         coverage = np.clip((1 - radius) * (0.4 * self.pixels * min(radii)) + 0.5, 0, 1)   # edges are some pixels wide
         self.image += coverage * (grey - self.image)
         self.mask[radius < 1] = label

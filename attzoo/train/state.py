@@ -146,7 +146,9 @@ def load_settings(folder: Path) -> Settings:
         if not isinstance(values, dict):
             raise TypeError(f"expected settings as a JSON object, got {short_repr(values)}")
         values.pop(DTYPES, None)
-        if missing := [f.name for f in fields(Settings) if f.name not in values]:   # the file of another program
+        if missing := [
+            field.name for field in fields(Settings) if field.name not in values
+        ]:   # the file of another program
             raise ValueError(f"expected {', '.join(missing)} too, got {', '.join(values) or 'nothing'}")
         return Settings(**values)
     except (ValueError, TypeError, RecursionError) as err:

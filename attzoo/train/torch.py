@@ -133,7 +133,11 @@ class Trainer:
         """Return all arrays of the network, the optimizer and the gradient scaler, by name."""
         arrays = {f"network.{name}": array for name, array in portable.weights(self.network).items()}
         for i, slots in self.optimizer.state_dict()["state"].items():
-            arrays |= {f"optimizer.{i}.{name}": t.cpu().numpy().copy() for name, t in slots.items() if t is not None}
+            arrays |= {
+                f"optimizer.{i}.{name}": tensor.cpu().numpy().copy()
+                for name, tensor in slots.items()
+                if tensor is not None
+            }
         return arrays | {f"scaler.{name}": np.array(value) for name, value in self.scaler.state_dict().items()}
 
     def restore(self, arrays: dict[str, Array]) -> None:

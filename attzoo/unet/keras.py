@@ -90,9 +90,9 @@ def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
     g = _units(make, net, "gating", [net.gating_unit], x) if net.gating_unit else x
     heads = []
     for i in reversed(range(len(skips) - 1)):
-        e, level = skips[i], net.levels[i]
-        up = make(layers.Crop, 0, 1, name=f"up.{i}.crop")([_up(make, net, i, level, x), e])
-        s = _gate(make, net, i, level, e, g if net.gating == "grid" else up)
+        skip, level = skips[i], net.levels[i]
+        up = make(layers.Crop, 0, 1, name=f"up.{i}.crop")([_up(make, net, i, level, x), skip])
+        s = _gate(make, net, i, level, skip, g if net.gating == "grid" else up)
         ordered = [s, up] if net.concat == "skip_first" else [up, s]
         concatenated = make(keras.layers.Concatenate, name=f"concat.{i}")(ordered)
         g = x = _units(make, net, f"decoder.{i}", level.decoder, concatenated, level.block)
@@ -121,32 +121,36 @@ def _up(create_layer: Make, net: spec.UNet, i: int, level: Level, x: Any) -> Any
     return _units(create_layer, net, f"up.{i}", level.up, x)
 
 
-def _gate(create_layer: Make, net: spec.UNet, i: int, level: Level, e: Any, g: Any) -> Any:
+def _gate(create_layer: Make, net: spec.UNet, i: int, level: Level, skip: Any, g: Any) -> Any:
     """Return the skip connection e of level i after its gate, with gating signal g; e itself without a gate."""
     if not level.gate:
-        return e
+        return skip
     coarse = max(level.min_size) > 1
-    widened = create_layer(layers.Widen, level.min_size, name=f"skip.{i}.widen")(e) if coarse else e
+    widened = create_layer(layers.Widen, level.min_size, name=f"skip.{i}.widen")(skip) if coarse else skip
     s = _block(create_layer, net, f"skip.{i}", level.gate, *(widened, g)[: len(level.gate.inputs)])
-    s = create_layer(layers.Crop, 0, 1, name=f"skip.{i}.crop")([s, e]) if coarse else s
+    s = create_layer(layers.Crop, 0, 1, name=f"skip.{i}.crop")([s, skip]) if coarse else s
     return _units(create_layer, net, f"combine.{i}", [level.combine], s) if level.combine else s
 
 
-def _units(make: Make, net: spec.UNet, path: str, units: Sequence[Unit], x: Any, block: Spec | None = None) -> Any:
+def _units(
+    create_layer: Make, net: spec.UNet, path: str, units: Sequence[Unit], x: Any, block: Spec | None = None
+) -> Any:
     """Return x after convolutions in order, each with its norm, activation and dropout, and after the block."""
     norms = {"batch": ops.BatchNorm, "instance": layers.InstanceNorm}
     for unit in units:
-        x = _conv(make, net, path, unit, x)
+        x = _conv(create_layer, net, path, unit, x)
         if unit.norm:
-            start = {"gamma_initializer": _start(net, f"{path}.norm{unit.part}.weight")} if unit.norm == "batch" else {}
-            x = make(norms[unit.norm], name=f"{path}.norm{unit.part}", **start)(x)
+            initializers = (
+                {"gamma_initializer": _start(net, f"{path}.norm{unit.part}.weight")} if unit.norm == "batch" else {}
+            )
+            x = create_layer(norms[unit.norm], name=f"{path}.norm{unit.part}", **initializers)(x)
         if unit.activation == "prelu":
-            x = make(layers.PReLU, name=f"{path}.activation{unit.part}")(x)
+            x = create_layer(layers.PReLU, name=f"{path}.activation{unit.part}")(x)
         elif unit.activation:
-            x = make(keras.layers.ReLU, name=f"{path}.relu{unit.part}")(x)
+            x = create_layer(keras.layers.ReLU, name=f"{path}.relu{unit.part}")(x)
         if unit.dropout:
-            x = make(keras.layers.Dropout, unit.dropout, name=f"{path}.dropout{unit.part}")(x)
-    return _block(make, net, f"{path}.block", block, x) if block else x
+            x = create_layer(keras.layers.Dropout, unit.dropout, name=f"{path}.dropout{unit.part}")(x)
+    return _block(create_layer, net, f"{path}.block", block, x) if block else x
 
 
 def _conv(create_layer: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> Any:
@@ -164,7 +168,7 @@ def _conv(create_layer: Make, net: spec.UNet, path: str, unit: Unit, x: Any) -> 
     Layer = getattr(layers, f"Conv{dims}D")
     if max(unit.stride) == 1:
         return create_layer(Layer, unit.outputs, unit.kernel, **layer_options | {"padding": "same"})(x)
-    padding = [(p, p) for p in unit.padding]   # "same" would pad a strided convolution at the end only
+    padding = [(pixels, pixels) for pixels in unit.padding]   # "same" would pad a strided convolution at the end only
     Pad = getattr(keras.layers, f"ZeroPadding{dims}D")
     x = create_layer(Pad, padding if dims > 1 else padding[0], name=f"{name}.pad", **_format(dims))(x)
     return create_layer(Layer, unit.outputs, unit.kernel, unit.stride, **layer_options)(x)

@@ -76,9 +76,13 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
         config = {name: value for name, value in config.items() if name != "gated" or config.get("skip") is not None}
         for inner in ("skip", "block"):
             name, options = config.get(inner), config.get(f"{inner}_options")
-            if isinstance(name, str) and isinstance(options, list) and all(isinstance(o, dict) for o in options):
+            if (
+                isinstance(name, str)
+                and isinstance(options, list)
+                and all(isinstance(option, dict) for option in options)
+            ):
                 spec = registry.get(name, backend="numpy")
-                config[f"{inner}_options"] = [contract.without_idle_rules(spec, o) for o in options]
+                config[f"{inner}_options"] = [contract.without_idle_rules(spec, option) for option in options]
         return config
 
     def check_inputs(self, x: Shape, *, channels_last: bool = False) -> None:
@@ -152,13 +156,13 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
         g = units("gating", x, [self.gating_unit]) if self.gating_unit else x
         heads = []
         for i, level in reversed(list(enumerate(self.levels[:-1]))):
-            e, up = skips[i], x
+            skip, up = skips[i], x
             if level.interpolation:
                 size = [n * s for n, s in zip(up.shape[2:], self.steps[i], strict=True)]
                 up = ops.resize(up, size, level.interpolation, align_corners=False)
-            up = ops.crop(units(f"up.{i}", up, level.up), e.shape[2:])
-            s = inner(f"skip.{i}", level.gate, ops.widen(e, level.min_size), g if self.gating == "grid" else up)
-            s = ops.crop(s, e.shape[2:])
+            up = ops.crop(units(f"up.{i}", up, level.up), skip.shape[2:])
+            s = inner(f"skip.{i}", level.gate, ops.widen(skip, level.min_size), g if self.gating == "grid" else up)
+            s = ops.crop(s, skip.shape[2:])
             s = units(f"combine.{i}", s, [level.combine] if level.combine else [])
             concatenated = np.concatenate([s, up] if self.concat == "skip_first" else [up, s], axis=1)
             g = x = inner(f"decoder.{i}.block", level.block, units(f"decoder.{i}", concatenated, level.decoder))

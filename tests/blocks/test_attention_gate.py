@@ -81,7 +81,10 @@ ARRAYS = {
 
 def gate_leejunhyun(x, g, w, training):
     """Compute LeeJunHyun's gate, which is MONAI's too."""
-    t, p = (batch_norm(pointwise(a, w, name), w, f"{name}_norm", training) for name, a in (("skip", x), ("gating", g)))
+    t, p = (
+        batch_norm(pointwise(array, w, name), w, f"{name}_norm", training)
+        for name, array in (("skip", x), ("gating", g))
+    )
     psi = batch_norm(pointwise(F.relu(p + t), w, "psi"), w, "psi_norm", training)
     return x * psi.sigmoid()
 

@@ -32,7 +32,7 @@ class GC(Block):
         """(N, *S, C) -> (N, 1.., C)."""
         self.check_inputs(x)
         last = ops.to_last(x, self.channels_last)
-        p = ops.position_softmax(self.score(last), channels_last=True)    # (N, *S, 1)
-        s = ops.weighted_pool(last, p, channels_last=True)                # (N, C)
+        weights_of_positions = ops.position_softmax(self.score(last), channels_last=True)    # (N, *S, 1)
+        s = ops.weighted_pool(last, weights_of_positions, channels_last=True)                # (N, C)
         h = self.norm(self.squeeze(s))
         return ops.expand(self.excite(ops.relu(h)), x, self.channels_last)

@@ -46,7 +46,7 @@ class GC(BlockSpec):
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, C, 1..)."""
         self.check_inputs(x.shape)
-        p = ops.position_softmax(ops.linear(x, weights, "score"))    # (N, 1, *S)
-        s = ops.weighted_pool(x, p)                                  # (N, C)
+        probabilities = ops.position_softmax(ops.linear(x, weights, "score"))    # (N, 1, *S)
+        s = ops.weighted_pool(x, probabilities)                                  # (N, C)
         h = ops.layer_norm(ops.linear(s, weights, "squeeze"), weights, "norm")
         return ops.expand(ops.linear(ops.relu(h), weights, "excite"), x)

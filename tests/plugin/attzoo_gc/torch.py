@@ -29,7 +29,7 @@ class GC(Block):
     def attention(self, x: Tensor) -> Tensor:
         """(N, C, *S) -> (N, C, 1..)."""
         self.check_inputs(x)
-        p = ops.position_softmax(self.score(x))                      # (N, 1, *S)
-        s = ops.weighted_pool(x, p)                                  # (N, C)
+        probabilities = ops.position_softmax(self.score(x))                      # (N, 1, *S)
+        s = ops.weighted_pool(x, probabilities)                                  # (N, C)
         h = self.norm(self.squeeze(s))
         return ops.expand(self.excite(ops.relu(h)), x)
