@@ -454,11 +454,11 @@ def _columns(rows: Sequence[Sequence[str]], width: int, margin: str = "") -> str
     widths = [max(map(len, column)) + 2 for column in list(zip(*rows, strict=True))[:-1]]
     lines = []
     for *cells, last_cell in rows:
-        head = margin + "".join(cell.ljust(n) for cell, n in zip(cells, widths, strict=True))
-        indent = " " * len(head)
+        first_line = margin + "".join(cell.ljust(n) for cell, n in zip(cells, widths, strict=True))
+        indent = " " * len(first_line)
         for line in last_cell.splitlines() or [""]:
-            lines.append(_wrap(line, max(width, len(indent) + 30), head, indent) or head)
-            head = indent
+            lines.append(_wrap(line, max(width, len(indent) + 30), first_line, indent) or first_line)
+            first_line = indent
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -474,9 +474,9 @@ def _wrap(text: str, width: int, head: str = "", indent: str = "") -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown, with the titles `head` of its columns."""
-    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown, with the titles `headings` of its columns."""
+    lines = [headings, ["---"] * len(headings), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

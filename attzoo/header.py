@@ -104,12 +104,12 @@ def _check_entries(header: Mapping[str, Any], weights: Mapping[str, Weight]) -> 
         weight, dtype = weights[name], entry.get("dtype") if isinstance(entry, dict) else None
         if dtype not in list(DTYPES):
             raise ValueError(f"expected {name} of a dtype in {list(DTYPES)}, got {str(entry)[:200]}")
-        end = offset + weight.size * np.dtype(DTYPES[dtype]).itemsize
-        expected = {"dtype": dtype, "shape": list(weight.shape), "data_offsets": [offset, end]}
+        data_end = offset + weight.size * np.dtype(DTYPES[dtype]).itemsize
+        expected = {"dtype": dtype, "shape": list(weight.shape), "data_offsets": [offset, data_end]}
         if json.dumps(entry, sort_keys=True) != json.dumps(expected, sort_keys=True):   # in Python 1 == 1.0 == True
             raise ValueError(f"expected {name} as {expected}, got {str(entry)[:200]}")
         dtypes.add(DTYPES[dtype])
-        offset = end
+        offset = data_end
     return np.result_type(*dtypes).name if dtypes else "float32", offset   # a block may have no arrays
 
 

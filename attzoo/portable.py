@@ -156,8 +156,8 @@ def _layouts(spec: AnySpec, argument: str, name: str) -> tuple[Keys, ...]:
     `argument` is the name of the argument with `name`, "source" or "target", for the error.
     """
     block = registry.name_of(spec)
-    known = registry.keys(block)
-    layouts = known[registry.known_name(f"{argument} of {block}", name, known)]
+    known_keys = registry.keys(block)
+    layouts = known_keys[registry.known_name(f"{argument} of {block}", name, known_keys)]
     layouts_of_spec: tuple[Keys, ...] = layouts(spec) if callable(layouts) else layouts
     return layouts_of_spec
 

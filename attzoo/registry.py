@@ -144,16 +144,16 @@ def create(name: str, /, *args: Any, backend: str, variant: str | None = None, *
     preset = variants(name)[known_name(f"variant of {name}", variant, variants(name))]
     spec = get(name, backend="numpy")
     fields = spec.__dataclass_fields__   # type: ignore[attr-defined]
-    given = (
+    explicit_arguments = (
         signature(spec).bind_partial(*args, **{key: value for key, value in kwargs.items() if key in fields}).arguments
     )
     # rule -> argument that it derives; "" for other arguments
     derives = {k: field.metadata.get("rule_for", "") for k, field in fields.items()}
     arguments = {
-        key: value for key, value in preset.arguments.items() if given.get(derives.get(key, "")) is None
-    } | given
+        key: value for key, value in preset.arguments.items() if explicit_arguments.get(derives.get(key, "")) is None
+    } | explicit_arguments
     for argument, rule in preset.rules.items():
-        if argument not in given:
+        if argument not in explicit_arguments:
             derived = {argument: rule(spec(**arguments))}
             arguments = {key: value for key, value in arguments.items() if derives.get(key) != argument} | derived
     return cls(**(arguments | {key: value for key, value in kwargs.items() if key not in fields}))
@@ -204,9 +204,9 @@ def examples(name: str) -> dict[str, Example]:
 
 def locate(name: str) -> str:
     """Return the location "package:Class" of a block or network. Raise the errors of `get` for an unknown name."""
-    known = table() | NETWORKS
-    name = known_name("block", name, [*known, *ALIASES])
-    return known[ALIASES.get(name, name)]
+    all_names = table() | NETWORKS
+    name = known_name("block", name, [*all_names, *ALIASES])
+    return all_names[ALIASES.get(name, name)]
 
 
 def name_of(spec: AnySpec) -> str:

@@ -65,13 +65,13 @@ def problems(entries: Sequence[Entry]) -> Section:
          entry.row.why or "no reason was recorded"]
         for entry in entries if entry.row.status != "timed"
     ]   # fmt: skip
-    head = ["run", "case", "provider", "status", "why"]
+    headings = ["run", "case", "provider", "status", "why"]
     text = (
         "Wrong: the error of the output or a gradient exceeds rounding. Failed: an exception was raised. These are not "
         "timed. Unsteady: the copy, the control or the provider's own times varied too much, also when timed "
         "again; these times are listed above but give no verdict."
     )
-    return Section("What went wrong", [text, Table(head, [(None, lines)])] if lines else [])
+    return Section("What went wrong", [text, Table(headings, [(None, lines)])] if lines else [])
 
 
 def left_out(runs: Sequence[Run]) -> Section:
@@ -83,8 +83,8 @@ def left_out(runs: Sequence[Run]) -> Section:
 def absent(runs: Sequence[Run]) -> Section:
     """Return the section on packages that are not installed."""
     lines = [[str(i), package, command] for i, run in enumerate(runs, 1) for package, command in run.absent.items()]
-    head = ["run", "package", "to install it"]
-    return Section("Not installed, so not measured", [Table(head, [(None, lines)])] if lines else [])
+    headings = ["run", "package", "to install it"]
+    return Section("Not installed, so not measured", [Table(headings, [(None, lines)])] if lines else [])
 
 
 def conditions(runs: Sequence[Run]) -> Section:

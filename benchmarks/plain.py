@@ -92,11 +92,11 @@ def canonical(net: AttUNet) -> dict[str, str]:
     parts["gate"] = "skip", gate | {"psi.0": "psi", "psi.1": "psi_norm"}
     keys = {}
     for key in net.state_dict():
-        path, _, leaf = key.rpartition(".")
-        leaf = {"running_mean": "mean", "running_var": "var"}.get(leaf, leaf)
+        path, _, attribute = key.rpartition(".")
+        attribute = {"running_mean": "mean", "running_var": "var"}.get(attribute, attribute)
         if path != "head":
             part, level, layer = path.split(".", 2)
             path = f"{parts[part][0]}.{level}.{parts[part][1][layer]}"
-        if leaf != "num_batches_tracked":
-            keys[f"{path}.{leaf}"] = key
+        if attribute != "num_batches_tracked":
+            keys[f"{path}.{attribute}"] = key
     return keys

@@ -116,8 +116,8 @@ def test_tests_parametrized_by_all_blocks_include_the_new_one(copy):
     for test in ids:
         function, _, parameters = test.partition("[")
         words[function].update(re.findall(r"[a-z_]+", parameters))
-    known = set(registry.BLOCKS)
-    parametrized = {function for function, names in words.items() if len(known & names) >= len(known) - 1}
+    known_blocks = set(registry.BLOCKS)
+    parametrized = {function for function, names in words.items() if len(known_blocks & names) >= len(known_blocks) - 1}
     assert len({function.partition("::")[0] for function in parametrized}) > 15
     missing = [name for name in sorted(parametrized) if "diagonal" not in words[name] and name not in SINGLE]
     assert not missing, "\n".join(missing)

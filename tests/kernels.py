@@ -121,8 +121,8 @@ def condition(block, x, dy, expected):
     """
     changes = dict.fromkeys(expected, 0.0)
 
-    def perturbed(tensor, turn):
-        return tensor.double() * (1 + NUDGE * torch.sin((turn + 1) * 1e5 * tensor.double()).sign())
+    def perturbed(tensor, seed):
+        return tensor.double() * (1 + NUDGE * torch.sin((seed + 1) * 1e5 * tensor.double()).sign())
 
     for turn in range(3):
         block64 = copy.deepcopy(block).double()

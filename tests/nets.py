@@ -92,11 +92,11 @@ def copy_weights(module, parts, arrays):
     """
     copied = set()
     for path, layer in parts.items():
-        for leaf, attribute in ATTRIBUTES.items():
+        for weight_name, attribute in ATTRIBUTES.items():
             if getattr(layer, attribute, None) is not None:
                 tensor = getattr(layer, attribute)
-                tensor.copy_(torch.from_numpy(arrays[f"{path}.{leaf}"]).reshape(tensor.shape))
-                copied.add(f"{path}.{leaf}")
+                tensor.copy_(torch.from_numpy(arrays[f"{path}.{weight_name}"]).reshape(tensor.shape))
+                copied.add(f"{path}.{weight_name}")
     assert copied == set(arrays)
     assert len(copied) == sum(1 for name in module.state_dict() if not name.endswith("num_batches_tracked"))
 
@@ -104,8 +104,8 @@ def copy_weights(module, parts, arrays):
 def read_weights(parts):
     """Return the weights of another library's module by canonical name; the inverse of `copy_weights`."""
     return {
-        f"{path}.{leaf}": getattr(layer, attribute).detach().numpy()
+        f"{path}.{weight_name}": getattr(layer, attribute).detach().numpy()
         for path, layer in parts.items()
-        for leaf, attribute in ATTRIBUTES.items()
+        for weight_name, attribute in ATTRIBUTES.items()
         if getattr(layer, attribute, None) is not None
     }

@@ -40,14 +40,14 @@ def widths(values):
     return {(channels,): {"width": width} for channels, width in zip(CHANNELS, values, strict=True)}
 
 
-def arrays_of(*layers, leaves=("weight", "bias")):
+def arrays_of(*layers, weight_names=("weight", "bias")):
     """Return the canonical names of the weights of these layers."""
-    return tuple(f"{layer}.{leaf}" for layer in layers for leaf in leaves)
+    return tuple(f"{layer}.{weight_name}" for layer in layers for weight_name in weight_names)
 
 
 def norms_of(*layers):
     """Return the canonical names of the weights and statistics of these batch norms."""
-    return arrays_of(*layers, leaves=("weight", "bias", "mean", "var"))
+    return arrays_of(*layers, weight_names=("weight", "bias", "mean", "var"))
 
 
 def norm_shapes(layer, channels):

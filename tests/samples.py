@@ -35,8 +35,8 @@ class Sample:
         """
         rng = np.random.default_rng(seed)
         return [
-            rng.normal(size=(n + increase, c, *(s + increase * (i + axis) for axis, s in enumerate(space, start=1))))
-            for i, (n, c, *space) in enumerate(self.shapes)
+            rng.normal(size=(n + increase, c, *(s + increase * (i + axis) for axis, s in enumerate(sizes, start=1))))
+            for i, (n, c, *sizes) in enumerate(self.shapes)
         ]
 
 

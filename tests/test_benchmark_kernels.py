@@ -100,8 +100,8 @@ def test_a_kernel_that_refuses_gives_a_failed_row(refusing_kernels):
     assert list(rows) == ["attzoo (triton)", "attzoo", "copy"]
     assert rows["attzoo (triton)"].status == "failed"
     message_start = 'kernels("triton") requires the fused kernels of SE'
-    end = 'with kernels("auto") this call runs without them'
-    assert rows["attzoo (triton)"].why == f"RuntimeError: {message_start}, but this is a test; {end}"
+    message_end = 'with kernels("auto") this call runs without them'
+    assert rows["attzoo (triton)"].why == f"RuntimeError: {message_start}, but this is a test; {message_end}"
     assert rows["attzoo"].status in ("timed", "unsteady")
 
 
@@ -268,8 +268,8 @@ def test_every_goal_has_a_case_in_the_suite_kernels_with_the_peer_compiled():
 
 def test_the_form_peer_compiled_compiles_only_the_first_peer(monkeypatch):
     names = {name: f"mlp.{name}" for name in attzoo.get("se", backend="numpy")(8).weights}
-    known = {name: Source(name, name, "SE", "timm", only_channels, names) for name in ("timm", "other")}
-    monkeypatch.setattr(providers, "sources", lambda name: known)
+    known_sources = {name: Source(name, name, "SE", "timm", only_channels, names) for name in ("timm", "other")}
+    monkeypatch.setattr(providers, "sources", lambda name: known_sources)
     case = replace(SE, shapes=((1, 8, 2, 2),), forms=frozenset({"eager", "peer compiled"}))
     subject = subjects.create_subject(case, "cpu")
     names = [str(candidate.provider) for candidate in providers.torch_candidates(subject)]

@@ -25,12 +25,12 @@ def about(value, tolerance=0.02):
     return Spread(value * (1 - tolerance), value, value * (1 + tolerance))
 
 
-def timed(case, provider, seconds, copy, **fields):
+def timed(case, provider, seconds, copy_seconds, **fields):
     """Return a row with the status "timed"; x is moved twice in inference and five times in training."""
     x = 4 * prod(case.shapes[0])
     is_training = case.mode == "training" and case.network is None
     memory = {"kept": 2 * x, "peak": 5 * x} if is_training else {}
-    spreads = {"seconds": about(seconds), "copies": about(seconds / copy)}
+    spreads = {"seconds": about(seconds), "copies": about(seconds / copy_seconds)}
     moved = (2 if provider == COPY or not is_training else 5) * x
     row = Row(case, provider, "timed", error=2e-7, least=0.9 * seconds, samples=40, moved=moved)
     return replace(row, **spreads | memory | fields)
@@ -38,16 +38,16 @@ def timed(case, provider, seconds, copy, **fields):
 
 def rows_of(case, rng):
     """Return the rows of a case: the copy, attzoo eager and compiled, and a peer, which is the reference."""
-    copy = 2 * 4 * prod(case.shapes[0]) / 9e9
-    seconds = copy * COPIES[case.block] * (3.5 if case.mode == "training" else 1) * rng.uniform(0.9, 1.1)
+    copy_seconds = 2 * 4 * prod(case.shapes[0]) / 9e9
+    seconds = copy_seconds * COPIES[case.block] * (3.5 if case.mode == "training" else 1) * rng.uniform(0.9, 1.1)
     peer = PEERS.get(case.block, PLAIN)
     reference = {"reference": str(peer), "control": about(1)}
     ratio = rng.choice([0.7, 1.0, 1.01])
     return [
-        timed(case, COPY, copy, copy),
-        timed(case, OURS, seconds * ratio, copy, ratio=about(ratio), **reference),
-        timed(case, COMPILED, seconds * 0.6, copy, ratio=about(0.6), **reference),
-        timed(case, peer, seconds, copy, **reference),
+        timed(case, COPY, copy_seconds, copy_seconds),
+        timed(case, OURS, seconds * ratio, copy_seconds, ratio=about(ratio), **reference),
+        timed(case, COMPILED, seconds * 0.6, copy_seconds, ratio=about(0.6), **reference),
+        timed(case, peer, seconds, copy_seconds, **reference),
     ]
 
 

@@ -462,9 +462,9 @@ def test_no_case_is_started_after_the_time_is_over(monkeypatch):
     monkeypatch.setattr(run, "measure", lambda case, bench, keras_candidates: [replace(timed((1, 1, 1)), case=case)])
     clock = itertools.count(step=50)
     monkeypatch.setattr(run, "monotonic", lambda: next(clock))
-    rows, left = run.measure_cases(Suite(TINY * 3, 1.0), Bench("cpu", PACE), lambda subject: ())
+    rows, cases_left = run.measure_cases(Suite(TINY * 3, 1.0), Bench("cpu", PACE), lambda subject: ())
     assert [row.case for row in rows] == [TINY[0]]
-    assert left == (TINY * 3)[1:]
+    assert cases_left == (TINY * 3)[1:]
 
 
 def test_rows_from_before_an_interruption_are_returned(monkeypatch):
@@ -474,8 +474,8 @@ def test_rows_from_before_an_interruption_are_returned(monkeypatch):
         return [replace(timed((1, 1, 1)), case=case)]
 
     monkeypatch.setattr(run, "measure", measure)
-    rows, left = run.measure_cases(Suite(TINY, 1.0), Bench("cpu", PACE), lambda subject: ())
-    assert ([row.case for row in rows], left) == ([TINY[0]], TINY[1:])
+    rows, cases_left = run.measure_cases(Suite(TINY, 1.0), Bench("cpu", PACE), lambda subject: ())
+    assert ([row.case for row in rows], cases_left) == ([TINY[0]], TINY[1:])
 
 
 def test_the_other_cases_are_measured_if_one_raises(monkeypatch):
@@ -485,10 +485,10 @@ def test_the_other_cases_are_measured_if_one_raises(monkeypatch):
         return [replace(timed((1, 1, 1)), case=case)]
 
     monkeypatch.setattr(run, "measure", measure)
-    rows, left = run.measure_cases(Suite(TINY, 1.0), Bench("cpu", PACE), lambda subject: ())
+    rows, cases_left = run.measure_cases(Suite(TINY, 1.0), Bench("cpu", PACE), lambda subject: ())
     assert [(row.case, row.status) for row in rows] == [(TINY[0], "failed"), *((case, "timed") for case in TINY[1:])]
     assert rows[0].why == "RuntimeError: the device failed"
-    assert not left
+    assert not cases_left
 
 
 def test_the_remaining_time_is_estimated_by_weight():

@@ -31,11 +31,11 @@ def run(*arguments, code=0):
 
 def error_of(*arguments):
     """Return the error that `attzoo ...` prints on stderr."""
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main(arguments)
-    assert isinstance(end.value.code, str)   # printed on stderr, with exit code 1
-    assert "\n" not in end.value.code
-    return end.value.code
+    assert isinstance(exit_info.value.code, str)   # printed on stderr, with exit code 1
+    assert "\n" not in exit_info.value.code
+    return exit_info.value.code
 
 
 def fail_with(err):

@@ -49,8 +49,8 @@ def test_other_normalisations():
     for array in (BYTES > 99, VOLUME[0]):
         np.testing.assert_array_equal(unit(array), array.astype(np.float32))
     np.testing.assert_array_equal(none(WORDS[None]), WORDS[None])
-    same = VOLUME[0].astype(np.float32)
-    assert not np.shares_memory(none(same), same)
+    unchanged = VOLUME[0].astype(np.float32)
+    assert not np.shares_memory(none(unchanged), unchanged)
     with pytest.raises(ValueError, match="normalise must be one of 'zscore', 'unit', 'none', got 'minmax'"):
         Preparation(normalise="minmax")
     with pytest.raises(ValueError, match="size must be >= 1, got 0"):

@@ -112,7 +112,7 @@ def test_pictures_are_turned_upright(tmp_path, kind, orientation):
 ADAM7 = (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)
 
 
-def png(array, bits=8, kind=0, before=b"", after=b"", *, interlaced=False, cut=0):
+def png(array, bits=8, kind=0, before=b"", after=b"", *, interlaced=False, removed_bytes=0):
     """Return the bytes of a PNG.
 
     Args:
@@ -122,7 +122,7 @@ def png(array, bits=8, kind=0, before=b"", after=b"", *, interlaced=False, cut=0
         before: chunks before the samples.
         after: chunks after the samples.
         interlaced: whether the samples are interlaced.
-        cut: number of bytes left out at the end of the samples, before compression.
+        removed_bytes: number of bytes left out at the end of the samples, before compression.
 
     """
     rows = b""
@@ -131,9 +131,9 @@ def png(array, bits=8, kind=0, before=b"", after=b"", *, interlaced=False, cut=0
         for row in part.reshape(len(part), -1) if part.size else ():
             packed = np.unpackbits(row.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)[:, -bits:]
             rows += b"\0" + np.packbits(packed).tobytes()
-    head = struct.pack(">IIBBBBB", *array.shape[1::-1], bits, kind, 0, 0, interlaced)
-    data = zlib.compress(rows[: len(rows) - cut])
-    parts = chunk(b"IHDR", head) + before + chunk(b"IDAT", data) + after + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", *array.shape[1::-1], bits, kind, 0, 0, interlaced)
+    data = zlib.compress(rows[: len(rows) - removed_bytes])
+    parts = chunk(b"IHDR", header) + before + chunk(b"IDAT", data) + after + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
@@ -428,8 +428,8 @@ def test_a_png_without_all_rows_is_refused(bits, kind, channels, interlaced, tmp
     path.write_bytes(png(array, bits, kind, extra_chunks, interlaced=interlaced))
     for read_file in (read_image, read_mask) if channels == 1 else (read_image,):
         read_file(path)
-    for cut in (1, 12, 40):
-        path.write_bytes(png(array, bits, kind, extra_chunks, interlaced=interlaced, cut=cut))
+    for byte_count in (1, 12, 40):
+        path.write_bytes(png(array, bits, kind, extra_chunks, interlaced=interlaced, removed_bytes=byte_count))
         for read_file in (read_image, read_mask):
             with pytest.raises(ValueError, match=r"a.png: (expected a whole PNG, got \d+ of \d+ by|.* truncated)"):
                 read_file(path)
@@ -519,8 +519,8 @@ PNMS = {
 
 @pytest.mark.parametrize("name", PNMS)
 def test_a_pnm_with_a_second_picture_is_refused(name, tmp_path):
-    for end in (b"", b"\n"):
-        (tmp_path / "a.pnm").write_bytes(PNMS[name] + end)
+    for separator in (b"", b"\n"):
+        (tmp_path / "a.pnm").write_bytes(PNMS[name] + separator)
         assert read_image(tmp_path / "a.pnm").shape[1:] == (6, 5)
     (tmp_path / "a.pnm").write_bytes(PNMS[name] * 2)
     for read_file in (read_image, read_shape):

@@ -96,11 +96,11 @@ def test_attention_of_a_network_without_a_block_raises(data):
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_block_adds_twice_its_parameters(block):
-    base, nets = torch_module.create_seeded(0, run.CHANNELS), run.create_nets(block, torch_module, {})
+    baseline, nets = torch_module.create_seeded(0, run.CHANNELS), run.create_nets(block, torch_module, {})
     block_spec = nets["torch"].spec.stage.block_spec
     block_parameters = sum(w.size for w in block_spec.weights.values() if w.trainable)
     parameters, macs = run.cost(nets["torch"].spec)
-    assert parameters - run.cost(base.spec)[0] == 2 * block_parameters
+    assert parameters - run.cost(baseline.spec)[0] == 2 * block_parameters
     assert parameters == sum(parameter.numel() for parameter in nets["torch"].parameters())
     assert parameters == sum(prod(w.shape) for w in nets["keras"].trainable_weights)
     with FlopCounterMode(display=False) as counter:
@@ -186,10 +186,10 @@ def finished(tmp_path_factory):
 
 def test_results_have_losses_of_both_frameworks_that_agree(finished):
     out, _ = finished
-    base, *rows = json.loads((out / "results.json").read_text())["results"]
-    assert [row["block"] for row in (base, *rows)] == [None, "eca", "attention_gate"]
-    assert (base["parameters_added"], base["macs_added"]) == (0, 0)
-    for row in (base, *rows):
+    baseline, *rows = json.loads((out / "results.json").read_text())["results"]
+    assert [row["block"] for row in (baseline, *rows)] == [None, "eca", "attention_gate"]
+    assert (baseline["parameters_added"], baseline["macs_added"]) == (0, 0)
+    for row in (baseline, *rows):
         curves = [np.array(row["losses"][backend]) for backend in MODULES]
         assert curves[0].shape == curves[1].shape == (1437 // run.BATCH,)
         assert row["largest_loss_difference"] == np.abs(curves[0] - curves[1]).max()

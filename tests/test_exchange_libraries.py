@@ -136,14 +136,14 @@ def part_of_keras(name):
     return keras.Model(x, module.block(x, "swish", **options))
 
 
-@pytest.mark.parametrize(("name", "first", "last", "arguments"), [
+@pytest.mark.parametrize(("name", "first_layer", "last_layer", "arguments"), [
     ("mobilenet_v3", "expanded_conv_3_squeeze_excite_avg_pool", "expanded_conv_3_squeeze_excite_mul",
      {"reduced_channels": 8, "gate": "hard_sigmoid"}),
     ("efficientnet", "block1a_se_squeeze", "block1a_se_excite", {"reduced_channels": 6, "act": "silu"}),
 ])   # fmt: skip
-def test_weights_of_keras_applications_se_give_its_output_and_are_exported(name, first, last, arguments):
+def test_weights_of_keras_applications_se_give_its_output_and_are_exported(name, first_layer, last_layer, arguments):
     model = part_of_keras(name)
-    reference = keras.Model(model.get_layer(first).input, model.get_layer(last).output)
+    reference = keras.Model(model.get_layer(first_layer).input, model.get_layer(last_layer).output)
     reference.set_weights([np.random.default_rng(i).normal(size=w.shape) for i, w in enumerate(reference.weights)])
     image = np.random.default_rng(9).normal(size=(2, 5, 6, 24)).astype(np.float32)
     for backend in ("keras", "torch"):

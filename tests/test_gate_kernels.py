@@ -90,8 +90,8 @@ def build(channels=6, gating=5, *, dims=2, dtype=torch.float32, training=True, s
 
 def inputs(shape, gating, grid, layout=LAYOUTS[0], dtype=torch.float32, seed=0):
     """Return x, g and a gradient of y."""
-    n, _, *space = shape
-    g = draw(n, gating, *(grid or space), layout=layout, dtype=dtype, seed=seed + 1)
+    n, _, *sizes = shape
+    g = draw(n, gating, *(grid or sizes), layout=layout, dtype=dtype, seed=seed + 1)
     return draw(*shape, layout=layout, dtype=dtype, seed=seed), g, draw(*shape, dtype=dtype, seed=seed + 2)
 
 
@@ -126,7 +126,7 @@ def steps(draw_from):
         return draw_from(st.sampled_from(values))
 
     dims = pick(2, 1, 3)
-    space = [pick(5, 1, 2, 3, 4) for _ in range(dims)]
+    sizes = [pick(5, 1, 2, 3, 4) for _ in range(dims)]
     resampling = pick("same", "linear", "corners", "nearest")
     arguments = {
         "channels": pick(6, 1, 17, 33),
@@ -143,7 +143,7 @@ def steps(draw_from):
         "seed": pick(0, 1, 2, 3),
     }
     grid = None if resampling == "same" else [pick(2, 1, 3, 6) for _ in range(dims)]
-    return arguments, (2, arguments["channels"], *space), grid, pick(*LAYOUTS), pick(False, True)
+    return arguments, (2, arguments["channels"], *sizes), grid, pick(*LAYOUTS), pick(False, True)
 
 
 def test_training_step_matches_float64():

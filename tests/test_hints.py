@@ -89,12 +89,12 @@ def test_subclass_may_have_additional_arguments():
 KERAS_BACKEND_NAMES = [("tensorflow", "tensorflow"), ("TF", "tensorflow"), ("jax", "jax")]
 
 
-@pytest.mark.parametrize(("word", "keras_backend"), KERAS_BACKEND_NAMES)
-def test_error_for_a_keras_backend_names_the_environment_variable(word, keras_backend):
+@pytest.mark.parametrize(("name", "keras_backend"), KERAS_BACKEND_NAMES)
+def test_error_for_a_keras_backend_names_the_environment_variable(name, keras_backend):
     error = f'unknown backend .*; it is a backend of Keras: give backend="keras" and set KERAS_BACKEND={keras_backend} '
     for lookup in (attzoo.get, attzoo.create):
         with pytest.raises(ValueError, match=error):
-            lookup("se", backend=word)
+            lookup("se", backend=name)
 
 
 CHOICES = [
@@ -132,9 +132,9 @@ def test_error_for_an_unknown_choice_proposes_the_nearest(call, right):
 ])   # fmt: skip
 def test_errors_of_the_command_line_propose_a_correction(arguments, hint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main(arguments)
-    assert hint in str(end.value.code) + capsys.readouterr().err
+    assert hint in str(exit_info.value.code) + capsys.readouterr().err
 
 
 def test_known_name_accepts_an_enum_of_strings():

@@ -75,17 +75,17 @@ def build(sample, layout=LAST, **kwargs):
     return randomize_statistics(sample.create("keras", data_format=layout, **kwargs))
 
 
-def functional_model(sample, layout=LAST, known=False, **kwargs):
-    """Return a model of one block, and the block. The spatial sizes are None unless `known`."""
-    shapes = [to_layout(s if known else (s[0], s[1], *(None,) * (len(s) - 2)), layout)[1:] for s in sample.shapes]
+def functional_model(sample, layout=LAST, fixed_sizes=False, **kwargs):
+    """Return a model of one block, and the block. The spatial sizes are None unless `fixed_sizes`."""
+    shapes = [to_layout(s if fixed_sizes else (s[0], s[1], *(None,) * (len(s) - 2)), layout)[1:] for s in sample.shapes]
     tensors = [keras.Input(shape) for shape in shapes]
     block = build(sample, layout, **kwargs)
     return keras.Model(tensors, block(*tensors)), block
 
 
-def all_blocks_model(layout=LAST, known=False):
+def all_blocks_model(layout=LAST, fixed_sizes=False):
     """Return a model with all blocks in a row."""
-    spaces = [shape[2:] if known else (None, None) for shape in NET.shapes]
+    spaces = [shape[2:] if fixed_sizes else (None, None) for shape in NET.shapes]
     x, g = tensors = [keras.Input(to_layout((None, c, *s), layout)[1:]) for c, s in zip((8, 6), spaces, strict=True)]
     row = []
     for name, sample in network().items():
@@ -137,8 +137,8 @@ def expected_output(block, sample, **kwargs):
 @every_sample
 def test_functional_model_with_dynamic_sizes_agrees_with_the_spec(sample, layout):
     model, block = functional_model(sample, layout)
-    _, c, *space = sample.shapes[0]
-    assert model.output.shape == to_layout((None, c, *(None for _ in space)), layout)
+    _, c, *sizes = sample.shapes[0]
+    assert model.output.shape == to_layout((None, c, *(None for _ in sizes)), layout)
     for increase in (0, 1, 2):
         y = model(inputs(sample, layout, increase=increase))
         assert relative_error(y, expected_output(block, sample, increase=increase)) < 1e-5
@@ -154,7 +154,7 @@ def test_output_shape_and_dtype_are_known_before_the_call(sample, layout):
     assert output.shape == (None, *shapes[0][1:])
     assert output.dtype == "float16"
     with pytest.raises(ValueError, match="expected"):
-        block.compute_output_shape(*(to_layout((n, c + 1, *space), layout) for n, c, *space in sample.shapes))
+        block.compute_output_shape(*(to_layout((n, c + 1, *sizes), layout) for n, c, *sizes in sample.shapes))
 
 
 @pytest.mark.parametrize("name", [name for name in CHOSEN if len(SAMPLES[name].shapes) == 1])
@@ -334,10 +334,10 @@ def test_variables_are_tracked_and_named(sample):
     assert len(model.trainable_weights) == sum(weight.trainable for weight in spec.values())
     assert model.count_params() == sum(weight.size for weight in spec.values())
     for name in spec:
-        *path, leaf = name.split(".")
+        *path, attribute = name.split(".")
         variable = find(block, name)
         assert variable.path == "/".join(["mine", *path, variable.name])
-        assert variable.name == leaf or (variable.name, leaf) == ("kernel", "weight")
+        assert variable.name == attribute or (variable.name, attribute) == ("kernel", "weight")
 
 
 def test_summary_lists_all_blocks():
@@ -562,7 +562,7 @@ def test_saved_model_with_dynamic_sizes_equals_the_model(sample, make, tmp_path)
 def test_litert_model_with_fixed_sizes_equals_the_model(sample, make, tmp_path):
     import tensorflow as tf
 
-    model = make(known=True)
+    model = make(fixed_sizes=True)
     model.export(str(tmp_path / "model.tflite"), format="litert", verbose=False)   # Keras 3.13 takes no Path here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)   # a deprecation

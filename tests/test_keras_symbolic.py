@@ -24,9 +24,9 @@ from attzoo.ops.keras import keras
 every_sample = pytest.mark.parametrize("sample", [SAMPLES[name] for name in LAST_OF_EACH], ids=LAST_OF_EACH)
 
 
-def model_with_attention(sample, layout=LAST, known=False, **kwargs):
+def model_with_attention(sample, layout=LAST, fixed_sizes=False, **kwargs):
     """Return a model of the output and the coefficients of a block, and the block."""
-    shapes = [to_layout(s if known else (s[0], s[1], *(None,) * (len(s) - 2)), layout)[1:] for s in sample.shapes]
+    shapes = [to_layout(s if fixed_sizes else (s[0], s[1], *(None,) * (len(s) - 2)), layout)[1:] for s in sample.shapes]
     tensors = [keras.Input(shape) for shape in shapes]
     block = sample.create("keras", data_format=layout, **kwargs)
     model = keras.Model(tensors, [block(*tensors), block.attention(*tensors)])
@@ -47,7 +47,7 @@ def test_functional_model_with_attention_equals_the_block(sample):
     for increase in (0, 1):
         assert_equals_block(model, block, inputs(sample, layout, increase=increase))
     assert len(model.weights) == len(block.weights)
-    shape = model_with_attention(sample, layout, known=True)[0].outputs[1].shape
+    shape = model_with_attention(sample, layout, fixed_sizes=True)[0].outputs[1].shape
     assert shape[1:] == block.attention(*inputs(sample, layout)).shape[1:]
 
 

@@ -156,12 +156,12 @@ def test_cuda_graph_of_a_training_step(name):
             y = block(*static_inputs)
         return [y, *torch.autograd.grad(y, [*static_inputs, *parameters], dy)]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    side_stream = torch.cuda.Stream()
+    side_stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side_stream):
         for _ in range(3):
             run()
-    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.current_stream().wait_stream(side_stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         actual = run()
@@ -206,10 +206,10 @@ def test_kernels_run_on_the_device_of_their_inputs(name):
 @all_blocks
 def test_two_hundred_steps_leak_no_memory(name):
     block, (*xs, _) = build(name, 64), step_inputs(name, 8, 64, 32, 32)
-    for turn in range(200):
+    for step_index in range(200):
         with attzoo.kernels("triton"):
             block(*xs).sum().backward()
-        if turn == 9:
+        if step_index == 9:
             allocated_before = torch.cuda.memory_allocated()
     assert torch.cuda.memory_allocated() == allocated_before
 

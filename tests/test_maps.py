@@ -54,8 +54,8 @@ def net(**kwargs):
 
 def keras_net(layout="channels_last"):
     """Return a Keras model with two blocks."""
-    space = (3, 8, 7) if layout == "channels_first" else (8, 7, 3)
-    inputs = keras.Input(space)
+    input_shape = (3, 8, 7) if layout == "channels_first" else (8, 7, 3)
+    inputs = keras.Input(input_shape)
     h = attzoo.create("spatial_attention", 3, backend="keras", kernel_size=3, data_format=layout, name="look")(inputs)
     return keras.Model(inputs, attzoo.create("eca", 3, backend="keras", data_format=layout, name="weigh")(h))
 
@@ -151,7 +151,7 @@ def test_unet_has_the_same_maps_in_both_frameworks(block):
 
 def test_coefficients_are_computed_once_and_gradients_are_unchanged(monkeypatch):
     model, x = net(), torch.from_numpy(image()).requires_grad_()
-    correct = torch.autograd.grad(model(x).square().sum(), [x, *model.parameters()])
+    expected = torch.autograd.grad(model(x).square().sum(), [x, *model.parameters()])
     counts, se = [], type(model[1])
     compute = se.attention
     monkeypatch.setattr(se, "attention", lambda self, x: counts.append(1) or compute(self, x))
@@ -159,7 +159,7 @@ def test_coefficients_are_computed_once_and_gradients_are_unchanged(monkeypatch)
         y = model(x)
     assert counts == [1]
     gradients = torch.autograd.grad(y.square().sum(), [x, *model.parameters()])
-    for gradient, expected_gradient in zip(gradients, correct, strict=True):
+    for gradient, expected_gradient in zip(gradients, expected, strict=True):
         assert torch.equal(gradient, expected_gradient)
     recorded["1"][:] = 7   # a copy, so the model does not change
     with attzoo.attention_maps(model) as second_maps:
@@ -175,8 +175,8 @@ def test_map_is_that_of_the_latest_call_and_last_use_of_a_block():
         assert recorded["0"].shape == (1, 4, 1, 1)
         model(x[1])
     assert list(recorded) == ["0"]
-    correct = se.attention(model[:2](x[1])).detach().numpy()
-    np.testing.assert_array_equal(recorded["0"], correct)
+    expected = se.attention(model[:2](x[1])).detach().numpy()
+    np.testing.assert_array_equal(recorded["0"], expected)
 
 
 def test_path_of_a_shared_keras_block_is_its_first():
@@ -187,20 +187,20 @@ def test_path_of_a_shared_keras_block_is_its_first():
         model(np.moveaxis(image(), 1, -1))
     assert list(recorded) == [f"{inner.name}.look", f"{inner.name}.weigh"]
     x = np.moveaxis(keras.ops.convert_to_numpy(inner(np.moveaxis(image(), 1, -1))), -1, 1)
-    correct = adapter("keras").attention(inner.get_layer("look"), [x])
-    np.testing.assert_allclose(recorded[f"{inner.name}.look"], correct, rtol=1e-6)
+    expected = adapter("keras").attention(inner.get_layer("look"), [x])
+    np.testing.assert_allclose(recorded[f"{inner.name}.look"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "correct"),
+    ("dtype", "expected"),
     [(torch.float16, np.float32), (torch.bfloat16, np.float32), (torch.float64, np.float64)],
     ids=str,
 )
-def test_maps_are_float32_or_float64(dtype, correct):
+def test_maps_are_float32_or_float64(dtype, expected):
     model, x = net().to(dtype), torch.from_numpy(image()).to(dtype)
     with attzoo.attention_maps(model) as recorded:
         model(x)
-    assert {a.dtype for a in recorded.values()} == {np.dtype(correct)}
+    assert {a.dtype for a in recorded.values()} == {np.dtype(expected)}
     np.testing.assert_array_equal(recorded["1"], model[1].attention(model[0](x)).detach().to(torch.float64).numpy())
 
 
@@ -342,23 +342,23 @@ def record(model, call, x):
     return dict(recorded)
 
 
-def assert_equal(actual, correct):
+def assert_equal(actual, expected):
     """Assert that maps have the same paths in the same order and equal arrays."""
-    assert list(actual) == list(correct)
-    for path, array in correct.items():
+    assert list(actual) == list(expected)
+    for path, array in expected.items():
         np.testing.assert_array_equal(actual[path], array)
 
 
 @every_framework
 def test_calls_in_other_threads_are_not_recorded(framework):
     model, call = models()[framework]
-    correct = record(model, call, image())
+    expected = record(model, call, image())
     with attzoo.attention_maps(model) as recorded:
         in_thread(lambda: call(model, image(1)))
         assert not recorded
         call(model, image())
         in_thread(lambda: call(model, image(1)))
-    assert_equal(recorded, correct)
+    assert_equal(recorded, expected)
     with pytest.raises(ValueError, match=r"records .*, no calls of other threads"), attzoo.attention_maps(model):
         in_thread(lambda: call(model, image()))
 
@@ -388,17 +388,17 @@ def test_each_of_eight_threads_records_its_own_calls(framework):
 @every_framework
 def test_calls_in_a_copy_of_the_context_are_recorded_until_the_end(framework):
     model, call = models()[framework]
-    correct = record(model, call, image())
+    expected = record(model, call, image())
     with attzoo.attention_maps(model) as recorded:
         context = copy_context()
         in_thread(lambda: context.run(call, model, image()))
-        assert_equal(recorded, correct)
+        assert_equal(recorded, expected)
     in_thread(lambda: context.run(call, model, image(1)))
     context.run(call, model, image(1))
     with attzoo.attention_maps(model):   # the old context runs through its taps
         call(model, image(1))
         context.run(call, model, image(1))
-    assert_equal(recorded, correct)
+    assert_equal(recorded, expected)
 
 
 def save_and_load(model):
@@ -431,18 +431,18 @@ COPIES = {   # framework, and function that copies a model
 def test_copies_made_inside_are_not_recorded(kind):
     framework, copy_model = COPIES[kind]
     model, call = models()[framework]
-    correct, y = record(model, call, image()), call(model, image())
+    expected, y = record(model, call, image()), call(model, image())
     with attzoo.attention_maps(model) as recorded:
         call(model, image())
         copied = copy_model(model)
         call(copied, image(1))
-        assert_equal(recorded, correct)
+        assert_equal(recorded, expected)
     call(copied, image(1))
-    assert_equal(recorded, correct)
+    assert_equal(recorded, expected)
     assert np.array_equal(*(z.detach() if framework == 0 else z for z in (call(copied, image()), y)))
     parts = copied._flatten_layers() if framework else copied.modules()
     assert not any({"attention", "__reduce_ex__"} & set(vars(part)) for part in parts)
-    assert_equal(record(copied, call, image()), correct)
+    assert_equal(record(copied, call, image()), expected)
 
 
 def test_copies_keep_a_replaced_attention():
@@ -519,8 +519,8 @@ def test_models_without_blocks_raise():
     with pytest.raises(TypeError, match="expected a model of torch or Keras, got str"), attzoo.attention_maps("net"):
         raise AssertionError
     for model in (nn.Sequential(nn.Linear(2, 2)), keras.Sequential([keras.layers.Dense(2)])):
-        correct = "expected a model that contains attention blocks, got a Sequential without any"
-        with pytest.raises(ValueError, match=correct), attzoo.attention_maps(model):
+        expected = "expected a model that contains attention blocks, got a Sequential without any"
+        with pytest.raises(ValueError, match=expected), attzoo.attention_maps(model):
             raise AssertionError
 
 

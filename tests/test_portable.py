@@ -277,11 +277,11 @@ def test_file_has_arrays_and_metadata(path):
     block = build("spatial_attention-3d", "torch")
     attzoo.save(block, str(path))
     with safetensors.safe_open(path, "numpy") as file:
-        about = json.loads(file.metadata()["attzoo"])
+        metadata = json.loads(file.metadata()["attzoo"])
         assert same({name: file.get_tensor(name) for name in file.keys()}, attzoo.weights(block))   # noqa: SIM118
     config = {"channels": 5, "kernel_size": 3, "norm": True, "spatial_dims": 3}
-    assert len(about.pop("sha256")) == 64
-    assert about == {"format": 1, "block": "spatial_attention", "config": config}
+    assert len(metadata.pop("sha256")) == 64
+    assert metadata == {"format": 1, "block": "spatial_attention", "config": config}
 
 
 def test_float16_arrays_beside_float32_are_saved_exactly(path):
@@ -841,13 +841,13 @@ def test_changed_bytes_raise_or_are_read_correctly(key, data, path):
 def test_changed_headers_raise_or_are_read_correctly(key, value, data, path):
     header, content = VALID_FILES[key]
     header = json.loads(json.dumps(header))
-    about = json.loads(header["__metadata__"]["attzoo"])
-    nodes = [header, about, about["config"], *header.values()]
+    metadata = json.loads(header["__metadata__"]["attzoo"])
+    nodes = [header, metadata, metadata["config"], *header.values()]
     node = data.draw(st.sampled_from(nodes))
     field = data.draw(st.sampled_from(sorted(node)) | st.text(max_size=9))
     node[field] = value
-    if node is about or node is about["config"]:
-        header = with_metadata(header, about)
+    if node is metadata or node is metadata["config"]:
+        header = with_metadata(header, metadata)
     assert_refused_or_read_correctly(packed(header, content), path)
 
 

@@ -25,9 +25,9 @@ def values_by_index(block):
     names = {"running_mean": "mean", "running_var": "var"}
     values = {}
     for name, tensor in block.state_dict().items():
-        path, _, leaf = name.rpartition(".")
-        if leaf != "num_batches_tracked":
-            values[f"{path}.{names.get(leaf, leaf)}"] = np.array(tensor.tolist(), "f4").ravel()
+        path, _, attribute = name.rpartition(".")
+        if attribute != "num_batches_tracked":
+            values[f"{path}.{names.get(attribute, attribute)}"] = np.array(tensor.tolist(), "f4").ravel()
     return values
 
 

@@ -150,10 +150,10 @@ def test_file_contains_the_blocks_with_their_paths(path):
     expected = randomized(model)
     attzoo.save(model, path)
     with safetensors.safe_open(path, "numpy") as file:
-        about = json.loads(file.metadata()["attzoo"])
+        metadata = json.loads(file.metadata()["attzoo"])
         assert same({name: file.get_tensor(name) for name in file.keys()}, expected)   # noqa: SIM118
-    assert len(about.pop("sha256")) == 64
-    assert about == {"format": 2, "blocks": [
+    assert len(metadata.pop("sha256")) == 64
+    assert metadata == {"format": 2, "blocks": [
         {"path": "block0", "block": "se", "config": model.block0.spec.config(), "start": "default"},
         {"path": "block1", "block": "cbam", "config": model.block1.spec.config(), "start": "default"},
     ]}   # fmt: skip

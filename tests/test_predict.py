@@ -338,8 +338,8 @@ def test_wrong_settings_raise_a_short_error_that_names_the_file(files, tmp_path,
     path.write_bytes((files / "colour.safetensors").read_bytes())
     (tmp_path / "settings.json").write_text(text)
     message_start = re.escape(f"expected the settings of a training run in {path.parent}")
-    end = "; correct or remove this file, and set --size and --normalise$"
-    with pytest.raises(ValueError, match=f"(?s){message_start}.*{got}.*{end}") as error:
+    message_end = "; correct or remove this file, and set --size and --normalise$"
+    with pytest.raises(ValueError, match=f"(?s){message_start}.*{got}.*{message_end}") as error:
         open_network(path, size=() if "size must be 2" not in got else None)
     assert len(str(error.value)) < 700 + len(str(path))
     assert open_network(path, size=(), normalise="unit").preparation == Preparation(None, "unit")   # not read
@@ -822,9 +822,9 @@ def test_the_commands_print_the_preparation_and_its_origin(files, tmp_path, comm
     def stderr(*options):
         return run(command, path, files / "images" / "b.png", "--out", tmp_path / "out", *options).stderr
 
-    beginning, end = f"no settings.json beside {path}: images are", "if the network was trained otherwise\n"
-    assert stderr() == f"{beginning} not resized, normalisation is zscore; set --size and --normalise {end}"
-    assert stderr("--size", "8,9") == f"{beginning} resized to 8 x 9, normalisation is zscore; set --normalise {end}"
+    beginning, ending = f"no settings.json beside {path}: images are", "if the network was trained otherwise\n"
+    assert stderr() == f"{beginning} not resized, normalisation is zscore; set --size and --normalise {ending}"
+    assert stderr("--size", "8,9") == f"{beginning} resized to 8 x 9, normalisation is zscore; set --normalise {ending}"
     settings.write_text(json.dumps(Settings(data="images", size=(12, 10), normalise="unit").config()))
     assert stderr() == f"images are resized to 12 x 10, normalisation is unit, by {settings}\n"
     assert stderr("--size", "own") == f"images are not resized, normalisation is unit, by --size and {settings}\n"

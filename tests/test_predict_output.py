@@ -188,9 +188,9 @@ def test_results_of_two_networks_are_never_in_one_folder(network, second, data, 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         command(second, image, tmp_path / "out")
-    left = [path for path in written if path.exists()]
-    assert left == written[:1]
-    assert left[0].read_bytes() == whole[tmp_path / "second" / left[0].relative_to(tmp_path / "out")]
+    paths_left = [path for path in written if path.exists()]
+    assert paths_left == written[:1]
+    assert paths_left[0].read_bytes() == whole[tmp_path / "second" / paths_left[0].relative_to(tmp_path / "out")]
 
 
 # ---- interruptions, and the record -----------------------------------------------------------------

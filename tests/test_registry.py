@@ -134,10 +134,10 @@ def test_explicit_arguments_override_a_variant(name, variant):
     preset = registry.variants(name)[variant]
     plain = attzoo.create(name, *ARGUMENTS[name], backend="numpy")
     for argument in {**preset.arguments, **preset.rules}:
-        given = {argument: getattr(plain, argument)}
-        block = attzoo.create(name, *ARGUMENTS[name], backend="torch", variant=variant, **given)
+        explicit_arguments = {argument: getattr(plain, argument)}
+        block = attzoo.create(name, *ARGUMENTS[name], backend="torch", variant=variant, **explicit_arguments)
         if derived_by(name, argument) not in preset.rules:
-            assert getattr(block.spec, argument) == given[argument]
+            assert getattr(block.spec, argument) == explicit_arguments[argument]
 
 
 @every_variant

@@ -279,10 +279,10 @@ def header(path):
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
-def rewrite(path, about: Any, head, data):
+def rewrite(path, metadata: Any, header_fields, data):
     """Write a file with other metadata."""
-    head = head | {"__metadata__": {"attzoo": json.dumps(about)}}
-    text = json.dumps(head).encode()
+    header_fields = header_fields | {"__metadata__": {"attzoo": json.dumps(metadata)}}
+    text = json.dumps(header_fields).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
@@ -309,11 +309,11 @@ INVALID_CONFIGS = {   # change to the config in a file, error message
 def test_file_with_an_invalid_config_raises(case, tmp_path):
     path = tmp_path / "net.safetensors"
     attzoo.save(build("leejunhyun", "torch", "float32"), path)
-    head, data = header(path)
-    about = json.loads(head.pop("__metadata__")["attzoo"])
+    header_fields, data = header(path)
+    metadata = json.loads(header_fields.pop("__metadata__")["attzoo"])
     change, message = INVALID_CONFIGS[case]
-    config = about["config"] | change if isinstance(change, dict) else change
-    rewrite(path, about | {"config": config}, head, data)
+    config = metadata["config"] | change if isinstance(change, dict) else change
+    rewrite(path, metadata | {"config": config}, header_fields, data)
     with pytest.raises(ValueError, match=r"is not a file of attzoo\.save") as caught:
         attzoo.load(path, backend="torch")
     assert message in str(caught.value)
@@ -323,10 +323,10 @@ def test_file_with_an_invalid_config_raises(case, tmp_path):
 def test_file_without_an_array_raises(tmp_path):
     path = tmp_path / "net.safetensors"
     attzoo.save(build("leejunhyun", "torch", "float32"), path)
-    head, data = header(path)
-    about = json.loads(head.pop("__metadata__")["attzoo"])
-    del head["skip.1.psi_norm.var"]
-    rewrite(path, about, head, data)
+    header_fields, data = header(path)
+    metadata = json.loads(header_fields.pop("__metadata__")["attzoo"])
+    del header_fields["skip.1.psi_norm.var"]
+    rewrite(path, metadata, header_fields, data)
     with pytest.raises(ValueError, match="expected arrays"):
         attzoo.load(path, backend="keras")
 

@@ -21,7 +21,7 @@ from attzoo.unet.spec import UNet
 
 DOUBLE = {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"}
 NORM = ("weight", "bias", "mean", "var")
-GATE = {f"{part}.{leaf}" for part in ("skip", "gating", "psi") for leaf in ("weight", "bias")}
+GATE = {f"{part}.{kind}" for part in ("skip", "gating", "psi") for kind in ("weight", "bias")}
 
 
 def net(**kwargs):

@@ -62,8 +62,8 @@ def assert_equal(published, parts, ours, shape):
     assert_arrays_close(run.output, y.detach().numpy(), 1e-11)
     assert_arrays_close(run.input_gradients[0], xs.grad.numpy(), 1e-9)
     for name, gradient in run.weight_gradients.items():
-        path, _, leaf = name.rpartition(".")
-        assert_arrays_close(gradient, getattr(parts[path], leaf).grad.numpy().reshape(gradient.shape), 1e-9)
+        path, _, attribute = name.rpartition(".")
+        assert_arrays_close(gradient, getattr(parts[path], attribute).grad.numpy().reshape(gradient.shape), 1e-9)
     after = attzoo.weights(ours)
     for name, array in read_weights(parts).items():
         assert_arrays_close(after[name], array.reshape(after[name].shape))

@@ -26,9 +26,9 @@ def test_every_block_has_a_test_file_with_its_variants(block):
     assert tests, f"expected tests of numbers worked out by hand in {path}, got none"
     arrays = getattr(FILES[block], "ARRAYS", {})
     assert "" in arrays, f'expected ARRAYS = {{"": (arguments, names and shapes of arrays)}} in {path}, got {arrays}'
-    known, actual = set(registry.variants(block)), {variant for name, variant in PUBLISHED if name == block}
-    assert actual == known, (
-        f"{path}: PUBLISHED lacks {sorted(known - actual)}, and states unknown {sorted(actual - known)}"
+    registered, actual = set(registry.variants(block)), {variant for name, variant in PUBLISHED if name == block}
+    assert actual == registered, (
+        f"{path}: PUBLISHED lacks {sorted(registered - actual)}, and states unknown {sorted(actual - registered)}"
     )
 
 

@@ -172,8 +172,8 @@ def check_labelled(counts: Mapping[Value, int], labels: Labels) -> None:
         counts: number of pixels of each value.
         labels: the values of the classes.
     """
-    known = {*labels.values, *(() if labels.are_colors else (IGNORE,))}
-    if unknown := {value: count for value, count in counts.items() if value not in known}:
+    known_values = {*labels.values, *(() if labels.are_colors else (IGNORE,))}
+    if unknown := {value: count for value, count in counts.items() if value not in known_values}:
         is_short = len(labels.values) <= SHOWN
         expected = option_of(labels.values) if is_short else f"the {len(labels.values)} in --labels"
         blended_text = f", {BLENDED}" if len(unknown) > SHOWN else ""

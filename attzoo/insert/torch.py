@@ -102,14 +102,14 @@ def swap(model: nn.Module, name: str, where: Any, example: Any, options: Mapping
     _check_one_input(name)
     check_wrappers(model)
     chosen = select_modules(model, where, "where")
-    present = {path: module for path, module in chosen.items() if not isinstance(module, nn.Identity)}
-    for path, module in present.items():
+    attention_modules = {path: module for path, module in chosen.items() if not isinstance(module, nn.Identity)}
+    for path, module in attention_modules.items():
         check_not_scripted(path, module)
         if is_attached(module):
             raise ValueError(f"expected {path!r} without an attached block, got one that has it: detach it first")
-    if not present:
+    if not attention_modules:
         raise ValueError(f"where={where!r} matches only nn.Identity: there is no attention to replace, use attach")
-    hosts = [Host(path, module, *known_channels(module)) for path, module in present.items()]
+    hosts = [Host(path, module, *known_channels(module)) for path, module in attention_modules.items()]
     shapes = {} if example is None else shapes_at(model, hosts, example)
     replacements = [(host, *_replacement(model, host, name, shapes, options)) for host in hosts]
     for host, block, _ in replacements:

@@ -122,8 +122,8 @@ def has_hooks(module: nn.Module) -> bool:
 
 def _has_own_hooks(module: nn.Module) -> bool:
     """Whether hooks are registered on the module itself."""
-    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(own)
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks)
 
 
 def forward_pre_hooks(module: nn.Module) -> list[Callable[..., Any]]:
@@ -144,8 +144,8 @@ def is_unmodified(module: nn.Module, *kinds: type) -> bool:
 
     Names are looked up one by one, because torch.compile of 2.11 cannot trace a set.
     """
-    own = module.__dict__
-    on_instance = "forward" in own or "mlp" in own or "plain" in own or replaces_attention(module)
+    attributes = module.__dict__
+    on_instance = "forward" in attributes or "mlp" in attributes or "plain" in attributes or replaces_attention(module)
     return type(module) in kinds and not on_instance and not _replaced_in_class(type(module))
 
 
@@ -153,8 +153,8 @@ def _replaced_in_class(kind: type) -> bool:
     """Whether a method of a block's class was replaced since its definition. False while torch.compile traces."""
     if torch.compiler.is_compiling():
         return False
-    own = getattr(kind, "own_methods", {})
-    return any(getattr(kind, name, None) is not method for name, method in own.items())
+    own_methods = getattr(kind, "own_methods", {})
+    return any(getattr(kind, name, None) is not method for name, method in own_methods.items())
 
 
 def is_ordinary(module: nn.Module, *kinds: type) -> bool:
@@ -167,8 +167,8 @@ def replaces_attention(module: nn.Module) -> bool:
 
     While torch.compile traces, every replacement counts.
     """
-    own = module.__dict__
-    return "attention" in own and (torch.compiler.is_compiling() or not is_idle(own["attention"]))
+    attributes = module.__dict__
+    return "attention" in attributes and (torch.compiler.is_compiling() or not is_idle(attributes["attention"]))
 
 
 class Snapshot:
@@ -201,16 +201,16 @@ class Snapshot:
 
 def _state(part: nn.Module) -> tuple[Any, ...]:
     """Return the type, attribute names, children, tensor descriptions and convolution options of a module."""
-    own = part.__dict__
+    attributes = part.__dict__
     tensors = [tensor if tensor is None else _form(tensor) for tensor in _tensors(part)]
-    options = [own[name] for name in OPTIONS] if "stride" in own else None
-    return type(part), list(own), list(own["_modules"].values()), tensors, options
+    options = [attributes[name] for name in OPTIONS] if "stride" in attributes else None
+    return type(part), list(attributes), list(attributes["_modules"].values()), tensors, options
 
 
 def _tensors(part: nn.Module) -> list[Tensor | None]:
     """Return the parameters and buffers of a module, without its submodules; None for one that is not set."""
-    own = part.__dict__
-    return [*own["_parameters"].values(), *own["_buffers"].values()]
+    attributes = part.__dict__
+    return [*attributes["_parameters"].values(), *attributes["_buffers"].values()]
 
 
 def _form(t: Tensor) -> tuple[Any, ...]:

@@ -112,12 +112,12 @@ def described(layer: Any) -> str:
         config = {"mode": layer.mode} if isinstance(layer, Conv) else layer.get_config()
     except NotImplementedError:   # a third party's
         config = {}
-    ends = ("name", "trainable", "dtype", "initializer", "regularizer", "constraint", "quantization_config")
+    ignored_endings = ("name", "trainable", "dtype", "initializer", "regularizer", "constraint", "quantization_config")
     ignored_settings = ("lora_", POLICIES)
     settings = [
         f"{key}={value!r}"
         for key, value in config.items()
-        if not key.endswith(ends) and not key.startswith(ignored_settings)
+        if not key.endswith(ignored_endings) and not key.startswith(ignored_settings)
     ]
     return f"{type(layer).__name__}({', '.join(settings)})"
 

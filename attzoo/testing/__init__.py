@@ -314,10 +314,10 @@ def _differs(case: Case, other_spec: Spec) -> bool:
         return True
     x, w = case.inputs(), case.weights()
     try:
-        same = np.array_equal(case.spec(*x, weights=w), other_spec(*x, weights=w))
+        is_equal = np.array_equal(case.spec(*x, weights=w), other_spec(*x, weights=w))
     except ValueError:
         return True
-    return not same or _updates_differ(case, other_spec)
+    return not is_equal or _updates_differ(case, other_spec)
 
 
 def _updates_differ(case: Case, other_spec: Spec) -> bool:

@@ -156,12 +156,12 @@ def load_settings(folder: Path) -> Settings:
         raise ValueError(f"{path} does not hold the settings of a run: {shorten(str(err))}; {fix}") from err
 
 
-def settings_to_resume(folder: Path, given: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> Settings:
+def settings_to_resume(folder: Path, options: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> Settings:
     """Return the settings of the run in a folder, with the folder of data replaced by the given one.
 
     Args:
         folder: the folder of the run.
-        given: some or all settings, as in `Settings.config`. They must equal those of the run, except for `data`: the
+        options: some or all settings, as in `Settings.config`. They must equal those of the run, except for `data`: the
             digests of the data are compared later.
         network: arguments of the network to compare one by one, if not all of them are given.
 
@@ -169,10 +169,10 @@ def settings_to_resume(folder: Path, given: Mapping[str, Any], network: Mapping[
         ValueError: settings differ, which the message lists, or there is no run or a damaged one in `folder`.
     """
     settings = load_settings(folder)
-    if settings.data is not None and given.get("data") is not None:
-        settings = replace(settings, data=given["data"])
+    if settings.data is not None and options.get("data") is not None:
+        settings = replace(settings, data=options["data"])
     config = settings.config()
-    changed = {name: value for name, value in given.items() if value != config[name]}
+    changed = {name: value for name, value in options.items() if value != config[name]}
     lines = [f"{name} {short_repr(config[name])}, got {short_repr(value)}" for name, value in changed.items()]
     for name, value in (network or {}).items():
         if name not in settings.network or settings.network[name] != value:

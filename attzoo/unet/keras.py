@@ -57,9 +57,9 @@ class UNet(keras.Model):
     def get_config(self) -> dict[str, Any]:
         """Return the arguments and settings of sublayers. Raise ValueError for a changed layer, which has no entry."""
         keras_layers.check_unchanged(self)
-        own = {"name": self.name, "trainable": self.trainable, "data_format": self.data_format}
-        own |= {"dtype": keras.dtype_policies.serialize(self.dtype_policy)} | self.spec.config()
-        return own | keras_layers.inner_settings(self)
+        config = {"name": self.name, "trainable": self.trainable, "data_format": self.data_format}
+        config |= {"dtype": keras.dtype_policies.serialize(self.dtype_policy)} | self.spec.config()
+        return config | keras_layers.inner_settings(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> UNet:
@@ -70,8 +70,8 @@ class UNet(keras.Model):
 
 def _build(net: spec.UNet, channels_last: bool, policy: Any) -> tuple[Any, Any]:
     """Return the symbolic input and output of the functional model. policy: dtype policy of all layers."""
-    space = (None,) * net.spatial_dims
-    shape = (*space, net.in_channels) if channels_last else (net.in_channels, *space)
+    unknown_sizes = (None,) * net.spatial_dims
+    shape = (*unknown_sizes, net.in_channels) if channels_last else (net.in_channels, *unknown_sizes)
     inputs = x = keras.Input(shape, dtype=policy.compute_dtype)
 
     def make(cls: Any, *args: Any, name: str, **kwargs: Any) -> Any:

@@ -91,12 +91,12 @@ class UNet(Settings):   # noqa: D101  (its docstring is that of Settings)
 
     def macs(self, x: Sequence[int]) -> int:
         """Return the number of multiply-adds for x of shape (N, C, *S): convolutions, gates and blocks."""
-        space = plan.sizes(self, x[2:])
-        total = prod(space[0]) * self.weights["head.weight"].size
+        level_sizes = plan.sizes(self, x[2:])
+        total = prod(level_sizes[0]) * self.weights["head.weight"].size
         if self.gating_unit:
-            total += _cost(self.gating_unit, space[-1])
+            total += _cost(self.gating_unit, level_sizes[-1])
         for i, level in enumerate(self.levels):
-            level_size, size_below = space[i], space[min(i + 1, len(space) - 1)]
+            level_size, size_below = level_sizes[i], level_sizes[min(i + 1, len(level_sizes) - 1)]
             # cropped to the size of the level after the units
             upsampled_size = tuple(map(mul, size_below, self.steps[i])) if level.decoder else level_size
             total += sum(_cost(unit, level_size) for unit in (*level.encoder, *level.decoder))
@@ -185,9 +185,9 @@ def _unit(unit: Unit, x: Array, weights: Mapping[str, Array], training: bool) ->
     return ops.relu(x) if unit.activation else x
 
 
-def _cost(unit: Unit, space: Sequence[int]) -> int:
+def _cost(unit: Unit, sizes: Sequence[int]) -> int:
     """Return the multiply-adds of a convolution. space: size of the output, or of the input if it is transposed."""
-    return prod(space) * prod(unit.kernel) * unit.inputs * unit.outputs
+    return prod(sizes) * prod(unit.kernel) * unit.inputs * unit.outputs
 
 
 def _arguments(block: Spec | None) -> dict[str, Any]:

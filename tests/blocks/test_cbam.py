@@ -57,9 +57,9 @@ def cbam(x, w, training, **options):
     return spatial_gate(channel_gate(x, w, training, "channel."), w, training, "spatial.", **options)
 
 
-MATRICES = arrays_of("channel.squeeze", "channel.excite", leaves=("weight",))
+MATRICES = arrays_of("channel.squeeze", "channel.excite", weight_names=("weight",))
 BIASED = arrays_of("channel.squeeze", "channel.excite")
-CONV = arrays_of("spatial.conv", leaves=("weight",))
+CONV = arrays_of("spatial.conv", weight_names=("weight",))
 NORM = norms_of("spatial.norm")
 PUBLISHED = {
     "paper": Published(partial(cbam, norm=False), MATRICES + CONV, widths(FLOOR_16)),

@@ -86,7 +86,7 @@ def kernel_sizes(*values):
     return {(channels,): {"k": k} for channels, k in zip((4, 8, 64, 128, 2048), values, strict=True)}
 
 
-KERNEL = arrays_of("conv", leaves=("weight",))
+KERNEL = arrays_of("conv", weight_names=("weight",))
 PUBLISHED = {
     "paper": Published(eca_official, KERNEL, kernel_sizes(1, 3, 3, 5, 7)),
     "official": Published(eca_official, KERNEL, kernel_sizes(3, 3, 3, 3, 3)),

@@ -45,7 +45,7 @@ ARRAYS = {
 
 # ---- published variants ----------------------------------------------------------------------------------------------
 
-PLAIN = arrays_of("conv", leaves=("weight",))
+PLAIN = arrays_of("conv", weight_names=("weight",))
 NORMED = PLAIN + norms_of("norm")
 PUBLISHED = {
     "paper": Published(partial(spatial_gate, norm=False), PLAIN, {}),
