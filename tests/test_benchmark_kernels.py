@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_benchmark_measure import by_name
 from typer.testing import CliRunner
 
 import attzoo
@@ -34,11 +35,6 @@ ROOT = Path(__file__).parents[1]
 CASE = Case("se", ((2, 8, 5, 4),), "training", variant="timm")
 BENCH = Bench("cpu", {"cpu": Pace(3, 0.0)})
 GOALS = [kernel_goal for name in attzoo.names() for kernel_goal in goals(name).calls]
-
-
-def by_name(rows):
-    """Return the rows by provider."""
-    return {str(row.provider): row for row in rows}
 
 
 # ---- rows that use kernels -------------------------------------------------------------------------------------------

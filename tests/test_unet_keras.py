@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from nets import NETS, SMALL, build, create, have_equal_weights, image
+from test_keras import array
 
 import attzoo
 from attzoo.adapters import adapter
@@ -35,11 +36,6 @@ def net(name="leejunhyun", **kwargs):
 def input_of(name="leejunhyun", dtype="float32"):
     """Return a random input of a network of NETS, channels last."""
     return np.moveaxis(image(NETS[name][1]).astype(dtype), 1, -1)
-
-
-def array(tensor):
-    """Return a tensor as a float64 array."""
-    return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float64")))
 
 
 def assert_near(actual, expected, tolerance=1e-5):

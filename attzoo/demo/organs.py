@@ -69,7 +69,8 @@ def train_unets(out: Path, epochs: int, on_step: Callable[[str], None]) -> tuple
     for name, options in NETS.items():
         trainers = _trainers(options)
         networks = {backend: trainer.network for backend, trainer in trainers.items()}
-        result = Unet(name, _parameter_count(networks["torch"]), networks)
+        parameter_count = sum(w.size for w in networks["torch"].spec.weights.values() if w.trainable)
+        result = Unet(name, parameter_count, networks)
         for backend, trainer in trainers.items():
             start_time = perf_counter()
             result.losses[backend] = []
@@ -127,11 +128,6 @@ def _dice(trainer: Any, images: Array, masks: NDArray[Any]) -> list[float | None
     for start in range(0, len(images), SETTINGS.batch):
         trainer.evaluate(images[start : start + SETTINGS.batch], masks[start : start + SETTINGS.batch])
     return metrics(trainer.pop_confusion())[2]
-
-
-def _parameter_count(net: Any) -> int:
-    """Return the number of trainable parameters of a network."""
-    return sum(w.size for w in net.spec.weights.values() if w.trainable)
 
 
 def _examples(results: list[Unet], images: Array, masks: NDArray[Any]) -> Examples:

@@ -78,7 +78,7 @@ def _new(case: Case, policy: str) -> Any:
     block: Any = registry.get(case.name, backend="keras")(
         **case.spec.config(), data_format=data_format, dtype=policy
     )
-    block.build(*_shapes(case))
+    block.build(*((n, *sizes, c) if case.channels_last else (n, c, *sizes) for n, c, *sizes in case.shapes))
     return block
 
 
@@ -88,11 +88,6 @@ def _block_and_inputs(case: Case, policy: str) -> tuple[Any, list[Any]]:
     dtypes = {name: array.dtype for name, array in weights(block).items()}
     load_weights(block, {name: array.astype(dtypes[name]) for name, array in case.weights().items()})
     return block, [to_tensor(x, block) for x in case.inputs()]
-
-
-def _shapes(case: Case) -> list[tuple[int, ...]]:
-    """Return the shapes of the inputs in the data format of the case."""
-    return [(n, *sizes, c) if case.channels_last else (n, c, *sizes) for n, c, *sizes in case.shapes]
 
 
 def _functional(case: Case) -> tuple[Any, list[Any]]:
