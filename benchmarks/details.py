@@ -80,7 +80,7 @@ def left_out(runs: Sequence[Run]) -> Section:
     return Section("Left out for time", [Table(["run", "case"], [(None, lines)])] if lines else [])
 
 
-def absent(runs: Sequence[Run]) -> Section:
+def absent_packages(runs: Sequence[Run]) -> Section:
     """Return the section on packages that are not installed."""
     lines = [[str(i), package, command] for i, run in enumerate(runs, 1) for package, command in run.absent.items()]
     headings = ["run", "package", "to install it"]

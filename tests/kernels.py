@@ -148,7 +148,7 @@ def uses_kernels(block, *xs, mode="triton"):
 # ---- comparisons -----------------------------------------------------------------------------------------------------
 
 
-def near(actual, expected, dtype="float32", changes=None, differing_fraction=0.0, eager=None):
+def assert_near(actual, expected, dtype="float32", changes=None, differing_fraction=0.0, eager=None):
     """Assert that results of `step` are accurate to a few units in the last place, with non-finite values as expected.
 
     Args:
@@ -243,9 +243,11 @@ def close(actual, expected, tolerance):
 
 def check(block, x, dy, dtype="float32", differing_fraction=0.0):
     """Compare a step by the kernels with the plain form in float64, and return its results."""
-    got, expected = step(block, x, dy), exact(block, x, dy)
-    near(got, expected, dtype, condition(block, x, dy, expected), differing_fraction, step(block, x, dy, mode="eager"))
-    return got
+    actual, expected = step(block, x, dy), exact(block, x, dy)
+    assert_near(
+        actual, expected, dtype, condition(block, x, dy, expected), differing_fraction, step(block, x, dy, mode="eager")
+    )
+    return actual
 
 
 @contextmanager
@@ -255,7 +257,7 @@ def tiny():
         patch.setattr(tape, "RECORDED", {})   # recordings contain tiles
         patch.setattr(passes, "tile", lambda name, x: Tile(4, 8, 4))
         patch.setattr(common, "PROGRAMS", 12)
-        patch.setattr(maps, "PLACES", 16)
+        patch.setattr(maps, "POSITIONS_PER_PROGRAM", 16)
         patch.setattr(perceptron, "WIDE", 16)
         patch.setattr(eca, "WIDE", 16)
         yield

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from kernels import NAMES, build, draw, exact, near, step, uses_kernels
+from kernels import NAMES, assert_near, build, draw, exact, step, uses_kernels
 from torch.export import Dim
 from torch.testing import assert_close
 
@@ -61,7 +61,7 @@ def test_torch_compile_matches_eager_kernels(name):
         with attzoo.kernels(mode):
             y = compiled(x)
         assert any(f"attzoo.{name}" in target for target in targets(graphs[-1])) is (mode == "triton")
-        near({"y": y}, {"y": exact(block, x, dy)["y"]})
+        assert_near({"y": y}, {"y": exact(block, x, dy)["y"]})
     assert len(graphs) == 2
 
 

@@ -15,12 +15,12 @@ from kernels import (
     NAMES,
     POOLED,
     SPATIAL,
+    assert_near,
     build,
     check,
     draw,
     exact,
     guarded,
-    near,
     step,
     to_channels_last,
 )
@@ -153,7 +153,7 @@ def test_input_and_gradient_may_have_any_strides(name, layout):
     transposed_x = plain_x.mT.contiguous().mT
     for x in (draw(2, 8, 4, 3, layout=layout), wider_x[..., ::2], transposed_x):
         actual = step(block, x, dy if x is transposed_x else to_channels_last(dy))
-        near(actual, expected)
+        assert_near(actual, expected)
     assert step(block, draw(2, 8, 4, 3, layout=layout), dy)["y"].stride() == draw(2, 8, 4, 3, layout=layout).stride()
     per_channel = draw(1, 8, 1, 1, seed=2)
     for expanded_dy in (per_channel.expand(2, 8, 4, 3), draw(1, seed=2).expand(2, 8, 4, 3)):
@@ -165,10 +165,10 @@ def test_weights_may_have_any_strides(name):
     """A network converted to channels last has convolution weights in channels last too."""
     block, x, dy = build(name), draw(2, 8, 4, 3, layout=LAYOUTS[1]), draw(2, 8, 4, 3, seed=1)
     expected = exact(block, x, dy)
-    near(step(copy.deepcopy(block).to(memory_format=torch.channels_last), x, dy), expected)
+    assert_near(step(copy.deepcopy(block).to(memory_format=torch.channels_last), x, dy), expected)
     for parameter in block.parameters():
         parameter.data = parameter.data.mT.contiguous().mT if parameter.ndim > 1 else parameter.data
-    near(step(block, x, dy), expected)
+    assert_near(step(block, x, dy), expected)
 
 
 @all_blocks
@@ -218,10 +218,10 @@ def test_non_finite_input_affects_only_its_sample(name, value, hard):
     assert actual["y"][::2].isfinite().all()
     assert actual["gradient of x"][::2].isfinite().all()
     if hard:   # relu6 has the gradient 1 for NaN on a GPU, as in the kernels, and 0 on a CPU
-        near({"y": actual["y"]}, {"y": expected["y"]})
+        assert_near({"y": actual["y"]}, {"y": expected["y"]})
         assert not any((actual[key].isfinite() & ~expected[key].isfinite()).any() for key in actual)
     else:
-        near(actual, expected)
+        assert_near(actual, expected)
 
 
 @all_blocks
@@ -241,7 +241,7 @@ def test_non_finite_gradient_affects_only_its_sample(name):
         dy[1, 2, 0, 1] = value
         actual, expected = step(block, x, dy), exact(block, x, dy)
         if value != value:
-            near(actual, expected)
+            assert_near(actual, expected)
         # the plain form multiplies infinite gradients of maxima by 0, which gives more NaN
         assert all(torch.equal(actual[key].isfinite(), expected[key].isfinite()) for key in actual)
 
@@ -268,7 +268,7 @@ def test_frozen_parameters_and_inputs_get_no_gradient(name, frozen):
         gradients = torch.autograd.grad(y, list(block.parameters()), dy)
         expected = exact(build(name), x, dy)
         names = [name for name, _ in block.named_parameters()]
-        near(dict(zip(names, gradients, strict=True)), {name: expected[f"gradient of {name}"] for name in names})
+        assert_near(dict(zip(names, gradients, strict=True)), {name: expected[f"gradient of {name}"] for name in names})
         return
     for parameter in list(block.parameters())[: None if frozen == "everything" else 1]:
         parameter.requires_grad_(False)
@@ -303,7 +303,7 @@ def test_running_statistics_match_plain_form(name, change):
         block.train(turn < 2)
         block64.train(turn < 2)
         x, dy = draw(2, 8, 4, 3, seed=turn), draw(2, 8, 4, 3, seed=turn + 5)
-        near(step(block, x, dy), step(block64, x.double(), dy.double(), mode="eager"))
+        assert_near(step(block, x, dy), step(block64, x.double(), dy.double(), mode="eager"))
         with torch.no_grad():
             with attzoo.kernels("triton"):
                 block(x)

@@ -17,11 +17,11 @@ from kernels import (
     NAMES,
     SPATIAL,
     StepTolerance,
+    assert_near,
     build,
     check,
     draw,
     exact,
-    near,
     options_of,
     step,
     step_inputs,
@@ -101,7 +101,7 @@ def test_tensors_of_more_than_2_to_the_31_elements(name, last, shape):
         StepTolerance(block, *last_samples).check(ours)
     else:
         expected = exact(block, *last_samples)
-        near(ours, {key: expected[key] for key in ours}, "bfloat16", differing_fraction=DIFFERING_FRACTION)
+        assert_near(ours, {key: expected[key] for key in ours}, "bfloat16", differing_fraction=DIFFERING_FRACTION)
 
 
 class Net(nn.Module):

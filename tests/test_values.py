@@ -191,7 +191,7 @@ def test_gating_signal_of_another_batch_size_raises(backend, batch, gating_batch
         adapter(backend).attention(case.block(backend), [np.zeros((batch, 4, 6, 7)), np.zeros((gating_batch, 3, 6, 7))])
 
 
-def bad(number, name, *args, message, error=(TypeError, ValueError), **options):
+def invalid_case(number, name, *args, message, error=(TypeError, ValueError), **options):
     """Return arguments that raise an error, with the mark of the case number unless it is 0."""
     marks = [getattr(pytest.mark, f"case{number}")] if number else []
     return pytest.param(name, args, options, error, message, marks=marks)
@@ -204,19 +204,19 @@ KERNELS = [
     for k in (0, 2, -1, 3.0)
 ]
 BAD_ARGUMENTS = [
-    bad(5, "se", 0, error=ValueError, message="channels must be >= 1, got 0"),
-    bad(6, "eca", -3, error=ValueError, message="channels must be >= 1, got -3"),
-    bad(7, "cbam", 8.0, error=TypeError, message=r"channels must be an integer, got 8\.0"),
-    bad(8, "attention_gate", True, 3, error=TypeError, message="channels must be an integer, got True"),
-    *(bad(9, "se", 8, reduction=r, message="reduction must be") for r in (0, -1, 1.5)),
-    *(bad(10, name, 8, kernel_size=k, message="kernel_size must be") for name, k in KERNELS),
-    bad(0, "eca", 8, gamma=0, message="gamma must not be 0"),
-    bad(0, "eca", 1, kernel_size=5, padding="circular", message=r"kernel_size must be <= 2 \* channels"),
-    bad(0, "se", 8, gate="tanh", message="gate must be one of 'sigmoid', 'hard_sigmoid', got 'tanh'"),
-    bad(0, "se", 8, bias=1, message="bias must be True or False, got 1"),
-    bad(0, "spatial_attention", 8, spatial_dims=4, message="spatial_dims must be one of 1, 2, 3, got 4"),
-    bad(0, "attention_gate", 8, 4, stride=(2, 2, 2), message="stride must be one integer or 2"),
-    bad(0, "attention_gate", 8, 4, interpolation="nearest", align_corners=True,
+    invalid_case(5, "se", 0, error=ValueError, message="channels must be >= 1, got 0"),
+    invalid_case(6, "eca", -3, error=ValueError, message="channels must be >= 1, got -3"),
+    invalid_case(7, "cbam", 8.0, error=TypeError, message=r"channels must be an integer, got 8\.0"),
+    invalid_case(8, "attention_gate", True, 3, error=TypeError, message="channels must be an integer, got True"),
+    *(invalid_case(9, "se", 8, reduction=r, message="reduction must be") for r in (0, -1, 1.5)),
+    *(invalid_case(10, name, 8, kernel_size=k, message="kernel_size must be") for name, k in KERNELS),
+    invalid_case(0, "eca", 8, gamma=0, message="gamma must not be 0"),
+    invalid_case(0, "eca", 1, kernel_size=5, padding="circular", message=r"kernel_size must be <= 2 \* channels"),
+    invalid_case(0, "se", 8, gate="tanh", message="gate must be one of 'sigmoid', 'hard_sigmoid', got 'tanh'"),
+    invalid_case(0, "se", 8, bias=1, message="bias must be True or False, got 1"),
+    invalid_case(0, "spatial_attention", 8, spatial_dims=4, message="spatial_dims must be one of 1, 2, 3, got 4"),
+    invalid_case(0, "attention_gate", 8, 4, stride=(2, 2, 2), message="stride must be one integer or 2"),
+    invalid_case(0, "attention_gate", 8, 4, interpolation="nearest", align_corners=True,
         message="align_corners must be False unless interpolation='linear', got True and interpolation='nearest'"),
 ]
 

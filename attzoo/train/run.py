@@ -297,7 +297,7 @@ def _save_epoch(run: State, network: Any, out: Path) -> None:
     interval, since = run.settings.checkpoint_every, run.best.since if run.best else 1
     if interval and row["epoch"] % interval == 0:
         portable.save(network, out / f"epoch-{row['epoch']:03}.safetensors")
-    is_best = all(row["mean_iou"] > earlier["mean_iou"] for earlier in run.history[since - 1 : -1])
+    is_best = all(row["mean_iou"] > earlier_row["mean_iou"] for earlier_row in run.history[since - 1 : -1])
     if is_best:
         run.best = best.save_pending(network, out, row["epoch"], since)
     run.save(out)
