@@ -45,7 +45,7 @@ def randomized(block):
     return block
 
 
-def same(arrays, other_arrays):
+def have_equal_arrays(arrays, other_arrays):
     """Whether two dictionaries have equal arrays."""
     return arrays.keys() == other_arrays.keys() and all(np.array_equal(arrays[n], other_arrays[n]) for n in arrays)
 
@@ -272,13 +272,17 @@ UNCHANGED = {   # changes that do not affect what a block computes
 def test_block_with_unchanged_computation_is_written(case, create_block, tmp_path):
     block = UNCHANGED[case](create_block())
     attzoo.save(block, tmp_path / "a.safetensors")
-    assert same(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block))
+    assert have_equal_arrays(
+        attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block)
+    )
 
 
 def test_subclass_with_unchanged_computation_is_written(tmp_path):
     block = randomized(Logged(8, norm=True))
     attzoo.save(block, tmp_path / "a.safetensors")
-    assert same(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block))
+    assert have_equal_arrays(
+        attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block)
+    )
 
 
 def test_saving_does_not_change_random_states(tmp_path):
@@ -375,7 +379,7 @@ def test_computed_weights_are_read_but_not_written(case, tmp_path):
         y = block(x)
         for twin in (attzoo.load(tmp_path / "a.safetensors", backend="torch"), attzoo.convert(block, backend="torch")):
             torch.testing.assert_close(twin.eval()(x), y, rtol=1e-5, atol=1e-6)
-            assert same(attzoo.weights(twin), read_arrays)
+            assert have_equal_arrays(attzoo.weights(twin), read_arrays)
 
 
 @pytest.mark.parametrize("case", [case for case in COMPUTED if case not in ("an attribute", "expanded")])
@@ -387,7 +391,7 @@ def test_remedy_in_the_error_works(case):
         attzoo.load_weights(block, arrays)
     exec(str(error.value).split("computes: ")[1].removesuffix(" first"), {"torch": torch, "block": block})
     attzoo.load_weights(block, arrays)
-    assert same(attzoo.weights(block), arrays)
+    assert have_equal_arrays(attzoo.weights(block), arrays)
 
 
 def test_error_names_a_pruned_bias_in_a_network():
@@ -399,7 +403,7 @@ def test_error_names_a_pruned_bias_in_a_network():
     read_arrays = attzoo.weights(net)
     assert np.count_nonzero(read_arrays.pop("skip.0.gating.bias") == 0) == 1
     weights_before.pop("skip.0.gating.bias")
-    assert same(read_arrays, weights_before)
+    assert have_equal_arrays(read_arrays, weights_before)
 
 
 def test_arrays_that_share_memory_are_not_written():
@@ -411,10 +415,10 @@ def test_arrays_that_share_memory_are_not_written():
     message = rf"^expected squeeze\.weight to hold the array written to it, got other numbers: {fix}$"
     with pytest.raises(ValueError, match=message):
         attzoo.load_weights(block, arrays)
-    assert same(attzoo.weights(block), weights_before)
+    assert have_equal_arrays(attzoo.weights(block), weights_before)
     tied = arrays | {"excite.weight": arrays["squeeze.weight"]}
     attzoo.load_weights(block, tied)
-    assert same(attzoo.weights(block), tied)
+    assert have_equal_arrays(attzoo.weights(block), tied)
 
 
 def test_block_on_the_meta_device_is_neither_read_nor_written():
@@ -435,7 +439,7 @@ def test_sharded_tensor_is_neither_read_nor_written():
             with pytest.raises(ValueError, match=r"got a part of a sharded tensor: call block\.unshard\(\) first"):
                 function(block)
         block.unshard()
-        assert same(attzoo.weights(block), arrays)
+        assert have_equal_arrays(attzoo.weights(block), arrays)
     finally:
         distributed.destroy_process_group()
 
@@ -509,7 +513,7 @@ def test_1x1_convolution_is_read_as_a_matrix():
     conv = nn.Conv2d(8, 3, 1)
     conv.load_state_dict({"weight": block.squeeze.weight[..., None, None], "bias": block.squeeze.bias})
     block.squeeze = conv
-    assert same(attzoo.weights(block), arrays)
+    assert have_equal_arrays(attzoo.weights(block), arrays)
 
 
 def test_blocks_created_in_inference_mode_are_written_only_there():
@@ -550,7 +554,7 @@ def test_values_must_fit_the_dtype_of_their_array(backend, value):
     arrays = weights_before | {"channel.squeeze.weight": np.full((3, 8), value, "f4")}
     with pytest.raises(ValueError, match=r"must be exact in float16, the block's dtype, got float32: round"):
         attzoo.load_weights(block, arrays)
-    assert same(attzoo.weights(block), weights_before)
+    assert have_equal_arrays(attzoo.weights(block), weights_before)
     attzoo.load_weights(block, weights_before)
 
 
@@ -695,7 +699,9 @@ def test_keras_block_with_unchanged_computation_is_written(case, tmp_path):
             block.save(tmp_path / "a.keras")
             block = keras.models.load_model(tmp_path / "a.keras")
         attzoo.save(block, tmp_path / "a.safetensors")
-        assert same(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block))
+        assert have_equal_arrays(
+            attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), attzoo.weights(block)
+        )
 
 
 def test_keras_lora_is_read_merged_and_not_written(tmp_path):
@@ -704,13 +710,13 @@ def test_keras_lora_is_read_merged_and_not_written(tmp_path):
     block.channel.squeeze.enable_lora(2)
     block.channel.squeeze.lora_kernel_b.assign(RNG.random((2, 3), "f4"))
     read_arrays = attzoo.weights(block)
-    assert not same(read_arrays, plain)
+    assert not have_equal_arrays(read_arrays, plain)
     with pytest.raises(ValueError, match=r"channel\.squeeze\.weight of CBAM to be stored, .* array that LoRA computes"):
         attzoo.load_weights(block, plain)
-    assert same(attzoo.weights(block), read_arrays)
+    assert have_equal_arrays(attzoo.weights(block), read_arrays)
     attzoo.save(block, tmp_path / "a.safetensors")
     loaded = attzoo.load(tmp_path / "a.safetensors", backend="keras")
-    assert same(attzoo.weights(loaded), read_arrays)
+    assert have_equal_arrays(attzoo.weights(loaded), read_arrays)
     np.testing.assert_allclose(loaded(x), block(x), rtol=1e-5, atol=1e-6)
 
 

@@ -51,7 +51,7 @@ def build(key, backend, dtype="float32"):
     return block
 
 
-def same(arrays, other_arrays):
+def have_equal_arrays(arrays, other_arrays):
     """Whether two dictionaries have equal arrays of equal dtypes."""
     return arrays.keys() == other_arrays.keys() and all(
         np.array_equal(arrays[n], other_arrays[n]) and arrays[n].dtype == other_arrays[n].dtype for n in arrays
@@ -83,7 +83,7 @@ def test_weights_returns_the_loaded_arrays(key, backend):
     rng = np.random.default_rng(1)
     arrays = {name: rng.uniform(0.1, 2, size=shape).astype("f4") for name, shape in WEIGHTS[key][2].items()}
     attzoo.load_weights(block, dict(reversed(arrays.items())))   # the order does not matter
-    assert same(attzoo.weights(block), arrays)
+    assert have_equal_arrays(attzoo.weights(block), arrays)
 
 
 @every_backend
@@ -96,7 +96,7 @@ def test_weights_are_copies(backend):
     attzoo.load_weights(block, loaded)
     for array in loaded.values():
         array.fill(7)
-    assert same(attzoo.weights(block), weights_before)
+    assert have_equal_arrays(attzoo.weights(block), weights_before)
 
 
 @every_backend
@@ -108,16 +108,16 @@ def test_weights_convert_and_files_of_other_dtypes(key, dtype, backend, path):
     array_dtype = "float32" if dtype == "bfloat16" else dtype   # NumPy has no bfloat16
     assert {array.dtype.name for array in arrays.values()} == {array_dtype}
     attzoo.load_weights(block, arrays)
-    assert same(attzoo.weights(block), arrays)
+    assert have_equal_arrays(attzoo.weights(block), arrays)
     for other_backend in BACKENDS:
         converted = attzoo.convert(block, backend=other_backend)
         assert portable.adapter(other_backend).dtype(converted) == dtype
-        assert same(attzoo.weights(converted), arrays)
+        assert have_equal_arrays(attzoo.weights(converted), arrays)
     attzoo.save(block, path)
     for other_backend in BACKENDS:
         loaded = attzoo.load(path, backend=other_backend)
         assert portable.adapter(other_backend).dtype(loaded) == array_dtype
-        assert same(attzoo.weights(loaded), arrays)
+        assert have_equal_arrays(attzoo.weights(loaded), arrays)
 
 
 @every_backend
@@ -181,7 +181,7 @@ def test_invalid_arrays_raise_and_change_nothing(key, backend):
     arrays = {name: array / 2 for name, array in weights_before.items()}   # differ from those of the block
     with pytest.raises(error, match=message):
         attzoo.load_weights(block, change(arrays))
-    assert same(attzoo.weights(block), weights_before)
+    assert have_equal_arrays(attzoo.weights(block), weights_before)
 
 
 @every_backend
@@ -190,7 +190,7 @@ def test_arrays_are_not_rounded_to_bfloat16(backend):
     weights_before = attzoo.weights(block)
     with pytest.raises(ValueError, match="bfloat16, the block's dtype, got float32: round"):
         attzoo.load_weights(block, {"conv.weight": np.array([1, 2, 1 + 2**-8], "f4")})
-    assert same(attzoo.weights(block), weights_before)
+    assert have_equal_arrays(attzoo.weights(block), weights_before)
     attzoo.load_weights(block, {"conv.weight": np.array([1, 2, 1 + 2**-7], "f4")})
     assert attzoo.weights(block)["conv.weight"][2] == 1 + 2**-7
 
@@ -226,7 +226,7 @@ def test_convert_gives_the_same_spec_and_weights(key, backend, other_backend):
     assert converted is not block
     assert isinstance(converted, attzoo.get(WEIGHTS[key][0], backend=other_backend))
     assert converted.spec == block.spec
-    assert same(attzoo.weights(converted), attzoo.weights(block))
+    assert have_equal_arrays(attzoo.weights(converted), attzoo.weights(block))
 
 
 def test_converted_block_shares_no_memory():
@@ -262,7 +262,7 @@ def test_load_returns_the_saved_spec_and_weights(key, backend, other_backend, pa
     loaded = attzoo.load(path, backend=other_backend)
     assert isinstance(loaded, attzoo.get(WEIGHTS[key][0], backend=other_backend))
     assert loaded.spec == block.spec
-    assert same(attzoo.weights(loaded), attzoo.weights(block))
+    assert have_equal_arrays(attzoo.weights(loaded), attzoo.weights(block))
 
 
 @every_block
@@ -278,7 +278,7 @@ def test_file_has_arrays_and_metadata(path):
     attzoo.save(block, str(path))
     with safetensors.safe_open(path, "numpy") as file:
         metadata = json.loads(file.metadata()["attzoo"])
-        assert same({name: file.get_tensor(name) for name in file.keys()}, attzoo.weights(block))   # noqa: SIM118
+        assert have_equal_arrays({name: file.get_tensor(name) for name in file.keys()}, attzoo.weights(block))   # noqa: SIM118
     config = {"channels": 5, "kernel_size": 3, "norm": True, "spatial_dims": 3}
     assert len(metadata.pop("sha256")) == 64
     assert metadata == {"format": 1, "block": "spatial_attention", "config": config}
@@ -672,7 +672,7 @@ def test_invalid_file_raises_before_its_data_is_read(key, path, monkeypatch):
 def test_valid_file_is_loaded(order, path):
     header, data = valid_file()
     path.write_bytes(packed(dict(list(header.items())[::order]), data))   # the order of arrays in a header is free
-    assert same(attzoo.weights(attzoo.load(path, backend="torch")), attzoo.weights(build("se", "torch")))
+    assert have_equal_arrays(attzoo.weights(attzoo.load(path, backend="torch")), attzoo.weights(build("se", "torch")))
 
 
 @every_backend
@@ -813,7 +813,7 @@ def assert_refused_or_read_correctly(content, path):
         block = attzoo.load(path, backend="torch")
     except ValueError:
         return
-    assert same(attzoo.weights(block), safetensors.numpy.load(content))
+    assert have_equal_arrays(attzoo.weights(block), safetensors.numpy.load(content))
 
 
 @given(key=st.sampled_from(sorted(VALID_FILES)), data=st.data())
@@ -892,14 +892,14 @@ def test_arrays_of_checkpoints_raise_with_the_remedy(change, message):
     weights_before = attzoo.weights(block)
     with pytest.raises((TypeError, ValueError), match=message):
         attzoo.load_weights(block, change({name: array / 2 for name, array in weights_before.items()}))
-    assert same(attzoo.weights(block), weights_before)
+    assert have_equal_arrays(attzoo.weights(block), weights_before)
 
 
 def test_masked_arrays_without_a_mask_are_loaded():
     block = build("se", "torch")
     halves = {name: array / 2 for name, array in attzoo.weights(block).items()}
     attzoo.load_weights(block, {name: np.ma.masked_array(array) for name, array in halves.items()})
-    assert same(attzoo.weights(block), halves)
+    assert have_equal_arrays(attzoo.weights(block), halves)
 
 
 def npy_bytes():

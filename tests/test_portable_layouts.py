@@ -31,7 +31,7 @@ def values_by_index(block):
     return values
 
 
-def same(arrays, numbers):
+def have_equal_arrays(arrays, numbers):
     """Whether arrays have these values in row-major order."""
     return arrays.keys() == numbers.keys() and all(
         np.array_equal(array.ravel(), numbers[name]) for name, array in arrays.items()
@@ -57,14 +57,14 @@ def test_torch_layouts_are_read_and_written(key, layout, tmp_path):
     block = block_in_layout(key, layout)
     numbers = values_by_index(block)
     arrays = attzoo.weights(block)
-    assert same(arrays, numbers)
+    assert have_equal_arrays(arrays, numbers)
     assert all(array.flags.c_contiguous for array in arrays.values())
     attzoo.save(block, tmp_path / "a.safetensors")
-    assert same(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), numbers)
-    assert same(values_by_index(attzoo.convert(block, backend="torch")), numbers)
+    assert have_equal_arrays(attzoo.weights(attzoo.load(tmp_path / "a.safetensors", backend="torch")), numbers)
+    assert have_equal_arrays(values_by_index(attzoo.convert(block, backend="torch")), numbers)
     new_block = block_in_layout(key, layout)   # the target has a layout too
     attzoo.load_weights(new_block, arrays)
-    assert same(values_by_index(new_block), numbers)
+    assert have_equal_arrays(values_by_index(new_block), numbers)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "every second"])
@@ -75,7 +75,7 @@ def test_torch_layouts_are_converted_to_keras(key, layout, tmp_path):
     twins = attzoo.convert(block, backend="keras"), attzoo.load(tmp_path / "a.safetensors", backend="keras")
     for copied in twins:
         arrays = attzoo.weights(copied)
-        assert same(arrays, values_by_index(block))
+        assert have_equal_arrays(arrays, values_by_index(block))
         assert all(array.flags.c_contiguous for array in arrays.values())
 
 
@@ -134,7 +134,7 @@ def test_state_of_a_run_is_saved_in_row_major_order(layout, tmp_path):
     state.State(settings, [row], trainer.state()).save(tmp_path)
     arrays = state.load(tmp_path).arrays
     network = {name.removeprefix("network."): array for name, array in arrays.items() if name.startswith("network.")}
-    assert same(network, values_by_index(trainer.network))
+    assert have_equal_arrays(network, values_by_index(trainer.network))
     for i, parameter in enumerate(trainer.network.parameters()):
         momentum = trainer.optimizer.state[parameter]["momentum_buffer"]
         assert np.array_equal(arrays[f"optimizer.{i}.momentum_buffer"].ravel(), flat_values(momentum))

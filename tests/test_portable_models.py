@@ -62,7 +62,7 @@ def randomized(model, seed=0):
     return arrays
 
 
-def same(arrays, expected):
+def have_equal_arrays(arrays, expected):
     """Whether two dictionaries have the same names and equal arrays."""
     return arrays.keys() == expected.keys() and all(np.array_equal(arrays[name], expected[name]) for name in arrays)
 
@@ -90,7 +90,7 @@ def test_names_are_paths_and_canonical_names(backend):
     assert {name: array.shape for name, array in arrays.items()} == {
         f"{path}.{name}": weight.shape for path, spec in of_blocks.items() for name, weight in spec.weights.items()}
     expected = randomized(model)
-    assert same(attzoo.weights(model), expected)
+    assert have_equal_arrays(attzoo.weights(model), expected)
     if backend == "torch":
         np.testing.assert_array_equal(model.block0.squeeze.bias.detach(), expected["block0.squeeze.bias"])
 
@@ -120,7 +120,7 @@ def test_invalid_arrays_change_nothing(backend, change, message):
     weights_before = attzoo.weights(model)
     with pytest.raises(ValueError, match=message):
         attzoo.load_weights(model, change({name: array + 1 for name, array in weights_before.items()}))
-    assert same(attzoo.weights(model), weights_before)
+    assert have_equal_arrays(attzoo.weights(model), weights_before)
 
 
 def test_error_for_a_block_leaves_all_blocks_unchanged():
@@ -129,7 +129,7 @@ def test_error_for_a_block_leaves_all_blocks_unchanged():
     weights_before = attzoo.weights(model)
     with pytest.raises(ValueError, match="an array that a parametrization"):
         attzoo.load_weights(model, {name: array + 1 for name, array in weights_before.items()})
-    assert same(attzoo.weights(model), weights_before)
+    assert have_equal_arrays(attzoo.weights(model), weights_before)
 
 
 def test_blocks_that_share_memory_raise():
@@ -139,7 +139,7 @@ def test_blocks_that_share_memory_raise():
     arrays = {name: array + i for i, (name, array) in enumerate(weights_before.items())}
     with pytest.raises(ValueError, match=r"block0\.squeeze\.weight to hold the array written .* it shares memory"):
         attzoo.load_weights(model, arrays)
-    assert same(attzoo.weights(model), weights_before)
+    assert have_equal_arrays(attzoo.weights(model), weights_before)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_file_contains_the_blocks_with_their_paths(path):
     attzoo.save(model, path)
     with safetensors.safe_open(path, "numpy") as file:
         metadata = json.loads(file.metadata()["attzoo"])
-        assert same({name: file.get_tensor(name) for name in file.keys()}, expected)   # noqa: SIM118
+        assert have_equal_arrays({name: file.get_tensor(name) for name in file.keys()}, expected)   # noqa: SIM118
     assert len(metadata.pop("sha256")) == 64
     assert metadata == {"format": 2, "blocks": [
         {"path": "block0", "block": "se", "config": model.block0.spec.config(), "start": "default"},
@@ -173,7 +173,7 @@ def test_files_are_loaded_by_path(backend, other_backend, path):
     expected = randomized(model := network(backend))
     attzoo.save(model, path)
     report = attzoo.load_weights(loaded := network(other_backend), path)
-    assert same(attzoo.weights(loaded), expected)
+    assert have_equal_arrays(attzoo.weights(loaded), expected)
     assert table(report) == [("block0", "se", "block0", "path"), ("block1", "cbam", "block1", "path")]
     assert str(report).splitlines()[1].split() == ["block0", "se", "block0", "path"]
 
@@ -182,16 +182,16 @@ def test_files_are_loaded_by_path(backend, other_backend, path):
                                   lambda net: torch.compile(net, backend="eager")])   # fmt: skip
 def test_wrappers_of_a_model_do_not_change_the_names(wrap, path):
     expected = randomized(model := Network())
-    assert same(attzoo.weights(wrap(model)), expected)
+    assert have_equal_arrays(attzoo.weights(wrap(model)), expected)
     attzoo.save(wrap(model), path)
     attzoo.load_weights(loaded := Network(), path)
-    assert same(attzoo.weights(loaded), expected)
+    assert have_equal_arrays(attzoo.weights(loaded), expected)
 
 
 def test_wrapped_block_is_saved_as_a_single_block(path):
     block = attzoo.create("se", 8, backend="torch")
     attzoo.save(torch.optim.swa_utils.AveragedModel(block), path)
-    assert same(attzoo.weights(attzoo.load(path, backend="keras")), attzoo.weights(block))
+    assert have_equal_arrays(attzoo.weights(attzoo.load(path, backend="keras")), attzoo.weights(block))
 
 
 def test_file_of_one_block_loads_into_a_block_and_a_model(path):
@@ -199,9 +199,9 @@ def test_file_of_one_block_loads_into_a_block_and_a_model(path):
     expected = randomized(block)
     attzoo.save(block, path)
     attzoo.load_weights(loaded := attzoo.create("se", 8, backend="torch", reduction=4), path)
-    assert same(attzoo.weights(loaded), expected)
+    assert have_equal_arrays(attzoo.weights(loaded), expected)
     report = attzoo.load_weights(model := Network(("se",)), path)
-    assert same(attzoo.weights(model.block0), expected)
+    assert have_equal_arrays(attzoo.weights(model.block0), expected)
     assert table(report) == [("block0", "se", "", "kind")]
     with pytest.raises(ValueError, match=r"weights of SE\(.*reduced_channels=4.* got weights of SE\(.*channels=2"):
         attzoo.load_weights(attzoo.create("se", 8, backend="torch", reduction=2), path)
@@ -252,7 +252,7 @@ def test_invalid_files_are_refused(change, message, path):
     weights_before = attzoo.weights(model)
     with pytest.raises(ValueError, match=f"(?s)is not a file of attzoo.save, or is damaged: .*{message}"):
         attzoo.load_weights(model, path)
-    assert same(attzoo.weights(model), weights_before)
+    assert have_equal_arrays(attzoo.weights(model), weights_before)
 
 
 def test_missing_files_and_changed_layers_raise(path):
@@ -274,12 +274,12 @@ def test_blocks_with_other_paths_are_matched_by_kind_and_order(blocks, by, path)
     expected = randomized(model := Network(blocks))
     report = attzoo.load_weights(loaded_model := keras_network(blocks, names="attend_{}"), model)
     arrays = attzoo.weights(loaded_model)
-    assert same({name.replace("attend_", "block"): array for name, array in arrays.items()}, expected)
+    assert have_equal_arrays({name.replace("attend_", "block"): array for name, array in arrays.items()}, expected)
     by = [*by, "order"][: len(blocks)]
     assert table(report) == [(f"attend_{i}", name, f"block{i}", by[i]) for i, name in enumerate(blocks)]
     attzoo.save(loaded_model, path)
     attzoo.load_weights(loaded := Network(blocks), path)
-    assert same(attzoo.weights(loaded), expected)
+    assert have_equal_arrays(attzoo.weights(loaded), expected)
 
 
 class Renamed(nn.Module):
@@ -305,7 +305,7 @@ def test_ambiguous_matches_raise(source_blocks, model_blocks, message):
     weights_before = attzoo.weights(model)
     with pytest.raises(ValueError, match=message):
         attzoo.load_weights(model, source)
-    assert same(attzoo.weights(model), weights_before)
+    assert have_equal_arrays(attzoo.weights(model), weights_before)
 
 
 def test_error_for_a_source_without_blocks_names_the_argument():
@@ -318,7 +318,7 @@ def test_dtypes_are_those_of_the_model():
     expected = randomized(model := Network())
     attzoo.load_weights(loaded := Network().double(), model)
     assert {a.dtype.name for a in attzoo.weights(loaded).values()} == {"float64"}
-    assert same(attzoo.weights(loaded), expected)
+    assert have_equal_arrays(attzoo.weights(loaded), expected)
     with pytest.raises(ValueError, match="must be exact in float32, the block's dtype, got float64"):
         attzoo.load_weights(model, loaded)
 
@@ -349,7 +349,9 @@ def test_attached_blocks_keep_their_gamma(backend, other_backend, start, path):
     attzoo.save(model, path)
     report = attzoo.load_weights(loaded := attached_to(other_backend, start), path)
     path_before, path_after = host[backend], host[other_backend]
-    assert same(attzoo.weights(loaded), {f"{path_after}.{name}": expected[f"{path_before}.{name}"] for name in names})
+    assert have_equal_arrays(
+        attzoo.weights(loaded), {f"{path_after}.{name}": expected[f"{path_before}.{name}"] for name in names}
+    )
     assert table(report) == [(path_after, "eca", path_before, "path" if backend == other_backend else "kind")]
 
 

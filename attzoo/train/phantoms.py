@@ -228,4 +228,5 @@ def _draw_anatomy(canvas: _Canvas) -> None:
     canvas.ellipse(BONE, random_position(0.55, 0, 0.03), random_radii(0.17, 0.17), deformation=0.08)
     canvas.ellipse(VESSEL, random_position(0.28, 0.06, 0.03), random_radii(0.07, 0.07), deformation=0.03)
     angle = random.uniform(-0.5, 0.5)
-    canvas.ellipse(BOWEL, random_position(0.06, 0.06), random_radii(0.11, 0.22), 3, angle=angle, depth=0.45)   # pancreas
+    # pancreas
+    canvas.ellipse(BOWEL, random_position(0.06, 0.06), random_radii(0.11, 0.22), 3, angle=angle, depth=0.45)
