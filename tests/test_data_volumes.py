@@ -266,11 +266,11 @@ def test_a_mask_as_an_array(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["voxels", "checksum"])
-@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
-def test_a_damaged_gzip_is_refused(kind, part, tmp_path):
+@pytest.mark.parametrize("image_class", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_damaged_gzip_is_refused(image_class, part, tmp_path):
     """A stored block holds the bytes as they are, so that one that is changed is a voxel that is changed."""
     mask = np.tile(MASK, (4, 4, 4))
-    data = bytearray(gzip.compress(kind(mask, AFFINE).to_bytes(), compresslevel=0))
+    data = bytearray(gzip.compress(image_class(mask, AFFINE).to_bytes(), compresslevel=0))
     path = tmp_path / "mask.nii.gz"
     path.write_bytes(data)
     np.testing.assert_array_equal(read_mask(path), mask)

@@ -53,13 +53,13 @@ def _guarded_memory(monkeypatch):
             return empty(*size, **kwargs)
         return watched(*size, empty(*size, device="meta").stride(), **kwargs)
 
-    def like(x, **kwargs):
+    def guarded_empty_like(x, **kwargs):
         if kwargs or not x.is_floating_point():
             return empty_like(x, **kwargs)
         return watched(x.shape, empty_like(x, device="meta").stride(), x.dtype, x.device)
 
     monkeypatch.setattr(torch, "empty", new)
-    monkeypatch.setattr(torch, "empty_like", like)
+    monkeypatch.setattr(torch, "empty_like", guarded_empty_like)
     yield
     assert memories
     for memory in memories:

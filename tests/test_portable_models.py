@@ -85,10 +85,10 @@ def path(tmp_path):
 def test_names_are_paths_and_canonical_names(backend):
     model = network(backend)
     arrays = attzoo.weights(model)
-    of_blocks = {"block0": attzoo.create("se", 8, backend="numpy", **BLOCKS["se"]),
+    specs_by_path = {"block0": attzoo.create("se", 8, backend="numpy", **BLOCKS["se"]),
                  "block1": attzoo.create("cbam", 8, backend="numpy", **BLOCKS["cbam"])}   # fmt: skip
     assert {name: array.shape for name, array in arrays.items()} == {
-        f"{path}.{name}": weight.shape for path, spec in of_blocks.items() for name, weight in spec.weights.items()}
+        f"{path}.{name}": weight.shape for path, spec in specs_by_path.items() for name, weight in spec.weights.items()}
     expected = randomized(model)
     assert have_equal_arrays(attzoo.weights(model), expected)
     if backend == "torch":

@@ -155,11 +155,11 @@ def grey(mask):
     return lambda path: Image.fromarray(mask).save(path)
 
 
-def indexed(mask, colors):
+def indexed(class_indices, colors):
     """Return a writer of a mask with a palette."""
 
     def write(path):
-        image = Image.fromarray(mask)
+        image = Image.fromarray(class_indices)
         image.putpalette(np.array(colors, np.uint8).tobytes())
         image.save(path)
 

@@ -547,12 +547,12 @@ def test_autocast_results_agree_with_float64(sample, device, dtype, bound):
     expected = build(sample, torch.float64)(*inputs(sample, torch.float64))
     with torch.autocast(device, dtype):
         y = block(*xs)
-        low = block(*(x.to(dtype) for x in xs))   # as after a convolution
+        low_precision_y = block(*(x.to(dtype) for x in xs))   # as after a convolution
     # x * attention(x) is float32; the convolution of an output transform computes in low precision
     assert y.dtype == (dtype if sample.config.get("output_transform") else torch.float32)
-    assert low.dtype == dtype
+    assert low_precision_y.dtype == dtype
     assert 0 < relative_error(y, expected) < bound
-    assert 0 < relative_error(low, expected) < bound
+    assert 0 < relative_error(low_precision_y, expected) < bound
     y.float().square().sum().backward()
     assert all(weight.grad.dtype == torch.float32 and weight.grad.isfinite().all() for weight in block.parameters())
 

@@ -119,9 +119,9 @@ def derivative(
     slope, error, size = exact_slope
     rng, largest_change = case.rng(4), 0.0
     for _ in range(draws):
-        x2, (c2,) = _perturbed(x, rng, SLOPE_PERTURBATION), _perturbed([c], rng, SLOPE_PERTURBATION)
-        w2 = dict(zip(w, _perturbed(list(w.values()), rng, SLOPE_PERTURBATION), strict=True))
-        perturbed_slope = _slope(_loss_terms(case, c2, training), x2, w2, key, direction)
+        perturbed_x, (perturbed_c,) = _perturbed(x, rng, SLOPE_PERTURBATION), _perturbed([c], rng, SLOPE_PERTURBATION)
+        perturbed_w = dict(zip(w, _perturbed(list(w.values()), rng, SLOPE_PERTURBATION), strict=True))
+        perturbed_slope = _slope(_loss_terms(case, perturbed_c, training), perturbed_x, perturbed_w, key, direction)
         if perturbed_slope is not None:
             largest_change = max(largest_change, abs(perturbed_slope[0] - slope) / SLOPE_PERTURBATION)
     return slope, error, largest_change + size

@@ -178,8 +178,8 @@ def _unit(unit: Unit, x: Array, weights: Mapping[str, Array], training: bool) ->
     """Return a convolution of x, with the norm and activation after it: (N, I, *S) -> (N, O, *T)."""
     x = (ops.transposed if unit.transposed else ops.conv)(x, weights, unit.conv, unit.stride)
     if unit.norm:
-        norm = f"norm{unit.part}"
-        x = ops.instance_norm(x) if unit.norm == "instance" else ops.batch_norm(x, weights, norm, training)
+        norm_name = f"norm{unit.part}"
+        x = ops.instance_norm(x) if unit.norm == "instance" else ops.batch_norm(x, weights, norm_name, training)
     if unit.activation == "prelu":
         return ops.prelu(x, weights[f"activation{unit.part}.weight"])
     return ops.relu(x) if unit.activation else x
