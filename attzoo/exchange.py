@@ -61,8 +61,8 @@ def arrays_from(state: Mapping[str, Any], spec: AnySpec, layouts: Sequence[Keys]
     matches: list[tuple[str, Keys]] = []
     for layout in layouts:
         names = _names(layout, spec)
-        first = next(iter(names.values()))
-        prefixes = [prefix for key in state if (prefix := _prefix(key, first, layout)) is not None]
+        first_key = next(iter(names.values()))
+        prefixes = [prefix for key in state if (prefix := _prefix(key, first_key, layout)) is not None]
         complete_prefixes = [prefix for prefix in prefixes if all(prefix + key in state for key in names.values())]
         matches += [(prefix, layout) for prefix in complete_prefixes]
     if len(matches) > 1:
@@ -138,13 +138,13 @@ def unwrapped(state: Any) -> dict[str, Any]:
         got = type(state).__name__ if not isinstance(state, Mapping) else "keys that are not strings"
         fix = STATES[framework_of(state)]
         raise TypeError(f"expected a state dict, whose keys are names of arrays, got {got}: {fix}")
-    originals: dict[str, str] = {}
+    original_keys: dict[str, str] = {}
     for key in state:
         name = without_wrappers(key)
-        if name in originals:
-            raise ValueError(f"expected the arrays of one block, got both {originals[name]} and {key}: remove one")
-        originals[name] = key
-    return {name: state[key] for name, key in originals.items()}
+        if name in original_keys:
+            raise ValueError(f"expected the arrays of one block, got both {original_keys[name]} and {key}: remove one")
+        original_keys[name] = key
+    return {name: state[key] for name, key in original_keys.items()}
 
 
 def without_wrappers(path: str) -> str:
@@ -164,8 +164,8 @@ def _prefix(key: str, name: str, layout: Keys) -> str | None:
     The prefix is "" or ends with a dot, or in Keras with a slash or an underscore.
     """
     prefix = key.removesuffix(name)
-    ends = ("", "/", "_") if layout.channels_last else ("", ".")
-    return prefix if key.endswith(name) and prefix[-1:] in ends else None
+    separators = ("", "/", "_") if layout.channels_last else ("", ".")
+    return prefix if key.endswith(name) and prefix[-1:] in separators else None
 
 
 def _check_no_other_arrays(state: Mapping[str, Any], prefix: str, known: Collection[str], source: str) -> None:

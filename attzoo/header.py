@@ -76,10 +76,10 @@ def read_header(file: BinaryIO, size: int) -> Header:
     """
     if not 8 <= size <= MAX_FILE:
         raise ValueError(f"expected 8 to {MAX_FILE} bytes, got {size}")
-    start = file.read(8)
-    if got := next((text for magic, text in OTHER_SIGNATURES.items() if start.startswith(magic)), None):
+    first_bytes = file.read(8)
+    if got := next((text for magic, text in OTHER_SIGNATURES.items() if first_bytes.startswith(magic)), None):
         raise ValueError(f"expected safetensors, got {got}: load it by its library, and save the block by attzoo.save")
-    length = int.from_bytes(start, "little")
+    length = int.from_bytes(first_bytes, "little")
     if length > min(MAX_HEADER, size - 8):
         raise ValueError(f"expected a header of at most {min(MAX_HEADER, size - 8)} bytes, got {length}")
     header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
@@ -109,12 +109,12 @@ def _check_entries(header: Mapping[str, Any], weights: Mapping[str, Weight]) -> 
         weight, dtype = weights[name], entry.get("dtype") if isinstance(entry, dict) else None
         if dtype not in list(DTYPES):
             raise ValueError(f"expected {name} of a dtype in {list(DTYPES)}, got {str(entry)[:200]}")
-        end = offset + weight.size * np.dtype(DTYPES[dtype]).itemsize
-        expected = {"dtype": dtype, "shape": list(weight.shape), "data_offsets": [offset, end]}
+        data_end = offset + weight.size * np.dtype(DTYPES[dtype]).itemsize
+        expected = {"dtype": dtype, "shape": list(weight.shape), "data_offsets": [offset, data_end]}
         if json.dumps(entry, sort_keys=True) != json.dumps(expected, sort_keys=True):   # in Python 1 == 1.0 == True
             raise ValueError(f"expected {name} as {expected}, got {str(entry)[:200]}")
         dtypes.add(DTYPES[dtype])
-        offset = end
+        offset = data_end
     return np.result_type(*dtypes).name if dtypes else "float32", offset   # a block may have no arrays
 
 

@@ -122,9 +122,9 @@ def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: S
     """
     from matplotlib.figure import Figure
 
-    cut = plotting.middle_slice(image.shape[1:])
-    pixels = plotting.to_rgb(plotting.take_slice(image, cut))
-    pixel_sides = [side for axis, side in enumerate(spacing) if cut is None or axis != cut[0]] or [1.0, 1.0]
+    middle = plotting.middle_slice(image.shape[1:])
+    pixels = plotting.to_rgb(plotting.take_slice(image, middle))
+    pixel_sides = [side for axis, side in enumerate(spacing) if middle is None or axis != middle[0]] or [1.0, 1.0]
     panel_height = PANEL * min(max(pixels.shape[0] * pixel_sides[0] / (pixels.shape[1] * pixel_sides[1]), 0.3), 1.6)
     columns = min(1 + len(maps), max(4, ceil(len(maps) ** 0.5)))
     rows = ceil((1 + len(maps)) / columns)
@@ -141,12 +141,12 @@ def draw(image: Array, maps: Mapping[str, Array], title: str = TITLE, spacing: S
     ax = axes(0)
     ax.imshow(pixels, aspect="auto", interpolation="nearest")
     plotting.remove_ticks(ax)
-    _label(ax, "image", plotting.size_text(image.shape[1:]), plotting.slice_text(image.shape[1:], cut))
-    for i, (name, a) in enumerate(maps.items(), start=1):
-        if max(a.shape[2:]) == 1:
-            _draw_bars(axes(i), name, a[0].reshape(-1))
+    _label(ax, "image", plotting.size_text(image.shape[1:]), plotting.slice_text(image.shape[1:], middle))
+    for i, (name, array) in enumerate(maps.items(), start=1):
+        if max(array.shape[2:]) == 1:
+            _draw_bars(axes(i), name, array[0].reshape(-1))
         else:
-            _draw_map(axes(i), axes(i, PANEL + 0.07, 0.08), name, a[0], image, cut)
+            _draw_map(axes(i), axes(i, PANEL + 0.07, 0.08), name, array[0], image, middle)
     figure.text(MARGIN / width, 1 - MARGIN / height, plotting.escape_text(title), fontsize=15, weight="bold", va="top")
     figure.text(MARGIN / width, MARGIN / height, CAPTION, fontsize=9, color=GREY, va="bottom", linespacing=1.35)
     return plotting.png(figure, dpi=150)

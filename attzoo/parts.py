@@ -135,7 +135,7 @@ def write_all(parts: Sequence[Part], arrays: Mapping[str, Array]) -> None:
         ValueError: a part refuses an array, or an array does not hold the numbers written to it.
 
     """
-    before = read_all(parts)
+    arrays_before = read_all(parts)
     written: list[Part] = []
     try:
         for part in parts:
@@ -148,7 +148,7 @@ def write_all(parts: Sequence[Part], arrays: Mapping[str, Array]) -> None:
     except BaseException:
         for part in written:
             with suppress(ValueError):   # the part that refused the arrays refuses these too, and has not changed
-                part.write(before)
+                part.write(arrays_before)
         raise
 
 
@@ -187,7 +187,7 @@ class Loaded:
         return len(self.matches)
 
     def __str__(self) -> str:
-        rows = [(m.path or None, m.block, m.source or None, m.by) for m in self.matches]
+        rows = [(match.path or None, match.block, match.source or None, match.by) for match in self.matches]
         return text_table([("path", "block", "from", "matched by"), *rows])
 
 

@@ -157,8 +157,8 @@ def _layouts(spec: AnySpec, argument: str, name: str) -> tuple[Keys, ...]:
     `argument` is the name of the argument with `name`, "source" or "target", for the error.
     """
     block = registry.name_of(spec)
-    known = registry.keys(block)
-    layouts = known[registry.known_name(f"{argument} of {block}", name, known)]
+    known_keys = registry.keys(block)
+    layouts = known_keys[registry.known_name(f"{argument} of {block}", name, known_keys)]
     layouts_of_spec: tuple[Keys, ...] = layouts(spec) if callable(layouts) else layouts
     return layouts_of_spec
 
@@ -218,8 +218,8 @@ def check_replaceable(path: Path) -> None:
     if path.is_symlink() or not path.is_file():   # a link is replaced, its target is not changed
         return
     with open_regular(path) as file:
-        start = file.read(8 + len(OWN_START))
-    if start and start[8:] != OWN_START:
+        first_bytes = file.read(8 + len(OWN_START))
+    if first_bytes and first_bytes[8:] != OWN_START:
         fix = "remove it first, or save to another name"
         raise FileExistsError(f"expected nothing or a file of attzoo.save at {path}, got another file: {fix}")
 
@@ -314,10 +314,10 @@ def _nesting_hint(arrays: Mapping[Any, Any], expected: Collection[str]) -> str:
     for key, entry in arrays.items():
         if isinstance(entry, Mapping):
             return f": pass the mapping in the entry {shorten(repr(key))} instead"
-    first = next(iter(expected), None)
-    if first is None:
+    first_name = next(iter(expected), None)
+    if first_name is None:
         return ""
-    prefixes = [name.removesuffix(first) for name in arrays if isinstance(name, str) and name.endswith(first)]
+    prefixes = [name.removesuffix(first_name) for name in arrays if isinstance(name, str) and name.endswith(first_name)]
     for prefix in prefixes:
         if {prefix + name for name in expected} <= arrays.keys():
             return f": pass those whose names begin with {shorten(repr(prefix))}, without this prefix"

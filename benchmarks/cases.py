@@ -93,7 +93,7 @@ def create(case: Case, backend: str) -> Any:
     """Create attzoo's block for a case, with its initial weights."""
     card = attzoo.info(case.block)
     channels = dict(zip(card.inputs, (shape[1] for shape in case.shapes), strict=True))
-    arguments = {a.name: channels[a.channels_of] for a in card.arguments if a.channels_of}
+    arguments = {argument.name: channels[argument.channels_of] for argument in card.arguments if argument.channels_of}
     if any(argument.name == "spatial_dims" for argument in card.arguments):
         arguments["spatial_dims"] = len(case.shapes[0]) - 2
     return attzoo.create(case.block, case.shapes[0][1], backend=backend, variant=case.variant, **arguments)

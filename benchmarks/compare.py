@@ -46,32 +46,34 @@ def compare(old: Path, new: Path, *, across: bool = False) -> tuple[str, bool]:
 
     Raises ValueError if the files are of different machines, devices or torch versions, unless `across`.
     """
-    before, after = read(old), read(new)
+    old_run, new_run = read(old), read(new)
     if not across:
-        check_comparable([before, after])
-    changed = changes(before, after)
-    return to_markdown(changed, before, after), any(change.worse for change in changed)
+        check_comparable([old_run, new_run])
+    changed = changes(old_run, new_run)
+    return to_markdown(changed, old_run, new_run), any(change.worse for change in changed)
 
 
 def changes(old: Run, new: Run) -> list[Change]:
     """Return the rows that changed from run `old` to run `new`, changes for the worse first."""
-    before, after = _keyed(old.rows), _keyed(new.rows)
-    drift = drifted(before, after)
+    old_rows, new_rows = _keyed(old.rows), _keyed(new.rows)
+    drift = drifted(old_rows, new_rows)
     changed = []
-    for key, row in (before | after).items():
-        old_row, new_row = before.get(key), after.get(key)
+    for key, row in (old_rows | new_rows).items():
+        old_row, new_row = old_rows.get(key), new_rows.get(key)
         if kind := _change(old_row, new_row, drift):
-            old_time, new_time = (r.seconds if r else None for r in (old_row, new_row))
+            old_time, new_time = (row.seconds if row else None for row in (old_row, new_row))
             changed.append(Change(kind, row, old_time, new_time))
     return sorted(changed, key=lambda change: (not change.worse, change.kind))
 
 
-def drifted(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> float:
+def drifted(old_rows: Mapping[Key, Row], new_rows: Mapping[Key, Row]) -> float:
     """Return the slowdown of the machine between two runs, given as rows by (case, provider, clock).
 
     It is the median ratio of the new to the old time of the copies that both runs have timed.
     """
-    row_pairs = [(before[key].seconds, after[key].seconds) for key in before if key in after and key[1] == str(COPY)]
+    row_pairs = [
+        (old_rows[key].seconds, new_rows[key].seconds) for key in old_rows if key in new_rows and key[1] == str(COPY)
+    ]
     return median([new.median / old.median for old, new in row_pairs if old and new] or [1.0])
 
 

@@ -31,7 +31,7 @@ def costs(entries: Sequence[Entry]) -> Section:
 
 def forms(entries: Sequence[Entry]) -> Section:
     """Return the section on compiled, fused and Keras providers at the base cases, also compared with peers."""
-    by_form = {form: [e for e in entries if test(e.row.provider)] for form, test in FORMS.items()}
+    by_form = {form: [entry for entry in entries if test(entry.row.provider)] for form, test in FORMS.items()}
     groups = [(_form_title(form, group), lines) for form, group in by_form.items() if (lines := _lines(group))]
     text = "The same blocks compiled or fused, and Keras on its backends, at the same sizes, beside their references."
     tables = [table for table in (Table(HEAD, groups), comparison_table(entries, eager=False)) if table.groups]

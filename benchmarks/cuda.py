@@ -96,11 +96,11 @@ def call_turn(calls: Sequence[Call]) -> Turn:
     def take(repeats: int) -> float:
         """Return the mean seconds per call over `repeats` calls."""
         torch.cuda.synchronize()
-        start = perf_counter()
+        start_time = perf_counter()
         for _ in range(repeats):
             next(rotation)()
         torch.cuda.synchronize()
-        return (perf_counter() - start) / repeats
+        return (perf_counter() - start_time) / repeats
 
     return take
 
@@ -134,8 +134,8 @@ def ceilings() -> dict[str, float]:
 def speed_up() -> None:
     """Run matrix products for BUSY seconds to raise the clocks: copies at 345 MHz took 1.5 times as long."""
     a = torch.randn(4096, 4096, device="cuda")
-    start = perf_counter()
-    while perf_counter() - start < BUSY:
+    start_time = perf_counter()
+    while perf_counter() - start_time < BUSY:
         a = torch.tanh(a @ a)
         torch.cuda.synchronize()
 

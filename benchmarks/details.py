@@ -18,8 +18,14 @@ def all_rows(entries: Sequence[Entry], block: str) -> Section:
     """Return the section with every row of a block, grouped by setting and mode."""
     block_entries = [entry for entry in entries if entry.row.case.block == block]
     keys = [(chosen, mode) for chosen in dict.fromkeys(setting(entry.row) for entry in block_entries) for mode in MODES]
-    by_key = {key: [e for e in block_entries if (setting(e.row), e.row.case.mode) == key] for key in keys}
-    groups = [(_title([e.row for e in group]), [_cells(e) for e in group]) for group in by_key.values() if group]
+    by_key = {
+        key: [entry for entry in block_entries if (setting(entry.row), entry.row.case.mode) == key] for key in keys
+    }
+    groups = [
+        (_title([entry.row for entry in group]), [_cells(entry) for entry in group])
+        for group in by_key.values()
+        if group
+    ]
     name = "the networks without a block" if block == "none" else block
     return Section(f"Every row: {name}", [Table(["run", *HEAD], groups)])
 
@@ -59,13 +65,13 @@ def problems(entries: Sequence[Entry]) -> Section:
          entry.row.why or "no reason was recorded"]
         for entry in entries if entry.row.status != "timed"
     ]   # fmt: skip
-    head = ["run", "case", "provider", "status", "why"]
+    headings = ["run", "case", "provider", "status", "why"]
     text = (
         "Wrong: the error of the output or a gradient exceeds rounding. Failed: an exception was raised. These are not "
         "timed. Unsteady: the copy, the control or the provider's own times varied too much, also when timed "
         "again; these times are listed above but give no verdict."
     )
-    return Section("What went wrong", [text, Table(head, [(None, lines)])] if lines else [])
+    return Section("What went wrong", [text, Table(headings, [(None, lines)])] if lines else [])
 
 
 def left_out(runs: Sequence[Run]) -> Section:
@@ -74,11 +80,11 @@ def left_out(runs: Sequence[Run]) -> Section:
     return Section("Left out for time", [Table(["run", "case"], [(None, lines)])] if lines else [])
 
 
-def absent(runs: Sequence[Run]) -> Section:
+def absent_packages(runs: Sequence[Run]) -> Section:
     """Return the section on packages that are not installed."""
     lines = [[str(i), package, command] for i, run in enumerate(runs, 1) for package, command in run.absent.items()]
-    head = ["run", "package", "to install it"]
-    return Section("Not installed, so not measured", [Table(head, [(None, lines)])] if lines else [])
+    headings = ["run", "package", "to install it"]
+    return Section("Not installed, so not measured", [Table(headings, [(None, lines)])] if lines else [])
 
 
 def conditions(runs: Sequence[Run]) -> Section:

@@ -127,8 +127,8 @@ def _accuracy(net: Any, noise: float) -> float:
 def markdown(results: Mapping[str, Any]) -> str:
     """Return the results as a Markdown table: mean and standard deviation over the seeds, in percent."""
     tested = list(results["rows"][0]["after"])
-    head = ["block", "start", "parameters", "before", *(f"{n} epoch{'s' * (n != '1')}" for n in tested)]
-    lines = [head, ["---", "---", *["--:"] * (len(head) - 2)]]
+    headings = ["block", "start", "parameters", "before", *(f"{n} epoch{'s' * (n != '1')}" for n in tested)]
+    lines = [headings, ["---", "---", *["--:"] * (len(headings) - 2)]]
     for row in results["rows"]:
         accuracies = [row["before"], *(row["after"][n] for n in tested)]
         cells = [f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}" for values in accuracies]

@@ -282,8 +282,8 @@ def unsteady(times: Mapping[str, Sequence[float]], reference_names: Mapping[str,
             quartiles = spread(seconds)
             if quartiles.high - quartiles.low > max(WIDTH[clock] * quartiles.median, TICK):
                 reasons[name] = f"its quartiles are more than {WIDTH[clock]:.0%} apart"
-        if str(COPY) in times and (change := drift(times[str(COPY)])) > DRIFT[clock]:
-            reasons |= dict.fromkeys(times, f"the time of copying changed by {change:.0%} during the run")
+        if str(COPY) in times and (copy_drift := drift(times[str(COPY)])) > DRIFT[clock]:
+            reasons |= dict.fromkeys(times, f"the time of copying changed by {copy_drift:.0%} during the run")
     return reasons
 
 

@@ -36,7 +36,9 @@ def pictures(runs: Sequence[Run]) -> dict[str, list[Picture]]:
     for run in latest.values():
         machine = f" {machine_name(run)}." if len(latest) > 1 else ""
         for section, run_pictures in _pictures(run).items():
-            by_section.setdefault(section, []).extend(Picture(p.svg, p.alt, p.caption + machine) for p in run_pictures)
+            by_section.setdefault(section, []).extend(
+                Picture(picture.svg, picture.alt, picture.caption + machine) for picture in run_pictures
+            )
     return by_section
 
 
@@ -45,8 +47,14 @@ def _pictures(run: Run) -> dict[str, list[Picture]]:
     rows = [row for row in run.rows if row.status == "timed"]
     eager = [row for row in rows if is_eager(row.provider)]
     by_section = {
-        "alone": [*copies(eager), *peaks(eager), *(p for mode in BOTH for p in growth(eager, mode, run.ceilings))],
-        "forms": [p for test in FORMS.values() for p in copies([row for row in rows if test(row.provider)])],
+        "alone": [
+            *copies(eager),
+            *peaks(eager),
+            *(picture for mode in BOTH for picture in growth(eager, mode, run.ceilings)),
+        ],
+        "forms": [
+            picture for test in FORMS.values() for picture in copies([row for row in rows if test(row.provider)])
+        ],
         **{network: throughput(rows, network) for network in NETWORKS},
     }
     return {section: section_pictures for section, section_pictures in by_section.items() if section_pictures}

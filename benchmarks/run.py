@@ -73,12 +73,12 @@ def run(name: str, device: str, blocks: Sequence[str] = (), out: Path | None = N
     path = out or RESULTS / f"{result.date[:10]}_{device}_{name}_{(result.commit or 'unknown')[:7]}.json"
     runs.check_new(path)
     with open_keras_candidates(device, bench.absent) as keras_candidates:
-        rows, left = measure_cases(chosen, bench, keras_candidates)
+        rows, remaining = measure_cases(chosen, bench, keras_candidates)
     conditions_after = {"load after": facts.load()} | state(device, "after")
     result = replace(
         result,
         rows=rows,
-        left=[str(case) for case in left],
+        left=[str(case) for case in remaining],
         absent={package: install(package) for package in sorted(bench.absent)},
         machine={**result.machine, **conditions_after},
     )
@@ -149,15 +149,15 @@ def measure_cases(chosen: Suite, bench: Bench, keras_candidates: KerasCandidates
         keras_candidates: returns the Keras candidates of a subject.
     """
     rows: list[Row] = []
-    start = monotonic()
+    start_time = monotonic()
     with progress() as display:
         task = display.add_task("", total=len(chosen.cases), left="")
         for number, case in enumerate(chosen.cases):
-            elapsed = monotonic() - start
+            elapsed = monotonic() - start_time
             if elapsed > 60 * chosen.minutes:
                 return rows, chosen.cases[number:]
-            left = f"about {minutes_left(chosen, number, elapsed):.0f} min left"
-            display.update(task, completed=number, description=str(case), left=left)
+            time_left = f"about {minutes_left(chosen, number, elapsed):.0f} min left"
+            display.update(task, completed=number, description=str(case), left=time_left)
             try:
                 rows += measure(case, bench, keras_candidates)
             except KeyboardInterrupt:

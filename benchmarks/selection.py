@@ -139,20 +139,22 @@ def _inverted(row: Row, ratio: Spread, reference: str) -> Pair:
     return Pair(row.case, row.clock, ours, str(row.provider), inverse, verdict)
 
 
-def time_ratio(row: Row, base: Row) -> Spread | None:
+def time_ratio(row: Row, reference: Row) -> Spread | None:
     """Return the time of a row / the time of another row of the same case and clock; None without a common reference.
 
     Both times are known as ratios to the reference. The quartiles are the widest that the quartiles of the two ratios
     allow, because the rounds of the two rows are not paired.
     """
-    if row.ratio is None or row.reference != base.reference:
+    if row.ratio is None or row.reference != reference.reference:
         return None
-    if str(base.provider) == row.reference:
+    if str(reference.provider) == row.reference:
         return row.ratio
-    if base.ratio is None:
+    if reference.ratio is None:
         return None
-    a, b = row.ratio, base.ratio
-    return Spread(a.low / b.high, a.median / b.median, a.high / b.low)
+    row_ratio, base_ratio = row.ratio, reference.ratio
+    return Spread(
+        row_ratio.low / base_ratio.high, row_ratio.median / base_ratio.median, row_ratio.high / base_ratio.low
+    )
 
 
 def plain_network(row: Row, rows: Iterable[Row]) -> Row | None:

@@ -209,7 +209,10 @@ def _check_against_numpy(module64: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the largest |got - expected| / |expected| over the tensors, with L2 norms; NaN if any is NaN."""
-    errors = [float((g.double() - m).norm() / m.norm()) for g, m in zip(got, expected, strict=False)]
+    errors = [
+        float((gradient.double() - expected_gradient).norm() / expected_gradient.norm())
+        for gradient, expected_gradient in zip(got, expected, strict=False)
+    ]
     return max(errors, key=lambda error: (error != error, error))
 
 

@@ -72,12 +72,12 @@ def quick(device: str) -> Iterator[Case]:
 
 def full(device: str) -> Iterator[Case]:
     """Yield the base case of every block, its variations in one property, and the networks."""
-    base = [case for mode in BOTH for case in of_blocks(device, 0, mode)]
-    yield from every_form(base) if device == "cuda" else base
+    smaller_cases = [case for mode in BOTH for case in of_blocks(device, 0, mode)]
+    yield from every_form(smaller_cases) if device == "cuda" else smaller_cases
     yield from networks(IMAGES[device], SCANS[device])
     for dtype in DTYPES[1:]:
-        yield from (replace(case, dtype=dtype) for case in base)
-    yield from (replace(case, layout="channels last") for case in base)
+        yield from (replace(case, dtype=dtype) for case in smaller_cases)
+    yield from (replace(case, layout="channels last") for case in smaller_cases)
     for case in of_blocks(device, 0, "inference"):   # one sample, for the latency
         yield replace(case, shapes=tuple((1, *shape[1:]) for shape in case.shapes))
     yield from (case for mode in ("forward", "backward") for case in of_blocks(device, 0, mode))
@@ -194,7 +194,9 @@ def variant_for(block: str, goal: Goal) -> str:
     variants = attzoo.info(block).variants
     base_variant = variants[reference_variant(block) or ""]
     arguments = {**base_variant.arguments, **goal.arguments}
-    matching_names = [name for name, v in variants.items() if (v.arguments, v.rules) == (arguments, base_variant.rules)]
+    matching_names = [
+        name for name, value in variants.items() if (value.arguments, value.rules) == (arguments, base_variant.rules)
+    ]
     if not matching_names:
         raise ValueError(f"expected a variant of {block} with {arguments} for a goal in its goals.py, got none")
     return matching_names[0]

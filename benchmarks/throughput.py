@@ -24,10 +24,10 @@ PUBLISHED: Final = {   # images per second of ResNet-50 in that table, on an RTX
 def network(entries: Sequence[Entry], name: str) -> Section:
     """Return the section on network `name` of NETWORKS: images per second with each block, and relative to no block."""
     network_entries = [entry for entry in entries if entry.row.case.network == name and entry.row.case.mode in BOTH]
-    head = ["run", "block", "provider"]
-    head += [f"{mode}: {column}" for mode in BOTH for column in ("images/s", "of plain")]
+    headings = ["run", "block", "provider"]
+    headings += [f"{mode}: {column}" for mode in BOTH for column in ("images/s", "of plain")]
     published = PUBLISHED if name == "resnet50" else {}
-    head += [f"published {mode}: {column}" for mode in BOTH for column in ("images/s", "of plain") if published]
+    headings += [f"published {mode}: {column}" for mode in BOTH for column in ("images/s", "of plain") if published]
     groups = [
         (_title(network_entries, chosen), _lines(network_entries, chosen, published))
         for chosen in dict.fromkeys(setting(entry.row) for entry in network_entries)
@@ -37,7 +37,7 @@ def network(entries: Sequence[Entry], name: str) -> Section:
     if published:
         text.append(f"Published: {ECA_PAPER}, on an RTX 2080 Ti. Machine, software and batch size differ there: "
                     "compare the percentages of the plain network, with care, and not the images per second.")
-    parts: list[str | Table] = [*text, Table(head, groups)] if network_entries else []
+    parts: list[str | Table] = [*text, Table(headings, groups)] if network_entries else []
     return Section(f"What a block costs a {NETWORKS[name]}", parts, name)
 
 

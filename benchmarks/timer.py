@@ -53,7 +53,9 @@ def spread(values: Sequence[float]) -> Spread:
 
 def paired(times: Mapping[str, Sequence[float]], name: str, reference: str) -> Spread:
     """Return the quartiles over rounds of a provider's time / the reference's time in the same round."""
-    return spread([a / b for a, b in zip(times[name], times[reference], strict=True)])
+    return spread(
+        [seconds / reference_seconds for seconds, reference_seconds in zip(times[name], times[reference], strict=True)]
+    )
 
 
 def interleave(turns: Mapping[str, Turn], pace: Pace) -> dict[str, list[float]]:
@@ -100,9 +102,9 @@ class Cpu:
 
         def take(repeats: int) -> float:
             """Return the mean seconds of CPU time per call over `repeats` calls."""
-            start = self.clock()
+            start_time = self.clock()
             for _ in range(repeats):
                 self.results.append(call())
-            return (self.clock() - start) / repeats
+            return (self.clock() - start_time) / repeats
 
         return take

@@ -82,7 +82,11 @@ def won(row: Row, rows: Sequence[Row]) -> bool:
 
     rows: the rows of the run.
     """
-    eager_rows = [r for r in rows if (r.provider, r.case, r.clock) == (EAGER, row.case, row.clock)]
+    eager_rows = [
+        other_row
+        for other_row in rows
+        if (other_row.provider, other_row.case, other_row.clock) == (EAGER, row.case, row.clock)
+    ]
     if not eager_rows or eager_rows[0].status != "timed":
         return False
     return replace(row, ratio=time_ratio(row, eager_rows[0])).verdict == "faster"

@@ -111,11 +111,11 @@ def seconds(call: Call, repeats: int, clock: Callable[[], float], wait: Callable
     results: deque[Any] = deque(maxlen=KEPT_RESULTS)
     gc.disable()
     try:
-        start = clock()
+        start_time = clock()
         for _ in range(repeats):
             results.append(call())
         wait(results)
-        return (clock() - start) / repeats
+        return (clock() - start_time) / repeats
     finally:
         gc.enable()
 

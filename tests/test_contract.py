@@ -134,8 +134,8 @@ def test_older_safetensors_files_load(name, backend, tmp_path):
     config, arguments = OLD[name]
     block = attzoo.create(name, backend="torch", **arguments)
     arrays = attzoo.weights(block)
-    about = json.dumps({"format": 1, "block": name, "config": config})
-    (tmp_path / "a").write_bytes(safetensors.numpy.save(arrays, metadata={"attzoo": about}))
+    metadata = json.dumps({"format": 1, "block": name, "config": config})
+    (tmp_path / "a").write_bytes(safetensors.numpy.save(arrays, metadata={"attzoo": metadata}))
     loaded = attzoo.load(tmp_path / "a", backend=backend)
     assert loaded.spec == block.spec
     assert all(np.array_equal(array, arrays[n]) for n, array in attzoo.weights(loaded).items())

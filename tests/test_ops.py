@@ -34,9 +34,9 @@ def resize_in_keras(x, size, *options):
 def test_linear_resize_equals_interpolate_of_torch(pairs, align_corners):
     x, size = image(pairs), tuple(new for _, new in pairs)
     expected = F.interpolate(torch.from_numpy(x), size, mode=MODES[len(size)], align_corners=align_corners).numpy()
-    for got in (ops.resize(x, size, "linear", align_corners), resize_in_keras(x, size, "linear", align_corners),
+    for actual in (ops.resize(x, size, "linear", align_corners), resize_in_keras(x, size, "linear", align_corners),
                 torch_ops.resize(torch.from_numpy(x), size, "linear", align_corners).numpy()):   # fmt: skip
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
 
 
 @cheap
@@ -44,9 +44,9 @@ def test_linear_resize_equals_interpolate_of_torch(pairs, align_corners):
 def test_nearest_resize_equals_nearest_exact_of_torch(pairs):
     x, size = image(pairs), tuple(new for _, new in pairs)
     expected = F.interpolate(torch.from_numpy(x), size, mode="nearest-exact").numpy()
-    for got in (ops.resize(x, size, "nearest", False), resize_in_keras(x, size, "nearest", False),
+    for actual in (ops.resize(x, size, "nearest", False), resize_in_keras(x, size, "nearest", False),
                 torch_ops.resize(torch.from_numpy(x), size, "nearest", False).numpy()):   # fmt: skip
-        np.testing.assert_array_equal(got, expected)
+        np.testing.assert_array_equal(actual, expected)
 
 
 @cheap
@@ -67,9 +67,9 @@ def test_resize_to_the_same_size_returns_its_input():
 
 @pytest.mark.parametrize("z", [-1e4, -800.0, -30.0, 0.0, 30.0, 1e4])
 def test_sigmoid_is_accurate_for_large_inputs(z):
-    got = ops.sigmoid(np.array([z]))
+    actual = ops.sigmoid(np.array([z]))
     expected = torch.sigmoid(torch.tensor([z], dtype=torch.float64)).numpy()
-    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)
 
 
 def test_batch_norm_equals_batch_norm_of_torch():
@@ -80,12 +80,12 @@ def test_batch_norm_equals_batch_norm_of_torch():
     for _ in range(2):
         expected = norm(torch.from_numpy(x)).detach().numpy()
         np.testing.assert_allclose(ops.batch_norm(x, weights, "norm", training=True), expected, atol=1e-13)
-        got = keras_ops.ops.convert_to_numpy(layer(np.moveaxis(x, 1, -1), training=True))
-        np.testing.assert_allclose(np.moveaxis(got, -1, 1), expected, atol=1e-13)
+        actual = keras_ops.ops.convert_to_numpy(layer(np.moveaxis(x, 1, -1), training=True))
+        np.testing.assert_allclose(np.moveaxis(actual, -1, 1), expected, atol=1e-13)
     for name, buffer in (("mean", norm.running_mean), ("var", norm.running_var)):
         np.testing.assert_allclose(weights[f"norm.{name}"], buffer.numpy(), rtol=1e-13)
-        got = keras_ops.ops.convert_to_numpy(getattr(layer, name).value)
-        np.testing.assert_allclose(got, buffer.numpy(), rtol=1e-13)
+        actual = keras_ops.ops.convert_to_numpy(getattr(layer, name).value)
+        np.testing.assert_allclose(actual, buffer.numpy(), rtol=1e-13)
 
 
 @pytest.mark.parametrize(("kernel", "shape"), [((3,), (6,)), ((5, 3), (4, 6)), ((3, 1, 5), (3, 4, 5))])
@@ -126,7 +126,7 @@ def in_torch(function, *arrays):
 
 def in_keras(function, *arrays, channels_last=True):
     """Return the result of a Keras function, channels first, for channels-first arrays in one of the layouts."""
-    arrays = [np.moveaxis(a, 1, -1) if channels_last else a for a in arrays]
+    arrays = [np.moveaxis(array, 1, -1) if channels_last else array for array in arrays]
     y = keras_ops.ops.convert_to_numpy(function(*map(keras_ops.ops.convert_to_tensor, arrays)))
     return np.moveaxis(y, -1, 1) if channels_last else y
 
@@ -191,20 +191,26 @@ def test_position_softmax_is_exp_divided_by_its_sum_over_positions(space, channe
     for n, k in np.ndindex(2, 3):
         total = sum(np.exp(z[n, k][i]) for i in np.ndindex(space))
         expected[n, k] = np.exp(z[n, k]) / total
-    got = in_keras(lambda z: keras_ops.position_softmax(z, channels_last), z, channels_last=channels_last)
-    for result in (ops.position_softmax(z), in_torch(torch_ops.position_softmax, z), got):
+    actual = in_keras(lambda z: keras_ops.position_softmax(z, channels_last), z, channels_last=channels_last)
+    for result in (ops.position_softmax(z), in_torch(torch_ops.position_softmax, z), actual):
         np.testing.assert_allclose(result, expected, rtol=1e-13)
 
 
 @cheap
 @given(spaces, layouts, st.sampled_from([1, 3]))
 def test_weighted_pool_is_the_sum_of_products_over_positions(space, channels_last, channels):
-    x, p = random_array(2, 3, *space), random_array(2, channels, *space, seed=1)
+    x, position_weights = random_array(2, 3, *space), random_array(2, channels, *space, seed=1)
     expected = np.zeros((2, 3))
     for i in np.ndindex(space):
-        expected += x[(..., *i)] * p[(..., *i)]
-    got = keras_ops.weighted_pool(*(np.moveaxis(a, 1, -1) if channels_last else a for a in (x, p)), channels_last)
-    results = ops.weighted_pool(x, p), in_torch(torch_ops.weighted_pool, x, p), keras_ops.ops.convert_to_numpy(got)
+        expected += x[(..., *i)] * position_weights[(..., *i)]
+    actual = keras_ops.weighted_pool(
+        *(np.moveaxis(a, 1, -1) if channels_last else a for a in (x, position_weights)), channels_last
+    )
+    results = (
+        ops.weighted_pool(x, position_weights),
+        in_torch(torch_ops.weighted_pool, x, position_weights),
+        keras_ops.ops.convert_to_numpy(actual),
+    )
     for result in results:
         np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
 
@@ -216,7 +222,7 @@ def test_layer_norm_has_mean_0_and_variance_1_over_channels_before_weight_and_bi
     expected = np.empty_like(x)
     for n, *i in np.ndindex(2, *space):
         values = x[(n, slice(None), *i)]
-        std = (sum((v - values.mean()) ** 2 for v in values) / 5 + epsilon) ** 0.5
+        std = (sum((value - values.mean()) ** 2 for value in values) / 5 + epsilon) ** 0.5
         expected[(n, slice(None), *i)] = (values - values.mean()) / std * weight + bias
     given_epsilon = () if epsilon == 1e-5 else (epsilon,)
     norm = torch_ops.LayerNorm(5, *given_epsilon, dtype=torch.float64)
@@ -316,18 +322,22 @@ def test_linear_is_a_matrix_product_at_every_position(space):
 @cheap
 @given(spaces)
 def test_maximum_is_the_larger_number_and_nan_where_one_is(space):
-    a, b = np.round(random_array(2, 3, *space)), np.round(random_array(2, 1, *space, seed=1))   # with ties
-    a.flat[0] = np.nan
-    expected = np.where(np.isnan(a) | np.isnan(b), np.nan, np.where(a > b, a, b))
-    results = ops.maximum(a, b), in_torch(torch_ops.maximum, a, b), in_keras(keras_ops.maximum, a, b)
+    first, second = np.round(random_array(2, 3, *space)), np.round(random_array(2, 1, *space, seed=1))   # with ties
+    first.flat[0] = np.nan
+    expected = np.where(np.isnan(first) | np.isnan(second), np.nan, np.where(first > second, first, second))
+    results = (
+        ops.maximum(first, second),
+        in_torch(torch_ops.maximum, first, second),
+        in_keras(keras_ops.maximum, first, second),
+    )
     for result in results:
         np.testing.assert_array_equal(result, expected)
 
 
 def test_maximum_of_large_float16_does_not_overflow():
-    a = np.full((1, 1, 2), 65504, np.float16)
-    for result in (in_torch(torch_ops.maximum, a, a), in_keras(keras_ops.maximum, a, a)):
-        np.testing.assert_array_equal(result, a)
+    largest = np.full((1, 1, 2), 65504, np.float16)
+    for result in (in_torch(torch_ops.maximum, largest, largest), in_keras(keras_ops.maximum, largest, largest)):
+        np.testing.assert_array_equal(result, largest)
 
 
 @pytest.mark.case35
@@ -335,11 +345,11 @@ def test_weighted_mean_over_many_positions_is_accurate_in_float16():
     """Each of 65,536 positions has the weight 1.5e-5, which float16 rounds by 0.2 %; products of 1 are below 6e-5."""
     x, z = np.ones((1, 2, 256, 256), np.float16), np.zeros((1, 1, 256, 256), np.float16)
     x[:, 1] = 1000
-    got = in_torch(lambda x, z: torch_ops.weighted_pool(x, torch_ops.position_softmax(z)), x, z)
+    actual = in_torch(lambda x, z: torch_ops.weighted_pool(x, torch_ops.position_softmax(z)), x, z)
     x, z = (keras_ops.ops.convert_to_tensor(a) for a in (x, z))
-    p = keras_ops.position_softmax(z, channels_last=False)
-    keras_result = keras_ops.ops.convert_to_numpy(keras_ops.weighted_pool(x, p, channels_last=False))
-    for result in (got, keras_result):
+    position_weights = keras_ops.position_softmax(z, channels_last=False)
+    keras_result = keras_ops.ops.convert_to_numpy(keras_ops.weighted_pool(x, position_weights, channels_last=False))
+    for result in (actual, keras_result):
         assert result.dtype == np.float16
         np.testing.assert_allclose(result, [[1, 1000]], rtol=1e-3)
 
@@ -382,8 +392,8 @@ def test_hard_sigmoid_equals_that_of_mobilenetv3():
     z = np.array([-4, -3, -1, 0, 2, 3, 4], np.float64)
     in_torch = torch_ops.hard_sigmoid(torch.from_numpy(z)).numpy()
     in_keras = keras_ops.ops.convert_to_numpy(keras_ops.hard_sigmoid(keras_ops.ops.convert_to_tensor(z)))
-    for got in (ops.hard_sigmoid(z), in_torch, in_keras):
-        np.testing.assert_allclose(got, [0, 0, 1 / 3, 1 / 2, 5 / 6, 1, 1], rtol=0, atol=1e-15)
+    for actual in (ops.hard_sigmoid(z), in_torch, in_keras):
+        np.testing.assert_allclose(actual, [0, 0, 1 / 3, 1 / 2, 5 / 6, 1, 1], rtol=0, atol=1e-15)
 
 
 WINDOWS = pytest.mark.parametrize(("shape", "window"), [((7,), (2,)), ((5, 6), (3, 2)), ((4, 3, 5), (2, 3, 2))])
@@ -430,8 +440,8 @@ def test_widen_equals_pad_of_torch(shape, window):
     size = [n + w - 1 for n, w in zip(shape, window, strict=True)]
     ends = [end for w in reversed(window) for end in (0, w - 1)]
     expected = F.pad(torch.from_numpy(x), ends, mode="replicate").numpy()
-    for got in (ops.widen(x, size), torch_ops.widen(torch.from_numpy(x), size).numpy()):
-        np.testing.assert_array_equal(got, expected)
+    for actual in (ops.widen(x, size), torch_ops.widen(torch.from_numpy(x), size).numpy()):
+        np.testing.assert_array_equal(actual, expected)
     assert ops.widen(x, (1,) * len(shape)) is x
 
 
@@ -477,9 +487,9 @@ def test_keras_layouts_and_pools_equal_those_of_numpy():
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(("old", "new"), [(1, 4), (2, 4), (5, 2), (7, 3), (3, 1)])
 def test_keras_taps_equal_those_of_numpy(old, new, align_corners):
-    for got, expected in zip(keras_ops.taps(old, new, align_corners, "float64"), ops.taps(old, new, align_corners),
+    for actual, expected in zip(keras_ops.taps(old, new, align_corners, "float64"), ops.taps(old, new, align_corners),
                              strict=True):   # fmt: skip
-        np.testing.assert_allclose(keras_ops.ops.convert_to_numpy(got), expected, atol=1e-13)
+        np.testing.assert_allclose(keras_ops.ops.convert_to_numpy(actual), expected, atol=1e-13)
 
 
 def test_keras_layer_of_an_empty_batch_gives_its_shape():

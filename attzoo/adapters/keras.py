@@ -106,8 +106,8 @@ def check_layers(block: Any, cls: type[Any]) -> None:
         if can_attend(layer):
             _check_parts(path_of(layer), block, layer, _reference(layer, type(layer)))
         elif getattr(layer, "made", None) is not None:
-            if change := changed_settings(layer):
-                raise changed_layer(path_of(layer), block, *change)
+            if changed_setting := changed_settings(layer):
+                raise changed_layer(path_of(layer), block, *changed_setting)
             _check_methods(path_of(layer), block, layer)
 
 
@@ -334,9 +334,9 @@ def _built(block: Any) -> Any:
 
 def shapes(block: Any) -> list[tuple[int | None, ...]]:
     """Return the shape of one sample of each input in the block's data format, with None for spatial sizes."""
-    space = (None,) * getattr(block.spec, "spatial_dims", 2)
+    unknown_sizes = (None,) * getattr(block.spec, "spatial_dims", 2)
     is_channels_first = block.data_format == "channels_first"
-    return [(c, *space) if is_channels_first else (*space, c) for c in block.spec.inputs]
+    return [(c, *unknown_sizes) if is_channels_first else (*unknown_sizes, c) for c in block.spec.inputs]
 
 
 def _numpy(tensor: Any) -> Array:
@@ -352,14 +352,14 @@ def _value(block: Any, name: str) -> Any:
     Raises ValueError if there is none, if it is quantized, or if it has another shape.
     """
     try:
-        layer, leaf = locate(block, name)
-        value = getattr(layer, leaf)
+        layer, attribute = locate(block, name)
+        value = getattr(layer, attribute)
     except (AttributeError, ValueError) as err:
         raise missing_array(name, block, err) from err
     if mode := getattr(layer, "quantization_mode", None):
         raise missing_array(name, block, f"values quantized by Keras ({mode})", "read the weights before quantize()")
     shape = block.spec.weights[name].shape
-    if leaf == "kernel":
+    if attribute == "kernel":
         shape = (*shape[2:], shape[1], shape[0])
     if value is None or not same_shape(value.shape, shape):
         raise missing_array(name, block, None if value is None else f"shape {tuple(value.shape)}, not {shape}")

@@ -51,7 +51,7 @@ def make(cls: type[Any], config: Mapping[str, Any], dtype: str) -> Any:
     block = cls(**config).to(getattr(torch, dtype))
     if not block.spec.weights:
         CREATION_DTYPES[block] = getattr(torch, dtype)
-    if any(p.is_meta for p in block.parameters()):
+    if any(parameter.is_meta for parameter in block.parameters()):
         raise ValueError(
             f"expected a device with storage for {cls.__name__}, got the meta device: leave"
             " `with torch.device('meta')`, or call torch.set_default_device('cpu')"
@@ -192,7 +192,9 @@ def _without_wrappers(path: str, wrapped: set[str]) -> str:
     """
     names = path.split(".")
     paths = [".".join(names[: i + 1]) for i in range(len(names))]
-    return ".".join(name for name, p in zip(names, paths, strict=True) if name != "_orig_mod" and p not in wrapped)
+    return ".".join(
+        name for name, path in zip(names, paths, strict=True) if name != "_orig_mod" and path not in wrapped
+    )
 
 
 def gamma(holder: Any) -> tuple[Array, str]:
@@ -292,8 +294,8 @@ def _tensor(block: Any, name: str) -> Tensor:
     return cast(Tensor, hook.apply_mask(layer)) if isinstance(hook, BasePruningMethod) else tensor
 
 
-def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module, leaf: str) -> None:
-    """Raise ValueError unless `tensor`, attribute `leaf` of `layer`, has the spec's shape and is used by the layer.
+def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module, attribute: str) -> None:
+    """Raise ValueError unless `tensor`, `attribute` of `layer`, has the spec's shape and is used by the layer.
 
     name: canonical name of the tensor.
     """
@@ -316,8 +318,8 @@ def _check_usable(block: Any, name: str, tensor: Any, layer: nn.Module, leaf: st
         raise missing_array(name, block, f"shape {tuple(tensor.shape)}, not {shape}")
     if tensor.dtype not in DTYPES or tensor.layout != torch.strided:
         raise missing_array(name, block, f"{tensor.dtype} in layout {tensor.layout}")
-    is_property = isinstance(getattr(type(layer), leaf, None), property)
-    is_computed = is_property and not parametrize.is_parametrized(layer, leaf)
+    is_property = isinstance(getattr(type(layer), attribute, None), property)
+    is_computed = is_property and not parametrize.is_parametrized(layer, attribute)
     if is_computed or hasattr(layer, "weight_fake_quant") or _has_further_parameters(block, name, layer):
         remedy = "merge the adapter first, as merge_and_unload of peft does, or read the weights before this change"
         got = f"the array of {type(layer).__name__}, which computes with another array"
@@ -338,17 +340,17 @@ def _has_further_parameters(block: Any, name: str, layer: nn.Module) -> bool:
 
 def _check_stored(block: Any, name: str, tensor: Tensor) -> None:
     """Raise ValueError if the tensor of canonical `name` is not stored, so that a call would discard a new value."""
-    layer, leaf = _layer(block, name)
+    layer, attribute = _layer(block, name)
     path = name.rpartition(".")[0]
-    if parametrize.is_parametrized(layer, leaf):
-        kinds = ", ".join(type(module).__name__ for module in layer.parametrizations[leaf])   # type: ignore[index]
-        remedy = f"torch.nn.utils.parametrize.remove_parametrizations(block.{path}, {leaf!r}) first"
+    if parametrize.is_parametrized(layer, attribute):
+        kinds = ", ".join(type(module).__name__ for module in layer.parametrizations[attribute])   # type: ignore[index]
+        remedy = f"torch.nn.utils.parametrize.remove_parametrizations(block.{path}, {attribute!r}) first"
         raise computed_array(name, block, f"a parametrization ({kinds})", remedy)
-    if (hook := _hook(layer, leaf)) is not None:
+    if (hook := _hook(layer, attribute)) is not None:
         remove = next(remove for kind, remove in REMOVE.items() if isinstance(hook, kind))
-        raise computed_array(name, block, type(hook).__name__, f"{remove}(block.{path}, {leaf!r}) first")
+        raise computed_array(name, block, type(hook).__name__, f"{remove}(block.{path}, {attribute!r}) first")
     stored = dict(layer.named_parameters("", False, False)) | dict(layer.named_buffers("", False, False))
-    if leaf not in stored:
+    if attribute not in stored:
         raise computed_array(name, block, "other code", f"make block.{name} a parameter first")
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         remedy = "create the block outside torch.inference_mode, or write inside it"
@@ -360,15 +362,15 @@ def _check_stored(block: Any, name: str, tensor: Tensor) -> None:
 
 def _layer(block: Any, name: str) -> tuple[nn.Module, str]:
     """Return the layer with the array of canonical `name`, and the name of its attribute."""
-    path, _, leaf = name.rpartition(".")
-    return block.get_submodule(path), {"mean": "running_mean", "var": "running_var"}.get(leaf, leaf)
+    path, _, attribute = name.rpartition(".")
+    return block.get_submodule(path), {"mean": "running_mean", "var": "running_var"}.get(attribute, attribute)
 
 
-def _hook(layer: nn.Module, leaf: str) -> Any:
-    """Return the hook of torch.nn.utils that computes tensor `leaf` of a layer before every call, or None."""
+def _hook(layer: nn.Module, attribute: str) -> Any:
+    """Return the hook of torch.nn.utils that computes the tensor `attribute` of a layer before every call, or None."""
     for hook in guard.forward_pre_hooks(layer):
         tensors = getattr(hook, "name", None), getattr(hook, "_tensor_name", None)   # attribute of norms, of pruning
-        if isinstance(hook, tuple(REMOVE)) and leaf in tensors:
+        if isinstance(hook, tuple(REMOVE)) and attribute in tensors:
             return hook
     return None
 

@@ -31,9 +31,9 @@ class Block(keras.layers.Layer):
             super().__init__(**kwargs)
         except ValueError as err:
             owners: tuple[type[Any], ...] = (type(self), Block, keras.layers.Layer)
-            known = dict.fromkeys(name for owner in owners for name in arguments_of(owner)[0] if name != "spec")
-            if unknown := [name for name in kwargs if name not in known]:
-                raise unknown_argument(type(self).__name__, unknown[0], known) from err
+            option_names = dict.fromkeys(name for owner in owners for name in arguments_of(owner)[0] if name != "spec")
+            if unknown := [name for name in kwargs if name not in option_names]:
+                raise unknown_argument(type(self).__name__, unknown[0], option_names) from err
             raise
         ops.check_policy(self.dtype_policy)
         self.spec = spec
@@ -132,17 +132,17 @@ class Block(keras.layers.Layer):
 
         Raises NotImplementedError for a block without dense layers.
         """
-        leaves = [part for part in self._flatten_layers(include_self=False) if type(part) is keras.layers.Dense]
-        if not leaves:
+        inner_layers = [part for part in self._flatten_layers(include_self=False) if type(part) is keras.layers.Dense]
+        if not inner_layers:
             got = f"got {type(self).__name__}, which has none"
             raise NotImplementedError(f"expected a block with dense layers, which Keras can quantize, {got}")
-        for leaf in leaves:
-            leaf.quantize(mode, type_check=type_check, config=config)
+        for layer in inner_layers:
+            layer.quantize(mode, type_check=type_check, config=config)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments, and the settings of sublayers that differ from those of the block."""
-        own = super().get_config() | self.spec.config() | {"data_format": self.data_format}
-        return own | keras_layers.inner_settings(self)
+        config = super().get_config() | self.spec.config() | {"data_format": self.data_format}
+        return config | keras_layers.inner_settings(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:

@@ -71,15 +71,15 @@ class SpecModule(NamedArguments, nn.Module):
         if eager and kinds == self.accepted:
             return
         self.spec.check_inputs(*(x.shape for x in inputs))
-        own = ops.first_dtype(self)
+        own_dtype = ops.first_dtype(self)
         for x in inputs:
             if not x.dtype.is_floating_point:
                 hint = ": convert it, as x.float() does, and scale it as in training"
                 raise TypeError(f"expected a floating-point input, got {x.dtype}{hint}")
-            if own not in (x.dtype, None) and not torch.is_autocast_enabled(x.device.type):
-                hint = f": convert the input, x.to({own}), or the block, block.to({x.dtype})"
-                raise TypeError(f"expected the block's dtype, {own}, got {x.dtype}{hint}")
-        if eager and all(x.dtype == own for x in inputs):
+            if own_dtype not in (x.dtype, None) and not torch.is_autocast_enabled(x.device.type):
+                hint = f": convert the input, x.to({own_dtype}), or the block, block.to({x.dtype})"
+                raise TypeError(f"expected the block's dtype, {own_dtype}, got {x.dtype}{hint}")
+        if eager and all(x.dtype == own_dtype for x in inputs):
             self.accepted = kinds
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
@@ -217,5 +217,5 @@ class IdentityStart(nn.Module):
 
     def forward(self, x: Tensor, *gating: Tensor) -> Tensor:
         """(N, C, *S) -> (N, C, *S), in the dtype of x."""
-        change = self.block(x, *gating).to(x.dtype) - x
-        return x + self.gamma.to(x.dtype) * change
+        residual = self.block(x, *gating).to(x.dtype) - x
+        return x + self.gamma.to(x.dtype) * residual

@@ -97,15 +97,27 @@ def check(
         typer.echo(fill(warning, min(100, Console().width)), err=True)
     backends = [_loaded(backend)] if backend else _installed()
     typer.echo(fill(versions(), min(100, Console().width)) + "\n")
-    results = _results([(block, b) for block, card in cards for b in backends], dict(cards))
+    results = _results([(block, backend) for block, card in cards for backend in backends], dict(cards))
     if name:
-        rows = [(b, f.contract, str(f.cases), *_verdict([f])) for _, b, findings in results for f in findings]
+        rows = [
+            (backend, finding.contract, str(finding.cases), *_verdict([finding]))
+            for _, backend, findings in results
+            for finding in findings
+        ]
         print_table(("backend", "contract", "*cases", "*worst", "verdict"), rows)
     else:
-        rows = [(block, b, str(sum(f.cases for f in fs)), *_verdict(fs)) for block, b, fs in results]
+        rows = [
+            (block, backend, str(sum(finding.cases for finding in findings_of_block)), *_verdict(findings_of_block))
+            for block, backend, findings_of_block in results
+        ]
         print_table(("block", "backend", "*cases", "*worst", "verdict"), rows)
     typer.echo("worst: largest error in percent of the tolerance")
-    failures = [f"{block}, {b}, {f.contract}: {f.failure}" for block, b, fs in results for f in fs if f.failure]
+    failures = [
+        f"{block}, {backend}, {finding.contract}: {finding.failure}"
+        for block, backend, findings_of_block in results
+        for finding in findings_of_block
+        if finding.failure
+    ]
     if failures or not results:
         typer.echo("\n" + "\n".join(failures or ["no block was checked"]), err=True)
         raise typer.Exit(1)
@@ -113,7 +125,9 @@ def check(
 
 def triton_warning() -> str | None:
     """Return a warning, or None, about TensorFlow and triton, which abort the process if imported in a wrong order."""
-    tensorflow, triton = ("loaded" if p in sys.modules else bool(find_spec(p)) for p in ("tensorflow", "triton"))
+    tensorflow, triton = (
+        "loaded" if package in sys.modules else bool(find_spec(package)) for package in ("tensorflow", "triton")
+    )
     if tensorflow == "loaded" and triton is True:
         return f"warning: TensorFlow was loaded before triton. {ABORTS}"
     return f"note: TensorFlow and triton are installed. {ABORTS}" if tensorflow and triton else None
@@ -122,7 +136,7 @@ def triton_warning() -> str | None:
 def versions() -> str:
     """Return the versions of attzoo, Python and installed packages, and the backend of Keras if loaded."""
     names = metadata.packages_distributions()   # tensorflow may be installed as tensorflow-cpu
-    installed = {p: metadata.version(names[p][0]) for p in PACKAGES if p in names}
+    installed = {package: metadata.version(names[package][0]) for package in PACKAGES if package in names}
     if "keras" in sys.modules:
         installed["keras"] += f" (on {sys.modules['keras'].backend.backend()})"
     packages_text = ", ".join(f"{package} {version}" for package, version in installed.items())
@@ -179,6 +193,6 @@ def _results(jobs: Sequence[tuple[str, str]], cards: Mapping[str, Card | Excepti
 
 def _verdict(findings: Sequence[Finding]) -> tuple[str, str]:
     """Return the largest error in percent of its tolerance, and "pass" or the number of failed contracts, as texts."""
-    failed_count = sum(f.failure is not None for f in findings)
+    failed_count = sum(finding.failure is not None for finding in findings)
     result = f"{failed_count} of {len(findings)} fail" if failed_count else "pass"
-    return f"{max(f.worst for f in findings):.0%}", result
+    return f"{max(finding.worst for finding in findings):.0%}", result

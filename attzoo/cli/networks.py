@@ -132,7 +132,7 @@ def train(
         "accumulate": accumulate, "precision": precision, "checkpoint_every": checkpoint_every, "seed": seed,
     }   # fmt: skip
     network = dict(map(_argument, net or ()))
-    network |= {name: None if word == "none" else word for name, word in {"skip": skip, "block": block}.items() if word}
+    network |= {name: None if text == "none" else text for name, text in {"skip": skip, "block": block}.items() if text}
     given_settings = _recipe(recipe) | {name: value for name, value in given_settings.items() if value is not None}
     if resume:
         settings = settings_to_resume(out, given_settings, network)
@@ -158,7 +158,7 @@ def _recipe(name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
     settings = RECIPES[choice("recipe", name, tuple(RECIPES))].settings
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
 
 def _argument(text: str) -> tuple[str, Any]:

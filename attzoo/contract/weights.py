@@ -96,4 +96,4 @@ def prefixed(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
 
 def without_prefix(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
     """Return the entries whose names have the prefix, without it: "prefix.conv.weight" -> "conv.weight"."""
-    return {name.removeprefix(f"{prefix}."): a for name, a in entries.items() if name.startswith(f"{prefix}.")}
+    return {name.removeprefix(f"{prefix}."): array for name, array in entries.items() if name.startswith(f"{prefix}.")}

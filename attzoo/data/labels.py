@@ -172,10 +172,10 @@ def check_labelled(counts: Mapping[Value, int], labels: Labels) -> None:
         counts: number of pixels of each value.
         labels: the values of the classes.
     """
-    known = {*labels.values, *(() if labels.are_colors else (IGNORE,))}
-    if unknown := {value: count for value, count in counts.items() if value not in known}:
-        few = len(labels.values) <= SHOWN
-        expected = option_of(labels.values) if few else f"the {len(labels.values)} in --labels"
+    known_values = {*labels.values, *(() if labels.are_colors else (IGNORE,))}
+    if unknown := {value: count for value, count in counts.items() if value not in known_values}:
+        is_short = len(labels.values) <= SHOWN
+        expected = option_of(labels.values) if is_short else f"the {len(labels.values)} in --labels"
         blended_text = f", {BLENDED}" if len(unknown) > SHOWN else ""
         fix = f"add these values to --labels{blended_text}"
         raise ValueError(f"expected only values of {expected}, got {shown(unknown)}: {fix}")

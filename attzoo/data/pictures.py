@@ -162,10 +162,10 @@ def _check_single(path: Path, magic: bytes) -> None:
     with open_picture(path, "PPM") as picture:
         bits = 1 if magic == b"P4" else 16 if picture.mode.startswith("I") else 8
         row_bytes = -(-picture.width * len(picture.getbands()) * bits // 8)
-        start, is_text = picture.tile[0].offset, magic in (b"P1", b"P2", b"P3")
-        end = start if is_text else start + row_bytes * picture.height
+        data_start, is_text = picture.tile[0].offset, magic in (b"P1", b"P2", b"P3")
+        data_end = data_start if is_text else data_start + row_bytes * picture.height
     with path.open("rb") as file:
-        file.seek(end)
+        file.seek(data_end)
         remaining_bytes = file.read()
     # In text formats, the samples are among the remaining bytes too; a "P" outside comments begins the next picture.
     if is_text:
@@ -176,9 +176,9 @@ def _check_single(path: Path, magic: bytes) -> None:
         raise ValueError("expected one picture, got more data after it; save each picture in its own file")
 
 
-def _tokens(head: bytes) -> list[bytes]:
+def _tokens(first_bytes: bytes) -> list[bytes]:
     """Return the first four words in `head`, the first bytes of a PNM file, without comments."""
-    lines = [line.partition(b"#")[0] for line in head.splitlines()]
+    lines = [line.partition(b"#")[0] for line in first_bytes.splitlines()]
     return b" ".join(lines).split(maxsplit=4)[:4]
 
 

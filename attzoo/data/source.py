@@ -130,9 +130,9 @@ def has_known_ending(path: Path) -> bool:
     return ending(path) in (*VOLUMES, *PICTURES)
 
 
-def is_dicom(head: bytes) -> bool:
+def is_dicom(first_bytes: bytes) -> bool:
     """Whether a file is DICOM, from its first 132 bytes or more."""
-    return head[128:132] == b"DICM"
+    return first_bytes[128:132] == b"DICM"
 
 
 def unsupported_format(path: Path) -> str | None:

@@ -68,7 +68,7 @@ class Fused:
         Weights are made contiguous, because the kernels assume row-major order. `options` are keyword arguments for
         the block's plain form.
         """
-        weights = [t.contiguous() if isinstance(t, Tensor) else t for t in args[self.inputs :]]
+        weights = [tensor.contiguous() if isinstance(tensor, Tensor) else tensor for tensor in args[self.inputs :]]
         args = *args[: self.inputs], *weights
         if torch.compiler.is_compiling():
             return self.operator(*args)
@@ -116,7 +116,7 @@ class Fused:
 
     def gradients(self, args: Sequence[Any]) -> list[Tensor | None]:
         """Allocate the gradient of each input and parameter in `args`; None for an input or parameter that is None."""
-        return [None if t is None else torch.empty_like(t) for t in args[: self.learned]]
+        return [None if tensor is None else torch.empty_like(tensor) for tensor in args[: self.learned]]
 
 
 def cache_key(arg: Any) -> Hashable:
@@ -184,7 +184,7 @@ class PlainRerun:
     def _call(self, module: nn.Module, tensors: Sequence[Tensor | None]) -> Tensor:
         """Return the output of a module for `tensors`: inputs, then values of its parameters. Buffers are copied."""
         names = [name for name, _ in module.named_parameters()]
-        present = [t for t in tensors if t is not None]
+        present = [tensor for tensor in tensors if tensor is not None]
         inputs, learned = present[: len(present) - len(names)], present[len(present) - len(names) :]
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}   # already updated
         arrays = dict(zip(names, learned, strict=True)) | buffers
@@ -235,7 +235,9 @@ def _operator(fused: Fused, name: str, arguments: str, saved_count: int) -> Any:
 
     schema = f"(Tensor dy, Tensor? y, Tensor[] saved, {arguments}) -> Tensor[]"
     backward_operator = library.custom_op(f"{name}_backward", _in_graph(run_backward), mutates_args=(), schema=schema)
-    backward_operator.register_fake(lambda dy, y, saved, *args: [t for t in fused.gradients(args) if t is not None])
+    backward_operator.register_fake(
+        lambda dy, y, saved, *args: [tensor for tensor in fused.gradients(args) if tensor is not None]
+    )
 
     def setup(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
         """Save the tensors for the backward pass."""
@@ -247,7 +249,7 @@ def _operator(fused: Fused, name: str, arguments: str, saved_count: int) -> Any:
         saved = ctx.saved_tensors
         tensors, (y, *saved_outputs) = saved[: fused.tensors], saved[fused.tensors :]
         computed_gradients = iter(backward_operator(dy, y, saved_outputs, *tensors, *ctx.options))
-        gradients = [None if t is None else next(computed_gradients) for t in tensors[: fused.learned]]
+        gradients = [None if tensor is None else next(computed_gradients) for tensor in tensors[: fused.learned]]
         return *gradients, *[None] * (fused.tensors - fused.learned + len(ctx.options))
 
     operator.register_autograd(backward, setup_context=setup)

@@ -39,7 +39,7 @@ OLDEST: Final = "3.6"        # oldest Triton that the kernels were compiled with
 OLDEST_TORCH: Final = "2.11"   # oldest PyTorch tested with it; torch.compile of 2.6 cannot import it
 ABSENT: Final = find_spec("triton") is None
 # Nightly builds are distributed under another name.
-TRITON: Final = next((d.version for d in distributions(name="triton")), OLDEST)
+TRITON: Final = next((package.version for package in distributions(name="triton")), OLDEST)
 EARLY: Final = is_older(TRITON, OLDEST)
 EARLY_TORCH: Final = is_older(torch.__version__, OLDEST_TORCH)
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
@@ -160,9 +160,9 @@ def _refusal_of_tensors(block: nn.Module, inputs: Sequence[Tensor]) -> str | Non
     device, tensors = inputs[0].device, _tensors(block, inputs)
     if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
         return f"the kernels need inputs on a CUDA device, got an input on {device}"
-    if len(devices := {t.device for t in tensors}) > 1:
+    if len(devices := {tensor.device for tensor in tensors}) > 1:
         return f"inputs and weights must be on one device, got {', '.join(sorted(map(str, devices)))}"
-    if not (dtypes := {t.dtype for t in tensors}) <= DTYPES:
+    if not (dtypes := {tensor.dtype for tensor in tensors}) <= DTYPES:
         return f"the kernels support float32, float16 and bfloat16, got {', '.join(sorted(map(str, dtypes)))}"
     if any(x.dtype != inputs[0].dtype for x in inputs):
         return f"all inputs must have one dtype, got {', '.join(str(x.dtype) for x in inputs)}"
@@ -174,13 +174,15 @@ def _refusal_of_tensors(block: nn.Module, inputs: Sequence[Tensor]) -> str | Non
 
 def _tensors(block: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Return the inputs, and the parameters and floating-point buffers of the block."""
-    return [*inputs, *(t for part in block.modules() for t in guard.own_tensors(part))]
+    return [*inputs, *(tensor for part in block.modules() for tensor in guard.own_tensors(part))]
 
 
 def _refusal_of_modules(block: Any) -> str | None:
     """Return why a method, layer or hook of the block is not supported, for an error; None if all are."""
     parts = [getattr(block, name) for name in block.parts]
-    if not block.has_own_forms or any(type(p) is not kind for p, kind in zip(parts, block.parts.values(), strict=True)):
+    if not block.has_own_forms or any(
+        type(part) is not kind for part, kind in zip(parts, block.parts.values(), strict=True)
+    ):
         return "the block or a block inside it is of a subclass, whose changes the kernels would ignore"
     own = [block, *parts]
     if not all(guard.is_unmodified(part, type(part)) for part in own):
@@ -221,7 +223,7 @@ def _refusal_of_context(block: nn.Module, inputs: Sequence[Tensor]) -> str | Non
         return "torch.jit.trace cannot trace the kernels"
     if guard.in_transform() or guard.in_forward_derivative():
         return "the kernels do not support torch.func transforms and forward-mode derivatives"
-    if not (kinds := {type(t) for t in _tensors(block, inputs)}).issubset(guard.PLAIN):
+    if not (kinds := {type(tensor) for tensor in _tensors(block, inputs)}).issubset(guard.PLAIN):
         return f"the kernels need plain tensors, got {', '.join(sorted(kind.__name__ for kind in kinds))}"
     return None
 

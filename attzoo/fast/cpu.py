@@ -180,7 +180,7 @@ def _grad_of_input(
     """
     assert context.s is not None   # for the type checker
     part, dx_part = _flatten_space(x[samples]), _flatten_space(dx[samples])
-    davg, dmaximum = (maxima.new_zeros(()).expand_as(maxima) if d is None else d for d in dpools)
+    davg, dmaximum = (maxima.new_zeros(()).expand_as(maxima) if gradient is None else gradient for gradient in dpools)
     mask = torch.eq(part, maxima[samples, :, None], out=torch.empty_like(part))
     per_maximum = dmaximum[samples, :, None] / mask.sum(2, keepdim=True)
     base = torch.addcmul(davg[samples, :, None] / part.shape[2], mask, per_maximum, out=mask)
@@ -280,7 +280,9 @@ def needs_differentiable_backward(*gradients: Tensor | None) -> bool:
     It must if it is itself differentiated, or runs under vmap.
     """
     is_differentiable = torch.is_grad_enabled() or guard.in_transform()
-    return is_differentiable or any(d is not None and guard.is_batched_gradient(d) for d in gradients)
+    return is_differentiable or any(
+        gradient is not None and guard.is_batched_gradient(gradient) for gradient in gradients
+    )
 
 
 def differentiate(

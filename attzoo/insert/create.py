@@ -40,12 +40,12 @@ def candidate_arguments(
     """
     overridden = {"channels"} | _overridden(name, options)
     for choice in source.choices:
-        yield {k: v for k, v in {**choice, **from_shapes}.items() if k not in overridden} | dict(options)
+        yield {key: value for key, value in {**choice, **from_shapes}.items() if key not in overridden} | dict(options)
 
 
 def _overridden(name: str, options: Mapping[str, Any]) -> set[str]:
     """Return the names of the arguments that `options` set, also by a variant or by a rule such as `reduction`."""
-    variant = next((v for key, v in registry.variants(name).items() if key == options.get("variant")), None)
+    variant = next((value for key, value in registry.variants(name).items() if key == options.get("variant")), None)
     overridden = {*options, *(variant.arguments if variant else ()), *(variant.rules if variant else ())}
     spec: Any = registry.get(name, backend="numpy")
     return overridden | {str(field.metadata.get("rule_for")) for field in fields(spec) if field.name in overridden}

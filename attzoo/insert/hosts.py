@@ -76,7 +76,7 @@ def select_modules(model: nn.Module, pattern: Any, argument: str) -> dict[str, n
     Modules inside attached blocks are selected only if `argument` is "where".
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    prefixes = tuple(f"{child_path(path)}." for path, m in modules.items() if is_attached(m))
+    prefixes = tuple(f"{child_path(path)}." for path, module in modules.items() if is_attached(module))
     chosen = select(
         {path: module for path, module in modules.items() if argument == "where" or not path.startswith(prefixes)},
         pattern, argument, type(model).__name__,
@@ -93,7 +93,12 @@ def _residual_end(path: str, block: nn.Module) -> Host | None:
     child = next((name for name in family.ends if isinstance(getattr(block, name, None), nn.Module)), None)
     if child is None:
         return None
-    attention = [m for name, module in block.named_modules() for m in module.modules() if _is_attention(name, module)]
+    attention = [
+        submodule
+        for name, module in block.named_modules()
+        for submodule in module.modules()
+        if _is_attention(name, module)
+    ]
     counts = [known_channels(module) for module in block.modules() if not any(module is part for part in attention)]
     # Those of the last module.
     channels, rank = [(None, None), *(count for count in counts if count[0] is not None)][-1]
@@ -135,7 +140,7 @@ def check_host(host: Host) -> None:
     if type(host.module) in LAST_AXIS:
         got = f"{type(host.module).__name__}, whose channels are the last axis: choose another module"
         raise ValueError(f"expected channels at axis 1 after {host.path!r}, got {got}")
-    if any(p.is_complex() for p in host.module.parameters(recurse=False)):
+    if any(parameter.is_complex() for parameter in host.module.parameters(recurse=False)):
         raise ValueError(f"expected real numbers from {host.path!r}, got complex ones: choose another module")
     if hasattr(host.module, CHILD):
         hint = "detach it first" if is_attached(host.module) else "choose the module before or after it"
@@ -210,7 +215,9 @@ def calls_of(model: nn.Module, modules: Mapping[str, nn.Module], example: Any) -
         if isinstance(output, Tensor) and output.ndim > 2:   # not the vectors of squeeze and excitation
             last_axis[0] = output.shape[-1] if isinstance(module, LAST_AXIS) else None
 
-    layers = [m for m in model.modules() if isinstance(m, LAST_AXIS) or known_channels(m)[0] is not None]
+    layers = [
+        module for module in model.modules() if isinstance(module, LAST_AXIS) or known_channels(module)[0] is not None
+    ]
     handles = [layer.register_forward_hook(record_last_axis) for layer in layers]
     handles += [
         module.register_forward_hook(

@@ -134,14 +134,14 @@ def _replacement(path: str, name: str, layer: Any, x: Any, options: Mapping[str,
 
     """
 
-    def make(arguments: Mapping[str, Any]) -> Any:
+    def create_block(arguments: Mapping[str, Any]) -> Any:
         """Return a new block with these arguments."""
         return _create(path, name, layer, x, arguments)
 
-    block = None if can_attend(layer) else same_block(layer, name, options, make)
+    block = None if can_attend(layer) else same_block(layer, name, options, create_block)
     if block is not None:
         return block, _place(path, block, x, "Keras")
-    block = make(options)
+    block = create_block(options)
     block(x)   # creates its weights
     block.trainable = options.get("trainable", True)
     return block, _place(path, block, x)
@@ -336,12 +336,12 @@ def _residual_ends(model: Any) -> set[str]:
         """Call a layer, store which layers its output depends on and, for an Add, the end of the residual branch."""
         inputs = [layers_by_tensor.get(id(x), model_input) for x in _tensors(args, kwargs)]
         if type(layer).__name__ == "Add" and len(inputs) == 2:   # a layer, or the operation of x + y
-            (first, before_first), (second, before_second) = inputs
-            ends.add(first if len(before_first - before_second) > len(before_second - before_first) else second)
+            (first, layers_of_first), (second, second_layers) = inputs
+            ends.add(first if len(layers_of_first - second_layers) > len(second_layers - layers_of_first) else second)
         y = layer(*args, **kwargs)
-        before = frozenset({path}).union(*(layers for _, layers in inputs))
+        layers_before = frozenset({path}).union(*(layers for _, layers in inputs))
         for tensor in _tensors(y):
-            layers_by_tensor[id(tensor)] = path, before
+            layers_by_tensor[id(tensor)] = path, layers_before
             held_tensors.append(tensor)   # so that no id is reused
         return y
 

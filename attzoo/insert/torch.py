@@ -102,14 +102,14 @@ def swap(model: nn.Module, name: str, where: Any, example: Any, options: Mapping
     _check_one_input(name)
     check_wrappers(model)
     chosen = select_modules(model, where, "where")
-    present = {path: module for path, module in chosen.items() if not isinstance(module, nn.Identity)}
-    for path, module in present.items():
+    attention_modules = {path: module for path, module in chosen.items() if not isinstance(module, nn.Identity)}
+    for path, module in attention_modules.items():
         check_not_scripted(path, module)
         if is_attached(module):
             raise ValueError(f"expected {path!r} without an attached block, got a module that has one: detach it first")
-    if not present:
+    if not attention_modules:
         raise ValueError(f"where={where!r} matches only nn.Identity: there is no attention to replace, use attach")
-    hosts = [Host(path, module, *known_channels(module)) for path, module in present.items()]
+    hosts = [Host(path, module, *known_channels(module)) for path, module in attention_modules.items()]
     shapes = {} if example is None else shapes_at(model, hosts, example)
     replacements = [(host, *_replacement(model, host, name, shapes, options)) for host in hosts]
     for host, block, _ in replacements:
@@ -199,7 +199,7 @@ def _place(path: str, block: nn.Module, shapes: Any, weights: str = "initial") -
     """Return the report's entry for a block; `shapes` are the shapes of its inputs, None if unknown."""
     spec: Any = without_start(block).spec
     macs = None if shapes is None else spec.macs(*((1, *shape[1:]) for shape in shapes[: len(spec.inputs)]))
-    parameters = sum(p.numel() for p in block.parameters() if p.requires_grad)
+    parameters = sum(parameter.numel() for parameter in block.parameters() if parameter.requires_grad)
     return Place(path, registry.name_of(spec), spec.channels, parameters, macs, weights)
 
 

@@ -17,7 +17,8 @@ triton_first()
 import keras as keras  # noqa: E402
 from keras import ops  # noqa: E402
 
-from .numpy import EPSILON, MOMENTUM, one_value  # noqa: E402
+from .numpy import EPSILON as EPSILON  # noqa: E402
+from .numpy import MOMENTUM, one_value  # noqa: E402
 
 require("keras", keras.__version__, "3.13.1")   # loading a model with earlier versions can execute code
 
@@ -354,8 +355,8 @@ def position_softmax(z: Any, channels_last: bool) -> Any:
     / S for large maps.
     """
     axes, z = space(z, channels_last), ops.cast(z, wide(z.dtype))
-    e = ops.exp(z - ops.stop_gradient(amax(z, axes, keepdims=True)))
-    return e / ops.sum(e, axis=axes, keepdims=True)
+    exponentials = ops.exp(z - ops.stop_gradient(amax(z, axes, keepdims=True)))
+    return exponentials / ops.sum(exponentials, axis=axes, keepdims=True)
 
 
 def weighted_pool(x: Any, p: Any, channels_last: bool) -> Any:

@@ -53,11 +53,11 @@ def inner_settings(layer: Any) -> dict[str, Any]:
     return {key: entry for key, entry in entries.items() if entry}
 
 
-def _equal_policies(a: Any, b: Any) -> bool:
+def _equal_policies(first: Any, second: Any) -> bool:
     """Whether two layers have equal dtype policies."""
     # DTypePolicyMap does not define ==.
-    policy_a, policy_b = (keras.dtype_policies.serialize(layer.dtype_policy) for layer in (a, b))
-    return bool(policy_a == policy_b)
+    first_policy, second_policy = (keras.dtype_policies.serialize(layer.dtype_policy) for layer in (first, second))
+    return bool(first_policy == second_policy)
 
 
 def without_inner_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -112,18 +112,22 @@ def described(layer: Any) -> str:
         config = {"mode": layer.mode, "dilation": layer.dilation} if is_conv else layer.get_config()
     except NotImplementedError:   # a third party's
         config = {}
-    ends = ("name", "trainable", "dtype", "initializer", "regularizer", "constraint", "quantization_config")
+    ignored_endings = ("name", "trainable", "dtype", "initializer", "regularizer", "constraint", "quantization_config")
     ignored_settings = ("lora_", POLICIES)
-    settings = [f"{k}={v!r}" for k, v in config.items() if not k.endswith(ends) and not k.startswith(ignored_settings)]
+    settings = [
+        f"{key}={value!r}"
+        for key, value in config.items()
+        if not key.endswith(ignored_endings) and not key.startswith(ignored_settings)
+    ]
     return f"{type(layer).__name__}({', '.join(settings)})"
 
 
 def check_unchanged(model: Any) -> None:
     """Raise ValueError if settings of a layer have changed since its creation, which a config cannot store."""
     for layer in model.layers:
-        if change := changed_settings(layer):
+        if changed_setting := changed_settings(layer):
             hint = "undo the change, or save only the weights, with save_weights()"
-            created, current = change
+            created, current = changed_setting
             expected = f"{path_of(layer)} to be {created}, as the model creates it"
             raise ValueError(f"expected {expected}, got {current}: {hint}")
 

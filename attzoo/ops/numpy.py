@@ -44,8 +44,8 @@ def max_pool(x: Array) -> Array:
 def position_softmax(z: Array) -> Array:
     """Return the softmax over the spatial axes: (N, K, *S) -> (N, K, *S). Each of the K channels sums to 1."""
     axes = tuple(range(2, z.ndim))
-    e = np.exp(z - z.max(axis=axes, keepdims=True))
-    return np.asanyarray(e / e.sum(axis=axes, keepdims=True))
+    exponentials = np.exp(z - z.max(axis=axes, keepdims=True))
+    return np.asanyarray(exponentials / exponentials.sum(axis=axes, keepdims=True))
 
 
 def weighted_pool(x: Array, p: Array) -> Array:

@@ -19,7 +19,8 @@ from torch.overrides import is_tensor_like
 from ..contract import Array, Weight
 from ..moved import moved
 from .guard import EXACT, is_plain
-from .numpy import EPSILON, one_value
+from .numpy import EPSILON as EPSILON
+from .numpy import one_value
 
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -272,8 +273,8 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
     """
     if guard.pool_ties_exports and guard.is_exporting():
         for axis, w in enumerate(window, start=2):
-            first, end = torch.arange(-(-x.shape[axis] // w), device=x.device) * w, x.shape[axis] - 1
-            x = torch.stack([x.index_select(axis, (first + i).clamp(max=end)) for i in range(w)]).amax(0)
+            window_starts, end = torch.arange(-(-x.shape[axis] // w), device=x.device) * w, x.shape[axis] - 1
+            x = torch.stack([x.index_select(axis, (window_starts + i).clamp(max=end)) for i in range(w)]).amax(0)
         return x
     if len(window) == 1:   # an export of max_pool1d is valid for one length only
         return pool(x[:, :, None], (1, *window))[:, :, 0]
@@ -333,9 +334,9 @@ def _positions(kernel: tuple[int, ...], repeat: tuple[int, ...]) -> tuple[Array,
     kernel: sizes of the kernel, per axis. repeat: factors of the upsampling.
     """
     ones = np.ones((1, 1), np.float32)
-    for k, r in zip(kernel, repeat, strict=True):
-        shift = np.arange(k + r - 1) + np.arange(k)[:, None]
-        ones = np.kron(ones, ((shift >= k - 1) & (shift < k - 1 + r)).astype(np.float32))
+    for size, repeats in zip(kernel, repeat, strict=True):
+        shift = np.arange(size + repeats - 1) + np.arange(size)[:, None]
+        ones = np.kron(ones, ((shift >= size - 1) & (shift < size - 1 + repeats)).astype(np.float32))
     return ones, [k + r - 1 for k, r in zip(kernel, repeat, strict=True)]
 
 

@@ -106,8 +106,12 @@ def signature(case: Case, backend: str) -> float:
     """Check that the class has the arguments of the spec, in the same order and with the same defaults; return 0."""
     parameters = inspect.signature(registry.get(case.name, backend=backend).__init__).parameters
     spec_parameters = inspect.signature(type(case.spec).__init__).parameters
-    arguments = [(name, p.default) for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    expected = [(name, p.default) for name, p in spec_parameters.items()]
+    arguments = [
+        (name, parameter.default)
+        for name, parameter in parameters.items()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    expected = [(name, parameter.default) for name, parameter in spec_parameters.items()]
     ensure(arguments == expected, f"expected the arguments and defaults of the spec, {expected}, got {arguments}")
     return 0.0
 
@@ -148,9 +152,9 @@ def refusals(case: Case, backend: str) -> float:
     """Check that a wrong number of channels, axes or pixels raises ValueError or TypeError; return 0."""
     block, x = case.block(backend), case.inputs()
     invalid_inputs = {
-        "twice the channels": [np.concatenate([a, a], axis=1) for a in x],
-        "no spatial axes": [a.reshape(*a.shape[:2], -1)[:, :, 0] for a in x],
-        "an empty spatial axis": [a[:, :, :0] for a in x],
+        "twice the channels": [np.concatenate([array, array], axis=1) for array in x],
+        "no spatial axes": [array.reshape(*array.shape[:2], -1)[:, :, 0] for array in x],
+        "an empty spatial axis": [array[:, :, :0] for array in x],
     }
     for difference, inputs in invalid_inputs.items():
         raises = _raises(partial(adapter(backend).attention, block, inputs))
@@ -314,10 +318,10 @@ def _differs(case: Case, other_spec: Spec) -> bool:
         return True
     x, w = case.inputs(), case.weights()
     try:
-        same = np.array_equal(case.spec(*x, weights=w), other_spec(*x, weights=w))
+        is_equal = np.array_equal(case.spec(*x, weights=w), other_spec(*x, weights=w))
     except ValueError:
         return True
-    return not same or _updates_differ(case, other_spec)
+    return not is_equal or _updates_differ(case, other_spec)
 
 
 def _updates_differ(case: Case, other_spec: Spec) -> bool:

@@ -131,7 +131,11 @@ def choices(cls: type[Spec]) -> Mapping[str, Sequence[Any]]:
 
 def allowed(cls: type[Spec], channels: int, options: dict[str, Any]) -> dict[str, Any]:
     """Return `options` without each option for which the spec, with the options before it, raises ValueError."""
-    valid = {f.name: options.pop(f.name) for f in fields(cls) if f.name in options and f.default is MISSING}   # type: ignore[arg-type]
+    valid = {
+        field.name: options.pop(field.name)
+        for field in fields(cls)   # type: ignore[arg-type]
+        if field.name in options and field.default is MISSING
+    }
     for option, value in options.items():
         try:
             cls(channels, **valid, **{option: value})   # type: ignore[call-arg]

@@ -71,13 +71,15 @@ def condition(case: Case, spec: Function, draws: int = 4) -> tuple[Array, float]
     The condition is the maximum over `draws` random changes. The error of a backward stable algorithm, which computes
     the exact result of slightly different data, is about the condition times eps.
     """
-    x, w, rng, change = case.inputs(), case.weights(), case.rng(3), 0.0
+    x, w, rng, largest_change = case.inputs(), case.weights(), case.rng(3), 0.0
     expected = spec(x, w)
     for _ in range(draws):
         perturbed_x = _perturbed(x, rng, PERTURBATION)
         perturbed_w = dict(zip(w, _perturbed(list(w.values()), rng, PERTURBATION), strict=True))
-        change = max(change, float(np.abs(spec(perturbed_x, perturbed_w) - expected).max(initial=0.0)) / PERTURBATION)
-    return expected, change
+        largest_change = max(
+            largest_change, float(np.abs(spec(perturbed_x, perturbed_w) - expected).max(initial=0.0)) / PERTURBATION
+        )
+    return expected, largest_change
 
 
 def rounding_condition(case: Case, spec: Function) -> float:
@@ -124,14 +126,14 @@ def derivative(
     if exact_slope is None:
         return None
     slope, error, size = exact_slope
-    rng, change = case.rng(4), 0.0
+    rng, largest_change = case.rng(4), 0.0
     for _ in range(draws):
-        x2, (c2,) = _perturbed(x, rng, SLOPE_PERTURBATION), _perturbed([c], rng, SLOPE_PERTURBATION)
-        w2 = dict(zip(w, _perturbed(list(w.values()), rng, SLOPE_PERTURBATION), strict=True))
-        perturbed_slope = _slope(_loss_terms(case, c2, training), x2, w2, key, direction)
+        perturbed_x, (perturbed_c,) = _perturbed(x, rng, SLOPE_PERTURBATION), _perturbed([c], rng, SLOPE_PERTURBATION)
+        perturbed_w = dict(zip(w, _perturbed(list(w.values()), rng, SLOPE_PERTURBATION), strict=True))
+        perturbed_slope = _slope(_loss_terms(case, perturbed_c, training), perturbed_x, perturbed_w, key, direction)
         if perturbed_slope is not None:
-            change = max(change, abs(perturbed_slope[0] - slope) / SLOPE_PERTURBATION)
-    return slope, error, change + size
+            largest_change = max(largest_change, abs(perturbed_slope[0] - slope) / SLOPE_PERTURBATION)
+    return slope, error, largest_change + size
 
 
 @lru_cache(CACHE_SIZE)
@@ -145,13 +147,13 @@ def rounding_derivative(case: Case, key: int | str, stream: int, training: bool,
     direction = random_direction(case, key, stream)
     terms = _loss_terms(case, case.cotangent(), training)
     size = float(np.abs(terms(case.inputs(), case.weights())).sum())
-    change = cancellation(case) * size if training else 0.0
+    largest_change = cancellation(case) * size if training else 0.0
     for draw, unit in product(range(DRAWS), (SLOPE_PERTURBATION, PERTURBATION)):
         rounded_terms = with_rounding(case, terms, (6, draw), unit)
         rounded = _slope(rounded_terms, case.inputs(), case.weights(), key, direction)
         if rounded is not None:
-            change = max(change, abs(rounded[0] - slope) / unit)
-    return change
+            largest_change = max(largest_change, abs(rounded[0] - slope) / unit)
+    return largest_change
 
 
 @lru_cache(CACHE_SIZE)
@@ -202,7 +204,7 @@ def _loss_terms(case: Case, c: Array, training: bool) -> Function:
 
 def _perturbed(arrays: list[Array], rng: np.random.Generator, amount: float) -> list[Array]:
     """Return copies of the arrays with relative errors of +-amount, with random signs."""
-    return [a * (1 + amount * rng.choice((-1, 1), size=a.shape)) for a in arrays]
+    return [array * (1 + amount * rng.choice((-1, 1), size=array.shape)) for array in arrays]
 
 
 def _slope(
@@ -223,7 +225,7 @@ def _slope(
     def terms(step: float) -> Array:
         """Return the terms of the loss after a step along the direction."""
         inputs = [a + step * direction if i == key else a for i, a in enumerate(x)]
-        copies = {name: a + step * direction if name == key else a.copy() for name, a in w.items()}
+        copies = {name: array + step * direction if name == key else array.copy() for name, array in w.items()}
         return loss_terms(inputs, copies)
 
     h, center = 2.0**-16, terms(0.0)
@@ -264,12 +266,12 @@ def rounding_descent(case: Case, steps: int, rate: float) -> dict[str, float]:
     It is the maximum over random draws of these errors. steps, rate: as in `descend`.
     """
     expected = descend(case, steps, rate)
-    terms, change = _loss_terms(case, case.cotangent(), True), dict.fromkeys(expected, 0.0)
+    terms, changes = _loss_terms(case, case.cotangent(), True), dict.fromkeys(expected, 0.0)
     for draw in range(DRAWS):
         rounded = _descend(case, with_rounding(case, terms, (7, draw), PERTURBATION), steps, rate)
         for name, array in expected.items():
-            change[name] = max(change[name], float(np.abs(rounded[name] - array).max()) / PERTURBATION)
-    return change
+            changes[name] = max(changes[name], float(np.abs(rounded[name] - array).max()) / PERTURBATION)
+    return changes
 
 
 def _descend(case: Case, loss_terms: Function, steps: int, rate: float, step: float = STEP) -> Weights:

@@ -79,9 +79,9 @@ def rounded_arrays(arrays: Iterable[Array], rounding: Rounding) -> list[Array]:
     """Return `Rounded` copies of the arrays, with rounding errors in their values."""
     copies: list[Array] = []
     for array in arrays:
-        copy = rounding(array).view(Rounded)
-        copy.rounding = rounding
-        copies.append(copy)
+        rounded_array = rounding(array).view(Rounded)
+        rounded_array.rounding = rounding
+        copies.append(rounded_array)
     return copies
 
 

@@ -86,14 +86,16 @@ class Trainer:
 
     def state(self) -> dict[str, Array]:
         """Return all arrays of the network and the optimizer, by name."""
-        arrays = {f"network.{name}": a for name, a in portable.weights(self.network).items()}
+        arrays = {f"network.{name}": array for name, array in portable.weights(self.network).items()}
         slots = enumerate(self.network.optimizer.variables)
-        return arrays | {f"optimizer.{i}": np.array(ops.convert_to_numpy(v)) for i, v in slots}
+        return arrays | {f"optimizer.{i}": np.array(ops.convert_to_numpy(value)) for i, value in slots}
 
     def restore(self, arrays: dict[str, Array]) -> None:
         """Load arrays that `state` returned. Raises ValueError, and changes nothing, if they do not fit."""
         check_arrays(arrays, self.state())
-        weights = {name.removeprefix("network."): a for name, a in arrays.items() if name.startswith("network.")}
+        weights = {
+            name.removeprefix("network."): array for name, array in arrays.items() if name.startswith("network.")
+        }
         portable.load_weights(self.network, weights)
         for i, variable in enumerate(self.network.optimizer.variables):
             variable.assign(arrays[f"optimizer.{i}"])

@@ -35,7 +35,10 @@ def metrics(confusion: NDArray[Any]) -> tuple[float, float, list[float | None]]:
     correct, actual, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
     is_present = actual + predicted > 0
     iou = correct[is_present] / (actual + predicted - correct)[is_present]
-    dice = [float(2 * c / (a + p)) if a + p else None for c, a, p in zip(correct, actual, predicted, strict=True)]
+    dice = [
+        float(2 * correct_count / (actual_count + predicted_count)) if actual_count + predicted_count else None
+        for correct_count, actual_count, predicted_count in zip(correct, actual, predicted, strict=True)
+    ]
     accuracy = correct.sum() / counts.sum() if counts.any() else 0.0
     return float(accuracy), float(iou.mean()) if is_present.any() else 0.0, dice
 
@@ -55,7 +58,7 @@ def row(
     """
     accuracy, iou, dice = metrics(validation)
     row: Row = {"epoch": epoch, "rate": rate, "loss": loss, "train_accuracy": metrics(training)[0]}
-    row |= {"validation_accuracy": accuracy, "mean_iou": iou} | {f"dice_{k}": d for k, d in enumerate(dice)}
+    row |= {"validation_accuracy": accuracy, "mean_iou": iou} | {f"dice_{k}": value for k, value in enumerate(dice)}
     return row | {"seconds": round(seconds, 3)}
 
 
@@ -145,7 +148,7 @@ def tensorboard(folder: Path) -> Callable[[Row], None]:
 
     def add(row: Row) -> None:
         """Write the numbers of a row as TensorBoard events."""
-        numbers = {name: v for name, v in row.items() if name != "epoch" and v is not None}
+        numbers = {name: value for name, value in row.items() if name != "epoch" and value is not None}
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         writer.add_event(Event(wall_time=time(), step=row["epoch"], summary=Summary(value=values)))
         writer.flush()

@@ -106,7 +106,9 @@ def train(
                 row = _run_epoch(trainer, settings, epoch, batches, validation_batches, report_progress)
                 run.history.append(row)
                 run.arrays = trainer.state()
-                if not all(np.isfinite(a).all() for name, a in run.arrays.items() if name.startswith("network.")):
+                if not all(
+                    np.isfinite(array).all() for name, array in run.arrays.items() if name.startswith("network.")
+                ):
                     raise Diverged(_divergence_message("finite weights, got weights that are not finite after", epoch))
                 if rank == 0:
                     _save_epoch(run, trainer.network, out)
@@ -233,7 +235,11 @@ def _open_run(out: Path, settings: Settings, resume: bool, is_first: bool) -> St
             fix = "set --data to the folder that holds them now"
             raise FileNotFoundError(f"expected the data of the run in {out} at {settings.data}, got no folder: {fix}")
         return run
-    if is_first and out.exists() and (names := sorted(p.name for p in out.iterdir() if not p.name.startswith(PREFIX))):
+    if (
+        is_first
+        and out.exists()
+        and (names := sorted(path.name for path in out.iterdir() if not path.name.startswith(PREFIX)))
+    ):
         if names == [state.SETTINGS]:
             state.load_settings(out)   # raises for the file of another program; else the run ended in its first epoch
             return State(settings)
@@ -313,7 +319,7 @@ def _save_epoch(run: State, network: Any, out: Path) -> None:
     interval, since = run.settings.checkpoint_every, run.best.since if run.best else 1
     if interval and row["epoch"] % interval == 0:
         portable.save(network, out / f"epoch-{row['epoch']:03}.safetensors")
-    is_best = all(row["mean_iou"] > earlier["mean_iou"] for earlier in run.history[since - 1 : -1])
+    is_best = all(row["mean_iou"] > earlier_row["mean_iou"] for earlier_row in run.history[since - 1 : -1])
     if is_best:
         run.best = best.save_pending(network, out, row["epoch"], since)
     run.save(out)

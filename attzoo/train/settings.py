@@ -182,8 +182,8 @@ class Settings(contract.NamedArguments):
 
     def config(self) -> dict[str, Any]:
         """Return the settings as name -> JSON value. `Settings(**config)` equals these settings."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        lists = {name: list(v) for name, v in values.items() if isinstance(v, tuple)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
         return values | lists | {"network": dict(self.network)}
 
     def outputs(self, classes: int) -> int:

@@ -128,11 +128,11 @@ def _check_palettes(colors: Mapping[tuple[int, Color], Path]) -> None:
 
 def _first_paths(mappings: Iterable[Mapping[Any, Path]]) -> dict[Any, Path]:
     """Return one mapping with the keys of all mappings. A key in several has its first path."""
-    first: dict[Any, Path] = {}
+    first_paths: dict[Any, Path] = {}
     for mapping in mappings:
         for key, path in mapping.items():
-            first.setdefault(key, path)
-    return first
+            first_paths.setdefault(key, path)
+    return first_paths
 
 
 def _check_white(values: Set[Value], parts: Sequence[MaskCounts]) -> None:

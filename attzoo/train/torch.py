@@ -134,17 +134,21 @@ class Trainer:
 
     def state(self) -> dict[str, Array]:
         """Return all arrays of the network, the optimizer and the gradient scaler, by name."""
-        arrays = {f"network.{name}": a for name, a in portable.weights(self.network).items()}
+        arrays = {f"network.{name}": array for name, array in portable.weights(self.network).items()}
         for i, slots in self.optimizer.state_dict()["state"].items():
-            arrays |= {f"optimizer.{i}.{name}": t.cpu().numpy().copy() for name, t in slots.items() if t is not None}
-        return arrays | {f"scaler.{name}": np.array(v) for name, v in self.scaler.state_dict().items()}
+            arrays |= {
+                f"optimizer.{i}.{name}": tensor.cpu().numpy().copy()
+                for name, tensor in slots.items()
+                if tensor is not None
+            }
+        return arrays | {f"scaler.{name}": np.array(value) for name, value in self.scaler.state_dict().items()}
 
     def restore(self, arrays: dict[str, Array]) -> None:
         """Load arrays that `state` returned. Raises ValueError, and changes nothing, if they do not fit."""
         slots = self._empty_slots()
         if self.scaler.is_enabled() and not any(name.startswith("optimizer.") for name in arrays):
             slots = {}   # every step overflowed, so the optimizer made none
-        expected = {name: a for name, a in self.state().items() if not name.startswith("optimizer.")}
+        expected = {name: array for name, array in self.state().items() if not name.startswith("optimizer.")}
         check_arrays(arrays, expected | slots)
         parts: dict[str, dict[str, Array]] = {"network": {}, "optimizer": {}, "scaler": {}}
         for name, array in arrays.items():
@@ -164,7 +168,7 @@ class Trainer:
             names: tuple[str, ...] = ("momentum_buffer",) if self.settings.momentum else ()
         else:
             names = ("step", "exp_avg", "exp_avg_sq")
-        shapes = [tuple(p.shape) for p in self.network.parameters()]
+        shapes = [tuple(parameter.shape) for parameter in self.network.parameters()]
         return {
             f"optimizer.{i}.{name}": np.empty(() if name == "step" else shape, np.float32)
             for i, shape in enumerate(shapes)

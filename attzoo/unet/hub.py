@@ -128,15 +128,15 @@ def _hub_class(cls: Any, needed_by: str) -> type[Any]:
 
 def _check_replaceable(folder: Path) -> None:
     """Raise FileExistsError if a folder contains the model of another program."""
-    present = [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
-    if not present:
+    present_files = [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
+    if not present_files:
         return
     try:
         _check_folder(folder)
     except (OSError, ValueError, TypeError) as err:
         fix = "remove it first, or save to another folder"
         expected = f"expected only a U-Net of attzoo, or no model, in {folder}"
-        raise FileExistsError(f"{expected}, got another model in {', '.join(present)}: {fix}") from err
+        raise FileExistsError(f"{expected}, got another model in {', '.join(present_files)}: {fix}") from err
 
 
 def _check_folder(folder: Path) -> None:

@@ -86,8 +86,8 @@ class MaxPool(keras.layers.Layer):
             return ops.max_pool(x, self.window, self.window, padding="same", data_format="channels_last")
         for axis, width in enumerate(self.window, start=1):   # TensorFlow does not pool volumes in float64
             n = ops.shape(x)[axis]
-            first = width * ops.arange((n + width - 1) // width, dtype="int32")
-            x = reduce(ops.maximum, [ops.take(x, ops.minimum(first + k, n - 1), axis) for k in range(width)])
+            first_indices = width * ops.arange((n + width - 1) // width, dtype="int32")
+            x = reduce(ops.maximum, [ops.take(x, ops.minimum(first_indices + k, n - 1), axis) for k in range(width)])
         return x
 
     def compute_output_shape(self, x: Any) -> Any:

@@ -115,12 +115,12 @@ def initialized_by(weights: Mapping[str, Weight], initializer: str) -> dict[str,
 
     def initialized(name: str, weight: Weight) -> Weight:
         """Return the weight with its new initialization."""
-        path, _, leaf = name.rpartition(".")
-        if leaf == "weight" and len(weight.shape) > 1:
+        path, _, attribute = name.rpartition(".")
+        if attribute == "weight" and len(weight.shape) > 1:
             return _map(weight.shape, initializer)
-        if leaf == "weight" and f"{path}.mean" in weights:
+        if attribute == "weight" and f"{path}.mean" in weights:
             return Weight(weight.shape, "normal", spread, 1.0) if spread else Weight(weight.shape, "constant", 0, 1)
-        return Weight(weight.shape, "constant") if leaf == "bias" else weight
+        return Weight(weight.shape, "constant") if attribute == "bias" else weight
 
     return {name: initialized(name, weight) for name, weight in weights.items()}
 
@@ -217,8 +217,8 @@ def _convs(net: Settings, inputs: int, outputs: int, step: tuple[int, ...]) -> t
 
     step: stride of the first, per spatial axis.
     """
-    first = _unit(net, "1", inputs, outputs, stride=step, norm=net.norm, dropout=net.rates[0])
-    return first, _unit(net, "2", outputs, outputs, norm=net.norm, dropout=net.rates[1])
+    first_unit = _unit(net, "1", inputs, outputs, stride=step, norm=net.norm, dropout=net.rates[0])
+    return first_unit, _unit(net, "2", outputs, outputs, norm=net.norm, dropout=net.rates[1])
 
 
 def _up(net: Settings, i: int) -> tuple[Unit, ...]:
@@ -275,13 +275,13 @@ def _create(
     for own in OWN:
         if own in arguments:
             raise ValueError(f"expected options of {name!r} without {own}, which the network sets, got {arguments}")
-    known = dict.fromkeys(field.name for field in fields(cls))   # type: ignore[arg-type]
-    if "spatial_dims" in known:
+    field_names = dict.fromkeys(field.name for field in fields(cls))   # type: ignore[arg-type]
+    if "spatial_dims" in field_names:
         arguments["spatial_dims"] = dims
-    if "gating_channels" in known:
+    if "gating_channels" in field_names:
         arguments["gating_channels"] = channels[-1]
-    if unknown := sorted(arguments.keys() - known.keys()):
-        options = ", ".join(option for option in known if option not in OWN)
-        hint = nearest(unknown[0], known) or "."
+    if unknown := sorted(arguments.keys() - field_names.keys()):
+        options = ", ".join(option for option in field_names if option not in OWN)
+        hint = nearest(unknown[0], field_names) or "."
         raise ValueError(f"{name} has no option {', '.join(map(repr, unknown))}{hint} Known: {options}")
     return cls(channels[0], **arguments)   # type: ignore[call-arg]

@@ -79,9 +79,9 @@ class UNet(SpecModule):
         g = self.gating(x)
         heads: list[Tensor] = []
         for i in range(len(skips) - 2, -1, -1):
-            e, level = skips[i], self.spec.levels[i]
-            up = ops.crop(self._up(i, level, x), e.shape[2:])
-            s = self._gate(str(i), e, g if self.spec.gating == "grid" else up)
+            skip, level = skips[i], self.spec.levels[i]
+            up = ops.crop(self._up(i, level, x), skip.shape[2:])
+            s = self._gate(str(i), skip, g if self.spec.gating == "grid" else up)
             concatenated = torch.cat([s, up] if self.spec.concat == "skip_first" else [up, s], dim=1)
             g = x = self._units(self.decoder[i], concatenated)
             if level.supervised:
@@ -178,13 +178,13 @@ class UNet(SpecModule):
             x = ops.upsample(x, step)
         return self._units(self.up[i], x)
 
-    def _gate(self, key: str, e: Tensor, g: Tensor) -> Tensor:
+    def _gate(self, key: str, skip: Tensor, g: Tensor) -> Tensor:
         """Return the skip connection e of level `key` after its gate, with gating signal g; e itself without a gate."""
         if key not in self.skip:
-            return e
+            return skip
         gate: Any = self.skip[key]
-        widened = ops.widen(e, self.spec.levels[int(key)].min_size)
-        s = ops.crop(gate(*(widened, g)[: len(gate.spec.inputs)]), e.shape[2:])
+        widened = ops.widen(skip, self.spec.levels[int(key)].min_size)
+        s = ops.crop(gate(*(widened, g)[: len(gate.spec.inputs)]), skip.shape[2:])
         return self.combine[key](s) if key in self.combine else s
 
     def _units(self, units: nn.Module, x: Tensor) -> Tensor:
@@ -275,7 +275,9 @@ def _conv(unit: Unit, dims: int, repeat: tuple[int, ...] | None, factory_options
     if not unit.transposed:
         return ops.CONV[dims](*sizes, unit.stride, unit.padding, **factory_options)
     axes = zip(unit.kernel, unit.stride, unit.padding, strict=True)
-    missing = tuple(step + 2 * p - k for k, step, p in axes)   # for an output of the input's size times the stride
+    missing = tuple(
+        step + 2 * padding - k for k, step, padding in axes
+    )  # for an output of the input's size times the stride
     return ops.TRANSPOSED[dims](*sizes, unit.stride, unit.padding, missing, **factory_options)
 
 
@@ -287,7 +289,9 @@ def _checkpoint_contexts(units: nn.Module) -> tuple[Any, Any]:
 @contextmanager
 def _buffers_restored(units: nn.Module) -> Iterator[None]:
     """Restore the buffers of a module on leaving the context."""
-    buffers = [(m, name, buffer) for m in units.modules() for name, buffer in m.named_buffers(recurse=False)]
+    buffers = [
+        (module, name, buffer) for module in units.modules() for name, buffer in module.named_buffers(recurse=False)
+    ]
     for module, name, buffer in buffers:
         setattr(module, name, buffer.clone())
     try:

@@ -193,9 +193,9 @@ def forward(args: Sequence[Any], results: Sequence[Tensor]) -> None:
     if both_grids.are_equal:
         forward_kernels.gate(x, g, skip_weight, gating_weight, folded, both_grids, written, psi_norm)
     else:
-        p = empty_float32(x, g.shape[0], prod(g.shape[2:]), call.inner_channels)
-        forward_kernels.project(g, gating_weight, folded, p, channels_last)
-        forward_kernels.gate(x, p, skip_weight, None, folded, both_grids, written, psi_norm)
+        projected_g = empty_float32(x, g.shape[0], prod(g.shape[2:]), call.inner_channels)
+        forward_kernels.project(g, gating_weight, folded, projected_g, channels_last)
+        forward_kernels.gate(x, projected_g, skip_weight, None, folded, both_grids, written, psi_norm)
     if psi_norm is not None:
         passes.scale(x, None, saved.alpha, y, norm=psi_norm)
 
@@ -295,14 +295,18 @@ def fused(block: Any, x: Tensor, g: Tensor) -> Tensor:
         projection_of(block.gating, block.gating_norm),
         projection_of(block.psi, block.psi_norm),
     )
-    counts = [t.shape[0] * prod(t.shape[2:]) for t in (x, g, x)]
+    counts = [tensor.shape[0] * prod(tensor.shape[2:]) for tensor in (x, g, x)]
     for t, count, projection in zip((x, g, x), counts, projections, strict=True):
         if projection.by_batch and count == 1:
             raise one_value(t.shape)
     needs_backward = False
     if torch.is_grad_enabled():
-        learned = [t for p in projections for t in (p.weight, p.bias, p.scale, p.shift)]
-        needs_backward = any(t is not None and t.requires_grad for t in (x, g, *learned))
+        learned = [
+            tensor
+            for projection in projections
+            for tensor in (projection.weight, projection.bias, projection.scale, projection.shift)
+        ]
+        needs_backward = any(tensor is not None and tensor.requires_grad for tensor in (x, g, *learned))
     spec = block.spec
     call = Call(x, g, projections, spec.interpolation, spec.align_corners, needs_backward)
     y, *saved = KERNELS(block, *flat_arguments(call))

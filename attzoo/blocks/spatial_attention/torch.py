@@ -42,8 +42,8 @@ class SpatialAttention(Block):
 
     def coefficients(self, maps: Tensor) -> Tensor:
         """Return the coefficients (N, 1, *S) from average and maximum over channels, (N, 2, *S)."""
-        q = self.conv(maps)    # (N, 1, *S)
-        return ops.sigmoid(ops.apply_norm(self.norm, q))
+        logits = self.conv(maps)    # (N, 1, *S)
+        return ops.sigmoid(ops.apply_norm(self.norm, logits))
 
     @staticmethod
     def triton_form() -> Any:

@@ -53,9 +53,9 @@ def backward(
 
     """
     x, _, *conv, _ = args
-    dx, _, *learned = gradients
+    dx, _, *weight_gradients = gradients
     dy, saved = passes.grad_of_product(dy, x, y, gradients), Saved(*saved_tensors)
-    dmaps = spatial.backward(x, dy, None, Filter(*conv), saved, learned)
+    dmaps = spatial.backward(x, dy, None, Filter(*conv), saved, weight_gradients)
     passes.to_input(x, dy, dx, None, None, map_gradients=Map(saved.t, saved.maps, dmaps))
 
 

@@ -25,7 +25,7 @@ from .common import (
     sample_and_positions,
 )
 
-POSITIONS = 128    # positions that a program processes
+POSITIONS_PER_PROGRAM = 128    # positions that a program processes
 TAPS = 16       # taps of the kernel that a program of `weight_kernel` processes
 
 
@@ -101,7 +101,7 @@ def conv(maps: Tensor, weight: Tensor, size: Sequence[int], t: Tensor, norm: Nor
         raise ValueError(f"{expected}, got shape {list(weight.shape)}")
     size_3d, kernel = _as_3d(size), _kernel_sizes(weight)
     N, S = t.shape
-    BS = min(next_power_of_2(S), POSITIONS)
+    BS = min(next_power_of_2(S), POSITIONS_PER_PROGRAM)
     programs = N * cdiv(S, BS)
     q, eps = (None, None) if norm is None else (norm.q, norm.eps)
     norm_tensors: Sequence[Tensor | None] = [None] * 5
@@ -190,7 +190,7 @@ def backward(
     """
     size_3d, kernel = _as_3d(size), _kernel_sizes(weight)
     N, S = dq.shape
-    BS = min(next_power_of_2(S), POSITIONS)
+    BS = min(next_power_of_2(S), POSITIONS_PER_PROGRAM)
     dmaps = empty_float32(dq, N, 2, S)
     options = {"BS": BS, "num_warps": 4, **kernel}
     steps = N * cdiv(S, BS)

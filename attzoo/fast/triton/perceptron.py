@@ -256,7 +256,7 @@ def forward(x: Tensor, layers: Layers, top: bool, saved: Tensor) -> None:
     biases = [len(b) for b in (layers.b1, layers.b2) if b is not None]
     if layers.w1.shape != (R, C) or layers.w2.shape != (C, R) or biases not in ([], [R], [C], [R, C]):
         weights = layers.w1, layers.b1, layers.w2, layers.b2   # a kernel would read beyond their ends
-        shapes = ", ".join(str(list(t.shape)) for t in weights if t is not None)
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in weights if tensor is not None)
         raise ValueError(f"expected weights and biases for {C} channels and {R} hidden units, got {shapes}")
     tiling = passes.portions("pool", x)
     parts = empty_float32(x, 1 + top, N, tiling.parts, C)

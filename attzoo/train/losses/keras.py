@@ -56,7 +56,7 @@ def both(logits: Any, masks: Any) -> Terms:
     yield from dice(logits, masks)
 
 
-LOSSES = {f.__name__: f for f in (cross_entropy, bce, dice, focal_tversky, both)}
+LOSSES = {loss.__name__: loss for loss in (cross_entropy, bce, dice, focal_tversky, both)}
 
 
 def _valid(masks: Any) -> Any:
@@ -75,11 +75,15 @@ def _overlaps(logits: Any, masks: Any) -> tuple[Any, Any, Any]:
 
     p is softmax(logits), t the one-hot mask. Pixels of IGNORE are left out.
     """
-    p = ops.softmax(logits, axis=-1)
-    t, valid = _targets(masks, logits.shape[-1])
-    p, axes = p * valid, tuple(range(1, len(logits.shape) - 1))
-    true_positives = ops.sum(p * t, axis=axes)
-    return true_positives, ops.sum(t, axis=axes) - true_positives, ops.sum(p, axis=axes) - true_positives
+    probabilities = ops.softmax(logits, axis=-1)
+    targets, valid = _targets(masks, logits.shape[-1])
+    probabilities, axes = probabilities * valid, tuple(range(1, len(logits.shape) - 1))
+    true_positives = ops.sum(probabilities * targets, axis=axes)
+    return (
+        true_positives,
+        ops.sum(targets, axis=axes) - true_positives,
+        ops.sum(probabilities, axis=axes) - true_positives,
+    )
 
 
 def _mean_classes(losses: Any, masks: Any) -> tuple[Any, Any]:

@@ -116,7 +116,11 @@ def fold(projections: Projections, folded: Tensor) -> None:
     if psi.by_batch:
         psi = psi._replace(scale=None, shift=None, mean=None, var=None)
     biases = [projection.bias for projection in (skip, gating, psi)]
-    norms = [t for p in (skip, gating, psi) for t in (p.scale, p.shift, p.mean, p.var)]
+    norms = [
+        tensor
+        for projection in (skip, gating, psi)
+        for tensor in (projection.scale, projection.shift, projection.mean, projection.var)
+    ]
     F = psi.weight.numel()
     args = psi.weight, *biases, *norms, folded, F, skip.eps, gating.eps, psi.eps
     launch(fold_kernel, 1, *args, BF=next_power_of_2(F), num_warps=4)

@@ -99,19 +99,19 @@ def resized(
 
 
 @triton.jit
-def first_target(q, source, target, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr):
-    """Return a target position before which no target position reads source position q, along an axis.
+def first_target(source_index, source, target, TAPS: tl.constexpr, CORNERS: tl.constexpr, WIDE: tl.constexpr):
+    """Return a target position before which no target position reads source position source_index.
 
     source, target: sizes of the grids. TAPS, CORNERS and WIDE as in `source_position`.
     """
     if WIDE:
-        q = q.to(tl.int64)
+        source_index = source_index.to(tl.int64)
     if TAPS == 1:
-        i = (2 * target * q // source - 1) // 2
+        i = (2 * target * source_index // source - 1) // 2
     elif CORNERS:
-        i = tl.maximum(q - 1, 0) * (target - 1) // tl.maximum(source - 1, 1)
+        i = tl.maximum(source_index - 1, 0) * (target - 1) // tl.maximum(source - 1, 1)
     else:
-        i = (tl.maximum(2 * q - 1, 0) * target // source - 1) // 2
+        i = (tl.maximum(2 * source_index - 1, 0) * target // source - 1) // 2
     return tl.maximum(i, 0).to(tl.int32)
 
 
@@ -168,10 +168,10 @@ def _target_count(source: int, target: int, taps: int, corners: bool) -> int:
     else:
         low = np.maximum((2 * i + 1) * source - target, 0) // (2 * target)
 
-    def first(q: NDArray[np.integer]) -> NDArray[np.integer]:
-        """Return `first_target` of source positions q, in NumPy."""
+    def first_target_index(source_index: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Return `first_target` of source positions, in NumPy."""
         if corners:
-            return np.maximum(q - 1, 0) * (target - 1) // max(source - 1, 1)
-        return np.maximum((np.maximum(2 * q - 1, 0) * target // source - 1) // 2, 0)
+            return np.maximum(source_index - 1, 0) * (target - 1) // max(source - 1, 1)
+        return np.maximum((np.maximum(2 * source_index - 1, 0) * target // source - 1) // 2, 0)
 
-    return int(max((i - first(q)).max() for q in (low, np.minimum(low + 1, source - 1)))) + 1
+    return int(max((i - first_target_index(q)).max() for q in (low, np.minimum(low + 1, source - 1)))) + 1
