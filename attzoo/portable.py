@@ -22,7 +22,7 @@ from .archive import pack, verify
 from .contract import AnySpec, Array, Keys, Weight, prefixed, shorten, without_prefix
 from .exchange import arrays_for, arrays_from, unwrapped, without_wrappers
 from .files import open_regular, write
-from .header import KEYS, MAX_FILE, MAX_HEADER, OWN_START, metadata_of, read_header, weights_of
+from .header import KEYS, MAX_FILE, MAX_HEADER, OWN_STARTS, metadata_of, read_header, weights_of
 from .hints import nearest
 from .parts import Loaded, Part, is_single, loaded_report, match_parts, parts_of, read_all, rename_arrays, write_all
 
@@ -218,8 +218,8 @@ def check_replaceable(path: Path) -> None:
     if path.is_symlink() or not path.is_file():   # a link is replaced, its target is not changed
         return
     with open_regular(path) as file:
-        first_bytes = file.read(8 + len(OWN_START))
-    if first_bytes and first_bytes[8:] != OWN_START:
+        first_bytes = file.read(8 + max(map(len, OWN_STARTS)))
+    if first_bytes and not first_bytes[8:].startswith(OWN_STARTS):
         fix = "remove it first, or save to another name"
         raise FileExistsError(f"expected nothing or a file of attzoo.save at {path}, got another file: {fix}")
 

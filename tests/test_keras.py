@@ -654,6 +654,19 @@ def test_input_that_is_not_a_tensor_raises(invalid, layout):
         cbam(layout)(invalid)
 
 
+@tensorflow_only
+@pytest.mark.parametrize("name", ["se", "eca", "spatial_attention", "cbam"])
+def test_ragged_and_sparse_tensors_raise(name):
+    import tensorflow as tf
+
+    x = tf.ones((2, 3, 3, 4))
+    block = attzoo.create(name, 4, backend="keras")
+    with pytest.raises(TypeError, match=r"a dense tensor, got a RaggedTensor: convert it, as x\.to_tensor\(\) does"):
+        block(tf.RaggedTensor.from_tensor(x))
+    with pytest.raises(TypeError, match=r"a dense tensor, got a SparseTensor: convert it, as tf\.sparse\.to_dense"):
+        block(tf.sparse.from_dense(x))
+
+
 @layouts
 def test_gate_raises_for_invalid_inputs(layout):
     shapes = (2, 8, 5, 4), (2, 6, 3, 2), (2, 7, 3, 2)

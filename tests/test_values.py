@@ -195,6 +195,14 @@ def test_gating_signal_of_another_batch_size_raises(backend, batch, gating_batch
         adapter(backend).attention(case.block(backend), [np.zeros((batch, 4, 6, 7)), np.zeros((gating_batch, 3, 6, 7))])
 
 
+@every_backend
+def test_gating_signal_before_the_skip_connection_raises_with_the_order(backend):
+    case = Case("attention_gate", 4, GATE, ((2, 4, 6, 7), (2, 3, 6, 7)))
+    message = "expected x with 4 channels and g with 3, got 3 and 4: pass x, the skip connection, before g"
+    with pytest.raises(ValueError, match=message):
+        adapter(backend).attention(case.block(backend), [np.zeros((2, 3, 6, 7)), np.zeros((2, 4, 6, 7))])
+
+
 def invalid_case(number, name, *args, message, error=(TypeError, ValueError), **options):
     """Return arguments that raise an error, with the mark of the case number unless it is 0."""
     marks = [getattr(pytest.mark, f"case{number}")] if number else []
