@@ -7,6 +7,9 @@ with name_missing_extra("attzoo.keras"):
     from .blocks.cbam.keras import CBAM as CBAM
     from .blocks.channel_attention.keras import ChannelAttention as ChannelAttention
     from .blocks.eca.keras import ECA as ECA
+    from .blocks.scse.keras import SCSE as SCSE
     from .blocks.se.keras import SE as SE
+    from .blocks.simam.keras import SimAM as SimAM
     from .blocks.spatial_attention.keras import SpatialAttention as SpatialAttention
+    from .blocks.triplet_attention.keras import TripletAttention as TripletAttention
     from .unet.keras import UNet as UNet

@@ -29,6 +29,9 @@ BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP 
     "cbam": "attzoo.blocks.cbam:CBAM",
     "eca": "attzoo.blocks.eca:ECA",
     "attention_gate": "attzoo.blocks.attention_gate:AttentionGate",
+    "scse": "attzoo.blocks.scse:SCSE",
+    "simam": "attzoo.blocks.simam:SimAM",
+    "triplet_attention": "attzoo.blocks.triplet_attention:TripletAttention",
 }
 NETWORKS: Final = {   # created, saved and converted like blocks, but not listed by `names`
     "unet": "attzoo.unet:UNet",

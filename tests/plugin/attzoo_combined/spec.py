@@ -1,4 +1,4 @@
-"""The definition of scSE in NumPy; torch.py and keras.py must agree with this file."""
+"""The definition of scSE with any combination, in NumPy; torch.py and keras.py must agree with this file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from attzoo.blocks.spec import BlockSpec
 from attzoo.contract import Array, Example, Weight, fan_in_uniform
 from attzoo.ops import numpy as ops
 
-COMBINED: Final = ("sum_of_products", "max_of_products", "one_plus_sigmoid_of_sum", "one_plus", "multiply", "add")
+COMBINED: Final = (
+    "sum_of_products", "mean_of_products", "max_of_products", "one_plus_sigmoid_of_sum", "one_plus", "multiply", "add",
+)   # fmt: skip
 CHOICES: Final = {"width": (2, 1, 3), "combination": COMBINED}
 EXAMPLES: Final = {"": Example({"channels": 6}, ((2, 6, 6, 5),))}
 
 
 @dataclass(frozen=True)
-class ScSE(BlockSpec):
+class Combined(BlockSpec):
     """channels: C >= 1, channels of the input.
 
     width: R >= 1, channels between the two linear maps.
