@@ -7,6 +7,7 @@ with name_missing_extra("attzoo.keras"):
     from .blocks.cbam.keras import CBAM as CBAM
     from .blocks.channel_attention.keras import ChannelAttention as ChannelAttention
     from .blocks.eca.keras import ECA as ECA
+    from .blocks.ese.keras import ESE as ESE
     from .blocks.scse.keras import SCSE as SCSE
     from .blocks.se.keras import SE as SE
     from .blocks.simam.keras import SimAM as SimAM

@@ -7,6 +7,7 @@ with name_missing_extra("attzoo.torch"):
     from .blocks.cbam.torch import CBAM as CBAM
     from .blocks.channel_attention.torch import ChannelAttention as ChannelAttention
     from .blocks.eca.torch import ECA as ECA
+    from .blocks.ese.torch import ESE as ESE
     from .blocks.scse.torch import SCSE as SCSE
     from .blocks.se.torch import SE as SE
     from .blocks.simam.torch import SimAM as SimAM

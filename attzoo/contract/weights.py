@@ -86,6 +86,9 @@ def layer_norm(name: str, channels: int) -> dict[str, Weight]:
     }
 
 
+group_norm = layer_norm   # the arrays of a group norm have the same names, shapes and initial values
+
+
 def prefixed(prefix: str, entries: Mapping[str, T]) -> dict[str, T]:
     """Return entries with a prefix and a dot before each name: "conv.weight" -> "prefix.conv.weight"."""
     return {f"{prefix}.{name}": entry for name, entry in entries.items()}

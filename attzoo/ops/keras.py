@@ -47,15 +47,16 @@ class Conv(keras.layers.Layer):
     """A convolution: (N, *S, I) -> (N, *S, O), or (N, *S // k, O) where mode is "strided".
 
     Mode "zeros" or "circular" is the padding of a convolution that keeps the size; "strided" has no padding and a
-    stride equal to the kernel. The kernel is stored in the order of the spec, (O, I, *k), or (k,) where O = I = 1.
-    keras.layers.Conv2D stores (*k, I, O), and with one output channel cannot be trained in float64 or half precision
-    on Keras's torch backend on a CPU.
+    stride equal to the kernel. `dilation` is the distance between neighbouring taps of the kernel, in pixels. The
+    kernel is stored in the order of the spec, (O, I / groups, *k), or (k,) where O = I = 1. keras.layers.Conv2D stores
+    (*k, I, O), and with one output channel cannot be trained in float64 or half precision on Keras's torch backend on a
+    CPU.
     """
 
-    def __init__(self, weight: Weight, bias: Weight | None, mode: str, **kwargs: Any) -> None:
+    def __init__(self, weight: Weight, bias: Weight | None, mode: str, dilation: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.descriptions = weight, bias
-        self.mode = mode
+        self.mode, self.dilation = mode, dilation
 
     def build(self, input_shape: Any) -> None:
         """Create the kernel and the bias."""
@@ -77,9 +78,43 @@ class Conv(keras.layers.Layer):
         elif self.mode == "circular":
             half, length, padding = shape[-1] // 2, x.shape[1], "valid"
             x = ops.concatenate([x[:, length - half :], x, x[:, :half]], axis=1)
-        convolution = partial(ops.conv, strides=strides, padding=padding, data_format="channels_last")
-        y = allow_empty_batch(convolution, x, kernel)
+        y = allow_empty_batch(partial(conv, strides=strides, padding=padding, dilation=self.dilation), x, kernel)
         return y if self.bias is None else y + self.bias
+
+
+FEW = 8   # inputs per group up to which TensorFlow computes a grouped convolution as a sum of depthwise ones
+
+
+def conv(x: Any, kernel: Any, strides: int | Sequence[int], padding: str, dilation: int) -> Any:
+    """Return keras.ops.conv: (N, *S, I), (*k, I / groups, O) -> (N, *S, O).
+
+    On TensorFlow, keras.ops.conv compiles a grouped convolution with XLA at every call, which takes a second for new
+    shapes, and in 3-D cannot be converted to LiteRT. With few inputs per group it is a sum of depthwise convolutions.
+    """
+    inputs, outputs = kernel.shape[-2:]
+    groups = x.shape[-1] // inputs
+    if groups == 1 or inputs > FEW or keras.backend.backend() != "tensorflow":
+        return ops.conv(x, kernel, strides, padding, "channels_last", dilation)
+    kernel = ops.reshape(kernel, (*kernel.shape[:-1], groups, outputs // groups))
+    y = depthwise(x[..., ::inputs], kernel[..., 0, :, :], dilation)
+    for i in range(1, inputs):
+        y = y + depthwise(x[..., i::inputs], kernel[..., i, :, :], dilation)
+    return y
+
+
+def depthwise(x: Any, kernel: Any, dilation: int) -> Any:
+    """Convolve every channel on its own, padded to keep the size: (N, *S, C), (*k, C, M) -> (N, *S, C * M).
+
+    TensorFlow has no 3-D form: the first spatial axis is part of the batch, in one 2-D convolution per tap along it.
+    """
+    if x.ndim < 5:
+        return ops.depthwise_conv(x, kernel, 1, "same", "channels_last", dilation)
+    n, half = ops.shape(x), kernel.shape[0] // 2 * dilation
+    padded, y = ops.pad(x, ((0, 0), (half, half), *((0, 0),) * 3)), 0
+    for i in range(kernel.shape[0]):
+        images = ops.reshape(padded[:, i * dilation : i * dilation + n[1]], (-1, *n[2:]))
+        y = y + depthwise(images, kernel[i], dilation)
+    return ops.reshape(y, (-1, *n[1:4], kernel.shape[-2] * kernel.shape[-1]))
 
 
 def allow_empty_batch(layer: Callable[..., Any], x: Any, *args: Any) -> Any:
@@ -176,6 +211,37 @@ class LayerNorm(keras.layers.Layer):
         return ops.cast(centered * scale * ops.cast(self.weight, z.dtype) + ops.cast(self.bias, z.dtype), x.dtype)
 
 
+@register
+class GroupNorm(keras.layers.Layer):
+    """Group norm of consecutive channels: (N, *S, C) -> (N, *S, C). Statistics are computed in float32 or float64.
+
+    groups: number of groups, a divisor of C.
+    """
+
+    def __init__(self, groups: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.groups = groups
+
+    def build(self, input_shape: Any) -> None:
+        """Create the weight and the bias."""
+        shape = (input_shape[-1],)
+        self.weight = self.add_weight(name="weight", shape=shape, initializer="ones", autocast=False)
+        self.bias = self.add_weight(name="bias", shape=shape, initializer="zeros", autocast=False)
+
+    def call(self, x: Any) -> Any:
+        """Return the norm of x (N, *S, C) in the dtype of x."""
+        shape, kind = ops.shape(x), wide(x.dtype)
+        z = ops.reshape(ops.cast(x, kind), (*shape[:-1], self.groups, shape[-1] // self.groups))
+        axes = (*range(1, x.ndim - 1), x.ndim)   # positions, and the channels of a group
+        centered = z - mean(z, axes, keepdims=True)
+        y = ops.reshape(centered * ops.rsqrt(mean(ops.square(centered), axes, keepdims=True) + EPSILON), shape)
+        return ops.cast(y * ops.cast(self.weight, kind) + ops.cast(self.bias, kind), x.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return super().get_config() | {"groups": self.groups}
+
+
 def in_dtype_of(x: Any, variable: Any) -> Any:
     """Return a variable in the dtype of x. Keras makes this cast only inside a layer's call."""
     return ops.cast(variable, x.dtype)
@@ -235,6 +301,30 @@ def space(x: Any, channels_last: bool) -> tuple[int, ...]:
 def avg_pool(x: Any, channels_last: bool) -> Any:
     """Return the mean over the spatial axes: (N, *S, C) or (N, C, *S) -> (N, C)."""
     return mean(x, space(x, channels_last))
+
+
+def axis_mean(x: Any, axis: int, channels_last: bool) -> Any:
+    """Return the mean over all spatial axes except one. In 1-D, x itself is returned.
+
+    (N, *S, C) -> (N, S[axis], C), or (N, C, *S) -> (N, C, S[axis]).
+    axis: index of the spatial axis that remains, 0 for the first.
+    """
+    remaining = space(x, channels_last)[axis]
+    axes = tuple(a for a in space(x, channels_last) if a != remaining)
+    return mean(x, axes) if axes else x
+
+
+def expand_axis(s: Any, x: Any, axis: int, channels_last: bool) -> Any:
+    """Return the result of `axis_mean`, or a tensor of its shape, reshaped to broadcast with x.
+
+    (N, S[axis], C) -> (N, 1.., S[axis], 1.., C), or (N, C, S[axis]) -> (N, C, 1.., S[axis], 1..).
+    axis: as in `axis_mean`.
+    """
+    shape = ops.shape(s)
+    length = shape[1] if channels_last else shape[2]
+    ones = (1,) * axis, (1,) * (x.ndim - 3 - axis)
+    sizes = (*ones[0], length, *ones[1])
+    return ops.reshape(s, (shape[0], *sizes, shape[2]) if channels_last else (shape[0], shape[1], *sizes))
 
 
 def max_pool(x: Any, channels_last: bool) -> Any:
@@ -387,6 +477,16 @@ def adaptive_avg_pool(x: Any, size: int | Sequence[Any]) -> Any:
         means = ops.transpose(inside / ops.cast(high - low, y.dtype))
         y = ops.moveaxis(ops.matmul(ops.moveaxis(y, axis, -1), means), -1, axis)
     return ops.cast(y, x.dtype)
+
+
+def channel_shuffle(x: Any, groups: int, channels_last: bool) -> Any:
+    """Take the first channel of each group of consecutive channels, then the second of each; the shape is that of x.
+
+    x: (N, *S, C) or (N, C, *S). groups: number of groups, a divisor of C.
+    """
+    shape, axis = tuple(ops.shape(x)), x.ndim - 1 if channels_last else 1
+    grouped = ops.reshape(x, (*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :]))
+    return ops.reshape(ops.swapaxes(grouped, axis, axis + 1), shape)
 
 
 def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool) -> Any:

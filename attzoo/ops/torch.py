@@ -128,6 +128,18 @@ class LayerNorm(nn.LayerNorm):
         return in_dtype_of(x, y)   # under autocast on CUDA, F.layer_norm returns float32
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm of consecutive channels, which accepts a single pixel: (N, C, *S) -> (N, C, *S)."""
+
+    def __init__(self, groups: int, channels: int, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(groups, channels, EPSILON, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of x (N, C, *S) in the dtype of x."""
+        y = torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, torch.backends.cudnn.enabled)
+        return in_dtype_of(x, y)   # under autocast on CUDA, torch.group_norm returns float32
+
+
 class InstanceNorm(nn.Module):
     """Instance norm without weights, which accepts a single pixel: (N, C, *S) -> (N, C, *S)."""
 
@@ -154,8 +166,29 @@ def avg_pool(x: Tensor) -> Tensor:
     is a tensor as large as x. Half precision uses `mean`, which accumulates in float32, because a sum in float16 may
     overflow. Graphs use `mean` too, because they may be converted to half precision later.
     """
-    space = tuple(range(2, x.ndim))
-    return x.sum(space) / prod(x.shape[2:]) if is_plain(x) and x.dtype in EXACT else x.mean(space)
+    return _mean(x, tuple(range(2, x.ndim)))
+
+
+def _mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Return the mean over axes, of which there is at least one, as `avg_pool` describes."""
+    return x.sum(axes) / prod(x.shape[a] for a in axes) if is_plain(x) and x.dtype in EXACT else x.mean(axes)
+
+
+def axis_mean(x: Tensor, axis: int) -> Tensor:
+    """Return the mean over all spatial axes except one: (N, C, *S) -> (N, C, S[axis]). In 1-D, it is x itself.
+
+    axis: index of the spatial axis that remains, 0 for the first.
+    """
+    axes = tuple(a for a in range(2, x.ndim) if a != 2 + axis)
+    return _mean(x, axes) if axes else x
+
+
+def expand_axis(s: Tensor, x: Tensor, axis: int) -> Tensor:
+    """Return the result of `axis_mean`, or a tensor of its shape, reshaped to broadcast with x.
+
+    (N, C, S[axis]) -> (N, C, 1.., S[axis], 1..). axis: as in `axis_mean`.
+    """
+    return s[(slice(None), slice(None), *(None,) * axis, slice(None), *(None,) * (x.ndim - 3 - axis))]
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -369,6 +402,16 @@ class RepeatingConv3d(_Repeating, nn.Conv3d):
 REPEATING: dict[int, Any] = {1: RepeatingConv1d, 2: RepeatingConv2d, 3: RepeatingConv3d}
 
 
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Take the first channel of each group of consecutive channels, then the second of each: (N, C, *S) -> (N, C, *S).
+
+    groups: number of groups, a divisor of C.
+    """
+    if is_plain(x) and not x.is_contiguous() and (last := x.movedim(1, -1)).is_contiguous():   # keeps channels last
+        return last.unflatten(-1, (groups, -1)).transpose(-1, -2).flatten(-2).movedim(-1, 1)
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     """Return the first `size` pixels along each spatial axis: (N, C, *S) -> (N, C, *size)."""
     if not guard.is_exporting():
@@ -433,8 +476,9 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
 
 
 _WRAPPED = (
-    "avg_pool", "max_pool", "position_softmax", "weighted_pool", "relative_deviation", "expand", "add_and_activate",
-    "pool", "adaptive_avg_pool", "crop", "widen", "repeat", "upsample", "resize",
+    "avg_pool", "axis_mean", "max_pool", "position_softmax", "weighted_pool", "relative_deviation", "expand",
+    "expand_axis", "add_and_activate", "pool", "adaptive_avg_pool", "channel_shuffle", "crop", "widen", "repeat",
+    "upsample", "resize",
 )   # fmt: skip
 for _name in _WRAPPED:
     fx.wrap(_name)   # torch.fx records each as one operation, because they depend on shapes
