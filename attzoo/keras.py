@@ -8,6 +8,7 @@ with name_missing_extra("attzoo.keras"):
     from .blocks.channel_attention.keras import ChannelAttention as ChannelAttention
     from .blocks.eca.keras import ECA as ECA
     from .blocks.ese.keras import ESE as ESE
+    from .blocks.mlca.keras import MLCA as MLCA
     from .blocks.scse.keras import SCSE as SCSE
     from .blocks.se.keras import SE as SE
     from .blocks.simam.keras import SimAM as SimAM

@@ -33,6 +33,7 @@ BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP 
     "scse": "attzoo.blocks.scse:SCSE",
     "simam": "attzoo.blocks.simam:SimAM",
     "triplet_attention": "attzoo.blocks.triplet_attention:TripletAttention",
+    "mlca": "attzoo.blocks.mlca:MLCA",
 }
 NETWORKS: Final = {   # created, saved and converted like blocks, but not listed by `names`
     "unet": "attzoo.unet:UNet",

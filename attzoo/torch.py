@@ -8,6 +8,7 @@ with name_missing_extra("attzoo.torch"):
     from .blocks.channel_attention.torch import ChannelAttention as ChannelAttention
     from .blocks.eca.torch import ECA as ECA
     from .blocks.ese.torch import ESE as ESE
+    from .blocks.mlca.torch import MLCA as MLCA
     from .blocks.scse.torch import SCSE as SCSE
     from .blocks.se.torch import SE as SE
     from .blocks.simam.torch import SimAM as SimAM

@@ -26,6 +26,11 @@ class Sample:
         return attzoo.create(self.block, **self.config, backend=backend, **kwargs)
 
     @property
+    def has_weights(self):
+        """Whether the block has weights; SimAM has none."""
+        return bool(self.create("numpy").weights)
+
+    @property
     def has_statistics(self):
         """Whether the block has running statistics, those of a batch norm."""
         return any(not weight.trainable for weight in self.create("numpy").weights.values())

@@ -79,7 +79,7 @@ class SpecModule(NamedArguments, nn.Module):
             if own not in (x.dtype, None) and not torch.is_autocast_enabled(x.device.type):
                 hint = f": convert the input, x.to({own}), or the block, block.to({x.dtype})"
                 raise TypeError(f"expected the block's dtype, {own}, got {x.dtype}{hint}")
-        if eager and all(x.dtype == own for x in inputs):
+        if eager and all(own in (x.dtype, None) for x in inputs):
             self.accepted = kinds
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:

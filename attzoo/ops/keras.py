@@ -472,10 +472,11 @@ def adaptive_avg_pool(x: Any, size: int | Sequence[Any]) -> Any:
     y = ops.cast(x, wide(x.dtype))
     for axis, new in enumerate([size] * (x.ndim - 2) if isinstance(size, int) else size, start=1):
         old, i = ops.shape(x)[axis], ops.arange(new, dtype="int32")[:, None]
-        low, high, j = i * old // new, ((i + 1) * old + new - 1) // new, ops.arange(old, dtype="int32")
-        inside = ops.cast(ops.logical_and(j >= low, j < high), y.dtype)    # (new, old)
-        means = ops.transpose(inside / ops.cast(high - low, y.dtype))
-        y = ops.moveaxis(ops.matmul(ops.moveaxis(y, axis, -1), means), -1, axis)
+        low, high, width = i * old // new, ((i + 1) * old + new - 1) // new, (old + new - 1) // new + 1
+        j = low + ops.arange(width, dtype="int32")    # (new, size of the largest window)
+        pixels = ops.moveaxis(ops.take(y, ops.reshape(ops.minimum(j, old - 1), (-1,)), axis), axis, -1)
+        windows = ops.where(j < high, ops.reshape(pixels, (*ops.shape(pixels)[:-1], new, width)), 0)
+        y = ops.moveaxis(ops.sum(windows, axis=-1) / ops.cast(high - low, y.dtype)[:, 0], -1, axis)
     return ops.cast(y, x.dtype)
 
 

@@ -103,8 +103,8 @@ def initialize(tensor: Tensor, weight: Weight) -> None:
 class Linear(nn.Linear):
     """A linear map of the channels, for any number of spatial axes: (N, I, *S) -> (N, O, *S), also (N, I) -> (N, O).
 
-    For one output in eager mode on a CPU it is a sum of products, which takes half the time of a matrix product, because
-    that copies x as channels last, and for thousands of channels has a fifth of its error.
+    For one output, in eager mode on a CPU, it is a sum of products: a matrix product takes twice as long, because it
+    copies x as channels last, and for thousands of channels its rounding error is five times as large.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ def relative_deviation(x: Tensor, epsilon: float, unbiased: bool) -> Tensor:
     space = tuple(range(2, x.ndim))
     wide = x if x.dtype in EXACT else x.float()
     d = (wide - wide.mean(space, keepdim=True)).square()
-    n = d.new_full((), prod(x.shape[2:]) - int(unbiased)).clamp(min=1)   # a tensor, because max() would fix a graph's sizes
+    n = d.new_full((), prod(x.shape[2:]) - int(unbiased)).clamp(min=1)   # max() would fix the sizes of a graph
     return in_dtype_of(x, d / (d.sum(space, keepdim=True) / n + epsilon))
 
 
@@ -325,20 +325,22 @@ def pool(x: Tensor, window: Sequence[int]) -> Tensor:
 def adaptive_avg_pool(x: Tensor, size: int | Sequence[int]) -> Tensor:
     """Return means over windows: (N, C, *S) -> (N, C, *size). size: windows per spatial axis, or of every one.
 
-    Windows are those of torch.nn.AdaptiveAvgPool2d. Its operator is used in eager mode; graphs, which must be valid for
+    Windows are those of torch.nn.AdaptiveAvgPool2d. Its operator is used in eager mode. Graphs, which must be valid for
     other sizes, half precision, which needs sums in float32, and deterministic mode, in which its gradient raises an
-    error on CUDA, use a product with a matrix of the windows for each axis.
+    error on CUDA, gather the pixels of each window instead.
     """
     sizes = (size,) * (x.ndim - 2) if isinstance(size, int) else tuple(size)
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()   # type: ignore[attr-defined]
     if not is_traced and x.dtype in EXACT and not torch.are_deterministic_algorithms_enabled():
         return ADAPTIVE_AVG_POOL[len(sizes)](x, sizes)
     y = x if x.dtype in EXACT else x.float()
-    for axis, new in reversed(list(enumerate(sizes, start=2))):   # the last axis is contiguous in memory
+    for axis, new in enumerate(sizes, start=2):
         old, i = y.shape[axis], torch.arange(new, device=x.device)[:, None]
-        low, high, j = i * old // new, ((i + 1) * old + new - 1) // new, torch.arange(old, device=x.device)
-        means = ((j >= low) & (j < high)).to(y.dtype) / (high - low)   # (new, old)
-        y = (y.movedim(axis, -1) @ means.T).movedim(-1, axis)
+        low, high = i * old // new, ((i + 1) * old + new - 1) // new
+        j = low + torch.arange((old + new - 1) // new + 1, device=x.device)   # (new, size of the largest window)
+        pixels = y.index_select(axis, j.clamp(max=old - 1).flatten()).movedim(axis, -1)
+        windows = pixels.reshape(*pixels.shape[:-1], *j.shape)
+        y = (windows.where(j < high, 0).sum(-1) / (high - low)[:, 0]).movedim(-1, axis)
     return in_dtype_of(x, y)
 
 

@@ -3,7 +3,7 @@
     p = means of x over L windows along every axis of space                  (N, C, *L)
     local = sigmoid(correlate(p, local_conv.weight))                         (N, C, *L)    along the channels
     global = sigmoid(correlate(mean of p over windows, conv.weight))         (N, C)        along the channels
-    y = x * unpool(local_weight local + (1 - local_weight) global)           (N, C, *S)    weights: (k,) each
+    y = x * (local_weight unpool(local) + (1 - local_weight) global)         (N, C, *S)    weights: (k,) each
 
 Use it where ECA is too coarse, because the coefficients of a channel may differ between parts of the image: it has 2 k
 weights, usually 6 to 14. It was made for object detection with small networks.

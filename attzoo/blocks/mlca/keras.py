@@ -44,5 +44,6 @@ class MLCA(Block):
         u = self.local_conv(rows)                                                  # (N, product of L * C, 1)
         z = ops.expand(self.conv(s[..., None])[..., 0], x, channels_last=True)     # (N, 1.., C)
         local = ops.sigmoid(ops.reshape(u, (-1, *p.shape[1:])))                    # (N, *L, C)
-        mixed = self.spec.local_weight * local + (1 - self.spec.local_weight) * ops.sigmoid(z)
-        return ops.from_last(ops.adaptive_avg_pool(mixed, ops.sizes(x)), self.channels_last)
+        unpooled = ops.adaptive_avg_pool(local, ops.sizes(x))                      # (N, *S, C)
+        a = self.spec.local_weight * unpooled + (1 - self.spec.local_weight) * ops.sigmoid(z)
+        return ops.from_last(a, self.channels_last)

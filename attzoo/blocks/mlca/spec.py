@@ -68,7 +68,8 @@ class MLCA(BlockSpec):
 
     def macs(self, x: Sequence[int]) -> int:
         """Return the number of multiply-adds of both convolutions, for x of shape (N, C, *S)."""
-        return x[0] * self.channels * self.k * (1 + self.local_size ** (len(x) - 2))
+        grids: int = 1 + self.local_size ** (len(x) - 2)
+        return x[0] * self.channels * self.k * grids
 
     def attention(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> Array:
         """(N, C, *S) -> (N, C, *S). Return the coefficients."""
@@ -79,8 +80,8 @@ class MLCA(BlockSpec):
         u = self._correlate(last.reshape(len(x), -1), weights["local_conv.weight"])   # (N, product of L * C)
         z = ops.expand(self._correlate(s, weights["conv.weight"]), x)                 # (N, C, 1..)
         local = ops.sigmoid(np.moveaxis(u.reshape(last.shape), -1, 1))                # (N, C, *L)
-        mixed = self.local_weight * local + (1 - self.local_weight) * ops.sigmoid(z)
-        return ops.adaptive_avg_pool(mixed, x.shape[2:])
+        unpooled = ops.adaptive_avg_pool(local, x.shape[2:])                          # (N, C, *S)
+        return self.local_weight * unpooled + (1 - self.local_weight) * ops.sigmoid(z)
 
     @staticmethod
     def _correlate(rows: Array, kernel: Array) -> Array:

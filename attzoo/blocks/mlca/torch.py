@@ -43,5 +43,5 @@ class MLCA(Block):
         u = self.local_conv(last.flatten(1)[:, None])             # (N, 1, product of L * C)
         z = ops.expand(self.conv(s[:, None])[:, 0], x)            # (N, C, 1..)
         local = ops.sigmoid(u.reshape(last.shape).movedim(-1, 1))    # (N, C, *L)
-        mixed = self.spec.local_weight * local + (1 - self.spec.local_weight) * ops.sigmoid(z)
-        return ops.adaptive_avg_pool(mixed, x.shape[2:])
+        unpooled = ops.adaptive_avg_pool(local, x.shape[2:])         # (N, C, *S)
+        return self.spec.local_weight * unpooled + (1 - self.spec.local_weight) * ops.sigmoid(z)
