@@ -9,6 +9,10 @@ with name_missing_extra("attzoo.keras"):
     from .blocks.eca.keras import ECA as ECA
     from .blocks.ese.keras import ESE as ESE
     from .blocks.gc.keras import GC as GC
+    from .blocks.mlca.keras import MLCA as MLCA
+    from .blocks.scse.keras import SCSE as SCSE
     from .blocks.se.keras import SE as SE
+    from .blocks.simam.keras import SimAM as SimAM
     from .blocks.spatial_attention.keras import SpatialAttention as SpatialAttention
+    from .blocks.triplet_attention.keras import TripletAttention as TripletAttention
     from .unet.keras import UNet as UNet

@@ -31,6 +31,10 @@ BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP 
     "ese": "attzoo.blocks.ese:ESE",
     "gc": "attzoo.blocks.gc:GC",
     "attention_gate": "attzoo.blocks.attention_gate:AttentionGate",
+    "scse": "attzoo.blocks.scse:SCSE",
+    "simam": "attzoo.blocks.simam:SimAM",
+    "triplet_attention": "attzoo.blocks.triplet_attention:TripletAttention",
+    "mlca": "attzoo.blocks.mlca:MLCA",
 }
 NETWORKS: Final = {   # created, saved and converted like blocks, but not listed by `names`
     "unet": "attzoo.unet:UNet",

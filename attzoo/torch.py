@@ -9,6 +9,10 @@ with name_missing_extra("attzoo.torch"):
     from .blocks.eca.torch import ECA as ECA
     from .blocks.ese.torch import ESE as ESE
     from .blocks.gc.torch import GC as GC
+    from .blocks.mlca.torch import MLCA as MLCA
+    from .blocks.scse.torch import SCSE as SCSE
     from .blocks.se.torch import SE as SE
+    from .blocks.simam.torch import SimAM as SimAM
     from .blocks.spatial_attention.torch import SpatialAttention as SpatialAttention
+    from .blocks.triplet_attention.torch import TripletAttention as TripletAttention
     from .unet.torch import UNet as UNet

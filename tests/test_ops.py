@@ -315,8 +315,13 @@ def test_linear_is_a_matrix_product_at_every_position(space):
         layer.weight.copy_(torch.from_numpy(weight))
         layer.bias.copy_(torch.from_numpy(bias))
     numbers = ops.linear(x, {"map.weight": weight, "map.bias": bias}, "map")
-    for result in (numbers, in_torch(layer, x)):
-        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
+    single = torch_ops.Linear(3, 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        single.weight.copy_(torch.from_numpy(weight[:1]))
+    without_bias = expected[:, :1] - bias[0]
+    results = (numbers, expected), (in_torch(layer, x), expected), (in_torch(single, x), without_bias)
+    for result, correct in results:
+        np.testing.assert_allclose(result, correct, rtol=1e-12, atol=1e-13)
 
 
 @cheap
@@ -531,3 +536,74 @@ def test_keras_conv_and_batch_norm_equal_those_of_torch():
         getattr(layer, name).assign(array)
     expected = norm.eval()(torch.from_numpy(x)).detach().numpy()
     np.testing.assert_allclose(np.moveaxis(on_keras_tensors(layer, np.moveaxis(x, 1, -1)), -1, 1), expected, atol=1e-6)
+
+
+@given(spaces, layouts, st.data())
+def test_mean_and_max_are_those_over_one_axis_with_channels_in_its_place(space, channels_last, data):
+    x, axis = random_array(2, 3, *space), data.draw(st.integers(1, 1 + len(space)))
+    maps = (3, *space)[:axis - 1] + (3, *space)[axis:]   # the sizes of C and *S without that of the axis
+    expected = np.empty((2, 2, *maps))
+    for n, *i in np.ndindex(2, *maps):
+        values = [x[(n, *i[:axis - 1], j, *i[axis - 1:])] for j in range(x.shape[axis])]
+        expected[(n, slice(None), *i)] = sum(values) / len(values), max(values)
+    expected = expected if axis == 1 else np.moveaxis(expected, 2, axis)   # the channels, in the place of the axis
+    got = keras_ops.mean_and_max(np.moveaxis(x, 1, -1) if channels_last else x, axis, channels_last)
+    got = np.moveaxis(keras_ops.ops.convert_to_numpy(got), -1, 1)
+    for result in (ops.mean_and_max(x, axis), in_torch(lambda x: torch_ops.mean_and_max(x, axis), x), got):
+        np.testing.assert_allclose(result, expected, rtol=1e-13, atol=1e-15)
+
+
+@given(spaces, layouts, st.booleans())
+def test_relative_deviation_is_the_square_divided_by_the_variance(space, channels_last, unbiased):
+    x = random_array(2, 3, *space)
+    expected = np.empty_like(x)
+    for n, c in np.ndindex(2, 3):
+        values = [x[(n, c, *i)] for i in np.ndindex(space)]
+        center, count = sum(values) / len(values), len(values)
+        squares = sum((value - center) ** 2 for value in values)
+        variance = squares / (count - 1 if unbiased and count > 1 else count)
+        expected[n, c] = (x[n, c] - center) ** 2 / (variance + 0.1)
+    got = in_keras(lambda x: keras_ops.relative_deviation(x, 0.1, unbiased, channels_last), x,
+                   channels_last=channels_last)   # fmt: skip
+    in_pytorch = in_torch(lambda x: torch_ops.relative_deviation(x, 0.1, unbiased), x)
+    for result in (ops.relative_deviation(x, 0.1, unbiased), in_pytorch, got):
+        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.case35
+def test_relative_deviation_of_float16_does_not_overflow_and_keeps_the_dtype():
+    """Squares of +-1000 are 10^6 and equal the variance."""
+    x = np.array([1000, -1000] * 50, np.float16).reshape(1, 1, 100)
+    got = in_torch(lambda x: torch_ops.relative_deviation(x, 1e-4, unbiased=False), x)
+    in_keras_ = in_keras(lambda x: keras_ops.relative_deviation(x, 1e-4, unbiased=False, channels_last=False), x,
+                         channels_last=False)   # fmt: skip
+    for result in (got, in_keras_):
+        assert result.dtype == np.float16
+        np.testing.assert_allclose(result, np.ones_like(x), rtol=1e-3)
+
+
+@given(sizes, st.booleans())
+def test_adaptive_avg_pool_equals_that_of_torch_and_its_form_for_graphs(pairs, deterministic):
+    x, size = image(pairs), tuple(new for _, new in pairs)
+    x.flat[0] = np.inf   # must not change windows that do not contain it
+    adaptive = {1: torch.nn.AdaptiveAvgPool1d, 2: torch.nn.AdaptiveAvgPool2d, 3: torch.nn.AdaptiveAvgPool3d}
+    expected = adaptive[len(size)](size)(torch.from_numpy(x)).numpy()
+    got = keras_ops.adaptive_avg_pool(keras_ops.ops.convert_to_tensor(np.moveaxis(x, 1, -1)), size)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        in_pytorch = torch_ops.adaptive_avg_pool(torch.from_numpy(x), size).numpy()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    in_keras_ = np.moveaxis(keras_ops.ops.convert_to_numpy(got), -1, 1)
+    for result in (ops.adaptive_avg_pool(x, size), in_pytorch, in_keras_):
+        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.case35
+def test_adaptive_avg_pool_of_float16_accumulates_in_float32():
+    """The sum of 65,536 values of 100 is not finite in float16."""
+    x = np.full((1, 1, 256, 256), 100, np.float16)
+    in_keras_ = in_keras(lambda x: keras_ops.adaptive_avg_pool(x, 1), x)
+    for result in (in_torch(lambda x: torch_ops.adaptive_avg_pool(x, 1), x), in_keras_):
+        assert result.dtype == np.float16
+        np.testing.assert_array_equal(result, x[..., :1, :1])

@@ -80,11 +80,16 @@ def test_float16_pools_do_not_overflow(name, backend):
 @pytest.mark.parametrize("name", [name for name in NAMES if attzoo.info(name).build().combination == "multiply"])
 @pytest.mark.case36
 def test_float16_inputs_near_the_maximum_give_finite_outputs(name, backend):
-    """Where a coefficient is at most 1, the output is not larger than the input."""
+    """Where a coefficient is at most 1, the output is not larger than the input.
+
+    Matrices and kernels are so small that hidden units are finite; only sums over positions could overflow.
+    """
     case = case_of_shape(name, 1, 4, 8, 8, dtype="float16")
-    xs = [np.full(case.shapes[0], 6e4), *map(np.ones, case.shapes[1:])]
-    actual = adapter(backend).forward(case.block(backend), xs, training=False)
-    is_reduced = case.spec(*xs, weights=case.weights()) <= xs[0]
+    xs, block = [np.full(case.shapes[0], 6e4), *map(np.ones, case.shapes[1:])], case.block(backend)
+    small = {key: array * 2.0**-6 if array.ndim > 1 else array for key, array in case.weights().items()}
+    attzoo.load_weights(block, {key: array.astype(np.float16) for key, array in small.items()})
+    actual = adapter(backend).forward(block, xs, training=False)
+    is_reduced = case.spec(*xs, weights=small) <= xs[0]
     assert is_reduced.any()
     assert np.isfinite(actual[is_reduced]).all()
 
@@ -311,7 +316,7 @@ def test_bad_dtypes(backend, name, dtype):
 
 
 @pytest.mark.case34
-@every_name
+@pytest.mark.parametrize("name", [name for name in NAMES if attzoo.info(name).weights()])
 def test_float64_input_of_a_float32_block_raises(name):
     import torch
 
@@ -388,9 +393,9 @@ def test_error_for_a_torch_input_names_the_conversion(name):
     for change, message in (
         (lambda x: x.numpy(), r"got ndarray: convert it, as torch\.as_tensor\(x\)"),
         (lambda x: x.to(torch.uint8), r"got torch\.uint8: convert it, as x\.float\(\)"),
-        (lambda x: x.double(), r"the input, x\.to\(torch\.float32\), or the block, block\.to\(torch\.float64\)"),
         (lambda x: x.to_sparse(), r"one of layout torch\.sparse_coo: convert it, as x\.to_dense\(\)"),
-    ):
+        (lambda x: x.double(), r"the input, x\.to\(torch\.float32\), or the block, block\.to\(torch\.float64\)"),
+    )[: None if case.spec.weights else -1]:   # without weights a block has no dtype
         block(*xs)   # first a valid input of the same shape
         with pytest.raises(TypeError, match=message):
             block(*map(change, xs))

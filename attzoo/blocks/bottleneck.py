@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from .. import contract
 from ..contract import GATES, Weight, fan_in_uniform
 from .spec import BlockSpec
 
-REDUCTION: Final = 16
 CHOICES: Final = {"reduction": (None, 1, 3), "reduced_channels": (None, 1, 5), "bias": (True, False), "gate": GATES}
 
 
@@ -24,6 +23,7 @@ class Bottleneck(BlockSpec):
     Raises TypeError for a value of another type, and ValueError for a value outside these bounds.
     """
 
+    default_reduction: ClassVar[int] = 16
     channels: int
     reduction: int | None = contract.rule_for("reduced_channels")
     reduced_channels: int | None = None
@@ -46,8 +46,8 @@ class Bottleneck(BlockSpec):
 
     @property
     def ratio(self) -> int:
-        """Return `reduction`, or its default of 16."""
-        return REDUCTION if self.reduction is None else self.reduction
+        """Return `reduction`, or its default."""
+        return self.default_reduction if self.reduction is None else self.reduction
 
     @property
     def width(self) -> int:

@@ -11,8 +11,9 @@ from ..contract import Array, Coefficients, Shape
 from ..ops import numpy as ops
 
 Combination = Literal[
-    "multiply", "add", "multiply_add", "one_plus", "sum_of_products", "max_of_products", "one_plus_sigmoid_of_sum"
-]
+    "multiply", "add", "multiply_add", "one_plus", "sum_of_products", "mean_of_products", "max_of_products",
+    "one_plus_sigmoid_of_sum",
+]   # fmt: skip
 
 
 def _fold(operation: Callable[[Any, Any], Any], arrays: Sequence[Any]) -> Any:
@@ -31,6 +32,7 @@ COMBINATIONS: Final[Mapping[Combination, Callable[[Any, Sequence[Any], Any], Any
     "multiply_add": lambda x, arrays, ops: x * arrays[0] + arrays[1],
     "one_plus": lambda x, arrays, ops: x * (1 + _fold(mul, arrays)),
     "sum_of_products": lambda x, arrays, ops: _fold(add, [x * array for array in arrays]),
+    "mean_of_products": lambda x, arrays, ops: x * (_fold(add, arrays) / len(arrays)),
     "max_of_products": lambda x, arrays, ops: _fold(ops.maximum, [x * array for array in arrays]),
     "one_plus_sigmoid_of_sum": lambda x, arrays, ops: x * (1 + ops.sigmoid(_fold(add, arrays))),
 }
@@ -47,8 +49,8 @@ class BlockSpec(contract.NamedArguments):
 
     combination: how the coefficients are applied to x; a property if an argument selects it. "multiply" is x * a * b,
     "add" is x + a + b, "multiply_add" is x * a + b, "one_plus" is x * (1 + a * b), "sum_of_products" is x * a + x * b,
-    "max_of_products" is max(x * a, x * b), and "one_plus_sigmoid_of_sum" is x * (1 + sigmoid(a + b)). A block with
-    another rule overrides `combine`.
+    "mean_of_products" is half of that, "max_of_products" is max(x * a, x * b), and "one_plus_sigmoid_of_sum" is
+    x * (1 + sigmoid(a + b)). A block with another rule overrides `combine`.
     """
 
     combination: ClassVar[Combination] = "multiply"

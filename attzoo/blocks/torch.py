@@ -79,7 +79,7 @@ class SpecModule(NamedArguments, nn.Module):
             if own_dtype not in (x.dtype, None) and not torch.is_autocast_enabled(x.device.type):
                 hint = f": convert the input, x.to({own_dtype}), or the block, block.to({x.dtype})"
                 raise TypeError(f"expected the block's dtype, {own_dtype}, got {x.dtype}{hint}")
-        if eager and all(x.dtype == own_dtype for x in inputs):
+        if eager and all(own_dtype in (x.dtype, None) for x in inputs):
             self.accepted = kinds
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:

@@ -348,6 +348,26 @@ def max_pool(x: Any, channels_last: bool) -> Any:
     return amax(x, space(x, channels_last))
 
 
+def mean_and_max(x: Any, axis: int, channels_last: bool) -> Any:
+    """Return the mean and the maximum of x over an axis of C or *S: (N, *S, C) or (N, C, *S) -> (N, *map, 2).
+
+    axis: index of the axis in (N, C, *S). For axis 1 *map is *S. For another axis it is *S with C in the place of the
+    axis, so that (N, H, W, C) gives (N, C, W, 2) for axis 2 and (N, H, C, 2) for axis 3. The gradient is split evenly
+    among equal maxima.
+    """
+    channels = -1 if channels_last else 1
+    pooled = channels if axis == 1 else axis - channels_last
+    maps = [mean(x, pooled), amax(x, pooled)]
+    if axis > 1:
+        maps = [ops.moveaxis(m, channels, axis - 1) for m in maps]
+    return stack(maps, -1)
+
+
+def from_map(a: Any, axis: int, channels_last: bool) -> Any:
+    """Return coefficients of a map of `mean_and_max` over an axis, (N, *map, 1), in a shape that broadcasts to x."""
+    return from_last(a if axis == 1 else ops.swapaxes(a, -1, axis - 1), channels_last)
+
+
 def position_softmax(z: Any, channels_last: bool) -> Any:
     """Return the softmax of z over the spatial axes, (N, *S, K), or (N, K, *S) without `channels_last`.
 
@@ -368,6 +388,20 @@ def weighted_pool(x: Any, p: Any, channels_last: bool) -> Any:
     kind = wide(x.dtype)
     products = ops.cast(x, kind) * ops.cast(p, kind)
     return ops.cast(ops.sum(products, axis=space(x, channels_last)), x.dtype)
+
+
+def relative_deviation(x: Any, epsilon: float, unbiased: bool, channels_last: bool) -> Any:
+    """Return (x - mean)^2 / (variance + epsilon), with mean and variance over the spatial axes, in the shape of x.
+
+    unbiased: whether the variance is the sum of squares divided by n - 1 instead of n, the number of positions. For
+    n = 1 it is 0. Half precision is computed in float32, because squares may overflow float16.
+    """
+    axes, z, size, n = space(x, channels_last), ops.cast(x, wide(x.dtype)), ops.shape(x), 1
+    d = ops.square(z - mean(z, axes, keepdims=True))
+    for axis in axes:
+        n = n * size[axis]
+    n = ops.maximum(ops.cast(n, z.dtype) - int(unbiased), 1)
+    return ops.cast(d / (ops.sum(d, axis=axes, keepdims=True) / n + epsilon), x.dtype)
 
 
 def mean(x: Any, axis: Any, keepdims: bool = False) -> Any:
@@ -416,7 +450,7 @@ def from_last(x: Any, channels_last: bool) -> Any:
     return x if channels_last else ops.moveaxis(x, -1, 1)
 
 
-relu, sigmoid, stack, multiply = ops.relu, ops.sigmoid, ops.stack, ops.multiply
+relu, sigmoid, stack, multiply, reshape = ops.relu, ops.sigmoid, ops.stack, ops.multiply, ops.reshape
 
 
 def maximum(a: Any, b: Any) -> Any:
@@ -444,6 +478,23 @@ GATES: dict[str, Callable[[Any], Any]] = {"sigmoid": sigmoid, "hard_sigmoid": ha
 def activate(z: Any, act: str) -> Any:
     """Return the activation `act`, one of contract.ACTIVATIONS, of the hidden units z."""
     return {"relu": relu, "silu": ops.silu, "hard_swish": hard_swish}[act](z)
+
+
+def adaptive_avg_pool(x: Any, size: int | Sequence[Any]) -> Any:
+    """Return means over windows: (N, *S, C) -> (N, *size, C). size: windows per spatial axis, or of every one.
+
+    Windows are those of torch.nn.AdaptiveAvgPool2d; keras.layers.AdaptiveAveragePooling2D accepts no unknown sizes.
+    Half precision is computed in float32.
+    """
+    y = ops.cast(x, wide(x.dtype))
+    for axis, new in enumerate([size] * (x.ndim - 2) if isinstance(size, int) else size, start=1):
+        old, i = ops.shape(x)[axis], ops.arange(new, dtype="int32")[:, None]
+        low, high, width = i * old // new, ((i + 1) * old + new - 1) // new, (old + new - 1) // new + 1
+        j = low + ops.arange(width, dtype="int32")    # (new, size of the largest window)
+        pixels = ops.moveaxis(ops.take(y, ops.reshape(ops.minimum(j, old - 1), (-1,)), axis), axis, -1)
+        windows = ops.where(j < high, ops.reshape(pixels, (*ops.shape(pixels)[:-1], new, width)), 0)
+        y = ops.moveaxis(ops.sum(windows, axis=-1) / ops.cast(high - low, y.dtype)[:, 0], -1, axis)
+    return ops.cast(y, x.dtype)
 
 
 def channel_shuffle(x: Any, groups: int, channels_last: bool) -> Any:

@@ -41,6 +41,16 @@ def max_pool(x: Array) -> Array:
     return np.asanyarray(x.max(axis=tuple(range(2, x.ndim))))
 
 
+def mean_and_max(x: Array, axis: int) -> Array:
+    """Return the mean and the maximum of x over an axis of C or *S: (N, C, *S) -> (N, 2, *map).
+
+    For axis 1 *map is *S. For another axis it is *S with C in the place of the axis, so that (N, C, H, W) gives
+    (N, 2, C, W) for axis 2 and (N, 2, H, C) for axis 3.
+    """
+    x = x.swapaxes(1, axis)
+    return np.concatenate([x.mean(1, keepdims=True), x.max(1, keepdims=True)], axis=1)
+
+
 def position_softmax(z: Array) -> Array:
     """Return the softmax over the spatial axes: (N, K, *S) -> (N, K, *S). Each of the K channels sums to 1."""
     axes = tuple(range(2, z.ndim))
@@ -54,6 +64,18 @@ def weighted_pool(x: Array, p: Array) -> Array:
     The result is the mean of x weighted by p if p sums to 1 over the spatial axes, as `position_softmax` does.
     """
     return np.asanyarray((x * p).sum(axis=tuple(range(2, x.ndim))))
+
+
+def relative_deviation(x: Array, epsilon: float, unbiased: bool) -> Array:
+    """Return (x - mean)^2 / (variance + epsilon), with mean and variance over the spatial axes: (N, C, *S) -> the same.
+
+    unbiased: whether the variance is the sum of squares divided by n - 1 instead of n, the number of positions. For
+    n = 1 it is 0.
+    """
+    axes = tuple(range(2, x.ndim))
+    d = np.square(x - x.mean(axis=axes, keepdims=True))
+    n = max(prod(x.shape[2:]) - unbiased, 1)
+    return np.asanyarray(d / (d.sum(axis=axes, keepdims=True) / n + epsilon))
 
 
 def expand(s: Array, x: Array) -> Array:
@@ -284,6 +306,19 @@ def pool(x: Array, window: Sequence[int]) -> Array:
     x = np.pad(x, [(0, 0), (0, 0), *missing], constant_values=-np.inf)
     split = [size for n, w in zip(x.shape[2:], window, strict=True) for size in (n // w, w)]
     return np.asanyarray(x.reshape(*x.shape[:2], *split).max(axis=tuple(range(3, 3 + 2 * len(window), 2))))
+
+
+def adaptive_avg_pool(x: Array, size: int | Sequence[int]) -> Array:
+    """Return means over windows: (N, C, *S) -> (N, C, *size). size: windows per spatial axis, or of every one.
+
+    Window i of n, along an axis of m pixels, begins at pixel floor(i * m / n) and ends before ceil((i + 1) * m / n), as
+    in torch.nn.AdaptiveAvgPool2d. Windows overlap if n does not divide m; n may be larger than m.
+    """
+    for axis, new in enumerate([size] * (x.ndim - 2) if isinstance(size, int) else size, start=2):
+        old = x.shape[axis]
+        windows = [range(i * old // new, -(-(i + 1) * old // new)) for i in range(new)]
+        x = np.stack([x.take(window, axis).mean(axis) for window in windows], axis)
+    return x
 
 
 def crop(x: Array, size: Sequence[int]) -> Array:
