@@ -198,7 +198,8 @@ def _to_layout(array: Array, name: str, layout: Keys, spec: AnySpec) -> Array:
         array = array[:, ::-1]
     if array.ndim == 1 and name.endswith("conv.weight"):   # ECA's kernel, (1, 1, k)
         return contiguous(array[None, None])
-    axes = getattr(spec, "spatial_dims", 2) if layout.axes is None else layout.axes
+    axes = layout.axes.get(name, 0) if isinstance(layout.axes, Mapping) else layout.axes
+    axes = getattr(spec, "spatial_dims", 2) if axes is None else axes
     if name.endswith(".weight") and array.ndim == 2:
         array = array.reshape(*array.shape, *(1,) * axes)
     if layout.channels_last and array.ndim > 1:

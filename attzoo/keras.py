@@ -4,6 +4,7 @@ from .registry import name_missing_extra
 
 with name_missing_extra("attzoo.keras"):
     from .blocks.attention_gate.keras import AttentionGate as AttentionGate
+    from .blocks.bam.keras import BAM as BAM
     from .blocks.cbam.keras import CBAM as CBAM
     from .blocks.channel_attention.keras import ChannelAttention as ChannelAttention
     from .blocks.eca.keras import ECA as ECA

@@ -29,6 +29,7 @@ BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP 
     "cbam": "attzoo.blocks.cbam:CBAM",
     "eca": "attzoo.blocks.eca:ECA",
     "ese": "attzoo.blocks.ese:ESE",
+    "bam": "attzoo.blocks.bam:BAM",
     "attention_gate": "attzoo.blocks.attention_gate:AttentionGate",
 }
 NETWORKS: Final = {   # created, saved and converted like blocks, but not listed by `names`

@@ -4,6 +4,7 @@ from .registry import name_missing_extra
 
 with name_missing_extra("attzoo.torch"):
     from .blocks.attention_gate.torch import AttentionGate as AttentionGate
+    from .blocks.bam.torch import BAM as BAM
     from .blocks.cbam.torch import CBAM as CBAM
     from .blocks.channel_attention.torch import ChannelAttention as ChannelAttention
     from .blocks.eca.torch import ECA as ECA

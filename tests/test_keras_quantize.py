@@ -54,6 +54,7 @@ def test_quantized_unet_can_be_saved_and_loaded(tmp_path):
     ("channel_attention", (8, 2), [(7, 8)], "float8", "its model"),
     ("channel_attention", (8, 2), [(7, 8)], "int8", "its model"),
     ("attention_gate", (4, 3), [(6, 5, 4), (2, 3, 3)], "int8", "its model"),
+    ("scse", (8, 2), [(6, 5, 8)], "int8", "its model"),
 ])
 def test_quantized_block_can_be_saved_and_loaded(name, args, shapes, mode, quantized, tmp_path):
     block = attzoo.create(name, *args, backend="keras")

@@ -10,7 +10,8 @@ from .. import contract
 from ..contract import Array, Coefficients, Shape
 from ..ops import numpy as ops
 
-Combination = Literal["multiply", "add", "one_plus", "sum_of_products", "max_of_products", "one_plus_sigmoid_of_sum"]
+Combination = Literal["multiply", "add", "one_plus", "sum_of_products", "max_of_products", "one_plus_sigmoid_of_sum",
+                      "one_plus_sigmoid_of_product"]   # fmt: skip
 
 
 def _fold(operation: Callable[[Any, Any], Any], arrays: Sequence[Any]) -> Any:
@@ -30,6 +31,7 @@ COMBINATIONS: Final[Mapping[Combination, Callable[[Any, Sequence[Any], Any], Any
     "sum_of_products": lambda x, arrays, ops: _fold(add, [x * a for a in arrays]),
     "max_of_products": lambda x, arrays, ops: _fold(ops.maximum, [x * a for a in arrays]),
     "one_plus_sigmoid_of_sum": lambda x, arrays, ops: x * (1 + ops.sigmoid(_fold(add, arrays))),
+    "one_plus_sigmoid_of_product": lambda x, arrays, ops: x * (1 + ops.sigmoid(_fold(mul, arrays))),
 }
 
 
@@ -44,8 +46,8 @@ class BlockSpec(contract.NamedArguments):
 
     combination: how the coefficients are applied to x; a property if an argument selects it. "multiply" is x * a * b,
     "add" is x + a + b, "one_plus" is x * (1 + a * b), "sum_of_products" is x * a + x * b, "max_of_products" is
-    max(x * a, x * b), and "one_plus_sigmoid_of_sum" is x * (1 + sigmoid(a + b)). A block with another rule overrides
-    `combine`.
+    max(x * a, x * b), "one_plus_sigmoid_of_sum" is x * (1 + sigmoid(a + b)), and "one_plus_sigmoid_of_product" is
+    x * (1 + sigmoid(a * b)). A block with another rule overrides `combine`.
     """
 
     combination: ClassVar[Combination] = "multiply"

@@ -98,7 +98,7 @@ class Keys:
     Args:
         names: canonical name of every array -> its key in the state dict.
         axes: number of axes of size 1 after the matrices of linear maps, as in convolutions of size 1; None for
-            the block's number of spatial axes.
+            the block's number of spatial axes. A mapping has the number for each canonical name, 0 for others.
         max_first: canonical names of convolutions whose first input plane is the maximum. In attzoo it is the mean.
         channels_last: whether kernels are those of Keras, (*k, I, O), and keys are paths of variables, which begin with
             the name of a layer. The names of the layers of a block may have a common prefix.
@@ -106,7 +106,7 @@ class Keys:
     """
 
     names: Mapping[str, str]
-    axes: int | None = 0
+    axes: int | Mapping[str, int] | None = 0
     max_first: tuple[str, ...] = ()
     channels_last: bool = False
 

@@ -12,7 +12,8 @@ from attzoo.blocks.spec import BlockSpec
 from attzoo.contract import Array, Example, Weight, fan_in_uniform
 from attzoo.ops import numpy as ops
 
-COMBINED: Final = ("sum_of_products", "max_of_products", "one_plus_sigmoid_of_sum", "one_plus", "multiply", "add")
+COMBINED: Final = ("sum_of_products", "max_of_products", "one_plus_sigmoid_of_sum",
+                   "one_plus_sigmoid_of_product", "one_plus", "multiply", "add")   # fmt: skip
 CHOICES: Final = {"width": (2, 1, 3), "combination": COMBINED}
 EXAMPLES: Final = {"": Example({"channels": 6}, ((2, 6, 6, 5),))}
 
