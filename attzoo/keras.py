@@ -11,5 +11,6 @@ with name_missing_extra("attzoo.keras"):
     from .blocks.ese.keras import ESE as ESE
     from .blocks.lka.keras import LKA as LKA
     from .blocks.se.keras import SE as SE
+    from .blocks.sk.keras import SK as SK
     from .blocks.spatial_attention.keras import SpatialAttention as SpatialAttention
     from .unet.keras import UNet as UNet

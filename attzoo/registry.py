@@ -31,6 +31,7 @@ BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP 
     "ese": "attzoo.blocks.ese:ESE",
     "bam": "attzoo.blocks.bam:BAM",
     "lka": "attzoo.blocks.lka:LKA",
+    "sk": "attzoo.blocks.sk:SK",
     "attention_gate": "attzoo.blocks.attention_gate:AttentionGate",
 }
 NETWORKS: Final = {   # created, saved and converted like blocks, but not listed by `names`

@@ -11,5 +11,6 @@ with name_missing_extra("attzoo.torch"):
     from .blocks.ese.torch import ESE as ESE
     from .blocks.lka.torch import LKA as LKA
     from .blocks.se.torch import SE as SE
+    from .blocks.sk.torch import SK as SK
     from .blocks.spatial_attention.torch import SpatialAttention as SpatialAttention
     from .unet.torch import UNet as UNet
