@@ -89,7 +89,7 @@ class LKA(BlockSpec):
     @property
     def weights(self) -> dict[str, Weight]:
         """Return the shape and initialization of every array, by canonical name."""
-        dims, weights = self.spatial_dims, {}
+        dims, weights = self.spatial_dims, dict[str, Weight]()
         for name in self.dilations:
             taps = self.taps.local if name.startswith("local") else self.taps.dilated
             axis = dims - int(name[-1]) if self.separable else None   # None: along all axes

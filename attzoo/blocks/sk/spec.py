@@ -97,6 +97,12 @@ class SK(BlockSpec):
         return self.reduced_channels
 
     @property
+    def group_count(self) -> int:
+        """Return the number of groups of the convolutions."""
+        assert self.groups is not None   # set in __post_init__; for the type checker
+        return self.groups
+
+    @property
     def path_channels(self) -> int:
         """Return the number of input channels of each path."""
         return self.channels // len(self.kernel_sizes) if self.split else self.channels
@@ -111,11 +117,10 @@ class SK(BlockSpec):
     def weights(self) -> dict[str, Weight]:
         """Return the shape and initialization of every array, by canonical name."""
         c, r, dims = self.channels, self.width, self.spatial_dims
-        assert self.groups is not None   # set in __post_init__; for the type checker
         weights: dict[str, Weight] = {}
         for name, size in zip(self.paths, self.kernel_sizes, strict=True):
             kernel = (3 if self.dilated else size,) * dims
-            weights |= fan_in_uniform(name, (c, self.path_channels // self.groups, *kernel), bias=False)
+            weights |= fan_in_uniform(name, (c, self.path_channels // self.group_count, *kernel), bias=False)
             weights |= batch_norm(f"{name}_norm", c)
         weights |= fan_in_uniform("reduce", (r, c), bias=False) | batch_norm("reduce_norm", r)
         return weights | fan_in_uniform("select", (len(self.paths) * c, r), bias=False)
@@ -150,7 +155,9 @@ class SK(BlockSpec):
         a = ops.position_softmax(z.swapaxes(1, 2))                                                   # (N, C, paths)
         return {name: ops.expand(a[..., i], x) for i, name in enumerate(self.paths)}
 
-    def operands(self, x: Array, *, weights: Mapping[str, Array], training: bool = False) -> list[Array]:
+    def operands(   # type: ignore[override]
+        self, x: Array, *, weights: Mapping[str, Array], training: bool = False
+    ) -> list[Array]:
         """(N, C, *S) -> (N, C, *S) per path. Return the outputs of the paths, which the coefficients multiply."""
         outputs, parts = [], np.split(x, len(self.paths), axis=1) if self.split else [x] * len(self.paths)
         for (name, dilation), part in zip(self.paths.items(), parts, strict=True):

@@ -37,7 +37,7 @@ class SK(Block):
         super().__init__(args := spec.SK(channels, reduction, reduced_channels, *rest))
         options = ops.factory_options(device, dtype)
         for name, dilation in args.paths.items():
-            setattr(self, name, self.conv_same(name, dilation=dilation, groups=args.groups, **options))
+            setattr(self, name, self.conv_same(name, dilation=dilation, groups=args.group_count, **options))
             setattr(self, f"{name}_norm", self.batch_norm(f"{name}_norm", args.spatial_dims, **options))
         self.names = tuple(args.paths)
         self.reduce = nn.Linear(args.channels, args.width, bias=False, **options)
