@@ -92,7 +92,7 @@ def conv(x: Any, kernel: Any, strides: int | Sequence[int], padding: str, dilati
     shapes, and in 3-D cannot be converted to LiteRT. With few inputs per group it is a sum of depthwise convolutions.
     """
     inputs, outputs = kernel.shape[-2:]
-    groups = x.shape[-1] // inputs
+    groups = (x.shape[-1] or inputs) // inputs   # unknown channels: Keras finds the groups when the graph runs
     if groups == 1 or inputs > FEW or keras.backend.backend() != "tensorflow":
         return ops.conv(x, kernel, strides, padding, "channels_last", dilation)
     kernel = ops.reshape(kernel, (*kernel.shape[:-1], groups, outputs // groups))
