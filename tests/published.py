@@ -102,7 +102,7 @@ def spatial_gate(x, w, training, prefix="", max_first=False, norm=True):
     return x * torch.sigmoid(batch_norm(logits, w, f"{prefix}norm", training) if norm else logits)
 
 
-def assert_reads_weights(module, source, block, arguments, shapes):
+def assert_reads_weights(module, source, block, arguments, shapes, scale=1.0):
     """Assert that a block computes what a source's module does, with its state dict, and exports the same arrays.
 
     Args:
@@ -111,6 +111,7 @@ def assert_reads_weights(module, source, block, arguments, shapes):
         block: the name of the block.
         arguments: the arguments of the block, including `channels`.
         shapes: shapes of x, one after the other.
+        scale: standard deviation of the weights; smaller for products of many, whose errors in float32 are larger.
 
     """
     generator = torch.Generator().manual_seed(0)
@@ -118,7 +119,7 @@ def assert_reads_weights(module, source, block, arguments, shapes):
         for name, array in module.state_dict().items():
             if array.is_floating_point():
                 array.copy_(torch.rand(array.shape, generator=generator) + 0.5 if name.endswith("_var")
-                            else torch.randn(array.shape, generator=generator))   # fmt: skip
+                            else scale * torch.randn(array.shape, generator=generator))   # fmt: skip
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-6)):
         ours, module = attzoo.create(block, **arguments, backend="torch", dtype=dtype), module.to(dtype)
         attzoo.load_weights(ours, module.state_dict(), source=source)

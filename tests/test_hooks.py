@@ -182,7 +182,7 @@ def block_of(name):
 def arguments_of(name, size, act="relu"):
     """Return x with a gradient, a shortcut and an activation for a block with one input; x and g for the gate."""
     torch.manual_seed(0)
-    x, gating = torch.randn(2, 1, 8, size, size).unbind()
+    x, gating = torch.randn(2, 2, 8, size, size).unbind()   # two samples, for batch norms of means over space
     return (x.requires_grad_(), gating, act) if attzoo.info(name).residual else (x, gating)
 
 

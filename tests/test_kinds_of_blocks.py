@@ -78,6 +78,7 @@ FORMULAS = {
     "mean_of_products": lambda x, a, b: (x * a + x * b) / 2,
     "max_of_products": lambda x, a, b: np.maximum(x * a, x * b),
     "one_plus_sigmoid_of_sum": lambda x, a, b: x * (1 + 1 / (1 + np.exp(-(a + b)))),
+    "one_plus_sigmoid_of_product": lambda x, a, b: x * (1 + 1 / (1 + np.exp(-a * b))),
 }
 
 

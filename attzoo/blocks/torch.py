@@ -53,6 +53,14 @@ class SpecModule(NamedArguments, nn.Module):
         options |= {"bias": f"{name}.bias" in self.spec.weights}
         return ops.CONV[len(kernel)](groups * inputs, outputs, tuple(kernel), **options)
 
+    def batch_norm(self, name: str, spatial_dims: int, **options: Any) -> nn.Module:
+        """Return the layer for batch norm `name` of the spec, or the identity if the spec has none.
+
+        The layer with spatial_dims=1 also takes (N, C). options: device and dtype.
+        """
+        weight = self.spec.weights.get(f"{name}.weight")
+        return ops.BATCH_NORM[spatial_dims](weight.size, **options) if weight else nn.Identity()
+
     def check_inputs(self, *inputs: Any) -> None:
         """Raise ValueError for a shape that the spec refuses, and TypeError for a non-tensor or a wrong dtype.
 

@@ -96,7 +96,7 @@ def conv(x: Any, kernel: Any, strides: int | Sequence[int], padding: str, dilati
     strides, padding: as in keras.ops.conv; must be 1 and "same" if there are several groups.
     """
     inputs, outputs = kernel.shape[-2:]
-    groups = x.shape[-1] // inputs
+    groups = (x.shape[-1] or inputs) // inputs   # unknown channels: Keras finds the groups when the graph runs
     if groups == 1 or inputs > FEW or keras.backend.backend() != "tensorflow":
         return ops.conv(x, kernel, strides, padding, "channels_last", dilation)
     kernel = ops.reshape(kernel, (*kernel.shape[:-1], groups, outputs // groups))

@@ -57,8 +57,10 @@ def test_coefficients_agree_with_outputs_in_training_and_inference(name):
 
         for options in ({}, {"training": False}, {"training": True}):
             output, coefficients = compute(spec, **options), compute(spec.attention, **options)
+            copies = {key: array.copy() for key, array in weights.items()}
+            operands = spec.operands(*inputs, weights=copies, **options)
             if not getattr(spec, "output_transform", False):
-                np.testing.assert_allclose(output, spec.combine(inputs[0], coefficients, ops), rtol=1e-12)
+                np.testing.assert_allclose(output, spec.combine(operands, coefficients, ops), rtol=1e-12)
 
 
 @names
