@@ -27,11 +27,13 @@ from samples import (
 import attzoo
 from attzoo.adapters import adapter
 from attzoo.blocks.keras import Block
+from attzoo.contract import by_name
 from attzoo.ops.keras import find, keras
 
 BACKEND = keras.backend.backend()
 FIRST, LAST = LAYOUTS = ("channels_first", "channels_last")
-NORMED = [name for name, sample in SAMPLES.items() if sample.config.get("norm")]
+NORMED = [name for name, sample in SAMPLES.items() if sample.has_statistics]
+SINGLE = [name for name, sample in SAMPLES.items() if sample.has_single_values]
 # one sample per block on JAX, which compiles every operation for every size outside of `fit`
 CHOSEN = LAST_OF_EACH if BACKEND == "jax" else list(SAMPLES)
 every_sample = pytest.mark.parametrize("sample", [SAMPLES[name] for name in CHOSEN], ids=CHOSEN)
@@ -282,12 +284,10 @@ def test_frozen_block_does_not_change(sample):
 
 @pytest.mark.case61
 @layouts
-@pytest.mark.parametrize("name", NORMED)
+@pytest.mark.parametrize("name", SINGLE)
 def test_batch_norm_of_one_value_per_channel_raises_in_training(name, layout):
     sample = SAMPLES[name]
-    block = build(sample, layout)
-    steps = getattr(block.spec, "strides", (1,) * (len(sample.shapes[0]) - 2))
-    xs = [np.ones(to_layout((1, shape[1], *steps), layout), "float32") for shape in sample.shapes]
+    block, xs = build(sample, layout), [to_layout(x, layout) for x in sample.single_values(np.float32)]
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         block(*xs, training=True)
     assert np.isfinite(array(block(*xs))).all()
@@ -485,11 +485,11 @@ def test_output_under_a_dtype_policy_agrees_with_the_spec(sample, policy):
 def test_attention_accepts_arrays_and_tensors(sample, policy):
     block = build(sample, dtype=policy)
     weights = {name: w.astype(np.float64) for name, w in attzoo.weights(block).items()}
-    expected = to_layout(block.spec.attention(*sample.arrays(), weights=weights), LAST)
+    expected = by_name(block.spec.attention(*sample.arrays(), weights=weights))
     for xs in (inputs(sample, dtype="float64"), list(map(keras.ops.convert_to_tensor, inputs(sample)))):
-        a = block.attention(*xs)
-        assert keras.backend.standardize_dtype(a.dtype) == block.compute_dtype
-        assert relative_error(a, expected) < (1e-5 if policy == "float32" else 4e-3)
+        for name, a in by_name(block.attention(*xs)).items():
+            assert keras.backend.standardize_dtype(a.dtype) == block.compute_dtype
+            assert relative_error(a, to_layout(expected[name], LAST)) < (1e-5 if policy == "float32" else 4e-3)
 
 
 def test_global_policy_applies_to_blocks():

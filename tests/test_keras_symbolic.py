@@ -19,6 +19,7 @@ from test_keras import (
 )
 
 import attzoo
+from attzoo.contract import by_name
 from attzoo.ops.keras import keras
 
 every_sample = pytest.mark.parametrize("sample", [SAMPLES[name] for name in LAST_OF_EACH], ids=LAST_OF_EACH)
@@ -29,14 +30,17 @@ def model_with_attention(sample, layout=LAST, known=False, **kwargs):
     shapes = [to_layout(s if known else (s[0], s[1], *(None,) * (len(s) - 2)), layout)[1:] for s in sample.shapes]
     tensors = [keras.Input(shape) for shape in shapes]
     block = sample.create("keras", data_format=layout, **kwargs)
-    model = keras.Model(tensors, [block(*tensors), block.attention(*tensors)])
+    coefficients = block.attention(*tensors)   # first, as Keras 3.15 raises if a later call has more outputs
+    model = keras.Model(tensors, [block(*tensors), *by_name(coefficients).values()])
     return model, randomize_statistics(block)
 
 
 def assert_equals_block(model, block, xs):
     """Assert that a model has the output and the coefficients of a block."""
-    y, coefficients = model(xs)
-    np.testing.assert_array_equal(array(coefficients), array(block.attention(*map(keras.ops.convert_to_tensor, xs))))
+    y, *coefficients = model(xs)
+    expected = by_name(block.attention(*map(keras.ops.convert_to_tensor, xs)))
+    for got, tensor in zip(coefficients, expected.values(), strict=True):
+        np.testing.assert_array_equal(array(got), array(tensor))
     np.testing.assert_array_equal(array(y), array(block(*map(keras.ops.convert_to_tensor, xs))))
 
 
@@ -47,8 +51,9 @@ def test_functional_model_with_attention_equals_the_block(sample):
     for increase in (0, 1):
         assert_equals_block(model, block, inputs(sample, layout, increase=increase))
     assert len(model.weights) == len(block.weights)
-    shape = model_with_attention(sample, layout, known=True)[0].outputs[1].shape
-    assert shape[1:] == block.attention(*inputs(sample, layout)).shape[1:]
+    outputs = model_with_attention(sample, layout, known=True)[0].outputs[1:]
+    coefficients = by_name(block.attention(*inputs(sample, layout))).values()
+    assert [tensor.shape[1:] for tensor in outputs] == [tensor.shape[1:] for tensor in coefficients]
 
 
 @every_sample
@@ -156,8 +161,9 @@ def test_block_accepts_variables(sample, layout, kind):
     block, xs = randomize_statistics(sample.create("keras", data_format=layout)), inputs(sample, layout)
     variables = [VARIABLES[kind](x) for x in xs]
     np.testing.assert_array_equal(array(block(*variables)), array(block(*xs)))
-    expected = block.attention(*map(keras.ops.convert_to_tensor, xs))
-    np.testing.assert_array_equal(array(block.attention(*variables)), array(expected))
+    expected = by_name(block.attention(*map(keras.ops.convert_to_tensor, xs)))
+    for name, tensor in by_name(block.attention(*variables)).items():
+        np.testing.assert_array_equal(array(tensor), array(expected[name]))
 
 
 @tensorflow_only

@@ -13,6 +13,7 @@ from torch import nn
 
 import attzoo
 from attzoo.adapters import adapter, backend_of
+from attzoo.contract import by_name
 from attzoo.ops.keras import keras
 
 every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
@@ -84,7 +85,8 @@ def state(model):
 def expected(block, inputs):
     """Return the expected maps by path within a block; assert that a CBAM's map is the product of its parts' maps."""
     if not hasattr(block, "channel"):
-        return {"": adapter(backend_of(block)).attention(block, inputs)}
+        coefficients = by_name(adapter(backend_of(block)).attention(block, inputs))
+        return {name and f".{name}": array for name, array in coefficients.items()}
     framework = adapter(backend_of(block))
     channel = framework.attention(block.channel, inputs)
     spatial = framework.attention(block.spatial, [inputs[0] * channel])

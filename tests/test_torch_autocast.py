@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 import attzoo
+from attzoo.contract import by_name
 from attzoo.ops import torch as ops
 
 devices = pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -108,7 +109,8 @@ def test_dtypes_of_blocks(sample, dtype, device):
         for input_dtype, expected in ((dtype, dtype), (torch.float32, output_dtype)):
             xs = [torch.empty(shape, dtype=input_dtype, device=device) for shape in sample.shapes]
             assert block(*xs).dtype == expected
-            assert block.attention(*xs).dtype in (dtype, input_dtype)
+            for coefficients in by_name(block.attention(*xs)).values():
+                assert coefficients.dtype in (dtype, input_dtype)
 
 
 @pytest.mark.case38

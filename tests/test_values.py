@@ -78,10 +78,15 @@ def test_float16_pools_do_not_overflow(name, backend):
 @every_name
 @pytest.mark.case36
 def test_float16_inputs_near_the_maximum_give_finite_outputs(name, backend):
-    """Coefficients are at most 1, so outputs are not larger than inputs."""
+    """Coefficients are at most 1, so outputs are not larger than inputs.
+
+    Matrices and kernels are so small that hidden units are finite; only sums over positions could overflow.
+    """
     case = case_of_shape(name, 1, 4, 8, 8, dtype="float16")
-    xs = [np.full(case.shapes[0], 6e4), *map(np.ones, case.shapes[1:])]
-    got = adapter(backend).forward(case.block(backend), xs, training=False)
+    xs, block = [np.full(case.shapes[0], 6e4), *map(np.ones, case.shapes[1:])], case.block(backend)
+    small = {key: array * 2.0**-6 if array.ndim > 1 else array for key, array in case.weights().items()}
+    attzoo.load_weights(block, {key: array.astype(np.float16) for key, array in small.items()})
+    got = adapter(backend).forward(block, xs, training=False)
     assert np.isfinite(got).all()
 
 
