@@ -6,6 +6,7 @@ with name_missing_extra("attzoo.keras"):
     from .blocks.attention_gate.keras import AttentionGate as AttentionGate
     from .blocks.cbam.keras import CBAM as CBAM
     from .blocks.channel_attention.keras import ChannelAttention as ChannelAttention
+    from .blocks.coord_attention.keras import CoordAttention as CoordAttention
     from .blocks.eca.keras import ECA as ECA
     from .blocks.se.keras import SE as SE
     from .blocks.spatial_attention.keras import SpatialAttention as SpatialAttention

@@ -28,6 +28,7 @@ BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP 
     "spatial_attention": "attzoo.blocks.spatial_attention:SpatialAttention",
     "cbam": "attzoo.blocks.cbam:CBAM",
     "eca": "attzoo.blocks.eca:ECA",
+    "coord_attention": "attzoo.blocks.coord_attention:CoordAttention",
     "attention_gate": "attzoo.blocks.attention_gate:AttentionGate",
 }
 NETWORKS: Final = {   # created, saved and converted like blocks, but not listed by `names`

@@ -6,6 +6,7 @@ with name_missing_extra("attzoo.torch"):
     from .blocks.attention_gate.torch import AttentionGate as AttentionGate
     from .blocks.cbam.torch import CBAM as CBAM
     from .blocks.channel_attention.torch import ChannelAttention as ChannelAttention
+    from .blocks.coord_attention.torch import CoordAttention as CoordAttention
     from .blocks.eca.torch import ECA as ECA
     from .blocks.se.torch import SE as SE
     from .blocks.spatial_attention.torch import SpatialAttention as SpatialAttention

@@ -209,6 +209,21 @@ def test_axis_mean_is_the_mean_over_the_other_axes_and_broadcasts_with_x(space, 
         np.testing.assert_allclose(result, products, rtol=1e-12)
 
 
+@given(spaces, layouts)
+def test_split_axes_reverses_the_concatenation_of_axis_means(space, channels_last):
+    x = random_array(2, 3, *space)
+    axes = range(len(space))
+    expected = [x.mean(tuple(2 + a for a in axes if a != axis), keepdims=True) for axis in axes]
+    in_layout = keras_ops.ops.convert_to_tensor(np.moveaxis(x, 1, -1) if channels_last else x)
+    parts = keras_ops.split_axes(keras_ops.axis_means(in_layout, channels_last), in_layout, channels_last)
+    got = [np.moveaxis(keras_ops.ops.convert_to_numpy(part), -1, 1) for part in parts]
+    tensor = torch.from_numpy(x)
+    in_torch = torch_ops.split_axes(torch_ops.axis_means(tensor), tensor)
+    for results in (ops.split_axes(ops.axis_means(x), x), in_torch, got):
+        for result, part in zip(results, expected, strict=True):
+            np.testing.assert_allclose(result, part, rtol=1e-12, atol=1e-14)
+
+
 @given(spaces, st.sampled_from([(1, 1), (1, 4), (2, 2), (3, 1)]))
 def test_group_norm_has_mean_0_and_variance_1_over_each_group_before_weight_and_bias(space, sizes):
     """sizes: number of groups, and channels of each."""

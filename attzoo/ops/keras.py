@@ -292,6 +292,25 @@ def expand_axis(s: Any, x: Any, axis: int, channels_last: bool) -> Any:
     return ops.reshape(s, (shape[0], *sizes, shape[2]) if channels_last else (shape[0], shape[1], *sizes))
 
 
+def axis_means(x: Any, channels_last: bool) -> Any:
+    """Return `axis_mean` of every spatial axis, concatenated: (N, *S, C) or (N, C, *S) -> (N, sum of S, C)."""
+    means = [axis_mean(x, axis, channels_last) for axis in range(x.ndim - 2)]
+    return ops.concatenate([to_last(s, channels_last) for s in means], axis=1)
+
+
+def split_axes(z: Any, x: Any, channels_last: bool) -> list[Any]:
+    """Return the part of z of each spatial axis of x, as channels last.
+
+    (N, sum of S, K) and x of either layout -> (N, 1.., S[axis], 1.., K) each. It reverses the concatenation of
+    `axis_means`.
+    """
+    parts, start, shape = [], 0, ops.shape(x)
+    for axis, i in enumerate(space(x, channels_last)):
+        parts.append(expand_axis(z[:, start : start + shape[i]], x, axis, channels_last=True))
+        start = start + shape[i]
+    return parts
+
+
 def max_pool(x: Any, channels_last: bool) -> Any:
     """Return the maximum over the spatial axes: (N, *S, C) or (N, C, *S) -> (N, C).
 

@@ -35,6 +35,20 @@ def expand_axis(s: Array, x: Array, axis: int) -> Array:
     return s.reshape(*s.shape[:2], *(1,) * axis, s.shape[2], *(1,) * (x.ndim - 3 - axis))
 
 
+def axis_means(x: Array) -> Array:
+    """Return `axis_mean` of every spatial axis, concatenated: (N, C, *S) -> (N, C, sum of S)."""
+    return np.concatenate([axis_mean(x, axis) for axis in range(x.ndim - 2)], axis=2)
+
+
+def split_axes(z: Array, x: Array) -> list[Array]:
+    """Return the part of z of each spatial axis of x: (N, K, sum of S), (N, C, *S) -> (N, K, 1.., S[axis], 1..) each.
+
+    It reverses the concatenation of `axis_means`. The parts broadcast with x if K is C or 1.
+    """
+    parts = np.split(z, np.cumsum(x.shape[2:-1]), axis=2)
+    return [expand_axis(part, x, axis) for axis, part in enumerate(parts)]
+
+
 def max_pool(x: Array) -> Array:
     """Return the maximum over the spatial axes: (N, C, *S) -> (N, C)."""
     return np.asanyarray(x.max(axis=tuple(range(2, x.ndim))))

@@ -182,6 +182,19 @@ def expand_axis(s: Tensor, x: Tensor, axis: int) -> Tensor:
     return s[(slice(None), slice(None), *(None,) * axis, slice(None), *(None,) * (x.ndim - 3 - axis))]
 
 
+def axis_means(x: Tensor) -> Tensor:
+    """Return `axis_mean` of every spatial axis, concatenated: (N, C, *S) -> (N, C, sum of S)."""
+    return torch.cat([axis_mean(x, axis) for axis in range(x.ndim - 2)], 2)
+
+
+def split_axes(z: Tensor, x: Tensor) -> list[Tensor]:
+    """Return the part of z of each spatial axis of x: (N, K, sum of S), (N, C, *S) -> (N, K, 1.., S[axis], 1..) each.
+
+    It reverses the concatenation of `axis_means`. The parts broadcast with x if K is C or 1.
+    """
+    return [expand_axis(part, x, axis) for axis, part in enumerate(z.split(list(x.shape[2:]), 2))]
+
+
 def max_pool(x: Tensor) -> Tensor:
     """Return the maximum over the spatial axes: (N, C, *S) -> (N, C). The gradient is split among equal maxima."""
     return x.amax(tuple(range(2, x.ndim)))
@@ -424,8 +437,8 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
 
 
 _WRAPPED = (
-    "avg_pool", "axis_mean", "max_pool", "position_softmax", "weighted_pool", "expand", "expand_axis",
-    "add_and_activate", "pool", "channel_shuffle", "crop", "widen", "repeat", "upsample", "resize",
+    "avg_pool", "axis_mean", "axis_means", "split_axes", "max_pool", "position_softmax", "weighted_pool", "expand",
+    "expand_axis", "add_and_activate", "pool", "channel_shuffle", "crop", "widen", "repeat", "upsample", "resize",
 )   # fmt: skip
 for _name in _WRAPPED:
     fx.wrap(_name)   # torch.fx records each as one operation, because they depend on shapes
