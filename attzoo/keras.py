@@ -8,6 +8,7 @@ with name_missing_extra("attzoo.keras"):
     from .blocks.channel_attention.keras import ChannelAttention as ChannelAttention
     from .blocks.coord_attention.keras import CoordAttention as CoordAttention
     from .blocks.eca.keras import ECA as ECA
+    from .blocks.ese.keras import ESE as ESE
     from .blocks.se.keras import SE as SE
     from .blocks.spatial_attention.keras import SpatialAttention as SpatialAttention
     from .unet.keras import UNet as UNet

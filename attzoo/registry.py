@@ -28,6 +28,7 @@ BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP 
     "spatial_attention": "attzoo.blocks.spatial_attention:SpatialAttention",
     "cbam": "attzoo.blocks.cbam:CBAM",
     "eca": "attzoo.blocks.eca:ECA",
+    "ese": "attzoo.blocks.ese:ESE",
     "coord_attention": "attzoo.blocks.coord_attention:CoordAttention",
     "attention_gate": "attzoo.blocks.attention_gate:AttentionGate",
 }
@@ -36,6 +37,7 @@ NETWORKS: Final = {   # created, saved and converted like blocks, but not listed
 }
 ALIASES: Final = {
     "squeeze_excitation": "se",
+    "effective_se": "ese",
     "channel": "channel_attention",
     "spatial": "spatial_attention",
     "additive_gate": "attention_gate",

@@ -8,6 +8,7 @@ with name_missing_extra("attzoo.torch"):
     from .blocks.channel_attention.torch import ChannelAttention as ChannelAttention
     from .blocks.coord_attention.torch import CoordAttention as CoordAttention
     from .blocks.eca.torch import ECA as ECA
+    from .blocks.ese.torch import ESE as ESE
     from .blocks.se.torch import SE as SE
     from .blocks.spatial_attention.torch import SpatialAttention as SpatialAttention
     from .unet.torch import UNet as UNet

@@ -4,6 +4,7 @@ Kernels run on the GPU if there is one, else on the CPU in Triton's interpreter.
 """
 
 import copy
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -15,9 +16,8 @@ from attzoo.fast import autograd, choice
 if choice.unavailable():   # skips a module that imports this one
     pytest.skip(f"no kernels here: {choice.unavailable()}", allow_module_level=True)
 
-from attzoo.blocks.eca import triton as eca
 from attzoo.fast import tape
-from attzoo.fast.triton import common, maps, passes, perceptron
+from attzoo.fast.triton import common, maps, passes
 from attzoo.fast.triton.common import Tile
 from attzoo.ops import torch as ops
 from attzoo.testing import TOLERANCE
@@ -28,7 +28,8 @@ CARDS = {name: attzoo.info(name) for name in attzoo.names() if attzoo.info(name)
 ALL = tuple(CARDS)
 NAMES = tuple(name for name, card in CARDS.items() if card.residual)      # blocks with one input
 SPATIAL = tuple(name for name in NAMES if "positions" in CARDS[name].attends_to)
-POOLED = tuple(name for name in NAMES if "gate" in CARDS[name].spec.__dataclass_fields__)   # with a perceptron
+GATED = tuple(name for name in NAMES if "gate" in CARDS[name].spec.__dataclass_fields__)   # with a choice of gates
+POOLED = tuple(name for name in GATED if "reduced_channels" in CARDS[name].spec.__dataclass_fields__)   # a perceptron
 SMALL = {"reduced_channels": 3, "kernel_size": 3, "norm": True}   # small, with all options that have their own kernels
 LAYOUTS = ("channels first", "channels last")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -246,6 +247,13 @@ def check(block, x, dy, dtype="float32", differing_fraction=0.0):
     return got
 
 
+def kernel_modules(constant):
+    """Return the modules of kernels of blocks with one input that have a constant of this name, such as "REAL"."""
+    forms = [attzoo.get(name, backend="torch").triton_form() for name in NAMES]
+    shared = [module for name, module in sys.modules.items() if name.startswith("attzoo.fast.triton.")]
+    return [module for module in (*shared, *forms) if hasattr(module, constant)]
+
+
 @contextmanager
 def tiny():
     """Use tiles so small that small inputs have several tiles, parts and steps per part."""
@@ -254,6 +262,6 @@ def tiny():
         patch.setattr(passes, "tile", lambda name, x: Tile(4, 8, 4))
         patch.setattr(common, "PROGRAMS", 12)
         patch.setattr(maps, "PLACES", 16)
-        patch.setattr(perceptron, "WIDE", 16)
-        patch.setattr(eca, "WIDE", 16)
+        for module in kernel_modules("WIDE"):
+            patch.setattr(module, "WIDE", 16)
         yield

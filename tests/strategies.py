@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 import attzoo
@@ -10,6 +11,12 @@ from attzoo.testing.case import EPS, draw
 NAMES = attzoo.names()
 SINGLE = [name for name in NAMES if len(attzoo.info(name).inputs) == 1]
 GATES = [name for name in NAMES if len(attzoo.info(name).inputs) == 2]
+
+
+def cheap(test):
+    """Draw 25 times as many examples with --thorough: for property-based tests whose examples take 5 to 20 ms."""
+    count = settings.default.max_examples
+    return settings(max_examples=25 * count if count >= 100 else count)(test)
 
 
 @st.composite

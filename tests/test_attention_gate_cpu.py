@@ -9,7 +9,7 @@ from gates import LAYOUTS, NEVER, assert_same, forced, gate, gate_with_norm, pla
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import SAMPLES
-from strategies import cases
+from strategies import cases, cheap
 from torch import nn
 from torch.testing import assert_close
 
@@ -29,6 +29,7 @@ def relevant_strides(x):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
+@cheap
 @given(gates, layouts, st.sampled_from([5, 1, 40, 1 << 13]))
 def test_inference_matches_plain_form(layout, case, g_layout, tile):
     block = case.block("torch").eval()
@@ -98,6 +99,7 @@ def step(block, xs, cotangent):
     return [y.detach(), *torch.autograd.grad(y, leaves, cotangent), *block.buffers()]
 
 
+@cheap
 @given(gates, layouts, st.booleans(), st.sampled_from([(), ("skip",), ("gating",), ("skip", "gating", "psi")]))
 def test_training_step_matches_plain_form(case, layout, training, frozen):
     """Also in eval mode, and with some frozen weights."""

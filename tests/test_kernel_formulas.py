@@ -13,8 +13,7 @@ from attzoo.fast import choice
 # below, because `kernels` skips this module if Triton is not available
 import triton.language as tl
 
-from attzoo.blocks.eca import triton as eca
-from attzoo.fast.triton import common, maps, passes, perceptron
+from attzoo.fast.triton import common, perceptron
 
 pytestmark = pytest.mark.skipif(not choice.INTERPRETED, reason="only the interpreter multiplies in float64")
 CASES = [
@@ -27,7 +26,7 @@ CASES = [
 @pytest.fixture(autouse=True)
 def _in_float64(monkeypatch):
     """Compute and save in float64."""
-    for module in (common, passes, perceptron, maps, eca):
+    for module in kernels.kernel_modules("REAL"):
         monkeypatch.setattr(module, "REAL", tl.constexpr(tl.float64))
     monkeypatch.setattr(common, "SAVED_DTYPE", torch.float64)
     monkeypatch.setattr(choice, "DTYPES", {torch.float64})

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import cheap
 
 from attzoo.contract import Weight
 from attzoo.ops import guard
@@ -28,6 +29,7 @@ def resize_in_keras(x, size, *options):
     return np.moveaxis(keras_ops.ops.convert_to_numpy(y), -1, 1)
 
 
+@cheap
 @given(sizes, st.booleans())
 def test_linear_resize_equals_interpolate_of_torch(pairs, align_corners):
     x, size = image(pairs), tuple(new for _, new in pairs)
@@ -37,6 +39,7 @@ def test_linear_resize_equals_interpolate_of_torch(pairs, align_corners):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
+@cheap
 @given(sizes)
 def test_nearest_resize_equals_nearest_exact_of_torch(pairs):
     x, size = image(pairs), tuple(new for _, new in pairs)
@@ -46,6 +49,7 @@ def test_nearest_resize_equals_nearest_exact_of_torch(pairs):
         np.testing.assert_array_equal(got, expected)
 
 
+@cheap
 @given(st.integers(1, 200), st.integers(1, 200))
 def test_nearest_uses_exact_integer_arithmetic(old, new):
     from fractions import Fraction
@@ -105,21 +109,6 @@ def test_conv_equals_conv_of_torch(kernel, stride, shape):
     np.testing.assert_allclose(ops.conv(x, weights, "conv", stride), expected, atol=1e-13)
 
 
-@pytest.mark.parametrize(("kernel", "stride", "shape"), [
-    ((2,), (2,), (5,)), ((4, 3), (2, 2), (3, 4)), ((3, 1, 2), (1, 1, 2), (2, 3, 4)),
-])   # fmt: skip
-def test_transposed_convolution_equals_torch_after_cropping(kernel, stride, shape):
-    """The output is cropped to size * stride pixels, from pixel (k - 1) // 2 on."""
-    rng = np.random.default_rng(0)
-    weights = {"up.weight": rng.normal(size=(3, 4, *kernel)), "up.bias": rng.normal(size=4)}
-    x, arrays = rng.normal(size=(2, 3, *shape)), map(torch.from_numpy, weights.values())
-    conv_transpose = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[len(shape)]
-    padding = tuple(s - 1 for s in stride)
-    whole = conv_transpose(torch.from_numpy(x), *arrays, stride=stride, output_padding=padding).numpy()
-    crop = [slice((k - 1) // 2, (k - 1) // 2 + n * s) for k, n, s in zip(kernel, shape, stride, strict=True)]
-    np.testing.assert_allclose(ops.transposed(x, weights, "up", stride), whole[(..., *crop)], atol=1e-13)
-
-
 shapes = st.lists(st.integers(1, 5), max_size=3).map(tuple)   # of the spatial axes; () is (N, C)
 spaces = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
 layouts = st.booleans()   # whether inputs in Keras are channels last
@@ -142,6 +131,59 @@ def in_keras(function, *arrays, channels_last=True):
     return np.moveaxis(y, -1, 1) if channels_last else y
 
 
+kernels = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 2))   # groups; inputs, outputs per group
+
+
+@cheap
+@given(spaces, kernels, st.integers(1, 3), st.data())
+def test_convolution_with_dilation_and_groups_equals_torch(space, kernel, dilation, data):
+    """In Keras on TensorFlow, kernels with up to 8 inputs per group are computed as depthwise convolutions."""
+    groups, inputs, outputs = kernel
+    sizes = tuple(data.draw(st.sampled_from([3, 1, 5])) for _ in space)
+    x, bias = random_array(2, groups * inputs, *space), random_array(groups * outputs, seed=2)
+    weights = {"conv.weight": random_array(groups * outputs, inputs, *sizes, seed=1), "conv.bias": bias}
+    conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(space)]
+    padding = tuple(dilation * (k // 2) for k in sizes)
+    options = {"padding": padding, "dilation": dilation, "groups": groups}
+    expected = conv(*map(torch.from_numpy, (x, *weights.values())), **options).numpy()
+    descriptions = [Weight(array.shape, "normal", 1.0) for array in weights.values()]
+    layer = keras_ops.Conv(*descriptions, "zeros", dilation, dtype="float64")
+    layer.build(None)
+    layer.weight.assign(weights["conv.weight"])
+    layer.bias.assign(bias)
+    for result in (ops.conv(x, weights, "conv", dilation=dilation), in_keras(layer, x)):
+        np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_keras_convolution_of_each_channel_with_unknown_sizes_in_3d():
+    """Sizes are read when the graph runs. On TensorFlow the 3-D form folds the first spatial axis into the batch."""
+    layer = keras_ops.Conv(Weight((2, 1, 3, 3, 3), "normal", 1.0), None, "zeros", 2)
+    inputs = keras_ops.keras.Input((None, None, None, 2))
+    model = keras_ops.keras.Model(inputs, layer(inputs))
+    kernel = torch.tensor(keras_ops.ops.convert_to_numpy(layer.weight.value))
+    for shape in ((2, 2, 5, 4, 3), (1, 2, 1, 6, 2)):
+        x = random_array(*shape).astype(np.float32)
+        expected = F.conv3d(torch.from_numpy(x), kernel, padding=2, dilation=2, groups=2).numpy()
+        got = np.moveaxis(model.predict(np.moveaxis(x, 1, -1), verbose=0), -1, 1)
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "shape"), [
+    ((2,), (2,), (5,)), ((4, 3), (2, 2), (3, 4)), ((3, 1, 2), (1, 1, 2), (2, 3, 4)),
+])   # fmt: skip
+def test_transposed_convolution_equals_torch_after_cropping(kernel, stride, shape):
+    """The output is cropped to size * stride pixels, from pixel (k - 1) // 2 on."""
+    rng = np.random.default_rng(0)
+    weights = {"up.weight": rng.normal(size=(3, 4, *kernel)), "up.bias": rng.normal(size=4)}
+    x, arrays = rng.normal(size=(2, 3, *shape)), map(torch.from_numpy, weights.values())
+    conv_transpose = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[len(shape)]
+    padding = tuple(s - 1 for s in stride)
+    whole = conv_transpose(torch.from_numpy(x), *arrays, stride=stride, output_padding=padding).numpy()
+    crop = [slice((k - 1) // 2, (k - 1) // 2 + n * s) for k, n, s in zip(kernel, shape, stride, strict=True)]
+    np.testing.assert_allclose(ops.transposed(x, weights, "up", stride), whole[(..., *crop)], atol=1e-13)
+
+
+@cheap
 @given(spaces, layouts)
 def test_position_softmax_is_exp_divided_by_its_sum_over_positions(space, channels_last):
     z = 3 * random_array(2, 3, *space)
@@ -154,6 +196,7 @@ def test_position_softmax_is_exp_divided_by_its_sum_over_positions(space, channe
         np.testing.assert_allclose(result, expected, rtol=1e-13)
 
 
+@cheap
 @given(spaces, layouts, st.sampled_from([1, 3]))
 def test_weighted_pool_is_the_sum_of_products_over_positions(space, channels_last, channels):
     x, p = random_array(2, 3, *space), random_array(2, channels, *space, seed=1)
@@ -166,6 +209,7 @@ def test_weighted_pool_is_the_sum_of_products_over_positions(space, channels_las
         np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
 
 
+@cheap
 @given(shapes)
 def test_layer_norm_has_mean_0_and_variance_1_over_channels_before_weight_and_bias(space):
     x, weight, bias = random_array(2, 5, *space), random_array(5, seed=1), random_array(5, seed=2)
@@ -187,6 +231,7 @@ def test_layer_norm_has_mean_0_and_variance_1_over_channels_before_weight_and_bi
         np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-12)
 
 
+@cheap
 @given(spaces, layouts, st.integers(0, 2))
 def test_axis_mean_is_the_mean_over_the_other_axes_and_broadcasts_with_x(space, channels_last, axis):
     x, axis = random_array(2, 3, *space), axis % len(space)
@@ -209,6 +254,7 @@ def test_axis_mean_is_the_mean_over_the_other_axes_and_broadcasts_with_x(space, 
         np.testing.assert_allclose(result, products, rtol=1e-12)
 
 
+@cheap
 @given(spaces, layouts)
 def test_split_axes_reverses_the_concatenation_of_axis_means(space, channels_last):
     x = random_array(2, 3, *space)
@@ -224,6 +270,7 @@ def test_split_axes_reverses_the_concatenation_of_axis_means(space, channels_las
             np.testing.assert_allclose(result, part, rtol=1e-12, atol=1e-14)
 
 
+@cheap
 @given(spaces, st.sampled_from([(1, 1), (1, 4), (2, 2), (3, 1)]))
 def test_group_norm_has_mean_0_and_variance_1_over_each_group_before_weight_and_bias(space, sizes):
     """sizes: number of groups, and channels of each."""
@@ -250,6 +297,7 @@ def test_group_norm_has_mean_0_and_variance_1_over_each_group_before_weight_and_
         np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-12)
 
 
+@cheap
 @given(spaces, layouts, st.sampled_from([(1, 3), (2, 3), (3, 2), (4, 1)]))
 def test_channel_shuffle_interleaves_the_groups(space, channels_last, sizes):
     """sizes: number of groups, and channels of each."""
@@ -264,6 +312,7 @@ def test_channel_shuffle_interleaves_the_groups(space, channels_last, sizes):
         np.testing.assert_array_equal(result, expected)
 
 
+@cheap
 @given(shapes)
 def test_linear_is_a_matrix_product_at_every_position(space):
     x, weight, bias = random_array(2, 3, *space), random_array(4, 3, seed=1), random_array(4, seed=2)
@@ -279,6 +328,7 @@ def test_linear_is_a_matrix_product_at_every_position(space):
         np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-13)
 
 
+@cheap
 @given(spaces)
 def test_maximum_is_the_larger_number_and_nan_where_one_is(space):
     a, b = np.round(random_array(2, 3, *space)), np.round(random_array(2, 1, *space, seed=1))   # with ties

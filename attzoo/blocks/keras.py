@@ -67,9 +67,13 @@ class Block(keras.layers.Layer):
             dtype=self.dtype_policy,
         )
 
-    def conv_same(self, name: str, padding_mode: str = "zeros") -> ops.Conv:
-        """Return the convolution with kernel `name` of the spec, padded to keep the size."""
-        return ops.Conv(self.spec.weights[f"{name}.weight"], None, padding_mode, name=name, dtype=self.dtype_policy)
+    def conv_same(self, name: str, padding_mode: str = "zeros", dilation: int = 1) -> ops.Conv:
+        """Return the convolution with the kernel and bias `name` of the spec, padded to keep the size.
+
+        The number of groups follows from the kernel, (O, I / groups, *k). See `ops.Conv` for `dilation`.
+        """
+        weight, bias = self.spec.weights[f"{name}.weight"], self.spec.weights.get(f"{name}.bias")
+        return ops.Conv(weight, bias, padding_mode, dilation, name=name, dtype=self.dtype_policy)
 
     def batch_norm(self, name: str) -> Any:
         """Return the layer for batch norm `name` of the spec, or the identity if the spec has none."""

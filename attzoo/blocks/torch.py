@@ -36,6 +36,23 @@ class SpecModule(NamedArguments, nn.Module):
             if name.endswith("num_batches_tracked"):   # a buffer of torch that the spec does not have
                 buffer.zero_()
 
+    def conv_same(self, name: str, *, dilation: int = 1, groups: int = 1, **options: Any) -> nn.Module:
+        """Return a convolution for the kernel and bias `name` of the spec, padded with zeros to keep the size.
+
+        Args:
+            name: canonical name, such as "conv". The spec's kernel is (O, I / groups, *k) with odd k, or (O, I) for
+                k = 1 if the spec has spatial_dims.
+            dilation: distance between neighbouring taps of the kernel, in pixels.
+            groups: number of groups into which the channels are divided.
+            options: device and dtype.
+
+        """
+        outputs, inputs, *kernel = self.spec.weights[f"{name}.weight"].shape
+        kernel = kernel or [1] * self.spec.spatial_dims   # type: ignore[attr-defined]
+        options |= {"padding": tuple(dilation * (k // 2) for k in kernel), "dilation": dilation, "groups": groups}
+        options |= {"bias": f"{name}.bias" in self.spec.weights}
+        return ops.CONV[len(kernel)](groups * inputs, outputs, tuple(kernel), **options)
+
     def check_inputs(self, *inputs: Any) -> None:
         """Raise ValueError for a shape that the spec refuses, and TypeError for no tensor or an invalid dtype.
 

@@ -107,7 +107,8 @@ def named(layer: Any, path: str) -> Any:
 def described(layer: Any) -> str:
     """Return the class of a layer and the settings that affect its output, as text."""
     try:
-        config = {"mode": layer.mode} if isinstance(layer, Conv) else layer.get_config()
+        is_conv = isinstance(layer, Conv)
+        config = {"mode": layer.mode, "dilation": layer.dilation} if is_conv else layer.get_config()
     except NotImplementedError:   # a third party's
         config = {}
     ends = ("name", "trainable", "dtype", "initializer", "regularizer", "constraint", "quantization_config")

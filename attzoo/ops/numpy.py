@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,14 +139,18 @@ def strided(x: Array, weights: Mapping[str, Array], name: str) -> Array:
     return _add_bias(y, weights, name)
 
 
-def conv(x: Array, weights: Mapping[str, Array], name: str, stride: Sequence[int]) -> Array:
-    """Convolve with zero padding of k // 2 pixels and a stride per axis: (N, I, *S) -> (N, O, *ceil(S / stride)).
+def conv(
+    x: Array, weights: Mapping[str, Array], name: str, stride: Sequence[int] = (), *, dilation: int = 1
+) -> Array:
+    """Convolve with zero padding of dilation * (k // 2) pixels: (N, I, *S) -> (N, O, *ceil(S / stride)).
 
-    weights: has the kernel "<name>.weight", (O, I, *k) or (O, I) for k = 1, and "<name>.bias", (O,).
+    weights: has the kernel "<name>.weight", (O, I / groups, *k) or (O, I) for k = 1, and may have "<name>.bias", (O,).
+    stride: in pixels per spatial axis; 1 if empty. dilation: distance between neighbouring taps of the kernel, in
+    pixels. The number of groups follows from the kernel: channels of x and outputs are divided into groups in order.
     """
     kernel = weights[f"{name}.weight"]
     kernel = kernel.reshape(kernel.shape + (1,) * (x.ndim - kernel.ndim))
-    return _add_bias(conv_same(x, kernel)[_every(stride)], weights, name)
+    return _add_bias(conv_same(x, kernel, dilation=dilation)[_every(stride)], weights, name)
 
 
 def transposed(x: Array, weights: Mapping[str, Array], name: str, stride: Sequence[int]) -> Array:
@@ -176,21 +181,29 @@ def _add_bias(y: Array, weights: Mapping[str, Array], name: str) -> Array:
     return y if bias is None else y + bias.reshape(-1, *(1,) * (y.ndim - 2))
 
 
-def conv_same(x: Array, kernel: Array, mode: str = "constant") -> Array:
+def conv_same(x: Array, kernel: Array, mode: str = "constant", dilation: int = 1) -> Array:
     """Cross-correlate x with a kernel of odd sizes, padded to keep the size: (N, I, *S), (O, I, *k) -> (N, O, *S).
 
-    mode: padding mode of `numpy.pad`, "constant" for zeros or "wrap" for circular.
+    mode: padding mode of `numpy.pad`, "constant" for zeros or "wrap" for circular. dilation and groups: as in `conv`.
     """
-    padding = [(k // 2, k // 2) for k in kernel.shape[2:]]
-    return _correlate(np.pad(x, [(0, 0), (0, 0), *padding], mode=mode), kernel)   # type: ignore[call-overload]
+    padding = [(dilation * (k // 2),) * 2 for k in kernel.shape[2:]]
+    padded = np.pad(x, [(0, 0), (0, 0), *padding], mode=mode)   # type: ignore[call-overload]
+    return _correlate(padded, kernel, dilation)
 
 
-def _correlate(x: Array, kernel: Array) -> Array:
-    """Cross-correlate without padding: (N, I, *S), (O, I, *k) -> (N, O, *S - k + 1)."""
-    axes = tuple(range(2, x.ndim))
-    windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[2:], axis=axes)   # (N, I, *S, *k)
-    taps = tuple(range(x.ndim, windows.ndim))
-    return np.moveaxis(np.tensordot(windows, kernel, axes=((1, *taps), tuple(range(1, kernel.ndim)))), -1, 1)
+def _correlate(x: Array, kernel: Array, dilation: int = 1) -> Array:
+    """Cross-correlate without padding: (N, I, *S), (O, I / groups, *k) -> (N, O, *S - dilation * (k - 1))."""
+    sizes = [dilation * (k - 1) + 1 for k in kernel.shape[2:]]
+    windows = np.lib.stride_tricks.sliding_window_view(x, sizes, axis=tuple(range(2, x.ndim)))
+    every_tap = (slice(None),) * x.ndim + (slice(None, None, dilation),) * len(sizes)
+    windows = windows[every_tap]   # (N, I, *S, *k)
+    outputs, inputs, *taps = kernel.shape
+    groups, (batch, _, *space) = x.shape[1] // inputs, windows.shape[: x.ndim]
+    grouped = windows.reshape(batch, groups, inputs, prod(space), prod(taps)).transpose(1, 0, 3, 2, 4)
+    columns = grouped.reshape(groups, batch * prod(space), inputs * prod(taps))
+    matrices = kernel.reshape(groups, outputs // groups, inputs * prod(taps)).swapaxes(1, 2)
+    y = (columns @ matrices).reshape(groups, batch, prod(space), outputs // groups)
+    return y.transpose(1, 0, 3, 2).reshape(batch, outputs, *space)
 
 
 def batch_norm(x: Array, weights: Mapping[str, Array], name: str, training: bool) -> Array:

@@ -1,13 +1,14 @@
-"""Fused SE and channel attention: y = x * s, where a perceptron computes s (N, C) from averages and maxima over space.
+"""Fused channel gates: y = x * s, where a block computes s (N, C) from statistics of the channels over space.
 
-Only channel attention uses maxima (`top`).
+SE and channel attention compute s by the perceptron of perceptron.py. Other blocks describe their own computation by a
+`Coefficients`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,44 +17,88 @@ from ..autograd import Fused, as_dense
 from . import passes, perceptron
 from .perceptron import Layers
 
-ARGUMENTS = """Tensor x, Tensor? shortcut,
-Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str gate, str act, bool relu"""
+
+class Coefficients(NamedTuple):
+    """How a block computes s.
+
+    schema: its weights and options, as part of the argument list of the operator; `args` below are their values.
+    saved: saved(x, *args) allocates the tensor that is saved for the backward pass. It begins with s, (N, C).
+    forward: forward(x, args, saved) writes `saved`.
+    backward: backward(x, dy, args, saved, gradients) writes the gradients of the weights into the tensors `gradients`,
+        and returns those of the statistics, which `to_input` takes. The gradient of s is the sum of dy * x over space.
+    to_input: to_input(x, dy, dx, saved, statistics) writes the gradient of x, dy * s plus that from the statistics.
+    """
+
+    schema: str
+    saved: Callable[..., Tensor]
+    forward: Callable[[Tensor, Sequence[Any], Tensor], None]
+    backward: Callable[[Tensor, Tensor, Sequence[Any], Tensor, Sequence[Any]], Tensor]
+    to_input: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] = passes.to_input
 
 
-def outputs(top: bool, x: Tensor, _shortcut: Tensor | None, w1: Tensor, *_: Any) -> Sequence[Any]:
-    """Allocate y (N, C, *S) and the saved tensor of perceptron.py; `top`: whether maxima are used."""
-    return torch.empty_like(x), perceptron.saved(x, len(w1), top)
+def outputs(s: Coefficients, x: Tensor, _shortcut: Tensor | None, *args: Any) -> Sequence[Any]:
+    """Allocate y (N, C, *S) and the saved tensor."""
+    return torch.empty_like(x), s.saved(x, *args[:-1])
 
 
-def forward(top: bool, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
-    """Pool x, compute the coefficients, and write y and the saved tensor, `outputs`. args: see ARGUMENTS."""
-    x, shortcut, *layers, relu = args
+def forward(s: Coefficients, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+    """Compute the coefficients, and write y and the saved tensor, `outputs`. args: see `kernels`."""
+    x, shortcut, *own_args, relu = args
     y, saved = outputs
-    perceptron.forward(x, Layers(*layers), top, saved)
+    s.forward(x, own_args, saved)
     passes.scale(x, saved, None, y, shortcut, relu)
 
 
 def backward(
-    top: bool, dy: Tensor, args: Sequence[Any], y: Tensor | None, saved_tensors: Sequence[Tensor], gradients: list[Any]
-) -> None:
-    """Write the gradients of x and of the weights into `gradients`.
-
-    The gradient of s is the sum of dy * x. That of x is dy * s plus the gradients of the pools.
-    """
-    x, _, *layers, gate, act, _ = args
-    dx, _, *dlayers = gradients
+    s: Coefficients, dy: Tensor, args: Sequence[Any], y: Tensor | None, saved_tensors: Sequence[Tensor],
+    gradients: list[Any],
+) -> None:   # fmt: skip
+    """Write the gradients of x and of the weights into `gradients`."""
+    x, _, *own_args, _ = args
+    dx, _, *weight_grads = gradients
     dy, (saved,) = passes.grad_of_product(dy, x, y, gradients), saved_tensors
-    weights, weight_grads = Layers._make([*layers, gate, act]), Layers._make([*dlayers, gate, act])
-    pool_grads = perceptron.backward(x, dy, weights, top, saved, None, weight_grads)
-    passes.to_input(x, dy, dx, saved, pool_grads, top)
+    s.to_input(x, dy, dx, saved, s.backward(x, dy, own_args, saved, weight_grads))
 
 
-def kernels(name: str, top: bool) -> Fused:
-    """Return the kernels of SE (top=False) or channel attention (top=True)."""
-    passes_of_block = partial(forward, top), partial(backward, top)
-    return Fused(name, ARGUMENTS, 1, partial(outputs, top), *passes_of_block, backward_needs_y=passes.backward_needs_y)
+def kernels(name: str, s: Coefficients) -> Fused:
+    """Return the kernels of a block. Their arguments are x, the shortcut or None, those of `s`, and relu."""
+    arguments = f"Tensor x, Tensor? shortcut, {s.schema}, bool relu"
+    passes_of_block = partial(outputs, s), partial(forward, s), partial(backward, s)
+    return Fused(name, arguments, 1, *passes_of_block, backward_needs_y=passes.backward_needs_y)
 
 
-def call(fused: Fused, block: Any, x: Tensor, shortcut: Tensor | None, act: str | None) -> Tensor:
-    """Return act(block(x) + shortcut) for x (N, C, *S), computed by the kernels `fused`."""
-    return fused(block, as_dense(x), shortcut, *perceptron.layers_of(block), act == "relu", act=act)[0]
+def call(
+    fused: Fused,
+    arguments: Callable[[Any], Sequence[Any]],
+    block: Any,
+    x: Tensor,
+    shortcut: Tensor | None,
+    act: str | None,
+) -> Tensor:
+    """Return act(block(x) + shortcut) for x (N, C, *S), computed by the kernels `fused`.
+
+    arguments: arguments(block) returns the values of the schema of the block's `Coefficients`.
+    """
+    return fused(block, as_dense(x), shortcut, *arguments(block), act == "relu", act=act)[0]
+
+
+# ---- the perceptron --------------------------------------------------------------------------------------------------
+
+
+def of_perceptron(top: bool) -> Coefficients:
+    """Return the coefficients of SE (top=False), or of channel attention (top=True), which also uses maxima."""
+    return Coefficients(
+        "Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str gate, str act",
+        lambda x, w1, *_: perceptron.saved(x, len(w1), top),
+        lambda x, layers, saved: perceptron.forward(x, Layers._make(layers), top, saved),
+        partial(_perceptron_backward, top),
+        partial(passes.to_input, top=top),
+    )
+
+
+def _perceptron_backward(
+    top: bool, x: Tensor, dy: Tensor, layers: Sequence[Any], saved: Tensor, gradients: Sequence[Any]
+) -> Tensor:
+    """Write the gradients of the layers' weights, and return those of the averages and, if `top`, of the maxima."""
+    weights, weight_grads = Layers._make(layers), Layers._make([*gradients, *layers[4:]])
+    return perceptron.backward(x, dy, weights, top, saved, None, weight_grads)
