@@ -196,8 +196,9 @@ def _to_layout(array: Array, name: str, layout: Keys, spec: AnySpec) -> Array:
     """Return attzoo's array `name` in the shape and the order of planes of another library."""
     if name in layout.max_first:
         array = array[:, ::-1]
-    if array.ndim == 1 and name.endswith("conv.weight"):   # ECA's kernel, (1, 1, k)
-        return contiguous(array[None, None])
+    if array.ndim == 1:
+        before, after = layout.vectors.get(name, (0, 0))
+        return contiguous(array.reshape((1,) * before + array.shape + (1,) * after))
     axes = getattr(spec, "spatial_dims", 2) if layout.axes is None else layout.axes
     if name.endswith(".weight") and array.ndim == 2:
         array = array.reshape(*array.shape, *(1,) * axes)

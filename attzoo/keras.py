@@ -8,7 +8,9 @@ with name_missing_extra("attzoo.keras"):
     from .blocks.channel_attention.keras import ChannelAttention as ChannelAttention
     from .blocks.coord_attention.keras import CoordAttention as CoordAttention
     from .blocks.eca.keras import ECA as ECA
+    from .blocks.ema_attention.keras import EMAAttention as EMAAttention
     from .blocks.ese.keras import ESE as ESE
     from .blocks.se.keras import SE as SE
+    from .blocks.shuffle_attention.keras import ShuffleAttention as ShuffleAttention
     from .blocks.spatial_attention.keras import SpatialAttention as SpatialAttention
     from .unet.keras import UNet as UNet

@@ -30,6 +30,8 @@ BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP 
     "eca": "attzoo.blocks.eca:ECA",
     "ese": "attzoo.blocks.ese:ESE",
     "coord_attention": "attzoo.blocks.coord_attention:CoordAttention",
+    "shuffle_attention": "attzoo.blocks.shuffle_attention:ShuffleAttention",
+    "ema_attention": "attzoo.blocks.ema_attention:EMAAttention",
     "attention_gate": "attzoo.blocks.attention_gate:AttentionGate",
 }
 NETWORKS: Final = {   # created, saved and converted like blocks, but not listed by `names`

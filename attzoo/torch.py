@@ -8,7 +8,9 @@ with name_missing_extra("attzoo.torch"):
     from .blocks.channel_attention.torch import ChannelAttention as ChannelAttention
     from .blocks.coord_attention.torch import CoordAttention as CoordAttention
     from .blocks.eca.torch import ECA as ECA
+    from .blocks.ema_attention.torch import EMAAttention as EMAAttention
     from .blocks.ese.torch import ESE as ESE
     from .blocks.se.torch import SE as SE
+    from .blocks.shuffle_attention.torch import ShuffleAttention as ShuffleAttention
     from .blocks.spatial_attention.torch import SpatialAttention as SpatialAttention
     from .unet.torch import UNet as UNet

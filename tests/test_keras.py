@@ -518,7 +518,7 @@ def test_graph_contains_a_mean(name, dtype):
     """A sum over space would overflow if the graph were converted to float16."""
     import tensorflow as tf
 
-    block = attzoo.create(name, 4, backend="keras", dtype=dtype)
+    block = attzoo.info(name).create(4, backend="keras", dtype=dtype)
     signature = tf.TensorSpec((None, None, None, 4), dtype)
     operations = tf.function(block).get_concrete_function(signature).graph.get_operations()
     types = {operation.type for operation in operations}

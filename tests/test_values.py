@@ -22,8 +22,10 @@ def case_of_shape(name, *shape, dtype="float32", **options):
     options |= {argument.name: 3 for argument in card.arguments if argument.channels_of}
     if "spatial_dims" in (argument.name for argument in card.arguments):
         options["spatial_dims"] = len(shape) - 2
+    if not card.accepts(shape[1]):   # a block that needs an even number of channels
+        shape = (shape[0], 2 * shape[1], *shape[2:])
     shapes = shape, *[(shape[0], 3, *shape[2:])] * (len(card.inputs) - 1)
-    return Case(name, shape[1], options, shapes, dtype)
+    return Case(name, shape[1], card.assumed(shape[1]) | options, shapes, dtype)
 
 
 @pytest.mark.one_of_each

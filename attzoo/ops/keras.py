@@ -419,6 +419,7 @@ def from_last(x: Any, channels_last: bool) -> Any:
 
 
 relu, sigmoid, stack, multiply = ops.relu, ops.sigmoid, ops.stack, ops.multiply
+concatenate, zeros_like = ops.concatenate, ops.zeros_like
 
 
 def maximum(a: Any, b: Any) -> Any:
@@ -456,6 +457,38 @@ def channel_shuffle(x: Any, groups: int, channels_last: bool) -> Any:
     shape, axis = tuple(ops.shape(x)), x.ndim - 1 if channels_last else 1
     grouped = ops.reshape(x, (*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :]))
     return ops.reshape(ops.swapaxes(grouped, axis, axis + 1), shape)
+
+
+def fold_groups(x: Any, groups: int, channels_last: bool) -> Any:
+    """Move groups of consecutive channels into the batch, as channels last: x -> (N * groups, *S, C / groups).
+
+    x: (N, *S, C) or (N, C, *S).
+    """
+    last = to_last(x, channels_last)
+    *n, c = ops.shape(last)
+    grouped = ops.moveaxis(ops.reshape(last, (*n, groups, c // groups)), -2, 1)
+    return ops.reshape(grouped, (-1, *n[1:], c // groups))
+
+
+def unfold_groups(z: Any, groups: int) -> Any:
+    """Move the groups of `fold_groups` back: (N * groups, *S, K) -> (N, *S, groups * K)."""
+    _, *n, k = ops.shape(z)
+    return ops.reshape(ops.moveaxis(ops.reshape(z, (-1, groups, *n, k)), 1, -2), (-1, *n, groups * k))
+
+
+def repeat_channels(x: Any, times: int) -> Any:
+    """Repeat each channel `times` times in a row: (N, *S, C) -> (N, *S, C * times)."""
+    return ops.repeat(x, times, axis=-1)
+
+
+def channel_softmax(s: Any) -> Any:
+    """Return the softmax over the channels: (N, C) -> (N, C)."""
+    return ops.softmax(s, axis=1)
+
+
+def weighted_sum(x: Any, p: Any) -> Any:
+    """Return the sum over the channels of x * p: (N, *S, C), (N, C) -> (N, *S, 1)."""
+    return ops.sum(x * expand(p, x, channels_last=True), axis=-1, keepdims=True)
 
 
 def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool) -> Any:

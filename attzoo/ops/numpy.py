@@ -277,6 +277,31 @@ def channel_shuffle(x: Array, groups: int) -> Array:
     return grouped.swapaxes(1, 2).reshape(x.shape)
 
 
+def fold_groups(x: Array, groups: int) -> Array:
+    """Move groups of consecutive channels into the batch: (N, C, *S) -> (N * groups, C / groups, *S)."""
+    return x.reshape(x.shape[0] * groups, x.shape[1] // groups, *x.shape[2:])
+
+
+def unfold_groups(z: Array, groups: int) -> Array:
+    """Move the groups of `fold_groups` back: (N * groups, K, *S) -> (N, groups * K, *S)."""
+    return z.reshape(z.shape[0] // groups, groups * z.shape[1], *z.shape[2:])
+
+
+def repeat_channels(x: Array, times: int) -> Array:
+    """Repeat each channel `times` times in a row: (N, C, *S) -> (N, C * times, *S)."""
+    return np.repeat(x, times, axis=1)
+
+
+def channel_softmax(s: Array) -> Array:
+    """Return the softmax over the channels: (N, C) -> (N, C)."""
+    return position_softmax(s[:, None])[:, 0]
+
+
+def weighted_sum(x: Array, p: Array) -> Array:
+    """Return the sum over the channels of x * p: (N, C, *S), (N, C) -> (N, 1, *S)."""
+    return np.asanyarray((x * expand(p, x)).sum(axis=1, keepdims=True))
+
+
 def instance_norm(x: Array) -> Array:
     """Normalise each channel of each sample, without weights and running statistics: (N, C, *S) -> (N, C, *S)."""
     axes = tuple(range(2, x.ndim))

@@ -373,6 +373,31 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
+def fold_groups(x: Tensor, groups: int) -> Tensor:
+    """Move groups of consecutive channels into the batch: (N, C, *S) -> (N * groups, C / groups, *S)."""
+    return x.unflatten(1, (groups, -1)).flatten(0, 1)
+
+
+def unfold_groups(z: Tensor, groups: int) -> Tensor:
+    """Move the groups of `fold_groups` back: (N * groups, K, *S) -> (N, groups * K, *S)."""
+    return z.unflatten(0, (-1, groups)).flatten(1, 2)
+
+
+def repeat_channels(x: Tensor, times: int) -> Tensor:
+    """Repeat each channel `times` times in a row: (N, C, *S) -> (N, C * times, *S)."""
+    return x.repeat_interleave(times, 1)
+
+
+def channel_softmax(s: Tensor) -> Tensor:
+    """Return the softmax over the channels: (N, C) -> (N, C)."""
+    return s.softmax(1)
+
+
+def weighted_sum(x: Tensor, p: Tensor) -> Tensor:
+    """Return the sum over the channels of x * p: (N, C, *S), (N, C) -> (N, 1, *S), as a product of matrices."""
+    return (p[:, None] @ x.flatten(2)).reshape(-1, 1, *x.shape[2:])
+
+
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     """Return the first `size` pixels along each spatial axis: (N, C, *S) -> (N, C, *size)."""
     if not guard.is_exporting():
@@ -438,7 +463,8 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
 
 _WRAPPED = (
     "avg_pool", "axis_mean", "axis_means", "split_axes", "max_pool", "position_softmax", "weighted_pool", "expand",
-    "expand_axis", "add_and_activate", "pool", "channel_shuffle", "crop", "widen", "repeat", "upsample", "resize",
+    "expand_axis", "add_and_activate", "pool", "channel_shuffle", "weighted_sum", "crop", "widen", "repeat", "upsample",
+    "resize",
 )   # fmt: skip
 for _name in _WRAPPED:
     fx.wrap(_name)   # torch.fx records each as one operation, because they depend on shapes

@@ -15,7 +15,7 @@ def read(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 NAMES: Final = {"conv.weight": "conv.weight"}
-KEYS: Final = {"timm": (Keys(NAMES),), "official": (Keys(NAMES),)}
+KEYS: Final = dict.fromkeys(("timm", "official"), (Keys(NAMES, vectors={"conv.weight": (2, 0)}),))   # (1, 1, k)
 SOURCES: Final = {
     "timm": Source("timm", "timm.layers", "EcaModule", "timm", only_channels, NAMES, in_resnets=True, read=read),
     "timm_circular": Source(
