@@ -152,7 +152,7 @@ class Card:
         """
         if self.network or self.unknown:
             return channels
-        return next(n for n in range(channels, channels + 1000) if self._accepts(n, self._counts(n)))
+        return next((n for n in range(channels, channels + 1000) if self._accepts(n, self._counts(n))), channels)
 
     def build(self, channels: int | None = None, **arguments: Any) -> Spec:
         """Return the spec with `channels` channels and these arguments. None means the number of the card.
@@ -188,7 +188,7 @@ class Card:
     @property
     def costs(self) -> tuple[str, str]:
         """Parameters and multiply-adds as text, with the number of channels if it is not CHANNELS."""
-        note = "" if self.channels == CHANNELS else f" at {self.channels} channels"
+        note = "" if self.channels == CHANNELS else f" (C={self.channels})"
         return f"{self.parameters():,}{note}", f"{self.macs():,}{note}"
 
     def accepts(self, channels: int) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
 
 import attzoo
 
@@ -19,7 +21,7 @@ class Target:
         blocks: tests of the blocks, as "module.function" joined by spaces; "" if there are none.
         unet: tests of the U-Net, as `blocks`.
         attached: tests of an attached block, as `blocks`.
-        failures: block -> reason why it cannot be exported. A test checks that an error is raised.
+        reason: function from a block's name to the reason why it cannot be exported, "" if it can.
 
     """
 
@@ -27,7 +29,7 @@ class Target:
     blocks: str
     unet: str = ""
     attached: str = ""
-    failures: Mapping[str, str] = field(default_factory=dict)
+    reason: Callable[[str], str] = lambda block: ""
 
     def tests_of(self, subject: str) -> list[tuple[str, str]]:
         """Return the module and the name of each test for a block, the U-Net or an attached block."""
@@ -36,6 +38,21 @@ class Target:
 
 
 NO_MATRIX = "no matrices to quantize"
+
+
+def without_linear_layers(block: str) -> str:
+    """Return NO_MATRIX for a block that has no nn.Linear in PyTorch, which PyTorch could quantize; "" for others."""
+    arguments = attzoo.registry.examples(block)[""].arguments
+    layers = attzoo.create(block, **arguments, backend="torch", device="meta").modules()
+    return "" if any(type(layer) is nn.Linear for layer in layers) else NO_MATRIX
+
+
+def without_dense_layers(block: str) -> str:
+    """Return NO_MATRIX for a block that has no dense layers in Keras, because no weight is a matrix; "" for others."""
+    weights = attzoo.create(block, **attzoo.registry.examples(block)[""].arguments, backend="numpy").weights
+    return "" if any(len(weight.shape) == 2 for weight in weights.values()) else NO_MATRIX
+
+
 TARGETS = (
     Target("torch.export", "test_torch.test_exported_block_equals_the_block",
            "test_unet_torch.test_export_with_dynamic_sizes", "test_insert.test_graphs"),
@@ -45,13 +62,13 @@ TARGETS = (
            "test_exports.test_onnx_model_of_a_unet_equals_the_unet", "test_insert.test_onnx"),
     Target("ONNX, older exporter", *["test_exports.test_onnx_model_of_the_older_exporter_equals_the_network"] * 3),
     Target("int8, PyTorch", *["test_exports.test_dynamic_quantization_changes_only_linear_layers"] * 3,
-           failures=dict.fromkeys(("spatial_attention", "eca", "attention_gate"), NO_MATRIX)),
+           reason=without_linear_layers),
     Target("SavedModel", "test_keras.test_saved_model_with_dynamic_sizes_equals_the_model",
            "test_unet_keras.test_saved_model_accepts_every_size"),
     Target("LiteRT", "test_keras.test_litert_model_with_fixed_sizes_equals_the_model"),
     Target("int8, Keras", "test_keras_quantize.test_quantized_block_can_be_saved_and_loaded",
            "test_keras_quantize.test_quantized_unet_can_be_saved_and_loaded",
-           failures=dict.fromkeys(("spatial_attention", "eca"), NO_MATRIX)),
+           reason=without_dense_layers),
 )   # fmt: skip
 
 
@@ -63,7 +80,8 @@ def subjects() -> list[str]:
 def cells(target: Target) -> dict[str, str]:
     """Return the column of a target by row: "yes", the reason why it fails, or "not tested"."""
     return {
-        subject: target.failures.get(subject) or ("yes" if target.tests_of(subject) else "not tested")
+        subject: (subject in attzoo.registry.BLOCKS and target.reason(subject))
+        or ("yes" if target.tests_of(subject) else "not tested")
         for subject in subjects()
     }
 

@@ -38,6 +38,7 @@ def test_text_has_formula_use_source_and_differences(name):
 @pytest.mark.parametrize("channels", [1, 64, 100])
 def test_parameters_equal_those_of_the_torch_block(name, channels):
     block_card = attzoo.info(name)
+    channels = channels if block_card.accepts(channels) else 2 * channels
     block = block_card.create(channels, backend="torch")
     assert block_card.parameters(channels) == sum(p.numel() for p in block.parameters())
     assert block_card.weights(channels).keys() == attzoo.weights(block).keys()
@@ -111,6 +112,20 @@ def test_an_alias_gives_the_same_card():
 def test_the_error_for_an_unknown_name_proposes_the_nearest():
     with pytest.raises(ValueError, match="unknown block 'spacial'; did you mean 'spatial'"):
         attzoo.info("spacial")
+
+
+def test_a_block_that_refuses_64_channels_is_shown_with_more():
+    block_card = attzoo.info("shuffle_attention")
+    assert block_card.channels == block_card.at_least(64) == block_card.at_least(128) == 128
+    assert block_card.costs == ("6 (C=128)", "0 (C=128)")
+    assert block_card.assumed(128) == {}
+    assert block_card.build(8).groups == block_card.assumed(8)["groups"]
+    assert "Weights at 128 channels" in block_card.plain()
+    assert 'attzoo.create("shuffle_attention", 8, groups=2, backend="torch")' in block_card.plain(8, 100)
+    assert block_card.accepts(6)
+    assert not block_card.accepts(7)
+    with pytest.raises(ValueError, match="channels must be a multiple of 2"):
+        block_card.build(7)
 
 
 def test_usage_is_valid_python():

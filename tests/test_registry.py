@@ -13,7 +13,8 @@ from attzoo import registry
 from attzoo.testing import check_block
 
 BUILT_IN = list(registry.BLOCKS)
-ARGUMENTS = {name: (32, *(16 for a in attzoo.info(name).arguments if a.channels_of)) for name in BUILT_IN}   # required
+CARDS = {name: attzoo.info(name) for name in BUILT_IN}
+ARGUMENTS = {name: (card.at_least(32), *(16 for a in card.arguments if a.channels_of)) for name, card in CARDS.items()}
 BACKENDS = ["numpy", "torch", "keras"]
 ROOT = Path(__file__).parents[1]
 

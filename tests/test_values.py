@@ -276,7 +276,7 @@ BLOCKS_WITH_SPATIAL_DIMS = [
 @pytest.mark.parametrize(("dims", "shape"), [(2, (2, 8, 3, 3, 3)), (3, (2, 8, 3, 3)), (1, (2, 8, 3, 3))])
 @pytest.mark.parametrize("name", BLOCKS_WITH_SPATIAL_DIMS)
 def test_wrong_number_of_spatial_axes_raises(backend, name, dims, shape):
-    block = Case(name, 8, {"spatial_dims": dims}, ((2, 8, *(4,) * dims),), "float32").block(backend)
+    block = case_of_shape(name, 2, 8, *(4,) * dims).block(backend)
     with pytest.raises(ValueError, match=f"{dims} spatial axes"):
         adapter(backend).attention(block, [np.zeros(shape)])
 

@@ -18,7 +18,7 @@ def sigmoid(z):
 
 @pytest.mark.parametrize("space", [(7,), (3, 4), (2, 3, 2)])
 def test_output_equals_the_formula_of_the_paper(space):
-    """Equations 1 to 4 at each position of each channel, with 3 groups of 2 + 2 channels."""
+    """Section 3 of the paper at each position of each channel, with 3 groups of 2 + 2 channels."""
     rng, c, groups, d = np.random.default_rng(0), 12, 3, 2
     block = ShuffleAttention(c, groups)
     w = {name: rng.normal(size=weight.shape) for name, weight in block.weights.items()}

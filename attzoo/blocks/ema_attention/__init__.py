@@ -12,7 +12,7 @@ The number of channels must be a multiple of groups. This is not the exponential
 abbreviation.
 
 Source: Ouyang et al., "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", ICASSP 2023,
-arXiv:2305.13563v2, eq. 1 and figure 3.
+arXiv:2305.13563v2, section 3.
 
 Where we differ: numbers of channels that are not a multiple of groups are refused with the numbers that are accepted;
 the official code raises an AssertionError or an error about shapes. The official argument `factor` is `groups`. One or

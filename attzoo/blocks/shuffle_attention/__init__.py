@@ -12,7 +12,7 @@ Use it for attention to channels and positions with very few weights: 3 C / G of
 number of channels must be a multiple of 2 * groups: set `groups` for networks with fewer than 128 channels.
 
 Source: Zhang, Yang, "SA-Net: Shuffle Attention for Deep Convolutional Neural Networks", ICASSP 2021,
-arXiv:2102.00240v1, eq. 1 to 4.
+arXiv:2102.00240v1, section 3.
 
 Where we differ: numbers of channels that are not a multiple of 2 * groups are refused. The official code divides by
 zero for fewer channels, and for others computes groups whose halves differ in size. It has two spatial axes; here one
