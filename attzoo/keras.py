@@ -10,6 +10,7 @@ with name_missing_extra("attzoo.keras"):
     from .blocks.eca.keras import ECA as ECA
     from .blocks.ema_attention.keras import EMAAttention as EMAAttention
     from .blocks.ese.keras import ESE as ESE
+    from .blocks.gc.keras import GC as GC
     from .blocks.se.keras import SE as SE
     from .blocks.shuffle_attention.keras import ShuffleAttention as ShuffleAttention
     from .blocks.spatial_attention.keras import SpatialAttention as SpatialAttention

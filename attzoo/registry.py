@@ -29,6 +29,7 @@ BLOCKS: Final = {  # name -> "package:Class"; entry points of ENTRY_POINT_GROUP 
     "cbam": "attzoo.blocks.cbam:CBAM",
     "eca": "attzoo.blocks.eca:ECA",
     "ese": "attzoo.blocks.ese:ESE",
+    "gc": "attzoo.blocks.gc:GC",
     "coord_attention": "attzoo.blocks.coord_attention:CoordAttention",
     "shuffle_attention": "attzoo.blocks.shuffle_attention:ShuffleAttention",
     "ema_attention": "attzoo.blocks.ema_attention:EMAAttention",
@@ -40,6 +41,7 @@ NETWORKS: Final = {   # created, saved and converted like blocks, but not listed
 ALIASES: Final = {
     "squeeze_excitation": "se",
     "effective_se": "ese",
+    "global_context": "gc",
     "channel": "channel_attention",
     "spatial": "spatial_attention",
     "additive_gate": "attention_gate",

@@ -10,6 +10,7 @@ with name_missing_extra("attzoo.torch"):
     from .blocks.eca.torch import ECA as ECA
     from .blocks.ema_attention.torch import EMAAttention as EMAAttention
     from .blocks.ese.torch import ESE as ESE
+    from .blocks.gc.torch import GC as GC
     from .blocks.se.torch import SE as SE
     from .blocks.shuffle_attention.torch import ShuffleAttention as ShuffleAttention
     from .blocks.spatial_attention.torch import SpatialAttention as SpatialAttention

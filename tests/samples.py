@@ -10,6 +10,7 @@ import numpy as np
 
 import attzoo
 from attzoo import registry
+from attzoo.contract import by_name
 from attzoo.ops import numpy as ops
 
 
@@ -29,6 +30,15 @@ class Sample:
     def has_statistics(self):
         """Whether the block has running statistics, those of a batch norm."""
         return any(not weight.trainable for weight in self.create("numpy").weights.values())
+
+    @property
+    def has_few_coefficients(self):
+        """Whether all arrays of coefficients are smaller than the input x."""
+        spec = self.create("numpy")
+        weights = {name: np.ones(weight.shape) for name, weight in spec.weights.items()}
+        x, *further = self.arrays()
+        coefficients = by_name(spec.attention(x, *further, weights=weights))
+        return all(array.size < x.size for array in coefficients.values())
 
     def single_values(self, dtype):
         """Return inputs of one sample and of as few pixels as possible, all ones."""
@@ -86,6 +96,15 @@ def network():
         for example in examples[-1:]:
             samples[name] = Sample(name, {**example.arguments, **channels}, NET.shapes[: 1 + len(further)])
     return dict(sorted(samples.items(), key=lambda item: len(item[1].shapes)))
+
+
+def zeros_of(spec):
+    """Return the names of the weights, except biases, that are initially 0.
+
+    Until they change, the output of a block that is initially the identity does not depend on its other weights.
+    """
+    arrays = {name: weight for name, weight in spec.weights.items() if weight.trainable and not name.endswith("bias")}
+    return [name for name, weight in arrays.items() if weight.initialization == "constant" and weight.center == 0]
 
 
 def seed_of(name):

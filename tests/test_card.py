@@ -167,9 +167,10 @@ def test_a_variant_may_set_a_required_argument(monkeypatch):
 def test_settings_build_the_same_block_as_the_variant(name):
     block_card = attzoo.info(name)
     assert block_card.variants == registry.variants(name)
+    channels = block_card.at_least(48)
     for variant in block_card.variants:
-        spec = block_card.create(48, backend="numpy", variant=variant)
-        assert block_card.build(48, **block_card.settings(variant, 48)) == spec
+        spec = block_card.create(channels, backend="numpy", variant=variant)
+        assert block_card.build(channels, **block_card.settings(variant, channels)) == spec
 
 
 def test_argument_descriptions_are_read_from_the_docstring():

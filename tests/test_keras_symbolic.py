@@ -12,7 +12,7 @@ from test_keras import (
     array,
     inputs,
     layouts,
-    randomize_statistics,
+    randomize,
     relative_error,
     tensorflow_only,
     to_layout,
@@ -32,7 +32,7 @@ def model_with_attention(sample, layout=LAST, known=False, **kwargs):
     block = sample.create("keras", data_format=layout, **kwargs)
     coefficients = block.attention(*tensors)   # first, as Keras 3.15 raises if a later call has more outputs
     model = keras.Model(tensors, [block(*tensors), *by_name(coefficients).values()])
-    return model, randomize_statistics(block)
+    return model, randomize(block)
 
 
 def assert_equals_block(model, block, xs):
@@ -77,7 +77,7 @@ def test_attention_accepts_keyword_arguments(tmp_path):
     x1, x2, g = keras.Input((4, 5, 8)), keras.Input((4, 5, 8)), keras.Input((2, 3, 6))
     coefficients = gate.attention(x1, g=g), gate.attention(x=x2, g=g, training=False)
     model = keras.Model([x1, x2, g], [*coefficients, se.attention(x1), se.attention(x2)])
-    randomize_statistics(gate)
+    randomize(gate)
     model.save(tmp_path / "model.keras")
     twin = keras.models.load_model(tmp_path / "model.keras")
     rng = np.random.default_rng(0)
@@ -158,7 +158,7 @@ VARIABLES = dict(variables())
 @layouts
 @every_sample
 def test_block_accepts_variables(sample, layout, kind):
-    block, xs = randomize_statistics(sample.create("keras", data_format=layout)), inputs(sample, layout)
+    block, xs = randomize(sample.create("keras", data_format=layout)), inputs(sample, layout)
     variables = [VARIABLES[kind](x) for x in xs]
     np.testing.assert_array_equal(array(block(*variables)), array(block(*xs)))
     expected = by_name(block.attention(*map(keras.ops.convert_to_tensor, xs)))
@@ -171,7 +171,7 @@ def test_block_accepts_variables(sample, layout, kind):
 def test_gradients_of_variables_equal_those_of_tensors(sample):
     import tensorflow as tf
 
-    block = randomize_statistics(sample.create("keras"))
+    block = randomize(sample.create("keras"))
     xs = [tf.Variable(x) for x in inputs(sample)]
     tensors = [tf.convert_to_tensor(x) for x in inputs(sample)]
     gradients = []

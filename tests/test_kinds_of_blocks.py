@@ -1,7 +1,7 @@
 """Third-party blocks in tests/plugin, whose kinds differ from those of attzoo's blocks.
 
-scse has two arrays of coefficients, gc adds coefficients from a softmax over positions, simam has no parameters, and
-centered has a running statistic and a constant buffer.
+scse has two arrays of coefficients, simam has no parameters, and centered has a running statistic and a constant
+buffer.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from attzoo.blocks.spec import COMBINATIONS
 from attzoo.ops.keras import keras
 from attzoo.testing.case import choices
 
-KINDS = {"scse": "ScSE", "gc": "GC", "simam": "SimAM", "centered": "Centered"}
+KINDS = {"scse": "ScSE", "simam": "SimAM", "centered": "Centered"}
 SLOW = ("start", "training", "long_float16", "export", "onnx", "exported_model")
 every_kind = pytest.mark.parametrize("name", KINDS)
 both_backends = pytest.mark.parametrize("backend", ["torch", "keras"])
@@ -74,6 +74,7 @@ def scse_coefficients(x, w):
 FORMULAS = {
     "multiply": lambda x, a, b: x * a * b,
     "add": lambda x, a, b: x + a + b,
+    "multiply_add": lambda x, a, b: x * a + b,
     "one_plus": lambda x, a, b: x * (1 + a * b),
     "sum_of_products": lambda x, a, b: x * a + x * b,
     "max_of_products": lambda x, a, b: np.maximum(x * a, x * b),

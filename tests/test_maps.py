@@ -85,8 +85,8 @@ def state(model):
 def expected(block, inputs):
     """Return the expected maps by path within a block; assert that a CBAM's map is the product of its parts' maps."""
     if not hasattr(block, "channel"):
-        coefficients = by_name(adapter(backend_of(block)).attention(block, inputs))
-        return {name and f".{name}": array for name, array in coefficients.items()}
+        arrays = by_name(adapter(backend_of(block)).attention(block, inputs))
+        return {f".{name}" if name else "": array for name, array in arrays.items()}
     framework = adapter(backend_of(block))
     channel = framework.attention(block.channel, inputs)
     spatial = framework.attention(block.spatial, [inputs[0] * channel])

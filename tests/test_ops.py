@@ -210,23 +210,24 @@ def test_weighted_pool_is_the_sum_of_products_over_positions(space, channels_las
 
 
 @cheap
-@given(shapes)
-def test_layer_norm_has_mean_0_and_variance_1_over_channels_before_weight_and_bias(space):
+@given(shapes, st.sampled_from([1e-5, 1e-2]))   # 1e-5 is the default, as in torch
+def test_layer_norm_has_mean_0_and_variance_1_over_channels_before_weight_and_bias(space, epsilon):
     x, weight, bias = random_array(2, 5, *space), random_array(5, seed=1), random_array(5, seed=2)
     expected = np.empty_like(x)
     for n, *i in np.ndindex(2, *space):
         values = x[(n, slice(None), *i)]
-        std = (sum((v - values.mean()) ** 2 for v in values) / 5 + 1e-5) ** 0.5   # epsilon as in torch
+        std = (sum((v - values.mean()) ** 2 for v in values) / 5 + epsilon) ** 0.5
         expected[(n, slice(None), *i)] = (values - values.mean()) / std * weight + bias
-    norm = torch_ops.LayerNorm(5, dtype=torch.float64)
-    layer = keras_ops.LayerNorm(dtype="float64")
+    given_epsilon = () if epsilon == 1e-5 else (epsilon,)
+    norm = torch_ops.LayerNorm(5, *given_epsilon, dtype=torch.float64)
+    layer = keras_ops.LayerNorm(*given_epsilon, dtype="float64")
     layer.build((None, 5))
     layer.weight.assign(weight)
     layer.bias.assign(bias)
     with torch.no_grad():
         norm.weight.copy_(torch.from_numpy(weight))
         norm.bias.copy_(torch.from_numpy(bias))
-    numbers = ops.layer_norm(x, {"norm.weight": weight, "norm.bias": bias}, "norm")
+    numbers = ops.layer_norm(x, {"norm.weight": weight, "norm.bias": bias}, "norm", *given_epsilon)
     for result in (numbers, in_torch(norm, x), in_keras(layer, x)):
         np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-12)
 

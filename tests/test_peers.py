@@ -15,14 +15,14 @@ from benchmarks.peers import INSTALL, build_peer, load
 from benchmarks.subjects import draw
 
 SOURCES = {
-    f"{source.library} {source.class_name}": (name, source)
+    f"{source.library} {source.class_name} as {source.variant}": (name, source)
     for name in attzoo.names() for source in registry.sources(name).values()
 }   # fmt: skip
 every_source = pytest.mark.parametrize(("name", "source"), SOURCES.values(), ids=SOURCES)
 
 
 def test_blocks_have_sources():
-    assert {"timm SEModule", "timm CbamModule", "MONAI AttentionBlock"} <= set(SOURCES)
+    assert {"timm SEModule as timm", "timm CbamModule as timm", "MONAI AttentionBlock as monai"} <= set(SOURCES)
     assert registry.sources("unet") == {}
 
 

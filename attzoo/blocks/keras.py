@@ -82,9 +82,9 @@ class Block(keras.layers.Layer):
             return ops.Identity(name=name, dtype=self.dtype_policy)
         return ops.BatchNorm(ops.initialize(weight), name=name, dtype=self.dtype_policy)
 
-    def layer_norm(self, name: str) -> ops.LayerNorm:
+    def layer_norm(self, name: str, epsilon: float = ops.EPSILON) -> ops.LayerNorm:
         """Return the layer for layer norm `name` of the spec."""
-        return ops.LayerNorm(name=name, dtype=self.dtype_policy)
+        return ops.LayerNorm(epsilon, name=name, dtype=self.dtype_policy)
 
     def group_norm(self, name: str, groups: int) -> ops.GroupNorm:
         """Return the layer for group norm `name` of the spec."""

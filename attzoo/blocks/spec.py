@@ -10,7 +10,9 @@ from .. import contract
 from ..contract import Array, Coefficients, Shape
 from ..ops import numpy as ops
 
-Combination = Literal["multiply", "add", "one_plus", "sum_of_products", "max_of_products", "one_plus_sigmoid_of_sum"]
+Combination = Literal[
+    "multiply", "add", "multiply_add", "one_plus", "sum_of_products", "max_of_products", "one_plus_sigmoid_of_sum"
+]
 
 
 def _fold(operation: Callable[[Any, Any], Any], arrays: Sequence[Any]) -> Any:
@@ -26,6 +28,7 @@ def _fold(operation: Callable[[Any, Any], Any], arrays: Sequence[Any]) -> Any:
 COMBINATIONS: Final[Mapping[Combination, Callable[[Any, Sequence[Any], Any], Any]]] = {
     "multiply": lambda x, arrays, ops: _fold(mul, (x, *arrays)),
     "add": lambda x, arrays, ops: _fold(add, (x, *arrays)),
+    "multiply_add": lambda x, arrays, ops: x * arrays[0] + arrays[1],
     "one_plus": lambda x, arrays, ops: x * (1 + _fold(mul, arrays)),
     "sum_of_products": lambda x, arrays, ops: _fold(add, [x * a for a in arrays]),
     "max_of_products": lambda x, arrays, ops: _fold(ops.maximum, [x * a for a in arrays]),
@@ -43,9 +46,9 @@ class BlockSpec(contract.NamedArguments):
     to x.
 
     combination: how the coefficients are applied to x; a property if an argument selects it. "multiply" is x * a * b,
-    "add" is x + a + b, "one_plus" is x * (1 + a * b), "sum_of_products" is x * a + x * b, "max_of_products" is
-    max(x * a, x * b), and "one_plus_sigmoid_of_sum" is x * (1 + sigmoid(a + b)). A block with another rule overrides
-    `combine`.
+    "add" is x + a + b, "multiply_add" is x * a + b, "one_plus" is x * (1 + a * b), "sum_of_products" is x * a + x * b,
+    "max_of_products" is max(x * a, x * b), and "one_plus_sigmoid_of_sum" is x * (1 + sigmoid(a + b)). A block with
+    another rule overrides `combine`.
     """
 
     combination: ClassVar[Combination] = "multiply"

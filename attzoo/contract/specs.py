@@ -99,19 +99,19 @@ class Keys:
         names: canonical name of every array -> its key in the state dict.
         axes: number of axes of size 1 after the matrices of linear maps, as in convolutions of size 1; None for
             the block's number of spatial axes.
-        vectors: canonical names of arrays with one axis that have further axes of size 1 in the library -> the numbers
-            of such axes before and after it.
         max_first: canonical names of convolutions whose first input plane is the maximum. In attzoo it is the mean.
         channels_last: whether kernels are those of Keras, (*k, I, O), and keys are paths of variables, which begin with
             the name of a layer. The names of the layers of a block may have a common prefix.
+        vectors: canonical names of arrays with one axis that have further axes of size 1 in the library -> the numbers
+            of such axes before and after it.
 
     """
 
     names: Mapping[str, str]
     axes: int | None = 0
-    vectors: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     max_first: tuple[str, ...] = ()
     channels_last: bool = False
+    vectors: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,8 +194,12 @@ class BatchNorm(keras.layers.Layer):
 class LayerNorm(keras.layers.Layer):
     """Layer norm of the channels at each position: (N, *S, C) -> (N, *S, C), also (N, C) -> (N, C).
 
-    Statistics are computed in float32 or float64.
+    Statistics are computed in float32 or float64. epsilon: added to the variance.
     """
+
+    def __init__(self, epsilon: float = EPSILON, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
 
     def build(self, input_shape: Any) -> None:
         """Create the weight and the bias."""
@@ -207,8 +211,12 @@ class LayerNorm(keras.layers.Layer):
         """Return the norm of x (N, *S, C) in the dtype of x."""
         z = ops.cast(x, wide(x.dtype))
         centered = z - mean(z, -1, keepdims=True)
-        scale = ops.rsqrt(mean(ops.square(centered), -1, keepdims=True) + EPSILON)
+        scale = ops.rsqrt(mean(ops.square(centered), -1, keepdims=True) + self.epsilon)
         return ops.cast(centered * scale * ops.cast(self.weight, z.dtype) + ops.cast(self.bias, z.dtype), x.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return super().get_config() | {"epsilon": self.epsilon}
 
 
 @register
@@ -483,12 +491,13 @@ def repeat_channels(x: Any, times: int) -> Any:
 
 def channel_softmax(s: Any) -> Any:
     """Return the softmax over the channels: (N, C) -> (N, C)."""
-    return ops.softmax(s, axis=1)
+    p = position_softmax(ops.expand_dims(s, -1), channels_last=True)   # keras.ops.softmax warns about one channel
+    return ops.cast(ops.squeeze(p, -1), s.dtype)
 
 
 def weighted_sum(x: Any, p: Any) -> Any:
-    """Return the sum over the channels of x * p: (N, *S, C), (N, C) -> (N, *S, 1)."""
-    return ops.sum(x * expand(p, x, channels_last=True), axis=-1, keepdims=True)
+    """Return the sum over the channels of x * p: (N, *S, C), (N, C) -> (N, *S, 1), as a product of matrices."""
+    return ops.matmul(x, ops.reshape(p, (-1, *(1,) * (x.ndim - 3), p.shape[-1], 1)))
 
 
 def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool) -> Any:

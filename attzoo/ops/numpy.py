@@ -241,15 +241,15 @@ def one_value(shape: Sequence[int | None]) -> ValueError:
     return ValueError(f"expected more than 1 value per channel in training for batch norm, {got}: {fix}")
 
 
-def layer_norm(x: Array, weights: Mapping[str, Array], name: str) -> Array:
+def layer_norm(x: Array, weights: Mapping[str, Array], name: str, epsilon: float = EPSILON) -> Array:
     """Normalise the channels of x at each position: (N, C, *S) -> (N, C, *S), also (N, C) -> (N, C).
 
-    weights: has "<name>.weight" and "<name>.bias", (C,) each.
+    weights: has "<name>.weight" and "<name>.bias", (C,) each. epsilon: added to the variance.
     """
     shape = (-1, *(1,) * (x.ndim - 2))
     weight, bias = (weights[f"{name}.{part}"].reshape(shape) for part in ("weight", "bias"))
     center, var = x.mean(axis=1, keepdims=True), x.var(axis=1, keepdims=True)
-    return np.asanyarray((x - center) / np.sqrt(var + EPSILON) * weight + bias)
+    return np.asanyarray((x - center) / np.sqrt(var + epsilon) * weight + bias)
 
 
 def group_norm(x: Array, weights: Mapping[str, Array], name: str, groups: int) -> Array:

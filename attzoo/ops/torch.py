@@ -110,8 +110,8 @@ class Linear(nn.Linear):
 class LayerNorm(nn.LayerNorm):
     """Layer norm of the channels at each position: (N, C, *S) -> (N, C, *S), also (N, C) -> (N, C)."""
 
-    def __init__(self, channels: int, *, device: Any = None, dtype: Any = None) -> None:
-        super().__init__(channels, EPSILON, device=device, dtype=dtype)
+    def __init__(self, channels: int, epsilon: float = EPSILON, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(channels, epsilon, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the norm of x (N, C, *S) in the dtype of x."""

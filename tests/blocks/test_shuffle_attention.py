@@ -82,7 +82,7 @@ def test_official_weights_give_the_output_of_the_official_code(dtype, tolerance)
 ])   # fmt: skip
 def test_channels_that_do_not_divide_are_refused_with_those_that_do(channels, options, message, backend):
     """The official code divides by zero for 64 channels, and for 192 computes halves of 2 and 1 channels."""
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="^channels must be a multiple of ") as error:
         attzoo.create("shuffle_attention", channels, backend=backend, **options)
     assert str(error.value) == message
 

@@ -1,9 +1,10 @@
 """Coordinate attention: the means along each row and each column compute a factor for every row and every column.
 
-    s[i] = mean of x over all spatial axes except i        (N, C, S[i])
-    z = hard_swish(norm(squeeze s))                        (N, R, sum of S), s and z are concatenated over the axes
-    a[i] = gate(excite[i] z[i])                            (N, C, S[i]), excite is `height` and `width` in 2-D
-    y = x * a[0] * a[1]                                    (N, C, *S), and * a[2] in 3-D
+    s[i] = mean of x over space except axis i                  (N, C, S[i])
+    z = hard_swish(norm(squeeze [s[0]; s[1]]))                 (N, R, H + W)
+    a[0] = gate(height z[0]), the part of z for axis 0         (N, C, H, 1)
+    a[1] = gate(width z[1])                                    (N, C, 1, W)
+    y = x * a[0] * a[1], and * a[2] in 3-D                     (N, C, *S)
 
 Use it where positions matter as well as channels, at about the cost of SE: the factor of a pixel is that of its row
 times that of its column, in each channel. Its coefficients show rows and columns separately.

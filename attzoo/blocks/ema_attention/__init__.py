@@ -1,15 +1,16 @@
 """EMA, efficient multi-scale attention: two branches of each group of channels compute a factor for every pixel.
 
-    x = G groups of D consecutive channels, which share all weights; for each group          (D, *S)
-    p[i] = pointwise(mean of x over all spatial axes except i)                               (D, S[i])
-    u = norm(x * sigmoid(p[0]) * sigmoid(p[1])), and * sigmoid(p[2]) in 3-D                  (D, *S)
-    v = conv(x), with a kernel of 3 pixels per axis                                          (D, *S)
-    q = sum over D of softmax(mean of u) * v + sum over D of softmax(mean of v) * u          (*S)
-    y = x * sigmoid(q)                                                                       (D, *S)
+    g = a group of D = C / G channels of x                     (N, D, *S)
+    p[i] = pointwise(mean of g over space except axis i)       (N, D, S[i])
+    u = norm(g * sigmoid(p[0]) * sigmoid(p[1]))                (N, D, *S)
+    v = conv(g), with a kernel of 3 pixels per axis            (N, D, *S)
+    q = sum over D of softmax(mean of u over space) * v        (N, 1, *S)
+      + sum over D of softmax(mean of v over space) * u
+    y = g * sigmoid(q), for each group                         (N, D, *S)
 
 Use it where positions matter, as in detectors: the first branch sees whole rows and columns, the second 3 x 3 pixels.
-The number of channels must be a multiple of groups. This is not the exponential moving average, which has the same
-abbreviation.
+All groups share the weights. The number of channels must be a multiple of groups. This is not the exponential moving
+average, which has the same abbreviation.
 
 Source: Ouyang et al., "Efficient Multi-Scale Attention Module with Cross-Spatial Learning", ICASSP 2023,
 arXiv:2305.13563v2, section 3.

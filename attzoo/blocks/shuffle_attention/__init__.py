@@ -1,12 +1,12 @@
 """Shuffle attention (SA): in each group of channels, one half gets a factor per channel, the other a factor per pixel.
 
-    x = G groups of 2 D consecutive channels, x0 and x1 the two halves of a group       (N, G, D, *S) each
-    s = mean of x0 over space                                                           (N, G, D)
-    a0 = sigmoid(channel_weight * s + channel_bias)                                     (N, G, D)
-    q = x1 with mean 0 and variance 1 over space, * norm.weight + norm.bias             (N, G, D, *S)
-    a1 = sigmoid(position_weight * q + position_bias)                                   (N, G, D, *S)
-    z = [x0 * a0; x1 * a1] of all groups                                                (N, C, *S)
-    y = channels 0, C/2, 1, C/2 + 1, 2, ... of z                                        (N, C, *S)
+    x0, x1 = the halves of each of G groups of 2 D channels    (N, G, D, *S) each
+    s = mean of x0 over space                                  (N, G, D)
+    a0 = sigmoid(channel_weight * s + channel_bias)            (N, G, D)
+    q = norm(x1), over space, per channel                      (N, G, D, *S)
+    a1 = sigmoid(position_weight * q + position_bias)          (N, G, D, *S)
+    z = [x0 * a0; x1 * a1] of all groups                       (N, C, *S)
+    y = channels 0, C/2, 1, C/2 + 1, 2, ... of z               (N, C, *S)
 
 Use it for attention to channels and positions with very few weights: 3 C / G of them, which all groups share. The
 number of channels must be a multiple of 2 * groups: set `groups` for networks with fewer than 128 channels.

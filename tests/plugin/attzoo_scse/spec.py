@@ -8,11 +8,11 @@ from math import prod
 from typing import Final
 
 from attzoo import contract
-from attzoo.blocks.spec import BlockSpec
+from attzoo.blocks.spec import COMBINATIONS, BlockSpec
 from attzoo.contract import Array, Example, Weight, fan_in_uniform
 from attzoo.ops import numpy as ops
 
-COMBINED: Final = ("sum_of_products", "max_of_products", "one_plus_sigmoid_of_sum", "one_plus", "multiply", "add")
+COMBINED: Final = ("sum_of_products", *(name for name in COMBINATIONS if name != "sum_of_products"))
 CHOICES: Final = {"width": (2, 1, 3), "combination": COMBINED}
 EXAMPLES: Final = {"": Example({"channels": 6}, ((2, 6, 6, 5),))}
 
