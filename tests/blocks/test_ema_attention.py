@@ -1,5 +1,7 @@
 """EMA: the official code's mathematics, its refusals, and its published variant."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -91,9 +93,8 @@ def test_official_weights_give_the_output_of_the_official_code(dtype, tolerance)
 ])   # fmt: skip
 def test_channels_that_do_not_divide_are_refused_with_those_that_do(channels, options, message, backend):
     """The official code raises an AssertionError without a message for 8 channels, and an error of reshape for 48."""
-    with pytest.raises(ValueError, match="^channels must be a multiple of ") as error:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         attzoo.create("ema_attention", channels, backend=backend, **options)
-    assert str(error.value) == message
 
 
 def test_the_official_name_of_groups_is_proposed():

@@ -1,5 +1,7 @@
 """Shuffle attention: the official code's mathematics, its refusals, and its published variant."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -82,9 +84,8 @@ def test_official_weights_give_the_output_of_the_official_code(dtype, tolerance)
 ])   # fmt: skip
 def test_channels_that_do_not_divide_are_refused_with_those_that_do(channels, options, message, backend):
     """The official code divides by zero for 64 channels, and for 192 computes halves of 2 and 1 channels."""
-    with pytest.raises(ValueError, match="^channels must be a multiple of ") as error:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         attzoo.create("shuffle_attention", channels, backend=backend, **options)
-    assert str(error.value) == message
 
 
 def test_counts_of_the_error_are_accepted():

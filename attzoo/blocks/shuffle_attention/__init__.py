@@ -1,6 +1,6 @@
 """Shuffle attention (SA): in each group of channels, one half gets a factor per channel, the other a factor per pixel.
 
-    x0, x1 = the halves of each of G groups of 2 D channels    (N, G, D, *S) each
+    x0, x1 = the halves of each of G groups of 2 D channels    (N, G, D, *S)
     s = mean of x0 over space                                  (N, G, D)
     a0 = sigmoid(channel_weight * s + channel_bias)            (N, G, D)
     q = norm(x1), over space, per channel                      (N, G, D, *S)
