@@ -9,6 +9,7 @@ from .. import contract
 from ..contract import GATES, Weight, fan_in_uniform
 from .spec import BlockSpec
 
+REDUCTION: Final = 16
 CHOICES: Final = {"reduction": (None, 1, 3), "reduced_channels": (None, 1, 5), "bias": (True, False), "gate": GATES}
 
 
@@ -23,7 +24,7 @@ class Bottleneck(BlockSpec):
     Raises TypeError for a value of another type, and ValueError for a value outside these bounds.
     """
 
-    default_reduction: ClassVar[int] = 16
+    default_reduction: ClassVar[int] = REDUCTION
     min_width: ClassVar[int] = 1   # smallest R of the rule for `reduction`
     channels: int
     reduction: int | None = contract.rule_for("reduced_channels")
