@@ -104,7 +104,7 @@ def test_onnx_model_contains_a_mean(tmp_path):
     torch.onnx.export(block, (torch.ones(1, 4, 6, 5),), tmp_path / "block.onnx", dynamo=True, verbose=False)
     operators = [node.op_type for node in onnx.load(tmp_path / "block.onnx").graph.node]
     means = sum(len(attzoo.info(name).attends_to) for name in POOLING)   # over space, and CBAM's over channels
-    assert operators.count("ReduceMean") == means
+    assert operators.count("ReduceMean") >= means   # EMA has further ones, over single axes
     assert "ReduceSum" not in operators
 
 
