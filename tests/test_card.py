@@ -58,13 +58,15 @@ def test_costs_depend_on_channels_and_arguments():
 @pytest.mark.parametrize("width", [80, 100])
 def test_plain_text_fits_the_width_and_keeps_every_word(name, width):
     block_card = attzoo.info(name)
-    text = block_card.plain(channels=32, width=width)
+    channels = block_card.at_least(32)
+    text = block_card.plain(channels=channels, width=width)
     assert max(map(len, text.splitlines())) <= width
     assert not any(line != line.rstrip() for line in text.splitlines())
-    for passage in (block_card.text, *(a.about for a in block_card.arguments), *block_card.weights(32)):
+    for passage in (block_card.text, *(a.about for a in block_card.arguments), *block_card.weights(channels)):
         assert " ".join(passage.split()) in " ".join(text.split())
     words = " ".join(text.split())
-    assert f"{block_card.parameters(32):,} trainable parameters; {block_card.macs(32):,} multiply-adds" in words
+    parameters, macs = block_card.parameters(channels), block_card.macs(channels)
+    assert f"{parameters:,} trainable parameters; {macs:,} multiply-adds" in words
 
 
 def test_print_is_as_wide_as_the_terminal(monkeypatch):

@@ -491,8 +491,7 @@ def repeat_channels(x: Any, times: int) -> Any:
 
 def channel_softmax(s: Any) -> Any:
     """Return the softmax over the channels: (N, C) -> (N, C)."""
-    p = position_softmax(ops.expand_dims(s, -1), channels_last=True)   # keras.ops.softmax warns about one channel
-    return ops.cast(ops.squeeze(p, -1), s.dtype)
+    return ops.softmax(s, axis=1) if s.shape[1] > 1 else 0 * s + 1   # keras.ops.softmax warns about one channel
 
 
 def weighted_sum(x: Any, p: Any) -> Any:
