@@ -29,7 +29,7 @@ def case_of_shape(name, *shape, dtype="float32", **options):
 
 
 def with_small_matrices(case, backend):
-    """Return the block of a float16 case and its weights, with small matrices and kernels, so that no gate saturates."""
+    """Return the block of a float16 case and its weights. Matrices and kernels are small, so that no gate saturates."""
     block = case.block(backend)
     small = {key: array * 2.0**-6 if array.ndim > 1 else array for key, array in case.weights().items()}
     attzoo.load_weights(block, {key: array.astype(np.float16) for key, array in small.items()})
