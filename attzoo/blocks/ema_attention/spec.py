@@ -15,7 +15,6 @@ from ..spec import BlockSpec
 CHOICES: Final = {"groups": (2, 4, 1), "spatial_dims": (2, 1, 3)}
 EXAMPLES: Final = {
     "": Example({"channels": 6, "groups": 2}, ((2, 6, 4, 5),)),
-    "3d": Example({"channels": 6, "groups": 2, "spatial_dims": 3}, ((2, 6, 3, 2, 4),)),
 }
 
 
