@@ -10,6 +10,7 @@ import numpy as np
 
 import attzoo
 from attzoo import registry
+from attzoo.contract import by_name
 from attzoo.ops import numpy as ops
 
 
@@ -34,6 +35,15 @@ class Sample:
     def has_statistics(self):
         """Whether the block has running statistics, those of a batch norm."""
         return any(not weight.trainable for weight in self.create("numpy").weights.values())
+
+    @property
+    def has_few_coefficients(self):
+        """Whether all arrays of coefficients are smaller than the input x."""
+        spec = self.create("numpy")
+        weights = {name: np.ones(weight.shape) for name, weight in spec.weights.items()}
+        x, *further = self.arrays()
+        coefficients = by_name(spec.attention(x, *further, weights=weights))
+        return all(array.size < x.size for array in coefficients.values())
 
     def single_values(self, dtype):
         """Return inputs of one sample and of as few pixels as possible, all ones."""

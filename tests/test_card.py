@@ -40,6 +40,7 @@ def test_text_has_formula_use_source_and_differences(name):
 @pytest.mark.parametrize("channels", [1, 64, 100])
 def test_parameters_equal_those_of_the_torch_block(name, channels):
     block_card = attzoo.info(name)
+    channels = channels if block_card.accepts(channels) else 2 * channels
     block = block_card.create(channels, backend="torch")
     assert block_card.parameters(channels) == sum(parameter.numel() for parameter in block.parameters())
     assert block_card.weights(channels).keys() == attzoo.weights(block).keys()
@@ -59,13 +60,16 @@ def test_costs_depend_on_channels_and_arguments():
 @pytest.mark.parametrize("width", [80, 100])
 def test_plain_text_fits_the_width_and_keeps_every_word(name, width):
     block_card = attzoo.info(name)
-    text = block_card.plain(channels=32, width=width)
+    channels = block_card.at_least(32)
+    text = block_card.plain(channels=channels, width=width)
     assert max(map(len, text.splitlines())) <= width
     assert not any(line != line.rstrip() for line in text.splitlines())
-    for passage in (block_card.text, *(argument.about for argument in block_card.arguments), *block_card.weights(32)):
+    descriptions = (argument.about for argument in block_card.arguments)
+    for passage in (block_card.text, *descriptions, *block_card.weights(channels)):
         assert " ".join(passage.split()) in " ".join(text.split())
     words = " ".join(text.split())
-    assert f"{block_card.parameters(32):,} trainable parameters; {block_card.macs(32):,} multiply-adds" in words
+    parameters, macs = block_card.parameters(channels), block_card.macs(channels)
+    assert f"{parameters:,} trainable parameters; {macs:,} multiply-adds" in words
 
 
 def test_print_is_as_wide_as_the_terminal(monkeypatch):
@@ -116,6 +120,20 @@ def test_the_error_for_an_unknown_name_proposes_the_nearest():
         attzoo.info("spacial")
 
 
+def test_a_block_that_refuses_64_channels_is_shown_with_more():
+    block_card = attzoo.info("shuffle_attention")
+    assert block_card.channels == block_card.at_least(64) == block_card.at_least(128) == 128
+    assert block_card.costs == ("6 (C=128)", "0 (C=128)")
+    assert block_card.assumed(128) == {}
+    assert block_card.build(8).groups == block_card.assumed(8)["groups"]
+    assert "Weights at 128 channels" in block_card.plain()
+    assert 'attzoo.create("shuffle_attention", 8, groups=2, backend="torch")' in block_card.plain(8, 100)
+    assert block_card.accepts(6)
+    assert not block_card.accepts(7)
+    with pytest.raises(ValueError, match="channels must be a multiple of 2"):
+        block_card.build(7)
+
+
 def test_usage_is_valid_python():
     for name in BLOCKS:
         block = eval(attzoo.info(name).usage(8), {"attzoo": attzoo})
@@ -155,9 +173,10 @@ def test_a_variant_may_set_a_required_argument(monkeypatch):
 def test_settings_build_the_same_block_as_the_variant(name):
     block_card = attzoo.info(name)
     assert block_card.variants == registry.variants(name)
+    channels = block_card.at_least(48)
     for variant in block_card.variants:
-        spec = block_card.create(48, backend="numpy", variant=variant)
-        assert block_card.build(48, **block_card.settings(variant, 48)) == spec
+        spec = block_card.create(channels, backend="numpy", variant=variant)
+        assert block_card.build(channels, **block_card.settings(variant, channels)) == spec
 
 
 def test_argument_descriptions_are_read_from_the_docstring():

@@ -26,7 +26,7 @@ SINGLE = [name for name in attzoo.names() if len(attzoo.info(name).inputs) == 1]
 @pytest.mark.parametrize("name", SINGLE)
 def test_identity_keeps_outputs_and_names(name):
     plain = network()
-    net, report = attached(name, example=X)
+    net, report = attached(name, example=X, **attzoo.info(name).assumed(8))
     assert torch.equal(net(X), plain(X))
     added = set(net.state_dict()) - set(plain.state_dict())
     assert set(plain.state_dict()) <= set(net.state_dict())
@@ -42,7 +42,7 @@ def test_identity_keeps_outputs_and_names(name):
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_default_computes_the_block_of_the_output(name):
-    net, _ = attached(name, start="default")
+    net, _ = attached(name, start="default", **attzoo.info(name).assumed(8))
     outputs = {}
     plain = network()
     plain.bn2.register_forward_hook(lambda module, args, output: outputs.update(plain=output))

@@ -40,7 +40,7 @@ def output(model):
 @pytest.mark.parametrize("name", SINGLE)
 def test_identity_keeps_outputs(name):
     model = network()
-    report = attzoo.attach(model, name, after="stem", start="identity")
+    report = attzoo.attach(model, name, after="stem", start="identity", **attzoo.info(name).assumed(4))
     np.testing.assert_array_equal(output(report.model), output(model))
     assert report.model is not model
     assert len(report.model.layers) == len(model.layers) + 1
@@ -54,7 +54,7 @@ def test_identity_keeps_outputs(name):
 @pytest.mark.parametrize("name", SINGLE)
 def test_default_computes_the_block_of_the_output(name):
     model = network()
-    attached_model = attzoo.attach(model, name, after="last").model
+    attached_model = attzoo.attach(model, name, after="last", **attzoo.info(name).assumed(4)).model
     block = attached_model.get_layer("last_attention").block
     model_before = keras.Model(model.inputs[0], [model.get_layer("last").output, model.get_layer("sum").input[0]])
     last, x = model_before(X)

@@ -262,6 +262,22 @@ def test_axis_mean_is_the_mean_over_the_other_axes_and_broadcasts_with_x(space, 
 
 
 @cheap
+@given(spaces, layouts)
+def test_split_axes_reverses_the_concatenation_of_axis_means(space, channels_last):
+    x = random_array(2, 3, *space)
+    axes = range(len(space))
+    expected = [x.mean(tuple(2 + a for a in axes if a != axis), keepdims=True) for axis in axes]
+    in_layout = keras_ops.ops.convert_to_tensor(np.moveaxis(x, 1, -1) if channels_last else x)
+    parts = keras_ops.split_axes(keras_ops.axis_means(in_layout, channels_last), in_layout, channels_last)
+    got = [np.moveaxis(keras_ops.ops.convert_to_numpy(part), -1, 1) for part in parts]
+    tensor = torch.from_numpy(x)
+    in_torch = torch_ops.split_axes(torch_ops.axis_means(tensor), tensor)
+    for results in (ops.split_axes(ops.axis_means(x), x), in_torch, got):
+        for result, part in zip(results, expected, strict=True):
+            np.testing.assert_allclose(result, part, rtol=1e-12, atol=1e-14)
+
+
+@cheap
 @given(spaces, st.sampled_from([(1, 1), (1, 4), (2, 2), (3, 1)]))
 def test_group_norm_has_mean_0_and_variance_1_over_each_group_before_weight_and_bias(space, sizes):
     """sizes: number of groups, and channels of each."""
@@ -301,6 +317,45 @@ def test_channel_shuffle_interleaves_the_groups(space, channels_last, sizes):
                in_torch(lambda x: torch_ops.channel_shuffle(x, groups), last), got)   # fmt: skip
     for result in results:
         np.testing.assert_array_equal(result, expected)
+
+
+@cheap
+@given(spaces, layouts, st.sampled_from([(1, 3), (2, 3), (3, 1)]))
+def test_groups_of_channels_become_samples_and_channels_again(space, channels_last, sizes):
+    """sizes: number of groups, and channels of each."""
+    groups, size = sizes
+    x = random_array(2, groups * size, *space)
+    expected = np.stack([x[n, g * size : (g + 1) * size] for n in range(2) for g in range(groups)])
+    repeated = np.stack([x[:, c] for c in range(groups * size) for _ in range(3)], axis=1)
+    last = keras_ops.ops.convert_to_tensor(np.moveaxis(x, 1, -1) if channels_last else x)
+    folded = keras_ops.fold_groups(last, groups, channels_last)   # channels last
+    in_keras_last = (folded, keras_ops.unfold_groups(folded, groups),
+                     keras_ops.repeat_channels(keras_ops.to_last(last, channels_last), 3))   # fmt: skip
+    tensor = torch.from_numpy(x)
+    for results in (
+        (ops.fold_groups(x, groups), ops.unfold_groups(expected, groups), ops.repeat_channels(x, 3)),
+        (torch_ops.fold_groups(tensor, groups), torch_ops.unfold_groups(torch.from_numpy(expected), groups),
+         torch_ops.repeat_channels(tensor, 3)),
+        [np.moveaxis(keras_ops.ops.convert_to_numpy(y), -1, 1) for y in in_keras_last],
+    ):   # fmt: skip
+        for result, array in zip(results, (expected, x, repeated), strict=True):
+            np.testing.assert_array_equal(result, array)
+
+
+@cheap
+@given(spaces)
+def test_weighted_sum_with_a_softmax_is_a_mean_over_channels(space):
+    x, s = random_array(2, 4, *space), random_array(2, 4, seed=1)
+    p, expected = np.empty((2, 4)), np.zeros((2, 1, *space))
+    for n in range(2):
+        p[n] = [np.exp(v) / sum(map(np.exp, s[n])) for v in s[n]]
+        expected[n, 0] = sum(p[n, c] * x[n, c] for c in range(4))
+    softmax = keras_ops.ops.convert_to_numpy(keras_ops.channel_softmax(keras_ops.ops.convert_to_tensor(s)))
+    for result in (ops.channel_softmax(s), in_torch(torch_ops.channel_softmax, s), softmax):
+        np.testing.assert_allclose(result, p, rtol=1e-12)
+    got = in_keras(lambda x: keras_ops.weighted_sum(x, keras_ops.ops.convert_to_tensor(p)), x)
+    for result in (ops.weighted_sum(x, p), in_torch(torch_ops.weighted_sum, x, p), got):
+        np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-12)
 
 
 @cheap

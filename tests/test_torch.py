@@ -410,12 +410,14 @@ def large_allocations(block, x, dy):
 
 
 PLAIN = [name for name in pooling_blocks() if attzoo.get(name, backend="torch").cpu_form is None]
-MULTIPLY = [name for name in PLAIN if attzoo.info(name).build().combination == "multiply"]
+MULTIPLY = [
+    name for name in PLAIN if attzoo.info(name).build().combination == "multiply" and SAMPLES[name].has_few_coefficients
+]
 
 
 @pytest.mark.parametrize("name", MULTIPLY)
 def test_gradient_of_the_average_is_not_allocated(name):
-    block = attzoo.create(name, 8, backend="torch")
+    block = attzoo.info(name).create(8, backend="torch")
     x = torch.randn(2, 8, 9, 9, requires_grad=True)
     assert large_allocations(block, x, torch.randn(x.shape)) == 4   # y, both gradients of the product, and their sum
 
@@ -937,7 +939,7 @@ RESIDUAL = pytest.mark.parametrize("name", RESIDUALS)
 
 @RESIDUAL
 def test_shortcut_is_added_before_the_activation(name):
-    block = attzoo.create(name, 8, backend="torch")
+    block = attzoo.info(name).create(8, backend="torch")
     x, shortcut = torch.randn(2, 2, 8, 5, 6).unbind()
     y = block(x)
     assert torch.equal(block(x, shortcut), y + shortcut)
@@ -949,7 +951,7 @@ def test_shortcut_is_added_before_the_activation(name):
 @pytest.mark.parametrize("size", [6, 300])   # 300 is large enough for the form for CPUs
 def test_in_place_operations_change_neither_inputs_nor_gradients(name, size):
     """First and second derivatives equal those of separate operations."""
-    block = attzoo.create(name, 8, backend="torch").double()
+    block = attzoo.info(name).create(8, backend="torch").double()
     x, shortcut, dy = torch.randn(3, 2, 8, size, 30, dtype=torch.float64).unbind()
     tensors = [x.clone().requires_grad_(), shortcut.clone().requires_grad_(), *block.parameters()]
 
@@ -969,7 +971,7 @@ def test_in_place_operations_change_neither_inputs_nor_gradients(name, size):
 
 @pytest.mark.parametrize("name", [name for name in RESIDUALS if not attzoo.get(name, backend="torch").parts])
 def test_shortcut_and_activation_are_computed_in_place(name, monkeypatch):
-    block, x, products, plain = attzoo.create(name, 8, backend="torch"), torch.randn(2, 8, 5, 6), [], Block.plain
+    block, x, products, plain = attzoo.info(name).create(8, backend="torch"), torch.randn(2, 8, 5, 6), [], Block.plain
     monkeypatch.setattr(Block, "plain", lambda block, x: products.append(plain(block, x)) or products[-1])
     y = block(x, x, "relu")
     assert y.data_ptr() == products[0].data_ptr()
@@ -1016,7 +1018,7 @@ def test_output_of_the_spatial_attention_of_cbam_is_not_overwritten(change):
 
 @RESIDUAL
 def test_checkpoint_may_save_the_product(name):
-    block = attzoo.create(name, 8, backend="torch")
+    block = attzoo.info(name).create(8, backend="torch")
     block.train(not list(block.buffers()))   # torch refuses to save tensors that a batch norm updates
     x, shortcut = torch.randn(2, 2, 8, 5, 6).unbind()
     x.requires_grad_()
@@ -1033,7 +1035,7 @@ def test_checkpoint_may_save_the_product(name):
 
 @RESIDUAL
 def test_shortcut_works_under_vmap_and_autocast(name):
-    block = attzoo.create(name, 8, backend="torch")
+    block = attzoo.info(name).create(8, backend="torch")
     x, shortcut = torch.randn(2, 2, 8, 5, 6).unbind()
     y = block(x, shortcut, "relu")
     outputs = torch.func.vmap(lambda shortcut: block(x, shortcut, "relu"))(torch.stack([shortcut, 2 * shortcut]))
@@ -1044,7 +1046,7 @@ def test_shortcut_works_under_vmap_and_autocast(name):
 
 @RESIDUAL
 def test_bad_shortcut_or_activation_raises(name):
-    block = attzoo.create(name, 8, backend="torch")
+    block = attzoo.info(name).create(8, backend="torch")
     x = torch.randn(2, 8, 5, 6)
     with pytest.raises(ValueError, match=r"expected a shortcut of x's shape, \(2, 8, 5, 6\), got \(2, 8, 5, 1\)"):
         block(x, x[..., :1])

@@ -223,10 +223,9 @@ def test_image_of_invalid_shape_raises(backend, case, plain_pair):
 @pytest.mark.parametrize("block", [name for name in attzoo.names() if attzoo.info(name).residual])
 def test_every_block_on_skips_and_after_convolutions(block):
     """With options."""
-    choices = {"gate": "hard_sigmoid", "padding": "circular"}
-    options = {
-        argument.name: choices[argument.name] for argument in attzoo.info(block).arguments if argument.name in choices
-    }
+    choices, card = {"gate": "hard_sigmoid", "padding": "circular"}, attzoo.info(block)
+    options = {argument.name: choices[argument.name] for argument in card.arguments if argument.name in choices}
+    options |= card.assumed(SMALL["channels"][1])   # that accept the channels of every level
     arguments = {"skip": block, "skip_options": options, "block": block, "block_options": options}
     spec = UNet(**SMALL, **arguments)
     x, arrays = image((2, 3, 9, 6)), draw(spec)

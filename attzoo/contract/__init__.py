@@ -24,6 +24,7 @@ from .arrays import by_name as by_name
 from .arrays import contiguous as contiguous
 from .arrays import join_path as join_path
 from .arrays import map_coefficients as map_coefficients
+from .checks import check_groups as check_groups
 from .checks import check_shape as check_shape
 from .checks import choice as choice
 from .checks import flag as flag

@@ -340,6 +340,25 @@ def expand_axis(s: Any, x: Any, axis: int, channels_last: bool) -> Any:
     return ops.reshape(s, (shape[0], *sizes, shape[2]) if channels_last else (shape[0], shape[1], *sizes))
 
 
+def axis_means(x: Any, channels_last: bool) -> Any:
+    """Return `axis_mean` of every spatial axis, concatenated: (N, *S, C) or (N, C, *S) -> (N, sum of S, C)."""
+    means = [axis_mean(x, axis, channels_last) for axis in range(x.ndim - 2)]
+    return ops.concatenate([to_last(s, channels_last) for s in means], axis=1)
+
+
+def split_axes(z: Any, x: Any, channels_last: bool) -> list[Any]:
+    """Return the part of z of each spatial axis of x, as channels last.
+
+    (N, sum of S, K) and x of either layout -> (N, 1.., S[axis], 1.., K) each. It reverses the concatenation of
+    `axis_means`.
+    """
+    parts, start, shape = [], 0, ops.shape(x)
+    for axis, i in enumerate(space(x, channels_last)):
+        parts.append(expand_axis(z[:, start : start + shape[i]], x, axis, channels_last=True))
+        start = start + shape[i]
+    return parts
+
+
 def max_pool(x: Any, channels_last: bool) -> Any:
     """Return the maximum over the spatial axes: (N, *S, C) or (N, C, *S) -> (N, C).
 
@@ -451,6 +470,7 @@ def from_last(x: Any, channels_last: bool) -> Any:
 
 
 relu, sigmoid, stack, multiply, reshape = ops.relu, ops.sigmoid, ops.stack, ops.multiply, ops.reshape
+concatenate, zeros_like = ops.concatenate, ops.zeros_like
 
 
 def maximum(a: Any, b: Any) -> Any:
@@ -505,6 +525,38 @@ def channel_shuffle(x: Any, groups: int, channels_last: bool) -> Any:
     shape, axis = tuple(ops.shape(x)), x.ndim - 1 if channels_last else 1
     grouped = ops.reshape(x, (*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :]))
     return ops.reshape(ops.swapaxes(grouped, axis, axis + 1), shape)
+
+
+def fold_groups(x: Any, groups: int, channels_last: bool) -> Any:
+    """Move groups of consecutive channels into the batch, as channels last: x -> (N * groups, *S, C / groups).
+
+    x: (N, *S, C) or (N, C, *S).
+    """
+    last = to_last(x, channels_last)
+    *n, c = ops.shape(last)
+    grouped = ops.moveaxis(ops.reshape(last, (*n, groups, c // groups)), -2, 1)
+    return ops.reshape(grouped, (-1, *n[1:], c // groups))
+
+
+def unfold_groups(z: Any, groups: int) -> Any:
+    """Move the groups of `fold_groups` back: (N * groups, *S, K) -> (N, *S, groups * K)."""
+    _, *n, k = ops.shape(z)
+    return ops.reshape(ops.moveaxis(ops.reshape(z, (-1, groups, *n, k)), 1, -2), (-1, *n, groups * k))
+
+
+def repeat_channels(x: Any, times: int) -> Any:
+    """Repeat each channel `times` times in a row: (N, *S, C) -> (N, *S, C * times)."""
+    return ops.repeat(x, times, axis=-1)
+
+
+def channel_softmax(s: Any) -> Any:
+    """Return the softmax over the channels: (N, C) -> (N, C)."""
+    return ops.softmax(s, axis=1) if s.shape[1] > 1 else 0 * s + 1   # keras.ops.softmax warns about one channel
+
+
+def weighted_sum(x: Any, p: Any) -> Any:
+    """Return the sum over the channels of x * p: (N, *S, C), (N, C) -> (N, *S, 1), as a product of matrices."""
+    return ops.matmul(x, ops.reshape(p, (-1, *(1,) * (x.ndim - 3), p.shape[-1], 1)))
 
 
 def resize(x: Any, size: Sequence[Any], interpolation: str, align_corners: bool) -> Any:

@@ -36,6 +36,20 @@ def expand_axis(s: Array, x: Array, axis: int) -> Array:
     return s.reshape(*s.shape[:2], *(1,) * axis, s.shape[2], *(1,) * (x.ndim - 3 - axis))
 
 
+def axis_means(x: Array) -> Array:
+    """Return `axis_mean` of every spatial axis, concatenated: (N, C, *S) -> (N, C, sum of S)."""
+    return np.concatenate([axis_mean(x, axis) for axis in range(x.ndim - 2)], axis=2)
+
+
+def split_axes(z: Array, x: Array) -> list[Array]:
+    """Return the part of z of each spatial axis of x: (N, K, sum of S), (N, C, *S) -> (N, K, 1.., S[axis], 1..) each.
+
+    It reverses the concatenation of `axis_means`. The parts broadcast with x if K is C or 1.
+    """
+    parts = np.split(z, np.cumsum(x.shape[2:-1]), axis=2)
+    return [expand_axis(part, x, axis) for axis, part in enumerate(parts)]
+
+
 def max_pool(x: Array) -> Array:
     """Return the maximum over the spatial axes: (N, C, *S) -> (N, C)."""
     return np.asanyarray(x.max(axis=tuple(range(2, x.ndim))))
@@ -283,6 +297,31 @@ def channel_shuffle(x: Array, groups: int) -> Array:
     """
     grouped = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
     return grouped.swapaxes(1, 2).reshape(x.shape)
+
+
+def fold_groups(x: Array, groups: int) -> Array:
+    """Move groups of consecutive channels into the batch: (N, C, *S) -> (N * groups, C / groups, *S)."""
+    return x.reshape(x.shape[0] * groups, x.shape[1] // groups, *x.shape[2:])
+
+
+def unfold_groups(z: Array, groups: int) -> Array:
+    """Move the groups of `fold_groups` back: (N * groups, K, *S) -> (N, groups * K, *S)."""
+    return z.reshape(z.shape[0] // groups, groups * z.shape[1], *z.shape[2:])
+
+
+def repeat_channels(x: Array, times: int) -> Array:
+    """Repeat each channel `times` times in a row: (N, C, *S) -> (N, C * times, *S)."""
+    return np.repeat(x, times, axis=1)
+
+
+def channel_softmax(s: Array) -> Array:
+    """Return the softmax over the channels: (N, C) -> (N, C)."""
+    return position_softmax(s[:, None])[:, 0]
+
+
+def weighted_sum(x: Array, p: Array) -> Array:
+    """Return the sum over the channels of x * p: (N, C, *S), (N, C) -> (N, 1, *S)."""
+    return np.asanyarray((x * expand(p, x)).sum(axis=1, keepdims=True))
 
 
 def instance_norm(x: Array) -> Array:

@@ -137,6 +137,9 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the norm of x (N, C, *S) in the dtype of x."""
+        if guard.is_exporting():   # ONNX Runtime's variance is a difference, which is inexact if the mean is large
+            means = x.unflatten(1, (self.num_groups, -1)).flatten(2).mean(2)   # (N, groups)
+            x = x - expand(means.repeat_interleave(self.num_channels // self.num_groups, 1), x)
         y = torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, torch.backends.cudnn.enabled)
         return in_dtype_of(x, y)   # under autocast on CUDA, torch.group_norm returns float32
 
@@ -190,6 +193,19 @@ def expand_axis(s: Tensor, x: Tensor, axis: int) -> Tensor:
     (N, C, S[axis]) -> (N, C, 1.., S[axis], 1..). axis: as in `axis_mean`.
     """
     return s[(slice(None), slice(None), *(None,) * axis, slice(None), *(None,) * (x.ndim - 3 - axis))]
+
+
+def axis_means(x: Tensor) -> Tensor:
+    """Return `axis_mean` of every spatial axis, concatenated: (N, C, *S) -> (N, C, sum of S)."""
+    return torch.cat([axis_mean(x, axis) for axis in range(x.ndim - 2)], 2)
+
+
+def split_axes(z: Tensor, x: Tensor) -> list[Tensor]:
+    """Return the part of z of each spatial axis of x: (N, K, sum of S), (N, C, *S) -> (N, K, 1.., S[axis], 1..) each.
+
+    It reverses the concatenation of `axis_means`. The parts broadcast with x if K is C or 1.
+    """
+    return [expand_axis(part, x, axis) for axis, part in enumerate(z.split(list(x.shape[2:]), 2))]
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -419,6 +435,31 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
+def fold_groups(x: Tensor, groups: int) -> Tensor:
+    """Move groups of consecutive channels into the batch: (N, C, *S) -> (N * groups, C / groups, *S)."""
+    return x.unflatten(1, (groups, -1)).flatten(0, 1)
+
+
+def unfold_groups(z: Tensor, groups: int) -> Tensor:
+    """Move the groups of `fold_groups` back: (N * groups, K, *S) -> (N, groups * K, *S)."""
+    return z.unflatten(0, (-1, groups)).flatten(1, 2)
+
+
+def repeat_channels(x: Tensor, times: int) -> Tensor:
+    """Repeat each channel `times` times in a row: (N, C, *S) -> (N, C * times, *S)."""
+    return x.repeat_interleave(times, 1)
+
+
+def channel_softmax(s: Tensor) -> Tensor:
+    """Return the softmax over the channels: (N, C) -> (N, C)."""
+    return s.softmax(1)
+
+
+def weighted_sum(x: Tensor, p: Tensor) -> Tensor:
+    """Return the sum over the channels of x * p: (N, C, *S), (N, C) -> (N, 1, *S), as a product of matrices."""
+    return (p[:, None] @ x.flatten(2)).reshape(-1, 1, *x.shape[2:])
+
+
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     """Return the first `size` pixels along each spatial axis: (N, C, *S) -> (N, C, *size)."""
     if not guard.is_exporting():
@@ -483,9 +524,9 @@ def resize(x: Tensor, size: Sequence[int], interpolation: str, align_corners: bo
 
 
 _WRAPPED = (
-    "avg_pool", "axis_mean", "max_pool", "position_softmax", "weighted_pool", "relative_deviation", "expand",
-    "expand_axis", "add_and_activate", "pool", "adaptive_avg_pool", "channel_shuffle", "crop", "widen", "repeat",
-    "upsample", "resize",
+    "avg_pool", "axis_mean", "axis_means", "split_axes", "max_pool", "position_softmax", "weighted_pool",
+    "relative_deviation", "expand", "expand_axis", "add_and_activate", "pool", "adaptive_avg_pool", "channel_shuffle",
+    "weighted_sum", "crop", "widen", "repeat", "upsample", "resize",
 )   # fmt: skip
 for _name in _WRAPPED:
     fx.wrap(_name)   # torch.fx records each as one operation, because they depend on shapes

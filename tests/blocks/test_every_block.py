@@ -16,8 +16,9 @@ UNET = {"in_channels": 3, "out_channels": 2, "kernel_size": 5, "strides": 3, "sp
 
 
 def required(name):
-    """Return the required arguments of a block or network, all numbers of channels, with the value 8 each."""
-    return {argument.name: 8 for argument in attzoo.info(name).arguments if argument.required}
+    """Return arguments of a block or network: 8 for each number of channels, and others that 8 channels require."""
+    card = attzoo.info(name)
+    return {argument.name: 8 for argument in card.arguments if argument.required} | card.assumed(8)
 
 
 def integers(name):

@@ -22,7 +22,7 @@ def keys_of_parts(source: str, channel: str, spatial: str) -> Keys:
         for (path, attribute), part in zip({"channel": channel, "spatial": spatial}.items(), parts, strict=True)
         for name, key in part.names.items()
     }
-    return Keys(names, parts[0].axes, tuple(f"spatial.{name}" for name in parts[1].max_first))
+    return Keys(names, parts[0].axes, max_first=tuple(f"spatial.{name}" for name in parts[1].max_first))
 
 
 KEYS: Final = {
