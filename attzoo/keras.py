@@ -9,6 +9,7 @@ with name_missing_extra("attzoo.keras"):
     from .blocks.eca.keras import ECA as ECA
     from .blocks.ese.keras import ESE as ESE
     from .blocks.gc.keras import GC as GC
+    from .blocks.gct.keras import GCT as GCT
     from .blocks.se.keras import SE as SE
     from .blocks.spatial_attention.keras import SpatialAttention as SpatialAttention
     from .unet.keras import UNet as UNet

@@ -9,6 +9,7 @@ with name_missing_extra("attzoo.torch"):
     from .blocks.eca.torch import ECA as ECA
     from .blocks.ese.torch import ESE as ESE
     from .blocks.gc.torch import GC as GC
+    from .blocks.gct.torch import GCT as GCT
     from .blocks.se.torch import SE as SE
     from .blocks.spatial_attention.torch import SpatialAttention as SpatialAttention
     from .unet.torch import UNet as UNet

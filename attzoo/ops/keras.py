@@ -17,7 +17,8 @@ triton_first()
 import keras as keras  # noqa: E402
 from keras import ops  # noqa: E402
 
-from .numpy import EPSILON, MOMENTUM, one_value  # noqa: E402
+from .numpy import EPSILON as EPSILON  # noqa: E402
+from .numpy import MOMENTUM, one_value  # noqa: E402
 
 require("keras", keras.__version__, "3.13.1")   # loading a model with earlier versions can execute code
 
@@ -253,6 +254,25 @@ def max_pool(x: Any, channels_last: bool) -> Any:
     return amax(x, space(x, channels_last))
 
 
+def spatial_norm(x: Any, order: int, epsilon: float, channels_last: bool) -> Any:
+    """Return the norm over the spatial axes: (N, *S, C) or (N, C, *S) -> (N, C), float32 for half precision.
+
+    order: 1 for the sum of magnitudes, 2 for the root of the sum of squares plus `epsilon`.
+    """
+    z, axes = ops.cast(x, wide(x.dtype)), space(x, channels_last)
+    return ops.sum(ops.abs(z), axis=axes) if order == 1 else ops.sqrt(ops.sum(ops.square(z), axis=axes) + epsilon)
+
+
+def over_channel_norm(e: Any, order: int, epsilon: float) -> Any:
+    """Return e divided by its norm over channels, per channel: (N, C) -> (N, C).
+
+    order: 1 for the mean of magnitudes plus `epsilon`, 2 for the root of the mean of squares plus `epsilon`.
+    """
+    if order == 1:
+        return e / (mean(ops.abs(e), 1, keepdims=True) + epsilon)
+    return e / ops.sqrt(mean(ops.square(e), 1, keepdims=True) + epsilon)
+
+
 def position_softmax(z: Any, channels_last: bool) -> Any:
     """Return the softmax over the spatial axes: (N, *S, K) or (N, K, *S) -> the same shape. Each channel sums to 1.
 
@@ -317,7 +337,7 @@ def from_last(x: Any, channels_last: bool) -> Any:
     return x if channels_last else ops.moveaxis(x, -1, 1)
 
 
-relu, sigmoid, stack, multiply = ops.relu, ops.sigmoid, ops.stack, ops.multiply
+relu, sigmoid, tanh, stack, multiply = ops.relu, ops.sigmoid, ops.tanh, ops.stack, ops.multiply
 
 
 def maximum(a: Any, b: Any) -> Any:
